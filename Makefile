@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh Debian machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help run test check bench fuzz clean setup
+
+help:
+	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
+	@echo "make test    set up what the tests need (Debian packages too, when root) and run them all"
+	@echo "make check   ruff and mypy --strict"
+	@echo "make bench   figures beside Debian's virtlockd, in one run"
+	@echo "make fuzz    bounded coverage-guided fuzzing (atheris)"
+
+$(STAMP): pyproject.toml tools/setup-venv
+	@PYTHON="$(PYTHON)" tools/setup-venv $(VENV) dev
+	@touch $@
+
+setup: $(STAMP)
+
+run: 
+	@tools/debian-packages run
+	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
+	@$(BIN)/python tools/demo.py
+
+test:
+	@tools/debian-packages test
+	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
+	@$(MAKE) -s check
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)
+	@$(BIN)/ruff check --no-cache src tests bench tools
+	@$(BIN)/ruff format --check --no-cache src tests bench tools
+	@$(BIN)/mypy
+
+bench: 
+	@tools/debian-packages test
+	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
+	@$(BIN)/python bench/run.py
+
+fuzz: $(STAMP)
+	@$(BIN)/pip install -q -e '.[fuzz]'
+	@$(BIN)/python tests/fuzz/atheris_frames.py -max_total_time=60
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
