@@ -62,7 +62,8 @@ class ForeignLock(NamedTuple):
 class LockFiles(Protocol):
     """The port: every call may block on the file system that the path is on."""
 
-    def open(self, path: str, *, create: bool, disk: str = "") -> OpenedFile | IoFailed: ...
+    def open(self, path: str, *, create: bool, disk: str = "", follow: bool = True) -> OpenedFile | IoFailed:
+        """`follow` False: a symbolic link at the end of the path is an ELOOP."""
 
     def lock(self, fd: int, mode: Mode, path: str) -> ForeignLock | IoFailed | None:
         """Take or convert the lock without waiting; None if it is ours now."""
@@ -92,12 +93,16 @@ def key_of(status: os.stat_result) -> FileKey:
 class SystemLockFiles:
     """The kernel's own."""
 
-    def open(self, path: str, *, create: bool, disk: str = "") -> OpenedFile | IoFailed:
+    def open(self, path: str, *, create: bool, disk: str = "", follow: bool = True) -> OpenedFile | IoFailed:
         what = "Unable to open/create resource" if create else "Unable to open resource"
         # O_NONBLOCK: opening must not wait for anybody (FIFO, file lease, medium of a drive).
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        if create:
+            flags |= os.O_CREAT
+        if not follow:
+            flags |= os.O_NOFOLLOW
         try:
-            fd = os.open(path, flags | os.O_CREAT if create else flags, LOCK_FILE_MODE)
+            fd = os.open(path, flags, LOCK_FILE_MODE)
         except OSError as e:
             return IoFailed(what, path, e.errno or errno.EIO)
         except ValueError:  # a NUL in the path
