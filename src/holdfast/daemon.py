@@ -165,6 +165,7 @@ class Daemon:
             self._loop.add_signal_handler(number, self._stop_now)
         for number in (signal.SIGUSR1, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
         try:
             self._open_listeners()
             await self._adopt()
@@ -559,6 +560,7 @@ def serve(config: Config) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    signal.pthread_sigmask(signal.SIG_BLOCK, fds.HELD_SIGNALS)
     inherited = fds.inherited(os.environ)
     for directory, mode in ((config.run_dir, 0o755), (config.state_dir, 0o700)):
         try:

@@ -19,7 +19,6 @@ The remover unlinks while it still holds the lock exclusively, so whoever passes
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 from collections.abc import Mapping
 
@@ -34,6 +33,7 @@ from holdfast.backends.base import (
     SavedLock,
     unknown_keys,
 )
+from holdfast.backends.lock_names import indirect_name
 from holdfast.model import Holder, Mode, Protection, Resource
 from holdfast.system.file_lock import FileKey, ForeignLock, IoFailed, OpenedFile
 
@@ -42,11 +42,6 @@ log = logging.getLogger(__name__)
 
 PROTECTIONS_MAX = 10_000
 """Directories whose worth is remembered; then the memory starts anew."""
-
-
-def indirect_name(path: str) -> str:
-    """libvirt's name of a disk path in a hash lockspace (libvirt-integration.md 2.3, row 3)."""
-    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class HeldFile:

@@ -57,6 +57,8 @@ class ForeignLock(NamedTuple):
 
     mode: Mode
     pid: int | None
+    free: bool = False
+    """It was in the way a moment ago and is not any more."""
 
 
 class LockFiles(Protocol):
@@ -169,4 +171,4 @@ def query_lock(fd: int, mode: Mode) -> ForeignLock:
     kind, _, _, _, pid = _FLOCK.unpack(answer)
     # F_UNLCK: it went away between the two calls.  Still an honest refusal; the caller may try again.
     held = Mode.SHARED if kind == fcntl.F_RDLCK else Mode.EXCLUSIVE
-    return ForeignLock(held, pid if kind != fcntl.F_UNLCK and pid > 0 else None)
+    return ForeignLock(held, pid if kind != fcntl.F_UNLCK and pid > 0 else None, kind == fcntl.F_UNLCK)
