@@ -8,10 +8,13 @@ that are ready are served in one trip (ADR 0003 has the figures).  The event loo
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import select
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger(__name__)
 
