@@ -22,12 +22,22 @@ Differences from sanlock, none of which it can tell from a slow sanlock host:
 * A block that cannot be read ends the ballot; a block skipped is a promise overlooked.
 * The leader is read together with the blocks. If it has moved on, the ballot ends before it can decide for a
   version that is already past, and no leader is written over a newer one that was visible by then.
+* A version that we have once accepted a value for and then given up (RELEASED) cannot be won by us any
+  more. Its ballot can still be finished, with the flag standing all the way, to get on to the next version:
+
+      host 3                                        host 2
+      phase 2 for lver 1 fails; withdraws: RELEASED
+                                                    adopts host 3's value: leader lver 1, owner 3
+                                                    sees RELEASED: runs lver 2, and wins
+      races for lver 1 again, clears the flag
+      sees the leader of lver 1 naming itself: "won"
+
 * Our own block must read back as written: if not, another host has judged us dead and cleared it.
 """
 
 from dataclasses import dataclass, replace
 
-from holdfast.ondisk.host_block import Dblock, HostBlock, ModeBlock, Value
+from holdfast.ondisk.host_block import FLAG_RELEASED, Dblock, HostBlock, ModeBlock, Value
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
@@ -125,7 +135,9 @@ async def ballot(
     """
     lver = leader.lver + 1
     remembered = own.dblock if own.dblock.lver == lver else Dblock(lver=lver)
-    promise = replace(remembered, mbal=mbal, flags=0)
+    # What was given up stays given up for this version: somebody may have seen the flag and gone on already.
+    flags = remembered.flags & FLAG_RELEASED if remembered.accepted else 0
+    promise = replace(remembered, mbal=mbal, flags=flags)
     first = await _phase(area, member, leader, HostBlock(dblock=promise, mode=mode), own)
     if not isinstance(first, Snapshot):
         return first

@@ -159,6 +159,8 @@ async def acquire(
     held.
     """
     begun = clock.now()
+    if busy := area.busy(claim.host_id):
+        return busy
     for _ in range(CLAIMS_MAX):
         justified = await _read_claimable(area, clock, claim, on_wait)
         if not isinstance(justified, DeltaLease):

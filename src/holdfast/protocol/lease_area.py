@@ -107,6 +107,13 @@ class LeaseArea:
         at = self.offset_bytes + self.geometry.request_offset_bytes
         return await self.disk.write(at, request.sector(self.geometry.sector_bytes), timeout_s=timeout_s)
 
+    def busy(self) -> IoFailed | None:
+        """The refusal while a write of ours is in flight: what is read now may change under the reader's
+        hands.
+        """
+        in_flight = self.disk.in_flight(self.offset_bytes, self.geometry.align_bytes)
+        return IoFailed(errno.EBUSY, in_flight=True) if in_flight else None
+
     async def settled(self) -> None:
         """Return when no write of ours to this lease is in flight any more."""
         await self.disk.settled(self.offset_bytes, self.geometry.align_bytes)

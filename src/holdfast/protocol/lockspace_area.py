@@ -47,6 +47,12 @@ class LockspaceArea:
         length = self.geometry.delta_offset_bytes(hosts) + self.geometry.sector_bytes
         return await self.disk.read(self.offset_bytes, length, timeout_s=timeout_s)
 
+    def busy(self, host_id: HostId) -> IoFailed | None:
+        """The refusal while a write of ours to that sector is in flight."""
+        at = self.offset_bytes + self.geometry.delta_offset_bytes(host_id)
+        in_flight = self.disk.in_flight(at, self.geometry.sector_bytes)
+        return IoFailed(errno.EBUSY, in_flight=True) if in_flight else None
+
     async def write_sector(self, host_id: HostId, sector: bytes, timeout_s: float) -> IoFailed | None:
         at = self.offset_bytes + self.geometry.delta_offset_bytes(host_id)
         return await self.disk.write(at, sector, timeout_s=timeout_s)

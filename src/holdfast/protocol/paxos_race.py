@@ -112,6 +112,10 @@ class _Race:
         self._behind = 0
 
     async def run(self) -> Won | Refusal | InDoubt:
+        # A ballot of an earlier race may still land. What we read of our own block before that is too old
+        # to be built upon: the next ballot would take back what that one promises.
+        if busy := self._area.busy():
+            return busy
         for _ in range(STARTS_MAX):
             outcome = await self._start()
             if not isinstance(outcome, _Again):
@@ -231,15 +235,19 @@ class _Race:
         if failed is not None:
             # Whoever was decided, our leader may still land: nothing else may be done here until it has.
             return InDoubt(failed, own, self._intent.mode)
-        return Won(committed, own, sharers) if member.is_named_by(value) else _Again()
+        won = member.is_named_by(value) and not own.dblock.is_released
+        return Won(committed, own, sharers) if won else _Again()
 
     def _won_by_another(self, leader: Leader) -> bool:
         """Whether another host has written the leader for the value that our block holds for its version.
 
-        Our block still carries that value: phase 1 of a retry keeps what was accepted.
+        Our block still carries that value: phase 1 of a retry keeps what was accepted. A value that we had
+        given up before this race is none that can be won: see `ballot`.
         """
         assert self._own is not None
-        return self._member.owns(leader) and self._own.dblock.lver == leader.lver and not leader.is_free
+        own = self._own.dblock
+        standing = own.lver == leader.lver and not own.is_released
+        return standing and self._member.owns(leader) and not leader.is_free
 
     async def _leader_is_behind(self, leader: Leader, lver_seen: int) -> Refusal | InDoubt | _Again:
         self._behind += 1

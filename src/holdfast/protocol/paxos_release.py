@@ -93,6 +93,8 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
     own = lease.own
     if lease.mode is Mode.SHARED:
         # An upgrade that was refused has moved our ballots on; to write older ones would take back a promise.
+        if busy := area.busy():
+            return ReleaseFailed(busy)
         found = await area.read_block(member.host_id, member.io_timeout_s)
         if not isinstance(found, HostBlock):
             return ReleaseFailed(found)

@@ -34,6 +34,10 @@ class Disk(Protocol):
         """Write `content`; None when it is on stable storage."""
         ...
 
+    def in_flight(self, offset_bytes: int, length_bytes: int) -> bool:
+        """Whether a write of ours to these bytes was given up and has not completed yet."""
+        ...
+
     async def settled(self, offset_bytes: int, length_bytes: int) -> None:
         """Return as soon as no write to these bytes is in flight, however long that takes."""
         ...

@@ -231,7 +231,7 @@ class SimulatedDisk:
 
     async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
         world, host = self._host.world, self._host
-        if any(write.touches(offset_bytes, len(content)) for write in host.in_flight):
+        if self.in_flight(offset_bytes, len(content)):
             return await self._answer(0, IoFailed(errno.EBUSY, in_flight=True))
         fate, took = self._fate("write", timeout_s)
         if fate == "error":
@@ -253,8 +253,11 @@ class SimulatedDisk:
             return await self._answer(timeout_s, IoFailed(errno.ETIMEDOUT, in_flight=True))
         return await self._answer(took, None)
 
+    def in_flight(self, offset_bytes: int, length_bytes: int) -> bool:
+        return any(write.touches(offset_bytes, length_bytes) for write in self._host.in_flight)
+
     async def settled(self, offset_bytes: int, length_bytes: int) -> None:
-        while any(write.touches(offset_bytes, length_bytes) for write in self._host.in_flight):
+        while self.in_flight(offset_bytes, length_bytes):
             await self._answer(0.5, None)
 
     def _fate(self, kind: str, timeout_s: float) -> tuple[str, float]:

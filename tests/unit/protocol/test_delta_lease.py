@@ -327,6 +327,9 @@ def test_slow_storage_holds_no_lease() -> None:
         async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
             raise AssertionError("a claim may not rest on a read that old")
 
+        def in_flight(self, offset_bytes: int, length_bytes: int) -> bool:
+            return False
+
         async def settled(self, offset_bytes: int, length_bytes: int) -> None: ...
 
     area = LockspaceArea(Sluggish(), 0, G512, "LS1")
