@@ -161,11 +161,18 @@ def played(first_seed: int, seeds: int, faults: Faults, *, trouble: bool) -> int
     return acquired
 
 
-@pytest.mark.parametrize("first_seed", range(0, 200, 40))
+@pytest.mark.parametrize("first_seed", range(0, 80, 40))
 def test_contending_hosts_never_hold_it_in_conflict_and_all_get_on(first_seed: int) -> None:
     assert played(first_seed, 40, CALM, trouble=False) > 40 * 10
 
 
-@pytest.mark.parametrize("first_seed", range(1000, 1400, 40))
+# 1075: a promise of a refused upgrade landed after the release of the shared hold. 1271: a withdrawn value
+# was won.
+@pytest.mark.parametrize("seed", [1075, 1271])
+def test_histories_that_once_broke_the_protocol(seed: int) -> None:
+    played(seed, 1, ROUGH, trouble=True)
+
+
+@pytest.mark.parametrize("first_seed", range(1000, 1240, 40))
 def test_paused_and_reset_hosts_on_bad_storage_never_hold_it_in_conflict(first_seed: int) -> None:
     assert played(first_seed, 40, ROUGH, trouble=True) > 40 * 2
