@@ -24,7 +24,7 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.host_block import Dblock, HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
-from holdfast.protocol.host_status import HostView, proven_gone
+from holdfast.protocol.host_status import HostState, HostView, proven_gone
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.ports import Clock
@@ -117,7 +117,8 @@ async def _watch_owner(
         seen_s = clock.now() - watch.since
         if HostTimestamp(record.timestamp) != watch.timestamp:
             return Busy(leader, record.host_name.text, 0.0)
-        if view.changed_at_latest_look:
+        # Who waits may learn more than that the host lived a while ago; who does not wait is told just that.
+        if view.changed_at_latest_look or (not wait and view.state is HostState.LIVE):
             return Busy(leader, record.host_name.text, seen_s)
         dead_s = member.timing.of_host(max(record.io_timeout_s, watch.io_timeout_s)).dead_s
         # Strictly beyond the bound, by a look that began after it.

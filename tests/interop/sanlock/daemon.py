@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _START_TIMEOUT_S = 20
@@ -22,6 +23,7 @@ class SanlockDaemon:
             "SANLOCK_RUN_DIR": str(self._run_dir),
         }
         arguments = ["-D", "-w", "0", "-l", "0", "-h", "0", "-U", "root", "-G", "root", "-o", "1"]
+        self._holders: list[Holder] = []
         self._log = (directory / f"{host_name[:8]}.log").open("wb")
         self._process = subprocess.Popen(
             ["sanlock", "daemon", *arguments, "-e", host_name],
@@ -56,12 +58,15 @@ class SanlockDaemon:
         while process.poll() is None:
             assert time.monotonic() < deadline, f"no answer for {resource}"
             if Path(f"/proc/{process.pid}/comm").read_text().strip() == "sleep":
-                return Holder(self, resource, process)
+                self._holders.append(Holder(self, resource, process))
+                return self._holders[-1]
             time.sleep(0.05)
         told, _ = process.communicate()
         return told or f"exit status {process.returncode}"
 
     def stop(self) -> None:
+        for holder in self._holders:
+            holder.end()
         if self._process.poll() is None:
             self.client("shutdown", "-f", "1", check=False)
             try:
@@ -71,9 +76,9 @@ class SanlockDaemon:
                 self._process.wait()
         self._log.close()
 
-    def _wait(self, happened: "object", what: str) -> None:
+    def _wait(self, happened: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not happened():  # type: ignore[operator]
+        while not happened():
             assert time.monotonic() < deadline, f"waited in vain for {what}"
             assert self._process.poll() is None, "the daemon exited"
             time.sleep(0.1)
@@ -94,7 +99,9 @@ class Holder:
     def end(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
-        self._process.communicate()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def wait_ended(self, timeout_s: float) -> int:
         return self._process.wait(timeout_s)

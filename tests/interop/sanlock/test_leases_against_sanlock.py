@@ -58,11 +58,11 @@ class Shared:
 
     def exclusive(self, area: LeaseArea) -> paxos_lease.AcquireOutcome:
         ours = self.ours
-        return ours.do(paxos_lease.acquire_exclusive(area, ours.member, ours.clock, ours.chance))
+        return ours.do(paxos_lease.acquire_exclusive(area, ours.member, ours.clock, ours.chance, wait=True))
 
     def shared(self, area: LeaseArea) -> paxos_lease.AcquireOutcome:
         ours = self.ours
-        return ours.do(paxos_lease.acquire_shared(area, ours.member, ours.clock, ours.chance))
+        return ours.do(paxos_lease.acquire_shared(area, ours.member, ours.clock, ours.chance, wait=True))
 
     def release(self, area: LeaseArea, lease: Lease) -> None:
         ours = self.ours
@@ -158,9 +158,10 @@ def test_each_host_sees_the_other_alive(both: Shared) -> None:
     def seen() -> str:
         return both.daemon.client("host_status", "-s", "LS1")
 
-    both.ours.do(both.ours.clock.sleep(2 * both.ours.timing.renewal_s))
-    view = both.ours.table.view(HostId(THEIRS), both.ours.clock.now())
-    assert view.state is HostState.LIVE
+    deadline = both.ours.clock.now() + 60
+    while (view := both.ours.table.view(HostId(THEIRS), both.ours.clock.now())).state is not HostState.LIVE:
+        assert both.ours.clock.now() < deadline
+        both.ours.do(both.ours.clock.sleep(0.5))
     assert view.name == "the-real-one"
     assert view.io_timeout_s == IO_TIMEOUT_S
     (line,) = (line for line in seen().splitlines() if line.split()[:1] == [str(OURS)])

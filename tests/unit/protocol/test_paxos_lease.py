@@ -153,7 +153,9 @@ def test_without_waiting_a_silent_owner_is_neither_alive_nor_dead() -> None:
     one, two = cluster.join(1, 2)
     held(exclusive(one))
     one.power_off()
-    cluster.world.run(until=cluster.world.now + 2 * TIMING.renewal_s + 1)
+    cluster.world.run(until=cluster.world.now + TIMING.renewal_s + 1)
+    assert isinstance(exclusive(two), Busy)
+    cluster.world.run(until=cluster.world.now + TIMING.fail_s)
     outcome = exclusive(two)
     assert isinstance(outcome, HostUnknown)
     assert 0 < outcome.dead_in_s < TIMING.dead_s
