@@ -181,6 +181,19 @@ async def living(host: Host, beliefs: Beliefs, until: float) -> None:
                 return
 
 
+def test_a_claim_that_did_not_stand_is_not_held_even_if_the_renewal_after_it_cannot_read() -> None:
+    world = new_world()
+    alpha = world.host("alpha")
+    alpha.disk.script = ["read", "write", "read", "read error"]
+    task = claiming(alpha)
+    world.run(until=world.now + 1)
+    rival = replace(on_disk(world), host_name=PaddedName.of("rival"))
+    at = G512.delta_offset_bytes(ID)
+    world.content[at : at + 512] = rival.sector()
+    world.run(task)
+    assert task.result == delta.HostIdBusy(rival)
+
+
 @pytest.mark.parametrize("first_seed", range(0, 1000, 100))
 def test_two_hosts_never_hold_one_id_at_once(first_seed: int) -> None:
     for seed in range(first_seed, first_seed + 100):
