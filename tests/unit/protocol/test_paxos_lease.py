@@ -207,6 +207,16 @@ def test_a_value_decided_for_another_host_is_written_for_that_host() -> None:
     assert (leader.owner_id, leader.timestamp, leader.write_id, leader.lver) == (1, 77, 2, 1)
 
 
+def test_a_value_of_our_own_earlier_term_is_not_taken_for_a_win() -> None:
+    cluster = Cluster(7)
+    (one,) = cluster.join(1)
+    accepted = Dblock(mbal=1, bal=1, inp=1, inp2=0, inp3=77, lver=1)
+    cluster.put(G512.host_block_offset_bytes(1), HostBlock(dblock=accepted).sector(512))
+    lease = held(exclusive(one))
+    assert (lease.lver, lease.leader.owner_generation) == (2, 1)
+    assert cluster.checker.decided[1] == (1, 0, 77)
+
+
 def test_a_lease_committed_by_another_is_released_by_the_flag_alone() -> None:
     cluster = Cluster(8)
     one, two = cluster.join(1, 2)
@@ -345,6 +355,40 @@ def test_a_failed_write_leaves_a_doubt_that_can_be_withdrawn(fate: str, at: int)
         assert cluster.block(1).dblock.is_released
     taken = exclusive(two)
     assert isinstance(taken, Lease), taken
+
+
+def test_a_lease_that_fails_during_the_ballot_is_not_committed() -> None:
+    cluster = Cluster(15)
+    (one,) = cluster.join(1)
+    one.host.kill()
+    before = cluster.leader()
+    seen = []
+
+    def fail_after_phase_2(_host: object, _offset: int, content: bytes) -> None:
+        seen.append(content)
+        one.running = len(seen) < 2
+
+    cluster.world.on_write = fail_after_phase_2
+    outcome = exclusive(one)
+    assert isinstance(outcome, InDoubt)
+    assert isinstance(outcome.refusal, LockspaceLost)
+    assert cluster.leader() == before
+
+
+def test_no_race_begins_while_a_write_to_the_lease_is_in_flight() -> None:
+    cluster = Cluster(15)
+    (one,) = cluster.join(1)
+    lease = held(shared(one))
+    cluster.world.faults = replace(cluster.world.faults, stall_max_s=6)
+    one.host.disk.script = ["read", "write stall"]
+    one.host.kill()
+    failed = upgrade(one, lease)
+    assert isinstance(failed, IoFailed)
+    assert failed.in_flight
+    reads = len(one.host.disk.reads)
+    assert exclusive(one) == IoFailed(errno.EBUSY, in_flight=True)
+    assert release(one, lease) == ReleaseFailed(IoFailed(errno.EBUSY, in_flight=True))
+    assert len(one.host.disk.reads) == reads
 
 
 def test_nothing_is_written_once_our_own_lease_has_failed() -> None:
