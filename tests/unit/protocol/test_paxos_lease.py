@@ -459,6 +459,16 @@ def test_names_and_places_are_verified_before_anything_is_written() -> None:
     assert len(cluster.world.writes) == written
 
 
+def test_only_the_very_leader_that_made_the_lease_ours_is_freed() -> None:
+    cluster = Cluster(20)
+    (one,) = cluster.join(1)
+    lease = held(exclusive(one))
+    for other in (replace(lease.leader, lver=9), replace(lease.leader, timestamp=1, write_timestamp=1)):
+        cluster.put(0, other.sector())
+        assert release(one, lease) == NotHeld(other)
+        assert cluster.leader() == other
+
+
 def test_a_release_that_failed_is_repeated_and_then_succeeds() -> None:
     cluster = Cluster(20)
     one, two = cluster.join(1, 2)
