@@ -331,8 +331,10 @@ class FileBackend:
                 size = files.size(fd)
                 if size > owner_record.RECORD_FILE_BYTES_MAX:
                     return False
-                if size and not owner_record.is_ours(files.read(fd, size)):
+                before = files.read(fd, size) if size else b""
+                if not owner_record.is_ours(before):
                     return False
+                self._warn_of_stale(owner_record.decode(before), mode)
             raw = owner_record.encode(
                 note.owner, host=self._host, pid=note.pid, mode=mode, since_wall_s=self._clock.wall()
             )
@@ -342,6 +344,17 @@ class FileBackend:
             log.warning("owner record not written: %s", e)
             return False
         return True
+
+    def _warn_of_stale(self, told: list[Holder], mode: Mode) -> None:
+        """We have the lock, and the file still names an owner elsewhere: its host has crashed, or lost its daemon."""
+        for h in told:
+            if h.host != self._host and (mode is Mode.EXCLUSIVE or h.mode is Mode.EXCLUSIVE):
+                log.warning(
+                    "a lock file still named %s, who no longer has the lock: if host %s did not crash, "
+                    "look there for a VM that runs without its lock manager",
+                    h,
+                    h.host,
+                )
 
     def blank_record(self, fd: int, mode: Mode) -> None:
         try:
