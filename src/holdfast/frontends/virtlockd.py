@@ -181,7 +181,7 @@ class VirtlockdConnection:
         self._pumping = False
         if self._queue:  # it gets its answers first: what waits is at most one read
             self._read_no_more()
-        elif not self._out:
+        elif not (self._reading or self._out):
             self._read_on()
 
     def _serve(self, message: rpc.Message) -> None:
