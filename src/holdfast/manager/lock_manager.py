@@ -188,7 +188,7 @@ class LockManager:
             while done is None:
                 if owner.gone:
                     raise OwnerGone(pid=owner.pid, name=resource.name)
-                if self.turns.taken(resource):
+                if resource in self.turns.on:
                     await self.turns.wait(resource)
                 elif (lock := self.table.named(resource)) is not None:
                     done = await self._acquire_known(owner, want, lock)
@@ -238,8 +238,7 @@ class LockManager:
 
     async def _take(self, owner: Owner, want: Want, route: Route, candidate: Candidate) -> bool | None:
         keys = candidate.keys
-        busy = self.turns.first_taken(keys)
-        if busy is not None:
+        if self.turns.on and (busy := self.turns.first_taken(keys)) is not None:
             await candidate.abandon()
             await self.turns.wait(busy)
             return _AGAIN
@@ -305,7 +304,7 @@ class LockManager:
             raise Refused(
                 reason=f"the journal can't record a new lock: {e.strerror}; free space for it"
             ) from e
-        self._tell(ev.ACQUIRED, owner, want.resource, want.mode)
+        self.events.emit(ev.ACQUIRED, owner.name, owner.pid, want.resource, want.mode)
 
     async def _acquire_known(self, owner: Owner, want: Want, lock: HostLock) -> bool | None:
         """This host has a lock on that file, by this name or another.  None: look again."""
