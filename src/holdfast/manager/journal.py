@@ -142,7 +142,7 @@ def replay(raw: bytes) -> SavedState:
         state.lines += 1
         try:
             _apply(state, _decoder.decode(text))
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError) as e:
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, RecursionError) as e:
             state.damage = f"line {state.lines}: {e}"
     for lock_id in [i for i, lock in state.locks.items() if not lock.claims]:
         del state.locks[lock_id]

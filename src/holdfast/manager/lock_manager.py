@@ -244,6 +244,7 @@ class LockManager:
             return _AGAIN
         if keys and (twin := self.table.of_lock_file(keys[0])) is not None:
             await candidate.abandon()
+            self.table.learn(twin, keys)
             return await self._acquire_known(owner, want, twin)
         others = self.table.in_the_way(owner.id, want.mode, keys=keys)
         if others:

@@ -181,6 +181,13 @@ class LockTable(Generic[HeldT]):
         for key in lock.keys:
             self._by_key.setdefault(key, []).append(lock)
 
+    def learn(self, lock: Lock[HeldT], keys: Iterable[Key]) -> None:
+        """Another name of the lock's file tells more: the disk behind it, say.  From now on that counts too."""
+        new = tuple(key for key in keys if key not in lock.keys)
+        lock.keys += new
+        for key in new:
+            self._by_key.setdefault(key, []).append(lock)
+
     def claim(self, lock: Lock[HeldT], owner_id: int, resource: Resource, mode: Mode) -> None:
         lock.claims.setdefault(owner_id, {})[resource] = mode
         self._by_name[resource] = lock
