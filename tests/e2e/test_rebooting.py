@@ -17,10 +17,11 @@ from tests.e2e.lab.vms import Vm
 SAME_OWNER_IS_BUSY = "a lock that the same owner asks for again is busy: libvirt kills the guest"
 
 
-def assert_survives_until_boot(vm: Vm, disk: Image, boots: int) -> None:
-    """The guest comes up for the nth time, in the QEMU that it had, and writes."""
-    qemu = vm.process
-    until(lambda: disk.boots == boots or not qemu.is_alive(), "the guest to boot again")
+def assert_boots_again(vm: Vm, disk: Image, command: str) -> None:
+    """After `virsh COMMAND` the guest comes up anew in the QEMU that it had, and writes."""
+    qemu, boots = vm.process, disk.boots
+    vm.virsh(command)
+    until(lambda: disk.boots > boots or not qemu.is_alive(), "the guest to boot again")
     assert qemu.is_alive(), f"the guest was killed: {vm.state}"
     vm.wait_state("running")
     vm.assert_writes()
@@ -32,9 +33,8 @@ def test_virsh_reboot_survives_and_never_lets_go_of_the_disks(any_lab: Lab) -> N
     disk, data = lab.storage.image("web"), lab.storage.image("data")
     vm = lab.vm(lab.alpha, "web1", Disk(disk), Disk(data, "vdb")).start()
     with Waiter(lab.lock_file(disk)) as stranger:
-        for boots in (2, 3):
-            vm.virsh("reboot")
-            assert_survives_until_boot(vm, disk, boots)
+        for _ in range(2):
+            assert_boots_again(vm, disk, "reboot")
         assert not stranger.was_granted
     assert (lab.lock(disk), lab.lock(data)) == ("write", "write")
 
@@ -43,8 +43,7 @@ def test_virsh_reboot_survives_and_never_lets_go_of_the_disks(any_lab: Lab) -> N
 def test_power_off_with_restart_survives(lab: Lab) -> None:
     disk = lab.storage.image("web")
     vm = lab.vm(lab.alpha, "web1", disk, on_poweroff="restart").start()
-    vm.virsh("shutdown")
-    assert_survives_until_boot(vm, disk, 2)
+    assert_boots_again(vm, disk, "shutdown")
     assert lab.lock(disk) == "write"
 
 

@@ -15,7 +15,7 @@ from tests.e2e.lab.hosts import NAMES, Host
 from tests.e2e.lab.kernel_locks import Mode, hashed_name, probe
 from tests.e2e.lab.polling import until
 from tests.e2e.lab.programs import Programs
-from tests.e2e.lab.storage import Image, LoopDevice, SharedFolder, write_boot_disk
+from tests.e2e.lab.storage import DEVICE_BYTES, IMAGE_BYTES, Image, LoopDevice, SharedFolder, write_boot_disk
 from tests.e2e.lab.vms import Vm
 
 
@@ -77,9 +77,15 @@ class Lab:
     def start_daemons(self) -> None:
         """Start whatever doesn't run: lock daemons first, since libvirtd asks them when it starts."""
         for host in self.hosts:
-            self.lockd[host].start()
-        for host in self.hosts:
-            self.libvirtd[host].start()
+            lockd, libvirtd = self.lockd[host], self.libvirtd[host]
+            lockd.start()
+            if (
+                lockd.kind == "virtlockd"
+                and libvirtd.is_up
+                and lockd.process.is_younger_than(libvirtd.process)
+            ):
+                libvirtd.stop()  # a new virtlockd hears of lockspaces only from a new libvirtd
+            libvirtd.start()
 
     def reset(self) -> None:
         """No guests, all daemons up: the state in which a scenario begins."""
@@ -112,16 +118,28 @@ class Lab:
         vm.define()
         return vm
 
+    def vm_at(self, host: Host, vm: Vm) -> Vm:
+        """The same guest, as another host knows it (during a migration both do)."""
+        return Vm(vm.domain, host)
+
     def other(self, host: Host) -> Host:
         """The host's peer."""
         return self.beta if host is self.alpha else self.alpha
 
-    def private_image(self, name: str) -> Image:
-        """A boot disk under one path that is a different file on each host; `file` is alpha's."""
+    def device(self, name: str) -> Image:
+        """A block device that both hosts see, with a fresh guest on it."""
+        device = next(device for device in self.devices if device.path == f"/dev/lab/{name}")
+        write_boot_disk(device.image.file, DEVICE_BYTES, self._programs.boot_sector)
+        return device.image
+
+    def private_images(self, name: str) -> list[Image]:
+        """One path that is another file on each host; the disks as alpha and as beta have them."""
         path = f"/var/lib/libvirt/images/{name}.raw"
-        for host in self.hosts:
-            write_boot_disk(host.path(path), 1 << 20, self._programs.boot_sector)
-        return Image(path, self.alpha.path(path))
+        images = [Image(path, host.path(path)) for host in self.hosts]
+        for image in images:
+            image.file.parent.mkdir(exist_ok=True)
+            write_boot_disk(image.file, IMAGE_BYTES, self._programs.boot_sector)
+        return images
 
     def lock_file(self, image: Image) -> Path:
         """The file whose byte 0 carries the lock of a disk, with this lab's way of asking."""

@@ -28,6 +28,10 @@ class Process:
             raise ProcessLookupError(f"no process {pid}")
         return cls(pid, fields[19])
 
+    def is_younger_than(self, other: "Process") -> bool:
+        """Which of two was started later."""
+        return int(self.start_time) > int(other.start_time)
+
     def is_alive(self) -> bool:
         """Whether it still runs code."""
         fields = _stat_fields(self.pid)
@@ -41,6 +45,11 @@ class Process:
                 signal.pidfd_send_signal(pidfd, number)
         finally:
             os.close(pidfd)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.send(signal.SIGKILL)
+        self.wait_gone()
 
     def wait_gone(self) -> None:
         """Return once it has ended."""

@@ -87,8 +87,8 @@ class LoopDevice:
         subprocess.run(["losetup", "--detach", str(self.device)], check=True)
 
 
-def write_boot_disk(file: Path, size_bytes: int, boot_sector: bytes) -> None:
-    """A disk that holds the guest and nothing else."""
-    with file.open("wb") as disk:
-        disk.write(boot_sector)
-        disk.truncate(size_bytes)
+def write_boot_disk(disk: Path, size_bytes: int, boot_sector: bytes) -> None:
+    """Fill a file or a device with the guest and nothing else."""
+    disk.touch()
+    with disk.open("r+b") as file:
+        file.write(boot_sector.ljust(size_bytes, b"\0"))

@@ -1,9 +1,8 @@
 """A guest in the tests' hands: where it lives, what virsh says about it, and whether it really writes."""
 
 import re
-import signal
+import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 from tests.e2e.lab.domains import Disk, Domain
 from tests.e2e.lab.hosts import Host
@@ -55,9 +54,13 @@ class Vm:
 
     def assert_writes(self, disk: Image | None = None) -> None:
         """It runs: its disk's record (or, behind an overlay, its count of writes) still grows."""
-        count = self._counter(disk)
+        qemu, count = self.process, self._counter(disk)
         before = count()
-        until(lambda: count() > before + 1, f"{self.name} on {self.host.name} to write to its disk")
+        until(
+            lambda: count() > before + 1 or not qemu.is_alive(),
+            f"{self.name} on {self.host.name} to write to its disk",
+        )
+        assert qemu.is_alive(), f"{self.name} on {self.host.name} is dead"
 
     @property
     def process(self) -> Process:
@@ -71,10 +74,36 @@ class Vm:
 
     def kill_qemu(self) -> None:
         """kill -9, and wait until libvirt has noticed."""
-        process = self.process
-        process.send(signal.SIGKILL)
-        process.wait_gone()
+        self.process.kill()
         self.wait_state("shut off")
+
+    def migrate(self, target: Host, *options: str) -> None:
+        """Move it, live, with its definition; the lab's folder isn't known as shared, hence --unsafe."""
+        self.virsh("migrate", *self._move(target), "--undefinesource", "--persistent", *options)
+        self.host = target
+
+    def migrate_refused(self, target: Host, *options: str) -> str:
+        """A migration that must fail; returns what the user sees."""
+        return self.refused("migrate", *self._move(target), *options)
+
+    def start_slow_migration(self, target: Host) -> subprocess.Popen[str]:
+        """A migration that never converges; returns once it is under way."""
+        running = self.host.start_command(
+            "virsh",
+            "-q",
+            "-c",
+            "qemu:///system",
+            "migrate",
+            self.name,
+            *self._move(target),
+            "--bandwidth",
+            "1",
+        )
+        until(lambda: is_under_way(self.virsh("domjobinfo")), f"the migration of {self.name} to be under way")
+        return running
+
+    def _move(self, target: Host) -> tuple[str, ...]:
+        return (f"qemu+tcp://{target.name}/system", "--live", "--unsafe")
 
     def top_image(self, target: str = "vda") -> str:
         """The image that guest writes reach now, as libvirt lists it."""
@@ -101,6 +130,6 @@ class Vm:
         return int(found[1])
 
 
-def save_file(vm: Vm) -> Path:
-    """Where `virsh save` of this guest goes; both hosts see it."""
-    return Path("/srv/save", vm.name)
+def is_under_way(job: str) -> bool:
+    """Whether a job, as `virsh domjobinfo` reports it, is a migration that has moved data already."""
+    return "Outgoing migration" in job and re.search(r"Data processed: +[^0 ]", job) is not None
