@@ -1,0 +1,1 @@
+"""How a lock is held: one module per driver behind the `Backend` protocol."""

@@ -1,0 +1,190 @@
+"""What a backend is: the way a lock is held, behind one small protocol.
+
+Taking a lock has two steps, because only opening tells *which disk* a name means:
+
+    candidate = await backend.open(resource, create=…)     which file or lease is that?  (keys)
+    …the manager compares keys with what this host already holds, and reserves them…
+    outcome   = await candidate.take(mode, note)           Held | HeldElsewhere | Moved | IoFailed
+
+A `Held` lock is converted, released, or, after a restart of the daemon, adopted again from what the
+journal kept of it.  Everything may wait for storage and must not block the event loop.
+Failures of storage are answers (`IoFailed`), exceptions are for bugs.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.errors import ConfigError
+from holdfast.model import Holder, Mode, OwnerName, Protection, Resource
+from holdfast.system.blocking import Storage
+from holdfast.system.clock import Clock
+from holdfast.system.file_lock import FileKey, IoFailed, LockFiles
+from holdfast.system.mounts import MountTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a driver can do at best; what a lock is worth on a given disk is `Candidate.protection`."""
+
+    cross_host: bool
+    shared_mode: bool
+    converts: bool
+    survives_restart: bool
+    """A held lock can be taken over by the next daemon through a descriptor or `adopt`."""
+    fenced: bool
+    names_foreign_holders: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerNote:
+    """What a backend may write beside a lock, so that others can name the owner."""
+
+    owner: OwnerName
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldElsewhere:
+    """Somebody outside this daemon holds it: another host, or another program on this one."""
+
+    holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The name led to another file by the time the lock was taken: open again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedLock:
+    """What the journal keeps of a held lock; enough for `adopt`."""
+
+    resource: Resource
+    mode: Mode
+    create: bool
+    path: str
+    keys: tuple[FileKey, ...]
+
+
+class Creation(enum.Enum):
+    """Whether the file of a lock may be made when it is not there."""
+
+    NONE = "none"
+    LASTING = "lasting"
+    """Made once, never removed: the key file of a `<lease>`."""
+    TEMPORARY = "temporary"
+    """Made for the lock and removed with it: indirect lock files."""
+
+
+class Held(Protocol):
+    """A lock that this host holds."""
+
+    path: str
+    """What is locked, for people and the journal."""
+    create: bool
+    """Whether the lock's file was made for the lock and goes with it."""
+
+    def descriptor(self) -> int | None:
+        """The descriptor that carries the lock over exec and in a descriptor store; None if there is none."""
+
+    async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
+        """Make it shared or exclusive without ever letting go; None when done, else it is as it was."""
+
+    async def release(self) -> None:
+        """Let go.  Never fails: what can't be tidied is logged."""
+
+    def forget(self) -> None:
+        """Drop what this process has of it without tidying: the daemon ends, the lock may live on."""
+
+
+class Candidate(Protocol):
+    """A lock that could be taken: its file is open, nothing is locked yet."""
+
+    keys: tuple[FileKey, ...]
+    """Of the lock first, then of the disk behind it; two resources with a common key are one disk."""
+    protection: Protection
+    protection_note: str
+    """Why the protection is not higher, with the fix; empty if there is nothing to say."""
+
+    async def take(self, mode: Mode, note: OwnerNote) -> Held | HeldElsewhere | Moved | IoFailed: ...
+
+    async def abandon(self) -> None:
+        """Close without locking."""
+
+
+class Backend(Protocol):
+    """A configured way to hold locks."""
+
+    name: str
+    capabilities: Capabilities
+
+    async def open(self, resource: Resource, *, create: Creation) -> Candidate | IoFailed: ...
+
+    async def adopt(self, saved: SavedLock, fd: int | None) -> Held | HeldElsewhere | Moved | IoFailed:
+        """Hold again what the daemon held before: by its descriptor if that was kept, else by taking it anew."""
+
+    def protection(self, path: str) -> tuple[Protection, str]:
+        """What a lock on this path (a `Held.path`) is worth, and why not more."""
+
+    def lock_path(self, resource: Resource) -> str:
+        """What would be locked for this resource, for people; empty if nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendPorts:
+    """What the composition root gives to every driver."""
+
+    files: LockFiles
+    storage: Storage
+    mounts: MountTable
+    clock: Clock
+    host: str
+
+
+Driver = Callable[[str, Mapping[str, object], BackendPorts], Backend]
+"""name, the table of [backend.NAME] without `driver`, ports -> backend; raises `ConfigError`-like ValueError."""
+
+ENTRY_POINTS = "holdfast.backends"
+
+
+def drivers() -> dict[str, importlib.metadata.EntryPoint]:
+    """Every driver that is installed, by the word used in `driver = …`."""
+    return {e.name: e for e in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def make_backend(
+    name: str, table: Mapping[str, object], ports: BackendPorts, *, file: str = "configuration"
+) -> Backend:
+    """The backend of one [backend.NAME] table; raises `ConfigError` with the key and the fix."""
+    from holdfast.backends import file as file_driver
+    from holdfast.backends import nop as nop_driver
+
+    shipped: dict[str, Driver] = {"file": file_driver.driver, "nop": nop_driver.driver}
+    word = str(table.get("driver", ""))
+    driver = shipped.get(word)
+    if driver is None:
+        known = drivers()
+        if word not in known:
+            raise ConfigError(
+                file=file,
+                key=f"backend.{name}.driver",
+                reason=f"no driver '{word}' is installed; known: {', '.join(sorted({*shipped, *known}))}",
+            )
+        driver = known[word].load()
+    try:
+        return driver(name, {k: v for k, v in table.items() if k != "driver"}, ports)
+    except ValueError as e:
+        raise ConfigError(file=file, key=f"backend.{name}", reason=str(e)) from None
+
+
+def unknown_keys(table: Mapping[str, object], known: Sequence[str]) -> None:
+    """Raises ValueError for a key that the driver doesn't have."""
+    for key in table:
+        if key not in known:
+            allowed = ", ".join(known) or "none besides driver"
+            raise ValueError(f"unknown key '{key}'; this driver knows: {allowed}")

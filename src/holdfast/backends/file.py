@@ -1,0 +1,358 @@
+"""The `file` driver: an open-file-description lock on byte 0 of a file, as virtlockd's record locks.
+
+Which file that is:
+* *direct*: the disk itself, for a path in the direct lockspace, when the backend has no ``directory``;
+* *indirect*: a file named by the SHA-256 of the path in ``directory`` - the same name that libvirt's
+  ``file_lockspace_dir`` gives, so a host that runs virtlockd with that setting is excluded too;
+* in a directory lockspace that libvirt made: the file LOCKSPACE/NAME.
+
+An indirect lock file is made for the lock and removed with it.  Between opening and locking, the last
+holder may have removed the file under us, so after locking, path and descriptor must be the same inode:
+
+    host A: open f1   lock f1 … unlink f1, close
+    host B:        open f1 … … … … … … … … lock f1 (granted: A let go, but f1 has no name any more)
+    host C:                        open f2 (new inode), lock f2: granted as well, unless B looks again
+
+The remover unlinks while it still holds the lock exclusively, so whoever passes the check holds the named file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+
+from holdfast.backends import owner_record
+from holdfast.backends.base import (
+    BackendPorts,
+    Capabilities,
+    Creation,
+    HeldElsewhere,
+    Moved,
+    OwnerNote,
+    SavedLock,
+    unknown_keys,
+)
+from holdfast.model import Holder, Mode, Protection, Resource
+from holdfast.system.file_lock import FileKey, ForeignLock, IoFailed, OpenedFile
+
+log = logging.getLogger(__name__)
+
+
+PROTECTIONS_MAX = 10_000
+"""Directories whose worth is remembered; then the memory starts anew."""
+
+
+def indirect_name(path: str) -> str:
+    """libvirt's name of a disk path in a hash lockspace (libvirt-integration.md 2.3, row 3)."""
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class HeldFile:
+    """One locked descriptor."""
+
+    __slots__ = ("_backend", "_fd", "_mode", "_recorded", "create", "path")
+
+    def __init__(self, backend: FileBackend, fd: int, path: str, mode: Mode, *, create: bool) -> None:
+        self._backend = backend
+        self._fd = fd
+        self._mode = mode
+        self._recorded = False
+        self.path = path
+        self.create = create
+
+    def descriptor(self) -> int | None:
+        return self._fd
+
+    def record(self, note: OwnerNote) -> None:
+        """Leave the owner's name in the lock file; storage thread.  Naming is best effort, locking is not."""
+        self._recorded = self._backend.write_record(self._fd, self._mode, note, first=not self._recorded)
+
+    def note_recorded(self) -> None:
+        """After a restart: whether the record in the file is ours to blank."""
+        self._recorded = bool(self._backend.read_records(self._fd))
+
+    async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
+        backend = self._backend
+
+        def work() -> HeldElsewhere | IoFailed | None:
+            refused = backend.files.lock(self._fd, mode, self.path)
+            if isinstance(refused, ForeignLock):
+                return backend.elsewhere(self._fd, refused)
+            if refused is None:
+                before, self._mode = self._mode, mode
+                if self._recorded and before is not mode:
+                    backend.blank_record(self._fd, before)
+                    self.record(note)
+            return refused
+
+        return await backend.storage.call(self.path, work, patient=True)
+
+    async def release(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            await self._backend.storage.call(self.path, lambda: self._let_go(fd), patient=True)
+
+    def _let_go(self, fd: int) -> None:
+        backend = self._backend
+        try:
+            if self.create:
+                # A reader elsewhere keeps the file: only a lock that excludes everybody may take the name away.
+                if backend.files.lock(fd, Mode.EXCLUSIVE, self.path) is None:
+                    # … and only the name of the very file that is locked.
+                    if backend.files.same_file(fd, self.path) and (failed := backend.files.remove(self.path)):
+                        log.warning("lock file %s stays behind: error %d", self.path, failed.errno)
+                elif self._recorded:
+                    backend.blank_record(fd, self._mode)
+            elif self._recorded:
+                backend.blank_record(fd, self._mode)
+        finally:
+            try:
+                backend.files.close(fd)
+            except OSError as e:
+                log.error("closing the lock on %s: %s", self.path, e)
+
+    def forget(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._backend.files.close(fd)
+
+
+class OpenFile:
+    """An opened, not yet locked, lock file."""
+
+    __slots__ = ("_backend", "_creation", "_fd", "_path", "keys", "protection", "protection_note")
+
+    def __init__(self, backend: FileBackend, opened: OpenedFile, path: str, creation: Creation) -> None:
+        self._backend = backend
+        self._fd = opened.fd
+        self._path = path
+        self._creation = creation
+        self.keys: tuple[FileKey, ...] = (opened.key,) if opened.disk is None else (opened.key, opened.disk)
+        self.protection, self.protection_note = backend.protection(path)
+
+    async def take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+        backend, fd, path = self._backend, self._fd, self._path
+        own_file = self._creation is not Creation.NONE
+
+        def work() -> HeldFile | HeldElsewhere | Moved | IoFailed:
+            refused = backend.files.lock(fd, mode, path)
+            if refused is None and (not own_file or backend.files.same_file(fd, path)):
+                temporary = self._creation is Creation.TEMPORARY
+                held = HeldFile(backend, fd, path, mode, create=temporary)
+                if own_file:
+                    held.record(note)
+                return held
+            answer: HeldElsewhere | Moved | IoFailed
+            if isinstance(refused, ForeignLock):
+                answer = backend.elsewhere(fd, refused)
+            else:
+                answer = Moved() if refused is None else refused
+            backend.files.close(fd)
+            return answer
+
+        def undo(late: HeldFile | HeldElsewhere | Moved | IoFailed) -> None:
+            if isinstance(late, HeldFile):
+                late.forget()
+
+        return await backend.storage.call(path, work, undo=undo)
+
+    async def abandon(self) -> None:
+        await self._backend.storage.call(
+            self._path, lambda: self._backend.files.close(self._fd), patient=True
+        )
+
+
+class FileBackend:
+    """See the module.  ``directory``: where lock files of direct resources go; empty = lock the disk itself."""
+
+    capabilities = Capabilities(
+        cross_host=True,
+        shared_mode=True,
+        converts=True,
+        survives_restart=True,
+        fenced=False,
+        names_foreign_holders=True,
+    )
+
+    def __init__(
+        self, name: str, ports: BackendPorts, *, directory: str = "", cross_host: bool | None = None
+    ) -> None:
+        self.name = name
+        self.directory = directory
+        self.files = ports.files
+        self.storage = ports.storage
+        self._clock = ports.clock
+        self._host = ports.host
+        self._mounts = ports.mounts
+        self._cross_host = cross_host
+        self._protections: dict[str, tuple[Protection, str]] = {}
+        self._protections_of = 0
+
+    # --- which file ---
+
+    def lock_path(self, resource: Resource) -> str:
+        if resource.lockspace:
+            if self.directory:
+                return f"{self.directory}/{indirect_name(str(resource))}"
+            return f"{resource.lockspace}/{resource.name}"
+        return f"{self.directory}/{indirect_name(resource.name)}" if self.directory else resource.name
+
+    async def open(self, resource: Resource, *, create: Creation) -> OpenFile | IoFailed:
+        path = self.lock_path(resource)
+        if self.directory:
+            create = Creation.TEMPORARY
+        disk = resource.name if self.directory and not resource.lockspace else ""
+        if disk and self._may_block(disk) and not self._may_block(path):
+            disk = ""  # its inode would be nice to know, but not at the price of waiting for its storage
+        opened = await self._open(path, create=create is not Creation.NONE, disk=disk)
+        return opened if isinstance(opened, IoFailed) else OpenFile(self, opened, path, create)
+
+    async def _open(self, path: str, *, create: bool, disk: str = "") -> OpenedFile | IoFailed:
+        files = self.files
+        return await self.storage.call(
+            path, lambda: files.open(path, create=create, disk=disk), undo=self._close_opened
+        )
+
+    def _may_block(self, path: str) -> bool:
+        return self._mounts.mount_of(path).may_block
+
+    def _close_opened(self, opened: OpenedFile | IoFailed) -> None:
+        if not isinstance(opened, IoFailed):
+            self.files.close(opened.fd)
+
+    async def adopt(self, saved: SavedLock, fd: int | None) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+        """A kept descriptor carries the lock: taking it again on that changes nothing.
+
+        Without one the file is opened anew.  A temporary lock file may have been removed by a host that had it
+        in between, and is made again; any other file must still be the one that was locked.
+        """
+        files, path = self.files, saved.path
+        kept = fd
+        if kept is None:
+            opened = await self._open(path, create=saved.create)
+            if isinstance(opened, IoFailed):
+                return opened
+            if not saved.create and opened.key != saved.keys[0]:
+                self._close_opened(opened)
+                return Moved()
+            kept = opened.fd
+        descriptor: int = kept
+
+        def work() -> HeldFile | HeldElsewhere | Moved | IoFailed:
+            refused = files.lock(descriptor, saved.mode, path)
+            if refused is None and (not saved.create or files.same_file(descriptor, path)):
+                held = HeldFile(self, descriptor, path, saved.mode, create=saved.create)
+                held.note_recorded()
+                return held
+            answer: HeldElsewhere | Moved | IoFailed
+            if isinstance(refused, ForeignLock):
+                answer = self.elsewhere(descriptor, refused)
+            else:
+                answer = Moved() if refused is None else refused
+            files.close(descriptor)
+            return answer
+
+        def undo(late: HeldFile | HeldElsewhere | Moved | IoFailed) -> None:
+            if isinstance(late, HeldFile):
+                late.forget()
+
+        return await self.storage.call(path, work, undo=undo)
+
+    # --- what it is worth ---
+
+    def protection(self, path: str) -> tuple[Protection, str]:
+        """By the file system that the lock file is on; `cross_host` in the configuration overrules it."""
+        if self._cross_host is not None:
+            if self._cross_host:
+                return Protection.CROSS_HOST, ""
+            return Protection.SAME_HOST, f"backend '{self.name}' says cross_host = false"
+        if self._mounts.changes != self._protections_of or len(self._protections) > PROTECTIONS_MAX:
+            self._protections.clear()
+            self._protections_of = self._mounts.changes
+        directory = path.rpartition("/")[0]
+        known = self._protections.get(directory)
+        if known is None:
+            known = self._protections[directory] = self._weigh(directory)
+        return known
+
+    def _weigh(self, directory: str) -> tuple[Protection, str]:
+        mount, _ = self._mounts.locate(directory)
+        if mount.type == "devtmpfs" or directory.startswith("/dev"):
+            return (
+                Protection.SAME_HOST,
+                "locks on a device node stay on this host; use a backend with a shared 'directory'",
+            )
+        if mount.lock_warning:
+            return mount.protection, f"{mount.point} is {mount.lock_warning}"
+        if mount.protection < Protection.CROSS_HOST:
+            return (
+                mount.protection,
+                f"{mount.point} ({mount.type}) is local to this host; put the lock directory on shared storage",
+            )
+        return mount.protection, ""
+
+    # --- who is in the way ---
+
+    def elsewhere(self, fd: int, foreign: ForeignLock) -> HeldElsewhere:
+        """Names the holder as well as the kernel and the owner record allow; storage thread."""
+        if foreign.pid is not None:
+            return HeldElsewhere(
+                (Holder(pid=foreign.pid, host=self._host, mode=foreign.mode, source="kernel"),)
+            )
+        told = self.read_records(fd)
+        told = [h for h in told if h.mode is foreign.mode] or told
+        return HeldElsewhere(tuple(told) or (Holder(mode=foreign.mode, source="kernel"),))
+
+    # --- the owner record ---
+
+    def read_records(self, fd: int) -> list[Holder]:
+        try:
+            if self.files.size(fd) > owner_record.RECORD_FILE_BYTES_MAX:
+                return []  # no lock file of ours: a disk
+            return owner_record.decode(self.files.read(fd, owner_record.RECORD_FILE_BYTES_MAX))
+        except OSError:
+            return []
+
+    def write_record(self, fd: int, mode: Mode, note: OwnerNote, *, first: bool) -> bool:
+        files = self.files
+        try:
+            if first:
+                size = files.size(fd)
+                if size > owner_record.RECORD_FILE_BYTES_MAX:
+                    return False
+                if size and not owner_record.is_ours(files.read(fd, size)):
+                    return False
+            raw = owner_record.encode(
+                note.owner, host=self._host, pid=note.pid, mode=mode, since_wall_s=self._clock.wall()
+            )
+            offset = owner_record.slot_of(self._host, mode) * owner_record.SLOT_BYTES
+            files.write(fd, raw, offset, truncate=mode is Mode.EXCLUSIVE)
+        except OSError as e:  # a full disk must not refuse a lock that is already held
+            log.warning("owner record not written: %s", e)
+            return False
+        return True
+
+    def blank_record(self, fd: int, mode: Mode) -> None:
+        try:
+            offset = owner_record.slot_of(self._host, mode) * owner_record.SLOT_BYTES
+            self.files.write(fd, owner_record.BLANK, offset, truncate=False)
+        except OSError as e:
+            log.warning("owner record not removed: %s", e)
+
+
+def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> FileBackend:
+    """Keys: ``directory`` (absolute path), ``cross_host`` (true: the operator vouches that locks reach other hosts)."""
+    unknown_keys(table, ("directory", "cross_host"))
+    directory = table.get("directory", "")
+    if not isinstance(directory, str) or (directory and not directory.startswith("/")):
+        raise ValueError('directory must be an absolute path, such as "/srv/locks"')
+    cross_host = table.get("cross_host")
+    if cross_host is not None and not isinstance(cross_host, bool):
+        raise ValueError("cross_host must be true or false; leave it out to judge by the file system")
+    return FileBackend(
+        name,
+        ports,
+        directory=directory.rstrip("/") if len(directory) > 1 else directory,
+        cross_host=cross_host,
+    )

@@ -1,0 +1,94 @@
+"""The `nop` driver: grants everything and protects nothing.
+
+For disks that something else guards.  Within this daemon the lock table still keeps two owners of one name
+apart; the protection level shown is 0, as nothing outside this daemon is excluded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from holdfast.backends.base import (
+    BackendPorts,
+    Capabilities,
+    Creation,
+    HeldElsewhere,
+    Moved,
+    OwnerNote,
+    SavedLock,
+    unknown_keys,
+)
+from holdfast.model import Mode, Protection, Resource
+from holdfast.system.file_lock import FileKey, IoFailed
+
+PROTECTION_NOTE = "driver 'nop' locks nothing; choose a backend with driver 'file'"
+
+
+class _HeldNothing:
+    __slots__ = ("create", "path")
+
+    def __init__(self) -> None:
+        self.path = ""
+        self.create = False
+
+    def descriptor(self) -> int | None:
+        return None
+
+    async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
+        return None
+
+    async def release(self) -> None:
+        return None
+
+    def forget(self) -> None:
+        return None
+
+
+class _Candidate:
+    __slots__ = ("keys", "protection", "protection_note")
+
+    def __init__(self) -> None:
+        self.keys: tuple[FileKey, ...] = ()
+        self.protection = Protection.NONE
+        self.protection_note = PROTECTION_NOTE
+
+    async def take(self, mode: Mode, note: OwnerNote) -> _HeldNothing | HeldElsewhere | Moved | IoFailed:
+        return _HeldNothing()
+
+    async def abandon(self) -> None:
+        return None
+
+
+class NopBackend:
+    """See the module."""
+
+    capabilities = Capabilities(
+        cross_host=False,
+        shared_mode=True,
+        converts=True,
+        survives_restart=True,
+        fenced=False,
+        names_foreign_holders=False,
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def open(self, resource: Resource, *, create: Creation) -> _Candidate | IoFailed:
+        return _Candidate()
+
+    async def adopt(
+        self, saved: SavedLock, fd: int | None
+    ) -> _HeldNothing | HeldElsewhere | Moved | IoFailed:
+        return _HeldNothing()
+
+    def protection(self, path: str) -> tuple[Protection, str]:
+        return Protection.NONE, PROTECTION_NOTE
+
+    def lock_path(self, resource: Resource) -> str:
+        return ""
+
+
+def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> NopBackend:
+    unknown_keys(table, ())
+    return NopBackend(name)

@@ -1,0 +1,90 @@
+"""The owner record: a line of text in an indirect lock file that tells other hosts who holds it.
+
+libvirt's lock files are empty and nobody reads them; only byte 0's lock counts.  Holdfast writes a short
+record there, so that a host whose start is refused can name the VM and the host in its way.
+A real virtlockd ignores the content.  The record is a hint for people: it is read only when the kernel has
+refused the lock, and never decides anything (after a crash it may be stale).
+
+The file is a row of slots, one text line each.  An exclusive holder empties the file and writes
+slot 0; a shared holder writes the slot that its host name falls on, so hosts seldom overwrite each other.
+Files with foreign content are left alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import msgspec
+
+from holdfast.model import Holder, Mode, OwnerName
+
+SLOT_BYTES = 512
+SLOTS_MAX = 64
+"""Shared holders that can be named at once; more hosts than that share a slot and the last one is named."""
+RECORD_FILE_BYTES_MAX = SLOT_BYTES * SLOTS_MAX
+_MAGIC = b'{"holdfast":1,'
+
+
+class _Record(msgspec.Struct, frozen=True):
+    holdfast: int
+    host: str
+    pid: int
+    mode: str
+    since: float
+    name: str = ""
+    uuid: str = ""
+
+
+_decoder = msgspec.json.Decoder(_Record)
+
+
+def slot_of(host: str, mode: Mode) -> int:
+    return 0 if mode is Mode.EXCLUSIVE else 1 + zlib.crc32(host.encode()) % (SLOTS_MAX - 1)
+
+
+def encode(owner: OwnerName, *, host: str, pid: int, mode: Mode, since_wall_s: float) -> bytes:
+    """One slot: a JSON line, blank-padded.  A name too long for the slot is cut, never the rest."""
+    name = owner.name
+    while True:
+        record = _Record(1, host, pid, mode.word, round(since_wall_s, 3), name, owner.uuid)
+        raw = msgspec.json.encode(record)
+        if len(raw) < SLOT_BYTES:
+            return raw.ljust(SLOT_BYTES - 1) + b"\n"
+        if not name:
+            return b"\n".rjust(SLOT_BYTES)
+        name = name[: max(0, len(name) - max(1, (len(raw) - SLOT_BYTES) // 4))]
+
+
+BLANK = b" " * (SLOT_BYTES - 1) + b"\n"
+
+
+def decode(raw: bytes) -> list[Holder]:
+    """Every record in a lock file's bytes; anything else in there is passed over."""
+    found = []
+    for offset in range(0, min(len(raw), RECORD_FILE_BYTES_MAX), SLOT_BYTES):
+        slot = raw[offset : offset + SLOT_BYTES].strip(b" \n\0")
+        if not slot.startswith(_MAGIC):
+            continue
+        try:
+            r = _decoder.decode(slot)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        mode = Mode.SHARED if r.mode == Mode.SHARED.word else Mode.EXCLUSIVE
+        found.append(
+            Holder(
+                name=r.name,
+                uuid=r.uuid,
+                pid=r.pid,
+                host=r.host,
+                mode=mode,
+                since_wall_s=r.since,
+                source="record",
+            )
+        )
+    return found
+
+
+def is_ours(head: bytes) -> bool:
+    """Whether a lock file with this beginning may be written: it is empty, or it holds our records."""
+    stripped = head.lstrip(b" \n\0")
+    return not stripped or stripped.startswith(_MAGIC)

@@ -1,0 +1,433 @@
+"""Configuration: TOML files to typed values, with every rule checked in one place.
+
+`/etc/holdfast/holdfast.toml`, then `/etc/holdfast/conf.d/*.toml` in name order: a later file overrules single keys, adds
+backends, and adds its [[disk]] rules behind those before it.  Nothing is guessed: an unknown key,
+a value of the wrong kind and a rule that can never match are refused, each with file, key and fix.  Without
+any file the defaults below hold: the system's paths for root, XDG directories for anybody else.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import grp
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from holdfast.errors import ConfigError
+from holdfast.model import Protection
+
+SYSTEM_FILE = "/etc/holdfast/holdfast.toml"
+SOCKET_PATH_BYTES_MAX = 107
+"""sun_path of <sys/un.h> less its NUL: a longer path cannot be bound."""
+CONFIG_BYTES_MAX = 1 << 20
+RULES_MAX = 1000
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
+
+
+class _Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    pass
+
+
+class VirtlockdTable(_Table, frozen=True):
+    """[virtlockd]: the socket that libvirt's lockd plugin connects to."""
+
+    socket: str = ""
+    max_clients: Annotated[int, msgspec.Meta(ge=8, le=100_000)] = 8192
+
+
+class ControlTable(_Table, frozen=True):
+    """[control]: the Varlink socket of the holdfast command."""
+
+    socket: str = ""
+    group: str = ""
+    max_clients: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+
+
+class LimitsTable(_Table, frozen=True):
+    """[limits]."""
+
+    storage_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    owners_max: Annotated[int, msgspec.Meta(ge=8, le=1_000_000)] = 20_000
+
+
+class RecoveryTable(_Table, frozen=True):
+    """[recovery]: what happens to a VM whose lock somebody else has after a restart of the daemon."""
+
+    on_lock_lost: Literal["pause", "poweroff", "ignore"] = "pause"
+    libvirt_uri: str = "qemu:///system"
+
+
+class DiskRule(_Table, frozen=True):
+    """[[disk]]: `match` is a glob over disk paths, `lockspace` one over lockspace paths; first match wins."""
+
+    backend: str
+    match: str | None = None
+    lockspace: str | None = None
+    require_protection: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
+
+
+class Config(_Table, frozen=True):
+    """All of it.  `sources` are the files read, in order."""
+
+    run_dir: str
+    state_dir: str
+    default_backend: str = "file"
+    require_protection: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    virtlockd: VirtlockdTable = VirtlockdTable()
+    control: ControlTable = ControlTable()
+    limits: LimitsTable = LimitsTable()
+    recovery: RecoveryTable = RecoveryTable()
+    backend: dict[str, dict[str, Any]] = {}
+    disk: tuple[DiskRule, ...] = ()
+    sources: tuple[str, ...] = ()
+    rule_sources: tuple[str, ...] = ()
+
+    @property
+    def control_socket(self) -> str:
+        return self.control.socket or f"{self.run_dir}/{CONTROL_SOCKET_NAME}"
+
+    @property
+    def journal_path(self) -> str:
+        return f"{self.run_dir}/journal"
+
+    def source(self) -> str:
+        """For messages that belong to no single file."""
+        return self.sources[0] if self.sources else "built-in configuration"
+
+
+CONTROL_SOCKET_NAME = "io.holdfast.Control"
+_TABLES: dict[str, type[_Table]] = {
+    "virtlockd": VirtlockdTable,
+    "control": ControlTable,
+    "limits": LimitsTable,
+    "recovery": RecoveryTable,
+}
+_TOP = ("run_dir", "state_dir", "default_backend", "require_protection", "log_level")
+
+
+def default_file(environ: Mapping[str, str], uid: int) -> str:
+    """Where the configuration is looked for when nobody names a file."""
+    if uid == 0:
+        return SYSTEM_FILE
+    base = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME", "/"), ".config")
+    return os.path.join(base, "holdfast", "holdfast.toml")
+
+
+def default_paths(environ: Mapping[str, str], uid: int) -> dict[str, str]:
+    """run_dir, state_dir and virtlockd socket: the system's for root, the session's otherwise (virtlockd-rpc.md 1)."""
+    if uid == 0:
+        return {
+            "run_dir": "/run/holdfast",
+            "state_dir": "/var/lib/holdfast",
+            "socket": "/run/libvirt/virtlockd-sock",
+        }
+    home = environ.get("HOME", "/")
+    runtime = environ.get("XDG_RUNTIME_DIR") or os.path.join(
+        environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
+    )
+    state = environ.get("XDG_STATE_HOME") or os.path.join(home, ".local", "state")
+    return {
+        "run_dir": os.path.join(runtime, "holdfast"),
+        "state_dir": os.path.join(state, "holdfast"),
+        "socket": os.path.join(runtime, "libvirt", "virtlockd-sock"),
+    }
+
+
+def load(file: str | None, *, environ: Mapping[str, str], uid: int) -> Config:
+    """The configuration; raises `ConfigError` for the first thing wrong with it."""
+    config, problems = check(file, environ=environ, uid=uid)
+    if config is None or problems:
+        raise problems[0]
+    return config
+
+
+def check(
+    file: str | None, *, environ: Mapping[str, str], uid: int
+) -> tuple[Config | None, list[ConfigError]]:
+    """The configuration and everything wrong with it; no configuration if it can't be made sense of.
+
+    `file` None means the default place, where it may be missing; a file that is named must be there.
+    """
+    reader = _Reader()
+    path = file or default_file(environ, uid)
+    if file is not None or os.path.exists(path):
+        reader.read(path)
+    snippets = os.path.join(os.path.dirname(os.path.abspath(path)), "conf.d")
+    if os.path.isdir(snippets):
+        for name in sorted(os.listdir(snippets)):
+            if name.endswith(".toml") and not name.startswith("."):
+                reader.read(os.path.join(snippets, name))
+    config = reader.build(default_paths(environ, uid))
+    if config is not None:
+        reader.problems.extend(validate(config, reader.origins))
+    return (None if reader.problems else config), reader.problems
+
+
+class _Reader:
+    """Gathers tables from files; remembers which key came from which file."""
+
+    def __init__(self) -> None:
+        self.problems: list[ConfigError] = []
+        self.origins: dict[str, str] = {}
+        self._top: dict[str, Any] = {}
+        self._tables: dict[str, dict[str, Any]] = {name: {} for name in _TABLES}
+        self._backends: dict[str, dict[str, Any]] = {}
+        self._rules: list[tuple[str, str, Any]] = []
+        self._sources: list[str] = []
+
+    def _problem(self, file: str, key: str, reason: str) -> None:
+        self.problems.append(ConfigError(file=file, key=key, reason=reason))
+
+    def read(self, path: str) -> None:
+        try:
+            with open(path, "rb") as f:
+                raw = f.read(CONFIG_BYTES_MAX + 1)
+            if len(raw) > CONFIG_BYTES_MAX:
+                return self._problem(path, "file", f"is larger than {CONFIG_BYTES_MAX} bytes")
+            tree = tomllib.loads(raw.decode())
+        except OSError as e:
+            return self._problem(path, "file", f"can't be read: {e.strerror}")
+        except UnicodeDecodeError as e:
+            return self._problem(path, "file", f"is not UTF-8 at byte {e.start}")
+        except (tomllib.TOMLDecodeError, RecursionError) as e:
+            return self._problem(path, "syntax", f"is not TOML: {e}")
+        self._sources.append(path)
+        for key, value in tree.items():
+            if key in _TOP:
+                self._top[key] = value
+                self.origins[key] = path
+            elif key in _TABLES:
+                self._take_table(path, key, value)
+            elif key == "backend":
+                self._take_backends(path, value)
+            elif key == "disk":
+                self._take_rules(path, value)
+            else:
+                known = ", ".join((*_TOP, *(f"[{t}]" for t in _TABLES), "[backend.NAME]", "[[disk]]"))
+                self._problem(path, key, f"is not known; known are {known}")
+        return None
+
+    def _take_table(self, path: str, name: str, value: object) -> None:
+        if not isinstance(value, dict):
+            return self._problem(path, name, f"must be a table: write [{name}]")
+        for key, each in value.items():
+            self._tables[name][key] = each
+            self.origins[f"{name}.{key}"] = path
+        return None
+
+    def _take_backends(self, path: str, value: object) -> None:
+        if not isinstance(value, dict) or not all(isinstance(t, dict) for t in value.values()):
+            return self._problem(path, "backend", 'must be tables: write [backend.NAME] with driver = "file"')
+        for name, table in value.items():
+            if not _NAME.match(name):
+                self._problem(path, f"backend.{name}", "name must be letters, digits, '_', '.' or '-'")
+            self._backends.setdefault(name, {}).update(table)
+            self.origins[f"backend.{name}"] = path
+        return None
+
+    def _take_rules(self, path: str, value: object) -> None:
+        if not isinstance(value, list):
+            return self._problem(path, "disk", "must be an array of tables: write [[disk]]")
+        for table in value:
+            self._rules.append((path, f"disk[{len(self._rules) + 1}]", table))
+        if len(self._rules) > RULES_MAX:
+            self._problem(path, "disk", f"more than {RULES_MAX} rules")
+        return None
+
+    def build(self, paths: Mapping[str, str]) -> Config | None:
+        tables = {}
+        for name, kind in _TABLES.items():
+            origin = next((f for k, f in self.origins.items() if k.startswith(f"{name}.")), "configuration")
+            tables[name] = self._convert(origin, name, self._tables[name], kind)
+        rules = [(file, self._convert(file, key, table, DiskRule)) for file, key, table in self._rules]
+        top = self._convert(
+            next((self.origins[k] for k in _TOP if k in self.origins), "configuration"),
+            "",
+            {"run_dir": paths["run_dir"], "state_dir": paths["state_dir"], **self._top},
+            Config,
+        )
+        if top is None or None in tables.values() or any(r is None for _, r in rules):
+            return None
+        virtlockd = tables["virtlockd"]
+        if not virtlockd.socket:
+            virtlockd = msgspec.structs.replace(virtlockd, socket=paths["socket"])
+        backends = dict(self._backends)
+        backends.setdefault("file", {"driver": "file"})
+        config: Config = msgspec.structs.replace(
+            top,
+            virtlockd=virtlockd,
+            control=tables["control"],
+            limits=tables["limits"],
+            recovery=tables["recovery"],
+            backend=backends,
+            disk=tuple(r for _, r in rules),
+            sources=tuple(self._sources),
+            rule_sources=tuple(f for f, _ in rules),
+        )
+        return config
+
+    def _convert(self, file: str, where: str, table: object, kind: type[_Table]) -> Any:
+        try:
+            return msgspec.convert(table, kind)
+        except msgspec.ValidationError as e:
+            text, _, at = str(e).partition(" - at `$")
+            inner = at.rstrip("`").lstrip(".")
+            if (unknown := re.search(r"unknown field `([^`]*)`", text)) is not None:
+                inner = unknown[1]
+                known = ", ".join(f for f in kind.__struct_fields__ if f not in ("sources", "rule_sources"))
+                text = f"is not known; known here are {known}"
+            key = ".".join(part for part in (where, inner) if part) or "file"
+            self._problem(self.origins.get(key, file), key, _plain(text))
+            return None
+
+
+def _plain(text: str) -> str:
+    """msgspec's words in an admin's."""
+    for theirs, ours in (
+        ("Expected", "expected"),
+        ("`int`", "a whole number"),
+        ("`str`", "text in quotes"),
+        ("`bool`", "true or false"),
+        ("`float`", "a number"),
+        ("`array`", "an array"),
+        ("`object`", "a table"),
+        ("Invalid enum value", "not one of the known values:"),
+        ("Object missing required field", "misses the key"),
+    ):
+        text = text.replace(theirs, ours)
+    return text
+
+
+def validate(config: Config, origins: Mapping[str, str]) -> Iterator[ConfigError]:
+    """Every rule between values, each with the values."""
+
+    def problem(key: str, reason: str, file: str = "") -> ConfigError:
+        return ConfigError(file=file or origins.get(key, config.source()), key=key, reason=reason)
+
+    for key, path in (
+        ("run_dir", config.run_dir),
+        ("state_dir", config.state_dir),
+        ("virtlockd.socket", config.virtlockd.socket),
+        ("control.socket", config.control_socket),
+    ):
+        if not path.startswith("/"):
+            yield problem(key, f"must be an absolute path, not '{path}'")
+        elif "\0" in path:
+            yield problem(key, "must not contain a NUL byte")
+        elif key.endswith("socket") and len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+            yield problem(
+                key,
+                f"is {len(os.fsencode(path))} bytes long, a socket path has at most {SOCKET_PATH_BYTES_MAX}",
+            )
+    if config.virtlockd.socket == config.control_socket:
+        yield problem("control.socket", f"is the same as virtlockd.socket, {config.control_socket}")
+    if config.control.group:
+        try:
+            grp.getgrnam(config.control.group)
+        except (KeyError, ValueError):
+            yield problem(
+                "control.group", f"no group '{config.control.group}' on this host; create it or leave it out"
+            )
+    if config.default_backend not in config.backend:
+        yield problem("default_backend", _no_backend(config.default_backend, config))
+    for name, table in config.backend.items():
+        if not isinstance(table.get("driver"), str):
+            yield problem(f"backend.{name}", 'misses the key driver, such as driver = "file"')
+    yield from _validate_rules(config)
+
+
+def _no_backend(name: str, config: Config) -> str:
+    return f"no [backend.{name}] is configured; configured are: {', '.join(sorted(config.backend))}"
+
+
+def _validate_rules(config: Config) -> Iterator[ConfigError]:
+    earlier: list[tuple[int, DiskRule]] = []
+    for number, (file, rule) in enumerate(zip(config.rule_sources, config.disk, strict=True), 1):
+        key = f"disk[{number}]"
+        if (rule.match is None) == (rule.lockspace is None):
+            yield ConfigError(file=file, key=key, reason="needs exactly one of match = and lockspace =")
+            continue
+        word, pattern = ("match", rule.match) if rule.match is not None else ("lockspace", rule.lockspace)
+        assert pattern is not None
+        if rule.backend not in config.backend:
+            yield ConfigError(file=file, key=f"{key}.backend", reason=_no_backend(rule.backend, config))
+        if not pattern.startswith(("/", "*", "[", "?")):
+            yield ConfigError(
+                file=file,
+                key=f"{key}.{word}",
+                reason=f'\'{pattern}\' can\'t match: paths are absolute; write "/{pattern}" or "*/{pattern}"',
+            )
+        for other_number, other in earlier:
+            theirs = other.match if word == "match" else other.lockspace
+            if theirs is not None and covers(theirs, pattern):
+                yield ConfigError(
+                    file=file,
+                    key=f"{key}.{word}",
+                    reason=f"'{pattern}' can't match: disk[{other_number}] '{theirs}' comes first and takes all of it; "
+                    "put the narrower rule first",
+                )
+                break
+        earlier.append((number, rule))
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Whether a glob surely matches everything that another one matches.
+
+    Only for patterns whose sole wildcard is '*': then matching the other pattern's text is enough, as no
+    literal of `wide` can have stood for a wildcard of `narrow`.
+    """
+    if wide == narrow:
+        return True
+    if any(c in wide for c in "?[]") or "[" in narrow:
+        return False
+    return fnmatch.fnmatchcase(narrow, wide)
+
+
+def protection_min(config: Config, rule: DiskRule | None) -> Protection:
+    return Protection(max(config.require_protection, rule.require_protection if rule else 0))
+
+
+def to_toml(config: Config) -> str:
+    """The whole effective configuration, as TOML that loads to the same."""
+    lines = [f"# from: {', '.join(config.sources) or 'built-in defaults'}"]
+    lines += [f"{key} = {_value(getattr(config, key))}" for key in _TOP]
+    for name in _TABLES:
+        table = getattr(config, name)
+        lines += ["", f"[{name}]"]
+        lines += [f"{key} = {_value(getattr(table, key))}" for key in table.__struct_fields__]
+    for name, backend in config.backend.items():
+        lines += ["", f"[backend.{_key(name)}]"]
+        lines += [f"{_key(key)} = {_value(value)}" for key, value in backend.items()]
+    for rule in config.disk:
+        lines += ["", "[[disk]]"]
+        for key in rule.__struct_fields__:
+            if (value := getattr(rule, key)) is not None:
+                lines.append(f"{key} = {_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name)
+
+
+def _value(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case str():
+            return msgspec.json.encode(value).decode()  # a JSON string is a TOML basic string
+        case list() | tuple():
+            return "[" + ", ".join(_value(v) for v in value) + "]"
+        case dict():
+            return "{ " + ", ".join(f"{_key(str(k))} = {_value(v)}" for k, v in value.items()) + " }"
+        case _:
+            return _value(str(value))

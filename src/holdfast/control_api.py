@@ -1,0 +1,108 @@
+"""The words of the control socket: what server and client of io.holdfast.Control say to each other.
+
+Plain dataclasses, because both asyncvarlink (the daemon) and msgspec (the command) turn them into JSON.
+No `from __future__ import annotations` here: asyncvarlink reads the types at run time.
+"""
+
+from dataclasses import dataclass, field
+
+INTERFACE = "io.holdfast.Control"
+ERROR_REFUSED = f"{INTERFACE}.Refused"
+ERROR_NOT_PERMITTED = f"{INTERFACE}.NotPermitted"
+VENDOR, PRODUCT, URL = "Holdfast", "holdfastd", "https://github.com/holdfast"
+
+
+@dataclass
+class BackendInfo:
+    name: str
+    driver: str
+    capabilities: list[str]
+
+
+@dataclass
+class StatusInfo:
+    """One look at the daemon.  Times are seconds since the epoch."""
+
+    version: str
+    host: str
+    pid: int
+    started: float
+    owners: int
+    locks: int
+    locks_lost: int
+    connections: int
+    connections_max: int
+    lockspaces: list[str]
+    backends: list[BackendInfo]
+    default_backend: str
+    virtlockd_socket: str
+    journal: str
+    """``ok``, or why it can't be written."""
+    descriptor_store: bool
+    storage_waiting: list[str]
+    config_files: list[str]
+    last_event: int
+
+
+@dataclass
+class HolderInfo:
+    """One owner's claim on one resource.  Unknown facts are empty, 0 or absent."""
+
+    resource: str
+    lockspace: str
+    name: str
+    mode: str
+    owner: str
+    owner_uuid: str
+    pid: int
+    host: str
+    since: float | None
+    backend: str
+    path: str
+    protection: int
+    protection_word: str
+    protection_note: str
+    held: bool
+    lost_reason: str
+    source: str = "holdfastd"
+
+
+@dataclass
+class OwnerInfo:
+    name: str
+    uuid: str
+    domain_id: int
+    pid: int
+    alive: bool
+    stopping: str
+    connections: int
+    locks: int
+    protection: int | None
+    """The weakest of its locks; absent if it has none."""
+    protection_word: str
+
+
+@dataclass
+class EventInfo:
+    number: int
+    time: float
+    kind: str
+    owner: str
+    owner_uuid: str
+    pid: int
+    resource: str
+    mode: str
+    detail: str
+
+
+@dataclass
+class DiskWish:
+    """One disk of an Acquire: an absolute path, shared or exclusive."""
+
+    path: str
+    shared: bool = False
+
+
+@dataclass
+class Holders:
+    holders: list[HolderInfo] = field(default_factory=list)

@@ -1,0 +1,583 @@
+"""The composition root: configuration to object graph, and the daemon's life from start to end.
+
+    start     claim the run directory ─ find inherited descriptors ─ journal ─ adopt owners and locks
+              ─ listen ─ READY
+    SIGUSR1   (also SIGHUP) check that the program on disk can start ─ exec it with everything open
+    SIGTERM   stop listening, leave locks and VMs as they are: the journal and the descriptor store keep them
+
+This is the only module that sees `Config` as a whole, and the only one that knows every layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import grp
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import uvloop
+
+from holdfast import __version__
+from holdfast import config as configuration
+from holdfast.backends.base import BackendPorts, make_backend
+from holdfast.config import Config
+from holdfast.control_api import BackendInfo, StatusInfo
+from holdfast.errors import ConfigError
+from holdfast.frontends.control import ControlFrontend
+from holdfast.frontends.listener import Listener, peer_of
+from holdfast.frontends.virtlockd import VirtlockdFrontend
+from holdfast.manager import events as ev
+from holdfast.manager.events import Event, Events
+from holdfast.manager.inspection import Inspection
+from holdfast.manager.journal import Journal, SavedState, replay
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lockspaces import Lockspaces
+from holdfast.manager.recovery import Recovery
+from holdfast.manager.routing import Route, Routing, Rule
+from holdfast.model import LockFailureAction, Mode, OwnerName, Resource
+from holdfast.system import descriptors as fds
+from holdfast.system import tasks
+from holdfast.system.append_file import SystemAppendFile
+from holdfast.system.blocking import LanedStorage
+from holdfast.system.clock import SystemClock
+from holdfast.system.domain_control import VirshDomainControl
+from holdfast.system.file_lock import SystemLockFiles
+from holdfast.system.lockspace_files import LockspaceFiles
+from holdfast.system.mounts import MountTable
+from holdfast.system.process import SystemProcesses, boot_id, host_name
+
+log = logging.getLogger("holdfast")
+
+VIRTLOCKD_SOCKET_NAMES = ("holdfastd.socket", "virtlockd.socket", "virtlockd")
+CONTROL_SOCKET_NAMES = ("holdfastd-control.socket", "control")
+VIRTLOCKD_SOCKET_MODE = 0o700
+"""As virtlockd's own (virtlockd-rpc.md 1)."""
+IN_FLIGHT_WAIT_S = 2.0
+"""How long a re-exec or a stop waits for requests that wait for storage; what is left is asked again or undone."""
+EXIT_OK, EXIT_ERROR, EXIT_CONFIG, EXIT_SOCKET = 0, 1, 2, 6
+
+
+class StartError(Exception):
+    """The daemon cannot start; the text says why and what to do."""
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def build_routing(config: Config, ports: BackendPorts) -> Routing:
+    """Backends and rules of a configuration; raises `ConfigError`."""
+    backends = {
+        name: make_backend(name, table, ports, file=config.source()) for name, table in config.backend.items()
+    }
+    rules = [
+        Rule(
+            rule.match if rule.match is not None else rule.lockspace or "",
+            Route(backends[rule.backend], configuration.protection_min(config, rule)),
+            of_lockspace=rule.match is None,
+        )
+        for rule in config.disk
+    ]
+    default = Route(backends[config.default_backend], configuration.protection_min(config, None))
+    return Routing(rules, default, backends)
+
+
+class Daemon:
+    """The object graph of one running daemon."""
+
+    def __init__(self, config: Config, inherited: fds.Inherited, run_dir_lock: int) -> None:
+        self.config = config
+        self._inherited = inherited
+        self._run_dir_lock = run_dir_lock
+        self._loop = asyncio.get_running_loop()
+        self._stop: asyncio.Future[None] = self._loop.create_future()
+        self._self_bound: list[str] = []
+        self._started_wall_s = time.time()
+        self._reloading = False
+
+        self.notifier = fds.Notifier(os.environ)
+        clock, processes, mounts = SystemClock(), SystemProcesses(), MountTable()
+        storage = LanedStorage(mounts, timeout_s=config.limits.storage_timeout_s, now=clock.now)
+        self._storage = storage
+        host = host_name()
+        self._host = host
+        self._boot = boot_id()
+        ports = BackendPorts(files=SystemLockFiles(), storage=storage, mounts=mounts, clock=clock, host=host)
+        self.routing = build_routing(config, ports)
+        self.journal = Journal(
+            SystemAppendFile(config.journal_path),
+            boot=self._boot,
+            host=host,
+            snapshot=lambda: self.manager.journal_lines(),  # noqa: PLW0108 - there is no manager yet
+        )
+        self.events = Events(clock.wall)
+        files = LockspaceFiles()
+        self.manager = LockManager(
+            routing=self.routing,
+            lockspaces=Lockspaces(files=files, storage=storage, journal=self.journal),
+            journal=self.journal,
+            processes=processes,
+            clock=clock,
+            events=self.events,
+            host=host,
+            owners_max=config.limits.owners_max,
+            keep=self._keep_lock if self.notifier.stores else None,
+        )
+        self.recovery = Recovery(
+            self.manager,
+            processes=processes,
+            clock=clock,
+            domains=VirshDomainControl(config.recovery.libvirt_uri),
+            on_lock_lost=LockFailureAction(config.recovery.on_lock_lost),
+        )
+        self.virtlockd = VirtlockdFrontend(
+            self.manager, uid=os.geteuid(), keep=self.notifier.store if self.notifier.stores else None
+        )
+        inspection = Inspection(self.manager, files=files, storage=storage, host=host)
+        self.control = ControlFrontend(
+            self.manager, inspection, self.status, uid=os.geteuid(), group=config.control.group
+        )
+        self.listeners: dict[str, Listener] = {}
+
+    def _keep_lock(self, lock_id: int, fd: int | None) -> None:
+        self.notifier.store(f"lock-{lock_id}", fd)
+
+    # --- start ---
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._loop.add_signal_handler(number, self._stop_now)
+        for number in (signal.SIGUSR1, signal.SIGHUP):
+            self._loop.add_signal_handler(number, self._reload)
+        try:
+            self._open_listeners()
+            await self._adopt()
+        except BaseException:
+            self._close_listeners()
+            raise
+        self.journal.compact()
+        for listener in self.listeners.values():
+            listener.start()
+        gc.collect()
+        gc.freeze()
+        self._announce()
+        await self._stop
+        await self._shut_down()
+
+    def _announce(self) -> None:
+        again = self._inherited.reexec is not None
+        held = len(self.manager.table)
+        text = f"serving {self.config.virtlockd.socket}; {len(self.manager.owners)} owners, {held} locks"
+        self.events.emit(
+            ev.DAEMON_RESTARTED if again or held else ev.DAEMON_STARTED, pid=os.getpid(), detail=text
+        )
+        self.notifier.ready(text)
+        log.info("holdfastd %s %s %s", __version__, "goes on" if again else "is ready", text)
+
+    def _open_listeners(self) -> None:
+        config = self.config
+        gid = grp.getgrnam(config.control.group).gr_gid if config.control.group else None
+        self.virtlockd.listener = self._listener(
+            "virtlockd",
+            VIRTLOCKD_SOCKET_NAMES,
+            lambda: self._bind(config.virtlockd.socket, VIRTLOCKD_SOCKET_MODE, None),
+            config.virtlockd.max_clients,
+            self.virtlockd,
+        )
+        self.control.listener = self._listener(
+            "control",
+            CONTROL_SOCKET_NAMES,
+            lambda: self._bind(config.control_socket, 0o600 if gid is None else 0o660, gid),
+            config.control.max_clients,
+            self.control,
+        )
+
+    def _listener(
+        self,
+        name: str,
+        activation_names: Sequence[str],
+        bind: Callable[[], socket.socket],
+        clients_max: int,
+        frontend: VirtlockdFrontend | ControlFrontend,
+    ) -> Listener:
+        reexec = self._inherited.reexec
+        passed = [fd for given, fd in self._inherited.named if given in activation_names]
+        if reexec is not None and name in reexec.listeners:
+            sock = socket.socket(fileno=reexec.listeners[name])
+            self._self_bound = list(reexec.self_bound)
+        elif passed:
+            sock = socket.socket(fileno=passed[0])
+        else:
+            sock = bind()
+        self.listeners[name] = Listener(
+            name,
+            sock,
+            clients_max=clients_max,
+            cap_key=f"{name}.max_clients",
+            admit=frontend.admit,
+            serve=frontend.serve,
+        )
+        return self.listeners[name]
+
+    def _bind(self, path: str, mode: int, gid: int | None) -> socket.socket:
+        other = fds.socket_in_use(path)
+        if other is not None:
+            raise StartError(
+                f"{path}: {_program(other)} already listens there; stop it first "
+                "(for virtlockd: systemctl disable --now virtlockd.socket virtlockd-admin.socket virtlockd)",
+                EXIT_SOCKET,
+            )
+        try:
+            sock = fds.bind_socket(path, mode=mode, gid=gid)
+        except OSError as e:
+            raise StartError(f"{path}: can't listen there: {e.strerror}", EXIT_SOCKET) from e
+        self._self_bound.append(path)
+        return sock
+
+    async def _adopt(self) -> None:
+        """Take over what an earlier daemon left: by re-exec, in the descriptor store, in the journal."""
+        reexec = self._inherited.reexec
+        state = replay(reexec.journal) if reexec is not None else self.journal.load()
+        if state.damage:
+            log.error(
+                "journal %s is damaged: %s; what could be read is used",
+                self.config.journal_path,
+                state.damage,
+            )
+        self.manager.lockspaces.restore(state.lockspaces)
+        if state.boot != self._boot:
+            if state.locks:
+                log.info("journal of an earlier boot: its %d locks ended with it", len(state.locks))
+            state = SavedState(boot=self._boot)
+        kept_locks: dict[int, int] = dict(reexec.locks) if reexec is not None else {}
+        kept_connections: list[tuple[str, int, int]] = []
+        for name, fd in self._inherited.named:
+            kind, _, rest = name.partition("-")
+            number, _, owner_number = rest.partition("-")
+            if kind == "lock" and number.isdigit():
+                kept_locks[int(number)] = fd
+            elif kind == "conn" and number.isdigit() and owner_number.isdigit():
+                kept_connections.append((name, int(owner_number), fd))
+                self.virtlockd.continue_kept_count(int(number))
+        living = self.recovery.owners(state)
+        if reexec is not None:
+            self.events.restore(_event_from(e) for e in reexec.events)
+            for c in reexec.connections:
+                sock = socket.socket(fileno=c.fd)
+                self.virtlockd.adopt(
+                    sock,
+                    peer_of(sock),
+                    living.get(c.owner),
+                    restricted=c.restricted,
+                    carried=c.carried,
+                    unsent=c.unsent,
+                    kept=c.kept,
+                )
+        for name, owner_id, fd in kept_connections:
+            sock = socket.socket(fileno=fd)
+            sock.setblocking(False)
+            if owner_id in living:
+                self.virtlockd.adopt(sock, peer_of(sock), living[owner_id], restricted=True, kept=name)
+            else:
+                sock.close()
+                self.notifier.store(name, None)
+        await self.recovery.locks(state, living, kept_locks)
+        for lock_id, fd in kept_locks.items():
+            if lock_id not in state.locks:
+                # Its end was journaled before the last daemon could let go of it.
+                os.close(fd)
+                self.notifier.store(f"lock-{lock_id}", None)
+        for owner in living.values():
+            if not owner.alive():
+                self.manager.owner_ended(owner)
+            elif not owner.connections and not self.manager.table.holds_any(owner.id):
+                self.manager.owners.forget(owner)
+
+    # --- status ---
+
+    def status(self) -> StatusInfo:
+        config, manager = self.config, self.manager
+        return StatusInfo(
+            version=__version__,
+            host=self._host,
+            pid=os.getpid(),
+            started=self._started_wall_s,
+            owners=len(manager.owners),
+            locks=len(manager.table),
+            locks_lost=sum(1 for lock in manager.table if lock.held is None),
+            connections=self.listeners["virtlockd"].clients,
+            connections_max=config.virtlockd.max_clients,
+            lockspaces=manager.lockspaces.known(),
+            backends=[
+                BackendInfo(
+                    name=name,
+                    driver=str(config.backend[name].get("driver", "")),
+                    capabilities=[
+                        field
+                        for field in backend.capabilities.__dataclass_fields__
+                        if getattr(backend.capabilities, field)
+                    ],
+                )
+                for name, backend in self.routing.backends.items()
+            ],
+            default_backend=config.default_backend,
+            virtlockd_socket=config.virtlockd.socket,
+            journal=self.journal.failing or "ok",
+            descriptor_store=self.notifier.stores,
+            storage_waiting=[f"{name}: {n} calls" for name, n in self._storage.waiting.items()],
+            config_files=list(config.sources),
+            last_event=self.events.last,
+        )
+
+    # --- end ---
+
+    def _stop_now(self) -> None:
+        if not self._stop.done():
+            self._stop.set_result(None)
+
+    async def _shut_down(self) -> None:
+        """Leave: locks end with this process (unless a descriptor store keeps them), VMs and the journal stay."""
+        self.notifier.stopping()
+        self.events.emit(ev.DAEMON_STOPPING, pid=os.getpid())
+        log.info("stopping; %d locks stay in the journal, no VM is touched", len(self.manager.table))
+        self.manager.closing = True
+        self._close_listeners()
+        self.control.close_all()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(tasks.all_ended(), IN_FLIGHT_WAIT_S)
+        self.journal.compact()
+
+    def _close_listeners(self) -> None:
+        for listener in self.listeners.values():
+            listener.close()
+        for path in self._self_bound:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    # --- re-exec ---
+
+    def _reload(self) -> None:
+        if not self._reloading:
+            self._reloading = True
+            tasks.start(self._reexec())
+
+    async def _reexec(self) -> None:
+        """Become the program on disk, if it can start with the configuration on disk; else go on as we are."""
+        try:
+            self.notifier.reloading(int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6))
+            if not await self._next_can_start():
+                self.notifier.ready("reload refused, see the log")
+                return
+            for connection in list(self.virtlockd.connections):
+                connection.hold()
+            deadline = time.monotonic() + IN_FLIGHT_WAIT_S
+            while any(c.busy for c in self.virtlockd.connections) and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+            log.info("re-executing with %d locks", len(self.manager.table))
+            self.control.close_all()
+            try:
+                fds.exec_with(
+                    self._reexec_state(), sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ
+                )
+            except OSError as e:
+                log.error("re-exec failed: %s; going on as before", e)
+            for connection in list(self.virtlockd.connections):
+                connection.go_on()
+            self.notifier.ready("reload failed, see the log")
+        finally:
+            self._reloading = False
+
+    async def _next_can_start(self) -> bool:
+        """A dry run of what would be executed: a broken upgrade or configuration must not cost the locks."""
+        command = [sys.executable, *sys.orig_argv[1:], "--check-config"]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            told, _ = await asyncio.wait_for(process.communicate(), 60)
+        except (OSError, TimeoutError) as e:
+            log.error("reload refused: the program on disk can't be tried: %s", e)
+            return False
+        if process.returncode != 0:
+            log.error("reload refused: %s", told.decode(errors="replace").strip() or "it fails to start")
+            return False
+        return True
+
+    def _reexec_state(self) -> fds.ReexecState:
+        connections = []
+        for c in self.virtlockd.connections:
+            leftovers = c.leftovers()
+            if leftovers is None:
+                continue  # amid an oversized message: the client sees its connection close
+            connections.append(
+                fds.SavedConnection(
+                    c.fileno(), c.owner.id if c.owner else 0, c.restricted, *leftovers, c.kept
+                )
+            )
+        locks = {}
+        for lock in self.manager.table:
+            if lock.held is not None and (fd := lock.held.descriptor()) is not None:
+                locks[lock.id] = fd
+        return fds.ReexecState(
+            version=fds.REEXEC_VERSION,
+            listeners={name: each.socket.fileno() for name, each in self.listeners.items()},
+            self_bound=self._self_bound,
+            locks=locks,
+            connections=connections,
+            journal=self.journal.image(self.manager.journal_lines(everybody=True)),
+            events=[_event_to(e) for e in self.events.recent()],
+            lock_fd=self._run_dir_lock,
+        )
+
+
+def _event_to(e: Event) -> tuple[int, float, str, str, str, int, str, str, int, str]:
+    owner = e.owner or OwnerName("")
+    space, name = e.resource or ("", "")
+    texts = [t.encode("utf-8", "replace").decode() for t in (owner.name, space, name, e.detail)]
+    return (
+        e.number,
+        e.wall_s,
+        e.kind,
+        texts[0],
+        owner.uuid,
+        e.pid,
+        texts[1],
+        texts[2],
+        int(e.mode or 0),
+        texts[3],
+    )
+
+
+def _event_from(e: tuple[int, float, str, str, str, int, str, str, int, str]) -> Event:
+    number, wall_s, kind, owner, uuid, pid, space, name, mode, detail = e
+    return Event(
+        number,
+        wall_s,
+        kind,
+        OwnerName(owner, uuid) if owner or uuid else None,
+        pid,
+        Resource(space, name) if name else None,
+        Mode(mode) if mode else None,
+        detail,
+    )
+
+
+def _program(pid: int) -> str:
+    name = SystemProcesses().program(pid) if pid > 0 else ""
+    return f"{name or 'another program'} (pid {pid})" if pid > 0 else "another program"
+
+
+# --- the command ---
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="holdfastd",
+        description="Locks the disks of virtual machines: speaks virtlockd's protocol to libvirt. "
+        "Runs in the foreground; SIGUSR1 re-executes it with every lock and connection kept.",
+    )
+    parser.add_argument(
+        "-f", "--config", metavar="FILE", help=f"configuration (default {configuration.SYSTEM_FILE})"
+    )
+    parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
+    parser.add_argument(
+        "--show-config", action="store_true", help="print the effective configuration and exit"
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"holdfastd {__version__}")
+    return parser.parse_args(arguments)
+
+
+def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
+    """The configuration with its backends tried out, and everything wrong with it."""
+    config, problems = configuration.check(file, environ=os.environ, uid=os.geteuid())
+    if config is not None:
+        mounts = MountTable()
+        ports = BackendPorts(
+            files=SystemLockFiles(),
+            storage=LanedStorage(mounts, timeout_s=1, now=time.monotonic),
+            mounts=mounts,
+            clock=SystemClock(),
+            host="",
+        )
+        try:
+            build_routing(config, ports)
+        except ConfigError as e:
+            problems.append(e)
+        mounts.close()
+    return config, problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    config, problems = check_config(options.config)
+    for problem in problems:
+        print(f"holdfastd: {problem}", file=sys.stderr)
+    if config is None or problems:
+        return EXIT_CONFIG
+    if options.show_config:
+        print(configuration.to_toml(config), end="")
+        return EXIT_OK
+    if options.check_config:
+        print(f"configuration is fine: {', '.join(config.sources) or 'built-in defaults'}")
+        return EXIT_OK
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format="%(levelname)s %(message)s"
+        if "JOURNAL_STREAM" in os.environ
+        else "%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        code = serve(config)
+    except StartError as e:
+        log.error("%s", e)
+        code = e.code
+    # Threads that wait for dead storage must not keep a daemon from ending.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def serve(config: Config) -> int:
+    """Everything after the configuration; returns the exit code."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    inherited = fds.inherited(os.environ)
+    for directory, mode in ((config.run_dir, 0o755), (config.state_dir, 0o700)):
+        try:
+            os.makedirs(directory, mode=mode, exist_ok=True)
+        except OSError as e:
+            raise StartError(f"{directory}: can't be made: {e.strerror}", 2) from e
+    lock = inherited.reexec.lock_fd if inherited.reexec is not None else -1
+    if lock < 0:
+        try:
+            lock = fds.claim_run_dir(f"{config.run_dir}/holdfastd.pid")
+        except BlockingIOError as e:
+            raise StartError(
+                f"another holdfastd (pid {e.strerror}) uses {config.run_dir}", EXIT_ERROR
+            ) from None
+        except OSError as e:
+            raise StartError(f"{config.run_dir}: can't be used: {e.strerror}", EXIT_ERROR) from e
+
+    async def go() -> None:
+        await Daemon(config, inherited, lock).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(go())
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

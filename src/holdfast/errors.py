@@ -1,0 +1,207 @@
+"""One tree of refusals, one table to wire codes.
+
+A refusal names the facts: every class carries a template over its own keyword attributes, so a frontend
+never composes text, and the same error reads the same in virsh, in the CLI and in the log.
+Codes and domains are libvirt's (virtlockd-rpc.md 2.3); the words of the templates keep the beginning that
+virtlockd's own messages have, because scripts match on them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import ClassVar, NamedTuple
+
+from holdfast.model import Holder, Protection, Resource
+
+
+class HoldfastError(Exception):
+    """Root of everything that Holdfast refuses on purpose; ``str()`` is the whole message."""
+
+    template: ClassVar[str] = "{reason}"
+
+    def __init__(self, **facts: object) -> None:
+        self.facts = facts
+        super().__init__(self.template.format_map(facts))
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class ConfigError(HoldfastError):
+    """Configuration that cannot be used; names the file, the key and the fix."""
+
+    template = "{file}: {key}: {reason}"
+
+
+# --- answers of the lock manager ---------------------------------------------------------------------
+
+
+class LockError(HoldfastError):
+    """A request to the lock manager that was not granted."""
+
+
+class ResourceBusy(LockError):
+    template = "Lockspace resource '{name}' is locked by {holders}"
+
+    def __init__(self, resource: Resource, holders: Iterable[Holder], note: str = "") -> None:
+        self.resource = resource
+        self.holders = tuple(holders)
+        told = "; ".join(str(h) for h in self.holders[:HOLDERS_TOLD_MAX])
+        if len(self.holders) > HOLDERS_TOLD_MAX:
+            told += f"; and {len(self.holders) - HOLDERS_TOLD_MAX} more"
+        super().__init__(name=resource.name, holders=told + note)
+
+
+HOLDERS_TOLD_MAX = 4
+"""Holders named in one message: a shared disk may have fifty, an error line may not."""
+
+
+class ResourceNotLocked(LockError):
+    template = "Lockspace resource '{name}' is not locked"
+
+
+class ResourceInUse(LockError):
+    """CREATE_RESOURCE or DELETE_RESOURCE on a resource that is held."""
+
+    template = "Lockspace resource '{name}' is locked"
+
+
+class NotAnOwner(LockError):
+    template = "owner PID does not hold the resource lock"
+
+
+class LockspaceUnknown(LockError):
+    template = "Lockspace for path {path} does not exist"
+
+
+class LockspaceExists(LockError):
+    template = "Lockspace for path {path} already exists"
+
+
+class DefaultLockspaceExists(LockError):
+    template = "the default lockspace already exists"
+
+
+class LockspaceNotDirectory(LockError):
+    template = "Lockspace location {path} exists, but is not a directory"
+
+
+class NameRefused(LockError):
+    template = "invalid argument: resource name '{name}' in lockspace '{lockspace}' {reason}"
+
+
+class ProtectionTooWeak(LockError):
+    template = (
+        "disk '{name}' needs protection level {need} ({need_word}) but backend '{backend}' gives {got} "
+        "({got_word}) here: {fix}"
+    )
+
+    def __init__(self, *, name: str, need: Protection, got: Protection, backend: str, fix: str) -> None:
+        super().__init__(
+            name=name,
+            need=int(need),
+            need_word=need.word,
+            got=int(got),
+            got_word=got.word,
+            backend=backend,
+            fix=fix,
+        )
+
+
+class StorageFailed(LockError):
+    """A system call on the lock's file failed; ``errno`` is kept for the wire."""
+
+    template = "{what} {path}: {reason}"
+
+    def __init__(self, *, what: str, path: str, errno: int) -> None:
+        self.errno = errno
+        super().__init__(what=what, path=path, reason=os.strerror(errno))
+
+
+class LockFileCreateFailed(StorageFailed):
+    """CREATE_RESOURCE's failure, which virtlockd reports in no domain (virtlockd-rpc.md 3.4)."""
+
+
+class StorageSilent(LockError):
+    """The storage of a lock did not answer within the bound; the late answer will be undone."""
+
+    template = "storage of {path} did not answer within {timeout_s} s"
+
+
+class OwnerGone(LockError):
+    template = "owner process {pid} ended while its lock on '{name}' was being acquired"
+
+
+class Refused(LockError):
+    """The manager does not take requests of this kind now."""
+
+    template = "{reason}"
+
+
+# --- answers of the virtlockd frontend -----------------------------------------------------------------
+
+
+class CallError(HoldfastError):
+    """A call that never reached the manager."""
+
+
+class UnsupportedFlags(CallError):
+    template = "unsupported flags (0x{flags:x}) in function {function}"
+
+
+class Restricted(CallError):
+    template = "lock manager connection has been restricted"
+
+
+class NotRegistered(CallError):
+    template = "lock owner details have not been registered"
+
+
+class RpcError(CallError):
+    """Framing or dispatch: unknown program, procedure, status, payload."""
+
+    template = "{reason}"
+
+
+class WireCode(NamedTuple):
+    """libvirt's error code and domain, and the prefix that its message template puts before the detail."""
+
+    code: int
+    domain: int
+    prefix: str
+
+
+_RPC, _LOCKSPACE, _NONE = 7, 51, 0
+
+LIBVIRT_CODES: dict[type[HoldfastError], WireCode] = {
+    ResourceBusy: WireCode(87, _LOCKSPACE, "resource busy: "),
+    ResourceNotLocked: WireCode(87, _LOCKSPACE, "resource busy: "),
+    ResourceInUse: WireCode(87, _LOCKSPACE, "resource busy: "),
+    NotAnOwner: WireCode(1, _LOCKSPACE, "internal error: "),
+    LockspaceUnknown: WireCode(1, _RPC, "internal error: "),
+    LockspaceExists: WireCode(1, _RPC, "internal error: "),
+    DefaultLockspaceExists: WireCode(55, _RPC, "Requested operation is not valid: "),
+    LockspaceNotDirectory: WireCode(1, _LOCKSPACE, "internal error: "),
+    NameRefused: WireCode(8, _LOCKSPACE, ""),
+    ProtectionTooWeak: WireCode(55, _LOCKSPACE, "Requested operation is not valid: "),
+    StorageFailed: WireCode(38, _LOCKSPACE, ""),
+    LockFileCreateFailed: WireCode(38, _NONE, ""),
+    StorageSilent: WireCode(38, _LOCKSPACE, ""),
+    OwnerGone: WireCode(1, _LOCKSPACE, "internal error: "),
+    Refused: WireCode(55, _LOCKSPACE, "Requested operation is not valid: "),
+    UnsupportedFlags: WireCode(8, _RPC, ""),
+    Restricted: WireCode(29, _RPC, "operation forbidden: "),
+    NotRegistered: WireCode(55, _RPC, "Requested operation is not valid: "),
+    RpcError: WireCode(39, _RPC, ""),
+}
+"""Every leaf of the tree that may travel to libvirt (a test keeps it complete)."""
+
+
+def libvirt_code(error: HoldfastError) -> WireCode:
+    """The wire code of an error, by its nearest listed class; INTERNAL_ERROR for anything else."""
+    for cls in type(error).__mro__:
+        if (code := LIBVIRT_CODES.get(cls)) is not None:
+            return code
+    return WireCode(1, _LOCKSPACE, "internal error: ")

@@ -1,0 +1,1 @@
+"""Bytes in, replies out: each frontend translates one protocol into calls of the manager."""

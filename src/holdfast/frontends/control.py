@@ -1,0 +1,243 @@
+"""The control frontend: Varlink on a socket, for the holdfast command and for anybody's tools.
+
+Introspection comes with it (org.varlink.service), so `varlinkctl introspect` shows what is below.  Root and the
+configured group may connect; who is not root may acquire only for processes of its own user.
+No `from __future__ import annotations` here: asyncvarlink reads the types at run time.
+"""
+
+import asyncio
+import grp
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from asyncvarlink import (
+    VarlinkInterface,
+    VarlinkInterfaceRegistry,
+    VarlinkTransport,
+    varlinkmethod,
+)
+from asyncvarlink.error import GenericVarlinkErrorReply
+from asyncvarlink.interface import LastResult
+from asyncvarlink.serverprotocol import VarlinkInterfaceServerProtocol
+from asyncvarlink.serviceinterface import VarlinkServiceInterface
+
+from holdfast import __version__
+from holdfast.control_api import (
+    ERROR_NOT_PERMITTED,
+    ERROR_REFUSED,
+    INTERFACE,
+    PRODUCT,
+    URL,
+    VENDOR,
+    DiskWish,
+    EventInfo,
+    HolderInfo,
+    OwnerInfo,
+    StatusInfo,
+)
+from holdfast.errors import HoldfastError
+from holdfast.frontends.listener import Listener, Peer
+from holdfast.manager.events import Event
+from holdfast.manager.inspection import Inspection, shown
+from holdfast.manager.lock_manager import LockManager
+from holdfast.model import DIRECT_LOCKSPACE, Mode, OwnerName, Resource, Want
+
+log = logging.getLogger(__name__)
+
+EVENTS_BEHIND_MAX = 4096
+"""Events that wait for one slow follower; then the oldest are dropped, and it can tell by the numbers."""
+
+
+def refused(error: HoldfastError) -> GenericVarlinkErrorReply:
+    return GenericVarlinkErrorReply(
+        ERROR_REFUSED, {"kind": type(error).__name__, "message": shown(str(error))}
+    )
+
+
+class ControlInterface(VarlinkInterface, name=INTERFACE):
+    """io.holdfast.Control, for one peer."""
+
+    def __init__(
+        self, manager: LockManager, inspection: Inspection, status: Callable[[], StatusInfo], peer: Peer
+    ) -> None:
+        self._manager = manager
+        self._inspection = inspection
+        self._status = status
+        self._peer = peer
+
+    @varlinkmethod(return_parameter="status")
+    def GetStatus(self) -> StatusInfo:  # noqa: N802 - Varlink's method names
+        return self._status()
+
+    @varlinkmethod(return_parameter="owners")
+    def ListOwners(self) -> list[OwnerInfo]:  # noqa: N802
+        return self._inspection.owners()
+
+    @varlinkmethod(return_parameter="locks")
+    def ListLocks(self) -> list[HolderInfo]:  # noqa: N802
+        return self._inspection.locks()
+
+    @varlinkmethod(return_parameter="holders")
+    async def GetHolders(self, *, path: str) -> list[HolderInfo]:  # noqa: N802
+        return await self._inspection.holders_of(path)
+
+    @varlinkmethod
+    async def Acquire(self, *, pid: int, name: str, disks: list[DiskWish]) -> None:  # noqa: N802
+        """All disks or none, for the process `pid`, until it ends or releases them."""
+        self._may_speak_for(pid)
+        wants = [
+            Want(Resource(DIRECT_LOCKSPACE, d.path), Mode.SHARED if d.shared else Mode.EXCLUSIVE)
+            for d in disks
+        ]
+        try:
+            owner = self._manager.register(pid, OwnerName(name))
+            try:
+                await self._manager.acquire_all(owner, wants)
+            finally:
+                self._manager.unregister(owner, holder=False, why="")
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod
+    async def Release(self, *, pid: int, paths: list[str]) -> None:  # noqa: N802
+        self._may_speak_for(pid)
+        owner = self._manager.owners.with_pid(pid)
+        try:
+            for path in paths:
+                if owner is not None:
+                    await self._manager.release(owner, Resource(DIRECT_LOCKSPACE, path))
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="event", delay_generator=False)
+    async def WatchEvents(self, *, after: int, follow: bool) -> AsyncIterator[EventInfo | None]:  # noqa: N802
+        """Kept events with a number above `after`, then (with `follow`) each as it happens; a last empty one ends it."""
+        queue: asyncio.Queue[Event] = asyncio.Queue(EVENTS_BEHIND_MAX)
+
+        def put(event: Event) -> None:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+        stop = self._manager.events.listen(put)
+        try:
+            for event in self._manager.events.recent(after):
+                yield event_info(event)
+            while follow:
+                yield event_info(await queue.get())
+        finally:
+            stop()
+        raise LastResult(None)
+
+    def _may_speak_for(self, pid: int) -> None:
+        if self._peer.uid == 0:
+            return
+        try:
+            uid = os.stat(f"/proc/{pid}").st_uid
+        except OSError:
+            uid = -1
+        if uid != self._peer.uid:
+            raise GenericVarlinkErrorReply(
+                ERROR_NOT_PERMITTED, {"message": f"process {pid} is not one of your user's"}
+            )
+
+
+def event_info(event: Event) -> EventInfo:
+    owner = event.owner
+    return EventInfo(
+        number=event.number,
+        time=event.wall_s,
+        kind=event.kind,
+        owner=shown(owner.name) if owner else "",
+        owner_uuid=owner.uuid if owner else "",
+        pid=event.pid,
+        resource=shown(str(event.resource)) if event.resource else "",
+        mode=event.mode.word if event.mode else "",
+        detail=shown(event.detail),
+    )
+
+
+class _Connection(VarlinkInterfaceServerProtocol):
+    """One client; tells the listener when it has gone, and ends the streams it was reading."""
+
+    def __init__(self, registry: VarlinkInterfaceRegistry, gone: Callable[["_Connection"], None]) -> None:
+        super().__init__(registry)
+        self._gone = gone
+        self.transport: VarlinkTransport | None = None
+        self._left = False
+
+    def eof_received(self) -> None:
+        """The peer has gone: a stream that nobody reads must not keep its place."""
+        self.leave()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.leave()
+
+    def leave(self) -> None:
+        if self._left:
+            return
+        self._left = True
+        for call in list(self._inflight):
+            call.cancel()
+        if self.transport is not None:
+            self.transport.close()
+        self._gone(self)
+
+
+class ControlFrontend:
+    """All control clients."""
+
+    def __init__(
+        self,
+        manager: LockManager,
+        inspection: Inspection,
+        status: Callable[[], StatusInfo],
+        *,
+        uid: int,
+        group: str,
+    ) -> None:
+        self._manager = manager
+        self._inspection = inspection
+        self._status = status
+        self._uid = uid
+        self._gid = grp.getgrnam(group).gr_gid if group else None
+        self.connections: dict[_Connection, None] = {}
+        self.listener: Listener | None = None
+
+    def admit(self, peer: Peer) -> str:
+        if peer.uid in (0, self._uid):
+            return ""
+        if self._gid is not None and (peer.gid == self._gid or self._gid in _groups_of(peer.pid)):
+            return ""
+        return "only root and the group of control.group may use this socket"
+
+    def serve(self, sock: socket.socket, peer: Peer) -> None:
+        registry = VarlinkInterfaceRegistry()
+        registry.register_interface(VarlinkServiceInterface(VENDOR, PRODUCT, __version__, URL, registry))
+        registry.register_interface(ControlInterface(self._manager, self._inspection, self._status, peer))
+        connection = _Connection(registry, self._closed)
+        self.connections[connection] = None
+        connection.transport = VarlinkTransport(asyncio.get_running_loop(), sock, sock, connection)
+
+    def _closed(self, connection: _Connection) -> None:
+        del self.connections[connection]
+        if self.listener is not None:
+            self.listener.left()
+
+    def close_all(self) -> None:
+        for connection in list(self.connections):
+            connection.leave()
+
+
+def _groups_of(pid: int) -> Iterator[int]:
+    """Supplementary groups of a peer, as /proc shows them."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as f:
+            for line in f:
+                if line.startswith("Groups:"):
+                    yield from (int(g) for g in line.split()[1:])
+    except OSError:
+        return

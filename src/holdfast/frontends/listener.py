@@ -1,0 +1,138 @@
+"""Listening sockets: who may connect, how many, and what happens when there are too many.
+
+A listener accepts, asks the kernel who the peer is (SO_PEERCRED), and hands the connection on.  At its cap it
+stops accepting, as virtlockd does: further clients wait in the backlog and are served when one leaves; the log
+says so once, clearly.  Out of descriptors it pauses instead of spinning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import struct
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 512
+"""Connections that may wait for accept; virtlockd has 30, a host that boots has hundreds of VMs at once."""
+ACCEPTS_PER_TURN = 16
+"""Connections accepted before others get their turn."""
+EMFILE_PAUSE_S = 5.0
+"""As virtlockd (virtlockd-rpc.md 1)."""
+
+_UCRED = struct.Struct("iII")
+
+
+class Peer(NamedTuple):
+    """The peer's credentials when it connected."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    return Peer._make(_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+class Connection(Protocol):
+    """What a frontend makes of an accepted socket."""
+
+    def close(self) -> None: ...
+
+
+class Listener:
+    """One listening socket.  `admit` gives the reason to refuse a peer, or an empty text.
+
+    `serve` takes over an admitted socket; the frontend calls `left` when that connection has closed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sock: socket.socket,
+        *,
+        clients_max: int,
+        cap_key: str,
+        admit: Callable[[Peer], str],
+        serve: Callable[[socket.socket, Peer], None],
+    ) -> None:
+        self.name = name
+        self.socket = sock
+        self.clients = 0
+        self._clients_max = clients_max
+        self._cap_key = cap_key
+        self._admit = admit
+        self._serve = serve
+        self._accepting = False
+        self._resume_later: asyncio.TimerHandle | None = None
+        self.closed = False
+
+    def start(self) -> None:
+        self.socket.setblocking(False)
+        self.socket.listen(BACKLOG)
+        self._accept_again()
+
+    def _accept_again(self) -> None:
+        self._resume_later = None
+        if not self._accepting and not self.closed and self.clients < self._clients_max:
+            self._accepting = True
+            asyncio.get_running_loop().add_reader(self.socket.fileno(), self._on_readable)
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            asyncio.get_running_loop().remove_reader(self.socket.fileno())
+
+    def _on_readable(self) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            if self.clients >= self._clients_max:
+                log.error(
+                    "%s: all %d connections are taken; further clients (VM starts!) wait until one closes; "
+                    "raise %s if your host runs that many VMs",
+                    self.name,
+                    self._clients_max,
+                    self._cap_key,
+                )
+                self._pause()
+                return
+            try:
+                sock, _ = self.socket.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as e:
+                if e.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                log.error("%s: can't accept: %s; next try in %g s", self.name, e.strerror, EMFILE_PAUSE_S)
+                self._pause()
+                self._resume_later = asyncio.get_running_loop().call_later(EMFILE_PAUSE_S, self._accept_again)
+                return
+            peer = peer_of(sock)
+            if reason := self._admit(peer):
+                log.warning("%s: refused client pid %d uid %d: %s", self.name, peer.pid, peer.uid, reason)
+                sock.close()
+                continue
+            sock.setblocking(False)
+            self.clients += 1
+            self._serve(sock, peer)
+
+    def adopted(self) -> None:
+        """A connection from before a re-exec counts like an accepted one."""
+        self.clients += 1
+
+    def left(self) -> None:
+        """A connection has closed: its place is free."""
+        self.clients -= 1
+        if not self._accepting and self._resume_later is None:
+            self._accept_again()
+
+    def close(self) -> None:
+        self.closed = True
+        self._pause()
+        if self._resume_later is not None:
+            self._resume_later.cancel()
+        self.socket.close()

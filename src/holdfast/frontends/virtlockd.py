@@ -1,0 +1,430 @@
+"""The virtlockd frontend: libvirt's lockd plugin connects here and finds what it knows.
+
+One connection is a state: not registered, registered for an owner, restricted.  Requests of one
+connection are served one after the other; while one waits for storage nothing more is read from that client,
+and nobody else waits.  Check order, codes and texts follow virtlockd-rpc.md 3.1.
+
+A connection whose peer *is* the owner's process is libvirt's leaked descriptor in QEMU: its end means that QEMU has
+ended.  All others are libvirtd speaking for a VM, and may come and go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import assert_never
+
+from holdfast.errors import (
+    HoldfastError,
+    NotRegistered,
+    Restricted,
+    RpcError,
+    StorageFailed,
+    UnsupportedFlags,
+    libvirt_code,
+)
+from holdfast.frontends.listener import Listener, Peer
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.owners import Owner
+from holdfast.model import Mode, OwnerName, Resource, Want
+from holdfast.system import tasks
+from holdfast.wire import libvirt_rpc as rpc
+from holdfast.wire import virtlockd as wire
+from holdfast.wire.xdr import Reader, XdrError
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 65536
+
+_FUNCTIONS = {
+    wire.PROC_REGISTER: "virLockSpaceProtocolDispatchRegister",
+    wire.PROC_RESTRICT: "virLockSpaceProtocolDispatchRestrict",
+    wire.PROC_NEW: "virLockSpaceProtocolDispatchNew",
+    wire.PROC_CREATE_RESOURCE: "virLockSpaceProtocolDispatchCreateResource",
+    wire.PROC_DELETE_RESOURCE: "virLockSpaceProtocolDispatchDeleteResource",
+    wire.PROC_ACQUIRE_RESOURCE: "virLockSpaceProtocolDispatchAcquireResource",
+    wire.PROC_RELEASE_RESOURCE: "virLockSpaceProtocolDispatchReleaseResource",
+}
+"""Function names in flag errors: part of the message that virtlockd sends (virtlockd-rpc.md 3.1)."""
+
+_KEEPALIVE = (rpc.PROGRAM_KEEPALIVE, rpc.VERSION, rpc.TYPE_MESSAGE)
+_FLAGS_ALLOWED = {wire.PROC_ACQUIRE_RESOURCE: wire.ACQUIRE_SHARED | wire.ACQUIRE_AUTOCREATE}
+
+
+class VirtlockdConnection:
+    """One client: bytes in, replies out, in order."""
+
+    __slots__ = (
+        "_busy",
+        "_closed",
+        "_current",
+        "_frontend",
+        "_held",
+        "_loop",
+        "_out",
+        "_pumping",
+        "_queue",
+        "_reading",
+        "_sock",
+        "_splitter",
+        "kept",
+        "owner",
+        "peer",
+        "restricted",
+    )
+
+    def __init__(self, frontend: VirtlockdFrontend, sock: socket.socket, peer: Peer) -> None:
+        self._frontend = frontend
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._splitter = rpc.Splitter()
+        self._queue: deque[rpc.Message] = deque()
+        self._out = b""
+        self._busy = False
+        self._pumping = False
+        self._current: rpc.Message | None = None
+        self._reading = False
+        self._closed = False
+        self._held = False
+        self.peer = peer
+        self.owner: Owner | None = None
+        self.restricted = False
+        self.kept = ""
+        """Its name in the descriptor store; empty if it isn't there."""
+
+    def start(self, *, carried: bytes = b"", unsent: bytes = b"") -> None:
+        """Begin to serve; `carried` was received and `unsent` was answered before a re-exec."""
+        self._read_on()
+        if unsent:
+            self._send(unsent)
+        if carried:
+            self._received(carried)
+        elif not unsent:
+            self._on_readable()  # the first request is mostly there already
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def leftovers(self) -> tuple[bytes, bytes] | None:
+        """(received but not answered, answered but not sent), to go on after a re-exec; None if that is impossible."""
+        if not self._splitter.resumable:
+            return None
+        waiting = ([self._current] if self._current is not None else []) + list(self._queue)
+        return b"".join(rpc.encode(*m) for m in waiting) + self._splitter.carried, self._out
+
+    @property
+    def busy(self) -> bool:
+        return self._busy
+
+    def hold(self) -> None:
+        """Take no further request, until `go_on` or a re-exec."""
+        self._held = True
+        self._read_no_more()
+
+    def go_on(self) -> None:
+        self._held = False
+        self._read_on()
+        self._pump()
+
+    # --- reading ---
+
+    def _read_on(self) -> None:
+        if not self._reading and not self._closed and not self._held:
+            self._reading = True
+            self._loop.add_reader(self._sock.fileno(), self._on_readable)
+
+    def _read_no_more(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock.fileno())
+
+    def _on_readable(self) -> None:
+        try:
+            chunk = self._sock.recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as e:
+            log.debug("client pid %d: %s", self.peer.pid, e)
+            chunk = b""
+        if chunk:
+            self._received(chunk)
+        else:
+            self.close()
+
+    def _received(self, chunk: bytes) -> None:
+        try:
+            messages = self._splitter.feed(chunk)
+        except rpc.FramingError as e:
+            log.warning("client pid %d: closing its connection: %s", self.peer.pid, e)
+            self.close()
+            return
+        if messages:
+            self._queue.extend(messages)
+            self._pump()
+
+    # --- serving ---
+
+    def _pump(self) -> None:
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._queue and not (self._busy or self._out or self._closed or self._held):
+                self._serve(self._queue.popleft())
+        finally:
+            self._pumping = False
+        if self._closed:
+            return
+        if self._out or self._queue:  # it gets its answers first: what waits is at most one read
+            self._read_no_more()
+        else:
+            self._read_on()
+
+    def _serve(self, message: rpc.Message) -> None:
+        header = message.header
+        if header.program == rpc.PROGRAM_LOCKSPACE and header.version == rpc.VERSION:
+            if header.type in (rpc.TYPE_CALL, rpc.TYPE_CALL_WITH_FDS):
+                self._busy = True
+                self._current = message
+                tasks.start(self._frontend.answer(self, message), self._answered)
+            return  # anything else is dropped silently
+        if (header.program, header.version, header.type) == _KEEPALIVE:
+            if header.procedure == rpc.KEEPALIVE_PING:
+                self._send(rpc.pong())
+            return
+        if header.type == rpc.TYPE_CALL:
+            reason = f"Cannot find program {header.program} version {header.version}"
+            self._send(error_reply(header, RpcError(reason=reason)))
+
+    def _answered(self, reply: bytes) -> None:
+        self._busy = False
+        self._current = None
+        if self._closed:
+            return
+        if reply:
+            self._send(reply)
+        else:
+            self.close()
+        if not self._pumping:
+            self._pump()
+
+    def _send(self, raw: bytes) -> None:
+        if self._closed:
+            return
+        if not self._out:
+            try:
+                sent = self._sock.send(raw)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as e:
+                log.debug("client pid %d: %s", self.peer.pid, e)
+                self.close()
+                return
+            if sent == len(raw):
+                return
+            raw = raw[sent:]
+            self._loop.add_writer(self._sock.fileno(), self._on_writable)
+        # A client that doesn't read its replies gets no further requests served: at most one reply waits.
+        self._out += raw
+
+    def _on_writable(self) -> None:
+        raw, self._out = self._out, b""
+        self._loop.remove_writer(self._sock.fileno())
+        self._send(raw)
+        if not self._out:
+            self._pump()
+
+    def close(self) -> None:
+        """The client has gone, or must go."""
+        if self._closed:
+            return
+        self._closed = True
+        self._read_no_more()
+        if self._out:
+            self._loop.remove_writer(self._sock.fileno())
+            self._out = b""
+        self._queue.clear()
+        self._frontend.closed(self)
+        self._sock.close()
+
+
+class VirtlockdFrontend:
+    """All virtlockd clients.  `keep` puts a QEMU's connection into the descriptor store (or takes it out: fd None)."""
+
+    def __init__(
+        self,
+        manager: LockManager,
+        *,
+        uid: int,
+        keep: Callable[[str, int | None], None] | None = None,
+    ) -> None:
+        self._manager = manager
+        self._uid = uid
+        self._keep = keep
+        self._kept_count = 0
+        self.connections: dict[VirtlockdConnection, None] = {}
+        self.listener: Listener | None = None
+
+    def admit(self, peer: Peer) -> str:
+        """Root's daemon serves root, a session's daemon that user (virtlockd-rpc.md 1)."""
+        return "" if peer.uid == self._uid else f"only uid {self._uid} may use this socket"
+
+    def serve(self, sock: socket.socket, peer: Peer) -> None:
+        connection = VirtlockdConnection(self, sock, peer)
+        self.connections[connection] = None
+        connection.start()
+
+    def adopt(
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        owner: Owner | None,
+        *,
+        restricted: bool,
+        carried: bytes = b"",
+        unsent: bytes = b"",
+        kept: str = "",
+    ) -> None:
+        """A connection from before a restart goes on as it was."""
+        connection = VirtlockdConnection(self, sock, peer)
+        self.connections[connection] = None
+        if self.listener is not None:
+            self.listener.adopted()
+        if owner is not None:
+            connection.owner = owner
+            owner.connections += 1
+        connection.restricted = restricted
+        connection.kept = kept
+        connection.start(carried=carried, unsent=unsent)
+
+    def closed(self, connection: VirtlockdConnection) -> None:
+        del self.connections[connection]
+        if self.listener is not None:
+            self.listener.left()
+        if connection.kept and self._keep is not None:
+            self._keep(connection.kept, None)
+        owner, connection.owner = connection.owner, None
+        if owner is not None:
+            self._manager.unregister(
+                owner,
+                holder=owner.pid == connection.peer.pid,
+                why="it closed the connection that guards its locks",
+            )
+
+    # --- calls ---
+
+    async def answer(self, connection: VirtlockdConnection, message: rpc.Message) -> bytes:
+        """The whole reply to a CALL; empty bytes ask for the connection to be closed."""
+        header, payload = message
+        try:
+            if header.status != rpc.STATUS_OK:
+                raise RpcError(reason=f"Unexpected message status {header.status}")
+            if header.type == rpc.TYPE_CALL_WITH_FDS:
+                if len(payload) < 4 or (fds := Reader(payload).u32()) > rpc.FDS_MAX:
+                    return b""
+                if fds:  # descriptors are never part of this protocol; the client is confused
+                    return b""
+                payload = payload[4:]
+            await self._call(connection, header.procedure, payload)
+        except HoldfastError as error:
+            return error_reply(header, error)
+        except XdrError:
+            return error_reply(header, RpcError(reason="Unable to decode message payload"))
+        except Exception:
+            log.exception("unexpected failure serving procedure %d", header.procedure)
+            return error_reply(header, HoldfastError(reason="unexpected failure; see holdfastd's log"))
+        return rpc.ok_reply(header)
+
+    async def _call(self, connection: VirtlockdConnection, procedure: int, payload: bytes) -> None:
+        call = wire.decode(procedure, payload)
+        if call is None:
+            raise RpcError(reason=f"unknown procedure: {procedure}")
+        manager = self._manager
+        if isinstance(call, wire.CreateLockspace):
+            if connection.restricted:
+                raise Restricted()
+            await manager.lockspaces.create(call.path)
+            return
+        if call.flags & ~_FLAGS_ALLOWED.get(procedure, 0):
+            raise UnsupportedFlags(flags=call.flags, function=_FUNCTIONS[procedure])
+        if connection.restricted:
+            raise Restricted()
+        if isinstance(call, wire.Register):
+            self._register(connection, call)
+            return
+        owner = connection.owner
+        if owner is None:
+            raise NotRegistered()
+        match call:
+            case wire.ResourceCall():
+                await self._resource_call(owner, procedure, call)
+            case wire.Restrict():
+                connection.restricted = True
+                self._keep_connection(connection, owner)
+            case wire.New():
+                await manager.lockspaces.new(call.path)
+            case _:
+                assert_never(call)
+
+    async def _resource_call(self, owner: Owner, procedure: int, call: wire.ResourceCall) -> None:
+        resource = Resource(call.path, call.name)
+        manager = self._manager
+        if procedure == wire.PROC_ACQUIRE_RESOURCE:
+            mode = Mode.SHARED if call.flags & wire.ACQUIRE_SHARED else Mode.EXCLUSIVE
+            await manager.acquire(owner, Want(resource, mode, bool(call.flags & wire.ACQUIRE_AUTOCREATE)))
+        elif procedure == wire.PROC_RELEASE_RESOURCE:
+            await manager.release(owner, resource)
+        elif procedure == wire.PROC_CREATE_RESOURCE:
+            await manager.create_resource(resource)
+        else:
+            await manager.delete_resource(resource)
+
+    def _register(self, connection: VirtlockdConnection, call: wire.Register) -> None:
+        if call.domain_id == 0:
+            raise NotRegistered()
+        raw = call.uuid.hex()
+        uuid = f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
+        owner = self._manager.register(call.pid, OwnerName(call.name, uuid, call.domain_id))
+        before, connection.owner = connection.owner, owner
+        if before is not None:
+            self._manager.unregister(before, holder=False, why="its connection registered another owner")
+
+    def _keep_connection(self, connection: VirtlockdConnection, owner: Owner) -> None:
+        """Only QEMU's own connection outlives its request: it is worth a place in the descriptor store."""
+        if self._keep is not None and owner.pid == connection.peer.pid:
+            self._kept_count += 1
+            connection.kept = f"conn-{self._kept_count}-{owner.id}"
+            self._keep(connection.kept, connection.fileno())
+
+    def continue_kept_count(self, last: int) -> None:
+        """Names in the descriptor store are never used twice, also not by the next daemon."""
+        self._kept_count = max(self._kept_count, last)
+
+
+def error_reply(header: rpc.Header, error: HoldfastError) -> bytes:
+    """An error of ours as libvirt's wire knows it (virtlockd-rpc.md 2.3)."""
+    code = libvirt_code(error)
+    detail = str(error)
+    if isinstance(error, UnsupportedFlags):
+        reply = rpc.ErrorReply(
+            code=code.code,
+            domain=code.domain,
+            message=detail,
+            str1=str(error.facts["function"]),
+            str2="flags",
+            int1=0,
+            int2=0,
+        )
+    else:
+        reply = rpc.ErrorReply(
+            code=code.code,
+            domain=code.domain,
+            message=code.prefix + detail,
+            str1=code.prefix + "%s",
+            str2=detail,
+            int1=error.errno if isinstance(error, StorageFailed) else -1,
+        )
+    return rpc.error_reply(header, reply)

@@ -1,0 +1,100 @@
+"""What happened, for people and programs: a short memory and a stream.
+
+Events are news, not state: a slow reader loses the oldest and is told how many.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from holdfast.model import Mode, OwnerName, Resource
+
+EVENTS_KEPT_MAX = 1000
+"""Newest events that a late reader can still see: a few boots' worth of VMs on one host."""
+
+ACQUIRED = "acquired"
+REFUSED = "refused"
+RELEASED = "released"
+CONVERTED = "converted"
+OWNER_DIED = "owner-died"
+OWNER_STOPPED = "owner-stopped"
+LOCK_LOST = "lock-lost"
+LOCK_REGAINED = "lock-regained"
+DAEMON_STARTED = "daemon-started"
+DAEMON_RESTARTED = "daemon-restarted"
+DAEMON_STOPPING = "daemon-stopping"
+
+KINDS = (
+    ACQUIRED,
+    REFUSED,
+    RELEASED,
+    CONVERTED,
+    OWNER_DIED,
+    OWNER_STOPPED,
+    LOCK_LOST,
+    LOCK_REGAINED,
+    DAEMON_STARTED,
+    DAEMON_RESTARTED,
+    DAEMON_STOPPING,
+)
+
+
+class Event(NamedTuple):
+    """One thing that happened; fields that don't apply are empty."""
+
+    number: int
+    wall_s: float
+    kind: str
+    owner: OwnerName | None
+    pid: int
+    resource: Resource | None
+    mode: Mode | None
+    detail: str
+
+
+class Events:
+    """The memory and whoever listens."""
+
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self._recent: deque[Event] = deque(maxlen=EVENTS_KEPT_MAX)
+        self._listeners: list[Callable[[Event], None]] = []
+        self.last = 0
+
+    def emit(
+        self,
+        kind: str,
+        *,
+        owner: OwnerName | None = None,
+        pid: int = 0,
+        resource: Resource | None = None,
+        mode: Mode | None = None,
+        detail: str = "",
+    ) -> None:
+        self.last += 1
+        event = Event(self.last, self._wall(), kind, owner, pid, resource, mode, detail)
+        self._recent.append(event)
+        for listener in self._listeners:
+            listener(event)
+
+    def restore(self, events: Iterable[Event]) -> None:
+        """Events that the program remembered before a re-exec; numbering goes on behind them."""
+        for event in events:
+            self._recent.append(event)
+            self.last = max(self.last, event.number)
+
+    def recent(self, after: int = 0) -> list[Event]:
+        """Kept events with a number above `after`, oldest first."""
+        return [e for e in self._recent if e.number > after]
+
+    def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `listener` for every event from now on; returns the way to stop that."""
+        self._listeners.append(listener)
+
+        def stop() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return stop

@@ -1,0 +1,267 @@
+"""The journal: who owns what, written before it is answered, so that the next daemon knows.
+
+One JSON array per line in RUN_DIR/journal: a kind, then its fields in order.  Replaying the lines gives the state;
+when the file has grown well past the state, it is written anew.  A claim is recorded after its
+lock is taken and before the client is told; its end is recorded before the lock is let go.  So whatever moment the daemon
+is killed at, the journal claims nothing that a client was told is free, and misses
+nothing that a client was told it has:
+
+    take lock │ journal "claim" │ answer            killed before the answer: nobody was told
+    journal "unclaim" │ let go  │ answer            killed before it: the kernel lets go anyway
+
+The first line names the boot: owners of another boot are dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from holdfast.backends.base import SavedLock
+from holdfast.model import Mode, OwnerName, ProcessId, Resource
+from holdfast.system.append_file import AppendFile
+from holdfast.system.file_lock import FileKey
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+COMPACT_LINES_MIN = 4096
+"""Lines that are always allowed: below this, rewriting saves nothing worth having."""
+COMPACT_FACTOR = 4
+"""Rewrite when there are this many times more lines than the state needs: amortised, four writes a line."""
+
+
+class Line(msgspec.Struct, array_like=True, tag_field="kind"):
+    pass
+
+
+class StartLine(Line, tag="start"):
+    version: int
+    boot: str
+    host: str
+
+
+class LockspaceLine(Line, tag="lockspace"):
+    path: str
+    on_demand: bool
+
+
+class OwnerLine(Line, tag="owner"):
+    id: int
+    pid: int
+    start: int
+    name: str
+    uuid: str
+    domain_id: int
+
+
+class OwnerGoneLine(Line, tag="gone"):
+    id: int
+
+
+class LockLine(Line, tag="lock"):
+    id: int
+    backend: str
+    path: str
+    create: bool
+    mode: int
+    keys: tuple[tuple[int, int], ...]
+    since: float
+
+
+class ClaimLine(Line, tag="claim"):
+    lock: int
+    owner: int
+    lockspace: str
+    name: str
+    mode: int
+
+
+class UnclaimLine(Line, tag="unclaim"):
+    lock: int
+    owner: int
+    lockspace: str
+    name: str
+
+
+class ModeLine(Line, tag="mode"):
+    lock: int
+    mode: int
+
+
+AnyLine = (
+    StartLine | LockspaceLine | OwnerLine | OwnerGoneLine | LockLine | ClaimLine | UnclaimLine | ModeLine
+)
+_encode = msgspec.json.Encoder().encode
+_decoder: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
+
+
+@dataclass(slots=True)
+class SavedOwner:
+    id: int
+    process: ProcessId
+    name: OwnerName
+
+
+@dataclass(slots=True)
+class SavedClaims:
+    """A lock as the journal has it."""
+
+    id: int
+    backend: str
+    path: str
+    create: bool
+    mode: Mode
+    keys: tuple[FileKey, ...]
+    since_wall_s: float
+    claims: dict[int, dict[Resource, Mode]] = field(default_factory=dict)
+
+    def saved(self) -> SavedLock:
+        names = [r for each in self.claims.values() for r in each]
+        return SavedLock(
+            resource=names[0], mode=self.mode, create=self.create, path=self.path, keys=self.keys
+        )
+
+
+@dataclass(slots=True)
+class SavedState:
+    """Everything that a journal says; `damage` tells what could not be read."""
+
+    boot: str = ""
+    host: str = ""
+    lockspaces: dict[str, bool] = field(default_factory=dict)
+    owners: dict[int, SavedOwner] = field(default_factory=dict)
+    locks: dict[int, SavedClaims] = field(default_factory=dict)
+    lines: int = 0
+    damage: str = ""
+
+
+def replay(raw: bytes) -> SavedState:
+    """The state that a journal's bytes lead to.  Never raises: a torn or foreign line is passed over and told."""
+    state = SavedState()
+    for text in raw.split(b"\n"):
+        if not text:
+            continue
+        state.lines += 1
+        try:
+            _apply(state, _decoder.decode(text))
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError) as e:
+            state.damage = f"line {state.lines}: {e}"
+    for lock_id in [i for i, lock in state.locks.items() if not lock.claims]:
+        del state.locks[lock_id]
+    return state
+
+
+def _apply(state: SavedState, line: AnyLine) -> None:
+    match line:
+        case StartLine(version, boot, host):
+            if version != VERSION:
+                raise ValueError(f"journal version {version}, this program knows {VERSION}")
+            state.boot, state.host = boot, host
+        case LockspaceLine(path, on_demand):
+            state.lockspaces[path_of(path)] = on_demand
+        case OwnerLine(owner_id, pid, start, name, uuid, domain_id):
+            state.owners[owner_id] = SavedOwner(
+                owner_id, ProcessId(pid, start), OwnerName(path_of(name), uuid, domain_id)
+            )
+        case OwnerGoneLine(owner_id):
+            state.owners.pop(owner_id, None)
+            for lock in state.locks.values():
+                lock.claims.pop(owner_id, None)
+        case LockLine(lock_id, backend, path, create, mode, keys, since):
+            state.locks[lock_id] = SavedClaims(
+                lock_id,
+                backend,
+                path_of(path),
+                create,
+                Mode(mode),
+                tuple(FileKey(*k) for k in keys),
+                since,
+            )
+        case ClaimLine(lock_id, owner_id, lockspace, name, mode):
+            resource = Resource(path_of(lockspace), path_of(name))
+            state.locks[lock_id].claims.setdefault(owner_id, {})[resource] = Mode(mode)
+        case UnclaimLine(lock_id, owner_id, lockspace, name):
+            lock = state.locks[lock_id]
+            names = lock.claims.get(owner_id, {})
+            names.pop(Resource(path_of(lockspace), path_of(name)), None)
+            if not names:
+                lock.claims.pop(owner_id, None)
+            if not lock.claims:
+                del state.locks[lock_id]
+        case ModeLine(lock_id, mode):
+            state.locks[lock_id].mode = Mode(mode)
+
+
+def text_of(path: str) -> str:
+    """Paths are bytes, JSON is text: whatever is not plain ASCII is percent-encoded."""
+    if path.isascii() and "%" not in path:
+        return path
+    return urllib.parse.quote(path, safe="/ :;,=+@~()[]{}!$&'*#?|<>", errors="surrogateescape")
+
+
+def path_of(text: str) -> str:
+    return urllib.parse.unquote(text, errors="surrogateescape") if "%" in text else text
+
+
+class Journal:
+    """Appends lines, and rewrites the file from `snapshot` when it has outgrown the state."""
+
+    def __init__(self, file: AppendFile, *, boot: str, host: str, snapshot: Callable[[], list[Line]]) -> None:
+        self._file = file
+        self._start = StartLine(VERSION, boot, host)
+        self._snapshot = snapshot
+        self._lines = 0
+        self._lines_max = COMPACT_LINES_MIN
+        self.failing = ""
+        """Why the journal cannot be written at the moment; empty if it can."""
+
+    def load(self) -> SavedState:
+        """What the last daemon left; the file itself is kept until `compact`."""
+        return replay(self._file.read())
+
+    def append(self, *lines: Line) -> None:
+        """Record lines, all or none; raises OSError."""
+        raw = b"\n".join(map(_encode, lines)) + b"\n"
+        try:
+            self._file.append(raw)
+        except OSError as e:
+            if not self.failing:
+                log.error("the journal can't be written: %s; no new lock is granted until it can", e)
+            self.failing = e.strerror or str(e)
+            raise
+        if self.failing:
+            log.warning("the journal can be written again")
+            self.failing = ""
+        self._lines += len(lines)
+        if self._lines > self._lines_max:
+            self.compact()
+
+    def append_end(self, *lines: Line) -> None:
+        """Record that something ended.  If that fails the end still counts: the journal then claims too much, and
+        is written anew as soon as that works.
+        """
+        try:
+            self.append(*lines)
+        except OSError:
+            self._lines_max = 0
+
+    def image(self, lines: list[Line]) -> bytes:
+        """A whole journal with these lines."""
+        return b"".join(_encode(line) + b"\n" for line in (self._start, *lines))
+
+    def compact(self) -> None:
+        """Write the file anew from the live state; if that fails the old file goes on."""
+        lines = self._snapshot()
+        try:
+            self._file.replace(self.image(lines))
+        except OSError as e:
+            log.error("the journal can't be rewritten: %s", e)
+            self._lines_max = self._lines + COMPACT_LINES_MIN
+            return
+        self._lines = 1 + len(lines)
+        self._lines_max = max(COMPACT_LINES_MIN, COMPACT_FACTOR * self._lines)

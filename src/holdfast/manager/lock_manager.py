@@ -1,0 +1,654 @@
+"""The lock manager: who may hold.  Every frontend comes here, every backend is asked from here.
+
+Use cases: an owner is registered, acquires, releases, dies; a connection that spoke for it closes.
+The order inside each is what matters:
+
+acquire   take the turn on the name ─ open ─ compare keys with what this host holds ─ take the turn on
+          the keys ─ take the lock ─ enter it in the table ─ journal ─ answer
+release   leave the table ─ journal ─ take the turn on the lock ─ let go ─ answer
+death     seen by pidfd, or by a conflict that asks whether the holder still lives: release everything
+lost connection of the owner itself, process alive: stop it, wait for its death, then release
+
+A refusal is an exception of the `errors` tree; failed storage comes as an answer from below and becomes one here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from holdfast.backends.base import (
+    Backend,
+    Candidate,
+    Creation,
+    Held,
+    HeldElsewhere,
+    Moved,
+    OwnerNote,
+    SavedLock,
+)
+from holdfast.errors import (
+    HoldfastError,
+    LockError,
+    NotAnOwner,
+    OwnerGone,
+    ProtectionTooWeak,
+    Refused,
+    ResourceBusy,
+    ResourceInUse,
+    ResourceNotLocked,
+    StorageFailed,
+)
+from holdfast.manager import events as ev
+from holdfast.manager import journal as jn
+from holdfast.manager.events import Events
+from holdfast.manager.journal import Journal, text_of
+from holdfast.manager.lock_table import Conflict, Convert, Key, Lock, LockTable
+from holdfast.manager.lockspaces import Lockspaces
+from holdfast.manager.owners import Owner, Owners
+from holdfast.manager.routing import Route, Routing
+from holdfast.manager.stopping import Stopper
+from holdfast.manager.turns import Turns
+from holdfast.model import Holder, Mode, OwnerName, Resource, Want
+from holdfast.system import tasks
+from holdfast.system.clock import Clock
+from holdfast.system.file_lock import FileKey, IoFailed
+from holdfast.system.process import Processes
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+REOPEN_ATTEMPTS_MAX = 100
+"""Times that a lock file may vanish between open and lock before we call it an error: each needs another release."""
+LOCKS_PER_ACQUIRE_MAX = 1000
+"""Disks of one all-or-nothing acquire; a VM has tens."""
+
+HostLock = Lock[Held]
+
+
+class LockManager:
+    """See the module.  Everything runs on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        routing: Routing,
+        lockspaces: Lockspaces,
+        journal: Journal,
+        processes: Processes,
+        clock: Clock,
+        events: Events,
+        host: str,
+        owners_max: int,
+        keep: Callable[[int, int | None], None] | None = None,
+    ) -> None:
+        self.routing = routing
+        self.backends = routing.backends
+        self.lockspaces = lockspaces
+        self.events = events
+        self.table: LockTable[Held] = LockTable()
+        self.turns = Turns()
+        self.owners = Owners(processes, self.owner_ended)
+        self.closing = False
+        """True once the daemon is going down: lost connections and owners mean nothing any more."""
+        self._journal = journal
+        self._clock = clock
+        self._host = host
+        self._owners_max = owners_max
+        self._keep = keep or (lambda lock_id, fd: None)
+        self._last_lock_id = 0
+        self._stopper = Stopper(clock, self._stopped)
+
+    # --- owners and the connections that speak for them ---
+
+    def register(self, pid: int, name: OwnerName) -> Owner:
+        """A connection speaks for this owner from now on; `unregister` ends that."""
+        if len(self.owners) >= self._owners_max and self.owners.with_pid(pid) is None:
+            raise Refused(reason=f"more than {self._owners_max} owners (limits.owners_max)")
+        owner = self.owners.find(pid, name)
+        owner.connections += 1
+        return owner
+
+    def unregister(self, owner: Owner, *, holder: bool, why: str) -> None:
+        """A connection closed.  `holder`: it was the owner process's own, so its end means the owner's."""
+        owner.connections -= 1
+        if self.closing or owner.gone:
+            return
+        if not owner.alive():
+            self.owner_ended(owner)
+        elif holder and self.table.holds_any(owner.id):
+            tasks.start(self._stopper.stop(owner, why))
+        else:
+            self._forget_if_idle(owner)
+
+    def _forget_if_idle(self, owner: Owner) -> None:
+        if owner.connections <= 0 and not self.table.holds_any(owner.id):
+            owner.gone = True
+            self._gone_from_journal(owner)
+            self.owners.forget(owner)
+
+    def _gone_from_journal(self, owner: Owner) -> None:
+        if owner.journaled:
+            owner.journaled = False
+            self._journal.append_end(jn.OwnerGoneLine(owner.id))
+
+    def _stopped(self, owner: Owner, what: str) -> None:
+        self.events.emit(ev.OWNER_STOPPED, owner=owner.name, pid=owner.pid, detail=what)
+
+    def stop_owner(self, owner: Owner, why: str) -> None:
+        """End an owner's process; its locks go when it has died."""
+        tasks.start(self._stopper.stop(owner, why))
+
+    def owner_ended(self, owner: Owner) -> None:
+        """The process has ended (or nobody speaks for an unseen one): its claims are over."""
+        if owner.gone or self.closing:
+            return
+        owner.gone = True
+        locks = self.table.of_owner(owner.id)
+        if locks:
+            self.events.emit(
+                ev.OWNER_DIED, owner=owner.name, pid=owner.pid, detail=f"{len(locks)} locks released"
+            )
+            log.info("%s ended; releasing %d locks", owner, len(locks))
+        for lock in locks:
+            tasks.start(self._release_dead(owner, lock))
+        if owner.process is not None:
+            owner.process.close()
+        if not self.table.holds_any(owner.id):
+            self._gone_from_journal(owner)
+            self.owners.forget(owner)
+
+    async def _release_dead(self, owner: Owner, lock: HostLock) -> None:
+        while True:
+            while self.turns.taken(lock):
+                await self.turns.wait(lock)
+            mine = lock.claims.get(owner.id)
+            if not mine:
+                break
+            await self._give_up(owner, lock, next(iter(mine)))
+        if not self.table.holds_any(owner.id):
+            self._gone_from_journal(owner)
+            self.owners.forget(owner)
+
+    # --- acquire ---
+
+    async def acquire(self, owner: Owner, want: Want) -> bool:
+        """Hold a resource for an owner.  True if it is newly claimed or its mode changed, False if it was so already.
+
+        Raises an error of the `LockError` tree; then nothing has changed.
+        """
+        try:
+            return await self._acquire(owner, want)
+        except HoldfastError as error:
+            self.events.emit(
+                ev.REFUSED,
+                owner=owner.name,
+                pid=owner.pid,
+                resource=want.resource,
+                mode=want.mode,
+                detail=str(error),
+            )
+            log.warning("refused %s to %s: %s", want.resource, owner, error)
+            raise
+
+    async def _acquire(self, owner: Owner, want: Want) -> bool:
+        resource = want.resource
+        self.lockspaces.check_name(resource)
+        if resource.lockspace:
+            await self.lockspaces.need(resource.lockspace, make=True)
+        while True:
+            if owner.gone:
+                raise OwnerGone(pid=owner.pid, name=resource.name)
+            if self.turns.taken(resource):
+                await self.turns.wait(resource)
+                continue
+            lock = self.table.named(resource)
+            done = (
+                await self._acquire_new(owner, want)
+                if lock is None
+                else await self._acquire_known(owner, want, lock)
+            )
+            if done is not None:
+                return done
+
+    async def _acquire_new(self, owner: Owner, want: Want) -> bool | None:
+        """No lock has this name.  None: something changed meanwhile, look again."""
+        self.turns.take(want.resource)
+        try:
+            route = self.routing.route(want.resource)
+            create = Creation.TEMPORARY if want.create else Creation.NONE
+            if not want.create and self.lockspaces.made_on_demand(want.resource.lockspace):
+                create = Creation.LASTING
+            for _ in range(REOPEN_ATTEMPTS_MAX):
+                candidate = await route.backend.open(want.resource, create=create)
+                if isinstance(candidate, IoFailed):
+                    raise _storage_failed(candidate)
+                done = await self._take(owner, want, route, candidate)
+                if done is not None:
+                    return done
+            raise StorageFailed(
+                what="Unable to keep hold of", path=route.backend.lock_path(want.resource), errno=11
+            )
+        finally:
+            self.turns.end(want.resource)
+
+    async def _take(self, owner: Owner, want: Want, route: Route, candidate: Candidate) -> bool | None:
+        keys = candidate.keys
+        busy = self.turns.first_taken(keys)
+        if busy is not None:
+            await candidate.abandon()
+            await self.turns.wait(busy)
+            return _AGAIN
+        if keys and (twin := self.table.of_lock_file(keys[0])) is not None:
+            await candidate.abandon()
+            return await self._acquire_known(owner, want, twin)
+        others = self.table.in_the_way(owner.id, want.mode, keys=keys)
+        if others:
+            await candidate.abandon()
+            self._refuse_unless_dead(want, others, keys)
+            return _AGAIN
+        if candidate.protection < route.protection_min:
+            await candidate.abandon()
+            raise ProtectionTooWeak(
+                name=want.resource.name,
+                need=route.protection_min,
+                got=candidate.protection,
+                backend=route.backend.name,
+                fix=candidate.protection_note,
+            )
+        for key in keys:
+            self.turns.take(key)
+        try:
+            outcome = await candidate.take(want.mode, self._note(owner))
+            if isinstance(outcome, Moved):
+                return _AGAIN
+            if isinstance(outcome, HeldElsewhere):
+                raise ResourceBusy(want.resource, self._with_programs(outcome.holders))
+            if isinstance(outcome, IoFailed):
+                raise _storage_failed(outcome)
+            if owner.gone:
+                await outcome.release()
+                raise OwnerGone(pid=owner.pid, name=want.resource.name)
+            await self._enter(owner, want, route.backend, candidate, outcome)
+            return True
+        finally:
+            for key in keys:
+                self.turns.end(key)
+
+    async def _enter(
+        self, owner: Owner, want: Want, backend: Backend, candidate: Candidate, held: Held
+    ) -> None:
+        """A lock just taken goes into the table and the journal, or is let go again."""
+        self._last_lock_id += 1
+        lock: HostLock = Lock(
+            lock_id=self._last_lock_id,
+            backend=backend.name,
+            held=held,
+            path=held.path,
+            create=held.create,
+            mode=want.mode,
+            keys=candidate.keys,
+            since_wall_s=self._clock.wall(),
+            protection=candidate.protection,
+            protection_note=candidate.protection_note,
+        )
+        self.table.insert(lock)
+        self.table.claim(lock, owner.id, want.resource, want.mode)
+        self._keep(lock.id, held.descriptor())
+        try:
+            self._record(owner, self._lock_line(lock), _claim_line(lock, owner.id, want.resource, want.mode))
+        except OSError as e:
+            self._keep(lock.id, None)
+            self.table.unclaim(lock, owner.id, want.resource)
+            self.table.remove(lock)
+            await held.release()
+            raise Refused(
+                reason=f"the journal can't record a new lock: {e.strerror}; free space for it"
+            ) from e
+        self._tell(ev.ACQUIRED, owner, want.resource, want.mode)
+
+    async def _acquire_known(self, owner: Owner, want: Want, lock: HostLock) -> bool | None:
+        """This host has a lock on that file, by this name or another.  None: look again."""
+        if self.turns.taken(lock):
+            await self.turns.wait(lock)
+            return _AGAIN
+        if lock.held is None and not await self.regain(lock):
+            raise ResourceBusy(want.resource, self.holders(lock), note=f"; {lock.lost_reason}")
+        decision = self.table.decide(lock, owner.id, want.resource, want.mode)
+        match decision:
+            case Conflict(others):
+                self._refuse_unless_dead(want, others, lock.keys)
+                return _AGAIN
+            case Convert(mode) if mode > lock.mode:
+                await self._strengthen(owner, want, lock, mode)
+            case _ if lock.claims.get(owner.id, {}).get(want.resource) is want.mode:
+                return False  # held already: one hold, whatever the number of acquires
+        try:
+            self._record(owner, _claim_line(lock, owner.id, want.resource, want.mode))
+        except OSError as e:
+            raise Refused(reason=f"the journal can't record a claim: {e.strerror}; free space for it") from e
+        self.table.claim(lock, owner.id, want.resource, want.mode)
+        self._tell(
+            ev.CONVERTED if isinstance(decision, Convert) else ev.ACQUIRED, owner, want.resource, want.mode
+        )
+        if isinstance(decision, Convert) and decision.mode < lock.mode:
+            await self._weaken(lock, decision.mode)
+        return True
+
+    async def _strengthen(self, owner: Owner, want: Want, lock: HostLock, mode: Mode) -> None:
+        assert lock.held is not None
+        self.turns.take(lock)
+        try:
+            refused = await lock.held.convert(mode, self._note(owner))
+        finally:
+            self.turns.end(lock)
+        if isinstance(refused, HeldElsewhere):
+            raise ResourceBusy(want.resource, self._with_programs(refused.holders))
+        if isinstance(refused, IoFailed):
+            raise _storage_failed(refused)
+        lock.mode = mode
+        self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
+
+    def _refuse_unless_dead(self, want: Want, others: Iterable[int], keys: Sequence[Key]) -> None:
+        """Refuse, unless somebody in the way has died and the news just hasn't come round: then look again."""
+        dead = [o for i in others if (o := self.owners.get(i)) is not None and not o.gone and not o.alive()]
+        if dead:
+            for owner in dead:
+                self.owner_ended(owner)
+            return
+        raise ResourceBusy(want.resource, [self._holder(i, want.resource, keys) for i in others])
+
+    async def acquire_all(self, owner: Owner, wants: Sequence[Want]) -> None:
+        """Hold all of these or none: what was not held before is given back when one is refused."""
+        if len(wants) > LOCKS_PER_ACQUIRE_MAX:
+            raise Refused(reason=f"more than {LOCKS_PER_ACQUIRE_MAX} disks in one request")
+        taken: list[Resource] = []
+        changed: list[Want] = []
+        try:
+            for want in sorted(wants):
+                before = self._claimed(owner, want.resource)
+                if await self.acquire(owner, want):
+                    if before is None:
+                        taken.append(want.resource)
+                    else:
+                        changed.append(Want(want.resource, before, want.create))
+        except BaseException:
+            for resource in reversed(taken):
+                await self.release(owner, resource)
+            for want in changed:
+                try:
+                    await self._acquire(owner, want)
+                except LockError as e:
+                    log.error("%s could not be given back its old mode: %s", want.resource, e)
+            raise
+
+    def _claimed(self, owner: Owner, resource: Resource) -> Mode | None:
+        lock = self.table.named(resource)
+        return None if lock is None else lock.claims.get(owner.id, {}).get(resource)
+
+    # --- release ---
+
+    async def release(self, owner: Owner, resource: Resource) -> None:
+        """Give up one claim.  Raises `ResourceNotLocked` or `NotAnOwner`: quiet answers, not alarms."""
+        self.lockspaces.check_name(resource)
+        if resource.lockspace and self.table.named(resource) is None:
+            await self.lockspaces.need(resource.lockspace, make=False)
+        while self.turns.taken(resource):
+            await self.turns.wait(resource)
+        lock = self.table.named(resource)
+        while lock is not None and self.turns.taken(lock):
+            await self.turns.wait(lock)
+            lock = self.table.named(resource)
+        if lock is None:
+            raise ResourceNotLocked(name=resource.name)
+        if resource not in lock.claims.get(owner.id, {}):
+            raise NotAnOwner()
+        await self._give_up(owner, lock, resource)
+        if owner.connections <= 0 and not owner.gone:
+            self._forget_if_idle(owner)
+
+    async def _give_up(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
+        """End one claim, and the lock with the last one.  Nobody has the turn on the lock now."""
+        left = self.table.unclaim(lock, owner.id, resource)
+        self._journal.append_end(
+            jn.UnclaimLine(lock.id, owner.id, text_of(resource.lockspace), text_of(resource.name))
+        )
+        self._tell(ev.RELEASED, owner, resource, lock.mode)
+        if left.last:
+            self.table.remove(lock)
+            if lock.held is None:
+                return
+            # New acquires of this file must wait until it is really free: by its name and by its keys.
+            things = [t for t in (lock, resource, *lock.keys) if not self.turns.taken(t)]
+            for thing in things:
+                self.turns.take(thing)
+            try:
+                self._keep(lock.id, None)
+                await lock.held.release()
+            finally:
+                for thing in things:
+                    self.turns.end(thing)
+        elif left.mode_needed is not None and left.mode_needed < lock.mode and lock.held is not None:
+            await self._weaken(lock, left.mode_needed)
+
+    async def _weaken(self, lock: HostLock, mode: Mode) -> None:
+        """The strongest claim went: hold no more than the others need.  Holding more for a while is safe."""
+        rest = next((o for i in lock.claims if (o := self.owners.get(i)) is not None), None)
+        if rest is None or lock.held is None:
+            return
+        self.turns.take(lock)
+        try:
+            refused = await lock.held.convert(mode, self._note(rest))
+        finally:
+            self.turns.end(lock)
+        if refused is None:
+            lock.mode = mode
+            self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
+        else:
+            log.error("lock on %s stays %s: %s", lock.path, lock.mode.word, refused)
+
+    # --- locks that were lost ---
+
+    def restore(self, saved: jn.SavedClaims, owners: Iterable[int]) -> HostLock:
+        """A lock from the journal, claimed again but not yet held; `regain` makes it whole."""
+        lock: HostLock = Lock(
+            lock_id=saved.id,
+            backend=saved.backend,
+            held=None,
+            path=saved.path,
+            create=saved.create,
+            mode=saved.mode,
+            keys=saved.keys,
+            since_wall_s=saved.since_wall_s,
+        )
+        lock.lost_reason = "its lock is being retaken after a restart of the daemon"
+        self._last_lock_id = max(self._last_lock_id, lock.id)
+        self.table.insert(lock)
+        for owner_id in owners:
+            for resource, mode in saved.claims[owner_id].items():
+                self.table.claim(lock, owner_id, resource, mode)
+        lock.mode = max(m for names in lock.claims.values() for m in names.values())
+        return lock
+
+    async def regain(self, lock: HostLock, fd: int | None = None) -> bool:
+        """Hold a lost lock again: by the descriptor that was kept, or anew.  `lock.lost_reason` tells why not."""
+        self.turns.take(lock)
+        try:
+            backend = self.backends.get(lock.backend)
+            if backend is None:
+                lock.lost_reason = f"its backend '{lock.backend}' is no longer configured"
+                return False
+            names = list(lock.names())
+            saved = SavedLock(
+                resource=names[0],
+                mode=lock.mode,
+                create=lock.create,
+                path=lock.path,
+                keys=tuple(FileKey(*k) for k in lock.keys),
+            )
+            try:
+                outcome = await backend.adopt(saved, fd)
+            except LockError as error:
+                lock.lost_reason, lock.lost_for_certain = str(error), False
+                return False
+            if isinstance(outcome, HeldElsewhere):
+                told = "; ".join(str(h) for h in self._with_programs(outcome.holders))
+                lock.lost_reason, lock.lost_for_certain = f"it was taken by {told}", True
+            elif isinstance(outcome, Moved):
+                lock.lost_reason, lock.lost_for_certain = "another file has its path now", False
+            elif isinstance(outcome, IoFailed):
+                lock.lost_reason, lock.lost_for_certain = str(_storage_failed(outcome)), False
+            elif not lock.claims:
+                await outcome.release()  # its owners died meanwhile
+            else:
+                lock.held = outcome
+                lock.lost_reason, lock.lost_for_certain = "", False
+                lock.protection, lock.protection_note = backend.protection(lock.path)
+                self._keep(lock.id, outcome.descriptor())
+            return lock.held is not None
+        finally:
+            self.turns.end(lock)
+
+    async def drop(self, lock: HostLock) -> None:
+        """Let go of a lock whose owners are all gone without a word."""
+        for owner_id in list(lock.claims):
+            for resource in list(lock.claims[owner_id]):
+                self.table.unclaim(lock, owner_id, resource)
+        self.table.remove(lock)
+        self._keep(lock.id, None)
+        if lock.held is not None:
+            await lock.held.release()
+
+    # --- CREATE_RESOURCE and DELETE_RESOURCE ---
+
+    async def create_resource(self, resource: Resource) -> None:
+        if resource.lockspace:
+            await self.lockspaces.need(resource.lockspace, make=True)
+        await self._not_in_use(resource)
+        await self.lockspaces.create_file(resource)
+
+    async def delete_resource(self, resource: Resource) -> None:
+        await self._not_in_use(resource)
+        await self.lockspaces.delete_file(resource)
+
+    async def _not_in_use(self, resource: Resource) -> None:
+        self.lockspaces.check_name(resource)
+        if resource.lockspace:
+            await self.lockspaces.need(resource.lockspace, make=False)
+        if self.table.named(resource) is None:
+            key = await self.lockspaces.key_of(resource)
+            if key is None or not self.table.with_key(key):
+                return
+        raise ResourceInUse(name=resource.name)
+
+    # --- what is told ---
+
+    def holders(self, lock: HostLock) -> list[Holder]:
+        return [self._holder(i, None, lock.keys, lock) for i in lock.claims]
+
+    def _holder(
+        self,
+        owner_id: int,
+        resource: Resource | None,
+        keys: Sequence[Key],
+        lock: HostLock | None = None,
+    ) -> Holder:
+        owner = self.owners.get(owner_id)
+        if owner is None:
+            return Holder(host=self._host)
+        if lock is None:
+            theirs = self.table.of_owner(owner_id)
+            named = self.table.named(resource) if resource is not None else None
+            lock = next(
+                (each for each in theirs if each is named or not set(keys).isdisjoint(each.keys)), None
+            )
+        return Holder(
+            name=owner.name.name,
+            uuid=owner.name.uuid,
+            pid=owner.pid,
+            host=self._host,
+            mode=lock.mode_of(owner_id) if lock is not None else None,
+            since_wall_s=lock.since_wall_s if lock is not None else None,
+        )
+
+    def _with_programs(self, holders: Iterable[Holder]) -> list[Holder]:
+        """A holder known by its pid alone gets its program's name."""
+        return [self._name_program(h) for h in holders]
+
+    def _name_program(self, holder: Holder) -> Holder:
+        if holder.source != "kernel" or holder.pid is None:
+            return holder
+        program = self.owners.program(holder.pid)
+        return Holder(
+            pid=holder.pid, host=holder.host, mode=holder.mode, source=holder.source, program=program
+        )
+
+    def _note(self, owner: Owner) -> OwnerNote:
+        return OwnerNote(owner.name, owner.pid)
+
+    def _tell(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:
+        self.events.emit(kind, owner=owner.name, pid=owner.pid, resource=resource, mode=mode)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s %s %s by %s", kind, mode.word, resource, owner)
+
+    # --- the journal ---
+
+    def _record(self, owner: Owner, *lines: jn.Line) -> None:
+        if owner.journaled:
+            self._journal.append(*lines)
+        else:
+            self._journal.append(_owner_line(owner), *lines)
+            owner.journaled = True
+
+    @staticmethod
+    def _lock_line(lock: HostLock) -> jn.Line:
+        return jn.LockLine(
+            lock.id,
+            lock.backend,
+            text_of(lock.path),
+            lock.create,
+            int(lock.mode),
+            tuple((k[0], k[1]) for k in lock.keys),
+            lock.since_wall_s,
+        )
+
+    def journal_lines(self, *, everybody: bool = False) -> list[jn.Line]:
+        """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""
+        lines: list[jn.Line] = [
+            jn.LockspaceLine(text_of(p), self.lockspaces.made_on_demand(p)) for p in self.lockspaces.known()
+        ]
+        lines.extend(_owner_line(o) for o in self.owners if everybody or o.journaled)
+        for lock in self.table:
+            lines.append(self._lock_line(lock))
+            lines.extend(
+                _claim_line(lock, owner_id, resource, mode)
+                for owner_id, names in lock.claims.items()
+                for resource, mode in names.items()
+            )
+        return lines
+
+
+_AGAIN = None
+"""The state changed while we waited: the caller looks again from the start."""
+
+
+def _storage_failed(failed: IoFailed) -> StorageFailed:
+    path = f"'{failed.path}'" if failed.what.endswith("lock on") else failed.path
+    return StorageFailed(what=failed.what, path=path, errno=failed.errno)
+
+
+def _owner_line(owner: Owner) -> jn.Line:
+    process = owner.process_id
+    return jn.OwnerLine(
+        owner.id,
+        process.pid,
+        process.start_ticks,
+        text_of(owner.name.name),
+        owner.name.uuid,
+        owner.name.domain_id,
+    )
+
+
+def _claim_line(lock: HostLock, owner_id: int, resource: Resource, mode: Mode) -> jn.Line:
+    return jn.ClaimLine(lock.id, owner_id, text_of(resource.lockspace), text_of(resource.name), int(mode))

@@ -1,0 +1,219 @@
+"""Who holds what on this host, and what may join it: compatibility, and nothing else.
+
+A `Lock` is what a backend holds once for the whole host: one lock file or lease.  Owners have *claims* on it, by
+resource name: one name is claimed once however often it is acquired, and two names of one file are two
+claims on one lock, so that letting go of one name keeps the other protected.  The lock's mode is the
+strongest mode claimed.
+
+Locks are found by name and by key.  The first key of a lock is that of its lock file: the same first key is the
+same lock.  Any further common key means the same disk behind different lock files: each keeps its lock
+file, but their claims exclude one another.
+
+No I/O, no clock, no tasks in here: see `lock_manager` for what happens between the decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from holdfast.model import Mode, Protection, Resource
+
+Key = tuple[int, int]
+HeldT = TypeVar("HeldT")
+
+
+class Lock(Generic[HeldT]):
+    """One lock of this host and everybody who has a claim on it."""
+
+    __slots__ = (
+        "backend",
+        "claims",
+        "create",
+        "held",
+        "id",
+        "keys",
+        "lost_for_certain",
+        "lost_reason",
+        "mode",
+        "path",
+        "protection",
+        "protection_note",
+        "since_wall_s",
+    )
+
+    def __init__(
+        self,
+        *,
+        lock_id: int,
+        backend: str,
+        held: HeldT | None,
+        path: str,
+        create: bool,
+        mode: Mode,
+        keys: tuple[Key, ...],
+        since_wall_s: float,
+        protection: Protection = Protection.NONE,
+        protection_note: str = "",
+    ) -> None:
+        self.id = lock_id
+        self.backend = backend
+        self.held = held
+        """None while the lock is lost: claimed, but not held (see lost_reason)."""
+        self.path = path
+        self.create = create
+        self.mode = mode
+        self.keys = keys
+        self.since_wall_s = since_wall_s
+        self.protection = protection
+        self.protection_note = protection_note
+        self.lost_reason = ""
+        self.lost_for_certain = False
+        """Whether somebody else has it now, rather than that we can't tell."""
+        self.claims: dict[int, dict[Resource, Mode]] = {}
+
+    def mode_of(self, owner_id: int) -> Mode | None:
+        """The strongest mode that an owner claims; None if it claims nothing."""
+        names = self.claims.get(owner_id)
+        return max(names.values()) if names else None
+
+    def names(self) -> Iterator[Resource]:
+        for names in self.claims.values():
+            yield from names
+
+
+class Join(NamedTuple):
+    """The claim fits the lock as it is."""
+
+
+class Convert(NamedTuple):
+    """The claim fits once the lock has this mode."""
+
+    mode: Mode
+
+
+class Conflict(NamedTuple):
+    """These owners are in the way."""
+
+    owner_ids: tuple[int, ...]
+
+
+Decision = Join | Convert | Conflict
+JOIN = Join()
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """What is left of a lock after a claim was given up: nothing, or a mode that would do."""
+
+    last: bool
+    mode_needed: Mode | None
+
+
+class LockTable(Generic[HeldT]):
+    """All locks of this host."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[Resource, Lock[HeldT]] = {}
+        self._by_key: dict[Key, list[Lock[HeldT]]] = {}
+        self._by_owner: dict[int, dict[Lock[HeldT], None]] = {}
+        self._locks: dict[int, Lock[HeldT]] = {}
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+    def __iter__(self) -> Iterator[Lock[HeldT]]:
+        return iter(list(self._locks.values()))
+
+    def named(self, resource: Resource) -> Lock[HeldT] | None:
+        return self._by_name.get(resource)
+
+    def of_lock_file(self, key: Key) -> Lock[HeldT] | None:
+        """The lock whose own file (first key) this is."""
+        for lock in self._by_key.get(key, ()):
+            if lock.keys[0] == key:
+                return lock
+        return None
+
+    def with_key(self, key: Key) -> list[Lock[HeldT]]:
+        """Every lock of one disk, by lock file or by the disk behind it."""
+        return list(self._by_key.get(key, ()))
+
+    def of_owner(self, owner_id: int) -> list[Lock[HeldT]]:
+        return list(self._by_owner.get(owner_id, ()))
+
+    def holds_any(self, owner_id: int) -> bool:
+        return owner_id in self._by_owner
+
+    # --- decisions ---
+
+    def decide(self, lock: Lock[HeldT], owner_id: int, resource: Resource, mode: Mode) -> Decision:
+        """What an owner's wish for this lock, under this name, comes to."""
+        others = self.in_the_way(owner_id, mode, keys=lock.keys, lock=lock)
+        if others:
+            return Conflict(others)
+        needed = mode
+        for claimant, names in lock.claims.items():
+            for name, claimed in names.items():
+                if (claimant, name) != (owner_id, resource) and claimed > needed:
+                    needed = claimed
+        return JOIN if needed is lock.mode else Convert(needed)
+
+    def in_the_way(
+        self, owner_id: int, mode: Mode, *, keys: Iterable[Key], lock: Lock[HeldT] | None = None
+    ) -> tuple[int, ...]:
+        """Owners other than this one whose claims on this lock, or on the disk with these keys, exclude `mode`."""
+        found: dict[int, None] = {}
+        if lock is not None:
+            self._collect(lock, owner_id, mode, found)
+        for key in keys:
+            for other in self._by_key.get(key, ()):
+                if other is not lock:
+                    self._collect(other, owner_id, mode, found)
+        return tuple(found)
+
+    @staticmethod
+    def _collect(lock: Lock[HeldT], owner_id: int, mode: Mode, found: dict[int, None]) -> None:
+        for claimant, names in lock.claims.items():
+            if claimant != owner_id and (mode is Mode.EXCLUSIVE or Mode.EXCLUSIVE in names.values()):
+                found[claimant] = None
+
+    # --- changes ---
+
+    def insert(self, lock: Lock[HeldT]) -> None:
+        self._locks[lock.id] = lock
+        for key in lock.keys:
+            self._by_key.setdefault(key, []).append(lock)
+
+    def claim(self, lock: Lock[HeldT], owner_id: int, resource: Resource, mode: Mode) -> None:
+        lock.claims.setdefault(owner_id, {})[resource] = mode
+        self._by_name[resource] = lock
+        self._by_owner.setdefault(owner_id, {})[lock] = None
+
+    def unclaim(self, lock: Lock[HeldT], owner_id: int, resource: Resource) -> Unclaimed:
+        """Give up one claim; the names that nobody claims any more are gone at once."""
+        names = lock.claims[owner_id]
+        del names[resource]
+        if not names:
+            del lock.claims[owner_id]
+            mine = self._by_owner[owner_id]
+            del mine[lock]
+            if not mine:
+                del self._by_owner[owner_id]
+        if all(resource not in each for each in lock.claims.values()):
+            del self._by_name[resource]
+        if not lock.claims:
+            return Unclaimed(last=True, mode_needed=None)
+        return Unclaimed(
+            last=False, mode_needed=max(m for each in lock.claims.values() for m in each.values())
+        )
+
+    def remove(self, lock: Lock[HeldT]) -> None:
+        """Take a lock without claims out of the table."""
+        del self._locks[lock.id]
+        for key in lock.keys:
+            left = self._by_key[key]
+            left.remove(lock)
+            if not left:
+                del self._by_key[key]

@@ -1,0 +1,108 @@
+"""Owners: the processes that hold, and how we know that they live.
+
+An owner is one process for ever: its pid pinned by a pidfd, named across daemon restarts by its start time.
+Any number of connections may speak for it.  An owner whose process we cannot see (it is in another PID
+namespace, or it has already ended when libvirtd speaks for it) lives as long as a connection does that
+registered it; libvirt leaves one open in QEMU for QEMU's whole life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from holdfast.model import OwnerName, ProcessId
+from holdfast.system.process import Process, Processes
+
+
+class Owner:
+    """One owner.  ``connections`` counts those that registered it and are open."""
+
+    __slots__ = ("connections", "gone", "id", "journaled", "name", "pid", "process", "stopping")
+
+    def __init__(self, owner_id: int, pid: int, name: OwnerName, process: Process | None) -> None:
+        self.id = owner_id
+        self.pid = pid
+        self.name = name
+        self.process = process
+        self.connections = 0
+        self.journaled = False
+        self.stopping = ""
+        """Why we are ending its process; empty if we are not."""
+        self.gone = False
+
+    def alive(self) -> bool:
+        if self.gone:
+            return False
+        return self.process.alive() if self.process is not None else self.connections > 0
+
+    @property
+    def process_id(self) -> ProcessId:
+        return self.process.id if self.process is not None else ProcessId(self.pid, 0)
+
+    def __str__(self) -> str:
+        return f"{self.name.name or 'unnamed owner'} (pid {self.pid})"
+
+
+class Owners:
+    """Every owner that holds something or is spoken for."""
+
+    def __init__(self, processes: Processes, on_exit: Callable[[Owner], None]) -> None:
+        self._processes = processes
+        self._on_exit = on_exit
+        self._by_pid: dict[int, Owner] = {}
+        self._by_id: dict[int, Owner] = {}
+        self._last_id = 0
+
+    def __iter__(self) -> Iterator[Owner]:
+        return iter(list(self._by_id.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, owner_id: int) -> Owner | None:
+        return self._by_id.get(owner_id)
+
+    def with_pid(self, pid: int) -> Owner | None:
+        return self._by_pid.get(pid)
+
+    def find(self, pid: int, name: OwnerName) -> Owner:
+        """The owner that this pid is now, made known if it is new."""
+        owner = self._by_pid.get(pid)
+        if owner is not None and owner.process is not None:
+            if owner.process.alive():
+                # It pins the pid: nobody else can have got it.
+                owner.name = name
+                return owner
+            self._on_exit(owner)  # the pid is free for another process; the news of its end is still queued
+            owner = None
+        process = self._processes.open(pid)
+        if owner is not None:
+            if process is None:
+                owner.name = name
+                return owner
+            self._on_exit(owner)  # what we took for that pid without seeing it was somebody else
+        return self.add(pid, name, process)
+
+    def add(self, pid: int, name: OwnerName, process: Process | None, *, owner_id: int = 0) -> Owner:
+        """A new owner; with its old id if it comes back from the journal."""
+        if not owner_id:
+            self._last_id += 1
+            owner_id = self._last_id
+        self._last_id = max(self._last_id, owner_id)
+        owner = Owner(owner_id, pid, name, process)
+        self._by_pid[pid] = owner
+        self._by_id[owner_id] = owner
+        if process is not None:
+            process.watch(lambda: self._on_exit(owner))
+        return owner
+
+    def program(self, pid: int) -> str:
+        return self._processes.program(pid)
+
+    def forget(self, owner: Owner) -> None:
+        """No longer of interest: nothing held, nobody speaks for it."""
+        self._by_id.pop(owner.id, None)
+        if self._by_pid.get(owner.pid) is owner:
+            del self._by_pid[owner.pid]
+        if owner.process is not None:
+            owner.process.close()

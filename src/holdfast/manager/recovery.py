@@ -1,0 +1,170 @@
+"""After a restart: every lock of the last daemon is held again, or somebody hears about it.
+
+The journal says who owned what.  Owners that have ended are forgotten.  The claims of the living go into the lock
+table at once, so that nobody on this host can slip in between; then each lock is held
+again: by its own descriptor if one was kept (nothing was ever let go), else by taking it anew.
+
+A lock that can't be retaken is *lost*: the log and an event say so, `holdfast status` shows it, and
+* somebody else has it for certain: the owner gets the configured action, for two may be writing;
+* we can't tell (storage silent, file gone): we go on trying, and touch no VM for our own doubts.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Mapping
+
+from holdfast.manager import events as ev
+from holdfast.manager.journal import SavedState
+from holdfast.manager.lock_manager import HostLock, LockManager
+from holdfast.manager.owners import Owner
+from holdfast.model import LockFailureAction
+from holdfast.system import tasks
+from holdfast.system.clock import Clock
+from holdfast.system.domain_control import DomainControl
+from holdfast.system.process import Processes
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+"""Between tries for a lost lock: often enough for a healed storage, seldom enough for an idle host."""
+ADOPTION_WAIT_S = 10.0
+"""How long the start waits for slow storage before it serves others; the rest goes on beside."""
+
+
+class Recovery:
+    """Adopts what the last daemon left."""
+
+    def __init__(
+        self,
+        manager: LockManager,
+        *,
+        processes: Processes,
+        clock: Clock,
+        domains: DomainControl,
+        on_lock_lost: LockFailureAction,
+    ) -> None:
+        self._manager = manager
+        self._processes = processes
+        self._clock = clock
+        self._domains = domains
+        self._on_lock_lost = on_lock_lost
+        self._pending = 0
+        self._retrying = False
+        self._acted: set[int] = set()
+
+    def owners(self, state: SavedState) -> dict[int, Owner]:
+        """The owners of the journal that still live, known again; one never visible lives by its connections."""
+        living: dict[int, Owner] = {}
+        for saved in state.owners.values():
+            process = None
+            if saved.process.start_ticks:
+                process = self._processes.open(saved.process.pid)
+                if process is None or process.id != saved.process:
+                    if process is not None:
+                        process.close()
+                    continue
+            owner = self._manager.owners.add(saved.process.pid, saved.name, process, owner_id=saved.id)
+            owner.journaled = True
+            living[saved.id] = owner
+        return living
+
+    async def locks(
+        self, state: SavedState, living: Mapping[int, Owner], descriptors: Mapping[int, int]
+    ) -> None:
+        """Hold again every lock with a living owner; tidy up behind the dead."""
+        manager = self._manager
+        for saved in state.locks.values():
+            claimants = [i for i in saved.claims if i in living]
+            lock = manager.restore(saved, claimants or list(saved.claims))
+            self._pending += 1
+            tasks.start(
+                self._adopt(lock, descriptors.get(lock.id), dead=not claimants), lambda _: self._adopted()
+            )
+        waited = 0.0
+        while self._pending and waited < ADOPTION_WAIT_S:
+            await self._clock.sleep(0.05)
+            waited += 0.05
+        if self._pending:
+            log.error(
+                "%d locks are still being retaken: their storage is slow; serving others meanwhile",
+                self._pending,
+            )
+
+    def _adopted(self) -> None:
+        self._pending -= 1
+
+    async def _adopt(self, lock: HostLock, fd: int | None, *, dead: bool) -> None:
+        manager = self._manager
+        regained = await manager.regain(lock, fd)
+        if dead:
+            # Held for a moment, so that its lock file goes the regular way.
+            await manager.drop(lock)
+        elif not regained:
+            self.lost(lock)
+
+    def lost(self, lock: HostLock) -> None:
+        """Tell everybody, act if it is certain, and keep trying."""
+        for owner_id in list(lock.claims):
+            owner = self._manager.owners.get(owner_id)
+            if owner is None:
+                continue
+            for resource, mode in lock.claims[owner_id].items():
+                log.critical("LOCK LOST: %s of %s: %s", resource, owner, lock.lost_reason)
+                self._manager.events.emit(
+                    ev.LOCK_LOST,
+                    owner=owner.name,
+                    pid=owner.pid,
+                    resource=resource,
+                    mode=mode,
+                    detail=lock.lost_reason,
+                )
+            if lock.lost_for_certain and owner.id not in self._acted:
+                self._acted.add(owner.id)
+                tasks.start(self._act(owner))
+        if not self._retrying:
+            self._retrying = True
+            tasks.start(self._retry())
+
+    async def _act(self, owner: Owner) -> None:
+        action = self._on_lock_lost
+        log.critical("%s: action on lock failure: %s", owner, action.value)
+        if action is LockFailureAction.POWEROFF:
+            self._manager.stop_owner(owner, "somebody else has its lock")
+        elif action is LockFailureAction.PAUSE and owner.process is not None:
+            if owner.name.uuid and await self._domains.suspend(owner.name.uuid):
+                log.critical("%s is paused; 'virsh resume' takes its locks again", owner)
+                return
+            owner.process.signal(signal.SIGSTOP)
+            log.critical(
+                "%s is stopped by SIGSTOP; when the other user is gone: kill -CONT %d", owner, owner.pid
+            )
+
+    async def _retry(self) -> None:
+        while not self._manager.closing:
+            await self._clock.sleep(RETRY_S)
+            lost = [lock for lock in self._manager.table if lock.held is None and lock.claims]
+            if not lost:
+                break
+            for lock in lost:
+                if lock.claims and not self._manager.turns.taken(lock):
+                    was_certain = lock.lost_for_certain
+                    if await self._manager.regain(lock):
+                        self._regained(lock)
+                    elif lock.lost_for_certain and not was_certain:
+                        self.lost(lock)
+        self._retrying = False
+
+    def _regained(self, lock: HostLock) -> None:
+        log.warning("lock on %s is held again", lock.path)
+        for owner_id, names in lock.claims.items():
+            owner = self._manager.owners.get(owner_id)
+            for resource, mode in names.items():
+                self._manager.events.emit(
+                    ev.LOCK_REGAINED,
+                    owner=owner.name if owner else None,
+                    pid=owner.pid if owner else 0,
+                    resource=resource,
+                    mode=mode,
+                )

@@ -1,0 +1,50 @@
+"""Which backend holds which disk: ordered rules, the first match wins, a default for the rest."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from holdfast.backends.base import Backend
+from holdfast.model import Protection, Resource
+
+
+class Route(NamedTuple):
+    """The backend of a resource, and the protection that the configuration demands of it."""
+
+    backend: Backend
+    protection_min: Protection
+
+
+class Rule:
+    """One [[disk]] table: a glob over disk paths (direct lockspace) or over lockspace paths."""
+
+    __slots__ = ("_matches", "of_lockspace", "pattern", "route")
+
+    def __init__(self, pattern: str, route: Route, *, of_lockspace: bool) -> None:
+        self.pattern = pattern
+        self.of_lockspace = of_lockspace
+        self.route = route
+        self._matches = re.compile(fnmatch.translate(pattern)).match
+
+    def matches(self, resource: Resource) -> bool:
+        if self.of_lockspace:
+            return bool(resource.lockspace) and self._matches(resource.lockspace) is not None
+        return not resource.lockspace and self._matches(resource.name) is not None
+
+
+class Routing:
+    """All rules and the default."""
+
+    def __init__(self, rules: Sequence[Rule], default: Route, backends: Mapping[str, Backend]) -> None:
+        self.rules = tuple(rules)
+        self.default = default
+        self.backends = dict(backends)
+
+    def route(self, resource: Resource) -> Route:
+        for rule in self.rules:
+            if rule.matches(resource):
+                return rule.route
+        return self.default

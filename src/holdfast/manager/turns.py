@@ -1,0 +1,46 @@
+"""Turns: between two awaits the world moves, so whoever waits for storage first takes the turn.
+
+A turn is held on a resource name, a file key or a lock while a storage call about it is under way.  Others who
+need the same thing wait for its end and then look again from the start; nobody decides on what was
+true before the wait.  Names are taken before keys, and who holds a key never waits for a name:
+no circle can arise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Iterable
+
+
+class Turns:
+    """Who is at work on what."""
+
+    __slots__ = ("_taken",)
+
+    def __init__(self) -> None:
+        self._taken: dict[Hashable, list[asyncio.Future[None]]] = {}
+
+    def take(self, thing: Hashable) -> None:
+        self._taken[thing] = []
+
+    def taken(self, thing: Hashable) -> bool:
+        return thing in self._taken
+
+    def first_taken(self, things: Iterable[Hashable]) -> Hashable | None:
+        for thing in things:
+            if thing in self._taken:
+                return thing
+        return None
+
+    def end(self, thing: Hashable) -> None:
+        for waiter in self._taken.pop(thing):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self, thing: Hashable) -> None:
+        """Returns when the turn that is on now has ended; another may have begun since."""
+        waiters = self._taken.get(thing)
+        if waiters is not None:
+            future = asyncio.get_running_loop().create_future()
+            waiters.append(future)
+            await future

@@ -1,0 +1,136 @@
+"""The words that every layer shares (see DESIGN in ARCHITECTURE.md, "Words").
+
+A *resource* is a name in a lockspace; a *lock* is what the VM side asks for; an *owner* is the process
+(normally a QEMU) that holds; a *holder* is what we can tell somebody else about an owner, on this host
+or another.  Times: an `Instant` is ours (CLOCK_BOOTTIME, seconds); wall-clock times exist only to be
+shown to people and are plain floats named ``*_wall_s``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple, NewType
+
+Instant = NewType("Instant", float)
+"""Seconds of CLOCK_BOOTTIME on this host: goes on during suspend, never set back."""
+
+DIRECT_LOCKSPACE = ""
+"""The lockspace whose resource names are the paths of the disks themselves (virtlockd-rpc.md 3.3)."""
+
+
+class Mode(enum.IntEnum):
+    """How strongly a lock excludes; the larger value includes the smaller one."""
+
+    SHARED = 1
+    EXCLUSIVE = 2
+
+    @property
+    def word(self) -> str:
+        return "shared" if self is Mode.SHARED else "exclusive"
+
+
+class Protection(enum.IntEnum):
+    """What a held lock is worth: who is excluded, and whether a dead host is made harmless first."""
+
+    NONE = 0
+    SAME_HOST = 1
+    CROSS_HOST = 2
+    FENCED = 3
+
+    @property
+    def word(self) -> str:
+        return ("none", "same host", "across hosts", "across hosts, fenced")[self]
+
+
+class LockFailureAction(enum.Enum):
+    """What happens to an owner whose lock is lost (libvirt's on_lockfailure)."""
+
+    IGNORE = "ignore"
+    PAUSE = "pause"
+    POWEROFF = "poweroff"
+
+
+class Resource(NamedTuple):
+    """A named thing that can be leased: a disk path in the direct lockspace, or a file in a directory."""
+
+    lockspace: str
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if not self.lockspace else f"{self.lockspace}/{self.name}"
+
+
+class Want(NamedTuple):
+    """One wish of an acquire: the resource, how, and whether its lock file may be made."""
+
+    resource: Resource
+    mode: Mode
+    create: bool = False
+
+
+class ProcessId(NamedTuple):
+    """A process for ever: pids are reused, a pid with its start time is not.
+
+    ``start_ticks`` is field 22 of /proc/PID/stat (clock ticks since boot); 0 = no such process is visible.
+    """
+
+    pid: int
+    start_ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerName:
+    """What an owner calls itself at REGISTER: for people, never for decisions."""
+
+    name: str
+    uuid: str = ""
+    domain_id: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Somebody who holds a resource, as far as known.  Unknown facts are empty or None.
+
+    ``source`` says how we know: ``table`` (this daemon), ``record`` (owner record in a lock file),
+    ``kernel`` (fcntl F_GETLK, /proc/locks), ``journal`` (a daemon that no longer runs), ``qemu``.
+    """
+
+    name: str = ""
+    uuid: str = ""
+    pid: int | None = None
+    host: str = ""
+    mode: Mode | None = None
+    since_wall_s: float | None = None
+    source: str = "table"
+    program: str = ""
+
+    def __str__(self) -> str:
+        if self.name:
+            who = f"VM {self.name}" if self.uuid else self.name
+        elif self.program:
+            who = f"process {self.program}"
+        elif self.pid is not None:
+            who = "a process"
+        else:
+            who = "another host or process that left no owner record"
+        inside = [f"uuid {self.uuid}"] if self.uuid else []
+        if self.pid is not None:
+            inside.append(f"pid {self.pid}")
+        text = f"{who} ({', '.join(inside)})" if inside else who
+        if self.host:
+            text += f" on host {self.host}"
+        if self.since_wall_s is not None:
+            text += f" since {wall_text(self.since_wall_s)}"
+        if self.mode is Mode.SHARED:
+            text += ", shared"
+        return text
+
+
+def wall_text(wall_s: float) -> str:
+    """A wall-clock time as people of any host read it: UTC, to the second."""
+    try:
+        return datetime.datetime.fromtimestamp(wall_s, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return f"an impossible time ({wall_s})"

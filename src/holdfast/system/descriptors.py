@@ -1,0 +1,220 @@
+"""Descriptors that outlive this daemon: systemd's socket activation and descriptor store, and our own re-exec.
+
+Three ways a daemon finds descriptors at its start, all told apart by name:
+* systemd's sockets (sd_listen_fds(3)): LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES;
+* what an earlier daemon gave to systemd's descriptor store (sd_pid_notify_with_fds(3)), in the same variables: ``lock-N``
+  and ``conn-N-OWNER``;
+* a re-exec of our own: one memory file, named by HOLDFAST_REEXEC, that lists everything.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+import struct
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+log = logging.getLogger(__name__)
+
+FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START
+REEXEC_VARIABLE = "HOLDFAST_REEXEC"
+REEXEC_VERSION = 1
+REEXEC_BYTES_MAX = 256 << 20
+
+
+class Notifier:
+    """Messages to the service manager; silent where there is none (sd_notify(3))."""
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        self._socket: socket.socket | None = None
+        if self._address.startswith(("/", "@")):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        stored = environ.get("FDSTORE", "")
+        # systemd before 254 doesn't say how large the store is: the unit file that we ship has one.
+        self.stores = self._socket is not None and stored != "0"
+
+    def send(self, message: str, fds: Sequence[int] = ()) -> bool:
+        if self._socket is None:
+            return False
+        address = self._address.replace("@", "\0", 1) if self._address[0] == "@" else self._address
+        try:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            self._socket.sendmsg([message.encode()], ancillary, 0, address)
+        except OSError as e:
+            log.error("the service manager can't be told '%s': %s", message.split("\n", maxsplit=1)[0], e)
+            return False
+        return True
+
+    def ready(self, status: str) -> None:
+        self.send(f"READY=1\nSTATUS={status}")
+
+    def reloading(self, now_us: int) -> None:
+        self.send(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
+
+    def stopping(self) -> None:
+        self.send("STOPPING=1")
+
+    def store(self, name: str, fd: int | None) -> None:
+        """Keep a descriptor under a name, or let it go (None)."""
+        if not self.stores:
+            return
+        if fd is None:
+            self.send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        else:
+            self.send(f"FDSTORE=1\nFDNAME={name}", [fd])
+
+
+class SavedConnection(msgspec.Struct, array_like=True, frozen=True):
+    """A client of the virtlockd socket at the moment of a re-exec."""
+
+    fd: int
+    owner: int
+    restricted: bool
+    carried: bytes
+    unsent: bytes
+    kept: str
+
+
+class ReexecState(msgspec.Struct, frozen=True):
+    """Everything that one program image hands to the next."""
+
+    version: int
+    listeners: dict[str, int]
+    self_bound: list[str]
+    locks: dict[int, int]
+    connections: list[SavedConnection]
+    journal: bytes
+    events: list[tuple[int, float, str, str, str, int, str, str, int, str]]
+    lock_fd: int
+
+
+@dataclass(slots=True)
+class Inherited:
+    """What was found; `named` holds socket-activation and store descriptors by name, in order."""
+
+    named: list[tuple[str, int]] = field(default_factory=list)
+    reexec: ReexecState | None = None
+
+
+def inherited(environ: MutableMapping[str, str]) -> Inherited:
+    """Take over what we were started with; the variables are removed so that no child believes them."""
+    found = Inherited()
+    reexec = environ.pop(REEXEC_VARIABLE, "")
+    pid, count, names = (environ.pop(f"LISTEN_{key}", "") for key in ("PID", "FDS", "FDNAMES"))
+    if reexec:
+        found.reexec = _read_state(int(reexec))
+        for fd in _all_fds(found.reexec):
+            _set_inheritable(fd, False)
+    elif pid == str(os.getpid()) and count.isdigit():
+        listed = names.split(":") if names else []
+        for i in range(int(count)):
+            fd = FIRST_PASSED_FD + i
+            _set_inheritable(fd, False)
+            found.named.append((listed[i] if i < len(listed) else "", fd))
+    return found
+
+
+def _read_state(fd: int) -> ReexecState:
+    """The memory file is ours alone, but a newer program may have other fields: fail loudly, before anything is lost."""
+    with os.fdopen(fd, "rb") as f:
+        f.seek(0)
+        state = msgspec.msgpack.decode(f.read(REEXEC_BYTES_MAX), type=ReexecState)
+    if state.version != REEXEC_VERSION:
+        raise ValueError(f"re-exec state version {state.version}, this program knows {REEXEC_VERSION}")
+    return state
+
+
+def write_state(state: ReexecState) -> int:
+    """A memory file with the state, inheritable; raises OSError."""
+    fd = os.memfd_create("holdfast-reexec", 0)
+    view = memoryview(msgspec.msgpack.encode(state))
+    while view:
+        view = view[os.write(fd, view) :]
+    return fd
+
+
+def _all_fds(state: ReexecState) -> list[int]:
+    return [
+        *state.listeners.values(),
+        *state.locks.values(),
+        *(c.fd for c in state.connections),
+        *([state.lock_fd] if state.lock_fd >= 0 else []),
+    ]
+
+
+def _set_inheritable(fd: int, on: bool) -> None:
+    with contextlib.suppress(OSError):
+        os.set_inheritable(fd, on)
+
+
+def exec_with(
+    state: ReexecState, program: str, arguments: list[str], environ: MutableMapping[str, str]
+) -> None:
+    """Become the new program with everything in `state` open.  Returns only by raising OSError; then nothing changed."""
+    memory = write_state(state)
+    fds = _all_fds(state)
+    try:
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        os.execve(program, arguments, {**environ, REEXEC_VARIABLE: str(memory)})
+    finally:
+        for fd in fds:
+            _set_inheritable(fd, False)
+        os.close(memory)
+
+
+def claim_run_dir(path: str) -> int:
+    """The descriptor of a lock that says this run directory is ours; raises BlockingIOError with the other's pid."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        other = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(fd)
+        raise BlockingIOError(errno.EAGAIN, other) from e
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def socket_in_use(path: str) -> int | None:
+    """The pid that listens at a socket path; 0 if it can't be told; None if nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except OSError:
+            return 0
+        pid: int = struct.unpack_from("i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        return pid
+
+
+def bind_socket(path: str, *, mode: int, gid: int | None = None) -> socket.socket:
+    """A listening socket at a path, made under its final mode; a stale one is replaced."""
+    os.makedirs(os.path.dirname(path), mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    before = os.umask(0o777 & ~mode if gid is None else 0o177)
+    try:
+        sock.bind(path)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.umask(before)
+    if gid is not None:
+        os.chown(path, -1, gid)
+        os.chmod(path, mode)
+    return sock

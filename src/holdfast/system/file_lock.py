@@ -1,0 +1,167 @@
+"""Byte-range locks of an open file description, on byte 0, length 1, of a lock's file.
+
+Open-file-description (OFD) locks (fcntl(2)) belong to the descriptor, not to the process: they exclude and are excluded
+by the POSIX record locks of a real virtlockd on the same byte, they exclude a second open of the same inode in
+our own process, closing some other descriptor of the file does not drop them, and they are
+kept as long as any copy of the descriptor lives: across exec, and in systemd's descriptor store.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from holdfast.model import Mode
+
+LOCK_START, LOCK_LENGTH = 0, 1
+LOCK_FILE_MODE = 0o600
+LOCKSPACE_DIRECTORY_MODE = 0o700
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock of <fcntl.h> on 64-bit Linux
+_KERNEL_TYPE = {Mode.SHARED: fcntl.F_RDLCK, Mode.EXCLUSIVE: fcntl.F_WRLCK}
+_PACKED = {m: _FLOCK.pack(t, os.SEEK_SET, LOCK_START, LOCK_LENGTH, 0) for m, t in _KERNEL_TYPE.items()}
+
+F_OFD_GETLK, F_OFD_SETLK = 36, 37  # <fcntl.h>; named in Python's fcntl only where libc has them
+
+
+class FileKey(NamedTuple):
+    """Which file, whatever its path: device and inode, or (-1, device number) for a block device."""
+
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class IoFailed:
+    """A system call on the file failed: an answer, not an exception."""
+
+    what: str
+    path: str
+    errno: int
+
+
+class OpenedFile(NamedTuple):
+    fd: int
+    key: FileKey
+    disk: FileKey | None
+    """The disk behind the resource's name, where that is another file than the lock file."""
+
+
+class ForeignLock(NamedTuple):
+    """Who the kernel says is in the way; pid is None for a lock of a file description or another host."""
+
+    mode: Mode
+    pid: int | None
+
+
+class LockFiles(Protocol):
+    """The port: every call may block on the file system that the path is on."""
+
+    def open(self, path: str, *, create: bool, disk: str = "") -> OpenedFile | IoFailed: ...
+
+    def lock(self, fd: int, mode: Mode, path: str) -> ForeignLock | IoFailed | None:
+        """Take or convert the lock without waiting; None if it is ours now."""
+
+    def same_file(self, fd: int, path: str) -> bool:
+        """Whether the path still names the file that `fd` has open."""
+
+    def read(self, fd: int, length: int) -> bytes: ...
+
+    def write(self, fd: int, raw: bytes, offset: int, *, truncate: bool) -> None: ...
+
+    def size(self, fd: int) -> int: ...
+
+    def remove(self, path: str) -> IoFailed | None:
+        """Unlink; a file that is not there is fine."""
+
+    def close(self, fd: int) -> None: ...
+
+
+def key_of(status: os.stat_result) -> FileKey:
+    """What makes two paths one disk: for a block device its number, else its inode on its file system."""
+    if stat.S_ISBLK(status.st_mode):
+        return FileKey(-1, status.st_rdev)
+    return FileKey(status.st_dev, status.st_ino)
+
+
+class SystemLockFiles:
+    """The kernel's own."""
+
+    def open(self, path: str, *, create: bool, disk: str = "") -> OpenedFile | IoFailed:
+        what = "Unable to open/create resource" if create else "Unable to open resource"
+        # O_NONBLOCK: opening must not wait for anybody (FIFO, file lease, medium of a drive).
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        try:
+            fd = os.open(path, flags | os.O_CREAT if create else flags, LOCK_FILE_MODE)
+        except OSError as e:
+            return IoFailed(what, path, e.errno or errno.EIO)
+        except ValueError:  # a NUL in the path
+            return IoFailed(what, path, errno.EINVAL)
+        try:
+            key = key_of(os.fstat(fd))
+            disk_key = None
+            if disk:
+                try:
+                    disk_key = key_of(os.stat(disk))
+                except OSError:
+                    disk_key = None  # the lock file excludes all the same; libvirt will miss the disk itself
+        except OSError as e:
+            os.close(fd)
+            return IoFailed(what, path, e.errno or errno.EIO)
+        return OpenedFile(fd, key, disk_key)
+
+    def lock(self, fd: int, mode: Mode, path: str) -> ForeignLock | IoFailed | None:
+        try:
+            fcntl.fcntl(fd, F_OFD_SETLK, _PACKED[mode])
+        except OSError as e:
+            if e.errno in (errno.EAGAIN, errno.EACCES):
+                return query_lock(fd, mode)
+            return IoFailed("Unable to acquire lock on", path, e.errno or errno.EIO)
+        return None
+
+    def same_file(self, fd: int, path: str) -> bool:
+        try:
+            here, there = os.fstat(fd), os.stat(path)
+        except OSError:
+            return False
+        return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+    def read(self, fd: int, length: int) -> bytes:
+        return os.pread(fd, length, 0)
+
+    def write(self, fd: int, raw: bytes, offset: int, *, truncate: bool) -> None:
+        if truncate:
+            os.ftruncate(fd, 0)
+        os.pwrite(fd, raw, offset)
+
+    def size(self, fd: int) -> int:
+        return os.fstat(fd).st_size
+
+    def remove(self, path: str) -> IoFailed | None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            return IoFailed("Unable to delete lockspace resource", path, e.errno or errno.EIO)
+        return None
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+
+def query_lock(fd: int, mode: Mode) -> ForeignLock:
+    """Whose lock would refuse `mode` on this file now, as far as the kernel tells (F_OFD_GETLK)."""
+    try:
+        answer = fcntl.fcntl(fd, F_OFD_GETLK, _PACKED[mode])
+    except OSError:
+        return ForeignLock(Mode.EXCLUSIVE, None)
+    kind, _, _, _, pid = _FLOCK.unpack(answer)
+    # F_UNLCK: it went away between the two calls.  Still an honest refusal; the caller may try again.
+    held = Mode.SHARED if kind == fcntl.F_RDLCK else Mode.EXCLUSIVE
+    return ForeignLock(held, pid if kind != fcntl.F_UNLCK and pid > 0 else None)

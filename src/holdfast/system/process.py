@@ -1,0 +1,146 @@
+"""Processes as a port: who is that pid for ever, does it live, and a signal that can't hit a stranger.
+
+A pid alone names whoever has it today.  A pidfd pins one process: it turns readable when that process has ended
+(also as a zombie that nobody reaps), and while it has not, the kernel cannot give its number to another.
+The start time (/proc/PID/stat field 22, proc(5)) names the process across a restart of the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Callable
+from typing import Protocol
+
+from holdfast.model import ProcessId
+
+
+class Process(Protocol):
+    """One pinned process."""
+
+    id: ProcessId
+
+    def alive(self) -> bool:
+        """False once the process has ended; never blocks."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to exactly this process; quiet if it has ended."""
+
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        """Call `on_exit` once, from the event loop, when the process has ended."""
+
+    def close(self) -> None:
+        """Forget the process; no callback comes afterwards."""
+
+
+class Processes(Protocol):
+    """How the layers above find processes."""
+
+    def open(self, pid: int) -> Process | None:
+        """The process that has this pid now; None if there is none that we can see."""
+
+    def program(self, pid: int) -> str:
+        """The command name of a pid, for people; empty if unknown."""
+
+
+def start_ticks(pid: int) -> int:
+    """Field 22 of /proc/PID/stat; 0 if there is no such process."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        raw = os.read(fd, 1024)
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+    # The command name (field 2) may hold blanks and parentheses: count from the last one.
+    return int(raw[raw.rindex(b")") + 2 :].split(b" ", 20)[19])
+
+
+def program_name(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
+            return f.read().strip()
+    except OSError:
+        return ""
+
+
+class PinnedProcess:
+    """A process held by its pidfd."""
+
+    __slots__ = ("_fd", "_watched", "id")
+
+    def __init__(self, process_id: ProcessId, fd: int) -> None:
+        self.id = process_id
+        self._fd = fd
+        self._watched: asyncio.AbstractEventLoop | None = None
+
+    def alive(self) -> bool:
+        if self._fd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not poll.poll(0)
+
+    def signal(self, number: int) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._fd, number)
+
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            self._unwatch()
+            on_exit()
+
+        loop.add_reader(self._fd, ended)
+        self._watched = loop
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            self._watched.remove_reader(self._fd)
+            self._watched = None
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._unwatch()
+            os.close(self._fd)
+            self._fd = -1
+
+
+class SystemProcesses:
+    """The processes of this kernel, as far as this PID namespace shows them."""
+
+    def open(self, pid: int) -> Process | None:
+        if pid <= 0 or pid >= 1 << 31:
+            return None
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:  # no such process, or a thread id
+            return None
+        process = PinnedProcess(ProcessId(pid, start_ticks(pid)), fd)
+        # Only if it lives *after* its start time was read was that the start time of this process, and not
+        # of a stranger who got the number in between.
+        if process.id.start_ticks and process.alive():
+            return process
+        process.close()
+        return None
+
+    def program(self, pid: int) -> str:
+        return program_name(pid)
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot: pids of another boot mean nothing."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
+        return f.read().strip()
+
+
+def host_name() -> str:
+    return os.uname().nodename

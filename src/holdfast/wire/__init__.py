@@ -1,0 +1,1 @@
+"""Bytes to calls and back: pure codecs, no sockets, no decisions."""
