@@ -191,8 +191,7 @@ def test_without_a_daemon_nothing_starts_and_what_ended_meanwhile_is_free(lab: L
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-def test_libvirtd_restart_leaves_guests_and_locks_alone(any_lab: Lab, end: str) -> None:
-    lab = any_lab
+def test_libvirtd_restart_leaves_guests_and_locks_alone(lab: Lab, end: str) -> None:
     disk = lab.storage.image("web")
     vm = lab.vm(lab.alpha, "web1", disk).start()
     libvirtd = lab.libvirtd[lab.alpha]

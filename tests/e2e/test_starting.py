@@ -65,7 +65,7 @@ def test_of_two_hosts_that_start_at_once_exactly_one_wins(any_lab: Lab) -> None:
     lab = any_lab
     disk = lab.storage.image("web")
     vms = [lab.vm(host, f"web-{host.name}", disk) for host in lab.hosts]
-    racers = [vm.host.start_command("virsh", "-q", "-c", "qemu:///system", "start", vm.name) for vm in vms]
+    racers = [vm.host.start_virsh("start", vm.name) for vm in vms]
     errors = [finish(racer) for racer in racers]
     winners = [vm for vm, error in zip(vms, errors, strict=True) if not error]
     assert len(winners) == 1, errors
@@ -85,8 +85,7 @@ def test_nothing_is_kept_of_a_start_that_got_only_some_disks(any_lab: Lab) -> No
     holder.assert_writes()
 
 
-def test_readonly_disk_is_not_locked_and_serves_many(any_lab: Lab) -> None:
-    lab = any_lab
+def test_readonly_disk_is_not_locked_and_serves_many(lab: Lab) -> None:
     template = lab.storage.image("template")
     readers = [
         lab.vm(
@@ -119,8 +118,7 @@ def test_shareable_disk_is_shared_across_hosts_and_closed_to_a_single_writer(any
     assert lab.lock(shared) == "write"
 
 
-def test_shareable_use_is_refused_while_a_single_writer_runs(any_lab: Lab) -> None:
-    lab = any_lab
+def test_shareable_use_is_refused_while_a_single_writer_runs(lab: Lab) -> None:
     disk = lab.storage.image("cluster")
     single = lab.vm(lab.alpha, "single", disk).start()
     for host in lab.hosts:

@@ -1,8 +1,8 @@
 # The boot sector of the lab's guests; there is no operating system.
 #
 # Sector 1 of the boot disk holds a record: the word "LHB2", a counter, and the number of boots.  The guest adds
-# one to the boots when it starts and one to the counter about five times a second, and writes the record each
-# time: a growing counter proves that the guest runs and writes, a grown number of boots proves a reboot.
+# one to the boots when it starts and one to the counter 18 times a second, and writes the record each time:
+# a growing counter proves that the guest runs and writes, a grown number of boots proves a reboot.
 # Each round also rewrites 512 KiB of memory, so that a live migration held to 1 MiB/s never converges.
 #
 # Between rounds it halts (little load under emulation) and looks at the ACPI power button; when pressed, it
@@ -56,21 +56,18 @@ fill:
     addw $0x1000, %bx
     cmpw $0x9000, %bx
     jb   fill
-    movw $4, %cx                    # four ticks of the timer
-wait:
-    hlt
+    hlt                             # until the next tick of the timer
     movw $PM1_STATUS, %dx
     inw  %dx, %ax
     testb $1, %ah                   # POWER_BUTTON >> 8
-    jnz  power_off
-    loop wait
-    jmp  round
-power_off:
+    jz   round
     outw %ax, %dx                   # acknowledge
     movw $PM1_CONTROL, %dx
     movw $SLEEP_ENABLE_S5, %ax
     outw %ax, %dx
-    jmp  wait
+off:
+    hlt
+    jmp  off
 packet: .byte 0x10, 0
         .word 1, RECORD, 0
         .long 1, 0

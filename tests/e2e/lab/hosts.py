@@ -20,6 +20,7 @@ from tests.e2e.lab.polling import until
 from tests.e2e.lab.processes import Process, find_in_namespace
 
 COMMAND_LIMIT_S = 100.0
+VIRSH = ("virsh", "-q", "-c", "qemu:///system")
 NAMES = ("alpha", "beta")
 
 
@@ -128,10 +129,10 @@ class Host:
             raise CommandError(self.name, command, done.returncode, done.stderr)
         return done.stdout
 
-    def start_command(self, *command: str) -> subprocess.Popen[str]:
-        """Start a command in the host whose output and end the caller waits for."""
+    def start_virsh(self, *arguments: str) -> subprocess.Popen[str]:
+        """virsh on this host's libvirtd; the caller waits for its output and end."""
         return subprocess.Popen(
-            [*self._enter, *command],
+            [*self._enter, *VIRSH, *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -154,7 +155,7 @@ class Host:
 
     def virsh(self, *arguments: str) -> str:
         """virsh on this host's libvirtd."""
-        return self.run("virsh", "-q", "-c", "qemu:///system", *arguments).strip()
+        return self.run(*VIRSH, *arguments).strip()
 
     def virsh_refused(self, *arguments: str) -> str:
         """virsh with a command that must fail; returns the error that its user sees."""

@@ -18,6 +18,8 @@ from tests.e2e.lab.programs import Programs
 from tests.e2e.lab.storage import DEVICE_BYTES, IMAGE_BYTES, Image, LoopDevice, SharedFolder, write_boot_disk
 from tests.e2e.lab.vms import Vm
 
+SEPARATOR = "----"
+
 
 class Lab:
     """The whole: `alpha`, `beta`, what runs on them and what they share."""
@@ -40,6 +42,7 @@ class Lab:
             self.lockd[host] = LockDaemon(host, kind)
             self.libvirtd[host] = Libvirtd(host, mode)
         self.alpha, self.beta = self.hosts
+        self._used = False
 
     def up(self) -> None:
         """Bring everything up; on failure leave nothing behind."""
@@ -90,13 +93,23 @@ class Lab:
     def reset(self) -> None:
         """No guests, all daemons up: the state in which a scenario begins."""
         self.start_daemons()
-        for host in self.hosts:
-            running = host.virsh("list", "--name").split()
-            defined = host.virsh("list", "--name", "--all", "--persistent").split()
-            commands = [f"destroy {name}" for name in running]
-            commands += [f"undefine {name} --managed-save --snapshots-metadata" for name in defined]
-            if commands:
-                host.virsh("; ".join(commands))
+        if self._used:
+            until(lambda: not any(self._remove_guests()), "all guests to be gone")
+            self._used = False
+
+    def _remove_guests(self) -> list[str]:
+        """End and forget the guests of both hosts at once; returns what each host still had before."""
+        ask = f"list --name; echo {SEPARATOR}; list --name --all --persistent"
+        asked = [host.start_virsh(ask) for host in self.hosts]
+        found = [question.communicate()[0] for question in asked]
+        removed = [
+            host.start_virsh(removal(*names.split(SEPARATOR)))
+            for host, names in zip(self.hosts, found, strict=True)
+            if names.split() != [SEPARATOR]
+        ]
+        for order in removed:
+            order.communicate()
+        return [names.replace(SEPARATOR, "").strip() for names in found]
 
     def vm(
         self,
@@ -115,6 +128,7 @@ class Lab:
             on_poweroff="restart" if on_poweroff == "restart" else "destroy",
         )
         vm = Vm(domain, host)
+        self._used = True
         vm.define()
         return vm
 
@@ -161,6 +175,13 @@ class Lab:
         """Every file of the shared folder that somebody holds a lock on."""
         files = (file for file in self.storage.folder.rglob("*") if file.is_file())
         return [file for file in files if probe(file) is not None]
+
+
+def removal(running: str, persistent: str) -> str:
+    """The virsh commands that end and forget all guests of a host."""
+    commands = [f"destroy {name}" for name in running.split()]
+    commands += [f"undefine {name} --managed-save --snapshots-metadata" for name in persistent.split()]
+    return "; ".join(commands)
 
 
 LabFactory = Callable[[tuple[Kind, Kind], LockMode], Lab]

@@ -88,17 +88,7 @@ class Vm:
 
     def start_slow_migration(self, target: Host) -> subprocess.Popen[str]:
         """A migration that never converges; returns once it is under way."""
-        running = self.host.start_command(
-            "virsh",
-            "-q",
-            "-c",
-            "qemu:///system",
-            "migrate",
-            self.name,
-            *self._move(target),
-            "--bandwidth",
-            "1",
-        )
+        running = self.host.start_virsh("migrate", self.name, *self._move(target), "--bandwidth", "1")
         until(lambda: is_under_way(self.virsh("domjobinfo")), f"the migration of {self.name} to be under way")
         return running
 
