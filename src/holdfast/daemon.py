@@ -55,6 +55,7 @@ from holdfast.system.file_lock import SystemLockFiles
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.mounts import MountTable
 from holdfast.system.process import SystemProcesses, boot_id, host_name
+from holdfast.system.readiness import Readiness
 
 log = logging.getLogger("holdfast")
 
@@ -106,8 +107,9 @@ class Daemon:
         self._reloading = False
 
         self.notifier = fds.Notifier(os.environ)
-        clock, processes, mounts = SystemClock(), SystemProcesses(), MountTable()
-        storage = LanedStorage(mounts, timeout_s=config.limits.storage_timeout_s, now=clock.now)
+        self._readiness = Readiness(self._loop)
+        clock, processes, mounts = SystemClock(), SystemProcesses(self._readiness), MountTable()
+        storage = LanedStorage(mounts, timeout_s=config.limits.storage_timeout_s, now=time.monotonic)
         self._storage = storage
         host = host_name()
         self._host = host
@@ -120,7 +122,7 @@ class Daemon:
             host=host,
             snapshot=lambda: self.manager.journal_lines(),  # noqa: PLW0108 - there is no manager yet
         )
-        self.events = Events(clock.wall)
+        self.events = Events(time.time)
         files = LockspaceFiles()
         self.manager = LockManager(
             routing=self.routing,
@@ -141,7 +143,10 @@ class Daemon:
             on_lock_lost=LockFailureAction(config.recovery.on_lock_lost),
         )
         self.virtlockd = VirtlockdFrontend(
-            self.manager, uid=os.geteuid(), keep=self.notifier.store if self.notifier.stores else None
+            self.manager,
+            uid=os.geteuid(),
+            readiness=self._readiness,
+            keep=self.notifier.store if self.notifier.stores else None,
         )
         inspection = Inspection(self.manager, files=files, storage=storage, host=host)
         self.control = ControlFrontend(
@@ -160,6 +165,7 @@ class Daemon:
             self._loop.add_signal_handler(number, self._stop_now)
         for number in (signal.SIGUSR1, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
         try:
             self._open_listeners()
             await self._adopt()
@@ -225,6 +231,7 @@ class Daemon:
             sock,
             clients_max=clients_max,
             cap_key=f"{name}.max_clients",
+            readiness=self._readiness,
             admit=frontend.admit,
             serve=frontend.serve,
         )
@@ -286,7 +293,6 @@ class Daemon:
                 )
         for name, owner_id, fd in kept_connections:
             sock = socket.socket(fileno=fd)
-            sock.setblocking(False)
             if owner_id in living:
                 self.virtlockd.adopt(sock, peer_of(sock), living[owner_id], restricted=True, kept=name)
             else:
@@ -554,6 +560,7 @@ def serve(config: Config) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    signal.pthread_sigmask(signal.SIG_BLOCK, fds.HELD_SIGNALS)
     inherited = fds.inherited(os.environ)
     for directory, mode in ((config.run_dir, 0o755), (config.state_dir, 0o700)):
         try:

@@ -80,8 +80,7 @@ class ProcessId(NamedTuple):
     start_ticks: int
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerName:
+class OwnerName(NamedTuple):
     """What an owner calls itself at REGISTER: for people, never for decisions."""
 
     name: str

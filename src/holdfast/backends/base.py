@@ -17,7 +17,7 @@ import enum
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from holdfast.errors import ConfigError
 from holdfast.model import Holder, Mode, OwnerName, Protection, Resource
@@ -40,8 +40,7 @@ class Capabilities:
     names_foreign_holders: bool
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerNote:
+class OwnerNote(NamedTuple):
     """What a backend may write beside a lock, so that others can name the owner."""
 
     owner: OwnerName

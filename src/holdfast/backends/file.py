@@ -18,7 +18,7 @@ The remover unlinks while it still holds the lock exclusively, so whoever passes
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import logging
 from collections.abc import Mapping
 
@@ -33,6 +33,7 @@ from holdfast.backends.base import (
     SavedLock,
     unknown_keys,
 )
+from holdfast.backends.lock_names import indirect_name
 from holdfast.model import Holder, Mode, Protection, Resource
 from holdfast.system.file_lock import FileKey, ForeignLock, IoFailed, OpenedFile
 
@@ -43,18 +44,16 @@ PROTECTIONS_MAX = 10_000
 """Directories whose worth is remembered; then the memory starts anew."""
 
 
-def indirect_name(path: str) -> str:
-    """libvirt's name of a disk path in a hash lockspace (libvirt-integration.md 2.3, row 3)."""
-    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
-
-
 class HeldFile:
     """One locked descriptor."""
 
-    __slots__ = ("_backend", "_fd", "_mode", "_recorded", "create", "path")
+    __slots__ = ("_backend", "_fd", "_lane", "_mode", "_recorded", "create", "path")
 
-    def __init__(self, backend: FileBackend, fd: int, path: str, mode: Mode, *, create: bool) -> None:
+    def __init__(
+        self, backend: FileBackend, fd: int, path: str, lane: str, mode: Mode, *, create: bool
+    ) -> None:
         self._backend = backend
+        self._lane = lane
         self._fd = fd
         self._mode = mode
         self._recorded = False
@@ -86,12 +85,12 @@ class HeldFile:
                     self.record(note)
             return refused
 
-        return await backend.storage.call(self.path, work, patient=True)
+        return await backend.storage.run(self._lane, self.path, work, patient=True)
 
     async def release(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            await self._backend.storage.call(self.path, lambda: self._let_go(fd), patient=True)
+            await self._backend.storage.run(self._lane, self.path, lambda: self._let_go(fd), patient=True)
 
     def _let_go(self, fd: int) -> None:
         backend = self._backend
@@ -121,10 +120,13 @@ class HeldFile:
 class OpenFile:
     """An opened, not yet locked, lock file."""
 
-    __slots__ = ("_backend", "_creation", "_fd", "_path", "keys", "protection", "protection_note")
+    __slots__ = ("_backend", "_creation", "_fd", "_lane", "_path", "keys", "protection", "protection_note")
 
-    def __init__(self, backend: FileBackend, opened: OpenedFile, path: str, creation: Creation) -> None:
+    def __init__(
+        self, backend: FileBackend, opened: OpenedFile, path: str, lane: str, creation: Creation
+    ) -> None:
         self._backend = backend
+        self._lane = lane
         self._fd = opened.fd
         self._path = path
         self._creation = creation
@@ -139,7 +141,7 @@ class OpenFile:
             refused = backend.files.lock(fd, mode, path)
             if refused is None and (not own_file or backend.files.same_file(fd, path)):
                 temporary = self._creation is Creation.TEMPORARY
-                held = HeldFile(backend, fd, path, mode, create=temporary)
+                held = HeldFile(backend, fd, path, self._lane, mode, create=temporary)
                 if own_file:
                     held.record(note)
                 return held
@@ -155,11 +157,11 @@ class OpenFile:
             if isinstance(late, HeldFile):
                 late.forget()
 
-        return await backend.storage.call(path, work, undo=undo)
+        return await backend.storage.run(self._lane, path, work, undo=undo)
 
     async def abandon(self) -> None:
-        await self._backend.storage.call(
-            self._path, lambda: self._backend.files.close(self._fd), patient=True
+        await self._backend.storage.run(
+            self._lane, self._path, lambda: self._backend.files.close(self._fd), patient=True
         )
 
 
@@ -205,14 +207,22 @@ class FileBackend:
         disk = resource.name if self.directory and not resource.lockspace else ""
         if disk and self._may_block(disk) and not self._may_block(path):
             disk = ""  # its inode would be nice to know, but not at the price of waiting for its storage
-        opened = await self._open(path, create=create is not Creation.NONE, disk=disk)
-        return opened if isinstance(opened, IoFailed) else OpenFile(self, opened, path, create)
+        opened, lane = await self._open(path, create=create is not Creation.NONE, disk=disk)
+        return opened if isinstance(opened, IoFailed) else OpenFile(self, opened, path, lane, create)
 
-    async def _open(self, path: str, *, create: bool, disk: str = "") -> OpenedFile | IoFailed:
-        files = self.files
-        return await self.storage.call(
-            path, lambda: files.open(path, create=create, disk=disk), undo=self._close_opened
+    async def _open(self, path: str, *, create: bool, disk: str = "") -> tuple[OpenedFile | IoFailed, str]:
+        """The opened file and the lane of its storage."""
+        files, storage = self.files, self.storage
+        lane = storage.lane(path)
+        if not lane:
+            opened = files.open(path, create=create, disk=disk, follow=False)
+            if not isinstance(opened, IoFailed) or opened.errno != errno.ELOOP:
+                return opened, lane
+            lane = storage.lane_of_link(path)
+        opened = await storage.run(
+            lane, path, lambda: files.open(path, create=create, disk=disk), undo=self._close_opened
         )
+        return opened, lane
 
     def _may_block(self, path: str) -> bool:
         return self._mounts.mount_of(path).may_block
@@ -228,9 +238,9 @@ class FileBackend:
         in between, and is made again; any other file must still be the one that was locked.
         """
         files, path = self.files, saved.path
-        kept = fd
+        kept, lane = fd, self.storage.lane(path) or self.storage.lane_of_link(path)
         if kept is None:
-            opened = await self._open(path, create=saved.create)
+            opened, lane = await self._open(path, create=saved.create)
             if isinstance(opened, IoFailed):
                 return opened
             if not saved.create and opened.key != saved.keys[0]:
@@ -242,7 +252,7 @@ class FileBackend:
         def work() -> HeldFile | HeldElsewhere | Moved | IoFailed:
             refused = files.lock(descriptor, saved.mode, path)
             if refused is None and (not saved.create or files.same_file(descriptor, path)):
-                held = HeldFile(self, descriptor, path, saved.mode, create=saved.create)
+                held = HeldFile(self, descriptor, path, lane, saved.mode, create=saved.create)
                 held.note_recorded()
                 return held
             answer: HeldElsewhere | Moved | IoFailed
@@ -257,7 +267,7 @@ class FileBackend:
             if isinstance(late, HeldFile):
                 late.forget()
 
-        return await self.storage.call(path, work, undo=undo)
+        return await self.storage.run(lane, path, work, undo=undo)
 
     # --- what it is worth ---
 

@@ -215,6 +215,7 @@ class ControlFrontend:
         return "only root and the group of control.group may use this socket"
 
     def serve(self, sock: socket.socket, peer: Peer) -> None:
+        sock.setblocking(False)
         registry = VarlinkInterfaceRegistry()
         registry.register_interface(VarlinkServiceInterface(VENDOR, PRODUCT, __version__, URL, registry))
         registry.register_interface(ControlInterface(self._manager, self._inspection, self._status, peer))

@@ -15,12 +15,12 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from holdfast.system.readiness import Readiness
+
 log = logging.getLogger(__name__)
 
 BACKLOG = 512
 """Connections that may wait for accept; virtlockd has 30, a host that boots has hundreds of VMs at once."""
-ACCEPTS_PER_TURN = 16
-"""Connections accepted before others get their turn."""
 EMFILE_PAUSE_S = 5.0
 """As virtlockd (virtlockd-rpc.md 1)."""
 
@@ -58,6 +58,7 @@ class Listener:
         *,
         clients_max: int,
         cap_key: str,
+        readiness: Readiness,
         admit: Callable[[Peer], str],
         serve: Callable[[socket.socket, Peer], None],
     ) -> None:
@@ -66,6 +67,7 @@ class Listener:
         self.clients = 0
         self._clients_max = clients_max
         self._cap_key = cap_key
+        self._readiness = readiness
         self._admit = admit
         self._serve = serve
         self._accepting = False
@@ -81,44 +83,42 @@ class Listener:
         self._resume_later = None
         if not self._accepting and not self.closed and self.clients < self._clients_max:
             self._accepting = True
-            asyncio.get_running_loop().add_reader(self.socket.fileno(), self._on_readable)
+            self._readiness.add(self.socket.fileno(), self._on_readable)
 
     def _pause(self) -> None:
         if self._accepting:
             self._accepting = False
-            asyncio.get_running_loop().remove_reader(self.socket.fileno())
+            self._readiness.remove(self.socket.fileno())
 
     def _on_readable(self) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            if self.clients >= self._clients_max:
-                log.error(
-                    "%s: all %d connections are taken; further clients (VM starts!) wait until one closes; "
-                    "raise %s if your host runs that many VMs",
-                    self.name,
-                    self._clients_max,
-                    self._cap_key,
-                )
-                self._pause()
-                return
-            try:
-                sock, _ = self.socket.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as e:
-                if e.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    raise
-                log.error("%s: can't accept: %s; next try in %g s", self.name, e.strerror, EMFILE_PAUSE_S)
-                self._pause()
-                self._resume_later = asyncio.get_running_loop().call_later(EMFILE_PAUSE_S, self._accept_again)
-                return
-            peer = peer_of(sock)
-            if reason := self._admit(peer):
-                log.warning("%s: refused client pid %d uid %d: %s", self.name, peer.pid, peer.uid, reason)
-                sock.close()
-                continue
-            sock.setblocking(False)
-            self.clients += 1
-            self._serve(sock, peer)
+        if self.clients >= self._clients_max:
+            log.error(
+                "%s: all %d connections are taken; further clients (VM starts!) wait until one closes; "
+                "raise %s if your host runs that many VMs",
+                self.name,
+                self._clients_max,
+                self._cap_key,
+            )
+            self._pause()
+            return
+        try:
+            sock, _ = self.socket.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return
+        except OSError as e:
+            if e.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            log.error("%s: can't accept: %s; next try in %g s", self.name, e.strerror, EMFILE_PAUSE_S)
+            self._pause()
+            self._resume_later = asyncio.get_running_loop().call_later(EMFILE_PAUSE_S, self._accept_again)
+            return
+        peer = peer_of(sock)
+        if reason := self._admit(peer):
+            log.warning("%s: refused client pid %d uid %d: %s", self.name, peer.pid, peer.uid, reason)
+            sock.close()
+            return
+        self.clients += 1
+        self._serve(sock, peer)
 
     def adopted(self) -> None:
         """A connection from before a re-exec counts like an accepted one."""

@@ -10,10 +10,8 @@ ended.  All others are libvirtd speaking for a VM, and may come and go.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
-from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
@@ -31,6 +29,7 @@ from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.model import Mode, OwnerName, Resource, Want
 from holdfast.system import tasks
+from holdfast.system.readiness import WRITE, Readiness
 from holdfast.wire import libvirt_rpc as rpc
 from holdfast.wire import virtlockd as wire
 from holdfast.wire.xdr import Reader, XdrError
@@ -38,6 +37,9 @@ from holdfast.wire.xdr import Reader, XdrError
 log = logging.getLogger(__name__)
 
 READ_BYTES = 65536
+# Plain integers: socket's enumerations cost more to combine than a whole send() takes.
+_RECEIVE_FLAGS = int(socket.MSG_DONTWAIT)
+_SEND_FLAGS = int(socket.MSG_DONTWAIT) | int(socket.MSG_NOSIGNAL)
 
 _FUNCTIONS = {
     wire.PROC_REGISTER: "virLockSpaceProtocolDispatchRegister",
@@ -61,12 +63,13 @@ class VirtlockdConnection:
         "_busy",
         "_closed",
         "_current",
+        "_fd",
         "_frontend",
         "_held",
-        "_loop",
         "_out",
         "_pumping",
         "_queue",
+        "_readiness",
         "_reading",
         "_sock",
         "_splitter",
@@ -79,9 +82,10 @@ class VirtlockdConnection:
     def __init__(self, frontend: VirtlockdFrontend, sock: socket.socket, peer: Peer) -> None:
         self._frontend = frontend
         self._sock = sock
-        self._loop = asyncio.get_running_loop()
+        self._fd = sock.fileno()
+        self._readiness = frontend.readiness
         self._splitter = rpc.Splitter()
-        self._queue: deque[rpc.Message] = deque()
+        self._queue: list[rpc.Message] = []
         self._out = b""
         self._busy = False
         self._pumping = False
@@ -106,7 +110,7 @@ class VirtlockdConnection:
             self._on_readable()  # the first request is mostly there already
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return self._fd
 
     def leftovers(self) -> tuple[bytes, bytes] | None:
         """(received but not answered, answered but not sent), to go on after a re-exec; None if that is impossible."""
@@ -134,16 +138,16 @@ class VirtlockdConnection:
     def _read_on(self) -> None:
         if not self._reading and not self._closed and not self._held:
             self._reading = True
-            self._loop.add_reader(self._sock.fileno(), self._on_readable)
+            self._readiness.add(self._fd, self._on_readable)
 
     def _read_no_more(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._sock.fileno())
+            self._readiness.remove(self._fd)
 
     def _on_readable(self) -> None:
         try:
-            chunk = self._sock.recv(READ_BYTES)
+            chunk = self._sock.recv(READ_BYTES, _RECEIVE_FLAGS)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as e:
@@ -162,25 +166,22 @@ class VirtlockdConnection:
             self.close()
             return
         if messages:
-            self._queue.extend(messages)
+            self._queue += messages
             self._pump()
 
     # --- serving ---
 
     def _pump(self) -> None:
+        """Serve what is queued, one after the other, as far as nothing has to be waited for."""
         if self._pumping:
             return
         self._pumping = True
-        try:
-            while self._queue and not (self._busy or self._out or self._closed or self._held):
-                self._serve(self._queue.popleft())
-        finally:
-            self._pumping = False
-        if self._closed:
-            return
-        if self._out or self._queue:  # it gets its answers first: what waits is at most one read
+        while self._queue and not (self._busy or self._out or self._closed or self._held):
+            self._serve(self._queue.pop(0))
+        self._pumping = False
+        if self._queue:  # it gets its answers first: what waits is at most one read
             self._read_no_more()
-        else:
+        elif not self._out:
             self._read_on()
 
     def _serve(self, message: rpc.Message) -> None:
@@ -202,8 +203,6 @@ class VirtlockdConnection:
     def _answered(self, reply: bytes) -> None:
         self._busy = False
         self._current = None
-        if self._closed:
-            return
         if reply:
             self._send(reply)
         else:
@@ -216,7 +215,7 @@ class VirtlockdConnection:
             return
         if not self._out:
             try:
-                sent = self._sock.send(raw)
+                sent = self._sock.send(raw, _SEND_FLAGS)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as e:
@@ -226,13 +225,14 @@ class VirtlockdConnection:
             if sent == len(raw):
                 return
             raw = raw[sent:]
-            self._loop.add_writer(self._sock.fileno(), self._on_writable)
+            self._read_no_more()
+            self._readiness.add(self._fd, self._on_writable, WRITE)
         # A client that doesn't read its replies gets no further requests served: at most one reply waits.
         self._out += raw
 
     def _on_writable(self) -> None:
         raw, self._out = self._out, b""
-        self._loop.remove_writer(self._sock.fileno())
+        self._readiness.remove(self._fd)
         self._send(raw)
         if not self._out:
             self._pump()
@@ -244,7 +244,7 @@ class VirtlockdConnection:
         self._closed = True
         self._read_no_more()
         if self._out:
-            self._loop.remove_writer(self._sock.fileno())
+            self._readiness.remove(self._fd)
             self._out = b""
         self._queue.clear()
         self._frontend.closed(self)
@@ -259,10 +259,12 @@ class VirtlockdFrontend:
         manager: LockManager,
         *,
         uid: int,
+        readiness: Readiness,
         keep: Callable[[str, int | None], None] | None = None,
     ) -> None:
         self._manager = manager
         self._uid = uid
+        self.readiness = readiness
         self._keep = keep
         self._kept_count = 0
         self.connections: dict[VirtlockdConnection, None] = {}
@@ -348,26 +350,24 @@ class VirtlockdFrontend:
                 raise Restricted()
             await manager.lockspaces.create(call.path)
             return
-        if call.flags & ~_FLAGS_ALLOWED.get(procedure, 0):
+        if call.flags and call.flags & ~_FLAGS_ALLOWED.get(procedure, 0):
             raise UnsupportedFlags(flags=call.flags, function=_FUNCTIONS[procedure])
         if connection.restricted:
             raise Restricted()
+        owner = connection.owner
         if isinstance(call, wire.Register):
             self._register(connection, call)
-            return
-        owner = connection.owner
-        if owner is None:
+        elif owner is None:
             raise NotRegistered()
-        match call:
-            case wire.ResourceCall():
-                await self._resource_call(owner, procedure, call)
-            case wire.Restrict():
-                connection.restricted = True
-                self._keep_connection(connection, owner)
-            case wire.New():
-                await manager.lockspaces.new(call.path)
-            case _:
-                assert_never(call)
+        elif isinstance(call, wire.ResourceCall):
+            await self._resource_call(owner, procedure, call)
+        elif isinstance(call, wire.Restrict):
+            connection.restricted = True
+            self._keep_connection(connection, owner)
+        elif isinstance(call, wire.New):
+            await manager.lockspaces.new(call.path)
+        else:
+            assert_never(call)
 
     async def _resource_call(self, owner: Owner, procedure: int, call: wire.ResourceCall) -> None:
         resource = Resource(call.path, call.name)

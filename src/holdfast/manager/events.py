@@ -66,7 +66,6 @@ class Events:
     def emit(
         self,
         kind: str,
-        *,
         owner: OwnerName | None = None,
         pid: int = 0,
         resource: Resource | None = None,

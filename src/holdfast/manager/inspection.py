@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 
+from holdfast.backends.lock_names import indirect_name
 from holdfast.control_api import HolderInfo, OwnerInfo
 from holdfast.manager.lock_manager import HostLock, LockManager
 from holdfast.model import Mode, Protection, Resource
@@ -54,7 +54,7 @@ class Inspection:
 
     async def holders_of(self, path: str) -> list[HolderInfo]:
         """Everybody with a claim on a disk: by this path, by its hash in a lockspace, by the file behind it."""
-        hashed = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+        hashed = indirect_name(path)
         table = self._manager.table
         found: dict[HostLock, None] = {}
         names = [Resource("", path), Resource(os.path.dirname(path), os.path.basename(path))]

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from holdfast.backends.base import SavedLock
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
 from holdfast.system.append_file import AppendFile
 from holdfast.system.file_lock import FileKey
@@ -119,12 +118,6 @@ class SavedClaims:
     keys: tuple[FileKey, ...]
     since_wall_s: float
     claims: dict[int, dict[Resource, Mode]] = field(default_factory=dict)
-
-    def saved(self) -> SavedLock:
-        names = [r for each in self.claims.values() for r in each]
-        return SavedLock(
-            resource=names[0], mode=self.mode, create=self.create, path=self.path, keys=self.keys
-        )
 
 
 @dataclass(slots=True)

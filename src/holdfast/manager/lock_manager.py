@@ -14,9 +14,10 @@ A refusal is an exception of the `errors` tree; failed storage comes as an answe
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from holdfast.backends.base import (
     Backend,
@@ -204,34 +205,46 @@ class LockManager:
                 await self.turns.wait(resource)
                 continue
             lock = self.table.named(resource)
-            done = (
-                await self._acquire_new(owner, want)
-                if lock is None
-                else await self._acquire_known(owner, want, lock)
-            )
+            if lock is not None:
+                done = await self._acquire_known(owner, want, lock)
+            else:
+                done = await self._in_turn((resource,), self._acquire_new(owner, want))
             if done is not None:
                 return done
 
+    async def _in_turn(self, things: Sequence[Hashable], work: Coroutine[Any, Any, T]) -> T:
+        """Do the work; if it has to wait, hold the turn on these things until it has ended."""
+        try:
+            waits_for = work.send(None)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        # Nothing else has run since the first step, so it is early enough to take the turns now.
+        free = [thing for thing in things if not self.turns.taken(thing)]
+        for thing in free:
+            self.turns.take(thing)
+        try:
+            return await tasks.rest(work, waits_for)
+        finally:
+            for thing in free:
+                self.turns.end(thing)
+
     async def _acquire_new(self, owner: Owner, want: Want) -> bool | None:
         """No lock has this name.  None: something changed meanwhile, look again."""
-        self.turns.take(want.resource)
-        try:
-            route = self.routing.route(want.resource)
-            create = Creation.TEMPORARY if want.create else Creation.NONE
-            if not want.create and self.lockspaces.made_on_demand(want.resource.lockspace):
-                create = Creation.LASTING
-            for _ in range(REOPEN_ATTEMPTS_MAX):
-                candidate = await route.backend.open(want.resource, create=create)
-                if isinstance(candidate, IoFailed):
-                    raise _storage_failed(candidate)
-                done = await self._take(owner, want, route, candidate)
-                if done is not None:
-                    return done
-            raise StorageFailed(
-                what="Unable to keep hold of", path=route.backend.lock_path(want.resource), errno=11
-            )
-        finally:
-            self.turns.end(want.resource)
+        route = self.routing.route(want.resource)
+        create = Creation.TEMPORARY if want.create else Creation.NONE
+        if not want.create and self.lockspaces.made_on_demand(want.resource.lockspace):
+            create = Creation.LASTING
+        for _ in range(REOPEN_ATTEMPTS_MAX):
+            candidate = await route.backend.open(want.resource, create=create)
+            if isinstance(candidate, IoFailed):
+                raise _storage_failed(candidate)
+            done = await self._take(owner, want, route, candidate)
+            if done is not None:
+                return done
+        raise StorageFailed(
+            what="Unable to keep hold of", path=route.backend.lock_path(want.resource), errno=errno.EAGAIN
+        )
 
     async def _take(self, owner: Owner, want: Want, route: Route, candidate: Candidate) -> bool | None:
         keys = candidate.keys
@@ -257,24 +270,18 @@ class LockManager:
                 backend=route.backend.name,
                 fix=candidate.protection_note,
             )
-        for key in keys:
-            self.turns.take(key)
-        try:
-            outcome = await candidate.take(want.mode, self._note(owner))
-            if isinstance(outcome, Moved):
-                return _AGAIN
-            if isinstance(outcome, HeldElsewhere):
-                raise ResourceBusy(want.resource, self._with_programs(outcome.holders))
-            if isinstance(outcome, IoFailed):
-                raise _storage_failed(outcome)
-            if owner.gone:
-                await outcome.release()
-                raise OwnerGone(pid=owner.pid, name=want.resource.name)
-            await self._enter(owner, want, route.backend, candidate, outcome)
-            return True
-        finally:
-            for key in keys:
-                self.turns.end(key)
+        outcome = await self._in_turn(keys, candidate.take(want.mode, self._note(owner)))
+        if isinstance(outcome, Moved):
+            return _AGAIN
+        if isinstance(outcome, HeldElsewhere):
+            raise ResourceBusy(want.resource, self._with_programs(outcome.holders))
+        if isinstance(outcome, IoFailed):
+            raise _storage_failed(outcome)
+        if owner.gone:
+            await outcome.release()
+            raise OwnerGone(pid=owner.pid, name=want.resource.name)
+        await self._enter(owner, want, route.backend, candidate, outcome)
+        return True
 
     async def _enter(
         self, owner: Owner, want: Want, backend: Backend, candidate: Candidate, held: Held
@@ -338,11 +345,7 @@ class LockManager:
 
     async def _strengthen(self, owner: Owner, want: Want, lock: HostLock, mode: Mode) -> None:
         assert lock.held is not None
-        self.turns.take(lock)
-        try:
-            refused = await lock.held.convert(mode, self._note(owner))
-        finally:
-            self.turns.end(lock)
+        refused = await self._in_turn((lock,), lock.held.convert(mode, self._note(owner)))
         if isinstance(refused, HeldElsewhere):
             raise ResourceBusy(want.resource, self._with_programs(refused.holders))
         if isinstance(refused, IoFailed):
@@ -419,16 +422,9 @@ class LockManager:
             self.table.remove(lock)
             if lock.held is None:
                 return
+            self._keep(lock.id, None)
             # New acquires of this file must wait until it is really free: by its name and by its keys.
-            things = [t for t in (lock, resource, *lock.keys) if not self.turns.taken(t)]
-            for thing in things:
-                self.turns.take(thing)
-            try:
-                self._keep(lock.id, None)
-                await lock.held.release()
-            finally:
-                for thing in things:
-                    self.turns.end(thing)
+            await self._in_turn((lock, resource, *lock.keys), lock.held.release())
         elif left.mode_needed is not None and left.mode_needed < lock.mode and lock.held is not None:
             await self._weaken(lock, left.mode_needed)
 
@@ -437,11 +433,7 @@ class LockManager:
         rest = next((o for i in lock.claims if (o := self.owners.get(i)) is not None), None)
         if rest is None or lock.held is None:
             return
-        self.turns.take(lock)
-        try:
-            refused = await lock.held.convert(mode, self._note(rest))
-        finally:
-            self.turns.end(lock)
+        refused = await self._in_turn((lock,), lock.held.convert(mode, self._note(rest)))
         if refused is None:
             lock.mode = mode
             self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
@@ -473,42 +465,41 @@ class LockManager:
 
     async def regain(self, lock: HostLock, fd: int | None = None) -> bool:
         """Hold a lost lock again: by the descriptor that was kept, or anew.  `lock.lost_reason` tells why not."""
-        self.turns.take(lock)
+        return await self._in_turn((lock,), self._regain(lock, fd))
+
+    async def _regain(self, lock: HostLock, fd: int | None) -> bool:
+        backend = self.backends.get(lock.backend)
+        if backend is None:
+            lock.lost_reason = f"its backend '{lock.backend}' is no longer configured"
+            return False
+        names = list(lock.names())
+        saved = SavedLock(
+            resource=names[0],
+            mode=lock.mode,
+            create=lock.create,
+            path=lock.path,
+            keys=tuple(FileKey(*k) for k in lock.keys),
+        )
         try:
-            backend = self.backends.get(lock.backend)
-            if backend is None:
-                lock.lost_reason = f"its backend '{lock.backend}' is no longer configured"
-                return False
-            names = list(lock.names())
-            saved = SavedLock(
-                resource=names[0],
-                mode=lock.mode,
-                create=lock.create,
-                path=lock.path,
-                keys=tuple(FileKey(*k) for k in lock.keys),
-            )
-            try:
-                outcome = await backend.adopt(saved, fd)
-            except LockError as error:
-                lock.lost_reason, lock.lost_for_certain = str(error), False
-                return False
-            if isinstance(outcome, HeldElsewhere):
-                told = "; ".join(str(h) for h in self._with_programs(outcome.holders))
-                lock.lost_reason, lock.lost_for_certain = f"it was taken by {told}", True
-            elif isinstance(outcome, Moved):
-                lock.lost_reason, lock.lost_for_certain = "another file has its path now", False
-            elif isinstance(outcome, IoFailed):
-                lock.lost_reason, lock.lost_for_certain = str(_storage_failed(outcome)), False
-            elif not lock.claims:
-                await outcome.release()  # its owners died meanwhile
-            else:
-                lock.held = outcome
-                lock.lost_reason, lock.lost_for_certain = "", False
-                lock.protection, lock.protection_note = backend.protection(lock.path)
-                self._keep(lock.id, outcome.descriptor())
-            return lock.held is not None
-        finally:
-            self.turns.end(lock)
+            outcome = await backend.adopt(saved, fd)
+        except LockError as error:
+            lock.lost_reason, lock.lost_for_certain = str(error), False
+            return False
+        if isinstance(outcome, HeldElsewhere):
+            told = "; ".join(str(h) for h in self._with_programs(outcome.holders))
+            lock.lost_reason, lock.lost_for_certain = f"it was taken by {told}", True
+        elif isinstance(outcome, Moved):
+            lock.lost_reason, lock.lost_for_certain = "another file has its path now", False
+        elif isinstance(outcome, IoFailed):
+            lock.lost_reason, lock.lost_for_certain = str(_storage_failed(outcome)), False
+        elif not lock.claims:
+            await outcome.release()  # its owners died meanwhile
+        else:
+            lock.held = outcome
+            lock.lost_reason, lock.lost_for_certain = "", False
+            lock.protection, lock.protection_note = backend.protection(lock.path)
+            self._keep(lock.id, outcome.descriptor())
+        return lock.held is not None
 
     async def drop(self, lock: HostLock) -> None:
         """Let go of a lock whose owners are all gone without a word."""
@@ -588,7 +579,7 @@ class LockManager:
         return OwnerNote(owner.name, owner.pid)
 
     def _tell(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:
-        self.events.emit(kind, owner=owner.name, pid=owner.pid, resource=resource, mode=mode)
+        self.events.emit(kind, owner.name, owner.pid, resource, mode)
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s %s %s by %s", kind, mode.word, resource, owner)
 

@@ -15,7 +15,6 @@ No I/O, no clock, no tasks in here: see `lock_manager` for what happens between 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from holdfast.model import Mode, Protection, Resource
@@ -103,12 +102,14 @@ Decision = Join | Convert | Conflict
 JOIN = Join()
 
 
-@dataclass(frozen=True, slots=True)
-class Unclaimed:
+class Unclaimed(NamedTuple):
     """What is left of a lock after a claim was given up: nothing, or a mode that would do."""
 
     last: bool
     mode_needed: Mode | None
+
+
+_LAST = Unclaimed(last=True, mode_needed=None)
 
 
 class LockTable(Generic[HeldT]):
@@ -201,10 +202,11 @@ class LockTable(Generic[HeldT]):
             del mine[lock]
             if not mine:
                 del self._by_owner[owner_id]
+        if not lock.claims:
+            del self._by_name[resource]
+            return _LAST
         if all(resource not in each for each in lock.claims.values()):
             del self._by_name[resource]
-        if not lock.claims:
-            return Unclaimed(last=True, mode_needed=None)
         return Unclaimed(
             last=False, mode_needed=max(m for each in lock.claims.values() for m in each.values())
         )

@@ -37,29 +37,53 @@ VERDICT_AGE_S = 30.0
 
 
 class Storage(Protocol):
-    """The port: run one call on the storage that a path is on."""
+    """The port: run calls on the storage that a path is on."""
 
-    async def call(
+    def lane(self, path: str) -> str:
+        """Where calls on this path run; empty for inline.  An inline call must not follow a symbolic link at its end."""
+
+    def lane_of_link(self, path: str) -> str:
+        """The same for a path whose last component turned out to be a symbolic link."""
+
+    async def run(
         self,
+        lane: str,
         path: str,
         function: Callable[[], T],
         *,
         undo: Callable[[T], None] | None = None,
         patient: bool = False,
     ) -> T:
-        """The function's result.  Raises `StorageSilent` after the bound, unless `patient`."""
+        """The function's result, from a lane.  Raises `StorageSilent` after the bound, unless `patient`."""
+
+    async def call(
+        self, path: str, function: Callable[[], T], *, undo: Callable[[T], None] | None = None
+    ) -> T:
+        """`run` in whatever lane the path, links followed, belongs to."""
 
 
 class InlineStorage:
     """Every call at once, for tools that have no loop to hold up and for tests."""
 
-    async def call(
+    def lane(self, path: str) -> str:
+        return ""
+
+    def lane_of_link(self, path: str) -> str:
+        return ""
+
+    async def run(
         self,
+        lane: str,
         path: str,
         function: Callable[[], T],
         *,
         undo: Callable[[T], None] | None = None,
         patient: bool = False,
+    ) -> T:
+        return function()
+
+    async def call(
+        self, path: str, function: Callable[[], T], *, undo: Callable[[T], None] | None = None
     ) -> T:
         return function()
 
@@ -120,43 +144,48 @@ class LanedStorage:
         self._verdicts: dict[str, tuple[float, str]] = {}
         self._verdicts_of = 0
 
-    def lane_name(self, path: str) -> str:
-        """The lane that a path belongs to; empty for inline."""
+    def lane(self, path: str) -> str:
         if path.startswith("/dev/"):
             # Opening a device may wait for the device (a path that queues, a drive that spins up).
             return "device " + path
-        self._mounts.refresh()
+        mounts = self._mounts
+        mounts.refresh()
         directory = path.rpartition("/")[0]
         now = self._now()
-        if self._verdicts_of != self._mounts.changes or len(self._verdicts) > VERDICTS_MAX:
+        if self._verdicts_of != mounts.changes or len(self._verdicts) > VERDICTS_MAX:
             self._verdicts.clear()
-            self._verdicts_of = self._mounts.changes
+            self._verdicts_of = mounts.changes
         known = self._verdicts.get(directory)
         if known is None or now - known[0] > VERDICT_AGE_S:
-            mount, _ = self._mounts.locate(directory)
+            mount, _ = mounts.locate(directory)
             known = (now, f"{mount.type} {mount.point}" if mount.may_block else "")
             self._verdicts[directory] = known
-        if known[1]:
-            return known[1]
-        if self._mounts.locate_last(path) is None:
-            return ""
+        if not known[1] and (mounted := mounts.mounted_at(path)) is not None and mounted.may_block:
+            return f"{mounted.type} {mounted.point}"
+        return known[1]
+
+    def lane_of_link(self, path: str) -> str:
         mount, resolved = self._mounts.locate(path)
         if mount.may_block:
             return f"{mount.type} {mount.point}"
         return "device " + resolved if resolved.startswith("/dev/") else ""
 
     async def call(
+        self, path: str, function: Callable[[], T], *, undo: Callable[[T], None] | None = None
+    ) -> T:
+        name = self.lane(path) or self.lane_of_link(path)
+        return await self._in_lane(name, path, function, undo, False) if name else function()
+
+    async def run(
         self,
+        lane: str,
         path: str,
         function: Callable[[], T],
         *,
         undo: Callable[[T], None] | None = None,
         patient: bool = False,
     ) -> T:
-        name = self.lane_name(path)
-        if not name:
-            return function()
-        return await self._in_lane(name, path, function, undo, patient)
+        return await self._in_lane(lane, path, function, undo, patient) if lane else function()
 
     async def _in_lane(
         self,

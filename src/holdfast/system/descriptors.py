@@ -15,6 +15,7 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import socket
 import struct
 from collections.abc import MutableMapping, Sequence
@@ -28,6 +29,9 @@ FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START
 REEXEC_VARIABLE = "HOLDFAST_REEXEC"
 REEXEC_VERSION = 1
 REEXEC_BYTES_MAX = 256 << 20
+HELD_SIGNALS = frozenset(
+    (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2)
+)
 
 
 class Notifier:
@@ -162,6 +166,9 @@ def exec_with(
     """Become the new program with everything in `state` open.  Returns only by raising OSError; then nothing changed."""
     memory = write_state(state)
     fds = _all_fds(state)
+    # Handlers don't survive exec, and the default action of these is death: hold them back until the new
+    # program has its handlers.  The mask survives, and so does a signal that comes meanwhile.
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
         for fd in fds:
             os.set_inheritable(fd, True)
@@ -170,6 +177,7 @@ def exec_with(
         for fd in fds:
             _set_inheritable(fd, False)
         os.close(memory)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
 
 def claim_run_dir(path: str) -> int:

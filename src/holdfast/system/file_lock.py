@@ -57,12 +57,15 @@ class ForeignLock(NamedTuple):
 
     mode: Mode
     pid: int | None
+    free: bool = False
+    """It was in the way a moment ago and is not any more."""
 
 
 class LockFiles(Protocol):
     """The port: every call may block on the file system that the path is on."""
 
-    def open(self, path: str, *, create: bool, disk: str = "") -> OpenedFile | IoFailed: ...
+    def open(self, path: str, *, create: bool, disk: str = "", follow: bool = True) -> OpenedFile | IoFailed:
+        """`follow` False: a symbolic link at the end of the path is an ELOOP."""
 
     def lock(self, fd: int, mode: Mode, path: str) -> ForeignLock | IoFailed | None:
         """Take or convert the lock without waiting; None if it is ours now."""
@@ -92,12 +95,16 @@ def key_of(status: os.stat_result) -> FileKey:
 class SystemLockFiles:
     """The kernel's own."""
 
-    def open(self, path: str, *, create: bool, disk: str = "") -> OpenedFile | IoFailed:
+    def open(self, path: str, *, create: bool, disk: str = "", follow: bool = True) -> OpenedFile | IoFailed:
         what = "Unable to open/create resource" if create else "Unable to open resource"
         # O_NONBLOCK: opening must not wait for anybody (FIFO, file lease, medium of a drive).
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        if create:
+            flags |= os.O_CREAT
+        if not follow:
+            flags |= os.O_NOFOLLOW
         try:
-            fd = os.open(path, flags | os.O_CREAT if create else flags, LOCK_FILE_MODE)
+            fd = os.open(path, flags, LOCK_FILE_MODE)
         except OSError as e:
             return IoFailed(what, path, e.errno or errno.EIO)
         except ValueError:  # a NUL in the path
@@ -164,4 +171,4 @@ def query_lock(fd: int, mode: Mode) -> ForeignLock:
     kind, _, _, _, pid = _FLOCK.unpack(answer)
     # F_UNLCK: it went away between the two calls.  Still an honest refusal; the caller may try again.
     held = Mode.SHARED if kind == fcntl.F_RDLCK else Mode.EXCLUSIVE
-    return ForeignLock(held, pid if kind != fcntl.F_UNLCK and pid > 0 else None)
+    return ForeignLock(held, pid if kind != fcntl.F_UNLCK and pid > 0 else None, kind == fcntl.F_UNLCK)

@@ -216,18 +216,9 @@ class MountTable:
             rest.extend([p for p in target.split("/") if p not in ("", ".")][::-1])
         return self.mount_of(here), here
 
-    def locate_last(self, path: str) -> str | None:
-        """For a path whose directory is known to be on a mount that can't block: where its last component
-        leads.  None if nowhere else (the usual case, one readlink()), else the path to `locate`.
-        """
-        mount = self._by_point.get(path)
-        if mount is not None and mount.may_block:
-            return path
-        try:
-            os.readlink(path)
-        except OSError:
-            return None
-        return path
+    def mounted_at(self, path: str) -> Mount | None:
+        """The mount whose mount point is exactly this path: a file can be one."""
+        return self._by_point.get(path)
 
     def close(self) -> None:
         os.close(self._fd)

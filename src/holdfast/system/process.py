@@ -7,7 +7,6 @@ The start time (/proc/PID/stat field 22, proc(5)) names the process across a res
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import select
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from holdfast.model import ProcessId
+from holdfast.system.readiness import Readiness
 
 
 class Process(Protocol):
@@ -73,19 +73,18 @@ def program_name(pid: int) -> str:
 class PinnedProcess:
     """A process held by its pidfd."""
 
-    __slots__ = ("_fd", "_watched", "id")
+    __slots__ = ("_fd", "_poll", "_readiness", "_watched", "id")
 
-    def __init__(self, process_id: ProcessId, fd: int) -> None:
+    def __init__(self, process_id: ProcessId, fd: int, readiness: Readiness | None) -> None:
         self.id = process_id
         self._fd = fd
-        self._watched: asyncio.AbstractEventLoop | None = None
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._readiness = readiness
+        self._watched = False
 
     def alive(self) -> bool:
-        if self._fd < 0:
-            return False
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return not poll.poll(0)
+        return self._fd >= 0 and not self._poll.poll(0)
 
     def signal(self, number: int) -> None:
         if self._fd >= 0:
@@ -93,19 +92,21 @@ class PinnedProcess:
                 signal.pidfd_send_signal(self._fd, number)
 
     def watch(self, on_exit: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
+        if self._readiness is None:
+            raise RuntimeError("these processes were opened without an event loop")
 
         def ended() -> None:
-            self._unwatch()
-            on_exit()
+            if not self.alive():
+                self._unwatch()
+                on_exit()
 
-        loop.add_reader(self._fd, ended)
-        self._watched = loop
+        self._readiness.add(self._fd, ended)
+        self._watched = True
 
     def _unwatch(self) -> None:
-        if self._watched is not None:
-            self._watched.remove_reader(self._fd)
-            self._watched = None
+        if self._watched and self._readiness is not None:
+            self._readiness.remove(self._fd)
+            self._watched = False
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -115,7 +116,10 @@ class PinnedProcess:
 
 
 class SystemProcesses:
-    """The processes of this kernel, as far as this PID namespace shows them."""
+    """The processes of this kernel, as far as this PID namespace shows them.  Without `readiness` none can be watched."""
+
+    def __init__(self, readiness: Readiness | None = None) -> None:
+        self._readiness = readiness
 
     def open(self, pid: int) -> Process | None:
         if pid <= 0 or pid >= 1 << 31:
@@ -124,7 +128,7 @@ class SystemProcesses:
             fd = os.pidfd_open(pid)
         except OSError:  # no such process, or a thread id
             return None
-        process = PinnedProcess(ProcessId(pid, start_ticks(pid)), fd)
+        process = PinnedProcess(ProcessId(pid, start_ticks(pid)), fd, self._readiness)
         # Only if it lives *after* its start time was read was that the start time of this process, and not
         # of a stranger who got the number in between.
         if process.id.start_ticks and process.alive():

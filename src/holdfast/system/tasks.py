@@ -32,7 +32,7 @@ def start(coroutine: Coroutine[Any, Any, T], on_done: Callable[[T], None] | None
         if on_done is not None:
             on_done(end.value)
         return True
-    task = asyncio.get_running_loop().create_task(_rest(coroutine, waits_for))
+    task = asyncio.get_running_loop().create_task(rest(coroutine, waits_for))
     _running.add(task)
 
     def ended(task: asyncio.Task[T]) -> None:
@@ -49,7 +49,7 @@ def start(coroutine: Coroutine[Any, Any, T], on_done: Callable[[T], None] | None
 
 
 @types.coroutine
-def _rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+def rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
     """Goes on with a coroutine that has already waited once: hand its future to the task, then the answer back.
 
     The future still carries the mark that `await` put on it, so the task takes it as its own.

@@ -56,6 +56,12 @@ class Message(NamedTuple):
     payload: bytes
 
 
+def _message(raw: bytes) -> Message:
+    # tuple.__new__ rather than _make: this is once per request.
+    header = tuple.__new__(Header, _HEADER.unpack_from(raw, LENGTH_BYTES))
+    return Message(header, raw[MESSAGE_BYTES_MIN:])
+
+
 class FramingError(Exception):
     """The peer's bytes cannot be framed; the connection must be closed without an answer."""
 
@@ -92,7 +98,7 @@ class Splitter:
             # The common case: one read is one whole message.
             length = _LENGTH.unpack_from(chunk)[0]
             if length == len(chunk) and length <= KEPT_BYTES:
-                return [Message(Header._make(_HEADER.unpack_from(chunk, 4)), chunk[MESSAGE_BYTES_MIN:])]
+                return [_message(chunk)]
         return self._feed_slowly(chunk)
 
     def _feed_slowly(self, chunk: bytes) -> list[Message]:
@@ -122,7 +128,7 @@ class Splitter:
             raw = bytes(self._kept)
             self._kept.clear()
             self._seen = self._length = 0
-            done.append(Message(Header._make(_HEADER.unpack_from(raw, 4)), raw[MESSAGE_BYTES_MIN:]))
+            done.append(_message(raw))
 
 
 def encode(header: Header, payload: bytes = b"") -> bytes:

@@ -6,11 +6,13 @@ acceptable is not decided here: a call is just what the client said.
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from holdfast.wire import xdr
 from holdfast.wire.libvirt_rpc import bytes_text, text_bytes
 
+_U32 = struct.Struct(">I")
 STRING_BYTES_MAX = 65536
 UUID_BYTES = 16
 
@@ -81,14 +83,13 @@ Call = Register | Restrict | New | ResourceCall | CreateLockspace
 
 def decode(procedure: int, payload: bytes) -> Call | None:
     """The call in a payload; None for a procedure that does not exist; `xdr.XdrError` if it is not there."""
+    if PROC_CREATE_RESOURCE <= procedure <= PROC_RELEASE_RESOURCE:
+        path, offset = _string_at(payload, 0)
+        name, offset = _string_at(payload, offset)
+        if len(payload) < offset + 4:
+            raise xdr.XdrError("integer is cut short")
+        return ResourceCall(path, name, _U32.unpack_from(payload, offset)[0])
     r = xdr.Reader(payload)
-    if procedure in (
-        PROC_ACQUIRE_RESOURCE,
-        PROC_RELEASE_RESOURCE,
-        PROC_CREATE_RESOURCE,
-        PROC_DELETE_RESOURCE,
-    ):
-        return ResourceCall(_text(r), _text(r), r.u32())
     if procedure == PROC_REGISTER:
         return Register(r.opaque(UUID_BYTES), _text(r), r.u32(), r.u32(), r.u32())
     if procedure == PROC_RESTRICT:
@@ -98,6 +99,22 @@ def decode(procedure: int, payload: bytes) -> Call | None:
     if procedure == PROC_CREATE_LOCKSPACE:
         return CreateLockspace(_text(r))
     return None
+
+
+def _string_at(raw: bytes, offset: int) -> tuple[str, int]:
+    """A string and the offset behind it.  `xdr.Reader` does the same; resource calls are the hot path."""
+    start = offset + 4
+    if start > len(raw):
+        raise xdr.XdrError("integer is cut short")
+    length: int = _U32.unpack_from(raw, offset)[0]
+    if length > STRING_BYTES_MAX:
+        raise xdr.XdrError(f"string of {length} bytes is over the limit of {STRING_BYTES_MAX}")
+    end = start + length + (-length & 3)
+    if end > len(raw):
+        raise xdr.XdrError("opaque is cut short")
+    text = raw[start : start + length]
+    nul = text.find(b"\0")
+    return bytes_text(text if nul < 0 else text[:nul]), end
 
 
 def _text(r: xdr.Reader) -> str:

@@ -1,0 +1,83 @@
+"""VM cycles per second and start latency beside Debian's virtlockd, with N VM processes connected to both.
+
+python -m bench.cycles [N ...]
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.peers import Holdfastd, Virtlockd, end, raise_descriptor_limit
+from bench.vms import cycles, fork_vms
+
+ROUNDS = 9
+ROUND_S = 0.5
+"""Rounds alternate between the daemons, so that a slow spell of the machine hits both."""
+
+TARGET_RATIO = {100: 2.0, 1000: 7.0, 2000: 12.0}
+
+
+def measure(count: int) -> tuple[float, float, float, float]:
+    """(cycles/s holdfastd, cycles/s virtlockd, start latency s holdfastd, virtlockd): medians of the rounds."""
+    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as name:
+        directory = Path(name)
+        daemons = (Holdfastd(directory), Virtlockd(directory))
+        for daemon in daemons:
+            daemon.start()
+        pids: list[int] = []
+        try:
+            vms = fork_vms(count, [d.socket for d in daemons], directory)
+            pids = [vm.pid for vm in vms]
+            rates: dict[str, list[float]] = {d.name: [] for d in daemons}
+            starts: dict[str, list[float]] = {d.name: [] for d in daemons}
+            lengths = {d.name: 5 for d in daemons}
+            for number in range(ROUNDS + 1):
+                for daemon in daemons:
+                    length = lengths[daemon.name]
+                    seconds, latencies = cycles(daemon.socket, vms, length, number * 7919)
+                    if number == 0:  # a first round warms up and tells how many cycles fill a round
+                        lengths[daemon.name] = max(5, int(length / seconds * ROUND_S))
+                    else:
+                        rates[daemon.name].append(length / seconds)
+                        starts[daemon.name].append(statistics.median(latencies))
+            return (
+                statistics.median(rates["holdfastd"]),
+                statistics.median(rates["virtlockd"]),
+                statistics.median(starts["holdfastd"]),
+                statistics.median(starts["virtlockd"]),
+            )
+        finally:
+            end(pids)
+            for daemon in daemons:
+                daemon.kill()
+
+
+def main(arguments: list[str]) -> int:
+    raise_descriptor_limit()
+    counts = [int(a) for a in arguments] or sorted(TARGET_RATIO)
+    print("VM cycles (connect, REGISTER, 2 x ACQUIRE, close, connect, REGISTER, 2 x RELEASE, close); medians")
+    print(
+        f"{'N VMs':>6} {'holdfastd/s':>12} {'virtlockd/s':>12} {'ratio':>7} {'target':>7} "
+        f"{'start ms':>9} {'virtlockd ms':>13}"
+    )
+    first_start = 0.0
+    for count in counts:
+        ours, theirs, start, their_start = measure(count)
+        first_start = first_start or start
+        print(
+            f"{count:>6} {ours:>12.0f} {theirs:>12.0f} {ours / theirs:>6.1f}x "
+            f"{TARGET_RATIO.get(count, 0):>6.0f}x {start * 1e3:>9.3f} {their_start * 1e3:>13.3f}",
+            flush=True,
+        )
+        if count == counts[-1] and count != counts[0]:
+            print(
+                f"start latency at N={count} is {start / first_start:.2f} times that at N={counts[0]} (target: at most 2)"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

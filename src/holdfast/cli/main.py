@@ -1,0 +1,297 @@
+"""The `holdfast` command: what an admin asks at 3 a.m.
+
+Commands are small; what takes thought is in `who`, `run`, `doctor`.  Heavy modules are imported where they are used,
+because a command that answers in a tenth of a second gets used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from holdfast import __version__
+from holdfast.cli import exits
+
+if TYPE_CHECKING:
+    from holdfast.client import ControlClient
+    from holdfast.config import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Context:
+    """What all commands share: where the configuration is, and how to reach the daemon."""
+
+    config_file: str | None
+    socket: str | None
+
+    def config(self) -> Config:
+        from holdfast import config
+        from holdfast.errors import ConfigError
+
+        try:
+            return config.load(self.config_file, environ=os.environ, uid=os.geteuid())
+        except ConfigError as e:
+            raise click.ClickException(str(e)) from None
+
+    def control_socket(self) -> str:
+        return self.socket or self.config().control_socket
+
+    def connect(self) -> ControlClient:
+        from holdfast.client import ControlClient, DaemonUnreachable
+
+        try:
+            return ControlClient(self.control_socket())
+        except DaemonUnreachable as e:
+            fail(str(e), exits.UNREACHABLE)
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """One line of what is wrong, to stderr, and out."""
+    click.echo(f"holdfast: {text}", err=True)
+    sys.exit(code)
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(function)
+
+
+class HelpfulGroup(click.Group):
+    """Turns what the daemon refuses into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from holdfast.client import CallRefused, DaemonUnreachable
+
+        try:
+            return super().invoke(ctx)
+        except DaemonUnreachable as e:
+            fail(str(e), exits.UNREACHABLE)
+        except CallRefused as e:
+            fail(str(e), exits.REFUSED)
+        except BrokenPipeError:
+            os._exit(0)
+
+
+@click.group(
+    cls=HelpfulGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='Shell completion: eval "$(_HOLDFAST_COMPLETE=bash_source holdfast)"  (or zsh_source, fish_source)',
+)
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    envvar="HOLDFAST_CONFIG",
+    help="holdfastd's configuration [default: /etc/holdfast/holdfast.toml].",
+)
+@click.option(
+    "--socket",
+    metavar="PATH",
+    envvar="HOLDFAST_SOCKET",
+    help="holdfastd's control socket, if not as configured.",
+)
+@click.version_option(__version__, prog_name="holdfast")
+@click.pass_context
+def cli(ctx: click.Context, config_file: str | None, socket: str | None) -> None:
+    """Who holds which virtual disk, and why; run a command that holds one; find what is not protected.
+
+    \b
+    holdfast who /var/lib/libvirt/images/web.img
+    holdfast list
+    holdfast run --disk /srv/images/web.img -- qemu-img check /srv/images/web.img
+    holdfast doctor
+    """
+    ctx.obj = Context(config_file, socket)
+
+
+@cli.command()
+@json_option
+@click.pass_obj
+def status(context: Context, as_json: bool) -> None:
+    """How the daemon is: locks, connections, what is degraded.
+
+    Exit 0: fine; 1: a lock is lost or the journal can't be written; 69: no daemon.
+    """
+    from holdfast.cli import render
+
+    with context.connect() as client:
+        told = client.status()
+    if as_json:
+        render.as_json(told)
+    else:
+        render.status(told)
+    if told.locks_lost or told.journal != "ok":
+        sys.exit(exits.NEGATIVE)
+
+
+@cli.command("list")
+@click.option("--owners", is_flag=True, help="One line for each VM instead of each disk.")
+@json_option
+@click.pass_obj
+def list_command(context: Context, owners: bool, as_json: bool) -> None:
+    """Every lock held here, with its owner and protection level.
+
+    \b
+    holdfast list
+    holdfast list --owners --json
+    """
+    from holdfast.cli import render
+
+    with context.connect() as client:
+        told: list[Any] = client.owners() if owners else client.locks()
+    if as_json:
+        render.as_json(told)
+    elif owners:
+        render.owners(told)
+    else:
+        render.locks(told)
+
+
+@cli.command()
+@click.argument("what", metavar="PATH-OR-DOMAIN")
+@json_option
+@click.pass_obj
+def who(context: Context, what: str, as_json: bool) -> None:
+    """Who holds a disk (or: which disks a VM holds), over all layers, and what to do next.
+
+    Asks holdfastd, then the lock file's owner record, the kernel's lock table and QEMU's own image locks;
+    works when the daemon is down.
+
+    \b
+    holdfast who /dev/vg/web
+    holdfast who web1
+
+    Exit 0: somebody holds it; 1: nobody does; 4: can't be told.
+    """
+    from holdfast.cli import render
+    from holdfast.cli.who import Answer, ask
+
+    answer: Answer = ask(context.config(), context.control_socket(), what)
+    if as_json:
+        render.as_json(answer)
+    else:
+        render.answer(answer)
+    sys.exit({"held": exits.OK, "free": exits.NEGATIVE}.get(answer.verdict, exits.UNKNOWN))
+
+
+@cli.command()
+@click.option(
+    "-f", "--follow", is_flag=True, help="Go on with each event as it happens, over restarts of the daemon."
+)
+@json_option
+@click.pass_obj
+def events(context: Context, follow: bool, as_json: bool) -> None:
+    """What happened: acquired, refused, released, owner died, lock lost, daemon restarted.
+
+    \b
+    holdfast events
+    holdfast events -f --json | jq .kind
+    """
+    from holdfast.cli import render
+    from holdfast.cli.following import follow_events
+
+    show = render.event_json if as_json else render.event
+    if follow:
+        follow_events(context.control_socket(), show)
+        return
+    with context.connect() as client:
+        for event in client.events(after=0, follow=False):
+            show(event)
+
+
+@cli.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="PATH[:shared|:ro]",
+    help="A disk to hold: exclusively, shared, or (ro) only named: readers need no lock.",
+)
+@click.option("--name", help="How the owner is called in lists and refusals [default: the command's name].")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_obj
+def run(context: Context, disks: tuple[str, ...], name: str | None, command: tuple[str, ...]) -> None:
+    """Hold disks as long as a command runs.
+
+    The locks belong to the command's process: they stay when this program is killed, and end with the command.
+
+    \b
+    holdfast run --disk /srv/images/web.img -- qemu-system-x86_64 -drive file=/srv/images/web.img,format=raw
+    holdfast run --disk /srv/base.img:shared --disk /srv/iso/boot.iso:ro -- ./backup.sh
+
+    Exit: the command's own; 128+N if signal N ended it; 75 refused (held by somebody else); 69 no daemon;
+    126/127 the command can't be run or found.
+    """
+    from holdfast.cli.run import BadDisk, hold_and_run, parse_disk
+
+    try:
+        wishes = [parse_disk(d) for d in disks]
+    except BadDisk as e:
+        raise click.UsageError(str(e)) from None
+    sys.exit(
+        hold_and_run(
+            context.control_socket(),
+            [w for w in wishes if w is not None],
+            list(command),
+            name or os.path.basename(command[0]),
+        )
+    )
+
+
+@cli.command("check-config")
+@json_option
+@click.pass_obj
+def check_config(context: Context, as_json: bool) -> None:
+    """Check holdfastd's configuration: every problem with its file, key and fix.  Exit 1 if there is any."""
+    from holdfast.cli import render
+    from holdfast.daemon import check_config as check
+
+    config, problems = check(context.config_file)
+    if as_json:
+        render.as_json(
+            {
+                "ok": not problems,
+                "files": list(config.sources) if config else [],
+                "problems": [{k: str(v) for k, v in p.facts.items()} for p in problems],
+            }
+        )
+    else:
+        for problem in problems:
+            click.echo(str(problem), err=True)
+        if not problems and config is not None:
+            click.echo(f"configuration is fine: {', '.join(config.sources) or 'built-in defaults'}")
+    sys.exit(exits.NEGATIVE if problems else exits.OK)
+
+
+@cli.command()
+@click.option("--root", default="/", hidden=True, help="Look at the configuration below this directory.")
+@json_option
+@click.pass_obj
+def doctor(context: Context, root: str, as_json: bool) -> None:
+    """Find protection that is silently off: in libvirt's and holdfastd's configuration, mounts, and running VMs.
+
+    Exit 0: nothing found; 1: something to fix.
+    """
+    from holdfast.cli import render
+    from holdfast.cli.doctor import examine
+
+    findings = examine(context.config_file, context.socket, root)
+    if as_json:
+        render.as_json(findings)
+    else:
+        render.findings(findings)
+    sys.exit(exits.NEGATIVE if any(f.level == "problem" for f in findings) else exits.OK)
+
+
+def main() -> None:
+    cli.main(prog_name="holdfast")
+
+
+if __name__ == "__main__":
+    main()

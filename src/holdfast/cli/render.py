@@ -1,0 +1,139 @@
+"""How answers look: tables and colours on a terminal, plain columns in a pipe, JSON on request."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from holdfast.control_api import EventInfo, HolderInfo, OwnerInfo, StatusInfo
+from holdfast.model import wall_text
+
+if TYPE_CHECKING:
+    from holdfast.cli.doctor import Finding
+    from holdfast.cli.who import Answer
+
+_PROTECTION_COLOURS = {0: "red", 1: "yellow", 2: "green", 3: "green"}
+
+
+def as_json(value: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns: a rich table on a terminal, tab-separated lines with a heading elsewhere."""
+    if not sys.stdout.isatty():
+        for row in (headings, *rows):
+            click.echo("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        grid.add_column(heading, overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    Console().print(grid)
+
+
+def protection(level: int | None, word: str) -> str:
+    return "-" if level is None else f"{level} {word}"
+
+
+def owner_text(name: str, pid: int) -> str:
+    return f"{name or '(unnamed)'} (pid {pid})"
+
+
+def locks(told: Sequence[HolderInfo]) -> None:
+    rows = [
+        (
+            h.resource,
+            h.mode if h.held else f"LOST: {h.lost_reason}",
+            owner_text(h.owner, h.pid),
+            wall_text(h.since) if h.since is not None else "",
+            protection(h.protection, h.protection_word),
+            h.backend,
+        )
+        for h in told
+    ]
+    table(("DISK", "MODE", "OWNER", "SINCE", "PROTECTION", "BACKEND"), rows)
+
+
+def owners(told: Sequence[OwnerInfo]) -> None:
+    rows = [
+        (
+            o.name,
+            o.uuid,
+            str(o.pid),
+            str(o.locks),
+            protection(o.protection, o.protection_word),
+            f"being stopped: {o.stopping}" if o.stopping else ("running" if o.alive else "ended"),
+        )
+        for o in told
+    ]
+    table(("OWNER", "UUID", "PID", "LOCKS", "PROTECTION", "STATE"), rows)
+
+
+def status(told: StatusInfo) -> None:
+    lost = click.style(f", {told.locks_lost} LOST", fg="red", bold=True) if told.locks_lost else ""
+    lines = [
+        f"holdfastd {told.version} on {told.host}, pid {told.pid}, since {wall_text(told.started)}",
+        f"locks        {told.locks}{lost}, of {told.owners} owners",
+        f"connections  {told.connections} of {told.connections_max} at {told.virtlockd_socket}",
+        f"journal      {told.journal if told.journal == 'ok' else click.style(told.journal, fg='red')}",
+        f"restarts     {'descriptor store keeps locks' if told.descriptor_store else 'locks are retaken at start'}",
+        f"lockspaces   {', '.join(told.lockspaces) or 'only the direct one'}",
+    ]
+    for b in told.backends:
+        mark = " (default)" if b.name == told.default_backend else ""
+        lines.append(f"backend      {b.name}{mark}: driver {b.driver}; {', '.join(b.capabilities)}")
+    lines += [f"waiting for  {w}" for w in told.storage_waiting]
+    lines.append(f"config       {', '.join(told.config_files) or 'built-in defaults'}")
+    click.echo("\n".join(lines))
+
+
+def answer(told: Answer) -> None:
+    """Holders, layer by layer, then the next safe step."""
+    colour = {"held": "yellow", "free": "green"}.get(told.verdict, "red")
+    click.echo(f"{told.subject}: {click.style(told.headline, fg=colour, bold=True)}")
+    for layer in told.layers:
+        for line in layer.lines:
+            click.echo(f"  {layer.name:<12} {line}")
+    for note in told.notes:
+        click.echo(f"  {'note':<12} {note}")
+    click.echo(f"next: {told.next_step}")
+
+
+def event_text(e: EventInfo) -> str:
+    parts = [wall_text(e.time), f"{e.kind:<16}", e.resource]
+    if e.mode:
+        parts.append(e.mode)
+    if e.owner or e.resource:
+        parts.append(owner_text(e.owner, e.pid))
+    if e.detail:
+        parts.append(f"- {e.detail}")
+    return " ".join(p for p in parts if p)
+
+
+def event(e: EventInfo) -> None:
+    colour = {"refused": "yellow", "lock-lost": "red", "owner-stopped": "red"}.get(e.kind)
+    click.echo(click.style(event_text(e), fg=colour))
+
+
+def event_json(e: EventInfo) -> None:
+    click.echo(msgspec.json.encode(e).decode())
+
+
+def findings(told: Sequence[Finding]) -> None:
+    colours = {"ok": "green", "note": "cyan", "problem": "red"}
+    for f in told:
+        click.echo(f"{click.style(f'{f.level:<8}', fg=colours[f.level], bold=True)} {f.check}: {f.text}")
+        if f.fix:
+            click.echo(f"{'':<8} fix: {f.fix}")
+    problems = sum(f.level == "problem" for f in told)
+    click.echo(f"{problems} to fix" if problems else "nothing to fix")

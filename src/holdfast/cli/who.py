@@ -1,0 +1,295 @@
+"""`holdfast who`: everything that can be known about who holds a disk, and what may safely be done next.
+
+Four layers, each of which works without the others:
+* the daemon: exact, for this host;
+* the lock file: the kernel says whether the lock is taken (also by another host, through the file system), the owner
+  record in it says by whom;
+* the kernel's lock table: which process of this host has byte 0 of the disk or of its lock file: a virtlockd, another
+  holdfastd;
+* QEMU's own image locks: somebody has the disk open, whatever the lock managers think.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as sockets
+from dataclasses import dataclass, field
+
+from holdfast.backends import owner_record
+from holdfast.backends.lock_names import indirect_name
+from holdfast.cli.places import domain_disks, libvirt_lockspaces
+from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
+from holdfast.config import Config
+from holdfast.control_api import HolderInfo
+from holdfast.manager.journal import SavedState, replay
+from holdfast.model import Holder, wall_text
+from holdfast.system.kernel_locks import LockingProcess, locks_on, processes_with, refused_by
+from holdfast.system.process import boot_id, start_ticks
+
+DISKS_SHOWN_MAX = 64
+
+
+@dataclass
+class Layer:
+    name: str
+    lines: list[str]
+
+
+@dataclass
+class Answer:
+    """What is known about one disk or one VM.  ``verdict``: held, free or unknown."""
+
+    subject: str
+    verdict: str = "unknown"
+    headline: str = ""
+    next_step: str = ""
+    layers: list[Layer] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    holders: list[HolderInfo] = field(default_factory=list)
+    disks: list[Answer] = field(default_factory=list)
+
+    def add(self, name: str, line: str) -> None:
+        for layer in self.layers:
+            if layer.name == name:
+                layer.lines.append(line)
+                return
+        self.layers.append(Layer(name, [line]))
+
+
+def ask(config: Config, socket: str, what: str) -> Answer:
+    """The answer for a path, or for a VM's name or UUID."""
+    if "/" in what or os.path.exists(what):
+        return _Inquiry(config, socket).disk(os.path.abspath(what))
+    return _Inquiry(config, socket).domain(what)
+
+
+class _Inquiry:
+    """One question; connects once."""
+
+    def __init__(self, config: Config, socket: str) -> None:
+        self._config = config
+        self._host = sockets.gethostname()
+        self._client: ControlClient | None = None
+        self._down = ""
+        try:
+            self._client = ControlClient(socket, timeout_s=10)
+        except DaemonUnreachable as e:
+            self._down = str(e)
+        self._journal: SavedState | None = None
+
+    # --- a VM ---
+
+    def domain(self, name: str) -> Answer:
+        answer = Answer(name)
+        claims = self._claims_of(name)
+        answer.holders = claims
+        disks = {c.resource for c in claims} | set(domain_disks(name))
+        for disk in sorted(disks)[:DISKS_SHOWN_MAX]:
+            one = self.disk(disk) if disk.startswith("/") else Answer(disk)
+            answer.disks.append(one)
+            answer.add("disk", f"{disk}: {one.headline}")
+        if claims:
+            answer.verdict = "held"
+            answer.headline = f"holds {len(claims)} disk{'s' if len(claims) != 1 else ''}"
+            answer.next_step = (
+                f"its disks are in use; stop the VM (virsh shutdown {name}) before anything else uses them"
+            )
+        elif disks:
+            answer.verdict = "free"
+            answer.headline = "holds no lock now"
+            answer.next_step = "a paused or stopped VM holds nothing; see each disk above"
+        else:
+            answer.verdict = "free" if self._client is not None else "unknown"
+            answer.headline = "holds nothing that is known here"
+            answer.next_step = (
+                f"check the name with: virsh list --all; for one disk: holdfast who /path (host {self._host})"
+            )
+        if self._down:
+            answer.notes.append(self._down)
+        return answer
+
+    def _claims_of(self, name: str) -> list[HolderInfo]:
+        if self._client is not None:
+            return [h for h in self._client.locks() if name in (h.owner, h.owner_uuid)]
+        return []
+
+    # --- a disk ---
+
+    def disk(self, path: str) -> Answer:
+        answer = Answer(path)
+        lock_files = self._lock_files(path)
+        self._ask_daemon(answer, path)
+        record = self._ask_lock_files(answer, lock_files)
+        processes = self._ask_kernel(answer, path, lock_files)
+        refused = self._ask_storage(answer, path, lock_files)
+        self._conclude(answer, record, processes, refused)
+        return answer
+
+    def _lock_files(self, path: str) -> list[str]:
+        """Lock files that stand for a disk: in the configured directories, and where libvirt keeps its own."""
+        hashed = indirect_name(path)
+        directories = [
+            str(t["directory"]) for t in self._config.backend.values() if isinstance(t.get("directory"), str)
+        ]
+        directories += libvirt_lockspaces()
+        directories += self._saved().lockspaces
+        return [f for d in dict.fromkeys(directories) if os.path.exists(f := f"{d}/{hashed}")]
+
+    def _saved(self) -> SavedState:
+        if self._journal is None:
+            try:
+                with open(self._config.journal_path, "rb") as f:
+                    self._journal = replay(f.read())
+            except OSError:
+                self._journal = SavedState()
+        return self._journal
+
+    def _ask_daemon(self, answer: Answer, path: str) -> None:
+        if self._client is not None:
+            try:
+                answer.holders = self._client.holders(path)
+            except (CallRefused, DaemonUnreachable) as e:
+                answer.notes.append(str(e))
+            for h in answer.holders:
+                state = (
+                    f"protection {h.protection} ({h.protection_word})" if h.held else f"LOST: {h.lost_reason}"
+                )
+                since = f" since {wall_text(h.since)}" if h.since is not None else ""
+                answer.add(
+                    "holdfastd",
+                    f"{h.mode} lock of {h.owner or 'an unnamed owner'} (pid {h.pid}"
+                    f"{', uuid ' + h.owner_uuid if h.owner_uuid else ''}) on {h.host}{since}; {state}",
+                )
+                if h.held and h.protection_note:
+                    answer.notes.append(h.protection_note)
+            return
+        answer.notes.append(self._down)
+        saved = self._saved()
+        if saved.boot != boot_id():
+            return
+        for lock in saved.locks.values():
+            for owner_id, names in lock.claims.items():
+                if any(r.name == path or r.name == indirect_name(path) for r in names):
+                    owner = saved.owners[owner_id]
+                    alive = start_ticks(owner.process.pid) == owner.process.start_ticks
+                    answer.add(
+                        "journal",
+                        f"{lock.mode.word} lock of {owner.name.name} (pid {owner.process.pid}, "
+                        f"{'still running' if alive else 'ended'}); holdfastd will "
+                        f"{'retake' if alive else 'drop'} it when it starts",
+                    )
+
+    def _ask_lock_files(self, answer: Answer, lock_files: list[str]) -> list[Holder]:
+        found: list[Holder] = []
+        for file in lock_files:
+            try:
+                with open(file, "rb") as f:
+                    told = owner_record.decode(f.read(owner_record.RECORD_FILE_BYTES_MAX))
+            except OSError as e:
+                answer.notes.append(f"{file}: {e.strerror}")
+                continue
+            found += told
+            for h in told:
+                answer.add("lock file", f"{h} ({file})")
+        return found
+
+    def _ask_kernel(self, answer: Answer, path: str, lock_files: list[str]) -> list[LockingProcess]:
+        found: list[LockingProcess] = []
+        for file in [path, *lock_files]:
+            try:
+                locks = [k for k in locks_on(file) if k.of_lock_manager or k.of_qemu]
+                processes = processes_with(file, locks)
+            except OSError as e:
+                answer.notes.append(f"{file}: {e.strerror}")
+                continue
+            found += processes
+            seen = set()
+            for p in processes:
+                layer = "kernel" if p.lock.of_lock_manager else "QEMU"
+                if (layer, p.pid) not in seen:
+                    seen.add((layer, p.pid))
+                    what = (
+                        f"{p.lock.mode.word} lock on byte 0 of {file}"
+                        if layer == "kernel"
+                        else "has the image open (its own image lock)"
+                    )
+                    answer.add(layer, f"{p.program or 'a process'} (pid {p.pid}): {what}")
+            if not processes and any(k.of_lock_manager for k in locks):
+                answer.add("kernel", f"byte 0 of {file} is locked by a process that this user can't see")
+        return found
+
+    def _ask_storage(self, answer: Answer, path: str, lock_files: list[str]) -> bool | None:
+        """Whether some lock manager has it, here or on another host; None if it can't be told."""
+        answers: list[bool] = []
+        for file in lock_files or [path]:
+            try:
+                answers.append(refused_by(file) is not None)
+            except OSError as e:
+                answer.notes.append(f"{file}: can't be asked for its lock: {e.strerror}")
+        return any(answers) if answers else None
+
+    def _conclude(
+        self, answer: Answer, record: list[Holder], processes: list[LockingProcess], refused: bool | None
+    ) -> None:
+        held = [h for h in answer.holders if h.held]
+        lost = [h for h in answer.holders if not h.held]
+        managers = [p for p in processes if p.lock.of_lock_manager]
+        qemus = [p for p in processes if p.lock.of_qemu]
+        elsewhere = [h for h in record if h.host and h.host != self._host]
+        journal = any(layer.name == "journal" for layer in answer.layers)
+        answer.verdict = "held"
+        if lost and not held:
+            h = lost[0]
+            answer.headline = f"LOCK LOST: {h.owner} runs without it ({h.lost_reason})"
+            answer.next_step = (
+                f"make sure that only one VM uses it: virsh suspend {h.owner}; then look at the other holder"
+            )
+        elif held:
+            h = held[0]
+            more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+            answer.headline = f"held by {h.owner or 'pid ' + str(h.pid)}{more} on {h.host}"
+            stop = f"virsh shutdown {h.owner}" if h.owner_uuid else f"end process {h.pid}"
+            answer.next_step = f"in use here; to free it: {stop} (or migrate it)"
+        elif managers:
+            p = managers[0]
+            answer.headline = f"held through {p.program or 'a process'} (pid {p.pid}) on this host"
+            answer.next_step = (
+                "a real virtlockd has it for one of its VMs: virsh list; holdfast doctor"
+                if p.program == "virtlockd"
+                else f"see what process {p.pid} is before you end it: ps -fp {p.pid}"
+            )
+        elif refused and elsewhere:
+            other = elsewhere[0]
+            answer.headline = f"held by {other}"
+            answer.next_step = (
+                f"on host {other.host}: holdfast who {answer.subject}; stop or migrate the VM there. "
+                "Never delete the lock file: it doesn't free the disk"
+            )
+        elif refused:
+            answer.headline = "held by another host or a process that can't be seen from here"
+            answer.next_step = (
+                f"run this on the other hosts that share the storage: holdfast who {answer.subject}"
+            )
+        elif journal:
+            answer.headline = "not locked now, but holdfastd's journal has an owner"
+            answer.next_step = (
+                "start holdfastd: it retakes the locks of VMs that still run (systemctl start holdfastd)"
+            )
+        elif qemus:
+            p = qemus[0]
+            answer.headline = f"open in {p.program} (pid {p.pid}), but no lock manager has it"
+            answer.next_step = (
+                "a paused VM, or one that was started without lock manager: virsh list --all; holdfast doctor"
+            )
+        elif refused is False:
+            answer.verdict = "free"
+            answer.headline = "free"
+            answer.next_step = "nobody holds it; a VM that uses it can be started"
+            if record:
+                answer.notes.append(
+                    "the owner record in its lock file is left from a crash; the next owner overwrites it"
+                )
+        else:
+            answer.verdict = "unknown"
+            answer.headline = "can't be told"
+            answer.next_step = "see the notes; try again as root on a host that sees the disk"

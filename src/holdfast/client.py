@@ -1,0 +1,145 @@
+"""A blocking client of the control socket.
+
+Varlink is JSON with a NUL behind it, so this is small; it exists beside asyncvarlink because `holdfast who` must
+answer in the time that starting an event loop takes (ADR 0004).  Replies become the dataclasses of `control_api`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from holdfast.control_api import (
+    ERROR_REFUSED,
+    INTERFACE,
+    DiskWish,
+    EventInfo,
+    HolderInfo,
+    OwnerInfo,
+    StatusInfo,
+)
+
+T = TypeVar("T")
+REPLY_BYTES_MAX = 64 << 20
+"""Twenty thousand locks with long paths; anything larger is no reply of holdfastd's."""
+CALL_TIMEOUT_S = 60.0
+"""Longer than the daemon waits for storage by default: its own answer says more than our timeout."""
+
+
+class DaemonUnreachable(Exception):
+    """Nobody answers at the control socket."""
+
+
+class CallRefused(Exception):
+    """The daemon answered with an error; `kind` is the error class or the Varlink error name."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class ControlClient:
+    """One connection to holdfastd's control socket."""
+
+    def __init__(self, path: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self.path = path
+        self._rest = b""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.connect(path)
+        except OSError as e:
+            self._socket.close()
+            raise DaemonUnreachable(f"holdfastd does not answer at {path}: {e.strerror or e}") from None
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    # --- calls ---
+
+    def status(self) -> StatusInfo:
+        return self._one("GetStatus", "status", StatusInfo)
+
+    def owners(self) -> list[OwnerInfo]:
+        return self._one("ListOwners", "owners", list[OwnerInfo])
+
+    def locks(self) -> list[HolderInfo]:
+        return self._one("ListLocks", "locks", list[HolderInfo])
+
+    def holders(self, path: str) -> list[HolderInfo]:
+        return self._one("GetHolders", "holders", list[HolderInfo], path=path)
+
+    def acquire(self, *, pid: int, name: str, disks: list[DiskWish]) -> None:
+        self._call("Acquire", {"pid": pid, "name": name, "disks": disks})
+
+    def release(self, *, pid: int, paths: list[str]) -> None:
+        self._call("Release", {"pid": pid, "paths": paths})
+
+    def events(self, *, after: int, follow: bool) -> Iterator[EventInfo]:
+        """Events as they come; ends when the daemon says so or goes away."""
+        if follow:
+            self._socket.settimeout(None)
+        self._send("WatchEvents", {"after": after, "follow": follow}, more=True)
+        while True:
+            reply = self._receive()
+            event = self._parameters(reply).get("event")
+            if event is not None:
+                yield msgspec.convert(event, EventInfo)
+            if not reply.get("continues"):
+                return
+
+    # --- Varlink ---
+
+    def _one(self, method: str, key: str, kind: type[T], **parameters: object) -> T:
+        return msgspec.convert(self._call(method, parameters)[key], kind)
+
+    def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        self._send(method, parameters)
+        return self._parameters(self._receive())
+
+    def _send(self, method: str, parameters: dict[str, Any], *, more: bool = False) -> None:
+        message: dict[str, Any] = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
+        if more:
+            message["more"] = True
+        try:
+            self._socket.sendall(msgspec.json.encode(message) + b"\0")
+        except OSError as e:
+            raise DaemonUnreachable(f"holdfastd went away: {e.strerror or e}") from None
+
+    def _receive(self) -> dict[str, Any]:
+        parts = [self._rest]
+        size = len(self._rest)
+        while b"\0" not in parts[-1]:
+            try:
+                part = self._socket.recv(1 << 18)
+            except TimeoutError:
+                raise DaemonUnreachable(f"holdfastd at {self.path} does not answer in time") from None
+            except OSError as e:
+                raise DaemonUnreachable(f"holdfastd went away: {e.strerror or e}") from None
+            size += len(part)
+            if not part or size > REPLY_BYTES_MAX:
+                raise DaemonUnreachable("holdfastd closed the connection (may this user connect?)")
+            parts.append(part)
+        raw, _, self._rest = b"".join(parts).partition(b"\0")
+        with contextlib.suppress(msgspec.DecodeError):
+            return msgspec.json.decode(raw, type=dict[str, Any])
+        raise DaemonUnreachable(f"{self.path} does not speak Varlink")
+
+    @staticmethod
+    def _parameters(reply: dict[str, Any]) -> dict[str, Any]:
+        parameters: dict[str, Any] = reply.get("parameters") or {}
+        error = reply.get("error")
+        if error:
+            kind = parameters.get("kind", "") if error == ERROR_REFUSED else error
+            raise CallRefused(str(kind), str(parameters.get("message") or error))
+        return parameters
