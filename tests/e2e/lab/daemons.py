@@ -8,6 +8,7 @@ that is named by the hash of the disk's path, in *direct* mode for the disk's pa
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -150,6 +151,46 @@ class LockDaemon(Daemon):
         self.kind = kind
         self._configuration = host.folder / ("virtlockd.conf" if kind == "virtlockd" else "holdfast.toml")
         self._configuration.write_text(VIRTLOCKD_CONF if kind == "virtlockd" else HOLDFAST_TOML)
+        self._under_manager = False
+        self._main_pid_file = host.folder / "lockd-main.pid"
+
+    @property
+    def process(self) -> Process:
+        """The running daemon; under a service manager that is the manager's child."""
+        if self._under_manager:
+            return self.host.process(int(self._main_pid_file.read_text()))
+        return super().process
+
+    def start_under_manager(self) -> None:
+        """Start it as systemd would, with a descriptor store."""
+        self._main_pid_file.unlink(missing_ok=True)
+        self._under_manager = True
+        self.start()
+
+    def stop(self) -> int:
+        """The orderly way, also for its manager."""
+        code = super().stop()
+        self._under_manager = False
+        return code
+
+    def crash_under_manager(self) -> None:
+        """SIGKILL; returns when the manager's next instance answers."""
+        self._wait_next_instance(lambda crashing: crashing.kill())
+
+    def restart_under_manager(self) -> None:
+        """systemctl restart."""
+        assert self._running is not None
+        manager = self._running.process
+        self._wait_next_instance(lambda _: manager.send(signal.SIGHUP))
+
+    def _wait_next_instance(self, end: Callable[[Process], None]) -> None:
+        old, old_pid = self.process, self._main_pid_file.read_text()
+        end(old)
+        old.wait_gone()
+        until(
+            lambda: self._main_pid_file.read_text() != old_pid and self._answers(),
+            f"the next instance of {self.kind} on {self.host.name} to answer",
+        )
 
     def reexec(self) -> None:
         """SIGUSR1: the same process begins anew, with everything it holds.  Waits until it has."""
@@ -181,7 +222,11 @@ class LockDaemon(Daemon):
     def _command(self) -> list[str]:
         if self.kind == "virtlockd":
             return ["/usr/sbin/virtlockd", "-f", str(self._configuration)]
-        return [_program("holdfastd"), "--config", str(self._configuration)]
+        command = [_program("holdfastd"), "--config", str(self._configuration)]
+        if self._under_manager:
+            script = str(Path(__file__).with_name("servicemanager.py"))
+            return [sys.executable, "-I", script, str(self._main_pid_file), *command]
+        return command
 
     def _answers(self) -> bool:
         try:

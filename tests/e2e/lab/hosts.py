@@ -25,10 +25,12 @@ NAMES = ("alpha", "beta")
 
 
 class CommandError(Exception):
-    """A command in a host answered with an error; `stderr` is what its user saw."""
+    """A command in a host ended with an exit code that is not 0."""
 
-    def __init__(self, host: str, command: Sequence[str], code: int, stderr: str) -> None:
-        super().__init__(f"{host}: {' '.join(command)} -> {code}: {stderr.strip()}")
+    def __init__(self, host: str, command: Sequence[str], code: int, stdout: str, stderr: str) -> None:
+        super().__init__(f"{host}: {' '.join(command)} -> {code}: {stderr.strip() or stdout.strip()}")
+        self.code = code
+        self.stdout = stdout
         self.stderr = stderr
 
 
@@ -126,7 +128,7 @@ class Host:
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False,
         )  # fmt: skip
         if done.returncode != 0:
-            raise CommandError(self.name, command, done.returncode, done.stderr)
+            raise CommandError(self.name, command, done.returncode, done.stdout, done.stderr)
         return done.stdout
 
     def start_virsh(self, *arguments: str) -> subprocess.Popen[str]:
