@@ -85,6 +85,15 @@ def test_nothing_is_kept_of_a_start_that_got_only_some_disks(any_lab: Lab) -> No
     holder.assert_writes()
 
 
+def test_one_image_twice_in_one_vm_is_refused(any_lab: Lab) -> None:
+    """A mistake in the guest's definition would otherwise make it the second writer of its own disk."""
+    lab = any_lab
+    disk = lab.storage.image("web")
+    assert_refused(lab.vm(lab.alpha, "web1", Disk(disk), Disk(disk, "vdb")).refused("start"))
+    lab.wait_free(disk)
+    lab.vm(lab.alpha, "web1", disk).start()
+
+
 def test_readonly_disk_is_not_locked_and_serves_many(lab: Lab) -> None:
     template = lab.storage.image("template")
     readers = [
