@@ -213,6 +213,7 @@ class Journal:
         self._snapshot = snapshot
         self._lines = 0
         self._lines_max = COMPACT_LINES_MIN
+        self._failed_bytes = 0
         self.failing = ""
         """Why the journal cannot be written at the moment; empty if it can."""
 
@@ -235,8 +236,9 @@ class Journal:
             if not self.failing:
                 log.error("the journal can't be written: %s; no new lock is granted until it can", e)
             self.failing = e.strerror or str(e)
+            self._failed_bytes = len(raw)
             raise
-        if self.failing:
+        if self.failing and len(raw) >= self._failed_bytes:  # a shorter line may still fit a full disk
             log.warning("the journal can be written again")
             self.failing = ""
         self._lines += len(lines)
