@@ -58,6 +58,15 @@ HOLDERS_TOLD_MAX = 4
 """Holders named in one message: a shared disk may have fifty, an error line may not."""
 
 
+class DiskTwice(ResourceBusy):
+    """A VM is about to get a disk that it already has: its second writer would be itself."""
+
+    def __init__(self, resource: Resource, holder: Holder) -> None:
+        super().__init__(
+            resource, (holder,), note=": that VM has this disk already; one VM can't have it twice"
+        )
+
+
 class ResourceNotLocked(LockError):
     template = "Lockspace resource '{name}' is not locked"
 

@@ -56,17 +56,6 @@ def test_attach_of_a_held_disk_is_refused_and_told_the_holder(lab: Lab) -> None:
     assert lab.lock(data) == "write"
 
 
-def test_attaching_a_disk_that_the_vm_has_already_is_refused(any_lab: Lab) -> None:
-    """A guest must not become the second writer of its own disk; and undoing the attach must not free it."""
-    lab = any_lab
-    disk, data = lab.storage.image("web"), lab.storage.image("data")
-    vm = lab.vm(lab.alpha, "web1", Disk(disk), Disk(data, "vdb")).start()
-    for own in (disk, data):
-        assert_refused(vm.refused("attach-disk", *attach(vm, own, "vdc")))
-    assert (lab.lock(disk), lab.lock(data)) == ("write", "write")
-    assert_refused(lab.vm(lab.beta, "web2", disk).refused("start"))
-
-
 def test_attach_that_qemu_refuses_leaves_all_locks_as_they_were(any_lab: Lab) -> None:
     lab = any_lab
     disk, data = lab.storage.image("web"), lab.storage.image("data")

@@ -29,7 +29,9 @@ from holdfast.backends.base import (
     OwnerNote,
     SavedLock,
 )
+from holdfast.backends.lock_names import indirect_name
 from holdfast.errors import (
+    DiskTwice,
     HoldfastError,
     LockError,
     NotAnOwner,
@@ -51,9 +53,10 @@ from holdfast.manager.owners import Owner, Owners
 from holdfast.manager.routing import Route, Routing
 from holdfast.manager.stopping import Stopper
 from holdfast.manager.turns import Turns
-from holdfast.model import Holder, Mode, OwnerName, Protection, Resource, Want
+from holdfast.model import Holder, Instant, Mode, OwnerName, Protection, Resource, Want
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
+from holdfast.system.domain_status import DomainStatus
 from holdfast.system.file_lock import FileKey, IoFailed
 from holdfast.system.process import Processes
 
@@ -62,6 +65,10 @@ T = TypeVar("T")
 
 REOPEN_ATTEMPTS_MAX = 100
 """Times that a lock file may vanish between open and lock before we call it an error: each needs another release."""
+UNDO_S = 10.0
+"""How long after a second acquire a release may be its undoing: QEMU refuses a disk that it has open within
+milliseconds.  A real release in that time (a migration seconds after a reboot) is answered once too often, and the
+destination refuses that one; a suspend releases twice anyway."""
 LOCKS_PER_ACQUIRE_MAX = 1000
 """Disks of one all-or-nothing acquire; a VM has tens."""
 
@@ -82,6 +89,7 @@ class LockManager:
         events: Events,
         host: str,
         owners_max: int,
+        domains: DomainStatus | None = None,
         keep: Callable[[int, int | None], None] | None = None,
     ) -> None:
         self.routing = routing
@@ -97,8 +105,10 @@ class LockManager:
         self._clock = clock
         self._host = host
         self._owners_max = owners_max
+        self._domains = domains
         self._keep = keep
         self._last_lock_id = 0
+        self._undo_until: dict[tuple[int, Resource], Instant] = {}
         self._stopper = Stopper(clock, self._stopped)
 
     # --- owners and the connections that speak for them ---
@@ -322,6 +332,8 @@ class LockManager:
             case Convert(mode) if mode > lock.mode:
                 await self._strengthen(owner, want, lock, mode)
             case _ if lock.claims.get(owner.id, {}).get(want.resource) is want.mode:
+                if want.mode is Mode.EXCLUSIVE:
+                    self._question(owner, want.resource, lock)
                 return False  # held already: one hold, whatever the number of acquires
         try:
             self._record(owner, _claim_line(lock, owner.id, want.resource, want.mode))
@@ -333,6 +345,38 @@ class LockManager:
         )
         if isinstance(decision, Convert) and decision.mode < lock.mode:
             await self._weaken(lock, decision.mode)
+        return True
+
+    def _question(self, owner: Owner, resource: Resource, lock: HostLock) -> None:
+        """An owner acquires what it holds.  Does it go on with its disk, or get it a second time?
+
+        The calls are the same (ADR 0006), but a VM that has a disk twice must not pass, and if QEMU refuses the
+        second one, libvirt undoes it by a RELEASE that must not free the disk in use.  libvirt's own word on the VM helps:
+
+        * listed twice among its disks: refused;
+        * not running (it resumes), or an image below the top (a block job): it goes on;
+        * running: a guest's reboot, or an attach that QEMU is about to refuse.  Granted, and a release that
+          follows at once is taken as the undoing.
+        """
+        if self._domains is None:
+            return
+        domain = self._domains.look(owner.name.name, owner.name.uuid, owner.pid)
+        if domain is None:
+            return
+        if sum(resource.name in (d.path, indirect_name(d.path)) for d in domain.disks) > 1:
+            raise DiskTwice(resource, self._holder(owner.id, resource, lock.keys, lock))
+        if domain.state != "running":
+            return
+        if not any(resource.name in (path, indirect_name(path)) for path in domain.backing):
+            self._undo_until[owner.id, resource] = Instant(self._clock.now() + UNDO_S)
+
+    def _is_undoing(self, owner: Owner, resource: Resource) -> bool:
+        until = self._undo_until.pop((owner.id, resource), None)
+        if until is None or self._clock.now() > until:
+            return False
+        log.warning(
+            "%s keeps %s: the release so soon after a second acquire undoes only that", owner, resource
+        )
         return True
 
     async def _strengthen(self, owner: Owner, want: Want, lock: HostLock, mode: Mode) -> None:
@@ -399,6 +443,8 @@ class LockManager:
             raise ResourceNotLocked(name=resource.name)
         if resource not in lock.claims.get(owner.id, {}):
             raise NotAnOwner()
+        if self._undo_until and self._is_undoing(owner, resource):
+            return
         await self._give_up(owner, lock, resource)
         if owner.connections <= 0 and not owner.gone:
             self._forget_if_idle(owner)
@@ -406,6 +452,7 @@ class LockManager:
     async def _give_up(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
         """End one claim, and the lock with the last one.  Nobody has the turn on the lock now."""
         left = self.table.unclaim(lock, owner.id, resource)
+        self._undo_until.pop((owner.id, resource), None)
         self._journal.append_end(
             jn.UnclaimLine(lock.id, owner.id, text_of(resource.lockspace), text_of(resource.name))
         )
