@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from holdfast.model import Holder, Protection, Resource
 
@@ -127,6 +127,23 @@ class StorageFailed(LockError):
     def __init__(self, *, what: str, path: str, errno: int) -> None:
         self.errno = errno
         super().__init__(what=what, path=path, reason=os.strerror(errno))
+
+
+class FailedCall(Protocol):
+    """What a failed system call tells of itself (`system.file_lock.IoFailed`)."""
+
+    @property
+    def what(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def errno(self) -> int: ...
+
+
+def storage_failed(failed: FailedCall) -> StorageFailed:
+    """The refusal for a failed call; virtlockd quotes the path in one of its texts (virtlockd-rpc.md 3.4)."""
+    path = f"'{failed.path}'" if failed.what.endswith("lock on") else failed.path
+    return StorageFailed(what=failed.what, path=path, errno=failed.errno)
 
 
 class LockFileCreateFailed(StorageFailed):
