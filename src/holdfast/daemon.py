@@ -273,7 +273,12 @@ class Daemon:
             kind, _, rest = name.partition("-")
             number, _, owner_number = rest.partition("-")
             if kind == "lock" and number.isdigit():
-                kept_locks[int(number)] = fd
+                if int(number) in kept_locks:
+                    os.close(
+                        fd
+                    )  # stored twice, where the kernel can't tell systemd that it is the same (kcmp(2))
+                else:
+                    kept_locks[int(number)] = fd
             elif kind == "conn" and number.isdigit() and owner_number.isdigit():
                 kept_connections.append((name, int(owner_number), fd))
                 self.virtlockd.continue_kept_count(int(number))
@@ -299,6 +304,7 @@ class Daemon:
                 sock.close()
                 self.notifier.store(name, None)
         await self.recovery.locks(state, living, kept_locks)
+        self.virtlockd.serve_adopted()
         for lock_id, fd in kept_locks.items():
             if lock_id not in state.locks:
                 # Its end was journaled before the last daemon could let go of it.

@@ -268,6 +268,7 @@ class VirtlockdFrontend:
         self._keep = keep
         self._kept_count = 0
         self.connections: dict[VirtlockdConnection, None] = {}
+        self._adopted: list[tuple[VirtlockdConnection, bytes, bytes]] = []
         self.listener: Listener | None = None
 
     def admit(self, peer: Peer) -> str:
@@ -290,7 +291,7 @@ class VirtlockdFrontend:
         unsent: bytes = b"",
         kept: str = "",
     ) -> None:
-        """A connection from before a restart goes on as it was."""
+        """A connection from before a restart will go on as it was, from `serve_adopted` on."""
         connection = VirtlockdConnection(self, sock, peer)
         self.connections[connection] = None
         if self.listener is not None:
@@ -300,7 +301,13 @@ class VirtlockdFrontend:
             owner.connections += 1
         connection.restricted = restricted
         connection.kept = kept
-        connection.start(carried=carried, unsent=unsent)
+        self._adopted.append((connection, carried, unsent))
+
+    def serve_adopted(self) -> None:
+        """Not before the locks are back in the table: an end of file now ends claims, a request asks for them."""
+        adopted, self._adopted = self._adopted, []
+        for connection, carried, unsent in adopted:
+            connection.start(carried=carried, unsent=unsent)
 
     def closed(self, connection: VirtlockdConnection) -> None:
         del self.connections[connection]
