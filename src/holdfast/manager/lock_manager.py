@@ -318,11 +318,17 @@ class LockManager:
 
     async def _acquire_known(self, owner: Owner, want: Want, lock: HostLock) -> bool | None:
         """This host has a lock on that file, by this name or another.  None: look again."""
-        if self.turns.taken(lock):
-            await self.turns.wait(lock)
+        if owner.gone:
+            raise OwnerGone(pid=owner.pid, name=want.resource.name)
+        # The keys too: the same disk may just be taken through another lock file.
+        busy = lock if self.turns.taken(lock) else self.turns.first_taken(lock.keys)
+        if busy is not None:
+            await self.turns.wait(busy)
             return _AGAIN
-        if lock.held is None and not await self.regain(lock):
-            raise ResourceBusy(want.resource, self.holders(lock), note=f"; {lock.lost_reason}")
+        if lock.held is None:
+            if not await self.regain(lock):
+                raise ResourceBusy(want.resource, self.holders(lock), note=f"; {lock.lost_reason}")
+            return _AGAIN
         decision = self.table.decide(lock, owner.id, want.resource, want.mode)
         match decision:
             case Conflict(others):
@@ -332,11 +338,17 @@ class LockManager:
                 await self._strengthen(owner, want, lock, mode)
             case _ if lock.claims.get(owner.id, {}).get(want.resource) is want.mode:
                 return False  # held already: one hold, whatever the number of acquires
+        before = lock.claims.get(owner.id, {}).get(want.resource)
+        # In the table first: recording it may rewrite the journal from the table.
+        self.table.claim(lock, owner.id, want.resource, want.mode)
         try:
             self._record(owner, _claim_line(lock, owner.id, want.resource, want.mode))
         except OSError as e:
+            if before is None:
+                self.table.unclaim(lock, owner.id, want.resource)
+            else:
+                self.table.claim(lock, owner.id, want.resource, before)
             raise Refused(reason=f"the journal can't record a claim: {e.strerror}; free space for it") from e
-        self.table.claim(lock, owner.id, want.resource, want.mode)
         self._tell(
             ev.CONVERTED if isinstance(decision, Convert) else ev.ACQUIRED, owner, want.resource, want.mode
         )
@@ -346,13 +358,15 @@ class LockManager:
 
     async def _strengthen(self, owner: Owner, want: Want, lock: HostLock, mode: Mode) -> None:
         assert lock.held is not None
-        refused = await self._in_turn((lock,), lock.held.convert(mode, self._note(owner)))
+        refused = await self._in_turn((lock, *lock.keys), lock.held.convert(mode, self._note(owner)))
         if isinstance(refused, HeldElsewhere):
             raise ResourceBusy(want.resource, self._with_programs(refused.holders))
         if isinstance(refused, IoFailed):
             raise _storage_failed(refused)
         lock.mode = mode
         self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
+        if owner.gone:  # its claims on this lock are being given up, and the lock with them
+            raise OwnerGone(pid=owner.pid, name=want.resource.name)
 
     def _refuse_unless_dead(self, want: Want, others: Iterable[int], keys: Sequence[Key]) -> None:
         """Refuse, unless somebody in the way has died and the news just hasn't come round: then look again."""
@@ -590,8 +604,14 @@ class LockManager:
         if owner.journaled:
             self._journal.append(*lines)
         else:
-            self._journal.append(_owner_line(owner), *lines)
-            owner.journaled = True
+            owner.journaled = (
+                True  # at once: the append may rewrite the journal, with all owners of whom this is said
+            )
+            try:
+                self._journal.append(_owner_line(owner), *lines)
+            except OSError:
+                owner.journaled = False
+                raise
 
     @staticmethod
     def _lock_line(lock: HostLock) -> jn.Line:
