@@ -54,7 +54,7 @@ def test_service_tells_its_interfaces_to_any_varlink_client(shared_daemon: Holdf
 
 
 def test_asyncvarlink_client_can_call_what_introspection_shows(shared_daemon: Holdfastd) -> None:
-    assert asyncio.run(locks_by_asyncvarlink(shared_daemon.control)) == []
+    assert asyncio.run(locks_by_asyncvarlink(shared_daemon.control)) == {"locks": []}
 
 
 @pytest.mark.parametrize(
