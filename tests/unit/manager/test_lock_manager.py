@@ -103,14 +103,15 @@ def test_disk_locked_through_a_lock_directory_is_the_same_by_its_other_name(tmp_
 def test_acquire_of_several_disks_is_all_or_nothing(tmp_path: Path) -> None:
     async def scene() -> None:
         w = World(tmp_path)
-        a, b, c = (w.disk(n) for n in "abc")
+        a, first, b, c = (w.disk(n) for n in ("a", "a-new", "b", "c"))
         one, two = w.owner(1), w.owner(2)
         await w.manager.acquire(two, want(a, Mode.SHARED))
         await w.manager.acquire(one, want(b))
         with pytest.raises(ResourceBusy, match="vm1"):
-            await w.manager.acquire_all(two, [want(a), want(b), want(c)])
+            await w.manager.acquire_all(two, [want(a), want(first), want(b), want(c)])
         claims = {r: m for lock in w.manager.table for r, m in lock.claims.get(two.id, {}).items()}
         assert claims == {Resource("", a): Mode.SHARED}, "what it had before it has as before"
+        assert not locked(first)
         assert not locked(c)
         await w.manager.release(one, Resource("", b))
         await w.manager.acquire_all(two, [want(a), want(b), want(c)])
@@ -372,6 +373,7 @@ def test_acquire_during_a_slow_release_waits_and_then_wins(tmp_path: Path) -> No
         again = w.start(w.manager.acquire(two, want(alias)))
         await settle()
         assert not again.done()
+        assert f"take {alias}" not in w.slow.gates.waiting, "it does not ask for what is still being let go"
         w.slow.gates.open_gate = True
         w.slow.gates.let_all_go()
         await release
