@@ -274,9 +274,8 @@ class Daemon:
             number, _, owner_number = rest.partition("-")
             if kind == "lock" and number.isdigit():
                 if int(number) in kept_locks:
-                    os.close(
-                        fd
-                    )  # stored twice, where the kernel can't tell systemd that it is the same (kcmp(2))
+                    # Stored twice, where the kernel can't tell systemd that it is the same (kcmp(2)).
+                    os.close(fd)
                 else:
                     kept_locks[int(number)] = fd
             elif kind == "conn" and number.isdigit() and owner_number.isdigit():

@@ -604,9 +604,8 @@ class LockManager:
         if owner.journaled:
             self._journal.append(*lines)
         else:
-            owner.journaled = (
-                True  # at once: the append may rewrite the journal, with all owners of whom this is said
-            )
+            # At once: the append may rewrite the journal, with all owners of whom this is said.
+            owner.journaled = True
             try:
                 self._journal.append(_owner_line(owner), *lines)
             except OSError:
