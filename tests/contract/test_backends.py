@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,8 @@ def loop_file_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     """An ext4 file system on a loop device."""
     if os.geteuid() != 0:
         pytest.fail("a loop device needs root: run 'make test' as root")
+    if shutil.which("mkfs.ext4", path="/usr/sbin:/sbin") is None:
+        pytest.fail("a file system on a loop device needs mkfs.ext4: apt-get install e2fsprogs mount")
     directory = tmp_path_factory.mktemp("loop")
     image, point = directory / "image", directory / "mounted"
     point.mkdir()
