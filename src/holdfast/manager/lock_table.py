@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
-from holdfast.model import Mode, Protection, Resource
+from holdfast.model import Mode, Resource
 
 Key = tuple[int, int]
 HeldT = TypeVar("HeldT")
@@ -37,8 +37,6 @@ class Lock(Generic[HeldT]):
         "lost_reason",
         "mode",
         "path",
-        "protection",
-        "protection_note",
         "since_wall_s",
     )
 
@@ -53,8 +51,6 @@ class Lock(Generic[HeldT]):
         mode: Mode,
         keys: tuple[Key, ...],
         since_wall_s: float,
-        protection: Protection = Protection.NONE,
-        protection_note: str = "",
     ) -> None:
         self.id = lock_id
         self.backend = backend
@@ -65,8 +61,6 @@ class Lock(Generic[HeldT]):
         self.mode = mode
         self.keys = keys
         self.since_wall_s = since_wall_s
-        self.protection = protection
-        self.protection_note = protection_note
         self.lost_reason = ""
         self.lost_for_certain = False
         """Whether somebody else has it now, rather than that we can't tell."""
@@ -120,6 +114,12 @@ class LockTable(Generic[HeldT]):
         self._by_key: dict[Key, list[Lock[HeldT]]] = {}
         self._by_owner: dict[int, dict[Lock[HeldT], None]] = {}
         self._locks: dict[int, Lock[HeldT]] = {}
+        self._last_id = 0
+
+    def next_id(self) -> int:
+        """A number that no lock has had, also none that came back from the journal."""
+        self._last_id += 1
+        return self._last_id
 
     def __len__(self) -> int:
         return len(self._locks)
@@ -184,6 +184,7 @@ class LockTable(Generic[HeldT]):
 
     def insert(self, lock: Lock[HeldT]) -> None:
         self._locks[lock.id] = lock
+        self._last_id = max(self._last_id, lock.id)
         for key in lock.keys:
             self._by_key.setdefault(key, []).append(lock)
 

@@ -96,8 +96,6 @@ class SlowCandidate:
         self._inner = inner
         self._path = path
         self.keys: tuple[FileKey, ...] = inner.keys
-        self.protection: Protection = inner.protection
-        self.protection_note = inner.protection_note
 
     async def take(self, mode: Mode, note: OwnerNote) -> Held | HeldElsewhere | Moved | IoFailed:
         await self._gates.pass_through(f"take {self._path}")

@@ -139,8 +139,8 @@ def test_journal_of_another_version_names_both_versions_and_no_boot() -> None:
 
 def test_full_disk_refuses_the_new_line_and_keeps_the_old_ones() -> None:
     file = SimulatedAppendFile()
-    journal = journal_on(file)
-    journal.append(*claim(1, 1, "/a"))
+    journal = journal_on(file, claim(1, 1, "/a"))
+    journal.compact()
     file.room_bytes = file.size_bytes + 3
     before = file.raw
     with pytest.raises(OSError, match="No space"):
@@ -158,7 +158,7 @@ def test_end_that_could_not_be_written_is_written_anew_with_the_next_line() -> N
     file = SimulatedAppendFile()
     journal = Journal(file, boot="boot-1", host="alpha", snapshot=lambda: state)
     journal.append(*state)
-    file.room_bytes = file.size_bytes
+    file.room_bytes = 10  # not even a rewrite fits
     del state[:3]  # owner 1 lets go
     journal.append_end(jn.UnclaimLine(1, 1, "", "/a"))
     assert list(journal.load().locks) == [1, 2], "it claims too much, never too little"
@@ -177,8 +177,22 @@ def test_journal_is_rewritten_when_it_has_outgrown_the_state() -> None:
     for _ in range(3 * jn.COMPACT_LINES_MIN):
         journal.append(jn.ModeLine(1, 2))
         largest = max(largest, file.raw.count(b"\n"))
-    assert largest <= jn.COMPACT_LINES_MIN
+    assert largest <= jn.COMPACT_LINES_MIN + 2, "one line over, and the start line"
     assert content(journal.load()) == content(replay(journal.image(state)))
+
+
+def test_line_that_makes_the_journal_too_long_is_not_lost_in_its_rewrite() -> None:
+    """The snapshot is taken before the line: the owner and claim that it tells are not in there yet."""
+    state: list[jn.Line] = claim(1, 1, "/a")
+    file = SimulatedAppendFile()
+    journal = Journal(file, boot="boot-1", host="alpha", snapshot=lambda: list(state))
+    journal.append(*state)
+    for number in range(2, jn.COMPACT_LINES_MIN + 10):
+        fresh = claim(number, number, f"/{number}")
+        journal.append(*fresh)
+        state += fresh
+        assert number in replay(file.raw[-4096:]).locks or number in journal.load().locks
+    assert len(journal.load().locks) == jn.COMPACT_LINES_MIN + 9
 
 
 def test_rewrite_that_fails_leaves_the_old_journal_in_use() -> None:

@@ -1,0 +1,1 @@
+"""End to end: two real libvirt hosts, real QEMU, and a lock daemon between them and the disks."""

@@ -1,0 +1,26 @@
+"""What a refused user must be told.
+
+libvirt shows the lock daemon's text as it is.  The frame of the text is virtlockd's, because libvirt's
+error code and people's scripts hang on it; what Holdfast adds is who holds the disk.
+"""
+
+from tests.e2e.lab.hosts import Host
+from tests.e2e.lab.lab import Lab
+from tests.e2e.lab.vms import Vm
+
+
+def assert_refused(error: str) -> None:
+    """The lock manager refused, and nothing else did (not QEMU, not a missing file)."""
+    assert "resource busy: Lockspace resource '" in error, error
+    assert "' is locked" in error, error
+
+
+def assert_told_holder(error: str, holder: Vm, *, asked: Host, lab: Lab) -> None:
+    """The user who asked on host `asked` reads which guest on which host holds the disk."""
+    assert_refused(error)
+    if lab.lockd[asked].kind == "virtlockd":
+        return  # it never says
+    assert f"VM {holder.name} " in error, error
+    assert f"uuid {holder.domain.uuid}" in error, error
+    assert f"pid {holder.inner_pid}" in error, error
+    assert f"on host {holder.host.name}" in error, error

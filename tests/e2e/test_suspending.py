@@ -1,0 +1,120 @@
+"""Guests that stop and go on: a paused guest holds no lock, a running one always does."""
+
+import pytest
+
+from tests.e2e.lab.domains import Disk
+from tests.e2e.lab.lab import Lab
+from tests.e2e.lab.refusals import assert_refused, assert_told_holder
+
+
+def test_suspend_frees_the_disk_and_resume_takes_it_again(any_lab: Lab) -> None:
+    lab = any_lab
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    for _ in range(2):
+        vm.virsh("suspend")
+        assert lab.lock(disk) is None
+        vm.virsh("resume")
+        assert lab.lock(disk) == "write"
+        vm.assert_writes()
+
+
+def test_resume_is_refused_while_another_runs_from_the_disk(any_lab: Lab) -> None:
+    lab = any_lab
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    vm.virsh("suspend")
+    other = lab.vm(lab.alpha, "web2", disk).start()
+    assert_told_holder(vm.refused("resume"), other, asked=lab.alpha, lab=lab)
+    assert vm.state.startswith("paused")
+    other.assert_writes()
+    other.destroy()
+    lab.wait_free(disk)
+    vm.virsh("resume")
+    assert lab.lock(disk) == "write"
+
+
+@pytest.mark.virtlockd_fails("what a failed resume took stays held, and busy for the owner itself")
+def test_resume_works_after_one_that_failed_half_way(lab: Lab) -> None:
+    first, second = lab.storage.image("first"), lab.storage.image("second")
+    vm = lab.vm(lab.alpha, "web1", Disk(first), Disk(second, "vdb")).start()
+    vm.virsh("suspend")
+    other = lab.vm(lab.beta, "web2", second).start()
+    assert_told_holder(vm.refused("resume"), other, asked=lab.alpha, lab=lab)
+    other.destroy()
+    lab.wait_free(second)
+    vm.virsh("resume")
+    vm.assert_writes()
+    assert (lab.lock(first), lab.lock(second)) == ("write", "write")
+
+
+@pytest.mark.virtlockd_fails("a lock that the same owner asks for again is busy")
+def test_disk_plugged_while_paused_does_not_keep_the_vm_from_resuming(lab: Lab) -> None:
+    """libvirt locks a disk that it attaches to a paused guest, and asks for it again at the resume."""
+    disk, data = lab.storage.image("web"), lab.storage.image("data")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    vm.virsh("suspend")
+    vm.virsh("attach-disk", data.path, "vdb", "--driver", "qemu", "--subdriver", "raw", "--live")
+    vm.virsh("resume")
+    vm.assert_writes()
+    assert (lab.lock(disk), lab.lock(data)) == ("write", "write")
+    vm.virsh("suspend")
+    assert (lab.lock(disk), lab.lock(data)) == (None, None)
+
+
+def test_saved_vm_holds_nothing_and_is_restored_under_its_lock(any_lab: Lab) -> None:
+    lab = any_lab
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    vm.virsh("save", "/srv/save/web1")
+    lab.wait_free(disk)
+    other = lab.vm(lab.beta, "web2", disk).start()
+    assert_refused(lab.alpha.virsh_refused("restore", "/srv/save/web1"))
+    other.destroy()
+    lab.wait_free(disk)
+    lab.alpha.virsh("restore", "/srv/save/web1")
+    assert lab.lock(disk) == "write"
+    vm.assert_writes()
+
+
+def test_vm_saved_on_one_host_is_restored_on_the_other(lab: Lab) -> None:
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    vm.virsh("save", "/srv/save/web1")
+    lab.beta.virsh("restore", "/srv/save/web1")
+    assert lab.lock(disk) == "write"
+    assert_refused(vm.refused("start"))
+    vm.host = lab.beta
+    vm.assert_writes()
+    assert disk.boots == 1
+
+
+def test_managed_save_and_start_continue_the_vm(lab: Lab) -> None:
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    vm.virsh("managedsave")
+    lab.wait_free(disk)
+    vm.start()
+    assert lab.lock(disk) == "write"
+    assert disk.boots == 1
+
+
+def test_vm_saved_while_paused_is_restored_without_lock(lab: Lab) -> None:
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    vm.virsh("save", "/srv/save/web1", "--paused")
+    lab.alpha.virsh("restore", "/srv/save/web1")
+    assert lab.lock(disk) is None
+    vm.virsh("resume")
+    assert lab.lock(disk) == "write"
+    vm.assert_writes()
+
+
+@pytest.mark.parametrize("how", ["", "--live"])
+def test_dumped_vm_runs_on_under_its_lock(lab: Lab, how: str) -> None:
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    vm.virsh("dump", "/srv/save/core", *how.split())
+    assert vm.state.startswith("running")
+    assert lab.lock(disk) == "write"
+    vm.assert_writes()
