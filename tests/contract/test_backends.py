@@ -51,7 +51,7 @@ def loop_file_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
     subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True)
     yield point
-    subprocess.run(["umount", str(point)], check=True)
+    subprocess.run(["umount", "-l", str(point)], check=True)
 
 
 @pytest.fixture(params=["tmp_path", "loop_file_system"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.backends.nop import NopBackend
-from holdfast.cli.places import domains, libvirt_lockspaces, read_domain, read_settings
+from holdfast.cli.places import domains, libvirt_lockspaces, read_settings
 from holdfast.cli.run import BadDisk, parse_disk
 from holdfast.control_api import DiskWish
 from holdfast.manager.events import EVENTS_KEPT_MAX, Event, Events
@@ -19,6 +19,7 @@ from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.manager.turns import Turns
 from holdfast.model import Mode, Protection, Resource
 from holdfast.system import tasks
+from holdfast.system.domain_status import read_domain
 from holdfast.system.kernel_locks import parse_lock
 from holdfast.testing.simulated import SimulatedClock, settle
 
