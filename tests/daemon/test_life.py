@@ -403,8 +403,7 @@ def test_full_run_directory_refuses_new_locks_clearly_and_keeps_the_old_ones(
     assert "the journal can't record a new lock: No space left on device; free space for it" in message
     assert not locked(second)
     assert daemon.holders(first) == [("first", vm, True)]
-    with daemon.admin() as admin:
-        assert "No space" in admin.status().journal
+    daemon.says("no new lock is granted until it can")
     filler.unlink()
     assert free_for_others(daemon, second)
     with daemon.admin() as admin:

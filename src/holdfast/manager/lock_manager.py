@@ -300,11 +300,16 @@ class LockManager:
 
     async def _acquire_known(self, owner: Owner, want: Want, lock: HostLock) -> bool | None:
         """This host has a lock on that file, by this name or another.  None: look again."""
-        if self.turns.taken(lock):
-            await self.turns.wait(lock)
+        if owner.gone:
+            raise OwnerGone(pid=owner.pid, name=want.resource.name)
+        # The keys too: the same disk may just be taken through another lock file.
+        if self.turns.on and (busy := self.turns.first_taken((lock, *lock.keys))) is not None:
+            await self.turns.wait(busy)
             return _AGAIN
-        if lock.held is None and not await self.lost.regain(lock):
-            raise ResourceBusy(want.resource, self.telling.holders(lock), note=f"; {lock.lost_reason}")
+        if lock.held is None:
+            if not await self.lost.regain(lock):
+                raise ResourceBusy(want.resource, self.telling.holders(lock), note=f"; {lock.lost_reason}")
+            return _AGAIN
         decision = self.table.decide(lock, owner.id, want.resource, want.mode)
         match decision:
             case Conflict(others):
@@ -334,13 +339,16 @@ class LockManager:
 
     async def _strengthen(self, owner: Owner, want: Want, lock: HostLock, mode: Mode) -> None:
         assert lock.held is not None
-        refused = await self.turns.during((lock,), lock.held.convert(mode, self._note(owner)))
+        things = (lock, *lock.keys)
+        refused = await self.turns.during(things, lock.held.convert(mode, self._note(owner)))
         if isinstance(refused, HeldElsewhere):
             raise ResourceBusy(want.resource, self.telling.with_programs(refused.holders))
         if isinstance(refused, IoFailed):
             raise storage_failed(refused)
         lock.mode = mode
         self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
+        if owner.gone:  # its claims on this lock are being given up, and the lock with them
+            raise OwnerGone(pid=owner.pid, name=want.resource.name)
 
     def _refuse_unless_dead(self, want: Want, others: Iterable[int], keys: Sequence[Key]) -> None:
         """Refuse, unless somebody in the way has died and the news just hasn't come round: then look again."""

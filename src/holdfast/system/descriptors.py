@@ -211,8 +211,13 @@ def socket_in_use(path: str) -> int | None:
 def listens_at(fd: int, path: str) -> bool:
     """Whether a passed descriptor is a listening socket at this path: names of units may differ, addresses don't."""
     try:
-        sock = socket.socket(fileno=os.dup(fd))
+        duplicate = os.dup(fd)
     except OSError:
+        return False
+    try:
+        sock = socket.socket(fileno=duplicate)
+    except OSError:  # no socket: a lock's file, which must not stay open a second time
+        os.close(duplicate)
         return False
     with sock:
         try:

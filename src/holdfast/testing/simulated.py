@@ -132,6 +132,9 @@ class SimulatedProcesses:
             self._hidden.add(pid)
         return process_id
 
+    def is_running(self, pid: int) -> bool:
+        return pid in self._living
+
     def end(self, pid: int) -> None:
         """The process ends; whoever watches it is told from the event loop."""
         process_id = self._living.pop(pid)

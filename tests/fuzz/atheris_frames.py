@@ -1,0 +1,91 @@
+"""Coverage-guided fuzzing of everything that reads foreign bytes (`make fuzz`).
+
+    python tests/fuzz/atheris_frames.py -max_total_time=60
+
+What may come out is named for each target; anything else is a finding, and libFuzzer keeps the input as ./crash-….
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+
+import atheris
+
+with atheris.instrument_imports(include=["holdfast"]):
+    from holdfast import config
+    from holdfast.backends import owner_record
+    from holdfast.manager import journal
+    from holdfast.wire import libvirt_rpc as rpc
+    from holdfast.wire import virtlockd as wire
+    from holdfast.wire import xdr
+
+CONFIG_FILE = os.path.join(tempfile.mkdtemp(prefix="holdfast-fuzz-"), "holdfast.toml")
+
+
+def frames(raw: bytes) -> None:
+    """The splitter, in two cuts: the same messages or the same refusal, and bounded memory."""
+
+    def run(chunks: list[bytes]) -> list[rpc.Message] | None:
+        splitter = rpc.Splitter()
+        found: list[rpc.Message] = []
+        try:
+            for chunk in chunks:
+                found += splitter.feed(chunk)
+        except rpc.FramingError:
+            return None
+        assert len(splitter.carried) <= rpc.KEPT_BYTES
+        return found
+
+    middle = raw[0] if raw else 0
+    whole = run([raw])
+    assert whole == run([raw[:middle], raw[middle:]])
+    for message in whole or []:
+        calls(message.header.procedure, message.payload)
+
+
+def calls(procedure: int, payload: bytes) -> None:
+    with contextlib.suppress(xdr.XdrError):
+        call = wire.decode(procedure, payload)
+        if call is not None:
+            again = wire.decode(procedure, call.encode())
+            assert again == call, (call, again)
+
+
+def journals(raw: bytes) -> None:
+    state = journal.replay(raw)
+    assert all(lock.claims for lock in state.locks.values())
+
+
+def records(raw: bytes) -> None:
+    for holder in owner_record.decode(raw):
+        str(holder)
+    owner_record.is_ours(raw)
+
+
+def configurations(raw: bytes) -> None:
+    with open(CONFIG_FILE, "wb") as f:
+        f.write(raw)
+    read, problems = config.check(CONFIG_FILE, environ={"HOME": "/root"}, uid=0)
+    assert (read is None) == bool(problems)
+    if read is not None:
+        config.to_toml(read)
+
+
+TARGETS = (frames, lambda raw: calls(raw[0] % 10 if raw else 0, raw[1:]), journals, records, configurations)
+
+
+def one_input(raw: bytes) -> None:
+    if raw:
+        TARGETS[raw[0] % len(TARGETS)](raw[1:])
+
+
+def main() -> None:
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

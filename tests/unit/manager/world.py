@@ -1,0 +1,159 @@
+"""A lock manager on the real file backend and a real directory, with simulated time and processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from holdfast.backends.base import Backend, BackendPorts
+from holdfast.backends.file import FileBackend
+from holdfast.backends.nop import NopBackend
+from holdfast.manager.events import Events
+from holdfast.manager.journal import Journal, Line, SavedState
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lockspaces import Lockspaces
+from holdfast.manager.owners import Owner
+from holdfast.manager.recovery import Recovery
+from holdfast.manager.routing import Route, Routing, Rule
+from holdfast.model import LockFailureAction, Mode, OwnerName, Protection, Resource, Want
+from holdfast.system.blocking import InlineStorage
+from holdfast.system.file_lock import SystemLockFiles
+from holdfast.system.kernel_locks import refused_by
+from holdfast.system.lockspace_files import LockspaceFiles
+from holdfast.system.mounts import MountTable
+from holdfast.testing.simulated import SimulatedAppendFile, SimulatedClock, SimulatedProcesses, settle
+from holdfast.testing.slow_backend import SlowBackend
+
+T = TypeVar("T")
+HOST = "alpha"
+BOOT = "boot-1"
+
+
+class NoLibvirt:
+    """A host without libvirt: nothing can be suspended by it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def suspend(self, uuid: str) -> bool:
+        self.asked.append(uuid)
+        return False
+
+
+class World:
+    """One daemon's manager; a second one on the same directory, processes and journal file is its successor."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        before: World | None = None,
+        slow: bool = False,
+        slow_open: bool = False,
+        protection_min: Protection = Protection.NONE,
+        owners_max: int = 100,
+        on_lock_lost: LockFailureAction = LockFailureAction.POWEROFF,
+    ) -> None:
+        self.directory = directory
+        self.clock: SimulatedClock = before.clock if before else SimulatedClock()
+        self.processes: SimulatedProcesses = before.processes if before else SimulatedProcesses()
+        self.file: SimulatedAppendFile = before.file if before else SimulatedAppendFile()
+        self.mounts = MountTable()
+        ports = BackendPorts(
+            files=SystemLockFiles(), storage=InlineStorage(), mounts=self.mounts, clock=self.clock, host=HOST
+        )
+        self.locks_directory = directory / "locks"
+        self.locks_directory.mkdir(exist_ok=True)
+        plain: dict[str, Backend] = {
+            "file": FileBackend("file", ports),
+            "shared": FileBackend("shared", ports, directory=str(self.locks_directory)),
+            "nop": NopBackend("nop"),
+        }
+        self.slow = SlowBackend(plain["file"], slow_open=slow_open)
+        self.slow_shared = SlowBackend(plain["shared"], slow_open=slow_open)
+        self.backends: dict[str, Backend] = dict(plain)
+        if slow:
+            self.backends.update(file=self.slow, shared=self.slow_shared)
+        route = {n: Route(b, protection_min) for n, b in self.backends.items()}
+        rules = [
+            Rule("*/indirect/*", route["shared"], of_lockspace=False),
+            Rule("/nop/*", route["nop"], of_lockspace=False),
+        ]
+        self.events = Events(self.clock.wall)
+        self.journal = Journal(self.file, boot=BOOT, host=HOST, snapshot=self._snapshot)
+        self.manager = LockManager(
+            routing=Routing(rules, route["file"], self.backends),
+            lockspaces=Lockspaces(files=LockspaceFiles(), storage=InlineStorage(), journal=self.journal),
+            journal=self.journal,
+            processes=self.processes,
+            clock=self.clock,
+            events=self.events,
+            host=HOST,
+            owners_max=owners_max,
+        )
+        self.libvirt = NoLibvirt()
+        self.recovery = Recovery(
+            self.manager,
+            processes=self.processes,
+            clock=self.clock,
+            domains=self.libvirt,
+            on_lock_lost=on_lock_lost,
+        )
+        if before is None:
+            self.journal.compact()
+
+    def _snapshot(self) -> list[Line]:
+        return self.manager.journal_lines()
+
+    # --- what tests do ---
+
+    def disk(self, name: str = "disk.img") -> str:
+        path = self.directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        return str(path)
+
+    def owner(self, pid: int, name: str = "", *, start: bool = True, hidden: bool = False) -> Owner:
+        """A registered owner; its process is started unless told otherwise."""
+        if start and not self.processes.is_running(pid):
+            self.processes.start(pid, hidden=hidden)
+        return self.manager.register(pid, OwnerName(name or f"vm{pid}", f"uuid-{pid}", pid))
+
+    def start(self, awaitable: Awaitable[T]) -> asyncio.Task[T]:
+        async def run() -> T:
+            return await awaitable
+
+        return asyncio.get_running_loop().create_task(run())
+
+    def crash(self) -> None:
+        """The daemon is killed: its kernel locks go, nothing else happens."""
+        self.manager.closing = True
+        for lock in self.manager.table:
+            if lock.held is not None:
+                lock.held.forget()
+        for owner in self.manager.owners:
+            if owner.process is not None:
+                owner.process.close()
+
+    def saved(self) -> SavedState:
+        return self.journal.load()
+
+
+def locked(path: str) -> bool:
+    return refused_by(path) is not None
+
+
+def want(path: str, mode: Mode = Mode.EXCLUSIVE, *, lockspace: str = "", create: bool = False) -> Want:
+    return Want(Resource(lockspace, path), mode, create)
+
+
+def run(scene: Callable[[], Awaitable[None]]) -> None:
+    """Run a scene on an event loop of its own; what still waits for simulated time at its end is dropped."""
+
+    async def go() -> None:
+        await scene()
+        await settle()
+
+    asyncio.run(go())

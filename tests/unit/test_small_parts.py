@@ -1,0 +1,251 @@
+"""Small parts that much relies on: routing, turns, tasks that start at once, events, kernel locks, places, --disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.backends.nop import NopBackend
+from holdfast.cli.places import domains, libvirt_lockspaces, read_settings
+from holdfast.cli.run import BadDisk, parse_disk
+from holdfast.control_api import DiskWish
+from holdfast.manager.events import EVENTS_KEPT_MAX, Event, Events
+from holdfast.manager.routing import Route, Routing, Rule
+from holdfast.manager.turns import Turns
+from holdfast.model import Mode, Protection, Resource
+from holdfast.system import tasks
+from holdfast.system.domain_status import read_domain
+from holdfast.system.kernel_locks import parse_lock
+from holdfast.testing.simulated import SimulatedClock, settle
+
+# --- routing ---
+
+
+def routing() -> Routing:
+    routes = {name: Route(NopBackend(name), Protection.NONE) for name in ("a", "b", "spaces", "default")}
+    rules = [
+        Rule("/dev/vg/*", routes["a"], of_lockspace=False),
+        Rule("/dev/*", routes["b"], of_lockspace=False),
+        Rule("/srv/*", routes["spaces"], of_lockspace=True),
+    ]
+    return Routing(rules, routes["default"], {n: r.backend for n, r in routes.items()})
+
+
+@pytest.mark.parametrize(
+    ("resource", "backend"),
+    [
+        (Resource("", "/dev/vg/x"), "a"),
+        (Resource("", "/dev/vg/x/y"), "a"),
+        (Resource("", "/dev/sda"), "b"),
+        (Resource("", "/srv/x"), "default"),
+        (Resource("/srv/locks", "n"), "spaces"),
+        (Resource("/dev/vg/x", "n"), "default"),
+    ],
+)
+def test_first_rule_that_matches_chooses_the_backend(resource: Resource, backend: str) -> None:
+    assert routing().route(resource).backend.name == backend
+
+
+# --- turns ---
+
+
+def test_all_who_wait_for_a_turn_wake_at_its_end_and_look_again() -> None:
+    async def scene() -> None:
+        turns, woken = Turns(), []
+
+        async def wait(name: str) -> None:
+            await turns.wait("thing")
+            woken.append(name)
+
+        turns.take("thing")
+        waiting = [asyncio.create_task(wait(n)) for n in "abc"]
+        await settle()
+        assert not woken
+        assert turns.first_taken(("x", "thing")) == "thing"
+        waiting[1].cancel()
+        await settle()
+        turns.end("thing")
+        assert not turns.taken("thing")
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert woken == ["a", "c"]
+        await turns.wait("thing")
+
+    asyncio.run(scene())
+
+
+# --- tasks that start at once ---
+
+
+def test_coroutine_that_never_waits_has_ended_when_start_returns() -> None:
+    async def work() -> int:
+        return 7
+
+    got: list[int] = []
+    assert tasks.start(work(), got.append)
+    assert got == [7]
+
+
+def test_coroutine_that_waits_goes_on_later_with_what_it_waited_for() -> None:
+    async def scene() -> None:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        got: list[int] = []
+
+        async def work() -> int:
+            first = await future
+            await asyncio.sleep(0)
+            return first + 1
+
+        assert not tasks.start(work(), got.append)
+        future.set_result(7)
+        await tasks.all_ended()
+        await settle()
+        assert got == [8]
+
+    asyncio.run(scene())
+
+
+def test_exception_is_thrown_into_the_coroutine_and_a_late_one_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scene() -> None:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        caught: list[str] = []
+
+        async def work() -> None:
+            try:
+                await future
+            except KeyError:
+                caught.append("KeyError")
+            await asyncio.sleep(0)
+            raise ValueError("a bug")
+
+        tasks.start(work())
+        future.set_exception(KeyError())
+        await tasks.all_ended()
+        await settle()
+        assert caught == ["KeyError"]
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scene())
+    assert "unexpected failure in the background" in caplog.text
+
+
+def test_exception_in_the_first_step_is_raised_to_the_starter() -> None:
+    async def work() -> None:
+        raise ValueError("at once")
+
+    with pytest.raises(ValueError, match="at once"):
+        tasks.start(work())
+
+
+# --- events ---
+
+
+def test_events_are_numbered_kept_up_to_a_bound_and_told_to_listeners() -> None:
+    events = Events(SimulatedClock().wall)
+    heard: list[Event] = []
+    stop = events.listen(heard.append)
+    for _ in range(EVENTS_KEPT_MAX + 5):
+        events.emit("acquired", mode=Mode.SHARED)
+    stop()
+    stop()
+    events.emit("released")
+    assert len(heard) == EVENTS_KEPT_MAX + 5
+    assert [e.number for e in events.recent(after=events.last - 2)] == [events.last - 1, events.last]
+    assert len(events.recent()) == EVENTS_KEPT_MAX
+    successor = Events(SimulatedClock().wall)
+    successor.restore(events.recent())
+    successor.emit("daemon-restarted")
+    assert successor.last == events.last + 1
+
+
+# --- /proc/locks ---
+
+
+def test_lines_of_proc_locks_are_understood() -> None:
+    lock = parse_lock(["POSIX", "ADVISORY", "WRITE", "744", "fe:01:131", "0", "0"])
+    assert lock is not None
+    assert (lock.mode, lock.pid, lock.inode, lock.of_lock_manager, lock.of_qemu) == (
+        Mode.EXCLUSIVE,
+        744,
+        131,
+        True,
+        False,
+    )
+    lock = parse_lock(["OFDLCK", "ADVISORY", "READ", "-1", "00:2b:99", "100", "EOF"])
+    assert lock is not None
+    assert (lock.mode, lock.pid, lock.end, lock.of_qemu) == (Mode.SHARED, -1, None, True)
+    for other in ("FLOCK  ADVISORY  WRITE 1 fe:01:1 0 EOF", "LEASE ACTIVE READ 1 fe:01:1 0 EOF", "", "POSIX"):
+        assert parse_lock(other.split()) is None
+
+
+# --- libvirt's files ---
+
+
+def test_settings_of_libvirt_are_read_unquoted_and_without_comments(tmp_path: Path) -> None:
+    file = tmp_path / "qemu.conf"
+    file.write_text('# lock_manager = "sanlock"\n lock_manager = "lockd" # yes\nmax = 7 # n\nodd line\n')
+    assert read_settings(str(file)) == {"lock_manager": "lockd", "max": "7"}
+    assert read_settings(str(tmp_path / "none")) is None
+
+
+def test_lockspaces_of_libvirt_are_those_of_its_plugin(tmp_path: Path) -> None:
+    file = tmp_path / "etc" / "libvirt" / "qemu-lockd.conf"
+    file.parent.mkdir(parents=True)
+    file.write_text('file_lockspace_dir = "/f"\nlvm_lockspace_dir = "/l"\n#scsi_lockspace_dir = "/s"\n')
+    assert libvirt_lockspaces(str(tmp_path)) == ["/f", "/l"]
+
+
+DOMAIN = """<domain><name>web</name><uuid>u-1</uuid><devices>
+<disk type='file' device='disk'><source file='/a.img'/></disk>
+<disk type='block' device='disk'><source dev='/dev/b'/><shareable/></disk>
+<disk type='file' device='disk'><source file='/ro.img'/><readonly/></disk>
+<disk type='file' device='cdrom'><source file='/c.iso'/></disk>
+<disk type='network' device='disk'><source protocol='rbd' name='x'/></disk>
+<disk type='file' device='disk'/></devices></domain>"""
+
+
+def test_domain_is_read_with_the_disks_that_libvirt_would_lock(tmp_path: Path) -> None:
+    running, defined = tmp_path / "run/libvirt/qemu", tmp_path / "etc/libvirt/qemu"
+    for directory in (running, defined):
+        directory.mkdir(parents=True)
+    (running / "web.xml").write_text(f"<domstatus state='running' pid='77'>{DOMAIN}</domstatus>")
+    (defined / "web.xml").write_text(DOMAIN)
+    (defined / "broken.xml").write_text("<domain")
+    (defined / "other.xml").write_text("<network/>")
+    (domain,) = domains(str(tmp_path))
+    assert (domain.name, domain.uuid, domain.pid) == ("web", "u-1", 77)
+    assert [(d.path, d.shareable) for d in domain.disks] == [("/a.img", False), ("/dev/b", True)]
+
+
+@given(st.binary(max_size=200))
+def test_any_file_is_a_domain_or_none(raw: bytes) -> None:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile() as f:
+        f.write(raw)
+        f.flush()
+        read_domain(f.name)
+
+
+# --- holdfast run --disk ---
+
+
+def test_disk_is_a_path_and_perhaps_a_mode(tmp_path: Path) -> None:
+    disk = tmp_path / "a:b.img"
+    disk.touch()
+    odd = tmp_path / "x:shared"
+    odd.touch()
+    assert parse_disk(str(disk)) == DiskWish(str(disk))
+    assert parse_disk(f"{disk}:shared") == DiskWish(str(disk), shared=True)
+    assert parse_disk(f"{disk}:exclusive") == DiskWish(str(disk))
+    assert parse_disk(f"{disk}:ro") is None
+    assert parse_disk(f"{odd}:exclusive") == DiskWish(str(odd))
+    for text, told in (("", "no path"), (":ro", "no path"), (f"{tmp_path}/none", "must exist")):
+        with pytest.raises(BadDisk, match=told):
+            parse_disk(text)
