@@ -10,6 +10,7 @@ gives.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -115,6 +116,9 @@ class Host:
     def down(self) -> None:
         """End the first process; the kernel ends all others and drops the mounts."""
         if self._unshare is not None:
+            for spawned in self._spawned:
+                # nsenter stops together with a program that is stopped, but does not go on with it.
+                spawned.waiter.send_signal(signal.SIGCONT)
             self._unshare.communicate()  # closes its input and waits
             self._unshare = None
         for spawned in self._spawned:
