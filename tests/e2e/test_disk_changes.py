@@ -112,6 +112,26 @@ def test_changing_media_moves_the_lock_from_old_to_new(lab: Lab) -> None:
     assert lab.lock(first) == "write"
 
 
+@pytest.mark.virtlockd_fails("libvirt releases the refused medium, and it lets go of the running disk")
+def test_changing_media_to_a_disk_of_the_vm_itself_never_frees_it(lab: Lab) -> None:
+    disk, medium = lab.storage.image("web"), lab.storage.image("medium")
+    vm = lab.vm(
+        lab.alpha, "web1", Disk(disk), Disk(medium, "fda", device="floppy"), qemu_locks_its_images=True
+    ).start()
+    vm.refused("change-media", "fda", disk.path, "--live", "--update")
+    assert lab.lock(disk) == "write"
+    assert_refused(lab.vm(lab.beta, "web2", disk).refused("start"))
+
+
+def test_copying_onto_a_disk_of_the_vm_itself_never_frees_it(lab: Lab) -> None:
+    disk, data = lab.storage.image("web"), lab.storage.image("data")
+    vm = lab.vm(lab.alpha, "web1", Disk(disk), Disk(data, "vdb"), qemu_locks_its_images=True).start()
+    vm.refused(
+        "blockcopy", "vda", data.path, "--format", "raw", "--reuse-external", "--transient-job", "--wait"
+    )
+    assert (lab.lock(disk), lab.lock(data)) == ("write", "write")
+
+
 def test_readonly_medium_changes_without_locks(lab: Lab) -> None:
     own, first, second = (lab.storage.image(name) for name in ("own", "first", "second"))
     vm = lab.vm(lab.alpha, "web1", Disk(own), Disk(first, "hda", device="cdrom")).start()
