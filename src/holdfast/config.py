@@ -196,7 +196,7 @@ class _Reader:
             return self._problem(path, "file", f"can't be read: {e.strerror}")
         except UnicodeDecodeError as e:
             return self._problem(path, "file", f"is not UTF-8 at byte {e.start}")
-        except (tomllib.TOMLDecodeError, RecursionError) as e:
+        except (ValueError, RecursionError) as e:  # ValueError: a number with thousands of digits, too
             return self._problem(path, "syntax", f"is not TOML: {e}")
         self._sources.append(path)
         for key, value in tree.items():
@@ -424,7 +424,8 @@ def _value(value: object) -> str:
         case int() | float():
             return repr(value)
         case str():
-            return msgspec.json.encode(value).decode()  # a JSON string is a TOML basic string
+            # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+            return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
         case list() | tuple():
             return "[" + ", ".join(_value(v) for v in value) + "]"
         case dict():

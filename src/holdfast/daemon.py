@@ -59,8 +59,6 @@ from holdfast.system.readiness import Readiness
 
 log = logging.getLogger("holdfast")
 
-VIRTLOCKD_SOCKET_NAMES = ("holdfastd.socket", "virtlockd.socket", "virtlockd")
-CONTROL_SOCKET_NAMES = ("holdfastd-control.socket", "control")
 VIRTLOCKD_SOCKET_MODE = 0o700
 """As virtlockd's own (virtlockd-rpc.md 1)."""
 IN_FLIGHT_WAIT_S = 2.0
@@ -196,14 +194,14 @@ class Daemon:
         gid = grp.getgrnam(config.control.group).gr_gid if config.control.group else None
         self.virtlockd.listener = self._listener(
             "virtlockd",
-            VIRTLOCKD_SOCKET_NAMES,
+            config.virtlockd.socket,
             lambda: self._bind(config.virtlockd.socket, VIRTLOCKD_SOCKET_MODE, None),
             config.virtlockd.max_clients,
             self.virtlockd,
         )
         self.control.listener = self._listener(
             "control",
-            CONTROL_SOCKET_NAMES,
+            config.control_socket,
             lambda: self._bind(config.control_socket, 0o600 if gid is None else 0o660, gid),
             config.control.max_clients,
             self.control,
@@ -212,13 +210,13 @@ class Daemon:
     def _listener(
         self,
         name: str,
-        activation_names: Sequence[str],
+        path: str,
         bind: Callable[[], socket.socket],
         clients_max: int,
         frontend: VirtlockdFrontend | ControlFrontend,
     ) -> Listener:
         reexec = self._inherited.reexec
-        passed = [fd for given, fd in self._inherited.named if given in activation_names]
+        passed = [fd for _, fd in self._inherited.named if fds.listens_at(fd, path)]
         if reexec is not None and name in reexec.listeners:
             sock = socket.socket(fileno=reexec.listeners[name])
             self._self_bound = list(reexec.self_bound)

@@ -29,7 +29,7 @@ from holdfast.system.mounts import MountTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a driver can do at best; what a lock is worth on a given disk is `Candidate.protection`."""
+    """What a driver can do at best; what a lock is worth on a given disk is `Backend.protection`."""
 
     cross_host: bool
     shared_mode: bool
@@ -106,9 +106,6 @@ class Candidate(Protocol):
 
     keys: tuple[FileKey, ...]
     """Of the lock first, then of the disk behind it; two resources with a common key are one disk."""
-    protection: Protection
-    protection_note: str
-    """Why the protection is not higher, with the fix; empty if there is nothing to say."""
 
     async def take(self, mode: Mode, note: OwnerNote) -> Held | HeldElsewhere | Moved | IoFailed: ...
 
@@ -128,7 +125,7 @@ class Backend(Protocol):
         """Hold again what the daemon held before: by its descriptor if that was kept, else by taking it anew."""
 
     def protection(self, path: str) -> tuple[Protection, str]:
-        """What a lock on this path (a `Held.path`) is worth, and why not more."""
+        """What a lock on this path (a `Held.path`) is worth, and why it is not more, with the fix."""
 
     def lock_path(self, resource: Resource) -> str:
         """What would be locked for this resource, for people; empty if nothing."""

@@ -77,7 +77,7 @@ class HeldFile:
         def work() -> HeldElsewhere | IoFailed | None:
             refused = backend.files.lock(self._fd, mode, self.path)
             if isinstance(refused, ForeignLock):
-                return backend.elsewhere(self._fd, refused)
+                return backend.elsewhere(self._fd, refused, recorded=self._recorded)
             if refused is None:
                 before, self._mode = self._mode, mode
                 if self._recorded and before is not mode:
@@ -89,7 +89,11 @@ class HeldFile:
 
     async def release(self) -> None:
         fd, self._fd = self._fd, -1
-        if fd >= 0:
+        if fd < 0:
+            return
+        if not self._lane:
+            self._let_go(fd)
+        else:
             await self._backend.storage.run(self._lane, self.path, lambda: self._let_go(fd), patient=True)
 
     def _let_go(self, fd: int) -> None:
@@ -120,7 +124,7 @@ class HeldFile:
 class OpenFile:
     """An opened, not yet locked, lock file."""
 
-    __slots__ = ("_backend", "_creation", "_fd", "_lane", "_path", "keys", "protection", "protection_note")
+    __slots__ = ("_backend", "_creation", "_fd", "_lane", "_path", "keys")
 
     def __init__(
         self, backend: FileBackend, opened: OpenedFile, path: str, lane: str, creation: Creation
@@ -131,38 +135,33 @@ class OpenFile:
         self._path = path
         self._creation = creation
         self.keys: tuple[FileKey, ...] = (opened.key,) if opened.disk is None else (opened.key, opened.disk)
-        self.protection, self.protection_note = backend.protection(path)
 
     async def take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Moved | IoFailed:
-        backend, fd, path = self._backend, self._fd, self._path
-        own_file = self._creation is not Creation.NONE
+        if not self._lane:
+            return self._take(mode, note)
+        return await self._backend.storage.run(
+            self._lane, self._path, lambda: self._take(mode, note), undo=_let_go_late
+        )
 
-        def work() -> HeldFile | HeldElsewhere | Moved | IoFailed:
-            refused = backend.files.lock(fd, mode, path)
-            if refused is None and (not own_file or backend.files.same_file(fd, path)):
-                temporary = self._creation is Creation.TEMPORARY
-                held = HeldFile(backend, fd, path, self._lane, mode, create=temporary)
-                if own_file:
-                    held.record(note)
-                return held
-            answer: HeldElsewhere | Moved | IoFailed
-            if isinstance(refused, ForeignLock):
-                answer = backend.elsewhere(fd, refused)
-            else:
-                answer = Moved() if refused is None else refused
-            backend.files.close(fd)
-            return answer
-
-        def undo(late: HeldFile | HeldElsewhere | Moved | IoFailed) -> None:
-            if isinstance(late, HeldFile):
-                late.forget()
-
-        return await backend.storage.run(self._lane, path, work, undo=undo)
+    def _take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+        """Storage thread."""
+        creation = self._creation
+        own_file = creation is not Creation.NONE
+        taken = self._backend.lock_file(self._fd, self._path, self._lane, mode, creation)
+        if own_file and isinstance(taken, HeldFile):
+            taken.record(note)
+        return taken
 
     async def abandon(self) -> None:
         await self._backend.storage.run(
             self._lane, self._path, lambda: self._backend.files.close(self._fd), patient=True
         )
+
+
+def _let_go_late(late: HeldFile | HeldElsewhere | Moved | IoFailed) -> None:
+    """The lock came after its asker had given up: it goes with its descriptor."""
+    if isinstance(late, HeldFile):
+        late.forget()
 
 
 class FileBackend:
@@ -202,11 +201,11 @@ class FileBackend:
 
     async def open(self, resource: Resource, *, create: Creation) -> OpenFile | IoFailed:
         path = self.lock_path(resource)
+        disk = ""
         if self.directory:
             create = Creation.TEMPORARY
-        disk = resource.name if self.directory and not resource.lockspace else ""
-        if disk and self._may_block(disk) and not self._may_block(path):
-            disk = ""  # its inode would be nice to know, but not at the price of waiting for its storage
+            if not resource.lockspace and (not self._may_block(resource.name) or self._may_block(path)):
+                disk = resource.name  # otherwise its inode would be nice to know, but not worth a wait
         opened, lane = await self._open(path, create=create is not Creation.NONE, disk=disk)
         return opened if isinstance(opened, IoFailed) else OpenFile(self, opened, path, lane, create)
 
@@ -237,7 +236,7 @@ class FileBackend:
         Without one the file is opened anew.  A temporary lock file may have been removed by a host that had it
         in between, and is made again; any other file must still be the one that was locked.
         """
-        files, path = self.files, saved.path
+        path = saved.path
         kept, lane = fd, self.storage.lane(path) or self.storage.lane_of_link(path)
         if kept is None:
             opened, lane = await self._open(path, create=saved.create)
@@ -250,24 +249,32 @@ class FileBackend:
         descriptor: int = kept
 
         def work() -> HeldFile | HeldElsewhere | Moved | IoFailed:
-            refused = files.lock(descriptor, saved.mode, path)
-            if refused is None and (not saved.create or files.same_file(descriptor, path)):
-                held = HeldFile(self, descriptor, path, lane, saved.mode, create=saved.create)
-                held.note_recorded()
-                return held
-            answer: HeldElsewhere | Moved | IoFailed
-            if isinstance(refused, ForeignLock):
-                answer = self.elsewhere(descriptor, refused)
-            else:
-                answer = Moved() if refused is None else refused
-            files.close(descriptor)
-            return answer
+            creation = Creation.TEMPORARY if saved.create else Creation.NONE
+            taken = self.lock_file(descriptor, path, lane, saved.mode, creation)
+            if isinstance(taken, HeldFile) and (saved.create or saved.resource.lockspace):
+                taken.note_recorded()
+            return taken
 
-        def undo(late: HeldFile | HeldElsewhere | Moved | IoFailed) -> None:
-            if isinstance(late, HeldFile):
-                late.forget()
+        return await self.storage.run(lane, path, work, undo=_let_go_late)
 
-        return await self.storage.run(lane, path, work, undo=undo)
+    def lock_file(
+        self, fd: int, path: str, lane: str, mode: Mode, creation: Creation
+    ) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+        """Lock an open file, or close it; storage thread."""
+        files = self.files
+        refused = files.lock(fd, mode, path)
+        if refused is None:
+            if creation is Creation.NONE or files.same_file(fd, path):
+                return HeldFile(self, fd, path, lane, mode, create=creation is Creation.TEMPORARY)
+            files.close(fd)
+            return Moved()
+        answer: HeldElsewhere | IoFailed
+        if isinstance(refused, ForeignLock):
+            answer = self.elsewhere(fd, refused, recorded=creation is not Creation.NONE)
+        else:
+            answer = refused
+        files.close(fd)
+        return answer
 
     # --- what it is worth ---
 
@@ -304,13 +311,16 @@ class FileBackend:
 
     # --- who is in the way ---
 
-    def elsewhere(self, fd: int, foreign: ForeignLock) -> HeldElsewhere:
-        """Names the holder as well as the kernel and the owner record allow; storage thread."""
+    def elsewhere(self, fd: int, foreign: ForeignLock, *, recorded: bool) -> HeldElsewhere:
+        """Names the holder as well as the kernel and the owner record allow; storage thread.
+
+        `recorded`: the file is a lock file.  A disk's own content is its guest's, and must not be believed.
+        """
         if foreign.pid is not None:
             return HeldElsewhere(
                 (Holder(pid=foreign.pid, host=self._host, mode=foreign.mode, source="kernel"),)
             )
-        told = self.read_records(fd)
+        told = self.read_records(fd) if recorded else []
         told = [h for h in told if h.mode is foreign.mode] or told
         return HeldElsewhere(tuple(told) or (Holder(mode=foreign.mode, source="kernel"),))
 
@@ -331,8 +341,10 @@ class FileBackend:
                 size = files.size(fd)
                 if size > owner_record.RECORD_FILE_BYTES_MAX:
                     return False
-                if size and not owner_record.is_ours(files.read(fd, size)):
+                before = files.read(fd, size) if size else b""
+                if not owner_record.is_ours(before):
                     return False
+                self._warn_of_stale(owner_record.decode(before), mode)
             raw = owner_record.encode(
                 note.owner, host=self._host, pid=note.pid, mode=mode, since_wall_s=self._clock.wall()
             )
@@ -342,6 +354,17 @@ class FileBackend:
             log.warning("owner record not written: %s", e)
             return False
         return True
+
+    def _warn_of_stale(self, told: list[Holder], mode: Mode) -> None:
+        """We have the lock, and the file still names an owner elsewhere: its host has crashed, or lost its daemon."""
+        for h in told:
+            if h.host != self._host and (mode is Mode.EXCLUSIVE or h.mode is Mode.EXCLUSIVE):
+                log.warning(
+                    "a lock file still named %s, who no longer has the lock: if host %s did not crash, "
+                    "look there for a VM that runs without its lock manager",
+                    h,
+                    h.host,
+                )
 
     def blank_record(self, fd: int, mode: Mode) -> None:
         try:

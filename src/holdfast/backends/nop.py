@@ -45,12 +45,10 @@ class _HeldNothing:
 
 
 class _Candidate:
-    __slots__ = ("keys", "protection", "protection_note")
+    __slots__ = ("keys",)
 
     def __init__(self) -> None:
         self.keys: tuple[FileKey, ...] = ()
-        self.protection = Protection.NONE
-        self.protection_note = PROTECTION_NOTE
 
     async def take(self, mode: Mode, note: OwnerNote) -> _HeldNothing | HeldElsewhere | Moved | IoFailed:
         return _HeldNothing()

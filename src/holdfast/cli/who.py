@@ -83,9 +83,12 @@ class _Inquiry:
         answer = Answer(name)
         claims = self._claims_of(name)
         answer.holders = claims
-        disks = {c.resource for c in claims} | set(domain_disks(name))
+        disks = set(domain_disks(name))
+        hashes = {indirect_name(d) for d in disks}
+        # A claim in a hash lockspace is one of the disks that we know by path.
+        disks |= {c.resource for c in claims if c.name not in hashes}
         for disk in sorted(disks)[:DISKS_SHOWN_MAX]:
-            one = self.disk(disk) if disk.startswith("/") else Answer(disk)
+            one = self.disk(disk)
             answer.disks.append(one)
             answer.add("disk", f"{disk}: {one.headline}")
         if claims:
@@ -94,6 +97,10 @@ class _Inquiry:
             answer.next_step = (
                 f"its disks are in use; stop the VM (virsh shutdown {name}) before anything else uses them"
             )
+        elif (worst := _worst(answer.disks)) is not None:
+            answer.verdict = worst.verdict
+            answer.headline = f"its disk {worst.subject}: {worst.headline}"
+            answer.next_step = worst.next_step
         elif disks:
             answer.verdict = "free"
             answer.headline = "holds no lock now"
@@ -275,6 +282,14 @@ class _Inquiry:
             answer.next_step = (
                 "start holdfastd: it retakes the locks of VMs that still run (systemctl start holdfastd)"
             )
+        elif elsewhere and refused is False:
+            other = elsewhere[0]
+            answer.verdict = "unknown"
+            answer.headline = f"not locked now, but its lock file names {other}"
+            answer.next_step = (
+                f"on host {other.host}: see whether that VM still runs (virsh list) and start holdfastd there if so; "
+                "start nothing else on this disk before you know"
+            )
         elif qemus:
             p = qemus[0]
             answer.headline = f"open in {p.program} (pid {p.pid}), but no lock manager has it"
@@ -293,3 +308,8 @@ class _Inquiry:
             answer.verdict = "unknown"
             answer.headline = "can't be told"
             answer.next_step = "see the notes; try again as root on a host that sees the disk"
+
+
+def _worst(disks: list[Answer]) -> Answer | None:
+    """The first disk that is not plainly free."""
+    return next((d for d in disks if d.verdict != "free"), None)

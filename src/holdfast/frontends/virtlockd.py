@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
-from typing import assert_never
+from collections.abc import Callable, Coroutine
+from typing import Any, assert_never
 
 from holdfast.errors import (
     HoldfastError,
@@ -84,7 +84,7 @@ class VirtlockdConnection:
         self._sock = sock
         self._fd = sock.fileno()
         self._readiness = frontend.readiness
-        self._splitter = rpc.Splitter()
+        self._splitter: rpc.Splitter | None = None  # made when a message comes in pieces
         self._queue: list[rpc.Message] = []
         self._out = b""
         self._busy = False
@@ -114,10 +114,11 @@ class VirtlockdConnection:
 
     def leftovers(self) -> tuple[bytes, bytes] | None:
         """(received but not answered, answered but not sent), to go on after a re-exec; None if that is impossible."""
-        if not self._splitter.resumable:
+        if self._splitter is not None and not self._splitter.resumable:
             return None
         waiting = ([self._current] if self._current is not None else []) + list(self._queue)
-        return b"".join(rpc.encode(*m) for m in waiting) + self._splitter.carried, self._out
+        carried = self._splitter.carried if self._splitter is not None else b""
+        return b"".join(rpc.encode(*m) for m in waiting) + carried, self._out
 
     @property
     def busy(self) -> bool:
@@ -153,18 +154,30 @@ class VirtlockdConnection:
         except OSError as e:
             log.debug("client pid %d: %s", self.peer.pid, e)
             chunk = b""
-        if chunk:
-            self._received(chunk)
-        else:
+        if not chunk:
             self.close()
+        elif self._splitter is None and not (self._busy or self._queue or self._out or self._held):
+            message = rpc.whole_message(chunk)
+            if message is None:
+                self._received(chunk)
+            else:
+                self._pumping = True
+                self._serve(message)
+                self._pumping = False
+        else:
+            self._received(chunk)
 
     def _received(self, chunk: bytes) -> None:
+        if self._splitter is None:
+            self._splitter = rpc.Splitter()
         try:
             messages = self._splitter.feed(chunk)
         except rpc.FramingError as e:
             log.warning("client pid %d: closing its connection: %s", self.peer.pid, e)
             self.close()
             return
+        if self._splitter.idle:
+            self._splitter = None
         if messages:
             self._queue += messages
             self._pump()
@@ -181,7 +194,7 @@ class VirtlockdConnection:
         self._pumping = False
         if self._queue:  # it gets its answers first: what waits is at most one read
             self._read_no_more()
-        elif not self._out:
+        elif not (self._reading or self._out):
             self._read_on()
 
     def _serve(self, message: rpc.Message) -> None:
@@ -321,16 +334,40 @@ class VirtlockdFrontend:
     async def answer(self, connection: VirtlockdConnection, message: rpc.Message) -> bytes:
         """The whole reply to a CALL; empty bytes ask for the connection to be closed."""
         header, payload = message
+        procedure = header.procedure
         try:
             if header.status != rpc.STATUS_OK:
                 raise RpcError(reason=f"Unexpected message status {header.status}")
             if header.type == rpc.TYPE_CALL_WITH_FDS:
-                if len(payload) < 4 or (fds := Reader(payload).u32()) > rpc.FDS_MAX:
-                    return b""
-                if fds:  # descriptors are never part of this protocol; the client is confused
-                    return b""
+                if len(payload) < 4 or Reader(payload).u32():
+                    return b""  # descriptors are never part of this protocol: the client is confused
                 payload = payload[4:]
-            await self._call(connection, header.procedure, payload)
+            call = wire.decode(procedure, payload)
+            if call is None:
+                raise RpcError(reason=f"unknown procedure: {procedure}")
+            if isinstance(call, wire.CreateLockspace):
+                if connection.restricted:
+                    raise Restricted()
+                await self._manager.lockspaces.create(call.path)
+                return rpc.ok_reply(header)
+            if call.flags and call.flags & ~_FLAGS_ALLOWED.get(procedure, 0):
+                raise UnsupportedFlags(flags=call.flags, function=_FUNCTIONS[procedure])
+            if connection.restricted:
+                raise Restricted()
+            owner = connection.owner
+            if isinstance(call, wire.Register):
+                self._register(connection, call)
+            elif owner is None:
+                raise NotRegistered()
+            elif isinstance(call, wire.ResourceCall):
+                await self._resource_call(owner, procedure, call)
+            elif isinstance(call, wire.Restrict):
+                connection.restricted = True
+                self._keep_connection(connection, owner)
+            elif isinstance(call, wire.New):
+                await self._manager.lockspaces.new(call.path)
+            else:
+                assert_never(call)
         except HoldfastError as error:
             return error_reply(header, error)
         except XdrError:
@@ -340,47 +377,19 @@ class VirtlockdFrontend:
             return error_reply(header, HoldfastError(reason="unexpected failure; see holdfastd's log"))
         return rpc.ok_reply(header)
 
-    async def _call(self, connection: VirtlockdConnection, procedure: int, payload: bytes) -> None:
-        call = wire.decode(procedure, payload)
-        if call is None:
-            raise RpcError(reason=f"unknown procedure: {procedure}")
-        manager = self._manager
-        if isinstance(call, wire.CreateLockspace):
-            if connection.restricted:
-                raise Restricted()
-            await manager.lockspaces.create(call.path)
-            return
-        if call.flags and call.flags & ~_FLAGS_ALLOWED.get(procedure, 0):
-            raise UnsupportedFlags(flags=call.flags, function=_FUNCTIONS[procedure])
-        if connection.restricted:
-            raise Restricted()
-        owner = connection.owner
-        if isinstance(call, wire.Register):
-            self._register(connection, call)
-        elif owner is None:
-            raise NotRegistered()
-        elif isinstance(call, wire.ResourceCall):
-            await self._resource_call(owner, procedure, call)
-        elif isinstance(call, wire.Restrict):
-            connection.restricted = True
-            self._keep_connection(connection, owner)
-        elif isinstance(call, wire.New):
-            await manager.lockspaces.new(call.path)
-        else:
-            assert_never(call)
-
-    async def _resource_call(self, owner: Owner, procedure: int, call: wire.ResourceCall) -> None:
+    def _resource_call(
+        self, owner: Owner, procedure: int, call: wire.ResourceCall
+    ) -> Coroutine[Any, Any, object]:
         resource = Resource(call.path, call.name)
         manager = self._manager
         if procedure == wire.PROC_ACQUIRE_RESOURCE:
             mode = Mode.SHARED if call.flags & wire.ACQUIRE_SHARED else Mode.EXCLUSIVE
-            await manager.acquire(owner, Want(resource, mode, bool(call.flags & wire.ACQUIRE_AUTOCREATE)))
-        elif procedure == wire.PROC_RELEASE_RESOURCE:
-            await manager.release(owner, resource)
-        elif procedure == wire.PROC_CREATE_RESOURCE:
-            await manager.create_resource(resource)
-        else:
-            await manager.delete_resource(resource)
+            return manager.acquire(owner, Want(resource, mode, bool(call.flags & wire.ACQUIRE_AUTOCREATE)))
+        if procedure == wire.PROC_RELEASE_RESOURCE:
+            return manager.release(owner, resource)
+        if procedure == wire.PROC_CREATE_RESOURCE:
+            return manager.create_resource(resource)
+        return manager.delete_resource(resource)
 
     def _register(self, connection: VirtlockdConnection, call: wire.Register) -> None:
         if call.domain_id == 0:

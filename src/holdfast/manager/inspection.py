@@ -7,7 +7,7 @@ import os
 from holdfast.backends.lock_names import indirect_name
 from holdfast.control_api import HolderInfo, OwnerInfo
 from holdfast.manager.lock_manager import HostLock, LockManager
-from holdfast.model import Mode, Protection, Resource
+from holdfast.model import Mode, Resource
 from holdfast.system.blocking import Storage
 from holdfast.system.file_lock import FileKey
 from holdfast.system.lockspace_files import LockspaceFiles
@@ -32,7 +32,7 @@ class Inspection:
         found = []
         for owner in self._manager.owners:
             locks = table.of_owner(owner.id)
-            weakest = min((lock.protection for lock in locks), default=None)
+            weakest = min((self._manager.protection(lock)[0] for lock in locks), default=None)
             found.append(
                 OwnerInfo(
                     name=shown(owner.name.name),
@@ -76,7 +76,7 @@ class Inspection:
 
     def _info(self, lock: HostLock, owner_id: int, resource: Resource, mode: Mode) -> HolderInfo:
         owner = self._manager.owners.get(owner_id)
-        protection = lock.protection if lock.held is not None else Protection.NONE
+        protection, note = self._manager.protection(lock)
         return HolderInfo(
             resource=shown(str(resource)),
             lockspace=shown(resource.lockspace),
@@ -91,7 +91,7 @@ class Inspection:
             path=shown(lock.path),
             protection=int(protection),
             protection_word=protection.word,
-            protection_note=shown(lock.protection_note),
+            protection_note=shown(note),
             held=lock.held is not None,
             lost_reason=shown(lock.lost_reason),
         )

@@ -142,7 +142,7 @@ def replay(raw: bytes) -> SavedState:
         state.lines += 1
         try:
             _apply(state, _decoder.decode(text))
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError) as e:
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, RecursionError) as e:
             state.damage = f"line {state.lines}: {e}"
     for lock_id in [i for i, lock in state.locks.items() if not lock.claims]:
         del state.locks[lock_id]
@@ -179,6 +179,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             resource = Resource(path_of(lockspace), path_of(name))
             state.locks[lock_id].claims.setdefault(owner_id, {})[resource] = Mode(mode)
         case UnclaimLine(lock_id, owner_id, lockspace, name):
+            if lock_id not in state.locks:
+                return
             lock = state.locks[lock_id]
             names = lock.claims.get(owner_id, {})
             names.pop(Resource(path_of(lockspace), path_of(name)), None)
@@ -187,7 +189,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             if not lock.claims:
                 del state.locks[lock_id]
         case ModeLine(lock_id, mode):
-            state.locks[lock_id].mode = Mode(mode)
+            if lock_id in state.locks:
+                state.locks[lock_id].mode = Mode(mode)
 
 
 def text_of(path: str) -> str:
@@ -210,6 +213,7 @@ class Journal:
         self._snapshot = snapshot
         self._lines = 0
         self._lines_max = COMPACT_LINES_MIN
+        self._failed_bytes = 0
         self.failing = ""
         """Why the journal cannot be written at the moment; empty if it can."""
 
@@ -218,21 +222,36 @@ class Journal:
         return replay(self._file.read())
 
     def append(self, *lines: Line) -> None:
-        """Record lines, all or none; raises OSError."""
+        """Record lines, all or none; raises OSError.
+
+        The file is rewritten, if it is time, *before* the lines: what they tell may not be in the snapshot yet.
+        It may also be there already, so replaying a line twice, or an end of what is gone, must do no harm.
+        """
+        if self._lines > self._lines_max:
+            self.compact()
         raw = b"\n".join(map(_encode, lines)) + b"\n"
         try:
-            self._file.append(raw)
+            self._append_or_make_room(raw)
         except OSError as e:
             if not self.failing:
                 log.error("the journal can't be written: %s; no new lock is granted until it can", e)
             self.failing = e.strerror or str(e)
+            self._failed_bytes = len(raw)
             raise
-        if self.failing:
+        if self.failing and len(raw) >= self._failed_bytes:  # a shorter line may still fit a full disk
             log.warning("the journal can be written again")
             self.failing = ""
         self._lines += len(lines)
-        if self._lines > self._lines_max:
+
+    def _append_or_make_room(self, raw: bytes) -> None:
+        try:
+            self._file.append(raw)
+        except OSError:
+            before = self._file.size_bytes
             self.compact()
+            if self._file.size_bytes >= before:
+                raise
+            self._file.append(raw)
 
     def append_end(self, *lines: Line) -> None:
         """Record that something ended.  If that fails the end still counts: the journal then claims too much, and

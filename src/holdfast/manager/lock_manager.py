@@ -51,7 +51,7 @@ from holdfast.manager.owners import Owner, Owners
 from holdfast.manager.routing import Route, Routing
 from holdfast.manager.stopping import Stopper
 from holdfast.manager.turns import Turns
-from holdfast.model import Holder, Mode, OwnerName, Resource, Want
+from holdfast.model import Holder, Mode, OwnerName, Protection, Resource, Want
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.file_lock import FileKey, IoFailed
@@ -97,7 +97,7 @@ class LockManager:
         self._clock = clock
         self._host = host
         self._owners_max = owners_max
-        self._keep = keep or (lambda lock_id, fd: None)
+        self._keep = keep
         self._last_lock_id = 0
         self._stopper = Stopper(clock, self._stopped)
 
@@ -179,38 +179,26 @@ class LockManager:
 
         Raises an error of the `LockError` tree; then nothing has changed.
         """
-        try:
-            return await self._acquire(owner, want)
-        except HoldfastError as error:
-            self.events.emit(
-                ev.REFUSED,
-                owner=owner.name,
-                pid=owner.pid,
-                resource=want.resource,
-                mode=want.mode,
-                detail=str(error),
-            )
-            log.warning("refused %s to %s: %s", want.resource, owner, error)
-            raise
-
-    async def _acquire(self, owner: Owner, want: Want) -> bool:
         resource = want.resource
-        self.lockspaces.check_name(resource)
-        if resource.lockspace:
-            await self.lockspaces.need(resource.lockspace, make=True)
-        while True:
-            if owner.gone:
-                raise OwnerGone(pid=owner.pid, name=resource.name)
-            if self.turns.taken(resource):
-                await self.turns.wait(resource)
-                continue
-            lock = self.table.named(resource)
-            if lock is not None:
-                done = await self._acquire_known(owner, want, lock)
-            else:
-                done = await self._in_turn((resource,), self._acquire_new(owner, want))
-            if done is not None:
-                return done
+        try:
+            if resource.lockspace:
+                self.lockspaces.check_name(resource)
+                await self.lockspaces.need(resource.lockspace, make=True)
+            done: bool | None = None
+            while done is None:
+                if owner.gone:
+                    raise OwnerGone(pid=owner.pid, name=resource.name)
+                if resource in self.turns.on:
+                    await self.turns.wait(resource)
+                elif (lock := self.table.named(resource)) is not None:
+                    done = await self._acquire_known(owner, want, lock)
+                else:
+                    done = await self._in_turn((resource,), self._acquire_new(owner, want))
+        except HoldfastError as error:
+            self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
+            log.warning("refused %s to %s: %s", resource, owner, error)
+            raise
+        return done
 
     async def _in_turn(self, things: Sequence[Hashable], work: Coroutine[Any, Any, T]) -> T:
         """Do the work; if it has to wait, hold the turn on these things until it has ended."""
@@ -232,8 +220,10 @@ class LockManager:
     async def _acquire_new(self, owner: Owner, want: Want) -> bool | None:
         """No lock has this name.  None: something changed meanwhile, look again."""
         route = self.routing.route(want.resource)
-        create = Creation.TEMPORARY if want.create else Creation.NONE
-        if not want.create and self.lockspaces.made_on_demand(want.resource.lockspace):
+        create = Creation.NONE
+        if want.create:
+            create = Creation.TEMPORARY
+        elif want.resource.lockspace and self.lockspaces.made_on_demand(want.resource.lockspace):
             create = Creation.LASTING
         for _ in range(REOPEN_ATTEMPTS_MAX):
             candidate = await route.backend.open(want.resource, create=create)
@@ -248,28 +238,31 @@ class LockManager:
 
     async def _take(self, owner: Owner, want: Want, route: Route, candidate: Candidate) -> bool | None:
         keys = candidate.keys
-        busy = self.turns.first_taken(keys)
-        if busy is not None:
+        if self.turns.on and (busy := self.turns.first_taken(keys)) is not None:
             await candidate.abandon()
             await self.turns.wait(busy)
             return _AGAIN
         if keys and (twin := self.table.of_lock_file(keys[0])) is not None:
             await candidate.abandon()
+            self.table.learn(twin, keys)
             return await self._acquire_known(owner, want, twin)
         others = self.table.in_the_way(owner.id, want.mode, keys=keys)
         if others:
             await candidate.abandon()
             self._refuse_unless_dead(want, others, keys)
             return _AGAIN
-        if candidate.protection < route.protection_min:
-            await candidate.abandon()
-            raise ProtectionTooWeak(
-                name=want.resource.name,
-                need=route.protection_min,
-                got=candidate.protection,
-                backend=route.backend.name,
-                fix=candidate.protection_note,
-            )
+        if route.protection_min:
+            backend = route.backend
+            level, fix = backend.protection(backend.lock_path(want.resource))
+            if level < route.protection_min:
+                await candidate.abandon()
+                raise ProtectionTooWeak(
+                    name=want.resource.name,
+                    need=route.protection_min,
+                    got=level,
+                    backend=backend.name,
+                    fix=fix,
+                )
         outcome = await self._in_turn(keys, candidate.take(want.mode, self._note(owner)))
         if isinstance(outcome, Moved):
             return _AGAIN
@@ -297,23 +290,22 @@ class LockManager:
             mode=want.mode,
             keys=candidate.keys,
             since_wall_s=self._clock.wall(),
-            protection=candidate.protection,
-            protection_note=candidate.protection_note,
         )
         self.table.insert(lock)
         self.table.claim(lock, owner.id, want.resource, want.mode)
-        self._keep(lock.id, held.descriptor())
+        if self._keep is not None:
+            self._keep(lock.id, held.descriptor())
         try:
             self._record(owner, self._lock_line(lock), _claim_line(lock, owner.id, want.resource, want.mode))
         except OSError as e:
-            self._keep(lock.id, None)
+            self._let_keep_go(lock)
             self.table.unclaim(lock, owner.id, want.resource)
             self.table.remove(lock)
             await held.release()
             raise Refused(
                 reason=f"the journal can't record a new lock: {e.strerror}; free space for it"
             ) from e
-        self._tell(ev.ACQUIRED, owner, want.resource, want.mode)
+        self.events.emit(ev.ACQUIRED, owner.name, owner.pid, want.resource, want.mode)
 
     async def _acquire_known(self, owner: Owner, want: Want, lock: HostLock) -> bool | None:
         """This host has a lock on that file, by this name or another.  None: look again."""
@@ -381,7 +373,7 @@ class LockManager:
                 await self.release(owner, resource)
             for want in changed:
                 try:
-                    await self._acquire(owner, want)
+                    await self.acquire(owner, want)
                 except LockError as e:
                     log.error("%s could not be given back its old mode: %s", want.resource, e)
             raise
@@ -394,8 +386,8 @@ class LockManager:
 
     async def release(self, owner: Owner, resource: Resource) -> None:
         """Give up one claim.  Raises `ResourceNotLocked` or `NotAnOwner`: quiet answers, not alarms."""
-        self.lockspaces.check_name(resource)
         if resource.lockspace and self.table.named(resource) is None:
+            self.lockspaces.check_name(resource)
             await self.lockspaces.need(resource.lockspace, make=False)
         while self.turns.taken(resource):
             await self.turns.wait(resource)
@@ -422,7 +414,7 @@ class LockManager:
             self.table.remove(lock)
             if lock.held is None:
                 return
-            self._keep(lock.id, None)
+            self._let_keep_go(lock)
             # New acquires of this file must wait until it is really free: by its name and by its keys.
             await self._in_turn((lock, resource, *lock.keys), lock.held.release())
         elif left.mode_needed is not None and left.mode_needed < lock.mode and lock.held is not None:
@@ -497,8 +489,8 @@ class LockManager:
         else:
             lock.held = outcome
             lock.lost_reason, lock.lost_for_certain = "", False
-            lock.protection, lock.protection_note = backend.protection(lock.path)
-            self._keep(lock.id, outcome.descriptor())
+            if self._keep is not None:
+                self._keep(lock.id, outcome.descriptor())
         return lock.held is not None
 
     async def drop(self, lock: HostLock) -> None:
@@ -507,7 +499,7 @@ class LockManager:
             for resource in list(lock.claims[owner_id]):
                 self.table.unclaim(lock, owner_id, resource)
         self.table.remove(lock)
-        self._keep(lock.id, None)
+        self._let_keep_go(lock)
         if lock.held is not None:
             await lock.held.release()
 
@@ -532,6 +524,17 @@ class LockManager:
             if key is None or not self.table.with_key(key):
                 return
         raise ResourceInUse(name=resource.name)
+
+    def _let_keep_go(self, lock: HostLock) -> None:
+        if self._keep is not None:
+            self._keep(lock.id, None)
+
+    def protection(self, lock: HostLock) -> tuple[Protection, str]:
+        """What a lock is worth now, and why not more."""
+        backend = self.backends.get(lock.backend)
+        if backend is None or lock.held is None:
+            return Protection.NONE, lock.lost_reason
+        return backend.protection(lock.path)
 
     # --- what is told ---
 
@@ -600,7 +603,7 @@ class LockManager:
             text_of(lock.path),
             lock.create,
             int(lock.mode),
-            tuple((k[0], k[1]) for k in lock.keys),
+            lock.keys,
             lock.since_wall_s,
         )
 

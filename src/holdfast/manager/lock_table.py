@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
-from holdfast.model import Mode, Protection, Resource
+from holdfast.model import Mode, Resource
 
 Key = tuple[int, int]
 HeldT = TypeVar("HeldT")
@@ -37,8 +37,6 @@ class Lock(Generic[HeldT]):
         "lost_reason",
         "mode",
         "path",
-        "protection",
-        "protection_note",
         "since_wall_s",
     )
 
@@ -53,8 +51,6 @@ class Lock(Generic[HeldT]):
         mode: Mode,
         keys: tuple[Key, ...],
         since_wall_s: float,
-        protection: Protection = Protection.NONE,
-        protection_note: str = "",
     ) -> None:
         self.id = lock_id
         self.backend = backend
@@ -65,8 +61,6 @@ class Lock(Generic[HeldT]):
         self.mode = mode
         self.keys = keys
         self.since_wall_s = since_wall_s
-        self.protection = protection
-        self.protection_note = protection_note
         self.lost_reason = ""
         self.lost_for_certain = False
         """Whether somebody else has it now, rather than that we can't tell."""
@@ -185,6 +179,13 @@ class LockTable(Generic[HeldT]):
     def insert(self, lock: Lock[HeldT]) -> None:
         self._locks[lock.id] = lock
         for key in lock.keys:
+            self._by_key.setdefault(key, []).append(lock)
+
+    def learn(self, lock: Lock[HeldT], keys: Iterable[Key]) -> None:
+        """Another name of the lock's file tells more: the disk behind it, say.  From now on that counts too."""
+        new = tuple(key for key in keys if key not in lock.keys)
+        lock.keys += new
+        for key in new:
             self._by_key.setdefault(key, []).append(lock)
 
     def claim(self, lock: Lock[HeldT], owner_id: int, resource: Resource, mode: Mode) -> None:

@@ -15,31 +15,32 @@ from collections.abc import Hashable, Iterable
 class Turns:
     """Who is at work on what."""
 
-    __slots__ = ("_taken",)
+    __slots__ = ("on",)
 
     def __init__(self) -> None:
-        self._taken: dict[Hashable, list[asyncio.Future[None]]] = {}
+        self.on: dict[Hashable, list[asyncio.Future[None]]] = {}
+        """The turns that are on now, and who waits for them; only to be looked into."""
 
     def take(self, thing: Hashable) -> None:
-        self._taken[thing] = []
+        self.on[thing] = []
 
     def taken(self, thing: Hashable) -> bool:
-        return thing in self._taken
+        return thing in self.on
 
     def first_taken(self, things: Iterable[Hashable]) -> Hashable | None:
         for thing in things:
-            if thing in self._taken:
+            if thing in self.on:
                 return thing
         return None
 
     def end(self, thing: Hashable) -> None:
-        for waiter in self._taken.pop(thing):
+        for waiter in self.on.pop(thing):
             if not waiter.done():
                 waiter.set_result(None)
 
     async def wait(self, thing: Hashable) -> None:
         """Returns when the turn that is on now has ended; another may have begun since."""
-        waiters = self._taken.get(thing)
+        waiters = self.on.get(thing)
         if waiters is not None:
             future = asyncio.get_running_loop().create_future()
             waiters.append(future)

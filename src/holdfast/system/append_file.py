@@ -6,6 +6,7 @@ No fsync: the journal must survive the daemon, not the host; after a reboot its 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Protocol
 
@@ -48,7 +49,7 @@ class SystemAppendFile:
             raise
         if written != len(raw):
             self._cut()
-            raise OSError(28, "short write")  # ENOSPC
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a short write means just that
         self.size_bytes += written
 
     def _cut(self) -> None:

@@ -208,6 +208,20 @@ def socket_in_use(path: str) -> int | None:
         return pid
 
 
+def listens_at(fd: int, path: str) -> bool:
+    """Whether a passed descriptor is a listening socket at this path: names of units may differ, addresses don't."""
+    try:
+        sock = socket.socket(fileno=os.dup(fd))
+    except OSError:
+        return False
+    with sock:
+        try:
+            listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            return bool(listening) and sock.getsockname() == path
+        except OSError:
+            return False
+
+
 def bind_socket(path: str, *, mode: int, gid: int | None = None) -> socket.socket:
     """A listening socket at a path, made under its final mode; a stale one is replaced."""
     os.makedirs(os.path.dirname(path), mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)

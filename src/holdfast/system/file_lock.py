@@ -109,18 +109,17 @@ class SystemLockFiles:
             return IoFailed(what, path, e.errno or errno.EIO)
         except ValueError:  # a NUL in the path
             return IoFailed(what, path, errno.EINVAL)
+        disk_key = None
+        if disk:
+            try:
+                disk_key = key_of(os.stat(disk))
+            except (OSError, ValueError):
+                disk_key = None  # the lock file excludes all the same; libvirt will miss the disk itself
         try:
-            key = key_of(os.fstat(fd))
-            disk_key = None
-            if disk:
-                try:
-                    disk_key = key_of(os.stat(disk))
-                except OSError:
-                    disk_key = None  # the lock file excludes all the same; libvirt will miss the disk itself
+            return OpenedFile(fd, key_of(os.fstat(fd)), disk_key)
         except OSError as e:
             os.close(fd)
             return IoFailed(what, path, e.errno or errno.EIO)
-        return OpenedFile(fd, key, disk_key)
 
     def lock(self, fd: int, mode: Mode, path: str) -> ForeignLock | IoFailed | None:
         try:

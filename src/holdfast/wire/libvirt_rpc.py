@@ -66,6 +66,14 @@ class FramingError(Exception):
     """The peer's bytes cannot be framed; the connection must be closed without an answer."""
 
 
+def whole_message(chunk: bytes) -> Message | None:
+    """The message that a chunk is, if it is exactly one: the common case, one read per request."""
+    length = len(chunk)
+    if MESSAGE_BYTES_MIN <= length <= KEPT_BYTES and _LENGTH.unpack_from(chunk)[0] == length:
+        return _message(chunk)
+    return None
+
+
 class Splitter:
     """Turns received chunks into whole messages; raises `FramingError` on what cannot be one.
 
@@ -94,14 +102,6 @@ class Splitter:
         return not self._seen
 
     def feed(self, chunk: bytes) -> list[Message]:
-        if not self._seen and len(chunk) >= MESSAGE_BYTES_MIN:
-            # The common case: one read is one whole message.
-            length = _LENGTH.unpack_from(chunk)[0]
-            if length == len(chunk) and length <= KEPT_BYTES:
-                return [_message(chunk)]
-        return self._feed_slowly(chunk)
-
-    def _feed_slowly(self, chunk: bytes) -> list[Message]:
         done: list[Message] = []
         offset = 0
         end = len(chunk)

@@ -13,6 +13,7 @@ from holdfast.wire import xdr
 from holdfast.wire.libvirt_rpc import bytes_text, text_bytes
 
 _U32 = struct.Struct(">I")
+_ID_PID_FLAGS = struct.Struct(">III")
 STRING_BYTES_MAX = 65536
 UUID_BYTES = 16
 
@@ -89,9 +90,12 @@ def decode(procedure: int, payload: bytes) -> Call | None:
         if len(payload) < offset + 4:
             raise xdr.XdrError("integer is cut short")
         return ResourceCall(path, name, _U32.unpack_from(payload, offset)[0])
-    r = xdr.Reader(payload)
     if procedure == PROC_REGISTER:
-        return Register(r.opaque(UUID_BYTES), _text(r), r.u32(), r.u32(), r.u32())
+        name, offset = _string_at(payload, UUID_BYTES)
+        if len(payload) < offset + _ID_PID_FLAGS.size:
+            raise xdr.XdrError("integer is cut short")
+        return Register(payload[:UUID_BYTES], name, *_ID_PID_FLAGS.unpack_from(payload, offset))
+    r = xdr.Reader(payload)
     if procedure == PROC_RESTRICT:
         return Restrict(r.u32())
     if procedure == PROC_NEW:

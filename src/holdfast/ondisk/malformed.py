@@ -1,0 +1,46 @@
+"""The answer for bytes that are not the record one hoped to find.
+
+A sector of a shared disk may hold anything: zeros, another program's data, half of a record, a record of
+another lockspace at the same place. None of it may raise, because whoever reads it (a renewal, a ballot)
+has to decide what to do next; so decoding answers with `Malformed`, which names the facts and leaves the
+decision to the caller. Which number a frontend makes of a reason is not decided here: it depends on the
+record and on the peer.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Reason(Enum):
+    """Which rule the bytes break; the value completes the sentence "<record>: <value>"."""
+
+    LENGTH = "too few bytes"
+    MAGIC = "magic number of another record"
+    CLEARED = "the lease was cleared"
+    VERSION = "major version not supported"
+    SECTOR_SIZE = "sector size neither 512 nor 4096"
+    GEOMETRY = "no such pair of sector and align size"
+    OFFSET = "another offset than the area's"
+    LOCKSPACE_NAME = "another lockspace's name"
+    RESOURCE_NAME = "another resource's name"
+    HOST_ID = "host id out of the lease's range"
+    CHECKSUM = "checksum does not match"
+    RANGE = "field out of range"
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A refusal to read `record`: the rule that was broken, what was found and what was expected."""
+
+    record: str
+    reason: Reason
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.record}: {self.reason.value} (found {self.found}, expected {self.expected})"
+
+
+def too_short(record: str, raw: bytes, expected_bytes: int) -> Malformed:
+    """The answer that every decoder gives first."""
+    return Malformed(record, Reason.LENGTH, f"{len(raw)} bytes", f"{expected_bytes} bytes")

@@ -1,0 +1,315 @@
+"""Claiming, renewing and releasing a host id: the delta lease.
+
+After "Light-Weight Leases for Storage-Centric Coordination" (Chockler, Malkhi): one sector per host id, no
+ballot, but a wait. A claimant writes its name, waits until every rival that read before that write must
+have finished its own write, and reads again. If its own record is still there, all later claimants will see
+it.
+
+    claim   read -> [held by another: watch it for its dead bound] -> write -> settle -> read again -> renew
+    renew   read -> is it still what we wrote? -> sample the clock -> write
+    release write timestamp 0
+
+The generation grows with every claim. Because a held id changes hands only after the dead bound, a newer
+generation (or a free record) proves to everybody that no owner of the older term lives.
+
+What a write rests on must be fresh. Between reading "this host is dead" and writing our name anything may
+happen:
+
+    host A                                       host B
+    reads the id unchanged for the dead bound
+    ---- paused ----                             claims the id, settles, holds it (generation 5)
+    writes its own claim (generation 5 too!)     believes itself the holder until its next renewal
+
+So a claim is written only if the read that justifies it began at most one io_timeout ago, and the settling
+time, twice the io_timeout, covers exactly such a read and the write after it.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from holdfast.ondisk.delta import NO_EVENT, DeltaLease, Event
+from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX, PaddedName
+from holdfast.protocol.lockspace_area import Corrupt, LockspaceArea
+from holdfast.protocol.ports import Clock
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import (
+    Generation,
+    HostId,
+    Instant,
+    IoFailed,
+    OnWait,
+    Waiting,
+    nobody_looks_on,
+    timestamp_of,
+)
+
+# A claim that settled longer than our own lease would last (the former holder had a greater io_timeout) is
+# made once more: then the former io_timeout is our own. A third time means that storage is too slow to hold
+# an id at all.
+CLAIMS_MAX = 3
+# Reads that came back too late to rest a write on, before the storage is called too slow.
+FRESH_READS_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who wants which id. The name must be one that no other host, and no earlier life of this one, has
+    used.
+    """
+
+    host_id: HostId
+    host_name: str
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A host id of ours, as last written. `certain` is False while the last write may or may not be on
+    disk.
+    """
+
+    claim: Claim
+    record: DeltaLease
+    renewed_at: Instant
+    certain: bool = True
+
+    @property
+    def generation(self) -> Generation:
+        return Generation(self.record.generation)
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdBusy:
+    """Another host holds the id, or took it while we waited: `by` is its record."""
+
+    by: DeltaLease
+
+
+@dataclass(frozen=True, slots=True)
+class TooSlow:
+    """Storage answers too slowly to hold a lease of this io_timeout."""
+
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The lease is renewed; `sectors` are those of hosts 1..n as read before, `read_at` our clock before
+    that.
+    """
+
+    held: Held
+    sectors: bytes
+    read_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalFailed:
+    """Storage failed; try again until the lease fails. `sectors` if at least the read succeeded."""
+
+    held: Held
+    failed: IoFailed
+    sectors: bytes | None
+    read_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class NotOurs:
+    """Another host has our id. The lease is over."""
+
+    by: DeltaLease
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """The record is ours, but not what we wrote last: somebody interferes. The lease is over."""
+
+    found: DeltaLease
+
+
+@dataclass(frozen=True, slots=True)
+class TooLate:
+    """Our lease had failed before the renewal could be written, so nothing was written. The lease is over."""
+
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The id is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotReleased:
+    """The record stays as it is; others will see this host die. That is always safe."""
+
+    reason: str
+
+
+AcquireOutcome = Held | HostIdBusy | Corrupt | TooSlow | IoFailed
+RenewOutcome = Renewed | RenewalFailed | NotOurs | Diverged | Corrupt | TooLate
+ReleaseOutcome = Released | NotReleased
+
+
+async def acquire(
+    area: LockspaceArea, clock: Clock, claim: Claim, on_wait: OnWait = nobody_looks_on
+) -> AcquireOutcome:
+    """Claim a host id. Takes twice the former holder's io_timeout if it is free, its dead bound if it is
+    held.
+    """
+    begun = clock.now()
+    if busy := area.busy(claim.host_id):
+        return busy
+    for _ in range(CLAIMS_MAX):
+        justified = await _read_claimable(area, clock, claim, on_wait)
+        if not isinstance(justified, DeltaLease):
+            return justified
+        outcome = await _write_and_settle(area, clock, claim, justified, on_wait)
+        if not isinstance(outcome, Held):
+            return outcome
+        if clock.now() - outcome.renewed_at >= claim.timing.fail_s:
+            # Held, but already too old to be worn: claim again, now that our own io_timeout is on disk.
+            continue
+        renewed = await renew(area, clock, outcome)
+        match renewed:
+            case Renewed(held) | RenewalFailed(held):
+                return held
+            case NotOurs(found) | Diverged(found):
+                return HostIdBusy(found)
+            case Corrupt():
+                return renewed
+            case TooLate():
+                continue
+    return TooSlow(clock.now() - begun)
+
+
+async def _read_claimable(
+    area: LockspaceArea, clock: Clock, claim: Claim, on_wait: OnWait
+) -> DeltaLease | HostIdBusy | Corrupt | TooSlow | IoFailed:
+    """Return a fresh record that permits a claim: free, our own name's, or of a host proven dead."""
+    first = await _read_fresh(area, clock, claim)
+    if not isinstance(first, DeltaLease) or _may_take_at_once(first, claim):
+        return first
+    seen_at = clock.now()
+    dead_s = claim.timing.of_host(first.io_timeout_s).dead_s
+    poll_s = claim.timing.renewal_s
+    while True:
+        left_s = seen_at + dead_s - clock.now()
+        on_wait(Waiting(f"host id {claim.host_id} is held by {first.host_name}", max(0.0, left_s)))
+        await clock.sleep(min(poll_s, left_s) if left_s > 0 else 1)
+        looked_at = clock.now()
+        record = await _read_fresh(area, clock, claim)
+        if not isinstance(record, DeltaLease) or record.is_free:
+            return record
+        if record != first:
+            return HostIdBusy(record)
+        # Strictly beyond the bound, by a look that began after it.
+        if looked_at - seen_at > dead_s:
+            return record
+
+
+def _may_take_at_once(record: DeltaLease, claim: Claim) -> bool:
+    return record.is_free or record.host_name.says(claim.host_name)
+
+
+async def _read_fresh(
+    area: LockspaceArea, clock: Clock, claim: Claim
+) -> DeltaLease | Corrupt | TooSlow | IoFailed:
+    """Read the record so quickly that a write may rest upon it."""
+    io_timeout_s = claim.timing.io_timeout_s
+    begun = clock.now()
+    for _ in range(FRESH_READS_MAX):
+        read_at = clock.now()
+        record = await area.read_record(claim.host_id, io_timeout_s)
+        if isinstance(record, Malformed):
+            return Corrupt(record)
+        if isinstance(record, IoFailed) or clock.now() - read_at <= io_timeout_s:
+            return record
+    return TooSlow(clock.now() - begun)
+
+
+async def _write_and_settle(
+    area: LockspaceArea, clock: Clock, claim: Claim, justified: DeltaLease, on_wait: OnWait
+) -> Held | HostIdBusy | Corrupt | TooSlow | IoFailed:
+    """Write our claim over `justified` and see whether it stands. The bitmap of the former holder goes."""
+    written_at = clock.now()
+    ours = replace(
+        justified,
+        owner_id=claim.host_id,
+        generation=justified.generation + 1,
+        host_name=PaddedName.of(claim.host_name, HOST_NAME_BYTES_MAX),
+        timestamp=timestamp_of(written_at),
+        io_timeout_s=claim.timing.io_timeout_s,
+    )
+    failed = await area.write_sector(claim.host_id, ours.sector(), claim.timing.io_timeout_s)
+    if failed is not None:
+        return failed
+    settle_s = max(claim.timing.of_host(justified.io_timeout_s).settle_s, claim.timing.settle_s)
+    on_wait(Waiting(f"claim on host id {claim.host_id} settles", settle_s))
+    await clock.sleep(settle_s)
+    found = await area.read_record(claim.host_id, claim.timing.io_timeout_s)
+    if isinstance(found, Malformed):
+        return Corrupt(found)
+    if isinstance(found, IoFailed):
+        return found
+    return Held(claim, ours, written_at) if found == ours else HostIdBusy(found)
+
+
+async def renew(
+    area: LockspaceArea,
+    clock: Clock,
+    held: Held,
+    *,
+    event: Event = NO_EVENT,
+    notified: Collection[int] = (),
+    hosts_watched: int = 0,
+) -> RenewOutcome:
+    """Renew once. The one read serves the renewal and, for hosts 1..hosts_watched, the table of hosts."""
+    claim, timing = held.claim, held.claim.timing
+    read_at = clock.now()
+    sectors = await area.read_sectors(max(hosts_watched, claim.host_id), timing.io_timeout_s)
+    if isinstance(sectors, IoFailed):
+        return RenewalFailed(held, sectors, None, read_at)
+    found = area.decode(claim.host_id, sectors[area.geometry.delta_offset_bytes(claim.host_id) :])
+    if isinstance(found, Malformed):
+        return Corrupt(found)
+    if not _is_ours(found, held):
+        return NotOurs(found)
+    if held.certain and found != held.record:
+        return Diverged(found)
+    begun_at = clock.now()
+    if begun_at - held.renewed_at >= timing.fail_s:
+        return TooLate(begun_at - held.renewed_at)
+    record = replace(held.record, timestamp=timestamp_of(begun_at), event=event)
+    others = [host_id for host_id in notified if host_id != claim.host_id]
+    failed = await area.write_sector(claim.host_id, record.sector(others), timing.renewal_write_timeout_s)
+    if failed is not None:
+        return RenewalFailed(replace(held, certain=False), failed, sectors, read_at)
+    return Renewed(Held(claim, record, begun_at), sectors, read_at)
+
+
+def _is_ours(found: DeltaLease, held: Held) -> bool:
+    ours = held.record
+    return (found.owner_id, found.generation) == (ours.owner_id, ours.generation) and found.host_name.says(
+        held.claim.host_name
+    )
+
+
+async def release(area: LockspaceArea, clock: Clock, held: Held) -> ReleaseOutcome:
+    """Free the id, after the last user of the lockspace is gone. Writes only over what is certainly ours."""
+    timing = held.claim.timing
+    if not held.certain:
+        return NotReleased("the last renewal may or may not be on disk")
+    found = await area.read_record(held.claim.host_id, timing.io_timeout_s)
+    if isinstance(found, IoFailed):
+        return NotReleased(f"reading failed with errno {found.errno}")
+    if isinstance(found, Malformed):
+        return NotReleased(str(found))
+    if found != held.record:
+        return NotReleased("the record is not what was written last")
+    if clock.now() - held.renewed_at >= timing.fail_s:
+        return NotReleased("the lease has failed; a failed host writes no more")
+    sector = replace(held.record, timestamp=0).sector()
+    failed = await area.write_sector(held.claim.host_id, sector, timing.io_timeout_s)
+    return NotReleased(f"writing failed with errno {failed.errno}") if failed else Released()

@@ -1,0 +1,244 @@
+"""Who is alive? A table of the other hosts of a lockspace, made of nothing but samples of their delta leases.
+
+A host is alive as long as its record changes. Its timestamps come from a clock that we do not know, so the
+only question asked of one is whether it equals the previous sample; how long it has been equal is measured
+by our clock.
+
+    state     the record of the host, as we have seen it
+    UNKNOWN   not sampled yet, unreadable, or not yet seen to change, for at most its fail bound
+    FREE      timestamp 0: nobody holds this id
+    LIVE      seen to change within its fail bound (and our own id)
+    FAIL      unchanged for longer than its fail bound
+    DEAD      unchanged for longer than its dead bound, by a look that began after that bound
+
+DEAD is a permission to take over, so it is given by looks, not by the passing of time. sanlock compares
+with the present time, and then this can happen:
+
+    host A (observer)                               host B
+    looks, B's record changed
+    ---- paused for an hour ----                    renews, renews, renews, ...
+    wakes: "unchanged since an hour": B is dead     renews
+
+Here the unchanged time ends at the *begin* of the latest look that still showed the same record, not now:
+after the pause that time is as short as before it. The bound is compared strictly, and with the greatest
+io_timeout that this term of the host has shown, because that field is under no checksum.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from holdfast.ondisk.delta import DeltaLease, Event, decode_bitmap
+from holdfast.ondisk.malformed import Malformed
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant
+
+
+class HostState(Enum):
+    """The values are sanlock's numbers for its clients."""
+
+    UNKNOWN = 1
+    FREE = 2
+    LIVE = 3
+    FAIL = 4
+    DEAD = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One completed look: the sectors read, by host id, and our clock from before the read was issued."""
+
+    begun_at: Instant
+    sectors: Mapping[HostId, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Nothing happened but time."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """A host is seen in another state than before."""
+
+    host_id: HostId
+    before: HostState
+    after: HostState
+
+
+@dataclass(frozen=True, slots=True)
+class Notified:
+    """A host has set our bit: it left an event for us, or a request for a lease that we hold.
+
+    Said at each of the sender's renewals while the bit is set, so it must be taken as often as it comes.
+    """
+
+    sender_id: HostId
+    sender_generation: Generation
+    event: Event
+
+
+Action = StateChanged | Notified
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostView:
+    """What we know about one host, at one moment."""
+
+    host_id: HostId
+    state: HostState
+    name: str = ""
+    generation: Generation | None = None
+    timestamp: HostTimestamp | None = None
+    io_timeout_s: int = 0
+    changed_at: Instant | None = None  # when we saw the record change, if we ever did
+    unchanged_since: Instant | None = None  # when we first saw it as it is now
+    # True if the very latest look showed a change.
+    changed_at_latest_look: bool = False
+    unchanged_s: float = 0.0  # proven by looks
+    dead_in_s: float | None = None  # until DEAD at the earliest; None where that question does not arise
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Observation:
+    record: DeltaLease | Malformed
+    sector: bytes
+    unchanged_since: Instant
+    confirmed_at: Instant
+    changed_at: Instant | None
+    io_timeout_s: int
+
+
+class HostTable:
+    """The machine: `step` takes looks in, `view` answers for one host."""
+
+    __slots__ = ("_observations", "_own_id", "_space_name", "_states", "_timing")
+
+    def __init__(self, space_name: str, own_id: HostId, timing: Timing) -> None:
+        self._space_name = space_name
+        self._own_id = own_id
+        self._timing = timing
+        self._observations: dict[HostId, _Observation] = {}
+        self._states: dict[HostId, HostState] = {}
+
+    def step(self, now: Instant, event: Sampled | Ticked) -> tuple[Action, ...]:
+        actions: list[Action] = []
+        if isinstance(event, Sampled):
+            for host_id, sector in event.sectors.items():
+                actions += self._look(now, event.begun_at, host_id, sector)
+        for host_id in self._observations:
+            before, after = self._states.get(host_id, HostState.UNKNOWN), self.view(host_id, now).state
+            if before is not after:
+                self._states[host_id] = after
+                actions.append(StateChanged(host_id, before, after))
+        return tuple(actions)
+
+    def view(self, host_id: HostId, now: Instant) -> HostView:
+        """What is known about `host_id`; a host that was never looked at is UNKNOWN."""
+        seen = self._observations.get(host_id)
+        if seen is None:
+            return HostView(host_id=host_id, state=HostState.UNKNOWN)
+        if isinstance(seen.record, Malformed):
+            return HostView(host_id=host_id, state=HostState.UNKNOWN, fault=str(seen.record))
+        dead_s = self._timing.of_host(seen.io_timeout_s).dead_s
+        unchanged_s = seen.confirmed_at - seen.unchanged_since
+        state = self._state(host_id, seen, seen.record, now)
+        dying = state in (HostState.LIVE, HostState.FAIL, HostState.UNKNOWN) and host_id != self._own_id
+        return HostView(
+            host_id=host_id,
+            state=state,
+            name=seen.record.host_name.text,
+            generation=Generation(seen.record.generation),
+            timestamp=HostTimestamp(seen.record.timestamp),
+            io_timeout_s=seen.io_timeout_s,
+            changed_at=seen.changed_at,
+            unchanged_since=seen.unchanged_since,
+            changed_at_latest_look=seen.changed_at is not None and seen.confirmed_at <= seen.changed_at,
+            unchanged_s=max(0.0, unchanged_s),
+            dead_in_s=max(0.0, seen.unchanged_since + dead_s - now) if dying else None,
+        )
+
+    def _state(self, host_id: HostId, seen: _Observation, record: DeltaLease, now: Instant) -> HostState:
+        if record.is_free:
+            return HostState.FREE
+        if host_id == self._own_id:
+            return HostState.LIVE
+        bounds = self._timing.of_host(seen.io_timeout_s)
+        if seen.confirmed_at - seen.unchanged_since > bounds.dead_s:
+            return HostState.DEAD
+        if now - seen.unchanged_since > bounds.fail_s:
+            return HostState.FAIL
+        return HostState.LIVE if seen.changed_at is not None else HostState.UNKNOWN
+
+    def _look(self, now: Instant, begun_at: Instant, host_id: HostId, sector: bytes) -> list[Action]:
+        record = DeltaLease.decode(sector)
+        if isinstance(record, DeltaLease):
+            record = record.verify(self._space_name, host_id) or record
+        before = self._observations.get(host_id)
+        if before is not None and begun_at < before.confirmed_at:
+            return []  # An older look that was reported late says nothing new.
+        if before is not None and _same_proof_of_life(before, record, sector):
+            self._observations[host_id] = replace(before, confirmed_at=begun_at, sector=sector)
+            return []
+        self._observations[host_id] = _Observation(
+            record=record,
+            sector=sector,
+            # The change happened before we saw it; counting from now can only make us wait longer.
+            unchanged_since=now,
+            confirmed_at=begun_at,
+            changed_at=now if before is not None else None,
+            io_timeout_s=_io_timeout_shown(before, record),
+        )
+        return self._notifications(host_id, record, sector) if before is not None else []
+
+    def _notifications(self, host_id: HostId, record: DeltaLease | Malformed, sector: bytes) -> list[Action]:
+        if isinstance(record, Malformed) or host_id == self._own_id:
+            return []
+        notified = decode_bitmap(sector)
+        if isinstance(notified, Malformed) or self._own_id not in notified:
+            return []
+        return [Notified(host_id, Generation(record.generation), record.event)]
+
+
+def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
+    """Whether the term `term` of a host is over: its owners are dead, or the host was reset.
+
+    `fresh` is that host's record, read after the claim of that term was; `view` is what the table says. A
+    free record of an *older* term is no proof: somebody initialised the lockspace anew under a host that
+    may still run, or the view is older than the claim. Such a host has to be watched for its dead bound
+    like any other.
+    """
+    if fresh.generation > term:
+        return True
+    if fresh.is_free and fresh.generation == term:
+        return True
+    return (
+        view.state is HostState.DEAD
+        and view.generation == fresh.generation == term
+        and view.timestamp == HostTimestamp(fresh.timestamp)
+    )
+
+
+def _same_proof_of_life(before: _Observation, record: DeltaLease | Malformed, sector: bytes) -> bool:
+    if isinstance(record, Malformed) or isinstance(before.record, Malformed):
+        # Somebody writes there; whatever it means, it does not mean that this host is dead.
+        return before.sector == sector
+    old = before.record
+    same = (old.owner_id, old.generation, old.timestamp) == (
+        record.owner_id,
+        record.generation,
+        record.timestamp,
+    )
+    return same and record.io_timeout_s <= before.io_timeout_s
+
+
+def _io_timeout_shown(before: _Observation | None, record: DeltaLease | Malformed) -> int:
+    if isinstance(record, Malformed):
+        return before.io_timeout_s if before is not None else 0
+    same_term = (
+        before is not None
+        and isinstance(before.record, DeltaLease)
+        and before.record.generation == record.generation
+    )
+    return max(before.io_timeout_s, record.io_timeout_s) if same_term and before else record.io_timeout_s

@@ -1,0 +1,38 @@
+"""What the lease protocols need to know of the lockspace that their host has joined."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from holdfast.ondisk.host_block import Value
+from holdfast.ondisk.leader import Leader
+from holdfast.protocol.host_status import HostView
+from holdfast.protocol.lockspace_area import LockspaceArea
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import Generation, HostId
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """One term of our own host in a lockspace.
+
+    `may_write` is asked right before each write to a lease: a host whose delta lease has failed issues no
+    more of them. `view` tells what the table of hosts knows. Both answer from memory, at once.
+    """
+
+    lockspace: LockspaceArea
+    host_id: HostId
+    generation: Generation
+    timing: Timing
+    may_write: Callable[[], bool]
+    view: Callable[[HostId], HostView]
+
+    @property
+    def io_timeout_s(self) -> int:
+        return self.timing.io_timeout_s
+
+    def owns(self, leader: Leader) -> bool:
+        """Whether this leader names this very term of our host."""
+        return (leader.owner_id, leader.owner_generation) == (self.host_id, self.generation)
+
+    def is_named_by(self, value: Value) -> bool:
+        return (value.owner_id, value.generation) == (self.host_id, self.generation)

@@ -1,0 +1,145 @@
+"""May a lease be taken from the owner that its leader names?
+
+Yes at once if it is free, if it is ours, or if an earlier term of our own host id owned it. Otherwise the
+owner's delta lease, read afresh, has to prove that the owner's term is over; if it proves neither life nor
+death, the proof is the unchanged record over the owner's dead bound, ended by a look that began after it.
+
+The RELEASED flag is looked at before anything else. When the leader was written by another host than the
+owner (a ballot finished on its behalf), the owner cannot free the leader without racing with that write, so
+it says in its own block that it gave the lease up:
+
+    host 1 (owner)                              host 2
+    phase 2 with itself as the value            adopts that value, writes the leader: owner 1, write_id 2
+    sees the leader: it owns the lease
+    releases: RELEASED in its block,
+    leader left alone                           leader says "host 1", host 1 is alive, yet the lease is free
+
+The flag counts only if the block is about this version or a newer one: an old flag says nothing about a new
+lease. sanlock also writes blocks of zeros with the flag after a failed shared acquire; they mean the same.
+"""
+
+from dataclasses import dataclass
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.host_block import Dblock, HostBlock
+from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.malformed import Malformed
+from holdfast.protocol.host_status import HostState, HostView, proven_gone
+from holdfast.protocol.lease_area import LeaseArea
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.ports import Clock
+from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant, IoFailed, OnWait, Waiting
+
+# How often a waiting acquirer looks at the owner's record.
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class MayTake:
+    """Nobody holds the lease. `waited`: time has passed since the leader was read."""
+
+    waited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """The owner is alive: its record changed `seen_s` seconds ago, by our clock."""
+
+    leader: Leader
+    host_name: str
+    seen_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostUnknown:
+    """The owner is neither known to live nor to be dead yet, and waiting was not asked for."""
+
+    leader: Leader
+    host_name: str
+    dead_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderChanged:
+    """While we waited, the lease has moved on."""
+
+
+OwnerVerdict = MayTake | Busy | HostUnknown | LeaderChanged | Malformed | IoFailed
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """What the owner's record looked like, and since when by our clock."""
+
+    timestamp: HostTimestamp
+    since: Instant
+    io_timeout_s: int
+
+
+def gave_up(block: Dblock, lver: int) -> bool:
+    """Whether the owner of version `lver` says in its block that it released it."""
+    zeroed = not (block.mbal or block.bal or block.inp or block.lver)
+    return block.is_released and (block.lver >= lver or zeroed)
+
+
+async def may_take(
+    area: LeaseArea, member: Membership, clock: Clock, leader: Leader, *, wait: bool, on_wait: OnWait
+) -> OwnerVerdict:
+    """Judge the owner that `leader` names; wait for its dead bound if told so."""
+    if leader.is_free or member.owns(leader):
+        return MayTake(waited=False)
+    if leader.owner_id == member.host_id and leader.owner_generation < member.generation:
+        return MayTake(waited=False)
+    if leader.write_id != leader.owner_id:
+        block = await area.read_block(HostId(leader.owner_id), member.io_timeout_s)
+        if not isinstance(block, HostBlock):
+            return block
+        if gave_up(block.dblock, leader.lver):
+            return MayTake(waited=False)
+    return await _watch_owner(area, member, clock, leader, wait=wait, on_wait=on_wait)
+
+
+async def _watch_owner(
+    area: LeaseArea, member: Membership, clock: Clock, leader: Leader, *, wait: bool, on_wait: OnWait
+) -> OwnerVerdict:
+    owner, term = HostId(leader.owner_id), Generation(leader.owner_generation)
+    view = member.view(owner)
+    watch: _Watch | None = None
+    waited = False
+    while True:
+        looked_at = clock.now()
+        record = await member.lockspace.read_record(owner, member.io_timeout_s)
+        if not isinstance(record, DeltaLease):
+            return record
+        if proven_gone(term, record, view):
+            return MayTake(waited)
+        watch = watch or _begin_watch(view, record, term, clock.now())
+        seen_s = clock.now() - watch.since
+        if HostTimestamp(record.timestamp) != watch.timestamp:
+            return Busy(leader, record.host_name.text, 0.0)
+        # Who waits may learn more than that the host lived a while ago; who does not wait is told just that.
+        if view.changed_at_latest_look or (not wait and view.state is HostState.LIVE):
+            return Busy(leader, record.host_name.text, seen_s)
+        dead_s = member.timing.of_host(max(record.io_timeout_s, watch.io_timeout_s)).dead_s
+        # Strictly beyond the bound, by a look that began after it.
+        if looked_at - watch.since > dead_s:
+            return MayTake(waited)
+        left_s = max(0.0, watch.since + dead_s - clock.now())
+        if not wait:
+            return HostUnknown(leader, record.host_name.text, left_s)
+        on_wait(Waiting(f"owner {record.host_name} (host_id {owner}) is not known to be dead", left_s))
+        await clock.sleep(_POLL_S)
+        waited = True
+        again = await area.read_leader(member.host_id, member.io_timeout_s)
+        if not isinstance(again, Leader):
+            return again
+        if again != leader:
+            return LeaderChanged()
+
+
+def _begin_watch(view: HostView, record: DeltaLease, term: Generation, now: Instant) -> _Watch:
+    """Count from when our table saw this term's record as it is, or else from now."""
+    known = view.generation == term and view.timestamp is not None and view.unchanged_since is not None
+    if known and view.timestamp is not None and view.unchanged_since is not None:
+        return _Watch(view.timestamp, view.unchanged_since, view.io_timeout_s)
+    return _Watch(HostTimestamp(record.timestamp), now, record.io_timeout_s)

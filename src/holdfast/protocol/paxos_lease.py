@@ -1,0 +1,168 @@
+"""Locks made of leases: exclusive and shared, acquired, released and converted.
+
+    exclusive   the leader names the host; no other host has a shared hold
+    shared      the leader is free; the host's own block says SHARED with the host's generation
+
+A shared acquirer wins the leader like anybody, writes its shared hold, and frees the leader again. So
+whoever wins the leader after it sees the hold, and an exclusive acquirer refuses if the sharer lives. The
+order of writes is everything: hold first, leader second, in one direction as in the other.
+
+    host 1 (shared)                               host 2 (exclusive)
+    wins lver 7, writes SHARED, frees leader
+                                                  wins lver 8; phase 1 read host 1's block: SHARED
+                                                  reads host 1's delta lease: alive -> frees leader, SharedBy
+
+A dead sharer's block is left as it is, where sanlock overwrites it with zeros: its owner may come back
+while we write, and then we would take back a promise of a living host. A stale hold is recognised by its
+generation.
+"""
+
+from dataclasses import dataclass
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.host_block import NO_MODE, HostBlock, ModeBlock
+from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.malformed import Malformed
+from holdfast.protocol.host_status import proven_gone
+from holdfast.protocol.lease_area import LeaseArea
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.owner_test import Busy
+from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost, Refusal, Won
+from holdfast.protocol.paxos_race import Intent, race
+from holdfast.protocol.paxos_release import (
+    DowngradeFailed,
+    Lease,
+    Mode,
+    NotHeld,
+    Released,
+    ReleaseFailed,
+    downgrade,
+    release,
+)
+from holdfast.protocol.ports import Chance, Clock
+from holdfast.protocol.words import Generation, HostId, IoFailed, OnWait, nobody_looks_on
+
+# A shared acquirer meets other shared acquirers that hold the leader only for a moment; it tries again so
+# often.
+SHARED_RETRIES_MAX = 8
+_SHARED_PAUSE_MAX_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBy:
+    """Other hosts hold the lease shared and are not proven dead."""
+
+    hosts: dict[HostId, Generation]
+
+
+AcquireOutcome = Lease | SharedBy | Refusal | InDoubt
+
+
+async def acquire_exclusive(
+    area: LeaseArea,
+    member: Membership,
+    clock: Clock,
+    chance: Chance,
+    *,
+    wanted_lver: int = 0,
+    wait: bool = False,
+    on_wait: OnWait = nobody_looks_on,
+) -> AcquireOutcome:
+    """Acquire the lease for this host alone; `wait` for the dead bound of an owner that may be dead."""
+    intent = Intent(wanted_lver=wanted_lver, wait=wait, on_wait=on_wait)
+    won = await race(area, member, clock, chance, intent)
+    if not isinstance(won, Won):
+        return won
+    lease = Lease(Mode.EXCLUSIVE, won.leader, won.own, owns_leader=True)
+    living = await _living_sharers(area, member, won.sharers)
+    if living == {}:
+        return lease if member.may_write() else InDoubt(LockspaceLost(), won.own, NO_MODE)
+    released = await release(area, member, clock, lease)
+    if isinstance(released, Released | NotHeld):
+        return SharedBy(living) if isinstance(living, dict) else living
+    why = released.why if isinstance(released, ReleaseFailed) else released
+    return InDoubt(why, won.own, NO_MODE)
+
+
+async def acquire_shared(
+    area: LeaseArea,
+    member: Membership,
+    clock: Clock,
+    chance: Chance,
+    *,
+    wait: bool = False,
+    on_wait: OnWait = nobody_looks_on,
+) -> AcquireOutcome:
+    """Acquire the lease together with any other hosts that hold it shared."""
+    intent = Intent(short_hold=True, wait=wait, on_wait=on_wait)
+    won = await race(area, member, clock, chance, intent)
+    for _ in range(SHARED_RETRIES_MAX):
+        if not (isinstance(won, Busy) and _held_for_a_moment(won.leader)):
+            break
+        await clock.sleep(chance.uniform(0, _SHARED_PAUSE_MAX_S))
+        won = await race(area, member, clock, chance, intent)
+    if not isinstance(won, Won):
+        return won
+    shared = await downgrade(
+        area, member, clock, Lease(Mode.EXCLUSIVE, won.leader, won.own, owns_leader=True)
+    )
+    if isinstance(shared, DowngradeFailed):
+        return InDoubt(shared.why, shared.lease.own, NO_MODE)
+    return shared
+
+
+def _held_for_a_moment(leader: Leader) -> bool:
+    """A leader written for another host does not tell whether that host wants it only for a moment."""
+    return leader.short_hold or leader.write_id != leader.owner_id
+
+
+async def _living_sharers(
+    area: LeaseArea, member: Membership, sharers: dict[HostId, Generation]
+) -> dict[HostId, Generation] | Malformed | IoFailed:
+    """Which of the shared holds that a ballot saw still stand, by a fresh look at each, and are of
+    living hosts.
+    """
+    living: dict[HostId, Generation] = {}
+    for host_id in sharers:
+        block = await area.read_block(host_id, member.io_timeout_s)
+        if not isinstance(block, HostBlock):
+            return block
+        # Generation 0 was never anybody's.
+        if not block.mode.is_shared or block.mode.generation == 0:
+            continue
+        # Read after the hold was, so that a free record is no older than the hold.
+        record = await member.lockspace.read_record(host_id, member.io_timeout_s)
+        if not isinstance(record, DeltaLease):
+            return record
+        term = Generation(block.mode.generation)
+        if not proven_gone(term, record, member.view(host_id)):
+            living[host_id] = term
+    return living
+
+
+async def upgrade(
+    area: LeaseArea, member: Membership, clock: Clock, chance: Chance, lease: Lease
+) -> AcquireOutcome:
+    """From shared to exclusive, never letting go of the shared hold: refused while another host shares.
+
+    Every write of our block on the way carries the shared hold. If the upgrade is refused, `lease` goes on
+    as it was, except that its block has changed on disk: `SharedBy`, `Busy` and the others leave the hold
+    standing.
+    """
+    hold = ModeBlock.shared(member.generation)
+    won = await race(area, member, clock, chance, Intent(mode=hold))
+    if not isinstance(won, Won):
+        return won
+    exclusive = Lease(Mode.EXCLUSIVE, won.leader, won.own, owns_leader=True)
+    living = await _living_sharers(area, member, won.sharers)
+    if living != {}:
+        back = await downgrade(area, member, clock, exclusive)
+        if isinstance(back, DowngradeFailed):
+            return InDoubt(back.why, back.lease.own, hold)
+        return SharedBy(living) if isinstance(living, dict) else living
+    if not member.may_write():
+        return InDoubt(LockspaceLost(), won.own, hold)
+    own = HostBlock(dblock=won.own.dblock, mode=NO_MODE)
+    # If this fails the hold stays beside the leader, which weakens nothing; the release will take both.
+    await area.write_block(member.host_id, own, member.io_timeout_s)
+    return Lease(Mode.EXCLUSIVE, won.leader, own, owns_leader=True)

@@ -1,0 +1,191 @@
+"""Giving leases up: release, downgrade to shared, and the withdrawal of an attempt that ended in doubt.
+
+The order is always our block first, the leader second. The block keeps all its values, with a flag that
+says RELEASED: a slow host may still write an older leader over ours, and then these values are what the
+next ballot finds. Blocks of zeros would let that ballot decide anew what was decided long ago.
+
+A leader that another host wrote on our behalf is not freed by us, because that host may still be about to
+write it again. The flag in our block releases it.
+
+Whoever asked to give something up has given it up, whatever the disk says: a failed release or downgrade is
+repeated until it succeeds, and the resource is not acquired again here before.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from holdfast.ondisk.host_block import FLAG_RELEASED, NO_MODE, HostBlock, ModeBlock
+from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.malformed import Malformed
+from holdfast.protocol.lease_area import LeaseArea
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
+from holdfast.protocol.ports import Clock
+from holdfast.protocol.words import IoFailed, timestamp_of
+
+
+class Mode(Enum):
+    """How a lease is held."""
+
+    EXCLUSIVE = "exclusive"
+    SHARED = "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease held by this host: the leader that made it ours, and our block as last written.
+
+    `owns_leader`: the leader on disk still names us. So it is while the lease is exclusive, and for as long
+    as a downgrade has not succeeded.
+    """
+
+    mode: Mode
+    leader: Leader
+    own: HostBlock
+    owns_leader: bool
+
+    @property
+    def lver(self) -> int:
+        return self.leader.lver
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The lease is free, or as free as it was without us."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotHeld:
+    """The leader names somebody else, or another version: there was nothing to free."""
+
+    found: Leader
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseFailed:
+    """Not released yet: repeat, first after one io_timeout, then every two."""
+
+    why: IoFailed | Malformed
+
+
+@dataclass(frozen=True, slots=True)
+class DowngradeFailed:
+    """`lease` is worth no more than shared from now on: repeat until it is."""
+
+    lease: Lease
+    why: IoFailed | Malformed | LockspaceLost
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Nobody can make us the owner any more."""
+
+
+ReleaseOutcome = Released | NotHeld | ReleaseFailed | LockspaceLost
+DowngradeOutcome = Lease | DowngradeFailed
+WithdrawOutcome = Withdrawn | ReleaseFailed | LockspaceLost
+
+
+async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Lease) -> ReleaseOutcome:
+    """Give the lease up. Our block first, the leader second; may be repeated after a failure."""
+    if not member.may_write():
+        return LockspaceLost()
+    own = lease.own
+    if lease.mode is Mode.SHARED:
+        # An upgrade that was refused has moved our ballots on; to write older ones would take back a promise.
+        if busy := area.busy():
+            return ReleaseFailed(busy)
+        found = await area.read_block(member.host_id, member.io_timeout_s)
+        if not isinstance(found, HostBlock):
+            return ReleaseFailed(found)
+        own = max(found, own, key=_age)
+    block_failed = await area.write_block(member.host_id, _released(own, NO_MODE), member.io_timeout_s)
+    if not lease.owns_leader:
+        return ReleaseFailed(block_failed) if block_failed else Released()
+    freed = await _free_leader(area, member, clock, lease.leader)
+    if isinstance(freed, Released) and block_failed and lease.leader.write_id != member.host_id:
+        # Nothing but the flag in our block releases a leader that another host wrote for us.
+        return ReleaseFailed(block_failed)
+    return freed
+
+
+async def downgrade(area: LeaseArea, member: Membership, clock: Clock, lease: Lease) -> DowngradeOutcome:
+    """From exclusive to shared: our shared hold first, then the leader is freed."""
+    own = _released(lease.own, ModeBlock.shared(member.generation))
+    shared = Lease(Mode.SHARED, lease.leader, own, owns_leader=True)
+    if not member.may_write():
+        return DowngradeFailed(shared, LockspaceLost())
+    failed = await area.write_block(member.host_id, own, member.io_timeout_s)
+    if failed is not None:
+        return DowngradeFailed(shared, failed)
+    freed = await _free_leader(area, member, clock, lease.leader)
+    match freed:
+        case ReleaseFailed(why):
+            return DowngradeFailed(shared, why)
+        case LockspaceLost():
+            return DowngradeFailed(shared, freed)
+        case Released() | NotHeld():
+            return replace(shared, owns_leader=False)
+
+
+async def withdraw(area: LeaseArea, member: Membership, clock: Clock, doubt: InDoubt) -> WithdrawOutcome:
+    """End a doubt: wait until nothing of ours is in flight, then make sure that nobody can make us the owner.
+
+    The value in our block stays, as it may be decided already or be decided by another host later; what
+    makes it harmless is the RELEASED flag beside it.
+    """
+    await area.settled()
+    if not member.may_write():
+        return LockspaceLost()
+    found = await area.read_block(member.host_id, member.io_timeout_s)
+    if isinstance(found, IoFailed):
+        return ReleaseFailed(found)
+    newest = doubt.own if isinstance(found, Malformed) else max(found, doubt.own, key=_age)
+    failed = await area.write_block(member.host_id, _released(newest, doubt.keep), member.io_timeout_s)
+    if failed is not None:
+        return ReleaseFailed(failed)
+    leader = await area.read_leader(member.host_id, member.io_timeout_s)
+    if not isinstance(leader, Leader):
+        return ReleaseFailed(leader)
+    if member.owns(leader) and not leader.is_free and leader.write_id == member.host_id:
+        freed = await _free_leader(area, member, clock, leader)
+        if isinstance(freed, ReleaseFailed | LockspaceLost):
+            return freed
+    return Withdrawn()
+
+
+def _age(block: HostBlock) -> tuple[int, int, int]:
+    return block.dblock.lver, block.dblock.mbal, block.dblock.bal
+
+
+def _released(own: HostBlock, mode: ModeBlock) -> HostBlock:
+    """Our block with all its values, the flag that we gave the lease up, and `mode`."""
+    return HostBlock(dblock=replace(own.dblock, flags=FLAG_RELEASED), mode=mode)
+
+
+async def _free_leader(
+    area: LeaseArea, member: Membership, clock: Clock, ours: Leader
+) -> Released | NotHeld | ReleaseFailed | LockspaceLost:
+    """Write the leader free if it is still exactly the one that we wrote."""
+    found = await area.read_leader(member.host_id, member.io_timeout_s)
+    if not isinstance(found, Leader):
+        return ReleaseFailed(found)
+    if found.write_id != member.host_id:
+        # Written for us by another host, which may still write it again: the flag in our block has to do.
+        return Released()
+    if found.is_free and member.owns(found) and found.lver == ours.lver:
+        return Released()
+    if found != ours:
+        return NotHeld(found)
+    if not member.may_write():
+        return LockspaceLost()
+    free = replace(
+        found,
+        timestamp=0,
+        short_hold=False,
+        write_id=member.host_id,
+        write_generation=member.generation,
+        write_timestamp=timestamp_of(clock.now()),
+    )
+    failed = await area.write_leader(free, member.io_timeout_s)
+    return ReleaseFailed(failed) if failed else Released()

@@ -1,0 +1,59 @@
+"""Daemons for tests: one for each test that restarts it, one shared by tests that only speak to it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.daemon import Factory, Holdfastd
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _root() -> None:
+    if os.geteuid() != 0:
+        pytest.fail(
+            "the daemon's tests need root (other users, small file systems): run 'make test' as root, "
+            "for instance in a container; tools/debian-packages test lists what else they need"
+        )
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A short path: socket paths have at most 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="hf-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def make_daemon(place: Path) -> Iterator[Factory]:
+    made: list[Holdfastd] = []
+
+    def make(extra: str = "", *, name: str = "d", virtlockd: str = "", top: str = "") -> Holdfastd:
+        daemon = Holdfastd(place / name, extra, virtlockd=virtlockd, top=top)
+        made.append(daemon)
+        return daemon
+
+    yield make
+    for daemon in made:
+        daemon.stop_all()
+
+
+@pytest.fixture
+def daemon(make_daemon: Factory) -> Holdfastd:
+    """One of its own, started."""
+    return make_daemon().start()
+
+
+@pytest.fixture(scope="module")
+def shared_daemon() -> Iterator[Holdfastd]:
+    """One for all tests of a module; each uses files of its own."""
+    path = Path(tempfile.mkdtemp(prefix="hf-"))
+    daemon = Holdfastd(path).start()
+    yield daemon
+    daemon.stop_all()
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""A real sanlock daemon without privileges, watchdog and real-time priority, in a directory of its own."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_START_TIMEOUT_S = 20
+_ACQUIRE_TIMEOUT_S = 60
+
+
+class SanlockDaemon:
+    """One daemon process, one host."""
+
+    def __init__(self, directory: Path, host_name: str) -> None:
+        self._run_dir = directory / "run"
+        self._run_dir.mkdir(exist_ok=True)
+        self._environment = {
+            **os.environ,
+            "SANLOCK_PRIVILEGED": "0",
+            "SANLOCK_RUN_DIR": str(self._run_dir),
+        }
+        arguments = ["-D", "-w", "0", "-l", "0", "-h", "0", "-U", "root", "-G", "root", "-o", "1"]
+        self._holders: list[Holder] = []
+        self._log = (directory / f"{host_name[:8]}.log").open("wb")
+        self._process = subprocess.Popen(
+            ["sanlock", "daemon", *arguments, "-e", host_name],
+            env=self._environment,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        self._wait(lambda: "daemon" in self.client("status", check=False), "the daemon to answer")
+
+    def client(self, *arguments: str, check: bool = True) -> str:
+        done = subprocess.run(
+            ["sanlock", "client", *arguments],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=_ACQUIRE_TIMEOUT_S,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def hold(self, resource: str) -> "Holder | str":
+        """Run a process that holds `resource`; the refusal if it is refused."""
+        process = subprocess.Popen(
+            ["sanlock", "client", "command", "-r", resource, "-c", "/bin/sleep", "300"],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        deadline = time.monotonic() + _ACQUIRE_TIMEOUT_S
+        while process.poll() is None:
+            assert time.monotonic() < deadline, f"no answer for {resource}"
+            if Path(f"/proc/{process.pid}/comm").read_text().strip() == "sleep":
+                self._holders.append(Holder(self, resource, process))
+                return self._holders[-1]
+            time.sleep(0.05)
+        told, _ = process.communicate()
+        return told or f"exit status {process.returncode}"
+
+    def stop(self) -> None:
+        for holder in self._holders:
+            holder.end()
+        if self._process.poll() is None:
+            self.client("shutdown", "-f", "1", check=False)
+            try:
+                self._process.wait(_START_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._log.close()
+
+    def _wait(self, happened: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not happened():
+            assert time.monotonic() < deadline, f"waited in vain for {what}"
+            assert self._process.poll() is None, "the daemon exited"
+            time.sleep(0.1)
+
+
+class Holder:
+    """A process that holds a lease through the real daemon."""
+
+    def __init__(self, daemon: SanlockDaemon, resource: str, process: "subprocess.Popen[str]") -> None:
+        self._daemon = daemon
+        self._resource = resource
+        self._process = process
+
+    def release(self) -> None:
+        self._daemon.client("release", "-r", self._resource, "-p", str(self._process.pid))
+        self.end()
+
+    def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def wait_ended(self, timeout_s: float) -> int:
+        return self._process.wait(timeout_s)

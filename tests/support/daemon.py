@@ -1,0 +1,255 @@
+"""A real holdfastd as a subprocess, and stand-ins for QEMU processes that hold locks through it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from holdfast.client import ControlClient
+from holdfast.system.kernel_locks import refused_by
+from holdfast.testing.virtlockd_client import VirtlockdClient
+from tests.support.polling import wait_until
+
+BIN = Path(sys.executable).parent
+READY = "is ready"
+GOES_ON = "goes on"
+
+
+def listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as s:
+        try:
+            s.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+class Holdfastd:
+    """holdfastd with everything in one directory."""
+
+    def __init__(self, directory: Path, extra: str = "", *, virtlockd: str = "", top: str = "") -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.socket = str(directory / "v.sock")
+        self.run_dir = directory / "run"
+        self.control = str(self.run_dir / "io.holdfast.Control")
+        self.config = directory / "holdfast.toml"
+        self.log = directory / "log"
+        self.config.write_text(
+            f'run_dir = "{self.run_dir}"\nstate_dir = "{directory}/state"\nlog_level = "debug"\n{top}\n'
+            f'[virtlockd]\nsocket = "{self.socket}"\n{virtlockd}\n{extra}\n'
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+        self.pids: list[int] = []
+        """Every VM stand-in, to be ended with the daemon."""
+
+    # --- life ---
+
+    def spawn(self, *, environ: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [str(BIN / "holdfastd"), "--config", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **(environ or {})},
+                **options,
+            )
+        return self.process
+
+    def start(self, *, environ: dict[str, str] | None = None, **options: Any) -> Holdfastd:
+        """Returns when it serves."""
+        before = self.count(READY) + self.count(GOES_ON)
+        process = self.spawn(environ=environ, **options)
+
+        def serving() -> bool:
+            assert process.poll() is None, f"holdfastd ended with {process.returncode}:\n{self.log_text()}"
+            return self.count(READY) + self.count(GOES_ON) > before
+
+        wait_until(serving, "holdfastd to be ready")
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait()
+
+    def reexec(self) -> None:
+        """SIGUSR1, and wait until the new program image serves."""
+        before = self.count(GOES_ON)
+        os.kill(self.pid, signal.SIGUSR1)
+        wait_until(lambda: self.count(GOES_ON) > before, f"the re-exec to be done: {self.log_text()[-2000:]}")
+
+    def stop_all(self) -> None:
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    # --- what it says ---
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def count(self, text: str) -> int:
+        return self.log_text().count(text)
+
+    def says(self, text: str) -> None:
+        wait_until(lambda: text in self.log_text(), f"the log to say '{text}'")
+
+    def client(self) -> VirtlockdClient:
+        return VirtlockdClient(self.socket, timeout_s=60)
+
+    def admin(self) -> ControlClient:
+        return ControlClient(self.control)
+
+    def holders(self, path: Path | str) -> list[tuple[str, int, bool]]:
+        """(owner, pid, held) of everybody with a claim on a disk."""
+        with self.admin() as admin:
+            return [(h.owner, h.pid, h.held) for h in admin.holders(str(path))]
+
+    def cli(self, *arguments: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(BIN / "holdfast"), "--config", str(self.config), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, **(environ or {})},
+        )
+
+    def cli_json(self, *arguments: str) -> Any:
+        return json.loads(self.cli(*arguments, "--json").stdout)
+
+    # --- VMs ---
+
+    def vm(
+        self,
+        disks: Sequence[Path | str] = (),
+        *,
+        name: str = "vm",
+        ignoring: Sequence[int] = (),
+        lockspace: str = "",
+        flags: int = 0,
+        register: bool = True,
+    ) -> int:
+        """A process that holds disks as QEMU does: registered, locked, restricted, its connection left open.
+
+        SIGUSR2 makes it close the connection and live on.
+        """
+        ready, tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _be_a_vm(self.socket, disks, name, ignoring, lockspace, flags, register, tell)
+        os.close(tell)
+        self.pids.append(pid)
+        told = b""
+        while part := os.read(ready, 65536):
+            told += part
+        os.close(ready)
+        assert told == b".", f"VM {name} could not start: {told.decode(errors='replace')}"
+        return pid
+
+    def end_vm(self, pid: int, number: int = signal.SIGKILL) -> None:
+        os.kill(pid, number)
+        os.waitpid(pid, 0)
+        self.pids.remove(pid)
+
+
+def _be_a_vm(
+    path: str,
+    disks: Sequence[Path | str],
+    name: str,
+    ignoring: Sequence[int],
+    lockspace: str,
+    flags: int,
+    register: bool,
+    tell: int,
+) -> None:
+    """In the child; never returns."""
+    try:
+        for number in ignoring:
+            signal.signal(number, signal.SIG_IGN)
+        client = VirtlockdClient(path, timeout_s=60)
+        signal.signal(signal.SIGUSR2, lambda *_: client.close())
+        if register:
+            client.register(pid=os.getpid(), name=name, domain_id=os.getpid())
+            for disk in disks:
+                client.acquire(str(disk), lockspace=lockspace, flags=flags)
+            client.restrict()
+        os.write(tell, b".")
+        os.close(tell)
+        while True:
+            signal.pause()
+    except BaseException as e:
+        os.write(tell, repr(e).encode())
+    finally:
+        os._exit(1)
+
+
+def exists(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def locked(path: Path | str) -> bool:
+    """Whether somebody's lock is on byte 0, as the kernel tells without taking it."""
+    try:
+        return refused_by(str(path)) is not None
+    except FileNotFoundError:
+        return False
+
+
+def make_disk(directory: Path, name: str = "disk.img") -> Path:
+    path = directory / name
+    path.write_bytes(b"\0" * 4096)
+    return path
+
+
+_bystanders: dict[int, int] = {}
+
+
+def bystander(number: int = 0) -> int:
+    """The pid of a process that only lives: an owner for whom others speak.
+
+    Never register the test's own pid: should it fail with a lock held, the daemon would stop it, as it must.
+    """
+    if number not in _bystanders:
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                signal.pause()
+        _bystanders[number] = pid
+        atexit.register(_end_bystander, os.getpid(), pid)
+    return _bystanders[number]
+
+
+def _end_bystander(starter: int, pid: int) -> None:
+    if os.getpid() == starter:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+Factory = Callable[..., Holdfastd]

@@ -1,0 +1,206 @@
+"""The journal's text: what it replays to, and what it makes of anything that is not a journal."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from holdfast.manager import journal as jn
+from holdfast.manager.journal import Journal, SavedState, path_of, replay, text_of
+from holdfast.model import Mode, Resource
+from holdfast.testing.simulated import SimulatedAppendFile
+
+TEXTS = st.binary(max_size=12).map(lambda b: b.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
+IDS = st.integers(1, 4)
+MODES = st.sampled_from((1, 2))
+LINES: st.SearchStrategy[jn.Line] = st.one_of(
+    st.builds(jn.LockspaceLine, TEXTS.map(text_of), st.booleans()),
+    st.builds(jn.OwnerLine, IDS, st.integers(0, 9), st.integers(0, 9), TEXTS.map(text_of), st.just("u"), IDS),
+    st.builds(jn.OwnerGoneLine, IDS),
+    st.builds(
+        jn.LockLine,
+        IDS,
+        st.just("file"),
+        TEXTS.map(text_of),
+        st.booleans(),
+        MODES,
+        st.lists(st.tuples(IDS, IDS), max_size=2).map(tuple),
+        st.floats(0, 2e9),
+    ),
+    st.builds(jn.ClaimLine, IDS, IDS, TEXTS.map(text_of), TEXTS.map(text_of), MODES),
+    st.builds(jn.UnclaimLine, IDS, IDS, TEXTS.map(text_of), TEXTS.map(text_of)),
+    st.builds(jn.ModeLine, IDS, MODES),
+)
+
+
+def journal_on(file: SimulatedAppendFile, lines: list[jn.Line] | None = None) -> Journal:
+    return Journal(file, boot="boot-1", host="alpha", snapshot=lambda: list(lines or []))
+
+
+def content(state: SavedState) -> dict[str, object]:
+    """What a state says, without how it was read."""
+    told = dataclasses.asdict(state)
+    del told["lines"], told["damage"]
+    return told
+
+
+@given(TEXTS)
+def test_every_path_comes_back_from_its_journal_text(path: str) -> None:
+    assert path_of(text_of(path)) == path
+    assert text_of(path).isascii()
+
+
+@given(st.lists(LINES, max_size=25), st.data())
+def test_torn_last_line_loses_itself_and_nothing_before_it(lines: list[jn.Line], data: st.DataObject) -> None:
+    raw = journal_on(SimulatedAppendFile()).image(lines)
+    at = data.draw(st.integers(0, len(raw)))
+    whole = raw[: raw.rfind(b"\n", 0, at) + 1]
+    torn = replay(raw[:at])
+    tail = raw[len(whole) : at]
+    if raw[at : at + 1] == b"\n" and tail:
+        whole = raw[: at + 1]  # only the line's end is missing: the line itself is whole
+    assert content(torn) == content(replay(whole))
+    if tail and whole == raw[: raw.rfind(b"\n", 0, at) + 1]:
+        assert torn.damage
+
+
+@given(st.binary(max_size=400))
+@example(b'["mode",1,1,' + b"[" * 100_000)
+@example(b'["mode",1,1,' + b"[" * 5000 + b"]" * 5000 + b"]\n")
+@example(b'["lock",1,"b","/p",false,7,[],0.0]\n')
+@example(b'["claim",9,9,"","",1]\n["unclaim",9,9,"",""]\n["mode",9,1]\n')
+@example(b'["owner",' + b"9" * 5000 + b',1,1,"","",1]\n')
+@example(b'["start",2,"boot","host"]\n')
+@example(b"\xff\xfe\n{}\n[]\nnull\n")
+def test_arbitrary_bytes_never_raise(raw: bytes) -> None:
+    state = replay(raw)
+    assert state.lines <= raw.count(b"\n") + 1
+
+
+@given(st.lists(LINES, max_size=12), st.integers(0, 2000), st.integers(0, 255))
+def test_journal_with_a_flipped_byte_never_raises(lines: list[jn.Line], at: int, value: int) -> None:
+    raw = bytearray(journal_on(SimulatedAppendFile()).image(lines))
+    raw[at % len(raw)] = value
+    replay(bytes(raw))
+
+
+@given(st.lists(LINES, max_size=25))
+def test_claims_in_a_replayed_state_always_belong_to_a_lock_that_is_claimed(lines: list[jn.Line]) -> None:
+    state = replay(journal_on(SimulatedAppendFile()).image(lines))
+    assert all(lock.claims and all(lock.claims.values()) for lock in state.locks.values())
+
+
+def claim(lock: int, owner: int, name: str, mode: Mode = Mode.EXCLUSIVE) -> list[jn.Line]:
+    return [
+        jn.OwnerLine(owner, 100 + owner, 5, f"vm{owner}", f"uuid-{owner}", owner),
+        jn.LockLine(lock, "file", name, False, int(mode), ((1, lock),), 1.5),
+        jn.ClaimLine(lock, owner, "", name, int(mode)),
+    ]
+
+
+def test_claim_is_replayed_with_its_owner_and_lock() -> None:
+    file = SimulatedAppendFile()
+    journal = journal_on(file)
+    journal.compact()
+    journal.append(*claim(1, 2, "/a"))
+    state = journal.load()
+    assert (state.boot, state.host, state.damage) == ("boot-1", "alpha", "")
+    assert state.owners[2].process == (102, 5)
+    assert state.owners[2].name == ("vm2", "uuid-2", 2)
+    assert state.locks[1].claims == {2: {Resource("", "/a"): Mode.EXCLUSIVE}}
+    assert state.locks[1].keys == ((1, 1),)
+
+
+def test_owner_that_is_gone_takes_its_claims_along() -> None:
+    lines = [*claim(1, 1, "/a"), *claim(2, 2, "/b"), jn.OwnerGoneLine(1)]
+    state = replay(journal_on(SimulatedAppendFile()).image(lines))
+    assert list(state.owners) == [2]
+    assert list(state.locks) == [2]
+
+
+def test_foreign_line_is_passed_over_and_told() -> None:
+    journal = journal_on(SimulatedAppendFile())
+    raw = (
+        journal.image(claim(1, 1, "/a")) + b'["news","from the future"]\n' + journal.image(claim(2, 2, "/b"))
+    )
+    state = replay(raw)
+    assert list(state.locks) == [1, 2]
+    assert "line 5" in state.damage
+
+
+def test_journal_of_another_version_names_both_versions_and_no_boot() -> None:
+    state = replay(b'["start",2,"boot-1","alpha"]\n')
+    assert state.boot == ""
+    assert "version 2, this program knows 1" in state.damage
+
+
+def test_full_disk_refuses_the_new_line_and_keeps_the_old_ones() -> None:
+    file = SimulatedAppendFile()
+    journal = journal_on(file, claim(1, 1, "/a"))
+    journal.compact()
+    file.room_bytes = file.size_bytes + 3
+    before = file.raw
+    with pytest.raises(OSError, match="No space"):
+        journal.append(*claim(2, 2, "/b"))
+    assert file.raw == before
+    assert journal.failing == "No space left on device"
+    file.room_bytes = None
+    journal.append(*claim(2, 2, "/b"))
+    assert journal.failing == ""
+    assert list(journal.load().locks) == [1, 2]
+
+
+def test_end_that_could_not_be_written_is_written_anew_with_the_next_line() -> None:
+    state: list[jn.Line] = [*claim(1, 1, "/a"), *claim(2, 2, "/b")]
+    file = SimulatedAppendFile()
+    journal = Journal(file, boot="boot-1", host="alpha", snapshot=lambda: state)
+    journal.append(*state)
+    file.room_bytes = 10  # not even a rewrite fits
+    del state[:3]  # owner 1 lets go
+    journal.append_end(jn.UnclaimLine(1, 1, "", "/a"))
+    assert list(journal.load().locks) == [1, 2], "it claims too much, never too little"
+    file.room_bytes = None
+    state += claim(3, 3, "/c")
+    journal.append(*claim(3, 3, "/c"))
+    assert list(journal.load().locks) == [2, 3]
+
+
+def test_journal_is_rewritten_when_it_has_outgrown_the_state() -> None:
+    state: list[jn.Line] = claim(1, 1, "/a")
+    file = SimulatedAppendFile()
+    journal = Journal(file, boot="boot-1", host="alpha", snapshot=lambda: state)
+    journal.append(*state)
+    largest = 0
+    for _ in range(3 * jn.COMPACT_LINES_MIN):
+        journal.append(jn.ModeLine(1, 2))
+        largest = max(largest, file.raw.count(b"\n"))
+    assert largest <= jn.COMPACT_LINES_MIN + 2, "one line over, and the start line"
+    assert content(journal.load()) == content(replay(journal.image(state)))
+
+
+def test_line_that_makes_the_journal_too_long_is_not_lost_in_its_rewrite() -> None:
+    """The snapshot is taken before the line: the owner and claim that it tells are not in there yet."""
+    state: list[jn.Line] = claim(1, 1, "/a")
+    file = SimulatedAppendFile()
+    journal = Journal(file, boot="boot-1", host="alpha", snapshot=lambda: list(state))
+    journal.append(*state)
+    for number in range(2, jn.COMPACT_LINES_MIN + 10):
+        fresh = claim(number, number, f"/{number}")
+        journal.append(*fresh)
+        state += fresh
+        assert number in replay(file.raw[-4096:]).locks or number in journal.load().locks
+    assert len(journal.load().locks) == jn.COMPACT_LINES_MIN + 9
+
+
+def test_rewrite_that_fails_leaves_the_old_journal_in_use() -> None:
+    state: list[jn.Line] = claim(1, 1, "/a")
+    file = SimulatedAppendFile()
+    journal = Journal(file, boot="boot-1", host="alpha", snapshot=lambda: state)
+    journal.append(*state)
+    before = file.raw
+    file.room_bytes = 10
+    journal.compact()
+    assert file.raw == before

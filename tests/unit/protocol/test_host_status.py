@@ -1,0 +1,173 @@
+"""Who is alive: judged by changes that were seen, never by what a foreign clock says."""
+
+from dataclasses import replace
+
+import pytest
+
+from holdfast.ondisk.areas import fresh_delta_lease
+from holdfast.ondisk.delta import DeltaLease, Event
+from holdfast.ondisk.geometry import DEFAULT
+from holdfast.ondisk.padded_name import PaddedName
+from holdfast.protocol.host_status import (
+    HostState,
+    HostTable,
+    Notified,
+    Sampled,
+    StateChanged,
+    Ticked,
+    proven_gone,
+)
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant
+
+TIMING = Timing(1, 60)  # fail 8, dead 68
+OWN, OTHER = HostId(1), HostId(2)
+FRESH = fresh_delta_lease(DEFAULT, "LS1", 1)
+ALIVE = replace(
+    FRESH, owner_id=2, generation=3, host_name=PaddedName.of("beta"), timestamp=500, io_timeout_s=1
+)
+
+
+def table() -> HostTable:
+    return HostTable("LS1", OWN, TIMING)
+
+
+def look(
+    hosts: HostTable, at: float, record: DeltaLease | bytes, begun: float | None = None
+) -> tuple[object, ...]:
+    sector = record if isinstance(record, bytes) else record.sector()
+    return hosts.step(Instant(at), Sampled(Instant(at if begun is None else begun), {OTHER: sector}))
+
+
+def state(hosts: HostTable, at: float) -> HostState:
+    return hosts.view(OTHER, Instant(at)).state
+
+
+def test_a_host_that_was_never_looked_at_is_unknown() -> None:
+    assert state(table(), 0) is HostState.UNKNOWN
+
+
+def test_a_free_id_is_free_at_first_sight() -> None:
+    hosts = table()
+    look(hosts, 10, FRESH)
+    assert state(hosts, 10) is HostState.FREE
+
+
+def test_a_host_is_live_only_after_its_record_was_seen_to_change() -> None:
+    hosts = table()
+    look(hosts, 10, ALIVE)
+    assert state(hosts, 10) is HostState.UNKNOWN
+    look(hosts, 12, replace(ALIVE, timestamp=502))
+    assert state(hosts, 12) is HostState.LIVE
+
+
+def test_fail_and_dead_come_strictly_after_their_bounds() -> None:
+    hosts = table()
+    look(hosts, 1415, replace(ALIVE, timestamp=400))
+    look(hosts, 1417, ALIVE)
+    for at in range(1418, 1486):
+        look(hosts, at, ALIVE)
+        assert state(hosts, at) is (HostState.LIVE if at <= 1425 else HostState.FAIL)
+    look(hosts, 1486, ALIVE)
+    assert state(hosts, 1486) is HostState.DEAD
+
+
+def test_a_timestamp_that_goes_backwards_is_as_good_as_any_other_change() -> None:
+    hosts = table()
+    look(hosts, 10, ALIVE)
+    look(hosts, 12, replace(ALIVE, timestamp=1))
+    assert state(hosts, 12) is HostState.LIVE
+
+
+def test_a_paused_observer_does_not_take_its_own_pause_for_the_death_of_others() -> None:
+    hosts = table()
+    look(hosts, 10, ALIVE)
+    look(hosts, 12, replace(ALIVE, timestamp=502))
+    hosts.step(Instant(5000), Ticked())
+    assert state(hosts, 5000) is HostState.FAIL
+    look(hosts, 5001, replace(ALIVE, timestamp=5400))
+    assert state(hosts, 5001) is HostState.LIVE
+
+
+def test_a_look_that_began_before_the_bound_proves_nothing_beyond_it() -> None:
+    hosts = table()
+    look(hosts, 10, replace(ALIVE, timestamp=1))
+    look(hosts, 12, ALIVE)
+    # This read was issued at 20 and came back at 200; what it shows is as old as 20.
+    look(hosts, 200, ALIVE, begun=20)
+    assert state(hosts, 200) is HostState.FAIL
+    look(hosts, 201, ALIVE)
+    assert state(hosts, 201) is HostState.DEAD
+
+
+def test_an_older_look_that_is_reported_late_changes_nothing() -> None:
+    hosts = table()
+    look(hosts, 10, ALIVE)
+    look(hosts, 20, replace(ALIVE, timestamp=510))
+    look(hosts, 21, ALIVE, begun=11)
+    assert hosts.view(OTHER, Instant(21)).timestamp == HostTimestamp(510)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [bytes(512), b"\xff" * 512, replace(ALIVE, space_name=PaddedName.of("LS2")), replace(ALIVE, owner_id=7)],
+    ids=["zeros", "ones", "other lockspace", "other host"],
+)
+def test_an_unreadable_record_is_never_proof_of_death(record: DeltaLease | bytes) -> None:
+    hosts = table()
+    for at in range(10, 300, 10):
+        look(hosts, at, record)
+        assert state(hosts, at) is HostState.UNKNOWN
+    assert hosts.view(OTHER, Instant(300)).fault
+
+
+def test_the_greatest_io_timeout_of_a_term_counts() -> None:
+    """The field is under no checksum: a torn small value must not hasten a takeover."""
+    hosts = table()
+    look(hosts, 0, replace(ALIVE, timestamp=1, io_timeout_s=20))
+    look(hosts, 1, replace(ALIVE, io_timeout_s=1))
+    for at in range(2, 221):
+        look(hosts, at, replace(ALIVE, io_timeout_s=1))
+        assert state(hosts, at) is not HostState.DEAD
+    look(hosts, 222, replace(ALIVE, io_timeout_s=1))
+    assert state(hosts, 222) is HostState.DEAD
+
+
+def test_a_new_term_brings_its_own_io_timeout() -> None:
+    hosts = table()
+    look(hosts, 0, replace(ALIVE, io_timeout_s=20))
+    look(hosts, 1, replace(ALIVE, generation=4, io_timeout_s=1))
+    look(hosts, 70, replace(ALIVE, generation=4, io_timeout_s=1))
+    assert state(hosts, 70) is HostState.DEAD
+
+
+def test_changes_of_state_and_notifications_are_told() -> None:
+    hosts = table()
+    assert look(hosts, 10, FRESH) == (StateChanged(OTHER, HostState.UNKNOWN, HostState.FREE),)
+    event = Event(generation=1, number=2, argument=3)
+    sector = replace(ALIVE, event=event).sector({OWN})
+    told = look(hosts, 12, sector)
+    assert told == (
+        Notified(OTHER, Generation(3), event),
+        StateChanged(OTHER, HostState.FREE, HostState.LIVE),
+    )
+    assert look(hosts, 14, sector) == ()
+    assert hosts.step(Instant(21), Ticked()) == (StateChanged(OTHER, HostState.LIVE, HostState.FAIL),)
+
+
+def test_what_proves_that_a_term_is_over() -> None:
+    hosts = table()
+    look(hosts, 0, replace(ALIVE, timestamp=1))
+    look(hosts, 1, ALIVE)
+    living = hosts.view(OTHER, Instant(1))
+    look(hosts, 70, ALIVE)
+    dead = hosts.view(OTHER, Instant(70))
+    assert dead.state is HostState.DEAD
+    term = Generation(3)
+    assert not proven_gone(term, ALIVE, living)
+    assert proven_gone(term, ALIVE, dead)
+    assert not proven_gone(term, replace(ALIVE, timestamp=501), dead)
+    assert not proven_gone(Generation(4), ALIVE, dead)
+    assert proven_gone(term, replace(ALIVE, generation=4), living)
+    assert proven_gone(term, replace(ALIVE, timestamp=0), living)
+    assert not proven_gone(Generation(4), replace(ALIVE, timestamp=0), living)

@@ -1,0 +1,507 @@
+"""Leases: who gets them, who is refused and why, and what stands on disk afterwards."""
+
+import errno
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+from tests.unit.protocol.cluster import G512, TIMING, Cluster, Node
+
+from holdfast.ondisk.host_block import FLAG_RELEASED, Dblock, HostBlock, ModeBlock
+from holdfast.ondisk.malformed import Malformed, Reason
+from holdfast.protocol import paxos_lease, paxos_release
+from holdfast.protocol.ballot import MBAL_MAX, next_mbal
+from holdfast.protocol.lease_area import LeaseAlreadyThere, LeaseArea, init
+from holdfast.protocol.owner_test import Busy, HostUnknown, gave_up
+from holdfast.protocol.paxos_lease import SharedBy
+from holdfast.protocol.paxos_outcomes import (
+    AlreadyShared,
+    InDoubt,
+    LeaderBehind,
+    LockspaceLost,
+    WrongVersion,
+)
+from holdfast.protocol.paxos_release import (
+    DowngradeFailed,
+    Lease,
+    Mode,
+    NotHeld,
+    Released,
+    ReleaseFailed,
+    Withdrawn,
+)
+from holdfast.protocol.words import HostId, IoFailed
+
+T = TypeVar("T")
+
+
+def exclusive(node: Node, **options: Any) -> paxos_lease.AcquireOutcome:
+    host = node.host
+    return run(
+        node, paxos_lease.acquire_exclusive(node.lease_area, node.member, host.clock, host.chance, **options)
+    )
+
+
+def shared(node: Node, **options: Any) -> paxos_lease.AcquireOutcome:
+    host = node.host
+    return run(
+        node, paxos_lease.acquire_shared(node.lease_area, node.member, host.clock, host.chance, **options)
+    )
+
+
+def run(node: Node, coroutine: Coroutine[Any, Any, T]) -> T:
+    return node.host.run(coroutine)
+
+
+def release(node: Node, lease: Lease) -> paxos_release.ReleaseOutcome:
+    return run(node, paxos_release.release(node.lease_area, node.member, node.host.clock, lease))
+
+
+def downgrade(node: Node, lease: Lease) -> paxos_release.DowngradeOutcome:
+    return run(node, paxos_release.downgrade(node.lease_area, node.member, node.host.clock, lease))
+
+
+def upgrade(node: Node, lease: Lease) -> paxos_lease.AcquireOutcome:
+    host = node.host
+    return run(node, paxos_lease.upgrade(node.lease_area, node.member, host.clock, host.chance, lease))
+
+
+def withdraw(node: Node, doubt: InDoubt) -> paxos_release.WithdrawOutcome:
+    return run(node, paxos_release.withdraw(node.lease_area, node.member, node.host.clock, doubt))
+
+
+def held(outcome: object) -> Lease:
+    assert isinstance(outcome, Lease), outcome
+    return outcome
+
+
+def test_ballot_numbers_are_those_of_the_real_program() -> None:
+    numbers, greatest = [], 0
+    for host_id in (1, 2, 1, 2):
+        number = next_mbal(greatest, HostId(host_id), 2000)
+        assert number is not None
+        numbers.append(number)
+        greatest = number
+    assert numbers == [1, 2002, 4001, 6002]
+    assert next_mbal(3, HostId(3), 250) == 253
+    assert next_mbal(999999, HostId(10), 2000) == 1000010
+    assert next_mbal(MBAL_MAX, HostId(1), 2000) is None
+
+
+def test_an_uncontended_acquire_is_three_looks_and_three_writes_and_reads_no_sector_too_many() -> None:
+    cluster = Cluster(1)
+    (node,) = cluster.join(2)
+    node.host.kill()  # No renewals in between.
+    before = len(cluster.world.writes)
+    node.host.disk.reads.clear()
+    lease = held(exclusive(node))
+    assert lease.leader == cluster.leader()
+    assert (lease.leader.owner_id, lease.leader.owner_generation, lease.lver) == (2, 1, 1)
+    assert len(cluster.world.writes) - before == 3
+    # The first look is for the hosts expected (6), the ballot's are for the 4 that the leader names.
+    assert all(length <= 8 * 512 for _, length in node.host.disk.reads)
+    assert len(node.host.disk.reads) == 3
+
+
+def test_a_lease_for_more_hosts_than_expected_is_looked_at_whole() -> None:
+    cluster = Cluster(1, num_hosts=2000)
+    one, two = cluster.join(1, 2)
+    at = G512.host_block_offset_bytes(1999)
+    ahead = HostBlock(dblock=Dblock(mbal=999999, lver=0))
+    cluster.put(at, ahead.sector(512))
+    assert held(exclusive(one)).own.dblock.mbal == 1000001
+    assert isinstance(exclusive(two), Busy)
+
+
+def test_a_held_lease_is_refused_by_name_and_free_after_release() -> None:
+    cluster = Cluster(2)
+    one, two = cluster.join(1, 2)
+    lease = held(exclusive(one))
+    refused = exclusive(two)
+    assert isinstance(refused, Busy)
+    assert (refused.leader.owner_id, refused.host_name) == (1, str(one))
+    assert isinstance(release(one, lease), Released)
+    assert cluster.leader().is_free
+    assert cluster.block(1).dblock == replace(lease.own.dblock, flags=FLAG_RELEASED)
+    second = held(exclusive(two))
+    assert second.lver == 2
+    assert isinstance(release(one, lease), Released | NotHeld)
+    assert cluster.leader() == second.leader
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_dead_owners_lease_is_taken_only_after_its_dead_bound(seed: int) -> None:
+    cluster = Cluster(seed)
+    one, two = cluster.join(1, 2)
+    held(exclusive(one))
+    one.power_off()
+    renewed = max(at for at, host, offset, _ in cluster.world.writes if host is one.host and offset == 0)
+    # Right after our latest look saw a change, the owner counts as alive.
+    outcome = exclusive(two, wait=True)
+    while isinstance(outcome, Busy):
+        cluster.world.run(until=cluster.world.now + 1)
+        outcome = exclusive(two, wait=True)
+    taken = held(outcome)
+    assert taken.lver == 2
+    assert cluster.world.now - renewed > TIMING.dead_s
+    assert cluster.world.now - renewed < TIMING.takeover_s[1] + 3
+
+
+def test_without_waiting_a_silent_owner_is_neither_alive_nor_dead() -> None:
+    cluster = Cluster(3)
+    one, two = cluster.join(1, 2)
+    held(exclusive(one))
+    one.power_off()
+    cluster.world.run(until=cluster.world.now + TIMING.renewal_s + 1)
+    assert isinstance(exclusive(two), Busy)
+    cluster.world.run(until=cluster.world.now + TIMING.fail_s)
+    outcome = exclusive(two)
+    assert isinstance(outcome, HostUnknown)
+    assert 0 < outcome.dead_in_s < TIMING.dead_s
+
+
+def test_an_owner_that_was_never_seen_is_not_taken_for_dead_at_first_sight() -> None:
+    cluster = Cluster(4)
+    (one,) = cluster.join(1)
+    held(exclusive(one))
+    one.power_off()
+    cluster.world.run(until=cluster.world.now + 1000)
+    (two,) = cluster.join(2)
+    begun = cluster.world.now
+    assert isinstance(exclusive(two), HostUnknown)
+    held(exclusive(two, wait=True))
+    assert cluster.world.now - begun > TIMING.dead_s - 4 * TIMING.renewal_s
+
+
+def test_an_own_earlier_term_and_a_returned_owner_are_no_obstacle() -> None:
+    cluster = Cluster(5)
+    one, two = cluster.join(1, 2)
+    held(exclusive(one))
+    one.power_off()
+    (again,) = cluster.join(1)
+    assert again.member.generation == 2
+    assert held(exclusive(again)).leader.owner_generation == 2
+    again.power_off()
+    (third,) = cluster.join(1)
+    assert third.member.generation == 3
+    assert held(exclusive(two)).lver == 3
+
+
+def test_a_higher_generation_of_our_own_id_is_a_stranger() -> None:
+    cluster = Cluster(6)
+    (one,) = cluster.join(1)
+    lease = held(exclusive(one))
+    cluster.put(0, replace(lease.leader, owner_generation=7).sector())
+    assert isinstance(exclusive(one), HostUnknown | Busy)
+
+
+def test_a_value_decided_for_another_host_is_written_for_that_host() -> None:
+    """A host that stops between phase 2 and its leader write still gets the lease."""
+    cluster = Cluster(7)
+    _, two = cluster.join(1, 2)
+    accepted = Dblock(mbal=1, bal=1, inp=1, inp2=1, inp3=77, lver=1)
+    cluster.put(G512.host_block_offset_bytes(1), HostBlock(dblock=accepted).sector(512))
+    assert isinstance(exclusive(two), Busy)
+    leader = cluster.leader()
+    assert (leader.owner_id, leader.timestamp, leader.write_id, leader.lver) == (1, 77, 2, 1)
+
+
+def test_a_value_of_our_own_earlier_term_is_not_taken_for_a_win() -> None:
+    cluster = Cluster(7)
+    (one,) = cluster.join(1)
+    accepted = Dblock(mbal=1, bal=1, inp=1, inp2=0, inp3=77, lver=1)
+    cluster.put(G512.host_block_offset_bytes(1), HostBlock(dblock=accepted).sector(512))
+    lease = held(exclusive(one))
+    assert (lease.lver, lease.leader.owner_generation) == (2, 1)
+    assert cluster.checker.decided[1] == (1, 0, 77)
+
+
+def test_a_lease_committed_by_another_is_released_by_the_flag_alone() -> None:
+    cluster = Cluster(8)
+    one, two = cluster.join(1, 2)
+    lease = held(exclusive(one))
+    by_two = replace(lease.leader, write_id=2, write_timestamp=5)
+    cluster.put(0, by_two.sector())
+    assert isinstance(exclusive(two), Busy)
+    assert isinstance(release(one, replace(lease, leader=by_two)), Released)
+    assert cluster.leader() == by_two
+    assert held(exclusive(two)).lver == 2
+
+
+def test_the_released_flag_counts_only_for_its_version_or_a_newer_one() -> None:
+    value = {"mbal": 9, "bal": 9, "inp": 1, "inp2": 1, "inp3": 5}
+    assert gave_up(Dblock(**value, lver=3, flags=FLAG_RELEASED), 3)
+    assert gave_up(Dblock(**value, lver=4, flags=FLAG_RELEASED), 3)
+    assert not gave_up(Dblock(**value, lver=2, flags=FLAG_RELEASED), 3)
+    assert not gave_up(Dblock(**value, lver=3), 3)
+    assert gave_up(Dblock(flags=FLAG_RELEASED), 3)
+
+
+def test_sharers_hold_together_and_exclude_an_exclusive_acquirer() -> None:
+    cluster = Cluster(9)
+    one, two, three = cluster.join(1, 2, 3)
+    first, second = held(shared(one)), held(shared(two))
+    assert cluster.leader().is_free
+    assert cluster.block(1).mode == ModeBlock.shared(1)
+    refused = exclusive(three)
+    assert isinstance(refused, SharedBy)
+    assert refused.hosts == {1: 1, 2: 1}
+    assert cluster.leader().is_free
+    assert isinstance(release(one, first), Released)
+    assert isinstance(exclusive(three), SharedBy)
+    assert isinstance(release(two, second), Released)
+    held(exclusive(three))
+    assert isinstance(shared(one), Busy)
+
+
+def test_a_dead_sharers_hold_is_ignored_and_its_block_left_alone() -> None:
+    cluster = Cluster(10)
+    one, two = cluster.join(1, 2)
+    held(shared(one))
+    before = cluster.block(1)
+    one.power_off()
+    assert isinstance(exclusive(two), SharedBy)
+    cluster.world.run(until=cluster.world.now + TIMING.dead_s + 5)
+    held(exclusive(two))
+    assert cluster.block(1) == before
+
+
+def test_a_returned_sharers_old_hold_is_stale() -> None:
+    cluster = Cluster(11)
+    one, two = cluster.join(1, 2)
+    held(shared(one))
+    one.power_off()
+    cluster.join(1)
+    held(exclusive(two))
+
+
+def test_a_host_that_shares_converts_instead_of_acquiring() -> None:
+    cluster = Cluster(12)
+    one, two = cluster.join(1, 2)
+    lease = held(shared(one))
+    assert isinstance(exclusive(one), AlreadyShared)
+    assert isinstance(shared(one), AlreadyShared)
+    raised = held(upgrade(one, lease))
+    assert raised.mode is Mode.EXCLUSIVE
+    assert not cluster.block(1).mode.is_shared
+    assert isinstance(shared(two), Busy)
+    lowered = downgrade(one, raised)
+    assert isinstance(lowered, Lease)
+    assert cluster.leader().is_free
+    held(shared(two))
+
+
+def test_a_refused_upgrade_keeps_the_shared_hold_and_takes_no_promise_back() -> None:
+    cluster = Cluster(13)
+    one, two = cluster.join(1, 2)
+    first = held(shared(one))
+    held(shared(two))
+    assert isinstance(upgrade(one, first), SharedBy)
+    moved_on = cluster.block(1)
+    assert moved_on.mode == ModeBlock.shared(1)
+    assert moved_on.dblock.is_released
+    assert moved_on.dblock.mbal > first.own.dblock.mbal
+    assert isinstance(release(one, first), Released)
+    assert cluster.block(1).dblock == moved_on.dblock
+    assert not cluster.block(1).mode.is_shared
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_two_sharers_that_upgrade_at_once_never_both_get_it(seed: int) -> None:
+    cluster = Cluster(seed)
+    one, two = cluster.join(1, 2)
+    leases = held(shared(one)), held(shared(two))
+    tasks = [
+        node.host.spawn(
+            paxos_lease.upgrade(node.lease_area, node.member, node.host.clock, node.host.chance, lease)
+        )
+        for node, lease in zip((one, two), leases, strict=True)
+    ]
+    cluster.world.run(*tasks)
+    assert not any(isinstance(task.result, Lease) for task in tasks)
+    assert isinstance(release(two, leases[1]), Released)
+    held(upgrade(one, leases[0]))
+
+
+@pytest.mark.parametrize("fate", ["error", "stall"])
+@pytest.mark.parametrize("at", range(1, 4))
+def test_a_failed_write_leaves_a_doubt_that_can_be_withdrawn(fate: str, at: int) -> None:
+    """Write 1 is phase 1, write 2 phase 2, write 3 the leader; only from phase 2 on is there a doubt."""
+    cluster = Cluster(14)
+    one, two = cluster.join(1, 2)
+    cluster.world.run(until=cluster.world.now + 0.5)
+    steps = ["read", "write"] * 3
+    one.host.disk.script = [*steps[: 2 * at - 1], f"write {fate}"]
+    one.host.kill()
+    outcome = exclusive(one)
+    if at == 1:
+        assert isinstance(outcome, IoFailed)
+    else:
+        assert isinstance(outcome, InDoubt)
+        assert isinstance(outcome.refusal, IoFailed)
+        assert outcome.refusal.in_flight == (fate == "stall")
+        cluster.world.run(until=cluster.world.now + 0.1)
+        one.expiry._renewed_at = one.host.clock.now()  # Its renewals were stopped above.
+        withdrawn = one.host.spawn(
+            paxos_release.withdraw(one.lease_area, one.member, one.host.clock, outcome)
+        )
+        cluster.world.run(until=cluster.world.now + 7)
+        one.expiry._renewed_at = one.host.clock.now()
+        while not withdrawn.done:
+            cluster.world.run(until=cluster.world.now + 1)
+            one.expiry._renewed_at = one.host.clock.now()
+        assert isinstance(withdrawn.result, Withdrawn)
+        assert cluster.block(1).dblock.is_released
+    taken = exclusive(two)
+    assert isinstance(taken, Lease), taken
+
+
+def test_a_lease_that_fails_during_the_ballot_is_not_committed() -> None:
+    cluster = Cluster(15)
+    (one,) = cluster.join(1)
+    one.host.kill()
+    before = cluster.leader()
+    seen = []
+
+    def fail_after_phase_2(_host: object, _offset: int, content: bytes) -> None:
+        seen.append(content)
+        one.running = len(seen) < 2
+
+    cluster.world.on_write = fail_after_phase_2
+    outcome = exclusive(one)
+    assert isinstance(outcome, InDoubt)
+    assert isinstance(outcome.refusal, LockspaceLost)
+    assert cluster.leader() == before
+
+
+def test_no_race_begins_while_a_write_to_the_lease_is_in_flight() -> None:
+    cluster = Cluster(15)
+    (one,) = cluster.join(1)
+    lease = held(shared(one))
+    cluster.world.faults = replace(cluster.world.faults, stall_max_s=6)
+    one.host.disk.script = ["read", "write stall"]
+    one.host.kill()
+    failed = upgrade(one, lease)
+    assert isinstance(failed, IoFailed)
+    assert failed.in_flight
+    reads = len(one.host.disk.reads)
+    assert exclusive(one) == IoFailed(errno.EBUSY, in_flight=True)
+    assert release(one, lease) == ReleaseFailed(IoFailed(errno.EBUSY, in_flight=True))
+    assert len(one.host.disk.reads) == reads
+
+
+def test_nothing_is_written_once_our_own_lease_has_failed() -> None:
+    cluster = Cluster(15)
+    (one,) = cluster.join(1)
+    lease = held(exclusive(one))
+    one.running = False
+    written = len(cluster.world.writes)
+    one.host.kill()
+    assert isinstance(exclusive(one), LockspaceLost)
+    assert isinstance(release(one, lease), LockspaceLost)
+    failed = downgrade(one, lease)
+    assert isinstance(failed, DowngradeFailed)
+    assert failed.lease.mode is Mode.SHARED
+    assert len(cluster.world.writes) == written
+
+
+def test_a_leader_two_versions_behind_is_reported_and_not_repaired() -> None:
+    cluster = Cluster(16)
+    one, two = cluster.join(1, 2)
+    old = cluster.leader()
+    for _ in range(2):
+        lease = held(exclusive(one))
+        release(one, lease)
+    cluster.put(0, old.sector())
+    outcome = exclusive(two)
+    assert isinstance(outcome, LeaderBehind)
+    assert outcome.lver_seen == 2
+    assert cluster.leader() == old
+    own_block = cluster.block(1)
+    assert isinstance(exclusive(one), LeaderBehind)
+    assert cluster.block(1) == own_block
+
+
+def test_an_old_leader_written_late_over_a_newer_one_does_not_free_the_lease() -> None:
+    cluster = Cluster(17)
+    one, two = cluster.join(1, 2)
+    first = held(exclusive(one))
+    release(one, first)
+    free_of_one = cluster.leader()
+    second = held(exclusive(two))
+    cluster.put(0, free_of_one.sector())
+    refused = exclusive(one)
+    assert isinstance(refused, Busy)
+    assert refused.leader.owner_id == 2
+    assert cluster.leader().lver == second.lver
+
+
+def test_an_unreadable_block_refuses_the_lease_and_tells_which_rule_it_breaks() -> None:
+    cluster = Cluster(18)
+    (one,) = cluster.join(1)
+    cluster.put(G512.host_block_offset_bytes(3), b"\x01" + bytes(511))
+    outcome = exclusive(one)
+    assert isinstance(outcome, Malformed)
+    assert outcome.reason is Reason.CHECKSUM
+
+
+def test_names_and_places_are_verified_before_anything_is_written() -> None:
+    cluster = Cluster(19)
+    (one,) = cluster.join(1)
+    written = len(cluster.world.writes)
+    one.host.kill()
+    elsewhere = replace(one.lease_area, resource_name="other")
+    outcome = run(one, paxos_lease.acquire_exclusive(elsewhere, one.member, one.host.clock, one.host.chance))
+    assert isinstance(outcome, Malformed)
+    assert outcome.reason is Reason.RESOURCE_NAME
+    assert isinstance(exclusive(one, wanted_lver=3), WrongVersion)
+    assert len(cluster.world.writes) == written
+
+
+def test_only_the_very_leader_that_made_the_lease_ours_is_freed() -> None:
+    cluster = Cluster(20)
+    (one,) = cluster.join(1)
+    lease = held(exclusive(one))
+    for other in (replace(lease.leader, lver=9), replace(lease.leader, timestamp=1, write_timestamp=1)):
+        cluster.put(0, other.sector())
+        assert release(one, lease) == NotHeld(other)
+        assert cluster.leader() == other
+
+
+def test_a_release_that_failed_is_repeated_and_then_succeeds() -> None:
+    cluster = Cluster(20)
+    one, two = cluster.join(1, 2)
+    lease = held(exclusive(one))
+    one.host.disk.cut = True
+    assert isinstance(release(one, lease), ReleaseFailed)
+    assert isinstance(exclusive(two), Busy)
+    one.host.disk.cut = False
+    assert isinstance(release(one, lease), Released)
+    held(exclusive(two))
+
+
+def test_a_failed_downgrade_is_worth_no_more_than_shared_and_can_be_repeated_or_released() -> None:
+    cluster = Cluster(21)
+    one, two = cluster.join(1, 2)
+    lease = held(exclusive(one))
+    one.host.disk.cut = True
+    failed = downgrade(one, lease)
+    assert isinstance(failed, DowngradeFailed)
+    assert failed.lease.mode is Mode.SHARED
+    one.host.disk.cut = False
+    again = downgrade(one, failed.lease)
+    assert isinstance(again, Lease)
+    assert not again.owns_leader
+    assert isinstance(release(one, failed.lease), Released)
+    held(exclusive(two))
+
+
+def test_initialising_refuses_a_lease_that_exists() -> None:
+    cluster = Cluster(22)
+    (one,) = cluster.join(1)
+    lease = held(exclusive(one))
+    assert isinstance(run(one, init(one.lease_area, 4)), LeaseAlreadyThere)
+    assert cluster.leader() == lease.leader
+    unaligned = LeaseArea(one.host.disk, 512, G512, "LS1", "disk")
+    assert run(one, init(unaligned)) == IoFailed(errno.EINVAL)

@@ -1,0 +1,281 @@
+"""The rules of the house, read off the source with `ast`: who may import whom, and who may touch the system.
+
+A broken rule is reported with its number, the line, and the reason the rule exists.  Every accepted
+exception is listed here with its own reason, and an exception that nobody needs any more is an error too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import holdfast
+
+SOURCE = Path(holdfast.__file__).parent
+
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset(("daemon", "cli", "hooks")),
+    frozenset(("frontends", "client")),
+    frozenset(("manager",)),
+    frozenset(("backends",)),
+    frozenset(("supervision",)),
+    frozenset(("system",)),
+    frozenset(("protocol", "wire")),
+    frozenset(("ondisk",)),
+    frozenset(("model", "errors", "config", "control_api")),
+)
+"""From the top down.  `testing` stands beside the house: it may import everything, and nothing imports it."""
+OUTSIDE = "testing"
+
+WHY = {
+    "rule 1": "imports go one way, so that a layer can be replaced, tested and read without those above it",
+    "rule 1, wire": "protocol and wire don't know each other, and a frontend is the only place where wire structs meet "
+    "manager calls: otherwise a change of libvirt's wire reaches into decisions",
+    "rule 1, testing": "the testing kit is for tests and for third parties; what ships must run without it",
+    "rule 3": "pure code can be run exhaustively: what waits, logs or asks the system can't",
+    "rule 4": "Config stops at the composition root: a constructor that names the few values it needs can be read alone",
+    "rule 5": "what the simulator runs is what ships: it replaces system/ and nothing above, so time, processes and "
+    "files must come through system's ports",
+}
+
+PURE = ("ondisk", "protocol", "wire", "manager.lock_table")
+IMPURE_MODULES = frozenset(
+    ("os", "socket", "asyncio", "threading", "time", "random", "subprocess", "logging")
+)
+
+PORTED = ("frontends", "manager", "backends", "supervision")
+"""Layers that live on system's ports alone.  The command and the composition root above them are where ports come
+from: they do touch the system."""
+SYSTEM_MODULES = frozenset(
+    ("time", "random", "subprocess", "threading", "multiprocessing", "fcntl", "select")
+)
+OS_ALLOWED = frozenset(("path", "strerror", "fsencode", "fsdecode"))
+"""What of `os` only computes."""
+OS_PATH_ASKS_DISK = frozenset(
+    (
+        "exists",
+        "lexists",
+        "isfile",
+        "isdir",
+        "islink",
+        "getsize",
+        "getmtime",
+        "realpath",
+        "samefile",
+        "ismount",
+    )
+)
+
+EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
+    (
+        "rule 4",
+        "cli.main",
+        "config",
+    ): "the command is a composition root of its own: it looks up the daemon's socket",
+    ("rule 4", "cli.doctor", "config"): "its checks are about the configuration itself",
+    (
+        "rule 4",
+        "cli.who",
+        "config",
+    ): "with the daemon down it finds journal and lock directories by the configuration",
+    (
+        "rule 5",
+        "frontends.control",
+        "os.stat",
+    ): "who is the user of a process: /proc never blocks, and the simulator has no Varlink clients",
+    (
+        "rule 5",
+        "frontends.control",
+        "open",
+    ): "supplementary groups of a peer are only in /proc/PID/status, which never "
+    "blocks; the simulator has no Varlink clients",
+}
+
+
+class Broken(NamedTuple):
+    """One breach: which rule, by whom, about what."""
+
+    rule: str
+    module: str
+    what: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line}: {self.what} breaks {self.rule}: {WHY[self.rule]}"
+
+
+def module_name(path: Path) -> str:
+    """`manager.turns` for src/holdfast/manager/turns.py; a package is named by itself."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def sources() -> dict[str, str]:
+    return {module_name(p): p.read_text() for p in SOURCE.rglob("*.py")}
+
+
+def layer_of(module: str) -> int | None:
+    top = module.split(".", maxsplit=1)[0]
+    return next((i for i, names in enumerate(LAYERS) if top in names), None)
+
+
+def imports(module: str, tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every imported module, whole name, with its line; `from a import b` counts as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, (
+                f"{module}:{node.lineno}: relative imports hide the layer; write holdfast.…"
+            )
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def house_imports(module: str, tree: ast.AST) -> Iterator[tuple[str, int]]:
+    for name, line in imports(module, tree):
+        if name.startswith("holdfast."):
+            inner = name.removeprefix("holdfast.")
+            if not inner.startswith("__"):
+                yield inner, line
+
+
+def within(module: str, places: tuple[str, ...]) -> bool:
+    return any(module == p or module.startswith(p + ".") for p in places)
+
+
+def imports_go_one_way(modules: Mapping[str, str]) -> Iterator[Broken]:
+    for module, text in modules.items():
+        here = layer_of(module)
+        if module == "" or within(module, (OUTSIDE,)):
+            continue
+        if here is None:
+            yield Broken("rule 1", module, "a module in no layer", 1)
+            continue
+        own = module.split(".", maxsplit=1)[0]
+        for target, line in house_imports(module, ast.parse(text)):
+            top = target.split(".", maxsplit=1)[0]
+            if top == OUTSIDE:
+                yield Broken("rule 1, testing", module, f"import of {target}", line)
+                continue
+            there = layer_of(target)
+            if there is None or there < here:
+                yield Broken("rule 1", module, f"import of {target}", line)
+            elif (top == "wire" and own not in ("wire", "frontends")) or (
+                top == "protocol" and own == "wire"
+            ):
+                yield Broken("rule 1, wire", module, f"import of {target}", line)
+
+
+def pure_code_imports_nothing_impure(modules: Mapping[str, str]) -> Iterator[Broken]:
+    for module, text in modules.items():
+        if within(module, PURE):
+            for target, line in imports(module, ast.parse(text)):
+                if target.split(".", maxsplit=1)[0] in IMPURE_MODULES:
+                    yield Broken("rule 3", module, target.split(".", maxsplit=1)[0], line)
+
+
+def config_stops_at_the_composition_root(modules: Mapping[str, str]) -> Iterator[Broken]:
+    for module, text in modules.items():
+        if module in ("daemon", "config") or within(module, (OUTSIDE,)):
+            continue
+        for target, line in house_imports(module, ast.parse(text)):
+            if within(target, ("config",)):
+                yield Broken("rule 4", module, "config", line)
+
+
+def the_system_is_reached_by_its_ports(modules: Mapping[str, str]) -> Iterator[Broken]:
+    for module, text in modules.items():
+        if not within(module, PORTED):
+            continue
+        tree = ast.parse(text)
+        for target, line in imports(module, tree):
+            if target.split(".", maxsplit=1)[0] in SYSTEM_MODULES:
+                yield Broken("rule 5", module, target.split(".", maxsplit=1)[0], line)
+            elif target == "asyncio.sleep" or (
+                target.startswith("os.") and target.split(".")[1] not in OS_ALLOWED
+            ):
+                yield Broken("rule 5", module, target, line)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+                yield Broken("rule 5", module, "open", node.lineno)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                used = f"{node.value.id}.{node.attr}"
+                if (
+                    node.value.id == "os" and node.attr not in OS_ALLOWED | {"stat_result"}
+                ) or used == "asyncio.sleep":
+                    yield Broken("rule 5", module, used, node.lineno)
+            elif (
+                isinstance(node, ast.Attribute)
+                and node.attr in OS_PATH_ASKS_DISK
+                and isinstance(node.value, ast.Attribute)
+                and node.value.attr == "path"
+            ):
+                yield Broken("rule 5", module, f"os.path.{node.attr}", node.lineno)
+
+
+RULES = (
+    imports_go_one_way,
+    pure_code_imports_nothing_impure,
+    config_stops_at_the_composition_root,
+    the_system_is_reached_by_its_ports,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
+def test_source_keeps_the_rules_of_the_house(rule: object) -> None:
+    assert callable(rule)
+    broken = [b for b in rule(sources()) if (b.rule, b.module, b.what) not in EXCEPTIONS]
+    assert not broken, "\n" + "\n".join(map(str, broken))
+
+
+def test_every_listed_exception_is_still_needed() -> None:
+    found = {(b.rule, b.module, b.what) for rule in RULES for b in rule(sources())}
+    stale = [e for e in EXCEPTIONS if e not in found]
+    assert not stale, f"remove these exceptions, nothing needs them any more: {stale}"
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "rule", "what"),
+    [
+        ("system.clock", "from holdfast.manager import turns", "rule 1", "import of manager.turns"),
+        ("wire.xdr", "import holdfast.system.clock", "rule 1", "import of system.clock"),
+        ("model", "from holdfast.ondisk import leader", "rule 1", "import of ondisk.leader"),
+        ("manager.turns", "from holdfast.wire import xdr", "rule 1, wire", "import of wire.xdr"),
+        ("wire.xdr", "from holdfast.protocol import ballot", "rule 1, wire", "import of protocol.ballot"),
+        ("protocol.ballot", "from holdfast.wire import xdr", "rule 1, wire", "import of wire.xdr"),
+        ("utilities", "", "rule 1", "a module in no layer"),
+        ("daemon", "from holdfast.testing import clock", "rule 1, testing", "import of testing.clock"),
+        ("wire.xdr", "import os.path", "rule 3", "os"),
+        ("protocol.ballot", "from asyncio import sleep", "rule 3", "asyncio"),
+        ("manager.lock_table", "def f():\n    import logging", "rule 3", "logging"),
+        ("manager.turns", "from holdfast.config import Config", "rule 4", "config"),
+        (
+            "manager.turns",
+            "import asyncio\nasync def f():\n    await asyncio.sleep(1)",
+            "rule 5",
+            "asyncio.sleep",
+        ),
+        ("backends.nop", "def f():\n    return open('/x')", "rule 5", "open"),
+        ("supervision.lockspace", "import os\nos.kill(1, 9)", "rule 5", "os.kill"),
+        ("manager.turns", "import os\nos.path.exists('/x')", "rule 5", "os.path.exists"),
+        ("manager.turns", "from time import monotonic", "rule 5", "time"),
+    ],
+)
+def test_planted_breach_is_found_and_explained(module: str, text: str, rule: str, what: str) -> None:
+    found = [b for check in RULES for b in check({module: text})]
+    assert (rule, module, what) in [(b.rule, b.module, b.what) for b in found]
+    assert all(WHY[b.rule] in str(b) for b in found)
+
+
+def test_every_module_belongs_to_a_layer_that_is_known() -> None:
+    assert {m.split(".", maxsplit=1)[0] for m in sources()} <= {
+        "",
+        OUTSIDE,
+        *(n for names in LAYERS for n in names),
+    }
