@@ -5,6 +5,7 @@ the answer that every scenario comes back to: which file carries the kernel lock
 it.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,13 @@ class Lab:
             image.file.parent.mkdir(exist_ok=True)
             write_boot_disk(image.file, IMAGE_BYTES, self._programs.boot_sector)
         return images
+
+    def sparse_image(self, host: Host, path: str) -> Image:
+        """A boot disk of one host that takes up only what the guest has written."""
+        image = Image(path, host.path(path))
+        image.file.write_bytes(self._programs.boot_sector)
+        os.truncate(image.file, IMAGE_BYTES)
+        return image
 
     def lock_file(self, image: Image) -> Path:
         """The file whose byte 0 carries the lock of a disk, with this lab's way of asking."""

@@ -47,7 +47,7 @@ class SharedFolder:
         self.folder = folder
         self._boot_sector = boot_sector
         self._numbers = itertools.count(1)
-        for name in ("images", "lockd", "locks", "save", "leases"):
+        for name in ("images", "locks", "save", "leases"):  # the lock daemon makes lockd itself
             (folder / name).mkdir(parents=True)
 
     def file(self, path: str) -> Path:
