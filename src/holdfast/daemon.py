@@ -51,6 +51,7 @@ from holdfast.system.append_file import SystemAppendFile
 from holdfast.system.blocking import LanedStorage
 from holdfast.system.clock import SystemClock
 from holdfast.system.domain_control import VirshDomainControl
+from holdfast.system.domain_status import LibvirtStatusFiles, status_directory
 from holdfast.system.file_lock import SystemLockFiles
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.mounts import MountTable
@@ -131,6 +132,7 @@ class Daemon:
             events=self.events,
             host=host,
             owners_max=config.limits.owners_max,
+            domains=LibvirtStatusFiles(status_directory(dict(os.environ), os.geteuid())),
             keep=self._keep_lock if self.notifier.stores else None,
         )
         self.recovery = Recovery(

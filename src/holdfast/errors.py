@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from holdfast.model import Holder, Protection, Resource
 
@@ -56,6 +56,15 @@ class ResourceBusy(LockError):
 
 HOLDERS_TOLD_MAX = 4
 """Holders named in one message: a shared disk may have fifty, an error line may not."""
+
+
+class DiskTwice(ResourceBusy):
+    """A VM is about to get a disk that it already has: its second writer would be itself."""
+
+    def __init__(self, resource: Resource, holder: Holder) -> None:
+        super().__init__(
+            resource, (holder,), note=": that VM has this disk already; one VM can't have it twice"
+        )
 
 
 class ResourceNotLocked(LockError):
@@ -118,6 +127,23 @@ class StorageFailed(LockError):
     def __init__(self, *, what: str, path: str, errno: int) -> None:
         self.errno = errno
         super().__init__(what=what, path=path, reason=os.strerror(errno))
+
+
+class FailedCall(Protocol):
+    """What a failed system call tells of itself (`system.file_lock.IoFailed`)."""
+
+    @property
+    def what(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def errno(self) -> int: ...
+
+
+def storage_failed(failed: FailedCall) -> StorageFailed:
+    """The refusal for a failed call; virtlockd quotes the path in one of its texts (virtlockd-rpc.md 3.4)."""
+    path = f"'{failed.path}'" if failed.what.endswith("lock on") else failed.path
+    return StorageFailed(what=failed.what, path=path, errno=failed.errno)
 
 
 class LockFileCreateFailed(StorageFailed):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from holdfast.backends.base import BackendPorts
-from holdfast.cli.places import LOCKD_CONF, QEMU_CONF, Domain, domains, libvirt_lockspaces, read_settings
+from holdfast.cli.places import LOCKD_CONF, QEMU_CONF, domains, libvirt_lockspaces, read_settings
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.config import Config
 from holdfast.control_api import HolderInfo, OwnerInfo, StatusInfo
@@ -23,6 +23,7 @@ from holdfast.model import DIRECT_LOCKSPACE, Mode, Protection, Resource
 from holdfast.system.blocking import InlineStorage
 from holdfast.system.clock import SystemClock
 from holdfast.system.descriptors import socket_in_use
+from holdfast.system.domain_status import Domain
 from holdfast.system.file_lock import ForeignLock, SystemLockFiles
 from holdfast.system.mounts import MountTable, is_block_device
 from holdfast.system.process import host_name, program_name

@@ -8,15 +8,14 @@ from __future__ import annotations
 import glob
 import os
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from holdfast.system.domain_status import Domain, read_domain
 
 QEMU_CONF = "etc/libvirt/qemu.conf"
 LOCKD_CONF = "etc/libvirt/qemu-lockd.conf"
 DOMAINS = "etc/libvirt/qemu"
 RUNNING = "run/libvirt/qemu"
-XML_BYTES_MAX = 4 << 20
 
 _SETTING = re.compile(r"^\s*([A-Za-z_]+)\s*=\s*(.*?)\s*$")
 
@@ -47,22 +46,6 @@ def libvirt_lockspaces(root: str = "/") -> list[str]:
     return [settings[k] for k in keys if settings.get(k)]
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """One disk of a domain that libvirt would lock (libvirt-integration.md 2.1)."""
-
-    path: str
-    shareable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    name: str
-    uuid: str
-    disks: tuple[Disk, ...]
-    pid: int | None
-
-
 def domains(root: str = "/") -> Iterator[Domain]:
     """Every domain that is defined or running, a running one with its pid."""
     seen: set[str] = set()
@@ -73,37 +56,6 @@ def domains(root: str = "/") -> Iterator[Domain]:
         if domain is not None and domain.name not in seen:
             seen.add(domain.name)
             yield domain
-
-
-def read_domain(path: str) -> Domain | None:
-    """A domain from its definition or from libvirt's status file."""
-    try:
-        if os.path.getsize(path) > XML_BYTES_MAX:
-            return None
-        tree = ET.parse(path).getroot()
-    except (OSError, ET.ParseError):
-        return None
-    element = tree if tree.tag == "domain" else tree.find(".//domain")
-    if element is None:
-        return None
-    pid = tree.get("pid") if tree.tag == "domstatus" else None
-    return Domain(
-        name=element.findtext("name", ""),
-        uuid=element.findtext("uuid", ""),
-        disks=tuple(_disks(element)),
-        pid=int(pid) if pid and pid.isdigit() else None,
-    )
-
-
-def _disks(domain: ET.Element) -> Iterator[Disk]:
-    for disk in domain.findall("./devices/disk"):
-        if disk.find("readonly") is not None or disk.get("device") == "cdrom":
-            continue
-        source = disk.find("source")
-        attribute = {"file": "file", "block": "dev"}.get(disk.get("type", ""))
-        path = source.get(attribute) if source is not None and attribute else None
-        if path:
-            yield Disk(path, disk.find("shareable") is not None)
 
 
 def domain_disks(name: str, root: str = "/") -> list[str]:

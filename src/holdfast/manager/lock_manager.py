@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from holdfast.backends.base import (
     Backend,
@@ -27,7 +27,6 @@ from holdfast.backends.base import (
     HeldElsewhere,
     Moved,
     OwnerNote,
-    SavedLock,
 )
 from holdfast.errors import (
     HoldfastError,
@@ -40,21 +39,27 @@ from holdfast.errors import (
     ResourceInUse,
     ResourceNotLocked,
     StorageFailed,
+    storage_failed,
 )
 from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
 from holdfast.manager.events import Events
 from holdfast.manager.journal import Journal, text_of
+from holdfast.manager.journal_lines import claim_line, lock_line, owner_line, unclaim_line
 from holdfast.manager.lock_table import Conflict, Convert, Key, Lock, LockTable
 from holdfast.manager.lockspaces import Lockspaces
+from holdfast.manager.lost_locks import LostLocks
 from holdfast.manager.owners import Owner, Owners
 from holdfast.manager.routing import Route, Routing
+from holdfast.manager.second_acquires import SecondAcquires
 from holdfast.manager.stopping import Stopper
+from holdfast.manager.telling import Telling
 from holdfast.manager.turns import Turns
-from holdfast.model import Holder, Mode, OwnerName, Protection, Resource, Want
+from holdfast.model import Mode, OwnerName, Protection, Resource, Want
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
-from holdfast.system.file_lock import FileKey, IoFailed
+from holdfast.system.domain_status import DomainStatus
+from holdfast.system.file_lock import IoFailed
 from holdfast.system.process import Processes
 
 log = logging.getLogger(__name__)
@@ -82,6 +87,7 @@ class LockManager:
         events: Events,
         host: str,
         owners_max: int,
+        domains: DomainStatus | None = None,
         keep: Callable[[int, int | None], None] | None = None,
     ) -> None:
         self.routing = routing
@@ -91,14 +97,17 @@ class LockManager:
         self.table: LockTable[Held] = LockTable()
         self.turns = Turns()
         self.owners = Owners(processes, self.owner_ended)
+        self.telling = Telling(self.table, self.owners, host)
+        self.lost = LostLocks(
+            table=self.table, turns=self.turns, backends=routing.backends, telling=self.telling, keep=keep
+        )
         self.closing = False
         """True once the daemon is going down: lost connections and owners mean nothing any more."""
         self._journal = journal
         self._clock = clock
-        self._host = host
         self._owners_max = owners_max
         self._keep = keep
-        self._last_lock_id = 0
+        self._second_acquires = SecondAcquires(domains, clock)
         self._stopper = Stopper(clock, self._stopped)
 
     # --- owners and the connections that speak for them ---
@@ -193,29 +202,12 @@ class LockManager:
                 elif (lock := self.table.named(resource)) is not None:
                     done = await self._acquire_known(owner, want, lock)
                 else:
-                    done = await self._in_turn((resource,), self._acquire_new(owner, want))
+                    done = await self.turns.during((resource,), self._acquire_new(owner, want))
         except HoldfastError as error:
             self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
             log.warning("refused %s to %s: %s", resource, owner, error)
             raise
         return done
-
-    async def _in_turn(self, things: Sequence[Hashable], work: Coroutine[Any, Any, T]) -> T:
-        """Do the work; if it has to wait, hold the turn on these things until it has ended."""
-        try:
-            waits_for = work.send(None)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        # Nothing else has run since the first step, so it is early enough to take the turns now.
-        free = [thing for thing in things if not self.turns.taken(thing)]
-        for thing in free:
-            self.turns.take(thing)
-        try:
-            return await tasks.rest(work, waits_for)
-        finally:
-            for thing in free:
-                self.turns.end(thing)
 
     async def _acquire_new(self, owner: Owner, want: Want) -> bool | None:
         """No lock has this name.  None: something changed meanwhile, look again."""
@@ -228,7 +220,7 @@ class LockManager:
         for _ in range(REOPEN_ATTEMPTS_MAX):
             candidate = await route.backend.open(want.resource, create=create)
             if isinstance(candidate, IoFailed):
-                raise _storage_failed(candidate)
+                raise storage_failed(candidate)
             done = await self._take(owner, want, route, candidate)
             if done is not None:
                 return done
@@ -263,13 +255,13 @@ class LockManager:
                     backend=backend.name,
                     fix=fix,
                 )
-        outcome = await self._in_turn(keys, candidate.take(want.mode, self._note(owner)))
+        outcome = await self.turns.during(keys, candidate.take(want.mode, self._note(owner)))
         if isinstance(outcome, Moved):
             return _AGAIN
         if isinstance(outcome, HeldElsewhere):
-            raise ResourceBusy(want.resource, self._with_programs(outcome.holders))
+            raise ResourceBusy(want.resource, self.telling.with_programs(outcome.holders))
         if isinstance(outcome, IoFailed):
-            raise _storage_failed(outcome)
+            raise storage_failed(outcome)
         if owner.gone:
             await outcome.release()
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
@@ -280,9 +272,8 @@ class LockManager:
         self, owner: Owner, want: Want, backend: Backend, candidate: Candidate, held: Held
     ) -> None:
         """A lock just taken goes into the table and the journal, or is let go again."""
-        self._last_lock_id += 1
         lock: HostLock = Lock(
-            lock_id=self._last_lock_id,
+            lock_id=self.table.next_id(),
             backend=backend.name,
             held=held,
             path=held.path,
@@ -296,7 +287,7 @@ class LockManager:
         if self._keep is not None:
             self._keep(lock.id, held.descriptor())
         try:
-            self._record(owner, self._lock_line(lock), _claim_line(lock, owner.id, want.resource, want.mode))
+            self._record(owner, lock_line(lock), claim_line(lock, owner.id, want.resource, want.mode))
         except OSError as e:
             self._let_keep_go(lock)
             self.table.unclaim(lock, owner.id, want.resource)
@@ -312,8 +303,8 @@ class LockManager:
         if self.turns.taken(lock):
             await self.turns.wait(lock)
             return _AGAIN
-        if lock.held is None and not await self.regain(lock):
-            raise ResourceBusy(want.resource, self.holders(lock), note=f"; {lock.lost_reason}")
+        if lock.held is None and not await self.lost.regain(lock):
+            raise ResourceBusy(want.resource, self.telling.holders(lock), note=f"; {lock.lost_reason}")
         decision = self.table.decide(lock, owner.id, want.resource, want.mode)
         match decision:
             case Conflict(others):
@@ -322,9 +313,15 @@ class LockManager:
             case Convert(mode) if mode > lock.mode:
                 await self._strengthen(owner, want, lock, mode)
             case _ if lock.claims.get(owner.id, {}).get(want.resource) is want.mode:
+                if want.mode is Mode.EXCLUSIVE:
+                    self._second_acquires.question(
+                        owner,
+                        want.resource,
+                        lambda: self.telling.holder(owner.id, want.resource, lock.keys, lock),
+                    )
                 return False  # held already: one hold, whatever the number of acquires
         try:
-            self._record(owner, _claim_line(lock, owner.id, want.resource, want.mode))
+            self._record(owner, claim_line(lock, owner.id, want.resource, want.mode))
         except OSError as e:
             raise Refused(reason=f"the journal can't record a claim: {e.strerror}; free space for it") from e
         self.table.claim(lock, owner.id, want.resource, want.mode)
@@ -337,11 +334,11 @@ class LockManager:
 
     async def _strengthen(self, owner: Owner, want: Want, lock: HostLock, mode: Mode) -> None:
         assert lock.held is not None
-        refused = await self._in_turn((lock,), lock.held.convert(mode, self._note(owner)))
+        refused = await self.turns.during((lock,), lock.held.convert(mode, self._note(owner)))
         if isinstance(refused, HeldElsewhere):
-            raise ResourceBusy(want.resource, self._with_programs(refused.holders))
+            raise ResourceBusy(want.resource, self.telling.with_programs(refused.holders))
         if isinstance(refused, IoFailed):
-            raise _storage_failed(refused)
+            raise storage_failed(refused)
         lock.mode = mode
         self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
 
@@ -352,7 +349,7 @@ class LockManager:
             for owner in dead:
                 self.owner_ended(owner)
             return
-        raise ResourceBusy(want.resource, [self._holder(i, want.resource, keys) for i in others])
+        raise ResourceBusy(want.resource, [self.telling.holder(i, want.resource, keys) for i in others])
 
     async def acquire_all(self, owner: Owner, wants: Sequence[Want]) -> None:
         """Hold all of these or none: what was not held before is given back when one is refused."""
@@ -399,6 +396,8 @@ class LockManager:
             raise ResourceNotLocked(name=resource.name)
         if resource not in lock.claims.get(owner.id, {}):
             raise NotAnOwner()
+        if self._second_acquires.is_undone(owner, resource):
+            return
         await self._give_up(owner, lock, resource)
         if owner.connections <= 0 and not owner.gone:
             self._forget_if_idle(owner)
@@ -406,9 +405,8 @@ class LockManager:
     async def _give_up(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
         """End one claim, and the lock with the last one.  Nobody has the turn on the lock now."""
         left = self.table.unclaim(lock, owner.id, resource)
-        self._journal.append_end(
-            jn.UnclaimLine(lock.id, owner.id, text_of(resource.lockspace), text_of(resource.name))
-        )
+        self._second_acquires.forget(owner, resource)
+        self._journal.append_end(unclaim_line(lock, owner.id, resource))
         self._tell(ev.RELEASED, owner, resource, lock.mode)
         if left.last:
             self.table.remove(lock)
@@ -416,7 +414,7 @@ class LockManager:
                 return
             self._let_keep_go(lock)
             # New acquires of this file must wait until it is really free: by its name and by its keys.
-            await self._in_turn((lock, resource, *lock.keys), lock.held.release())
+            await self.turns.during((lock, resource, *lock.keys), lock.held.release())
         elif left.mode_needed is not None and left.mode_needed < lock.mode and lock.held is not None:
             await self._weaken(lock, left.mode_needed)
 
@@ -425,83 +423,12 @@ class LockManager:
         rest = next((o for i in lock.claims if (o := self.owners.get(i)) is not None), None)
         if rest is None or lock.held is None:
             return
-        refused = await self._in_turn((lock,), lock.held.convert(mode, self._note(rest)))
+        refused = await self.turns.during((lock,), lock.held.convert(mode, self._note(rest)))
         if refused is None:
             lock.mode = mode
             self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
         else:
             log.error("lock on %s stays %s: %s", lock.path, lock.mode.word, refused)
-
-    # --- locks that were lost ---
-
-    def restore(self, saved: jn.SavedClaims, owners: Iterable[int]) -> HostLock:
-        """A lock from the journal, claimed again but not yet held; `regain` makes it whole."""
-        lock: HostLock = Lock(
-            lock_id=saved.id,
-            backend=saved.backend,
-            held=None,
-            path=saved.path,
-            create=saved.create,
-            mode=saved.mode,
-            keys=saved.keys,
-            since_wall_s=saved.since_wall_s,
-        )
-        lock.lost_reason = "its lock is being retaken after a restart of the daemon"
-        self._last_lock_id = max(self._last_lock_id, lock.id)
-        self.table.insert(lock)
-        for owner_id in owners:
-            for resource, mode in saved.claims[owner_id].items():
-                self.table.claim(lock, owner_id, resource, mode)
-        lock.mode = max(m for names in lock.claims.values() for m in names.values())
-        return lock
-
-    async def regain(self, lock: HostLock, fd: int | None = None) -> bool:
-        """Hold a lost lock again: by the descriptor that was kept, or anew.  `lock.lost_reason` tells why not."""
-        return await self._in_turn((lock,), self._regain(lock, fd))
-
-    async def _regain(self, lock: HostLock, fd: int | None) -> bool:
-        backend = self.backends.get(lock.backend)
-        if backend is None:
-            lock.lost_reason = f"its backend '{lock.backend}' is no longer configured"
-            return False
-        names = list(lock.names())
-        saved = SavedLock(
-            resource=names[0],
-            mode=lock.mode,
-            create=lock.create,
-            path=lock.path,
-            keys=tuple(FileKey(*k) for k in lock.keys),
-        )
-        try:
-            outcome = await backend.adopt(saved, fd)
-        except LockError as error:
-            lock.lost_reason, lock.lost_for_certain = str(error), False
-            return False
-        if isinstance(outcome, HeldElsewhere):
-            told = "; ".join(str(h) for h in self._with_programs(outcome.holders))
-            lock.lost_reason, lock.lost_for_certain = f"it was taken by {told}", True
-        elif isinstance(outcome, Moved):
-            lock.lost_reason, lock.lost_for_certain = "another file has its path now", False
-        elif isinstance(outcome, IoFailed):
-            lock.lost_reason, lock.lost_for_certain = str(_storage_failed(outcome)), False
-        elif not lock.claims:
-            await outcome.release()  # its owners died meanwhile
-        else:
-            lock.held = outcome
-            lock.lost_reason, lock.lost_for_certain = "", False
-            if self._keep is not None:
-                self._keep(lock.id, outcome.descriptor())
-        return lock.held is not None
-
-    async def drop(self, lock: HostLock) -> None:
-        """Let go of a lock whose owners are all gone without a word."""
-        for owner_id in list(lock.claims):
-            for resource in list(lock.claims[owner_id]):
-                self.table.unclaim(lock, owner_id, resource)
-        self.table.remove(lock)
-        self._let_keep_go(lock)
-        if lock.held is not None:
-            await lock.held.release()
 
     # --- CREATE_RESOURCE and DELETE_RESOURCE ---
 
@@ -525,6 +452,8 @@ class LockManager:
                 return
         raise ResourceInUse(name=resource.name)
 
+    # --- small things ---
+
     def _let_keep_go(self, lock: HostLock) -> None:
         if self._keep is not None:
             self._keep(lock.id, None)
@@ -535,48 +464,6 @@ class LockManager:
         if backend is None or lock.held is None:
             return Protection.NONE, lock.lost_reason
         return backend.protection(lock.path)
-
-    # --- what is told ---
-
-    def holders(self, lock: HostLock) -> list[Holder]:
-        return [self._holder(i, None, lock.keys, lock) for i in lock.claims]
-
-    def _holder(
-        self,
-        owner_id: int,
-        resource: Resource | None,
-        keys: Sequence[Key],
-        lock: HostLock | None = None,
-    ) -> Holder:
-        owner = self.owners.get(owner_id)
-        if owner is None:
-            return Holder(host=self._host)
-        if lock is None:
-            theirs = self.table.of_owner(owner_id)
-            named = self.table.named(resource) if resource is not None else None
-            lock = next(
-                (each for each in theirs if each is named or not set(keys).isdisjoint(each.keys)), None
-            )
-        return Holder(
-            name=owner.name.name,
-            uuid=owner.name.uuid,
-            pid=owner.pid,
-            host=self._host,
-            mode=lock.mode_of(owner_id) if lock is not None else None,
-            since_wall_s=lock.since_wall_s if lock is not None else None,
-        )
-
-    def _with_programs(self, holders: Iterable[Holder]) -> list[Holder]:
-        """A holder known by its pid alone gets its program's name."""
-        return [self._name_program(h) for h in holders]
-
-    def _name_program(self, holder: Holder) -> Holder:
-        if holder.source != "kernel" or holder.pid is None:
-            return holder
-        program = self.owners.program(holder.pid)
-        return Holder(
-            pid=holder.pid, host=holder.host, mode=holder.mode, source=holder.source, program=program
-        )
 
     def _note(self, owner: Owner) -> OwnerNote:
         return OwnerNote(owner.name, owner.pid)
@@ -592,31 +479,19 @@ class LockManager:
         if owner.journaled:
             self._journal.append(*lines)
         else:
-            self._journal.append(_owner_line(owner), *lines)
+            self._journal.append(owner_line(owner), *lines)
             owner.journaled = True
-
-    @staticmethod
-    def _lock_line(lock: HostLock) -> jn.Line:
-        return jn.LockLine(
-            lock.id,
-            lock.backend,
-            text_of(lock.path),
-            lock.create,
-            int(lock.mode),
-            lock.keys,
-            lock.since_wall_s,
-        )
 
     def journal_lines(self, *, everybody: bool = False) -> list[jn.Line]:
         """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""
         lines: list[jn.Line] = [
             jn.LockspaceLine(text_of(p), self.lockspaces.made_on_demand(p)) for p in self.lockspaces.known()
         ]
-        lines.extend(_owner_line(o) for o in self.owners if everybody or o.journaled)
+        lines.extend(owner_line(o) for o in self.owners if everybody or o.journaled)
         for lock in self.table:
-            lines.append(self._lock_line(lock))
+            lines.append(lock_line(lock))
             lines.extend(
-                _claim_line(lock, owner_id, resource, mode)
+                claim_line(lock, owner_id, resource, mode)
                 for owner_id, names in lock.claims.items()
                 for resource, mode in names.items()
             )
@@ -625,24 +500,3 @@ class LockManager:
 
 _AGAIN = None
 """The state changed while we waited: the caller looks again from the start."""
-
-
-def _storage_failed(failed: IoFailed) -> StorageFailed:
-    path = f"'{failed.path}'" if failed.what.endswith("lock on") else failed.path
-    return StorageFailed(what=failed.what, path=path, errno=failed.errno)
-
-
-def _owner_line(owner: Owner) -> jn.Line:
-    process = owner.process_id
-    return jn.OwnerLine(
-        owner.id,
-        process.pid,
-        process.start_ticks,
-        text_of(owner.name.name),
-        owner.name.uuid,
-        owner.name.domain_id,
-    )
-
-
-def _claim_line(lock: HostLock, owner_id: int, resource: Resource, mode: Mode) -> jn.Line:
-    return jn.ClaimLine(lock.id, owner_id, text_of(resource.lockspace), text_of(resource.name), int(mode))

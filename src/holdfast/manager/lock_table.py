@@ -114,6 +114,12 @@ class LockTable(Generic[HeldT]):
         self._by_key: dict[Key, list[Lock[HeldT]]] = {}
         self._by_owner: dict[int, dict[Lock[HeldT], None]] = {}
         self._locks: dict[int, Lock[HeldT]] = {}
+        self._last_id = 0
+
+    def next_id(self) -> int:
+        """A number that no lock has had, also none that came back from the journal."""
+        self._last_id += 1
+        return self._last_id
 
     def __len__(self) -> int:
         return len(self._locks)
@@ -178,6 +184,7 @@ class LockTable(Generic[HeldT]):
 
     def insert(self, lock: Lock[HeldT]) -> None:
         self._locks[lock.id] = lock
+        self._last_id = max(self._last_id, lock.id)
         for key in lock.keys:
             self._by_key.setdefault(key, []).append(lock)
 

@@ -77,7 +77,7 @@ class Recovery:
         manager = self._manager
         for saved in state.locks.values():
             claimants = [i for i in saved.claims if i in living]
-            lock = manager.restore(saved, claimants or list(saved.claims))
+            lock = manager.lost.restore(saved, claimants or list(saved.claims))
             self._pending += 1
             tasks.start(
                 self._adopt(lock, descriptors.get(lock.id), dead=not claimants), lambda _: self._adopted()
@@ -97,10 +97,10 @@ class Recovery:
 
     async def _adopt(self, lock: HostLock, fd: int | None, *, dead: bool) -> None:
         manager = self._manager
-        regained = await manager.regain(lock, fd)
+        regained = await manager.lost.regain(lock, fd)
         if dead:
             # Held for a moment, so that its lock file goes the regular way.
-            await manager.drop(lock)
+            await manager.lost.drop(lock)
         elif not regained:
             self.lost(lock)
 
@@ -150,7 +150,7 @@ class Recovery:
             for lock in lost:
                 if lock.claims and not self._manager.turns.taken(lock):
                     was_certain = lock.lost_for_certain
-                    if await self._manager.regain(lock):
+                    if await self._manager.lost.regain(lock):
                         self._regained(lock)
                     elif lock.lost_for_certain and not was_certain:
                         self.lost(lock)

@@ -9,7 +9,12 @@ no circle can arise.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterable
+from collections.abc import Coroutine, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from holdfast.system import tasks
+
+T = TypeVar("T")
 
 
 class Turns:
@@ -45,3 +50,20 @@ class Turns:
             future = asyncio.get_running_loop().create_future()
             waiters.append(future)
             await future
+
+    async def during(self, things: Sequence[Hashable], work: Coroutine[Any, Any, T]) -> T:
+        """Do the work; if it has to wait, hold the turn on these things until it has ended."""
+        try:
+            waits_for = work.send(None)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        # Nothing else has run since the first step, so it is early enough to take the turns now.
+        free = [thing for thing in things if not self.taken(thing)]
+        for thing in free:
+            self.take(thing)
+        try:
+            return await tasks.rest(work, waits_for)
+        finally:
+            for thing in free:
+                self.end(thing)

@@ -1,0 +1,103 @@
+"""Locks that are claimed but not held: right after a restart, and as long as they can't be retaken.
+
+They stand in the table with their claims, so nobody else of this host gets them; `regain` makes them whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from holdfast.backends.base import Backend, Held, HeldElsewhere, Moved, SavedLock
+from holdfast.errors import LockError, storage_failed
+from holdfast.manager import journal as jn
+from holdfast.manager.lock_table import Lock, LockTable
+from holdfast.manager.telling import Telling
+from holdfast.manager.turns import Turns
+from holdfast.system.file_lock import FileKey, IoFailed
+
+
+class LostLocks:
+    """Puts locks back.  ``keep``: the descriptor store, if there is one."""
+
+    def __init__(
+        self,
+        *,
+        table: LockTable[Held],
+        turns: Turns,
+        backends: Mapping[str, Backend],
+        telling: Telling,
+        keep: Callable[[int, int | None], None] | None,
+    ) -> None:
+        self._table = table
+        self._turns = turns
+        self._backends = backends
+        self._telling = telling
+        self._keep = keep
+
+    def restore(self, saved: jn.SavedClaims, owners: Iterable[int]) -> Lock[Held]:
+        """A lock from the journal, claimed again but not yet held."""
+        lock: Lock[Held] = Lock(
+            lock_id=saved.id,
+            backend=saved.backend,
+            held=None,
+            path=saved.path,
+            create=saved.create,
+            mode=saved.mode,
+            keys=saved.keys,
+            since_wall_s=saved.since_wall_s,
+        )
+        lock.lost_reason = "its lock is being retaken after a restart of the daemon"
+        self._table.insert(lock)
+        for owner_id in owners:
+            for resource, mode in saved.claims[owner_id].items():
+                self._table.claim(lock, owner_id, resource, mode)
+        lock.mode = max(m for names in lock.claims.values() for m in names.values())
+        return lock
+
+    async def regain(self, lock: Lock[Held], fd: int | None = None) -> bool:
+        """Hold a lost lock again: by the descriptor that was kept, or anew.  `lock.lost_reason` tells why not."""
+        return await self._turns.during((lock,), self._regain(lock, fd))
+
+    async def _regain(self, lock: Lock[Held], fd: int | None) -> bool:
+        backend = self._backends.get(lock.backend)
+        if backend is None:
+            lock.lost_reason = f"its backend '{lock.backend}' is no longer configured"
+            return False
+        saved = SavedLock(
+            resource=next(lock.names()),
+            mode=lock.mode,
+            create=lock.create,
+            path=lock.path,
+            keys=tuple(FileKey(*k) for k in lock.keys),
+        )
+        try:
+            outcome = await backend.adopt(saved, fd)
+        except LockError as error:
+            lock.lost_reason, lock.lost_for_certain = str(error), False
+            return False
+        if isinstance(outcome, HeldElsewhere):
+            told = "; ".join(str(h) for h in self._telling.with_programs(outcome.holders))
+            lock.lost_reason, lock.lost_for_certain = f"it was taken by {told}", True
+        elif isinstance(outcome, Moved):
+            lock.lost_reason, lock.lost_for_certain = "another file has its path now", False
+        elif isinstance(outcome, IoFailed):
+            lock.lost_reason, lock.lost_for_certain = str(storage_failed(outcome)), False
+        elif not lock.claims:
+            await outcome.release()  # its owners died meanwhile
+        else:
+            lock.held = outcome
+            lock.lost_reason, lock.lost_for_certain = "", False
+            if self._keep is not None:
+                self._keep(lock.id, outcome.descriptor())
+        return lock.held is not None
+
+    async def drop(self, lock: Lock[Held]) -> None:
+        """Let go of a lock whose owners are all gone, without a word."""
+        for owner_id in list(lock.claims):
+            for resource in list(lock.claims[owner_id]):
+                self._table.unclaim(lock, owner_id, resource)
+        self._table.remove(lock)
+        if self._keep is not None:
+            self._keep(lock.id, None)
+        if lock.held is not None:
+            await lock.held.release()

@@ -1,0 +1,111 @@
+"""libvirt's own files about a domain: what it is doing, and which disks it has.
+
+libvirt keeps /run/libvirt/qemu/NAME.xml for each running VM (libvirt-integration.md section 4).  It is the only thing
+that tells the good reasons to acquire a disk twice (a guest reboot, a resume, a second commit into one base) from a bad
+one: the same disk attached a second time.  Files are only read; one that can't be parsed is no answer, not an error.
+"""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+XML_BYTES_MAX = 4 << 20
+"""A domain with a thousand disks stays below; libvirt's own RPC strings end there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One disk of a domain that libvirt would lock (libvirt-integration.md 2.1)."""
+
+    path: str
+    shareable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """``state`` and ``pid`` are of a running domain's status file; empty and None in a definition."""
+
+    name: str
+    uuid: str
+    disks: tuple[Disk, ...]
+    backing: frozenset[str]
+    """Paths of images below the top ones, which libvirt locks only for block jobs."""
+    pid: int | None
+    state: str
+
+
+class DomainStatus(Protocol):
+    """The port."""
+
+    def look(self, name: str, uuid: str, pid: int) -> Domain | None:
+        """The running domain of that name, if it is that very one."""
+
+
+class LibvirtStatusFiles:
+    """The status files of one libvirt daemon."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def look(self, name: str, uuid: str, pid: int) -> Domain | None:
+        if not name or "/" in name or "\0" in name:
+            return None
+        domain = read_domain(os.path.join(self._directory, f"{name}.xml"))
+        if domain is None or domain.pid != pid or (uuid and domain.uuid != uuid):
+            return None
+        return domain
+
+
+def status_directory(environ: dict[str, str], uid: int) -> str:
+    """Where libvirt's system daemon, or that of a user's session, keeps its status files."""
+    if uid == 0:
+        return "/run/libvirt/qemu"
+    return os.path.join(environ.get("XDG_RUNTIME_DIR", "/nonexistent"), "libvirt", "qemu", "run")
+
+
+def read_domain(path: str) -> Domain | None:
+    """A domain from its definition or from libvirt's status file."""
+    try:
+        if os.path.getsize(path) > XML_BYTES_MAX:
+            return None
+        tree = ET.parse(path).getroot()
+    except (OSError, ET.ParseError, ValueError):
+        return None
+    element = tree if tree.tag == "domain" else tree.find(".//domain")
+    if element is None:
+        return None
+    running = tree.tag == "domstatus"
+    pid = tree.get("pid", "") if running else ""
+    return Domain(
+        name=element.findtext("name", ""),
+        uuid=element.findtext("uuid", ""),
+        disks=tuple(_disks(element)),
+        backing=frozenset(_backing(element)),
+        pid=int(pid) if pid.isdigit() else None,
+        state=tree.get("state", "") if running else "",
+    )
+
+
+def _disks(domain: ET.Element) -> Iterator[Disk]:
+    for disk in domain.findall("./devices/disk"):
+        if disk.find("readonly") is not None or disk.get("device") == "cdrom":
+            continue
+        path = _path(disk)
+        if path:
+            yield Disk(path, disk.find("shareable") is not None)
+
+
+def _backing(domain: ET.Element) -> Iterator[str]:
+    for store in domain.findall("./devices/disk//backingStore"):
+        if path := _path(store):
+            yield path
+
+
+def _path(element: ET.Element) -> str:
+    source = element.find("source")
+    attribute = {"file": "file", "block": "dev"}.get(element.get("type", ""))
+    return source.get(attribute, "") if source is not None and attribute else ""
