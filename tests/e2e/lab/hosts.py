@@ -91,7 +91,7 @@ class Host:
             "block_devices": nodes,
         }
         self._unshare = subprocess.Popen(
-            ["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "--propagation", "private",
+            ["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "--propagation", "slave",
              sys.executable, "-I", str(Path(__file__).with_name("hostinit.py")), json.dumps(wanted)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
