@@ -9,6 +9,7 @@ A request that the last program had read but not answered is served only when ev
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -23,6 +24,7 @@ from holdfast.manager.owners import Owner
 from holdfast.manager.recovery import Recovery
 from holdfast.model import Mode, OwnerName, Resource
 from holdfast.system import descriptors as fds
+from holdfast.system import file_lock
 
 log = logging.getLogger("holdfast")
 
@@ -75,6 +77,8 @@ class Handover:
         for lock_id, fd in locks.items():
             if lock_id not in state.locks:
                 # Its end was journaled before the last daemon could let go of it.
+                with contextlib.suppress(OSError):
+                    file_lock.unlock(fd)
                 os.close(fd)
                 self._store(lock_name(lock_id), None)
         for owner in living.values():
