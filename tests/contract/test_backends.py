@@ -26,11 +26,14 @@ from holdfast.testing.conformance import NOTE, BackendConformance, BackendWorld,
 from holdfast.testing.simulated import SimulatedClock
 
 
+MOUNTS = MountTable()
+
+
 def ports(host: str = "alpha") -> BackendPorts:
     return BackendPorts(
         files=SystemLockFiles(),
         storage=InlineStorage(),
-        mounts=MountTable(),
+        mounts=MOUNTS,
         clock=SimulatedClock(),
         host=host,
     )

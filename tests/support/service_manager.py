@@ -24,12 +24,12 @@ _TRAMPOLINE = """
 import os, sys
 count, program, *arguments = sys.argv[1:]
 fds = [int(f) for f in os.environ.pop("PASS_FDS").split(",") if f]
-spare = 200
+spare = max(*fds, 3 + len(fds)) + 1
 for i, fd in enumerate(fds):  # out of the way first: the wanted numbers may be taken by one another
     os.dup2(fd, spare + i, inheritable=False)
 for i in range(len(fds)):
     os.dup2(spare + i, 3 + i, inheritable=True)
-os.closerange(3 + len(fds), spare)
+os.closerange(3 + len(fds), spare + len(fds))
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=count)
 os.execv(program, [program, *arguments])
 """
