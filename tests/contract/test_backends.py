@@ -25,7 +25,6 @@ from holdfast.system.mounts import MountTable
 from holdfast.testing.conformance import NOTE, BackendConformance, BackendWorld, assert_held, opened, take
 from holdfast.testing.simulated import SimulatedClock
 
-
 MOUNTS = MountTable()
 
 
