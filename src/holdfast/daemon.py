@@ -34,17 +34,18 @@ from holdfast.config import Config
 from holdfast.control_api import BackendInfo, StatusInfo
 from holdfast.errors import ConfigError
 from holdfast.frontends.control import ControlFrontend
-from holdfast.frontends.listener import Listener, peer_of
+from holdfast.frontends.listener import Listener
 from holdfast.frontends.virtlockd import VirtlockdFrontend
+from holdfast.handover import Handover, lock_name
 from holdfast.manager import events as ev
-from holdfast.manager.events import Event, Events
+from holdfast.manager.events import Events
 from holdfast.manager.inspection import Inspection
-from holdfast.manager.journal import Journal, SavedState, replay
+from holdfast.manager.journal import Journal
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.recovery import Recovery
 from holdfast.manager.routing import Route, Routing, Rule
-from holdfast.model import LockFailureAction, Mode, OwnerName, Resource
+from holdfast.model import LockFailureAction
 from holdfast.system import descriptors as fds
 from holdfast.system import tasks
 from holdfast.system.append_file import SystemAppendFile
@@ -153,9 +154,18 @@ class Daemon:
             self.manager, inspection, self.status, uid=os.geteuid(), group=config.control.group
         )
         self.listeners: dict[str, Listener] = {}
+        self._handover = Handover(
+            manager=self.manager,
+            recovery=self.recovery,
+            journal=self.journal,
+            events=self.events,
+            virtlockd=self.virtlockd,
+            store=self.notifier.store,
+            boot=self._boot,
+        )
 
     def _keep_lock(self, lock_id: int, fd: int | None) -> None:
-        self.notifier.store(f"lock-{lock_id}", fd)
+        self.notifier.store(lock_name(lock_id), fd)
 
     # --- start ---
 
@@ -168,7 +178,9 @@ class Daemon:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
         try:
             self._open_listeners()
-            await self._adopt()
+            await self._handover.adopt(
+                self._inherited, self.journal.load(), journal_path=self.config.journal_path
+            )
         except BaseException:
             self._close_listeners()
             raise
@@ -251,69 +263,6 @@ class Daemon:
             raise StartError(f"{path}: can't listen there: {e.strerror}", EXIT_SOCKET) from e
         self._self_bound.append(path)
         return sock
-
-    async def _adopt(self) -> None:
-        """Take over what an earlier daemon left: by re-exec, in the descriptor store, in the journal."""
-        reexec = self._inherited.reexec
-        state = replay(reexec.journal) if reexec is not None else self.journal.load()
-        if state.damage:
-            log.error(
-                "journal %s is damaged: %s; what could be read is used",
-                self.config.journal_path,
-                state.damage,
-            )
-        self.manager.lockspaces.restore(state.lockspaces)
-        if state.boot != self._boot:
-            if state.locks:
-                log.info("journal of an earlier boot: its %d locks ended with it", len(state.locks))
-            state = SavedState(boot=self._boot)
-        kept_locks: dict[int, int] = dict(reexec.locks) if reexec is not None else {}
-        kept_connections: list[tuple[str, int, int]] = []
-        for name, fd in self._inherited.named:
-            kind, _, rest = name.partition("-")
-            number, _, owner_number = rest.partition("-")
-            if kind == "lock" and number.isdigit():
-                if int(number) in kept_locks:
-                    # Stored twice, where the kernel can't tell systemd that it is the same (kcmp(2)).
-                    os.close(fd)
-                else:
-                    kept_locks[int(number)] = fd
-            elif kind == "conn" and number.isdigit() and owner_number.isdigit():
-                kept_connections.append((name, int(owner_number), fd))
-                self.virtlockd.continue_kept_count(int(number))
-        living = self.recovery.owners(state)
-        if reexec is not None:
-            self.events.restore(_event_from(e) for e in reexec.events)
-            for c in reexec.connections:
-                sock = socket.socket(fileno=c.fd)
-                self.virtlockd.adopt(
-                    sock,
-                    peer_of(sock),
-                    living.get(c.owner),
-                    restricted=c.restricted,
-                    carried=c.carried,
-                    unsent=c.unsent,
-                    kept=c.kept,
-                )
-        for name, owner_id, fd in kept_connections:
-            sock = socket.socket(fileno=fd)
-            if owner_id in living:
-                self.virtlockd.adopt(sock, peer_of(sock), living[owner_id], restricted=True, kept=name)
-            else:
-                sock.close()
-                self.notifier.store(name, None)
-        await self.recovery.locks(state, living, kept_locks)
-        self.virtlockd.serve_adopted()
-        for lock_id, fd in kept_locks.items():
-            if lock_id not in state.locks:
-                # Its end was journaled before the last daemon could let go of it.
-                os.close(fd)
-                self.notifier.store(f"lock-{lock_id}", None)
-        for owner in living.values():
-            if not owner.alive():
-                self.manager.owner_ended(owner)
-            elif not owner.connections and not self.manager.table.holds_any(owner.id):
-                self.manager.owners.forget(owner)
 
     # --- status ---
 
@@ -398,9 +347,12 @@ class Daemon:
             log.info("re-executing with %d locks", len(self.manager.table))
             self.control.close_all()
             try:
-                fds.exec_with(
-                    self._reexec_state(), sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ
+                state = self._handover.state(
+                    {name: each.socket.fileno() for name, each in self.listeners.items()},
+                    self._self_bound,
+                    self._run_dir_lock,
                 )
+                fds.exec_with(state, sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
             except OSError as e:
                 log.error("re-exec failed: %s; going on as before", e)
             for connection in list(self.virtlockd.connections):
@@ -424,64 +376,6 @@ class Daemon:
             log.error("reload refused: %s", told.decode(errors="replace").strip() or "it fails to start")
             return False
         return True
-
-    def _reexec_state(self) -> fds.ReexecState:
-        connections = []
-        for c in self.virtlockd.connections:
-            leftovers = c.leftovers()
-            if leftovers is None:
-                continue  # amid an oversized message: the client sees its connection close
-            connections.append(
-                fds.SavedConnection(
-                    c.fileno(), c.owner.id if c.owner else 0, c.restricted, *leftovers, c.kept
-                )
-            )
-        locks = {}
-        for lock in self.manager.table:
-            if lock.held is not None and (fd := lock.held.descriptor()) is not None:
-                locks[lock.id] = fd
-        return fds.ReexecState(
-            version=fds.REEXEC_VERSION,
-            listeners={name: each.socket.fileno() for name, each in self.listeners.items()},
-            self_bound=self._self_bound,
-            locks=locks,
-            connections=connections,
-            journal=self.journal.image(self.manager.journal_lines(everybody=True)),
-            events=[_event_to(e) for e in self.events.recent()],
-            lock_fd=self._run_dir_lock,
-        )
-
-
-def _event_to(e: Event) -> tuple[int, float, str, str, str, int, str, str, int, str]:
-    owner = e.owner or OwnerName("")
-    space, name = e.resource or ("", "")
-    texts = [t.encode("utf-8", "replace").decode() for t in (owner.name, space, name, e.detail)]
-    return (
-        e.number,
-        e.wall_s,
-        e.kind,
-        texts[0],
-        owner.uuid,
-        e.pid,
-        texts[1],
-        texts[2],
-        int(e.mode or 0),
-        texts[3],
-    )
-
-
-def _event_from(e: tuple[int, float, str, str, str, int, str, str, int, str]) -> Event:
-    number, wall_s, kind, owner, uuid, pid, space, name, mode, detail = e
-    return Event(
-        number,
-        wall_s,
-        kind,
-        OwnerName(owner, uuid) if owner or uuid else None,
-        pid,
-        Resource(space, name) if name else None,
-        Mode(mode) if mode else None,
-        detail,
-    )
 
 
 def _program(pid: int) -> str:

@@ -92,7 +92,15 @@ class Holdfastd:
         """SIGUSR1, and wait until the new program image serves."""
         before = self.count(GOES_ON)
         os.kill(self.pid, signal.SIGUSR1)
-        wait_until(lambda: self.count(GOES_ON) > before, f"the re-exec to be done: {self.log_text()[-2000:]}")
+
+        def done() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, (
+                f"it ended with {self.process.returncode}:\n{self.log_text()[-4000:]}"
+            )
+            return self.count(GOES_ON) > before
+
+        wait_until(done, "the re-exec to be done")
 
     def stop_all(self) -> None:
         for pid in self.pids:

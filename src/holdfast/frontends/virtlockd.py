@@ -100,13 +100,16 @@ class VirtlockdConnection:
         """Its name in the descriptor store; empty if it isn't there."""
 
     def start(self, *, carried: bytes = b"", unsent: bytes = b"") -> None:
-        """Begin to serve; `carried` was received and `unsent` was answered before a re-exec."""
+        """Begin to serve; `carried` was received and `unsent` was answered before a re-exec.
+
+        One that is on hold only takes note of what was carried, until it may `go_on`.
+        """
         self._read_on()
         if unsent:
             self._send(unsent)
         if carried:
             self._received(carried)
-        elif not unsent:
+        elif not (unsent or self._held):
             self._on_readable()  # the first request is mostly there already
 
     def fileno(self) -> int:
@@ -137,7 +140,8 @@ class VirtlockdConnection:
     # --- reading ---
 
     def _read_on(self) -> None:
-        if not self._reading and not self._closed and not self._held:
+        # One that has unsent replies is watched for writing; it is read on when they are gone.
+        if not (self._reading or self._closed or self._held or self._out):
             self._reading = True
             self._readiness.add(self._fd, self._on_readable)
 
@@ -281,7 +285,6 @@ class VirtlockdFrontend:
         self._keep = keep
         self._kept_count = 0
         self.connections: dict[VirtlockdConnection, None] = {}
-        self._adopted: list[tuple[VirtlockdConnection, bytes, bytes]] = []
         self.listener: Listener | None = None
 
     def admit(self, peer: Peer) -> str:
@@ -304,7 +307,7 @@ class VirtlockdFrontend:
         unsent: bytes = b"",
         kept: str = "",
     ) -> None:
-        """A connection from before a restart will go on as it was, from `serve_adopted` on."""
+        """A connection from before a restart goes on as it was, once it is told to `go_on`."""
         connection = VirtlockdConnection(self, sock, peer)
         self.connections[connection] = None
         if self.listener is not None:
@@ -314,13 +317,8 @@ class VirtlockdFrontend:
             owner.connections += 1
         connection.restricted = restricted
         connection.kept = kept
-        self._adopted.append((connection, carried, unsent))
-
-    def serve_adopted(self) -> None:
-        """Not before the locks are back in the table: an end of file now ends claims, a request asks for them."""
-        adopted, self._adopted = self._adopted, []
-        for connection, carried, unsent in adopted:
-            connection.start(carried=carried, unsent=unsent)
+        connection.hold()
+        connection.start(carried=carried, unsent=unsent)
 
     def closed(self, connection: VirtlockdConnection) -> None:
         del self.connections[connection]

@@ -1,0 +1,200 @@
+"""From one daemon to the next: what is passed on at a re-exec, and what a new daemon makes of what it finds.
+
+A new daemon finds, in any mix: a re-exec state, descriptors that systemd kept, a journal.  The order of adoption matters:
+
+    owners ─ their connections, on hold ─ locks ─ descriptors that belong to nothing ─ connections go on
+
+A request that the last program had read but not answered is served only when every lock is back in the table.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+
+from holdfast.frontends.listener import peer_of
+from holdfast.frontends.virtlockd import VirtlockdFrontend
+from holdfast.manager.events import Event, Events
+from holdfast.manager.journal import Journal, SavedState, replay
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.owners import Owner
+from holdfast.manager.recovery import Recovery
+from holdfast.model import Mode, OwnerName, Resource
+from holdfast.system import descriptors as fds
+
+log = logging.getLogger("holdfast")
+
+EventRecord = tuple[int, float, str, str, str, int, str, str, int, str]
+
+
+class Handover:
+    """Both ends of it.  ``store`` puts a descriptor into systemd's store, or takes a name out (None)."""
+
+    def __init__(
+        self,
+        *,
+        manager: LockManager,
+        recovery: Recovery,
+        journal: Journal,
+        events: Events,
+        virtlockd: VirtlockdFrontend,
+        store: Callable[[str, int | None], None],
+        boot: str,
+    ) -> None:
+        self._manager = manager
+        self._recovery = recovery
+        self._journal = journal
+        self._events = events
+        self._virtlockd = virtlockd
+        self._store = store
+        self._boot = boot
+
+    # --- taking over ---
+
+    async def adopt(self, inherited: fds.Inherited, journal: SavedState, *, journal_path: str) -> None:
+        """Take over what an earlier daemon left."""
+        reexec = inherited.reexec
+        state = replay(reexec.journal) if reexec is not None else journal
+        if state.damage:
+            log.error("journal %s is damaged: %s; what could be read is used", journal_path, state.damage)
+        self._manager.lockspaces.restore(state.lockspaces)
+        if state.boot != self._boot:
+            if state.locks:
+                log.info("journal of an earlier boot: its %d locks ended with it", len(state.locks))
+            state = SavedState(boot=self._boot)
+        living = self._recovery.owners(state)
+        locks: dict[int, int] = {}
+        if reexec is not None:
+            self._adopt_reexec(reexec, living)
+            locks.update(reexec.locks)
+        locks.update(self._adopt_stored(inherited.named, living))
+        await self._recovery.locks(state, living, locks)
+        for lock_id, fd in locks.items():
+            if lock_id not in state.locks:
+                # Its end was journaled before the last daemon could let go of it.
+                os.close(fd)
+                self._store(lock_name(lock_id), None)
+        for connection in list(self._virtlockd.connections):
+            _safely(connection.go_on)
+        for owner in living.values():
+            if not owner.alive():
+                self._manager.owner_ended(owner)
+            elif not owner.connections and not self._manager.table.holds_any(owner.id):
+                self._manager.owners.forget(owner)
+
+    def _adopt_reexec(self, state: fds.ReexecState, living: dict[int, Owner]) -> None:
+        self._events.restore(_event_from(e) for e in state.events)
+        for c in state.connections:
+            _safely(partial(self._adopt_connection, c, living.get(c.owner)))
+
+    def _adopt_connection(self, c: fds.SavedConnection, owner: Owner | None) -> None:
+        sock = socket.socket(fileno=c.fd)
+        self._virtlockd.adopt(
+            sock,
+            peer_of(sock),
+            owner,
+            restricted=c.restricted,
+            carried=c.carried,
+            unsent=c.unsent,
+            kept=c.kept,
+        )
+
+    def _adopt_stored(self, named: list[tuple[str, int]], living: dict[int, Owner]) -> dict[int, int]:
+        """Connections from systemd's store go on; locks are returned by number."""
+        locks: dict[int, int] = {}
+        for name, fd in named:
+            kind, _, rest = name.partition("-")
+            number, _, owner_number = rest.partition("-")
+            if kind == "lock" and number.isdigit():
+                if int(number) in locks:
+                    # Stored twice, where the kernel can't tell systemd that it is the same (kcmp(2)).
+                    os.close(fd)
+                else:
+                    locks[int(number)] = fd
+            elif kind == "conn" and number.isdigit() and owner_number.isdigit():
+                self._virtlockd.continue_kept_count(int(number))
+                sock = socket.socket(fileno=fd)
+                owner = living.get(int(owner_number))
+                if owner is not None:
+                    self._virtlockd.adopt(sock, peer_of(sock), owner, restricted=True, kept=name)
+                else:
+                    sock.close()
+                    self._store(name, None)
+        return locks
+
+    # --- passing on ---
+
+    def state(self, listeners: dict[str, int], self_bound: list[str], run_dir_lock: int) -> fds.ReexecState:
+        """Everything that the next program image needs, with descriptors by number."""
+        connections = []
+        for c in self._virtlockd.connections:
+            leftovers = c.leftovers()
+            if leftovers is None:
+                continue  # amid an oversized message: the client sees its connection close
+            connections.append(
+                fds.SavedConnection(
+                    c.fileno(), c.owner.id if c.owner else 0, c.restricted, *leftovers, c.kept
+                )
+            )
+        locks = {}
+        for lock in self._manager.table:
+            if lock.held is not None and (fd := lock.held.descriptor()) is not None:
+                locks[lock.id] = fd
+        return fds.ReexecState(
+            version=fds.REEXEC_VERSION,
+            listeners=listeners,
+            self_bound=self_bound,
+            locks=locks,
+            connections=connections,
+            journal=self._journal.image(self._manager.journal_lines(everybody=True)),
+            events=[_event_to(e) for e in self._events.recent()],
+            lock_fd=run_dir_lock,
+        )
+
+
+def _safely(step: Callable[[], None]) -> None:
+    """One client's trouble must not end the daemon here: all locks would go with it."""
+    try:
+        step()
+    except Exception:
+        log.exception("a connection could not be taken over")
+
+
+def lock_name(lock_id: int) -> str:
+    """A lock's descriptor in systemd's store."""
+    return f"lock-{lock_id}"
+
+
+def _event_to(e: Event) -> EventRecord:
+    owner = e.owner or OwnerName("")
+    space, name = e.resource or ("", "")
+    texts = [t.encode("utf-8", "replace").decode() for t in (owner.name, space, name, e.detail)]
+    return (
+        e.number,
+        e.wall_s,
+        e.kind,
+        texts[0],
+        owner.uuid,
+        e.pid,
+        texts[1],
+        texts[2],
+        int(e.mode or 0),
+        texts[3],
+    )
+
+
+def _event_from(e: EventRecord) -> Event:
+    number, wall_s, kind, owner, uuid, pid, space, name, mode, detail = e
+    return Event(
+        number,
+        wall_s,
+        kind,
+        OwnerName(owner, uuid) if owner or uuid else None,
+        pid,
+        Resource(space, name) if name else None,
+        Mode(mode) if mode else None,
+        detail,
+    )
