@@ -25,12 +25,14 @@ from holdfast.system.mounts import MountTable
 from holdfast.testing.conformance import NOTE, BackendConformance, BackendWorld, assert_held, opened, take
 from holdfast.testing.simulated import SimulatedClock
 
+MOUNTS = MountTable()
+
 
 def ports(host: str = "alpha") -> BackendPorts:
     return BackendPorts(
         files=SystemLockFiles(),
         storage=InlineStorage(),
-        mounts=MountTable(),
+        mounts=MOUNTS,
         clock=SimulatedClock(),
         host=host,
     )

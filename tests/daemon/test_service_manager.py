@@ -81,7 +81,7 @@ def test_kernel_lock_is_never_free_while_the_daemon_is_killed_and_started_again(
     daemon = service.daemon
     disk = make_disk(place)
     vm = daemon.vm([disk], name="web1")
-    assert [n.split("-")[0] for n in service.names] == ["conn", "lock"]
+    wait_until(lambda: [n.split("-")[0] for n in service.names] == ["conn", "lock"], "both to be stored")
     with Watch(disk) as watch:
         for _ in range(3):
             daemon.kill(end)
@@ -173,6 +173,7 @@ def test_shared_lock_of_two_owners_is_one_in_the_store_and_goes_with_the_last(
     daemon = service.daemon
     disk = make_disk(place)
     one, two = (daemon.vm([disk], name=f"r{i}", flags=SHARED) for i in range(2))
+    wait_until(lambda: sum(n.startswith("conn-") for n in service.names) == 2, "both VMs to be stored")
     assert sum(n.startswith("lock-") for n in service.names) == 1
     daemon.kill()
     service.start()

@@ -27,6 +27,8 @@ from holdfast.testing.simulated import SimulatedAppendFile, SimulatedClock, Simu
 from holdfast.testing.slow_backend import SlowBackend
 
 T = TypeVar("T")
+MOUNTS = MountTable()
+"""One for all: it is only read, and each keeps a descriptor."""
 HOST = "alpha"
 BOOT = "boot-1"
 
@@ -60,9 +62,8 @@ class World:
         self.clock: SimulatedClock = before.clock if before else SimulatedClock()
         self.processes: SimulatedProcesses = before.processes if before else SimulatedProcesses()
         self.file: SimulatedAppendFile = before.file if before else SimulatedAppendFile()
-        self.mounts = MountTable()
         ports = BackendPorts(
-            files=SystemLockFiles(), storage=InlineStorage(), mounts=self.mounts, clock=self.clock, host=HOST
+            files=SystemLockFiles(), storage=InlineStorage(), mounts=MOUNTS, clock=self.clock, host=HOST
         )
         self.locks_directory = directory / "locks"
         self.locks_directory.mkdir(exist_ok=True)
