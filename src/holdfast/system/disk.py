@@ -205,13 +205,20 @@ D = TypeVar("D", bound=_Disk)
 
 
 def _open_request(
-    path: str, writable: bool, kernel: Kernel, devices: DeviceWrites, on_done: Callable[[], None]
+    path: str,
+    writable: bool,
+    exclusive: bool,
+    kernel: Kernel,
+    devices: DeviceWrites,
+    on_done: Callable[[], None],
 ) -> Request[OpenFile | IoFailed]:
     def too_late(file: OpenFile | IoFailed) -> None:
         if isinstance(file, OpenFile):
             file.leave()
 
-    return Request(lambda _: open_file(path, writable, kernel, devices), on_done=on_done, undo=too_late)
+    return Request(
+        lambda _: open_file(path, writable, exclusive, kernel, devices), on_done=on_done, undo=too_late
+    )
 
 
 def _opened(
@@ -228,13 +235,14 @@ def open_blocking(
     lane: DiskLane,
     *,
     writable: bool = True,
+    exclusive: bool = False,
     timeout_s: float = OPEN_TIMEOUT_S,
     kernel: Kernel = REAL_KERNEL,
     devices: DeviceWrites = DEVICE_WRITES,
 ) -> BlockingDisk | IoFailed:
     """Open an existing file or block device on a worker: even that may hang."""
     done = threading.Event()
-    request = _open_request(path, writable, kernel, devices, done.set)
+    request = _open_request(path, writable, exclusive, kernel, devices, done.set)
     lane.submit(request)
     done.wait(timeout_s)
     return _opened(BlockingDisk, request, lane, kernel)
@@ -245,13 +253,14 @@ async def open_suspending(
     lane: DiskLane,
     *,
     writable: bool = True,
+    exclusive: bool = False,
     timeout_s: float = OPEN_TIMEOUT_S,
     kernel: Kernel = REAL_KERNEL,
     devices: DeviceWrites = DEVICE_WRITES,
 ) -> SuspendingDisk | IoFailed:
     """The same for asyncio."""
     done, wake = _future_and_wake()
-    request = _open_request(path, writable, kernel, devices, wake)
+    request = _open_request(path, writable, exclusive, kernel, devices, wake)
     lane.submit(request)
     await asyncio.wait((done,), timeout=timeout_s)
     return _opened(SuspendingDisk, request, lane, kernel)

@@ -88,8 +88,12 @@ class OpenFile:
             os.close(self.fd)
 
 
-def open_file(path: str, writable: bool, kernel: Kernel, devices: DeviceWrites) -> OpenFile | IoFailed:
+def open_file(
+    path: str, writable: bool, exclusive: bool, kernel: Kernel, devices: DeviceWrites
+) -> OpenFile | IoFailed:
+    """Open an existing path. `exclusive`: refuse (EBUSY) a block device that is mounted or part of another."""
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_DSYNC | os.O_CLOEXEC
+    flags |= os.O_EXCL if exclusive else 0
     try:
         direct = True
         try:
