@@ -110,7 +110,6 @@ class Heartbeat:
         self._watchdog = watchdog
         self._lock = threading.Lock()
         self._watched: list[Watched] = []
-        self._armed = False
         self.starving = False
 
     def now(self) -> Instant:
@@ -143,15 +142,20 @@ class Heartbeat:
             if self._feed():
                 return watched
             self._watched.remove(watched)
+            self._disarm_if_idle()
         return None
 
     def forget(self, watched: Watched) -> None:
         with self._lock:
             if watched in self._watched:
                 self._watched.remove(watched)
-            if not self._watched and self._armed:
-                self._watchdog.disarm()
-                self._armed = False
+            self._disarm_if_idle()
+
+    def _disarm_if_idle(self) -> None:
+        # Also after a feeding that failed: it may have armed the device before it found itself late.
+        if not self._watched:
+            self._watchdog.disarm()
+            self.starving = False
 
     async def run(self) -> None:
         try:
@@ -184,7 +188,6 @@ class Heartbeat:
         fed = all(watched.may_feed(now) for watched in self._watched) and self._watchdog.feed(
             min(watched.expiry.fails_at for watched in self._watched)
         )
-        self._armed = self._armed or fed
         self.starving = not fed
         return fed
 

@@ -126,6 +126,7 @@ def test_a_watchdog_that_does_not_work_refuses_the_join_and_leaves_the_id_free()
     member = alpha.join(1)
     world.run(member.task)
     assert "the watchdog is not fed" in str(member.task.result)
+    assert alpha.watchdog.disarmed_at is not None
     assert not member.told.joined
     assert record_of(world, 1).is_free
 

@@ -33,6 +33,7 @@ class Device:
         self.open_fd: int | None = None
         self.fires_at: float | None = None
         self.pings: list[float] = []
+        self.opening_s = 0.0
         self.on_ping: Callable[[], None] = lambda: None
         self._magic = False
 
@@ -43,6 +44,7 @@ class Device:
         return self.stuck_open
 
     def open(self, path: str) -> int:
+        self.time += self.opening_s
         if self.open_fd is not None:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         if path != "/dev/watchdog":
@@ -138,6 +140,23 @@ def test_at_the_bound_nothing_is_fed_any_more(device: Device, driver: DeviceWatc
     device.time += 80
     assert not driver.feed(until)
     assert device.fires_at == until - 80 + FIRE_S
+
+
+def test_a_device_is_not_even_opened_for_a_bound_that_has_passed(
+    device: Device, driver: DeviceWatchdog
+) -> None:
+    assert not driver.feed(Instant(device.time))
+    assert device.is_stopped()
+
+
+def test_a_device_that_took_past_the_bound_to_open_is_not_pinged_and_can_be_stopped(
+    device: Device, driver: DeviceWatchdog
+) -> None:
+    device.opening_s = 80.0
+    assert not driver.feed(Instant(device.time + 80))
+    assert not device.pings
+    driver.disarm()
+    assert device.is_stopped()
 
 
 def test_a_ping_that_came_too_late_is_taken_back_by_a_shorter_timeout(
