@@ -203,6 +203,7 @@ _RPC, _LOCKSPACE, _NONE = 7, 51, 0
 
 LIBVIRT_CODES: dict[type[HoldfastError], WireCode] = {
     ResourceBusy: WireCode(87, _LOCKSPACE, "resource busy: "),
+    DiskTwice: WireCode(87, _LOCKSPACE, "resource busy: "),
     ResourceNotLocked: WireCode(87, _LOCKSPACE, "resource busy: "),
     ResourceInUse: WireCode(87, _LOCKSPACE, "resource busy: "),
     NotAnOwner: WireCode(1, _LOCKSPACE, "internal error: "),

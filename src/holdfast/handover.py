@@ -9,11 +9,11 @@ A request that the last program had read but not answered is served only when ev
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 from collections.abc import Callable
-from functools import partial
 
 from holdfast.frontends.listener import peer_of
 from holdfast.frontends.virtlockd import VirtlockdFrontend
@@ -24,6 +24,7 @@ from holdfast.manager.owners import Owner
 from holdfast.manager.recovery import Recovery
 from holdfast.model import Mode, OwnerName, Resource
 from holdfast.system import descriptors as fds
+from holdfast.system import file_lock
 
 log = logging.getLogger("holdfast")
 
@@ -72,13 +73,14 @@ class Handover:
             locks.update(reexec.locks)
         locks.update(self._adopt_stored(inherited.named, living))
         await self._recovery.locks(state, living, locks)
+        self._virtlockd.serve_adopted()
         for lock_id, fd in locks.items():
             if lock_id not in state.locks:
                 # Its end was journaled before the last daemon could let go of it.
+                with contextlib.suppress(OSError):
+                    file_lock.unlock(fd)
                 os.close(fd)
                 self._store(lock_name(lock_id), None)
-        for connection in list(self._virtlockd.connections):
-            _safely(connection.go_on)
         for owner in living.values():
             if not owner.alive():
                 self._manager.owner_ended(owner)
@@ -88,19 +90,16 @@ class Handover:
     def _adopt_reexec(self, state: fds.ReexecState, living: dict[int, Owner]) -> None:
         self._events.restore(_event_from(e) for e in state.events)
         for c in state.connections:
-            _safely(partial(self._adopt_connection, c, living.get(c.owner)))
-
-    def _adopt_connection(self, c: fds.SavedConnection, owner: Owner | None) -> None:
-        sock = socket.socket(fileno=c.fd)
-        self._virtlockd.adopt(
-            sock,
-            peer_of(sock),
-            owner,
-            restricted=c.restricted,
-            carried=c.carried,
-            unsent=c.unsent,
-            kept=c.kept,
-        )
+            sock = socket.socket(fileno=c.fd)
+            self._virtlockd.adopt(
+                sock,
+                peer_of(sock),
+                living.get(c.owner),
+                restricted=c.restricted,
+                carried=c.carried,
+                unsent=c.unsent,
+                kept=c.kept,
+            )
 
     def _adopt_stored(self, named: list[tuple[str, int]], living: dict[int, Owner]) -> dict[int, int]:
         """Connections from systemd's store go on; locks are returned by number."""
@@ -153,14 +152,6 @@ class Handover:
             events=[_event_to(e) for e in self._events.recent()],
             lock_fd=run_dir_lock,
         )
-
-
-def _safely(step: Callable[[], None]) -> None:
-    """One client's trouble must not end the daemon here: all locks would go with it."""
-    try:
-        step()
-    except Exception:
-        log.exception("a connection could not be taken over")
 
 
 def lock_name(lock_id: int) -> str:

@@ -190,6 +190,37 @@ def test_without_a_daemon_nothing_starts_and_what_ended_meanwhile_is_free(lab: L
     lab.vm(lab.alpha, "web2", lab.storage.image("new")).start()
 
 
+def test_reexec_amid_a_migration_disturbs_neither_side(lab: Lab) -> None:
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    with Waiter(lab.lock_file(disk)) as stranger:
+        migration = vm.start_slow_migration(lab.beta)
+        for host in lab.hosts:
+            lab.lockd[host].reexec()
+        vm.virsh("domjobabort")
+        migration.communicate()
+        vm.wait_state("running")
+        assert stranger.is_waiting
+    vm.migrate(lab.beta)
+    vm.assert_writes()
+    vm.kill_qemu()
+    lab.wait_free(disk)
+
+
+@pytest.mark.virtlockd_fails(FORGETS_LOCKSPACES)
+def test_guest_that_moved_away_while_the_daemon_was_down_is_not_claimed_by_it(lab: Lab) -> None:
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    lockd = lab.lockd[lab.alpha]
+    lockd.kill()
+    vm.migrate(lab.beta)
+    lockd.start()
+    vm.assert_writes()
+    vm.migrate(lab.alpha)
+    vm.assert_writes()
+    assert_guarded(lab, vm, disk)
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_libvirtd_restart_leaves_guests_and_locks_alone(lab: Lab, end: str) -> None:
     disk = lab.storage.image("web")

@@ -7,6 +7,7 @@ taken for one operation is there for the next one too.
 import pytest
 
 from tests.e2e.lab.domains import Disk
+from tests.e2e.lab.hosts import CommandError
 from tests.e2e.lab.lab import Lab
 from tests.e2e.lab.polling import until
 from tests.e2e.lab.refusals import assert_refused, assert_told_holder
@@ -56,6 +57,22 @@ def test_attach_of_a_held_disk_is_refused_and_told_the_holder(lab: Lab) -> None:
     assert lab.lock(data) == "write"
 
 
+def test_attaching_a_disk_that_the_vm_has_already_never_frees_it(any_lab: Lab) -> None:
+    """Refusing it is best.  If it is granted, the detach must not let go of the disk that still runs."""
+    lab = any_lab
+    disk, data = lab.storage.image("web"), lab.storage.image("data")
+    vm = lab.vm(lab.alpha, "web1", Disk(disk), Disk(data, "vdb")).start()
+    for own in (disk, data):
+        try:
+            vm.virsh("attach-disk", *attach(vm, own, "sda"))
+        except CommandError as refusal:
+            assert_refused(refusal.stderr)
+        else:
+            vm.virsh("detach-disk", "sda", "--live")
+        assert (lab.lock(disk), lab.lock(data)) == ("write", "write")
+    assert_refused(lab.vm(lab.beta, "web2", disk).refused("start"))
+
+
 def test_attach_that_qemu_refuses_leaves_all_locks_as_they_were(any_lab: Lab) -> None:
     lab = any_lab
     disk, data = lab.storage.image("web"), lab.storage.image("data")
@@ -93,6 +110,26 @@ def test_changing_media_moves_the_lock_from_old_to_new(lab: Lab) -> None:
     lab.wait_free(second)
     vm.virsh("change-media", "fda", first.path, "--live", "--insert")
     assert lab.lock(first) == "write"
+
+
+@pytest.mark.virtlockd_fails("libvirt releases the refused medium, and it lets go of the running disk")
+def test_changing_media_to_a_disk_of_the_vm_itself_never_frees_it(lab: Lab) -> None:
+    disk, medium = lab.storage.image("web"), lab.storage.image("medium")
+    vm = lab.vm(
+        lab.alpha, "web1", Disk(disk), Disk(medium, "fda", device="floppy"), qemu_locks_its_images=True
+    ).start()
+    vm.refused("change-media", "fda", disk.path, "--live", "--update")
+    assert lab.lock(disk) == "write"
+    assert_refused(lab.vm(lab.beta, "web2", disk).refused("start"))
+
+
+def test_copying_onto_a_disk_of_the_vm_itself_never_frees_it(lab: Lab) -> None:
+    disk, data = lab.storage.image("web"), lab.storage.image("data")
+    vm = lab.vm(lab.alpha, "web1", Disk(disk), Disk(data, "vdb"), qemu_locks_its_images=True).start()
+    vm.refused(
+        "blockcopy", "vda", data.path, "--format", "raw", "--reuse-external", "--transient-job", "--wait"
+    )
+    assert (lab.lock(disk), lab.lock(data)) == ("write", "write")
 
 
 def test_readonly_medium_changes_without_locks(lab: Lab) -> None:

@@ -47,6 +47,22 @@ def test_power_off_with_restart_survives(lab: Lab) -> None:
     assert lab.lock(disk) == "write"
 
 
+@pytest.mark.virtlockd_fails(SAME_OWNER_IS_BUSY)
+def test_rebooted_vm_suspends_and_migrates_at_once(lab: Lab) -> None:
+    """What the reboot acquired a second time is released as if it had been acquired once."""
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    assert_boots_again(vm, disk, "reboot")
+    vm.virsh("suspend")
+    assert lab.lock(disk) is None
+    vm.virsh("resume")
+    assert_boots_again(vm, disk, "reboot")
+    vm.migrate(lab.beta)
+    vm.assert_writes()
+    assert lab.lock(disk) == "write"
+    assert disk.boots == 3
+
+
 def test_reset_keeps_the_lock(lab: Lab) -> None:
     disk = lab.storage.image("web")
     vm = lab.vm(lab.alpha, "web1", disk).start()

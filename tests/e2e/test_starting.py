@@ -2,9 +2,12 @@
 
 import subprocess
 
+import pytest
+
 from tests.e2e.lab.domains import Disk
 from tests.e2e.lab.lab import Lab
 from tests.e2e.lab.refusals import assert_refused, assert_told_holder
+from tests.e2e.lab.storage import Image
 
 
 def test_running_vm_holds_its_disk_and_shutdown_frees_it(any_lab: Lab) -> None:
@@ -83,6 +86,28 @@ def test_nothing_is_kept_of_a_start_that_got_only_some_disks(any_lab: Lab) -> No
     lab.wait_free(own)
     lab.vm(lab.beta, "modest", own).start()
     holder.assert_writes()
+
+
+@pytest.mark.virtlockd_fails("it knows a disk by the text of its path")
+@pytest.mark.parametrize("alias", ["symbolic link", "hard link", "dots"])
+def test_another_name_of_a_held_image_is_refused_too(direct_lab: Lab, alias: str) -> None:
+    lab = direct_lab
+    disk = lab.storage.image("web")
+    other = lab.storage.place("alias", "raw")
+    if alias == "symbolic link":
+        other.file.symlink_to(disk.file.name)
+    elif alias == "hard link":
+        other.file.hardlink_to(disk.file)
+    else:
+        other = Image(disk.path.replace("/images/", "/images/../images/"), disk.file)
+    holder = lab.vm(lab.alpha, "web1", disk).start()
+    second = lab.vm(lab.alpha, "web2", other)
+    assert_told_holder(second.refused("start"), holder, asked=lab.alpha, lab=lab)
+    assert_refused(lab.vm(lab.beta, "web3", other).refused("start"))
+    holder.destroy()
+    lab.wait_free(disk)
+    second.start()
+    assert_refused(holder.refused("start"))
 
 
 def test_one_image_twice_in_one_vm_is_refused(any_lab: Lab) -> None:

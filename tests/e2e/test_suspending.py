@@ -1,9 +1,12 @@
 """Guests that stop and go on: a paused guest holds no lock, a running one always does."""
 
+import signal
+
 import pytest
 
 from tests.e2e.lab.domains import Disk
 from tests.e2e.lab.lab import Lab
+from tests.e2e.lab.polling import until
 from tests.e2e.lab.refusals import assert_refused, assert_told_holder
 
 
@@ -108,6 +111,28 @@ def test_vm_saved_while_paused_is_restored_without_lock(lab: Lab) -> None:
     vm.virsh("resume")
     assert lab.lock(disk) == "write"
     vm.assert_writes()
+
+
+def test_vm_that_a_full_disk_stops_frees_its_lock_and_goes_on_under_it(lab: Lab) -> None:
+    """QEMU pauses by itself when a write finds no space; libvirt releases, and acquires when it is resumed."""
+    folder = "/var/lib/libvirt/images/small"
+    lab.alpha.run("mkdir", "-p", folder)
+    lab.alpha.run("mount", "-t", "tmpfs", "-o", "size=64k", "small", folder)
+    disk = lab.sparse_image(lab.alpha, f"{folder}/web.raw")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    qemu = vm.process
+    qemu.send(signal.SIGSTOP)  # so that the guest doesn't get back the block that it must miss
+    lab.alpha.run("fallocate", "--punch-hole", "--offset", "0", "--length", "4096", disk.path)
+    lab.alpha.run("sh", "-c", f"head -c 1M /dev/zero >{folder}/filler || true")
+    qemu.send(signal.SIGCONT)
+    vm.wait_state("paused (I/O error)")
+    until(lambda: lab.lock(disk) is None, "the lock of the stopped guest to be free")
+    lab.alpha.run("rm", f"{folder}/filler")
+    vm.virsh("resume")
+    vm.assert_writes()
+    assert lab.lock(disk) == "write"
+    vm.destroy()
+    lab.alpha.run("umount", folder)
 
 
 @pytest.mark.parametrize("how", ["", "--live"])

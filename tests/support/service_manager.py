@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +25,12 @@ _TRAMPOLINE = """
 import os, sys
 count, program, *arguments = sys.argv[1:]
 fds = [int(f) for f in os.environ.pop("PASS_FDS").split(",") if f]
-spare = max(*fds, 3 + len(fds)) + 1
+spare = max([*fds, 3 + len(fds)]) + 1
 for i, fd in enumerate(fds):  # out of the way first: the wanted numbers may be taken by one another
     os.dup2(fd, spare + i, inheritable=False)
 for i in range(len(fds)):
     os.dup2(spare + i, 3 + i, inheritable=True)
-os.closerange(3 + len(fds), spare + len(fds))
+os.closerange(3 + len(fds), spare + len(fds))  # the originals too, whatever their numbers
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=count)
 os.execv(program, [program, *arguments])
 """
@@ -129,18 +130,9 @@ class ServiceManager:
             "FDSTORE": "4096",
         }
         program = [str(BIN / "holdfastd"), "--config", str(self.daemon.config)]
-        ["/usr/bin/python3", "-c", _TRAMPOLINE, str(len(fds)), *program]
         with open(self.daemon.log, "ab") as log:
             process = subprocess.Popen(
-                [
-                    "/usr/bin/python3",
-                    "-c",
-                    _TRAMPOLINE,
-                    str(len(fds)),
-                    str(BIN / "holdfastd"),
-                    "--config",
-                    str(self.daemon.config),
-                ],
+                [sys.executable, "-c", _TRAMPOLINE, str(len(fds)), *program],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

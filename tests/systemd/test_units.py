@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -53,6 +54,7 @@ class LockWatch:
                 pass
             else:
                 self.was_free += 1
+                self.tries += 10
                 return
             self._stop.wait(0.0005)
 
@@ -196,6 +198,21 @@ def test_descriptor_store_is_empty_once_nobody_holds_anything(machine: Machine, 
     )
     vm.end()
     wait_until(lambda: machine.show("holdfastd.service", "NFileDescriptorStore") == "0", "the store is empty")
+
+
+def test_released_lock_is_free_at_once_though_systemd_has_a_copy_of_it(machine: Machine, vm: Vm) -> None:
+    """A migration's destination asks some milliseconds after the source's release."""
+    vm_pid = int(machine.run("pgrep", "-f", "web1"))
+    with VirtlockdClient(machine.path(LIBVIRT_SOCKET)) as client:
+        client.register(pid=vm_pid, name="web1")
+        os.kill(machine.pid, signal.SIGSTOP)  # systemd can't let go of its copy now
+        try:
+            client.release(str(vm.disk))
+            with LockWatch(vm.disk) as watch:
+                wait_until(lambda: watch.tries > 2, "the lock was tried")
+            assert watch.was_free
+        finally:
+            os.kill(machine.pid, signal.SIGCONT)
 
 
 def test_stop_leaves_the_vm_alone_and_start_takes_its_lock_again(machine: Machine, vm: Vm) -> None:

@@ -110,10 +110,12 @@ class HeldFile:
             elif self._recorded:
                 backend.blank_record(fd, self._mode)
         finally:
-            try:
-                backend.files.close(fd)
-            except OSError as e:
-                log.error("closing the lock on %s: %s", self.path, e)
+            # systemd closes its copy some time after we said so; the next owner must not wait for that.
+            for let_go in (backend.files.unlock, backend.files.close):
+                try:
+                    let_go(fd)
+                except OSError as e:
+                    log.error("letting go of the lock on %s: %s", self.path, e)
 
     def forget(self) -> None:
         fd, self._fd = self._fd, -1

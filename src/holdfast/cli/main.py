@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from holdfast import __version__
-from holdfast.cli import exits
+from holdfast.cli import exits, host, lease, lockspace
 
 if TYPE_CHECKING:
     from holdfast.client import ControlClient
@@ -287,6 +287,11 @@ def doctor(context: Context, root: str, as_json: bool) -> None:
     else:
         render.findings(findings)
     sys.exit(exits.NEGATIVE if any(f.level == "problem" for f in findings) else exits.OK)
+
+
+cli.add_command(lockspace.lockspace)
+cli.add_command(lease.lease)
+cli.add_command(host.host)
 
 
 def main() -> None:

@@ -100,16 +100,13 @@ class VirtlockdConnection:
         """Its name in the descriptor store; empty if it isn't there."""
 
     def start(self, *, carried: bytes = b"", unsent: bytes = b"") -> None:
-        """Begin to serve; `carried` was received and `unsent` was answered before a re-exec.
-
-        One that is on hold only takes note of what was carried, until it may `go_on`.
-        """
+        """Begin to serve; `carried` was received and `unsent` was answered before a re-exec."""
         self._read_on()
         if unsent:
             self._send(unsent)
         if carried:
             self._received(carried)
-        elif not (unsent or self._held):
+        elif not unsent:
             self._on_readable()  # the first request is mostly there already
 
     def fileno(self) -> int:
@@ -285,6 +282,7 @@ class VirtlockdFrontend:
         self._keep = keep
         self._kept_count = 0
         self.connections: dict[VirtlockdConnection, None] = {}
+        self._adopted: list[tuple[VirtlockdConnection, bytes, bytes]] = []
         self.listener: Listener | None = None
 
     def admit(self, peer: Peer) -> str:
@@ -307,7 +305,7 @@ class VirtlockdFrontend:
         unsent: bytes = b"",
         kept: str = "",
     ) -> None:
-        """A connection from before a restart goes on as it was, once it is told to `go_on`."""
+        """A connection from before a restart will go on as it was, from `serve_adopted` on."""
         connection = VirtlockdConnection(self, sock, peer)
         self.connections[connection] = None
         if self.listener is not None:
@@ -317,8 +315,16 @@ class VirtlockdFrontend:
             owner.connections += 1
         connection.restricted = restricted
         connection.kept = kept
-        connection.hold()
-        connection.start(carried=carried, unsent=unsent)
+        self._adopted.append((connection, carried, unsent))
+
+    def serve_adopted(self) -> None:
+        """Not before the locks are back in the table: an end of file now ends claims, a request asks for them."""
+        adopted, self._adopted = self._adopted, []
+        for connection, carried, unsent in adopted:
+            try:
+                connection.start(carried=carried, unsent=unsent)
+            except Exception:  # one client's trouble must not end the daemon here: all locks would go with it
+                log.exception("the connection of pid %d could not go on", connection.peer.pid)
 
     def closed(self, connection: VirtlockdConnection) -> None:
         del self.connections[connection]

@@ -26,6 +26,8 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock of <fcntl.h> on 64-bit Linux
 _KERNEL_TYPE = {Mode.SHARED: fcntl.F_RDLCK, Mode.EXCLUSIVE: fcntl.F_WRLCK}
 _PACKED = {m: _FLOCK.pack(t, os.SEEK_SET, LOCK_START, LOCK_LENGTH, 0) for m, t in _KERNEL_TYPE.items()}
 
+_UNLOCKED = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, LOCK_START, LOCK_LENGTH, 0)
+
 F_OFD_GETLK, F_OFD_SETLK = 36, 37  # <fcntl.h>; named in Python's fcntl only where libc has them
 
 
@@ -69,6 +71,9 @@ class LockFiles(Protocol):
 
     def lock(self, fd: int, mode: Mode, path: str) -> ForeignLock | IoFailed | None:
         """Take or convert the lock without waiting; None if it is ours now."""
+
+    def unlock(self, fd: int) -> None:
+        """Let go at once: closing is not enough while a copy of the descriptor lives (descriptor store, a child)."""
 
     def same_file(self, fd: int, path: str) -> bool:
         """Whether the path still names the file that `fd` has open."""
@@ -130,6 +135,9 @@ class SystemLockFiles:
             return IoFailed("Unable to acquire lock on", path, e.errno or errno.EIO)
         return None
 
+    def unlock(self, fd: int) -> None:
+        unlock(fd)
+
     def same_file(self, fd: int, path: str) -> bool:
         try:
             here, there = os.fstat(fd), os.stat(path)
@@ -159,6 +167,11 @@ class SystemLockFiles:
 
     def close(self, fd: int) -> None:
         os.close(fd)
+
+
+def unlock(fd: int) -> None:
+    """Take the lock off the open file description, whoever else has a descriptor of it; raises OSError."""
+    fcntl.fcntl(fd, F_OFD_SETLK, _UNLOCKED)
 
 
 def query_lock(fd: int, mode: Mode) -> ForeignLock:

@@ -8,8 +8,10 @@ therefore the page cache and locks on files of a shared folder: exactly what a c
 gives.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -89,7 +91,7 @@ class Host:
             "block_devices": nodes,
         }
         self._unshare = subprocess.Popen(
-            ["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "--propagation", "private",
+            ["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "--propagation", "slave",
              sys.executable, "-I", str(Path(__file__).with_name("hostinit.py")), json.dumps(wanted)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -115,6 +117,9 @@ class Host:
     def down(self) -> None:
         """End the first process; the kernel ends all others and drops the mounts."""
         if self._unshare is not None:
+            for spawned in self._spawned:
+                # nsenter stops together with a program that is stopped, but does not go on with it.
+                spawned.waiter.send_signal(signal.SIGCONT)
             self._unshare.communicate()  # closes its input and waits
             self._unshare = None
         for spawned in self._spawned:
@@ -173,6 +178,14 @@ class Host:
         if found is None:
             raise ProcessLookupError(f"{self.name} has no process {inner_pid}")
         return found
+
+    def kill_guests(self) -> None:
+        """kill -9 for every QEMU of the host: libvirt's own way waits 200 ms for each."""
+        for file in self.path("/run/libvirt/qemu").glob("*.pid"):
+            found = find_in_namespace(self._pid_namespace, int(file.read_text()))
+            if found is not None and file.name != "driver.pid":
+                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                    found.send(signal.SIGKILL)
 
     def path(self, path: str) -> Path:
         """Where a file of the host is found from outside."""

@@ -5,6 +5,7 @@ the answer that every scenario comes back to: which file carries the kernel lock
 it.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from tests.e2e.lab.programs import Programs
 from tests.e2e.lab.storage import DEVICE_BYTES, IMAGE_BYTES, Image, LoopDevice, SharedFolder, write_boot_disk
 from tests.e2e.lab.vms import Vm
 
-SEPARATOR = "----"
+MARK = "----"
+ASK_GUESTS = f"echo {MARK}; list --name; echo {MARK}; list --name --all --persistent"
 
 
 class Lab:
@@ -94,22 +96,17 @@ class Lab:
         """No guests, all daemons up: the state in which a scenario begins."""
         self.start_daemons()
         if self._used:
-            until(lambda: not any(self._remove_guests()), "all guests to be gone")
+            for host in self.hosts:
+                host.kill_guests()
+            orders = [ASK_GUESTS, ASK_GUESTS]
+            until(lambda: self._carry_out(orders), "all guests to be gone")
             self._used = False
 
-    def _remove_guests(self) -> list[str]:
-        """End and forget the guests of both hosts at once; returns what each host still had before."""
-        ask = f"list --name; echo {SEPARATOR}; list --name --all --persistent"
-        asked = [host.start_virsh(ask) for host in self.hosts]
-        found = [question.communicate()[0] for question in asked]
-        removed = [
-            host.start_virsh(removal(*names.split(SEPARATOR)))
-            for host, names in zip(self.hosts, found, strict=True)
-            if names.split() != [SEPARATOR]
-        ]
-        for order in removed:
-            order.communicate()
-        return [names.replace(SEPARATOR, "").strip() for names in found]
+    def _carry_out(self, orders: list[str]) -> bool:
+        """Give each host its virsh commands, both at once, and replace them by what is left to do: nothing?"""
+        running = [host.start_virsh(order) for host, order in zip(self.hosts, orders, strict=True)]
+        orders[:] = [removal(virsh.communicate()[0]) for virsh in running]
+        return orders == [ASK_GUESTS, ASK_GUESTS]
 
     def vm(
         self,
@@ -155,6 +152,13 @@ class Lab:
             write_boot_disk(image.file, IMAGE_BYTES, self._programs.boot_sector)
         return images
 
+    def sparse_image(self, host: Host, path: str) -> Image:
+        """A boot disk of one host that takes up only what the guest has written."""
+        image = Image(path, host.path(path))
+        image.file.write_bytes(self._programs.boot_sector)
+        os.truncate(image.file, IMAGE_BYTES)
+        return image
+
     def lock_file(self, image: Image) -> Path:
         """The file whose byte 0 carries the lock of a disk, with this lab's way of asking."""
         if self.mode == "indirect":
@@ -177,11 +181,12 @@ class Lab:
         return [file for file in files if probe(file) is not None]
 
 
-def removal(running: str, persistent: str) -> str:
-    """The virsh commands that end and forget all guests of a host."""
+def removal(said: str) -> str:
+    """The virsh commands that end and forget the guests which an earlier answer to `ASK_GUESTS` listed."""
+    _, running, persistent = said.rsplit(MARK, 2)
     commands = [f"destroy {name}" for name in running.split()]
     commands += [f"undefine {name} --managed-save --snapshots-metadata" for name in persistent.split()]
-    return "; ".join(commands)
+    return "; ".join([*commands, ASK_GUESTS])
 
 
 LabFactory = Callable[[tuple[Kind, Kind], LockMode], Lab]

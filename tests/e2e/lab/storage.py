@@ -5,6 +5,7 @@ of libvirt and QEMU, is how the tests know what really reached the disk.
 """
 
 import itertools
+import os
 import struct
 import subprocess
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class SharedFolder:
         self.folder = folder
         self._boot_sector = boot_sector
         self._numbers = itertools.count(1)
-        for name in ("images", "lockd", "locks", "save", "leases"):
+        for name in ("images", "locks", "save", "leases"):  # the lock daemon makes lockd itself
             (folder / name).mkdir(parents=True)
 
     def file(self, path: str) -> Path:
@@ -67,7 +68,11 @@ class SharedFolder:
 
 
 class LoopDevice:
-    """A block device of this machine; the hosts have their own nodes for it, as hosts of a SAN have."""
+    """A block device of this machine; the hosts have their own nodes for it, as hosts of a SAN have.
+
+    It is detached as soon as it is attached: the kernel then keeps it exactly as long as somebody has it open, so
+    that nothing is left of it even when the test run is killed.
+    """
 
     def __init__(self, *, path: str, backing: Path, boot_sector: bytes) -> None:
         self.path = path
@@ -76,6 +81,8 @@ class LoopDevice:
             ["losetup", "--find", "--show", str(backing)], check=True, capture_output=True, text=True
         )
         self.device = Path(said.stdout.strip())
+        self._opened = os.open(self.device, os.O_RDONLY)
+        subprocess.run(["losetup", "--detach", str(self.device)], check=True)
 
     @property
     def image(self) -> Image:
@@ -84,7 +91,7 @@ class LoopDevice:
 
     def detach(self) -> None:
         """Give the loop device back to the machine."""
-        subprocess.run(["losetup", "--detach", str(self.device)], check=True)
+        os.close(self._opened)
 
 
 def write_boot_disk(disk: Path, size_bytes: int, boot_sector: bytes) -> None:

@@ -1,0 +1,131 @@
+"""What one look, or two, at a lockspace tell about its hosts.
+
+A timestamp is a reading of the other host's own clock, so its value says nothing here; that it *changes* says that
+the host lives. The table that judges this is the daemon's own (`protocol.host_status`), fed with one or two looks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from holdfast.cli import storage
+from holdfast.cli.area_contents import describe, hosts_of, identify, shown
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.geometry import SECTOR_4096
+from holdfast.ondisk.malformed import Malformed
+from holdfast.protocol.host_status import HostState, HostTable, HostView, Sampled
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import HostId
+from holdfast.system.blocking_thread import BlockingClock, run_blocking
+from holdfast.system.disk import BlockingDisk
+
+_NOBODY = HostId(0)
+"""We are no host of this lockspace: none of its ids is our own."""
+
+
+@dataclass
+class HostSeen:
+    host_id: int
+    name: str
+    generation: int
+    timestamp: int
+    io_timeout: int
+    state: str
+    note: str
+    fault: str | None = None
+
+
+@dataclass
+class HostsSeen:
+    path: str
+    offset: int
+    lockspace: str
+    geometry: str
+    watched_s: float | None
+    hosts: list[HostSeen] = field(default_factory=list)
+
+
+def look_at_hosts(
+    disk: BlockingDisk, offset_bytes: int, clock: BlockingClock, timing: Timing, watch_s: float | None
+) -> HostsSeen:
+    first = _first_record(disk, offset_bytes)
+    table = HostTable(first.space_name.text, _NOBODY, timing)
+    raw = _look(disk, offset_bytes, first, clock, table)
+    if watch_s is not None:
+        run_blocking(clock.sleep(watch_s))
+        raw = _look(disk, offset_bytes, first, clock, table)
+    told = HostsSeen(disk.facts.path, offset_bytes, shown(first.space_name), str(first.geometry), watch_s)
+    now = clock.now()
+    for host_id, record in hosts_of(raw, first.geometry).items():
+        view = table.view(HostId(host_id), now)
+        told.hosts.append(_seen(host_id, record, view, timing, watch_s))
+    return told
+
+
+def _first_record(disk: BlockingDisk, offset_bytes: int) -> DeltaLease:
+    raw = storage.read(disk, offset_bytes, SECTOR_4096)
+    first = identify(raw)
+    if isinstance(first, DeltaLease):
+        return first
+    fix = "name a lockspace's path (see 'holdfast lease dump' for what is where)"
+    raise storage.Trouble(
+        "LOCKSPACE-PATH",
+        f"no lockspace in {disk.facts.path} at {offset_bytes}, but {describe(first, raw)}",
+        fix,
+    )
+
+
+def _look(
+    disk: BlockingDisk, offset_bytes: int, first: DeltaLease, clock: BlockingClock, table: HostTable
+) -> bytes:
+    begun_at = clock.now()
+    geometry = first.geometry
+    raw = storage.read(disk, offset_bytes, geometry.align_bytes)
+    sectors = {
+        HostId(host_id): raw[at : at + geometry.sector_bytes]
+        for host_id in range(1, geometry.hosts_max + 1)
+        if (at := geometry.delta_offset_bytes(host_id)) + geometry.sector_bytes <= len(raw)
+    }
+    table.step(clock.now(), Sampled(begun_at, sectors))
+    return raw
+
+
+def _seen(
+    host_id: int, record: DeltaLease | Malformed, view: HostView, timing: Timing, watch_s: float | None
+) -> HostSeen:
+    if isinstance(record, Malformed):
+        return HostSeen(host_id, "", 0, 0, 0, HostState.UNKNOWN.name, f"unreadable: {record}", str(record))
+    seen = HostSeen(
+        host_id,
+        shown(record.host_name),
+        record.generation,
+        record.timestamp,
+        record.io_timeout_s,
+        view.state.name,
+        "",
+        view.fault or None,
+    )
+    bounds = timing.of_host(record.io_timeout_s)
+    match view.state:
+        case HostState.FREE:
+            seen.note = "nobody holds this id"
+        case HostState.LIVE:
+            seen.note = "renewed meanwhile"
+        case HostState.DEAD:
+            seen.note = (
+                f"unchanged for {view.unchanged_s:.0f} s, longer than its dead bound of {bounds.dead_s} s"
+            )
+        case HostState.FAIL:
+            seen.note = (
+                f"unchanged for {view.unchanged_s:.0f} s; dead at the earliest in {view.dead_in_s or 0:.0f} s"
+            )
+        case HostState.UNKNOWN if view.fault:
+            seen.note = f"unusable: {view.fault}"
+        case HostState.UNKNOWN if watch_s is None:
+            seen.note = f"one look cannot tell; --watch {bounds.renewal_s + bounds.io_timeout_s} shows whether it renews"
+        case HostState.UNKNOWN:
+            seen.note = (
+                f"not yet known: unchanged for {view.unchanged_s:.0f} s, a healthy host renews every "
+                f"{bounds.renewal_s} s"
+            )
+    return seen

@@ -1,0 +1,226 @@
+"""What the offline commands need of shared storage: open it, read of it what is there, choose the sizes.
+
+Nothing here asks a daemon. A refusal (`Trouble`) names the option or argument it is about, what is wrong, and what
+to do; with --json it is printed as an object of the same three.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from holdfast.cli import area_contents, exits
+from holdfast.ondisk import geometry as geometries
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.geometry import GEOMETRIES, MIB, SECTOR_4096, Geometry
+from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.padded_name import NAME_BYTES, PaddedName
+from holdfast.ondisk.rindex import RindexHeader
+from holdfast.protocol.words import IoFailed
+from holdfast.system.blocking_thread import run_blocking
+from holdfast.system.disk import BlockingDisk, open_blocking
+from holdfast.system.disk_file import DiskFacts
+from holdfast.system.disk_lane import DiskLane
+
+READ_TIMEOUT_S = 30.0
+"""A person waits; storage that takes longer is said to hang."""
+_FIXES = {
+    errno.ENOENT: "check the path; 'lockspace init' and 'lease init' make missing files",
+    errno.EACCES: "run it as root, or as a user who may read and write the path",
+    errno.EPERM: "run it as root",
+    errno.EROFS: "mount it writable",
+    errno.EISDIR: "name a file in that directory",
+    errno.ENOTBLK: "name a regular file or a block device",
+    errno.EBUSY: "the device is mounted or part of another device; name one that nobody uses",
+    errno.ETIMEDOUT: "the storage does not answer; check its paths",
+    errno.EINVAL: "the device's sectors are larger than the format's; use --sector 4096",
+}
+
+
+class Trouble(Exception):
+    """Why a command does not do what it was asked."""
+
+    def __init__(self, field: str, problem: str, fix: str, code: int = exits.NEGATIVE) -> None:
+        super().__init__(f"{field}: {problem}; {fix}")
+        self.field, self.problem, self.fix, self.code = field, problem, fix, code
+
+
+@contextmanager
+def reporting(as_json: bool) -> Iterator[None]:
+    """Turn `Trouble` into one line on stderr, or one object on stdout, and an exit code."""
+    try:
+        yield
+    except Trouble as e:
+        if as_json:
+            from holdfast.cli import render
+
+            render.as_json({"ok": False, "field": e.field, "error": e.problem, "fix": e.fix})
+        else:
+            click.echo(f"holdfast: {e}", err=True)
+        sys.exit(e.code)
+
+
+def failed(path: str, what: str, failure: IoFailed) -> Trouble:
+    fix = _FIXES.get(failure.errno, "check the storage and the kernel's log")
+    return Trouble("PATH", f"{what} {path}: {os.strerror(failure.errno)}", fix)
+
+
+@contextmanager
+def opened(path: str, *, writable: bool = False, create: bool = False) -> Iterator[BlockingDisk]:
+    """The disk at `path`. To be written, a block device must not be mounted or part of another one."""
+    made = create and not os.path.lexists(path)
+    if made:
+        _create(path)
+    try:
+        with _existing(path, writable) as disk:
+            yield disk
+    except Trouble:
+        if made:
+            os.unlink(path)  # a refused command leaves nothing behind
+        raise
+
+
+@contextmanager
+def _existing(path: str, writable: bool) -> Iterator[BlockingDisk]:
+    lane = DiskLane(path)
+    disk = open_blocking(path, lane, writable=writable, exclusive=writable)
+    if isinstance(disk, IoFailed):
+        lane.close()
+        raise failed(path, "cannot open", disk)
+    try:
+        yield disk
+    finally:
+        disk.close()
+        lane.close()
+
+
+def _create(path: str) -> None:
+    if os.path.abspath(path).startswith("/dev/"):
+        # A misspelt volume must not become a file in memory that looks like shared storage.
+        raise Trouble("PATH", f"{path} does not exist", "make the device first (for example: lvcreate)")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o660))
+    except OSError as e:
+        raise failed(path, "cannot make", IoFailed(e.errno or errno.EIO)) from None
+
+
+def read(disk: BlockingDisk, offset_bytes: int, length_bytes: int) -> bytes:
+    """As much of that as lies before the end; whole sectors only."""
+    size = disk.facts.size_bytes - disk.facts.size_bytes % geometries.SECTOR_512
+    length_bytes = min(length_bytes, size - offset_bytes)
+    if length_bytes <= 0:
+        return b""
+    raw = run_blocking(disk.read(offset_bytes, length_bytes, timeout_s=READ_TIMEOUT_S))
+    if isinstance(raw, IoFailed):
+        raise failed(disk.facts.path, f"cannot read {length_bytes} bytes at {offset_bytes} of", raw)
+    return raw
+
+
+def choose_geometry(
+    facts: DiskFacts, sector: str | None, align: str | None, hosts_max: int | None
+) -> Geometry:
+    """The pair of sizes asked for; what is left open as sanlock chooses it, or as small as serves the hosts."""
+    sector_bytes = int(sector) if sector else facts.logical_sector_bytes or geometries.SECTOR_512
+    if sector_bytes < facts.logical_sector_bytes:
+        raise Trouble(
+            "--sector",
+            f"{sector_bytes} is less than the {facts.logical_sector_bytes} bytes that {facts.path} writes at once",
+            f"use --sector {facts.logical_sector_bytes}",
+        )
+    fitting = [each for each in GEOMETRIES if each.sector_bytes == sector_bytes]
+    if hosts_max is not None and hosts_max < 1:
+        raise Trouble("--hosts-max", f"{hosts_max} hosts", "name at least 1")
+    if align is not None:
+        fitting = [each for each in fitting if each.align_bytes == int(align[:-1]) * MIB]
+        if not fitting:
+            valid = ", ".join(str(each) for each in GEOMETRIES)
+            raise Trouble(
+                "--align", f"no area of {align} has sectors of {sector_bytes}", f"use one of {valid}"
+            )
+    if hosts_max is None:
+        return fitting[-1]
+    for each in fitting:
+        if each.hosts_max >= hosts_max:
+            return each
+    most = max(fitting, key=lambda each: each.hosts_max)
+    fix = (
+        "use --align 8M"
+        if align and most.hosts_max < geometries.HOSTS_MAX_LIMIT
+        else "name no more than that"
+    )
+    raise Trouble("--hosts-max", f"{hosts_max} hosts, but {most} serves {most.hosts_max}", fix)
+
+
+def check_aligned(geometry: Geometry, offset_bytes: int) -> None:
+    if geometry.is_aligned(offset_bytes):
+        return
+    below = offset_bytes - offset_bytes % geometry.align_bytes
+    raise Trouble(
+        "--offset",
+        f"{offset_bytes} is not a multiple of the area size {geometry.align_bytes // MIB}M",
+        f"use {below // MIB}M or {(below + geometry.align_bytes) // MIB}M",
+    )
+
+
+def check_name(field: str, name: str, bytes_max: int = NAME_BYTES) -> str:
+    """Names are as long as the format has room; one that would be cut makes two locks one."""
+    try:
+        PaddedName.of(name, bytes_max)
+    except ValueError as e:
+        raise Trouble(field, str(e), f"choose a name of 1 to {bytes_max} bytes") from None
+    if not name:
+        raise Trouble(field, "the name is empty", f"choose a name of 1 to {bytes_max} bytes")
+    return name
+
+
+def require_room(disk: BlockingDisk, geometry: Geometry, offset_bytes: int, *, force: bool) -> str:
+    """Refuse to make an area over anything but zeros and cleared leases; with `force`, say what is overwritten."""
+    facts, end = disk.facts, offset_bytes + geometry.align_bytes
+    check_aligned(geometry, offset_bytes)
+    if facts.is_block_device and end > facts.size_bytes:
+        raise Trouble(
+            "--offset",
+            f"an area of {geometry.align_bytes // MIB}M at {offset_bytes} ends beyond the {facts.size_bytes} "
+            f"bytes of {facts.path}",
+            "make the device larger, or choose a smaller offset or --align",
+        )
+    there = _around(disk, offset_bytes) or _inside(disk, geometry, offset_bytes)
+    if there and not force:
+        fix = "choose another place, or --force to destroy it (stop all its users on all hosts first)"
+        raise Trouble("PATH", f"{facts.path} holds {there}", fix, exits.REFUSED)
+    return there
+
+
+def _around(disk: BlockingDisk, offset_bytes: int) -> str:
+    """A larger area that begins before this offset and reaches over it."""
+    for align_bytes in sorted({each.align_bytes for each in GEOMETRIES}):
+        begin = offset_bytes - offset_bytes % align_bytes
+        if begin == offset_bytes:
+            continue
+        raw = read(disk, begin, SECTOR_4096)
+        found = area_contents.identify(raw)
+        if isinstance(found, DeltaLease | Leader | RindexHeader):
+            if begin % found.geometry.align_bytes:
+                continue  # a record from the midst of a lockspace, whose begin is yet to be looked at
+            areas = 2 if isinstance(found, RindexHeader) else 1
+            if begin + areas * found.geometry.align_bytes > offset_bytes:
+                return f"{area_contents.describe(found, raw)}, which begins at {begin} and reaches over {offset_bytes}"
+    return ""
+
+
+def _inside(disk: BlockingDisk, geometry: Geometry, offset_bytes: int) -> str:
+    """Whatever begins within the area to be made."""
+    raw = read(disk, offset_bytes, geometry.align_bytes)
+    for at in range(0, len(raw), MIB):
+        found = area_contents.identify(raw[at : at + MIB])
+        if not area_contents.is_reusable(found):
+            return f"{area_contents.describe(found, raw[at:])} (at {offset_bytes + at})"
+    size = disk.facts.size_bytes
+    if size % geometries.SECTOR_512 and offset_bytes < size < offset_bytes + geometry.align_bytes:
+        return f"a file of {size} bytes, which is no whole number of sectors"
+    return ""

@@ -1,0 +1,42 @@
+"""Why this host is not in a lockspace, said so that a person knows what to do: names first, numbers behind."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import assert_never
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.protocol.delta_lease import Claim, HostIdBusy, TooSlow
+from holdfast.protocol.lockspace_area import Corrupt
+from holdfast.protocol.words import IoFailed
+
+
+@dataclass(frozen=True, slots=True)
+class NotJoined:
+    """The lockspace was not joined. `holder` is the record of the host that has our id, if that is why."""
+
+    reason: str
+    holder: DeltaLease | None = None
+
+
+def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlow | IoFailed) -> NotJoined:
+    match outcome:
+        case HostIdBusy(by):
+            return NotJoined(
+                f"host id {claim.host_id} of lockspace {lockspace} is held by host {by.host_name} (generation "
+                f"{by.generation}): give this host ({claim.host_name}) another host id",
+                by,
+            )
+        case Corrupt(found):
+            return NotJoined(f"lockspace {lockspace} cannot be used: {found}")
+        case TooSlow(waited_s):
+            return NotJoined(
+                f"storage of lockspace {lockspace} is too slow for io_timeout {claim.timing.io_timeout_s} s "
+                f"(tried for {waited_s:.0f} s): use a greater io_timeout on all hosts"
+            )
+        case IoFailed(number, in_flight):
+            late = ", and a write is still in flight" if in_flight else ""
+            return NotJoined(f"storage of lockspace {lockspace} failed: {os.strerror(number)}{late}")
+        case _:
+            assert_never(outcome)

@@ -1,0 +1,269 @@
+"""One lockspace that this host is in, from joining to leaving or losing it.
+
+`run` is the renewal thread's whole life (ports that block), or a task's in the simulator. It joins by claiming a host
+id, then renews until it is asked to leave or the lease is over:
+
+    open area ─► prove watchdog ─► claim host id ─► arm watchdog ─► JOINED ─┬─ renew every 2 io
+                                                                           ├─ leave(): disarm, free the id
+    not joined: `NotJoined` names the reason, the other host by name       └─ lost: stop renewing, starve, tell
+
+Renewing is all it does; the heartbeat measures. A renewal that fails is tried again at once, up to the bound, at which
+the heartbeat has already spoken. An answer that says that the record is not ours any more ends the lease now.
+
+A lost lease starves the watchdog until `users_are_gone` is called: only the layer above can know that.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from holdfast.protocol import delta_lease as delta
+from holdfast.protocol.expiry import Phase
+from holdfast.protocol.host_status import Action, HostView, Notified, StateChanged
+from holdfast.protocol.lockspace_area import Corrupt, LockspaceArea, open_area
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.ports import Clock, Disk
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import HostId, IoFailed, OnWait, nobody_looks_on
+from holdfast.supervision.heartbeat import Heartbeat, OnExpiring, OnLost, Watched
+from holdfast.supervision.host_watch import HostWatch
+from holdfast.supervision.join_refusals import NotJoined, refused
+from holdfast.system.blocking_thread import Interrupted
+from holdfast.system.watchdog import WatchdogRefused
+
+RETRY_PAUSE_S = 0.5
+"""Between a renewal that failed at once and the next try: storage that says no must not be asked in a busy loop."""
+
+
+class Standing(enum.Enum):
+    """How this host stands in the lockspace."""
+
+    JOINING = "joining"
+    JOINED = "joined"
+    LOST = "lost"
+    LEFT = "left"
+    NOT_JOINED = "not joined"
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Left on purpose. `released` is False where the id could not be freed: others will see this host die."""
+
+    released: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The lease is over; nothing is written to this lockspace any more."""
+
+    reason: str
+
+
+Ended = NotJoined | Left | Lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """Whom the layers above have told us to tell. Called on the renewal or the heartbeat thread; must not block."""
+
+    on_joined: Callable[[Membership], None] = lambda _: None
+    on_expiring: OnExpiring = lambda _: None
+    on_lost: OnLost = lambda _: None
+    on_expired: OnLost = lambda _: None
+    on_host_changed: Callable[[StateChanged], None] = lambda _: None
+    on_notified: Callable[[Notified], None] = lambda _: None
+    on_wait: OnWait = nobody_looks_on
+
+
+class Lockspace:
+    """This host's membership in one lockspace. Give it a disk and a clock of its own, and run it once."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        disk: Disk,
+        offset_bytes: int,
+        host_id: HostId,
+        host_name: str,
+        timing: Timing,
+        clock: Clock,
+        heartbeat: Heartbeat,
+        news: News,
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.standing = Standing.JOINING
+        self._disk = disk
+        self._offset_bytes = offset_bytes
+        self._claim = delta.Claim(host_id, host_name, timing)
+        self._clock = clock
+        self._heartbeat = heartbeat
+        self._news = news
+        self._interrupt = interrupt
+        self._leaving = False
+        self._watched: Watched | None = None
+        self._hosts: HostWatch | None = None
+        self._notify_lock = threading.Lock()
+        self._notified_until: dict[HostId, float] = {}
+
+    # --- asked from any thread ---
+
+    def leave(self) -> None:
+        """After the last user is gone: free the host id. Joining is broken off."""
+        self._leaving = True
+        self._interrupt()
+
+    def users_are_gone(self) -> None:
+        """After the lease was lost: nobody uses it any more, provably, so the host need not be reset."""
+        if self._watched is not None:
+            self._watched.dismiss()
+
+    def hosts(self) -> tuple[HostView, ...]:
+        return self._hosts.views(self._clock.now()) if self._hosts is not None else ()
+
+    def notify(self, host_id: HostId) -> None:
+        """Have a host look at its requests: its bit is set in our renewals for a while."""
+        with self._notify_lock:
+            self._notified_until[host_id] = self._clock.now() + self._claim.timing.notify_s
+
+    # --- the renewal thread ---
+
+    async def run(self) -> Ended:
+        try:
+            ended = await self._run()
+        except Interrupted:
+            ended = NotJoined("joining was broken off")
+        self.standing = {NotJoined: Standing.NOT_JOINED, Left: Standing.LEFT, Lost: Standing.LOST}[
+            type(ended)
+        ]
+        return ended
+
+    async def _run(self) -> Ended:
+        joined = await self._join()
+        if isinstance(joined, NotJoined):
+            return joined
+        area, held, watched, hosts = joined
+        self._watched, self._hosts = watched, hosts
+        self.standing = Standing.JOINED
+        self._news.on_joined(self._membership(area, held, watched, hosts))
+        return await self._keep(area, held, watched, hosts)
+
+    async def _join(self) -> tuple[LockspaceArea, delta.Held, Watched, HostWatch] | NotJoined:
+        claim = self._claim
+        if broken := claim.timing.broken():
+            return NotJoined("; ".join(map(str, broken)))
+        area = await open_area(self._disk, self._offset_bytes, self.name, claim.timing.io_timeout_s)
+        if isinstance(area, Corrupt | IoFailed):
+            return refused(self.name, claim, area)
+        if not 1 <= claim.host_id <= area.geometry.hosts_max:
+            return NotJoined(
+                f"host id {claim.host_id} is not within 1..{area.geometry.hosts_max} of lockspace {self.name}"
+            )
+        try:
+            self._heartbeat.prove()
+        except WatchdogRefused as e:
+            return NotJoined(f"watchdog: {e}")
+        held = await delta.acquire(area, self._clock, claim, self._news.on_wait)
+        if not isinstance(held, delta.Held):
+            return refused(self.name, claim, held)
+        watched = self._heartbeat.watch(
+            self.name,
+            claim.timing,
+            held.renewed_at,
+            on_expiring=self._news.on_expiring,
+            on_lost=self._news.on_lost,
+            on_expired=self._news.on_expired,
+        )
+        if watched is None:
+            await delta.release(area, self._clock, held)
+            return NotJoined("the watchdog is not fed: it failed, or another lockspace of this host is lost")
+        return area, held, watched, HostWatch(self.name, claim.host_id, area.geometry, claim.timing)
+
+    def _membership(
+        self, area: LockspaceArea, held: delta.Held, watched: Watched, hosts: HostWatch
+    ) -> Membership:
+        return Membership(
+            lockspace=area,
+            host_id=self._claim.host_id,
+            generation=held.generation,
+            timing=self._claim.timing,
+            may_write=watched.may_write,
+            view=lambda host_id: hosts.view(host_id, self._clock.now()),
+        )
+
+    async def _keep(
+        self, area: LockspaceArea, held: delta.Held, watched: Watched, hosts: HostWatch
+    ) -> Left | Lost:
+        # The first look at the others comes at once: until then all of them are UNKNOWN.
+        due: float = self._clock.now()
+        while True:
+            try:
+                if not self._leaving:
+                    await self._clock.sleep(max(0.0, due - self._clock.now()))
+            except Interrupted:
+                pass
+            if self._leaving:
+                return await self._leave(area, held, watched)
+            if watched.phase >= Phase.FAIL:
+                # A write that got through after all would make others believe in a host that has given up.
+                return self._lost(watched, "not renewed in time")
+            outcome = await delta.renew(
+                area,
+                self._clock,
+                held,
+                notified=self._to_notify(),
+                hosts_watched=hosts.hosts_to_read(),
+            )
+            match outcome:
+                case delta.Renewed(held, sectors, read_at):
+                    watched.renewed(held.renewed_at)
+                    due = held.renewed_at + self._claim.timing.renewal_s
+                    self._tell(hosts.looked(self._clock.now(), read_at, sectors))
+                case delta.RenewalFailed(held, _, sectors, read_at):
+                    due = self._clock.now() + RETRY_PAUSE_S
+                    told = hosts.ticked(self._clock.now())
+                    if sectors is not None:
+                        told += hosts.looked(self._clock.now(), read_at, sectors)
+                    self._tell(told)
+                case delta.NotOurs(found):
+                    return self._lost(watched, f"{found.host_name} has taken host id {self._claim.host_id}")
+                case delta.Diverged():
+                    return self._lost(watched, "somebody else has written this host's record")
+                case Corrupt(fault):
+                    return self._lost(watched, f"this host's record is damaged: {fault}")
+                case delta.TooLate():
+                    return self._lost(watched, "not renewed in time")
+                case _:
+                    assert_never(outcome)
+
+    def _lost(self, watched: Watched, reason: str) -> Lost:
+        watched.corrupted(reason)
+        return Lost(reason)
+
+    async def _leave(self, area: LockspaceArea, held: delta.Held, watched: Watched) -> Left:
+        # The watchdog first: nobody uses the lease, and freeing the id may hang.
+        watched.dismiss()
+        match await delta.release(area, self._clock, held):
+            case delta.Released():
+                return Left(released=True)
+            case delta.NotReleased(reason):
+                return Left(released=False, reason=reason)
+
+    def _to_notify(self) -> tuple[HostId, ...]:
+        now = self._clock.now()
+        with self._notify_lock:
+            self._notified_until = {h: until for h, until in self._notified_until.items() if until > now}
+            return tuple(self._notified_until)
+
+    def _tell(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, StateChanged):
+                self._news.on_host_changed(action)
+            else:
+                self._news.on_notified(action)

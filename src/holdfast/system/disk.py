@@ -1,0 +1,266 @@
+"""The `Disk` port over real storage: O_DIRECT, bounded waits, nothing forgotten.
+
+Requests run on the workers of a lane (`disk_lane`), use one open file (`disk_file`), and writes in flight are remembered
+per device (`sector_writes`).
+Two faces give the same port to two kinds of caller:
+
+    BlockingDisk     its coroutines never suspend: for a dedicated thread, driven by `blocking_thread`
+    SuspendingDisk   its coroutines suspend on asyncio
+
+Every failure is an answer. EINVAL is the answer for a request that is not made of whole sectors, EMSGSIZE for one
+beyond the end, ETIMEDOUT for one given up: `in_flight` then tells whether a write may still happen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from holdfast.protocol.words import IoFailed
+from holdfast.system.disk_file import DEVICE_WRITES, REAL_KERNEL, DiskFacts, Kernel, OpenFile, open_file
+from holdfast.system.disk_lane import AlignedBuffer, DiskLane, Fate, LaneFull, Request
+from holdfast.system.sector_writes import DeviceWrites
+
+T = TypeVar("T")
+
+SECTOR_BYTES_MIN = 512
+"""No device has smaller sectors; one with larger ones refuses smaller requests itself."""
+OPEN_TIMEOUT_S = 10.0
+"""Opening looks at the device once: as long as one default io_timeout."""
+
+
+class _Disk:
+    """What both faces share: how requests are made, issued, and given up."""
+
+    def __init__(self, file: OpenFile, lane: DiskLane, kernel: Kernel) -> None:
+        self._file = file
+        self._lane = lane
+        self._kernel = kernel
+        self._closed = False
+
+    @property
+    def facts(self) -> DiskFacts:
+        return self._file.facts
+
+    def in_flight(self, offset_bytes: int, length_bytes: int) -> bool:
+        """Whether a write of ours to these bytes has not completed yet."""
+        return self._file.writes.touch(offset_bytes, length_bytes)
+
+    def close(self) -> None:
+        """No request of this disk may follow; those inside the kernel keep the descriptor until they end."""
+        if not self._closed:
+            self._closed = True
+            self._file.leave()
+
+    def _read_request(
+        self, offset_bytes: int, length_bytes: int, on_done: Callable[[], None]
+    ) -> Request[bytes | IoFailed] | IoFailed:
+        if failed := self._refused(offset_bytes, length_bytes):
+            return failed
+        file, kernel = self._file, self._kernel
+
+        def perform(buffer: AlignedBuffer) -> bytes | IoFailed:
+            try:
+                with buffer.view(length_bytes) as view:
+                    if not file.facts.direct:
+                        os.posix_fadvise(file.fd, offset_bytes, length_bytes, os.POSIX_FADV_DONTNEED)
+                    got = kernel.read_into(file.fd, view, offset_bytes)
+                    return bytes(view) if got == length_bytes else IoFailed(errno.EMSGSIZE)
+            except OSError as e:
+                return IoFailed(e.errno or errno.EIO)
+
+        file.enter()
+        return self._issued(Request(perform, on_done=on_done, on_end=file.leave))
+
+    def _write_request(
+        self, offset_bytes: int, content: bytes, on_done: Callable[[], None]
+    ) -> Request[IoFailed | None] | IoFailed:
+        if failed := self._refused(offset_bytes, len(content)):
+            return failed
+        file, kernel = self._file, self._kernel
+        token = file.writes.begin(offset_bytes, len(content))
+        if token is None:
+            return IoFailed(errno.EBUSY, in_flight=True)
+
+        def perform(buffer: AlignedBuffer) -> IoFailed | None:
+            try:
+                with buffer.view(len(content)) as view:
+                    view[:] = content
+                    put = kernel.write_from(file.fd, view, offset_bytes)
+                    return None if put == len(content) else IoFailed(errno.EMSGSIZE)
+            except OSError as e:
+                return IoFailed(e.errno or errno.EIO)
+
+        def end() -> None:
+            file.writes.end(token)
+            file.leave()
+
+        file.enter()
+        return self._issued(Request(perform, on_done=on_done, on_end=end))
+
+    def _refused(self, offset_bytes: int, length_bytes: int) -> IoFailed | None:
+        if self._closed:
+            return IoFailed(errno.EBADF)
+        aligned = offset_bytes % SECTOR_BYTES_MIN == 0 and length_bytes % SECTOR_BYTES_MIN == 0
+        return None if aligned and offset_bytes >= 0 and length_bytes > 0 else IoFailed(errno.EINVAL)
+
+    def _issued(self, request: Request[T]) -> Request[T] | IoFailed:
+        try:
+            self._lane.submit(request)
+        except LaneFull:
+            request.on_end()
+            return IoFailed(errno.EBUSY)
+        return request
+
+    def _answer(self, request: Request[T], is_write: bool) -> T | IoFailed:
+        """The end of the caller's patience: whatever there is by now."""
+        fate = self._lane.give_up(request)
+        if fate is Fate.COMPLETED:
+            return request.result()
+        return IoFailed(errno.ETIMEDOUT, in_flight=is_write and fate is Fate.IN_FLIGHT)
+
+
+class BlockingDisk(_Disk):
+    """The `Disk` port for a thread of its own: whoever awaits is blocked, and nothing ever suspends."""
+
+    async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
+        done = threading.Event()
+        request = self._read_request(offset_bytes, length_bytes, done.set)
+        if isinstance(request, IoFailed):
+            return request
+        done.wait(timeout_s)
+        return self._answer(request, is_write=False)
+
+    async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
+        done = threading.Event()
+        request = self._write_request(offset_bytes, content, done.set)
+        if isinstance(request, IoFailed):
+            return request
+        done.wait(timeout_s)
+        return self._answer(request, is_write=True)
+
+    async def settled(self, offset_bytes: int, length_bytes: int) -> None:
+        done = threading.Event()
+        self._file.writes.when_settled(offset_bytes, length_bytes, done.set)
+        done.wait()
+
+
+class SuspendingDisk(_Disk):
+    """The `Disk` port for asyncio. A cancelled caller has given up; its write stays accounted for."""
+
+    async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
+        done, wake = _future_and_wake()
+        request = self._read_request(offset_bytes, length_bytes, wake)
+        if isinstance(request, IoFailed):
+            return request
+        await self._wait(request, done, timeout_s)
+        return self._answer(request, is_write=False)
+
+    async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
+        done, wake = _future_and_wake()
+        request = self._write_request(offset_bytes, content, wake)
+        if isinstance(request, IoFailed):
+            return request
+        await self._wait(request, done, timeout_s)
+        return self._answer(request, is_write=True)
+
+    async def settled(self, offset_bytes: int, length_bytes: int) -> None:
+        done, wake = _future_and_wake()
+        self._file.writes.when_settled(offset_bytes, length_bytes, wake)
+        try:
+            await done
+        finally:
+            self._file.writes.forget(wake)
+
+    async def _wait(self, request: Request[T], done: asyncio.Future[None], timeout_s: float) -> None:
+        try:
+            await asyncio.wait((done,), timeout=timeout_s)
+        except asyncio.CancelledError:
+            self._lane.give_up(request)
+            raise
+
+
+def _future_and_wake() -> tuple[asyncio.Future[None], Callable[[], None]]:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def finish() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def wake() -> None:
+        try:
+            loop.call_soon_threadsafe(finish)
+        except RuntimeError:
+            pass  # the loop is gone, and so is whoever waited
+
+    return done, wake
+
+
+D = TypeVar("D", bound=_Disk)
+
+
+def _open_request(
+    path: str,
+    writable: bool,
+    exclusive: bool,
+    kernel: Kernel,
+    devices: DeviceWrites,
+    on_done: Callable[[], None],
+) -> Request[OpenFile | IoFailed]:
+    def too_late(file: OpenFile | IoFailed) -> None:
+        if isinstance(file, OpenFile):
+            file.leave()
+
+    return Request(
+        lambda _: open_file(path, writable, exclusive, kernel, devices), on_done=on_done, undo=too_late
+    )
+
+
+def _opened(
+    face: type[D], request: Request[OpenFile | IoFailed], lane: DiskLane, kernel: Kernel
+) -> D | IoFailed:
+    if lane.give_up(request) is not Fate.COMPLETED:
+        return IoFailed(errno.ETIMEDOUT)
+    file = request.result()
+    return file if isinstance(file, IoFailed) else face(file, lane, kernel)
+
+
+def open_blocking(
+    path: str,
+    lane: DiskLane,
+    *,
+    writable: bool = True,
+    exclusive: bool = False,
+    timeout_s: float = OPEN_TIMEOUT_S,
+    kernel: Kernel = REAL_KERNEL,
+    devices: DeviceWrites = DEVICE_WRITES,
+) -> BlockingDisk | IoFailed:
+    """Open an existing file or block device on a worker: even that may hang."""
+    done = threading.Event()
+    request = _open_request(path, writable, exclusive, kernel, devices, done.set)
+    lane.submit(request)
+    done.wait(timeout_s)
+    return _opened(BlockingDisk, request, lane, kernel)
+
+
+async def open_suspending(
+    path: str,
+    lane: DiskLane,
+    *,
+    writable: bool = True,
+    exclusive: bool = False,
+    timeout_s: float = OPEN_TIMEOUT_S,
+    kernel: Kernel = REAL_KERNEL,
+    devices: DeviceWrites = DEVICE_WRITES,
+) -> SuspendingDisk | IoFailed:
+    """The same for asyncio."""
+    done, wake = _future_and_wake()
+    request = _open_request(path, writable, exclusive, kernel, devices, wake)
+    lane.submit(request)
+    await asyncio.wait((done,), timeout=timeout_s)
+    return _opened(SuspendingDisk, request, lane, kernel)

@@ -1,0 +1,121 @@
+"""An open path on shared storage: how it is opened, what is found out about it, when it may be closed.
+
+O_DIRECT, because what another host wrote must be read from the disk and not from our page cache; O_DSYNC, because a
+write counts when it is on stable storage. A file system that refuses O_DIRECT when the file is opened (ramfs, some
+FUSE file systems) gets O_DSYNC alone, and `DiskFacts.direct` says so: good enough for a test or for one host, while on
+storage that several hosts share such a file system may show each host its own past.
+
+A descriptor is closed by its last user. A request that hangs inside the kernel is one, long after `close`: were the
+number given to another file meanwhile, a request not yet begun would go there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import threading
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.protocol.words import IoFailed
+from holdfast.system.sector_writes import DeviceWrites, SectorWrites
+
+_BLKSSZGET = 0x1268  # linux/fs.h
+_INT = struct.Struct("i")
+
+
+class Kernel(Protocol):
+    """The system calls, so that a test can delay and fail them."""
+
+    def open(self, path: str, flags: int) -> int: ...
+    def read_into(self, fd: int, buffer: memoryview, offset_bytes: int) -> int: ...
+    def write_from(self, fd: int, buffer: memoryview, offset_bytes: int) -> int: ...
+
+
+class RealKernel:
+    def open(self, path: str, flags: int) -> int:
+        return os.open(path, flags)
+
+    def read_into(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        return os.preadv(fd, [buffer], offset_bytes)
+
+    def write_from(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        return os.pwritev(fd, [buffer], offset_bytes)
+
+
+REAL_KERNEL = RealKernel()
+DEVICE_WRITES = DeviceWrites()
+"""Writes in flight are the process's, so is their memory; a test that is several hosts brings its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """What was found when the path was opened."""
+
+    path: str
+    direct: bool
+    is_block_device: bool
+    logical_sector_bytes: int  # of a block device; 0 for a file, whose file system doesn't say
+    size_bytes: int
+
+    @property
+    def how(self) -> str:
+        return "O_DIRECT" if self.direct else "O_DSYNC through the page cache: O_DIRECT is refused here"
+
+
+class OpenFile:
+    """A descriptor that is closed when nobody needs it: not while a request is inside the kernel with it."""
+
+    def __init__(self, fd: int, facts: DiskFacts, writes: SectorWrites) -> None:
+        self.fd = fd
+        self.facts = facts
+        self.writes = writes
+        self._lock = threading.Lock()
+        self._users = 1
+
+    def enter(self) -> None:
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            os.close(self.fd)
+
+
+def open_file(
+    path: str, writable: bool, exclusive: bool, kernel: Kernel, devices: DeviceWrites
+) -> OpenFile | IoFailed:
+    """Open an existing path. `exclusive`: refuse (EBUSY) a block device that is mounted or part of another."""
+    flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_DSYNC | os.O_CLOEXEC
+    flags |= os.O_EXCL if exclusive else 0
+    try:
+        direct = True
+        try:
+            fd = kernel.open(path, flags | os.O_DIRECT)
+        except OSError as e:
+            if e.errno != errno.EINVAL:
+                raise
+            direct = False
+            fd = kernel.open(path, flags)
+        try:
+            found = os.fstat(fd)
+            is_block = stat.S_ISBLK(found.st_mode)
+            sector = 0
+            if is_block:
+                (sector,) = _INT.unpack(fcntl.ioctl(fd, _BLKSSZGET, bytes(_INT.size)))
+            elif not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK))
+            facts = DiskFacts(path, direct, is_block, sector, os.lseek(fd, 0, os.SEEK_END))
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as e:
+        return IoFailed(e.errno or errno.EIO)
+    identity = ("device", found.st_rdev) if is_block else ("file", found.st_dev, found.st_ino)
+    return OpenFile(fd, facts, devices.of(identity))

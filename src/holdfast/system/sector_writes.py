@@ -1,0 +1,86 @@
+"""Which sectors have a write of ours under way: the memory that keeps an old write from landing on a newer one.
+
+A write that nobody waits for any more may still reach the disk. What the protocols need is that nothing of ours
+is written to the same sectors until the kernel has said how it ended:
+
+    writer                     kernel                       disk
+    write v1, gives up  ────►  v1 queued … path is down
+    write v2            ────►  (refused here: EBUSY)        v1 arrives at last
+    settled() returns   ◄────  v1 completed
+    write v2            ────►                               v2
+
+The memory belongs to the device, not to the open file: whoever closes a path and opens it again, or opens it
+twice, or by another name, meets the same writes in flight. It lives as long as an open file or a write needs it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+
+
+class SectorWrites:
+    """The writes of this process to one device that have not completed. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._writes: dict[object, tuple[int, int]] = {}
+        self._waiters: list[tuple[int, int, Callable[[], None]]] = []
+
+    def begin(self, offset_bytes: int, length_bytes: int) -> object | None:
+        """A token for a write that may be issued now; None if one is in flight to any of its bytes."""
+        with self._lock:
+            if self._touched(offset_bytes, length_bytes):
+                return None
+            token = object()
+            self._writes[token] = (offset_bytes, length_bytes)
+            return token
+
+    def end(self, token: object) -> None:
+        """The write has completed, or was never issued. Wakes whoever waited for just that."""
+        with self._lock:
+            del self._writes[token]
+            ready = [w for w in self._waiters if not self._touched(w[0], w[1])]
+            self._waiters = [w for w in self._waiters if w not in ready]
+        for _, _, wake in ready:
+            wake()
+
+    def touch(self, offset_bytes: int, length_bytes: int) -> bool:
+        """Whether any write in flight touches these bytes."""
+        with self._lock:
+            return self._touched(offset_bytes, length_bytes)
+
+    def when_settled(self, offset_bytes: int, length_bytes: int, wake: Callable[[], None]) -> None:
+        """Call `wake` once, now or from the thread that ends the last such write."""
+        with self._lock:
+            if self._touched(offset_bytes, length_bytes):
+                self._waiters.append((offset_bytes, length_bytes, wake))
+                return
+        wake()
+
+    def forget(self, wake: Callable[[], None]) -> None:
+        """Whoever waited with `wake` waits no more."""
+        with self._lock:
+            self._waiters = [w for w in self._waiters if w[2] is not wake]
+
+    def _touched(self, offset_bytes: int, length_bytes: int) -> bool:
+        return any(
+            begin < offset_bytes + length_bytes and offset_bytes < begin + length
+            for begin, length in self._writes.values()
+        )
+
+
+class DeviceWrites:
+    """One `SectorWrites` for each device or file that is open, by its identity."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_identity: weakref.WeakValueDictionary[Hashable, SectorWrites] = weakref.WeakValueDictionary()
+
+    def of(self, identity: Hashable) -> SectorWrites:
+        with self._lock:
+            known = self._by_identity.get(identity)
+            if known is None:
+                known = self._by_identity[identity] = SectorWrites()
+            return known

@@ -1,0 +1,142 @@
+"""Hosts with supervision in the simulated world: shipping code above, simulated disk, clock and watchdog below."""
+
+from dataclasses import dataclass, field
+
+from tests.unit.protocol.simulated import Faults, Host, SimulatedDisk, Task, World
+
+from holdfast.ondisk import areas
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.geometry import DEFAULT, MIB
+from holdfast.protocol.host_status import Notified, StateChanged
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import HostId, Instant
+from holdfast.supervision.heartbeat import Heartbeat
+from holdfast.supervision.lockspace import Ended, Lockspace, News
+from holdfast.system.watchdog import WatchdogRefused
+
+TIMING = Timing(10, 60)
+SPACES = ("A", "B")
+
+
+class RecordedWatchdog:
+    """Resets its host like a real one would: `fire_timeout_s` after the last feeding."""
+
+    fences = True
+
+    def __init__(self, host: Host, fire_timeout_s: int = 60) -> None:
+        self._host = host
+        self.fire_timeout_s = fire_timeout_s
+        self.feedings: list[tuple[float, float]] = []  # world time, until when by the world's time
+        self.disarmed_at: float | None = None
+        self.refusal = ""
+        self.dumb = False
+
+    def prove(self) -> None:
+        if self.refusal:
+            raise WatchdogRefused(self.refusal)
+
+    def feed(self, until: Instant) -> bool:
+        if self.dumb:
+            return False
+        now = self._host.world.now
+        self.feedings.append((now, now + until - self._host.clock.now()))
+        self.disarmed_at = None
+        return True
+
+    def disarm(self) -> None:
+        self.disarmed_at = self._host.world.now
+
+    @property
+    def last_fed_at(self) -> float:
+        return self.feedings[-1][0]
+
+    @property
+    def fires_at(self) -> float:
+        return self.last_fed_at + self.fire_timeout_s
+
+
+@dataclass
+class Told:
+    """What one lockspace told the layers above, with the world's time."""
+
+    world: World
+    joined: list[tuple[float, Membership]] = field(default_factory=list)
+    expiring: list[float] = field(default_factory=list)
+    lost: list[tuple[float, str]] = field(default_factory=list)
+    expired: list[float] = field(default_factory=list)
+    hosts: list[StateChanged] = field(default_factory=list)
+    notified: list[Notified] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
+
+    def news(self) -> News:
+        world = self.world
+        return News(
+            on_joined=lambda member: self.joined.append((world.now, member)),
+            on_expiring=lambda _: self.expiring.append(world.now),
+            on_lost=lambda reason: self.lost.append((world.now, reason)),
+            on_expired=lambda _: self.expired.append(world.now),
+            on_host_changed=self.hosts.append,
+            on_notified=self.notified.append,
+            on_wait=lambda waiting: self.waits.append(waiting.reason),
+        )
+
+
+@dataclass
+class Member:
+    lockspace: Lockspace
+    told: Told
+    task: Task[Ended]
+    disk: SimulatedDisk
+
+
+class Supervised:
+    """A host with its heartbeat running."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.host = world.host(name)
+        self.watchdog = RecordedWatchdog(self.host)
+        self.heartbeat = Heartbeat(clock=self.host.clock, watchdog=self.watchdog)
+        self.host.spawn(self.heartbeat.run())
+        world.run(until=world.now)
+
+    def join(self, host_id: int, *, space: str = "A", host_name: str = "", timing: Timing = TIMING) -> Member:
+        told = Told(self.world)
+        disk = SimulatedDisk(self.host)
+        lockspace = Lockspace(
+            name=space,
+            disk=disk,
+            offset_bytes=SPACES.index(space) * MIB,
+            host_id=HostId(host_id),
+            host_name=host_name or self.host.name,
+            timing=timing,
+            clock=self.host.clock,
+            heartbeat=self.heartbeat,
+            news=told.news(),
+        )
+        return Member(lockspace, told, self.host.spawn(lockspace.run()), disk)
+
+    def joined(self, host_id: int, **options: object) -> Member:
+        member = self.join(host_id, **options)  # type: ignore[arg-type]
+        while not member.told.joined:
+            assert not member.task.done, member.task.result
+            self.world.run(until=self.world.now + 1)
+        return member
+
+
+def world_with_lockspaces(seed: int = 1, faults: Faults | None = None) -> World:
+    """Two lockspaces, A and B, side by side on the shared disk."""
+    world = World(seed, size_bytes=len(SPACES) * MIB, faults=faults)
+    for index, space in enumerate(SPACES):
+        area, first = areas.lockspace_area(DEFAULT, space)
+        world.content[index * MIB : (index + 1) * MIB] = area
+        world.content[index * MIB : index * MIB + len(first)] = first
+    return world
+
+
+def record_of(world: World, host_id: int, space: str = "A") -> DeltaLease:
+    at = SPACES.index(space) * MIB + DEFAULT.delta_offset_bytes(host_id)
+    record = DeltaLease.decode(bytes(world.content[at : at + DeltaLease.BYTES]))
+    assert isinstance(record, DeltaLease), record
+    return record

@@ -1,0 +1,366 @@
+"""A host in a lockspace: it joins, renews, sees the others, leaves or loses, and the watchdog follows."""
+
+from itertools import pairwise
+
+import pytest
+from tests.unit.protocol.simulated import Faults
+from tests.unit.supervision.rig import TIMING, Supervised, record_of, world_with_lockspaces
+
+from holdfast.ondisk.geometry import DEFAULT, MIB
+from holdfast.protocol.host_status import HostState
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import HostId
+from holdfast.supervision.host_watch import WIDE_LOOK_EVERY
+from holdfast.supervision.join_refusals import NotJoined
+from holdfast.supervision.lockspace import Left, Lost, Standing
+
+FAST_BEAT_S = 1.2
+"""A beat and what the simulated clock adds to a sleep."""
+
+
+def test_a_free_id_is_joined_after_it_has_settled_and_then_renewed_in_time() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    member = alpha.joined(3)
+    at, membership = member.told.joined[0]
+    assert TIMING.settle_s <= at <= TIMING.claim_free_s[1]
+    assert (membership.host_id, membership.generation) == (3, 1)
+    assert record_of(world, 3).host_name.text == "alpha"
+    assert member.lockspace.standing is Standing.JOINED
+    world.run(until=1000)
+    own = [time for time, _, offset, _ in world.writes if offset == DEFAULT.delta_offset_bytes(3)]
+    assert max(b - a for a, b in pairwise(own[2:])) <= TIMING.renewal_s + 1
+    assert membership.may_write()
+    assert not member.told.expiring
+    assert not member.told.lost
+
+
+def test_nothing_is_fed_before_the_id_is_ours_and_every_beat_feeds_it_afterwards() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    member = alpha.joined(1)
+    assert alpha.watchdog.feedings[0][0] >= TIMING.settle_s
+    assert alpha.watchdog.feedings[0][0] <= member.told.joined[0][0]
+    world.run(until=300)
+    times = [at for at, _ in alpha.watchdog.feedings]
+    assert max(b - a for a, b in pairwise(times)) <= FAST_BEAT_S
+    assert all(at < until <= at + TIMING.fail_s for at, until in alpha.watchdog.feedings)
+
+
+def test_an_id_that_another_host_holds_is_refused_with_that_hosts_name() -> None:
+    world = world_with_lockspaces()
+    alpha, beta = Supervised(world, "alpha"), Supervised(world, "beta")
+    alpha.joined(1)
+    refused = beta.join(1)
+    world.run(refused.task)
+    answer = refused.task.result
+    assert isinstance(answer, NotJoined)
+    assert "host id 1 of lockspace A is held by host alpha (generation 1)" in answer.reason
+    assert "give this host (beta) another host id" in answer.reason
+    assert answer.holder is not None
+    assert refused.told.waits
+    assert not beta.watchdog.feedings
+    assert record_of(world, 1).host_name.text == "alpha"
+
+
+def test_two_hosts_that_claim_one_free_id_at_once_do_not_both_join() -> None:
+    for seed in range(20):
+        world = world_with_lockspaces(seed)
+        members = [Supervised(world, name).join(1) for name in ("alpha", "beta")]
+        world.run(until=250)
+        assert sum(bool(member.told.joined) for member in members) == 1
+        (loser,) = [member for member in members if member.task.done]
+        assert isinstance(loser.task.result, NotJoined)
+
+
+def test_the_same_name_rejoins_its_id_without_waiting_for_its_own_death() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    alpha.joined(1)
+    alpha.host.reset()
+    begun = world.now
+    again = Supervised(world, "again").joined(1, host_name="alpha")
+    assert again.told.joined[0][0] - begun <= TIMING.claim_free_s[1]
+    assert again.told.joined[0][1].generation == 2
+
+
+def test_another_name_waits_for_the_dead_bound_of_the_former_holder() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    alpha.joined(1)
+    alpha.host.reset()
+    begun = world.now
+    beta = Supervised(world, "beta").joined(1)
+    took = beta.told.joined[0][0] - begun
+    assert TIMING.claim_held_s[0] < took <= TIMING.claim_held_s[1]
+
+
+def test_an_id_beyond_the_lockspace_and_a_lockspace_of_another_name_are_refused_with_both_values() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    beyond, wrong = alpha.join(2001), alpha.join(1, space="B")
+    wrong.lockspace.name = "C"
+    world.run(beyond.task, wrong.task)
+    assert "host id 2001 is not within 1..2000" in str(beyond.task.result)
+    assert "'B'" in str(wrong.task.result)
+    assert "'C'" in str(wrong.task.result)
+
+
+def test_bounds_that_break_the_safety_argument_are_refused_before_anything_is_written() -> None:
+    world = world_with_lockspaces()
+    member = Supervised(world, "alpha").join(1, timing=Timing(10, 0))
+    world.run(member.task)
+    assert "must be below dead" in str(member.task.result)
+    assert not world.writes
+
+
+def test_a_watchdog_that_does_not_work_refuses_the_join_and_leaves_the_id_free() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    alpha.watchdog.refusal = "no such device"
+    member = alpha.join(1)
+    world.run(member.task)
+    assert str(member.task.result) == "NotJoined(reason='watchdog: no such device', holder=None)"
+    assert not world.writes
+    alpha.watchdog.refusal, alpha.watchdog.dumb = "", True
+    member = alpha.join(1)
+    world.run(member.task)
+    assert "the watchdog is not fed" in str(member.task.result)
+    assert not member.told.joined
+    assert record_of(world, 1).is_free
+
+
+def test_leaving_disarms_the_watchdog_and_frees_the_id() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    member = alpha.joined(1)
+    member.lockspace.leave()
+    world.run(member.task)
+    assert member.task.result == Left(released=True)
+    assert alpha.watchdog.disarmed_at is not None
+    assert record_of(world, 1).is_free
+    fed = len(alpha.watchdog.feedings)
+    world.run(until=world.now + 300)
+    assert len(alpha.watchdog.feedings) == fed
+    assert not member.told.lost
+
+
+# --- losing it ---
+
+
+def test_the_age_of_a_lease_counts_from_before_its_renewal_was_written() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    member = alpha.joined(1)
+    world.run(until=100)
+    # One renewal's write takes 50 s and then succeeds; afterwards storage is gone.
+    world.faults = Faults(latency_s=0.0)
+    slow = 50.0
+    member.disk.script = ["read", "write slow"]
+    original = member.disk._fate
+
+    def fate(kind: str, timeout_s: float) -> tuple[str, float]:
+        what, took = original(kind, timeout_s)
+        if what != "slow":
+            return what, took
+        issued.append(world.now)
+        member.disk.cut = True
+        return "", slow
+
+    issued: list[float] = []
+    member.disk._fate = fate  # type: ignore[method-assign]
+    world.run(until=400)
+    (written_from,) = issued
+    ((lost_at, _),) = member.told.lost
+    assert written_from + TIMING.fail_s - 1 <= lost_at <= written_from + TIMING.fail_s + FAST_BEAT_S
+    assert alpha.watchdog.last_fed_at < written_from + TIMING.fail_s
+    assert alpha.watchdog.fires_at <= written_from + TIMING.dead_s
+
+
+@pytest.mark.parametrize("how", ["hang", "errors"])
+def test_storage_that_is_gone_starves_the_watchdog_before_the_dead_bound(how: str) -> None:
+    world = world_with_lockspaces()
+    alpha, beta = Supervised(world, "alpha"), Supervised(world, "beta")
+    member, other = alpha.joined(1), beta.joined(2)
+    world.run(until=200)
+    if how == "errors":
+        member.disk.cut = True
+    else:
+        member.disk.script = ["read stall", "write stall"] * 1000
+    world.faults.stall_max_s = 1e6
+    world.run(until=1000)
+    own = [time for time, _, offset, _ in world.writes if offset == DEFAULT.delta_offset_bytes(1)]
+    renewed_at = own[-1]
+    ((lost_at, reason),) = member.told.lost
+    assert "not renewed in time" in reason
+    assert len(member.told.expiring) == 1
+    assert renewed_at + TIMING.warn_s - 1 <= member.told.expiring[0] <= lost_at
+    assert lost_at <= renewed_at + TIMING.fail_s + FAST_BEAT_S
+    assert alpha.watchdog.last_fed_at < renewed_at + TIMING.fail_s
+    assert alpha.watchdog.fires_at <= renewed_at + TIMING.dead_s
+    dead_at = next(c for c in other.told.hosts if (c.host_id, c.after) == (1, HostState.DEAD))
+    assert dead_at.before is HostState.FAIL
+    assert not member.told.joined[0][1].may_write()
+    assert not other.told.lost
+
+
+def test_a_lost_lease_is_not_renewed_any_more_even_if_a_late_write_succeeds() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    member = alpha.joined(1)
+    world.run(until=100)
+    last = max(time for time, _, offset, _ in world.writes if offset == 0)
+    # Reads fail until shortly before the bound; then a write goes out that completes after it.
+    member.disk.cut = True
+    world.run(until=last + TIMING.fail_s - 3)
+    member.disk.cut = False
+    original = member.disk._fate
+    member.disk._fate = (  # type: ignore[method-assign]
+        lambda kind, timeout_s: ("", 10.0) if kind == "write" else original(kind, timeout_s)
+    )
+    world.run(until=last + TIMING.fail_s + 20)
+    assert len(member.told.lost) == 1
+    world.run(member.task)
+    assert isinstance(member.task.result, Lost)
+    written = len(world.writes)
+    world.run(until=world.now + 500)
+    assert len(world.writes) == written
+    assert alpha.watchdog.fires_at <= last + TIMING.dead_s + 1
+
+
+def test_a_record_that_another_host_has_overwritten_ends_the_lease_at_once() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    member = alpha.joined(1)
+    world.run(until=100)
+    area = bytes(world.content[:512])
+    world.content[:512] = area.replace(b"alpha", b"aLpha")
+    world.run(until=130)
+    assert not member.told.joined[0][1].may_write()
+    ((_, reason),) = member.told.lost
+    assert "damaged" in reason
+    assert member.lockspace.standing is Standing.LOST
+    fed = len(alpha.watchdog.feedings)
+    world.run(until=400)
+    assert len(alpha.watchdog.feedings) == fed
+
+
+def test_a_host_that_sleeps_past_its_bound_feeds_nothing_when_it_wakes() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    member = alpha.joined(1)
+    world.run(until=100)
+    alpha.host.pause(200)
+    world.run(until=600)
+    assert all(at < until for at, until in alpha.watchdog.feedings)
+    assert alpha.watchdog.last_fed_at <= 100
+    assert len(member.told.lost) == 1
+    written = [time for time, _, _, _ in world.writes if time > 100]
+    assert not written
+
+
+# --- two lockspaces of one host ---
+
+
+def test_two_lockspaces_do_not_influence_each_other() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    sick, well = alpha.joined(1), alpha.joined(7, space="B")
+    world.run(until=100)
+    sick.disk.script = ["read stall", "write stall"] * 1000
+    world.faults.stall_max_s = 1e6
+    world.run(until=1000)
+    assert len(sick.told.lost) == 1
+    assert not well.told.lost
+    assert not well.told.expiring
+    assert well.told.joined[0][1].may_write()
+    assert well.lockspace.standing is Standing.JOINED
+    own = [time for time, _, offset, _ in world.writes if offset == MIB + DEFAULT.delta_offset_bytes(7)]
+    assert max(b - a for a, b in pairwise(own[2:])) <= TIMING.renewal_s + 1
+
+
+def test_a_lost_lockspace_starves_the_watchdog_until_its_users_are_gone() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    sick, well = alpha.joined(1), alpha.joined(1, space="B")
+    sick.disk.cut = True
+    while not sick.told.lost:
+        world.run(until=world.now + 1)
+    starved_since = alpha.watchdog.last_fed_at
+    world.run(until=world.now + 10)
+    assert alpha.watchdog.last_fed_at == starved_since
+    assert alpha.heartbeat.starving
+    sick.lockspace.users_are_gone()
+    world.run(until=world.now + 5)
+    assert alpha.watchdog.last_fed_at > starved_since + 10
+    assert alpha.watchdog.fires_at > world.now
+    assert well.told.joined[0][1].may_write()
+
+
+# --- the table of hosts ---
+
+
+def test_hosts_see_each_other_live_fail_die_and_leave() -> None:
+    world = world_with_lockspaces()
+    alpha, beta = Supervised(world, "alpha"), Supervised(world, "beta")
+    one, two = alpha.joined(1), beta.joined(40)
+    world.run(until=world.now + WIDE_LOOK_EVERY * TIMING.renewal_s + 60)
+    views = {view.host_id: view for view in one.lockspace.hosts()}
+    assert set(views) == {1, 40}
+    assert (views[HostId(40)].state, views[HostId(40)].name) == (HostState.LIVE, "beta")
+    beta.host.reset()
+    begun = world.now
+    world.run(until=begun + TIMING.fail_s + 2 * TIMING.renewal_s)
+    view = next(v for v in one.lockspace.hosts() if v.host_id == 40)
+    assert view.state is HostState.FAIL
+    assert view.dead_in_s is not None
+    assert 0 < view.dead_in_s <= TIMING.fire_timeout_s
+    world.run(until=begun + TIMING.dead_s + 3 * TIMING.renewal_s)
+    assert next(v for v in one.lockspace.hosts() if v.host_id == 40).state is HostState.DEAD
+    assert not two.task.done
+
+
+def test_a_look_reads_no_more_than_the_hosts_that_are_there() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    member = alpha.joined(5)
+    world.run(until=1000)
+    lengths = [length for offset, length in member.disk.reads if offset == 0]
+    wide = [length for length in lengths if length > 5 * 512]
+    assert 5 * 512 in lengths
+    assert len(wide) <= 3 + len(lengths) // WIDE_LOOK_EVERY
+    membership = member.told.joined[0][1]
+    assert membership.view(HostId(9)).state is HostState.UNKNOWN
+    world.run(until=world.now + 60)
+    assert member.disk.reads[-1] == (0, 9 * 512)
+
+
+def test_a_notified_host_is_told_who_notified_it() -> None:
+    world = world_with_lockspaces()
+    alpha, beta = Supervised(world, "alpha"), Supervised(world, "beta")
+    one, two = alpha.joined(1), beta.joined(2)
+    world.run(until=world.now + 60)
+    one.lockspace.notify(HostId(2))
+    world.run(until=world.now + 60)
+    assert {n.sender_id for n in two.told.notified} == {1}
+    two.told.notified.clear()
+    world.run(until=world.now + 200)
+    assert len(two.told.notified) == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_on_unreliable_storage_no_feeding_ever_comes_after_the_bound(seed: int) -> None:
+    faults = Faults(latency_s=3, error_rate=0.1, stall_rate=0.1, stall_max_s=100)
+    world = world_with_lockspaces(seed, faults)
+    alpha = Supervised(world, "alpha")
+    members = {0: alpha.join(1), MIB + 512: alpha.join(2, space="B")}
+    world.run(until=3000)
+    for at, until in alpha.watchdog.feedings:
+        assert at < until <= at + TIMING.fail_s
+    for offset, member in members.items():
+        landed = [time for time, _, where, _ in world.writes if where == offset]
+        for joined_at, _ in member.told.joined:
+            for at, until in alpha.watchdog.feedings:
+                # What is fed upon is on the disk by then, and was begun before it got there.
+                if at >= joined_at:
+                    assert until <= max(time for time in landed if time <= at) + TIMING.fail_s

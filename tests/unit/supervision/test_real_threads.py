@@ -1,0 +1,69 @@
+"""The same on the real thing: a file, blocking threads, the system's clock."""
+
+import threading
+from pathlib import Path
+
+from holdfast.ondisk.geometry import DEFAULT
+from holdfast.protocol import lockspace_area
+from holdfast.protocol.host_status import HostState
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import HostId
+from holdfast.supervision.heartbeat import Heartbeat
+from holdfast.supervision.lockspace import Left, Lockspace, News
+from holdfast.system.blocking_thread import BlockingClock, run_blocking, start_thread
+from holdfast.system.disk import BlockingDisk, open_blocking
+from holdfast.system.disk_lane import DiskLane
+from holdfast.system.watchdog import NoWatchdog
+
+# A stuck test shall end.
+AMPLE_S = 60.0
+
+
+def test_a_host_joins_renews_and_leaves_on_threads_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "lockspace"
+    path.touch()
+    lane = DiskLane("vms")
+    disk = open_blocking(str(path), lane)
+    assert isinstance(disk, BlockingDisk)
+    made = run_blocking(lockspace_area.init(disk, 0, DEFAULT, "vms", io_timeout_s=1, overwrite=True))
+    assert made == lockspace_area.Initialised(DEFAULT)
+
+    joined, seen, ended = threading.Event(), threading.Event(), threading.Event()
+    members: list[Membership] = []
+    ends: list[object] = []
+
+    def on_joined(member: Membership) -> None:
+        members.append(member)
+        joined.set()
+
+    def on_end(result: object) -> None:
+        ends.append(result)
+        ended.set()
+
+    heart_clock, clock = BlockingClock(), BlockingClock()
+    heartbeat = Heartbeat(clock=heart_clock, watchdog=NoWatchdog())
+    lockspace = Lockspace(
+        name="vms",
+        disk=disk,
+        offset_bytes=0,
+        host_id=HostId(2),
+        host_name="alpha",
+        timing=Timing(1),
+        clock=clock,
+        heartbeat=heartbeat,
+        news=News(on_joined=on_joined, on_host_changed=lambda _: seen.set()),
+        interrupt=clock.interrupt,
+    )
+    start_thread("heartbeat", heartbeat.run(), lambda _: None)
+    start_thread("renewal vms", lockspace.run(), on_end)
+    assert joined.wait(AMPLE_S), ends
+    assert members[0].may_write()
+    assert seen.wait(AMPLE_S)
+    assert [(v.host_id, v.state, v.name) for v in lockspace.hosts()] == [(2, HostState.LIVE, "alpha")]
+    lockspace.leave()
+    assert ended.wait(AMPLE_S)
+    assert ends == [Left(released=True)]
+    heart_clock.interrupt()
+    disk.close()
+    lane.close()
