@@ -97,6 +97,13 @@ class ServiceManager:
             os.close(fd)
         self.messages.append(message)
 
+    def _drain(self) -> None:
+        """Read what the service has sent so far before acting on its end, as systemd does."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            before = self.heard("X_DRAINED")
+            s.sendto(b"X_DRAINED=1", self._notify_path)
+        wait_until(lambda: self.heard("X_DRAINED") > before, "the messages so far to be read")
+
     @property
     def names(self) -> list[str]:
         with self._guard:
@@ -110,6 +117,7 @@ class ServiceManager:
 
     def start(self) -> None:
         """Start the service with its sockets and the store, and wait until it says READY."""
+        self._drain()
         with self._guard:
             passed = [(n, s.fileno()) for n, s in self._listening] + list(self.stored)
             before = sum("READY=1" in m for m in self.messages)
