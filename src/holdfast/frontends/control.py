@@ -37,7 +37,7 @@ from holdfast.control_api import (
     OwnerInfo,
     StatusInfo,
 )
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, Refused
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.manager.events import Event
 from holdfast.manager.inspection import Inspection, shown
@@ -87,6 +87,9 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
     async def Acquire(self, *, pid: int, name: str, disks: list[DiskWish]) -> None:  # noqa: N802
         """All disks or none, for the process `pid`, until it ends or releases them."""
         self._may_speak_for(pid)
+        for disk in disks:
+            if not disk.path.startswith("/"):
+                raise refused(Refused(reason=f"disks: path '{disk.path}' must be absolute"))
         wants = [
             Want(Resource(DIRECT_LOCKSPACE, d.path), Mode.SHARED if d.shared else Mode.EXCLUSIVE)
             for d in disks

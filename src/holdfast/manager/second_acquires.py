@@ -24,9 +24,10 @@ from holdfast.system.domain_status import DomainStatus
 log = logging.getLogger(__name__)
 
 UNDO_S = 10.0
-"""How long after a second acquire a release may be its undoing: QEMU refuses a disk that it has open within
-milliseconds.  A real release in that time (a migration seconds after a reboot) is answered once too often, and the
-destination refuses that one; a suspend releases twice anyway."""
+"""How long after a second acquire one release may be its undoing: QEMU refuses a disk that it has open within
+milliseconds.  A real release in that time is told by libvirt's job (a migration), or comes twice (a suspend)."""
+UNDO_AT_ONCE_S = 0.3
+"""So soon, every release is: a failed block copy releases twice, milliseconds after its acquire."""
 
 
 class SecondAcquires:
@@ -35,7 +36,7 @@ class SecondAcquires:
     def __init__(self, domains: DomainStatus | None, clock: Clock) -> None:
         self._domains = domains
         self._clock = clock
-        self._undo_until: dict[tuple[int, Resource], Instant] = {}
+        self._acquired: dict[tuple[int, Resource], Instant] = {}
 
     def question(self, owner: Owner, resource: Resource, holder: Callable[[], Holder]) -> None:
         """Raises `DiskTwice` for a disk that the VM would have twice; else it is granted."""
@@ -49,14 +50,22 @@ class SecondAcquires:
         if domain.state != "running":
             return
         if not any(resource.name in (path, indirect_name(path)) for path in domain.backing):
-            self._undo_until[owner.id, resource] = Instant(self._clock.now() + UNDO_S)
+            self._acquired[owner.id, resource] = self._clock.now()
 
     def is_undone(self, owner: Owner, resource: Resource) -> bool:
         """Whether this release only undoes a second acquire: then the first one's hold stays."""
-        if not self._undo_until:
+        if self._domains is None or not self._acquired:
             return False
-        until = self._undo_until.pop((owner.id, resource), None)
-        if until is None or self._clock.now() > until:
+        since = self._acquired.get((owner.id, resource))
+        if since is None:
+            return False
+        age_s = self._clock.now() - since
+        if age_s > UNDO_AT_ONCE_S:
+            del self._acquired[owner.id, resource]
+        if age_s > UNDO_S:
+            return False
+        domain = self._domains.look(owner.name.name, owner.name.uuid, owner.pid)
+        if domain is not None and domain.async_job:
             return False
         log.warning(
             "%s keeps %s: the release so soon after a second acquire undoes only that", owner, resource
@@ -65,5 +74,5 @@ class SecondAcquires:
 
     def forget(self, owner: Owner, resource: Resource) -> None:
         """The hold has ended."""
-        if self._undo_until:
-            self._undo_until.pop((owner.id, resource), None)
+        if self._acquired:
+            self._acquired.pop((owner.id, resource), None)

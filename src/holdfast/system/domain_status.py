@@ -36,6 +36,8 @@ class Domain:
     """Paths of images below the top ones, which libvirt locks only for block jobs."""
     pid: int | None
     state: str
+    async_job: str = ""
+    """What libvirt is about with it for some time: ``migration out``, ``save``, ``dump``, ``snapshot``; else empty."""
 
 
 class DomainStatus(Protocol):
@@ -87,7 +89,14 @@ def read_domain(path: str) -> Domain | None:
         backing=frozenset(_backing(element)),
         pid=int(pid) if pid.isdigit() else None,
         state=tree.get("state", "") if running else "",
+        async_job=_async_job(tree) if running else "",
     )
+
+
+def _async_job(status: ET.Element) -> str:
+    job = status.find("job")
+    name = job.get("async", "none") if job is not None else "none"
+    return "" if name == "none" else name
 
 
 def _disks(domain: ET.Element) -> Iterator[Disk]:

@@ -50,7 +50,10 @@ def parse_lock(words: list[str]) -> KernelLock | None:
     if len(words) < 7 or words[0] not in ("POSIX", "OFDLCK"):
         return None
     kind, _, access, pid, place, start, end = words[:7]
-    major, minor, inode = place.split(":")
+    major, _, rest = place.partition(":")
+    minor, _, inode = rest.partition(":")
+    if not inode:  # "<none>:0": a file that is no longer there
+        return None
     return KernelLock(
         kind=kind,
         mode=Mode.EXCLUSIVE if access == "WRITE" else Mode.SHARED,
