@@ -63,6 +63,8 @@ log = logging.getLogger("holdfast")
 
 VIRTLOCKD_SOCKET_MODE = 0o700
 """As virtlockd's own (virtlockd-rpc.md 1)."""
+GC_THRESHOLD = 20_000
+"""Objects more before the collector looks for cycles: requests make many objects and hardly any cycle."""
 IN_FLIGHT_WAIT_S = 2.0
 """How long a re-exec or a stop waits for requests that wait for storage; what is left is asked again or undone."""
 EXIT_OK, EXIT_ERROR, EXIT_CONFIG, EXIT_SOCKET = 0, 1, 2, 6
@@ -189,6 +191,7 @@ class Daemon:
             listener.start()
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         self._announce()
         await self._stop
         await self._shut_down()

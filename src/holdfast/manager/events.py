@@ -73,7 +73,8 @@ class Events:
         detail: str = "",
     ) -> None:
         self.last += 1
-        event = Event(self.last, self._wall(), kind, owner, pid, resource, mode, detail)
+        # tuple.__new__ rather than the class: several a request.
+        event = tuple.__new__(Event, (self.last, self._wall(), kind, owner, pid, resource, mode, detail))
         self._recent.append(event)
         for listener in self._listeners:
             listener(event)
