@@ -39,6 +39,16 @@ def peer_of(sock: socket.socket) -> Peer:
     return Peer._make(_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
+class _UnixListener(socket.socket):
+    """accept() asks its socket for family and type, and socket's own properties make an enumeration of each, each
+    time; every operation of libvirt's is a connection.
+    """
+
+    family = socket.AF_UNIX
+    type = socket.SOCK_STREAM
+    proto = 0
+
+
 class Connection(Protocol):
     """What a frontend makes of an accepted socket."""
 
@@ -63,7 +73,7 @@ class Listener:
         serve: Callable[[socket.socket, Peer], None],
     ) -> None:
         self.name = name
-        self.socket = sock
+        self.socket: socket.socket = _UnixListener(fileno=sock.detach())
         self.clients = 0
         self._clients_max = clients_max
         self._cap_key = cap_key
