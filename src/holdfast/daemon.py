@@ -49,7 +49,7 @@ from holdfast.model import LockFailureAction
 from holdfast.system import descriptors as fds
 from holdfast.system import tasks
 from holdfast.system.append_file import SystemAppendFile
-from holdfast.system.blocking import LanedStorage
+from holdfast.system.blocking import InlineStorage, LanedStorage
 from holdfast.system.clock import SystemClock
 from holdfast.system.domain_control import VirshDomainControl
 from holdfast.system.domain_status import LibvirtStatusFiles, status_directory
@@ -104,6 +104,7 @@ class Daemon:
         self._run_dir_lock = run_dir_lock
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[None] = self._loop.create_future()
+        self._passed_sockets = fds.listening(fd for _, fd in inherited.named)
         self._self_bound: list[str] = []
         self._started_wall_s = time.time()
         self._reloading = False
@@ -135,7 +136,7 @@ class Daemon:
             events=self.events,
             host=host,
             owners_max=config.limits.owners_max,
-            domains=LibvirtStatusFiles(status_directory(dict(os.environ), os.geteuid())),
+            domains=LibvirtStatusFiles(status_directory(os.environ, os.geteuid())),
             keep=self._keep_lock if self.notifier.stores else None,
         )
         self.recovery = Recovery(
@@ -233,12 +234,11 @@ class Daemon:
         frontend: VirtlockdFrontend | ControlFrontend,
     ) -> Listener:
         reexec = self._inherited.reexec
-        passed = [fd for _, fd in self._inherited.named if fds.listens_at(fd, path)]
         if reexec is not None and name in reexec.listeners:
             sock = socket.socket(fileno=reexec.listeners[name])
             self._self_bound = list(reexec.self_bound)
-        elif passed:
-            sock = socket.socket(fileno=passed[0])
+        elif path in self._passed_sockets:
+            sock = socket.socket(fileno=self._passed_sockets[path])
         else:
             sock = bind()
         self.listeners[name] = Listener(
@@ -413,7 +413,7 @@ def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
         mounts = MountTable()
         ports = BackendPorts(
             files=SystemLockFiles(),
-            storage=LanedStorage(mounts, timeout_s=1, now=time.monotonic),
+            storage=InlineStorage(),
             mounts=mounts,
             clock=SystemClock(),
             host="",

@@ -99,14 +99,11 @@ class HeldFile:
     def _let_go(self, fd: int) -> None:
         backend = self._backend
         try:
-            if self.create:
-                # A reader elsewhere keeps the file: only a lock that excludes everybody may take the name away.
-                if backend.files.lock(fd, Mode.EXCLUSIVE, self.path) is None:
-                    # … and only the name of the very file that is locked.
-                    if backend.files.same_file(fd, self.path) and (failed := backend.files.remove(self.path)):
-                        log.warning("lock file %s stays behind: error %d", self.path, failed.errno)
-                elif self._recorded:
-                    backend.blank_record(fd, self._mode)
+            # A reader elsewhere keeps the file: only a lock that excludes everybody may take the name away.
+            if self.create and backend.files.lock(fd, Mode.EXCLUSIVE, self.path) is None:
+                # … and only the name of the very file that is locked.
+                if backend.files.same_file(fd, self.path) and (failed := backend.files.remove(self.path)):
+                    log.warning("lock file %s stays behind: error %d", self.path, failed.errno)
             elif self._recorded:
                 backend.blank_record(fd, self._mode)
         finally:
@@ -239,8 +236,9 @@ class FileBackend:
         in between, and is made again; any other file must still be the one that was locked.
         """
         path = saved.path
-        kept, lane = fd, self.storage.lane(path) or self.storage.lane_of_link(path)
-        if kept is None:
+        if fd is not None:
+            kept, lane = fd, self.storage.lane(path) or self.storage.lane_of_link(path)
+        else:
             opened, lane = await self._open(path, create=saved.create)
             if isinstance(opened, IoFailed):
                 return opened
@@ -248,11 +246,10 @@ class FileBackend:
                 self._close_opened(opened)
                 return Moved()
             kept = opened.fd
-        descriptor: int = kept
 
         def work() -> HeldFile | HeldElsewhere | Moved | IoFailed:
             creation = Creation.TEMPORARY if saved.create else Creation.NONE
-            taken = self.lock_file(descriptor, path, lane, saved.mode, creation)
+            taken = self.lock_file(kept, path, lane, saved.mode, creation)
             if isinstance(taken, HeldFile) and (saved.create or saved.resource.lockspace):
                 taken.note_recorded()
             return taken

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from holdfast.cli.doctor import Finding
     from holdfast.cli.who import Answer
 
-_PROTECTION_COLOURS = {0: "red", 1: "yellow", 2: "green", 3: "green"}
-
 
 def as_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

@@ -13,7 +13,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from holdfast.system.readiness import Readiness
 
@@ -47,12 +47,6 @@ class _UnixListener(socket.socket):
     family = socket.AF_UNIX
     type = socket.SOCK_STREAM
     proto = 0
-
-
-class Connection(Protocol):
-    """What a frontend makes of an accepted socket."""
-
-    def close(self) -> None: ...
 
 
 class Listener:

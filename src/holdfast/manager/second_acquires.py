@@ -45,11 +45,11 @@ class SecondAcquires:
         domain = self._domains.look(owner.name.name, owner.name.uuid, owner.pid)
         if domain is None:
             return
-        if sum(resource.name in (d.path, indirect_name(d.path)) for d in domain.disks) > 1:
+        if sum(_means(resource, disk.path) for disk in domain.disks) > 1:
             raise DiskTwice(resource, holder())
         if domain.state != "running":
             return
-        if not any(resource.name in (path, indirect_name(path)) for path in domain.backing):
+        if not any(_means(resource, path) for path in domain.backing):
             self._acquired[owner.id, resource] = self._clock.now()
 
     def is_undone(self, owner: Owner, resource: Resource) -> bool:
@@ -76,3 +76,8 @@ class SecondAcquires:
         """The hold has ended."""
         if self._acquired:
             self._acquired.pop((owner.id, resource), None)
+
+
+def _means(resource: Resource, path: str) -> bool:
+    """Whether a resource is named after a disk: by its path, or by its hash in a lockspace."""
+    return resource.name == path or resource.name == indirect_name(path)

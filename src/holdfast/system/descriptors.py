@@ -18,7 +18,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -208,23 +208,33 @@ def socket_in_use(path: str) -> int | None:
         return pid
 
 
-def listens_at(fd: int, path: str) -> bool:
-    """Whether a passed descriptor is a listening socket at this path: names of units may differ, addresses don't."""
+def listening(fds: Iterable[int]) -> dict[str, int]:
+    """The listening sockets among passed descriptors, by path: names of units may differ, addresses don't."""
+    found: dict[str, int] = {}
+    for fd in fds:
+        if path := _listens_at(fd):
+            found.setdefault(path, fd)
+    return found
+
+
+def _listens_at(fd: int) -> str:
+    """The path of a listening socket; empty for anything else."""
     try:
         duplicate = os.dup(fd)
     except OSError:
-        return False
+        return ""
     try:
         sock = socket.socket(fileno=duplicate)
     except OSError:  # no socket: a lock's file, which must not stay open a second time
         os.close(duplicate)
-        return False
+        return ""
     with sock:
         try:
-            listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            return bool(listening) and sock.getsockname() == path
+            accepts = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            path = sock.getsockname()
         except OSError:
-            return False
+            return ""
+    return path if accepts and isinstance(path, str) else ""
 
 
 def bind_socket(path: str, *, mode: int, gid: int | None = None) -> socket.socket:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,7 +62,7 @@ class LibvirtStatusFiles:
         return domain
 
 
-def status_directory(environ: dict[str, str], uid: int) -> str:
+def status_directory(environ: Mapping[str, str], uid: int) -> str:
     """Where libvirt's system daemon, or that of a user's session, keeps its status files."""
     if uid == 0:
         return "/run/libvirt/qemu"

@@ -21,7 +21,6 @@ LENGTH_WORD_MAX = 33554436
 """Largest length word that virtlockd accepts: 32 MiB of message plus the word itself."""
 KEPT_BYTES = 256 * 1024
 """Two strings of 65536 bytes, the largest arguments of any call, with room to spare."""
-FDS_MAX = 32
 
 PROGRAM_LOCKSPACE = 0x0EA7BEEF
 PROGRAM_KEEPALIVE = 0x6B656570
