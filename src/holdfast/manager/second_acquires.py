@@ -5,8 +5,8 @@ undoes it by a RELEASE that must not free the disk in use.  libvirt's own word o
 
 * listed twice among its disks: refused;
 * not running (it resumes), or an image below the top (a block job): it goes on;
-* running: a guest's reboot, or an attach that QEMU is about to refuse.  Granted, and a release that follows
-  at once is taken as the undoing.
+* running: a guest's reboot, or an attach that QEMU is about to refuse.  Granted; a release follows that undoes only the
+  attach, and is told from real ones (a suspend, a migration) by what the VM does then.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from holdfast.errors import DiskTwice
 from holdfast.manager.owners import Owner
 from holdfast.model import Holder, Instant, Resource
 from holdfast.system.clock import Clock
-from holdfast.system.domain_status import DomainStatus
+from holdfast.system.domain_status import Domain, DomainStatus
 
 log = logging.getLogger(__name__)
 
 UNDO_S = 10.0
-"""How long after a second acquire one release may be its undoing: QEMU refuses a disk that it has open within
-milliseconds.  A real release in that time is told by libvirt's job (a migration), or comes twice (a suspend)."""
-UNDO_AT_ONCE_S = 0.3
-"""So soon, every release is: a failed block copy releases twice, milliseconds after its acquire."""
+"""How long after a second acquire releases may be its undoing: QEMU refuses a disk that it has open within milliseconds,
+and libvirt then releases once (an attach) or twice (a block copy)."""
 
 
 class SecondAcquires:
@@ -45,7 +43,7 @@ class SecondAcquires:
         domain = self._domains.look(owner.name.name, owner.name.uuid, owner.pid)
         if domain is None:
             return
-        if sum(_means(resource, disk.path) for disk in domain.disks) > 1:
+        if _is_twice(resource, domain):
             raise DiskTwice(resource, holder())
         if domain.state != "running":
             return
@@ -59,23 +57,24 @@ class SecondAcquires:
         since = self._acquired.get((owner.id, resource))
         if since is None:
             return False
-        age_s = self._clock.now() - since
-        if age_s > UNDO_AT_ONCE_S:
-            del self._acquired[owner.id, resource]
-        if age_s > UNDO_S:
-            return False
         domain = self._domains.look(owner.name.name, owner.name.uuid, owner.pid)
-        if domain is not None and domain.async_job:
+        # A suspend releases twice, the second time when libvirt has noted it; all else that lets go is a job.
+        if domain is not None and (domain.state != "running" or domain.async_job):
             return False
-        log.warning(
-            "%s keeps %s: the release so soon after a second acquire undoes only that", owner, resource
-        )
+        twice = domain is not None and _is_twice(resource, domain)
+        if not twice and self._clock.now() - since > UNDO_S:
+            return False
+        log.warning("%s keeps %s: the release after a second acquire undoes only that", owner, resource)
         return True
 
     def forget(self, owner: Owner, resource: Resource) -> None:
         """The hold has ended."""
         if self._acquired:
             self._acquired.pop((owner.id, resource), None)
+
+
+def _is_twice(resource: Resource, domain: Domain) -> bool:
+    return sum(_means(resource, disk.path) for disk in domain.disks) > 1
 
 
 def _means(resource: Resource, path: str) -> bool:
