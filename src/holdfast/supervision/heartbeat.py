@@ -9,8 +9,9 @@ the clock, and acts:
     age of the lease        0                        8 io                          8 io + fire
 
 A host has one watchdog, so it is fed only while *every* lease may feed it, and never beyond the earliest bound. A
-lease that is lost starves it until somebody proves that nobody uses that lease any more (`dismiss`); then the other
-leases feed it again. Everything else about two leases is separate: their ages, their bounds, who is told.
+lease that is lost starves it until somebody proves that nobody uses that lease any more (`dismiss`) and its last
+write is through; then the other leases feed it again. Everything else about two leases is separate: their ages, their
+bounds, who is told.
 
 Callbacks run on the heartbeat's thread, outside of its lock; they must not block, and what they raise is logged.
 """
@@ -85,9 +86,13 @@ class Watched:
     def fails_in_s(self) -> float:
         return max(0.0, self.expiry.fails_at - self._heartbeat.now())
 
-    def dismiss(self) -> None:
-        """Nobody uses this lease any more, provably: it shall starve the watchdog no longer."""
-        self._heartbeat.forget(self)
+    def dismiss(self, in_flight: Callable[[], bool]) -> None:
+        """Nobody uses this lease any more, provably: it shall starve the watchdog no longer.
+
+        But a write of ours that is still in flight, and lands when somebody else has our host id, is stopped
+        by nothing but a reset: while `in_flight` says so, everything stays as it is.
+        """
+        self._heartbeat.forget(self, in_flight)
 
     def may_feed(self, now: Instant) -> bool:
         return not self._corrupt and self.expiry.may_feed(now)
@@ -110,6 +115,7 @@ class Heartbeat:
         self._watchdog = watchdog
         self._lock = threading.Lock()
         self._watched: list[Watched] = []
+        self._dismissed: dict[Watched, Callable[[], bool]] = {}
         self.starving = False
 
     def now(self) -> Instant:
@@ -145,11 +151,18 @@ class Heartbeat:
             self._disarm_if_idle()
         return None
 
-    def forget(self, watched: Watched) -> None:
+    def forget(self, watched: Watched, in_flight: Callable[[], bool]) -> None:
         with self._lock:
             if watched in self._watched:
+                self._dismissed[watched] = in_flight
+                self._let_go()
+
+    def _let_go(self) -> None:
+        for watched, in_flight in list(self._dismissed.items()):
+            if not in_flight():
+                del self._dismissed[watched]
                 self._watched.remove(watched)
-            self._disarm_if_idle()
+                self._disarm_if_idle()
 
     def _disarm_if_idle(self) -> None:
         # Also after a feeding that failed: it may have armed the device before it found itself late.
@@ -168,6 +181,7 @@ class Heartbeat:
     def beat(self) -> None:
         """Take the news in, measure, feed if all is well, and tell whom it concerns."""
         with self._lock:
+            self._let_go()
             # First the news, then the clock: news that arrives in between would be about a time to come.
             news = [(watched, watched.take_news()) for watched in self._watched]
             now = self._clock.now()

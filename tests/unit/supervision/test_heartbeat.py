@@ -64,7 +64,7 @@ def test_a_listener_may_dismiss_its_lease() -> None:
     clock = RacingClock()
     heartbeat = Heartbeat(clock=clock, watchdog=NoWatchdog())
     watched = heartbeat.watch(
-        "A", TIMING, Instant(100), on_lost=lambda _: watched.dismiss() if watched else None
+        "A", TIMING, Instant(100), on_lost=lambda _: watched.dismiss(lambda: False) if watched else None
     )
     clock.time += TIMING.fail_s
     heartbeat.beat()
