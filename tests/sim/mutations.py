@@ -50,11 +50,11 @@ MUTATIONS = (
         "return self.fail_s + 1",
     ),
     _in(
-        "protocol.timing",
+        "protocol.host_status",
         "dead-halved",
-        "the dead bound is halved",
-        "return self.fail_s + self.fire_timeout_s",
-        "return (self.fail_s + self.fire_timeout_s) // 2",
+        "a host is seen dead after half of its dead bound",
+        "if seen.confirmed_at - seen.unchanged_since > bounds.dead_s:",
+        "if seen.confirmed_at - seen.unchanged_since > bounds.dead_s / 2:",
     ),
     _in(
         "protocol.timing",
@@ -83,13 +83,6 @@ MUTATIONS = (
         "the watchdog may be fed whatever the age of the lease",
         "return self._phase < Phase.FAIL and now < self.fails_at",
         "return True",
-    ),
-    _in(
-        "protocol.expiry",
-        "failure-not-final",
-        "a renewal that comes too late revives a failed lease",
-        "if self._phase >= Phase.FAIL or begun_at <= self._renewed_at:",
-        "if begun_at <= self._renewed_at:",
     ),
     # --- host ids ---
     _in(
@@ -126,6 +119,20 @@ MUTATIONS = (
         "a renewal does not look whether the record is still ours",
         "if not _is_ours(found, held):",
         "if False:",
+    ),
+    _in(
+        "protocol.delta_lease",
+        "late-claim-counts",
+        "a claim counts however late it was written (found by thinking about seed 2437)",
+        "if (took_s := clock.now() - read.read_at) > former_settle_s:",
+        "if (took_s := 0.0):",
+    ),
+    _in(
+        "protocol.delta_lease",
+        "stale-claim-written",
+        "a claim rests on a read of any age",
+        "if clock.now() - read_at <= io_timeout_s:",
+        "if True:",
     ),
     # --- who is dead ---
     _in(
@@ -318,8 +325,8 @@ MUTATIONS = (
         "supervision.heartbeat",
         "one-lease-is-enough",
         "the watchdog is fed while any lease is good",
-        "fed = all(watched.may_feed(now) for watched in self._watched)",
-        "fed = any(watched.may_feed(now) for watched in self._watched)",
+        "fed = all(watched.may_feed(now) for watched in self._watched) and self._watchdog.feed(\n            min(",
+        "fed = any(watched.may_feed(now) for watched in self._watched) and self._watchdog.feed(\n            max(",
     ),
     _in(
         "supervision.heartbeat",

@@ -233,8 +233,6 @@ class _Race:
     ) -> Won | Refusal | InDoubt | _Again:
         """Write the leader that was decided, for us or on behalf of another host."""
         member = self._member
-        if not member.may_write():
-            return self._ended(LockspaceLost(), leader)
         if not 1 <= value.owner_id <= leader.geometry.hosts_max or value.timestamp == 0:
             found = f"owner {value.owner_id} timestamp {value.timestamp}"
             return self._ended(_bad_value(found), leader)
@@ -250,6 +248,9 @@ class _Race:
             write_generation=member.generation,
             write_timestamp=timestamp_of(self._clock.now()),
         )
+        # Asked last of all: whatever takes time before the write must not come between.
+        if not member.may_write():
+            return self._ended(LockspaceLost(), leader)
         failed = await self._area.write_leader(committed, member.io_timeout_s)
         if failed is not None:
             # Whoever was decided, our leader may still land: nothing else may be done here until it has.

@@ -181,8 +181,6 @@ async def _free_leader(
         return Released()
     if found != ours:
         return NotHeld(found)
-    if not member.may_write():
-        return LockspaceLost()
     free = replace(
         found,
         timestamp=0,
@@ -191,5 +189,7 @@ async def _free_leader(
         write_generation=member.generation,
         write_timestamp=timestamp_of(clock.now()),
     )
+    if not member.may_write():
+        return LockspaceLost()
     failed = await area.write_leader(free, member.io_timeout_s)
     return ReleaseFailed(failed) if failed else Released()

@@ -133,11 +133,11 @@ class Checkers:
         for term in [t for t in self.terms if t.machine is machine]:
             self.is_over(term, "reset")
 
-    def seen_dead(self, observer: Term, host_id: int) -> None:
+    def seen_dead(self, observer: Term, host_id: int, generation: int) -> None:
         """A host is told dead: nothing of that term may run."""
-        self.world.tell(observer.machine.name, f"sees host_id {host_id} dead")
+        self.world.tell(observer.machine.name, f"sees host_id {host_id} generation {generation} dead")
         for term in self._terms_of(observer.disk, host_id):
-            if term.vms or term.beliefs:
+            if term.generation == generation and (term.vms or term.beliefs):
                 self.fail(
                     "expiry before takeover",
                     f"{observer} sees {term} dead, which still has {', '.join(term.vms or term.beliefs)}",
@@ -303,7 +303,13 @@ class Checkers:
                         process.name,
                         term.machine,
                     )
-            elif record.timestamp != term.written and not record.is_free:
+            elif record.is_free:
+                if term.vms or term.beliefs:
+                    self.fail(
+                        "nothing lost", f"{term} frees its host id, and still has {[*term.vms]}", term.machine
+                    )
+                self.is_over(term, "released")
+            elif record.timestamp != term.written:
                 term.written = record.timestamp
                 self._await_death(term)
 

@@ -6,8 +6,10 @@ often the nemesis strikes. The `Cluster` formats the disks, as `holdfast lockspa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+from dataclasses import dataclass, replace
 from random import Random
+from typing import assert_never
 
 from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import GEOMETRIES, Geometry
@@ -22,10 +24,19 @@ NUM_HOSTS = 8
 """What leases are formatted for: more than there are hosts, fewer than the geometry allows."""
 
 
+class Kind(enum.Enum):
+    """Where a scenario looks."""
+
+    GENERAL = "everything, a little of each"
+    STORM = "one lease, everybody wants it, requests are late: what ballots are for"
+    TWINS = "two hosts are given one host id, and lose their processors while they claim it"
+
+
 @dataclass(frozen=True)
 class Scenario:
     """What one seed is about."""
 
+    kind: Kind
     hosts: int
     spaces: int
     resources: int
@@ -43,6 +54,45 @@ class Scenario:
 
     @classmethod
     def drawn(cls, random: Random, hosts: int | None) -> Scenario:
+        kind = random.choices((Kind.GENERAL, Kind.STORM, Kind.TWINS), (5, 3, 1))[0]
+        general = cls._general(random, hosts)
+        match kind:
+            case Kind.GENERAL:
+                return general
+            case Kind.STORM:
+                return replace(
+                    general,
+                    kind=kind,
+                    spaces=1,
+                    resources=1,
+                    io_timeouts_s=(1,) * general.hosts,
+                    fire_timeout_s=10,
+                    duration_s=100,
+                    manners=Manners(
+                        latency_s=random.choice((0.02, 0.2)),
+                        error_rate=random.choice((0.02, 0.06)),
+                        late_rate=random.choice((0.01, 0.05)),
+                        late_max_s=random.choice((3.0, 6.0, 20.0)),
+                        late_leader_rate=random.choice((0, 0.1, 0.3)),
+                        stale_rate=0.3,
+                    ),
+                    trouble_every_s=random.choice((4.0, 10.0)),
+                    work_every_s=random.choice((0.15, 0.4)),
+                    twin=False,
+                )
+            case Kind.TWINS:
+                return replace(
+                    general,
+                    kind=kind,
+                    hosts=3,
+                    io_timeouts_s=general.io_timeouts_s[:1] * 3,
+                    twin=True,
+                    duration_s=60,
+                )
+        assert_never(kind)
+
+    @classmethod
+    def _general(cls, random: Random, hosts: int | None) -> Scenario:
         count = hosts if hosts is not None else random.choice((2, 3, 3, 4))
         rough = random.random()
         manners = Manners(
@@ -55,6 +105,7 @@ class Scenario:
         )
         mixed = random.random() < 0.3
         return cls(
+            kind=Kind.GENERAL,
             hosts=count,
             spaces=random.choice((1, 1, 2)),
             resources=random.choice((1, 1, 2)),
@@ -87,7 +138,8 @@ class Cluster:
         for number, machine in enumerate(self.machines, start=1):
             machine.on_boot = lambda machine=machine, number=number: self._booted(machine, number)  # type: ignore[misc]
             machine.on_reset = lambda machine=machine: self._reset(machine)  # type: ignore[misc]
-            self._daemon_in(world.random.uniform(0, 3), machine, number)
+            spread_s = 0.2 if scenario.kind is Kind.TWINS else 3.0
+            self._daemon_in(world.random.uniform(0, spread_s), machine, number)
 
     def _formatted(self, space: Space) -> SharedDisk:
         geometry = self.scenario.geometry
@@ -123,6 +175,10 @@ class Cluster:
             stubborn_rate=self.scenario.stubborn_rate,
             checkers=self.checkers,
         )
+        random = self.world.random
+        if self.scenario.kind is Kind.TWINS and machine.process is not None and random.random() < 0.6:
+            dead_s = 8 + self.scenario.fire_timeout_s
+            machine.process.stall_in(random.randrange(25), random.choice((1.5, 4.0, 10.0, dead_s + 2.0)))
 
     def _daemon_in(self, seconds: float, machine: Machine, number: int) -> None:
         boot = machine.boots

@@ -12,6 +12,7 @@ least latency in one dead bound. The watchdog counts in true time, and goes on w
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,6 +65,7 @@ class WatchdogDevice:
         self._magic = False
         self.fires_at: float | None = None
         self.held_open = True
+        self.missing = False
 
     def off(self) -> None:
         self.fires_at = None
@@ -90,6 +92,8 @@ class WatchdogDevice:
 
     def open(self, path: str) -> int:
         self._machine.port()
+        if self.missing:
+            raise OSError(errno.ENODEV, "No such device")
         self._magic = False
         self._ping()
         return 3
@@ -139,14 +143,14 @@ class MachineClock:
         now = self._machine.boottime()
         self._machine.last_look = now
         # Whoever loses its processor here acts upon a time that has passed.
-        self._process.port()
+        self._process.port("clock")
         return now
 
     def wall(self) -> float:
         return self._process.world.now + 1.7e9
 
     async def sleep(self, seconds: float) -> None:
-        self._process.port()
+        self._process.port("clock")
         if self._interrupted:
             raise Interrupted
         world = self._process.world
@@ -205,7 +209,7 @@ class Machine:
     def port(self) -> None:
         """Devices of the machine are used by its daemon only."""
         if self.process is not None:
-            self.process.port()
+            self.process.port("device")
 
     def disk_of(self, process: Process, name: str) -> PathDisk:
         return PathDisk(process, self.paths[name])

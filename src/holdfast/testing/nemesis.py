@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.testing.cluster import Cluster
+from holdfast.testing.cluster import Cluster, Kind
 from holdfast.testing.machine import Machine
 from holdfast.testing.shared_disk import Manners, Path
 
@@ -22,7 +22,15 @@ class Nemesis:
         self.stopped = False
         scenario = cluster.scenario
         io_s, fire_s = max(scenario.io_timeouts_s), scenario.fire_timeout_s
-        self._bounds_s = (0.3, 1.0, 2.0 * io_s, 6.0 * io_s, 8.0 * io_s, 8.0 * io_s + fire_s, fire_s)
+        self._bounds_s: tuple[float, ...] = (
+            0.3,
+            1.0,
+            2.0 * io_s,
+            6.0 * io_s,
+            8.0 * io_s,
+            8.0 * io_s + fire_s,
+            fire_s,
+        )
         self._deeds: list[tuple[float, Callable[[Machine], None]]] = [
             (4, self._pause),
             (3, self._stall),
@@ -32,7 +40,17 @@ class Nemesis:
             (3, self._hang),
             (2, self._cut),
             (1, self._leave),
+            (1, self._lose_watchdog),
         ]
+        if scenario.kind is Kind.STORM:
+            self._bounds_s = (0.3, 1.0, 2.0 * io_s, 4.0 * io_s)
+            self._deeds = [
+                (3, self._pause),
+                (4, self._stall),
+                (1, self._cut),
+                (1, self._hang),
+                (1, self._power_off),
+            ]
         self._next()
 
     def heal(self) -> None:
@@ -44,6 +62,7 @@ class Nemesis:
         for machine in self.cluster.machines:
             if machine.process is not None:
                 machine.process.heal()
+            machine.watchdog.missing = False
             for path in machine.paths.values():
                 path.mend()
 
@@ -75,8 +94,11 @@ class Nemesis:
             machine.process.freeze(seconds)
 
     def _stall(self, machine: Machine) -> None:
-        if machine.process is not None:
-            machine.process.stall_in(self.world.random.randrange(40), self._about_a_bound())
+        if machine.process is None:
+            return
+        random = self.world.random
+        kind = random.choice(("", "", "clock", "device"))
+        machine.process.stall_in(random.randrange(6 if kind == "device" else 40), self._about_a_bound(), kind)
 
     def _suspend(self, machine: Machine) -> None:
         seconds = self._about_a_bound()
@@ -101,6 +123,11 @@ class Nemesis:
         self.world.tell(machine.name, f"its path to {name} {what} for {seconds:.1f} s")
         make(path)
         self.world.after(seconds, path.mend)
+
+    def _lose_watchdog(self, machine: Machine) -> None:
+        """Its driver is unloaded, or somebody else has it: only who opens it notices."""
+        machine.watchdog.missing = True
+        self.world.after(self._about_a_bound(), lambda: setattr(machine.watchdog, "missing", False))
 
     def _leave(self, machine: Machine) -> None:
         """An operator takes the host out of a lockspace for a while."""

@@ -37,7 +37,7 @@ class Process:
         self.frozen_until = 0.0
         self.deferred: deque[Happen] = deque()
         self.loop = ProcessLoop(self)  # type: ignore[abstract]
-        self._stall: tuple[int, float] | None = None
+        self._stall: tuple[int, float, str] | None = None
         self._inside_call = False
 
     def freeze(self, seconds: float) -> None:
@@ -65,21 +65,25 @@ class Process:
         self.deferred.clear()
         self.loop.ended()
 
-    def stall_in(self, calls: int, seconds: float) -> None:
-        """Freeze it inside the `calls`-th call of a port from now on: between a look at the clock and what follows."""
-        self._stall = (calls, seconds)
+    def stall_in(self, calls: int, seconds: float, kind: str = "") -> None:
+        """Freeze it inside the `calls`-th call of a port from now on (of that kind): between a look at the clock and
+        what follows from it, or between a decision and the device.
+        """
+        self._stall = (calls, seconds, kind)
 
-    def port(self) -> None:
+    def port(self, kind: str) -> None:
         """What every port that does not suspend calls first: here the process may lose its processor."""
         if not self.alive:
             raise ProcessGone
         if self._stall is None or self.world.depth > 1:
             return
-        calls, seconds = self._stall
-        self._stall = (calls - 1, seconds) if calls > 0 else None
+        calls, seconds, wanted = self._stall
+        if wanted not in ("", kind):
+            return
+        self._stall = (calls - 1, seconds, wanted) if calls > 0 else None
         if calls > 0:
             return
-        self.world.tell(self.name, f"loses its processor for {seconds:.1f} s inside a call")
+        self.world.tell(self.name, f"loses its processor for {seconds:.1f} s inside a call ({kind})")
         self._inside_call = True
         self.freeze(seconds)
         with self.loop.left():

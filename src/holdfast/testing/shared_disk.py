@@ -218,7 +218,7 @@ class PathDisk:
         self._path = path
 
     async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
-        self._process.port()
+        self._process.port("disk")
         disk, world, path = self._path.disk, self._path.disk.world, self._path
         if offset_bytes + length_bytes > len(disk.content):
             return IoFailed(errno.EMSGSIZE)
@@ -245,7 +245,7 @@ class PathDisk:
     async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
         disk, world, path = self._path.disk, self._path.disk.world, self._path
         disk.on_issued(disk, self._process, offset_bytes, content)
-        self._process.port()
+        self._process.port("disk")
         if self.in_flight(offset_bytes, len(content)):
             return IoFailed(errno.EBUSY, in_flight=True)
         answered = self._future()

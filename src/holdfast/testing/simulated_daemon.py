@@ -189,8 +189,9 @@ class Seat:
             await self.clock.sleep(random.uniform(0.2, KILL_MAX_S))
             for vm in term.vms.values():
                 vm.running = vm.running and vm.stubborn
-        for resource in list(term.vms):
+        for resource in [*term.vms, *term.beliefs]:
             self.daemon.checkers.stopped(term, resource)
+            self.daemon.checkers.gave_up(term, resource)
         for desk in self.desks.values():
             desk.lost()
         # The heartbeat waits for the same, and only then forgets the lease.
@@ -202,8 +203,9 @@ class Seat:
         self.term = None
 
     def _host_changed(self, change: StateChanged) -> None:
-        if change.after is HostState.DEAD and self.term is not None:
-            self.daemon.checkers.seen_dead(self.term, change.host_id)
+        if change.after is HostState.DEAD and self.term is not None and self.lockspace is not None:
+            (view,) = [view for view in self.lockspace.hosts() if view.host_id == change.host_id]
+            self.daemon.checkers.seen_dead(self.term, change.host_id, view.generation or 0)
 
     def _notified(self, _: Notified) -> None:
         for desk in self.desks.values():

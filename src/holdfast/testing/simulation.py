@@ -82,8 +82,8 @@ class _Play:
         self.world.run(self.cluster.scenario.duration_s)
         workload.stopped = True
         nemesis.heal()
-        # Requests that are already late take their time.
-        self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s)
+        # Requests that are already late take their time, and may cost their host its lease.
+        self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s + self.dead_s)
         self._everybody_comes_back()
         self._nobody_holds_on()
         for space in self.cluster.spaces:
