@@ -50,6 +50,8 @@ class LockFailureAction(enum.Enum):
     IGNORE = "ignore"
     PAUSE = "pause"
     POWEROFF = "poweroff"
+    RESTART = "restart"
+    """Stopped now, started again when its locks can be had again."""
 
 
 class Resource(NamedTuple):

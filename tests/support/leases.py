@@ -11,7 +11,7 @@ from random import Random
 from holdfast.backends.lease_places import DevicePlaces, DirectoryPlaces, LeasePlaces
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
-from holdfast.model import Protection
+from holdfast.model import LockFailureAction, Protection
 from holdfast.ondisk import areas, rindex
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT, Geometry
@@ -51,7 +51,7 @@ class StandingPresence:
 
 def make_lockspace(path: Path, geometry: Geometry = DEFAULT, *, index_entries: int = 0) -> None:
     """A lockspace, and right behind it an index with so many entries."""
-    area, first = areas.lockspace_area(geometry, SPACE)
+    area, first = areas.lockspace_area(geometry, SPACE, TIMING.io_timeout_s)
     raw = first + area[len(first) :]
     if index_entries:
         header = areas.rindex_header(geometry, SPACE, geometry.align_bytes, index_entries)
@@ -136,6 +136,7 @@ class LeaseHost:
             presence=self.presence,
             places=places,
             name_by=name_by,
+            on_lockfailure=LockFailureAction.PAUSE,
             reach=Protection.CROSS_HOST,
             reach_note="",
             clock=self.clock,

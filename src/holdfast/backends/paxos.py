@@ -27,7 +27,7 @@ from holdfast.backends.lease_places import Found, LeasePlaces, StorageFailed, Un
 from holdfast.backends.lease_refusals import Refusals
 from holdfast.backends.lock_names import NameBy, lease_name
 from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
-from holdfast.model import Mode, Protection, Resource
+from holdfast.model import LockFailureAction, Mode, Protection, Resource
 from holdfast.protocol import words
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
@@ -129,6 +129,7 @@ class PaxosBackend:
         presence: Presence,
         places: LeasePlaces,
         name_by: NameBy,
+        on_lockfailure: LockFailureAction,
         reach: Protection,
         reach_note: str,
         clock: Clock,
@@ -139,6 +140,7 @@ class PaxosBackend:
     ) -> None:
         self.name = name
         self.presence = presence
+        self.on_lockfailure = on_lockfailure
         self._places = places
         self._name_by = name_by
         self._reach = reach

@@ -24,6 +24,15 @@ class Absent:
         return f"{self.reason}, {self.seconds_left:.0f} s left"
 
 
+@dataclass(frozen=True, slots=True)
+class WatchdogChoice:
+    """Which watchdog resets this host: `device`, `wdmd`, or, spelled out, `none`. A host has one."""
+
+    driver: str
+    path: str
+    fire_timeout_s: int
+
+
 class Presence(Protocol):
     """One lockspace, as those see it who use it."""
 
