@@ -38,7 +38,7 @@ from holdfast.frontends.control import ControlFrontend
 from holdfast.frontends.listener import Listener
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.handover import Handover, lock_name
-from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, machine_of
+from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, LeaseSpaceCalls, machine_of
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
 from holdfast.manager.inspection import Inspection
@@ -188,7 +188,14 @@ class Daemon:
         )
         inspection = Inspection(self.manager, files=files, storage=storage, host=host)
         self.control = ControlFrontend(
-            self.manager, inspection, self.status, uid=os.geteuid(), group=config.control.group
+            self.manager,
+            inspection,
+            self.status,
+            lease_spaces=LeaseSpaceCalls(
+                self.leases, lambda backends: self.lease_recovery.count(set(backends)), clock.now
+            ),
+            uid=os.geteuid(),
+            group=config.control.group,
         )
         self.listeners: dict[str, Listener] = {}
         self._handover = Handover(

@@ -215,3 +215,28 @@ def test_lockspace_that_is_not_there_yet_is_joined_when_it_comes(
     make_lockspace(leases / SPACE)
     joined(alpha)
     assert refusal(alpha, place / "disk.img") == ""
+
+
+def test_operator_sees_leaves_and_joins_lockspaces(make_host: MakeHost, place: Path, leases: Path) -> None:
+    alpha = make_host("alpha", 1).start()
+    assert alpha.cli("lockspace", "list").returncode == 1
+    joined(alpha)
+    listed = alpha.cli("lockspace", "list")
+    assert listed.returncode == 0
+    assert "joined as host_id 1 generation 1, 0 leases" in listed.stdout
+    assert 'NOT FENCED (watchdog = "none")' in listed.stdout
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    refused = alpha.cli("lockspace", "leave", SPACE)
+    assert (refused.returncode, "1 leases of lockspace" in refused.stderr) == (75, True)
+    alpha.end_vm(vm)
+    wait_until(lambda: not alpha.holders(disk), "the release")
+    assert alpha.cli("lockspace", "leave", SPACE).returncode == 0
+    assert record(leases, 1).is_free
+    assert "left" in refusal(alpha, disk)
+    again = alpha.cli("lockspace", "join", SPACE)
+    assert again.returncode == 0
+    assert "settles, " in again.stdout
+    assert "joined as host_id 1 generation 2" in again.stdout
+    (told,) = alpha.cli_json("lockspace", "list")
+    assert (told["name"], told["state"]) == (SPACE, "joined")
