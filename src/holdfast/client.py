@@ -19,6 +19,7 @@ from holdfast.control_api import (
     DiskWish,
     EventInfo,
     HolderInfo,
+    LeaseSpaceInfo,
     OwnerInfo,
     StatusInfo,
 )
@@ -78,6 +79,15 @@ class ControlClient:
 
     def holders(self, path: str) -> list[HolderInfo]:
         return self._one("GetHolders", "holders", list[HolderInfo], path=path)
+
+    def lease_spaces(self) -> list[LeaseSpaceInfo]:
+        return self._one("ListLeaseSpaces", "lockspaces", list[LeaseSpaceInfo])
+
+    def join_lease_space(self, name: str) -> None:
+        self._call("JoinLeaseSpace", {"name": name})
+
+    def leave_lease_space(self, name: str) -> None:
+        self._call("LeaveLeaseSpace", {"name": name})
 
     def acquire(self, *, pid: int, name: str, disks: list[DiskWish]) -> None:
         self._call("Acquire", {"pid": pid, "name": name, "disks": disks})
