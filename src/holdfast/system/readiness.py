@@ -15,6 +15,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from holdfast.system import tasks
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -22,8 +24,9 @@ log = logging.getLogger(__name__)
 
 EVENTS_PER_POLL = 128
 LINGER_S = 0.001
-"""How long we wait for the next event after one: libvirt's next request is some microseconds away, and a trip through
-the event loop's core costs more than serving it.  One epoll_wait(2) more when a burst ends, none when idle."""
+"""How long we wait for the next event after one, unless something else is under way: libvirt's next request is some
+microseconds away, and a trip through the event loop's core costs more than serving it.  One epoll_wait(2) more when a
+burst ends, none when idle."""
 SPIN_S = 50e-6
 """How long of that we don't even sleep: to wake up on another CPU takes longer than a request. 0 with one CPU, where
 the client could not go on meanwhile."""
@@ -78,6 +81,8 @@ class Readiness:
                 leave_at = now + STAY_S
             elif now > leave_at:
                 return
+            if tasks.under_way():
+                return  # whoever waits for storage must not wait for the next client
             events = poll(0, EVENTS_PER_POLL)
             sleep_at = now + self._spin_s
             while not events and monotonic() < sleep_at:
