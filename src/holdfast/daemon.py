@@ -43,6 +43,7 @@ from holdfast.manager import events as ev
 from holdfast.manager.events import Events
 from holdfast.manager.inspection import Inspection
 from holdfast.manager.journal import Journal
+from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lease_recovery import LeaseRecovery, Loss
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
@@ -192,7 +193,10 @@ class Daemon:
             inspection,
             self.status,
             lease_spaces=LeaseSpaceCalls(
-                self.leases, lambda backends: self.lease_recovery.count(set(backends)), clock.now
+                self.leases,
+                lambda backends: self.lease_recovery.count(set(backends)),
+                clock.now,
+                LeaseCollector(self.manager),
             ),
             uid=os.geteuid(),
             group=config.control.group,

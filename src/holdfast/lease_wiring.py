@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from random import SystemRandom
 
 from holdfast.backends.base import LeasePorts
-from holdfast.control_api import HostInfo, LeaseSpaceInfo
+from holdfast.control_api import CollectedLease, HostInfo, LeaseSpaceInfo
 from holdfast.errors import Refused
+from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
@@ -203,8 +204,13 @@ class LeaseSpaceCalls:
     """What the control socket asks of all this. ``leases`` counts the locks of some backends."""
 
     def __init__(
-        self, host: LeaseHost, leases: Callable[[Iterable[str]], int], now: Callable[[], float]
+        self,
+        host: LeaseHost,
+        leases: Callable[[Iterable[str]], int],
+        now: Callable[[], float],
+        collector: LeaseCollector,
     ) -> None:
+        self._collector = collector
         self._host = host
         self._leases = leases
         self._now = now
@@ -227,6 +233,10 @@ class LeaseSpaceCalls:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         keeper.leave(_resolver(done))
         await asyncio.wait((done,), timeout=LEAVE_CALL_WAIT_S)
+
+    async def collect(self, dry_run: bool) -> list[CollectedLease]:
+        found = await self._collector.collect(dry_run=dry_run)
+        return [CollectedLease(each.backend, each.name, each.kept_because) for each in found]
 
     def _keeper(self, name: str) -> LockspaceKeeper:
         for keeper in self._host.keepers:

@@ -240,3 +240,28 @@ def test_operator_sees_leaves_and_joins_lockspaces(make_host: MakeHost, place: P
     assert "joined as host_id 1 generation 2" in again.stdout
     (told,) = alpha.cli_json("lockspace", "list")
     assert (told["name"], told["state"]) == (SPACE, "joined")
+
+
+def test_collection_takes_out_what_nobody_holds_and_nothing_else(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    joined(alpha), joined(beta)
+    mine, theirs, free = (make_disk(place, f"{name}.img") for name in ("mine", "theirs", "free"))
+    alpha.vm([mine], name="web1")
+    beta.vm([theirs], name="web2")
+    assert refusal(beta, free) == ""
+    wait_until(lambda: "alive" in refusal(alpha, theirs), "alpha to see beta")
+    before = sorted(leases.iterdir())
+    looked = alpha.cli("lease", "gc", "--dry-run")
+    assert "1 of 3 leases could be taken out" in looked.stdout
+    assert sorted(leases.iterdir()) == before
+    told = {each["kept_because"] for each in alpha.cli_json("lease", "gc")}
+    assert len(told) == 3
+    assert "held here" in told
+    assert "" in told
+    assert any("VM web2" in why for why in told)
+    assert len(list(leases.iterdir())) == len(before) - 1
+    assert refusal(beta, mine)
+    assert refusal(alpha, theirs)
+    assert refusal(alpha, free) == ""

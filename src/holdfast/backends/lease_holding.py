@@ -143,6 +143,19 @@ class Holding:
             and not own.is_released
         )
 
+    async def who_holds(self) -> str:
+        """Whether anybody seems to hold it, by one look that proves nothing; empty if not."""
+        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        if not isinstance(seen, Snapshot):
+            return str(seen)
+        leader = seen.leader
+        if not (leader.is_free or self.member.owns(leader)):
+            return f"host_id {leader.owner_id} has it"
+        others = [
+            h for h, block in seen.sharers.items() if h != self.member.host_id and block.mode.generation
+        ]
+        return f"shared by host_id {', '.join(map(str, others))}" if others else ""
+
     # --- changing ---
 
     async def convert(self, mode: Mode) -> AcquireOutcome | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 from dataclasses import replace
 
 from holdfast.backends import lease_note
@@ -28,6 +29,8 @@ from holdfast.backends.lease_refusals import Refusals
 from holdfast.backends.lock_names import NameBy, lease_name
 from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
+from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.padded_name import NAME_BYTES
 from holdfast.protocol import words
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
@@ -35,6 +38,7 @@ from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.ports import Chance
+from holdfast.protocol.rindex_area import is_cleared
 from holdfast.supervision.presence import Absent, Presence
 from holdfast.system.blocking import Storage
 from holdfast.system.clock import Clock
@@ -229,6 +233,8 @@ class PaxosBackend:
         outcome = await holding.acquire(mode)
         if not isinstance(outcome, Lease):
             try:
+                if isinstance(outcome, Malformed) and is_cleared(outcome):
+                    return Moved()  # taken out since it was opened
                 return await self.refusal(found, holding, outcome)
             finally:
                 self.tidy(holding)
@@ -311,6 +317,49 @@ class PaxosBackend:
         del self._unsettled[holding.area.resource_name]
         return HeldLease(self, found, holding)
 
+    # --- taking leases out ---
+
+    async def lease_names(self) -> list[str]:
+        """Leases that this backend may have made: by their names; raises a `LockError`."""
+        member = self._member(Resource("", ""))
+        names = await self._places.names(member)
+        if isinstance(names, list):
+            return [name for name in names if made_by_us(name, self._name_by)]
+        if isinstance(names, Unusable):
+            raise LeaseUnusable(name="", place=names.place, reason=names.reason)
+        raise LeaseUnusable(name="", place=names.place, reason=os.strerror(names.failed.errno))
+
+    async def take_out(self, name: str, *, dry_run: bool) -> str:
+        """Remove a lease that nobody holds, proven by taking it; empty, or why it stays.
+
+        The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
+        """
+        resource = Resource("", name)
+        member = self._member(resource)
+        found = await self._find(member, resource, name)
+        if isinstance(found, IoFailed):
+            return os.strerror(found.errno)
+        holding = self._holding(found, member, found.area)
+        self.unsettled(holding, found)
+        try:
+            if dry_run:
+                return await holding.who_holds()
+            outcome = await holding.acquire(Mode.EXCLUSIVE)
+            if not isinstance(outcome, Lease):
+                told = await self.refusal(found, holding, outcome)
+                return "; ".join(map(str, told.holders)) if isinstance(told, HeldElsewhere) else str(told)
+            if not await found.disk.is_named():
+                await holding.release()
+                return "it has just been taken out by another host"
+            kept = await self._places.remove(member, found, name, outcome.leader)
+            if kept is None:
+                holding.forget()
+                return ""
+            await holding.release()
+            return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
+        finally:
+            self.tidy(holding)
+
     # --- what it is worth ---
 
     def protection(self, path: str) -> tuple[Protection, str]:
@@ -334,6 +383,18 @@ class PaxosBackend:
 
 VANISHED_MAX = 10
 """Times that a lease may be taken out between being found and opened: each needs another host's hand."""
+
+
+def made_by_us(name: str, by: NameBy) -> bool:
+    """Whether a lease's name is of the kind that this backend makes: others' leases are not ours to take out."""
+    digits = {NameBy.PATH_MD5: 32, NameBy.PATH_SHA256: NAME_BYTES}.get(by)
+    if digits is not None:
+        return len(name) == digits and not name.strip("0123456789abcdef")
+    if by is NameBy.LVM_UUID:
+        return [len(part) for part in name.split("-")] == [6, 4, 4, 4, 4, 4, 6] and name.replace(
+            "-", ""
+        ).isalnum()
+    return False  # a WWID looks like anything
 
 
 def key_of_lease(lockspace: str, lease: str) -> FileKey:
