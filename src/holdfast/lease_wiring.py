@@ -151,6 +151,8 @@ class LeaseHost:
         if isinstance(result, BaseException):
             # Nobody measures any more: not fed, the watchdog resets this host; say why while there is time.
             log.critical("the heartbeat stopped: %r", result)
+            for keeper in self.keepers:
+                self._threads.tell(keeper.heart_stopped)
 
     def _joined(self, keeper: LockspaceKeeper) -> None:
         if self._heartbeat is not None and (fd := self._heartbeat.watchdog_descriptor()) is not None:

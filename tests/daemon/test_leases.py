@@ -19,7 +19,7 @@ from tests.support.polling import wait_until
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
-from holdfast.testing.virtlockd_client import CallFailed
+from holdfast.testing.virtlockd_client import SHARED, CallFailed
 
 IO_TIMEOUT_S, FIRE_TIMEOUT_S = 1, 6
 FAIL_S, DEAD_S = 8 * IO_TIMEOUT_S, 8 * IO_TIMEOUT_S + FIRE_TIMEOUT_S
@@ -188,6 +188,20 @@ def test_vms_of_a_term_that_can_not_be_gone_on_with_are_stopped(
     assert record(leases, 1).generation == 2
 
 
+def test_vms_of_a_term_that_nobody_remembers_are_stopped(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    alpha = joined(make_host("alpha", 1).start())
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    alpha.kill()
+    (memory,) = (alpha.directory / "state").glob("lockspace-*.json")
+    memory.unlink()
+    alpha.start()
+    wait_until(lambda: not exists(vm), "the VM to be stopped")
+    assert "its last term is not known" in alpha.log_text()
+
+
 def test_two_hosts_with_one_id_are_told_by_name(make_host: MakeHost) -> None:
     joined(make_host("alpha", 1).start())
     beta = make_host("beta", 1).start()
@@ -265,3 +279,40 @@ def test_collection_takes_out_what_nobody_holds_and_nothing_else(
     assert refusal(beta, mine)
     assert refusal(alpha, theirs)
     assert refusal(alpha, free) == ""
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_who_names_the_holder_across_hosts_and_from_storage_alone(
+    make_host: MakeHost, place: Path, leases: Path, device: bool
+) -> None:
+    if device:
+        make_lockspace(leases / SPACE, index_entries=4)
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    for host in (alpha, beta) if device else ():
+        host.kill()
+        text = host.config.read_text()
+        host.config.write_text(
+            text.replace(f'directory = "{leases}"', f'device = "{leases / SPACE}"').replace(
+                "cross_host = true\n", ""
+            )
+        )
+        host.start()
+    joined(alpha), joined(beta)
+    disk, reader = make_disk(place), make_disk(place, "shared.img")
+    assert beta.cli("who", str(disk)).returncode == 1
+    alpha.vm([disk], name="web1")
+    alpha.vm([reader], name="reader1", flags=SHARED)
+    wait_until(lambda: "alive" in refusal(beta, disk), "beta to see alpha")
+    here = alpha.cli("who", str(disk))
+    assert (here.returncode, "held by web1" in here.stdout) == (0, True)
+    wait_until(lambda: ", alive " in beta.cli("who", str(disk)).stdout, "beta's daemon to see alpha renew")
+    there = beta.cli("who", str(disk))
+    assert there.returncode == 0
+    assert "held by VM web1" in there.stdout
+    assert "(host_id 1)" in there.stdout
+    assert "VM reader1" in beta.cli("who", str(reader)).stdout
+    beta.kill()
+    alone = beta.cli("who", str(disk))
+    assert alone.returncode == 0
+    assert "held by VM web1" in alone.stdout
+    assert "one look can't tell whether that host lives" in alone.stdout

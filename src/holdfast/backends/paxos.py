@@ -243,12 +243,19 @@ class PaxosBackend:
             await holding.release()
             self.tidy(holding)
             return Moved()
-        if not member.may_write():
-            # Whoever is told of the loss has not seen this lease among those that are held.
+        return self._handed_out(found, holding, resource)
+
+    def _handed_out(self, found: Found, holding: Holding, resource: Resource) -> HeldLease:
+        """The last look: from here to the lock table nothing waits.
+
+        Whoever is told that the lockspace is lost, or leaves it because nobody holds anything, has not seen this
+        lease among those that are held; so the membership must still be the very one under which it was won.
+        """
+        if self.presence.membership() is not holding.member or not holding.member.may_write():
             holding.forget()
             self.tidy(holding)
             raise LeaseUnusable(
-                name=resource.name, place=found.place, reason="this host has just lost the lockspace"
+                name=resource.name, place=found.place, reason="this host has just lost or left the lockspace"
             )
         del self._unsettled[holding.area.resource_name]
         return HeldLease(self, found, holding)
@@ -314,8 +321,7 @@ class PaxosBackend:
                     return await self.refusal(found, holding, outcome)
                 finally:
                     self.tidy(holding)
-        del self._unsettled[holding.area.resource_name]
-        return HeldLease(self, found, holding)
+        return self._handed_out(found, holding, resource)
 
     # --- taking leases out ---
 

@@ -64,6 +64,7 @@ class Watched:
         self._heartbeat = heartbeat
         self._inbox: deque[Renewed | Corrupted] = deque()
         self._corrupt = False
+        self._dismissed = False
 
     def renewed(self, begun_at: Instant) -> None:
         """A renewal is on disk whose time was taken, before its write, at `begun_at`."""
@@ -76,7 +77,8 @@ class Watched:
 
     def may_write(self) -> bool:
         """Whether lease writes may be issued at this very moment."""
-        return not self._corrupt and self.expiry.may_write(self._heartbeat.now())
+        over = self._corrupt or self._dismissed
+        return not over and self.expiry.may_write(self._heartbeat.now())
 
     @property
     def phase(self) -> Phase:
@@ -86,7 +88,8 @@ class Watched:
         return max(0.0, self.expiry.fails_at - self._heartbeat.now())
 
     def dismiss(self) -> None:
-        """Nobody uses this lease any more, provably: it shall starve the watchdog no longer."""
+        """Nobody uses this lease any more, provably, and nobody may: it shall starve the watchdog no longer."""
+        self._dismissed = True
         self._heartbeat.forget(self)
 
     def may_feed(self, now: Instant) -> bool:
