@@ -95,6 +95,9 @@ class ControlClient:
         self._socket.settimeout(None)
         return self._one("CollectLeases", "leases", list[CollectedLease], dry_run=dry_run)
 
+    def break_lease(self, path: str, *, attest_off: str, operator: str) -> str:
+        return self._one("BreakLease", "proof", str, path=path, attest_off=attest_off, operator=operator)
+
     def acquire(self, *, pid: int, name: str, disks: list[DiskWish]) -> None:
         self._call("Acquire", {"pid": pid, "name": name, "disks": disks})
 

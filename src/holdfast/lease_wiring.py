@@ -16,6 +16,7 @@ from random import SystemRandom
 from holdfast.backends.base import LeasePorts
 from holdfast.control_api import CollectedLease, HostInfo, LeaseSpaceInfo
 from holdfast.errors import Refused
+from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
@@ -211,8 +212,10 @@ class LeaseSpaceCalls:
         leases: Callable[[Iterable[str]], int],
         now: Callable[[], float],
         collector: LeaseCollector,
+        breaker: LeaseBreaker,
     ) -> None:
         self._collector = collector
+        self._breaker = breaker
         self._host = host
         self._leases = leases
         self._now = now
@@ -239,6 +242,9 @@ class LeaseSpaceCalls:
     async def collect(self, dry_run: bool) -> list[CollectedLease]:
         found = await self._collector.collect(dry_run=dry_run)
         return [CollectedLease(each.backend, each.name, each.kept_because) for each in found]
+
+    async def break_lease(self, path: str, attest_off: str, operator: str) -> str:
+        return await self._breaker.break_lease(path, attest_off=attest_off, operator=operator)
 
     def _keeper(self, name: str) -> LockspaceKeeper:
         for keeper in self._host.keepers:

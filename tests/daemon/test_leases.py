@@ -316,3 +316,40 @@ def test_who_names_the_holder_across_hosts_and_from_storage_alone(
     assert alone.returncode == 0
     assert "held by VM web1" in alone.stdout
     assert "one look can't tell whether that host lives" in alone.stdout
+
+
+def test_lease_is_broken_with_a_proof_or_a_named_persons_word_and_that_is_recorded(
+    make_host: MakeHost, place: Path
+) -> None:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    joined(alpha), joined(beta)
+    disk, free = make_disk(place), make_disk(place, "free.img")
+    vm = alpha.vm([disk], name="web1")
+    wait_until(lambda: "alive" in refusal(beta, disk), "beta to see alpha")
+    assert "is free: nobody held it" in beta.cli("break", str(free)).stdout
+    assert "locked by VM web1" in alpha.cli("break", str(disk)).stderr
+    word = ("--attest-off", "1", "--operator", "J. Doe")
+    alive = beta.cli("break", str(disk), *word)
+    assert (alive.returncode, "VM web1" in alive.stderr) == (75, True)
+    assert "not proven to be off" in alive.stderr
+    alpha.kill()
+    alpha.end_vm(vm)
+    died = time.monotonic()
+    assert beta.cli("break", str(disk)).returncode == 75
+    assert "give a name" in beta.cli("break", str(disk), "--attest-off", "1").stderr
+    assert (
+        "host 7 is not on it" in beta.cli("break", str(disk), "--attest-off", "7", "--operator", "x").stderr
+    )
+    wait_until(
+        lambda: beta.cli("break", str(disk), *word).returncode == 0, "it to be silent for 3 io_timeouts"
+    )
+    assert 3 * IO_TIMEOUT_S - 2 <= time.monotonic() - died < DEAD_S - 2 * IO_TIMEOUT_S
+    beta.vm([disk], name="web2")
+    lines = [
+        json.loads(line) for line in (beta.directory / "state" / "broken-leases.log").read_text().splitlines()
+    ]
+    assert [line["what"] for line in lines][:2] == ["ordered", "broken"]
+    assert lines[-1]["what"] == "broken"
+    assert lines[-1]["operator"] == "J. Doe"
+    assert "attested to be off, unchanged for" in lines[-1]["detail"]
+    assert "lease-broken" in beta.cli("events").stdout

@@ -23,12 +23,14 @@ from dataclasses import replace
 
 from holdfast.backends import lease_note
 from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved, OwnerNote, SavedLock
+from holdfast.backends.lease_breaking import UNPROVEN, Claimant
 from holdfast.backends.lease_holding import Holding, Spawn
 from holdfast.backends.lease_places import Found, LeasePlaces, StorageFailed, Unusable, Vanished
 from holdfast.backends.lease_refusals import Refusals
 from holdfast.backends.lock_names import NameBy, lease_name
-from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
+from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName, ResourceBusy, storage_failed
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
+from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.malformed import Malformed
 from holdfast.ondisk.padded_name import NAME_BYTES
 from holdfast.protocol import words
@@ -39,6 +41,7 @@ from holdfast.protocol.paxos_outcomes import InDoubt
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.ports import Chance
 from holdfast.protocol.rindex_area import is_cleared
+from holdfast.protocol.words import HostId
 from holdfast.supervision.presence import Absent, Presence
 from holdfast.system.blocking import Storage
 from holdfast.system.clock import Clock
@@ -322,6 +325,53 @@ class PaxosBackend:
                 finally:
                     self.tidy(holding)
         return self._handed_out(found, holding, resource)
+
+    # --- breaking ---
+
+    async def key_of(self, resource: Resource) -> FileKey:
+        """The key that a lock on this resource has in the lock table."""
+        return key_of_lease(self.presence.name, self._lease_of(resource, await self._identity(resource)))
+
+    async def break_lease(self, resource: Resource, attest_off: str) -> str:
+        """Free a lease whose holders are proven or attested to be off; the proof. Raises a `LockError` if there is none.
+
+        The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
+        """
+        member = self._member(resource)
+        lease = self._lease_of(resource, await self._identity(resource))
+        found = await self._find(member, resource, lease)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        holding = self._holding(found, member, found.area)
+        self.unsettled(holding, found)
+        try:
+            claims = await holding.claims()
+            if isinstance(claims, str):
+                raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
+            hosts = [Claimant(c, await self._record(member, c[0]), member.view(c[0])) for c in claims]
+            attested = frozenset(host.term for host in hosts if attest_off and host.is_called(attest_off))
+            if attest_off and not attested:
+                named = ", ".join(str(host) for host in hosts) or "nobody"
+                raise LeaseUnusable(
+                    name=resource.name,
+                    place=found.place,
+                    reason=f"host {attest_off} is not on it, but {named}",
+                )
+            outcome = await holding.acquire(Mode.EXCLUSIVE, attested)
+            if not isinstance(outcome, Lease):
+                refused = await self.refusal(found, holding, outcome)
+                if isinstance(refused, HeldElsewhere):
+                    raise ResourceBusy(resource, refused.holders, note=UNPROVEN)
+                raise storage_failed(refused)
+            await holding.release()
+            return "; ".join(host.proof(attested) for host in hosts) or "nobody held it"
+        finally:
+            self.tidy(holding)
+
+    @staticmethod
+    async def _record(member: Membership, host_id: HostId) -> DeltaLease | None:
+        record = await member.lockspace.read_record(host_id, member.io_timeout_s)
+        return record if isinstance(record, DeltaLease) else None
 
     # --- taking leases out ---
 

@@ -66,6 +66,7 @@ class LeaseSpaces(Protocol):
     def join(self, name: str) -> None: ...
     async def leave(self, name: str) -> None: ...
     async def collect(self, dry_run: bool) -> list[CollectedLease]: ...
+    async def break_lease(self, path: str, attest_off: str, operator: str) -> str: ...
 
 
 class ControlInterface(VarlinkInterface, name=INTERFACE):
@@ -127,6 +128,15 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         self._must_be_root()
         try:
             return await self._lease_spaces.collect(dry_run)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="proof")
+    async def BreakLease(self, *, path: str, attest_off: str, operator: str) -> str:  # noqa: N802
+        """Free a disk's lease whose holders are proven to be off, or attested to be by a named operator; the proof."""
+        self._must_be_root()
+        try:
+            return await self._lease_spaces.break_lease(path, attest_off, operator)
         except HoldfastError as error:
             raise refused(error) from None
 

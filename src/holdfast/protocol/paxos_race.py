@@ -46,7 +46,7 @@ from holdfast.protocol.ballot import (
 )
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import LeaderChanged, MayTake, may_take
+from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested, LeaderChanged, MayTake, may_take
 from holdfast.protocol.paxos_outcomes import (
     AlreadyShared,
     ClearedByAnother,
@@ -81,6 +81,7 @@ class Intent:
     wanted_lver: int = 0  # 0: any
     wait: bool = False
     on_wait: OnWait = nobody_looks_on
+    attested: Attested = NOBODY_ATTESTED
 
 
 async def race(
@@ -137,7 +138,13 @@ class _Race:
         if seen.greatest_lver > leader.lver + 1:
             return await self._leader_is_behind(leader, seen.greatest_lver)
         verdict = await may_take(
-            self._area, member, self._clock, leader, wait=intent.wait, on_wait=intent.on_wait
+            self._area,
+            member,
+            self._clock,
+            leader,
+            wait=intent.wait,
+            on_wait=intent.on_wait,
+            attested=intent.attested,
         )
         match verdict:
             case LeaderChanged():
