@@ -131,6 +131,15 @@ class LeaseSpaceInfo:
 
 
 @dataclass
+class CollectedLease:
+    """One lease of a collection; ``kept_because`` is empty if it was taken out, or would be."""
+
+    backend: str
+    name: str
+    kept_because: str
+
+
+@dataclass
 class DiskWish:
     """One disk of an Acquire: an absolute path, shared or exclusive."""
 

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable
 from random import SystemRandom
 
 from holdfast.backends.base import LeasePorts
-from holdfast.control_api import HostInfo, LeaseSpaceInfo
+from holdfast.control_api import CollectedLease, HostInfo, LeaseSpaceInfo
 from holdfast.errors import Refused
+from holdfast.manager.lease_breaker import LeaseBreaker
+from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
@@ -150,6 +152,8 @@ class LeaseHost:
         if isinstance(result, BaseException):
             # Nobody measures any more: not fed, the watchdog resets this host; say why while there is time.
             log.critical("the heartbeat stopped: %r", result)
+            for keeper in self.keepers:
+                self._threads.tell(keeper.heart_stopped)
 
     def _joined(self, keeper: LockspaceKeeper) -> None:
         if self._heartbeat is not None and (fd := self._heartbeat.watchdog_descriptor()) is not None:
@@ -203,8 +207,15 @@ class LeaseSpaceCalls:
     """What the control socket asks of all this. ``leases`` counts the locks of some backends."""
 
     def __init__(
-        self, host: LeaseHost, leases: Callable[[Iterable[str]], int], now: Callable[[], float]
+        self,
+        host: LeaseHost,
+        leases: Callable[[Iterable[str]], int],
+        now: Callable[[], float],
+        collector: LeaseCollector,
+        breaker: LeaseBreaker,
     ) -> None:
+        self._collector = collector
+        self._breaker = breaker
         self._host = host
         self._leases = leases
         self._now = now
@@ -227,6 +238,13 @@ class LeaseSpaceCalls:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         keeper.leave(_resolver(done))
         await asyncio.wait((done,), timeout=LEAVE_CALL_WAIT_S)
+
+    async def collect(self, dry_run: bool) -> list[CollectedLease]:
+        found = await self._collector.collect(dry_run=dry_run)
+        return [CollectedLease(each.backend, each.name, each.kept_because) for each in found]
+
+    async def break_lease(self, path: str, attest_off: str, operator: str) -> str:
+        return await self._breaker.break_lease(path, attest_off=attest_off, operator=operator)
 
     def _keeper(self, name: str) -> LockspaceKeeper:
         for keeper in self._host.keepers:

@@ -32,6 +32,7 @@ from holdfast.control_api import (
     PRODUCT,
     URL,
     VENDOR,
+    CollectedLease,
     DiskWish,
     EventInfo,
     HolderInfo,
@@ -64,6 +65,8 @@ class LeaseSpaces(Protocol):
     def told(self) -> list[LeaseSpaceInfo]: ...
     def join(self, name: str) -> None: ...
     async def leave(self, name: str) -> None: ...
+    async def collect(self, dry_run: bool) -> list[CollectedLease]: ...
+    async def break_lease(self, path: str, attest_off: str, operator: str) -> str: ...
 
 
 class ControlInterface(VarlinkInterface, name=INTERFACE):
@@ -116,6 +119,24 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         self._must_be_root()
         try:
             await self._lease_spaces.leave(name)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="leases")
+    async def CollectLeases(self, *, dry_run: bool) -> list[CollectedLease]:  # noqa: N802
+        """Take out the leases that nobody holds, each proven by taking it."""
+        self._must_be_root()
+        try:
+            return await self._lease_spaces.collect(dry_run)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="proof")
+    async def BreakLease(self, *, path: str, attest_off: str, operator: str) -> str:  # noqa: N802
+        """Free a disk's lease whose holders are proven to be off, or attested to be by a named operator; the proof."""
+        self._must_be_root()
+        try:
+            return await self._lease_spaces.break_lease(path, attest_off, operator)
         except HoldfastError as error:
             raise refused(error) from None
 

@@ -65,6 +65,7 @@ class Watched:
         self._heartbeat = heartbeat
         self._inbox: deque[Renewed | Corrupted] = deque()
         self._corrupt = False
+        self._dismissed = False
 
     def renewed(self, begun_at: Instant) -> None:
         """A renewal is on disk whose time was taken, before its write, at `begun_at`."""
@@ -77,7 +78,8 @@ class Watched:
 
     def may_write(self) -> bool:
         """Whether lease writes may be issued at this very moment."""
-        return not self._corrupt and self.expiry.may_write(self._heartbeat.now())
+        over = self._corrupt or self._dismissed
+        return not over and self.expiry.may_write(self._heartbeat.now())
 
     @property
     def phase(self) -> Phase:
@@ -87,11 +89,12 @@ class Watched:
         return max(0.0, self.expiry.fails_at - self._heartbeat.now())
 
     def dismiss(self, in_flight: Callable[[], bool]) -> None:
-        """Nobody uses this lease any more, provably: it shall starve the watchdog no longer.
+        """Nobody uses this lease any more, provably, and nobody may: it shall starve the watchdog no longer.
 
         But a write of ours that is still in flight, and lands when somebody else has our host id, is stopped
         by nothing but a reset: while `in_flight` says so, everything stays as it is.
         """
+        self._dismissed = True
         self._heartbeat.forget(self, in_flight)
 
     def may_feed(self, now: Instant) -> bool:
