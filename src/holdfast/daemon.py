@@ -30,6 +30,7 @@ import uvloop
 from holdfast import __version__
 from holdfast import config as configuration
 from holdfast.backends.base import BackendPorts, make_backend
+from holdfast.backends.paxos import PaxosBackend
 from holdfast.config import Config
 from holdfast.control_api import BackendInfo, StatusInfo
 from holdfast.errors import ConfigError
@@ -37,15 +38,19 @@ from holdfast.frontends.control import ControlFrontend
 from holdfast.frontends.listener import Listener
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.handover import Handover, lock_name
+from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, machine_of
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
 from holdfast.manager.inspection import Inspection
 from holdfast.manager.journal import Journal
+from holdfast.manager.lease_recovery import LeaseRecovery, Loss
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.recovery import Recovery
 from holdfast.manager.routing import Route, Routing, Rule
-from holdfast.model import LockFailureAction
+from holdfast.model import Instant, LockFailureAction
+from holdfast.supervision.host_terms import HostIdentity
+from holdfast.supervision.keeper import LockspaceKeeper
 from holdfast.system import descriptors as fds
 from holdfast.system import tasks
 from holdfast.system.append_file import SystemAppendFile
@@ -56,8 +61,9 @@ from holdfast.system.domain_status import LibvirtStatusFiles, status_directory
 from holdfast.system.file_lock import SystemLockFiles
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.mounts import MountTable
-from holdfast.system.process import SystemProcesses, boot_id, host_name
+from holdfast.system.process import SystemProcesses, boot_id, host_name, machine_ids
 from holdfast.system.readiness import Readiness
+from holdfast.system.realtime import lock_memory
 
 log = logging.getLogger("holdfast")
 
@@ -117,7 +123,22 @@ class Daemon:
         host = host_name()
         self._host = host
         self._boot = boot_id()
-        ports = BackendPorts(files=SystemLockFiles(), storage=storage, mounts=mounts, clock=clock, host=host)
+        self.leases = LeaseHost(
+            clock=clock,
+            identity=HostIdentity(host, self._boot, machine_of(host, *machine_ids())),
+            state_dir=config.state_dir,
+            in_use=lambda backends: self.lease_recovery.in_use(set(backends)),
+            keep=self.notifier.store,
+            watchdog_fd=inherited.take_watchdog(WATCHDOG_FD_NAME),
+        )
+        ports = BackendPorts(
+            files=SystemLockFiles(),
+            storage=storage,
+            mounts=mounts,
+            clock=clock,
+            host=host,
+            leases=self.leases.ports(),
+        )
         self.routing = build_routing(config, ports)
         self.journal = Journal(
             SystemAppendFile(config.journal_path),
@@ -127,6 +148,7 @@ class Daemon:
         )
         self.events = Events(time.time)
         files = LockspaceFiles()
+        status_files = LibvirtStatusFiles(status_directory(os.environ, os.geteuid()))
         self.manager = LockManager(
             routing=self.routing,
             lockspaces=Lockspaces(files=files, storage=storage, journal=self.journal),
@@ -136,14 +158,26 @@ class Daemon:
             events=self.events,
             host=host,
             owners_max=config.limits.owners_max,
-            domains=LibvirtStatusFiles(status_directory(os.environ, os.geteuid())),
+            domains=status_files,
             keep=self._keep_lock if self.notifier.stores else None,
         )
+        domains = VirshDomainControl(config.recovery.libvirt_uri)
+        self.lease_recovery = LeaseRecovery(
+            self.manager,
+            clock=clock,
+            domains=domains,
+            status=status_files,
+            actions={
+                n: b.on_lockfailure for n, b in self.routing.backends.items() if isinstance(b, PaxosBackend)
+            },
+        )
+        self.leases.on_joined = lambda keeper: self.lease_recovery.joined(keeper.name)
+        self.leases.on_lost = self._lockspace_lost
         self.recovery = Recovery(
             self.manager,
             processes=processes,
             clock=clock,
-            domains=VirshDomainControl(config.recovery.libvirt_uri),
+            domains=domains,
             on_lock_lost=LockFailureAction(config.recovery.on_lock_lost),
         )
         self.virtlockd = VirtlockdFrontend(
@@ -165,6 +199,21 @@ class Daemon:
             virtlockd=self.virtlockd,
             store=self.notifier.store,
             boot=self._boot,
+            before_locks=self.leases.start,
+            watchdog_fd=self.leases.watchdog_descriptor,
+        )
+
+    def _lockspace_lost(self, keeper: LockspaceKeeper, reason: str) -> None:
+        self.lease_recovery.lost(
+            Loss(
+                lockspace=keeper.name,
+                reason=reason,
+                backends=self.leases.backends_of(keeper),
+                timing=keeper.timing,
+                lost_at=Instant(keeper.lost_at or 0.0),
+                renewed_at=None if keeper.renewed_at is None else Instant(keeper.renewed_at),
+                on_all_gone=keeper.users_are_gone,
+            )
         )
 
     def _keep_lock(self, lock_id: int, fd: int | None) -> None:
@@ -190,6 +239,8 @@ class Daemon:
         self.journal.compact()
         for listener in self.listeners.values():
             listener.start()
+        if self.leases.keepers:
+            lock_memory()
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
@@ -317,6 +368,7 @@ class Daemon:
         self.manager.closing = True
         self._close_listeners()
         self.control.close_all()
+        await self.leases.stop()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(tasks.all_ended(), IN_FLIGHT_WAIT_S)
         self.journal.compact()
@@ -339,6 +391,10 @@ class Daemon:
         """Become the program on disk, if it can start with the configuration on disk; else go on as we are."""
         try:
             self.notifier.reloading(int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6))
+            if why := self.leases.why_not_reexec():
+                log.error("reload refused: %s", why)
+                self.notifier.ready("reload refused, see the log")
+                return
             if not await self._next_can_start():
                 self.notifier.ready("reload refused, see the log")
                 return
@@ -417,6 +473,9 @@ def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
             mounts=mounts,
             clock=SystemClock(),
             host="",
+            leases=LeaseHost(
+                clock=SystemClock(), identity=HostIdentity("", "", ""), state_dir=config.state_dir
+            ).ports(),
         )
         try:
             build_routing(config, ports)

@@ -166,6 +166,22 @@ class Refused(LockError):
     template = "{reason}"
 
 
+class LockspaceAbsent(LockError):
+    """This host is not in the lockspace whose leases would hold the disk."""
+
+    template = "disk '{name}' can't be held: this host is not in lockspace {lockspace} now: {reason}"
+
+
+class LeaseUnusable(LockError):
+    """The lease itself is in a state in which nobody may take it, or storage failed amid taking it."""
+
+    template = "lease of '{name}' at {place} can't be taken: {reason}"
+
+
+class NoLeaseName(LockError):
+    template = "disk '{name}' has no {kind}, by which backend '{backend}' names leases: {fix}"
+
+
 # --- answers of the virtlockd frontend -----------------------------------------------------------------
 
 
@@ -216,6 +232,9 @@ LIBVIRT_CODES: dict[type[HoldfastError], WireCode] = {
     StorageFailed: WireCode(38, _LOCKSPACE, ""),
     LockFileCreateFailed: WireCode(38, _NONE, ""),
     StorageSilent: WireCode(38, _LOCKSPACE, ""),
+    LockspaceAbsent: WireCode(55, _LOCKSPACE, "Requested operation is not valid: "),
+    LeaseUnusable: WireCode(38, _LOCKSPACE, ""),
+    NoLeaseName: WireCode(8, _LOCKSPACE, ""),
     OwnerGone: WireCode(1, _LOCKSPACE, "internal error: "),
     Refused: WireCode(55, _LOCKSPACE, "Requested operation is not valid: "),
     UnsupportedFlags: WireCode(8, _RPC, ""),

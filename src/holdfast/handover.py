@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from holdfast.frontends.listener import peer_of
 from holdfast.frontends.virtlockd import VirtlockdFrontend
@@ -44,7 +44,10 @@ class Handover:
         virtlockd: VirtlockdFrontend,
         store: Callable[[str, int | None], None],
         boot: str,
+        before_locks: Callable[[], Awaitable[None]],
+        watchdog_fd: Callable[[], int | None],
     ) -> None:
+        """`before_locks`: what has to be known before locks are taken up: whether this host's leases go on."""
         self._manager = manager
         self._recovery = recovery
         self._journal = journal
@@ -52,6 +55,8 @@ class Handover:
         self._virtlockd = virtlockd
         self._store = store
         self._boot = boot
+        self._before_locks = before_locks
+        self._watchdog_fd = watchdog_fd
 
     # --- taking over ---
 
@@ -72,7 +77,7 @@ class Handover:
             self._adopt_reexec(reexec, living)
             locks.update(reexec.locks)
         locks.update(self._adopt_stored(inherited.named, living))
-        await self._recovery.locks(state, living, locks)
+        await self._recovery.locks(state, living, locks, self._before_locks)
         self._virtlockd.serve_adopted()
         for lock_id, fd in locks.items():
             if lock_id not in state.locks:
@@ -151,6 +156,7 @@ class Handover:
             journal=self._journal.image(self._manager.journal_lines(everybody=True)),
             events=[_event_to(e) for e in self._events.recent()],
             lock_fd=run_dir_lock,
+            watchdog_fd=-1 if (fd := self._watchdog_fd()) is None else fd,
         )
 
 

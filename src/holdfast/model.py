@@ -50,6 +50,8 @@ class LockFailureAction(enum.Enum):
     IGNORE = "ignore"
     PAUSE = "pause"
     POWEROFF = "poweroff"
+    RESTART = "restart"
+    """Stopped now, started again when its locks can be had again."""
 
 
 class Resource(NamedTuple):
@@ -92,8 +94,9 @@ class OwnerName(NamedTuple):
 class Holder:
     """Somebody who holds a resource, as far as known.  Unknown facts are empty or None.
 
-    ``source`` says how we know: ``table`` (this daemon), ``record`` (owner record in a lock file),
-    ``kernel`` (fcntl F_GETLK, /proc/locks), ``journal`` (a daemon that no longer runs), ``qemu``.
+    ``source`` says how we know: ``table`` (this daemon), ``record`` (owner record in a lock file), ``lease`` (a lease
+    on shared storage), ``kernel`` (fcntl F_GETLK, /proc/locks), ``journal`` (a daemon that no longer runs), ``qemu``.
+    ``host_id`` and ``alive_s_ago`` (the age of its host's last renewal as seen from here) are of a lease.
     """
 
     name: str = ""
@@ -104,6 +107,9 @@ class Holder:
     since_wall_s: float | None = None
     source: str = "table"
     program: str = ""
+    host_id: int | None = None
+    alive_s_ago: float | None = None
+    remark: str = ""
 
     def __str__(self) -> str:
         if self.name:
@@ -120,11 +126,15 @@ class Holder:
         text = f"{who} ({', '.join(inside)})" if inside else who
         if self.host:
             text += f" on host {self.host}"
+            if self.host_id is not None:
+                text += f" (host_id {self.host_id})"
         if self.since_wall_s is not None:
             text += f" since {wall_text(self.since_wall_s)}"
         if self.mode is Mode.SHARED:
             text += ", shared"
-        return text
+        if self.alive_s_ago is not None:
+            text += f", alive {self.alive_s_ago:.0f} s ago"
+        return f"{text}, {self.remark}" if self.remark else text
 
 
 def wall_text(wall_s: float) -> str:

@@ -18,7 +18,7 @@ import holdfast
 SOURCE = Path(holdfast.__file__).parent
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset(("daemon", "handover", "cli", "hooks")),
+    frozenset(("daemon", "handover", "lease_wiring", "cli", "hooks")),
     frozenset(("frontends", "client")),
     frozenset(("manager",)),
     frozenset(("backends",)),

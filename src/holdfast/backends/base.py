@@ -15,15 +15,20 @@ from __future__ import annotations
 
 import enum
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from holdfast.errors import ConfigError
 from holdfast.model import Holder, Mode, OwnerName, Protection, Resource
+from holdfast.protocol.ports import Chance
+from holdfast.supervision.keeper import LockspaceSpec
+from holdfast.supervision.presence import Presence, WatchdogChoice
 from holdfast.system.blocking import Storage
 from holdfast.system.clock import Clock
+from holdfast.system.disk_identity import DiskIdentities
 from holdfast.system.file_lock import FileKey, IoFailed, LockFiles
+from holdfast.system.lease_storage import LeaseStorage
 from holdfast.system.mounts import MountTable
 
 
@@ -132,6 +137,19 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeasePorts:
+    """What drivers need whose locks are leases."""
+
+    lockspace: Callable[[LockspaceSpec, str, WatchdogChoice], Presence]
+    """Have this host in a lockspace, for the backend of that name; ValueError if another one wants it otherwise."""
+    storage: Callable[[str], LeaseStorage]
+    """Storage with workers of its own, by a name for people."""
+    identities: DiskIdentities
+    chance: Chance
+    spawn: Callable[[Coroutine[Any, Any, Any]], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackendPorts:
     """What the composition root gives to every driver."""
 
@@ -140,6 +158,7 @@ class BackendPorts:
     mounts: MountTable
     clock: Clock
     host: str
+    leases: LeasePorts | None = None
 
 
 Driver = Callable[[str, Mapping[str, object], BackendPorts], Backend]
@@ -159,8 +178,13 @@ def make_backend(
     """The backend of one [backend.NAME] table; raises `ConfigError` with the key and the fix."""
     from holdfast.backends import file as file_driver
     from holdfast.backends import nop as nop_driver
+    from holdfast.backends import paxos_table
 
-    shipped: dict[str, Driver] = {"file": file_driver.driver, "nop": nop_driver.driver}
+    shipped: dict[str, Driver] = {
+        "file": file_driver.driver,
+        "nop": nop_driver.driver,
+        "paxos": paxos_table.driver,
+    }
     word = str(table.get("driver", ""))
     driver = shipped.get(word)
     if driver is None:

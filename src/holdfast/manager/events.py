@@ -22,6 +22,9 @@ OWNER_DIED = "owner-died"
 OWNER_STOPPED = "owner-stopped"
 LOCK_LOST = "lock-lost"
 LOCK_REGAINED = "lock-regained"
+LEASE_LOST = "lease-lost"
+LOCKSPACE_JOINED = "lockspace-joined"
+LOCKSPACE_LOST = "lockspace-lost"
 DAEMON_STARTED = "daemon-started"
 DAEMON_RESTARTED = "daemon-restarted"
 DAEMON_STOPPING = "daemon-stopping"
@@ -35,6 +38,9 @@ KINDS = (
     OWNER_STOPPED,
     LOCK_LOST,
     LOCK_REGAINED,
+    LEASE_LOST,
+    LOCKSPACE_JOINED,
+    LOCKSPACE_LOST,
     DAEMON_STARTED,
     DAEMON_RESTARTED,
     DAEMON_STOPPING,

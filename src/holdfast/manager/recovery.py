@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from holdfast.manager import events as ev
 from holdfast.manager.journal import SavedState
@@ -31,6 +31,10 @@ RETRY_S = 5.0
 """Between tries for a lost lock: often enough for a healed storage, seldom enough for an idle host."""
 ADOPTION_WAIT_S = 10.0
 """How long the start waits for slow storage before it serves others; the rest goes on beside."""
+
+
+async def _at_once() -> None:
+    return None
 
 
 class Recovery:
@@ -71,13 +75,20 @@ class Recovery:
         return living
 
     async def locks(
-        self, state: SavedState, living: Mapping[int, Owner], descriptors: Mapping[int, int]
+        self,
+        state: SavedState,
+        living: Mapping[int, Owner],
+        descriptors: Mapping[int, int],
+        ready: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
-        """Hold again every lock with a living owner; tidy up behind the dead."""
+        """Hold again every lock with a living owner; tidy up behind the dead.  `ready`: when the claims are known."""
         manager = self._manager
+        restored = []
         for saved in state.locks.values():
             claimants = [i for i in saved.claims if i in living]
-            lock = manager.lost.restore(saved, claimants or list(saved.claims))
+            restored.append((manager.lost.restore(saved, claimants or list(saved.claims)), claimants))
+        await ready()
+        for lock, claimants in restored:
             self._pending += 1
             tasks.start(
                 self._adopt(lock, descriptors.get(lock.id), dead=not claimants), lambda _: self._adopted()
@@ -130,7 +141,7 @@ class Recovery:
     async def _act(self, owner: Owner) -> None:
         action = self._on_lock_lost
         log.critical("%s: action on lock failure: %s", owner, action.value)
-        if action is LockFailureAction.POWEROFF:
+        if action in (LockFailureAction.POWEROFF, LockFailureAction.RESTART):
             self._manager.stop_owner(owner, "somebody else has its lock")
         elif action is LockFailureAction.PAUSE and owner.process is not None:
             if owner.name.uuid and await self._domains.suspend(owner.name.uuid):

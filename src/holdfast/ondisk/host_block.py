@@ -9,10 +9,11 @@
         48  checksum
         52  flags  RELEASED: this host has given the lease up (outside the checksum)
        128  mode block: flags (SHARED), 4 bytes of padding, generation of the sharer (no checksum)
+       256  note: what Holdfast tells people about the holder; no record of the format
 
 mbal, bal and inp are Disk Paxos' names (Gafni and Lamport). A block without any byte set was never written;
 that is the only valid block whose checksum does not match. Bytes that belong to neither record may hold
-anything.
+anything, so a note may stand there: sanlock never looks, and writes it over with its own block only.
 """
 
 import struct
@@ -26,6 +27,8 @@ from holdfast.ondisk.record_layout import U64_MAX, padded_sector, range_fault
 FLAG_RELEASED = 0x1
 FLAG_SHARED = 0x1
 MODE_OFFSET_BYTES = 128
+NOTE_OFFSET_BYTES = 256
+NOTE_BYTES_MAX = 256
 
 _COVERED = struct.Struct("<QQQQQQ")
 _CHECKSUM_AND_FLAGS = struct.Struct("<II")
@@ -150,8 +153,16 @@ class HostBlock:
     def encode(self) -> bytes:
         return self.dblock.encode().ljust(MODE_OFFSET_BYTES, b"\0") + self.mode.encode()
 
-    def sector(self, sector_bytes: int) -> bytes:
-        return padded_sector(self.encode(), sector_bytes)
+    def sector(self, sector_bytes: int, note: bytes = b"") -> bytes:
+        if len(note) > NOTE_BYTES_MAX:
+            raise ValueError(f"a note has at most {NOTE_BYTES_MAX} bytes, this one has {len(note)}")
+        content = self.encode().ljust(NOTE_OFFSET_BYTES, b"\0") + note if note else self.encode()
+        return padded_sector(content, sector_bytes)
 
 
 NEVER_WRITTEN = HostBlock()
+
+
+def note_of(sector: bytes) -> bytes:
+    """What stands behind the records of a host block, less its padding."""
+    return sector[NOTE_OFFSET_BYTES : NOTE_OFFSET_BYTES + NOTE_BYTES_MAX].rstrip(b"\0")

@@ -160,6 +160,13 @@ class _Read:
     read_at: Instant
 
 
+@dataclass(frozen=True, slots=True)
+class NotResumed:
+    """The term that was to be gone on with is over, or cannot be proven to stand."""
+
+    reason: str
+
+
 AcquireOutcome = Held | HostIdBusy | Corrupt | TooSlow | IoFailed
 RenewOutcome = Renewed | RenewalFailed | NotOurs | Diverged | Corrupt | TooLate
 ReleaseOutcome = Released | NotReleased
@@ -195,6 +202,42 @@ async def acquire(
             case TooLate():
                 continue
     return TooSlow(clock.now() - begun)
+
+
+async def resume(
+    area: LockspaceArea, clock: Clock, claim: Claim, generation: Generation
+) -> Held | NotResumed | Corrupt | IoFailed:
+    """Go on with a term that an earlier process of this very boot of ours held, and renew it at once.
+
+    Only within one boot: then the timestamp on disk is a reading of our own clock, from before its write, and says
+    how old the lease is. The caller knows that the earlier process has ended, with all of its writes.
+    """
+    if busy := area.busy(claim.host_id):
+        return busy
+    record = await area.read_record(claim.host_id, claim.timing.io_timeout_s)
+    if isinstance(record, IoFailed):
+        return record
+    if isinstance(record, Malformed):
+        return Corrupt(record)
+    held = Held(claim, replace(record, event=NO_EVENT), Instant(float(record.timestamp)), certain=False)
+    age_s = clock.now() - held.renewed_at
+    if record.generation != generation or not _is_ours(record, held):
+        return NotResumed(f"host id {claim.host_id} is host {record.host_name}'s by now")
+    if record.is_free:
+        return NotResumed(f"host id {claim.host_id} has been given back")
+    if record.io_timeout_s != claim.timing.io_timeout_s:
+        return NotResumed(f"its record says io_timeout {record.io_timeout_s} s")
+    if not 0 <= age_s < claim.timing.fail_s:
+        return NotResumed(f"its last renewal is {age_s:.0f} s old")
+    match await renew(area, clock, held):
+        case Renewed(renewed) | RenewalFailed(renewed):
+            return renewed
+        case NotOurs(found) | Diverged(found):
+            return NotResumed(f"host id {claim.host_id} is host {found.host_name}'s by now")
+        case TooLate(age_s):
+            return NotResumed(f"its last renewal is {age_s:.0f} s old")
+        case Corrupt() as corrupt:
+            return corrupt
 
 
 async def _read_claimable(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import Geometry
-from holdfast.ondisk.host_block import HOST_BLOCK_BYTES, NEVER_WRITTEN, HostBlock
+from holdfast.ondisk.host_block import HOST_BLOCK_BYTES, NEVER_WRITTEN, HostBlock, note_of
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.ondisk.request import Request
@@ -64,6 +64,8 @@ class LeaseArea:
     space_name: str
     resource_name: str
     hosts_expected: int = HOSTS_EXPECTED_DEFAULT
+    note: bytes = b""
+    """Goes with every write of our block, behind its records (`host_block.NOTE_OFFSET_BYTES`): words for people."""
 
     async def read_leader(self, host_id: HostId, timeout_s: float) -> Leader | Malformed | IoFailed:
         raw = await self.disk.read(self.offset_bytes, self.geometry.sector_bytes, timeout_s=timeout_s)
@@ -93,7 +95,17 @@ class LeaseArea:
 
     async def write_block(self, host_id: HostId, block: HostBlock, timeout_s: float) -> IoFailed | None:
         at = self.offset_bytes + self.geometry.host_block_offset_bytes(host_id)
-        return await self.disk.write(at, block.sector(self.geometry.sector_bytes), timeout_s=timeout_s)
+        sector = block.sector(self.geometry.sector_bytes, self.note)
+        return await self.disk.write(at, sector, timeout_s=timeout_s)
+
+    async def read_note(self, host_id: HostId, timeout_s: float) -> tuple[HostBlock, bytes] | None:
+        """A host's block and the note behind it, for people; None if they cannot be read."""
+        at = self.offset_bytes + self.geometry.host_block_offset_bytes(host_id)
+        raw = await self.disk.read(at, self.geometry.sector_bytes, timeout_s=timeout_s)
+        if isinstance(raw, IoFailed):
+            return None
+        block = HostBlock.decode(raw)
+        return None if isinstance(block, Malformed) else (block, note_of(raw))
 
     async def write_leader(self, leader: Leader, timeout_s: float) -> IoFailed | None:
         return await self.disk.write(self.offset_bytes, leader.sector(), timeout_s=timeout_s)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NewType
 
+from holdfast import model
+
 HostId = NewType("HostId", int)
 Generation = NewType("Generation", int)
 Lver = NewType("Lver", int)
-Instant = NewType("Instant", float)
+Instant = model.Instant  # the same type above and below
 
 # A timestamp of 0 means "free" on disk, so the first second after boot is written as 1.
 _EARLIEST_TIMESTAMP = 1

@@ -126,6 +126,10 @@ class Heartbeat:
         """Whether a host whose leases fail will be reset."""
         return self._watchdog.fences
 
+    def watchdog_descriptor(self) -> int | None:
+        with self._lock:
+            return self._watchdog.descriptor()
+
     def prove(self) -> None:
         """Before a lease is claimed: whether the watchdog will work. Raises `WatchdogRefused`."""
         with self._lock:

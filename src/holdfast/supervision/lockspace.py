@@ -28,7 +28,7 @@ from holdfast.protocol.lockspace_area import Corrupt, LockspaceArea, open_area
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.ports import Clock, Disk
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import HostId, IoFailed, OnWait, nobody_looks_on
+from holdfast.protocol.words import Generation, HostId, Instant, IoFailed, OnWait, nobody_looks_on
 from holdfast.supervision.heartbeat import Heartbeat, OnExpiring, OnLost, Watched
 from holdfast.supervision.host_watch import HostWatch
 from holdfast.supervision.join_refusals import NotJoined, refused
@@ -98,12 +98,15 @@ class Lockspace:
         heartbeat: Heartbeat,
         news: News,
         interrupt: Callable[[], None] = lambda: None,
+        resumed: Generation | None = None,
     ) -> None:
+        """`resumed`: the term that an earlier process of this boot held, to be gone on with instead of claiming."""
         self.name = name
         self.standing = Standing.JOINING
         self._disk = disk
         self._offset_bytes = offset_bytes
         self._claim = delta.Claim(host_id, host_name, timing)
+        self._resumed = resumed
         self._clock = clock
         self._heartbeat = heartbeat
         self._news = news
@@ -130,6 +133,19 @@ class Lockspace:
         """Whether a write of ours to this disk may still land: our record's, or those of leases behind it."""
         return self._disk.in_flight(0, DISK_BYTES_MAX)
 
+    @property
+    def timing(self) -> Timing:
+        return self._claim.timing
+
+    @property
+    def renewed_at(self) -> Instant | None:
+        """When the lease was last renewed, as the heartbeat knows; None before it was joined."""
+        return self._watched.expiry.renewed_at if self._watched is not None else None
+
+    @property
+    def phase(self) -> Phase | None:
+        return self._watched.phase if self._watched is not None else None
+
     def hosts(self) -> tuple[HostView, ...]:
         return self._hosts.views(self._clock.now()) if self._hosts is not None else ()
 
@@ -151,7 +167,7 @@ class Lockspace:
         return ended
 
     async def _run(self) -> Ended:
-        joined = await self._join()
+        joined = await (self._join() if self._resumed is None else self._go_on(self._resumed))
         if isinstance(joined, NotJoined):
             return joined
         area, held, watched, hosts = joined
@@ -178,18 +194,55 @@ class Lockspace:
         held = await delta.acquire(area, self._clock, claim, self._news.on_wait)
         if not isinstance(held, delta.Held):
             return refused(self.name, claim, held)
-        watched = self._heartbeat.watch(
+        watched = self._watch(held)
+        if watched is None:
+            await delta.release(area, self._clock, held)
+            return NotJoined("the watchdog is not fed: it failed, or another lockspace of this host is lost")
+        return area, held, watched, HostWatch(self.name, claim.host_id, area.geometry, claim.timing)
+
+    async def _go_on(
+        self, generation: Generation
+    ) -> tuple[LockspaceArea, delta.Held, Watched, HostWatch] | NotJoined:
+        """The earlier process has proven the watchdog, and may have left it armed: to stop it now would be wrong."""
+        claim = self._claim
+        # How old the lease is stands on storage only. As long as that is silent we don't know, so not for long:
+        # the last renewal may have been as old as a lease may be when the earlier process ended.
+        until = self._clock.now() + min(claim.timing.renewal_s, claim.timing.fire_timeout_s / 2)
+        area, held = await self._look_at_term(generation)
+        while isinstance(area, IoFailed) or isinstance(held, IoFailed):
+            if self._clock.now() >= until:
+                return refused(self.name, claim, area if isinstance(area, IoFailed) else held)  # type: ignore[arg-type]
+            await self._clock.sleep(RETRY_PAUSE_S)
+            area, held = await self._look_at_term(generation)
+        if isinstance(area, Corrupt):
+            return refused(self.name, claim, area)
+        if isinstance(held, delta.NotResumed):
+            return NotJoined(held.reason)
+        if not isinstance(held, delta.Held):
+            return refused(self.name, claim, held)
+        watched = self._watch(held)
+        if watched is None:
+            # Owners may rest on this lease, so it is not given back: others will see this host die.
+            return NotJoined("the watchdog can't be fed")
+        return area, held, watched, HostWatch(self.name, claim.host_id, area.geometry, claim.timing)
+
+    async def _look_at_term(
+        self, generation: Generation
+    ) -> tuple[LockspaceArea | Corrupt | IoFailed, delta.Held | delta.NotResumed | Corrupt | IoFailed]:
+        area = await open_area(self._disk, self._offset_bytes, self.name, self._claim.timing.io_timeout_s)
+        if not isinstance(area, LockspaceArea):
+            return area, area
+        return area, await delta.resume(area, self._clock, self._claim, generation)
+
+    def _watch(self, held: delta.Held) -> Watched | None:
+        return self._heartbeat.watch(
             self.name,
-            claim.timing,
+            self._claim.timing,
             held.renewed_at,
             on_expiring=self._news.on_expiring,
             on_lost=self._news.on_lost,
             on_expired=self._news.on_expired,
         )
-        if watched is None:
-            await delta.release(area, self._clock, held)
-            return NotJoined("the watchdog is not fed: it failed, or another lockspace of this host is lost")
-        return area, held, watched, HostWatch(self.name, claim.host_id, area.geometry, claim.timing)
 
     def _membership(
         self, area: LockspaceArea, held: delta.Held, watched: Watched, hosts: HostWatch

@@ -21,8 +21,8 @@ class Clock(Protocol):
     def wall(self) -> float:
         """Seconds since the epoch, for display only."""
 
-    async def sleep(self, duration_s: float) -> None:
-        """Suspend the caller for at least `duration_s`."""
+    async def sleep(self, seconds: float) -> None:
+        """Suspend the caller for at least `seconds`."""
 
 
 class SystemClock:
@@ -34,5 +34,5 @@ class SystemClock:
     def wall(self) -> float:
         return time.time()
 
-    async def sleep(self, duration_s: float) -> None:
-        await asyncio.sleep(duration_s)
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)

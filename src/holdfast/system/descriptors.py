@@ -99,6 +99,7 @@ class ReexecState(msgspec.Struct, frozen=True):
     journal: bytes
     events: list[tuple[int, float, str, str, str, int, str, str, int, str]]
     lock_fd: int
+    watchdog_fd: int = -1
 
 
 @dataclass(slots=True)
@@ -107,6 +108,16 @@ class Inherited:
 
     named: list[tuple[str, int]] = field(default_factory=list)
     reexec: ReexecState | None = None
+
+    def take_watchdog(self, name: str) -> int | None:
+        """The watchdog's descriptor, from a re-exec or from the store, where it has that name."""
+        if self.reexec is not None:
+            return self.reexec.watchdog_fd if self.reexec.watchdog_fd >= 0 else None
+        stored = [fd for each, fd in self.named if each == name]
+        self.named = [(each, fd) for each, fd in self.named if each != name]
+        for fd in stored[:-1]:
+            os.close(fd)
+        return stored[-1] if stored else None
 
 
 def inherited(environ: MutableMapping[str, str]) -> Inherited:
@@ -151,7 +162,7 @@ def _all_fds(state: ReexecState) -> list[int]:
         *state.listeners.values(),
         *state.locks.values(),
         *(c.fd for c in state.connections),
-        *([state.lock_fd] if state.lock_fd >= 0 else []),
+        *(fd for fd in (state.lock_fd, state.watchdog_fd) if fd >= 0),
     ]
 
 

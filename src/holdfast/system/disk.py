@@ -21,8 +21,17 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from holdfast.protocol.words import IoFailed
-from holdfast.system.disk_file import DEVICE_WRITES, REAL_KERNEL, DiskFacts, Kernel, OpenFile, open_file
+from holdfast.system.disk_file import (
+    DEVICE_WRITES,
+    REAL_KERNEL,
+    DiskFacts,
+    Kernel,
+    OpenFile,
+    identity_of,
+    open_file,
+)
 from holdfast.system.disk_lane import AlignedBuffer, DiskLane, Fate, LaneFull, Request
+from holdfast.system.disk_worker import future_and_wake, on_worker
 from holdfast.system.sector_writes import DeviceWrites
 
 T = TypeVar("T")
@@ -153,7 +162,7 @@ class SuspendingDisk(_Disk):
     """The `Disk` port for asyncio. A cancelled caller has given up; its write stays accounted for."""
 
     async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
-        done, wake = _future_and_wake()
+        done, wake = future_and_wake()
         request = self._read_request(offset_bytes, length_bytes, wake)
         if isinstance(request, IoFailed):
             return request
@@ -161,7 +170,7 @@ class SuspendingDisk(_Disk):
         return self._answer(request, is_write=False)
 
     async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
-        done, wake = _future_and_wake()
+        done, wake = future_and_wake()
         request = self._write_request(offset_bytes, content, wake)
         if isinstance(request, IoFailed):
             return request
@@ -169,12 +178,18 @@ class SuspendingDisk(_Disk):
         return self._answer(request, is_write=True)
 
     async def settled(self, offset_bytes: int, length_bytes: int) -> None:
-        done, wake = _future_and_wake()
+        done, wake = future_and_wake()
         self._file.writes.when_settled(offset_bytes, length_bytes, wake)
         try:
             await done
         finally:
             self._file.writes.forget(wake)
+
+    async def is_named(self) -> bool:
+        """Whether the path still names what is open here: a file may have been removed or replaced."""
+        facts = self.facts
+        found = await on_worker(self._lane, lambda: identity_of(facts.path), OPEN_TIMEOUT_S)
+        return found == (facts.file_system, facts.inode)
 
     async def _wait(self, request: Request[T], done: asyncio.Future[None], timeout_s: float) -> None:
         try:
@@ -182,23 +197,6 @@ class SuspendingDisk(_Disk):
         except asyncio.CancelledError:
             self._lane.give_up(request)
             raise
-
-
-def _future_and_wake() -> tuple[asyncio.Future[None], Callable[[], None]]:
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def finish() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    def wake() -> None:
-        try:
-            loop.call_soon_threadsafe(finish)
-        except RuntimeError:
-            pass  # the loop is gone, and so is whoever waited
-
-    return done, wake
 
 
 D = TypeVar("D", bound=_Disk)
@@ -259,7 +257,7 @@ async def open_suspending(
     devices: DeviceWrites = DEVICE_WRITES,
 ) -> SuspendingDisk | IoFailed:
     """The same for asyncio."""
-    done, wake = _future_and_wake()
+    done, wake = future_and_wake()
     request = _open_request(path, writable, exclusive, kernel, devices, wake)
     lane.submit(request)
     await asyncio.wait((done,), timeout=timeout_s)

@@ -60,6 +60,9 @@ class DiskFacts:
     is_block_device: bool
     logical_sector_bytes: int  # of a block device; 0 for a file, whose file system doesn't say
     size_bytes: int
+    file_system: int = 0
+    """The device number of the file system that a file is on, or of the block device itself."""
+    inode: int = 0
 
     @property
     def how(self) -> str:
@@ -111,7 +114,9 @@ def open_file(
                 (sector,) = _INT.unpack(fcntl.ioctl(fd, _BLKSSZGET, bytes(_INT.size)))
             elif not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK))
-            facts = DiskFacts(path, direct, is_block, sector, os.lseek(fd, 0, os.SEEK_END))
+            size = os.lseek(fd, 0, os.SEEK_END)
+            device = found.st_rdev if is_block else found.st_dev
+            facts = DiskFacts(path, direct, is_block, sector, size, device, found.st_ino)
         except BaseException:
             os.close(fd)
             raise
@@ -119,3 +124,9 @@ def open_file(
         return IoFailed(e.errno or errno.EIO)
     identity = ("device", found.st_rdev) if is_block else ("file", found.st_dev, found.st_ino)
     return OpenFile(fd, facts, devices.of(identity))
+
+
+def identity_of(path: str) -> tuple[int, int]:
+    """`DiskFacts.file_system` and `inode` of what a path names now; raises OSError."""
+    found = os.stat(path)
+    return found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev, found.st_ino

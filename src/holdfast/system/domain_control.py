@@ -23,6 +23,9 @@ class DomainControl(Protocol):
     async def suspend(self, uuid: str) -> bool:
         """Ask libvirt to pause a domain; True if it says that it did."""
 
+    async def start(self, uuid: str) -> bool:
+        """Ask libvirt to start a domain; True if it says that it did."""
+
 
 class VirshDomainControl:
     """virsh as the helper process."""
@@ -31,13 +34,19 @@ class VirshDomainControl:
         self._uri = uri
 
     async def suspend(self, uuid: str) -> bool:
+        return await self._virsh("suspend", uuid)
+
+    async def start(self, uuid: str) -> bool:
+        return await self._virsh("start", uuid)
+
+    async def _virsh(self, verb: str, uuid: str) -> bool:
         try:
             process = await asyncio.create_subprocess_exec(
                 "virsh",
                 "-q",
                 "-c",
                 self._uri,
-                "suspend",
+                verb,
                 uuid,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -51,8 +60,8 @@ class VirshDomainControl:
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            log.warning("virsh suspend %s did not answer within %g s", uuid, SUSPEND_TIMEOUT_S)
+            log.warning("virsh %s %s did not answer within %g s", verb, uuid, SUSPEND_TIMEOUT_S)
             return False
         if process.returncode != 0:
-            log.warning("virsh suspend %s: %s", uuid, told.decode(errors="replace").strip())
+            log.warning("virsh %s %s: %s", verb, uuid, told.decode(errors="replace").strip())
         return process.returncode == 0

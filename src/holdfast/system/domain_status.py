@@ -38,6 +38,8 @@ class Domain:
     state: str
     async_job: str = ""
     """What libvirt is about with it for some time: ``migration out``, ``save``, ``dump``, ``snapshot``; else empty."""
+    on_lockfailure: str = ""
+    """pause, poweroff, restart or ignore; empty if the domain does not say."""
 
 
 class DomainStatus(Protocol):
@@ -90,6 +92,7 @@ def read_domain(path: str) -> Domain | None:
         pid=int(pid) if pid.isdigit() else None,
         state=tree.get("state", "") if running else "",
         async_job=_async_job(tree) if running else "",
+        on_lockfailure=element.findtext("on_lockfailure", "").strip(),
     )
 
 

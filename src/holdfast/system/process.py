@@ -148,3 +148,15 @@ def boot_id() -> str:
 
 def host_name() -> str:
     return os.uname().nodename
+
+
+def machine_ids() -> tuple[str, ...]:
+    """What the operating system and the firmware call this machine, as far as they can be read."""
+    found = []
+    for path in ("/etc/machine-id", "/sys/class/dmi/id/product_uuid"):
+        try:
+            with open(path, encoding="ascii", errors="replace") as f:
+                found.append(f.read(128).strip())
+        except OSError:
+            found.append("")
+    return tuple(found)

@@ -66,6 +66,9 @@ class Watchdog(Protocol):
     def disarm(self) -> None:
         """No lease is held any more, and whoever used one is provably gone."""
 
+    def descriptor(self) -> int | None:
+        """What has to stay open for a next program to go on feeding; None if there is nothing."""
+
 
 class NoWatchdog:
     """`watchdog = "none"`: nothing stops a host that hangs. Spelled out by the operator, shown everywhere."""
@@ -79,6 +82,9 @@ class NoWatchdog:
         return True
 
     def disarm(self) -> None:
+        return None
+
+    def descriptor(self) -> int | None:
         return None
 
 
@@ -127,13 +133,17 @@ class DeviceWatchdog:
         fire_timeout_s: int,
         now: Callable[[], Instant],
         kernel: DeviceKernel | None = None,
+        *,
+        fd: int | None = None,
     ) -> None:
+        """`fd`: the device, open and armed, from an earlier program."""
         self._path = path
         self._fire_timeout_s = fire_timeout_s
         self._now = now
         self._kernel = kernel or RealDeviceKernel()
-        self._fd: int | None = None
-        self._shortened = False
+        self._fd: int | None = fd
+        # Then its timeout is set anew before it is fed: the earlier program may have had another one.
+        self._shortened = fd is not None
         self.identity = ""
 
     def prove(self) -> None:
@@ -164,6 +174,9 @@ class DeviceWatchdog:
             fd, self._fd = self._fd, None
             self._shortened = False
             self._stop(fd)
+
+    def descriptor(self) -> int | None:
+        return self._fd
 
     def _open(self) -> int:
         if self._kernel.nowayout(self._path):

@@ -61,13 +61,17 @@ class WdmdWatchdog:
         *,
         path: str = SOCKET_PATH,
         their_now: Callable[[], float] = monotonic,
+        fd: int | None = None,
     ) -> None:
+        """`fd`: the connection of an earlier program, which is registered there."""
         self._fire_timeout_s = fire_timeout_s
         self._now = now
         self._path = path
         self._their_now = their_now
-        self._socket: socket.socket | None = None
-        self._registered = False
+        self._socket = socket.socket(fileno=fd) if fd is not None else None
+        if self._socket is not None:
+            self._socket.setblocking(False)
+        self._registered = self._socket is not None
         self._broken = False
         self._told_until: Instant | None = None
 
@@ -122,6 +126,9 @@ class WdmdWatchdog:
             return  # closing now would reset the host all the same, only with less to see
         self._socket.close()
         self._socket, self._registered, self._told_until = None, False, None
+
+    def descriptor(self) -> int | None:
+        return self._socket.fileno() if self._socket is not None else None
 
     def _send(self, messages: bytes) -> bool:
         """All of it at once or never again: half a message on a stream cannot be taken back."""

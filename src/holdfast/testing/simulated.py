@@ -39,10 +39,10 @@ class SimulatedClock:
     def wall(self) -> float:
         return self._now + self._wall_ahead
 
-    async def sleep(self, duration_s: float) -> None:
+    async def sleep(self, seconds: float) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._count += 1
-        heapq.heappush(self._sleepers, (self._now + duration_s, self._count, future))
+        heapq.heappush(self._sleepers, (self._now + seconds, self._count, future))
         await future
 
     @property

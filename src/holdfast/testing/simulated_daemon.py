@@ -63,6 +63,9 @@ class CheckedWatchdog:
     def disarm(self) -> None:
         self._driver.disarm()
 
+    def descriptor(self) -> int | None:
+        return self._driver.descriptor()
+
 
 class Daemon:
     """One life of the daemon on one machine."""

@@ -586,6 +586,7 @@ def test_lock_that_somebody_else_has_for_certain_brings_the_configured_action(
         assert [e.pid for e in lost] == [1]
         expected = {
             LockFailureAction.POWEROFF: [(1, signal.SIGTERM)],
+            LockFailureAction.RESTART: [(1, signal.SIGTERM)],
             LockFailureAction.PAUSE: [(1, signal.SIGSTOP)],
             LockFailureAction.IGNORE: [],
         }

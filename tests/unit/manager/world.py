@@ -38,10 +38,15 @@ class NoLibvirt:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.started: list[str] = []
 
     async def suspend(self, uuid: str) -> bool:
         self.asked.append(uuid)
         return False
+
+    async def start(self, uuid: str) -> bool:
+        self.started.append(uuid)
+        return True
 
 
 class World:

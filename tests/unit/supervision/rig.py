@@ -47,6 +47,9 @@ class RecordedWatchdog:
     def disarm(self) -> None:
         self.disarmed_at = self._host.world.now
 
+    def descriptor(self) -> int | None:
+        return None
+
     @property
     def last_fed_at(self) -> float:
         return self.feedings[-1][0]

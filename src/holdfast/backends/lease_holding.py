@@ -1,0 +1,266 @@
+"""One lease as this host has it: what is held, and what is still to be put right on storage.
+
+The protocols answer honestly that something may be half done; here it is brought to its end, however long that takes:
+
+    acquire ends in doubt    withdraw, until nobody can make us the owner any more
+    release failed           repeat: the lease counts as given up from the first attempt on
+    downgrade failed         repeat: it is worth no more than shared from the first attempt on
+
+Until then the lease is *unsettled*: nothing else may be done with it here. First the doubt, then whatever was asked
+for meanwhile. When the lockspace is lost there is nothing to put right: a failed host writes no more, and its next
+generation makes what it left behind stale.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, assert_never
+
+from holdfast.model import Mode
+from holdfast.ondisk.host_block import HostBlock
+from holdfast.protocol.lease_area import LeaseArea, Snapshot
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.paxos_lease import AcquireOutcome, acquire_exclusive, acquire_shared, upgrade
+from holdfast.protocol.paxos_outcomes import AlreadyShared, InDoubt, LockspaceLost
+from holdfast.protocol.paxos_release import (
+    DowngradeFailed,
+    Lease,
+    NotHeld,
+    Released,
+    ReleaseFailed,
+    Withdrawn,
+    downgrade,
+    release,
+    withdraw,
+)
+from holdfast.protocol.paxos_release import Mode as LeaseMode
+from holdfast.protocol.ports import Chance, Clock
+
+log = logging.getLogger(__name__)
+
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
+
+
+class Holding:
+    """See the module. ``spawn`` runs what goes on beside; ``on_settled`` is told whenever that has ended."""
+
+    def __init__(
+        self,
+        area: LeaseArea,
+        member: Membership,
+        *,
+        clock: Clock,
+        chance: Chance,
+        spawn: Spawn,
+        on_settled: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.area = area
+        self.member = member
+        self.lease: Lease | None = None
+        self._clock = clock
+        self._chance = chance
+        self._spawn = spawn
+        self._on_settled = on_settled
+        self._doubt: InDoubt | None = None
+        self._given_up = False
+        self._settling = False
+
+    @property
+    def unsettled(self) -> bool:
+        return self._settling
+
+    @property
+    def done(self) -> bool:
+        """Nothing is held and nothing is left to do."""
+        return self.lease is None and not self._settling
+
+    # --- taking ---
+
+    async def acquire(self, mode: Mode) -> AcquireOutcome:
+        """Take it; the outcome is `InDoubt` only with the withdrawal already under way."""
+        outcome = await self._acquire(mode)
+        if isinstance(outcome, AlreadyShared):
+            # A hold of this very term that nobody here knows of: it was taken by a daemon that was killed.
+            left = await self._left_shared()
+            if left is not None:
+                self.lease = left
+                refused = await self.convert(mode)
+                return self.lease if refused is None else refused
+        if isinstance(outcome, Lease):
+            self.lease = outcome
+        elif isinstance(outcome, InDoubt):
+            self._doubted(outcome)
+        return outcome
+
+    async def _acquire(self, mode: Mode) -> AcquireOutcome:
+        take = acquire_exclusive if mode is Mode.EXCLUSIVE else acquire_shared
+        return await take(self.area, self.member, self._clock, self._chance)
+
+    async def _left_shared(self) -> Lease | None:
+        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        if not isinstance(seen, Snapshot):
+            return None
+        own = seen.block(self.member.host_id)
+        if not self._is_our_hold(own):
+            return None
+        return self._shared(seen)
+
+    async def resume(self, mode: Mode) -> Lease | None:
+        """Take up what an earlier daemon of this very term of our host holds, if storage says that it still does."""
+        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        if not isinstance(seen, Snapshot):
+            return None
+        own = seen.block(self.member.host_id)
+        if mode is Mode.SHARED and self._is_our_hold(own):
+            self.lease = self._shared(seen)
+            if self.lease.owns_leader:
+                self._settle_from(0.0)
+        elif mode is Mode.EXCLUSIVE and self._owns(seen):
+            self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)
+        return self.lease
+
+    def _shared(self, seen: Snapshot) -> Lease:
+        """Our shared hold as it stands; the daemon may have been killed before it had freed the leader."""
+        leader_is_ours = self.member.owns(seen.leader) and not seen.leader.is_free
+        return Lease(
+            LeaseMode.SHARED, seen.leader, seen.block(self.member.host_id), owns_leader=leader_is_ours
+        )
+
+    def _is_our_hold(self, own: HostBlock) -> bool:
+        return own.mode.is_shared and own.mode.generation == self.member.generation
+
+    def _owns(self, seen: Snapshot) -> bool:
+        """Whether the lease is ours alone: the leader names us, and our block holds its value, not given up."""
+        own, leader = seen.block(self.member.host_id).dblock, seen.leader
+        value = own.accepted
+        return (
+            value is not None
+            and self.member.is_named_by(value)
+            and self.member.owns(leader)
+            and not leader.is_free
+            and own.lver == leader.lver == seen.greatest_lver
+            and not own.is_released
+        )
+
+    # --- changing ---
+
+    async def convert(self, mode: Mode) -> AcquireOutcome | None:
+        """None when it is held so now; else the refusal, with the lease as it was."""
+        lease = self.lease
+        assert lease is not None
+        if mode is Mode.SHARED:
+            if lease.mode is LeaseMode.EXCLUSIVE:
+                outcome = await downgrade(self.area, self.member, self._clock, lease)
+                self._downgraded(outcome)
+            return None
+        if lease.mode is LeaseMode.EXCLUSIVE:
+            return None
+        taken = await upgrade(self.area, self.member, self._clock, self._chance, lease)
+        if isinstance(taken, Lease):
+            self.lease = taken
+            return None
+        if isinstance(taken, InDoubt):
+            self._doubted(taken)
+        return taken
+
+    def _downgraded(self, outcome: Lease | DowngradeFailed) -> None:
+        if isinstance(outcome, DowngradeFailed):
+            log.warning(
+                "lease %s: not yet shared on storage (%s); repeating", self.area.resource_name, outcome.why
+            )
+            self.lease = outcome.lease
+            self._settle_from(self.member.io_timeout_s)
+        else:
+            self.lease = outcome
+
+    async def release(self) -> None:
+        """Give it up. What fails is repeated beside; `done` tells when there is nothing left."""
+        self._given_up = True
+        if self._settling or self.lease is None:
+            return
+        if not await self._let_go(self.lease):
+            self._settle_from(self.member.io_timeout_s)
+
+    def forget(self) -> None:
+        """The daemon ends: storage stays as it is."""
+        self.lease, self._doubt = None, None
+
+    # --- putting right ---
+
+    def _doubted(self, doubt: InDoubt) -> None:
+        log.warning(
+            "lease %s: an attempt to take it ended in doubt (%s); withdrawing",
+            self.area.resource_name,
+            doubt.refusal,
+        )
+        self._doubt = doubt
+        self._settle_from(0.0)
+
+    def _settle_from(self, seconds: float) -> None:
+        self._settling = True
+        self._spawn(self._settle(seconds))
+
+    async def _settle(self, seconds: float) -> None:
+        """Step by step until all is right, first after `seconds`, then every two io_timeouts."""
+        while True:
+            if seconds:
+                await self._clock.sleep(seconds)
+            # What was asked for during the last step is still to be done.
+            if await self._step() and not (self._given_up and self.lease is not None):
+                break
+            seconds = 2 * self.member.io_timeout_s if seconds else self.member.io_timeout_s
+        self._settling = False
+        self._on_settled()
+
+    async def _step(self) -> bool:
+        if self._doubt is not None:
+            ended = await withdraw(self.area, self.member, self._clock, self._doubt)
+            match ended:
+                case Withdrawn():
+                    self._doubt = None
+                case LockspaceLost():
+                    self._drop()
+                    return True
+                case ReleaseFailed():
+                    return False
+                case _:
+                    assert_never(ended)
+        if self.lease is None:
+            return True
+        if self._given_up:
+            return await self._let_go(self.lease)
+        if self.lease.mode is LeaseMode.SHARED and self.lease.owns_leader:
+            outcome = await downgrade(self.area, self.member, self._clock, self.lease)
+            if isinstance(outcome, DowngradeFailed):
+                self.lease = outcome.lease
+                return isinstance(outcome.why, LockspaceLost)
+            self.lease = outcome
+        return True
+
+    async def _let_go(self, lease: Lease) -> bool:
+        """Whether there is nothing left to be done."""
+        outcome = await release(self.area, self.member, self._clock, lease)
+        match outcome:
+            case Released() | LockspaceLost():
+                pass
+            case NotHeld(found):
+                log.error(
+                    "lease %s: released, but the leader on storage was host %d's at version %d, not ours at %d",
+                    self.area.resource_name,
+                    found.owner_id,
+                    found.lver,
+                    lease.lver,
+                )
+            case ReleaseFailed(why):
+                log.warning(
+                    "lease %s: not yet released on storage (%s); repeating", self.area.resource_name, why
+                )
+                return False
+            case _:
+                assert_never(outcome)
+        self._drop()
+        return True
+
+    def _drop(self) -> None:
+        self.lease, self._doubt = None, None

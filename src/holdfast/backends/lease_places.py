@@ -1,0 +1,351 @@
+"""Where the leases of a backend are, and how a missing one is made.
+
+*directory*: one file per lease beside the lockspace's file, as libvirt's sanlock plugin keeps them. *device*: areas on
+one path, found by the resource index: lockspace, index, index lease, leases.
+
+A lease is made on demand, but only where the lockspace is: when the directory is no longer on the file system of the
+lockspace that this host has joined (it was unmounted, or another one was mounted over it), a new file there would be a
+lease that no other host sees, and two hosts would write.
+
+    joined:  /srv/leases  (NFS)      __LIBVIRT__DISKS__ renewed through an open file
+    umount -l /srv/leases
+    start:   /srv/leases  (local)    is on another file system than the lockspace: refused
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+
+from holdfast.backends.lease_holding import Holding, Spawn
+from holdfast.model import Mode
+from holdfast.ondisk import areas
+from holdfast.ondisk.geometry import SECTOR_4096
+from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.malformed import Malformed, Reason
+from holdfast.protocol.lease_area import LeaseArea
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.owner_test import Busy, HostUnknown
+from holdfast.protocol.paxos_outcomes import Contended, InDoubt, LockspaceLost
+from holdfast.protocol.paxos_release import Lease
+from holdfast.protocol.ports import Chance, Clock
+from holdfast.protocol.rindex_area import Created, Index, IndexFull, create_entry, read_index
+from holdfast.protocol.words import IoFailed
+from holdfast.system.lease_storage import LeaseDisk, LeaseStorage
+
+INDEX_WAIT_S = 30.0
+"""Hosts that make leases at the same moment take turns of a few requests each; after that something else is wrong."""
+_INDEX_PAUSE_MAX_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A lease, open."""
+
+    area: LeaseArea
+    disk: LeaseDisk
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """What is there is no lease that may be used, and why; with the fix where there is one."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """It was removed while it was being opened: look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageFailed:
+    """A request failed."""
+
+    place: str
+    failed: IoFailed
+
+
+Finding = Found | Unusable | Vanished | StorageFailed
+
+
+class LeasePlaces(Protocol):
+    """How a backend finds leases."""
+
+    def place(self, name: str) -> str:
+        """For people: where the lease of that name is."""
+
+    async def find(self, member: Membership, name: str) -> Finding:
+        """Open the lease of that name; a missing one is made."""
+
+
+class DirectoryPlaces:
+    """Files in a directory; ``lockspace_path`` is the lockspace's own file in it."""
+
+    def __init__(
+        self, directory: str, lockspace_path: str, storage: LeaseStorage, num_hosts: int | None
+    ) -> None:
+        self._directory = directory
+        self._lockspace_path = lockspace_path
+        self._storage = storage
+        self._num_hosts = num_hosts
+
+    def place(self, name: str) -> str:
+        return f"{self._directory}/{name}"
+
+    async def find(self, member: Membership, name: str) -> Finding:
+        path = self.place(name)
+        disk = await self._storage.open(path)
+        if isinstance(disk, IoFailed) and disk.errno == errno.ENOENT:
+            failed = await self._make(member, path, name)
+            if failed is not None:
+                return failed
+            disk = await self._storage.open(path)
+            if isinstance(disk, IoFailed) and disk.errno == errno.ENOENT:
+                return Vanished()
+        if isinstance(disk, IoFailed):
+            return StorageFailed(path, disk)
+        if (strayed := self._strayed(member, disk.facts.file_system)) is not None:
+            disk.close()
+            return strayed
+        finding = await opened(disk, 0, member, name, path)
+        if not isinstance(finding, Found):
+            disk.close()
+        return finding
+
+    async def _make(self, member: Membership, path: str, name: str) -> Unusable | StorageFailed | None:
+        # The lockspace's file as the directory shows it now, not as it was when it was joined.
+        there = await self._storage.open(self._lockspace_path, writable=False)
+        if isinstance(there, IoFailed):
+            return StorageFailed(self._lockspace_path, there)
+        strayed = self._strayed(member, there.facts.file_system, there.facts.inode)
+        there.close()
+        if strayed is not None:
+            return strayed
+        geometry = member.lockspace.geometry
+        leader = areas.fresh_leader(geometry, member.lockspace.space_name, name, self._num_hosts)
+        if not member.may_write():
+            return Unusable(path, "the lockspace has been lost")
+        failed = await self._storage.make(path, areas.lease_area(leader), like=self._lockspace_path)
+        if failed is None or failed.errno == errno.EEXIST:
+            return None
+        return StorageFailed(path, failed)
+
+    def _strayed(self, member: Membership, file_system: int, inode: int | None = None) -> Unusable | None:
+        """The refusal for a directory that is not the one of the lockspace that was joined."""
+        # A disk without facts is no file at all (a simulated one): it can't be mounted elsewhere.
+        joined = getattr(member.lockspace.disk, "facts", None)
+        if joined is None or (joined.file_system == file_system and (inode is None or joined.inode == inode)):
+            return None
+        return Unusable(
+            self._directory,
+            f"the directory is not the one any more in which this host has joined lockspace "
+            f"{member.lockspace.space_name}: is it mounted?",
+        )
+
+
+class DevicePlaces:
+    """Areas on one path, found by the resource index, which is right behind the lockspace."""
+
+    def __init__(
+        self,
+        path: str,
+        storage: LeaseStorage,
+        num_hosts: int | None,
+        *,
+        clock: Clock,
+        chance: Chance,
+        spawn: Spawn,
+    ) -> None:
+        self._path = path
+        self._storage = storage
+        self._num_hosts = num_hosts
+        self._clock = clock
+        self._chance = chance
+        self._spawn = spawn
+        self._known: dict[str, int] = {}
+        self._changing: _Change | None = None
+
+    def place(self, name: str) -> str:
+        known = self._known.get(name)
+        return f"{self._path}:{name}" if known is None else f"{self._path}:{known}"
+
+    async def find(self, member: Membership, name: str) -> Finding:
+        disk = await self._storage.open(self._path)
+        if isinstance(disk, IoFailed):
+            return StorageFailed(self._path, disk)
+        finding = await self._find(disk, member, name)
+        if not isinstance(finding, Found):
+            disk.close()
+        return finding
+
+    async def _find(self, disk: LeaseDisk, member: Membership, name: str) -> Finding:
+        known = self._known.get(name)
+        if known is not None:
+            finding = await opened(disk, known, member, name, f"{self._path}:{known}")
+            if not isinstance(finding, Unusable | Vanished):
+                return finding
+            del self._known[name]  # taken out, and its place may be another lease's by now
+        index = await self._index(disk, member)
+        if not isinstance(index, Index):
+            return index
+        number = index.find(name)
+        if number is None:
+            made = await self._create(member, name)
+            if not isinstance(made, int):
+                return made
+            number = made
+        area = index.lease(number, name)
+        finding = await opened(disk, area.offset_bytes, member, name, f"{self._path}:{area.offset_bytes}")
+        if isinstance(finding, Found):
+            self._known[name] = area.offset_bytes
+        return finding
+
+    async def _index(self, disk: LeaseDisk, member: Membership) -> Index | Unusable | StorageFailed:
+        at = member.lockspace.offset_bytes + member.lockspace.geometry.align_bytes
+        index = await read_index(disk, at, member.lockspace.space_name, member.io_timeout_s)
+        if isinstance(index, IoFailed):
+            return StorageFailed(self._path, index)
+        if isinstance(index, Malformed):
+            return Unusable(
+                f"{self._path}:{at}",
+                f"no resource index is there ({index}); make one with 'holdfast lockspace init --index'",
+            )
+        return index
+
+    async def _create(self, member: Membership, name: str) -> int | Unusable | StorageFailed:
+        """Make the lease under the index's own one, on an open path of its own: putting things right may take longer."""
+        begun = self._clock.now()
+        taken: object = "this host is making another lease"
+        while self._clock.now() - begun <= INDEX_WAIT_S:
+            # Another start on this host may be at it, or what it left is being put right.
+            if self._changing is None:
+                self._changing = _Change()
+                taken = await self._change(self._changing, member, name)
+                if isinstance(taken, int | Unusable | StorageFailed):
+                    return taken
+            await self._clock.sleep(self._chance.uniform(0, _INDEX_PAUSE_MAX_S))
+        return Unusable(self._path, f"the resource index is being changed ({taken}); try again")
+
+    async def _change(
+        self, change: _Change, member: Membership, name: str
+    ) -> int | Unusable | StorageFailed | Busy | HostUnknown | Contended | InDoubt:
+        try:
+            disk = await self._storage.open(self._path)
+            if isinstance(disk, IoFailed):
+                return StorageFailed(self._path, disk)
+            change.disk = disk
+            index = await self._index(disk, member)
+            if not isinstance(index, Index):
+                return index
+            change.holding = holding = Holding(
+                index.internal_lease(),
+                member,
+                clock=self._clock,
+                chance=self._chance,
+                spawn=self._spawn,
+                on_settled=self._changed,
+            )
+            taken = await holding.acquire(Mode.EXCLUSIVE)
+            if isinstance(taken, Lease):
+                return await self._create_as_owner(disk, member, holding, name)
+        finally:
+            self._changed()
+        match taken:
+            case IoFailed():
+                return StorageFailed(self._path, taken)
+            case Busy() | HostUnknown() | Contended() | InDoubt():
+                return taken
+            case _:
+                return Unusable(self._path, f"the index's own lease: {taken}")
+
+    async def _create_as_owner(
+        self, disk: LeaseDisk, member: Membership, holding: Holding, name: str
+    ) -> int | Unusable | StorageFailed:
+        index = await self._index(disk, member)
+        if not isinstance(index, Index):
+            await holding.release()
+            return index
+        made = await create_entry(
+            index, name, self._num_hosts, member.io_timeout_s, may_write=member.may_write
+        )
+        if isinstance(made, IoFailed) and made.in_flight:
+            # What is under way may land on what another host writes next: it gets its turn only afterwards.
+            self._spawn(self._release_when_settled(disk, holding))
+        else:
+            await holding.release()
+        match made:
+            case Created(number):
+                return number
+            case IndexFull(entries_max):
+                return Unusable(
+                    self._path,
+                    f"all {entries_max} entries of its index are used; 'holdfast lease gc' frees some",
+                )
+            case LockspaceLost():
+                return Unusable(self._path, "the lockspace has been lost")
+            case IoFailed():
+                return StorageFailed(self._path, made)
+            case _:
+                assert_never(made)
+
+    async def _release_when_settled(self, disk: LeaseDisk, holding: Holding) -> None:
+        await disk.settled(0, _WHOLE_DEVICE_BYTES)
+        await holding.release()
+        self._changed()
+
+    def _changed(self) -> None:
+        change = self._changing
+        if change is not None and (change.holding is None or change.holding.done):
+            self._changing = None
+            if change.disk is not None:
+                change.disk.close()
+
+
+@dataclass(slots=True)
+class _Change:
+    """A change of the index that this host makes, until it is through or put right."""
+
+    disk: LeaseDisk | None = None
+    holding: Holding | None = None
+
+
+_WHOLE_DEVICE_BYTES = 1 << 62
+
+
+async def opened(disk: LeaseDisk, offset_bytes: int, member: Membership, name: str, place: str) -> Finding:
+    """The lease in an open path, with the sizes that its leader says. The path stays open in any case."""
+    raw = await disk.read(offset_bytes, SECTOR_4096, timeout_s=member.io_timeout_s)
+    if isinstance(raw, IoFailed):
+        if raw.errno == errno.EMSGSIZE:
+            return Unusable(place, f"it is shorter than a lease; {_FIX}")
+        return StorageFailed(place, raw)
+    leader = Leader.decode(raw)
+    space = member.lockspace.space_name
+    fault = leader if isinstance(leader, Malformed) else leader.verify(space, name, member.host_id)
+    if fault is not None:
+        gone = not await disk.is_named()
+        return Vanished() if gone else Unusable(place, _reason(fault, raw))
+    assert isinstance(leader, Leader)
+    area = LeaseArea(disk, offset_bytes, leader.geometry, space, name, hosts_expected=leader.num_hosts)
+    return Found(area, disk, place)
+
+
+_FIX = "make sure that no host uses the disk, then 'holdfast lease init --force' makes it anew"
+
+
+def _reason(fault: Malformed, raw: bytes) -> str:
+    if not any(raw):
+        return f"it is empty: another host is just making it, or was cut short; {_FIX}"
+    if fault.reason is Reason.HOST_ID:
+        return f"{fault}: this lease is for fewer hosts"
+    return f"{fault}; {_FIX}"
+
+
+def lockspace_path(directory: str, name: str) -> str:
+    """As libvirt's sanlock plugin names it."""
+    return os.path.join(directory, name)

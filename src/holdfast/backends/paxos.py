@@ -1,0 +1,346 @@
+"""The `paxos` driver: a lock is a lease on storage that hosts share, in sanlock's format.
+
+A lock of this driver excludes every host of the lockspace, whether it runs Holdfast or sanlock, and outlives this
+daemon: what holds it are bytes on storage that name this host, and the host's renewed proof of life. So there is no
+descriptor to keep; the next daemon takes up what storage says is ours, if it took up the very term of our host, and
+acquires anew otherwise.
+
+    open      name of the lease ─ where is it, is it one, make it if it is not there        (lease_places)
+    take      race for its next version; refused: whose is it, alive since when             (lease_holding)
+    release   our block, then the leader; what fails is repeated beside
+
+Nobody waits here for another host's death: a start that meets an owner who may be dead is refused with the seconds
+that are left, and the next attempt finds the count further on.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+from dataclasses import replace
+
+from holdfast.backends import lease_note
+from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved, OwnerNote, SavedLock
+from holdfast.backends.lease_holding import Holding, Spawn
+from holdfast.backends.lease_places import Found, LeasePlaces, StorageFailed, Unusable, Vanished
+from holdfast.backends.lease_refusals import Refusals
+from holdfast.backends.lock_names import NameBy, lease_name
+from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
+from holdfast.model import LockFailureAction, Mode, Protection, Resource
+from holdfast.protocol import words
+from holdfast.protocol.lease_area import LeaseArea
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.paxos_lease import AcquireOutcome
+from holdfast.protocol.paxos_outcomes import InDoubt
+from holdfast.protocol.paxos_release import Lease
+from holdfast.protocol.ports import Chance
+from holdfast.supervision.presence import Absent, Presence
+from holdfast.system.blocking import Storage
+from holdfast.system.clock import Clock
+from holdfast.system.disk_identity import DiskIdentities, DiskIdentity
+from holdfast.system.file_lock import FileKey, IoFailed
+
+log = logging.getLogger(__name__)
+
+LEASE_KEY_DEVICE = -2
+"""The `device` of a key that stands for a lease: no file has it, nor has a block device (-1)."""
+ALIASES_MAX = 100_000
+"""Paths remembered to tell when two of them have one lease; then the memory starts anew."""
+
+
+class HeldLease:
+    """A lease that this host has won."""
+
+    __slots__ = ("_backend", "_found", "_holding", "create", "path")
+
+    def __init__(self, backend: PaxosBackend, found: Found, holding: Holding) -> None:
+        self._backend = backend
+        self._found = found
+        self._holding = holding
+        self.path = found.place
+        self.create = False
+
+    def descriptor(self) -> int | None:
+        return None
+
+    async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
+        holding = self._holding
+        if holding.unsettled:
+            # Its last change is not through yet; that ends, or is repeated, soon.
+            return IoFailed("Unable to convert lease", self.path, errno.EAGAIN)
+        holding.area = self._backend.noted(holding.area, note)
+        refused = await holding.convert(mode)
+        return None if refused is None else await self._backend.refusal(self._found, holding, refused)
+
+    async def release(self) -> None:
+        holding = self._holding
+        self._backend.unsettled(holding, self._found)
+        await holding.release()
+        self._backend.tidy(holding)
+
+    def forget(self) -> None:
+        self._holding.forget()
+        self._found.disk.close()
+
+
+class LeaseCandidate:
+    """A lease that could be taken."""
+
+    __slots__ = ("_backend", "_found", "_member", "_resource", "keys")
+
+    def __init__(
+        self,
+        backend: PaxosBackend,
+        found: Found,
+        member: Membership,
+        resource: Resource,
+        keys: tuple[FileKey, ...],
+    ) -> None:
+        self._backend = backend
+        self._found = found
+        self._member = member
+        self._resource = resource
+        self.keys = keys
+
+    async def take(self, mode: Mode, note: OwnerNote) -> HeldLease | HeldElsewhere | Moved | IoFailed:
+        return await self._backend.take(self._found, self._member, self._resource, mode, note)
+
+    async def abandon(self) -> None:
+        self._found.disk.close()
+
+
+class PaxosBackend:
+    """See the module."""
+
+    capabilities = Capabilities(
+        cross_host=True,
+        shared_mode=True,
+        converts=True,
+        survives_restart=True,
+        fenced=True,
+        names_foreign_holders=True,
+    )
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        presence: Presence,
+        places: LeasePlaces,
+        name_by: NameBy,
+        on_lockfailure: LockFailureAction,
+        reach: Protection,
+        reach_note: str,
+        clock: Clock,
+        chance: Chance,
+        spawn: Spawn,
+        storage: Storage,
+        identities: DiskIdentities,
+    ) -> None:
+        self.name = name
+        self.presence = presence
+        self.on_lockfailure = on_lockfailure
+        self._places = places
+        self._name_by = name_by
+        self._reach = reach
+        self._reach_note = reach_note
+        self._clock = clock
+        self._chance = chance
+        self._spawn = spawn
+        self._storage = storage
+        self._identities = identities
+        self._unsettled: dict[str, tuple[Holding, Found]] = {}
+        self._paths: dict[str, str] = {}
+
+    # --- which lease ---
+
+    async def open(self, resource: Resource, *, create: Creation) -> LeaseCandidate | IoFailed:
+        identity = await self._identity(resource)
+        lease = self._lease_of(resource, identity)
+        member = self._member(resource)
+        found = await self._find(member, resource, lease)
+        if isinstance(found, IoFailed):
+            return found
+        keys: tuple[FileKey, ...] = (key_of_lease(self.presence.name, lease),)
+        if identity.key is not None:
+            keys += (identity.key,)
+        return LeaseCandidate(self, found, member, resource, keys)
+
+    async def _identity(self, resource: Resource) -> DiskIdentity:
+        if resource.lockspace:
+            return DiskIdentity()
+        path = resource.name
+        return await self._storage.call(path, lambda: self._identities.look(path))
+
+    def _lease_of(self, resource: Resource, identity: DiskIdentity) -> str:
+        lease = lease_name(resource, self._name_by, identity)
+        if not lease:
+            kind = "LVM UUID" if self._name_by is NameBy.LVM_UUID else "SCSI WWID"
+            raise NoLeaseName(
+                name=resource.name,
+                kind=kind,
+                backend=self.name,
+                fix="give it to another backend by a [[disk]] rule, or name leases by path there",
+            )
+        if len(self._paths) > ALIASES_MAX:
+            self._paths.clear()
+        before = self._paths.setdefault(lease, str(resource))
+        if before != str(resource):
+            self._paths[lease] = str(resource)
+            log.warning("%s and %s are one disk: both have lease %s", before, resource, lease)
+        return lease
+
+    def _member(self, resource: Resource) -> Membership:
+        member = self.presence.membership()
+        if isinstance(member, Absent):
+            raise LockspaceAbsent(name=resource.name, lockspace=self.presence.name, reason=str(member))
+        return member
+
+    async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
+        if lease in self._unsettled:
+            raise LeaseUnusable(
+                name=resource.name,
+                place=self._places.place(lease),
+                reason="this host is still giving it up, as its storage failed before; try again",
+            )
+        for _ in range(VANISHED_MAX):
+            found = await self._places.find(member, lease)
+            match found:
+                case Found():
+                    return found
+                case Unusable(place, reason):
+                    raise LeaseUnusable(name=resource.name, place=place, reason=reason)
+                case StorageFailed(place, failed):
+                    return _io_failed("Unable to open lease", place, failed)
+                case Vanished():
+                    continue
+        raise LeaseUnusable(
+            name=resource.name, place=self._places.place(lease), reason="it vanishes as often as it is made"
+        )
+
+    # --- taking ---
+
+    async def take(
+        self, found: Found, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
+    ) -> HeldLease | HeldElsewhere | Moved | IoFailed:
+        holding = self._holding(found, member, self.noted(found.area, note))
+        self.unsettled(holding, found)
+        outcome = await holding.acquire(mode)
+        if not isinstance(outcome, Lease):
+            try:
+                return await self.refusal(found, holding, outcome)
+            finally:
+                self.tidy(holding)
+        if not await found.disk.is_named():
+            # Taken out or replaced since it was opened: whoever opens the path now meets another lease.
+            await holding.release()
+            self.tidy(holding)
+            return Moved()
+        if not member.may_write():
+            # Whoever is told of the loss has not seen this lease among those that are held.
+            holding.forget()
+            self.tidy(holding)
+            raise LeaseUnusable(
+                name=resource.name, place=found.place, reason="this host has just lost the lockspace"
+            )
+        del self._unsettled[holding.area.resource_name]
+        return HeldLease(self, found, holding)
+
+    def noted(self, area: LeaseArea, note: OwnerNote) -> LeaseArea:
+        """The area, with the owner's name behind every block that is written there."""
+        return replace(area, note=lease_note.encode(note, self._clock.wall()))
+
+    def _holding(self, found: Found, member: Membership, area: LeaseArea) -> Holding:
+        holding = Holding(
+            area,
+            member,
+            clock=self._clock,
+            chance=self._chance,
+            spawn=self._spawn,
+            on_settled=lambda: self.tidy(holding),
+        )
+        return holding
+
+    def unsettled(self, holding: Holding, found: Found) -> None:
+        """Until it is tidied, nobody else of this host may open that lease."""
+        self._unsettled[holding.area.resource_name] = (holding, found)
+
+    def tidy(self, holding: Holding) -> None:
+        """A lease that is over and done with is closed, and may be opened again."""
+        name = holding.area.resource_name
+        entry = self._unsettled.get(name)
+        if entry is not None and entry[0] is holding and holding.done:
+            del self._unsettled[name]
+            entry[1].disk.close()
+
+    async def refusal(
+        self, found: Found, holding: Holding, outcome: AcquireOutcome
+    ) -> HeldElsewhere | IoFailed:
+        """What the manager is told when a lease was not won."""
+        refusals = Refusals(found.area, holding.member, found.place)
+        told = await refusals.told(outcome.refusal if isinstance(outcome, InDoubt) else outcome)
+        return (
+            _io_failed("Unable to acquire lease", found.place, told)
+            if isinstance(told, words.IoFailed)
+            else told
+        )
+
+    # --- after a restart ---
+
+    async def adopt(self, saved: SavedLock, fd: int | None) -> HeldLease | HeldElsewhere | Moved | IoFailed:
+        """Take up what storage says this very term of our host holds; else acquire it anew."""
+        resource = saved.resource
+        member = self._member(resource)
+        lease = self._lease_of(resource, await self._identity(resource))
+        if saved.keys and saved.keys[0] != key_of_lease(self.presence.name, lease):
+            return Moved()
+        found = await self._find(member, resource, lease)
+        if isinstance(found, IoFailed):
+            return found
+        holding = self._holding(found, member, found.area)
+        self.unsettled(holding, found)
+        resumed = await holding.resume(saved.mode)
+        if resumed is None:
+            outcome = await holding.acquire(saved.mode)
+            if not isinstance(outcome, Lease):
+                try:
+                    return await self.refusal(found, holding, outcome)
+                finally:
+                    self.tidy(holding)
+        del self._unsettled[holding.area.resource_name]
+        return HeldLease(self, found, holding)
+
+    # --- what it is worth ---
+
+    def protection(self, path: str) -> tuple[Protection, str]:
+        member = self.presence.membership()
+        if isinstance(member, Absent):
+            return Protection.NONE, f"not in lockspace {self.presence.name}: {member}"
+        if self._reach < Protection.CROSS_HOST:
+            return self._reach, self._reach_note
+        if not self.presence.fences:
+            return (
+                Protection.CROSS_HOST,
+                f"backend '{self.name}' has watchdog = \"none\": nothing resets a host that hangs",
+            )
+        return Protection.FENCED, ""
+
+    def lock_path(self, resource: Resource) -> str:
+        if self._name_by in (NameBy.PATH_MD5, NameBy.PATH_SHA256) or resource.lockspace:
+            return self._places.place(lease_name(resource, self._name_by, DiskIdentity()))
+        return self._places.place(f"<{self._name_by.value} of {resource.name}>")
+
+
+VANISHED_MAX = 10
+"""Times that a lease may be taken out between being found and opened: each needs another host's hand."""
+
+
+def key_of_lease(lockspace: str, lease: str) -> FileKey:
+    """What makes two resources one lease: 63 bits of a digest, as a journal keeps them."""
+    digest = hashlib.sha256(f"{lockspace}\0{lease}".encode("utf-8", "surrogateescape")).digest()
+    return FileKey(LEASE_KEY_DEVICE, int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _io_failed(what: str, place: str, failed: words.IoFailed) -> IoFailed:
+    return IoFailed(what, place, failed.errno)

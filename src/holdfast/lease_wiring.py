@@ -1,0 +1,209 @@
+"""The leases' part of the composition root: lockspaces, their threads, the heartbeat, the watchdog.
+
+A host has one heartbeat and one watchdog, whatever number of lockspaces its backends name. They come to be when the
+first backend asks for a lockspace; nothing runs before `start`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from random import SystemRandom
+
+from holdfast.backends.base import LeasePorts
+from holdfast.supervision.heartbeat import Heartbeat
+from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
+from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
+from holdfast.supervision.presence import Presence, WatchdogChoice
+from holdfast.system import tasks
+from holdfast.system.blocking_thread import BlockingClock, start_thread
+from holdfast.system.clock import Clock
+from holdfast.system.disk_identity import SystemDiskIdentities
+from holdfast.system.disk_lane import DiskLane
+from holdfast.system.lease_storage import LeaseStorage, SystemLeaseStorage
+from holdfast.system.lease_threads import SystemLeaseThreads
+from holdfast.system.memory_file import MemoryFile
+from holdfast.system.realtime import prepare_thread
+from holdfast.system.watchdog import DeviceWatchdog, NoWatchdog, Watchdog
+from holdfast.system.wdmd import WdmdWatchdog
+
+log = logging.getLogger("holdfast")
+
+FIRST_TRY_WAIT_S = 10.0
+"""How long the start waits to learn whether the last terms go on; other backends' locks wait with it."""
+LEAVE_WAIT_S = 5.0
+WATCHDOG_FD_NAME = "watchdog"
+
+
+class LeaseHost:
+    """See the module. ``in_use`` tells whether anybody rests on a lease of one of these backends."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        identity: HostIdentity,
+        state_dir: str,
+        in_use: Callable[[Iterable[str]], bool] = lambda _: False,
+        keep: Callable[[str, int | None], None] = lambda _, __: None,
+        watchdog_fd: int | None = None,
+    ) -> None:
+        self._clock = clock
+        self._identity = identity
+        self._state_dir = state_dir
+        self._in_use = in_use
+        self._keep = keep
+        self._watchdog_fd = watchdog_fd
+        self._threads = SystemLeaseThreads(prepare_thread)
+        self._choice: WatchdogChoice | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._heart_clock = BlockingClock()
+        self._keepers: dict[str, tuple[LockspaceKeeper, set[str]]] = {}
+        self.on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
+        self.on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
+
+    def ports(self) -> LeasePorts:
+        return LeasePorts(
+            lockspace=self._lockspace,
+            storage=self._storage,
+            identities=SystemDiskIdentities(),
+            chance=SystemRandom(),
+            spawn=tasks.start,
+        )
+
+    @property
+    def keepers(self) -> list[LockspaceKeeper]:
+        return [keeper for keeper, _ in self._keepers.values()]
+
+    def backends_of(self, keeper: LockspaceKeeper) -> set[str]:
+        return self._keepers[keeper.name][1]
+
+    @staticmethod
+    def _storage(name: str) -> LeaseStorage:
+        return SystemLeaseStorage(DiskLane(name))
+
+    def _lockspace(self, spec: LockspaceSpec, backend: str, choice: WatchdogChoice) -> Presence:
+        if self._choice not in (None, choice):
+            raise ValueError(
+                f"watchdog: a host has one, but another backend says {_words(self._choice)}, this one {_words(choice)}"
+            )
+        known = self._keepers.get(spec.name)
+        if known is not None:
+            if known[0].spec != spec:
+                raise ValueError(f"lockspace '{spec.name}' is named by another backend with other values")
+            known[1].add(backend)
+            return known[0]
+        if self._heartbeat is None:
+            self._choice = choice
+            self._heartbeat = Heartbeat(clock=self._heart_clock, watchdog=self._watchdog(choice))
+        backends = {backend}
+        keeper = LockspaceKeeper(
+            spec,
+            heartbeat=self._heartbeat,
+            threads=self._threads,
+            clock=self._clock,
+            memory=MemoryFile(f"{self._state_dir}/lockspace-{spec.name}.json"),
+            identity=self._identity,
+            token=lambda: secrets.token_hex(TOKEN_DIGITS // 2),
+            in_use=lambda: self._in_use(backends),
+            spawn=tasks.start,
+            news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
+        )
+        self._keepers[spec.name] = keeper, backends
+        return keeper
+
+    def _watchdog(self, choice: WatchdogChoice) -> Watchdog:
+        now = BlockingClock().now
+        match choice.driver:
+            case "device":
+                return DeviceWatchdog(choice.path, choice.fire_timeout_s, now, fd=self._watchdog_fd)
+            case "wdmd":
+                return WdmdWatchdog(choice.fire_timeout_s, now, path=choice.path, fd=self._watchdog_fd)
+            case _:
+                return NoWatchdog()
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Start everything; returns when it is known which last terms go on, or is taking too long."""
+        if self._heartbeat is None:
+            return
+        start_thread("heartbeat", _prepared(self._heartbeat), self._heart_stopped)
+        loop = asyncio.get_running_loop()
+        tried = []
+        for keeper in self.keepers:
+            done: asyncio.Future[None] = loop.create_future()
+            keeper.start(_resolver(done))
+            if keeper.resuming:
+                tried.append(done)  # a new term takes its time, and nobody rests on it yet
+        if tried:
+            await asyncio.wait(tried, timeout=FIRST_TRY_WAIT_S)
+
+    def _heart_stopped(self, result: object) -> None:
+        if isinstance(result, BaseException):
+            # Nobody measures any more: not fed, the watchdog resets this host; say why while there is time.
+            log.critical("the heartbeat stopped: %r", result)
+
+    def _joined(self, keeper: LockspaceKeeper) -> None:
+        if self._heartbeat is not None and (fd := self._heartbeat.watchdog_descriptor()) is not None:
+            self._keep(WATCHDOG_FD_NAME, fd)
+        self.on_joined(keeper)
+
+    def _lost(self, keeper: LockspaceKeeper, reason: str) -> None:
+        self.on_lost(keeper, reason)
+
+    def watchdog_descriptor(self) -> int | None:
+        return self._heartbeat.watchdog_descriptor() if self._heartbeat is not None else None
+
+    def why_not_reexec(self) -> str:
+        """A re-exec waits for every request inside the kernel: not while storage is late."""
+        for keeper in self.keepers:
+            if keeper.late:
+                return f"lockspace {keeper.name} is not renewed in time: its storage may hang"
+        return ""
+
+    async def stop(self) -> None:
+        """Leave every lockspace on which nobody rests; the others are to be gone on with in time."""
+        loop = asyncio.get_running_loop()
+        left = []
+        for keeper, backends in self._keepers.values():
+            if self._in_use(backends):
+                log.critical(
+                    "leases of lockspace %s stay held: start holdfastd again within %.0f s, or %s",
+                    keeper.name,
+                    keeper.fails_in_s,
+                    "this host is reset" if keeper.fences else "another host may take them over",
+                )
+            elif keeper.state not in (KeeperState.LOST, KeeperState.LEFT):
+                done: asyncio.Future[None] = loop.create_future()
+                left.append(done)
+                keeper.leave(_resolver(done))
+        if left:
+            await asyncio.wait(left, timeout=LEAVE_WAIT_S)
+        if self.watchdog_descriptor() is None:
+            self._keep(WATCHDOG_FD_NAME, None)
+
+
+def _resolver(done: asyncio.Future[None]) -> Callable[[], None]:
+    def resolve() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    return resolve
+
+
+async def _prepared(heartbeat: Heartbeat) -> None:
+    prepare_thread()
+    await heartbeat.run()
+
+
+def machine_of(node: str, *ids: str) -> str:
+    """One digest of what tells this machine from others: names and ids, as far as they can be read."""
+    return hashlib.sha256("\0".join((node, *ids)).encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _words(choice: WatchdogChoice | None) -> str:
+    return f'"{choice.driver}" {choice.path} {choice.fire_timeout_s} s' if choice is not None else "nothing"

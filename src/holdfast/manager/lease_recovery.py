@@ -1,0 +1,179 @@
+"""Carries out the ladder of `supervision.recovery`: pauses, stops and kills the owners that rested on a lost lockspace.
+
+Runs beside everything else, one task per lost lockspace. Owners are found in the lock table each time, so one that has
+let go of its locks meanwhile (libvirt does so when a VM is paused) is left in peace.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from holdfast.manager import events as ev
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.owners import Owner
+from holdfast.model import Instant, LockFailureAction
+from holdfast.protocol.timing import Timing
+from holdfast.supervision.recovery import Act, AllGone, Kill, Ladder, LadderAction, OutOfTime, Terminate
+from holdfast.system import tasks
+from holdfast.system.clock import Clock
+from holdfast.system.domain_control import DomainControl
+from holdfast.system.domain_status import DomainStatus
+
+log = logging.getLogger(__name__)
+
+STEP_S = 0.2
+"""As sanlock: five looks a second at who is still there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """A lockspace that was lost, and what rested on it."""
+
+    lockspace: str
+    reason: str
+    backends: Collection[str]
+    timing: Timing
+    lost_at: Instant
+    renewed_at: Instant | None
+    on_all_gone: Callable[[], None]
+
+
+class LeaseRecovery:
+    """See the module. ``actions``: what each backend's table says of `on_lockfailure`."""
+
+    def __init__(
+        self,
+        manager: LockManager,
+        *,
+        clock: Clock,
+        domains: DomainControl,
+        status: DomainStatus | None,
+        actions: Mapping[str, LockFailureAction],
+    ) -> None:
+        self._manager = manager
+        self._clock = clock
+        self._domains = domains
+        self._status = status
+        self._actions = actions
+        self._restarts: dict[str, list[tuple[str, str]]] = {}
+
+    def in_use(self, backends: Collection[str]) -> bool:
+        """Whether anybody rests on a lock of these backends."""
+        owners = self._manager.owners
+        return any(
+            lock.backend in backends and any(owners.get(i) is not None for i in lock.claims)
+            for lock in self._manager.table
+        )
+
+    def lost(self, loss: Loss) -> None:
+        self._tell(loss)
+        tasks.start(self._recover(loss))
+
+    def joined(self, lockspace: str) -> None:
+        """It is joined (again): what was stopped to be restarted is started."""
+        self._manager.events.emit(ev.LOCKSPACE_JOINED, detail=lockspace)
+        for uuid, name in self._restarts.pop(lockspace, []):
+            log.warning("starting %s again: lockspace %s is joined", name, lockspace)
+            tasks.start(self._domains.start(uuid))
+
+    def _tell(self, loss: Loss) -> None:
+        self._manager.events.emit(ev.LOCKSPACE_LOST, detail=f"{loss.lockspace}: {loss.reason}")
+        for owner in self._users(loss):
+            for lock in self._manager.table.of_owner(owner.id):
+                if lock.backend in loss.backends:
+                    for resource, mode in lock.claims[owner.id].items():
+                        log.critical("LEASE LOST: %s of %s: %s", resource, owner, loss.reason)
+                        self._manager.events.emit(
+                            ev.LEASE_LOST, owner.name, owner.pid, resource, mode, loss.reason
+                        )
+
+    def _users(self, loss: Loss) -> list[Owner]:
+        found: dict[int, Owner] = {}
+        for lock in self._manager.table:
+            if lock.backend in loss.backends:
+                for owner_id in lock.claims:
+                    owner = self._manager.owners.get(owner_id)
+                    if owner is not None:
+                        found[owner_id] = owner
+        return list(found.values())
+
+    def _action(self, loss: Loss, owner: Owner) -> LockFailureAction:
+        """What libvirt's live XML says, else what the backend's table says. Only the table may say `ignore`."""
+        configured = {
+            self._actions.get(lock.backend, LockFailureAction.PAUSE)
+            for lock in self._manager.table.of_owner(owner.id)
+            if lock.backend in loss.backends
+        }
+        strictest = next(
+            (a for a in LockFailureAction if a in configured and a is not LockFailureAction.IGNORE), None
+        )
+        domain = (
+            self._status.look(owner.name.name, owner.name.uuid, owner.pid)
+            if self._status is not None
+            else None
+        )
+        wanted = domain.on_lockfailure if domain is not None else ""
+        if wanted in ("pause", "poweroff", "restart"):
+            return LockFailureAction(wanted)
+        if strictest is not None or not configured:
+            return strictest or LockFailureAction.PAUSE
+        return LockFailureAction.IGNORE
+
+    async def _recover(self, loss: Loss) -> None:
+        ladder = Ladder(loss.timing, lost_at=loss.lost_at, renewed_at=loss.renewed_at)
+        decided: dict[int, LockFailureAction] = {}
+        while not self._manager.closing:
+            users = {owner.id: owner for owner in self._users(loss)}
+            for owner in users.values():
+                if not owner.alive():
+                    self._manager.owner_ended(owner)  # the news of its end is still under way
+                elif owner.id not in decided:
+                    decided[owner.id] = self._action(loss, owner)
+            wanted = {i: decided.get(i, LockFailureAction.PAUSE) for i in users}
+            for action in ladder.step(self._clock.now(), wanted):
+                if isinstance(action, AllGone):
+                    log.warning("lockspace %s: nobody rests on it any more", loss.lockspace)
+                    loss.on_all_gone()
+                    return
+                self._perform(loss, users, action)
+            await self._clock.sleep(STEP_S)
+
+    def _perform(self, loss: Loss, users: Mapping[int, Owner], action: LadderAction) -> None:
+        match action:
+            case Act(owner_id, what):
+                self._act(loss, users[owner_id], what)
+            case Terminate(owner_id):
+                self._signal(users[owner_id], signal.SIGTERM)
+            case Kill(owner_id):
+                self._signal(users[owner_id], signal.SIGKILL)
+            case OutOfTime(owner_ids):
+                log.critical(
+                    "lockspace %s: another host may take its leases over, and %s still run here",
+                    loss.lockspace,
+                    ", ".join(str(users[i]) for i in owner_ids),
+                )
+            case AllGone():
+                pass
+            case _:
+                assert_never(action)
+
+    def _act(self, loss: Loss, owner: Owner, action: LockFailureAction) -> None:
+        log.critical("%s: action on lock failure: %s", owner, action.value)
+        self._manager.events.emit(
+            ev.OWNER_STOPPED, owner=owner.name, pid=owner.pid, detail=f"{action.value}: lease lost"
+        )
+        if action is LockFailureAction.PAUSE and owner.name.uuid:
+            # libvirt releases its locks when it has paused it; until then it is still a user.
+            tasks.start(self._domains.suspend(owner.name.uuid), lambda _: None)
+        elif action is LockFailureAction.RESTART and owner.name.uuid:
+            self._restarts.setdefault(loss.lockspace, []).append((owner.name.uuid, owner.name.name))
+
+    @staticmethod
+    def _signal(owner: Owner, number: signal.Signals) -> None:
+        log.critical("%s still rests on a lost lease: %s", owner, number.name)
+        if owner.process is not None:
+            owner.process.signal(number)

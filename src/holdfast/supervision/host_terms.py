@@ -1,0 +1,176 @@
+"""Which host id, under which name, and whether the last term may be gone on with: what a host knows of itself.
+
+A term is a host id, a generation and a name. The name is fresh for each term, so that "this name" means "this very
+term": node name and twelve random digits. What this host wrote last it remembers in a small file of its own:
+
+    same boot                     its processes may live: go on with the term, if storage shows it unbroken;
+                                  if not, their users are stopped first, and then its name proves it ours
+    another boot, same machine    no process of that term can live: its id is claimed at once, under its name
+    anything else                 a fresh name, and whoever holds the id is watched for the dead bound
+
+A machine that was cloned with its memory of a term meets a record that is being renewed by the other one: so a term
+of an earlier boot is first watched for longer than a healthy host takes to renew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX
+from holdfast.protocol.lockspace_area import LockspaceArea
+from holdfast.protocol.ports import Clock
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import Generation, HostId, IoFailed, OnWait, Waiting
+from holdfast.supervision.join_refusals import NotJoined
+
+TOKEN_DIGITS = 12
+
+
+class Term(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of a term, in a file that survives a reboot."""
+
+    lockspace: str
+    host_id: int
+    generation: int
+    host_name: str
+    boot: str
+    machine: str
+    io_timeout_s: int
+    fire_timeout_s: int
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.io_timeout_s, self.fire_timeout_s)
+
+
+def decode_term(raw: bytes) -> Term | None:
+    try:
+        return msgspec.json.decode(raw, type=Term) if raw else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdentity:
+    """Who this host is: `machine` tells it from its clones, as far as anything does."""
+
+    node: str
+    boot: str
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to join: the id and the name to claim it under; `resumed`: the generation to go on with instead."""
+
+    host_id: HostId
+    host_name: str
+    timing: Timing
+    resumed: Generation | None = None
+
+
+def fresh_name(node: str, token: str) -> str:
+    """A name that no term has had; the node name is cut so that it fits."""
+    room = HOST_NAME_BYTES_MAX - len(token) - 1
+    return f"{node.encode('utf-8', 'replace')[:room].decode('utf-8', 'ignore')}.{token}"
+
+
+def node_of(host_name: str) -> str:
+    """The node name in a name of ours; empty for a name of another kind."""
+    node, _, token = host_name.rpartition(".")
+    return node if len(token) == TOKEN_DIGITS and not token.strip("0123456789abcdef") else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """Plans how to join one lockspace. ``host_id`` None: find one. ``token``: random digits for a fresh name."""
+
+    host_id: HostId | None
+    hosts_max: int | None
+    timing: Timing
+    identity: HostIdentity
+    token: str
+    on_wait: OnWait
+
+    def resumption(self, term: Term | None) -> Plan | None:
+        """To go on with the last term, if it was of this boot and is still wanted."""
+        if term is None or term.boot != self.identity.boot or self.host_id not in (None, term.host_id):
+            return None
+        return Plan(HostId(term.host_id), term.host_name, term.timing, Generation(term.generation))
+
+    async def plan(
+        self, area: LockspaceArea, clock: Clock, term: Term | None, *, users_are_gone: bool
+    ) -> Plan | NotJoined:
+        """To claim an id. `users_are_gone`: whoever rested on the last term, if it was of this boot, is gone."""
+        name = fresh_name(self.identity.node, self.token)
+        if term is not None and self.host_id in (None, term.host_id):
+            ours = await self._is_ours(area, clock, term, users_are_gone)
+            if ours is not None:
+                return Plan(HostId(term.host_id), term.host_name if ours else name, self.timing)
+        if self.host_id is not None:
+            return Plan(self.host_id, name, self.timing)
+        found = await self._find_id(area)
+        return found if isinstance(found, NotJoined) else Plan(found, name, self.timing)
+
+    async def _is_ours(
+        self, area: LockspaceArea, clock: Clock, term: Term, users_are_gone: bool
+    ) -> bool | None:
+        """Whether the record is of that term, and no user of it lives; None: it is somebody else's by now."""
+        if not 1 <= term.host_id <= area.geometry.hosts_max:
+            return None
+        host_id = HostId(term.host_id)
+        record = await area.read_record(host_id, self.timing.io_timeout_s)
+        if isinstance(record, IoFailed | Malformed):
+            return False
+        if not _is_of(record, term):
+            return None
+        if term.boot == self.identity.boot:
+            return users_are_gone
+        if term.machine != self.identity.machine:
+            return False
+        watch_s = self.timing.of_host(record.io_timeout_s).renewal_s + max(
+            record.io_timeout_s, self.timing.io_timeout_s
+        )
+        self.on_wait(
+            Waiting(f"seeing that nobody renews host id {host_id}, which was ours before the reboot", watch_s)
+        )
+        await clock.sleep(watch_s)
+        again = await area.read_record(host_id, self.timing.io_timeout_s)
+        return again == record
+
+    async def _find_id(self, area: LockspaceArea) -> HostId | NotJoined:
+        """Our own by the node's name, else one that was never used, else one that is free."""
+        hosts = min(self.hosts_max or area.geometry.hosts_max, area.geometry.hosts_max)
+        sectors = await area.read_sectors(hosts, self.timing.io_timeout_s)
+        if isinstance(sectors, IoFailed):
+            return NotJoined(f"storage of lockspace {area.space_name} failed: errno {sectors.errno}")
+        free: HostId | None = None
+        unused: HostId | None = None
+        size = area.geometry.sector_bytes
+        for number in range(1, hosts + 1):
+            host_id = HostId(number)
+            record = area.decode(host_id, sectors[(number - 1) * size : number * size])
+            if isinstance(record, Malformed):
+                continue
+            if record.generation and node_of(record.host_name.text) == self.identity.node:
+                return host_id
+            if record.generation == 0 and record.is_free:
+                unused = unused or host_id
+            elif record.is_free:
+                free = free or host_id
+        found = unused or free
+        if found is None:
+            return NotJoined(f"all {hosts} host ids of lockspace {area.space_name} are taken")
+        return found
+
+
+def _is_of(record: DeltaLease, term: Term) -> bool:
+    return (
+        record.owner_id == term.host_id
+        and record.generation == term.generation
+        and record.host_name.says(term.host_name)
+    )

@@ -1,0 +1,395 @@
+"""Keeps this host in one lockspace for as long as the daemon runs: joins, joins again, leaves, tells who asks.
+
+    ABSENT ──► JOINING ──► JOINED ──────────────► LEAVING ──► LEFT
+      ▲           │           │ lost
+      └── pause ◄─┘           ▼
+      ▲                     LOST  owners that rest on it are being stopped (the layer above)
+      └───────────────────────┘ users_are_gone()
+
+At its start the daemon first tries to go on with the last term: its VMs may still rest on it. If that term is over,
+that is a loss like any other, as long as anybody rests on it; nothing is joined before they are gone.
+
+Everything here runs on the event loop; the renewal runs on a thread (`LeaseThreads`) and leaves its news by callbacks.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from holdfast.protocol.expiry import Phase
+from holdfast.protocol.host_status import HostView
+from holdfast.protocol.lockspace_area import Corrupt, open_area
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.ports import Clock as ProtocolClock
+from holdfast.protocol.ports import Disk
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import HostId, IoFailed, Waiting
+from holdfast.supervision.heartbeat import Heartbeat
+from holdfast.supervision.host_terms import HostIdentity, Plan, Planner, Term, decode_term
+from holdfast.supervision.join_refusals import NotJoined
+from holdfast.supervision.lockspace import Left, Lockspace, Lost, News
+from holdfast.supervision.presence import Absent
+from holdfast.system.clock import Clock
+from holdfast.system.lease_threads import LeaseThreads
+from holdfast.system.memory_file import Memory
+
+log = logging.getLogger(__name__)
+
+JOIN_PAUSE_S = 5.0
+"""Between a join that failed and the next: soon enough for a storage that has come back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockspaceSpec:
+    """A lockspace as a backend's table names it. ``host_id`` None: found by this host's name, or a free one."""
+
+    name: str
+    path: str
+    host_id: int | None
+    hosts_max: int | None
+    timing: Timing
+    offset_bytes: int = 0
+
+
+class KeeperState(enum.Enum):
+    """See the drawing."""
+
+    ABSENT = "not joined"
+    JOINING = "joining"
+    JOINED = "joined"
+    LOST = "lost"
+    LEAVING = "leaving"
+    LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperNews:
+    """Whom the layers above have told us to tell; called on the event loop."""
+
+    on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
+    on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
+    on_expiring: Callable[[LockspaceKeeper, float], None] = lambda _, __: None
+
+
+class LockspaceKeeper:
+    """See the module. ``token`` gives random digits for a fresh name, ``in_use`` tells whether anybody rests on it."""
+
+    def __init__(
+        self,
+        spec: LockspaceSpec,
+        *,
+        heartbeat: Heartbeat,
+        threads: LeaseThreads,
+        clock: Clock,
+        memory: Memory,
+        identity: HostIdentity,
+        token: Callable[[], str],
+        in_use: Callable[[], bool],
+        spawn: Callable[..., object],
+        news: KeeperNews,
+    ) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.state = KeeperState.ABSENT
+        self.reason = "the daemon is starting"
+        self.host_id: int | None = spec.host_id
+        self.host_name = ""
+        self.generation: int | None = None
+        self._heartbeat = heartbeat
+        self._threads = threads
+        self._clock = clock
+        self._memory = memory
+        self._identity = identity
+        self._token = token
+        self._in_use = in_use
+        self._spawn = spawn
+        self._news = news
+        self._member: Membership | None = None
+        self._lockspace: Lockspace | None = None
+        self._interrupt: Callable[[], None] = lambda: None
+        self._waiting_until: float | None = None
+        self._resuming = False
+        self._wanted = True
+        self._lost_at: float | None = None
+        self._on_first_try: list[Callable[[], None]] = []
+        self._life = 0
+        """Counts renewal threads: what one that is over still has to tell concerns nobody."""
+
+    # --- asked by everybody ---
+
+    @property
+    def fences(self) -> bool:
+        return self._heartbeat.fences
+
+    def membership(self) -> Membership | Absent:
+        member = self._member
+        if self.state is KeeperState.JOINED and member is not None:
+            # The heartbeat may be a step ahead of the news on the event loop.
+            return member if member.may_write() else Absent("its lease has just been lost")
+        left = self._waiting_until - self._clock.now() if self._waiting_until is not None else None
+        return Absent(
+            f"{self.state.value}: {self.reason}" if self.reason else self.state.value, left and max(0.0, left)
+        )
+
+    def hosts(self) -> tuple[HostView, ...]:
+        return self._lockspace.hosts() if self._lockspace is not None else ()
+
+    @property
+    def resuming(self) -> bool:
+        """Whether it is not known yet if the last term goes on."""
+        return self._resuming
+
+    @property
+    def late(self) -> bool:
+        """Whether renewals are late, or over."""
+        return self._lockspace is not None and (self._lockspace.phase or Phase.OK) is not Phase.OK
+
+    @property
+    def fails_in_s(self) -> float:
+        renewed_at = self.renewed_at
+        return (
+            max(0.0, renewed_at + self.timing.fail_s - self._clock.now()) if renewed_at is not None else 0.0
+        )
+
+    @property
+    def renewed_at(self) -> float | None:
+        return self._lockspace.renewed_at if self._lockspace is not None else None
+
+    @property
+    def lost_at(self) -> float | None:
+        """When the loss became known, by our clock; None if it is not lost."""
+        return self._lost_at
+
+    @property
+    def timing(self) -> Timing:
+        return self._lockspace.timing if self._lockspace is not None else self.spec.timing
+
+    # --- told by the composition root ---
+
+    def start(self, on_first_try: Callable[[], None] = lambda: None) -> None:
+        """Join. `on_first_try` is called when it is known whether the last term goes on."""
+        self._on_first_try.append(on_first_try)
+        self._wanted = True
+        self._join(may_resume=True)
+
+    def join(self) -> None:
+        """Join again after it was left."""
+        if self.state is KeeperState.LEFT:
+            self._wanted = True
+            self._join(may_resume=False)
+
+    def leave(self, on_left: Callable[[], None] = lambda: None) -> None:
+        """Give the host id back; nobody rests on it any more. `on_left`: that is done, or can't be."""
+        self._wanted = False
+        if self.state in (KeeperState.ABSENT, KeeperState.LEFT):
+            self._become(KeeperState.LEFT, "")
+            on_left()
+            return
+        self._on_first_try.append(on_left)
+        if self.state is not KeeperState.LOST:
+            self._become(KeeperState.LEAVING, "")
+        if self._lockspace is not None:
+            self._lockspace.leave()
+        else:
+            self._interrupt()
+
+    def users_are_gone(self) -> None:
+        """After a loss: whoever rested on it is gone, provably. The host need not be reset, and joins again."""
+        if self.state is not KeeperState.LOST:
+            return
+        if self._lockspace is not None:
+            self._lockspace.users_are_gone()
+        self._become(KeeperState.ABSENT, "all its users were stopped")
+        self._join(may_resume=False)
+
+    # --- joining ---
+
+    def _join(self, *, may_resume: bool) -> None:
+        term = decode_term(self._memory.read())
+        if term is not None and term.lockspace != self.name:
+            term = None
+        planner = Planner(
+            host_id=HostId(self.spec.host_id) if self.spec.host_id is not None else None,
+            hosts_max=self.spec.hosts_max,
+            timing=self.spec.timing,
+            identity=self._identity,
+            token=self._token(),
+            on_wait=self._on_wait,
+        )
+        resumption = planner.resumption(term) if may_resume else None
+        self._resuming = resumption is not None
+        self._lockspace = None
+        self._member = None
+        self._lost_at = None
+        self._become(KeeperState.JOINING, "going on with its last term" if resumption else "")
+        users_are_gone = not self._in_use()
+        self._life += 1
+        number = self._life
+
+        def on_end(result: object) -> None:
+            if number == self._life:
+                self._ended(result)
+
+        async def life(disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
+            self._interrupt = interrupt
+            plan = resumption or await self._plan(planner, disk, clock, term, users_are_gone)
+            if isinstance(plan, NotJoined):
+                return plan
+            lockspace = self._lockspace = self._make(plan, disk, clock, interrupt, number)
+            return await lockspace.run()
+
+        self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
+
+    async def _plan(
+        self, planner: Planner, disk: Disk, clock: ProtocolClock, term: Term | None, users_are_gone: bool
+    ) -> Plan | NotJoined:
+        area = await open_area(disk, self.spec.offset_bytes, self.name, self.spec.timing.io_timeout_s)
+        if isinstance(area, Corrupt):
+            return NotJoined(f"{self.spec.path} holds no lockspace {self.name}: {area.found}; {_INIT}")
+        if isinstance(area, IoFailed):
+            return NotJoined(f"storage {self.spec.path} failed: errno {area.errno}")
+        return await planner.plan(area, clock, term, users_are_gone=users_are_gone)
+
+    def _make(
+        self, plan: Plan, disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None], number: int
+    ) -> Lockspace:
+        def tell(callback: Callable[[], None]) -> None:
+            self._threads.tell(lambda: callback() if number == self._life else None)
+
+        news = News(
+            on_joined=lambda member: tell(lambda: self._joined(plan, member)),
+            on_expiring=lambda age_s: tell(lambda: self._expiring(age_s)),
+            on_lost=lambda reason: tell(lambda: self._lost(reason)),
+            on_wait=self._on_wait,
+        )
+        return Lockspace(
+            name=self.name,
+            disk=disk,
+            offset_bytes=self.spec.offset_bytes,
+            host_id=plan.host_id,
+            host_name=plan.host_name,
+            timing=plan.timing,
+            clock=clock,
+            heartbeat=self._heartbeat,
+            news=news,
+            interrupt=interrupt,
+            resumed=plan.resumed,
+        )
+
+    def _on_wait(self, waiting: Waiting) -> None:
+        """On the renewal thread: two plain assignments, read by whoever asks."""
+        self.reason = waiting.reason
+        self._waiting_until = self._clock.now() + waiting.seconds_left
+
+    # --- what came of it ---
+
+    def _joined(self, plan: Plan, member: Membership) -> None:
+        if self.state is not KeeperState.JOINING:
+            return
+        term = Term(
+            lockspace=self.name,
+            host_id=member.host_id,
+            generation=member.generation,
+            host_name=plan.host_name,
+            boot=self._identity.boot,
+            machine=self._identity.machine,
+            io_timeout_s=plan.timing.io_timeout_s,
+            fire_timeout_s=plan.timing.fire_timeout_s,
+        )
+        try:
+            # Before anybody may rest on this term: the next daemon has to know it.
+            self._memory.replace(msgspec.json.encode(term))
+        except OSError as e:
+            log.error(
+                "lockspace %s: its term can't be remembered (%s): a restart would lose it", self.name, e
+            )
+        self.host_id, self.host_name, self.generation = term.host_id, term.host_name, term.generation
+        self._member = member
+        how = "gone on with" if self._resuming else "joined"
+        self._resuming = False
+        self._become(KeeperState.JOINED, "")
+        log.info(
+            "lockspace %s: %s as host_id %d, generation %d (%s)",
+            self.name,
+            how,
+            term.host_id,
+            term.generation,
+            term.host_name,
+        )
+        self._first_try_done()
+        self._news.on_joined(self)
+
+    def _expiring(self, age_s: float) -> None:
+        log.warning("lockspace %s: renewals are late, the last one is %.0f s old", self.name, age_s)
+        self._news.on_expiring(self, age_s)
+
+    def _lost(self, reason: str) -> None:
+        if self.state in (KeeperState.LOST, KeeperState.LEFT):
+            return
+        self._lost_at = self._clock.now()
+        self._become(KeeperState.LOST, reason)
+        log.critical("lockspace %s is LOST: %s", self.name, reason)
+        self._news.on_lost(self, reason)
+
+    def _ended(self, result: object) -> None:
+        """The renewal thread is over."""
+        match result:
+            case Left(released, reason):
+                if not released:
+                    log.warning("lockspace %s: host id not given back: %s", self.name, reason)
+                self._become(KeeperState.LEFT, "")
+            case Lost(reason):
+                self._lost(reason)
+            case NotJoined(reason):
+                self._not_joined(reason)
+            case IoFailed(errno):
+                self._not_joined(f"{self.spec.path} can't be opened: {os.strerror(errno)}")
+            case BaseException():
+                log.error("lockspace %s: the renewal failed unexpectedly", self.name, exc_info=result)
+                if self.state is KeeperState.JOINED:
+                    self._lost(f"the renewal failed unexpectedly: {result!r}")
+                else:
+                    self._not_joined(f"joining failed unexpectedly: {result!r}")
+            case _:
+                raise TypeError(f"a renewal can't end in {result!r}")
+        if self.state in (KeeperState.LEFT, KeeperState.LOST):
+            self._first_try_done()
+
+    def _not_joined(self, reason: str) -> None:
+        log.warning("lockspace %s is not joined: %s", self.name, reason)
+        resuming, self._resuming = self._resuming, False
+        if not self._wanted:
+            self._become(KeeperState.LEFT, "")
+            self._first_try_done()
+        elif resuming and self._in_use():
+            self._lost(f"its last term could not be gone on with: {reason}")
+            self._first_try_done()
+        elif resuming:
+            self._first_try_done()
+            self._join(may_resume=False)
+        else:
+            self._become(KeeperState.ABSENT, reason)
+            self._first_try_done()
+            self._spawn(self._join_later())
+
+    async def _join_later(self) -> None:
+        await self._clock.sleep(JOIN_PAUSE_S)
+        if self._wanted and self.state is KeeperState.ABSENT:
+            self._join(may_resume=False)
+
+    def _first_try_done(self) -> None:
+        waiters, self._on_first_try = self._on_first_try, []
+        for waiter in waiters:
+            waiter()
+
+    def _become(self, state: KeeperState, reason: str) -> None:
+        self.state, self.reason, self._waiting_until = state, reason, None
+
+
+_INIT = "make one with 'holdfast lockspace init', or mount the storage"

@@ -1,0 +1,45 @@
+"""Whether this host is in a lockspace at this moment, and if not, why not and for how long.
+
+What a backend may know of supervision: it asks, and is answered from memory at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.protocol.membership import Membership
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Not in the lockspace. `seconds_left`: until that may change by itself, if that is known."""
+
+    reason: str
+    seconds_left: float | None = None
+
+    def __str__(self) -> str:
+        if self.seconds_left is None:
+            return self.reason
+        return f"{self.reason}, {self.seconds_left:.0f} s left"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchdogChoice:
+    """Which watchdog resets this host: `device`, `wdmd`, or, spelled out, `none`. A host has one."""
+
+    driver: str
+    path: str
+    fire_timeout_s: int
+
+
+class Presence(Protocol):
+    """One lockspace, as those see it who use it."""
+
+    name: str
+
+    @property
+    def fences(self) -> bool:
+        """Whether this host is reset when it loses its lease."""
+
+    def membership(self) -> Membership | Absent: ...

@@ -1,0 +1,52 @@
+"""Calls from asyncio on the workers of a disk lane: the caller waits so long and no longer, the worker stays."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from typing import TypeVar
+
+from holdfast.protocol.words import IoFailed
+from holdfast.system.disk_lane import DiskLane, Fate, LaneFull, Request
+
+T = TypeVar("T")
+
+
+def future_and_wake() -> tuple[asyncio.Future[None], Callable[[], None]]:
+    """A future of the running loop, and how any thread resolves it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def finish() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def wake() -> None:
+        try:
+            loop.call_soon_threadsafe(finish)
+        except RuntimeError:
+            pass  # the loop is gone, and so is whoever waited
+
+    return done, wake
+
+
+async def on_worker(lane: DiskLane, function: Callable[[], T], timeout_s: float) -> T | IoFailed:
+    """Run it on a worker of the lane; a system call that fails, or does not end in time, is an answer."""
+
+    def perform(_: object) -> T | IoFailed:
+        try:
+            return function()
+        except OSError as e:
+            return IoFailed(e.errno or errno.EIO)
+
+    done, wake = future_and_wake()
+    request: Request[T | IoFailed] = Request(perform, on_done=wake)
+    try:
+        lane.submit(request)
+    except LaneFull:
+        return IoFailed(errno.EBUSY)
+    await asyncio.wait((done,), timeout=timeout_s)
+    if lane.give_up(request) is not Fate.COMPLETED:
+        return IoFailed(errno.ETIMEDOUT)
+    return request.result()

@@ -1,0 +1,124 @@
+"""Where leases live, as a port: files in a directory, or areas on one path, opened for the `Disk` port.
+
+A lease file appears whole or not at all: it is written under another name and then linked to its own. Two hosts that
+make the same one at once end with one file, and nobody ever sees half of it:
+
+    host 1   write .holdfast-x1 ── link to NAME: made
+    host 2   write .holdfast-x2 ──────────────── link to NAME: exists: host 1's will do
+
+Everything runs on the workers of the given lane; storage that hangs ends in `IoFailed(ETIMEDOUT)`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from typing import Protocol
+
+from holdfast.protocol.ports import Disk
+from holdfast.protocol.words import IoFailed
+from holdfast.system.disk import OPEN_TIMEOUT_S, SuspendingDisk, open_suspending
+from holdfast.system.disk_file import DEVICE_WRITES, REAL_KERNEL, DiskFacts, Kernel
+from holdfast.system.disk_lane import DiskLane
+from holdfast.system.disk_worker import on_worker
+from holdfast.system.sector_writes import DeviceWrites
+
+UNFINISHED_PREFIX = ".holdfast-"
+"""Lease files that are being made; one that is an hour old was left by a crash."""
+MAKE_TIMEOUT_S = 60.0
+"""Writing a whole area, which may be slow where the storage allocates it."""
+NAMES_MAX = 1_000_000
+"""Entries of one directory that are looked at: above it somebody keeps something else there."""
+
+
+class LeaseDisk(Disk, Protocol):
+    """An open path."""
+
+    @property
+    def facts(self) -> DiskFacts: ...
+
+    async def is_named(self) -> bool:
+        """Whether the path still names what is open here: a file may have been removed or replaced."""
+
+    def close(self) -> None: ...
+
+
+class LeaseStorage(Protocol):
+    """The port."""
+
+    async def open(self, path: str, *, writable: bool = True) -> LeaseDisk | IoFailed: ...
+
+    async def make(self, path: str, content: bytes, *, like: str) -> IoFailed | None:
+        """A new file with that content, owned as `like` is; EEXIST if there is one already."""
+
+    async def remove(self, path: str) -> IoFailed | None: ...
+
+    async def names(self, directory: str) -> list[str] | IoFailed: ...
+
+
+class SystemLeaseStorage:
+    """The kernel's own."""
+
+    def __init__(
+        self, lane: DiskLane, *, kernel: Kernel = REAL_KERNEL, devices: DeviceWrites = DEVICE_WRITES
+    ) -> None:
+        self._lane = lane
+        self._kernel = kernel
+        self._devices = devices
+
+    async def open(self, path: str, *, writable: bool = True) -> SuspendingDisk | IoFailed:
+        return await open_suspending(
+            path, self._lane, writable=writable, kernel=self._kernel, devices=self._devices
+        )
+
+    async def make(self, path: str, content: bytes, *, like: str) -> IoFailed | None:
+        failed = await on_worker(self._lane, lambda: _make(path, content, like), MAKE_TIMEOUT_S)
+        return failed if isinstance(failed, IoFailed) else None
+
+    async def remove(self, path: str) -> IoFailed | None:
+        failed = await on_worker(self._lane, lambda: os.unlink(path), OPEN_TIMEOUT_S)
+        return failed if isinstance(failed, IoFailed) else None
+
+    async def names(self, directory: str) -> list[str] | IoFailed:
+        def look() -> list[str]:
+            with os.scandir(directory) as entries:
+                found = [entry.name for entry, _ in zip(entries, range(NAMES_MAX + 1), strict=False)]
+            if len(found) > NAMES_MAX:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            return sorted(found)
+
+        return await on_worker(self._lane, look, OPEN_TIMEOUT_S)
+
+
+def _make(path: str, content: bytes, like: str) -> None:
+    directory = os.path.dirname(path)
+    model = os.stat(like)
+    temporary = os.path.join(directory, UNFINISHED_PREFIX + secrets.token_hex(8))
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fchmod(fd, stat.S_IMODE(model.st_mode) & 0o666)
+            if (model.st_uid, model.st_gid) != (os.geteuid(), os.getegid()):
+                with contextlib.suppress(PermissionError):
+                    os.fchown(fd, model.st_uid, model.st_gid)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.link(temporary, path)
+        _sync_directory(directory)
+    finally:
+        os.unlink(temporary)
+
+
+def _sync_directory(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,68 @@
+"""Threads that keep leases honest, started for whoever asks: each with a disk and a clock of its own.
+
+A renewal runs on a thread over blocking ports (`blocking_thread`); its lane is its own, so leases that hang cannot use
+up its workers. What a thread has to tell is called on the event loop, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from holdfast.protocol.ports import Clock, Disk
+from holdfast.protocol.words import IoFailed
+from holdfast.system.blocking_thread import BlockingClock, start_thread
+from holdfast.system.disk import open_blocking
+from holdfast.system.disk_lane import DiskLane
+
+RENEWAL_WORKERS = 2
+"""One for a request that hangs, one for the next read."""
+
+Life = Callable[[Disk, Clock, Callable[[], None]], Coroutine[Any, Any, object]]
+"""(disk, clock, how to interrupt the clock) -> what the thread does."""
+
+
+class LeaseThreads(Protocol):
+    """The port."""
+
+    def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
+        """Run it over the disk at `path`. `on_end` gets its result, `IoFailed` if the path can't be opened, or
+        what it raised; called on the event loop."""
+
+    def tell(self, callback: Callable[[], None]) -> None:
+        """From such a thread: have it called on the event loop."""
+
+
+class SystemLeaseThreads:
+    """Real threads beside the running event loop."""
+
+    def __init__(self, prepare: Callable[[], None] = lambda: None) -> None:
+        """`prepare` is called first on each thread: priorities."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._prepare = prepare
+
+    def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        clock = BlockingClock()
+
+        async def whole() -> object:
+            self._prepare()
+            lane = DiskLane(name, RENEWAL_WORKERS)
+            disk = open_blocking(path, lane)
+            if isinstance(disk, IoFailed):
+                lane.close()
+                return disk
+            try:
+                return await life(disk, clock, clock.interrupt)
+            finally:
+                disk.close()
+                lane.close()
+
+        start_thread(name, whole(), lambda result: self.tell(lambda: on_end(result)))
+
+    def tell(self, callback: Callable[[], None]) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is gone: the daemon is exiting
+            self._loop.call_soon_threadsafe(callback)

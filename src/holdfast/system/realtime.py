@@ -1,0 +1,43 @@
+"""Habits of a program that must act in time: memory that is there, priority for the threads that keep leases.
+
+Renewing late is safe and costly (VMs are stopped), so these are habits, not conditions: what the kernel does not
+permit is told once and gone on without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+
+log = logging.getLogger(__name__)
+
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+PRIORITY = 1
+"""The least real-time priority: before every ordinary thread, behind whatever an admin made urgent."""
+
+_told: set[str] = set()
+
+
+def lock_memory() -> bool:
+    """Keep every page that is touched in memory: a renewal must not wait for a page on storage that hangs."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Only what is touched: all of it would be hundreds of megabytes of libraries that nobody calls.
+    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
+        return True
+    _tell_once(f"memory can't be locked: {os.strerror(ctypes.get_errno())} (LimitMEMLOCK=infinity)")
+    return False
+
+
+def prepare_thread() -> None:
+    """Called on a thread that renews or measures: it goes before others when two want the processor."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(PRIORITY))
+    except OSError as e:
+        _tell_once(f"no real-time priority for the threads that keep leases: {e.strerror} (LimitRTPRIO=1)")
+
+
+def _tell_once(text: str) -> None:
+    if text not in _told:
+        _told.add(text)
+        log.warning("%s", text)

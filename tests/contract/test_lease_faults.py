@@ -1,0 +1,217 @@
+"""Storage that fails amid taking, changing and giving up a lease: nothing is half done for ever, nothing held twice."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from tests.contract.test_paxos_backend import Scene, _Hurried, play
+from tests.support.leases import LeaseHost, entry_count
+
+from holdfast.backends.base import Creation, HeldElsewhere
+from holdfast.backends.paxos import PaxosBackend
+from holdfast.errors import LeaseUnusable
+from holdfast.model import Mode, Resource
+from holdfast.ondisk.geometry import MIB
+from holdfast.system.disk_file import RealKernel
+from holdfast.system.file_lock import IoFailed
+from holdfast.testing.conformance import NOTE, assert_held, take
+from holdfast.testing.simulated import SimulatedClock
+
+LEADER, BLOCK_OF_ONE = 0, 2 * 512
+
+
+class FaultyKernel(RealKernel):
+    """Fails or holds up the next writes at given offsets."""
+
+    def __init__(self) -> None:
+        self.failing: dict[int, int] = {}
+        """Offset to the number of writes there that fail."""
+        self.holding: dict[int, threading.Event] = {}
+
+    def write_from(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        if (gate := self.holding.pop(offset_bytes, None)) is not None:
+            gate.wait(30)
+        if self.failing.get(offset_bytes, 0) > 0:
+            self.failing[offset_bytes] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().write_from(fd, buffer, offset_bytes)
+
+
+class FaultyScene(Scene):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.kernel, self.clock = FaultyKernel(), SimulatedClock()
+        self.alpha = LeaseHost(self.lockspace, 1, "alpha", kernel=self.kernel, clock=self.clock)
+        self.one = self.alpha.backend(directory)
+
+    async def made(self) -> None:
+        """The lease file is there and free."""
+        held = assert_held(await take(self.one, self.world(), Mode.EXCLUSIVE))
+        await held.release()
+
+    async def until(self, happened: Callable[[], Awaitable[bool]]) -> None:
+        for _ in range(300):
+            if await happened():
+                return
+            await self.clock.advance(1)
+            await asyncio.sleep(0.01)
+        raise AssertionError("waited in vain")
+
+    async def can_be_opened(self, backend: PaxosBackend) -> bool:
+        try:
+            candidate = await backend.open(self.resource, create=Creation.NONE)
+        except LeaseUnusable as e:
+            assert "still giving it up" in str(e)
+            return False
+        assert not isinstance(candidate, IoFailed)
+        await candidate.abandon()
+        return True
+
+
+def test_acquire_that_ends_in_doubt_is_withdrawn_before_anybody_tries_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        await s.made()
+        s.kernel.failing = {LEADER: 1}  # the commit
+        failed = await take(s.one, s.world(), Mode.EXCLUSIVE)
+        assert isinstance(failed, IoFailed)
+        assert failed.errno == errno.EIO
+        assert not await s.can_be_opened(s.one)
+        await s.until(lambda: s.can_be_opened(s.one))
+        held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        assert isinstance(await take(s.one, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+        await held.release()
+        assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+def test_release_that_fails_is_repeated_until_another_host_can_take_it(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        s.kernel.failing = {LEADER: 3, BLOCK_OF_ONE: 3}
+        await held.release()
+        assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+        assert not await s.can_be_opened(s.one)
+        await s.until(lambda: s.can_be_opened(s.one))
+        assert s.kernel.failing == {LEADER: 0, BLOCK_OF_ONE: 0}
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+def test_downgrade_that_fails_counts_as_shared_and_is_repeated(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        s.kernel.failing = {LEADER: 2}
+        assert await held.convert(Mode.SHARED, NOTE) is None
+        stronger = await held.convert(Mode.EXCLUSIVE, NOTE)
+        assert isinstance(stronger, IoFailed)
+        assert stronger.errno == errno.EAGAIN
+
+        async def shared() -> bool:
+            return not isinstance(await take(s.two, s.world(), Mode.SHARED), HeldElsewhere)
+
+        await s.until(shared)
+
+    play(scene)
+
+
+def test_release_amid_a_downgrade_that_is_being_repeated_gives_everything_up(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        s.kernel.failing = {LEADER: 2}
+        await held.convert(Mode.SHARED, NOTE)
+        await held.release()
+        await s.until(lambda: s.can_be_opened(s.one))
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+def test_lease_write_that_hangs_keeps_the_lease_closed_until_it_has_landed(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        await s.made()
+        gate = s.kernel.holding[LEADER] = threading.Event()
+        failed = await take(s.one, s.world(), Mode.EXCLUSIVE)
+        assert isinstance(failed, IoFailed)
+        assert failed.errno == errno.ETIMEDOUT
+        for _ in range(20):
+            await s.clock.advance(10)
+            assert not await s.can_be_opened(s.one)
+        gate.set()
+        await s.until(lambda: s.can_be_opened(s.one))
+        assert s.leader().is_free
+
+    play(scene)
+
+
+def test_lost_lockspace_leaves_storage_as_it_is(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        before = s.lease_file.read_bytes()
+        s.alpha.may_write = False
+        await held.release()
+        assert s.lease_file.read_bytes() == before
+        with pytest.raises(LeaseUnusable, match="just lost the lockspace"):
+            await take(s.one, s.world(), Mode.EXCLUSIVE)
+
+    play(scene)
+
+
+def test_lease_won_at_the_moment_of_the_loss_is_not_handed_out(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        await s.made()
+        candidate = await s.one.open(s.resource, create=Creation.NONE)
+        assert not isinstance(candidate, IoFailed)
+        named = candidate._found.disk.is_named
+
+        async def is_named() -> bool:
+            s.alpha.may_write = False
+            return await named()
+
+        candidate._found.disk.is_named = is_named  # type: ignore[method-assign]
+        with pytest.raises(LeaseUnusable, match="just lost the lockspace"):
+            await candidate.take(Mode.EXCLUSIVE, NOTE)
+
+    play(scene)
+
+
+def test_index_stays_ours_until_our_late_write_to_it_has_landed(tmp_path: Path) -> None:
+    """Else it would land upon the entry that another host wrote meanwhile."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=True)
+        kernel = FaultyKernel()
+        slow = LeaseHost(s.lockspace, 1, "alpha", kernel=kernel)
+        gate = kernel.holding[MIB + 512] = threading.Event()
+        first, second = Resource("", "/dev/vg/a"), Resource("", "/dev/vg/b")
+        failed = await slow.backend().open(first, create=Creation.NONE)
+        assert isinstance(failed, IoFailed)
+        assert failed.errno == errno.ETIMEDOUT
+        s.beta.clock = _Hurried()  # type: ignore[assignment]
+        with pytest.raises(LeaseUnusable, match="resource index is being changed"):
+            await s.beta.backend().open(second, create=Creation.NONE)
+        gate.set()
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            try:
+                assert not isinstance(await s.beta.backend().open(second, create=Creation.NONE), IoFailed)
+                break
+            except LeaseUnusable:
+                continue
+        assert entry_count(s.lockspace) == 2
+
+    play(scene)

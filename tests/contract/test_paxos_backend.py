@@ -1,0 +1,443 @@
+"""The `paxos` backend passes the conformance suite, on lease files and on one device; what only it promises is below."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.support.leases import SPACE, LeaseHost, entry_count, make_lockspace, twin
+
+from holdfast.backends.base import Creation, HeldElsewhere, Moved, SavedLock
+from holdfast.backends.lock_names import NameBy
+from holdfast.backends.paxos import PaxosBackend, key_of_lease
+from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
+from holdfast.model import Mode, Protection, Resource
+from holdfast.ondisk import areas
+from holdfast.ondisk.geometry import GEOMETRIES, MIB, Geometry
+from holdfast.ondisk.host_block import NOTE_OFFSET_BYTES, HostBlock
+from holdfast.ondisk.leader import Leader
+from holdfast.protocol.host_status import HostState
+from holdfast.supervision.presence import Absent
+from holdfast.system.file_lock import FileKey, IoFailed
+from holdfast.testing.conformance import (
+    NOTE,
+    BackendConformance,
+    BackendWorld,
+    assert_held,
+    opened,
+    take,
+    taken_and_saved,
+)
+
+
+class Scene:
+    """Two hosts, one disk, leases in a directory or on the lockspace's own device."""
+
+    def __init__(self, directory: Path, *, device: bool = False, geometry: Geometry = GEOMETRIES[0]) -> None:
+        directory.mkdir(exist_ok=True)
+        self.directory = directory
+        self.lockspace = directory / SPACE
+        make_lockspace(self.lockspace, geometry, index_entries=4 if device else 0)
+        self.disk = directory / "disk.img"
+        self.disk.touch()
+        self.resource = Resource("", str(self.disk))
+        where = None if device else directory
+        self.alpha = LeaseHost(self.lockspace, 1, "alpha", geometry=geometry)
+        self.beta = LeaseHost(self.lockspace, 2, "beta", geometry=geometry)
+        self.one, self.two = self.alpha.backend(where), self.beta.backend(where)
+
+    @property
+    def lease_file(self) -> Path:
+        return self.directory / hashlib.md5(str(self.disk).encode()).hexdigest()
+
+    def world(self) -> BackendWorld:
+        alias = self.directory / "alias.img"
+        if not alias.exists():
+            os.link(self.disk, alias)
+        return BackendWorld(
+            backend=self.one, rival=self.two, resource=self.resource, alias=Resource("", str(alias))
+        )
+
+    def leader(self) -> Leader:
+        leader = Leader.decode(self.lease_file.read_bytes()[:512])
+        assert isinstance(leader, Leader)
+        return leader
+
+
+class _InDirectory(BackendConformance):
+    device = False
+    geometry = GEOMETRIES[0]
+
+    @pytest.fixture(autouse=True)
+    def _in(self, tmp_path: Path) -> None:
+        self.scene = Scene(tmp_path / "leases", device=self.device, geometry=self.geometry)
+
+    def make_world(self) -> BackendWorld:
+        return self.scene.world()
+
+
+class TestPaxosInDirectory(_InDirectory):
+    pass
+
+
+class TestPaxosOnDevice(_InDirectory):
+    device = True
+
+
+class TestPaxosOnDeviceWithLargeSectors(_InDirectory):
+    device = True
+    geometry = GEOMETRIES[1]
+
+
+def play(scene: Callable[[], Awaitable[None]]) -> None:
+    async def go() -> None:
+        await scene()
+
+    asyncio.run(go())
+
+
+async def taken(backend: PaxosBackend, s: Scene, mode: Mode = Mode.EXCLUSIVE) -> object:
+    return await take(backend, s.world(), mode)
+
+
+def test_lease_is_named_and_placed_as_libvirts_sanlock_plugin_does(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        assert held.path == str(s.lease_file)
+        leader = s.leader()
+        assert (leader.space_name.text, leader.resource_name.text) == (SPACE, s.lease_file.name)
+        assert (leader.owner_id, leader.owner_generation, leader.num_hosts) == (1, 1, 8)
+        assert not [p for p in s.directory.iterdir() if p.name.startswith(".")]
+        await held.release()
+        assert s.leader().is_free
+
+    play(scene)
+
+
+def test_refusal_names_vm_host_and_host_id_and_how_long_ago_it_lived(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        refused = await take(s.two, s.world(), Mode.EXCLUSIVE)
+        assert isinstance(refused, HeldElsewhere)
+        text = str(refused.holders[0])
+        assert text.startswith(
+            "VM web1 (uuid 11111111-2222-3333-4444-555555555555, pid 4711) on host alpha (host_id 1) since"
+        )
+        assert text.endswith(", alive 0 s ago")
+
+    play(scene)
+
+
+def test_sharers_are_named_too(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.one, s.world(), Mode.SHARED))
+        refused = await take(s.two, s.world(), Mode.EXCLUSIVE)
+        assert isinstance(refused, HeldElsewhere)
+        assert "VM web1" in str(refused.holders[0])
+        assert ", shared" in str(refused.holders[0])
+
+    play(scene)
+
+
+def test_owner_that_may_be_dead_is_told_with_the_seconds_left(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        s.beta.state_of[1] = HostState.FAIL
+        refused = await take(s.two, s.world(), Mode.EXCLUSIVE)
+        assert isinstance(refused, HeldElsewhere)
+        assert "not known to be alive; if it is dead, its leases can be taken over in 68 s" in str(
+            refused.holders[0]
+        )
+
+    play(scene)
+
+
+def test_note_stands_behind_our_own_block_and_nowhere_else(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        raw = s.lease_file.read_bytes()
+        blocks = {n: raw[512 * n : 512 * n + 512] for n in range(1, len(raw) // 512)}
+        noted = [n for n, block in blocks.items() if any(block[NOTE_OFFSET_BYTES:])]
+        assert noted == [3]  # the block of host 2
+        assert isinstance(HostBlock.decode(blocks[3]), HostBlock)
+
+    play(scene)
+
+
+def test_host_that_is_not_in_the_lockspace_refuses_with_reason_and_seconds(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        s.alpha.presence.member = Absent("claim on host id 1 settles", 12.4)
+        with pytest.raises(LockspaceAbsent, match=r"not in lockspace .* now: claim .* settles, 12 s left"):
+            await s.one.open(s.resource, create=Creation.NONE)
+        level, note = s.one.protection("")
+        assert (level, "12 s left" in note) == (Protection.NONE, True)
+
+    play(scene)
+
+
+def test_protection_follows_watchdog_and_reach(tmp_path: Path) -> None:
+    s = Scene(tmp_path / "leases")
+    assert s.one.protection("") == (Protection.FENCED, "")
+    s.alpha.presence.fences = False
+    assert s.one.protection("")[0] is Protection.CROSS_HOST
+
+
+# --- lease files that are not as they should be ---
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "shorter than a lease"),
+        (bytes(512), "shorter than a lease"),
+        (bytes(MIB), "it is empty"),
+        (b"x" * MIB, "magic number"),
+    ],
+)
+def test_lease_file_that_holds_no_lease_is_refused_and_left_as_it_is(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        s.lease_file.write_bytes(content)
+        with pytest.raises(LeaseUnusable, match=told):
+            await s.one.open(s.resource, create=Creation.NONE)
+        assert s.lease_file.read_bytes() == content
+
+    play(scene)
+
+
+def test_lease_of_another_disk_is_not_taken(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        other = areas.fresh_leader(GEOMETRIES[0], SPACE, "another")
+        s.lease_file.write_bytes(areas.lease_area(other))
+        with pytest.raises(LeaseUnusable, match="another resource's name"):
+            await s.one.open(s.resource, create=Creation.NONE)
+
+    play(scene)
+
+
+def test_lease_with_other_sizes_than_its_lockspace_is_used_with_its_own(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        large = GEOMETRIES[1]
+        s.lease_file.write_bytes(areas.lease_area(areas.fresh_leader(large, SPACE, s.lease_file.name)))
+        held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        raw = s.lease_file.read_bytes()
+        assert isinstance(await take(s.one, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+        assert any(raw[3 * 4096 : 3 * 4096 + 56])  # the block of host 2, in a sector of 4096
+        assert not any(raw[2 * 512 : 4096])
+        await held.release()
+
+    play(scene)
+
+
+def test_lease_that_is_removed_after_it_was_opened_is_opened_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        candidate = await opened(s.one, s.world())
+        s.lease_file.unlink()
+        assert isinstance(await candidate.take(Mode.EXCLUSIVE, NOTE), Moved)
+        assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+def test_lease_is_not_made_where_the_lockspace_is_not(tmp_path: Path) -> None:
+    """The directory was unmounted below the daemon: what is there now is no other host's."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        hidden = tmp_path / "hidden"
+        s.directory.rename(hidden)
+        s.directory.mkdir()
+        failed = await s.one.open(s.resource, create=Creation.NONE)
+        assert isinstance(failed, IoFailed)
+        assert failed.errno == errno.ENOENT
+        make_lockspace(s.lockspace)
+        with pytest.raises(LeaseUnusable, match="is it mounted"):
+            await s.one.open(s.resource, create=Creation.NONE)
+        assert not s.lease_file.exists()
+
+    play(scene)
+
+
+# --- names ---
+
+
+def test_disk_without_the_kind_of_name_that_is_asked_for_is_refused(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        backend = s.alpha.backend(s.directory, name_by=NameBy.LVM_UUID)
+        with pytest.raises(NoLeaseName, match="has no LVM UUID"):
+            await backend.open(s.resource, create=Creation.NONE)
+
+    play(scene)
+
+
+# --- a restart of the daemon ---
+
+
+def test_lease_is_taken_up_without_a_write_when_the_term_is_the_same(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        saved, held = await taken_and_saved(s.world())
+        held.forget()
+        before = s.lease_file.read_bytes()
+        next_daemon = twin(s.alpha).backend(s.directory)
+        again = assert_held(await next_daemon.adopt(saved, None))
+        assert s.lease_file.read_bytes() == before
+        await again.release()
+        assert s.leader().is_free
+
+    play(scene)
+
+
+def test_lease_of_an_older_term_is_acquired_anew(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        saved, held = await taken_and_saved(s.world())
+        held.forget()
+        next_daemon = twin(s.alpha, generation=2).backend(s.directory)
+        assert_held(await next_daemon.adopt(saved, None))
+        assert (s.leader().owner_generation, s.leader().lver) == (2, 2)
+
+    play(scene)
+
+
+def test_adoption_is_refused_when_another_host_took_over(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        saved, held = await taken_and_saved(s.world())
+        held.forget()
+        s.beta.state_of[1] = HostState.LIVE
+        # The operator, or time, proved that term over: a newer one stands in the lockspace.
+        twin(s.alpha, generation=2)
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        next_daemon = twin(s.alpha, generation=2).backend(s.directory)
+        refused = await next_daemon.adopt(saved, None)
+        assert isinstance(refused, HeldElsewhere)
+        assert refused.holders[0].host_id == 2
+
+    play(scene)
+
+
+def test_shared_hold_that_a_killed_daemon_left_is_taken_up(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.SHARED))
+        held.forget()  # killed before its journal had it
+        next_daemon = twin(s.alpha).backend(s.directory)
+        again = assert_held(await take(next_daemon, s.world(), Mode.EXCLUSIVE))
+        assert isinstance(await take(s.two, s.world(), Mode.SHARED), HeldElsewhere)
+        await again.release()
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+# --- the index ---
+
+
+def test_device_keeps_one_entry_per_disk_and_says_when_it_is_full(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=True)
+        for n in range(4):
+            resource = Resource("", f"/dev/vg/disk{n}")
+            for backend in (s.one, s.two, s.one):
+                candidate = await backend.open(resource, create=Creation.NONE)
+                assert not isinstance(candidate, IoFailed)
+                held = assert_held(await candidate.take(Mode.EXCLUSIVE, NOTE))
+                await held.release()
+        assert entry_count(s.lockspace) == 4
+        with pytest.raises(LeaseUnusable, match="all 4 entries"):
+            await s.one.open(Resource("", "/dev/vg/one-more"), create=Creation.NONE)
+
+    play(scene)
+
+
+def test_hosts_that_make_leases_at_once_make_each_of_them_once(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=True)
+        s.alpha.clock = s.beta.clock = _Hurried()  # type: ignore[assignment]
+        one, two = s.alpha.backend(), s.beta.backend()
+        names = [Resource("", f"/dev/vg/disk{n}") for n in range(4)]
+        found = await asyncio.gather(
+            *(b.open(r, create=Creation.NONE) for r in names for b in (one, two)), return_exceptions=True
+        )
+        assert not [f for f in found if isinstance(f, IoFailed | BaseException)]
+        assert entry_count(s.lockspace) == 4
+
+    play(scene)
+
+
+class _Hurried:
+    """A clock whose waits are short: who waits here waits for other hosts, and they run beside."""
+
+    def now(self) -> float:
+        return time.monotonic() * 10
+
+    def wall(self) -> float:
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 10)
+
+
+def test_keys_of_leases_are_no_keys_of_files() -> None:
+    assert key_of_lease("a", "b") != key_of_lease("a", "c") != key_of_lease("ab", "")
+    assert key_of_lease("a", "b").device == -2
+    assert 0 <= key_of_lease("a", "b").inode < 1 << 63
+
+
+def test_shared_hold_of_an_older_term_is_acquired_anew(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.SHARED))
+        saved = SavedLock(
+            resource=s.resource, mode=Mode.SHARED, create=False, path=held.path, keys=(key_of_lease_of(s),)
+        )
+        held.forget()
+        next_daemon = twin(s.alpha, generation=2).backend(s.directory)
+        assert_held(await next_daemon.adopt(saved, None))
+        assert s.leader().lver == 2
+        assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+
+    play(scene)
+
+
+def key_of_lease_of(s: Scene) -> FileKey:
+    return key_of_lease(SPACE, s.lease_file.name)
+
+
+def test_note_of_an_earlier_version_names_nobody(tmp_path: Path) -> None:
+    """A sanlock host took the lease over from a Holdfast host that had its own id: the old note is not about it."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        raw = bytearray(s.lease_file.read_bytes())
+        leader = s.leader()
+        raw[:512] = replace(leader, lver=leader.lver + 1).sector()
+        s.lease_file.write_bytes(raw)
+        refused = await take(s.two, s.world(), Mode.EXCLUSIVE)
+        assert isinstance(refused, HeldElsewhere)
+        assert "on host alpha (host_id 1)" in str(refused.holders[0])
+        assert "web1" not in str(refused.holders[0])
+        held.forget()
+
+    play(scene)

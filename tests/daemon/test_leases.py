@@ -1,0 +1,217 @@
+"""The real daemon with `driver = "paxos"`: two hosts of one lockspace, their restarts, deaths and losses.
+
+io_timeout 1 and fire timeout 6: a lease fails at 8 s, and may be taken over 14 s after its last renewal was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.support.daemon import Factory, Holdfastd, bystander, exists, make_disk
+from tests.support.leases import SPACE, make_lockspace
+from tests.support.polling import wait_until
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.geometry import DEFAULT
+from holdfast.testing.virtlockd_client import CallFailed
+
+IO_TIMEOUT_S, FIRE_TIMEOUT_S = 1, 6
+FAIL_S, DEAD_S = 8 * IO_TIMEOUT_S, 8 * IO_TIMEOUT_S + FIRE_TIMEOUT_S
+
+MakeHost = Callable[..., Holdfastd]
+
+
+@pytest.fixture
+def leases(place: Path) -> Path:
+    directory = place / "leases"
+    directory.mkdir()
+    make_lockspace(directory / SPACE)
+    return directory
+
+
+@pytest.fixture
+def make_host(make_daemon: Factory, leases: Path) -> MakeHost:
+    def make(name: str, host_id: int | str, more: str = "") -> Holdfastd:
+        host = json.dumps(host_id)
+        return make_daemon(
+            f'[backend.leases]\ndriver = "paxos"\ndirectory = "{leases}"\nhost_id = {host}\n'
+            f'watchdog = "none"\nio_timeout_s = {IO_TIMEOUT_S}\nfire_timeout_s = {FIRE_TIMEOUT_S}\n'
+            f"cross_host = true\n{more}\n"
+            '[[disk]]\nmatch = "*/local/*"\nbackend = "file"\n[[disk]]\nmatch = "*"\nbackend = "leases"\n',
+            name=name,
+        )
+
+    return make
+
+
+def joined(host: Holdfastd) -> Holdfastd:
+    wait_until(lambda: "generation" in host.log_text(), "the lockspace to be joined")
+    return host
+
+
+def record(leases: Path, host_id: int) -> DeltaLease:
+    with (leases / SPACE).open("rb") as f:
+        f.seek(DEFAULT.delta_offset_bytes(host_id))
+        found = DeltaLease.decode(f.read(512))
+    assert isinstance(found, DeltaLease)
+    return found
+
+
+def refusal(host: Holdfastd, disk: Path) -> str:
+    """Somebody else's try on that host; empty if it was granted (and given back)."""
+    with host.client() as client:
+        client.register(pid=bystander(7), name="rival")
+        try:
+            client.acquire(str(disk))
+        except CallFailed as e:
+            return e.reply.message
+        client.release(str(disk))
+        return ""
+
+
+def test_start_before_the_lockspace_is_joined_is_refused_while_other_backends_serve(
+    make_host: MakeHost, place: Path
+) -> None:
+    (place / "local").mkdir()
+    alpha = make_host("alpha", 1).start()
+    told = refusal(alpha, make_disk(place))
+    assert f"this host is not in lockspace {SPACE} now: joining" in told
+    assert refusal(alpha, make_disk(place / "local")) == ""
+    joined(alpha)
+    assert refusal(alpha, place / "disk.img") == ""
+    assert " s left" in told or "joining" in told
+
+
+def test_refused_start_names_vm_host_and_id_of_the_other_host(make_host: MakeHost, place: Path) -> None:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    disk = make_disk(place)
+    joined(alpha), joined(beta)
+    vm = alpha.vm([disk], name="web1")
+    told = wait_until(lambda: refusal(beta, disk), "a refusal")
+    assert "is locked by VM web1" in told
+    assert f"on host {os.uname().nodename}." in told
+    assert "(host_id 1)" in told
+    alpha.end_vm(vm)
+    wait_until(lambda: refusal(beta, disk) == "", "the lease to be free")
+
+
+def test_lockspace_is_left_at_stop_when_nobody_rests_on_it(make_host: MakeHost, leases: Path) -> None:
+    alpha = joined(make_host("alpha", 1).start())
+    assert not record(leases, 1).is_free
+    assert alpha.kill(signal.SIGTERM) == 0
+    assert record(leases, 1).is_free
+    assert record(leases, 1).generation == 1
+
+
+@pytest.mark.parametrize("how", ["kill", "stop", "reexec"])
+def test_leases_go_on_over_a_restart_in_the_same_term(
+    make_host: MakeHost, place: Path, leases: Path, how: str
+) -> None:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    disk = make_disk(place)
+    joined(alpha), joined(beta)
+    vm = alpha.vm([disk], name="web1")
+    if how == "reexec":
+        alpha.reexec()
+    else:
+        alpha.kill(signal.SIGKILL if how == "kill" else signal.SIGTERM)
+        alpha.start()
+    assert "gone on with as host_id 1, generation 1" in alpha.log_text()
+    assert record(leases, 1).generation == 1
+    until = time.monotonic() + DEAD_S + 2
+    while time.monotonic() < until:
+        assert refusal(beta, disk)
+        time.sleep(0.5)
+    assert exists(vm)
+    assert alpha.holders(disk) == [("web1", vm, True)]
+    alpha.end_vm(vm)
+    wait_until(lambda: refusal(beta, disk) == "", "the lease to be free")
+
+
+def test_dead_host_is_taken_over_after_the_bound_and_not_before(make_host: MakeHost, place: Path) -> None:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    disk = make_disk(place)
+    joined(alpha), joined(beta)
+    vm = alpha.vm([disk], name="web1")
+    wait_until(lambda: refusal(beta, disk), "a refusal")
+    renewed = record_time = time.monotonic()
+    alpha.kill()
+    alpha.end_vm(vm)
+    told = ""
+    while answer := refusal(beta, disk):
+        told = answer
+        time.sleep(0.1)
+        assert time.monotonic() < record_time + DEAD_S + 10, told
+    took_s = time.monotonic() - renewed
+    assert "its leases can be taken over in" in told
+    # It was renewed up to one interval before it was killed, and seen up to one interval later.
+    assert DEAD_S - 2 * IO_TIMEOUT_S < took_s < DEAD_S + 3 * 2 * IO_TIMEOUT_S
+
+
+def test_host_that_was_suspended_beyond_its_lease_stops_its_vms_and_joins_again(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    (place / "local").mkdir()
+    alpha = joined(make_host("alpha", 1).start())
+    disk, local = make_disk(place), make_disk(place / "local")
+    vm, other = alpha.vm([disk], name="web1"), alpha.vm([local], name="local1")
+    os.kill(alpha.pid, signal.SIGSTOP)
+    time.sleep(FAIL_S + 1)
+    assert exists(vm)
+    os.kill(alpha.pid, signal.SIGCONT)
+    wait_until(lambda: not exists(vm), "the VM to be stopped")
+    assert exists(other)
+    wait_until(lambda: record(leases, 1).generation == 2, "the lockspace to be joined again")
+    wait_until(lambda: refusal(alpha, disk) == "", "the disk to be had again")
+    kinds = [e["kind"] for e in map(json.loads, alpha.cli("events", "--json").stdout.splitlines())]
+    assert kinds.index("lockspace-lost") < kinds.index("lease-lost") < kinds.index("owner-died")
+
+
+def test_vms_of_a_term_that_can_not_be_gone_on_with_are_stopped(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    alpha = joined(make_host("alpha", 1).start())
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    alpha.kill()
+    time.sleep(FAIL_S + 1)
+    alpha.start()
+    wait_until(lambda: not exists(vm), "the VM to be stopped")
+    assert "its last renewal is" in alpha.log_text()
+    wait_until(lambda: refusal(alpha, disk) == "", "the disk to be had again")
+    assert record(leases, 1).generation == 2
+
+
+def test_two_hosts_with_one_id_are_told_by_name(make_host: MakeHost) -> None:
+    joined(make_host("alpha", 1).start())
+    beta = make_host("beta", 1).start()
+    beta.says("host id 1 of lockspace __LIBVIRT__DISKS__ is held by host")
+
+
+def test_host_id_is_found_and_kept(make_host: MakeHost, leases: Path) -> None:
+    alpha = joined(make_host("alpha", "auto").start())
+    assert not record(leases, 1).is_free
+    alpha.kill(signal.SIGTERM)
+    alpha.start()
+    wait_until(lambda: record(leases, 1).generation == 2 and not record(leases, 1).is_free, "id 1 again")
+    # Another machine that has the same name, and remembers nothing.
+    beta = make_host("beta", "auto").start()
+    beta.says("host id 1 of lockspace __LIBVIRT__DISKS__ is held by host")
+
+
+def test_lockspace_that_is_not_there_yet_is_joined_when_it_comes(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    (leases / SPACE).unlink()
+    alpha = make_host("alpha", 1).start()
+    alpha.says("No such file or directory")
+    assert "No such file" in refusal(alpha, make_disk(place))
+    make_lockspace(leases / SPACE)
+    joined(alpha)
+    assert refusal(alpha, place / "disk.img") == ""

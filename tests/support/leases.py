@@ -1,0 +1,160 @@
+"""Hosts of one lockspace on real files, with memberships that are simply there: for tests of what rests on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from holdfast.backends.lease_places import DevicePlaces, DirectoryPlaces, LeasePlaces
+from holdfast.backends.lock_names import NameBy
+from holdfast.backends.paxos import PaxosBackend
+from holdfast.model import LockFailureAction, Protection
+from holdfast.ondisk import areas, rindex
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.geometry import DEFAULT, Geometry
+from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX, PaddedName
+from holdfast.protocol.host_status import HostState, HostView
+from holdfast.protocol.lockspace_area import LockspaceArea
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import Generation, HostId, IoFailed
+from holdfast.supervision.presence import Absent
+from holdfast.system import tasks
+from holdfast.system.blocking import InlineStorage
+from holdfast.system.clock import Clock
+from holdfast.system.disk import open_blocking
+from holdfast.system.disk_file import REAL_KERNEL, Kernel
+from holdfast.system.disk_identity import SystemDiskIdentities
+from holdfast.system.disk_lane import DiskLane
+from holdfast.system.lease_storage import SystemLeaseStorage
+from holdfast.system.sector_writes import DeviceWrites
+from holdfast.testing.simulated import SimulatedClock
+
+SPACE = "__LIBVIRT__DISKS__"
+TIMING = Timing(1, 60)
+
+
+@dataclass
+class StandingPresence:
+    """Joined as long as `member` is one."""
+
+    member: Membership | Absent
+    name: str = SPACE
+    fences: bool = True
+
+    def membership(self) -> Membership | Absent:
+        return self.member
+
+
+def make_lockspace(path: Path, geometry: Geometry = DEFAULT, *, index_entries: int = 0) -> None:
+    """A lockspace, and right behind it an index with so many entries."""
+    area, first = areas.lockspace_area(geometry, SPACE, TIMING.io_timeout_s)
+    raw = first + area[len(first) :]
+    if index_entries:
+        header = areas.rindex_header(geometry, SPACE, geometry.align_bytes, index_entries)
+        raw += areas.rindex_area(header) + areas.lease_area(areas.internal_leader(header))
+    path.write_bytes(raw)
+    if index_entries:
+        with path.open("r+b") as f:
+            f.truncate((3 + index_entries) * geometry.align_bytes)
+
+
+@dataclass
+class LeaseHost:
+    """One host: its record says that it lives, and everybody sees that it does."""
+
+    lockspace: Path
+    host_id: int
+    name: str
+    generation: int = 1
+    geometry: Geometry = DEFAULT
+    kernel: Kernel = REAL_KERNEL
+    clock: Clock = field(default_factory=SimulatedClock)
+    state_of: dict[int, HostState] = field(default_factory=dict)
+    may_write: bool = True
+
+    def __post_init__(self) -> None:
+        self.lane = DiskLane(self.name)
+        self.devices = DeviceWrites()
+        self.storage = SystemLeaseStorage(self.lane, kernel=self.kernel, devices=self.devices)
+        self.presence = StandingPresence(self.join())
+
+    def join(self) -> Membership:
+        """Write the record of this generation; the membership of it."""
+        self.write_record(timestamp=100 + self.generation)
+        disk = open_blocking(str(self.lockspace), self.lane, kernel=self.kernel, devices=self.devices)
+        assert not isinstance(disk, IoFailed), disk
+        return Membership(
+            lockspace=LockspaceArea(disk, 0, self.geometry, SPACE),
+            host_id=HostId(self.host_id),
+            generation=Generation(self.generation),
+            timing=TIMING,
+            may_write=lambda: self.may_write,
+            view=self._view,
+        )
+
+    def write_record(self, *, timestamp: int) -> None:
+        record = DeltaLease(
+            geometry=self.geometry,
+            space_name=PaddedName.of(SPACE),
+            io_timeout_s=1,
+            owner_id=self.host_id,
+            generation=self.generation,
+            host_name=PaddedName.of(self.name, HOST_NAME_BYTES_MAX),
+            timestamp=timestamp,
+        )
+        with self.lockspace.open("r+b") as f:
+            f.seek(self.geometry.delta_offset_bytes(self.host_id))
+            f.write(record.sector())
+
+    def _view(self, host_id: HostId) -> HostView:
+        state = self.state_of.get(host_id, HostState.LIVE)
+        return HostView(host_id=host_id, state=state, changed_at_latest_look=state is HostState.LIVE)
+
+    def backend(
+        self,
+        directory: Path | None = None,
+        *,
+        name_by: NameBy = NameBy.PATH_MD5,
+        spawn: Callable[..., object] = tasks.start,
+        num_hosts: int | None = 8,
+    ) -> PaxosBackend:
+        """On lease files in a directory, else on the device that the lockspace is on."""
+        places: LeasePlaces
+        chance = Random(self.host_id)
+        if directory is not None:
+            places = DirectoryPlaces(str(directory), str(self.lockspace), self.storage, num_hosts)
+        else:
+            places = DevicePlaces(
+                str(self.lockspace), self.storage, num_hosts, clock=self.clock, chance=chance, spawn=spawn
+            )
+        return PaxosBackend(
+            "leases",
+            presence=self.presence,
+            places=places,
+            name_by=name_by,
+            on_lockfailure=LockFailureAction.PAUSE,
+            reach=Protection.CROSS_HOST,
+            reach_note="",
+            clock=self.clock,
+            chance=chance,
+            spawn=spawn,
+            storage=InlineStorage(),
+            identities=SystemDiskIdentities(),
+        )
+
+
+def entry_count(path: Path, geometry: Geometry = DEFAULT) -> int:
+    """Used entries of the index behind a lockspace."""
+    raw = path.read_bytes()[geometry.align_bytes : 2 * geometry.align_bytes]
+    header = rindex.RindexHeader.decode(raw)
+    assert isinstance(header, rindex.RindexHeader), header
+    return len(list(rindex.entries(header, raw)))
+
+
+def twin(host: LeaseHost, **changes: object) -> LeaseHost:
+    """The same host in another life."""
+    return dataclasses.replace(host, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,154 @@
+"""Which id a host claims, under which name, and when it may be quick about it."""
+
+from dataclasses import replace
+from typing import Any
+
+from tests.unit.protocol.simulated import Host, World
+from tests.unit.supervision.rig import record_of, world_with_lockspaces
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.geometry import DEFAULT
+from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX, PaddedName
+from holdfast.protocol.lockspace_area import LockspaceArea
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import HostId
+from holdfast.supervision.host_terms import (
+    HostIdentity,
+    Plan,
+    Planner,
+    Term,
+    decode_term,
+    fresh_name,
+    node_of,
+)
+from holdfast.supervision.join_refusals import NotJoined
+
+TIMING = Timing(10, 60)
+ME = HostIdentity("alpha", "boot-2", "machine-1")
+TOKEN, OLD_NAME = "0123456789ab", "alpha.ba9876543210"
+TERM = Term(
+    lockspace="A",
+    host_id=3,
+    generation=7,
+    host_name=OLD_NAME,
+    boot="boot-1",
+    machine="machine-1",
+    io_timeout_s=10,
+    fire_timeout_s=60,
+)
+
+
+def planner(host_id: int | None = None, identity: HostIdentity = ME, hosts_max: int | None = None) -> Planner:
+    return Planner(
+        host_id=HostId(host_id) if host_id else None,
+        hosts_max=hosts_max,
+        timing=TIMING,
+        identity=identity,
+        token=TOKEN,
+        on_wait=lambda _: None,
+    )
+
+
+def put(world: World, host_id: int, name: str, generation: int = 1, timestamp: int = 5) -> None:
+    record = replace(
+        record_of(world, host_id),
+        owner_id=host_id,
+        generation=generation,
+        host_name=PaddedName.of(name, HOST_NAME_BYTES_MAX),
+        timestamp=timestamp,
+    )
+    at = DEFAULT.delta_offset_bytes(host_id)
+    world.content[at : at + DeltaLease.BYTES] = record.encode()
+
+
+def plan(world: World, planner: Planner, term: Term | None = None, *, gone: bool = True) -> Plan | NotJoined:
+    host: Host = world.host("alpha")
+    area = LockspaceArea(host.disk, 0, DEFAULT, "A")
+    result: Any = host.run(planner.plan(area, host.clock, term, users_are_gone=gone))
+    return result  # type: ignore[no-any-return]
+
+
+def claimed(found: Plan | NotJoined) -> tuple[int, str]:
+    assert isinstance(found, Plan), found
+    assert found.resumed is None
+    return found.host_id, found.host_name
+
+
+def test_term_of_this_boot_is_gone_on_with() -> None:
+    same_boot = replace_term(boot="boot-2")
+    found = planner().resumption(same_boot)
+    assert found == Plan(HostId(3), OLD_NAME, TIMING, 7)  # type: ignore[arg-type]
+    assert planner().resumption(TERM) is None
+    assert planner(4).resumption(same_boot) is None
+    assert planner().resumption(None) is None
+
+
+def replace_term(**changes: Any) -> Term:
+    import msgspec
+
+    return msgspec.structs.replace(TERM, **changes)
+
+
+def test_host_that_was_rebooted_claims_its_id_under_its_old_name_after_a_look() -> None:
+    world = world_with_lockspaces()
+    put(world, 3, OLD_NAME, 7)
+    assert claimed(plan(world, planner(), TERM)) == (3, OLD_NAME)
+    assert 30 <= world.now < 32  # longer than a healthy host takes to renew, shorter than the dead bound
+
+
+def test_clone_that_renews_is_seen_in_time() -> None:
+    world = world_with_lockspaces()
+    put(world, 3, OLD_NAME, 7)
+    world.at(20.0, lambda: put(world, 3, OLD_NAME, 7, timestamp=25))
+    assert claimed(plan(world, planner(), TERM)) == (3, f"alpha.{TOKEN}")
+
+
+def test_memory_of_another_machine_proves_nothing() -> None:
+    world = world_with_lockspaces()
+    put(world, 3, OLD_NAME, 7)
+    assert claimed(plan(world, planner(identity=replace(ME, machine="machine-2")), TERM)) == (
+        3,
+        f"alpha.{TOKEN}",
+    )
+
+
+def test_term_of_this_boot_is_ours_only_when_its_users_are_gone() -> None:
+    world = world_with_lockspaces()
+    put(world, 3, OLD_NAME, 7)
+    same_boot = replace_term(boot="boot-2")
+    assert claimed(plan(world, planner(), same_boot, gone=False)) == (3, f"alpha.{TOKEN}")
+    assert claimed(plan(world, planner(), same_boot, gone=True)) == (3, OLD_NAME)
+
+
+def test_id_that_went_to_another_host_is_not_claimed_again() -> None:
+    world = world_with_lockspaces()
+    put(world, 3, "beta.aaaaaaaaaaaa", 8)
+    assert claimed(plan(world, planner(), TERM)) == (1, f"alpha.{TOKEN}")
+    assert claimed(plan(world, planner(3), TERM)) == (3, f"alpha.{TOKEN}")
+
+
+def test_id_is_found_by_the_nodes_name_then_among_the_unused_then_among_the_free() -> None:
+    world = world_with_lockspaces()
+    put(world, 1, "beta.aaaaaaaaaaaa")
+    put(world, 2, "gamma.aaaaaaaaaaaa", timestamp=0)
+    assert claimed(plan(world, planner()))[0] == 3
+    assert claimed(plan(world, planner(hosts_max=2)))[0] == 2
+    put(world, 4, "alpha.aaaaaaaaaaaa")
+    assert claimed(plan(world, planner()))[0] == 4
+    full = plan(world, planner(hosts_max=1))
+    assert isinstance(full, NotJoined)
+    assert "all 1 host ids" in full.reason
+
+
+def test_names_are_fresh_and_short_enough() -> None:
+    name = fresh_name("a-very-long-node-name-that-does-not-fit-into-the-field.example.org", TOKEN)
+    assert len(name) == HOST_NAME_BYTES_MAX
+    assert name.endswith(TOKEN)
+    assert node_of(fresh_name("alpha", TOKEN)) == "alpha"
+    assert node_of("3f1c-uuid.alpha") == ""
+
+
+def test_memory_that_can_not_be_read_is_none() -> None:
+    assert decode_term(b"") is None
+    assert decode_term(b"{") is None
+    assert decode_term(b'{"lockspace": "A"}') is None

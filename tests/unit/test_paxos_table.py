@@ -1,0 +1,86 @@
+"""[backend.NAME] with driver = "paxos": every value that can't be used is refused with the key and the fix."""
+
+import pytest
+from tests.contract.test_backends import MOUNTS
+
+from holdfast.backends.base import BackendPorts, make_backend
+from holdfast.backends.paxos import PaxosBackend
+from holdfast.errors import ConfigError
+from holdfast.lease_wiring import LeaseHost
+from holdfast.model import LockFailureAction, Protection
+from holdfast.supervision.host_terms import HostIdentity
+from holdfast.system.blocking import InlineStorage
+from holdfast.system.clock import SystemClock
+from holdfast.system.file_lock import SystemLockFiles
+
+GOOD = {"driver": "paxos", "directory": "/srv/leases", "host_id": 1, "watchdog": "none"}
+
+
+def lease_host() -> LeaseHost:
+    return LeaseHost(clock=SystemClock(), identity=HostIdentity("alpha", "b", "m"), state_dir="/nonexistent")
+
+
+def made(*tables: dict[str, object]) -> list[PaxosBackend]:
+    ports = BackendPorts(
+        files=SystemLockFiles(),
+        storage=InlineStorage(),
+        mounts=MOUNTS,
+        clock=SystemClock(),
+        host="alpha",
+        leases=lease_host().ports(),
+    )
+    found = []
+    for n, table in enumerate(tables):
+        backend = make_backend(f"b{n}", table, ports, file="holdfast.toml")
+        assert isinstance(backend, PaxosBackend)
+        found.append(backend)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"directory": None}, "needs exactly one of directory"),
+        ({"device": "/dev/vg/locks"}, "needs exactly one of directory"),
+        ({"directory": "leases"}, "directory must be an absolute path"),
+        ({"host_id": None}, "misses the key host_id"),
+        ({"host_id": 0}, "host_id must be a number from 1 to 2000"),
+        ({"host_id": True}, "host_id must be a number"),
+        ({"host_id": "any"}, "\"auto\", not 'any'"),
+        ({"watchdog": None}, 'misses the key watchdog: "device"'),
+        ({"watchdog": "softdog"}, "watchdog must be one of device, wdmd, none"),
+        ({"watchdog_device": "/dev/watchdog1"}, 'for watchdog = "device" only'),
+        ({"io_timeout_s": 0}, "io_timeout_s must be a whole number from 1 to 255"),
+        ({"io_timeout_s": 2.5}, "io_timeout_s must be a whole number"),
+        ({"hosts_max": 2001}, "hosts_max must be a whole number from 1 to 2000"),
+        ({"host_id": 9, "hosts_max": 8}, "host_id 9 must be at most hosts_max 8"),
+        ({"name_by": "inode"}, "name_by must be one of path-md5, path-sha256, lvm-uuid, scsi-wwid"),
+        ({"on_lockfailure": "panic"}, "on_lockfailure must be one of ignore, pause, poweroff, restart"),
+        ({"lockspace": "a/b"}, 'lockspace must be a name without "/"'),
+        ({"lockspace": "x" * 48}, "lockspace: a name has at most 47 bytes"),
+        ({"cross_host": 1}, "cross_host must be true or false"),
+        ({"hostid": 1}, "unknown key 'hostid'"),
+    ],
+)
+def test_value_that_can_not_be_used_is_refused_with_the_fix(changes: dict[str, object], told: str) -> None:
+    table = {k: v for k, v in {**GOOD, **changes}.items() if v is not None}
+    with pytest.raises(ConfigError) as refused:
+        made(table)
+    assert told in str(refused.value)
+    assert str(refused.value).startswith("holdfast.toml: backend.b0: ")
+
+
+def test_backends_share_a_watchdog_and_may_share_a_lockspace() -> None:
+    with pytest.raises(ConfigError, match="watchdog: a host has one"):
+        made(GOOD, {**GOOD, "directory": "/srv/more", "lockspace": "more", "watchdog": "wdmd"})
+    with pytest.raises(ConfigError, match="named by another backend with other values"):
+        made(GOOD, {**GOOD, "directory": "/srv/more"})
+    one, two = made(GOOD, {**GOOD, "on_lockfailure": "poweroff", "name_by": "path-sha256"})
+    assert one.presence is two.presence
+    assert two.on_lockfailure is LockFailureAction.POWEROFF
+
+
+def test_directory_on_local_storage_protects_this_host_alone() -> None:
+    backend = made({**GOOD, "directory": "/"})[0]
+    assert backend._reach is Protection.SAME_HOST
+    assert made({**GOOD, "directory": "/", "cross_host": True})[0]._reach is Protection.CROSS_HOST
