@@ -16,9 +16,11 @@ import msgspec
 from holdfast.control_api import (
     ERROR_REFUSED,
     INTERFACE,
+    CollectedLease,
     DiskWish,
     EventInfo,
     HolderInfo,
+    LeaseSpaceInfo,
     OwnerInfo,
     StatusInfo,
 )
@@ -78,6 +80,23 @@ class ControlClient:
 
     def holders(self, path: str) -> list[HolderInfo]:
         return self._one("GetHolders", "holders", list[HolderInfo], path=path)
+
+    def lease_spaces(self) -> list[LeaseSpaceInfo]:
+        return self._one("ListLeaseSpaces", "lockspaces", list[LeaseSpaceInfo])
+
+    def join_lease_space(self, name: str) -> None:
+        self._call("JoinLeaseSpace", {"name": name})
+
+    def leave_lease_space(self, name: str) -> None:
+        self._call("LeaveLeaseSpace", {"name": name})
+
+    def collect_leases(self, *, dry_run: bool) -> list[CollectedLease]:
+        # Each lease takes some requests to storage, and there may be thousands.
+        self._socket.settimeout(None)
+        return self._one("CollectLeases", "leases", list[CollectedLease], dry_run=dry_run)
+
+    def break_lease(self, path: str, *, attest_off: str, operator: str) -> str:
+        return self._one("BreakLease", "proof", str, path=path, attest_off=attest_off, operator=operator)
 
     def acquire(self, *, pid: int, name: str, disks: list[DiskWish]) -> None:
         self._call("Acquire", {"pid": pid, "name": name, "disks": disks})

@@ -96,6 +96,50 @@ class EventInfo:
 
 
 @dataclass
+class HostInfo:
+    """A host of a lockspace as this daemon sees it."""
+
+    host_id: int
+    name: str
+    state: str
+    generation: int
+    io_timeout_s: int
+    unchanged_s: float
+    dead_in_s: float | None
+    """Until its leases can be taken over, if it does not renew meanwhile; absent where that doesn't arise."""
+    note: str
+
+
+@dataclass
+class LeaseSpaceInfo:
+    """A lockspace of leases.  Unknown facts are empty, 0 or absent."""
+
+    name: str
+    path: str
+    state: str
+    reason: str
+    seconds_left: float | None
+    host_id: int
+    host_name: str
+    generation: int
+    renewed_s_ago: float | None
+    fails_in_s: float | None
+    fenced: bool
+    backends: list[str]
+    leases: int
+    hosts: list[HostInfo]
+
+
+@dataclass
+class CollectedLease:
+    """One lease of a collection; ``kept_because`` is empty if it was taken out, or would be."""
+
+    backend: str
+    name: str
+    kept_because: str
+
+
+@dataclass
 class DiskWish:
     """One disk of an Acquire: an absolute path, shared or exclusive."""
 

@@ -38,11 +38,13 @@ from holdfast.frontends.control import ControlFrontend
 from holdfast.frontends.listener import Listener
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.handover import Handover, lock_name
-from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, machine_of
+from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, LeaseSpaceCalls, machine_of
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
 from holdfast.manager.inspection import Inspection
 from holdfast.manager.journal import Journal
+from holdfast.manager.lease_breaker import LeaseBreaker
+from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lease_recovery import LeaseRecovery, Loss
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
@@ -60,6 +62,7 @@ from holdfast.system.domain_control import VirshDomainControl
 from holdfast.system.domain_status import LibvirtStatusFiles, status_directory
 from holdfast.system.file_lock import SystemLockFiles
 from holdfast.system.lockspace_files import LockspaceFiles
+from holdfast.system.memory_file import append_line
 from holdfast.system.mounts import MountTable
 from holdfast.system.process import SystemProcesses, boot_id, host_name, machine_ids
 from holdfast.system.readiness import Readiness
@@ -73,6 +76,8 @@ GC_THRESHOLD = 20_000
 """Objects more before the collector looks for cycles: requests make many objects and hardly any cycle."""
 IN_FLIGHT_WAIT_S = 2.0
 """How long a re-exec or a stop waits for requests that wait for storage; what is left is asked again or undone."""
+BREAKS_FILE = "broken-leases.log"
+"""Every order to break a lease: who, what, on whose word, and what came of it."""
 EXIT_OK, EXIT_ERROR, EXIT_CONFIG, EXIT_SOCKET = 0, 1, 2, 6
 
 
@@ -188,7 +193,22 @@ class Daemon:
         )
         inspection = Inspection(self.manager, files=files, storage=storage, host=host)
         self.control = ControlFrontend(
-            self.manager, inspection, self.status, uid=os.geteuid(), group=config.control.group
+            self.manager,
+            inspection,
+            self.status,
+            lease_spaces=LeaseSpaceCalls(
+                self.leases,
+                lambda backends: self.lease_recovery.count(set(backends)),
+                clock.now,
+                LeaseCollector(self.manager),
+                LeaseBreaker(
+                    self.manager,
+                    clock=clock,
+                    record=lambda line: append_line(f"{config.state_dir}/{BREAKS_FILE}", line),
+                ),
+            ),
+            uid=os.geteuid(),
+            group=config.control.group,
         )
         self.listeners: dict[str, Listener] = {}
         self._handover = Handover(

@@ -14,10 +14,14 @@ from collections.abc import Callable, Iterable
 from random import SystemRandom
 
 from holdfast.backends.base import LeasePorts
+from holdfast.control_api import CollectedLease, HostInfo, LeaseSpaceInfo
+from holdfast.errors import Refused
+from holdfast.manager.lease_breaker import LeaseBreaker
+from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
-from holdfast.supervision.presence import Presence, WatchdogChoice
+from holdfast.supervision.presence import Absent, Presence, WatchdogChoice
 from holdfast.system import tasks
 from holdfast.system.blocking_thread import BlockingClock, start_thread
 from holdfast.system.clock import Clock
@@ -35,6 +39,8 @@ log = logging.getLogger("holdfast")
 FIRST_TRY_WAIT_S = 10.0
 """How long the start waits to learn whether the last terms go on; other backends' locks wait with it."""
 LEAVE_WAIT_S = 5.0
+LEAVE_CALL_WAIT_S = 30.0
+"""Freeing a host id is two requests; longer means that storage hangs."""
 WATCHDOG_FD_NAME = "watchdog"
 
 
@@ -146,6 +152,8 @@ class LeaseHost:
         if isinstance(result, BaseException):
             # Nobody measures any more: not fed, the watchdog resets this host; say why while there is time.
             log.critical("the heartbeat stopped: %r", result)
+            for keeper in self.keepers:
+                self._threads.tell(keeper.heart_stopped)
 
     def _joined(self, keeper: LockspaceKeeper) -> None:
         if self._heartbeat is not None and (fd := self._heartbeat.watchdog_descriptor()) is not None:
@@ -193,6 +201,90 @@ def _resolver(done: asyncio.Future[None]) -> Callable[[], None]:
             done.set_result(None)
 
     return resolve
+
+
+class LeaseSpaceCalls:
+    """What the control socket asks of all this. ``leases`` counts the locks of some backends."""
+
+    def __init__(
+        self,
+        host: LeaseHost,
+        leases: Callable[[Iterable[str]], int],
+        now: Callable[[], float],
+        collector: LeaseCollector,
+        breaker: LeaseBreaker,
+    ) -> None:
+        self._collector = collector
+        self._breaker = breaker
+        self._host = host
+        self._leases = leases
+        self._now = now
+
+    def told(self) -> list[LeaseSpaceInfo]:
+        return [self._told(keeper) for keeper in self._host.keepers]
+
+    def join(self, name: str) -> None:
+        self._keeper(name).join()
+
+    async def leave(self, name: str) -> None:
+        keeper = self._keeper(name)
+        backends = self._host.backends_of(keeper)
+        if held := self._leases(backends):
+            raise Refused(
+                reason=f"{held} leases of lockspace '{name}' are held here: stop or migrate their VMs first"
+            )
+        if keeper.state is KeeperState.LOST:
+            raise Refused(reason=f"lockspace '{name}' is lost; it is joined again when its users are gone")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        keeper.leave(_resolver(done))
+        await asyncio.wait((done,), timeout=LEAVE_CALL_WAIT_S)
+
+    async def collect(self, dry_run: bool) -> list[CollectedLease]:
+        found = await self._collector.collect(dry_run=dry_run)
+        return [CollectedLease(each.backend, each.name, each.kept_because) for each in found]
+
+    async def break_lease(self, path: str, attest_off: str, operator: str) -> str:
+        return await self._breaker.break_lease(path, attest_off=attest_off, operator=operator)
+
+    def _keeper(self, name: str) -> LockspaceKeeper:
+        for keeper in self._host.keepers:
+            if keeper.name == name:
+                return keeper
+        known = ", ".join(k.name for k in self._host.keepers) or "none"
+        raise Refused(reason=f"no backend names a lockspace '{name}'; known: {known}")
+
+    def _told(self, keeper: LockspaceKeeper) -> LeaseSpaceInfo:
+        renewed_at = keeper.renewed_at
+        member = keeper.membership()
+        joined = not isinstance(member, Absent)
+        return LeaseSpaceInfo(
+            name=keeper.name,
+            path=keeper.spec.path,
+            state=keeper.state.value,
+            reason=keeper.reason,
+            seconds_left=member.seconds_left if isinstance(member, Absent) else None,
+            host_id=keeper.host_id or 0,
+            host_name=keeper.host_name,
+            generation=keeper.generation or 0,
+            renewed_s_ago=None if renewed_at is None else max(0.0, self._now() - renewed_at),
+            fails_in_s=keeper.fails_in_s if joined else None,
+            fenced=keeper.fences,
+            backends=sorted(self._host.backends_of(keeper)),
+            leases=self._leases(self._host.backends_of(keeper)),
+            hosts=[
+                HostInfo(
+                    host_id=view.host_id,
+                    name=view.name,
+                    state=view.state.name,
+                    generation=view.generation or 0,
+                    io_timeout_s=view.io_timeout_s,
+                    unchanged_s=view.unchanged_s,
+                    dead_in_s=view.dead_in_s,
+                    note=view.fault,
+                )
+                for view in keeper.hosts()
+            ],
+        )
 
 
 async def _prepared(heartbeat: Heartbeat) -> None:

@@ -18,6 +18,7 @@ from holdfast.backends.paxos import PaxosBackend
 from holdfast.errors import LeaseUnusable
 from holdfast.model import Mode, Resource
 from holdfast.ondisk.geometry import MIB
+from holdfast.supervision.presence import Absent
 from holdfast.system.disk_file import RealKernel
 from holdfast.system.file_lock import IoFailed
 from holdfast.testing.conformance import NOTE, assert_held, take
@@ -170,7 +171,8 @@ def test_lost_lockspace_leaves_storage_as_it_is(tmp_path: Path) -> None:
     play(scene)
 
 
-def test_lease_won_at_the_moment_of_the_loss_is_not_handed_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["lost", "left"])
+def test_lease_won_at_the_moment_of_the_loss_is_not_handed_out(tmp_path: Path, how: str) -> None:
     async def scene() -> None:
         s = FaultyScene(tmp_path / "leases")
         await s.made()
@@ -179,11 +181,14 @@ def test_lease_won_at_the_moment_of_the_loss_is_not_handed_out(tmp_path: Path) -
         named = candidate._found.disk.is_named
 
         async def is_named() -> bool:
-            s.alpha.may_write = False
+            if how == "lost":
+                s.alpha.may_write = False
+            else:
+                s.alpha.presence.member = Absent("leaving")
             return await named()
 
         candidate._found.disk.is_named = is_named  # type: ignore[method-assign]
-        with pytest.raises(LeaseUnusable, match="just lost the lockspace"):
+        with pytest.raises(LeaseUnusable, match="just lost or left the lockspace"):
             await candidate.take(Mode.EXCLUSIVE, NOTE)
 
     play(scene)

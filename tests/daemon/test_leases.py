@@ -19,7 +19,7 @@ from tests.support.polling import wait_until
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
-from holdfast.testing.virtlockd_client import CallFailed
+from holdfast.testing.virtlockd_client import SHARED, CallFailed
 
 IO_TIMEOUT_S, FIRE_TIMEOUT_S = 1, 6
 FAIL_S, DEAD_S = 8 * IO_TIMEOUT_S, 8 * IO_TIMEOUT_S + FIRE_TIMEOUT_S
@@ -188,6 +188,20 @@ def test_vms_of_a_term_that_can_not_be_gone_on_with_are_stopped(
     assert record(leases, 1).generation == 2
 
 
+def test_vms_of_a_term_that_nobody_remembers_are_stopped(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    alpha = joined(make_host("alpha", 1).start())
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    alpha.kill()
+    (memory,) = (alpha.directory / "state").glob("lockspace-*.json")
+    memory.unlink()
+    alpha.start()
+    wait_until(lambda: not exists(vm), "the VM to be stopped")
+    assert "its last term is not known" in alpha.log_text()
+
+
 def test_two_hosts_with_one_id_are_told_by_name(make_host: MakeHost) -> None:
     joined(make_host("alpha", 1).start())
     beta = make_host("beta", 1).start()
@@ -215,3 +229,127 @@ def test_lockspace_that_is_not_there_yet_is_joined_when_it_comes(
     make_lockspace(leases / SPACE)
     joined(alpha)
     assert refusal(alpha, place / "disk.img") == ""
+
+
+def test_operator_sees_leaves_and_joins_lockspaces(make_host: MakeHost, place: Path, leases: Path) -> None:
+    alpha = make_host("alpha", 1).start()
+    assert alpha.cli("lockspace", "list").returncode == 1
+    joined(alpha)
+    listed = alpha.cli("lockspace", "list")
+    assert listed.returncode == 0
+    assert "joined as host_id 1 generation 1, 0 leases" in listed.stdout
+    assert 'NOT FENCED (watchdog = "none")' in listed.stdout
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    refused = alpha.cli("lockspace", "leave", SPACE)
+    assert (refused.returncode, "1 leases of lockspace" in refused.stderr) == (75, True)
+    alpha.end_vm(vm)
+    wait_until(lambda: not alpha.holders(disk), "the release")
+    assert alpha.cli("lockspace", "leave", SPACE).returncode == 0
+    assert record(leases, 1).is_free
+    assert "left" in refusal(alpha, disk)
+    again = alpha.cli("lockspace", "join", SPACE)
+    assert again.returncode == 0
+    assert "settles, " in again.stdout
+    assert "joined as host_id 1 generation 2" in again.stdout
+    (told,) = alpha.cli_json("lockspace", "list")
+    assert (told["name"], told["state"]) == (SPACE, "joined")
+
+
+def test_collection_takes_out_what_nobody_holds_and_nothing_else(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    joined(alpha), joined(beta)
+    mine, theirs, free = (make_disk(place, f"{name}.img") for name in ("mine", "theirs", "free"))
+    alpha.vm([mine], name="web1")
+    beta.vm([theirs], name="web2")
+    assert refusal(beta, free) == ""
+    wait_until(lambda: "alive" in refusal(alpha, theirs), "alpha to see beta")
+    before = sorted(leases.iterdir())
+    looked = alpha.cli("lease", "gc", "--dry-run")
+    assert "1 of 3 leases could be taken out" in looked.stdout
+    assert sorted(leases.iterdir()) == before
+    told = {each["kept_because"] for each in alpha.cli_json("lease", "gc")}
+    assert len(told) == 3
+    assert "held here" in told
+    assert "" in told
+    assert any("VM web2" in why for why in told)
+    assert len(list(leases.iterdir())) == len(before) - 1
+    assert refusal(beta, mine)
+    assert refusal(alpha, theirs)
+    assert refusal(alpha, free) == ""
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_who_names_the_holder_across_hosts_and_from_storage_alone(
+    make_host: MakeHost, place: Path, leases: Path, device: bool
+) -> None:
+    if device:
+        make_lockspace(leases / SPACE, index_entries=4)
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    for host in (alpha, beta) if device else ():
+        host.kill()
+        text = host.config.read_text()
+        host.config.write_text(
+            text.replace(f'directory = "{leases}"', f'device = "{leases / SPACE}"').replace(
+                "cross_host = true\n", ""
+            )
+        )
+        host.start()
+    joined(alpha), joined(beta)
+    disk, reader = make_disk(place), make_disk(place, "shared.img")
+    assert beta.cli("who", str(disk)).returncode == 1
+    alpha.vm([disk], name="web1")
+    alpha.vm([reader], name="reader1", flags=SHARED)
+    wait_until(lambda: "alive" in refusal(beta, disk), "beta to see alpha")
+    here = alpha.cli("who", str(disk))
+    assert (here.returncode, "held by web1" in here.stdout) == (0, True)
+    wait_until(lambda: ", alive " in beta.cli("who", str(disk)).stdout, "beta's daemon to see alpha renew")
+    there = beta.cli("who", str(disk))
+    assert there.returncode == 0
+    assert "held by VM web1" in there.stdout
+    assert "(host_id 1)" in there.stdout
+    assert "VM reader1" in beta.cli("who", str(reader)).stdout
+    beta.kill()
+    alone = beta.cli("who", str(disk))
+    assert alone.returncode == 0
+    assert "held by VM web1" in alone.stdout
+    assert "one look can't tell whether that host lives" in alone.stdout
+
+
+def test_lease_is_broken_with_a_proof_or_a_named_persons_word_and_that_is_recorded(
+    make_host: MakeHost, place: Path
+) -> None:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    joined(alpha), joined(beta)
+    disk, free = make_disk(place), make_disk(place, "free.img")
+    vm = alpha.vm([disk], name="web1")
+    wait_until(lambda: "alive" in refusal(beta, disk), "beta to see alpha")
+    assert "is free: nobody held it" in beta.cli("break", str(free)).stdout
+    assert "locked by VM web1" in alpha.cli("break", str(disk)).stderr
+    word = ("--attest-off", "1", "--operator", "J. Doe")
+    alive = beta.cli("break", str(disk), *word)
+    assert (alive.returncode, "VM web1" in alive.stderr) == (75, True)
+    assert "not proven to be off" in alive.stderr
+    alpha.kill()
+    alpha.end_vm(vm)
+    died = time.monotonic()
+    assert beta.cli("break", str(disk)).returncode == 75
+    assert "give a name" in beta.cli("break", str(disk), "--attest-off", "1").stderr
+    assert (
+        "host 7 is not on it" in beta.cli("break", str(disk), "--attest-off", "7", "--operator", "x").stderr
+    )
+    wait_until(
+        lambda: beta.cli("break", str(disk), *word).returncode == 0, "it to be silent for 3 io_timeouts"
+    )
+    assert 3 * IO_TIMEOUT_S - 2 <= time.monotonic() - died < DEAD_S - 2 * IO_TIMEOUT_S
+    beta.vm([disk], name="web2")
+    lines = [
+        json.loads(line) for line in (beta.directory / "state" / "broken-leases.log").read_text().splitlines()
+    ]
+    assert [line["what"] for line in lines][:2] == ["ordered", "broken"]
+    assert lines[-1]["what"] == "broken"
+    assert lines[-1]["operator"] == "J. Doe"
+    assert "attested to be off, unchanged for" in lines[-1]["detail"]
+    assert "lease-broken" in beta.cli("events").stdout

@@ -139,3 +139,9 @@ def direct_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind)
 def any_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) -> Iterator[Lab]:
     """For what must hold either way."""
     yield from clean(request, make_lab((kind, kind), request.param))
+
+
+@pytest.fixture
+def lease_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) -> Iterator[Lab]:
+    """Both hosts with leases on the shared folder: what excludes are bytes there, not the kernel's locks."""
+    yield from clean(request, make_lab((kind, kind), "leases"))

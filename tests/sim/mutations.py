@@ -277,8 +277,8 @@ MUTATIONS = (
         "protocol.paxos_lease",
         "sharers-taken-for-dead",
         "every sharer counts as gone",
-        "if not proven_gone(term, record, member.view(host_id)):",
-        "if False:",
+        "        if not proven_gone(term, record, view) and not attested_off(",
+        "        if False and not attested_off(",
     ),
     _in(
         "protocol.paxos_request",

@@ -49,7 +49,7 @@ def made(*tables: dict[str, object]) -> list[PaxosBackend]:
         ({"host_id": "any"}, "\"auto\", not 'any'"),
         ({"watchdog": None}, 'misses the key watchdog: "device"'),
         ({"watchdog": "softdog"}, "watchdog must be one of device, wdmd, none"),
-        ({"watchdog_device": "/dev/watchdog1"}, 'for watchdog = "device" only'),
+        ({"watchdog_device": "/dev/watchdog1"}, 'not for "none"'),
         ({"io_timeout_s": 0}, "io_timeout_s must be a whole number from 1 to 255"),
         ({"io_timeout_s": 2.5}, "io_timeout_s must be a whole number"),
         ({"hosts_max": 2001}, "hosts_max must be a whole number from 1 to 2000"),

@@ -22,6 +22,7 @@ from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
+from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested
 from holdfast.protocol.paxos_lease import AcquireOutcome, acquire_exclusive, acquire_shared, upgrade
 from holdfast.protocol.paxos_outcomes import AlreadyShared, InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import (
@@ -37,7 +38,7 @@ from holdfast.protocol.paxos_release import (
 )
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.protocol.ports import Chance, Clock
-from holdfast.protocol.words import IoFailed
+from holdfast.protocol.words import Generation, HostId, IoFailed
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +80,9 @@ class Holding:
 
     # --- taking ---
 
-    async def acquire(self, mode: Mode) -> AcquireOutcome:
+    async def acquire(self, mode: Mode, attested: Attested = NOBODY_ATTESTED) -> AcquireOutcome:
         """Take it; the outcome is `InDoubt` only with the withdrawal already under way."""
-        outcome = await self._acquire(mode)
+        outcome = await self._acquire(mode, attested)
         if isinstance(outcome, AlreadyShared):
             # A hold of this very term that nobody here knows of: it was taken by a daemon that was killed.
             left = await self._left_shared()
@@ -95,9 +96,10 @@ class Holding:
             self._doubted(outcome)
         return outcome
 
-    async def _acquire(self, mode: Mode) -> AcquireOutcome:
-        take = acquire_exclusive if mode is Mode.EXCLUSIVE else acquire_shared
-        return await take(self.area, self.member, self._clock, self._chance)
+    async def _acquire(self, mode: Mode, attested: Attested) -> AcquireOutcome:
+        if mode is Mode.SHARED:
+            return await acquire_shared(self.area, self.member, self._clock, self._chance)
+        return await acquire_exclusive(self.area, self.member, self._clock, self._chance, attested=attested)
 
     async def _left_shared(self) -> Lease | None:
         seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
@@ -148,6 +150,32 @@ class Holding:
             and own.lver == leader.lver == seen.greatest_lver
             and not own.is_released
         )
+
+    async def claims(self) -> list[tuple[HostId, Generation]] | str:
+        """The terms of other hosts that a look shows on it, or why that can't be told."""
+        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        if not isinstance(seen, Snapshot):
+            return str(seen)
+        found = []
+        if not (seen.leader.is_free or self.member.owns(seen.leader)):
+            found.append((HostId(seen.leader.owner_id), Generation(seen.leader.owner_generation)))
+        for host_id, block in seen.sharers.items():
+            if host_id != self.member.host_id and block.mode.generation:
+                found.append((host_id, Generation(block.mode.generation)))
+        return found
+
+    async def who_holds(self) -> str:
+        """Whether anybody seems to hold it, by one look that proves nothing; empty if not."""
+        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        if not isinstance(seen, Snapshot):
+            return str(seen)
+        leader = seen.leader
+        if not (leader.is_free or self.member.owns(leader)):
+            return f"host_id {leader.owner_id} has it"
+        others = [
+            h for h, block in seen.sharers.items() if h != self.member.host_id and block.mode.generation
+        ]
+        return f"shared by host_id {', '.join(map(str, others))}" if others else ""
 
     # --- changing ---
 

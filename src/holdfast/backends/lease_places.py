@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
@@ -31,7 +32,14 @@ from holdfast.protocol.owner_test import Busy, HostUnknown
 from holdfast.protocol.paxos_outcomes import Contended, InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.ports import Chance, Clock
-from holdfast.protocol.rindex_area import Created, Index, IndexFull, create_entry, read_index
+from holdfast.protocol.rindex_area import (
+    Created,
+    Index,
+    IndexFull,
+    clear_entry,
+    create_entry,
+    read_index,
+)
 from holdfast.protocol.words import IoFailed
 from holdfast.system.lease_storage import LeaseDisk, LeaseStorage
 
@@ -82,6 +90,14 @@ class LeasePlaces(Protocol):
     async def find(self, member: Membership, name: str) -> Finding:
         """Open the lease of that name; a missing one is made."""
 
+    async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
+        """Every name that has a lease, or something that looks like one."""
+
+    async def remove(
+        self, member: Membership, found: Found, name: str, leader: Leader
+    ) -> Unusable | StorageFailed | None:
+        """Take a lease out that this host owns by `leader`. Who has it open finds it cleared, and looks again."""
+
 
 class DirectoryPlaces:
     """Files in a directory; ``lockspace_path`` is the lockspace's own file in it."""
@@ -116,6 +132,22 @@ class DirectoryPlaces:
         if not isinstance(finding, Found):
             disk.close()
         return finding
+
+    async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
+        found = await self._storage.names(self._directory)
+        if isinstance(found, IoFailed):
+            return StorageFailed(self._directory, found)
+        lockspace = os.path.basename(self._lockspace_path)
+        return [name for name in found if name != lockspace]
+
+    async def remove(
+        self, member: Membership, found: Found, name: str, leader: Leader
+    ) -> Unusable | StorageFailed | None:
+        if not member.may_write():
+            return Unusable(found.place, "the lockspace has been lost")
+        # First its name, then its content: whoever opens the path from now on makes a new one.
+        failed = await self._storage.remove(self.place(name))
+        return await _clear(member, found, leader) if failed is None else StorageFailed(found.place, failed)
 
     async def _make(self, member: Membership, path: str, name: str) -> Unusable | StorageFailed | None:
         # The lockspace's file as the directory shows it now, not as it was when it was joined.
@@ -217,23 +249,58 @@ class DevicePlaces:
             )
         return index
 
+    async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
+        disk = await self._storage.open(self._path, writable=False)
+        if isinstance(disk, IoFailed):
+            return StorageFailed(self._path, disk)
+        index = await self._index(disk, member)
+        disk.close()
+        return [entry.name.text for _, entry in index.entries()] if isinstance(index, Index) else index
+
+    async def remove(
+        self, member: Membership, found: Found, name: str, leader: Leader
+    ) -> Unusable | StorageFailed | None:
+        async def work(index: Index) -> LockspaceLost | IoFailed | None:
+            number = index.find(name)
+            if number is None or index.lease(number, name).offset_bytes != found.area.offset_bytes:
+                return None  # it has no entry any more
+            return await clear_entry(index, number, member.io_timeout_s, may_write=member.may_write)
+
+        failed = await self._change_index(member, work)
+        self._known.pop(name, None)
+        if isinstance(failed, Unusable | StorageFailed):
+            return failed
+        return await _clear(member, found, leader)
+
     async def _create(self, member: Membership, name: str) -> int | Unusable | StorageFailed:
-        """Make the lease under the index's own one, on an open path of its own: putting things right may take longer."""
+        async def work(index: Index) -> Created | IndexFull | LockspaceLost | IoFailed:
+            return await create_entry(
+                index, name, self._num_hosts, member.io_timeout_s, may_write=member.may_write
+            )
+
+        made = await self._change_index(member, work)
+        assert made is not None
+        return made
+
+    async def _change_index(
+        self, member: Membership, work: IndexWork
+    ) -> int | Unusable | StorageFailed | None:
+        """Work under the index's own lease, on an open path of its own: putting things right may take longer."""
         begun = self._clock.now()
         taken: object = "this host is making another lease"
         while self._clock.now() - begun <= INDEX_WAIT_S:
             # Another start on this host may be at it, or what it left is being put right.
             if self._changing is None:
                 self._changing = _Change()
-                taken = await self._change(self._changing, member, name)
-                if isinstance(taken, int | Unusable | StorageFailed):
+                taken = await self._change(self._changing, member, work)
+                if isinstance(taken, int | Unusable | StorageFailed | None):
                     return taken
             await self._clock.sleep(self._chance.uniform(0, _INDEX_PAUSE_MAX_S))
         return Unusable(self._path, f"the resource index is being changed ({taken}); try again")
 
     async def _change(
-        self, change: _Change, member: Membership, name: str
-    ) -> int | Unusable | StorageFailed | Busy | HostUnknown | Contended | InDoubt:
+        self, change: _Change, member: Membership, work: IndexWork
+    ) -> int | Unusable | StorageFailed | Busy | HostUnknown | Contended | InDoubt | None:
         try:
             disk = await self._storage.open(self._path)
             if isinstance(disk, IoFailed):
@@ -252,7 +319,7 @@ class DevicePlaces:
             )
             taken = await holding.acquire(Mode.EXCLUSIVE)
             if isinstance(taken, Lease):
-                return await self._create_as_owner(disk, member, holding, name)
+                return await self._work_as_owner(disk, member, holding, work)
         finally:
             self._changed()
         match taken:
@@ -263,22 +330,22 @@ class DevicePlaces:
             case _:
                 return Unusable(self._path, f"the index's own lease: {taken}")
 
-    async def _create_as_owner(
-        self, disk: LeaseDisk, member: Membership, holding: Holding, name: str
-    ) -> int | Unusable | StorageFailed:
+    async def _work_as_owner(
+        self, disk: LeaseDisk, member: Membership, holding: Holding, work: IndexWork
+    ) -> int | Unusable | StorageFailed | None:
         index = await self._index(disk, member)
         if not isinstance(index, Index):
             await holding.release()
             return index
-        made = await create_entry(
-            index, name, self._num_hosts, member.io_timeout_s, may_write=member.may_write
-        )
+        made = await work(index)
         if isinstance(made, IoFailed) and made.in_flight:
             # What is under way may land on what another host writes next: it gets its turn only afterwards.
             self._spawn(self._release_when_settled(disk, holding))
         else:
             await holding.release()
         match made:
+            case None:
+                return None
             case Created(number):
                 return number
             case IndexFull(entries_max):
@@ -306,6 +373,9 @@ class DevicePlaces:
                 change.disk.close()
 
 
+IndexWork = Callable[[Index], Awaitable[Created | IndexFull | LockspaceLost | IoFailed | None]]
+
+
 @dataclass(slots=True)
 class _Change:
     """A change of the index that this host makes, until it is through or put right."""
@@ -315,6 +385,15 @@ class _Change:
 
 
 _WHOLE_DEVICE_BYTES = 1 << 62
+
+
+async def _clear(member: Membership, found: Found, leader: Leader) -> StorageFailed | Unusable | None:
+    if not member.may_write():
+        return Unusable(found.place, "the lockspace has been lost")
+    area = found.area
+    sector = leader.encode_cleared().ljust(area.geometry.sector_bytes, b"\0")
+    failed = await found.disk.write(area.offset_bytes, sector, timeout_s=member.io_timeout_s)
+    return None if failed is None else StorageFailed(found.place, failed)
 
 
 async def opened(disk: LeaseDisk, offset_bytes: int, member: Membership, name: str, place: str) -> Finding:

@@ -18,16 +18,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 from dataclasses import replace
 
 from holdfast.backends import lease_note
 from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved, OwnerNote, SavedLock
+from holdfast.backends.lease_breaking import UNPROVEN, Claimant
 from holdfast.backends.lease_holding import Holding, Spawn
 from holdfast.backends.lease_places import Found, LeasePlaces, StorageFailed, Unusable, Vanished
 from holdfast.backends.lease_refusals import Refusals
 from holdfast.backends.lock_names import NameBy, lease_name
-from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
+from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName, ResourceBusy, storage_failed
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.padded_name import NAME_BYTES
 from holdfast.protocol import words
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
@@ -35,6 +40,8 @@ from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.ports import Chance
+from holdfast.protocol.rindex_area import is_cleared
+from holdfast.protocol.words import HostId
 from holdfast.supervision.presence import Absent, Presence
 from holdfast.system.blocking import Storage
 from holdfast.system.clock import Clock
@@ -229,6 +236,8 @@ class PaxosBackend:
         outcome = await holding.acquire(mode)
         if not isinstance(outcome, Lease):
             try:
+                if isinstance(outcome, Malformed) and is_cleared(outcome):
+                    return Moved()  # taken out since it was opened
                 return await self.refusal(found, holding, outcome)
             finally:
                 self.tidy(holding)
@@ -237,12 +246,19 @@ class PaxosBackend:
             await holding.release()
             self.tidy(holding)
             return Moved()
-        if not member.may_write():
-            # Whoever is told of the loss has not seen this lease among those that are held.
+        return self._handed_out(found, holding, resource)
+
+    def _handed_out(self, found: Found, holding: Holding, resource: Resource) -> HeldLease:
+        """The last look: from here to the lock table nothing waits.
+
+        Whoever is told that the lockspace is lost, or leaves it because nobody holds anything, has not seen this
+        lease among those that are held; so the membership must still be the very one under which it was won.
+        """
+        if self.presence.membership() is not holding.member or not holding.member.may_write():
             holding.forget()
             self.tidy(holding)
             raise LeaseUnusable(
-                name=resource.name, place=found.place, reason="this host has just lost the lockspace"
+                name=resource.name, place=found.place, reason="this host has just lost or left the lockspace"
             )
         del self._unsettled[holding.area.resource_name]
         return HeldLease(self, found, holding)
@@ -307,8 +323,97 @@ class PaxosBackend:
                 return await self.refusal(found, holding, outcome)
             finally:
                 self.tidy(holding)
-        del self._unsettled[holding.area.resource_name]
-        return HeldLease(self, found, holding)
+        return self._handed_out(found, holding, resource)
+
+    # --- breaking ---
+
+    async def key_of(self, resource: Resource) -> FileKey:
+        """The key that a lock on this resource has in the lock table."""
+        return key_of_lease(self.presence.name, self._lease_of(resource, await self._identity(resource)))
+
+    async def break_lease(self, resource: Resource, attest_off: str) -> str:
+        """Free a lease whose holders are proven or attested to be off; the proof. Raises a `LockError` if there is none.
+
+        The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
+        """
+        member = self._member(resource)
+        lease = self._lease_of(resource, await self._identity(resource))
+        found = await self._find(member, resource, lease)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        holding = self._holding(found, member, found.area)
+        self.unsettled(holding, found)
+        try:
+            claims = await holding.claims()
+            if isinstance(claims, str):
+                raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
+            hosts = [Claimant(c, await self._record(member, c[0]), member.view(c[0])) for c in claims]
+            attested = frozenset(host.term for host in hosts if attest_off and host.is_called(attest_off))
+            if attest_off and not attested:
+                named = ", ".join(str(host) for host in hosts) or "nobody"
+                raise LeaseUnusable(
+                    name=resource.name,
+                    place=found.place,
+                    reason=f"host {attest_off} is not on it, but {named}",
+                )
+            outcome = await holding.acquire(Mode.EXCLUSIVE, attested)
+            if not isinstance(outcome, Lease):
+                refused = await self.refusal(found, holding, outcome)
+                if isinstance(refused, HeldElsewhere):
+                    raise ResourceBusy(resource, refused.holders, note=UNPROVEN)
+                raise storage_failed(refused)
+            await holding.release()
+            return "; ".join(host.proof(attested) for host in hosts) or "nobody held it"
+        finally:
+            self.tidy(holding)
+
+    @staticmethod
+    async def _record(member: Membership, host_id: HostId) -> DeltaLease | None:
+        record = await member.lockspace.read_record(host_id, member.io_timeout_s)
+        return record if isinstance(record, DeltaLease) else None
+
+    # --- taking leases out ---
+
+    async def lease_names(self) -> list[str]:
+        """Leases that this backend may have made: by their names; raises a `LockError`."""
+        member = self._member(Resource("", ""))
+        names = await self._places.names(member)
+        if isinstance(names, list):
+            return [name for name in names if made_by_us(name, self._name_by)]
+        if isinstance(names, Unusable):
+            raise LeaseUnusable(name="", place=names.place, reason=names.reason)
+        raise LeaseUnusable(name="", place=names.place, reason=os.strerror(names.failed.errno))
+
+    async def take_out(self, name: str, *, dry_run: bool) -> str:
+        """Remove a lease that nobody holds, proven by taking it; empty, or why it stays.
+
+        The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
+        """
+        resource = Resource("", name)
+        member = self._member(resource)
+        found = await self._find(member, resource, name)
+        if isinstance(found, IoFailed):
+            return os.strerror(found.errno)
+        holding = self._holding(found, member, found.area)
+        self.unsettled(holding, found)
+        try:
+            if dry_run:
+                return await holding.who_holds()
+            outcome = await holding.acquire(Mode.EXCLUSIVE)
+            if not isinstance(outcome, Lease):
+                told = await self.refusal(found, holding, outcome)
+                return "; ".join(map(str, told.holders)) if isinstance(told, HeldElsewhere) else str(told)
+            if not await found.disk.is_named():
+                await holding.release()
+                return "it has just been taken out by another host"
+            kept = await self._places.remove(member, found, name, outcome.leader)
+            if kept is None:
+                holding.forget()
+                return ""
+            await holding.release()
+            return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
+        finally:
+            self.tidy(holding)
 
     # --- what it is worth ---
 
@@ -333,6 +438,18 @@ class PaxosBackend:
 
 VANISHED_MAX = 10
 """Times that a lease may be taken out between being found and opened: each needs another host's hand."""
+
+
+def made_by_us(name: str, by: NameBy) -> bool:
+    """Whether a lease's name is of the kind that this backend makes: others' leases are not ours to take out."""
+    digits = {NameBy.PATH_MD5: 32, NameBy.PATH_SHA256: NAME_BYTES}.get(by)
+    if digits is not None:
+        return len(name) == digits and not name.strip("0123456789abcdef")
+    if by is NameBy.LVM_UUID:
+        return [len(part) for part in name.split("-")] == [6, 4, 4, 4, 4, 4, 6] and name.replace(
+            "-", ""
+        ).isalnum()
+    return False  # a WWID looks like anything
 
 
 def key_of_lease(lockspace: str, lease: str) -> FileKey:

@@ -140,8 +140,10 @@ def _watchdog(table: Mapping[str, object]) -> WatchdogChoice:
         )
     word = _one_of(table, "watchdog", ["device", "wdmd", "none"], "")
     path = _path(table, "watchdog_device")
-    if word != "device" and path:
-        raise ValueError(f'watchdog_device is for watchdog = "device" only, not for "{word}"')
+    if word == "none" and path:
+        raise ValueError(
+            'watchdog_device is for watchdog = "device" (and "wdmd": its socket), not for "none"'
+        )
     default = {"device": WATCHDOG_DEVICE_DEFAULT, "wdmd": WDMD_SOCKET_DEFAULT, "none": ""}[word]
     return WatchdogChoice(
         word, path or default, _integer(table, "fire_timeout_s", FIRE_TIMEOUT_DEFAULT_S, 1, 3600)

@@ -10,11 +10,35 @@ from holdfast.cli.options import force_option, geometry_options, json_option, of
 
 if TYPE_CHECKING:
     from holdfast.cli.lease_dump import HostNames
+    from holdfast.cli.main import Context
 
 
 @click.group()
 def lease() -> None:
     """Leases on shared storage: what makes a resource somebody's, across hosts."""
+
+
+@lease.command("gc")
+@click.option("--dry-run", is_flag=True, help="Only look; what is said to be free was not proven to be.")
+@json_option
+@click.pass_obj
+def gc(context: Context, dry_run: bool, as_json: bool) -> None:
+    """Have holdfastd take out the leases that nobody holds, each proven by taking it.
+
+    A lease is made again when its disk is started next. Leases that other programs named are left alone.
+    """
+    from holdfast.cli import render
+
+    with context.connect() as client:
+        told = client.collect_leases(dry_run=dry_run)
+    if as_json:
+        render.as_json(told)
+        return
+    for each in told:
+        if each.kept_because:
+            click.echo(f"{each.name} ({each.backend}) stays: {each.kept_because}")
+    out = sum(not each.kept_because for each in told)
+    click.echo(f"{out} of {len(told)} leases {'could be' if dry_run else 'were'} taken out")
 
 
 @lease.command("init")

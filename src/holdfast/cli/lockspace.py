@@ -1,12 +1,17 @@
-"""`holdfast lockspace`: areas of delta leases, made without a daemon."""
+"""`holdfast lockspace`: areas of delta leases, made without a daemon; and how the daemon stands in them."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from holdfast.cli import exits
 from holdfast.cli.options import force_option, geometry_options, json_option, offset_option
+
+if TYPE_CHECKING:
+    from holdfast.cli.main import Context
 
 
 @click.group()
@@ -14,10 +19,60 @@ def lockspace() -> None:
     """Lockspaces on shared storage: where hosts prove to each other that they are alive."""
 
 
+@lockspace.command("list")
+@json_option
+@click.pass_obj
+def list_command(context: Context, as_json: bool) -> None:
+    """The lockspaces of this host's holdfastd: how it stands in each, and whom it sees there.
+
+    Exit 0: joined everywhere; 1: not, with the reason and the seconds left.
+    """
+    from holdfast.cli import lease_spaces, render
+
+    with context.connect() as client:
+        told = client.lease_spaces()
+    if as_json:
+        render.as_json(told)
+    else:
+        lease_spaces.show(told)
+    if any(each.state != "joined" for each in told):
+        sys.exit(exits.NEGATIVE)
+
+
+@lockspace.command("join")
+@click.argument("name")
+@click.option("--no-wait", is_flag=True, help="Only begin; 'lockspace list' tells how far it is.")
+@click.pass_obj
+def join(context: Context, name: str, no_wait: bool) -> None:
+    """Have holdfastd join a lockspace that it has left, and wait until it has, telling why it takes so long."""
+    from holdfast.cli import lease_spaces
+
+    with context.connect() as client:
+        client.join_lease_space(name)
+        if not no_wait:
+            sys.exit(lease_spaces.wait_until_joined(client, name))
+
+
+@lockspace.command("leave")
+@click.argument("name")
+@click.pass_obj
+def leave(context: Context, name: str) -> None:
+    """Have holdfastd leave a lockspace on which nobody rests: its host id is given back."""
+    with context.connect() as client:
+        client.leave_lease_space(name)
+    click.echo(f"lockspace {name} is left; 'holdfast lockspace join {name}' joins it again")
+
+
 @lockspace.command("init")
 @click.argument("path", metavar="PATH")
 @click.option("--name", required=True, help="The lockspace's name, the same on all hosts.")
 @click.option("--hosts-max", type=int, metavar="N", help="How many hosts it must serve [default: 2000].")
+@click.option(
+    "--index",
+    type=click.IntRange(0, 128_000),
+    metavar="N",
+    help="Make a resource index for N leases behind it too, as 'device =' needs; 0: as many as fit.",
+)
 @geometry_options
 @offset_option
 @click.option(
@@ -37,7 +92,7 @@ def init(path: str, as_json: bool, **options: Any) -> None:
 
     \b
     holdfast lockspace init /srv/shared/lockspace --name vms
-    holdfast lockspace init /dev/vg/locks --name vms --hosts-max 64 --sector 4096
+    holdfast lockspace init /dev/vg/locks --name vms --hosts-max 64 --index 0
 
     Exit 0: made; 75: something is there; 1: could not.
     """
@@ -53,6 +108,7 @@ def _init(
     *,
     name: str,
     hosts_max: int | None,
+    index: int | None,
     sector: str | None,
     align: str | None,
     offset: int,
@@ -60,6 +116,7 @@ def _init(
     force: bool,
 ) -> None:
     from holdfast.cli import render, storage
+    from holdfast.cli.index_areas import make_index, room_for_index
     from holdfast.ondisk.rindex import SPACE_NAME_BYTES_MAX
     from holdfast.protocol import lockspace_area
     from holdfast.protocol.words import IoFailed
@@ -69,6 +126,11 @@ def _init(
     with storage.opened(path, writable=True, create=True) as disk:
         geometry = storage.choose_geometry(disk.facts, sector, align, hosts_max)
         overwritten = storage.require_room(disk, geometry, offset, force=force)
+        entries = 0
+        if index is not None:
+            entries = room_for_index(disk, geometry, offset, index, force=force)
+            # First: a lockspace with half an index behind it would look finished.
+            make_index(disk, geometry, offset, name, entries)
         # What is there was looked at more closely than the protocol does, which knows lockspaces only.
         made = run_blocking(
             lockspace_area.init(disk, offset, geometry, name, io_timeout_s=io_timeout, overwrite=True)
@@ -87,6 +149,7 @@ def _init(
                 "align": geometry.align_bytes,
                 "hosts_max": geometry.hosts_max,
                 "io_timeout": io_timeout,
+                "index_entries": entries,
                 "overwritten": overwritten or None,
                 "access": how,
             }
@@ -96,5 +159,5 @@ def _init(
         click.echo(f"overwritten: {overwritten}")
     click.echo(
         f"lockspace {name!r} made in {path} at {offset}: sectors and areas {geometry}, "
-        f"for {geometry.hosts_max} hosts ({how})"
+        f"for {geometry.hosts_max} hosts{f', with an index for {entries} leases' if entries else ''} ({how})"
     )

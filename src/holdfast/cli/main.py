@@ -244,6 +244,37 @@ def run(context: Context, disks: tuple[str, ...], name: str | None, command: tup
     )
 
 
+@cli.command("break")
+@click.argument("path", metavar="DISK")
+@click.option(
+    "--attest-off", default="", metavar="HOST", help="A host that you know to be off: its name or host id."
+)
+@click.option("--operator", default="", metavar="NAME", help="Who vouches for that; it is recorded.")
+@json_option
+@click.pass_obj
+def break_command(context: Context, path: str, attest_off: str, operator: str, as_json: bool) -> None:
+    """Free the lease of a disk whose holder is gone, and say what proves that.
+
+    Without an attestation only what any start would take over is freed: a holder whose host has left, has come back, or
+    is DEAD. With one the dead bound need not pass, if the named host has not renewed for 3 io_timeouts: a host that
+    renews is not off, whatever anybody says. If it is on after all, two VMs write one disk.
+
+    \b
+    holdfast break /srv/images/web.img
+    holdfast break /srv/images/web.img --attest-off alpha --operator "J. Doe"
+
+    Exit 0: free now; 75: refused.
+    """
+    from holdfast.cli import render
+
+    with context.connect() as client:
+        proof = client.break_lease(os.path.abspath(path), attest_off=attest_off, operator=operator)
+    if as_json:
+        render.as_json({"ok": True, "disk": path, "proof": proof})
+    else:
+        click.echo(f"the lease of {path} is free: {proof}")
+
+
 @cli.command("check-config")
 @json_option
 @click.pass_obj

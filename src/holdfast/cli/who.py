@@ -1,11 +1,12 @@
 """`holdfast who`: everything that can be known about who holds a disk, and what may safely be done next.
 
-Four layers, each of which works without the others:
+Five layers, each of which works without the others:
 * the daemon: exact, for this host;
 * the lock file: the kernel says whether the lock is taken (also by another host, through the file system), the owner
   record in it says by whom;
 * the kernel's lock table: which process of this host has byte 0 of the disk or of its lock file: a virtlockd, another
   holdfastd;
+* leases on shared storage: which host and VM hold it across hosts, and whether that host lives;
 * QEMU's own image locks: somebody has the disk open, whatever the lock managers think.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import socket as sockets
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from holdfast.backends import owner_record
 from holdfast.backends.lock_names import indirect_name
@@ -25,6 +27,9 @@ from holdfast.manager.journal import SavedState, replay
 from holdfast.model import Holder, wall_text
 from holdfast.system.kernel_locks import LockingProcess, locks_on, processes_with, refused_by
 from holdfast.system.process import boot_id, start_ticks
+
+if TYPE_CHECKING:
+    from holdfast.cli.lease_holders import LeaseSeen
 
 DISKS_SHOWN_MAX = 64
 
@@ -128,9 +133,56 @@ class _Inquiry:
         self._ask_daemon(answer, path)
         record = self._ask_lock_files(answer, lock_files)
         processes = self._ask_kernel(answer, path, lock_files)
-        refused = self._ask_storage(answer, path, lock_files)
+        leases = self._ask_leases(answer, path)
+        refused = None if leases else self._ask_storage(answer, path, lock_files)
         self._conclude(answer, record, processes, refused)
+        if leases:
+            self._conclude_leases(answer, leases)
         return answer
+
+    def _ask_leases(self, answer: Answer, path: str) -> list[LeaseSeen]:
+        """What storage says in every backend whose locks are leases."""
+        tables = {n: t for n, t in self._config.backend.items() if t.get("driver") == "paxos"}
+        if not tables:
+            return []
+        from holdfast.cli import lease_holders
+
+        spaces = self._client.lease_spaces() if self._client is not None else []
+        found = []
+        for name, table in tables.items():
+            seen = lease_holders.look(name, table, path, spaces)
+            if seen is None:
+                continue
+            found.append(seen)
+            for line in seen.lines:
+                answer.add("lease", f"{line} ({seen.place})")
+            if seen.unreadable:
+                answer.notes.append(f"lease {seen.place}: {seen.unreadable}")
+        return found
+
+    @staticmethod
+    def _conclude_leases(answer: Answer, leases: list[LeaseSeen]) -> None:
+        """A lease says more than the locks of this kernel: it counts for all hosts."""
+        if any(h.held for h in answer.holders):
+            return  # the daemon's own word: it holds it here
+        holders = [holder for seen in leases for holder in seen.holders]
+        if holders:
+            answer.verdict = "held"
+            answer.headline = f"held by {holders[0]}" + (
+                f" and {len(holders) - 1} more" if len(holders) > 1 else ""
+            )
+            answer.next_step = (
+                f"on that host: holdfast who {answer.subject}; stop or migrate the VM there. If the host is dead, start "
+                "the VM here again when the seconds are over"
+            )
+        elif any(seen.unreadable for seen in leases):
+            answer.verdict = "unknown"
+            answer.headline = "can't be told: its lease can't be read"
+            answer.next_step = "see the notes; start nothing on this disk before you know"
+        elif answer.verdict == "unknown":
+            answer.verdict = "free"
+            answer.headline = "free"
+            answer.next_step = "nobody holds its lease; a VM that uses it can be started"
 
     def _lock_files(self, path: str) -> list[str]:
         """Lock files that stand for a disk: in the configured directories, and where libvirt keeps its own."""

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Protocol
 
 from asyncvarlink import (
     VarlinkInterface,
@@ -31,9 +32,11 @@ from holdfast.control_api import (
     PRODUCT,
     URL,
     VENDOR,
+    CollectedLease,
     DiskWish,
     EventInfo,
     HolderInfo,
+    LeaseSpaceInfo,
     OwnerInfo,
     StatusInfo,
 )
@@ -56,12 +59,30 @@ def refused(error: HoldfastError) -> GenericVarlinkErrorReply:
     )
 
 
+class LeaseSpaces(Protocol):
+    """The lockspaces of leases; refusals are errors of the `LockError` tree."""
+
+    def told(self) -> list[LeaseSpaceInfo]: ...
+    def join(self, name: str) -> None: ...
+    async def leave(self, name: str) -> None: ...
+    async def collect(self, dry_run: bool) -> list[CollectedLease]: ...
+    async def break_lease(self, path: str, attest_off: str, operator: str) -> str: ...
+
+
 class ControlInterface(VarlinkInterface, name=INTERFACE):
     """io.holdfast.Control, for one peer."""
 
     def __init__(
-        self, manager: LockManager, inspection: Inspection, status: Callable[[], StatusInfo], peer: Peer
+        self,
+        manager: LockManager,
+        inspection: Inspection,
+        status: Callable[[], StatusInfo],
+        peer: Peer,
+        lease_spaces: LeaseSpaces,
+        uid: int,
     ) -> None:
+        self._uid = uid
+        self._lease_spaces = lease_spaces
         self._manager = manager
         self._inspection = inspection
         self._status = status
@@ -78,6 +99,46 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
     @varlinkmethod(return_parameter="locks")
     def ListLocks(self) -> list[HolderInfo]:  # noqa: N802
         return self._inspection.locks()
+
+    @varlinkmethod(return_parameter="lockspaces")
+    def ListLeaseSpaces(self) -> list[LeaseSpaceInfo]:  # noqa: N802
+        return self._lease_spaces.told()
+
+    @varlinkmethod
+    def JoinLeaseSpace(self, *, name: str) -> None:  # noqa: N802
+        """Begin to join a lockspace that was left; ListLeaseSpaces tells how far it is."""
+        self._must_be_root()
+        try:
+            self._lease_spaces.join(name)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod
+    async def LeaveLeaseSpace(self, *, name: str) -> None:  # noqa: N802
+        """Leave a lockspace on which nobody rests; it stays left until it is joined, or the daemon starts."""
+        self._must_be_root()
+        try:
+            await self._lease_spaces.leave(name)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="leases")
+    async def CollectLeases(self, *, dry_run: bool) -> list[CollectedLease]:  # noqa: N802
+        """Take out the leases that nobody holds, each proven by taking it."""
+        self._must_be_root()
+        try:
+            return await self._lease_spaces.collect(dry_run)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="proof")
+    async def BreakLease(self, *, path: str, attest_off: str, operator: str) -> str:  # noqa: N802
+        """Free a disk's lease whose holders are proven to be off, or attested to be by a named operator; the proof."""
+        self._must_be_root()
+        try:
+            return await self._lease_spaces.break_lease(path, attest_off, operator)
+        except HoldfastError as error:
+            raise refused(error) from None
 
     @varlinkmethod(return_parameter="holders")
     async def GetHolders(self, *, path: str) -> list[HolderInfo]:  # noqa: N802
@@ -133,6 +194,10 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         finally:
             stop()
         raise LastResult(None)
+
+    def _must_be_root(self) -> None:
+        if self._peer.uid not in (0, self._uid):
+            raise GenericVarlinkErrorReply(ERROR_NOT_PERMITTED, {"message": "only root may do that"})
 
     def _may_speak_for(self, pid: int) -> None:
         if self._peer.uid == 0:
@@ -199,9 +264,11 @@ class ControlFrontend:
         inspection: Inspection,
         status: Callable[[], StatusInfo],
         *,
+        lease_spaces: LeaseSpaces,
         uid: int,
         group: str,
     ) -> None:
+        self._lease_spaces = lease_spaces
         self._manager = manager
         self._inspection = inspection
         self._status = status
@@ -221,7 +288,11 @@ class ControlFrontend:
         sock.setblocking(False)
         registry = VarlinkInterfaceRegistry()
         registry.register_interface(VarlinkServiceInterface(VENDOR, PRODUCT, __version__, URL, registry))
-        registry.register_interface(ControlInterface(self._manager, self._inspection, self._status, peer))
+        registry.register_interface(
+            ControlInterface(
+                self._manager, self._inspection, self._status, peer, self._lease_spaces, self._uid
+            )
+        )
         connection = _Connection(registry, self._closed)
         self.connections[connection] = None
         connection.transport = VarlinkTransport(asyncio.get_running_loop(), sock, sock, connection)

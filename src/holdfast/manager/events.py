@@ -23,6 +23,7 @@ OWNER_STOPPED = "owner-stopped"
 LOCK_LOST = "lock-lost"
 LOCK_REGAINED = "lock-regained"
 LEASE_LOST = "lease-lost"
+LEASE_BROKEN = "lease-broken"
 LOCKSPACE_JOINED = "lockspace-joined"
 LOCKSPACE_LOST = "lockspace-lost"
 DAEMON_STARTED = "daemon-started"
@@ -39,6 +40,7 @@ KINDS = (
     LOCK_LOST,
     LOCK_REGAINED,
     LEASE_LOST,
+    LEASE_BROKEN,
     LOCKSPACE_JOINED,
     LOCKSPACE_LOST,
     DAEMON_STARTED,

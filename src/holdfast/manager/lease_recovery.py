@@ -69,6 +69,10 @@ class LeaseRecovery:
             for lock in self._manager.table
         )
 
+    def count(self, backends: Collection[str]) -> int:
+        """Locks of these backends."""
+        return sum(lock.backend in backends for lock in self._manager.table)
+
     def lost(self, loss: Loss) -> None:
         self._tell(loss)
         tasks.start(self._recover(loss))

@@ -28,6 +28,7 @@ from holdfast.protocol.host_status import HostState, HostView, proven_gone
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.ports import Clock
+from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant, IoFailed, OnWait, Waiting
 
 # How often a waiting acquirer looks at the owner's record.
@@ -64,6 +65,27 @@ class LeaderChanged:
     """While we waited, the lease has moved on."""
 
 
+Attested = frozenset[tuple[HostId, Generation]]
+"""Terms of hosts that a person vouches to be off."""
+NOBODY_ATTESTED: Attested = frozenset()
+
+
+def attested_off(
+    attested: Attested, host_id: HostId, term: Generation, record: DeltaLease, view: HostView, timing: Timing
+) -> bool:
+    """Whether a person's word may stand for the dead bound: only of a host that has in fact stopped renewing.
+
+    A host that is off does not renew. Whoever names the wrong host, or one that came back, is contradicted by its
+    record, for a healthy host changes it within two io_timeouts; looks have to have shown it unchanged for three.
+    """
+    if (host_id, term) not in attested or record.generation != term or view.generation != term:
+        return False
+    io_timeout_s = timing.of_host(max(record.io_timeout_s, view.io_timeout_s)).io_timeout_s
+    silent_s = timing.of_host(io_timeout_s).renewal_s + io_timeout_s
+    unchanged = view.timestamp == HostTimestamp(record.timestamp) and not view.changed_at_latest_look
+    return unchanged and view.unchanged_s > silent_s
+
+
 OwnerVerdict = MayTake | Busy | HostUnknown | LeaderChanged | Malformed | IoFailed
 
 
@@ -83,7 +105,14 @@ def gave_up(block: Dblock, lver: int) -> bool:
 
 
 async def may_take(
-    area: LeaseArea, member: Membership, clock: Clock, leader: Leader, *, wait: bool, on_wait: OnWait
+    area: LeaseArea,
+    member: Membership,
+    clock: Clock,
+    leader: Leader,
+    *,
+    wait: bool,
+    on_wait: OnWait,
+    attested: Attested = NOBODY_ATTESTED,
 ) -> OwnerVerdict:
     """Judge the owner that `leader` names; wait for its dead bound if told so."""
     if leader.is_free or member.owns(leader):
@@ -96,11 +125,18 @@ async def may_take(
             return block
         if gave_up(block.dblock, leader.lver):
             return MayTake(waited=False)
-    return await _watch_owner(area, member, clock, leader, wait=wait, on_wait=on_wait)
+    return await _watch_owner(area, member, clock, leader, wait=wait, on_wait=on_wait, attested=attested)
 
 
 async def _watch_owner(
-    area: LeaseArea, member: Membership, clock: Clock, leader: Leader, *, wait: bool, on_wait: OnWait
+    area: LeaseArea,
+    member: Membership,
+    clock: Clock,
+    leader: Leader,
+    *,
+    wait: bool,
+    on_wait: OnWait,
+    attested: Attested,
 ) -> OwnerVerdict:
     owner, term = HostId(leader.owner_id), Generation(leader.owner_generation)
     view = member.view(owner)
@@ -111,7 +147,9 @@ async def _watch_owner(
         record = await member.lockspace.read_record(owner, member.io_timeout_s)
         if not isinstance(record, DeltaLease):
             return record
-        if proven_gone(term, record, view):
+        if proven_gone(term, record, view) or attested_off(
+            attested, owner, term, record, view, member.timing
+        ):
             return MayTake(waited)
         watch = watch or _begin_watch(view, record, term, clock.now())
         seen_s = clock.now() - watch.since

@@ -26,7 +26,7 @@ from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.host_status import proven_gone
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import Busy
+from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested, Busy, attested_off
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost, Refusal, Won
 from holdfast.protocol.paxos_race import Intent, race
 from holdfast.protocol.paxos_release import (
@@ -67,14 +67,18 @@ async def acquire_exclusive(
     wanted_lver: int = 0,
     wait: bool = False,
     on_wait: OnWait = nobody_looks_on,
+    attested: Attested = NOBODY_ATTESTED,
 ) -> AcquireOutcome:
-    """Acquire the lease for this host alone; `wait` for the dead bound of an owner that may be dead."""
-    intent = Intent(wanted_lver=wanted_lver, wait=wait, on_wait=on_wait)
+    """Acquire the lease for this host alone; `wait` for the dead bound of an owner that may be dead.
+
+    `attested`: terms of hosts that a person vouches to be off, for which the dead bound need not pass.
+    """
+    intent = Intent(wanted_lver=wanted_lver, wait=wait, on_wait=on_wait, attested=attested)
     won = await race(area, member, clock, chance, intent)
     if not isinstance(won, Won):
         return won
     lease = Lease(Mode.EXCLUSIVE, won.leader, won.own, owns_leader=True)
-    living = await _living_sharers(area, member, won.sharers)
+    living = await _living_sharers(area, member, won.sharers, attested)
     if living == {}:
         return lease if member.may_write() else InDoubt(LockspaceLost(), won.own, NO_MODE)
     released = await release(area, member, clock, lease)
@@ -117,7 +121,10 @@ def _held_for_a_moment(leader: Leader) -> bool:
 
 
 async def _living_sharers(
-    area: LeaseArea, member: Membership, sharers: dict[HostId, Generation]
+    area: LeaseArea,
+    member: Membership,
+    sharers: dict[HostId, Generation],
+    attested: Attested = NOBODY_ATTESTED,
 ) -> dict[HostId, Generation] | Malformed | IoFailed:
     """Which of the shared holds that a ballot saw still stand, by a fresh look at each, and are of
     living hosts.
@@ -135,7 +142,10 @@ async def _living_sharers(
         if not isinstance(record, DeltaLease):
             return record
         term = Generation(block.mode.generation)
-        if not proven_gone(term, record, member.view(host_id)):
+        view = member.view(host_id)
+        if not proven_gone(term, record, view) and not attested_off(
+            attested, host_id, term, record, view, member.timing
+        ):
             living[host_id] = term
     return living
 

@@ -57,7 +57,7 @@ from holdfast.protocol.ballot import (
 )
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import LeaderChanged, MayTake, may_take
+from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested, LeaderChanged, MayTake, may_take
 from holdfast.protocol.paxos_outcomes import (
     AlreadyShared,
     ClearedByAnother,
@@ -92,6 +92,7 @@ class Intent:
     wanted_lver: int = 0  # 0: any
     wait: bool = False
     on_wait: OnWait = nobody_looks_on
+    attested: Attested = NOBODY_ATTESTED
 
 
 async def race(
@@ -153,7 +154,13 @@ class _Race:
             self._behind += 1
             return await self._compete(seen, seen.greatest_lver)
         verdict = await may_take(
-            self._area, member, self._clock, leader, wait=intent.wait, on_wait=intent.on_wait
+            self._area,
+            member,
+            self._clock,
+            leader,
+            wait=intent.wait,
+            on_wait=intent.on_wait,
+            attested=intent.attested,
         )
         match verdict:
             case LeaderChanged():

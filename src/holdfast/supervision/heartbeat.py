@@ -65,6 +65,7 @@ class Watched:
         self._heartbeat = heartbeat
         self._inbox: deque[Renewed | Corrupted] = deque()
         self._corrupt = False
+        self._dismissed = False
 
     def renewed(self, begun_at: Instant) -> None:
         """A renewal is on disk whose time was taken, before its write, at `begun_at`."""
@@ -77,7 +78,8 @@ class Watched:
 
     def may_write(self) -> bool:
         """Whether lease writes may be issued at this very moment."""
-        return not self._corrupt and self.expiry.may_write(self._heartbeat.now())
+        over = self._corrupt or self._dismissed
+        return not over and self.expiry.may_write(self._heartbeat.now())
 
     @property
     def phase(self) -> Phase:
@@ -86,12 +88,17 @@ class Watched:
     def fails_in_s(self) -> float:
         return max(0.0, self.expiry.fails_at - self._heartbeat.now())
 
+    def retire(self) -> None:
+        """Nobody uses this lease any more, provably, and nobody may."""
+        self._dismissed = True
+
     def dismiss(self, in_flight: Callable[[], bool]) -> None:
-        """Nobody uses this lease any more, provably: it shall starve the watchdog no longer.
+        """It is retired, and shall starve the watchdog no longer.
 
         But a write of ours that is still in flight, and lands when somebody else has our host id, is stopped
         by nothing but a reset: while `in_flight` says so, everything stays as it is.
         """
+        self.retire()
         self._heartbeat.forget(self, in_flight)
 
     def may_feed(self, now: Instant) -> bool:

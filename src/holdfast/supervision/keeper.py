@@ -199,6 +199,11 @@ class LockspaceKeeper:
         else:
             self._interrupt()
 
+    def heart_stopped(self) -> None:
+        """Nobody measures any more, so nothing may rest on the lease."""
+        if self.state is KeeperState.JOINED:
+            self._lost("the heartbeat stopped")
+
     def users_are_gone(self) -> None:
         """After a loss: whoever rested on it is gone, provably. The host need not be reset, and joins again."""
         if self.state is not KeeperState.LOST:
@@ -224,6 +229,12 @@ class LockspaceKeeper:
             on_wait=self._on_wait,
         )
         resumption = planner.resumption(term) if may_resume else None
+        if may_resume and resumption is None and self._in_use():
+            # VMs rest on a term that nobody remembers, or on another host id: nobody renews it any more.
+            self._lockspace = None
+            self._lost("its last term is not known, or is not to be gone on with")
+            self._first_try_done()
+            return
         self._resuming = resumption is not None
         self._lockspace = None
         self._member = None

@@ -51,3 +51,13 @@ class MemoryFile:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def append_line(path: str, line: str) -> None:
+    """One line more, on stable storage; raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, line.encode("utf-8", "replace") + b"\n")
+        os.fsync(fd)
+    finally:
+        os.close(fd)

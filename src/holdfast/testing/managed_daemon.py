@@ -30,6 +30,7 @@ from holdfast.manager.owners import Owner
 from holdfast.manager.recovery import Recovery
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.model import Instant, LockFailureAction, Mode, OwnerName, Protection, Resource, Want
+from holdfast.ondisk.leader import Leader
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.protocol.timing import Timing
@@ -143,6 +144,14 @@ class Places:
     async def find(self, member: Membership, name: str) -> Found | Unusable | Vanished | StorageFailed:
         disk = LeaseFile(self._process, self._path)
         return await opened(disk, self._offsets[name], member, name, self.place(name))
+
+    async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
+        return list(self._offsets)
+
+    async def remove(
+        self, member: Membership, found: Found, name: str, leader: Leader
+    ) -> Unusable | StorageFailed | None:
+        return Unusable(self.place(name), "leases are not removed here")
 
 
 class Identities:

@@ -17,7 +17,7 @@ from tests.e2e.lab.polling import until
 from tests.e2e.lab.processes import Process
 
 Kind = Literal["virtlockd", "holdfastd"]
-LockMode = Literal["indirect", "direct"]
+LockMode = Literal["indirect", "direct", "leases"]
 
 SOCKET = "/run/libvirt/virtlockd-sock"
 
@@ -45,6 +45,23 @@ cross_host = true
 [[disk]]
 match = "/dev/lab/*"
 backend = "shared"
+"""
+
+# Leases that fail after 8 s, VMs that get 15 s to end, and a dead host that is taken over after 38 s.
+LEASES_TOML = """
+[backend.leases]
+driver = "paxos"
+directory = "/srv/disk-leases"
+host_id = {number}
+io_timeout_s = 1
+fire_timeout_s = 30
+watchdog = "none"
+hosts_max = 8
+cross_host = true
+
+[[disk]]
+match = "/srv/*"
+backend = "leases"
 """
 
 # The filter halves the time of a start: without it libvirt asks QEMU for 400 features of the processor, one by one.
@@ -77,6 +94,7 @@ log_outputs = "3:stderr"
 
 QEMU_LOCKD_CONF = {
     "direct": "auto_disk_leases = 1\n",
+    "leases": "auto_disk_leases = 1\n",
     "indirect": 'auto_disk_leases = 1\nfile_lockspace_dir = "/srv/lockd"\n',
 }
 
@@ -148,11 +166,14 @@ class LockDaemon(Daemon):
 
     name = "lockd"
 
-    def __init__(self, host: Host, kind: Kind) -> None:
+    def __init__(self, host: Host, kind: Kind, mode: LockMode) -> None:
         super().__init__(host)
         self.kind = kind
+        self.mode = mode
         self._configuration = host.folder / ("virtlockd.conf" if kind == "virtlockd" else "holdfast.toml")
-        self._configuration.write_text(VIRTLOCKD_CONF if kind == "virtlockd" else HOLDFAST_TOML)
+        leases = LEASES_TOML.format(number=host.number) if mode == "leases" else ""
+        holdfast = HOLDFAST_TOML + leases
+        self._configuration.write_text(VIRTLOCKD_CONF if kind == "virtlockd" else holdfast)
         self._under_manager = False
         self._main_pid_file = host.folder / "lockd-main.pid"
 
@@ -220,6 +241,19 @@ class LockDaemon(Daemon):
     def holdfast(self, *arguments: str) -> str:
         """The operator's command on this host."""
         return self.host.run(_program("holdfast"), "--config", str(self._configuration), *arguments)
+
+    def start(self) -> None:
+        """Start it; with leases, wait until its host is in the lockspace."""
+        super().start()
+        if self.mode == "leases":
+            until(self.is_joined, f"{self.host.name} to join the lockspace")
+
+    def is_joined(self) -> bool:
+        """Whether the operator's command says so."""
+        try:
+            return bool(self.holdfast("lockspace", "list"))
+        except CommandError:
+            return False
 
     def _command(self) -> list[str]:
         if self.kind == "virtlockd":

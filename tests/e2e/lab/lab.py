@@ -18,6 +18,7 @@ from tests.e2e.lab.polling import until
 from tests.e2e.lab.programs import Programs
 from tests.e2e.lab.storage import DEVICE_BYTES, IMAGE_BYTES, Image, LoopDevice, SharedFolder, write_boot_disk
 from tests.e2e.lab.vms import Vm
+from tests.support.leases import SPACE, make_lockspace
 
 MARK = "----"
 ASK_GUESTS = f"echo {MARK}; list --name; echo {MARK}; list --name --all --persistent"
@@ -41,7 +42,7 @@ class Lab:
             host = Host(name=name, folder=folder / name, shared=self.storage.folder, cache=cache)
             host.folder.mkdir()
             self.hosts.append(host)
-            self.lockd[host] = LockDaemon(host, kind)
+            self.lockd[host] = LockDaemon(host, kind, mode)
             self.libvirtd[host] = Libvirtd(host, mode)
         self.alpha, self.beta = self.hosts
         self._used = False
@@ -60,6 +61,10 @@ class Lab:
             for host in self.hosts:
                 host.up({device.path: device.device for device in self.devices})
             self.alpha.connect_to(self.beta)
+            if self.mode == "leases":
+                leases = self.storage.folder / "disk-leases"
+                leases.mkdir()
+                make_lockspace(leases / SPACE)
             self.start_daemons()
         except BaseException:
             self.down()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _START_TIMEOUT_S = 20
-_ACQUIRE_TIMEOUT_S = 60
+_ACQUIRE_TIMEOUT_S = 120
 
 
 class SanlockDaemon:

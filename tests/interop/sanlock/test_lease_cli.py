@@ -341,3 +341,18 @@ def test_names_come_from_a_lockspace_elsewhere_and_only_for_the_generation_that_
     write_at(other_term, DEFAULT.delta_offset_bytes(3), later.sector())
     assert owner_name("--lockspace-path", other_term) is None
     holder.end()
+
+
+def test_index_behind_a_lockspace_is_one_for_sanlock_and_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "device"
+    made = told("lockspace", "init", path, "--name", "LS1", "--index", "4")
+    assert (made["ok"], made["index_entries"]) == (True, 4)
+    assert path.stat().st_size == 7 * MIB
+    theirs = direct("dump", f"{path}:0:{7 * MIB}")
+    assert "rindex_header 0x1 512 4 1048576" in theirs
+    assert "rindex_lease" in theirs
+    more = tmp_path / "more"
+    refused = told("lockspace", "init", more, "--name", "LS1", "--index", "4096", expect=FAILED)
+    assert "has room for 2048 leases" in refused["error"]
+    assert not more.exists()
+    told("lockspace", "init", path, "--name", "LS1", "--offset", "1M", expect=REFUSED)

@@ -1,0 +1,74 @@
+"""Freeing a lease by an operator's order: with a proof, or with a named person's word, and never without a record.
+
+The record is written before anything is done, so that no break is without one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+
+from holdfast.backends.paxos import PaxosBackend
+from holdfast.errors import LockError, Refused, ResourceBusy
+from holdfast.manager import events as ev
+from holdfast.manager.lock_manager import LockManager
+from holdfast.model import Resource
+from holdfast.system.clock import Clock
+
+log = logging.getLogger(__name__)
+
+
+class LeaseBreaker:
+    """``record`` keeps one line for good, or raises OSError."""
+
+    def __init__(self, manager: LockManager, *, clock: Clock, record: Callable[[str], None]) -> None:
+        self._manager = manager
+        self._clock = clock
+        self._record = record
+
+    async def break_lease(self, path: str, *, attest_off: str, operator: str) -> str:
+        """The proof; raises a `LockError` of its reason if there is none."""
+        if attest_off and not operator:
+            raise Refused(reason="who attests that a host is off has to give a name (--operator)")
+        resource = Resource("", path)
+        manager = self._manager
+        backend = manager.routing.route(resource).backend
+        if not isinstance(backend, PaxosBackend):
+            raise Refused(
+                reason=f"disk '{path}' has no lease: backend '{backend.name}' holds it by other means"
+            )
+        key = await backend.key_of(resource)
+        lock = manager.table.of_lock_file(key)
+        if lock is not None:
+            raise ResourceBusy(resource, manager.telling.holders(lock), note=": stop or migrate that VM")
+        if manager.turns.taken(key):
+            raise Refused(reason=f"disk '{path}' is being taken on this host")
+        self._write("ordered", path, attest_off, operator, "")
+        try:
+            proof = await manager.turns.during((key,), backend.break_lease(resource, attest_off))
+        except LockError as e:
+            self._write("refused", path, attest_off, operator, str(e))
+            raise
+        self._write("broken", path, attest_off, operator, proof)
+        log.critical("lease of %s was broken by %s: %s", path, operator or "proof alone", proof)
+        manager.events.emit(
+            ev.LEASE_BROKEN, resource=resource, detail=f"{operator}: {proof}" if operator else proof
+        )
+        return proof
+
+    def _write(self, what: str, path: str, attest_off: str, operator: str, detail: str) -> None:
+        line = {
+            "time": round(self._clock.wall(), 3),
+            "what": what,
+            "disk": path.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+            "attest_off": attest_off,
+            "operator": operator,
+            "detail": detail,
+        }
+        try:
+            self._record(json.dumps(line))
+        except OSError as e:
+            if what == "ordered":
+                raise Refused(reason=f"it can't be recorded, so it is not done: {e.strerror}") from None
+            log.error("what became of a break can't be recorded: %s: %s", e.strerror, line)

@@ -1,0 +1,131 @@
+"""Leases that nobody holds are taken out, proven by taking them; those that somebody holds, or named otherwise, stay."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from tests.contract.test_lease_faults import FaultyScene
+from tests.contract.test_paxos_backend import Scene, play
+from tests.support.leases import entry_count, twin
+
+from holdfast.backends.base import Creation
+from holdfast.backends.lock_names import NameBy
+from holdfast.backends.paxos import made_by_us
+from holdfast.model import Mode, Resource
+from holdfast.ondisk import areas
+from holdfast.ondisk.geometry import DEFAULT
+from holdfast.testing.conformance import NOTE, assert_held, opened, take
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_free_lease_is_taken_out_and_made_again_when_it_is_wanted(tmp_path: Path, device: bool) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=device)
+        await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
+        (name,) = await s.one.lease_names()
+        assert await s.one.take_out(name, dry_run=True) == ""
+        assert await s.one.lease_names() == [name]
+        assert await s.one.take_out(name, dry_run=False) == ""
+        assert await s.one.lease_names() == []
+        if device:
+            assert entry_count(s.lockspace) == 0
+        held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        assert await s.two.lease_names() == [name]
+        await held.release()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("device", [False, True])
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_lease_that_another_host_holds_stays(tmp_path: Path, device: bool, mode: Mode, dry_run: bool) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=device)
+        held = assert_held(await take(s.two, s.world(), mode))
+        (name,) = await s.one.lease_names()
+        why = await s.one.take_out(name, dry_run=dry_run)
+        assert "host_id 2" in why
+        assert await s.one.lease_names() == [name]
+        await held.release()
+        assert await s.one.take_out(name, dry_run=False) == ""
+
+    play(scene)
+
+
+def test_lease_that_a_killed_daemon_of_this_term_left_is_taken_out(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).forget()
+        next_daemon = twin(s.alpha).backend(s.directory)
+        (name,) = await next_daemon.lease_names()
+        assert await next_daemon.take_out(name, dry_run=False) == ""
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_start_that_has_the_lease_open_while_it_is_taken_out_looks_again(
+    tmp_path: Path, device: bool
+) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=device)
+        late = await opened(s.two, s.world())
+        (name,) = await s.one.lease_names()
+        assert await s.one.take_out(name, dry_run=False) == ""
+        assert type(await late.take(Mode.EXCLUSIVE, NOTE)).__name__ == "Moved"
+        held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        assert "host_id 2" in await s.one.take_out(name, dry_run=False)
+        await held.release()
+
+    play(scene)
+
+
+def test_place_of_a_lease_that_was_taken_out_is_used_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=True)
+        for n in range(12):
+            candidate = await s.two.open(Resource("", f"/dev/vg/disk{n}"), create=Creation.NONE)
+            held = assert_held(await candidate.take(Mode.EXCLUSIVE, NOTE))  # type: ignore[union-attr]
+            await held.release()
+            for name in await s.one.lease_names():
+                assert await s.one.take_out(name, dry_run=False) == ""
+        assert entry_count(s.lockspace) == 0
+
+    play(scene)
+
+
+def test_leases_of_others_are_left_alone(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        (s.directory / "web").write_bytes(areas.lease_area(areas.fresh_leader(DEFAULT, "LS", "web")))
+        (s.directory / ".holdfast-0123").touch()
+        assert await s.one.lease_names() == []
+
+    play(scene)
+    assert made_by_us("06UgP5-2rhb-w3Bo-3mdR-WeoL-pytO-SAa2ky", NameBy.LVM_UUID)
+    assert not made_by_us("d41d8cd98f00b204e9800998ecf8427e", NameBy.LVM_UUID)
+    assert not made_by_us("naa.5000c500a0b0c0d0", NameBy.SCSI_WWID)
+
+
+def test_removal_that_fails_leaves_the_lease_free(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        await s.made()
+
+        async def refused(path: str) -> object:
+            from holdfast.protocol.words import IoFailed
+
+            return IoFailed(30)
+
+        s.alpha.storage.remove = refused  # type: ignore[method-assign, assignment]
+        (name,) = await s.one.lease_names()
+        assert await s.one.take_out(name, dry_run=False) == "Read-only file system"
+        assert s.leader().is_free
+        await asyncio.sleep(0)
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)

@@ -1,0 +1,120 @@
+"""Leases on storage that two hosts share: who may start what, where a lease goes, and what a host's death costs.
+
+io_timeout 1 and fire timeout 30: a lease fails after 8 s, a dead host is taken over after 38 s.
+"""
+
+import hashlib
+import signal
+import time
+
+import pytest
+
+from holdfast.ondisk.leader import Leader
+from tests.e2e.lab.domains import Disk
+from tests.e2e.lab.hosts import Host
+from tests.e2e.lab.lab import Lab
+from tests.e2e.lab.polling import until
+from tests.e2e.lab.storage import Image
+
+pytestmark = pytest.mark.holdfast_only("virtlockd has no leases")
+
+FAIL_S, DEAD_S, RENEWAL_S = 8, 38, 2
+
+
+def owner(lab: Lab, image: Image) -> int:
+    """The host id that the lease of a disk names; 0 if it is free."""
+    name = hashlib.md5(image.path.encode()).hexdigest()
+    leader = Leader.decode((lab.storage.folder / "disk-leases" / name).read_bytes()[:512])
+    assert isinstance(leader, Leader)
+    return 0 if leader.is_free else leader.owner_id
+
+
+def power_off(lab: Lab, host: Host) -> None:
+    """All of a host's processes end at once."""
+    host.kill_guests()
+    lab.lockd[host].kill()
+    lab.libvirtd[host].kill()
+
+
+def test_refused_start_names_the_other_hosts_vm_and_migration_carries_the_lease(lease_lab: Lab) -> None:
+    lab = lease_lab
+    disk, data = lab.storage.image("web"), lab.storage.image("data")
+    vm = lab.vm(lab.alpha, "web1", Disk(disk), Disk(data, "vdb")).start()
+    assert (owner(lab, disk), owner(lab, data)) == (1, 1)
+    told = lab.vm(lab.beta, "web2", disk).refused("start")
+    assert "is locked by VM web1" in told
+    assert "on host alpha." in told
+    assert "(host_id 1)" in told
+    for target, host_id in ((lab.beta, 2), (lab.alpha, 1)):
+        vm.migrate(target)
+        vm.assert_writes()
+        assert (owner(lab, disk), owner(lab, data)) == (host_id, host_id)
+    assert disk.boots == 1
+    vm.destroy()
+    until(lambda: owner(lab, disk) == 0, "the lease to be free")
+    lab.vm(lab.beta, "web3", disk).start()
+
+
+def test_shared_disk_is_shared_across_hosts_and_alone_for_nobody(lease_lab: Lab) -> None:
+    lab = lease_lab
+    shared = lab.storage.image("cluster")
+    members = [
+        lab.vm(
+            host,
+            f"m{host.number}",
+            Disk(lab.storage.image(f"m{host.number}")),
+            Disk(shared, "vdb", shareable=True),
+        )
+        for host in lab.hosts
+    ]
+    for member in members:
+        member.start()
+    told = lab.vm(lab.beta, "alone", shared).refused("start")
+    assert "is locked by" in told
+    for member in members:
+        member.destroy()
+    until(lambda: lab.vm(lab.beta, "alone2", shared).start() is not None, "it to be free")
+
+
+def test_host_that_dies_is_taken_over_after_the_bound_and_not_before(lease_lab: Lab) -> None:
+    lab = lease_lab
+    disk = lab.storage.image("web")
+    lab.vm(lab.alpha, "web1", disk).start()
+    rescue = lab.vm(lab.beta, "rescue", disk)
+    assert "alive" in rescue.refused("start")
+    died = time.monotonic()
+    power_off(lab, lab.alpha)
+    told = ""
+    while time.monotonic() < died + DEAD_S + 15:
+        try:
+            rescue.virsh("start")
+            break
+        except Exception as refused:
+            told = str(refused)
+            time.sleep(0.5)
+    took_s = time.monotonic() - died
+    assert "can be taken over in" in told
+    assert DEAD_S - 2 * RENEWAL_S < took_s < DEAD_S + 3 * RENEWAL_S + 2
+    rescue.assert_writes()
+    assert owner(lab, disk) == 2
+    # The dead host comes back: its VM is refused, with the name of the one that has its disk.
+    lab.start_daemons()
+    until(lab.lockd[lab.alpha].is_joined, "alpha to join again")
+    assert "VM rescue" in lab.vm(lab.alpha, "web2", disk).refused("start")
+
+
+def test_vm_of_a_lost_lease_is_paused_and_can_be_resumed_when_it_is_joined_again(lease_lab: Lab) -> None:
+    lab = lease_lab
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    daemon = lab.lockd[lab.alpha]
+    daemon.process.send(signal.SIGSTOP)
+    time.sleep(FAIL_S + 1)
+    daemon.process.send(signal.SIGCONT)
+    vm.wait_state("paused")
+    until(daemon.is_joined, "alpha to join again")
+    vm.virsh("resume")
+    vm.assert_writes()
+    assert disk.boots == 1
+    assert owner(lab, disk) == 1
+    assert "lease-lost" in daemon.holdfast("events")

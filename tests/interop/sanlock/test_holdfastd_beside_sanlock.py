@@ -1,0 +1,144 @@
+"""A real sanlock daemon is host 1, a real holdfastd host 2, in one lockspace on the same lease files."""
+
+import hashlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.interop.sanlock.daemon import Holder, SanlockDaemon
+from tests.interop.sanlock.direct import dump
+from tests.support.daemon import Holdfastd, bystander, make_disk
+from tests.support.leases import SPACE, make_lockspace
+from tests.support.polling import wait_until
+
+from holdfast.ondisk.geometry import MIB
+from holdfast.testing.virtlockd_client import SHARED, CallFailed
+
+pytestmark = pytest.mark.interop
+
+IO_TIMEOUT_S = 1
+DEAD_S = 8 * IO_TIMEOUT_S + 60
+"""The real program's watchdog fires after 60 s, and so must ours."""
+
+
+@dataclass
+class Beside:
+    sanlock: SanlockDaemon
+    holdfastd: Holdfastd
+    place: Path
+
+    def disk(self, name: str) -> tuple[Path, str]:
+        """A disk, and its lease as sanlock names it; made by ours if it is not there."""
+        disk = make_disk(self.place, name)
+        lease = hashlib.md5(str(disk).encode()).hexdigest()
+        return disk, f"{SPACE}:{lease}:{self.place}/leases/{lease}:0"
+
+    def refusal(self, disk: Path, flags: int = 0) -> str:
+        """Somebody's try with holdfastd; empty if it was granted (and given back)."""
+        with self.holdfastd.client() as client:
+            client.register(pid=bystander(8), name="rival")
+            try:
+                client.acquire(str(disk), flags=flags)
+            except CallFailed as e:
+                return e.reply.message
+            client.release(str(disk))
+            return ""
+
+    def made(self, name: str) -> tuple[Path, str]:
+        disk, lease = self.disk(name)
+        assert self.refusal(disk) == ""
+        return disk, lease
+
+
+@pytest.fixture
+def beside() -> Iterator[Beside]:
+    place = Path(tempfile.mkdtemp(prefix="hf-"))
+    leases = place / "leases"
+    leases.mkdir()
+    make_lockspace(leases / SPACE)
+    holdfastd = Holdfastd(
+        place / "d",
+        f'[backend.leases]\ndriver = "paxos"\ndirectory = "{leases}"\nhost_id = 2\nwatchdog = "none"\n'
+        f'io_timeout_s = {IO_TIMEOUT_S}\ncross_host = true\n[[disk]]\nmatch = "*"\nbackend = "leases"\n',
+    ).start()
+    sanlock = SanlockDaemon(place, "the-real-one")
+    try:
+        sanlock.client("add_lockspace", "-s", f"{SPACE}:1:{leases / SPACE}:0", "-o", str(IO_TIMEOUT_S))
+        wait_until(lambda: "generation" in holdfastd.log_text(), "holdfastd to join")
+        yield Beside(sanlock, holdfastd, place)
+    finally:
+        holdfastd.stop_all()
+        sanlock.stop()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def held(outcome: Holder | str) -> Holder:
+    assert isinstance(outcome, Holder), outcome
+    return outcome
+
+
+def test_each_refuses_what_the_other_holds_and_takes_what_it_gives_up(beside: Beside) -> None:
+    disk, lease = beside.made("a.img")
+    theirs = held(beside.sanlock.hold(lease))
+    told = wait_until(lambda: beside.refusal(disk), "a refusal")
+    assert "on host the-real-one (host_id 1)" in told
+    theirs.release()
+    wait_until(lambda: beside.refusal(disk) == "", "the lease to be free")
+    vm = beside.holdfastd.vm([disk], name="web1")
+    assert isinstance(beside.sanlock.hold(lease), str), "sanlock acquired what holdfastd holds"
+    (line,) = dump(Path(lease.split(":")[2]), 0, MIB)
+    assert (line.owner_id, line.resource) == (2, lease.split(":")[1])
+    beside.holdfastd.end_vm(vm)
+    wait_until(lambda: not beside.holdfastd.holders(disk), "the release")
+    held(beside.sanlock.hold(lease)).release()
+
+
+def test_they_share_and_neither_gets_it_alone(beside: Beside) -> None:
+    disk, lease = beside.made("a.img")
+    theirs = held(beside.sanlock.hold(f"{lease}:SH"))
+    vm = beside.holdfastd.vm([disk], name="reader", flags=SHARED)
+    assert isinstance(beside.sanlock.hold(lease), str)
+    beside.holdfastd.end_vm(vm)
+    assert "host_id 1" in wait_until(lambda: beside.refusal(disk), "a refusal")
+    theirs.release()
+    wait_until(lambda: beside.refusal(disk) == "", "the lease to be free")
+
+
+@pytest.mark.timeout(240)
+def test_holdfastd_takes_over_from_a_dead_sanlock_host_after_the_bound(beside: Beside) -> None:
+    disk, lease = beside.made("a.img")
+    theirs = held(beside.sanlock.hold(lease))
+    wait_until(lambda: "alive" in beside.refusal(disk), "it to be seen alive")
+    died = time.monotonic()
+    beside.sanlock._process.send_signal(signal.SIGKILL)
+    theirs.end()
+    while beside.refusal(disk):
+        time.sleep(0.2)
+        assert time.monotonic() < died + DEAD_S + 10
+    assert DEAD_S - 2 * IO_TIMEOUT_S < time.monotonic() - died < DEAD_S + 6 * IO_TIMEOUT_S
+
+
+@pytest.mark.timeout(240)
+def test_sanlock_takes_over_from_a_dead_holdfastd_host_after_the_bound(beside: Beside) -> None:
+    disk, lease = beside.made("a.img")
+    vm = beside.holdfastd.vm([disk], name="web1")
+    assert isinstance(beside.sanlock.hold(lease), str)
+    died = time.monotonic()
+    beside.holdfastd.kill()
+    os.kill(vm, signal.SIGKILL)
+    taken: Holder | str = ""
+    while isinstance(taken, str):
+        try:
+            taken = beside.sanlock.hold(lease)
+        except AssertionError:
+            continue  # it waits longer than the double lets it
+        time.sleep(0.5)
+        assert time.monotonic() < died + DEAD_S + 30, taken
+    assert time.monotonic() - died > DEAD_S - 2 * IO_TIMEOUT_S
+    taken.release()
