@@ -89,7 +89,10 @@ class Holding:
             if left is not None:
                 self.lease = left
                 refused = await self.convert(mode)
-                return self.lease if refused is None else refused
+                if refused is None:
+                    return self.lease
+                await self.release()  # nobody here has it
+                return refused
         if isinstance(outcome, Lease):
             self.lease = outcome
         elif isinstance(outcome, InDoubt):
@@ -150,6 +153,16 @@ class Holding:
             and own.lver == leader.lver == seen.greatest_lver
             and not own.is_released
         )
+
+    async def is_left_behind(self) -> bool:
+        """Whether storage says that this very term of our host has it, alone or shared."""
+        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        if not isinstance(seen, Snapshot):
+            return False
+        own = seen.block(self.member.host_id)
+        given_up = own.dblock.is_released and seen.leader.write_id != self.member.host_id
+        alone = self.member.owns(seen.leader) and not seen.leader.is_free and not given_up
+        return alone or self._is_our_hold(own)
 
     async def claims(self) -> list[tuple[HostId, Generation]] | str:
         """The terms of other hosts that a look shows on it, or why that can't be told."""

@@ -415,6 +415,33 @@ class PaxosBackend:
         finally:
             self.tidy(holding)
 
+    async def free_left_behind(self, name: str) -> bool:
+        """Release a lease that storage says is this very term's of our host; whether it was.
+
+        The caller knows that nobody of this host holds it: it was left by a daemon that was killed before it could
+        write down that it had it, or while it was still giving it up.
+        """
+        resource = Resource("", name)
+        member = self._member(resource)
+        found = await self._find(member, resource, name)
+        if isinstance(found, IoFailed):
+            return False
+        holding = self._holding(found, member, found.area)
+        self.unsettled(holding, found)
+        try:
+            if not await holding.is_left_behind():
+                return False
+            # Shared, as others may share a hold that was left.
+            if not isinstance(await holding.acquire(Mode.SHARED), Lease):
+                return False
+            await holding.release()
+            return True
+        finally:
+            self.tidy(holding)
+
+    async def free_own(self) -> None:
+        await self._places.free_own(self._member(Resource("", "")))
+
     # --- what it is worth ---
 
     def protection(self, path: str) -> tuple[Protection, str]:

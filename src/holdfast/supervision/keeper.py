@@ -101,6 +101,8 @@ class LockspaceKeeper:
         self.host_id: int | None = spec.host_id
         self.host_name = ""
         self.generation: int | None = None
+        self.gone_on = False
+        """Whether the present term was begun by an earlier daemon."""
         self._heartbeat = heartbeat
         self._threads = threads
         self._clock = clock
@@ -325,6 +327,7 @@ class LockspaceKeeper:
             )
         self.host_id, self.host_name, self.generation = term.host_id, term.host_name, term.generation
         self._member = member
+        self.gone_on = self._resuming
         how = "gone on with" if self._resuming else "joined"
         self._resuming = False
         self._become(KeeperState.JOINED, "")
