@@ -5,12 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test check bench fuzz clean setup
+.PHONY: help run test check sim bench fuzz clean setup
 
 help:
 	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
 	@echo "make test    set up what the tests need (Debian packages too, when root) and run them all"
 	@echo "make check   ruff and mypy --strict"
+	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
 	@echo "make bench   figures beside Debian's virtlockd, in one run"
 	@echo "make fuzz    bounded coverage-guided fuzzing (atheris)"
 
@@ -35,6 +36,13 @@ check: $(STAMP)
 	@$(BIN)/ruff check --no-cache src tests bench tools
 	@$(BIN)/ruff format --check --no-cache src tests bench tools
 	@$(BIN)/mypy
+
+SEEDS ?= 1500
+# Fresh ones each time: seconds since the epoch, so that no two runs play the same.
+FIRST ?= $(shell date +%s)
+
+sim: $(STAMP)
+	@$(BIN)/holdfast sim --first $(FIRST) --seeds $(SEEDS)
 
 bench: 
 	@tools/debian-packages test

@@ -176,6 +176,7 @@ class Daemon:
                 n: b.on_lockfailure for n, b in self.routing.backends.items() if isinstance(b, PaxosBackend)
             },
         )
+        self.collector = LeaseCollector(self.manager)
         self.leases.on_joined = lambda keeper: self.lease_recovery.joined(keeper.name)
         self.leases.on_lost = self._lockspace_lost
         self.recovery = Recovery(
@@ -200,7 +201,7 @@ class Daemon:
                 self.leases,
                 lambda backends: self.lease_recovery.count(set(backends)),
                 clock.now,
-                LeaseCollector(self.manager),
+                self.collector,
                 LeaseBreaker(
                     self.manager,
                     clock=clock,
@@ -259,6 +260,10 @@ class Daemon:
         self.journal.compact()
         for listener in self.listeners.values():
             listener.start()
+        for keeper in self.leases.keepers:
+            if keeper.gone_on:
+                # Only now: every lock that is to be held again stands in the table.
+                tasks.start(self.collector.free_left_behind(self.leases.backends_of(keeper)))
         if self.leases.keepers:
             lock_memory()
         gc.collect()

@@ -10,7 +10,7 @@ from tests.contract.test_lease_faults import FaultyScene
 from tests.contract.test_paxos_backend import Scene, play
 from tests.support.leases import entry_count, twin
 
-from holdfast.backends.base import Creation
+from holdfast.backends.base import Creation, HeldElsewhere
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import made_by_us
 from holdfast.model import Mode, Resource
@@ -127,5 +127,44 @@ def test_removal_that_fails_leaves_the_lease_free(tmp_path: Path) -> None:
         assert s.leader().is_free
         await asyncio.sleep(0)
         assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+@pytest.mark.parametrize("device", [False, True])
+@pytest.mark.parametrize("mode", list(Mode))
+def test_lease_that_a_killed_daemon_of_this_term_left_behind_is_freed(
+    tmp_path: Path, device: bool, mode: Mode
+) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=device)
+        assert_held(await take(s.one, s.world(), mode)).forget()
+        next_daemon = twin(s.alpha).backend(None if device else s.directory)
+        (name,) = await next_daemon.lease_names()
+        await next_daemon.free_own()
+        assert await next_daemon.free_left_behind(name)
+        assert not await next_daemon.free_left_behind(name)
+        held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        assert not await next_daemon.free_left_behind(name)
+        await held.release()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("how", ["taken", "freed"])
+def test_shared_hold_that_was_left_behind_beside_another_host_does_not_stay(tmp_path: Path, how: str) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.one, s.world(), Mode.SHARED)).forget()
+        other = assert_held(await take(s.two, s.world(), Mode.SHARED))
+        next_daemon = twin(s.alpha).backend(s.directory)
+        if how == "freed":
+            (name,) = await next_daemon.lease_names()
+            assert await next_daemon.free_left_behind(name)
+        else:
+            assert isinstance(await take(next_daemon, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+        await assert_held(await take(next_daemon, s.world(), Mode.SHARED)).release()
+        await other.release()
+        await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
 
     play(scene)

@@ -353,3 +353,25 @@ def test_lease_is_broken_with_a_proof_or_a_named_persons_word_and_that_is_record
     assert lines[-1]["operator"] == "J. Doe"
     assert "attested to be off, unchanged for" in lines[-1]["detail"]
     assert "lease-broken" in beta.cli("events").stdout
+
+
+def test_lease_that_a_killed_daemon_had_not_written_down_is_freed_by_the_next(
+    make_host: MakeHost, place: Path
+) -> None:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    joined(alpha), joined(beta)
+    disk, other = make_disk(place), make_disk(place, "other.img")
+    vm = alpha.vm([disk], name="web1")
+    alpha.kill()
+    alpha.end_vm(vm)
+    (alpha.run_dir / "journal").unlink()
+    alpha.start()
+    alpha.says("was left behind by an earlier daemon")
+    wait_until(lambda: refusal(beta, disk) == "", "the lease to be free")
+    kept = alpha.vm([other], name="web2")
+    alpha.kill()
+    alpha.start()
+    time.sleep(2)
+    assert refusal(beta, other)
+    assert alpha.holders(other) == [("web2", kept, True)]
+    assert alpha.count("was left behind") == 1

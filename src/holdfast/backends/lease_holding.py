@@ -19,6 +19,7 @@ from typing import Any, assert_never
 
 from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
+from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested
@@ -37,7 +38,7 @@ from holdfast.protocol.paxos_release import (
 )
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.protocol.ports import Chance, Clock
-from holdfast.protocol.words import Generation, HostId
+from holdfast.protocol.words import Generation, HostId, IoFailed
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,10 @@ class Holding:
             if left is not None:
                 self.lease = left
                 refused = await self.convert(mode)
-                return self.lease if refused is None else refused
+                if refused is None:
+                    return self.lease
+                await self.release()  # nobody here has it
+                return refused
         if isinstance(outcome, Lease):
             self.lease = outcome
         elif isinstance(outcome, InDoubt):
@@ -109,11 +113,15 @@ class Holding:
             return None
         return self._shared(seen)
 
-    async def resume(self, mode: Mode) -> Lease | None:
-        """Take up what an earlier daemon of this very term of our host holds, if storage says that it still does."""
+    async def resume(self, mode: Mode) -> Lease | IoFailed | Malformed | None:
+        """Take up what an earlier daemon of this very term of our host holds, if storage says that it still does.
+
+        Storage that does not answer says nothing: to race for a lease that is held would take our value out of our
+        block.
+        """
         seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
         if not isinstance(seen, Snapshot):
-            return None
+            return seen
         own = seen.block(self.member.host_id)
         if mode is Mode.SHARED and self._is_our_hold(own):
             self.lease = self._shared(seen)
@@ -145,6 +153,16 @@ class Holding:
             and own.lver == leader.lver == seen.greatest_lver
             and not own.is_released
         )
+
+    async def is_left_behind(self) -> bool:
+        """Whether storage says that this very term of our host has it, alone or shared."""
+        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        if not isinstance(seen, Snapshot):
+            return False
+        own = seen.block(self.member.host_id)
+        given_up = own.dblock.is_released and seen.leader.write_id != self.member.host_id
+        alone = self.member.owns(seen.leader) and not seen.leader.is_free and not given_up
+        return alone or self._is_our_hold(own)
 
     async def claims(self) -> list[tuple[HostId, Generation]] | str:
         """The terms of other hosts that a look shows on it, or why that can't be told."""

@@ -93,6 +93,9 @@ class LeasePlaces(Protocol):
     async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
         """Every name that has a lease, or something that looks like one."""
 
+    async def free_own(self, member: Membership) -> None:
+        """Give back what an earlier daemon of this term may have held only to make or remove a lease."""
+
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader
     ) -> Unusable | StorageFailed | None:
@@ -139,6 +142,9 @@ class DirectoryPlaces:
             return StorageFailed(self._directory, found)
         lockspace = os.path.basename(self._lockspace_path)
         return [name for name in found if name != lockspace]
+
+    async def free_own(self, member: Membership) -> None:
+        return None
 
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader
@@ -256,6 +262,12 @@ class DevicePlaces:
         index = await self._index(disk, member)
         disk.close()
         return [entry.name.text for _, entry in index.entries()] if isinstance(index, Index) else index
+
+    async def free_own(self, member: Membership) -> None:
+        async def nothing(_: Index) -> None:
+            return None
+
+        await self._change_index(member, nothing)
 
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader

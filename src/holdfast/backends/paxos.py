@@ -317,13 +317,12 @@ class PaxosBackend:
         holding = self._holding(found, member, found.area)
         self.unsettled(holding, found)
         resumed = await holding.resume(saved.mode)
-        if resumed is None:
-            outcome = await holding.acquire(saved.mode)
-            if not isinstance(outcome, Lease):
-                try:
-                    return await self.refusal(found, holding, outcome)
-                finally:
-                    self.tidy(holding)
+        outcome = resumed if resumed is not None else await holding.acquire(saved.mode)
+        if not isinstance(outcome, Lease):
+            try:
+                return await self.refusal(found, holding, outcome)
+            finally:
+                self.tidy(holding)
         return self._handed_out(found, holding, resource)
 
     # --- breaking ---
@@ -415,6 +414,33 @@ class PaxosBackend:
             return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
         finally:
             self.tidy(holding)
+
+    async def free_left_behind(self, name: str) -> bool:
+        """Release a lease that storage says is this very term's of our host; whether it was.
+
+        The caller knows that nobody of this host holds it: it was left by a daemon that was killed before it could
+        write down that it had it, or while it was still giving it up.
+        """
+        resource = Resource("", name)
+        member = self._member(resource)
+        found = await self._find(member, resource, name)
+        if isinstance(found, IoFailed):
+            return False
+        holding = self._holding(found, member, found.area)
+        self.unsettled(holding, found)
+        try:
+            if not await holding.is_left_behind():
+                return False
+            # Shared, as others may share a hold that was left.
+            if not isinstance(await holding.acquire(Mode.SHARED), Lease):
+                return False
+            await holding.release()
+            return True
+        finally:
+            self.tidy(holding)
+
+    async def free_own(self) -> None:
+        await self._places.free_own(self._member(Resource("", "")))
 
     # --- what it is worth ---
 

@@ -7,6 +7,7 @@ is tried only while no lock has it, and with the turn on its key, so that no sta
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from holdfast.backends.paxos import PaxosBackend, key_of_lease
@@ -44,6 +45,31 @@ class LeaseCollector:
         out = sum(not each.kept_because for each in collected)
         log.info("leases: %d of %d %s", out, len(collected), "could be taken out" if dry_run else "taken out")
         return collected
+
+    async def free_left_behind(self, backends: Collection[str]) -> None:
+        """After a term of an earlier daemon is gone on with: free what that daemon had and nobody here has."""
+        for backend in self._manager.backends.values():
+            if not isinstance(backend, PaxosBackend) or backend.name not in backends:
+                continue
+            try:
+                await backend.free_own()
+                names = await backend.lease_names()
+            except LockError as e:
+                log.warning("leases that may have been left behind can't be looked for: %s", e)
+                continue
+            for name in names:
+                await self._free(backend, name)
+
+    async def _free(self, backend: PaxosBackend, name: str) -> None:
+        manager = self._manager
+        key = key_of_lease(backend.presence.name, name)
+        if manager.table.of_lock_file(key) is not None or manager.turns.taken(key):
+            return
+        try:
+            if await manager.turns.during((key,), backend.free_left_behind(name)):
+                log.warning("lease %s was left behind by an earlier daemon; it is free now", name)
+        except LockError as e:
+            log.debug("lease %s: %s", name, e)
 
     async def _one(self, backend: PaxosBackend, name: str, dry_run: bool) -> str:
         manager = self._manager

@@ -306,6 +306,7 @@ class Lockspace:
         return Lost(reason)
 
     async def _leave(self, area: LockspaceArea, held: delta.Held, watched: Watched) -> Left:
+        watched.retire()
         released = await delta.release(area, self._clock, held)
         # The watchdog last: if freeing the id hangs, it would be freed for whoever has it by then.
         watched.dismiss(self._in_flight)

@@ -106,8 +106,15 @@ class Checkers:
     # --- terms ---
 
     def joined(self, term: Term) -> None:
-        for other in self.terms:
-            if (other.disk, other.host_id) == (term.disk, term.host_id) and other is not term:
+        for other in list(self.terms):
+            if (other.disk, other.host_id) != (term.disk, term.host_id):
+                continue
+            if other.machine is term.machine and other.generation == term.generation:
+                self._gone_on_with(other, term.process)
+                return
+            if other.machine is term.machine and not other.vms:
+                self.is_over(other, "succeeded")
+            else:
                 self.fail(
                     "I8 one host has a host id",
                     f"{term} has joined, {other} is not over",
@@ -121,6 +128,12 @@ class Checkers:
             term.machine.name, f"joined {term.disk} as host_id {term.host_id} generation {term.generation}"
         )
         self._await_death(term)
+
+    def _gone_on_with(self, term: Term, process: Process) -> None:
+        """A restarted daemon goes on with the term of the one before it."""
+        term.process = process
+        self._members.add((process, term.disk, term.generation))
+        self.world.tell(term.machine.name, f"goes on with its term {term.host_id}/{term.generation}")
 
     def is_over(self, term: Term, why: str) -> None:
         if not term.over:
@@ -168,9 +181,11 @@ class Checkers:
             return
         fires_at = (machine.watchdog.fires_at - machine.true_time_of(0)) * machine.rate
         for term in self.terms:
+            # A term of a daemon that has died concerns its machine only as long as somebody rests on it.
+            left = term.dismissed() or (term.process is not machine.process and not term.vms)
             if (
                 term.machine is machine
-                and not term.dismissed()
+                and not left
                 and fires_at > term.fails_at + self.fire_timeout_s + ROUNDING_S
             ):
                 self.fail(
@@ -257,9 +272,17 @@ class Checkers:
         assert isinstance(block, HostBlock), block
         return block
 
+    @staticmethod
+    def _generation_of(content: bytes) -> int:
+        record = DeltaLease.decode(content)
+        return record.generation if isinstance(record, DeltaLease) else 0
+
     def _issued(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
         """I14: what a process issues, it issues under a lease that has not failed, as far as it has looked."""
+        claims = offset < self.geometry.align_bytes
         for term in self.terms:
+            if claims and self._generation_of(content) != term.generation:
+                continue  # a new claim, after all owners of the old term are gone
             if term.process is process and term.disk == disk.name and term.machine.last_look >= term.fails_at:
                 self.fail(
                     "I14 no write after expiry",
@@ -295,7 +318,8 @@ class Checkers:
             )
         self._generations[disk.name, host_id] = record.generation
         for term in self._terms_of(disk.name, host_id):
-            if term.process is not process:
+            # The daemon's next life renews a term once before anybody is told that it goes on.
+            if process not in (term.process, term.machine.process):
                 if (term.vms or term.beliefs) and record.generation > term.generation:
                     self.fail(
                         "expiry before takeover",

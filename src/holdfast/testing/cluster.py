@@ -16,6 +16,7 @@ from holdfast.ondisk.geometry import GEOMETRIES, Geometry
 from holdfast.protocol.timing import Timing
 from holdfast.testing.checkers import Checkers
 from holdfast.testing.machine import Machine
+from holdfast.testing.managed_daemon import MachineState, ManagedDaemon, lease_of
 from holdfast.testing.shared_disk import Manners, SharedDisk
 from holdfast.testing.simulated_daemon import Daemon, Space
 from holdfast.testing.world import World
@@ -29,6 +30,7 @@ class Kind(enum.Enum):
 
     GENERAL = "everything, a little of each"
     STORM = "one lease, everybody wants it, requests are late: what ballots are for"
+    MANAGED = "the whole daemon, killed and started again under running virtual machines"
     TWINS = "two hosts are given one host id, and lose their processors while they claim it"
 
 
@@ -54,11 +56,13 @@ class Scenario:
 
     @classmethod
     def drawn(cls, random: Random, hosts: int | None) -> Scenario:
-        kind = random.choices((Kind.GENERAL, Kind.STORM, Kind.TWINS), (5, 3, 1))[0]
+        kind = random.choices((Kind.GENERAL, Kind.STORM, Kind.TWINS, Kind.MANAGED), (4, 3, 2, 4))[0]
         general = cls._general(random, hosts)
         match kind:
             case Kind.GENERAL:
                 return general
+            case Kind.MANAGED:
+                return replace(general, kind=kind, io_timeouts_s=(1,) * general.hosts)
             case Kind.STORM:
                 return replace(
                     general,
@@ -134,9 +138,11 @@ class Cluster:
         )
         self.disks = tuple(self._formatted(space) for space in self.spaces)
         self.machines = tuple(Machine(world, f"host{n + 1}", self.disks) for n in range(scenario.hosts))
-        self.daemons: dict[str, Daemon] = {}
+        self.daemons: dict[str, Daemon | ManagedDaemon] = {}
+        self._states = {machine.name: MachineState(machine) for machine in self.machines}
         for number, machine in enumerate(self.machines, start=1):
             machine.on_boot = lambda machine=machine, number=number: self._booted(machine, number)  # type: ignore[misc]
+            machine.on_killed = lambda machine=machine, number=number: self._killed(machine, number)  # type: ignore[misc]
             machine.on_reset = lambda machine=machine: self._reset(machine)  # type: ignore[misc]
             spread_s = 0.2 if scenario.kind is Kind.TWINS else 3.0
             self._daemon_in(world.random.uniform(0, spread_s), machine, number)
@@ -151,7 +157,7 @@ class Cluster:
         offsets = {}
         for number, resource in enumerate(space.resources, start=1):
             offsets[resource] = number * size
-            leader = areas.fresh_leader(geometry, space.name, resource, NUM_HOSTS)
+            leader = areas.fresh_leader(geometry, space.name, lease_of(resource), NUM_HOSTS)
             disk.content[number * size : (number + 1) * size] = areas.lease_area(leader)
         disk.leader_offsets = frozenset(offsets.values())
         disk.manners = self.scenario.manners
@@ -166,19 +172,44 @@ class Cluster:
         if machine.process_lingers:
             self._daemon_in(1.0, machine, number)
             return
-        self.daemons[machine.name] = Daemon(
-            machine=machine,
-            spaces=self.spaces,
-            geometry=self.scenario.geometry,
-            host_id=self.host_id(number),
-            timing=Timing(self.scenario.io_timeouts_s[number - 1], self.scenario.fire_timeout_s),
-            stubborn_rate=self.scenario.stubborn_rate,
-            checkers=self.checkers,
-        )
+        timing = Timing(self.scenario.io_timeouts_s[number - 1], self.scenario.fire_timeout_s)
+        if self.scenario.kind is Kind.MANAGED:
+            self.daemons[machine.name] = ManagedDaemon(
+                machine=machine,
+                state=self._states[machine.name],
+                spaces=self.spaces,
+                align_bytes=self.scenario.geometry.align_bytes,
+                host_id=self.host_id(number),
+                timing=timing,
+                stubborn_rate=self.scenario.stubborn_rate,
+                checkers=self.checkers,
+            )
+        else:
+            self.daemons[machine.name] = Daemon(
+                machine=machine,
+                spaces=self.spaces,
+                geometry=self.scenario.geometry,
+                host_id=self.host_id(number),
+                timing=timing,
+                stubborn_rate=self.scenario.stubborn_rate,
+                checkers=self.checkers,
+                lease_of=lease_of,
+            )
         random = self.world.random
-        if self.scenario.kind is Kind.TWINS and machine.process is not None and random.random() < 0.6:
-            dead_s = 8 + self.scenario.fire_timeout_s
-            machine.process.stall_in(random.randrange(25), random.choice((1.5, 4.0, 10.0, dead_s + 2.0)))
+        if self.scenario.kind is Kind.TWINS and machine.process is not None and random.random() < 0.7:
+            # A claim is a handful of calls: somewhere among them, for longer than another's claim takes.
+            kind, calls = random.choice((("disk", 4), ("clock", 8)))
+            machine.process.stall_in(random.randrange(calls), random.choice((3.0, 5.0, 10.0)), kind)
+
+    def _killed(self, machine: Machine, number: int) -> None:
+        """libvirt ends the starts that were under way; systemd starts the daemon again, sooner or later."""
+        if self.scenario.kind is not Kind.MANAGED:
+            return
+        state = self._states[machine.name]
+        state.processes.daemon_gone()
+        for vm in [vm for vm in machine.vms if not vm.held]:
+            state.processes.end(vm.pid)
+        self._daemon_in(self.world.random.choice((0.2, 1.0, 5.0, 15.0)), machine, number)
 
     def _daemon_in(self, seconds: float, machine: Machine, number: int) -> None:
         boot = machine.boots

@@ -49,6 +49,13 @@ class VirtualMachine:
     stubborn: bool = False
     running: bool = True
     paused: bool = False
+    held: bool = False
+    pid: int = 0
+    resource: str = ""
+
+    @property
+    def uuid(self) -> str:
+        return f"uuid-{self.pid}"
 
     @property
     def writes(self) -> bool:
@@ -190,6 +197,7 @@ class Machine:
         self.last_look = Instant(0.0)
         self.on_boot: Callable[[], None] = lambda: None
         self.on_reset: Callable[[], None] = lambda: None
+        self.on_killed: Callable[[], None] = lambda: None
         self._start_clock()
 
     def __str__(self) -> str:
@@ -230,6 +238,7 @@ class Machine:
         for path in self.paths.values():
             path.process_gone(process)
         self.watchdog.process_gone()
+        self.on_killed()
 
     @property
     def process_lingers(self) -> bool:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 from holdfast.testing.cluster import Cluster, Kind
 from holdfast.testing.machine import Machine
+from holdfast.testing.managed_daemon import ManagedSeat
 from holdfast.testing.shared_disk import Manners, Path
+from holdfast.testing.simulated_daemon import Seat
 
 
 class Nemesis:
@@ -50,6 +52,16 @@ class Nemesis:
                 (1, self._cut),
                 (1, self._hang),
                 (1, self._power_off),
+            ]
+        if scenario.kind is Kind.MANAGED:
+            self._deeds.append((3, self._kill))
+        if scenario.kind is Kind.TWINS:
+            self._deeds = [
+                (4, self._pause),
+                (3, self._hang),
+                (3, self._power_off),
+                (1, self._stall),
+                (1, self._kill),
             ]
         self._next()
 
@@ -134,7 +146,8 @@ class Nemesis:
         daemon = self.cluster.daemons.get(machine.name)
         if daemon is None or not daemon.alive:
             return
-        seat = self.world.random.choice(list(daemon.seats.values()))
+        seats: list[Seat | ManagedSeat] = [*daemon.seats.values()]
+        seat = self.world.random.choice(seats)
         if seat.leave():
             self.world.tell(machine.name, f"leaves {seat.space.name}")
             self.world.after(self.world.random.uniform(1, 20), lambda: setattr(seat, "stay", True))

@@ -17,13 +17,9 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from holdfast.testing.world import Happen, Violation, World
+from holdfast.testing.world import Happen, ProcessGone, Violation, World
 
 T = TypeVar("T")
-
-
-class ProcessGone(BaseException):
-    """Raised at any port of a process that does not exist any more; nobody may catch it."""
 
 
 class Process:
@@ -108,7 +104,7 @@ class Process:
             return
         error = task.exception()
         if error is not None and not isinstance(error, ProcessGone | Violation):
-            trace = "".join(traceback.format_exception(error)[-4:])
+            trace = "".join(traceback.format_exception(error)[-9:])
             self.world.bug(self.name, trace)
 
 

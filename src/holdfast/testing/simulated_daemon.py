@@ -80,7 +80,9 @@ class Daemon:
         timing: Timing,
         stubborn_rate: float,
         checkers: Checkers,
+        lease_of: Callable[[str], str],
     ) -> None:
+        self.lease_of = lease_of
         self.machine = machine
         self.world = machine.world
         self.process = machine.start_process()
@@ -234,7 +236,9 @@ class Desk:
         daemon = seat.daemon
         self.seat = seat
         self.resource = resource
-        self.area = LeaseArea(seat.disk, offset_bytes, daemon.geometry, seat.space.name, resource)
+        self.area = LeaseArea(
+            seat.disk, offset_bytes, daemon.geometry, seat.space.name, daemon.lease_of(resource)
+        )
         self.lease: Lease | None = None
         self.busy = False
         self.vm: VirtualMachine | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from holdfast.protocol.paxos_release import Mode
 from holdfast.testing.cluster import Cluster
+from holdfast.testing.managed_daemon import ManagedDesk
 from holdfast.testing.simulated_daemon import Desk
 
 
@@ -28,7 +29,8 @@ class Workload:
         daemons = [d for d in self.cluster.daemons.values() if d.alive]
         if not daemons:
             return
-        desk = random.choice(random.choice(daemons).desks)
+        desks: list[Desk | ManagedDesk] = [*random.choice(daemons).desks]
+        desk = random.choice(desks)
         chance = random.random()
         if desk.lease is None:
             mode = Mode.EXCLUSIVE if random.random() < 0.65 else Mode.SHARED
@@ -43,7 +45,7 @@ class Workload:
         elif chance < 0.75:
             self._migrate(desk)
 
-    def _migrate(self, desk: Desk) -> None:
+    def _migrate(self, desk: Desk | ManagedDesk) -> None:
         """As libvirt does it: the source lets go, then the destination starts."""
         others = [
             d for d in self.cluster.daemons.values() if d.alive and d.machine is not desk.seat.daemon.machine
@@ -60,6 +62,6 @@ class Workload:
         leaving.add_done_callback(arrive)
 
 
-def spawn(desk: Desk, what: str, *args: object, **options: object) -> None:
+def spawn(desk: Desk | ManagedDesk, what: str, *args: object, **options: object) -> None:
     """Let the daemon of a desk do it."""
     desk.seat.daemon.process.spawn(getattr(desk, what)(*args, **options))
