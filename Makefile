@@ -5,14 +5,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test check sim bench fuzz clean setup
+.PHONY: help run test check sim bench lab fuzz clean setup
 
 help:
 	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
 	@echo "make test    set up what the tests need (Debian packages too, when root) and run them all"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
-	@echo "make bench   figures beside Debian's virtlockd, in one run"
+	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
+	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over (CAUSES=)"
 	@echo "make fuzz    bounded coverage-guided fuzzing (atheris)"
 
 $(STAMP): pyproject.toml tools/setup-venv
@@ -33,8 +34,8 @@ test:
 	@$(BIN)/python -m pytest
 
 check: $(STAMP)
-	@$(BIN)/ruff check --no-cache src tests bench tools
-	@$(BIN)/ruff format --check --no-cache src tests bench tools
+	@$(BIN)/ruff check --no-cache src tests bench lab/fencing.py tools
+	@$(BIN)/ruff format --check --no-cache src tests bench lab/fencing.py tools
 	@$(BIN)/mypy
 
 SEEDS ?= 1500
@@ -48,6 +49,11 @@ bench:
 	@tools/debian-packages test
 	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
 	@$(BIN)/python bench/run.py
+
+lab:
+	@tools/debian-packages lab
+	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
+	@$(BIN)/python lab/fencing.py $(CAUSES)
 
 fuzz: $(STAMP)
 	@$(BIN)/pip install -q -e '.[fuzz]'
