@@ -1,4 +1,4 @@
-"""`make bench`: all figures of this checkout beside Debian's virtlockd, in one run."""
+"""`make bench`: all figures of this checkout beside Debian's virtlockd and sanlock, in one run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import cycles, footprint
+from bench import cycles, footprint, leases
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    return cycles.main([]) or footprint.main()
+    return cycles.main([]) or footprint.main() or leases.main()
 
 
 if __name__ == "__main__":

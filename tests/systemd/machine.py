@@ -1,8 +1,8 @@
 """A real systemd as pid 1 of its own namespaces: what the unit files do is shown by the program that reads them.
 
 A booting systemd cleans /tmp, sets sysctls and starts udev: so that it can do none of that to the machine it runs on,
-its mounts are read-only but for private file systems on /run, /tmp, /var and /etc/systemd/system, and
-the tests' own directory; /proc/sys and /sys are read-only; network, host name and IPC are its own.
+its mounts (the checkout's own too, which may lie in /tmp) are read-only but for private file systems on /run, /tmp, /var and
+/etc/systemd/system, and the tests' own directory; /proc/sys and /sys are read-only; network, host name and IPC are its own.
 Everything ends with its pid 1.
 """
 
@@ -27,11 +27,15 @@ set -e
 mount --make-rprivate /
 cp -a /etc/libvirt "$DIR/etc-libvirt"
 mount -t tmpfs holdfast-test /run
-mkdir -p /run/lock /run/systemd/system /run/shared
+mkdir -p /run/lock /run/systemd/system /run/shared /run/project
+mount --bind "$PROJECT" /run/project
+mount -o remount,bind,ro /run/project
 mount --bind "$SHARED" /run/shared
 mount -t tmpfs holdfast-test /tmp
-mkdir -p "$SHARED"
+mkdir -p "$SHARED" "$PROJECT"
 mount --bind /run/shared "$SHARED"
+mount --bind /run/project "$PROJECT"
+mount -o remount,bind,ro "$PROJECT"
 for place in /var/lib /var/log /var/cache /var/tmp /etc/systemd/system; do
     mount -t tmpfs holdfast-test "$place"
 done
@@ -78,7 +82,7 @@ class Machine:
                 [*UNSHARE, "sh", "-c", _SCRIPT],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "DIR": str(directory), "SHARED": str(shared)},
+                env={**os.environ, "DIR": str(directory), "SHARED": str(shared), "PROJECT": str(PROJECT)},
             )
         self.pid = 0
         wait_until(self._find_init, f"systemd is up; see {self.log.read_text()[-500:]!r}")

@@ -19,6 +19,7 @@ from typing import Any, assert_never
 
 from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
+from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested
@@ -37,7 +38,7 @@ from holdfast.protocol.paxos_release import (
 )
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.protocol.ports import Chance, Clock
-from holdfast.protocol.words import Generation, HostId
+from holdfast.protocol.words import Generation, HostId, IoFailed
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +113,15 @@ class Holding:
             return None
         return self._shared(seen)
 
-    async def resume(self, mode: Mode) -> Lease | None:
-        """Take up what an earlier daemon of this very term of our host holds, if storage says that it still does."""
+    async def resume(self, mode: Mode) -> Lease | IoFailed | Malformed | None:
+        """Take up what an earlier daemon of this very term of our host holds, if storage says that it still does.
+
+        Storage that does not answer says nothing: to race for a lease that is held would take our value out of our
+        block.
+        """
         seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
         if not isinstance(seen, Snapshot):
-            return None
+            return seen
         own = seen.block(self.member.host_id)
         if mode is Mode.SHARED and self._is_our_hold(own):
             self.lease = self._shared(seen)

@@ -317,13 +317,12 @@ class PaxosBackend:
         holding = self._holding(found, member, found.area)
         self.unsettled(holding, found)
         resumed = await holding.resume(saved.mode)
-        if resumed is None:
-            outcome = await holding.acquire(saved.mode)
-            if not isinstance(outcome, Lease):
-                try:
-                    return await self.refusal(found, holding, outcome)
-                finally:
-                    self.tidy(holding)
+        outcome = resumed if resumed is not None else await holding.acquire(saved.mode)
+        if not isinstance(outcome, Lease):
+            try:
+                return await self.refusal(found, holding, outcome)
+            finally:
+                self.tidy(holding)
         return self._handed_out(found, holding, resource)
 
     # --- breaking ---

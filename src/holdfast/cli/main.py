@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from holdfast import __version__
-from holdfast.cli import exits, host, lease, lockspace
+from holdfast.cli import exits, host, lease, lockspace, sim
 
 if TYPE_CHECKING:
     from holdfast.client import ControlClient
@@ -323,6 +323,7 @@ def doctor(context: Context, root: str, as_json: bool) -> None:
 cli.add_command(lockspace.lockspace)
 cli.add_command(lease.lease)
 cli.add_command(host.host)
+cli.add_command(sim.sim)
 
 
 def main() -> None:

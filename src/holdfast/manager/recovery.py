@@ -86,9 +86,12 @@ class Recovery:
         restored = []
         for saved in state.locks.values():
             claimants = [i for i in saved.claims if i in living]
-            restored.append((manager.lost.restore(saved, claimants or list(saved.claims)), claimants))
+            restored.append((saved, manager.lost.restore(saved, claimants or list(saved.claims)), claimants))
         await ready()
-        for lock, claimants in restored:
+        for saved, lock, claimants in restored:
+            if claimants and not lock.claims:
+                # Its last owner ended while we waited; storage does not know yet.
+                lock, claimants = manager.lost.restore(saved, list(saved.claims)), []  # noqa: PLW2901
             self._pending += 1
             tasks.start(
                 self._adopt(lock, descriptors.get(lock.id), dead=not claimants), lambda _: self._adopted()

@@ -123,17 +123,17 @@ async def ballot(
     member: Membership,
     *,
     leader: Leader,
+    lver: int,
     mbal: int,
     proposal: Value,
     own: HostBlock,
     mode: ModeBlock,
 ) -> BallotOutcome:
-    """Run ballot `mbal` for the version after `leader`'s. `own` is our block as it is on disk.
+    """Run ballot `mbal` for version `lver`, upon this `leader`. `own` is our block as it is on disk.
 
     `mode` goes with both writes: nothing for a plain acquire, which so erases a shared hold of an earlier
     term, and our shared hold when it is being converted, which must not be lost if we are.
     """
-    lver = leader.lver + 1
     remembered = own.dblock if own.dblock.lver == lver else Dblock(lver=lver)
     # What was given up stays given up for this version: somebody may have seen the flag and gone on already.
     flags = remembered.flags & FLAG_RELEASED if remembered.accepted else 0

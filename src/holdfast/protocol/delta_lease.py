@@ -22,6 +22,11 @@ happen:
 
 So a claim is written only if the read that justifies it began at most one io_timeout ago, and the settling
 time, twice the io_timeout, covers exactly such a read and the write after it.
+
+That a pause came between the look at the clock and the write can be seen only afterwards. So a claim whose
+write was not through within the settling time of that read is none, whatever stands on disk: its record may
+lie over that of a host that holds the id and has not noticed yet. Whoever wants the id then has to watch it
+for its dead bound, under another name.
 """
 
 from collections.abc import Collection
@@ -148,6 +153,14 @@ class NotReleased:
 
 
 @dataclass(frozen=True, slots=True)
+class _Read:
+    """A record, and our clock from before it was read."""
+
+    record: DeltaLease
+    read_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
 class NotResumed:
     """The term that was to be gone on with is over, or cannot be proven to stand."""
 
@@ -170,7 +183,7 @@ async def acquire(
         return busy
     for _ in range(CLAIMS_MAX):
         justified = await _read_claimable(area, clock, claim, on_wait)
-        if not isinstance(justified, DeltaLease):
+        if not isinstance(justified, _Read):
             return justified
         outcome = await _write_and_settle(area, clock, claim, justified, on_wait)
         if not isinstance(outcome, Held):
@@ -229,11 +242,12 @@ async def resume(
 
 async def _read_claimable(
     area: LockspaceArea, clock: Clock, claim: Claim, on_wait: OnWait
-) -> DeltaLease | HostIdBusy | Corrupt | TooSlow | IoFailed:
+) -> _Read | HostIdBusy | Corrupt | TooSlow | IoFailed:
     """Return a fresh record that permits a claim: free, our own name's, or of a host proven dead."""
-    first = await _read_fresh(area, clock, claim)
-    if not isinstance(first, DeltaLease) or _may_take_at_once(first, claim):
-        return first
+    read = await _read_fresh(area, clock, claim)
+    if not isinstance(read, _Read) or _may_take_at_once(read.record, claim):
+        return read
+    first = read.record
     seen_at = clock.now()
     dead_s = claim.timing.of_host(first.io_timeout_s).dead_s
     poll_s = claim.timing.renewal_s
@@ -242,14 +256,14 @@ async def _read_claimable(
         on_wait(Waiting(f"host id {claim.host_id} is held by {first.host_name}", max(0.0, left_s)))
         await clock.sleep(min(poll_s, left_s) if left_s > 0 else 1)
         looked_at = clock.now()
-        record = await _read_fresh(area, clock, claim)
-        if not isinstance(record, DeltaLease) or record.is_free:
-            return record
-        if record != first:
-            return HostIdBusy(record)
+        read = await _read_fresh(area, clock, claim)
+        if not isinstance(read, _Read) or read.record.is_free:
+            return read
+        if read.record != first:
+            return HostIdBusy(read.record)
         # Strictly beyond the bound, by a look that began after it.
         if looked_at - seen_at > dead_s:
-            return record
+            return read
 
 
 def _may_take_at_once(record: DeltaLease, claim: Claim) -> bool:
@@ -258,7 +272,7 @@ def _may_take_at_once(record: DeltaLease, claim: Claim) -> bool:
 
 async def _read_fresh(
     area: LockspaceArea, clock: Clock, claim: Claim
-) -> DeltaLease | Corrupt | TooSlow | IoFailed:
+) -> _Read | Corrupt | TooSlow | IoFailed:
     """Read the record so quickly that a write may rest upon it."""
     io_timeout_s = claim.timing.io_timeout_s
     begun = clock.now()
@@ -267,15 +281,18 @@ async def _read_fresh(
         record = await area.read_record(claim.host_id, io_timeout_s)
         if isinstance(record, Malformed):
             return Corrupt(record)
-        if isinstance(record, IoFailed) or clock.now() - read_at <= io_timeout_s:
+        if isinstance(record, IoFailed):
             return record
+        if clock.now() - read_at <= io_timeout_s:
+            return _Read(record, read_at)
     return TooSlow(clock.now() - begun)
 
 
 async def _write_and_settle(
-    area: LockspaceArea, clock: Clock, claim: Claim, justified: DeltaLease, on_wait: OnWait
+    area: LockspaceArea, clock: Clock, claim: Claim, read: _Read, on_wait: OnWait
 ) -> Held | HostIdBusy | Corrupt | TooSlow | IoFailed:
-    """Write our claim over `justified` and see whether it stands. The bitmap of the former holder goes."""
+    """Write our claim over what was read and see whether it stands. The bitmap of the former holder goes."""
+    justified = read.record
     written_at = clock.now()
     ours = replace(
         justified,
@@ -288,7 +305,12 @@ async def _write_and_settle(
     failed = await area.write_sector(claim.host_id, ours.sector(), claim.timing.io_timeout_s)
     if failed is not None:
         return failed
-    settle_s = max(claim.timing.of_host(justified.io_timeout_s).settle_s, claim.timing.settle_s)
+    # A rival settles for twice the former holder's io_timeout at least; only that far may our write be from
+    # the read.
+    former_settle_s = claim.timing.of_host(justified.io_timeout_s).settle_s
+    if (took_s := clock.now() - read.read_at) > former_settle_s:
+        return TooSlow(took_s)
+    settle_s = max(former_settle_s, claim.timing.settle_s)
     on_wait(Waiting(f"claim on host id {claim.host_id} settles", settle_s))
     await clock.sleep(settle_s)
     found = await area.read_record(claim.host_id, claim.timing.io_timeout_s)

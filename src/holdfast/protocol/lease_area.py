@@ -28,6 +28,8 @@ HOSTS_EXPECTED_DEFAULT = 6
 INIT_TIMEOUT_S = 60
 
 _NEVER_WRITTEN_BYTES = bytes(HOST_BLOCK_BYTES)
+_LOOKED_AT_TOGETHER = 64
+"""Host blocks that are compared with zeros in one go: 2000 comparisons cost more than reading them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +157,16 @@ class LeaseArea:
     def _written_blocks(self, raw: bytes, hosts: int) -> Iterator[tuple[HostId, bytes]]:
         sector_bytes = self.geometry.sector_bytes
         begin = self.geometry.host_block_offset_bytes(1)
-        for host_id in range(1, hosts + 1):
-            written = raw[begin : begin + HOST_BLOCK_BYTES]
-            if written != _NEVER_WRITTEN_BYTES:
-                yield HostId(host_id), written
-            begin += sector_bytes
+        for first in range(1, hosts + 1, _LOOKED_AT_TOGETHER):
+            last = min(first + _LOOKED_AT_TOGETHER - 1, hosts)
+            end = begin + (last - first + 1) * sector_bytes
+            if raw[begin:end] != bytes(end - begin):  # mostly nobody of so many has ever written
+                for host_id in range(first, last + 1):
+                    written = raw[begin : begin + HOST_BLOCK_BYTES]
+                    if written != _NEVER_WRITTEN_BYTES:
+                        yield HostId(host_id), written
+                    begin += sector_bytes
+            begin = end
 
 
 @dataclass(frozen=True, slots=True)

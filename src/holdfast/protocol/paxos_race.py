@@ -20,8 +20,19 @@ land after all, the block of host 2 still holds the value decided for lver 6. Th
 runs lver 6, finds that value and writes host 2's leader again. That is why a block is never written over
 with zeros, neither our own nor another host's.
 
-A leader two versions behind the blocks cannot be mended by a ballot; it is reported (`LeaderBehind`), never
-repaired by skipping to a greater version.
+A write that lands still later can leave the leader two versions and more behind the blocks (a host that
+finished a ballot for another one needs no lease of its own on the resource, so nobody waits for its death):
+
+    host 1                        host 2                          host 3
+                                  decides host 1 for lver 5; its write of that leader hangs
+    the same for itself: wins
+    releases                                                      lver 6 ... releases, lver 7 ... releases
+                                  leader lver 5 lands           blocks say 7, the leader says 5
+
+No ballot for lver 6 can mend that: its block would be below those of lver 7. But whoever began a ballot for
+lver 7 had seen leader 6, and that its owner was gone. So after a few more looks the race is run for the
+newest version that any block is about, whatever the leader says. If that version was decided, the block of
+the host that decided it still says so, and the ballot brings its leader back; if not, it may be won.
 
 If a race ends without a decision while our own value may stand in our block, another host may still decide
 it and make us the owner. Then the outcome is `InDoubt`: the resource stays unusable here until it was
@@ -65,8 +76,8 @@ from holdfast.protocol.words import Generation, HostId, OnWait, nobody_looks_on,
 STARTS_MAX = 64
 # Ballots lost in one race. Random pauses let one of the contenders through within a few.
 BALLOTS_MAX = 64
-# How often a leader behind its blocks is looked at before it is reported: a slow committer needs one more
-# write.
+# How often a leader behind its blocks is looked at before a ballot brings it forward, as a slow committer
+# needs one more write, and how often that is tried before it is reported.
 BEHIND_MAX = 8
 # Contenders that were outbid wait up to this long.
 _PAUSE_MAX_S = 1.0
@@ -97,7 +108,7 @@ class _Again:
 
 class _Race:
     """The state of one race. `_own` is the block that we last tried to write, None before the first
-    ballot.
+    ballot; `_named` whether the leader that we last knew names us.
     """
 
     def __init__(
@@ -109,6 +120,7 @@ class _Race:
         self._chance = chance
         self._intent = intent
         self._own: HostBlock | None = None
+        self._named = False
         self._ballots = 0
         self._behind = 0
 
@@ -130,13 +142,17 @@ class _Race:
         if not isinstance(seen, Snapshot):
             return self._ended(seen, None)
         leader = seen.leader
+        self._named = member.owns(leader) and not leader.is_free
         if self._own is not None and self._won_by_another(leader):
             return Won(leader, self._own, _sharers_of(seen, member.host_id))
         refusal = self._refusal_at_sight(seen)
         if refusal is not None:
             return self._ended(refusal, leader)
         if seen.greatest_lver > leader.lver + 1:
-            return await self._leader_is_behind(leader, seen.greatest_lver)
+            if self._behind < BEHIND_MAX or self._behind >= 2 * BEHIND_MAX:
+                return await self._leader_is_behind(leader, seen.greatest_lver)
+            self._behind += 1
+            return await self._compete(seen, seen.greatest_lver)
         verdict = await may_take(
             self._area,
             member,
@@ -152,7 +168,9 @@ class _Race:
             case MayTake(waited):
                 # What was seen before a long wait is no ground for a ballot: ballot numbers have grown since.
                 seen_now = await self._look_again(leader) if waited else seen
-                return seen_now if not isinstance(seen_now, Snapshot) else await self._compete(seen_now)
+                if not isinstance(seen_now, Snapshot):
+                    return seen_now
+                return await self._compete(seen_now, leader.lver + 1)
             case _:
                 return self._ended(verdict, leader)
 
@@ -174,8 +192,8 @@ class _Race:
             return self._ended(seen, None)
         return seen if seen.leader == leader and seen.greatest_lver <= leader.lver + 1 else _Again()
 
-    async def _compete(self, seen: Snapshot) -> Won | Refusal | InDoubt | _Again:
-        """Run ballots upon this leader until one decides, or the leader moves."""
+    async def _compete(self, seen: Snapshot, lver: int) -> Won | Refusal | InDoubt | _Again:
+        """Run ballots for `lver` upon this leader until one decides, or the leader moves."""
         leader, own = seen.leader, seen.block(self._member.host_id)
         greatest_mbal = seen.greatest_mbal
         while self._ballots < BALLOTS_MAX:
@@ -187,6 +205,7 @@ class _Race:
                 self._area,
                 self._member,
                 leader=leader,
+                lver=lver,
                 mbal=mbal,
                 proposal=self._proposal(),
                 own=own,
@@ -195,11 +214,11 @@ class _Race:
             self._own = own = outcome.own
             match outcome:
                 case Decided(value, _, sharers):
-                    return await self._commit(leader, value, outcome.own, sharers)
+                    return await self._commit(leader, lver, value, outcome.own, sharers)
                 case Outbid(greater):
                     greatest_mbal = greater
-                case VersionPassed(lver):
-                    return await self._leader_is_behind(leader, lver)
+                case VersionPassed(newer):
+                    return await self._leader_is_behind(leader, newer)
                 case LeaderMoved():
                     return _Again()
                 case Displaced():
@@ -217,18 +236,16 @@ class _Race:
         return self._ended(Contended(self._ballots), leader)
 
     async def _commit(
-        self, leader: Leader, value: Value, own: HostBlock, sharers: dict[HostId, Generation]
+        self, leader: Leader, lver: int, value: Value, own: HostBlock, sharers: dict[HostId, Generation]
     ) -> Won | Refusal | InDoubt | _Again:
         """Write the leader that was decided, for us or on behalf of another host."""
         member = self._member
-        if not member.may_write():
-            return self._ended(LockspaceLost(), leader)
         if not 1 <= value.owner_id <= leader.geometry.hosts_max or value.timestamp == 0:
             found = f"owner {value.owner_id} timestamp {value.timestamp}"
             return self._ended(_bad_value(found), leader)
         committed = replace(
             leader,
-            lver=leader.lver + 1,
+            lver=lver,
             owner_id=value.owner_id,
             owner_generation=value.generation,
             timestamp=value.timestamp,
@@ -238,11 +255,15 @@ class _Race:
             write_generation=member.generation,
             write_timestamp=timestamp_of(self._clock.now()),
         )
+        # Asked last of all: whatever takes time before the write must not come between.
+        if not member.may_write():
+            return self._ended(LockspaceLost(), leader)
         failed = await self._area.write_leader(committed, member.io_timeout_s)
         if failed is not None:
             # Whoever was decided, our leader may still land: nothing else may be done here until it has.
             return InDoubt(failed, own, self._intent.mode)
-        won = member.is_named_by(value) and not own.dblock.is_released
+        self._named = member.is_named_by(value)
+        won = self._named and not own.dblock.is_released
         return Won(committed, own, sharers) if won else _Again()
 
     def _won_by_another(self, leader: Leader) -> bool:
@@ -258,7 +279,7 @@ class _Race:
 
     async def _leader_is_behind(self, leader: Leader, lver_seen: int) -> Refusal | InDoubt | _Again:
         self._behind += 1
-        if self._behind > BEHIND_MAX:
+        if self._behind > 2 * BEHIND_MAX:
             return self._ended(LeaderBehind(leader, lver_seen), leader)
         await self._pause()
         return _Again()
@@ -272,9 +293,13 @@ class _Race:
     def _ended(self, refusal: Refusal, leader: Leader | None) -> Refusal | InDoubt:
         """A refusal is final only if nobody can still decide the value that may stand in our block.
 
-        Once the leader has reached our block's version, that version is decided, and not for us.
+        Once the leader has reached our block's version, that version is decided, and not for us. But a leader
+        that names us all the same, for a value that we had given up, would stand for ever: our block may not
+        say any more that it is given up, and we live.
         """
         own = self._own
+        if own is not None and self._named and not isinstance(refusal, LockspaceLost):
+            return InDoubt(refusal, own, self._intent.mode)
         if own is None or (leader is not None and leader.lver >= own.dblock.lver):
             return refusal
         exposed = own.dblock.inp == self._member.host_id and own.dblock.inp2 == self._member.generation

@@ -99,6 +99,8 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
         if not isinstance(found, HostBlock):
             return ReleaseFailed(found)
         own = max(found, own, key=_age)
+        if not member.may_write():
+            return LockspaceLost()
     block_failed = await area.write_block(member.host_id, _released(own, NO_MODE), member.io_timeout_s)
     if not lease.owns_leader:
         return ReleaseFailed(block_failed) if block_failed else Released()
@@ -141,6 +143,8 @@ async def withdraw(area: LeaseArea, member: Membership, clock: Clock, doubt: InD
     if isinstance(found, IoFailed):
         return ReleaseFailed(found)
     newest = doubt.own if isinstance(found, Malformed) else max(found, doubt.own, key=_age)
+    if not member.may_write():
+        return LockspaceLost()
     failed = await area.write_block(member.host_id, _released(newest, doubt.keep), member.io_timeout_s)
     if failed is not None:
         return ReleaseFailed(failed)
@@ -177,8 +181,6 @@ async def _free_leader(
         return Released()
     if found != ours:
         return NotHeld(found)
-    if not member.may_write():
-        return LockspaceLost()
     free = replace(
         found,
         timestamp=0,
@@ -187,5 +189,7 @@ async def _free_leader(
         write_generation=member.generation,
         write_timestamp=timestamp_of(clock.now()),
     )
+    if not member.may_write():
+        return LockspaceLost()
     failed = await area.write_leader(free, member.io_timeout_s)
     return ReleaseFailed(failed) if failed else Released()

@@ -9,8 +9,9 @@ the clock, and acts:
     age of the lease        0                        8 io                          8 io + fire
 
 A host has one watchdog, so it is fed only while *every* lease may feed it, and never beyond the earliest bound. A
-lease that is lost starves it until somebody proves that nobody uses that lease any more (`dismiss`); then the other
-leases feed it again. Everything else about two leases is separate: their ages, their bounds, who is told.
+lease that is lost starves it until somebody proves that nobody uses that lease any more (`dismiss`) and its last
+write is through; then the other leases feed it again. Everything else about two leases is separate: their ages, their
+bounds, who is told.
 
 Callbacks run on the heartbeat's thread, outside of its lock; they must not block, and what they raise is logged.
 """
@@ -28,7 +29,7 @@ from holdfast.protocol.ports import Clock
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import Instant
 from holdfast.system.blocking_thread import Interrupted
-from holdfast.system.watchdog import Watchdog
+from holdfast.system.watchdog import Watchdog, WatchdogRefused
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +88,18 @@ class Watched:
     def fails_in_s(self) -> float:
         return max(0.0, self.expiry.fails_at - self._heartbeat.now())
 
-    def dismiss(self) -> None:
-        """Nobody uses this lease any more, provably, and nobody may: it shall starve the watchdog no longer."""
+    def retire(self) -> None:
+        """Nobody uses this lease any more, provably, and nobody may."""
         self._dismissed = True
-        self._heartbeat.forget(self)
+
+    def dismiss(self, in_flight: Callable[[], bool]) -> None:
+        """It is retired, and shall starve the watchdog no longer.
+
+        But a write of ours that is still in flight, and lands when somebody else has our host id, is stopped
+        by nothing but a reset: while `in_flight` says so, everything stays as it is.
+        """
+        self.retire()
+        self._heartbeat.forget(self, in_flight)
 
     def may_feed(self, now: Instant) -> bool:
         return not self._corrupt and self.expiry.may_feed(now)
@@ -113,6 +122,8 @@ class Heartbeat:
         self._watchdog = watchdog
         self._lock = threading.Lock()
         self._watched: list[Watched] = []
+        self._dismissed: dict[Watched, Callable[[], bool]] = {}
+        self._owed: set[str] = set()
         self.starving = False
 
     def now(self) -> Instant:
@@ -130,6 +141,9 @@ class Heartbeat:
     def prove(self) -> None:
         """Before a lease is claimed: whether the watchdog will work. Raises `WatchdogRefused`."""
         with self._lock:
+            if self._owed:
+                # To prove it is to stop it, and it may count for owners of whom nobody knows yet.
+                raise WatchdogRefused(f"lockspace {min(self._owed)} has owners, and is not guarded yet")
             self._watchdog.prove()
 
     def watch(
@@ -142,25 +156,50 @@ class Heartbeat:
         on_lost: OnLost = _nobody,
         on_expired: OnLost = _nobody,
     ) -> Watched | None:
-        """Guard a lease from now on. None: the watchdog is not fed, so nothing may rest on this lease."""
+        """Guard a lease from now on. None: the watchdog is not fed, so nothing may rest on this lease. Where
+        something does already (`owe`), it is guarded all the same.
+        """
         watched = Watched(self, name, timing, renewed_at, on_expiring, on_lost, on_expired)
         with self._lock:
             self._watched.append(watched)
-            if self._feed():
+            was_owed = name in self._owed
+            self._owed.discard(name)
+            if self._feed() or was_owed:
                 return watched
             self._watched.remove(watched)
             self._disarm_if_idle()
         return None
 
-    def forget(self, watched: Watched) -> None:
+    def owe(self, name: str) -> None:
+        """Owners of an earlier program may rest on a lease that is not guarded yet: nothing is fed before it is, or
+        before they are gone (`settle`). Its age is not known, and the others' being good does not make it young.
+        """
+        with self._lock:
+            self._owed.add(name)
+
+    def settle(self, name: str) -> None:
+        """Nobody rests on that lease."""
+        with self._lock:
+            if name in self._owed:
+                self._owed.discard(name)
+                self._disarm_if_idle()
+
+    def forget(self, watched: Watched, in_flight: Callable[[], bool]) -> None:
         with self._lock:
             if watched in self._watched:
+                self._dismissed[watched] = in_flight
+                self._let_go()
+
+    def _let_go(self) -> None:
+        for watched, in_flight in list(self._dismissed.items()):
+            if not in_flight():
+                del self._dismissed[watched]
                 self._watched.remove(watched)
-            self._disarm_if_idle()
+                self._disarm_if_idle()
 
     def _disarm_if_idle(self) -> None:
         # Also after a feeding that failed: it may have armed the device before it found itself late.
-        if not self._watched:
+        if not self._watched and not self._owed:
             self._watchdog.disarm()
             self.starving = False
 
@@ -175,6 +214,7 @@ class Heartbeat:
     def beat(self) -> None:
         """Take the news in, measure, feed if all is well, and tell whom it concerns."""
         with self._lock:
+            self._let_go()
             # First the news, then the clock: news that arrives in between would be about a time to come.
             news = [(watched, watched.take_news()) for watched in self._watched]
             now = self._clock.now()
@@ -192,8 +232,10 @@ class Heartbeat:
         if not self._watched:
             return False
         now = self._clock.now()
-        fed = all(watched.may_feed(now) for watched in self._watched) and self._watchdog.feed(
-            min(watched.expiry.fails_at for watched in self._watched)
+        fed = (
+            not self._owed
+            and all(watched.may_feed(now) for watched in self._watched)
+            and self._watchdog.feed(min(watched.expiry.fails_at for watched in self._watched))
         )
         self.starving = not fed
         return fed

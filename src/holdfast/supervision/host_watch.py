@@ -1,8 +1,8 @@
 """The hosts of a lockspace as one of them sees them, and how much must be read to see them.
 
 The renewal's own read serves as the look at the others. Reading the sectors of all 2000 possible hosts for a cluster
-of five would be a mebibyte per renewal; so a look goes up to the greatest host id that was ever seen used, or asked
-about, and a wide look over the whole area now and then finds newcomers beyond it. A host that was not looked at is
+of five would be a mebibyte per renewal; so a look goes a little beyond the greatest host id that was ever seen used, or
+asked about, and a wide look over the whole area now and then finds newcomers beyond it. A host that was not looked at is
 UNKNOWN, and who needs to know more reads its record itself: looking at few hosts costs time, never safety.
 """
 
@@ -17,6 +17,9 @@ from holdfast.protocol.words import HostId, Instant
 
 WIDE_LOOK_EVERY = 30
 """Every how many looks the whole area is read: each 10 minutes with the default io_timeout."""
+NEWCOMERS = 8
+"""So many ids beyond the greatest known one are in every look: newcomers mostly come next, and a request of one that
+nobody looks at would be lost, since its bit stands for three renewals only."""
 
 
 class HostWatch:
@@ -32,7 +35,7 @@ class HostWatch:
     def hosts_to_read(self) -> int:
         """How many hosts, from the first one on, the next look shall cover."""
         wide = self._looks % WIDE_LOOK_EVERY == 0
-        return self._geometry.hosts_max if wide else self._watched
+        return self._geometry.hosts_max if wide else min(self._watched + NEWCOMERS, self._geometry.hosts_max)
 
     def looked(self, now: Instant, read_at: Instant, sectors: bytes) -> tuple[Action, ...]:
         """Take a look in; the state changes and notifications that it brought."""

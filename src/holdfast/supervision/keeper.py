@@ -212,6 +212,7 @@ class LockspaceKeeper:
             return
         if self._lockspace is not None:
             self._lockspace.users_are_gone()
+        self._heartbeat.settle(self.name)
         self._become(KeeperState.ABSENT, "all its users were stopped")
         self._join(may_resume=False)
 
@@ -242,6 +243,8 @@ class LockspaceKeeper:
         self._lost_at = None
         self._become(KeeperState.JOINING, "going on with its last term" if resumption else "")
         users_are_gone = not self._in_use()
+        if self._resuming and not users_are_gone:
+            self._heartbeat.owe(self.name)
         self._life += 1
         number = self._life
 
@@ -385,6 +388,7 @@ class LockspaceKeeper:
             self._lost(f"its last term could not be gone on with: {reason}")
             self._first_try_done()
         elif resuming:
+            self._heartbeat.settle(self.name)
             self._first_try_done()
             self._join(may_resume=False)
         else:

@@ -37,6 +37,8 @@ from holdfast.system.watchdog import WatchdogRefused
 
 RETRY_PAUSE_S = 0.5
 """Between a renewal that failed at once and the next try: storage that says no must not be asked in a busy loop."""
+DISK_BYTES_MAX = 2**63
+"""No offset is greater."""
 
 
 class Standing(enum.Enum):
@@ -125,7 +127,11 @@ class Lockspace:
     def users_are_gone(self) -> None:
         """After the lease was lost: nobody uses it any more, provably, so the host need not be reset."""
         if self._watched is not None:
-            self._watched.dismiss()
+            self._watched.dismiss(self._in_flight)
+
+    def _in_flight(self) -> bool:
+        """Whether a write of ours to this disk may still land: our record's, or those of leases behind it."""
+        return self._disk.in_flight(0, DISK_BYTES_MAX)
 
     @property
     def timing(self) -> Timing:
@@ -300,9 +306,11 @@ class Lockspace:
         return Lost(reason)
 
     async def _leave(self, area: LockspaceArea, held: delta.Held, watched: Watched) -> Left:
-        # The watchdog first: nobody uses the lease, and freeing the id may hang.
-        watched.dismiss()
-        match await delta.release(area, self._clock, held):
+        watched.retire()
+        released = await delta.release(area, self._clock, held)
+        # The watchdog last: if freeing the id hangs, it would be freed for whoever has it by then.
+        watched.dismiss(self._in_flight)
+        match released:
             case delta.Released():
                 return Left(released=True)
             case delta.NotReleased(reason):

@@ -31,7 +31,7 @@ from holdfast.system.disk_file import (
     open_file,
 )
 from holdfast.system.disk_lane import AlignedBuffer, DiskLane, Fate, LaneFull, Request
-from holdfast.system.disk_worker import future_and_wake, on_worker
+from holdfast.system.disk_worker import future_and_wake, in_time, on_worker
 from holdfast.system.sector_writes import DeviceWrites
 
 T = TypeVar("T")
@@ -193,7 +193,7 @@ class SuspendingDisk(_Disk):
 
     async def _wait(self, request: Request[T], done: asyncio.Future[None], timeout_s: float) -> None:
         try:
-            await asyncio.wait((done,), timeout=timeout_s)
+            await in_time(done, timeout_s)
         except asyncio.CancelledError:
             self._lane.give_up(request)
             raise
@@ -260,5 +260,5 @@ async def open_suspending(
     done, wake = future_and_wake()
     request = _open_request(path, writable, exclusive, kernel, devices, wake)
     lane.submit(request)
-    await asyncio.wait((done,), timeout=timeout_s)
+    await in_time(done, timeout_s)
     return _opened(SuspendingDisk, request, lane, kernel)

@@ -9,10 +9,13 @@ that are ready are served in one trip (ADR 0003 has the figures).  The event loo
 from __future__ import annotations
 
 import logging
+import os
 import select
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
+
+from holdfast.system import tasks
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,8 +24,12 @@ log = logging.getLogger(__name__)
 
 EVENTS_PER_POLL = 128
 LINGER_S = 0.001
-"""How long we wait for the next event after one: libvirt's next request is some microseconds away, and a trip through
-the event loop's core costs more than serving it.  One epoll_wait(2) more when a burst ends, none when idle."""
+"""How long we wait for the next event after one, unless something else is under way: libvirt's next request is some
+microseconds away, and a trip through the event loop's core costs more than serving it.  One epoll_wait(2) more when a
+burst ends, none when idle."""
+SPIN_S = 50e-6
+"""How long of that we don't even sleep: to wake up on another CPU takes longer than a request. 0 with one CPU, where
+the client could not go on meanwhile."""
 STAY_S = 0.002
 """How long a burst may keep the rest of the event loop (timers, the control socket) waiting."""
 
@@ -40,6 +47,7 @@ class Readiness:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._loop = loop
+        self._spin_s = SPIN_S if len(os.sched_getaffinity(0)) > 1 else 0.0
         loop.add_reader(self._epoll.fileno(), self._ready)
 
     def add(self, fd: int, callback: Callable[[], None], events: int = READ) -> None:
@@ -73,7 +81,14 @@ class Readiness:
                 leave_at = now + STAY_S
             elif now > leave_at:
                 return
-            events = poll(LINGER_S, EVENTS_PER_POLL)
+            if tasks.under_way():
+                return  # whoever waits for storage must not wait for the next client
+            events = poll(0, EVENTS_PER_POLL)
+            sleep_at = now + self._spin_s
+            while not events and monotonic() < sleep_at:
+                events = poll(0, EVENTS_PER_POLL)
+            if not events:
+                events = poll(LINGER_S, EVENTS_PER_POLL)
 
     def close(self) -> None:
         self._loop.remove_reader(self._epoll.fileno())

@@ -68,6 +68,11 @@ def rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, An
             return result
 
 
+def under_way() -> bool:
+    """Whether something that was started waits for the event loop to go on with it."""
+    return bool(_running)
+
+
 async def all_ended() -> None:
     """Wait for everything that was started and has not ended; for shutdown and tests."""
     while _running:

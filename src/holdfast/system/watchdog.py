@@ -213,12 +213,16 @@ class DeviceWatchdog:
             )
 
     def _take_back_if_late(self, fd: int, until: Instant) -> bool:
-        late_s = self._now() - until
-        if late_s < 0:
+        """Shorten the timeout by what the ping came too late. Setting it pings once more, perhaps too late again."""
+        pinged_by = self._now()
+        if pinged_by < until:
             return True
-        left_s = max(_TIMEOUT_LEAST_S, int(self._fire_timeout_s - late_s))
         self._shortened = True
-        self._kernel.ioctl(fd, WDIOC_SETTIMEOUT, INT.pack(left_s))
+        reset_by, left_s = until + self._fire_timeout_s, self._fire_timeout_s
+        while pinged_by + left_s > reset_by and left_s > _TIMEOUT_LEAST_S:
+            left_s = max(_TIMEOUT_LEAST_S, int(reset_by - self._now()))
+            self._kernel.ioctl(fd, WDIOC_SETTIMEOUT, INT.pack(left_s))
+            pinged_by = self._now()
         return False
 
     def _stop(self, fd: int) -> None:

@@ -43,7 +43,16 @@ def accepted(bal: int, owner: int, lver: int = 1) -> Dblock:
 def voted(cluster: Cluster, node: Node, own: HostBlock = NEVER, mode: ModeBlock = NO_MODE) -> BallotOutcome:
     leader = cluster.leader()
     return node.host.run(
-        ballot(node.lease_area, node.member, leader=leader, mbal=MBAL, proposal=MINE, own=own, mode=mode)
+        ballot(
+            node.lease_area,
+            node.member,
+            leader=leader,
+            lver=leader.lver + 1,
+            mbal=MBAL,
+            proposal=MINE,
+            own=own,
+            mode=mode,
+        )
     )
 
 
@@ -124,6 +133,7 @@ def test_a_leader_that_has_moved_on_ends_it() -> None:
             node.lease_area,
             node.member,
             leader=before,
+            lver=before.lver + 1,
             mbal=MBAL,
             proposal=MINE,
             own=NEVER,

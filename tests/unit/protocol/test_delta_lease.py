@@ -226,6 +226,25 @@ def test_a_claimant_paused_before_its_write_does_not_write_over_the_new_holder()
     assert takeovers > 300
 
 
+def test_a_claim_whose_write_took_too_long_is_none_although_it_stands() -> None:
+    world = new_world()
+    alpha, beta = world.host("alpha"), world.host("beta")
+    write = beta.disk.write
+
+    async def late(offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
+        await beta.clock.sleep(10)
+        return await write(offset_bytes, content, timeout_s=timeout_s)
+
+    beta.disk.write = late  # type: ignore[method-assign]
+    claim = claiming(beta)
+    world.run(until=world.now + 1)
+    first = held_by(alpha)
+    world.run(claim)
+    assert on_disk(world).host_name.says("beta")
+    assert on_disk(world).generation == first.generation
+    assert isinstance(claim.result, delta.TooSlow)
+
+
 def test_renewing_writes_a_new_timestamp_event_and_bitmap_and_returns_what_it_read() -> None:
     world = new_world()
     host = world.host("alpha")

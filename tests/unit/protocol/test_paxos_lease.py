@@ -18,7 +18,6 @@ from holdfast.protocol.paxos_lease import SharedBy
 from holdfast.protocol.paxos_outcomes import (
     AlreadyShared,
     InDoubt,
-    LeaderBehind,
     LockspaceLost,
     WrongVersion,
 )
@@ -406,7 +405,7 @@ def test_nothing_is_written_once_our_own_lease_has_failed() -> None:
     assert len(cluster.world.writes) == written
 
 
-def test_a_leader_two_versions_behind_is_reported_and_not_repaired() -> None:
+def test_a_leader_two_versions_behind_is_brought_forward_by_the_ballot_of_the_newest_version() -> None:
     cluster = Cluster(16)
     one, two = cluster.join(1, 2)
     old = cluster.leader()
@@ -414,13 +413,23 @@ def test_a_leader_two_versions_behind_is_reported_and_not_repaired() -> None:
         lease = held(exclusive(one))
         release(one, lease)
     cluster.put(0, old.sector())
-    outcome = exclusive(two)
-    assert isinstance(outcome, LeaderBehind)
-    assert outcome.lver_seen == 2
-    assert cluster.leader() == old
-    own_block = cluster.block(1)
-    assert isinstance(exclusive(one), LeaderBehind)
-    assert cluster.block(1) == own_block
+    lease = held(exclusive(two))
+    assert lease.lver == 3
+    assert cluster.checker.decided[2][:2] == (1, 1)
+
+
+def test_an_owner_whose_leader_fell_behind_keeps_the_lease() -> None:
+    cluster = Cluster(17)
+    one, two = cluster.join(1, 2)
+    old = cluster.leader()
+    release(one, held(exclusive(one)))
+    mine = held(exclusive(one))
+    cluster.put(0, old.sector())
+    refused = exclusive(two)
+    assert isinstance(refused, Busy)
+    assert (refused.leader.owner_id, refused.leader.lver) == (1, mine.lver)
+    assert release(one, mine) == Released()
+    assert held(exclusive(two)).lver == mine.lver + 1
 
 
 def test_an_old_leader_written_late_over_a_newer_one_does_not_free_the_lease() -> None:

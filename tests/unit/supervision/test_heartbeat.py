@@ -7,7 +7,7 @@ import pytest
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import Instant
 from holdfast.supervision.heartbeat import Heartbeat, Watched
-from holdfast.system.watchdog import NoWatchdog
+from holdfast.system.watchdog import NoWatchdog, WatchdogRefused
 
 TIMING = Timing(10, 60)
 
@@ -64,8 +64,42 @@ def test_a_listener_may_dismiss_its_lease() -> None:
     clock = RacingClock()
     heartbeat = Heartbeat(clock=clock, watchdog=NoWatchdog())
     watched = heartbeat.watch(
-        "A", TIMING, Instant(100), on_lost=lambda _: watched.dismiss() if watched else None
+        "A", TIMING, Instant(100), on_lost=lambda _: watched.dismiss(lambda: False) if watched else None
     )
     clock.time += TIMING.fail_s
     heartbeat.beat()
     assert heartbeat.watch("B", TIMING, Instant(clock.time)) is not None
+
+
+class FedWatchdog(NoWatchdog):
+    """Counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.fed = self.proven = self.disarmed = 0
+
+    def prove(self) -> None:
+        self.proven += 1
+
+    def feed(self, until: Instant) -> bool:
+        self.fed += 1
+        return True
+
+    def disarm(self) -> None:
+        self.disarmed += 1
+
+
+def test_owners_that_are_not_guarded_yet_starve_the_watchdog_and_keep_it_from_being_proven() -> None:
+    watchdog = FedWatchdog()
+    heartbeat = Heartbeat(clock=RacingClock(), watchdog=watchdog)
+    heartbeat.owe("A")
+    heartbeat.owe("B")
+    assert heartbeat.watch("A", TIMING, Instant(100)) is not None
+    heartbeat.beat()
+    with pytest.raises(WatchdogRefused, match="lockspace B has owners"):
+        heartbeat.prove()
+    assert heartbeat.watch("C", TIMING, Instant(100)) is None
+    assert (watchdog.fed, watchdog.proven, watchdog.disarmed) == (0, 0, 0)
+    heartbeat.settle("B")
+    heartbeat.beat()
+    heartbeat.prove()
+    assert (watchdog.fed, watchdog.proven) == (1, 1)

@@ -10,7 +10,7 @@ from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import HostId
-from holdfast.supervision.host_watch import WIDE_LOOK_EVERY
+from holdfast.supervision.host_watch import NEWCOMERS, WIDE_LOOK_EVERY
 from holdfast.supervision.join_refusals import NotJoined
 from holdfast.supervision.lockspace import Left, Lost, Standing
 
@@ -260,6 +260,25 @@ def test_a_host_that_sleeps_past_its_bound_feeds_nothing_when_it_wakes() -> None
     assert not written
 
 
+def test_a_write_that_may_still_land_starves_the_watchdog_although_the_users_are_gone() -> None:
+    world = world_with_lockspaces(faults=Faults(stall_max_s=1))
+    alpha = Supervised(world, "alpha")
+    sick = alpha.joined(1)
+    world.run(until=100)
+    world.faults.stall_max_s = 400.0
+    sick.disk.script = ["write stall"]
+    while not sick.told.lost:
+        world.run(until=world.now + 1)
+    assert sick.disk.in_flight(0, MIB)
+    sick.lockspace.users_are_gone()
+    world.run(until=world.now + 5)
+    assert alpha.watchdog.disarmed_at is None
+    while sick.disk.in_flight(0, MIB):
+        world.run(until=world.now + 1)
+    world.run(until=world.now + 2)
+    assert alpha.watchdog.disarmed_at is not None
+
+
 # --- two lockspaces of one host ---
 
 
@@ -327,13 +346,24 @@ def test_a_look_reads_no_more_than_the_hosts_that_are_there() -> None:
     member = alpha.joined(5)
     world.run(until=1000)
     lengths = [length for offset, length in member.disk.reads if offset == 0]
-    wide = [length for length in lengths if length > 5 * 512]
-    assert 5 * 512 in lengths
+    wide = [length for length in lengths if length > (5 + NEWCOMERS) * 512]
+    assert (5 + NEWCOMERS) * 512 in lengths
     assert len(wide) <= 3 + len(lengths) // WIDE_LOOK_EVERY
     membership = member.told.joined[0][1]
     assert membership.view(HostId(9)).state is HostState.UNKNOWN
     world.run(until=world.now + 60)
-    assert member.disk.reads[-1] == (0, 9 * 512)
+    assert member.disk.reads[-1] == (0, (9 + NEWCOMERS) * 512)
+
+
+def test_a_newcomer_with_the_next_id_is_seen_and_heard_at_the_next_look() -> None:
+    world = world_with_lockspaces()
+    alpha, beta = Supervised(world, "alpha"), Supervised(world, "beta")
+    one = alpha.joined(1)
+    world.run(until=world.now + 60)
+    two = beta.joined(2)
+    two.lockspace.notify(HostId(1))
+    world.run(until=world.now + 3 * TIMING.renewal_s)
+    assert [told.sender_id for told in one.told.notified]
 
 
 def test_a_notified_host_is_told_who_notified_it() -> None:

@@ -35,6 +35,7 @@ class Device:
         self.pings: list[float] = []
         self.opening_s = 0.0
         self.on_ping: Callable[[], None] = lambda: None
+        self.on_setting: Callable[[], None] = lambda: None
         self._magic = False
 
     def now(self) -> Instant:
@@ -65,6 +66,7 @@ class Device:
                 self._start()
                 return argument
             case wd.WDIOC_SETTIMEOUT:
+                self.on_setting()
                 (seconds,) = wd.INT.unpack(argument)
                 self.timeout_s = min(seconds, self.timeout_max_s)
                 self._start()
@@ -177,6 +179,26 @@ def test_a_ping_that_came_too_late_is_taken_back_by_a_shorter_timeout(
     device.on_ping = lambda: None
     assert driver.feed(Instant(device.time + 80))
     assert device.fires_at == device.time + FIRE_S
+
+
+def test_taking_a_late_ping_back_is_taken_back_if_it_comes_too_late_itself(
+    device: Device, driver: DeviceWatchdog
+) -> None:
+    until = Instant(device.time + 80)
+    assert driver.feed(until)
+    device.time += 79
+
+    def paused_before_the_ping() -> None:
+        device.time += 5
+
+    def paused_before_the_shorter_timeout() -> None:
+        device.on_setting = lambda: None
+        device.time += 20
+
+    device.on_ping, device.on_setting = paused_before_the_ping, paused_before_the_shorter_timeout
+    assert not driver.feed(until)
+    assert device.fires_at is not None
+    assert device.fires_at <= until + FIRE_S
 
 
 @pytest.mark.parametrize(

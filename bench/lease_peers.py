@@ -1,0 +1,265 @@
+"""Two hosts of one lockspace on the same lease files: holdfastd with the paxos driver, and Debian's sanlock.
+
+Each is asked by a client of its own kind: holdfastd through virtlockd's protocol, sanlock through its own library
+(libsanlock_client, by ctypes).  A client is a process, as a VM's libvirtd side is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.peers import wait_for_socket
+from bench.vms import REPLY_BYTES, frame
+from holdfast.wire import virtlockd as wire
+
+SPACE = "__LIBVIRT__DISKS__"
+IO_TIMEOUT_S = 1
+"""Joining is quick then; how long an acquire takes does not depend on it."""
+JOIN_TIMEOUT_S = 60.0
+
+Pair = Callable[[], float]
+"""Acquires a lease and releases it; returns the seconds that the acquire took."""
+
+
+def lease_name(disk: str) -> str:
+    """As libvirt's sanlock plugin names it."""
+    return hashlib.md5(disk.encode(), usedforsecurity=False).hexdigest()
+
+
+class LeaseDirectory:
+    """A lockspace and the disks whose leases are benchmarked."""
+
+    def __init__(self, place: Path, hosts_max: int) -> None:
+        self.place = place
+        self.hosts_max = hosts_max
+        self.leases = place / "leases"
+        self.leases.mkdir(parents=True)
+        self.space = self.leases / SPACE
+        command = ("lockspace", "init", str(self.space), "--name", SPACE, "--hosts-max", str(hosts_max))
+        subprocess.run([program("holdfast"), *command], check=True, stdout=subprocess.DEVNULL)
+
+    def disk(self, number: int) -> str:
+        path = self.place / f"{number}.img"
+        path.touch()
+        return str(path)
+
+
+def program(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+class LeasingHoldfastd:
+    """Host 1 of the lockspace."""
+
+    name = "holdfastd"
+
+    def __init__(self, directory: LeaseDirectory) -> None:
+        self.directory = directory
+        self._place = directory.place / "holdfastd"
+        self._place.mkdir()
+        self.socket = str(self._place / "s")
+        config = self._place / "holdfast.toml"
+        config.write_text(
+            f'run_dir = "{self._place}/run"\nstate_dir = "{self._place}/state"\n'
+            f'[virtlockd]\nsocket = "{self.socket}"\nmax_clients = 5000\n'
+            f'[backend.leases]\ndriver = "paxos"\ndirectory = "{directory.leases}"\nhost_id = 1\nwatchdog = "none"\n'
+            f"hosts_max = {directory.hosts_max}\nio_timeout_s = {IO_TIMEOUT_S}\ncross_host = true\n"
+            '[[disk]]\nmatch = "*"\nbackend = "leases"\n'
+        )
+        self._log = self._place / "log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen([program("holdfastd"), "--config", str(config)], stderr=log)
+        wait_for_socket(self.socket, self.process)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_joined(self) -> None:
+        until(lambda: b"generation" in self._log.read_bytes(), "holdfastd to join")
+
+    def pair(self, disk: str) -> Pair:
+        """Registers the calling process."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self.socket)
+
+        def call(request: bytes) -> None:
+            connection.sendall(request)
+            reply = connection.recv(4096)
+            if len(reply) != REPLY_BYTES:
+                raise RuntimeError(f"refused: {reply[28:]!r}")
+
+        pid = os.getpid()
+        call(frame(wire.PROC_REGISTER, 0, wire.Register(pid.to_bytes(16), f"vm{pid}", 1, pid, 0).encode()))
+        payload = wire.ResourceCall("", disk, 0).encode()
+        acquire, release = (
+            frame(p, 1, payload) for p in (wire.PROC_ACQUIRE_RESOURCE, wire.PROC_RELEASE_RESOURCE)
+        )
+
+        def pair() -> float:
+            begin = time.perf_counter()
+            call(acquire)
+            took = time.perf_counter() - begin
+            call(release)
+            return took
+
+        return pair
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+
+
+class _Disk(ctypes.Structure):
+    _fields_ = (
+        ("path", ctypes.c_char * 1024),
+        ("offset", ctypes.c_uint64),
+        ("pad1", ctypes.c_uint32),
+        ("pad2", ctypes.c_uint32),
+    )
+
+
+class _Resource(ctypes.Structure):
+    """struct sanlk_resource of <sanlock.h>, with one disk."""
+
+    _fields_ = (
+        ("lockspace_name", ctypes.c_char * 48),
+        ("name", ctypes.c_char * 48),
+        ("lver", ctypes.c_uint64),
+        ("data64", ctypes.c_uint64),
+        ("data32", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("num_disks", ctypes.c_uint32),
+        ("disk", _Disk),
+    )
+
+
+class Sanlock:
+    """Host 2 of the lockspace."""
+
+    name = "sanlock"
+
+    def __init__(self, directory: LeaseDirectory) -> None:
+        self.directory = directory
+        run = directory.place / "sanlock"
+        run.mkdir()
+        self._environment = {"SANLOCK_PRIVILEGED": "0", "SANLOCK_RUN_DIR": str(run)}
+        command = ("-D", "-w", "0", "-l", "0", "-h", "0", "-U", "root", "-G", "root", "-e", "bench-sanlock")
+        self.process = subprocess.Popen(
+            ["sanlock", "daemon", *command, "-o", str(IO_TIMEOUT_S)],
+            env={**os.environ, **self._environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until(lambda: self._client("status") == 0, "sanlock to answer")
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def _client(self, *arguments: str) -> int:
+        return subprocess.run(
+            ["sanlock", "client", *arguments],
+            env={**os.environ, **self._environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        ).returncode
+
+    def wait_joined(self) -> None:
+        if self._client(
+            "add_lockspace", "-s", f"{SPACE}:2:{self.directory.space}:0", "-o", str(IO_TIMEOUT_S)
+        ):
+            raise RuntimeError("sanlock could not join the lockspace")
+
+    def pair(self, disk: str) -> Pair:
+        """Registers the calling process."""
+        os.environ.update(self._environment)
+        library = ctypes.CDLL("libsanlock_client.so.1")
+        name = lease_name(disk)
+        place = _Disk(path=str(self.directory.leases / name).encode(), offset=0)
+        resource = _Resource(lockspace_name=SPACE.encode(), name=name.encode(), num_disks=1, disk=place)
+        resources = (ctypes.POINTER(_Resource) * 1)(ctypes.pointer(resource))
+        connection = library.sanlock_register()
+        if connection < 0:
+            raise RuntimeError(f"sanlock_register: {connection}")
+
+        def pair() -> float:
+            begin = time.perf_counter()
+            refused = library.sanlock_acquire(connection, -1, 0, 1, resources, None)
+            took = time.perf_counter() - begin
+            if refused or library.sanlock_release(connection, -1, 0, 1, resources):
+                raise RuntimeError(f"sanlock refused: {refused}")
+            return took
+
+        return pair
+
+    def stop(self) -> None:
+        self._client("shutdown", "-f", "1")
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+LeasePeer = LeasingHoldfastd | Sanlock
+
+
+def until(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + JOIN_TIMEOUT_S
+    while not happened():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited in vain for {what}")
+        time.sleep(0.1)
+
+
+class Client:
+    """A process that acquires and releases one lease when told how often."""
+
+    def __init__(self, peer: LeasePeer, disk: str) -> None:
+        ask, self._ask = os.pipe()
+        self._answer, answer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.close(self._ask)
+                os.close(self._answer)
+                pair = peer.pair(disk)
+                os.write(answer, b"ready\n")
+                while request := os.read(ask, 64):
+                    took = [pair() for _ in range(int(request))]
+                    os.write(answer, b"%.9f\n" % sorted(took)[len(took) // 2])
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(ask)
+        os.close(answer)
+        self.result()
+
+    def begin(self, pairs: int) -> None:
+        os.write(self._ask, b"%d" % pairs)
+
+    def result(self) -> str:
+        line = os.read(self._answer, 64)
+        if not line:
+            raise RuntimeError(f"client {self.pid} failed")
+        return line.decode().strip()
+
+    def end(self) -> None:
+        os.close(self._ask)
+        os.close(self._answer)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)

@@ -1,0 +1,403 @@
+"""What must never be, looked at from outside: the five claims and the invariants of the format.
+
+The checkers see what no host sees: true time, every byte that lands, every lease that somebody believes in, every
+virtual machine that runs. They take nothing from the code under test but its records' layout and io_timeout.
+
+    claim                 who looks
+    exclusion             `runs`, `believes`: no two hosts, one of them exclusive; never a machine without a lease
+    expiry                `_supersedes`, `seen_dead`, `_outlived`, `fed`: nobody takes what a living term believes in,
+                          nobody lives beyond the dead bound of the last renewal that landed, no ping beyond the fail bound
+    no lock unprotected   `runs`: the watchdog counts, and the lease is young enough
+    nothing lost          `believes` and every landing: while somebody believes, the record that says so is on disk
+    liveness              `simulation`: after all faults have healed, everything can be had again, in bounded time
+
+The numbers behind I are those of the invariants in spec/sanlock-disk.md, section 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.geometry import Geometry
+from holdfast.ondisk.host_block import HostBlock
+from holdfast.ondisk.leader import Leader
+from holdfast.protocol.paxos_release import Mode
+from holdfast.testing.machine import Machine, VirtualMachine
+from holdfast.testing.process_loop import Process
+from holdfast.testing.shared_disk import SharedDisk
+from holdfast.testing.world import World
+
+FAIL_FACTOR_OF_THE_SPEC = 8
+TIMESTAMP_SLACK_S = 1.0
+"""A record tells whole seconds, rounded down."""
+ROUNDING_S = 0.001
+
+
+@dataclass(eq=False)
+class Term:
+    """A host in a lockspace, from joining until it left, was reset, or gave up with all its owners gone."""
+
+    machine: Machine
+    process: Process
+    disk: str
+    host_id: int
+    generation: int
+    io_timeout_s: int
+    over: bool = False
+    dismissed: Callable[[], bool] = lambda: False
+    """Whether its owners are gone and nothing it wrote may still land: then nothing rests on it any more."""
+    written: int = 0
+    """The timestamp of the last renewal that landed."""
+    beliefs: dict[str, Mode] = field(default_factory=dict)
+    vms: dict[str, VirtualMachine] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.machine} (host_id {self.host_id} generation {self.generation})"
+
+    @property
+    def fails_at(self) -> float:
+        """By the machine's clock, and not a moment later."""
+        return self.written + TIMESTAMP_SLACK_S + FAIL_FACTOR_OF_THE_SPEC * self.io_timeout_s
+
+
+@dataclass(eq=False)
+class LeasePlace:
+    """Where a resource's lease is, and what was seen of it."""
+
+    disk: str
+    resource: str
+    offset: int
+    decided: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    mbal: dict[int, int] = field(default_factory=dict)
+
+
+class Checkers:
+    """All of them, over one world."""
+
+    def __init__(self, world: World, geometry: Geometry, fire_timeout_s: int) -> None:
+        self.world = world
+        self.geometry = geometry
+        self.fire_timeout_s = fire_timeout_s
+        self.terms: list[Term] = []
+        self.acquired = 0
+        self.takeovers = 0
+        self._places: dict[tuple[str, str], LeasePlace] = {}
+        self._by_area: dict[tuple[str, int], LeasePlace] = {}
+        self._generations: dict[tuple[str, int], int] = {}
+        self._disks: dict[str, SharedDisk] = {}
+        self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
+        self._members: set[tuple[Process, str, int]] = set()
+
+    def watch(self, disk: SharedDisk, resources: dict[str, int]) -> None:
+        """Look at a disk whose first area is a lockspace, and the leases at those offsets."""
+        self._disks[disk.name] = disk
+        for resource, offset in resources.items():
+            place = LeasePlace(disk.name, resource, offset)
+            self._places[disk.name, resource] = place
+            self._by_area[disk.name, offset // self.geometry.align_bytes] = place
+        disk.on_landed = self._landed
+        disk.on_issued = self._issued
+
+    def fail(self, claim: str, what: str, *parties: object) -> None:
+        self.world.fail(claim, what, *(str(p) for p in parties))
+
+    # --- terms ---
+
+    def joined(self, term: Term) -> None:
+        for other in list(self.terms):
+            if (other.disk, other.host_id) != (term.disk, term.host_id):
+                continue
+            if other.machine is term.machine and other.generation == term.generation:
+                self._gone_on_with(other, term.process)
+                return
+            if other.machine is term.machine and not other.vms:
+                self.is_over(other, "succeeded")
+            else:
+                self.fail(
+                    "I8 one host has a host id",
+                    f"{term} has joined, {other} is not over",
+                    term.machine,
+                    other.machine,
+                )
+        self.terms.append(term)
+        term.written = self._renewals[term.process, term.disk, term.host_id].timestamp
+        self._members.add((term.process, term.disk, term.generation))
+        self.world.tell(
+            term.machine.name, f"joined {term.disk} as host_id {term.host_id} generation {term.generation}"
+        )
+        self._await_death(term)
+
+    def _gone_on_with(self, term: Term, process: Process) -> None:
+        """A restarted daemon goes on with the term of the one before it."""
+        term.process = process
+        self._members.add((process, term.disk, term.generation))
+        self.world.tell(term.machine.name, f"goes on with its term {term.host_id}/{term.generation}")
+
+    def is_over(self, term: Term, why: str) -> None:
+        if not term.over:
+            term.over = True
+            self.terms.remove(term)
+            term.beliefs.clear()
+            self.world.tell(term.machine.name, f"its term {term.host_id}/{term.generation} is over: {why}")
+
+    def machine_reset(self, machine: Machine) -> None:
+        for term in [t for t in self.terms if t.machine is machine]:
+            self.is_over(term, "reset")
+
+    def seen_dead(self, observer: Term, host_id: int, generation: int) -> None:
+        """A host is told dead: nothing of that term may run."""
+        self.world.tell(observer.machine.name, f"sees host_id {host_id} generation {generation} dead")
+        for term in self._terms_of(observer.disk, host_id):
+            if term.generation == generation and (term.vms or term.beliefs):
+                self.fail(
+                    "expiry before takeover",
+                    f"{observer} sees {term} dead, which still has {', '.join(term.vms or term.beliefs)}",
+                    observer.machine,
+                    term.machine,
+                )
+
+    def _terms_of(self, disk: str, host_id: int) -> list[Term]:
+        return [t for t in self.terms if t.disk == disk and t.host_id == host_id]
+
+    def _await_death(self, term: Term) -> None:
+        """Nothing of a term is left at the dead bound of its last renewal."""
+        written = term.written
+        dead_at = term.fails_at + self.fire_timeout_s + ROUNDING_S
+        self.world.at(term.machine.true_time_of(dead_at), lambda: self._outlived(term, written))
+
+    def _outlived(self, term: Term, written: int) -> None:
+        if term.over or term.written != written:
+            return
+        if term.vms:
+            self.fail(
+                "expiry before takeover", f"{', '.join(term.vms)} of {term} outlived the lease", term.machine
+            )
+
+    def fed(self, machine: Machine) -> None:
+        """The heartbeat has just fed the watchdog, or chosen not to."""
+        if machine.watchdog.fires_at is None:
+            return
+        fires_at = (machine.watchdog.fires_at - machine.true_time_of(0)) * machine.rate
+        for term in self.terms:
+            # A term of a daemon that has died concerns its machine only as long as somebody rests on it.
+            left = term.dismissed() or (term.process is not machine.process and not term.vms)
+            if (
+                term.machine is machine
+                and not left
+                and fires_at > term.fails_at + self.fire_timeout_s + ROUNDING_S
+            ):
+                self.fail(
+                    "I10 no ping beyond the bound",
+                    f"{term} will be reset at {fires_at:.1f}, its lease fails at {term.fails_at:.1f}",
+                    machine,
+                )
+
+    # --- who believes, what runs ---
+
+    def believes(self, term: Term, resource: str, mode: Mode) -> None:
+        """A host holds a lease now."""
+        if term.over:
+            return
+        for other in self.terms:
+            others = other.beliefs.get(resource) if other.disk == term.disk and other is not term else None
+            if others is not None and Mode.EXCLUSIVE in (mode, others):
+                self.fail(
+                    "exclusion",
+                    f"{term} holds {resource} {mode.value}, {other} {others.value}",
+                    term.machine,
+                    other.machine,
+                )
+        term.beliefs[resource] = mode
+        self.acquired += 1
+        self.world.tell(term.machine.name, f"holds {resource} {mode.value}")
+        self._stands_on_disk(term, resource)
+
+    def gave_up(self, term: Term, resource: str) -> None:
+        if term.beliefs.pop(resource, None) is not None:
+            self.world.tell(term.machine.name, f"gives up {resource}")
+
+    def runs(self, term: Term, resource: str, vm: VirtualMachine) -> None:
+        """A virtual machine is let loose on a disk."""
+        if resource not in term.beliefs:
+            self.fail("exclusion", f"{vm.name} runs on {term} without a lease", term.machine)
+        machine = term.machine
+        if machine.watchdog.fires_at is None:
+            self.fail(
+                "no lock without protection", f"{vm.name} runs on {machine}, its watchdog does not", machine
+            )
+        if machine.last_look >= term.fails_at:
+            self.fail(
+                "no lock without protection", f"{vm.name} runs on {term}, whose lease has failed", machine
+            )
+        term.vms[resource] = vm
+        self.world.tell(machine.name, f"{vm.name} runs on {resource}")
+
+    def stopped(self, term: Term, resource: str) -> None:
+        vm = term.vms.pop(resource, None)
+        if vm is not None:
+            self.world.tell(term.machine.name, f"{vm.name} has stopped")
+
+    def answers(self, machine: Machine, resource: str, requested: int, held: int) -> None:
+        """A holder gives up because it was asked to."""
+        if requested <= held:
+            self.fail(
+                "no owner stopped in vain", f"{resource} lver {held}, the request is for {requested}", machine
+            )
+
+    def _stands_on_disk(self, term: Term, resource: str) -> None:
+        """I3, I11: while a host believes, its own block carries its value, or its shared hold."""
+        block = self._block(term.disk, resource, term.host_id)
+        mode = term.beliefs[resource]
+        # A sharer that is about to become exclusive takes its hold away when it has won, before it says so.
+        stands = (block.dblock.inp, block.dblock.inp2) == (
+            term.host_id,
+            term.generation,
+        ) and block.dblock.bal > 0
+        if mode is Mode.SHARED and not (stands and not block.dblock.is_released):
+            stands = block.mode.is_shared and block.mode.generation == term.generation
+        if not stands:
+            self.fail(
+                "nothing lost",
+                f"{term} believes in {resource} {mode.value}; its block says {block}",
+                term.machine,
+            )
+
+    # --- what lands on the disks ---
+
+    def _block(self, disk: str, resource: str, host_id: int) -> HostBlock:
+        at = self._places[disk, resource].offset + self.geometry.host_block_offset_bytes(host_id)
+        block = HostBlock.decode(bytes(self._disks[disk].content[at : at + 512]))
+        assert isinstance(block, HostBlock), block
+        return block
+
+    @staticmethod
+    def _generation_of(content: bytes) -> int:
+        record = DeltaLease.decode(content)
+        return record.generation if isinstance(record, DeltaLease) else 0
+
+    def _issued(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
+        """I14: what a process issues, it issues under a lease that has not failed, as far as it has looked."""
+        claims = offset < self.geometry.align_bytes
+        for term in self.terms:
+            if claims and self._generation_of(content) != term.generation:
+                continue  # a new claim, after all owners of the old term are gone
+            if term.process is process and term.disk == disk.name and term.machine.last_look >= term.fails_at:
+                self.fail(
+                    "I14 no write after expiry",
+                    f"{term} writes at {offset}, its lease failed at {term.fails_at:.1f}, "
+                    f"it is {term.machine.last_look:.1f}",
+                    term.machine,
+                )
+
+    def _landed(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
+        area, within = divmod(offset, self.geometry.align_bytes)
+        sector = within // self.geometry.sector_bytes
+        if area == 0:
+            self._delta_landed(disk, process, sector + 1, content)
+            return
+        place = self._by_area.get((disk.name, area))
+        if place is None:
+            return
+        if sector == 0:
+            self._leader_landed(place, process, content)
+        elif sector >= 2:
+            self._block_landed(place, process, sector - 1, content)
+
+    def _delta_landed(self, disk: SharedDisk, process: Process, host_id: int, content: bytes) -> None:
+        record = DeltaLease.decode(content)
+        assert isinstance(record, DeltaLease), record
+        generation = self._generations.get((disk.name, host_id), 0)
+        self._renewals[process, disk.name, host_id] = record
+        # A claim that hung, of a host that never was a member, is held up by nothing; whom it hits will notice.
+        was_member = (process, disk.name, record.generation) in self._members
+        if record.generation < generation and was_member:
+            self.fail(
+                "I8 generations grow", f"host_id {host_id} went back to {record.generation}", process.name
+            )
+        self._generations[disk.name, host_id] = record.generation
+        for term in self._terms_of(disk.name, host_id):
+            # The daemon's next life renews a term once before anybody is told that it goes on.
+            if process not in (term.process, term.machine.process):
+                if (term.vms or term.beliefs) and record.generation > term.generation:
+                    self.fail(
+                        "expiry before takeover",
+                        f"{process.name} takes host_id {host_id} from {term}",
+                        process.name,
+                        term.machine,
+                    )
+            elif record.is_free:
+                if term.vms or term.beliefs:
+                    self.fail(
+                        "nothing lost", f"{term} frees its host id, and still has {[*term.vms]}", term.machine
+                    )
+                self.is_over(term, "released")
+            elif record.timestamp != term.written:
+                term.written = record.timestamp
+                self._await_death(term)
+
+    def _leader_landed(self, place: LeasePlace, process: Process, content: bytes) -> None:
+        leader = Leader.decode(content)
+        assert isinstance(leader, Leader), leader
+        if leader.is_free:
+            self._freed(place, process, leader)
+            return
+        value = (leader.owner_id, leader.owner_generation, leader.timestamp)
+        newest = max(place.decided, default=0)
+        known = place.decided.setdefault(leader.lver, value)
+        if known != value:
+            self.fail(
+                "I2 a version has one owner", f"lver {leader.lver}: {known}, then {value}", process.name
+            )
+        if leader.lver > newest + 1:
+            self.fail("I4 versions follow each other", f"from {newest} to {leader.lver}", process.name)
+        if leader.lver > newest:
+            self._supersedes(place, process, leader)
+
+    def _supersedes(self, place: LeasePlace, process: Process, leader: Leader) -> None:
+        """I9: a new owner, while a term that is not over believes in it exclusively."""
+        for term in self.terms:
+            if term.disk != place.disk or term.beliefs.get(place.resource) is not Mode.EXCLUSIVE:
+                continue
+            if (leader.owner_id, leader.owner_generation) != (term.host_id, term.generation):
+                self.fail(
+                    "expiry before takeover",
+                    f"{process.name} makes host_id {leader.owner_id} owner of {place.resource} lver {leader.lver}, "
+                    f"which {term} holds",
+                    process.name,
+                    term.machine,
+                )
+            self.takeovers += 1
+
+    def _freed(self, place: LeasePlace, process: Process, leader: Leader) -> None:
+        for term in self.terms:
+            holds = term.disk == place.disk and term.beliefs.get(place.resource) is Mode.EXCLUSIVE
+            if holds and (leader.owner_id, leader.owner_generation) == (term.host_id, term.generation):
+                block = self._block(place.disk, place.resource, term.host_id)
+                if block.dblock.lver == leader.lver:
+                    self.fail(
+                        "nothing lost",
+                        f"{process.name} frees {place.resource}, which {term} holds",
+                        process.name,
+                    )
+
+    def _block_landed(self, place: LeasePlace, process: Process, host_id: int, content: bytes) -> None:
+        block = HostBlock.decode(content)
+        assert isinstance(block, HostBlock), block
+        dblock = block.dblock
+        who = process.name
+        if dblock.mbal < place.mbal.get(host_id, 0):
+            self.fail(
+                "I6 ballots grow", f"host_id {host_id} took back a promise of {place.resource}: {dblock}", who
+            )
+        place.mbal[host_id] = dblock.mbal
+        if dblock.mbal % self.geometry.hosts_max != host_id % self.geometry.hosts_max:
+            self.fail("I6 ballots name their host", f"host_id {host_id}: mbal {dblock.mbal}", who)
+        if dblock.bal > dblock.mbal or (dblock.inp == 0) != (dblock.bal == 0):
+            self.fail("I7 blocks make sense", f"host_id {host_id}: {dblock}", who)
+        for term in self._terms_of(place.disk, host_id):
+            if term.process is not process:
+                self.fail("I13 everyone writes his own", f"{who} wrote the block of host_id {host_id}", who)
+            if place.resource in term.beliefs:
+                self._stands_on_disk(term, place.resource)

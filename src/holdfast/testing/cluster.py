@@ -1,0 +1,222 @@
+"""Hosts that share lockspaces and leases, put together for one seed.
+
+A `Scenario` is drawn from the seed: how many hosts, their io_timeouts, the geometry, how nasty the storage is and how
+often the nemesis strikes. The `Cluster` formats the disks, as `holdfast lockspace init` does, and starts the daemons.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from random import Random
+from typing import assert_never
+
+from holdfast.ondisk import areas
+from holdfast.ondisk.geometry import GEOMETRIES, Geometry
+from holdfast.protocol.timing import Timing
+from holdfast.testing.checkers import Checkers
+from holdfast.testing.machine import Machine
+from holdfast.testing.managed_daemon import MachineState, ManagedDaemon, lease_of
+from holdfast.testing.shared_disk import Manners, SharedDisk
+from holdfast.testing.simulated_daemon import Daemon, Space
+from holdfast.testing.world import World
+
+NUM_HOSTS = 8
+"""What leases are formatted for: more than there are hosts, fewer than the geometry allows."""
+
+
+class Kind(enum.Enum):
+    """Where a scenario looks."""
+
+    GENERAL = "everything, a little of each"
+    STORM = "one lease, everybody wants it, requests are late: what ballots are for"
+    MANAGED = "the whole daemon, killed and started again under running virtual machines"
+    TWINS = "two hosts are given one host id, and lose their processors while they claim it"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What one seed is about."""
+
+    kind: Kind
+    hosts: int
+    spaces: int
+    resources: int
+    geometry: Geometry
+    io_timeouts_s: tuple[int, ...]
+    fire_timeout_s: int
+    duration_s: float
+    manners: Manners
+    trouble_every_s: float
+    work_every_s: float
+    twin: bool
+    """The last host is configured with the host id of the first one."""
+    stubborn_rate: float
+    """How many virtual machines cannot be killed."""
+
+    @classmethod
+    def drawn(cls, random: Random, hosts: int | None) -> Scenario:
+        kind = random.choices((Kind.GENERAL, Kind.STORM, Kind.TWINS, Kind.MANAGED), (4, 3, 2, 4))[0]
+        general = cls._general(random, hosts)
+        match kind:
+            case Kind.GENERAL:
+                return general
+            case Kind.MANAGED:
+                return replace(general, kind=kind, io_timeouts_s=(1,) * general.hosts)
+            case Kind.STORM:
+                return replace(
+                    general,
+                    kind=kind,
+                    spaces=1,
+                    resources=1,
+                    io_timeouts_s=(1,) * general.hosts,
+                    fire_timeout_s=10,
+                    duration_s=100,
+                    manners=Manners(
+                        latency_s=random.choice((0.02, 0.2)),
+                        error_rate=random.choice((0.02, 0.06)),
+                        late_rate=random.choice((0.01, 0.05)),
+                        late_max_s=random.choice((3.0, 6.0, 20.0)),
+                        late_leader_rate=random.choice((0, 0.1, 0.3)),
+                        stale_rate=0.3,
+                    ),
+                    trouble_every_s=random.choice((4.0, 10.0)),
+                    work_every_s=random.choice((0.15, 0.4)),
+                    twin=False,
+                )
+            case Kind.TWINS:
+                return replace(
+                    general,
+                    kind=kind,
+                    hosts=3,
+                    io_timeouts_s=general.io_timeouts_s[:1] * 3,
+                    twin=True,
+                    duration_s=60,
+                )
+        assert_never(kind)
+
+    @classmethod
+    def _general(cls, random: Random, hosts: int | None) -> Scenario:
+        count = hosts if hosts is not None else random.choice((2, 3, 3, 4))
+        rough = random.random()
+        manners = Manners(
+            latency_s=random.choice((0.005, 0.02, 0.15)),
+            error_rate=random.choice((0, 0, 0.02, 0.08)) if rough > 0.3 else 0.0,
+            late_rate=random.choice((0, 0.01, 0.05)) if rough > 0.3 else 0.0,
+            late_max_s=random.choice((3.0, 12.0, 25.0)),
+            late_leader_rate=random.choice((0, 0.1, 0.3)) if rough > 0.5 else 0.0,
+            stale_rate=random.choice((0.1, 0.5)),
+        )
+        mixed = random.random() < 0.3
+        return cls(
+            kind=Kind.GENERAL,
+            hosts=count,
+            spaces=random.choice((1, 1, 2)),
+            resources=random.choice((1, 1, 2)),
+            geometry=random.choice(GEOMETRIES[:2]),
+            io_timeouts_s=tuple(random.choice((1, 2)) if mixed else 1 for _ in range(count)),
+            fire_timeout_s=random.choice((6, 10)),
+            duration_s=random.uniform(80, 160),
+            manners=manners,
+            trouble_every_s=random.choice((3.0, 8.0, 20.0)),
+            work_every_s=random.choice((0.3, 1.0, 2.5)),
+            twin=random.random() < 0.2 and count > 2,
+            stubborn_rate=random.choice((0.0, 0.3, 0.8)),
+        )
+
+
+class Cluster:
+    """One world with its machines, disks and checkers."""
+
+    def __init__(self, world: World, scenario: Scenario) -> None:
+        self.world = world
+        self.scenario = scenario
+        self.checkers = Checkers(world, scenario.geometry, scenario.fire_timeout_s)
+        self.spaces = tuple(
+            Space(f"space{n + 1}", tuple(f"disk{n + 1}{'ab'[m]}" for m in range(scenario.resources)))
+            for n in range(scenario.spaces)
+        )
+        self.disks = tuple(self._formatted(space) for space in self.spaces)
+        self.machines = tuple(Machine(world, f"host{n + 1}", self.disks) for n in range(scenario.hosts))
+        self.daemons: dict[str, Daemon | ManagedDaemon] = {}
+        self._states = {machine.name: MachineState(machine) for machine in self.machines}
+        for number, machine in enumerate(self.machines, start=1):
+            machine.on_boot = lambda machine=machine, number=number: self._booted(machine, number)  # type: ignore[misc]
+            machine.on_killed = lambda machine=machine, number=number: self._killed(machine, number)  # type: ignore[misc]
+            machine.on_reset = lambda machine=machine: self._reset(machine)  # type: ignore[misc]
+            spread_s = 0.2 if scenario.kind is Kind.TWINS else 3.0
+            self._daemon_in(world.random.uniform(0, spread_s), machine, number)
+
+    def _formatted(self, space: Space) -> SharedDisk:
+        geometry = self.scenario.geometry
+        size = geometry.align_bytes
+        disk = SharedDisk(self.world, space.name, size * (1 + len(space.resources)), geometry.sector_bytes)
+        area, first = areas.lockspace_area(geometry, space.name, 1)
+        disk.content[:size] = area
+        disk.content[: len(first)] = first
+        offsets = {}
+        for number, resource in enumerate(space.resources, start=1):
+            offsets[resource] = number * size
+            leader = areas.fresh_leader(geometry, space.name, lease_of(resource), NUM_HOSTS)
+            disk.content[number * size : (number + 1) * size] = areas.lease_area(leader)
+        disk.leader_offsets = frozenset(offsets.values())
+        disk.manners = self.scenario.manners
+        self.checkers.watch(disk, offsets)
+        return disk
+
+    def host_id(self, number: int) -> int:
+        return 1 if self.scenario.twin and number == self.scenario.hosts else number
+
+    def _booted(self, machine: Machine, number: int) -> None:
+        """systemd starts the daemon, unless an older one of the same boot still hangs in the kernel."""
+        if machine.process_lingers:
+            self._daemon_in(1.0, machine, number)
+            return
+        timing = Timing(self.scenario.io_timeouts_s[number - 1], self.scenario.fire_timeout_s)
+        if self.scenario.kind is Kind.MANAGED:
+            self.daemons[machine.name] = ManagedDaemon(
+                machine=machine,
+                state=self._states[machine.name],
+                spaces=self.spaces,
+                align_bytes=self.scenario.geometry.align_bytes,
+                host_id=self.host_id(number),
+                timing=timing,
+                stubborn_rate=self.scenario.stubborn_rate,
+                checkers=self.checkers,
+            )
+        else:
+            self.daemons[machine.name] = Daemon(
+                machine=machine,
+                spaces=self.spaces,
+                geometry=self.scenario.geometry,
+                host_id=self.host_id(number),
+                timing=timing,
+                stubborn_rate=self.scenario.stubborn_rate,
+                checkers=self.checkers,
+                lease_of=lease_of,
+            )
+        random = self.world.random
+        if self.scenario.kind is Kind.TWINS and machine.process is not None and random.random() < 0.7:
+            # A claim is a handful of calls: somewhere among them, for longer than another's claim takes.
+            kind, calls = random.choice((("disk", 4), ("clock", 8)))
+            machine.process.stall_in(random.randrange(calls), random.choice((3.0, 5.0, 10.0)), kind)
+
+    def _killed(self, machine: Machine, number: int) -> None:
+        """libvirt ends the starts that were under way; systemd starts the daemon again, sooner or later."""
+        if self.scenario.kind is not Kind.MANAGED:
+            return
+        state = self._states[machine.name]
+        state.processes.daemon_gone()
+        for vm in [vm for vm in machine.vms if not vm.held]:
+            state.processes.end(vm.pid)
+        self._daemon_in(self.world.random.choice((0.2, 1.0, 5.0, 15.0)), machine, number)
+
+    def _daemon_in(self, seconds: float, machine: Machine, number: int) -> None:
+        boot = machine.boots
+        self.world.after(
+            seconds, lambda: self._booted(machine, number) if machine.up and machine.boots == boot else None
+        )
+
+    def _reset(self, machine: Machine) -> None:
+        self.daemons.pop(machine.name, None)
+        self.checkers.machine_reset(machine)

@@ -1,0 +1,153 @@
+"""Who makes things go wrong: pauses, kills, power, storage. Until it is told to heal everything.
+
+It strikes at random moments, and follows up: a pause is often as long as one of the bounds that the protocols rest on,
+and a host whose storage hangs is left so until just before or just after it has lost its leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.testing.cluster import Cluster, Kind
+from holdfast.testing.machine import Machine
+from holdfast.testing.managed_daemon import ManagedSeat
+from holdfast.testing.shared_disk import Manners, Path
+from holdfast.testing.simulated_daemon import Seat
+
+
+class Nemesis:
+    """Bad luck, drawn from the seed."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.stopped = False
+        scenario = cluster.scenario
+        io_s, fire_s = max(scenario.io_timeouts_s), scenario.fire_timeout_s
+        self._bounds_s: tuple[float, ...] = (
+            0.3,
+            1.0,
+            2.0 * io_s,
+            6.0 * io_s,
+            8.0 * io_s,
+            8.0 * io_s + fire_s,
+            fire_s,
+        )
+        self._deeds: list[tuple[float, Callable[[Machine], None]]] = [
+            (4, self._pause),
+            (3, self._stall),
+            (1, self._suspend),
+            (1, self._kill),
+            (1, self._power_off),
+            (3, self._hang),
+            (2, self._cut),
+            (1, self._leave),
+            (1, self._lose_watchdog),
+        ]
+        if scenario.kind is Kind.STORM:
+            self._bounds_s = (0.3, 1.0, 2.0 * io_s, 4.0 * io_s)
+            self._deeds = [
+                (3, self._pause),
+                (4, self._stall),
+                (1, self._cut),
+                (1, self._hang),
+                (1, self._power_off),
+            ]
+        if scenario.kind is Kind.MANAGED:
+            self._deeds.append((3, self._kill))
+        if scenario.kind is Kind.TWINS:
+            self._deeds = [
+                (4, self._pause),
+                (3, self._hang),
+                (3, self._power_off),
+                (1, self._stall),
+                (1, self._kill),
+            ]
+        self._next()
+
+    def heal(self) -> None:
+        """From now on nothing goes wrong any more."""
+        self.stopped = True
+        self.world.tell("", "everything heals")
+        for disk in self.cluster.disks:
+            disk.manners = Manners(latency_s=0.005)
+        for machine in self.cluster.machines:
+            if machine.process is not None:
+                machine.process.heal()
+            machine.watchdog.missing = False
+            for path in machine.paths.values():
+                path.mend()
+
+    def _next(self) -> None:
+        self.world.after(
+            self.world.random.expovariate(1 / self.cluster.scenario.trouble_every_s), self._strike
+        )
+
+    def _strike(self) -> None:
+        if self.stopped:
+            return
+        self._next()
+        random = self.world.random
+        machine = random.choice(self.cluster.machines)
+        if machine.up:
+            (deed,) = random.choices([d for _, d in self._deeds], [w for w, _ in self._deeds])
+            deed(machine)
+
+    def _about_a_bound(self) -> float:
+        random = self.world.random
+        return random.choice(self._bounds_s) * random.uniform(0.7, 1.3)
+
+    # --- deeds ---
+
+    def _pause(self, machine: Machine) -> None:
+        seconds = self._about_a_bound()
+        if machine.process is not None and machine.process.alive:
+            self.world.tell(machine.name, f"its daemon is stopped for {seconds:.1f} s")
+            machine.process.freeze(seconds)
+
+    def _stall(self, machine: Machine) -> None:
+        if machine.process is None:
+            return
+        random = self.world.random
+        kind = random.choice(("", "", "clock", "device"))
+        machine.process.stall_in(random.randrange(6 if kind == "device" else 40), self._about_a_bound(), kind)
+
+    def _suspend(self, machine: Machine) -> None:
+        seconds = self._about_a_bound()
+        self.world.tell(machine.name, f"is suspended for {seconds:.1f} s")
+        machine.suspend(seconds)
+
+    def _kill(self, machine: Machine) -> None:
+        machine.kill_process("killed")
+
+    def _power_off(self, machine: Machine) -> None:
+        machine.reset("power off")
+
+    def _hang(self, machine: Machine) -> None:
+        self._trouble(machine, "hangs", lambda path: setattr(path, "hanging", True))
+
+    def _cut(self, machine: Machine) -> None:
+        self._trouble(machine, "answers errors", lambda path: setattr(path, "errors", True))
+
+    def _trouble(self, machine: Machine, what: str, make: Callable[[Path], None]) -> None:
+        name = self.world.random.choice(list(machine.paths))
+        path, seconds = machine.paths[name], self._about_a_bound()
+        self.world.tell(machine.name, f"its path to {name} {what} for {seconds:.1f} s")
+        make(path)
+        self.world.after(seconds, path.mend)
+
+    def _lose_watchdog(self, machine: Machine) -> None:
+        """Its driver is unloaded, or somebody else has it: only who opens it notices."""
+        machine.watchdog.missing = True
+        self.world.after(self._about_a_bound(), lambda: setattr(machine.watchdog, "missing", False))
+
+    def _leave(self, machine: Machine) -> None:
+        """An operator takes the host out of a lockspace for a while."""
+        daemon = self.cluster.daemons.get(machine.name)
+        if daemon is None or not daemon.alive:
+            return
+        seats: list[Seat | ManagedSeat] = [*daemon.seats.values()]
+        seat = self.world.random.choice(seats)
+        if seat.leave():
+            self.world.tell(machine.name, f"leaves {seat.space.name}")
+            self.world.after(self.world.random.uniform(1, 20), lambda: setattr(seat, "stay", True))

@@ -1,0 +1,199 @@
+"""One seed from begin to verdict: a time of trouble, then everything heals and must work.
+
+The safety phase is watched by the checkers alone. In the liveness phase virtual machines are stopped, faults end, hosts
+that are down come back; then each host in turn must get every lease: at first within the dead bound of whoever may have
+died with it, and once that is through, at once. A holder that is asked for a lease must give it up.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from holdfast.protocol.paxos_release import Mode
+from holdfast.system import tasks
+from holdfast.testing.cluster import Cluster, Scenario
+from holdfast.testing.managed_daemon import ManagedDaemon, ManagedDesk
+from holdfast.testing.nemesis import Nemesis
+from holdfast.testing.simulated_daemon import Daemon, Desk
+from holdfast.testing.workload import Workload, spawn
+from holdfast.testing.world import ProcessGone, Violation, World
+
+BOOT_MAX_S = 40.0
+"""From reset to a daemon that runs."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one seed."""
+
+    seed: int
+    violation: str
+    parties: tuple[str, ...]
+    lines: tuple[tuple[float, str, str], ...]
+    events: int
+    acquired: int
+    virtual_s: float
+    real_s: float
+
+    @property
+    def sound(self) -> bool:
+        return not self.violation
+
+    def without_history(self) -> Verdict:
+        return replace(self, lines=())
+
+
+def play(seed: int, hosts: int | None = None) -> Verdict:
+    """Play one seed. Deterministic but for `real_s`."""
+    begun = time.perf_counter()
+    world = World(seed)
+    cluster = Cluster(world, Scenario.drawn(world.random, hosts))
+    violation: Violation | None = None
+    with _listening(world):
+        try:
+            _Play(cluster).all()
+        except Violation as found:
+            violation = found
+        finally:
+            for daemon in cluster.daemons.values():
+                daemon.process.end()
+            tasks._running.clear()
+    return Verdict(
+        seed=seed,
+        violation=str(violation) if violation is not None else "",
+        parties=violation.parties if violation is not None else (),
+        lines=tuple(world.lines),
+        events=world.events,
+        acquired=cluster.checkers.acquired,
+        virtual_s=world.now,
+        real_s=time.perf_counter() - begun,
+    )
+
+
+class _Listener(logging.Handler):
+    """What shipping code logs concerns nobody here, but for exceptions that it did not expect."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, ProcessGone | Violation):
+            self._world.bug("", f"{record.getMessage()}: {error!r}")
+
+
+@contextmanager
+def _listening(world: World) -> Iterator[None]:
+    logger = logging.getLogger("holdfast")
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [_Listener(world)], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+class _Play:
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        scenario = cluster.scenario
+        io_s = max(scenario.io_timeouts_s)
+        self.dead_s = 8 * io_s + scenario.fire_timeout_s
+        self.renewal_s = 2 * io_s
+
+    def all(self) -> None:
+        workload, nemesis = Workload(self.cluster), Nemesis(self.cluster)
+        self.world.run(self.cluster.scenario.duration_s)
+        workload.stopped = True
+        nemesis.heal()
+        # Requests that are already late take their time, and may cost their host its lease.
+        self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s + self.dead_s)
+        self._everybody_comes_back()
+        self._nobody_holds_on()
+        self._leftovers_are_taken_up()
+        for space in self.cluster.spaces:
+            for resource in space.resources:
+                self._each_in_turn(space.name, resource)
+
+    def _daemons(self) -> list[Daemon | ManagedDaemon]:
+        return [self.cluster.daemons[m.name] for m in self.cluster.machines if m.name in self.cluster.daemons]
+
+    def _everybody_comes_back(self) -> None:
+        for machine in self.cluster.machines:
+            if machine.up and (machine.process is None or not machine.process.alive):
+                machine.reset("its daemon is dead")
+        bound_s = BOOT_MAX_S + 3 * self.dead_s + 8 * self.renewal_s
+        self._within(bound_s, self._all_joined, "every host is in its lockspaces again")
+
+    def _all_joined(self) -> bool:
+        """All but those who have been given another's host id."""
+        daemons = self._daemons()
+        for daemon in daemons:
+            for seat in daemon.seats.values():
+                seat.stay = True
+        ids = {self.cluster.host_id(n) for n in range(1, self.cluster.scenario.hosts + 1)}
+        for space in self.cluster.spaces:
+            seats = [d.seats[space.name] for d in daemons]
+            if {s.daemon.host_id for s in seats if s.member is not None} != ids:
+                return False
+        return True
+
+    def _nobody_holds_on(self) -> None:
+        def idle() -> bool:
+            desks = [desk for daemon in self._daemons() for desk in daemon.desks]
+            for desk in desks:
+                if desk.lease is not None and not desk.busy:
+                    spawn(desk, "stop")
+            return all(desk.lease is None and not desk.busy for desk in desks)
+
+        self._within(4 * self.dead_s, idle, "every host has let go")
+
+    def _leftovers_are_taken_up(self) -> None:
+        """A daemon that was killed between a lease and its journal leaves one that only its own host can have.
+
+        Known, and not mended yet: until that host wants the lease or leaves, everybody else is told that it is alive.
+        """
+        desks = [desk for daemon in self._daemons() for desk in daemon.desks if isinstance(desk, ManagedDesk)]
+        for desk in desks:
+            spawn(desk, "start", Mode.EXCLUSIVE, wait=False)
+            self.world.run(self.world.now + 2)
+            spawn(desk, "stop")
+            self.world.run(self.world.now + 2)
+
+    def _each_in_turn(self, space: str, resource: str) -> None:
+        desks = [d.seats[space].desks[resource] for d in self._daemons() if d.seats[space].member is not None]
+        for number, desk in enumerate(desks):
+            # Owners and sharers that nobody has seen alive have to be watched for their dead bound, each.
+            self._gets(desk, 4 * self.dead_s if number == 0 else 6 * self.renewal_s, wait=number == 0)
+            if number + 1 < len(desks) and isinstance(desk, Desk):
+                spawn(desks[number + 1], "ask_for")
+                self._is_given_up(desk, 4 * self.renewal_s, "on request")
+            else:
+                spawn(desk, "stop")
+                self._is_given_up(desk, self.renewal_s, "at once")
+
+    def _gets(self, desk: Desk | ManagedDesk, bound_s: float, *, wait: bool) -> None:
+        def got() -> bool:
+            if desk.lease is None and not desk.busy:
+                spawn(desk, "start", Mode.EXCLUSIVE, wait=wait)
+            return desk.lease is not None
+
+        self._within(bound_s, got, f"{desk} is acquired", lambda: f"last refusal: {desk.last_refusal}")
+
+    def _is_given_up(self, holder: Desk | ManagedDesk, bound_s: float, how: str) -> None:
+        self._within(bound_s, lambda: holder.lease is None and not holder.busy, f"{holder} is given up {how}")
+
+    def _within(
+        self, bound_s: float, reached: Callable[[], bool], what: str, why: Callable[[], str] = lambda: ""
+    ) -> None:
+        end = self.world.now + bound_s
+        while not reached():
+            if self.world.now >= end:
+                self.world.fail("liveness", f"not within {bound_s:.0f} s: {what}. {why()}")
+            self.world.run(self.world.now + 0.5)

@@ -1,0 +1,488 @@
+"""Deliberate bugs in the shipping code, each of which the simulator has to find.
+
+A mutation replaces one piece of one module's source when that module is imported, in a process of its own; it refuses
+if the piece is not there exactly once, so that a change of the code cannot silently disarm it.
+
+    python -m tests.sim.mutations NAME [SEEDS]      play seeds until it is found
+    python -m tests.sim.mutations --table           the table of docs/safety.md
+    python -m tests.sim.mutations --hard            those that the tests do not look for
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, ModuleType
+
+ROOT = Path(__file__).parents[2]
+SEEDS_MAX = 400
+"""Within so many seeds, from 0, each of them is looked for by `--table`."""
+SEEDS_NEAR = 60
+"""Within so many, from `near`, each of them is found by the tests."""
+NEAR: dict[str, int] = {}
+"""Where a bug takes long to find from seed 0: a seed that is known to find it. Seeds change with the simulator."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One bug: in `module`, `piece` becomes `replacement`."""
+
+    name: str
+    bug: str
+    module: str
+    piece: str
+    replacement: str
+
+    @property
+    def near(self) -> int:
+        """A little before a seed that found it."""
+        return NEAR.get(self.name, 0)
+
+
+def _in(module: str, name: str, bug: str, piece: str, replacement: str) -> Mutation:
+    return Mutation(name, bug, f"holdfast.{module}", piece, replacement)
+
+
+MUTATIONS = (
+    # --- bounds ---
+    _in(
+        "protocol.timing",
+        "dead-without-watchdog",
+        "the dead bound leaves out the watchdog's fire timeout",
+        "return self.fail_s + self.fire_timeout_s",
+        "return self.fail_s + 1",
+    ),
+    _in(
+        "protocol.host_status",
+        "dead-halved",
+        "a host is seen dead after half of its dead bound",
+        "if seen.confirmed_at - seen.unchanged_since > bounds.dead_s:",
+        "if seen.confirmed_at - seen.unchanged_since > bounds.dead_s / 2:",
+    ),
+    _in(
+        "protocol.timing",
+        "fail-doubled",
+        "our own lease is believed in for twice its time",
+        "FAIL_FACTOR = 8",
+        "FAIL_FACTOR = 16",
+    ),
+    _in(
+        "protocol.delta_lease",
+        "age-after-write",
+        "the age of a renewal counts from after its write",
+        "return Renewed(Held(claim, record, begun_at), sectors, read_at)",
+        "return Renewed(Held(claim, record, clock.now()), sectors, read_at)",
+    ),
+    _in(
+        "protocol.delta_lease",
+        "late-renewal-written",
+        "a renewal is written although the lease has failed",
+        "if begun_at - held.renewed_at >= timing.fail_s:",
+        "if False:",
+    ),
+    _in(
+        "protocol.expiry",
+        "fed-for-ever",
+        "the watchdog may be fed whatever the age of the lease",
+        "return self._phase < Phase.FAIL and now < self.fails_at",
+        "return True",
+    ),
+    # --- host ids ---
+    _in(
+        "protocol.delta_lease",
+        "held-id-taken",
+        "a host id is claimed without asking whether it is held",
+        "return record.is_free or record.host_name.says(claim.host_name)",
+        "return True",
+    ),
+    _in(
+        "protocol.delta_lease",
+        "claim-not-settled",
+        "a claim is read again at once",
+        "await clock.sleep(settle_s)",
+        "await clock.sleep(0)",
+    ),
+    _in(
+        "protocol.delta_lease",
+        "generation-kept",
+        "a claim keeps the generation of the former holder",
+        "generation=justified.generation + 1,",
+        "generation=max(1, justified.generation),",
+    ),
+    _in(
+        "protocol.delta_lease",
+        "late-claim-counts",
+        "a claim counts however late it was written (found by thinking about seed 2437)",
+        "if (took_s := clock.now() - read.read_at) > former_settle_s:",
+        "if (took_s := 0.0):",
+    ),
+    # --- who is dead ---
+    _in(
+        "protocol.host_status",
+        "generation-not-compared",
+        "the owner's term is taken for over in its own generation",
+        "if fresh.generation > term:",
+        "if fresh.generation >= term:",
+    ),
+    _in(
+        "protocol.owner_test",
+        "takeover-too-early",
+        "a waiting acquirer takes over after half of the dead bound",
+        "if looked_at - watch.since > dead_s:",
+        "if looked_at - watch.since > dead_s / 2:",
+    ),
+    _in(
+        "protocol.owner_test",
+        "timestamp-not-compared",
+        "a waiting acquirer does not see that the owner renews",
+        "if HostTimestamp(record.timestamp) != watch.timestamp:",
+        "if False:",
+    ),
+    _in(
+        "protocol.owner_test",
+        "released-flag-of-anybody",
+        "any RELEASED flag counts, whatever version it is about",
+        "return block.is_released and (block.lver >= lver or zeroed)",
+        "return True or zeroed",
+    ),
+    # --- ballots ---
+    _in(
+        "protocol.ballot",
+        "nobody-is-ahead",
+        "a ballot does not look for greater ones",
+        "return _abort(seen, ours, member.host_id) or seen",
+        "return seen",
+    ),
+    _in(
+        "protocol.ballot",
+        "accepted-value-ignored",
+        "phase 2 proposes our own value whatever was accepted",
+        "value = _accepted(first, lver) or proposal",
+        "value = proposal",
+    ),
+    _in(
+        "protocol.ballot",
+        "leader-not-read-again",
+        "a ballot does not look whether the leader has moved",
+        "if seen.leader != leader:",
+        "if False:",
+    ),
+    _in(
+        "protocol.ballot",
+        "given-up-and-won",
+        "a value that was given up can be won all the same",
+        "flags = remembered.flags & FLAG_RELEASED if remembered.accepted else 0",
+        "flags = 0",
+    ),
+    _in(
+        "protocol.ballot",
+        "ballot-without-lease",
+        "a ballot does not ask whether our own lease stands",
+        "if not member.may_write():\n        return NoStanding(before)",
+        "if False:\n        return NoStanding(before)",
+    ),
+    _in(
+        "protocol.ballot",
+        "ballot-numbers-shared",
+        "two hosts use the same ballot numbers",
+        "number = greatest_mbal - greatest_mbal % max_hosts + max_hosts + host_id",
+        "number = greatest_mbal + 1",
+    ),
+    _in(
+        "protocol.ballot",
+        "promise-forgotten",
+        "phase 1 forgets what was accepted (sanlock does, and never retries)",
+        "remembered = own.dblock if own.dblock.lver == lver else Dblock(lver=lver)",
+        "remembered = Dblock(lver=lver)",
+    ),
+    # --- the race and the leader ---
+    _in(
+        "protocol.paxos_race",
+        "lver-reused",
+        "a new owner gets the version of the old one",
+        "lver=lver,\n            owner_id",
+        "lver=max(1, leader.lver),\n            owner_id",
+    ),
+    _in(
+        "protocol.paxos_race",
+        "commit-without-lease",
+        "a leader is written without asking whether our own lease stands",
+        "if not member.may_write():\n            return self._ended(LockspaceLost(), leader)",
+        "if False:\n            return self._ended(LockspaceLost(), leader)",
+    ),
+    _in(
+        "protocol.paxos_race",
+        "in-flight-ignored",
+        "a race begins although a write of ours may still land",
+        "if busy := self._area.busy():",
+        "if False and (busy := self._area.busy()):",
+    ),
+    _in(
+        "protocol.paxos_race",
+        "doubt-denied",
+        "a leader write that timed out is taken for no write",
+        "return InDoubt(failed, own, self._intent.mode)\n        self._named",
+        "return failed\n        self._named",
+    ),
+    _in(
+        "protocol.paxos_race",
+        "own-leader-left-behind",
+        "a leader that names us for a value given up is left (found by seed 3)",
+        "if own is not None and self._named and not isinstance(refusal, LockspaceLost):",
+        "if False:",
+    ),
+    _in(
+        "protocol.paxos_race",
+        "leader-left-behind",
+        "a leader far behind its blocks is only reported (found by seed 251)",
+        "if self._behind < BEHIND_MAX or self._behind >= 2 * BEHIND_MAX:",
+        "if True:",
+    ),
+    # --- giving up, sharing ---
+    _in(
+        "protocol.paxos_release",
+        "dblock-zeroed",
+        "a release zeroes our block, and with it our promises",
+        "return HostBlock(dblock=replace(own.dblock, flags=FLAG_RELEASED), mode=mode)",
+        "return HostBlock(dblock=replace(own.dblock, mbal=0, bal=0, inp=0, inp2=0, inp3=0, lver=0), mode=mode)",
+    ),
+    _in(
+        "protocol.paxos_release",
+        "foreign-leader-freed",
+        "a release frees whatever leader it finds",
+        "if found != ours:\n        return NotHeld(found)",
+        "if False:\n        return NotHeld(found)",
+    ),
+    _in(
+        "protocol.paxos_release",
+        "release-not-asked-again",
+        "a release reads, and then writes without asking again (found by seed 1744)",
+        "own = max(found, own, key=_age)\n        if not member.may_write():",
+        "own = max(found, own, key=_age)\n        if False:",
+    ),
+    _in(
+        "protocol.paxos_lease",
+        "sharers-not-awaited",
+        "an exclusive acquirer does not ask after sharers",
+        "    living: dict[HostId, Generation] = {}\n    for host_id in sharers:",
+        "    living: dict[HostId, Generation] = {}\n    for host_id in ():",
+    ),
+    _in(
+        "protocol.paxos_lease",
+        "sharers-taken-for-dead",
+        "every sharer counts as gone",
+        "        if not proven_gone(term, record, view) and not attested_off(",
+        "        if False and not attested_off(",
+    ),
+    _in(
+        "protocol.paxos_request",
+        "request-ignored",
+        "a holder ignores requests",
+        "if held.mode is Mode.SHARED or found.lver <= held.lver:",
+        "if True:",
+    ),
+    _in(
+        "protocol.paxos_request",
+        "stale-request-obeyed",
+        "a holder obeys a request for an older version",
+        "if held.mode is Mode.SHARED or found.lver <= held.lver:",
+        "if held.mode is Mode.SHARED:",
+    ),
+    # --- supervision, watchdog ---
+    _in(
+        "supervision.lockspace",
+        "renewing-after-failure",
+        "a lockspace that is lost goes on renewing",
+        "if watched.phase >= Phase.FAIL:",
+        "if False:",
+    ),
+    _in(
+        "supervision.lockspace",
+        "write-in-flight-forgotten",
+        "the watchdog is stopped while a write may still land (found by seed 863)",
+        "return self._disk.in_flight(0, DISK_BYTES_MAX)",
+        "return False",
+    ),
+    _in(
+        "supervision.heartbeat",
+        "one-lease-is-enough",
+        "the watchdog is fed while any lease is good",
+        "and all(watched.may_feed(now) for watched in self._watched)\n            and self._watchdog.feed(min(",
+        "and any(watched.may_feed(now) for watched in self._watched)\n            and self._watchdog.feed(max(",
+    ),
+    _in(
+        "supervision.heartbeat",
+        "unfed-and-joined",
+        "a lockspace is joined although the watchdog is not fed",
+        "            if self._feed() or was_owed:\n                return watched",
+        "            if self._feed() or True:\n                return watched",
+    ),
+    # --- a restart of the daemon ---
+    _in(
+        "supervision.keeper",
+        "last-term-not-owed",
+        "other leases feed the watchdog while the owners of the last life are unguarded (found by seed 110)",
+        "if self._resuming and not users_are_gone:",
+        "if False:",
+    ),
+    _in(
+        "supervision.keeper",
+        "term-not-remembered",
+        "the term is not remembered for the next daemon",
+        "self._memory.replace(msgspec.json.encode(term))",
+        "pass",
+    ),
+    _in(
+        "protocol.delta_lease",
+        "old-term-gone-on-with",
+        "a term is gone on with however old its last renewal is",
+        "if not 0 <= age_s < claim.timing.fail_s:",
+        "if False:",
+    ),
+    _in(
+        "manager.recovery",
+        "ended-while-waiting",
+        "an owner that ends while its lease is retaken is not expected (found by seed 97)",
+        "if claimants and not lock.claims:",
+        "if False:",
+    ),
+    _in(
+        "backends.lease_holding",
+        "silence-is-absence",
+        "storage that does not answer is taken to say that a lease is not held (found by seed 111)",
+        "        if not isinstance(seen, Snapshot):\n            return seen",
+        "        if not isinstance(seen, Snapshot):\n            return None",
+    ),
+    _in(
+        "supervision.recovery",
+        "gone-too-soon",
+        "the users of a lost lockspace are taken for gone at once",
+        "if not users:",
+        "if True:",
+    ),
+    _in(
+        "system.watchdog",
+        "late-ping-stands",
+        "a ping that came too late is not taken back",
+        "if pinged_by < until:",
+        "if True:",
+    ),
+)
+
+
+HARD = frozenset(
+    (
+        "leader-not-read-again",
+        "given-up-and-won",
+        "commit-without-lease",
+        "in-flight-ignored",
+        "foreign-leader-freed",
+        "release-not-asked-again",
+    )
+)
+"""Hidden by other defences, or rarer than the budget of the tests: looked for by `--hard` only."""
+EASY = tuple(mutation for mutation in MUTATIONS if mutation.name not in HARD)
+
+
+class _MutatingLoader(importlib.machinery.SourceFileLoader):
+    def __init__(self, mutation: Mutation, path: str) -> None:
+        super().__init__(mutation.module, path)
+        self._mutation = mutation
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        source = self.get_data(path).decode()
+        return compile(mutated(self._mutation, source), path, "exec")
+
+
+class _MutatingFinder(importlib.abc.MetaPathFinder):
+    def __init__(self, mutation: Mutation) -> None:
+        self._mutation = mutation
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self._mutation.module:
+            return None
+        found = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        assert found is not None
+        assert found.origin is not None
+        return importlib.machinery.ModuleSpec(
+            fullname, _MutatingLoader(self._mutation, found.origin), origin=found.origin
+        )
+
+
+def mutated(mutation: Mutation, source: str) -> str:
+    """The source with the bug in it; ValueError if there is no one place for it."""
+    if source.count(mutation.piece) != 1:
+        raise ValueError(
+            f"{mutation.name}: {source.count(mutation.piece)} places in {mutation.module}, not one"
+        )
+    return source.replace(mutation.piece, mutation.replacement)
+
+
+def source_of(mutation: Mutation) -> str:
+    return (ROOT / "src" / Path(*mutation.module.split("."))).with_suffix(".py").read_text()
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a mutation fared: found by the `seeds`-th seed, or not at all within so many."""
+
+    mutation: Mutation
+    seeds: int
+    violation: str
+
+
+def hunt(mutation: Mutation, seeds_max: int = SEEDS_MAX, first: int = 0) -> Found:
+    """Play seeds of the mutated code, in a process of its own, until one fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sim.mutations", mutation.name, str(seeds_max), str(first)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{mutation.name}: {done.stderr[-2000:]}")
+    seeds, violation = json.loads(done.stdout)
+    return Found(mutation, seeds, violation)
+
+
+def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
+    (mutation,) = [m for m in MUTATIONS if m.name == name]
+    assert not any(m.startswith("holdfast") for m in sys.modules), "the bug must be there before the code is"
+    sys.meta_path.insert(0, _MutatingFinder(mutation))
+    from holdfast.testing.simulation import play
+
+    for number in range(seeds_max):
+        verdict = play(first + number)
+        if not verdict.sound:
+            return number + 1, verdict.violation
+    return seeds_max, ""
+
+
+def table(mutations: Sequence[Mutation]) -> None:
+    with ThreadPoolExecutor(2) as two:
+        for found in two.map(hunt, mutations):
+            seeds = str(found.seeds) if found.violation else f"not within {found.seeds}"
+            claim = found.violation.split(":", 1)[0]
+            print(f"| {found.mutation.bug} | `{found.mutation.name}` | {seeds} | {claim} |", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--table":
+        table(EASY)
+    elif sys.argv[1] == "--hard":
+        table([mutation for mutation in MUTATIONS if mutation.name in HARD])
+    else:
+        limit = int(sys.argv[2]) if len(sys.argv) > 2 else SEEDS_MAX
+        start = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+        print(json.dumps(_hunted(sys.argv[1], limit, start)))

@@ -1,0 +1,20 @@
+"""Seeds that found a bug of this project, each with the bug. The planted twins of most are in `mutations`.
+
+A seed is only as old as the simulator: a change of what it draws makes another history of it. What was found then is
+kept by the mutation of the same name, which plants the bug again and has to be found.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.testing import history
+from holdfast.testing.simulation import play
+
+PINNED = (3, 97, 110, 111, 133, 150, 251, 518, 863, 1174, 1182, 1194, 1253, 1744, 2158, 2437)
+
+
+@pytest.mark.parametrize("seed", PINNED)
+def test_a_seed_that_once_found_a_bug_is_sound(seed: int) -> None:
+    verdict = play(seed)
+    assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
