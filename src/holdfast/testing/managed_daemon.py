@@ -23,6 +23,7 @@ from holdfast.backends.paxos import PaxosBackend
 from holdfast.errors import LockError
 from holdfast.manager.events import Events
 from holdfast.manager.journal import Journal, SavedState
+from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lease_recovery import LeaseRecovery, Loss
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
@@ -148,6 +149,9 @@ class Places:
     async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
         return list(self._offsets)
 
+    async def free_own(self, member: Membership) -> None:
+        return None
+
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader
     ) -> Unusable | StorageFailed | None:
@@ -264,6 +268,7 @@ class ManagedDaemon:
             host=machine.name,
             owners_max=100,
         )
+        self.collector = LeaseCollector(self.manager)
         libvirt = Libvirt(self)
         self.lease_recovery = LeaseRecovery(
             self.manager,
@@ -306,6 +311,9 @@ class ManagedDaemon:
             if not owner.alive():
                 self.manager.owner_ended(owner)
         self.serving = True
+        for name, seat in self.seats.items():
+            if seat.keeper.gone_on:
+                tasks.start(self.collector.free_left_behind({name}))
 
     async def _start_keepers(self) -> None:
         self.process.spawn(self.heartbeat.run())
