@@ -14,7 +14,7 @@ from holdfast.cli.main import cli
 from holdfast.testing import campaign, history
 from holdfast.testing.simulation import Verdict, play
 
-SEEDS = 120
+SEEDS = 80
 
 
 def test_no_claim_is_violated_within_a_fixed_budget_of_seeds() -> None:

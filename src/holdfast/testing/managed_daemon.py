@@ -23,6 +23,7 @@ from holdfast.backends.paxos import PaxosBackend
 from holdfast.errors import LockError
 from holdfast.manager.events import Events
 from holdfast.manager.journal import Journal, SavedState
+from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lease_recovery import LeaseRecovery, Loss
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
@@ -149,7 +150,7 @@ class Places:
         return list(self._offsets)
 
     async def free_own(self, member: Membership) -> None:
-        return None  # no index, so no lease of its own
+        return None
 
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader
@@ -267,6 +268,7 @@ class ManagedDaemon:
             host=machine.name,
             owners_max=100,
         )
+        self.collector = LeaseCollector(self.manager)
         libvirt = Libvirt(self)
         self.lease_recovery = LeaseRecovery(
             self.manager,
@@ -309,6 +311,9 @@ class ManagedDaemon:
             if not owner.alive():
                 self.manager.owner_ended(owner)
         self.serving = True
+        for name, seat in self.seats.items():
+            if seat.keeper.gone_on:
+                tasks.start(self.collector.free_left_behind({name}))
 
     async def _start_keepers(self) -> None:
         self.process.spawn(self.heartbeat.run())

@@ -8,6 +8,7 @@ thread. Whatever else one could ask of a loop (sockets, executors, signals) belo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import traceback
@@ -219,15 +220,17 @@ class ProcessLoop(asyncio.AbstractEventLoop):
                 tasks._enter_task(self, task)
 
     def ended(self) -> None:
-        """The process is gone: what its tasks wait for never comes, and nobody shall hear of it."""
-        for task in self._tasks.values():
+        """The process is gone: what its tasks wait for never comes, and nobody shall hear of it.
+
+        They are closed here and now: what the collector of garbage closes, it closes at any time and in any order.
+        """
+        for task in list(self._tasks.values()):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             coroutine = task.get_coro()
-            if (
-                inspect.iscoroutine(coroutine)
-                and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
-            ):
-                coroutine.close()
+            if inspect.iscoroutine(coroutine) or inspect.isgenerator(coroutine):
+                # What tidies up by asking a port is told that there is none; one that is running ends there, too.
+                with contextlib.suppress(BaseException):
+                    coroutine.close()
         self._ready.clear()
 
     def _due(self, handle: asyncio.TimerHandle) -> None:
