@@ -11,7 +11,7 @@ import pytest
 from holdfast.testing import history
 from holdfast.testing.simulation import play
 
-PINNED = (3, 97, 110, 111, 133, 150, 251, 518, 863, 1174, 1182, 1194, 1253, 1744, 2158, 2437)
+PINNED = (3, 97, 110, 111, 133, 150, 251, 518, 863, 1174, 1182, 1194, 1253, 1744, 2158, 2437, 1795243323)
 
 
 @pytest.mark.parametrize("seed", PINNED)

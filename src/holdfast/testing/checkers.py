@@ -112,7 +112,9 @@ class Checkers:
             if other.machine is term.machine and other.generation == term.generation:
                 self._gone_on_with(other, term.process)
                 return
-            if other.machine is term.machine and not other.vms:
+            # Nobody rests on a term that its daemon's next life could not go on with, and had no need to.
+            left = other.machine is term.machine or other.process is not other.machine.process
+            if left and not other.vms:
                 self.is_over(other, "succeeded")
             else:
                 self.fail(

@@ -62,7 +62,13 @@ class Scenario:
             case Kind.GENERAL:
                 return general
             case Kind.MANAGED:
-                return replace(general, kind=kind, io_timeouts_s=(1,) * general.hosts)
+                return replace(
+                    general,
+                    kind=kind,
+                    io_timeouts_s=(1,) * general.hosts,
+                    spaces=random.choice((1, 2, 2)),
+                    stubborn_rate=random.choice((0.0, 0.5, 0.9)),
+                )
             case Kind.STORM:
                 return replace(
                     general,

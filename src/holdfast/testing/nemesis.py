@@ -54,7 +54,7 @@ class Nemesis:
                 (1, self._power_off),
             ]
         if scenario.kind is Kind.MANAGED:
-            self._deeds.append((3, self._kill))
+            self._deeds += [(2, self._kill), (3, self._hang_and_kill)]
         if scenario.kind is Kind.TWINS:
             self._deeds = [
                 (4, self._pause),
@@ -119,6 +119,14 @@ class Nemesis:
 
     def _kill(self, machine: Machine) -> None:
         machine.kill_process("killed")
+
+    def _hang_and_kill(self, machine: Machine) -> None:
+        """An operator restarts the daemon because one storage hangs; it stays so for longer than the lease."""
+        path = machine.paths[self.world.random.choice(list(machine.paths))]
+        self.world.tell(machine.name, f"its path to {path.disk.name} hangs for long")
+        path.hanging = True
+        self.world.after(2.5 * max(self._bounds_s), path.mend)
+        self.world.after(self.world.random.uniform(0, 4), lambda: machine.kill_process("restarted"))
 
     def _power_off(self, machine: Machine) -> None:
         machine.reset("power off")
