@@ -25,6 +25,7 @@ from holdfast.supervision.presence import Absent, Presence, WatchdogChoice
 from holdfast.system import tasks
 from holdfast.system.blocking_thread import BlockingClock, start_thread
 from holdfast.system.clock import Clock
+from holdfast.system.disk_file import DEVICE_WRITES
 from holdfast.system.disk_identity import SystemDiskIdentities
 from holdfast.system.disk_lane import DiskLane
 from holdfast.system.lease_storage import LeaseStorage, SystemLeaseStorage
@@ -115,6 +116,7 @@ class LeaseHost:
             identity=self._identity,
             token=lambda: secrets.token_hex(TOKEN_DIGITS // 2),
             in_use=lambda: self._in_use(backends),
+            lease_writes=DEVICE_WRITES.some,
             spawn=tasks.start,
             news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
         )

@@ -78,7 +78,9 @@ class KeeperNews:
 
 
 class LockspaceKeeper:
-    """See the module. ``token`` gives random digits for a fresh name, ``in_use`` tells whether anybody rests on it."""
+    """See the module. ``token`` gives random digits for a fresh name, ``in_use`` tells whether anybody rests on it,
+    ``lease_writes`` whether a write of ours to some lease may still land (from any thread).
+    """
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class LockspaceKeeper:
         identity: HostIdentity,
         token: Callable[[], str],
         in_use: Callable[[], bool],
+        lease_writes: Callable[[], bool],
         spawn: Callable[..., object],
         news: KeeperNews,
     ) -> None:
@@ -110,6 +113,7 @@ class LockspaceKeeper:
         self._identity = identity
         self._token = token
         self._in_use = in_use
+        self._lease_writes = lease_writes
         self._spawn = spawn
         self._news = news
         self._member: Membership | None = None
@@ -296,6 +300,7 @@ class LockspaceKeeper:
             news=news,
             interrupt=interrupt,
             resumed=plan.resumed,
+            lease_writes=self._lease_writes,
         )
 
     def _on_wait(self, waiting: Waiting) -> None:

@@ -99,14 +99,19 @@ class Lockspace:
         news: News,
         interrupt: Callable[[], None] = lambda: None,
         resumed: Generation | None = None,
+        lease_writes: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`resumed`: the term that an earlier process of this boot held, to be gone on with instead of claiming."""
+        """`resumed`: the term that an earlier process of this boot held, to be gone on with instead of claiming.
+
+        `lease_writes`: whether a write of ours to a lease elsewhere than on `disk` may still land; from any thread.
+        """
         self.name = name
         self.standing = Standing.JOINING
         self._disk = disk
         self._offset_bytes = offset_bytes
         self._claim = delta.Claim(host_id, host_name, timing)
         self._resumed = resumed
+        self._lease_writes = lease_writes
         self._clock = clock
         self._heartbeat = heartbeat
         self._news = news
@@ -130,8 +135,8 @@ class Lockspace:
             self._watched.dismiss(self._in_flight)
 
     def _in_flight(self) -> bool:
-        """Whether a write of ours to this disk may still land: our record's, or those of leases behind it."""
-        return self._disk.in_flight(0, DISK_BYTES_MAX)
+        """Whether a write of ours may still land: our record's, or a lease's."""
+        return self._disk.in_flight(0, DISK_BYTES_MAX) or self._lease_writes()
 
     @property
     def timing(self) -> Timing:

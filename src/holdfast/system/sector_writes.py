@@ -51,6 +51,11 @@ class SectorWrites:
         with self._lock:
             return self._touched(offset_bytes, length_bytes)
 
+    @property
+    def some(self) -> bool:
+        """Whether any write is in flight."""
+        return bool(self._writes)
+
     def when_settled(self, offset_bytes: int, length_bytes: int, wake: Callable[[], None]) -> None:
         """Call `wake` once, now or from the thread that ends the last such write."""
         with self._lock:
@@ -77,6 +82,11 @@ class DeviceWrites:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_identity: weakref.WeakValueDictionary[Hashable, SectorWrites] = weakref.WeakValueDictionary()
+
+    def some(self) -> bool:
+        """Whether a write to any device or file of these may still land."""
+        with self._lock:
+            return any(writes.some for writes in self._by_identity.values())
 
     def of(self, identity: Hashable) -> SectorWrites:
         with self._lock:

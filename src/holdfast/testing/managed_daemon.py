@@ -353,6 +353,7 @@ class ManagedSeat:
             identity=daemon.identity(),
             token=lambda: f"{daemon.world.random.getrandbits(48):012x}",
             in_use=lambda: daemon.lease_recovery.in_use({space.name}),
+            lease_writes=lambda: False,  # leases lie behind their lockspace here
             spawn=tasks.start,
             news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
         )

@@ -1,5 +1,6 @@
 """Hosts with supervision in the simulated world: shipping code above, simulated disk, clock and watchdog below."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.unit.protocol.simulated import Faults, Host, SimulatedDisk, Task, World
@@ -104,7 +105,15 @@ class Supervised:
         self.host.spawn(self.heartbeat.run())
         world.run(until=world.now)
 
-    def join(self, host_id: int, *, space: str = "A", host_name: str = "", timing: Timing = TIMING) -> Member:
+    def join(
+        self,
+        host_id: int,
+        *,
+        space: str = "A",
+        host_name: str = "",
+        timing: Timing = TIMING,
+        lease_writes: Callable[[], bool] = lambda: False,
+    ) -> Member:
         told = Told(self.world)
         disk = SimulatedDisk(self.host)
         lockspace = Lockspace(
@@ -117,6 +126,7 @@ class Supervised:
             clock=self.host.clock,
             heartbeat=self.heartbeat,
             news=told.news(),
+            lease_writes=lease_writes,
         )
         return Member(lockspace, told, self.host.spawn(lockspace.run()), disk)
 

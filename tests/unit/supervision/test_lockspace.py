@@ -279,6 +279,29 @@ def test_a_write_that_may_still_land_starves_the_watchdog_although_the_users_are
     assert alpha.watchdog.disarmed_at is not None
 
 
+@pytest.mark.parametrize("ends", ["lost", "left"])
+def test_a_lease_write_elsewhere_that_may_still_land_starves_the_watchdog_too(ends: str) -> None:
+    """Leases in files of their own are on other disks than the lockspace."""
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    under_way = [True]
+    member = alpha.joined(1, lease_writes=lambda: bool(under_way))
+    world.run(until=100)
+    if ends == "left":
+        member.lockspace.leave()
+    else:
+        member.disk.script = ["read stall"] * 1000
+        world.faults.stall_max_s = 1e6
+        while not member.told.lost:
+            world.run(until=world.now + 1)
+        member.lockspace.users_are_gone()
+    world.run(until=world.now + 30)
+    assert alpha.watchdog.disarmed_at is None
+    under_way.clear()
+    world.run(until=world.now + 2)
+    assert alpha.watchdog.disarmed_at is not None
+
+
 # --- two lockspaces of one host ---
 
 
