@@ -31,7 +31,7 @@ test:
 	@tools/debian-packages test
 	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
 	@$(MAKE) -s check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python tools/run_tests.py $(TESTS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check --no-cache src tests bench lab/fencing.py tools
