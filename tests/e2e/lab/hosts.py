@@ -117,10 +117,20 @@ class Host:
     def down(self) -> None:
         """End the first process; the kernel ends all others and drops the mounts."""
         if self._unshare is not None:
-            for spawned in self._spawned:
-                # nsenter stops together with a program that is stopped, but does not go on with it.
-                spawned.waiter.send_signal(signal.SIGCONT)
-            self._unshare.communicate()  # closes its input and waits
+            unshare = self._unshare
+            assert unshare.stdin is not None
+            assert unshare.stdout is not None
+            unshare.stdin.close()  # its first process ends with it
+
+            def is_down() -> bool:
+                for spawned in self._spawned:
+                    # nsenter stops together with a program that is stopped, but does not go on with it; and while
+                    # it has not reaped that program, the kernel keeps the whole namespace.
+                    spawned.waiter.send_signal(signal.SIGCONT)
+                return unshare.poll() is not None
+
+            until(is_down, f"{self.name} to go down")
+            unshare.stdout.close()
             self._unshare = None
         for spawned in self._spawned:
             spawned.wait()
