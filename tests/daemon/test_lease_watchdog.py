@@ -36,7 +36,8 @@ class Wdmd:
         self.said: list[list[tuple[int, int]]] = []
         """For each connection (command, expire time) in order; (0, 0) when it was closed."""
         self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -60,6 +61,9 @@ class Wdmd:
         said.append((0, 0))
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # closed before
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()  # or one that is just accepted would be left open
         self._listener.close()
         for each in self._sockets:
             each.close()
