@@ -150,7 +150,7 @@ def main() -> int:
     for hosts_max in TARGET_RATIO:
         with both(hosts_max) as peers:
             pairs_per_second(peers)
-            if hosts_max == min(TARGET_RATIO) and "--pairs" not in sys.argv:
+            if hosts_max == min(TARGET_RATIO):
                 idle(peers)
                 boot(peers[0])
     return 0

@@ -382,8 +382,7 @@ class Daemon:
     # --- end ---
 
     def _stop_now(self) -> None:
-        if not self._stop.done():
-            self._stop.set_result(None)
+        tasks.resolve(self._stop, None)
 
     async def _shut_down(self) -> None:
         """Leave: locks end with this process (unless a descriptor store keeps them), VMs and the journal stay."""

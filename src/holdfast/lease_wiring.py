@@ -11,6 +11,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Iterable
+from functools import partial
 from random import SystemRandom
 
 from holdfast.backends.base import LeasePorts
@@ -144,7 +145,7 @@ class LeaseHost:
         tried = []
         for keeper in self.keepers:
             done: asyncio.Future[None] = loop.create_future()
-            keeper.start(_resolver(done))
+            keeper.start(partial(tasks.resolve, done, None))
             if keeper.resuming:
                 tried.append(done)  # a new term takes its time, and nobody rests on it yet
         if tried:
@@ -190,19 +191,11 @@ class LeaseHost:
             elif keeper.state not in (KeeperState.LOST, KeeperState.LEFT):
                 done: asyncio.Future[None] = loop.create_future()
                 left.append(done)
-                keeper.leave(_resolver(done))
+                keeper.leave(partial(tasks.resolve, done, None))
         if left:
             await asyncio.wait(left, timeout=LEAVE_WAIT_S)
         if self.watchdog_descriptor() is None:
             self._keep(WATCHDOG_FD_NAME, None)
-
-
-def _resolver(done: asyncio.Future[None]) -> Callable[[], None]:
-    def resolve() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    return resolve
 
 
 class LeaseSpaceCalls:
@@ -238,7 +231,7 @@ class LeaseSpaceCalls:
         if keeper.state is KeeperState.LOST:
             raise Refused(reason=f"lockspace '{name}' is lost; it is joined again when its users are gone")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        keeper.leave(_resolver(done))
+        keeper.leave(partial(tasks.resolve, done, None))
         await asyncio.wait((done,), timeout=LEAVE_CALL_WAIT_S)
 
     async def collect(self, dry_run: bool) -> list[CollectedLease]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from holdfast.backends.paxos import PaxosBackend, key_of_lease
 from holdfast.errors import LockError, Refused
 from holdfast.manager.lock_manager import LockManager
+from holdfast.system.file_lock import FileKey
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class LeaseCollector:
     async def _free(self, backend: PaxosBackend, name: str) -> None:
         manager = self._manager
         key = key_of_lease(backend.presence.name, name)
-        if manager.table.of_lock_file(key) is not None or manager.turns.taken(key):
+        if self._in_use(key):
             return
         try:
             if await manager.turns.during((key,), backend.free_left_behind(name)):
@@ -74,11 +75,15 @@ class LeaseCollector:
     async def _one(self, backend: PaxosBackend, name: str, dry_run: bool) -> str:
         manager = self._manager
         key = key_of_lease(backend.presence.name, name)
-        if manager.table.of_lock_file(key) is not None:
-            return "held here"
-        if manager.turns.taken(key):
-            return "being taken here"
+        if busy := self._in_use(key):
+            return busy
         try:
             return await manager.turns.during((key,), backend.take_out(name, dry_run=dry_run))
         except LockError as e:
             return str(e)
+
+    def _in_use(self, key: FileKey) -> str:
+        """Why nobody else of this host may try that lease now; empty if it may be tried."""
+        if self._manager.table.of_lock_file(key) is not None:
+            return "held here"
+        return "being taken here" if self._manager.turns.taken(key) else ""

@@ -40,8 +40,7 @@ class Turns:
 
     def end(self, thing: Hashable) -> None:
         for waiter in self.on.pop(thing):
-            if not waiter.done():
-                waiter.set_result(None)
+            tasks.resolve(waiter, None)
 
     async def wait(self, thing: Hashable) -> None:
         """Returns when the turn that is on now has ended; another may have begun since."""

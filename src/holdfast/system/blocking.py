@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from holdfast.errors import Refused, StorageSilent
+from holdfast.system import tasks
 from holdfast.system.mounts import MountTable
 
 T = TypeVar("T")
@@ -205,13 +206,13 @@ class LanedStorage:
             try:
                 result = function()
             except BaseException as e:  # carried to the caller, whatever it is
-                _from_thread(loop, _fail, future, e)
+                tasks.tell_loop(loop, _fail, future, e)
                 return
             with guard:
                 state["done"] = True
                 late = state["given_up"]
             if not late:
-                _from_thread(loop, _finish, future, result)
+                tasks.tell_loop(loop, tasks.resolve, future, result)
             elif undo is not None:
                 undo(result)
 
@@ -245,18 +246,6 @@ class LanedStorage:
     def waiting(self) -> dict[str, int]:
         """Calls not yet begun, by lane, for status."""
         return {name: lane.pending for name, lane in self._lanes.items() if lane.pending}
-
-
-def _from_thread(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: object) -> None:
-    try:
-        loop.call_soon_threadsafe(function, *arguments)
-    except RuntimeError:
-        pass  # the loop is gone: the daemon is exiting, and the kernel undoes what we hold
-
-
-def _finish(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)
 
 
 def _fail(future: asyncio.Future[T], error: BaseException) -> None:

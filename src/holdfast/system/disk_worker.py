@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from holdfast.protocol.words import IoFailed
+from holdfast.system import tasks
 from holdfast.system.disk_lane import DiskLane, Fate, LaneFull, Request
 
 T = TypeVar("T")
@@ -18,15 +19,8 @@ def future_and_wake() -> tuple[asyncio.Future[None], Callable[[], None]]:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
-    def finish() -> None:
-        if not done.done():
-            done.set_result(None)
-
     def wake() -> None:
-        try:
-            loop.call_soon_threadsafe(finish)
-        except RuntimeError:
-            pass  # the loop is gone, and so is whoever waited
+        tasks.tell_loop(loop, tasks.resolve, done, None)
 
     return done, wake
 
@@ -36,12 +30,7 @@ async def in_time(done: asyncio.Future[None], timeout_s: float) -> None:
 
     asyncio.wait() and wait_for() do the same, in three times as many steps; each lease takes a dozen of these waits.
     """
-
-    def enough() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    timer = asyncio.get_running_loop().call_later(timeout_s, enough)
+    timer = asyncio.get_running_loop().call_later(timeout_s, tasks.resolve, done, None)
     try:
         await done
     finally:

@@ -7,12 +7,12 @@ up its workers. What a thread has to tell is called on the event loop, in order.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from holdfast.protocol.ports import Clock, Disk
 from holdfast.protocol.words import IoFailed
+from holdfast.system import tasks
 from holdfast.system.blocking_thread import BlockingClock, start_thread
 from holdfast.system.disk import open_blocking
 from holdfast.system.disk_lane import DiskLane
@@ -64,5 +64,4 @@ class SystemLeaseThreads:
 
     def tell(self, callback: Callable[[], None]) -> None:
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is gone: the daemon is exiting
-            self._loop.call_soon_threadsafe(callback)
+        tasks.tell_loop(self._loop, callback)

@@ -8,6 +8,7 @@ first waits becomes a task.  (Python 3.12's eager tasks do the same; this is for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import types
 from collections.abc import Callable, Coroutine, Generator
@@ -66,6 +67,18 @@ def rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, An
         except StopIteration as end:
             result: T = end.value
             return result
+
+
+def resolve(future: asyncio.Future[T], result: T) -> None:
+    """Give a future its result, unless it is done already: its waiter was cancelled, or somebody was quicker."""
+    if not future.done():
+        future.set_result(result)
+
+
+def tell_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:
+    """From another thread: have it called on the event loop, unless that is gone: the daemon is exiting then."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)
 
 
 def under_way() -> bool:
