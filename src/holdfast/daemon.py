@@ -20,7 +20,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +57,7 @@ from holdfast.system import tasks
 from holdfast.system.append_file import SystemAppendFile
 from holdfast.system.blocking import InlineStorage, LanedStorage
 from holdfast.system.clock import SystemClock
+from holdfast.system.commands import CommandProcess
 from holdfast.system.domain_control import VirshDomainControl
 from holdfast.system.domain_status import LibvirtStatusFiles, status_directory
 from holdfast.system.file_lock import SystemLockFiles
@@ -76,6 +76,8 @@ GC_THRESHOLD = 20_000
 """Objects more before the collector looks for cycles: requests make many objects and hardly any cycle."""
 IN_FLIGHT_WAIT_S = 2.0
 """How long a re-exec or a stop waits for requests that wait for storage; what is left is asked again or undone."""
+CHECK_TIMEOUT_S = 60.0
+"""For the program on disk to say whether it can start."""
 BREAKS_FILE = "broken-leases.log"
 """Every order to break a lease: who, what, on whose word, and what came of it."""
 EXIT_OK, EXIT_ERROR, EXIT_CONFIG, EXIT_SOCKET = 0, 1, 2, 6
@@ -166,7 +168,8 @@ class Daemon:
             domains=status_files,
             keep=self._keep_lock if self.notifier.stores else None,
         )
-        domains = VirshDomainControl(config.recovery.libvirt_uri)
+        self.commands = CommandProcess()
+        domains = VirshDomainControl(config.recovery.libvirt_uri, self.commands)
         self.lease_recovery = LeaseRecovery(
             self.manager,
             clock=clock,
@@ -249,6 +252,8 @@ class Daemon:
         for number in (signal.SIGUSR1, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
+        if self.leases.keepers:
+            await self.commands.start()  # now: later its start would wait for storage that hangs
         try:
             self._open_listeners()
             await self._handover.adopt(
@@ -447,18 +452,10 @@ class Daemon:
     async def _next_can_start(self) -> bool:
         """A dry run of what would be executed: a broken upgrade or configuration must not cost the locks."""
         command = [sys.executable, *sys.orig_argv[1:], "--check-config"]
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-            told, _ = await asyncio.wait_for(process.communicate(), 60)
-        except (OSError, TimeoutError) as e:
-            log.error("reload refused: the program on disk can't be tried: %s", e)
-            return False
-        if process.returncode != 0:
-            log.error("reload refused: %s", told.decode(errors="replace").strip() or "it fails to start")
-            return False
-        return True
+        ended = await self.commands.run(command, CHECK_TIMEOUT_S)
+        if ended.code != 0:
+            log.error("reload refused: the program on disk can't start: %s", ended.told or "it says nothing")
+        return ended.code == 0
 
 
 def _program(pid: int) -> str:

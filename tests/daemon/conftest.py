@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.daemon import Factory, Holdfastd
+from tests.support.leases import SPACE, make_lockspace
+
+IO_TIMEOUT_S, FIRE_TIMEOUT_S = 1, 6
+"""Of the hosts that `make_host` makes."""
+MakeHost = Callable[..., Holdfastd]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,3 +63,26 @@ def shared_daemon() -> Iterator[Holdfastd]:
     yield daemon
     daemon.stop_all()
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def leases(place: Path) -> Path:
+    directory = place / "leases"
+    directory.mkdir()
+    make_lockspace(directory / SPACE)
+    return directory
+
+
+@pytest.fixture
+def make_host(make_daemon: Factory, leases: Path) -> MakeHost:
+    def make(name: str, host_id: int | str, more: str = "") -> Holdfastd:
+        host = json.dumps(host_id)
+        return make_daemon(
+            f'[backend.leases]\ndriver = "paxos"\ndirectory = "{leases}"\nhost_id = {host}\n'
+            f'watchdog = "none"\nio_timeout_s = {IO_TIMEOUT_S}\nfire_timeout_s = {FIRE_TIMEOUT_S}\n'
+            f"cross_host = true\n{more}\n"
+            '[[disk]]\nmatch = "*/local/*"\nbackend = "file"\n[[disk]]\nmatch = "*"\nbackend = "leases"\n',
+            name=name,
+        )
+
+    return make

@@ -5,11 +5,8 @@ wdmd's protocol is spoken by a double here; that the shipped client speaks it as
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,56 +17,9 @@ from tests.support.daemon import Factory, Holdfastd, exists, make_disk
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 from tests.support.service_manager import ServiceManager
+from tests.support.wdmd_double import FIRE_TIMEOUT_S, Wdmd
 
 from holdfast.system import wdmd
-
-FIRE_TIMEOUT_S = 30
-
-
-class Wdmd:
-    """Listens, answers STATUS, and writes down what each connection says."""
-
-    def __init__(self, path: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self.said: list[list[tuple[int, int]]] = []
-        """For each connection (command, expire time) in order; (0, 0) when it was closed."""
-        self._sockets: list[socket.socket] = []
-        self._accepting = threading.Thread(target=self._accept, daemon=True)
-        self._accepting.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self._sockets.append(client)
-                self.said.append([])
-                threading.Thread(target=self._serve, args=(client, self.said[-1]), daemon=True).start()
-
-    def _serve(self, client: socket.socket, said: list[tuple[int, int]]) -> None:
-        raw = b""
-        with contextlib.suppress(OSError):
-            while piece := client.recv(4096):
-                raw += piece
-                while len(raw) >= wdmd.MESSAGE_BYTES:
-                    command, _, _, expire, _ = wdmd.unpack(raw[: wdmd.MESSAGE_BYTES])
-                    raw = raw[wdmd.MESSAGE_BYTES :]
-                    said.append((command, expire))
-                    if command == wdmd.STATUS:
-                        client.sendall(wdmd.pack(wdmd.STATUS, fire_timeout_s=FIRE_TIMEOUT_S))
-        said.append((0, 0))
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):  # closed before
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._accepting.join()  # or one that is just accepted would be left open
-        self._listener.close()
-        for each in self._sockets:
-            each.close()
-
-    def expires(self, connection: int) -> list[int]:
-        return [expire for command, expire in self.said[connection] if command == wdmd.TEST_LIVE]
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.daemon import Factory, Holdfastd, bystander, exists, make_disk
+from tests.daemon.conftest import FIRE_TIMEOUT_S, IO_TIMEOUT_S, MakeHost
+from tests.support.daemon import Holdfastd, bystander, exists, make_disk
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 
@@ -21,33 +21,7 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
 from holdfast.testing.virtlockd_client import SHARED, CallFailed
 
-IO_TIMEOUT_S, FIRE_TIMEOUT_S = 1, 6
 FAIL_S, DEAD_S = 8 * IO_TIMEOUT_S, 8 * IO_TIMEOUT_S + FIRE_TIMEOUT_S
-
-MakeHost = Callable[..., Holdfastd]
-
-
-@pytest.fixture
-def leases(place: Path) -> Path:
-    directory = place / "leases"
-    directory.mkdir()
-    make_lockspace(directory / SPACE)
-    return directory
-
-
-@pytest.fixture
-def make_host(make_daemon: Factory, leases: Path) -> MakeHost:
-    def make(name: str, host_id: int | str, more: str = "") -> Holdfastd:
-        host = json.dumps(host_id)
-        return make_daemon(
-            f'[backend.leases]\ndriver = "paxos"\ndirectory = "{leases}"\nhost_id = {host}\n'
-            f'watchdog = "none"\nio_timeout_s = {IO_TIMEOUT_S}\nfire_timeout_s = {FIRE_TIMEOUT_S}\n'
-            f"cross_host = true\n{more}\n"
-            '[[disk]]\nmatch = "*/local/*"\nbackend = "file"\n[[disk]]\nmatch = "*"\nbackend = "leases"\n',
-            name=name,
-        )
-
-    return make
 
 
 def joined(host: Holdfastd) -> Holdfastd:
@@ -171,6 +145,30 @@ def test_host_that_was_suspended_beyond_its_lease_stops_its_vms_and_joins_again(
     wait_until(lambda: refusal(alpha, disk) == "", "the disk to be had again")
     kinds = [e["kind"] for e in map(json.loads, alpha.cli("events", "--json").stdout.splitlines())]
     assert kinds.index("lockspace-lost") < kinds.index("lease-lost") < kinds.index("owner-died")
+
+
+def test_host_that_was_suspended_until_another_took_over_leaves_the_others_lease_alone(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    joined(alpha), joined(beta)
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    os.kill(alpha.pid, signal.SIGSTOP)
+    wait_until(lambda: refusal(beta, disk) == "", "beta to take over")
+    os.kill(vm, signal.SIGKILL)  # as the watchdog has done by then
+    taken = beta.vm([disk], name="web2")
+    lease = next(path for path in leases.iterdir() if path.name != SPACE)
+    before = lease.read_bytes()
+    os.kill(alpha.pid, signal.SIGCONT)
+    wait_until(lambda: record(leases, 1).generation == 2, "the lockspace to be joined again")
+    told = wait_until(lambda: refusal(alpha, disk), "a refusal")
+    assert "VM web2" in told or "not in lockspace" in told
+    wait_until(lambda: "VM web2" in refusal(alpha, disk), "alpha to name the holder")
+    # Its attempts were refused before it wrote anything but its own block.
+    assert lease.read_bytes()[: 2 * 512] == before[: 2 * 512]
+    assert beta.holders(disk) == [("web2", taken, True)]
+    assert exists(taken)
 
 
 def test_vms_of_a_term_that_can_not_be_gone_on_with_are_stopped(

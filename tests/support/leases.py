@@ -49,12 +49,14 @@ class StandingPresence:
         return self.member
 
 
-def make_lockspace(path: Path, geometry: Geometry = DEFAULT, *, index_entries: int = 0) -> None:
+def make_lockspace(
+    path: Path, geometry: Geometry = DEFAULT, *, index_entries: int = 0, name: str = SPACE
+) -> None:
     """A lockspace, and right behind it an index with so many entries."""
-    area, first = areas.lockspace_area(geometry, SPACE, TIMING.io_timeout_s)
+    area, first = areas.lockspace_area(geometry, name, TIMING.io_timeout_s)
     raw = first + area[len(first) :]
     if index_entries:
-        header = areas.rindex_header(geometry, SPACE, geometry.align_bytes, index_entries)
+        header = areas.rindex_header(geometry, name, geometry.align_bytes, index_entries)
         raw += areas.rindex_area(header) + areas.lease_area(areas.internal_leader(header))
     path.write_bytes(raw)
     if index_entries:

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, assert_never
 
+from holdfast.backends.lease_refusals import failure
 from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.malformed import Malformed
@@ -61,6 +62,8 @@ class Holding:
         self.area = area
         self.member = member
         self.lease: Lease | None = None
+        self.trouble = ""
+        """Why giving it up has not worked yet."""
         self._clock = clock
         self._chance = chance
         self._spawn = spawn
@@ -300,9 +303,13 @@ class Holding:
                     lease.lver,
                 )
             case ReleaseFailed(why):
-                log.warning(
-                    "lease %s: not yet released on storage (%s); repeating", self.area.resource_name, why
-                )
+                if failure(why) != self.trouble:  # it may be repeated for days
+                    self.trouble = failure(why)
+                    log.warning(
+                        "lease %s: not yet released on storage (%s); repeating",
+                        self.area.resource_name,
+                        self.trouble,
+                    )
                 return False
             case _:
                 assert_never(outcome)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 from holdfast.backends.lease_holding import Holding, Spawn
+from holdfast.backends.lease_refusals import MAKE_ANEW
 from holdfast.model import Mode
 from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import SECTOR_4096
@@ -413,7 +414,7 @@ async def opened(disk: LeaseDisk, offset_bytes: int, member: Membership, name: s
     raw = await disk.read(offset_bytes, SECTOR_4096, timeout_s=member.io_timeout_s)
     if isinstance(raw, IoFailed):
         if raw.errno == errno.EMSGSIZE:
-            return Unusable(place, f"it is shorter than a lease; {_FIX}")
+            return Unusable(place, f"it is shorter than a lease; {MAKE_ANEW}")
         return StorageFailed(place, raw)
     leader = Leader.decode(raw)
     space = member.lockspace.space_name
@@ -426,15 +427,12 @@ async def opened(disk: LeaseDisk, offset_bytes: int, member: Membership, name: s
     return Found(area, disk, place)
 
 
-_FIX = "make sure that no host uses the disk, then 'holdfast lease init --force' makes it anew"
-
-
 def _reason(fault: Malformed, raw: bytes) -> str:
     if not any(raw):
-        return f"it is empty: another host is just making it, or was cut short; {_FIX}"
+        return f"it is empty: another host is just making it, or was cut short; {MAKE_ANEW}"
     if fault.reason is Reason.HOST_ID:
         return f"{fault}: this lease is for fewer hosts"
-    return f"{fault}; {_FIX}"
+    return f"{fault}; {MAKE_ANEW}"
 
 
 def lockspace_path(directory: str, name: str) -> str:

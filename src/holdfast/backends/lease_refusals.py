@@ -6,6 +6,7 @@ the note behind the owner's block. A real sanlock leaves no note; then the host 
 
 from __future__ import annotations
 
+import os
 from typing import assert_never
 
 from holdfast.backends import lease_note
@@ -32,6 +33,13 @@ from holdfast.protocol.paxos_outcomes import (
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.words import HostId, IoFailed
 
+MAKE_ANEW = "make sure that no host uses the disk, then 'holdfast lease init --force' makes it anew"
+
+
+def failure(why: IoFailed | Malformed) -> str:
+    """What is wrong with a lease's storage, and the fix where it has one."""
+    return os.strerror(why.errno) if isinstance(why, IoFailed) else f"{why}; {MAKE_ANEW}"
+
 
 class Refusals:
     """Tells refusals of one lease."""
@@ -56,7 +64,7 @@ class Refusals:
             case IoFailed():
                 return refusal
             case Malformed():
-                raise self._unusable(str(refusal))
+                raise self._unusable(failure(refusal))
             case Contended(ballots):
                 raise self._unusable(f"other hosts were quicker in {ballots} ballots; try again")
             case LeaderBehind(leader, lver_seen):

@@ -206,10 +206,11 @@ class PaxosBackend:
 
     async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
         if lease in self._unsettled:
+            trouble = self._unsettled[lease][0].trouble or "its storage failed before"
             raise LeaseUnusable(
                 name=resource.name,
                 place=self._places.place(lease),
-                reason="this host is still giving it up, as its storage failed before; try again",
+                reason=f"this host is still giving it up ({trouble}); try again",
             )
         for _ in range(VANISHED_MAX):
             found = await self._places.find(member, lease)
@@ -218,6 +219,10 @@ class PaxosBackend:
                     return found
                 case Unusable(place, reason):
                     raise LeaseUnusable(name=resource.name, place=place, reason=reason)
+                case StorageFailed(place, failed) if failed.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise LeaseUnusable(
+                        name=resource.name, place=place, reason=f"{os.strerror(failed.errno)}: {_MAKE_ROOM}"
+                    )
                 case StorageFailed(place, failed):
                     return _io_failed("Unable to open lease", place, failed)
                 case Vanished():
@@ -463,6 +468,7 @@ class PaxosBackend:
         return self._places.place(f"<{self._name_by.value} of {resource.name}>")
 
 
+_MAKE_ROOM = "make room for a new lease, or have 'holdfast lease gc' take out leases that nobody holds"
 VANISHED_MAX = 10
 """Times that a lease may be taken out between being found and opened: each needs another host's hand."""
 

@@ -347,14 +347,22 @@ class LockspaceKeeper:
         self._first_try_done()
         self._news.on_joined(self)
 
+    @property
+    def _trouble(self) -> str:
+        trouble = self._lockspace.trouble if self._lockspace is not None else ""
+        return f" ({trouble})" if trouble else ""
+
     def _expiring(self, age_s: float) -> None:
-        log.warning("lockspace %s: renewals are late, the last one is %.0f s old", self.name, age_s)
+        log.warning(
+            "lockspace %s: renewals are late, the last one is %.0f s old%s", self.name, age_s, self._trouble
+        )
         self._news.on_expiring(self, age_s)
 
     def _lost(self, reason: str) -> None:
         if self.state in (KeeperState.LOST, KeeperState.LEFT):
             return
         self._lost_at = self._clock.now()
+        reason += self._trouble
         self._become(KeeperState.LOST, reason)
         log.critical("lockspace %s is LOST: %s", self.name, reason)
         self._news.on_lost(self, reason)
@@ -415,4 +423,7 @@ class LockspaceKeeper:
         self.state, self.reason, self._waiting_until = state, reason, None
 
 
-_INIT = "make one with 'holdfast lockspace init', or mount the storage"
+_INIT = (
+    "mount the storage, or make one with 'holdfast lockspace init'; over a damaged one, which other hosts may still be in, "
+    "only when no VM rests on it on any host (--force)"
+)

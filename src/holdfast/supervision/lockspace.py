@@ -16,6 +16,8 @@ A lost lease starves the watchdog until `users_are_gone` is called: only the lay
 from __future__ import annotations
 
 import enum
+import errno
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,6 +109,8 @@ class Lockspace:
         """
         self.name = name
         self.standing = Standing.JOINING
+        self.trouble = ""
+        """Why the last renewal failed; empty if it did not."""
         self._disk = disk
         self._offset_bytes = offset_bytes
         self._claim = delta.Claim(host_id, host_name, timing)
@@ -286,10 +290,12 @@ class Lockspace:
             )
             match outcome:
                 case delta.Renewed(held, sectors, read_at):
+                    self.trouble = ""
                     watched.renewed(held.renewed_at)
                     due = held.renewed_at + self._claim.timing.renewal_s
                     self._tell(hosts.looked(self._clock.now(), read_at, sectors))
-                case delta.RenewalFailed(held, _, sectors, read_at):
+                case delta.RenewalFailed(held, failed, sectors, read_at):
+                    self.trouble = _told(failed)
                     due = self._clock.now() + RETRY_PAUSE_S
                     told = hosts.ticked(self._clock.now())
                     if sectors is not None:
@@ -333,3 +339,11 @@ class Lockspace:
                 self._news.on_host_changed(action)
             else:
                 self._news.on_notified(action)
+
+
+def _told(failed: IoFailed) -> str:
+    if failed.errno in (errno.ENOENT, errno.ESTALE):
+        return (
+            "the path of the lockspace does not name its file any more: it was deleted, replaced or unmounted"
+        )
+    return f"storage: {os.strerror(failed.errno)}"

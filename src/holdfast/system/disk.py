@@ -50,6 +50,8 @@ class _Disk:
         self._lane = lane
         self._kernel = kernel
         self._closed = False
+        self.must_be_named = False
+        """Whether reads of a file fail with ESTALE once its path names another one, or none."""
 
     @property
     def facts(self) -> DiskFacts:
@@ -63,7 +65,7 @@ class _Disk:
         """No request of this disk may follow; those inside the kernel keep the descriptor until they end."""
         if not self._closed:
             self._closed = True
-            self._file.leave()
+            self._lane.finish(self._file.leave)
 
     def _read_request(
         self, offset_bytes: int, length_bytes: int, on_done: Callable[[], None]
@@ -71,9 +73,15 @@ class _Disk:
         if failed := self._refused(offset_bytes, length_bytes):
             return failed
         file, kernel = self._file, self._kernel
+        look_at_name = self.must_be_named and not file.facts.is_block_device
 
         def perform(buffer: AlignedBuffer) -> bytes | IoFailed:
             try:
+                if look_at_name and identity_of(file.facts.path) != (
+                    file.facts.file_system,
+                    file.facts.inode,
+                ):
+                    return IoFailed(errno.ESTALE)
                 with buffer.view(length_bytes) as view:
                     if not file.facts.direct:
                         os.posix_fadvise(file.fd, offset_bytes, length_bytes, os.POSIX_FADV_DONTNEED)

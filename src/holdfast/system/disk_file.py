@@ -11,6 +11,7 @@ number given to another file meanwhile, a request not yet begun would go there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -84,11 +85,14 @@ class OpenFile:
             self._users += 1
 
     def leave(self) -> None:
+        """On a worker: closing may wait for storage, as a file system in user space is asked about it."""
         with self._lock:
             self._users -= 1
             last = self._users == 0
         if last:
-            os.close(self.fd)
+            # What it may fail with tells nothing new: each write was told its own fate.
+            with contextlib.suppress(OSError):
+                os.close(self.fd)
 
 
 def open_file(

@@ -126,6 +126,16 @@ class DiskLane:
                 raise RuntimeError(f"lane {self.name} is closed")
             if len(self._waiting) >= REQUESTS_WAITING_MAX:
                 raise LaneFull
+        self._put(request)
+
+    def finish(self, last: Callable[[], None]) -> None:
+        """Have a worker do what may hang and what nobody waits for, also where too much waits already."""
+        request: Request[None] = Request(lambda _: None, on_done=_nothing, on_end=last)
+        request._given_up = True
+        self._put(request)
+
+    def _put(self, request: Request[T]) -> None:
+        with self._changed:
             self._waiting.append(request)  # type: ignore[arg-type]
             start = len(self._waiting) > self._idle and self._workers < self._workers_max
             if start:
@@ -151,6 +161,11 @@ class DiskLane:
     def waiting(self) -> int:
         """Requests that no worker has begun, for status."""
         return len(self._waiting)
+
+    @property
+    def workers(self) -> int:
+        """Threads that it has; those of a closed lane hang inside the kernel, or are about to end."""
+        return self._workers
 
     def close(self) -> None:
         """Workers end when nothing is left to do. One that is stuck ends when the kernel lets it."""

@@ -6,10 +6,10 @@ it.  A helper process may hang as long as it likes.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 from typing import Protocol
+
+from holdfast.system.commands import Commands
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,11 @@ class DomainControl(Protocol):
 
 
 class VirshDomainControl:
-    """virsh as the helper process."""
+    """virsh, run by a helper process."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, commands: Commands) -> None:
         self._uri = uri
+        self._commands = commands
 
     async def suspend(self, uuid: str) -> bool:
         return await self._virsh("suspend", uuid)
@@ -40,28 +41,7 @@ class VirshDomainControl:
         return await self._virsh("start", uuid)
 
     async def _virsh(self, verb: str, uuid: str) -> bool:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                "virsh",
-                "-q",
-                "-c",
-                self._uri,
-                verb,
-                uuid,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-            )
-        except OSError as e:
-            log.warning("virsh can't be started: %s", e)
-            return False
-        try:
-            _, told = await asyncio.wait_for(process.communicate(), SUSPEND_TIMEOUT_S)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            log.warning("virsh %s %s did not answer within %g s", verb, uuid, SUSPEND_TIMEOUT_S)
-            return False
-        if process.returncode != 0:
-            log.warning("virsh %s %s: %s", verb, uuid, told.decode(errors="replace").strip())
-        return process.returncode == 0
+        ended = await self._commands.run(("virsh", "-q", "-c", self._uri, verb, uuid), SUSPEND_TIMEOUT_S)
+        if ended.code != 0:
+            log.warning("virsh %s %s: %s", verb, uuid, ended.told or f"exit status {ended.code}")
+        return ended.code == 0

@@ -7,6 +7,7 @@ up its workers. What a thread has to tell is called on the event loop, in order.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -14,11 +15,15 @@ from holdfast.protocol.ports import Clock, Disk
 from holdfast.protocol.words import IoFailed
 from holdfast.system import tasks
 from holdfast.system.blocking_thread import BlockingClock, start_thread
-from holdfast.system.disk import open_blocking
+from holdfast.system.disk import OPEN_TIMEOUT_S, open_blocking
 from holdfast.system.disk_lane import DiskLane
 
 RENEWAL_WORKERS = 2
 """One for a request that hangs, one for the next read."""
+
+HANGING_MAX = 4
+"""Workers of earlier tries on one path that still hang, before no more are added to them: a path that is dead for a day
+is tried thousands of times, and each try may leave a thread in the kernel."""
 
 Life = Callable[[Disk, Clock, Callable[[], None]], Coroutine[Any, Any, object]]
 """(disk, clock, how to interrupt the clock) -> what the thread does."""
@@ -38,10 +43,15 @@ class LeaseThreads(Protocol):
 class SystemLeaseThreads:
     """Real threads beside the running event loop."""
 
-    def __init__(self, prepare: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, prepare: Callable[[], None] = lambda: None, *, open_timeout_s: float = OPEN_TIMEOUT_S
+    ) -> None:
         """`prepare` is called first on each thread: priorities."""
+        self._open_timeout_s = open_timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prepare = prepare
+        self._left: dict[str, list[DiskLane]] = {}
+        """For each path the lanes of earlier tries that are not through yet."""
 
     def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -49,11 +59,17 @@ class SystemLeaseThreads:
 
         async def whole() -> object:
             self._prepare()
+            left = self._left[path] = [each for each in self._left.get(path, []) if each.workers]
+            if sum(each.workers for each in left) >= HANGING_MAX:
+                return IoFailed(errno.ETIMEDOUT)
             lane = DiskLane(name, RENEWAL_WORKERS)
-            disk = open_blocking(path, lane)
+            left.append(lane)
+            disk = open_blocking(path, lane, timeout_s=self._open_timeout_s)
             if isinstance(disk, IoFailed):
                 lane.close()
                 return disk
+            # Hosts that open the path from now on must be in the same file, or they don't see us renew.
+            disk.must_be_named = True
             try:
                 return await life(disk, clock, clock.interrupt)
             finally:

@@ -1,0 +1,154 @@
+"""The storage of a lockspace stalls, is slow, or fails, under a real daemon that has another lockspace and file locks too.
+
+io_timeout 1 and fire timeout 30: a lease fails at 8 s; its owners are asked, and terminated 7.5 s later.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.daemon.test_leases import refusal
+from tests.support.daemon import Factory, Holdfastd, exists, make_disk
+from tests.support.fuse_storage import FaultyStorage
+from tests.support.leases import SPACE, make_lockspace
+from tests.support.polling import wait_until
+from tests.support.wdmd_double import FIRE_TIMEOUT_S, Wdmd
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.geometry import DEFAULT
+
+FAIL_S = 8
+OTHER_SPACE = "vms"
+ANSWER_S = 10.0
+"""An answer within it has not waited for the storage, which stalls longer than that."""
+
+
+@dataclass
+class Scene:
+    """One daemon, and a VM on each kind of lock: on the faulty lockspace, on a healthy one, on a local file."""
+
+    storage: FaultyStorage
+    watchdog: Wdmd
+    host: Holdfastd
+    place: Path
+
+    def start(self) -> Scene:
+        self.host.start()
+        wait_until(lambda: self.host.count("joined as host_id") == 2, "both lockspaces to be joined")
+        kinds = ("faulty", "sound", "local")
+        self.disks = {kind: make_disk(self.place / kind) for kind in kinds}
+        self.vms = {kind: self.host.vm([self.disks[kind]], name=kind) for kind in kinds}
+        return self
+
+    def record(self) -> DeltaLease:
+        """This host's record in the faulty lockspace, as the disk behind it has it."""
+        found = DeltaLease.decode((self.storage.source / SPACE).read_bytes()[: DEFAULT.sector_bytes])
+        assert isinstance(found, DeltaLease)
+        return found
+
+    def last_keepalive(self) -> int:
+        """When the watchdog would fire, as it was told last; wdmd adds its fire timeout to that."""
+        return self.watchdog.expires(len(self.watchdog.said) - 1)[-1]
+
+    def events(self) -> list[dict[str, str]]:
+        return [json.loads(line) for line in self.host.cli("events", "--json").stdout.splitlines()]
+
+    def serves_all_but_faulty(self) -> None:
+        for kind in ("sound", "local"):
+            begun = time.monotonic()
+            assert refusal(self.host, make_disk(self.place / kind, "another.img")) == ""
+            with self.host.admin() as admin:
+                assert admin.status().locks >= 2
+            assert time.monotonic() - begun < ANSWER_S
+
+    def others_live(self) -> None:
+        for kind in ("sound", "local"):
+            assert exists(self.vms[kind])
+            assert self.host.holders(self.disks[kind]) == [(kind, self.vms[kind], True)]
+
+
+@pytest.fixture
+def scene(make_daemon: Factory, place: Path) -> Iterator[Scene]:
+    for kind in ("faulty", "sound", "local", "sound-leases"):
+        (place / kind).mkdir()
+    storage = FaultyStorage(place / "behind", place / "leases")
+    make_lockspace(storage.source / SPACE)
+    make_lockspace(place / "sound-leases" / OTHER_SPACE, name=OTHER_SPACE)
+    watchdog = Wdmd(place / "wdmd.sock")
+    common = (
+        f'host_id = 1\ncross_host = true\nwatchdog = "wdmd"\nwatchdog_device = "{place}/wdmd.sock"\n'
+        f"io_timeout_s = 1\nfire_timeout_s = {FIRE_TIMEOUT_S}\n"
+    )
+    host = make_daemon(
+        f'[backend.faulty]\ndriver = "paxos"\ndirectory = "{storage.at}"\n{common}'
+        f'[backend.sound]\ndriver = "paxos"\ndirectory = "{place}/sound-leases"\nlockspace = "{OTHER_SPACE}"\n{common}'
+        '[[disk]]\nmatch = "*/faulty/*"\nbackend = "faulty"\nrequire_protection = 3\n'
+        '[[disk]]\nmatch = "*/sound/*"\nbackend = "sound"\nrequire_protection = 3\n'
+        '[[disk]]\nmatch = "*"\nbackend = "file"\n'
+    )
+    try:
+        yield Scene(storage, watchdog, host, place).start()
+    finally:
+        storage.close()  # first: a daemon whose requests hang can't end
+        host.stop_all()
+        watchdog.close()
+
+
+@pytest.mark.parametrize("fault", ["stall", "fail"])
+def test_owners_of_the_faulty_lockspace_are_stopped_in_time_and_nobody_else(scene: Scene, fault: str) -> None:
+    s = scene
+    getattr(s.storage, fault)()
+    s.host.says(f"lockspace {SPACE} is LOST")
+    # Nobody was told of a moment beyond the bound of the last renewal that the disk has.
+    renewed = s.record().timestamp
+    assert s.last_keepalive() <= renewed + FAIL_S
+    assert time.clock_gettime(time.CLOCK_BOOTTIME) >= renewed + FAIL_S
+    told = s.last_keepalive()
+    s.serves_all_but_faulty()
+    assert "lost" in refusal(s.host, make_disk(s.place / "faulty", "another.img"))
+    wait_until(lambda: not exists(s.vms["faulty"]) or s.last_keepalive() != told, "the VM to be stopped")
+    assert not exists(s.vms["faulty"]), "the watchdog was fed while a VM rested on a lost lease"
+    s.others_live()
+    s.serves_all_but_faulty()
+    s.storage.healthy()
+    wait_until(lambda: s.record().generation == 2, "the lockspace to be joined again")
+    wait_until(lambda: refusal(s.host, s.disks["faulty"]) == "", "the disk to be had again")
+    wait_until(lambda: s.last_keepalive() > told, "the watchdog to be fed again")
+    s.others_live()
+    events = s.events()
+    kinds = [event["kind"] for event in events]
+    assert kinds.index("lockspace-lost") < kinds.index("lease-lost") < kinds.index("owner-died")
+    assert {e["owner"] for e in events if e["kind"] in ("lease-lost", "owner-stopped")} == {"faulty"}
+    assert s.host.count("is LOST") == 1
+
+
+def test_storage_that_is_slow_but_within_io_timeout_costs_nothing(scene: Scene) -> None:
+    s = scene
+    s.storage.delay(0.3)
+    before = s.record().timestamp
+    vm = s.host.vm([make_disk(s.place / "faulty", "another.img")], name="on-slow-storage")
+    wait_until(lambda: s.record().timestamp > before + FAIL_S + 2, "renewals beyond the bound of the first")
+    assert s.last_keepalive() >= before + FAIL_S
+    assert exists(vm)
+    assert exists(s.vms["faulty"])
+    s.others_live()
+    assert s.record().generation == 1
+    assert "LOST" not in s.host.log_text()
+
+
+def test_stall_that_ends_before_the_bound_costs_nothing(scene: Scene) -> None:
+    s = scene
+    s.storage.stall()
+    time.sleep(FAIL_S / 2)
+    s.storage.healthy()
+    before = s.record().timestamp
+    wait_until(lambda: s.record().timestamp > before + FAIL_S, "renewals beyond the bound")
+    assert exists(s.vms["faulty"])
+    assert s.record().generation == 1
+    assert refusal(s.host, make_disk(s.place / "faulty", "another.img")) == ""
+    assert "LOST" not in s.host.log_text()
