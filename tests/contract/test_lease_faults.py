@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from tests.contract.test_paxos_backend import Scene, _Hurried, play
+from tests.contract.test_paxos_backend import Scene, _Hurried, play, tried
 from tests.support.leases import LeaseHost, entry_count
 
 from holdfast.backends.base import Creation, HeldElsewhere
@@ -19,6 +19,7 @@ from holdfast.errors import LeaseUnusable
 from holdfast.model import Mode, Resource
 from holdfast.ondisk.geometry import MIB
 from holdfast.supervision.presence import Absent
+from holdfast.system.disk import SuspendingDisk
 from holdfast.system.disk_file import RealKernel
 from holdfast.system.file_lock import IoFailed
 from holdfast.testing.conformance import NOTE, assert_held, take
@@ -28,12 +29,19 @@ LEADER, BLOCK_OF_ONE = 0, 2 * 512
 
 
 class FaultyKernel(RealKernel):
-    """Fails or holds up the next writes at given offsets."""
+    """Fails or holds up the next writes at given offsets, and reads of so many bytes."""
 
     def __init__(self) -> None:
         self.failing: dict[int, int] = {}
         """Offset to the number of writes there that fail."""
         self.holding: dict[int, threading.Event] = {}
+        self.holding_reads: dict[tuple[int, int], threading.Event] = {}
+        """Offset and length."""
+
+    def read_into(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        if (gate := self.holding_reads.pop((offset_bytes, len(buffer)), None)) is not None:
+            gate.wait(30)
+        return super().read_into(fd, buffer, offset_bytes)
 
     def write_from(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
         if (gate := self.holding.pop(offset_bytes, None)) is not None:
@@ -157,6 +165,101 @@ def test_lease_write_that_hangs_keeps_the_lease_closed_until_it_has_landed(tmp_p
     play(scene)
 
 
+@pytest.mark.parametrize("mode", [Mode.EXCLUSIVE, Mode.SHARED])
+def test_lease_won_after_its_start_was_refused_is_given_back(tmp_path: Path, mode: Mode) -> None:
+    """Storage was silent amid the ballot; when it speaks, the ballot goes on to its end and wins."""
+
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        await s.made()
+        gate = s.kernel.holding[BLOCK_OF_ONE] = threading.Event()
+        failed = await take(s.one, s.world(), mode)
+        assert isinstance(failed, IoFailed)
+        assert failed.errno == errno.ETIMEDOUT
+        lver = s.leader().lver
+        gate.set()
+        await s.until(lambda: s.can_be_opened(s.one))
+        assert s.leader().lver == lver + 1
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+def test_storage_that_is_silent_before_anything_was_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        await s.made()
+        before = s.lease_file.read_bytes()
+        gate = s.kernel.holding_reads[LEADER, 4096] = threading.Event()
+        s.alpha.may_write = False  # by the time it speaks again
+        failed = await take(s.one, s.world(), Mode.EXCLUSIVE)
+        assert isinstance(failed, IoFailed)
+        assert failed.errno == errno.ETIMEDOUT
+        gate.set()
+        await s.until(lambda: s.can_be_opened(s.one))
+        assert s.lease_file.read_bytes() == before
+
+    play(scene)
+
+
+def test_release_that_hangs_is_waited_for_and_its_lease_stays_closed(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        gate = s.kernel.holding[LEADER] = threading.Event()
+        await held.release()
+        assert not await s.can_be_opened(s.one)
+        gate.set()
+        await s.until(lambda: s.can_be_opened(s.one))
+        assert s.leader().is_free
+
+    play(scene)
+
+
+@pytest.mark.parametrize("mode", [Mode.EXCLUSIVE, Mode.SHARED])
+def test_conversion_that_hangs_ends_as_the_manager_was_told(tmp_path: Path, mode: Mode) -> None:
+    """An upgrade was refused, so it is undone; a downgrade counts from the beginning."""
+
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.SHARED))
+        if mode is Mode.SHARED:
+            assert await held.convert(Mode.EXCLUSIVE, NOTE) is None
+        gate = s.kernel.holding[BLOCK_OF_ONE] = threading.Event()
+        told = await held.convert(mode, NOTE)
+        assert (told is None) == (mode is Mode.SHARED)
+        assert isinstance(await held.convert(Mode.EXCLUSIVE, NOTE), IoFailed)
+        gate.set()
+
+        async def shared() -> bool:
+            free = s.leader().is_free
+            return free and not isinstance(await take(s.two, s.world(), Mode.SHARED), HeldElsewhere)
+
+        await s.until(shared)
+        assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+
+    play(scene)
+
+
+def test_event_loop_goes_on_while_another_hosts_record_is_not_answered(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = FaultyScene(tmp_path / "leases")
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        gate = s.kernel.holding_reads[512, 512] = threading.Event()
+        start = asyncio.create_task(take(s.one, s.world(), Mode.EXCLUSIVE))
+        while s.kernel.holding_reads:
+            await asyncio.sleep(0.01)
+        steps = 0
+        while not start.done():
+            await asyncio.sleep(0.01)
+            steps += 1
+        gate.set()
+        assert isinstance(start.result(), IoFailed)
+        assert steps > 5  # of a second: the io_timeout
+
+    play(scene)
+
+
 def test_lost_lockspace_leaves_storage_as_it_is(tmp_path: Path) -> None:
     async def scene() -> None:
         s = FaultyScene(tmp_path / "leases")
@@ -172,24 +275,24 @@ def test_lost_lockspace_leaves_storage_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["lost", "left"])
-def test_lease_won_at_the_moment_of_the_loss_is_not_handed_out(tmp_path: Path, how: str) -> None:
+def test_lease_won_at_the_moment_of_the_loss_is_not_handed_out(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scene() -> None:
         s = FaultyScene(tmp_path / "leases")
         await s.made()
-        candidate = await s.one.open(s.resource, create=Creation.NONE)
-        assert not isinstance(candidate, IoFailed)
-        named = candidate._found.disk.is_named
+        named = SuspendingDisk.is_named
 
-        async def is_named() -> bool:
+        async def is_named(disk: SuspendingDisk) -> bool:
             if how == "lost":
                 s.alpha.may_write = False
             else:
                 s.alpha.presence.member = Absent("leaving")
-            return await named()
+            return await named(disk)
 
-        candidate._found.disk.is_named = is_named  # type: ignore[method-assign]
+        monkeypatch.setattr(SuspendingDisk, "is_named", is_named)
         with pytest.raises(LeaseUnusable, match="just lost or left the lockspace"):
-            await candidate.take(Mode.EXCLUSIVE, NOTE)
+            await take(s.one, s.world(), Mode.EXCLUSIVE)
 
     play(scene)
 
@@ -203,17 +306,17 @@ def test_index_stays_ours_until_our_late_write_to_it_has_landed(tmp_path: Path) 
         slow = LeaseHost(s.lockspace, 1, "alpha", kernel=kernel)
         gate = kernel.holding[MIB + 512] = threading.Event()
         first, second = Resource("", "/dev/vg/a"), Resource("", "/dev/vg/b")
-        failed = await slow.backend().open(first, create=Creation.NONE)
+        failed = await tried(slow.backend(), first)
         assert isinstance(failed, IoFailed)
         assert failed.errno == errno.ETIMEDOUT
         s.beta.clock = _Hurried()  # type: ignore[assignment]
         with pytest.raises(LeaseUnusable, match="resource index is being changed"):
-            await s.beta.backend().open(second, create=Creation.NONE)
+            await tried(s.beta.backend(), second)
         gate.set()
         for _ in range(100):
             await asyncio.sleep(0.02)
             try:
-                assert not isinstance(await s.beta.backend().open(second, create=Creation.NONE), IoFailed)
+                assert_held(await tried(s.beta.backend(), second))
                 break
             except LeaseUnusable:
                 continue

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
-from tests.contract.test_lease_faults import FaultyScene
-from tests.contract.test_paxos_backend import Scene, play
-from tests.support.leases import entry_count, twin
+from tests.contract.test_lease_faults import FaultyKernel, FaultyScene
+from tests.contract.test_paxos_backend import Scene, play, tried
+from tests.support.leases import LeaseHost, entry_count, twin
 
-from holdfast.backends.base import Creation, HeldElsewhere
+from holdfast.backends.base import HeldElsewhere
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import made_by_us
 from holdfast.model import Mode, Resource
 from holdfast.ondisk import areas
-from holdfast.ondisk.geometry import DEFAULT
-from holdfast.testing.conformance import NOTE, assert_held, opened, take
+from holdfast.ondisk.geometry import DEFAULT, MIB
+from holdfast.testing.conformance import assert_held, take
 
 
 @pytest.mark.parametrize("device", [False, True])
@@ -73,10 +74,18 @@ def test_start_that_has_the_lease_open_while_it_is_taken_out_looks_again(
 ) -> None:
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=device)
-        late = await opened(s.two, s.world())
+        held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        await held.release()
+        kernel = FaultyKernel()
+        slow = LeaseHost(s.lockspace, 2, "beta", kernel=kernel).backend(None if device else s.directory)
+        gate = kernel.holding[(3 * MIB if device else 0) + 3 * 512] = threading.Event()
+        late = asyncio.create_task(take(slow, s.world(), Mode.EXCLUSIVE))
+        while kernel.holding:
+            await asyncio.sleep(0.01)
         (name,) = await s.one.lease_names()
         assert await s.one.take_out(name, dry_run=False) == ""
-        assert type(await late.take(Mode.EXCLUSIVE, NOTE)).__name__ == "Moved"
+        gate.set()
+        assert type(await late).__name__ == "Moved"
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
         assert "host_id 2" in await s.one.take_out(name, dry_run=False)
         await held.release()
@@ -88,8 +97,7 @@ def test_place_of_a_lease_that_was_taken_out_is_used_again(tmp_path: Path) -> No
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=True)
         for n in range(12):
-            candidate = await s.two.open(Resource("", f"/dev/vg/disk{n}"), create=Creation.NONE)
-            held = assert_held(await candidate.take(Mode.EXCLUSIVE, NOTE))  # type: ignore[union-attr]
+            held = assert_held(await tried(s.two, Resource("", f"/dev/vg/disk{n}")))
             await held.release()
             for name in await s.one.lease_names():
                 assert await s.one.take_out(name, dry_run=False) == ""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.support.leases import SPACE, LeaseHost, entry_count, make_lockspace, twin
 
-from holdfast.backends.base import Creation, HeldElsewhere, Moved, SavedLock
+from holdfast.backends.base import Creation, Held, HeldElsewhere, Moved, SavedLock
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend, key_of_lease
 from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
@@ -25,13 +25,13 @@ from holdfast.ondisk.host_block import NOTE_OFFSET_BYTES, HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.protocol.host_status import HostState
 from holdfast.supervision.presence import Absent
+from holdfast.system.disk_file import RealKernel
 from holdfast.system.file_lock import FileKey, IoFailed
 from holdfast.testing.conformance import (
     NOTE,
     BackendConformance,
     BackendWorld,
     assert_held,
-    opened,
     take,
     taken_and_saved,
 )
@@ -101,6 +101,13 @@ def play(scene: Callable[[], Awaitable[None]]) -> None:
         await scene()
 
     asyncio.run(go())
+
+
+async def tried(backend: PaxosBackend, resource: Resource) -> Held | HeldElsewhere | Moved | IoFailed:
+    """Open and take."""
+    candidate = await backend.open(resource, create=Creation.NONE)
+    assert not isinstance(candidate, IoFailed)
+    return await candidate.take(Mode.EXCLUSIVE, NOTE)
 
 
 async def taken(backend: PaxosBackend, s: Scene, mode: Mode = Mode.EXCLUSIVE) -> object:
@@ -214,7 +221,7 @@ def test_lease_file_that_holds_no_lease_is_refused_and_left_as_it_is(
         s = Scene(tmp_path / "leases")
         s.lease_file.write_bytes(content)
         with pytest.raises(LeaseUnusable, match=told):
-            await s.one.open(s.resource, create=Creation.NONE)
+            await tried(s.one, s.resource)
         assert s.lease_file.read_bytes() == content
 
     play(scene)
@@ -226,7 +233,7 @@ def test_lease_of_another_disk_is_not_taken(tmp_path: Path) -> None:
         other = areas.fresh_leader(GEOMETRIES[0], SPACE, "another")
         s.lease_file.write_bytes(areas.lease_area(other))
         with pytest.raises(LeaseUnusable, match="another resource's name"):
-            await s.one.open(s.resource, create=Creation.NONE)
+            await tried(s.one, s.resource)
 
     play(scene)
 
@@ -246,15 +253,44 @@ def test_lease_with_other_sizes_than_its_lockspace_is_used_with_its_own(tmp_path
     play(scene)
 
 
-def test_lease_that_is_removed_after_it_was_opened_is_opened_again(tmp_path: Path) -> None:
+def test_lease_that_is_removed_while_it_is_taken_is_opened_again(tmp_path: Path) -> None:
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
-        candidate = await opened(s.one, s.world())
-        s.lease_file.unlink()
-        assert isinstance(await candidate.take(Mode.EXCLUSIVE, NOTE), Moved)
-        assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        remover = _Remover(s.lease_file)
+        slow = LeaseHost(s.lockspace, 1, "alpha", kernel=remover).backend(s.directory)
+        assert isinstance(await take(slow, s.world(), Mode.EXCLUSIVE), Moved)
+        assert not remover.left
+        assert_held(await take(slow, s.world(), Mode.EXCLUSIVE))
 
     play(scene)
+
+
+def test_lease_that_is_cleared_while_it_is_taken_is_opened_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        cleared = areas.fresh_leader(GEOMETRIES[0], SPACE, s.lease_file.name).encode_cleared()
+        slow = LeaseHost(s.lockspace, 1, "alpha", kernel=_Remover(s.lease_file, cleared)).backend(s.directory)
+        assert isinstance(await take(slow, s.world(), Mode.EXCLUSIVE), Moved)
+        assert_held(await take(slow, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+class _Remover(RealKernel):
+    """Takes a lease out right before our first ballot is written, as another host's collector would."""
+
+    def __init__(self, path: Path, cleared: bytes = b"") -> None:
+        self._path, self._cleared = path, cleared
+        self.left = 1
+
+    def write_from(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        if self.left:
+            self.left = 0
+            if self._cleared:
+                with self._path.open("r+b") as f:
+                    f.write(self._cleared)
+            self._path.unlink()
+        return super().write_from(fd, buffer, offset_bytes)
 
 
 def test_lease_is_not_made_where_the_lockspace_is_not(tmp_path: Path) -> None:
@@ -265,12 +301,12 @@ def test_lease_is_not_made_where_the_lockspace_is_not(tmp_path: Path) -> None:
         hidden = tmp_path / "hidden"
         s.directory.rename(hidden)
         s.directory.mkdir()
-        failed = await s.one.open(s.resource, create=Creation.NONE)
+        failed = await tried(s.one, s.resource)
         assert isinstance(failed, IoFailed)
         assert failed.errno == errno.ENOENT
         make_lockspace(s.lockspace)
         with pytest.raises(LeaseUnusable, match="is it mounted"):
-            await s.one.open(s.resource, create=Creation.NONE)
+            await tried(s.one, s.resource)
         assert not s.lease_file.exists()
 
     play(scene)
@@ -359,13 +395,11 @@ def test_device_keeps_one_entry_per_disk_and_says_when_it_is_full(tmp_path: Path
         for n in range(4):
             resource = Resource("", f"/dev/vg/disk{n}")
             for backend in (s.one, s.two, s.one):
-                candidate = await backend.open(resource, create=Creation.NONE)
-                assert not isinstance(candidate, IoFailed)
-                held = assert_held(await candidate.take(Mode.EXCLUSIVE, NOTE))
+                held = assert_held(await tried(backend, resource))
                 await held.release()
         assert entry_count(s.lockspace) == 4
         with pytest.raises(LeaseUnusable, match="all 4 entries"):
-            await s.one.open(Resource("", "/dev/vg/one-more"), create=Creation.NONE)
+            await tried(s.one, Resource("", "/dev/vg/one-more"))
 
     play(scene)
 
@@ -377,9 +411,10 @@ def test_hosts_that_make_leases_at_once_make_each_of_them_once(tmp_path: Path) -
         one, two = s.alpha.backend(), s.beta.backend()
         names = [Resource("", f"/dev/vg/disk{n}") for n in range(4)]
         found = await asyncio.gather(
-            *(b.open(r, create=Creation.NONE) for r in names for b in (one, two)), return_exceptions=True
+            *(tried(b, r) for r in names for b in (one, two)), return_exceptions=True
         )
         assert not [f for f in found if isinstance(f, IoFailed | BaseException)]
+        assert len([f for f in found if not isinstance(f, HeldElsewhere)]) == len(names)
         assert entry_count(s.lockspace) == 4
 
     play(scene)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from holdfast.backends.lease_holding import HoldingPorts
 from holdfast.backends.lease_places import DevicePlaces, DirectoryPlaces, LeasePlaces
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
@@ -126,13 +127,11 @@ class LeaseHost:
     ) -> PaxosBackend:
         """On lease files in a directory, else on the device that the lockspace is on."""
         places: LeasePlaces
-        chance = Random(self.host_id)
+        ports = HoldingPorts(errands=self.storage, clock=self.clock, chance=Random(self.host_id), spawn=spawn)
         if directory is not None:
             places = DirectoryPlaces(str(directory), str(self.lockspace), self.storage, num_hosts)
         else:
-            places = DevicePlaces(
-                str(self.lockspace), self.storage, num_hosts, clock=self.clock, chance=chance, spawn=spawn
-            )
+            places = DevicePlaces(str(self.lockspace), self.storage, num_hosts, ports)
         return PaxosBackend(
             "leases",
             presence=self.presence,
@@ -141,9 +140,7 @@ class LeaseHost:
             on_lockfailure=LockFailureAction.PAUSE,
             reach=Protection.CROSS_HOST,
             reach_note="",
-            clock=self.clock,
-            chance=chance,
-            spawn=spawn,
+            ports=ports,
             storage=InlineStorage(),
             identities=SystemDiskIdentities(),
         )

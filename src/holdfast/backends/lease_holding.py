@@ -5,6 +5,7 @@ The protocols answer honestly that something may be half done; here it is brough
     acquire ends in doubt    withdraw, until nobody can make us the owner any more
     release failed           repeat: the lease counts as given up from the first attempt on
     downgrade failed         repeat: it is worth no more than shared from the first attempt on
+    storage is silent        whoever asked has been told so; what the errand comes home with is put right
 
 Until then the lease is *unsettled*: nothing else may be done with it here. First the doubt, then whatever was asked
 for meanwhile. When the lockspace is lost there is nothing to put right: a failed host writes no more, and its next
@@ -13,9 +14,12 @@ generation makes what it left behind stale.
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, assert_never
+from dataclasses import dataclass
+from typing import Any, TypeVar, assert_never
 
 from holdfast.backends.lease_refusals import failure
 from holdfast.model import Mode
@@ -32,31 +36,73 @@ from holdfast.protocol.paxos_release import (
     NotHeld,
     Released,
     ReleaseFailed,
+    ReleaseOutcome,
     Withdrawn,
     downgrade,
     release,
     withdraw,
 )
 from holdfast.protocol.paxos_release import Mode as LeaseMode
-from holdfast.protocol.ports import Chance, Clock
+from holdfast.protocol.ports import Chance
 from holdfast.protocol.words import Generation, HostId, IoFailed
+from holdfast.system.clock import Clock
+from holdfast.system.errands import Errands, GivenUp, HomeClock
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldingPorts:
+    """What leases are taken and put right with. ``spawn`` runs what goes on beside."""
+
+    errands: Errands
+    clock: Clock
+    chance: Chance
+    spawn: Spawn
+
+    async def answer(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed:
+        """What work finds out that changes nothing; silent storage is a failed request."""
+        told = await self.errands.run(work, timeout_s)
+        if isinstance(told, GivenUp):
+            told.over.add_done_callback(_unasked)
+            return IoFailed(errno.ETIMEDOUT)
+        return told
+
+
+def _unasked(over: asyncio.Future[Any]) -> None:
+    """Nobody wants that answer any more, nor to be told that there is none."""
+    if not over.cancelled():
+        over.exception()
+
+
+async def acquire_lease(
+    area: LeaseArea,
+    member: Membership,
+    ports: HoldingPorts,
+    mode: Mode,
+    *,
+    attested: Attested = NOBODY_ATTESTED,
+    glimpse: Snapshot | None = None,
+) -> AcquireOutcome:
+    """Take a lease: for an errand."""
+    clock = HomeClock(ports.clock)
+    if mode is Mode.SHARED:
+        return await acquire_shared(area, member, clock, ports.chance, glimpse=glimpse)
+    return await acquire_exclusive(area, member, clock, ports.chance, attested=attested, glimpse=glimpse)
+
+
 class Holding:
-    """See the module. ``spawn`` runs what goes on beside; ``on_settled`` is told whenever that has ended."""
+    """See the module. ``on_settled`` is told whenever what goes on beside has ended."""
 
     def __init__(
         self,
         area: LeaseArea,
         member: Membership,
+        ports: HoldingPorts,
         *,
-        clock: Clock,
-        chance: Chance,
-        spawn: Spawn,
         on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self.area = area
@@ -64,12 +110,13 @@ class Holding:
         self.lease: Lease | None = None
         self.trouble = ""
         """Why giving it up has not worked yet."""
-        self._clock = clock
-        self._chance = chance
-        self._spawn = spawn
+        self._ports = ports
+        self._clock = HomeClock(ports.clock)
         self._on_settled = on_settled
         self._doubt: InDoubt | None = None
+        self._late: tuple[asyncio.Future[Any], Callable[[Any], object]] | None = None
         self._given_up = False
+        self._weaken = False
         self._settling = False
 
     @property
@@ -85,7 +132,15 @@ class Holding:
 
     async def acquire(self, mode: Mode, attested: Attested = NOBODY_ATTESTED) -> AcquireOutcome:
         """Take it; the outcome is `InDoubt` only with the withdrawal already under way."""
-        outcome = await self._acquire(mode, attested)
+        work = acquire_lease(self.area, self.member, self._ports, mode, attested=attested)
+        told = await self._ports.errands.run(work, self.member.io_timeout_s)
+        if isinstance(told, GivenUp):
+            self._put_right_late(told, self._acquired_late)
+            return IoFailed(errno.ETIMEDOUT, in_flight=True)
+        return await self.acquired(told, mode)
+
+    async def acquired(self, outcome: AcquireOutcome, mode: Mode) -> AcquireOutcome:
+        """Take over what an attempt to take it has come to."""
         if isinstance(outcome, AlreadyShared):
             # A hold of this very term that nobody here knows of: it was taken by a daemon that was killed.
             left = await self._left_shared()
@@ -102,13 +157,18 @@ class Holding:
             self._doubted(outcome)
         return outcome
 
-    async def _acquire(self, mode: Mode, attested: Attested) -> AcquireOutcome:
-        if mode is Mode.SHARED:
-            return await acquire_shared(self.area, self.member, self._clock, self._chance)
-        return await acquire_exclusive(self.area, self.member, self._clock, self._chance, attested=attested)
+    def _acquired_late(self, outcome: AcquireOutcome) -> None:
+        if isinstance(outcome, Lease):
+            self.lease, self._given_up = outcome, True
+        elif isinstance(outcome, InDoubt):
+            self._doubt = outcome
+
+    async def _look(self) -> Snapshot | Malformed | IoFailed:
+        timeout_s = self.member.io_timeout_s
+        return await self._ports.answer(self.area.look(self.member.host_id, timeout_s), timeout_s)
 
     async def _left_shared(self) -> Lease | None:
-        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        seen = await self._look()
         if not isinstance(seen, Snapshot):
             return None
         own = seen.block(self.member.host_id)
@@ -122,7 +182,7 @@ class Holding:
         Storage that does not answer says nothing: to race for a lease that is held would take our value out of our
         block.
         """
-        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        seen = await self._look()
         if not isinstance(seen, Snapshot):
             return seen
         own = seen.block(self.member.host_id)
@@ -159,7 +219,7 @@ class Holding:
 
     async def is_left_behind(self) -> bool:
         """Whether storage says that this very term of our host has it, alone or shared."""
-        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        seen = await self._look()
         if not isinstance(seen, Snapshot):
             return False
         own = seen.block(self.member.host_id)
@@ -169,7 +229,7 @@ class Holding:
 
     async def claims(self) -> list[tuple[HostId, Generation]] | str:
         """The terms of other hosts that a look shows on it, or why that can't be told."""
-        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        seen = await self._look()
         if not isinstance(seen, Snapshot):
             return str(seen)
         found = []
@@ -182,7 +242,7 @@ class Holding:
 
     async def who_holds(self) -> str:
         """Whether anybody seems to hold it, by one look that proves nothing; empty if not."""
-        seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
+        seen = await self._look()
         if not isinstance(seen, Snapshot):
             return str(seen)
         leader = seen.leader
@@ -201,28 +261,53 @@ class Holding:
         assert lease is not None
         if mode is Mode.SHARED:
             if lease.mode is LeaseMode.EXCLUSIVE:
-                outcome = await downgrade(self.area, self.member, self._clock, lease)
-                self._downgraded(outcome)
+                self._weaken = True
+                if not await self._downgrade(lease):
+                    self._settle_from(self.member.io_timeout_s)
             return None
         if lease.mode is LeaseMode.EXCLUSIVE:
             return None
-        taken = await upgrade(self.area, self.member, self._clock, self._chance, lease)
+        work = upgrade(self.area, self.member, self._clock, self._ports.chance, lease)
+        taken = await self._ports.errands.run(work, self.member.io_timeout_s)
+        if isinstance(taken, GivenUp):
+            self._put_right_late(taken, self._upgraded_late)
+            return IoFailed(errno.ETIMEDOUT, in_flight=True)
         if isinstance(taken, Lease):
-            self.lease = taken
+            self.lease, self._weaken = taken, False
             return None
         if isinstance(taken, InDoubt):
             self._doubted(taken)
         return taken
 
-    def _downgraded(self, outcome: Lease | DowngradeFailed) -> None:
+    def _upgraded_late(self, taken: AcquireOutcome) -> None:
+        if isinstance(taken, Lease):
+            self.lease, self._weaken = taken, True  # whoever wanted more has been refused
+        elif isinstance(taken, InDoubt):
+            self._doubt = taken
+
+    async def _downgrade(self, lease: Lease, *, patient: bool = False) -> bool:
+        """Whether there is nothing left to be done."""
+        told = await self._ports.errands.run(
+            downgrade(self.area, self.member, self._clock, lease), self.member.io_timeout_s
+        )
+        if isinstance(told, GivenUp):
+            if not patient:
+                self._late = told.over, self._downgraded
+                return False
+            told = await told.over
+        return self._downgraded(told)
+
+    def _downgraded(self, outcome: Lease | DowngradeFailed | IoFailed) -> bool:
+        if isinstance(outcome, Lease):
+            self.lease, self._weaken = outcome, False
+            return True
+        why = outcome.why if isinstance(outcome, DowngradeFailed) else outcome
         if isinstance(outcome, DowngradeFailed):
-            log.warning(
-                "lease %s: not yet shared on storage (%s); repeating", self.area.resource_name, outcome.why
-            )
             self.lease = outcome.lease
-            self._settle_from(self.member.io_timeout_s)
-        else:
-            self.lease = outcome
+        if isinstance(why, LockspaceLost):
+            return True
+        log.warning("lease %s: not yet shared on storage (%s); repeating", self.area.resource_name, why)
+        return False
 
     async def release(self) -> None:
         """Give it up. What fails is repeated beside; `done` tells when there is nothing left."""
@@ -234,7 +319,8 @@ class Holding:
 
     def forget(self) -> None:
         """The daemon ends: storage stays as it is."""
-        self.lease, self._doubt = None, None
+        self._drop()
+        self._late = None
 
     # --- putting right ---
 
@@ -247,15 +333,19 @@ class Holding:
         self._doubt = doubt
         self._settle_from(0.0)
 
+    def _put_right_late(self, silent: GivenUp[T], put_right: Callable[[T | IoFailed], object]) -> None:
+        self._late = silent.over, put_right
+        self._settle_from(0.0)
+
     def _settle_from(self, seconds: float) -> None:
         self._settling = True
-        self._spawn(self._settle(seconds))
+        self._ports.spawn(self._settle(seconds))
 
     async def _settle(self, seconds: float) -> None:
         """Step by step until all is right, first after `seconds`, then every two io_timeouts."""
         while True:
             if seconds:
-                await self._clock.sleep(seconds)
+                await self._ports.clock.sleep(seconds)
             # What was asked for during the last step is still to be done.
             if await self._step() and not (self._given_up and self.lease is not None):
                 break
@@ -264,33 +354,50 @@ class Holding:
         self._on_settled()
 
     async def _step(self) -> bool:
+        if (late := self._late) is not None:
+            over, put_right = late
+            log.warning("lease %s: waiting for its storage to answer", self.area.resource_name)
+            outcome = await over
+            if self._late is late:
+                self._late = None
+                put_right(outcome)
         if self._doubt is not None:
-            ended = await withdraw(self.area, self.member, self._clock, self._doubt)
+            ended = await self._patiently(withdraw(self.area, self.member, self._clock, self._doubt))
             match ended:
                 case Withdrawn():
                     self._doubt = None
                 case LockspaceLost():
                     self._drop()
                     return True
-                case ReleaseFailed():
+                case ReleaseFailed() | IoFailed():
                     return False
                 case _:
                     assert_never(ended)
         if self.lease is None:
             return True
         if self._given_up:
-            return await self._let_go(self.lease)
-        if self.lease.mode is LeaseMode.SHARED and self.lease.owns_leader:
-            outcome = await downgrade(self.area, self.member, self._clock, self.lease)
-            if isinstance(outcome, DowngradeFailed):
-                self.lease = outcome.lease
-                return isinstance(outcome.why, LockspaceLost)
-            self.lease = outcome
+            return await self._let_go(self.lease, patient=True)
+        if self._weaken or (self.lease.mode is LeaseMode.SHARED and self.lease.owns_leader):
+            return await self._downgrade(self.lease, patient=True)
         return True
 
-    async def _let_go(self, lease: Lease) -> bool:
+    async def _patiently(self, work: Coroutine[Any, Any, T]) -> T | IoFailed:
+        told = await self._ports.errands.run(work, self.member.io_timeout_s)
+        return await told.over if isinstance(told, GivenUp) else told
+
+    async def _let_go(self, lease: Lease, *, patient: bool = False) -> bool:
         """Whether there is nothing left to be done."""
-        outcome = await release(self.area, self.member, self._clock, lease)
+        told = await self._ports.errands.run(
+            release(self.area, self.member, self._clock, lease), self.member.io_timeout_s
+        )
+        if isinstance(told, GivenUp):
+            if not patient:
+                self._late = told.over, lambda outcome: self._released(lease, outcome)
+                return False
+            told = await told.over
+        return self._released(lease, told)
+
+    def _released(self, lease: Lease, outcome: ReleaseOutcome | IoFailed) -> bool:
         match outcome:
             case Released() | LockspaceLost():
                 pass
@@ -302,13 +409,12 @@ class Holding:
                     found.lver,
                     lease.lver,
                 )
-            case ReleaseFailed(why):
-                if failure(why) != self.trouble:  # it may be repeated for days
-                    self.trouble = failure(why)
+            case ReleaseFailed() | IoFailed():
+                told = failure(outcome.why if isinstance(outcome, ReleaseFailed) else outcome)
+                if told != self.trouble:  # it may be repeated for days
+                    self.trouble = told
                     log.warning(
-                        "lease %s: not yet released on storage (%s); repeating",
-                        self.area.resource_name,
-                        self.trouble,
+                        "lease %s: not yet released on storage (%s); repeating", self.area.resource_name, told
                     )
                 return False
             case _:

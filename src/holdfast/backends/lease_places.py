@@ -20,19 +20,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
-from holdfast.backends.lease_holding import Holding, Spawn
+from holdfast.backends.lease_holding import Holding, HoldingPorts
 from holdfast.backends.lease_refusals import MAKE_ANEW
 from holdfast.model import Mode
 from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import SECTOR_4096
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
-from holdfast.protocol.lease_area import LeaseArea
+from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import Busy, HostUnknown
 from holdfast.protocol.paxos_outcomes import Contended, InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import Lease
-from holdfast.protocol.ports import Chance, Clock
 from holdfast.protocol.rindex_area import (
     Created,
     Index,
@@ -42,6 +41,7 @@ from holdfast.protocol.rindex_area import (
     read_index,
 )
 from holdfast.protocol.words import IoFailed
+from holdfast.system.errands import at_home
 from holdfast.system.lease_storage import LeaseDisk, LeaseStorage
 
 INDEX_WAIT_S = 30.0
@@ -56,6 +56,8 @@ class Found:
     area: LeaseArea
     disk: LeaseDisk
     place: str
+    glimpse: Snapshot | None = None
+    """What was seen of it when it was opened, if that was enough to begin a race with at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,17 +197,12 @@ class DevicePlaces:
         path: str,
         storage: LeaseStorage,
         num_hosts: int | None,
-        *,
-        clock: Clock,
-        chance: Chance,
-        spawn: Spawn,
+        ports: HoldingPorts,
     ) -> None:
         self._path = path
         self._storage = storage
         self._num_hosts = num_hosts
-        self._clock = clock
-        self._chance = chance
-        self._spawn = spawn
+        self._ports = ports
         self._known: dict[str, int] = {}
         self._changing: _Change | None = None
 
@@ -234,7 +231,8 @@ class DevicePlaces:
             return index
         number = index.find(name)
         if number is None:
-            made = await self._create(member, name)
+            # Whoever changes the index keeps its lease until what failed is put right: that is no errand.
+            made = await at_home(lambda: self._create(member, name))
             if not isinstance(made, int):
                 return made
             number = made
@@ -299,16 +297,16 @@ class DevicePlaces:
         self, member: Membership, work: IndexWork
     ) -> int | Unusable | StorageFailed | None:
         """Work under the index's own lease, on an open path of its own: putting things right may take longer."""
-        begun = self._clock.now()
+        begun = self._ports.clock.now()
         taken: object = "this host is making another lease"
-        while self._clock.now() - begun <= INDEX_WAIT_S:
+        while self._ports.clock.now() - begun <= INDEX_WAIT_S:
             # Another start on this host may be at it, or what it left is being put right.
             if self._changing is None:
                 self._changing = _Change()
                 taken = await self._change(self._changing, member, work)
                 if isinstance(taken, int | Unusable | StorageFailed | None):
                     return taken
-            await self._clock.sleep(self._chance.uniform(0, _INDEX_PAUSE_MAX_S))
+            await self._ports.clock.sleep(self._ports.chance.uniform(0, _INDEX_PAUSE_MAX_S))
         return Unusable(self._path, f"the resource index is being changed ({taken}); try again")
 
     async def _change(
@@ -323,12 +321,7 @@ class DevicePlaces:
             if not isinstance(index, Index):
                 return index
             change.holding = holding = Holding(
-                index.internal_lease(),
-                member,
-                clock=self._clock,
-                chance=self._chance,
-                spawn=self._spawn,
-                on_settled=self._changed,
+                index.internal_lease(), member, self._ports, on_settled=self._changed
             )
             taken = await holding.acquire(Mode.EXCLUSIVE)
             if isinstance(taken, Lease):
@@ -353,7 +346,7 @@ class DevicePlaces:
         made = await work(index)
         if isinstance(made, IoFailed) and made.in_flight:
             # What is under way may land on what another host writes next: it gets its turn only afterwards.
-            self._spawn(self._release_when_settled(disk, holding))
+            self._ports.spawn(self._release_when_settled(disk, holding))
         else:
             await holding.release()
         match made:
@@ -411,6 +404,7 @@ async def _clear(member: Membership, found: Found, leader: Leader) -> StorageFai
 
 async def opened(disk: LeaseDisk, offset_bytes: int, member: Membership, name: str, place: str) -> Finding:
     """The lease in an open path, with the sizes that its leader says. The path stays open in any case."""
+    quiet = not disk.in_flight(offset_bytes, SECTOR_4096)
     raw = await disk.read(offset_bytes, SECTOR_4096, timeout_s=member.io_timeout_s)
     if isinstance(raw, IoFailed):
         if raw.errno == errno.EMSGSIZE:
@@ -424,7 +418,7 @@ async def opened(disk: LeaseDisk, offset_bytes: int, member: Membership, name: s
         return Vanished() if gone else Unusable(place, _reason(fault, raw))
     assert isinstance(leader, Leader)
     area = LeaseArea(disk, offset_bytes, leader.geometry, space, name, hosts_expected=leader.num_hosts)
-    return Found(area, disk, place)
+    return Found(area, disk, place, area.glimpse(leader, member.host_id, raw) if quiet else None)
 
 
 def _reason(fault: Malformed, raw: bytes) -> str:

@@ -5,9 +5,13 @@ daemon: what holds it are bytes on storage that name this host, and the host's r
 descriptor to keep; the next daemon takes up what storage says is ours, if it took up the very term of our host, and
 acquires anew otherwise.
 
-    open      name of the lease ─ where is it, is it one, make it if it is not there        (lease_places)
-    take      race for its next version; refused: whose is it, alive since when             (lease_holding)
+    open      name of the lease; nothing is asked of its storage yet
+    take      where is it, is it one, make it if it is not there                            (lease_places)
+              race for its next version; refused: whose is it, alive since when             (lease_holding)
     release   our block, then the leader; what fails is repeated beside
+
+Finding and racing are one errand (`system/errands`). If storage falls silent meanwhile, the start is refused, and what the
+errand comes home with is given back.
 
 Nobody waits here for another host's death: a start that meets an owner who may be dead is refused with the seconds
 that are left, and the next attempt finds the count further on.
@@ -15,16 +19,18 @@ that are left, and the next attempt finds the count further on.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from holdfast.backends import lease_note
 from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved, OwnerNote, SavedLock
 from holdfast.backends.lease_breaking import UNPROVEN, Claimant
-from holdfast.backends.lease_holding import Holding, Spawn
+from holdfast.backends.lease_holding import Holding, HoldingPorts, acquire_lease
 from holdfast.backends.lease_places import Found, LeasePlaces, StorageFailed, Unusable, Vanished
 from holdfast.backends.lease_refusals import Refusals
 from holdfast.backends.lock_names import NameBy, lease_name
@@ -39,13 +45,12 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt
 from holdfast.protocol.paxos_release import Lease
-from holdfast.protocol.ports import Chance
 from holdfast.protocol.rindex_area import is_cleared
 from holdfast.protocol.words import HostId
 from holdfast.supervision.presence import Absent, Presence
 from holdfast.system.blocking import Storage
-from holdfast.system.clock import Clock
 from holdfast.system.disk_identity import DiskIdentities, DiskIdentity
+from holdfast.system.errands import GivenUp
 from holdfast.system.file_lock import FileKey, IoFailed
 
 log = logging.getLogger(__name__)
@@ -91,30 +96,39 @@ class HeldLease:
         self._found.disk.close()
 
 
-class LeaseCandidate:
-    """A lease that could be taken."""
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What an attempt to take a lease came to. `named`: its path still named it when it had been won."""
 
-    __slots__ = ("_backend", "_found", "_member", "_resource", "keys")
+    found: Found
+    outcome: AcquireOutcome
+    named: bool = True
+
+
+class LeaseCandidate:
+    """A lease that could be taken, if it can be found."""
+
+    __slots__ = ("_backend", "_lease", "_member", "_resource", "keys")
 
     def __init__(
         self,
         backend: PaxosBackend,
-        found: Found,
+        lease: str,
         member: Membership,
         resource: Resource,
         keys: tuple[FileKey, ...],
     ) -> None:
         self._backend = backend
-        self._found = found
+        self._lease = lease
         self._member = member
         self._resource = resource
         self.keys = keys
 
     async def take(self, mode: Mode, note: OwnerNote) -> HeldLease | HeldElsewhere | Moved | IoFailed:
-        return await self._backend.take(self._found, self._member, self._resource, mode, note)
+        return await self._backend.take(self._lease, self._member, self._resource, mode, note)
 
     async def abandon(self) -> None:
-        self._found.disk.close()
+        """Nothing has been opened."""
 
 
 class PaxosBackend:
@@ -139,9 +153,7 @@ class PaxosBackend:
         on_lockfailure: LockFailureAction,
         reach: Protection,
         reach_note: str,
-        clock: Clock,
-        chance: Chance,
-        spawn: Spawn,
+        ports: HoldingPorts,
         storage: Storage,
         identities: DiskIdentities,
     ) -> None:
@@ -152,12 +164,12 @@ class PaxosBackend:
         self._name_by = name_by
         self._reach = reach
         self._reach_note = reach_note
-        self._clock = clock
-        self._chance = chance
-        self._spawn = spawn
+        self._ports = ports
         self._storage = storage
         self._identities = identities
         self._unsettled: dict[str, tuple[Holding, Found]] = {}
+        self._silent: set[str] = set()
+        """Leases for which an errand is under way that nobody waits for any more."""
         self._paths: dict[str, str] = {}
 
     # --- which lease ---
@@ -166,13 +178,11 @@ class PaxosBackend:
         identity = await self._identity(resource)
         lease = self._lease_of(resource, identity)
         member = self._member(resource)
-        found = await self._find(member, resource, lease)
-        if isinstance(found, IoFailed):
-            return found
+        self._check_settled(resource, lease)
         keys: tuple[FileKey, ...] = (key_of_lease(self.presence.name, lease),)
         if identity.key is not None:
             keys += (identity.key,)
-        return LeaseCandidate(self, found, member, resource, keys)
+        return LeaseCandidate(self, lease, member, resource, keys)
 
     async def _identity(self, resource: Resource) -> DiskIdentity:
         if resource.lockspace:
@@ -204,14 +214,28 @@ class PaxosBackend:
             raise LockspaceAbsent(name=resource.name, lockspace=self.presence.name, reason=str(member))
         return member
 
-    async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
-        if lease in self._unsettled:
-            trouble = self._unsettled[lease][0].trouble or "its storage failed before"
+    def _check_settled(self, resource: Resource, lease: str) -> None:
+        if lease in self._unsettled or lease in self._silent:
+            known = self._unsettled.get(lease)
+            trouble = (known[0].trouble if known is not None else "") or "its storage failed before"
             raise LeaseUnusable(
                 name=resource.name,
                 place=self._places.place(lease),
                 reason=f"this host is still giving it up ({trouble}); try again",
             )
+
+    async def _look_up(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
+        """Find it by an errand of its own."""
+        self._check_settled(resource, lease)
+        told = await self._ports.errands.run(self._find(member, resource, lease), member.io_timeout_s)
+        if isinstance(told, GivenUp):
+            told.over.add_done_callback(_close_unasked)
+        if isinstance(told, GivenUp | words.IoFailed):
+            return _silent("Unable to open lease", self._places.place(lease), told)
+        return told
+
+    async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
+        """On an errand."""
         for _ in range(VANISHED_MAX):
             found = await self._places.find(member, lease)
             match found:
@@ -234,11 +258,23 @@ class PaxosBackend:
     # --- taking ---
 
     async def take(
-        self, found: Found, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
+        self, lease: str, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
     ) -> HeldLease | HeldElsewhere | Moved | IoFailed:
-        holding = self._holding(found, member, self.noted(found.area, note))
+        self._check_settled(resource, lease)
+        attempt = await self._ports.errands.run(
+            self._attempt(lease, member, resource, mode, note), member.io_timeout_s
+        )
+        if isinstance(attempt, GivenUp):
+            self._silent.add(lease)
+            self._ports.spawn(self._give_back(lease, member, mode, attempt))
+        if isinstance(attempt, GivenUp | words.IoFailed):
+            return _silent("Unable to acquire lease", self._places.place(lease), attempt)
+        if isinstance(attempt, IoFailed):
+            return attempt
+        found = attempt.found
+        holding = self._holding(found, member)
         self.unsettled(holding, found)
-        outcome = await holding.acquire(mode)
+        outcome = await holding.acquired(attempt.outcome, mode)
         if not isinstance(outcome, Lease):
             try:
                 if isinstance(outcome, Malformed) and is_cleared(outcome):
@@ -246,12 +282,42 @@ class PaxosBackend:
                 return await self.refusal(found, holding, outcome)
             finally:
                 self.tidy(holding)
-        if not await found.disk.is_named():
+        if not attempt.named:
             # Taken out or replaced since it was opened: whoever opens the path now meets another lease.
             await holding.release()
             self.tidy(holding)
             return Moved()
         return self._handed_out(found, holding, resource)
+
+    async def _attempt(
+        self, lease: str, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
+    ) -> _Attempt | IoFailed:
+        """On an errand."""
+        found = await self._find(member, resource, lease)
+        if isinstance(found, IoFailed):
+            return found
+        found = replace(found, area=self.noted(found.area, note))
+        outcome = await acquire_lease(found.area, member, self._ports, mode, glimpse=found.glimpse)
+        named = not isinstance(outcome, Lease) or await found.disk.is_named()
+        return _Attempt(found, outcome, named)
+
+    async def _give_back(
+        self, lease: str, member: Membership, mode: Mode, silent: GivenUp[_Attempt | IoFailed]
+    ) -> None:
+        """Whoever wanted the lease has been refused, as its storage was silent; now it has spoken."""
+        log.warning("lease %s: its storage is silent; what comes of the attempt is given back", lease)
+        try:
+            attempt = await silent.over
+        except LeaseUnusable:
+            return
+        finally:
+            self._silent.discard(lease)
+        if isinstance(attempt, _Attempt):
+            holding = self._holding(attempt.found, member)
+            self.unsettled(holding, attempt.found)
+            if isinstance(await holding.acquired(attempt.outcome, mode), Lease):
+                await holding.release()
+            self.tidy(holding)
 
     def _handed_out(self, found: Found, holding: Holding, resource: Resource) -> HeldLease:
         """The last look: from here to the lock table nothing waits.
@@ -270,17 +336,10 @@ class PaxosBackend:
 
     def noted(self, area: LeaseArea, note: OwnerNote) -> LeaseArea:
         """The area, with the owner's name behind every block that is written there."""
-        return replace(area, note=lease_note.encode(note, self._clock.wall()))
+        return replace(area, note=lease_note.encode(note, self._ports.clock.wall()))
 
-    def _holding(self, found: Found, member: Membership, area: LeaseArea) -> Holding:
-        holding = Holding(
-            area,
-            member,
-            clock=self._clock,
-            chance=self._chance,
-            spawn=self._spawn,
-            on_settled=lambda: self.tidy(holding),
-        )
+    def _holding(self, found: Found, member: Membership) -> Holding:
+        holding = Holding(found.area, member, self._ports, on_settled=lambda: self.tidy(holding))
         return holding
 
     def unsettled(self, holding: Holding, found: Found) -> None:
@@ -300,7 +359,10 @@ class PaxosBackend:
     ) -> HeldElsewhere | IoFailed:
         """What the manager is told when a lease was not won."""
         refusals = Refusals(found.area, holding.member, found.place)
-        told = await refusals.told(outcome.refusal if isinstance(outcome, InDoubt) else outcome)
+        told = await self._ports.answer(
+            refusals.told(outcome.refusal if isinstance(outcome, InDoubt) else outcome),
+            holding.member.io_timeout_s,
+        )
         return (
             _io_failed("Unable to acquire lease", found.place, told)
             if isinstance(told, words.IoFailed)
@@ -316,10 +378,10 @@ class PaxosBackend:
         lease = self._lease_of(resource, await self._identity(resource))
         if saved.keys and saved.keys[0] != key_of_lease(self.presence.name, lease):
             return Moved()
-        found = await self._find(member, resource, lease)
+        found = await self._look_up(member, resource, lease)
         if isinstance(found, IoFailed):
             return found
-        holding = self._holding(found, member, found.area)
+        holding = self._holding(found, member)
         self.unsettled(holding, found)
         resumed = await holding.resume(saved.mode)
         outcome = resumed if resumed is not None else await holding.acquire(saved.mode)
@@ -343,10 +405,10 @@ class PaxosBackend:
         """
         member = self._member(resource)
         lease = self._lease_of(resource, await self._identity(resource))
-        found = await self._find(member, resource, lease)
+        found = await self._look_up(member, resource, lease)
         if isinstance(found, IoFailed):
             raise storage_failed(found)
-        holding = self._holding(found, member, found.area)
+        holding = self._holding(found, member)
         self.unsettled(holding, found)
         try:
             claims = await holding.claims()
@@ -372,9 +434,9 @@ class PaxosBackend:
         finally:
             self.tidy(holding)
 
-    @staticmethod
-    async def _record(member: Membership, host_id: HostId) -> DeltaLease | None:
-        record = await member.lockspace.read_record(host_id, member.io_timeout_s)
+    async def _record(self, member: Membership, host_id: HostId) -> DeltaLease | None:
+        timeout_s = member.io_timeout_s
+        record = await self._ports.answer(member.lockspace.read_record(host_id, timeout_s), timeout_s)
         return record if isinstance(record, DeltaLease) else None
 
     # --- taking leases out ---
@@ -396,10 +458,10 @@ class PaxosBackend:
         """
         resource = Resource("", name)
         member = self._member(resource)
-        found = await self._find(member, resource, name)
+        found = await self._look_up(member, resource, name)
         if isinstance(found, IoFailed):
             return os.strerror(found.errno)
-        holding = self._holding(found, member, found.area)
+        holding = self._holding(found, member)
         self.unsettled(holding, found)
         try:
             if dry_run:
@@ -428,10 +490,10 @@ class PaxosBackend:
         """
         resource = Resource("", name)
         member = self._member(resource)
-        found = await self._find(member, resource, name)
+        found = await self._look_up(member, resource, name)
         if isinstance(found, IoFailed):
             return False
-        holding = self._holding(found, member, found.area)
+        holding = self._holding(found, member)
         self.unsettled(holding, found)
         try:
             if not await holding.is_left_behind():
@@ -493,3 +555,13 @@ def key_of_lease(lockspace: str, lease: str) -> FileKey:
 
 def _io_failed(what: str, place: str, failed: words.IoFailed) -> IoFailed:
     return IoFailed(what, place, failed.errno)
+
+
+def _silent(what: str, place: str, told: GivenUp[Any] | words.IoFailed) -> IoFailed:
+    return IoFailed(what, place, told.errno if isinstance(told, words.IoFailed) else errno.ETIMEDOUT)
+
+
+def _close_unasked(over: asyncio.Future[Any]) -> None:
+    """Nobody wants the lease any more that was being opened."""
+    if not over.cancelled() and over.exception() is None and isinstance(found := over.result(), Found):
+        found.disk.close()

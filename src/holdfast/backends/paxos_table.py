@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast.backends.base import BackendPorts, unknown_keys
+from holdfast.backends.lease_holding import HoldingPorts
 from holdfast.backends.lease_places import DevicePlaces, DirectoryPlaces, LeasePlaces, lockspace_path
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
@@ -57,13 +58,12 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
     presence = leases.lockspace(spec, name, _watchdog(table))
     num_hosts = spec.hosts_max
     storage = leases.storage(f"leases of {name}")
+    holding = HoldingPorts(errands=storage, clock=ports.clock, chance=leases.chance, spawn=leases.spawn)
     places: LeasePlaces
     if directory:
         places = DirectoryPlaces(directory, spec.path, storage, num_hosts)
     else:
-        places = DevicePlaces(
-            device, storage, num_hosts, clock=ports.clock, chance=leases.chance, spawn=leases.spawn
-        )
+        places = DevicePlaces(device, storage, num_hosts, holding)
     reach, reach_note = _reach(table, name, directory, ports.mounts)
     return PaxosBackend(
         name,
@@ -80,9 +80,7 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
         ),
         reach=reach,
         reach_note=reach_note,
-        clock=ports.clock,
-        chance=leases.chance,
-        spawn=leases.spawn,
+        ports=holding,
         storage=ports.storage,
         identities=leases.identities,
     )

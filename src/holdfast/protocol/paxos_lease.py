@@ -17,14 +17,14 @@ while we write, and then we would take back a promise of a living host. A stale 
 generation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.host_block import NO_MODE, HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.host_status import proven_gone
-from holdfast.protocol.lease_area import LeaseArea
+from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested, Busy, attested_off
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost, Refusal, Won
@@ -68,12 +68,14 @@ async def acquire_exclusive(
     wait: bool = False,
     on_wait: OnWait = nobody_looks_on,
     attested: Attested = NOBODY_ATTESTED,
+    glimpse: Snapshot | None = None,
 ) -> AcquireOutcome:
     """Acquire the lease for this host alone; `wait` for the dead bound of an owner that may be dead.
 
     `attested`: terms of hosts that a person vouches to be off, for which the dead bound need not pass.
+    `glimpse`: what a glance has just shown, with no write of ours in flight.
     """
-    intent = Intent(wanted_lver=wanted_lver, wait=wait, on_wait=on_wait, attested=attested)
+    intent = Intent(wanted_lver=wanted_lver, wait=wait, on_wait=on_wait, attested=attested, glimpse=glimpse)
     won = await race(area, member, clock, chance, intent)
     if not isinstance(won, Won):
         return won
@@ -96,10 +98,12 @@ async def acquire_shared(
     *,
     wait: bool = False,
     on_wait: OnWait = nobody_looks_on,
+    glimpse: Snapshot | None = None,
 ) -> AcquireOutcome:
     """Acquire the lease together with any other hosts that hold it shared."""
-    intent = Intent(short_hold=True, wait=wait, on_wait=on_wait)
+    intent = Intent(short_hold=True, wait=wait, on_wait=on_wait, glimpse=glimpse)
     won = await race(area, member, clock, chance, intent)
+    intent = replace(intent, glimpse=None)
     for _ in range(SHARED_RETRIES_MAX):
         if not (isinstance(won, Busy) and _held_for_a_moment(won.leader)):
             break

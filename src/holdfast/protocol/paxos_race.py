@@ -70,7 +70,7 @@ from holdfast.protocol.paxos_outcomes import (
     WrongVersion,
 )
 from holdfast.protocol.ports import Chance, Clock
-from holdfast.protocol.words import Generation, HostId, OnWait, nobody_looks_on, timestamp_of
+from holdfast.protocol.words import Generation, HostId, IoFailed, OnWait, nobody_looks_on, timestamp_of
 
 # Each start means that somebody else has got on; two hosts that race for seconds need a handful.
 STARTS_MAX = 64
@@ -93,6 +93,8 @@ class Intent:
     wait: bool = False
     on_wait: OnWait = nobody_looks_on
     attested: Attested = NOBODY_ATTESTED
+    glimpse: Snapshot | None = None
+    """What a glance has just shown, with no write of ours in flight: the race begins with it."""
 
 
 async def race(
@@ -121,6 +123,7 @@ class _Race:
         self._intent = intent
         self._own: HostBlock | None = None
         self._named = False
+        self._starts = 0
         self._ballots = 0
         self._behind = 0
 
@@ -138,7 +141,7 @@ class _Race:
     async def _start(self) -> Won | Refusal | InDoubt | _Again:
         """One pass of the drawing above."""
         member, intent = self._member, self._intent
-        seen = await self._area.look(member.host_id, member.io_timeout_s)
+        seen = await self._first_look()
         if not isinstance(seen, Snapshot):
             return self._ended(seen, None)
         leader = seen.leader
@@ -173,6 +176,14 @@ class _Race:
                 return await self._compete(seen_now, leader.lver + 1)
             case _:
                 return self._ended(verdict, leader)
+
+    async def _first_look(self) -> Snapshot | Malformed | IoFailed:
+        """Mostly nobody else is about, so a race begins with a glance; its ballots tell if somebody was."""
+        self._starts += 1
+        if self._starts == 1 and self._intent.glimpse is not None:
+            return self._intent.glimpse
+        look = self._area.glance if self._starts == 1 else self._area.look
+        return await look(self._member.host_id, self._member.io_timeout_s)
 
     def _refusal_at_sight(self, seen: Snapshot) -> Refusal | None:
         member, intent = self._member, self._intent
@@ -215,6 +226,8 @@ class _Race:
             match outcome:
                 case Decided(value, _, sharers):
                     return await self._commit(leader, lver, value, outcome.own, sharers)
+                case Outbid() | VersionPassed() if self._starts == 1:
+                    return _Again()  # the glance did not show that somebody was there before us
                 case Outbid(greater):
                     greatest_mbal = greater
                 case VersionPassed(newer):

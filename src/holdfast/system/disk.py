@@ -7,6 +7,8 @@ Two faces give the same port to two kinds of caller:
     BlockingDisk     its coroutines never suspend: for a dedicated thread, driven by `blocking_thread`
     SuspendingDisk   its coroutines suspend on asyncio
 
+Whoever comes on an errand (`errands`) is on a worker already, so either face calls the kernel there and then.
+
 Every failure is an answer. EINVAL is the answer for a request that is not made of whole sectors, EMSGSIZE for one
 beyond the end, ETIMEDOUT for one given up: `in_flight` then tells whether a write may still happen.
 """
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from holdfast.protocol.words import IoFailed
+from holdfast.system import errands
 from holdfast.system.disk_file import (
     DEVICE_WRITES,
     REAL_KERNEL,
@@ -32,6 +35,7 @@ from holdfast.system.disk_file import (
 )
 from holdfast.system.disk_lane import AlignedBuffer, DiskLane, Fate, LaneFull, Request
 from holdfast.system.disk_worker import future_and_wake, in_time, on_worker
+from holdfast.system.errands import Errand
 from holdfast.system.sector_writes import DeviceWrites
 
 T = TypeVar("T")
@@ -72,43 +76,42 @@ class _Disk:
     ) -> Request[bytes | IoFailed] | IoFailed:
         if failed := self._refused(offset_bytes, length_bytes):
             return failed
-        file, kernel = self._file, self._kernel
-        look_at_name = self.must_be_named and not file.facts.is_block_device
+        file = self._file
 
         def perform(buffer: AlignedBuffer) -> bytes | IoFailed:
             try:
-                if look_at_name and identity_of(file.facts.path) != (
-                    file.facts.file_system,
-                    file.facts.inode,
-                ):
-                    return IoFailed(errno.ESTALE)
-                with buffer.view(length_bytes) as view:
-                    if not file.facts.direct:
-                        os.posix_fadvise(file.fd, offset_bytes, length_bytes, os.POSIX_FADV_DONTNEED)
-                    got = kernel.read_into(file.fd, view, offset_bytes)
-                    return bytes(view) if got == length_bytes else IoFailed(errno.EMSGSIZE)
+                return self._read(buffer, offset_bytes, length_bytes)
             except OSError as e:
                 return IoFailed(e.errno or errno.EIO)
 
         file.enter()
         return self._issued(Request(perform, on_done=on_done, on_end=file.leave))
 
+    def _read(self, buffer: AlignedBuffer, offset_bytes: int, length_bytes: int) -> bytes | IoFailed:
+        file = self._file
+        if self.must_be_named and not file.facts.is_block_device:
+            facts = file.facts
+            if identity_of(facts.path) != (facts.file_system, facts.inode):
+                return IoFailed(errno.ESTALE)
+        with buffer.view(length_bytes) as view:
+            if not file.facts.direct:
+                os.posix_fadvise(file.fd, offset_bytes, length_bytes, os.POSIX_FADV_DONTNEED)
+            got = self._kernel.read_into(file.fd, view, offset_bytes)
+            return bytes(view) if got == length_bytes else IoFailed(errno.EMSGSIZE)
+
     def _write_request(
         self, offset_bytes: int, content: bytes, on_done: Callable[[], None]
     ) -> Request[IoFailed | None] | IoFailed:
         if failed := self._refused(offset_bytes, len(content)):
             return failed
-        file, kernel = self._file, self._kernel
+        file = self._file
         token = file.writes.begin(offset_bytes, len(content))
         if token is None:
             return IoFailed(errno.EBUSY, in_flight=True)
 
         def perform(buffer: AlignedBuffer) -> IoFailed | None:
             try:
-                with buffer.view(len(content)) as view:
-                    view[:] = content
-                    put = kernel.write_from(file.fd, view, offset_bytes)
-                    return None if put == len(content) else IoFailed(errno.EMSGSIZE)
+                return self._write(buffer, offset_bytes, content)
             except OSError as e:
                 return IoFailed(e.errno or errno.EIO)
 
@@ -118,6 +121,41 @@ class _Disk:
 
         file.enter()
         return self._issued(Request(perform, on_done=on_done, on_end=end))
+
+    def _write(self, buffer: AlignedBuffer, offset_bytes: int, content: bytes) -> IoFailed | None:
+        with buffer.view(len(content)) as view:
+            view[:] = content
+            put = self._kernel.write_from(self._file.fd, view, offset_bytes)
+            return None if put == len(content) else IoFailed(errno.EMSGSIZE)
+
+    # --- for whoever is on a worker already ---
+
+    def _read_here(
+        self, errand: Errand, offset_bytes: int, length_bytes: int, timeout_s: float
+    ) -> bytes | IoFailed:
+        if failed := self._refused(offset_bytes, length_bytes):
+            return failed
+        self._file.enter()
+        try:
+            return errand.request(timeout_s, self._read, errand.buffer, offset_bytes, length_bytes)
+        finally:
+            self._file.leave()
+
+    def _write_here(
+        self, errand: Errand, offset_bytes: int, content: bytes, timeout_s: float
+    ) -> IoFailed | None:
+        if failed := self._refused(offset_bytes, len(content)):
+            return failed
+        file = self._file
+        token = file.writes.begin(offset_bytes, len(content))
+        if token is None:
+            return IoFailed(errno.EBUSY, in_flight=True)
+        file.enter()
+        try:
+            return errand.request(timeout_s, self._write, errand.buffer, offset_bytes, content)
+        finally:
+            file.writes.end(token)
+            file.leave()
 
     def _refused(self, offset_bytes: int, length_bytes: int) -> IoFailed | None:
         if self._closed:
@@ -145,6 +183,8 @@ class BlockingDisk(_Disk):
     """The `Disk` port for a thread of its own: whoever awaits is blocked, and nothing ever suspends."""
 
     async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
+        if (errand := errands.here()) is not None:
+            return self._read_here(errand, offset_bytes, length_bytes, timeout_s)
         done = threading.Event()
         request = self._read_request(offset_bytes, length_bytes, done.set)
         if isinstance(request, IoFailed):
@@ -153,6 +193,8 @@ class BlockingDisk(_Disk):
         return self._answer(request, is_write=False)
 
     async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
+        if (errand := errands.here()) is not None:
+            return self._write_here(errand, offset_bytes, content, timeout_s)
         done = threading.Event()
         request = self._write_request(offset_bytes, content, done.set)
         if isinstance(request, IoFailed):
@@ -170,6 +212,8 @@ class SuspendingDisk(_Disk):
     """The `Disk` port for asyncio. A cancelled caller has given up; its write stays accounted for."""
 
     async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
+        if (errand := errands.here()) is not None:
+            return self._read_here(errand, offset_bytes, length_bytes, timeout_s)
         done, wake = future_and_wake()
         request = self._read_request(offset_bytes, length_bytes, wake)
         if isinstance(request, IoFailed):
@@ -178,6 +222,8 @@ class SuspendingDisk(_Disk):
         return self._answer(request, is_write=False)
 
     async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
+        if (errand := errands.here()) is not None:
+            return self._write_here(errand, offset_bytes, content, timeout_s)
         done, wake = future_and_wake()
         request = self._write_request(offset_bytes, content, wake)
         if isinstance(request, IoFailed):
@@ -186,6 +232,10 @@ class SuspendingDisk(_Disk):
         return self._answer(request, is_write=True)
 
     async def settled(self, offset_bytes: int, length_bytes: int) -> None:
+        # That may take for ever: not on a worker.
+        await errands.at_home(lambda: self._settled(offset_bytes, length_bytes))
+
+    async def _settled(self, offset_bytes: int, length_bytes: int) -> None:
         done, wake = future_and_wake()
         self._file.writes.when_settled(offset_bytes, length_bytes, wake)
         try:
@@ -264,7 +314,10 @@ async def open_suspending(
     kernel: Kernel = REAL_KERNEL,
     devices: DeviceWrites = DEVICE_WRITES,
 ) -> SuspendingDisk | IoFailed:
-    """The same for asyncio."""
+    """The same for asyncio, or for an errand."""
+    if (errand := errands.here()) is not None:
+        file = errand.request(timeout_s, open_file, path, writable, exclusive, kernel, devices)
+        return file if isinstance(file, IoFailed) else SuspendingDisk(file, lane, kernel)
     done, wake = future_and_wake()
     request = _open_request(path, writable, exclusive, kernel, devices, wake)
     lane.submit(request)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from holdfast.protocol.words import IoFailed
-from holdfast.system import tasks
+from holdfast.system import errands, tasks
 from holdfast.system.disk_lane import DiskLane, Fate, LaneFull, Request
 
 T = TypeVar("T")
@@ -39,6 +39,8 @@ async def in_time(done: asyncio.Future[None], timeout_s: float) -> None:
 
 async def on_worker(lane: DiskLane, function: Callable[[], T], timeout_s: float) -> T | IoFailed:
     """Run it on a worker of the lane; a system call that fails, or does not end in time, is an answer."""
+    if (errand := errands.here()) is not None:
+        return errand.request(timeout_s, function)
 
     def perform(_: object) -> T | IoFailed:
         try:

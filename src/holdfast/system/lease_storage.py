@@ -24,6 +24,7 @@ from holdfast.system.disk import OPEN_TIMEOUT_S, SuspendingDisk, open_suspending
 from holdfast.system.disk_file import DEVICE_WRITES, REAL_KERNEL, DiskFacts, Kernel
 from holdfast.system.disk_lane import DiskLane
 from holdfast.system.disk_worker import on_worker
+from holdfast.system.errands import Errands, LaneErrands
 from holdfast.system.sector_writes import DeviceWrites
 
 UNFINISHED_PREFIX = ".holdfast-"
@@ -46,8 +47,8 @@ class LeaseDisk(Disk, Protocol):
     def close(self) -> None: ...
 
 
-class LeaseStorage(Protocol):
-    """The port."""
+class LeaseStorage(Errands, Protocol):
+    """The port. What is sent on an errand may use all of it, and the disks opened by it."""
 
     async def open(self, path: str, *, writable: bool = True) -> LeaseDisk | IoFailed: ...
 
@@ -59,13 +60,13 @@ class LeaseStorage(Protocol):
     async def names(self, directory: str) -> list[str] | IoFailed: ...
 
 
-class SystemLeaseStorage:
+class SystemLeaseStorage(LaneErrands):
     """The kernel's own."""
 
     def __init__(
         self, lane: DiskLane, *, kernel: Kernel = REAL_KERNEL, devices: DeviceWrites = DEVICE_WRITES
     ) -> None:
-        self._lane = lane
+        super().__init__(lane)
         self._kernel = kernel
         self._devices = devices
 

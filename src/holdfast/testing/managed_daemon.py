@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from holdfast.backends.base import Backend
+from holdfast.backends.lease_holding import HoldingPorts
 from holdfast.backends.lease_places import Found, StorageFailed, Unusable, Vanished, opened
 from holdfast.backends.lock_names import NameBy, lease_name
 from holdfast.backends.paxos import PaxosBackend
@@ -51,6 +52,7 @@ from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_disk import Path, PathDisk
 from holdfast.testing.simulated import SimulatedAppendFile, SimulatedProcesses
 from holdfast.testing.simulated_daemon import CheckedWatchdog, Space
+from holdfast.testing.simulated_errands import SimulatedErrands
 from holdfast.testing.world import ProcessGone, Violation
 
 UNKILLABLE = frozenset((signal.SIGTERM, signal.SIGKILL))
@@ -370,9 +372,12 @@ class ManagedSeat:
             on_lockfailure=action,
             reach=Protection.CROSS_HOST,
             reach_note="",
-            clock=MachineClock(daemon.process, daemon.machine),
-            chance=daemon.world.random,
-            spawn=tasks.start,
+            ports=HoldingPorts(
+                errands=SimulatedErrands(lambda: daemon.world.random.uniform(0.5, 4)),
+                clock=MachineClock(daemon.process, daemon.machine),
+                chance=daemon.world.random,
+                spawn=tasks.start,
+            ),
             storage=InlineStorage(),
             identities=Identities(),
         )

@@ -107,7 +107,7 @@ def test_a_lease_for_more_hosts_than_expected_is_looked_at_whole() -> None:
     cluster = Cluster(1, num_hosts=2000)
     one, two = cluster.join(1, 2)
     at = G512.host_block_offset_bytes(1999)
-    ahead = HostBlock(dblock=Dblock(mbal=999999, lver=0))
+    ahead = HostBlock(dblock=Dblock(mbal=999999, lver=1))
     cluster.put(at, ahead.sector(512))
     assert held(exclusive(one)).own.dblock.mbal == 1000001
     assert isinstance(exclusive(two), Busy)
