@@ -19,6 +19,7 @@ from holdfast.control_api import (
     CollectedLease,
     DiskWish,
     EventInfo,
+    FencedHost,
     HolderInfo,
     LeaseSpaceInfo,
     OwnerInfo,
@@ -97,6 +98,13 @@ class ControlClient:
 
     def break_lease(self, path: str, *, attest_off: str, operator: str) -> str:
         return self._one("BreakLease", "proof", str, path=path, attest_off=attest_off, operator=operator)
+
+    def fence_host(self, host: str, *, operator: str, lockspace: str = "") -> list[FencedHost]:
+        # Each lease takes some requests to storage, and there may be hundreds.
+        self._socket.settimeout(None)
+        return self._one(
+            "FenceHost", "hosts", list[FencedHost], host=host, operator=operator, lockspace=lockspace
+        )
 
     def acquire(self, *, pid: int, name: str, disks: list[DiskWish]) -> None:
         self._call("Acquire", {"pid": pid, "name": name, "disks": disks})

@@ -140,6 +140,36 @@ class CollectedLease:
 
 
 @dataclass
+class FencedLease:
+    """A lease of a host that was said to be off; ``freed`` or not, and the proof or the reason."""
+
+    backend: str
+    lease: str
+    resource: str
+    """The disk, if this daemon has met it."""
+    freed: bool
+    detail: str
+
+
+@dataclass
+class FencedHost:
+    """One term of the host, in one lockspace. Nothing was done anywhere if ``refused`` says why, for any of them."""
+
+    lockspace: str
+    host_id: int
+    host_name: str
+    generation: int
+    timestamp: int
+    """A number by that host's own clock: each renewal brings another one."""
+    io_timeout_s: int
+    unchanged_s: float
+    seconds_left: float | None
+    """Until it has been silent for long enough; absent where it has been, or need not be."""
+    refused: str
+    leases: list[FencedLease]
+
+
+@dataclass
 class DiskWish:
     """One disk of an Acquire: an absolute path, shared or exclusive."""
 

@@ -40,6 +40,7 @@ from holdfast.handover import Handover, lock_name
 from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, LeaseSpaceCalls, machine_of
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
+from holdfast.manager.host_fencing import HostFencer
 from holdfast.manager.inspection import Inspection
 from holdfast.manager.journal import Journal
 from holdfast.manager.lease_breaker import LeaseBreaker
@@ -195,6 +196,11 @@ class Daemon:
             readiness=self._readiness,
             keep=self.notifier.store if self.notifier.stores else None,
         )
+        breaker = LeaseBreaker(
+            self.manager,
+            clock=clock,
+            record=lambda line: append_line(f"{config.state_dir}/{BREAKS_FILE}", line),
+        )
         inspection = Inspection(self.manager, files=files, storage=storage, host=host)
         self.control = ControlFrontend(
             self.manager,
@@ -205,11 +211,8 @@ class Daemon:
                 lambda backends: self.lease_recovery.count(set(backends)),
                 clock.now,
                 self.collector,
-                LeaseBreaker(
-                    self.manager,
-                    clock=clock,
-                    record=lambda line: append_line(f"{config.state_dir}/{BREAKS_FILE}", line),
-                ),
+                breaker,
+                HostFencer(self.manager, breaker),
             ),
             uid=os.geteuid(),
             group=config.control.group,

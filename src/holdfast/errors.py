@@ -166,6 +166,10 @@ class Refused(LockError):
     template = "{reason}"
 
 
+class HostNotKnown(LockError):
+    template = "host '{host}' is in no lockspace of this daemon ('holdfast lockspace list' shows who is)"
+
+
 class LockspaceAbsent(LockError):
     """This host is not in the lockspace whose leases would hold the disk."""
 

@@ -15,8 +15,9 @@ from functools import partial
 from random import SystemRandom
 
 from holdfast.backends.base import LeasePorts
-from holdfast.control_api import CollectedLease, HostInfo, LeaseSpaceInfo
+from holdfast.control_api import CollectedLease, FencedHost, FencedLease, HostInfo, LeaseSpaceInfo
 from holdfast.errors import Refused
+from holdfast.manager.host_fencing import HostFencer
 from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.supervision.heartbeat import Heartbeat
@@ -208,9 +209,11 @@ class LeaseSpaceCalls:
         now: Callable[[], float],
         collector: LeaseCollector,
         breaker: LeaseBreaker,
+        fencer: HostFencer,
     ) -> None:
         self._collector = collector
         self._breaker = breaker
+        self._fencer = fencer
         self._host = host
         self._leases = leases
         self._now = now
@@ -240,6 +243,26 @@ class LeaseSpaceCalls:
 
     async def break_lease(self, path: str, attest_off: str, operator: str) -> str:
         return await self._breaker.break_lease(path, attest_off=attest_off, operator=operator)
+
+    async def fence_host(self, host: str, operator: str, lockspace: str) -> list[FencedHost]:
+        spaces = [self._keeper(lockspace)] if lockspace else self._host.keepers
+        return [
+            FencedHost(
+                lockspace=each.lockspace,
+                host_id=each.view.host_id,
+                host_name=each.view.name,
+                generation=each.view.generation or 0,
+                timestamp=each.view.timestamp.written if each.view.timestamp else 0,
+                io_timeout_s=each.view.io_timeout_s,
+                unchanged_s=each.view.unchanged_s,
+                seconds_left=each.seconds_left,
+                refused=each.refused,
+                leases=[
+                    FencedLease(le.backend, le.lease, le.resource, le.freed, le.detail) for le in each.leases
+                ],
+            )
+            for each in await self._fencer.fence(spaces, host, operator)
+        ]
 
     def _keeper(self, name: str) -> LockspaceKeeper:
         for keeper in self._host.keepers:

@@ -1,18 +1,51 @@
-"""Whose claims stand on a lease that is to be broken, and what proves that they are over."""
+"""Whose claims stand on a lease that is to be broken, what proves that they are over, and what is left of them.
+
+An owner that is attested to be off is no owner of the next version. A shared hold stands in the block of its host, for
+everybody to judge by the host's record, until the dead bound: so it is cleared there, by the host that has won the lease
+alone, and nothing else of that block is changed. Only blocks of attested terms are touched, and all others wait.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.host_block import NO_MODE, HostBlock
 from holdfast.protocol.host_status import HostState, HostView, proven_gone
-from holdfast.protocol.words import Generation, HostId
+from holdfast.protocol.lease_area import LeaseArea
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.owner_test import Attested
+from holdfast.protocol.words import Generation, HostId, IoFailed
 from holdfast.supervision.host_terms import node_of
 
 UNPROVEN = (
     ": not proven to be off; if you know that it is, name it (--attest-off HOST --operator YOU), and wait until it has "
     "not renewed for 3 io_timeouts"
 )
+
+
+CLEARING_MAX = 4
+"""Requests that clearing the hold of one host takes, and as many io_timeouts at most; hosts that are off are few."""
+
+
+async def clear_holds(area: LeaseArea, member: Membership, attested: Attested) -> IoFailed | None:
+    """Take the shared holds of attested terms out of their hosts' blocks. The lease is ours alone."""
+    for host_id, term in sorted(attested):
+        if host_id > area.hosts_expected:
+            continue
+        block = await area.read_block(host_id, member.io_timeout_s)
+        if isinstance(block, IoFailed):
+            return block
+        if not isinstance(block, HostBlock) or not block.mode.is_shared or block.mode.generation != term:
+            continue
+        # The word was about this term: a host that came back meanwhile writes its block itself.
+        record = await member.lockspace.read_record(host_id, member.io_timeout_s)
+        if not isinstance(record, DeltaLease) or record.generation != term or not member.may_write():
+            continue
+        cleared = replace(block, mode=NO_MODE)
+        if failed := await replace(area, note=b"").write_block(host_id, cleared, member.io_timeout_s):
+            return failed
+    return None
 
 
 @dataclass(frozen=True, slots=True)

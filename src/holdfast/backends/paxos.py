@@ -24,12 +24,13 @@ import errno
 import hashlib
 import logging
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.backends import lease_note
 from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved, OwnerNote, SavedLock
-from holdfast.backends.lease_breaking import UNPROVEN, Claimant
+from holdfast.backends.lease_breaking import CLEARING_MAX, UNPROVEN, Claimant, clear_holds
 from holdfast.backends.lease_holding import Holding, HoldingPorts, acquire_lease
 from holdfast.backends.lease_places import Found, LeasePlaces, StorageFailed, Unusable, Vanished
 from holdfast.backends.lease_refusals import Refusals
@@ -42,11 +43,12 @@ from holdfast.ondisk.padded_name import NAME_BYTES
 from holdfast.protocol import words
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
+from holdfast.protocol.owner_test import Attested
 from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.rindex_area import is_cleared
-from holdfast.protocol.words import HostId
+from holdfast.protocol.words import Generation, HostId
 from holdfast.supervision.presence import Absent, Presence
 from holdfast.system.blocking import Storage
 from holdfast.system.disk_identity import DiskIdentities, DiskIdentity
@@ -403,8 +405,57 @@ class PaxosBackend:
 
         The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
         """
-        member = self._member(resource)
+
+        def attest(hosts: Sequence[Claimant]) -> Attested:
+            attested = frozenset(host.term for host in hosts if attest_off and host.is_called(attest_off))
+            if attest_off and not attested:
+                named = ", ".join(str(host) for host in hosts) or "nobody"
+                place = self._places.place(lease)
+                reason = f"host {attest_off} is not on it, but {named}"
+                raise LeaseUnusable(name=resource.name, place=place, reason=reason)
+            return attested
+
         lease = self._lease_of(resource, await self._identity(resource))
+        return await self._break(resource, lease, attest) or "nobody held it"
+
+    async def claims_on(self, lease: str) -> list[tuple[HostId, Generation]]:
+        """The terms of other hosts that one look shows on a lease of that name; raises a `LockError`."""
+        resource = Resource("", self.path_of(lease))
+        member = self._member(resource)
+        found = await self._look_up(member, resource, lease)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        try:
+            claims = await self._holding(found, member).claims()
+        finally:
+            found.disk.close()
+        if isinstance(claims, str):
+            raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
+        return claims
+
+    def path_of(self, lease: str) -> str:
+        """The disk that a lease is for, if this daemon has met it; else the lease's name."""
+        return self._paths.get(lease, lease)
+
+    def makes(self, name: str) -> bool:
+        """Whether it is a name of the kind that this backend gives."""
+        return made_by_us(name, self._name_by)
+
+    async def break_of(self, lease: str, terms: Attested) -> str:
+        """The same for a lease by its name, if it is of one of these terms, which are attested to be over; empty if it
+        is of none.
+        """
+        return await self._break(
+            Resource("", self.path_of(lease)),
+            lease,
+            lambda hosts: terms if any(host.term in terms for host in hosts) else None,
+        )
+
+    async def _break(
+        self, resource: Resource, lease: str, attest: Callable[[Sequence[Claimant]], Attested | None]
+    ) -> str:
+        """The proof; empty if nobody has it, or `attest` says None: then it is left alone."""
+        member = self._member(resource)
         found = await self._look_up(member, resource, lease)
         if isinstance(found, IoFailed):
             raise storage_failed(found)
@@ -415,22 +466,22 @@ class PaxosBackend:
             if isinstance(claims, str):
                 raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
             hosts = [Claimant(c, await self._record(member, c[0]), member.view(c[0])) for c in claims]
-            attested = frozenset(host.term for host in hosts if attest_off and host.is_called(attest_off))
-            if attest_off and not attested:
-                named = ", ".join(str(host) for host in hosts) or "nobody"
-                raise LeaseUnusable(
-                    name=resource.name,
-                    place=found.place,
-                    reason=f"host {attest_off} is not on it, but {named}",
-                )
+            attested = attest(hosts)
+            if attested is None:
+                return ""
             outcome = await holding.acquire(Mode.EXCLUSIVE, attested)
             if not isinstance(outcome, Lease):
                 refused = await self.refusal(found, holding, outcome)
                 if isinstance(refused, HeldElsewhere):
                     raise ResourceBusy(resource, refused.holders, note=UNPROVEN)
                 raise storage_failed(refused)
+            failed = await self._ports.answer(
+                clear_holds(found.area, member, attested), CLEARING_MAX * member.io_timeout_s
+            )
             await holding.release()
-            return "; ".join(host.proof(attested) for host in hosts) or "nobody held it"
+            if failed is not None:
+                raise storage_failed(_io_failed("Unable to clear a shared hold in", found.place, failed))
+            return "; ".join(host.proof(attested) for host in hosts)
         finally:
             self.tidy(holding)
 
@@ -443,10 +494,13 @@ class PaxosBackend:
 
     async def lease_names(self) -> list[str]:
         """Leases that this backend may have made: by their names; raises a `LockError`."""
-        member = self._member(Resource("", ""))
-        names = await self._places.names(member)
+        return [name for name in await self.all_names() if self.makes(name)]
+
+    async def all_names(self) -> list[str]:
+        """The same and whatever else is there, leases that others named among it."""
+        names = await self._places.names(self._member(Resource("", "")))
         if isinstance(names, list):
-            return [name for name in names if made_by_us(name, self._name_by)]
+            return names
         if isinstance(names, Unusable):
             raise LeaseUnusable(name="", place=names.place, reason=names.reason)
         raise LeaseUnusable(name="", place=names.place, reason=os.strerror(names.failed.errno))

@@ -1,15 +1,58 @@
-"""`holdfast host`: who is in a lockspace, read from storage alone."""
+"""`holdfast host`: who is in a lockspace, read from storage alone; and, by the daemon, what a host that is off has left."""
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import click
 
+from holdfast.cli import exits
 from holdfast.cli.options import json_option, offset_option
+
+if TYPE_CHECKING:
+    from holdfast.cli.main import Context
 
 
 @click.group()
 def host() -> None:
     """Hosts of a lockspace, as their delta leases show them."""
+
+
+@host.command("fenced")
+@click.argument("name", metavar="HOST")
+@click.option("--operator", required=True, metavar="NAME", help="Who vouches for it; it is recorded.")
+@click.option("--lockspace", default="", metavar="NAME", help="Only there [default: all of holdfastd's].")
+@click.option("--wait", is_flag=True, help="Wait until it has been silent for long enough, with progress.")
+@json_option
+@click.pass_obj
+def fenced(context: Context, name: str, operator: str, lockspace: str, wait: bool, as_json: bool) -> None:
+    """Say that a host is off (you, or a fencing agent, have seen to it): all its leases are freed at once.
+
+    HOST is its name or host id. As with 'holdfast break --attest-off', your word stands for the dead bound only once
+    holdfastd has seen the host's record silent for 3 of its io_timeouts: a host that renews is not off, whatever
+    anybody says. If it is on after all, two VMs write one disk. A lease that living hosts share stays theirs.
+
+    \b
+    holdfast host fenced alpha --operator "J. Doe"
+    ipmitool -H alpha-bmc chassis power off && holdfast host fenced alpha --operator ipmi --wait
+
+    Exit 0: it holds nothing any more; 1: some leases stay, each with its reason; 75: refused, nothing was done;
+    4: no such host.
+    """
+    from holdfast.cli import render
+    from holdfast.cli.host_fencing import fence, show
+
+    with context.connect() as client:
+        told = fence(client, name, operator=operator, lockspace=lockspace, wait=wait)
+    if as_json:
+        render.as_json(told)
+    else:
+        show(told)
+    if any(each.refused for each in told):
+        sys.exit(exits.REFUSED)
+    if any(not lease.freed for each in told for lease in each.leases):
+        sys.exit(exits.NEGATIVE)
 
 
 @host.command("list")

@@ -35,6 +35,7 @@ from holdfast.control_api import (
     CollectedLease,
     DiskWish,
     EventInfo,
+    FencedHost,
     HolderInfo,
     LeaseSpaceInfo,
     OwnerInfo,
@@ -67,6 +68,7 @@ class LeaseSpaces(Protocol):
     async def leave(self, name: str) -> None: ...
     async def collect(self, dry_run: bool) -> list[CollectedLease]: ...
     async def break_lease(self, path: str, attest_off: str, operator: str) -> str: ...
+    async def fence_host(self, host: str, operator: str, lockspace: str) -> list[FencedHost]: ...
 
 
 class ControlInterface(VarlinkInterface, name=INTERFACE):
@@ -137,6 +139,18 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         self._must_be_root()
         try:
             return await self._lease_spaces.break_lease(path, attest_off, operator)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="hosts")
+    async def FenceHost(self, *, host: str, operator: str, lockspace: str) -> list[FencedHost]:  # noqa: N802
+        """Free the leases of a host that a named operator attests to be off, in one lockspace or (empty) in all.
+
+        Nothing is done, and `refused` and `seconds_left` say why, before it has been silent for 3 of its io_timeouts.
+        """
+        self._must_be_root()
+        try:
+            return await self._lease_spaces.fence_host(host, operator, lockspace)
         except HoldfastError as error:
             raise refused(error) from None
 

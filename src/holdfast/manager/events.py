@@ -24,6 +24,7 @@ LOCK_LOST = "lock-lost"
 LOCK_REGAINED = "lock-regained"
 LEASE_LOST = "lease-lost"
 LEASE_BROKEN = "lease-broken"
+HOST_FENCED = "host-fenced"
 LOCKSPACE_JOINED = "lockspace-joined"
 LOCKSPACE_LOST = "lockspace-lost"
 DAEMON_STARTED = "daemon-started"
@@ -41,6 +42,7 @@ KINDS = (
     LOCK_REGAINED,
     LEASE_LOST,
     LEASE_BROKEN,
+    HOST_FENCED,
     LOCKSPACE_JOINED,
     LOCKSPACE_LOST,
     DAEMON_STARTED,

@@ -44,20 +44,25 @@ class LeaseBreaker:
             raise ResourceBusy(resource, manager.telling.holders(lock), note=": stop or migrate that VM")
         if manager.turns.taken(key):
             raise Refused(reason=f"disk '{path}' is being taken on this host")
-        self._write("ordered", path, attest_off, operator, "")
+        self.write("ordered", path, attest_off, operator, "")
         try:
             proof = await manager.turns.during((key,), backend.break_lease(resource, attest_off))
         except LockError as e:
-            self._write("refused", path, attest_off, operator, str(e))
+            self.write("refused", path, attest_off, operator, str(e))
             raise
-        self._write("broken", path, attest_off, operator, proof)
-        log.critical("lease of %s was broken by %s: %s", path, operator or "proof alone", proof)
-        manager.events.emit(
-            ev.LEASE_BROKEN, resource=resource, detail=f"{operator}: {proof}" if operator else proof
-        )
+        self.write("broken", path, attest_off, operator, proof)
+        self.broken(resource, operator, proof)
         return proof
 
-    def _write(self, what: str, path: str, attest_off: str, operator: str, detail: str) -> None:
+    def broken(self, resource: Resource, operator: str, proof: str) -> None:
+        """Tell everybody."""
+        log.critical("lease of %s was broken by %s: %s", resource, operator or "proof alone", proof)
+        self._manager.events.emit(
+            ev.LEASE_BROKEN, resource=resource, detail=f"{operator}: {proof}" if operator else proof
+        )
+
+    def write(self, what: str, path: str, attest_off: str, operator: str, detail: str) -> None:
+        """One line of the record; an order that can't be recorded is refused."""
         line = {
             "time": round(self._clock.wall(), 3),
             "what": what,

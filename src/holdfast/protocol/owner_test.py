@@ -80,10 +80,14 @@ def attested_off(
     """
     if (host_id, term) not in attested or record.generation != term or view.generation != term:
         return False
-    io_timeout_s = timing.of_host(max(record.io_timeout_s, view.io_timeout_s)).io_timeout_s
-    silent_s = timing.of_host(io_timeout_s).renewal_s + io_timeout_s
+    bound_s = silence_s(timing.of_host(max(record.io_timeout_s, view.io_timeout_s)))
     unchanged = view.timestamp == HostTimestamp(record.timestamp) and not view.changed_at_latest_look
-    return unchanged and view.unchanged_s > silent_s
+    return unchanged and view.unchanged_s > bound_s
+
+
+def silence_s(timing: Timing) -> int:
+    """How long a host of that timing must have been silent for a person's word about it to count: 3 io_timeouts."""
+    return timing.renewal_s + timing.io_timeout_s
 
 
 OwnerVerdict = MayTake | Busy | HostUnknown | LeaderChanged | Malformed | IoFailed

@@ -160,7 +160,9 @@ def test_what_is_no_disk_is_not_opened(rig: Rig, tmp_path: Path, what: str, expe
     path = {"missing": tmp_path / "missing", "directory": tmp_path, "null": Path("/dev/null")}[what]
     before = len(os.listdir("/proc/self/fd"))
     assert open_blocking(str(path), rig.lane(), devices=rig.devices) == IoFailed(expected)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert (
+        len(os.listdir("/proc/self/fd")) <= before
+    )  # an earlier test's may be closed by its worker meanwhile
 
 
 @pytest.mark.parametrize(

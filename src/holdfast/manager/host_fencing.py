@@ -1,0 +1,163 @@
+"""All leases of a host that somebody has switched off, freed by one order.
+
+Who gives it (an operator, or a fencing agent after STONITH) attests that the host is off. Each lease is then broken as
+by an order for it alone (`lease_breaker`), with the same proof: the word counts only while the looks of this daemon
+show the host's record silent for 3 of its io_timeouts. A host that renews in one lockspace is not off in another, so
+nothing is done anywhere before it is silent everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.backends.paxos import PaxosBackend, key_of_lease
+from holdfast.errors import HostNotKnown, LeaseUnusable, LockError, LockspaceAbsent, Refused
+from holdfast.manager import events as ev
+from holdfast.manager.lease_breaker import LeaseBreaker
+from holdfast.manager.lock_manager import LockManager
+from holdfast.model import Resource
+from holdfast.protocol.host_status import HostState, HostView
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.owner_test import silence_s
+from holdfast.protocol.words import Generation
+from holdfast.supervision.host_terms import node_of
+from holdfast.supervision.presence import Absent
+from holdfast.system.lease_storage import UNFINISHED_PREFIX
+
+log = logging.getLogger(__name__)
+
+
+class Space(Protocol):
+    """A lockspace of this host: `supervision.keeper`."""
+
+    name: str
+
+    def membership(self) -> Membership | Absent: ...
+    def hosts(self) -> Sequence[HostView]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFreed:
+    """One lease of the host; `detail` is the proof, or why it stays."""
+
+    backend: str
+    lease: str
+    resource: str
+    freed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostFenced:
+    """One term of the host in one lockspace. `seconds_left`: of the silence that its word needs."""
+
+    lockspace: str
+    view: HostView
+    seconds_left: float | None
+    leases: tuple[LeaseFreed, ...] = ()
+
+    @property
+    def refused(self) -> str:
+        if self.seconds_left is None:
+            return ""
+        return (
+            f"its record changed {self.view.unchanged_s:.0f} s ago: it has to be silent for {self.seconds_left:.0f} s more; "
+            "a host that renews is not off"
+        )
+
+
+class HostFencer:
+    """See the module."""
+
+    def __init__(self, manager: LockManager, breaker: LeaseBreaker) -> None:
+        self._manager = manager
+        self._breaker = breaker
+
+    async def fence(self, spaces: Iterable[Space], host: str, operator: str) -> list[HostFenced]:
+        """Raises a `LockError` if the order can't be taken; else what came of it, for each term of that host."""
+        if not host:
+            raise Refused(reason="name the host that is off: its name or host id")
+        if not operator:
+            raise Refused(reason="who attests that a host is off has to give a name (--operator)")
+        found = [(space, term) for space in spaces for term in self._terms(space, host)]
+        if not found:
+            raise HostNotKnown(host=host)
+        if any(term.seconds_left is not None for _, term in found):
+            return [term for _, term in found]
+        self._breaker.write("host ordered", "", host, operator, "")
+        fenced = []
+        for space, term in found:
+            leases = await self._leases(space, term, operator)
+            freed = sum(each.freed for each in leases)
+            detail = f"{operator}: {term.view.name} (host_id {term.view.host_id}) in {space.name}: {freed} leases freed"
+            detail += f", {len(leases) - freed} not" if freed < len(leases) else ""
+            log.critical("host fenced by %s", detail)
+            self._manager.events.emit(ev.HOST_FENCED, detail=detail)
+            fenced.append(HostFenced(space.name, term.view, None, tuple(leases)))
+        return fenced
+
+    def _terms(self, space: Space, host: str) -> list[HostFenced]:
+        """The terms that this host may mean there, by host id, whole name or its node's name."""
+        member = space.membership()
+        views = [view for view in space.hosts() if host in (str(view.host_id), view.name, node_of(view.name))]
+        if isinstance(member, Absent):
+            raise LockspaceAbsent(name=f"host {host}", lockspace=space.name, reason=str(member))
+        for view in views:
+            if view.host_id == member.host_id:
+                raise Refused(
+                    reason=f"host {view.name} (host_id {view.host_id}) of lockspace {space.name} is this very host"
+                )
+            if view.generation is None:
+                raise Refused(
+                    reason=f"the record of host_id {view.host_id} in lockspace {space.name} can't be read: {view.fault}"
+                )
+        return [HostFenced(space.name, view, _seconds_left(member, view)) for view in views]
+
+    async def _leases(self, space: Space, term: HostFenced, operator: str) -> list[LeaseFreed]:
+        found: list[LeaseFreed] = []
+        for backend in self._manager.backends.values():
+            if isinstance(backend, PaxosBackend) and backend.presence.name == space.name:
+                # One after the other, as the record is read for each: a host that comes back amid it is believed.
+                for name in await backend.all_names():
+                    if not name.startswith(UNFINISHED_PREFIX):
+                        found += await self._free(backend, name, term.view, operator)
+        return found
+
+    async def _free(
+        self, backend: PaxosBackend, name: str, view: HostView, operator: str
+    ) -> list[LeaseFreed]:
+        """What became of one lease; empty if it is none of that host's."""
+        manager, resource = self._manager, Resource("", backend.path_of(name))
+        key = key_of_lease(backend.presence.name, name)
+        term = (view.host_id, Generation(view.generation or 0))
+        try:
+            if term not in await backend.claims_on(name):
+                return []
+            if manager.table.of_lock_file(key) is not None:
+                raise Refused(reason="it is shared with a VM of this host, which goes on holding it")
+            if manager.turns.taken(key):
+                raise Refused(reason="it is being taken on this host; run this again")
+            proof = await manager.turns.during((key,), backend.break_of(name, frozenset((term,))))
+        except LockError as e:
+            if isinstance(e, LeaseUnusable) and not backend.makes(name):
+                return []  # no lease, but something else that is kept there
+            self._breaker.write("refused", resource.name, str(view.host_id), operator, str(e))
+            return [LeaseFreed(backend.name, name, resource.name, False, str(e))]
+        if not proof:
+            return []  # it was given up just now
+        self._breaker.write("broken", resource.name, str(view.host_id), operator, proof)
+        self._breaker.broken(resource, operator, proof)
+        return [LeaseFreed(backend.name, name, resource.name, True, proof)]
+
+
+def _seconds_left(member: Membership, view: HostView) -> float | None:
+    """Of the silence without which nobody's word counts; None if it is over, or if the host is gone by proof."""
+    if view.state in (HostState.FREE, HostState.DEAD):
+        return None
+    bound_s = silence_s(member.timing.of_host(view.io_timeout_s))
+    if view.unchanged_s > bound_s and not view.changed_at_latest_look:
+        return None
+    return max(0.0, bound_s - view.unchanged_s) + member.timing.renewal_s / 2  # a look has to show it

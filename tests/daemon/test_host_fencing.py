@@ -1,0 +1,144 @@
+"""`holdfast host fenced`: all leases of a host that somebody has switched off, freed at once; never of one that renews."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.daemon.conftest import IO_TIMEOUT_S, MakeHost
+from tests.daemon.test_leases import DEAD_S, joined, refusal
+from tests.support.daemon import Holdfastd, exists, make_disk
+from tests.support.leases import SPACE, make_lockspace
+from tests.support.polling import wait_until
+
+from holdfast.ondisk.geometry import DEFAULT
+from holdfast.ondisk.host_block import NO_MODE, HostBlock
+from holdfast.testing.virtlockd_client import SHARED
+
+DOE = ("--operator", "J. Doe")
+
+
+def pair(make_host: MakeHost) -> tuple[Holdfastd, Holdfastd]:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    return joined(alpha), joined(beta)
+
+
+def block_of_one(leases: Path, disk: Path) -> HostBlock:
+    """What host 1 has on a lease."""
+    raw = (leases / hashlib.md5(str(disk).encode()).hexdigest()).read_bytes()
+    at = DEFAULT.host_block_offset_bytes(1)
+    block = HostBlock.decode(raw[at : at + DEFAULT.sector_bytes])
+    assert isinstance(block, HostBlock)
+    return block
+
+
+def on_device(host: Holdfastd, leases: Path) -> None:
+    text = host.config.read_text()
+    host.config.write_text(
+        text.replace(f'directory = "{leases}"', f'device = "{leases / SPACE}"').replace(
+            "cross_host = true\n", ""
+        )
+    )
+
+
+def test_host_that_renews_and_this_very_host_are_not_off_whatever_anybody_says(
+    make_host: MakeHost, place: Path
+) -> None:
+    alpha, beta = pair(make_host)
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    wait_until(lambda: "alive" in refusal(beta, disk), "beta to see alpha")
+    told = beta.cli("host", "fenced", "1", *DOE)
+    assert (told.returncode, "a host that renews is not off" in told.stderr) == (75, True)
+    assert "it has to be silent for" in told.stderr
+    waited = beta.cli("host", "fenced", "1", *DOE, "--wait", "--json")
+    assert waited.returncode == 75
+    (host,) = json.loads(waited.stdout)
+    assert host["refused"] == "it goes on renewing: it is not off"
+    assert host["leases"] == []
+    assert "waiting for silence" in waited.stderr
+    own = alpha.cli("host", "fenced", "1", *DOE)
+    assert (own.returncode, "is this very host" in own.stderr) == (75, True)
+    unknown = beta.cli("host", "fenced", "gamma", *DOE)
+    assert (unknown.returncode, "host 'gamma' is in no lockspace" in unknown.stderr) == (4, True)
+    nowhere = beta.cli("host", "fenced", "1", *DOE, "--lockspace", "other")
+    assert (nowhere.returncode, f"known: {SPACE}" in nowhere.stderr) == (75, True)
+    assert beta.cli("host", "fenced", "1").returncode == 2
+    assert exists(vm)
+    assert refusal(beta, disk)
+    assert not (beta.directory / "state" / "broken-leases.log").exists()
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_leases_of_a_host_that_is_off_are_free_before_the_dead_bound_and_no_others(
+    make_host: MakeHost, place: Path, leases: Path, device: bool
+) -> None:
+    if device:
+        make_lockspace(leases / SPACE, index_entries=8)
+    hosts = [make_host(name, number) for number, name in enumerate(("alpha", "beta", "gamma"), 1)]
+    for host in hosts:
+        if device:
+            on_device(host, leases)
+        host.start()
+    alpha, beta, gamma = map(joined, hosts)
+    web, shared, both, theirs = (make_disk(place, f"{n}.img") for n in ("web", "shared", "both", "theirs"))
+    vms = [
+        alpha.vm([web], name="web1"),
+        alpha.vm([shared], name="reader1", flags=SHARED),
+        alpha.vm([both], name="reader2", flags=SHARED),
+    ]
+    gamma.vm([both], name="reader3", flags=SHARED)
+    kept = gamma.vm([theirs], name="web4")
+    for disk in (web, shared, both, theirs):
+        wait_until(lambda disk=disk: "alive" in refusal(beta, disk), "beta to see the holders")  # type: ignore[misc]
+    with beta.admin() as admin:
+        (name,) = (h.name for h in admin.lease_spaces()[0].hosts if h.host_id == 1)
+    if not device:
+        (leases / "README").write_text("not a lease")
+    before = None if device else block_of_one(leases, shared)
+    alpha.kill()
+    for vm in vms:
+        alpha.end_vm(vm)
+    died = time.monotonic()
+    told = beta.cli("host", "fenced", name, *DOE, "--wait", "--json")
+    took_s = time.monotonic() - died
+    assert told.returncode == 1, told.stderr  # one is shared by a host that lives
+    assert 3 * IO_TIMEOUT_S - 2 <= took_s < DEAD_S - 2 * IO_TIMEOUT_S
+    (host,) = json.loads(told.stdout)
+    assert (host["lockspace"], host["host_id"], host["host_name"], host["refused"]) == (SPACE, 1, name, "")
+    by_disk = {each["resource"]: each for each in host["leases"]}
+    assert set(by_disk) == {str(web), str(shared), str(both)}
+    assert by_disk[str(web)]["freed"]
+    assert "attested to be off, unchanged for" in by_disk[str(web)]["detail"]
+    assert by_disk[str(shared)]["freed"]
+    assert not by_disk[str(both)]["freed"]
+    assert "VM reader3" in by_disk[str(both)]["detail"]
+    if before is not None:
+        # Its promises stand; only its hold is gone.
+        assert block_of_one(leases, shared) == replace(before, mode=NO_MODE)
+        assert before.mode.is_shared
+    # At once, for any host and alone, although the dead bound is yet to come.
+    assert refusal(gamma, web) == ""
+    assert refusal(gamma, shared) == ""
+    assert time.monotonic() - died < DEAD_S - 2 * IO_TIMEOUT_S
+    assert "VM reader3" in refusal(beta, both)
+    assert "VM web4" in refusal(beta, theirs)
+    assert exists(kept)
+    lines = [
+        json.loads(line) for line in (beta.directory / "state" / "broken-leases.log").read_text().splitlines()
+    ]
+    assert lines[0]["what"] == "host ordered"
+    assert sorted(line["what"] for line in lines[1:]) == ["broken", "broken", "refused"]
+    assert {line["operator"] for line in lines} == {"J. Doe"}
+    events = [json.loads(line) for line in beta.cli("events", "--json").stdout.splitlines()]
+    assert sum(event["kind"] == "lease-broken" for event in events) == 2
+    (fenced,) = [event for event in events if event["kind"] == "host-fenced"]
+    assert "2 leases freed, 1 not" in fenced["detail"]
+    # Said again: what it has left is that one lease; and when it is dead, or back, it is no news either.
+    again = beta.cli("host", "fenced", "1", *DOE)
+    assert "both.img" in again.stdout
+    assert "web.img" not in again.stdout
