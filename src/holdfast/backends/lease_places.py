@@ -357,7 +357,8 @@ class DevicePlaces:
             case IndexFull(entries_max):
                 return Unusable(
                     self._path,
-                    f"all {entries_max} entries of its index are used; 'holdfast lease gc' frees some",
+                    f"all {entries_max} entries of its index that have room on it are used; "
+                    "'holdfast lease gc' frees some",
                 )
             case LockspaceLost():
                 return Unusable(self._path, "the lockspace has been lost")

@@ -12,6 +12,7 @@ An area without an entry is used only if it holds nothing that anybody may hold:
 this lockspace that was never owned. Entries beyond what sanlock hosts can reach are not used.
 """
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -113,6 +114,10 @@ async def create_entry(
         if number in used:
             continue
         usable = await _place_is_free(index, number, timeout_s)
+        if isinstance(usable, IoFailed) and usable.errno == errno.EMSGSIZE:
+            return IndexFull(
+                number
+            )  # sanlock makes as many entries as fit into an index, however small the device
         if isinstance(usable, IoFailed):
             return usable
         if usable:
