@@ -486,23 +486,26 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def ports_for_a_look(config: Config, mounts: MountTable) -> BackendPorts:
+    """For backends that are made and asked what they are worth, and never hold anything."""
+    leases = LeaseHost(clock=SystemClock(), identity=HostIdentity("", "", ""), state_dir=config.state_dir)
+    return BackendPorts(
+        files=SystemLockFiles(),
+        storage=InlineStorage(),
+        mounts=mounts,
+        clock=SystemClock(),
+        host="",
+        leases=leases.ports(),
+    )
+
+
 def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
     """The configuration with its backends tried out, and everything wrong with it."""
     config, problems = configuration.check(file, environ=os.environ, uid=os.geteuid())
     if config is not None:
         mounts = MountTable()
-        ports = BackendPorts(
-            files=SystemLockFiles(),
-            storage=InlineStorage(),
-            mounts=mounts,
-            clock=SystemClock(),
-            host="",
-            leases=LeaseHost(
-                clock=SystemClock(), identity=HostIdentity("", "", ""), state_dir=config.state_dir
-            ).ports(),
-        )
         try:
-            build_routing(config, ports)
+            build_routing(config, ports_for_a_look(config, mounts))
         except ConfigError as e:
             problems.append(e)
         mounts.close()

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.support.leases import SPACE, make_lockspace
 
 from holdfast.cli.doctor import Finding, examine, try_locks
 
@@ -102,3 +103,74 @@ def test_locks_are_tried_and_nothing_is_left_behind(tmp_path: Path) -> None:
     assert try_locks(str(tmp_path)) == ""
     assert list(tmp_path.iterdir()) == []
     assert "no file can be made there" in try_locks(str(tmp_path / "none"))
+
+
+LEASES = (
+    '[backend.san]\ndriver = "paxos"\ndirectory = "{root}/leases"\nhost_id = 1\nwatchdog = "wdmd"\ncross_host = true\n'
+    '[[disk]]\nmatch = "/dev/*"\nbackend = "san"\nrequire_protection = 3\n'
+)
+
+
+@pytest.fixture
+def with_leases(host: Host) -> Host:
+    host.configure(LEASES.format(root=host.root))
+    (host.root / "leases").mkdir()
+    make_lockspace(host.root / "leases" / SPACE)
+    return host
+
+
+def chrony(host: Host, text: str, path: str = "etc/chrony/chrony.conf") -> None:
+    (host.root / path).parent.mkdir(parents=True, exist_ok=True)
+    (host.root / path).write_text(text)
+
+
+def test_leases_promise_what_a_disk_demands_although_nobody_has_joined_yet(with_leases: Host) -> None:
+    with_leases.domain("/dev/vg/web")
+    told = with_leases.told()
+    assert "require_protection" not in told
+    assert "lock directory" not in told
+    (with_leases.root / "leases" / SPACE).unlink()
+    assert f"lockspace: {with_leases.root}/leases/{SPACE} (backend 'san') is not there" in with_leases.told()
+    assert f"holdfast lockspace init {with_leases.root}/leases/{SPACE} --name {SPACE}" in with_leases.told()
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("pool ntp.example iburst\n", "83333.3"),
+        ("maxslewrate 501\n", "501"),
+        ("maxslewrate 500\nMaxSlewRate 1000.5\n", "1000.5"),  # the last one counts
+        ("# maxslewrate 100\n! maxslewrate 100\n", "83333.3"),
+        ("maxslewrate 100\nconfdir /etc/chrony/conf.d\n", "2000"),
+        ("include /etc/chrony/conf.d/*.conf\n", "2000"),
+        ("include /etc/chrony/chrony.conf\nmaxslewrate 600\n", "600"),  # that ends, too
+    ],
+)
+def test_chrony_that_may_slew_faster_than_leases_allow_is_a_problem(
+    with_leases: Host, text: str, rate: str
+) -> None:
+    chrony(with_leases, text)
+    chrony(with_leases, "maxslewrate 2000\n", "etc/chrony/conf.d/site.conf")
+    told = with_leases.told()
+    assert f"clock rate: chrony may slew this host's clocks by {rate}" in told
+    assert "| write 'maxslewrate 500' into" in told
+
+
+def test_seconds_that_slewing_costs_are_of_the_configured_dead_bound(with_leases: Host) -> None:
+    chrony(with_leases, "maxslewrate 83333.333\n", "etc/chrony.conf")
+    assert "11.7 s in the 140 s after which another host takes over" in with_leases.told()
+    with_leases.configure(
+        LEASES.format(root=with_leases.root).replace("host_id", "io_timeout_s = 20\nhost_id")
+    )
+    assert "18.3 s in the 220 s after which" in with_leases.told()
+
+
+def test_clocks_that_keep_their_rate_and_hosts_without_leases_are_fine(with_leases: Host) -> None:
+    assert "clock rate" not in with_leases.told()  # no chrony
+    chrony(with_leases, "confdir /etc/chrony/conf.d /etc/chrony/more\n")
+    chrony(with_leases, "maxslewrate 500\n", "etc/chrony/conf.d/site.conf")
+    chrony(with_leases, "maxslewrate 9000\n", "etc/chrony/more/site.conf")  # hidden by the first of that name
+    assert "clock rate" not in with_leases.told()
+    chrony(with_leases, "")
+    with_leases.configure("")
+    assert "clock rate" not in with_leases.told()

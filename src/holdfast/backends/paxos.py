@@ -569,6 +569,10 @@ class PaxosBackend:
         member = self.presence.membership()
         if isinstance(member, Absent):
             return Protection.NONE, f"not in lockspace {self.presence.name}: {member}"
+        return self.promised()
+
+    def promised(self) -> tuple[Protection, str]:
+        """What it is worth while its lockspace is joined."""
         if self._reach < Protection.CROSS_HOST:
             return self._reach, self._reach_note
         if not self.presence.fences:

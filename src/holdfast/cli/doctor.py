@@ -13,20 +13,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from holdfast.backends.base import BackendPorts
+from holdfast.backends.base import Backend
+from holdfast.backends.paxos import PaxosBackend
+from holdfast.cli import lease_doctor
 from holdfast.cli.places import LOCKD_CONF, QEMU_CONF, domains, libvirt_lockspaces, read_settings
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.config import Config
-from holdfast.control_api import HolderInfo, OwnerInfo, StatusInfo
+from holdfast.control_api import HolderInfo, LeaseSpaceInfo, OwnerInfo, StatusInfo
 from holdfast.manager.routing import Routing
 from holdfast.model import DIRECT_LOCKSPACE, Mode, Protection, Resource
-from holdfast.system.blocking import InlineStorage
-from holdfast.system.clock import SystemClock
 from holdfast.system.descriptors import socket_in_use
 from holdfast.system.domain_status import Domain
 from holdfast.system.file_lock import ForeignLock, SystemLockFiles
 from holdfast.system.mounts import MountTable, is_block_device
-from holdfast.system.process import host_name, program_name
+from holdfast.system.process import program_name
 
 DISKS_NAMED_MAX = 5
 
@@ -53,6 +53,7 @@ class Scene:
     status: StatusInfo | None
     owners: list[OwnerInfo]
     locks: list[HolderInfo]
+    spaces: list[LeaseSpaceInfo] | None
     unreachable: str
 
     def path(self, relative: str) -> str:
@@ -61,7 +62,7 @@ class Scene:
 
 def examine(config_file: str | None, socket: str | None, root: str = "/") -> list[Finding]:
     """All findings, in the order of the checks."""
-    from holdfast.daemon import build_routing, check_config
+    from holdfast.daemon import build_routing, check_config, ports_for_a_look
 
     config, problems = check_config(config_file)
     if config is None or problems:
@@ -70,24 +71,23 @@ def examine(config_file: str | None, socket: str | None, root: str = "/") -> lis
             for p in problems
         ]
     mounts = MountTable()
-    ports = BackendPorts(
-        files=SystemLockFiles(), storage=InlineStorage(), mounts=mounts, clock=SystemClock(), host=host_name()
-    )
-    status, owners, locks, unreachable = None, [], [], ""
+    status, owners, locks, spaces, unreachable = None, [], [], None, ""
     try:
         with ControlClient(socket or config.control_socket, timeout_s=10) as client:
             status, owners, locks = client.status(), client.owners(), client.locks()
+            spaces = client.lease_spaces()
     except (DaemonUnreachable, CallRefused) as e:
         unreachable = str(e)
     scene = Scene(
         root,
         config,
-        build_routing(config, ports),
+        build_routing(config, ports_for_a_look(config, mounts)),
         mounts,
         list(domains(root)),
         status,
         owners,
         locks,
+        spaces,
         unreachable,
     )
     findings = [Finding("ok", "configuration", ", ".join(config.sources) or "built-in defaults")]
@@ -212,7 +212,9 @@ def _read_too_early(scene: Scene) -> Iterator[Finding]:
 
 def lock_directories(scene: Scene) -> Iterator[Finding]:
     places = {
-        str(t["directory"]): f"backend '{n}'" for n, t in scene.config.backend.items() if t.get("directory")
+        str(t["directory"]): f"backend '{n}'"
+        for n, t in scene.config.backend.items()
+        if t.get("directory") and t.get("driver") != "paxos"  # leases need no locks
     }
     places.update(dict.fromkeys(libvirt_lockspaces(scene.root), "qemu-lockd.conf"))
     for directory, whose in places.items():
@@ -293,7 +295,7 @@ def disks(scene: Scene) -> Iterator[Finding]:
             # With lockspaces in qemu-lockd.conf libvirt asks for a hash in the first that fits, not for the path.
             resource = Resource(spaces[0], "x") if spaces else Resource(DIRECT_LOCKSPACE, disk.path)
             route = scene.routing.route(resource)
-            level, note = route.backend.protection(route.backend.lock_path(resource))
+            level, note = _worth(route.backend, resource)
             if level < route.protection_min:
                 demanded.append(f"{disk.path} of {domain.name}: {int(level)} < {int(route.protection_min)}")
             elif shared and level < Protection.CROSS_HOST:
@@ -318,6 +320,22 @@ def disks(scene: Scene) -> Iterator[Finding]:
         )
     if fine and not weak and not demanded:
         yield Finding("ok", "disks", f"{fine} disks of {len(scene.domains)} domains have the locks they need")
+
+
+def _worth(backend: Backend, resource: Resource) -> tuple[Protection, str]:
+    """Of leases: once their lockspace is joined; whether it is, is told apart."""
+    if isinstance(backend, PaxosBackend):
+        return backend.promised()
+    return backend.protection(backend.lock_path(resource))
+
+
+def leases(scene: Scene) -> Iterator[Finding]:
+    tables = scene.config.backend
+    for told in (
+        *lease_doctor.lockspaces(tables, scene.spaces),
+        *lease_doctor.clock_rate(tables, scene.root),
+    ):
+        yield Finding(*told)
 
 
 def running(scene: Scene) -> Iterator[Finding]:
@@ -346,6 +364,7 @@ CHECKS: Sequence[Callable[[Scene], Iterator[Finding]]] = (
     listening,
     libvirt,
     lock_directories,
+    leases,
     mounts,
     disks,
     running,
