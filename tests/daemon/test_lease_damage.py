@@ -31,6 +31,13 @@ def damage(path: Path, sector: int, content: bytes = b"\xa5" * SECTOR) -> None:
         f.write(content)
 
 
+def assert_told(told: str, lease: Path, what: str) -> None:
+    """Place, fault and fix."""
+    assert str(lease) in told
+    assert what in told
+    assert "holdfast lease init --force" in told
+
+
 def renewed(leases: Path, host_id: int = 1) -> None:
     """Renewals go on."""
     before = record(leases, host_id).timestamp
@@ -83,13 +90,14 @@ def test_damaged_leases_are_refused_with_place_and_fix_and_concern_nobody_else(
     damage(files["leader"], 0)
     damage(files["block"], 2)
     os.truncate(files["cut"], 0)
-    for name, what in (("leader", "magic number"), ("block", "checksum"), ("cut", "shorter than a lease")):
-        told = refusal(beta, disks[name])
-        assert str(files[name]) in told
-        assert what in told
-        assert "holdfast lease init --force" in told
-        assert exists(vms[name])
-        assert alpha.holders(disks[name]) == [(name, vms[name], True)]
+    for name, what in (("leader", "magic number"), ("cut", "shorter than a lease")):
+        assert_told(refusal(beta, disks[name]), files[name], what)
+    assert "(host_id 1)" in refusal(
+        beta, disks["block"]
+    )  # the leader says so; the VM's name was in the block
+    for name, vm in vms.items():
+        assert exists(vm)
+        assert alpha.holders(disks[name]) == [(name, vm, True)]
     assert "locked by VM sound" in refusal(beta, disks["sound"])
     renewed(leases)
     # Given up: what can't be freed on storage says why, to whoever asks, until it is put right.
@@ -102,14 +110,17 @@ def test_damaged_leases_are_refused_with_place_and_fix_and_concern_nobody_else(
     assert "holdfast lease init --force" in told
     told = "not yet released on storage (leader: magic number of another record (found 0xa5a5a5a5"
     assert alpha.count(told) == 1
-    for name in ("leader", "cut"):
+    wait_until(lambda: refusal(beta, disks["block"]) == "", "the lease whose block was written anew")
+    damage(files["block"], 2)
+    assert_told(refusal(beta, disks["block"]), files["block"], "checksum")
+    for name in ("leader", "block", "cut"):
         made = alpha.cli(
             "lease", "init", str(files[name]), "--lockspace", SPACE, "--resource", files[name].name, "--force"
         )
         assert made.returncode == 0, made.stderr
     wait_until(lambda: refusal(alpha, disks["leader"]) == "", "the lease to be had again")
     wait_until(lambda: refusal(alpha, disks["cut"]) == "", "the lease to be had again")
-    assert refusal(beta, disks["leader"]) == refusal(beta, disks["cut"]) == ""
+    assert [refusal(beta, disk) for disk in disks.values()] == ["", "", "", ""]
     assert "Traceback" not in alpha.log_text() + beta.log_text()
 
 
