@@ -166,7 +166,7 @@ class Refused(LockError):
     template = "{reason}"
 
 
-class HostNotKnown(LockError):
+class HostNotKnown(Refused):
     template = "host '{host}' is in no lockspace of this daemon ('holdfast lockspace list' shows who is)"
 
 

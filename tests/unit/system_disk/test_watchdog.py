@@ -344,6 +344,7 @@ def test_a_bound_that_has_passed_is_not_told_to_wdmd(daemon: Wdmd, tmp_path: Pat
     fed.prove()
     assert not fed.feed(Instant(clocks.ours))
     assert not fed.feed(Instant(clocks.ours + 0.5))
+    daemon.wait(lambda: bool(daemon.messages))  # it answers before it writes down what it was asked
     assert [told[0] for told in daemon.messages] == [wdmd.STATUS]
     fed.disarm()
 
