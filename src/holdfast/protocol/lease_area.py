@@ -15,6 +15,7 @@ assumes otherwise.
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import KIB, Geometry
@@ -35,6 +36,12 @@ _GLANCED_AT_TOGETHER_BYTES = 32 * KIB
 """A read of so much takes no longer than two of a sector each."""
 _LOOKED_AT_TOGETHER = 64
 """Host blocks that are compared with zeros in one go: 2000 comparisons cost more than reading them."""
+
+
+@lru_cache(maxsize=256)
+def _leader_of(record: bytes) -> Leader | Malformed:
+    """A ballot reads the same record three times."""
+    return Leader.decode(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +174,7 @@ class LeaseArea:
         return await self.disk.read(self.offset_bytes, span, timeout_s=timeout_s)
 
     def _decode_leader(self, host_id: HostId, raw: bytes) -> Leader | Malformed:
-        leader = Leader.decode(raw)
+        leader = _leader_of(raw[: Leader.BYTES])
         if isinstance(leader, Malformed):
             return leader
         return leader.verify(self.space_name, self.resource_name, host_id) or leader

@@ -1,5 +1,7 @@
 """Racing for the next version of a lease: from the first look to the leader that names us.
 
+The very first look is a glance, at the leader and our own block; if a ballot then meets others, it is a look at all.
+
     look -> may it be taken from its owner? -> ballot for lver + 1 -> write the leader
      ^            |                              |          |              |
      |            Busy, HostUnknown              outbid:    the leader     another host's value was decided:
