@@ -16,7 +16,9 @@ from holdfast.ondisk.geometry import GEOMETRIES, Geometry
 from holdfast.protocol.timing import Timing
 from holdfast.testing.checkers import Checkers
 from holdfast.testing.machine import Machine
-from holdfast.testing.managed_daemon import MachineState, ManagedDaemon, lease_of
+from holdfast.testing.machine_ports import MachineState
+from holdfast.testing.managed_daemon import ManagedDaemon
+from holdfast.testing.managed_desk import lease_of
 from holdfast.testing.shared_disk import Manners, SharedDisk
 from holdfast.testing.simulated_daemon import Daemon, Space
 from holdfast.testing.world import World

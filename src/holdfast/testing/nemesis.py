@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from holdfast.testing.cluster import Cluster, Kind
 from holdfast.testing.machine import Machine
-from holdfast.testing.managed_daemon import ManagedSeat
+from holdfast.testing.managed_seat import ManagedSeat
 from holdfast.testing.shared_disk import Manners, Path
 from holdfast.testing.simulated_daemon import Seat
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from holdfast.protocol.paxos_release import Mode
 from holdfast.system import tasks
 from holdfast.testing.cluster import Cluster, Scenario
-from holdfast.testing.managed_daemon import ManagedDaemon, ManagedDesk
+from holdfast.testing.managed_daemon import ManagedDaemon
+from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.nemesis import Nemesis
 from holdfast.testing.simulated_daemon import Daemon, Desk
 from holdfast.testing.workload import Workload, spawn

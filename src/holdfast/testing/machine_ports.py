@@ -1,0 +1,145 @@
+"""What a whole daemon meets of `system` on a simulated machine: processes, memory, threads, names of disks, lease files.
+
+Its journal, its memory of terms and the process table are the machine's: they outlive a daemon, and some a reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from holdfast.backends.lease_places import Found, StorageFailed, Unusable, Vanished, opened
+from holdfast.ondisk.leader import Leader
+from holdfast.protocol.membership import Membership
+from holdfast.system.disk_file import DiskFacts
+from holdfast.system.disk_identity import DiskIdentity
+from holdfast.system.lease_threads import Life
+from holdfast.testing.machine import Machine, MachineClock
+from holdfast.testing.process_loop import Process
+from holdfast.testing.shared_disk import Path, PathDisk
+from holdfast.testing.simulated import SimulatedAppendFile, SimulatedProcesses
+from holdfast.testing.world import ProcessGone, Violation
+
+
+class MachineProcesses(SimulatedProcesses):
+    """The process table of one machine; it outlives a daemon, and what a dead daemon watched concerns nobody."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
+        self.on_end: Callable[[int], None] = lambda _: None
+        self.pids = iter(range(1000, 1_000_000))
+
+    def end(self, pid: int) -> None:
+        self.on_end(pid)
+        super().end(pid)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:  # type: ignore[override]
+        process = self._machine.process
+        if process is not None and process.alive:
+            process.loop.call_soon(callback)
+
+    def daemon_gone(self) -> None:
+        self._pinned.clear()
+
+
+class Memory:
+    """The memory of terms: a small file on a disk of the machine's own, which survives a reset."""
+
+    def __init__(self) -> None:
+        self._raw = b""
+
+    def read(self) -> bytes:
+        return self._raw
+
+    def replace(self, raw: bytes) -> None:
+        self._raw = raw
+
+
+class MachineState:
+    """What a machine keeps beside its daemon: until the next boot, or for ever."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.memories: dict[str, Memory] = {}
+        self._boot = -1
+        self.processes = MachineProcesses(machine)
+        self.journal = SimulatedAppendFile()
+
+    def booted(self) -> None:
+        if self._boot != self.machine.boots:
+            self._boot = self.machine.boots
+            self.processes = MachineProcesses(self.machine)
+            self.journal = SimulatedAppendFile()
+
+
+class LeaseFile(PathDisk):
+    """A path as a backend opens it."""
+
+    @property
+    def facts(self) -> DiskFacts:
+        raise NotImplementedError("a simulated disk is no file")
+
+    async def is_named(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Nothing to close: requests belong to the kernel."""
+
+
+class Places:
+    """Leases lie behind their lockspace, at offsets known beforehand."""
+
+    def __init__(self, process: Process, path: Path, offsets: Mapping[str, int]) -> None:
+        self._process = process
+        self._path = path
+        self._offsets = offsets
+
+    def place(self, name: str) -> str:
+        return f"{self._path.disk.name}:{self._offsets[name]}"
+
+    async def find(self, member: Membership, name: str) -> Found | Unusable | Vanished | StorageFailed:
+        disk = LeaseFile(self._process, self._path)
+        return await opened(disk, self._offsets[name], member, name, self.place(name))
+
+    async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
+        return list(self._offsets)
+
+    async def free_own(self, member: Membership) -> None:
+        return None
+
+    async def remove(
+        self, member: Membership, found: Found, name: str, leader: Leader
+    ) -> Unusable | StorageFailed | None:
+        return Unusable(self.place(name), "leases are not removed here")
+
+
+class Identities:
+    def look(self, path: str) -> DiskIdentity:
+        return DiskIdentity()
+
+
+class Threads:
+    """`LeaseThreads`: each thread is a task with a disk and a clock of its own."""
+
+    def __init__(self, process: Process, machine: Machine) -> None:
+        self._process = process
+        self._machine = machine
+
+    def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
+        clock = MachineClock(self._process, self._machine)
+
+        async def whole() -> None:
+            try:
+                result: object = await life(
+                    self._machine.disk_of(self._process, path), clock, clock.interrupt
+                )
+            except (ProcessGone, Violation):
+                raise
+            except BaseException as e:  # carried, as a real thread's end is
+                result = e
+            self.tell(lambda: on_end(result))
+
+        self._process.spawn(whole())
+
+    def tell(self, callback: Callable[[], None]) -> None:
+        self._process.loop.call_soon(callback)
