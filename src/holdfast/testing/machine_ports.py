@@ -1,21 +1,18 @@
-"""What a whole daemon meets of `system` on a simulated machine: processes, memory, threads, names of disks, lease files.
+"""What a whole daemon meets of `system` on a simulated machine: processes, memory, threads, names of disks.
 
 Its journal, its memory of terms and the process table are the machine's: they outlive a daemon, and some a reset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from holdfast.backends.lease_places import Found, StorageFailed, Unusable, Vanished, opened
-from holdfast.ondisk.leader import Leader
-from holdfast.protocol.membership import Membership
-from holdfast.system.disk_file import DiskFacts
+from holdfast.protocol.words import IoFailed
 from holdfast.system.disk_identity import DiskIdentity
 from holdfast.system.lease_threads import Life
 from holdfast.testing.machine import Machine, MachineClock
 from holdfast.testing.process_loop import Process
-from holdfast.testing.shared_disk import Path, PathDisk
+from holdfast.testing.shared_files import SimulatedStorage
 from holdfast.testing.simulated import SimulatedAppendFile, SimulatedProcesses
 from holdfast.testing.world import ProcessGone, Violation
 
@@ -64,53 +61,14 @@ class MachineState:
         self._boot = -1
         self.processes = MachineProcesses(machine)
         self.journal = SimulatedAppendFile()
+        self.broken: list[str] = []
+        """Lines of the record of leases that were broken."""
 
     def booted(self) -> None:
         if self._boot != self.machine.boots:
             self._boot = self.machine.boots
             self.processes = MachineProcesses(self.machine)
             self.journal = SimulatedAppendFile()
-
-
-class LeaseFile(PathDisk):
-    """A path as a backend opens it."""
-
-    @property
-    def facts(self) -> DiskFacts:
-        raise NotImplementedError("a simulated disk is no file")
-
-    async def is_named(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        """Nothing to close: requests belong to the kernel."""
-
-
-class Places:
-    """Leases lie behind their lockspace, at offsets known beforehand."""
-
-    def __init__(self, process: Process, path: Path, offsets: Mapping[str, int]) -> None:
-        self._process = process
-        self._path = path
-        self._offsets = offsets
-
-    def place(self, name: str) -> str:
-        return f"{self._path.disk.name}:{self._offsets[name]}"
-
-    async def find(self, member: Membership, name: str) -> Found | Unusable | Vanished | StorageFailed:
-        disk = LeaseFile(self._process, self._path)
-        return await opened(disk, self._offsets[name], member, name, self.place(name))
-
-    async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
-        return list(self._offsets)
-
-    async def free_own(self, member: Membership) -> None:
-        return None
-
-    async def remove(
-        self, member: Membership, found: Found, name: str, leader: Leader
-    ) -> Unusable | StorageFailed | None:
-        return Unusable(self.place(name), "leases are not removed here")
 
 
 class Identities:
@@ -121,18 +79,20 @@ class Identities:
 class Threads:
     """`LeaseThreads`: each thread is a task with a disk and a clock of its own."""
 
-    def __init__(self, process: Process, machine: Machine) -> None:
+    def __init__(self, process: Process, machine: Machine, storage: SimulatedStorage) -> None:
         self._process = process
         self._machine = machine
+        self._storage = storage
 
     def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
         clock = MachineClock(self._process, self._machine)
 
         async def whole() -> None:
+            disk = await self._storage.open(path)
             try:
-                result: object = await life(
-                    self._machine.disk_of(self._process, path), clock, clock.interrupt
-                )
+                result: object = disk
+                if not isinstance(disk, IoFailed):
+                    result = await life(disk, clock, clock.interrupt)
             except (ProcessGone, Violation):
                 raise
             except BaseException as e:  # carried, as a real thread's end is

@@ -11,11 +11,13 @@ all the time. A lockspace of it is a `ManagedSeat`, a disk a `ManagedDesk`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 
 from holdfast.backends.base import Backend
 from holdfast.manager.events import Events
 from holdfast.manager.journal import Journal, SavedState
+from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lease_recovery import LeaseRecovery
 from holdfast.manager.lock_manager import LockManager
@@ -35,6 +37,7 @@ from holdfast.testing.machine import Machine, MachineClock
 from holdfast.testing.machine_ports import MachineState
 from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.managed_seat import ManagedSeat
+from holdfast.testing.shared_files import SimulatedStorage, Volume
 from holdfast.testing.simulated_daemon import CheckedWatchdog, Space
 
 
@@ -66,8 +69,9 @@ class ManagedDaemon:
         machine: Machine,
         state: MachineState,
         spaces: tuple[Space, ...],
-        align_bytes: int,
-        host_id: int,
+        volumes: Mapping[str, Volume],
+        host_id: int | None,
+        hosts_max: int,
         timing: Timing,
         stubborn_rate: float,
         checkers: Checkers,
@@ -77,7 +81,6 @@ class ManagedDaemon:
         self.state = state
         self.world = machine.world
         self.process = machine.start_process()
-        self.host_id = host_id
         self.timing = timing
         self.stubborn_rate = stubborn_rate
         self.checkers = checkers
@@ -91,7 +94,11 @@ class ManagedDaemon:
             clock=MachineClock(self.process, machine),
             watchdog=CheckedWatchdog(driver, lambda: checkers.fed(machine)),
         )
-        self.seats = {space.name: ManagedSeat(self, space, align_bytes) for space in spaces}
+        self.storage = SimulatedStorage(self.process, machine, volumes)
+        self.seats = {
+            space.name: ManagedSeat(self, space, volume, host_id, hosts_max)
+            for space, volume in zip(spaces, volumes.values(), strict=True)
+        }
         action = self.world.random.choice((LockFailureAction.PAUSE, LockFailureAction.POWEROFF))
         backends: dict[str, Backend] = {name: seat.backend(action) for name, seat in self.seats.items()}
         rules = [
@@ -117,6 +124,7 @@ class ManagedDaemon:
             owners_max=100,
         )
         self.collector = LeaseCollector(self.manager)
+        self.breaker = LeaseBreaker(self.manager, clock=self.clock, record=state.broken.append)
         libvirt = Libvirt(self)
         self.lease_recovery = LeaseRecovery(
             self.manager,
@@ -138,6 +146,10 @@ class ManagedDaemon:
 
     def identity(self) -> HostIdentity:
         return HostIdentity(self.machine.name, f"{self.machine.name}-{self.machine.boots}", self.machine.name)
+
+    def lease_writes(self) -> bool:
+        """As `DeviceWrites.some` tells it: whether a write of ours to any disk may still land."""
+        return any(path.writes_for(self.process) for path in self.machine.paths.values())
 
     @property
     def alive(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from holdfast.backends.lease_places import DevicePlaces, DirectoryPlaces, LeasePlaces
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.manager.lease_recovery import Loss
@@ -13,9 +14,11 @@ from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper
 from holdfast.system import tasks
 from holdfast.system.blocking import InlineStorage
 from holdfast.testing.checkers import Term
+from holdfast.testing.formatted import NUM_HOSTS
 from holdfast.testing.machine import MachineClock
-from holdfast.testing.machine_ports import Identities, Memory, Places, Threads
-from holdfast.testing.managed_desk import ManagedDesk, lease_of
+from holdfast.testing.machine_ports import Identities, Memory, Threads
+from holdfast.testing.managed_desk import ManagedDesk
+from holdfast.testing.shared_files import Volume
 from holdfast.testing.simulated_daemon import Space
 
 if TYPE_CHECKING:
@@ -25,44 +28,66 @@ if TYPE_CHECKING:
 class ManagedSeat:
     """One lockspace of one daemon, and the checkers' view of its term."""
 
-    def __init__(self, daemon: ManagedDaemon, space: Space, align_bytes: int) -> None:
+    def __init__(
+        self, daemon: ManagedDaemon, space: Space, volume: Volume, host_id: int | None, hosts_max: int
+    ) -> None:
         self.daemon = daemon
         self.space = space
-        self._offsets = {lease_of(r): n * align_bytes for n, r in enumerate(space.resources, start=1)}
+        self.volume = volume
         self.keeper = LockspaceKeeper(
             LockspaceSpec(
-                name=space.name, path=space.name, host_id=daemon.host_id, hosts_max=None, timing=daemon.timing
+                name=space.name,
+                path=volume.lockspace_path,
+                host_id=host_id,
+                hosts_max=hosts_max,
+                timing=daemon.timing,
             ),
             heartbeat=daemon.heartbeat,
-            threads=Threads(daemon.process, daemon.machine),
+            threads=Threads(daemon.process, daemon.machine, daemon.storage),
             clock=MachineClock(daemon.process, daemon.machine),
             memory=daemon.state.memories.setdefault(space.name, Memory()),
             identity=daemon.identity(),
             token=lambda: f"{daemon.world.random.getrandbits(48):012x}",
             in_use=lambda: daemon.lease_recovery.in_use({space.name}),
-            lease_writes=lambda: False,  # leases lie behind their lockspace here
+            lease_writes=daemon.lease_writes,
             spawn=tasks.start,
             news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
         )
         self.desks = {resource: ManagedDesk(self, resource) for resource in space.resources}
 
     def backend(self, action: LockFailureAction) -> PaxosBackend:
-        daemon = self.daemon
-        path = daemon.machine.paths[self.space.name]
+        daemon, volume = self.daemon, self.volume
+        clock = MachineClock(daemon.process, daemon.machine)
+        places: LeasePlaces
+        if volume.directory is not None:
+            places = DirectoryPlaces(volume.root, volume.lockspace_path, daemon.storage, NUM_HOSTS)
+        else:
+            places = DevicePlaces(
+                volume.root,
+                daemon.storage,
+                NUM_HOSTS,
+                clock=clock,
+                chance=daemon.world.random,
+                spawn=tasks.start,
+            )
         return PaxosBackend(
             self.space.name,
             presence=self.keeper,
-            places=Places(daemon.process, path, self._offsets),
+            places=places,
             name_by=NameBy.PATH_MD5,
             on_lockfailure=action,
             reach=Protection.CROSS_HOST,
             reach_note="",
-            clock=MachineClock(daemon.process, daemon.machine),
+            clock=clock,
             chance=daemon.world.random,
             spawn=tasks.start,
             storage=InlineStorage(),
             identities=Identities(),
         )
+
+    @property
+    def host_id(self) -> int | None:
+        return self.keeper.host_id
 
     @property
     def member(self) -> Membership | None:
@@ -97,7 +122,7 @@ class ManagedSeat:
         return True
 
     def _settled(self) -> bool:
-        return not self.daemon.machine.paths[self.space.name].busy_for(self.daemon.process)
+        return not self.daemon.machine.paths[self.space.name].may_land_for(self.daemon.process)
 
     def _joined(self, keeper: LockspaceKeeper) -> None:
         member = self.member

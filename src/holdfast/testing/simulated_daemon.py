@@ -127,6 +127,10 @@ class Seat:
         }
         daemon.process.spawn(self._run())
 
+    @property
+    def host_id(self) -> int:
+        return self.daemon.host_id
+
     async def _run(self) -> None:
         daemon, random = self.daemon, self.daemon.world.random
         while True:
