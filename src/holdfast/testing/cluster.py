@@ -260,6 +260,10 @@ class Cluster:
             seconds, lambda: self._booted(machine, number) if machine.up and machine.boots == boot else None
         )
 
+    def forget_terms(self, machine: Machine) -> None:
+        for memory in self._states[machine.name].memories.values():
+            memory.replace(b"")
+
     def _reset(self, machine: Machine) -> None:
         self.daemons.pop(machine.name, None)
         self.checkers.machine_reset(machine)

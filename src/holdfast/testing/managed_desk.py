@@ -19,6 +19,7 @@ from holdfast.system.disk_identity import DiskIdentity
 from holdfast.testing.machine import VirtualMachine
 
 if TYPE_CHECKING:
+    from holdfast.testing.checkers import Term
     from holdfast.testing.managed_seat import ManagedSeat
 
 UNKILLABLE = frozenset((signal.SIGTERM, signal.SIGKILL))
@@ -136,7 +137,34 @@ class ManagedDesk:
             yield from lock.claims.values()
 
     async def convert(self) -> None:
-        """Nobody asks a manager to convert: libvirt has no call for it."""
+        """Make it exclusive, or shared. Libvirt has no call for it yet; the manager can."""
+        vm, term = self.lease, self.seat.term
+        owner = self._owner(vm.pid) if vm is not None else None
+        if vm is None or owner is None or term is None or self.busy or not self.seat.daemon.serving:
+            return
+        before = term.beliefs.get(self.resource)
+        if before is None:
+            return
+        wanted = Mode.SHARED if before is LeaseMode.EXCLUSIVE else Mode.EXCLUSIVE
+        self.busy = True
+        try:
+            await self._convert(vm, owner, term, wanted)
+        finally:
+            self.busy = False
+
+    async def _convert(self, vm: VirtualMachine, owner: Owner, term: Term, wanted: Mode) -> None:
+        daemon = self.seat.daemon
+        if wanted is Mode.SHARED:
+            # The guest writes no more from the order on; what it rests on must stand all the time, either way.
+            daemon.checkers.believes(term, self.resource, LeaseMode.SHARED)
+        try:
+            await daemon.manager.acquire(owner, Want(resource_of(self.resource), wanted))
+        except LockError as refusal:
+            self.last_refusal = f"{type(refusal).__name__}: {refusal}"
+            daemon.world.tell(daemon.machine.name, f"does not convert {self.resource}: {self.last_refusal}")
+            return
+        if vm.running and not vm.paused and not term.over and term.vms.get(self.resource) is vm:
+            daemon.checkers.believes(term, self.resource, _lease_mode(wanted))
 
     async def ask_for(self) -> None:
         """Requests come from sanlock's clients, which are not served yet."""

@@ -54,7 +54,7 @@ class Nemesis:
                 (1, self._power_off),
             ]
         if scenario.kind is Kind.MANAGED:
-            self._deeds += [(2, self._kill), (3, self._hang_and_kill)]
+            self._deeds += [(2, self._kill), (3, self._hang_and_kill), (1, self._unmount), (0.5, self._wipe)]
         if scenario.kind is Kind.TWINS:
             self._deeds = [
                 (4, self._pause),
@@ -75,6 +75,7 @@ class Nemesis:
             if machine.process is not None:
                 machine.process.heal()
             machine.watchdog.missing = False
+            machine.unmounted.clear()
             for path in machine.paths.values():
                 path.mend()
 
@@ -148,6 +149,25 @@ class Nemesis:
         """Its driver is unloaded, or somebody else has it: only who opens it notices."""
         machine.watchdog.missing = True
         self.world.after(self._about_a_bound(), lambda: setattr(machine.watchdog, "missing", False))
+
+    def _unmount(self, machine: Machine) -> None:
+        """Somebody unmounts a lease directory lazily: what is open stays so, its path shows what is below."""
+        roots = [v.root for v in self.cluster.volumes.values() if v.directory is not None]
+        if not roots:
+            return
+        root = self.world.random.choice(roots)
+        self.world.tell(machine.name, f"{root} is unmounted")
+        machine.unmounted[root] = self.cluster.below[machine.name, root]
+
+        def mounted() -> None:
+            machine.unmounted.pop(root, None)
+
+        self.world.after(self._about_a_bound(), mounted)
+
+    def _wipe(self, machine: Machine) -> None:
+        """What the machine remembers of its terms is gone, as after it was installed anew."""
+        self.world.tell(machine.name, "forgets its terms")
+        self.cluster.forget_terms(machine)
 
     def _leave(self, machine: Machine) -> None:
         """An operator takes the host out of a lockspace for a while."""
