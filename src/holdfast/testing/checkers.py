@@ -326,7 +326,7 @@ class Checkers:
         if sector == 0:
             leader = Leader.decode(content)
             assert isinstance(leader, Leader) or leader.reason is Reason.CLEARED, leader
-            if isinstance(leader, Leader) and leader.lver == 0:
+            if isinstance(leader, Leader) and leader.is_free and leader.owner_id == 0:
                 place = self._made(place, disk, offset, leader)
             if place is not None:
                 self._leader_landed(place, process, leader)
@@ -334,10 +334,17 @@ class Checkers:
             self._block_landed(place, process, sector - 1, content)
 
     def _made(self, before: LeasePlace | None, disk: SharedDisk, offset: int, leader: Leader) -> LeasePlace:
-        if before is not None and self.leases.is_named(before):
+        if before is not None and any(
+            t.disk == disk.name and before.resource in t.beliefs
+            for t in self.terms
+            if self.leases.is_named(before)
+        ):
             self.fail("nothing lost", f"a new lease is made over that of {before.resource}")
         resource_of = self._resource_of[disk.name]
-        return self.leases.made(disk.name, resource_of(leader.resource_name.text), offset)
+        made = self.leases.made(disk.name, resource_of(leader.resource_name.text), offset, leader.lver)
+        if before is not None:
+            made.mbal.update(before.mbal)  # promises outlive a lease
+        return made
 
     def _delta_landed(self, disk: SharedDisk, process: Process, host_id: int, content: bytes) -> None:
         record = DeltaLease.decode(content)
@@ -373,16 +380,16 @@ class Checkers:
 
     def _leader_landed(self, place: LeasePlace, process: Process, leader: Leader | Malformed) -> None:
         if isinstance(leader, Malformed):
-            if self.leases.is_named(place):
+            if self.leases.is_named(place) and any(place.resource in t.beliefs for t in self.terms):
                 self.fail(
-                    "nothing lost", f"the lease of {place.resource} is cleared under its name", process.name
+                    "nothing lost", f"the lease of {place.resource} is cleared under its holder", process.name
                 )
             return
         if leader.is_free:
             self._freed(place, process, leader)
             return
         value = (leader.owner_id, leader.owner_generation, leader.timestamp)
-        newest = max(place.decided, default=0)
+        newest = max(place.decided, default=place.begins_at)
         known = place.decided.setdefault(leader.lver, value)
         if known != value:
             self.fail(
@@ -425,9 +432,8 @@ class Checkers:
                     )
 
     def _block_landed(self, place: LeasePlace, process: Process, host_id: int, content: bytes) -> None:
-        if not any(content) and not self.leases.is_named(place):
-            place.mbal.pop(host_id, None)  # a lease is being made there
-            return
+        if not any(content) and host_id not in place.mbal:
+            return  # a lease is being made where none was before
         block = HostBlock.decode(content)
         assert isinstance(block, HostBlock), block
         dblock = block.dblock

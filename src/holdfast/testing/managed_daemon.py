@@ -149,7 +149,7 @@ class ManagedDaemon:
 
     def lease_writes(self) -> bool:
         """As `DeviceWrites.some` tells it: whether a write of ours to any disk may still land."""
-        return any(path.writes_for(self.process) for path in self.machine.paths.values())
+        return any(path.may_land_for(self.process) for path in self.machine.paths.values())
 
     @property
     def alive(self) -> bool:

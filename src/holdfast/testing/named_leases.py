@@ -25,6 +25,8 @@ class LeasePlace:
     disk: str
     resource: str
     offset: int
+    begins_at: int = 0
+    """The version that it goes on from."""
     decided: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     mbal: dict[int, int] = field(default_factory=dict)
 
@@ -51,9 +53,12 @@ class NamedLeases:
     def is_named(self, place: LeasePlace) -> bool:
         return self._named.get((place.disk, place.resource)) is place
 
-    def made(self, disk: str, resource: str, offset: int) -> LeasePlace:
+    def made(self, disk: str, resource: str, offset: int, begins_at: int = 0) -> LeasePlace:
         """A lease that was never owned is there from now on, whatever was there before."""
-        place = LeasePlace(disk, resource, offset)
+        before = self.at(disk, offset // self._geometry.align_bytes)
+        place = LeasePlace(disk, resource, offset, begins_at)
+        if before is not None and before.resource == resource and self.is_named(before):
+            self._named[disk, resource] = place  # its entry was there all the time
         self._by_area[disk, offset // self._geometry.align_bytes] = place
         return place
 

@@ -248,10 +248,6 @@ class Path:
         """Whether the kernel still works for a process: until then it cannot go away."""
         return any(w.process is process for w in self.writes)
 
-    def writes_for(self, process: Process) -> bool:
-        """Whether a write of sectors is in flight."""
-        return any(w.process is process and w.content for w in self.writes)
-
     def may_land_for(self, process: Process) -> bool:
         """Whether anything that a process has asked for may still change what is stored."""
         return any(w.process is process and w.changes for w in self.writes)

@@ -28,6 +28,7 @@ from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_disk import NameRequest, Path, PathDisk, SharedDisk
 
 T = TypeVar("T")
+NEVER_S = 1e6
 OnName = Callable[[str, "File", str], None]
 """(name, the file that got or lost it, who did it)"""
 
@@ -162,7 +163,8 @@ class SimulatedStorage:
         def unlink() -> None:
             directory.unlink(os.path.basename(path), self._process.name)
 
-        failed = await self._asked(self._way(directory.disk), (unlink,), OPEN_TIMEOUT_S, changes=True)
+        # It is not given up: see the port.
+        failed = await self._asked(self._way(directory.disk), (unlink,), NEVER_S, changes=True)
         return failed if isinstance(failed, IoFailed) else None
 
     async def names(self, directory: str) -> list[str] | IoFailed:
