@@ -19,13 +19,14 @@ from typing import Any, assert_never
 
 from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
-from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested
 from holdfast.protocol.paxos_lease import AcquireOutcome, acquire_exclusive, acquire_shared, upgrade
 from holdfast.protocol.paxos_outcomes import AlreadyShared, InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import (
+    TAKEN_OUT,
     DowngradeFailed,
     Lease,
     NotHeld,
@@ -262,6 +263,9 @@ class Holding:
 
     async def _step(self) -> bool:
         if self._doubt is not None:
+            if await self._is_taken_out(Reason.RESOURCE_NAME):
+                self._drop()  # our block there is about the other lease by now
+                return True
             ended = await withdraw(self.area, self.member, self._clock, self._doubt)
             match ended:
                 case Withdrawn():
@@ -276,6 +280,9 @@ class Holding:
         if self.lease is None:
             return True
         if self._given_up:
+            if await self._is_taken_out(*TAKEN_OUT):
+                self._drop()  # it was free by then, and its place may be another lease's
+                return True
             return await self._let_go(self.lease)
         if self.lease.mode is LeaseMode.SHARED and self.lease.owns_leader:
             outcome = await downgrade(self.area, self.member, self._clock, self.lease)
@@ -284,6 +291,10 @@ class Holding:
                 return isinstance(outcome.why, LockspaceLost)
             self.lease = outcome
         return True
+
+    async def _is_taken_out(self, *reasons: Reason) -> bool:
+        leader = await self.area.read_leader(self.member.host_id, self.member.io_timeout_s)
+        return isinstance(leader, Malformed) and leader.reason in reasons
 
     async def _let_go(self, lease: Lease) -> bool:
         """Whether there is nothing left to be done."""

@@ -130,7 +130,8 @@ async def downgrade(area: LeaseArea, member: Membership, clock: Clock, lease: Le
             return replace(shared, owns_leader=False)
 
 
-_TAKEN_OUT = (Reason.CLEARED, Reason.RESOURCE_NAME)
+TAKEN_OUT = (Reason.CLEARED, Reason.RESOURCE_NAME)
+"""What a leader says where a lease was: it is cleared, or its place is another lease's by now."""
 
 
 async def withdraw(area: LeaseArea, member: Membership, clock: Clock, doubt: InDoubt) -> WithdrawOutcome:
@@ -142,9 +143,6 @@ async def withdraw(area: LeaseArea, member: Membership, clock: Clock, doubt: InD
     await area.settled()
     if not member.may_write():
         return LockspaceLost()
-    there = await area.read_leader(member.host_id, member.io_timeout_s)
-    if isinstance(there, Malformed) and there.reason is Reason.RESOURCE_NAME:
-        return Withdrawn()  # taken out, and its place is another lease's: our block there is about that one
     found = await area.read_block(member.host_id, member.io_timeout_s)
     if isinstance(found, IoFailed):
         return ReleaseFailed(found)
@@ -155,7 +153,7 @@ async def withdraw(area: LeaseArea, member: Membership, clock: Clock, doubt: InD
     if failed is not None:
         return ReleaseFailed(failed)
     leader = await area.read_leader(member.host_id, member.io_timeout_s)
-    if isinstance(leader, Malformed) and leader.reason in _TAKEN_OUT:
+    if isinstance(leader, Malformed) and leader.reason in TAKEN_OUT:
         return Withdrawn()  # there is no leader any more that could name us
     if not isinstance(leader, Leader):
         return ReleaseFailed(leader)

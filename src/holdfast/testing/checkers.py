@@ -37,6 +37,10 @@ TIMESTAMP_SLACK_S = 1.0
 ROUNDING_S = 0.001
 
 
+def node_of(record: DeltaLease) -> str:
+    return record.host_name.text.partition(".")[0]
+
+
 @dataclass(eq=False)
 class Term:
     """A host in a lockspace, from joining until it left, was reset, or gave up with all its owners gone."""
@@ -79,6 +83,10 @@ class Checkers:
         self.leases = NamedLeases(geometry, self._unnamed)
         self._resource_of: dict[str, Callable[[str], str]] = {}
         self._host_ids: dict[tuple[str, Machine], int] = {}
+        self._records: dict[tuple[str, int], DeltaLease] = {}
+        self._recorded_at: dict[tuple[str, int], float] = {}
+        self.ids_are_found = False
+        """Whether hosts find their ids for themselves: then nobody takes one that another host has had."""
         self._generations: dict[tuple[str, int], int] = {}
         self._disks: dict[str, SharedDisk] = {}
         self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
@@ -135,9 +143,11 @@ class Checkers:
                     term.machine,
                     other.machine,
                 )
-        before = self._host_ids.setdefault((term.disk, term.machine), term.host_id)
-        if before != term.host_id:
+        before = self._host_ids.get((term.disk, term.machine), term.host_id)
+        record = self._records.get((term.disk, before))
+        if before != term.host_id and record is not None and node_of(record) == term.machine.name:
             self.fail("I8 one host has a host id", f"{term} had host_id {before} before", term.machine)
+        self._host_ids[term.disk, term.machine] = term.host_id
         self.terms.append(term)
         term.written = self._renewals[term.process, term.disk, term.host_id].timestamp
         term.landed_at = self.world.now
@@ -302,6 +312,8 @@ class Checkers:
     def _issued(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
         """I14: what a process issues, it issues under a lease that has not failed, as far as it has looked."""
         claims = offset < self.geometry.align_bytes
+        if claims and self.ids_are_found:
+            self._claimed(disk, process, offset // self.geometry.sector_bytes + 1, content)
         for term in self.terms:
             if claims and self._generation_of(content) != term.generation:
                 continue  # a new claim, after all owners of the old term are gone
@@ -312,6 +324,20 @@ class Checkers:
                     f"it is {term.machine.last_look:.1f}",
                     term.machine,
                 )
+
+    def _claimed(self, disk: SharedDisk, process: Process, host_id: int, content: bytes) -> None:
+        """Who may choose does not wait until the holder of an id is dead."""
+        ours, theirs = DeltaLease.decode(content), self._records.get((disk.name, host_id))
+        if not isinstance(ours, DeltaLease) or theirs is None or theirs.is_free:
+            return
+        quiet_s = self.world.now - self._recorded_at[disk.name, host_id]
+        dead_s = FAIL_FACTOR_OF_THE_SPEC * theirs.io_timeout_s + self.fire_timeout_s
+        if node_of(ours) != node_of(theirs) and quiet_s > dead_s:
+            self.fail(
+                "I8 one host has a host id",
+                f"{process.name} takes host_id {host_id} of {node_of(theirs)}",
+                process.name,
+            )
 
     def _landed(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
         area, within = divmod(offset, self.geometry.align_bytes)
@@ -351,6 +377,8 @@ class Checkers:
         assert isinstance(record, DeltaLease), record
         generation = self._generations.get((disk.name, host_id), 0)
         self._renewals[process, disk.name, host_id] = record
+        self._records[disk.name, host_id] = record
+        self._recorded_at[disk.name, host_id] = self.world.now
         # A claim that hung, of a host that never was a member, is held up by nothing; whom it hits will notice.
         was_member = (process, disk.name, record.generation) in self._members
         if record.generation < generation and was_member:

@@ -165,6 +165,7 @@ class Cluster:
         self.world = world
         self.scenario = scenario
         self.checkers = Checkers(world, scenario.geometry, scenario.fire_timeout_s)
+        self.checkers.ids_are_found = scenario.auto_ids
         self.spaces = tuple(
             Space(f"space{n + 1}", tuple(f"disk{n + 1}{'ab'[m]}" for m in range(scenario.resources)))
             for n in range(scenario.spaces)
