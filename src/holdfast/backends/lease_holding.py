@@ -128,8 +128,10 @@ class Holding:
             self.lease = self._shared(seen)
             if self.lease.owns_leader:
                 self._settle_from(0.0)
-        elif mode is Mode.EXCLUSIVE and self._owns(seen):
+        elif self._owns(seen):
             self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)
+            # Storage may be a step ahead of the journal, or behind: a conversion was under way. We never let go.
+            await self.convert(mode)
         return self.lease
 
     def _shared(self, seen: Snapshot) -> Lease:
