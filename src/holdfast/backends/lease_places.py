@@ -241,7 +241,7 @@ class DevicePlaces:
             remembered = await opened(disk, known, member, name, f"{self._path}:{known}")
             if not isinstance(remembered, Unusable | Vanished):
                 return remembered
-            del self._known[name]  # taken out, and its place may be another lease's by now
+            self._known.pop(name, None)  # taken out, and its place may be another lease's by now
         index = await self._index(disk, member)
         if not isinstance(index, Index):
             return index

@@ -206,11 +206,7 @@ class PaxosBackend:
 
     async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
         if lease in self._unsettled:
-            raise LeaseUnusable(
-                name=resource.name,
-                place=self._places.place(lease),
-                reason="this host is still giving it up, as its storage failed before; try again",
-            )
+            raise self._still_given_up(resource, lease)
         for _ in range(VANISHED_MAX):
             found = await self._places.find(member, lease)
             match found:
@@ -226,11 +222,22 @@ class PaxosBackend:
             name=resource.name, place=self._places.place(lease), reason="it vanishes as often as it is made"
         )
 
+    def _still_given_up(self, resource: Resource, lease: str) -> LeaseUnusable:
+        return LeaseUnusable(
+            name=resource.name,
+            place=self._places.place(lease),
+            reason="this host is still giving it up, as its storage failed before; try again",
+        )
+
     # --- taking ---
 
     async def take(
         self, found: Found, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
     ) -> HeldLease | HeldElsewhere | Moved | IoFailed:
+        if found.area.resource_name in self._unsettled:
+            # Somebody tried it between its being opened and now, and still puts that right.
+            found.disk.close()
+            raise self._still_given_up(resource, found.area.resource_name)
         holding = self._holding(found, member, self.noted(found.area, note))
         self.unsettled(holding, found)
         outcome = await holding.acquire(mode)

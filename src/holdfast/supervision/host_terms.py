@@ -131,7 +131,9 @@ class Planner:
             return None
         host_id = HostId(term.host_id)
         record = await area.read_record(host_id, self.timing.io_timeout_s)
-        if isinstance(record, IoFailed | Malformed):
+        if isinstance(record, IoFailed):
+            return None  # not known; who may choose looks for it by name
+        if isinstance(record, Malformed):
             return False
         if not _is_of(record, term):
             return None
