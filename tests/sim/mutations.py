@@ -396,6 +396,146 @@ MUTATIONS = (
         "if pinged_by < until:",
         "if True:",
     ),
+    # --- conversions of a held lease ---
+    _in(
+        "backends.lease_holding",
+        "let-go-to-convert",
+        "a shared hold is let go before it is made exclusive",
+        "taken = await upgrade(self.area, self.member, self._clock, self._chance, lease)",
+        "await self._let_go(lease)\n        taken = await self._acquire(mode, NOBODY_ATTESTED)",
+    ),
+    _in(
+        "backends.lease_holding",
+        "conversion-not-resumed",
+        "a conversion that a kill cut short is not taken up by the next daemon (found by seed 1273)",
+        "elif self._owns(seen):",
+        "elif mode is Mode.EXCLUSIVE and self._owns(seen):",
+    ),
+    _in(
+        "backends.paxos",
+        "attempt-beside-withdrawal",
+        "a lease is taken while an earlier attempt is being withdrawn (found by seed 2739)",
+        "if found.area.resource_name in self._unsettled:",
+        "if False:",
+    ),
+    # --- breaking ---
+    _in(
+        "protocol.owner_test",
+        "attestation-not-compared",
+        "an operator's word counts whatever the looks show",
+        "return unchanged and view.unchanged_s > silent_s",
+        "return True",
+    ),
+    _in(
+        "backends.paxos",
+        "break-without-proof",
+        "whoever is on a lease that is to be broken counts as attested to be off",
+        "host.term for host in hosts if attest_off and host.is_called(attest_off))",
+        "host.term for host in hosts)",
+    ),
+    # --- leases that are made and taken out ---
+    _in(
+        "manager.lease_collection",
+        "own-lease-collected",
+        "a collection does not ask what this host holds itself",
+        "        if busy := self._in_use(key):\n            return busy",
+        "        if False:\n            return busy",
+    ),
+    _in(
+        "backends.paxos",
+        "collected-while-shared",
+        "a collection takes a lease shared before it takes it out",
+        "            outcome = await holding.acquire(Mode.EXCLUSIVE)\n            if not isinstance(outcome, Lease):\n"
+        "                told =",
+        "            outcome = await holding.acquire(Mode.SHARED)\n            if not isinstance(outcome, Lease):\n"
+        "                told =",
+    ),
+    _in(
+        "backends.paxos",
+        "name-not-asked-again",
+        "whoever wins a lease does not ask whether it still has its name (found by seed 106)",
+        "if await self._places.still_there(holding.member, found, holding.area.resource_name):",
+        "if True:",
+    ),
+    _in(
+        "backends.paxos",
+        "released-after-removal",
+        "a lease that was taken out is released as well (found by seed 93)",
+        "            if kept is None:\n                holding.forget()",
+        "            if kept is None:\n                await holding.release()",
+    ),
+    _in(
+        "backends.lease_places",
+        "taken-out-uncleared",
+        "a lease is taken out of the index without being cleared",
+        "            failed = await _clear(member, found, leader)\n            if failed is not None:",
+        "            failed = None\n            if failed is not None:",
+    ),
+    _in(
+        "backends.lease_places",
+        "index-shared",
+        "two hosts may change the index at once",
+        "taken = await holding.acquire(Mode.EXCLUSIVE)",
+        "taken = await holding.acquire(Mode.SHARED)",
+    ),
+    _in(
+        "backends.lease_places",
+        "index-given-back-early",
+        "the index is given back while a write to it may still land",
+        "if isinstance(made, IoFailed) and made.in_flight:",
+        "if False:",
+    ),
+    _in(
+        "backends.lease_places",
+        "strayed-not-seen",
+        "a lease is taken in a directory that is not the one that was joined",
+        "if joined is None or (",
+        "if True or (",
+    ),
+    _in(
+        "protocol.rindex_area",
+        "made-over-promises",
+        "a lease made where one was before zeroes its blocks (found by seed 93)",
+        "if not lver and not any(",
+        "if True or not any(",
+    ),
+    _in(
+        "protocol.paxos_release",
+        "doubt-for-ever",
+        "a doubt about a lease that was taken out never ends (found by seed 398)",
+        "if isinstance(leader, Malformed) and leader.reason in TAKEN_OUT:",
+        "if False:",
+    ),
+    # --- host ids that hosts find for themselves ---
+    _in(
+        "protocol.delta_lease",
+        "chosen-id-waited-for",
+        "who may choose waits until the holder of an id is dead (found by seed 327)",
+        "if claim.only_if_free:",
+        "if False:",
+    ),
+    _in(
+        "supervision.host_terms",
+        "own-id-not-recognised",
+        "a host that forgot its id does not find it by its own name",
+        "if record.generation and node_of(record.host_name.text) == self.identity.node:",
+        "if False:",
+    ),
+    _in(
+        "supervision.host_terms",
+        "silence-is-ours",
+        "a remembered id counts as ours where its record can't be read (found by seed 2146)",
+        "            return None  # not known",
+        "            return False  # not known",
+    ),
+    # --- wdmd ---
+    _in(
+        "system.wdmd",
+        "wdmd-told-late",
+        "wdmd is told a bound that is three seconds late",
+        "expire = int(their_now + (until - now))",
+        "expire = int(their_now + (until - now)) + 3",
+    ),
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import Any, assert_never
 
@@ -22,6 +23,7 @@ from holdfast.testing.managed_desk import lease_of
 from holdfast.testing.shared_disk import Manners
 from holdfast.testing.shared_files import SharedDirectory, Volume
 from holdfast.testing.simulated_daemon import Daemon, Space
+from holdfast.testing.simulated_wdmd import SimulatedWdmd
 from holdfast.testing.world import World
 
 
@@ -65,6 +67,8 @@ class Scenario:
     auto_ids: bool = False
     """All hosts are configured with ``host_id = "auto"``, and come up at the same moment."""
     hosts_max: int = formatted.NUM_HOSTS
+    wdmd: bool = False
+    """The watchdog device is wdmd's."""
     orders_every_s: float = 0.0
     """How often an operator orders something: leases taken out, a lease broken. 0: never."""
 
@@ -123,8 +127,9 @@ class Scenario:
             "places": random.choice((Places.DIRECTORY, Places.DEVICE)),
             "auto_ids": auto_ids,
             "twin": general.twin and not auto_ids,
-            # As many ids as hosts: nobody may take a second one.
-            "hosts_max": random.choice((general.hosts, formatted.NUM_HOSTS)),
+            # A claim that landed late leaves an id behind; so there are a few more than hosts.
+            "hosts_max": random.choice((general.hosts + 2, formatted.NUM_HOSTS)),
+            "wdmd": random.random() < 0.35,
             "orders_every_s": random.choice((2.0, 6.0, 20.0)),
         }
 
@@ -178,7 +183,9 @@ class Cluster:
         """By machine and root: what a directory shows where it is not mounted."""
         self.machines = tuple(self._machine(f"host{n + 1}") for n in range(scenario.hosts))
         self.daemons: dict[str, Daemon | ManagedDaemon] = {}
-        self._states = {machine.name: MachineState(machine) for machine in self.machines}
+        self._states = {
+            machine.name: MachineState(machine, partial(self._wdmd, machine)) for machine in self.machines
+        }
         for number, machine in enumerate(self.machines, start=1):
             machine.on_boot = lambda machine=machine, number=number: self._booted(machine, number)  # type: ignore[misc]
             machine.on_killed = lambda machine=machine, number=number: self._killed(machine, number)  # type: ignore[misc]
@@ -260,6 +267,11 @@ class Cluster:
         self.world.after(
             seconds, lambda: self._booted(machine, number) if machine.up and machine.boots == boot else None
         )
+
+    def _wdmd(self, machine: Machine) -> SimulatedWdmd | None:
+        if not self.scenario.wdmd:
+            return None
+        return SimulatedWdmd(machine, self.scenario.fire_timeout_s, lambda: self.checkers.fed(machine))
 
     def forget_terms(self, machine: Machine) -> None:
         for memory in self._states[machine.name].memories.values():

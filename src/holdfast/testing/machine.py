@@ -99,6 +99,11 @@ class WatchdogDevice:
         if self.fires_at is not None and not self.held_open:
             self._ping()
 
+    def pet(self, timeout_s: int) -> None:
+        """By wdmd, which has the device open: it does not stop with our daemon."""
+        self._timeout_s = timeout_s
+        self._ping()
+
     # --- the file ---
 
     def open(self, path: str) -> int:

@@ -14,6 +14,7 @@ from holdfast.testing.machine import Machine, MachineClock
 from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_files import SimulatedStorage
 from holdfast.testing.simulated import SimulatedAppendFile, SimulatedProcesses
+from holdfast.testing.simulated_wdmd import SimulatedWdmd
 from holdfast.testing.world import ProcessGone, Violation
 
 
@@ -55,8 +56,10 @@ class Memory:
 class MachineState:
     """What a machine keeps beside its daemon: until the next boot, or for ever."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, new_wdmd: Callable[[], SimulatedWdmd | None]) -> None:
         self.machine = machine
+        self._new_wdmd = new_wdmd
+        self.wdmd: SimulatedWdmd | None = None
         self.memories: dict[str, Memory] = {}
         self._boot = -1
         self.processes = MachineProcesses(machine)
@@ -69,6 +72,7 @@ class MachineState:
             self._boot = self.machine.boots
             self.processes = MachineProcesses(self.machine)
             self.journal = SimulatedAppendFile()
+            self.wdmd = self._new_wdmd()
 
 
 class Identities:

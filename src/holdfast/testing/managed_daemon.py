@@ -31,7 +31,8 @@ from holdfast.supervision.host_terms import HostIdentity
 from holdfast.system import tasks
 from holdfast.system.blocking import InlineStorage
 from holdfast.system.lockspace_files import LockspaceFiles
-from holdfast.system.watchdog import DeviceWatchdog
+from holdfast.system.watchdog import DeviceWatchdog, Watchdog
+from holdfast.system.wdmd import WdmdWatchdog
 from holdfast.testing.checkers import Checkers
 from holdfast.testing.machine import Machine, MachineClock
 from holdfast.testing.machine_ports import MachineState
@@ -39,6 +40,7 @@ from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.managed_seat import ManagedSeat
 from holdfast.testing.shared_files import SimulatedStorage, Volume
 from holdfast.testing.simulated_daemon import CheckedWatchdog, Space
+from holdfast.testing.simulated_wdmd import SimulatedWdmd
 
 
 class Libvirt:
@@ -86,10 +88,7 @@ class ManagedDaemon:
         self.checkers = checkers
         self.clock = MachineClock(self.process, machine)
         state.processes.on_end = self._vm_ended
-        fd = 3 if machine.watchdog.fires_at is not None else None
-        driver = DeviceWatchdog(
-            "/dev/watchdog", timing.fire_timeout_s, self.clock.now, machine.watchdog, fd=fd
-        )
+        driver = self._driver(state.wdmd)
         self.heartbeat = Heartbeat(
             clock=MachineClock(self.process, machine),
             watchdog=CheckedWatchdog(driver, lambda: checkers.fed(machine)),
@@ -143,6 +142,20 @@ class ManagedDaemon:
         self.serving = False
         self.world.tell(machine.name, "its daemon starts")
         self.process.spawn(self._start())
+
+    def _driver(self, wdmd: SimulatedWdmd | None) -> Watchdog:
+        fire_timeout_s, now, device = self.timing.fire_timeout_s, self.clock.now, self.machine.watchdog
+        if wdmd is not None:
+            # No host is suspended here, so its two clocks are one.
+            return WdmdWatchdog(
+                fire_timeout_s,
+                now,
+                their_now=self.machine.boottime,
+                connection=wdmd.connection,
+                fd=wdmd.kept_fd,
+            )
+        fd = 3 if device.fires_at is not None else None
+        return DeviceWatchdog("/dev/watchdog", fire_timeout_s, now, device, fd=fd)
 
     def identity(self) -> HostIdentity:
         return HostIdentity(self.machine.name, f"{self.machine.name}-{self.machine.boots}", self.machine.name)

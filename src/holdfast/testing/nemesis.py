@@ -55,6 +55,9 @@ class Nemesis:
             ]
         if scenario.kind is Kind.MANAGED:
             self._deeds += [(2, self._kill), (3, self._hang_and_kill), (1, self._unmount), (0.5, self._wipe)]
+        if scenario.wdmd:
+            # Its clock stands still meanwhile, so the bound that it was told last moves (ADR 0109).
+            self._deeds = [deed for deed in self._deeds if deed[1] != self._suspend]
         if scenario.kind is Kind.TWINS:
             self._deeds = [
                 (4, self._pause),
