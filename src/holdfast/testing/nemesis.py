@@ -54,7 +54,13 @@ class Nemesis:
                 (1, self._power_off),
             ]
         if scenario.kind is Kind.MANAGED:
-            self._deeds += [(2, self._kill), (3, self._hang_and_kill), (1, self._unmount), (0.5, self._wipe)]
+            self._deeds += [
+                (2, self._kill),
+                (3, self._hang_and_kill),
+                (4, self._convert_and_kill),
+                (1, self._unmount),
+                (0.5, self._wipe),
+            ]
         if scenario.wdmd:
             # Its clock stands still meanwhile, so the bound that it was told last moves (ADR 0109).
             self._deeds = [deed for deed in self._deeds if deed[1] != self._suspend]
@@ -131,6 +137,20 @@ class Nemesis:
         path.hanging = True
         self.world.after(2.5 * max(self._bounds_s), path.mend)
         self.world.after(self.world.random.uniform(0, 4), lambda: machine.kill_process("restarted"))
+
+    def _convert_and_kill(self, machine: Machine) -> None:
+        """The daemon dies while storage, journal and virtual machine are not of one mind."""
+        daemon = self.cluster.daemons.get(machine.name)
+        if daemon is None or not daemon.alive:
+            return
+        held = [desk for desk in daemon.desks if desk.lease is not None]
+        if held:
+            desk = self.world.random.choice(held)
+            daemon.process.spawn(desk.convert())
+            self.world.after(
+                self.world.random.uniform(0, 12) * self.cluster.scenario.manners.latency_s,
+                lambda: machine.kill_process("killed while it converts"),
+            )
 
     def _power_off(self, machine: Machine) -> None:
         machine.reset("power off")
