@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from holdfast.model import Mode, Resource
 from holdfast.ondisk import areas, rindex
 from holdfast.ondisk.geometry import DEFAULT
 from holdfast.ondisk.leader import Leader
+from holdfast.system.disk_lane import DiskLane, Request
+from holdfast.system.lease_storage import SystemLeaseStorage
+from holdfast.system.sector_writes import DeviceWrites
 from holdfast.testing.conformance import NOTE, assert_held, opened, take
 
 
@@ -228,3 +232,22 @@ def test_lease_made_where_one_was_goes_on_with_its_versions_and_keeps_what_was_p
         await held.release()
 
     play(scene)
+
+
+def test_removal_of_a_name_is_waited_for_and_counts_as_a_write_that_may_land(tmp_path: Path) -> None:
+    async def scene() -> None:
+        lane, devices, hung = DiskLane("lane", workers=1), DeviceWrites(), threading.Event()
+        storage = SystemLeaseStorage(lane, devices=devices)
+        lane.submit(Request(lambda _: hung.wait(), on_done=lambda: None))
+        (tmp_path / "lease").touch()
+        removal = asyncio.get_running_loop().create_task(storage.remove(str(tmp_path / "lease")))
+        await asyncio.sleep(0)
+        assert devices.some()
+        assert not removal.done()
+        hung.set()
+        assert await removal is None
+        assert not devices.some()
+        assert not (tmp_path / "lease").exists()
+        lane.close()
+
+    asyncio.run(scene())
