@@ -11,7 +11,38 @@ import pytest
 from holdfast.testing import history
 from holdfast.testing.simulation import play
 
-PINNED = (3, 97, 110, 111, 133, 150, 251, 518, 863, 1174, 1182, 1194, 1253, 1744, 2158, 2437, 1795243323)
+PINNED = (
+    3,
+    68,
+    93,
+    97,
+    106,
+    110,
+    111,
+    133,
+    150,
+    177,
+    251,
+    327,
+    398,
+    518,
+    573,
+    630,
+    863,
+    1174,
+    1182,
+    1194,
+    1253,
+    1273,
+    1744,
+    2089,
+    2146,
+    2158,
+    2437,
+    2739,
+    11228,
+    1795243323,
+)
 
 
 @pytest.mark.parametrize("seed", PINNED)
