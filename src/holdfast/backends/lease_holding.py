@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, assert_never
 
 from holdfast.model import Mode
@@ -287,7 +288,13 @@ class Holding:
                 return True
             return await self._let_go(self.lease)
         if self.lease.mode is LeaseMode.SHARED and self.lease.owns_leader:
-            outcome = await downgrade(self.area, self.member, self._clock, self.lease)
+            if self.area.busy() is not None:
+                return False
+            own = await self.area.read_block(self.member.host_id, self.member.io_timeout_s)
+            if not isinstance(own, HostBlock):
+                return False
+            # Not as it was when it was taken: an upgrade in doubt has moved our ballots on, and they are promises.
+            outcome = await downgrade(self.area, self.member, self._clock, replace(self.lease, own=own))
             if isinstance(outcome, DowngradeFailed):
                 self.lease = outcome.lease
                 return isinstance(outcome.why, LockspaceLost)

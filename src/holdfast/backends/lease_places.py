@@ -330,6 +330,8 @@ class DevicePlaces:
         entered = await is_entered(
             found.disk, geometry, at, found.area.offset_bytes, name, member.io_timeout_s
         )
+        if entered is False:
+            self._known.pop(name, None)  # it is elsewhere by now, or to be made
         return entered is True
 
     async def _create(self, member: Membership, name: str) -> int | Unusable | StorageFailed:
