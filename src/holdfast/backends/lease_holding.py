@@ -159,14 +159,17 @@ class Holding:
         )
 
     async def is_left_behind(self) -> bool:
-        """Whether storage says that this very term of our host has it, alone or shared."""
+        """Whether storage says that this very term of our host has it, alone or shared, or may be given it by others."""
         seen = await self.area.look(self.member.host_id, self.member.io_timeout_s)
         if not isinstance(seen, Snapshot):
             return False
         own = seen.block(self.member.host_id)
         given_up = own.dblock.is_released and seen.leader.write_id != self.member.host_id
         alone = self.member.owns(seen.leader) and not seen.leader.is_free and not given_up
-        return alone or self._is_our_hold(own)
+        # An attempt that nobody has withdrawn: whoever races next has to decide for our value.
+        value = own.dblock.accepted
+        ours = value is not None and self.member.is_named_by(value) and not own.dblock.is_released
+        return alone or self._is_our_hold(own) or (ours and own.dblock.lver > seen.leader.lver)
 
     async def claims(self) -> list[tuple[HostId, Generation]] | str:
         """The terms of other hosts that a look shows on it, or why that can't be told."""
