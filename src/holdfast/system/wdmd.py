@@ -121,12 +121,13 @@ class WdmdWatchdog:
         self._socket = connection
 
     def feed(self, until: Instant) -> bool:
+        # Their clock first: a pause between the two makes the bound earlier then, never later.
+        their_now = self._their_now()
         now = self._now()
         if self._socket is None or now >= until:
             return False
         if until == self._told_until:
             return True  # wdmd knows, and counts by itself
-        their_now = self._their_now()
         expire = int(their_now + (until - now))  # downwards: a part of a second earlier, never later
         if expire <= their_now:
             return False
