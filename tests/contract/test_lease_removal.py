@@ -15,9 +15,13 @@ from holdfast.backends.base import HeldElsewhere
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import made_by_us
 from holdfast.model import Mode, Resource
-from holdfast.ondisk import areas
+from holdfast.ondisk import areas, rindex
 from holdfast.ondisk.geometry import DEFAULT, MIB
-from holdfast.testing.conformance import assert_held, take
+from holdfast.ondisk.leader import Leader
+from holdfast.system.disk_lane import DiskLane, Request
+from holdfast.system.lease_storage import SystemLeaseStorage
+from holdfast.system.sector_writes import DeviceWrites
+from holdfast.testing.conformance import NOTE, assert_held, opened, take
 
 
 @pytest.mark.parametrize("device", [False, True])
@@ -176,3 +180,81 @@ def test_shared_hold_that_was_left_behind_beside_another_host_does_not_stay(tmp_
         await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
 
     play(scene)
+
+
+def device_leader(s: Scene) -> Leader:
+    """Of the first entry's place."""
+    raw = s.lockspace.read_bytes()[3 * DEFAULT.align_bytes :]
+    leader = Leader.decode(raw)
+    assert isinstance(leader, Leader), leader
+    return leader
+
+
+def written(s: Scene, offset_bytes: int, raw: bytes) -> None:
+    with s.lockspace.open("r+b") as f:
+        f.seek(offset_bytes)
+        f.write(raw)
+
+
+def test_lease_that_has_lost_its_entry_is_not_won_by_whoever_remembers_its_place(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=True)
+        await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
+        written(s, DEFAULT.align_bytes + rindex.entry_offset_bytes(DEFAULT, 0), bytes(rindex.ENTRY_BYTES))
+        assert entry_count(s.lockspace) == 0
+        remembered = await opened(s.two, s.world())
+        assert type(await remembered.take(Mode.EXCLUSIVE, NOTE)).__name__ == "Moved"
+        assert device_leader(s).is_free
+
+    play(scene)
+
+
+def test_entry_whose_lease_was_cleared_by_a_collector_that_died_is_made_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=True)
+        await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
+        written(s, 3 * DEFAULT.align_bytes, device_leader(s).encode_cleared())
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+        assert entry_count(s.lockspace) == 1
+        await held.release()
+
+    play(scene)
+
+
+def test_lease_made_where_one_was_goes_on_with_its_versions_and_keeps_what_was_promised(
+    tmp_path: Path,
+) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=True)
+        for _ in range(3):
+            await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
+        at = 3 * DEFAULT.align_bytes + DEFAULT.host_block_offset_bytes(2)
+        promised = s.lockspace.read_bytes()[at : at + 512]
+        (name,) = await s.one.lease_names()
+        assert await s.one.take_out(name, dry_run=False) == ""
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        assert device_leader(s).lver == 5  # three times taken, taken to be taken out, taken anew
+        assert s.lockspace.read_bytes()[at : at + 512] == promised
+        await held.release()
+
+    play(scene)
+
+
+def test_removal_of_a_name_is_waited_for_and_counts_as_a_write_that_may_land(tmp_path: Path) -> None:
+    async def scene() -> None:
+        lane, devices, hung = DiskLane("lane", workers=1), DeviceWrites(), threading.Event()
+        storage = SystemLeaseStorage(lane, devices=devices)
+        lane.submit(Request(lambda _: hung.wait(), on_done=lambda: None))
+        (tmp_path / "lease").touch()
+        removal = asyncio.get_running_loop().create_task(storage.remove(str(tmp_path / "lease")))
+        await asyncio.sleep(0)
+        assert devices.some()
+        assert not removal.done()
+        hung.set()
+        assert await removal is None
+        assert not devices.some()
+        assert not (tmp_path / "lease").exists()
+        lane.close()
+
+    asyncio.run(scene())

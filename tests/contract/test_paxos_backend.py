@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import hashlib
 import os
@@ -339,6 +340,29 @@ def test_lease_is_taken_up_without_a_write_when_the_term_is_the_same(tmp_path: P
         assert s.lease_file.read_bytes() == before
         await again.release()
         assert s.leader().is_free
+
+    play(scene)
+
+
+@pytest.mark.parametrize("reached", list(Mode))
+def test_conversion_that_a_kill_cut_short_is_taken_up_without_letting_go(
+    tmp_path: Path, reached: Mode
+) -> None:
+    """The journal says shared; storage is as far as it came."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        saved, held = await taken_and_saved(s.world())
+        if reached is Mode.SHARED:
+            assert await held.convert(Mode.SHARED, NOTE) is None
+        held.forget()
+        version = s.leader().lver
+        next_daemon = twin(s.alpha).backend(s.directory)
+        again = assert_held(await next_daemon.adopt(dataclasses.replace(saved, mode=Mode.SHARED), None))
+        assert s.leader().lver == version  # nobody raced for it
+        other = assert_held(await take(s.two, s.world(), Mode.SHARED))
+        await other.release()
+        await again.release()
 
     play(scene)
 

@@ -18,19 +18,20 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, assert_never
 
 from holdfast.backends.lease_refusals import failure
 from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
-from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested
 from holdfast.protocol.paxos_lease import AcquireOutcome, acquire_exclusive, acquire_shared, upgrade
 from holdfast.protocol.paxos_outcomes import AlreadyShared, InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import (
+    TAKEN_OUT,
     DowngradeFailed,
     Lease,
     NotHeld,
@@ -190,8 +191,10 @@ class Holding:
             self.lease = self._shared(seen)
             if self.lease.owns_leader:
                 self._settle_from(0.0)
-        elif mode is Mode.EXCLUSIVE and self._owns(seen):
+        elif self._owns(seen):
             self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)
+            # Storage may be a step ahead of the journal, or behind: a conversion was under way. We never let go.
+            await self.convert(mode)
         return self.lease
 
     def _shared(self, seen: Snapshot) -> Lease:
@@ -218,14 +221,17 @@ class Holding:
         )
 
     async def is_left_behind(self) -> bool:
-        """Whether storage says that this very term of our host has it, alone or shared."""
+        """Whether storage says that this very term of our host has it, alone or shared, or may be given it by others."""
         seen = await self._look()
         if not isinstance(seen, Snapshot):
             return False
         own = seen.block(self.member.host_id)
         given_up = own.dblock.is_released and seen.leader.write_id != self.member.host_id
         alone = self.member.owns(seen.leader) and not seen.leader.is_free and not given_up
-        return alone or self._is_our_hold(own)
+        # An attempt that nobody has withdrawn: whoever races next has to decide for our value.
+        value = own.dblock.accepted
+        ours = value is not None and self.member.is_named_by(value) and not own.dblock.is_released
+        return alone or self._is_our_hold(own) or (ours and own.dblock.lver > seen.leader.lver)
 
     async def claims(self) -> list[tuple[HostId, Generation]] | str:
         """The terms of other hosts that a look shows on it, or why that can't be told."""
@@ -362,6 +368,9 @@ class Holding:
                 self._late = None
                 put_right(outcome)
         if self._doubt is not None:
+            if await self._is_taken_out(Reason.RESOURCE_NAME):
+                self._drop()  # our block there is about the other lease by now
+                return True
             ended = await self._patiently(withdraw(self.area, self.member, self._clock, self._doubt))
             match ended:
                 case Withdrawn():
@@ -376,10 +385,29 @@ class Holding:
         if self.lease is None:
             return True
         if self._given_up:
+            if await self._is_taken_out(*TAKEN_OUT):
+                self._drop()  # it was free by then, and its place may be another lease's
+                return True
             return await self._let_go(self.lease, patient=True)
         if self._weaken or (self.lease.mode is LeaseMode.SHARED and self.lease.owns_leader):
-            return await self._downgrade(self.lease, patient=True)
+            return self._downgraded(await self._patiently(self._downgrade_again(self.lease)))
         return True
+
+    async def _downgrade_again(self, lease: Lease) -> Lease | DowngradeFailed:
+        """Not from our block as it was when it was taken: an upgrade in doubt has moved our ballots on, and they are
+        promises. On an errand.
+        """
+        if busy := self.area.busy():
+            return DowngradeFailed(lease, busy)
+        own = await self.area.read_block(self.member.host_id, self.member.io_timeout_s)
+        if not isinstance(own, HostBlock):
+            return DowngradeFailed(lease, own)
+        return await downgrade(self.area, self.member, self._clock, replace(lease, own=own))
+
+    async def _is_taken_out(self, *reasons: Reason) -> bool:
+        timeout_s = self.member.io_timeout_s
+        leader = await self._ports.answer(self.area.read_leader(self.member.host_id, timeout_s), timeout_s)
+        return isinstance(leader, Malformed) and leader.reason in reasons
 
     async def _patiently(self, work: Coroutine[Any, Any, T]) -> T | IoFailed:
         told = await self._ports.errands.run(work, self.member.io_timeout_s)

@@ -38,6 +38,8 @@ from holdfast.protocol.rindex_area import (
     IndexFull,
     clear_entry,
     create_entry,
+    is_cleared,
+    is_entered,
     read_index,
 )
 from holdfast.protocol.words import IoFailed
@@ -102,7 +104,13 @@ class LeasePlaces(Protocol):
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader
     ) -> Unusable | StorageFailed | None:
-        """Take a lease out that this host owns by `leader`. Who has it open finds it cleared, and looks again."""
+        """Take a lease out that this host owns by `leader`. Who has it open finds it cleared, and looks again.
+
+        None: it is out, and nothing may be written there any more. Else it is certain that it is not, and stays so.
+        """
+
+    async def still_there(self, member: Membership, found: Found, name: str) -> bool:
+        """Asked when a lease was won: whether its name still leads to it. Nobody else takes it out from now on."""
 
 
 class DirectoryPlaces:
@@ -156,7 +164,13 @@ class DirectoryPlaces:
             return Unusable(found.place, "the lockspace has been lost")
         # First its name, then its content: whoever opens the path from now on makes a new one.
         failed = await self._storage.remove(self.place(name))
-        return await _clear(member, found, leader) if failed is None else StorageFailed(found.place, failed)
+        if failed is not None:
+            return StorageFailed(found.place, failed)
+        await _clear(member, found, leader)
+        return None  # what is left has no name, so nobody rests on it
+
+    async def still_there(self, member: Membership, found: Found, name: str) -> bool:
+        return await found.disk.is_named()
 
     async def _make(self, member: Membership, path: str, name: str) -> Unusable | StorageFailed | None:
         # The lockspace's file as the directory shows it now, not as it was when it was joined.
@@ -222,25 +236,32 @@ class DevicePlaces:
     async def _find(self, disk: LeaseDisk, member: Membership, name: str) -> Finding:
         known = self._known.get(name)
         if known is not None:
-            finding = await opened(disk, known, member, name, f"{self._path}:{known}")
-            if not isinstance(finding, Unusable | Vanished):
-                return finding
-            del self._known[name]  # taken out, and its place may be another lease's by now
+            remembered = await opened(disk, known, member, name, f"{self._path}:{known}")
+            if not isinstance(remembered, Unusable | Vanished):
+                return remembered
+            self._known.pop(name, None)  # taken out, and its place may be another lease's by now
         index = await self._index(disk, member)
         if not isinstance(index, Index):
             return index
         number = index.find(name)
-        if number is None:
+        finding: Finding = Vanished()
+        if number is not None:
+            finding = await self._opened(disk, index, number, member, name)
+        if isinstance(finding, Vanished):
             # Whoever changes the index keeps its lease until what failed is put right: that is no errand.
             made = await at_home(lambda: self._create(member, name))
             if not isinstance(made, int):
                 return made
-            number = made
-        area = index.lease(number, name)
-        finding = await opened(disk, area.offset_bytes, member, name, f"{self._path}:{area.offset_bytes}")
+            finding = await self._opened(disk, index, made, member, name)
         if isinstance(finding, Found):
-            self._known[name] = area.offset_bytes
+            self._known[name] = finding.area.offset_bytes
         return finding
+
+    async def _opened(
+        self, disk: LeaseDisk, index: Index, number: int, member: Membership, name: str
+    ) -> Finding:
+        at = index.lease(number, name).offset_bytes
+        return await opened(disk, at, member, name, f"{self._path}:{at}")
 
     async def _index(self, disk: LeaseDisk, member: Membership) -> Index | Unusable | StorageFailed:
         at = member.lockspace.offset_bytes + member.lockspace.geometry.align_bytes
@@ -271,17 +292,46 @@ class DevicePlaces:
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader
     ) -> Unusable | StorageFailed | None:
+        cleared = False
+
         async def work(index: Index) -> LockspaceLost | IoFailed | None:
+            nonlocal cleared
+            # First its content: a lease without an entry could still be won by whoever knows its place.
+            failed = await _clear(member, found, leader)
+            if failed is not None:
+                return LockspaceLost() if isinstance(failed, Unusable) else failed.failed
+            cleared = True
             number = index.find(name)
             if number is None or index.lease(number, name).offset_bytes != found.area.offset_bytes:
-                return None  # it has no entry any more
+                return None
             return await clear_entry(index, number, member.io_timeout_s, may_write=member.may_write)
 
         failed = await self._change_index(member, work)
+        if not cleared and isinstance(failed, Unusable | StorageFailed):
+            cleared = await self._is_cleared(member, found)
         self._known.pop(name, None)
-        if isinstance(failed, Unusable | StorageFailed):
-            return failed
-        return await _clear(member, found, leader)
+        return failed if isinstance(failed, Unusable | StorageFailed) and not cleared else None
+
+    async def _is_cleared(self, member: Membership, found: Found) -> bool:
+        """What came of a write of which we were told that it failed."""
+        area = found.area
+        while member.may_write():
+            await area.settled()
+            seen = await area.read_leader(member.host_id, member.io_timeout_s)
+            if not isinstance(seen, IoFailed):
+                return isinstance(seen, Malformed) and is_cleared(seen)
+            await self._ports.clock.sleep(member.io_timeout_s)
+        return False  # nothing is written any more in any case
+
+    async def still_there(self, member: Membership, found: Found, name: str) -> bool:
+        at = member.lockspace.offset_bytes + member.lockspace.geometry.align_bytes
+        geometry = member.lockspace.geometry
+        entered = await is_entered(
+            found.disk, geometry, at, found.area.offset_bytes, name, member.io_timeout_s
+        )
+        if entered is False:
+            self._known.pop(name, None)  # it is elsewhere by now, or to be made
+        return entered is True
 
     async def _create(self, member: Membership, name: str) -> int | Unusable | StorageFailed:
         async def work(index: Index) -> Created | IndexFull | LockspaceLost | IoFailed:
@@ -415,7 +465,7 @@ async def opened(disk: LeaseDisk, offset_bytes: int, member: Membership, name: s
     space = member.lockspace.space_name
     fault = leader if isinstance(leader, Malformed) else leader.verify(space, name, member.host_id)
     if fault is not None:
-        gone = not await disk.is_named()
+        gone = is_cleared(fault) or not await disk.is_named()
         return Vanished() if gone else Unusable(place, _reason(fault, raw))
     assert isinstance(leader, Leader)
     area = LeaseArea(disk, offset_bytes, leader.geometry, space, name, hosts_expected=leader.num_hosts)

@@ -300,7 +300,7 @@ class PaxosBackend:
             return found
         found = replace(found, area=self.noted(found.area, note))
         outcome = await acquire_lease(found.area, member, self._ports, mode, glimpse=found.glimpse)
-        named = not isinstance(outcome, Lease) or await found.disk.is_named()
+        named = not isinstance(outcome, Lease) or await self._places.still_there(member, found, lease)
         return _Attempt(found, outcome, named)
 
     async def _give_back(
@@ -320,6 +320,16 @@ class PaxosBackend:
             if isinstance(await holding.acquired(attempt.outcome, mode), Lease):
                 await holding.release()
             self.tidy(holding)
+
+    async def _still_there(self, found: Found, holding: Holding) -> bool:
+        """Asked after it was won. If it was taken out or replaced since it was opened, whoever opens it now meets
+        another lease; then it is given up.
+        """
+        if await self._places.still_there(holding.member, found, holding.area.resource_name):
+            return True
+        await holding.release()
+        self.tidy(holding)
+        return False
 
     def _handed_out(self, found: Found, holding: Holding, resource: Resource) -> HeldLease:
         """The last look: from here to the lock table nothing waits.
@@ -392,6 +402,8 @@ class PaxosBackend:
                 return await self.refusal(found, holding, outcome)
             finally:
                 self.tidy(holding)
+        if resumed is None and not await self._still_there(found, holding):
+            return Moved()
         return self._handed_out(found, holding, resource)
 
     # --- breaking ---
@@ -524,8 +536,7 @@ class PaxosBackend:
             if not isinstance(outcome, Lease):
                 told = await self.refusal(found, holding, outcome)
                 return "; ".join(map(str, told.holders)) if isinstance(told, HeldElsewhere) else str(told)
-            if not await found.disk.is_named():
-                await holding.release()
+            if not await self._still_there(found, holding):
                 return "it has just been taken out by another host"
             kept = await self._places.remove(member, found, name, outcome.leader)
             if kept is None:

@@ -66,6 +66,8 @@ class Claim:
     host_id: HostId
     host_name: str
     timing: Timing
+    only_if_free: bool = False
+    """It was chosen because nobody had it, so whoever has it meanwhile keeps it, dead or alive: there are others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,8 @@ async def _read_claimable(
     if not isinstance(read, _Read) or _may_take_at_once(read.record, claim):
         return read
     first = read.record
+    if claim.only_if_free:
+        return HostIdBusy(first)
     seen_at = clock.now()
     dead_s = claim.timing.of_host(first.io_timeout_s).dead_s
     poll_s = claim.timing.renewal_s

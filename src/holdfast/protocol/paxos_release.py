@@ -16,7 +16,7 @@ from enum import Enum
 
 from holdfast.ondisk.host_block import FLAG_RELEASED, NO_MODE, HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
-from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
@@ -130,6 +130,10 @@ async def downgrade(area: LeaseArea, member: Membership, clock: Clock, lease: Le
             return replace(shared, owns_leader=False)
 
 
+TAKEN_OUT = (Reason.CLEARED, Reason.RESOURCE_NAME)
+"""What a leader says where a lease was: it is cleared, or its place is another lease's by now."""
+
+
 async def withdraw(area: LeaseArea, member: Membership, clock: Clock, doubt: InDoubt) -> WithdrawOutcome:
     """End a doubt: wait until nothing of ours is in flight, then make sure that nobody can make us the owner.
 
@@ -149,6 +153,8 @@ async def withdraw(area: LeaseArea, member: Membership, clock: Clock, doubt: InD
     if failed is not None:
         return ReleaseFailed(failed)
     leader = await area.read_leader(member.host_id, member.io_timeout_s)
+    if isinstance(leader, Malformed) and leader.reason in TAKEN_OUT:
+        return Withdrawn()  # there is no leader any more that could name us
     if not isinstance(leader, Leader):
         return ReleaseFailed(leader)
     if member.owns(leader) and not leader.is_free and leader.write_id == member.host_id:

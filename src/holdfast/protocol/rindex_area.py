@@ -5,19 +5,23 @@ at any point leaves harmless:
 
     create   own index lease ─ look for the name ─ lowest free entry ─ make the lease ─ write the entry ─ give back
              a crash leaves a lease without an entry: nobody finds it, and the next create may use its place
-    delete   own index lease ─ (the caller owns the lease) ─ clear the entry ─ clear the lease ─ give back
-             a crash leaves a lease without an entry, owned by a host: its place is not used while that is so
+    delete   own index lease ─ (the caller owns the lease) ─ clear the lease ─ clear the entry ─ give back
+             a crash leaves an entry whose lease is cleared: nobody can win it, and the next create makes it again
 
 An area without an entry is used only if it holds nothing that anybody may hold: zeros, a cleared lease, or a lease of
 this lockspace that was never owned. Entries beyond what sanlock hosts can reach are not used.
+
+Where a lease was before, the new one goes on with its versions, and the blocks stay as they are: what hosts have
+promised in them is promised (ADR 0103), and a write of theirs that comes late finds itself old.
 """
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.ondisk import areas, rindex
 from holdfast.ondisk.geometry import SECTOR_4096, Geometry
+from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.leader import MAGIC_CLEARED, Leader
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.ondisk.padded_name import PaddedName
@@ -28,6 +32,7 @@ from holdfast.protocol.ports import Disk
 from holdfast.protocol.words import IoFailed
 
 _CLEARED = MAGIC_CLEARED.to_bytes(4, "little")
+_UNREADABLE = Malformed("host block", Reason.RANGE, "of an older lease", "one that can be gone on with")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,7 @@ async def create_entry(
     """
     found = index.find(name)
     if found is not None:
-        return Created(found)
+        return await _made_again_if_cleared(index, found, name, num_hosts, timeout_s, may_write)
     used = {number for number, _ in index.entries()}
     entries_max = min(index.header.entries_max, rindex.entries_shared_max(index.geometry))
     for number in range(entries_max):
@@ -121,8 +126,33 @@ async def create_entry(
         if isinstance(usable, IoFailed):
             return usable
         if usable:
-            return await _create_at(index, number, name, num_hosts, timeout_s, may_write)
+            made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write)
+            if made is _UNREADABLE:
+                continue
+            if isinstance(made, LockspaceLost | IoFailed):
+                return made
+            entry = RindexEntry(offset_bytes=index.lease(number, name).offset_bytes, name=PaddedName.of(name))
+            return await _write_entry(index, number, entry, timeout_s, may_write) or Created(number)
     return IndexFull(entries_max)
+
+
+async def _made_again_if_cleared(
+    index: Index,
+    number: int,
+    name: str,
+    num_hosts: int | None,
+    timeout_s: float,
+    may_write: Callable[[], bool],
+) -> Created | LockspaceLost | IoFailed:
+    """The name has an entry; whoever took its lease out may have come no further than clearing it."""
+    at = index.lease(number, name).offset_bytes
+    raw = await index.disk.read(at, index.geometry.sector_bytes, timeout_s=timeout_s)
+    if isinstance(raw, IoFailed):
+        return raw
+    if not raw.startswith(_CLEARED):
+        return Created(number)
+    made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write)
+    return made if isinstance(made, LockspaceLost | IoFailed) else Created(number)
 
 
 async def _place_is_free(index: Index, number: int, timeout_s: float) -> bool | IoFailed:
@@ -134,32 +164,73 @@ async def _place_is_free(index: Index, number: int, timeout_s: float) -> bool | 
         return True
     leader = Leader.decode(raw)
     # Never owned: left by a create that was cut short before its entry was written.
-    return isinstance(leader, Leader) and leader.lver == 0 and leader.space_name == index.header.space_name
+    if not isinstance(leader, Leader) or leader.space_name != index.header.space_name:
+        return False
+    return leader.is_free and leader.owner_id == 0
 
 
-async def _create_at(
+async def _make_lease(
     index: Index,
     number: int,
     name: str,
     num_hosts: int | None,
     timeout_s: float,
     may_write: Callable[[], bool],
-) -> Created | LockspaceLost | IoFailed:
+) -> LockspaceLost | IoFailed | Malformed | None:
+    """A free lease in a place that nobody may hold; `_UNREADABLE` where what was there can't be gone on with."""
     area = index.lease(number, name)
     leader = areas.fresh_leader(index.geometry, area.space_name, name, num_hosts)
+    span = await index.disk.read(
+        area.offset_bytes, index.geometry.lease_span_bytes(leader.num_hosts), timeout_s=timeout_s
+    )
+    if isinstance(span, IoFailed):
+        return span
+    lver = _greatest_lver(span, leader)
+    if lver is None:
+        return _UNREADABLE
     if not may_write():
         return LockspaceLost()
-    failed = await index.disk.write(area.offset_bytes, areas.lease_area(leader), timeout_s=INIT_TIMEOUT_S)
-    if failed is not None:
-        return failed
-    entry = RindexEntry(offset_bytes=area.offset_bytes, name=PaddedName.of(name))
-    return await _write_entry(index, number, entry, timeout_s, may_write) or Created(number)
+    if not lver and not any(span[index.geometry.host_block_offset_bytes(1) :]):
+        image = areas.lease_area(leader)
+        return await index.disk.write(area.offset_bytes, image, timeout_s=INIT_TIMEOUT_S)
+    leader = replace(leader, lver=lver)
+    return await index.disk.write(area.offset_bytes, leader.sector(), timeout_s=timeout_s)
+
+
+def _greatest_lver(span: bytes, leader: Leader) -> int | None:
+    """Of what the hosts' blocks are about; None if one of them can't be read."""
+    greatest = 0
+    size = leader.geometry.sector_bytes
+    begin = leader.geometry.host_block_offset_bytes(1)
+    for at in range(begin, len(span), size):
+        block = HostBlock.decode(span[at : at + size])
+        if isinstance(block, Malformed):
+            return None
+        greatest = max(greatest, block.dblock.lver)
+    return greatest
+
+
+async def is_entered(
+    disk: Disk, geometry: Geometry, rindex_offset_bytes: int, offset_bytes: int, name: str, timeout_s: float
+) -> bool | IoFailed:
+    """Whether the index still names the lease at that offset so: one sector is read."""
+    number = (
+        offset_bytes - rindex.slot_offset_bytes(geometry, rindex_offset_bytes, 0)
+    ) // geometry.align_bytes
+    within = rindex.entry_offset_bytes(geometry, number)
+    size = geometry.sector_bytes
+    at = within - within % size
+    raw = await disk.read(rindex_offset_bytes + at, size, timeout_s=timeout_s)
+    if isinstance(raw, IoFailed):
+        return raw
+    entry = RindexEntry.decode(raw[within - at :])
+    return not isinstance(entry, Malformed) and entry.offset_bytes == offset_bytes and entry.name.says(name)
 
 
 async def clear_entry(
     index: Index, number: int, timeout_s: float, *, may_write: Callable[[], bool]
 ) -> LockspaceLost | IoFailed | None:
-    """Take an entry out. The index's lease and the lease of the entry are ours."""
+    """Take an entry out. The index's lease is ours, and the lease of the entry is cleared."""
     return await _write_entry(index, number, RindexEntry(), timeout_s, may_write)
 
 

@@ -65,12 +65,16 @@ class HostIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to join: the id and the name to claim it under; `resumed`: the generation to go on with instead."""
+    """How to join: the id and the name to claim it under; `resumed`: the generation to go on with instead.
+
+    `only_if_free`: another host that was quicker keeps it, and we find another one.
+    """
 
     host_id: HostId
     host_name: str
     timing: Timing
     resumed: Generation | None = None
+    only_if_free: bool = False
 
 
 def fresh_name(node: str, token: str) -> str:
@@ -114,7 +118,10 @@ class Planner:
         if self.host_id is not None:
             return Plan(self.host_id, name, self.timing)
         found = await self._find_id(area)
-        return found if isinstance(found, NotJoined) else Plan(found, name, self.timing)
+        if isinstance(found, NotJoined):
+            return found
+        host_id, ours = found
+        return Plan(host_id, name, self.timing, only_if_free=not ours)
 
     async def _is_ours(
         self, area: LockspaceArea, clock: Clock, term: Term, users_are_gone: bool
@@ -124,7 +131,9 @@ class Planner:
             return None
         host_id = HostId(term.host_id)
         record = await area.read_record(host_id, self.timing.io_timeout_s)
-        if isinstance(record, IoFailed | Malformed):
+        if isinstance(record, IoFailed):
+            return None  # not known; who may choose looks for it by name
+        if isinstance(record, Malformed):
             return False
         if not _is_of(record, term):
             return None
@@ -142,8 +151,8 @@ class Planner:
         again = await area.read_record(host_id, self.timing.io_timeout_s)
         return again == record
 
-    async def _find_id(self, area: LockspaceArea) -> HostId | NotJoined:
-        """Our own by the node's name, else one that was never used, else one that is free."""
+    async def _find_id(self, area: LockspaceArea) -> tuple[HostId, bool] | NotJoined:
+        """Our own by the node's name, else one that was never used, else one that is free; and whether it is our own."""
         hosts = min(self.hosts_max or area.geometry.hosts_max, area.geometry.hosts_max)
         sectors = await area.read_sectors(hosts, self.timing.io_timeout_s)
         if isinstance(sectors, IoFailed):
@@ -157,7 +166,7 @@ class Planner:
             if isinstance(record, Malformed):
                 continue
             if record.generation and node_of(record.host_name.text) == self.identity.node:
-                return host_id
+                return host_id, True
             if record.generation == 0 and record.is_free:
                 unused = unused or host_id
             elif record.is_free:
@@ -165,7 +174,7 @@ class Planner:
         found = unused or free
         if found is None:
             return NotJoined(f"all {hosts} host ids of lockspace {area.space_name} are taken")
-        return found
+        return found, False
 
 
 def _is_of(record: DeltaLease, term: Term) -> bool:

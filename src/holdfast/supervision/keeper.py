@@ -300,6 +300,7 @@ class LockspaceKeeper:
             news=news,
             interrupt=interrupt,
             resumed=plan.resumed,
+            only_if_free=plan.only_if_free,
             lease_writes=self._lease_writes,
         )
 

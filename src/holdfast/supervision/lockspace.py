@@ -101,10 +101,12 @@ class Lockspace:
         news: News,
         interrupt: Callable[[], None] = lambda: None,
         resumed: Generation | None = None,
+        only_if_free: bool = False,
         lease_writes: Callable[[], bool] = lambda: False,
     ) -> None:
         """`resumed`: the term that an earlier process of this boot held, to be gone on with instead of claiming.
 
+        `only_if_free`: the id was chosen because nobody had it; see `delta_lease.Claim`.
         `lease_writes`: whether a write of ours to a lease elsewhere than on `disk` may still land; from any thread.
         """
         self.name = name
@@ -113,7 +115,7 @@ class Lockspace:
         """Why the last renewal failed; empty if it did not."""
         self._disk = disk
         self._offset_bytes = offset_bytes
-        self._claim = delta.Claim(host_id, host_name, timing)
+        self._claim = delta.Claim(host_id, host_name, timing, only_if_free)
         self._resumed = resumed
         self._lease_writes = lease_writes
         self._clock = clock

@@ -22,8 +22,8 @@ from holdfast.protocol.ports import Disk
 from holdfast.protocol.words import IoFailed
 from holdfast.system.disk import OPEN_TIMEOUT_S, SuspendingDisk, open_suspending
 from holdfast.system.disk_file import DEVICE_WRITES, REAL_KERNEL, DiskFacts, Kernel
-from holdfast.system.disk_lane import DiskLane
-from holdfast.system.disk_worker import on_worker
+from holdfast.system.disk_lane import DiskLane, LaneFull, Request
+from holdfast.system.disk_worker import future_and_wake, on_worker
 from holdfast.system.errands import Errands, LaneErrands
 from holdfast.system.sector_writes import DeviceWrites
 
@@ -55,7 +55,10 @@ class LeaseStorage(Errands, Protocol):
     async def make(self, path: str, content: bytes, *, like: str) -> IoFailed | None:
         """A new file with that content, owned as `like` is; EEXIST if there is one already."""
 
-    async def remove(self, path: str) -> IoFailed | None: ...
+    async def remove(self, path: str) -> IoFailed | None:
+        """Take a name away. Waits for as long as that takes: one that was given up could still take the name of a lease
+        that somebody else holds by then; while it is under way it counts as a write of ours that may land.
+        """
 
     async def names(self, directory: str) -> list[str] | IoFailed: ...
 
@@ -80,8 +83,19 @@ class SystemLeaseStorage(LaneErrands):
         return failed if isinstance(failed, IoFailed) else None
 
     async def remove(self, path: str) -> IoFailed | None:
-        failed = await on_worker(self._lane, lambda: os.unlink(path), OPEN_TIMEOUT_S)
-        return failed if isinstance(failed, IoFailed) else None
+        writes = self._devices.of(("name", path))
+        token = writes.begin(0, 1)
+        if token is None:
+            return IoFailed(errno.EBUSY, in_flight=True)
+        done, wake = future_and_wake()
+        request = Request(lambda _: _unlink(path), on_done=wake, on_end=lambda: writes.end(token))
+        try:
+            self._lane.submit(request)
+        except LaneFull:
+            writes.end(token)
+            return IoFailed(errno.EBUSY)
+        await done
+        return request.result()
 
     async def names(self, directory: str) -> list[str] | IoFailed:
         def look() -> list[str]:
@@ -92,6 +106,14 @@ class SystemLeaseStorage(LaneErrands):
             return sorted(found)
 
         return await on_worker(self._lane, look, OPEN_TIMEOUT_S)
+
+
+def _unlink(path: str) -> IoFailed | None:
+    try:
+        os.unlink(path)
+    except OSError as e:
+        return IoFailed(e.errno or errno.EIO)
+    return None
 
 
 def _make(path: str, content: bytes, like: str) -> None:

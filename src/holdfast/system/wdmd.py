@@ -18,6 +18,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from holdfast.protocol.words import Instant
 from holdfast.system.watchdog import WatchdogRefused
@@ -45,6 +46,24 @@ def unpack(raw: bytes) -> tuple[int, int, int, int, bytes]:
     return command, fire, renewal, expire, name.split(b"\0", 1)[0]
 
 
+class Connection(Protocol):
+    """What is used of a socket, so that a double of wdmd can be at its other end."""
+
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    def setblocking(self, flag: bool, /) -> None: ...
+    def connect(self, path: str, /) -> None: ...
+    def sendall(self, raw: bytes, /) -> None: ...
+    def send(self, raw: bytes, flags: int, /) -> int: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
+    def fileno(self) -> int: ...
+
+
+def real_connection(fd: int | None) -> Connection:
+    """A new socket, or the one of that descriptor."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) if fd is None else socket.socket(fileno=fd)
+
+
 def monotonic() -> float:
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
@@ -61,6 +80,7 @@ class WdmdWatchdog:
         *,
         path: str = SOCKET_PATH,
         their_now: Callable[[], float] = monotonic,
+        connection: Callable[[int | None], Connection] = real_connection,
         fd: int | None = None,
     ) -> None:
         """`fd`: the connection of an earlier program, which is registered there."""
@@ -68,7 +88,8 @@ class WdmdWatchdog:
         self._now = now
         self._path = path
         self._their_now = their_now
-        self._socket = socket.socket(fileno=fd) if fd is not None else None
+        self._new_connection = connection
+        self._socket = connection(fd) if fd is not None else None
         if self._socket is not None:
             self._socket.setblocking(False)
         self._registered = self._socket is not None
@@ -78,7 +99,7 @@ class WdmdWatchdog:
     def prove(self) -> None:
         if self._socket is not None:
             return
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection = self._new_connection(None)
         try:
             connection.settimeout(_ANSWER_TIMEOUT_S)
             connection.connect(self._path)
@@ -100,12 +121,13 @@ class WdmdWatchdog:
         self._socket = connection
 
     def feed(self, until: Instant) -> bool:
+        # Their clock first: a pause between the two makes the bound earlier then, never later.
+        their_now = self._their_now()
         now = self._now()
         if self._socket is None or now >= until:
             return False
         if until == self._told_until:
             return True  # wdmd knows, and counts by itself
-        their_now = self._their_now()
         expire = int(their_now + (until - now))  # downwards: a part of a second earlier, never later
         if expire <= their_now:
             return False
@@ -144,7 +166,7 @@ class WdmdWatchdog:
         return False
 
     @staticmethod
-    def _ask(connection: socket.socket, message: bytes) -> int:
+    def _ask(connection: Connection, message: bytes) -> int:
         connection.sendall(message)
         raw = b""
         while len(raw) < MESSAGE_BYTES:

@@ -23,8 +23,10 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import Geometry
 from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.paxos_release import Mode
 from holdfast.testing.machine import Machine, VirtualMachine
+from holdfast.testing.named_leases import INDEX_AREA, LeasePlace, NamedLeases
 from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_disk import SharedDisk
 from holdfast.testing.world import World
@@ -33,6 +35,12 @@ FAIL_FACTOR_OF_THE_SPEC = 8
 TIMESTAMP_SLACK_S = 1.0
 """A record tells whole seconds, rounded down."""
 ROUNDING_S = 0.001
+LONG_OURS_S = 20.0
+"""Longer than a claim takes from its write to joining."""
+
+
+def node_of(record: DeltaLease) -> str:
+    return record.host_name.text.partition(".")[0]
 
 
 @dataclass(eq=False)
@@ -50,6 +58,8 @@ class Term:
     """Whether its owners are gone and nothing it wrote may still land: then nothing rests on it any more."""
     written: int = 0
     """The timestamp of the last renewal that landed."""
+    landed_at: float = 0.0
+    """When it did, in true time."""
     beliefs: dict[str, Mode] = field(default_factory=dict)
     vms: dict[str, VirtualMachine] = field(default_factory=dict)
 
@@ -62,17 +72,6 @@ class Term:
         return self.written + TIMESTAMP_SLACK_S + FAIL_FACTOR_OF_THE_SPEC * self.io_timeout_s
 
 
-@dataclass(eq=False)
-class LeasePlace:
-    """Where a resource's lease is, and what was seen of it."""
-
-    disk: str
-    resource: str
-    offset: int
-    decided: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    mbal: dict[int, int] = field(default_factory=dict)
-
-
 class Checkers:
     """All of them, over one world."""
 
@@ -83,25 +82,49 @@ class Checkers:
         self.terms: list[Term] = []
         self.acquired = 0
         self.takeovers = 0
-        self._places: dict[tuple[str, str], LeasePlace] = {}
-        self._by_area: dict[tuple[str, int], LeasePlace] = {}
+        self.leases = NamedLeases(geometry, self._unnamed)
+        self._resource_of: dict[str, Callable[[str], str]] = {}
+        self._host_ids: dict[tuple[str, Machine], int] = {}
+        self._records: dict[tuple[str, int], DeltaLease] = {}
+        self._recorded_at: dict[tuple[str, int], float] = {}
+        self._named_since: dict[tuple[str, int], float] = {}
+        self.ids_are_found = False
+        """Whether hosts find their ids for themselves: then nobody takes one that another host has had."""
         self._generations: dict[tuple[str, int], int] = {}
         self._disks: dict[str, SharedDisk] = {}
         self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
         self._members: set[tuple[Process, str, int]] = set()
 
-    def watch(self, disk: SharedDisk, resources: dict[str, int]) -> None:
-        """Look at a disk whose first area is a lockspace, and the leases at those offsets."""
+    def watch(self, disk: SharedDisk) -> None:
+        """Look at a disk whose first area is a lockspace."""
         self._disks[disk.name] = disk
-        for resource, offset in resources.items():
-            place = LeasePlace(disk.name, resource, offset)
-            self._places[disk.name, resource] = place
-            self._by_area[disk.name, offset // self.geometry.align_bytes] = place
         disk.on_landed = self._landed
         disk.on_issued = self._issued
 
+    def watch_fixed(self, disk: SharedDisk, resources: dict[str, int]) -> None:
+        """Leases that were made beforehand at those offsets, and stay."""
+        self.watch(disk)
+        for resource, offset in resources.items():
+            self.leases.named(self.leases.made(disk.name, resource, offset))
+
+    def watch_index(self, disk: SharedDisk, resource_of: Callable[[str], str]) -> None:
+        """Leases that come and go, by the index behind the lockspace."""
+        self.watch(disk)
+        self._resource_of[disk.name] = resource_of
+        internal = (INDEX_AREA + 1) * self.geometry.align_bytes
+        self.leases.named(self.leases.made(disk.name, "", internal))
+
     def fail(self, claim: str, what: str, *parties: object) -> None:
         self.world.fail(claim, what, *(str(p) for p in parties))
+
+    def _unnamed(self, place: LeasePlace, who: str) -> None:
+        """A lease was taken out, or its entry lost: nobody may hold it."""
+        self.world.tell(who, f"takes out the lease of {place.resource}")
+        for term in self.terms:
+            if term.disk == place.disk and place.resource in term.beliefs:
+                self.fail(
+                    "nothing lost", f"{who} takes {place.resource} out, which {term} holds", who, term.machine
+                )
 
     # --- terms ---
 
@@ -123,8 +146,21 @@ class Checkers:
                     term.machine,
                     other.machine,
                 )
+        before = self._host_ids.get((term.disk, term.machine), term.host_id)
+        record = self._records.get((term.disk, before))
+        # A claim that landed late left its name elsewhere; who forgets its id may find that one first.
+        long_ours = self.world.now - self._named_since.get((term.disk, term.host_id), 0.0) > LONG_OURS_S
+        if (
+            before != term.host_id
+            and record is not None
+            and node_of(record) == term.machine.name
+            and not long_ours
+        ):
+            self.fail("I8 one host has a host id", f"{term} had host_id {before} before", term.machine)
+        self._host_ids[term.disk, term.machine] = term.host_id
         self.terms.append(term)
         term.written = self._renewals[term.process, term.disk, term.host_id].timestamp
+        term.landed_at = self.world.now
         self._members.add((term.process, term.disk, term.generation))
         self.world.tell(
             term.machine.name, f"joined {term.disk} as host_id {term.host_id} generation {term.generation}"
@@ -250,8 +286,12 @@ class Checkers:
 
     def _stands_on_disk(self, term: Term, resource: str) -> None:
         """I3, I11: while a host believes, its own block carries its value, or its shared hold."""
-        block = self._block(term.disk, resource, term.host_id)
         mode = term.beliefs[resource]
+        place = self.leases.of(term.disk, resource)
+        if place is None:
+            self.fail("nothing lost", f"{term} believes in {resource}, whose lease is gone", term.machine)
+            return
+        block = self._block(place, term.host_id)
         # A sharer that is about to become exclusive takes its hold away when it has won, before it says so.
         stands = (block.dblock.inp, block.dblock.inp2) == (
             term.host_id,
@@ -268,9 +308,9 @@ class Checkers:
 
     # --- what lands on the disks ---
 
-    def _block(self, disk: str, resource: str, host_id: int) -> HostBlock:
-        at = self._places[disk, resource].offset + self.geometry.host_block_offset_bytes(host_id)
-        block = HostBlock.decode(bytes(self._disks[disk].content[at : at + 512]))
+    def _block(self, place: LeasePlace, host_id: int) -> HostBlock:
+        at = place.offset + self.geometry.host_block_offset_bytes(host_id)
+        block = HostBlock.decode(bytes(self._disks[place.disk].content[at : at + 512]))
         assert isinstance(block, HostBlock), block
         return block
 
@@ -282,6 +322,8 @@ class Checkers:
     def _issued(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
         """I14: what a process issues, it issues under a lease that has not failed, as far as it has looked."""
         claims = offset < self.geometry.align_bytes
+        if claims and self.ids_are_found:
+            self._claimed(disk, process, offset // self.geometry.sector_bytes + 1, content)
         for term in self.terms:
             if claims and self._generation_of(content) != term.generation:
                 continue  # a new claim, after all owners of the old term are gone
@@ -293,25 +335,66 @@ class Checkers:
                     term.machine,
                 )
 
+    def _claimed(self, disk: SharedDisk, process: Process, host_id: int, content: bytes) -> None:
+        """Who may choose does not wait until the holder of an id is dead."""
+        ours, theirs = DeltaLease.decode(content), self._records.get((disk.name, host_id))
+        if not isinstance(ours, DeltaLease) or theirs is None or theirs.is_free:
+            return
+        quiet_s = self.world.now - self._recorded_at[disk.name, host_id]
+        dead_s = FAIL_FACTOR_OF_THE_SPEC * theirs.io_timeout_s + self.fire_timeout_s
+        if node_of(ours) != node_of(theirs) and quiet_s > dead_s:
+            self.fail(
+                "I8 one host has a host id",
+                f"{process.name} takes host_id {host_id} of {node_of(theirs)}",
+                process.name,
+            )
+
     def _landed(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
         area, within = divmod(offset, self.geometry.align_bytes)
         sector = within // self.geometry.sector_bytes
         if area == 0:
             self._delta_landed(disk, process, sector + 1, content)
             return
-        place = self._by_area.get((disk.name, area))
-        if place is None:
+        if area == INDEX_AREA and disk.name in self._resource_of:
+            self.leases.index_landed(disk, self._resource_of[disk.name], process.name)
             return
+        place = self.leases.at(disk.name, area)
         if sector == 0:
-            self._leader_landed(place, process, content)
-        elif sector >= 2:
+            leader = Leader.decode(content)
+            assert isinstance(leader, Leader) or leader.reason is Reason.CLEARED, leader
+            if isinstance(leader, Leader) and leader.is_free and leader.owner_id == 0:
+                place = self._made(place, disk, offset, leader)
+            if place is not None:
+                self._leader_landed(place, process, leader)
+        elif sector >= 2 and place is not None and len(content) == self.geometry.sector_bytes:
             self._block_landed(place, process, sector - 1, content)
+
+    def _made(self, before: LeasePlace | None, disk: SharedDisk, offset: int, leader: Leader) -> LeasePlace:
+        if before is not None and any(
+            t.disk == disk.name and before.resource in t.beliefs
+            for t in self.terms
+            if self.leases.is_named(before)
+        ):
+            self.fail("nothing lost", f"a new lease is made over that of {before.resource}")
+        resource_of = self._resource_of[disk.name]
+        made = self.leases.made(disk.name, resource_of(leader.resource_name.text), offset, leader.lver)
+        if before is not None:
+            # What was promised and decided there outlives a lease: its blocks stay.
+            made.mbal.update(before.mbal)
+            made.decided.update(before.decided)
+            made.begins_at = max(made.begins_at, before.begins_at)
+        return made
 
     def _delta_landed(self, disk: SharedDisk, process: Process, host_id: int, content: bytes) -> None:
         record = DeltaLease.decode(content)
         assert isinstance(record, DeltaLease), record
         generation = self._generations.get((disk.name, host_id), 0)
         self._renewals[process, disk.name, host_id] = record
+        known = self._records.get((disk.name, host_id))
+        if known is None or node_of(known) != node_of(record):
+            self._named_since[disk.name, host_id] = self.world.now
+        self._records[disk.name, host_id] = record
+        self._recorded_at[disk.name, host_id] = self.world.now
         # A claim that hung, of a host that never was a member, is held up by nothing; whom it hits will notice.
         was_member = (process, disk.name, record.generation) in self._members
         if record.generation < generation and was_member:
@@ -336,17 +419,21 @@ class Checkers:
                     )
                 self.is_over(term, "released")
             elif record.timestamp != term.written:
-                term.written = record.timestamp
+                term.written, term.landed_at = record.timestamp, self.world.now
                 self._await_death(term)
 
-    def _leader_landed(self, place: LeasePlace, process: Process, content: bytes) -> None:
-        leader = Leader.decode(content)
-        assert isinstance(leader, Leader), leader
+    def _leader_landed(self, place: LeasePlace, process: Process, leader: Leader | Malformed) -> None:
+        if isinstance(leader, Malformed):
+            if self.leases.is_named(place) and any(place.resource in t.beliefs for t in self.terms):
+                self.fail(
+                    "nothing lost", f"the lease of {place.resource} is cleared under its holder", process.name
+                )
+            return
         if leader.is_free:
             self._freed(place, process, leader)
             return
         value = (leader.owner_id, leader.owner_generation, leader.timestamp)
-        newest = max(place.decided, default=0)
+        newest = max(place.begins_at, *place.decided, 0)
         known = place.decided.setdefault(leader.lver, value)
         if known != value:
             self.fail(
@@ -359,6 +446,8 @@ class Checkers:
 
     def _supersedes(self, place: LeasePlace, process: Process, leader: Leader) -> None:
         """I9: a new owner, while a term that is not over believes in it exclusively."""
+        if not self.leases.is_named(place):
+            return  # whoever wins it finds that it has lost its name
         for term in self.terms:
             if term.disk != place.disk or term.beliefs.get(place.resource) is not Mode.EXCLUSIVE:
                 continue
@@ -373,10 +462,12 @@ class Checkers:
             self.takeovers += 1
 
     def _freed(self, place: LeasePlace, process: Process, leader: Leader) -> None:
+        if not self.leases.is_named(place):
+            return
         for term in self.terms:
             holds = term.disk == place.disk and term.beliefs.get(place.resource) is Mode.EXCLUSIVE
             if holds and (leader.owner_id, leader.owner_generation) == (term.host_id, term.generation):
-                block = self._block(place.disk, place.resource, term.host_id)
+                block = self._block(place, term.host_id)
                 if block.dblock.lver == leader.lver:
                     self.fail(
                         "nothing lost",
@@ -385,6 +476,8 @@ class Checkers:
                     )
 
     def _block_landed(self, place: LeasePlace, process: Process, host_id: int, content: bytes) -> None:
+        if not any(content) and host_id not in place.mbal:
+            return  # a lease is being made where none was before
         block = HostBlock.decode(content)
         assert isinstance(block, HostBlock), block
         dblock = block.dblock

@@ -1,28 +1,38 @@
 """Hosts that share lockspaces and leases, put together for one seed.
 
 A `Scenario` is drawn from the seed: how many hosts, their io_timeouts, the geometry, how nasty the storage is and how
-often the nemesis strikes. The `Cluster` formats the disks, as `holdfast lockspace init` does, and starts the daemons.
+often the nemesis strikes. The `Cluster` has the disks formatted and starts the daemons.
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
-from typing import assert_never
+from typing import Any, assert_never
 
-from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import GEOMETRIES, Geometry
 from holdfast.protocol.timing import Timing
+from holdfast.testing import formatted
 from holdfast.testing.checkers import Checkers
 from holdfast.testing.machine import Machine
-from holdfast.testing.managed_daemon import MachineState, ManagedDaemon, lease_of
-from holdfast.testing.shared_disk import Manners, SharedDisk
+from holdfast.testing.machine_ports import MachineState
+from holdfast.testing.managed_daemon import ManagedDaemon
+from holdfast.testing.managed_desk import lease_of
+from holdfast.testing.shared_disk import Manners
+from holdfast.testing.shared_files import SharedDirectory, Volume
 from holdfast.testing.simulated_daemon import Daemon, Space
+from holdfast.testing.simulated_wdmd import SimulatedWdmd
 from holdfast.testing.world import World
 
-NUM_HOSTS = 8
-"""What leases are formatted for: more than there are hosts, fewer than the geometry allows."""
+
+class Places(enum.Enum):
+    """Where leases are."""
+
+    FIXED = "behind their lockspace, made beforehand"
+    DIRECTORY = "files in a shared directory, made on demand"
+    DEVICE = "areas on one device, found by its resource index and made on demand"
 
 
 class Kind(enum.Enum):
@@ -53,6 +63,14 @@ class Scenario:
     """The last host is configured with the host id of the first one."""
     stubborn_rate: float
     """How many virtual machines cannot be killed."""
+    places: Places = Places.FIXED
+    auto_ids: bool = False
+    """All hosts are configured with ``host_id = "auto"``, and come up at the same moment."""
+    hosts_max: int = formatted.NUM_HOSTS
+    wdmd: bool = False
+    """The watchdog device is wdmd's."""
+    orders_every_s: float = 0.0
+    """How often an operator orders something: leases taken out, a lease broken. 0: never."""
 
     @classmethod
     def drawn(cls, random: Random, hosts: int | None) -> Scenario:
@@ -68,6 +86,7 @@ class Scenario:
                     io_timeouts_s=(1,) * general.hosts,
                     spaces=random.choice((1, 2, 2)),
                     stubborn_rate=random.choice((0.0, 0.5, 0.9)),
+                    **cls._managed(random, general),
                 )
             case Kind.STORM:
                 return replace(
@@ -100,6 +119,19 @@ class Scenario:
                     duration_s=60,
                 )
         assert_never(kind)
+
+    @staticmethod
+    def _managed(random: Random, general: Scenario) -> dict[str, Any]:
+        auto_ids = random.random() < 0.4
+        return {
+            "places": random.choice((Places.DIRECTORY, Places.DEVICE)),
+            "auto_ids": auto_ids,
+            "twin": general.twin and not auto_ids,
+            # A claim that landed late leaves an id behind; so there are a few more than hosts.
+            "hosts_max": random.choice((general.hosts + 2, formatted.NUM_HOSTS)),
+            "wdmd": random.random() < 0.35,
+            "orders_every_s": random.choice((2.0, 6.0, 20.0)),
+        }
 
     @classmethod
     def _general(cls, random: Random, hosts: int | None) -> Scenario:
@@ -138,37 +170,49 @@ class Cluster:
         self.world = world
         self.scenario = scenario
         self.checkers = Checkers(world, scenario.geometry, scenario.fire_timeout_s)
+        self.checkers.ids_are_found = scenario.auto_ids
         self.spaces = tuple(
             Space(f"space{n + 1}", tuple(f"disk{n + 1}{'ab'[m]}" for m in range(scenario.resources)))
             for n in range(scenario.spaces)
         )
-        self.disks = tuple(self._formatted(space) for space in self.spaces)
-        self.machines = tuple(Machine(world, f"host{n + 1}", self.disks) for n in range(scenario.hosts))
+        self.volumes = {volume.root: volume for volume in map(self._formatted, self.spaces)}
+        self.disks = tuple(volume.disk for volume in self.volumes.values())
+        for disk in self.disks:
+            disk.manners = scenario.manners
+        self.below: dict[tuple[str, str], SharedDirectory] = {}
+        """By machine and root: what a directory shows where it is not mounted."""
+        self.machines = tuple(self._machine(f"host{n + 1}") for n in range(scenario.hosts))
         self.daemons: dict[str, Daemon | ManagedDaemon] = {}
-        self._states = {machine.name: MachineState(machine) for machine in self.machines}
+        self._states = {
+            machine.name: MachineState(machine, partial(self._wdmd, machine)) for machine in self.machines
+        }
         for number, machine in enumerate(self.machines, start=1):
             machine.on_boot = lambda machine=machine, number=number: self._booted(machine, number)  # type: ignore[misc]
             machine.on_killed = lambda machine=machine, number=number: self._killed(machine, number)  # type: ignore[misc]
             machine.on_reset = lambda machine=machine: self._reset(machine)  # type: ignore[misc]
-            spread_s = 0.2 if scenario.kind is Kind.TWINS else 3.0
+            spread_s = 0.2 if scenario.kind is Kind.TWINS or scenario.auto_ids else 3.0
             self._daemon_in(world.random.uniform(0, spread_s), machine, number)
 
-    def _formatted(self, space: Space) -> SharedDisk:
-        geometry = self.scenario.geometry
-        size = geometry.align_bytes
-        disk = SharedDisk(self.world, space.name, size * (1 + len(space.resources)), geometry.sector_bytes)
-        area, first = areas.lockspace_area(geometry, space.name, 1)
-        disk.content[:size] = area
-        disk.content[: len(first)] = first
-        offsets = {}
-        for number, resource in enumerate(space.resources, start=1):
-            offsets[resource] = number * size
-            leader = areas.fresh_leader(geometry, space.name, lease_of(resource), NUM_HOSTS)
-            disk.content[number * size : (number + 1) * size] = areas.lease_area(leader)
-        disk.leader_offsets = frozenset(offsets.values())
-        disk.manners = self.scenario.manners
-        self.checkers.watch(disk, offsets)
-        return disk
+    def _formatted(self, space: Space) -> Volume:
+        world, geometry, checkers = self.world, self.scenario.geometry, self.checkers
+        number = self.spaces.index(space) + 1
+        match self.scenario.places:
+            case Places.FIXED:
+                return formatted.fixed(world, geometry, space, checkers)
+            case Places.DIRECTORY:
+                return formatted.directory(world, geometry, space, number, checkers)
+            case Places.DEVICE:
+                return formatted.device(world, geometry, space, number, checkers)
+
+    def _machine(self, name: str) -> Machine:
+        local = []
+        for space, volume in zip(self.spaces, self.volumes.values(), strict=True):
+            if volume.directory is not None:
+                number = 100 + len(self.below)
+                below = formatted.below_mount_point(self.world, self.scenario.geometry, space, name, number)
+                self.below[name, volume.root] = below
+                local.append(below.disk)
+        return Machine(self.world, name, (*self.disks, *local))
 
     def host_id(self, number: int) -> int:
         return 1 if self.scenario.twin and number == self.scenario.hosts else number
@@ -184,8 +228,9 @@ class Cluster:
                 machine=machine,
                 state=self._states[machine.name],
                 spaces=self.spaces,
-                align_bytes=self.scenario.geometry.align_bytes,
-                host_id=self.host_id(number),
+                volumes=self.volumes,
+                host_id=None if self.scenario.auto_ids else self.host_id(number),
+                hosts_max=self.scenario.hosts_max,
                 timing=timing,
                 stubborn_rate=self.scenario.stubborn_rate,
                 checkers=self.checkers,
@@ -222,6 +267,15 @@ class Cluster:
         self.world.after(
             seconds, lambda: self._booted(machine, number) if machine.up and machine.boots == boot else None
         )
+
+    def _wdmd(self, machine: Machine) -> SimulatedWdmd | None:
+        if not self.scenario.wdmd:
+            return None
+        return SimulatedWdmd(machine, self.scenario.fire_timeout_s, lambda: self.checkers.fed(machine))
+
+    def forget_terms(self, machine: Machine) -> None:
+        for memory in self._states[machine.name].memories.values():
+            memory.replace(b"")
 
     def _reset(self, machine: Machine) -> None:
         self.daemons.pop(machine.name, None)

@@ -15,6 +15,7 @@ import asyncio
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from holdfast.protocol.words import Instant
 from holdfast.system.blocking_thread import Interrupted
@@ -33,6 +34,9 @@ from holdfast.system.watchdog import (
 from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_disk import Path, PathDisk, SharedDisk
 from holdfast.testing.world import World
+
+if TYPE_CHECKING:
+    from holdfast.testing.shared_files import SharedDirectory
 
 DRIFT_MAX = 20e-6
 """Between the clock of a host and true time. Twice this in 30 s is 1.2 ms: below the least latency."""
@@ -94,6 +98,11 @@ class WatchdogDevice:
         """
         if self.fires_at is not None and not self.held_open:
             self._ping()
+
+    def pet(self, timeout_s: int) -> None:
+        """By wdmd, which has the device open: it does not stop with our daemon."""
+        self._timeout_s = timeout_s
+        self._ping()
 
     # --- the file ---
 
@@ -192,6 +201,8 @@ class Machine:
         self.boots = 0
         self.watchdog = WatchdogDevice(self)
         self.paths = {disk.name: Path(disk) for disk in disks}
+        self.unmounted: dict[str, SharedDirectory] = {}
+        """Of directories that are not mounted at present: what is below."""
         self.process: Process | None = None
         self.vms: list[VirtualMachine] = []
         self.last_look = Instant(0.0)
@@ -261,6 +272,7 @@ class Machine:
         for path in self.paths.values():
             path.reset()
         self.watchdog.off()
+        self.unmounted.clear()
         for vm in self.vms:
             vm.running = False
         self.vms.clear()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from holdfast.testing.cluster import Cluster, Kind
 from holdfast.testing.machine import Machine
-from holdfast.testing.managed_daemon import ManagedSeat
+from holdfast.testing.managed_seat import ManagedSeat
 from holdfast.testing.shared_disk import Manners, Path
 from holdfast.testing.simulated_daemon import Seat
 
@@ -54,7 +54,16 @@ class Nemesis:
                 (1, self._power_off),
             ]
         if scenario.kind is Kind.MANAGED:
-            self._deeds += [(2, self._kill), (3, self._hang_and_kill)]
+            self._deeds += [
+                (2, self._kill),
+                (3, self._hang_and_kill),
+                (4, self._convert_and_kill),
+                (1, self._unmount),
+                (0.5, self._wipe),
+            ]
+        if scenario.wdmd:
+            # Its clock stands still meanwhile, so the bound that it was told last moves (ADR 0109).
+            self._deeds = [deed for deed in self._deeds if deed[1] != self._suspend]
         if scenario.kind is Kind.TWINS:
             self._deeds = [
                 (4, self._pause),
@@ -75,6 +84,7 @@ class Nemesis:
             if machine.process is not None:
                 machine.process.heal()
             machine.watchdog.missing = False
+            machine.unmounted.clear()
             for path in machine.paths.values():
                 path.mend()
 
@@ -128,6 +138,20 @@ class Nemesis:
         self.world.after(2.5 * max(self._bounds_s), path.mend)
         self.world.after(self.world.random.uniform(0, 4), lambda: machine.kill_process("restarted"))
 
+    def _convert_and_kill(self, machine: Machine) -> None:
+        """The daemon dies while storage, journal and virtual machine are not of one mind."""
+        daemon = self.cluster.daemons.get(machine.name)
+        if daemon is None or not daemon.alive:
+            return
+        held = [desk for desk in daemon.desks if desk.lease is not None]
+        if held:
+            desk = self.world.random.choice(held)
+            daemon.process.spawn(desk.convert())
+            self.world.after(
+                self.world.random.uniform(0, 12) * self.cluster.scenario.manners.latency_s,
+                lambda: machine.kill_process("killed while it converts"),
+            )
+
     def _power_off(self, machine: Machine) -> None:
         machine.reset("power off")
 
@@ -148,6 +172,25 @@ class Nemesis:
         """Its driver is unloaded, or somebody else has it: only who opens it notices."""
         machine.watchdog.missing = True
         self.world.after(self._about_a_bound(), lambda: setattr(machine.watchdog, "missing", False))
+
+    def _unmount(self, machine: Machine) -> None:
+        """Somebody unmounts a lease directory lazily: what is open stays so, its path shows what is below."""
+        roots = [v.root for v in self.cluster.volumes.values() if v.directory is not None]
+        if not roots:
+            return
+        root = self.world.random.choice(roots)
+        self.world.tell(machine.name, f"{root} is unmounted")
+        machine.unmounted[root] = self.cluster.below[machine.name, root]
+
+        def mounted() -> None:
+            machine.unmounted.pop(root, None)
+
+        self.world.after(self._about_a_bound(), mounted)
+
+    def _wipe(self, machine: Machine) -> None:
+        """What the machine remembers of its terms is gone, as after it was installed anew."""
+        self.world.tell(machine.name, "forgets its terms")
+        self.cluster.forget_terms(machine)
 
     def _leave(self, machine: Machine) -> None:
         """An operator takes the host out of a lockspace for a while."""

@@ -2,7 +2,7 @@
 
     SharedDisk   the device: its bytes, the requests under way, how it behaves at present
     Path         one host's way to it: open, answering errors, or hanging until it is mended
-    PathDisk     the `Disk` port of one process over one path
+    PathDisk     the `Disk` port of one process over one path, over all of the device or an extent of it
 
 A sector is atomic, nothing else is. A write takes effect at some moment between its issue and its completion; one of
 several sectors does so sector by sector. A read sees each sector at a moment of its own within the read, so it may be
@@ -17,6 +17,7 @@ import asyncio
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from holdfast.protocol.words import IoFailed
 from holdfast.testing.process_loop import Process
@@ -26,6 +27,8 @@ LATENCY_LEAST_S = 0.0015
 """No request is quicker. What the drift of two clocks may take from the bounds has to fit into it."""
 HANDOVER_MAX_S = 0.004
 """From the call of the port to the kernel: a worker thread has to be woken."""
+SECTORS_APART_MAX = 16
+"""Of a long write so many sectors land one by one, those that say something; the rest, mostly zeros, at once."""
 
 
 @dataclass
@@ -66,16 +69,45 @@ class Write:
     def touches(self, offset: int, length: int) -> bool:
         return self.offset < offset + length and offset < self.offset + len(self.content)
 
+    @property
+    def changes(self) -> bool:
+        """Whether anything of it may still land."""
+        return True
 
+
+@dataclass(eq=False)
+class NameRequest(Write):
+    """What is asked about names of files: open, link, unlink, list. Takes effect in steps, each at one moment."""
+
+    steps: tuple[Callable[[], object], ...] = ()
+    only_looks: bool = True
+    result: object = None
+    errno: int = 0
+
+    @property
+    def changes(self) -> bool:
+        return not self.only_looks
+
+    def step(self, number: int) -> None:
+        if self.cancelled or not self.effective or self.errno:
+            return
+        try:
+            self.result = self.steps[number]()
+        except OSError as e:
+            self.errno = e.errno or errno.EIO
+
+
+W = TypeVar("W", bound=Write)
 OnLanded = Callable[["SharedDisk", Process, int, bytes], None]
 
 
 class SharedDisk:
     """One device. `on_issued` and `on_landed` are where the checkers look on."""
 
-    def __init__(self, world: World, name: str, size_bytes: int, sector_bytes: int) -> None:
+    def __init__(self, world: World, name: str, size_bytes: int, sector_bytes: int, number: int = 0) -> None:
         self.world = world
         self.name = name
+        self.number = number
         self.sector_bytes = sector_bytes
         self.content = bytearray(size_bytes)
         self.manners = Manners()
@@ -184,14 +216,29 @@ class Path:
         took = disk.write_latency(write.offset)
         # Nobody knows of a failed write whether it took effect before it failed.
         write.effective = not write.failed or (not self.errors and world.random.random() < 0.5)
-        size = disk.sector_bytes
-        for at in range(0, len(write.content), size):
-            piece, offset = write.content[at : at + size], write.offset + at
+        for offset, piece in _pieces(write, disk.sector_bytes):
             world.after(
                 world.random.uniform(LATENCY_LEAST_S / 3, took),
                 lambda piece=piece, offset=offset: disk.land(write, offset, piece),  # type: ignore[misc]
             )
         world.after(took + 1e-6, lambda: self.through(lambda: self._complete(write)))
+
+    def ask(self, request: NameRequest) -> None:
+        """The kernel issues a request about names."""
+        disk, world = self.disk, self.disk.world
+        if request.cancelled:
+            return
+        request.handed_over = True
+        if self.hanging:
+            self._held_up.append(lambda: self.ask(request))
+            return
+        request.failed = self.errors or disk.fails()
+        took = disk.latency()
+        request.effective = not request.failed or (not self.errors and world.random.random() < 0.5)
+        moments = sorted(world.random.uniform(LATENCY_LEAST_S / 3, took) for _ in request.steps)
+        for number, moment in enumerate(moments):
+            world.after(moment, lambda number=number: request.step(number))  # type: ignore[misc]
+        world.after(took + 1e-6, lambda: self.through(lambda: self._complete(request)))
 
     def process_gone(self, process: Process) -> None:
         """What the kernel was given goes on; the rest was only wished for."""
@@ -200,6 +247,10 @@ class Path:
     def busy_for(self, process: Process) -> bool:
         """Whether the kernel still works for a process: until then it cannot go away."""
         return any(w.process is process for w in self.writes)
+
+    def may_land_for(self, process: Process) -> bool:
+        """Whether anything that a process has asked for may still change what is stored."""
+        return any(w.process is process and w.changes for w in self.writes)
 
     def _complete(self, write: Write) -> None:
         if write.cancelled:
@@ -210,24 +261,43 @@ class Path:
             wake()
 
 
+def _pieces(write: Write, size: int) -> list[tuple[int, bytes]]:
+    """A write as it lands: its sectors, each by itself."""
+    apart = len(write.content)
+    if apart > 4 * SECTORS_APART_MAX * size:
+        apart = SECTORS_APART_MAX * size
+    pieces = [(write.offset + at, write.content[at : at + size]) for at in range(0, apart, size)]
+    if apart < len(write.content):
+        pieces.append((write.offset + apart, write.content[apart:]))
+    return pieces
+
+
 class PathDisk:
     """The `Disk` port of one process. Remembers its writes in flight as `system.sector_writes` does."""
 
-    def __init__(self, process: Process, path: Path) -> None:
+    def __init__(self, process: Process, path: Path, begin: int = 0, size: int | None = None) -> None:
         self._process = process
         self._path = path
+        self._begin = begin
+        self._size = size
+
+    def _extent(self, offset_bytes: int, length_bytes: int) -> tuple[int, int]:
+        """Where that is on the device, cut at the end of what was opened."""
+        size = len(self._path.disk.content) if self._size is None else self._size
+        return self._begin + offset_bytes, max(0, min(length_bytes, size - offset_bytes))
 
     async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
         self._process.port("disk")
         disk, world, path = self._path.disk, self._path.disk.world, self._path
-        if offset_bytes + length_bytes > len(disk.content):
+        offset, length = self._extent(offset_bytes, length_bytes)
+        if length < length_bytes:
             return IoFailed(errno.EMSGSIZE)
         answered = self._future()
         reading: list[_Read] = []
 
         def issue() -> None:
             failed = path.errors or disk.fails()
-            reading.append(disk.begin_read(offset_bytes, length_bytes))
+            reading.append(disk.begin_read(offset, length))
             world.after(disk.latency(), lambda: path.through(lambda: complete(failed)))
 
         def complete(failed: bool) -> None:
@@ -243,35 +313,44 @@ class PathDisk:
         return IoFailed(errno.ETIMEDOUT) if answer is None else answer
 
     async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
-        disk, world, path = self._path.disk, self._path.disk.world, self._path
-        disk.on_issued(disk, self._process, offset_bytes, content)
+        disk, path = self._path.disk, self._path
+        offset, length = self._extent(offset_bytes, len(content))
+        disk.on_issued(disk, self._process, offset, content)
         self._process.port("disk")
+        if length < len(content):
+            return IoFailed(errno.EMSGSIZE)
         if self.in_flight(offset_bytes, len(content)):
             return IoFailed(errno.EBUSY, in_flight=True)
-        answered = self._future()
-        write = Write(self._process, offset_bytes, bytes(content))
-        write.waiters.append(lambda: _resolve(answered, None))
-        path.writes.append(write)
-        # The worker belongs to the process: one that is frozen or gone hands nothing over.
-        handover_s = world.random.uniform(0, HANDOVER_MAX_S)
-        world.after(handover_s, lambda: path.write(write), self._process)
-        world.after(timeout_s, lambda: _resolve(answered, None))
-        await answered
+        write = Write(self._process, offset, bytes(content))
+        await self._handed_over(write, path.write, timeout_s)
         if not write.done:
             return IoFailed(errno.ETIMEDOUT, in_flight=True)
         return IoFailed(errno.EIO) if write.failed else None
 
+    async def _handed_over(self, write: W, issue: Callable[[W], None], timeout_s: float) -> None:
+        """Returns when it is done, or after that time."""
+        world = self._path.disk.world
+        answered = self._future()
+        write.waiters.append(lambda: _resolve(answered, None))
+        self._path.writes.append(write)
+        # The worker belongs to the process: one that is frozen or gone hands nothing over.
+        handover_s = world.random.uniform(0, HANDOVER_MAX_S)
+        world.after(handover_s, lambda: issue(write), self._process)
+        world.after(timeout_s, lambda: _resolve(answered, None))
+        await answered
+
     def in_flight(self, offset_bytes: int, length_bytes: int) -> bool:
+        offset, length = self._extent(offset_bytes, length_bytes)
         return any(
-            write.process is self._process and write.touches(offset_bytes, length_bytes)
-            for write in self._path.writes
+            write.process is self._process and write.touches(offset, length) for write in self._path.writes
         )
 
     async def settled(self, offset_bytes: int, length_bytes: int) -> None:
+        offset, length = self._extent(offset_bytes, length_bytes)
         while self.in_flight(offset_bytes, length_bytes):
             completed = self._future()
             for write in self._path.writes:
-                if write.process is self._process and write.touches(offset_bytes, length_bytes):
+                if write.process is self._process and write.touches(offset, length):
                     write.waiters.append(lambda: _resolve(completed, None))  # noqa: B023
             await completed
 

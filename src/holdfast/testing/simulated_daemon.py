@@ -27,7 +27,7 @@ from holdfast.protocol.words import HostId, Instant
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.join_refusals import NotJoined
 from holdfast.supervision.lockspace import Left, Lockspace, Lost, News
-from holdfast.system.watchdog import DeviceWatchdog
+from holdfast.system.watchdog import DeviceWatchdog, Watchdog
 from holdfast.testing.checkers import Checkers, Term
 from holdfast.testing.machine import Machine, MachineClock, VirtualMachine
 
@@ -48,7 +48,7 @@ class CheckedWatchdog:
 
     fences = True
 
-    def __init__(self, driver: DeviceWatchdog, looked: Callable[[], None]) -> None:
+    def __init__(self, driver: Watchdog, looked: Callable[[], None]) -> None:
         self._driver = driver
         self._looked = looked
 
@@ -126,6 +126,10 @@ class Seat:
             for number, resource in enumerate(space.resources, start=1)
         }
         daemon.process.spawn(self._run())
+
+    @property
+    def host_id(self) -> int:
+        return self.daemon.host_id
 
     async def _run(self) -> None:
         daemon, random = self.daemon, self.daemon.world.random

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from holdfast.protocol.paxos_release import Mode
 from holdfast.system import tasks
 from holdfast.testing.cluster import Cluster, Scenario
-from holdfast.testing.managed_daemon import ManagedDaemon, ManagedDesk
+from holdfast.testing.managed_daemon import ManagedDaemon
+from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.nemesis import Nemesis
+from holdfast.testing.orders import Orders, collect
 from holdfast.testing.simulated_daemon import Daemon, Desk
 from holdfast.testing.workload import Workload, spawn
 from holdfast.testing.world import ProcessGone, Violation, World
@@ -108,9 +110,9 @@ class _Play:
         self.renewal_s = 2 * io_s
 
     def all(self) -> None:
-        workload, nemesis = Workload(self.cluster), Nemesis(self.cluster)
+        workload, nemesis, orders = Workload(self.cluster), Nemesis(self.cluster), Orders(self.cluster)
         self.world.run(self.cluster.scenario.duration_s)
-        workload.stopped = True
+        workload.stopped = orders.stopped = True
         nemesis.heal()
         # Requests that are already late take their time, and may cost their host its lease.
         self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s + self.dead_s)
@@ -119,6 +121,8 @@ class _Play:
         for space in self.cluster.spaces:
             for resource in space.resources:
                 self._each_in_turn(space.name, resource)
+        if self.cluster.scenario.orders_every_s:
+            self._all_are_taken_out()
 
     def _daemons(self) -> list[Daemon | ManagedDaemon]:
         return [self.cluster.daemons[m.name] for m in self.cluster.machines if m.name in self.cluster.daemons]
@@ -138,8 +142,9 @@ class _Play:
                 seat.stay = True
         ids = {self.cluster.host_id(n) for n in range(1, self.cluster.scenario.hosts + 1)}
         for space in self.cluster.spaces:
-            seats = [d.seats[space.name] for d in daemons]
-            if {s.daemon.host_id for s in seats if s.member is not None} != ids:
+            joined = {s.host_id for s in (d.seats[space.name] for d in daemons) if s.member is not None}
+            # Which ids hosts find for themselves is for the checkers; here they have to find one each.
+            if len(joined) != len(ids) or (joined != ids and not self.cluster.scenario.auto_ids):
                 return False
         return True
 
@@ -164,6 +169,35 @@ class _Play:
             else:
                 spawn(desk, "stop")
                 self._is_given_up(desk, self.renewal_s, "at once")
+
+    def _all_are_taken_out(self) -> None:
+        """Nobody holds anything: one host after the other can take the leases out, and they are made again."""
+        for daemon in self._daemons():
+            assert isinstance(daemon, ManagedDaemon)
+            if any(seat.member is None for seat in daemon.seats.values()):
+                continue  # another host has its host id
+            self._takes_all_out(daemon)
+            desk = daemon.desks[0]
+            self._gets(desk, 6 * self.renewal_s, wait=False)
+            spawn(desk, "stop")
+            self._is_given_up(desk, self.renewal_s, "at once")
+
+    def _takes_all_out(self, daemon: ManagedDaemon) -> None:
+        kept: list[str] = []
+        order = daemon.process.spawn(collect(daemon))
+
+        def all_out() -> bool:
+            nonlocal order, kept
+            if order.done():
+                kept = order.result()
+                if not kept:
+                    return True
+                order = daemon.process.spawn(collect(daemon))
+            return False
+
+        self._within(
+            4 * self.dead_s, all_out, f"{daemon.machine} takes all leases out", lambda: f"kept: {kept}"
+        )
 
     def _gets(self, desk: Desk | ManagedDesk, bound_s: float, *, wait: bool) -> None:
         def got() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from holdfast.protocol.paxos_release import Mode
 from holdfast.testing.cluster import Cluster
-from holdfast.testing.managed_daemon import ManagedDesk
+from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.simulated_daemon import Desk
 
 

@@ -372,6 +372,7 @@ def test_a_wdmd_that_is_gone_is_not_fed_and_that_is_final(daemon: Wdmd, tmp_path
     fed = client(tmp_path, clocks)
     fed.prove()
     assert fed._socket is not None
+    assert isinstance(fed._socket, socket.socket)
     fed._socket.shutdown(socket.SHUT_WR)
     assert not fed.feed(Instant(clocks.ours + 80))
     assert not fed.feed(Instant(clocks.ours + 81))

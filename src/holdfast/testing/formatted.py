@@ -1,0 +1,94 @@
+"""Storage as operators prepare it before the first daemon starts: what `holdfast lockspace init` and `lease init` leave.
+
+fixed        a lockspace, and behind it one lease for each resource
+directory    a lockspace's file in a shared directory; leases are made on demand
+device       a lockspace, a resource index with its lease, and room for the leases of its entries
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.ondisk import areas
+from holdfast.ondisk.geometry import Geometry
+from holdfast.ondisk.rindex import INTERNAL_LEASE_NAME
+from holdfast.testing.checkers import Checkers
+from holdfast.testing.managed_desk import lease_of
+from holdfast.testing.shared_disk import SharedDisk
+from holdfast.testing.shared_files import File, SharedDirectory, Volume
+from holdfast.testing.simulated_daemon import Space
+from holdfast.testing.world import World
+
+NUM_HOSTS = 8
+"""What leases are formatted for: more than there are hosts, fewer than the geometry allows."""
+SPARE_ENTRIES = 2
+"""Places of an index beyond the resources, so that one that was taken out need not be made in its old place."""
+INDEX_AT = 1
+
+
+def _lockspace(geometry: Geometry, space: Space) -> bytes:
+    area, first = areas.lockspace_area(geometry, space.name, 1)
+    return first + area[len(first) :]
+
+
+def _resource_of(space: Space) -> Callable[[str], str]:
+    """By the name of a lease; others are nobody's."""
+    known = {lease_of(resource): resource for resource in space.resources}
+    return lambda name: known.get(name, "")
+
+
+def fixed(world: World, geometry: Geometry, space: Space, checkers: Checkers) -> Volume:
+    size = geometry.align_bytes
+    disk = SharedDisk(world, space.name, size * (1 + len(space.resources)), geometry.sector_bytes)
+    disk.content[:size] = _lockspace(geometry, space)
+    offsets = {}
+    for number, resource in enumerate(space.resources, start=1):
+        offsets[resource] = number * size
+        leader = areas.fresh_leader(geometry, space.name, lease_of(resource), NUM_HOSTS)
+        disk.content[number * size : (number + 1) * size] = areas.lease_area(leader)
+    disk.leader_offsets = frozenset(offsets.values())
+    checkers.watch_fixed(disk, offsets)
+    return Volume(space.name, disk, None, space.name)
+
+
+def directory(world: World, geometry: Geometry, space: Space, number: int, checkers: Checkers) -> Volume:
+    disk = SharedDisk(world, space.name, 0, geometry.sector_bytes, number)
+    shared = SharedDirectory(disk, geometry.align_bytes)
+    shared.link(space.name, shared.make(_lockspace(geometry, space)), "")
+    resource_of = _resource_of(space)
+
+    def linked(name: str, file: File, who: str) -> None:
+        if resource_of(name):
+            world.tell(who, f"makes the lease of {resource_of(name)}")
+            checkers.leases.named(checkers.leases.made(disk.name, resource_of(name), file.offset))
+            disk.leader_offsets |= {file.offset}
+
+    shared.on_linked = linked
+    shared.on_unlinked = lambda name, _, who: checkers.leases.unnamed(disk.name, resource_of(name), who)
+    checkers.watch(disk)
+    return Volume(f"/{space.name}", disk, shared, f"/{space.name}/{space.name}")
+
+
+def device(world: World, geometry: Geometry, space: Space, number: int, checkers: Checkers) -> Volume:
+    entries = len(space.resources) + SPARE_ENTRIES
+    size = geometry.align_bytes
+    disk = SharedDisk(world, space.name, size * (INDEX_AT + 2 + entries), geometry.sector_bytes, number)
+    header = areas.rindex_header(geometry, space.name, INDEX_AT * size, entries)
+    internal = areas.fresh_leader(geometry, space.name, INTERNAL_LEASE_NAME, NUM_HOSTS)
+    image = _lockspace(geometry, space) + areas.rindex_area(header) + areas.lease_area(internal)
+    disk.content[: len(image)] = image
+    disk.leader_offsets = frozenset((INDEX_AT + 1 + n) * size for n in range(entries + 1))
+    checkers.watch_index(disk, _resource_of(space))
+    return Volume(f"/dev/{space.name}", disk, None, f"/dev/{space.name}")
+
+
+def below_mount_point(
+    world: World, geometry: Geometry, space: Space, host: str, number: int
+) -> SharedDirectory:
+    """A local directory with leases that are no use: somebody made them before the shared one was mounted there."""
+    disk = SharedDisk(world, f"{host}-below-{space.name}", 0, geometry.sector_bytes, number)
+    local = SharedDirectory(disk, geometry.align_bytes)
+    for resource in space.resources:
+        leader = areas.fresh_leader(geometry, space.name, lease_of(resource), NUM_HOSTS)
+        local.link(lease_of(resource), local.make(areas.lease_area(leader)), host)
+    return local

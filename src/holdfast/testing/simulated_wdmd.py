@@ -1,0 +1,162 @@
+"""wdmd as spec/sanlock-disk.md 5.3 has it, on a simulated machine: it has the watchdog device, and tests its clients.
+
+Every few seconds it looks at each client's expiry: none is near, it pings the device; one will have expired by the next
+test, it closes the device without the disarm character (which counts as a last ping) and looks again every second. It is
+a program of its own: it lives on when holdfastd dies, and what a dead client told it last still counts. It is not
+stalled here; one that is moves the bound, as the specification says of the real one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast.system import wdmd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from holdfast.testing.machine import Machine
+
+CLOSED_LOOK_S = 1
+"""Between two tests while the device is closed."""
+_FIRST_FD = 10
+
+
+def looks_every_s(fire_timeout_s: int) -> int:
+    return next((s for least, s in ((60, 10), (30, 5), (10, 2)) if fire_timeout_s >= least), 1)
+
+
+@dataclass(eq=False)
+class Client:
+    """What wdmd knows of a connection; `expire` 0: nothing."""
+
+    fd: int
+    registered: bool = False
+    kept: bool = False
+    """Whether it holds wdmd's reference count."""
+    expire: int = 0
+
+
+class SimulatedWdmd:
+    """From one boot of its machine to the reset. `looked` is told after each touch of the device."""
+
+    def __init__(self, machine: Machine, fire_timeout_s: int, looked: Callable[[], None]) -> None:
+        self._machine = machine
+        self._boot = machine.boots
+        self._fire_timeout_s = fire_timeout_s
+        self._looked = looked
+        self._interval_s = looks_every_s(fire_timeout_s)
+        self._opened = False
+        self._closed_unclean = False
+        self._clients: dict[int, Client] = {}
+        self._fds = _FIRST_FD
+
+    def connection(self, fd: int | None) -> WdmdConnection:
+        """A new socket, or the one that an earlier program left open."""
+        if fd is None:
+            self._fds += 1
+            return WdmdConnection(self, Client(self._fds))
+        return WdmdConnection(self, self._clients[fd])
+
+    @property
+    def kept_fd(self) -> int | None:
+        """The connection in systemd's descriptor store: that of the last client that rests on it."""
+        return next((fd for fd, client in reversed(self._clients.items()) if client.expire), None)
+
+    @property
+    def running(self) -> bool:
+        return self._machine.up and self._machine.boots == self._boot and not self._machine.watchdog.missing
+
+    def connected(self, client: Client) -> None:
+        self._clients[client.fd] = client
+
+    def told(self, client: Client, raw: bytes) -> bytes:
+        """A message; the answer, if it has one."""
+        command, fire_s, _, expire, _ = wdmd.unpack(raw)
+        match command:
+            case wdmd.REGISTER:
+                client.registered = True
+            case wdmd.REFCOUNT_SET:
+                client.kept = True
+            case wdmd.REFCOUNT_CLEAR:
+                client.kept = False
+            case wdmd.TEST_LIVE:
+                client.expire = expire
+            case wdmd.OPEN_WATCHDOG:
+                self._open(fire_s)
+                return wdmd.pack(command, fire_timeout_s=self._fire_timeout_s)
+            case wdmd.STATUS:
+                return wdmd.pack(command, fire_timeout_s=self._fire_timeout_s if self._opened else 0)
+            case _:
+                raise ValueError(f"a message that nobody sends: {command}")
+        return b""
+
+    def closed(self, client: Client) -> None:
+        """An entry with an expiry stays, and will expire."""
+        if not client.expire:
+            self._clients.pop(client.fd, None)
+
+    def _open(self, fire_timeout_s: int) -> None:
+        if not self._opened:
+            self._opened, self._fire_timeout_s = True, fire_timeout_s
+            self._interval_s = looks_every_s(fire_timeout_s)
+            self._ping()
+            self._test_in(self._interval_s)
+
+    def _ping(self) -> None:
+        self._machine.watchdog.pet(self._fire_timeout_s)
+        self._looked()
+
+    def _test_in(self, seconds: int) -> None:
+        self._machine.world.after(seconds, self._test)
+
+    def _test(self) -> None:
+        if not self._machine.up or self._machine.boots != self._boot:
+            return
+        now = int(self._machine.boottime())
+        failing = any(c.expire and now >= c.expire - self._interval_s for c in self._clients.values())
+        if not failing or not self._closed_unclean:
+            self._ping()  # to close it is a ping as well
+        self._closed_unclean = failing
+        self._test_in(CLOSED_LOOK_S if failing else self._interval_s)
+
+
+class WdmdConnection:
+    """The `Connection` port of system.wdmd. Messages arrive at once; their sender may lose its processor before."""
+
+    def __init__(self, server: SimulatedWdmd, client: Client) -> None:
+        self._server = server
+        self._client = client
+        self._answers = b""
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Answers are there at once."""
+
+    def setblocking(self, flag: bool) -> None:
+        """Answers are there at once."""
+
+    def connect(self, path: str) -> None:
+        self._server._machine.port()
+        if not self._server.running:
+            raise ConnectionRefusedError(111, "Connection refused")
+        self._server.connected(self._client)
+
+    def sendall(self, raw: bytes) -> None:
+        self.send(raw)
+
+    def send(self, raw: bytes, flags: int = 0) -> int:
+        self._server._machine.port()
+        for at in range(0, len(raw), wdmd.MESSAGE_BYTES):
+            self._answers += self._server.told(self._client, raw[at : at + wdmd.MESSAGE_BYTES])
+        return len(raw)
+
+    def recv(self, size: int) -> bytes:
+        answer, self._answers = self._answers[:size], self._answers[size:]
+        return answer
+
+    def close(self) -> None:
+        self._server.closed(self._client)
+
+    def fileno(self) -> int:
+        return self._client.fd
