@@ -14,8 +14,16 @@ it says in its own block that it gave the lease up:
     releases: RELEASED in its block,
     leader left alone                           leader says "host 1", host 1 is alive, yet the lease is free
 
-The flag counts only if the block is about this version or a newer one: an old flag says nothing about a new
-lease. sanlock also writes blocks of zeros with the flag after a failed shared acquire; they mean the same.
+The flag counts only if the block is about this version: an old flag says nothing about a new lease. A block
+about a newer version says by itself that its host has given this one up, for nobody races for the next version
+of a lease that he holds; it has to say so, because racing takes the flag away:
+
+    host 3 (for host 1)                         host 1                    host 2
+    its write of leader 5, owner 1, hangs       released 5
+                                                begins a ballot for 6     decides itself for 6, writes leader 6
+    leader 5, owner 1, lands                    gives up
+
+sanlock also writes blocks of zeros with the flag after a failed shared acquire; they mean the same.
 """
 
 from dataclasses import dataclass
@@ -103,9 +111,9 @@ class _Watch:
 
 
 def gave_up(block: Dblock, lver: int) -> bool:
-    """Whether the owner of version `lver` says in its block that it released it."""
+    """Whether the owner of version `lver` says in its block that it released it, or has gone on to a newer one."""
     zeroed = not (block.mbal or block.bal or block.inp or block.lver)
-    return block.is_released and (block.lver >= lver or zeroed)
+    return block.lver > lver or (block.is_released and (block.lver == lver or zeroed))
 
 
 async def may_take(
