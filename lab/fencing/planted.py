@@ -31,10 +31,22 @@ BUGS = {
         "expire = int(their_now + (until - now) + 3600)",
     ),
     "device-fires-late": Bug(
-        "the watchdog device is given twice the fire timeout",
+        "the watchdog device is given three times the fire timeout",
         "system/watchdog.py",
-        "self._check(fd)",
-        "self._check(fd); self._kernel.ioctl(fd, WDIOC_SETTIMEOUT, INT.pack(2 * self._fire_timeout_s))",
+        "            self._check(fd)\n",
+        "            self._check(fd); self._kernel.ioctl(fd, WDIOC_SETTIMEOUT, INT.pack(3 * self._fire_timeout_s))\n",
+    ),
+    "io-timeout-recorded-short": Bug(
+        "a delta lease records half of the io_timeout that its host goes by",
+        "protocol/delta_lease.py",
+        "io_timeout_s=claim.timing.io_timeout_s,",
+        "io_timeout_s=claim.timing.io_timeout_s // 2,",
+    ),
+    "gone-too-soon": Bug(
+        "the owners of a lost lockspace are taken for gone at once",
+        "supervision/recovery.py",
+        "if not users:",
+        "if True:",
     ),
     "dead-doubled": Bug(
         "a host is taken for dead after twice its dead bound",

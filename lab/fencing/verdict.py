@@ -88,6 +88,13 @@ class Case:
             self.harmless_at < self.takeover.latest,
             f"h1 was harmless {self.harmless_at - self.takeover.latest:.2f} s after h2 had the lease",
         )
+        bound(
+            self.harmless_at <= self.last_renewal.latest + timing.dead_s,
+            f"h1 was harmless only {self.harmless_at - self.last_renewal.latest:.2f} s after its last renewal",
+        )
+        if self.cause == "kill9" and self.fired_at is not None:
+            # Else the owner ended of itself, and would prove nothing about the watchdog.
+            bound(self.fired_at - self.last_write.latest < LAST_WRITE_S, "h1's owner ended before the reset")
         bound(self.last_renewal.latest < self.takeover.latest, "h1 renewed after h2 had the lease")
         bound(self.taker_fired_at is None, "h2 was reset too")
         return found
