@@ -122,7 +122,9 @@ class Holdfast:
         self._guests.sh(self._host, "kill -9 $(cat /srv/holdfastd.pid)")
 
     def log(self) -> str:
-        return self._guests.try_sh(self._host, "tail -30 /srv/holdfastd.log; tail -5 /srv/ask.log") or "away"
+        return (
+            self._guests.try_sh(self._host, f"tail -30 /srv/holdfastd.log; tail -5 {ASK_LOG}; true") or "away"
+        )
 
     def _python(self, *arguments: str) -> str:
         return f"env PYTHONPATH={self._guests.python} python3 {shlex.join(arguments)}"

@@ -19,10 +19,10 @@ class Bug:
 
 BUGS = {
     "dead-without-watchdog": Bug(
-        "the dead bound leaves out the watchdog's fire timeout",
-        "protocol/timing.py",
-        "return self.fail_s + self.fire_timeout_s",
-        "return self.fail_s",
+        "the dead bound of others leaves out the watchdog's fire timeout",
+        "protocol/owner_test.py",
+        "watch.io_timeout_s)).dead_s",
+        "watch.io_timeout_s)).fail_s",
     ),
     "wdmd-fed-for-ever": Bug(
         "wdmd is told that all is good for an hour",
