@@ -64,3 +64,6 @@ def plant(name: str, python: Path) -> None:
     if source.count(bug.piece) != 1:
         raise ValueError(f"{name}: {bug.module} has {bug.piece!r} {source.count(bug.piece)} times, not once")
     path.write_text(source.replace(bug.piece, bug.replacement))
+    # pip has compiled it: a bug of the same length, planted in the same second, would not be seen.
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
+        compiled.unlink()
