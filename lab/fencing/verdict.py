@@ -38,7 +38,9 @@ class Case:
     def made_harmless_by(self) -> str:
         if self.cause == "power":
             return "power"
-        return "watchdog" if self.fired_at is not None else "ladder"
+        if self.fired_at is not None:
+            return "watchdog"
+        return "ladder" if self.last_write.latest < self.takeover.latest else "nothing"
 
     @property
     def harmless_at(self) -> float:
