@@ -45,6 +45,12 @@ class Manager(Protocol):
     def ask(self) -> None:
         """From now on ask for the lease again and again, and run the owner with it."""
 
+    def stop(self) -> None:
+        """Nobody asks any more, and the owner ends, if there is one."""
+
+    def rejoin(self) -> None:
+        """After a loss that the host has survived."""
+
     def kill(self) -> None:
         """SIGKILL to the daemon; nobody starts it again."""
 
@@ -54,6 +60,12 @@ class Manager(Protocol):
 def owner_command(host: str, sector_bytes: int) -> list[str]:
     words = ["/usr/bin/python3", "-S", "-E", f"{IN_GUEST}/owner.py"]
     return [*words, OWNED, str(HOST_IDS[host]), str(sector_bytes), OWNER_PID]
+
+
+def _stop(asker: str) -> str:
+    """First who asks, or he would ask again; SIGKILL, as `holdfast run` keeps signals for the command it runs."""
+    kill = f"[ ! -e {OWNER_PID} ] || kill $(cat {OWNER_PID}) 2>/dev/null"
+    return f"pkill -9 -f {shlex.quote(asker)}; {kill}; rm -f {OWNER_PID}"
 
 
 class Holdfast:
@@ -118,6 +130,12 @@ class Holdfast:
         )
         self._guests.sh(self._host, f"setsid {asking} >>{ASK_LOG} 2>&1 </dev/null &")
 
+    def stop(self) -> None:
+        self._guests.sh(self._host, _stop("ask.p[y]"))
+
+    def rejoin(self) -> None:
+        self.wait_joined()  # holdfastd does it itself when its owners are gone
+
     def kill(self) -> None:
         self._guests.sh(self._host, "kill -9 $(cat /srv/holdfastd.pid)")
 
@@ -147,15 +165,19 @@ class Sanlock:
         """NAME:PATH:OFFSET, known when somebody has made it."""
 
     def start(self) -> None:
-        space = f"{SPACE}:{HOST_IDS[self._host]}:{LEASES}:0"
         self._guests.sh(
             self._host,
             f"{_WDMD}; hostname {self._host}; mkdir -p /run/sanlock; "
             f"sanlock daemon -w 1 -U sanlock -G sanlock -e {self._host} </dev/null >/srv/sanlock.out 2>&1; "
-            "for _ in $(seq 100); do sanlock client status >/dev/null 2>&1 && break; sleep .1; done; "
-            f"setsid sanlock client add_lockspace -s {space} -o {self._io_timeout_s} >/srv/join.log 2>&1 </dev/null &",
+            "for _ in $(seq 100); do sanlock client status >/dev/null 2>&1 && break; sleep .1; done",
         )
+        self._join()
         self.wait_joined()
+
+    def _join(self) -> None:
+        space = f"{SPACE}:{HOST_IDS[self._host]}:{LEASES}:0"
+        adding = f"sanlock client add_lockspace -s {space} -o {self._io_timeout_s}"
+        self._guests.sh(self._host, f"setsid {adding} >/srv/join.log 2>&1 </dev/null &")
 
     def wait_joined(self) -> None:
         until = time.monotonic() + JOIN_TIMEOUT_S
@@ -177,6 +199,14 @@ class Sanlock:
     def ask(self) -> None:
         asking = f"until {self._command(*self._owner)}; do sleep .3; done"
         self._guests.sh(self._host, f"setsid sh -c {shlex.quote(asking)} >>{ASK_LOG} 2>&1 </dev/null &")
+
+    def stop(self) -> None:
+        self._guests.sh(self._host, _stop("[s]anlock client command"))
+
+    def rejoin(self) -> None:
+        self.stop()
+        self._join()
+        self.wait_joined()
 
     def kill(self) -> None:
         self._guests.sh(self._host, "kill -9 $(cat /run/sanlock/sanlock.pid)")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lab.fencing.guests import HOST_IDS, HOSTS, Guests, LabError
-from lab.fencing.managers import LEASES, OWNER_PID, Holdfast, Manager, Sanlock
+from lab.fencing.managers import LEASES, Holdfast, Manager, Sanlock
 from lab.fencing.observer import NEVER, Observer
 from lab.fencing.suites import IO_TIMEOUT_S, Cause, Suite
 from lab.fencing.verdict import Case
@@ -88,7 +88,7 @@ class Scenario:
             raise LabError("h1 lost its lease with nothing wrong")
         if self.observer.wrote("h1").latest < time.time() - 2:
             raise LabError("h1's owner was stopped with nothing wrong")
-        self.guests.sh("h2", "pkill -f ask.p[y] || true; pkill -f '[s]anlock client command' || true")
+        self.managers["h2"].stop()
 
     def run(self, cause: Cause) -> Case:
         """One cause, until everything is as it was before; bounds are for the caller to judge."""
@@ -169,9 +169,9 @@ class Scenario:
         elif case.made_harmless_by == "watchdog":
             self.guests.mh("wait", "-t", str(BOOT_TIMEOUT_S), "h1", boot)
         if case.made_harmless_by == "ladder":
-            self.managers["h1"].wait_joined()
+            self.managers["h1"].rejoin()
         else:
             self.managers["h1"].start()
-        self.guests.sh("h2", f"kill $(cat {OWNER_PID})")
+        self.managers["h2"].stop()
         if not self._wait(lambda: not self._owns("h2"), HOLD_TIMEOUT_S):
             raise LabError("h2's lease did not get free when its owner ended")

@@ -72,7 +72,7 @@ SUITES = (
         "from-sanlock",
         "holdfastd takes over from the real sanlock",
         "wdmd",
-        ("kill9", "power"),
+        ("kill9", "hang", "power"),
         holder="sanlock",
     ),
 )
