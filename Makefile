@@ -13,7 +13,7 @@ help:
 	@echo "make check   ruff and mypy --strict"
 	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
 	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
-	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over (CAUSES=)"
+	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 42 minutes (CASES=)"
 	@echo "make fuzz    bounded coverage-guided fuzzing (atheris)"
 
 $(STAMP): pyproject.toml tools/setup-venv
@@ -34,8 +34,8 @@ test:
 	@$(BIN)/python tools/run_tests.py $(TESTS)
 
 check: $(STAMP)
-	@$(BIN)/ruff check --no-cache src tests bench lab/fencing.py tools
-	@$(BIN)/ruff format --check --no-cache src tests bench lab/fencing.py tools
+	@$(BIN)/ruff check --no-cache src tests bench lab tools
+	@$(BIN)/ruff format --check --no-cache src tests bench lab tools
 	@$(BIN)/mypy
 
 SEEDS ?= 1500
@@ -53,7 +53,7 @@ bench:
 lab:
 	@tools/debian-packages lab
 	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
-	@$(BIN)/python lab/fencing.py $(CAUSES)
+	@$(BIN)/python -m lab.fencing $(CASES)
 
 fuzz: $(STAMP)
 	@$(BIN)/pip install -q -e '.[fuzz]'
