@@ -80,8 +80,8 @@ class HeldLease:
 
     async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
         holding = self._holding
-        if holding.unsettled:
-            # Its last change is not through yet; that ends, or is repeated, soon.
+        if holding.unsettled or holding.lease is None:
+            # Its last change is not through yet; that ends, or is repeated, soon. Or the lockspace has been lost amid it.
             return IoFailed("Unable to convert lease", self.path, errno.EAGAIN)
         holding.area = self._backend.noted(holding.area, note)
         refused = await holding.convert(mode)

@@ -219,6 +219,8 @@ class Checkers:
             return
         fires_at = (machine.watchdog.fires_at - machine.true_time_of(0)) * machine.rate
         for term in self.terms:
+            if term.dismissed():
+                term.dismissed = lambda: True  # for good: what is written later is the next term's
             # A term of a daemon that has died concerns its machine only as long as somebody rests on it.
             left = term.dismissed() or (term.process is not machine.process and not term.vms)
             if (
