@@ -178,7 +178,7 @@ MUTATIONS = (
         "protocol.owner_test",
         "released-flag-of-anybody",
         "any RELEASED flag counts, whatever version it is about",
-        "return block.is_released and (block.lver >= lver or zeroed)",
+        "return block.lver > lver or (block.is_released and (block.lver == lver or zeroed))",
         "return True or zeroed",
     ),
     # --- ballots ---
@@ -408,8 +408,8 @@ MUTATIONS = (
         "backends.lease_holding",
         "let-go-to-convert",
         "a shared hold is let go before it is made exclusive",
-        "taken = await upgrade(self.area, self.member, self._clock, self._chance, lease)",
-        "await self._let_go(lease)\n        taken = await self._acquire(mode, NOBODY_ATTESTED)",
+        "work = upgrade(self.area, self.member, self._clock, self._ports.chance, lease)",
+        "await self._let_go(lease)\n        work = acquire_lease(self.area, self.member, self._ports, mode)",
     ),
     _in(
         "backends.lease_holding",
@@ -422,15 +422,44 @@ MUTATIONS = (
         "backends.paxos",
         "attempt-beside-withdrawal",
         "a lease is taken while an earlier attempt is being withdrawn (found by seed 2739)",
-        "if found.area.resource_name in self._unsettled:",
+        "self._check_settled(resource, lease)\n        attempt = await",
+        "attempt = await",
+    ),
+    # --- errands that are given up ---
+    _in(
+        "backends.paxos",
+        "late-lease-kept",
+        "a lease that is won after its start was refused is not given back",
+        "if isinstance(await holding.acquired(attempt.outcome, mode), Lease):",
         "if False:",
+    ),
+    _in(
+        "backends.paxos",
+        "attempt-beside-errand",
+        "a lease is tried again while an errand for it is under way that nobody waits for",
+        "self._silent.add(lease)",
+        "pass",
+    ),
+    _in(
+        "backends.lease_holding",
+        "late-outcome-forgotten",
+        "what comes of a conversion or a release that was given up is not put right",
+        "                put_right(outcome)",
+        "                pass",
+    ),
+    _in(
+        "protocol.owner_test",
+        "raced-on-and-still-owner",
+        "an owner that raced on to a newer version counts as an owner (found by seed 253)",
+        "return block.lver > lver or (block.is_released and (block.lver == lver or zeroed))",
+        "return block.is_released and (block.lver >= lver or zeroed)",
     ),
     # --- breaking ---
     _in(
         "protocol.owner_test",
         "attestation-not-compared",
         "an operator's word counts whatever the looks show",
-        "return unchanged and view.unchanged_s > silent_s",
+        "return unchanged and view.unchanged_s > bound_s",
         "return True",
     ),
     _in(
