@@ -29,15 +29,15 @@ def test_free_lease_is_taken_out_and_made_again_when_it_is_wanted(tmp_path: Path
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=device)
         await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
-        (name,) = await s.one.lease_names()
-        assert await s.one.take_out(name, dry_run=True) == ""
-        assert await s.one.lease_names() == [name]
-        assert await s.one.take_out(name, dry_run=False) == ""
-        assert await s.one.lease_names() == []
+        (name,) = await s.one.upkeep.lease_names()
+        assert await s.one.upkeep.take_out(name, dry_run=True) == ""
+        assert await s.one.upkeep.lease_names() == [name]
+        assert await s.one.upkeep.take_out(name, dry_run=False) == ""
+        assert await s.one.upkeep.lease_names() == []
         if device:
             assert entry_count(s.lockspace) == 0
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
-        assert await s.two.lease_names() == [name]
+        assert await s.two.upkeep.lease_names() == [name]
         await held.release()
 
     play(scene)
@@ -50,12 +50,12 @@ def test_lease_that_another_host_holds_stays(tmp_path: Path, device: bool, mode:
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=device)
         held = assert_held(await take(s.two, s.world(), mode))
-        (name,) = await s.one.lease_names()
-        why = await s.one.take_out(name, dry_run=dry_run)
+        (name,) = await s.one.upkeep.lease_names()
+        why = await s.one.upkeep.take_out(name, dry_run=dry_run)
         assert "host_id 2" in why
-        assert await s.one.lease_names() == [name]
+        assert await s.one.upkeep.lease_names() == [name]
         await held.release()
-        assert await s.one.take_out(name, dry_run=False) == ""
+        assert await s.one.upkeep.take_out(name, dry_run=False) == ""
 
     play(scene)
 
@@ -65,8 +65,8 @@ def test_lease_that_a_killed_daemon_of_this_term_left_is_taken_out(tmp_path: Pat
         s = Scene(tmp_path / "leases")
         assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).forget()
         next_daemon = twin(s.alpha).backend(s.directory)
-        (name,) = await next_daemon.lease_names()
-        assert await next_daemon.take_out(name, dry_run=False) == ""
+        (name,) = await next_daemon.upkeep.lease_names()
+        assert await next_daemon.upkeep.take_out(name, dry_run=False) == ""
         assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
 
     play(scene)
@@ -86,12 +86,12 @@ def test_start_that_has_the_lease_open_while_it_is_taken_out_looks_again(
         late = asyncio.create_task(take(slow, s.world(), Mode.EXCLUSIVE))
         while kernel.holding:
             await asyncio.sleep(0.01)
-        (name,) = await s.one.lease_names()
-        assert await s.one.take_out(name, dry_run=False) == ""
+        (name,) = await s.one.upkeep.lease_names()
+        assert await s.one.upkeep.take_out(name, dry_run=False) == ""
         gate.set()
         assert type(await late).__name__ == "Moved"
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
-        assert "host_id 2" in await s.one.take_out(name, dry_run=False)
+        assert "host_id 2" in await s.one.upkeep.take_out(name, dry_run=False)
         await held.release()
 
     play(scene)
@@ -103,8 +103,8 @@ def test_place_of_a_lease_that_was_taken_out_is_used_again(tmp_path: Path) -> No
         for n in range(12):
             held = assert_held(await tried(s.two, Resource("", f"/dev/vg/disk{n}")))
             await held.release()
-            for name in await s.one.lease_names():
-                assert await s.one.take_out(name, dry_run=False) == ""
+            for name in await s.one.upkeep.lease_names():
+                assert await s.one.upkeep.take_out(name, dry_run=False) == ""
         assert entry_count(s.lockspace) == 0
 
     play(scene)
@@ -115,7 +115,7 @@ def test_leases_of_others_are_left_alone(tmp_path: Path) -> None:
         s = Scene(tmp_path / "leases")
         (s.directory / "web").write_bytes(areas.lease_area(areas.fresh_leader(DEFAULT, "LS", "web")))
         (s.directory / ".holdfast-0123").touch()
-        assert await s.one.lease_names() == []
+        assert await s.one.upkeep.lease_names() == []
 
     play(scene)
     assert made_by_us("06UgP5-2rhb-w3Bo-3mdR-WeoL-pytO-SAa2ky", NameBy.LVM_UUID)
@@ -134,8 +134,8 @@ def test_removal_that_fails_leaves_the_lease_free(tmp_path: Path) -> None:
             return IoFailed(30)
 
         s.alpha.storage.remove = refused  # type: ignore[method-assign, assignment]
-        (name,) = await s.one.lease_names()
-        assert await s.one.take_out(name, dry_run=False) == "Read-only file system"
+        (name,) = await s.one.upkeep.lease_names()
+        assert await s.one.upkeep.take_out(name, dry_run=False) == "Read-only file system"
         assert s.leader().is_free
         await asyncio.sleep(0)
         assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
@@ -152,12 +152,12 @@ def test_lease_that_a_killed_daemon_of_this_term_left_behind_is_freed(
         s = Scene(tmp_path / "leases", device=device)
         assert_held(await take(s.one, s.world(), mode)).forget()
         next_daemon = twin(s.alpha).backend(None if device else s.directory)
-        (name,) = await next_daemon.lease_names()
-        await next_daemon.free_own()
-        assert await next_daemon.free_left_behind(name)
-        assert not await next_daemon.free_left_behind(name)
+        (name,) = await next_daemon.upkeep.lease_names()
+        await next_daemon.upkeep.free_own()
+        assert await next_daemon.upkeep.free_left_behind(name)
+        assert not await next_daemon.upkeep.free_left_behind(name)
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
-        assert not await next_daemon.free_left_behind(name)
+        assert not await next_daemon.upkeep.free_left_behind(name)
         await held.release()
 
     play(scene)
@@ -171,8 +171,8 @@ def test_shared_hold_that_was_left_behind_beside_another_host_does_not_stay(tmp_
         other = assert_held(await take(s.two, s.world(), Mode.SHARED))
         next_daemon = twin(s.alpha).backend(s.directory)
         if how == "freed":
-            (name,) = await next_daemon.lease_names()
-            assert await next_daemon.free_left_behind(name)
+            (name,) = await next_daemon.upkeep.lease_names()
+            assert await next_daemon.upkeep.free_left_behind(name)
         else:
             assert isinstance(await take(next_daemon, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
         await assert_held(await take(next_daemon, s.world(), Mode.SHARED)).release()
@@ -231,8 +231,8 @@ def test_lease_made_where_one_was_goes_on_with_its_versions_and_keeps_what_was_p
             await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
         at = 3 * DEFAULT.align_bytes + DEFAULT.host_block_offset_bytes(2)
         promised = s.lockspace.read_bytes()[at : at + 512]
-        (name,) = await s.one.lease_names()
-        assert await s.one.take_out(name, dry_run=False) == ""
+        (name,) = await s.one.upkeep.lease_names()
+        assert await s.one.upkeep.take_out(name, dry_run=False) == ""
         held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
         assert device_leader(s).lver == 5  # three times taken, taken to be taken out, taken anew
         assert s.lockspace.read_bytes()[at : at + 512] == promised

@@ -463,7 +463,7 @@ MUTATIONS = (
         "return True",
     ),
     _in(
-        "backends.paxos",
+        "backends.lease_upkeep",
         "break-without-proof",
         "whoever is on a lease that is to be broken counts as attested to be off",
         "host.term for host in hosts if attest_off and host.is_called(attest_off))",
@@ -478,7 +478,7 @@ MUTATIONS = (
         "        if False:\n            return busy",
     ),
     _in(
-        "backends.paxos",
+        "backends.lease_upkeep",
         "collected-while-shared",
         "a collection takes a lease shared before it takes it out",
         "            outcome = await holding.acquire(Mode.EXCLUSIVE)\n            if not isinstance(outcome, Lease):\n"
@@ -490,11 +490,11 @@ MUTATIONS = (
         "backends.paxos",
         "name-not-asked-again",
         "whoever wins a lease does not ask whether it still has its name (found by seed 106)",
-        "if await self._places.still_there(holding.member, found, holding.area.resource_name):",
-        "if True:",
+        "named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)",
+        "named = True",
     ),
     _in(
-        "backends.paxos",
+        "backends.lease_upkeep",
         "released-after-removal",
         "a lease that was taken out is released as well (found by seed 93)",
         "            if kept is None:\n                holding.forget()",

@@ -24,10 +24,6 @@ UNPROVEN = (
 )
 
 
-CLEARING_MAX = 4
-"""Requests that clearing the hold of one host takes, and as many io_timeouts at most; hosts that are off are few."""
-
-
 async def clear_holds(area: LeaseArea, member: Membership, attested: Attested) -> IoFailed | None:
     """Take the shared holds of attested terms out of their hosts' blocks. The lease is ours alone."""
     for host_id, term in sorted(attested):

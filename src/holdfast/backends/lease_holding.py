@@ -96,7 +96,9 @@ async def acquire_lease(
 
 
 class Holding:
-    """See the module. ``on_settled`` is told whenever what goes on beside has ended."""
+    """See the module. ``on_settled`` is told whenever what goes on beside has ended; ``close`` closes the disk of a lease
+    that was given up, on the errand that has done so.
+    """
 
     def __init__(
         self,
@@ -105,6 +107,7 @@ class Holding:
         ports: HoldingPorts,
         *,
         on_settled: Callable[[], None] = lambda: None,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         self.area = area
         self.member = member
@@ -114,6 +117,7 @@ class Holding:
         self._ports = ports
         self._clock = HomeClock(ports.clock)
         self._on_settled = on_settled
+        self._close = close
         self._doubt: InDoubt | None = None
         self._late: tuple[asyncio.Future[Any], Callable[[Any], object]] | None = None
         self._given_up = False
@@ -415,15 +419,20 @@ class Holding:
 
     async def _let_go(self, lease: Lease, *, patient: bool = False) -> bool:
         """Whether there is nothing left to be done."""
-        told = await self._ports.errands.run(
-            release(self.area, self.member, self._clock, lease), self.member.io_timeout_s
-        )
+        told = await self._ports.errands.run(self._release(lease), self.member.io_timeout_s)
         if isinstance(told, GivenUp):
             if not patient:
                 self._late = told.over, lambda outcome: self._released(lease, outcome)
                 return False
             told = await told.over
         return self._released(lease, told)
+
+    async def _release(self, lease: Lease) -> ReleaseOutcome:
+        """On an errand."""
+        outcome = await release(self.area, self.member, self._clock, lease)
+        if isinstance(outcome, Released):
+            self._close()
+        return outcome
 
     def _released(self, lease: Lease, outcome: ReleaseOutcome | IoFailed) -> bool:
         match outcome:

@@ -24,31 +24,27 @@ import errno
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.backends import lease_note
 from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved, OwnerNote, SavedLock
-from holdfast.backends.lease_breaking import CLEARING_MAX, UNPROVEN, Claimant, clear_holds
 from holdfast.backends.lease_holding import Holding, HoldingPorts, acquire_lease
 from holdfast.backends.lease_places import Found, LeasePlaces, StorageFailed, Unusable, Vanished
 from holdfast.backends.lease_refusals import Refusals
+from holdfast.backends.lease_upkeep import LeaseUpkeep
 from holdfast.backends.lock_names import NameBy, lease_name
-from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName, ResourceBusy, storage_failed
+from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
-from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.malformed import Malformed
 from holdfast.ondisk.padded_name import NAME_BYTES
 from holdfast.protocol import words
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import Attested
 from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.rindex_area import is_cleared
-from holdfast.protocol.words import Generation, HostId
 from holdfast.supervision.presence import Absent, Presence
 from holdfast.system.blocking import Storage
 from holdfast.system.disk_identity import DiskIdentities, DiskIdentity
@@ -162,14 +158,15 @@ class PaxosBackend:
         self.name = name
         self.presence = presence
         self.on_lockfailure = on_lockfailure
-        self._places = places
+        self.places = places
         self._name_by = name_by
         self._reach = reach
         self._reach_note = reach_note
-        self._ports = ports
+        self.ports = ports
         self._storage = storage
         self._identities = identities
         self._unsettled: dict[str, tuple[Holding, Found]] = {}
+        self.upkeep = LeaseUpkeep(self)
         self._silent: set[str] = set()
         """Leases for which an errand is under way that nobody waits for any more."""
         self._paths: dict[str, str] = {}
@@ -179,7 +176,7 @@ class PaxosBackend:
     async def open(self, resource: Resource, *, create: Creation) -> LeaseCandidate | IoFailed:
         identity = await self._identity(resource)
         lease = self._lease_of(resource, identity)
-        member = self._member(resource)
+        member = self.member(resource)
         self._check_settled(resource, lease)
         keys: tuple[FileKey, ...] = (key_of_lease(self.presence.name, lease),)
         if identity.key is not None:
@@ -210,7 +207,7 @@ class PaxosBackend:
             log.warning("%s and %s are one disk: both have lease %s", before, resource, lease)
         return lease
 
-    def _member(self, resource: Resource) -> Membership:
+    def member(self, resource: Resource) -> Membership:
         member = self.presence.membership()
         if isinstance(member, Absent):
             raise LockspaceAbsent(name=resource.name, lockspace=self.presence.name, reason=str(member))
@@ -222,24 +219,24 @@ class PaxosBackend:
             trouble = (known[0].trouble if known is not None else "") or "its storage failed before"
             raise LeaseUnusable(
                 name=resource.name,
-                place=self._places.place(lease),
+                place=self.places.place(lease),
                 reason=f"this host is still giving it up ({trouble}); try again",
             )
 
-    async def _look_up(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
+    async def look_up(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
         """Find it by an errand of its own."""
         self._check_settled(resource, lease)
-        told = await self._ports.errands.run(self._find(member, resource, lease), member.io_timeout_s)
+        told = await self.ports.errands.run(self._find(member, resource, lease), member.io_timeout_s)
         if isinstance(told, GivenUp):
             told.over.add_done_callback(_close_unasked)
         if isinstance(told, GivenUp | words.IoFailed):
-            return _silent("Unable to open lease", self._places.place(lease), told)
+            return _silent("Unable to open lease", self.places.place(lease), told)
         return told
 
     async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
         """On an errand."""
         for _ in range(VANISHED_MAX):
-            found = await self._places.find(member, lease)
+            found = await self.places.find(member, lease)
             match found:
                 case Found():
                     return found
@@ -254,7 +251,7 @@ class PaxosBackend:
                 case Vanished():
                     continue
         raise LeaseUnusable(
-            name=resource.name, place=self._places.place(lease), reason="it vanishes as often as it is made"
+            name=resource.name, place=self.places.place(lease), reason="it vanishes as often as it is made"
         )
 
     # --- taking ---
@@ -263,18 +260,18 @@ class PaxosBackend:
         self, lease: str, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
     ) -> HeldLease | HeldElsewhere | Moved | IoFailed:
         self._check_settled(resource, lease)
-        attempt = await self._ports.errands.run(
+        attempt = await self.ports.errands.run(
             self._attempt(lease, member, resource, mode, note), member.io_timeout_s
         )
         if isinstance(attempt, GivenUp):
             self._silent.add(lease)
-            self._ports.spawn(self._give_back(lease, member, mode, attempt))
+            self.ports.spawn(self._give_back(lease, member, mode, attempt))
         if isinstance(attempt, GivenUp | words.IoFailed):
-            return _silent("Unable to acquire lease", self._places.place(lease), attempt)
+            return _silent("Unable to acquire lease", self.places.place(lease), attempt)
         if isinstance(attempt, IoFailed):
             return attempt
         found = attempt.found
-        holding = self._holding(found, member)
+        holding = self.holding(found, member)
         self.unsettled(holding, found)
         outcome = await holding.acquired(attempt.outcome, mode)
         if not isinstance(outcome, Lease):
@@ -299,8 +296,8 @@ class PaxosBackend:
         if isinstance(found, IoFailed):
             return found
         found = replace(found, area=self.noted(found.area, note))
-        outcome = await acquire_lease(found.area, member, self._ports, mode, glimpse=found.glimpse)
-        named = not isinstance(outcome, Lease) or await self._places.still_there(member, found, lease)
+        outcome = await acquire_lease(found.area, member, self.ports, mode, glimpse=found.glimpse)
+        named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)
         return _Attempt(found, outcome, named)
 
     async def _give_back(
@@ -315,17 +312,17 @@ class PaxosBackend:
         finally:
             self._silent.discard(lease)
         if isinstance(attempt, _Attempt):
-            holding = self._holding(attempt.found, member)
+            holding = self.holding(attempt.found, member)
             self.unsettled(holding, attempt.found)
             if isinstance(await holding.acquired(attempt.outcome, mode), Lease):
                 await holding.release()
             self.tidy(holding)
 
-    async def _still_there(self, found: Found, holding: Holding) -> bool:
+    async def still_there(self, found: Found, holding: Holding) -> bool:
         """Asked after it was won. If it was taken out or replaced since it was opened, whoever opens it now meets
         another lease; then it is given up.
         """
-        if await self._places.still_there(holding.member, found, holding.area.resource_name):
+        if await self.places.still_there(holding.member, found, holding.area.resource_name):
             return True
         await holding.release()
         self.tidy(holding)
@@ -348,10 +345,16 @@ class PaxosBackend:
 
     def noted(self, area: LeaseArea, note: OwnerNote) -> LeaseArea:
         """The area, with the owner's name behind every block that is written there."""
-        return replace(area, note=lease_note.encode(note, self._ports.clock.wall()))
+        return replace(area, note=lease_note.encode(note, self.ports.clock.wall()))
 
-    def _holding(self, found: Found, member: Membership) -> Holding:
-        holding = Holding(found.area, member, self._ports, on_settled=lambda: self.tidy(holding))
+    def holding(self, found: Found, member: Membership) -> Holding:
+        holding = Holding(
+            found.area,
+            member,
+            self.ports,
+            on_settled=lambda: self.tidy(holding),
+            close=found.disk.close,
+        )
         return holding
 
     def unsettled(self, holding: Holding, found: Found) -> None:
@@ -371,7 +374,7 @@ class PaxosBackend:
     ) -> HeldElsewhere | IoFailed:
         """What the manager is told when a lease was not won."""
         refusals = Refusals(found.area, holding.member, found.place)
-        told = await self._ports.answer(
+        told = await self.ports.answer(
             refusals.told(outcome.refusal if isinstance(outcome, InDoubt) else outcome),
             holding.member.io_timeout_s,
         )
@@ -386,14 +389,14 @@ class PaxosBackend:
     async def adopt(self, saved: SavedLock, fd: int | None) -> HeldLease | HeldElsewhere | Moved | IoFailed:
         """Take up what storage says this very term of our host holds; else acquire it anew."""
         resource = saved.resource
-        member = self._member(resource)
-        lease = self._lease_of(resource, await self._identity(resource))
+        member = self.member(resource)
+        lease = await self.lease_of(resource)
         if saved.keys and saved.keys[0] != key_of_lease(self.presence.name, lease):
             return Moved()
-        found = await self._look_up(member, resource, lease)
+        found = await self.look_up(member, resource, lease)
         if isinstance(found, IoFailed):
             return found
-        holding = self._holding(found, member)
+        holding = self.holding(found, member)
         self.unsettled(holding, found)
         resumed = await holding.resume(saved.mode)
         outcome = resumed if resumed is not None else await holding.acquire(saved.mode)
@@ -402,48 +405,19 @@ class PaxosBackend:
                 return await self.refusal(found, holding, outcome)
             finally:
                 self.tidy(holding)
-        if resumed is None and not await self._still_there(found, holding):
+        if resumed is None and not await self.still_there(found, holding):
             return Moved()
         return self._handed_out(found, holding, resource)
 
-    # --- breaking ---
+    # --- names ---
 
     async def key_of(self, resource: Resource) -> FileKey:
         """The key that a lock on this resource has in the lock table."""
-        return key_of_lease(self.presence.name, self._lease_of(resource, await self._identity(resource)))
+        return key_of_lease(self.presence.name, await self.lease_of(resource))
 
-    async def break_lease(self, resource: Resource, attest_off: str) -> str:
-        """Free a lease whose holders are proven or attested to be off; the proof. Raises a `LockError` if there is none.
-
-        The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
-        """
-
-        def attest(hosts: Sequence[Claimant]) -> Attested:
-            attested = frozenset(host.term for host in hosts if attest_off and host.is_called(attest_off))
-            if attest_off and not attested:
-                named = ", ".join(str(host) for host in hosts) or "nobody"
-                place = self._places.place(lease)
-                reason = f"host {attest_off} is not on it, but {named}"
-                raise LeaseUnusable(name=resource.name, place=place, reason=reason)
-            return attested
-
-        lease = self._lease_of(resource, await self._identity(resource))
-        return await self._break(resource, lease, attest) or "nobody held it"
-
-    async def claims_on(self, lease: str) -> list[tuple[HostId, Generation]]:
-        """The terms of other hosts that one look shows on a lease of that name; raises a `LockError`."""
-        resource = Resource("", self.path_of(lease))
-        member = self._member(resource)
-        found = await self._look_up(member, resource, lease)
-        if isinstance(found, IoFailed):
-            raise storage_failed(found)
-        try:
-            claims = await self._holding(found, member).claims()
-        finally:
-            found.disk.close()
-        if isinstance(claims, str):
-            raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
-        return claims
+    async def lease_of(self, resource: Resource) -> str:
+        """The name of its lease; raises a `LockError`."""
+        return self._lease_of(resource, await self._identity(resource))
 
     def path_of(self, lease: str) -> str:
         """The disk that a lease is for, if this daemon has met it; else the lease's name."""
@@ -452,127 +426,6 @@ class PaxosBackend:
     def makes(self, name: str) -> bool:
         """Whether it is a name of the kind that this backend gives."""
         return made_by_us(name, self._name_by)
-
-    async def break_of(self, lease: str, terms: Attested) -> str:
-        """The same for a lease by its name, if it is of one of these terms, which are attested to be over; empty if it
-        is of none.
-        """
-        return await self._break(
-            Resource("", self.path_of(lease)),
-            lease,
-            lambda hosts: terms if any(host.term in terms for host in hosts) else None,
-        )
-
-    async def _break(
-        self, resource: Resource, lease: str, attest: Callable[[Sequence[Claimant]], Attested | None]
-    ) -> str:
-        """The proof; empty if nobody has it, or `attest` says None: then it is left alone."""
-        member = self._member(resource)
-        found = await self._look_up(member, resource, lease)
-        if isinstance(found, IoFailed):
-            raise storage_failed(found)
-        holding = self._holding(found, member)
-        self.unsettled(holding, found)
-        try:
-            claims = await holding.claims()
-            if isinstance(claims, str):
-                raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
-            hosts = [Claimant(c, await self._record(member, c[0]), member.view(c[0])) for c in claims]
-            attested = attest(hosts)
-            if attested is None:
-                return ""
-            outcome = await holding.acquire(Mode.EXCLUSIVE, attested)
-            if not isinstance(outcome, Lease):
-                refused = await self.refusal(found, holding, outcome)
-                if isinstance(refused, HeldElsewhere):
-                    raise ResourceBusy(resource, refused.holders, note=UNPROVEN)
-                raise storage_failed(refused)
-            failed = await self._ports.answer(
-                clear_holds(found.area, member, attested), CLEARING_MAX * member.io_timeout_s
-            )
-            await holding.release()
-            if failed is not None:
-                raise storage_failed(_io_failed("Unable to clear a shared hold in", found.place, failed))
-            return "; ".join(host.proof(attested) for host in hosts)
-        finally:
-            self.tidy(holding)
-
-    async def _record(self, member: Membership, host_id: HostId) -> DeltaLease | None:
-        timeout_s = member.io_timeout_s
-        record = await self._ports.answer(member.lockspace.read_record(host_id, timeout_s), timeout_s)
-        return record if isinstance(record, DeltaLease) else None
-
-    # --- taking leases out ---
-
-    async def lease_names(self) -> list[str]:
-        """Leases that this backend may have made: by their names; raises a `LockError`."""
-        return [name for name in await self.all_names() if self.makes(name)]
-
-    async def all_names(self) -> list[str]:
-        """The same and whatever else is there, leases that others named among it."""
-        names = await self._places.names(self._member(Resource("", "")))
-        if isinstance(names, list):
-            return names
-        if isinstance(names, Unusable):
-            raise LeaseUnusable(name="", place=names.place, reason=names.reason)
-        raise LeaseUnusable(name="", place=names.place, reason=os.strerror(names.failed.errno))
-
-    async def take_out(self, name: str, *, dry_run: bool) -> str:
-        """Remove a lease that nobody holds, proven by taking it; empty, or why it stays.
-
-        The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
-        """
-        resource = Resource("", name)
-        member = self._member(resource)
-        found = await self._look_up(member, resource, name)
-        if isinstance(found, IoFailed):
-            return os.strerror(found.errno)
-        holding = self._holding(found, member)
-        self.unsettled(holding, found)
-        try:
-            if dry_run:
-                return await holding.who_holds()
-            outcome = await holding.acquire(Mode.EXCLUSIVE)
-            if not isinstance(outcome, Lease):
-                told = await self.refusal(found, holding, outcome)
-                return "; ".join(map(str, told.holders)) if isinstance(told, HeldElsewhere) else str(told)
-            if not await self._still_there(found, holding):
-                return "it has just been taken out by another host"
-            kept = await self._places.remove(member, found, name, outcome.leader)
-            if kept is None:
-                holding.forget()
-                return ""
-            await holding.release()
-            return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
-        finally:
-            self.tidy(holding)
-
-    async def free_left_behind(self, name: str) -> bool:
-        """Release a lease that storage says is this very term's of our host; whether it was.
-
-        The caller knows that nobody of this host holds it: it was left by a daemon that was killed before it could
-        write down that it had it, or while it was still giving it up.
-        """
-        resource = Resource("", name)
-        member = self._member(resource)
-        found = await self._look_up(member, resource, name)
-        if isinstance(found, IoFailed):
-            return False
-        holding = self._holding(found, member)
-        self.unsettled(holding, found)
-        try:
-            if not await holding.is_left_behind():
-                return False
-            # Shared, as others may share a hold that was left.
-            if not isinstance(await holding.acquire(Mode.SHARED), Lease):
-                return False
-            await holding.release()
-            return True
-        finally:
-            self.tidy(holding)
-
-    async def free_own(self) -> None:
-        await self._places.free_own(self._member(Resource("", "")))
 
     # --- what it is worth ---
 
@@ -595,8 +448,8 @@ class PaxosBackend:
 
     def lock_path(self, resource: Resource) -> str:
         if self._name_by in (NameBy.PATH_MD5, NameBy.PATH_SHA256) or resource.lockspace:
-            return self._places.place(lease_name(resource, self._name_by, DiskIdentity()))
-        return self._places.place(f"<{self._name_by.value} of {resource.name}>")
+            return self.places.place(lease_name(resource, self._name_by, DiskIdentity()))
+        return self.places.place(f"<{self._name_by.value} of {resource.name}>")
 
 
 _MAKE_ROOM = "make room for a new lease, or have 'holdfast lease gc' take out leases that nobody holds"

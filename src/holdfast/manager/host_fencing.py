@@ -121,7 +121,7 @@ class HostFencer:
         for backend in self._manager.backends.values():
             if isinstance(backend, PaxosBackend) and backend.presence.name == space.name:
                 # One after the other, as the record is read for each: a host that comes back amid it is believed.
-                for name in await backend.all_names():
+                for name in await backend.upkeep.all_names():
                     if not name.startswith(UNFINISHED_PREFIX):
                         found += await self._free(backend, name, term.view, operator)
         return found
@@ -134,13 +134,13 @@ class HostFencer:
         key = key_of_lease(backend.presence.name, name)
         term = (view.host_id, Generation(view.generation or 0))
         try:
-            if term not in await backend.claims_on(name):
+            if term not in await backend.upkeep.claims_on(name):
                 return []
             if manager.table.of_lock_file(key) is not None:
                 raise Refused(reason="it is shared with a VM of this host, which goes on holding it")
             if manager.turns.taken(key):
                 raise Refused(reason="it is being taken on this host; run this again")
-            proof = await manager.turns.during((key,), backend.break_of(name, frozenset((term,))))
+            proof = await manager.turns.during((key,), backend.upkeep.break_of(name, frozenset((term,))))
         except LockError as e:
             if isinstance(e, LeaseUnusable) and not backend.makes(name):
                 return []  # no lease, but something else that is kept there

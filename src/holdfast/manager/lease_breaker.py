@@ -46,7 +46,7 @@ class LeaseBreaker:
             raise Refused(reason=f"disk '{path}' is being taken on this host")
         self.write("ordered", path, attest_off, operator, "")
         try:
-            proof = await manager.turns.during((key,), backend.break_lease(resource, attest_off))
+            proof = await manager.turns.during((key,), backend.upkeep.break_lease(resource, attest_off))
         except LockError as e:
             self.write("refused", path, attest_off, operator, str(e))
             raise

@@ -40,7 +40,7 @@ class LeaseCollector:
             raise Refused(reason='no backend has leases (driver = "paxos")')
         collected: list[Collected] = []
         for backend in backends:
-            names = await backend.lease_names()
+            names = await backend.upkeep.lease_names()
             # One after the other: this is nobody's hurry.
             collected += [Collected(backend.name, n, await self._one(backend, n, dry_run)) for n in names]
         out = sum(not each.kept_because for each in collected)
@@ -53,8 +53,8 @@ class LeaseCollector:
             if not isinstance(backend, PaxosBackend) or backend.name not in backends:
                 continue
             try:
-                await backend.free_own()
-                names = await backend.lease_names()
+                await backend.upkeep.free_own()
+                names = await backend.upkeep.lease_names()
             except LockError as e:
                 log.warning("leases that may have been left behind can't be looked for: %s", e)
                 continue
@@ -67,7 +67,7 @@ class LeaseCollector:
         if self._in_use(key):
             return
         try:
-            if await manager.turns.during((key,), backend.free_left_behind(name)):
+            if await manager.turns.during((key,), backend.upkeep.free_left_behind(name)):
                 log.warning("lease %s was left behind by an earlier daemon; it is free now", name)
         except LockError as e:
             log.debug("lease %s: %s", name, e)
@@ -78,7 +78,7 @@ class LeaseCollector:
         if busy := self._in_use(key):
             return busy
         try:
-            return await manager.turns.during((key,), backend.take_out(name, dry_run=dry_run))
+            return await manager.turns.during((key,), backend.upkeep.take_out(name, dry_run=dry_run))
         except LockError as e:
             return str(e)
 

@@ -69,7 +69,10 @@ class _Disk:
         """No request of this disk may follow; those inside the kernel keep the descriptor until they end."""
         if not self._closed:
             self._closed = True
-            self._lane.finish(self._file.leave)
+            if errands.here() is not None:
+                self._file.leave()
+            else:
+                self._lane.finish(self._file.leave)
 
     def _read_request(
         self, offset_bytes: int, length_bytes: int, on_done: Callable[[], None]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.disk.disks import UnrulyKernel, blank, loop_device
+from tests.support.polling import wait_until
 
 from holdfast.protocol.words import IoFailed
 from holdfast.system.blocking_thread import run_blocking
@@ -138,7 +139,7 @@ def test_a_closed_disk_keeps_its_descriptor_as_long_as_a_request_is_inside_the_k
     assert isinstance(rest, BlockingDisk)
     assert read(rest, 0) == b"l" * SECTOR
     rest.close()
-    assert descriptors_of(path) == 0
+    wait_until(lambda: descriptors_of(path) == 0, "a worker to close it")
 
 
 def test_opening_that_hangs_is_given_up_and_leaves_no_descriptor_behind(rig: Rig, tmp_path: Path) -> None:

@@ -1,0 +1,206 @@
+"""What is done to leases that nobody of this host holds: broken, taken out, or freed where a killed daemon left them.
+
+Whoever asks knows that nobody of this host holds the lease, and keeps it so: to a host its own leases are free.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from holdfast.backends.base import HeldElsewhere
+from holdfast.backends.lease_breaking import UNPROVEN, Claimant, clear_holds
+from holdfast.backends.lease_holding import Holding
+from holdfast.backends.lease_places import Found, Unusable
+from holdfast.errors import LeaseUnusable, ResourceBusy, storage_failed
+from holdfast.model import Mode, Resource
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.protocol import words
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.owner_test import Attested
+from holdfast.protocol.paxos_release import Lease
+from holdfast.protocol.words import Generation, HostId
+from holdfast.system.errands import GivenUp
+from holdfast.system.file_lock import IoFailed
+
+if TYPE_CHECKING:
+    from holdfast.backends.paxos import PaxosBackend
+
+
+class LeaseUpkeep:
+    """Of the leases of one backend. Everything raises a `LockError` where storage or the lockspace says no."""
+
+    def __init__(self, backend: PaxosBackend) -> None:
+        self._backend = backend
+
+    # --- breaking ---
+
+    async def break_lease(self, resource: Resource, attest_off: str) -> str:
+        """Free a lease whose holders are proven or attested to be off; the proof. Raises a `LockError` if there is none.
+
+        The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
+        """
+
+        def attest(hosts: Sequence[Claimant]) -> Attested:
+            attested = frozenset(host.term for host in hosts if attest_off and host.is_called(attest_off))
+            if attest_off and not attested:
+                named = ", ".join(str(host) for host in hosts) or "nobody"
+                place = self._backend.places.place(lease)
+                reason = f"host {attest_off} is not on it, but {named}"
+                raise LeaseUnusable(name=resource.name, place=place, reason=reason)
+            return attested
+
+        lease = await self._backend.lease_of(resource)
+        return await self._break(resource, lease, attest) or "nobody held it"
+
+    async def claims_on(self, lease: str) -> list[tuple[HostId, Generation]]:
+        """The terms of other hosts that one look shows on a lease of that name; raises a `LockError`."""
+        resource = Resource("", self._backend.path_of(lease))
+        member = self._backend.member(resource)
+        found = await self._backend.look_up(member, resource, lease)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        try:
+            claims = await self._backend.holding(found, member).claims()
+        finally:
+            found.disk.close()
+        if isinstance(claims, str):
+            raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
+        return claims
+
+    async def break_of(self, lease: str, terms: Attested) -> str:
+        """The same for a lease by its name, if it is of one of these terms, which are attested to be over; empty if it
+        is of none.
+        """
+        return await self._break(
+            Resource("", self._backend.path_of(lease)),
+            lease,
+            lambda hosts: terms if any(host.term in terms for host in hosts) else None,
+        )
+
+    async def _break(
+        self, resource: Resource, lease: str, attest: Callable[[Sequence[Claimant]], Attested | None]
+    ) -> str:
+        """The proof; empty if nobody has it, or `attest` says None: then it is left alone."""
+        member = self._backend.member(resource)
+        found = await self._backend.look_up(member, resource, lease)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        holding = self._backend.holding(found, member)
+        self._backend.unsettled(holding, found)
+        try:
+            claims = await holding.claims()
+            if isinstance(claims, str):
+                raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
+            hosts = [Claimant(c, await self._record(member, c[0]), member.view(c[0])) for c in claims]
+            attested = attest(hosts)
+            if attested is None:
+                return ""
+            outcome = await holding.acquire(Mode.EXCLUSIVE, attested)
+            if not isinstance(outcome, Lease):
+                refused = await self._backend.refusal(found, holding, outcome)
+                if isinstance(refused, HeldElsewhere):
+                    raise ResourceBusy(resource, refused.holders, note=UNPROVEN)
+                raise storage_failed(refused)
+            failed = await self._clear_holds(found, holding, attested)
+            if failed is not None:
+                raise storage_failed(IoFailed("Unable to clear a shared hold in", found.place, failed.errno))
+            return "; ".join(host.proof(attested) for host in hosts)
+        finally:
+            self._backend.tidy(holding)
+
+    async def _clear_holds(self, found: Found, holding: Holding, attested: Attested) -> words.IoFailed | None:
+        """And give the lease up: not before nothing is written any more to blocks that are not ours."""
+        timeout_s = holding.member.io_timeout_s
+        told = await self._backend.ports.errands.run(
+            clear_holds(found.area, holding.member, attested), timeout_s
+        )
+        if isinstance(told, GivenUp):
+            self._backend.ports.spawn(self._released_late(holding, told))
+            return words.IoFailed(errno.ETIMEDOUT, in_flight=True)
+        await holding.release()
+        return told
+
+    async def _released_late(self, holding: Holding, silent: GivenUp[words.IoFailed | None]) -> None:
+        await silent.over
+        await holding.release()
+        self._backend.tidy(holding)
+
+    async def _record(self, member: Membership, host_id: HostId) -> DeltaLease | None:
+        timeout_s = member.io_timeout_s
+        record = await self._backend.ports.answer(member.lockspace.read_record(host_id, timeout_s), timeout_s)
+        return record if isinstance(record, DeltaLease) else None
+
+    # --- taking leases out ---
+
+    async def lease_names(self) -> list[str]:
+        """Leases that this backend may have made: by their names; raises a `LockError`."""
+        return [name for name in await self.all_names() if self._backend.makes(name)]
+
+    async def all_names(self) -> list[str]:
+        """The same and whatever else is there, leases that others named among it."""
+        names = await self._backend.places.names(self._backend.member(Resource("", "")))
+        if isinstance(names, list):
+            return names
+        if isinstance(names, Unusable):
+            raise LeaseUnusable(name="", place=names.place, reason=names.reason)
+        raise LeaseUnusable(name="", place=names.place, reason=os.strerror(names.failed.errno))
+
+    async def take_out(self, name: str, *, dry_run: bool) -> str:
+        """Remove a lease that nobody holds, proven by taking it; empty, or why it stays.
+
+        The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
+        """
+        resource = Resource("", name)
+        member = self._backend.member(resource)
+        found = await self._backend.look_up(member, resource, name)
+        if isinstance(found, IoFailed):
+            return os.strerror(found.errno)
+        holding = self._backend.holding(found, member)
+        self._backend.unsettled(holding, found)
+        try:
+            if dry_run:
+                return await holding.who_holds()
+            outcome = await holding.acquire(Mode.EXCLUSIVE)
+            if not isinstance(outcome, Lease):
+                told = await self._backend.refusal(found, holding, outcome)
+                return "; ".join(map(str, told.holders)) if isinstance(told, HeldElsewhere) else str(told)
+            if not await self._backend.still_there(found, holding):
+                return "it has just been taken out by another host"
+            kept = await self._backend.places.remove(member, found, name, outcome.leader)
+            if kept is None:
+                holding.forget()
+                return ""
+            await holding.release()
+            return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
+        finally:
+            self._backend.tidy(holding)
+
+    async def free_left_behind(self, name: str) -> bool:
+        """Release a lease that storage says is this very term's of our host; whether it was.
+
+        The caller knows that nobody of this host holds it: it was left by a daemon that was killed before it could
+        write down that it had it, or while it was still giving it up.
+        """
+        resource = Resource("", name)
+        member = self._backend.member(resource)
+        found = await self._backend.look_up(member, resource, name)
+        if isinstance(found, IoFailed):
+            return False
+        holding = self._backend.holding(found, member)
+        self._backend.unsettled(holding, found)
+        try:
+            if not await holding.is_left_behind():
+                return False
+            # Shared, as others may share a hold that was left.
+            if not isinstance(await holding.acquire(Mode.SHARED), Lease):
+                return False
+            await holding.release()
+            return True
+        finally:
+            self._backend.tidy(holding)
+
+    async def free_own(self) -> None:
+        await self._backend.places.free_own(self._backend.member(Resource("", "")))
