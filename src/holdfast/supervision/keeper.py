@@ -238,6 +238,7 @@ class LockspaceKeeper:
         if may_resume and resumption is None and self._in_use():
             # VMs rest on a term that nobody remembers, or on another host id: nobody renews it any more.
             self._lockspace = None
+            self._heartbeat.owe(self.name)  # until they are gone no other lease feeds the watchdog for them
             self._lost("its last term is not known, or is not to be gone on with")
             self._first_try_done()
             return

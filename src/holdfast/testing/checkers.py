@@ -327,7 +327,8 @@ class Checkers:
         if claims and self.ids_are_found:
             self._claimed(disk, process, offset // self.geometry.sector_bytes + 1, content)
         for term in self.terms:
-            if claims and self._generation_of(content) != term.generation:
+            slot = offset // self.geometry.sector_bytes + 1
+            if claims and (slot, self._generation_of(content)) != (term.host_id, term.generation):
                 continue  # a new claim, after all owners of the old term are gone
             if term.process is process and term.disk == disk.name and term.machine.last_look >= term.fails_at:
                 self.fail(
