@@ -488,7 +488,6 @@ MUTATIONS = (
     ),
     _in(
         "backends.paxos",
-        "name-not-asked-again",
         "whoever wins a lease does not ask whether it still has its name (found by seed 106)",
         "named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)",
         "named = True",
@@ -586,7 +585,6 @@ HARD = frozenset(
         "term-not-remembered",
         "old-term-gone-on-with",
         "attempt-beside-withdrawal",
-        "name-not-asked-again",
         "released-after-removal",
         "index-given-back-early",
         "silence-is-ours",
