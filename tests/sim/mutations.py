@@ -488,6 +488,7 @@ MUTATIONS = (
     ),
     _in(
         "backends.paxos",
+        "name-not-asked-again",
         "whoever wins a lease does not ask whether it still has its name (found by seed 106)",
         "named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)",
         "named = True",
