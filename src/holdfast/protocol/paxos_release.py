@@ -105,8 +105,9 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
     if not lease.owns_leader:
         return ReleaseFailed(block_failed) if block_failed else Released()
     freed = await _free_leader(area, member, clock, lease.leader)
-    if isinstance(freed, Released) and block_failed and lease.leader.write_id != member.host_id:
-        # Nothing but the flag in our block releases a leader that another host wrote for us.
+    if isinstance(freed, Released) and block_failed:
+        # The flag in our block may be all that releases a leader that another host wrote for us; and a shared hold that
+        # an upgrade could not take away may still stand there, for everybody to respect as long as we live.
         return ReleaseFailed(block_failed)
     return freed
 

@@ -490,6 +490,23 @@ def test_a_release_that_failed_is_repeated_and_then_succeeds() -> None:
     held(exclusive(two))
 
 
+def test_a_shared_hold_that_an_upgrade_could_not_take_away_goes_with_the_release() -> None:
+    """Seed 51576: the release had freed the leader and was done, and the hold stood for as long as its host lived."""
+    cluster = Cluster(20)
+    one, two = cluster.join(1, 2)
+    lease = held(shared(one))
+    one.host.kill()  # renews no more, so the writes are the lease's
+    one.host.disk.script = ["write", "write", "write", "write error"]
+    lease = held(upgrade(one, lease))
+    assert cluster.block(1).mode.is_shared
+    one.host.disk.script = ["write error"]
+    assert isinstance(release(one, lease), ReleaseFailed)
+    assert cluster.leader().is_free
+    assert isinstance(exclusive(two), SharedBy)
+    assert isinstance(release(one, lease), Released)
+    held(exclusive(two))
+
+
 def test_a_failed_downgrade_is_worth_no_more_than_shared_and_can_be_repeated_or_released() -> None:
     cluster = Cluster(21)
     one, two = cluster.join(1, 2)
