@@ -77,10 +77,11 @@ class Dblock:
         return dblock
 
     def encode(self) -> bytes:
-        if fault := self._fault():
-            raise ValueError(str(fault))
-        covered = _COVERED.pack(self.mbal, self.bal, self.inp, self.inp2, self.inp3, self.lver)
-        return covered + _CHECKSUM_AND_FLAGS.pack(sanlock_crc32c(covered), self.flags)
+        try:
+            covered = _COVERED.pack(self.mbal, self.bal, self.inp, self.inp2, self.inp3, self.lver)
+            return covered + _CHECKSUM_AND_FLAGS.pack(sanlock_crc32c(covered), self.flags)
+        except struct.error:  # the bounds are those of the fields themselves; now say which
+            raise ValueError(str(self._fault())) from None
 
     @property
     def is_released(self) -> bool:
@@ -118,12 +119,11 @@ class ModeBlock:
         return cls(flags=FLAG_SHARED, generation=generation)
 
     def encode(self) -> bytes:
-        fault = range_fault(
-            _MODE_BLOCK, (("flags", self.flags, 0, _U32_MAX), ("generation", self.generation, 0, U64_MAX))
-        )
-        if fault:
-            raise ValueError(str(fault))
-        return _MODE.pack(self.flags, 0, self.generation)
+        try:
+            return _MODE.pack(self.flags, 0, self.generation)
+        except struct.error:
+            bounds = (("flags", self.flags, 0, _U32_MAX), ("generation", self.generation, 0, U64_MAX))
+            raise ValueError(str(range_fault(_MODE_BLOCK, bounds))) from None
 
     @property
     def is_shared(self) -> bool:

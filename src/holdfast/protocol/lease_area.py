@@ -15,7 +15,6 @@ assumes otherwise.
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import KIB, Geometry
@@ -38,10 +37,25 @@ _LOOKED_AT_TOGETHER = 64
 """Host blocks that are compared with zeros in one go: 2000 comparisons cost more than reading them."""
 
 
-@lru_cache(maxsize=256)
+_LEADERS_MAX = 1000
+_leaders: dict[bytes, Leader] = {}
+"""Records that were decoded or written lately: a ballot reads the same one three times, a release what it has written."""
+
+
 def _leader_of(record: bytes) -> Leader | Malformed:
-    """A ballot reads the same record three times."""
-    return Leader.decode(record)
+    known = _leaders.get(record)
+    if known is not None:
+        return known
+    leader = Leader.decode(record)
+    if isinstance(leader, Leader):
+        _remember(record, leader)
+    return leader
+
+
+def _remember(record: bytes, leader: Leader) -> None:
+    if len(_leaders) >= _LEADERS_MAX:
+        _leaders.clear()
+    _leaders[record] = leader
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +161,9 @@ class LeaseArea:
         return None if isinstance(block, Malformed) else (block, note_of(raw))
 
     async def write_leader(self, leader: Leader, timeout_s: float) -> IoFailed | None:
-        return await self.disk.write(self.offset_bytes, leader.sector(), timeout_s=timeout_s)
+        sector = leader.sector()
+        _remember(sector[: Leader.BYTES], leader)
+        return await self.disk.write(self.offset_bytes, sector, timeout_s=timeout_s)
 
     async def read_request(self, timeout_s: float) -> Request | Malformed | IoFailed:
         at = self.offset_bytes + self.geometry.request_offset_bytes

@@ -13,6 +13,7 @@ not answer in time is given up by its caller; when its answer comes late, the la
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -174,7 +175,7 @@ class LanedStorage:
     async def call(
         self, path: str, function: Callable[[], T], *, undo: Callable[[T], None] | None = None
     ) -> T:
-        name = self.lane(path) or self.lane_of_link(path)
+        name = self.lane(path) or (self.lane_of_link(path) if os.path.islink(path) else "")
         return await self._in_lane(name, path, function, undo, False) if name else function()
 
     async def run(

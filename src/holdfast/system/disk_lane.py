@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import enum
 import mmap
+import queue
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 WORKERS_DEFAULT = 4
 """As many stuck requests until a lane is out of workers; sanlock gives a lockspace four slots too."""
 REQUESTS_WAITING_MAX = 1024
-"""Requests not begun; their callers wait for them, so more means that somebody forgot to wait."""
+"""Requests not begun, those withdrawn among them: behind workers that all hang, there is no point in queueing more."""
 _BUFFER_KEPT_BYTES_MAX = 1 << 20
 """A worker keeps a buffer for the usual area; formatting 8 MiB once shall not cost 8 MiB for ever."""
 
@@ -114,17 +114,19 @@ class DiskLane:
     def __init__(self, name: str, workers: int = WORKERS_DEFAULT) -> None:
         self.name = name
         self._workers_max = workers
-        self._changed = threading.Condition()
-        self._waiting: deque[Request[object]] = deque()
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[Request[object] | None] = queue.SimpleQueue()
+        """In it are requests that wait, those that were withdrawn meanwhile, and None, which only wakes a worker."""
+        self._waiting = 0
         self._workers = 0
         self._idle = 0
         self._closed = False
 
     def submit(self, request: Request[T]) -> None:
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise RuntimeError(f"lane {self.name} is closed")
-            if len(self._waiting) >= REQUESTS_WAITING_MAX:
+            if self._queue.qsize() >= REQUESTS_WAITING_MAX:
                 raise LaneFull
         self._put(request)
 
@@ -135,32 +137,32 @@ class DiskLane:
         self._put(request)
 
     def _put(self, request: Request[T]) -> None:
-        with self._changed:
-            self._waiting.append(request)  # type: ignore[arg-type]
-            start = len(self._waiting) > self._idle and self._workers < self._workers_max
+        with self._lock:
+            self._waiting += 1
+            start = self._waiting > self._idle and self._workers < self._workers_max
             if start:
                 self._workers += 1
-            self._changed.notify()
+        self._queue.put(request)  # type: ignore[arg-type]
         if start:
             threading.Thread(target=self._work, name=f"disk {self.name}", daemon=True).start()
 
     def give_up(self, request: Request[T]) -> Fate:
         """The caller waits no longer; `on_done` will not be called from now on."""
-        with self._changed:
+        with self._lock:
             request._given_up = True
             if request._state is _State.DONE:
                 return Fate.COMPLETED
             if request._state is _State.RUNNING:
                 return Fate.IN_FLIGHT
             request._state = _State.WITHDRAWN
-            self._waiting.remove(request)  # type: ignore[arg-type]
+            self._waiting -= 1
         request.on_end()
         return Fate.WITHDRAWN
 
     @property
     def waiting(self) -> int:
         """Requests that no worker has begun, for status."""
-        return len(self._waiting)
+        return self._waiting
 
     @property
     def workers(self) -> int:
@@ -169,9 +171,9 @@ class DiskLane:
 
     def close(self) -> None:
         """Workers end when nothing is left to do. One that is stuck ends when the kernel lets it."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+        self._queue.put(None)
 
     def _work(self) -> None:
         buffer = AlignedBuffer()
@@ -184,7 +186,7 @@ class DiskLane:
                 error = e
             # First the accounts, then the news: whoever is woken finds the sectors free.
             request.on_end()
-            with self._changed:
+            with self._lock:
                 request._state, request._result, request._error = _State.DONE, result, error
                 told = not request._given_up
             if told:
@@ -195,14 +197,19 @@ class DiskLane:
             buffer.shrink()
 
     def _next(self) -> Request[object] | None:
-        with self._changed:
-            self._idle += 1
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            self._idle -= 1
-            if not self._waiting:
-                self._workers -= 1
-                return None
-            request = self._waiting.popleft()
-            request._state = _State.RUNNING
-            return request
+        while True:
+            with self._lock:
+                if self._closed and not self._waiting:
+                    self._workers -= 1
+                    return None
+                self._idle += 1
+            request = self._queue.get()
+            with self._lock:
+                self._idle -= 1
+                if self._closed:
+                    self._queue.put(None)  # for the next one, who may wait for what we have taken
+                if request is None or request._state is _State.WITHDRAWN:
+                    continue
+                self._waiting -= 1
+                request._state = _State.RUNNING
+                return request
