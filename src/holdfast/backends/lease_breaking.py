@@ -16,7 +16,7 @@ from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import Attested
 from holdfast.protocol.words import Generation, HostId, IoFailed
-from holdfast.supervision.host_terms import node_of
+from holdfast.supervision.host_terms import is_called
 
 UNPROVEN = (
     ": not proven to be off; if you know that it is, name it (--attest-off HOST --operator YOU), and wait until it has "
@@ -55,7 +55,7 @@ class Claimant:
     def is_called(self, name: str) -> bool:
         """By its host id, its whole name, or its node's name."""
         called = self.record.host_name.text if self.record is not None else ""
-        return name in (str(self.term[0]), called, node_of(called)) and bool(name)
+        return is_called(name, self.term[0], called)
 
     def proof(self, attested: frozenset[tuple[HostId, Generation]]) -> str:
         """Why its hold was over, once the lease was won from it."""

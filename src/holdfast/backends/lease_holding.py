@@ -64,19 +64,28 @@ class HoldingPorts:
     chance: Chance
     spawn: Spawn
 
-    async def answer(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed:
-        """What work finds out that changes nothing; silent storage is a failed request."""
+    async def answer(
+        self,
+        work: Coroutine[Any, Any, T],
+        timeout_s: float,
+        *,
+        undo: Callable[[T | IoFailed], object] = lambda _: None,
+    ) -> T | IoFailed:
+        """What work finds out that changes nothing; silent storage is a failed request.
+
+        `undo` gets an answer that came when nobody wanted it any more.
+        """
         told = await self.errands.run(work, timeout_s)
-        if isinstance(told, GivenUp):
-            told.over.add_done_callback(_unasked)
-            return IoFailed(errno.ETIMEDOUT)
-        return told
+        if not isinstance(told, GivenUp):
+            return told
 
+        def unasked(over: asyncio.Future[T | IoFailed]) -> None:
+            # Nor does anybody want to be told that there is none.
+            if not over.cancelled() and over.exception() is None:
+                undo(over.result())
 
-def _unasked(over: asyncio.Future[Any]) -> None:
-    """Nobody wants that answer any more, nor to be told that there is none."""
-    if not over.cancelled():
-        over.exception()
+        told.over.add_done_callback(unasked)
+        return IoFailed(errno.ETIMEDOUT)
 
 
 async def acquire_lease(
@@ -295,16 +304,14 @@ class Holding:
         elif isinstance(taken, InDoubt):
             self._doubt = taken
 
-    async def _downgrade(self, lease: Lease, *, patient: bool = False) -> bool:
+    async def _downgrade(self, lease: Lease) -> bool:
         """Whether there is nothing left to be done."""
         told = await self._ports.errands.run(
             downgrade(self.area, self.member, self._clock, lease), self.member.io_timeout_s
         )
         if isinstance(told, GivenUp):
-            if not patient:
-                self._late = told.over, self._downgraded
-                return False
-            told = await told.over
+            self._late = told.over, self._downgraded
+            return False
         return self._downgraded(told)
 
     def _downgraded(self, outcome: Lease | DowngradeFailed | IoFailed) -> bool:
@@ -392,7 +399,7 @@ class Holding:
             if await self._is_taken_out(*TAKEN_OUT):
                 self._drop()  # it was free by then, and its place may be another lease's
                 return True
-            return await self._let_go(self.lease, patient=True)
+            return self._released(self.lease, await self._patiently(self._release(self.lease)))
         if self._weaken or (self.lease.mode is LeaseMode.SHARED and self.lease.owns_leader):
             return self._downgraded(await self._patiently(self._downgrade_again(self.lease)))
         return True
@@ -417,14 +424,12 @@ class Holding:
         told = await self._ports.errands.run(work, self.member.io_timeout_s)
         return await told.over if isinstance(told, GivenUp) else told
 
-    async def _let_go(self, lease: Lease, *, patient: bool = False) -> bool:
+    async def _let_go(self, lease: Lease) -> bool:
         """Whether there is nothing left to be done."""
         told = await self._ports.errands.run(self._release(lease), self.member.io_timeout_s)
         if isinstance(told, GivenUp):
-            if not patient:
-                self._late = told.over, lambda outcome: self._released(lease, outcome)
-                return False
-            told = await told.over
+            self._late = told.over, lambda outcome: self._released(lease, outcome)
+            return False
         return self._released(lease, told)
 
     async def _release(self, lease: Lease) -> ReleaseOutcome:

@@ -38,10 +38,7 @@ class LeaseUpkeep:
     # --- breaking ---
 
     async def break_lease(self, resource: Resource, attest_off: str) -> str:
-        """Free a lease whose holders are proven or attested to be off; the proof. Raises a `LockError` if there is none.
-
-        The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
-        """
+        """Free a lease whose holders are proven or attested to be off; the proof. Raises a `LockError` if there is none."""
 
         def attest(hosts: Sequence[Claimant]) -> Attested:
             attested = frozenset(host.term for host in hosts if attest_off and host.is_called(attest_off))
@@ -88,9 +85,7 @@ class LeaseUpkeep:
         found = await self._backend.look_up(member, resource, lease)
         if isinstance(found, IoFailed):
             raise storage_failed(found)
-        holding = self._backend.holding(found, member)
-        self._backend.unsettled(holding, found)
-        try:
+        with self._backend.trying(found, member) as holding:
             claims = await holding.claims()
             if isinstance(claims, str):
                 raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
@@ -108,8 +103,6 @@ class LeaseUpkeep:
             if failed is not None:
                 raise storage_failed(IoFailed("Unable to clear a shared hold in", found.place, failed.errno))
             return "; ".join(host.proof(attested) for host in hosts)
-        finally:
-            self._backend.tidy(holding)
 
     async def _clear_holds(self, found: Found, holding: Holding, attested: Attested) -> words.IoFailed | None:
         """And give the lease up: not before nothing is written any more to blocks that are not ours."""
@@ -149,18 +142,13 @@ class LeaseUpkeep:
         raise LeaseUnusable(name="", place=names.place, reason=os.strerror(names.failed.errno))
 
     async def take_out(self, name: str, *, dry_run: bool) -> str:
-        """Remove a lease that nobody holds, proven by taking it; empty, or why it stays.
-
-        The caller knows that nobody of this host holds it, and keeps it so: to this host its own leases are free.
-        """
+        """Remove a lease that nobody holds, proven by taking it; empty, or why it stays."""
         resource = Resource("", name)
         member = self._backend.member(resource)
         found = await self._backend.look_up(member, resource, name)
         if isinstance(found, IoFailed):
             return os.strerror(found.errno)
-        holding = self._backend.holding(found, member)
-        self._backend.unsettled(holding, found)
-        try:
+        with self._backend.trying(found, member) as holding:
             if dry_run:
                 return await holding.who_holds()
             outcome = await holding.acquire(Mode.EXCLUSIVE)
@@ -175,23 +163,19 @@ class LeaseUpkeep:
                 return ""
             await holding.release()
             return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
-        finally:
-            self._backend.tidy(holding)
 
     async def free_left_behind(self, name: str) -> bool:
         """Release a lease that storage says is this very term's of our host; whether it was.
 
-        The caller knows that nobody of this host holds it: it was left by a daemon that was killed before it could
-        write down that it had it, or while it was still giving it up.
+        It was left by a daemon that was killed before it could write down that it had it, or while it was still giving
+        it up.
         """
         resource = Resource("", name)
         member = self._backend.member(resource)
         found = await self._backend.look_up(member, resource, name)
         if isinstance(found, IoFailed):
             return False
-        holding = self._backend.holding(found, member)
-        self._backend.unsettled(holding, found)
-        try:
+        with self._backend.trying(found, member) as holding:
             if not await holding.is_left_behind():
                 return False
             # Shared, as others may share a hold that was left.
@@ -199,8 +183,6 @@ class LeaseUpkeep:
                 return False
             await holding.release()
             return True
-        finally:
-            self._backend.tidy(holding)
 
     async def free_own(self) -> None:
         await self._backend.places.free_own(self._backend.member(Resource("", "")))

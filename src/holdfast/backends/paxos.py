@@ -19,13 +19,13 @@ that are left, and the next attempt finds the count further on.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from holdfast.backends import lease_note
 from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved, OwnerNote, SavedLock
@@ -226,11 +226,11 @@ class PaxosBackend:
     async def look_up(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
         """Find it by an errand of its own."""
         self._check_settled(resource, lease)
-        told = await self.ports.errands.run(self._find(member, resource, lease), member.io_timeout_s)
-        if isinstance(told, GivenUp):
-            told.over.add_done_callback(_close_unasked)
-        if isinstance(told, GivenUp | words.IoFailed):
-            return _silent("Unable to open lease", self.places.place(lease), told)
+        told = await self.ports.answer(
+            self._find(member, resource, lease), member.io_timeout_s, undo=_close_found
+        )
+        if isinstance(told, words.IoFailed):
+            return _io_failed("Unable to open lease", self.places.place(lease), told)
         return told
 
     async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
@@ -266,8 +266,9 @@ class PaxosBackend:
         if isinstance(attempt, GivenUp):
             self._silent.add(lease)
             self.ports.spawn(self._give_back(lease, member, mode, attempt))
-        if isinstance(attempt, GivenUp | words.IoFailed):
-            return _silent("Unable to acquire lease", self.places.place(lease), attempt)
+            attempt = words.IoFailed(errno.ETIMEDOUT)
+        if isinstance(attempt, words.IoFailed):
+            return _io_failed("Unable to acquire lease", self.places.place(lease), attempt)
         if isinstance(attempt, IoFailed):
             return attempt
         found = attempt.found
@@ -356,6 +357,16 @@ class PaxosBackend:
             close=found.disk.close,
         )
         return holding
+
+    @contextmanager
+    def trying(self, found: Found, member: Membership) -> Iterator[Holding]:
+        """While somebody tries something with a lease, nobody else of this host may open it; then it is tidied."""
+        holding = self.holding(found, member)
+        self.unsettled(holding, found)
+        try:
+            yield holding
+        finally:
+            self.tidy(holding)
 
     def unsettled(self, holding: Holding, found: Found) -> None:
         """Until it is tidied, nobody else of this host may open that lease."""
@@ -479,11 +490,7 @@ def _io_failed(what: str, place: str, failed: words.IoFailed) -> IoFailed:
     return IoFailed(what, place, failed.errno)
 
 
-def _silent(what: str, place: str, told: GivenUp[Any] | words.IoFailed) -> IoFailed:
-    return IoFailed(what, place, told.errno if isinstance(told, words.IoFailed) else errno.ETIMEDOUT)
-
-
-def _close_unasked(over: asyncio.Future[Any]) -> None:
+def _close_found(told: object) -> None:
     """Nobody wants the lease any more that was being opened."""
-    if not over.cancelled() and over.exception() is None and isinstance(found := over.result(), Found):
-        found.disk.close()
+    if isinstance(told, Found):
+        told.disk.close()

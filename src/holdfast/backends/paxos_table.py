@@ -54,7 +54,7 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
     leases = ports.leases
     if leases is None:
         raise ValueError("this program gives no lockspaces to its backends")
-    spec = _lockspace(table, directory, device)
+    spec = lockspace_spec(table)
     presence = leases.lockspace(spec, name, _watchdog(table))
     num_hosts = spec.hosts_max
     storage = leases.storage(f"leases of {name}")
@@ -86,7 +86,9 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
     )
 
 
-def _lockspace(table: Mapping[str, object], directory: str, device: str) -> LockspaceSpec:
+def lockspace_spec(table: Mapping[str, object]) -> LockspaceSpec:
+    """The lockspace of a backend's table; raises ValueError with the key and the fix."""
+    directory, device = _path(table, "directory"), _path(table, "device")
     name = table.get("lockspace", LIBVIRT_LOCKSPACE)
     if not isinstance(name, str) or not name or "/" in name:
         raise ValueError(f'lockspace must be a name without "/", not {name!r}')

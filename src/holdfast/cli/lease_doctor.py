@@ -12,9 +12,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from holdfast.backends.paxos_table import LIBVIRT_LOCKSPACE
+from holdfast.backends.paxos_table import lockspace_spec
 from holdfast.control_api import LeaseSpaceInfo
-from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, Timing
 
 SLEW_PPM_MAX = 500.0
 """As the kernel's own: two hosts that slew against each other differ by 1000 ppm, 0.14 s in a dead bound of 140 s."""
@@ -38,9 +37,8 @@ def lease_tables(tables: Tables) -> Tables:
 def lockspaces(tables: Tables, spaces: list[LeaseSpaceInfo] | None) -> Iterator[Told]:
     """`spaces`: as the daemon tells; None if it does not answer."""
     for name, table in lease_tables(tables).items():
-        space = str(table.get("lockspace", LIBVIRT_LOCKSPACE))
-        directory = str(table.get("directory", ""))
-        path = f"{directory}/{space}" if directory else str(table.get("device", ""))
+        spec = lockspace_spec(table)
+        space, path = spec.name, spec.path
         if not os.path.exists(path):
             yield (
                 "problem",
@@ -78,7 +76,7 @@ def clock_rate(tables: Tables, root: str) -> Iterator[Told]:
     if rate <= SLEW_PPM_MAX:
         yield "ok", "clock rate", f"chrony slews {rate:g} ppm at most ({where})", ""
         return
-    dead_s = max(_timing(table).dead_s for table in leases.values())
+    dead_s = max(lockspace_spec(table).timing.dead_s for table in leases.values())
     yield (
         "problem",
         "clock rate",
@@ -86,16 +84,6 @@ def clock_rate(tables: Tables, root: str) -> Iterator[Told]:
         f"{dead_s} s after which another host takes over; leases allow for {SLEW_PPM_MAX:g} ppm",
         f"write 'maxslewrate {SLEW_PPM_MAX:g}' into {main}, on all hosts of the lockspace; then: systemctl restart chrony",
     )
-
-
-def _timing(table: Mapping[str, object]) -> Timing:
-    io_timeout_s, fire_timeout_s = (
-        table.get("io_timeout_s", 10),
-        table.get("fire_timeout_s", FIRE_TIMEOUT_DEFAULT_S),
-    )
-    assert isinstance(io_timeout_s, int)
-    assert isinstance(fire_timeout_s, int)
-    return Timing(io_timeout_s, fire_timeout_s)
 
 
 def chrony_slew_ppm(main: str, root: str) -> tuple[float, str]:

@@ -23,7 +23,7 @@ from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import silence_s
 from holdfast.protocol.words import Generation
-from holdfast.supervision.host_terms import node_of
+from holdfast.supervision.host_terms import is_called
 from holdfast.supervision.presence import Absent
 from holdfast.system.lease_storage import UNFINISHED_PREFIX
 
@@ -102,7 +102,7 @@ class HostFencer:
     def _terms(self, space: Space, host: str) -> list[HostFenced]:
         """The terms that this host may mean there, by host id, whole name or its node's name."""
         member = space.membership()
-        views = [view for view in space.hosts() if host in (str(view.host_id), view.name, node_of(view.name))]
+        views = [view for view in space.hosts() if is_called(host, view.host_id, view.name)]
         if isinstance(member, Absent):
             raise LockspaceAbsent(name=f"host {host}", lockspace=space.name, reason=str(member))
         for view in views:

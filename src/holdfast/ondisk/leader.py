@@ -126,14 +126,13 @@ class Leader:
     def fault(self) -> Malformed | None:
         """The first field that is out of its range."""
         hosts_max = self.geometry.hosts_max
-        # An owner is a host that has a delta lease; only a lease that was never owned names nobody.
-        owner_id_min = 0 if self.is_free else 1
         return range_fault(
             _RECORD,
             (
                 ("max_hosts", self.max_hosts, 1, hosts_max),
                 ("num_hosts", self.num_hosts, 1, self.max_hosts),
-                ("owner_id", self.owner_id, owner_id_min, hosts_max),
+                # An owner is a host that has a delta lease; only a lease that was never owned names nobody.
+                ("owner_id", self.owner_id, 0 if self.is_free else 1, hosts_max),
                 ("owner_generation", self.owner_generation, 0, U64_MAX),
                 ("lver", self.lver, 0, U64_MAX),
                 ("timestamp", self.timestamp, 0, U64_MAX),

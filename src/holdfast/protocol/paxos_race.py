@@ -143,7 +143,7 @@ class _Race:
     async def _start(self) -> Won | Refusal | InDoubt | _Again:
         """One pass of the drawing above."""
         member, intent = self._member, self._intent
-        seen = await self._first_look()
+        seen = await self._look()
         if not isinstance(seen, Snapshot):
             return self._ended(seen, None)
         leader = seen.leader
@@ -179,7 +179,7 @@ class _Race:
             case _:
                 return self._ended(verdict, leader)
 
-    async def _first_look(self) -> Snapshot | Malformed | IoFailed:
+    async def _look(self) -> Snapshot | Malformed | IoFailed:
         """Mostly nobody else is about, so a race begins with a glance; its ballots tell if somebody was."""
         self._starts += 1
         if self._starts == 1 and self._intent.glimpse is not None:

@@ -89,6 +89,11 @@ def node_of(host_name: str) -> str:
     return node if len(token) == TOKEN_DIGITS and not token.strip("0123456789abcdef") else ""
 
 
+def is_called(said: str, host_id: int, host_name: str) -> bool:
+    """Whether somebody who says that means this host: by its host id, its whole name, or its node's name."""
+    return bool(said) and said in (str(host_id), host_name, node_of(host_name))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
     """Plans how to join one lockspace. ``host_id`` None: find one. ``token``: random digits for a fresh name."""

@@ -207,7 +207,7 @@ class LanedStorage:
             try:
                 result = function()
             except BaseException as e:  # carried to the caller, whatever it is
-                tasks.tell_loop(loop, _fail, future, e)
+                tasks.tell_loop(loop, tasks.fail, future, e)
                 return
             with guard:
                 state["done"] = True
@@ -247,8 +247,3 @@ class LanedStorage:
     def waiting(self) -> dict[str, int]:
         """Calls not yet begun, by lane, for status."""
         return {name: lane.pending for name, lane in self._lanes.items() if lane.pending}
-
-
-def _fail(future: asyncio.Future[T], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)

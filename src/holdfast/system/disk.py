@@ -19,18 +19,20 @@ import asyncio
 import errno
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
 from holdfast.protocol.words import IoFailed
 from holdfast.system import errands
+from holdfast.system.answers import answered
 from holdfast.system.disk_file import (
     DEVICE_WRITES,
     REAL_KERNEL,
     DiskFacts,
     Kernel,
     OpenFile,
-    identity_of,
+    is_named,
     open_file,
 )
 from holdfast.system.disk_lane import AlignedBuffer, DiskLane, Fate, LaneFull, Request
@@ -39,6 +41,8 @@ from holdfast.system.errands import Errand
 from holdfast.system.sector_writes import DeviceWrites
 
 T = TypeVar("T")
+Issue = Callable[[Callable[[], None]], Request[T] | IoFailed]
+"""Issues a request that wakes its caller so; or refuses it."""
 
 SECTOR_BYTES_MIN = 512
 """No device has smaller sectors; one with larger ones refuses smaller requests itself."""
@@ -46,7 +50,7 @@ OPEN_TIMEOUT_S = 10.0
 """Opening looks at the device once: as long as one default io_timeout."""
 
 
-class _Disk:
+class _Disk(ABC):
     """What both faces share: how requests are made, issued, and given up."""
 
     def __init__(self, file: OpenFile, lane: DiskLane, kernel: Kernel) -> None:
@@ -60,6 +64,24 @@ class _Disk:
     @property
     def facts(self) -> DiskFacts:
         return self._file.facts
+
+    async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
+        if (errand := errands.here()) is not None:
+            return self._read_here(errand, offset_bytes, length_bytes, timeout_s)
+        return await self._on_worker(
+            lambda wake: self._read_request(offset_bytes, length_bytes, wake), timeout_s, is_write=False
+        )
+
+    async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
+        if (errand := errands.here()) is not None:
+            return self._write_here(errand, offset_bytes, content, timeout_s)
+        return await self._on_worker(
+            lambda wake: self._write_request(offset_bytes, content, wake), timeout_s, is_write=True
+        )
+
+    @abstractmethod
+    async def _on_worker(self, issue: Issue[T], timeout_s: float, *, is_write: bool) -> T | IoFailed:
+        """Issue a request and wait for its end, in this face's way, for so long."""
 
     def in_flight(self, offset_bytes: int, length_bytes: int) -> bool:
         """Whether a write of ours to these bytes has not completed yet."""
@@ -82,20 +104,15 @@ class _Disk:
         file = self._file
 
         def perform(buffer: AlignedBuffer) -> bytes | IoFailed:
-            try:
-                return self._read(buffer, offset_bytes, length_bytes)
-            except OSError as e:
-                return IoFailed(e.errno or errno.EIO)
+            return answered(self._read, buffer, offset_bytes, length_bytes)
 
         file.enter()
         return self._issued(Request(perform, on_done=on_done, on_end=file.leave))
 
     def _read(self, buffer: AlignedBuffer, offset_bytes: int, length_bytes: int) -> bytes | IoFailed:
         file = self._file
-        if self.must_be_named and not file.facts.is_block_device:
-            facts = file.facts
-            if identity_of(facts.path) != (facts.file_system, facts.inode):
-                return IoFailed(errno.ESTALE)
+        if self.must_be_named and not file.facts.is_block_device and not is_named(file.facts):
+            return IoFailed(errno.ESTALE)
         with buffer.view(length_bytes) as view:
             if not file.facts.direct:
                 os.posix_fadvise(file.fd, offset_bytes, length_bytes, os.POSIX_FADV_DONTNEED)
@@ -113,10 +130,7 @@ class _Disk:
             return IoFailed(errno.EBUSY, in_flight=True)
 
         def perform(buffer: AlignedBuffer) -> IoFailed | None:
-            try:
-                return self._write(buffer, offset_bytes, content)
-            except OSError as e:
-                return IoFailed(e.errno or errno.EIO)
+            return answered(self._write, buffer, offset_bytes, content)
 
         def end() -> None:
             file.writes.end(token)
@@ -185,25 +199,13 @@ class _Disk:
 class BlockingDisk(_Disk):
     """The `Disk` port for a thread of its own: whoever awaits is blocked, and nothing ever suspends."""
 
-    async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
-        if (errand := errands.here()) is not None:
-            return self._read_here(errand, offset_bytes, length_bytes, timeout_s)
+    async def _on_worker(self, issue: Issue[T], timeout_s: float, *, is_write: bool) -> T | IoFailed:
         done = threading.Event()
-        request = self._read_request(offset_bytes, length_bytes, done.set)
+        request = issue(done.set)
         if isinstance(request, IoFailed):
             return request
         done.wait(timeout_s)
-        return self._answer(request, is_write=False)
-
-    async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
-        if (errand := errands.here()) is not None:
-            return self._write_here(errand, offset_bytes, content, timeout_s)
-        done = threading.Event()
-        request = self._write_request(offset_bytes, content, done.set)
-        if isinstance(request, IoFailed):
-            return request
-        done.wait(timeout_s)
-        return self._answer(request, is_write=True)
+        return self._answer(request, is_write)
 
     async def settled(self, offset_bytes: int, length_bytes: int) -> None:
         done = threading.Event()
@@ -214,25 +216,17 @@ class BlockingDisk(_Disk):
 class SuspendingDisk(_Disk):
     """The `Disk` port for asyncio. A cancelled caller has given up; its write stays accounted for."""
 
-    async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
-        if (errand := errands.here()) is not None:
-            return self._read_here(errand, offset_bytes, length_bytes, timeout_s)
+    async def _on_worker(self, issue: Issue[T], timeout_s: float, *, is_write: bool) -> T | IoFailed:
         done, wake = future_and_wake()
-        request = self._read_request(offset_bytes, length_bytes, wake)
+        request = issue(wake)
         if isinstance(request, IoFailed):
             return request
-        await self._wait(request, done, timeout_s)
-        return self._answer(request, is_write=False)
-
-    async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
-        if (errand := errands.here()) is not None:
-            return self._write_here(errand, offset_bytes, content, timeout_s)
-        done, wake = future_and_wake()
-        request = self._write_request(offset_bytes, content, wake)
-        if isinstance(request, IoFailed):
-            return request
-        await self._wait(request, done, timeout_s)
-        return self._answer(request, is_write=True)
+        try:
+            await in_time(done, timeout_s)
+        except asyncio.CancelledError:
+            self._lane.give_up(request)
+            raise
+        return self._answer(request, is_write)
 
     async def settled(self, offset_bytes: int, length_bytes: int) -> None:
         # That may take for ever: not on a worker.
@@ -248,16 +242,7 @@ class SuspendingDisk(_Disk):
 
     async def is_named(self) -> bool:
         """Whether the path still names what is open here: a file may have been removed or replaced."""
-        facts = self.facts
-        found = await on_worker(self._lane, lambda: identity_of(facts.path), OPEN_TIMEOUT_S)
-        return found == (facts.file_system, facts.inode)
-
-    async def _wait(self, request: Request[T], done: asyncio.Future[None], timeout_s: float) -> None:
-        try:
-            await in_time(done, timeout_s)
-        except asyncio.CancelledError:
-            self._lane.give_up(request)
-            raise
+        return await on_worker(self._lane, lambda: is_named(self.facts), OPEN_TIMEOUT_S) is True
 
 
 D = TypeVar("D", bound=_Disk)

@@ -130,7 +130,8 @@ def open_file(
     return OpenFile(fd, facts, devices.of(identity))
 
 
-def identity_of(path: str) -> tuple[int, int]:
-    """`DiskFacts.file_system` and `inode` of what a path names now; raises OSError."""
-    found = os.stat(path)
-    return found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev, found.st_ino
+def is_named(facts: DiskFacts) -> bool:
+    """Whether the path still names what was opened: a file may have been removed or replaced; raises OSError."""
+    found = os.stat(facts.path)
+    device = found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev
+    return (device, found.st_ino) == (facts.file_system, facts.inode)

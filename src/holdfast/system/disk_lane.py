@@ -78,7 +78,7 @@ class Request(Generic[T]):
         self,
         perform: Callable[[AlignedBuffer], T],
         *,
-        on_done: Callable[[], None],
+        on_done: Callable[[], None] = _nothing,
         on_end: Callable[[], None] = _nothing,
         undo: Callable[[T], None] = _ignore,
     ) -> None:
@@ -132,7 +132,7 @@ class DiskLane:
 
     def finish(self, last: Callable[[], None]) -> None:
         """Have a worker do what may hang and what nobody waits for, also where too much waits already."""
-        request: Request[None] = Request(lambda _: None, on_done=_nothing, on_end=last)
+        request: Request[None] = Request(lambda _: None, on_end=last)
         request._given_up = True
         self._put(request)
 

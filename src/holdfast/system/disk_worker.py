@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from holdfast.protocol.words import IoFailed
 from holdfast.system import errands, tasks
+from holdfast.system.answers import answered
 from holdfast.system.disk_lane import DiskLane, Fate, LaneFull, Request
 
 T = TypeVar("T")
@@ -41,15 +42,8 @@ async def on_worker(lane: DiskLane, function: Callable[[], T], timeout_s: float)
     """Run it on a worker of the lane; a system call that fails, or does not end in time, is an answer."""
     if (errand := errands.here()) is not None:
         return errand.request(timeout_s, function)
-
-    def perform(_: object) -> T | IoFailed:
-        try:
-            return function()
-        except OSError as e:
-            return IoFailed(e.errno or errno.EIO)
-
     done, wake = future_and_wake()
-    request: Request[T | IoFailed] = Request(perform, on_done=wake)
+    request: Request[T | IoFailed] = Request(lambda _: answered(function), on_done=wake)
     try:
         lane.submit(request)
     except LaneFull:

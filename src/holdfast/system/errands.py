@@ -26,6 +26,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 from holdfast.protocol.ports import Clock
 from holdfast.protocol.words import Instant, IoFailed
 from holdfast.system import tasks
+from holdfast.system.answers import answered
 from holdfast.system.disk_lane import AlignedBuffer, DiskLane, Fate, LaneFull, Request
 
 P = ParamSpec("P")
@@ -82,7 +83,7 @@ class Errand:
 
     async def run(self, timeout_s: float) -> Any:
         self.until = time.monotonic() + timeout_s
-        self._request = Request(lambda buffer: self._step(buffer, self._work.send, None), on_done=_nothing)
+        self._request = Request(lambda buffer: self._step(buffer, self._work.send, None))
         try:
             self._lane.submit(self._request)
         except LaneFull:
@@ -115,9 +116,7 @@ class Errand:
         """One request, on this very thread; a system call that fails is an answer."""
         self.until = time.monotonic() + timeout_s
         try:
-            return call(*args, **kwargs)
-        except OSError as e:
-            return IoFailed(e.errno or errno.EIO)
+            return answered(call, *args, **kwargs)
         finally:
             self.until = None
 
@@ -130,15 +129,11 @@ class Errand:
             case _Ended(result):
                 tasks.resolve(self._over or self._answer, result)
             case _Raised(error):
-                self._fail(error)
+                tasks.fail(self._over or self._answer, error)
             case _:
                 self._work.close()
-                self._fail(RuntimeError(f"{self._work!r} waited on a worker for {left!r}"))
-
-    def _fail(self, error: BaseException) -> None:
-        waiting = self._over or self._answer
-        if not waiting.done():
-            waiting.set_exception(error)
+                error = RuntimeError(f"{self._work!r} waited on a worker for {left!r}")
+                tasks.fail(self._over or self._answer, error)
 
     async def _at_home(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         go_on: Callable[[Any], Any] = self._work.send
@@ -148,7 +143,7 @@ class Errand:
             go_on, value = self._work.throw, e
         while True:
             try:
-                self._lane.submit(Request(lambda buffer: self._step(buffer, go_on, value), on_done=_nothing))
+                self._lane.submit(Request(lambda buffer: self._step(buffer, go_on, value)))
                 return
             except LaneFull:  # it is half done: there is no refusing any more
                 await asyncio.sleep(LOOK_AGAIN_S)
@@ -166,10 +161,6 @@ class Errand:
         elif not self._answer.done():
             self._over = self._loop.create_future()
             self._answer.set_result(GivenUp(self._over))
-
-
-def _nothing() -> None:
-    return None
 
 
 class _Here(threading.local):

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from holdfast.protocol.ports import Disk
 from holdfast.protocol.words import IoFailed
+from holdfast.system.answers import answered
 from holdfast.system.disk import OPEN_TIMEOUT_S, SuspendingDisk, open_suspending
 from holdfast.system.disk_file import DEVICE_WRITES, REAL_KERNEL, DiskFacts, Kernel
 from holdfast.system.disk_lane import DiskLane, LaneFull, Request
@@ -88,7 +89,7 @@ class SystemLeaseStorage(LaneErrands):
         if token is None:
             return IoFailed(errno.EBUSY, in_flight=True)
         done, wake = future_and_wake()
-        request = Request(lambda _: _unlink(path), on_done=wake, on_end=lambda: writes.end(token))
+        request = Request(lambda _: answered(os.unlink, path), on_done=wake, on_end=lambda: writes.end(token))
         try:
             self._lane.submit(request)
         except LaneFull:
@@ -106,14 +107,6 @@ class SystemLeaseStorage(LaneErrands):
             return sorted(found)
 
         return await on_worker(self._lane, look, OPEN_TIMEOUT_S)
-
-
-def _unlink(path: str) -> IoFailed | None:
-    try:
-        os.unlink(path)
-    except OSError as e:
-        return IoFailed(e.errno or errno.EIO)
-    return None
 
 
 def _make(path: str, content: bytes, like: str) -> None:

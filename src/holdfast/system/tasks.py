@@ -75,6 +75,12 @@ def resolve(future: asyncio.Future[T], result: T) -> None:
         future.set_result(result)
 
 
+def fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    """The same with an exception."""
+    if not future.done():
+        future.set_exception(error)
+
+
 def tell_loop(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> None:
     """From another thread: have it called on the event loop, unless that is gone: the daemon is exiting then."""
     with contextlib.suppress(RuntimeError):

@@ -93,7 +93,6 @@ class Checkers:
         self._generations: dict[tuple[str, int], int] = {}
         self._disks: dict[str, SharedDisk] = {}
         self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
-        self._last_renewals: dict[tuple[str, str, int], DeltaLease] = {}
         self._members: set[tuple[Process, str, int]] = set()
 
     def watch(self, disk: SharedDisk) -> None:
@@ -163,7 +162,11 @@ class Checkers:
         renewal = self._renewals.get((term.process, term.disk, term.host_id))
         if renewal is None:
             # Its daemon was killed when it had told that nobody rests on the term any more; the next one goes on with it.
-            renewal = self._last_renewals[term.machine.name, term.disk, term.host_id]
+            of_it = (term.machine.name, term.disk, term.host_id)
+            earlier = [
+                r for (p, disk, host_id), r in self._renewals.items() if (p.name, disk, host_id) == of_it
+            ]
+            renewal = max(earlier, key=lambda record: record.timestamp)
         term.written = renewal.timestamp
         term.landed_at = self.world.now
         self._members.add((term.process, term.disk, term.generation))
@@ -398,7 +401,6 @@ class Checkers:
         assert isinstance(record, DeltaLease), record
         generation = self._generations.get((disk.name, host_id), 0)
         self._renewals[process, disk.name, host_id] = record
-        self._last_renewals[process.name, disk.name, host_id] = record
         known = self._records.get((disk.name, host_id))
         if known is None or node_of(known) != node_of(record):
             self._named_since[disk.name, host_id] = self.world.now
