@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.conftest import IO_TIMEOUT_S, MakeHost
-from tests.daemon.test_leases import DEAD_S, joined, refusal
-from tests.support.daemon import Holdfastd, exists, make_disk
+from tests.daemon.test_leases import DEAD_S, joined
+from tests.support.daemon import Holdfastd, exists, make_disk, refusal
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 

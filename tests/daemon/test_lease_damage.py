@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.conftest import MakeHost
-from tests.daemon.test_leases import joined, record, refusal
-from tests.support.daemon import exists, make_disk
+from tests.daemon.test_leases import joined, record
+from tests.support.daemon import exists, make_disk, refusal
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.conftest import IO_TIMEOUT_S, MakeHost
-from tests.daemon.test_leases import FAIL_S, joined, record, refusal
-from tests.support.daemon import Holdfastd, exists, make_disk
+from tests.daemon.test_leases import FAIL_S, joined, record
+from tests.support.daemon import Holdfastd, exists, make_disk, refusal
 from tests.support.polling import wait_until
 
 MIB = 1 << 20

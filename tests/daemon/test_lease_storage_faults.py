@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.daemon.test_leases import refusal
-from tests.support.daemon import Factory, Holdfastd, exists, make_disk
+from tests.support.daemon import Factory, Holdfastd, exists, make_disk, refusal
 from tests.support.fuse_storage import FaultyStorage
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.daemon.test_leases import FAIL_S, joined, refusal
-from tests.support.daemon import Factory, Holdfastd, exists, make_disk
+from tests.daemon.test_leases import FAIL_S, joined
+from tests.support.daemon import Factory, Holdfastd, exists, make_disk, refusal
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 from tests.support.service_manager import ServiceManager

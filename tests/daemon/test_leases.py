@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.conftest import FIRE_TIMEOUT_S, IO_TIMEOUT_S, MakeHost
-from tests.support.daemon import Holdfastd, bystander, exists, make_disk
+from tests.support.daemon import Holdfastd, exists, make_disk, refusal
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
-from holdfast.testing.virtlockd_client import SHARED, CallFailed
+from holdfast.testing.virtlockd_client import SHARED
 
 FAIL_S, DEAD_S = 8 * IO_TIMEOUT_S, 8 * IO_TIMEOUT_S + FIRE_TIMEOUT_S
 
@@ -35,18 +35,6 @@ def record(leases: Path, host_id: int) -> DeltaLease:
         found = DeltaLease.decode(f.read(512))
     assert isinstance(found, DeltaLease)
     return found
-
-
-def refusal(host: Holdfastd, disk: Path) -> str:
-    """Somebody else's try on that host; empty if it was granted (and given back)."""
-    with host.client() as client:
-        client.register(pid=bystander(7), name="rival")
-        try:
-            client.acquire(str(disk))
-        except CallFailed as e:
-            return e.reply.message
-        client.release(str(disk))
-        return ""
 
 
 def test_start_before_the_lockspace_is_joined_is_refused_while_other_backends_serve(

@@ -16,7 +16,7 @@ from typing import Any
 
 from holdfast.client import ControlClient
 from holdfast.system.kernel_locks import refused_by
-from holdfast.testing.virtlockd_client import VirtlockdClient
+from holdfast.testing.virtlockd_client import CallFailed, VirtlockdClient
 from tests.support.polling import wait_until
 
 BIN = Path(sys.executable).parent
@@ -260,6 +260,18 @@ def bystander(number: int = 0) -> int:
         _bystanders[number] = pid
         atexit.register(_end_bystander, os.getpid(), pid)
     return _bystanders[number]
+
+
+def refusal(host: Holdfastd, disk: Path, *, flags: int = 0) -> str:
+    """Somebody else's try on that host; empty if it was granted (and given back)."""
+    with host.client() as client:
+        client.register(pid=bystander(7), name="rival")
+        try:
+            client.acquire(str(disk), flags=flags)
+        except CallFailed as e:
+            return e.reply.message
+        client.release(str(disk))
+        return ""
 
 
 def _end_bystander(starter: int, pid: int) -> None:

@@ -1,11 +1,16 @@
-"""A real sanlock daemon without privileges, watchdog and real-time priority, in a directory of its own."""
+"""A real sanlock daemon without privileges, watchdog and real-time priority, alone or beside holdfastd."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.daemon import Holdfastd
+from tests.support.polling import wait_until
 
 _START_TIMEOUT_S = 20
 _ACQUIRE_TIMEOUT_S = 120
@@ -105,3 +110,32 @@ class Holder:
 
     def wait_ended(self, timeout_s: float) -> int:
         return self._process.wait(timeout_s)
+
+
+@contextmanager
+def beside_holdfastd(
+    place: Path, leases: str, lockspace: str, io_timeout_s: int
+) -> Iterator[tuple[SanlockDaemon, Holdfastd]]:
+    """A real sanlock daemon as host 1 and holdfastd as host 2 of a lockspace, both joined.
+
+    `leases`: what the table of holdfastd's backend says beside that; `lockspace`: as sanlock names its place.
+    """
+    holdfastd = Holdfastd(
+        place / "d",
+        f'[backend.leases]\ndriver = "paxos"\n{leases}\nhost_id = 2\nwatchdog = "none"\n'
+        f'io_timeout_s = {io_timeout_s}\n[[disk]]\nmatch = "*"\nbackend = "leases"\n',
+    ).start()
+    sanlock = SanlockDaemon(place, "the-real-one")
+    try:
+        sanlock.client("add_lockspace", "-s", lockspace, "-o", str(io_timeout_s))
+        wait_until(lambda: "generation" in holdfastd.log_text(), "holdfastd to join")
+        yield sanlock, holdfastd
+    finally:
+        holdfastd.stop_all()
+        sanlock.stop()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def held(outcome: Holder | str) -> Holder:
+    assert isinstance(outcome, Holder), outcome
+    return outcome

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import signal
 import tempfile
 import time
@@ -11,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.interop.sanlock.daemon import Holder, SanlockDaemon
+from tests.interop.sanlock.daemon import Holder, SanlockDaemon, beside_holdfastd, held
 from tests.interop.sanlock.direct import dump
-from tests.support.daemon import Holdfastd, bystander, make_disk
+from tests.support.daemon import Holdfastd, make_disk, refusal
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.geometry import MIB
-from holdfast.testing.virtlockd_client import SHARED, CallFailed
+from holdfast.testing.virtlockd_client import SHARED
 
 pytestmark = pytest.mark.interop
 
@@ -41,14 +40,7 @@ class Beside:
 
     def refusal(self, disk: Path, flags: int = 0) -> str:
         """Somebody's try with holdfastd; empty if it was granted (and given back)."""
-        with self.holdfastd.client() as client:
-            client.register(pid=bystander(8), name="rival")
-            try:
-                client.acquire(str(disk), flags=flags)
-            except CallFailed as e:
-                return e.reply.message
-            client.release(str(disk))
-            return ""
+        return refusal(self.holdfastd, disk, flags=flags)
 
     def made(self, name: str) -> tuple[Path, str]:
         disk, lease = self.disk(name)
@@ -62,25 +54,10 @@ def beside() -> Iterator[Beside]:
     leases = place / "leases"
     leases.mkdir()
     make_lockspace(leases / SPACE)
-    holdfastd = Holdfastd(
-        place / "d",
-        f'[backend.leases]\ndriver = "paxos"\ndirectory = "{leases}"\nhost_id = 2\nwatchdog = "none"\n'
-        f'io_timeout_s = {IO_TIMEOUT_S}\ncross_host = true\n[[disk]]\nmatch = "*"\nbackend = "leases"\n',
-    ).start()
-    sanlock = SanlockDaemon(place, "the-real-one")
-    try:
-        sanlock.client("add_lockspace", "-s", f"{SPACE}:1:{leases / SPACE}:0", "-o", str(IO_TIMEOUT_S))
-        wait_until(lambda: "generation" in holdfastd.log_text(), "holdfastd to join")
+    table = f'directory = "{leases}"\ncross_host = true'
+    lockspace = f"{SPACE}:1:{leases / SPACE}:0"
+    with beside_holdfastd(place, table, lockspace, IO_TIMEOUT_S) as (sanlock, holdfastd):
         yield Beside(sanlock, holdfastd, place)
-    finally:
-        holdfastd.stop_all()
-        sanlock.stop()
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def held(outcome: Holder | str) -> Holder:
-    assert isinstance(outcome, Holder), outcome
-    return outcome
 
 
 def test_each_refuses_what_the_other_holds_and_takes_what_it_gives_up(beside: Beside) -> None:

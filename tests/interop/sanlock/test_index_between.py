@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.interop.sanlock.daemon import Holder, SanlockDaemon
+from tests.interop.sanlock.daemon import SanlockDaemon, beside_holdfastd, held
 from tests.interop.sanlock.direct import blank_file, direct
-from tests.support.daemon import Holdfastd, bystander, make_disk
+from tests.support.daemon import Holdfastd, make_disk, refusal
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.geometry import MIB
-from holdfast.testing.virtlockd_client import CallFailed
 
 pytestmark = pytest.mark.interop
 
@@ -46,14 +44,7 @@ class Between:
 
     def refusal(self, disk: Path) -> str:
         """Somebody's try with holdfastd; empty if it was granted (and given back)."""
-        with self.holdfastd.client() as client:
-            client.register(pid=bystander(9), name="rival")
-            try:
-                client.acquire(str(disk))
-            except CallFailed as e:
-                return e.reply.message
-            client.release(str(disk))
-            return ""
+        return refusal(self.holdfastd, disk)
 
     def looked_up(self, name: str) -> int | None:
         """Where sanlock's daemon finds a lease by the index; None if it finds none."""
@@ -95,25 +86,9 @@ def between(request: pytest.FixtureRequest) -> Iterator[Between]:
     place = Path(tempfile.mkdtemp(prefix="hf-"))
     device = place / "device"
     request.param(device)
-    holdfastd = Holdfastd(
-        place / "d",
-        f'[backend.leases]\ndriver = "paxos"\ndevice = "{device}"\nlockspace = "{SPACE}"\nhost_id = 2\n'
-        f'watchdog = "none"\nio_timeout_s = {IO_TIMEOUT_S}\n[[disk]]\nmatch = "*"\nbackend = "leases"\n',
-    ).start()
-    sanlock = SanlockDaemon(place, "the-real-one")
-    try:
-        sanlock.client("add_lockspace", "-s", f"{SPACE}:1:{device}:0", "-o", str(IO_TIMEOUT_S))
-        wait_until(lambda: "generation" in holdfastd.log_text(), "holdfastd to join")
+    leases = f'device = "{device}"\nlockspace = "{SPACE}"'
+    with beside_holdfastd(place, leases, f"{SPACE}:1:{device}:0", IO_TIMEOUT_S) as (sanlock, holdfastd):
         yield Between(sanlock, holdfastd, place, device)
-    finally:
-        holdfastd.stop_all()
-        sanlock.stop()
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def held(outcome: Holder | str) -> Holder:
-    assert isinstance(outcome, Holder), outcome
-    return outcome
 
 
 def test_leases_made_by_either_are_found_held_and_refused_by_the_other(between: Between) -> None:
