@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -130,6 +131,25 @@ class TestFileInLockspace(_OnDirectory):
 
 
 # --- what only the file backend promises ---
+
+
+def test_nothing_is_done_at_once_on_storage_that_may_block(tmp_path: Path) -> None:
+    class OnLane(InlineStorage):
+        def lane(self, path: str) -> str:
+            return "nfs /srv"
+
+    async def scene() -> None:
+        (disk := tmp_path / "disk.img").touch()
+        backend = FileBackend("file", dataclasses.replace(ports(), storage=OnLane()))
+        w = BackendWorld(backend=backend, rival=None, resource=Resource("", str(disk)))
+        assert backend.take_at_once(w.resource, Mode.EXCLUSIVE) is None
+        held = assert_held(await take(backend, w, Mode.EXCLUSIVE))
+        assert not held.let_go_at_once()
+        assert locked(disk)
+        await held.release()
+        assert not locked(disk)
+
+    asyncio.run(scene())
 
 
 def test_temporary_lock_file_goes_with_its_lock_and_a_lasting_one_stays(tmp_path: Path) -> None:

@@ -102,6 +102,9 @@ class Held(Protocol):
     async def release(self) -> None:
         """Let go.  Never fails: what can't be tidied is logged."""
 
+    def let_go_at_once(self) -> bool:
+        """The same without a wait; False, and nothing done, if there may be one."""
+
     def forget(self) -> None:
         """Drop what this process has of it without tidying: the daemon ends, the lock may live on."""
 
@@ -125,6 +128,13 @@ class Backend(Protocol):
     capabilities: Capabilities
 
     async def open(self, resource: Resource, *, create: Creation) -> Candidate | IoFailed: ...
+
+    def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], Held] | None:
+        """The candidate's keys and the lock, if no storage has to be waited for and nobody is in the way.
+
+        Else None, and nothing has changed: `open` and `take` then tell why.  For drivers that mostly can: their
+        requests need neither turns nor coroutines (ADR 0003).  All others answer None.
+        """
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> Held | HeldElsewhere | Moved | IoFailed:
         """Hold again what the daemon held before: by its descriptor if that was kept, else by taking it anew."""

@@ -88,13 +88,17 @@ class HeldFile:
         return await backend.storage.run(self._lane, self.path, work, patient=True)
 
     async def release(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd < 0:
-            return
-        if not self._lane:
-            self._let_go(fd)
-        else:
+        if not self.let_go_at_once():
+            fd, self._fd = self._fd, -1
             await self._backend.storage.run(self._lane, self.path, lambda: self._let_go(fd), patient=True)
+
+    def let_go_at_once(self) -> bool:
+        if self._fd >= 0:
+            if self._lane:
+                return False
+            fd, self._fd = self._fd, -1
+            self._let_go(fd)
+        return True
 
     def _let_go(self, fd: int) -> None:
         backend = self._backend
@@ -108,11 +112,14 @@ class HeldFile:
                 backend.blank_record(fd, self._mode)
         finally:
             # systemd closes its copy some time after we said so; the next owner must not wait for that.
-            for let_go in (backend.files.unlock, backend.files.close):
-                try:
-                    let_go(fd)
-                except OSError as e:
-                    log.error("letting go of the lock on %s: %s", self.path, e)
+            try:
+                backend.files.unlock(fd)
+            except OSError as e:
+                log.error("letting go of the lock on %s: %s", self.path, e)
+            try:
+                backend.files.close(fd)
+            except OSError as e:
+                log.error("closing %s: %s", self.path, e)
 
     def forget(self) -> None:
         fd, self._fd = self._fd, -1
@@ -205,22 +212,41 @@ class FileBackend:
             create = Creation.TEMPORARY
             if not resource.lockspace and (not self._may_block(resource.name) or self._may_block(path)):
                 disk = resource.name  # otherwise its inode would be nice to know, but not worth a wait
-        opened, lane = await self._open(path, create=create is not Creation.NONE, disk=disk)
+        opened, lane = self._open_at_once(path, create=create is not Creation.NONE, disk=disk)
+        if opened is None:
+            opened = await self._open_on(lane, path, create=create is not Creation.NONE, disk=disk)
         return opened if isinstance(opened, IoFailed) else OpenFile(self, opened, path, lane, create)
 
-    async def _open(self, path: str, *, create: bool, disk: str = "") -> tuple[OpenedFile | IoFailed, str]:
-        """The opened file and the lane of its storage."""
-        files, storage = self.files, self.storage
-        lane = storage.lane(path)
-        if not lane:
-            opened = files.open(path, create=create, disk=disk, follow=False)
-            if not isinstance(opened, IoFailed) or opened.errno != errno.ELOOP:
-                return opened, lane
-            lane = storage.lane_of_link(path)
-        opened = await storage.run(
+    def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], HeldFile] | None:
+        """Locks the disk itself; whatever has a file made or written to goes the long way."""
+        if self.directory or resource.lockspace:
+            return None
+        path = resource.name
+        opened, lane = self._open_at_once(path, create=False)
+        if opened is None or isinstance(opened, IoFailed):
+            return None
+        if self.files.lock(opened.fd, mode, path) is not None:
+            self.files.close(opened.fd)
+            return None
+        return (opened.key,), HeldFile(self, opened.fd, path, lane, mode, create=False)
+
+    def _open_at_once(
+        self, path: str, *, create: bool, disk: str = ""
+    ) -> tuple[OpenedFile | IoFailed | None, str]:
+        """The opened file, or None if that may block; and the lane of its storage."""
+        lane = self.storage.lane(path)
+        if lane:
+            return None, lane
+        opened = self.files.open(path, create=create, disk=disk, follow=False)
+        if isinstance(opened, IoFailed) and opened.errno == errno.ELOOP:
+            return None, self.storage.lane_of_link(path)
+        return opened, lane
+
+    async def _open_on(self, lane: str, path: str, *, create: bool, disk: str = "") -> OpenedFile | IoFailed:
+        files = self.files
+        return await self.storage.run(
             lane, path, lambda: files.open(path, create=create, disk=disk), undo=self._close_opened
         )
-        return opened, lane
 
     def _may_block(self, path: str) -> bool:
         return self._mounts.mount_of(path).may_block
@@ -239,7 +265,9 @@ class FileBackend:
         if fd is not None:
             kept, lane = fd, self.storage.lane(path) or self.storage.lane_of_link(path)
         else:
-            opened, lane = await self._open(path, create=saved.create)
+            opened, lane = self._open_at_once(path, create=saved.create)
+            if opened is None:
+                opened = await self._open_on(lane, path, create=saved.create)
             if isinstance(opened, IoFailed):
                 return opened
             if not saved.create and opened.key != saved.keys[0]:

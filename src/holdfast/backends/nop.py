@@ -40,6 +40,9 @@ class _HeldNothing:
     async def release(self) -> None:
         return None
 
+    def let_go_at_once(self) -> bool:
+        return True
+
     def forget(self) -> None:
         return None
 
@@ -74,6 +77,9 @@ class NopBackend:
 
     async def open(self, resource: Resource, *, create: Creation) -> _Candidate | IoFailed:
         return _Candidate()
+
+    def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], _HeldNothing] | None:
+        return (), _HeldNothing()
 
     async def adopt(
         self, saved: SavedLock, fd: int | None

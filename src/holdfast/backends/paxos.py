@@ -89,6 +89,9 @@ class HeldLease:
         await holding.release()
         self._backend.tidy(holding)
 
+    def let_go_at_once(self) -> bool:
+        return False
+
     def forget(self) -> None:
         self._holding.forget()
         self._found.disk.close()
@@ -396,6 +399,9 @@ class PaxosBackend:
         )
 
     # --- after a restart ---
+
+    def take_at_once(self, resource: Resource, mode: Mode) -> None:
+        return None
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> HeldLease | HeldElsewhere | Moved | IoFailed:
         """Take up what storage says this very term of our host holds; else acquire it anew."""

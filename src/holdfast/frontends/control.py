@@ -298,7 +298,8 @@ class ControlFrontend:
             return ""
         return "only root and the group of control.group may use this socket"
 
-    def serve(self, sock: socket.socket, peer: Peer) -> None:
+    def serve(self, accepted: socket.SocketType, peer: Peer) -> None:
+        sock = socket.socket(fileno=accepted.detach())
         sock.setblocking(False)
         registry = VarlinkInterfaceRegistry()
         registry.register_interface(VarlinkServiceInterface(VENDOR, PRODUCT, __version__, URL, registry))

@@ -35,18 +35,14 @@ class Peer(NamedTuple):
     gid: int
 
 
-def peer_of(sock: socket.socket) -> Peer:
-    return Peer._make(_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+# Plain integers: what the socket module makes of them costs more than the system calls.
+_SOCKETS, _PEER_CREDENTIALS = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
+_UNIX, _STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 
 
-class _UnixListener(socket.socket):
-    """accept() asks its socket for family and type, and socket's own properties make an enumeration of each, each
-    time; every operation of libvirt's is a connection.
-    """
-
-    family = socket.AF_UNIX
-    type = socket.SOCK_STREAM
-    proto = 0
+def peer_of(sock: socket.SocketType) -> Peer:
+    raw = sock.getsockopt(_SOCKETS, _PEER_CREDENTIALS, _UCRED.size)
+    return tuple.__new__(Peer, _UCRED.unpack(raw))
 
 
 class Listener:
@@ -64,10 +60,10 @@ class Listener:
         cap_key: str,
         readiness: Readiness,
         admit: Callable[[Peer], str],
-        serve: Callable[[socket.socket, Peer], None],
+        serve: Callable[[socket.SocketType, Peer], None],
     ) -> None:
         self.name = name
-        self.socket: socket.socket = _UnixListener(fileno=sock.detach())
+        self.socket = sock
         self.clients = 0
         self._clients_max = clients_max
         self._cap_key = cap_key
@@ -106,7 +102,9 @@ class Listener:
             self._pause()
             return
         try:
-            sock, _ = self.socket.accept()
+            # Not accept(): its sockets take longer to make than the kernel's do, and each request of libvirt's is one.
+            fd, _ = self.socket._accept()  # type: ignore[attr-defined]
+            sock = socket.SocketType(_UNIX, _STREAM, 0, fd)
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return
         except OSError as e:

@@ -10,6 +10,7 @@ ended.  All others are libvirtd speaking for a VM, and may come and go.
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 from collections.abc import Callable, Coroutine
@@ -36,7 +37,8 @@ from holdfast.wire.xdr import Reader, XdrError
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 65536
+READ_BYTES = 960
+"""A request is some hundred bytes; malloc has a buffer of this size at hand, while larger ones cost it a search each."""
 # Plain integers: socket's enumerations cost more to combine than a whole send() takes.
 _RECEIVE_FLAGS = int(socket.MSG_DONTWAIT)
 _SEND_FLAGS = int(socket.MSG_DONTWAIT) | int(socket.MSG_NOSIGNAL)
@@ -79,7 +81,7 @@ class VirtlockdConnection:
         "restricted",
     )
 
-    def __init__(self, frontend: VirtlockdFrontend, sock: socket.socket, peer: Peer) -> None:
+    def __init__(self, frontend: VirtlockdFrontend, sock: socket.SocketType, peer: Peer) -> None:
         self._frontend = frontend
         self._sock = sock
         self._fd = sock.fileno()
@@ -101,13 +103,14 @@ class VirtlockdConnection:
 
     def start(self, *, carried: bytes = b"", unsent: bytes = b"") -> None:
         """Begin to serve; `carried` was received and `unsent` was answered before a re-exec."""
-        self._read_on()
         if unsent:
             self._send(unsent)
         if carried:
             self._received(carried)
         elif not unsent:
-            self._on_readable()  # the first request is mostly there already
+            self._on_readable()  # the first request is mostly there already, and its client waits
+        if not self._queue:
+            self._read_on()
 
     def fileno(self) -> int:
         return self._fd
@@ -202,9 +205,13 @@ class VirtlockdConnection:
         header = message.header
         if header.program == rpc.PROGRAM_LOCKSPACE and header.version == rpc.VERSION:
             if header.type in (rpc.TYPE_CALL, rpc.TYPE_CALL_WITH_FDS):
-                self._busy = True
-                self._current = message
-                tasks.start(self._frontend.answer(self, message), self._answered)
+                reply = self._frontend.answer(self, message)
+                if isinstance(reply, bytes):
+                    self._reply(reply)
+                else:
+                    self._busy = True
+                    self._current = message
+                    tasks.start(reply, self._answered)
             return  # anything else is dropped silently
         if (header.program, header.version, header.type) == _KEEPALIVE:
             if header.procedure == rpc.KEEPALIVE_PING:
@@ -217,12 +224,15 @@ class VirtlockdConnection:
     def _answered(self, reply: bytes) -> None:
         self._busy = False
         self._current = None
+        self._reply(reply)
+        if not self._pumping:
+            self._pump()
+
+    def _reply(self, reply: bytes) -> None:
         if reply:
             self._send(reply)
         else:
             self.close()
-        if not self._pumping:
-            self._pump()
 
     def _send(self, raw: bytes) -> None:
         if self._closed:
@@ -256,9 +266,11 @@ class VirtlockdConnection:
         if self._closed:
             return
         self._closed = True
-        self._read_no_more()
-        if self._out:
-            self._readiness.remove(self._fd)
+        # systemd has a copy of a kept one, which would be watched on.
+        unwatch = self._readiness.remove if self.kept else self._readiness.forget
+        if self._reading or self._out:
+            unwatch(self._fd)
+            self._reading = False
             self._out = b""
         self._queue.clear()
         self._frontend.closed(self)
@@ -289,14 +301,14 @@ class VirtlockdFrontend:
         """Root's daemon serves root, a session's daemon that user (virtlockd-rpc.md 1)."""
         return "" if peer.uid == self._uid else f"only uid {self._uid} may use this socket"
 
-    def serve(self, sock: socket.socket, peer: Peer) -> None:
+    def serve(self, sock: socket.SocketType, peer: Peer) -> None:
         connection = VirtlockdConnection(self, sock, peer)
         self.connections[connection] = None
         connection.start()
 
     def adopt(
         self,
-        sock: socket.socket,
+        sock: socket.SocketType,
         peer: Peer,
         owner: Owner | None,
         *,
@@ -342,62 +354,75 @@ class VirtlockdFrontend:
 
     # --- calls ---
 
-    async def answer(self, connection: VirtlockdConnection, message: rpc.Message) -> bytes:
-        """The whole reply to a CALL; empty bytes ask for the connection to be closed."""
-        header, payload = message
-        procedure = header.procedure
+    def answer(
+        self, connection: VirtlockdConnection, message: rpc.Message
+    ) -> bytes | Coroutine[Any, Any, bytes]:
+        """The whole reply to a CALL, or what will find it out; empty bytes ask for the connection to be closed."""
+        header = message.header
         try:
-            if header.status != rpc.STATUS_OK:
-                raise RpcError(reason=f"Unexpected message status {header.status}")
-            if header.type == rpc.TYPE_CALL_WITH_FDS:
-                if len(payload) < 4 or Reader(payload).u32():
-                    return b""  # descriptors are never part of this protocol: the client is confused
-                payload = payload[4:]
-            call = wire.decode(procedure, payload)
-            if call is None:
-                raise RpcError(reason=f"unknown procedure: {procedure}")
-            if isinstance(call, wire.CreateLockspace):
-                if connection.restricted:
-                    raise Restricted()
-                await self._manager.lockspaces.create(call.path)
-                return rpc.ok_reply(header)
-            if call.flags and call.flags & ~_FLAGS_ALLOWED.get(procedure, 0):
-                raise UnsupportedFlags(flags=call.flags, function=_FUNCTIONS[procedure])
-            if connection.restricted:
-                raise Restricted()
-            owner = connection.owner
-            if isinstance(call, wire.Register):
-                self._register(connection, call)
-            elif owner is None:
-                raise NotRegistered()
-            elif isinstance(call, wire.ResourceCall):
-                await self._resource_call(owner, procedure, call)
-            elif isinstance(call, wire.Restrict):
-                connection.restricted = True
-                self._keep_connection(connection, owner)
-            elif isinstance(call, wire.New):
-                await self._manager.lockspaces.new(call.path)
-            else:
-                assert_never(call)
-        except HoldfastError as error:
-            return error_reply(header, error)
-        except XdrError:
-            return error_reply(header, RpcError(reason="Unable to decode message payload"))
-        except Exception:
-            log.exception("unexpected failure serving procedure %d", header.procedure)
-            return error_reply(header, HoldfastError(reason="unexpected failure; see holdfastd's log"))
+            rest = self._begin(connection, message)
+        except Exception as error:
+            return _failure(header, error)
+        return rpc.ok_reply(header) if rest is None else self._finish(header, rest)
+
+    async def _finish(self, header: rpc.Header, rest: Coroutine[Any, Any, object]) -> bytes:
+        try:
+            await rest
+        except Exception as error:
+            return _failure(header, error)
         return rpc.ok_reply(header)
 
-    def _resource_call(
+    def _begin(
+        self, connection: VirtlockdConnection, message: rpc.Message
+    ) -> Coroutine[Any, Any, object] | None:
+        """Serve a CALL as far as nothing has to be waited for; None: it is done."""
+        header, payload = message
+        procedure = header.procedure
+        if header.status != rpc.STATUS_OK:
+            raise RpcError(reason=f"Unexpected message status {header.status}")
+        if header.type == rpc.TYPE_CALL_WITH_FDS:
+            if len(payload) < 4 or Reader(payload).u32():
+                raise _Confused
+            payload = payload[4:]
+        call = wire.decode(procedure, payload)
+        if call is None:
+            raise RpcError(reason=f"unknown procedure: {procedure}")
+        if isinstance(call, wire.CreateLockspace):
+            if connection.restricted:
+                raise Restricted()
+            return self._manager.lockspaces.create(call.path)
+        if call.flags and call.flags & ~_FLAGS_ALLOWED.get(procedure, 0):
+            raise UnsupportedFlags(flags=call.flags, function=_FUNCTIONS[procedure])
+        if connection.restricted:
+            raise Restricted()
+        owner = connection.owner
+        if isinstance(call, wire.Register):
+            self._register(connection, call)
+            return None
+        if owner is None:
+            raise NotRegistered()
+        if isinstance(call, wire.ResourceCall):
+            return self._begin_resource_call(owner, procedure, call)
+        if isinstance(call, wire.Restrict):
+            connection.restricted = True
+            self._keep_connection(connection, owner)
+            return None
+        if isinstance(call, wire.New):
+            return self._manager.lockspaces.new(call.path)
+        assert_never(call)
+
+    def _begin_resource_call(
         self, owner: Owner, procedure: int, call: wire.ResourceCall
-    ) -> Coroutine[Any, Any, object]:
-        resource = Resource(call.path, call.name)
+    ) -> Coroutine[Any, Any, object] | None:
+        resource: Resource = tuple.__new__(Resource, (call.path, call.name))  # quicker than the class
         manager = self._manager
         if procedure == wire.PROC_ACQUIRE_RESOURCE:
             mode = Mode.SHARED if call.flags & wire.ACQUIRE_SHARED else Mode.EXCLUSIVE
-            return manager.acquire(owner, Want(resource, mode, bool(call.flags & wire.ACQUIRE_AUTOCREATE)))
+            return manager.begin_acquire(
+                owner, Want(resource, mode, bool(call.flags & wire.ACQUIRE_AUTOCREATE))
+            )
         if procedure == wire.PROC_RELEASE_RESOURCE:
-            return manager.release(owner, resource)
+            return manager.begin_release(owner, resource)
         if procedure == wire.PROC_CREATE_RESOURCE:
             return manager.create_resource(resource)
         return manager.delete_resource(resource)
@@ -405,9 +430,7 @@ class VirtlockdFrontend:
     def _register(self, connection: VirtlockdConnection, call: wire.Register) -> None:
         if call.domain_id == 0:
             raise NotRegistered()
-        raw = call.uuid.hex()
-        uuid = f"{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}"
-        owner = self._manager.register(call.pid, OwnerName(call.name, uuid, call.domain_id))
+        owner = self._manager.register(call.pid, OwnerName(call.name, _uuid_text(call.uuid), call.domain_id))
         before, connection.owner = connection.owner, owner
         if before is not None:
             self._manager.unregister(before, holder=False, why="its connection registered another owner")
@@ -422,6 +445,28 @@ class VirtlockdFrontend:
     def continue_kept_count(self, last: int) -> None:
         """Names in the descriptor store are never used twice, also not by the next daemon."""
         self._kept_count = max(self._kept_count, last)
+
+
+class _Confused(Exception):
+    """Descriptors are never part of this protocol: a client that sends some is not answered any more."""
+
+
+def _failure(header: rpc.Header, error: Exception) -> bytes:
+    if isinstance(error, _Confused):
+        return b""
+    if isinstance(error, XdrError):
+        error = RpcError(reason="Unable to decode message payload")
+    elif not isinstance(error, HoldfastError):
+        log.error("unexpected failure serving procedure %d", header.procedure, exc_info=error)
+        error = HoldfastError(reason="unexpected failure; see holdfastd's log")
+    return error_reply(header, error)
+
+
+@functools.lru_cache(maxsize=4096)
+def _uuid_text(raw: bytes) -> str:
+    """A VM registers with each of its operations."""
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def error_reply(header: rpc.Header, error: HoldfastError) -> bytes:

@@ -95,7 +95,8 @@ class ModeLine(Line, tag="mode"):
 AnyLine = (
     StartLine | LockspaceLine | OwnerLine | OwnerGoneLine | LockLine | ClaimLine | UnclaimLine | ModeLine
 )
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
+_encode_lines = _encoder.encode_lines
 _decoder: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
 
 
@@ -229,9 +230,13 @@ class Journal:
         """
         if self._lines > self._lines_max:
             self.compact()
-        raw = b"\n".join(map(_encode, lines)) + b"\n"
+        raw = _encode_lines(lines)
         try:
-            self._append_or_make_room(raw)
+            try:
+                self._file.append(raw)
+            except OSError as full:
+                self._make_room(full)
+                self._file.append(raw)
         except OSError as e:
             if not self.failing:
                 log.error("the journal can't be written: %s; no new lock is granted until it can", e)
@@ -243,15 +248,11 @@ class Journal:
             self.failing = ""
         self._lines += len(lines)
 
-    def _append_or_make_room(self, raw: bytes) -> None:
-        try:
-            self._file.append(raw)
-        except OSError:
-            before = self._file.size_bytes
-            self.compact()
-            if self._file.size_bytes >= before:
-                raise
-            self._file.append(raw)
+    def _make_room(self, full: OSError) -> None:
+        before = self._file.size_bytes
+        self.compact()
+        if self._file.size_bytes >= before:
+            raise full
 
     def append_end(self, *lines: Line) -> None:
         """Record that something ended.  If that fails the end still counts: the journal then claims too much, and
@@ -264,7 +265,7 @@ class Journal:
 
     def image(self, lines: list[Line]) -> bytes:
         """A whole journal with these lines."""
-        return b"".join(_encode(line) + b"\n" for line in (self._start, *lines))
+        return _encode_lines([self._start, *lines])
 
     def compact(self) -> None:
         """Write the file anew from the live state; if that fails the old file goes on."""

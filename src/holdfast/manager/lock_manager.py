@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 from holdfast.backends.base import (
     Backend,
@@ -125,7 +125,8 @@ class LockManager:
         owner.connections -= 1
         if self.closing or owner.gone:
             return
-        if not owner.alive():
+        # The end of a process that we watch is told by the kernel; here it is asked only where it decides.
+        if (holder or owner.process is None) and not owner.alive():
             self.owner_ended(owner)
         elif holder and self.table.holds_any(owner.id):
             tasks.start(self._stopper.stop(owner, why))
@@ -188,6 +189,14 @@ class LockManager:
 
         Raises an error of the `LockError` tree; then nothing has changed.
         """
+        rest = self.begin_acquire(owner, want)
+        return True if rest is None else await rest
+
+    def begin_acquire(self, owner: Owner, want: Want) -> Coroutine[Any, Any, bool] | None:
+        """None: it is acquired, newly.  Else what remains to be done; nothing has been yet."""
+        return None if self._acquired_at_once(owner, want) else self._acquire(owner, want)
+
+    async def _acquire(self, owner: Owner, want: Want) -> bool:
         resource = want.resource
         try:
             if resource.lockspace:
@@ -208,6 +217,32 @@ class LockManager:
             log.warning("refused %s to %s: %s", resource, owner, error)
             raise
         return done
+
+    def _acquired_at_once(self, owner: Owner, want: Want) -> bool:
+        """The common case in a single step: a disk that nobody here knows, and a lock that is there for the taking.
+
+        False: nothing has changed, and `_acquire_new` or `_acquire_known` is to be asked.
+        """
+        resource = want.resource
+        if self.turns.on or owner.gone or want.create or resource.lockspace:
+            return False
+        route = self.routing.route(resource)
+        if route.protection_min or self.table.named(resource) is not None:
+            return False
+        taken = route.backend.take_at_once(resource, want.mode)
+        if taken is None:
+            return False
+        keys, held = taken
+        if self.table.knows_none(keys):
+            try:
+                self._enter(owner, want, route.backend, keys, held)
+            except OSError as e:
+                log.debug("%s goes the long way: %s", resource, e)
+            else:
+                self._tell(ev.ACQUIRED, owner, resource, want.mode)
+                return True
+        held.let_go_at_once()
+        return False
 
     async def _acquire_new(self, owner: Owner, want: Want) -> bool | None:
         """No lock has this name.  None: something changed meanwhile, look again."""
@@ -234,15 +269,15 @@ class LockManager:
             await candidate.abandon()
             await self.turns.wait(busy)
             return _AGAIN
-        if keys and (twin := self.table.of_lock_file(keys[0])) is not None:
-            await candidate.abandon()
-            self.table.learn(twin, keys)
-            return await self._acquire_known(owner, want, twin)
-        others = self.table.in_the_way(owner.id, want.mode, keys=keys)
-        if others:
-            await candidate.abandon()
-            self._refuse_unless_dead(want, others, keys)
-            return _AGAIN
+        if not self.table.knows_none(keys):
+            if (twin := self.table.of_lock_file(keys[0])) is not None:
+                await candidate.abandon()
+                self.table.learn(twin, keys)
+                return await self._acquire_known(owner, want, twin)
+            if others := self.table.in_the_way(owner.id, want.mode, keys=keys):
+                await candidate.abandon()
+                self._refuse_unless_dead(want, others, keys)
+                return _AGAIN
         if route.protection_min:
             backend = route.backend
             level, fix = backend.protection(backend.lock_path(want.resource))
@@ -265,13 +300,18 @@ class LockManager:
         if owner.gone:
             await outcome.release()
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
-        await self._enter(owner, want, route.backend, candidate, outcome)
+        try:
+            self._enter(owner, want, route.backend, keys, outcome)
+        except OSError as e:
+            await outcome.release()
+            raise Refused(
+                reason=f"the journal can't record a new lock: {e.strerror}; free space for it"
+            ) from e
+        self._tell(ev.ACQUIRED, owner, want.resource, want.mode)
         return True
 
-    async def _enter(
-        self, owner: Owner, want: Want, backend: Backend, candidate: Candidate, held: Held
-    ) -> None:
-        """A lock just taken goes into the table and the journal, or is let go again."""
+    def _enter(self, owner: Owner, want: Want, backend: Backend, keys: tuple[Key, ...], held: Held) -> None:
+        """A lock just taken goes into the table and the journal, or into neither: OSError."""
         lock: HostLock = Lock(
             lock_id=self.table.next_id(),
             backend=backend.name,
@@ -279,7 +319,7 @@ class LockManager:
             path=held.path,
             create=held.create,
             mode=want.mode,
-            keys=candidate.keys,
+            keys=keys,
             since_wall_s=self._clock.wall(),
         )
         self.table.insert(lock)
@@ -288,15 +328,11 @@ class LockManager:
             self._keep(lock.id, held.descriptor())
         try:
             self._record(owner, lock_line(lock), claim_line(lock, owner.id, want.resource, want.mode))
-        except OSError as e:
+        except OSError:
             self._let_keep_go(lock)
             self.table.unclaim(lock, owner.id, want.resource)
             self.table.remove(lock)
-            await held.release()
-            raise Refused(
-                reason=f"the journal can't record a new lock: {e.strerror}; free space for it"
-            ) from e
-        self.events.emit(ev.ACQUIRED, owner.name, owner.pid, want.resource, want.mode)
+            raise
 
     async def _acquire_known(self, owner: Owner, want: Want, lock: HostLock) -> bool | None:
         """This host has a lock on that file, by this name or another.  None: look again."""
@@ -391,13 +427,40 @@ class LockManager:
 
     async def release(self, owner: Owner, resource: Resource) -> None:
         """Give up one claim.  Raises `ResourceNotLocked` or `NotAnOwner`: quiet answers, not alarms."""
+        rest = self.begin_release(owner, resource)
+        if rest is not None:
+            await rest
+
+    def begin_release(self, owner: Owner, resource: Resource) -> Coroutine[Any, Any, None] | None:
+        """None: it is released.  Else what remains to be done."""
+        lock = self.table.named(resource)
+        if lock is None or self.turns.on or resource not in lock.claims.get(owner.id, ()):
+            return self._release(owner, resource)
+        if self._second_acquires.is_undone(owner, resource):
+            return None
+        rest = self._drop_claim(owner, lock, resource)
+        if rest is not None:
+            return self._release_rest(owner, rest)
+        self._released(owner)
+        return None
+
+    def _released(self, owner: Owner) -> None:
+        if owner.connections <= 0 and not owner.gone:
+            self._forget_if_idle(owner)
+
+    async def _release_rest(self, owner: Owner, rest: Coroutine[Any, Any, object]) -> None:
+        await rest
+        self._released(owner)
+
+    async def _release(self, owner: Owner, resource: Resource) -> None:
+        """With all the waiting that there may be."""
         if resource.lockspace and self.table.named(resource) is None:
             self.lockspaces.check_name(resource)
             await self.lockspaces.need(resource.lockspace, make=False)
-        while self.turns.taken(resource):
+        while resource in self.turns.on:
             await self.turns.wait(resource)
         lock = self.table.named(resource)
-        while lock is not None and self.turns.taken(lock):
+        while lock is not None and lock in self.turns.on:
             await self.turns.wait(lock)
             lock = self.table.named(resource)
         if lock is None:
@@ -407,11 +470,19 @@ class LockManager:
         if self._second_acquires.is_undone(owner, resource):
             return
         await self._give_up(owner, lock, resource)
-        if owner.connections <= 0 and not owner.gone:
-            self._forget_if_idle(owner)
+        self._released(owner)
 
     async def _give_up(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
-        """End one claim, and the lock with the last one.  Nobody has the turn on the lock now."""
+        if (rest := self._drop_claim(owner, lock, resource)) is not None:
+            await rest
+
+    def _drop_claim(
+        self, owner: Owner, lock: HostLock, resource: Resource
+    ) -> Coroutine[Any, Any, object] | None:
+        """End one claim, and the lock with the last one.  Nobody has the turn on the lock now.
+
+        What it answers has to be awaited at once.
+        """
         left = self.table.unclaim(lock, owner.id, resource)
         self._second_acquires.forget(owner, resource)
         self._journal.append_end(unclaim_line(lock, owner.id, resource))
@@ -419,12 +490,15 @@ class LockManager:
         if left.last:
             self.table.remove(lock)
             if lock.held is None:
-                return
+                return None
             self._let_keep_go(lock)
+            if lock.held.let_go_at_once():
+                return None
             # New acquires of this file must wait until it is really free: by its name and by its keys.
-            await self.turns.during((lock, resource, *lock.keys), lock.held.release())
-        elif left.mode_needed is not None and left.mode_needed < lock.mode and lock.held is not None:
-            await self._weaken(lock, left.mode_needed)
+            return self.turns.during((lock, resource, *lock.keys), lock.held.release())
+        if left.mode_needed is not None and left.mode_needed < lock.mode and lock.held is not None:
+            return self._weaken(lock, left.mode_needed)
+        return None
 
     async def _weaken(self, lock: HostLock, mode: Mode) -> None:
         """The strongest claim went: hold no more than the others need.  Holding more for a while is safe."""
@@ -478,8 +552,6 @@ class LockManager:
 
     def _tell(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:
         self.events.emit(kind, owner.name, owner.pid, resource, mode)
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s %s %s by %s", kind, mode.word, resource, owner)
 
     # --- the journal ---
 

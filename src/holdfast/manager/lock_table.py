@@ -130,6 +130,10 @@ class LockTable(Generic[HeldT]):
     def named(self, resource: Resource) -> Lock[HeldT] | None:
         return self._by_name.get(resource)
 
+    def knows_none(self, keys: Iterable[Key]) -> bool:
+        """Whether no lock has any of these keys: then nobody is in the way."""
+        return self._by_key.keys().isdisjoint(keys)
+
     def of_lock_file(self, key: Key) -> Lock[HeldT] | None:
         """The lock whose own file (first key) this is."""
         for lock in self._by_key.get(key, ()):

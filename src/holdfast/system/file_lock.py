@@ -92,9 +92,10 @@ class LockFiles(Protocol):
 
 def key_of(status: os.stat_result) -> FileKey:
     """What makes two paths one disk: for a block device its number, else its inode on its file system."""
+    # tuple.__new__ rather than the class: this is once per acquire.
     if stat.S_ISBLK(status.st_mode):
-        return FileKey(-1, status.st_rdev)
-    return FileKey(status.st_dev, status.st_ino)
+        return tuple.__new__(FileKey, (-1, status.st_rdev))
+    return tuple.__new__(FileKey, (status.st_dev, status.st_ino))
 
 
 class SystemLockFiles:
@@ -121,7 +122,7 @@ class SystemLockFiles:
             except (OSError, ValueError):
                 disk_key = None  # the lock file excludes all the same; libvirt will miss the disk itself
         try:
-            return OpenedFile(fd, key_of(os.fstat(fd)), disk_key)
+            return tuple.__new__(OpenedFile, (fd, key_of(os.fstat(fd)), disk_key))
         except OSError as e:
             os.close(fd)
             return IoFailed(what, path, e.errno or errno.EIO)
@@ -136,7 +137,7 @@ class SystemLockFiles:
         return None
 
     def unlock(self, fd: int) -> None:
-        unlock(fd)
+        fcntl.fcntl(fd, F_OFD_SETLK, _UNLOCKED)
 
     def same_file(self, fd: int, path: str) -> bool:
         try:

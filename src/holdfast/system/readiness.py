@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EVENTS_PER_POLL = 128
+EVENTS_PER_POLL = 64
 LINGER_S = 0.001
 """How long we wait for the next event after one, unless something else is under way: libvirt's next request is some
 microseconds away, and a trip through the event loop's core costs more than serving it.  One epoll_wait(2) more when a
@@ -30,7 +30,7 @@ burst ends, none when idle."""
 SPIN_S = 50e-6
 """How long of that we don't even sleep: to wake up on another CPU takes longer than a request. 0 with one CPU, where
 the client could not go on meanwhile."""
-STAY_S = 0.002
+STAY_S = 0.005
 """How long a burst may keep the rest of the event loop (timers, the control socket) waiting."""
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
@@ -50,6 +50,14 @@ class Readiness:
         self._spin_s = SPIN_S if len(os.sched_getaffinity(0)) > 1 else 0.0
         loop.add_reader(self._epoll.fileno(), self._ready)
 
+    def fileno(self) -> int:
+        """Readable while one of the descriptors is ready."""
+        return self._epoll.fileno()
+
+    def __len__(self) -> int:
+        """Descriptors that are watched."""
+        return len(self._callbacks)
+
     def add(self, fd: int, callback: Callable[[], None], events: int = READ) -> None:
         self._epoll.register(fd, events)
         self._callbacks[fd] = callback
@@ -57,6 +65,10 @@ class Readiness:
     def change(self, fd: int, callback: Callable[[], None], events: int) -> None:
         self._epoll.modify(fd, events)
         self._callbacks[fd] = callback
+
+    def forget(self, fd: int) -> None:
+        """The same for a descriptor that is closed at once and has no copy anywhere: then the kernel removes it."""
+        del self._callbacks[fd]
 
     def remove(self, fd: int) -> None:
         """Before the descriptor is closed."""

@@ -134,6 +134,49 @@ class BackendConformance:
 
         self._run(scene)
 
+    # --- taking and letting go in a single step, for drivers that can ---
+
+    def test_lock_taken_at_once_is_as_good_as_any(self) -> None:
+        async def scene(w: BackendWorld) -> None:
+            taken = w.backend.take_at_once(w.resource, Mode.EXCLUSIVE)
+            if taken is None:
+                return
+            keys, held = taken
+            candidate = await opened(w.backend, w)
+            assert keys == candidate.keys
+            await candidate.abandon()
+            if w.rival is not None:
+                assert isinstance(await take(w.rival, w, Mode.SHARED), HeldElsewhere)
+            await held.release()
+            await assert_held(await take(w.rival or w.backend, w, Mode.EXCLUSIVE)).release()
+
+        self._run(scene)
+
+    def test_refusal_at_once_changes_nothing(self) -> None:
+        async def scene(w: BackendWorld) -> None:
+            if w.rival is None:
+                return
+            held = assert_held(await take(w.rival, w, Mode.SHARED))
+            for _ in range(20):
+                assert w.backend.take_at_once(w.resource, Mode.EXCLUSIVE) is None
+            if w.missing is not None:
+                assert w.backend.take_at_once(w.missing, Mode.EXCLUSIVE) is None
+            assert await held.convert(Mode.EXCLUSIVE, NOTE) is None
+            await held.release()
+
+        self._run(scene)
+
+    def test_what_is_let_go_at_once_is_free_and_else_still_held(self) -> None:
+        async def scene(w: BackendWorld) -> None:
+            held = assert_held(await take(w.backend, w, Mode.EXCLUSIVE))
+            if not held.let_go_at_once():
+                if w.rival is not None:
+                    assert isinstance(await take(w.rival, w, Mode.SHARED), HeldElsewhere)
+                await held.release()
+            await assert_held(await take(w.rival or w.backend, w, Mode.EXCLUSIVE)).release()
+
+        self._run(scene)
+
     # --- keys ---
 
     def test_alias_has_a_key_in_common(self) -> None:

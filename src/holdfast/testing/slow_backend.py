@@ -84,6 +84,9 @@ class SlowHeld:
         await self._gates.pass_through(f"release {self.path}")
         await self._inner.release()
 
+    def let_go_at_once(self) -> bool:
+        return False
+
     def forget(self) -> None:
         self._inner.forget()
 
@@ -125,6 +128,9 @@ class SlowBackend:
             await self.gates.pass_through(f"open {path}")
         candidate = await self._inner.open(resource, create=create)
         return candidate if isinstance(candidate, IoFailed) else SlowCandidate(self.gates, candidate, path)
+
+    def take_at_once(self, resource: Resource, mode: Mode) -> None:
+        return None
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> Held | HeldElsewhere | Moved | IoFailed:
         await self.gates.pass_through(f"adopt {saved.path}")

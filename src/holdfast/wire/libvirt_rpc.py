@@ -56,9 +56,7 @@ class Message(NamedTuple):
 
 
 def _message(raw: bytes) -> Message:
-    # tuple.__new__ rather than _make: this is once per request.
-    header = tuple.__new__(Header, _HEADER.unpack_from(raw, LENGTH_BYTES))
-    return Message(header, raw[MESSAGE_BYTES_MIN:])
+    return Message(Header._make(_HEADER.unpack_from(raw, LENGTH_BYTES)), raw[MESSAGE_BYTES_MIN:])
 
 
 class FramingError(Exception):
@@ -68,8 +66,12 @@ class FramingError(Exception):
 def whole_message(chunk: bytes) -> Message | None:
     """The message that a chunk is, if it is exactly one: the common case, one read per request."""
     length = len(chunk)
-    if MESSAGE_BYTES_MIN <= length <= KEPT_BYTES and _LENGTH.unpack_from(chunk)[0] == length:
-        return _message(chunk)
+    if MESSAGE_BYTES_MIN <= length <= KEPT_BYTES:
+        words = _WHOLE_HEADER.unpack_from(chunk)
+        if words[0] == length:
+            # tuple.__new__ rather than the classes: this is once per request.
+            header = tuple.__new__(Header, words[1:])
+            return tuple.__new__(Message, (header, chunk[MESSAGE_BYTES_MIN:]))
     return None
 
 

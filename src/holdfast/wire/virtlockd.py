@@ -14,6 +14,7 @@ from holdfast.wire.libvirt_rpc import bytes_text, text_bytes
 
 _U32 = struct.Struct(">I")
 _ID_PID_FLAGS = struct.Struct(">III")
+_EMPTY_STRING = _U32.pack(0)
 STRING_BYTES_MAX = 65536
 UUID_BYTES = 16
 
@@ -85,11 +86,12 @@ Call = Register | Restrict | New | ResourceCall | CreateLockspace
 def decode(procedure: int, payload: bytes) -> Call | None:
     """The call in a payload; None for a procedure that does not exist; `xdr.XdrError` if it is not there."""
     if PROC_CREATE_RESOURCE <= procedure <= PROC_RELEASE_RESOURCE:
-        path, offset = _string_at(payload, 0)
+        # Mostly a disk in the direct lockspace, whose path is empty.
+        path, offset = ("", 4) if payload.startswith(_EMPTY_STRING) else _string_at(payload, 0)
         name, offset = _string_at(payload, offset)
         if len(payload) < offset + 4:
             raise xdr.XdrError("integer is cut short")
-        return ResourceCall(path, name, _U32.unpack_from(payload, offset)[0])
+        return tuple.__new__(ResourceCall, (path, name, _U32.unpack_from(payload, offset)[0]))
     if procedure == PROC_REGISTER:
         name, offset = _string_at(payload, UUID_BYTES)
         if len(payload) < offset + _ID_PID_FLAGS.size:

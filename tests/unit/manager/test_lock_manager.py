@@ -165,6 +165,21 @@ def test_rival_of_an_owner_whose_death_is_not_yet_news_wins_at_once(tmp_path: Pa
     run(scene)
 
 
+def test_connection_that_ends_with_its_process_ends_the_owner_and_stops_nobody(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk, one = w.disk(), w.owner(1)
+        await w.manager.acquire(one, want(disk))
+        w.processes.news_withheld = True
+        w.processes.end(1)
+        w.manager.unregister(one, holder=True, why="its connection closed")
+        await settle()
+        assert not locked(disk)
+        assert [e.kind for e in w.events.recent()] == [ev.ACQUIRED, ev.OWNER_DIED, ev.RELEASED]
+
+    run(scene)
+
+
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_owner_that_lost_its_connection_is_stopped_and_its_lock_stays_until_it_is_dead(
     tmp_path: Path, stubborn: bool
@@ -245,7 +260,8 @@ def test_pid_that_was_given_to_another_process_is_another_owner(tmp_path: Path) 
     run(scene)
 
 
-def test_owner_in_another_pid_namespace_lives_by_its_connections(tmp_path: Path) -> None:
+@pytest.mark.parametrize("holder", [False, True])
+def test_owner_in_another_pid_namespace_lives_by_its_connections(tmp_path: Path, holder: bool) -> None:
     async def scene() -> None:
         w = World(tmp_path)
         disk, one = w.disk(), w.owner(1, hidden=True)
@@ -254,7 +270,7 @@ def test_owner_in_another_pid_namespace_lives_by_its_connections(tmp_path: Path)
         await w.manager.acquire(one, want(disk))
         w.manager.unregister(one, holder=False, why="")
         assert locked(disk)
-        w.manager.unregister(one, holder=True, why="")
+        w.manager.unregister(one, holder=holder, why="")
         await settle()
         assert not locked(disk)
 

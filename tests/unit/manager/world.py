@@ -59,6 +59,7 @@ class World:
         before: World | None = None,
         slow: bool = False,
         slow_open: bool = False,
+        direct_at_once: bool = False,
         protection_min: Protection = Protection.NONE,
         owners_max: int = 100,
         on_lock_lost: LockFailureAction = LockFailureAction.POWEROFF,
@@ -81,7 +82,9 @@ class World:
         self.slow_shared = SlowBackend(plain["shared"], slow_open=slow_open)
         self.backends: dict[str, Backend] = dict(plain)
         if slow:
-            self.backends.update(file=self.slow, shared=self.slow_shared)
+            self.backends.update(shared=self.slow_shared)
+            if not direct_at_once:
+                self.backends.update(file=self.slow)
         route = {n: Route(b, protection_min) for n, b in self.backends.items()}
         rules = [
             Rule("*/indirect/*", route["shared"], of_lockspace=False),

@@ -55,6 +55,14 @@ def test_what_is_carried_goes_on_in_another_splitter(
     assert before + second.feed(raw[at:]) == messages
 
 
+def test_chunk_is_taken_for_a_message_only_if_it_is_exactly_one() -> None:
+    header = rpc.Header(rpc.PROGRAM_LOCKSPACE, rpc.VERSION, 6, rpc.TYPE_CALL, 3, 0)
+    raw = rpc.encode(header, b"payload!")
+    assert rpc.whole_message(raw) == rpc.Message(header, b"payload!")
+    for other in (raw[:-1], raw + b"\0", raw + raw, raw[:20], b""):
+        assert rpc.whole_message(other) is None
+
+
 def test_message_and_a_half_gives_the_message_and_keeps_the_half() -> None:
     whole = rpc.encode(rpc.Header(1, 2, 3, 0, 5, 0), b"abcd")
     splitter = rpc.Splitter()
