@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,8 @@ from holdfast.system.disk import BlockingDisk, open_blocking
 from holdfast.system.disk_file import DiskFacts
 from holdfast.system.disk_lane import DiskLane
 
+CLOSE_PATIENCE_S = 1.0
+"""Storage that does not close a file in that time is left to the kernel when the command ends."""
 READ_TIMEOUT_S = 30.0
 """A person waits; storage that takes longer is said to hang."""
 _FIXES = {
@@ -95,8 +98,11 @@ def _existing(path: str, writable: bool) -> Iterator[BlockingDisk]:
     try:
         yield disk
     finally:
-        disk.close()
+        closed = threading.Event()
+        disk.close(closed.set)
         lane.close()
+        # A device that is still open can't be had exclusively by whoever comes next.
+        closed.wait(CLOSE_PATIENCE_S)
 
 
 def _create(path: str) -> None:

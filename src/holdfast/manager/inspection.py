@@ -6,7 +6,8 @@ import os
 
 from holdfast.backends.lock_names import indirect_name
 from holdfast.control_api import HolderInfo, OwnerInfo
-from holdfast.manager.lock_manager import HostLock, LockManager
+from holdfast.manager.lock_book import HostLock
+from holdfast.manager.lock_manager import LockManager
 from holdfast.model import Mode, Resource
 from holdfast.system.blocking import Storage
 from holdfast.system.file_lock import FileKey

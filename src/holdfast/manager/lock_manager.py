@@ -20,7 +20,6 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from holdfast.backends.base import (
-    Backend,
     Candidate,
     Creation,
     Held,
@@ -44,9 +43,9 @@ from holdfast.errors import (
 from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
 from holdfast.manager.events import Events
-from holdfast.manager.journal import Journal, text_of
-from holdfast.manager.journal_lines import claim_line, lock_line, owner_line, unclaim_line
-from holdfast.manager.lock_table import Conflict, Convert, Key, Lock, LockTable
+from holdfast.manager.journal import Journal
+from holdfast.manager.lock_book import HostLock, LockBook
+from holdfast.manager.lock_table import Conflict, Convert, Key, LockTable
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.lost_locks import LostLocks
 from holdfast.manager.owners import Owner, Owners
@@ -69,8 +68,6 @@ REOPEN_ATTEMPTS_MAX = 100
 """Times that a lock file may vanish between open and lock before we call it an error: each needs another release."""
 LOCKS_PER_ACQUIRE_MAX = 1000
 """Disks of one all-or-nothing acquire; a VM has tens."""
-
-HostLock = Lock[Held]
 
 
 class LockManager:
@@ -103,10 +100,8 @@ class LockManager:
         )
         self.closing = False
         """True once the daemon is going down: lost connections and owners mean nothing any more."""
-        self._journal = journal
-        self._clock = clock
+        self._book = LockBook(table=self.table, journal=journal, events=events, clock=clock, keep=keep)
         self._owners_max = owners_max
-        self._keep = keep
         self._second_acquires = SecondAcquires(domains, clock)
         self._stopper = Stopper(clock, self._stopped)
 
@@ -136,13 +131,8 @@ class LockManager:
     def _forget_if_idle(self, owner: Owner) -> None:
         if owner.connections <= 0 and not self.table.holds_any(owner.id):
             owner.gone = True
-            self._gone_from_journal(owner)
+            self._book.owner_gone(owner)
             self.owners.forget(owner)
-
-    def _gone_from_journal(self, owner: Owner) -> None:
-        if owner.journaled:
-            owner.journaled = False
-            self._journal.append_end(jn.OwnerGoneLine(owner.id))
 
     def _stopped(self, owner: Owner, what: str) -> None:
         self.events.emit(ev.OWNER_STOPPED, owner=owner.name, pid=owner.pid, detail=what)
@@ -167,7 +157,7 @@ class LockManager:
         if owner.process is not None:
             owner.process.close()
         if not self.table.holds_any(owner.id):
-            self._gone_from_journal(owner)
+            self._book.owner_gone(owner)
             self.owners.forget(owner)
 
     async def _release_dead(self, owner: Owner, lock: HostLock) -> None:
@@ -179,7 +169,7 @@ class LockManager:
                 break
             await self._give_up(owner, lock, next(iter(mine)))
         if not self.table.holds_any(owner.id):
-            self._gone_from_journal(owner)
+            self._book.owner_gone(owner)
             self.owners.forget(owner)
 
     # --- acquire ---
@@ -235,11 +225,10 @@ class LockManager:
         keys, held = taken
         if self.table.knows_none(keys):
             try:
-                self._enter(owner, want, route.backend, keys, held)
+                self._book.enter(owner, want, route.backend, keys, held)
             except OSError as e:
                 log.debug("%s goes the long way: %s", resource, e)
             else:
-                self._tell(ev.ACQUIRED, owner, resource, want.mode)
                 return True
         held.let_go_at_once()
         return False
@@ -301,38 +290,13 @@ class LockManager:
             await outcome.release()
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
         try:
-            self._enter(owner, want, route.backend, keys, outcome)
+            self._book.enter(owner, want, route.backend, keys, outcome)
         except OSError as e:
             await outcome.release()
             raise Refused(
                 reason=f"the journal can't record a new lock: {e.strerror}; free space for it"
             ) from e
-        self._tell(ev.ACQUIRED, owner, want.resource, want.mode)
         return True
-
-    def _enter(self, owner: Owner, want: Want, backend: Backend, keys: tuple[Key, ...], held: Held) -> None:
-        """A lock just taken goes into the table and the journal, or into neither: OSError."""
-        lock: HostLock = Lock(
-            lock_id=self.table.next_id(),
-            backend=backend.name,
-            held=held,
-            path=held.path,
-            create=held.create,
-            mode=want.mode,
-            keys=keys,
-            since_wall_s=self._clock.wall(),
-        )
-        self.table.insert(lock)
-        self.table.claim(lock, owner.id, want.resource, want.mode)
-        if self._keep is not None:
-            self._keep(lock.id, held.descriptor())
-        try:
-            self._record(owner, lock_line(lock), claim_line(lock, owner.id, want.resource, want.mode))
-        except OSError:
-            self._let_keep_go(lock)
-            self.table.unclaim(lock, owner.id, want.resource)
-            self.table.remove(lock)
-            raise
 
     async def _acquire_known(self, owner: Owner, want: Want, lock: HostLock) -> bool | None:
         """This host has a lock on that file, by this name or another.  None: look again."""
@@ -362,13 +326,9 @@ class LockManager:
                     )
                 return False  # held already: one hold, whatever the number of acquires
         try:
-            self._record(owner, claim_line(lock, owner.id, want.resource, want.mode))
+            self._book.claim(owner, want, lock, converted=isinstance(decision, Convert))
         except OSError as e:
             raise Refused(reason=f"the journal can't record a claim: {e.strerror}; free space for it") from e
-        self.table.claim(lock, owner.id, want.resource, want.mode)
-        self._tell(
-            ev.CONVERTED if isinstance(decision, Convert) else ev.ACQUIRED, owner, want.resource, want.mode
-        )
         if isinstance(decision, Convert) and decision.mode < lock.mode:
             await self._weaken(lock, decision.mode)
         return True
@@ -381,8 +341,7 @@ class LockManager:
             raise ResourceBusy(want.resource, self.telling.with_programs(refused.holders))
         if isinstance(refused, IoFailed):
             raise storage_failed(refused)
-        lock.mode = mode
-        self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
+        self._book.converted(lock, mode)
         if owner.gone:  # its claims on this lock are being given up, and the lock with them
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
 
@@ -483,16 +442,10 @@ class LockManager:
 
         What it answers has to be awaited at once.
         """
-        left = self.table.unclaim(lock, owner.id, resource)
+        left = self._book.unclaim(owner, lock, resource)
         self._second_acquires.forget(owner, resource)
-        self._journal.append_end(unclaim_line(lock, owner.id, resource))
-        self._tell(ev.RELEASED, owner, resource, lock.mode)
         if left.last:
-            self.table.remove(lock)
-            if lock.held is None:
-                return None
-            self._let_keep_go(lock)
-            if lock.held.let_go_at_once():
+            if lock.held is None or lock.held.let_go_at_once():
                 return None
             # New acquires of this file must wait until it is really free: by its name and by its keys.
             return self.turns.during((lock, resource, *lock.keys), lock.held.release())
@@ -507,8 +460,7 @@ class LockManager:
             return
         refused = await self.turns.during((lock,), lock.held.convert(mode, self._note(rest)))
         if refused is None:
-            lock.mode = mode
-            self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
+            self._book.converted(lock, mode)
         else:
             log.error("lock on %s stays %s: %s", lock.path, lock.mode.word, refused)
 
@@ -536,10 +488,6 @@ class LockManager:
 
     # --- small things ---
 
-    def _let_keep_go(self, lock: HostLock) -> None:
-        if self._keep is not None:
-            self._keep(lock.id, None)
-
     def protection(self, lock: HostLock) -> tuple[Protection, str]:
         """What a lock is worth now, and why not more."""
         backend = self.backends.get(lock.backend)
@@ -550,32 +498,9 @@ class LockManager:
     def _note(self, owner: Owner) -> OwnerNote:
         return OwnerNote(owner.name, owner.pid)
 
-    def _tell(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:
-        self.events.emit(kind, owner.name, owner.pid, resource, mode)
-
-    # --- the journal ---
-
-    def _record(self, owner: Owner, *lines: jn.Line) -> None:
-        if owner.journaled:
-            self._journal.append(*lines)
-        else:
-            self._journal.append(owner_line(owner), *lines)
-            owner.journaled = True
-
     def journal_lines(self, *, everybody: bool = False) -> list[jn.Line]:
         """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""
-        lines: list[jn.Line] = [
-            jn.LockspaceLine(text_of(p), self.lockspaces.made_on_demand(p)) for p in self.lockspaces.known()
-        ]
-        lines.extend(owner_line(o) for o in self.owners if everybody or o.journaled)
-        for lock in self.table:
-            lines.append(lock_line(lock))
-            lines.extend(
-                claim_line(lock, owner_id, resource, mode)
-                for owner_id, names in lock.claims.items()
-                for resource, mode in names.items()
-            )
-        return lines
+        return self._book.lines(self.lockspaces, self.owners, everybody=everybody)
 
 
 _AGAIN = None

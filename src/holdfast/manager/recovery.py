@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from holdfast.manager import events as ev
 from holdfast.manager.journal import SavedState
-from holdfast.manager.lock_manager import HostLock, LockManager
+from holdfast.manager.lock_book import HostLock
+from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.model import LockFailureAction
 from holdfast.system import tasks

@@ -50,6 +50,10 @@ OPEN_TIMEOUT_S = 10.0
 """Opening looks at the device once: as long as one default io_timeout."""
 
 
+def _nothing() -> None:
+    return None
+
+
 class _Disk(ABC):
     """What both faces share: how requests are made, issued, and given up."""
 
@@ -87,14 +91,20 @@ class _Disk(ABC):
         """Whether a write of ours to these bytes has not completed yet."""
         return self._file.writes.touch(offset_bytes, length_bytes)
 
-    def close(self) -> None:
+    def close(self, on_closed: Callable[[], None] = _nothing) -> None:
         """No request of this disk may follow; those inside the kernel keep the descriptor until they end."""
-        if not self._closed:
-            self._closed = True
-            if errands.here() is not None:
-                self._file.leave()
-            else:
-                self._lane.finish(self._file.leave)
+        if self._closed:
+            return
+        self._closed = True
+
+        def leave() -> None:
+            self._file.leave()
+            on_closed()
+
+        if errands.here() is not None:
+            leave()
+        else:
+            self._lane.finish(leave)
 
     def _read_request(
         self, offset_bytes: int, length_bytes: int, on_done: Callable[[], None]

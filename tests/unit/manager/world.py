@@ -90,6 +90,8 @@ class World:
             Rule("*/indirect/*", route["shared"], of_lockspace=False),
             Rule("/nop/*", route["nop"], of_lockspace=False),
         ]
+        self.kept: dict[int, int] = {}
+        """Descriptors in the descriptor store, by lock."""
         self.events = Events(self.clock.wall)
         self.journal = Journal(self.file, boot=BOOT, host=HOST, snapshot=self._snapshot)
         self.manager = LockManager(
@@ -101,6 +103,7 @@ class World:
             events=self.events,
             host=HOST,
             owners_max=owners_max,
+            keep=self._keep,
         )
         self.libvirt = NoLibvirt()
         self.recovery = Recovery(
@@ -115,6 +118,12 @@ class World:
 
     def _snapshot(self) -> list[Line]:
         return self.manager.journal_lines()
+
+    def _keep(self, lock_id: int, descriptor: int | None) -> None:
+        if descriptor is None:
+            self.kept.pop(lock_id, None)
+        else:
+            self.kept[lock_id] = descriptor
 
     # --- what tests do ---
 

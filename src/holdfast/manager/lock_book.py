@@ -1,0 +1,121 @@
+"""The lock book: what this host holds stands in the table, in the journal and in the descriptor store, and is told as news.
+
+Every change is made in all of them here, in an order that a kill at any moment leaves right (`journal` draws it): a
+claim is written down before anybody is told of it, and its end before the lock is let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.backends.base import Backend, Held
+from holdfast.manager import events as ev
+from holdfast.manager import journal as jn
+from holdfast.manager.events import Events
+from holdfast.manager.journal import Journal, text_of
+from holdfast.manager.journal_lines import claim_line, lock_line, owner_line, unclaim_line
+from holdfast.manager.lock_table import Key, Lock, LockTable, Unclaimed
+from holdfast.manager.lockspaces import Lockspaces
+from holdfast.manager.owners import Owner, Owners
+from holdfast.model import Mode, Resource, Want
+from holdfast.system.clock import Clock
+
+HostLock = Lock[Held]
+
+
+class LockBook:
+    """See the module.  ``keep`` puts a lock's descriptor into the descriptor store, or takes it out (None)."""
+
+    def __init__(
+        self,
+        *,
+        table: LockTable[Held],
+        journal: Journal,
+        events: Events,
+        clock: Clock,
+        keep: Callable[[int, int | None], None] | None,
+    ) -> None:
+        self._table = table
+        self._journal = journal
+        self._events = events
+        self._clock = clock
+        self._keep = keep
+
+    def enter(self, owner: Owner, want: Want, backend: Backend, keys: tuple[Key, ...], held: Held) -> None:
+        """A lock that was just taken, and its first claim.  OSError: the journal can't be written; nothing has changed."""
+        lock: HostLock = Lock(
+            lock_id=self._table.next_id(),
+            backend=backend.name,
+            held=held,
+            path=held.path,
+            create=held.create,
+            mode=want.mode,
+            keys=keys,
+            since_wall_s=self._clock.wall(),
+        )
+        self._table.insert(lock)
+        self._table.claim(lock, owner.id, want.resource, want.mode)
+        if self._keep is not None:
+            self._keep(lock.id, held.descriptor())
+        try:
+            self._record(owner, lock_line(lock), claim_line(lock, owner.id, want.resource, want.mode))
+        except OSError:
+            if self._keep is not None:
+                self._keep(lock.id, None)
+            self._table.unclaim(lock, owner.id, want.resource)
+            self._table.remove(lock)
+            raise
+        self._tell(ev.ACQUIRED, owner, want.resource, want.mode)
+
+    def claim(self, owner: Owner, want: Want, lock: HostLock, *, converted: bool) -> None:
+        """One more claim on a lock, or another mode of one.  OSError: as above."""
+        self._record(owner, claim_line(lock, owner.id, want.resource, want.mode))
+        self._table.claim(lock, owner.id, want.resource, want.mode)
+        self._tell(ev.CONVERTED if converted else ev.ACQUIRED, owner, want.resource, want.mode)
+
+    def unclaim(self, owner: Owner, lock: HostLock, resource: Resource) -> Unclaimed:
+        """The end of a claim; with the last one goes the lock, which is then to be let go."""
+        left = self._table.unclaim(lock, owner.id, resource)
+        self._journal.append_end(unclaim_line(lock, owner.id, resource))
+        self._tell(ev.RELEASED, owner, resource, lock.mode)
+        if left.last:
+            self._table.remove(lock)
+            if self._keep is not None and lock.held is not None:
+                self._keep(lock.id, None)
+        return left
+
+    def converted(self, lock: HostLock, mode: Mode) -> None:
+        """The lock itself is held in another mode now."""
+        lock.mode = mode
+        self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
+
+    def owner_gone(self, owner: Owner) -> None:
+        """It holds nothing any more, and nobody speaks for it."""
+        if owner.journaled:
+            owner.journaled = False
+            self._journal.append_end(jn.OwnerGoneLine(owner.id))
+
+    def lines(self, lockspaces: Lockspaces, owners: Owners, *, everybody: bool) -> list[jn.Line]:
+        """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""
+        lines: list[jn.Line] = [
+            jn.LockspaceLine(text_of(p), lockspaces.made_on_demand(p)) for p in lockspaces.known()
+        ]
+        lines.extend(owner_line(o) for o in owners if everybody or o.journaled)
+        for lock in self._table:
+            lines.append(lock_line(lock))
+            lines.extend(
+                claim_line(lock, owner_id, resource, mode)
+                for owner_id, names in lock.claims.items()
+                for resource, mode in names.items()
+            )
+        return lines
+
+    def _record(self, owner: Owner, *lines: jn.Line) -> None:
+        if owner.journaled:
+            self._journal.append(*lines)
+        else:
+            self._journal.append(owner_line(owner), *lines)
+            owner.journaled = True
+
+    def _tell(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:
+        self._events.emit(kind, owner.name, owner.pid, resource, mode)
