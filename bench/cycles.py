@@ -11,8 +11,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.libvirtd_side import LibvirtdSide, build
 from bench.peers import Holdfastd, Virtlockd, end, raise_descriptor_limit
-from bench.vms import cycles, fork_vms
+from bench.vms import fork_vms
 
 ROUNDS = 25
 ROUND_S = 0.25
@@ -37,25 +38,28 @@ def measure(count: int) -> Figures:
     """Both daemons with `count` VMs connected to each."""
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as name:
         directory = Path(name)
+        program = build(directory)
         daemons = (Holdfastd(directory), Virtlockd(directory))
         for daemon in daemons:
             daemon.start()
         pids: list[int] = []
+        clients: dict[str, LibvirtdSide] = {}
         try:
             vms = fork_vms(count, [d.socket for d in daemons], directory)
             pids = [vm.pid for vm in vms]
+            clients.update((d.name, LibvirtdSide(program, d.socket, vms)) for d in daemons)
             rates: dict[str, list[float]] = {d.name: [] for d in daemons}
             starts: dict[str, list[float]] = {d.name: [] for d in daemons}
             lengths = {d.name: 5 for d in daemons}
             for number in range(ROUNDS + 1):
                 for daemon in daemons:
                     length = lengths[daemon.name]
-                    seconds, latencies = cycles(daemon.socket, vms, length, number * 7919)
+                    seconds, start_s = clients[daemon.name].cycles(length, number * 7919)
                     if number == 0:  # a first round warms up and tells how many cycles fill a round
                         lengths[daemon.name] = max(5, int(length / seconds * ROUND_S))
                     else:
                         rates[daemon.name].append(length / seconds)
-                        starts[daemon.name].append(statistics.median(latencies))
+                        starts[daemon.name].append(start_s)
             pairs = zip(rates["holdfastd"], rates["virtlockd"], strict=True)
             return Figures(
                 ours=statistics.median(rates["holdfastd"]),
@@ -65,6 +69,8 @@ def measure(count: int) -> Figures:
                 their_start_s=statistics.median(starts["virtlockd"]),
             )
         finally:
+            for client in clients.values():
+                client.end()
             end(pids)
             for daemon in daemons:
                 daemon.kill()
@@ -83,7 +89,7 @@ def main(arguments: list[str]) -> int:
         found = measure(count)
         first_start = first_start or found.start_s
         print(
-            f"{count:>6} {found.ours:>12.0f} {found.theirs:>12.0f} {found.ratio:>6.1f}x "
+            f"{count:>6} {found.ours:>12.0f} {found.theirs:>12.0f} {found.ratio:>6.2f}x "
             f"{TARGET_RATIO.get(count, 0):>6.0f}x {found.start_s * 1e3:>9.3f} {found.their_start_s * 1e3:>13.3f}",
             flush=True,
         )

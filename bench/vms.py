@@ -1,7 +1,6 @@
-"""Stand-ins for QEMU: processes that keep a registered, restricted connection open, and libvirtd's side of a start.
+"""Stand-ins for QEMU: processes that keep a registered, restricted connection open, and what libvirtd says for them.
 
-A VM cycle is what libvirtd does around a start and a pause: connect, REGISTER, 2 x ACQUIRE, close, connect, REGISTER,
-2 x RELEASE, close.  Frames are built beforehand, so that the client's own work is the same small sum for both daemons.
+Frames are built beforehand, so that the client's own work is the same small sum for both daemons.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,16 +93,3 @@ def speak(path: str, frames: Sequence[bytes]) -> None:
                 raise RuntimeError(f"refused: {reply[28:]!r}")
     finally:
         s.close()
-
-
-def cycles(path: str, vms: Sequence[Vm], count: int, first: int) -> tuple[float, list[float]]:
-    """Seconds for `count` cycles, and the seconds that each start (the acquiring half) took."""
-    starts = []
-    begin = time.perf_counter()
-    for i in range(first, first + count):
-        vm = vms[i % len(vms)]
-        before = time.perf_counter()
-        speak(path, vm.acquire)
-        starts.append(time.perf_counter() - before)
-        speak(path, vm.release)
-    return time.perf_counter() - begin, starts
