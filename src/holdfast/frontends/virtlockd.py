@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 960
 """A request is some hundred bytes; malloc has a buffer of this size at hand, while larger ones cost it a search each."""
+READ_BYTES_LARGE = 65536
+"""Once a message has turned out to be no such one."""
 # Plain integers: socket's enumerations cost more to combine than a whole send() takes.
 _RECEIVE_FLAGS = int(socket.MSG_DONTWAIT)
 _SEND_FLAGS = int(socket.MSG_DONTWAIT) | int(socket.MSG_NOSIGNAL)
@@ -152,7 +154,8 @@ class VirtlockdConnection:
 
     def _on_readable(self) -> None:
         try:
-            chunk = self._sock.recv(READ_BYTES, _RECEIVE_FLAGS)
+            size = READ_BYTES if self._splitter is None else READ_BYTES_LARGE
+            chunk = self._sock.recv(size, _RECEIVE_FLAGS)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as e:
