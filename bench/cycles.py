@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.libvirtd_side import LibvirtdSide, build
+from bench.libvirtd_side import LibvirtdSide, build, write_frames
 from bench.peers import Holdfastd, Virtlockd, end, raise_descriptor_limit
 from bench.vms import fork_vms
 
@@ -47,7 +47,8 @@ def measure(count: int) -> Figures:
         try:
             vms = fork_vms(count, [d.socket for d in daemons], directory)
             pids = [vm.pid for vm in vms]
-            clients.update((d.name, LibvirtdSide(program, d.socket, vms)) for d in daemons)
+            frames = write_frames(vms, directory)
+            clients.update((d.name, LibvirtdSide(program, frames, d.socket)) for d in daemons)
             rates: dict[str, list[float]] = {d.name: [] for d in daemons}
             starts: dict[str, list[float]] = {d.name: [] for d in daemons}
             lengths = {d.name: 5 for d in daemons}

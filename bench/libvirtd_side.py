@@ -5,8 +5,10 @@ The program is `libvirtd_side.c`, built where it is used.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,15 +26,20 @@ def build(directory: Path) -> Path:
     return program
 
 
+def write_frames(vms: Sequence[Vm], directory: Path) -> Path:
+    """The file of what is said for these VMs."""
+    frames = directory / "frames"
+    with frames.open("wb") as f:
+        for vm in vms:
+            for each in (*vm.acquire, *vm.release):
+                f.write(len(each).to_bytes(4, sys.byteorder) + each)
+    return frames
+
+
 class LibvirtdSide:
     """One client of a daemon, that starts and pauses VMs one after the other."""
 
-    def __init__(self, program: Path, socket: str, vms: Sequence[Vm]) -> None:
-        frames = program.with_name("frames")
-        with frames.open("wb") as f:
-            for vm in vms:
-                for each in (*vm.acquire, *vm.release):
-                    f.write(len(each).to_bytes(4, "little") + each)
+    def __init__(self, program: Path, frames: Path, socket: str) -> None:
         self._process = subprocess.Popen(
             [str(program), socket, str(frames)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -49,6 +56,7 @@ class LibvirtdSide:
     def end(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended by itself, and said why
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
