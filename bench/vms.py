@@ -17,7 +17,6 @@ from holdfast.wire import libvirt_rpc as rpc
 from holdfast.wire import virtlockd as wire
 
 REPLY_BYTES = 28
-_UNIX, _STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 
 
 def frame(procedure: int, serial: int, payload: bytes) -> bytes:
@@ -82,14 +81,11 @@ def fork_vms(count: int, sockets: Sequence[str], directory: Path) -> list[Vm]:
 
 
 def speak(path: str, frames: Sequence[bytes]) -> None:
-    """One short connection of libvirtd's.  A bare socket: libvirtd is no Python program either."""
-    s = socket.SocketType(_UNIX, _STREAM)
-    try:
+    """One short connection of libvirtd's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
         s.connect(path)
         for each in frames:
-            s.send(each)
+            s.sendall(each)
             reply = s.recv(4096)
             if len(reply) != REPLY_BYTES:
                 raise RuntimeError(f"refused: {reply[28:]!r}")
-    finally:
-        s.close()

@@ -133,7 +133,7 @@ class Backend(Protocol):
         """The candidate's keys and the lock, if no storage has to be waited for and nobody is in the way.
 
         Else None, and nothing has changed: `open` and `take` then tell why.  For drivers that mostly can: their
-        requests need neither turns nor coroutines (ADR 0003).  All others answer None.
+        requests need neither turns nor coroutines (ADR 0007).  All others answer None.
         """
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> Held | HeldElsewhere | Moved | IoFailed:

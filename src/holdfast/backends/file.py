@@ -112,14 +112,11 @@ class HeldFile:
                 backend.blank_record(fd, self._mode)
         finally:
             # systemd closes its copy some time after we said so; the next owner must not wait for that.
-            try:
-                backend.files.unlock(fd)
-            except OSError as e:
-                log.error("letting go of the lock on %s: %s", self.path, e)
-            try:
-                backend.files.close(fd)
-            except OSError as e:
-                log.error("closing %s: %s", self.path, e)
+            for let_go in (backend.files.unlock, backend.files.close):
+                try:
+                    let_go(fd)
+                except OSError as e:
+                    log.error("letting go of the lock on %s: %s", self.path, e)
 
     def forget(self) -> None:
         fd, self._fd = self._fd, -1
@@ -212,9 +209,7 @@ class FileBackend:
             create = Creation.TEMPORARY
             if not resource.lockspace and (not self._may_block(resource.name) or self._may_block(path)):
                 disk = resource.name  # otherwise its inode would be nice to know, but not worth a wait
-        opened, lane = self._open_at_once(path, create=create is not Creation.NONE, disk=disk)
-        if opened is None:
-            opened = await self._open_on(lane, path, create=create is not Creation.NONE, disk=disk)
+        opened, lane = await self._open(path, create=create is not Creation.NONE, disk=disk)
         return opened if isinstance(opened, IoFailed) else OpenFile(self, opened, path, lane, create)
 
     def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], HeldFile] | None:
@@ -242,11 +237,15 @@ class FileBackend:
             return None, self.storage.lane_of_link(path)
         return opened, lane
 
-    async def _open_on(self, lane: str, path: str, *, create: bool, disk: str = "") -> OpenedFile | IoFailed:
-        files = self.files
-        return await self.storage.run(
-            lane, path, lambda: files.open(path, create=create, disk=disk), undo=self._close_opened
-        )
+    async def _open(self, path: str, *, create: bool, disk: str = "") -> tuple[OpenedFile | IoFailed, str]:
+        """The opened file and the lane of its storage."""
+        opened, lane = self._open_at_once(path, create=create, disk=disk)
+        if opened is None:
+            files = self.files
+            opened = await self.storage.run(
+                lane, path, lambda: files.open(path, create=create, disk=disk), undo=self._close_opened
+            )
+        return opened, lane
 
     def _may_block(self, path: str) -> bool:
         return self._mounts.mount_of(path).may_block
@@ -265,9 +264,7 @@ class FileBackend:
         if fd is not None:
             kept, lane = fd, self.storage.lane(path) or self.storage.lane_of_link(path)
         else:
-            opened, lane = self._open_at_once(path, create=saved.create)
-            if opened is None:
-                opened = await self._open_on(lane, path, create=saved.create)
+            opened, lane = await self._open(path, create=saved.create)
             if isinstance(opened, IoFailed):
                 return opened
             if not saved.create and opened.key != saved.keys[0]:

@@ -186,6 +186,9 @@ class PaxosBackend:
             keys += (identity.key,)
         return LeaseCandidate(self, lease, member, resource, keys)
 
+    def take_at_once(self, resource: Resource, mode: Mode) -> None:
+        return None
+
     async def _identity(self, resource: Resource) -> DiskIdentity:
         if resource.lockspace:
             return DiskIdentity()
@@ -399,9 +402,6 @@ class PaxosBackend:
         )
 
     # --- after a restart ---
-
-    def take_at_once(self, resource: Resource, mode: Mode) -> None:
-        return None
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> HeldLease | HeldElsewhere | Moved | IoFailed:
         """Take up what storage says this very term of our host holds; else acquire it anew."""

@@ -95,8 +95,7 @@ class ModeLine(Line, tag="mode"):
 AnyLine = (
     StartLine | LockspaceLine | OwnerLine | OwnerGoneLine | LockLine | ClaimLine | UnclaimLine | ModeLine
 )
-_encoder = msgspec.json.Encoder()
-_encode_lines = _encoder.encode_lines
+_encode_lines = msgspec.json.Encoder().encode_lines
 _decoder: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
 
 

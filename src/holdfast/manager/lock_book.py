@@ -1,7 +1,8 @@
 """The lock book: what this host holds stands in the table, in the journal and in the descriptor store, and is told as news.
 
 Every change is made in all of them here, in an order that a kill at any moment leaves right (`journal` draws it): a
-claim is written down before anybody is told of it, and its end before the lock is let go.
+claim is written down before anybody is told of it, and its end before the lock is let go.  Locks that were lost and come
+back are `lost_locks`'.
 """
 
 from __future__ import annotations

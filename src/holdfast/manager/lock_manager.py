@@ -258,15 +258,15 @@ class LockManager:
             await candidate.abandon()
             await self.turns.wait(busy)
             return _AGAIN
-        if not self.table.knows_none(keys):
-            if (twin := self.table.of_lock_file(keys[0])) is not None:
-                await candidate.abandon()
-                self.table.learn(twin, keys)
-                return await self._acquire_known(owner, want, twin)
-            if others := self.table.in_the_way(owner.id, want.mode, keys=keys):
-                await candidate.abandon()
-                self._refuse_unless_dead(want, others, keys)
-                return _AGAIN
+        if keys and (twin := self.table.of_lock_file(keys[0])) is not None:
+            await candidate.abandon()
+            self.table.learn(twin, keys)
+            return await self._acquire_known(owner, want, twin)
+        others = self.table.in_the_way(owner.id, want.mode, keys=keys)
+        if others:
+            await candidate.abandon()
+            self._refuse_unless_dead(want, others, keys)
+            return _AGAIN
         if route.protection_min:
             backend = route.backend
             level, fix = backend.protection(backend.lock_path(want.resource))
@@ -395,6 +395,12 @@ class LockManager:
         lock = self.table.named(resource)
         if lock is None or self.turns.on or resource not in lock.claims.get(owner.id, ()):
             return self._release(owner, resource)
+        return self._begin_giving_up(owner, lock, resource)
+
+    def _begin_giving_up(
+        self, owner: Owner, lock: HostLock, resource: Resource
+    ) -> Coroutine[Any, Any, None] | None:
+        """Nothing is under way with the lock, and the claim is there."""
         if self._second_acquires.is_undone(owner, resource):
             return None
         rest = self._drop_claim(owner, lock, resource)
@@ -416,20 +422,18 @@ class LockManager:
         if resource.lockspace and self.table.named(resource) is None:
             self.lockspaces.check_name(resource)
             await self.lockspaces.need(resource.lockspace, make=False)
-        while resource in self.turns.on:
+        while self.turns.taken(resource):
             await self.turns.wait(resource)
         lock = self.table.named(resource)
-        while lock is not None and lock in self.turns.on:
+        while lock is not None and self.turns.taken(lock):
             await self.turns.wait(lock)
             lock = self.table.named(resource)
         if lock is None:
             raise ResourceNotLocked(name=resource.name)
         if resource not in lock.claims.get(owner.id, {}):
             raise NotAnOwner()
-        if self._second_acquires.is_undone(owner, resource):
-            return
-        await self._give_up(owner, lock, resource)
-        self._released(owner)
+        if (rest := self._begin_giving_up(owner, lock, resource)) is not None:
+            await rest
 
     async def _give_up(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
         if (rest := self._drop_claim(owner, lock, resource)) is not None:

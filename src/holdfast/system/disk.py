@@ -35,7 +35,7 @@ from holdfast.system.disk_file import (
     is_named,
     open_file,
 )
-from holdfast.system.disk_lane import AlignedBuffer, DiskLane, Fate, LaneFull, Request
+from holdfast.system.disk_lane import AlignedBuffer, DiskLane, Fate, LaneFull, Request, do_nothing
 from holdfast.system.disk_worker import future_and_wake, in_time, on_worker
 from holdfast.system.errands import Errand
 from holdfast.system.sector_writes import DeviceWrites
@@ -48,10 +48,6 @@ SECTOR_BYTES_MIN = 512
 """No device has smaller sectors; one with larger ones refuses smaller requests itself."""
 OPEN_TIMEOUT_S = 10.0
 """Opening looks at the device once: as long as one default io_timeout."""
-
-
-def _nothing() -> None:
-    return None
 
 
 class _Disk(ABC):
@@ -91,7 +87,7 @@ class _Disk(ABC):
         """Whether a write of ours to these bytes has not completed yet."""
         return self._file.writes.touch(offset_bytes, length_bytes)
 
-    def close(self, on_closed: Callable[[], None] = _nothing) -> None:
+    def close(self, on_closed: Callable[[], None] = do_nothing) -> None:
         """No request of this disk may follow; those inside the kernel keep the descriptor until they end."""
         if self._closed:
             return

@@ -59,7 +59,7 @@ class _State(enum.Enum):
     WITHDRAWN = 3
 
 
-def _nothing() -> None:
+def do_nothing() -> None:
     return None
 
 
@@ -78,8 +78,8 @@ class Request(Generic[T]):
         self,
         perform: Callable[[AlignedBuffer], T],
         *,
-        on_done: Callable[[], None] = _nothing,
-        on_end: Callable[[], None] = _nothing,
+        on_done: Callable[[], None] = do_nothing,
+        on_end: Callable[[], None] = do_nothing,
         undo: Callable[[T], None] = _ignore,
     ) -> None:
         self.perform = perform

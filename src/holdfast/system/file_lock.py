@@ -137,7 +137,7 @@ class SystemLockFiles:
         return None
 
     def unlock(self, fd: int) -> None:
-        fcntl.fcntl(fd, F_OFD_SETLK, _UNLOCKED)
+        unlock(fd)
 
     def same_file(self, fd: int, path: str) -> bool:
         try:

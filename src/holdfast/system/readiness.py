@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVENTS_PER_POLL = 64
+"""At most: their buffer is then one that malloc has at hand."""
 LINGER_S = 0.001
 """How long we wait for the next event after one, unless something else is under way: libvirt's next request is some
 microseconds away, and a trip through the event loop's core costs more than serving it.  One epoll_wait(2) more when a
