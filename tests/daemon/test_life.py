@@ -143,6 +143,15 @@ def test_reexec_keeps_locks_connections_and_owners(daemon: Holdfastd, place: Pat
     wait_until(lambda: not locked(disk), "the lock to go: the new image watches the owner too")
 
 
+def test_reexec_keeps_an_owner_that_holds_nothing_yet(daemon: Holdfastd, place: Path) -> None:
+    disk = make_disk(place)
+    with daemon.client() as client:
+        client.register(pid=bystander(), name="later")
+        daemon.reexec()
+        client.acquire(str(disk))
+        assert daemon.holders(disk) == [("later", bystander(), True)]
+
+
 def test_reexec_never_lets_go_of_the_kernel_lock(daemon: Holdfastd, place: Path) -> None:
     disk = make_disk(place)
     daemon.vm([disk])
