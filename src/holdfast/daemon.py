@@ -271,7 +271,7 @@ class Daemon:
         for keeper in self.leases.keepers:
             if keeper.gone_on:
                 # Only now: every lock that is to be held again stands in the table.
-                tasks.start(self.collector.free_left_behind(self.leases.backends_of(keeper)))
+                self.collector.free_left_behind(self.leases.backends_of(keeper))
         if self.leases.keepers:
             lock_memory()
         gc.collect()

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.contract.test_lease_faults import FaultyKernel, FaultyScene
 from tests.contract.test_paxos_backend import Scene, play, tried
-from tests.support.leases import LeaseHost, entry_count, twin
+from tests.support.leases import SPACE, LeaseHost, entry_count, twin
 
-from holdfast.backends.base import HeldElsewhere
+from holdfast.backends.base import Creation, Held, HeldElsewhere
+from holdfast.backends.lease_holding import Holding
+from holdfast.backends.lease_names import made_by_us
 from holdfast.backends.lock_names import NameBy
-from holdfast.backends.paxos import made_by_us
+from holdfast.backends.paxos import PaxosBackend
+from holdfast.manager.lease_collection import LeaseCollector
+from holdfast.manager.lock_table import Lock, LockTable
+from holdfast.manager.turns import Turns
 from holdfast.model import Mode, Resource
 from holdfast.ondisk import areas, rindex
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.ondisk.leader import Leader
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.paxos_release import Lease
+from holdfast.protocol.rindex_area import Index, read_index
+from holdfast.system import tasks
+from holdfast.system.disk_file import RealKernel
 from holdfast.system.disk_lane import DiskLane, Request
+from holdfast.system.file_lock import IoFailed as FileLockFailed
 from holdfast.system.lease_storage import SystemLeaseStorage
 from holdfast.system.sector_writes import DeviceWrites
 from holdfast.testing.conformance import NOTE, assert_held, opened, take
+from holdfast.testing.simulated import SimulatedClock
 
 
 @pytest.mark.parametrize("device", [False, True])
@@ -159,6 +174,116 @@ def test_lease_that_a_killed_daemon_of_this_term_left_behind_is_freed(
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
         assert not await next_daemon.upkeep.free_left_behind(name)
         await held.release()
+
+    play(scene)
+
+
+class _FailsOnce(RealKernel):
+    """The request with that number fails, and so do some after it; whatever it is."""
+
+    def __init__(self) -> None:
+        self.number, self.count = 0, 0
+
+    def _asked(self) -> None:
+        self.number -= 1
+        if -self.count <= self.number < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def open(self, path: str, flags: int) -> int:
+        self._asked()
+        return super().open(path, flags)
+
+    def read_into(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        self._asked()
+        return super().read_into(fd, buffer, offset_bytes)
+
+    def write_from(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        self._asked()
+        return super().write_from(fd, buffer, offset_bytes)
+
+
+async def _index_lease_is_left_too(host: LeaseHost, backend: PaxosBackend) -> None:
+    member = host.presence.membership()
+    assert isinstance(member, Membership)
+    at = member.lockspace.geometry.align_bytes
+    index = await read_index(member.lockspace.disk, at, SPACE, 1)
+    assert isinstance(index, Index)
+    holding = Holding(index.internal_lease(), member, backend.ports)
+    assert isinstance(await holding.acquire(Mode.EXCLUSIVE), Lease)
+    holding.forget()
+
+
+@pytest.mark.parametrize("device", [False, True])
+@pytest.mark.parametrize("mode", list(Mode))
+def test_what_a_killed_daemon_left_behind_is_freed_although_storage_fails_meanwhile(
+    tmp_path: Path, device: bool, mode: Mode
+) -> None:
+    async def scene(failing: int, count: int) -> int:
+        """How many requests there were before any failed."""
+        s = Scene(tmp_path / f"leases{failing}.{count}", device=device)
+        assert_held(await take(s.one, s.world(), mode)).forget()
+        if device:
+            await _index_lease_is_left_too(s.alpha, s.one)
+        kernel, clock = _FailsOnce(), SimulatedClock()
+        backend = twin(s.alpha, kernel=kernel, clock=clock).backend(None if device else s.directory)
+        kernel.number, kernel.count = failing, count
+        manager = SimpleNamespace(
+            backends={backend.name: backend}, turns=Turns(), table=LockTable(), closing=False
+        )
+        LeaseCollector(manager).free_left_behind({backend.name})  # type: ignore[arg-type]
+        for _ in range(300):
+            await asyncio.sleep(0.001)
+            await clock.advance(1)
+            if not tasks.under_way():
+                break
+        left = kernel.number
+        await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
+        if device:
+            other = s.directory / "other.img"
+            other.touch()
+            candidate = await s.two.open(Resource("", str(other)), create=Creation.NONE)
+            assert not isinstance(candidate, FileLockFailed)
+            assert_held(await candidate.take(Mode.EXCLUSIVE, NOTE))
+        return failing - left
+
+    count = asyncio.run(scene(1000, 0))
+    assert count > 5
+    for failing in range(count):
+        for in_a_row in (1, 3):
+            asyncio.run(scene(failing, in_a_row))
+
+
+def test_lease_that_could_not_be_taken_up_is_freed_when_its_owner_has_ended(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).forget()
+        clock = SimulatedClock()
+        backend = twin(s.alpha, clock=clock).backend(s.directory)
+        (name,) = await backend.upkeep.lease_names()
+        table: LockTable[Held] = LockTable()
+        key = backend.names.key(name)
+        lost: Lock[Held] = Lock(
+            lock_id=1,
+            backend=backend.name,
+            held=None,
+            path="",
+            create=False,
+            mode=Mode.EXCLUSIVE,
+            keys=(key,),
+            since_wall_s=0.0,
+        )
+        table.insert(lost)
+        manager = SimpleNamespace(backends={backend.name: backend}, turns=Turns(), table=table, closing=False)
+        LeaseCollector(manager).free_left_behind({backend.name})  # type: ignore[arg-type]
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+            await clock.advance(1)
+        assert not s.leader().is_free  # its owner may still be there
+        table.remove(lost)
+        while tasks.under_way():
+            await asyncio.sleep(0.001)
+            await clock.advance(1)
+        assert s.leader().is_free
 
     play(scene)
 

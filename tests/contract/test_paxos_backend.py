@@ -16,8 +16,9 @@ import pytest
 from tests.support.leases import SPACE, LeaseHost, entry_count, make_lockspace, twin
 
 from holdfast.backends.base import Creation, Held, HeldElsewhere, Moved, SavedLock
+from holdfast.backends.lease_names import key_of_lease
 from holdfast.backends.lock_names import NameBy
-from holdfast.backends.paxos import PaxosBackend, key_of_lease
+from holdfast.backends.paxos import PaxosBackend
 from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
 from holdfast.model import Mode, Protection, Resource
 from holdfast.ondisk import areas
@@ -375,6 +376,42 @@ def test_lease_of_an_older_term_is_acquired_anew(tmp_path: Path) -> None:
         next_daemon = twin(s.alpha, generation=2).backend(s.directory)
         assert_held(await next_daemon.adopt(saved, None))
         assert (s.leader().owner_generation, s.leader().lver) == (2, 2)
+
+    play(scene)
+
+
+class _Counting(RealKernel):
+    def __init__(self) -> None:
+        self.writes = 0
+
+    def write_from(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        self.writes += 1
+        return super().write_from(fd, buffer, offset_bytes)
+
+
+def test_lease_that_this_term_gave_up_is_taken_again_with_a_write_less(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        kernel = _Counting()
+        host = LeaseHost(s.lockspace, 1, "alpha", kernel=kernel)
+        backend = host.backend(s.directory)
+
+        async def writes_of_a_take(mode: Mode = Mode.EXCLUSIVE) -> int:
+            before = kernel.writes
+            held = assert_held(await take(backend, s.world(), mode))
+            wrote = kernel.writes - before
+            await held.release()
+            return wrote
+
+        assert [await writes_of_a_take() for _ in range(3)] == [3, 2, 2]
+        # Won by the promise, then lowered: our hold, and the leader freed. What was shared promises nothing.
+        assert [await writes_of_a_take(Mode.SHARED) for _ in range(2)] == [4, 5]
+        assert [await writes_of_a_take() for _ in range(2)] == [3, 2]
+        host.generation = 2
+        host.presence.member = host.join()
+        assert [await writes_of_a_take() for _ in range(2)] == [3, 2]
+        await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
+        assert [await writes_of_a_take() for _ in range(2)] == [3, 2]
 
     play(scene)
 

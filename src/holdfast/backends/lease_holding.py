@@ -96,12 +96,15 @@ async def acquire_lease(
     *,
     attested: Attested = NOBODY_ATTESTED,
     glimpse: Snapshot | None = None,
+    promise: HostBlock | None = None,
 ) -> AcquireOutcome:
     """Take a lease: for an errand."""
     clock = HomeClock(ports.clock)
     if mode is Mode.SHARED:
-        return await acquire_shared(area, member, clock, ports.chance, glimpse=glimpse)
-    return await acquire_exclusive(area, member, clock, ports.chance, attested=attested, glimpse=glimpse)
+        return await acquire_shared(area, member, clock, ports.chance, glimpse=glimpse, promise=promise)
+    return await acquire_exclusive(
+        area, member, clock, ports.chance, attested=attested, glimpse=glimpse, promise=promise
+    )
 
 
 class Holding:
@@ -123,6 +126,8 @@ class Holding:
         self.lease: Lease | None = None
         self.trouble = ""
         """Why giving it up has not worked yet."""
+        self.promise: HostBlock | None = None
+        """What our block says about the next version, once it is given up (`Released`)."""
         self._ports = ports
         self._clock = HomeClock(ports.clock)
         self._on_settled = on_settled
@@ -158,6 +163,8 @@ class Holding:
         if isinstance(outcome, AlreadyShared):
             # A hold of this very term that nobody here knows of: it was taken by a daemon that was killed.
             left = await self._left_shared()
+            if isinstance(left, IoFailed):
+                return left
             if left is not None:
                 self.lease = left
                 refused = await self.convert(mode)
@@ -181,10 +188,10 @@ class Holding:
         timeout_s = self.member.io_timeout_s
         return await self._ports.answer(self.area.look(self.member.host_id, timeout_s), timeout_s)
 
-    async def _left_shared(self) -> Lease | None:
+    async def _left_shared(self) -> Lease | IoFailed | None:
         seen = await self._look()
         if not isinstance(seen, Snapshot):
-            return None
+            return seen if isinstance(seen, IoFailed) else None
         own = seen.block(self.member.host_id)
         if not self._is_our_hold(own):
             return None
@@ -233,11 +240,11 @@ class Holding:
             and not own.is_released
         )
 
-    async def is_left_behind(self) -> bool:
+    async def is_left_behind(self) -> bool | IoFailed:
         """Whether storage says that this very term of our host has it, alone or shared, or may be given it by others."""
         seen = await self._look()
         if not isinstance(seen, Snapshot):
-            return False
+            return seen if isinstance(seen, IoFailed) else False
         own = seen.block(self.member.host_id)
         given_up = own.dblock.is_released and seen.leader.write_id != self.member.host_id
         alone = self.member.owns(seen.leader) and not seen.leader.is_free and not given_up
@@ -441,7 +448,9 @@ class Holding:
 
     def _released(self, lease: Lease, outcome: ReleaseOutcome | IoFailed) -> bool:
         match outcome:
-            case Released() | LockspaceLost():
+            case Released(promise):
+                self.promise = promise
+            case LockspaceLost():
                 pass
             case NotHeld(found):
                 log.error(

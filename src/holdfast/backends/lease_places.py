@@ -24,10 +24,9 @@ from holdfast.backends.lease_holding import Holding, HoldingPorts
 from holdfast.backends.lease_refusals import MAKE_ANEW
 from holdfast.model import Mode
 from holdfast.ondisk import areas
-from holdfast.ondisk.geometry import SECTOR_4096
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
-from holdfast.protocol.lease_area import LeaseArea, Snapshot
+from holdfast.protocol.lease_area import LeaseArea, Snapshot, glance_bytes, leader_of
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import Busy, HostUnknown
 from holdfast.protocol.paxos_outcomes import Contended, InDoubt, LockspaceLost
@@ -98,7 +97,7 @@ class LeasePlaces(Protocol):
     async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
         """Every name that has a lease, or something that looks like one."""
 
-    async def free_own(self, member: Membership) -> None:
+    async def free_own(self, member: Membership) -> StorageFailed | None:
         """Give back what an earlier daemon of this term may have held only to make or remove a lease."""
 
     async def remove(
@@ -142,7 +141,7 @@ class DirectoryPlaces:
         if (strayed := self._strayed(member, disk.facts.file_system)) is not None:
             disk.close()
             return strayed
-        finding = await opened(disk, 0, member, name, path)
+        finding = await opened(disk, 0, member, name, path, self._num_hosts)
         if not isinstance(finding, Found):
             disk.close()
         return finding
@@ -154,7 +153,7 @@ class DirectoryPlaces:
         lockspace = os.path.basename(self._lockspace_path)
         return [name for name in found if name != lockspace]
 
-    async def free_own(self, member: Membership) -> None:
+    async def free_own(self, member: Membership) -> StorageFailed | None:
         return None
 
     async def remove(
@@ -236,7 +235,7 @@ class DevicePlaces:
     async def _find(self, disk: LeaseDisk, member: Membership, name: str) -> Finding:
         known = self._known.get(name)
         if known is not None:
-            remembered = await opened(disk, known, member, name, f"{self._path}:{known}")
+            remembered = await opened(disk, known, member, name, f"{self._path}:{known}", self._num_hosts)
             if not isinstance(remembered, Unusable | Vanished):
                 return remembered
             self._known.pop(name, None)  # taken out, and its place may be another lease's by now
@@ -261,7 +260,7 @@ class DevicePlaces:
         self, disk: LeaseDisk, index: Index, number: int, member: Membership, name: str
     ) -> Finding:
         at = index.lease(number, name).offset_bytes
-        return await opened(disk, at, member, name, f"{self._path}:{at}")
+        return await opened(disk, at, member, name, f"{self._path}:{at}", self._num_hosts)
 
     async def _index(self, disk: LeaseDisk, member: Membership) -> Index | Unusable | StorageFailed:
         at = member.lockspace.offset_bytes + member.lockspace.geometry.align_bytes
@@ -283,11 +282,12 @@ class DevicePlaces:
         disk.close()
         return [entry.name.text for _, entry in index.entries()] if isinstance(index, Index) else index
 
-    async def free_own(self, member: Membership) -> None:
+    async def free_own(self, member: Membership) -> StorageFailed | None:
         async def nothing(_: Index) -> None:
             return None
 
-        await self._change_index(member, nothing)
+        outcome = await self._change_index(member, nothing)
+        return outcome if isinstance(outcome, StorageFailed) else None
 
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader
@@ -453,15 +453,22 @@ async def _clear(member: Membership, found: Found, leader: Leader) -> StorageFai
     return None if failed is None else StorageFailed(found.place, failed)
 
 
-async def opened(disk: LeaseDisk, offset_bytes: int, member: Membership, name: str, place: str) -> Finding:
-    """The lease in an open path, with the sizes that its leader says. The path stays open in any case."""
-    quiet = not disk.in_flight(offset_bytes, SECTOR_4096)
-    raw = await disk.read(offset_bytes, SECTOR_4096, timeout_s=member.io_timeout_s)
+async def opened(
+    disk: LeaseDisk, offset_bytes: int, member: Membership, name: str, place: str, num_hosts: int | None
+) -> Finding:
+    """The lease in an open path, with the sizes that its leader says. The path stays open in any case.
+
+    `num_hosts`: how many hosts it is expected to serve; None: as many as there can be.
+    """
+    geometry = member.lockspace.geometry
+    length = glance_bytes(geometry, num_hosts or geometry.hosts_max)
+    quiet = not disk.in_flight(offset_bytes, length)
+    raw = await disk.read(offset_bytes, length, timeout_s=member.io_timeout_s)
     if isinstance(raw, IoFailed):
         if raw.errno == errno.EMSGSIZE:
             return Unusable(place, f"it is shorter than a lease; {MAKE_ANEW}")
         return StorageFailed(place, raw)
-    leader = Leader.decode(raw)
+    leader = leader_of(raw)
     space = member.lockspace.space_name
     fault = leader if isinstance(leader, Malformed) else leader.verify(space, name, member.host_id)
     if fault is not None:

@@ -49,12 +49,12 @@ class LeaseUpkeep:
                 raise LeaseUnusable(name=resource.name, place=place, reason=reason)
             return attested
 
-        lease = await self._backend.lease_of(resource)
+        lease, _ = await self._backend.names.of(resource)
         return await self._break(resource, lease, attest) or "nobody held it"
 
     async def claims_on(self, lease: str) -> list[tuple[HostId, Generation]]:
         """The terms of other hosts that one look shows on a lease of that name; raises a `LockError`."""
-        resource = Resource("", self._backend.path_of(lease))
+        resource = Resource("", self._backend.names.path_of(lease))
         member = self._backend.member(resource)
         found = await self._backend.look_up(member, resource, lease)
         if isinstance(found, IoFailed):
@@ -72,7 +72,7 @@ class LeaseUpkeep:
         is of none.
         """
         return await self._break(
-            Resource("", self._backend.path_of(lease)),
+            Resource("", self._backend.names.path_of(lease)),
             lease,
             lambda hosts: terms if any(host.term in terms for host in hosts) else None,
         )
@@ -130,7 +130,7 @@ class LeaseUpkeep:
 
     async def lease_names(self) -> list[str]:
         """Leases that this backend may have made: by their names; raises a `LockError`."""
-        return [name for name in await self.all_names() if self._backend.makes(name)]
+        return [name for name in await self.all_names() if self._backend.names.makes(name)]
 
     async def all_names(self) -> list[str]:
         """The same and whatever else is there, leases that others named among it."""
@@ -139,7 +139,7 @@ class LeaseUpkeep:
             return names
         if isinstance(names, Unusable):
             raise LeaseUnusable(name="", place=names.place, reason=names.reason)
-        raise LeaseUnusable(name="", place=names.place, reason=os.strerror(names.failed.errno))
+        raise storage_failed(IoFailed("Unable to list leases", names.place, names.failed.errno))
 
     async def take_out(self, name: str, *, dry_run: bool) -> str:
         """Remove a lease that nobody holds, proven by taking it; empty, or why it stays."""
@@ -165,7 +165,8 @@ class LeaseUpkeep:
             return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
 
     async def free_left_behind(self, name: str) -> bool:
-        """Release a lease that storage says is this very term's of our host; whether it was.
+        """Release a lease that storage says is this very term's of our host; whether it was. Raises a `LockError`:
+        `StorageFailed` if storage does not tell.
 
         It was left by a daemon that was killed before it could write down that it had it, or while it was still giving
         it up.
@@ -174,15 +175,22 @@ class LeaseUpkeep:
         member = self._backend.member(resource)
         found = await self._backend.look_up(member, resource, name)
         if isinstance(found, IoFailed):
-            return False
+            raise storage_failed(found)
         with self._backend.trying(found, member) as holding:
-            if not await holding.is_left_behind():
+            left = await holding.is_left_behind()
+            if left is False:
                 return False
             # Shared, as others may share a hold that was left.
-            if not isinstance(await holding.acquire(Mode.SHARED), Lease):
+            taken = await holding.acquire(Mode.SHARED) if left is True else left
+            if isinstance(taken, words.IoFailed):
+                raise storage_failed(IoFailed("Unable to free lease", found.place, taken.errno))
+            if not isinstance(taken, Lease):
                 return False
             await holding.release()
             return True
 
     async def free_own(self) -> None:
-        await self._backend.places.free_own(self._backend.member(Resource("", "")))
+        """Give back what an earlier daemon of this term may have held only to make or remove a lease; raises likewise."""
+        failed = await self._backend.places.free_own(self._backend.member(Resource("", "")))
+        if failed is not None:
+            raise storage_failed(IoFailed("Unable to free lease", failed.place, failed.failed.errno))

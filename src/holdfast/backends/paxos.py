@@ -20,7 +20,6 @@ that are left, and the next attempt finds the count further on.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -30,14 +29,15 @@ from dataclasses import dataclass, replace
 from holdfast.backends import lease_note
 from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved, OwnerNote, SavedLock
 from holdfast.backends.lease_holding import Holding, HoldingPorts, acquire_lease
+from holdfast.backends.lease_names import LeaseNames
 from holdfast.backends.lease_places import Found, LeasePlaces, StorageFailed, Unusable, Vanished
 from holdfast.backends.lease_refusals import Refusals
 from holdfast.backends.lease_upkeep import LeaseUpkeep
-from holdfast.backends.lock_names import NameBy, lease_name
-from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
+from holdfast.backends.lock_names import NameBy
+from holdfast.errors import LeaseUnusable, LockspaceAbsent
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
+from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.malformed import Malformed
-from holdfast.ondisk.padded_name import NAME_BYTES
 from holdfast.protocol import words
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
@@ -47,16 +47,14 @@ from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.rindex_area import is_cleared
 from holdfast.supervision.presence import Absent, Presence
 from holdfast.system.blocking import Storage
-from holdfast.system.disk_identity import DiskIdentities, DiskIdentity
+from holdfast.system.disk_identity import DiskIdentities
 from holdfast.system.errands import GivenUp
 from holdfast.system.file_lock import FileKey, IoFailed
 
 log = logging.getLogger(__name__)
 
-LEASE_KEY_DEVICE = -2
-"""The `device` of a key that stands for a lease: no file has it, nor has a block device (-1)."""
-ALIASES_MAX = 100_000
-"""Paths remembered to tell when two of them have one lease; then the memory starts anew."""
+PROMISES_MAX = 10_000
+"""Leases that were given up lately; an acquire of any other takes two requests more."""
 
 
 class HeldLease:
@@ -162,56 +160,30 @@ class PaxosBackend:
         self.presence = presence
         self.on_lockfailure = on_lockfailure
         self.places = places
-        self._name_by = name_by
+        self.names = LeaseNames(name, presence.name, name_by, storage, identities)
         self._reach = reach
         self._reach_note = reach_note
         self.ports = ports
-        self._storage = storage
-        self._identities = identities
         self._unsettled: dict[str, tuple[Holding, Found]] = {}
         self.upkeep = LeaseUpkeep(self)
         self._silent: set[str] = set()
         """Leases for which an errand is under way that nobody waits for any more."""
-        self._paths: dict[str, str] = {}
+        self._promises: dict[str, tuple[Membership, HostBlock]] = {}
+        """What releases have left in our blocks, for the next acquire of the same term."""
 
     # --- which lease ---
 
     async def open(self, resource: Resource, *, create: Creation) -> LeaseCandidate | IoFailed:
-        identity = await self._identity(resource)
-        lease = self._lease_of(resource, identity)
+        lease, identity = await self.names.of(resource)
         member = self.member(resource)
         self._check_settled(resource, lease)
-        keys: tuple[FileKey, ...] = (key_of_lease(self.presence.name, lease),)
+        keys: tuple[FileKey, ...] = (self.names.key(lease),)
         if identity.key is not None:
             keys += (identity.key,)
         return LeaseCandidate(self, lease, member, resource, keys)
 
     def take_at_once(self, resource: Resource, mode: Mode) -> None:
         return None
-
-    async def _identity(self, resource: Resource) -> DiskIdentity:
-        if resource.lockspace:
-            return DiskIdentity()
-        path = resource.name
-        return await self._storage.call(path, lambda: self._identities.look(path))
-
-    def _lease_of(self, resource: Resource, identity: DiskIdentity) -> str:
-        lease = lease_name(resource, self._name_by, identity)
-        if not lease:
-            kind = "LVM UUID" if self._name_by is NameBy.LVM_UUID else "SCSI WWID"
-            raise NoLeaseName(
-                name=resource.name,
-                kind=kind,
-                backend=self.name,
-                fix="give it to another backend by a [[disk]] rule, or name leases by path there",
-            )
-        if len(self._paths) > ALIASES_MAX:
-            self._paths.clear()
-        before = self._paths.setdefault(lease, str(resource))
-        if before != str(resource):
-            self._paths[lease] = str(resource)
-            log.warning("%s and %s are one disk: both have lease %s", before, resource, lease)
-        return lease
 
     def member(self, resource: Resource) -> Membership:
         member = self.presence.membership()
@@ -266,8 +238,11 @@ class PaxosBackend:
         self, lease: str, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
     ) -> HeldLease | HeldElsewhere | Moved | IoFailed:
         self._check_settled(resource, lease)
+        # No number is used for two ballots, so whatever becomes of this attempt, no other one is told of it.
+        term, promise = self._promises.pop(lease, (None, None))
         attempt = await self.ports.errands.run(
-            self._attempt(lease, member, resource, mode, note), member.io_timeout_s
+            self._attempt(lease, member, resource, mode, note, promise if term is member else None),
+            member.io_timeout_s,
         )
         if isinstance(attempt, GivenUp):
             self._silent.add(lease)
@@ -296,14 +271,22 @@ class PaxosBackend:
         return self._handed_out(found, holding, resource)
 
     async def _attempt(
-        self, lease: str, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
+        self,
+        lease: str,
+        member: Membership,
+        resource: Resource,
+        mode: Mode,
+        note: OwnerNote,
+        promise: HostBlock | None,
     ) -> _Attempt | IoFailed:
         """On an errand."""
         found = await self._find(member, resource, lease)
         if isinstance(found, IoFailed):
             return found
         found = replace(found, area=self.noted(found.area, note))
-        outcome = await acquire_lease(found.area, member, self.ports, mode, glimpse=found.glimpse)
+        outcome = await acquire_lease(
+            found.area, member, self.ports, mode, glimpse=found.glimpse, promise=promise
+        )
         named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)
         return _Attempt(found, outcome, named)
 
@@ -385,6 +368,10 @@ class PaxosBackend:
         if entry is not None and entry[0] is holding and holding.done:
             del self._unsettled[name]
             entry[1].disk.close()
+            if holding.promise is not None:
+                if len(self._promises) >= PROMISES_MAX:
+                    self._promises.clear()
+                self._promises[name] = holding.member, holding.promise
 
     async def refusal(
         self, found: Found, holding: Holding, outcome: AcquireOutcome
@@ -407,8 +394,8 @@ class PaxosBackend:
         """Take up what storage says this very term of our host holds; else acquire it anew."""
         resource = saved.resource
         member = self.member(resource)
-        lease = await self.lease_of(resource)
-        if saved.keys and saved.keys[0] != key_of_lease(self.presence.name, lease):
+        lease, _ = await self.names.of(resource)
+        if saved.keys and saved.keys[0] != self.names.key(lease):
             return Moved()
         found = await self.look_up(member, resource, lease)
         if isinstance(found, IoFailed):
@@ -425,24 +412,6 @@ class PaxosBackend:
         if resumed is None and not await self.still_there(found, holding):
             return Moved()
         return self._handed_out(found, holding, resource)
-
-    # --- names ---
-
-    async def key_of(self, resource: Resource) -> FileKey:
-        """The key that a lock on this resource has in the lock table."""
-        return key_of_lease(self.presence.name, await self.lease_of(resource))
-
-    async def lease_of(self, resource: Resource) -> str:
-        """The name of its lease; raises a `LockError`."""
-        return self._lease_of(resource, await self._identity(resource))
-
-    def path_of(self, lease: str) -> str:
-        """The disk that a lease is for, if this daemon has met it; else the lease's name."""
-        return self._paths.get(lease, lease)
-
-    def makes(self, name: str) -> bool:
-        """Whether it is a name of the kind that this backend gives."""
-        return made_by_us(name, self._name_by)
 
     # --- what it is worth ---
 
@@ -464,32 +433,12 @@ class PaxosBackend:
         return Protection.FENCED, ""
 
     def lock_path(self, resource: Resource) -> str:
-        if self._name_by in (NameBy.PATH_MD5, NameBy.PATH_SHA256) or resource.lockspace:
-            return self.places.place(lease_name(resource, self._name_by, DiskIdentity()))
-        return self.places.place(f"<{self._name_by.value} of {resource.name}>")
+        return self.places.place(self.names.told(resource))
 
 
 _MAKE_ROOM = "make room for a new lease, or have 'holdfast lease gc' take out leases that nobody holds"
 VANISHED_MAX = 10
 """Times that a lease may be taken out between being found and opened: each needs another host's hand."""
-
-
-def made_by_us(name: str, by: NameBy) -> bool:
-    """Whether a lease's name is of the kind that this backend makes: others' leases are not ours to take out."""
-    digits = {NameBy.PATH_MD5: 32, NameBy.PATH_SHA256: NAME_BYTES}.get(by)
-    if digits is not None:
-        return len(name) == digits and not name.strip("0123456789abcdef")
-    if by is NameBy.LVM_UUID:
-        return [len(part) for part in name.split("-")] == [6, 4, 4, 4, 4, 4, 6] and name.replace(
-            "-", ""
-        ).isalnum()
-    return False  # a WWID looks like anything
-
-
-def key_of_lease(lockspace: str, lease: str) -> FileKey:
-    """What makes two resources one lease: 63 bits of a digest, as a journal keeps them."""
-    digest = hashlib.sha256(f"{lockspace}\0{lease}".encode("utf-8", "surrogateescape")).digest()
-    return FileKey(LEASE_KEY_DEVICE, int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _io_failed(what: str, place: str, failed: words.IoFailed) -> IoFailed:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from holdfast.backends.paxos import PaxosBackend, key_of_lease
+from holdfast.backends.paxos import PaxosBackend
 from holdfast.errors import HostNotKnown, LeaseUnusable, LockError, LockspaceAbsent, Refused
 from holdfast.manager import events as ev
 from holdfast.manager.lease_breaker import LeaseBreaker
@@ -130,8 +130,8 @@ class HostFencer:
         self, backend: PaxosBackend, name: str, view: HostView, operator: str
     ) -> list[LeaseFreed]:
         """What became of one lease; empty if it is none of that host's."""
-        manager, resource = self._manager, Resource("", backend.path_of(name))
-        key = key_of_lease(backend.presence.name, name)
+        manager, resource = self._manager, Resource("", backend.names.path_of(name))
+        key = backend.names.key(name)
         term = (view.host_id, Generation(view.generation or 0))
         try:
             if term not in await backend.upkeep.claims_on(name):
@@ -142,7 +142,7 @@ class HostFencer:
                 raise Refused(reason="it is being taken on this host; run this again")
             proof = await manager.turns.during((key,), backend.upkeep.break_of(name, frozenset((term,))))
         except LockError as e:
-            if isinstance(e, LeaseUnusable) and not backend.makes(name):
+            if isinstance(e, LeaseUnusable) and not backend.names.makes(name):
                 return []  # no lease, but something else that is kept there
             self._breaker.write("refused", resource.name, str(view.host_id), operator, str(e))
             return [LeaseFreed(backend.name, name, resource.name, False, str(e))]

@@ -38,7 +38,7 @@ class LeaseBreaker:
             raise Refused(
                 reason=f"disk '{path}' has no lease: backend '{backend.name}' holds it by other means"
             )
-        key = await backend.key_of(resource)
+        key = backend.names.key((await backend.names.of(resource))[0])
         lock = manager.table.of_lock_file(key)
         if lock is not None:
             raise ResourceBusy(resource, manager.telling.holders(lock), note=": stop or migrate that VM")

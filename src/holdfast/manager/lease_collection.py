@@ -10,9 +10,11 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from holdfast.backends.paxos import PaxosBackend, key_of_lease
-from holdfast.errors import LockError, Refused
+from holdfast.backends.paxos import PaxosBackend
+from holdfast.errors import LockError, Refused, StorageFailed
 from holdfast.manager.lock_manager import LockManager
+from holdfast.supervision.presence import Absent
+from holdfast.system import tasks
 from holdfast.system.file_lock import FileKey
 
 log = logging.getLogger(__name__)
@@ -47,34 +49,55 @@ class LeaseCollector:
         log.info("leases: %d of %d %s", out, len(collected), "could be taken out" if dry_run else "taken out")
         return collected
 
-    async def free_left_behind(self, backends: Collection[str]) -> None:
-        """After a term of an earlier daemon is gone on with: free what that daemon had and nobody here has."""
+    def free_left_behind(self, backends: Collection[str]) -> None:
+        """After a term of an earlier daemon is gone on with: free what that daemon had and nobody here has.
+
+        As long as this host lives, nobody else may take that. So storage that fails is asked again, to the end of the term.
+        """
         for backend in self._manager.backends.values():
-            if not isinstance(backend, PaxosBackend) or backend.name not in backends:
-                continue
+            if isinstance(backend, PaxosBackend) and backend.name in backends:
+                tasks.start(self._free_left_behind(backend))
+
+    async def _free_left_behind(self, backend: PaxosBackend) -> None:
+        term = backend.presence.membership()
+        names: list[str] | None = None
+        while names != [] and not isinstance(term, Absent):
             try:
-                await backend.upkeep.free_own()
-                names = await backend.upkeep.lease_names()
+                if names is None:
+                    await backend.upkeep.free_own()
+                    names = await backend.upkeep.lease_names()
+                names = [name for name in names if not await self._freed(backend, name)]
+            except StorageFailed as e:
+                log.warning("leases that may have been left behind can't be looked for: %s; trying again", e)
             except LockError as e:
                 log.warning("leases that may have been left behind can't be looked for: %s", e)
-                continue
-            for name in names:
-                await self._free(backend, name)
+                return
+            if names != []:
+                await backend.ports.clock.sleep(2 * term.io_timeout_s)
+                if self._manager.closing or backend.presence.membership() is not term:
+                    return
 
-    async def _free(self, backend: PaxosBackend, name: str) -> None:
-        manager = self._manager
-        key = key_of_lease(backend.presence.name, name)
-        if self._in_use(key):
-            return
+    async def _freed(self, backend: PaxosBackend, name: str) -> bool:
+        """Whether there is nothing left to do.  If not, storage fails, or did when this daemon wanted to take up what it
+        found in the journal: should its owner end before it can be, nobody else gives it back.
+        """
+        key = backend.names.key(name)
+        lock = self._manager.table.of_lock_file(key)
+        if lock is not None or self._manager.turns.taken(key):
+            return lock is not None and lock.held is not None
         try:
-            if await manager.turns.during((key,), backend.upkeep.free_left_behind(name)):
+            if await self._manager.turns.during((key,), backend.upkeep.free_left_behind(name)):
                 log.warning("lease %s was left behind by an earlier daemon; it is free now", name)
+        except StorageFailed as e:
+            log.warning("lease %s may have been left behind by an earlier daemon: %s; trying again", name, e)
+            return False
         except LockError as e:
             log.debug("lease %s: %s", name, e)
+        return True
 
     async def _one(self, backend: PaxosBackend, name: str, dry_run: bool) -> str:
         manager = self._manager
-        key = key_of_lease(backend.presence.name, name)
+        key = backend.names.key(name)
         if busy := self._in_use(key):
             return busy
         try:

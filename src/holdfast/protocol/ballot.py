@@ -33,6 +33,16 @@ Differences from sanlock, none of which it can tell from a slow sanlock host:
       sees the leader of lver 1 naming itself: "won"
 
 * Our own block must read back as written: if not, another host has judged us dead and cleared it.
+* Phase 1 may have been written long before, by the release of the version before (`next_promise`). Then the look that the
+  race begins with, at all blocks, is the look that ends it:
+
+      release of lver 5     dblock[p] = (mbal b, bal 0, lver 6, RELEASED); leader lver 5 free
+      …
+      acquire               read all blocks: dblock[p] as it was left, nobody ahead of b
+                            phase 2 of ballot b for lver 6
+
+  No shared hold can be missing in that look although its leader and its blocks are of slightly different moments: whoever
+  shares has won a version first, and then this is not the leader any more that the promise goes with.
 """
 
 from dataclasses import dataclass, replace
@@ -40,12 +50,14 @@ from dataclasses import dataclass, replace
 from holdfast.ondisk.host_block import FLAG_RELEASED, Dblock, HostBlock, ModeBlock, Value
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.record_layout import U64_MAX
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.words import Generation, HostId, IoFailed
 
 # Ballot numbers are 64 bit on disk; no lease gets there by itself, a forged block might.
-MBAL_MAX = 2**64 - 1
+MBAL_MAX = U64_MAX
+LVER_MAX = U64_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +130,24 @@ def next_mbal(greatest_mbal: int, host_id: HostId, max_hosts: int) -> int | None
     return number if number <= MBAL_MAX else None
 
 
+def next_promise(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock | None:
+    """What the owner of this leader may leave in his block instead of his value when he gives it up: it says so, as any
+    block about a newer version does (`owner_test`), and is phase 1 of his ballot for that version. None where numbers end.
+
+    RELEASED is for sanlock, which looks at the flag alone.
+    """
+    mbal = next_mbal(own.dblock.mbal, host_id, leader.max_hosts)
+    if mbal is None or leader.lver >= LVER_MAX:
+        return None
+    return HostBlock(dblock=Dblock(mbal=mbal, lver=leader.lver + 1, flags=FLAG_RELEASED))
+
+
+def still_stands(promise: HostBlock, seen: Snapshot, lver: int, host_id: HostId) -> bool:
+    """Whether this look ends phase 1 of a ballot for `lver` that such a promise began."""
+    about_it = promise.dblock.lver == lver and seen.of_all and seen.block(host_id) == promise
+    return about_it and _abort(seen, promise, host_id) is None
+
+
 async def ballot(
     area: LeaseArea,
     member: Membership,
@@ -128,23 +158,30 @@ async def ballot(
     proposal: Value,
     own: HostBlock,
     mode: ModeBlock,
+    promised: Snapshot | None = None,
 ) -> BallotOutcome:
     """Run ballot `mbal` for version `lver`, upon this `leader`. `own` is our block as it is on disk.
 
     `mode` goes with both writes: nothing for a plain acquire, which so erases a shared hold of an earlier
     term, and our shared hold when it is being converted, which must not be lost if we are.
+    `promised`: the look in which `own` is a promise of this very number that `still_stands`. No number is used twice.
     """
     remembered = own.dblock if own.dblock.lver == lver else Dblock(lver=lver)
     # What was given up stays given up for this version: somebody may have seen the flag and gone on already.
     flags = remembered.flags & FLAG_RELEASED if remembered.accepted else 0
     promise = replace(remembered, mbal=mbal, flags=flags)
-    first = await _phase(area, member, leader, HostBlock(dblock=promise, mode=mode), own)
-    if not isinstance(first, Snapshot):
-        return first
+    first: Snapshot | _Abort
+    if promised is not None:
+        first = promised
+    else:
+        before, own = own, HostBlock(dblock=promise, mode=mode)
+        first = await _phase(area, member, leader, own, before)
+        if not isinstance(first, Snapshot):
+            return first
     value = _accepted(first, lver) or proposal
     accept = replace(promise, bal=mbal, inp=value.owner_id, inp2=value.generation, inp3=value.timestamp)
     accepting = HostBlock(dblock=accept, mode=mode)
-    second = await _phase(area, member, leader, accepting, HostBlock(dblock=promise, mode=mode))
+    second = await _phase(area, member, leader, accepting, own)
     if not isinstance(second, Snapshot):
         return second
     sharers = {

@@ -5,19 +5,20 @@ a lease formatted for 64 hosts costs 33 KiB per look, one for 2000 hosts a whole
 lease serves stands in its leader, so the first look of all is made for `hosts_expected` and repeated if the
 leader says more.
 
-A *glance* reads the leader and our own block only. It is a look in which no other host has ever written: good for the first
-step of a race, whose ballots look at everybody anyway.
+A *glance* is for the first step of a race, whose ballots look at everybody anyway: where a look is large it shows only the
+leader, our own block, and that of the owner whom the leader names; he has mostly promised something (`next_promise`).
 
 A read of several sectors is not atomic: the leader may be older than a block read with it. Nothing here
 assumes otherwise.
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from holdfast.ondisk import areas
-from holdfast.ondisk.geometry import KIB, Geometry
+from holdfast.ondisk.geometry import KIB, SECTOR_512, SECTOR_4096, Geometry
 from holdfast.ondisk.host_block import HOST_BLOCK_BYTES, NEVER_WRITTEN, HostBlock, note_of
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
@@ -31,39 +32,58 @@ HOSTS_EXPECTED_DEFAULT = 6
 INIT_TIMEOUT_S = 60
 
 _NEVER_WRITTEN_BYTES = bytes(HOST_BLOCK_BYTES)
-_GLANCED_AT_TOGETHER_BYTES = 32 * KIB
-"""A read of so much takes no longer than two of a sector each."""
-_LOOKED_AT_TOGETHER = 64
-"""Host blocks that are compared with zeros in one go: 2000 comparisons cost more than reading them."""
+_GLANCED_AT_TOGETHER_BYTES = 64 * KIB
+"""A read of so much takes no longer than two of a sector each; a look for 126 hosts is no more."""
+_ZEROS = bytes(8 * SECTOR_512)
+"""Host blocks that are looked at in one go: mostly nobody of them has ever written, and 2000 single looks cost more than
+reading them all.
+"""
+_RECORDS_MAX = 1000
+
+R = TypeVar("R", bound=Leader | HostBlock)
 
 
-_LEADERS_MAX = 1000
-_leaders: dict[bytes, Leader] = {}
-"""Records that were decoded or written lately: a ballot reads the same one three times, a release what it has written."""
+class _Lately(Generic[R]):
+    """Records that were decoded or written lately: a ballot reads the same ones twice, a release what it has written."""
+
+    def __init__(self, decode: Callable[[bytes], R | Malformed]) -> None:
+        self._decode = decode
+        self._known: dict[bytes, R] = {}
+
+    def decoded(self, raw: bytes) -> R | Malformed:
+        known = self._known.get(raw)
+        if known is not None:
+            return known
+        record = self._decode(raw)
+        if not isinstance(record, Malformed):
+            self.written(raw, record)
+        return record
+
+    def written(self, raw: bytes, record: R) -> None:
+        if len(self._known) >= _RECORDS_MAX:
+            self._known.clear()
+        self._known[raw] = record
 
 
-def _leader_of(record: bytes) -> Leader | Malformed:
-    known = _leaders.get(record)
-    if known is not None:
-        return known
-    leader = Leader.decode(record)
-    if isinstance(leader, Leader):
-        _remember(record, leader)
-    return leader
+_leaders = _Lately(Leader.decode)
+_blocks = _Lately(HostBlock.decode)
 
 
-def _remember(record: bytes, leader: Leader) -> None:
-    if len(_leaders) >= _LEADERS_MAX:
-        _leaders.clear()
-    _leaders[record] = leader
+def leader_of(raw: bytes) -> Leader | Malformed:
+    """The leader at the begin of what was read from an area's."""
+    return _leaders.decoded(raw[: Leader.BYTES])
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One look at a lease: its leader and the blocks that were ever written, of hosts 1..leader.num_hosts."""
+    """One look at a lease: its leader and the blocks that were ever written, of hosts 1..leader.num_hosts.
+
+    Not `of_all`: a glance, that looked at some of them only.
+    """
 
     leader: Leader
     blocks: dict[HostId, HostBlock]
+    of_all: bool = True
 
     def block(self, host_id: HostId) -> HostBlock:
         return self.blocks.get(host_id, NEVER_WRITTEN)
@@ -80,6 +100,17 @@ class Snapshot:
     @property
     def sharers(self) -> dict[HostId, HostBlock]:
         return {host_id: block for host_id, block in self.blocks.items() if block.mode.is_shared}
+
+
+def glance_bytes(geometry: Geometry, hosts: int) -> int:
+    """How much to read for a first glance at a lease that is expected to serve so many hosts: all of it, or one page."""
+    span = geometry.lease_span_bytes(min(hosts, geometry.hosts_max))
+    return span if span <= _GLANCED_AT_TOGETHER_BYTES else SECTOR_4096
+
+
+def _glanced_at(leader: Leader, host_id: HostId) -> set[HostId]:
+    owner = leader.owner_id if 1 <= leader.owner_id <= leader.num_hosts else host_id
+    return {host_id, HostId(owner)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +148,8 @@ class LeaseArea:
         return self._decode(host_id, raw, hosts)
 
     async def glance(self, host_id: HostId, timeout_s: float) -> Snapshot | Malformed | IoFailed:
-        """The leader and, of all the blocks, our own: enough to begin with, at a fraction of the reading."""
-        span = self.geometry.lease_span_bytes(min(host_id, self.geometry.hosts_max))
-        together = span if span <= _GLANCED_AT_TOGETHER_BYTES else self.geometry.sector_bytes
+        """Enough to begin a race with, at a fraction of the reading."""
+        together = glance_bytes(self.geometry, self.hosts_expected)
         raw = await self.disk.read(self.offset_bytes, together, timeout_s=timeout_s)
         if isinstance(raw, IoFailed):
             return raw
@@ -128,18 +158,38 @@ class LeaseArea:
             return leader
         if leader.geometry != self.geometry:
             return await self.look(host_id, timeout_s)
-        block = self._own_block(host_id, raw) or await self.read_block(host_id, timeout_s)
-        return Snapshot(leader, {host_id: block}) if isinstance(block, HostBlock) else block
+        if self._shows_all(leader, raw):
+            return self._decode(host_id, raw, leader.num_hosts)
+        blocks = {}
+        for shown in _glanced_at(leader, host_id):
+            block = self._block_in(raw, shown) or await self.read_block(shown, timeout_s)
+            if not isinstance(block, HostBlock):
+                return block
+            blocks[shown] = block
+        return Snapshot(leader, blocks, of_all=False)
 
     def glimpse(self, leader: Leader, host_id: HostId, raw: bytes) -> Snapshot | None:
         """A glance at what has just been read from the begin of the area, if that tells as much."""
-        block = self._own_block(host_id, raw) if leader.geometry == self.geometry else None
-        return Snapshot(leader, {host_id: block}) if isinstance(block, HostBlock) else None
+        if leader.geometry != self.geometry:
+            return None
+        if self._shows_all(leader, raw):
+            seen = self._decode(host_id, raw, leader.num_hosts)
+            return seen if isinstance(seen, Snapshot) else None
+        blocks = {}
+        for shown in _glanced_at(leader, host_id):
+            block = self._block_in(raw, shown)
+            if not isinstance(block, HostBlock):
+                return None
+            blocks[shown] = block
+        return Snapshot(leader, blocks, of_all=False)
 
-    def _own_block(self, host_id: HostId, raw: bytes) -> HostBlock | Malformed | None:
+    def _shows_all(self, leader: Leader, raw: bytes) -> bool:
+        return len(raw) >= self.geometry.lease_span_bytes(leader.num_hosts)
+
+    def _block_in(self, raw: bytes, host_id: HostId) -> HostBlock | Malformed | None:
         at = self.geometry.host_block_offset_bytes(host_id)
         block = raw[at : at + HOST_BLOCK_BYTES]
-        return HostBlock.decode(block) if len(block) == HOST_BLOCK_BYTES else None
+        return _blocks.decoded(block) if len(block) == HOST_BLOCK_BYTES else None
 
     async def read_block(self, host_id: HostId, timeout_s: float) -> HostBlock | Malformed | IoFailed:
         at = self.offset_bytes + self.geometry.host_block_offset_bytes(host_id)
@@ -149,6 +199,7 @@ class LeaseArea:
     async def write_block(self, host_id: HostId, block: HostBlock, timeout_s: float) -> IoFailed | None:
         at = self.offset_bytes + self.geometry.host_block_offset_bytes(host_id)
         sector = block.sector(self.geometry.sector_bytes, self.note)
+        _blocks.written(sector[:HOST_BLOCK_BYTES], block)
         return await self.disk.write(at, sector, timeout_s=timeout_s)
 
     async def read_note(self, host_id: HostId, timeout_s: float) -> tuple[HostBlock, bytes] | None:
@@ -162,7 +213,7 @@ class LeaseArea:
 
     async def write_leader(self, leader: Leader, timeout_s: float) -> IoFailed | None:
         sector = leader.sector()
-        _remember(sector[: Leader.BYTES], leader)
+        _leaders.written(sector[: Leader.BYTES], leader)
         return await self.disk.write(self.offset_bytes, sector, timeout_s=timeout_s)
 
     async def read_request(self, timeout_s: float) -> Request | Malformed | IoFailed:
@@ -190,7 +241,7 @@ class LeaseArea:
         return await self.disk.read(self.offset_bytes, span, timeout_s=timeout_s)
 
     def _decode_leader(self, host_id: HostId, raw: bytes) -> Leader | Malformed:
-        leader = _leader_of(raw[: Leader.BYTES])
+        leader = leader_of(raw)
         if isinstance(leader, Malformed):
             return leader
         return leader.verify(self.space_name, self.resource_name, host_id) or leader
@@ -201,7 +252,7 @@ class LeaseArea:
             return leader
         blocks = {}
         for other, written in self._written_blocks(raw, min(hosts, leader.num_hosts)):
-            block = HostBlock.decode(written)
+            block = _blocks.decoded(written)
             if isinstance(block, Malformed):
                 return block
             blocks[other] = block
@@ -209,19 +260,15 @@ class LeaseArea:
 
     def _written_blocks(self, raw: bytes, hosts: int) -> Iterator[tuple[HostId, bytes]]:
         sector_bytes = self.geometry.sector_bytes
-        begin = self.geometry.host_block_offset_bytes(1)
-        zeros = bytes(_LOOKED_AT_TOGETHER * sector_bytes)
-        for first in range(1, hosts + 1, _LOOKED_AT_TOGETHER):
-            last = min(first + _LOOKED_AT_TOGETHER - 1, hosts)
-            end = begin + (last - first + 1) * sector_bytes
-            # Mostly nobody of so many has ever written.
-            if not raw.startswith(zeros[: end - begin], begin):
-                for host_id in range(first, last + 1):
-                    written = raw[begin : begin + HOST_BLOCK_BYTES]
-                    if written != _NEVER_WRITTEN_BYTES:
-                        yield HostId(host_id), written
-                    begin += sector_bytes
-            begin = end
+        first = self.geometry.host_block_offset_bytes(1)
+        end = first + hosts * sector_bytes
+        for together in range(first, end, len(_ZEROS)):
+            if raw.startswith(_ZEROS, together):
+                continue
+            for begin in range(together, min(together + len(_ZEROS), end), sector_bytes):
+                written = raw[begin : begin + HOST_BLOCK_BYTES]
+                if written != _NEVER_WRITTEN_BYTES:
+                    yield HostId((begin - first) // sector_bytes + 1), written
 
 
 @dataclass(frozen=True, slots=True)

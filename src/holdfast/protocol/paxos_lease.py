@@ -69,13 +69,22 @@ async def acquire_exclusive(
     on_wait: OnWait = nobody_looks_on,
     attested: Attested = NOBODY_ATTESTED,
     glimpse: Snapshot | None = None,
+    promise: HostBlock | None = None,
 ) -> AcquireOutcome:
     """Acquire the lease for this host alone; `wait` for the dead bound of an owner that may be dead.
 
     `attested`: terms of hosts that a person vouches to be off, for which the dead bound need not pass.
     `glimpse`: what a glance has just shown, with no write of ours in flight.
+    `promise`: what the last release of it by this very term has left in our block (`Released`), told once.
     """
-    intent = Intent(wanted_lver=wanted_lver, wait=wait, on_wait=on_wait, attested=attested, glimpse=glimpse)
+    intent = Intent(
+        wanted_lver=wanted_lver,
+        wait=wait,
+        on_wait=on_wait,
+        attested=attested,
+        glimpse=glimpse,
+        promise=promise,
+    )
     won = await race(area, member, clock, chance, intent)
     if not isinstance(won, Won):
         return won
@@ -99,11 +108,12 @@ async def acquire_shared(
     wait: bool = False,
     on_wait: OnWait = nobody_looks_on,
     glimpse: Snapshot | None = None,
+    promise: HostBlock | None = None,
 ) -> AcquireOutcome:
     """Acquire the lease together with any other hosts that hold it shared."""
-    intent = Intent(short_hold=True, wait=wait, on_wait=on_wait, glimpse=glimpse)
+    intent = Intent(short_hold=True, wait=wait, on_wait=on_wait, glimpse=glimpse, promise=promise)
     won = await race(area, member, clock, chance, intent)
-    intent = replace(intent, glimpse=None)
+    intent = replace(intent, glimpse=None, promise=None)
     for _ in range(SHARED_RETRIES_MAX):
         if not (isinstance(won, Busy) and _held_for_a_moment(won.leader)):
             break

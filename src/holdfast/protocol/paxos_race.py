@@ -1,6 +1,7 @@
 """Racing for the next version of a lease: from the first look to the leader that names us.
 
-The very first look is a glance, at the leader and our own block; if a ballot then meets others, it is a look at all.
+The very first look is a glance; if a ballot then meets others whom that did not show, it is a look at all. If the first
+one is a look at all, and shows what we had promised when we gave the lease up, the first ballot begins with phase 2.
 
     look -> may it be taken from its owner? -> ballot for lver + 1 -> write the leader
      ^            |                              |          |              |
@@ -56,6 +57,7 @@ from holdfast.protocol.ballot import (
     VersionPassed,
     ballot,
     next_mbal,
+    still_stands,
 )
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
@@ -97,6 +99,8 @@ class Intent:
     attested: Attested = NOBODY_ATTESTED
     glimpse: Snapshot | None = None
     """What a glance has just shown, with no write of ours in flight: the race begins with it."""
+    promise: HostBlock | None = None
+    """What this process has left in our block when it gave the lease up; told to one race only."""
 
 
 async def race(
@@ -210,7 +214,10 @@ class _Race:
         leader, own = seen.leader, seen.block(self._member.host_id)
         greatest_mbal = seen.greatest_mbal
         while self._ballots < BALLOTS_MAX:
+            promised = seen if self._is_promised(seen, lver) else None
             mbal = next_mbal(greatest_mbal, self._member.host_id, leader.max_hosts)
+            if promised is not None:
+                mbal = own.dblock.mbal
             if mbal is None:
                 return self._ended(Contended(self._ballots), leader)
             self._ballots += 1
@@ -223,12 +230,13 @@ class _Race:
                 proposal=self._proposal(),
                 own=own,
                 mode=self._intent.mode,
+                promised=promised,
             )
             self._own = own = outcome.own
             match outcome:
                 case Decided(value, _, sharers):
                     return await self._commit(leader, lver, value, outcome.own, sharers)
-                case Outbid() | VersionPassed() if self._starts == 1:
+                case Outbid() | VersionPassed() if not seen.of_all:
                     return _Again()  # the glance did not show that somebody was there before us
                 case Outbid(greater):
                     greatest_mbal = greater
@@ -249,6 +257,13 @@ class _Race:
             if moved != leader:
                 return _Again()
         return self._ended(Contended(self._ballots), leader)
+
+    def _is_promised(self, seen: Snapshot, lver: int) -> bool:
+        """Whether phase 1 of our first ballot is on disk already."""
+        promise, mode = self._intent.promise, self._intent.mode
+        if promise is None or self._ballots or promise.mode != mode:
+            return False
+        return still_stands(promise, seen, lver, self._member.host_id)
 
     async def _commit(
         self, leader: Leader, lver: int, value: Value, own: HostBlock, sharers: dict[HostId, Generation]

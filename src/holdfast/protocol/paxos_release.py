@@ -17,6 +17,7 @@ from enum import Enum
 from holdfast.ondisk.host_block import FLAG_RELEASED, NO_MODE, HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
+from holdfast.protocol.ballot import next_promise
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
@@ -51,7 +52,9 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The lease is free, or as free as it was without us."""
+    """The lease is free, or as free as it was without us. `promise`: what our block says now about the next version."""
+
+    promise: HostBlock | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +90,17 @@ WithdrawOutcome = Withdrawn | ReleaseFailed | LockspaceLost
 
 
 async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Lease) -> ReleaseOutcome:
-    """Give the lease up. Our block first, the leader second; may be repeated after a failure."""
+    """Give the lease up. Our block first, the leader second; may be repeated after a failure.
+
+    An owner who wrote the leader himself promises the next version in the same write: his value for this one is in the
+    leader, and nobody needs it for a ballot any more.
+    """
     if not member.may_write():
         return LockspaceLost()
     own = lease.own
+    promise: HostBlock | None = None
+    if lease.mode is Mode.EXCLUSIVE and lease.leader.write_id == member.host_id:
+        promise = next_promise(own, lease.leader, member.host_id)
     if lease.mode is Mode.SHARED:
         # An upgrade that was refused has moved our ballots on; to write older ones would take back a promise.
         if busy := area.busy():
@@ -101,7 +111,8 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
         own = max(found, own, key=_age)
         if not member.may_write():
             return LockspaceLost()
-    block_failed = await area.write_block(member.host_id, _released(own, NO_MODE), member.io_timeout_s)
+    left = promise or _released(own, NO_MODE)
+    block_failed = await area.write_block(member.host_id, left, member.io_timeout_s)
     if not lease.owns_leader:
         return ReleaseFailed(block_failed) if block_failed else Released()
     freed = await _free_leader(area, member, clock, lease.leader)
@@ -109,7 +120,7 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
         # The flag in our block may be all that releases a leader that another host wrote for us; and a shared hold that
         # an upgrade could not take away may still stand there, for everybody to respect as long as we live.
         return ReleaseFailed(block_failed)
-    return freed
+    return Released(promise) if isinstance(freed, Released) else freed
 
 
 async def downgrade(area: LeaseArea, member: Membership, clock: Clock, lease: Lease) -> DowngradeOutcome:

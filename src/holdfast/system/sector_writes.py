@@ -41,6 +41,8 @@ class SectorWrites:
         """The write has completed, or was never issued. Wakes whoever waited for just that."""
         with self._lock:
             del self._writes[token]
+            if not self._waiters:
+                return
             ready = [w for w in self._waiters if not self._touched(w[0], w[1])]
             self._waiters = [w for w in self._waiters if w not in ready]
         for _, _, wake in ready:
@@ -70,7 +72,7 @@ class SectorWrites:
             self._waiters = [w for w in self._waiters if w[2] is not wake]
 
     def _touched(self, offset_bytes: int, length_bytes: int) -> bool:
-        return any(
+        return bool(self._writes) and any(
             begin < offset_bytes + length_bytes and offset_bytes < begin + length
             for begin, length in self._writes.values()
         )

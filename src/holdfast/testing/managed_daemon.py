@@ -186,7 +186,7 @@ class ManagedDaemon:
         self.serving = True
         for name, seat in self.seats.items():
             if seat.keeper.gone_on:
-                tasks.start(self.collector.free_left_behind({name}))
+                self.collector.free_left_behind({name})
 
     async def _start_keepers(self) -> None:
         self.process.spawn(self.heartbeat.run())

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from holdfast.ondisk.geometry import Geometry
+from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.request import Request
 from holdfast.protocol import paxos_lease, paxos_release, paxos_request
 from holdfast.protocol.host_status import HostState, Notified, StateChanged
@@ -244,6 +245,7 @@ class Desk:
             seat.disk, offset_bytes, daemon.geometry, seat.space.name, daemon.lease_of(resource)
         )
         self.lease: Lease | None = None
+        self.promise: HostBlock | None = None
         self.busy = False
         self.vm: VirtualMachine | None = None
         self.last_refusal = ""
@@ -252,7 +254,7 @@ class Desk:
         return f"{self.seat.daemon.machine}:{self.resource}"
 
     def lost(self) -> None:
-        self.lease = self.vm = None
+        self.lease = self.vm = self.promise = None
 
     async def exclusively(self, work: Callable[[Membership], Awaitable[None]]) -> None:
         member = self.seat.member
@@ -273,10 +275,9 @@ class Desk:
         if self.lease is not None:
             return
         clock, chance = self.seat.clock, self.seat.daemon.world.random
-        if mode is Mode.EXCLUSIVE:
-            outcome = await paxos_lease.acquire_exclusive(self.area, member, clock, chance, wait=wait)
-        else:
-            outcome = await paxos_lease.acquire_shared(self.area, member, clock, chance, wait=wait)
+        promise, self.promise = self.promise, None
+        acquire = paxos_lease.acquire_exclusive if mode is Mode.EXCLUSIVE else paxos_lease.acquire_shared
+        outcome = await acquire(self.area, member, clock, chance, wait=wait, promise=promise)
         await self._take(member, outcome)
 
     async def _take(self, member: Membership, outcome: AcquireOutcome) -> None:
@@ -322,6 +323,7 @@ class Desk:
         while True:
             outcome = await paxos_release.release(self.area, member, self.seat.clock, lease)
             if isinstance(outcome, Released | NotHeld | LockspaceLost):
+                self.promise = outcome.promise if isinstance(outcome, Released) else None
                 self._tell(f"has released {self.resource}: {type(outcome).__name__}")
                 return
             await self.seat.clock.sleep(member.io_timeout_s)

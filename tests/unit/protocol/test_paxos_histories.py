@@ -10,6 +10,7 @@ import pytest
 from tests.unit.protocol.cluster import TIMING, Cluster, Node
 from tests.unit.protocol.simulated import Faults
 
+from holdfast.ondisk.host_block import HostBlock
 from holdfast.protocol import paxos_lease, paxos_release
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import DowngradeFailed, Lease, Mode, NotHeld, Released, ReleaseFailed
@@ -18,16 +19,16 @@ CALM = Faults(latency_s=0.3)
 ROUGH = Faults(latency_s=0.6, error_rate=0.05, stall_rate=0.05, stall_max_s=6)
 
 
-async def letting_go(node: Node, lease: Lease) -> bool:
-    """Release until it is done; False if the lockspace is lost, where the watchdog does it."""
+async def letting_go(node: Node, lease: Lease) -> Released | NotHeld | None:
+    """Release until it is done; None if the lockspace is lost, where the watchdog does it."""
     node.gives_up()
     while True:
         outcome = await paxos_release.release(node.lease_area, node.member, node.host.clock, lease)
         match outcome:
             case Released() | NotHeld():
-                return True
+                return outcome
             case LockspaceLost():
-                return False
+                return None
             case ReleaseFailed():
                 await node.host.clock.sleep(TIMING.io_timeout_s)
             case _:
@@ -69,13 +70,13 @@ async def converting(node: Node, lease: Lease) -> Lease | None:
 async def working(node: Node, until: float) -> None:
     """What the owners on one host do to the lease, as long as its lockspace lives."""
     area, member, clock, chance = node.lease_area, node.member, node.host.clock, node.host.chance
+    promise: HostBlock | None = None
     while node.host.world.now < until and node.running:
         await clock.sleep(chance.uniform(0, 2))
         wait = chance.uniform(0, 1) < 0.5
-        if chance.uniform(0, 1) < 0.6:
-            outcome = await paxos_lease.acquire_exclusive(area, member, clock, chance, wait=wait)
-        else:
-            outcome = await paxos_lease.acquire_shared(area, member, clock, chance, wait=wait)
+        acquire = paxos_lease.acquire_exclusive if chance.uniform(0, 1) < 0.6 else paxos_lease.acquire_shared
+        outcome = await acquire(area, member, clock, chance, wait=wait, promise=promise)
+        promise = None
         if isinstance(outcome, InDoubt) and not await undoubted(node, outcome):
             return
         if not isinstance(outcome, Lease):
@@ -86,8 +87,9 @@ async def working(node: Node, until: float) -> None:
             await clock.sleep(chance.uniform(0, 2))
             lease = await converting(node, lease)
         await clock.sleep(chance.uniform(0, 1))
-        if lease is None or not await letting_go(node, lease):
+        if lease is None or (left := await letting_go(node, lease)) is None:
             return
+        promise = left.promise if isinstance(left, Released) else None
 
 
 def history(seed: int, faults: Faults, trouble: bool) -> int:

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 import pytest
 from tests.unit.protocol.cluster import G512, TIMING, Cluster, Node
 
+from holdfast.ondisk.geometry import MIB, SECTOR_4096
 from holdfast.ondisk.host_block import FLAG_RELEASED, Dblock, HostBlock, ModeBlock
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol import paxos_lease, paxos_release
-from holdfast.protocol.ballot import MBAL_MAX, next_mbal
+from holdfast.protocol.ballot import LVER_MAX, MBAL_MAX, next_mbal, next_promise
 from holdfast.protocol.lease_area import LeaseAlreadyThere, LeaseArea, init
 from holdfast.protocol.owner_test import Busy, HostUnknown, gave_up
 from holdfast.protocol.paxos_lease import SharedBy
@@ -122,11 +123,135 @@ def test_a_held_lease_is_refused_by_name_and_free_after_release() -> None:
     assert (refused.leader.owner_id, refused.host_name) == (1, str(one))
     assert isinstance(release(one, lease), Released)
     assert cluster.leader().is_free
-    assert cluster.block(1).dblock == replace(lease.own.dblock, flags=FLAG_RELEASED)
+    assert cluster.block(1) == next_promise(lease.own, lease.leader, one.host_id)
     second = held(exclusive(two))
     assert second.lver == 2
     assert isinstance(release(one, lease), Released | NotHeld)
     assert cluster.leader() == second.leader
+
+
+def given_up(node: Node, lease: Lease) -> HostBlock:
+    """Released; what it promised."""
+    released = release(node, lease)
+    assert isinstance(released, Released)
+    assert released.promise == node.cluster.block(node.host_id)
+    assert released.promise is not None
+    return released.promise
+
+
+def lease_writes(node: Node) -> int:
+    return len([w for w in node.host.world.writes if w[1] is node.host and w[2] >= MIB])
+
+
+def test_what_a_release_promised_is_phase_one_of_the_next_acquire() -> None:
+    cluster = Cluster(2)
+    (one,) = cluster.join(1)
+    one.host.kill()
+    promise = given_up(one, held(exclusive(one)))
+    assert (promise.dblock.lver, promise.dblock.bal, promise.dblock.inp) == (2, 0, 0)
+    assert promise.dblock.is_released  # all that sanlock looks at
+    before = len(cluster.world.writes)
+    one.host.disk.reads.clear()
+    lease = held(exclusive(one, promise=promise))
+    assert (lease.lver, lease.own.dblock.mbal, lease.own.dblock.is_released) == (
+        2,
+        promise.dblock.mbal,
+        False,
+    )
+    assert lease.own == cluster.block(1)
+    # Phase 2 and the leader; the first look, and that of phase 2.
+    assert len(cluster.world.writes) - before == 2
+    assert len(one.host.disk.reads) == 2
+
+
+def test_a_promise_is_no_obstacle_for_others_and_worth_nothing_after_them() -> None:
+    cluster = Cluster(2)
+    one, two = cluster.join(1, 2)
+    promise = given_up(one, held(exclusive(one)))
+    lease = held(exclusive(two))
+    assert lease.own.dblock.mbal > promise.dblock.mbal
+    # They see the owner's block at the first glance, and are not outbid.
+    assert lease_writes(two) == 3
+    assert isinstance(release(two, lease), Released)
+    again = held(exclusive(one, promise=promise))
+    assert again.lver == 3
+    assert again.own.dblock.mbal > lease.own.dblock.mbal
+
+
+@pytest.mark.parametrize("num_hosts", [4, 2000])
+def test_who_has_never_had_it_is_not_outbid_by_a_promise(num_hosts: int) -> None:
+    cluster = Cluster(2, num_hosts=num_hosts)
+    one, four = cluster.join(1, 4)
+    for _ in range(3):
+        given_up(one, held(exclusive(one)))
+    four.host.disk.reads.clear()
+    held(exclusive(four))
+    assert lease_writes(four) == 3
+    looks = [at for at, length in four.host.disk.reads if at == MIB and length > SECTOR_4096]
+    assert len(looks) == (2 if num_hosts == 2000 else 0)
+
+
+def test_a_promise_that_another_hosts_ballot_has_passed_is_not_used() -> None:
+    cluster = Cluster(2)
+    one, _ = cluster.join(1, 2)
+    promise = given_up(one, held(exclusive(one)))
+    # Host 2 has accepted a value of its own for that very version, and stopped before its leader was written.
+    ahead = Dblock(mbal=8002, bal=8002, inp=2, inp2=1, inp3=5, lver=2)
+    cluster.put(G512.host_block_offset_bytes(2), HostBlock(dblock=ahead).sector(512))
+    before = lease_writes(one)
+    assert isinstance(exclusive(one, promise=promise), Busy)
+    assert cluster.leader().owner_id == 2
+    # Both phases and the leader, without a ballot that is lost first.
+    assert lease_writes(one) - before == 3
+
+
+@pytest.mark.parametrize("num_hosts", [4, 2000])
+def test_a_value_that_was_accepted_below_a_promise_is_decided_with_it(num_hosts: int) -> None:
+    cluster = Cluster(2, num_hosts=num_hosts)
+    one, _ = cluster.join(1, 3)
+    promise = given_up(one, held(exclusive(one)))
+    below = Dblock(mbal=3, bal=3, inp=3, inp2=1, inp3=5, lver=2)
+    cluster.put(G512.host_block_offset_bytes(3), HostBlock(dblock=below).sector(512))
+    assert isinstance(exclusive(one, promise=promise), Busy)
+    leader = cluster.leader()
+    assert (leader.owner_id, leader.lver, leader.write_id) == (3, 2, 1)
+
+
+def test_a_promise_is_for_one_version_and_one_ballot() -> None:
+    cluster = Cluster(2)
+    (one,) = cluster.join(1)
+    promise = given_up(one, held(exclusive(one)))
+    cluster.put(0, replace(cluster.leader(), lver=2).sector())
+    before = lease_writes(one)
+    lease = held(exclusive(one, promise=promise))
+    assert (lease.lver, lease_writes(one) - before) == (3, 3)
+    promise = given_up(one, lease)
+    ahead = HostBlock(dblock=Dblock(mbal=20002, lver=promise.dblock.lver))
+    cluster.world.on_write = lambda *_: cluster.put(G512.host_block_offset_bytes(2), ahead.sector(512))
+    lease = held(exclusive(one, promise=promise))
+    assert (lease.lver, lease.own.dblock.mbal) == (4, 22001)
+
+
+def test_there_is_no_promise_where_numbers_end() -> None:
+    cluster = Cluster(2)
+    (one,) = cluster.join(1)
+    lease = held(exclusive(one))
+    greatest = MBAL_MAX - MBAL_MAX % 2000 + one.host_id
+    last = replace(lease.own, dblock=replace(lease.own.dblock, mbal=greatest, bal=greatest))
+    assert next_promise(last, lease.leader, one.host_id) is None
+    assert next_promise(lease.own, replace(lease.leader, lver=LVER_MAX), one.host_id) is None
+    assert isinstance(release(one, replace(lease, own=last)), Released)
+    assert cluster.block(1).dblock == replace(last.dblock, flags=FLAG_RELEASED)
+
+
+def test_a_promise_that_does_not_stand_as_it_was_left_is_not_used() -> None:
+    cluster = Cluster(2)
+    (one,) = cluster.join(1)
+    promise = given_up(one, held(exclusive(one)))
+    other = HostBlock(dblock=replace(promise.dblock, mbal=promise.dblock.mbal + 2000))
+    cluster.put(G512.host_block_offset_bytes(1), other.sector(512))
+    lease = held(exclusive(one, promise=promise))
+    assert lease.own.dblock.mbal > other.dblock.mbal
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -223,8 +348,9 @@ def test_a_lease_committed_by_another_is_released_by_the_flag_alone() -> None:
     by_two = replace(lease.leader, write_id=2, write_timestamp=5)
     cluster.put(0, by_two.sector())
     assert isinstance(exclusive(two), Busy)
-    assert isinstance(release(one, replace(lease, leader=by_two)), Released)
+    assert release(one, replace(lease, leader=by_two)) == Released()
     assert cluster.leader() == by_two
+    assert cluster.block(1).dblock == replace(lease.own.dblock, flags=FLAG_RELEASED)
     assert held(exclusive(two)).lver == 2
 
 
@@ -428,7 +554,7 @@ def test_an_owner_whose_leader_fell_behind_keeps_the_lease() -> None:
     refused = exclusive(two)
     assert isinstance(refused, Busy)
     assert (refused.leader.owner_id, refused.leader.lver) == (1, mine.lver)
-    assert release(one, mine) == Released()
+    assert isinstance(release(one, mine), Released)
     assert held(exclusive(two)).lver == mine.lver + 1
 
 
