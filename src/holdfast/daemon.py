@@ -1,4 +1,4 @@
-"""The composition root: configuration to object graph, and the daemon's life from start to end.
+"""The daemon: the object graph, and its life from start to end.
 
     start     claim the run directory ─ find inherited descriptors ─ journal ─ adopt owners and locks
               ─ listen ─ READY
@@ -10,29 +10,24 @@ This is the only module that sees `Config` as a whole, and the only one that kno
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import gc
 import grp
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-
-import uvloop
+from collections.abc import Callable
 
 from holdfast import __version__
-from holdfast import config as configuration
-from holdfast.backends.base import BackendPorts, make_backend
+from holdfast.backend_wiring import build_routing
+from holdfast.backends.base import BackendPorts
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.config import Config
 from holdfast.control_api import BackendInfo, StatusInfo
-from holdfast.errors import ConfigError
 from holdfast.frontends.control import ControlFrontend
 from holdfast.frontends.listener import Listener
 from holdfast.frontends.virtlockd import VirtlockdFrontend
@@ -49,14 +44,13 @@ from holdfast.manager.lease_recovery import LeaseRecovery, Loss
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.recovery import Recovery
-from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.model import Instant, LockFailureAction
 from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.keeper import LockspaceKeeper
 from holdfast.system import descriptors as fds
 from holdfast.system import tasks
 from holdfast.system.append_file import SystemAppendFile
-from holdfast.system.blocking import InlineStorage, LanedStorage
+from holdfast.system.blocking import LanedStorage
 from holdfast.system.clock import SystemClock
 from holdfast.system.commands import CommandProcess
 from holdfast.system.domain_control import VirshDomainControl
@@ -81,7 +75,7 @@ CHECK_TIMEOUT_S = 60.0
 """For the program on disk to say whether it can start."""
 BREAKS_FILE = "broken-leases.log"
 """Every order to break a lease: who, what, on whose word, and what came of it."""
-EXIT_OK, EXIT_ERROR, EXIT_CONFIG, EXIT_SOCKET = 0, 1, 2, 6
+EXIT_SOCKET = 6
 
 
 class StartError(Exception):
@@ -90,23 +84,6 @@ class StartError(Exception):
     def __init__(self, reason: str, code: int) -> None:
         super().__init__(reason)
         self.code = code
-
-
-def build_routing(config: Config, ports: BackendPorts) -> Routing:
-    """Backends and rules of a configuration; raises `ConfigError`."""
-    backends = {
-        name: make_backend(name, table, ports, file=config.source()) for name, table in config.backend.items()
-    }
-    rules = [
-        Rule(
-            rule.match if rule.match is not None else rule.lockspace or "",
-            Route(backends[rule.backend], configuration.protection_min(config, rule)),
-            of_lockspace=rule.match is None,
-        )
-        for rule in config.disk
-    ]
-    default = Route(backends[config.default_backend], configuration.protection_min(config, None))
-    return Routing(rules, default, backends)
 
 
 class Daemon:
@@ -464,115 +441,3 @@ class Daemon:
 def _program(pid: int) -> str:
     name = SystemProcesses().program(pid) if pid > 0 else ""
     return f"{name or 'another program'} (pid {pid})" if pid > 0 else "another program"
-
-
-# --- the command ---
-
-
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="holdfastd",
-        description="Locks the disks of virtual machines: speaks virtlockd's protocol to libvirt. "
-        "Runs in the foreground; SIGUSR1 re-executes it with every lock and connection kept.",
-    )
-    parser.add_argument(
-        "-f", "--config", metavar="FILE", help=f"configuration (default {configuration.SYSTEM_FILE})"
-    )
-    parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
-    parser.add_argument(
-        "--show-config", action="store_true", help="print the effective configuration and exit"
-    )
-    parser.add_argument("-V", "--version", action="version", version=f"holdfastd {__version__}")
-    return parser.parse_args(arguments)
-
-
-def ports_for_a_look(config: Config, mounts: MountTable) -> BackendPorts:
-    """For backends that are made and asked what they are worth, and never hold anything."""
-    leases = LeaseHost(clock=SystemClock(), identity=HostIdentity("", "", ""), state_dir=config.state_dir)
-    return BackendPorts(
-        files=SystemLockFiles(),
-        storage=InlineStorage(),
-        mounts=mounts,
-        clock=SystemClock(),
-        host="",
-        leases=leases.ports(),
-    )
-
-
-def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
-    """The configuration with its backends tried out, and everything wrong with it."""
-    config, problems = configuration.check(file, environ=os.environ, uid=os.geteuid())
-    if config is not None:
-        mounts = MountTable()
-        try:
-            build_routing(config, ports_for_a_look(config, mounts))
-        except ConfigError as e:
-            problems.append(e)
-        mounts.close()
-    return config, problems
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    config, problems = check_config(options.config)
-    for problem in problems:
-        print(f"holdfastd: {problem}", file=sys.stderr)
-    if config is None or problems:
-        return EXIT_CONFIG
-    if options.show_config:
-        print(configuration.to_toml(config), end="")
-        return EXIT_OK
-    if options.check_config:
-        print(f"configuration is fine: {', '.join(config.sources) or 'built-in defaults'}")
-        return EXIT_OK
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format="%(levelname)s %(message)s"
-        if "JOURNAL_STREAM" in os.environ
-        else "%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
-    try:
-        code = serve(config)
-    except StartError as e:
-        log.error("%s", e)
-        code = e.code
-    # Threads that wait for dead storage must not keep a daemon from ending.
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def serve(config: Config) -> int:
-    """Everything after the configuration; returns the exit code."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    signal.pthread_sigmask(signal.SIG_BLOCK, fds.HELD_SIGNALS)
-    inherited = fds.inherited(os.environ)
-    for directory, mode in ((config.run_dir, 0o755), (config.state_dir, 0o700)):
-        try:
-            os.makedirs(directory, mode=mode, exist_ok=True)
-        except OSError as e:
-            raise StartError(f"{directory}: can't be made: {e.strerror}", 2) from e
-    lock = inherited.reexec.lock_fd if inherited.reexec is not None else -1
-    if lock < 0:
-        try:
-            lock = fds.claim_run_dir(f"{config.run_dir}/holdfastd.pid")
-        except BlockingIOError as e:
-            raise StartError(
-                f"another holdfastd (pid {e.strerror}) uses {config.run_dir}", EXIT_ERROR
-            ) from None
-        except OSError as e:
-            raise StartError(f"{config.run_dir}: can't be used: {e.strerror}", EXIT_ERROR) from e
-
-    async def go() -> None:
-        await Daemon(config, inherited, lock).run()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(go())
-    return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -280,8 +280,8 @@ def break_command(context: Context, path: str, attest_off: str, operator: str, a
 @click.pass_obj
 def check_config(context: Context, as_json: bool) -> None:
     """Check holdfastd's configuration: every problem with its file, key and fix.  Exit 1 if there is any."""
+    from holdfast.backend_wiring import check_config as check
     from holdfast.cli import render
-    from holdfast.daemon import check_config as check
 
     config, problems = check(context.config_file)
     if as_json:
