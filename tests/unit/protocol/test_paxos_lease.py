@@ -361,6 +361,8 @@ def test_the_released_flag_counts_only_for_its_version_or_a_newer_one() -> None:
     assert not gave_up(Dblock(**value, lver=2, flags=FLAG_RELEASED), 3)
     assert not gave_up(Dblock(**value, lver=3), 3)
     assert gave_up(Dblock(flags=FLAG_RELEASED), 3)
+    # Who races for a newer version has given this one up, whatever the race did to the flag.
+    assert gave_up(Dblock(mbal=9, lver=4), 3)
 
 
 def test_sharers_hold_together_and_exclude_an_exclusive_acquirer() -> None:
