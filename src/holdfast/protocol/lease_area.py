@@ -148,7 +148,9 @@ class LeaseArea:
         return self._decode(host_id, raw, hosts)
 
     async def glance(self, host_id: HostId, timeout_s: float) -> Snapshot | Malformed | IoFailed:
-        """Enough to begin a race with, at a fraction of the reading."""
+        """Enough to begin a race with, at a fraction of the reading. Another host's block that can't be read is left out:
+        the leader may tell by itself that the lease is held, and every ballot looks at all of them.
+        """
         together = glance_bytes(self.geometry, self.hosts_expected)
         raw = await self.disk.read(self.offset_bytes, together, timeout_s=timeout_s)
         if isinstance(raw, IoFailed):
@@ -158,14 +160,17 @@ class LeaseArea:
             return leader
         if leader.geometry != self.geometry:
             return await self.look(host_id, timeout_s)
-        if self._shows_all(leader, raw):
-            return self._decode(host_id, raw, leader.num_hosts)
+        if self._shows_all(leader, raw) and isinstance(
+            seen := self._decode(host_id, raw, leader.num_hosts), Snapshot
+        ):
+            return seen
         blocks = {}
         for shown in _glanced_at(leader, host_id):
             block = self._block_in(raw, shown) or await self.read_block(shown, timeout_s)
-            if not isinstance(block, HostBlock):
+            if isinstance(block, HostBlock):
+                blocks[shown] = block
+            elif shown == host_id or isinstance(block, IoFailed):
                 return block
-            blocks[shown] = block
         return Snapshot(leader, blocks, of_all=False)
 
     def glimpse(self, leader: Leader, host_id: HostId, raw: bytes) -> Snapshot | None:
