@@ -34,7 +34,7 @@ INIT_TIMEOUT_S = 60
 _NEVER_WRITTEN_BYTES = bytes(HOST_BLOCK_BYTES)
 _GLANCED_AT_TOGETHER_BYTES = 64 * KIB
 """A read of so much takes no longer than two of a sector each; a look for 126 hosts is no more."""
-_ZEROS = bytes(8 * SECTOR_512)
+_ZEROS = tuple(bytes(sectors * SECTOR_512) for sectors in (64, 8))
 """Host blocks that are looked at in one go: mostly nobody of them has ever written, and 2000 single looks cost more than
 reading them all.
 """
@@ -72,6 +72,19 @@ _blocks = _Lately(HostBlock.decode)
 def leader_of(raw: bytes) -> Leader | Malformed:
     """The leader at the begin of what was read from an area's."""
     return _leaders.decoded(raw[: Leader.BYTES])
+
+
+def _not_only_zeros(
+    raw: bytes, first: int, end: int, step: int, zeros: tuple[bytes, ...] = _ZEROS
+) -> Iterator[int]:
+    """The offsets first, first + step, … whose surroundings hold anything."""
+    if not zeros:
+        yield from range(first, end, step)
+        return
+    length = len(zeros[0])
+    for begin in range(first, end, length):
+        if not raw.startswith(zeros[0], begin):
+            yield from _not_only_zeros(raw, begin, min(begin + length, end), step, zeros[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,13 +280,10 @@ class LeaseArea:
         sector_bytes = self.geometry.sector_bytes
         first = self.geometry.host_block_offset_bytes(1)
         end = first + hosts * sector_bytes
-        for together in range(first, end, len(_ZEROS)):
-            if raw.startswith(_ZEROS, together):
-                continue
-            for begin in range(together, min(together + len(_ZEROS), end), sector_bytes):
-                written = raw[begin : begin + HOST_BLOCK_BYTES]
-                if written != _NEVER_WRITTEN_BYTES:
-                    yield HostId((begin - first) // sector_bytes + 1), written
+        for begin in _not_only_zeros(raw, first, end, sector_bytes):
+            written = raw[begin : begin + HOST_BLOCK_BYTES]
+            if written != _NEVER_WRITTEN_BYTES:
+                yield HostId((begin - first) // sector_bytes + 1), written
 
 
 @dataclass(frozen=True, slots=True)
