@@ -40,7 +40,6 @@ PAIRS_DEFAULT = 150
 WORKERS = 4
 SECTOR = 512
 SPAN = (2 + HOSTS) * SECTOR
-OUR_BLOCK = 2 * SECTOR
 BEYOND = 100 * SECTOR
 """A sector that no host of the lease has: the leader stays as it is."""
 _RECORD = struct.Struct("<48sQQQQQQQQ")

@@ -1,11 +1,11 @@
 """The daemon: the object graph, and its life from start to end.
 
-    start     claim the run directory ─ find inherited descriptors ─ journal ─ adopt owners and locks
-              ─ listen ─ READY
+    start     (`holdfastd` has claimed the run directory and found inherited descriptors)
+              journal ─ adopt owners and locks ─ listen ─ READY
     SIGUSR1   (also SIGHUP) check that the program on disk can start ─ exec it with everything open
     SIGTERM   stop listening, leave locks and VMs as they are: the journal and the descriptor store keep them
 
-This is the only module that sees `Config` as a whole, and the only one that knows every layer.
+This is the only module that knows every layer.
 """
 
 from __future__ import annotations

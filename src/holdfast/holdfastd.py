@@ -84,7 +84,7 @@ def serve(config: Config) -> int:
         try:
             os.makedirs(directory, mode=mode, exist_ok=True)
         except OSError as e:
-            raise StartError(f"{directory}: can't be made: {e.strerror}", 2) from e
+            raise StartError(f"{directory}: can't be made: {e.strerror}", EXIT_CONFIG) from e
     lock = inherited.reexec.lock_fd if inherited.reexec is not None else -1
     if lock < 0:
         try:

@@ -38,7 +38,8 @@ class LeaseBreaker:
             raise Refused(
                 reason=f"disk '{path}' has no lease: backend '{backend.name}' holds it by other means"
             )
-        key = backend.names.key((await backend.names.of(resource))[0])
+        lease, _ = await backend.names.of(resource)
+        key = backend.names.key(lease)
         lock = manager.table.of_lock_file(key)
         if lock is not None:
             raise ResourceBusy(resource, manager.telling.holders(lock), note=": stop or migrate that VM")

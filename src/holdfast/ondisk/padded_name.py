@@ -52,7 +52,7 @@ class PaddedName:
 
     def says(self, text: str) -> bool:
         """Compare as sanlock does: up to the first NUL, at most 48 bytes."""
-        return self.field.split(b"\0", 1)[0] == text.encode("utf-8", "surrogateescape")[:NAME_BYTES]
+        return self._significant == _bytes_of(text)[:NAME_BYTES]
 
     @property
     def _significant(self) -> bytes:

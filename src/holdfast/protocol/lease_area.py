@@ -173,9 +173,7 @@ class LeaseArea:
             return leader
         if leader.geometry != self.geometry:
             return await self.look(host_id, timeout_s)
-        if self._shows_all(leader, raw) and isinstance(
-            seen := self._decode(host_id, raw, leader.num_hosts), Snapshot
-        ):
+        if (seen := self.glimpse(leader, host_id, raw)) is not None:
             return seen
         blocks = {}
         for shown in _glanced_at(leader, host_id):
@@ -190,7 +188,7 @@ class LeaseArea:
         """A glance at what has just been read from the begin of the area, if that tells as much."""
         if leader.geometry != self.geometry:
             return None
-        if self._shows_all(leader, raw):
+        if len(raw) >= self.geometry.lease_span_bytes(leader.num_hosts):
             seen = self._decode(host_id, raw, leader.num_hosts)
             return seen if isinstance(seen, Snapshot) else None
         blocks = {}
@@ -200,9 +198,6 @@ class LeaseArea:
                 return None
             blocks[shown] = block
         return Snapshot(leader, blocks, of_all=False)
-
-    def _shows_all(self, leader: Leader, raw: bytes) -> bool:
-        return len(raw) >= self.geometry.lease_span_bytes(leader.num_hosts)
 
     def _block_in(self, raw: bytes, host_id: HostId) -> HostBlock | Malformed | None:
         at = self.geometry.host_block_offset_bytes(host_id)

@@ -215,9 +215,9 @@ class _Race:
         greatest_mbal = seen.greatest_mbal
         while self._ballots < BALLOTS_MAX:
             promised = seen if self._is_promised(seen, lver) else None
-            mbal = next_mbal(greatest_mbal, self._member.host_id, leader.max_hosts)
-            if promised is not None:
-                mbal = own.dblock.mbal
+            mbal: int | None = own.dblock.mbal
+            if promised is None:
+                mbal = next_mbal(greatest_mbal, self._member.host_id, leader.max_hosts)
             if mbal is None:
                 return self._ended(Contended(self._ballots), leader)
             self._ballots += 1
