@@ -19,6 +19,7 @@ from holdfast.errors import LeaseUnusable
 from holdfast.model import Mode, Resource
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.lease_area import glance_bytes
+from holdfast.protocol.words import HostId
 from holdfast.supervision.presence import Absent
 from holdfast.system.disk import SuspendingDisk
 from holdfast.system.disk_file import RealKernel
@@ -191,7 +192,9 @@ def test_storage_that_is_silent_before_anything_was_written_leaves_nothing_behin
         s = FaultyScene(tmp_path / "leases")
         await s.made()
         before = s.lease_file.read_bytes()
-        gate = s.kernel.holding_reads[LEADER, glance_bytes(DEFAULT, s.leader().num_hosts)] = threading.Event()
+        gate = s.kernel.holding_reads[LEADER, glance_bytes(DEFAULT, s.leader().num_hosts, HostId(1))] = (
+            threading.Event()
+        )
         s.alpha.may_write = False  # by the time it speaks again
         failed = await take(s.one, s.world(), Mode.EXCLUSIVE)
         assert isinstance(failed, IoFailed)

@@ -25,6 +25,7 @@ from holdfast.backends.lease_refusals import failure
 from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.malformed import Malformed, Reason
+from holdfast.protocol.ballot import Promise
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested
@@ -96,7 +97,7 @@ async def acquire_lease(
     *,
     attested: Attested = NOBODY_ATTESTED,
     glimpse: Snapshot | None = None,
-    promise: HostBlock | None = None,
+    promise: Promise | None = None,
 ) -> AcquireOutcome:
     """Take a lease: for an errand."""
     clock = HomeClock(ports.clock)
@@ -126,7 +127,7 @@ class Holding:
         self.lease: Lease | None = None
         self.trouble = ""
         """Why giving it up has not worked yet."""
-        self.promise: HostBlock | None = None
+        self.promise: Promise | None = None
         """What our block says about the next version, once it is given up (`Released`)."""
         self._ports = ports
         self._clock = HomeClock(ports.clock)

@@ -461,7 +461,7 @@ async def opened(
     `num_hosts`: how many hosts it is expected to serve; None: as many as there can be.
     """
     geometry = member.lockspace.geometry
-    length = glance_bytes(geometry, num_hosts or geometry.hosts_max)
+    length = glance_bytes(geometry, num_hosts or geometry.hosts_max, member.host_id)
     quiet = not disk.in_flight(offset_bytes, length)
     raw = await disk.read(offset_bytes, length, timeout_s=member.io_timeout_s)
     if isinstance(raw, IoFailed):

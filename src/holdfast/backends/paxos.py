@@ -36,9 +36,9 @@ from holdfast.backends.lease_upkeep import LeaseUpkeep
 from holdfast.backends.lock_names import NameBy
 from holdfast.errors import LeaseUnusable, LockspaceAbsent
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
-from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol import words
+from holdfast.protocol.ballot import Promise
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_lease import AcquireOutcome
@@ -168,7 +168,7 @@ class PaxosBackend:
         self.upkeep = LeaseUpkeep(self)
         self._silent: set[str] = set()
         """Leases for which an errand is under way that nobody waits for any more."""
-        self._promises: dict[str, tuple[Membership, HostBlock]] = {}
+        self._promises: dict[str, tuple[Membership, Promise]] = {}
         """What releases have left in our blocks, for the next acquire of the same term."""
 
     # --- which lease ---
@@ -277,7 +277,7 @@ class PaxosBackend:
         resource: Resource,
         mode: Mode,
         note: OwnerNote,
-        promise: HostBlock | None,
+        promise: Promise | None,
     ) -> _Attempt | IoFailed:
         """On an errand."""
         found = await self._find(member, resource, lease)

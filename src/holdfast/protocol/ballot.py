@@ -34,15 +34,21 @@ Differences from sanlock, none of which it can tell from a slow sanlock host:
 
 * Our own block must read back as written: if not, another host has judged us dead and cleared it.
 * Phase 1 may have been written long before, by the release of the version before (`next_promise`). Then the look that the
-  race begins with, at all blocks, is the look that ends it:
+  race begins with is the look that ends it:
 
       release of lver 5     dblock[p] = (mbal b, bal 0, lver 6, RELEASED); leader lver 5 free
       …
-      acquire               read all blocks: dblock[p] as it was left, nobody ahead of b
+      acquire               look: the leader and dblock[p] as they were left, nobody ahead of b
                             phase 2 of ballot b for lver 6
 
   No shared hold can be missing in that look although its leader and its blocks are of slightly different moments: whoever
   shares has won a version first, and then this is not the leader any more that the promise goes with.
+
+  For the same reason it need not be a look at all blocks (ADR 0127). It is made for what others have accepted below b, and
+  for lver 6 that is nothing: p won lver 5 in a ballot that saw no block about lver 6; until p gave it up nobody could
+  begin one for lver 6; whoever did since has seen the promise and has a greater number, which the look of phase 2 shows.
+  Should somebody have accepted something below b all the same, as he took p for dead, then that look shows it: the vote is
+  taken back, and the next ballot adopts what it should have been for.
 """
 
 from dataclasses import dataclass, replace
@@ -130,9 +136,17 @@ def next_mbal(greatest_mbal: int, host_id: HostId, max_hosts: int) -> int | None
     return number if number <= MBAL_MAX else None
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a release has left on disk: the leader that it freed, and in our block phase 1 for the version after it."""
+
+    leader: Leader
+    block: HostBlock
+
+
 def next_promise(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock | None:
     """What the owner of this leader may leave in his block instead of his value when he gives it up: it says so, as any
-    block about a newer version does (`owner_test`), and is phase 1 of his ballot for that version. None where numbers end.
+    block about a newer version does (`owner_test`), and begins his ballot for that version. None where numbers end.
 
     RELEASED is for sanlock, which looks at the flag alone.
     """
@@ -142,10 +156,10 @@ def next_promise(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock |
     return HostBlock(dblock=Dblock(mbal=mbal, lver=leader.lver + 1, flags=FLAG_RELEASED))
 
 
-def still_stands(promise: HostBlock, seen: Snapshot, lver: int, host_id: HostId) -> bool:
-    """Whether this look ends phase 1 of a ballot for `lver` that such a promise began."""
-    about_it = promise.dblock.lver == lver and seen.of_all and seen.block(host_id) == promise
-    return about_it and _abort(seen, promise, host_id) is None
+def still_stands(promise: Promise, seen: Snapshot, host_id: HostId) -> bool:
+    """Whether the lease is as the release left it, and nobody is seen ahead of the promise."""
+    as_left = seen.leader == promise.leader and seen.block(host_id) == promise.block
+    return as_left and _abort(seen, promise.block, host_id) is None
 
 
 async def ballot(
@@ -164,7 +178,8 @@ async def ballot(
 
     `mode` goes with both writes: nothing for a plain acquire, which so erases a shared hold of an earlier
     term, and our shared hold when it is being converted, which must not be lost if we are.
-    `promised`: the look in which `own` is a promise of this very number that `still_stands`. No number is used twice.
+    `promised`: the look, or glance, in which `own` is a promise of this very number that `still_stands`. No number is
+    used twice.
     """
     remembered = own.dblock if own.dblock.lver == lver else Dblock(lver=lver)
     # What was given up stays given up for this version: somebody may have seen the flag and gone on already.
@@ -184,12 +199,34 @@ async def ballot(
     second = await _phase(area, member, leader, accepting, own)
     if not isinstance(second, Snapshot):
         return second
+    if not first.of_all and (earlier := _voted_before(second, lver, member.host_id)) is not None:
+        return await _taken_back(area, member, accepting, own, earlier)
     sharers = {
         host_id: Generation(block.mode.generation)
-        for host_id, block in first.sharers.items()
+        for host_id, block in (first if first.of_all else second).sharers.items()
         if host_id != member.host_id
     }
     return Decided(value, accepting, sharers)
+
+
+def _voted_before(seen: Snapshot, lver: int, own_id: HostId) -> HostId | None:
+    """Another host that has accepted a value for this version, which a glance may not have shown."""
+    for host_id, block in seen.blocks.items():
+        if host_id != own_id and block.dblock.lver == lver and block.dblock.accepted is not None:
+            return host_id
+    return None
+
+
+async def _taken_back(
+    area: LeaseArea, member: Membership, accepting: HostBlock, before: HostBlock, earlier: HostId
+) -> Outbid | BallotFailed | NoStanding:
+    """A vote that should have been for what `earlier` had accepted stands no longer, and nothing was decided by it."""
+    if not member.may_write():
+        return NoStanding(accepting)
+    failed = await area.write_block(member.host_id, before, member.io_timeout_s)
+    if failed is not None:
+        return BallotFailed(failed, accepting)
+    return Outbid(before.dblock.mbal, earlier, before)
 
 
 async def _phase(

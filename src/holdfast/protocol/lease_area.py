@@ -32,7 +32,7 @@ HOSTS_EXPECTED_DEFAULT = 6
 INIT_TIMEOUT_S = 60
 
 _NEVER_WRITTEN_BYTES = bytes(HOST_BLOCK_BYTES)
-_GLANCED_AT_TOGETHER_BYTES = 64 * KIB
+GLANCED_AT_TOGETHER_BYTES = 64 * KIB
 """A read of so much takes no longer than two of a sector each; a look for 126 hosts is no more."""
 _ZEROS = tuple(bytes(sectors * SECTOR_512) for sectors in (64, 8))
 """Host blocks that are looked at in one go: mostly nobody of them has ever written, and 2000 single looks cost more than
@@ -115,10 +115,15 @@ class Snapshot:
         return {host_id: block for host_id, block in self.blocks.items() if block.mode.is_shared}
 
 
-def glance_bytes(geometry: Geometry, hosts: int) -> int:
-    """How much to read for a first glance at a lease that is expected to serve so many hosts: all of it, or one page."""
-    span = geometry.lease_span_bytes(min(hosts, geometry.hosts_max))
-    return span if span <= _GLANCED_AT_TOGETHER_BYTES else SECTOR_4096
+def glance_bytes(geometry: Geometry, hosts: int, host_id: HostId) -> int:
+    """How much to read for a first glance at a lease that is expected to serve so many hosts: all of it, or as far as to
+    our own block, or one page.
+    """
+    for shown in (hosts, host_id):
+        span = geometry.lease_span_bytes(min(shown, geometry.hosts_max))
+        if span <= GLANCED_AT_TOGETHER_BYTES:
+            return max(span, SECTOR_4096)
+    return SECTOR_4096
 
 
 def _glanced_at(leader: Leader, host_id: HostId) -> set[HostId]:
@@ -164,7 +169,7 @@ class LeaseArea:
         """Enough to begin a race with, at a fraction of the reading. Another host's block that can't be read is left out:
         the leader may tell by itself that the lease is held, and every ballot looks at all of them.
         """
-        together = glance_bytes(self.geometry, self.hosts_expected)
+        together = glance_bytes(self.geometry, self.hosts_expected, host_id)
         raw = await self.disk.read(self.offset_bytes, together, timeout_s=timeout_s)
         if isinstance(raw, IoFailed):
             return raw

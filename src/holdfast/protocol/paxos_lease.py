@@ -23,6 +23,7 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.host_block import NO_MODE, HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
+from holdfast.protocol.ballot import Promise
 from holdfast.protocol.host_status import proven_gone
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
@@ -69,7 +70,7 @@ async def acquire_exclusive(
     on_wait: OnWait = nobody_looks_on,
     attested: Attested = NOBODY_ATTESTED,
     glimpse: Snapshot | None = None,
-    promise: HostBlock | None = None,
+    promise: Promise | None = None,
 ) -> AcquireOutcome:
     """Acquire the lease for this host alone; `wait` for the dead bound of an owner that may be dead.
 
@@ -108,7 +109,7 @@ async def acquire_shared(
     wait: bool = False,
     on_wait: OnWait = nobody_looks_on,
     glimpse: Snapshot | None = None,
-    promise: HostBlock | None = None,
+    promise: Promise | None = None,
 ) -> AcquireOutcome:
     """Acquire the lease together with any other hosts that hold it shared."""
     intent = Intent(short_hold=True, wait=wait, on_wait=on_wait, glimpse=glimpse, promise=promise)

@@ -54,6 +54,7 @@ from holdfast.protocol.ballot import (
     LeaderMoved,
     NoStanding,
     Outbid,
+    Promise,
     VersionPassed,
     ballot,
     next_mbal,
@@ -99,8 +100,8 @@ class Intent:
     attested: Attested = NOBODY_ATTESTED
     glimpse: Snapshot | None = None
     """What a glance has just shown, with no write of ours in flight: the race begins with it."""
-    promise: HostBlock | None = None
-    """What this process has left in our block when it gave the lease up; told to one race only."""
+    promise: Promise | None = None
+    """What this process has left behind when it gave the lease up; told to one race only."""
 
 
 async def race(
@@ -214,7 +215,7 @@ class _Race:
         leader, own = seen.leader, seen.block(self._member.host_id)
         greatest_mbal = seen.greatest_mbal
         while self._ballots < BALLOTS_MAX:
-            promised = seen if self._is_promised(seen, lver) else None
+            promised = seen if self._is_promised(seen) else None
             mbal: int | None = own.dblock.mbal
             if promised is None:
                 mbal = next_mbal(greatest_mbal, self._member.host_id, leader.max_hosts)
@@ -258,12 +259,12 @@ class _Race:
                 return _Again()
         return self._ended(Contended(self._ballots), leader)
 
-    def _is_promised(self, seen: Snapshot, lver: int) -> bool:
+    def _is_promised(self, seen: Snapshot) -> bool:
         """Whether phase 1 of our first ballot is on disk already."""
         promise, mode = self._intent.promise, self._intent.mode
-        if promise is None or self._ballots or promise.mode != mode:
+        if promise is None or self._ballots or promise.block.mode != mode:
             return False
-        return still_stands(promise, seen, lver, self._member.host_id)
+        return still_stands(promise, seen, self._member.host_id)
 
     async def _commit(
         self, leader: Leader, lver: int, value: Value, own: HostBlock, sharers: dict[HostId, Generation]

@@ -17,7 +17,7 @@ from enum import Enum
 from holdfast.ondisk.host_block import FLAG_RELEASED, NO_MODE, HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
-from holdfast.protocol.ballot import next_promise
+from holdfast.protocol.ballot import Promise, next_promise
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
@@ -52,9 +52,9 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The lease is free, or as free as it was without us. `promise`: what our block says now about the next version."""
+    """The lease is free, or as free as it was without us. `promise`: how it was left, for our own next acquire."""
 
-    promise: HostBlock | None = None
+    promise: Promise | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,9 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
     if not member.may_write():
         return LockspaceLost()
     own = lease.own
-    promise: HostBlock | None = None
+    next_phase_one: HostBlock | None = None
     if lease.mode is Mode.EXCLUSIVE and lease.leader.write_id == member.host_id:
-        promise = next_promise(own, lease.leader, member.host_id)
+        next_phase_one = next_promise(own, lease.leader, member.host_id)
     if lease.mode is Mode.SHARED:
         # An upgrade that was refused has moved our ballots on; to write older ones would take back a promise.
         if busy := area.busy():
@@ -111,16 +111,16 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
         own = max(found, own, key=_age)
         if not member.may_write():
             return LockspaceLost()
-    left = promise or _released(own, NO_MODE)
+    left = next_phase_one or _released(own, NO_MODE)
     block_failed = await area.write_block(member.host_id, left, member.io_timeout_s)
     if not lease.owns_leader:
         return ReleaseFailed(block_failed) if block_failed else Released()
-    freed = await _free_leader(area, member, clock, lease.leader)
+    freed = await _free_leader(area, member, clock, lease.leader, next_phase_one)
     if isinstance(freed, Released) and block_failed:
         # The flag in our block may be all that releases a leader that another host wrote for us; and a shared hold that
         # an upgrade could not take away may still stand there, for everybody to respect as long as we live.
         return ReleaseFailed(block_failed)
-    return Released(promise) if isinstance(freed, Released) else freed
+    return freed
 
 
 async def downgrade(area: LeaseArea, member: Membership, clock: Clock, lease: Lease) -> DowngradeOutcome:
@@ -186,9 +186,9 @@ def _released(own: HostBlock, mode: ModeBlock) -> HostBlock:
 
 
 async def _free_leader(
-    area: LeaseArea, member: Membership, clock: Clock, ours: Leader
+    area: LeaseArea, member: Membership, clock: Clock, ours: Leader, next_phase_one: HostBlock | None = None
 ) -> Released | NotHeld | ReleaseFailed | LockspaceLost:
-    """Write the leader free if it is still exactly the one that we wrote."""
+    """Write the leader free if it is still exactly the one that we wrote. `next_phase_one`: what our block says by then."""
     found = await area.read_leader(member.host_id, member.io_timeout_s)
     if not isinstance(found, Leader):
         return ReleaseFailed(found)
@@ -196,7 +196,7 @@ async def _free_leader(
         # Written for us by another host, which may still write it again: the flag in our block has to do.
         return Released()
     if found.is_free and member.owns(found) and found.lver == ours.lver:
-        return Released()
+        return _left(found, next_phase_one)
     if found != ours:
         return NotHeld(found)
     free = replace(
@@ -210,4 +210,8 @@ async def _free_leader(
     if not member.may_write():
         return LockspaceLost()
     failed = await area.write_leader(free, member.io_timeout_s)
-    return ReleaseFailed(failed) if failed else Released()
+    return ReleaseFailed(failed) if failed else _left(free, next_phase_one)
+
+
+def _left(leader: Leader, block: HostBlock | None) -> Released:
+    return Released(None if block is None else Promise(leader, block))

@@ -66,7 +66,9 @@ class Scenario:
     places: Places = Places.FIXED
     auto_ids: bool = False
     """All hosts are configured with ``host_id = "auto"``, and come up at the same moment."""
-    hosts_max: int = formatted.NUM_HOSTS
+    hosts_max: int = formatted.FEW_HOSTS
+    lease_hosts: int = formatted.FEW_HOSTS
+    """How many hosts leases are formatted for."""
     wdmd: bool = False
     """The watchdog device is wdmd's."""
     orders_every_s: float = 0.0
@@ -128,7 +130,7 @@ class Scenario:
             "auto_ids": auto_ids,
             "twin": general.twin and not auto_ids,
             # A claim that landed late leaves an id behind; so there are a few more than hosts.
-            "hosts_max": random.choice((general.hosts + 2, formatted.NUM_HOSTS)),
+            "hosts_max": random.choice((general.hosts + 2, formatted.FEW_HOSTS)),
             "wdmd": random.random() < 0.35,
             "orders_every_s": random.choice((2.0, 6.0, 20.0)),
         }
@@ -195,21 +197,24 @@ class Cluster:
 
     def _formatted(self, space: Space) -> Volume:
         world, geometry, checkers = self.world, self.scenario.geometry, self.checkers
+        hosts = self.scenario.lease_hosts
         number = self.spaces.index(space) + 1
         match self.scenario.places:
             case Places.FIXED:
-                return formatted.fixed(world, geometry, space, checkers)
+                return formatted.fixed(world, geometry, space, hosts, checkers)
             case Places.DIRECTORY:
-                return formatted.directory(world, geometry, space, number, checkers)
+                return formatted.directory(world, geometry, space, hosts, number, checkers)
             case Places.DEVICE:
-                return formatted.device(world, geometry, space, number, checkers)
+                return formatted.device(world, geometry, space, hosts, number, checkers)
 
     def _machine(self, name: str) -> Machine:
         local = []
         for space, volume in zip(self.spaces, self.volumes.values(), strict=True):
             if volume.directory is not None:
                 number = 100 + len(self.below)
-                below = formatted.below_mount_point(self.world, self.scenario.geometry, space, name, number)
+                below = formatted.below_mount_point(
+                    self.world, self.scenario.geometry, space, self.scenario.lease_hosts, name, number
+                )
                 self.below[name, volume.root] = below
                 local.append(below.disk)
         return Machine(self.world, name, (*self.disks, *local))

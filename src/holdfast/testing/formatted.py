@@ -12,6 +12,7 @@ from collections.abc import Callable
 from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import Geometry
 from holdfast.ondisk.rindex import INTERNAL_LEASE_NAME
+from holdfast.protocol.lease_area import GLANCED_AT_TOGETHER_BYTES
 from holdfast.testing.checkers import Checkers
 from holdfast.testing.managed_desk import lease_of
 from holdfast.testing.shared_disk import SharedDisk
@@ -19,11 +20,16 @@ from holdfast.testing.shared_files import File, SharedDirectory, Volume
 from holdfast.testing.simulated_daemon import Space
 from holdfast.testing.world import World
 
-NUM_HOSTS = 8
-"""What leases are formatted for: more than there are hosts, fewer than the geometry allows."""
+FEW_HOSTS = 8
+"""What leases are formatted for: more than there are hosts, fewer than a glance shows."""
 SPARE_ENTRIES = 2
 """Places of an index beyond the resources, so that one that was taken out need not be made in its old place."""
 INDEX_AT = 1
+
+
+def many_hosts(geometry: Geometry) -> int:
+    """The least number of hosts of a lease all of whose blocks a glance does not show."""
+    return GLANCED_AT_TOGETHER_BYTES // geometry.sector_bytes - 1
 
 
 def _lockspace(geometry: Geometry, space: Space) -> bytes:
@@ -37,21 +43,23 @@ def _resource_of(space: Space) -> Callable[[str], str]:
     return lambda name: known.get(name, "")
 
 
-def fixed(world: World, geometry: Geometry, space: Space, checkers: Checkers) -> Volume:
+def fixed(world: World, geometry: Geometry, space: Space, hosts: int, checkers: Checkers) -> Volume:
     size = geometry.align_bytes
     disk = SharedDisk(world, space.name, size * (1 + len(space.resources)), geometry.sector_bytes)
     disk.content[:size] = _lockspace(geometry, space)
     offsets = {}
     for number, resource in enumerate(space.resources, start=1):
         offsets[resource] = number * size
-        leader = areas.fresh_leader(geometry, space.name, lease_of(resource), NUM_HOSTS)
+        leader = areas.fresh_leader(geometry, space.name, lease_of(resource), hosts)
         disk.content[number * size : (number + 1) * size] = areas.lease_area(leader)
     disk.leader_offsets = frozenset(offsets.values())
     checkers.watch_fixed(disk, offsets)
-    return Volume(space.name, disk, None, space.name)
+    return Volume(space.name, disk, None, space.name, hosts)
 
 
-def directory(world: World, geometry: Geometry, space: Space, number: int, checkers: Checkers) -> Volume:
+def directory(
+    world: World, geometry: Geometry, space: Space, hosts: int, number: int, checkers: Checkers
+) -> Volume:
     disk = SharedDisk(world, space.name, 0, geometry.sector_bytes, number)
     shared = SharedDirectory(disk, geometry.align_bytes)
     shared.link(space.name, shared.make(_lockspace(geometry, space)), "")
@@ -66,29 +74,31 @@ def directory(world: World, geometry: Geometry, space: Space, number: int, check
     shared.on_linked = linked
     shared.on_unlinked = lambda name, _, who: checkers.leases.unnamed(disk.name, resource_of(name), who)
     checkers.watch(disk)
-    return Volume(f"/{space.name}", disk, shared, f"/{space.name}/{space.name}")
+    return Volume(f"/{space.name}", disk, shared, f"/{space.name}/{space.name}", hosts)
 
 
-def device(world: World, geometry: Geometry, space: Space, number: int, checkers: Checkers) -> Volume:
+def device(
+    world: World, geometry: Geometry, space: Space, hosts: int, number: int, checkers: Checkers
+) -> Volume:
     entries = len(space.resources) + SPARE_ENTRIES
     size = geometry.align_bytes
     disk = SharedDisk(world, space.name, size * (INDEX_AT + 2 + entries), geometry.sector_bytes, number)
     header = areas.rindex_header(geometry, space.name, INDEX_AT * size, entries)
-    internal = areas.fresh_leader(geometry, space.name, INTERNAL_LEASE_NAME, NUM_HOSTS)
+    internal = areas.fresh_leader(geometry, space.name, INTERNAL_LEASE_NAME, hosts)
     image = _lockspace(geometry, space) + areas.rindex_area(header) + areas.lease_area(internal)
     disk.content[: len(image)] = image
     disk.leader_offsets = frozenset((INDEX_AT + 1 + n) * size for n in range(entries + 1))
     checkers.watch_index(disk, _resource_of(space))
-    return Volume(f"/dev/{space.name}", disk, None, f"/dev/{space.name}")
+    return Volume(f"/dev/{space.name}", disk, None, f"/dev/{space.name}", hosts)
 
 
 def below_mount_point(
-    world: World, geometry: Geometry, space: Space, host: str, number: int
+    world: World, geometry: Geometry, space: Space, hosts: int, host: str, number: int
 ) -> SharedDirectory:
     """A local directory with leases that are no use: somebody made them before the shared one was mounted there."""
     disk = SharedDisk(world, f"{host}-below-{space.name}", 0, geometry.sector_bytes, number)
     local = SharedDirectory(disk, geometry.align_bytes)
     for resource in space.resources:
-        leader = areas.fresh_leader(geometry, space.name, lease_of(resource), NUM_HOSTS)
+        leader = areas.fresh_leader(geometry, space.name, lease_of(resource), hosts)
         local.link(lease_of(resource), local.make(areas.lease_area(leader)), host)
     return local

@@ -15,7 +15,6 @@ from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper
 from holdfast.system import tasks
 from holdfast.system.blocking import InlineStorage
 from holdfast.testing.checkers import Term
-from holdfast.testing.formatted import NUM_HOSTS
 from holdfast.testing.machine import MachineClock
 from holdfast.testing.machine_ports import Identities, Memory, Threads
 from holdfast.testing.managed_desk import ManagedDesk
@@ -66,9 +65,9 @@ class ManagedSeat:
         )
         places: LeasePlaces
         if volume.directory is not None:
-            places = DirectoryPlaces(volume.root, volume.lockspace_path, daemon.storage, NUM_HOSTS)
+            places = DirectoryPlaces(volume.root, volume.lockspace_path, daemon.storage, volume.lease_hosts)
         else:
-            places = DevicePlaces(volume.root, daemon.storage, NUM_HOSTS, ports)
+            places = DevicePlaces(volume.root, daemon.storage, volume.lease_hosts, ports)
         return PaxosBackend(
             self.space.name,
             presence=self.keeper,

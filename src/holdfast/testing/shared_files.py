@@ -92,6 +92,8 @@ class Volume:
     disk: SharedDisk
     directory: SharedDirectory | None
     lockspace_path: str
+    lease_hosts: int
+    """How many hosts its leases are made for."""
 
 
 class OpenedPath(PathDisk):

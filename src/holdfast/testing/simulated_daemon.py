@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from holdfast.ondisk.geometry import Geometry
-from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.request import Request
 from holdfast.protocol import paxos_lease, paxos_release, paxos_request
+from holdfast.protocol.ballot import Promise
 from holdfast.protocol.host_status import HostState, Notified, StateChanged
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
@@ -245,7 +245,7 @@ class Desk:
             seat.disk, offset_bytes, daemon.geometry, seat.space.name, daemon.lease_of(resource)
         )
         self.lease: Lease | None = None
-        self.promise: HostBlock | None = None
+        self.promise: Promise | None = None
         self.busy = False
         self.vm: VirtualMachine | None = None
         self.last_refusal = ""

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from random import Random
 
 from holdfast.protocol.paxos_release import Mode
 from holdfast.system import tasks
 from holdfast.testing.cluster import Cluster, Scenario
+from holdfast.testing.formatted import FEW_HOSTS, many_hosts
 from holdfast.testing.managed_daemon import ManagedDaemon
 from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.nemesis import Nemesis
@@ -49,11 +51,15 @@ class Verdict:
         return replace(self, lines=())
 
 
-def play(seed: int, hosts: int | None = None) -> Verdict:
-    """Play one seed. Deterministic but for `real_s`."""
+def play(seed: int, hosts: int | None = None, lease_hosts: int | None = None) -> Verdict:
+    """Play one seed. Deterministic but for `real_s`. `lease_hosts`: how many hosts leases are formatted for."""
     begun = time.perf_counter()
     world = World(seed)
-    cluster = Cluster(world, Scenario.drawn(world.random, hosts))
+    scenario = Scenario.drawn(world.random, hosts)
+    if lease_hosts is None:
+        # From a generator of its own: who says how many has the same history otherwise.
+        lease_hosts = Random(f"lease hosts {seed}").choice((FEW_HOSTS, many_hosts(scenario.geometry)))
+    cluster = Cluster(world, replace(scenario, lease_hosts=lease_hosts))
     violation: Violation | None = None
     with _listening(world):
         try:

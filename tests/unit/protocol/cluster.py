@@ -25,10 +25,13 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_release import Lease, Mode
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import HostId
+from holdfast.testing.formatted import many_hosts
 
 G512 = GEOMETRIES[0]
 LEASE_AT = MIB
 NUM_HOSTS = 4
+MANY_HOSTS = many_hosts(G512)
+"""So many that a glance does not show all blocks."""
 TIMING = Timing(io_timeout_s=1, fire_timeout_s=6)
 
 

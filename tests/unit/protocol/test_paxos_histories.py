@@ -7,11 +7,11 @@ host that is left must be able to get the lease again: nothing that went wrong m
 from typing import assert_never
 
 import pytest
-from tests.unit.protocol.cluster import TIMING, Cluster, Node
+from tests.unit.protocol.cluster import MANY_HOSTS, NUM_HOSTS, TIMING, Cluster, Node
 from tests.unit.protocol.simulated import Faults
 
-from holdfast.ondisk.host_block import HostBlock
 from holdfast.protocol import paxos_lease, paxos_release
+from holdfast.protocol.ballot import Promise
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import DowngradeFailed, Lease, Mode, NotHeld, Released, ReleaseFailed
 
@@ -70,7 +70,7 @@ async def converting(node: Node, lease: Lease) -> Lease | None:
 async def working(node: Node, until: float) -> None:
     """What the owners on one host do to the lease, as long as its lockspace lives."""
     area, member, clock, chance = node.lease_area, node.member, node.host.clock, node.host.chance
-    promise: HostBlock | None = None
+    promise: Promise | None = None
     while node.host.world.now < until and node.running:
         await clock.sleep(chance.uniform(0, 2))
         wait = chance.uniform(0, 1) < 0.5
@@ -92,9 +92,9 @@ async def working(node: Node, until: float) -> None:
         promise = left.promise if isinstance(left, Released) else None
 
 
-def history(seed: int, faults: Faults, trouble: bool) -> int:
+def history(seed: int, faults: Faults, trouble: bool, num_hosts: int) -> int:
     """Play one history and return how often the lease was acquired."""
-    cluster = Cluster(seed)
+    cluster = Cluster(seed, num_hosts=num_hosts)
     world, random = cluster.world, cluster.world.random
     nodes = cluster.join(1, 2, 3)
     world.faults = faults
@@ -153,19 +153,19 @@ def heal(cluster: Cluster, nodes: list[Node]) -> None:
     fresh.believes(task.result)
 
 
-def played(first_seed: int, seeds: int, faults: Faults, *, trouble: bool) -> int:
+def played(first_seed: int, seeds: int, faults: Faults, *, trouble: bool, num_hosts: int = NUM_HOSTS) -> int:
     acquired = 0
     for seed in range(first_seed, first_seed + seeds):
         try:
-            acquired += history(seed, faults, trouble)
+            acquired += history(seed, faults, trouble, num_hosts)
         except AssertionError as violation:
             raise AssertionError(f"seed {seed}: {violation}") from violation
     return acquired
 
 
-@pytest.mark.parametrize("first_seed", range(0, 80, 40))
-def test_contending_hosts_never_hold_it_in_conflict_and_all_get_on(first_seed: int) -> None:
-    assert played(first_seed, 40, CALM, trouble=False) > 40 * 10
+@pytest.mark.parametrize(("first_seed", "num_hosts"), [(0, NUM_HOSTS), (40, NUM_HOSTS), (80, MANY_HOSTS)])
+def test_contending_hosts_never_hold_it_in_conflict_and_all_get_on(first_seed: int, num_hosts: int) -> None:
+    assert played(first_seed, 40, CALM, trouble=False, num_hosts=num_hosts) > 40 * 10
 
 
 # 1075: a promise of a refused upgrade landed after the release of the shared hold. 1271: a withdrawn value
@@ -178,3 +178,8 @@ def test_histories_that_once_broke_the_protocol(seed: int) -> None:
 @pytest.mark.parametrize("first_seed", range(1000, 1240, 40))
 def test_paused_and_reset_hosts_on_bad_storage_never_hold_it_in_conflict(first_seed: int) -> None:
     assert played(first_seed, 40, ROUGH, trouble=True) > 40 * 2
+
+
+@pytest.mark.parametrize("first_seed", range(2000, 2120, 40))
+def test_of_a_lease_for_many_hosts_neither(first_seed: int) -> None:
+    assert played(first_seed, 40, ROUGH, trouble=True, num_hosts=MANY_HOSTS) > 40 * 2

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
-from tests.unit.protocol.cluster import G512, TIMING, Cluster, Node
+from tests.unit.protocol.cluster import G512, MANY_HOSTS, TIMING, Cluster, Node
 
 from holdfast.ondisk.geometry import MIB, SECTOR_4096
 from holdfast.ondisk.host_block import FLAG_RELEASED, Dblock, HostBlock, ModeBlock
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol import paxos_lease, paxos_release
-from holdfast.protocol.ballot import LVER_MAX, MBAL_MAX, next_mbal, next_promise
+from holdfast.protocol.ballot import LVER_MAX, MBAL_MAX, Promise, next_mbal, next_promise
 from holdfast.protocol.lease_area import LeaseAlreadyThere, LeaseArea, init
 from holdfast.protocol.owner_test import Busy, HostUnknown, gave_up
 from holdfast.protocol.paxos_lease import SharedBy
@@ -130,12 +130,12 @@ def test_a_held_lease_is_refused_by_name_and_free_after_release() -> None:
     assert cluster.leader() == second.leader
 
 
-def given_up(node: Node, lease: Lease) -> HostBlock:
+def given_up(node: Node, lease: Lease) -> Promise:
     """Released; what it promised."""
     released = release(node, lease)
     assert isinstance(released, Released)
-    assert released.promise == node.cluster.block(node.host_id)
     assert released.promise is not None
+    assert released.promise == Promise(node.cluster.leader(), node.cluster.block(node.host_id))
     return released.promise
 
 
@@ -143,25 +143,27 @@ def lease_writes(node: Node) -> int:
     return len([w for w in node.host.world.writes if w[1] is node.host and w[2] >= MIB])
 
 
-def test_what_a_release_promised_is_phase_one_of_the_next_acquire() -> None:
-    cluster = Cluster(2)
+@pytest.mark.parametrize("num_hosts", [4, MANY_HOSTS])
+def test_what_a_release_promised_is_phase_one_of_the_next_acquire(num_hosts: int) -> None:
+    cluster = Cluster(2, num_hosts=num_hosts)
     (one,) = cluster.join(1)
     one.host.kill()
     promise = given_up(one, held(exclusive(one)))
-    assert (promise.dblock.lver, promise.dblock.bal, promise.dblock.inp) == (2, 0, 0)
-    assert promise.dblock.is_released  # all that sanlock looks at
+    assert (promise.block.dblock.lver, promise.block.dblock.bal, promise.block.dblock.inp) == (2, 0, 0)
+    assert promise.block.dblock.is_released  # all that sanlock looks at
     before = len(cluster.world.writes)
     one.host.disk.reads.clear()
     lease = held(exclusive(one, promise=promise))
     assert (lease.lver, lease.own.dblock.mbal, lease.own.dblock.is_released) == (
         2,
-        promise.dblock.mbal,
+        promise.block.dblock.mbal,
         False,
     )
     assert lease.own == cluster.block(1)
-    # Phase 2 and the leader; the first look, and that of phase 2.
+    # Phase 2 and the leader; the first look or glance, and the look of phase 2, which expected fewer hosts.
     assert len(cluster.world.writes) - before == 2
-    assert len(one.host.disk.reads) == 2
+    again = [(2 + num_hosts) * 512] if num_hosts == MANY_HOSTS else []
+    assert [length for _, length in one.host.disk.reads] == [SECTOR_4096, SECTOR_4096, *again]
 
 
 def test_a_promise_is_no_obstacle_for_others_and_worth_nothing_after_them() -> None:
@@ -169,7 +171,7 @@ def test_a_promise_is_no_obstacle_for_others_and_worth_nothing_after_them() -> N
     one, two = cluster.join(1, 2)
     promise = given_up(one, held(exclusive(one)))
     lease = held(exclusive(two))
-    assert lease.own.dblock.mbal > promise.dblock.mbal
+    assert lease.own.dblock.mbal > promise.block.dblock.mbal
     # They see the owner's block at the first glance, and are not outbid.
     assert lease_writes(two) == 3
     assert isinstance(release(two, lease), Released)
@@ -191,8 +193,9 @@ def test_who_has_never_had_it_is_not_outbid_by_a_promise(num_hosts: int) -> None
     assert len(looks) == (2 if num_hosts == 2000 else 0)
 
 
-def test_a_promise_that_another_hosts_ballot_has_passed_is_not_used() -> None:
-    cluster = Cluster(2)
+@pytest.mark.parametrize(("num_hosts", "ballots"), [(4, 1), (MANY_HOSTS, 2)])
+def test_a_promise_that_another_hosts_ballot_has_passed_decides_nothing(num_hosts: int, ballots: int) -> None:
+    cluster = Cluster(2, num_hosts=num_hosts)
     one, _ = cluster.join(1, 2)
     promise = given_up(one, held(exclusive(one)))
     # Host 2 has accepted a value of its own for that very version, and stopped before its leader was written.
@@ -201,8 +204,8 @@ def test_a_promise_that_another_hosts_ballot_has_passed_is_not_used() -> None:
     before = lease_writes(one)
     assert isinstance(exclusive(one, promise=promise), Busy)
     assert cluster.leader().owner_id == 2
-    # Both phases and the leader, without a ballot that is lost first.
-    assert lease_writes(one) - before == 3
+    # Both phases and the leader; a glance does not show the other host, so the promise is lost first.
+    assert lease_writes(one) - before == 3 + (ballots - 1)
 
 
 @pytest.mark.parametrize("num_hosts", [4, 2000])
@@ -217,6 +220,41 @@ def test_a_value_that_was_accepted_below_a_promise_is_decided_with_it(num_hosts:
     assert (leader.owner_id, leader.lver, leader.write_id) == (3, 2, 1)
 
 
+def test_a_vote_that_was_not_to_be_stands_for_nobody_meanwhile() -> None:
+    cluster = Cluster(2, num_hosts=MANY_HOSTS)
+    one, _ = cluster.join(1, 3)
+    promise = given_up(one, held(exclusive(one)))
+    below = Dblock(mbal=3, bal=3, inp=3, inp2=1, inp3=5, lver=2)
+    cluster.put(G512.host_block_offset_bytes(3), HostBlock(dblock=below).sector(512))
+    before = len(cluster.world.writes)
+    assert isinstance(exclusive(one, promise=promise), Busy)
+    blocks = [
+        HostBlock.decode(content) for _, host, at, content in cluster.world.writes[before:] if at != MIB
+    ]
+    values = [block.dblock.inp for block in blocks if isinstance(block, HostBlock)]
+    # A vote for ourselves, taken back; phase 1 without it, phase 2 for what was accepted.
+    assert values == [1, 0, 0, 3]
+
+
+def test_a_shared_hold_that_a_glance_did_not_show_is_respected() -> None:
+    cluster = Cluster(2, num_hosts=MANY_HOSTS)
+    one, three = cluster.join(1, 3)
+    promise = given_up(one, held(exclusive(one)))
+    hold = HostBlock(mode=ModeBlock.shared(three.member.generation))
+    cluster.put(G512.host_block_offset_bytes(3), hold.sector(512))
+    assert isinstance(exclusive(one, promise=promise), SharedBy)
+
+
+def test_a_promise_goes_with_the_very_leader_that_was_freed() -> None:
+    cluster = Cluster(2)
+    (one,) = cluster.join(1)
+    promise = given_up(one, held(exclusive(one)))
+    cluster.put(0, replace(cluster.leader(), write_timestamp=1).sector())
+    before = lease_writes(one)
+    assert held(exclusive(one, promise=promise)).lver == 2
+    assert lease_writes(one) - before == 3
+
+
 def test_a_promise_is_for_one_version_and_one_ballot() -> None:
     cluster = Cluster(2)
     (one,) = cluster.join(1)
@@ -226,7 +264,7 @@ def test_a_promise_is_for_one_version_and_one_ballot() -> None:
     lease = held(exclusive(one, promise=promise))
     assert (lease.lver, lease_writes(one) - before) == (3, 3)
     promise = given_up(one, lease)
-    ahead = HostBlock(dblock=Dblock(mbal=20002, lver=promise.dblock.lver))
+    ahead = HostBlock(dblock=Dblock(mbal=20002, lver=promise.block.dblock.lver))
     cluster.world.on_write = lambda *_: cluster.put(G512.host_block_offset_bytes(2), ahead.sector(512))
     lease = held(exclusive(one, promise=promise))
     assert (lease.lver, lease.own.dblock.mbal) == (4, 22001)
@@ -248,7 +286,7 @@ def test_a_promise_that_does_not_stand_as_it_was_left_is_not_used() -> None:
     cluster = Cluster(2)
     (one,) = cluster.join(1)
     promise = given_up(one, held(exclusive(one)))
-    other = HostBlock(dblock=replace(promise.dblock, mbal=promise.dblock.mbal + 2000))
+    other = HostBlock(dblock=replace(promise.block.dblock, mbal=promise.block.dblock.mbal + 2000))
     cluster.put(G512.host_block_offset_bytes(1), other.sector(512))
     lease = held(exclusive(one, promise=promise))
     assert lease.own.dblock.mbal > other.dblock.mbal
