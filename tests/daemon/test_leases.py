@@ -361,3 +361,26 @@ def test_lease_that_a_killed_daemon_had_not_written_down_is_freed_by_the_next(
     assert refusal(beta, other)
     assert alpha.holders(other) == [("web2", kept, True)]
     assert alpha.count("was left behind") == 1
+
+
+def test_owner_of_a_term_that_a_new_lockspace_does_not_know_is_over_after_its_dead_bound(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    joined(alpha), joined(beta)
+    alpha.kill(signal.SIGTERM)
+    alpha.start()
+    alpha.says("generation 2")
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    alpha.kill()
+    alpha.end_vm(vm)
+    (leases / SPACE).unlink()
+    make_lockspace(leases / SPACE)
+    alpha.start()
+    wait_until(lambda: record(leases, 1).timestamp and record(leases, 2).timestamp, "both to have joined it")
+    assert record(leases, 1).generation == 1
+    wait_until(lambda: "can be taken over in" in refusal(beta, disk), "the term to be missed")
+    missed = time.monotonic()
+    wait_until(lambda: refusal(beta, disk) == "", "the lease to be free")
+    assert DEAD_S - 1 <= time.monotonic() - missed

@@ -329,8 +329,8 @@ MUTATIONS = (
         "protocol.paxos_lease",
         "sharers-taken-for-dead",
         "every sharer counts as gone",
-        "        if not proven_gone(term, record, view) and not attested_off(",
-        "        if False and not attested_off(",
+        "        if not gone:\n",
+        "        if False:\n",
     ),
     _in(
         "protocol.paxos_request",

@@ -96,6 +96,9 @@ class HostView:
     # True if the very latest look showed a change.
     changed_at_latest_look: bool = False
     unchanged_s: float = 0.0  # proven by looks
+    generation_since: Instant | None = (
+        None  # when we first saw this generation; every look since has shown it
+    )
     dead_in_s: float | None = None  # until DEAD at the earliest; None where that question does not arise
     fault: str = ""
 
@@ -104,6 +107,7 @@ class HostView:
 class _Observation:
     record: DeltaLease | Malformed
     sector: bytes
+    generation_since: Instant
     unchanged_since: Instant
     confirmed_at: Instant
     changed_at: Instant | None
@@ -156,6 +160,7 @@ class HostTable:
             unchanged_since=seen.unchanged_since,
             changed_at_latest_look=seen.changed_at is not None and seen.confirmed_at <= seen.changed_at,
             unchanged_s=max(0.0, unchanged_s),
+            generation_since=seen.generation_since,
             dead_in_s=max(0.0, seen.unchanged_since + dead_s - now) if dying else None,
         )
 
@@ -184,6 +189,7 @@ class HostTable:
         self._observations[host_id] = _Observation(
             record=record,
             sector=sector,
+            generation_since=before.generation_since if before and _same_generation(before, record) else now,
             # The change happened before we saw it; counting from now can only make us wait longer.
             unchanged_since=now,
             confirmed_at=begun_at,
@@ -205,9 +211,9 @@ def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
     """Whether the term `term` of a host is over: its owners are dead, or the host was reset.
 
     `fresh` is that host's record, read after the claim of that term was; `view` is what the table says. A
-    free record of an *older* term is no proof: somebody initialised the lockspace anew under a host that
-    may still run, or the view is older than the claim. Such a host has to be watched for its dead bound
-    like any other.
+    record of an *older* term is no proof, free or not: somebody initialised the lockspace anew under a host that
+    may still run, or a claim that had hung landed on top of its record, or the view is older than the claim. Such a
+    term has to be watched for its dead bound like any other (`owner_test`).
     """
     if fresh.generation > term:
         return True
@@ -233,12 +239,17 @@ def _same_proof_of_life(before: _Observation, record: DeltaLease | Malformed, se
     return same and record.io_timeout_s <= before.io_timeout_s
 
 
-def _io_timeout_shown(before: _Observation | None, record: DeltaLease | Malformed) -> int:
-    if isinstance(record, Malformed):
-        return before.io_timeout_s if before is not None else 0
-    same_term = (
-        before is not None
-        and isinstance(before.record, DeltaLease)
-        and before.record.generation == record.generation
+def _same_generation(before: _Observation, record: DeltaLease | Malformed) -> bool:
+    old = before.record
+    return (
+        isinstance(old, DeltaLease) and isinstance(record, DeltaLease) and old.generation == record.generation
     )
-    return max(before.io_timeout_s, record.io_timeout_s) if same_term and before else record.io_timeout_s
+
+
+def _io_timeout_shown(before: _Observation | None, record: DeltaLease | Malformed) -> int:
+    if before is None:
+        return 0 if isinstance(record, Malformed) else record.io_timeout_s
+    if isinstance(record, Malformed):
+        return before.io_timeout_s
+    newer = not isinstance(before.record, DeltaLease) or record.generation > before.record.generation
+    return record.io_timeout_s if newer else max(before.io_timeout_s, record.io_timeout_s)

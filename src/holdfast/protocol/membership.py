@@ -1,14 +1,30 @@
 """What the lease protocols need to know of the lockspace that their host has joined."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from holdfast.ondisk.host_block import Value
 from holdfast.ondisk.leader import Leader
 from holdfast.protocol.host_status import HostView
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Generation, HostId
+from holdfast.protocol.words import Generation, HostId, Instant
+
+# Nobody has so many leases of vanished terms; a forged lease area might name any.
+MISSED_MAX = 1000
+
+
+class MissedTerms:
+    """Terms that a lease knows of and the lockspace does not (any more), and since when this host has known that."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[HostId, Generation], Instant] = {}
+
+    def since(self, host_id: HostId, term: Generation, now: Instant) -> Instant:
+        """When it was first missed; now, if never before."""
+        if len(self._since) >= MISSED_MAX and (host_id, term) not in self._since:
+            self._since.clear()
+        return self._since.setdefault((host_id, term), now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +32,8 @@ class Membership:
     """One term of our own host in a lockspace.
 
     `may_write` is asked right before each write to a lease: a host whose delta lease has failed issues no
-    more of them. `view` tells what the table of hosts knows. Both answer from memory, at once.
+    more of them. `view` tells what the table of hosts knows. Both answer from memory, at once. `missed` is kept for as
+    long as the term lasts, in which no two looks at the other hosts are further apart than its fail bound.
     """
 
     lockspace: LockspaceArea
@@ -25,6 +42,7 @@ class Membership:
     timing: Timing
     may_write: Callable[[], bool]
     view: Callable[[HostId], HostView]
+    missed: MissedTerms = field(default_factory=MissedTerms)
 
     @property
     def io_timeout_s(self) -> int:

@@ -24,6 +24,10 @@ of a lease that he holds; it has to say so, because racing takes the flag away:
     leader 5, owner 1, lands                    gives up
 
 sanlock also writes blocks of zeros with the flag after a failed shared acquire; they mean the same.
+
+An owner's term may be newer than its host's record: the lockspace was made anew, or another host's claim that had hung
+landed on top of it. Whoever held that term finds his record gone and stops, so it is over when it was missed for the dead
+bound: from when this host first knew of it, all looks have shown one and the same older generation, whoever renews that.
 """
 
 from dataclasses import dataclass
@@ -163,18 +167,20 @@ async def _watch_owner(
             attested, owner, term, record, view, member.timing
         ):
             return MayTake(waited)
-        watch = watch or _begin_watch(view, record, term, clock.now())
-        seen_s = clock.now() - watch.since
-        if HostTimestamp(record.timestamp) != watch.timestamp:
-            return Busy(leader, record.host_name.text, 0.0)
-        # Who waits may learn more than that the host lived a while ago; who does not wait is told just that.
-        if view.changed_at_latest_look or (not wait and view.state is HostState.LIVE):
-            return Busy(leader, record.host_name.text, seen_s)
-        dead_s = member.timing.of_host(max(record.io_timeout_s, watch.io_timeout_s)).dead_s
+        if record.generation < term:
+            left_s = missed_left_s(member, owner, term, record, looked_at)
+        else:
+            watch = watch or _begin_watch(view, record, term, clock.now())
+            if HostTimestamp(record.timestamp) != watch.timestamp:
+                return Busy(leader, record.host_name.text, 0.0)
+            # Who waits may learn more than that the host lived a while ago; who does not wait is told just that.
+            if view.changed_at_latest_look or (not wait and view.state is HostState.LIVE):
+                return Busy(leader, record.host_name.text, clock.now() - watch.since)
+            dead_s = member.timing.of_host(max(record.io_timeout_s, watch.io_timeout_s)).dead_s
+            left_s = dead_s - (looked_at - watch.since)
         # Strictly beyond the bound, by a look that began after it.
-        if looked_at - watch.since > dead_s:
+        if left_s < 0:
             return MayTake(waited)
-        left_s = max(0.0, watch.since + dead_s - clock.now())
         if not wait:
             return HostUnknown(leader, record.host_name.text, left_s)
         on_wait(Waiting(f"owner {record.host_name} (host_id {owner}) is not known to be dead", left_s))
@@ -185,6 +191,20 @@ async def _watch_owner(
             return again
         if again != leader:
             return LeaderChanged()
+
+
+def missed_left_s(
+    member: Membership, host_id: HostId, term: Generation, record: DeltaLease, looked_at: Instant
+) -> float:
+    """How long a term has to be missed still, if the host's record, read from `looked_at` on, is of an older one; below 0:
+    it is over.
+    """
+    missed_since = member.missed.since(host_id, term, looked_at)
+    view = member.view(host_id)
+    dead_s = member.timing.of_host(max(record.io_timeout_s, view.io_timeout_s)).dead_s
+    if view.generation != record.generation or view.generation_since is None:
+        return dead_s
+    return dead_s - (looked_at - max(missed_since, view.generation_since))
 
 
 def _begin_watch(view: HostView, record: DeltaLease, term: Generation, now: Instant) -> _Watch:

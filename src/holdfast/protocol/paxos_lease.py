@@ -27,7 +27,7 @@ from holdfast.protocol.ballot import Promise
 from holdfast.protocol.host_status import proven_gone
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested, Busy, attested_off
+from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested, Busy, attested_off, missed_left_s
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost, Refusal, Won
 from holdfast.protocol.paxos_race import Intent, race
 from holdfast.protocol.paxos_release import (
@@ -90,7 +90,7 @@ async def acquire_exclusive(
     if not isinstance(won, Won):
         return won
     lease = Lease(Mode.EXCLUSIVE, won.leader, won.own, owns_leader=True)
-    living = await _living_sharers(area, member, won.sharers, attested)
+    living = await _living_sharers(area, member, clock, won.sharers, attested)
     if living == {}:
         return lease if member.may_write() else InDoubt(LockspaceLost(), won.own, NO_MODE)
     released = await release(area, member, clock, lease)
@@ -138,6 +138,7 @@ def _held_for_a_moment(leader: Leader) -> bool:
 async def _living_sharers(
     area: LeaseArea,
     member: Membership,
+    clock: Clock,
     sharers: dict[HostId, Generation],
     attested: Attested = NOBODY_ATTESTED,
 ) -> dict[HostId, Generation] | Malformed | IoFailed:
@@ -153,14 +154,18 @@ async def _living_sharers(
         if not block.mode.is_shared or block.mode.generation == 0:
             continue
         # Read after the hold was, so that a free record is no older than the hold.
+        looked_at = clock.now()
         record = await member.lockspace.read_record(host_id, member.io_timeout_s)
         if not isinstance(record, DeltaLease):
             return record
         term = Generation(block.mode.generation)
         view = member.view(host_id)
-        if not proven_gone(term, record, view) and not attested_off(
+        gone = proven_gone(term, record, view) or attested_off(
             attested, host_id, term, record, view, member.timing
-        ):
+        )
+        if record.generation < term:
+            gone = missed_left_s(member, host_id, term, record, looked_at) < 0
+        if not gone:
             living[host_id] = term
     return living
 
@@ -179,7 +184,7 @@ async def upgrade(
     if not isinstance(won, Won):
         return won
     exclusive = Lease(Mode.EXCLUSIVE, won.leader, won.own, owns_leader=True)
-    living = await _living_sharers(area, member, won.sharers)
+    living = await _living_sharers(area, member, clock, won.sharers)
     if living != {}:
         back = await downgrade(area, member, clock, exclusive)
         if isinstance(back, DowngradeFailed):

@@ -93,7 +93,7 @@ class Checkers:
         self._generations: dict[tuple[str, int], int] = {}
         self._disks: dict[str, SharedDisk] = {}
         self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
-        self._members: set[tuple[Process, str, int]] = set()
+        self._members: set[tuple[Process, str, int, int]] = set()
 
     def watch(self, disk: SharedDisk) -> None:
         """Look at a disk whose first area is a lockspace."""
@@ -169,7 +169,7 @@ class Checkers:
             renewal = max(earlier, key=lambda record: record.timestamp)
         term.written = renewal.timestamp
         term.landed_at = self.world.now
-        self._members.add((term.process, term.disk, term.generation))
+        self._members.add((term.process, term.disk, term.host_id, term.generation))
         self.world.tell(
             term.machine.name, f"joined {term.disk} as host_id {term.host_id} generation {term.generation}"
         )
@@ -178,7 +178,7 @@ class Checkers:
     def _gone_on_with(self, term: Term, process: Process) -> None:
         """A restarted daemon goes on with the term of the one before it."""
         term.process = process
-        self._members.add((process, term.disk, term.generation))
+        self._members.add((process, term.disk, term.host_id, term.generation))
         self.world.tell(term.machine.name, f"goes on with its term {term.host_id}/{term.generation}")
 
     def is_over(self, term: Term, why: str) -> None:
@@ -406,8 +406,8 @@ class Checkers:
             self._named_since[disk.name, host_id] = self.world.now
         self._records[disk.name, host_id] = record
         self._recorded_at[disk.name, host_id] = self.world.now
-        # A claim that hung, of a host that never was a member, is held up by nothing; whom it hits will notice.
-        was_member = (process, disk.name, record.generation) in self._members
+        # A claim that hung, of an id that the host never had, is held up by nothing; whom it hits will notice.
+        was_member = (process, disk.name, host_id, record.generation) in self._members
         if record.generation < generation and was_member:
             self.fail(
                 "I8 generations grow", f"host_id {host_id} went back to {record.generation}", process.name

@@ -171,3 +171,17 @@ def test_what_proves_that_a_term_is_over() -> None:
     assert proven_gone(term, replace(ALIVE, generation=4), living)
     assert proven_gone(term, replace(ALIVE, timestamp=0), living)
     assert not proven_gone(Generation(4), replace(ALIVE, timestamp=0), living)
+
+
+def test_a_generation_that_goes_back_keeps_the_greater_io_timeout_and_is_counted_from_when_it_was_seen() -> (
+    None
+):
+    hosts = table()
+    look(hosts, 0, replace(ALIVE, generation=4, io_timeout_s=20))
+    look(hosts, 10, replace(ALIVE, generation=3, io_timeout_s=1))
+    look(hosts, 12, replace(ALIVE, generation=3, io_timeout_s=1, timestamp=501))
+    view = hosts.view(OTHER, Instant(13))
+    assert (view.generation_since, view.io_timeout_s) == (Instant(10), 20)
+    look(hosts, 14, b"\x01" * 512)
+    look(hosts, 16, replace(ALIVE, generation=3, io_timeout_s=1, timestamp=502))
+    assert hosts.view(OTHER, Instant(17)).generation_since == Instant(16)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 from tests.unit.protocol.cluster import G512, MANY_HOSTS, TIMING, Cluster, Node
 
+from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import MIB, SECTOR_4096
 from holdfast.ondisk.host_block import FLAG_RELEASED, Dblock, HostBlock, ModeBlock
 from holdfast.ondisk.malformed import Malformed, Reason
@@ -31,7 +32,7 @@ from holdfast.protocol.paxos_release import (
     ReleaseFailed,
     Withdrawn,
 )
-from holdfast.protocol.words import HostId, IoFailed
+from holdfast.protocol.words import Generation, HostId, IoFailed
 
 T = TypeVar("T")
 
@@ -356,6 +357,69 @@ def test_a_higher_generation_of_our_own_id_is_a_stranger() -> None:
     lease = held(exclusive(one))
     cluster.put(0, replace(lease.leader, owner_generation=7).sector())
     assert isinstance(exclusive(one), HostUnknown | Busy)
+
+
+@pytest.mark.parametrize(("owner", "asking"), [(1, 2), (1, 1), (3, 2)])
+def test_a_term_newer_than_its_hosts_record_is_over_when_it_was_missed_for_the_dead_bound(
+    owner: int, asking: int
+) -> None:
+    """The lockspace was made anew; the host renews an older term by now, is ourselves, or never came back."""
+    cluster = Cluster(6)
+    one, two = cluster.join(1, 2)
+    node = one if asking == 1 else two
+    lease = held(exclusive(one))
+    cluster.put(0, replace(lease.leader, owner_id=owner, owner_generation=7, write_id=owner).sector())
+    begun = cluster.world.now
+    while isinstance(outcome := exclusive(node), HostUnknown):
+        assert cluster.world.now - begun < 2 * TIMING.dead_s
+        assert 0 <= outcome.dead_in_s <= TIMING.dead_s
+        cluster.world.run(until=cluster.world.now + 0.5)
+    assert held(outcome).lver == 2
+    assert TIMING.dead_s < cluster.world.now - begun < TIMING.dead_s + 3
+
+
+def test_who_waits_for_a_term_newer_than_its_hosts_record_gets_the_lease() -> None:
+    cluster = Cluster(6)
+    one, two = cluster.join(1, 2)
+    lease = held(exclusive(one))
+    cluster.put(0, replace(lease.leader, owner_generation=7).sector())
+    begun = cluster.world.now
+    assert held(exclusive(two, wait=True)).lver == 2
+    assert TIMING.dead_s < cluster.world.now - begun < TIMING.dead_s + 4
+
+
+def test_a_term_that_is_seen_again_has_to_be_missed_anew() -> None:
+    cluster = Cluster(6)
+    one, two = cluster.join(1, 2)
+    lease = held(exclusive(one))
+    cluster.put(0, replace(lease.leader, owner_id=3, owner_generation=7, write_id=3).sector())
+    assert isinstance(exclusive(two), HostUnknown)
+    cluster.world.run(until=cluster.world.now + TIMING.dead_s - 1)
+    at = slice(2 * 512, 3 * 512)
+    before = bytes(cluster.world.content[at])
+    record = DeltaLease.decode(before)
+    assert isinstance(record, DeltaLease)
+    cluster.world.content[at] = replace(record, owner_id=3, generation=7, timestamp=99).sector()
+    cluster.world.run(until=cluster.world.now + TIMING.renewal_s + 1)
+    cluster.world.content[at] = before
+    assert isinstance(exclusive(two), HostUnknown)  # before our next look
+    cluster.world.run(until=cluster.world.now + TIMING.dead_s - 2)
+    assert isinstance(exclusive(two), HostUnknown)
+    cluster.world.run(until=cluster.world.now + TIMING.renewal_s + 3)
+    held(exclusive(two))
+
+
+def test_a_shared_hold_of_a_term_newer_than_its_hosts_record_is_respected_for_as_long() -> None:
+    cluster = Cluster(6)
+    (two,) = cluster.join(2)
+    hold = HostBlock(mode=ModeBlock.shared(Generation(7)))
+    cluster.put(G512.host_block_offset_bytes(3), hold.sector(512))
+    begun = cluster.world.now
+    while isinstance(outcome := exclusive(two), SharedBy):
+        assert cluster.world.now - begun < 2 * TIMING.dead_s
+        cluster.world.run(until=cluster.world.now + 0.5)
+    held(outcome)
+    assert TIMING.dead_s < cluster.world.now - begun < TIMING.dead_s + 3
 
 
 def test_a_value_decided_for_another_host_is_written_for_that_host() -> None:
