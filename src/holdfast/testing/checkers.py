@@ -11,13 +11,13 @@ virtual machine that runs. They take nothing from the code under test but its re
     nothing lost          `believes` and every landing: while somebody believes, the record that says so is on disk
     liveness              `simulation`: after all faults have healed, everything can be had again, in bounded time
 
-The numbers behind I are those of the invariants in spec/sanlock-disk.md, section 9.
+What is about terms and delta leases is in `term_checkers`. The numbers behind I are those of the invariants in
+spec/sanlock-disk.md, section 9.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import Geometry
@@ -29,71 +29,22 @@ from holdfast.testing.machine import Machine, VirtualMachine
 from holdfast.testing.named_leases import INDEX_AREA, LeasePlace, NamedLeases
 from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_disk import SharedDisk
+from holdfast.testing.term_checkers import Term, TermCheckers
 from holdfast.testing.world import World
-
-FAIL_FACTOR_OF_THE_SPEC = 8
-TIMESTAMP_SLACK_S = 1.0
-"""A record tells whole seconds, rounded down."""
-ROUNDING_S = 0.001
-LONG_OURS_S = 20.0
-"""Longer than a claim takes from its write to joining."""
-
-
-def node_of(record: DeltaLease) -> str:
-    return record.host_name.text.partition(".")[0]
-
-
-@dataclass(eq=False)
-class Term:
-    """A host in a lockspace, from joining until it left, was reset, or gave up with all its owners gone."""
-
-    machine: Machine
-    process: Process
-    disk: str
-    host_id: int
-    generation: int
-    io_timeout_s: int
-    over: bool = False
-    dismissed: Callable[[], bool] = lambda: False
-    """Whether its owners are gone and nothing it wrote may still land: then nothing rests on it any more."""
-    written: int = 0
-    """The timestamp of the last renewal that landed."""
-    landed_at: float = 0.0
-    """When it did, in true time."""
-    beliefs: dict[str, Mode] = field(default_factory=dict)
-    vms: dict[str, VirtualMachine] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.machine} (host_id {self.host_id} generation {self.generation})"
-
-    @property
-    def fails_at(self) -> float:
-        """By the machine's clock, and not a moment later."""
-        return self.written + TIMESTAMP_SLACK_S + FAIL_FACTOR_OF_THE_SPEC * self.io_timeout_s
 
 
 class Checkers:
-    """All of them, over one world."""
+    """All of them, over one world: who believes in what, what runs, and what lands on leases."""
 
     def __init__(self, world: World, geometry: Geometry, fire_timeout_s: int) -> None:
         self.world = world
         self.geometry = geometry
-        self.fire_timeout_s = fire_timeout_s
-        self.terms: list[Term] = []
+        self.terms = TermCheckers(world, fire_timeout_s)
         self.acquired = 0
         self.takeovers = 0
         self.leases = NamedLeases(geometry, self._unnamed)
         self._resource_of: dict[str, Callable[[str], str]] = {}
-        self._host_ids: dict[tuple[str, Machine], int] = {}
-        self._records: dict[tuple[str, int], DeltaLease] = {}
-        self._recorded_at: dict[tuple[str, int], float] = {}
-        self._named_since: dict[tuple[str, int], float] = {}
-        self.ids_are_found = False
-        """Whether hosts find their ids for themselves: then nobody takes one that another host has had."""
-        self._generations: dict[tuple[str, int], int] = {}
         self._disks: dict[str, SharedDisk] = {}
-        self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
-        self._members: set[tuple[Process, str, int, int]] = set()
 
     def watch(self, disk: SharedDisk) -> None:
         """Look at a disk whose first area is a lockspace."""
@@ -120,126 +71,10 @@ class Checkers:
     def _unnamed(self, place: LeasePlace, who: str) -> None:
         """A lease was taken out, or its entry lost: nobody may hold it."""
         self.world.tell(who, f"takes out the lease of {place.resource}")
-        for term in self.terms:
+        for term in self.terms.running:
             if term.disk == place.disk and place.resource in term.beliefs:
                 self.fail(
                     "nothing lost", f"{who} takes {place.resource} out, which {term} holds", who, term.machine
-                )
-
-    # --- terms ---
-
-    def joined(self, term: Term) -> None:
-        for other in list(self.terms):
-            if (other.disk, other.host_id) != (term.disk, term.host_id):
-                continue
-            if other.machine is term.machine and other.generation == term.generation:
-                self._gone_on_with(other, term.process)
-                return
-            # Nobody rests on a term that its daemon's next life could not go on with, and had no need to.
-            left = other.machine is term.machine or other.process is not other.machine.process
-            if left and not other.vms:
-                self.is_over(other, "succeeded")
-            else:
-                self.fail(
-                    "I8 one host has a host id",
-                    f"{term} has joined, {other} is not over",
-                    term.machine,
-                    other.machine,
-                )
-        before = self._host_ids.get((term.disk, term.machine), term.host_id)
-        record = self._records.get((term.disk, before))
-        # A claim that landed late left its name elsewhere; who forgets its id may find that one first.
-        long_ours = self.world.now - self._named_since.get((term.disk, term.host_id), 0.0) > LONG_OURS_S
-        if (
-            before != term.host_id
-            and record is not None
-            and node_of(record) == term.machine.name
-            and not long_ours
-        ):
-            self.fail("I8 one host has a host id", f"{term} had host_id {before} before", term.machine)
-        self._host_ids[term.disk, term.machine] = term.host_id
-        self.terms.append(term)
-        renewal = self._renewals.get((term.process, term.disk, term.host_id))
-        if renewal is None:
-            # Its daemon was killed when it had told that nobody rests on the term any more; the next one goes on with it.
-            of_it = (term.machine.name, term.disk, term.host_id)
-            earlier = [
-                r for (p, disk, host_id), r in self._renewals.items() if (p.name, disk, host_id) == of_it
-            ]
-            renewal = max(earlier, key=lambda record: record.timestamp)
-        term.written = renewal.timestamp
-        term.landed_at = self.world.now
-        self._members.add((term.process, term.disk, term.host_id, term.generation))
-        self.world.tell(
-            term.machine.name, f"joined {term.disk} as host_id {term.host_id} generation {term.generation}"
-        )
-        self._await_death(term)
-
-    def _gone_on_with(self, term: Term, process: Process) -> None:
-        """A restarted daemon goes on with the term of the one before it."""
-        term.process = process
-        self._members.add((process, term.disk, term.host_id, term.generation))
-        self.world.tell(term.machine.name, f"goes on with its term {term.host_id}/{term.generation}")
-
-    def is_over(self, term: Term, why: str) -> None:
-        if not term.over:
-            term.over = True
-            self.terms.remove(term)
-            term.beliefs.clear()
-            self.world.tell(term.machine.name, f"its term {term.host_id}/{term.generation} is over: {why}")
-
-    def machine_reset(self, machine: Machine) -> None:
-        for term in [t for t in self.terms if t.machine is machine]:
-            self.is_over(term, "reset")
-
-    def seen_dead(self, observer: Term, host_id: int, generation: int) -> None:
-        """A host is told dead: nothing of that term may run."""
-        self.world.tell(observer.machine.name, f"sees host_id {host_id} generation {generation} dead")
-        for term in self._terms_of(observer.disk, host_id):
-            if term.generation == generation and (term.vms or term.beliefs):
-                self.fail(
-                    "expiry before takeover",
-                    f"{observer} sees {term} dead, which still has {', '.join(term.vms or term.beliefs)}",
-                    observer.machine,
-                    term.machine,
-                )
-
-    def _terms_of(self, disk: str, host_id: int) -> list[Term]:
-        return [t for t in self.terms if t.disk == disk and t.host_id == host_id]
-
-    def _await_death(self, term: Term) -> None:
-        """Nothing of a term is left at the dead bound of its last renewal."""
-        written = term.written
-        dead_at = term.fails_at + self.fire_timeout_s + ROUNDING_S
-        self.world.at(term.machine.true_time_of(dead_at), lambda: self._outlived(term, written))
-
-    def _outlived(self, term: Term, written: int) -> None:
-        if term.over or term.written != written:
-            return
-        if term.vms:
-            self.fail(
-                "expiry before takeover", f"{', '.join(term.vms)} of {term} outlived the lease", term.machine
-            )
-
-    def fed(self, machine: Machine) -> None:
-        """The heartbeat has just fed the watchdog, or chosen not to."""
-        if machine.watchdog.fires_at is None:
-            return
-        fires_at = (machine.watchdog.fires_at - machine.true_time_of(0)) * machine.rate
-        for term in self.terms:
-            if term.dismissed():
-                term.dismissed = lambda: True  # for good: what is written later is the next term's
-            # A term of a daemon that has died concerns its machine only as long as somebody rests on it.
-            left = term.dismissed() or (term.process is not machine.process and not term.vms)
-            if (
-                term.machine is machine
-                and not left
-                and fires_at > term.fails_at + self.fire_timeout_s + ROUNDING_S
-            ):
-                self.fail(
-                    "I10 no ping beyond the bound",
-                    f"{term} will be reset at {fires_at:.1f}, its lease fails at {term.fails_at:.1f}",
-                    machine,
                 )
 
     # --- who believes, what runs ---
@@ -248,7 +83,7 @@ class Checkers:
         """A host holds a lease now."""
         if term.over:
             return
-        for other in self.terms:
+        for other in self.terms.running:
             others = other.beliefs.get(resource) if other.disk == term.disk and other is not term else None
             if others is not None and Mode.EXCLUSIVE in (mode, others):
                 self.fail(
@@ -332,9 +167,9 @@ class Checkers:
     def _issued(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
         """I14: what a process issues, it issues under a lease that has not failed, as far as it has looked."""
         claims = offset < self.geometry.align_bytes
-        if claims and self.ids_are_found:
-            self._claimed(disk, process, offset // self.geometry.sector_bytes + 1, content)
-        for term in self.terms:
+        if claims:
+            self.terms.claimed(disk.name, process, offset // self.geometry.sector_bytes + 1, content)
+        for term in self.terms.running:
             slot = offset // self.geometry.sector_bytes + 1
             if claims and (slot, self._generation_of(content)) != (term.host_id, term.generation):
                 continue  # a new claim, after all owners of the old term are gone
@@ -346,25 +181,11 @@ class Checkers:
                     term.machine,
                 )
 
-    def _claimed(self, disk: SharedDisk, process: Process, host_id: int, content: bytes) -> None:
-        """Who may choose does not wait until the holder of an id is dead."""
-        ours, theirs = DeltaLease.decode(content), self._records.get((disk.name, host_id))
-        if not isinstance(ours, DeltaLease) or theirs is None or theirs.is_free:
-            return
-        quiet_s = self.world.now - self._recorded_at[disk.name, host_id]
-        dead_s = FAIL_FACTOR_OF_THE_SPEC * theirs.io_timeout_s + self.fire_timeout_s
-        if node_of(ours) != node_of(theirs) and quiet_s > dead_s:
-            self.fail(
-                "I8 one host has a host id",
-                f"{process.name} takes host_id {host_id} of {node_of(theirs)}",
-                process.name,
-            )
-
     def _landed(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
         area, within = divmod(offset, self.geometry.align_bytes)
         sector = within // self.geometry.sector_bytes
         if area == 0:
-            self._delta_landed(disk, process, sector + 1, content)
+            self.terms.landed(disk.name, process, sector + 1, content)
             return
         if area == INDEX_AREA and disk.name in self._resource_of:
             self.leases.index_landed(disk, self._resource_of[disk.name], process.name)
@@ -383,7 +204,7 @@ class Checkers:
     def _made(self, before: LeasePlace | None, disk: SharedDisk, offset: int, leader: Leader) -> LeasePlace:
         if before is not None and any(
             t.disk == disk.name and before.resource in t.beliefs
-            for t in self.terms
+            for t in self.terms.running
             if self.leases.is_named(before)
         ):
             self.fail("nothing lost", f"a new lease is made over that of {before.resource}")
@@ -396,46 +217,9 @@ class Checkers:
             made.begins_at = max(made.begins_at, before.begins_at)
         return made
 
-    def _delta_landed(self, disk: SharedDisk, process: Process, host_id: int, content: bytes) -> None:
-        record = DeltaLease.decode(content)
-        assert isinstance(record, DeltaLease), record
-        generation = self._generations.get((disk.name, host_id), 0)
-        self._renewals[process, disk.name, host_id] = record
-        known = self._records.get((disk.name, host_id))
-        if known is None or node_of(known) != node_of(record):
-            self._named_since[disk.name, host_id] = self.world.now
-        self._records[disk.name, host_id] = record
-        self._recorded_at[disk.name, host_id] = self.world.now
-        # A claim that hung, of an id that the host never had, is held up by nothing; whom it hits will notice.
-        was_member = (process, disk.name, host_id, record.generation) in self._members
-        if record.generation < generation and was_member:
-            self.fail(
-                "I8 generations grow", f"host_id {host_id} went back to {record.generation}", process.name
-            )
-        self._generations[disk.name, host_id] = record.generation
-        for term in self._terms_of(disk.name, host_id):
-            # The daemon's next life renews a term once before anybody is told that it goes on.
-            if process not in (term.process, term.machine.process):
-                if (term.vms or term.beliefs) and record.generation > term.generation:
-                    self.fail(
-                        "expiry before takeover",
-                        f"{process.name} takes host_id {host_id} from {term}",
-                        process.name,
-                        term.machine,
-                    )
-            elif record.is_free:
-                if term.vms or term.beliefs:
-                    self.fail(
-                        "nothing lost", f"{term} frees its host id, and still has {[*term.vms]}", term.machine
-                    )
-                self.is_over(term, "released")
-            elif record.timestamp != term.written:
-                term.written, term.landed_at = record.timestamp, self.world.now
-                self._await_death(term)
-
     def _leader_landed(self, place: LeasePlace, process: Process, leader: Leader | Malformed) -> None:
         if isinstance(leader, Malformed):
-            if self.leases.is_named(place) and any(place.resource in t.beliefs for t in self.terms):
+            if self.leases.is_named(place) and any(place.resource in t.beliefs for t in self.terms.running):
                 self.fail(
                     "nothing lost", f"the lease of {place.resource} is cleared under its holder", process.name
                 )
@@ -459,7 +243,7 @@ class Checkers:
         """I9: a new owner, while a term that is not over believes in it exclusively."""
         if not self.leases.is_named(place):
             return  # whoever wins it finds that it has lost its name
-        for term in self.terms:
+        for term in self.terms.running:
             if term.disk != place.disk or term.beliefs.get(place.resource) is not Mode.EXCLUSIVE:
                 continue
             if (leader.owner_id, leader.owner_generation) != (term.host_id, term.generation):
@@ -475,7 +259,7 @@ class Checkers:
     def _freed(self, place: LeasePlace, process: Process, leader: Leader) -> None:
         if not self.leases.is_named(place):
             return
-        for term in self.terms:
+        for term in self.terms.running:
             holds = term.disk == place.disk and term.beliefs.get(place.resource) is Mode.EXCLUSIVE
             if holds and (leader.owner_id, leader.owner_generation) == (term.host_id, term.generation):
                 block = self._block(place, term.host_id)
@@ -502,7 +286,7 @@ class Checkers:
             self.fail("I6 ballots name their host", f"host_id {host_id}: mbal {dblock.mbal}", who)
         if dblock.bal > dblock.mbal or (dblock.inp == 0) != (dblock.bal == 0):
             self.fail("I7 blocks make sense", f"host_id {host_id}: {dblock}", who)
-        for term in self._terms_of(place.disk, host_id):
+        for term in self.terms.of(place.disk, host_id):
             if term.process is not process:
                 self.fail("I13 everyone writes his own", f"{who} wrote the block of host_id {host_id}", who)
             if place.resource in term.beliefs:

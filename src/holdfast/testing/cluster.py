@@ -172,7 +172,7 @@ class Cluster:
         self.world = world
         self.scenario = scenario
         self.checkers = Checkers(world, scenario.geometry, scenario.fire_timeout_s)
-        self.checkers.ids_are_found = scenario.auto_ids
+        self.checkers.terms.ids_are_found = scenario.auto_ids
         self.spaces = tuple(
             Space(f"space{n + 1}", tuple(f"disk{n + 1}{'ab'[m]}" for m in range(scenario.resources)))
             for n in range(scenario.spaces)
@@ -276,7 +276,7 @@ class Cluster:
     def _wdmd(self, machine: Machine) -> SimulatedWdmd | None:
         if not self.scenario.wdmd:
             return None
-        return SimulatedWdmd(machine, self.scenario.fire_timeout_s, lambda: self.checkers.fed(machine))
+        return SimulatedWdmd(machine, self.scenario.fire_timeout_s, lambda: self.checkers.terms.fed(machine))
 
     def forget_terms(self, machine: Machine) -> None:
         for memory in self._states[machine.name].memories.values():
@@ -284,4 +284,4 @@ class Cluster:
 
     def _reset(self, machine: Machine) -> None:
         self.daemons.pop(machine.name, None)
-        self.checkers.machine_reset(machine)
+        self.checkers.terms.machine_reset(machine)

@@ -91,7 +91,7 @@ class ManagedDaemon:
         driver = self._driver(state.wdmd)
         self.heartbeat = Heartbeat(
             clock=MachineClock(self.process, machine),
-            watchdog=CheckedWatchdog(driver, lambda: checkers.fed(machine)),
+            watchdog=CheckedWatchdog(driver, lambda: checkers.terms.fed(machine)),
         )
         self.storage = SimulatedStorage(self.process, machine, volumes)
         self.seats = {
@@ -203,6 +203,6 @@ class ManagedDaemon:
         for vm in [vm for vm in self.machine.vms if vm.pid == pid]:
             vm.running = False
             self.machine.vms.remove(vm)
-            for term in [t for t in self.checkers.terms if t.vms.get(vm.resource) is vm]:
+            for term in [t for t in self.checkers.terms.running if t.vms.get(vm.resource) is vm]:
                 self.checkers.stopped(term, vm.resource)
                 self.checkers.gave_up(term, vm.resource)

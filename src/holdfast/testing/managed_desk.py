@@ -19,8 +19,8 @@ from holdfast.system.disk_identity import DiskIdentity
 from holdfast.testing.machine import VirtualMachine
 
 if TYPE_CHECKING:
-    from holdfast.testing.checkers import Term
     from holdfast.testing.managed_seat import ManagedSeat
+    from holdfast.testing.term_checkers import Term
 
 UNKILLABLE = frozenset((signal.SIGTERM, signal.SIGKILL))
 
@@ -118,7 +118,7 @@ class ManagedDesk:
         if owner is None:
             return
         vm.paused = True
-        for term in [t for t in daemon.checkers.terms if t.vms.get(self.resource) is vm]:
+        for term in [t for t in daemon.checkers.terms.running if t.vms.get(self.resource) is vm]:
             daemon.checkers.stopped(term, self.resource)
             daemon.checkers.gave_up(term, self.resource)
         try:

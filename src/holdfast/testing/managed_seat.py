@@ -14,12 +14,12 @@ from holdfast.protocol.membership import Membership
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.system import tasks
 from holdfast.system.blocking import InlineStorage
-from holdfast.testing.checkers import Term
 from holdfast.testing.machine import MachineClock
 from holdfast.testing.machine_ports import Identities, Memory, Threads
 from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.shared_files import Volume
 from holdfast.testing.simulated_daemon import Space
+from holdfast.testing.term_checkers import Term
 
 if TYPE_CHECKING:
     from holdfast.testing.managed_daemon import ManagedDaemon
@@ -93,7 +93,11 @@ class ManagedSeat:
     @property
     def term(self) -> Term | None:
         daemon = self.daemon
-        ours = [t for t in daemon.checkers.terms if t.machine is daemon.machine and t.disk == self.space.name]
+        ours = [
+            t
+            for t in daemon.checkers.terms.running
+            if t.machine is daemon.machine and t.disk == self.space.name
+        ]
         return ours[-1] if ours else None
 
     @property
@@ -125,7 +129,7 @@ class ManagedSeat:
         if member is None:
             return
         daemon = self.daemon
-        daemon.checkers.joined(
+        daemon.checkers.terms.joined(
             Term(
                 daemon.machine,
                 daemon.process,
@@ -168,4 +172,4 @@ class ManagedSeat:
     async def _over(self, term: Term) -> None:
         while not self._settled():
             await self.daemon.clock.sleep(0.2)
-        self.daemon.checkers.is_over(term, "its owners are gone")
+        self.daemon.checkers.terms.is_over(term, "its owners are gone")

@@ -58,7 +58,7 @@ class Orders:
 
     def _break_by_wrong_name(self, daemon: ManagedDaemon, desk: ManagedDesk, named: Machine) -> None:
         disk = desk.seat.volume.disk.name
-        terms = [t for t in self.cluster.checkers.terms if t.disk == disk and t.machine is named]
+        terms = [t for t in self.cluster.checkers.terms.running if t.disk == disk and t.machine is named]
         name = self.world.random.choice((named.name, *(str(t.host_id) for t in terms)))
         order = daemon.process.spawn(_break(daemon, desk, attest_off=name))
         self._switch_off_if_silent(disk, named, name, lambda: order.done() or not daemon.alive)
@@ -69,7 +69,7 @@ class Orders:
         """Whoever is named had better be off when the looks could show it so."""
         if answered():
             return
-        for term in list(self.cluster.checkers.terms):
+        for term in list(self.cluster.checkers.terms.running):
             called = term.machine is named or str(term.host_id) == name
             silent_s = self.world.now - term.landed_at
             if term.disk == disk and called and silent_s > SILENT_FACTOR * term.io_timeout_s:

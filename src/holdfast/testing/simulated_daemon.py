@@ -29,8 +29,9 @@ from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.join_refusals import NotJoined
 from holdfast.supervision.lockspace import Left, Lockspace, Lost, News
 from holdfast.system.watchdog import DeviceWatchdog, Watchdog
-from holdfast.testing.checkers import Checkers, Term
+from holdfast.testing.checkers import Checkers
 from holdfast.testing.machine import Machine, MachineClock, VirtualMachine
+from holdfast.testing.term_checkers import Term
 
 KILL_MAX_S = 3.0
 """From the order to kill a virtual machine that can be killed to its end."""
@@ -95,7 +96,7 @@ class Daemon:
         clock = MachineClock(self.process, machine)
         driver = DeviceWatchdog("/dev/watchdog", timing.fire_timeout_s, clock.now, machine.watchdog)
         self.heartbeat = Heartbeat(
-            clock=clock, watchdog=CheckedWatchdog(driver, lambda: checkers.fed(machine))
+            clock=clock, watchdog=CheckedWatchdog(driver, lambda: checkers.terms.fed(machine))
         )
         self.process.spawn(self.heartbeat.run())
         self.seats = {space.name: Seat(self, space) for space in spaces}
@@ -170,7 +171,7 @@ class Seat:
                     while self.disk.in_flight(0, 2**63):
                         await self.clock.sleep(0.5)
                     if self.term is not None:
-                        daemon.checkers.is_over(self.term, "left")
+                        daemon.checkers.terms.is_over(self.term, "left")
                         self.term = None
             await self.clock.sleep(random.uniform(0.5, 4))
 
@@ -184,7 +185,7 @@ class Seat:
             member.generation,
             member.timing.io_timeout_s,
         )
-        self.daemon.checkers.joined(self.term)
+        self.daemon.checkers.terms.joined(self.term)
 
     def _lost(self, reason: str) -> None:
         self.daemon.world.tell(self.daemon.machine.name, f"has lost {self.space.name}: {reason}")
@@ -209,13 +210,13 @@ class Seat:
         lockspace.users_are_gone()
         while self.disk.in_flight(0, 2**63):
             await self.clock.sleep(0.5)
-        self.daemon.checkers.is_over(term, "its owners are gone")
+        self.daemon.checkers.terms.is_over(term, "its owners are gone")
         self.term = None
 
     def _host_changed(self, change: StateChanged) -> None:
         if change.after is HostState.DEAD and self.term is not None and self.lockspace is not None:
             (view,) = [view for view in self.lockspace.hosts() if view.host_id == change.host_id]
-            self.daemon.checkers.seen_dead(self.term, change.host_id, view.generation or 0)
+            self.daemon.checkers.terms.seen_dead(self.term, change.host_id, view.generation or 0)
 
     def _notified(self, _: Notified) -> None:
         for desk in self.desks.values():
