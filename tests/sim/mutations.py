@@ -165,8 +165,15 @@ MUTATIONS = (
         "protocol.owner_test",
         "takeover-too-early",
         "a waiting acquirer takes over after half of the dead bound",
-        "if looked_at - watch.since > dead_s:",
-        "if looked_at - watch.since > dead_s / 2:",
+        "left_s = dead_s - (looked_at - watch.since)",
+        "left_s = dead_s / 2 - (looked_at - watch.since)",
+    ),
+    _in(
+        "protocol.owner_test",
+        "missed-and-over",
+        "an owner's term that its host's record does not know is over at once",
+        "left_s = missed_left_s(member, owner, term, record, looked_at)",
+        "left_s = -1.0",
     ),
     _in(
         "protocol.owner_test",
