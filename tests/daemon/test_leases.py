@@ -5,6 +5,7 @@ io_timeout 1 and fire timeout 6: a lease fails at 8 s, and may be taken over 14 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -297,6 +298,12 @@ def test_who_names_the_holder_across_hosts_and_from_storage_alone(
     assert "held by VM web1" in there.stdout
     assert "(host_id 1)" in there.stdout
     assert "VM reader1" in beta.cli("who", str(reader)).stdout
+    file = leases / hashlib.md5(str(disk).encode()).hexdigest()
+    path = leases / SPACE if device else file
+    dumped = beta.cli("lease", "dump", str(path), "--lockspace-path", str(leases / SPACE)).stdout
+    assert f"lease {SPACE}:{file.name}" in dumped
+    assert "exclusive, VM web1)" in dumped
+    assert f"  disk {disk}\n" in dumped
     beta.kill()
     alone = beta.cli("who", str(disk))
     assert alone.returncode == 0

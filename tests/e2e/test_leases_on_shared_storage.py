@@ -30,10 +30,10 @@ def owner(lab: Lab, image: Image) -> int:
 
 
 def power_off(lab: Lab, host: Host) -> None:
-    """All of a host's processes end at once."""
-    host.kill_guests()
+    """All of a host's processes end at once; the daemon first, lest it sees its owners end and frees their leases."""
     lab.lockd[host].kill()
     lab.libvirtd[host].kill()
+    host.kill_guests()
 
 
 def test_refused_start_names_the_other_hosts_vm_and_migration_carries_the_lease(lease_lab: Lab) -> None:
@@ -101,6 +101,30 @@ def test_host_that_dies_is_taken_over_after_the_bound_and_not_before(lease_lab: 
     lab.start_daemons()
     until(lab.lockd[lab.alpha].is_joined, "alpha to join again")
     assert "VM rescue" in lab.vm(lab.alpha, "web2", disk).refused("start")
+
+
+def test_guests_of_a_host_that_an_operator_calls_off_start_elsewhere_long_before_the_bound(
+    lease_lab: Lab,
+) -> None:
+    lab = lease_lab
+    disks = [lab.storage.image("web"), lab.storage.image("mail")]
+    for number, disk in enumerate(disks):
+        lab.vm(lab.alpha, f"guest{number}", disk).start()
+    rescues = [lab.vm(lab.beta, f"rescue{number}", disk) for number, disk in enumerate(disks)]
+    assert "VM guest0" in rescues[0].refused("start")
+    died = time.monotonic()
+    power_off(lab, lab.alpha)
+    told = lab.lockd[lab.beta].holdfast("host", "fenced", "alpha", "--operator", "J. Doe", "--wait")
+    # The other guest's disk is one that this host has never met: its lease says which disk it is for.
+    for number, disk in enumerate(disks):
+        assert f": {disk.path} (" in told
+        assert f"free: VM guest{number} on host alpha." in told
+    for rescue in rescues:
+        rescue.start()
+    assert time.monotonic() - died < DEAD_S / 2
+    for rescue, disk in zip(rescues, disks, strict=True):
+        rescue.assert_writes()
+        assert owner(lab, disk) == 2
 
 
 def test_vm_of_a_lost_lease_is_paused_and_can_be_resumed_when_it_is_joined_again(lease_lab: Lab) -> None:

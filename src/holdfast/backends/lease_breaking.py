@@ -46,11 +46,12 @@ async def clear_holds(area: LeaseArea, member: Membership, attested: Attested) -
 
 @dataclass(frozen=True, slots=True)
 class Claimant:
-    """A term of a host that has a claim on a lease: what storage and our looks tell of it."""
+    """A term of a host that has a claim on a lease: what storage and our looks tell of it, and which VM it is for."""
 
     term: tuple[HostId, Generation]
     record: DeltaLease | None
     view: HostView
+    vm: str = ""
 
     def is_called(self, name: str) -> bool:
         """By its host id, its whole name, or its node's name."""
@@ -71,4 +72,5 @@ class Claimant:
 
     def __str__(self) -> str:
         called = self.record.host_name.text if self.record is not None else "unknown"
-        return f"host {called} (host_id {self.term[0]}, generation {self.term[1]})"
+        vm = f"VM {self.vm} on " if self.vm else ""
+        return f"{vm}host {called} (host_id {self.term[0]}, generation {self.term[1]})"

@@ -36,6 +36,7 @@ class LeaseNames:
         self._storage = storage
         self._identities = identities
         self._paths: dict[str, str] = {}
+        self._hints: dict[str, str] = {}
 
     async def of(self, resource: Resource) -> tuple[str, DiskIdentity]:
         """The name of its lease, and what the disk is; raises a `LockError`."""
@@ -69,9 +70,17 @@ class LeaseNames:
             return lease_name(resource, self._by, DiskIdentity())
         return f"<{self._by.value} of {resource.name}>"
 
+    def hint(self, lease: str, disk: str) -> None:
+        """Another host calls a lease's disk so. For people: nothing is opened by it, nor taken for the same disk."""
+        by_path = self._by in (NameBy.PATH_MD5, NameBy.PATH_SHA256)
+        if disk and (not by_path or self.told(Resource("", disk)) == lease):
+            if len(self._hints) > ALIASES_MAX:
+                self._hints.clear()
+            self._hints[lease] = disk
+
     def path_of(self, lease: str) -> str:
-        """The disk that a lease is for, if this daemon has met it; else the lease's name."""
-        return self._paths.get(lease, lease)
+        """The disk that a lease is for, if this daemon has met it or its holder says; else the lease's name."""
+        return self._paths.get(lease) or self._hints.get(lease, lease)
 
     def makes(self, name: str) -> bool:
         """Whether it is a name of the kind that this backend gives."""

@@ -1,4 +1,5 @@
-"""The note behind our block in a lease: which VM holds it, for the people of another host who are refused.
+"""The note behind our block in a lease: which VM holds it, for the people of another host who are refused, and which disk
+the lease is for, as its name is mostly a hash.
 
 It rides in the very write that says "mine" (bytes 256 and on of our own host block, where the format has nothing and
 sanlock neither looks nor writes), so it costs no request, and it is about the version that stands in the block before
@@ -22,16 +23,21 @@ class _Note(msgspec.Struct, frozen=True, omit_defaults=True):
     since: int
     name: str = ""
     uuid: str = ""
+    disk: str = ""
 
 
 _encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(_Note)
 
 
-def encode(note: OwnerNote, since_wall_s: float) -> bytes:
-    """A name too long for the place is cut, never the rest."""
+def encode(note: OwnerNote, since_wall_s: float, disk: str) -> bytes:
+    """The disk is left out where there is no room for it; then a name too long for the place is cut, never the rest."""
     name = note.owner.name.encode("utf-8", "replace").decode()
+    disk = disk.encode("utf-8", "replace").decode()
     uuid = note.owner.uuid[:36]
+    whole = _encode(_Note(1, note.pid, int(since_wall_s), name, uuid, disk))
+    if len(whole) <= NOTE_BYTES_MAX:
+        return whole
     while True:
         raw = _encode(_Note(1, note.pid, int(since_wall_s), name, uuid))
         if len(raw) <= NOTE_BYTES_MAX or not name:
@@ -43,12 +49,7 @@ def decode(
     raw: bytes, *, host: str, host_id: int, mode: Mode, alive_s_ago: float | None, remark: str = ""
 ) -> Holder:
     """The holder that a note names; without a note that can be read, the host alone."""
-    told = _Note(1, 0, 0)
-    if raw.startswith(_MAGIC):
-        try:
-            told = _decoder.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            pass
+    told = _told(raw)
     return Holder(
         name=told.name,
         uuid=told.uuid,
@@ -61,3 +62,24 @@ def decode(
         alive_s_ago=alive_s_ago,
         remark=remark,
     )
+
+
+def vm_of(raw: bytes) -> str:
+    """The name of the owner that a note names; empty if it names none, or one that can't be shown."""
+    name = _told(raw).name
+    return name if name.isprintable() else ""
+
+
+def disk_of(raw: bytes) -> str:
+    """The path of the disk that a note names; empty if it names none, or one that can't be shown."""
+    disk = _told(raw).disk
+    return disk if disk.isprintable() else ""
+
+
+def _told(raw: bytes) -> _Note:
+    if raw.startswith(_MAGIC):
+        try:
+            return _decoder.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
+    return _Note(1, 0, 0)

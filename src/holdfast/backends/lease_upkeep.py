@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from holdfast.backends import lease_note
 from holdfast.backends.base import HeldElsewhere
 from holdfast.backends.lease_breaking import UNPROVEN, Claimant, clear_holds
 from holdfast.backends.lease_holding import Holding
@@ -61,10 +62,12 @@ class LeaseUpkeep:
             raise storage_failed(found)
         try:
             claims = await self._backend.holding(found, member).claims()
+            if isinstance(claims, str):
+                raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
+            for host_id, _ in claims:
+                self._backend.names.hint(lease, lease_note.disk_of(await self._note(found, member, host_id)))
         finally:
             found.disk.close()
-        if isinstance(claims, str):
-            raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
         return claims
 
     async def break_of(self, lease: str, terms: Attested) -> str:
@@ -89,7 +92,7 @@ class LeaseUpkeep:
             claims = await holding.claims()
             if isinstance(claims, str):
                 raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
-            hosts = [Claimant(c, await self._record(member, c[0]), member.view(c[0])) for c in claims]
+            hosts = [await self._claimant(found, member, term) for term in claims]
             attested = attest(hosts)
             if attested is None:
                 return ""
@@ -120,6 +123,16 @@ class LeaseUpkeep:
         await silent.over
         await holding.release()
         self._backend.tidy(holding)
+
+    async def _claimant(self, found: Found, member: Membership, term: tuple[HostId, Generation]) -> Claimant:
+        vm = lease_note.vm_of(await self._note(found, member, term[0]))
+        return Claimant(term, await self._record(member, term[0]), member.view(term[0]), vm)
+
+    async def _note(self, found: Found, member: Membership, host_id: HostId) -> bytes:
+        """What stands behind a host's block; nothing if that can't be read."""
+        timeout_s = member.io_timeout_s
+        read = await self._backend.ports.answer(found.area.read_note(host_id, timeout_s), timeout_s)
+        return read[1] if isinstance(read, tuple) else b""
 
     async def _record(self, member: Membership, host_id: HostId) -> DeltaLease | None:
         timeout_s = member.io_timeout_s

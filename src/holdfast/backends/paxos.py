@@ -77,7 +77,7 @@ class HeldLease:
         if holding.unsettled or holding.lease is None:
             # Its last change is not through yet; that ends, or is repeated, soon. Or the lockspace has been lost amid it.
             return IoFailed("Unable to convert lease", self.path, errno.EAGAIN)
-        holding.area = self._backend.noted(holding.area, note)
+        holding.area = self._backend.noted(holding.area, note, lease_note.disk_of(holding.area.note))
         refused = await holding.convert(mode)
         return None if refused is None else await self._backend.refusal(self._found, holding, refused)
 
@@ -283,7 +283,7 @@ class PaxosBackend:
         found = await self._find(member, resource, lease)
         if isinstance(found, IoFailed):
             return found
-        found = replace(found, area=self.noted(found.area, note))
+        found = replace(found, area=self.noted(found.area, note, str(resource)))
         outcome = await acquire_lease(
             found.area, member, self.ports, mode, glimpse=found.glimpse, promise=promise
         )
@@ -333,9 +333,9 @@ class PaxosBackend:
         del self._unsettled[holding.area.resource_name]
         return HeldLease(self, found, holding)
 
-    def noted(self, area: LeaseArea, note: OwnerNote) -> LeaseArea:
-        """The area, with the owner's name behind every block that is written there."""
-        return replace(area, note=lease_note.encode(note, self.ports.clock.wall()))
+    def noted(self, area: LeaseArea, note: OwnerNote, disk: str) -> LeaseArea:
+        """The area, with the names of owner and disk behind every block that is written there."""
+        return replace(area, note=lease_note.encode(note, self.ports.clock.wall(), disk))
 
     def holding(self, found: Found, member: Membership) -> Holding:
         holding = Holding(

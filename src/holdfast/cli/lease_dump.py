@@ -13,12 +13,13 @@ from typing import Any
 
 import click
 
+from holdfast.backends import lease_note
 from holdfast.cli import storage
 from holdfast.cli.area_contents import Blank, blocks_of, describe, hosts_of, identify, shown
 from holdfast.ondisk import rindex
 from holdfast.ondisk.delta import NO_EVENT, DeltaLease, decode_bitmap
 from holdfast.ondisk.geometry import MIB, SECTOR_4096
-from holdfast.ondisk.host_block import HostBlock
+from holdfast.ondisk.host_block import HostBlock, note_of
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.ondisk.request import Request
@@ -133,6 +134,7 @@ def _lockspace(first: DeltaLease, raw: bytes) -> dict[str, Any]:
 def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
     space = lease.space_name.text
     blocks = blocks_of(raw, lease)
+    notes = {host_id: note_of(raw[lease.geometry.host_block_offset_bytes(host_id) :]) for host_id in blocks}
     request = Request.decode(raw[lease.geometry.request_offset_bytes :])
     return {
         "lockspace": shown(lease.space_name),
@@ -150,7 +152,8 @@ def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
             "generation": lease.write_generation,
             "timestamp": lease.write_timestamp,
         },
-        "owners": _owners(space, lease, blocks, names),
+        "disks": sorted({disk for note in notes.values() if (disk := lease_note.disk_of(note))}),
+        "owners": _owners(space, lease, blocks, notes, names),
         "request": {"fault": str(request)}
         if isinstance(request, Malformed)
         else {"lver": request.lver, "force_mode": request.force_mode},
@@ -159,13 +162,20 @@ def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
 
 
 def _owners(
-    space: str, lease: Leader, blocks: dict[int, HostBlock | Malformed], names: HostNames
+    space: str,
+    lease: Leader,
+    blocks: dict[int, HostBlock | Malformed],
+    notes: dict[int, bytes],
+    names: HostNames,
 ) -> list[dict[str, Any]]:
     """The leader's owner, then the sharers. Whether they are alive is another question ('host list')."""
 
     def owner(host_id: int, generation: int, mode: str) -> dict[str, Any]:
-        name = names.get((space, host_id, generation))
-        return {"host_id": host_id, "generation": generation, "name": name, "mode": mode}
+        name, block = names.get((space, host_id, generation)), blocks.get(host_id)
+        # The note is about the version of the block that it stands behind.
+        noted = isinstance(block, HostBlock) and (mode == "shared" or block.dblock.lver == lease.lver)
+        vm = lease_note.vm_of(notes.get(host_id, b"")) if noted else ""
+        return {"host_id": host_id, "generation": generation, "name": name, "mode": mode, "vm": vm}
 
     owners: list[dict[str, Any]] = []
     own_block = blocks.get(lease.owner_id)
@@ -250,13 +260,15 @@ def _lockspace_lines(told: dict[str, Any]) -> Iterator[str]:
 def _lease_lines(told: dict[str, Any]) -> Iterator[str]:
     owners = ", ".join(
         f"{o['name'] or 'host_id ' + str(o['host_id'])} (host_id {o['host_id']} generation {o['generation']}, "
-        f"{o['mode']})"
+        f"{o['mode']}{', VM ' + o['vm'] if o['vm'] else ''})"
         for o in told["owners"]
     )
     yield (
         f"lease {told['lockspace']}:{told['resource']}  {told['geometry']}  lver {told['lver']}  "
         f"hosts {told['num_hosts']}  {owners or 'free'}"
     )
+    for disk in told["disks"]:
+        yield f"  disk {disk}"
     writer = told["written_by"]
     yield (
         f"  leader  owner_id {told['owner_id']} generation {told['owner_generation']} timestamp "

@@ -130,12 +130,13 @@ class HostFencer:
         self, backend: PaxosBackend, name: str, view: HostView, operator: str
     ) -> list[LeaseFreed]:
         """What became of one lease; empty if it is none of that host's."""
-        manager, resource = self._manager, Resource("", backend.names.path_of(name))
-        key = backend.names.key(name)
+        manager, key = self._manager, backend.names.key(name)
+        resource = Resource("", backend.names.path_of(name))
         term = (view.host_id, Generation(view.generation or 0))
         try:
             if term not in await backend.upkeep.claims_on(name):
                 return []
+            resource = Resource("", backend.names.path_of(name))  # its holder may have told
             if manager.table.of_lock_file(key) is not None:
                 raise Refused(reason="it is shared with a VM of this host, which goes on holding it")
             if manager.turns.taken(key):
