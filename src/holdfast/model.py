@@ -134,7 +134,14 @@ class Holder:
             text += ", shared"
         if self.alive_s_ago is not None:
             text += f", alive {self.alive_s_ago:.0f} s ago"
-        return f"{text}, {self.remark}" if self.remark else text
+        return printable(f"{text}, {self.remark}" if self.remark else text)
+
+
+def printable(text: str) -> str:
+    """What storage says that others write to, for terminals and logs: control characters are spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def wall_text(wall_s: float) -> str:

@@ -49,11 +49,16 @@ def test_disk_that_has_no_room_is_left_out() -> None:
     assert (holder(raw).name, lease_note.disk_of(raw)) == ("web1", "")
 
 
-@pytest.mark.parametrize(
-    "raw", [b"", b"{", b'{"holdfast":1,"pid":"x"}', b'{"holdfast":1,\xff', encoded("\x1b[2J", "\x1b[2J")]
-)
-def test_what_can_not_be_read_or_shown_is_nothing(raw: bytes) -> None:
-    assert (lease_note.vm_of(raw), lease_note.disk_of(raw)) == ("", "")
+@pytest.mark.parametrize("raw", [b"", b"{", b'{"holdfast":1,"pid":"x"}', b'{"holdfast":1,\xff'])
+def test_what_can_not_be_read_is_nothing(raw: bytes) -> None:
+    assert (lease_note.vm_of(raw), lease_note.disk_of(raw), holder(raw).name) == ("", "", "")
+
+
+def test_what_would_move_a_terminal_or_forge_a_line_of_the_log_is_spelled_out() -> None:
+    raw = encoded("web\x1b[2J\n", "/srv/\x1b[2J")
+    assert lease_note.vm_of(raw) == "web\\x1b[2J\\n"
+    assert "VM web\\x1b[2J\\n (uuid" in str(holder(raw))
+    assert lease_note.disk_of(raw) == ""
 
 
 @pytest.mark.parametrize(("by", "believed"), [(NameBy.PATH_MD5, False), (NameBy.SCSI_WWID, True)])

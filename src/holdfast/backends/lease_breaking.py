@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from holdfast.model import printable
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.host_block import NO_MODE, HostBlock
 from holdfast.protocol.host_status import HostState, HostView, proven_gone
@@ -71,6 +72,6 @@ class Claimant:
         return f"{self}: it had given the lease up"
 
     def __str__(self) -> str:
-        called = self.record.host_name.text if self.record is not None else "unknown"
+        called = printable(self.record.host_name.text) if self.record is not None else "unknown"
         vm = f"VM {self.vm} on " if self.vm else ""
         return f"{vm}host {called} (host_id {self.term[0]}, generation {self.term[1]})"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.backends.base import OwnerNote
-from holdfast.model import Holder, Mode
+from holdfast.model import Holder, Mode, printable
 from holdfast.ondisk.host_block import NOTE_BYTES_MAX
 
 _MAGIC = b'{"holdfast":1,'
@@ -65,9 +65,8 @@ def decode(
 
 
 def vm_of(raw: bytes) -> str:
-    """The name of the owner that a note names; empty if it names none, or one that can't be shown."""
-    name = _told(raw).name
-    return name if name.isprintable() else ""
+    """The name of the owner that a note names; empty if it names none."""
+    return printable(_told(raw).name)
 
 
 def disk_of(raw: bytes) -> str:
