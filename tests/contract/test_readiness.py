@@ -20,8 +20,10 @@ from holdfast.wire import libvirt_rpc as rpc
 from holdfast.wire import virtlockd as wire
 
 
-def ready(readiness: Readiness) -> bool:
-    return bool(select.select([readiness], [], [], 0)[0])
+def ready(what: Readiness | socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(what, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def turns_of_the_loop(happened: Callable[[], bool]) -> None:
@@ -153,7 +155,7 @@ def test_end_of_a_connection_that_the_descriptor_store_keeps_is_heard_of_once(tm
         client = connected(frontend)
         for request in (REGISTER, call(wire.PROC_RESTRICT, wire.Restrict(0).encode())):
             client.send(request)
-            await turns_of_the_loop(lambda: select.select([client], [], [], 0)[0] != [])
+            await turns_of_the_loop(lambda: ready(client))
             assert len(client.recv(4096)) == rpc.MESSAGE_BYTES_MIN
         assert len(copies) == 1
         client.close()

@@ -38,6 +38,7 @@ NEAR: dict[str, int] = {
     "timestamp-not-compared": 114,
     "released-flag-of-anybody": 63,
     "ballot-without-lease": 11,
+    "commit-without-lease": 127,
     "doubt-denied": 38,
     "own-leader-left-behind": 264,
     "leader-left-behind": 13,
@@ -614,7 +615,6 @@ HARD = frozenset(
     (
         "leader-not-read-again",
         "given-up-and-won",
-        "commit-without-lease",
         "in-flight-ignored",
         "foreign-leader-freed",
         "release-not-asked-again",

@@ -26,7 +26,7 @@ from holdfast.supervision.presence import Absent
 from holdfast.system import tasks
 from holdfast.system.blocking import InlineStorage
 from holdfast.system.clock import Clock
-from holdfast.system.disk import open_blocking
+from holdfast.system.disk import BlockingDisk, open_blocking
 from holdfast.system.disk_file import REAL_KERNEL, Kernel
 from holdfast.system.disk_identity import SystemDiskIdentities
 from holdfast.system.disk_lane import DiskLane
@@ -65,6 +65,17 @@ def make_lockspace(
             f.truncate((3 + index_entries) * geometry.align_bytes)
 
 
+_joined: list[tuple[BlockingDisk, DiskLane]] = []
+
+
+def close_all() -> None:
+    """What the hosts of a test had open: their tests are many, and a process may have 1024 descriptors."""
+    for disk, lane in _joined:
+        disk.close()
+        lane.close()
+    _joined.clear()
+
+
 @dataclass
 class LeaseHost:
     """One host: its record says that it lives, and everybody sees that it does."""
@@ -90,6 +101,7 @@ class LeaseHost:
         self.write_record(timestamp=100 + self.generation)
         disk = open_blocking(str(self.lockspace), self.lane, kernel=self.kernel, devices=self.devices)
         assert not isinstance(disk, IoFailed), disk
+        _joined.append((disk, self.lane))
         return Membership(
             lockspace=LockspaceArea(disk, 0, self.geometry, SPACE),
             host_id=HostId(self.host_id),
