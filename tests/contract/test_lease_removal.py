@@ -17,6 +17,7 @@ from tests.support.leases import SPACE, LeaseHost, entry_count, twin
 from holdfast.backends.base import Creation, Held, HeldElsewhere
 from holdfast.backends.lease_holding import Holding
 from holdfast.backends.lease_names import made_by_us
+from holdfast.backends.lease_places import DirectoryPlaces, Found, StorageFailed, Unusable
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.manager.lease_collection import LeaseCollector
@@ -29,8 +30,9 @@ from holdfast.ondisk.leader import Leader
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.rindex_area import Index, read_index
+from holdfast.supervision.presence import Absent
 from holdfast.system import tasks
-from holdfast.system.disk_file import RealKernel
+from holdfast.system.disk_file import DiskFacts, RealKernel
 from holdfast.system.disk_lane import DiskLane, Request
 from holdfast.system.file_lock import IoFailed as FileLockFailed
 from holdfast.system.lease_storage import SystemLeaseStorage
@@ -366,13 +368,44 @@ def test_lease_made_where_one_was_goes_on_with_its_versions_and_keeps_what_was_p
     play(scene)
 
 
+def test_lease_stays_as_it_is_when_its_directory_is_unmounted_amid_the_removal(tmp_path: Path) -> None:
+    """Its name is then another file's, below the mount point (found by seed 901249)."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        await assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).release()
+        name, member = s.lease_file.name, s.alpha.presence.membership()
+        assert not isinstance(member, Absent)
+        places = DirectoryPlaces(str(s.directory), str(s.lockspace), s.alpha.storage, 8)
+        found = await places.find(member, name)
+        assert isinstance(found, Found)
+        shared = tmp_path / "shared"
+        s.directory.rename(shared)
+        before = (shared / name).read_bytes()
+        leader = Leader.decode(before[:512])
+        assert isinstance(leader, Leader)
+        s.directory.mkdir()
+        assert isinstance(await places.remove(member, found, name, leader), StorageFailed)
+        (s.directory / name).write_bytes(b"another one")
+        stays = await places.remove(member, found, name, leader)
+        assert isinstance(stays, Unusable)
+        assert "is the directory mounted?" in stays.reason
+        assert (s.directory / name).read_bytes() == b"another one"
+        assert (shared / name).read_bytes() == before
+        found.disk.close()
+
+    play(scene)
+
+
 def test_removal_of_a_name_is_waited_for_and_counts_as_a_write_that_may_land(tmp_path: Path) -> None:
     async def scene() -> None:
         lane, devices, hung = DiskLane("lane", workers=1), DeviceWrites(), threading.Event()
         storage = SystemLeaseStorage(lane, devices=devices)
         lane.submit(Request(lambda _: hung.wait(), on_done=lambda: None))
         (tmp_path / "lease").touch()
-        removal = asyncio.get_running_loop().create_task(storage.remove(str(tmp_path / "lease")))
+        found = (tmp_path / "lease").stat()
+        facts = DiskFacts(str(tmp_path / "lease"), True, False, 0, 0, found.st_dev, found.st_ino)
+        removal = asyncio.get_running_loop().create_task(storage.remove(facts))
         await asyncio.sleep(0)
         assert devices.some()
         assert not removal.done()

@@ -162,7 +162,9 @@ class DirectoryPlaces:
         if not member.may_write():
             return Unusable(found.place, "the lockspace has been lost")
         # First its name, then its content: whoever opens the path from now on makes a new one.
-        failed = await self._storage.remove(self.place(name))
+        failed = await self._storage.remove(found.disk.facts)
+        if failed is not None and failed.errno == errno.ESTALE:
+            return Unusable(found.place, "its name leads to another file by now: is the directory mounted?")
         if failed is not None:
             return StorageFailed(found.place, failed)
         await _clear(member, found, leader)

@@ -229,7 +229,9 @@ class PaxosBackend:
                 case Vanished():
                     continue
         raise LeaseUnusable(
-            name=resource.name, place=self.places.place(lease), reason="it vanishes as often as it is made"
+            name=resource.name,
+            place=self.places.place(lease),
+            reason="it vanishes as often as it is made: if no host is just taking leases out, delete what is left of it",
         )
 
     # --- taking ---

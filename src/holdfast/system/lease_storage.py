@@ -56,9 +56,10 @@ class LeaseStorage(Errands, Protocol):
     async def make(self, path: str, content: bytes, *, like: str) -> IoFailed | None:
         """A new file with that content, owned as `like` is; EEXIST if there is one already."""
 
-    async def remove(self, path: str) -> IoFailed | None:
-        """Take a name away. Waits for as long as that takes: one that was given up could still take the name of a lease
-        that somebody else holds by then; while it is under way it counts as a write of ours that may land.
+    async def remove(self, facts: DiskFacts) -> IoFailed | None:
+        """Take the name of an opened file away; ESTALE if its path leads to another one by now. Waits for as long as that
+        takes: one that was given up could still take the name of a lease that somebody else holds by then; while it is under
+        way it counts as a write of ours that may land.
         """
 
     async def names(self, directory: str) -> list[str] | IoFailed: ...
@@ -83,13 +84,13 @@ class SystemLeaseStorage(LaneErrands):
         failed = await on_worker(self._lane, lambda: _make(path, content, like), MAKE_TIMEOUT_S)
         return failed if isinstance(failed, IoFailed) else None
 
-    async def remove(self, path: str) -> IoFailed | None:
-        writes = self._devices.of(("name", path))
+    async def remove(self, facts: DiskFacts) -> IoFailed | None:
+        writes = self._devices.of(("name", facts.path))
         token = writes.begin(0, 1)
         if token is None:
             return IoFailed(errno.EBUSY, in_flight=True)
         done, wake = future_and_wake()
-        request = Request(lambda _: answered(os.unlink, path), on_done=wake, on_end=lambda: writes.end(token))
+        request = Request(lambda _: answered(_unlink, facts), on_done=wake, on_end=lambda: writes.end(token))
         try:
             self._lane.submit(request)
         except LaneFull:
@@ -138,3 +139,16 @@ def _sync_directory(directory: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _unlink(facts: DiskFacts) -> None:
+    """In one and the same directory, whatever is mounted over its path meanwhile, or unmounted from there."""
+    place, name = os.path.split(facts.path)
+    directory = os.open(place, os.O_PATH | os.O_DIRECTORY)
+    try:
+        found = os.stat(name, dir_fd=directory)
+        if (found.st_dev, found.st_ino) != (facts.file_system, facts.inode):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        os.unlink(name, dir_fd=directory)
+    finally:
+        os.close(directory)

@@ -165,11 +165,14 @@ class SimulatedStorage(SimulatedErrands):
         failed = await self._asked(self._way(directory.disk), (write, link), MAKE_TIMEOUT_S, changes=True)
         return failed if isinstance(failed, IoFailed) else None
 
-    async def remove(self, path: str) -> IoFailed | None:
-        directory = self._directory(os.path.dirname(path))
+    async def remove(self, facts: DiskFacts) -> IoFailed | None:
+        place, name = os.path.split(facts.path)
+        directory = self._directory(place)
 
         def unlink() -> None:
-            directory.unlink(os.path.basename(path), self._process.name)
+            if (directory.disk.number, directory.find(name).number) != (facts.file_system, facts.inode):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            directory.unlink(name, self._process.name)
 
         # It is not given up: see the port.
         failed = await self._asked(self._way(directory.disk), (unlink,), NEVER_S, changes=True)
