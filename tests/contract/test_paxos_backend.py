@@ -416,6 +416,42 @@ def test_lease_that_this_term_gave_up_is_taken_again_with_a_write_less(tmp_path:
     play(scene)
 
 
+class _FailingRead(RealKernel):
+    """The one read of a lease's begin that has this number fails."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def read_into(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        self.left -= offset_bytes == 0 and len(buffer) > 4096
+        if self.left == 0:
+            self.left = -1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read_into(fd, buffer, offset_bytes)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_lease_that_can_not_be_read_when_it_is_to_be_taken_up_is_left_as_it_is(
+    tmp_path: Path, number: int
+) -> None:
+    """Taken for one that is not held, it would be raced for, with our value out of our block meanwhile."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        saved, held = await taken_and_saved(s.world())
+        held.forget()
+        before = s.lease_file.read_bytes()
+        kernel = _FailingRead(number)
+        failed = await twin(s.alpha, kernel=kernel).backend(s.directory).adopt(saved, None)
+        assert isinstance(failed, IoFailed)
+        assert failed.errno == errno.EIO
+        assert kernel.left < 0
+        assert s.lease_file.read_bytes() == before
+        assert_held(await twin(s.alpha).backend(s.directory).adopt(saved, None))
+
+    play(scene)
+
+
 def test_adoption_is_refused_when_another_host_took_over(tmp_path: Path) -> None:
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
