@@ -96,9 +96,8 @@ class HostView:
     # True if the very latest look showed a change.
     changed_at_latest_look: bool = False
     unchanged_s: float = 0.0  # proven by looks
-    generation_since: Instant | None = (
-        None  # when we first saw this generation; every look since has shown it
-    )
+    # When we first saw this generation; every look since has shown it.
+    generation_since: Instant | None = None
     dead_in_s: float | None = None  # until DEAD at the earliest; None where that question does not arise
     fault: str = ""
 
