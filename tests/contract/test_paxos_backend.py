@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
-import hashlib
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.leases import SPACE, LeaseHost, entry_count, make_lockspace, twin
+from tests.support.leases import SPACE, LeaseHost, entry_count, lease_file, make_lockspace, twin
 
 from holdfast.backends.base import Creation, Held, HeldElsewhere, Moved, SavedLock
 from holdfast.backends.lease_names import key_of_lease
@@ -57,7 +56,7 @@ class Scene:
 
     @property
     def lease_file(self) -> Path:
-        return self.directory / hashlib.md5(str(self.disk).encode()).hexdigest()
+        return lease_file(self.directory, self.disk)
 
     def world(self) -> BackendWorld:
         alias = self.directory / "alias.img"

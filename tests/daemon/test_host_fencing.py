@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pytest
 from tests.daemon.conftest import IO_TIMEOUT_S, MakeHost
 from tests.daemon.test_leases import DEAD_S, joined
 from tests.support.daemon import Holdfastd, exists, make_disk, refusal
-from tests.support.leases import SPACE, make_lockspace
+from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.geometry import DEFAULT
@@ -29,7 +28,7 @@ def pair(make_host: MakeHost) -> tuple[Holdfastd, Holdfastd]:
 
 def block_of_one(leases: Path, disk: Path) -> HostBlock:
     """What host 1 has on a lease."""
-    raw = (leases / hashlib.md5(str(disk).encode()).hexdigest()).read_bytes()
+    raw = lease_file(leases, disk).read_bytes()
     at = DEFAULT.host_block_offset_bytes(1)
     block = HostBlock.decode(raw[at : at + DEFAULT.sector_bytes])
     assert isinstance(block, HostBlock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,17 +11,13 @@ import pytest
 from tests.daemon.conftest import MakeHost
 from tests.daemon.test_leases import joined, record
 from tests.support.daemon import exists, make_disk, refusal
-from tests.support.leases import SPACE, make_lockspace
+from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.ondisk.leader import Leader
 
 SECTOR = DEFAULT.sector_bytes
-
-
-def lease_of(leases: Path, disk: Path) -> Path:
-    return leases / hashlib.md5(str(disk).encode()).hexdigest()
 
 
 def damage(path: Path, sector: int, content: bytes = b"\xa5" * SECTOR) -> None:
@@ -62,14 +57,14 @@ def test_full_storage_refuses_a_new_lease_and_keeps_those_that_are_held(
     vms = [alpha.vm([disk], name=disk.stem) for disk in disks]
     for disk in disks:
         # Every byte of it has its place on storage: no write to it can find it full.
-        found = lease_of(full, disk).stat()
+        found = lease_file(full, disk).stat()
         assert found.st_blocks * 512 >= found.st_size == MIB
     told = refusal(alpha, make_disk(place, "one-too-many.img"))
-    assert str(lease_of(full, place / "one-too-many.img")) in told
+    assert str(lease_file(full, place / "one-too-many.img")) in told
     assert "No space left on device" in told
     assert "holdfast lease gc" in told
     left = {path.name for path in full.iterdir()}
-    assert left == {SPACE, *(lease_of(full, disk).name for disk in disks)}
+    assert left == {SPACE, *(lease_file(full, disk).name for disk in disks)}
     renewed(full)
     assert all(exists(vm) for vm in vms)
     alpha.end_vm(vms[0])
@@ -86,7 +81,7 @@ def test_damaged_leases_are_refused_with_place_and_fix_and_concern_nobody_else(
     joined(alpha), joined(beta)
     disks = {name: make_disk(place, f"{name}.img") for name in ("leader", "block", "cut", "sound")}
     vms = {name: alpha.vm([disk], name=name) for name, disk in disks.items()}
-    files = {name: lease_of(leases, disk) for name, disk in disks.items()}
+    files = {name: lease_file(leases, disk) for name, disk in disks.items()}
     damage(files["leader"], 0)
     damage(files["block"], 2)
     os.truncate(files["cut"], 0)
@@ -130,14 +125,14 @@ def test_lease_file_that_was_deleted_is_made_anew_and_its_holder_is_not_disturbe
     alpha = joined(make_host("alpha", 1).start())
     disk, other = make_disk(place), make_disk(place, "other.img")
     vm, bystander = alpha.vm([disk], name="web1"), alpha.vm([other], name="web2")
-    lease_of(leases, disk).unlink()
+    lease_file(leases, disk).unlink()
     assert "locked by VM web1" in refusal(alpha, disk)
     renewed(leases)
     assert exists(vm)
     alpha.end_vm(vm)
     wait_until(lambda: not alpha.holders(disk), "the release")
     wait_until(lambda: refusal(alpha, disk) == "", "a new lease")
-    assert isinstance(Leader.decode(lease_of(leases, disk).read_bytes()[:SECTOR]), Leader)
+    assert isinstance(Leader.decode(lease_file(leases, disk).read_bytes()[:SECTOR]), Leader)
     assert alpha.holders(other) == [("web2", bystander, True)]
     assert "Traceback" not in alpha.log_text()
 

@@ -5,7 +5,6 @@ io_timeout 1 and fire timeout 6: a lease fails at 8 s, and may be taken over 14 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.daemon.conftest import FIRE_TIMEOUT_S, IO_TIMEOUT_S, MakeHost
 from tests.support.daemon import Holdfastd, exists, make_disk, refusal
-from tests.support.leases import SPACE, make_lockspace
+from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.delta import DeltaLease
@@ -298,7 +297,7 @@ def test_who_names_the_holder_across_hosts_and_from_storage_alone(
     assert "held by VM web1" in there.stdout
     assert "(host_id 1)" in there.stdout
     assert "VM reader1" in beta.cli("who", str(reader)).stdout
-    file = leases / hashlib.md5(str(disk).encode()).hexdigest()
+    file = lease_file(leases, disk)
     path = leases / SPACE if device else file
     dumped = beta.cli("lease", "dump", str(path), "--lockspace-path", str(leases / SPACE)).stdout
     assert f"lease {SPACE}:{file.name}" in dumped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,11 @@ def make_lockspace(
     if index_entries:
         with path.open("r+b") as f:
             f.truncate((3 + index_entries) * geometry.align_bytes)
+
+
+def lease_file(directory: Path, disk: Path) -> Path:
+    """The lease of a disk that is named by its path, as libvirt's sanlock plugin names it."""
+    return directory / hashlib.md5(str(disk).encode()).hexdigest()
 
 
 _joined: list[tuple[BlockingDisk, DiskLane]] = []

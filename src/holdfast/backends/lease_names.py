@@ -33,6 +33,7 @@ class LeaseNames:
         self._backend = backend
         self._lockspace = lockspace
         self._by = by
+        self._by_path = by in (NameBy.PATH_MD5, NameBy.PATH_SHA256)
         self._storage = storage
         self._identities = identities
         self._paths: dict[str, str] = {}
@@ -66,14 +67,13 @@ class LeaseNames:
 
     def told(self, resource: Resource) -> str:
         """The same for people, without asking the disk."""
-        if self._by in (NameBy.PATH_MD5, NameBy.PATH_SHA256) or resource.lockspace:
+        if self._by_path or resource.lockspace:
             return lease_name(resource, self._by, DiskIdentity())
         return f"<{self._by.value} of {resource.name}>"
 
     def hint(self, lease: str, disk: str) -> None:
         """Another host calls a lease's disk so. For people: nothing is opened by it, nor taken for the same disk."""
-        by_path = self._by in (NameBy.PATH_MD5, NameBy.PATH_SHA256)
-        if disk and (not by_path or self.told(Resource("", disk)) == lease):
+        if disk and (not self._by_path or self.told(Resource("", disk)) == lease):
             if len(self._hints) > ALIASES_MAX:
                 self._hints.clear()
             self._hints[lease] = disk

@@ -53,8 +53,11 @@ class LeaseUpkeep:
         lease, _ = await self._backend.names.of(resource)
         return await self._break(resource, lease, attest) or "nobody held it"
 
-    async def claims_on(self, lease: str) -> list[tuple[HostId, Generation]]:
-        """The terms of other hosts that one look shows on a lease of that name; raises a `LockError`."""
+    async def is_claimed_by(self, lease: str, term: tuple[HostId, Generation]) -> bool:
+        """Whether one look shows a term of another host on a lease of that name; raises a `LockError`.
+
+        If so, what its holder calls the disk is known from then on (`names.path_of`).
+        """
         resource = Resource("", self._backend.names.path_of(lease))
         member = self._backend.member(resource)
         found = await self._backend.look_up(member, resource, lease)
@@ -64,11 +67,12 @@ class LeaseUpkeep:
             claims = await self._backend.holding(found, member).claims()
             if isinstance(claims, str):
                 raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
-            for host_id, _ in claims:
-                self._backend.names.hint(lease, lease_note.disk_of(await self._note(found, member, host_id)))
+            if term not in claims:
+                return False
+            self._backend.names.hint(lease, lease_note.disk_of(await self._note(found, member, term[0])))
+            return True
         finally:
             found.disk.close()
-        return claims
 
     async def break_of(self, lease: str, terms: Attested) -> str:
         """The same for a lease by its name, if it is of one of these terms, which are attested to be over; empty if it

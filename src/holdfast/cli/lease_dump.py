@@ -134,7 +134,7 @@ def _lockspace(first: DeltaLease, raw: bytes) -> dict[str, Any]:
 def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
     space = lease.space_name.text
     blocks = blocks_of(raw, lease)
-    notes = {host_id: note_of(raw[lease.geometry.host_block_offset_bytes(host_id) :]) for host_id in blocks}
+    notes = {host_id: _note(lease, raw, host_id) for host_id in blocks}
     request = Request.decode(raw[lease.geometry.request_offset_bytes :])
     return {
         "lockspace": shown(lease.space_name),
@@ -159,6 +159,11 @@ def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
         else {"lver": request.lver, "force_mode": request.force_mode},
         "blocks": [_block(host_id, block) for host_id, block in blocks.items()],
     }
+
+
+def _note(lease: Leader, raw: bytes, host_id: int) -> bytes:
+    at = lease.geometry.host_block_offset_bytes(host_id)
+    return note_of(raw[at : at + lease.geometry.sector_bytes])
 
 
 def _owners(

@@ -134,7 +134,7 @@ class HostFencer:
         resource = Resource("", backend.names.path_of(name))
         term = (view.host_id, Generation(view.generation or 0))
         try:
-            if term not in await backend.upkeep.claims_on(name):
+            if not await backend.upkeep.is_claimed_by(name, term):
                 return []
             resource = Resource("", backend.names.path_of(name))  # its holder may have told
             if manager.table.of_lock_file(key) is not None:

@@ -65,15 +65,12 @@ class Checkers:
         internal = (INDEX_AREA + 1) * self.geometry.align_bytes
         self.leases.named(self.leases.made(disk.name, "", internal))
 
-    def fail(self, claim: str, what: str, *parties: object) -> None:
-        self.world.fail(claim, what, *(str(p) for p in parties))
-
     def _unnamed(self, place: LeasePlace, who: str) -> None:
         """A lease was taken out, or its entry lost: nobody may hold it."""
         self.world.tell(who, f"takes out the lease of {place.resource}")
         for term in self.terms.running:
             if term.disk == place.disk and place.resource in term.beliefs:
-                self.fail(
+                self.world.fail(
                     "nothing lost", f"{who} takes {place.resource} out, which {term} holds", who, term.machine
                 )
 
@@ -86,7 +83,7 @@ class Checkers:
         for other in self.terms.running:
             others = other.beliefs.get(resource) if other.disk == term.disk and other is not term else None
             if others is not None and Mode.EXCLUSIVE in (mode, others):
-                self.fail(
+                self.world.fail(
                     "exclusion",
                     f"{term} holds {resource} {mode.value}, {other} {others.value}",
                     term.machine,
@@ -104,14 +101,14 @@ class Checkers:
     def runs(self, term: Term, resource: str, vm: VirtualMachine) -> None:
         """A virtual machine is let loose on a disk."""
         if resource not in term.beliefs:
-            self.fail("exclusion", f"{vm.name} runs on {term} without a lease", term.machine)
+            self.world.fail("exclusion", f"{vm.name} runs on {term} without a lease", term.machine)
         machine = term.machine
         if machine.watchdog.fires_at is None:
-            self.fail(
+            self.world.fail(
                 "no lock without protection", f"{vm.name} runs on {machine}, its watchdog does not", machine
             )
         if machine.last_look >= term.fails_at:
-            self.fail(
+            self.world.fail(
                 "no lock without protection", f"{vm.name} runs on {term}, whose lease has failed", machine
             )
         term.vms[resource] = vm
@@ -125,7 +122,7 @@ class Checkers:
     def answers(self, machine: Machine, resource: str, requested: int, held: int) -> None:
         """A holder gives up because it was asked to."""
         if requested <= held:
-            self.fail(
+            self.world.fail(
                 "no owner stopped in vain", f"{resource} lver {held}, the request is for {requested}", machine
             )
 
@@ -134,7 +131,9 @@ class Checkers:
         mode = term.beliefs[resource]
         place = self.leases.of(term.disk, resource)
         if place is None:
-            self.fail("nothing lost", f"{term} believes in {resource}, whose lease is gone", term.machine)
+            self.world.fail(
+                "nothing lost", f"{term} believes in {resource}, whose lease is gone", term.machine
+            )
             return
         block = self._block(place, term.host_id)
         # A sharer that is about to become exclusive takes its hold away when it has won, before it says so.
@@ -145,7 +144,7 @@ class Checkers:
         if mode is Mode.SHARED and not (stands and not block.dblock.is_released):
             stands = block.mode.is_shared and block.mode.generation == term.generation
         if not stands:
-            self.fail(
+            self.world.fail(
                 "nothing lost",
                 f"{term} believes in {resource} {mode.value}; its block says {block}",
                 term.machine,
@@ -167,14 +166,14 @@ class Checkers:
     def _issued(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
         """I14: what a process issues, it issues under a lease that has not failed, as far as it has looked."""
         claims = offset < self.geometry.align_bytes
+        slot = offset // self.geometry.sector_bytes + 1
         if claims:
-            self.terms.claimed(disk.name, process, offset // self.geometry.sector_bytes + 1, content)
+            self.terms.claimed(disk.name, process, slot, content)
         for term in self.terms.running:
-            slot = offset // self.geometry.sector_bytes + 1
             if claims and (slot, self._generation_of(content)) != (term.host_id, term.generation):
                 continue  # a new claim, after all owners of the old term are gone
             if term.process is process and term.disk == disk.name and term.machine.last_look >= term.fails_at:
-                self.fail(
+                self.world.fail(
                     "I14 no write after expiry",
                     f"{term} writes at {offset}, its lease failed at {term.fails_at:.1f}, "
                     f"it is {term.machine.last_look:.1f}",
@@ -207,7 +206,7 @@ class Checkers:
             for t in self.terms.running
             if self.leases.is_named(before)
         ):
-            self.fail("nothing lost", f"a new lease is made over that of {before.resource}")
+            self.world.fail("nothing lost", f"a new lease is made over that of {before.resource}")
         resource_of = self._resource_of[disk.name]
         made = self.leases.made(disk.name, resource_of(leader.resource_name.text), offset, leader.lver)
         if before is not None:
@@ -220,7 +219,7 @@ class Checkers:
     def _leader_landed(self, place: LeasePlace, process: Process, leader: Leader | Malformed) -> None:
         if isinstance(leader, Malformed):
             if self.leases.is_named(place) and any(place.resource in t.beliefs for t in self.terms.running):
-                self.fail(
+                self.world.fail(
                     "nothing lost", f"the lease of {place.resource} is cleared under its holder", process.name
                 )
             return
@@ -231,11 +230,11 @@ class Checkers:
         newest = max(place.begins_at, *place.decided, 0)
         known = place.decided.setdefault(leader.lver, value)
         if known != value:
-            self.fail(
+            self.world.fail(
                 "I2 a version has one owner", f"lver {leader.lver}: {known}, then {value}", process.name
             )
         if leader.lver > newest + 1:
-            self.fail("I4 versions follow each other", f"from {newest} to {leader.lver}", process.name)
+            self.world.fail("I4 versions follow each other", f"from {newest} to {leader.lver}", process.name)
         if leader.lver > newest:
             self._supersedes(place, process, leader)
 
@@ -247,7 +246,7 @@ class Checkers:
             if term.disk != place.disk or term.beliefs.get(place.resource) is not Mode.EXCLUSIVE:
                 continue
             if (leader.owner_id, leader.owner_generation) != (term.host_id, term.generation):
-                self.fail(
+                self.world.fail(
                     "expiry before takeover",
                     f"{process.name} makes host_id {leader.owner_id} owner of {place.resource} lver {leader.lver}, "
                     f"which {term} holds",
@@ -264,7 +263,7 @@ class Checkers:
             if holds and (leader.owner_id, leader.owner_generation) == (term.host_id, term.generation):
                 block = self._block(place, term.host_id)
                 if block.dblock.lver == leader.lver:
-                    self.fail(
+                    self.world.fail(
                         "nothing lost",
                         f"{process.name} frees {place.resource}, which {term} holds",
                         process.name,
@@ -278,16 +277,18 @@ class Checkers:
         dblock = block.dblock
         who = process.name
         if dblock.mbal < place.mbal.get(host_id, 0):
-            self.fail(
+            self.world.fail(
                 "I6 ballots grow", f"host_id {host_id} took back a promise of {place.resource}: {dblock}", who
             )
         place.mbal[host_id] = dblock.mbal
         if dblock.mbal % self.geometry.hosts_max != host_id % self.geometry.hosts_max:
-            self.fail("I6 ballots name their host", f"host_id {host_id}: mbal {dblock.mbal}", who)
+            self.world.fail("I6 ballots name their host", f"host_id {host_id}: mbal {dblock.mbal}", who)
         if dblock.bal > dblock.mbal or (dblock.inp == 0) != (dblock.bal == 0):
-            self.fail("I7 blocks make sense", f"host_id {host_id}: {dblock}", who)
+            self.world.fail("I7 blocks make sense", f"host_id {host_id}: {dblock}", who)
         for term in self.terms.of(place.disk, host_id):
             if term.process is not process:
-                self.fail("I13 everyone writes his own", f"{who} wrote the block of host_id {host_id}", who)
+                self.world.fail(
+                    "I13 everyone writes his own", f"{who} wrote the block of host_id {host_id}", who
+                )
             if place.resource in term.beliefs:
                 self._stands_on_disk(term, place.resource)

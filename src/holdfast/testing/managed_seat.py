@@ -161,7 +161,7 @@ class ManagedSeat:
         if term is not None:
             if term.vms:
                 running = ", ".join(vm.name for vm in term.vms.values())
-                daemon.checkers.fail(
+                daemon.world.fail(
                     "nothing lost", f"{term}: all users are gone, but {running}", daemon.machine
                 )
             term.beliefs.clear()

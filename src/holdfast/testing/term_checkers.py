@@ -72,9 +72,6 @@ class TermCheckers:
         self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
         self._members: set[tuple[Process, str, int, int]] = set()
 
-    def _fail(self, claim: str, what: str, *parties: object) -> None:
-        self.world.fail(claim, what, *(str(p) for p in parties))
-
     # --- delta leases ---
 
     def claimed(self, disk: str, process: Process, host_id: int, content: bytes) -> None:
@@ -87,7 +84,7 @@ class TermCheckers:
         quiet_s = self.world.now - self._recorded_at[disk, host_id]
         dead_s = FAIL_FACTOR_OF_THE_SPEC * theirs.io_timeout_s + self.fire_timeout_s
         if node_of(ours) != node_of(theirs) and quiet_s > dead_s:
-            self._fail(
+            self.world.fail(
                 "I8 one host has a host id",
                 f"{process.name} takes host_id {host_id} of {node_of(theirs)}",
                 process.name,
@@ -106,7 +103,7 @@ class TermCheckers:
         # A claim that hung, of an id that the host never had, is held up by nothing; whom it hits will notice.
         was_member = (process, disk, host_id, record.generation) in self._members
         if record.generation < generation and was_member:
-            self._fail(
+            self.world.fail(
                 "I8 generations grow", f"host_id {host_id} went back to {record.generation}", process.name
             )
         self._generations[disk, host_id] = record.generation
@@ -114,7 +111,7 @@ class TermCheckers:
             # The daemon's next life renews a term once before anybody is told that it goes on.
             if process not in (term.process, term.machine.process):
                 if (term.vms or term.beliefs) and record.generation > term.generation:
-                    self._fail(
+                    self.world.fail(
                         "expiry before takeover",
                         f"{process.name} takes host_id {host_id} from {term}",
                         process.name,
@@ -122,7 +119,7 @@ class TermCheckers:
                     )
             elif record.is_free:
                 if term.vms or term.beliefs:
-                    self._fail(
+                    self.world.fail(
                         "nothing lost", f"{term} frees its host id, and still has {[*term.vms]}", term.machine
                     )
                 self.is_over(term, "released")
@@ -144,7 +141,7 @@ class TermCheckers:
             if left and not other.vms:
                 self.is_over(other, "succeeded")
             else:
-                self._fail(
+                self.world.fail(
                     "I8 one host has a host id",
                     f"{term} has joined, {other} is not over",
                     term.machine,
@@ -160,7 +157,7 @@ class TermCheckers:
             and node_of(record) == term.machine.name
             and not long_ours
         ):
-            self._fail("I8 one host has a host id", f"{term} had host_id {before} before", term.machine)
+            self.world.fail("I8 one host has a host id", f"{term} had host_id {before} before", term.machine)
         self._host_ids[term.disk, term.machine] = term.host_id
         self.running.append(term)
         renewal = self._renewals.get((term.process, term.disk, term.host_id))
@@ -201,7 +198,7 @@ class TermCheckers:
         self.world.tell(observer.machine.name, f"sees host_id {host_id} generation {generation} dead")
         for term in self.of(observer.disk, host_id):
             if term.generation == generation and (term.vms or term.beliefs):
-                self._fail(
+                self.world.fail(
                     "expiry before takeover",
                     f"{observer} sees {term} dead, which still has {', '.join(term.vms or term.beliefs)}",
                     observer.machine,
@@ -221,7 +218,7 @@ class TermCheckers:
         if term.over or term.written != written:
             return
         if term.vms:
-            self._fail(
+            self.world.fail(
                 "expiry before takeover", f"{', '.join(term.vms)} of {term} outlived the lease", term.machine
             )
 
@@ -240,7 +237,7 @@ class TermCheckers:
                 and not left
                 and fires_at > term.fails_at + self.fire_timeout_s + ROUNDING_S
             ):
-                self._fail(
+                self.world.fail(
                     "I10 no ping beyond the bound",
                     f"{term} will be reset at {fires_at:.1f}, its lease fails at {term.fails_at:.1f}",
                     machine,

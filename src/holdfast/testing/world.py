@@ -63,11 +63,12 @@ class World:
         """Write a line into the history."""
         self.lines.append((self.now, who, what))
 
-    def fail(self, claim: str, what: str, *parties: str) -> None:
+    def fail(self, claim: str, what: str, *parties: object) -> None:
         """A checker has seen what must not be. The first one counts; the history ends with it."""
         if self.violation is None:
-            self.violation = Violation(claim, what, parties)
-            self.tell(parties[0] if parties else "", f"VIOLATION of {claim}: {what}")
+            names = tuple(map(str, parties))
+            self.violation = Violation(claim, what, names)
+            self.tell(names[0] if names else "", f"VIOLATION of {claim}: {what}")
         raise self.violation
 
     def bug(self, who: str, what: str) -> None:
