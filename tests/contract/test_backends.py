@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.daemon import locked
+from tests.support.mounts import mounted
 
 from holdfast.backends import owner_record
 from holdfast.backends.base import BackendPorts, Creation, Moved, make_backend
@@ -52,9 +53,8 @@ def loop_file_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     with open(image, "wb") as f:
         f.truncate(16 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True)
-    yield point
-    subprocess.run(["umount", "-l", str(point)], check=True)
+    with mounted(point, "-o", "loop", str(image)):
+        yield point
 
 
 @pytest.fixture(params=["tmp_path", "loop_file_system"])

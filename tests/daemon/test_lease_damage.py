@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tests.daemon.conftest import MakeHost
 from tests.daemon.test_leases import joined, record
 from tests.support.daemon import exists, make_disk, refusal
 from tests.support.leases import SPACE, lease_file, make_lockspace
+from tests.support.mounts import mounted
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.geometry import DEFAULT, MIB
@@ -42,10 +42,9 @@ def renewed(leases: Path, host_id: int = 1) -> None:
 @pytest.fixture
 def full(place: Path, leases: Path) -> Iterator[Path]:
     """The lease directory on a file system of 4 MiB: the lockspace and two or three leases."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3200k", "tmpfs", str(leases)], check=True)
-    make_lockspace(leases / SPACE)
-    yield leases
-    subprocess.run(["umount", "-l", str(leases)], check=True)
+    with mounted(leases, "-t", "tmpfs", "-o", "size=3200k", "tmpfs"):
+        make_lockspace(leases / SPACE)
+        yield leases
 
 
 def test_full_storage_refuses_a_new_lease_and_keeps_those_that_are_held(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.daemon import Factory, Holdfastd, bystander, exists, locked, make_disk
+from tests.support.mounts import mounted
 from tests.support.polling import wait_until
 
 from holdfast.testing.virtlockd_client import AUTOCREATE, SHARED, CallFailed
@@ -375,9 +375,8 @@ def test_configuration_that_is_wrong_ends_the_start_with_2_and_every_problem(mak
 def small_disk(place: Path) -> Iterator[Path]:
     path = place / "small"
     path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "holdfast-test", str(path)], check=True)
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
+    with mounted(path, "-t", "tmpfs", "-o", "size=64k", "holdfast-test"):
+        yield path
 
 
 def test_full_run_directory_refuses_new_locks_clearly_and_keeps_the_old_ones(

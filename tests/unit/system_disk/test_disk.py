@@ -3,13 +3,13 @@
 import asyncio
 import errno
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.contract.disk.disks import UnrulyKernel, blank, loop_device
+from tests.support.mounts import mounted
 from tests.support.polling import wait_until
 
 from holdfast.protocol.words import IoFailed
@@ -193,16 +193,12 @@ def test_a_device_tells_its_sector_and_refuses_smaller_records(rig: Rig, tmp_pat
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system that refuses O_DIRECT is mounted by root")
 def test_where_o_direct_is_refused_the_page_cache_is_used_and_that_is_said(rig: Rig, tmp_path: Path) -> None:
-    subprocess.run(["mount", "-t", "ramfs", "none", str(tmp_path)], check=True)
-    try:
+    with mounted(tmp_path, "-t", "ramfs", "none"):
         disk = rig.open(blank(tmp_path), rig.lane())
         assert not disk.facts.direct
         assert "O_DIRECT is refused" in disk.facts.how
         assert write(disk, SECTOR, b"x") is None
         assert read(disk, SECTOR) == b"x" * SECTOR
-        rig.close()
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_file_on_the_usual_file_system_is_opened_with_o_direct_and_o_dsync(
