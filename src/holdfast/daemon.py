@@ -377,9 +377,10 @@ class Daemon:
         self.manager.closing = True
         self._close_listeners()
         self.control.close_all()
-        await self.leases.stop()
+        # What an owner that has just ended rested on is being given back: that needs the lockspace.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(tasks.all_ended(), IN_FLIGHT_WAIT_S)
+        await self.leases.stop()
         self.journal.compact()
 
     def _close_listeners(self) -> None:

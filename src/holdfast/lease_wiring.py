@@ -44,6 +44,7 @@ FIRST_TRY_WAIT_S = 10.0
 LEAVE_WAIT_S = 5.0
 LEAVE_CALL_WAIT_S = 30.0
 """Freeing a host id is two requests; longer means that storage hangs."""
+LEAVE_LOOK_S = 0.02
 WATCHDOG_FD_NAME = "watchdog"
 
 
@@ -91,8 +92,8 @@ class LeaseHost:
         return self._keepers[keeper.name][1]
 
     @staticmethod
-    def _storage(name: str) -> LeaseStorage:
-        return SystemLeaseStorage(DiskLane(name))
+    def _storage(lockspace: str) -> LeaseStorage:
+        return SystemLeaseStorage(DiskLane(_lane_of_leases(lockspace)))
 
     def _lockspace(self, spec: LockspaceSpec, backend: str, choice: WatchdogChoice) -> Presence:
         if self._choice not in (None, choice):
@@ -118,7 +119,7 @@ class LeaseHost:
             identity=self._identity,
             token=lambda: secrets.token_hex(TOKEN_DIGITS // 2),
             in_use=lambda: self._in_use(backends),
-            lease_writes=DEVICE_WRITES.some,
+            lease_writes=partial(DEVICE_WRITES.in_flight, _lane_of_leases(spec.name)),
             spawn=tasks.start,
             news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
         )
@@ -179,7 +180,6 @@ class LeaseHost:
 
     async def stop(self) -> None:
         """Leave every lockspace on which nobody rests; the others are to be gone on with in time."""
-        loop = asyncio.get_running_loop()
         left = []
         for keeper, backends in self._keepers.values():
             if self._in_use(backends):
@@ -187,14 +187,23 @@ class LeaseHost:
                     "leases of lockspace %s stay held: start holdfastd again within %.0f s, or %s",
                     keeper.name,
                     keeper.fails_in_s,
-                    "this host is reset" if keeper.fences else "another host may take them over",
+                    _fate(keeper),
                 )
             elif keeper.state not in (KeeperState.LOST, KeeperState.LEFT):
-                done: asyncio.Future[None] = loop.create_future()
-                left.append(done)
-                keeper.leave(partial(tasks.resolve, done, None))
-        if left:
-            await asyncio.wait(left, timeout=LEAVE_WAIT_S)
+                left.append(keeper)
+                keeper.leave()
+        # A write that is under way keeps the watchdog armed (ADR 0121); most end in a moment.
+        until = self._clock.now() + LEAVE_WAIT_S
+        while self._clock.now() < until and any(_leaving(keeper) for keeper in left):
+            await self._clock.sleep(LEAVE_LOOK_S)
+        for keeper in left:
+            if _leaving(keeper):
+                log.critical(
+                    "lockspace %s could not be left, its storage hangs: start holdfastd again within %.0f s, or %s",
+                    keeper.name,
+                    keeper.fails_in_s,
+                    _fate(keeper),
+                )
         if self.watchdog_descriptor() is None:
             self._keep(WATCHDOG_FD_NAME, None)
 
@@ -313,6 +322,18 @@ async def _prepared(heartbeat: Heartbeat) -> None:
 def machine_of(node: str, *ids: str) -> str:
     """One digest of what tells this machine from others: names and ids, as far as they can be read."""
     return hashlib.sha256("\0".join((node, *ids)).encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _lane_of_leases(lockspace: str) -> str:
+    return f"leases of {lockspace}"
+
+
+def _leaving(keeper: LockspaceKeeper) -> bool:
+    return keeper.state is not KeeperState.LEFT or keeper.guarded
+
+
+def _fate(keeper: LockspaceKeeper) -> str:
+    return "this host is reset" if keeper.fences else "another host may take them over"
 
 
 def _words(choice: WatchdogChoice | None) -> str:

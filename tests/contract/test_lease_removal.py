@@ -407,11 +407,12 @@ def test_removal_of_a_name_is_waited_for_and_counts_as_a_write_that_may_land(tmp
         facts = DiskFacts(str(tmp_path / "lease"), True, False, 0, 0, found.st_dev, found.st_ino)
         removal = asyncio.get_running_loop().create_task(storage.remove(facts))
         await asyncio.sleep(0)
-        assert devices.some()
+        under_way = devices.in_flight("lane")
+        assert under_way()
         assert not removal.done()
         hung.set()
         assert await removal is None
-        assert not devices.some()
+        assert not under_way()
         assert not (tmp_path / "lease").exists()
         lane.close()
 

@@ -6,6 +6,7 @@ io_timeout 1 and fire timeout 30: a lease fails at 8 s; its owners are asked, an
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 from tests.support.daemon import Factory, Holdfastd, exists, make_disk, refusal
 from tests.support.fuse_storage import FaultyStorage
-from tests.support.leases import SPACE, make_lockspace
+from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.polling import wait_until
 from tests.support.wdmd_double import FIRE_TIMEOUT_S, Wdmd
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
+from holdfast.ondisk.leader import Leader
+from holdfast.system import wdmd
 
 FAIL_S = 8
 OTHER_SPACE = "vms"
@@ -53,6 +56,21 @@ class Scene:
     def last_keepalive(self) -> int:
         """When the watchdog would fire, as it was told last; wdmd adds its fire timeout to that."""
         return self.watchdog.expires(len(self.watchdog.said) - 1)[-1]
+
+    def end_vms(self) -> None:
+        """They end, and their locks leave the table; what that takes on the disk goes on."""
+        for vm in self.vms.values():
+            self.host.end_vm(vm)
+        wait_until(
+            lambda: not any(self.host.holders(disk) for disk in self.disks.values()), "the VMs to be gone"
+        )
+
+    def lease_is_free(self) -> bool:
+        leader = Leader.decode(
+            lease_file(self.storage.source, self.disks["faulty"]).read_bytes()[: DEFAULT.sector_bytes]
+        )
+        assert isinstance(leader, Leader)
+        return leader.is_free
 
     def events(self) -> list[dict[str, str]]:
         return [json.loads(line) for line in self.host.cli("events", "--json").stdout.splitlines()]
@@ -151,3 +169,38 @@ def test_stall_that_ends_before_the_bound_costs_nothing(scene: Scene) -> None:
     assert s.record().generation == 1
     assert refusal(s.host, make_disk(s.place / "faulty", "another.img")) == ""
     assert "LOST" not in s.host.log_text()
+
+
+LET_GO = [(wdmd.TEST_LIVE, 0), (wdmd.REFCOUNT_CLEAR, 0)]
+"""What wdmd is told last when nothing needs it any more."""
+CLOSED = (0, 0)
+
+
+def test_stop_right_behind_the_last_vm_waits_for_its_lease_and_lets_go_of_the_watchdog(scene: Scene) -> None:
+    """Else the watchdog stayed armed, and the host, on which nobody rests, was reset."""
+    s = scene
+    s.storage.delay(0.2)
+    s.end_vms()
+    s.host.kill(signal.SIGTERM)
+    told = s.watchdog.said[-1]
+    wait_until(lambda: told[-1] == CLOSED, "the connection to wdmd to be closed")
+    assert told[-3:-1] == LET_GO
+    assert s.lease_is_free()
+    assert s.record().is_free
+
+
+def test_stop_while_a_write_hangs_says_that_the_watchdog_stays_armed(scene: Scene) -> None:
+    """What may still land is stopped by a reset only, and nobody may have this host's id before that."""
+    s = scene
+    s.storage.stall_writes()
+    s.end_vms()
+    assert s.host.process is not None
+    s.host.process.send_signal(signal.SIGTERM)
+    s.host.says(f"lockspace {SPACE} could not be left")
+    assert "this host is reset" in s.host.log_text()
+    assert f"lockspace {OTHER_SPACE} could not be left" not in s.host.log_text()
+    assert not s.record().is_free
+    told = s.watchdog.said[-1]
+    s.storage.healthy()
+    wait_until(lambda: told[-1] == CLOSED, "the connection to wdmd to be closed")
+    assert told[-3:-1] != LET_GO

@@ -6,6 +6,7 @@ O_DIRECT or not, comes here and nowhere else, as on a disk.
 
     healthy      answered at once
     stall        no request is answered until it is healthy again; who waits cannot even be killed, as with a dead path
+    stall-writes no write is; all else goes on
     fail         reads, writes and whatever changes the directory get EIO
     delay S      answered S seconds late
 
@@ -41,6 +42,7 @@ _REQUEST_BYTES_MAX = _WRITE_BYTES_MAX + 4096
 _ATOMIC_O_TRUNC, _BIG_WRITES, _MAX_PAGES = 1 << 3, 1 << 5, 1 << 22
 _FOPEN_DIRECT_IO = 1
 _ROOT = 1
+_WRITE = 16
 _THREADS = 64
 """Requests of programs under test that may hang here at once."""
 _NO_REPLY = object()
@@ -59,13 +61,13 @@ class _Mood:
             self._word, self._seconds = word, seconds
             self._changed.notify_all()
 
-    def suffer(self, *, touches_disk: bool) -> None:
+    def suffer(self, *, touches_disk: bool, writes: bool) -> None:
         """Before a request is performed. Raises what is to be answered."""
         with self._changed:
             delay_s = self._seconds if self._word == "delay" else 0.0
         time.sleep(delay_s)
         with self._changed:
-            while self._word == "stall":
+            while self._word == "stall" or (writes and self._word == "stall-writes"):
                 self._changed.wait()
             if self._word == "fail" and touches_disk:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -90,7 +92,7 @@ class _Server:
             13: (self._link, True),
             14: (self._open, False),
             15: (self._read, True),
-            16: (self._write, True),
+            _WRITE: (self._write, True),
             17: (self._statfs, False),
             18: (self._release, False),
             20: (self._fsync, True),
@@ -129,7 +131,7 @@ class _Server:
         try:
             operation, touches_disk = self._operations[opcode]
             if opcode not in self._AT_ONCE:
-                self._mood.suffer(touches_disk=touches_disk)
+                self._mood.suffer(touches_disk=touches_disk, writes=opcode == _WRITE)
             body = operation(node, raw[_REQUEST.size :])
         except KeyError:
             number = errno.ENOSYS
@@ -345,6 +347,9 @@ class FaultyStorage:
 
     def stall(self) -> None:
         self._become("stall")
+
+    def stall_writes(self) -> None:
+        self._become("stall-writes")
 
     def fail(self) -> None:
         self._become("fail")

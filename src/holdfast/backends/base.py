@@ -153,7 +153,7 @@ class LeasePorts:
     lockspace: Callable[[LockspaceSpec, str, WatchdogChoice], Presence]
     """Have this host in a lockspace, for the backend of that name; ValueError if another one wants it otherwise."""
     storage: Callable[[str], LeaseStorage]
-    """Storage with workers of its own, by a name for people."""
+    """Storage for the leases of a lockspace, with workers of its own."""
     identities: DiskIdentities
     chance: Chance
     spawn: Callable[[Coroutine[Any, Any, Any]], object]

@@ -57,7 +57,7 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
     spec = lockspace_spec(table)
     presence = leases.lockspace(spec, name, _watchdog(table))
     num_hosts = spec.hosts_max
-    storage = leases.storage(f"leases of {name}")
+    storage = leases.storage(spec.name)
     holding = HoldingPorts(errands=storage, clock=ports.clock, chance=leases.chance, spawn=leases.spawn)
     places: LeasePlaces
     if directory:

@@ -170,6 +170,11 @@ class Heartbeat:
             self._disarm_if_idle()
         return None
 
+    def guards(self, name: str) -> bool:
+        """Whether a lease of this name still counts for the watchdog."""
+        with self._lock:
+            return name in self._owed or any(watched.name == name for watched in self._watched)
+
     def owe(self, name: str) -> None:
         """Owners of an earlier program may rest on a lease that is not guarded yet: nothing is fed before it is, or
         before they are gone (`settle`). Its age is not known, and the others' being good does not make it young.

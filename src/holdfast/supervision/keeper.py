@@ -41,6 +41,8 @@ from holdfast.system.memory_file import Memory
 
 log = logging.getLogger(__name__)
 
+LEASE_WRITE_PAUSE_S = 0.05
+"""Between two looks at writes that hold up leaving; most end in a few milliseconds."""
 JOIN_PAUSE_S = 5.0
 """Between a join that failed and the next: soon enough for a storage that has come back."""
 
@@ -79,7 +81,7 @@ class KeeperNews:
 
 class LockspaceKeeper:
     """See the module. ``token`` gives random digits for a fresh name, ``in_use`` tells whether anybody rests on it,
-    ``lease_writes`` whether a write of ours to some lease may still land (from any thread).
+    ``lease_writes`` what `Lockspace` wants to know about writes to leases.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class LockspaceKeeper:
         identity: HostIdentity,
         token: Callable[[], str],
         in_use: Callable[[], bool],
-        lease_writes: Callable[[], bool],
+        lease_writes: Callable[[], Callable[[], bool]],
         spawn: Callable[..., object],
         news: KeeperNews,
     ) -> None:
@@ -132,6 +134,11 @@ class LockspaceKeeper:
     @property
     def fences(self) -> bool:
         return self._heartbeat.fences
+
+    @property
+    def guarded(self) -> bool:
+        """Whether its lease counts for the watchdog, as it does until nothing that rested on it can be written any more."""
+        return self._heartbeat.guards(self.name)
 
     def membership(self) -> Membership | Absent:
         member = self._member
@@ -200,10 +207,20 @@ class LockspaceKeeper:
         self._on_first_try.append(on_left)
         if self.state is not KeeperState.LOST:
             self._become(KeeperState.LEAVING, "")
-        if self._lockspace is not None:
-            self._lockspace.leave()
-        else:
+        if self._lockspace is None:
             self._interrupt()
+            return
+        self._lockspace.retire()
+        lease_write = self._lease_writes()
+        if lease_write():
+            self._spawn(self._leave_after(lease_write, self._lockspace))
+        else:
+            self._lockspace.leave()
+
+    async def _leave_after(self, lease_write: Callable[[], bool], lockspace: Lockspace) -> None:
+        while lease_write():
+            await self._clock.sleep(LEASE_WRITE_PAUSE_S)
+        lockspace.leave()
 
     def heart_stopped(self) -> None:
         """Nobody measures any more, so nothing may rest on the lease."""
@@ -217,6 +234,9 @@ class LockspaceKeeper:
         if self._lockspace is not None:
             self._lockspace.users_are_gone()
         self._heartbeat.settle(self.name)
+        if not self._wanted:  # it was lost while it was being left
+            self._become(KeeperState.LEFT, "")
+            return
         self._become(KeeperState.ABSENT, "all its users were stopped")
         self._join(may_resume=False)
 

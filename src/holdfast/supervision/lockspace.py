@@ -102,12 +102,13 @@ class Lockspace:
         interrupt: Callable[[], None] = lambda: None,
         resumed: Generation | None = None,
         only_if_free: bool = False,
-        lease_writes: Callable[[], bool] = lambda: False,
+        lease_writes: Callable[[], Callable[[], bool]] = lambda: lambda: False,
     ) -> None:
         """`resumed`: the term that an earlier process of this boot held, to be gone on with instead of claiming.
 
         `only_if_free`: the id was chosen because nobody had it; see `delta_lease.Claim`.
-        `lease_writes`: whether a write of ours to a lease elsewhere than on `disk` may still land; from any thread.
+        `lease_writes`: asks for the writes of ours to leases, elsewhere than on `disk`, that are under way; what it
+        returns tells whether one of these may still land. Both from any thread.
         """
         self.name = name
         self.standing = Standing.JOINING
@@ -130,19 +131,28 @@ class Lockspace:
 
     # --- asked from any thread ---
 
+    def retire(self) -> None:
+        """Nobody uses it any more, and from now on nobody may; it is renewed until it is left."""
+        if self._watched is not None:
+            self._watched.retire()
+
     def leave(self) -> None:
-        """After the last user is gone: free the host id. Joining is broken off."""
+        """After the last user is gone: free the host id. Joining is broken off.
+
+        Not while a write to a lease may land: whoever claims the id has the same blocks.
+        """
         self._leaving = True
         self._interrupt()
 
     def users_are_gone(self) -> None:
         """After the lease was lost: nobody uses it any more, provably, so the host need not be reset."""
         if self._watched is not None:
-            self._watched.dismiss(self._in_flight)
+            self._watched.dismiss(self._in_flight())
 
-    def _in_flight(self) -> bool:
-        """Whether a write of ours may still land: our record's, or a lease's."""
-        return self._disk.in_flight(0, DISK_BYTES_MAX) or self._lease_writes()
+    def _in_flight(self) -> Callable[[], bool]:
+        """Tells whether a write of ours may still land: our record's, or one to a lease that is under way now."""
+        lease_write = self._lease_writes()
+        return lambda: self._disk.in_flight(0, DISK_BYTES_MAX) or lease_write()
 
     @property
     def timing(self) -> Timing:
@@ -322,7 +332,7 @@ class Lockspace:
         watched.retire()
         released = await delta.release(area, self._clock, held)
         # The watchdog last: if freeing the id hangs, it would be freed for whoever has it by then.
-        watched.dismiss(self._in_flight)
+        watched.dismiss(self._in_flight())
         match released:
             case delta.Released():
                 return Left(released=True)

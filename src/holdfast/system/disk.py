@@ -131,7 +131,7 @@ class _Disk(ABC):
         if failed := self._refused(offset_bytes, len(content)):
             return failed
         file = self._file
-        token = file.writes.begin(offset_bytes, len(content))
+        token = file.writes.begin(offset_bytes, len(content), self._lane.name)
         if token is None:
             return IoFailed(errno.EBUSY, in_flight=True)
 
@@ -170,7 +170,7 @@ class _Disk(ABC):
         if failed := self._refused(offset_bytes, len(content)):
             return failed
         file = self._file
-        token = file.writes.begin(offset_bytes, len(content))
+        token = file.writes.begin(offset_bytes, len(content), self._lane.name)
         if token is None:
             return IoFailed(errno.EBUSY, in_flight=True)
         file.enter()

@@ -86,7 +86,7 @@ class SystemLeaseStorage(LaneErrands):
 
     async def remove(self, facts: DiskFacts) -> IoFailed | None:
         writes = self._devices.of(("name", facts.path))
-        token = writes.begin(0, 1)
+        token = writes.begin(0, 1, self._lane.name)
         if token is None:
             return IoFailed(errno.EBUSY, in_flight=True)
         done, wake = future_and_wake()

@@ -25,16 +25,19 @@ class SectorWrites:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._writes: dict[object, tuple[int, int]] = {}
+        self._writes: dict[object, tuple[int, int, str]] = {}
         self._waiters: list[tuple[int, int, Callable[[], None]]] = []
 
-    def begin(self, offset_bytes: int, length_bytes: int) -> object | None:
-        """A token for a write that may be issued now; None if one is in flight to any of its bytes."""
+    def begin(self, offset_bytes: int, length_bytes: int, whose: str = "") -> object | None:
+        """A token for a write that may be issued now; None if one is in flight to any of its bytes.
+
+        `whose` it is: see `DeviceWrites`.
+        """
         with self._lock:
             if self._touched(offset_bytes, length_bytes):
                 return None
             token = object()
-            self._writes[token] = (offset_bytes, length_bytes)
+            self._writes[token] = (offset_bytes, length_bytes, whose)
             return token
 
     def end(self, token: object) -> None:
@@ -53,10 +56,15 @@ class SectorWrites:
         with self._lock:
             return self._touched(offset_bytes, length_bytes)
 
-    @property
-    def some(self) -> bool:
-        """Whether any write is in flight."""
-        return bool(self._writes)
+    def tokens(self, whose: str) -> frozenset[object]:
+        """Those of somebody's writes in flight."""
+        with self._lock:
+            return frozenset(token for token, (_, _, by) in self._writes.items() if by == whose)
+
+    def has_any(self, tokens: frozenset[object]) -> bool:
+        """Whether one of these is in flight still."""
+        with self._lock:
+            return not tokens.isdisjoint(self._writes)
 
     def when_settled(self, offset_bytes: int, length_bytes: int, wake: Callable[[], None]) -> None:
         """Call `wake` once, now or from the thread that ends the last such write."""
@@ -74,7 +82,7 @@ class SectorWrites:
     def _touched(self, offset_bytes: int, length_bytes: int) -> bool:
         return bool(self._writes) and any(
             begin < offset_bytes + length_bytes and offset_bytes < begin + length
-            for begin, length in self._writes.values()
+            for begin, length, _ in self._writes.values()
         )
 
 
@@ -85,10 +93,15 @@ class DeviceWrites:
         self._lock = threading.Lock()
         self._by_identity: weakref.WeakValueDictionary[Hashable, SectorWrites] = weakref.WeakValueDictionary()
 
-    def some(self) -> bool:
-        """Whether a write to any device or file of these may still land."""
+    def in_flight(self, whose: str) -> Callable[[], bool]:
+        """Tells, whenever it is asked, whether a write of theirs that is in flight now still is, to any device or file.
+
+        `whose`: the name of the disk lane that they go through. What begins later does not count.
+        """
         with self._lock:
-            return any(writes.some for writes in self._by_identity.values())
+            known = list(self._by_identity.values())
+        seen = [(writes, tokens) for writes in known if (tokens := writes.tokens(whose))]
+        return lambda: any(writes.has_any(tokens) for writes, tokens in seen)
 
     def of(self, identity: Hashable) -> SectorWrites:
         with self._lock:

@@ -11,7 +11,7 @@ all the time. A lockspace of it is a `ManagedSeat`, a disk a `ManagedDesk`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from holdfast.backends.base import Backend
@@ -160,9 +160,11 @@ class ManagedDaemon:
     def identity(self) -> HostIdentity:
         return HostIdentity(self.machine.name, f"{self.machine.name}-{self.machine.boots}", self.machine.name)
 
-    def lease_writes(self) -> bool:
-        """As `DeviceWrites.some` tells it: whether a write of ours to any disk may still land."""
-        return any(path.may_land_for(self.process) for path in self.machine.paths.values())
+    def lease_writes(self, lockspace: str) -> Callable[[], bool]:
+        """As `DeviceWrites.in_flight` tells it: whether a write of ours to its disk that is under way now may still land."""
+        path = self.machine.paths[lockspace]
+        seen = [write for write in path.writes if write.process is self.process]
+        return lambda: any(write.changes and write in path.writes for write in seen)
 
     @property
     def alive(self) -> bool:

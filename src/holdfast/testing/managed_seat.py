@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.backends.lease_holding import HoldingPorts
@@ -49,7 +50,7 @@ class ManagedSeat:
             identity=daemon.identity(),
             token=lambda: f"{daemon.world.random.getrandbits(48):012x}",
             in_use=lambda: daemon.lease_recovery.in_use({space.name}),
-            lease_writes=daemon.lease_writes,
+            lease_writes=partial(daemon.lease_writes, space.name),
             spawn=tasks.start,
             news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
         )

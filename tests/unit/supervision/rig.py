@@ -112,7 +112,7 @@ class Supervised:
         space: str = "A",
         host_name: str = "",
         timing: Timing = TIMING,
-        lease_writes: Callable[[], bool] = lambda: False,
+        lease_writes: Callable[[], Callable[[], bool]] = lambda: lambda: False,
     ) -> Member:
         told = Told(self.world)
         disk = SimulatedDisk(self.host)

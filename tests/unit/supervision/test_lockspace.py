@@ -1,5 +1,6 @@
 """A host in a lockspace: it joins, renews, sees the others, leaves or loses, and the watchdog follows."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -285,7 +286,7 @@ def test_a_lease_write_elsewhere_that_may_still_land_starves_the_watchdog_too(en
     world = world_with_lockspaces()
     alpha = Supervised(world, "alpha")
     under_way = [True]
-    member = alpha.joined(1, lease_writes=lambda: bool(under_way))
+    member = alpha.joined(1, lease_writes=lambda: lambda: bool(under_way))
     world.run(until=100)
     if ends == "left":
         member.lockspace.leave()
@@ -300,6 +301,25 @@ def test_a_lease_write_elsewhere_that_may_still_land_starves_the_watchdog_too(en
     under_way.clear()
     world.run(until=world.now + 2)
     assert alpha.watchdog.disarmed_at is not None
+
+
+def test_lease_writes_that_begin_later_hold_up_nobody() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    asked: list[float] = []
+
+    def lease_writes() -> Callable[[], bool]:
+        begun = world.now
+        asked.append(begun)
+        return lambda: world.now < begun + 1
+
+    member = alpha.joined(1, lease_writes=lease_writes)
+    world.run(until=100)
+    member.lockspace.leave()
+    world.run(until=world.now + 5)
+    assert member.task.result == Left(released=True)
+    assert alpha.watchdog.disarmed_at is not None
+    assert len(asked) == 1
 
 
 # --- two lockspaces of one host ---

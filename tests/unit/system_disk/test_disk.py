@@ -99,7 +99,7 @@ def test_a_write_that_no_worker_had_begun_when_it_was_given_up_never_reaches_the
     assert read(disk, 0, SHORT_S) == TIMED_OUT
     assert write(disk, 0, b"n", SHORT_S) == TIMED_OUT
     assert not disk.in_flight(0, SECTOR)
-    assert not rig.devices.some()
+    assert not rig.devices.in_flight("lane0")()
     rig.kernel.let_go()
     assert read(disk, 0) == bytes(SECTOR)
 
@@ -114,10 +114,13 @@ def test_who_closes_a_path_and_opens_it_again_meets_the_writes_in_flight(rig: Ri
     disk.close()
     again = rig.open(linked, rig.lane())
     assert again.in_flight(SECTOR, SECTOR)
-    assert rig.devices.some()
+    under_way = rig.devices.in_flight("lane0")
+    assert under_way()
+    assert not rig.devices.in_flight("lane1")()
     assert write(again, SECTOR, b"n") == BUSY
     rig.kernel.let_go()
     run_blocking(again.settled(0, 4 * SECTOR))
+    assert not under_way()
     assert write(again, SECTOR, b"n") is None
     assert read(again, SECTOR) == b"n" * SECTOR
 
