@@ -65,10 +65,13 @@ class Scene:
             lambda: not any(self.host.holders(disk) for disk in self.disks.values()), "the VMs to be gone"
         )
 
+    @property
+    def lease_file(self) -> Path:
+        """The lease on the faulty lockspace, behind its storage; it is named by the path of its disk."""
+        return lease_file(self.storage.source, self.disks["faulty"])
+
     def lease_is_free(self) -> bool:
-        leader = Leader.decode(
-            lease_file(self.storage.source, self.disks["faulty"]).read_bytes()[: DEFAULT.sector_bytes]
-        )
+        leader = Leader.decode(self.lease_file.read_bytes()[: DEFAULT.sector_bytes])
         assert isinstance(leader, Leader)
         return leader.is_free
 
@@ -189,10 +192,10 @@ def test_stop_right_behind_the_last_vm_waits_for_its_lease_and_lets_go_of_the_wa
     assert s.record().is_free
 
 
-def test_stop_while_a_write_hangs_says_that_the_watchdog_stays_armed(scene: Scene) -> None:
+def test_stop_while_a_lease_write_hangs_says_that_the_watchdog_stays_armed(scene: Scene) -> None:
     """What may still land is stopped by a reset only, and nobody may have this host's id before that."""
     s = scene
-    s.storage.stall_writes()
+    s.storage.stall_writes(s.lease_file)
     s.end_vms()
     assert s.host.process is not None
     s.host.process.send_signal(signal.SIGTERM)
@@ -204,3 +207,17 @@ def test_stop_while_a_write_hangs_says_that_the_watchdog_stays_armed(scene: Scen
     s.storage.healthy()
     wait_until(lambda: told[-1] == CLOSED, "the connection to wdmd to be closed")
     assert told[-3:-1] != LET_GO
+
+
+def test_stop_waits_for_the_write_of_its_record_that_it_has_given_up(scene: Scene) -> None:
+    s = scene
+    s.end_vms()
+    wait_until(s.lease_is_free, "the lease to be given back")
+    s.storage.stall_writes(s.storage.source / SPACE)
+    assert s.host.process is not None
+    s.host.process.send_signal(signal.SIGTERM)
+    s.host.says("host id not given back")
+    told = s.watchdog.said[-1]
+    s.storage.healthy()
+    wait_until(lambda: told[-1] == CLOSED, "the connection to wdmd to be closed")
+    assert told[-3:-1] == LET_GO

@@ -6,7 +6,7 @@ O_DIRECT or not, comes here and nowhere else, as on a disk.
 
     healthy      answered at once
     stall        no request is answered until it is healthy again; who waits cannot even be killed, as with a dead path
-    stall-writes no write is; all else goes on
+    stall-writes N   no write to the file with that inode number is; all else goes on
     fail         reads, writes and whatever changes the directory get EIO
     delay S      answered S seconds late
 
@@ -54,20 +54,20 @@ class _Mood:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._word, self._seconds = "healthy", 0.0
+        self._word, self._number = "healthy", 0.0
 
-    def become(self, word: str, seconds: float = 0.0) -> None:
+    def become(self, word: str, number: float = 0.0) -> None:
         with self._changed:
-            self._word, self._seconds = word, seconds
+            self._word, self._number = word, number
             self._changed.notify_all()
 
-    def suffer(self, *, touches_disk: bool, writes: bool) -> None:
+    def suffer(self, *, touches_disk: bool, written: int | None) -> None:
         """Before a request is performed. Raises what is to be answered."""
         with self._changed:
-            delay_s = self._seconds if self._word == "delay" else 0.0
+            delay_s = self._number if self._word == "delay" else 0.0
         time.sleep(delay_s)
         with self._changed:
-            while self._word == "stall" or (writes and self._word == "stall-writes"):
+            while self._word == "stall" or (self._word, self._number) == ("stall-writes", written):
                 self._changed.wait()
             if self._word == "fail" and touches_disk:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -131,7 +131,7 @@ class _Server:
         try:
             operation, touches_disk = self._operations[opcode]
             if opcode not in self._AT_ONCE:
-                self._mood.suffer(touches_disk=touches_disk, writes=opcode == _WRITE)
+                self._mood.suffer(touches_disk=touches_disk, written=node if opcode == _WRITE else None)
             body = operation(node, raw[_REQUEST.size :])
         except KeyError:
             number = errno.ENOSYS
@@ -317,10 +317,10 @@ def _main(source: str, at: str) -> None:
     threading.Thread(target=_Server(source, device, mood).serve, daemon=True).start()
     print("mounted", flush=True)
     for line in sys.stdin:
-        word, *seconds = line.split()
+        word, *number = line.split()
         if word == "end":
             break
-        mood.become(word, *map(float, seconds))
+        mood.become(word, *map(float, number))
         print(word, flush=True)
     # The descriptor's end aborts whatever still waits here: nobody hangs longer than this process lives.
     os._exit(0)
@@ -348,8 +348,9 @@ class FaultyStorage:
     def stall(self) -> None:
         self._become("stall")
 
-    def stall_writes(self) -> None:
-        self._become("stall-writes")
+    def stall_writes(self, path: Path) -> None:
+        """To one file behind it."""
+        self._become(f"stall-writes {path.stat().st_ino}")
 
     def fail(self) -> None:
         self._become("fail")
