@@ -9,7 +9,8 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ class Scene:
     def last_keepalive(self) -> int:
         """When the watchdog would fire, as it was told last; wdmd adds its fire timeout to that."""
         return self.watchdog.expires(len(self.watchdog.said) - 1)[-1]
+
+    def standing(self) -> str:
+        with self.host.admin() as admin:
+            (found,) = [each for each in admin.lease_spaces() if each.name == SPACE]
+            return found.state
 
     def end_vms(self) -> None:
         """They end, and their locks leave the table; what that takes on the disk goes on."""
@@ -221,3 +227,19 @@ def test_stop_waits_for_the_write_of_its_record_that_it_has_given_up(scene: Scen
     s.storage.healthy()
     wait_until(lambda: told[-1] == CLOSED, "the connection to wdmd to be closed")
     assert told[-3:-1] == LET_GO
+
+
+def test_lockspace_that_is_lost_while_it_is_left_is_not_joined_again(scene: Scene) -> None:
+    s = scene
+    s.storage.stall_writes(s.lease_file)
+    s.end_vms()
+    with ThreadPoolExecutor() as threads:
+        leaving = threads.submit(s.host.cli, "lockspace", "leave", SPACE)
+        wait_until(lambda: s.standing() == "leaving", "the lockspace to be left")
+        record = s.record()
+        with open(s.storage.source / SPACE, "r+b") as space:
+            space.write(replace(record, generation=record.generation + 1).sector())
+        s.host.says(f"lockspace {SPACE} is LOST")
+        s.storage.healthy()
+        leaving.result()
+    assert s.standing() == "left"
