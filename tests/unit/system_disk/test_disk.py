@@ -21,7 +21,8 @@ from holdfast.system.sector_writes import DeviceWrites
 
 SECTOR = 512
 AMPLE_S = 20.0
-SHORT_S = 0.05
+SHORT_S = 1.0
+"""A request that hangs is given up after it; long enough for a worker to begin on a busy machine."""
 TIMED_OUT = IoFailed(errno.ETIMEDOUT)
 TIMED_OUT_IN_FLIGHT = IoFailed(errno.ETIMEDOUT, in_flight=True)
 BUSY = IoFailed(errno.EBUSY, in_flight=True)
