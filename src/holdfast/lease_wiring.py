@@ -45,6 +45,7 @@ LEAVE_WAIT_S = 5.0
 LEAVE_CALL_WAIT_S = 30.0
 """Freeing a host id is two requests; longer means that storage hangs."""
 LEAVE_LOOK_S = 0.02
+"""Between two looks at whether all is left."""
 WATCHDOG_FD_NAME = "watchdog"
 
 
