@@ -14,6 +14,7 @@ from tests.support.polling import wait_until
 
 _START_TIMEOUT_S = 20
 _ACQUIRE_TIMEOUT_S = 120
+_LOG_TAIL_CHARACTERS = 4000
 
 
 class SanlockDaemon:
@@ -29,7 +30,8 @@ class SanlockDaemon:
         }
         arguments = ["-D", "-w", "0", "-l", "0", "-h", "0", "-U", "root", "-G", "root", "-o", "1"]
         self._holders: list[Holder] = []
-        self._log = (directory / f"{host_name[:8]}.log").open("wb")
+        self._log_path = directory / f"{host_name[:8]}.log"
+        self._log = self._log_path.open("wb")
         self._process = subprocess.Popen(
             ["sanlock", "daemon", *arguments, "-e", host_name],
             env=self._environment,
@@ -47,7 +49,9 @@ class SanlockDaemon:
             timeout=_ACQUIRE_TIMEOUT_S,
             check=False,
         )
-        assert not check or done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        assert not check or done.returncode == 0, (
+            f"{arguments}: {done.stdout}{done.stderr}\n{self._log_path.read_text()[-_LOG_TAIL_CHARACTERS:]}"
+        )
         return done.stdout + done.stderr
 
     def hold(self, resource: str) -> "Holder | str":
