@@ -157,7 +157,13 @@ def next_promise(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock |
 
 
 def still_stands(promise: Promise, seen: Snapshot, host_id: HostId) -> bool:
-    """Whether the lease is as the release left it, and nobody is seen ahead of the promise."""
+    """Whether this look ends phase 1: the lease is as the release left it, and nobody is seen ahead of the promise.
+
+    A glance does not: a vote from before the promise landed may be elsewhere, and decided. Whoever votes above it without
+    having seen it misleads the next ballot, even if he finds out a moment later (ADR 0127).
+    """
+    if not seen.of_all:
+        return False
     as_left = seen.leader == promise.leader and seen.block(host_id) == promise.block
     return as_left and _abort(seen, promise.block, host_id) is None
 
@@ -178,7 +184,7 @@ async def ballot(
 
     `mode` goes with both writes: nothing for a plain acquire, which so erases a shared hold of an earlier
     term, and our shared hold when it is being converted, which must not be lost if we are.
-    `promised`: the look, or glance, in which `own` is a promise of this very number that `still_stands`. No number is
+    `promised`: the look in which `own` is a promise of this very number that `still_stands`. No number is
     used twice.
     """
     remembered = own.dblock if own.dblock.lver == lver else Dblock(lver=lver)
@@ -199,34 +205,12 @@ async def ballot(
     second = await _phase(area, member, leader, accepting, own)
     if not isinstance(second, Snapshot):
         return second
-    if not first.of_all and (earlier := _voted_before(second, lver, member.host_id)) is not None:
-        return await _taken_back(area, member, accepting, own, earlier)
     sharers = {
         host_id: Generation(block.mode.generation)
-        for host_id, block in (first if first.of_all else second).sharers.items()
+        for host_id, block in first.sharers.items()
         if host_id != member.host_id
     }
     return Decided(value, accepting, sharers)
-
-
-def _voted_before(seen: Snapshot, lver: int, own_id: HostId) -> HostId | None:
-    """Another host that has accepted a value for this version, which a glance may not have shown."""
-    for host_id, block in seen.blocks.items():
-        if host_id != own_id and block.dblock.lver == lver and block.dblock.accepted is not None:
-            return host_id
-    return None
-
-
-async def _taken_back(
-    area: LeaseArea, member: Membership, accepting: HostBlock, before: HostBlock, earlier: HostId
-) -> Outbid | BallotFailed | NoStanding:
-    """A vote that should have been for what `earlier` had accepted stands no longer, and nothing was decided by it."""
-    if not member.may_write():
-        return NoStanding(accepting)
-    failed = await area.write_block(member.host_id, before, member.io_timeout_s)
-    if failed is not None:
-        return BallotFailed(failed, accepting)
-    return Outbid(before.dblock.mbal, earlier, before)
 
 
 async def _phase(

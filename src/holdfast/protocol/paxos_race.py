@@ -264,10 +264,6 @@ class _Race:
         promise, mode = self._intent.promise, self._intent.mode
         if promise is None or self._ballots or promise.block.mode != mode:
             return False
-        if not seen.of_all:
-            # A vote from before the promise landed may be elsewhere, and decided: whoever votes above it without having seen
-            # it misleads the next ballot, even if he finds out a moment later (seed 1100094).
-            return False
         return still_stands(promise, seen, self._member.host_id)
 
     async def _commit(

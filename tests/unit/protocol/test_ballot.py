@@ -189,22 +189,3 @@ def test_a_shared_hold_is_carried_by_both_writes_and_others_are_told() -> None:
         block = HostBlock.decode(content)
         assert isinstance(block, HostBlock)
         assert block.mode == ModeBlock.shared(1)
-
-
-@pytest.mark.parametrize("cut", ["silent", "lapsed"])
-def test_a_vote_that_cannot_be_taken_back_is_told_as_it_may_stand(cut: str) -> None:
-    cluster, node = joined()
-    promise = HostBlock(dblock=Dblock(mbal=MBAL, lver=1, flags=FLAG_RELEASED))
-    put_block(cluster, 1, promise)
-    put_block(cluster, 2, HostBlock(dblock=accepted(2, 2)))
-    glance = Snapshot(cluster.leader(), {HostId(1): promise}, of_all=False)
-
-    def voted_for(*_: object) -> None:
-        node.running = cut != "lapsed"
-
-    cluster.world.on_write = voted_for
-    node.host.disk.script = ["write", "write error" if cut == "silent" else "write"]
-    outcome = voted(cluster, node, promise, promised=glance)
-    assert isinstance(outcome, BallotFailed if cut == "silent" else NoStanding)
-    assert outcome.own.dblock.inp == 1
-    assert outcome.own == cluster.block(1)
