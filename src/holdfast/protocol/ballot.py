@@ -44,11 +44,12 @@ Differences from sanlock, none of which it can tell from a slow sanlock host:
   No shared hold can be missing in that look although its leader and its blocks are of slightly different moments: whoever
   shares has won a version first, and then this is not the leader any more that the promise goes with.
 
-  For the same reason it need not be a look at all blocks (ADR 0127). It is made for what others have accepted below b, and
-  for lver 6 that is nothing: p won lver 5 in a ballot that saw no block about lver 6; until p gave it up nobody could
-  begin one for lver 6; whoever did since has seen the promise and has a greater number, which the look of phase 2 shows.
-  Should somebody have accepted something below b all the same, as he took p for dead, then that look shows it: the vote is
-  taken back, and the next ballot adopts what it should have been for.
+  Nor need it be a look at all blocks, if the promise was on disk while the leader still named p (ADR 0132). What that look
+  is made for is what others have accepted for lver 6 below b, and that is nothing:
+
+      release of lver 5     dblock[p] = promise b ─ the leader is read: lver 5, p has it ─ leader lver 5 free
+                            └── from here on, who looks sees b                           └── from here on, others may
+                                                                                            begin ballots for lver 6
 """
 
 from dataclasses import dataclass, replace
@@ -138,10 +139,14 @@ def next_mbal(greatest_mbal: int, host_id: HostId, max_hosts: int) -> int | None
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What a release has left on disk: the leader that it freed, and in our block phase 1 for the version after it."""
+    """What a release has left on disk: the leader that it freed, and in our block phase 1 for the version after it.
+
+    `before_free`: it was there while that leader still named us, so whoever begins a ballot for that version sees it.
+    """
 
     leader: Leader
     block: HostBlock
+    before_free: bool
 
 
 def next_promise(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock | None:
@@ -159,10 +164,10 @@ def next_promise(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock |
 def still_stands(promise: Promise, seen: Snapshot, host_id: HostId) -> bool:
     """Whether this look ends phase 1: the lease is as the release left it, and nobody is seen ahead of the promise.
 
-    A glance does not: a vote from before the promise landed may be elsewhere, and decided. Whoever votes above it without
-    having seen it misleads the next ballot, even if he finds out a moment later (ADR 0127).
+    A glance does only if no vote can be from before the promise. Such a vote may be decided, and whoever votes above it
+    without having seen it misleads the next ballot, even if he finds out a moment later (ADR 0127).
     """
-    if not seen.of_all:
+    if not (seen.of_all or promise.before_free):
         return False
     as_left = seen.leader == promise.leader and seen.block(host_id) == promise.block
     return as_left and _abort(seen, promise.block, host_id) is None
@@ -184,7 +189,7 @@ async def ballot(
 
     `mode` goes with both writes: nothing for a plain acquire, which so erases a shared hold of an earlier
     term, and our shared hold when it is being converted, which must not be lost if we are.
-    `promised`: the look in which `own` is a promise of this very number that `still_stands`. No number is
+    `promised`: the look, or glance, in which `own` is a promise of this very number that `still_stands`. No number is
     used twice.
     """
     remembered = own.dblock if own.dblock.lver == lver else Dblock(lver=lver)
@@ -207,7 +212,7 @@ async def ballot(
         return second
     sharers = {
         host_id: Generation(block.mode.generation)
-        for host_id, block in first.sharers.items()
+        for host_id, block in (first if first.of_all else second).sharers.items()
         if host_id != member.host_id
     }
     return Decided(value, accepting, sharers)

@@ -1,7 +1,7 @@
 """Racing for the next version of a lease: from the first look to the leader that names us.
 
 The very first look is a glance; if a ballot then meets others whom that did not show, it is a look at all. If the first
-one is a look at all, and shows what we had promised when we gave the lease up, the first ballot begins with phase 2.
+one shows what we had promised when we gave the lease up, the first ballot mostly begins with phase 2 (`still_stands`).
 
     look -> may it be taken from its owner? -> ballot for lver + 1 -> write the leader
      ^            |                              |          |              |

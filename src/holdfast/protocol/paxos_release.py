@@ -196,7 +196,8 @@ async def _free_leader(
         # Written for us by another host, which may still write it again: the flag in our block has to do.
         return Released()
     if found.is_free and member.owns(found) and found.lver == ours.lver:
-        return _left(found, next_phase_one)
+        # By an earlier attempt, whose promise may not have been on disk by then.
+        return _left(found, next_phase_one, before_free=False)
     if found != ours:
         return NotHeld(found)
     free = replace(
@@ -210,8 +211,8 @@ async def _free_leader(
     if not member.may_write():
         return LockspaceLost()
     failed = await area.write_leader(free, member.io_timeout_s)
-    return ReleaseFailed(failed) if failed else _left(free, next_phase_one)
+    return ReleaseFailed(failed) if failed else _left(free, next_phase_one, before_free=True)
 
 
-def _left(leader: Leader, block: HostBlock | None) -> Released:
-    return Released(None if block is None else Promise(leader, block))
+def _left(leader: Leader, block: HostBlock | None, *, before_free: bool) -> Released:
+    return Released(None if block is None else Promise(leader, block, before_free))
