@@ -136,9 +136,10 @@ class TermCheckers:
             if other.machine is term.machine and other.generation == term.generation:
                 self._gone_on_with(other, term.process)
                 return
-            # Nobody rests on a term that its daemon's next life could not go on with, and had no need to.
-            left = other.machine is term.machine or other.process is not other.machine.process
-            if left and not other.vms:
+            # Nobody rests on a term that its daemon's next life could not go on with, and had no need to; nor on one that
+            # was left although its host id could not be freed.
+            over = other.machine is term.machine or other.process is not other.machine.process
+            if (over or other.dismissed()) and not other.vms:
                 self.is_over(other, "succeeded")
             else:
                 self.world.fail(
