@@ -29,7 +29,7 @@ lie over that of a host that holds the id and has not noticed yet. Whoever wants
 for its dead bound, under another name.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from holdfast.ondisk.delta import NO_EVENT, DeltaLease, Event
@@ -333,8 +333,12 @@ async def renew(
     event: Event = NO_EVENT,
     notified: Collection[int] = (),
     hosts_watched: int = 0,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> RenewOutcome:
-    """Renew once. The one read serves the renewal and, for hosts 1..hosts_watched, the table of hosts."""
+    """Renew once. The one read serves the renewal and, for hosts 1..hosts_watched, the table of hosts.
+
+    `is_over`: asked right before the write, whether this lease has been given up by now, however young it may be.
+    """
     claim, timing = held.claim, held.claim.timing
     read_at = clock.now()
     sectors = await area.read_sectors(max(hosts_watched, claim.host_id), timing.io_timeout_s)
@@ -348,7 +352,7 @@ async def renew(
     if held.certain and found != held.record:
         return Diverged(found)
     begun_at = clock.now()
-    if begun_at - held.renewed_at >= timing.fail_s:
+    if begun_at - held.renewed_at >= timing.fail_s or is_over():
         return TooLate(begun_at - held.renewed_at)
     record = replace(held.record, timestamp=timestamp_of(begun_at), event=event)
     others = [host_id for host_id in notified if host_id != claim.host_id]

@@ -85,6 +85,10 @@ class Watched:
     def phase(self) -> Phase:
         return self.expiry.phase
 
+    def is_over(self) -> bool:
+        """Whether the lease is lost or given up, so that it may not be renewed any more."""
+        return self._corrupt or self._dismissed or self.phase >= Phase.FAIL
+
     def fails_in_s(self) -> float:
         return max(0.0, self.expiry.fails_at - self._heartbeat.now())
 

@@ -128,6 +128,9 @@ class LockspaceKeeper:
         self._on_first_try: list[Callable[[], None]] = []
         self._life = 0
         """Counts renewal threads: what one that is over still has to tell concerns nobody."""
+        self._thread_runs = False
+        self._join_waits = False
+        """For the thread of the life before: it may be about to renew the term that is over."""
 
     # --- asked by everybody ---
 
@@ -233,6 +236,7 @@ class LockspaceKeeper:
             return
         if self._lockspace is not None:
             self._lockspace.users_are_gone()
+        self._life += 1
         self._heartbeat.settle(self.name)
         if not self._wanted:  # it was lost while it was being left
             self._become(KeeperState.LEFT, "")
@@ -243,6 +247,10 @@ class LockspaceKeeper:
     # --- joining ---
 
     def _join(self, *, may_resume: bool) -> None:
+        if self._thread_runs:
+            self._join_waits = True
+            self._become(KeeperState.ABSENT, "its last renewal has not ended")
+            return
         term = decode_term(self._memory.read())
         if term is not None and term.lockspace != self.name:
             term = None
@@ -272,10 +280,14 @@ class LockspaceKeeper:
             self._heartbeat.owe(self.name)
         self._life += 1
         number = self._life
+        self._thread_runs, self._join_waits = True, False
 
         def on_end(result: object) -> None:
+            self._thread_runs = False
             if number == self._life:
                 self._ended(result)
+            elif self._join_waits and self._wanted:
+                self._join(may_resume=False)
 
         async def life(disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
             self._interrupt = interrupt

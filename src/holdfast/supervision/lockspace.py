@@ -148,6 +148,7 @@ class Lockspace:
         """After the lease was lost: nobody uses it any more, provably, so the host need not be reset."""
         if self._watched is not None:
             self._watched.dismiss(self._in_flight())
+        self._interrupt()  # its thread ends now and not at the next renewal
 
     def _in_flight(self) -> Callable[[], bool]:
         """Tells whether a write of ours may still land: our record's, or one to a lease that is under way now."""
@@ -290,7 +291,7 @@ class Lockspace:
                 pass
             if self._leaving:
                 return await self._leave(area, held, watched)
-            if watched.phase >= Phase.FAIL:
+            if watched.is_over():
                 # A write that got through after all would make others believe in a host that has given up.
                 return self._lost(watched, "not renewed in time")
             outcome = await delta.renew(
@@ -299,6 +300,7 @@ class Lockspace:
                 held,
                 notified=self._to_notify(),
                 hosts_watched=hosts.hosts_to_read(),
+                is_over=watched.is_over,
             )
             match outcome:
                 case delta.Renewed(held, sectors, read_at):

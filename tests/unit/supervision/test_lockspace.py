@@ -230,6 +230,22 @@ def test_a_lost_lease_is_not_renewed_any_more_even_if_a_late_write_succeeds() ->
     assert alpha.watchdog.fires_at <= last + TIMING.dead_s + 1
 
 
+def test_a_lease_that_is_given_up_during_a_renewals_read_is_not_written_however_young() -> None:
+    world = world_with_lockspaces()
+    alpha = Supervised(world, "alpha")
+    member = alpha.joined(1)
+    world.run(until=100)
+    member.disk._fate = lambda kind, timeout_s: ("", 5.0)  # type: ignore[method-assign]
+    looks = len(member.disk.reads)
+    while len(member.disk.reads) == looks:
+        world.run(until=world.now + 1)
+    written = len(world.writes)
+    member.lockspace.users_are_gone()
+    world.run(member.task)
+    assert isinstance(member.task.result, Lost)
+    assert len(world.writes) == written
+
+
 def test_a_record_that_another_host_has_overwritten_ends_the_lease_at_once() -> None:
     world = world_with_lockspaces()
     alpha = Supervised(world, "alpha")
