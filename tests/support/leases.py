@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from holdfast.backends.device_places import DevicePlaces
+from holdfast.backends.directory_places import DirectoryPlaces
 from holdfast.backends.lease_holding import HoldingPorts
-from holdfast.backends.lease_places import DevicePlaces, DirectoryPlaces, LeasePlaces
+from holdfast.backends.lease_places import LeasePlaces
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.model import LockFailureAction, Protection

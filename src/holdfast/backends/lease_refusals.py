@@ -33,6 +33,7 @@ from holdfast.protocol.paxos_outcomes import (
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.words import HostId, IoFailed
 
+TAKEN_OUT = "it has just been taken out by another host"
 MAKE_ANEW = "make sure that no host uses the disk, then 'holdfast lease init --force' makes it anew"
 
 

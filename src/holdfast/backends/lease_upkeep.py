@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.backends import lease_note
 from holdfast.backends.base import HeldElsewhere
 from holdfast.backends.lease_breaking import UNPROVEN, Claimant, clear_holds
 from holdfast.backends.lease_holding import Holding
-from holdfast.backends.lease_places import Found, Unusable
+from holdfast.backends.lease_places import Found, StorageFailed, Unusable
+from holdfast.backends.lease_refusals import TAKEN_OUT
 from holdfast.errors import LeaseUnusable, ResourceBusy, storage_failed
 from holdfast.model import Mode, Resource
 from holdfast.ondisk.delta import DeltaLease
@@ -22,12 +23,23 @@ from holdfast.protocol import words
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import Attested
 from holdfast.protocol.paxos_release import Lease
+from holdfast.protocol.rindex_area import Stray
 from holdfast.protocol.words import Generation, HostId
 from holdfast.system.errands import GivenUp
 from holdfast.system.file_lock import IoFailed
 
 if TYPE_CHECKING:
     from holdfast.backends.paxos import PaxosBackend
+
+T = TypeVar("T")
+
+
+def _listed(found: list[T] | Unusable | StorageFailed) -> list[T]:
+    if isinstance(found, list):
+        return found
+    if isinstance(found, Unusable):
+        raise LeaseUnusable(name="", place=found.place, reason=found.reason)
+    raise storage_failed(IoFailed("Unable to list leases", found.place, found.failed.errno))
 
 
 class LeaseUpkeep:
@@ -151,12 +163,12 @@ class LeaseUpkeep:
 
     async def all_names(self) -> list[str]:
         """The same and whatever else is there, leases that others named among it."""
-        names = await self._backend.places.names(self._backend.member(Resource("", "")))
-        if isinstance(names, list):
-            return names
-        if isinstance(names, Unusable):
-            raise LeaseUnusable(name="", place=names.place, reason=names.reason)
-        raise storage_failed(IoFailed("Unable to list leases", names.place, names.failed.errno))
+        return _listed(await self._backend.places.names(self._backend.member(Resource("", ""))))
+
+    async def strays(self) -> list[Stray]:
+        """Leases that this backend may have made, whose names do not lead to them any more; raises a `LockError`."""
+        found = _listed(await self._backend.places.strays(self._backend.member(Resource("", ""))))
+        return [stray for stray in found if self._backend.names.makes(stray.name)]
 
     async def take_out(self, name: str, *, dry_run: bool) -> str:
         """Remove a lease that nobody holds, proven by taking it; empty, or why it stays."""
@@ -165,6 +177,20 @@ class LeaseUpkeep:
         found = await self._backend.look_up(member, resource, name)
         if isinstance(found, IoFailed):
             return os.strerror(found.errno)
+        return await self._removed(member, found, dry_run=dry_run)
+
+    async def take_out_stray(self, stray: Stray, *, dry_run: bool) -> str:
+        """The same for a lease that its name does not lead to."""
+        member = self._backend.member(Resource("", stray.name))
+        found = await self._backend.look_up_stray(member, stray)
+        if isinstance(found, IoFailed):
+            return os.strerror(found.errno)
+        return await self._removed(member, found, dry_run=dry_run, is_stray=True)
+
+    async def _removed(
+        self, member: Membership, found: Found, *, dry_run: bool, is_stray: bool = False
+    ) -> str:
+        name = found.area.resource_name
         with self._backend.trying(found, member) as holding:
             if dry_run:
                 return await holding.who_holds()
@@ -172,8 +198,8 @@ class LeaseUpkeep:
             if not isinstance(outcome, Lease):
                 told = await self._backend.refusal(found, holding, outcome)
                 return "; ".join(map(str, told.holders)) if isinstance(told, HeldElsewhere) else str(told)
-            if not await self._backend.still_there(found, holding):
-                return "it has just been taken out by another host"
+            if not is_stray and not await self._backend.still_there(found, holding):
+                return TAKEN_OUT
             kept = await self._backend.places.remove(member, found, name, outcome.leader)
             if kept is None:
                 holding.forget()

@@ -31,7 +31,7 @@ from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved,
 from holdfast.backends.lease_holding import Holding, HoldingPorts, acquire_lease
 from holdfast.backends.lease_names import LeaseNames
 from holdfast.backends.lease_places import Found, LeasePlaces, StorageFailed, Unusable, Vanished
-from holdfast.backends.lease_refusals import Refusals
+from holdfast.backends.lease_refusals import TAKEN_OUT, Refusals
 from holdfast.backends.lease_upkeep import LeaseUpkeep
 from holdfast.backends.lock_names import NameBy
 from holdfast.errors import LeaseUnusable, LockspaceAbsent
@@ -44,7 +44,7 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt
 from holdfast.protocol.paxos_release import Lease
-from holdfast.protocol.rindex_area import is_cleared
+from holdfast.protocol.rindex_area import Stray, is_cleared
 from holdfast.supervision.presence import Absent, Presence
 from holdfast.system.blocking import Storage
 from holdfast.system.disk_identity import DiskIdentities
@@ -97,11 +97,23 @@ class HeldLease:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """What an attempt to take a lease came to. `named`: its path still named it when it had been won."""
+    """What an attempt to take a lease came to. `named`: its name still led to it when it had been won."""
 
     found: Found
     outcome: AcquireOutcome
     named: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What a release has left in our block, in which term and where: a lease that is made anew may be elsewhere."""
+
+    term: Membership
+    offset_bytes: int
+    promise: Promise
+
+    def is_of(self, area: LeaseArea, term: Membership) -> bool:
+        return self.term is term and self.offset_bytes == area.offset_bytes
 
 
 class LeaseCandidate:
@@ -168,7 +180,7 @@ class PaxosBackend:
         self.upkeep = LeaseUpkeep(self)
         self._silent: set[str] = set()
         """Leases for which an errand is under way that nobody waits for any more."""
-        self._promises: dict[str, tuple[Membership, Promise]] = {}
+        self._promises: dict[str, _Left] = {}
         """What releases have left in our blocks, for the next acquire of the same term."""
 
     # --- which lease ---
@@ -211,6 +223,24 @@ class PaxosBackend:
             return _io_failed("Unable to open lease", self.places.place(lease), told)
         return told
 
+    async def look_up_stray(self, member: Membership, stray: Stray) -> Found | IoFailed:
+        """The same for a lease that its name does not lead to."""
+        self._check_settled(Resource("", stray.name), stray.name)
+        told = await self.ports.answer(
+            self.places.open_stray(member, stray), member.io_timeout_s, undo=_close_found
+        )
+        match told:
+            case Found():
+                return told
+            case Vanished():
+                raise LeaseUnusable(name=stray.name, place=self.places.place(stray.name), reason=TAKEN_OUT)
+            case Unusable(place, reason):
+                raise LeaseUnusable(name=stray.name, place=place, reason=reason)
+            case StorageFailed(place, failed):
+                return _io_failed("Unable to open lease", place, failed)
+            case words.IoFailed():
+                return _io_failed("Unable to open lease", self.places.place(stray.name), told)
+
     async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
         """On an errand."""
         for _ in range(VANISHED_MAX):
@@ -241,9 +271,9 @@ class PaxosBackend:
     ) -> HeldLease | HeldElsewhere | Moved | IoFailed:
         self._check_settled(resource, lease)
         # No number is used for two ballots, so whatever becomes of this attempt, no other one is told of it.
-        term, promise = self._promises.pop(lease, (None, None))
+        left = self._promises.pop(lease, None)
         attempt = await self.ports.errands.run(
-            self._attempt(lease, member, resource, mode, note, promise if term is member else None),
+            self._attempt(lease, member, resource, mode, note, left),
             member.io_timeout_s,
         )
         if isinstance(attempt, GivenUp):
@@ -279,7 +309,7 @@ class PaxosBackend:
         resource: Resource,
         mode: Mode,
         note: OwnerNote,
-        promise: Promise | None,
+        left: _Left | None,
     ) -> _Attempt | IoFailed:
         """On an errand."""
         found = await self._find(member, resource, lease)
@@ -287,7 +317,12 @@ class PaxosBackend:
             return found
         found = replace(found, area=self.noted(found.area, note, str(resource)))
         outcome = await acquire_lease(
-            found.area, member, self.ports, mode, glimpse=found.glimpse, promise=promise
+            found.area,
+            member,
+            self.ports,
+            mode,
+            glimpse=found.glimpse,
+            promise=left.promise if left is not None and left.is_of(found.area, member) else None,
         )
         named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)
         return _Attempt(found, outcome, named)
@@ -373,7 +408,7 @@ class PaxosBackend:
             if holding.promise is not None:
                 if len(self._promises) >= PROMISES_MAX:
                     self._promises.clear()
-                self._promises[name] = holding.member, holding.promise
+                self._promises[name] = _Left(holding.member, holding.area.offset_bytes, holding.promise)
 
     async def refusal(
         self, found: Found, holding: Holding, outcome: AcquireOutcome

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast.backends.base import BackendPorts, unknown_keys
+from holdfast.backends.device_places import DevicePlaces
+from holdfast.backends.directory_places import DirectoryPlaces, lockspace_path
 from holdfast.backends.lease_holding import HoldingPorts
-from holdfast.backends.lease_places import DevicePlaces, DirectoryPlaces, LeasePlaces, lockspace_path
+from holdfast.backends.lease_places import LeasePlaces
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.model import LockFailureAction, Protection

@@ -7,8 +7,10 @@ is tried only while no lock has it, and with the turn on its key, so that no sta
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.errors import LockError, Refused, StorageFailed
@@ -42,9 +44,16 @@ class LeaseCollector:
             raise Refused(reason='no backend has leases (driver = "paxos")')
         collected: list[Collected] = []
         for backend in backends:
-            names = await backend.upkeep.lease_names()
+            upkeep = backend.upkeep
             # One after the other: this is nobody's hurry.
-            collected += [Collected(backend.name, n, await self._one(backend, n, dry_run)) for n in names]
+            for name in await upkeep.lease_names():
+                taking = partial(upkeep.take_out, name, dry_run=dry_run)
+                collected.append(Collected(backend.name, name, await self._one(backend, name, taking)))
+            for stray in await upkeep.strays():
+                taking = partial(upkeep.take_out_stray, stray, dry_run=dry_run)
+                kept_because = await self._one(backend, stray.name, taking)
+                shown = f"{stray.name} at {stray.offset_bytes}, which its name does not lead to"
+                collected.append(Collected(backend.name, shown, kept_because))
         out = sum(not each.kept_because for each in collected)
         log.info("leases: %d of %d %s", out, len(collected), "could be taken out" if dry_run else "taken out")
         return collected
@@ -95,13 +104,15 @@ class LeaseCollector:
             log.debug("lease %s: %s", name, e)
         return True
 
-    async def _one(self, backend: PaxosBackend, name: str, dry_run: bool) -> str:
+    async def _one(
+        self, backend: PaxosBackend, name: str, taking: Callable[[], Coroutine[Any, Any, str]]
+    ) -> str:
         manager = self._manager
         key = backend.names.key(name)
         if busy := self._in_use(key):
             return busy
         try:
-            return await manager.turns.during((key,), backend.upkeep.take_out(name, dry_run=dry_run))
+            return await manager.turns.during((key,), taking())
         except LockError as e:
             return str(e)
 

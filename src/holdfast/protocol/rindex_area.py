@@ -9,7 +9,8 @@ at any point leaves harmless:
              a crash leaves an entry whose lease is cleared: nobody can win it, and the next create makes it again
 
 An area without an entry is used only if it holds nothing that anybody may hold: zeros, a cleared lease, or a lease of
-this lockspace that was never owned. Entries beyond what sanlock hosts can reach are not used.
+this lockspace that was never owned. Entries beyond what sanlock hosts can reach are not used. A *stray* is a lease without
+an entry that was owned: its leader landed late, on top of the clearing. Its place is lost until somebody takes it out.
 
 Where a lease was before, the new one goes on with its versions, and the blocks stay as they are: what hosts have
 promised in them is promised (ADR 0103), and a write of theirs that comes late finds itself old.
@@ -136,6 +137,34 @@ async def create_entry(
     return IndexFull(entries_max)
 
 
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A lease that no entry leads to."""
+
+    offset_bytes: int
+    name: str
+
+
+async def strays(index: Index, timeout_s: float) -> list[Stray] | IoFailed:
+    """Every stray. Who is just making a lease is not among them: what has never been owned is none."""
+    used = {number for number, _ in index.entries()}
+    found = []
+    for number in range(min(index.header.entries_max, rindex.entries_shared_max(index.geometry))):
+        if number in used:
+            continue
+        at = rindex.slot_offset_bytes(index.geometry, index.header.rindex_offset_bytes, number)
+        raw = await index.disk.read(at, index.geometry.sector_bytes, timeout_s=timeout_s)
+        if isinstance(raw, IoFailed):
+            if raw.errno == errno.EMSGSIZE:
+                break  # the device ends before the index does
+            return raw
+        if not _may_be_used(raw, index.header):
+            leader = Leader.decode(raw)
+            if isinstance(leader, Leader) and leader.space_name == index.header.space_name:
+                found.append(Stray(at, leader.resource_name.text))
+    return found
+
+
 async def _made_again_if_cleared(
     index: Index,
     number: int,
@@ -158,13 +187,16 @@ async def _made_again_if_cleared(
 async def _place_is_free(index: Index, number: int, timeout_s: float) -> bool | IoFailed:
     at = rindex.slot_offset_bytes(index.geometry, index.header.rindex_offset_bytes, number)
     raw = await index.disk.read(at, index.geometry.sector_bytes, timeout_s=timeout_s)
-    if isinstance(raw, IoFailed):
-        return raw
+    return raw if isinstance(raw, IoFailed) else _may_be_used(raw, index.header)
+
+
+def _may_be_used(raw: bytes, header: RindexHeader) -> bool:
+    """By the first sector of a place without an entry."""
     if not any(raw) or raw.startswith(_CLEARED):
         return True
     leader = Leader.decode(raw)
     # Never owned: left by a create that was cut short before its entry was written.
-    if not isinstance(leader, Leader) or leader.space_name != index.header.space_name:
+    if not isinstance(leader, Leader) or leader.space_name != header.space_name:
         return False
     return leader.is_free and leader.owner_id == 0
 

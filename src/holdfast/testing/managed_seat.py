@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from holdfast.backends.device_places import DevicePlaces
+from holdfast.backends.directory_places import DirectoryPlaces
 from holdfast.backends.lease_holding import HoldingPorts
-from holdfast.backends.lease_places import DevicePlaces, DirectoryPlaces, LeasePlaces
+from holdfast.backends.lease_places import LeasePlaces
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.manager.lease_recovery import Loss

@@ -208,6 +208,10 @@ class _Play:
     def _gets(self, desk: Desk | ManagedDesk, bound_s: float, *, wait: bool) -> None:
         def got() -> bool:
             if desk.lease is None and not desk.busy:
+                if "'holdfast lease gc' frees some" in desk.last_refusal:
+                    for daemon in self._daemons():
+                        assert isinstance(daemon, ManagedDaemon)
+                        daemon.process.spawn(collect(daemon))
                 spawn(desk, "start", Mode.EXCLUSIVE, wait=wait)
             return desk.lease is not None
 
