@@ -29,6 +29,7 @@ from holdfast.manager.turns import Turns
 from holdfast.model import Mode, Resource
 from holdfast.ondisk import areas, rindex
 from holdfast.ondisk.geometry import DEFAULT, MIB
+from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol.membership import Membership
@@ -477,15 +478,51 @@ def test_stray_is_not_opened_while_this_host_is_giving_that_lease_up(tmp_path: P
 def test_collector_takes_strays_out_too_and_says_where_they_are(tmp_path: Path) -> None:
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=True)
-        await late_leader(s)
-        manager = SimpleNamespace(backends={s.one.name: s.one}, turns=Turns(), table=LockTable())
+        stray = await late_leader(s)
+        turns = Turns()
+        manager = SimpleNamespace(backends={s.one.name: s.one}, turns=turns, table=LockTable())
         collector = LeaseCollector(manager)  # type: ignore[arg-type]
+        key = s.one.names.key(stray.name)
+        turns.take(key)
+        (kept,) = await collector.collect(dry_run=False)
+        assert kept.kept_because == "being taken here"
+        turns.end(key)
         (would,) = await collector.collect(dry_run=True)
         (has,) = await collector.collect(dry_run=False)
         assert would == has
         assert has.kept_because == ""
-        assert f"at {3 * DEFAULT.align_bytes}" in has.name
+        assert f"at {stray.offset_bytes}" in has.name
         assert await collector.collect(dry_run=False) == []
+
+    play(scene)
+
+
+def test_what_a_release_promised_is_for_the_lease_in_that_place(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=True)
+        await assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).release()
+        (name,) = await s.one.upkeep.lease_names()
+        size = DEFAULT.align_bytes
+        # Somebody moves the lease, byte for byte, to the second entry.
+        written(s, 4 * size, s.lockspace.read_bytes()[3 * size : 4 * size])
+        entry = rindex.RindexEntry(offset_bytes=4 * size, name=PaddedName.of(name))
+        without_entry(s)
+        written(s, size + rindex.entry_offset_bytes(DEFAULT, 1), entry.encode())
+        at = 4 * size + DEFAULT.host_block_offset_bytes(1)
+
+        def ballot() -> int:
+            block = HostBlock.decode(s.lockspace.read_bytes()[at : at + 512])
+            assert isinstance(block, HostBlock)
+            return block.dblock.mbal
+
+        promised = ballot()
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        assert ballot() > promised
+        await held.release()
+        promised = ballot()
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        assert ballot() == promised
+        await held.release()
 
     play(scene)
 
