@@ -72,15 +72,8 @@ class DevicePlaces:
         return finding
 
     async def _find(self, disk: LeaseDisk, member: Membership, name: str) -> Finding:
-        known = self._known.get(name)
-        leads_there = known is not None and await self._leads_to(disk, member, name, known)
-        if isinstance(leads_there, IoFailed):
-            return StorageFailed(self._path, leads_there)
-        if known is not None and leads_there:
-            remembered = await opened(disk, known, member, name, f"{self._path}:{known}", self._num_hosts)
-            if not isinstance(remembered, Unusable | Vanished):
-                return remembered
-            self._known.pop(name, None)  # taken out, and its place may be another lease's by now
+        if (remembered := await self._remembered(disk, member, name)) is not None:
+            return remembered
         index = await self._index(disk, member)
         if not isinstance(index, Index):
             return index
@@ -97,6 +90,22 @@ class DevicePlaces:
         if isinstance(finding, Found):
             self._known[name] = finding.area.offset_bytes
         return finding
+
+    async def _remembered(self, disk: LeaseDisk, member: Membership, name: str) -> Finding | None:
+        """Where it was the last time, if the index still says so; None: look there for it."""
+        known = self._known.get(name)
+        if known is None:
+            return None
+        leads_there = await self._leads_to(disk, member, name, known)
+        if isinstance(leads_there, IoFailed):
+            return StorageFailed(self._path, leads_there)
+        if not leads_there:
+            return None
+        found = await opened(disk, known, member, name, f"{self._path}:{known}", self._num_hosts)
+        if not isinstance(found, Unusable | Vanished):
+            return found
+        self._known.pop(name, None)  # taken out, and its place may be another lease's by now
+        return None
 
     async def _opened(
         self, disk: LeaseDisk, index: Index, number: int, member: Membership, name: str
