@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.conftest import IO_TIMEOUT_S, MakeHost
-from tests.daemon.test_leases import DEAD_S, joined
+from tests.daemon.test_leases import DEAD_S, joined, on_device
 from tests.support.daemon import Holdfastd, exists, make_disk, refusal
 from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.polling import wait_until
@@ -33,15 +33,6 @@ def block_of_one(leases: Path, disk: Path) -> HostBlock:
     block = HostBlock.decode(raw[at : at + DEFAULT.sector_bytes])
     assert isinstance(block, HostBlock)
     return block
-
-
-def on_device(host: Holdfastd, leases: Path) -> None:
-    text = host.config.read_text()
-    host.config.write_text(
-        text.replace(f'directory = "{leases}"', f'device = "{leases / SPACE}"').replace(
-            "cross_host = true\n", ""
-        )
-    )
 
 
 def test_host_that_renews_and_this_very_host_are_not_off_whatever_anybody_says(

@@ -267,23 +267,50 @@ def test_collection_takes_out_what_nobody_holds_and_nothing_else(
     assert refusal(alpha, free) == ""
 
 
+def on_device(host: Holdfastd, leases: Path) -> None:
+    text = host.config.read_text()
+    host.config.write_text(
+        text.replace(f'directory = "{leases}"', f'device = "{leases / SPACE}"').replace(
+            "cross_host = true\n", ""
+        )
+    )
+
+
+def test_collection_wins_back_the_place_of_a_lease_on_which_a_late_leader_landed(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    make_lockspace(leases / SPACE, index_entries=1)
+    alpha, beta = make_host("alpha", 1), make_host("beta", 2)
+    for host in (alpha, beta):
+        on_device(host, leases)
+        joined(host.start())
+    disk = make_disk(place)
+    assert refusal(beta, disk) == ""
+    at = 3 * DEFAULT.align_bytes
+    with (leases / SPACE).open("rb") as f:
+        late = os.pread(f.fileno(), DEFAULT.sector_bytes, at)
+    assert alpha.cli("lease", "gc").returncode == 0
+    with (leases / SPACE).open("r+b") as f:
+        os.pwrite(f.fileno(), late, at)
+    assert "'holdfast lease gc' frees some" in refusal(alpha, disk)
+    assert "1 of 1 leases could be taken out" in alpha.cli("lease", "gc", "--dry-run").stdout
+    (gone,) = alpha.cli_json("lease", "gc")
+    assert f"at {at}, which its name does not lead to" in gone["name"]
+    assert gone["kept_because"] == ""
+    assert refusal(beta, disk) == refusal(alpha, disk) == ""
+
+
 @pytest.mark.parametrize("device", [False, True])
 def test_who_names_the_holder_across_hosts_and_from_storage_alone(
     make_host: MakeHost, place: Path, leases: Path, device: bool
 ) -> None:
     if device:
         make_lockspace(leases / SPACE, index_entries=4)
-    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
-    for host in (alpha, beta) if device else ():
-        host.kill()
-        text = host.config.read_text()
-        host.config.write_text(
-            text.replace(f'directory = "{leases}"', f'device = "{leases / SPACE}"').replace(
-                "cross_host = true\n", ""
-            )
-        )
-        host.start()
-    joined(alpha), joined(beta)
+    alpha, beta = make_host("alpha", 1), make_host("beta", 2)
+    for host in (alpha, beta):
+        if device:
+            on_device(host, leases)
+        joined(host.start())
     disk, reader = make_disk(place), make_disk(place, "shared.img")
     assert beta.cli("who", str(disk)).returncode == 1
     alpha.vm([disk], name="web1")
