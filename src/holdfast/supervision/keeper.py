@@ -10,6 +10,7 @@ At its start the daemon first tries to go on with the last term: its VMs may sti
 that is a loss like any other, as long as anybody rests on it; nothing is joined before they are gone.
 
 Everything here runs on the event loop; the renewal runs on a thread (`LeaseThreads`) and leaves its news by callbacks.
+There is one such thread at a time (ADR 0134): a lockspace is joined again when the one of the lost term has ended.
 """
 
 from __future__ import annotations
