@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from holdfast.backends.lease_holding import Holding, HoldingPorts
 from holdfast.backends.lease_places import Finding, Found, StorageFailed, Unusable, Vanished, clear, opened
@@ -34,6 +34,8 @@ from holdfast.protocol.rindex_area import (
 from holdfast.protocol.words import IoFailed
 from holdfast.system.errands import at_home
 from holdfast.system.lease_storage import LeaseDisk, LeaseStorage
+
+T = TypeVar("T")
 
 INDEX_WAIT_S = 30.0
 """Hosts that make leases at the same moment take turns of a few requests each; after that something else is wrong."""
@@ -63,10 +65,17 @@ class DevicePlaces:
         return f"{self._path}:{name}" if known is None else f"{self._path}:{known}"
 
     async def find(self, member: Membership, name: str) -> Finding:
+        return await self._opening(lambda disk: self._find(disk, member, name))
+
+    async def open_stray(self, member: Membership, stray: Stray) -> Finding:
+        return await self._opening(lambda disk: self._opened(disk, stray.offset_bytes, member, stray.name))
+
+    async def _opening(self, find: Callable[[LeaseDisk], Awaitable[Finding]]) -> Finding:
+        """Open the path; it stays open with the lease that is found on it."""
         disk = await self._storage.open(self._path)
         if isinstance(disk, IoFailed):
             return StorageFailed(self._path, disk)
-        finding = await self._find(disk, member, name)
+        finding = await find(disk)
         if not isinstance(finding, Found):
             disk.close()
         return finding
@@ -80,13 +89,13 @@ class DevicePlaces:
         number = index.find(name)
         finding: Finding = Vanished()
         if number is not None:
-            finding = await self._opened(disk, index, number, member, name)
+            finding = await self._opened(disk, index.lease(number, name).offset_bytes, member, name)
         if isinstance(finding, Vanished):
             # Whoever changes the index keeps its lease until what failed is put right: that is no errand.
             made = await at_home(lambda: self._create(member, name))
             if not isinstance(made, int):
                 return made
-            finding = await self._opened(disk, index, made, member, name)
+            finding = await self._opened(disk, index.lease(made, name).offset_bytes, member, name)
         if isinstance(finding, Found):
             self._known[name] = finding.area.offset_bytes
         return finding
@@ -101,16 +110,13 @@ class DevicePlaces:
             return StorageFailed(self._path, leads_there)
         if not leads_there:
             return None
-        found = await opened(disk, known, member, name, f"{self._path}:{known}", self._num_hosts)
+        found = await self._opened(disk, known, member, name)
         if not isinstance(found, Unusable | Vanished):
             return found
         self._known.pop(name, None)  # taken out, and its place may be another lease's by now
         return None
 
-    async def _opened(
-        self, disk: LeaseDisk, index: Index, number: int, member: Membership, name: str
-    ) -> Finding:
-        at = index.lease(number, name).offset_bytes
+    async def _opened(self, disk: LeaseDisk, at: int, member: Membership, name: str) -> Finding:
         return await opened(disk, at, member, name, f"{self._path}:{at}", self._num_hosts)
 
     async def _index(self, disk: LeaseDisk, member: Membership) -> Index | Unusable | StorageFailed:
@@ -126,14 +132,18 @@ class DevicePlaces:
         return index
 
     async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
-        disk = await self._storage.open(self._path, writable=False)
-        if isinstance(disk, IoFailed):
-            return StorageFailed(self._path, disk)
-        index = await self._index(disk, member)
-        disk.close()
-        return [entry.name.text for _, entry in index.entries()] if isinstance(index, Index) else index
+        async def entered(index: Index) -> list[str]:
+            return [entry.name.text for _, entry in index.entries()]
+
+        return await self._listed(member, entered)
 
     async def strays(self, member: Membership) -> list[Stray] | Unusable | StorageFailed:
+        return await self._listed(member, lambda index: strays(index, member.io_timeout_s))
+
+    async def _listed(
+        self, member: Membership, listing: Callable[[Index], Awaitable[list[T] | IoFailed]]
+    ) -> list[T] | Unusable | StorageFailed:
+        """Look something up in the index."""
         disk = await self._storage.open(self._path, writable=False)
         if isinstance(disk, IoFailed):
             return StorageFailed(self._path, disk)
@@ -141,20 +151,10 @@ class DevicePlaces:
             index = await self._index(disk, member)
             if not isinstance(index, Index):
                 return index
-            found = await strays(index, member.io_timeout_s)
+            found = await listing(index)
             return StorageFailed(self._path, found) if isinstance(found, IoFailed) else found
         finally:
             disk.close()
-
-    async def open_stray(self, member: Membership, stray: Stray) -> Finding:
-        disk = await self._storage.open(self._path)
-        if isinstance(disk, IoFailed):
-            return StorageFailed(self._path, disk)
-        at = stray.offset_bytes
-        finding = await opened(disk, at, member, stray.name, f"{self._path}:{at}", self._num_hosts)
-        if not isinstance(finding, Found):
-            disk.close()
-        return finding
 
     async def free_own(self, member: Membership) -> StorageFailed | None:
         async def nothing(_: Index) -> None:

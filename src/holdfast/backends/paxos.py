@@ -22,9 +22,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from holdfast.backends import lease_note
 from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved, OwnerNote, SavedLock
@@ -216,53 +217,40 @@ class PaxosBackend:
     async def look_up(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
         """Find it by an errand of its own."""
         self._check_settled(resource, lease)
-        told = await self.ports.answer(
-            self._find(member, resource, lease), member.io_timeout_s, undo=_close_found
-        )
-        if isinstance(told, words.IoFailed):
-            return _io_failed("Unable to open lease", self.places.place(lease), told)
-        return told
+        return await self._looked_up(self._find(member, resource, lease), member, lease)
 
     async def look_up_stray(self, member: Membership, stray: Stray) -> Found | IoFailed:
         """The same for a lease that its name does not lead to."""
-        self._check_settled(Resource("", stray.name), stray.name)
-        told = await self.ports.answer(
-            self.places.open_stray(member, stray), member.io_timeout_s, undo=_close_found
-        )
-        match told:
-            case Found():
-                return told
-            case Vanished():
-                raise LeaseUnusable(name=stray.name, place=self.places.place(stray.name), reason=TAKEN_OUT)
-            case Unusable(place, reason):
-                raise LeaseUnusable(name=stray.name, place=place, reason=reason)
-            case StorageFailed(place, failed):
-                return _io_failed("Unable to open lease", place, failed)
-            case words.IoFailed():
-                return _io_failed("Unable to open lease", self.places.place(stray.name), told)
+        resource = Resource("", stray.name)
+        self._check_settled(resource, stray.name)
+        return await self._looked_up(self._open_stray(member, resource, stray), member, stray.name)
+
+    async def _looked_up(
+        self, finding: Coroutine[Any, Any, Found | IoFailed], member: Membership, lease: str
+    ) -> Found | IoFailed:
+        told = await self.ports.answer(finding, member.io_timeout_s, undo=_close_found)
+        if isinstance(told, words.IoFailed):
+            return _io_failed("Unable to open lease", self.places.place(lease), told)
+        return told
 
     async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
         """On an errand."""
         for _ in range(VANISHED_MAX):
             found = await self.places.find(member, lease)
-            match found:
-                case Found():
-                    return found
-                case Unusable(place, reason):
-                    raise LeaseUnusable(name=resource.name, place=place, reason=reason)
-                case StorageFailed(place, failed) if failed.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise LeaseUnusable(
-                        name=resource.name, place=place, reason=f"{os.strerror(failed.errno)}: {_MAKE_ROOM}"
-                    )
-                case StorageFailed(place, failed):
-                    return _io_failed("Unable to open lease", place, failed)
-                case Vanished():
-                    continue
+            if not isinstance(found, Vanished):
+                return _opened_or_told(resource, found)
         raise LeaseUnusable(
             name=resource.name,
             place=self.places.place(lease),
             reason="it vanishes as often as it is made: if no host is just taking leases out, delete what is left of it",
         )
+
+    async def _open_stray(self, member: Membership, resource: Resource, stray: Stray) -> Found | IoFailed:
+        """On an errand."""
+        found = await self.places.open_stray(member, stray)
+        if isinstance(found, Vanished):
+            raise LeaseUnusable(name=stray.name, place=self.places.place(stray.name), reason=TAKEN_OUT)
+        return _opened_or_told(resource, found)
 
     # --- taking ---
 
@@ -480,6 +468,21 @@ VANISHED_MAX = 10
 
 def _io_failed(what: str, place: str, failed: words.IoFailed) -> IoFailed:
     return IoFailed(what, place, failed.errno)
+
+
+def _opened_or_told(resource: Resource, found: Found | Unusable | StorageFailed) -> Found | IoFailed:
+    """What finding a lease has come to; raises `LeaseUnusable`."""
+    match found:
+        case Found():
+            return found
+        case Unusable(place, reason):
+            raise LeaseUnusable(name=resource.name, place=place, reason=reason)
+        case StorageFailed(place, failed) if failed.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LeaseUnusable(
+                name=resource.name, place=place, reason=f"{os.strerror(failed.errno)}: {_MAKE_ROOM}"
+            )
+        case StorageFailed(place, failed):
+            return _io_failed("Unable to open lease", place, failed)
 
 
 def _close_found(told: object) -> None:

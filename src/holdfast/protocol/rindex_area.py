@@ -17,7 +17,7 @@ promised in them is promised (ADR 0103), and a write of theirs that comes late f
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from holdfast.ondisk import areas, rindex
@@ -55,8 +55,9 @@ class Index:
 
     def lease(self, index: int, name: str) -> LeaseArea:
         """The lease of an entry."""
-        at = rindex.slot_offset_bytes(self.geometry, self.header.rindex_offset_bytes, index)
-        return LeaseArea(self.disk, at, self.geometry, self.header.space_name.text, name)
+        return LeaseArea(
+            self.disk, _offset_bytes(self, index), self.geometry, self.header.space_name.text, name
+        )
 
     def find(self, name: str) -> int | None:
         """The entry of that name, the first one if somebody made two."""
@@ -114,19 +115,11 @@ async def create_entry(
     found = index.find(name)
     if found is not None:
         return await _made_again_if_cleared(index, found, name, num_hosts, timeout_s, may_write)
-    used = {number for number, _ in index.entries()}
-    entries_max = min(index.header.entries_max, rindex.entries_shared_max(index.geometry))
-    for number in range(entries_max):
-        if number in used:
-            continue
-        usable = await _place_is_free(index, number, timeout_s)
-        if isinstance(usable, IoFailed) and usable.errno == errno.EMSGSIZE:
-            return IndexFull(
-                number
-            )  # sanlock makes as many entries as fit into an index, however small the device
-        if isinstance(usable, IoFailed):
-            return usable
-        if usable:
+    for number in _without_entry(index):
+        raw = await _first_sector(index, number, timeout_s)
+        if isinstance(raw, IoFailed):
+            return IndexFull(number) if raw.errno == errno.EMSGSIZE else raw
+        if _may_be_used(raw, index.header):
             made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write)
             if made is _UNREADABLE:
                 continue
@@ -134,7 +127,7 @@ async def create_entry(
                 return made
             entry = RindexEntry(offset_bytes=index.lease(number, name).offset_bytes, name=PaddedName.of(name))
             return await _write_entry(index, number, entry, timeout_s, may_write) or Created(number)
-    return IndexFull(entries_max)
+    return IndexFull(_entries_max(index))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,22 +140,38 @@ class Stray:
 
 async def strays(index: Index, timeout_s: float) -> list[Stray] | IoFailed:
     """Every stray. Who is just making a lease is not among them: what has never been owned is none."""
-    used = {number for number, _ in index.entries()}
-    found = []
-    for number in range(min(index.header.entries_max, rindex.entries_shared_max(index.geometry))):
-        if number in used:
-            continue
-        at = rindex.slot_offset_bytes(index.geometry, index.header.rindex_offset_bytes, number)
-        raw = await index.disk.read(at, index.geometry.sector_bytes, timeout_s=timeout_s)
+    found: list[Stray] = []
+    for number in _without_entry(index):
+        raw = await _first_sector(index, number, timeout_s)
         if isinstance(raw, IoFailed):
-            if raw.errno == errno.EMSGSIZE:
-                break  # the device ends before the index does
-            return raw
+            return found if raw.errno == errno.EMSGSIZE else raw
         if not _may_be_used(raw, index.header):
             leader = Leader.decode(raw)
             if isinstance(leader, Leader) and leader.space_name == index.header.space_name:
-                found.append(Stray(at, leader.resource_name.text))
+                found.append(Stray(_offset_bytes(index, number), leader.resource_name.text))
     return found
+
+
+def _entries_max(index: Index) -> int:
+    return min(index.header.entries_max, rindex.entries_shared_max(index.geometry))
+
+
+def _without_entry(index: Index) -> Iterator[int]:
+    """Places to look at until one is beyond the end (EMSGSIZE): sanlock makes as many entries as fit into an index, however
+    small the device.
+    """
+    used = {number for number, _ in index.entries()}
+    return (number for number in range(_entries_max(index)) if number not in used)
+
+
+def _offset_bytes(index: Index, number: int) -> int:
+    return rindex.slot_offset_bytes(index.geometry, index.header.rindex_offset_bytes, number)
+
+
+async def _first_sector(index: Index, number: int, timeout_s: float) -> bytes | IoFailed:
+    return await index.disk.read(
+        _offset_bytes(index, number), index.geometry.sector_bytes, timeout_s=timeout_s
+    )
 
 
 async def _made_again_if_cleared(
@@ -174,20 +183,13 @@ async def _made_again_if_cleared(
     may_write: Callable[[], bool],
 ) -> Created | LockspaceLost | IoFailed:
     """The name has an entry; whoever took its lease out may have come no further than clearing it."""
-    at = index.lease(number, name).offset_bytes
-    raw = await index.disk.read(at, index.geometry.sector_bytes, timeout_s=timeout_s)
+    raw = await _first_sector(index, number, timeout_s)
     if isinstance(raw, IoFailed):
         return raw
     if not raw.startswith(_CLEARED):
         return Created(number)
     made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write)
     return made if isinstance(made, LockspaceLost | IoFailed) else Created(number)
-
-
-async def _place_is_free(index: Index, number: int, timeout_s: float) -> bool | IoFailed:
-    at = rindex.slot_offset_bytes(index.geometry, index.header.rindex_offset_bytes, number)
-    raw = await index.disk.read(at, index.geometry.sector_bytes, timeout_s=timeout_s)
-    return raw if isinstance(raw, IoFailed) else _may_be_used(raw, index.header)
 
 
 def _may_be_used(raw: bytes, header: RindexHeader) -> bool:

@@ -130,8 +130,7 @@ class LockspaceKeeper:
         self._life = 0
         """Counts renewal threads: what one that is over still has to tell concerns nobody."""
         self._thread_runs = False
-        self._join_waits = False
-        """For the thread of the life before: it may be about to renew the term that is over."""
+        """Of the last life, whether it is over or not: it may be about to renew its term."""
 
     # --- asked by everybody ---
 
@@ -249,7 +248,6 @@ class LockspaceKeeper:
 
     def _join(self, *, may_resume: bool) -> None:
         if self._thread_runs:
-            self._join_waits = True
             self._become(KeeperState.ABSENT, "its last renewal has not ended")
             return
         term = decode_term(self._memory.read())
@@ -281,13 +279,13 @@ class LockspaceKeeper:
             self._heartbeat.owe(self.name)
         self._life += 1
         number = self._life
-        self._thread_runs, self._join_waits = True, False
+        self._thread_runs = True
 
         def on_end(result: object) -> None:
             self._thread_runs = False
             if number == self._life:
                 self._ended(result)
-            elif self._join_waits and self._wanted:
+            elif self._wanted and self.state is KeeperState.ABSENT:
                 self._join(may_resume=False)
 
         async def life(disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:

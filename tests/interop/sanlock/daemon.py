@@ -30,8 +30,7 @@ class SanlockDaemon:
         }
         arguments = ["-D", "-w", "0", "-l", "0", "-h", "0", "-U", "root", "-G", "root", "-o", "1"]
         self._holders: list[Holder] = []
-        self._log_path = directory / f"{host_name[:8]}.log"
-        self._log = self._log_path.open("wb")
+        self._log = (directory / f"{host_name[:8]}.log").open("wb")
         self._process = subprocess.Popen(
             ["sanlock", "daemon", *arguments, "-e", host_name],
             env=self._environment,
@@ -50,7 +49,7 @@ class SanlockDaemon:
             check=False,
         )
         assert not check or done.returncode == 0, (
-            f"{arguments}: {done.stdout}{done.stderr}\n{self._log_path.read_text()[-_LOG_TAIL_CHARACTERS:]}"
+            f"{arguments}: {done.stdout}{done.stderr}\n{Path(self._log.name).read_text()[-_LOG_TAIL_CHARACTERS:]}"
         )
         return done.stdout + done.stderr
 
