@@ -36,7 +36,7 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
 
 def ports_for_a_look(config: Config, mounts: MountTable) -> BackendPorts:
     """For backends that are made and asked what they are worth, and never hold anything."""
-    leases = LeaseHost(clock=SystemClock(), identity=HostIdentity("", "", ""), state_dir=config.state_dir)
+    leases = LeaseHost(clock=SystemClock(), identity=HostIdentity("", "", ""), copy_dirs=())
     return BackendPorts(
         files=SystemLockFiles(),
         storage=InlineStorage(),

@@ -111,7 +111,7 @@ class Daemon:
         self.leases = LeaseHost(
             clock=clock,
             identity=HostIdentity(host, self._boot, machine_of(host, *machine_ids())),
-            state_dir=config.state_dir,
+            copy_dirs=(config.state_dir, config.run_dir),
             in_use=lambda backends: self.lease_recovery.in_use(set(backends)),
             keep=self.notifier.store,
             watchdog_fd=inherited.take_watchdog(WATCHDOG_FD_NAME),

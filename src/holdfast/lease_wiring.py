@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from random import SystemRandom
 
@@ -22,6 +22,7 @@ from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
+from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.supervision.presence import Absent, Presence, WatchdogChoice
 from holdfast.system import tasks
@@ -50,21 +51,25 @@ WATCHDOG_FD_NAME = "watchdog"
 
 
 class LeaseHost:
-    """See the module. ``in_use`` tells whether anybody rests on a lease of one of these backends."""
+    """See the module. ``in_use``: whether a VM depends on a lease of one of these backends. ``copy_dirs``: local
+    directories that each keep this host's incarnations: one that survives a reboot first, one of this boot alone.
+    """
 
     def __init__(
         self,
         *,
         clock: Clock,
         identity: HostIdentity,
-        state_dir: str,
+        copy_dirs: Sequence[str],
         in_use: Callable[[Iterable[str]], bool] = lambda _: False,
         keep: Callable[[str, int | None], None] = lambda _, __: None,
         watchdog_fd: int | None = None,
     ) -> None:
         self._clock = clock
         self._identity = identity
-        self._state_dir = state_dir
+        self._copy_dirs = copy_dirs
+        self.carried: dict[str, bytes] = {}
+        """Incarnations that the journal has, by lockspace."""
         self._in_use = in_use
         self._keep = keep
         self._watchdog_fd = watchdog_fd
@@ -116,7 +121,11 @@ class LeaseHost:
             heartbeat=self._heartbeat,
             threads=self._threads,
             clock=self._clock,
-            memory=MemoryFile(f"{self._state_dir}/lockspace-{spec.name}.json"),
+            copies=IncarnationCopies(
+                spec.name,
+                [MemoryFile(f"{place}/lockspace-{spec.name}.json") for place in self._copy_dirs],
+                lambda: [raw] if (raw := self.carried.get(spec.name)) else [],
+            ),
             identity=self._identity,
             token=lambda: secrets.token_hex(TOKEN_DIGITS // 2),
             in_use=lambda: self._in_use(backends),

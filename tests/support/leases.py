@@ -52,6 +52,9 @@ class StandingPresence:
     def membership(self) -> Membership | Absent:
         return self.member
 
+    def refuses_new(self) -> str:
+        return ""
+
 
 def make_lockspace(
     path: Path, geometry: Geometry = DEFAULT, *, index_entries: int = 0, name: str = SPACE

@@ -10,13 +10,19 @@ nothing that a client was told it has:
     journal "unclaim" │ let go  │ answer            killed before it: the kernel lets go anyway
 
 The first line names the boot: owners of another boot are dead.
+
+Each append ends with a checksum of its lines, so that a journal that was damaged, cut inside an append or written by
+another version is recognized (`SavedState.is_whole`). Such a journal proves that somebody held something; it never
+proves that nobody does. VERSION stays 1 and new facts are new kinds of lines, because an older daemon skips a kind that
+it does not know, but takes another version for an earlier boot and frees everything.
 """
 
 from __future__ import annotations
 
 import logging
 import urllib.parse
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -92,10 +98,47 @@ class ModeLine(Line, tag="mode"):
     mode: int
 
 
+class SumLine(Line, tag="sum"):
+    """Checksum (zlib.crc32) of the bytes of all lines since the previous one of this kind; written by every append."""
+
+    crc: int
+
+
+class IncarnationLine(Line, tag="incarnation"):
+    """This host's incarnation in a lockspace: one more copy of its state file, beside the locks that depend on it."""
+
+    lockspace: str
+    state: str
+
+
+class UnknownLine(Line, tag="unknown"):
+    """The owner of that number is unknown: `why` says what could not be read."""
+
+    owner: int
+    why: str
+
+
 AnyLine = (
-    StartLine | LockspaceLine | OwnerLine | OwnerGoneLine | LockLine | ClaimLine | UnclaimLine | ModeLine
+    StartLine
+    | LockspaceLine
+    | OwnerLine
+    | OwnerGoneLine
+    | LockLine
+    | ClaimLine
+    | UnclaimLine
+    | ModeLine
+    | SumLine
+    | IncarnationLine
+    | UnknownLine
 )
-_encode_lines = msgspec.json.Encoder().encode_lines
+
+
+def _encode_lines(lines: Sequence[Line]) -> bytes:
+    raw = _encoder.encode_lines(lines)
+    return b'%b["sum",%d]\n' % (raw, zlib.crc32(raw))
+
+
+_encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
 
 
@@ -122,31 +165,67 @@ class SavedClaims:
 
 @dataclass(slots=True)
 class SavedState:
-    """Everything that a journal says; `damage` tells what could not be read."""
+    """Everything that a journal says; `damage` names what could not be read or does not fit its checksum."""
 
     boot: str = ""
     host: str = ""
     lockspaces: dict[str, bool] = field(default_factory=dict)
     owners: dict[int, SavedOwner] = field(default_factory=dict)
     locks: dict[int, SavedClaims] = field(default_factory=dict)
+    incarnations: dict[str, bytes] = field(default_factory=dict)
+    """By lockspace: the content of its state file."""
+    unknown: dict[int, str] = field(default_factory=dict)
+    """By owner: why it could not be attributed."""
+    ended: set[int] = field(default_factory=set)
+    """Locks whose end was recorded: the daemon was about to let go of them, or had."""
+    ended_keys: set[FileKey] = field(default_factory=set)
+    """The lock files or leases of those."""
     lines: int = 0
     damage: str = ""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it names a boot and every line could be read. Else something is missing, nobody knows what."""
+        return bool(self.boot) and not self.damage
+
+    @property
+    def doubt(self) -> str:
+        """Why it is not whole; empty if it is."""
+        if self.damage:
+            return f"the journal is damaged: {self.damage}"
+        return "" if self.boot else "the journal is missing"
+
 
 def replay(raw: bytes) -> SavedState:
-    """The state that a journal's bytes lead to.  Never raises: a torn or foreign line is passed over and told."""
+    """The state that a journal's bytes lead to.  Never raises: `damage` names the first line that can't be read."""
     state = SavedState()
+    crc, unsummed, has_sums = 0, 0, False
     for text in raw.split(b"\n"):
         if not text:
             continue
         state.lines += 1
         try:
-            _apply(state, _decoder.decode(text))
+            line = _decoder.decode(text)
+            if isinstance(line, SumLine):
+                if line.crc != crc and not state.damage:
+                    state.damage = f"the checksum in line {state.lines} is not that of the lines before it"
+                crc, unsummed, has_sums = 0, 0, True
+                continue
+            _apply(state, line)
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, RecursionError) as e:
-            state.damage = f"line {state.lines}: {e}"
+            state.damage = state.damage or f"line {state.lines}: {e}"
+        crc, unsummed = zlib.crc32(text + b"\n", crc), unsummed + 1
+    if has_sums and unsummed and not state.damage:
+        state.damage = f"its last {unsummed} lines have no checksum: an append was cut"
     for lock_id in [i for i, lock in state.locks.items() if not lock.claims]:
-        del state.locks[lock_id]
+        _end(state, lock_id)
     return state
+
+
+def _end(state: SavedState, lock_id: int) -> None:
+    lock = state.locks.pop(lock_id)
+    state.ended.add(lock_id)
+    state.ended_keys.update(lock.keys[:1])
 
 
 def _apply(state: SavedState, line: AnyLine) -> None:
@@ -166,6 +245,7 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             for lock in state.locks.values():
                 lock.claims.pop(owner_id, None)
         case LockLine(lock_id, backend, path, create, mode, keys, since):
+            state.ended_keys.difference_update(FileKey(*k) for k in keys[:1])
             state.locks[lock_id] = SavedClaims(
                 lock_id,
                 backend,
@@ -187,10 +267,16 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             if not names:
                 lock.claims.pop(owner_id, None)
             if not lock.claims:
-                del state.locks[lock_id]
+                _end(state, lock_id)
         case ModeLine(lock_id, mode):
             if lock_id in state.locks:
                 state.locks[lock_id].mode = Mode(mode)
+        case IncarnationLine(lockspace, told):
+            state.incarnations[lockspace] = told.encode()
+        case UnknownLine(owner_id, why):
+            state.unknown[owner_id] = why
+        case SumLine():
+            pass  # `replay` has compared it
 
 
 def text_of(path: str) -> str:
@@ -245,7 +331,7 @@ class Journal:
         if self.failing and len(raw) >= self._failed_bytes:  # a shorter line may still fit a full disk
             log.warning("the journal can be written again")
             self.failing = ""
-        self._lines += len(lines)
+        self._lines += len(lines) + 1
 
     def _make_room(self, full: OSError) -> None:
         before = self._file.size_bytes
@@ -263,7 +349,7 @@ class Journal:
             self._lines_max = 0
 
     def image(self, lines: list[Line]) -> bytes:
-        """A whole journal with these lines."""
+        """A whole journal with these lines, checksum included."""
         return _encode_lines([self._start, *lines])
 
     def compact(self) -> None:
@@ -275,5 +361,5 @@ class Journal:
             log.error("the journal can't be rewritten: %s", e)
             self._lines_max = self._lines + COMPACT_LINES_MIN
             return
-        self._lines = 1 + len(lines)
+        self._lines = 2 + len(lines)
         self._lines_max = max(COMPACT_LINES_MIN, COMPACT_FACTOR * self._lines)

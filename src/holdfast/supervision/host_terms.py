@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.delta import IO_TIMEOUT_MAX_S, DeltaLease
+from holdfast.ondisk.geometry import HOSTS_MAX_LIMIT
 from holdfast.ondisk.malformed import Malformed
 from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX
+from holdfast.ondisk.record_layout import U64_MAX
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.ports import Clock
 from holdfast.protocol.timing import Timing
@@ -41,17 +43,32 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     io_timeout_s: int
     fire_timeout_s: int
+    joined_at: float = 0.0
+    """Seconds of CLOCK_BOOTTIME when it was joined or resumed; 0 in what an older daemon wrote."""
 
     @property
     def timing(self) -> Timing:
         return Timing(self.io_timeout_s, self.fire_timeout_s)
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether its numbers are in the ranges of the format: a damaged file may hold others."""
+        return (
+            1 <= self.host_id <= HOSTS_MAX_LIMIT
+            and 1 <= self.generation <= U64_MAX
+            and 1 <= self.io_timeout_s <= IO_TIMEOUT_MAX_S
+            and self.fire_timeout_s >= 1
+            and 1 <= len(self.host_name.encode("utf-8", "replace")) <= HOST_NAME_BYTES_MAX
+        )
+
 
 def decode_term(raw: bytes) -> Term | None:
+    """The incarnation that a state file holds; None if it holds none that can be right."""
     try:
-        return msgspec.json.decode(raw, type=Term) if raw else None
+        term = msgspec.json.decode(raw, type=Term) if raw else None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return term if term is not None and term.is_possible else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +122,45 @@ class Planner:
     token: str
     on_wait: OnWait
 
-    def resumption(self, term: Term | None) -> Plan | None:
-        """To go on with the last term, if it was of this boot and is still wanted."""
-        if term is None or term.boot != self.identity.boot or self.host_id not in (None, term.host_id):
+    def resumption(self, term: Term | None, *, in_use: bool) -> Plan | None:
+        """To resume the last incarnation, if it was of this boot and is still wanted.
+
+        `in_use`: VMs depend on it; then it is resumed whatever host id is configured by now.
+        """
+        if term is None or term.boot != self.identity.boot:
+            return None
+        if self.host_id not in (None, term.host_id) and not in_use:
             return None
         return Plan(HostId(term.host_id), term.host_name, term.timing, Generation(term.generation))
+
+    async def search(self, area: LockspaceArea, clock: Clock) -> Plan | NotJoined:
+        """To resume an incarnation that VMs depend on and that no copy remembers: storage itself still has its record.
+
+        It must bear this node's name, and its last renewal, by this boot's clock, must be younger than the fail bound.
+        Two such records are doubt, and none is taken.
+        """
+        hosts = min(self.hosts_max or area.geometry.hosts_max, area.geometry.hosts_max)
+        sectors = await area.read_sectors(hosts, self.timing.io_timeout_s)
+        if isinstance(sectors, IoFailed):
+            return NotJoined(f"storage of lockspace {area.space_name} failed: errno {sectors.errno}")
+        size = area.geometry.sector_bytes
+        found: list[tuple[HostId, DeltaLease]] = []
+        for number in range(1, hosts + 1):
+            host_id = HostId(number)
+            record = area.decode(host_id, sectors[(number - 1) * size : number * size])
+            if self.host_id not in (None, host_id) or isinstance(record, Malformed) or record.is_free:
+                continue
+            age_s = clock.now() - record.timestamp
+            young = 0 <= age_s < self.timing.of_host(record.io_timeout_s).fail_s
+            if node_of(record.host_name.text) == self.identity.node and young:
+                found.append((host_id, record))
+        if len(found) != 1:
+            return NotJoined(
+                f"no copy of its incarnation can be read, and {len(found) or 'no'} records on storage look like it"
+            )
+        ((host_id, record),) = found
+        timing = self.timing.of_host(record.io_timeout_s)
+        return Plan(host_id, record.host_name.text, timing, Generation(record.generation))
 
     async def plan(
         self, area: LockspaceArea, clock: Clock, term: Term | None, *, users_are_gone: bool

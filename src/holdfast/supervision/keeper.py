@@ -6,8 +6,13 @@
       ▲                     LOST  owners that rest on it are being stopped (the layer above)
       └───────────────────────┘ users_are_gone()
 
-At its start the daemon first tries to go on with the last term: its VMs may still rest on it. If that term is over,
-that is a loss like any other, as long as anybody rests on it; nothing is joined before they are gone.
+At its start the daemon first tries to resume its last incarnation: VMs may still depend on it. Which one that was is
+read from several copies (`incarnation_copies`); if none can be read and VMs depend on it, storage is searched for it. If
+that incarnation is over, that is a loss like any other as long as a VM depends on it, and nothing is joined before
+those VMs are gone.
+
+New locks are refused until every copy is written: a lock that depends on an incarnation that the next daemon does not
+know would kill its VM.
 
 Everything here runs on the event loop; the renewal runs on a thread (`LeaseThreads`) and leaves its news by callbacks.
 There is one such thread at a time (ADR 0134): a lockspace is joined again when the one of the lost term has ended.
@@ -21,8 +26,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
 from holdfast.protocol.expiry import Phase
 from holdfast.protocol.host_status import HostView
 from holdfast.protocol.lockspace_area import Corrupt, open_area
@@ -32,13 +35,13 @@ from holdfast.protocol.ports import Disk
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import HostId, IoFailed, Waiting
 from holdfast.supervision.heartbeat import Heartbeat
-from holdfast.supervision.host_terms import HostIdentity, Plan, Planner, Term, decode_term
+from holdfast.supervision.host_terms import HostIdentity, Plan, Planner, Term
+from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_refusals import NotJoined
 from holdfast.supervision.lockspace import Left, Lockspace, Lost, News
 from holdfast.supervision.presence import Absent
 from holdfast.system.clock import Clock
 from holdfast.system.lease_threads import LeaseThreads
-from holdfast.system.memory_file import Memory
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ LEASE_WRITE_PAUSE_S = 0.05
 """Between two looks at writes that hold up leaving; most end in a few milliseconds."""
 JOIN_PAUSE_S = 5.0
 """Between a join that failed and the next: soon enough for a storage that has come back."""
+REMEMBER_PAUSE_S = 2.0
+"""Between two tries to write the incarnation down: new locks are refused until then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +97,7 @@ class LockspaceKeeper:
         heartbeat: Heartbeat,
         threads: LeaseThreads,
         clock: Clock,
-        memory: Memory,
+        copies: IncarnationCopies,
         identity: HostIdentity,
         token: Callable[[], str],
         in_use: Callable[[], bool],
@@ -109,10 +114,14 @@ class LockspaceKeeper:
         self.generation: int | None = None
         self.gone_on = False
         """Whether the present term was begun by an earlier daemon."""
+        self.incarnation: Term | None = None
+        """The present one, once joined."""
+        self.not_remembered = ""
+        """Why the present incarnation is not written down everywhere: no new lock may depend on it. Empty if it is."""
         self._heartbeat = heartbeat
         self._threads = threads
         self._clock = clock
-        self._memory = memory
+        self._copies = copies
         self._identity = identity
         self._token = token
         self._in_use = in_use
@@ -152,6 +161,21 @@ class LockspaceKeeper:
         return Absent(
             f"{self.state.value}: {self.reason}" if self.reason else self.state.value, left and max(0.0, left)
         )
+
+    def refuses_new(self) -> str:
+        """Why no new lock may depend on this lockspace although it is joined; empty if one may."""
+        if not self.not_remembered:
+            return ""
+        return (
+            f"this host's incarnation can't be written ({self.not_remembered}), so a restart would lose it; "
+            "make that file writable"
+        )
+
+    @property
+    def has_earlier_life(self) -> bool:
+        """Whether an earlier daemon of this very boot was in it, as far as any copy says: VMs may depend on that."""
+        term = self._copies.newest(self._identity.boot)
+        return term is not None and term.boot == self._identity.boot
 
     def hosts(self) -> tuple[HostView, ...]:
         return self._lockspace.hosts() if self._lockspace is not None else ()
@@ -250,9 +274,7 @@ class LockspaceKeeper:
         if self._thread_runs:
             self._become(KeeperState.ABSENT, "its last renewal has not ended")
             return
-        term = decode_term(self._memory.read())
-        if term is not None and term.lockspace != self.name:
-            term = None
+        term = self._copies.newest(self._identity.boot)
         planner = Planner(
             host_id=HostId(self.spec.host_id) if self.spec.host_id is not None else None,
             hosts_max=self.spec.hosts_max,
@@ -261,21 +283,24 @@ class LockspaceKeeper:
             token=self._token(),
             on_wait=self._on_wait,
         )
-        resumption = planner.resumption(term) if may_resume else None
-        if may_resume and resumption is None and self._in_use():
-            # VMs rest on a term that nobody remembers, or on another host id: nobody renews it any more.
-            self._lockspace = None
-            self._heartbeat.owe(self.name)  # until they are gone no other lease feeds the watchdog for them
-            self._lost("its last term is not known, or is not to be gone on with")
-            self._first_try_done()
-            return
-        self._resuming = resumption is not None
+        in_use = self._in_use()
+        resumption = planner.resumption(term, in_use=in_use) if may_resume else None
+        if resumption is not None and self.spec.host_id not in (None, resumption.host_id):
+            log.error(
+                "lockspace %s: host_id is %s in the configuration, but VMs hold leases as host_id %d: that stays in use "
+                "until they have ended",
+                self.name,
+                self.spec.host_id,
+                resumption.host_id,
+            )
+        searches = may_resume and resumption is None and in_use
+        self._resuming = resumption is not None or searches
         self._lockspace = None
         self._member = None
         self._lost_at = None
-        self._become(KeeperState.JOINING, "going on with its last term" if resumption else "")
-        users_are_gone = not self._in_use()
-        if self._resuming and not users_are_gone:
+        self._become(KeeperState.JOINING, "resuming its last incarnation" if self._resuming else "")
+        users_are_gone = not in_use
+        if self._resuming and in_use:
             self._heartbeat.owe(self.name)
         self._life += 1
         number = self._life
@@ -290,7 +315,9 @@ class LockspaceKeeper:
 
         async def life(disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
             self._interrupt = interrupt
-            plan = resumption or await self._plan(planner, disk, clock, term, users_are_gone)
+            plan = resumption or await self._plan(
+                planner, disk, clock, term, users_are_gone=users_are_gone, searches=searches
+            )
             if isinstance(plan, NotJoined):
                 return plan
             lockspace = self._lockspace = self._make(plan, disk, clock, interrupt, number)
@@ -299,13 +326,26 @@ class LockspaceKeeper:
         self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
 
     async def _plan(
-        self, planner: Planner, disk: Disk, clock: ProtocolClock, term: Term | None, users_are_gone: bool
+        self,
+        planner: Planner,
+        disk: Disk,
+        clock: ProtocolClock,
+        term: Term | None,
+        *,
+        users_are_gone: bool,
+        searches: bool,
     ) -> Plan | NotJoined:
         area = await open_area(disk, self.spec.offset_bytes, self.name, self.spec.timing.io_timeout_s)
         if isinstance(area, Corrupt):
             return NotJoined(f"{self.spec.path} holds no lockspace {self.name}: {area.found}; {_INIT}")
         if isinstance(area, IoFailed):
             return NotJoined(f"storage {self.spec.path} failed: errno {area.errno}")
+        if searches:
+            log.error(
+                "lockspace %s: no copy of this host's incarnation can be read; searching storage for it",
+                self.name,
+            )
+            return await planner.search(area, clock)
         return await planner.plan(area, clock, term, users_are_gone=users_are_gone)
 
     def _make(
@@ -346,7 +386,7 @@ class LockspaceKeeper:
     def _joined(self, plan: Plan, member: Membership) -> None:
         if self.state is not KeeperState.JOINING:
             return
-        term = Term(
+        term = self.incarnation = Term(
             lockspace=self.name,
             host_id=member.host_id,
             generation=member.generation,
@@ -355,18 +395,17 @@ class LockspaceKeeper:
             machine=self._identity.machine,
             io_timeout_s=plan.timing.io_timeout_s,
             fire_timeout_s=plan.timing.fire_timeout_s,
+            joined_at=self._clock.now(),
         )
-        try:
-            # Before anybody may rest on this term: the next daemon has to know it.
-            self._memory.replace(msgspec.json.encode(term))
-        except OSError as e:
-            log.error(
-                "lockspace %s: its term can't be remembered (%s): a restart would lose it", self.name, e
-            )
+        # Before any lock may depend on this incarnation: the next daemon has to know it.
+        self.not_remembered = self._copies.write(term)
+        if self.not_remembered:
+            log.error("lockspace %s: new locks are refused: %s", self.name, self.refuses_new())
+            self._spawn(self._remember(term))
         self.host_id, self.host_name, self.generation = term.host_id, term.host_name, term.generation
         self._member = member
         self.gone_on = self._resuming
-        how = "gone on with" if self._resuming else "joined"
+        how = "gone on with" if self._resuming else "joined"  # tests and scripts match on these words
         self._resuming = False
         self._become(KeeperState.JOINED, "")
         log.info(
@@ -379,6 +418,15 @@ class LockspaceKeeper:
         )
         self._first_try_done()
         self._news.on_joined(self)
+
+    async def _remember(self, term: Term) -> None:
+        """Repeat the write until every copy is there, as long as this is the present incarnation."""
+        while self.not_remembered:
+            await self._clock.sleep(REMEMBER_PAUSE_S)
+            if self.incarnation is not term or self.state is not KeeperState.JOINED:
+                return
+            self.not_remembered = self._copies.write(term)
+        log.warning("lockspace %s: its incarnation is written down; new locks are granted again", self.name)
 
     @property
     def _trouble(self) -> str:

@@ -43,3 +43,6 @@ class Presence(Protocol):
         """Whether this host is reset when it loses its lease."""
 
     def membership(self) -> Membership | Absent: ...
+
+    def refuses_new(self) -> str:
+        """Why no new lock may depend on this lockspace although it is joined; empty if one may."""

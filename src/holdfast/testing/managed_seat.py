@@ -14,6 +14,7 @@ from holdfast.backends.paxos import PaxosBackend
 from holdfast.manager.lease_recovery import Loss
 from holdfast.model import Instant, LockFailureAction, Protection
 from holdfast.protocol.membership import Membership
+from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.system import tasks
 from holdfast.system.blocking import InlineStorage
@@ -48,7 +49,7 @@ class ManagedSeat:
             heartbeat=daemon.heartbeat,
             threads=Threads(daemon.process, daemon.machine, daemon.storage),
             clock=MachineClock(daemon.process, daemon.machine),
-            memory=daemon.state.memories.setdefault(space.name, Memory()),
+            copies=IncarnationCopies(space.name, [daemon.state.memories.setdefault(space.name, Memory())]),
             identity=daemon.identity(),
             token=lambda: f"{daemon.world.random.getrandbits(48):012x}",
             in_use=lambda: daemon.lease_recovery.in_use({space.name}),

@@ -128,7 +128,7 @@ def test_foreign_line_is_passed_over_and_told() -> None:
     )
     state = replay(raw)
     assert list(state.locks) == [1, 2]
-    assert "line 5" in state.damage
+    assert "line 6" in state.damage
 
 
 def test_journal_of_another_version_names_both_versions_and_no_boot() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from tests.unit.protocol.simulated import Host, World
 from tests.unit.supervision.rig import record_of, world_with_lockspaces
 
@@ -76,11 +77,53 @@ def claimed(found: Plan | NotJoined) -> tuple[int, str]:
 
 def test_term_of_this_boot_is_gone_on_with() -> None:
     same_boot = replace_term(boot="boot-2")
-    found = planner().resumption(same_boot)
+    found = planner().resumption(same_boot, in_use=False)
     assert found == Plan(HostId(3), OLD_NAME, TIMING, 7)  # type: ignore[arg-type]
-    assert planner().resumption(TERM) is None
-    assert planner(4).resumption(same_boot) is None
-    assert planner().resumption(None) is None
+    assert planner().resumption(TERM, in_use=True) is None
+    assert planner(4).resumption(same_boot, in_use=False) is None
+    assert planner().resumption(None, in_use=True) is None
+
+
+def test_incarnation_that_vms_depend_on_is_resumed_whatever_host_id_is_configured() -> None:
+    found = planner(4).resumption(replace_term(boot="boot-2"), in_use=True)
+    assert found is not None
+    assert (found.host_id, found.resumed) == (3, 7)
+
+
+def searched(host: Host, planner: Planner) -> Plan | NotJoined:
+    area = LockspaceArea(host.disk, 0, DEFAULT, "A")
+    result: Any = host.run(planner.search(area, host.clock))
+    return result  # type: ignore[no-any-return]
+
+
+def test_incarnation_that_no_copy_remembers_is_found_on_storage_by_name_and_age() -> None:
+    world = world_with_lockspaces()
+    host = world.host("alpha")
+    put(world, 5, "beta.0123456789ab", 2, timestamp=int(host.clock.now()))
+    put(world, 3, OLD_NAME, 7, timestamp=int(host.clock.now()))
+    found = searched(host, planner())
+    assert isinstance(found, Plan), found
+    assert (found.host_id, found.host_name, found.resumed) == (3, OLD_NAME, 7)
+
+
+@pytest.mark.parametrize("age_s", [-50, 80, 100_000])
+def test_record_whose_last_renewal_does_not_fit_this_boots_clock_is_not_resumed(age_s: int) -> None:
+    world = world_with_lockspaces()
+    world.now = 200_000.0
+    host = world.host("alpha")
+    put(world, 3, OLD_NAME, 7, timestamp=int(host.clock.now()) - age_s)
+    assert isinstance(searched(host, planner()), NotJoined)
+
+
+def test_two_records_that_look_like_ours_are_doubt_and_none_is_resumed() -> None:
+    world = world_with_lockspaces()
+    host = world.host("alpha")
+    now = int(host.clock.now())
+    put(world, 3, OLD_NAME, 7, timestamp=now)
+    put(world, 4, OLD_NAME, 7, timestamp=now)
+    found = searched(host, planner())
+    assert isinstance(found, NotJoined)
+    assert "2 records" in found.reason
 
 
 def replace_term(**changes: Any) -> Term:

@@ -1,15 +1,18 @@
 """A keeper on threads that never run by themselves: one term at a time, whatever the thread of the one before still does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.protocol.simulated import World
 from tests.unit.supervision.rig import TIMING, RecordedWatchdog
 
-from holdfast.protocol.words import HostId
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.words import Generation, HostId
 from holdfast.supervision.heartbeat import Heartbeat
-from holdfast.supervision.host_terms import HostIdentity
+from holdfast.supervision.host_terms import HostIdentity, Plan
+from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_refusals import NotJoined
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.supervision.lockspace import Left, Lost
@@ -33,8 +36,9 @@ class Threads:
 class Rig:
     """A keeper that has joined, as far as it knows."""
 
-    def __init__(self, place: Path) -> None:
-        host = World(1, size_bytes=0).host("alpha")
+    def __init__(self, place: Path, *, in_use: bool = False) -> None:
+        host = self.host = World(1, size_bytes=0).host("alpha")
+        self.spawned: list[Coroutine[Any, Any, Any]] = []
         self.threads = Threads()
         self.lost: list[str] = []
         self.keeper = LockspaceKeeper(
@@ -42,12 +46,12 @@ class Rig:
             heartbeat=Heartbeat(clock=host.clock, watchdog=RecordedWatchdog(host)),
             threads=self.threads,
             clock=host.clock,  # type: ignore[arg-type]
-            memory=MemoryFile(str(place / "term")),
+            copies=IncarnationCopies("A", [MemoryFile(str(place / "term"))]),
             identity=HostIdentity(node="alpha", boot="b", machine="m"),
             token=lambda: "0" * 12,
-            in_use=lambda: False,
+            in_use=lambda: in_use,
             lease_writes=lambda: lambda: False,
-            spawn=lambda work: work.close(),
+            spawn=self.spawned.append,
             news=KeeperNews(on_lost=lambda _, reason: self.lost.append(reason)),
         )
         self.keeper.start()
@@ -55,8 +59,11 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    for work in rig.spawned:
+        work.close()
 
 
 def test_a_lost_lockspace_is_joined_again_when_the_thread_of_the_lost_term_has_ended(rig: Rig) -> None:
@@ -102,3 +109,39 @@ def test_a_join_that_fails_leaves_nobody_waiting_for_its_thread(rig: Rig) -> Non
     rig.keeper.leave()
     rig.keeper.join()
     assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 2)
+
+
+def member(host_id: int = 1) -> Membership:
+    return Membership(
+        lockspace=None,  # type: ignore[arg-type]
+        host_id=HostId(host_id),
+        generation=Generation(4),
+        timing=TIMING,
+        may_write=lambda: True,
+        view=lambda _: None,  # type: ignore[arg-type,return-value]
+    )
+
+
+def test_no_new_lock_may_depend_on_an_incarnation_that_is_not_written_down(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "term.new"
+    in_the_way.mkdir()
+    rig = Rig(tmp_path)
+    rig.keeper._become(KeeperState.JOINING, "")
+    rig.keeper._joined(Plan(HostId(1), "alpha.x", TIMING), member())
+    assert isinstance(rig.keeper.membership(), Membership), "what is held already goes on"
+    assert "term" in rig.keeper.refuses_new()
+    assert len(rig.spawned) == 1
+    in_the_way.rmdir()
+    work = rig.spawned.pop()
+    rig.host.run(work)
+    assert rig.keeper.refuses_new() == ""
+    assert rig.keeper.has_earlier_life
+
+
+def test_vms_of_an_incarnation_that_no_copy_remembers_are_not_stopped_before_storage_was_searched(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, in_use=True)
+    assert rig.lost == []
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINED, 1)
+    assert rig.keeper.resuming

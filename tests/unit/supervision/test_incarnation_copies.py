@@ -1,0 +1,108 @@
+"""Several copies of this host's incarnation: which one counts, and what is said of one that can't be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from holdfast.supervision.host_terms import Term, decode_term
+from holdfast.supervision.incarnation_copies import IncarnationCopies
+from holdfast.system.memory_file import MemoryFile
+
+BOOT = "boot-2"
+
+
+def term(**changes: object) -> Term:
+    known = Term(
+        lockspace="A",
+        host_id=3,
+        generation=7,
+        host_name="alpha.0123456789ab",
+        boot=BOOT,
+        machine="m",
+        io_timeout_s=10,
+        fire_timeout_s=60,
+        joined_at=100.0,
+    )
+    return msgspec.structs.replace(known, **changes)
+
+
+class Copy:
+    """One file that may refuse to be written."""
+
+    def __init__(self, *content: Term, refuses: bool = False) -> None:
+        self.raw = msgspec.json.encode(content[0]) if content else b""
+        self.refuses = refuses
+
+    def read(self) -> bytes:
+        return self.raw
+
+    def replace(self, raw: bytes) -> None:
+        if self.refuses:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/file")
+        self.raw = raw
+
+
+def test_one_copy_is_enough() -> None:
+    assert IncarnationCopies("A", [Copy(), Copy(term())]).newest(BOOT) == term()
+    carried = msgspec.json.encode(term())
+    assert IncarnationCopies("A", [Copy()], lambda: [carried]).newest(BOOT) == term()
+    assert IncarnationCopies("A", [Copy(), Copy()]).newest(BOOT) is None
+
+
+def test_copy_of_this_boot_counts_more_than_a_later_one_of_another_boot() -> None:
+    old = term(boot="boot-1", joined_at=9999.0, generation=6)
+    assert IncarnationCopies("A", [Copy(old), Copy(term())]).newest(BOOT) == term()
+    assert IncarnationCopies("A", [Copy(old), Copy()]).newest(BOOT) == old
+
+
+def test_latest_copy_of_this_boot_counts() -> None:
+    stale = term(generation=6, joined_at=50.0)
+    assert IncarnationCopies("A", [Copy(stale), Copy(term())]).newest(BOOT) == term()
+    assert IncarnationCopies("A", [Copy(term()), Copy(stale)]).newest(BOOT) == term()
+
+
+def test_copy_of_another_lockspace_does_not_count() -> None:
+    assert IncarnationCopies("A", [Copy(term(lockspace="B"))]).newest(BOOT) is None
+
+
+def test_copy_that_cannot_be_written_is_named_and_the_others_are_written() -> None:
+    full, good = Copy(refuses=True), Copy()
+    said = IncarnationCopies("A", [full, good]).write(term())
+    assert "/full/file" in said
+    assert "No space left" in said
+    assert decode_term(good.raw) == term()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"host_id": 0},
+        {"host_id": -3},
+        {"host_id": 2001},
+        {"generation": 0},
+        {"generation": 1 << 64},
+        {"io_timeout_s": 0},
+        {"io_timeout_s": 256},
+        {"fire_timeout_s": 0},
+        {"host_name": ""},
+        {"host_name": "x" * 49},
+    ],
+)
+def test_incarnation_with_an_impossible_number_is_no_incarnation(changes: dict[str, object]) -> None:
+    assert decode_term(msgspec.json.encode(term(**changes))) is None
+
+
+def test_damaged_files_are_no_incarnation(tmp_path: Path) -> None:
+    path = tmp_path / "lockspace-A.json"
+    copies = IncarnationCopies("A", [MemoryFile(str(path))])
+    assert copies.newest(BOOT) is None
+    assert copies.write(term()) == ""
+    assert copies.newest(BOOT) == term()
+    for raw in (b"\0" * 100, b"{", b"[]", b"\xff", path.read_bytes()[:-20]):
+        path.write_bytes(raw)
+        assert copies.newest(BOOT) is None
