@@ -35,6 +35,7 @@ from holdfast.handover import Handover, lock_name
 from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, LeaseSpaceCalls, machine_of
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
+from holdfast.manager.found_descriptors import FoundDescriptors
 from holdfast.manager.host_fencing import HostFencer
 from holdfast.manager.inspection import Inspection
 from holdfast.manager.journal import Journal
@@ -45,7 +46,7 @@ from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.recovery import Recovery
 from holdfast.model import Instant, LockFailureAction
-from holdfast.supervision.host_terms import HostIdentity
+from holdfast.supervision.host_terms import HostIdentity, encode_term
 from holdfast.supervision.keeper import LockspaceKeeper
 from holdfast.system import descriptors as fds
 from holdfast.system import tasks
@@ -59,6 +60,7 @@ from holdfast.system.file_lock import SystemLockFiles
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.memory_file import append_line
 from holdfast.system.mounts import MountTable
+from holdfast.system.open_files import SystemOpenFiles
 from holdfast.system.process import SystemProcesses, boot_id, host_name, machine_ids
 from holdfast.system.readiness import Readiness
 from holdfast.system.realtime import lock_memory
@@ -75,6 +77,8 @@ CHECK_TIMEOUT_S = 60.0
 """For the program on disk to say whether it can start."""
 BREAKS_FILE = "broken-leases.log"
 """Every order to break a lease: who, what, on whose word, and what came of it."""
+SETTLED_FILE = "settled-locks.log"
+"""Every unknown lock that an operator settled: who said so, and which lock."""
 EXIT_SOCKET = 6
 
 
@@ -143,6 +147,9 @@ class Daemon:
             events=self.events,
             host=host,
             owners_max=config.limits.owners_max,
+            open_files=SystemOpenFiles(),
+            disk_key=lambda path: storage.call(path, lambda: files.key(path)),
+            audit=lambda line: append_line(f"{config.state_dir}/{SETTLED_FILE}", line),
             domains=status_files,
             keep=self._keep_lock if self.notifier.stores else None,
         )
@@ -158,7 +165,7 @@ class Daemon:
             },
         )
         self.collector = LeaseCollector(self.manager)
-        self.leases.on_joined = lambda keeper: self.lease_recovery.joined(keeper.name)
+        self.leases.on_joined = self._lockspace_joined
         self.leases.on_lost = self._lockspace_lost
         self.recovery = Recovery(
             self.manager,
@@ -203,9 +210,15 @@ class Daemon:
             virtlockd=self.virtlockd,
             store=self.notifier.store,
             boot=self._boot,
-            before_locks=self.leases.start,
-            watchdog_fd=self.leases.watchdog_descriptor,
+            leases=self.leases,
+            collector=self.collector,
+            found=FoundDescriptors(self.manager, storage=storage),
         )
+
+    def _lockspace_joined(self, keeper: LockspaceKeeper) -> None:
+        if keeper.incarnation is not None:
+            self.manager.remember_incarnation(keeper.name, encode_term(keeper.incarnation))
+        self.lease_recovery.joined(keeper.name)
 
     def _lockspace_lost(self, keeper: LockspaceKeeper, reason: str) -> None:
         self.lease_recovery.lost(
@@ -248,7 +261,7 @@ class Daemon:
         for keeper in self.leases.keepers:
             if keeper.gone_on:
                 # Only now: every lock that is to be held again stands in the table.
-                self.collector.free_left_behind(self.leases.backends_of(keeper))
+                self.collector.account_for_left_behind(self.leases.backends_of(keeper))
         if self.leases.keepers:
             lock_memory()
         gc.collect()

@@ -13,12 +13,15 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from holdfast.frontends.listener import peer_of
 from holdfast.frontends.virtlockd import VirtlockdFrontend
+from holdfast.lease_wiring import LeaseHost
 from holdfast.manager.events import Event, Events
+from holdfast.manager.found_descriptors import FoundDescriptors
 from holdfast.manager.journal import Journal, SavedState, replay
+from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.manager.recovery import Recovery
@@ -44,10 +47,10 @@ class Handover:
         virtlockd: VirtlockdFrontend,
         store: Callable[[str, int | None], None],
         boot: str,
-        before_locks: Callable[[], Awaitable[None]],
-        watchdog_fd: Callable[[], int | None],
+        leases: LeaseHost,
+        collector: LeaseCollector,
+        found: FoundDescriptors,
     ) -> None:
-        """`before_locks`: what has to be known before locks are taken up: whether this host's leases go on."""
         self._manager = manager
         self._recovery = recovery
         self._journal = journal
@@ -55,8 +58,9 @@ class Handover:
         self._virtlockd = virtlockd
         self._store = store
         self._boot = boot
-        self._before_locks = before_locks
-        self._watchdog_fd = watchdog_fd
+        self._leases = leases
+        self._collector = collector
+        self._found = found
 
     # --- taking over ---
 
@@ -66,31 +70,67 @@ class Handover:
         state = replay(reexec.journal) if reexec is not None else journal
         if state.damage:
             log.error("journal %s is damaged: %s; what could be read is used", journal_path, state.damage)
+        self._leases.carry(state.incarnations)
+        state = self._believed(state, has_descriptors=_has_locks(inherited))
         self._manager.lockspaces.restore(state.lockspaces)
-        if state.boot != self._boot:
-            if state.locks:
-                log.info("journal of an earlier boot: its %d locks ended with it", len(state.locks))
-            state = SavedState(boot=self._boot)
         living = self._recovery.owners(state)
+        if self._manager.doubt:
+            self._leases.hold_places(self._manager.unknown, self._manager.doubt)
+        self._collector.ended = frozenset(state.ended_keys) if state.is_whole else frozenset()
         locks: dict[int, int] = {}
         if reexec is not None:
             self._adopt_reexec(reexec, living)
             locks.update(reexec.locks)
         locks.update(self._adopt_stored(inherited.named, living))
-        await self._recovery.locks(state, living, locks, self._before_locks)
+        await self._recovery.locks(state, living, locks, self._leases.start)
         self._virtlockd.serve_adopted()
         for lock_id, fd in locks.items():
-            if lock_id not in state.locks:
+            if lock_id in state.locks:
+                continue
+            if lock_id in state.ended and state.is_whole:
                 # Its end was journaled before the last daemon could let go of it.
-                with contextlib.suppress(OSError):
-                    file_lock.unlock(fd)
-                os.close(fd)
-                self._store(lock_name(lock_id), None)
+                self._drop(lock_id, fd)
+            elif not await self._found.hold(lock_id, fd, self._manager.doubt):
+                self._drop(lock_id, fd)
         for owner in living.values():
             if not owner.alive():
-                self._manager.owner_ended(owner)
+                if owner.process is None and self._manager.table.holds_any(owner.id):
+                    self._recovery.unseen(owner)
+                else:
+                    self._manager.owner_ended(owner)
             elif not owner.connections and not self._manager.table.holds_any(owner.id):
                 self._manager.owners.forget(owner)
+
+    def _believed(self, state: SavedState, *, has_descriptors: bool) -> SavedState:
+        """What of the journal is to be believed; `manager.doubt` says why it may not be all.
+
+        A whole journal of another boot settles everything: no process of that boot lives. Unless something of this boot
+        says that there was a daemon: then the journal is a stale one.
+        """
+        earlier = has_descriptors or self._leases.has_earlier_life
+        if state.is_whole and state.boot == self._boot:
+            return state
+        if state.is_whole:
+            if not earlier:
+                if state.locks:
+                    log.info("journal of an earlier boot: its %d locks ended with it", len(state.locks))
+                return SavedState(boot=self._boot)
+            self._manager.doubt = "the journal is of another boot, but a daemon of this boot held locks"
+            state = SavedState()
+        elif state.lines or earlier:
+            self._manager.doubt = state.doubt
+        if self._manager.doubt:
+            log.critical(
+                "%s: nothing is let go because of that; what can't be attributed is held for unknown owners",
+                self._manager.doubt,
+            )
+        return state
+
+    def _drop(self, lock_id: int, fd: int) -> None:
+        with contextlib.suppress(OSError):
+            file_lock.unlock(fd)
+        os.close(fd)
+        self._store(lock_name(lock_id), None)
 
     def _adopt_reexec(self, state: fds.ReexecState, living: dict[int, Owner]) -> None:
         self._events.restore(_event_from(e) for e in state.events)
@@ -156,8 +196,12 @@ class Handover:
             journal=self._journal.image(self._manager.journal_lines(everybody=True)),
             events=[_event_to(e) for e in self._events.recent()],
             lock_fd=run_dir_lock,
-            watchdog_fd=-1 if (fd := self._watchdog_fd()) is None else fd,
+            watchdog_fd=-1 if (fd := self._leases.watchdog_descriptor()) is None else fd,
         )
+
+
+def _has_locks(inherited: fds.Inherited) -> bool:
+    return inherited.reexec is not None or any(name.startswith("lock-") for name, _ in inherited.named)
 
 
 def lock_name(lock_id: int) -> str:

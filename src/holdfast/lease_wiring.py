@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from random import SystemRandom
 
@@ -20,6 +20,7 @@ from holdfast.errors import Refused
 from holdfast.manager.host_fencing import HostFencer
 from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lease_collection import LeaseCollector
+from holdfast.manager.unknown_locks import UnknownLocks
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
 from holdfast.supervision.incarnation_copies import IncarnationCopies
@@ -145,6 +146,24 @@ class LeaseHost:
                 return WdmdWatchdog(choice.fire_timeout_s, now, path=choice.path, fd=self._watchdog_fd)
             case _:
                 return NoWatchdog()
+
+    # --- what an earlier daemon left ---
+
+    def carry(self, incarnations: Mapping[str, bytes]) -> None:
+        """The journal's copies of this host's incarnations, by lockspace."""
+        self.carried.update(incarnations)
+
+    @property
+    def has_earlier_life(self) -> bool:
+        """Whether an earlier daemon of this boot was in one of the lockspaces, as far as any copy says."""
+        return any(keeper.has_earlier_life for keeper in self.keepers)
+
+    def hold_places(self, unknown: UnknownLocks, why: str) -> None:
+        """The journal doesn't tell which leases an earlier daemon of this boot held: until storage was read, any of them."""
+        for keeper, backends in self._keepers.values():
+            if keeper.has_earlier_life:
+                for backend in sorted(backends):
+                    unknown.hold_place(backend, f"leases of lockspace {keeper.name}", why)
 
     # --- life ---
 

@@ -230,10 +230,8 @@ def test_what_a_killed_daemon_left_behind_is_freed_although_storage_fails_meanwh
         kernel, clock = _FailsOnce(), SimulatedClock()
         backend = twin(s.alpha, kernel=kernel, clock=clock).backend(None if device else s.directory)
         kernel.number, kernel.count = failing, count
-        manager = SimpleNamespace(
-            backends={backend.name: backend}, turns=Turns(), table=LockTable(), closing=False
-        )
-        LeaseCollector(manager).free_left_behind({backend.name})  # type: ignore[arg-type]
+        manager = freeing_manager(backend, LockTable())
+        LeaseCollector(manager).account_for_left_behind({backend.name})  # type: ignore[arg-type]
         for _ in range(300):
             await asyncio.sleep(0.001)
             await clock.advance(1)
@@ -256,6 +254,22 @@ def test_what_a_killed_daemon_left_behind_is_freed_although_storage_fails_meanwh
             asyncio.run(scene(failing, in_a_row))
 
 
+def freeing_manager(backend: PaxosBackend, table: LockTable[Held]) -> SimpleNamespace:
+    """A manager on which every unknown owner turns out to be over at once: what it holds is released."""
+
+    def hold(*, held: Held, **_: object) -> None:
+        tasks.start(held.release())
+
+    return SimpleNamespace(
+        backends={backend.name: backend},
+        turns=Turns(),
+        table=table,
+        closing=False,
+        doubt="",
+        unknown=SimpleNamespace(hold=hold, drop_place=lambda _: None),
+    )
+
+
 def test_lease_that_could_not_be_taken_up_is_freed_when_its_owner_has_ended(tmp_path: Path) -> None:
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
@@ -276,8 +290,8 @@ def test_lease_that_could_not_be_taken_up_is_freed_when_its_owner_has_ended(tmp_
             since_wall_s=0.0,
         )
         table.insert(lost)
-        manager = SimpleNamespace(backends={backend.name: backend}, turns=Turns(), table=table, closing=False)
-        LeaseCollector(manager).free_left_behind({backend.name})  # type: ignore[arg-type]
+        manager = freeing_manager(backend, table)
+        LeaseCollector(manager).account_for_left_behind({backend.name})  # type: ignore[arg-type]
         for _ in range(20):
             await asyncio.sleep(0.001)
             await clock.advance(1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.support.leases import SPACE, LeaseHost, entry_count, lease_file, make_lockspace, twin
 
-from holdfast.backends.base import Creation, Held, HeldElsewhere, Moved, SavedLock
+from holdfast.backends.base import Creation, HeldElsewhere, Moved, SavedLock, TakeOutcome
 from holdfast.backends.lease_names import key_of_lease
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
@@ -104,7 +104,7 @@ def play(scene: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(go())
 
 
-async def tried(backend: PaxosBackend, resource: Resource) -> Held | HeldElsewhere | Moved | IoFailed:
+async def tried(backend: PaxosBackend, resource: Resource) -> TakeOutcome:
     """Open and take."""
     candidate = await backend.open(resource, create=Creation.NONE)
     assert not isinstance(candidate, IoFailed)

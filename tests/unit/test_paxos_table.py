@@ -17,7 +17,7 @@ GOOD = {"driver": "paxos", "directory": "/srv/leases", "host_id": 1, "watchdog":
 
 
 def lease_host() -> LeaseHost:
-    return LeaseHost(clock=SystemClock(), identity=HostIdentity("alpha", "b", "m"), state_dir="/nonexistent")
+    return LeaseHost(clock=SystemClock(), identity=HostIdentity("alpha", "b", "m"), copy_dirs="/nonexistent")
 
 
 def made(*tables: dict[str, object]) -> list[PaxosBackend]:

@@ -17,10 +17,10 @@ import enum
 import importlib.metadata
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from holdfast.errors import ConfigError
-from holdfast.model import Holder, Mode, OwnerName, Protection, Resource
+from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.protocol.ports import Chance
 from holdfast.supervision.keeper import LockspaceSpec
 from holdfast.supervision.presence import Presence, WatchdogChoice
@@ -50,6 +50,8 @@ class OwnerNote(NamedTuple):
 
     owner: OwnerName
     pid: int
+    start_ticks: int = 0
+    """Start time of that process (`ProcessId`); 0 if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,13 @@ class HeldElsewhere:
 @dataclass(frozen=True, slots=True)
 class Moved:
     """The name led to another file by the time the lock was taken: open again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """Storage says that this host holds it, and this process never took it: an earlier daemon did, for some owner."""
+
+    lease: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,13 +118,16 @@ class Held(Protocol):
         """Drop what this process has of it without tidying: the daemon ends, the lock may live on."""
 
 
+TakeOutcome = Held | HeldElsewhere | Moved | LeftBehind | IoFailed
+
+
 class Candidate(Protocol):
     """A lock that could be taken: its file is open, nothing is locked yet."""
 
     keys: tuple[FileKey, ...]
     """Of the lock first, then of the disk behind it; two resources with a common key are one disk."""
 
-    async def take(self, mode: Mode, note: OwnerNote) -> Held | HeldElsewhere | Moved | IoFailed: ...
+    async def take(self, mode: Mode, note: OwnerNote) -> TakeOutcome: ...
 
     async def abandon(self) -> None:
         """Close without locking."""
@@ -144,6 +156,28 @@ class Backend(Protocol):
 
     def lock_path(self, resource: Resource) -> str:
         """What would be locked for this resource, for people; empty if nothing."""
+
+
+NOBODY = OwnerName("")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recognized:
+    """What a backend can say of one of its lock files by the file alone; unknown facts are None and empty."""
+
+    resource: Resource
+    create: bool
+    process: ProcessId | None = None
+    owner: OwnerName = NOBODY
+    disk: str = ""
+
+
+@runtime_checkable
+class KeepsDescriptors(Protocol):
+    """A backend whose locks live in descriptors that a descriptor store can keep."""
+
+    def recognize(self, fd: int, path: str) -> Recognized | None:
+        """What an open lock file of this backend is for; None if it is none of them. May block on its file system."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,11 +30,12 @@ from holdfast.backends.base import (
     HeldElsewhere,
     Moved,
     OwnerNote,
+    Recognized,
     SavedLock,
     unknown_keys,
 )
 from holdfast.backends.lock_names import indirect_name
-from holdfast.model import Holder, Mode, Protection, Resource
+from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.system.file_lock import FileKey, ForeignLock, IoFailed, OpenedFile
 
 log = logging.getLogger(__name__)
@@ -357,6 +358,25 @@ class FileBackend:
             return owner_record.decode(self.files.read(fd, owner_record.RECORD_FILE_BYTES_MAX))
         except OSError:
             return []
+
+    def recognize(self, fd: int, path: str) -> Recognized | None:
+        """See `KeepsDescriptors`. A lock file has a record of its owner; a disk's content is its guest's."""
+        directory, _, name = path.rpartition("/")
+        if not self.directory:
+            return Recognized(resource=Resource("", path), create=False, disk=path) if path else None
+        if directory != self.directory:
+            return None
+        resource = Resource(directory, name)
+        ours = [h for h in self.read_records(fd) if h.host == self._host]
+        if len(ours) != 1:
+            return Recognized(resource=resource, create=True)
+        (holder,) = ours
+        return Recognized(
+            resource=resource,
+            create=True,
+            process=ProcessId(holder.pid, 0) if holder.pid else None,
+            owner=OwnerName(holder.name, holder.uuid),
+        )
 
     def write_record(self, fd: int, mode: Mode, note: OwnerNote, *, first: bool) -> bool:
         files = self.files

@@ -194,7 +194,7 @@ class Holding:
         if not isinstance(seen, Snapshot):
             return seen if isinstance(seen, IoFailed) else None
         own = seen.block(self.member.host_id)
-        if not self._is_our_hold(own):
+        if not _is_shared_by(self.member, own):
             return None
         return self._shared(seen)
 
@@ -208,11 +208,11 @@ class Holding:
         if not isinstance(seen, Snapshot):
             return seen
         own = seen.block(self.member.host_id)
-        if mode is Mode.SHARED and self._is_our_hold(own):
+        if mode is Mode.SHARED and _is_shared_by(self.member, own):
             self.lease = self._shared(seen)
             if self.lease.owns_leader:
                 self._settle_from(0.0)
-        elif self._owns(seen):
+        elif _is_alone_with(self.member, seen):
             self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)
             # Storage may be a step ahead of the journal, or behind: a conversion was under way. We never let go.
             await self.convert(mode)
@@ -225,21 +225,14 @@ class Holding:
             LeaseMode.SHARED, seen.leader, seen.block(self.member.host_id), owns_leader=leader_is_ours
         )
 
-    def _is_our_hold(self, own: HostBlock) -> bool:
-        return own.mode.is_shared and own.mode.generation == self.member.generation
-
-    def _owns(self, seen: Snapshot) -> bool:
-        """Whether the lease is ours alone: the leader names us, and our block holds its value, not given up."""
-        own, leader = seen.block(self.member.host_id).dblock, seen.leader
-        value = own.accepted
-        return (
-            value is not None
-            and self.member.is_named_by(value)
-            and self.member.owns(leader)
-            and not leader.is_free
-            and own.lver == leader.lver == seen.greatest_lver
-            and not own.is_released
-        )
+    async def held_mode(self) -> Mode | IoFailed | None:
+        """How storage says that this very incarnation holds it; None if it does not."""
+        seen = await self._look()
+        if not isinstance(seen, Snapshot):
+            return seen if isinstance(seen, IoFailed) else None
+        if not is_held_by(self.member, seen):
+            return None
+        return Mode.EXCLUSIVE if _is_alone_with(self.member, seen) else Mode.SHARED
 
     async def is_left_behind(self) -> bool | IoFailed:
         """Whether storage says that this very term of our host has it, alone or shared, or may be given it by others."""
@@ -252,7 +245,7 @@ class Holding:
         # An attempt that nobody has withdrawn: whoever races next has to decide for our value.
         value = own.dblock.accepted
         ours = value is not None and self.member.is_named_by(value) and not own.dblock.is_released
-        return alone or self._is_our_hold(own) or (ours and own.dblock.lver > seen.leader.lver)
+        return alone or _is_shared_by(self.member, own) or (ours and own.dblock.lver > seen.leader.lver)
 
     async def claims(self) -> list[tuple[HostId, Generation]] | str:
         """The terms of other hosts that a look shows on it, or why that can't be told."""
@@ -476,3 +469,26 @@ class Holding:
 
     def _drop(self) -> None:
         self.lease, self._doubt = None, None
+
+
+def is_held_by(member: Membership, seen: Snapshot) -> bool:
+    """Whether storage says that this very incarnation of our host holds the lease, alone or shared."""
+    return _is_alone_with(member, seen) or _is_shared_by(member, seen.block(member.host_id))
+
+
+def _is_shared_by(member: Membership, own: HostBlock) -> bool:
+    return own.mode.is_shared and own.mode.generation == member.generation
+
+
+def _is_alone_with(member: Membership, seen: Snapshot) -> bool:
+    """Whether the lease is ours alone: the leader names us, and our block holds its value, not given up."""
+    own, leader = seen.block(member.host_id).dblock, seen.leader
+    value = own.accepted
+    return (
+        value is not None
+        and member.is_named_by(value)
+        and member.owns(leader)
+        and not leader.is_free
+        and own.lver == leader.lver == seen.greatest_lver
+        and not own.is_released
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.backends.base import OwnerNote
-from holdfast.model import Holder, Mode, printable
+from holdfast.model import Holder, Mode, OwnerName, ProcessId, printable
 from holdfast.ondisk.host_block import NOTE_BYTES_MAX
 
 _MAGIC = b'{"holdfast":1,'
@@ -21,6 +21,8 @@ class _Note(msgspec.Struct, frozen=True, omit_defaults=True):
     holdfast: int
     pid: int
     since: int
+    start: int = 0
+    """Start time of the process in clock ticks since boot (`ProcessId`); older daemons don't write it."""
     name: str = ""
     uuid: str = ""
     disk: str = ""
@@ -35,11 +37,12 @@ def encode(note: OwnerNote, since_wall_s: float, disk: str) -> bytes:
     name = note.owner.name.encode("utf-8", "replace").decode()
     disk = disk.encode("utf-8", "replace").decode()
     uuid = note.owner.uuid[:36]
-    whole = _encode(_Note(1, note.pid, int(since_wall_s), name, uuid, disk))
+    start = note.start_ticks
+    whole = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid, disk))
     if len(whole) <= NOTE_BYTES_MAX:
         return whole
     while True:
-        raw = _encode(_Note(1, note.pid, int(since_wall_s), name, uuid))
+        raw = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid))
         if len(raw) <= NOTE_BYTES_MAX or not name:
             return raw[:NOTE_BYTES_MAX]
         name = name[: max(0, len(name) - max(1, (len(raw) - NOTE_BYTES_MAX) // 4))]
@@ -73,6 +76,12 @@ def disk_of(raw: bytes) -> str:
     """The path of the disk that a note names; empty if it names none, or one that can't be shown."""
     disk = _told(raw).disk
     return disk if disk.isprintable() else ""
+
+
+def process_of(raw: bytes) -> tuple[ProcessId | None, OwnerName]:
+    """The process and the owner that a note names, for the host that wrote it; None without a note that can be read."""
+    note = _told(raw)
+    return ProcessId(note.pid, note.start) if note.pid > 0 else None, OwnerName(note.name, note.uuid)
 
 
 def _told(raw: bytes) -> _Note:

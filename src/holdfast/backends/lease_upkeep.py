@@ -8,16 +8,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.backends import lease_note
-from holdfast.backends.base import HeldElsewhere
+from holdfast.backends.base import Held, HeldElsewhere
 from holdfast.backends.lease_breaking import UNPROVEN, Claimant, clear_holds
 from holdfast.backends.lease_holding import Holding
 from holdfast.backends.lease_places import Found, StorageFailed, Unusable
 from holdfast.backends.lease_refusals import TAKEN_OUT
 from holdfast.errors import LeaseUnusable, ResourceBusy, storage_failed
-from holdfast.model import Mode, Resource
+from holdfast.model import Mode, OwnerName, ProcessId, Resource
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol import words
 from holdfast.protocol.membership import Membership
@@ -40,6 +41,18 @@ def _listed(found: list[T] | Unusable | StorageFailed) -> list[T]:
     if isinstance(found, Unusable):
         raise LeaseUnusable(name="", place=found.place, reason=found.reason)
     raise storage_failed(IoFailed("Unable to list leases", found.place, found.failed.errno))
+
+
+@dataclass(frozen=True, slots=True)
+class LeftLease:
+    """A lease that an earlier daemon of this incarnation took, held again; what its note says of the owner."""
+
+    held: Held
+    resource: Resource
+    mode: Mode
+    process: ProcessId | None
+    owner: OwnerName
+    disk: str
 
 
 class LeaseUpkeep:
@@ -231,6 +244,43 @@ class LeaseUpkeep:
                 return False
             await holding.release()
             return True
+
+    async def take_up(self, name: str) -> LeftLease | None:
+        """Hold what storage says this very incarnation of our host holds, for the owner that its note names.
+
+        None if it holds nothing that a VM may depend on: what an attempt or a release has left is freed then. Raises as
+        `free_left_behind`.
+        """
+        member = self._backend.member(Resource("", name))
+        found = await self._backend.look_up(member, Resource("", name), name)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        mode = await self._held_mode(found, member)
+        if mode is None:
+            found.disk.close()
+            await self.free_left_behind(name)
+            return None
+        note = await self._note(found, member, member.host_id)
+        disk = lease_note.disk_of(note)
+        resource = Resource("", disk or self._backend.names.path_of(name))
+        holding = self._backend.holding(found, member)
+        self._backend.unsettled(holding, found)
+        resumed = await holding.resume(mode)
+        if not isinstance(resumed, Lease):
+            self._backend.tidy(holding)
+            failed = resumed.errno if isinstance(resumed, words.IoFailed) else errno.EAGAIN
+            raise storage_failed(IoFailed("Unable to resume lease", found.place, failed))
+        holding.area = replace(holding.area, note=note)
+        held = self._backend.handed_out(found, holding, resource)
+        process, owner = lease_note.process_of(note)
+        return LeftLease(held, resource, mode, process, owner, disk)
+
+    async def _held_mode(self, found: Found, member: Membership) -> Mode | None:
+        mode = await self._backend.holding(found, member).held_mode()
+        if isinstance(mode, words.IoFailed):
+            found.disk.close()
+            raise storage_failed(IoFailed("Unable to read lease", found.place, mode.errno))
+        return mode
 
     async def free_own(self) -> None:
         """Give back what an earlier daemon of this term may have held only to make or remove a lease; raises likewise."""

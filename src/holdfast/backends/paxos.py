@@ -28,8 +28,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.backends import lease_note
-from holdfast.backends.base import Capabilities, Creation, HeldElsewhere, Moved, OwnerNote, SavedLock
-from holdfast.backends.lease_holding import Holding, HoldingPorts, acquire_lease
+from holdfast.backends.base import (
+    Capabilities,
+    Creation,
+    HeldElsewhere,
+    LeftBehind,
+    Moved,
+    OwnerNote,
+    SavedLock,
+)
+from holdfast.backends.lease_holding import Holding, HoldingPorts, acquire_lease, is_held_by
 from holdfast.backends.lease_names import LeaseNames
 from holdfast.backends.lease_places import Found, LeasePlaces, StorageFailed, Unusable, Vanished
 from holdfast.backends.lease_refusals import TAKEN_OUT, Refusals
@@ -40,7 +48,7 @@ from holdfast.model import LockFailureAction, Mode, Protection, Resource
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol import words
 from holdfast.protocol.ballot import Promise
-from holdfast.protocol.lease_area import LeaseArea
+from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt
@@ -136,7 +144,9 @@ class LeaseCandidate:
         self._resource = resource
         self.keys = keys
 
-    async def take(self, mode: Mode, note: OwnerNote) -> HeldLease | HeldElsewhere | Moved | IoFailed:
+    async def take(
+        self, mode: Mode, note: OwnerNote
+    ) -> HeldLease | HeldElsewhere | Moved | LeftBehind | IoFailed:
         return await self._backend.take(self._lease, self._member, self._resource, mode, note)
 
     async def abandon(self) -> None:
@@ -189,6 +199,8 @@ class PaxosBackend:
     async def open(self, resource: Resource, *, create: Creation) -> LeaseCandidate | IoFailed:
         lease, identity = await self.names.of(resource)
         member = self.member(resource)
+        if refused := self.presence.refuses_new():
+            raise LockspaceAbsent(name=resource.name, lockspace=self.presence.name, reason=refused)
         self._check_settled(resource, lease)
         keys: tuple[FileKey, ...] = (self.names.key(lease),)
         if identity.key is not None:
@@ -256,7 +268,7 @@ class PaxosBackend:
 
     async def take(
         self, lease: str, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
-    ) -> HeldLease | HeldElsewhere | Moved | IoFailed:
+    ) -> HeldLease | HeldElsewhere | Moved | LeftBehind | IoFailed:
         self._check_settled(resource, lease)
         # No number is used for two ballots, so whatever becomes of this attempt, no other one is told of it.
         left = self._promises.pop(lease, None)
@@ -270,7 +282,7 @@ class PaxosBackend:
             attempt = words.IoFailed(errno.ETIMEDOUT)
         if isinstance(attempt, words.IoFailed):
             return _io_failed("Unable to acquire lease", self.places.place(lease), attempt)
-        if isinstance(attempt, IoFailed):
+        if isinstance(attempt, IoFailed | LeftBehind):
             return attempt
         found = attempt.found
         holding = self.holding(found, member)
@@ -288,7 +300,7 @@ class PaxosBackend:
             await holding.release()
             self.tidy(holding)
             return Moved()
-        return self._handed_out(found, holding, resource)
+        return self.handed_out(found, holding, resource)
 
     async def _attempt(
         self,
@@ -298,25 +310,30 @@ class PaxosBackend:
         mode: Mode,
         note: OwnerNote,
         left: _Left | None,
-    ) -> _Attempt | IoFailed:
+    ) -> _Attempt | LeftBehind | IoFailed:
         """On an errand."""
         found = await self._find(member, resource, lease)
         if isinstance(found, IoFailed):
             return found
+        seen = found.glimpse or await found.area.glance(member.host_id, member.io_timeout_s)
+        if isinstance(seen, Snapshot) and is_held_by(member, seen):
+            # To the protocol a host's own lease is free. But no lock of this process accounts for it: see `LeftBehind`.
+            found.disk.close()
+            return LeftBehind(lease)
         found = replace(found, area=self.noted(found.area, note, str(resource)))
         outcome = await acquire_lease(
             found.area,
             member,
             self.ports,
             mode,
-            glimpse=found.glimpse,
+            glimpse=seen if isinstance(seen, Snapshot) else None,
             promise=left.promise if left is not None and left.is_of(found.area, member) else None,
         )
         named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)
         return _Attempt(found, outcome, named)
 
     async def _give_back(
-        self, lease: str, member: Membership, mode: Mode, silent: GivenUp[_Attempt | IoFailed]
+        self, lease: str, member: Membership, mode: Mode, silent: GivenUp[_Attempt | LeftBehind | IoFailed]
     ) -> None:
         """Whoever wanted the lease has been refused, as its storage was silent; now it has spoken."""
         log.warning("lease %s: its storage is silent; what comes of the attempt is given back", lease)
@@ -343,7 +360,7 @@ class PaxosBackend:
         self.tidy(holding)
         return False
 
-    def _handed_out(self, found: Found, holding: Holding, resource: Resource) -> HeldLease:
+    def handed_out(self, found: Found, holding: Holding, resource: Resource) -> HeldLease:
         """The last look: from here to the lock table nothing waits.
 
         Whoever is told that the lockspace is lost, or leaves it because nobody holds anything, has not seen this
@@ -436,7 +453,7 @@ class PaxosBackend:
                 self.tidy(holding)
         if resumed is None and not await self.still_there(found, holding):
             return Moved()
-        return self._handed_out(found, holding, resource)
+        return self.handed_out(found, holding, resource)
 
     # --- what it is worth ---
 

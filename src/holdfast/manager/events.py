@@ -23,6 +23,12 @@ OWNER_STOPPED = "owner-stopped"
 LOCK_LOST = "lock-lost"
 LOCK_REGAINED = "lock-regained"
 LEASE_LOST = "lease-lost"
+UNKNOWN = "lock-unknown"
+"""A lock is held for an owner that could not be attributed."""
+ADOPTED = "lock-adopted"
+"""The owner of an unknown lock asked for it, and is proven to be its owner."""
+SETTLED = "lock-settled"
+"""The owner of an unknown lock is proven, or attested by an operator, to be over."""
 LEASE_BROKEN = "lease-broken"
 HOST_FENCED = "host-fenced"
 LOCKSPACE_JOINED = "lockspace-joined"
@@ -41,6 +47,9 @@ KINDS = (
     LOCK_LOST,
     LOCK_REGAINED,
     LEASE_LOST,
+    UNKNOWN,
+    ADOPTED,
+    SETTLED,
     LEASE_BROKEN,
     HOST_FENCED,
     LOCKSPACE_JOINED,

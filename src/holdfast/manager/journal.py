@@ -116,6 +116,7 @@ class UnknownLine(Line, tag="unknown"):
 
     owner: int
     why: str
+    unseen: bool = False
 
 
 AnyLine = (
@@ -174,7 +175,7 @@ class SavedState:
     locks: dict[int, SavedClaims] = field(default_factory=dict)
     incarnations: dict[str, bytes] = field(default_factory=dict)
     """By lockspace: the content of its state file."""
-    unknown: dict[int, str] = field(default_factory=dict)
+    unknown: dict[int, UnknownLine] = field(default_factory=dict)
     """By owner: why it could not be attributed."""
     ended: set[int] = field(default_factory=set)
     """Locks whose end was recorded: the daemon was about to let go of them, or had."""
@@ -273,8 +274,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
                 state.locks[lock_id].mode = Mode(mode)
         case IncarnationLine(lockspace, told):
             state.incarnations[lockspace] = told.encode()
-        case UnknownLine(owner_id, why):
-            state.unknown[owner_id] = why
+        case UnknownLine(owner_id):
+            state.unknown[owner_id] = line
         case SumLine():
             pass  # `replay` has compared it
 

@@ -18,6 +18,13 @@ def owner_line(owner: Owner) -> jn.Line:
     )
 
 
+def unknown_line(owner: Owner) -> list[jn.Line]:
+    """What marks an unknown owner, behind its own line; nothing for a known one."""
+    if owner.unknown is None:
+        return []
+    return [jn.UnknownLine(owner.id, text_of(owner.unknown.why), owner.unknown.unseen)]
+
+
 def lock_line(lock: Lock[Any]) -> jn.Line:
     return jn.LockLine(
         lock.id, lock.backend, text_of(lock.path), lock.create, int(lock.mode), lock.keys, lock.since_wall_s

@@ -15,6 +15,7 @@ from typing import Any
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.errors import LockError, Refused, StorageFailed
 from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.owners import Evidence
 from holdfast.supervision.presence import Absent
 from holdfast.system import tasks
 from holdfast.system.file_lock import FileKey
@@ -36,6 +37,9 @@ class LeaseCollector:
 
     def __init__(self, manager: LockManager) -> None:
         self._manager = manager
+        manager.on_left_behind = self.account_for
+        self.ended: Collection[FileKey] = ()
+        """Leases whose end the last daemon has recorded: the only ones whose owner is known to have let go."""
 
     async def collect(self, *, dry_run: bool) -> list[Collected]:
         """Of every backend with leases; raises a `LockError` if there is none, or it can't be asked."""
@@ -58,51 +62,89 @@ class LeaseCollector:
         log.info("leases: %d of %d %s", out, len(collected), "could be taken out" if dry_run else "taken out")
         return collected
 
-    def free_left_behind(self, backends: Collection[str]) -> None:
-        """After a term of an earlier daemon is gone on with: free what that daemon had and nobody here has.
+    def account_for_left_behind(self, backends: Collection[str]) -> None:
+        """After an incarnation of an earlier daemon was resumed: hold or free what that daemon had and no lock here has.
 
-        As long as this host lives, nobody else may take that. So storage that fails is asked again, to the end of the term.
+        As long as this host lives, no other host may take those leases. So storage that fails is read again, until the
+        incarnation ends.
         """
         for backend in self._manager.backends.values():
             if isinstance(backend, PaxosBackend) and backend.name in backends:
-                tasks.start(self._free_left_behind(backend))
+                tasks.start(self._account_for_all(backend))
 
-    async def _free_left_behind(self, backend: PaxosBackend) -> None:
-        term = backend.presence.membership()
+    async def account_for(self, backend_name: str, name: str) -> None:
+        """The same for one lease that an acquire met; raises a `LockError` while storage doesn't tell."""
+        backend = self._manager.backends[backend_name]
+        assert isinstance(backend, PaxosBackend)
+        await self._taken_up(backend, name, backend.names.key(name))
+
+    async def _account_for_all(self, backend: PaxosBackend) -> None:
+        incarnation = backend.presence.membership()
         names: list[str] | None = None
-        while names != [] and not isinstance(term, Absent):
+        while names != [] and not isinstance(incarnation, Absent):
             try:
                 if names is None:
                     await backend.upkeep.free_own()
-                    names = await backend.upkeep.lease_names()
-                names = [name for name in names if not await self._freed(backend, name)]
+                    # All of them, whatever they are named after: one of ours may be held for a VM.
+                    names = await backend.upkeep.all_names()
+                names = [name for name in names if not await self._accounted_for(backend, name)]
             except StorageFailed as e:
-                log.warning("leases that may have been left behind can't be looked for: %s; trying again", e)
+                log.warning("leases that may have been left behind can't be read: %s; trying again", e)
             except LockError as e:
-                log.warning("leases that may have been left behind can't be looked for: %s", e)
+                log.warning("leases that may have been left behind can't be read: %s", e)
                 return
             if names != []:
-                await backend.ports.clock.sleep(2 * term.io_timeout_s)
-                if self._manager.closing or backend.presence.membership() is not term:
+                await backend.ports.clock.sleep(2 * incarnation.io_timeout_s)
+                if self._manager.closing or backend.presence.membership() is not incarnation:
                     return
+        if names == []:
+            self._manager.unknown.drop_place(backend.name)
 
-    async def _freed(self, backend: PaxosBackend, name: str) -> bool:
-        """Whether there is nothing left to do.  If not, storage fails, or did when this daemon wanted to take up what it
-        found in the journal: should its owner end before it can be, nobody else gives it back.
+    async def _accounted_for(self, backend: PaxosBackend, name: str) -> bool:
+        """Whether there is nothing left to do.  If not, storage fails, or did when this daemon wanted to resume what it
+        found in the journal: should its owner end before it can be, nothing else gives it back.
         """
         key = backend.names.key(name)
         lock = self._manager.table.of_lock_file(key)
         if lock is not None or self._manager.turns.taken(key):
             return lock is not None and lock.held is not None
         try:
-            if await self._manager.turns.during((key,), backend.upkeep.free_left_behind(name)):
-                log.warning("lease %s was left behind by an earlier daemon; it is free now", name)
+            await self._taken_up(backend, name, key)
         except StorageFailed as e:
             log.warning("lease %s may have been left behind by an earlier daemon: %s; trying again", name, e)
             return False
         except LockError as e:
             log.debug("lease %s: %s", name, e)
         return True
+
+    async def _taken_up(self, backend: PaxosBackend, name: str, key: FileKey) -> None:
+        manager = self._manager
+        while manager.turns.taken(key):
+            await manager.turns.wait(key)
+        if manager.table.of_lock_file(key) is not None:
+            return
+        if key in self.ended:
+            if await manager.turns.during((key,), backend.upkeep.free_left_behind(name)):
+                log.warning("lease %s was left behind by an earlier daemon; it is free now", name)
+            return
+        left = await manager.turns.during((key,), backend.upkeep.take_up(name))
+        if left is None:
+            return
+        keys: tuple[FileKey, ...] = (key,)
+        if left.disk:
+            lease, identity = await backend.names.of(left.resource)
+            if lease == name and identity.key is not None:
+                keys += (identity.key,)
+        why = manager.doubt or "the journal doesn't name it"
+        manager.unknown.hold(
+            backend=backend.name,
+            held=left.held,
+            resource=left.resource,
+            mode=left.mode,
+            keys=keys,
+            name=left.owner,
+            evidence=Evidence(why=f"{why}; lease {name}", process=left.process, disk=left.disk),
+        )
 
     async def _one(
         self, backend: PaxosBackend, name: str, taking: Callable[[], Coroutine[Any, Any, str]]

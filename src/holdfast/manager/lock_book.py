@@ -14,7 +14,7 @@ from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
 from holdfast.manager.events import Events
 from holdfast.manager.journal import Journal, text_of
-from holdfast.manager.journal_lines import claim_line, lock_line, owner_line, unclaim_line
+from holdfast.manager.journal_lines import claim_line, lock_line, owner_line, unclaim_line, unknown_line
 from holdfast.manager.lock_table import Key, Lock, LockTable, Unclaimed
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.owners import Owner, Owners
@@ -41,6 +41,37 @@ class LockBook:
         self._events = events
         self._clock = clock
         self._keep = keep
+        self.incarnations: dict[str, str] = {}
+        """This host's incarnations, by lockspace: the journal has a copy beside the locks that depend on them."""
+
+    def remember(self, lockspace: str, state: str) -> None:
+        """Write an incarnation into the journal; a failure counts as one of the journal: it is written later."""
+        self.incarnations[lockspace] = state
+        self._journal.append_end(jn.IncarnationLine(lockspace, state))
+
+    def restored(self, lock: HostLock, owner: Owner) -> None:
+        """A lock that stands in the table already, held, for an owner found after a restart: store and journal follow."""
+        if self._keep is not None and lock.held is not None:
+            self._keep(lock.id, lock.held.descriptor())
+        lines = [claim_line(lock, owner.id, name, mode) for name, mode in lock.claims[owner.id].items()]
+        try:
+            self._record(owner, lock_line(lock), *lines)
+        except OSError:
+            pass  # it is held all the same; the journal reports that it can't be written, and is rewritten later
+
+    def adopted(self, lock: HostLock, before: Owner, owner: Owner, resource: Resource) -> None:
+        """An unknown owner's claims on a lock become a claim of `owner` under this name; the lock is never let go."""
+        names = dict(lock.claims[before.id])
+        strongest = max(names.values())
+        self._table.claim(lock, owner.id, resource, strongest)
+        for name in names:
+            self._table.unclaim(lock, before.id, name)
+        try:
+            self._record(owner, claim_line(lock, owner.id, resource, strongest))
+        except OSError:
+            pass  # as above
+        self._journal.append_end(*(unclaim_line(lock, before.id, name) for name in names))
+        self._tell(ev.ADOPTED, owner, resource, strongest)
 
     def enter(self, owner: Owner, want: Want, backend: Backend, keys: tuple[Key, ...], held: Held) -> None:
         """A lock that was just taken, and its first claim.  OSError: the journal can't be written; nothing has changed."""
@@ -101,8 +132,14 @@ class LockBook:
         lines: list[jn.Line] = [
             jn.LockspaceLine(text_of(p), lockspaces.made_on_demand(p)) for p in lockspaces.known()
         ]
-        lines.extend(owner_line(o) for o in owners if everybody or o.journaled)
+        lines.extend(jn.IncarnationLine(space, state) for space, state in self.incarnations.items())
+        for owner in owners:
+            if everybody or owner.journaled:
+                lines.append(owner_line(owner))
+                lines.extend(unknown_line(owner))
         for lock in self._table:
+            if lock.stands_for:
+                continue  # the next daemon finds the same reason for doubt, or none
             lines.append(lock_line(lock))
             lines.extend(
                 claim_line(lock, owner_id, resource, mode)
@@ -115,7 +152,7 @@ class LockBook:
         if owner.journaled:
             self._journal.append(*lines)
         else:
-            self._journal.append(owner_line(owner), *lines)
+            self._journal.append(owner_line(owner), *unknown_line(owner), *lines)
             owner.journaled = True
 
     def _tell(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:

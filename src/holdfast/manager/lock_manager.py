@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from holdfast.backends.base import (
@@ -24,6 +24,7 @@ from holdfast.backends.base import (
     Creation,
     Held,
     HeldElsewhere,
+    LeftBehind,
     Moved,
     OwnerNote,
 )
@@ -54,11 +55,13 @@ from holdfast.manager.second_acquires import SecondAcquires
 from holdfast.manager.stopping import Stopper
 from holdfast.manager.telling import Telling
 from holdfast.manager.turns import Turns
+from holdfast.manager.unknown_locks import DiskKey, UnknownLocks
 from holdfast.model import Mode, OwnerName, Protection, Resource, Want
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.domain_status import DomainStatus
 from holdfast.system.file_lock import IoFailed
+from holdfast.system.open_files import OpenFiles
 from holdfast.system.process import Processes
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,14 @@ T = TypeVar("T")
 
 REOPEN_ATTEMPTS_MAX = 100
 """Times that a lock file may vanish between open and lock before we call it an error: each needs another release."""
+OnLeftBehind = Callable[[str, str], Awaitable[None]]
+"""Backend and lease; raises a `LockError` while that can't be told."""
+
+
+async def _can_not_be_found_out(backend: str, lease: str) -> None:
+    raise Refused(reason=f"lease {lease} of backend '{backend}' is held by this host for an unknown owner")
+
+
 LOCKS_PER_ACQUIRE_MAX = 1000
 """Disks of one all-or-nothing acquire; a VM has tens."""
 
@@ -84,6 +95,9 @@ class LockManager:
         events: Events,
         host: str,
         owners_max: int,
+        open_files: OpenFiles,
+        disk_key: DiskKey,
+        audit: Callable[[str], None],
         domains: DomainStatus | None = None,
         keep: Callable[[int, int | None], None] | None = None,
     ) -> None:
@@ -104,6 +118,23 @@ class LockManager:
         self._owners_max = owners_max
         self._second_acquires = SecondAcquires(domains, clock)
         self._stopper = Stopper(clock, self._stopped)
+        self.unknown = UnknownLocks(
+            table=self.table,
+            owners=self.owners,
+            book=self._book,
+            events=events,
+            clock=clock,
+            open_files=open_files,
+            disk_key=disk_key,
+            domains=domains,
+            end=self.owner_ended,
+            audit=audit,
+            is_closing=lambda: self.closing,
+        )
+        self.on_left_behind: OnLeftBehind = _can_not_be_found_out
+        """Finds out for whom this host holds a lease that no lock here accounts for: it is held or free afterwards."""
+        self.doubt = ""
+        """Why the last daemon's journal is not all that was held; empty if it is."""
 
     # --- owners and the connections that speak for them ---
 
@@ -236,6 +267,11 @@ class LockManager:
     async def _acquire_new(self, owner: Owner, want: Want) -> bool | None:
         """No lock has this name.  None: something changed meanwhile, look again."""
         route = self.routing.route(want.resource)
+        if owner.process is None and route.backend.capabilities.fenced:
+            raise Refused(
+                reason=f"process {owner.pid} is not visible to holdfastd (another PID namespace?): the owner of a lease "
+                "must be one that can be stopped when the lease is lost"
+            )
         create = Creation.NONE
         if want.create:
             create = Creation.TEMPORARY
@@ -265,7 +301,7 @@ class LockManager:
         others = self.table.in_the_way(owner.id, want.mode, keys=keys)
         if others:
             await candidate.abandon()
-            self._refuse_unless_dead(want, others, keys)
+            await self._make_way(owner, want, others, keys)
             return _AGAIN
         if route.protection_min:
             backend = route.backend
@@ -281,6 +317,9 @@ class LockManager:
                 )
         outcome = await self.turns.during(keys, candidate.take(want.mode, self._note(owner)))
         if isinstance(outcome, Moved):
+            return _AGAIN
+        if isinstance(outcome, LeftBehind):
+            await self.on_left_behind(route.backend.name, outcome.lease)
             return _AGAIN
         if isinstance(outcome, HeldElsewhere):
             raise ResourceBusy(want.resource, self.telling.with_programs(outcome.holders))
@@ -313,7 +352,7 @@ class LockManager:
         decision = self.table.decide(lock, owner.id, want.resource, want.mode)
         match decision:
             case Conflict(others):
-                self._refuse_unless_dead(want, others, lock.keys)
+                await self._make_way(owner, want, others, lock.keys)
                 return _AGAIN
             case Convert(mode) if mode > lock.mode:
                 await self._strengthen(owner, want, lock, mode)
@@ -345,13 +384,21 @@ class LockManager:
         if owner.gone:  # its claims on this lock are being given up, and the lock with them
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
 
-    def _refuse_unless_dead(self, want: Want, others: Iterable[int], keys: Sequence[Key]) -> None:
-        """Refuse, unless somebody in the way has died and the news just hasn't come round: then look again."""
+    async def _make_way(self, owner: Owner, want: Want, others: Iterable[int], keys: Sequence[Key]) -> None:
+        """Refuse, unless an owner in the way has ended and the news just hasn't arrived, or is an unknown one that
+        turns out to be the asking owner or to be over. After that the state must be read again.
+        """
         dead = [o for i in others if (o := self.owners.get(i)) is not None and not o.gone and not o.alive()]
         if dead:
-            for owner in dead:
-                self.owner_ended(owner)
+            for each in dead:
+                self.owner_ended(each)
             return
+        if len(self.unknown):
+            claimed = {lock for i in others for lock in self.table.of_owner(i)}
+            for lock in claimed:
+                named = self.table.named(want.resource) is lock or not set(keys).isdisjoint(lock.keys)
+                if named and await self.unknown.adopt(owner, want.resource, lock):
+                    return
         raise ResourceBusy(want.resource, [self.telling.holder(i, want.resource, keys) for i in others])
 
     async def acquire_all(self, owner: Owner, wants: Sequence[Want]) -> None:
@@ -428,12 +475,26 @@ class LockManager:
         while lock is not None and self.turns.taken(lock):
             await self.turns.wait(lock)
             lock = self.table.named(resource)
+        if len(self.unknown) and (lock is None or resource not in lock.claims.get(owner.id, {})):
+            lock = await self._adopted(owner, resource, lock) or lock
         if lock is None:
             raise ResourceNotLocked(name=resource.name)
         if resource not in lock.claims.get(owner.id, {}):
             raise NotAnOwner()
         if (rest := self._begin_giving_up(owner, lock, resource)) is not None:
             await rest
+
+    async def _adopted(self, owner: Owner, resource: Resource, lock: HostLock | None) -> HostLock | None:
+        """The unknown lock that an owner may release under that name, now its own; None if there is none."""
+        if lock is None:
+            candidate = await self.routing.route(resource).backend.open(resource, create=Creation.NONE)
+            if isinstance(candidate, IoFailed):
+                return None
+            lock = self.table.of_lock_file(candidate.keys[0]) if candidate.keys else None
+            await candidate.abandon()
+        if lock is None or self.turns.taken(lock) or not await self.unknown.adopt(owner, resource, lock):
+            return None
+        return self.table.named(resource)
 
     async def _give_up(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
         if (rest := self._drop_claim(owner, lock, resource)) is not None:
@@ -500,7 +561,11 @@ class LockManager:
         return backend.protection(lock.path)
 
     def _note(self, owner: Owner) -> OwnerNote:
-        return OwnerNote(owner.name, owner.pid)
+        return OwnerNote(owner.name, owner.pid, owner.process_id.start_ticks)
+
+    def remember_incarnation(self, lockspace: str, state: str) -> None:
+        """Keep a copy of this host's incarnation in the journal, beside the locks that depend on it."""
+        self._book.remember(lockspace, state)
 
     def journal_lines(self, *, everybody: bool = False) -> list[jn.Line]:
         """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""

@@ -38,6 +38,7 @@ class Lock(Generic[HeldT]):
         "mode",
         "path",
         "since_wall_s",
+        "stands_for",
     )
 
     def __init__(
@@ -64,6 +65,8 @@ class Lock(Generic[HeldT]):
         self.lost_reason = ""
         self.lost_for_certain = False
         """Whether somebody else has it now, rather than that we can't tell."""
+        self.stands_for = ""
+        """Of a placeholder: the locks that may be held and can't be named (all leases of a lost journal, say)."""
         self.claims: dict[int, dict[Resource, Mode]] = {}
 
     def mode_of(self, owner_id: int) -> Mode | None:

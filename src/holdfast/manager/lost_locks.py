@@ -59,6 +59,8 @@ class LostLocks:
         return await self._turns.during((lock,), self._regain(lock, fd))
 
     async def _regain(self, lock: Lock[Held], fd: int | None) -> bool:
+        if lock.stands_for:
+            return False
         backend = self._backends.get(lock.backend)
         if backend is None:
             lock.lost_reason = f"its backend '{lock.backend}' is no longer configured"

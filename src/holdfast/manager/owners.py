@@ -4,20 +4,38 @@ An owner is one process for ever: its pid pinned by a pidfd, named across daemon
 Any number of connections may speak for it.  An owner whose process we cannot see (it is in another PID
 namespace, or it has already ended when libvirtd speaks for it) lives as long as a connection does that
 registered it; libvirt leaves one open in QEMU for QEMU's whole life.
+
+An *unknown* owner stands for somebody that a damaged or lost journal no longer names. Nothing is concluded from the
+absence of its process: it lives until `unknown_locks` has proven that it is over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from holdfast.model import OwnerName, ProcessId
 from holdfast.system.process import Process, Processes
 
 
-class Owner:
-    """One owner.  ``connections`` counts those that registered it and are open."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What is left of an owner that could not be attributed."""
 
-    __slots__ = ("connections", "gone", "id", "journaled", "name", "pid", "process", "stopping")
+    why: str
+    """What could not be read, for people."""
+    process: ProcessId | None = None
+    """The process that a note, a record or a journal line names; start_ticks 0: only its pid is known."""
+    disk: str = ""
+    """What the owner calls its disk; empty if that is not known."""
+    unseen: bool = False
+    """Whether it ran where this daemon sees no processes (another PID namespace): nothing here proves its end."""
+
+
+class Owner:
+    """One owner.  ``connections`` counts those that registered it and are open; ``unknown`` is set for an unknown one."""
+
+    __slots__ = ("connections", "gone", "id", "journaled", "name", "pid", "process", "stopping", "unknown")
 
     def __init__(self, owner_id: int, pid: int, name: OwnerName, process: Process | None) -> None:
         self.id = owner_id
@@ -29,17 +47,25 @@ class Owner:
         self.stopping = ""
         """Why we are ending its process; empty if we are not."""
         self.gone = False
+        self.unknown: Evidence | None = None
 
     def alive(self) -> bool:
         if self.gone:
             return False
+        if self.unknown is not None:
+            return True  # until its end is proven, which ends the owner
         return self.process.alive() if self.process is not None else self.connections > 0
 
     @property
     def process_id(self) -> ProcessId:
+        if self.unknown is not None:
+            return self.unknown.process or ProcessId(self.pid, 0)
         return self.process.id if self.process is not None else ProcessId(self.pid, 0)
 
     def __str__(self) -> str:
+        if self.unknown is not None:
+            named = f"{self.name.name}, " if self.name.name else ""
+            return f"{named}unknown owner ({self.unknown.why})"
         return f"{self.name.name or 'unnamed owner'} (pid {self.pid})"
 
 
@@ -95,6 +121,42 @@ class Owners:
         if process is not None:
             process.watch(lambda: self._on_exit(owner))
         return owner
+
+    def add_unknown(self, name: OwnerName, evidence: Evidence, *, owner_id: int = 0) -> Owner:
+        """An owner that nothing finds by its pid: another process may have that by now."""
+        if not owner_id:
+            self._last_id += 1
+            owner_id = self._last_id
+        self._last_id = max(self._last_id, owner_id)
+        owner = Owner(owner_id, evidence.process.pid if evidence.process else 0, name, None)
+        self.keep_unknown(owner, evidence)
+        return owner
+
+    def keep_unknown(self, owner: Owner, evidence: Evidence) -> None:
+        owner.unknown = evidence
+        self._by_id[owner.id] = owner
+
+    def known_process(self, process: ProcessId, name: OwnerName) -> Owner | None:
+        """The owner that this very process is, made known if it is new; None if the process has ended."""
+        owner = self._by_pid.get(process.pid)
+        if owner is not None and owner.process_id == process:
+            return owner
+        found = self._processes.open(process.pid)
+        if found is None or found.id != process:
+            if found is not None:
+                found.close()
+            return None
+        return self.add(process.pid, name, found)
+
+    def process_lives(self, process: ProcessId) -> bool:
+        """Whether that process lives; with start_ticks 0, whether any process has its pid."""
+        found = self._processes.open(process.pid)
+        if found is None:
+            return False
+        try:
+            return not process.start_ticks or found.id == process
+        finally:
+            found.close()
 
     def program(self, pid: int) -> str:
         return self._processes.program(pid)

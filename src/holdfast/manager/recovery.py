@@ -4,6 +4,10 @@ The journal says who owned what.  Owners that have ended are forgotten.  The cla
 table at once, so that nobody on this host can slip in between; then each lock is held
 again: by its own descriptor if one was kept (nothing was ever let go), else by taking it anew.
 
+A journal that is missing, damaged or of another version (`SavedState.is_whole`) proves that somebody held something,
+never that nobody did. Then an owner whose process is not found, and a claim without an owner, become *unknown* instead
+of ended (`unknown_locks`), and nothing that was found held is let go.
+
 A lock that can't be retaken is *lost*: the log and an event say so, `holdfast status` shows it, and
 * somebody else has it for certain: the owner gets the configured action, for two may be writing;
 * we can't tell (storage silent, file gone): we go on trying, and touch no VM for our own doubts.
@@ -16,11 +20,11 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 
 from holdfast.manager import events as ev
-from holdfast.manager.journal import SavedState
+from holdfast.manager.journal import SavedOwner, SavedState
 from holdfast.manager.lock_book import HostLock
 from holdfast.manager.lock_manager import LockManager
-from holdfast.manager.owners import Owner
-from holdfast.model import LockFailureAction
+from holdfast.manager.owners import Evidence, Owner
+from holdfast.model import LockFailureAction, OwnerName
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.domain_control import DomainControl
@@ -60,20 +64,48 @@ class Recovery:
         self._acted: set[int] = set()
 
     def owners(self, state: SavedState) -> dict[int, Owner]:
-        """The owners of the journal that still live, known again; one never visible lives by its connections."""
+        """The owners of the journal that still live, or may, known again; one never visible lives by its connections."""
         living: dict[int, Owner] = {}
         for saved in state.owners.values():
-            process = None
-            if saved.process.start_ticks:
-                process = self._processes.open(saved.process.pid)
-                if process is None or process.id != saved.process:
-                    if process is not None:
-                        process.close()
-                    continue
-            owner = self._manager.owners.add(saved.process.pid, saved.name, process, owner_id=saved.id)
-            owner.journaled = True
-            living[saved.id] = owner
+            owner = self._owner(state, saved)
+            if owner is not None:
+                owner.journaled = True
+                living[saved.id] = owner
+        for lock in state.locks.values():
+            for owner_id in lock.claims:
+                if owner_id not in state.owners and owner_id not in living:
+                    evidence = Evidence(why=state.doubt or "the journal doesn't say whose it is")
+                    living[owner_id] = self._manager.unknown.owner(OwnerName(""), evidence, owner_id=owner_id)
         return living
+
+    def _owner(self, state: SavedState, saved: SavedOwner) -> Owner | None:
+        """None if it is proven that it has ended."""
+        was_unknown = state.unknown.get(saved.id)
+        process = self._processes.open(saved.process.pid) if saved.process.start_ticks else None
+        if process is not None and process.id != saved.process:
+            process.close()
+            process = None
+        if process is not None:
+            return self._manager.owners.add(saved.process.pid, saved.name, process, owner_id=saved.id)
+        if was_unknown is not None or (saved.process.start_ticks and not state.is_whole):
+            evidence = Evidence(
+                why=was_unknown.why if was_unknown is not None else state.doubt,
+                process=saved.process if saved.process.pid > 0 else None,
+                unseen=was_unknown is not None and was_unknown.unseen,
+            )
+            return self._manager.unknown.owner(saved.name, evidence, owner_id=saved.id)
+        if saved.process.start_ticks:
+            return None
+        return self._manager.owners.add(saved.process.pid, saved.name, None, owner_id=saved.id)
+
+    def unseen(self, owner: Owner) -> None:
+        """An owner that was never visible, and for which no connection is left: nothing here proves that it has ended."""
+        evidence = Evidence(
+            why=f"process {owner.pid} is not visible to holdfastd, and its connection was not kept over the restart",
+            process=owner.process_id,
+            unseen=True,
+        )
+        self._manager.unknown.becomes(owner, evidence)
 
     async def locks(
         self,
@@ -135,7 +167,8 @@ class Recovery:
                     mode=mode,
                     detail=lock.lost_reason,
                 )
-            if lock.lost_for_certain and owner.id not in self._acted:
+            # Of an unknown owner nothing is certain, so no process is touched for it.
+            if lock.lost_for_certain and owner.unknown is None and owner.id not in self._acted:
                 self._acted.add(owner.id)
                 tasks.start(self._act(owner))
         if not self._retrying:

@@ -62,6 +62,10 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+def encode_term(term: Term) -> str:
+    return msgspec.json.encode(term).decode()
+
+
 def decode_term(raw: bytes) -> Term | None:
     """The incarnation that a state file holds; None if it holds none that can be right."""
     try:

@@ -170,6 +170,38 @@ class SystemLockFiles:
         os.close(fd)
 
 
+class LockedFile(NamedTuple):
+    """A lock of a file description, as the kernel shows it through one of its descriptors."""
+
+    path: str
+    key: FileKey
+    mode: Mode
+
+
+def path_of_descriptor(fd: int) -> str:
+    """The path that a descriptor was opened by; empty for a socket or a file that is gone. Touches no storage."""
+    try:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+    return path if path.startswith("/") and not path.endswith(" (deleted)") else ""
+
+
+def locked_file(fd: int, path: str) -> LockedFile | None:
+    """The lock of the lock manager (byte 0) that a descriptor carries; None if it carries none. May block on storage."""
+    try:
+        key = key_of(os.fstat(fd))
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as f:
+            locks = [line.split() for line in f if line.startswith("lock:")]
+    except OSError:
+        return None
+    # lock: 1: OFDLCK ADVISORY WRITE -1 00:2a:123 0 0
+    for words in locks:
+        if len(words) >= 9 and words[2] == "OFDLCK" and words[-2:] == ["0", "0"]:
+            return LockedFile(path, key, Mode.EXCLUSIVE if words[4] == "WRITE" else Mode.SHARED)
+    return None
+
+
 def unlock(fd: int) -> None:
     """Take the lock off the open file description, whoever else has a descriptor of it; raises OSError."""
     fcntl.fcntl(fd, F_OFD_SETLK, _UNLOCKED)

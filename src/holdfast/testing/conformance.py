@@ -23,6 +23,7 @@ from holdfast.backends.base import (
     Moved,
     OwnerNote,
     SavedLock,
+    TakeOutcome,
 )
 from holdfast.model import Mode, OwnerName, Protection, Resource
 from holdfast.system.file_lock import IoFailed
@@ -273,7 +274,7 @@ async def opened(backend: Backend, w: BackendWorld, resource: Resource | None = 
     return candidate
 
 
-async def take(backend: Backend, w: BackendWorld, mode: Mode) -> Held | HeldElsewhere | Moved | IoFailed:
+async def take(backend: Backend, w: BackendWorld, mode: Mode) -> TakeOutcome:
     return await (await opened(backend, w)).take(mode, NOTE)
 
 
@@ -286,6 +287,8 @@ async def taken_and_saved(w: BackendWorld) -> tuple[SavedLock, Held]:
     return saved, held
 
 
-def assert_held(outcome: Held | HeldElsewhere | Moved | IoFailed) -> Held:
-    assert not isinstance(outcome, HeldElsewhere | Moved | IoFailed), f"it was not taken: {outcome}"
+def assert_held(outcome: TakeOutcome) -> Held:
+    assert not isinstance(outcome, HeldElsewhere | Moved | LeftBehind | IoFailed), (
+        f"it was not taken: {outcome}"
+    )
     return outcome

@@ -10,9 +10,11 @@ import asyncio
 import errno
 import heapq
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from holdfast.model import Instant, ProcessId
+from holdfast.system.file_lock import FileKey
+from holdfast.system.open_files import Users
 
 SETTLE_TURNS = 50
 """Turns of the event loop in which whatever can go on has gone on: chains of callbacks here are far shorter."""
@@ -213,3 +215,17 @@ class SimulatedAppendFile:
     def _need(self, size_bytes: int) -> None:
         if self.room_bytes is not None and size_bytes > self.room_bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class SimulatedOpenFiles:
+    """`OpenFiles`: what tests say that processes have open; `unclear` counts as doubt about every file."""
+
+    def __init__(self) -> None:
+        self.open: dict[int, set[FileKey]] = {}
+        """By process: the files that it has open."""
+        self.unclear: set[int] = set()
+
+    async def users(self, keys: Collection[FileKey]) -> Users:
+        wanted = set(keys)
+        pids = tuple(sorted(pid for pid, files in self.open.items() if files & wanted))
+        return Users(pids, complete=not self.unclear, unclear=tuple(sorted(self.unclear)))

@@ -19,9 +19,11 @@ from holdfast.backends.base import (
     Creation,
     Held,
     HeldElsewhere,
+    LeftBehind,
     Moved,
     OwnerNote,
     SavedLock,
+    TakeOutcome,
 )
 from holdfast.model import Mode, Protection, Resource
 from holdfast.system.file_lock import FileKey, IoFailed
@@ -100,10 +102,10 @@ class SlowCandidate:
         self._path = path
         self.keys: tuple[FileKey, ...] = inner.keys
 
-    async def take(self, mode: Mode, note: OwnerNote) -> Held | HeldElsewhere | Moved | IoFailed:
+    async def take(self, mode: Mode, note: OwnerNote) -> TakeOutcome:
         await self._gates.pass_through(f"take {self._path}")
         outcome = await self._inner.take(mode, note)
-        if isinstance(outcome, HeldElsewhere | Moved | IoFailed):
+        if isinstance(outcome, HeldElsewhere | Moved | LeftBehind | IoFailed):
             return outcome
         return SlowHeld(self._gates, outcome)
 

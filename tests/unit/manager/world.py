@@ -19,11 +19,17 @@ from holdfast.manager.recovery import Recovery
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.model import LockFailureAction, Mode, OwnerName, Protection, Resource, Want
 from holdfast.system.blocking import InlineStorage
-from holdfast.system.file_lock import SystemLockFiles
+from holdfast.system.file_lock import FileKey, SystemLockFiles
 from holdfast.system.kernel_locks import refused_by
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.mounts import MountTable
-from holdfast.testing.simulated import SimulatedAppendFile, SimulatedClock, SimulatedProcesses, settle
+from holdfast.testing.simulated import (
+    SimulatedAppendFile,
+    SimulatedClock,
+    SimulatedOpenFiles,
+    SimulatedProcesses,
+    settle,
+)
 from holdfast.testing.slow_backend import SlowBackend
 
 T = TypeVar("T")
@@ -92,6 +98,8 @@ class World:
         ]
         self.kept: dict[int, int] = {}
         """Descriptors in the descriptor store, by lock."""
+        self.open_files = SimulatedOpenFiles()
+        self.audit: list[str] = []
         self.events = Events(self.clock.wall)
         self.journal = Journal(self.file, boot=BOOT, host=HOST, snapshot=self._snapshot)
         self.manager = LockManager(
@@ -103,6 +111,9 @@ class World:
             events=self.events,
             host=HOST,
             owners_max=owners_max,
+            open_files=self.open_files,
+            disk_key=self._disk_key,
+            audit=self.audit.append,
             keep=self._keep,
         )
         self.libvirt = NoLibvirt()
@@ -115,6 +126,10 @@ class World:
         )
         if before is None:
             self.journal.compact()
+
+    @staticmethod
+    async def _disk_key(path: str) -> FileKey | None:
+        return LockspaceFiles().key(path)
 
     def _snapshot(self) -> list[Line]:
         return self.manager.journal_lines()

@@ -1,0 +1,353 @@
+"""Locks whose owner could not be attributed: held as unknown until it is proven who has them, or that nobody has.
+
+A journal, a state file or a descriptor store that is lost or damaged says nothing about who holds what. So whatever the
+next daemon finds and can't attribute, a lease of this host's incarnation, a descriptor that was kept, a line without its
+owner, becomes a lock of an *unknown owner*. Nobody is refused less because of it, and no VM is touched.
+
+Three things end it:
+
+    attributed   a note names process and start time, and that process lives: it is the owner, at once
+    adopted      the asking owner of an ACQUIRE or RELEASE is that process; or the named process is over, the asker has
+                 the disk open or libvirt's status file lists the disk for it, and no other process has it open
+    settled      the named process is over, and no process of this host has the disk open: asked again and again.
+                 Or an operator says so by name (`settle`), which is refused while a process has the disk open
+
+A process that doesn't have a disk open can't write to it, and one that opens it now has to ask for the lock first, which
+an unknown owner holds. A process that can't be inspected counts as one that has it open.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable
+
+from holdfast.backends.base import Held
+from holdfast.errors import Refused
+from holdfast.manager import events as ev
+from holdfast.manager.events import Events
+from holdfast.manager.lock_book import HostLock, LockBook
+from holdfast.manager.lock_table import Key, Lock, LockTable
+from holdfast.manager.owners import Evidence, Owner, Owners
+from holdfast.model import Mode, OwnerName, Resource
+from holdfast.system import tasks
+from holdfast.system.clock import Clock
+from holdfast.system.domain_status import DomainStatus
+from holdfast.system.file_lock import FileKey
+from holdfast.system.open_files import KEY_OF_BLOCK_DEVICE, OpenFiles, Users
+
+log = logging.getLogger(__name__)
+
+SETTLE_S_MIN = 0.5
+SETTLE_S_MAX = 10.0
+"""Between two attempts to prove an end: soon after a restart, seldom on a host that waits for an operator."""
+
+DiskKey = Callable[[str], Awaitable[FileKey | None]]
+"""What the file or device at a path is, asked on its storage; None if that can't be told."""
+
+
+class UnknownLocks:
+    """See the module. ``end``: releases everything of an owner that is over; ``audit``: a line for the operators' record."""
+
+    def __init__(
+        self,
+        *,
+        table: LockTable[Held],
+        owners: Owners,
+        book: LockBook,
+        events: Events,
+        clock: Clock,
+        open_files: OpenFiles,
+        disk_key: DiskKey,
+        domains: DomainStatus | None,
+        end: Callable[[Owner], None],
+        audit: Callable[[str], None],
+        is_closing: Callable[[], bool],
+    ) -> None:
+        self._table = table
+        self._owners = owners
+        self._book = book
+        self._events = events
+        self._clock = clock
+        self._open_files = open_files
+        self._disk_key = disk_key
+        self._domains = domains
+        self._end = end
+        self._audit = audit
+        self._is_closing = is_closing
+        self._settling = False
+
+    # --- what there is ---
+
+    def __len__(self) -> int:
+        return sum(1 for owner in self._owners if owner.unknown is not None)
+
+    @property
+    def locks(self) -> list[HostLock]:
+        """Every lock that an unknown owner claims."""
+        return [lock for owner in self._owners if owner.unknown is not None for lock in self._locks_of(owner)]
+
+    def _locks_of(self, owner: Owner) -> list[HostLock]:
+        return self._table.of_owner(owner.id)
+
+    # --- they begin ---
+
+    def owner(self, name: OwnerName, evidence: Evidence, *, owner_id: int = 0) -> Owner:
+        """An owner for what can't be attributed."""
+        self._start_settling()
+        return self._owners.add_unknown(name, evidence, owner_id=owner_id)
+
+    def becomes(self, owner: Owner, evidence: Evidence) -> None:
+        """A known owner whose end can't be seen any more is an unknown one from now on."""
+        self._owners.forget(owner)
+        self._owners.keep_unknown(owner, evidence)
+        self._start_settling()
+        for lock in self._locks_of(owner):
+            for resource, mode in lock.claims[owner.id].items():
+                self.report(owner, resource, mode)
+
+    def attributed(self, name: OwnerName, evidence: Evidence) -> Owner:
+        """The process that the evidence names, if it is known exactly and lives; else an unknown owner."""
+        process = evidence.process
+        if process is not None and process.start_ticks:
+            known = self._owners.known_process(process, name)
+            if known is not None:
+                return known
+        return self.owner(name, evidence)
+
+    def hold(
+        self,
+        *,
+        backend: str,
+        held: Held,
+        resource: Resource,
+        mode: Mode,
+        keys: tuple[Key, ...],
+        name: OwnerName,
+        evidence: Evidence,
+        lock_id: int = 0,
+    ) -> HostLock:
+        """Enter a lock that was found held and that no claim accounts for."""
+        owner = self.attributed(name, evidence)
+        lock: HostLock = Lock(
+            lock_id=lock_id or self._table.next_id(),
+            backend=backend,
+            held=held,
+            path=held.path,
+            create=held.create,
+            mode=mode,
+            keys=keys,
+            since_wall_s=self._clock.wall(),
+        )
+        self._table.insert(lock)
+        self._table.claim(lock, owner.id, resource, mode)
+        self._book.restored(lock, owner)
+        if owner.unknown is None:
+            log.warning("%s is held for %s, as its note says", resource, owner)
+        else:
+            self.report(owner, resource, mode)
+        return lock
+
+    def hold_place(self, backend: str, what: str, why: str) -> None:
+        """Enter a placeholder for all locks of a backend that may be held and can't be named yet."""
+        owner = self.owner(OwnerName(""), Evidence(why=why))
+        lock: HostLock = Lock(
+            lock_id=self._table.next_id(),
+            backend=backend,
+            held=None,
+            path=what,
+            create=False,
+            mode=Mode.EXCLUSIVE,
+            keys=(),
+            since_wall_s=self._clock.wall(),
+        )
+        lock.stands_for = lock.lost_reason = what
+        self._table.insert(lock)
+        self._table.claim(lock, owner.id, Resource(what, backend), Mode.EXCLUSIVE)
+
+    def drop_place(self, backend: str) -> None:
+        """Everything that a backend's placeholder stood for has a lock of its own by now."""
+        for lock in self.locks:
+            if lock.stands_for and lock.backend == backend:
+                for owner_id in list(lock.claims):
+                    for resource in list(lock.claims[owner_id]):
+                        self._table.unclaim(lock, owner_id, resource)
+                    if (owner := self._owners.get(owner_id)) is not None:
+                        self._owners.forget(owner)
+                self._table.remove(lock)
+
+    def report(self, owner: Owner, resource: Resource, mode: Mode) -> None:
+        assert owner.unknown is not None
+        log.error("%s is held for an unknown owner: %s", resource, owner.unknown.why)
+        self._events.emit(ev.UNKNOWN, owner.name, owner.pid, resource, mode, owner.unknown.why)
+
+    # --- adopted by whoever asks ---
+
+    async def adopt(self, asker: Owner, resource: Resource, lock: HostLock) -> bool:
+        """Give a lock's unknown claims to the asking owner if they are proven to be its own, or over. Whether any were.
+
+        The lock is never let go on the way. With a claim of a known owner on it, nothing is changed.
+        """
+        claimants = [
+            owner for i in lock.claims if i != asker.id and (owner := self._owners.get(i)) is not None
+        ]
+        if not claimants or lock.stands_for or any(owner.unknown is None for owner in claimants):
+            return False
+        for owner in claimants:
+            if not await self._is_or_outlives(asker, resource, lock, owner):
+                return False
+        if any(owner.gone or owner.id not in lock.claims for owner in claimants) or asker.gone:
+            return True  # settled meanwhile: ask again
+        for owner in claimants:
+            self._book.adopted(lock, owner, asker, resource)
+            log.warning("%s was held for an %s; it is %s's now", resource, owner, asker)
+            self._forget_if_idle(owner)
+        return True
+
+    async def _is_or_outlives(self, asker: Owner, resource: Resource, lock: HostLock, owner: Owner) -> bool:
+        evidence = owner.unknown
+        if evidence is None:
+            return False
+        process, me = evidence.process, asker.process_id
+        if process is not None:
+            same_start = process.start_ticks == me.start_ticks or (
+                not process.start_ticks and owner.name.uuid == asker.name.uuid
+            )
+            if process.pid == me.pid and same_start and asker.process is not None:
+                return True
+            if self._owners.process_lives(process):
+                return False
+        users = await self._users(lock, (resource.name, evidence.disk))
+        if users is None or not users.complete or set(users.pids) - {me.pid}:
+            return False
+        return not evidence.unseen or me.pid in users.pids or self._is_listed(asker, resource)
+
+    def _is_listed(self, asker: Owner, resource: Resource) -> bool:
+        """Whether libvirt's status file lists the disk for this very process."""
+        if self._domains is None:
+            return False
+        domain = self._domains.look(asker.name.name, asker.name.uuid, asker.pid)
+        return domain is not None and any(disk.path == resource.name for disk in domain.disks)
+
+    def _forget_if_idle(self, owner: Owner) -> None:
+        if not self._table.holds_any(owner.id):
+            owner.gone = True
+            self._book.owner_gone(owner)
+            self._owners.forget(owner)
+
+    # --- settled by proof ---
+
+    def _start_settling(self) -> None:
+        if not self._settling:
+            self._settling = True
+            tasks.start(self._settle())
+
+    async def _settle(self) -> None:
+        pause_s = SETTLE_S_MIN
+        while True:
+            await self._clock.sleep(pause_s)
+            if self._is_closing() or not len(self):
+                break
+            pause_s = min(2 * pause_s, SETTLE_S_MAX)
+            for owner in self._owners:
+                if owner.unknown is not None and not owner.gone and await self._is_over(owner):
+                    self._settled(owner, "no process of this host has its disks open")
+        self._settling = False
+
+    async def _is_over(self, owner: Owner) -> bool:
+        """Whether it is proven that whoever it was has ended."""
+        evidence = owner.unknown
+        locks = self._locks_of(owner)
+        if evidence is None or evidence.unseen or any(lock.stands_for for lock in locks):
+            return False
+        if evidence.process is not None and self._owners.process_lives(evidence.process):
+            return False
+        for lock in locks:
+            users = await self._users(lock, (evidence.disk,))
+            if users is None:
+                # No disk is known. The key file of a <lease> has none: then the end of the process is all there is.
+                named = evidence.process is not None and evidence.process.start_ticks != 0
+                if not (named and _is_of_no_disk(lock)):
+                    return False
+            elif not users.none:
+                return False
+        return not self._is_closing()
+
+    def _settled(self, owner: Owner, proof: str) -> None:
+        for lock in self._locks_of(owner):
+            for resource, mode in lock.claims[owner.id].items():
+                log.warning("%s was held for an %s; settled: %s", resource, owner, proof)
+                self._events.emit(ev.SETTLED, owner.name, owner.pid, resource, mode, proof)
+        self._end(owner)
+
+    async def _users(self, lock: HostLock, paths: Iterable[str]) -> Users | None:
+        """The processes that have the disk of a lock open; None if it is not known which disk that is."""
+        keys = set(_disk_keys(lock))
+        for path in {*paths, *(name.name for name in lock.names() if not name.lockspace)}:
+            if path.startswith("/") and (key := await self._disk_key(path)) is not None:
+                keys.add(key)
+        return await self._open_files.users(keys) if keys else None
+
+    # --- settled by an operator ---
+
+    async def settle(self, what: str, operator: str) -> str:
+        """End the unknown claims on a lock, named by its number, path or resource, on an operator's word.
+
+        The text says what was done. Raises `Refused` for a lock that has a known owner, for one whose disk a process has
+        open, and where that can't be told.
+        """
+        if not operator.strip():
+            raise Refused(
+                reason="an operator's name is needed: the word that the lock's owner is over is recorded"
+            )
+        found = [lock for lock in self.locks if what in _names_of(lock)]
+        if not found:
+            others = [lock for lock in self._table if what in _names_of(lock)]
+            reason = (
+                f"{what} has a known owner: end that VM" if others else f"no unknown lock is called {what}"
+            )
+            raise Refused(reason=f"{reason}; 'holdfast list' shows the unknown ones")
+        (lock, *more) = found
+        if more:
+            raise Refused(reason=f"{what} names {len(found)} locks: use a number, {_numbers(found)}")
+        evidence = [o.unknown for i in lock.claims if (o := self._owners.get(i)) is not None and o.unknown]
+        users = await self._users(lock, (each.disk for each in evidence))
+        if users is not None and users.pids:
+            raise Refused(reason=f"{what} is open in {_processes(users.pids)}: that may be its owner")
+        if users is not None and not users.complete:
+            unclear = _processes(users.unclear) if users.unclear else "some process"
+            raise Refused(reason=f"{unclear} could not be inspected and may have {what} open; try again")
+        shown = ", ".join(str(name) for name in lock.names())
+        try:
+            self._audit(f"{operator}: settled lock {lock.id}, {shown}, backend {lock.backend}, {lock.path}")
+        except OSError as e:
+            raise Refused(reason=f"the order can't be recorded: {e.strerror or e}; nothing was done") from e
+        if lock.stands_for:
+            self.drop_place(lock.backend)
+        for owner_id in list(lock.claims):
+            owner = self._owners.get(owner_id)
+            if owner is not None and owner.unknown is not None:
+                self._settled(owner, f"by {operator}'s word")
+        return f"{shown} is settled"
+
+
+def _disk_keys(lock: HostLock) -> list[FileKey]:
+    """The keys of the disk itself: not of a lease, nor of a lock file that was made for the lock."""
+    first_is_disk = not lock.create and not any(name.lockspace for name in lock.names())
+    keys = lock.keys if first_is_disk else lock.keys[1:]
+    return [FileKey(*key) for key in keys if key[0] >= KEY_OF_BLOCK_DEVICE]
+
+
+def _is_of_no_disk(lock: HostLock) -> bool:
+    return not lock.create and all(name.lockspace for name in lock.names())
+
+
+def _names_of(lock: HostLock) -> set[str]:
+    return {str(lock.id), lock.path, *(str(name) for name in lock.names()), *(n.name for n in lock.names())}
+
+
+def _numbers(locks: Collection[HostLock]) -> str:
+    return ", ".join(str(lock.id) for lock in locks)
+
+
+def _processes(pids: Collection[int]) -> str:
+    return f"process {', '.join(map(str, pids))}"
