@@ -1,0 +1,76 @@
+"""What each seed plays, as a digest of its whole history: a pure move of code changes none of them.
+
+The record beside this file has two parts: seeds 0 to 299 as a campaign plays them, and the pinned seeds as their test
+plays them. A commit that only moves code leaves every digest as it was. A commit that changes what is drawn, asked or
+logged changes digests on purpose; it says why, and records them again.
+
+    python -m tests.sim.histories            compare with the record; exit code 1 and the seeds that differ
+    python -m tests.sim.histories --record   write the record
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.sim.test_pinned_seeds import PINNED
+
+from holdfast.testing.formatted import FEW_HOSTS
+from holdfast.testing.simulation import play
+
+RECORD = Path(__file__).with_suffix(".json")
+SEEDS = range(300)
+"""So that about a hundred of them play the whole daemon."""
+
+Key = tuple[str, int]
+"""(part of the record, seed)"""
+
+
+def all_keys() -> list[Key]:
+    return [*(("campaign", seed) for seed in SEEDS), *(("pinned", seed) for seed in PINNED)]
+
+
+def digest(key: Key) -> str:
+    """Of all lines, the verdict and the number of events; true time is no part of it."""
+    part, seed = key
+    verdict = play(seed, lease_hosts=FEW_HOSTS if part == "pinned" else None)
+    whole = json.dumps([verdict.lines, verdict.violation, verdict.events, verdict.acquired])
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def played(wanted: Sequence[Key]) -> dict[str, str]:
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+        digests = pool.map(digest, wanted, chunksize=4)
+    return {f"{part} {seed}": each for (part, seed), each in zip(wanted, digests, strict=True)}
+
+
+def recorded() -> dict[str, str]:
+    found: dict[str, str] = json.loads(RECORD.read_text())
+    return found
+
+
+def differing(record: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Which seeds are not what the record says, and which the record does not have, or has in excess."""
+    return [key for key in sorted({*record, *now}) if record.get(key) != now.get(key)]
+
+
+def main(arguments: Sequence[str]) -> int:
+    now = played(all_keys())
+    if "--record" in arguments:
+        RECORD.write_text(json.dumps(now, indent=0) + "\n")
+        print(f"recorded {len(now)} histories")
+        return 0
+    different = differing(recorded(), now)
+    print(f"{len(now)} histories, {len(different)} differ from the record")
+    for key in different:
+        print(f"  {key}")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
