@@ -1,42 +1,26 @@
-"""From a configuration to its backends and rules, for the daemon and for whoever only wants to know if it is right."""
+"""A configuration whose backends are tried out, for those who only ask if it is right and what its backends are worth."""
 
 from __future__ import annotations
 
 import os
 
 from holdfast import config as configuration
-from holdfast.backends.base import BackendPorts, make_backend
+from holdfast.backends.base import BackendPorts
+from holdfast.build import build_routing
 from holdfast.config import Config
 from holdfast.errors import ConfigError
 from holdfast.lease_wiring import LeaseHost
-from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.supervision.host_terms import HostIdentity
 from holdfast.system.blocking import InlineStorage
 from holdfast.system.clock import SystemClock
 from holdfast.system.file_lock import SystemLockFiles
 from holdfast.system.mounts import MountTable
-
-
-def build_routing(config: Config, ports: BackendPorts) -> Routing:
-    """Backends and rules of a configuration; raises `ConfigError`."""
-    backends = {
-        name: make_backend(name, table, ports, file=config.source()) for name, table in config.backend.items()
-    }
-    rules = [
-        Rule(
-            rule.match if rule.match is not None else rule.lockspace or "",
-            Route(backends[rule.backend], configuration.protection_min(config, rule)),
-            of_lockspace=rule.match is None,
-        )
-        for rule in config.disk
-    ]
-    default = Route(backends[config.default_backend], configuration.protection_min(config, None))
-    return Routing(rules, default, backends)
+from holdfast.system_ports import lease_host_ports
 
 
 def ports_for_a_look(config: Config, mounts: MountTable) -> BackendPorts:
     """For backends that are made and asked what they are worth, and never hold anything."""
-    leases = LeaseHost(clock=SystemClock(), identity=HostIdentity("", "", ""), copy_dirs=())
+    leases = LeaseHost(ports=lease_host_ports(()), clock=SystemClock(), identity=HostIdentity("", "", ""))
     return BackendPorts(
         files=SystemLockFiles(),
         storage=InlineStorage(),

@@ -1,4 +1,4 @@
-"""The daemon: the object graph, and its life from start to end.
+"""The daemon: sockets, signals and exec around the object graph that `build` makes, from start to end.
 
     start     (`holdfastd` has claimed the run directory and found inherited descriptors)
               journal ─ adopt owners and locks ─ listen ─ READY
@@ -22,48 +22,22 @@ import sys
 import time
 from collections.abc import Callable
 
-from holdfast import __version__
-from holdfast.backend_wiring import build_routing
-from holdfast.backends.base import BackendPorts
-from holdfast.backends.paxos import PaxosBackend
+from holdfast import __version__, lifecycle
+from holdfast.build import build
 from holdfast.config import Config
 from holdfast.control_api import BackendInfo, StatusInfo
 from holdfast.frontends.control import ControlFrontend
 from holdfast.frontends.listener import Listener
 from holdfast.frontends.virtlockd import VirtlockdFrontend
-from holdfast.handover import Handover, lock_name
-from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, LeaseSpaceCalls, machine_of
 from holdfast.manager import events as ev
-from holdfast.manager.events import Events
-from holdfast.manager.found_descriptors import FoundDescriptors
-from holdfast.manager.host_fencing import HostFencer
-from holdfast.manager.inspection import Inspection
-from holdfast.manager.journal import Journal
-from holdfast.manager.lease_breaker import LeaseBreaker
-from holdfast.manager.lease_collection import LeaseCollector
-from holdfast.manager.lease_recovery import LeaseRecovery, Loss
-from holdfast.manager.lock_manager import LockManager
-from holdfast.manager.lockspaces import Lockspaces
-from holdfast.manager.recovery import Recovery
-from holdfast.model import Instant, LockFailureAction
-from holdfast.supervision.host_terms import HostIdentity, encode_term
-from holdfast.supervision.keeper import LockspaceKeeper
 from holdfast.system import descriptors as fds
 from holdfast.system import tasks
-from holdfast.system.append_file import SystemAppendFile
-from holdfast.system.blocking import LanedStorage
-from holdfast.system.clock import SystemClock
 from holdfast.system.commands import CommandProcess
-from holdfast.system.domain_control import VirshDomainControl
-from holdfast.system.domain_status import LibvirtStatusFiles, status_directory
-from holdfast.system.file_lock import SystemLockFiles
-from holdfast.system.lockspace_files import LockspaceFiles
-from holdfast.system.memory_file import append_line
 from holdfast.system.mounts import MountTable
-from holdfast.system.open_files import SystemOpenFiles
-from holdfast.system.process import SystemProcesses, boot_id, host_name, machine_ids
+from holdfast.system.process import SystemProcesses
 from holdfast.system.readiness import Readiness
 from holdfast.system.realtime import lock_memory
+from holdfast.system_ports import laned_storage, system_ports
 
 log = logging.getLogger("holdfast")
 
@@ -71,14 +45,8 @@ VIRTLOCKD_SOCKET_MODE = 0o700
 """As virtlockd's own (virtlockd-rpc.md 1)."""
 GC_THRESHOLD = 20_000
 """Objects more before the collector looks for cycles: requests make many objects and hardly any cycle."""
-IN_FLIGHT_WAIT_S = 2.0
-"""How long a re-exec or a stop waits for requests that wait for storage; what is left is asked again or undone."""
 CHECK_TIMEOUT_S = 60.0
 """For the program on disk to say whether it can start."""
-BREAKS_FILE = "broken-leases.log"
-"""Every order to break a lease: who, what, on whose word, and what came of it."""
-SETTLED_FILE = "settled-locks.log"
-"""Every unknown lock that an operator settled: who said so, and which lock."""
 EXIT_SOCKET = 6
 
 
@@ -91,7 +59,7 @@ class StartError(Exception):
 
 
 class Daemon:
-    """The object graph of one running daemon."""
+    """One running daemon."""
 
     def __init__(self, config: Config, inherited: fds.Inherited, run_dir_lock: int) -> None:
         self.config = config
@@ -106,135 +74,32 @@ class Daemon:
 
         self.notifier = fds.Notifier(os.environ)
         self._readiness = Readiness(self._loop)
-        clock, processes, mounts = SystemClock(), SystemProcesses(self._readiness), MountTable()
-        storage = LanedStorage(mounts, timeout_s=config.limits.storage_timeout_s, now=time.monotonic)
-        self._storage = storage
-        host = host_name()
-        self._host = host
-        self._boot = boot_id()
-        self.leases = LeaseHost(
-            clock=clock,
-            identity=HostIdentity(host, self._boot, machine_of(host, *machine_ids())),
-            copy_dirs=(config.state_dir, config.run_dir),
-            in_use=lambda backends: self.lease_recovery.in_use(set(backends)),
-            keep=self.notifier.store,
-            watchdog_fd=inherited.take_watchdog(WATCHDOG_FD_NAME),
-        )
-        ports = BackendPorts(
-            files=SystemLockFiles(),
-            storage=storage,
-            mounts=mounts,
-            clock=clock,
-            host=host,
-            leases=self.leases.ports(),
-        )
-        self.routing = build_routing(config, ports)
-        self.journal = Journal(
-            SystemAppendFile(config.journal_path),
-            boot=self._boot,
-            host=host,
-            snapshot=lambda: self.manager.journal_lines(),  # noqa: PLW0108 - there is no manager yet
-        )
-        self.events = Events(time.time)
-        files = LockspaceFiles()
-        status_files = LibvirtStatusFiles(status_directory(os.environ, os.geteuid()))
-        self.manager = LockManager(
-            routing=self.routing,
-            lockspaces=Lockspaces(files=files, storage=storage, journal=self.journal),
-            journal=self.journal,
-            processes=processes,
-            clock=clock,
-            events=self.events,
-            host=host,
-            owners_max=config.limits.owners_max,
-            open_files=SystemOpenFiles(),
-            disk_key=lambda path: storage.call(path, lambda: files.key(path)),
-            audit=lambda line: append_line(f"{config.state_dir}/{SETTLED_FILE}", line),
-            domains=status_files,
-            keep=self._keep_lock if self.notifier.stores else None,
-        )
+        mounts = MountTable()
+        self._storage = laned_storage(config, mounts)
         self.commands = CommandProcess()
-        domains = VirshDomainControl(config.recovery.libvirt_uri, self.commands)
-        self.lease_recovery = LeaseRecovery(
-            self.manager,
-            clock=clock,
-            domains=domains,
-            status=status_files,
-            actions={
-                n: b.on_lockfailure for n, b in self.routing.backends.items() if isinstance(b, PaxosBackend)
-            },
-        )
-        self.collector = LeaseCollector(self.manager)
-        self.leases.on_joined = self._lockspace_joined
-        self.leases.on_lost = self._lockspace_lost
-        self.recovery = Recovery(
-            self.manager,
-            processes=processes,
-            clock=clock,
-            domains=domains,
-            on_lock_lost=LockFailureAction(config.recovery.on_lock_lost),
-        )
-        self.virtlockd = VirtlockdFrontend(
-            self.manager,
-            uid=os.geteuid(),
+        ports = system_ports(
+            config,
             readiness=self._readiness,
-            keep=self.notifier.store if self.notifier.stores else None,
+            mounts=mounts,
+            storage=self._storage,
+            store=self.notifier,
+            commands=self.commands,
         )
-        breaker = LeaseBreaker(
-            self.manager,
-            clock=clock,
-            record=lambda line: append_line(f"{config.state_dir}/{BREAKS_FILE}", line),
-        )
-        inspection = Inspection(self.manager, files=files, storage=storage, host=host)
+        self._host = ports.identity.node
+        self.parts = build(config, ports, inherited)
+        self.manager = self.parts.manager
+        self.leases = self.parts.leases
+        self.events = self.parts.events
+        self.virtlockd = self.parts.virtlockd
         self.control = ControlFrontend(
             self.manager,
-            inspection,
+            self.parts.inspection,
             self.status,
-            lease_spaces=LeaseSpaceCalls(
-                self.leases,
-                lambda backends: self.lease_recovery.count(set(backends)),
-                clock.now,
-                self.collector,
-                breaker,
-                HostFencer(self.manager, breaker),
-            ),
-            uid=os.geteuid(),
+            lease_spaces=self.parts.lease_calls,
+            uid=ports.uid,
             group=config.control.group,
         )
         self.listeners: dict[str, Listener] = {}
-        self._handover = Handover(
-            manager=self.manager,
-            recovery=self.recovery,
-            journal=self.journal,
-            events=self.events,
-            virtlockd=self.virtlockd,
-            store=self.notifier.store,
-            boot=self._boot,
-            leases=self.leases,
-            collector=self.collector,
-            found=FoundDescriptors(self.manager, storage=storage),
-        )
-
-    def _lockspace_joined(self, keeper: LockspaceKeeper) -> None:
-        if keeper.incarnation is not None:
-            self.manager.remember_incarnation(keeper.name, encode_term(keeper.incarnation))
-        self.lease_recovery.joined(keeper.name)
-
-    def _lockspace_lost(self, keeper: LockspaceKeeper, reason: str) -> None:
-        self.lease_recovery.lost(
-            Loss(
-                lockspace=keeper.name,
-                reason=reason,
-                backends=self.leases.backends_of(keeper),
-                timing=keeper.timing,
-                lost_at=Instant(keeper.lost_at or 0.0),
-                renewed_at=None if keeper.renewed_at is None else Instant(keeper.renewed_at),
-                on_all_gone=keeper.users_are_gone,
-            )
-        )
-
-    def _keep_lock(self, lock_id: int, fd: int | None) -> None:
-        self.notifier.store(lock_name(lock_id), fd)
 
     # --- start ---
 
@@ -249,19 +114,14 @@ class Daemon:
             await self.commands.start()  # now: later its start would wait for storage that hangs
         try:
             self._open_listeners()
-            await self._handover.adopt(
-                self._inherited, self.journal.load(), journal_path=self.config.journal_path
-            )
+            await lifecycle.adopt(self.parts)
         except BaseException:
             self._close_listeners()
             raise
-        self.journal.compact()
+        lifecycle.begin(self.parts)
         for listener in self.listeners.values():
             listener.start()
-        for keeper in self.leases.keepers:
-            if keeper.gone_on:
-                # Only now: every lock that is to be held again stands in the table.
-                self.collector.account_for_left_behind(self.leases.backends_of(keeper))
+        lifecycle.account_for_left_behind(self.parts)
         if self.leases.keepers:
             lock_memory()
         gc.collect()
@@ -366,11 +226,11 @@ class Daemon:
                         if getattr(backend.capabilities, field)
                     ],
                 )
-                for name, backend in self.routing.backends.items()
+                for name, backend in self.parts.routing.backends.items()
             ],
             default_backend=config.default_backend,
             virtlockd_socket=config.virtlockd.socket,
-            journal=self.journal.failing or "ok",
+            journal=self.parts.journal.failing or "ok",
             descriptor_store=self.notifier.stores,
             storage_waiting=[f"{name}: {n} calls" for name, n in self._storage.waiting.items()],
             config_files=list(config.sources),
@@ -383,18 +243,12 @@ class Daemon:
         tasks.resolve(self._stop, None)
 
     async def _shut_down(self) -> None:
-        """Leave: locks end with this process (unless a descriptor store keeps them), VMs and the journal stay."""
         self.notifier.stopping()
-        self.events.emit(ev.DAEMON_STOPPING, pid=os.getpid())
-        log.info("stopping; %d locks stay in the journal, no VM is touched", len(self.manager.table))
-        self.manager.closing = True
+        await lifecycle.stop(self.parts, self._close_clients)
+
+    def _close_clients(self) -> None:
         self._close_listeners()
         self.control.close_all()
-        # What an owner that has just ended rested on is being given back: that needs the lockspace.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(tasks.all_ended(), IN_FLIGHT_WAIT_S)
-        await self.leases.stop()
-        self.journal.compact()
 
     def _close_listeners(self) -> None:
         for listener in self.listeners.values():
@@ -421,15 +275,11 @@ class Daemon:
             if not await self._next_can_start():
                 self.notifier.ready("reload refused, see the log")
                 return
-            for connection in list(self.virtlockd.connections):
-                connection.hold()
-            deadline = time.monotonic() + IN_FLIGHT_WAIT_S
-            while any(c.busy for c in self.virtlockd.connections) and time.monotonic() < deadline:
-                await asyncio.sleep(0.01)
+            await lifecycle.pause(self.parts)
             log.info("re-executing with %d locks", len(self.manager.table))
             self.control.close_all()
             try:
-                state = self._handover.state(
+                state = self.parts.handover.state(
                     {name: each.socket.fileno() for name, each in self.listeners.items()},
                     self._self_bound,
                     self._run_dir_lock,
@@ -437,8 +287,7 @@ class Daemon:
                 fds.exec_with(state, sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
             except OSError as e:
                 log.error("re-exec failed: %s; going on as before", e)
-            for connection in list(self.virtlockd.connections):
-                connection.go_on()
+            lifecycle.go_on(self.parts)
             self.notifier.ready("reload failed, see the log")
         finally:
             self._reloading = False

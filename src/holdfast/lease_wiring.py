@@ -1,4 +1,4 @@
-"""The leases' part of the composition root: lockspaces, their threads, the heartbeat, the watchdog.
+"""The leases' part of the object graph: lockspaces, their threads, the heartbeat, the watchdog.
 
 A host has one heartbeat and one watchdog, whatever number of lockspaces its backends name. They come to be when the
 first backend asks for a lockspace; nothing runs before `start`.
@@ -7,12 +7,11 @@ first backend asks for a lockspace; nothing runs before `start`.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from random import SystemRandom
+from typing import Any
 
 from holdfast.backends.base import LeasePorts
 from holdfast.control_api import CollectedLease, FencedHost, FencedLease, HostInfo, LeaseSpaceInfo
@@ -21,23 +20,20 @@ from holdfast.manager.host_fencing import HostFencer
 from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.unknown_locks import UnknownLocks
+from holdfast.protocol.ports import Chance
+from holdfast.protocol.ports import Clock as ProtocolClock
 from holdfast.supervision.heartbeat import Heartbeat
-from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
+from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.supervision.presence import Absent, Presence, WatchdogChoice
 from holdfast.system import tasks
-from holdfast.system.blocking_thread import BlockingClock, start_thread
 from holdfast.system.clock import Clock
-from holdfast.system.disk_file import DEVICE_WRITES
-from holdfast.system.disk_identity import SystemDiskIdentities
-from holdfast.system.disk_lane import DiskLane
-from holdfast.system.lease_storage import LeaseStorage, SystemLeaseStorage
-from holdfast.system.lease_threads import SystemLeaseThreads
-from holdfast.system.memory_file import MemoryFile
-from holdfast.system.realtime import prepare_thread
-from holdfast.system.watchdog import DeviceWatchdog, NoWatchdog, Watchdog
-from holdfast.system.wdmd import WdmdWatchdog
+from holdfast.system.disk_identity import DiskIdentities
+from holdfast.system.lease_storage import LeaseStorage
+from holdfast.system.lease_threads import LeaseThreads
+from holdfast.system.memory_file import Memory
+from holdfast.system.watchdog import Watchdog
 
 log = logging.getLogger("holdfast")
 
@@ -51,33 +47,52 @@ LEAVE_LOOK_S = 0.02
 WATCHDOG_FD_NAME = "watchdog"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseHostPorts:
+    """What a host with leases needs of its system."""
+
+    threads: LeaseThreads
+    """For renewals: each with a disk and a clock of its own."""
+    start_heart: Callable[[Coroutine[Any, Any, None], Callable[[object], None]], None]
+    """Run the heartbeat on a thread of its own; the second argument is called there with how it ended."""
+    heart_clock: ProtocolClock
+    watchdog: Callable[[WatchdogChoice, int | None], Watchdog]
+    """The driver of that choice; it goes on with the descriptor of an earlier program if there is one."""
+    storage: Callable[[str], LeaseStorage]
+    """Storage for the leases of a lockspace, with workers of its own."""
+    writes_in_flight: Callable[[str], Callable[[], bool]]
+    """Of the leases of a lockspace: a question that stays true while a write that is under way now may still land."""
+    incarnation_files: Callable[[str], Sequence[Memory]]
+    """The copies of this host's incarnation in a lockspace: one that survives a power cut, one of this boot alone."""
+    identities: DiskIdentities
+    chance: Chance
+    token: Callable[[], str]
+    """Random digits for a name that no other host and no earlier term has used."""
+
+
 class LeaseHost:
-    """See the module. ``in_use``: whether a VM depends on a lease of one of these backends. ``copy_dirs``: local
-    directories that each keep this host's incarnations: one that survives a reboot first, one of this boot alone.
-    """
+    """See the module. ``in_use`` tells whether anybody rests on a lease of one of these backends."""
 
     def __init__(
         self,
         *,
+        ports: LeaseHostPorts,
         clock: Clock,
         identity: HostIdentity,
-        copy_dirs: Sequence[str],
         in_use: Callable[[Iterable[str]], bool] = lambda _: False,
         keep: Callable[[str, int | None], None] = lambda _, __: None,
         watchdog_fd: int | None = None,
     ) -> None:
+        self._ports = ports
         self._clock = clock
         self._identity = identity
-        self._copy_dirs = copy_dirs
         self.carried: dict[str, bytes] = {}
         """Incarnations that the journal has, by lockspace."""
         self._in_use = in_use
         self._keep = keep
         self._watchdog_fd = watchdog_fd
-        self._threads = SystemLeaseThreads(prepare_thread)
         self._choice: WatchdogChoice | None = None
         self._heartbeat: Heartbeat | None = None
-        self._heart_clock = BlockingClock()
         self._keepers: dict[str, tuple[LockspaceKeeper, set[str]]] = {}
         self.on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
         self.on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
@@ -85,9 +100,9 @@ class LeaseHost:
     def ports(self) -> LeasePorts:
         return LeasePorts(
             lockspace=self._lockspace,
-            storage=self._storage,
-            identities=SystemDiskIdentities(),
-            chance=SystemRandom(),
+            storage=self._ports.storage,
+            identities=self._ports.identities,
+            chance=self._ports.chance,
             spawn=tasks.start,
         )
 
@@ -97,10 +112,6 @@ class LeaseHost:
 
     def backends_of(self, keeper: LockspaceKeeper) -> set[str]:
         return self._keepers[keeper.name][1]
-
-    @staticmethod
-    def _storage(lockspace: str) -> LeaseStorage:
-        return SystemLeaseStorage(DiskLane(_lane_of_leases(lockspace)))
 
     def _lockspace(self, spec: LockspaceSpec, backend: str, choice: WatchdogChoice) -> Presence:
         if self._choice not in (None, choice):
@@ -113,39 +124,31 @@ class LeaseHost:
                 raise ValueError(f"lockspace '{spec.name}' is named by another backend with other values")
             known[1].add(backend)
             return known[0]
+        ports = self._ports
         if self._heartbeat is None:
             self._choice = choice
-            self._heartbeat = Heartbeat(clock=self._heart_clock, watchdog=self._watchdog(choice))
+            watchdog = ports.watchdog(choice, self._watchdog_fd)
+            self._heartbeat = Heartbeat(clock=ports.heart_clock, watchdog=watchdog)
         backends = {backend}
         keeper = LockspaceKeeper(
             spec,
             heartbeat=self._heartbeat,
-            threads=self._threads,
+            threads=ports.threads,
             clock=self._clock,
             copies=IncarnationCopies(
                 spec.name,
-                [MemoryFile(f"{place}/lockspace-{spec.name}.json") for place in self._copy_dirs],
+                ports.incarnation_files(spec.name),
                 lambda: [raw] if (raw := self.carried.get(spec.name)) else [],
             ),
             identity=self._identity,
-            token=lambda: secrets.token_hex(TOKEN_DIGITS // 2),
+            token=ports.token,
             in_use=lambda: self._in_use(backends),
-            lease_writes=partial(DEVICE_WRITES.in_flight, _lane_of_leases(spec.name)),
+            lease_writes=partial(ports.writes_in_flight, spec.name),
             spawn=tasks.start,
             news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
         )
         self._keepers[spec.name] = keeper, backends
         return keeper
-
-    def _watchdog(self, choice: WatchdogChoice) -> Watchdog:
-        now = BlockingClock().now
-        match choice.driver:
-            case "device":
-                return DeviceWatchdog(choice.path, choice.fire_timeout_s, now, fd=self._watchdog_fd)
-            case "wdmd":
-                return WdmdWatchdog(choice.fire_timeout_s, now, path=choice.path, fd=self._watchdog_fd)
-            case _:
-                return NoWatchdog()
 
     # --- what an earlier daemon left ---
 
@@ -171,7 +174,7 @@ class LeaseHost:
         """Start everything; returns when it is known which last terms go on, or is taking too long."""
         if self._heartbeat is None:
             return
-        start_thread("heartbeat", _prepared(self._heartbeat), self._heart_stopped)
+        self._ports.start_heart(self._heartbeat.run(), self._heart_stopped)
         loop = asyncio.get_running_loop()
         tried = []
         for keeper in self.keepers:
@@ -187,7 +190,7 @@ class LeaseHost:
             # Nobody measures any more: not fed, the watchdog resets this host; say why while there is time.
             log.critical("the heartbeat stopped: %r", result)
             for keeper in self.keepers:
-                self._threads.tell(keeper.heart_stopped)
+                self._ports.threads.tell(keeper.heart_stopped)
 
     def _joined(self, keeper: LockspaceKeeper) -> None:
         if self._heartbeat is not None and (fd := self._heartbeat.watchdog_descriptor()) is not None:
@@ -341,20 +344,6 @@ class LeaseSpaceCalls:
                 for view in keeper.hosts()
             ],
         )
-
-
-async def _prepared(heartbeat: Heartbeat) -> None:
-    prepare_thread()
-    await heartbeat.run()
-
-
-def machine_of(node: str, *ids: str) -> str:
-    """One digest of what tells this machine from others: names and ids, as far as they can be read."""
-    return hashlib.sha256("\0".join((node, *ids)).encode("utf-8", "replace")).hexdigest()[:32]
-
-
-def _lane_of_leases(lockspace: str) -> str:
-    return f"leases of {lockspace}"
 
 
 def _leaving(keeper: LockspaceKeeper) -> bool:

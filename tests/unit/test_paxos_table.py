@@ -12,12 +12,15 @@ from holdfast.supervision.host_terms import HostIdentity
 from holdfast.system.blocking import InlineStorage
 from holdfast.system.clock import SystemClock
 from holdfast.system.file_lock import SystemLockFiles
+from holdfast.system_ports import lease_host_ports
 
 GOOD = {"driver": "paxos", "directory": "/srv/leases", "host_id": 1, "watchdog": "none"}
 
 
 def lease_host() -> LeaseHost:
-    return LeaseHost(clock=SystemClock(), identity=HostIdentity("alpha", "b", "m"), copy_dirs="/nonexistent")
+    return LeaseHost(
+        ports=lease_host_ports("/nonexistent"), clock=SystemClock(), identity=HostIdentity("alpha", "b", "m")
+    )
 
 
 def made(*tables: dict[str, object]) -> list[PaxosBackend]:

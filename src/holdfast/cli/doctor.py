@@ -62,7 +62,8 @@ class Scene:
 
 def examine(config_file: str | None, socket: str | None, root: str = "/") -> list[Finding]:
     """All findings, in the order of the checks."""
-    from holdfast.backend_wiring import build_routing, check_config, ports_for_a_look
+    from holdfast.backend_wiring import check_config, ports_for_a_look
+    from holdfast.build import build_routing
 
     config, problems = check_config(config_file)
     if config is None or problems:

@@ -38,6 +38,8 @@ class LeaseCollector:
     def __init__(self, manager: LockManager) -> None:
         self._manager = manager
         manager.on_left_behind = self.account_for
+        self._begun = False
+        self._waiting: set[str] = set()
         self.ended: Collection[FileKey] = ()
         """Leases whose end the last daemon has recorded: the only ones whose owner is known to have let go."""
 
@@ -61,6 +63,19 @@ class LeaseCollector:
         out = sum(not each.kept_because for each in collected)
         log.info("leases: %d of %d %s", out, len(collected), "could be taken out" if dry_run else "taken out")
         return collected
+
+    def begin(self) -> None:
+        """Every lock that is to be held again stands in the table: backends that resumed are read from now on."""
+        self._begun = True
+        waiting, self._waiting = self._waiting, set()
+        self.account_for_left_behind(waiting)
+
+    def resumed(self, backends: Collection[str]) -> None:
+        """The incarnation of an earlier daemon was resumed, now or before `begin`."""
+        if self._begun:
+            self.account_for_left_behind(backends)
+        else:
+            self._waiting.update(backends)
 
     def account_for_left_behind(self, backends: Collection[str]) -> None:
         """After an incarnation of an earlier daemon was resumed: hold or free what that daemon had and no lock here has.

@@ -20,6 +20,7 @@ import socket
 import struct
 from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
@@ -32,6 +33,16 @@ REEXEC_BYTES_MAX = 256 << 20
 HELD_SIGNALS = frozenset(
     (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2)
 )
+
+
+class DescriptorStore(Protocol):
+    """Where descriptors outlive this daemon, by name."""
+
+    stores: bool
+    """Whether there is such a store."""
+
+    def store(self, name: str, fd: int | None) -> None:
+        """Keep a descriptor under a name, or let it go (None); quiet where there is no store."""
 
 
 class Notifier:

@@ -20,6 +20,7 @@ from holdfast.backends.base import (
     Creation,
     Held,
     HeldElsewhere,
+    LeftBehind,
     Moved,
     OwnerNote,
     SavedLock,

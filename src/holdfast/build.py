@@ -1,0 +1,285 @@
+"""From a configuration and the ports of a system to one object graph: what a daemon runs is what the simulator plays.
+
+    Config ──────┐
+                 ├─► build ─► Parts ─► their life, in `lifecycle`
+    SystemPorts ─┘
+        of this host: `system_ports`; of a simulated one: `testing.machine_ports`
+
+What a simulated host does not have stays outside, in `daemon`: listening sockets, signals, exec, and the frontend of the
+control socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from holdfast import config as configuration
+from holdfast.backends.base import BackendPorts, make_backend
+from holdfast.backends.paxos import PaxosBackend
+from holdfast.config import Config
+from holdfast.frontends.virtlockd import VirtlockdFrontend
+from holdfast.handover import Handover, lock_name
+from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, LeaseHostPorts, LeaseSpaceCalls
+from holdfast.manager.events import Events
+from holdfast.manager.found_descriptors import FoundDescriptors
+from holdfast.manager.host_fencing import HostFencer
+from holdfast.manager.inspection import Inspection
+from holdfast.manager.journal import Journal
+from holdfast.manager.lease_breaker import LeaseBreaker
+from holdfast.manager.lease_collection import LeaseCollector
+from holdfast.manager.lease_recovery import LeaseRecovery, Loss
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lockspaces import Lockspaces
+from holdfast.manager.recovery import Recovery
+from holdfast.manager.routing import Route, Routing, Rule
+from holdfast.model import Instant, LockFailureAction
+from holdfast.supervision.host_terms import HostIdentity, encode_term
+from holdfast.supervision.keeper import LockspaceKeeper
+from holdfast.system.append_file import AppendFile
+from holdfast.system.blocking import Storage
+from holdfast.system.clock import Clock
+from holdfast.system.descriptors import DescriptorStore, Inherited
+from holdfast.system.domain_control import DomainControl
+from holdfast.system.domain_status import DomainStatus
+from holdfast.system.file_lock import FileKey, LockFiles
+from holdfast.system.lockspace_files import LockspaceFiles
+from holdfast.system.mounts import MountTable
+from holdfast.system.open_files import OpenFiles
+from holdfast.system.process import Processes
+from holdfast.system.readiness import Readiness
+
+SETTLED_FILE = "settled-locks.log"
+"""Every unknown lock that an operator settled: who said so, and which lock."""
+BREAKS_FILE = "broken-leases.log"
+"""Every order to break a lease: who, what, on whose word, and what came of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemPorts:
+    """Everything of `system` that a daemon is built over."""
+
+    pid: int
+    uid: int
+    identity: HostIdentity
+    clock: Clock
+    processes: Processes
+    domains: DomainControl
+    status: DomainStatus | None
+    files: LockFiles
+    open_files: OpenFiles
+    lockspace_files: LockspaceFiles
+    storage: Storage
+    mounts: MountTable
+    readiness: Readiness
+    store: DescriptorStore
+    """Where descriptors outlive this daemon."""
+    journal: AppendFile
+    append_for_good: Callable[[str, str], None]
+    """(file of the state directory, line): one line more, on stable storage; raises OSError."""
+    all_ended: Callable[[], Awaitable[None]]
+    """Wait for every task of this daemon that has not ended."""
+    leases: LeaseHostPorts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseWatchers:
+    """Callbacks for an onlooker, each called before the graph acts on the same news: the simulator's checkers."""
+
+    on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
+    on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
+    on_users_gone: Callable[[LockspaceKeeper], None] = lambda _: None
+    """After a loss: every owner that used a lease of this lockspace has ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The object graph of one daemon, as far as others work with it."""
+
+    config: Config
+    ports: SystemPorts
+    inherited: Inherited
+    routing: Routing
+    manager: LockManager
+    journal: Journal
+    events: Events
+    leases: LeaseHost
+    lease_recovery: LeaseRecovery
+    lease_calls: LeaseSpaceCalls
+    recovery: Recovery
+    collector: LeaseCollector
+    breaker: LeaseBreaker
+    inspection: Inspection
+    virtlockd: VirtlockdFrontend
+    handover: Handover
+
+
+def build(
+    config: Config, ports: SystemPorts, inherited: Inherited, watchers: LeaseWatchers | None = None
+) -> Parts:
+    """The whole graph; raises `ConfigError`. Nothing runs and nothing is sent before `lifecycle` says so."""
+    clock, processes, host = ports.clock, ports.processes, ports.identity.node
+    leases = LeaseHost(
+        ports=ports.leases,
+        clock=clock,
+        identity=ports.identity,
+        in_use=lambda backends: lease_recovery.in_use(set(backends)),
+        keep=ports.store.store,
+        watchdog_fd=inherited.take_watchdog(WATCHDOG_FD_NAME),
+    )
+    routing = build_routing(
+        config,
+        BackendPorts(
+            files=ports.files,
+            storage=ports.storage,
+            mounts=ports.mounts,
+            clock=clock,
+            host=host,
+            leases=leases.ports(),
+        ),
+    )
+    journal = Journal(
+        ports.journal,
+        boot=ports.identity.boot,
+        host=host,
+        snapshot=lambda: manager.journal_lines(),  # noqa: PLW0108 - there is no manager yet
+    )
+    events = Events(clock.wall)
+    manager = LockManager(
+        routing=routing,
+        lockspaces=Lockspaces(files=ports.lockspace_files, storage=ports.storage, journal=journal),
+        journal=journal,
+        processes=processes,
+        clock=clock,
+        events=events,
+        host=host,
+        owners_max=config.limits.owners_max,
+        open_files=ports.open_files,
+        disk_key=partial(_disk_key, ports),
+        audit=partial(ports.append_for_good, SETTLED_FILE),
+        domains=ports.status,
+        keep=partial(_keep_lock, ports.store) if ports.store.stores else None,
+    )
+    lease_recovery = LeaseRecovery(
+        manager,
+        clock=clock,
+        domains=ports.domains,
+        status=ports.status,
+        actions={n: b.on_lockfailure for n, b in routing.backends.items() if isinstance(b, PaxosBackend)},
+    )
+    collector = LeaseCollector(manager)
+    _connect(leases, manager, collector, lease_recovery, watchers or LeaseWatchers())
+    recovery = Recovery(
+        manager,
+        processes=processes,
+        clock=clock,
+        domains=ports.domains,
+        on_lock_lost=LockFailureAction(config.recovery.on_lock_lost),
+    )
+    virtlockd = VirtlockdFrontend(
+        manager,
+        uid=ports.uid,
+        readiness=ports.readiness,
+        keep=ports.store.store if ports.store.stores else None,
+    )
+    breaker = LeaseBreaker(manager, clock=clock, record=partial(ports.append_for_good, BREAKS_FILE))
+    return Parts(
+        config=config,
+        ports=ports,
+        inherited=inherited,
+        routing=routing,
+        manager=manager,
+        journal=journal,
+        events=events,
+        leases=leases,
+        lease_recovery=lease_recovery,
+        lease_calls=LeaseSpaceCalls(
+            leases,
+            lambda backends: lease_recovery.count(set(backends)),
+            clock.now,
+            collector,
+            breaker,
+            HostFencer(manager, breaker),
+        ),
+        recovery=recovery,
+        collector=collector,
+        breaker=breaker,
+        inspection=Inspection(manager, files=ports.lockspace_files, storage=ports.storage, host=host),
+        virtlockd=virtlockd,
+        handover=Handover(
+            manager=manager,
+            recovery=recovery,
+            journal=journal,
+            events=events,
+            virtlockd=virtlockd,
+            store=ports.store.store,
+            boot=ports.identity.boot,
+            leases=leases,
+            collector=collector,
+            found=FoundDescriptors(manager, storage=ports.storage),
+        ),
+    )
+
+
+def _keep_lock(store: DescriptorStore, lock_id: int, fd: int | None) -> None:
+    store.store(lock_name(lock_id), fd)
+
+
+async def _disk_key(ports: SystemPorts, path: str) -> FileKey | None:
+    return await ports.storage.call(path, lambda: ports.lockspace_files.key(path))
+
+
+def _connect(
+    leases: LeaseHost,
+    manager: LockManager,
+    collector: LeaseCollector,
+    lease_recovery: LeaseRecovery,
+    watchers: LeaseWatchers,
+) -> None:
+    """News of lockspaces go to the onlooker, then to the ladder."""
+
+    def joined(keeper: LockspaceKeeper) -> None:
+        watchers.on_joined(keeper)
+        if keeper.incarnation is not None:
+            manager.remember_incarnation(keeper.name, encode_term(keeper.incarnation))
+        if keeper.gone_on:
+            collector.resumed(leases.backends_of(keeper))
+        lease_recovery.joined(keeper.name)
+
+    def users_gone(keeper: LockspaceKeeper) -> None:
+        watchers.on_users_gone(keeper)
+        keeper.users_are_gone()
+
+    def lost(keeper: LockspaceKeeper, reason: str) -> None:
+        watchers.on_lost(keeper, reason)
+        lease_recovery.lost(
+            Loss(
+                lockspace=keeper.name,
+                reason=reason,
+                backends=leases.backends_of(keeper),
+                timing=keeper.timing,
+                lost_at=Instant(keeper.lost_at or 0.0),
+                renewed_at=None if keeper.renewed_at is None else Instant(keeper.renewed_at),
+                on_all_gone=partial(users_gone, keeper),
+            )
+        )
+
+    leases.on_joined, leases.on_lost = joined, lost
+
+
+def build_routing(config: Config, ports: BackendPorts) -> Routing:
+    """Backends and rules of a configuration; raises `ConfigError`."""
+    backends = {
+        name: make_backend(name, table, ports, file=config.source()) for name, table in config.backend.items()
+    }
+    rules = [
+        Rule(
+            rule.match if rule.match is not None else rule.lockspace or "",
+            Route(backends[rule.backend], configuration.protection_min(config, rule)),
+            of_lockspace=rule.match is None,
+        )
+        for rule in config.disk
+    ]
+    default = Route(backends[config.default_backend], configuration.protection_min(config, None))
+    return Routing(rules, default, backends)

@@ -1,0 +1,74 @@
+"""The life of one daemon over its `Parts`, in the order that safety asks for; the daemon and the simulator go through it.
+
+start    adopt: owners ─ leases go on ─ locks │ begin: journal compacted │ clients are served │ account_for_left_behind
+reload   pause: nothing new begins, what is under way ends │ Handover.state │ exec; if that fails: go_on
+stop     nothing new ─ what is under way ends ─ lockspaces are left that nobody uses ─ journal compacted
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from holdfast.build import Parts
+from holdfast.manager import events as ev
+
+log = logging.getLogger("holdfast")
+
+IN_FLIGHT_WAIT_S = 2.0
+"""How long a re-exec or a stop waits for requests that wait for storage; what is left is asked again or undone."""
+IN_FLIGHT_PAUSE_S = 0.01
+"""Between two questions whether requests are still under way; most end in a few milliseconds."""
+
+
+async def adopt(parts: Parts) -> None:
+    """Take over what an earlier daemon left."""
+    await parts.handover.adopt(parts.inherited, parts.journal.load(), journal_path=parts.config.journal_path)
+
+
+def begin(parts: Parts) -> None:
+    """After `adopt`, right before clients are served: the journal says what is held now, and nothing else."""
+    parts.journal.compact()
+
+
+def account_for_left_behind(parts: Parts) -> None:
+    """After `begin`. Not earlier: every lock that is to be held again has to stand in the table."""
+    parts.collector.begin()
+
+
+async def pause(parts: Parts, busy: Callable[[], bool] = lambda: False) -> None:
+    """Before a re-exec: no connection takes a further request, and what is under way gets a little time to end.
+
+    `busy` tells of requests that came by other ways than connections.
+    """
+    clock, connections = parts.ports.clock, parts.virtlockd.connections
+    for connection in list(connections):
+        connection.hold()
+    deadline = clock.now() + IN_FLIGHT_WAIT_S
+    while (busy() or any(c.busy for c in connections)) and clock.now() < deadline:
+        await clock.sleep(IN_FLIGHT_PAUSE_S)
+
+
+def go_on(parts: Parts) -> None:
+    """The re-exec failed: serve as before."""
+    for connection in list(parts.virtlockd.connections):
+        connection.go_on()
+
+
+async def stop(parts: Parts, close: Callable[[], None]) -> None:
+    """Leave: locks end with this process (unless a descriptor store keeps them), VMs and the journal stay.
+
+    `close` ends what serves clients, once nothing new is to begin.
+    """
+    manager = parts.manager
+    parts.events.emit(ev.DAEMON_STOPPING, pid=parts.ports.pid)
+    log.info("stopping; %d locks stay in the journal, no VM is touched", len(manager.table))
+    manager.closing = True
+    close()
+    # What an owner that has just ended rested on is being given back: that needs the lockspace.
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(parts.ports.all_ended(), IN_FLIGHT_WAIT_S)
+    await parts.leases.stop()
+    parts.journal.compact()

@@ -1,0 +1,132 @@
+"""The ports of a real host, over which `build` makes the object graph of a daemon. The simulator has its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from random import SystemRandom
+from typing import Any
+
+from holdfast.build import SystemPorts
+from holdfast.config import Config
+from holdfast.lease_wiring import LeaseHostPorts
+from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
+from holdfast.supervision.presence import WatchdogChoice
+from holdfast.system import tasks
+from holdfast.system.append_file import SystemAppendFile
+from holdfast.system.blocking import LanedStorage
+from holdfast.system.blocking_thread import BlockingClock, start_thread
+from holdfast.system.clock import SystemClock
+from holdfast.system.commands import Commands
+from holdfast.system.descriptors import DescriptorStore
+from holdfast.system.disk_file import DEVICE_WRITES
+from holdfast.system.disk_identity import SystemDiskIdentities
+from holdfast.system.disk_lane import DiskLane
+from holdfast.system.domain_control import VirshDomainControl
+from holdfast.system.domain_status import LibvirtStatusFiles, status_directory
+from holdfast.system.file_lock import SystemLockFiles
+from holdfast.system.lease_storage import LeaseStorage, SystemLeaseStorage
+from holdfast.system.lease_threads import SystemLeaseThreads
+from holdfast.system.lockspace_files import LockspaceFiles
+from holdfast.system.memory_file import MemoryFile, append_line
+from holdfast.system.mounts import MountTable
+from holdfast.system.open_files import SystemOpenFiles
+from holdfast.system.process import SystemProcesses, boot_id, host_name, machine_ids
+from holdfast.system.readiness import Readiness
+from holdfast.system.realtime import prepare_thread
+from holdfast.system.watchdog import DeviceWatchdog, NoWatchdog, Watchdog
+from holdfast.system.wdmd import WdmdWatchdog
+
+
+def laned_storage(config: Config, mounts: MountTable) -> LanedStorage:
+    return LanedStorage(mounts, timeout_s=config.limits.storage_timeout_s, now=time.monotonic)
+
+
+def system_ports(
+    config: Config,
+    *,
+    readiness: Readiness,
+    mounts: MountTable,
+    storage: LanedStorage,
+    store: DescriptorStore,
+    commands: Commands,
+) -> SystemPorts:
+    """The ports of this host for a daemon of that configuration. The event loop that will serve has to run already."""
+    host, boot = host_name(), boot_id()
+    return SystemPorts(
+        pid=os.getpid(),
+        uid=os.geteuid(),
+        identity=HostIdentity(host, boot, machine_of(host, *machine_ids())),
+        clock=SystemClock(),
+        processes=SystemProcesses(readiness),
+        domains=VirshDomainControl(config.recovery.libvirt_uri, commands),
+        status=LibvirtStatusFiles(status_directory(os.environ, os.geteuid())),
+        files=SystemLockFiles(),
+        lockspace_files=LockspaceFiles(),
+        storage=storage,
+        mounts=mounts,
+        readiness=readiness,
+        store=store,
+        journal=SystemAppendFile(config.journal_path),
+        append_for_good=lambda name, line: append_line(f"{config.state_dir}/{name}", line),
+        all_ended=tasks.all_ended,
+        open_files=SystemOpenFiles(),
+        leases=lease_host_ports((config.state_dir, config.run_dir)),
+    )
+
+
+def lease_host_ports(copy_dirs: Sequence[str]) -> LeaseHostPorts:
+    """Nothing is opened or started before somebody asks for it. `copy_dirs`: local directories that each keep this host's
+    incarnations: one that survives a reboot first, one of this boot alone.
+    """
+    return LeaseHostPorts(
+        threads=SystemLeaseThreads(prepare_thread),
+        start_heart=_start_heart,
+        heart_clock=BlockingClock(),
+        watchdog=_watchdog,
+        storage=_lease_storage,
+        writes_in_flight=lambda lockspace: DEVICE_WRITES.in_flight(_lane_of_leases(lockspace)),
+        incarnation_files=lambda lockspace: [
+            MemoryFile(f"{place}/lockspace-{lockspace}.json") for place in copy_dirs
+        ],
+        identities=SystemDiskIdentities(),
+        chance=SystemRandom(),
+        token=partial(secrets.token_hex, TOKEN_DIGITS // 2),
+    )
+
+
+def _start_heart(life: Coroutine[Any, Any, None], on_end: Callable[[object], None]) -> None:
+    start_thread("heartbeat", _prepared(life), on_end)
+
+
+async def _prepared(life: Coroutine[Any, Any, None]) -> None:
+    prepare_thread()
+    await life
+
+
+def _lease_storage(lockspace: str) -> LeaseStorage:
+    return SystemLeaseStorage(DiskLane(_lane_of_leases(lockspace)))
+
+
+def _lane_of_leases(lockspace: str) -> str:
+    return f"leases of {lockspace}"
+
+
+def _watchdog(choice: WatchdogChoice, fd: int | None) -> Watchdog:
+    now = BlockingClock().now
+    match choice.driver:
+        case "device":
+            return DeviceWatchdog(choice.path, choice.fire_timeout_s, now, fd=fd)
+        case "wdmd":
+            return WdmdWatchdog(choice.fire_timeout_s, now, path=choice.path, fd=fd)
+        case _:
+            return NoWatchdog()
+
+
+def machine_of(node: str, *ids: str) -> str:
+    """One digest of what tells this machine from others: names and ids, as far as they can be read."""
+    return hashlib.sha256("\0".join((node, *ids)).encode("utf-8", "replace")).hexdigest()[:32]
