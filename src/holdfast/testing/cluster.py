@@ -12,13 +12,15 @@ from functools import partial
 from random import Random
 from typing import Any, assert_never
 
+from holdfast.config import Config
+from holdfast.model import LockFailureAction
 from holdfast.ondisk.geometry import GEOMETRIES, Geometry
 from holdfast.protocol.timing import Timing
 from holdfast.testing import formatted
 from holdfast.testing.checkers import Checkers
 from holdfast.testing.machine import Machine
 from holdfast.testing.machine_ports import MachineState
-from holdfast.testing.managed_daemon import ManagedDaemon
+from holdfast.testing.managed_daemon import ManagedDaemon, configured
 from holdfast.testing.managed_desk import lease_of
 from holdfast.testing.shared_disk import Manners
 from holdfast.testing.shared_files import SharedDirectory, Volume
@@ -229,14 +231,13 @@ class Cluster:
             return
         timing = Timing(self.scenario.io_timeouts_s[number - 1], self.scenario.fire_timeout_s)
         if self.scenario.kind is Kind.MANAGED:
+            self._states[machine.name].booted()
             self.daemons[machine.name] = ManagedDaemon(
                 machine=machine,
                 state=self._states[machine.name],
+                config=self._configuration(number, timing),
                 spaces=self.spaces,
                 volumes=self.volumes,
-                host_id=None if self.scenario.auto_ids else self.host_id(number),
-                hosts_max=self.scenario.hosts_max,
-                timing=timing,
                 stubborn_rate=self.scenario.stubborn_rate,
                 checkers=self.checkers,
             )
@@ -256,6 +257,20 @@ class Cluster:
             # A claim is a handful of calls: somewhere among them, for longer than another's claim takes.
             kind, calls = random.choice((("disk", 4), ("clock", 8)))
             machine.process.stall_in(random.randrange(calls), random.choice((3.0, 5.0, 10.0)), kind)
+
+    def _configuration(self, number: int, timing: Timing) -> Config:
+        """As it is when the daemon starts: an operator may have changed what is done about a lost lease."""
+        scenario, random = self.scenario, self.world.random
+        few = scenario.lease_hosts == formatted.FEW_HOSTS
+        return configured(
+            self.spaces,
+            self.volumes,
+            host_id=None if scenario.auto_ids else self.host_id(number),
+            hosts_max=scenario.hosts_max if few else scenario.lease_hosts,
+            timing=timing,
+            watchdog="wdmd" if scenario.wdmd else "device",
+            on_lockfailure=random.choice((LockFailureAction.PAUSE, LockFailureAction.POWEROFF)),
+        )
 
     def _killed(self, machine: Machine, number: int) -> None:
         """libvirt ends the starts that were under way; systemd starts the daemon again, sooner or later."""
@@ -279,8 +294,8 @@ class Cluster:
         return SimulatedWdmd(machine, self.scenario.fire_timeout_s, lambda: self.checkers.terms.fed(machine))
 
     def forget_terms(self, machine: Machine) -> None:
-        for memory in self._states[machine.name].memories.values():
-            memory.replace(b"")
+        for file in self._states[machine.name].state_files.values():
+            file.replace(b"")
 
     def _reset(self, machine: Machine) -> None:
         self.daemons.pop(machine.name, None)

@@ -1,16 +1,37 @@
-"""What a whole daemon meets of `system` on a simulated machine: processes, memory, threads, names of disks.
+"""What a whole daemon meets of `system` on a simulated machine: processes, files, threads, names of disks.
 
-Its journal, its memory of terms and the process table are the machine's: they outlive a daemon, and some a reset.
+    MachineState    what the machine keeps beside its daemon: journal, state files, process table, configuration.
+                    They outlive a daemon, and some a reset; whoever makes trouble damages them here
+    managed_ports   the `SystemPorts` of one life of the daemon over all that
+
+What a simulated machine does not have refuses to be used: connections, lock files, mounts but the root.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import errno
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+from holdfast.build import SystemPorts
+from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHostPorts
 from holdfast.protocol.words import IoFailed
+from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
+from holdfast.supervision.presence import WatchdogChoice
+from holdfast.system import tasks
+from holdfast.system.blocking import InlineStorage
 from holdfast.system.disk_identity import DiskIdentity
+from holdfast.system.domain_control import DomainControl
+from holdfast.system.file_lock import IoFailed as CallFailed
+from holdfast.system.file_lock import OpenedFile, SystemLockFiles
 from holdfast.system.lease_threads import Life
-from holdfast.testing.machine import Machine, MachineClock
+from holdfast.system.lockspace_files import LockspaceFiles
+from holdfast.system.mounts import Mount, MountTable
+from holdfast.system.readiness import READ, Readiness
+from holdfast.system.watchdog import DeviceWatchdog, Watchdog
+from holdfast.system.wdmd import WdmdWatchdog
+from holdfast.testing.machine import DEVICE_FD, Machine, MachineClock
 from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_files import SimulatedStorage
 from holdfast.testing.simulated import SimulatedAppendFile, SimulatedProcesses
@@ -40,17 +61,17 @@ class MachineProcesses(SimulatedProcesses):
         self._pinned.clear()
 
 
-class Memory:
-    """The memory of terms: a small file on a disk of the machine's own, which survives a reset."""
+class StateFile:
+    """A small file that is replaced whole, on a disk of the machine's own: it survives a reset."""
 
     def __init__(self) -> None:
-        self._raw = b""
+        self.raw = b""
 
     def read(self) -> bytes:
-        return self._raw
+        return self.raw
 
     def replace(self, raw: bytes) -> None:
-        self._raw = raw
+        self.raw = raw
 
 
 class MachineState:
@@ -60,12 +81,12 @@ class MachineState:
         self.machine = machine
         self._new_wdmd = new_wdmd
         self.wdmd: SimulatedWdmd | None = None
-        self.memories: dict[str, Memory] = {}
+        self.state_files: dict[str, StateFile] = {}
         self._boot = -1
         self.processes = MachineProcesses(machine)
         self.journal = SimulatedAppendFile()
-        self.broken: list[str] = []
-        """Lines of the record of leases that were broken."""
+        self.records: dict[str, list[str]] = {}
+        """Lines of files that only grow: the record of leases that were broken."""
 
     def booted(self) -> None:
         if self._boot != self.machine.boots:
@@ -73,6 +94,12 @@ class MachineState:
             self.processes = MachineProcesses(self.machine)
             self.journal = SimulatedAppendFile()
             self.wdmd = self._new_wdmd()
+
+    def descriptors(self) -> list[tuple[str, int]]:
+        """What the descriptor store has for the next daemon: the watchdog, if it counts."""
+        kept = self.wdmd.kept_fd if self.wdmd is not None else DEVICE_FD
+        armed = self.machine.watchdog.fires_at is not None
+        return [] if kept is None or (self.wdmd is None and not armed) else [(WATCHDOG_FD_NAME, kept)]
 
 
 class Identities:
@@ -107,3 +134,118 @@ class Threads:
 
     def tell(self, callback: Callable[[], None]) -> None:
         self._process.loop.call_soon(callback)
+
+
+class NoConnections(Readiness):
+    """There are no sockets here."""
+
+    def __init__(self) -> None:
+        """Without an epoll."""
+
+    def add(self, fd: int, callback: Callable[[], None], events: int = READ) -> None:
+        raise NotImplementedError(f"descriptor {fd}: sockets are not simulated")
+
+
+class NoLockFiles(SystemLockFiles):
+    """File locks are the kernel's, and not simulated."""
+
+    def open(
+        self, path: str, *, create: bool, disk: str = "", follow: bool = True
+    ) -> OpenedFile | CallFailed:
+        return CallFailed("Unable to open resource", path, errno.ENOSYS)
+
+
+class OnlyRoot(MountTable):
+    """One local file system."""
+
+    def __init__(self) -> None:
+        self._by_point = {"/": Mount("/", "ext4", "/dev/root", frozenset())}
+        self.changes = 1
+
+    def refresh(self) -> None:
+        """It never changes."""
+
+    def close(self) -> None:
+        """It has nothing open."""
+
+
+class Store:
+    """`DescriptorStore`: systemd's. What a daemon puts there is there for the next one, until the machine is reset."""
+
+    stores = True
+
+    def store(self, name: str, fd: int | None) -> None:
+        """Locks here are leases, which have no descriptors; the watchdog's is found by `MachineState`."""
+
+
+def managed_ports(
+    *,
+    process: Process,
+    machine: Machine,
+    state: MachineState,
+    storage: SimulatedStorage,
+    domains: DomainControl,
+    fed: Callable[[Watchdog], Watchdog],
+) -> SystemPorts:
+    """The ports of one life of the daemon. `fed` wraps the shipping watchdog driver for the checkers."""
+    random = machine.world.random
+
+    def writes_in_flight(lockspace: str) -> Callable[[], bool]:
+        path = machine.paths[lockspace]
+        seen = [write for write in path.writes if write.process is process]
+        return lambda: any(write.changes and write in path.writes for write in seen)
+
+    def start_heart(life: Coroutine[Any, Any, None], on_end: Callable[[object], None]) -> None:
+        process.spawn(life)  # how it fails is found by the world: nothing here may make it fail
+
+    def watchdog(choice: WatchdogChoice, fd: int | None) -> Watchdog:
+        now = MachineClock(process, machine).now
+        if choice.driver == "device":
+            return fed(DeviceWatchdog(choice.path, choice.fire_timeout_s, now, machine.watchdog, fd=fd))
+        assert state.wdmd is not None
+        # No host is suspended here, so its two clocks are one.
+        return fed(
+            WdmdWatchdog(
+                choice.fire_timeout_s,
+                now,
+                path=choice.path,
+                their_now=machine.boottime,
+                connection=state.wdmd.connection,
+                fd=fd,
+            )
+        )
+
+    async def all_ended() -> None:
+        while ours := {task for task in tasks._running if task.get_loop() is process.loop}:
+            await asyncio.wait(ours)
+
+    return SystemPorts(
+        pid=1,
+        uid=0,
+        identity=HostIdentity(machine.name, f"{machine.name}-{machine.boots}", machine.name),
+        clock=MachineClock(process, machine),
+        processes=state.processes,
+        domains=domains,
+        status=None,
+        files=NoLockFiles(),
+        lockspace_files=LockspaceFiles(),
+        storage=InlineStorage(),
+        mounts=OnlyRoot(),
+        readiness=NoConnections(),
+        store=Store(),
+        journal=state.journal,
+        append_for_good=lambda name, line: state.records.setdefault(name, []).append(line),
+        all_ended=all_ended,
+        leases=LeaseHostPorts(
+            threads=Threads(process, machine, storage),
+            start_heart=start_heart,
+            heart_clock=MachineClock(process, machine),
+            watchdog=watchdog,
+            storage=lambda _: storage,
+            writes_in_flight=writes_in_flight,
+            term_memory=lambda lockspace: state.state_files.setdefault(lockspace, StateFile()),
+            identities=Identities(),
+            chance=random,
+            token=lambda: f"{random.getrandbits(4 * TOKEN_DIGITS):0{TOKEN_DIGITS}x}",
+        ),
+    )

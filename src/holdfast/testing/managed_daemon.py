@@ -1,7 +1,7 @@
-"""holdfastd's own composition in the simulator: manager, recovery, paxos backend and lockspace keepers as they ship.
+"""holdfastd in the simulator: the object graph that ships, made by `build`, through the life that ships, in `lifecycle`.
 
-    LockManager ─ LeaseRecovery, Recovery ─ PaxosBackend ─ LockspaceKeeper ─ Lockspace, Heartbeat ─ DeviceWatchdog
-    below:  threads that are tasks, disks, clocks, processes, the journal's file and the memory of terms of this machine
+    below:   `managed_ports`: threads that are tasks, disks, clocks, processes and files of this machine
+    beside:  checkers, by a wrapped watchdog driver and by the news of lockspaces
 
 The daemon may be killed and started again under running virtual machines: the next one goes on with the term and adopts
 their locks, or the ladder stops them. The checkers follow a virtual machine, not the daemon: what it rests on must stand
@@ -10,37 +10,22 @@ all the time. A lockspace of it is a `ManagedSeat`, a disk a `ManagedDesk`.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from typing import Any
 
-from holdfast.backends.base import Backend
-from holdfast.manager.events import Events
-from holdfast.manager.journal import Journal, SavedState
-from holdfast.manager.lease_breaker import LeaseBreaker
-from holdfast.manager.lease_collection import LeaseCollector
-from holdfast.manager.lease_recovery import LeaseRecovery
-from holdfast.manager.lock_manager import LockManager
-from holdfast.manager.lockspaces import Lockspaces
-from holdfast.manager.recovery import Recovery
-from holdfast.manager.routing import Route, Routing, Rule
+from holdfast import lifecycle
+from holdfast.build import LeaseWatchers, build
+from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable
 from holdfast.model import LockFailureAction, Protection
 from holdfast.protocol.timing import Timing
-from holdfast.supervision.heartbeat import Heartbeat
-from holdfast.supervision.host_terms import HostIdentity
-from holdfast.system import tasks
-from holdfast.system.blocking import InlineStorage
-from holdfast.system.lockspace_files import LockspaceFiles
-from holdfast.system.watchdog import DeviceWatchdog, Watchdog
-from holdfast.system.wdmd import WdmdWatchdog
+from holdfast.system.descriptors import Inherited
 from holdfast.testing.checkers import Checkers
-from holdfast.testing.machine import Machine, MachineClock
-from holdfast.testing.machine_ports import MachineState
-from holdfast.testing.managed_desk import ManagedDesk
+from holdfast.testing.machine import Machine
+from holdfast.testing.machine_ports import MachineState, managed_ports
+from holdfast.testing.managed_desk import ManagedDesk, resource_of
 from holdfast.testing.managed_seat import ManagedSeat
 from holdfast.testing.shared_files import SimulatedStorage, Volume
 from holdfast.testing.simulated_daemon import CheckedWatchdog, Space
-from holdfast.testing.simulated_wdmd import SimulatedWdmd
 
 
 class Libvirt:
@@ -62,6 +47,51 @@ class Libvirt:
         return True
 
 
+def configured(
+    spaces: tuple[Space, ...],
+    volumes: Mapping[str, Volume],
+    *,
+    host_id: int | None,
+    hosts_max: int,
+    timing: Timing,
+    watchdog: str,
+    on_lockfailure: LockFailureAction,
+) -> Config:
+    """What an operator writes for such a host: a backend for each lockspace, and a rule for each disk."""
+
+    def table(space: Space, volume: Volume) -> dict[str, Any]:
+        return {
+            "driver": "paxos",
+            "device" if volume.directory is None else "directory": volume.root,
+            "lockspace": space.name,
+            "host_id": "auto" if host_id is None else host_id,
+            "hosts_max": hosts_max,
+            "io_timeout_s": timing.io_timeout_s,
+            "fire_timeout_s": timing.fire_timeout_s,
+            "watchdog": watchdog,
+            "on_lockfailure": on_lockfailure.value,
+            "cross_host": True,
+        }
+
+    return Config(
+        run_dir="/run/holdfast",
+        state_dir="/var/lib/holdfast",
+        default_backend=spaces[0].name,
+        limits=LimitsTable(owners_max=100),
+        recovery=RecoveryTable(on_lock_lost="poweroff"),
+        backend={
+            space.name: table(space, volume) for space, volume in zip(spaces, volumes.values(), strict=True)
+        },
+        disk=tuple(
+            DiskRule(
+                backend=space.name, match=resource_of(resource).name, require_protection=Protection.FENCED
+            )
+            for space in spaces
+            for resource in space.resources
+        ),
+    )
+
+
 class ManagedDaemon:
     """One life of the daemon on one machine."""
 
@@ -70,101 +100,47 @@ class ManagedDaemon:
         *,
         machine: Machine,
         state: MachineState,
+        config: Config,
         spaces: tuple[Space, ...],
         volumes: Mapping[str, Volume],
-        host_id: int | None,
-        hosts_max: int,
-        timing: Timing,
         stubborn_rate: float,
         checkers: Checkers,
     ) -> None:
-        state.booted()
         self.machine = machine
         self.state = state
         self.world = machine.world
         self.process = machine.start_process()
-        self.timing = timing
         self.stubborn_rate = stubborn_rate
         self.checkers = checkers
-        self.clock = MachineClock(self.process, machine)
         state.processes.on_end = self._vm_ended
-        driver = self._driver(state.wdmd)
-        self.heartbeat = Heartbeat(
-            clock=MachineClock(self.process, machine),
-            watchdog=CheckedWatchdog(driver, lambda: checkers.terms.fed(machine)),
+        ports = managed_ports(
+            process=self.process,
+            machine=machine,
+            state=state,
+            storage=SimulatedStorage(self.process, machine, volumes),
+            domains=Libvirt(self),
+            fed=lambda driver: CheckedWatchdog(driver, lambda: checkers.terms.fed(machine)),
         )
-        self.storage = SimulatedStorage(self.process, machine, volumes)
+        self.clock = ports.clock
+        self.parts = build(
+            config,
+            ports,
+            Inherited(named=state.descriptors()),
+            LeaseWatchers(
+                on_joined=lambda keeper: self.seats[keeper.name].joined(),
+                on_lost=lambda keeper, reason: self.seats[keeper.name].lost(reason),
+                on_users_gone=lambda keeper: self.seats[keeper.name].users_gone(),
+            ),
+        )
+        self.manager = self.parts.manager
+        keepers = {keeper.name: keeper for keeper in self.parts.leases.keepers}
         self.seats = {
-            space.name: ManagedSeat(self, space, volume, host_id, hosts_max)
+            space.name: ManagedSeat(self, space, volume, keepers[space.name])
             for space, volume in zip(spaces, volumes.values(), strict=True)
         }
-        action = self.world.random.choice((LockFailureAction.PAUSE, LockFailureAction.POWEROFF))
-        backends: dict[str, Backend] = {name: seat.backend(action) for name, seat in self.seats.items()}
-        rules = [
-            Rule(f"/disks/{resource}", Route(backends[space.name], Protection.FENCED), of_lockspace=False)
-            for space in spaces
-            for resource in space.resources
-        ]
-        self._boot = f"{machine.name}-{machine.boots}"
-        self.journal = Journal(
-            state.journal,
-            boot=self._boot,
-            host=machine.name,
-            snapshot=lambda: self.manager.journal_lines(),  # noqa: PLW0108 - there is no manager yet
-        )
-        self.manager = LockManager(
-            routing=Routing(rules, rules[0].route, backends),
-            lockspaces=Lockspaces(files=LockspaceFiles(), storage=InlineStorage(), journal=self.journal),
-            journal=self.journal,
-            processes=state.processes,
-            clock=self.clock,
-            events=Events(self.clock.wall),
-            host=machine.name,
-            owners_max=100,
-        )
-        self.collector = LeaseCollector(self.manager)
-        self.breaker = LeaseBreaker(self.manager, clock=self.clock, record=state.broken.append)
-        libvirt = Libvirt(self)
-        self.lease_recovery = LeaseRecovery(
-            self.manager,
-            clock=self.clock,
-            domains=libvirt,
-            status=None,
-            actions=dict.fromkeys(backends, action),
-        )
-        self.recovery = Recovery(
-            self.manager,
-            processes=state.processes,
-            clock=self.clock,
-            domains=libvirt,
-            on_lock_lost=LockFailureAction.POWEROFF,
-        )
         self.serving = False
         self.world.tell(machine.name, "its daemon starts")
         self.process.spawn(self._start())
-
-    def _driver(self, wdmd: SimulatedWdmd | None) -> Watchdog:
-        fire_timeout_s, now, device = self.timing.fire_timeout_s, self.clock.now, self.machine.watchdog
-        if wdmd is not None:
-            # No host is suspended here, so its two clocks are one.
-            return WdmdWatchdog(
-                fire_timeout_s,
-                now,
-                their_now=self.machine.boottime,
-                connection=wdmd.connection,
-                fd=wdmd.kept_fd,
-            )
-        fd = 3 if device.fires_at is not None else None
-        return DeviceWatchdog("/dev/watchdog", fire_timeout_s, now, device, fd=fd)
-
-    def identity(self) -> HostIdentity:
-        return HostIdentity(self.machine.name, f"{self.machine.name}-{self.machine.boots}", self.machine.name)
-
-    def lease_writes(self, lockspace: str) -> Callable[[], bool]:
-        """As `DeviceWrites.in_flight` tells it: whether a write of ours to its disk that is under way now may still land."""
-        path = self.machine.paths[lockspace]
-        seen = [write for write in path.writes if write.process is self.process]
-        return lambda: any(write.changes and write in path.writes for write in seen)
 
     @property
     def alive(self) -> bool:
@@ -175,31 +151,10 @@ class ManagedDaemon:
         return [desk for seat in self.seats.values() for desk in seat.desks.values()]
 
     async def _start(self) -> None:
-        """As `handover.adopt` and `daemon.run` do it."""
-        state: SavedState = self.journal.load()
-        if state.boot != self._boot:
-            state = SavedState(boot=self._boot)
-        living = self.recovery.owners(state)
-        await self.recovery.locks(state, living, {}, self._start_keepers)
-        self.journal.compact()
-        for owner in living.values():
-            if not owner.alive():
-                self.manager.owner_ended(owner)
+        await lifecycle.adopt(self.parts)
+        lifecycle.begin(self.parts)
         self.serving = True
-        for name, seat in self.seats.items():
-            if seat.keeper.gone_on:
-                self.collector.free_left_behind({name})
-
-    async def _start_keepers(self) -> None:
-        self.process.spawn(self.heartbeat.run())
-        tried = []
-        for seat in self.seats.values():
-            done: asyncio.Future[None] = self.process.loop.create_future()
-            seat.keeper.start(partial(tasks.resolve, done, None))
-            if seat.keeper.resuming:
-                tried.append(done)
-        if tried:
-            await asyncio.wait(tried, timeout=10)
+        lifecycle.free_left_behind(self.parts)
 
     def _vm_ended(self, pid: int) -> None:
         for vm in [vm for vm in self.machine.vms if vm.pid == pid]:

@@ -1,25 +1,11 @@
-"""One lockspace of one whole daemon: its keeper and backend as they ship, and the checkers' view of its term."""
+"""One lockspace of one whole daemon, as operators and checkers see it: its keeper, its disks, its term."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
-from holdfast.backends.device_places import DevicePlaces
-from holdfast.backends.directory_places import DirectoryPlaces
-from holdfast.backends.lease_holding import HoldingPorts
-from holdfast.backends.lease_places import LeasePlaces
-from holdfast.backends.lock_names import NameBy
-from holdfast.backends.paxos import PaxosBackend
-from holdfast.manager.lease_recovery import Loss
-from holdfast.model import Instant, LockFailureAction, Protection
 from holdfast.protocol.membership import Membership
-from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
-from holdfast.system import tasks
-from holdfast.system.blocking import InlineStorage
-from holdfast.testing.machine import MachineClock
-from holdfast.testing.machine_ports import Identities, Memory, Threads
+from holdfast.supervision.keeper import KeeperState, LockspaceKeeper
 from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.shared_files import Volume
 from holdfast.testing.simulated_daemon import Space
@@ -32,58 +18,12 @@ if TYPE_CHECKING:
 class ManagedSeat:
     """One lockspace of one daemon, and the checkers' view of its term."""
 
-    def __init__(
-        self, daemon: ManagedDaemon, space: Space, volume: Volume, host_id: int | None, hosts_max: int
-    ) -> None:
+    def __init__(self, daemon: ManagedDaemon, space: Space, volume: Volume, keeper: LockspaceKeeper) -> None:
         self.daemon = daemon
         self.space = space
         self.volume = volume
-        self.keeper = LockspaceKeeper(
-            LockspaceSpec(
-                name=space.name,
-                path=volume.lockspace_path,
-                host_id=host_id,
-                hosts_max=hosts_max,
-                timing=daemon.timing,
-            ),
-            heartbeat=daemon.heartbeat,
-            threads=Threads(daemon.process, daemon.machine, daemon.storage),
-            clock=MachineClock(daemon.process, daemon.machine),
-            copies=IncarnationCopies(space.name, [daemon.state.memories.setdefault(space.name, Memory())]),
-            identity=daemon.identity(),
-            token=lambda: f"{daemon.world.random.getrandbits(48):012x}",
-            in_use=lambda: daemon.lease_recovery.in_use({space.name}),
-            lease_writes=partial(daemon.lease_writes, space.name),
-            spawn=tasks.start,
-            news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
-        )
+        self.keeper = keeper
         self.desks = {resource: ManagedDesk(self, resource) for resource in space.resources}
-
-    def backend(self, action: LockFailureAction) -> PaxosBackend:
-        daemon, volume = self.daemon, self.volume
-        ports = HoldingPorts(
-            errands=daemon.storage,
-            clock=MachineClock(daemon.process, daemon.machine),
-            chance=daemon.world.random,
-            spawn=tasks.start,
-        )
-        places: LeasePlaces
-        if volume.directory is not None:
-            places = DirectoryPlaces(volume.root, volume.lockspace_path, daemon.storage, volume.lease_hosts)
-        else:
-            places = DevicePlaces(volume.root, daemon.storage, volume.lease_hosts, ports)
-        return PaxosBackend(
-            self.space.name,
-            presence=self.keeper,
-            places=places,
-            name_by=NameBy.PATH_MD5,
-            on_lockfailure=action,
-            reach=Protection.CROSS_HOST,
-            reach_note="",
-            ports=ports,
-            storage=InlineStorage(),
-            identities=Identities(),
-        )
 
     @property
     def host_id(self) -> int | None:
@@ -117,7 +57,7 @@ class ManagedSeat:
     def leave(self) -> bool:
         if any(desk.vm is not None or desk.busy for desk in self.desks.values()) or self.member is None:
             return False
-        if self.daemon.lease_recovery.in_use({self.space.name}):
+        if self.daemon.parts.lease_recovery.in_use({self.space.name}):
             return False
         if self.term is not None:
             self.term.dismissed = self._settled
@@ -128,50 +68,35 @@ class ManagedSeat:
     def _settled(self) -> bool:
         return not self.daemon.machine.paths[self.space.name].may_land_for(self.daemon.process)
 
-    def _joined(self, keeper: LockspaceKeeper) -> None:
-        member = self.member
-        if member is None:
-            return
-        daemon = self.daemon
-        daemon.checkers.terms.joined(
-            Term(
-                daemon.machine,
-                daemon.process,
-                self.space.name,
-                member.host_id,
-                member.generation,
-                member.timing.io_timeout_s,
-            )
-        )
-        daemon.lease_recovery.joined(keeper.name)
+    # --- news, before the daemon acts on them ---
 
-    def _lost(self, keeper: LockspaceKeeper, reason: str) -> None:
-        daemon = self.daemon
-        daemon.world.tell(daemon.machine.name, f"has lost {self.space.name}: {reason}")
-        daemon.lease_recovery.lost(
-            Loss(
-                lockspace=keeper.name,
-                reason=reason,
-                backends={keeper.name},
-                timing=keeper.timing,
-                lost_at=Instant(keeper.lost_at or 0.0),
-                renewed_at=None if keeper.renewed_at is None else Instant(keeper.renewed_at),
-                on_all_gone=self._all_gone,
-            )
-        )
-
-    def _all_gone(self) -> None:
-        daemon, term = self.daemon, self.term
-        if term is not None:
-            if term.vms:
-                running = ", ".join(vm.name for vm in term.vms.values())
-                daemon.world.fail(
-                    "nothing lost", f"{term}: all users are gone, but {running}", daemon.machine
+    def joined(self) -> None:
+        member, daemon = self.member, self.daemon
+        if member is not None:
+            daemon.checkers.terms.joined(
+                Term(
+                    daemon.machine,
+                    daemon.process,
+                    self.space.name,
+                    member.host_id,
+                    member.generation,
+                    member.timing.io_timeout_s,
                 )
-            term.beliefs.clear()
-            term.dismissed = self._settled
-            daemon.process.spawn(self._over(term))
-        self.keeper.users_are_gone()
+            )
+
+    def lost(self, reason: str) -> None:
+        self.daemon.world.tell(self.daemon.machine.name, f"has lost {self.space.name}: {reason}")
+
+    def users_gone(self) -> None:
+        daemon, term = self.daemon, self.term
+        if term is None:
+            return
+        if term.vms:
+            running = ", ".join(vm.name for vm in term.vms.values())
+            daemon.world.fail("nothing lost", f"{term}: all users are gone, but {running}", daemon.machine)
+        term.beliefs.clear()
+        term.dismissed = self._settled
+        daemon.process.spawn(self._over(term))
 
     async def _over(self, term: Term) -> None:
         while not self._settled():

@@ -80,7 +80,7 @@ class Orders:
 async def collect(daemon: ManagedDaemon, *, dry_run: bool = False) -> list[str]:
     """Take out what nobody holds; why the others stay."""
     try:
-        found = await daemon.collector.collect(dry_run=dry_run)
+        found = await daemon.parts.collector.collect(dry_run=dry_run)
     except LockError as refusal:
         return [str(refusal)]
     out = sum(not lease.kept_because for lease in found)
@@ -94,7 +94,7 @@ async def _break(daemon: ManagedDaemon, desk: ManagedDesk, attest_off: str = "")
     world.tell(name, f"is to break {desk.resource}{said}")
     operator = "operator" if attest_off else ""
     try:
-        proof = await daemon.breaker.break_lease(
+        proof = await daemon.parts.breaker.break_lease(
             resource_of(desk.resource).name, attest_off=attest_off, operator=operator
         )
     except LockError as refusal:
