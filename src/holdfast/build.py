@@ -91,6 +91,7 @@ class LeaseWatchers:
     on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
     on_users_gone: Callable[[LockspaceKeeper], None] = lambda _: None
     """After a loss: every owner that used a lease of this lockspace has ended."""
+    on_leaving: Callable[[LockspaceKeeper], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +266,7 @@ def _connect(
             )
         )
 
-    leases.on_joined, leases.on_lost = joined, lost
+    leases.on_joined, leases.on_lost, leases.on_leaving = joined, lost, watchers.on_leaving
 
 
 def build_routing(config: Config, ports: BackendPorts) -> Routing:

@@ -268,29 +268,22 @@ class Daemon:
         """Become the program on disk, if it can start with the configuration on disk; else go on as we are."""
         try:
             self.notifier.reloading(int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6))
-            if why := self.leases.why_not_reexec():
-                log.error("reload refused: %s", why)
-                self.notifier.ready("reload refused, see the log")
-                return
-            if not await self._next_can_start():
-                self.notifier.ready("reload refused, see the log")
-                return
-            await lifecycle.pause(self.parts)
-            log.info("re-executing with %d locks", len(self.manager.table))
-            self.control.close_all()
-            try:
-                state = self.parts.handover.state(
-                    {name: each.socket.fileno() for name, each in self.listeners.items()},
-                    self._self_bound,
-                    self._run_dir_lock,
-                )
-                fds.exec_with(state, sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
-            except OSError as e:
-                log.error("re-exec failed: %s; going on as before", e)
-            lifecycle.go_on(self.parts)
-            self.notifier.ready("reload failed, see the log")
+            outcome = await lifecycle.reload(
+                self.parts, next_can_start=self._next_can_start, execute=self._execute_next
+            )
+            self.notifier.ready(outcome)
         finally:
             self._reloading = False
+
+    def _execute_next(self) -> None:
+        """Does not return; raises OSError if the program on disk can't be executed."""
+        self.control.close_all()
+        state = self.parts.handover.state(
+            {name: each.socket.fileno() for name, each in self.listeners.items()},
+            self._self_bound,
+            self._run_dir_lock,
+        )
+        fds.exec_with(state, sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
 
     async def _next_can_start(self) -> bool:
         """A dry run of what would be executed: a broken upgrade or configuration must not cost the locks."""

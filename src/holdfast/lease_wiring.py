@@ -96,6 +96,7 @@ class LeaseHost:
         self._keepers: dict[str, tuple[LockspaceKeeper, set[str]]] = {}
         self.on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
         self.on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
+        self.on_leaving: Callable[[LockspaceKeeper], None] = lambda _: None
 
     def ports(self) -> LeasePorts:
         return LeasePorts(
@@ -210,6 +211,11 @@ class LeaseHost:
                 return f"lockspace {keeper.name} is not renewed in time: its storage may hang"
         return ""
 
+    def leave(self, keeper: LockspaceKeeper, on_left: Callable[[], None] = lambda: None) -> None:
+        """Nobody rests on this lockspace. `on_left`: it is left, or can't be."""
+        self.on_leaving(keeper)
+        keeper.leave(on_left)
+
     async def stop(self) -> None:
         """Leave every lockspace on which nobody rests; the others are to be gone on with in time."""
         left = []
@@ -223,7 +229,7 @@ class LeaseHost:
                 )
             elif keeper.state not in (KeeperState.LOST, KeeperState.LEFT):
                 left.append(keeper)
-                keeper.leave()
+                self.leave(keeper)
         # A write that is under way keeps the watchdog armed (ADR 0121); most end in a moment.
         until = self._clock.now() + LEAVE_WAIT_S
         while self._clock.now() < until and any(_leaving(keeper) for keeper in left):
@@ -275,7 +281,7 @@ class LeaseSpaceCalls:
         if keeper.state is KeeperState.LOST:
             raise Refused(reason=f"lockspace '{name}' is lost; it is joined again when its users are gone")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        keeper.leave(partial(tasks.resolve, done, None))
+        self._host.leave(keeper, partial(tasks.resolve, done, None))
         await asyncio.wait((done,), timeout=LEAVE_CALL_WAIT_S)
 
     async def collect(self, dry_run: bool) -> list[CollectedLease]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from holdfast.build import Parts
 from holdfast.manager import events as ev
@@ -38,23 +38,41 @@ def account_for_left_behind(parts: Parts) -> None:
     parts.collector.begin()
 
 
-async def pause(parts: Parts, busy: Callable[[], bool] = lambda: False) -> None:
-    """Before a re-exec: no connection takes a further request, and what is under way gets a little time to end.
+async def reload(
+    parts: Parts,
+    *,
+    next_can_start: Callable[[], Awaitable[bool]],
+    execute: Callable[[], None],
+    busy: Callable[[], bool] = lambda: False,
+) -> str:
+    """Become the program on disk, if it can start; else go on as we are, and return why in a few words.
 
-    `busy` tells of requests that came by other ways than connections.
+    `execute` does not return unless it raises OSError. `busy` tells of requests that came by other ways than connections.
     """
+    if why := parts.leases.why_not_reexec():
+        log.error("reload refused: %s", why)
+        return "reload refused, see the log"
+    if not await next_can_start():
+        return "reload refused, see the log"
+    await _pause(parts, busy)
+    log.info("re-executing with %d locks", len(parts.manager.table))
+    try:
+        execute()
+    except OSError as e:
+        log.error("re-exec failed: %s; going on as before", e)
+    for connection in list(parts.virtlockd.connections):
+        connection.go_on()
+    return "reload failed, see the log"
+
+
+async def _pause(parts: Parts, busy: Callable[[], bool]) -> None:
+    """No connection takes a further request, and what is under way gets a little time to end."""
     clock, connections = parts.ports.clock, parts.virtlockd.connections
     for connection in list(connections):
         connection.hold()
     deadline = clock.now() + IN_FLIGHT_WAIT_S
     while (busy() or any(c.busy for c in connections)) and clock.now() < deadline:
         await clock.sleep(IN_FLIGHT_PAUSE_S)
-
-
-def go_on(parts: Parts) -> None:
-    """The re-exec failed: serve as before."""
-    for connection in list(parts.virtlockd.connections):
-        connection.go_on()
 
 
 async def stop(parts: Parts, close: Callable[[], None]) -> None:

@@ -150,19 +150,27 @@ def inherited(environ: MutableMapping[str, str]) -> Inherited:
 
 
 def _read_state(fd: int) -> ReexecState:
-    """The memory file is ours alone, but a newer program may have other fields: fail loudly, before anything is lost."""
     with os.fdopen(fd, "rb") as f:
         f.seek(0)
-        state = msgspec.msgpack.decode(f.read(REEXEC_BYTES_MAX), type=ReexecState)
+        return decode_state(f.read(REEXEC_BYTES_MAX))
+
+
+def decode_state(raw: bytes) -> ReexecState:
+    """The state is ours alone, but a newer program may have other fields: fail loudly, before anything is lost."""
+    state = msgspec.msgpack.decode(raw, type=ReexecState)
     if state.version != REEXEC_VERSION:
         raise ValueError(f"re-exec state version {state.version}, this program knows {REEXEC_VERSION}")
     return state
 
 
+def encode_state(state: ReexecState) -> bytes:
+    return msgspec.msgpack.encode(state)
+
+
 def write_state(state: ReexecState) -> int:
     """A memory file with the state, inheritable; raises OSError."""
     fd = os.memfd_create("holdfast-reexec", 0)
-    view = memoryview(msgspec.msgpack.encode(state))
+    view = memoryview(encode_state(state))
     while view:
         view = view[os.write(fd, view) :]
     return fd
