@@ -22,6 +22,7 @@ from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.unknown_locks import UnknownLocks
 from holdfast.protocol.ports import Chance
 from holdfast.protocol.ports import Clock as ProtocolClock
+from holdfast.protocol.words import Instant
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.incarnation_copies import IncarnationCopies
@@ -70,6 +71,35 @@ class LeaseHostPorts:
     """Random digits for a name that no other host and no earlier term has used."""
 
 
+class StoredWatchdog:
+    """A watchdog whose descriptor the service manager stores. The kernel stops a device when its last copy is closed, and
+    lets nobody open it before: after a disarm the store must let go of its copy, too, or the host is reset.
+    """
+
+    def __init__(self, driver: Watchdog, closed: Callable[[], None]) -> None:
+        self._driver = driver
+        self._closed = closed
+
+    @property
+    def fences(self) -> bool:
+        return self._driver.fences
+
+    def prove(self) -> None:
+        self._driver.prove()
+
+    def feed(self, until: Instant) -> bool:
+        return self._driver.feed(until)
+
+    def disarm(self) -> None:
+        was_open = self._driver.descriptor() is not None
+        self._driver.disarm()
+        if was_open and self._driver.descriptor() is None:
+            self._closed()
+
+    def descriptor(self) -> int | None:
+        return self._driver.descriptor()
+
+
 class LeaseHost:
     """See the module. ``in_use`` tells whether anybody rests on a lease of one of these backends."""
 
@@ -93,6 +123,7 @@ class LeaseHost:
         self._watchdog_fd = watchdog_fd
         self._choice: WatchdogChoice | None = None
         self._heartbeat: Heartbeat | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._keepers: dict[str, tuple[LockspaceKeeper, set[str]]] = {}
         self.on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
         self.on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
@@ -128,8 +159,10 @@ class LeaseHost:
         ports = self._ports
         if self._heartbeat is None:
             self._choice = choice
-            watchdog = ports.watchdog(choice, self._watchdog_fd)
-            self._heartbeat = Heartbeat(clock=ports.heart_clock, watchdog=watchdog)
+            driver = ports.watchdog(choice, self._watchdog_fd)
+            self._heartbeat = Heartbeat(
+                clock=ports.heart_clock, watchdog=StoredWatchdog(driver, self._watchdog_closed)
+            )
         backends = {backend}
         keeper = LockspaceKeeper(
             spec,
@@ -175,8 +208,8 @@ class LeaseHost:
         """Start everything; returns when it is known which last terms go on, or is taking too long."""
         if self._heartbeat is None:
             return
+        loop = self._loop = asyncio.get_running_loop()
         self._ports.start_heart(self._heartbeat.run(), self._heart_stopped)
-        loop = asyncio.get_running_loop()
         tried = []
         for keeper in self.keepers:
             done: asyncio.Future[None] = loop.create_future()
@@ -200,6 +233,11 @@ class LeaseHost:
 
     def _lost(self, keeper: LockspaceKeeper, reason: str) -> None:
         self.on_lost(keeper, reason)
+
+    def _watchdog_closed(self) -> None:
+        """On the thread that closed it; the store hears of it in order, before a later join stores the next one."""
+        if self._loop is not None:
+            tasks.tell_loop(self._loop, self._keep, WATCHDOG_FD_NAME, None)
 
     def watchdog_descriptor(self) -> int | None:
         return self._heartbeat.watchdog_descriptor() if self._heartbeat is not None else None

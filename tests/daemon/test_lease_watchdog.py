@@ -148,3 +148,27 @@ def test_descriptor_store_keeps_the_connection_over_a_crash(
     finally:
         host.stop_all()
         manager.close()
+
+
+def test_watchdog_of_a_lockspace_that_was_left_leaves_the_descriptor_store_too(
+    host: Holdfastd, place: Path, wdmd_double: Wdmd
+) -> None:
+    """The kernel stops a watchdog when its last copy is closed: one left in the store resets a host that uses no lease."""
+    manager = ServiceManager(
+        place,
+        host,
+        sockets=[("holdfastd.socket", host.socket), ("holdfastd-control.socket", host.control)],
+    )
+    try:
+        manager.start()
+        joined(host)
+        wait_until(lambda: "watchdog" in manager.names, "the watchdog to be in the store")
+        assert host.cli("lockspace", "leave", SPACE).returncode == 0
+        wait_until(lambda: "watchdog" not in manager.names, "the store to let go of the watchdog")
+        wait_until(lambda: wdmd_double.said[0][-1] == (0, 0), "the last copy of the connection to be closed")
+        assert host.cli("lockspace", "join", SPACE).returncode == 0
+        wait_until(lambda: "watchdog" in manager.names, "the next watchdog to be in the store")
+        assert manager.names.count("watchdog") == 1
+    finally:
+        host.stop_all()
+        manager.close()
