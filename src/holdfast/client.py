@@ -99,6 +99,10 @@ class ControlClient:
     def break_lease(self, path: str, *, attest_off: str, operator: str) -> str:
         return self._one("BreakLease", "proof", str, path=path, attest_off=attest_off, operator=operator)
 
+    def settle_lock(self, lock: str, *, operator: str) -> str:
+        """End the claims of an unknown owner on a lock; what was done. Raises `CallRefused`."""
+        return self._one("SettleLock", "done", str, lock=lock, operator=operator)
+
     def fence_host(self, host: str, *, operator: str, lockspace: str = "") -> list[FencedHost]:
         # Each lease takes some requests to storage, and there may be hundreds.
         self._socket.settimeout(None)

@@ -42,6 +42,10 @@ class StatusInfo:
     storage_waiting: list[str]
     config_files: list[str]
     last_event: int
+    locks_unknown: int = 0
+    """Locks held for owners that could not be attributed after a restart."""
+    doubt: str = ""
+    """Why the last daemon's journal is not all that was held; empty if it is."""
 
 
 @dataclass
@@ -65,6 +69,10 @@ class HolderInfo:
     held: bool
     lost_reason: str
     source: str = "holdfastd"
+    number: int = 0
+    """Of the lock, for `SettleLock`."""
+    unknown: str = ""
+    """Why its owner could not be attributed; empty for a known one."""
 
 
 @dataclass

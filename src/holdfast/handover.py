@@ -74,15 +74,14 @@ class Handover:
         state = self._believed(state, has_descriptors=_has_locks(inherited))
         self._manager.lockspaces.restore(state.lockspaces)
         living = self._recovery.owners(state)
-        if self._manager.doubt:
-            self._leases.hold_places(self._manager.unknown, self._manager.doubt)
         self._collector.ended = frozenset(state.ended_keys) if state.is_whole else frozenset()
         locks: dict[int, int] = {}
         if reexec is not None:
             self._adopt_reexec(reexec, living)
             locks.update(reexec.locks)
         locks.update(self._adopt_stored(inherited.named, living))
-        await self._recovery.locks(state, living, locks, self._leases.start)
+        self._manager.table.reserve([*locks, *state.locks, *state.ended])
+        await self._recovery.locks(state, living, locks, self._start_leases)
         self._virtlockd.serve_adopted()
         for lock_id, fd in locks.items():
             if lock_id in state.locks:
@@ -100,6 +99,12 @@ class Handover:
                     self._manager.owner_ended(owner)
             elif not owner.connections and not self._manager.table.holds_any(owner.id):
                 self._manager.owners.forget(owner)
+
+    async def _start_leases(self) -> None:
+        """Every claim that is known stands in the table."""
+        if self._manager.doubt:
+            self._leases.hold_places(self._manager.unknown, self._manager.doubt)
+        await self._leases.start()
 
     def _believed(self, state: SavedState, *, has_descriptors: bool) -> SavedState:
         """What of the journal is to be believed; `manager.doubt` says why it may not be all.

@@ -110,6 +110,8 @@ class Holder:
     host_id: int | None = None
     alive_s_ago: float | None = None
     remark: str = ""
+    start_ticks: int = 0
+    """Start time of the process, for the host that it runs on (`ProcessId`); 0 if not known."""
 
     def __str__(self) -> str:
         if self.name:

@@ -34,7 +34,7 @@ from holdfast.system.lease_threads import SystemLeaseThreads
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.memory_file import MemoryFile, append_line
 from holdfast.system.mounts import MountTable
-from holdfast.system.open_files import SystemOpenFiles
+from holdfast.system.open_files import SystemOpenFiles, lock_keepers
 from holdfast.system.process import SystemProcesses, boot_id, host_name, machine_ids
 from holdfast.system.readiness import Readiness
 from holdfast.system.realtime import prepare_thread
@@ -74,7 +74,7 @@ def system_ports(
         journal=SystemAppendFile(config.journal_path),
         append_for_good=lambda name, line: append_line(f"{config.state_dir}/{name}", line),
         all_ended=tasks.all_ended,
-        open_files=SystemOpenFiles(),
+        open_files=SystemOpenFiles(ignored=partial(lock_keepers, store.stores)),
         leases=lease_host_ports((config.state_dir, config.run_dir)),
     )
 

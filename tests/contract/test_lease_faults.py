@@ -245,7 +245,13 @@ def test_conversion_that_hangs_ends_as_the_manager_was_told(tmp_path: Path, mode
             leader = s.leader()
             # One that host 2 wrote for host 1, while they raced, is given up by the flag alone.
             given_up = leader.is_free or leader.write_id != leader.owner_id
-            return given_up and not isinstance(await take(s.two, s.world(), Mode.SHARED), HeldElsewhere)
+            if not given_up:
+                return False
+            outcome = await take(s.two, s.world(), Mode.SHARED)
+            if isinstance(outcome, HeldElsewhere):
+                return False
+            await assert_held(outcome).release()
+            return True
 
         # Contenders pause, each by his own clock.
         assert isinstance(s.beta.clock, SimulatedClock)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.support.leases import SPACE, LeaseHost, entry_count, lease_file, make_lockspace, twin
 
-from holdfast.backends.base import Creation, HeldElsewhere, Moved, SavedLock, TakeOutcome
+from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Moved, SavedLock, TakeOutcome
 from holdfast.backends.lease_names import key_of_lease
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
@@ -468,18 +468,59 @@ def test_adoption_is_refused_when_another_host_took_over(tmp_path: Path) -> None
     play(scene)
 
 
-def test_shared_hold_that_a_killed_daemon_left_is_taken_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", list(Mode))
+def test_lease_that_a_killed_daemon_left_is_no_free_lease_to_the_next_one(tmp_path: Path, mode: Mode) -> None:
+    """To the protocol a host's own lease is free. But a VM may depend on it that the next daemon knows nothing of."""
+
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
-        held = assert_held(await take(s.one, s.world(), Mode.SHARED))
-        held.forget()  # killed before its journal had it
+        assert_held(await take(s.one, s.world(), mode)).forget()  # killed before its journal had it
         next_daemon = twin(s.alpha).backend(s.directory)
-        again = assert_held(await take(next_daemon, s.world(), Mode.EXCLUSIVE))
-        assert isinstance(await take(s.two, s.world(), Mode.SHARED), HeldElsewhere)
-        await again.release()
+        for wanted in Mode:
+            met = await take(next_daemon, s.world(), wanted)
+            assert met == LeftBehind(s.lease_file.name)
+        left = await next_daemon.upkeep.take_up(s.lease_file.name)
+        assert left is not None
+        assert (left.mode, left.resource, left.process) == (mode, s.world().resource, (NOTE.pid, 0))
+        assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+        await left.held.release()
         assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
 
     play(scene)
+
+
+def test_note_of_a_lease_names_the_owners_process_exactly(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        candidate = await s.one.open(s.world().resource, create=Creation.NONE)
+        assert not isinstance(candidate, IoFailed)
+        note = NOTE._replace(start_ticks=4_242_424)
+        assert_held(await candidate.take(Mode.EXCLUSIVE, note)).forget()
+        left = await twin(s.alpha).backend(s.directory).upkeep.take_up(s.lease_file.name)
+        assert left is not None
+        assert (left.process, left.owner.name) == ((NOTE.pid, 4_242_424), NOTE.owner.name)
+        assert left.disk == s.world().resource.name
+
+    play(scene)
+
+
+def test_new_leases_are_refused_while_the_incarnation_is_not_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        saved, held = await taken_and_saved(s.world())
+        held.forget()
+        monkeypatch.setattr(s.alpha.presence, "refuses_new", lambda: "its state file can't be written")
+        with pytest.raises(LockspaceAbsent, match="state file"):
+            await take(s.one, s.world(), Mode.EXCLUSIVE)
+        assert_held(await twin_of(s).adopt(saved, None))  # what is held already goes on
+
+    play(scene)
+
+
+def twin_of(s: Scene) -> PaxosBackend:
+    return twin(s.alpha).backend(s.directory)
 
 
 # --- the index ---

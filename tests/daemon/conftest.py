@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.support.daemon import Factory, Holdfastd
 from tests.support.leases import SPACE, make_lockspace
+from tests.support.service_manager import ServiceManager
 
 IO_TIMEOUT_S, FIRE_TIMEOUT_S = 1, 6
 """Of the hosts that `make_host` makes."""
@@ -63,6 +64,21 @@ def shared_daemon() -> Iterator[Holdfastd]:
     yield daemon
     daemon.stop_all()
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def service(make_daemon: Factory, place: Path) -> Iterator[ServiceManager]:
+    """A daemon under a double of systemd, with sockets and a descriptor store, started."""
+    daemon = make_daemon()
+    manager = ServiceManager(
+        place,
+        daemon,
+        sockets=[("holdfastd.socket", daemon.socket), ("holdfastd-control.socket", daemon.control)],
+    )
+    manager.start()
+    yield manager
+    daemon.stop_all()
+    manager.close()
 
 
 @pytest.fixture

@@ -5,30 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.daemon import Factory, bystander, exists, locked, make_disk
+from tests.support.daemon import bystander, exists, locked, make_disk
 from tests.support.polling import wait_until
 from tests.support.service_manager import ServiceManager
 
 from holdfast.system.kernel_locks import locks_on
 from holdfast.testing.virtlockd_client import AUTOCREATE, SHARED
-
-
-@pytest.fixture
-def service(make_daemon: Factory, place: Path) -> Iterator[ServiceManager]:
-    daemon = make_daemon()
-    manager = ServiceManager(
-        place,
-        daemon,
-        sockets=[("holdfastd.socket", daemon.socket), ("holdfastd-control.socket", daemon.control)],
-    )
-    manager.start()
-    yield manager
-    daemon.stop_all()
-    manager.close()
 
 
 class Watch:

@@ -180,6 +180,14 @@ class KeepsDescriptors(Protocol):
         """What an open lock file of this backend is for; None if it is none of them. May block on its file system."""
 
 
+@runtime_checkable
+class NotesOwner(Protocol):
+    """A held lock whose owner stands beside it, in a lease's note or in an owner record."""
+
+    async def noted_owner(self) -> tuple[ProcessId | None, OwnerName]:
+        """The process and owner that it names; None and empty if nothing can be read."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasePorts:
     """What drivers need whose locks are leases."""

@@ -72,6 +72,13 @@ class HeldFile:
         """After a restart: whether the record in the file is ours to blank."""
         self._recorded = bool(self._backend.read_records(self._fd))
 
+    async def noted_owner(self) -> tuple[ProcessId | None, OwnerName]:
+        """See `NotesOwner`: only a lock file has a record."""
+        if not self.create:
+            return None, OwnerName("")
+        backend = self._backend
+        return await backend.storage.run(self._lane, self.path, lambda: backend.recorded_owner(self._fd))
+
     async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
         backend = self._backend
 
@@ -366,17 +373,15 @@ class FileBackend:
             return Recognized(resource=Resource("", path), create=False, disk=path) if path else None
         if directory != self.directory:
             return None
-        resource = Resource(directory, name)
+        process, owner = self.recorded_owner(fd)
+        return Recognized(resource=Resource(directory, name), create=True, process=process, owner=owner)
+
+    def recorded_owner(self, fd: int) -> tuple[ProcessId | None, OwnerName]:
+        """The one owner of this host that a lock file names; storage thread."""
         ours = [h for h in self.read_records(fd) if h.host == self._host]
-        if len(ours) != 1:
-            return Recognized(resource=resource, create=True)
-        (holder,) = ours
-        return Recognized(
-            resource=resource,
-            create=True,
-            process=ProcessId(holder.pid, 0) if holder.pid else None,
-            owner=OwnerName(holder.name, holder.uuid),
-        )
+        if len(ours) != 1 or not ours[0].pid:
+            return None, OwnerName("")
+        return ProcessId(ours[0].pid, ours[0].start_ticks), OwnerName(ours[0].name, ours[0].uuid)
 
     def write_record(self, fd: int, mode: Mode, note: OwnerNote, *, first: bool) -> bool:
         files = self.files
@@ -390,7 +395,12 @@ class FileBackend:
                     return False
                 self._warn_of_stale(owner_record.decode(before), mode)
             raw = owner_record.encode(
-                note.owner, host=self._host, pid=note.pid, mode=mode, since_wall_s=self._clock.wall()
+                note.owner,
+                host=self._host,
+                pid=note.pid,
+                start_ticks=note.start_ticks,
+                mode=mode,
+                since_wall_s=self._clock.wall(),
             )
             offset = owner_record.slot_of(self._host, mode) * owner_record.SLOT_BYTES
             files.write(fd, raw, offset, truncate=mode is Mode.EXCLUSIVE)

@@ -163,6 +163,10 @@ class LeaseUpkeep:
         read = await self._backend.ports.answer(found.area.read_note(host_id, timeout_s), timeout_s)
         return read[1] if isinstance(read, tuple) else b""
 
+    async def own_note(self, found: Found, member: Membership) -> bytes:
+        """The note behind our own block; nothing if it can't be read."""
+        return await self._note(found, member, member.host_id)
+
     async def _record(self, member: Membership, host_id: HostId) -> DeltaLease | None:
         timeout_s = member.io_timeout_s
         record = await self._backend.ports.answer(member.lockspace.read_record(host_id, timeout_s), timeout_s)

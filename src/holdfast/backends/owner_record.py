@@ -31,6 +31,8 @@ class _Record(msgspec.Struct, frozen=True):
     pid: int
     mode: str
     since: float
+    start: int = 0
+    """Start time of the process in clock ticks since boot (`ProcessId`); older daemons don't write it."""
     name: str = ""
     uuid: str = ""
 
@@ -42,11 +44,13 @@ def slot_of(host: str, mode: Mode) -> int:
     return 0 if mode is Mode.EXCLUSIVE else 1 + zlib.crc32(host.encode()) % (SLOTS_MAX - 1)
 
 
-def encode(owner: OwnerName, *, host: str, pid: int, mode: Mode, since_wall_s: float) -> bytes:
+def encode(
+    owner: OwnerName, *, host: str, pid: int, start_ticks: int = 0, mode: Mode, since_wall_s: float
+) -> bytes:
     """One slot: a JSON line, blank-padded.  A name too long for the slot is cut, never the rest."""
     name = owner.name
     while True:
-        record = _Record(1, host, pid, mode.word, round(since_wall_s, 3), name, owner.uuid)
+        record = _Record(1, host, pid, mode.word, round(since_wall_s, 3), start_ticks, name, owner.uuid)
         raw = msgspec.json.encode(record)
         if len(raw) < SLOT_BYTES:
             return raw.ljust(SLOT_BYTES - 1) + b"\n"
@@ -79,6 +83,7 @@ def decode(raw: bytes) -> list[Holder]:
                 mode=mode,
                 since_wall_s=r.since,
                 source="record",
+                start_ticks=r.start,
             )
         )
     return found

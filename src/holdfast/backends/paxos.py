@@ -44,7 +44,7 @@ from holdfast.backends.lease_refusals import TAKEN_OUT, Refusals
 from holdfast.backends.lease_upkeep import LeaseUpkeep
 from holdfast.backends.lock_names import NameBy
 from holdfast.errors import LeaseUnusable, LockspaceAbsent
-from holdfast.model import LockFailureAction, Mode, Protection, Resource
+from holdfast.model import LockFailureAction, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol import words
 from holdfast.protocol.ballot import Promise
@@ -89,6 +89,10 @@ class HeldLease:
         holding.area = self._backend.noted(holding.area, note, lease_note.disk_of(holding.area.note))
         refused = await holding.convert(mode)
         return None if refused is None else await self._backend.refusal(self._found, holding, refused)
+
+    async def noted_owner(self) -> tuple[ProcessId | None, OwnerName]:
+        """See `NotesOwner`."""
+        return lease_note.process_of(await self._backend.upkeep.own_note(self._found, self._holding.member))
 
     async def release(self) -> None:
         holding = self._holding
@@ -316,7 +320,7 @@ class PaxosBackend:
         if isinstance(found, IoFailed):
             return found
         seen = found.glimpse or await found.area.glance(member.host_id, member.io_timeout_s)
-        if isinstance(seen, Snapshot) and is_held_by(member, seen):
+        if isinstance(seen, Snapshot) and is_held_by(member, seen) and member.may_write():
             # To the protocol a host's own lease is free. But no lock of this process accounts for it: see `LeftBehind`.
             found.disk.close()
             return LeftBehind(lease)

@@ -121,7 +121,15 @@ def daemon(scene: Scene) -> Iterator[Finding]:
             "problem", "storage", f"{waiting} have not come back", "see whether that storage answers"
         )
     for lock in scene.locks:
-        if not lock.held:
+        if lock.unknown:
+            yield Finding(
+                "problem",
+                "unknown owner",
+                f"{lock.resource} is held, but its owner could not be attributed ({lock.unknown}). It is let go when no "
+                "process of this host has the disk open. Were its lockspace lost before, this host would be reset",
+                f"holdfast who {lock.resource}",
+            )
+        elif not lock.held:
             yield Finding(
                 "problem",
                 "lost lock",

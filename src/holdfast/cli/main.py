@@ -116,7 +116,7 @@ def cli(ctx: click.Context, config_file: str | None, socket: str | None) -> None
 def status(context: Context, as_json: bool) -> None:
     """How the daemon is: locks, connections, what is degraded.
 
-    Exit 0: fine; 1: a lock is lost or the journal can't be written; 69: no daemon.
+    Exit 0: fine; 1: a lock is lost or unknown, or the journal can't be written; 69: no daemon.
     """
     from holdfast.cli import render
 
@@ -126,7 +126,7 @@ def status(context: Context, as_json: bool) -> None:
         render.as_json(told)
     else:
         render.status(told)
-    if told.locks_lost or told.journal != "ok":
+    if told.locks_lost or told.locks_unknown or told.journal != "ok":
         sys.exit(exits.NEGATIVE)
 
 
@@ -273,6 +273,35 @@ def break_command(context: Context, path: str, attest_off: str, operator: str, a
         render.as_json({"ok": True, "disk": path, "proof": proof})
     else:
         click.echo(f"the lease of {path} is free: {proof}")
+
+
+@cli.command("settle")
+@click.argument("lock", metavar="LOCK")
+@click.option("--operator", required=True, metavar="NAME", help="Who vouches for that; it is recorded.")
+@json_option
+@click.pass_obj
+def settle_command(context: Context, lock: str, operator: str, as_json: bool) -> None:
+    """Let go of a lock that is held for an unknown owner, on your word that its owner is over.
+
+    After a restart with a lost or damaged journal, locks that can't be attributed are held for unknown owners. The
+    daemon settles them by itself when no process of this host has the disk open. This is for the rest.
+
+    LOCK is the disk, or the number that 'holdfast list --json' shows. Refused while a process of this host has the disk
+    open, and for a lock with a known owner: no VM can lose its lock by it.
+
+    \b
+    holdfast settle /srv/images/web.img --operator "J. Doe"
+
+    Exit 0: let go; 75: refused.
+    """
+    from holdfast.cli import render
+
+    with context.connect() as client:
+        done = client.settle_lock(lock, operator=operator)
+    if as_json:
+        render.as_json({"ok": True, "lock": lock, "done": done})
+    else:
+        click.echo(done)
 
 
 @cli.command("check-config")

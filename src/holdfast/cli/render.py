@@ -52,7 +52,7 @@ def locks(told: Sequence[HolderInfo]) -> None:
         (
             h.resource,
             h.mode if h.held else f"LOST: {h.lost_reason}",
-            owner_text(h.owner, h.pid),
+            f"UNKNOWN: {h.unknown}" if h.unknown else owner_text(h.owner, h.pid),
             wall_text(h.since) if h.since is not None else "",
             protection(h.protection, h.protection_word),
             h.backend,
@@ -79,6 +79,8 @@ def owners(told: Sequence[OwnerInfo]) -> None:
 
 def status(told: StatusInfo) -> None:
     lost = click.style(f", {told.locks_lost} LOST", fg="red", bold=True) if told.locks_lost else ""
+    if told.locks_unknown:
+        lost += click.style(f", {told.locks_unknown} of UNKNOWN owners", fg="red", bold=True)
     lines = [
         f"holdfastd {told.version} on {told.host}, pid {told.pid}, since {wall_text(told.started)}",
         f"locks        {told.locks}{lost}, of {told.owners} owners",
@@ -87,6 +89,13 @@ def status(told: StatusInfo) -> None:
         f"restarts     {'descriptor store keeps locks' if told.descriptor_store else 'locks are retaken at start'}",
         f"lockspaces   {', '.join(told.lockspaces) or 'only the direct one'}",
     ]
+    if told.locks_unknown:
+        why = f"{told.doubt}: " if told.doubt else ""
+        text = (
+            f"{why}{told.locks_unknown} locks could not be attributed and stay held; 'holdfast doctor' shows them. "
+            "If their lockspace were lost now, only a reset of this host would stop their VMs"
+        )
+        lines.append(f"doubt        {click.style(text, fg='red')}")
     for b in told.backends:
         mark = " (default)" if b.name == told.default_backend else ""
         lines.append(f"backend      {b.name}{mark}: driver {b.driver}; {', '.join(b.capabilities)}")

@@ -154,6 +154,18 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         except HoldfastError as error:
             raise refused(error) from None
 
+    @varlinkmethod(return_parameter="done")
+    async def SettleLock(self, *, lock: str, operator: str) -> str:  # noqa: N802
+        """End the claims of an unknown owner on a lock (its number, path or disk) on a named operator's word.
+
+        Refused for a lock with a known owner, and while a process of this host has the disk open.
+        """
+        self._must_be_root()
+        try:
+            return await self._manager.unknown.settle(lock, operator)
+        except HoldfastError as error:
+            raise refused(error) from None
+
     @varlinkmethod(return_parameter="holders")
     async def GetHolders(self, *, path: str) -> list[HolderInfo]:  # noqa: N802
         return await self._inspection.holders_of(path)

@@ -95,4 +95,6 @@ class Inspection:
             protection_note=shown(note),
             held=lock.held is not None,
             lost_reason=shown(lock.lost_reason),
+            number=lock.id,
+            unknown=shown(owner.unknown.why) if owner is not None and owner.unknown is not None else "",
         )

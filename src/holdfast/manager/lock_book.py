@@ -60,18 +60,27 @@ class LockBook:
             pass  # it is held all the same; the journal reports that it can't be written, and is rewritten later
 
     def adopted(self, lock: HostLock, before: Owner, owner: Owner, resource: Resource) -> None:
-        """An unknown owner's claims on a lock become a claim of `owner` under this name; the lock is never let go."""
-        names = dict(lock.claims[before.id])
-        strongest = max(names.values())
-        self._table.claim(lock, owner.id, resource, strongest)
-        for name in names:
+        """An unknown owner's claims on a lock become one claim of `owner` under this name; the lock is never let go."""
+        strongest = max(lock.claims[before.id].values())
+        self._hand_over(lock, before, owner, {resource: strongest})
+
+    def attributed(self, lock: HostLock, before: Owner, owner: Owner) -> None:
+        """An unknown owner's claims on a lock are `owner`'s, as they are."""
+        self._hand_over(lock, before, owner, dict(lock.claims[before.id]))
+
+    def _hand_over(self, lock: HostLock, before: Owner, owner: Owner, claims: dict[Resource, Mode]) -> None:
+        old = list(lock.claims[before.id])
+        for name, mode in claims.items():
+            self._table.claim(lock, owner.id, name, mode)
+        for name in old:
             self._table.unclaim(lock, before.id, name)
         try:
-            self._record(owner, claim_line(lock, owner.id, resource, strongest))
+            self._record(owner, *(claim_line(lock, owner.id, name, mode) for name, mode in claims.items()))
         except OSError:
             pass  # as above
-        self._journal.append_end(*(unclaim_line(lock, before.id, name) for name in names))
-        self._tell(ev.ADOPTED, owner, resource, strongest)
+        self._journal.append_end(*(unclaim_line(lock, before.id, name) for name in old))
+        for name, mode in claims.items():
+            self._tell(ev.ADOPTED, owner, name, mode)
 
     def enter(self, owner: Owner, want: Want, backend: Backend, keys: tuple[Key, ...], held: Held) -> None:
         """A lock that was just taken, and its first claim.  OSError: the journal can't be written; nothing has changed."""

@@ -124,6 +124,10 @@ class LockTable(Generic[HeldT]):
         self._last_id += 1
         return self._last_id
 
+    def reserve(self, numbers: Iterable[int]) -> None:
+        """These numbers are of locks that are yet to come back."""
+        self._last_id = max(self._last_id, *numbers, 0)
+
     def __len__(self) -> int:
         return len(self._locks)
 

@@ -145,6 +145,8 @@ class Recovery:
     async def _adopt(self, lock: HostLock, fd: int | None, *, dead: bool) -> None:
         manager = self._manager
         regained = await manager.lost.regain(lock, fd)
+        if regained:
+            await manager.unknown.read_note(lock)
         if dead:
             # Held for a moment, so that its lock file goes the regular way.
             await manager.lost.drop(lock)

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import replace
 
-from holdfast.backends.base import Held
+from holdfast.backends.base import Held, NotesOwner
 from holdfast.errors import Refused
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
@@ -179,6 +180,28 @@ class UnknownLocks:
         assert owner.unknown is not None
         log.error("%s is held for an unknown owner: %s", resource, owner.unknown.why)
         self._events.emit(ev.UNKNOWN, owner.name, owner.pid, resource, mode, owner.unknown.why)
+
+    async def read_note(self, lock: HostLock) -> None:
+        """What stands beside a lock that was taken again may attribute its unknown claims: a note names its process."""
+        held = lock.held
+        notes: object = held
+        if not isinstance(notes, NotesOwner) or not self._unknown_claimants(lock):
+            return
+        process, name = await notes.noted_owner()
+        if process is None or lock.held is not held:
+            return
+        for owner in self._unknown_claimants(lock):
+            known = self._owners.known_process(process, name) if process.start_ticks else None
+            if known is not None:
+                self._book.attributed(lock, owner, known)
+                log.warning("%s is held for %s, as its note says", lock.path, known)
+                self._forget_if_idle(owner)
+            elif owner.unknown is not None and owner.unknown.process is None:
+                owner.unknown = replace(owner.unknown, process=process)
+
+    def _unknown_claimants(self, lock: HostLock) -> list[Owner]:
+        owners = [owner for i in lock.claims if (owner := self._owners.get(i)) is not None]
+        return [owner for owner in owners if owner.unknown is not None]
 
     # --- adopted by whoever asks ---
 

@@ -76,12 +76,13 @@ class _Mount:
     nodev: bool
 
 
-def lock_keepers() -> tuple[int, ...]:
+def lock_keepers(stores: bool = False) -> tuple[int, ...]:
     """Pids whose descriptors are no use of a disk: the asking process, whose locks live in them, and process 1.
 
-    The service manager keeps copies of the daemon's locks in its descriptor store; no process 1 runs a guest.
+    A service manager keeps copies of the daemon's locks in its descriptor store. It is process 1, which runs no guest;
+    with `stores` also the parent, as in a user's session.
     """
-    return os.getpid(), 1
+    return (os.getpid(), 1, os.getppid()) if stores else (os.getpid(), 1)
 
 
 class SystemOpenFiles:

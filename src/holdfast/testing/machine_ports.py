@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Coroutine
+import zlib
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from holdfast.build import SystemPorts
@@ -23,11 +24,12 @@ from holdfast.system import tasks
 from holdfast.system.blocking import InlineStorage
 from holdfast.system.disk_identity import DiskIdentity
 from holdfast.system.domain_control import DomainControl
+from holdfast.system.file_lock import FileKey, OpenedFile, SystemLockFiles
 from holdfast.system.file_lock import IoFailed as CallFailed
-from holdfast.system.file_lock import OpenedFile, SystemLockFiles
 from holdfast.system.lease_threads import Life
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.mounts import Mount, MountTable
+from holdfast.system.open_files import Users
 from holdfast.system.readiness import READ, Readiness
 from holdfast.system.watchdog import DeviceWatchdog, Watchdog
 from holdfast.system.wdmd import WdmdWatchdog
@@ -82,6 +84,8 @@ class MachineState:
         self._new_wdmd = new_wdmd
         self.wdmd: SimulatedWdmd | None = None
         self.state_files: dict[str, StateFile] = {}
+        self.run_files: dict[str, StateFile] = {}
+        """Those of RUN_DIR: gone after a reset."""
         self._boot = -1
         self.processes = MachineProcesses(machine)
         self.journal = SimulatedAppendFile()
@@ -93,6 +97,7 @@ class MachineState:
             self._boot = self.machine.boots
             self.processes = MachineProcesses(self.machine)
             self.journal = SimulatedAppendFile()
+            self.run_files = {}
             self.wdmd = self._new_wdmd()
 
     def descriptors(self) -> list[tuple[str, int]]:
@@ -153,6 +158,25 @@ class NoLockFiles(SystemLockFiles):
         self, path: str, *, create: bool, disk: str = "", follow: bool = True
     ) -> OpenedFile | CallFailed:
         return CallFailed("Unable to open resource", path, errno.ENOSYS)
+
+
+class DiskFiles(LockspaceFiles):
+    """Disks exist, each as a file of its own."""
+
+    def key(self, path: str) -> FileKey | None:
+        return FileKey(1, zlib.crc32(path.encode()))
+
+
+class OpenDisks:
+    """`OpenFiles`: a virtual machine has its disk open as long as its process lives."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    async def users(self, keys: Collection[FileKey]) -> Users:
+        files = DiskFiles()
+        pids = [vm.pid for vm in self._machine.vms if files.key(f"/disks/{vm.resource}") in keys]
+        return Users(tuple(sorted(pids)), complete=True)
 
 
 class OnlyRoot(MountTable):
@@ -228,7 +252,8 @@ def managed_ports(
         domains=domains,
         status=None,
         files=NoLockFiles(),
-        lockspace_files=LockspaceFiles(),
+        open_files=OpenDisks(machine),
+        lockspace_files=DiskFiles(),
         storage=InlineStorage(),
         mounts=OnlyRoot(),
         readiness=NoConnections(),
@@ -243,7 +268,9 @@ def managed_ports(
             watchdog=watchdog,
             storage=lambda _: storage,
             writes_in_flight=writes_in_flight,
-            term_memory=lambda lockspace: state.state_files.setdefault(lockspace, StateFile()),
+            incarnation_files=lambda lockspace: [
+                files.setdefault(lockspace, StateFile()) for files in (state.state_files, state.run_files)
+            ],
             identities=Identities(),
             chance=random,
             token=lambda: f"{random.getrandbits(4 * TOKEN_DIGITS):0{TOKEN_DIGITS}x}",

@@ -154,7 +154,7 @@ class ManagedDaemon:
         await lifecycle.adopt(self.parts)
         lifecycle.begin(self.parts)
         self.serving = True
-        lifecycle.free_left_behind(self.parts)
+        lifecycle.account_for_left_behind(self.parts)
 
     def _vm_ended(self, pid: int) -> None:
         for vm in [vm for vm in self.machine.vms if vm.pid == pid]:
