@@ -40,6 +40,7 @@ from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_refusals import NotJoined
 from holdfast.supervision.lockspace import Left, Lockspace, Lost, News
 from holdfast.supervision.presence import Absent
+from holdfast.system.blocking_thread import Interrupted
 from holdfast.system.clock import Clock
 from holdfast.system.lease_threads import LeaseThreads
 
@@ -315,9 +316,12 @@ class LockspaceKeeper:
 
         async def life(disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
             self._interrupt = interrupt
-            plan = resumption or await self._plan(
-                planner, disk, clock, term, users_are_gone=users_are_gone, searches=searches
-            )
+            try:
+                plan = resumption or await self._plan(
+                    planner, disk, clock, term, users_are_gone=users_are_gone, searches=searches
+                )
+            except Interrupted:  # it is left before it is joined
+                return NotJoined("joining was broken off")
             if isinstance(plan, NotJoined):
                 return plan
             lockspace = self._lockspace = self._make(plan, disk, clock, interrupt, number)

@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.protocol.simulated import World
+from tests.unit.protocol.simulated import SimulatedDisk, World
 from tests.unit.supervision.rig import TIMING, RecordedWatchdog
 
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.words import Generation, HostId
+from holdfast.protocol.words import Generation, HostId, IoFailed
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import HostIdentity, Plan
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_refusals import NotJoined
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.supervision.lockspace import Left, Lost
+from holdfast.system.blocking_thread import Interrupted, run_blocking
 from holdfast.system.lease_threads import Life
 from holdfast.system.memory_file import MemoryFile
 
@@ -25,8 +26,10 @@ class Threads:
 
     def __init__(self) -> None:
         self.ends: list[Callable[[object], None]] = []
+        self.lives: list[Life] = []
 
     def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
+        self.lives.append(life)
         self.ends.append(on_end)
 
     def tell(self, callback: Callable[[], None]) -> None:
@@ -145,3 +148,21 @@ def test_vms_of_an_incarnation_that_no_copy_remembers_are_not_stopped_before_sto
     assert rig.lost == []
     assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINED, 1)
     assert rig.keeper.resuming
+
+
+class LeftMeanwhile(SimulatedDisk):
+    """Whoever waits for it is told to wait no longer: the lockspace is left."""
+
+    async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
+        raise Interrupted
+
+
+def test_lockspace_that_is_left_before_it_is_joined_has_not_failed(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.keeper._become(KeeperState.JOINING, "")
+    rig.keeper.leave()
+    ended = run_blocking(rig.threads.lives[0](LeftMeanwhile(rig.host), rig.host.clock, lambda: None))
+    rig.threads.ends[0](ended)
+    assert rig.keeper.state is KeeperState.LEFT
+    assert "unexpected" not in caplog.text
