@@ -38,7 +38,7 @@ def all_keys() -> list[Key]:
 def digest(key: Key) -> str:
     """Of all lines, the verdict and the number of events; true time is no part of it."""
     part, seed = key
-    verdict = play(seed, lease_hosts=FEW_HOSTS if part == "pinned" else None)
+    verdict = play(seed, lease_hosts=FEW_HOSTS, restarts_every_s=0) if part == "pinned" else play(seed)
     whole = json.dumps([verdict.lines, verdict.violation, verdict.events, verdict.acquired])
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 

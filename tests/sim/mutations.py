@@ -612,6 +612,37 @@ MUTATIONS = (
         "            if names != []:\n                await",
         "            if names != []:\n                return\n                await",
     ),
+    # --- from one daemon to the next ---
+    _in(
+        "handover",
+        "journal-of-this-boot-forgotten",
+        "the next daemon takes the journal for that of an earlier boot",
+        "if state.boot != self._boot:",
+        "if True:",
+    ),
+    _in(
+        "lease_wiring",
+        "stop-frees-used-id",
+        "a stop gives back the host id of a lockspace whose leases are held",
+        """            if self._in_use(backends):
+                log.critical(""",
+        """            if False:
+                log.critical(""",
+    ),
+    _in(
+        "lease_wiring",
+        "users-not-asked",
+        "a lockspace does not know that anybody uses its leases",
+        "in_use=lambda: self._in_use(backends),",
+        "in_use=lambda: False,",
+    ),
+    _in(
+        "lease_wiring",
+        "store-keeps-watchdog",
+        "the descriptor store keeps a watchdog that was let go of (found by seed 26)",
+        "        if was_open and self._driver.descriptor() is None:",
+        "        if False:",
+    ),
     # --- wdmd ---
     _in(
         "system.wdmd",

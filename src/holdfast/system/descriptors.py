@@ -18,7 +18,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -119,6 +119,7 @@ class Inherited:
 
     named: list[tuple[str, int]] = field(default_factory=list)
     reexec: ReexecState | None = None
+    close: Callable[[int], None] = os.close
 
     def take_watchdog(self, name: str) -> int | None:
         """The watchdog's descriptor, from a re-exec or from the store, where it has that name."""
@@ -127,7 +128,7 @@ class Inherited:
         stored = [fd for each, fd in self.named if each == name]
         self.named = [(each, fd) for each, fd in self.named if each != name]
         for fd in stored[:-1]:
-            os.close(fd)
+            self.close(fd)
         return stored[-1] if stored else None
 
 

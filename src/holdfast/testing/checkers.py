@@ -10,6 +10,7 @@ virtual machine that runs. They take nothing from the code under test but its re
     no lock unprotected   `runs`: the watchdog counts, and the lease is young enough
     nothing lost          `believes` and every landing: while somebody believes, the record that says so is on disk
     liveness              `simulation`: after all faults have healed, everything can be had again, in bounded time
+    no reset in vain      `machine`: a watchdog that fires while only the descriptor store has it open, and the daemon lives
 
 What is about terms and delta leases is in `term_checkers`. The numbers behind I are those of the invariants in
 spec/sanlock-disk.md, section 9.

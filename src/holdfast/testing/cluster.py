@@ -187,12 +187,17 @@ class Cluster:
         """By machine and root: what a directory shows where it is not mounted."""
         self.machines = tuple(self._machine(f"host{n + 1}") for n in range(scenario.hosts))
         self.daemons: dict[str, Daemon | ManagedDaemon] = {}
-        self._states = {
-            machine.name: MachineState(machine, partial(self._wdmd, machine)) for machine in self.machines
-        }
+        self.start_pauses_s: tuple[float, ...] = (0.2, 1.0, 5.0, 15.0)
+        """How long it may take until a daemon that has ended is started again: the last one is too long for its leases."""
+        self._states = (
+            {machine.name: MachineState(machine, partial(self._wdmd, machine)) for machine in self.machines}
+            if scenario.kind is Kind.MANAGED
+            else {}
+        )
         for number, machine in enumerate(self.machines, start=1):
             machine.on_boot = lambda machine=machine, number=number: self._booted(machine, number)  # type: ignore[misc]
             machine.on_killed = lambda machine=machine, number=number: self._killed(machine, number)  # type: ignore[misc]
+            machine.on_exec = lambda machine=machine, number=number: self._executed(machine, number)  # type: ignore[misc]
             machine.on_reset = lambda machine=machine: self._reset(machine)  # type: ignore[misc]
             spread_s = 0.2 if scenario.kind is Kind.TWINS or scenario.auto_ids else 3.0
             self._daemon_in(world.random.uniform(0, spread_s), machine, number)
@@ -259,10 +264,10 @@ class Cluster:
             machine.process.stall_in(random.randrange(calls), random.choice((3.0, 5.0, 10.0)), kind)
 
     def _configuration(self, number: int, timing: Timing) -> Config:
-        """As it is when the daemon starts: an operator may have changed what is done about a lost lease."""
+        """As the next daemon reads it: an operator may have changed what is done about a lost lease, and more (`edited`)."""
         scenario, random = self.scenario, self.world.random
         few = scenario.lease_hosts == formatted.FEW_HOSTS
-        return configured(
+        written = configured(
             self.spaces,
             self.volumes,
             host_id=None if scenario.auto_ids else self.host_id(number),
@@ -271,16 +276,25 @@ class Cluster:
             watchdog="wdmd" if scenario.wdmd else "device",
             on_lockfailure=random.choice((LockFailureAction.PAUSE, LockFailureAction.POWEROFF)),
         )
+        return self._states[f"host{number}"].edited(written)
 
     def _killed(self, machine: Machine, number: int) -> None:
         """libvirt ends the starts that were under way; systemd starts the daemon again, sooner or later."""
         if self.scenario.kind is not Kind.MANAGED:
             return
-        state = self._states[machine.name]
-        state.processes.daemon_gone()
+        self._states[machine.name].daemon_gone()
+        self._starts_end(machine)
+        self._daemon_in(self.world.random.choice(self.start_pauses_s), machine, number)
+
+    def _executed(self, machine: Machine, number: int) -> None:
+        """The next program begins when the kernel has ended the threads of the one before, and finds what that had open."""
+        self._states[machine.name].processes.daemon_gone()
+        self._starts_end(machine)
+        self._daemon_in(self.world.random.choice((0.3, 1.0)), machine, number)
+
+    def _starts_end(self, machine: Machine) -> None:
         for vm in [vm for vm in machine.vms if not vm.held]:
-            state.processes.end(vm.pid)
-        self._daemon_in(self.world.random.choice((0.2, 1.0, 5.0, 15.0)), machine, number)
+            self._states[machine.name].processes.end(vm.pid)
 
     def _daemon_in(self, seconds: float, machine: Machine, number: int) -> None:
         boot = machine.boots

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 DRIFT_MAX = 20e-6
 """Between the clock of a host and true time. Twice this in 30 s is 1.2 ms: below the least latency."""
+DAEMON, STORE = "daemon", "store"
+"""Who may have a copy of a descriptor: the daemon, and systemd for the next one."""
 DEVICE_FD = 3
 """The watchdog device's, in every process that has it open."""
 SLEEP_LATE_S = 0.03
@@ -69,7 +71,11 @@ class VirtualMachine:
 
 
 class WatchdogDevice:
-    """The `DeviceKernel` of system.watchdog over a countdown that resets the machine."""
+    """The `DeviceKernel` of system.watchdog over a countdown that resets the machine.
+
+    The kernel lets only one open it. What was opened may have copies: the daemon's and systemd's, in its descriptor store.
+    The kernel hears of a close when the last copy is closed, and stops the countdown only then.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -77,12 +83,20 @@ class WatchdogDevice:
         self._armed = 0
         self._magic = False
         self.fires_at: float | None = None
-        self.held_open = True
+        self.copies: set[str] = set()
+        """Who has it open: DAEMON, STORE."""
+        self.lent = True
+        """A stand-in of a daemon knows no store: something keeps it open when that dies, and lets the next one open it."""
         self.missing = False
 
     def off(self) -> None:
         self.fires_at = None
         self._armed += 1
+
+    def reset(self) -> None:
+        """The machine loses its power."""
+        self.off()
+        self.copies.clear()
 
     def _ping(self) -> None:
         world = self._machine.world
@@ -92,14 +106,26 @@ class WatchdogDevice:
 
     def _fire(self) -> None:
         self.off()
-        self._machine.reset("its watchdog fires")
+        machine = self._machine
+        awake = machine.process is not None and machine.process.alive and not machine.process.stopped
+        if self.copies == {STORE} and awake:
+            machine.world.fail(
+                "no host is reset in vain",
+                f"{machine}'s daemon has let go of its watchdog, and the descriptor store still has it open",
+                machine,
+            )
+        machine.reset("its watchdog fires")
 
-    def process_gone(self) -> None:
-        """The kernel closes the device for it, unless somebody else has it open as well (systemd, for its
-        descriptor store). Not a clean close, and it counts as a last ping.
-        """
-        if self.fires_at is not None and not self.held_open:
-            self._ping()
+    def close_copy(self, whose: str) -> None:
+        """After the last one it stops, if the last word written was the magic one; else it is pinged once more."""
+        if whose in self.copies:
+            self.copies.remove(whose)
+            if self.copies:
+                return
+            if self._magic:
+                self.off()
+            else:
+                self._ping()
 
     def pet(self, timeout_s: int) -> None:
         """By wdmd, which has the device open: it does not stop with our daemon."""
@@ -112,6 +138,9 @@ class WatchdogDevice:
         self._machine.port()
         if self.missing:
             raise OSError(errno.ENODEV, "No such device")
+        if self.copies and not self.lent:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        self.copies.add(DAEMON)
         self._magic = False
         self._ping()
         return DEVICE_FD
@@ -139,10 +168,7 @@ class WatchdogDevice:
 
     def close(self, fd: int) -> None:
         self._machine.port()
-        if self._magic:
-            self.off()
-        else:
-            self._ping()
+        self.close_copy(DAEMON)
 
     def nowayout(self, path: str) -> bool:
         return False
@@ -211,6 +237,7 @@ class Machine:
         self.on_boot: Callable[[], None] = lambda: None
         self.on_reset: Callable[[], None] = lambda: None
         self.on_killed: Callable[[], None] = lambda: None
+        self.on_exec: Callable[[], None] = lambda: None
         self._start_clock()
 
     def __str__(self) -> str:
@@ -250,8 +277,19 @@ class Machine:
         process.end()
         for path in self.paths.values():
             path.process_gone(process)
-        self.watchdog.process_gone()
+        if not self.watchdog.lent:
+            self.watchdog.close_copy(DAEMON)
         self.on_killed()
+
+    def exec_process(self) -> None:
+        """The daemon becomes its next program: threads and memory are gone, what it has open stays open."""
+        process = self.process
+        assert process is not None
+        self.world.tell(self.name, "its daemon is executed anew")
+        process.end()
+        for path in self.paths.values():
+            path.process_gone(process)
+        self.on_exec()
 
     @property
     def process_lingers(self) -> bool:
@@ -273,7 +311,7 @@ class Machine:
             self.process.end()
         for path in self.paths.values():
             path.reset()
-        self.watchdog.off()
+        self.watchdog.reset()
         self.unmounted.clear()
         for vm in self.vms:
             vm.running = False

@@ -16,12 +16,14 @@ from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from holdfast.build import SystemPorts
-from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHostPorts
+from holdfast.config import Config
+from holdfast.lease_wiring import LeaseHostPorts
 from holdfast.protocol.words import IoFailed
 from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
 from holdfast.supervision.presence import WatchdogChoice
 from holdfast.system import tasks
 from holdfast.system.blocking import InlineStorage
+from holdfast.system.descriptors import Inherited, decode_state
 from holdfast.system.disk_identity import DiskIdentity
 from holdfast.system.domain_control import DomainControl
 from holdfast.system.file_lock import FileKey, OpenedFile, SystemLockFiles
@@ -33,7 +35,7 @@ from holdfast.system.open_files import Users
 from holdfast.system.readiness import READ, Readiness
 from holdfast.system.watchdog import DeviceWatchdog, Watchdog
 from holdfast.system.wdmd import WdmdWatchdog
-from holdfast.testing.machine import DEVICE_FD, Machine, MachineClock
+from holdfast.testing.machine import DAEMON, STORE, Machine, MachineClock
 from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_files import SimulatedStorage
 from holdfast.testing.simulated import SimulatedAppendFile, SimulatedProcesses
@@ -87,8 +89,14 @@ class MachineState:
         self.run_files: dict[str, StateFile] = {}
         """Those of RUN_DIR: gone after a reset."""
         self._boot = -1
+        machine.watchdog.lent = False
+        self.store = Store(self)
+        self.reexec = b""
+        """The state that a daemon leaves to the program that it executes."""
         self.processes = MachineProcesses(machine)
         self.journal = SimulatedAppendFile()
+        self.edited: Callable[[Config], Config] = lambda config: config
+        """What has been done to the configuration files since the machine was set up."""
         self.records: dict[str, list[str]] = {}
         """Lines of files that only grow: the record of leases that were broken."""
 
@@ -99,12 +107,36 @@ class MachineState:
             self.journal = SimulatedAppendFile()
             self.run_files = {}
             self.wdmd = self._new_wdmd()
+            self.store = Store(self)
+            self.reexec = b""
 
-    def descriptors(self) -> list[tuple[str, int]]:
-        """What the descriptor store has for the next daemon: the watchdog, if it counts."""
-        kept = self.wdmd.kept_fd if self.wdmd is not None else DEVICE_FD
-        armed = self.machine.watchdog.fires_at is not None
-        return [] if kept is None or (self.wdmd is None and not armed) else [(WATCHDOG_FD_NAME, kept)]
+    def inherited(self) -> Inherited:
+        """What the next daemon finds: the state of the one that it was executed by, or the descriptor store."""
+        if self.reexec:
+            raw, self.reexec = self.reexec, b""
+            return Inherited(reexec=decode_state(raw))
+        for _, fd in self.store.named:
+            self.copied(fd, DAEMON)
+        return Inherited(list(self.store.named), close=lambda fd: self.close_copy(fd, DAEMON))
+
+    def daemon_gone(self) -> None:
+        """The kernel closes what it had open."""
+        self.processes.daemon_gone()
+        if self.wdmd is not None:
+            self.wdmd.close_copies(DAEMON)
+
+    def copied(self, fd: int, whose: str) -> None:
+        """The watchdog's descriptor has one more copy."""
+        if self.wdmd is not None:
+            self.wdmd.copied(fd, whose)
+        elif self.machine.watchdog.copies:
+            self.machine.watchdog.copies.add(whose)
+
+    def close_copy(self, fd: int, whose: str) -> None:
+        if self.wdmd is not None:
+            self.wdmd.close_copies(whose, fd)
+        else:
+            self.machine.watchdog.close_copy(whose)
 
 
 class Identities:
@@ -194,12 +226,27 @@ class OnlyRoot(MountTable):
 
 
 class Store:
-    """`DescriptorStore`: systemd's. What a daemon puts there is there for the next one, until the machine is reset."""
+    """`DescriptorStore`: systemd's. What a daemon puts there is there for the next one, until the machine is reset.
+
+    Locks are leases here, which have no descriptors: what is stored is the watchdog's.
+    """
 
     stores = True
 
+    def __init__(self, state: MachineState) -> None:
+        self._state = state
+        self.named: list[tuple[str, int]] = []
+
     def store(self, name: str, fd: int | None) -> None:
-        """Locks here are leases, which have no descriptors; the watchdog's is found by `MachineState`."""
+        if fd is not None:
+            if (name, fd) not in self.named:
+                self.named.append((name, fd))
+                self._state.copied(fd, STORE)
+            return
+        gone = [each for each in self.named if each[0] == name]
+        self.named = [each for each in self.named if each[0] != name]
+        for _, each in gone:
+            self._state.close_copy(each, STORE)
 
 
 def managed_ports(
@@ -209,9 +256,13 @@ def managed_ports(
     state: MachineState,
     storage: SimulatedStorage,
     domains: DomainControl,
+    busy: Callable[[], bool],
     fed: Callable[[Watchdog], Watchdog],
 ) -> SystemPorts:
-    """The ports of one life of the daemon. `fed` wraps the shipping watchdog driver for the checkers."""
+    """The ports of one life of the daemon. `busy`: a request of a client is under way. `fed` wraps the shipping watchdog
+    driver for the checkers.
+    """
+    clock = MachineClock(process, machine)
     random = machine.world.random
 
     def writes_in_flight(lockspace: str) -> Callable[[], bool]:
@@ -242,12 +293,14 @@ def managed_ports(
     async def all_ended() -> None:
         while ours := {task for task in tasks._running if task.get_loop() is process.loop}:
             await asyncio.wait(ours)
+        while busy():
+            await clock.sleep(0.01)
 
     return SystemPorts(
         pid=1,
         uid=0,
         identity=HostIdentity(machine.name, f"{machine.name}-{machine.boots}", machine.name),
-        clock=MachineClock(process, machine),
+        clock=clock,
         processes=state.processes,
         domains=domains,
         status=None,
@@ -257,7 +310,7 @@ def managed_ports(
         storage=InlineStorage(),
         mounts=OnlyRoot(),
         readiness=NoConnections(),
-        store=Store(),
+        store=state.store,
         journal=state.journal,
         append_for_good=lambda name, line: state.records.setdefault(name, []).append(line),
         all_ended=all_ended,

@@ -3,9 +3,9 @@
     below:   `managed_ports`: threads that are tasks, disks, clocks, processes and files of this machine
     beside:  checkers, by a wrapped watchdog driver and by the news of lockspaces
 
-The daemon may be killed and started again under running virtual machines: the next one goes on with the term and adopts
-their locks, or the ladder stops them. The checkers follow a virtual machine, not the daemon: what it rests on must stand
-all the time. A lockspace of it is a `ManagedSeat`, a disk a `ManagedDesk`.
+The daemon may be killed, stopped, or executed anew under running virtual machines: the next one goes on with the term and
+adopts their locks, or the ladder stops them. The checkers follow a virtual machine, not the daemon: what it needs must
+stand all the time. A lockspace of it is a `ManagedSeat`, a disk a `ManagedDesk`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from holdfast.build import LeaseWatchers, build
 from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable
 from holdfast.model import LockFailureAction, Protection
 from holdfast.protocol.timing import Timing
-from holdfast.system.descriptors import Inherited
+from holdfast.system.descriptors import encode_state
 from holdfast.testing.checkers import Checkers
 from holdfast.testing.machine import Machine
 from holdfast.testing.machine_ports import MachineState, managed_ports
@@ -26,6 +26,7 @@ from holdfast.testing.managed_desk import ManagedDesk, resource_of
 from holdfast.testing.managed_seat import ManagedSeat
 from holdfast.testing.shared_files import SimulatedStorage, Volume
 from holdfast.testing.simulated_daemon import CheckedWatchdog, Space
+from holdfast.testing.world import ProcessGone
 
 
 class Libvirt:
@@ -119,17 +120,19 @@ class ManagedDaemon:
             state=state,
             storage=SimulatedStorage(self.process, machine, volumes),
             domains=Libvirt(self),
+            busy=self._busy,
             fed=lambda driver: CheckedWatchdog(driver, lambda: checkers.terms.fed(machine)),
         )
         self.clock = ports.clock
         self.parts = build(
             config,
             ports,
-            Inherited(named=state.descriptors()),
+            state.inherited(),
             LeaseWatchers(
                 on_joined=lambda keeper: self.seats[keeper.name].joined(),
                 on_lost=lambda keeper, reason: self.seats[keeper.name].lost(reason),
                 on_users_gone=lambda keeper: self.seats[keeper.name].users_gone(),
+                on_leaving=lambda keeper: self.seats[keeper.name].leaving(),
             ),
         )
         self.manager = self.parts.manager
@@ -155,6 +158,43 @@ class ManagedDaemon:
         lifecycle.begin(self.parts)
         self.serving = True
         lifecycle.account_for_left_behind(self.parts)
+
+    # --- what operators do with it ---
+
+    async def reload(self) -> None:
+        """`systemctl reload`: the daemon becomes the program on disk, with everything open."""
+        if not self.serving:
+            return
+        self.world.tell(self.machine.name, "its daemon is to reload")
+        await lifecycle.reload(
+            self.parts, next_can_start=self._next_can_start, execute=self._execute_next, busy=self._busy
+        )
+        self.serving = True
+
+    async def _next_can_start(self) -> bool:
+        await self.clock.sleep(self.world.random.uniform(0.2, 2))
+        self.serving = False
+        return True
+
+    def _execute_next(self) -> None:
+        self.state.reexec = encode_state(self.parts.handover.state({}, [], -1))
+        self.machine.exec_process()
+        raise ProcessGone
+
+    async def stop(self) -> None:
+        """`systemctl restart`: it stops in good order, and is started again."""
+        if not self.serving:
+            return
+        self.world.tell(self.machine.name, "its daemon is to stop")
+        await lifecycle.stop(self.parts, self._close_clients)
+        self.machine.kill_process("stopped")
+        raise ProcessGone
+
+    def _close_clients(self) -> None:
+        self.serving = False
+
+    def _busy(self) -> bool:
+        return any(desk.busy for desk in self.desks)
 
     def _vm_ended(self, pid: int) -> None:
         for vm in [vm for vm in self.machine.vms if vm.pid == pid]:

@@ -52,17 +52,15 @@ class ManagedSeat:
     def stay(self, wanted: bool) -> None:
         if wanted and self.keeper.state is KeeperState.LEFT and self.daemon.alive:
             with self.daemon.process.loop.entered():
-                self.keeper.join()
+                self.daemon.parts.lease_calls.join(self.keeper.name)
 
     def leave(self) -> bool:
         if any(desk.vm is not None or desk.busy for desk in self.desks.values()) or self.member is None:
             return False
         if self.daemon.parts.lease_recovery.in_use({self.space.name}):
             return False
-        if self.term is not None:
-            self.term.dismissed = self._settled
         with self.daemon.process.loop.entered():
-            self.keeper.leave()
+            self.daemon.parts.leases.leave(self.keeper)
         return True
 
     def _settled(self) -> bool:
@@ -86,6 +84,10 @@ class ManagedSeat:
 
     def lost(self, reason: str) -> None:
         self.daemon.world.tell(self.daemon.machine.name, f"has lost {self.space.name}: {reason}")
+
+    def leaving(self) -> None:
+        if self.term is not None:
+            self.term.dismissed = self._settled
 
     def users_gone(self) -> None:
         daemon, term = self.daemon, self.term

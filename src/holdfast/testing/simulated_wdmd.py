@@ -8,10 +8,11 @@ stalled here; one that is moves the bound, as the specification says of the real
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from holdfast.system import wdmd
+from holdfast.testing.machine import DAEMON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,8 @@ class Client:
     """What wdmd knows of a connection; `expire` 0: nothing."""
 
     fd: int
+    copies: set[str] = field(default_factory=set)
+    """Who has the connection open: DAEMON, STORE. wdmd hears of a close when the last one is closed."""
     registered: bool = False
     kept: bool = False
     """Whether it holds wdmd's reference count."""
@@ -56,13 +59,23 @@ class SimulatedWdmd:
         """A new socket, or the one that an earlier program left open."""
         if fd is None:
             self._fds += 1
-            return WdmdConnection(self, Client(self._fds))
+            return WdmdConnection(self, Client(self._fds, {DAEMON}))
         return WdmdConnection(self, self._clients[fd])
 
-    @property
-    def kept_fd(self) -> int | None:
-        """The connection in systemd's descriptor store: that of the last client that rests on it."""
-        return next((fd for fd, client in reversed(self._clients.items()) if client.expire), None)
+    def copied(self, fd: int, whose: str) -> None:
+        if fd in self._clients:
+            self._clients[fd].copies.add(whose)
+
+    def close_copy(self, client: Client, whose: str) -> None:
+        """An entry with an expiry stays after the last one, and will expire."""
+        client.copies.discard(whose)
+        if not client.copies and not client.expire:
+            self._clients.pop(client.fd, None)
+
+    def close_copies(self, whose: str, fd: int | None = None) -> None:
+        """Of all connections, or of one: its holder is gone, or lets go of it."""
+        for client in [c for c in self._clients.values() if fd in (None, c.fd)]:
+            self.close_copy(client, whose)
 
     @property
     def running(self) -> bool:
@@ -91,11 +104,6 @@ class SimulatedWdmd:
             case _:
                 raise ValueError(f"a message that nobody sends: {command}")
         return b""
-
-    def closed(self, client: Client) -> None:
-        """An entry with an expiry stays, and will expire."""
-        if not client.expire:
-            self._clients.pop(client.fd, None)
 
     def _open(self, fire_timeout_s: int) -> None:
         if not self._opened:
@@ -156,7 +164,7 @@ class WdmdConnection:
         return answer
 
     def close(self) -> None:
-        self._server.closed(self._client)
+        self._server.close_copy(self._client, DAEMON)
 
     def fileno(self) -> int:
         return self._client.fd

@@ -16,12 +16,13 @@ from random import Random
 
 from holdfast.protocol.paxos_release import Mode
 from holdfast.system import tasks
-from holdfast.testing.cluster import Cluster, Scenario
+from holdfast.testing.cluster import Cluster, Kind, Scenario
 from holdfast.testing.formatted import FEW_HOSTS, many_hosts
 from holdfast.testing.managed_daemon import ManagedDaemon
 from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.nemesis import Nemesis
 from holdfast.testing.orders import Orders, collect
+from holdfast.testing.restarts import OFTEN_S, Restarts
 from holdfast.testing.simulated_daemon import Daemon, Desk
 from holdfast.testing.workload import Workload, spawn
 from holdfast.testing.world import ProcessGone, Violation, World
@@ -51,8 +52,15 @@ class Verdict:
         return replace(self, lines=())
 
 
-def play(seed: int, hosts: int | None = None, lease_hosts: int | None = None) -> Verdict:
-    """Play one seed. Deterministic but for `real_s`. `lease_hosts`: how many hosts leases are formatted for."""
+def play(
+    seed: int,
+    hosts: int | None = None,
+    lease_hosts: int | None = None,
+    restarts_every_s: float | None = None,
+) -> Verdict:
+    """Play one seed. Deterministic but for `real_s`. `lease_hosts`: how many hosts leases are formatted for.
+    `restarts_every_s`: how often daemons are restarted in good order; 0: never.
+    """
     begun = time.perf_counter()
     world = World(seed)
     scenario = Scenario.drawn(world.random, hosts)
@@ -60,10 +68,15 @@ def play(seed: int, hosts: int | None = None, lease_hosts: int | None = None) ->
         # From a generator of its own: who says how many has the same history otherwise.
         lease_hosts = Random(f"lease hosts {seed}").choice((FEW_HOSTS, many_hosts(scenario.geometry)))
     cluster = Cluster(world, replace(scenario, lease_hosts=lease_hosts))
+    chance = Random(f"restarts {seed}")
+    every_s = chance.choice(OFTEN_S)
+    if restarts_every_s is not None or scenario.kind is not Kind.MANAGED:
+        every_s = restarts_every_s or 0.0
+    restarts = Restarts(cluster, every_s, chance)
     violation: Violation | None = None
     with _listening(world):
         try:
-            _Play(cluster).all()
+            _Play(cluster, restarts).all()
         except Violation as found:
             violation = found
         finally:
@@ -107,8 +120,9 @@ def _listening(world: World) -> Iterator[None]:
 
 
 class _Play:
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, restarts: Restarts) -> None:
         self.cluster = cluster
+        self.restarts = restarts
         self.world = cluster.world
         scenario = cluster.scenario
         io_s = max(scenario.io_timeouts_s)
@@ -118,7 +132,7 @@ class _Play:
     def all(self) -> None:
         workload, nemesis, orders = Workload(self.cluster), Nemesis(self.cluster), Orders(self.cluster)
         self.world.run(self.cluster.scenario.duration_s)
-        workload.stopped = orders.stopped = True
+        workload.stopped = orders.stopped = self.restarts.stopped = True
         nemesis.heal()
         # Requests that are already late take their time, and may cost their host its lease.
         self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s + self.dead_s)
