@@ -54,7 +54,7 @@ def test_activated_daemon_serves_the_sockets_it_was_given_and_leaves_them_at_its
     with daemon.admin() as admin:
         assert admin.status().descriptor_store
     assert daemon.kill(signal.SIGTERM) == 0
-    assert service.heard("STOPPING=1") == 1
+    wait_until(lambda: service.heard("STOPPING=1") == 1, "the message of its end to be read")
     assert os.path.exists(daemon.socket)
     assert os.path.exists(daemon.control)
 
