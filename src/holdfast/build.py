@@ -78,8 +78,8 @@ class SystemPorts:
     journal: AppendFile
     append_for_good: Callable[[str, str], None]
     """(file of the state directory, line): one line more, on stable storage; raises OSError."""
-    all_ended: Callable[[], Awaitable[None]]
-    """Wait for every task of this daemon that has not ended."""
+    all_ended: Callable[[float], Awaitable[bool]]
+    """Wait until every task of this daemon has ended, or for so many seconds; whether all have."""
     leases: LeaseHostPorts
 
 

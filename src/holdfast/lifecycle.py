@@ -7,8 +7,6 @@ stop     nothing new ─ what is under way ends ─ lockspaces are left that nob
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -86,7 +84,6 @@ async def stop(parts: Parts, close: Callable[[], None]) -> None:
     manager.closing = True
     close()
     # What an owner that has just ended rested on is being given back: that needs the lockspace.
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(parts.ports.all_ended(), IN_FLIGHT_WAIT_S)
+    await parts.ports.all_ended(IN_FLIGHT_WAIT_S)
     await parts.leases.stop()
     parts.journal.compact()

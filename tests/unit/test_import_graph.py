@@ -44,6 +44,8 @@ WHY = {
     "rule 4": "Config stops at the composition root: a constructor that names the few values it needs can be read alone",
     "rule 5": "what the simulator runs is what ships: it replaces system/ and nothing above, so time, processes and "
     "files must come through system's ports",
+    "rule 6": "the first step of a coroutine that tasks.start runs is in no task, where these raise since Python 3.12; "
+    "asyncio.wait with a timeout works in both",
 }
 
 PURE = ("ondisk", "protocol", "wire", "manager.lock_table")
@@ -73,6 +75,15 @@ OS_PATH_ASKS_DISK = frozenset(
         "ismount",
     )
 )
+
+TASKS_ONLY = (
+    "asyncio.wait_for",
+    "asyncio.timeout",
+    "asyncio.timeout_at",
+    "asyncio.TaskGroup",
+    "asyncio.current_task",
+)
+"""What of asyncio needs a task around it."""
 
 LOCKS_ONLY = "locks between the renewing and the measuring thread; the threads themselves are system's"
 
@@ -248,11 +259,27 @@ def the_system_is_reached_by_its_ports(modules: Mapping[str, str]) -> Iterator[B
                 yield Broken("rule 5", module, f"os.path.{node.attr}", node.lineno)
 
 
+def nothing_needs_a_task_around_it(modules: Mapping[str, str]) -> Iterator[Broken]:
+    for module, text in modules.items():
+        if within(module, (OUTSIDE,)):
+            continue
+        tree = ast.parse(text)
+        for target, line in imports(module, tree):
+            if target in TASKS_ONLY:
+                yield Broken("rule 6", module, target, line)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                used = f"{node.value.id}.{node.attr}"
+                if used in TASKS_ONLY:
+                    yield Broken("rule 6", module, used, node.lineno)
+
+
 RULES = (
     imports_go_one_way,
     pure_code_imports_nothing_impure,
     config_stops_at_the_composition_root,
     the_system_is_reached_by_its_ports,
+    nothing_needs_a_task_around_it,
 )
 
 
@@ -294,6 +321,13 @@ def test_every_listed_exception_is_still_needed() -> None:
         ("supervision.lockspace", "import os\nos.kill(1, 9)", "rule 5", "os.kill"),
         ("manager.turns", "import os\nos.path.exists('/x')", "rule 5", "os.path.exists"),
         ("manager.turns", "from time import monotonic", "rule 5", "time"),
+        (
+            "system.commands",
+            "import asyncio\nasync def f(w):\n    await asyncio.wait_for(w, 1)",
+            "rule 6",
+            "asyncio.wait_for",
+        ),
+        ("daemon", "from asyncio import timeout", "rule 6", "asyncio.timeout"),
     ],
 )
 def test_planted_breach_is_found_and_explained(module: str, text: str, rule: str, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from pathlib import Path
 
@@ -19,9 +20,13 @@ from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.manager.turns import Turns
 from holdfast.model import Mode, Protection, Resource
 from holdfast.system import tasks
+from holdfast.system.commands import CommandProcess, Ended
 from holdfast.system.domain_status import read_domain
 from holdfast.system.kernel_locks import parse_lock
 from holdfast.testing.simulated import SimulatedClock, settle
+
+AMPLE_S = 30.0
+"""A stuck test shall end."""
 
 # --- routing ---
 
@@ -141,6 +146,57 @@ def test_exception_in_the_first_step_is_raised_to_the_starter() -> None:
 
     with pytest.raises(ValueError, match="at once"):
         tasks.start(work())
+
+
+def test_rest_of_a_started_coroutine_is_one_that_every_event_loop_makes_a_task_of() -> None:
+    async def scene() -> None:
+        async def work() -> int:
+            await asyncio.sleep(0)
+            return 7
+
+        coroutine = work()
+        waits_for = coroutine.send(None)
+        rest = tasks.rest(coroutine, waits_for)
+        # asyncio of 3.11 also takes generators; of 3.12 and later, and uvloop beside them, only these.
+        assert inspect.iscoroutine(rest)
+        assert await rest == 7
+
+    asyncio.run(scene())
+
+
+def test_program_is_run_from_the_first_step_of_a_started_coroutine() -> None:
+    async def scene() -> None:
+        commands = CommandProcess()
+        # So that the call below waits for nothing but the program: in its first step, outside of any task.
+        writer = await commands.start()
+        ended: list[Ended] = []
+        tasks.start(commands.run(["/bin/echo", "hello"], AMPLE_S), ended.append)
+        assert await tasks.all_ended(AMPLE_S)
+        await settle()
+        assert [(each.code, each.told.strip()) for each in ended] == [(0, "hello")]
+        writer.close()
+        await writer.wait_closed()
+        assert commands._process is not None
+        assert commands._process.wait(AMPLE_S) == 0
+
+    asyncio.run(scene())
+
+
+def test_all_ended_says_after_its_timeout_that_something_still_runs() -> None:
+    async def scene() -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def work() -> None:
+            await future
+
+        tasks.start(work())
+        assert not await tasks.all_ended(0.01)
+        assert tasks.under_way()
+        future.set_result(None)
+        assert await tasks.all_ended(AMPLE_S)
+        assert not tasks.under_way()
+
+    asyncio.run(scene())
 
 
 # --- events ---

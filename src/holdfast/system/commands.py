@@ -73,9 +73,8 @@ class CommandProcess:
         ended = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             writer.write(json.dumps([number, list(command), timeout_s]).encode() + b"\n")
-            return await asyncio.wait_for(ended, timeout_s + _ANSWER_RESERVE_S)
-        except TimeoutError:
-            return Ended(-1, f"did not answer within {timeout_s:g} s")
+            done, _ = await asyncio.wait((ended,), timeout=timeout_s + _ANSWER_RESERVE_S)
+            return ended.result() if done else Ended(-1, f"did not answer within {timeout_s:g} s")
         finally:
             del self._waiting[number]
 

@@ -3,6 +3,10 @@
 Most calls of the manager never wait: their storage is local, nobody is in the way.  A task would cost a
 turn of the event loop for each; here the coroutine runs straight away, and only what is left of it when it
 first waits becomes a task.  (Python 3.12's eager tasks do the same; this is for 3.11.)
+
+So the first step of a started coroutine runs outside of any task.  `asyncio.timeout` and, since Python 3.12,
+`asyncio.wait_for` work in a task only: nothing in this package uses them (a rule of the house).  `asyncio.wait`
+with a timeout works in both.
 """
 
 from __future__ import annotations
@@ -49,9 +53,14 @@ def start(coroutine: Coroutine[Any, Any, T], on_done: Callable[[T], None] | None
     return False
 
 
+async def rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> T:
+    """The remainder of a coroutine that has already waited once, as a coroutine: a task takes nothing else since 3.12."""
+    return await _rest(coroutine, waits_for)
+
+
 @types.coroutine
-def rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
-    """Goes on with a coroutine that has already waited once: hand its future to the task, then the answer back.
+def _rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    """Hand what it waits for to the task, then the answer back to it, until it ends.
 
     The future still carries the mark that `await` put on it, so the task takes it as its own.
     """
@@ -92,7 +101,13 @@ def under_way() -> bool:
     return bool(_running)
 
 
-async def all_ended() -> None:
-    """Wait for everything that was started and has not ended; for shutdown and tests."""
+async def all_ended(timeout_s: float | None = None) -> bool:
+    """Wait until everything that was started has ended, or for that long; whether it has. For shutdown and tests."""
+    loop = asyncio.get_running_loop()
+    until = None if timeout_s is None else loop.time() + timeout_s
     while _running:
-        await asyncio.wait(set(_running))
+        left_s = None if until is None else until - loop.time()
+        if left_s is not None and left_s <= 0:
+            return False
+        await asyncio.wait(set(_running), timeout=left_s)
+    return True

@@ -290,9 +290,14 @@ def managed_ports(
             )
         )
 
-    async def all_ended() -> None:
+    async def all_ended(timeout_s: float) -> bool:
+        until = process.loop.time() + timeout_s
         while ours := {task for task in tasks._running if task.get_loop() is process.loop}:
-            await asyncio.wait(ours)
+            left_s = until - process.loop.time()
+            if left_s <= 0:
+                return False
+            await asyncio.wait(ours, timeout=left_s)
+        return True
         while busy():
             await clock.sleep(0.01)
 
