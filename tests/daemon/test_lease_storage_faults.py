@@ -18,7 +18,7 @@ from tests.support.daemon import Factory, Holdfastd, exists, make_disk, refusal
 from tests.support.fuse_storage import FaultyStorage
 from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.polling import wait_until
-from tests.support.wdmd_double import FIRE_TIMEOUT_S, Wdmd
+from tests.support.wdmd_double import FIRE_TIMEOUT_S, Generation, Wdmd
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
@@ -105,7 +105,7 @@ def scene(make_daemon: Factory, place: Path) -> Iterator[Scene]:
     storage = FaultyStorage(place / "behind", place / "leases")
     make_lockspace(storage.source / SPACE)
     make_lockspace(place / "sound-leases" / OTHER_SPACE, name=OTHER_SPACE)
-    watchdog = Wdmd(place / "wdmd.sock")
+    watchdog = Wdmd(place / "wdmd.sock", Generation.SINCE_3_9)
     common = (
         f'host_id = 1\ncross_host = true\nwatchdog = "wdmd"\nwatchdog_device = "{place}/wdmd.sock"\n'
         f"io_timeout_s = 1\nfire_timeout_s = {FIRE_TIMEOUT_S}\n"

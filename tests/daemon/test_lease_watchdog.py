@@ -17,14 +17,22 @@ from tests.support.daemon import Factory, Holdfastd, exists, make_disk, refusal
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 from tests.support.service_manager import ServiceManager
-from tests.support.wdmd_double import FIRE_TIMEOUT_S, Wdmd
+from tests.support.wdmd_double import FIRE_TIMEOUT_S, Generation, Wdmd
 
 from holdfast.system import wdmd
 
 
 @pytest.fixture
-def wdmd_double(place: Path) -> Iterator[Wdmd]:
-    double = Wdmd(place / "wdmd.sock")
+def generation() -> Generation:
+    return Generation.SINCE_3_9
+
+
+each_generation = pytest.mark.parametrize("generation", Generation, ids=lambda each: each.value)
+
+
+@pytest.fixture
+def wdmd_double(place: Path, generation: Generation) -> Iterator[Wdmd]:
+    double = Wdmd(place / "wdmd.sock", generation)
     yield double
     double.close()
 
@@ -46,18 +54,21 @@ def monotonic() -> float:
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
+@each_generation
 def test_watchdog_is_told_each_renewal_and_let_go_of_at_stop(
     host: Holdfastd, place: Path, wdmd_double: Wdmd
 ) -> None:
     joined(host.start())
     assert refusal(host, make_disk(place)) == ""  # protection 3: fenced
     wait_until(lambda: len(wdmd_double.expires(0)) >= 3, "some renewals")
-    assert [command for command, _ in wdmd_double.said[0][:4]] == [
+    assert [command for command, _ in wdmd_double.said[0][:5]] == [
+        wdmd.OPEN_WATCHDOG,
         wdmd.STATUS,
         wdmd.REGISTER,
         wdmd.REFCOUNT_SET,
         wdmd.TEST_LIVE,
     ]
+    assert wdmd_double.has_device_open
     expires = wdmd_double.expires(0)
     assert expires == sorted(expires)
     assert all(expire <= monotonic() + FAIL_S for expire in expires)
@@ -122,6 +133,28 @@ def test_lockspace_is_not_joined_without_the_watchdog_that_is_promised(
     host.start()
     host.says("watchdog: wdmd at")
     assert "watchdog: wdmd at" in refusal(host, make_disk(place))
+
+
+@each_generation
+def test_lockspace_is_not_joined_where_wdmd_has_no_device_to_open(
+    host: Holdfastd, place: Path, wdmd_double: Wdmd
+) -> None:
+    wdmd_double.device_fails = True
+    host.start()
+    host.says("watchdog: wdmd: it ")
+    assert "watchdog: wdmd: it " in refusal(host, make_disk(place))
+
+
+@each_generation
+def test_lockspace_is_joined_at_the_next_try_when_wdmd_is_restarted_while_the_host_id_is_claimed(
+    host: Holdfastd, place: Path, wdmd_double: Wdmd
+) -> None:
+    wdmd_double.restarts_after_a_status = True
+    joined(host.start())
+    host.says("the watchdog is not fed")
+    assert refusal(host, make_disk(place)) == ""  # protection 3: fenced
+    wait_until(lambda: wdmd_double.expires(1), "wdmd to be given a bound")
+    assert wdmd_double.has_device_open
 
 
 def test_descriptor_store_keeps_the_connection_over_a_crash(

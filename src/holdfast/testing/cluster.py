@@ -190,7 +190,10 @@ class Cluster:
         self.start_pauses_s: tuple[float, ...] = (0.2, 1.0, 5.0, 15.0)
         """How long it may take until a daemon that has ended is started again: the last one is too long for its leases."""
         self._states = (
-            {machine.name: MachineState(machine, partial(self._wdmd, machine)) for machine in self.machines}
+            {
+                machine.name: MachineState(machine, partial(self._wdmd, machine, number))
+                for number, machine in enumerate(self.machines)
+            }
             if scenario.kind is Kind.MANAGED
             else {}
         )
@@ -302,10 +305,16 @@ class Cluster:
             seconds, lambda: self._booted(machine, number) if machine.up and machine.boots == boot else None
         )
 
-    def _wdmd(self, machine: Machine) -> SimulatedWdmd | None:
+    def _wdmd(self, machine: Machine, number: int) -> SimulatedWdmd | None:
+        """Of both generations by turns, the newer one first."""
         if not self.scenario.wdmd:
             return None
-        return SimulatedWdmd(machine, self.scenario.fire_timeout_s, lambda: self.checkers.terms.fed(machine))
+        return SimulatedWdmd(
+            machine,
+            self.scenario.fire_timeout_s,
+            lambda: self.checkers.terms.fed(machine),
+            opens_when_asked=number % 2 == 0,
+        )
 
     def forget_terms(self, machine: Machine) -> None:
         for file in self._states[machine.name].state_files.values():

@@ -297,9 +297,9 @@ def managed_ports(
             if left_s <= 0:
                 return False
             await asyncio.wait(ours, timeout=left_s)
-        return True
-        while busy():
+        while busy() and process.loop.time() < until:
             await clock.sleep(0.01)
+        return not busy()
 
     return SystemPorts(
         pid=1,

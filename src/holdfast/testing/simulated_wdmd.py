@@ -4,6 +4,10 @@ Every few seconds it looks at each client's expiry: none is near, it pings the d
 test, it closes the device without the disarm character (which counts as a last ping) and looks again every second. It is
 a program of its own: it lives on when holdfastd dies, and what a dead client told it last still counts. It is not
 stalled here; one that is moves the bound, as the specification says of the real one.
+
+Both generations: one has the device open by itself (from the first connection on: before that nobody could tell), the
+other opens it when it is asked to, closes it when its last client has gone, and takes all other messages meanwhile
+without a word.
 """
 
 from __future__ import annotations
@@ -44,13 +48,19 @@ class Client:
 class SimulatedWdmd:
     """From one boot of its machine to the reset. `looked` is told after each touch of the device."""
 
-    def __init__(self, machine: Machine, fire_timeout_s: int, looked: Callable[[], None]) -> None:
+    def __init__(
+        self, machine: Machine, fire_timeout_s: int, looked: Callable[[], None], *, opens_when_asked: bool
+    ) -> None:
         self._machine = machine
         self._boot = machine.boots
         self._fire_timeout_s = fire_timeout_s
         self._looked = looked
         self._interval_s = looks_every_s(fire_timeout_s)
-        self._opened = False
+        self._opens_when_asked = opens_when_asked
+        self._opened = 0
+        """The number of the present opening of the device; 0 while it is closed in peace."""
+        self._openings = 0
+        self._last_keepalive = 0
         self._closed_unclean = False
         self._clients: dict[int, Client] = {}
         self._fds = _FIRST_FD
@@ -71,6 +81,9 @@ class SimulatedWdmd:
         client.copies.discard(whose)
         if not client.copies and not client.expire:
             self._clients.pop(client.fd, None)
+            if not self._clients and self._opens_when_asked and self._opened:
+                self._opened, self._closed_unclean = 0, False
+                self._machine.watchdog.off()
 
     def close_copies(self, whose: str, fd: int | None = None) -> None:
         """Of all connections, or of one: its holder is gone, or lets go of it."""
@@ -83,6 +96,8 @@ class SimulatedWdmd:
 
     def connected(self, client: Client) -> None:
         self._clients[client.fd] = client
+        if not self._opens_when_asked:
+            self._open(self._fire_timeout_s)
 
     def told(self, client: Client, raw: bytes) -> bytes:
         """A message; the answer, if it has one."""
@@ -97,27 +112,33 @@ class SimulatedWdmd:
             case wdmd.TEST_LIVE:
                 client.expire = expire
             case wdmd.OPEN_WATCHDOG:
-                self._open(fire_s)
-                return wdmd.pack(command, fire_timeout_s=self._fire_timeout_s)
+                if self._opens_when_asked:
+                    self._open(fire_s)
+                    return wdmd.pack(command, fire_timeout_s=self._fire_timeout_s)
             case wdmd.STATUS:
-                return wdmd.pack(command, fire_timeout_s=self._fire_timeout_s if self._opened else 0)
+                return wdmd.pack(
+                    command, fire_timeout_s=self._fire_timeout_s, last_keepalive=self._last_keepalive
+                )
             case _:
                 raise ValueError(f"a message that nobody sends: {command}")
         return b""
 
     def _open(self, fire_timeout_s: int) -> None:
         if not self._opened:
-            self._opened, self._fire_timeout_s = True, fire_timeout_s
+            self._openings += 1
+            self._opened, self._fire_timeout_s = self._openings, fire_timeout_s
             self._interval_s = looks_every_s(fire_timeout_s)
             self._ping()
             self._test_in(self._interval_s)
 
     def _ping(self) -> None:
+        self._last_keepalive = int(self._machine.boottime())
         self._machine.watchdog.pet(self._fire_timeout_s)
         self._looked()
 
     def _test_in(self, seconds: int) -> None:
-        self._machine.world.after(seconds, self._test)
+        opened = self._opened
+        self._machine.world.after(seconds, lambda: self._test() if opened == self._opened else None)
 
     def _test(self) -> None:
         if not self._machine.up or self._machine.boots != self._boot:
@@ -159,7 +180,9 @@ class WdmdConnection:
             self._answers += self._server.told(self._client, raw[at : at + wdmd.MESSAGE_BYTES])
         return len(raw)
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        if not self._answers:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
         answer, self._answers = self._answers[:size], self._answers[size:]
         return answer
 

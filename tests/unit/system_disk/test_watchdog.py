@@ -3,11 +3,12 @@
 import errno
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.polling import wait_until
+from tests.support.wdmd_double import CLOSED, Generation, Wdmd
 
 from holdfast.protocol.words import Instant
 from holdfast.system import watchdog as wd
@@ -16,8 +17,6 @@ from holdfast.system.watchdog import DeviceWatchdog, NoWatchdog, WatchdogRefused
 from holdfast.system.wdmd import WdmdWatchdog
 
 FIRE_S = 60
-# A stuck test shall end.
-AMPLE_S = 20.0
 ALL = wd.WDIOF_SETTIMEOUT | wd.WDIOF_MAGICCLOSE | wd.WDIOF_KEEPALIVEPING
 
 
@@ -253,49 +252,6 @@ def test_no_watchdog_says_that_it_fences_nobody() -> None:
 # --- wdmd ---
 
 
-class Wdmd:
-    """The daemon's side of the socket: answers STATUS and OPEN_WATCHDOG, records everything."""
-
-    def __init__(self, path: Path, fire_s: int) -> None:
-        self.fire_s = fire_s
-        self.messages: list[tuple[int, int, int, int, bytes]] = []
-        self.changed = threading.Condition()
-        self.closed = False
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        try:
-            client, _ = self._listener.accept()
-        except OSError:
-            return
-        with client:
-            while len(raw := client.recv(wdmd.MESSAGE_BYTES, socket.MSG_WAITALL)) == wdmd.MESSAGE_BYTES:
-                told = wdmd.unpack(raw)
-                if told[0] == wdmd.OPEN_WATCHDOG:
-                    self.fire_s = told[1]
-                if told[0] in (wdmd.STATUS, wdmd.OPEN_WATCHDOG):
-                    client.sendall(wdmd.pack(told[0], fire_timeout_s=self.fire_s))
-                with self.changed:
-                    self.messages.append(told)
-                    self.changed.notify_all()
-        with self.changed:
-            self.closed = True
-            self.changed.notify_all()
-
-    def wait(self, happened: Callable[[], bool]) -> None:
-        with self.changed:
-            assert self.changed.wait_for(happened, AMPLE_S), self.messages
-
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(AMPLE_S)
-
-
 class Clocks:
     ours, theirs = 5000.0, 300.25
 
@@ -306,74 +262,175 @@ class Clocks:
         return self.theirs
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Wdmd]:
-    daemon = Wdmd(tmp_path / "sock", FIRE_S)
+@pytest.fixture(params=Generation, ids=lambda generation: generation.value)
+def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Wdmd]:
+    daemon = Wdmd(tmp_path / "sock", request.param, FIRE_S)
     yield daemon
-    daemon.stop()
+    daemon.close()
 
 
-def client(tmp_path: Path, clocks: Clocks) -> WdmdWatchdog:
-    return WdmdWatchdog(FIRE_S, clocks.now, path=str(tmp_path / "sock"), their_now=clocks.their_now)
+def client(daemon: Wdmd, clocks: Clocks, fd: int | None = None) -> WdmdWatchdog:
+    return WdmdWatchdog(FIRE_S, clocks.now, path=str(daemon.path), their_now=clocks.their_now, fd=fd)
 
 
-def test_wdmd_is_told_the_bound_in_its_own_clock_once_for_each_renewal(daemon: Wdmd, tmp_path: Path) -> None:
+def commands(daemon: Wdmd) -> list[int]:
+    """Of the first connection."""
+    return [command for said in daemon.said[:1] for command, _ in said]
+
+
+def drop(fed: WdmdWatchdog) -> None:
+    """As the end of its program does."""
+    assert isinstance(fed._socket, socket.socket)
+    fed._socket.close()
+
+
+def test_wdmd_is_given_the_bound_in_its_own_clock_once_for_each_renewal(daemon: Wdmd) -> None:
     clocks = Clocks()
-    fed = client(tmp_path, clocks)
+    fed = client(daemon, clocks)
     fed.prove()
     for _ in range(3):
         assert fed.feed(Instant(clocks.ours + 79.5))
     assert fed.feed(Instant(clocks.ours + 80))
-    daemon.wait(lambda: len(daemon.messages) >= 5)
-    commands = [told[0] for told in daemon.messages]
-    assert commands == [wdmd.STATUS, wdmd.REGISTER, wdmd.REFCOUNT_SET, wdmd.TEST_LIVE, wdmd.TEST_LIVE]
-    assert daemon.messages[1][4] == wdmd.CLIENT_NAME
-    # 300.25 + 79.5, downwards: wdmd counts whole seconds, and none of them may come after the bound.
-    assert daemon.messages[3][2:4] == (300, 379)
-    fed.disarm()
-    daemon.wait(lambda: daemon.closed)
-    assert [told[:4] for told in daemon.messages[-2:]] == [
-        (wdmd.TEST_LIVE, 0, 0, 0),
-        (wdmd.REFCOUNT_CLEAR, 0, 0, 0),
+    daemon.wait(lambda: len(daemon.said[0]) >= 6)
+    assert commands(daemon) == [
+        wdmd.OPEN_WATCHDOG,
+        wdmd.STATUS,
+        wdmd.REGISTER,
+        wdmd.REFCOUNT_SET,
+        wdmd.TEST_LIVE,
+        wdmd.TEST_LIVE,
     ]
+    assert daemon.messages[0][0][1] == FIRE_S
+    assert daemon.messages[0][2][4] == wdmd.CLIENT_NAME
+    # 300.25 + 79.5, downwards: wdmd counts whole seconds, and none of them may come after the bound.
+    assert daemon.messages[0][4][2:4] == (300, 379)
+    fed.disarm()
+    daemon.wait(lambda: daemon.said[0][-1] == CLOSED)
+    assert daemon.said[0][-3:-1] == [(wdmd.TEST_LIVE, 0), (wdmd.REFCOUNT_CLEAR, 0)]
 
 
-def test_a_bound_that_has_passed_is_not_told_to_wdmd(daemon: Wdmd, tmp_path: Path) -> None:
+def test_device_is_open_for_our_own_connection_once_wdmd_is_proven(daemon: Wdmd) -> None:
+    fed = client(daemon, Clocks())
+    fed.prove()
+    assert daemon.has_device_open
+    assert commands(daemon)[0] == wdmd.OPEN_WATCHDOG
+    fed.disarm()
+    daemon.wait(lambda: daemon.said[0][-1] == CLOSED)
+    assert daemon.has_device_open is (daemon.generation is Generation.BEFORE_3_9)
+
+
+def test_wdmd_that_has_no_device_is_refused(daemon: Wdmd) -> None:
+    daemon.device_fails = True
+    fed = client(daemon, Clocks())
+    with pytest.raises(WatchdogRefused, match=r"could not open|has never pinged"):
+        fed.prove()
+    assert not fed.feed(Instant(9999))
+    # And it is not taken for good later, because somebody asked before.
+    with pytest.raises(WatchdogRefused, match=r"could not open|has never pinged"):
+        fed.prove()
+
+
+def test_bound_that_has_passed_is_not_given_to_wdmd(daemon: Wdmd) -> None:
     clocks = Clocks()
-    fed = client(tmp_path, clocks)
+    fed = client(daemon, clocks)
     fed.prove()
     assert not fed.feed(Instant(clocks.ours))
     assert not fed.feed(Instant(clocks.ours + 0.5))
-    daemon.wait(lambda: bool(daemon.messages))  # it answers before it writes down what it was asked
-    assert [told[0] for told in daemon.messages] == [wdmd.STATUS]
+    assert commands(daemon) == [wdmd.OPEN_WATCHDOG, wdmd.STATUS]
     fed.disarm()
 
 
-def test_a_wdmd_with_another_fire_timeout_is_refused_and_one_that_is_not_open_is_opened_with_ours(
-    daemon: Wdmd, tmp_path: Path
-) -> None:
-    daemon.fire_s = 0
-    fed = client(tmp_path, Clocks())
-    fed.prove()
-    assert daemon.fire_s == FIRE_S
-    fed.disarm()
-    other = Wdmd(tmp_path / "other", 30)
-    refused = WdmdWatchdog(FIRE_S, Clocks().now, path=str(tmp_path / "other"))
-    with pytest.raises(WatchdogRefused, match="its fire timeout is 30 s where 60 s are configured"):
-        refused.prove()
-    assert not refused.feed(Instant(9999))
-    other.stop()
+def test_wdmd_whose_device_somebody_else_opened_with_another_fire_timeout_is_refused(daemon: Wdmd) -> None:
+    daemon.fire_timeout_s = 30
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.connect(str(daemon.path))
+        other.sendall(wdmd.pack(wdmd.OPEN_WATCHDOG, fire_timeout_s=30) + wdmd.pack(wdmd.STATUS))
+        daemon.wait(lambda: commands(daemon) == [wdmd.OPEN_WATCHDOG, wdmd.STATUS])
+        refused = client(daemon, Clocks())
+        with pytest.raises(WatchdogRefused, match="its fire timeout is 30 s where 60 s are configured"):
+            refused.prove()
+        assert not refused.feed(Instant(9999))
     with pytest.raises(WatchdogRefused, match="missing"):
-        WdmdWatchdog(FIRE_S, Clocks().now, path=str(tmp_path / "missing")).prove()
+        WdmdWatchdog(FIRE_S, Clocks().now, path=f"{daemon.path}-missing").prove()
 
 
-def test_a_wdmd_that_is_gone_is_not_fed_and_that_is_final(daemon: Wdmd, tmp_path: Path) -> None:
+def test_wdmd_that_was_restarted_before_the_first_feeding_is_proven_and_fed_at_the_next_try(
+    daemon: Wdmd,
+) -> None:
     clocks = Clocks()
-    fed = client(tmp_path, clocks)
+    fed = client(daemon, clocks)
     fed.prove()
-    assert fed._socket is not None
-    assert isinstance(fed._socket, socket.socket)
-    fed._socket.shutdown(socket.SHUT_WR)
+    # Joining takes up to the dead bound; a package is upgraded meanwhile.
+    daemon.restart()
     assert not fed.feed(Instant(clocks.ours + 80))
     assert not fed.feed(Instant(clocks.ours + 81))
-    fed._socket.close()
+    fed.disarm()
+    fed.prove()
+    assert daemon.has_device_open
+    assert fed.feed(Instant(clocks.ours + 80))
+    daemon.wait(lambda: bool(daemon.expires(1)))
+    fed.disarm()
+
+
+def test_proving_wdmd_again_after_its_restart_does_not_trust_the_dead_connection(daemon: Wdmd) -> None:
+    clocks = Clocks()
+    fed = client(daemon, clocks)
+    fed.prove()
+    daemon.restart()
+    fed.prove()  # nobody was fed in between, and nobody disarmed it
+    assert daemon.has_device_open
+    assert fed.feed(Instant(clocks.ours + 80))
+    daemon.close()
+    assert not fed.feed(Instant(clocks.ours + 80)), "a wdmd that has gone counts for nobody"
+    with pytest.raises(WatchdogRefused, match="wdmd at"):
+        fed.prove()
+
+
+def test_wdmd_that_takes_no_more_messages_is_not_fed_and_its_connection_is_not_closed(daemon: Wdmd) -> None:
+    clocks = Clocks()
+    fed = client(daemon, clocks)
+    fed.prove()
+    assert fed.feed(Instant(clocks.ours + 80))
+    daemon.wait(lambda: bool(daemon.expires(0)))
+    with daemon.changed:  # it serves nobody
+        until = Instant(clocks.ours + 80)
+        while fed.feed(until):
+            until = Instant(until + 1)
+        assert not fed.feed(Instant(until + 1))
+        # What it was given last counts, and closing the connection would reset the host.
+        fed.disarm()
+        assert fed.descriptor() is not None
+        with pytest.raises(WatchdogRefused, match="it takes no more messages; and it still counts"):
+            fed.prove()
+        drop(fed)
+
+
+def test_next_program_asks_for_the_device_that_an_earlier_one_may_have_left_closed(daemon: Wdmd) -> None:
+    clocks = Clocks()
+    # Earlier releases asked wdmd for its status, and that says the same of a device that nobody has opened.
+    earlier = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    earlier.connect(str(daemon.path))
+    earlier.sendall(wdmd.pack(wdmd.REGISTER, name=wdmd.CLIENT_NAME) + wdmd.pack(wdmd.TEST_LIVE, expire=1000))
+    fed = client(daemon, clocks, fd=earlier.detach())
+    assert fed.feed(Instant(clocks.ours + 80))
+    daemon.wait(lambda: bool(daemon.said) and len(daemon.expires(0)) == 2)
+    assert daemon.has_device_open
+    assert commands(daemon).count(wdmd.OPEN_WATCHDOG) == commands(daemon).count(wdmd.REGISTER) == 1
+    fed.prove()
+    assert len(daemon.said) == 1, "it was fed over this connection, and is registered there"
+    fed.disarm()
+
+
+def test_next_program_is_not_fed_by_a_wdmd_that_can_not_open_the_device_any_more(tmp_path: Path) -> None:
+    daemon = Wdmd(tmp_path / "sock", Generation.SINCE_3_9, FIRE_S)
+    daemon.device_fails = True
+    earlier = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    earlier.connect(str(daemon.path))
+    clocks = Clocks()
+    fed = client(daemon, clocks, fd=earlier.detach())
+    fed.feed(Instant(clocks.ours + 80))
+    wait_until(lambda: not fed.feed(Instant(clocks.ours + 80)), "the answer to be read")
+    with pytest.raises(WatchdogRefused, match="could not open its watchdog device"):
+        fed.prove()
+    drop(fed)
+    daemon.close()
