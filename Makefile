@@ -13,7 +13,7 @@ help:
 	@echo "make check   ruff and mypy --strict"
 	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
 	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
-	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 42 minutes (CASES=)"
+	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 50 minutes (CASES=)"
 	@echo "make fuzz    bounded coverage-guided fuzzing (atheris)"
 
 $(STAMP): pyproject.toml tools/setup-venv

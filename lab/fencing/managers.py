@@ -8,6 +8,7 @@ import time
 from typing import Protocol
 
 from lab.fencing.guests import HOST_IDS, LAB, Guests, LabError
+from lab.fencing.suites import WDMD_VERSIONS, Release
 
 from holdfast.protocol.timing import Timing
 
@@ -22,10 +23,20 @@ ASK_LOG = "/srv/ask.log"
 JOIN_TIMEOUT_S = 150.0
 """A free host id takes 2 to 5 io_timeouts, one of a dead host the dead bound."""
 
-_WDMD = (
-    "pidof wdmd >/dev/null || wdmd -G sanlock; "
-    "for _ in $(seq 100); do [ -S /run/wdmd/wdmd.sock ] && break; sleep .1; done"
-)
+
+def _start_wdmd(release: Release) -> str:
+    """The wdmd of that release, unless one runs: it does not outlive a boot, and its socket doesn't either."""
+    return (
+        f"[ -S /run/wdmd/wdmd.sock ] || /opt/wdmd/{release}/run -G sanlock; "
+        "for _ in $(seq 100); do [ -S /run/wdmd/wdmd.sock ] && break; sleep .1; done"
+    )
+
+
+def check_wdmd(guests: Guests, host: str, release: Release) -> None:
+    """A lab that ran another wdmd than it says would prove nothing about this one."""
+    said = guests.sh(host, f"/opt/wdmd/{release}/run -V")
+    if WDMD_VERSIONS[release] not in said:
+        raise LabError(f"the guests' wdmd of {release} is {said.strip()!r}, not {WDMD_VERSIONS[release]}x")
 
 
 class Manager(Protocol):
@@ -82,10 +93,12 @@ class Holdfast:
         watchdog: str,
         sector_bytes: int,
         host_id: int | str,
+        wdmd_of: Release,
     ) -> None:
         self._guests = guests
         self._host = host
         self._watchdog = watchdog
+        self._wdmd_of = wdmd_of
         self._owner = owner_command(host, sector_bytes)
         self._config = (
             f'run_dir = "{RUN_DIR}"\nstate_dir = "/var/lib/holdfast"\n'
@@ -102,7 +115,7 @@ class Holdfast:
         self._guests.sh(self._host, self._python("-m", "holdfast.cli.main", *words))
 
     def start(self) -> None:
-        before = "modprobe -q i6300esb" if self._watchdog == "device" else _WDMD
+        before = "modprobe -q i6300esb" if self._watchdog == "device" else _start_wdmd(self._wdmd_of)
         self._guests.sh(
             self._host,
             f"{before}; mkdir -p {RUN_DIR} /var/lib/holdfast; hostname {self._host}; "
@@ -156,10 +169,13 @@ class Sanlock:
 
     program = "sanlock"
 
-    def __init__(self, guests: Guests, host: str, *, io_timeout_s: int, sector_bytes: int) -> None:
+    def __init__(
+        self, guests: Guests, host: str, *, io_timeout_s: int, sector_bytes: int, wdmd_of: Release
+    ) -> None:
         self._guests = guests
         self._host = host
         self._io_timeout_s = io_timeout_s
+        self._wdmd_of = wdmd_of
         self._owner = owner_command(host, sector_bytes)
         self.lease = ""
         """NAME:PATH:OFFSET, known when somebody has made it."""
@@ -167,7 +183,7 @@ class Sanlock:
     def start(self) -> None:
         self._guests.sh(
             self._host,
-            f"{_WDMD}; hostname {self._host}; mkdir -p /run/sanlock; "
+            f"{_start_wdmd(self._wdmd_of)}; hostname {self._host}; mkdir -p /run/sanlock; "
             f"sanlock daemon -w 1 -U sanlock -G sanlock -e {self._host} </dev/null >/srv/sanlock.out 2>&1; "
             "for _ in $(seq 100); do sanlock client status >/dev/null 2>&1 && break; sleep .1; done",
         )

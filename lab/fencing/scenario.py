@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lab.fencing.guests import HOST_IDS, HOSTS, Guests, LabError
-from lab.fencing.managers import LEASES, Holdfast, Manager, Sanlock
+from lab.fencing.managers import LEASES, Holdfast, Manager, Sanlock, check_wdmd
 from lab.fencing.observer import NEVER, Observer
 from lab.fencing.suites import IO_TIMEOUT_S, Cause, Suite
 from lab.fencing.verdict import Case
@@ -32,7 +32,13 @@ class Scenario:
         suite = self.suite
         program = suite.holder if host == "h1" else suite.taker
         if program == "sanlock":
-            return Sanlock(self.guests, host, io_timeout_s=IO_TIMEOUT_S, sector_bytes=suite.sector_bytes)
+            return Sanlock(
+                self.guests,
+                host,
+                io_timeout_s=IO_TIMEOUT_S,
+                sector_bytes=suite.sector_bytes,
+                wdmd_of=suite.wdmd_of,
+            )
         # Beside sanlock, whose ids are fixed, "auto" may take one of a host that is down.
         beside_sanlock = "sanlock" in (suite.holder, suite.taker)
         return Holdfast(
@@ -42,6 +48,7 @@ class Scenario:
             watchdog=suite.watchdog,
             sector_bytes=suite.sector_bytes,
             host_id=HOST_IDS[host] if beside_sanlock else "auto",
+            wdmd_of=suite.wdmd_of,
         )
 
     @property
@@ -53,6 +60,8 @@ class Scenario:
     def prepare(self) -> None:
         """Both hosts in one lockspace, h1 with host id 1, and one lease."""
         print(self.guests.mh("up", "2"), end="", flush=True)
+        if self.suite.watchdog == "wdmd":
+            check_wdmd(self.guests, "h1", self.suite.wdmd_of)
         holdfast = next(m for m in self.managers.values() if isinstance(m, Holdfast))
         holdfast.init_lockspace()
         for manager in self.managers.values():

@@ -8,6 +8,7 @@ from typing import Literal
 from holdfast.protocol.timing import Timing
 
 Program = Literal["holdfastd", "sanlock"]
+Release = Literal["bookworm", "trixie"]
 Cause = Literal["kill9", "hang", "error", "freeze", "power"]
 
 CAUSES: dict[Cause, str] = {
@@ -28,7 +29,9 @@ IO_TIMEOUT_S = 2
 """The least one at which wdmd lets healthy hosts live: it warns 10 s before the expiry at 8 io_timeouts."""
 DEVICE_FIRE_S = 10
 WDMD_FIRE_S = 60
-"""Built into wdmd, and so into sanlock 3.8.5."""
+"""Built into wdmd 3.8.5, and the default of later ones."""
+WDMD_VERSIONS: dict[Release, str] = {"bookworm": "3.8.", "trixie": "3.9."}
+"""How their versions begin. The former has its device open from the start, the latter opens it when it is asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Suite:
     holder: Program = "holdfastd"
     taker: Program = "holdfastd"
     sector_bytes: int = 512
+    wdmd_of: Release = "bookworm"
 
     @property
     def timing(self) -> Timing:
@@ -60,7 +64,14 @@ class Suite:
 SUITES = (
     Suite("device", 'watchdog = "device"', "device", ("kill9", "hang", "error", "freeze", "power")),
     Suite("4096", "disks with 4096-byte sectors", "device", ("kill9", "hang", "error"), sector_bytes=4096),
-    Suite("wdmd", 'the real wdmd, watchdog = "wdmd"', "wdmd", ("kill9", "hang", "error", "freeze", "power")),
+    Suite("wdmd", "the real wdmd 3.8.5", "wdmd", ("kill9", "hang", "error", "freeze", "power")),
+    Suite(
+        "wdmd39",
+        "the real wdmd 3.9.5",
+        "wdmd",
+        ("kill9", "hang", "error", "freeze", "power"),
+        wdmd_of="trixie",
+    ),
     Suite(
         "to-sanlock",
         "the real sanlock takes over from holdfastd",
