@@ -24,7 +24,8 @@ from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import GEOMETRIES, MIB, Geometry
 from holdfast.ondisk.host_block import NOTE_OFFSET_BYTES, HostBlock
 from holdfast.ondisk.leader import Leader
-from holdfast.protocol.host_status import HostState
+from holdfast.protocol.host_status import HostState, SeenTerm
+from holdfast.protocol.words import Generation
 from holdfast.supervision.presence import Absent
 from holdfast.system.disk_file import RealKernel
 from holdfast.system.file_lock import FileKey, IoFailed
@@ -457,8 +458,13 @@ def test_adoption_is_refused_when_another_host_took_over(tmp_path: Path) -> None
         saved, held = await taken_and_saved(s.world())
         held.forget()
         s.beta.state_of[1] = HostState.LIVE
-        # The operator, or time, proved that term over: a newer one stands in the lockspace.
         twin(s.alpha, generation=2)
+        # A newer term stands in the lockspace. By itself that proves nothing about the older one, whose VM may run.
+        assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+        # But its end was seen.
+        s.beta.terms_of[1] = tuple(
+            SeenTerm(Generation(each), s.beta.clock.now(), 1, seen_to_end=each == 1) for each in (1, 2)
+        )
         assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
         next_daemon = twin(s.alpha, generation=2).backend(s.directory)
         refused = await next_daemon.adopt(saved, None)

@@ -20,7 +20,7 @@ from holdfast.ondisk import areas, rindex
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT, Geometry
 from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX, PaddedName
-from holdfast.protocol.host_status import HostState, HostView
+from holdfast.protocol.host_status import HostState, HostView, SeenTerm
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
@@ -99,6 +99,7 @@ class LeaseHost:
     kernel: Kernel = REAL_KERNEL
     clock: Clock = field(default_factory=SimulatedClock)
     state_of: dict[int, HostState] = field(default_factory=dict)
+    terms_of: dict[int, tuple[SeenTerm, ...]] = field(default_factory=dict)
     may_write: bool = True
 
     def __post_init__(self) -> None:
@@ -138,7 +139,12 @@ class LeaseHost:
 
     def _view(self, host_id: HostId) -> HostView:
         state = self.state_of.get(host_id, HostState.LIVE)
-        return HostView(host_id=host_id, state=state, changed_at_latest_look=state is HostState.LIVE)
+        return HostView(
+            host_id=host_id,
+            state=state,
+            changed_at_latest_look=state is HostState.LIVE,
+            terms=self.terms_of.get(host_id, ()),
+        )
 
     def backend(
         self,

@@ -67,6 +67,8 @@ class Claimant:
             return f"{self}: that term is over"
         if self.record is not None and self.record.generation < self.term[1]:
             return f"{self}: the lockspace has known only generation {self.record.generation} of it for its dead bound"
+        if self.record is not None and self.record.generation > self.term[1]:
+            return f"{self}: its host has been seen as generation {self.record.generation} for its dead bound"
         if self.term in attested:
             return f"{self}: attested to be off, unchanged for {self.view.unchanged_s:.0f} s"
         return f"{self}: it had given the lease up"

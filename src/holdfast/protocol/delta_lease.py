@@ -9,8 +9,9 @@ it.
     renew   read -> is it still what we wrote? -> sample the clock -> write
     release write timestamp 0
 
-The generation grows with every claim. Because a held id changes hands only after the dead bound, a newer
-generation (or a free record) proves to everybody that no owner of the older term lives.
+The generation grows with every claim. A free record proves to everybody that no owner of its term lives. A newer
+generation does not: our own claims wait for that proof, but sanlock takes an id of its own name again at once
+(`host_status`).
 
 What a write rests on must be fresh. Between reading "this host is dead" and writing our name anything may
 happen:

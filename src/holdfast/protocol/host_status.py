@@ -22,6 +22,18 @@ with the present time, and then this can happen:
 Here the unchanged time ends at the *begin* of the latest look that still showed the same record, not now:
 after the pause that time is as short as before it. The bound is compared strictly, and with the greatest
 io_timeout that this term of the host has shown, because that field is under no checksum.
+
+The table also keeps how the terms of a host followed each other, for a lease may name a term that another one has
+succeeded. A newer term alone proves nothing about the older one: sanlock of 3.9 and later, with its default name, takes
+its own host id again at once, and its virtual machines run on until its watchdog fires:
+
+    host B (sanlock 3.9)                                        host A (observer)
+    generation 3: renews at R, and again at R' (A does not see that one)
+    its daemon is killed and started again: generation 4        sees generation 4 at S, after R'
+    the watchdog entry of generation 3 fires by R' + dead       waits until S + dead
+
+So an older term is over if its own free record was seen, or DEAD was, before the newer one; or if the newer one has been
+seen for the dead bound. Counting from the last renewal *seen* of the older term would be too early, by one that was not.
 """
 
 from collections.abc import Mapping
@@ -81,6 +93,24 @@ class Notified:
 Action = StateChanged | Notified
 
 
+@dataclass(frozen=True, slots=True)
+class SeenTerm:
+    """A term of a host, as looks have shown it."""
+
+    generation: Generation
+    since: Instant
+    """When we first saw it; by then no older term renewed any more."""
+    io_timeout_s: int
+    """The greatest that it has shown."""
+    seen_to_end: bool = False
+    """Whether the latest look that showed it showed it free, or DEAD. Only of terms that a newer one has succeeded."""
+
+
+# How many terms of one host are kept. A host that joins more often within one term of ours forgets how the oldest ended, and
+# then those count from when the oldest one that is kept was seen.
+TERMS_KEPT_MAX = 16
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostView:
     """What we know about one host, at one moment."""
@@ -99,6 +129,7 @@ class HostView:
     # When we first saw this generation; every look since has shown it.
     generation_since: Instant | None = None
     dead_in_s: float | None = None  # until DEAD at the earliest; None where that question does not arise
+    terms: tuple[SeenTerm, ...] = ()  # ascending; the last one is the present one
     fault: str = ""
 
 
@@ -116,7 +147,7 @@ class _Observation:
 class HostTable:
     """The machine: `step` takes looks in, `view` answers for one host."""
 
-    __slots__ = ("_observations", "_own_id", "_space_name", "_states", "_timing")
+    __slots__ = ("_observations", "_own_id", "_space_name", "_states", "_terms", "_timing")
 
     def __init__(self, space_name: str, own_id: HostId, timing: Timing) -> None:
         self._space_name = space_name
@@ -124,6 +155,7 @@ class HostTable:
         self._timing = timing
         self._observations: dict[HostId, _Observation] = {}
         self._states: dict[HostId, HostState] = {}
+        self._terms: dict[HostId, tuple[SeenTerm, ...]] = {}
 
     def step(self, now: Instant, event: Sampled | Ticked) -> tuple[Action, ...]:
         actions: list[Action] = []
@@ -142,8 +174,9 @@ class HostTable:
         seen = self._observations.get(host_id)
         if seen is None:
             return HostView(host_id=host_id, state=HostState.UNKNOWN)
+        terms = self._terms.get(host_id, ())
         if isinstance(seen.record, Malformed):
-            return HostView(host_id=host_id, state=HostState.UNKNOWN, fault=str(seen.record))
+            return HostView(host_id=host_id, state=HostState.UNKNOWN, terms=terms, fault=str(seen.record))
         dead_s = self._timing.of_host(seen.io_timeout_s).dead_s
         unchanged_s = seen.confirmed_at - seen.unchanged_since
         state = self._state(host_id, seen, seen.record, now)
@@ -161,6 +194,7 @@ class HostTable:
             unchanged_s=max(0.0, unchanged_s),
             generation_since=seen.generation_since,
             dead_in_s=max(0.0, seen.unchanged_since + dead_s - now) if dying else None,
+            terms=terms,
         )
 
     def _state(self, host_id: HostId, seen: _Observation, record: DeltaLease, now: Instant) -> HostState:
@@ -169,7 +203,7 @@ class HostTable:
         if host_id == self._own_id:
             return HostState.LIVE
         bounds = self._timing.of_host(seen.io_timeout_s)
-        if seen.confirmed_at - seen.unchanged_since > bounds.dead_s:
+        if self._is_dead(host_id, seen):
             return HostState.DEAD
         if now - seen.unchanged_since > bounds.fail_s:
             return HostState.FAIL
@@ -185,6 +219,9 @@ class HostTable:
         if before is not None and _same_proof_of_life(before, record, sector):
             self._observations[host_id] = replace(before, confirmed_at=begun_at, sector=sector)
             return []
+        io_timeout_s = _io_timeout_shown(before, record)
+        if isinstance(record, DeltaLease):
+            self._terms[host_id] = self._terms_with(host_id, before, record, io_timeout_s, now)
         self._observations[host_id] = _Observation(
             record=record,
             sector=sector,
@@ -193,9 +230,37 @@ class HostTable:
             unchanged_since=now,
             confirmed_at=begun_at,
             changed_at=now if before is not None else None,
-            io_timeout_s=_io_timeout_shown(before, record),
+            io_timeout_s=io_timeout_s,
         )
         return self._notifications(host_id, record, sector) if before is not None else []
+
+    def _terms_with(
+        self,
+        host_id: HostId,
+        before: _Observation | None,
+        record: DeltaLease,
+        io_timeout_s: int,
+        now: Instant,
+    ) -> tuple[SeenTerm, ...]:
+        """The terms of a host, now that a look shows this record."""
+        present = Generation(record.generation)
+        # A generation that goes back takes back what the newer ones proved: that one renews again, or may.
+        older = [term for term in self._terms.get(host_id, ()) if term.generation < present]
+        same = next((t for t in self._terms.get(host_id, ()) if t.generation == present), None)
+        if before is not None and isinstance(before.record, DeltaLease) and older:
+            was_of = Generation(before.record.generation)
+            ended = before.record.is_free or self._is_dead(host_id, before)
+            older = [replace(t, seen_to_end=ended) if t.generation == was_of else t for t in older]
+        seen = SeenTerm(
+            present,
+            same.since if same is not None else now,
+            max(io_timeout_s, same.io_timeout_s if same is not None else 0),
+        )
+        return (*older, seen)[-TERMS_KEPT_MAX:]
+
+    def _is_dead(self, host_id: HostId, seen: _Observation) -> bool:
+        dead_s = self._timing.of_host(seen.io_timeout_s).dead_s
+        return host_id != self._own_id and seen.confirmed_at - seen.unchanged_since > dead_s
 
     def _notifications(self, host_id: HostId, record: DeltaLease | Malformed, sector: bytes) -> list[Action]:
         if isinstance(record, Malformed) or host_id == self._own_id:
@@ -209,13 +274,13 @@ class HostTable:
 def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
     """Whether the term `term` of a host is over: its owners are dead, or the host was reset.
 
-    `fresh` is that host's record, read after the claim of that term was; `view` is what the table says. A
-    record of an *older* term is no proof, free or not: somebody initialised the lockspace anew under a host that
-    may still run, or a claim that had hung landed on top of its record, or the view is older than the claim. Such a
-    term has to be watched for its dead bound like any other (`owner_test`).
+    `fresh` is that host's record, read after the claim of that term was; `view` is what the table says. A record of
+    another term is no proof by itself, free or not. An older one: somebody initialised the lockspace anew under a host
+    that may still run, or a claim that had hung landed on top of its record, or the view is older than the claim. A newer
+    one: see the module. Such a term has to be watched for its dead bound like any other (`owner_test`).
     """
     if fresh.generation > term:
-        return True
+        return any(seen.generation == term and seen.seen_to_end for seen in view.terms)
     if fresh.is_free and fresh.generation == term:
         return True
     return (
@@ -223,6 +288,23 @@ def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
         and view.generation == fresh.generation == term
         and view.timestamp == HostTimestamp(fresh.timestamp)
     )
+
+
+def succeeded_left_s(
+    term: Generation, fresh: DeltaLease, view: HostView, looked_at: Instant, timing: Timing
+) -> float:
+    """How long a term that a newer one has succeeded has to be waited for still; below 0: it is over.
+
+    `fresh` was read from `looked_at` on and is of a newer term; `timing` is our own. A newer term that only that read
+    has shown counts from the table's next look.
+    """
+    newer = [seen for seen in view.terms if seen.generation > term]
+    own = [seen for seen in view.terms if seen.generation == term]
+    shown_s = max(fresh.io_timeout_s, *(seen.io_timeout_s for seen in (*newer[:1], *own)), 0)
+    dead_s = timing.of_host(shown_s).dead_s
+    if not newer or view.generation is None or view.generation <= term:
+        return dead_s
+    return dead_s - (looked_at - newer[0].since)
 
 
 def _same_proof_of_life(before: _Observation, record: DeltaLease | Malformed, sector: bytes) -> bool:

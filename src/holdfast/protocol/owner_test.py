@@ -36,7 +36,7 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.host_block import Dblock, HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
-from holdfast.protocol.host_status import HostState, HostView, proven_gone
+from holdfast.protocol.host_status import HostState, HostView, proven_gone, succeeded_left_s
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.ports import Clock
@@ -163,12 +163,14 @@ async def _watch_owner(
         record = await member.lockspace.read_record(owner, member.io_timeout_s)
         if not isinstance(record, DeltaLease):
             return record
+        if record.generation > term:
+            view = member.view(owner)  # how the older one ended, a look may have shown meanwhile
         if proven_gone(term, record, view) or attested_off(
             attested, owner, term, record, view, member.timing
         ):
             return MayTake(waited)
-        if record.generation < term:
-            left_s = missed_left_s(member, owner, term, record, looked_at)
+        if record.generation != term:
+            left_s = other_term_left_s(member, owner, term, record, looked_at)
         else:
             watch = watch or _begin_watch(view, record, term, clock.now())
             if HostTimestamp(record.timestamp) != watch.timestamp:
@@ -191,6 +193,17 @@ async def _watch_owner(
             return again
         if again != leader:
             return LeaderChanged()
+
+
+def other_term_left_s(
+    member: Membership, host_id: HostId, term: Generation, record: DeltaLease, looked_at: Instant
+) -> float:
+    """How long a term has to be waited for still, if the host's record, read from `looked_at` on, is of another one; below
+    0: it is over.
+    """
+    if record.generation > term:
+        return succeeded_left_s(term, record, member.view(host_id), looked_at, member.timing)
+    return missed_left_s(member, host_id, term, record, looked_at)
 
 
 def missed_left_s(

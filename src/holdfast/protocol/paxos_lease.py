@@ -27,7 +27,7 @@ from holdfast.protocol.ballot import Promise
 from holdfast.protocol.host_status import proven_gone
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested, Busy, attested_off, missed_left_s
+from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested, Busy, attested_off, other_term_left_s
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost, Refusal, Won
 from holdfast.protocol.paxos_race import Intent, race
 from holdfast.protocol.paxos_release import (
@@ -163,8 +163,8 @@ async def _living_sharers(
         gone = proven_gone(term, record, view) or attested_off(
             attested, host_id, term, record, view, member.timing
         )
-        if record.generation < term:
-            gone = missed_left_s(member, host_id, term, record, looked_at) < 0
+        if record.generation != term:
+            gone = gone or other_term_left_s(member, host_id, term, record, looked_at) < 0
         if not gone:
             living[host_id] = term
     return living

@@ -31,11 +31,12 @@ class SanlockDaemon:
         arguments = ["-D", "-w", "0", "-l", "0", "-h", "0", "-U", "root", "-G", "root", "-o", "1"]
         self._holders: list[Holder] = []
         self._log = (directory / f"{host_name[:8]}.log").open("wb")
+        self._command = ["sanlock", "daemon", *arguments, "-e", host_name]
+        self._start()
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
-            ["sanlock", "daemon", *arguments, "-e", host_name],
-            env=self._environment,
-            stdout=self._log,
-            stderr=self._log,
+            self._command, env=self._environment, stdout=self._log, stderr=self._log
         )
         self._wait(lambda: "daemon" in self.client("status", check=False), "the daemon to answer")
 
@@ -71,6 +72,16 @@ class SanlockDaemon:
             time.sleep(0.05)
         told, _ = process.communicate()
         return told or f"exit status {process.returncode}"
+
+    def kill(self) -> None:
+        """The daemon alone: who holds leases through it runs on."""
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        """Under the same name, as systemd does."""
+        self.kill()
+        self._start()
 
     def stop(self) -> None:
         for holder in self._holders:
@@ -110,6 +121,9 @@ class Holder:
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
+
+    def runs(self) -> bool:
+        return self._process.poll() is None
 
     def wait_ended(self, timeout_s: float) -> int:
         return self._process.wait(timeout_s)

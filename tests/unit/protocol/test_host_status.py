@@ -9,6 +9,7 @@ from holdfast.ondisk.delta import DeltaLease, Event
 from holdfast.ondisk.geometry import DEFAULT
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol.host_status import (
+    TERMS_KEPT_MAX,
     HostState,
     HostTable,
     Notified,
@@ -16,6 +17,7 @@ from holdfast.protocol.host_status import (
     StateChanged,
     Ticked,
     proven_gone,
+    succeeded_left_s,
 )
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant
@@ -168,9 +170,85 @@ def test_what_proves_that_a_term_is_over() -> None:
     assert proven_gone(term, ALIVE, dead)
     assert not proven_gone(term, replace(ALIVE, timestamp=501), dead)
     assert not proven_gone(Generation(4), ALIVE, dead)
-    assert proven_gone(term, replace(ALIVE, generation=4), living)
     assert proven_gone(term, replace(ALIVE, timestamp=0), living)
     assert not proven_gone(Generation(4), replace(ALIVE, timestamp=0), living)
+    # Another term's record, free or not, is no proof by itself.
+    assert not proven_gone(term, replace(ALIVE, generation=4), living)
+    assert not proven_gone(term, replace(ALIVE, generation=4, timestamp=0), living)
+
+
+REJOINED = replace(ALIVE, generation=4, timestamp=600)
+
+
+def left_s(hosts: HostTable, at: float, fresh: DeltaLease = REJOINED, term: int = 3) -> float:
+    return succeeded_left_s(Generation(term), fresh, hosts.view(OTHER, Instant(at)), Instant(at), TIMING)
+
+
+def test_newer_term_is_proof_of_the_end_of_one_that_was_seen_free_or_dead() -> None:
+    for last in (replace(ALIVE, timestamp=0), ALIVE):
+        hosts = table()
+        look(hosts, 0, ALIVE)
+        look(hosts, 70, last)
+        look(hosts, 72, REJOINED)
+        assert proven_gone(Generation(3), REJOINED, hosts.view(OTHER, Instant(72)))
+        # How long ago that was makes no difference.
+        look(hosts, 74, replace(REJOINED, generation=5))
+        assert proven_gone(Generation(3), REJOINED, hosts.view(OTHER, Instant(74)))
+        assert not proven_gone(Generation(4), replace(REJOINED, generation=5), hosts.view(OTHER, Instant(74)))
+
+
+def test_term_that_a_newer_one_succeeded_at_once_is_over_when_that_was_seen_for_the_dead_bound() -> None:
+    """Also if the older one was not seen to renew for a while: it may have renewed after the last look that showed it."""
+    hosts = table()
+    look(hosts, 0, ALIVE)
+    look(hosts, 60, ALIVE)
+    look(hosts, 62, REJOINED)
+    for at in (62, 100, 130):
+        look(hosts, at, replace(REJOINED, timestamp=600 + at))
+        assert not proven_gone(Generation(3), REJOINED, hosts.view(OTHER, Instant(at)))
+        assert left_s(hosts, at) == 62 + 68 - at
+    assert left_s(hosts, 130.5) < 0
+
+
+def test_bound_of_a_succeeded_term_goes_by_the_greatest_io_timeout_of_both() -> None:
+    for older_s, newer_s in ((4, 1), (1, 4)):
+        hosts = table()
+        look(hosts, 0, replace(ALIVE, io_timeout_s=older_s))
+        newer = replace(REJOINED, io_timeout_s=newer_s)
+        look(hosts, 2, newer)
+        assert left_s(hosts, 2, newer) == 8 * 4 + 60
+
+
+def test_term_that_was_never_seen_counts_from_the_first_sight_of_a_newer_one() -> None:
+    hosts = table()
+    assert left_s(hosts, 5) == 68, "only the read that asks has shown it"
+    look(hosts, 10, REJOINED)
+    look(hosts, 40, replace(REJOINED, generation=5))
+    assert left_s(hosts, 50) == 10 + 68 - 50
+    assert left_s(hosts, 50, term=4) == 40 + 68 - 50
+
+
+def test_generation_that_goes_back_takes_back_what_the_newer_one_proved() -> None:
+    hosts = table()
+    look(hosts, 0, ALIVE)
+    look(hosts, 10, REJOINED)
+    look(hosts, 20, replace(ALIVE, timestamp=520))  # a renewal that had hung lands, or its host goes on
+    assert left_s(hosts, 25) == 68
+    look(hosts, 30, REJOINED)
+    assert left_s(hosts, 40) == 30 + 68 - 40
+
+
+def test_terms_of_one_host_are_kept_up_to_a_bound() -> None:
+    hosts = table()
+    for generation in range(3, 3 + TERMS_KEPT_MAX + 5):
+        look(hosts, generation, replace(ALIVE, generation=generation, timestamp=0))
+    view = hosts.view(OTHER, Instant(50))
+    assert len(view.terms) == TERMS_KEPT_MAX
+    newest = replace(ALIVE, generation=2 + TERMS_KEPT_MAX + 5)
+    assert proven_gone(Generation(newest.generation - 1), newest, view)
+    # How the oldest ones ended is forgotten: they are waited for.
+    assert not proven_gone(Generation(3), newest, view)
+    assert left_s(hosts, 50, newest) == view.terms[0].since + 68 - 50
 
 
 def test_a_generation_that_goes_back_keeps_the_greater_io_timeout_and_is_counted_from_when_it_was_seen() -> (

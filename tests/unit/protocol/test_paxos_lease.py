@@ -354,6 +354,32 @@ def test_an_own_earlier_term_and_a_returned_owner_are_no_obstacle() -> None:
     assert held(exclusive(two)).lver == 3
 
 
+@pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.value)
+def test_lease_of_a_host_that_rejoined_at_once_is_taken_only_after_the_dead_bound_of_its_older_term(
+    mode: Mode,
+) -> None:
+    """sanlock of 3.9 and later, killed and started again: the older term's VMs run until its watchdog fires."""
+    cluster = Cluster(5)
+    one, two = cluster.join(1, 2)
+    held(exclusive(one) if mode is Mode.EXCLUSIVE else shared(one))
+    record = DeltaLease.decode(bytes(cluster.world.content[:512]))
+    assert isinstance(record, DeltaLease)
+    one.power_off()  # its daemon; nothing of it renews any more
+    begun = cluster.world.now
+    cluster.world.content[:512] = replace(record, generation=2, timestamp=record.timestamp + 1).sector()
+    rejoined = 0
+    while isinstance(outcome := exclusive(two), HostUnknown | SharedBy | Busy):
+        assert cluster.world.now - begun < 2 * TIMING.dead_s
+        rejoined += 1
+        # The new term renews.
+        cluster.world.content[:512] = replace(
+            record, generation=2, timestamp=record.timestamp + 1 + rejoined
+        ).sector()
+        cluster.world.run(until=cluster.world.now + 0.5)
+    held(outcome)
+    assert cluster.world.now - begun > TIMING.dead_s
+
+
 def test_a_higher_generation_of_our_own_id_is_a_stranger() -> None:
     cluster = Cluster(6)
     (one,) = cluster.join(1)
