@@ -139,7 +139,12 @@ def test_vm_that_a_full_disk_stops_frees_its_lock_and_goes_on_under_it(lab: Lab)
 def test_dumped_vm_runs_on_under_its_lock(lab: Lab, how: str) -> None:
     disk = lab.storage.image("web")
     vm = lab.vm(lab.alpha, "web1", disk).start()
-    vm.virsh("dump", "/srv/save/core", *how.split())
+    dump = ("dump", "/srv/save/core", *how.split())
+    if how and lab.alpha.libvirt_version >= (12,):
+        # A full dump is not made of a running VM any more (seen with 12.8): the VM and its lock are left alone.
+        assert "unsupported flags" in vm.refused(*dump)
+    else:
+        vm.virsh(*dump)
     assert vm.state.startswith("running")
     assert lab.lock(disk) == "write"
     vm.assert_writes()

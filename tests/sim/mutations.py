@@ -91,8 +91,8 @@ MUTATIONS = (
         "protocol.host_status",
         "dead-halved",
         "a host is seen dead after half of its dead bound",
-        "if seen.confirmed_at - seen.unchanged_since > bounds.dead_s:",
-        "if seen.confirmed_at - seen.unchanged_since > bounds.dead_s / 2:",
+        "seen.confirmed_at - seen.unchanged_since > dead_s",
+        "seen.confirmed_at - seen.unchanged_since > dead_s / 2",
     ),
     _in(
         "protocol.timing",
@@ -156,8 +156,8 @@ MUTATIONS = (
         "protocol.host_status",
         "generation-not-compared",
         "the owner's term is taken for over in its own generation",
-        "if fresh.generation > term:",
-        "if fresh.generation >= term:",
+        "    if fresh.generation > term:\n        return any(",
+        "    if fresh.generation == term:\n        return True\n    if fresh.generation > term:\n        return any(",
     ),
     _in(
         "protocol.owner_test",
@@ -170,8 +170,8 @@ MUTATIONS = (
         "protocol.owner_test",
         "missed-and-over",
         "an owner's term that its host's record does not know is over at once",
-        "left_s = missed_left_s(member, owner, term, record, looked_at)",
-        "left_s = -1.0",
+        "return missed_left_s(member, host_id, term, record, looked_at)",
+        "return -1.0",
     ),
     _in(
         "protocol.owner_test",

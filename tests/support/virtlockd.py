@@ -19,9 +19,7 @@ class Virtlockd:
     def __init__(self, directory: Path) -> None:
         program = shutil.which("virtlockd", path="/usr/sbin:/usr/bin:/sbin:/bin")
         if program is None or shutil.which("unshare") is None:
-            pytest.fail(
-                "these tests compare with a real virtlockd: apt-get install libvirt-daemon-system util-linux"
-            )
+            pytest.fail("these tests compare with a real virtlockd: as root, run tools/debian-packages test")
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "virtlockd.conf").write_text('log_outputs = "4:stderr"\n')
         script = (

@@ -174,6 +174,11 @@ class Host:
         """virsh on this host's libvirtd."""
         return self.run(*VIRSH, *arguments).strip()
 
+    @property
+    def libvirt_version(self) -> tuple[int, ...]:
+        """What libvirt does differs, and tests assert what each does."""
+        return tuple(int(number) for number in self.run("virsh", "--version").strip().split("."))
+
     def virsh_refused(self, *arguments: str) -> str:
         """virsh with a command that must fail; returns the error that its user sees."""
         try:

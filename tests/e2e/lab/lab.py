@@ -20,7 +20,7 @@ from tests.e2e.lab.storage import DEVICE_BYTES, IMAGE_BYTES, Image, LoopDevice, 
 from tests.e2e.lab.vms import Vm
 from tests.support.leases import SPACE, make_lockspace
 
-MARK = "----"
+MARK = "===="
 ASK_GUESTS = f"echo {MARK}; list --name; echo {MARK}; list --name --all --persistent"
 
 

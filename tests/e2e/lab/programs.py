@@ -12,7 +12,7 @@ SOURCES = Path(__file__).parent
 # The program that must be there, and the Debian package it comes with.
 NEEDED = {
     "/usr/sbin/libvirtd": "libvirt-daemon-system",
-    "/usr/sbin/virtlockd": "libvirt-daemon-system",
+    "/usr/sbin/virtlockd": "libvirt-daemon-system (12) or libvirt-daemon-lock (13)",
     "virsh": "libvirt-clients",
     QEMU: "qemu-system-x86",
     "qemu-img": "qemu-utils",
@@ -31,7 +31,7 @@ def missing() -> str:
         return "the end-to-end tests make namespaces and loop devices: run them as root (e.g. sudo make test)"
     packages = {package for program, package in NEEDED.items() if shutil.which(program) is None}
     if packages:
-        return f"missing Debian packages; as root: apt-get install {' '.join(sorted(packages))}"
+        return f"missing: {', '.join(sorted(packages))}; as root: tools/debian-packages test"
     return ""
 
 

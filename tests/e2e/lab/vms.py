@@ -90,6 +90,8 @@ class Vm:
         """A migration that never converges; returns once it is under way."""
         running = self.host.start_virsh("migrate", self.name, *self._move(target), "--bandwidth", "1")
         until(lambda: is_under_way(self.virsh("domjobinfo")), f"the migration of {self.name} to be under way")
+        # What the guest rewrites between two rounds takes half a second to send: far longer than it may stop for.
+        self.virsh("migrate-setmaxdowntime", "1")
         return running
 
     def _move(self, target: Host) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.interop.sanlock.daemon import Holder, SanlockDaemon
+from tests.interop.sanlock.daemon import Holder, SanlockDaemon, installed_version
 from tests.interop.sanlock.direct import blank_file, direct, dump
 from tests.interop.sanlock.plain_file import OurHost
 
@@ -186,7 +186,7 @@ def test_sanlock_obeys_a_request_that_we_write(both: Shared) -> None:
     both.release(area, lease_of(outcome))
 
 
-def test_a_shorter_host_name_leaves_the_tail_of_a_longer_one_which_we_ignore(
+def test_what_a_shorter_host_name_leaves_of_a_longer_one_is_ignored(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     directory = tmp_path_factory.mktemp("sl")
@@ -203,6 +203,8 @@ def test_a_shorter_host_name_leaves_the_tail_of_a_longer_one_which_we_ignore(
         assert isinstance(record, DeltaLease)
         assert record.is_free
         assert record.host_name.text == "short"
-        assert record.host_name.field.rstrip(b"\0") == b"short\0er-long-host-name"
+        # Since 3.9 sanlock fills the field with zeros.
+        left = b"short" if installed_version() >= (3, 9) else b"short\0er-long-host-name"
+        assert record.host_name.field.rstrip(b"\0") == left
     finally:
         ours.close()
