@@ -1,15 +1,16 @@
-# Two commands do everything on a fresh Debian machine: `make run` and `make test`.
+# Two commands do everything on a fresh Debian 12 or 13 machine: `make run` and `make test`.
 # Debian's own Python where there is one: what a host runs, and faster than one that was built without optimization.
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test check sim bench lab fuzz clean setup
+.PHONY: help run test test-on check sim bench lab fuzz clean setup
 
 help:
 	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
 	@echo "make test    set up what the tests need (Debian packages too, when root) and run them all"
+	@echo "make test-on DISTRO=trixie   both in another Debian release (bookworm, trixie, forky): root, mmdebstrap (TESTS=)"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
 	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
@@ -26,6 +27,9 @@ run:
 	@tools/debian-packages run
 	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
 	@$(BIN)/python tools/demo.py
+
+test-on:
+	@tools/test-on $(or $(DISTRO),trixie) sh -c 'make -s run && make -s test TESTS="$$1"' make "$(TESTS)"
 
 test:
 	@tools/debian-packages test

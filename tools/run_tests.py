@@ -1,36 +1,110 @@
-"""`make test`'s pytest: all tests, in two processes that take about as long, because one of them mostly waits: for a real
+"""`make test`'s pytest: tier by tier, in two lanes that take about as long, because one of them mostly waits: for a real
 sanlock's timeouts, and for leases that daemons lose.
 
-The second process's output is shown when it has ended. The exit status is 0 only if both are well.
+    tools/run_tests.py                      all tiers
+    tools/run_tests.py --tiers unit,daemon  those
+    tools/run_tests.py ARGUMENTS...         pytest with these arguments, for one test or a few
+
+The second lane's output is shown when it has ended, then a table: each tier's seconds beside its budget, and pytest's own
+closing line. A tier beyond its budget is marked, and no failure: machines differ. The exit status is 0 only if all are well.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
 
-WAITING = ("tests/interop", "tests/daemon")
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    name: str
+    budget_s: int
+    """About one and a half times what it takes on two idle cores, beside the other lane."""
+
+
+LANES = (
+    (Tier("unit", 120), Tier("sim", 360), Tier("contract", 90), Tier("systemd", 180), Tier("e2e", 600)),
+    (Tier("interop", 600), Tier("daemon", 600)),
+)
+
+
+@dataclass(slots=True)
+class Ran:
+    """One tier that has ended."""
+
+    tier: Tier
+    status: int
+    seconds: float
+    closing: str
+
+    def __str__(self) -> str:
+        mark = " " if self.seconds <= self.tier.budget_s else "!"
+        return f"{self.tier.name:10}{self.seconds:6.0f} s of {self.tier.budget_s:4} s {mark} {self.closing}"
+
+
+@dataclass(slots=True)
+class Lane:
+    tiers: list[Tier]
+    live: bool
+    output: bytearray = field(default_factory=bytearray)
+    ran: list[Ran] = field(default_factory=list)
+
+    def run(self) -> None:
+        for tier in self.tiers:
+            self._show(f"=== {tier.name} (budget {tier.budget_s} s)\n".encode())
+            began = time.monotonic()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", f"tests/{tier.name}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            assert process.stdout is not None
+            last = b""
+            try:
+                while piece := os.read(process.stdout.fileno(), 65536):
+                    self._show(piece)
+                    last = (last + piece)[-4096:]
+                status = process.wait()
+            finally:
+                process.kill()
+                process.wait()
+                process.stdout.close()
+            lines = last.decode(errors="replace").strip().splitlines()
+            self.ran.append(Ran(tier, status, time.monotonic() - began, lines[-1] if lines else "no output"))
+
+    def _show(self, piece: bytes) -> None:
+        if self.live:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        else:
+            self.output += piece
 
 
 def main(arguments: list[str]) -> int:
-    pytest = [sys.executable, "-m", "pytest"]
-    if arguments:
-        return subprocess.run([*pytest, *arguments], check=False).returncode
-    with tempfile.TemporaryFile() as output:
-        waiting = subprocess.Popen([*pytest, *WAITING], stdout=output, stderr=subprocess.STDOUT)
-        try:
-            status = subprocess.run(
-                [*pytest, *(f"--ignore={each}" for each in WAITING)], check=False
-            ).returncode
-            status = waiting.wait() or status
-        finally:
-            waiting.kill()
-            waiting.wait()
-        output.seek(0)
-        sys.stdout.buffer.write(output.read())
-        sys.stdout.flush()
-    return status
+    names = [tier.name for lane in LANES for tier in lane]
+    if arguments[:1] == ["--tiers"]:
+        wanted = " ".join(arguments[1:]).replace(",", " ").split()
+        if unknown := [name for name in wanted if name not in names]:
+            print(f"there is no tier {', '.join(unknown)}; there are {', '.join(names)}", file=sys.stderr)
+            return 2
+        names = wanted
+    elif arguments:
+        return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
+    first, second = (Lane([t for t in lane if t.name in names], live=n == 0) for n, lane in enumerate(LANES))
+    beside = threading.Thread(target=second.run)
+    beside.start()
+    first.run()
+    beside.join()
+    sys.stdout.buffer.write(bytes(second.output))
+    sys.stdout.buffer.flush()
+    ran = first.ran + second.ran
+    print("\n".join(map(str, ran)))
+    return max((each.status for each in ran), default=0)
 
 
 if __name__ == "__main__":
