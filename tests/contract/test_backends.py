@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from holdfast.backends.nop import NopBackend
 from holdfast.errors import ConfigError
 from holdfast.model import Mode, Resource
 from holdfast.system.blocking import InlineStorage
-from holdfast.system.file_lock import SystemLockFiles
+from holdfast.system.file_lock import IoFailed, SystemLockFiles
 from holdfast.system.mounts import MountTable
 from holdfast.testing.conformance import NOTE, BackendConformance, BackendWorld, assert_held, opened, take
 from holdfast.testing.simulated import SimulatedClock
@@ -263,3 +264,21 @@ def test_backend_table_that_is_wrong_is_refused_with_the_fix(table: dict[str, ob
         make_backend("b", table, ports(), file="holdfast.toml")
     assert told in str(refused.value)
     assert "holdfast.toml: backend.b" in str(refused.value)
+
+
+def test_disk_by_another_name_is_locked_and_warned_about_where_lock_files_are_named_by_path(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = indirect(tmp_path)
+    (tmp_path / "disk.0").symlink_to("disk.img")
+
+    async def go() -> None:
+        for name in ("disk.img", "disk.0"):
+            candidate = await world.backend.open(Resource("", f"{tmp_path}/{name}"), create=Creation.NONE)
+            assert not isinstance(candidate, IoFailed)
+            await candidate.abandon()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(go())
+    (warning,) = caplog.messages
+    assert f"{tmp_path}/disk.0 is another name of {tmp_path}/disk.img" in warning

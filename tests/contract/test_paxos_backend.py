@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -450,6 +451,24 @@ def test_lease_that_can_not_be_read_when_it_is_to_be_taken_up_is_left_as_it_is(
         assert_held(await twin(s.alpha).backend(s.directory).adopt(saved, None))
 
     play(scene)
+
+
+def test_disk_by_another_name_is_warned_about_where_leases_are_named_by_path(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        link = s.disk.with_name("disk.0")
+        link.symlink_to(s.disk)
+        for path in (s.disk, link):
+            outcome = await tried(s.one, Resource("", str(path)))
+            assert not isinstance(outcome, HeldElsewhere | Moved | IoFailed)
+            await outcome.release()
+        (warning,) = (m for m in caplog.messages if "is another name of" in m)
+        assert f"{link} is another name of {s.disk}: backend 'leases' names locks by path" in warning
+
+    with caplog.at_level(logging.WARNING):
+        play(scene)
 
 
 def test_adoption_is_refused_when_another_host_took_over(tmp_path: Path) -> None:

@@ -94,6 +94,34 @@ def test_disk_with_less_protection_than_demanded_is_a_problem(host: Host) -> Non
     assert "less protection than require_protection demands" in host.told()
 
 
+LOCK_DIRECTORY = (
+    '[backend.shared]\ndriver = "file"\ndirectory = "{root}/leases"\n'
+    '[[disk]]\nmatch = "*"\nbackend = "shared"\n'
+)
+
+
+@pytest.mark.parametrize("table", ["lease", "lock directory", "libvirt's hashes", "the disk itself"])
+def test_disk_by_another_name_is_a_problem_where_locks_are_named_by_path(host: Host, table: str) -> None:
+    (host.root / "web.img").touch()
+    (host.root / "disk.0").symlink_to("web.img")
+    (host.root / "leases").mkdir()
+    make_lockspace(host.root / "leases" / SPACE)
+    texts = {"lease": LEASES.replace("/dev/*", "*"), "lock directory": LOCK_DIRECTORY}
+    host.configure(texts.get(table, "").format(root=host.root))
+    if table == "libvirt's hashes":
+        host.lockd(f'file_lockspace_dir = "{host.root}/leases"\n')
+    host.domain(f"{host.root}/web.img")
+    assert "disk name:" not in host.told()
+    host.domain(f"{host.root}/disk.0")
+    if table == "the disk itself":
+        assert "disk name:" not in host.told()
+        return
+    (problem,) = (f for f in host.problems() if f.check == "disk name")
+    assert f"{host.root}/disk.0 of web is another name of {host.root}/web.img" in problem.text
+    # The name of a running VM's lock does not change with its definition: first it has to be down, everywhere.
+    assert problem.fix.startswith("shut down every VM that has this disk, on all hosts, and only then write")
+
+
 def test_configuration_that_cannot_be_used_is_the_first_problem(host: Host) -> None:
     host.configure("[nonsense]\n")
     assert "nonsense: is not known" in host.told()

@@ -36,6 +36,7 @@ from holdfast.backends.base import (
 )
 from holdfast.backends.lock_names import indirect_name
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
+from holdfast.system.canonical_path import PathWarnings
 from holdfast.system.file_lock import FileKey, ForeignLock, IoFailed, OpenedFile
 
 log = logging.getLogger(__name__)
@@ -200,6 +201,7 @@ class FileBackend:
         self._cross_host = cross_host
         self._protections: dict[str, tuple[Protection, str]] = {}
         self._protections_of = 0
+        self._warnings = PathWarnings(name)
 
     # --- which file ---
 
@@ -218,7 +220,10 @@ class FileBackend:
             if not resource.lockspace and (not self._may_block(resource.name) or self._may_block(path)):
                 disk = resource.name  # otherwise its inode would be nice to know, but not worth a wait
         opened, lane = await self._open(path, create=create is not Creation.NONE, disk=disk)
-        return opened if isinstance(opened, IoFailed) else OpenFile(self, opened, path, lane, create)
+        if isinstance(opened, IoFailed):
+            return opened
+        self._warnings.met(disk, opened.canonical)
+        return OpenFile(self, opened, path, lane, create)
 
     def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], HeldFile] | None:
         """Locks the disk itself; whatever has a file made or written to goes the long way."""

@@ -13,6 +13,7 @@ from holdfast.errors import NoLeaseName
 from holdfast.model import Resource
 from holdfast.ondisk.padded_name import NAME_BYTES
 from holdfast.system.blocking import Storage
+from holdfast.system.canonical_path import PathWarnings
 from holdfast.system.disk_identity import DiskIdentities, DiskIdentity
 from holdfast.system.file_lock import FileKey
 
@@ -38,6 +39,11 @@ class LeaseNames:
         self._identities = identities
         self._paths: dict[str, str] = {}
         self._hints: dict[str, str] = {}
+        self._warnings = PathWarnings(backend)
+
+    @property
+    def by_path(self) -> bool:
+        return self._by_path
 
     async def of(self, resource: Resource) -> tuple[str, DiskIdentity]:
         """The name of its lease, and what the disk is; raises a `LockError`."""
@@ -51,6 +57,8 @@ class LeaseNames:
                 backend=self._backend,
                 fix="give it to another backend by a [[disk]] rule, or name leases by path there",
             )
+        if self._by_path:
+            self._warnings.met(resource.name, identity.canonical)
         if len(self._paths) > ALIASES_MAX:
             self._paths.clear()
         before = self._paths.setdefault(lease, str(resource))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from holdfast.backends.base import Backend
+from holdfast.backends.file import FileBackend
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.cli import lease_doctor
 from holdfast.cli.places import LOCKD_CONF, QEMU_CONF, domains, libvirt_lockspaces, read_settings
@@ -22,6 +23,7 @@ from holdfast.config import Config
 from holdfast.control_api import HolderInfo, LeaseSpaceInfo, OwnerInfo, StatusInfo
 from holdfast.manager.routing import Routing
 from holdfast.model import DIRECT_LOCKSPACE, Mode, Protection, Resource
+from holdfast.system.canonical_path import canonical_path
 from holdfast.system.descriptors import socket_in_use
 from holdfast.system.domain_status import Domain
 from holdfast.system.file_lock import ForeignLock, SystemLockFiles
@@ -331,6 +333,33 @@ def disks(scene: Scene) -> Iterator[Finding]:
         yield Finding("ok", "disks", f"{fine} disks of {len(scene.domains)} domains have the locks they need")
 
 
+def disk_names(scene: Scene) -> Iterator[Finding]:
+    """Disks that domains have by another path than the canonical one, where locks are named by the path."""
+    spaces = libvirt_lockspaces(scene.root)
+    for domain in scene.domains:
+        for disk in domain.disks:
+            backend = scene.routing.route(Resource(DIRECT_LOCKSPACE, disk.path)).backend
+            if not (spaces or _names_by_path(backend)):
+                continue
+            canonical = canonical_path(disk.path)
+            if canonical != disk.path:
+                whose = "qemu-lockd.conf" if spaces else f"backend '{backend.name}'"
+                yield Finding(
+                    "problem",
+                    "disk name",
+                    f"{disk.path} of {domain.name} is another name of {canonical}: locks are named by path ({whose}), so a "
+                    "VM that has the disk by another name is not excluded, here or on another host",
+                    f"shut down every VM that has this disk, on all hosts, and only then write {canonical} into the "
+                    f"definition of each (virsh edit {domain.name})",
+                )
+
+
+def _names_by_path(backend: Backend) -> bool:
+    if isinstance(backend, PaxosBackend):
+        return backend.names.by_path
+    return isinstance(backend, FileBackend) and bool(backend.directory)
+
+
 def _worth(backend: Backend, resource: Resource) -> tuple[Protection, str]:
     """Of leases: once their lockspace is joined; whether it is, is told apart."""
     if isinstance(backend, PaxosBackend):
@@ -376,6 +405,7 @@ CHECKS: Sequence[Callable[[Scene], Iterator[Finding]]] = (
     leases,
     mounts,
     disks,
+    disk_names,
     running,
 )
 

@@ -10,6 +10,7 @@ import stat
 from dataclasses import dataclass
 from typing import Protocol
 
+from holdfast.system.canonical_path import canonical_path
 from holdfast.system.file_lock import FileKey, key_of
 
 _NAME_BYTES_MAX = 1024
@@ -26,6 +27,8 @@ class DiskIdentity:
     key: FileKey | None = None
     lvm_uuid: str = ""
     wwid: str = ""
+    canonical: str = ""
+    """Its canonical path (`canonical_path`)."""
 
 
 class DiskIdentities(Protocol):
@@ -45,14 +48,15 @@ class SystemDiskIdentities:
             status = os.stat(path)
         except (OSError, ValueError):
             return DiskIdentity()
+        canonical = canonical_path(path, self._sysfs)
         if not stat.S_ISBLK(status.st_mode):
-            return DiskIdentity(key_of(status))
+            return DiskIdentity(key_of(status), canonical=canonical)
         device = f"{self._sysfs}/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         mapped = _read(f"{device}/dm/uuid")
         wwid = _read(f"{device}/device/wwid") or _read(f"{device}/wwid")
         if mapped.startswith(_MULTIPATH_PREFIX):
             wwid = mapped.removeprefix(_MULTIPATH_PREFIX)
-        return DiskIdentity(key_of(status), lvm_uuid_of(mapped), wwid)
+        return DiskIdentity(key_of(status), lvm_uuid_of(mapped), wwid, canonical)
 
 
 def lvm_uuid_of(mapped: str) -> str:

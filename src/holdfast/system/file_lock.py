@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from holdfast.model import Mode
+from holdfast.system.canonical_path import canonical_path
 
 LOCK_START, LOCK_LENGTH = 0, 1
 LOCK_FILE_MODE = 0o600
@@ -52,6 +53,8 @@ class OpenedFile(NamedTuple):
     key: FileKey
     disk: FileKey | None
     """The disk behind the resource's name, where that is another file than the lock file."""
+    canonical: str
+    """And its canonical path; empty where it is not known."""
 
 
 class ForeignLock(NamedTuple):
@@ -115,14 +118,14 @@ class SystemLockFiles:
             return IoFailed(what, path, e.errno or errno.EIO)
         except ValueError:  # a NUL in the path
             return IoFailed(what, path, errno.EINVAL)
-        disk_key = None
+        disk_key, canonical = None, ""
         if disk:
             try:
-                disk_key = key_of(os.stat(disk))
+                disk_key, canonical = key_of(os.stat(disk)), canonical_path(disk)
             except (OSError, ValueError):
                 disk_key = None  # the lock file excludes all the same; libvirt will miss the disk itself
         try:
-            return tuple.__new__(OpenedFile, (fd, key_of(os.fstat(fd)), disk_key))
+            return tuple.__new__(OpenedFile, (fd, key_of(os.fstat(fd)), disk_key, canonical))
         except OSError as e:
             os.close(fd)
             return IoFailed(what, path, e.errno or errno.EIO)

@@ -181,8 +181,10 @@ class _Play:
     def _each_in_turn(self, space: str, resource: str) -> None:
         desks = [d.seats[space].desks[resource] for d in self._daemons() if d.seats[space].member is not None]
         for number, desk in enumerate(desks):
-            # Owners and sharers that nobody has seen alive have to be watched for their dead bound, each.
-            self._gets(desk, 4 * self.dead_s if number == 0 else 6 * self.renewal_s, wait=number == 0)
+            # Owners and sharers that nobody has seen alive have to be watched for their dead bound, each. A host that has
+            # just joined did not see how the earlier terms of the others ended: these count for the dead bound.
+            unseen_s = 4 * self.dead_s if number == 0 else self.dead_s + 6 * self.renewal_s
+            self._gets(desk, unseen_s, wait=number == 0)
             if number + 1 < len(desks) and isinstance(desk, Desk):
                 spawn(desks[number + 1], "ask_for")
                 self._is_given_up(desk, 4 * self.renewal_s, "on request")
@@ -198,7 +200,7 @@ class _Play:
                 continue  # another host has its host id
             self._takes_all_out(daemon)
             desk = daemon.desks[0]
-            self._gets(desk, 6 * self.renewal_s, wait=False)
+            self._gets(desk, self.dead_s + 6 * self.renewal_s, wait=False)
             spawn(desk, "stop")
             self._is_given_up(desk, self.renewal_s, "at once")
 
