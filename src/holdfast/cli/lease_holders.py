@@ -123,12 +123,13 @@ def _claim(
     told: LeaseSpaceInfo | None,
 ) -> None:
     record = _record(hosts, host_id)
-    over = record is not None and (
-        record.generation > generation or (record.is_free and record.generation == generation)
-    )
+    # A newer generation alone proves nothing about an older term, except to its own host (ADR 0141).
+    own_earlier = told is not None and told.host_id == host_id and told.generation > generation
+    over = own_earlier or (record is not None and record.is_free and record.generation == generation)
+    newer = record.generation if record is not None and record.generation > generation else 0
     view = next((h for h in told.hosts if h.host_id == host_id), None) if told is not None else None
     own = told is not None and told.host_id == host_id and told.generation == generation
-    alive = view.unchanged_s if view is not None and view.state == "LIVE" else None
+    alive = view.unchanged_s if view is not None and view.state == "LIVE" and not newer else None
     if own and told is not None:
         alive = told.renewed_s_ago
     holder = lease_note.decode(
@@ -137,7 +138,9 @@ def _claim(
         host_id=host_id,
         mode=mode,
         alive_s_ago=alive,
-        remark=_remark(over, own, view.state if view is not None else "", view.dead_in_s if view else None),
+        remark=_remark(
+            over, own, newer, view.state if view is not None else "", view.dead_in_s if view else None
+        ),
     )
     if over:
         seen.lines.append(f"left by {holder}: that term of the host is over, so the next start may take it")
@@ -146,7 +149,11 @@ def _claim(
         seen.lines.append(f"{mode.word} lease of {holder}")
 
 
-def _remark(over: bool, own: bool, state: str, dead_in_s: float | None) -> str:
+def _remark(over: bool, own: bool, newer: int, state: str, dead_in_s: float | None) -> str:
+    if newer and not over:
+        return (
+            f"its host has joined anew since (generation {newer}); this hold counts until its end is proven"
+        )
     if over or own or state == "LIVE":
         return ""
     if state == "DEAD":

@@ -116,6 +116,9 @@ def test_lease_of_a_sanlock_host_that_rejoined_at_once_stays_its_owners_until_it
     beside.sanlock.client("add_lockspace", "-s", f"{SPACE}:1:{lockspace}:0", "-o", str(IO_TIMEOUT_S))
     assert _generation(lockspace) == 2
     assert time.monotonic() - died < DEAD_S / 2, "it took the large delay, so this test shows nothing"
+    told = beside.holdfastd.cli("who", str(disk)).stdout
+    assert "its host has joined anew since (generation 2)" in told
+    assert "may take it" not in told
     while beside.refusal(disk):
         assert theirs.runs()
         time.sleep(0.2)
