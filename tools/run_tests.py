@@ -85,6 +85,15 @@ class Lane:
             self.output += piece
 
 
+def lanes_of(names: list[str]) -> tuple[list[Tier], list[Tier]]:
+    """The tiers of these names. Where few are wanted, one of the second lane goes to the first if that evens them out."""
+    first, second = ([tier for tier in lane if tier.name in names] for lane in LANES)
+    budgets = [sum(tier.budget_s for tier in lane) for lane in (first, second)]
+    if len(second) > 1 and budgets[0] + second[0].budget_s < budgets[1]:
+        first.append(second.pop(0))
+    return first, second
+
+
 def main(arguments: list[str]) -> int:
     names = [tier.name for lane in LANES for tier in lane]
     if arguments[:1] == ["--tiers"]:
@@ -95,7 +104,7 @@ def main(arguments: list[str]) -> int:
         names = wanted
     elif arguments:
         return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
-    first, second = (Lane([t for t in lane if t.name in names], live=n == 0) for n, lane in enumerate(LANES))
+    first, second = (Lane(tiers, live=n == 0) for n, tiers in enumerate(lanes_of(names)))
     beside = threading.Thread(target=second.run)
     beside.start()
     first.run()
