@@ -461,9 +461,7 @@ def test_disk_by_another_name_is_warned_about_where_leases_are_named_by_path(
         link = s.disk.with_name("disk.0")
         link.symlink_to(s.disk)
         for path in (s.disk, link):
-            outcome = await tried(s.one, Resource("", str(path)))
-            assert not isinstance(outcome, HeldElsewhere | Moved | IoFailed)
-            await outcome.release()
+            await assert_held(await tried(s.one, Resource("", str(path)))).release()
         (warning,) = (m for m in caplog.messages if "is another name of" in m)
         assert f"{link} is another name of {s.disk}: backend 'leases' names locks by path" in warning
 
