@@ -181,7 +181,7 @@ MUTATIONS = (
         "if False:",
     ),
     _in(
-        "protocol.owner_test",
+        "protocol.holders",
         "released-flag-of-anybody",
         "any RELEASED flag counts, whatever version it is about",
         "return block.lver > lver or (block.is_released and (block.lver == lver or zeroed))",
@@ -489,7 +489,7 @@ MUTATIONS = (
         "                pass",
     ),
     _in(
-        "protocol.owner_test",
+        "protocol.holders",
         "raced-on-and-still-owner",
         "an owner that raced on to a newer version counts as an owner (found by seed 253)",
         "return block.lver > lver or (block.is_released and (block.lver == lver or zeroed))",

@@ -26,6 +26,16 @@ from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.ballot import Promise
+from holdfast.protocol.holders import (
+    Exclusive,
+    Holders,
+    HostTerm,
+    claims_against,
+    holders_of,
+    holds_alone,
+    may_yet_own,
+    shared_by,
+)
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested
@@ -46,7 +56,7 @@ from holdfast.protocol.paxos_release import (
 )
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.protocol.ports import Chance
-from holdfast.protocol.words import Generation, HostId, IoFailed
+from holdfast.protocol.words import IoFailed
 from holdfast.system.clock import Clock
 from holdfast.system.errands import Errands, GivenUp, HomeClock
 
@@ -54,6 +64,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
+
+
+def _holders(seen: Snapshot) -> Holders:
+    return holders_of(seen.leader, seen.blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,38 +254,40 @@ class Holding:
         if not isinstance(seen, Snapshot):
             return seen if isinstance(seen, IoFailed) else False
         own = seen.block(self.member.host_id)
-        given_up = own.dblock.is_released and seen.leader.write_id != self.member.host_id
-        alone = self.member.owns(seen.leader) and not seen.leader.is_free and not given_up
-        # An attempt that nobody has withdrawn: whoever races next has to decide for our value.
-        value = own.dblock.accepted
-        ours = value is not None and self.member.is_named_by(value) and not own.dblock.is_released
-        return alone or _is_shared_by(self.member, own) or (ours and own.dblock.lver > seen.leader.lver)
+        holders = _holders(seen)
+        alone = isinstance(holders, Exclusive) and holders.owner == self._term
+        # An attempt that nobody has withdrawn: the next host that races has to decide for our value.
+        return alone or _is_shared_by(self.member, own) or may_yet_own(seen.leader, own, self._term)
 
-    async def claims(self) -> list[tuple[HostId, Generation]] | str:
-        """The terms of other hosts that a look shows on it, or why that can't be told."""
+    @property
+    def _term(self) -> HostTerm:
+        return self.member.host_id, self.member.generation
+
+    async def claims(self) -> list[HostTerm] | str:
+        """The terms of other hosts that one read shows on it, or why that can't be said."""
         seen = await self._look()
         if not isinstance(seen, Snapshot):
             return str(seen)
-        found = []
-        if not (seen.leader.is_free or self.member.owns(seen.leader)):
-            found.append((HostId(seen.leader.owner_id), Generation(seen.leader.owner_generation)))
-        for host_id, block in seen.sharers.items():
-            if host_id != self.member.host_id and block.mode.generation:
-                found.append((host_id, Generation(block.mode.generation)))
-        return found
+        return [claim.term for claim in claims_against(_holders(seen), self._term)]
 
     async def who_holds(self) -> str:
-        """Whether anybody seems to hold it, by one look that proves nothing; empty if not."""
+        """Whether anybody seems to hold it, by one read that proves nothing; empty if not.
+
+        An owner that was an earlier term of this very host is over, as for a start (`owner_test`).
+        """
         seen = await self._look()
         if not isinstance(seen, Snapshot):
             return str(seen)
-        leader = seen.leader
-        if not (leader.is_free or self.member.owns(leader)):
-            return f"host_id {leader.owner_id} has it"
-        others = [
-            h for h, block in seen.sharers.items() if h != self.member.host_id and block.mode.generation
+        host_id, generation = self._term
+        claims = [
+            claim
+            for claim in claims_against(_holders(seen), self._term)
+            if claim.term[0] != host_id or claim.term[1] > generation
         ]
-        return f"shared by host_id {', '.join(map(str, others))}" if others else ""
+        if claims and claims[0].mode is Mode.EXCLUSIVE:
+            return f"host_id {claims[0].term[0]} has it"
+        others = ", ".join(str(claim.term[0]) for claim in claims)
+        return f"shared by host_id {others}" if others else ""
 
     # --- changing ---
 
@@ -477,18 +493,9 @@ def is_held_by(member: Membership, seen: Snapshot) -> bool:
 
 
 def _is_shared_by(member: Membership, own: HostBlock) -> bool:
-    return own.mode.is_shared and own.mode.generation == member.generation
+    return shared_by(own) == member.generation
 
 
 def _is_alone_with(member: Membership, seen: Snapshot) -> bool:
-    """Whether the lease is ours alone: the leader names us, and our block holds its value, not given up."""
-    own, leader = seen.block(member.host_id).dblock, seen.leader
-    value = own.accepted
-    return (
-        value is not None
-        and member.is_named_by(value)
-        and member.owns(leader)
-        and not leader.is_free
-        and own.lver == leader.lver == seen.greatest_lver
-        and not own.is_released
-    )
+    """Whether the lease is proven to be ours alone."""
+    return holds_alone(seen.leader, seen.blocks, (member.host_id, member.generation))

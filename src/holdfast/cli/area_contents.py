@@ -7,6 +7,7 @@ before they are shown, and nothing raises.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 from holdfast.ondisk import delta, leader, rindex
 from holdfast.ondisk.delta import DeltaLease
@@ -16,6 +17,8 @@ from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.ondisk.rindex import RindexHeader
+from holdfast.protocol.holders import Exclusive, Free, Holders, Released, Shared, Unclear, holders_of
+from holdfast.protocol.words import HostId
 
 _NAMES_TOLD_MAX = 4
 # (offset, bytes, what it is): enough to warn a person about the common cases, not a file(1).
@@ -119,16 +122,16 @@ def hosts_of(raw: bytes, geometry: Geometry) -> dict[int, DeltaLease | Malformed
     return hosts
 
 
-def blocks_of(raw: bytes, lease: Leader) -> dict[int, HostBlock | Malformed]:
+def blocks_of(raw: bytes, lease: Leader) -> dict[HostId, HostBlock | Malformed]:
     """The host blocks of a lease area that were ever written."""
-    blocks: dict[int, HostBlock | Malformed] = {}
+    blocks: dict[HostId, HostBlock | Malformed] = {}
     for host_id in range(1, lease.num_hosts + 1):
         at = lease.geometry.host_block_offset_bytes(host_id)
         if at + HOST_BLOCK_BYTES > len(raw):
             break
         block = HostBlock.decode(raw[at : at + HOST_BLOCK_BYTES])
         if block != NEVER_WRITTEN:
-            blocks[host_id] = block
+            blocks[HostId(host_id)] = block
     return blocks
 
 
@@ -168,17 +171,25 @@ def _describe_lockspace(first: DeltaLease, raw: bytes) -> str:
 
 
 def _describe_lease(lease: Leader, raw: bytes) -> str:
-    sharers = [
-        host_id
-        for host_id, block in blocks_of(raw, lease).items()
-        if isinstance(block, HostBlock) and block.mode.is_shared
-    ]
     what = f"the lease of {shown(lease.resource_name)!r} in lockspace {shown(lease.space_name)!r}"
-    if not lease.is_free:
-        return f"{what}, owned by host_id {lease.owner_id} generation {lease.owner_generation}"
-    if sharers:
-        return f"{what}, shared by host_id {', '.join(map(str, sharers[:_NAMES_TOLD_MAX]))}"
-    return f"{what}, free"
+    holders = holders_of(lease, blocks_of(raw, lease))
+    return f"{what}, {_described(holders)}"
+
+
+def _described(holders: Holders) -> str:
+    match holders:
+        case Free() | Released():
+            return "free"
+        case Exclusive((host_id, generation)):
+            return f"owned by host_id {host_id} generation {generation}"
+        case Shared(sharers):
+            hosts = ", ".join(str(host_id) for host_id, _ in sharers[:_NAMES_TOLD_MAX])
+            return f"shared by host_id {hosts}"
+        case Unclear(_, known):
+            rest = "" if isinstance(known, Free | Released) else f"{_described(known)}; "
+            return f"{rest}{holders}"
+        case _:
+            assert_never(holders)
 
 
 def is_reusable(found: Found) -> bool:

@@ -16,6 +16,7 @@ import click
 from holdfast.backends import lease_note
 from holdfast.cli import storage
 from holdfast.cli.area_contents import Blank, blocks_of, describe, hosts_of, identify, shown
+from holdfast.model import Mode
 from holdfast.ondisk import rindex
 from holdfast.ondisk.delta import NO_EVENT, DeltaLease, decode_bitmap
 from holdfast.ondisk.geometry import MIB, SECTOR_4096
@@ -24,6 +25,8 @@ from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.ondisk.request import Request
 from holdfast.ondisk.rindex import RindexHeader
+from holdfast.protocol.holders import Holders, Unclear, claims_of, holders_of
+from holdfast.protocol.words import HostId
 from holdfast.system.disk import BlockingDisk
 
 AREAS_LOOKED_AT_MAX = 16_384
@@ -134,6 +137,7 @@ def _lockspace(first: DeltaLease, raw: bytes) -> dict[str, Any]:
 def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
     space = lease.space_name.text
     blocks = blocks_of(raw, lease)
+    holders = holders_of(lease, blocks)
     notes = {host_id: _note(lease, raw, host_id) for host_id in blocks}
     request = Request.decode(raw[lease.geometry.request_offset_bytes :])
     return {
@@ -153,7 +157,8 @@ def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
             "timestamp": lease.write_timestamp,
         },
         "disks": sorted({disk for note in notes.values() if (disk := lease_note.disk_of(note))}),
-        "owners": _owners(space, lease, blocks, notes, names),
+        "owners": _owners(space, holders, lease, blocks, notes, names),
+        "unclear": [host_id for host_id, _ in holders.damaged] if isinstance(holders, Unclear) else [],
         "request": {"fault": str(request)}
         if isinstance(request, Malformed)
         else {"lver": request.lver, "force_mode": request.force_mode},
@@ -168,36 +173,22 @@ def _note(lease: Leader, raw: bytes, host_id: int) -> bytes:
 
 def _owners(
     space: str,
+    holders: Holders,
     lease: Leader,
-    blocks: dict[int, HostBlock | Malformed],
-    notes: dict[int, bytes],
+    blocks: dict[HostId, HostBlock | Malformed],
+    notes: dict[HostId, bytes],
     names: HostNames,
 ) -> list[dict[str, Any]]:
     """The leader's owner, then the sharers. Whether they are alive is another question ('host list')."""
 
-    def owner(host_id: int, generation: int, mode: str) -> dict[str, Any]:
+    def owner(host_id: HostId, generation: int, mode: Mode) -> dict[str, Any]:
         name, block = names.get((space, host_id, generation)), blocks.get(host_id)
         # The note is about the version of the block that it stands behind.
-        noted = isinstance(block, HostBlock) and (mode == "shared" or block.dblock.lver == lease.lver)
+        noted = isinstance(block, HostBlock) and (mode is Mode.SHARED or block.dblock.lver == lease.lver)
         vm = lease_note.vm_of(notes.get(host_id, b"")) if noted else ""
-        return {"host_id": host_id, "generation": generation, "name": name, "mode": mode, "vm": vm}
+        return {"host_id": host_id, "generation": generation, "name": name, "mode": mode.word, "vm": vm}
 
-    owners: list[dict[str, Any]] = []
-    own_block = blocks.get(lease.owner_id)
-    # Where another host wrote the leader, the owner says in its own block that it has let go.
-    let_go = (
-        lease.write_id != lease.owner_id
-        and isinstance(own_block, HostBlock)
-        and own_block.dblock.is_released
-        and own_block.dblock.lver >= lease.lver
-    )
-    if not lease.is_free and not let_go:
-        owners.append(owner(lease.owner_id, lease.owner_generation, "exclusive"))
-    for host_id, block in blocks.items():
-        held_already = not lease.is_free and host_id == lease.owner_id
-        if isinstance(block, HostBlock) and block.mode.is_shared and not held_already:
-            owners.append(owner(host_id, block.mode.generation, "shared"))
-    return owners
+    return [owner(*claim.term, claim.mode) for claim in claims_of(holders)]
 
 
 def _block(host_id: int, block: HostBlock | Malformed) -> dict[str, Any]:
@@ -270,7 +261,7 @@ def _lease_lines(told: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"lease {told['lockspace']}:{told['resource']}  {told['geometry']}  lver {told['lver']}  "
-        f"hosts {told['num_hosts']}  {owners or 'free'}"
+        f"hosts {told['num_hosts']}  {owners or ('unclear' if told['unclear'] else 'free')}"
     )
     for disk in told["disks"]:
         yield f"  disk {disk}"

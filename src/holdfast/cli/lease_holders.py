@@ -1,4 +1,7 @@
-"""Who holds a disk's lease, from storage alone: the leader, the shared holds, the notes behind them, the hosts' records.
+"""Who holds a disk's leases, from storage alone: the leader, the shared holds, the notes behind them, the hosts' records.
+
+A disk has more than one lease where libvirt may name it in more than one way: by its path, and in each lockspace
+directory of qemu-lockd.conf (`places.libvirt_names`). Each is read; any of them that is held makes the disk held.
 
 One look can't tell whether a host lives, for timestamps are readings of the hosts' own clocks; the daemon, if it runs,
 has been looking all the time, and its word is added. Nothing is written, and no lease is made.
@@ -7,25 +10,34 @@ has been looking all the time, and its word is added. Nothing is written, and no
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from holdfast.backends import lease_note
 from holdfast.backends.lock_names import NameBy, lease_name
 from holdfast.backends.paxos_table import LIBVIRT_LOCKSPACE
 from holdfast.cli import storage
-from holdfast.cli.area_contents import shown
+from holdfast.cli.area_contents import blocks_of, shown
 from holdfast.control_api import LeaseSpaceInfo
 from holdfast.model import Holder, Mode, Resource
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096
-from holdfast.ondisk.host_block import HostBlock, note_of
+from holdfast.ondisk.host_block import note_of
 from holdfast.ondisk.leader import Leader
-from holdfast.protocol.owner_test import gave_up
+from holdfast.protocol.holders import (
+    Exclusive,
+    Free,
+    Released,
+    Shared,
+    Unclear,
+    claims_of,
+    holders_of,
+)
 from holdfast.protocol.rindex_area import Index, read_index
 from holdfast.system.blocking_thread import run_blocking
 from holdfast.system.disk import BlockingDisk
-from holdfast.system.disk_identity import SystemDiskIdentities
+from holdfast.system.disk_identity import DiskIdentity
 
 _INDEX_TIMEOUT_S = 30.0
 
@@ -42,20 +54,29 @@ class LeaseSeen:
 
 
 def look(
-    backend: str, table: Mapping[str, object], path: str, spaces: list[LeaseSpaceInfo]
-) -> LeaseSeen | None:
-    """The lease of a disk in one backend; None if the disk has none there."""
+    backend: str,
+    table: Mapping[str, object],
+    resources: Sequence[Resource],
+    disk: DiskIdentity,
+    spaces: list[LeaseSpaceInfo],
+) -> list[LeaseSeen]:
+    """The leases of a disk in one backend, under all names that libvirt may give it; those that nobody made are left out."""
     by = NameBy(str(table.get("name_by", NameBy.PATH_MD5.value)))
-    name = lease_name(Resource("", path), by, SystemDiskIdentities().look(path))
-    if not name:
-        return None
+    names = dict.fromkeys(lease_name(resource, by, disk) for resource in resources)
+    seen = (_look(backend, table, name, spaces) for name in names if name)
+    return [each for each in seen if each is not None]
+
+
+def _look(
+    backend: str, table: Mapping[str, object], name: str, spaces: list[LeaseSpaceInfo]
+) -> LeaseSeen | None:
     space = str(table.get("lockspace", LIBVIRT_LOCKSPACE))
     seen_by_daemon = next((each for each in spaces if each.name == space), None)
     directory = str(table.get("directory", ""))
     seen = LeaseSeen(backend, f"{directory}/{name}" if directory else str(table.get("device", "")))
     try:
         if directory:
-            if not os.path.exists(seen.place):
+            if not _is_there(seen.place, f"{directory}/{space}"):
                 return None
             with storage.opened(seen.place) as disk, storage.opened(f"{directory}/{space}") as hosts:
                 _read(seen, disk, 0, hosts, seen_by_daemon)
@@ -69,6 +90,22 @@ def look(
     except storage.Trouble as e:
         seen.unreadable = str(e)
     return seen
+
+
+def _is_there(lease: str, lockspace: str) -> bool:
+    """False only if the lockspace is there and the lease is not: an empty mount point has neither."""
+    try:
+        os.stat(lockspace)
+        os.stat(lease)
+    except FileNotFoundError as e:
+        if e.filename == lease:
+            return False
+        raise storage.Trouble(
+            "directory", f"there is no lockspace {lockspace}", "see whether its storage is mounted"
+        ) from None
+    except OSError as e:
+        raise storage.Trouble("directory", f"{e.filename}: {e.strerror}", "ask as root") from None
+    return True
 
 
 def _find(disk: BlockingDisk, space: str, name: str) -> int | None:
@@ -93,24 +130,28 @@ def _read(
         return
     geometry = leader.geometry
     raw = storage.read(disk, offset, geometry.lease_span_bytes(leader.num_hosts))
-    sectors = {
-        host_id: raw[at : at + geometry.sector_bytes]
-        for host_id in range(1, leader.num_hosts + 1)
-        if (at := geometry.host_block_offset_bytes(host_id)) < len(raw)
-    }
-    claims: list[tuple[int, int, Mode]] = []
-    if not leader.is_free:
-        block = HostBlock.decode(sectors.get(leader.owner_id, b""))
-        if not (isinstance(block, HostBlock) and gave_up(block.dblock, leader.lver)):
-            claims.append((leader.owner_id, leader.owner_generation, Mode.EXCLUSIVE))
-    for host_id, sector in sectors.items():
-        block = HostBlock.decode(sector)
-        if isinstance(block, HostBlock) and block.mode.is_shared and block.mode.generation:
-            claims.append((host_id, block.mode.generation, Mode.SHARED))
-    for host_id, generation, mode in claims:
-        _claim(seen, hosts, host_id, generation, mode, sectors.get(host_id, b""), told)
-    if not claims:
-        seen.lines.append(f"free at version {leader.lver}")
+    holders = holders_of(leader, blocks_of(raw, leader))
+    for claim in claims_of(holders):
+        host_id, generation = claim.term
+        at = geometry.host_block_offset_bytes(host_id)
+        _claim(seen, hosts, host_id, generation, claim.mode, raw[at : at + geometry.sector_bytes], told)
+    match holders:
+        case Free():
+            seen.lines.append(f"free at version {leader.lver}")
+        case Released((host_id, _)):
+            seen.lines.append(f"free at version {leader.lver}: host_id {host_id} gave it up")
+        case Exclusive((host_id, _), releasing=True):
+            seen.lines.append(
+                f"host_id {host_id} gave it up, but its last write has not reached storage: it counts as held until that "
+                "host repeats the write, or is proven dead"
+            )
+        case Exclusive() | Shared():
+            pass
+        case Unclear():
+            seen.unreadable = str(holders)
+            seen.lines.append(str(holders))
+        case _:
+            assert_never(holders)
 
 
 def _claim(

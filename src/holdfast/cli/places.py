@@ -10,6 +10,9 @@ import os
 import re
 from collections.abc import Iterator
 
+from holdfast.backends.lock_names import indirect_name
+from holdfast.model import Resource
+from holdfast.system.disk_identity import DiskIdentity
 from holdfast.system.domain_status import Domain, read_domain
 
 QEMU_CONF = "etc/libvirt/qemu.conf"
@@ -44,6 +47,37 @@ def libvirt_lockspaces(root: str = "/") -> list[str]:
     settings = read_settings(os.path.join(root, LOCKD_CONF)) or {}
     keys = ("file_lockspace_dir", "lvm_lockspace_dir", "scsi_lockspace_dir")
     return [settings[k] for k in keys if settings.get(k)]
+
+
+def libvirt_names(path: str, disk: DiskIdentity, root: str = "/") -> list[Resource]:
+    """Every name under which libvirt may ask for a disk: by its path, and in the lockspaces of qemu-lockd.conf.
+
+    libvirt takes the first that applies (libvirt-integration.md 2.3). Another host may be configured otherwise, or may
+    have been when it took the lock, so all of them are worth a question.
+    """
+    settings = read_settings(os.path.join(root, LOCKD_CONF)) or {}
+    names = [Resource("", path)]
+    if directory := settings.get("file_lockspace_dir"):
+        names.append(Resource(directory, indirect_name(path)))
+    if (directory := settings.get("lvm_lockspace_dir")) and disk.lvm_uuid:
+        names.append(Resource(directory, disk.lvm_uuid))
+    if (directory := settings.get("scsi_lockspace_dir")) and (scsi_id := scsi_id_of(disk.wwid)):
+        names.append(Resource(directory, scsi_id))
+    return names
+
+
+_SCSI_ID_TYPES = {"t10": "1", "eui": "2", "naa": "3"}
+"""The digit of a SCSI identifier's type (SPC, VPD page 0x83), with which udev's scsi_id begins its answer."""
+
+
+def scsi_id_of(wwid: str) -> str:
+    """What `scsi_id --replace-whitespace` prints for a disk whose wwid sysfs gives; empty if there is none."""
+    kind, _, number = wwid.partition(".")
+    digit = _SCSI_ID_TYPES.get(kind)
+    if digit is None:
+        # A multipath map is named by scsi_id itself.
+        return wwid if wwid[:1] in _SCSI_ID_TYPES.values() and wwid.isalnum() else ""
+    return digit + re.sub(r"\s+", "_", number.strip())
 
 
 def domains(root: str = "/") -> Iterator[Domain]:

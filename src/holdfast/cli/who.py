@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 
 from holdfast.backends import owner_record
 from holdfast.backends.lock_names import indirect_name
-from holdfast.cli.places import domain_disks, libvirt_lockspaces
+from holdfast.cli.places import domain_disks, libvirt_lockspaces, libvirt_names
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.config import Config
 from holdfast.control_api import HolderInfo
 from holdfast.manager.journal import SavedState, replay
 from holdfast.model import Holder, wall_text
+from holdfast.system.disk_identity import SystemDiskIdentities
 from holdfast.system.kernel_locks import LockingProcess, locks_on, processes_with, refused_by
 from holdfast.system.process import boot_id, start_ticks
 
@@ -61,18 +62,19 @@ class Answer:
         self.layers.append(Layer(name, [line]))
 
 
-def ask(config: Config, socket: str, what: str) -> Answer:
-    """The answer for a path, or for a VM's name or UUID."""
+def ask(config: Config, socket: str, what: str, *, root: str = "/") -> Answer:
+    """The answer for a path, or for a VM's name or UUID. `root`: where libvirt's files are."""
     if "/" in what or os.path.exists(what):
-        return _Inquiry(config, socket).disk(os.path.abspath(what))
-    return _Inquiry(config, socket).domain(what)
+        return _Inquiry(config, socket, root).disk(os.path.abspath(what))
+    return _Inquiry(config, socket, root).domain(what)
 
 
 class _Inquiry:
     """One question; connects once."""
 
-    def __init__(self, config: Config, socket: str) -> None:
+    def __init__(self, config: Config, socket: str, root: str) -> None:
         self._config = config
+        self._root = root
         self._host = sockets.gethostname()
         self._client: ControlClient | None = None
         self._down = ""
@@ -88,7 +90,7 @@ class _Inquiry:
         answer = Answer(name)
         claims = self._claims_of(name)
         answer.holders = claims
-        disks = set(domain_disks(name))
+        disks = set(domain_disks(name, self._root))
         hashes = {indirect_name(d) for d in disks}
         # A claim in a hash lockspace is one of the disks that we know by path.
         disks |= {c.resource for c in claims if c.name not in hashes}
@@ -148,12 +150,12 @@ class _Inquiry:
         from holdfast.cli import lease_holders
 
         spaces = self._client.lease_spaces() if self._client is not None else []
-        found = []
+        disk = SystemDiskIdentities().look(path)
+        resources = libvirt_names(path, disk, self._root)
+        found: list[LeaseSeen] = []
         for name, table in tables.items():
-            seen = lease_holders.look(name, table, path, spaces)
-            if seen is None:
-                continue
-            found.append(seen)
+            found += lease_holders.look(name, table, resources, disk, spaces)
+        for seen in found:
             for line in seen.lines:
                 answer.add("lease", f"{line} ({seen.place})")
             if seen.unreadable:
@@ -190,7 +192,7 @@ class _Inquiry:
         directories = [
             str(t["directory"]) for t in self._config.backend.values() if isinstance(t.get("directory"), str)
         ]
-        directories += libvirt_lockspaces()
+        directories += libvirt_lockspaces(self._root)
         directories += self._saved().lockspaces
         return [f for d in dict.fromkeys(directories) if os.path.exists(f := f"{d}/{hashed}")]
 

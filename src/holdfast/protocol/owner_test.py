@@ -4,9 +4,9 @@ Yes at once if it is free, if it is ours, or if an earlier term of our own host 
 owner's delta lease, read afresh, has to prove that the owner's term is over; if it proves neither life nor
 death, the proof is the unchanged record over the owner's dead bound, ended by a look that began after it.
 
-The RELEASED flag is looked at before anything else. When the leader was written by another host than the
-owner (a ballot finished on its behalf), the owner cannot free the leader without racing with that write, so
-it says in its own block that it gave the lease up:
+Whether anybody owns the leader at all is decided by `holders`, before anything else. When the leader was written by
+another host than the owner (a ballot finished on its behalf), the owner cannot free the leader without racing with that
+write, so it says in its own block that it gave the lease up:
 
     host 1 (owner)                              host 2
     phase 2 with itself as the value            adopts that value, writes the leader: owner 1, write_id 2
@@ -23,8 +23,6 @@ of a lease that he holds; it has to say so, because racing takes the flag away:
                                                 begins a ballot for 6     decides itself for 6, writes leader 6
     leader 5, owner 1, lands                    gives up
 
-sanlock also writes blocks of zeros with the flag after a failed shared acquire; they mean the same.
-
 An owner's term may be newer than its host's record: the lockspace was made anew, or another host's claim that had hung
 landed on top of it. Whoever held that term finds his record gone and stops, so it is over when it was missed for the dead
 bound: from when this host first knew of it, all looks have shown one and the same older generation, whoever renews that.
@@ -33,9 +31,10 @@ bound: from when this host first knew of it, all looks have shown one and the sa
 from dataclasses import dataclass
 
 from holdfast.ondisk.delta import DeltaLease
-from holdfast.ondisk.host_block import Dblock, HostBlock
+from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
+from holdfast.protocol.holders import Exclusive, Free, OwnerUnclear, Released, needs_owner_block, owner_by
 from holdfast.protocol.host_status import HostState, HostView, proven_gone, succeeded_left_s
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
@@ -114,12 +113,6 @@ class _Watch:
     io_timeout_s: int
 
 
-def gave_up(block: Dblock, lver: int) -> bool:
-    """Whether the owner of version `lver` says in its block that it released it, or has gone on to a newer one."""
-    zeroed = not (block.mbal or block.bal or block.inp or block.lver)
-    return block.lver > lver or (block.is_released and (block.lver == lver or zeroed))
-
-
 async def may_take(
     area: LeaseArea,
     member: Membership,
@@ -135,13 +128,21 @@ async def may_take(
         return MayTake(waited=False)
     if leader.owner_id == member.host_id and leader.owner_generation < member.generation:
         return MayTake(waited=False)
-    if leader.write_id != leader.owner_id:
-        block = await area.read_block(HostId(leader.owner_id), member.io_timeout_s)
-        if not isinstance(block, HostBlock):
-            return block
-        if gave_up(block.dblock, leader.lver):
+    block: HostBlock | Malformed | None = None
+    if needs_owner_block(leader):
+        read = await area.read_block(HostId(leader.owner_id), member.io_timeout_s)
+        if isinstance(read, IoFailed):
+            return read
+        block = read
+    match owner_by(leader, block):
+        case Free() | Released():
             return MayTake(waited=False)
-    return await _watch_owner(area, member, clock, leader, wait=wait, on_wait=on_wait, attested=attested)
+        case OwnerUnclear(_, fault):
+            return fault
+        case Exclusive():
+            return await _watch_owner(
+                area, member, clock, leader, wait=wait, on_wait=on_wait, attested=attested
+            )
 
 
 async def _watch_owner(

@@ -24,6 +24,7 @@ from holdfast.ondisk.host_block import NO_MODE, HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.ballot import Promise
+from holdfast.protocol.holders import shared_by
 from holdfast.protocol.host_status import proven_gone
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
@@ -150,15 +151,14 @@ async def _living_sharers(
         block = await area.read_block(host_id, member.io_timeout_s)
         if not isinstance(block, HostBlock):
             return block
-        # Generation 0 was never anybody's.
-        if not block.mode.is_shared or block.mode.generation == 0:
+        term = shared_by(block)
+        if term is None:
             continue
         # Read after the hold was, so that a free record is no older than the hold.
         looked_at = clock.now()
         record = await member.lockspace.read_record(host_id, member.io_timeout_s)
         if not isinstance(record, DeltaLease):
             return record
-        term = Generation(block.mode.generation)
         view = member.view(host_id)
         gone = proven_gone(term, record, view) or attested_off(
             attested, host_id, term, record, view, member.timing

@@ -14,8 +14,9 @@ from holdfast.ondisk.host_block import FLAG_RELEASED, Dblock, HostBlock, ModeBlo
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol import paxos_lease, paxos_release
 from holdfast.protocol.ballot import LVER_MAX, MBAL_MAX, Promise, next_mbal, next_promise
+from holdfast.protocol.holders import gave_up
 from holdfast.protocol.lease_area import LeaseAlreadyThere, LeaseArea, init
-from holdfast.protocol.owner_test import Busy, HostUnknown, gave_up
+from holdfast.protocol.owner_test import Busy, HostUnknown
 from holdfast.protocol.paxos_lease import SharedBy
 from holdfast.protocol.paxos_outcomes import (
     AlreadyShared,
