@@ -19,6 +19,7 @@ from holdfast.backend_wiring import check_config
 from holdfast.config import Config
 from holdfast.daemon import Daemon, StartError
 from holdfast.system import descriptors as fds
+from holdfast.system.log_queue import LogQueue
 
 log = logging.getLogger("holdfast")
 
@@ -60,14 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="%(levelname)s %(message)s"
         if "JOURNAL_STREAM" in os.environ
         else "%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
+        handlers=[LogQueue(sys.stderr.fileno())],
     )
     try:
         code = serve(config)
     except StartError as e:
         log.error("%s", e)
         code = e.code
-    # Threads that wait for dead storage must not keep a daemon from ending.
+    # Neither threads that wait for dead storage nor a log that nobody reads may keep a daemon from ending.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)

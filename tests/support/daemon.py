@@ -59,10 +59,8 @@ class Holdfastd:
             self.process = subprocess.Popen(
                 [str(BIN / "holdfastd"), "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
                 env={**os.environ, **(environ or {})},
-                **options,
+                **{"stdout": log, "stderr": log, **options},
             )
         return self.process
 

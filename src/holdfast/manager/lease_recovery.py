@@ -74,8 +74,11 @@ class LeaseRecovery:
         return sum(lock.backend in backends for lock in self._manager.table)
 
     def lost(self, loss: Loss) -> None:
-        self._tell(loss)
+        """Act first, log second: nothing that a log line might wait for may come before the first step of the ladder."""
+        lost = self._announce(loss)
         tasks.start(self._recover(loss))
+        for line in lost:
+            log.critical("LEASE LOST: %s", line)
 
     def joined(self, lockspace: str) -> None:
         """It is joined (again): what was stopped to be restarted is started."""
@@ -84,16 +87,19 @@ class LeaseRecovery:
             log.warning("starting %s again: lockspace %s is joined", name, lockspace)
             tasks.start(self._domains.start(uuid))
 
-    def _tell(self, loss: Loss) -> None:
+    def _announce(self, loss: Loss) -> list[str]:
+        """Emit the events, which only fills a bounded memory; the lines for the log."""
+        lines = []
         self._manager.events.emit(ev.LOCKSPACE_LOST, detail=f"{loss.lockspace}: {loss.reason}")
         for owner in self._users(loss):
             for lock in self._manager.table.of_owner(owner.id):
                 if lock.backend in loss.backends:
                     for resource, mode in lock.claims[owner.id].items():
-                        log.critical("LEASE LOST: %s of %s: %s", resource, owner, loss.reason)
+                        lines.append(f"{resource} of {owner}: {loss.reason}")
                         self._manager.events.emit(
                             ev.LEASE_LOST, owner.name, owner.pid, resource, mode, loss.reason
                         )
+        return lines
 
     def _users(self, loss: Loss) -> list[Owner]:
         found: dict[int, Owner] = {}
@@ -166,7 +172,6 @@ class LeaseRecovery:
                 assert_never(action)
 
     def _act(self, loss: Loss, owner: Owner, action: LockFailureAction) -> None:
-        log.critical("%s: action on lock failure: %s", owner, action.value)
         self._manager.events.emit(
             ev.OWNER_STOPPED, owner=owner.name, pid=owner.pid, detail=f"{action.value}: lease lost"
         )
@@ -175,9 +180,10 @@ class LeaseRecovery:
             tasks.start(self._domains.suspend(owner.name.uuid), lambda _: None)
         elif action is LockFailureAction.RESTART and owner.name.uuid:
             self._restarts.setdefault(loss.lockspace, []).append((owner.name.uuid, owner.name.name))
+        log.critical("%s: action on lock failure: %s", owner, action.value)
 
     @staticmethod
     def _signal(owner: Owner, number: signal.Signals) -> None:
-        log.critical("%s still rests on a lost lease: %s", owner, number.name)
         if owner.process is not None:
             owner.process.signal(number)
+        log.critical("%s still rests on a lost lease: %s", owner, number.name)

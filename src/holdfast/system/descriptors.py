@@ -24,6 +24,8 @@ from typing import Protocol
 
 import msgspec
 
+from holdfast.system.log_queue import flush_logs
+
 log = logging.getLogger(__name__)
 
 FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START
@@ -195,6 +197,7 @@ def exec_with(
     state: ReexecState, program: str, arguments: list[str], environ: MutableMapping[str, str]
 ) -> None:
     """Become the new program with everything in `state` open.  Returns only by raising OSError; then nothing changed."""
+    flush_logs()  # its thread ends with this program
     memory = write_state(state)
     fds = _all_fds(state)
     # Handlers don't survive exec, and the default action of these is death: hold them back until the new
