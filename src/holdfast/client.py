@@ -110,8 +110,12 @@ class ControlClient:
             "FenceHost", "hosts", list[FencedHost], host=host, operator=operator, lockspace=lockspace
         )
 
-    def acquire(self, *, pid: int, name: str, disks: list[DiskWish]) -> None:
-        self._call("Acquire", {"pid": pid, "name": name, "disks": disks})
+    def acquire(self, *, pid: int, name: str, disks: list[DiskWish], until_closed: bool = False) -> None:
+        """`until_closed`: what the process has not released when it ends stays until no process has the disk open."""
+        parameters: dict[str, Any] = {"pid": pid, "name": name, "disks": disks}
+        if until_closed:
+            parameters["until_closed"] = True
+        self._call("Acquire", parameters)
 
     def release(self, *, pid: int, paths: list[str]) -> None:
         self._call("Release", {"pid": pid, "paths": paths})

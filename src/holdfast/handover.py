@@ -93,7 +93,8 @@ class Handover:
                 self._drop(lock_id, fd)
         for owner in living.values():
             if not owner.alive():
-                if owner.process is None and self._manager.table.holds_any(owner.id):
+                never_seen = owner.process is None and not owner.until_closed
+                if never_seen and self._manager.table.holds_any(owner.id):
                     self._recovery.unseen(owner)
                 else:
                     self._manager.owner_ended(owner)

@@ -218,6 +218,11 @@ def run_in_background(daemon: Holdfastd, *arguments: str) -> subprocess.Popen[st
     )
 
 
+def parent_of(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as f:
+        return int(f.read().rsplit(")", 1)[1].split()[1])
+
+
 def test_run_holds_the_disk_after_it_was_killed_itself_and_as_long_as_the_command_lives(
     daemon: Holdfastd, place: Path
 ) -> None:
@@ -226,15 +231,16 @@ def test_run_holds_the_disk_after_it_was_killed_itself_and_as_long_as_the_comman
     run = run_in_background(daemon, "--disk", str(disk), "--name", "backup", "--", "sh", "-c", script)
     assert run.stdout is not None
     command = int(run.stdout.readline())
+    keeper = parent_of(command)
     try:
-        assert daemon.holders(disk) == [("backup", command, True)]
+        assert daemon.holders(disk) == [("backup", keeper, True)]
         run.kill()
         run.wait()
         assert exists(command)
-        assert daemon.holders(disk) == [("backup", command, True)]
+        assert daemon.holders(disk) == [("backup", keeper, True)]
         daemon.kill()
         daemon.start()
-        assert daemon.holders(disk) == [("backup", command, True)]
+        assert daemon.holders(disk) == [("backup", keeper, True)]
     finally:
         os.kill(command, signal.SIGKILL)
         run.stdout.close()

@@ -217,9 +217,12 @@ def events(context: Context, follow: bool, as_json: bool) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def run(context: Context, disks: tuple[str, ...], name: str | None, command: tuple[str, ...]) -> None:
-    """Hold disks as long as a command runs.
+    """Hold disks as long as a command runs, or anything that it has started.
 
-    The locks belong to the command's process: they stay when this program is killed, and end with the command.
+    The locks belong to a keeper process that lives as long as the command and all of its descendants: they stay when this
+    program is killed, and when the command goes into the background (qemu -daemonize). Then this program ends with the
+    command's exit code and names the processes that still hold. If the keeper is killed, each lock stays until no process
+    of this host has the disk open.
 
     \b
     holdfast run --disk /srv/images/web.img -- qemu-system-x86_64 -drive file=/srv/images/web.img,format=raw

@@ -171,8 +171,14 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         return await self._inspection.holders_of(path)
 
     @varlinkmethod
-    async def Acquire(self, *, pid: int, name: str, disks: list[DiskWish]) -> None:  # noqa: N802
-        """All disks or none, for the process `pid`, until it ends or releases them."""
+    async def Acquire(  # noqa: N802
+        self, *, pid: int, name: str, disks: list[DiskWish], until_closed: bool | None = None
+    ) -> None:
+        """All disks or none, for the process `pid`, until it ends or releases them.
+
+        `until_closed`: it keeps them for its descendants; what it has not released when it ends stays until no process
+        of this host has the disk open.
+        """
         self._may_speak_for(pid)
         for disk in disks:
             if not disk.path.startswith("/"):
@@ -182,7 +188,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
             for d in disks
         ]
         try:
-            owner = self._manager.register(pid, OwnerName(name))
+            owner = self._manager.register(pid, OwnerName(name), until_closed=bool(until_closed))
             try:
                 await self._manager.acquire_all(owner, wants)
             finally:

@@ -68,6 +68,12 @@ class OwnerGoneLine(Line, tag="gone"):
     id: int
 
 
+class UntilClosedLine(Line, tag="until-closed"):
+    """This owner keeps locks for its descendants: each outlives it until no process has that disk open."""
+
+    owner: int
+
+
 class LockLine(Line, tag="lock"):
     id: int
     backend: str
@@ -123,6 +129,7 @@ AnyLine = (
     StartLine
     | LockspaceLine
     | OwnerLine
+    | UntilClosedLine
     | OwnerGoneLine
     | LockLine
     | ClaimLine
@@ -148,6 +155,7 @@ class SavedOwner:
     id: int
     process: ProcessId
     name: OwnerName
+    until_closed: bool = False
 
 
 @dataclass(slots=True)
@@ -241,6 +249,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.owners[owner_id] = SavedOwner(
                 owner_id, ProcessId(pid, start), OwnerName(path_of(name), uuid, domain_id)
             )
+        case UntilClosedLine(owner_id):
+            state.owners[owner_id].until_closed = True
         case OwnerGoneLine(owner_id):
             state.owners.pop(owner_id, None)
             for lock in state.locks.values():

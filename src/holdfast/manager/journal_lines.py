@@ -11,18 +11,18 @@ from holdfast.manager.owners import Owner
 from holdfast.model import Mode, Resource
 
 
-def owner_line(owner: Owner) -> jn.Line:
+def owner_lines(owner: Owner) -> list[jn.Line]:
+    """An owner, and behind it what marks one that is unknown, or that keeps locks for its descendants."""
     process, name = owner.process_id, owner.name
-    return jn.OwnerLine(
+    line = jn.OwnerLine(
         owner.id, process.pid, process.start_ticks, text_of(name.name), name.uuid, name.domain_id
     )
-
-
-def unknown_line(owner: Owner) -> list[jn.Line]:
-    """What marks an unknown owner, behind its own line; nothing for a known one."""
-    if owner.unknown is None:
-        return []
-    return [jn.UnknownLine(owner.id, text_of(owner.unknown.why), owner.unknown.unseen)]
+    lines: list[jn.Line] = [line]
+    if owner.until_closed:
+        lines.append(jn.UntilClosedLine(owner.id))
+    if owner.unknown is not None:
+        lines.append(jn.UnknownLine(owner.id, text_of(owner.unknown.why), owner.unknown.unseen))
+    return lines
 
 
 def lock_line(lock: Lock[Any]) -> jn.Line:

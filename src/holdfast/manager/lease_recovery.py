@@ -184,6 +184,5 @@ class LeaseRecovery:
 
     @staticmethod
     def _signal(owner: Owner, number: signal.Signals) -> None:
-        if owner.process is not None:
-            owner.process.signal(number)
+        owner.signal(number)
         log.critical("%s still rests on a lost lease: %s", owner, number.name)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast.backends.base import Backend, Held
+from holdfast.errors import Refused
 from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
 from holdfast.manager.events import Events
 from holdfast.manager.journal import Journal, text_of
-from holdfast.manager.journal_lines import claim_line, lock_line, owner_line, unclaim_line, unknown_line
+from holdfast.manager.journal_lines import claim_line, lock_line, owner_lines, unclaim_line
 from holdfast.manager.lock_table import Key, Lock, LockTable, Unclaimed
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.owners import Owner, Owners
@@ -130,6 +131,16 @@ class LockBook:
         lock.mode = mode
         self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
 
+    def until_closed(self, owner: Owner) -> None:
+        """From now on its locks outlive it until their disks are closed. Raises `Refused` if that can't be recorded."""
+        owner.until_closed = True
+        if owner.journaled:
+            try:
+                self._journal.append(jn.UntilClosedLine(owner.id))
+            except OSError as e:
+                owner.until_closed = False
+                raise Refused(reason=f"the journal can't be written: {e.strerror}") from e
+
     def owner_gone(self, owner: Owner) -> None:
         """It holds nothing any more, and nobody speaks for it."""
         if owner.journaled:
@@ -142,10 +153,7 @@ class LockBook:
             jn.LockspaceLine(text_of(p), lockspaces.made_on_demand(p)) for p in lockspaces.known()
         ]
         lines.extend(jn.IncarnationLine(space, state) for space, state in self.incarnations.items())
-        for owner in owners:
-            if everybody or owner.journaled:
-                lines.append(owner_line(owner))
-                lines.extend(unknown_line(owner))
+        lines.extend(line for o in owners if everybody or o.journaled for line in owner_lines(o))
         for lock in self._table:
             if lock.stands_for:
                 continue  # the next daemon finds the same reason for doubt, or none
@@ -161,7 +169,7 @@ class LockBook:
         if owner.journaled:
             self._journal.append(*lines)
         else:
-            self._journal.append(owner_line(owner), *unknown_line(owner), *lines)
+            self._journal.append(*owner_lines(owner), *lines)
             owner.journaled = True
 
     def _tell(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:

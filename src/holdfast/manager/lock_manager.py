@@ -60,7 +60,7 @@ from holdfast.model import Mode, OwnerName, Protection, Resource, Want
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.domain_status import DomainStatus
-from holdfast.system.file_lock import IoFailed
+from holdfast.system.file_lock import FileKey, IoFailed
 from holdfast.system.open_files import OpenFiles
 from holdfast.system.process import Processes
 
@@ -77,6 +77,10 @@ async def _can_not_be_found_out(backend: str, lease: str) -> None:
     raise Refused(reason=f"lease {lease} of backend '{backend}' is held by this host for an unknown owner")
 
 
+CLOSED_CHECK_S = 1.0
+"""How often the disks of an owner that ended before its descendants are looked for among open files: a scan takes some
+milliseconds per hundred processes.
+"""
 LOCKS_PER_ACQUIRE_MAX = 1000
 """Disks of one all-or-nothing acquire; a VM has tens."""
 
@@ -116,6 +120,8 @@ class LockManager:
         """True once the daemon is going down: lost connections and owners mean nothing any more."""
         self._book = LockBook(table=self.table, journal=journal, events=events, clock=clock, keep=keep)
         self._owners_max = owners_max
+        self._open_files = open_files
+        self._clock = clock
         self._second_acquires = SecondAcquires(domains, clock)
         self._stopper = Stopper(clock, self._stopped)
         self.unknown = UnknownLocks(
@@ -138,11 +144,17 @@ class LockManager:
 
     # --- owners and the connections that speak for them ---
 
-    def register(self, pid: int, name: OwnerName) -> Owner:
-        """A connection speaks for this owner from now on; `unregister` ends that."""
+    def register(self, pid: int, name: OwnerName, *, until_closed: bool = False) -> Owner:
+        """A connection speaks for this owner from now on; `unregister` ends that.
+
+        `until_closed`: the process keeps locks for its descendants, which may outlive it. When it has ended, a lock that
+        it did not release stays until no process of this host has the disk open.
+        """
         if len(self.owners) >= self._owners_max and self.owners.with_pid(pid) is None:
             raise Refused(reason=f"more than {self._owners_max} owners (limits.owners_max)")
         owner = self.owners.find(pid, name)
+        if until_closed and not owner.until_closed:
+            self._book.until_closed(owner)
         owner.connections += 1
         return owner
 
@@ -179,10 +191,9 @@ class LockManager:
         owner.gone = True
         locks = self.table.of_owner(owner.id)
         if locks:
-            self.events.emit(
-                ev.OWNER_DIED, owner=owner.name, pid=owner.pid, detail=f"{len(locks)} locks released"
-            )
-            log.info("%s ended; releasing %d locks", owner, len(locks))
+            what = "locks stay until their disks are closed" if owner.until_closed else "locks released"
+            self.events.emit(ev.OWNER_DIED, owner=owner.name, pid=owner.pid, detail=f"{len(locks)} {what}")
+            log.info("%s ended; %d %s", owner, len(locks), what)
         for lock in locks:
             tasks.start(self._release_dead(owner, lock))
         if owner.process is not None:
@@ -191,7 +202,23 @@ class LockManager:
             self._book.owner_gone(owner)
             self.owners.forget(owner)
 
+    async def _closed(self, owner: Owner, lock: HostLock) -> None:
+        """Return when no process of this host has the lock's disk open; a scan that is not complete proves nothing."""
+        said = ""
+        while (
+            not (users := await self._open_files.users([FileKey(*key) for key in lock.keys])).none
+            and not self.closing
+        ):
+            if str(users) != said:
+                said = str(users)
+                log.warning("%s ended, but %s is in use by %s: its lock stays", owner, lock.path, said)
+            await self._clock.sleep(CLOSED_CHECK_S)
+
     async def _release_dead(self, owner: Owner, lock: HostLock) -> None:
+        if owner.until_closed:
+            await self._closed(owner, lock)
+            if self.closing:
+                return
         while True:
             while self.turns.taken(lock):
                 await self.turns.wait(lock)

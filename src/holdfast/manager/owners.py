@@ -35,7 +35,18 @@ class Evidence:
 class Owner:
     """One owner.  ``connections`` counts those that registered it and are open; ``unknown`` is set for an unknown one."""
 
-    __slots__ = ("connections", "gone", "id", "journaled", "name", "pid", "process", "stopping", "unknown")
+    __slots__ = (
+        "connections",
+        "gone",
+        "id",
+        "journaled",
+        "name",
+        "pid",
+        "process",
+        "stopping",
+        "unknown",
+        "until_closed",
+    )
 
     def __init__(self, owner_id: int, pid: int, name: OwnerName, process: Process | None) -> None:
         self.id = owner_id
@@ -48,6 +59,13 @@ class Owner:
         """Why we are ending its process; empty if we are not."""
         self.gone = False
         self.unknown: Evidence | None = None
+        self.until_closed = False
+        """It keeps locks for its descendants: when it has ended, each stays until no process has that disk open."""
+
+    def signal(self, number: int) -> None:
+        """To its process, if we see it; to all descendants too where it keeps locks for them."""
+        if self.process is not None:
+            self.process.signal(number, tree=self.until_closed)
 
     def alive(self) -> bool:
         if self.gone:

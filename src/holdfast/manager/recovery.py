@@ -70,6 +70,7 @@ class Recovery:
             owner = self._owner(state, saved)
             if owner is not None:
                 owner.journaled = True
+                owner.until_closed = saved.until_closed
                 living[saved.id] = owner
         for lock in state.locks.values():
             for owner_id in lock.claims:
@@ -94,8 +95,9 @@ class Recovery:
                 unseen=was_unknown is not None and was_unknown.unseen,
             )
             return self._manager.unknown.owner(saved.name, evidence, owner_id=saved.id)
-        if saved.process.start_ticks:
+        if saved.process.start_ticks and not saved.until_closed:
             return None
+        # One that kept locks for its descendants comes back although it has ended: `owner_ended` decides.
         return self._manager.owners.add(saved.process.pid, saved.name, None, owner_id=saved.id)
 
     def unseen(self, owner: Owner) -> None:
@@ -186,7 +188,7 @@ class Recovery:
             if owner.name.uuid and await self._domains.suspend(owner.name.uuid):
                 log.critical("%s is paused; 'virsh resume' takes its locks again", owner)
                 return
-            owner.process.signal(signal.SIGSTOP)
+            owner.signal(signal.SIGSTOP)
             log.critical(
                 "%s is stopped by SIGSTOP; when the other user is gone: kill -CONT %d", owner, owner.pid
             )

@@ -44,16 +44,16 @@ class Stopper:
         if not owner.alive():
             return
         log.warning("stopping %s: %s", owner, why)
-        owner.process.signal(signal.SIGTERM)
+        owner.signal(signal.SIGTERM)
         self._on_stopped(owner, f"SIGTERM: {why}")
         await self._clock.sleep(TERM_S)
         if not owner.alive():
             return
         log.warning("%s ignored SIGTERM: killing it", owner)
-        owner.process.signal(signal.SIGKILL)
+        owner.signal(signal.SIGKILL)
         self._on_stopped(owner, f"SIGKILL: {why}")
         while owner.alive():
             await self._clock.sleep(REMIND_S)
             if owner.alive():
                 log.error("%s does not die; its locks stay as long as it lives", owner)
-                owner.process.signal(signal.SIGKILL)
+                owner.signal(signal.SIGKILL)

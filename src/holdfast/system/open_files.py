@@ -55,6 +55,17 @@ class Users:
     unclear: tuple[int, ...] = ()
     """The processes that could not be inspected, as far as they are known by number."""
 
+    def __str__(self) -> str:
+        users = ", ".join(map(str, self.pids))
+        unclear = ", ".join(map(str, self.unclear))
+        if not users:
+            return (
+                f"perhaps pid {unclear}, which can't be inspected"
+                if unclear
+                else "processes that can't be inspected"
+            )
+        return f"pid {users}" + (f" and perhaps {unclear}" if unclear else "")
+
     @property
     def none(self) -> bool:
         """Proven: no process has it open."""

@@ -8,6 +8,7 @@ The start time (/proc/PID/stat field 22, proc(5)) names the process across a res
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -26,8 +27,8 @@ class Process(Protocol):
     def alive(self) -> bool:
         """False once the process has ended; never blocks."""
 
-    def signal(self, number: int) -> None:
-        """Send a signal to exactly this process; quiet if it has ended."""
+    def signal(self, number: int, *, tree: bool = False) -> None:
+        """Send a signal to exactly this process; quiet if it has ended. `tree`: to all of its descendants first."""
 
     def watch(self, on_exit: Callable[[], None]) -> None:
         """Call `on_exit` once, from the event loop, when the process has ended."""
@@ -62,6 +63,61 @@ def start_ticks(pid: int) -> int:
     return int(raw[raw.rindex(b")") + 2 :].split(b" ", 20)[19])
 
 
+def descendants(pid: int) -> list[ProcessId]:
+    """Every living process that has this one as an ancestor (zombies have ended); complete if it is a subreaper."""
+    children: dict[int, list[tuple[ProcessId, bytes]]] = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as f:
+                raw = f.read(1024)
+        except OSError:
+            continue  # it has ended
+        fields = raw[raw.rindex(b")") + 2 :].split(b" ", 20)
+        child = ProcessId(int(name), int(fields[19]))
+        children.setdefault(int(fields[1]), []).append((child, fields[0]))
+    found: list[ProcessId] = []
+    ancestors = [pid]
+    while ancestors:
+        for child, state in children.pop(ancestors.pop(), ()):
+            ancestors.append(child.pid)
+            if state not in (b"Z", b"X"):
+                found.append(child)
+    return found
+
+
+SIGNAL_ROUNDS_MAX = 32
+"""A process that forks while its family is signalled is found in the next round; one that never stops gets no more."""
+
+
+def signal_descendants(pid: int, number: int) -> None:
+    """Send a signal to every descendant, those that are started meanwhile among them."""
+    processes = SystemProcesses()
+    signalled: set[ProcessId] = set()
+    for _ in range(SIGNAL_ROUNDS_MAX):
+        fresh = [each for each in descendants(pid) if each not in signalled]
+        if not fresh:
+            return
+        for each in fresh:
+            signalled.add(each)
+            process = processes.open(each.pid)
+            if process is not None:
+                if process.id == each:
+                    process.signal(number)
+                process.close()
+
+
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+
+
+def become_subreaper() -> None:
+    """From now on a descendant whose parent ends becomes this process's child (prctl(2)). Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def program_name(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as f:
@@ -86,10 +142,13 @@ class PinnedProcess:
     def alive(self) -> bool:
         return self._fd >= 0 and not self._poll.poll(0)
 
-    def signal(self, number: int) -> None:
-        if self._fd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._fd, number)
+    def signal(self, number: int, *, tree: bool = False) -> None:
+        if self._fd < 0:
+            return
+        if tree and self.alive():
+            signal_descendants(self.id.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, number)
 
     def watch(self, on_exit: Callable[[], None]) -> None:
         if self._readiness is None:

@@ -77,7 +77,7 @@ class SimulatedProcess:
     def alive(self) -> bool:
         return not self._closed and self._table.is_alive(self.id)
 
-    def signal(self, number: int) -> None:
+    def signal(self, number: int, *, tree: bool = False) -> None:
         if not self._closed:
             self._table.signalled(self.id, number)
 
@@ -218,14 +218,16 @@ class SimulatedAppendFile:
 
 
 class SimulatedOpenFiles:
-    """`OpenFiles`: what tests say that processes have open; `unclear` counts as doubt about every file."""
+    """`OpenFiles`: which processes have which files open is written down by the test."""
 
     def __init__(self) -> None:
         self.open: dict[int, set[FileKey]] = {}
-        """By process: the files that it has open."""
+        """By pid."""
         self.unclear: set[int] = set()
+        """Processes that can't be inspected."""
+        self.scans = 0
 
     async def users(self, keys: Collection[FileKey]) -> Users:
-        wanted = set(keys)
-        pids = tuple(sorted(pid for pid, files in self.open.items() if files & wanted))
+        self.scans += 1
+        pids = tuple(sorted(pid for pid, files in self.open.items() if files & set(keys)))
         return Users(pids, complete=not self.unclear, unclear=tuple(sorted(self.unclear)))

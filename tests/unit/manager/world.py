@@ -73,6 +73,7 @@ class World:
         self.directory = directory
         self.clock: SimulatedClock = before.clock if before else SimulatedClock()
         self.processes: SimulatedProcesses = before.processes if before else SimulatedProcesses()
+        self.open_files: SimulatedOpenFiles = before.open_files if before else SimulatedOpenFiles()
         self.file: SimulatedAppendFile = before.file if before else SimulatedAppendFile()
         ports = BackendPorts(
             files=SystemLockFiles(), storage=InlineStorage(), mounts=MOUNTS, clock=self.clock, host=HOST
