@@ -65,6 +65,7 @@ class Watched:
         self._heartbeat = heartbeat
         self._inbox: deque[Renewed | Corrupted] = deque()
         self._corrupt = False
+        self._retired = False
         self._dismissed = False
 
     def renewed(self, begun_at: Instant) -> None:
@@ -78,7 +79,7 @@ class Watched:
 
     def may_write(self) -> bool:
         """Whether lease writes may be issued at this very moment."""
-        over = self._corrupt or self._dismissed
+        over = self._corrupt or self._retired
         return not over and self.expiry.may_write(self._heartbeat.now())
 
     @property
@@ -93,8 +94,8 @@ class Watched:
         return max(0.0, self.expiry.fails_at - self._heartbeat.now())
 
     def retire(self) -> None:
-        """Nobody uses this lease any more, provably, and nobody may."""
-        self._dismissed = True
+        """Nobody uses this lease any more, provably, and nobody may. It is renewed until it is dismissed (ADR 0129)."""
+        self._retired = True
 
     def dismiss(self, in_flight: Callable[[], bool]) -> None:
         """It is retired, and shall starve the watchdog no longer.
@@ -103,6 +104,7 @@ class Watched:
         by nothing but a reset: while `in_flight` says so, everything stays as it is.
         """
         self.retire()
+        self._dismissed = True
         self._heartbeat.forget(self, in_flight)
 
     def may_feed(self, now: Instant) -> bool:
