@@ -282,3 +282,37 @@ def test_disk_by_another_name_is_locked_and_warned_about_where_lock_files_are_na
         asyncio.run(go())
     (warning,) = caplog.messages
     assert f"{tmp_path}/disk.0 is another name of {tmp_path}/disk.img" in warning
+
+
+def test_lock_file_of_another_holder_stays_when_the_path_names_it_by_now(tmp_path: Path) -> None:
+    """Somebody moved the locked file away, and another host took the lock on a new file of that name."""
+
+    async def scene() -> None:
+        w = indirect(tmp_path)
+        assert w.rival is not None
+        held = assert_held(await take(w.backend, w, Mode.EXCLUSIVE))
+        os.rename(held.path, f"{held.path}.moved")
+        others = assert_held(await take(w.rival, w, Mode.EXCLUSIVE))
+        assert others.path == held.path
+        await held.release()
+        assert os.path.exists(others.path), "its name is taken away: a third host would get the disk"
+        assert locked(Path(others.path))
+        await others.release()
+
+    asyncio.run(scene())
+
+
+def test_released_lock_is_free_although_a_copy_of_its_descriptor_is_still_open(tmp_path: Path) -> None:
+    """systemd closes the copy in its descriptor store some time after it was asked to."""
+
+    async def scene() -> None:
+        w = direct(tmp_path)
+        held = assert_held(await take(w.backend, w, Mode.EXCLUSIVE))
+        fd = held.descriptor()
+        assert fd is not None
+        kept = os.dup(fd)
+        await held.release()
+        assert not locked(tmp_path / "disk.img")
+        os.close(kept)
+
+    asyncio.run(scene())

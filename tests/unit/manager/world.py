@@ -99,7 +99,6 @@ class World:
         ]
         self.kept: dict[int, int] = {}
         """Descriptors in the descriptor store, by lock."""
-        self.open_files = SimulatedOpenFiles()
         self.audit: list[str] = []
         self.events = Events(self.clock.wall)
         self.journal = Journal(self.file, boot=BOOT, host=HOST, snapshot=self._snapshot)

@@ -387,3 +387,36 @@ def test_a_crash_between_the_two_writes_leaves_no_lockspace() -> None:
     assert host.run(init(host.disk, 0, G512, "LS1")) == IoFailed(errno.EIO)
     assert isinstance(host.run(open_area(host.disk, 0, "LS1", 1)), Corrupt)
     assert Instant(0) <= host.clock.now()
+
+
+def test_a_term_that_a_restart_goes_on_with_is_as_old_as_its_record_until_it_is_renewed() -> None:
+    """The first renewal of the next process fails: others count from the last one that reached the disk."""
+    world = new_world()
+    host = world.host("alpha")
+    held = held_by(host)
+    written_at = host.clock.now()
+    world.run(until=world.now + 5)
+    host.disk.script = ["read", "read", "write error"]
+    resumed = host.run(delta.resume(area_of(host), host.clock, claim_of(host), held.generation))
+    assert isinstance(resumed, delta.Held)
+    assert resumed.renewed_at <= written_at
+    assert host.clock.now() - resumed.renewed_at >= 5
+
+
+def test_a_term_that_a_restart_finds_too_old_is_not_gone_on_with() -> None:
+    world = new_world()
+    host = world.host("alpha")
+    held = held_by(host)
+    world.run(until=world.now + TIMING.fail_s)
+    gone = host.run(delta.resume(area_of(host), host.clock, claim_of(host), held.generation))
+    assert isinstance(gone, delta.NotResumed)
+
+
+def test_a_host_id_of_a_silent_host_with_a_greater_io_timeout_is_claimed_after_its_own_bound() -> None:
+    world = new_world()
+    held_by(world.host("alpha"), io_timeout_s=2)
+    begun = world.now
+    rival = claiming(world.host("beta"))
+    world.run(rival)
+    assert isinstance(rival.result, delta.Held)
+    assert world.now - begun > Timing(2, 60).dead_s > TIMING.dead_s

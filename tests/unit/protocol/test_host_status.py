@@ -263,3 +263,17 @@ def test_a_generation_that_goes_back_keeps_the_greater_io_timeout_and_is_counted
     look(hosts, 14, b"\x01" * 512)
     look(hosts, 16, replace(ALIVE, generation=3, io_timeout_s=1, timestamp=502))
     assert hosts.view(OTHER, Instant(17)).generation_since == Instant(16)
+
+
+def test_a_change_counts_from_the_end_of_the_look_that_showed_it() -> None:
+    """The record may have been written at any moment of a look that takes long."""
+    hosts = table()
+    look(hosts, 10, ALIVE)
+    look(hosts, 20, replace(ALIVE, timestamp=502), begun=12)
+    assert hosts.view(OTHER, Instant(20)).unchanged_since == Instant(20)
+    look(hosts, 82, replace(ALIVE, timestamp=502), begun=12 + TIMING.dead_s + 1)
+    assert state(hosts, 82) is HostState.FAIL, (
+        "not unchanged for the bound, counted from when it was surely so"
+    )
+    look(hosts, 90, replace(ALIVE, timestamp=502), begun=20 + TIMING.dead_s + 1)
+    assert state(hosts, 90) is HostState.DEAD

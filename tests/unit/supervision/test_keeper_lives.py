@@ -10,6 +10,7 @@ from tests.unit.supervision.rig import TIMING, Supervised, record_of, world_with
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.words import HostId
 from holdfast.supervision.host_terms import HostIdentity
+from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.supervision.presence import Absent
 from holdfast.system.lease_threads import Life
@@ -35,7 +36,7 @@ class Rig:
             heartbeat=self.supervised.heartbeat,
             threads=self,
             clock=self.host.clock,  # type: ignore[arg-type]
-            memory=MemoryFile(str(place / "term")),
+            copies=IncarnationCopies("A", [MemoryFile(str(place / "term"))]),
             identity=HostIdentity(node="alpha", boot="b", machine="m"),
             token=lambda: "0" * 12,
             in_use=lambda: False,

@@ -434,3 +434,13 @@ def test_next_program_is_not_fed_by_a_wdmd_that_can_not_open_the_device_any_more
         fed.prove()
     drop(fed)
     daemon.close()
+
+
+def test_a_device_that_an_earlier_program_armed_gets_our_timeout_before_it_is_pinged(device: Device) -> None:
+    """A restart with another fire timeout: other hosts count on ours from the first renewal on."""
+    device.open("/dev/watchdog")
+    device.timeout_s = 10 * FIRE_S
+    driver = DeviceWatchdog("/dev/watchdog", FIRE_S, device.now, device, fd=device.open_fd)
+    assert driver.feed(Instant(device.time + 20))
+    assert device.timeout_s == FIRE_S
+    assert device.fires_at == device.time + FIRE_S
