@@ -19,7 +19,7 @@ from holdfast.backend_wiring import check_config
 from holdfast.config import Config
 from holdfast.daemon import Daemon, StartError
 from holdfast.system import descriptors as fds
-from holdfast.system.log_queue import LogQueue
+from holdfast.system.log_queue import log_to
 
 log = logging.getLogger("holdfast")
 
@@ -56,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check_config:
         print(f"configuration is fine: {', '.join(config.sources) or 'built-in defaults'}")
         return EXIT_OK
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format="%(levelname)s %(message)s"
+    log_to(
+        sys.stderr.fileno(),
+        config.log_level.upper(),
+        "%(levelname)s %(message)s"
         if "JOURNAL_STREAM" in os.environ
         else "%(asctime)s %(levelname)s %(message)s",
-        handlers=[LogQueue(sys.stderr.fileno())],
     )
     try:
         code = serve(config)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -110,3 +113,46 @@ def test_reader_that_ended_costs_lines_and_nothing_else(pipe: Pipe) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), pipe.reader)  # closes the only reading end
     log.error("nobody will read this")
     wait_until(lambda: queue.dropped == 1, "the line to be given up")
+
+
+_FAILS_IN_A_THREAD = """
+import sys, threading
+from holdfast.system.log_queue import log_to
+
+log_to(2, "INFO", "%(levelname)s %(message)s")
+thread = threading.Thread(target=lambda: 1 / 0, name="renewal")
+thread.start()
+thread.join()
+print("went on", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_thread_that_fails_does_not_wait_for_the_reader_either(pipe: Pipe) -> None:
+    """Python writes tracebacks of threads to stderr by itself: the thread would stand there with what it holds."""
+    filled = fill(pipe.writer)
+    with subprocess.Popen(
+        [sys.executable, "-c", _FAILS_IN_A_THREAD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=pipe.writer,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "went on\n"
+        os.read(pipe.reader, filled)
+        text = pipe.read_until("ZeroDivisionError: .*\n")
+        assert "CRITICAL unexpected failure of thread renewal" in text
+        process.communicate("")
+
+
+def fill(fd: int) -> int:
+    """Make a pipe full; how many bytes that took."""
+    os.set_blocking(fd, False)
+    filled = 0
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filled += os.write(fd, b"x" * size)
+    os.set_blocking(fd, True)
+    return filled

@@ -16,9 +16,12 @@ from __future__ import annotations
 import logging
 import os
 import select
+import sys
 import threading
 import time
 from collections import deque
+
+log = logging.getLogger(__name__)
 
 QUEUE_BYTES_MAX = 4 << 20
 """Some 40 000 lines: minutes of trouble on a busy host, and little beside the daemon's own memory."""
@@ -102,6 +105,22 @@ class LogQueue(logging.Handler):
             except OSError:
                 return False
         return True
+
+
+def log_to(fd: int, level: str, line_format: str) -> None:
+    """Log through a queue to this descriptor, and send there what Python itself would write to stderr, and wait for."""
+    logging.basicConfig(level=level, format=line_format, handlers=[LogQueue(fd)])
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = _failed_unheard
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    name = failed.thread.name if failed.thread is not None else "unknown"
+    log.critical("unexpected failure of thread %s", name, exc_info=failed.exc_value)
+
+
+def _failed_unheard(failed: sys.UnraisableHookArgs) -> None:
+    log.error("unexpected failure in %r: %s", failed.object, failed.err_msg, exc_info=failed.exc_value)
 
 
 def flush_logs() -> None:
