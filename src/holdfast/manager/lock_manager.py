@@ -81,6 +81,8 @@ CLOSED_CHECK_S = 1.0
 """How often the disks of an owner that ended before its descendants are looked for among open files: a scan takes some
 milliseconds per hundred processes.
 """
+CLOSED_CHECK_PAUSE = 20
+"""A scan is followed by a pause so many times as long: a host with many processes has better things to do."""
 LOCKS_PER_ACQUIRE_MAX = 1000
 """Disks of one all-or-nothing acquire; a VM has tens."""
 
@@ -204,15 +206,17 @@ class LockManager:
 
     async def _closed(self, owner: Owner, lock: HostLock) -> None:
         """Return when no process of this host has the lock's disk open; a scan that is not complete proves nothing."""
-        said = ""
-        while (
-            not (users := await self._open_files.users([FileKey(*key) for key in lock.keys])).none
-            and not self.closing
-        ):
+        said, keys = "", [FileKey(*key) for key in lock.keys]
+        while not self.closing:
+            begun = self._clock.now()
+            users = await self._open_files.users(keys)
+            if users.none:
+                return
             if str(users) != said:
                 said = str(users)
                 log.warning("%s ended, but %s is in use by %s: its lock stays", owner, lock.path, said)
-            await self._clock.sleep(CLOSED_CHECK_S)
+            took_s = self._clock.now() - begun
+            await self._clock.sleep(max(CLOSED_CHECK_S, CLOSED_CHECK_PAUSE * took_s))
 
     async def _release_dead(self, owner: Owner, lock: HostLock) -> None:
         if owner.until_closed:
