@@ -110,11 +110,16 @@ class ControlClient:
             "FenceHost", "hosts", list[FencedHost], host=host, operator=operator, lockspace=lockspace
         )
 
-    def acquire(self, *, pid: int, name: str, disks: list[DiskWish], until_closed: bool = False) -> None:
-        """`until_closed`: what the process has not released when it ends stays until no process has the disk open."""
+    def acquire(
+        self, *, pid: int, name: str, disks: list[DiskWish], until_closed: bool = False, family: str = ""
+    ) -> None:
+        """`until_closed`: what the process has not released when it ends stays until no process has the disk open, and
+        nobody is in the control group `family`.
+        """
         parameters: dict[str, Any] = {"pid": pid, "name": name, "disks": disks}
         if until_closed:
             parameters["until_closed"] = True
+            parameters["family"] = family or None
         self._call("Acquire", parameters)
 
     def release(self, *, pid: int, paths: list[str]) -> None:

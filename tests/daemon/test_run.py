@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import pytest
 from tests.daemon.test_control import parent_of
 from tests.support.daemon import BIN, Holdfastd, exists, locked, make_disk, refusal
 from tests.support.polling import wait_until
+
+from holdfast.system import cgroups
+from holdfast.system.process import SystemProcesses
 
 DAEMONIZES = """
 import os, sys, signal
@@ -152,11 +156,64 @@ def test_run_without_a_disk_says_that_nothing_is_locked(daemon: Holdfastd) -> No
 
 def test_owner_that_lost_its_lease_is_killed_with_all_of_its_descendants(run: Run) -> None:
     """What the daemon sends when a lockspace is lost: SIGKILL, which the keeper can't pass on."""
-    from holdfast.system.process import SystemProcesses
-
     keeper = SystemProcesses().open(run.keeper)
     assert keeper is not None
     keeper.signal(signal.SIGKILL, tree=True)
     keeper.close()
     wait_until(lambda: not exists(run.writer), "the writer to end")
     wait_until(lambda: refusal(run.daemon, run.disk) == "", "the disk to be free")
+
+
+def test_killed_keeper_frees_nothing_for_a_command_that_has_not_opened_the_disk_yet(
+    daemon: Holdfastd, place: Path
+) -> None:
+    """A script that comes to the disk later: who belongs to the command is known by its control group."""
+    disk = make_disk(place)
+    script = "sleep 1000 & echo $!; wait"
+    process = subprocess.Popen(
+        [
+            str(BIN / "holdfast"),
+            "--config",
+            str(daemon.config),
+            "run",
+            "--disk",
+            str(disk),
+            "--",
+            "sh",
+            "-c",
+            script,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    later = int(process.stdout.readline())
+    command = parent_of(later)
+    group = cgroup_of(later)
+    assert Path(group).name == f"holdfast-run-{parent_of(command)}"
+    os.kill(parent_of(command), signal.SIGKILL)
+    daemon.says(f"is in use by what it started, pid {command}, {later}")
+    os.kill(command, signal.SIGKILL)
+    daemon.says(f"is in use by what it started, pid {later}")
+    assert refusal(daemon, disk)
+    daemon.reexec()
+    assert refusal(daemon, disk)
+    os.kill(later, signal.SIGKILL)
+    wait_until(lambda: refusal(daemon, disk) == "", "the disk to be free")
+    wait_until(lambda: not os.path.exists(group), "the group to be removed")
+    process.wait()
+    process.stdout.close()
+
+
+def test_group_of_a_run_goes_with_it(daemon: Holdfastd, place: Path) -> None:
+    disk = make_disk(place)
+    ended = daemon.cli("run", "--disk", str(disk), "--", "cat", "/proc/self/cgroup")
+    (name,) = re.findall(r"^0::(.*)$", ended.stdout, re.MULTILINE)
+    assert "holdfast-run-" in name
+    wait_until(lambda: not os.path.exists(cgroups.unified_mount()[0] + name), "the group to be removed")
+
+
+def cgroup_of(pid: int) -> str:
+    with open(f"/proc/{pid}/cgroup", encoding="ascii") as f:
+        return cgroups.unified_mount()[0] + next(line[3:].rstrip() for line in f if line.startswith("0::"))

@@ -222,7 +222,7 @@ def run(context: Context, disks: tuple[str, ...], name: str | None, command: tup
     The locks belong to a keeper process that lives as long as the command and all of its descendants: they stay when this
     program is killed, and when the command goes into the background (qemu -daemonize). Then this program ends with the
     command's exit code and names the processes that still hold. If the keeper is killed, each lock stays until no process
-    of this host has the disk open.
+    of this host has the disk open, and nothing that the command has started runs.
 
     \b
     holdfast run --disk /srv/images/web.img -- qemu-system-x86_64 -drive file=/srv/images/web.img,format=raw

@@ -11,7 +11,8 @@ starts stays its descendant, however often it forks into the background. It ends
        └ exits as the command did       └ waits for all others, releases the disks, ends
 
 Nothing depends on this process once the command runs. Should the keeper be killed, the daemon keeps each lock until no
-process of the host has the disk open (`until_closed`).
+process of the host has the disk open (`until_closed`). The command is in a control group of its own where one can be
+made: then the lock stays, too, until that is empty, for something in it may not have opened the disk yet.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import msgspec
 from holdfast.cli import exits
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.control_api import DiskWish
+from holdfast.system import cgroups
 from holdfast.system.process import (
     become_subreaper,
     descendants,
@@ -98,19 +100,21 @@ def hold_and_run(socket: str, disks: Sequence[DiskWish], command: list[str], nam
         _keep(socket, disks, command, go_read, news_write)
     os.close(go_read)
     os.close(news_write)
+    family = cgroups.make(f"holdfast-run-{keeper}") if disks else ""
     try:
         with ControlClient(socket) as client:
-            client.acquire(pid=keeper, name=name, disks=list(disks), until_closed=bool(disks))
+            client.acquire(pid=keeper, name=name, disks=list(disks), until_closed=bool(disks), family=family)
     except (DaemonUnreachable, CallRefused) as e:
         os.close(go_write)  # the keeper ends without having run anything
         os.waitpid(keeper, 0)
+        cgroups.remove(family)
         click.echo(f"holdfast: {command[0]} was not started: {e}", err=True)
         return exits.UNREACHABLE if isinstance(e, DaemonUnreachable) else exits.REFUSED
     if not disks:
         click.echo(
             f"holdfast: nothing is locked while {command[0]} runs: no --disk names a disk to hold", err=True
         )
-    os.write(go_write, b"!")
+    os.write(go_write, os.fsencode(family) + b"\n")
     os.close(go_write)
     return _Waiter(news_read, disks).wait()
 
@@ -121,12 +125,16 @@ def hold_and_run(socket: str, disks: Sequence[DiskWish], command: list[str], nam
 def _keep(socket: str, disks: Sequence[DiskWish], command: list[str], go: int, news: int) -> NoReturn:
     """In the keeper: run the command, and stay as long as anything that it has started."""
     try:
-        if os.read(go, 1) != b"!":
+        with open(go, "rb") as word:
+            line = word.readline()
+        if not line:
             os._exit(exits.REFUSED)
-        os.close(go)
+        family = os.fsdecode(line.rstrip(b"\n"))
         become_subreaper()
         pid = os.fork()
         if pid == 0:
+            if family:
+                cgroups.enter(family)
             _become(command)
         _leave_the_terminal(news)
         _tell(news, _Started(pid, start_ticks(pid)))
@@ -135,6 +143,7 @@ def _keep(socket: str, disks: Sequence[DiskWish], command: list[str], go: int, n
             # In order: no descendant is left. Should the daemon be away, it finds this process ended when it starts.
             with contextlib.suppress(DaemonUnreachable, CallRefused), ControlClient(socket) as client:
                 client.release(pid=os.getpid(), paths=[disk.path for disk in disks])
+        cgroups.remove(family)
         os._exit(exits.OK)
     finally:
         os._exit(exits.NOT_EXECUTABLE)
@@ -272,7 +281,7 @@ class _Waiter:
             if self._disks:
                 click.echo(
                     f"holdfast: the process that keeps the lock was killed; {held} stays locked until no process of this "
-                    "host has it open",
+                    "host has it open and nothing that the command has started runs",
                     err=True,
                 )
             select.select([self._pidfd], [], [])  # the command goes on

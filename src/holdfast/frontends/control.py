@@ -172,12 +172,18 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod
     async def Acquire(  # noqa: N802
-        self, *, pid: int, name: str, disks: list[DiskWish], until_closed: bool | None = None
+        self,
+        *,
+        pid: int,
+        name: str,
+        disks: list[DiskWish],
+        until_closed: bool | None = None,
+        family: str | None = None,
     ) -> None:
         """All disks or none, for the process `pid`, until it ends or releases them.
 
         `until_closed`: it keeps them for its descendants; what it has not released when it ends stays until no process
-        of this host has the disk open.
+        of this host has the disk open. `family`: the control group of these descendants; until nobody is in that either.
         """
         self._may_speak_for(pid)
         for disk in disks:
@@ -188,7 +194,9 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
             for d in disks
         ]
         try:
-            owner = self._manager.register(pid, OwnerName(name), until_closed=bool(until_closed))
+            owner = self._manager.register(
+                pid, OwnerName(name), until_closed=bool(until_closed), family=family or ""
+            )
             try:
                 await self._manager.acquire_all(owner, wants)
             finally:

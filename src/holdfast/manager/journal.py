@@ -69,9 +69,12 @@ class OwnerGoneLine(Line, tag="gone"):
 
 
 class UntilClosedLine(Line, tag="until-closed"):
-    """This owner keeps locks for its descendants: each outlives it until no process has that disk open."""
+    """This owner keeps locks for its descendants, in a control group if it has one: each lock outlives it until none of
+    them lives and no process has that disk open.
+    """
 
     owner: int
+    family: str
 
 
 class LockLine(Line, tag="lock"):
@@ -156,6 +159,7 @@ class SavedOwner:
     process: ProcessId
     name: OwnerName
     until_closed: bool = False
+    family: str = ""
 
 
 @dataclass(slots=True)
@@ -249,8 +253,9 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.owners[owner_id] = SavedOwner(
                 owner_id, ProcessId(pid, start), OwnerName(path_of(name), uuid, domain_id)
             )
-        case UntilClosedLine(owner_id):
+        case UntilClosedLine(owner_id, family):
             state.owners[owner_id].until_closed = True
+            state.owners[owner_id].family = path_of(family)
         case OwnerGoneLine(owner_id):
             state.owners.pop(owner_id, None)
             for lock in state.locks.values():

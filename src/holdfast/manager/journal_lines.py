@@ -19,10 +19,14 @@ def owner_lines(owner: Owner) -> list[jn.Line]:
     )
     lines: list[jn.Line] = [line]
     if owner.until_closed:
-        lines.append(jn.UntilClosedLine(owner.id))
+        lines.append(until_closed_line(owner))
     if owner.unknown is not None:
         lines.append(jn.UnknownLine(owner.id, text_of(owner.unknown.why), owner.unknown.unseen))
     return lines
+
+
+def until_closed_line(owner: Owner) -> jn.Line:
+    return jn.UntilClosedLine(owner.id, text_of(owner.family.path if owner.family is not None else ""))
 
 
 def lock_line(lock: Lock[Any]) -> jn.Line:

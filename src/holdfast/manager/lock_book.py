@@ -15,12 +15,13 @@ from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
 from holdfast.manager.events import Events
 from holdfast.manager.journal import Journal, text_of
-from holdfast.manager.journal_lines import claim_line, lock_line, owner_lines, unclaim_line
+from holdfast.manager.journal_lines import claim_line, lock_line, owner_lines, unclaim_line, until_closed_line
 from holdfast.manager.lock_table import Key, Lock, LockTable, Unclaimed
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.owners import Owner, Owners
 from holdfast.model import Mode, Resource, Want
 from holdfast.system.clock import Clock
+from holdfast.system.process import Family
 
 HostLock = Lock[Held]
 
@@ -131,14 +132,14 @@ class LockBook:
         lock.mode = mode
         self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
 
-    def until_closed(self, owner: Owner) -> None:
+    def until_closed(self, owner: Owner, family: Family | None) -> None:
         """From now on its locks outlive it until their disks are closed. Raises `Refused` if that can't be recorded."""
-        owner.until_closed = True
+        owner.until_closed, owner.family = True, family
         if owner.journaled:
             try:
-                self._journal.append(jn.UntilClosedLine(owner.id))
+                self._journal.append(until_closed_line(owner))
             except OSError as e:
-                owner.until_closed = False
+                owner.until_closed, owner.family = False, None
                 raise Refused(reason=f"the journal can't be written: {e.strerror}") from e
 
     def owner_gone(self, owner: Owner) -> None:

@@ -146,17 +146,18 @@ class LockManager:
 
     # --- owners and the connections that speak for them ---
 
-    def register(self, pid: int, name: OwnerName, *, until_closed: bool = False) -> Owner:
+    def register(self, pid: int, name: OwnerName, *, until_closed: bool = False, family: str = "") -> Owner:
         """A connection speaks for this owner from now on; `unregister` ends that.
 
         `until_closed`: the process keeps locks for its descendants, which may outlive it. When it has ended, a lock that
-        it did not release stays until no process of this host has the disk open.
+        it did not release stays until no process of this host has the disk open. `family`: the control group that they
+        are in. Then the lock stays until nobody is in it either, for one of them may not have opened the disk yet.
         """
         if len(self.owners) >= self._owners_max and self.owners.with_pid(pid) is None:
             raise Refused(reason=f"more than {self._owners_max} owners (limits.owners_max)")
         owner = self.owners.find(pid, name)
         if until_closed and not owner.until_closed:
-            self._book.until_closed(owner)
+            self._book.until_closed(owner, self.owners.family(family))
         owner.connections += 1
         return owner
 
@@ -205,15 +206,21 @@ class LockManager:
             self.owners.forget(owner)
 
     async def _closed(self, owner: Owner, lock: HostLock) -> None:
-        """Return when no process of this host has the lock's disk open; a scan that is not complete proves nothing."""
+        """Return when nobody of its family lives and no process has the lock's disk open. What can't be told is no proof."""
         said, keys = "", [FileKey(*key) for key in lock.keys]
         while not self.closing:
             begun = self._clock.now()
+            family = owner.family.members() if owner.family is not None else ()
             users = await self._open_files.users(keys)
-            if users.none:
+            if family == () and users.none:
                 return
-            if str(users) != said:
-                said = str(users)
+            why = (
+                str(users)
+                if not users.none
+                else f"what it started, pid {', '.join(map(str, family or ('unknown',)))}"
+            )
+            if why != said:
+                said = why
                 log.warning("%s ended, but %s is in use by %s: its lock stays", owner, lock.path, said)
             took_s = self._clock.now() - begun
             await self._clock.sleep(max(CLOSED_CHECK_S, CLOSED_CHECK_PAUSE * took_s))
@@ -233,6 +240,8 @@ class LockManager:
         if not self.table.holds_any(owner.id):
             self._book.owner_gone(owner)
             self.owners.forget(owner)
+            if owner.family is not None:
+                owner.family.remove()
 
     # --- acquire ---
 

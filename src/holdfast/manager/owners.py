@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from holdfast.model import OwnerName, ProcessId
-from holdfast.system.process import Process, Processes
+from holdfast.system.process import Family, Process, Processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class Owner:
 
     __slots__ = (
         "connections",
+        "family",
         "gone",
         "id",
         "journaled",
@@ -62,10 +63,15 @@ class Owner:
         self.until_closed = False
         """It keeps locks for its descendants: when it has ended, each stays until no process has that disk open."""
 
+        self.family: Family | None = None
+        """The processes that it keeps locks for, where they have a control group of their own."""
+
     def signal(self, number: int) -> None:
-        """To its process, if we see it; to all descendants too where it keeps locks for them."""
-        if self.process is not None:
+        """To its process, if we see it; to all that it keeps locks for too, also when it has ended itself."""
+        if self.process is not None and self.alive():
             self.process.signal(number, tree=self.until_closed)
+        elif self.family is not None:
+            self.family.signal(number)
 
     def alive(self) -> bool:
         if self.gone:
@@ -178,6 +184,9 @@ class Owners:
 
     def program(self, pid: int) -> str:
         return self._processes.program(pid)
+
+    def family(self, path: str) -> Family | None:
+        return self._processes.family(path) if path else None
 
     def forget(self, owner: Owner) -> None:
         """No longer of interest: nothing held, nobody speaks for it."""

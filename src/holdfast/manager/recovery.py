@@ -71,6 +71,7 @@ class Recovery:
             if owner is not None:
                 owner.journaled = True
                 owner.until_closed = saved.until_closed
+                owner.family = self._manager.owners.family(saved.family)
                 living[saved.id] = owner
         for lock in state.locks.values():
             for owner_id in lock.claims:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from holdfast.model import ProcessId
+from holdfast.system import cgroups
 from holdfast.system.readiness import Readiness
 
 
@@ -37,8 +38,27 @@ class Process(Protocol):
         """Forget the process; no callback comes afterwards."""
 
 
+class Family(Protocol):
+    """Processes that belong together, whoever started whom: a control group."""
+
+    path: str
+    """Names it, also for the next daemon."""
+
+    def members(self) -> tuple[int, ...] | None:
+        """The pids of those that live; None if that can't be said."""
+
+    def signal(self, number: int) -> None:
+        """To all of them."""
+
+    def remove(self) -> None:
+        """Nobody is in it any more."""
+
+
 class Processes(Protocol):
     """How the layers above find processes."""
+
+    def family(self, path: str) -> Family | None:
+        """The control group that `holdfast run` made there; None if it can't be one."""
 
     def open(self, pid: int) -> Process | None:
         """The process that has this pid now; None if there is none that we can see."""
@@ -174,6 +194,33 @@ class PinnedProcess:
             self._fd = -1
 
 
+class Cgroup:
+    """The kernel's own `Family`."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def members(self) -> tuple[int, ...] | None:
+        return cgroups.members(self.path)
+
+    def signal(self, number: int) -> None:
+        if number == signal.SIGKILL and cgroups.kill(self.path):
+            return
+        processes = SystemProcesses()
+        for pid in cgroups.members(self.path) or ():
+            process = processes.open(pid)
+            if process is not None:
+                # It is pinned: if it is a member still, it was one all the time.
+                if pid in (cgroups.members(self.path) or ()):
+                    process.signal(number)
+                process.close()
+
+    def remove(self) -> None:
+        cgroups.remove(self.path)
+
+
 class SystemProcesses:
     """The processes of this kernel, as far as this PID namespace shows them.  Without `readiness` none can be watched."""
 
@@ -194,6 +241,9 @@ class SystemProcesses:
             return process
         process.close()
         return None
+
+    def family(self, path: str) -> Cgroup | None:
+        return Cgroup(path) if cgroups.is_ours(path) else None
 
     def program(self, pid: int) -> str:
         return program_name(pid)

@@ -97,6 +97,28 @@ class SimulatedProcess:
         self._table.unpinned(self)
 
 
+class SimulatedFamily:
+    """A control group of a `SimulatedProcesses`."""
+
+    def __init__(self, table: SimulatedProcesses, path: str) -> None:
+        self.path = path
+        self._table = table
+
+    def members(self) -> tuple[int, ...] | None:
+        pids = self._table.families.get(self.path, set())
+        return None if pids is None else tuple(sorted(pid for pid in pids if self._table.is_running(pid)))
+
+    def signal(self, number: int) -> None:
+        for pid in self.members() or ():
+            process = self._table.open(pid)
+            if process is not None:
+                process.signal(number)
+                process.close()
+
+    def remove(self) -> None:
+        self._table.families.pop(self.path, None)
+
+
 class SimulatedProcesses:
     """A process table.  Processes are started and ended by the test; signals are written down.
 
@@ -113,6 +135,8 @@ class SimulatedProcesses:
         self._last_ticks = 0
         self._news: list[SimulatedProcess] = []
         self.news_withheld = False
+        self.families: dict[str, set[int] | None] = {}
+        """The pids in control groups, by path; None for one that can't be read."""
         self.signals: list[tuple[int, signal.Signals]] = []
         """(pid, signal) of everything that was sent to a living process, in order."""
 
@@ -159,6 +183,9 @@ class SimulatedProcesses:
         process = SimulatedProcess(self, process_id)
         self._pinned.append(process)
         return process
+
+    def family(self, path: str) -> SimulatedFamily | None:
+        return SimulatedFamily(self, path)
 
     def program(self, pid: int) -> str:
         return "" if pid in self._hidden else self._programs.get(pid, "")

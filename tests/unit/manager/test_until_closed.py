@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 from tests.unit.manager.test_lock_manager import restarted
@@ -138,5 +139,61 @@ def test_owner_that_is_already_known_becomes_a_keeper_in_the_journal(tmp_path: P
         assert w.saved().owners[owner.id].until_closed
         w.journal.compact()
         assert w.saved().owners[owner.id].until_closed
+
+    run(scene)
+
+
+FAMILY = "/sys/fs/cgroup/holdfast-run-1"
+
+
+def test_lock_stays_while_the_family_lives_although_nobody_has_opened_the_disk_yet(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk()
+        w.processes.start(KEEPER)
+        w.processes.start(WRITER)
+        w.processes.families[FAMILY] = {WRITER}
+        owner = w.manager.register(KEEPER, OwnerName("backup"), until_closed=True, family=FAMILY)
+        await w.manager.acquire(owner, want(disk))
+        assert w.saved().owners[owner.id].family == FAMILY
+        w.processes.end(KEEPER)
+        await settle()
+        await scans(w, 2)
+        assert locked(disk)
+        w.processes.families[FAMILY] = None
+        await scans(w, 2)
+        assert locked(disk), "a family that can't be read may live"
+        w.processes.families[FAMILY] = {WRITER}
+        owner.signal(signal.SIGKILL)
+        assert w.processes.signals == [(WRITER, signal.SIGKILL)], (
+            "those that are left are stopped in its place"
+        )
+        await scans(w, 1)
+        assert not locked(disk)
+        assert FAMILY not in w.processes.families, "the group is removed"
+
+    run(scene)
+
+
+def test_next_daemon_knows_the_family_of_an_ended_keeper(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk()
+        w.processes.start(KEEPER)
+        w.processes.start(WRITER)
+        w.processes.families[FAMILY] = {WRITER}
+        owner = w.manager.register(KEEPER, OwnerName("backup"), until_closed=True, family=FAMILY)
+        await w.manager.acquire(owner, want(disk))
+        w.crash()
+        w.processes.end(KEEPER)
+        w = await restarted(w, tmp_path)
+        again = w.manager.owners.get(owner.id)
+        assert again is not None
+        w.manager.owner_ended(again)
+        await scans(w, 2)
+        assert locked(disk)
+        w.processes.end(WRITER)
+        await scans(w, 1)
+        assert not locked(disk)
 
     run(scene)
