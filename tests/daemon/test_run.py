@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.daemon.test_control import parent_of
+from tests.daemon.test_control import parent_of, run_in_background
 from tests.support.daemon import BIN, Holdfastd, exists, locked, make_disk, refusal
 from tests.support.polling import wait_until
 
@@ -217,3 +217,21 @@ def test_group_of_a_run_goes_with_it(daemon: Holdfastd, place: Path) -> None:
 def cgroup_of(pid: int) -> str:
     with open(f"/proc/{pid}/cgroup", encoding="ascii") as f:
         return cgroups.unified_mount()[0] + next(line[3:].rstrip() for line in f if line.startswith("0::"))
+
+
+def test_disk_is_free_when_run_has_ended(daemon: Holdfastd, place: Path) -> None:
+    """One run after the other in a script: `run` does not end before the daemon has let go of its disks."""
+    disk = make_disk(place)
+    process = run_in_background(
+        daemon, "--disk", str(disk), "--", "sh", "-c", f"kill -STOP {daemon.pid}; echo stopped"
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stopped\n"
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    assert process.wait(60) == 0
+    assert not locked(disk)
+    process.stdout.close()

@@ -138,12 +138,14 @@ def _keep(socket: str, disks: Sequence[DiskWish], command: list[str], go: int, n
             _become(command)
         _leave_the_terminal(news)
         _tell(news, _Started(pid, start_ticks(pid)))
-        _stay(pid, news)
+        code = _stay(pid, news)
         if disks:
             # In order: no descendant is left. Should the daemon be away, it finds this process ended when it starts.
             with contextlib.suppress(DaemonUnreachable, CallRefused), ControlClient(socket) as client:
                 client.release(pid=os.getpid(), paths=[disk.path for disk in disks])
         cgroups.remove(family)
+        # Only now: whoever waits for the command's end finds its disks free.
+        _tell(news, _Ended(code, []))
         os._exit(exits.OK)
     finally:
         os._exit(exits.NOT_EXECUTABLE)
@@ -178,9 +180,11 @@ def _leave_the_terminal(news: int) -> None:
     os.setsid()
 
 
-def _stay(command: int, news: int) -> None:
-    """Return when the last descendant has ended; signals for the keeper are the command's, or those that are left."""
-    runs = True
+def _stay(command: int, news: int) -> int:
+    """Return the command's exit code when the last descendant has ended; if the command has left some behind, it is told
+    before. Signals for the keeper are passed on to the command, then to those that are left.
+    """
+    code, runs, told = exits.OK, True, False
     # Who continues a stopped keeper means those that it keeps locks for.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCONT,))
     while True:
@@ -194,12 +198,14 @@ def _stay(command: int, news: int) -> None:
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == command:
-                    runs = False
-                    code = os.waitstatus_to_exitcode(ended[1])
-                    still = [each.pid for each in descendants(os.getpid())]
-                    _tell(news, _Ended(code if code >= 0 else exits.SIGNAL_BASE - code, still))
+                    runs, code = False, os.waitstatus_to_exitcode(ended[1])
+                    code = code if code >= 0 else exits.SIGNAL_BASE - code
         except ChildProcessError:
-            return
+            return code
+        # Asked again with each end: one that forks into the background just now may be missed once.
+        if not runs and not told and (left := [each.pid for each in descendants(os.getpid())]):
+            _tell(news, _Ended(code, left))
+            told = True
 
 
 def _tell(news: int, what: _News) -> None:
