@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.mounts import mounted
 from tests.support.polling import PATIENCE_S
 
 from holdfast.system.append_file import AppendFile, SystemAppendFile
@@ -159,7 +160,9 @@ def test_what_is_appended_is_read_and_what_is_replaced_is_all(append_file: Appen
     assert append_file.size_bytes == 11
 
 
-def test_full_disk_is_an_error_of_the_system_in_both() -> None:
-    for file in (SystemAppendFile("/dev/full"), SimulatedAppendFile(room_bytes=0)):
-        with pytest.raises(OSError, match="No space left on device"):
-            file.append(b"x")
+def test_full_disk_is_an_error_of_the_system_in_both(tmp_path: Path) -> None:
+    with mounted(tmp_path, "-t", "tmpfs", "-o", "size=4k", "tmpfs"):
+        (tmp_path / "filling").write_bytes(b"x" * 4096)
+        for file in (SystemAppendFile(str(tmp_path / "journal")), SimulatedAppendFile(room_bytes=0)):
+            with pytest.raises(OSError, match="No space left on device"):
+                file.append(b"x")

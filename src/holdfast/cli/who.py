@@ -28,6 +28,7 @@ from holdfast.model import Holder, wall_text
 from holdfast.system.disk_identity import SystemDiskIdentities
 from holdfast.system.kernel_locks import LockingProcess, locks_on, processes_with, refused_by
 from holdfast.system.process import boot_id, start_ticks
+from holdfast.system.regular_file import open_regular
 
 if TYPE_CHECKING:
     from holdfast.cli.lease_holders import LeaseSeen
@@ -199,7 +200,7 @@ class _Inquiry:
     def _saved(self) -> SavedState:
         if self._journal is None:
             try:
-                with open(self._config.journal_path, "rb") as f:
+                with open(open_regular(self._config.journal_path, os.O_RDONLY), "rb") as f:
                     self._journal = replay(f.read())
             except OSError:
                 self._journal = SavedState()

@@ -321,7 +321,10 @@ class Journal:
 
     def load(self) -> SavedState:
         """What the last daemon left; the file itself is kept until `compact`."""
-        return replay(self._file.read())
+        try:
+            return replay(self._file.read())
+        except OSError as e:
+            return SavedState(damage=f"it can't be read: {e.strerror or e}")
 
     def append(self, *lines: Line) -> None:
         """Record lines, all or none; raises OSError.

@@ -10,13 +10,16 @@ import errno
 import os
 from typing import Protocol
 
+from holdfast.system.regular_file import NotAFile, open_regular, require_regular
+
 
 class AppendFile(Protocol):
     """The port."""
 
     size_bytes: int
 
-    def read(self) -> bytes: ...
+    def read(self) -> bytes:
+        """The whole content; raises OSError if it can't be read, which is not the same as empty."""
 
     def append(self, raw: bytes) -> None:
         """All of `raw` or nothing; raises OSError."""
@@ -26,14 +29,23 @@ class AppendFile(Protocol):
 
 
 class SystemAppendFile:
-    """A file at a path, mode 0600."""
+    """A file at a path, mode 0600. As long as something else than a file has the path, every call fails and says so;
+    nothing is put in its place: whoever put it there may have the file elsewhere.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self.size_bytes = os.fstat(self._fd).st_size
+        self._fd = -1
+        self._trouble: NotAFile | None = None
+        self.size_bytes = 0
+        try:
+            self._fd = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            self.size_bytes = os.fstat(self._fd).st_size
+        except NotAFile as e:
+            self._trouble = e
 
     def read(self) -> bytes:
+        self._check()
         parts = []
         offset = 0
         while part := os.pread(self._fd, 1 << 20, offset):
@@ -41,7 +53,12 @@ class SystemAppendFile:
             offset += len(part)
         return b"".join(parts)
 
+    def _check(self) -> None:
+        if self._trouble is not None:
+            raise NotAFile(*self._trouble.args)
+
     def append(self, raw: bytes) -> None:
+        self._check()
         try:
             written = os.write(self._fd, raw)
         except OSError:
@@ -57,8 +74,9 @@ class SystemAppendFile:
             os.ftruncate(self._fd, self.size_bytes)
 
     def replace(self, raw: bytes) -> None:
+        require_regular(self.path)
         temporary = self.path + ".new"
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = open_regular(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         try:
             view = memoryview(raw)
             while view:
@@ -69,6 +87,8 @@ class SystemAppendFile:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
         self._fd = fd
+        self._trouble = None
         self.size_bytes = len(raw)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from typing import Protocol
+
+from holdfast.system.regular_file import NotAFile, open_regular, require_regular
+
+log = logging.getLogger(__name__)
 
 MEMORY_BYTES_MAX = 1 << 16
 
@@ -27,14 +32,18 @@ class MemoryFile:
 
     def read(self) -> bytes:
         try:
-            with open(self._path, "rb") as f:
+            with open(open_regular(self._path, os.O_RDONLY), "rb") as f:
                 return f.read(MEMORY_BYTES_MAX)
+        except NotAFile as e:
+            log.error("%s", e.strerror)
         except OSError:
-            return b""
+            pass
+        return b""
 
     def replace(self, raw: bytes) -> None:
+        require_regular(self._path)
         temporary = self._path + ".new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             try:
                 os.write(fd, raw)
@@ -55,7 +64,7 @@ class MemoryFile:
 
 def append_line(path: str, line: str) -> None:
     """One line more, on stable storage; raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    fd = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         os.write(fd, line.encode("utf-8", "replace") + b"\n")
         os.fsync(fd)
