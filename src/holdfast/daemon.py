@@ -33,6 +33,7 @@ from holdfast.manager import events as ev
 from holdfast.system import descriptors as fds
 from holdfast.system import tasks
 from holdfast.system.commands import CommandProcess
+from holdfast.system.daemon_lock import DaemonLocks
 from holdfast.system.mounts import MountTable
 from holdfast.system.process import SystemProcesses
 from holdfast.system.readiness import Readiness
@@ -61,10 +62,10 @@ class StartError(Exception):
 class Daemon:
     """One running daemon."""
 
-    def __init__(self, config: Config, inherited: fds.Inherited, run_dir_lock: int) -> None:
+    def __init__(self, config: Config, inherited: fds.Inherited, own: DaemonLocks) -> None:
         self.config = config
         self._inherited = inherited
-        self._run_dir_lock = run_dir_lock
+        self._own = own
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[None] = self._loop.create_future()
         self._passed_sockets = fds.listening(fd for _, fd in inherited.named)
@@ -188,7 +189,8 @@ class Daemon:
 
     def _bind(self, path: str, mode: int, gid: int | None) -> socket.socket:
         other = fds.socket_in_use(path)
-        if other is not None:
+        dead = self._own.predecessors
+        if other is not None and other not in dead.pids and not (other == 0 and dead.listens_at(path)):
             raise StartError(
                 f"{path}: {_program(other)} already listens there; stop it first "
                 "(for virtlockd: systemctl disable --now virtlockd.socket virtlockd-admin.socket virtlockd)",
@@ -283,7 +285,7 @@ class Daemon:
         state = self.parts.handover.state(
             {name: each.socket.fileno() for name, each in self.listeners.items()},
             self._self_bound,
-            self._run_dir_lock,
+            self._own,
         )
         fds.exec_with(state, sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
 

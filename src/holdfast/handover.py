@@ -28,6 +28,7 @@ from holdfast.manager.recovery import Recovery
 from holdfast.model import Mode, OwnerName, Resource
 from holdfast.system import descriptors as fds
 from holdfast.system import file_lock
+from holdfast.system.daemon_lock import DaemonLocks
 
 log = logging.getLogger("holdfast")
 
@@ -177,7 +178,7 @@ class Handover:
 
     # --- passing on ---
 
-    def state(self, listeners: dict[str, int], self_bound: list[str], run_dir_lock: int) -> fds.ReexecState:
+    def state(self, listeners: dict[str, int], self_bound: list[str], own: DaemonLocks) -> fds.ReexecState:
         """Everything that the next program image needs, with descriptors by number."""
         connections = []
         for c in self._virtlockd.connections:
@@ -201,7 +202,8 @@ class Handover:
             connections=connections,
             journal=self._journal.image(self._manager.journal_lines(everybody=True)),
             events=[_event_to(e) for e in self._events.recent()],
-            lock_fd=run_dir_lock,
+            lock_fd=own.run_dir,
+            state_lock_fd=own.state_dir,
             watchdog_fd=-1 if (fd := self._leases.watchdog_descriptor()) is None else fd,
         )
 

@@ -18,12 +18,17 @@ from holdfast import config as configuration
 from holdfast.backend_wiring import check_config
 from holdfast.config import Config
 from holdfast.daemon import Daemon, StartError
+from holdfast.system import daemon_lock
 from holdfast.system import descriptors as fds
+from holdfast.system.daemon_lock import DaemonLocks
 from holdfast.system.log_queue import log_to
+from holdfast.system.predecessor import DeadButStuck, Predecessors
+from holdfast.system.regular_file import NotAFile
 
 log = logging.getLogger("holdfast")
 
 EXIT_OK, EXIT_ERROR, EXIT_CONFIG = 0, 1, 2
+RUN_LOCK, STATE_LOCK = "holdfastd.pid", "holdfastd.lock"
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -86,23 +91,50 @@ def serve(config: Config) -> int:
             os.makedirs(directory, mode=mode, exist_ok=True)
         except OSError as e:
             raise StartError(f"{directory}: can't be made: {e.strerror}", EXIT_CONFIG) from e
-    lock = inherited.reexec.lock_fd if inherited.reexec is not None else -1
-    if lock < 0:
-        try:
-            lock = fds.claim_run_dir(f"{config.run_dir}/holdfastd.pid")
-        except BlockingIOError as e:
-            raise StartError(
-                f"another holdfastd (pid {e.strerror}) uses {config.run_dir}", EXIT_ERROR
-            ) from None
-        except OSError as e:
-            raise StartError(f"{config.run_dir}: can't be used: {e.strerror}", EXIT_ERROR) from e
+    locks = claim_directories(config, inherited.reexec)
 
     async def go() -> None:
-        await Daemon(config, inherited, lock).run()
+        await Daemon(config, inherited, locks).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(go())
     return EXIT_OK
+
+
+def claim_directories(config: Config, reexec: fds.ReexecState | None) -> DaemonLocks:
+    """One daemon at a time uses a run directory or a state directory, whose terms are this host's. Called before anything
+    is read there; raises `StartError`.
+    """
+    dead: list[DeadButStuck] = []
+    taken = []
+    for directory, name, inherited in (
+        (config.run_dir, RUN_LOCK, reexec.lock_fd if reexec is not None else -1),
+        (config.state_dir, STATE_LOCK, reexec.state_lock_fd if reexec is not None else -1),
+    ):
+        path = f"{directory}/{name}"
+        if inherited >= 0:
+            taken.append(inherited)
+            dead += daemon_lock.survey(path)
+            continue
+        try:
+            claimed = daemon_lock.claim(path)
+        except daemon_lock.InUse as e:
+            other = f"another holdfastd (pid {e.pid or 'unknown'}) uses {directory}"
+            raise StartError(f"{directory}: {e.reason}" if e.reason else other, EXIT_ERROR) from None
+        except NotAFile as e:
+            raise StartError(str(e.strerror), EXIT_ERROR) from None
+        except OSError as e:
+            raise StartError(f"{directory}: can't be used: {e.strerror}", EXIT_ERROR) from e
+        taken.append(claimed.fd)
+        dead += claimed.predecessors
+    predecessors = Predecessors(dead)
+    for pid in predecessors.pids:
+        log.warning(
+            "an earlier holdfastd (pid %d) was killed and still has requests inside storage that hangs; "
+            "all other storage is served",
+            pid,
+        )
+    return DaemonLocks(taken[0], taken[1], predecessors)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
-import fcntl
 import logging
 import os
 import signal
@@ -77,6 +75,10 @@ class Notifier:
     def reloading(self, now_us: int) -> None:
         self.send(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
 
+    def still_here(self, status: str, next_within_s: float) -> None:
+        """A stop takes longer: say so again within that time, or the service manager kills this process."""
+        self.send(f"STATUS={status}\nEXTEND_TIMEOUT_USEC={int(next_within_s * 1e6)}")
+
     def stopping(self) -> None:
         self.send("STOPPING=1")
 
@@ -113,6 +115,7 @@ class ReexecState(msgspec.Struct, frozen=True):
     events: list[tuple[int, float, str, str, str, int, str, str, int, str]]
     lock_fd: int
     watchdog_fd: int = -1
+    state_lock_fd: int = -1
 
 
 @dataclass(slots=True)
@@ -184,7 +187,7 @@ def _all_fds(state: ReexecState) -> list[int]:
         *state.listeners.values(),
         *state.locks.values(),
         *(c.fd for c in state.connections),
-        *(fd for fd in (state.lock_fd, state.watchdog_fd) if fd >= 0),
+        *(fd for fd in (state.lock_fd, state.watchdog_fd, state.state_lock_fd) if fd >= 0),
     ]
 
 
@@ -212,20 +215,6 @@ def exec_with(
             _set_inheritable(fd, False)
         os.close(memory)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
-
-
-def claim_run_dir(path: str) -> int:
-    """The descriptor of a lock that says this run directory is ours; raises BlockingIOError with the other's pid."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        other = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(fd)
-        raise BlockingIOError(errno.EAGAIN, other) from e
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 def socket_in_use(path: str) -> int | None:

@@ -18,7 +18,9 @@ from holdfast.build import LeaseWatchers, build
 from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable
 from holdfast.model import LockFailureAction, Protection
 from holdfast.protocol.timing import Timing
+from holdfast.system.daemon_lock import DaemonLocks
 from holdfast.system.descriptors import encode_state
+from holdfast.system.predecessor import Predecessors
 from holdfast.testing.checkers import Checkers
 from holdfast.testing.machine import Machine
 from holdfast.testing.machine_ports import MachineState, managed_ports
@@ -27,6 +29,9 @@ from holdfast.testing.managed_seat import ManagedSeat
 from holdfast.testing.shared_files import SimulatedStorage, Volume
 from holdfast.testing.simulated_daemon import CheckedWatchdog, Space
 from holdfast.testing.world import ProcessGone
+
+NO_LOCKS = DaemonLocks(-1, -1, Predecessors(()))
+"""The simulated machine has one daemon at a time: its directories need no lock."""
 
 
 class Libvirt:
@@ -177,7 +182,7 @@ class ManagedDaemon:
         return True
 
     def _execute_next(self) -> None:
-        self.state.reexec = encode_state(self.parts.handover.state({}, [], -1))
+        self.state.reexec = encode_state(self.parts.handover.state({}, [], NO_LOCKS))
         self.machine.exec_process()
         raise ProcessGone
 
