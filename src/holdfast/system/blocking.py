@@ -22,6 +22,8 @@ from typing import Protocol, TypeVar
 from holdfast.errors import Refused, StorageSilent
 from holdfast.system import tasks
 from holdfast.system.mounts import MountTable
+from holdfast.system.request_gate import GATE, Place, RequestGate
+from holdfast.system.thread_name import name_this_thread
 
 T = TypeVar("T")
 
@@ -90,11 +92,17 @@ class InlineStorage:
         return function()
 
 
+def gate_name(lane: str) -> str:
+    """What a lane of this kind is called at the gate, and in reasons that an admin reads."""
+    return f"storage {lane}"
+
+
 class _Lane:
     """A queue and the threads that empty it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, gate: RequestGate) -> None:
         self.name = name
+        self._gate = gate
         self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
@@ -113,6 +121,14 @@ class _Lane:
             threading.Thread(target=self._work, name=f"lane {self.name}", daemon=True).start()
 
     def _work(self) -> None:
+        name_this_thread(self.name)
+        place = self._gate.place(gate_name(self.name))
+        try:
+            self._serve(place)
+        finally:
+            self._gate.forget(place)
+
+    def _serve(self, place: Place) -> None:
         while True:
             try:
                 job = self._queue.get(timeout=THREAD_IDLE_S)
@@ -123,10 +139,12 @@ class _Lane:
                     self._threads -= 1
                     self._idle -= 1
                 return
+            place.enter()
             with self._lock:
                 self._idle -= 1
                 self.pending -= 1
             job()
+            place.leave()
             with self._lock:
                 self._idle += 1
 
@@ -138,7 +156,10 @@ class _Lane:
 class LanedStorage:
     """Inline for local file systems, a lane for each one that may block."""
 
-    def __init__(self, mounts: MountTable, *, timeout_s: float, now: Callable[[], float]) -> None:
+    def __init__(
+        self, mounts: MountTable, *, timeout_s: float, now: Callable[[], float], gate: RequestGate = GATE
+    ) -> None:
+        self._gate = gate
         self._mounts = mounts
         self._timeout_s = timeout_s
         self._now = now
@@ -238,7 +259,7 @@ class LanedStorage:
                 raise Refused(
                     reason=f"{LANES_MAX} storages have calls that do not end; see 'holdfast doctor'"
                 )
-            lane = self._lanes[name] = _Lane(name)
+            lane = self._lanes[name] = _Lane(name, self._gate)
         if lane.pending >= LANE_QUEUE_MAX:
             raise Refused(reason=f"{LANE_QUEUE_MAX} calls already wait for the storage '{name}'")
         return lane

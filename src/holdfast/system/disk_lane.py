@@ -22,6 +22,9 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from holdfast.system.request_gate import GATE, Place, RequestGate
+from holdfast.system.thread_name import name_this_thread
+
 T = TypeVar("T")
 
 WORKERS_DEFAULT = 4
@@ -111,8 +114,9 @@ class Fate(enum.Enum):
 class DiskLane:
     """A queue and its workers. They start when there is work for them and stay until the lane is closed."""
 
-    def __init__(self, name: str, workers: int = WORKERS_DEFAULT) -> None:
+    def __init__(self, name: str, workers: int = WORKERS_DEFAULT, gate: RequestGate = GATE) -> None:
         self.name = name
+        self._gate = gate
         self._workers_max = workers
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[Request[object] | None] = queue.SimpleQueue()
@@ -176,8 +180,16 @@ class DiskLane:
         self._queue.put(None)
 
     def _work(self) -> None:
+        name_this_thread(self.name)
+        place = self._gate.place(self.name)
+        try:
+            self._serve(place)
+        finally:
+            self._gate.forget(place)
+
+    def _serve(self, place: Place) -> None:
         buffer = AlignedBuffer()
-        while (request := self._next()) is not None:
+        while (request := self._next(place)) is not None:
             error: BaseException | None = None
             result: object = None
             try:
@@ -193,10 +205,14 @@ class DiskLane:
                 request.on_done()
             elif error is None:
                 request.undo(result)
+            place.leave()
             del request, result, error
             buffer.shrink()
 
-    def _next(self) -> Request[object] | None:
+    def _next(self, place: Place) -> Request[object] | None:
+        """The next request, begun and inside the gate; None if there will be no more. One that waits for the gate to open
+        has not begun, and can still be withdrawn.
+        """
         while True:
             with self._lock:
                 if self._closed and not self._waiting:
@@ -204,11 +220,13 @@ class DiskLane:
                     return None
                 self._idle += 1
             request = self._queue.get()
+            place.enter()
             with self._lock:
                 self._idle -= 1
                 if self._closed:
                     self._queue.put(None)  # for the next one, who may wait for what we have taken
                 if request is None or request._state is _State.WITHDRAWN:
+                    place.leave()
                     continue
                 self._waiting -= 1
                 request._state = _State.RUNNING
