@@ -48,6 +48,11 @@ log = logging.getLogger(__name__)
 
 LEASE_WRITE_PAUSE_S = 0.05
 """Between two looks at writes that hold up leaving; most end in a few milliseconds."""
+PREDECESSOR_LOOK_S = 1.0
+"""Between two questions whether a request of an earlier daemon has ended."""
+RESUME_WAIT_S = 10.0
+"""How long owners of the last term may wait for that, as for an open that hangs, or 2 io_timeouts if that is longer: the
+age of their lease is not known (ADR 0112)."""
 JOIN_PAUSE_S = 5.0
 """Between a join that failed and the next: soon enough for a storage that has come back."""
 REMEMBER_PAUSE_S = 2.0
@@ -88,7 +93,8 @@ class KeeperNews:
 
 class LockspaceKeeper:
     """See the module. ``token`` gives random digits for a fresh name, ``in_use`` tells whether anybody rests on it,
-    ``lease_writes`` what `Lockspace` wants to know about writes to leases.
+    ``lease_writes`` what `Lockspace` wants to know about writes to leases, ``may_start`` why nothing may be begun in the
+    lockspace now (empty: it may).
     """
 
     def __init__(
@@ -105,6 +111,7 @@ class LockspaceKeeper:
         lease_writes: Callable[[], Callable[[], bool]],
         spawn: Callable[..., object],
         news: KeeperNews,
+        may_start: Callable[[], str] = lambda: "",
     ) -> None:
         self.spec = spec
         self.name = spec.name
@@ -129,6 +136,7 @@ class LockspaceKeeper:
         self._lease_writes = lease_writes
         self._spawn = spawn
         self._news = news
+        self._may_start = may_start
         self._member: Membership | None = None
         self._lockspace: Lockspace | None = None
         self._interrupt: Callable[[], None] = lambda: None
@@ -138,7 +146,7 @@ class LockspaceKeeper:
         self._lost_at: float | None = None
         self._on_first_try: list[Callable[[], None]] = []
         self._life = 0
-        """Counts renewal threads: what one that is over still has to tell concerns nobody."""
+        """Counts renewal threads, and waits to start one: what one that is over still has to tell concerns nobody."""
         self._thread_runs = False
         """Of the last life, whether it is over or not: it may be about to renew its term."""
 
@@ -275,6 +283,14 @@ class LockspaceKeeper:
         if self._thread_runs:
             self._become(KeeperState.ABSENT, "its last renewal has not ended")
             return
+        if why := self._may_start():
+            log.warning("lockspace %s is not joined: %s", self.name, why)
+            self._become(KeeperState.ABSENT, why)
+            if may_resume and self._in_use():
+                self._heartbeat.owe(self.name)
+            self._life += 1
+            self._spawn(self._join_when_allowed(may_resume, self._life))
+            return
         term = self._copies.newest(self._identity.boot)
         planner = Planner(
             host_id=HostId(self.spec.host_id) if self.spec.host_id is not None else None,
@@ -328,6 +344,18 @@ class LockspaceKeeper:
             return await lockspace.run()
 
         self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
+
+    async def _join_when_allowed(self, may_resume: bool, number: int) -> None:
+        until = self._clock.now() + max(RESUME_WAIT_S, 2 * self.spec.timing.io_timeout_s)
+        while why := self._may_start():
+            await self._clock.sleep(PREDECESSOR_LOOK_S)
+            if number != self._life or self.state is not KeeperState.ABSENT:
+                return
+            if may_resume and self._clock.now() > until and self._in_use():
+                self._lost(f"its last term could not be gone on with in time: {why}")
+                self._first_try_done()
+                return
+        self._join(may_resume=may_resume)
 
     async def _plan(
         self,

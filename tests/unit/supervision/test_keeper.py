@@ -8,13 +8,14 @@ import pytest
 from tests.unit.protocol.simulated import SimulatedDisk, World
 from tests.unit.supervision.rig import TIMING, RecordedWatchdog
 
+from holdfast.model import Instant
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.words import Generation, HostId, IoFailed
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import HostIdentity, Plan
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_refusals import NotJoined
-from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
+from holdfast.supervision.keeper import RESUME_WAIT_S, KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.supervision.lockspace import Left, Lost
 from holdfast.system.blocking_thread import Interrupted, run_blocking
 from holdfast.system.lease_threads import Life
@@ -36,36 +37,59 @@ class Threads:
         callback()
 
 
+class PassingClock:
+    """Whoever sleeps has the time pass at once."""
+
+    def __init__(self) -> None:
+        self.slept_s = 0.0
+
+    def now(self) -> Instant:
+        return Instant(1000.0 + self.slept_s)
+
+    def wall(self) -> float:
+        return 1_700_000_000.0 + self.slept_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept_s += seconds
+
+
 class Rig:
     """A keeper that has joined, as far as it knows."""
 
-    def __init__(self, place: Path, *, in_use: bool = False) -> None:
-        host = self.host = World(1, size_bytes=0).host("alpha")
-        self.spawned: list[Coroutine[Any, Any, Any]] = []
+    def __init__(self, place: Path, *, why_not: Callable[[], str] = lambda: "", in_use: bool = False) -> None:
+        self.host = host = World(1, size_bytes=0).host("alpha")
         self.threads = Threads()
+        self.clock = PassingClock()
+        self.waiting: list[Coroutine[Any, Any, object]] = []
         self.lost: list[str] = []
         self.keeper = LockspaceKeeper(
             LockspaceSpec(name="A", path="/ls", host_id=HostId(1), hosts_max=None, timing=TIMING),
             heartbeat=Heartbeat(clock=host.clock, watchdog=RecordedWatchdog(host)),
             threads=self.threads,
-            clock=host.clock,  # type: ignore[arg-type]
+            clock=self.clock,
             copies=IncarnationCopies("A", [MemoryFile(str(place / "term"))]),
             identity=HostIdentity(node="alpha", boot="b", machine="m"),
             token=lambda: "0" * 12,
             in_use=lambda: in_use,
             lease_writes=lambda: lambda: False,
-            spawn=self.spawned.append,
+            spawn=self.waiting.append,
             news=KeeperNews(on_lost=lambda _, reason: self.lost.append(reason)),
+            may_start=why_not,
         )
         self.keeper.start()
-        self.keeper._become(KeeperState.JOINED, "")
+
+    def wait(self) -> None:
+        """Whatever waits for a time has it pass, until it ends or another waits."""
+        while self.waiting:
+            run_blocking(self.waiting.pop(0))
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     rig = Rig(tmp_path)
+    rig.keeper._become(KeeperState.JOINED, "")
     yield rig
-    for work in rig.spawned:
+    for work in rig.waiting:
         work.close()
 
 
@@ -133,10 +157,9 @@ def test_no_new_lock_may_depend_on_an_incarnation_that_is_not_written_down(tmp_p
     rig.keeper._joined(Plan(HostId(1), "alpha.x", TIMING), member())
     assert isinstance(rig.keeper.membership(), Membership), "what is held already goes on"
     assert "term" in rig.keeper.refuses_new()
-    assert len(rig.spawned) == 1
+    assert len(rig.waiting) == 1
     in_the_way.rmdir()
-    work = rig.spawned.pop()
-    rig.host.run(work)
+    rig.wait()
     assert rig.keeper.refuses_new() == ""
     assert rig.keeper.has_earlier_life
 
@@ -146,7 +169,7 @@ def test_vms_of_an_incarnation_that_no_copy_remembers_are_not_stopped_before_sto
 ) -> None:
     rig = Rig(tmp_path, in_use=True)
     assert rig.lost == []
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINED, 1)
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
     assert rig.keeper.resuming
 
 
@@ -166,3 +189,54 @@ def test_lockspace_that_is_left_before_it_is_joined_has_not_failed(
     rig.threads.ends[0](ended)
     assert rig.keeper.state is KeeperState.LEFT
     assert "unexpected" not in caplog.text
+
+
+class Predecessor:
+    """A request of an earlier daemon that is inside for so many questions more."""
+
+    def __init__(self, questions: int) -> None:
+        self.left = questions
+
+    def __call__(self) -> str:
+        self.left -= 1
+        return "a request is inside" if self.left >= 0 else ""
+
+
+def test_nothing_is_begun_while_a_request_of_an_earlier_daemon_may_land(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, why_not=Predecessor(3))
+    assert (rig.keeper.state, rig.keeper.reason) == (KeeperState.ABSENT, "a request is inside")
+    assert not rig.threads.ends
+    assert not rig.keeper.resuming, "the start would wait for it, and all others with it"
+    rig.wait()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
+
+
+def test_owners_are_not_left_for_long_on_a_term_that_can_not_be_gone_on_with_yet(tmp_path: Path) -> None:
+    """Nobody renews it meanwhile, and how old it is can't be read."""
+    rig = Rig(tmp_path, why_not=Predecessor(1000), in_use=True)
+    rig.wait()
+    assert rig.keeper.state is KeeperState.LOST
+    assert rig.lost == ["its last term could not be gone on with in time: a request is inside"]
+    assert rig.clock.slept_s <= max(RESUME_WAIT_S, 2 * TIMING.io_timeout_s) + 2
+    assert not rig.threads.ends
+
+
+def test_a_lockspace_lost_over_a_request_of_an_earlier_daemon_is_joined_again_only_after_it(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, why_not=Predecessor(60), in_use=True)
+    rig.wait()
+    rig.keeper.users_are_gone()
+    assert rig.keeper.state is KeeperState.ABSENT
+    assert not rig.threads.ends
+    rig.wait()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
+
+
+def test_who_leaves_and_joins_while_a_request_may_land_begins_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, why_not=Predecessor(3))
+    rig.keeper.leave()
+    assert rig.keeper.state is KeeperState.LEFT
+    rig.keeper.join()
+    rig.wait()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
