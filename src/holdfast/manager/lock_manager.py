@@ -48,7 +48,7 @@ from holdfast.manager.journal import Journal
 from holdfast.manager.lock_book import HostLock, LockBook
 from holdfast.manager.lock_table import Conflict, Convert, Key, LockTable
 from holdfast.manager.lockspaces import Lockspaces
-from holdfast.manager.lost_locks import LostLocks
+from holdfast.manager.lost_locks import DeadHolder, LostLocks
 from holdfast.manager.owners import Owner, Owners
 from holdfast.manager.routing import Route, Routing
 from holdfast.manager.second_acquires import SecondAcquires
@@ -106,6 +106,7 @@ class LockManager:
         audit: Callable[[str], None],
         domains: DomainStatus | None = None,
         keep: Callable[[int, int | None], None] | None = None,
+        dead_holder: DeadHolder = lambda _, __: None,
     ) -> None:
         self.routing = routing
         self.backends = routing.backends
@@ -116,7 +117,12 @@ class LockManager:
         self.owners = Owners(processes, self.owner_ended)
         self.telling = Telling(self.table, self.owners, host)
         self.lost = LostLocks(
-            table=self.table, turns=self.turns, backends=routing.backends, telling=self.telling, keep=keep
+            table=self.table,
+            turns=self.turns,
+            backends=routing.backends,
+            telling=self.telling,
+            keep=keep,
+            dead_holder=dead_holder,
         )
         self.closing = False
         """True once the daemon is going down: lost connections and owners mean nothing any more."""

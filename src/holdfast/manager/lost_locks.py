@@ -15,9 +15,13 @@ from holdfast.manager.telling import Telling
 from holdfast.manager.turns import Turns
 from holdfast.system.file_lock import FileKey, IoFailed
 
+DeadHolder = Callable[[Iterable[tuple[int, int]], str], int | None]
+
 
 class LostLocks:
-    """Puts locks back.  ``keep``: the descriptor store, if there is one."""
+    """Puts locks back.  ``keep``: the descriptor store, if there is one.  ``dead_holder``: the pid of a daemon that was
+    killed and can't let go of a lock on one of these files (device, inode) or on this path; None if there is none.
+    """
 
     def __init__(
         self,
@@ -27,7 +31,9 @@ class LostLocks:
         backends: Mapping[str, Backend],
         telling: Telling,
         keep: Callable[[int, int | None], None] | None,
+        dead_holder: DeadHolder = lambda _, __: None,
     ) -> None:
+        self._dead_holder = dead_holder
         self._table = table
         self._turns = turns
         self._backends = backends
@@ -72,12 +78,18 @@ class LostLocks:
             path=lock.path,
             keys=tuple(FileKey(*k) for k in lock.keys),
         )
+        dead = self._dead_holder(lock.keys, lock.path)  # before: it may let go while we try
         try:
             outcome = await backend.adopt(saved, fd)
         except LockError as error:
             lock.lost_reason, lock.lost_for_certain = str(error), False
             return False
-        if isinstance(outcome, HeldElsewhere):
+        if isinstance(outcome, HeldElsewhere) and dead is not None:
+            reason = (
+                f"an earlier daemon (pid {dead}) was killed, is stuck in storage that hangs, and still has it"
+            )
+            lock.lost_reason, lock.lost_for_certain = reason, False
+        elif isinstance(outcome, HeldElsewhere):
             told = "; ".join(str(h) for h in self._telling.with_programs(outcome.holders))
             lock.lost_reason, lock.lost_for_certain = f"it was taken by {told}", True
         elif isinstance(outcome, Moved):
