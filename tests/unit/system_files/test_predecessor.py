@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,3 +247,73 @@ def test_file_in_place_of_which_something_else_is_gives_a_reason(tmp_path: Path)
         make(at)
         with pytest.raises(OSError, match=f"{at} is {kind}, not a file"):
             daemon_lock.claim(str(at))
+
+
+def test_of_many_starters_behind_a_dead_daemon_one_gets_the_directory(tmp_path: Path) -> None:
+    path = tmp_path / "holdfastd.pid"
+    dead = holder(path)
+    code = (
+        "import sys, time\n"
+        "from holdfast.system import daemon_lock as d\n"
+        "from holdfast.system.predecessor import DeadButStuck, ProcTasks\n"
+        "class Tasks(ProcTasks):\n"
+        "    def fate(self, pid):\n"
+        "        return DeadButStuck(pid, ()) if pid == int(sys.argv[2]) else super().fate(pid)\n"
+        "sys.stdin.readline()\n"
+        "try: claimed = d.claim(sys.argv[1], Tasks()); print('has it', flush=True)\n"
+        "except d.InUse as e: print('refused', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    starters = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path), str(dead.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(8)
+    ]
+    try:
+        for each in starters:
+            assert each.stdin is not None
+            each.stdin.write(b"go\n")
+            each.stdin.flush()
+            if each is starters[3]:
+                end(dead)  # the first number becomes free among them
+        answers = [each.stdout.readline() for each in starters if each.stdout is not None]
+        assert sorted(answers) == [b"has it\n", *[b"refused\n"] * 7]
+    finally:
+        for each in starters:
+            end(each)
+
+
+def test_starter_does_not_decide_while_another_has_not_decided(tmp_path: Path) -> None:
+    """A found the first number with a dead daemon, which ends now. B comes, takes that number, and finds all others free; A
+    takes the next one, for the first is a dead daemon's: two daemons.
+    """
+    path = tmp_path / "holdfastd.pid"
+    dead = holder(path)
+    outcomes: list[object] = []
+    b_is_done = threading.Event()
+
+    def b() -> None:
+        try:
+            outcomes.append(daemon_lock.claim(str(path)))
+        except daemon_lock.InUse as e:
+            outcomes.append(e)
+        b_is_done.set()
+
+    b_thread = threading.Thread(target=b)
+
+    class WhileBComes(ProcTasks):
+        def fate(self, pid: int) -> DeadButStuck | Alive | Gone:
+            end(dead)
+            b_thread.start()
+            b_is_done.wait(1.0)  # in vain, if they take turns
+            return DeadButStuck(dead.pid, ())
+
+    a = daemon_lock.claim(str(path), WhileBComes())
+    b_thread.join()
+    (outcome,) = outcomes
+    assert isinstance(outcome, daemon_lock.InUse)
+    assert outcome.pid == os.getpid()
+    os.close(a.fd)
