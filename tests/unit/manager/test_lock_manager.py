@@ -20,6 +20,7 @@ from holdfast.errors import (
 )
 from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
+from holdfast.manager.lost_locks import DeadHolder
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
 from holdfast.testing.simulated import settle
 
@@ -538,10 +539,13 @@ def test_claim_that_makes_the_journal_rewrite_itself_is_in_the_rewritten_one(
 
 
 async def restarted(
-    before: World, directory: Path, on_lock_lost: LockFailureAction = LockFailureAction.POWEROFF
+    before: World,
+    directory: Path,
+    on_lock_lost: LockFailureAction = LockFailureAction.POWEROFF,
+    dead_holder: DeadHolder = lambda _, __: None,
 ) -> World:
     before.crash()
-    after = World(directory, before=before, on_lock_lost=on_lock_lost)
+    after = World(directory, before=before, on_lock_lost=on_lock_lost, dead_holder=dead_holder)
     state = after.saved()
     after.manager.lockspaces.restore(state.lockspaces)
     living = after.recovery.owners(state)
@@ -613,6 +617,51 @@ def test_lock_that_somebody_else_has_for_certain_brings_the_configured_action(
             await w.clock.advance(10)
             assert locked(disk), "it goes on trying"
             assert w.events.recent()[-1].kind == ev.LOCK_REGAINED
+
+    run(scene)
+
+
+def test_lock_that_a_dead_daemon_still_has_is_retaken_after_its_end_and_no_vm_is_touched(
+    tmp_path: Path,
+) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk()
+        await w.manager.acquire(w.owner(1), want(disk))
+        w.crash()
+        dead = World(tmp_path)  # its descriptions live on in a thread that hangs
+        await dead.manager.acquire(dead.owner(1), want(disk))
+        found = os.stat(disk)
+        has: set[tuple[int, int]] = {(found.st_dev, found.st_ino)}
+        w = await restarted(w, tmp_path, dead_holder=lambda keys, _: 77 if has & set(keys) else None)
+        await w.clock.advance(30)
+        (lock,) = w.manager.table
+        assert "an earlier daemon (pid 77) was killed" in lock.lost_reason
+        assert not lock.lost_for_certain
+        assert w.processes.signals == []
+        dead.crash()
+        has.clear()
+        await w.clock.advance(10)
+        assert lock.held is not None
+        assert w.events.recent()[-1].kind == ev.LOCK_REGAINED
+
+    run(scene)
+
+
+def test_lock_that_a_dead_daemon_lets_go_of_while_it_is_tried_is_not_somebody_elses(tmp_path: Path) -> None:
+    """It is asked about before: refused for the dead one's lock, which is gone when the answer is there."""
+
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk()
+        await w.manager.acquire(w.owner(1), want(disk))
+        w.crash()
+        dead = World(tmp_path)
+        await dead.manager.acquire(dead.owner(1), want(disk))
+        answers = [77]
+        w = await restarted(w, tmp_path, dead_holder=lambda _, __: answers.pop() if answers else None)
+        await w.clock.advance(2)
+        assert w.processes.signals == []
 
     run(scene)
 

@@ -14,6 +14,7 @@ from holdfast.manager.events import Events
 from holdfast.manager.journal import Journal, Line, SavedState
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
+from holdfast.manager.lost_locks import DeadHolder
 from holdfast.manager.owners import Owner
 from holdfast.manager.recovery import Recovery
 from holdfast.manager.routing import Route, Routing, Rule
@@ -69,6 +70,7 @@ class World:
         protection_min: Protection = Protection.NONE,
         owners_max: int = 100,
         on_lock_lost: LockFailureAction = LockFailureAction.POWEROFF,
+        dead_holder: DeadHolder = lambda _, __: None,
     ) -> None:
         self.directory = directory
         self.clock: SimulatedClock = before.clock if before else SimulatedClock()
@@ -115,6 +117,7 @@ class World:
             disk_key=self._disk_key,
             audit=self.audit.append,
             keep=self._keep,
+            dead_holder=dead_holder,
         )
         self.libvirt = NoLibvirt()
         self.recovery = Recovery(
