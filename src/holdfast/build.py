@@ -47,8 +47,10 @@ from holdfast.system.file_lock import FileKey, LockFiles
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.mounts import MountTable
 from holdfast.system.open_files import OpenFiles
+from holdfast.system.predecessor import Predecessors
 from holdfast.system.process import Processes
 from holdfast.system.readiness import Readiness
+from holdfast.system.request_gate import Gate
 
 SETTLED_FILE = "settled-locks.log"
 """Every unknown lock that an operator settled: who said so, and which lock."""
@@ -80,6 +82,10 @@ class SystemPorts:
     """(file of the state directory, line): one line more, on stable storage; raises OSError."""
     all_ended: Callable[[float], Awaitable[bool]]
     """Wait until every task of this daemon has ended, or for so many seconds; whether all have."""
+    gate: Gate
+    """What every request to storage passes: closed for a re-exec, which would wait for each that is inside."""
+    predecessors: Predecessors
+    """Daemons that were killed and still have requests inside storage that hangs."""
     leases: LeaseHostPorts
 
 
@@ -128,6 +134,7 @@ def build(
         in_use=lambda backends: lease_recovery.in_use(set(backends)),
         keep=ports.store.store,
         watchdog_fd=inherited.take_watchdog(WATCHDOG_FD_NAME),
+        predecessors=ports.predecessors,
     )
     routing = build_routing(
         config,
@@ -161,6 +168,7 @@ def build(
         audit=partial(ports.append_for_good, SETTLED_FILE),
         domains=ports.status,
         keep=partial(_keep_lock, ports.store) if ports.store.stores else None,
+        dead_holder=ports.predecessors.holds,
     )
     lease_recovery = LeaseRecovery(
         manager,

@@ -3,7 +3,8 @@
     start     (`holdfastd` has claimed the run directory and found inherited descriptors)
               journal ─ adopt owners and locks ─ listen ─ READY
     SIGUSR1   (also SIGHUP) check that the program on disk can start ─ exec it with everything open
-    SIGTERM   stop listening, leave locks and VMs as they are: the journal and the descriptor store keep them
+    SIGTERM   put off while storage hangs that would keep this process from ending, and VMs need locks on other storage; then
+              stop listening, leave locks and VMs as they are: the journal and the descriptor store keep them
 
 This is the only module that knows every layer.
 """
@@ -32,12 +33,14 @@ from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.manager import events as ev
 from holdfast.system import descriptors as fds
 from holdfast.system import tasks
+from holdfast.system.blocking import gate_name
 from holdfast.system.commands import CommandProcess
 from holdfast.system.daemon_lock import DaemonLocks
 from holdfast.system.mounts import MountTable
 from holdfast.system.process import SystemProcesses
 from holdfast.system.readiness import Readiness
 from holdfast.system.realtime import lock_memory
+from holdfast.system.request_gate import GATE, listed
 from holdfast.system_ports import laned_storage, system_ports
 
 log = logging.getLogger("holdfast")
@@ -46,6 +49,9 @@ VIRTLOCKD_SOCKET_MODE = 0o700
 """As virtlockd's own (virtlockd-rpc.md 1)."""
 GC_THRESHOLD = 20_000
 """Objects more before the collector looks for cycles: requests make many objects and hardly any cycle."""
+PUT_OFF_LOOK_S = 1.0
+STOP_SAID_AGAIN_S = 30.0
+"""A stop that is put off says each `PUT_OFF_LOOK_S` that it needs so much longer; a daemon that is dead says nothing."""
 CHECK_TIMEOUT_S = 60.0
 """For the program on disk to say whether it can start."""
 EXIT_SOCKET = 6
@@ -72,6 +78,7 @@ class Daemon:
         self._self_bound: list[str] = []
         self._started_wall_s = time.time()
         self._reloading = False
+        self._stop_asked = False
 
         self.notifier = fds.Notifier(os.environ)
         self._readiness = Readiness(self._loop)
@@ -85,6 +92,7 @@ class Daemon:
             storage=self._storage,
             store=self.notifier,
             commands=self.commands,
+            predecessors=own.predecessors,
         )
         self._host = ports.identity.node
         self.parts = build(config, ports, inherited)
@@ -107,7 +115,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until told to stop."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            self._loop.add_signal_handler(number, self._stop_now)
+            self._loop.add_signal_handler(number, self._ask_to_stop)
         for number in (signal.SIGUSR1, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
@@ -236,15 +244,57 @@ class Daemon:
             virtlockd_socket=config.virtlockd.socket,
             journal=self.parts.journal.failing or "ok",
             descriptor_store=self.notifier.stores,
-            storage_waiting=[f"{name}: {n} calls" for name, n in self._storage.waiting.items()],
+            storage_waiting=[
+                *(f"{name}: {n} calls" for name, n in self._storage.waiting.items()),
+                *map(str, GATE.inside(at_least_s=lifecycle.IN_FLIGHT_WAIT_S)),
+            ],
             config_files=list(config.sources),
             last_event=self.events.last,
         )
 
     # --- end ---
 
-    def _stop_now(self) -> None:
+    def _ask_to_stop(self) -> None:
+        if self._stop_asked:
+            tasks.resolve(self._stop, None)  # somebody wants it for sure
+        else:
+            self._stop_asked = True
+            tasks.start(self._stop_when_safe())
+
+    async def _stop_when_safe(self) -> None:
+        """A process with a thread that hangs in storage can't end: the next one would be started late, and meanwhile
+        nobody would renew the lockspaces on healthy storage. So the stop waits as long as that would cost a VM its locks.
+        """
+        asked = time.monotonic()
+        while (waited_s := time.monotonic() - asked) < lifecycle.IN_FLIGHT_WAIT_S and GATE.inside(
+            at_least_s=waited_s
+        ):
+            await asyncio.sleep(lifecycle.IN_FLIGHT_PAUSE_S)
+        said = False
+        while not self._stop.done() and (why := self._why_not_stop()):
+            if not said:
+                log.critical("the stop is put off: %s; a second SIGTERM stops it now", why)
+                said = True
+            self.notifier.still_here(f"the stop is put off: {why}", STOP_SAID_AGAIN_S)
+            await asyncio.sleep(PUT_OFF_LOOK_S)
         tasks.resolve(self._stop, None)
+
+    def _why_not_stop(self) -> str:
+        """Which requests hang and which locks on other storage would suffer; empty if none would."""
+        stuck = GATE.inside(at_least_s=lifecycle.IN_FLIGHT_WAIT_S)
+        if not stuck:
+            return ""
+        lanes = {each.lane for each in stuck}
+        suffers = [f"lockspace {name}" for name in self.leases.used_beside(lanes)]
+        if not self.notifier.stores:
+            files = sum(
+                lock.held is not None
+                and lock.held.descriptor() is not None
+                and gate_name(self._storage.lane(lock.path)) not in lanes
+                for lock in self.manager.table
+            )
+            suffers += [f"{files} locks on files"] if files else []
+        return f"{listed(stuck)}; VMs need {' and '.join(suffers)}" if suffers else ""
 
     async def _shut_down(self) -> None:
         self.notifier.stopping()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ from holdfast.system.disk_identity import DiskIdentities
 from holdfast.system.lease_storage import LeaseStorage
 from holdfast.system.lease_threads import LeaseThreads
 from holdfast.system.memory_file import Memory
+from holdfast.system.predecessor import Predecessors
 from holdfast.system.watchdog import Watchdog
 
 log = logging.getLogger("holdfast")
@@ -112,9 +113,11 @@ class LeaseHost:
         in_use: Callable[[Iterable[str]], bool] = lambda _: False,
         keep: Callable[[str, int | None], None] = lambda _, __: None,
         watchdog_fd: int | None = None,
+        predecessors: Predecessors | None = None,
     ) -> None:
         self._ports = ports
         self._clock = clock
+        self._predecessors = predecessors if predecessors is not None else Predecessors()
         self._identity = identity
         self.carried: dict[str, bytes] = {}
         """Incarnations that the journal has, by lockspace."""
@@ -180,9 +183,17 @@ class LeaseHost:
             lease_writes=partial(ports.writes_in_flight, spec.name),
             spawn=tasks.start,
             news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
+            may_start=partial(self._why_not_start, spec.name),
         )
         self._keepers[spec.name] = keeper, backends
         return keeper
+
+    def _why_not_start(self, lockspace: str) -> str:
+        """A request of a dead daemon may still land there, over what we would write (ADR 0121, 0129, 0134)."""
+        pid = self._predecessors.inside(lanes_of(lockspace))
+        return (
+            f"an earlier daemon (pid {pid}) still has a request inside its storage" if pid is not None else ""
+        )
 
     # --- what an earlier daemon left ---
 
@@ -253,6 +264,17 @@ class LeaseHost:
         """Nobody rests on this lockspace. `on_left`: it is left, or can't be."""
         self.on_leaving(keeper)
         keeper.leave(on_left)
+
+    def used_beside(self, stuck_lanes: Collection[str]) -> list[str]:
+        """The lockspaces in use that are renewed in time, and whose storage is none of these."""
+        return [
+            keeper.name
+            for keeper, backends in self._keepers.values()
+            if keeper.state is KeeperState.JOINED
+            and not keeper.late
+            and self._in_use(backends)
+            and not any(lane in stuck_lanes for lane in lanes_of(keeper.name))
+        ]
 
     async def stop(self) -> None:
         """Leave every lockspace on which nobody rests; the others are to be gone on with in time."""
@@ -388,6 +410,16 @@ class LeaseSpaceCalls:
                 for view in keeper.hosts()
             ],
         )
+
+
+def lane_of_leases(lockspace: str) -> str:
+    """The lane through which this host's requests go into the leases of a lockspace."""
+    return f"leases of {lockspace}"
+
+
+def lanes_of(lockspace: str) -> tuple[str, str]:
+    """The lanes through which this host's requests go into a lockspace and its leases."""
+    return f"lockspace {lockspace}", lane_of_leases(lockspace)
 
 
 def _leaving(keeper: LockspaceKeeper) -> bool:

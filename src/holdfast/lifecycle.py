@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from holdfast.build import Parts
 from holdfast.manager import events as ev
+from holdfast.system.request_gate import listed
 
 log = logging.getLogger("holdfast")
 
@@ -47,20 +48,40 @@ async def reload(
 
     `execute` does not return unless it raises OSError. `busy` tells of requests that came by other ways than connections.
     """
-    if why := parts.leases.why_not_reexec():
-        log.error("reload refused: %s", why)
-        return "reload refused, see the log"
+    gate = parts.ports.gate
+    # A request that hangs by now is not worth a pause of all others.
+    if why := parts.leases.why_not_reexec() or listed(gate.inside(at_least_s=IN_FLIGHT_WAIT_S)):
+        return _refused(why)
     if not await next_can_start():
         return "reload refused, see the log"
     await _pause(parts, busy)
-    log.info("re-executing with %d locks", len(parts.manager.table))
     try:
+        if why := await _close_gate(parts):
+            return _refused(why)
+        log.info("re-executing with %d locks", len(parts.manager.table))
         execute()
     except OSError as e:
         log.error("re-exec failed: %s; going on as before", e)
-    for connection in list(parts.virtlockd.connections):
-        connection.go_on()
+    finally:
+        gate.open()
+        for connection in list(parts.virtlockd.connections):
+            connection.go_on()
     return "reload failed, see the log"
+
+
+def _refused(why: str) -> str:
+    log.error("reload refused: %s", why)
+    return f"reload refused: {why}"
+
+
+async def _close_gate(parts: Parts) -> str:
+    """No request begins from now on; returns which ones have not ended in time, for exec would wait for them."""
+    gate, clock = parts.ports.gate, parts.ports.clock
+    gate.close()
+    until = clock.now() + IN_FLIGHT_WAIT_S
+    while (inside := gate.inside()) and clock.now() < until:
+        await clock.sleep(IN_FLIGHT_PAUSE_S)
+    return listed(inside)
 
 
 async def _pause(parts: Parts, busy: Callable[[], bool]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from holdfast.build import SystemPorts
 from holdfast.config import Config
-from holdfast.lease_wiring import LeaseHostPorts
+from holdfast.lease_wiring import LeaseHostPorts, lane_of_leases
 from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
 from holdfast.supervision.presence import WatchdogChoice
 from holdfast.system import tasks
@@ -35,9 +35,11 @@ from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.memory_file import MemoryFile, append_line
 from holdfast.system.mounts import MountTable
 from holdfast.system.open_files import SystemOpenFiles, lock_keepers
+from holdfast.system.predecessor import Predecessors
 from holdfast.system.process import SystemProcesses, boot_id, host_name, machine_ids
 from holdfast.system.readiness import Readiness
 from holdfast.system.realtime import prepare_thread
+from holdfast.system.request_gate import GATE
 from holdfast.system.watchdog import DeviceWatchdog, NoWatchdog, Watchdog
 from holdfast.system.wdmd import WdmdWatchdog
 
@@ -54,6 +56,7 @@ def system_ports(
     storage: LanedStorage,
     store: DescriptorStore,
     commands: Commands,
+    predecessors: Predecessors,
 ) -> SystemPorts:
     """The ports of this host for a daemon of that configuration. The event loop that will serve has to run already."""
     host, boot = host_name(), boot_id()
@@ -74,6 +77,8 @@ def system_ports(
         journal=SystemAppendFile(config.journal_path),
         append_for_good=lambda name, line: append_line(f"{config.state_dir}/{name}", line),
         all_ended=tasks.all_ended,
+        gate=GATE,
+        predecessors=predecessors,
         open_files=SystemOpenFiles(ignored=partial(lock_keepers, store.stores)),
         leases=lease_host_ports((config.state_dir, config.run_dir)),
     )
@@ -89,7 +94,7 @@ def lease_host_ports(copy_dirs: Sequence[str]) -> LeaseHostPorts:
         heart_clock=BlockingClock(),
         watchdog=_watchdog,
         storage=_lease_storage,
-        writes_in_flight=lambda lockspace: DEVICE_WRITES.in_flight(_lane_of_leases(lockspace)),
+        writes_in_flight=lambda lockspace: DEVICE_WRITES.in_flight(lane_of_leases(lockspace)),
         incarnation_files=lambda lockspace: [
             MemoryFile(f"{place}/lockspace-{lockspace}.json") for place in copy_dirs
         ],
@@ -109,11 +114,7 @@ async def _prepared(life: Coroutine[Any, Any, None]) -> None:
 
 
 def _lease_storage(lockspace: str) -> LeaseStorage:
-    return SystemLeaseStorage(DiskLane(_lane_of_leases(lockspace)))
-
-
-def _lane_of_leases(lockspace: str) -> str:
-    return f"leases of {lockspace}"
+    return SystemLeaseStorage(DiskLane(lane_of_leases(lockspace)))
 
 
 def _watchdog(choice: WatchdogChoice, fd: int | None) -> Watchdog:

@@ -86,6 +86,11 @@ class Holdfastd:
         self.process.send_signal(number)
         return self.process.wait()
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal and don't wait for an end."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def reexec(self) -> None:
         """SIGUSR1, and wait until the new program image serves."""
         before = self.count(GOES_ON)

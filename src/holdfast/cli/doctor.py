@@ -120,7 +120,7 @@ def daemon(scene: Scene) -> Iterator[Finding]:
         )
     for waiting in s.storage_waiting:
         yield Finding(
-            "problem", "storage", f"{waiting} have not come back", "see whether that storage answers"
+            "problem", "storage", f"it does not answer: {waiting}", "see whether that storage answers"
         )
     for lock in scene.locks:
         if lock.unknown:

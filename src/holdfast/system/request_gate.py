@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 OPEN_WAIT_S = 5.0
 """How long a worker waits for the gate to open before it checks again by itself; nobody keeps it closed that long."""
@@ -32,6 +33,23 @@ class Inside:
 
     def __str__(self) -> str:
         return f"{self.lane}: a request has not ended for {self.for_s:.0f} s"
+
+
+class Gate(Protocol):
+    """The port: what closes the gate, and who is inside."""
+
+    def inside(self, *, at_least_s: float = 0.0) -> list[Inside]:
+        """The requests that began so long ago and have not ended; for each lane the oldest, the oldest first."""
+
+    def close(self) -> None:
+        """From now on no request begins."""
+
+    def open(self) -> None: ...
+
+
+def listed(requests: list[Inside]) -> str:
+    """For people; empty if there is none."""
+    return "; ".join(map(str, requests))
 
 
 class Place:

@@ -32,7 +32,9 @@ from holdfast.system.lease_threads import Life
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.mounts import Mount, MountTable
 from holdfast.system.open_files import Users
+from holdfast.system.predecessor import Predecessors
 from holdfast.system.readiness import READ, Readiness
+from holdfast.system.request_gate import Inside
 from holdfast.system.watchdog import DeviceWatchdog, Watchdog
 from holdfast.system.wdmd import WdmdWatchdog
 from holdfast.testing.machine import DAEMON, STORE, Machine, MachineClock
@@ -192,6 +194,19 @@ class NoLockFiles(SystemLockFiles):
         return CallFailed("Unable to open resource", path, errno.ENOSYS)
 
 
+class NoGate:
+    """Requests of a simulated process end with it: its exec waits for none."""
+
+    def inside(self, *, at_least_s: float = 0.0) -> list[Inside]:
+        return []
+
+    def close(self) -> None:
+        """There is nobody to hold up."""
+
+    def open(self) -> None:
+        """It is never closed."""
+
+
 class DiskFiles(LockspaceFiles):
     """Disks exist, each as a file of its own."""
 
@@ -319,6 +334,8 @@ def managed_ports(
         journal=state.journal,
         append_for_good=lambda name, line: state.records.setdefault(name, []).append(line),
         all_ended=all_ended,
+        gate=NoGate(),
+        predecessors=Predecessors(),
         leases=LeaseHostPorts(
             threads=Threads(process, machine, storage),
             start_heart=start_heart,
