@@ -8,23 +8,27 @@ any file the defaults below hold: the system's paths for root, XDG directories f
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import grp
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, UnknownKey
 from holdfast.model import Protection
 
 SYSTEM_FILE = "/etc/holdfast/holdfast.toml"
 SOCKET_PATH_BYTES_MAX = 107
 """sun_path of <sys/un.h> less its NUL: a longer path cannot be bound."""
 CONFIG_BYTES_MAX = 1 << 20
+DROPPED_KEYS_MAX = 100
+"""Keys that `load_lenient` drops: more of them is no configuration of a neighbouring version."""
 RULES_MAX = 1000
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
@@ -170,6 +174,43 @@ def check(
     return (None if reader.problems else config), reader.problems
 
 
+def load_lenient(
+    text: str, name: str, *, environ: Mapping[str, str], uid: int
+) -> tuple[Config | None, list[ConfigError]]:
+    """A configuration that another version of this program has written, without the keys that this one does not know.
+
+    Returns it with the keys that were dropped, or None with the problems.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except (ValueError, RecursionError) as e:
+        return None, [ConfigError(file=name, key="syntax", reason=f"is not TOML: {e}")]
+    dropped: list[ConfigError] = []
+    while True:
+        reader = _Reader()
+        reader.take(name, tree)
+        config = reader.build(default_paths(environ, uid))
+        unknown = [p for p in reader.problems if isinstance(p, UnknownKey)]
+        if not unknown:
+            break
+        dropped += unknown
+        if len(dropped) > DROPPED_KEYS_MAX:
+            return None, dropped
+        for problem in unknown:
+            drop_key(tree, problem.place)
+    if config is not None:
+        reader.problems.extend(validate(config, reader.origins))
+    return (None, reader.problems) if reader.problems else (config, dropped)
+
+
+def drop_key(tree: dict[str, Any], place: tuple[str | int, ...]) -> None:
+    """Remove the key at the end of a place from the tables of a file."""
+    table: Any = tree
+    for step in place[:-1]:
+        table = table[step]
+    table.pop(place[-1], None)
+
+
 class _Reader:
     """Gathers tables from files; remembers which key came from which file."""
 
@@ -185,19 +226,26 @@ class _Reader:
     def _problem(self, file: str, key: str, reason: str) -> None:
         self.problems.append(ConfigError(file=file, key=key, reason=reason))
 
+    def _unknown(self, file: str, key: str, reason: str, place: tuple[str | int, ...]) -> None:
+        self.problems.append(UnknownKey(file=file, key=key, reason=reason, place=place))
+
     def read(self, path: str) -> None:
         try:
-            with open(path, "rb") as f:
-                raw = f.read(CONFIG_BYTES_MAX + 1)
-            if len(raw) > CONFIG_BYTES_MAX:
-                return self._problem(path, "file", f"is larger than {CONFIG_BYTES_MAX} bytes")
-            tree = tomllib.loads(raw.decode())
+            raw = _content(path)
         except OSError as e:
             return self._problem(path, "file", f"can't be read: {e.strerror}")
+        if len(raw) > CONFIG_BYTES_MAX:
+            return self._problem(path, "file", f"is larger than {CONFIG_BYTES_MAX} bytes")
+        try:
+            tree = tomllib.loads(raw.decode())
         except UnicodeDecodeError as e:
             return self._problem(path, "file", f"is not UTF-8 at byte {e.start}")
         except (ValueError, RecursionError) as e:  # ValueError: a number with thousands of digits, too
             return self._problem(path, "syntax", f"is not TOML: {e}")
+        return self.take(path, tree)
+
+    def take(self, path: str, tree: Mapping[str, Any]) -> None:
+        """The tables of one file."""
         self._sources.append(path)
         for key, value in tree.items():
             if key in _TOP:
@@ -211,8 +259,7 @@ class _Reader:
                 self._take_rules(path, value)
             else:
                 known = ", ".join((*_TOP, *(f"[{t}]" for t in _TABLES), "[backend.NAME]", "[[disk]]"))
-                self._problem(path, key, f"is not known; known are {known}")
-        return None
+                self._unknown(path, key, f"is not known; known are {known}", (key,))
 
     def _take_table(self, path: str, name: str, value: object) -> None:
         if not isinstance(value, dict):
@@ -279,13 +326,35 @@ class _Reader:
         except msgspec.ValidationError as e:
             text, _, at = str(e).partition(" - at `$")
             inner = at.rstrip("`").lstrip(".")
+            place: tuple[str | int, ...] = ()
             if (unknown := re.search(r"unknown field `([^`]*)`", text)) is not None:
                 inner = unknown[1]
                 known = ", ".join(f for f in kind.__struct_fields__ if f not in ("sources", "rule_sources"))
                 text = f"is not known; known here are {known}"
+                place = (*_place(where), inner)
             key = ".".join(part for part in (where, inner) if part) or "file"
-            self._problem(self.origins.get(key, file), key, _plain(text))
+            if place:
+                self._unknown(self.origins.get(key, file), key, text, place)
+            else:
+                self._problem(self.origins.get(key, file), key, _plain(text))
             return None
+
+
+def _content(path: str) -> bytes:
+    """A regular file's content, or a byte more than is allowed; raises OSError at once for a FIFO or a directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as f:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file; put a file there")
+        return f.read(CONFIG_BYTES_MAX + 1)
+
+
+def _place(where: str) -> tuple[str | int, ...]:
+    """The table that a key such as `disk[2]` or `limits` names; empty for the top."""
+    rule = re.fullmatch(r"disk\[(\d+)\]", where)
+    if rule is not None:
+        return ("disk", int(rule[1]) - 1)
+    return (where,) if where else ()
 
 
 def _plain(text: str) -> str:

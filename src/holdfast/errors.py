@@ -35,6 +35,14 @@ class ConfigError(HoldfastError):
     template = "{file}: {key}: {reason}"
 
 
+class UnknownKey(ConfigError):
+    """A key that this version does not know; ``place`` leads to it through the tables of the file."""
+
+    def __init__(self, *, file: str, key: str, reason: str, place: tuple[str | int, ...]) -> None:
+        self.place = place
+        super().__init__(file=file, key=key, reason=reason)
+
+
 # --- answers of the lock manager ---------------------------------------------------------------------
 
 

@@ -347,3 +347,51 @@ def test_any_text_is_a_configuration_or_a_config_error(text: str) -> None:
                 cf.load(path, environ=ROOT, uid=0)
         else:
             cf.to_toml(config)
+
+
+# --- a configuration that another version has written ---
+
+
+def lenient(text: str) -> tuple[Config | None, list[str]]:
+    config, told = cf.load_lenient(text, "kept", environ=ROOT, uid=0)
+    return config, [str(each) for each in told]
+
+
+def test_keys_that_this_version_does_not_know_are_dropped_and_the_rest_is_in_force() -> None:
+    config, dropped = lenient(
+        "shiny = 1\nrun_dir = '/x'\n[limits]\nspeed = 3\nowners_max = 9\n[future]\na = 1\n"
+        "[[disk]]\nmatch = '/a'\nbackend = 'file'\n[[disk]]\nmatch = '/b'\nbackend = 'file'\nhue = 'red'\n"
+    )
+    assert config is not None
+    assert (config.run_dir, config.limits.owners_max, len(config.disk)) == ("/x", 9, 2)
+    assert [d.split(": ")[1] for d in dropped] == ["shiny", "future", "limits.speed", "disk[2].hue"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not TOML",
+        "run_dir = 7",
+        "[[disk]]\nmatch = '/a'\nbackend = 'nowhere'",
+        "".join(f"k{n} = 1\n" for n in range(cf.DROPPED_KEYS_MAX + 1)),
+    ],
+    ids=["syntax", "kind", "rule", "too many"],
+)
+def test_what_can_not_be_made_sense_of_by_dropping_keys_is_refused(text: str) -> None:
+    config, told = lenient(text)
+    assert config is None
+    assert told
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "dangling link"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "holdfast.toml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    config, found = cf.check(str(path), environ=ROOT, uid=0)
+    assert config is None
+    assert [p.facts["key"] for p in found] == ["file"]

@@ -18,7 +18,7 @@ import holdfast
 SOURCE = Path(holdfast.__file__).parent
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset(("holdfastd", "daemon", "backend_wiring", "cli", "hooks")),
+    frozenset(("holdfastd", "daemon", "backend_wiring", "kept_config", "reload", "cli", "hooks")),
     frozenset(("system_ports",)),
     frozenset(("lifecycle",)),
     frozenset(("build",)),
@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(("system",)),
     frozenset(("protocol", "wire")),
     frozenset(("ondisk",)),
-    frozenset(("model", "errors", "config", "control_api")),
+    frozenset(("model", "errors", "config", "config_change", "control_api")),
 )
 """From the top down.  `testing` stands beside the house: it may import everything, and nothing imports it."""
 OUTSIDE = "testing"
@@ -89,8 +89,20 @@ LOCKS_ONLY = "locks between the renewing and the measuring thread; the threads t
 
 SIMULATOR_COMMAND = "the command that runs the testing kit, imported only when it is asked for"
 
-CONFIGURED = frozenset(("holdfastd", "daemon", "backend_wiring", "system_ports", "build", "config"))
-"""The composition root, where Config stops."""
+CONFIGURED = frozenset(
+    (
+        "holdfastd",
+        "daemon",
+        "backend_wiring",
+        "system_ports",
+        "build",
+        "kept_config",
+        "reload",
+        "config",
+        "config_change",
+    )
+)
+"""The composition root, where Config stops, and what reads or compares configurations for it."""
 
 EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
     ("rule 5", "supervision.host_watch", "threading"): LOCKS_ONLY,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, UnknownKey
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.protocol.ports import Chance
 from holdfast.supervision.keeper import LockspaceSpec
@@ -250,8 +250,20 @@ def make_backend(
         driver = known[word].load()
     try:
         return driver(name, {k: v for k, v in table.items() if k != "driver"}, ports)
+    except KeyNotKnown as e:
+        raise UnknownKey(
+            file=file, key=f"backend.{name}", reason=str(e), place=("backend", name, e.key)
+        ) from None
     except ValueError as e:
         raise ConfigError(file=file, key=f"backend.{name}", reason=str(e)) from None
+
+
+class KeyNotKnown(ValueError):
+    """A key of a backend's table that its driver does not have."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        self.key = key
+        super().__init__(reason)
 
 
 def unknown_keys(table: Mapping[str, object], known: Sequence[str]) -> None:
@@ -259,4 +271,4 @@ def unknown_keys(table: Mapping[str, object], known: Sequence[str]) -> None:
     for key in table:
         if key not in known:
             allowed = ", ".join(known) or "none besides driver"
-            raise ValueError(f"unknown key '{key}'; this driver knows: {allowed}")
+            raise KeyNotKnown(key, f"unknown key '{key}'; this driver knows: {allowed}")
