@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
+from holdfast.backends.lease_names import LEASE_KEY_DEVICE
 from holdfast.manager import events as ev
+from holdfast.manager.lock_book import HostLock
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.model import Instant, LockFailureAction
@@ -62,16 +64,25 @@ class LeaseRecovery:
         self._restarts: dict[str, list[tuple[str, str]]] = {}
 
     def in_use(self, backends: Collection[str]) -> bool:
-        """Whether anybody rests on a lock of these backends."""
+        """Whether anybody rests on a lock of these backends, the backends of one lockspace."""
         owners = self._manager.owners
         return any(
-            lock.backend in backends and any(owners.get(i) is not None for i in lock.claims)
+            self._may_be_of(lock, backends) and any(owners.get(i) is not None for i in lock.claims)
             for lock in self._manager.table
         )
 
     def count(self, backends: Collection[str]) -> int:
-        """Locks of these backends."""
-        return sum(lock.backend in backends for lock in self._manager.table)
+        """Locks of these backends, the backends of one lockspace."""
+        return sum(self._may_be_of(lock, backends) for lock in self._manager.table)
+
+    def _may_be_of(self, lock: HostLock, backends: Collection[str]) -> bool:
+        """Whether a lock's lease is in the lockspace of these backends. One whose backend is in no table any more may be
+        in any lockspace: it counts for each, for a lockspace that is left while a VM needs it costs its disks.
+        """
+        if lock.backend in backends:
+            return True
+        is_lease = bool(lock.keys) and lock.keys[0][0] == LEASE_KEY_DEVICE
+        return is_lease and lock.backend not in self._manager.backends
 
     def lost(self, loss: Loss) -> None:
         """Act first, log second: nothing that a log line might wait for may come before the first step of the ladder."""
@@ -93,7 +104,7 @@ class LeaseRecovery:
         self._manager.events.emit(ev.LOCKSPACE_LOST, detail=f"{loss.lockspace}: {loss.reason}")
         for owner in self._users(loss):
             for lock in self._manager.table.of_owner(owner.id):
-                if lock.backend in loss.backends:
+                if self._may_be_of(lock, loss.backends):
                     for resource, mode in lock.claims[owner.id].items():
                         lines.append(f"{resource} of {owner}: {loss.reason}")
                         self._manager.events.emit(
@@ -104,7 +115,7 @@ class LeaseRecovery:
     def _users(self, loss: Loss) -> list[Owner]:
         found: dict[int, Owner] = {}
         for lock in self._manager.table:
-            if lock.backend in loss.backends:
+            if self._may_be_of(lock, loss.backends):
                 for owner_id in lock.claims:
                     owner = self._manager.owners.get(owner_id)
                     if owner is not None:
@@ -116,7 +127,7 @@ class LeaseRecovery:
         configured = {
             self._actions.get(lock.backend, LockFailureAction.PAUSE)
             for lock in self._manager.table.of_owner(owner.id)
-            if lock.backend in loss.backends
+            if self._may_be_of(lock, loss.backends)
         }
         strictest = next(
             (a for a in LockFailureAction if a in configured and a is not LockFailureAction.IGNORE), None
