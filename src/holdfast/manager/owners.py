@@ -11,6 +11,7 @@ absence of its process: it lives until `unknown_locks` has proven that it is ove
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -68,10 +69,12 @@ class Owner:
 
     def signal(self, number: int) -> None:
         """To its process, if we see it; to all that it keeps locks for too, also when it has ended itself."""
-        if self.process is not None and self.alive():
-            self.process.signal(number, tree=self.until_closed)
-        elif self.family is not None:
+        alive = self.process is not None and self.alive()
+        # The kernel kills a whole group at once: nobody forks away from that.
+        if self.family is not None and (number == signal.SIGKILL or not alive):
             self.family.signal(number)
+        if self.process is not None and alive:
+            self.process.signal(number, tree=self.until_closed)
 
     def alive(self) -> bool:
         if self.gone:

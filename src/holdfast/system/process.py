@@ -115,10 +115,13 @@ def signal_descendants(pid: int, number: int) -> None:
     """Send a signal to every descendant, those that are started meanwhile among them."""
     processes = SystemProcesses()
     signalled: set[ProcessId] = set()
+    quiet = False
     for _ in range(SIGNAL_ROUNDS_MAX):
         fresh = [each for each in descendants(pid) if each not in signalled]
-        if not fresh:
+        if not fresh and quiet:
             return
+        # Asked twice: a child that is born after the list was read, of a parent that ends before its turn, is in no list.
+        quiet = not fresh
         for each in fresh:
             signalled.add(each)
             process = processes.open(each.pid)
