@@ -59,7 +59,7 @@ class BadDisk(Exception):
 
 
 class _Started(msgspec.Struct, tag="started"):
-    """The command runs; `start` is its start time, which tells it from a later process with that pid."""
+    """The command runs; `start` is its start time, which distinguishes it from a later process with that pid."""
 
     pid: int
     start: int
@@ -144,7 +144,7 @@ def _keep(socket: str, disks: Sequence[DiskWish], command: list[str], go: int, n
             with contextlib.suppress(DaemonUnreachable, CallRefused), ControlClient(socket) as client:
                 client.release(pid=os.getpid(), paths=[disk.path for disk in disks])
         cgroups.remove(family)
-        # Only now: whoever waits for the command's end finds its disks free.
+        # Only now: a script that waits for the command's end finds its disks free.
         _tell(news, _Ended(code, []))
         os._exit(exits.OK)
     finally:
@@ -181,10 +181,10 @@ def _leave_the_terminal(news: int) -> None:
 
 
 def _stay(command: int, news: int) -> int:
-    """Return the command's exit code when the last descendant has ended; if the command has left some behind, it is told
-    before. Signals for the keeper are passed on to the command, then to those that are left.
+    """Return the command's exit code when the last descendant has ended; if the command has left some behind, its
+    end is reported before. Signals for the keeper are passed on to the command, then to those that are left.
     """
-    code, runs, told = exits.OK, True, False
+    code, runs, reported = exits.OK, True, False
     # Who continues a stopped keeper means those that it keeps locks for.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCONT,))
     while True:
@@ -203,9 +203,9 @@ def _stay(command: int, news: int) -> int:
         except ChildProcessError:
             return code
         # Asked again with each end: one that forks into the background just now may be missed once.
-        if not runs and not told and (left := [each.pid for each in descendants(os.getpid())]):
+        if not runs and not reported and (left := [each.pid for each in descendants(os.getpid())]):
             _tell(news, _Ended(code, left))
-            told = True
+            reported = True
 
 
 def _tell(news: int, what: _News) -> None:

@@ -212,7 +212,7 @@ class LockManager:
             self.owners.forget(owner)
 
     async def _closed(self, owner: Owner, lock: HostLock) -> None:
-        """Return when nobody of its family lives and no process has the lock's disk open. What can't be told is no proof."""
+        """Return when none of its family lives and no process has the lock's disk open. What can't be read is no proof."""
         said, keys = "", [FileKey(*key) for key in lock.keys]
         while not self.closing:
             begun = self._clock.now()

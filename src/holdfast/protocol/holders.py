@@ -191,7 +191,7 @@ def holds_alone(leader: Leader, blocks: Mapping[HostId, HostBlock], term: HostTe
     """Whether the lease is proven to be this very term's alone: what its daemon may take up again after a restart.
 
     More than `Exclusive`: the term's block must still carry the value that was decided for this version, and no block may
-    be about a newer one, for whoever races for that has judged this term to be over.
+    be about a newer one, for a host that races for that has judged this term to be over.
     """
     holders = holders_of(leader, blocks)
     if not isinstance(holders, Exclusive) or holders.owner != term or holders.releasing:

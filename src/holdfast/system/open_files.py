@@ -4,7 +4,7 @@ The kernel shows every open descriptor below /proc. Reading a link, an fdinfo or
 `stat` of /proc/PID/fd/N does: a network file system may ask its server whether the file is still there, and a server
 that doesn't answer holds the caller for as long as it is silent, unkillably. So:
 
-1. the name of a descriptor (a link) tells sockets, pipes and other things without a path: they are passed over;
+1. the name of a descriptor (a link) identifies sockets, pipes and other things without a path: they are passed over;
 2. its fdinfo names inode and mount, which rules out nearly all files; a device node may have any inode, but there is
    none on a mount with the option `nodev`;
 3. only what is left is asked with `stat`, on a worker with a bound. No answer in time counts as "may have it open".

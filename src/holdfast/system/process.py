@@ -39,7 +39,7 @@ class Process(Protocol):
 
 
 class Family(Protocol):
-    """Processes that belong together, whoever started whom: a control group."""
+    """Processes that belong together, wherever their parents are: a control group."""
 
     path: str
     """Names it, also for the next daemon."""

@@ -24,7 +24,7 @@ def keeper(w: World) -> Owner:
 
 
 async def scans(w: World, times: int) -> None:
-    """So many looks at who has the disk open."""
+    """So many scans for processes that have the disk open."""
     for _ in range(times):
         await w.clock.advance(CLOSED_CHECK_S)
         await settle()

@@ -91,7 +91,7 @@ def test_a_lease_that_has_failed_is_no_membership_although_the_event_loop_has_no
 
 
 def test_a_lockspace_is_not_left_while_a_write_to_a_lease_may_still_land(rig: Rig) -> None:
-    """Whoever claims the host id next has the same blocks: ours would land on top of theirs (ADR 0129)."""
+    """The next host that claims the id has the same blocks: ours would land on top of theirs (ADR 0129)."""
     keeper = rig.joined()
     rig.lease_write_under_way = True
     keeper.leave()
