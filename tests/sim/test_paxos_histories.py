@@ -183,3 +183,34 @@ def test_paused_and_reset_hosts_on_bad_storage_never_hold_it_in_conflict(first_s
 @pytest.mark.parametrize("first_seed", range(2000, 2120, 40))
 def test_of_a_lease_for_many_hosts_neither(first_seed: int) -> None:
     assert played(first_seed, 40, ROUGH, trouble=True, num_hosts=MANY_HOSTS) > 40 * 2
+
+
+def rejoining(seed: int) -> tuple[int, int]:
+    """Hosts whose daemons are killed, and join again at once while their owners run; how often the lease was acquired, and
+    how often an owner ran on under the older term.
+    """
+    cluster = Cluster(seed)
+    world, random = cluster.world, cluster.world.random
+    nodes = cluster.join(1, 2, 3)
+    world.faults = CALM
+    end = world.now + 60
+    ran_on = 0
+    for node in nodes:
+        node.host.spawn(working(node, end))
+    # One host at a time: the last one goes on, and wants the lease.
+    for node in nodes[:2]:
+        world.run(until=world.now + random.uniform(1, 8))
+        until = world.now + 8
+        while node not in cluster.checker.believers and world.now < until:
+            world.run(until=world.now + 0.1)
+        if node.running:
+            ran_on += node in cluster.checker.believers
+            node.daemon_restarts_as_sanlocks()
+    world.run(until=end)
+    return cluster.checker.acquired, ran_on
+
+
+def test_owner_runs_alone_on_a_host_that_rejoined_at_once_until_that_is_reset() -> None:
+    results = [rejoining(seed) for seed in range(3000, 3060)]
+    assert sum(acquired for acquired, _ in results) > 60 * 10
+    assert sum(ran_on for _, ran_on in results) > 60, "hardly any owner ran on, so this shows nothing"

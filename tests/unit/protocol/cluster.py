@@ -131,11 +131,14 @@ class Node:
 
     _lives = 0
 
-    def __init__(self, cluster: Cluster, host_id: int) -> None:
+    def __init__(self, cluster: Cluster, host_id: int, name: str = "") -> None:
+        """`name`: that of an earlier life, whose id may then be claimed at once."""
         Node._lives += 1
         self.cluster = cluster
         self.host = cluster.world.host(f"h{host_id}.{Node._lives}")
         self.host_id = HostId(host_id)
+        self.name = name or self.host.name
+        self.successor: Node | None = None
         self.joined = False
         self.running = True
         self._leaving = False
@@ -148,7 +151,7 @@ class Node:
 
     async def join(self) -> None:
         """Claim the host id, however often that takes."""
-        claim = delta.Claim(self.host_id, self.host.name, TIMING)
+        claim = delta.Claim(self.host_id, self.name, TIMING)
         while True:
             outcome = await delta.acquire(self.lockspace, self.host.clock, claim)
             if isinstance(outcome, delta.Held):
@@ -206,6 +209,17 @@ class Node:
         self.running = False
         self.host.reset()
         self.cluster.checker.gave_up(self)
+        if self.successor is not None:
+            self.successor.power_off()
+
+    def daemon_restarts_as_sanlocks(self) -> "Node":
+        """Its daemon is killed, and the next one takes the id again at once, as sanlock does under the same name. What
+        the virtual machines believe stands until the watchdog, which nobody feeds for them, resets the host.
+        """
+        self.host.reset()
+        self.successor = Node(self.cluster, self.host_id, self.name)
+        self.successor.host.spawn(self.successor.join())
+        return self.successor
 
     def believes(self, lease: Lease) -> None:
         self.cluster.checker.believes(self, lease.mode)
