@@ -77,7 +77,9 @@ class Recovery:
             for owner_id in lock.claims:
                 if owner_id not in state.owners and owner_id not in living:
                     evidence = Evidence(why=state.doubt or "the journal doesn't say whose it is")
-                    living[owner_id] = self._manager.unknown.owner(OwnerName(""), evidence, owner_id=owner_id)
+                    owner = self._manager.unknown.owner(OwnerName(""), evidence, owner_id=owner_id)
+                    owner.journaled = True  # from the next rewriting on, which comes before anybody is served
+                    living[owner_id] = owner
         return living
 
     def _owner(self, state: SavedState, saved: SavedOwner) -> Owner | None:

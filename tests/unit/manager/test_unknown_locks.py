@@ -1,0 +1,247 @@
+"""Locks of unknown owners: adopted by whom they belong to, settled by proof or by an operator, and by nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from tests.unit.manager.test_lock_manager import restarted
+from tests.unit.manager.world import World, locked, run, want
+
+from holdfast.errors import Refused, ResourceBusy
+from holdfast.manager import events as ev
+from holdfast.manager import journal as jn
+from holdfast.manager.journal import replay
+from holdfast.manager.owners import Evidence, Owner
+from holdfast.model import Mode, OwnerName, ProcessId, Resource
+from holdfast.system.file_lock import key_of
+from holdfast.testing.simulated import settle
+
+VM, OTHER = 1, 2
+
+
+def have_open(w: World, disk: str, *pids: int) -> None:
+    for pid in pids:
+        w.open_files.open[pid] = {key_of(os.stat(disk))}
+
+
+def damage_owner_line(w: World) -> None:
+    raw = w.file.read()
+    w.file.replace(raw.replace(b'["owner",', b'["ow er",'))
+
+
+async def unknown_lock(tmp_path: Path, *, mode: Mode = Mode.EXCLUSIVE) -> tuple[World, str]:
+    """A VM held a disk; the daemon was killed, and the line that says whose it is can't be read."""
+    w = World(tmp_path)
+    disk = w.disk()
+    await w.manager.acquire(w.owner(VM, "web1"), want(disk, mode))
+    w.crash()
+    damage_owner_line(w)
+    have_open(w, disk, VM)
+    w = await restarted(w, tmp_path)
+    assert len(w.manager.unknown) == 1
+    assert locked(disk)
+    return w, disk
+
+
+def test_claim_whose_owner_cannot_be_read_is_held_and_nobody_is_touched(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        with pytest.raises(ResourceBusy, match="is locked by"):
+            await w.manager.acquire(w.owner(OTHER, "thief"), want(disk))
+        await w.clock.advance(600)
+        assert locked(disk)
+        assert w.processes.signals == []
+        assert w.events.recent()[-1].kind in (ev.REFUSED, ev.UNKNOWN)
+
+    run(scene)
+
+
+def test_unknown_lock_is_settled_when_no_process_has_its_disk_open(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        w.open_files.open.clear()
+        w.open_files.unclear.add(77)
+        await w.clock.advance(60)
+        assert locked(disk), "a process that can't be inspected may have it open"
+        w.open_files.unclear.clear()
+        await w.clock.advance(20)
+        assert not locked(disk)
+        assert len(w.manager.unknown) == 0
+        assert w.events.recent()[-1].kind in (ev.SETTLED, ev.RELEASED, ev.OWNER_DIED)
+        assert not w.saved().locks
+
+    run(scene)
+
+
+def test_unknown_lock_is_not_settled_while_the_named_process_lives(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk, process = w.disk(), w.processes.start(5)
+        await w.manager.acquire(w.owner(VM), want(disk))
+        lock = w.manager.table.named(Resource("", disk))
+        assert lock is not None
+        owner = w.manager.unknown.owner(OwnerName("db1"), Evidence(why="?", process=ProcessId(5, 0)))
+        w.manager.table.claim(lock, owner.id, Resource("", disk), Mode.EXCLUSIVE)
+        w.processes.end(VM)
+        await w.clock.advance(60)
+        assert locked(disk), process
+        w.processes.end(5)
+        await w.clock.advance(20)
+        assert not locked(disk)
+
+    run(scene)
+
+
+@pytest.mark.parametrize("how", ["acquire", "release"])
+def test_owner_that_has_the_disk_open_adopts_its_unknown_lock(tmp_path: Path, how: str) -> None:
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        owner = w.owner(VM, "web1")
+        if how == "acquire":
+            await w.manager.acquire(owner, want(disk))
+            assert len(w.manager.unknown) == 0
+            assert locked(disk)
+            again = replay(w.file.read())
+            assert list(again.locks[1].claims) == [owner.id]
+        await w.manager.release(owner, Resource("", disk))
+        assert not locked(disk)
+        assert ev.ADOPTED in [e.kind for e in w.events.recent()]
+
+    run(scene)
+
+
+def test_nobody_adopts_a_lock_whose_disk_another_process_has_open(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        have_open(w, disk, VM, OTHER)
+        for pid in (VM, OTHER):
+            with pytest.raises(ResourceBusy):
+                await w.manager.acquire(w.owner(pid), want(disk))
+
+    run(scene)
+
+
+def test_second_start_is_refused_although_libvirt_lists_the_disk_for_it(tmp_path: Path) -> None:
+    """A status file is written when a VM starts: it proves nothing against a process that has the disk open."""
+
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        thief = w.owner(OTHER, "thief")
+        with pytest.raises(ResourceBusy):
+            await w.manager.acquire(thief, want(disk))
+        assert locked(disk)
+
+    run(scene)
+
+
+def test_operator_settles_nothing_that_a_process_has_open_or_that_has_a_known_owner(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        settle_disk = w.manager.unknown.settle
+        with pytest.raises(Refused, match=f"process {VM}"):
+            await settle_disk(disk, "J. Doe")
+        w.open_files.open.clear()
+        w.open_files.unclear.add(9)
+        with pytest.raises(Refused, match="process 9 could not be inspected"):
+            await settle_disk(disk, "J. Doe")
+        w.open_files.unclear.clear()
+        with pytest.raises(Refused, match="operator's name"):
+            await settle_disk(disk, " ")
+        other = w.disk("other.img")
+        await w.manager.acquire(w.owner(3), want(other))
+        with pytest.raises(Refused, match="has a known owner"):
+            await settle_disk(other, "J. Doe")
+        with pytest.raises(Refused, match="no unknown lock is called"):
+            await settle_disk("/nowhere", "J. Doe")
+        assert not w.audit
+        assert "is settled" in await settle_disk(disk, "J. Doe")
+        await settle()
+        assert not locked(disk)
+        assert locked(other)
+        (line,) = w.audit
+        assert "J. Doe" in line and disk in line
+
+    run(scene)
+
+
+def test_unknown_owner_stays_unknown_over_the_next_restart(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        w.journal.compact()
+        state = replay(w.file.read())
+        assert state.is_whole
+        assert [line.why for line in state.unknown.values()] != []
+        w.crash()
+        w = await restarted(w, tmp_path)
+        assert len(w.manager.unknown) == 1
+        assert locked(disk)
+
+    run(scene)
+
+
+def test_owner_that_is_not_found_is_over_only_if_the_journal_is_whole(tmp_path: Path) -> None:
+    async def scene() -> None:
+        for damaged in (False, True):
+            w = World(tmp_path / f"{damaged}")
+            disk = w.disk()
+            await w.manager.acquire(w.owner(VM), want(disk))
+            w.crash()
+            w.processes.end(VM)
+            if damaged:
+                w.file.replace(w.file.read() + b'["clai')
+            have_open(w, disk, 99)
+            w = await restarted(w, tmp_path / f"{damaged}")
+            assert locked(disk) is damaged
+            w.open_files.open.clear()
+            await w.clock.advance(20)
+            assert not locked(disk)
+
+    (tmp_path / "False").mkdir()
+    (tmp_path / "True").mkdir()
+    run(scene)
+
+
+def test_placeholder_is_never_retaken_settled_or_written_down(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        w.manager.unknown.hold_place("file", "leases of lockspace A", "the journal is missing")
+        await w.clock.advance(60)
+        (lock,) = w.manager.table
+        assert lock.held is None
+        assert not await w.manager.lost.regain(lock)
+        w.journal.compact()
+        assert not w.saved().locks
+        w.manager.unknown.drop_place("file")
+        assert len(w.manager.table) == len(w.manager.owners) == 0
+
+    run(scene)
+
+
+def test_evidence_is_kept_by_an_owner_that_becomes_unknown(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk()
+        hidden: Owner = w.owner(7, "hidden", hidden=True)
+        await w.manager.acquire(hidden, want(disk))
+        assert hidden.process is None
+        evidence = Evidence(why="not visible", process=ProcessId(7, 0), unseen=True)
+        w.manager.unknown.becomes(hidden, evidence)
+        assert w.manager.owners.with_pid(7) is None
+        await w.clock.advance(60)
+        assert locked(disk), "nothing on this host proves its end"
+        again = w.owner(7, "hidden", hidden=True)
+        with pytest.raises(ResourceBusy):
+            await w.manager.acquire(again, want(disk))
+        assert dataclasses.replace(evidence) == hidden.unknown
+
+    run(scene)
+
+
+def test_lines_that_an_older_daemon_does_not_know_are_kinds_of_their_own() -> None:
+    """It skips a kind that it doesn't know; another version would be an earlier boot to it, and everything free."""
+    raw = b'["start",1,"boot-1","alpha"]\n'
+    assert replay(raw).boot == "boot-1"
+    assert jn.VERSION == 1
