@@ -261,7 +261,7 @@ class LeaseHost:
         return ""
 
     def leave(self, keeper: LockspaceKeeper, on_left: Callable[[], None] = lambda: None) -> None:
-        """Nobody rests on this lockspace. `on_left`: it is left, or can't be."""
+        """Leave a lockspace that nobody uses. `on_left` is called when it is left, or can't be."""
         self.on_leaving(keeper)
         keeper.leave(on_left)
 

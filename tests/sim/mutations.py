@@ -67,6 +67,8 @@ class Mutation:
     module: str
     piece: str
     replacement: str
+    restarts: bool = False
+    """Whether only reloads and stops show it; all others are hunted in histories without them, as they were found."""
 
     @property
     def near(self) -> int:
@@ -74,8 +76,10 @@ class Mutation:
         return NEAR.get(self.name, 0)
 
 
-def _in(module: str, name: str, bug: str, piece: str, replacement: str) -> Mutation:
-    return Mutation(name, bug, f"holdfast.{module}", piece, replacement)
+def _in(
+    module: str, name: str, bug: str, piece: str, replacement: str, *, restarts: bool = False
+) -> Mutation:
+    return Mutation(name, bug, f"holdfast.{module}", piece, replacement, restarts)
 
 
 MUTATIONS = (
@@ -628,6 +632,7 @@ MUTATIONS = (
                 log.critical(""",
         """            if False:
                 log.critical(""",
+        restarts=True,
     ),
     _in(
         "lease_wiring",
@@ -756,7 +761,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     from holdfast.testing.simulation import play
 
     for number in range(seeds_max):
-        verdict = play(first + number)
+        verdict = play(first + number, restarts_every_s=None if mutation.restarts else 0)
         if not verdict.sound:
             return number + 1, verdict.violation
     return seeds_max, ""

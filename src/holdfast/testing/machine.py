@@ -285,7 +285,7 @@ class Machine:
         """The daemon becomes its next program: threads and memory are gone, what it has open stays open."""
         process = self.process
         assert process is not None
-        self.world.tell(self.name, "its daemon is executed anew")
+        self.world.tell(self.name, "its daemon becomes the next program")
         process.end()
         for path in self.paths.values():
             path.process_gone(process)

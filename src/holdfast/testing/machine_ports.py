@@ -1,7 +1,7 @@
 """What a whole daemon meets of `system` on a simulated machine: processes, files, threads, names of disks.
 
     MachineState    what the machine keeps beside its daemon: journal, state files, process table, configuration.
-                    They outlive a daemon, and some a reset; whoever makes trouble damages them here
+                    They outlive a daemon, and some a reset; a nemesis damages them here
     managed_ports   the `SystemPorts` of one life of the daemon over all that
 
 What a simulated machine does not have refuses to be used: connections, lock files, mounts but the root.

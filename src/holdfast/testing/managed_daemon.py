@@ -3,7 +3,7 @@
     below:   `managed_ports`: threads that are tasks, disks, clocks, processes and files of this machine
     beside:  checkers, by a wrapped watchdog driver and by the news of lockspaces
 
-The daemon may be killed, stopped, or executed anew under running virtual machines: the next one goes on with the term and
+The daemon may be killed, stopped or reloaded under running virtual machines: the next one goes on with the term and
 adopts their locks, or the ladder stops them. The checkers follow a virtual machine, not the daemon: what it needs must
 stand all the time. A lockspace of it is a `ManagedSeat`, a disk a `ManagedDesk`.
 """

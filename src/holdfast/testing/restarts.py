@@ -15,7 +15,7 @@ OFTEN_S = (0.0, 0.0, 5.0, 15.0)
 
 
 class Restarts:
-    """One at a time, at random moments, until told to stop."""
+    """One at a time, at random moments, until `stopped`."""
 
     def __init__(self, cluster: Cluster, every_s: float, random: Random) -> None:
         self._cluster = cluster

@@ -68,7 +68,7 @@ def play(
         # From a generator of its own: who says how many has the same history otherwise.
         lease_hosts = Random(f"lease hosts {seed}").choice((FEW_HOSTS, many_hosts(scenario.geometry)))
     cluster = Cluster(world, replace(scenario, lease_hosts=lease_hosts))
-    chance = Random(f"restarts {seed}")
+    chance = Random(f"reloads and stops {seed}")
     every_s = chance.choice(OFTEN_S)
     if restarts_every_s is not None or scenario.kind is not Kind.MANAGED:
         every_s = restarts_every_s or 0.0

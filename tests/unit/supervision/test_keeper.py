@@ -174,7 +174,7 @@ def test_vms_of_an_incarnation_that_no_copy_remembers_are_not_stopped_before_sto
 
 
 class LeftMeanwhile(SimulatedDisk):
-    """Whoever waits for it is told to wait no longer: the lockspace is left."""
+    """A read from it is interrupted: the lockspace is being left."""
 
     async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
         raise Interrupted
