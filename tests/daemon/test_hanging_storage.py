@@ -406,7 +406,22 @@ def test_second_daemon_with_another_run_directory_and_the_same_state_is_refused(
     )
     assert second.spawn().wait(60) == 1
     second.says(f"another holdfastd (pid {first.pid}) uses {place}/first/state")
+    own = [first.run_dir / "holdfastd.pid", place / "first" / "state" / "holdfastd.lock"]
+    inodes = [f":{file.stat().st_ino} " for file in own]
+    ending = threading.Event()
+    gaps: list[str] = []
+
+    def watch() -> None:
+        while not ending.is_set():
+            locks = Path("/proc/locks").read_text()
+            gaps.extend(inode for inode in inodes if inode not in locks)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     first.reexec()
-    assert second.spawn().wait(60) == 1, "the lock of the state directory was lost in a reload"
+    ending.set()
+    watcher.join()
+    assert not gaps, "another daemon could have come in between"
+    assert second.spawn().wait(60) == 1
     first.kill()
     second.start()
