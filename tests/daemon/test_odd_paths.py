@@ -78,6 +78,8 @@ def test_locks_are_refused_until_the_path_of_the_journal_is_free_again(
     path = host.run_dir / "journal"
     path.symlink_to("/nowhere/at/all")
     host.start()
+    assert f"{path} is a symbolic link" in host.cli_json("status")["journal"]
+    assert host.cli("status").returncode == 1
     disk = make_disk(place)
     assert "is a symbolic link" in refusal(host, disk)
     assert path.is_symlink()
@@ -85,6 +87,7 @@ def test_locks_are_refused_until_the_path_of_the_journal_is_free_again(
     wait_until(lambda: refusal(host, disk) == "", "locks to be granted again")
     assert path.is_file()
     assert not path.is_symlink()
+    assert host.cli_json("status")["journal"] == "ok"
 
 
 def test_full_run_directory_does_not_keep_the_daemon_from_starting(make_host: MakeHost) -> None:

@@ -324,7 +324,10 @@ class Journal:
         try:
             return replay(self._file.read())
         except OSError as e:
-            return SavedState(damage=f"it can't be read: {e.strerror or e}")
+            self.failing = e.strerror or str(
+                e
+            )  # as `holdfast status` shows it, until a line could be written
+            return SavedState(damage=f"it can't be read: {self.failing}")
 
     def append(self, *lines: Line) -> None:
         """Record lines, all or none; raises OSError.

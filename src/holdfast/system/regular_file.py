@@ -14,6 +14,9 @@ import stat
 class NotAFile(OSError):
     """Something else has the path of a file; the text names the path, what is there, and what to do."""
 
+    def __str__(self) -> str:
+        return self.strerror or ""  # the number of the error tells nothing more
+
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
