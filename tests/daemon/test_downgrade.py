@@ -1,0 +1,67 @@
+"""Forth to an older release and back, with VMs running: neither takes the other's journal for one that frees them.
+
+The older release is the one before unknown owners, as it was (`tests/data`). It runs on Python 3.11 alone: on later versions
+it grants no lease at all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from tests.daemon.conftest import MakeHost
+from tests.support.daemon import Holdfastd, exists, make_disk, refusal
+
+RELEASED = Path(__file__).parents[1] / "data" / "released-b4c5068.tar.xz"
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source of the older release."""
+    directory = tmp_path_factory.mktemp("released")
+    with tarfile.open(RELEASED) as archive:
+        archive.extractall(directory, filter="data")
+    return directory / "src"
+
+
+def started(host: Holdfastd, *, by: Path | None) -> None:
+    """The next daemon: of the older release, or the present one; the lease is held again before it serves."""
+    host.kill(signal.SIGKILL)
+    host.start(environ={"PYTHONPATH": str(by)} if by is not None else None)
+
+
+def version_of(host: Holdfastd) -> str:
+    """Which source the running daemon has."""
+    with open(f"/proc/{host.pid}/environ", "rb") as f:
+        return next(
+            (v.decode().partition("=")[2] for v in f.read().split(b"\0") if v.startswith(b"PYTHONPATH=")), ""
+        )
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="the older release grants no lease on Python 3.12 and later"
+)
+def test_vm_keeps_its_disks_over_a_downgrade_and_back(
+    make_host: MakeHost, place: Path, released: Path
+) -> None:
+    alpha, beta = make_host("a", 1).start(), make_host("b", 2).start()
+    for host in (alpha, beta):
+        host.says("generation")
+    (place / "local").mkdir()
+    disks = [make_disk(place), make_disk(place / "local", "own.img")]
+    vm = alpha.vm(disks, name="web1")
+    for by in (released, released, None, None):
+        started(alpha, by=by)
+        assert version_of(alpha) == (str(by) if by is not None else os.environ.get("PYTHONPATH", ""))
+        for disk in disks:
+            assert [(name, held) for name, _, held in alpha.holders(disk)] == [("web1", True)]
+            assert refusal(alpha, disk)
+        assert refusal(beta, disks[0])
+        assert exists(vm)
+    assert alpha.cli_json("status")["locks_unknown"] == 0
+    assert "LOST" not in alpha.log_text()
+    alpha.end_vm(vm)
