@@ -31,6 +31,7 @@ from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lease_recovery import LeaseRecovery, Loss
 from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lock_search import LockSearch
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.recovery import Recovery
 from holdfast.manager.routing import Route, Routing, Rule
@@ -227,6 +228,7 @@ def build(
             leases=leases,
             collector=collector,
             found=FoundDescriptors(manager, storage=ports.storage),
+            search=LockSearch(manager, domains=ports.status),
         ),
     )
 

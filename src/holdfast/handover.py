@@ -2,7 +2,7 @@
 
 A new daemon finds, in any mix: a re-exec state, descriptors that systemd kept, a journal.  The order of adoption matters:
 
-    owners ─ their connections, on hold ─ locks ─ descriptors that belong to nothing ─ connections go on
+    owners ─ their connections, on hold ─ locks ─ descriptors that no line explains ─ connections go on
 
 A request that the last program had read but not answered is served only when every lock is back in the table.
 """
@@ -23,6 +23,7 @@ from holdfast.manager.found_descriptors import FoundDescriptors
 from holdfast.manager.journal import Journal, SavedState, replay
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lock_search import LockSearch
 from holdfast.manager.owners import Owner
 from holdfast.manager.recovery import Recovery
 from holdfast.model import Mode, OwnerName, Resource
@@ -51,6 +52,7 @@ class Handover:
         leases: LeaseHost,
         collector: LeaseCollector,
         found: FoundDescriptors,
+        search: LockSearch,
     ) -> None:
         self._manager = manager
         self._recovery = recovery
@@ -62,6 +64,7 @@ class Handover:
         self._leases = leases
         self._collector = collector
         self._found = found
+        self._search = search
 
     # --- taking over ---
 
@@ -83,7 +86,6 @@ class Handover:
         locks.update(self._adopt_stored(inherited.named, living))
         self._manager.table.reserve([*locks, *state.locks, *state.ended])
         await self._recovery.locks(state, living, locks, self._start_leases)
-        self._virtlockd.serve_adopted()
         for lock_id, fd in locks.items():
             if lock_id in state.locks:
                 continue
@@ -92,6 +94,9 @@ class Handover:
                 self._drop(lock_id, fd)
             elif not await self._found.hold(lock_id, fd, self._manager.doubt):
                 self._drop(lock_id, fd)
+        if self._manager.doubt:
+            await self._search.search(self._manager.doubt)
+        self._virtlockd.serve_adopted()
         for owner in living.values():
             if not owner.alive():
                 never_seen = owner.process is None and not owner.until_closed

@@ -112,6 +112,8 @@ class Holder:
     remark: str = ""
     start_ticks: int = 0
     """Start time of the process, for the host that it runs on (`ProcessId`); 0 if not known."""
+    disk: str = ""
+    """What it calls the disk, for its own host; empty if not known."""
 
     def __str__(self) -> str:
         if self.name:

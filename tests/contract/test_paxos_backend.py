@@ -504,7 +504,7 @@ def test_lease_that_a_killed_daemon_left_is_no_free_lease_to_the_next_one(tmp_pa
             assert met == LeftBehind(s.lease_file.name)
         left = await next_daemon.upkeep.take_up(s.lease_file.name)
         assert left is not None
-        assert (left.mode, left.resource, left.process) == (mode, s.world().resource, (NOTE.pid, 0))
+        assert (left.mode, left.resource, left.noted.process) == (mode, s.world().resource, (NOTE.pid, 0))
         assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
         await left.held.release()
         assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
@@ -521,8 +521,8 @@ def test_note_of_a_lease_names_the_owners_process_exactly(tmp_path: Path) -> Non
         assert_held(await candidate.take(Mode.EXCLUSIVE, note)).forget()
         left = await twin(s.alpha).backend(s.directory).upkeep.take_up(s.lease_file.name)
         assert left is not None
-        assert (left.process, left.owner.name) == ((NOTE.pid, 4_242_424), NOTE.owner.name)
-        assert left.disk == s.world().resource.name
+        assert (left.noted.process, left.noted.owner.name) == ((NOTE.pid, 4_242_424), NOTE.owner.name)
+        assert left.noted.disk == s.world().resource.name
 
     play(scene)
 

@@ -63,3 +63,11 @@ def test_records_between_foreign_and_blank_slots_are_found() -> None:
     one = rec.encode(OwnerName("one"), host="a", pid=1, mode=Mode.SHARED, since_wall_s=1.0)
     raw = rec.BLANK + one + b"x" * rec.SLOT_BYTES + bytes(rec.SLOT_BYTES) + one[:40]
     assert [h.name for h in rec.decode(raw)] == ["one"]
+
+
+def test_disk_is_left_out_where_there_is_no_room_and_the_rest_stays() -> None:
+    owner = OwnerName("web1", "u")
+    for disk, kept in (("/srv/a.img", "/srv/a.img"), ("/" + "d" * 600, ""), ("/srv/\udcff.img", "")):
+        raw = rec.encode(owner, host="a", pid=1, start_ticks=5, mode=Mode.SHARED, since_wall_s=1.0, disk=disk)
+        (holder,) = rec.decode(raw)
+        assert (holder.name, holder.start_ticks, holder.disk) == ("web1", 5, kept)

@@ -161,15 +161,34 @@ class Backend(Protocol):
 NOBODY = OwnerName("")
 
 
+class NotedOwner(NamedTuple):
+    """What stands beside a lock about its owner; unknown facts are None and empty."""
+
+    process: ProcessId | None = None
+    """Of this host; start_ticks 0 where only the pid is noted."""
+    owner: OwnerName = NOBODY
+    disk: str = ""
+    """What the owner calls its disk."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognized:
     """What a backend can say of one of its lock files by the file alone; unknown facts are None and empty."""
 
     resource: Resource
     create: bool
-    process: ProcessId | None = None
-    owner: OwnerName = NOBODY
-    disk: str = ""
+    noted: NotedOwner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftFile:
+    """A lock file that names an owner of this host, whoever holds it now."""
+
+    path: str
+    key: FileKey
+    resource: Resource
+    mode: Mode
+    noted: NotedOwner
 
 
 @runtime_checkable
@@ -179,13 +198,15 @@ class KeepsDescriptors(Protocol):
     def recognize(self, fd: int, path: str) -> Recognized | None:
         """What an open lock file of this backend is for; None if it is none of them. May block on its file system."""
 
+    async def left_files(self) -> list[LeftFile]:
+        """The lock files with a record of this host; none where disks themselves are locked, or storage doesn't tell."""
+
 
 @runtime_checkable
 class NotesOwner(Protocol):
     """A held lock whose owner stands beside it, in a lease's note or in an owner record."""
 
-    async def noted_owner(self) -> tuple[ProcessId | None, OwnerName]:
-        """The process and owner that it names; None and empty if nothing can be read."""
+    async def noted_owner(self) -> NotedOwner: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

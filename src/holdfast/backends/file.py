@@ -28,7 +28,9 @@ from holdfast.backends.base import (
     Capabilities,
     Creation,
     HeldElsewhere,
+    LeftFile,
     Moved,
+    NotedOwner,
     OwnerNote,
     Recognized,
     SavedLock,
@@ -49,12 +51,13 @@ PROTECTIONS_MAX = 10_000
 class HeldFile:
     """One locked descriptor."""
 
-    __slots__ = ("_backend", "_fd", "_lane", "_mode", "_recorded", "create", "path")
+    __slots__ = ("_backend", "_disk", "_fd", "_lane", "_mode", "_recorded", "create", "path")
 
     def __init__(
-        self, backend: FileBackend, fd: int, path: str, lane: str, mode: Mode, *, create: bool
+        self, backend: FileBackend, fd: int, path: str, lane: str, mode: Mode, *, create: bool, disk: str = ""
     ) -> None:
         self._backend = backend
+        self._disk = disk
         self._lane = lane
         self._fd = fd
         self._mode = mode
@@ -67,16 +70,18 @@ class HeldFile:
 
     def record(self, note: OwnerNote) -> None:
         """Leave the owner's name in the lock file; storage thread.  Naming is best effort, locking is not."""
-        self._recorded = self._backend.write_record(self._fd, self._mode, note, first=not self._recorded)
+        self._recorded = self._backend.write_record(
+            self._fd, self._mode, note, self._disk, first=not self._recorded
+        )
 
     def note_recorded(self) -> None:
         """After a restart: whether the record in the file is ours to blank."""
         self._recorded = bool(self._backend.read_records(self._fd))
 
-    async def noted_owner(self) -> tuple[ProcessId | None, OwnerName]:
+    async def noted_owner(self) -> NotedOwner:
         """See `NotesOwner`: only a lock file has a record."""
         if not self.create:
-            return None, OwnerName("")
+            return NotedOwner()
         backend = self._backend
         return await backend.storage.run(self._lane, self.path, lambda: backend.recorded_owner(self._fd))
 
@@ -136,12 +141,19 @@ class HeldFile:
 class OpenFile:
     """An opened, not yet locked, lock file."""
 
-    __slots__ = ("_backend", "_creation", "_fd", "_lane", "_path", "keys")
+    __slots__ = ("_backend", "_creation", "_disk", "_fd", "_lane", "_path", "keys")
 
     def __init__(
-        self, backend: FileBackend, opened: OpenedFile, path: str, lane: str, creation: Creation
+        self,
+        backend: FileBackend,
+        opened: OpenedFile,
+        path: str,
+        lane: str,
+        creation: Creation,
+        disk: str = "",
     ) -> None:
         self._backend = backend
+        self._disk = disk
         self._lane = lane
         self._fd = opened.fd
         self._path = path
@@ -159,7 +171,7 @@ class OpenFile:
         """Storage thread."""
         creation = self._creation
         own_file = creation is not Creation.NONE
-        taken = self._backend.lock_file(self._fd, self._path, self._lane, mode, creation)
+        taken = self._backend.lock_file(self._fd, self._path, self._lane, mode, creation, self._disk)
         if own_file and isinstance(taken, HeldFile):
             taken.record(note)
         return taken
@@ -223,7 +235,7 @@ class FileBackend:
         if isinstance(opened, IoFailed):
             return opened
         self._warnings.met(disk, opened.canonical)
-        return OpenFile(self, opened, path, lane, create)
+        return OpenFile(self, opened, path, lane, create, "" if resource.lockspace else resource.name)
 
     def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], HeldFile] | None:
         """Locks the disk itself; whatever has a file made or written to goes the long way."""
@@ -287,7 +299,8 @@ class FileBackend:
 
         def work() -> HeldFile | HeldElsewhere | Moved | IoFailed:
             creation = Creation.TEMPORARY if saved.create else Creation.NONE
-            taken = self.lock_file(kept, path, lane, saved.mode, creation)
+            disk = "" if saved.resource.lockspace else saved.resource.name
+            taken = self.lock_file(kept, path, lane, saved.mode, creation, disk)
             if isinstance(taken, HeldFile) and (saved.create or saved.resource.lockspace):
                 taken.note_recorded()
             return taken
@@ -295,14 +308,14 @@ class FileBackend:
         return await self.storage.run(lane, path, work, undo=_let_go_late)
 
     def lock_file(
-        self, fd: int, path: str, lane: str, mode: Mode, creation: Creation
+        self, fd: int, path: str, lane: str, mode: Mode, creation: Creation, disk: str
     ) -> HeldFile | HeldElsewhere | Moved | IoFailed:
         """Lock an open file, or close it; storage thread."""
         files = self.files
         refused = files.lock(fd, mode, path)
         if refused is None:
             if creation is Creation.NONE or files.same_file(fd, path):
-                return HeldFile(self, fd, path, lane, mode, create=creation is Creation.TEMPORARY)
+                return HeldFile(self, fd, path, lane, mode, create=creation is Creation.TEMPORARY, disk=disk)
             files.close(fd)
             return Moved()
         answer: HeldElsewhere | IoFailed
@@ -375,20 +388,48 @@ class FileBackend:
         """See `KeepsDescriptors`. A lock file has a record of its owner; a disk's content is its guest's."""
         directory, _, name = path.rpartition("/")
         if not self.directory:
-            return Recognized(resource=Resource("", path), create=False, disk=path) if path else None
+            noted = NotedOwner(disk=path)
+            return Recognized(resource=Resource("", path), create=False, noted=noted) if path else None
         if directory != self.directory:
             return None
-        process, owner = self.recorded_owner(fd)
-        return Recognized(resource=Resource(directory, name), create=True, process=process, owner=owner)
+        return Recognized(resource=Resource(directory, name), create=True, noted=self.recorded_owner(fd))
 
-    def recorded_owner(self, fd: int) -> tuple[ProcessId | None, OwnerName]:
+    async def left_files(self) -> list[LeftFile]:
+        """See `KeepsDescriptors`: the lock directory is listed, and each small file in it read."""
+        if not self.directory:
+            return []
+        lane = self.storage.lane(self.directory) or self.storage.lane_of_link(self.directory)
+        return await self.storage.run(lane, self.directory, self._left_files, patient=True)
+
+    def _left_files(self) -> list[LeftFile]:
+        """Storage thread."""
+        found = []
+        for name in self.files.names(self.directory):
+            path = f"{self.directory}/{name}"
+            opened = self.files.open(path, create=False, follow=False)
+            if isinstance(opened, IoFailed):
+                continue
+            ours = [h for h in self.read_records(opened.fd) if h.host == self._host and h.pid]
+            self.files.close(opened.fd)
+            if len(ours) == 1:
+                (holder,) = ours
+                found.append(
+                    LeftFile(
+                        path=path,
+                        key=opened.key,
+                        resource=Resource(self.directory, name),
+                        mode=holder.mode or Mode.EXCLUSIVE,
+                        noted=_noted(holder),
+                    )
+                )
+        return found
+
+    def recorded_owner(self, fd: int) -> NotedOwner:
         """The one owner of this host that a lock file names; storage thread."""
         ours = [h for h in self.read_records(fd) if h.host == self._host]
-        if len(ours) != 1 or not ours[0].pid:
-            return None, OwnerName("")
-        return ProcessId(ours[0].pid, ours[0].start_ticks), OwnerName(ours[0].name, ours[0].uuid)
+        return _noted(ours[0]) if len(ours) == 1 else NotedOwner()
 
-    def write_record(self, fd: int, mode: Mode, note: OwnerNote, *, first: bool) -> bool:
+    def write_record(self, fd: int, mode: Mode, note: OwnerNote, disk: str, *, first: bool) -> bool:
         files = self.files
         try:
             if first:
@@ -406,6 +447,7 @@ class FileBackend:
                 start_ticks=note.start_ticks,
                 mode=mode,
                 since_wall_s=self._clock.wall(),
+                disk=disk,
             )
             offset = owner_record.slot_of(self._host, mode) * owner_record.SLOT_BYTES
             files.write(fd, raw, offset, truncate=mode is Mode.EXCLUSIVE)
@@ -431,6 +473,11 @@ class FileBackend:
             self.files.write(fd, owner_record.BLANK, offset, truncate=False)
         except OSError as e:
             log.warning("owner record not removed: %s", e)
+
+
+def _noted(holder: Holder) -> NotedOwner:
+    process = ProcessId(holder.pid, holder.start_ticks) if holder.pid else None
+    return NotedOwner(process, OwnerName(holder.name, holder.uuid), holder.disk)
 
 
 def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> FileBackend:

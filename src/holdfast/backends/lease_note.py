@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from holdfast.backends.base import OwnerNote
+from holdfast.backends.base import NotedOwner, OwnerNote
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, printable
 from holdfast.ondisk.host_block import NOTE_BYTES_MAX
 
@@ -78,10 +78,11 @@ def disk_of(raw: bytes) -> str:
     return disk if disk.isprintable() else ""
 
 
-def process_of(raw: bytes) -> tuple[ProcessId | None, OwnerName]:
-    """The process and the owner that a note names, for the host that wrote it; None without a note that can be read."""
+def noted(raw: bytes) -> NotedOwner:
+    """What a note says of its owner, for the host that wrote it; nothing without a note that can be read."""
     note = _told(raw)
-    return ProcessId(note.pid, note.start) if note.pid > 0 else None, OwnerName(note.name, note.uuid)
+    process = ProcessId(note.pid, note.start) if note.pid > 0 else None
+    return NotedOwner(process, OwnerName(note.name, note.uuid), disk_of(raw))
 
 
 def _told(raw: bytes) -> _Note:

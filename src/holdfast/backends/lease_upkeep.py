@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.backends import lease_note
-from holdfast.backends.base import Held, HeldElsewhere
+from holdfast.backends.base import Held, HeldElsewhere, NotedOwner
 from holdfast.backends.lease_breaking import UNPROVEN, Claimant, clear_holds
 from holdfast.backends.lease_holding import Holding
 from holdfast.backends.lease_places import Found, StorageFailed, Unusable
 from holdfast.backends.lease_refusals import TAKEN_OUT
 from holdfast.errors import LeaseUnusable, ResourceBusy, storage_failed
-from holdfast.model import Mode, OwnerName, ProcessId, Resource
+from holdfast.model import Mode, Resource
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol import words
 from holdfast.protocol.membership import Membership
@@ -50,9 +50,7 @@ class LeftLease:
     held: Held
     resource: Resource
     mode: Mode
-    process: ProcessId | None
-    owner: OwnerName
-    disk: str
+    noted: NotedOwner
 
 
 class LeaseUpkeep:
@@ -265,8 +263,8 @@ class LeaseUpkeep:
             await self.free_left_behind(name)
             return None
         note = await self._note(found, member, member.host_id)
-        disk = lease_note.disk_of(note)
-        resource = Resource("", disk or self._backend.names.path_of(name))
+        noted = lease_note.noted(note)
+        resource = Resource("", noted.disk or self._backend.names.path_of(name))
         holding = self._backend.holding(found, member)
         self._backend.unsettled(holding, found)
         resumed = await holding.resume(mode)
@@ -276,8 +274,7 @@ class LeaseUpkeep:
             raise storage_failed(IoFailed("Unable to resume lease", found.place, failed))
         holding.area = replace(holding.area, note=note)
         held = self._backend.handed_out(found, holding, resource)
-        process, owner = lease_note.process_of(note)
-        return LeftLease(held, resource, mode, process, owner, disk)
+        return LeftLease(held, resource, mode, noted)
 
     async def _held_mode(self, found: Found, member: Membership) -> Mode | None:
         mode = await self._backend.holding(found, member).held_mode()

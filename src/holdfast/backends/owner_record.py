@@ -35,6 +35,8 @@ class _Record(msgspec.Struct, frozen=True):
     """Start time of the process in clock ticks since boot (`ProcessId`); older daemons don't write it."""
     name: str = ""
     uuid: str = ""
+    disk: str = ""
+    """Which disk the lock is for, as the file's name is a hash; left out where there is no room."""
 
 
 _decoder = msgspec.json.Decoder(_Record)
@@ -45,15 +47,28 @@ def slot_of(host: str, mode: Mode) -> int:
 
 
 def encode(
-    owner: OwnerName, *, host: str, pid: int, start_ticks: int = 0, mode: Mode, since_wall_s: float
+    owner: OwnerName,
+    *,
+    host: str,
+    pid: int,
+    start_ticks: int = 0,
+    mode: Mode,
+    since_wall_s: float,
+    disk: str = "",
 ) -> bytes:
-    """One slot: a JSON line, blank-padded.  A name too long for the slot is cut, never the rest."""
+    """One slot: a JSON line, blank-padded.  The disk is left out where there is no room for it, or where its path is no
+    text; then a name too long for the slot is cut, never the rest.
+    """
     name = owner.name
+    disk = disk if disk.isprintable() else ""
     while True:
-        record = _Record(1, host, pid, mode.word, round(since_wall_s, 3), start_ticks, name, owner.uuid)
+        record = _Record(1, host, pid, mode.word, round(since_wall_s, 3), start_ticks, name, owner.uuid, disk)
         raw = msgspec.json.encode(record)
         if len(raw) < SLOT_BYTES:
             return raw.ljust(SLOT_BYTES - 1) + b"\n"
+        if disk:
+            disk = ""
+            continue
         if not name:
             return b"\n".rjust(SLOT_BYTES)
         name = name[: max(0, len(name) - max(1, (len(raw) - SLOT_BYTES) // 4))]
@@ -84,6 +99,7 @@ def decode(raw: bytes) -> list[Holder]:
                 since_wall_s=r.since,
                 source="record",
                 start_ticks=r.start,
+                disk=r.disk,
             )
         )
     return found

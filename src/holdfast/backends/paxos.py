@@ -34,6 +34,7 @@ from holdfast.backends.base import (
     HeldElsewhere,
     LeftBehind,
     Moved,
+    NotedOwner,
     OwnerNote,
     SavedLock,
 )
@@ -44,7 +45,7 @@ from holdfast.backends.lease_refusals import TAKEN_OUT, Refusals
 from holdfast.backends.lease_upkeep import LeaseUpkeep
 from holdfast.backends.lock_names import NameBy
 from holdfast.errors import LeaseUnusable, LockspaceAbsent
-from holdfast.model import LockFailureAction, Mode, OwnerName, ProcessId, Protection, Resource
+from holdfast.model import LockFailureAction, Mode, Protection, Resource
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol import words
 from holdfast.protocol.ballot import Promise
@@ -90,9 +91,9 @@ class HeldLease:
         refused = await holding.convert(mode)
         return None if refused is None else await self._backend.refusal(self._found, holding, refused)
 
-    async def noted_owner(self) -> tuple[ProcessId | None, OwnerName]:
+    async def noted_owner(self) -> NotedOwner:
         """See `NotesOwner`."""
-        return lease_note.process_of(await self._backend.upkeep.own_note(self._found, self._holding.member))
+        return lease_note.noted(await self._backend.upkeep.own_note(self._found, self._holding.member))
 
     async def release(self) -> None:
         holding = self._holding

@@ -62,11 +62,11 @@ class FoundDescriptors:
             resource=known.resource,
             mode=found.mode,
             keys=(found.key,),
-            name=known.owner,
+            name=known.noted.owner,
             evidence=Evidence(
                 why=f"{doubt or 'the journal has no line about it'}; kept descriptor {lock_id}",
-                process=known.process,
-                disk=known.disk,
+                process=known.noted.process,
+                disk=known.noted.disk,
             ),
             lock_id=lock_id,
         )

@@ -146,7 +146,7 @@ class LeaseCollector:
         if left is None:
             return
         keys: tuple[FileKey, ...] = (key,)
-        if left.disk:
+        if left.noted.disk:
             lease, identity = await backend.names.of(left.resource)
             if lease == name and identity.key is not None:
                 keys += (identity.key,)
@@ -157,8 +157,8 @@ class LeaseCollector:
             resource=left.resource,
             mode=left.mode,
             keys=keys,
-            name=left.owner,
-            evidence=Evidence(why=f"{why}; lease {name}", process=left.process, disk=left.disk),
+            name=left.noted.owner,
+            evidence=Evidence(why=f"{why}; lease {name}", process=left.noted.process, disk=left.noted.disk),
         )
 
     async def _one(

@@ -187,7 +187,7 @@ class UnknownLocks:
         notes: object = held
         if not isinstance(notes, NotesOwner) or not self._unknown_claimants(lock):
             return
-        process, name = await notes.noted_owner()
+        process, name, disk = await notes.noted_owner()
         if process is None or lock.held is not held:
             return
         for owner in self._unknown_claimants(lock):
@@ -197,7 +197,7 @@ class UnknownLocks:
                 log.warning("%s is held for %s, as its note says", lock.path, known)
                 self._forget_if_idle(owner)
             elif owner.unknown is not None and owner.unknown.process is None:
-                owner.unknown = replace(owner.unknown, process=process)
+                owner.unknown = replace(owner.unknown, process=process, disk=owner.unknown.disk or disk)
 
     def _unknown_claimants(self, lock: HostLock) -> list[Owner]:
         owners = [owner for i in lock.claims if (owner := self._owners.get(i)) is not None]

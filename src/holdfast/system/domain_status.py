@@ -48,6 +48,9 @@ class DomainStatus(Protocol):
     def look(self, name: str, uuid: str, pid: int) -> Domain | None:
         """The running domain of that name, if it is that very one."""
 
+    def running(self) -> list[Domain]:
+        """Every domain that has a status file."""
+
 
 class LibvirtStatusFiles:
     """The status files of one libvirt daemon."""
@@ -62,6 +65,14 @@ class LibvirtStatusFiles:
         if domain is None or domain.pid != pid or (uuid and domain.uuid != uuid):
             return None
         return domain
+
+    def running(self) -> list[Domain]:
+        try:
+            names = sorted(os.listdir(self._directory))
+        except OSError:
+            return []
+        paths = (os.path.join(self._directory, name) for name in names if name.endswith(".xml"))
+        return [domain for path in paths if (domain := read_domain(path)) is not None]
 
 
 def status_directory(environ: Mapping[str, str], uid: int) -> str:

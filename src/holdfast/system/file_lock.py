@@ -90,6 +90,9 @@ class LockFiles(Protocol):
     def remove(self, path: str) -> IoFailed | None:
         """Unlink; a file that is not there is fine."""
 
+    def names(self, directory: str) -> list[str]:
+        """What is in a directory; nothing if it can't be read."""
+
     def close(self, fd: int) -> None: ...
 
 
@@ -168,6 +171,12 @@ class SystemLockFiles:
         except OSError as e:
             return IoFailed("Unable to delete lockspace resource", path, e.errno or errno.EIO)
         return None
+
+    def names(self, directory: str) -> list[str]:
+        try:
+            return sorted(os.listdir(directory))
+        except OSError:
+            return []
 
     def close(self, fd: int) -> None:
         os.close(fd)

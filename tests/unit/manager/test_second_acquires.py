@@ -29,6 +29,9 @@ class Status:
     def look(self, name: str, uuid: str, pid: int) -> Domain | None:
         return self.now
 
+    def running(self) -> list[Domain]:
+        return [self.now] if self.now is not None else []
+
 
 class Scene:
     """A VM that holds `DISK` and has just acquired it again."""
