@@ -262,8 +262,8 @@ class Daemon:
             tasks.start(self._stop_when_safe())
 
     async def _stop_when_safe(self) -> None:
-        """A process with a thread that hangs in storage can't end: the next one would be started late, and meanwhile
-        nobody would renew the lockspaces on healthy storage. So the stop waits as long as that would cost a VM its locks.
+        """A process with a thread that hangs in storage can't end. Its successor would start late, and meanwhile the
+        lockspaces on healthy storage would not be renewed. So the stop waits as long as that would cost a VM its locks.
         """
         asked = time.monotonic()
         while (waited_s := time.monotonic() - asked) < lifecycle.IN_FLIGHT_WAIT_S and GATE.inside(

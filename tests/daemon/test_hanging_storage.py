@@ -357,7 +357,7 @@ def test_next_daemon_goes_on_with_healthy_storage_at_once_and_with_the_hanging_o
     )
     assert s.alpha.holders(s.disks["sound"]) == [("sound", s.vms["sound"], True)]
     assert "sound" in refusal(s.beta, s.disks["sound"])
-    # The file's lock is the dead one's: nobody else can have it, so nothing is done to its VM.
+    # The dead daemon has the file's lock, so no other process can, and nothing is done to its VM.
     assert s.alpha.holders(s.disks["local"]) == [("local", s.vms["local"], False)]
     assert f"an earlier daemon (pid {old}) was killed, is stuck in storage that hangs" in s.alpha.log_text()
     s.storage.healthy()

@@ -146,7 +146,7 @@ class LockspaceKeeper:
         self._lost_at: float | None = None
         self._on_first_try: list[Callable[[], None]] = []
         self._life = 0
-        """Counts renewal threads, and waits to start one: what one that is over still has to tell concerns nobody."""
+        """Counts renewal threads, and waits to start one: news of one that is over is ignored."""
         self._thread_runs = False
         """Of the last life, whether it is over or not: it may be about to renew its term."""
 
@@ -352,7 +352,7 @@ class LockspaceKeeper:
             if number != self._life or self.state is not KeeperState.ABSENT:
                 return
             if may_resume and self._clock.now() > until and self._in_use():
-                self._lost(f"its last term could not be gone on with in time: {why}")
+                self._lost(f"its last term could not be resumed in time: {why}")
                 self._first_try_done()
                 return
         self._join(may_resume=may_resume)

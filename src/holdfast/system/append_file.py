@@ -30,7 +30,7 @@ class AppendFile(Protocol):
 
 class SystemAppendFile:
     """A file at a path, mode 0600. As long as something else than a file has the path, every call fails and says so;
-    nothing is put in its place: whoever put it there may have the file elsewhere.
+    nothing is put in its place: an admin may have moved the file elsewhere.
     """
 
     def __init__(self, path: str) -> None:

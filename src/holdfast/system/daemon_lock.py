@@ -45,7 +45,7 @@ _LOOK_S = 0.01
 
 
 class InUse(Exception):
-    """Another daemon has the directory. `pid` is 0 if it can't be told."""
+    """Another daemon has the directory. `pid` is 0 if it is not known."""
 
     def __init__(self, pid: int, reason: str = "") -> None:
         super().__init__(reason)

@@ -168,7 +168,7 @@ class ProcTasks:
         return found
 
     def has_socket_at(self, pid: int, path: str) -> bool:
-        """Whether this process has a socket open that is bound to a path. Asks nobody at the path."""
+        """Whether this process has a socket open that is bound to a path. Does not connect to it."""
         links = set()
         for tid in self._tids(pid) or []:
             directory = f"{self._root}/{pid}/task/{tid}/fd"
@@ -242,7 +242,7 @@ class Predecessors:
         return None
 
     def listens_at(self, path: str) -> bool:
-        """Whether the socket at a path, at which nobody answers, is one of theirs."""
+        """Whether the socket at a path that does not answer is one of theirs."""
         return any(self._tasks.has_socket_at(pid, path) for pid in self._dead)
 
     def holds(self, files: Iterable[tuple[int, int]], path: str) -> int | None:

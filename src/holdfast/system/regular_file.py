@@ -1,7 +1,7 @@
 """Opens a file whose path this program names itself: a regular file, or a reason at once.
 
 A FIFO in its place would hang the start for ever, a device might do something by being opened, and a symbolic link leads
-to a file that nobody named.
+to a file that the program did not name.
 """
 
 from __future__ import annotations

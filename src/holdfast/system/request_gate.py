@@ -8,8 +8,9 @@ and leaves it after:
     event loop                        close ─ inside? ─ nothing: execve
                                                       └ "leases of A", for 12 s: open, the reload is refused
 
-A worker writes down that it is inside, and reads then whether the gate is closed; who closes it does so first and reads
-then who is inside. Whatever the order, one of the two sees the other. Neither takes a lock: a lease takes a dozen requests.
+A worker writes down that it is inside, then reads whether the gate is closed. The event loop closes the gate, then reads
+which workers are inside. Whatever the order, one of the two sees the other. Neither takes a
+lock: a lease takes a dozen requests.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 OPEN_WAIT_S = 5.0
-"""How long a worker waits for the gate to open before it checks again by itself; nobody keeps it closed that long."""
+"""How long a worker waits for the gate to open before it checks again by itself; a re-exec keeps it closed for less."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What the kernel calls a worker: the next daemon reads there in which storage a thread of a dead one still is.
 
-A name has room for 15 bytes, so it is a digest of the lane's name: whoever knows a lane finds its threads, and no two
+A name has room for 15 bytes, so it is a digest of the lane's name: a daemon that knows a lane finds its threads, and no two
 lanes are taken for one another.
 """
 

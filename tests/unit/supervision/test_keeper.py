@@ -38,7 +38,7 @@ class Threads:
 
 
 class PassingClock:
-    """Whoever sleeps has the time pass at once."""
+    """A sleep makes the time pass at once."""
 
     def __init__(self) -> None:
         self.slept_s = 0.0
@@ -212,11 +212,11 @@ def test_nothing_is_begun_while_a_request_of_an_earlier_daemon_may_land(tmp_path
 
 
 def test_owners_are_not_left_for_long_on_a_term_that_can_not_be_gone_on_with_yet(tmp_path: Path) -> None:
-    """Nobody renews it meanwhile, and how old it is can't be read."""
+    """It is not renewed meanwhile, and its age can't be read."""
     rig = Rig(tmp_path, why_not=Predecessor(1000), in_use=True)
     rig.wait()
     assert rig.keeper.state is KeeperState.LOST
-    assert rig.lost == ["its last term could not be gone on with in time: a request is inside"]
+    assert rig.lost == ["its last term could not be resumed in time: a request is inside"]
     assert rig.clock.slept_s <= max(RESUME_WAIT_S, 2 * TIMING.io_timeout_s) + 2
     assert not rig.threads.ends
 
@@ -233,7 +233,7 @@ def test_a_lockspace_lost_over_a_request_of_an_earlier_daemon_is_joined_again_on
     assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
 
 
-def test_who_leaves_and_joins_while_a_request_may_land_begins_once(tmp_path: Path) -> None:
+def test_keeper_that_leaves_and_joins_while_a_request_may_land_begins_once(tmp_path: Path) -> None:
     rig = Rig(tmp_path, why_not=Predecessor(3))
     rig.keeper.leave()
     assert rig.keeper.state is KeeperState.LEFT

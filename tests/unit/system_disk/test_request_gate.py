@@ -1,4 +1,4 @@
-"""The gate in front of all storage: who is inside, and what a closed one does to requests that wait."""
+"""The gate in front of all storage: which requests are inside, and what a closed one does to requests that wait."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def test_directory_of_a_dead_daemon_is_had_under_the_next_number(tmp_path: Path)
 
 
 def test_daemon_behind_a_dead_one_keeps_the_directory_when_that_has_ended(tmp_path: Path) -> None:
-    """The first number is free again then; whoever came and took only that would be a second daemon."""
+    """The first number is free again then; a starter that took only that would be a second daemon."""
     path = tmp_path / "holdfastd.pid"
     dead = holder(path)
     claimed = daemon_lock.claim(str(path), playing_dead(dead))
