@@ -24,11 +24,13 @@ class Tier:
     name: str
     budget_s: int
     """About one and a half times what it takes on two idle cores, beside the other lane."""
+    processes: int = 1
+    """How many run its tests at once: of those that mostly wait, for leases that expire and for daemons that start."""
 
 
 LANES = (
     (Tier("unit", 120), Tier("sim", 360), Tier("contract", 90), Tier("systemd", 180), Tier("e2e", 600)),
-    (Tier("interop", 600), Tier("daemon", 600)),
+    (Tier("interop", 600), Tier("daemon", 600, processes=4)),
 )
 
 
@@ -58,7 +60,7 @@ class Lane:
             self._show(f"=== {tier.name} (budget {tier.budget_s} s)\n".encode())
             began = time.monotonic()
             process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", f"tests/{tier.name}"],
+                [sys.executable, "-m", "pytest", *_spread(tier), f"tests/{tier.name}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -83,6 +85,10 @@ class Lane:
             sys.stdout.buffer.flush()
         else:
             self.output += piece
+
+
+def _spread(tier: Tier) -> list[str]:
+    return ["-n", str(tier.processes)] if tier.processes > 1 else []
 
 
 def lanes_of(names: list[str]) -> tuple[list[Tier], list[Tier]]:

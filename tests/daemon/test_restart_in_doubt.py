@@ -269,6 +269,21 @@ def test_lost_state_file_kills_no_vm(make_host: MakeHost, place: Path, state: st
     wait_until(lambda: not refusal(beta, disk), "the lease to be free when its VM has ended")
 
 
+def test_lockspace_that_was_left_in_peace_is_joined_although_the_journal_is_lost(
+    make_host: MakeHost, place: Path
+) -> None:
+    """The record says that the last daemon gave its host id back, which it does only when nobody uses the lockspace."""
+    alpha = make_host("a", 1).start()
+    alpha.says("joined as")
+    alpha.kill(signal.SIGTERM)
+    (alpha.run_dir / "journal").unlink()
+    alpha.start()
+    wait_until(lambda: alpha.count("joined as") == 2, "the lockspace to be joined again")
+    assert "LOST" not in alpha.log_text()
+    wait_until(lambda: alpha.cli("status").returncode == 0, "nothing to be in doubt")
+    assert not refusal(alpha, make_disk(place))
+
+
 def test_no_lock_is_granted_on_an_incarnation_that_cannot_be_written_down(
     make_host: MakeHost, place: Path
 ) -> None:
