@@ -184,7 +184,8 @@ async def _watch_owner(
         # Strictly beyond the bound, by a look that began after it.
         if left_s < 0:
             return MayTake(waited)
-        if not wait:
+        # What ends the wait for another term is looks, and those of a term of ours that is lost have ended.
+        if not wait or (record.generation != term and not member.may_write()):
             return HostUnknown(leader, record.host_name.text, left_s)
         on_wait(Waiting(f"owner {record.host_name} (host_id {owner}) is not known to be dead", left_s))
         await clock.sleep(_POLL_S)

@@ -14,6 +14,7 @@ from holdfast.ondisk.host_block import FLAG_RELEASED, Dblock, HostBlock, ModeBlo
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol import paxos_lease, paxos_release
 from holdfast.protocol.ballot import LVER_MAX, MBAL_MAX, Promise, next_mbal, next_promise
+from holdfast.protocol.expiry import Corrupted
 from holdfast.protocol.holders import gave_up
 from holdfast.protocol.lease_area import LeaseAlreadyThere, LeaseArea, init
 from holdfast.protocol.owner_test import Busy, HostUnknown
@@ -379,6 +380,22 @@ def test_lease_of_a_host_that_rejoined_at_once_is_taken_only_after_the_dead_boun
         cluster.world.run(until=cluster.world.now + 0.5)
     held(outcome)
     assert cluster.world.now - begun > TIMING.dead_s
+
+
+def test_who_waits_for_an_older_term_gives_up_when_its_own_lockspace_is_lost() -> None:
+    """The looks that would prove that term over have ended with our own term: the wait would never end."""
+    cluster = Cluster(5)
+    one, two = cluster.join(1, 2)
+    held(exclusive(one))
+    one.daemon_restarts_as_sanlocks()
+    cluster.world.run(until=cluster.world.now + 3 * TIMING.renewal_s)
+    waiting = two.host.spawn(
+        paxos_lease.acquire_exclusive(two.lease_area, two.member, two.host.clock, two.host.chance, wait=True)
+    )
+    two.expiry.step(two.host.clock.now(), Corrupted("lost"))
+    cluster.world.run(until=cluster.world.now + 3)
+    assert waiting.done
+    assert isinstance(waiting.result, HostUnknown)
 
 
 def test_a_higher_generation_of_our_own_id_is_a_stranger() -> None:
