@@ -35,10 +35,17 @@ def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
     """The configuration with its backends tried out, and everything wrong with it."""
     config, problems = configuration.check(file, environ=os.environ, uid=os.geteuid())
     if config is not None:
-        mounts = MountTable()
-        try:
-            build_routing(config, ports_for_a_look(config, mounts))
-        except ConfigError as e:
-            problems.append(e)
-        mounts.close()
+        problems.extend(problems_of(config))
     return config, problems
+
+
+def problems_of(config: Config) -> list[ConfigError]:
+    """Why its backends can't be made: the first reason, or none."""
+    mounts = MountTable()
+    try:
+        build_routing(config, ports_for_a_look(config, mounts))
+    except ConfigError as e:
+        return [e]
+    finally:
+        mounts.close()
+    return []

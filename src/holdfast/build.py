@@ -20,7 +20,7 @@ from holdfast.backends.base import BackendPorts, make_backend
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.config import Config
 from holdfast.frontends.virtlockd import VirtlockdFrontend
-from holdfast.handover import Handover, lock_name
+from holdfast.handover import Before, Handover, lock_name
 from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, LeaseHostPorts, LeaseSpaceCalls
 from holdfast.manager.events import Events
 from holdfast.manager.found_descriptors import FoundDescriptors
@@ -124,7 +124,11 @@ class Parts:
 
 
 def build(
-    config: Config, ports: SystemPorts, inherited: Inherited, watchers: LeaseWatchers | None = None
+    config: Config,
+    ports: SystemPorts,
+    inherited: Inherited,
+    before: Before,
+    watchers: LeaseWatchers | None = None,
 ) -> Parts:
     """The whole graph; raises `ConfigError`. Nothing runs and nothing is sent before `lifecycle` says so."""
     clock, processes, host = ports.clock, ports.processes, ports.identity.node
@@ -133,8 +137,9 @@ def build(
         clock=clock,
         identity=ports.identity,
         in_use=lambda backends: lease_recovery.in_use(set(backends)),
-        keep=ports.store.store,
-        watchdog_fd=inherited.take_watchdog(WATCHDOG_FD_NAME),
+        store=ports.store,
+        watchdog=inherited.take_watchdog(WATCHDOG_FD_NAME),
+        watchdog_needed=before.leases_held,
         predecessors=ports.predecessors,
     )
     routing = build_routing(
@@ -229,6 +234,7 @@ def build(
             collector=collector,
             found=FoundDescriptors(manager, storage=ports.storage),
             search=LockSearch(manager, domains=ports.status),
+            before=before,
         ),
     )
 

@@ -110,6 +110,10 @@ class ControlClient:
             "FenceHost", "hosts", list[FencedHost], host=host, operator=operator, lockspace=lockspace
         )
 
+    def reload(self) -> None:
+        """Ends in `CallRefused` with the reasons, a line each, or in `DaemonUnreachable` when the new program begins."""
+        self._call("Reload", {})
+
     def acquire(
         self, *, pid: int, name: str, disks: list[DiskWish], until_closed: bool = False, family: str = ""
     ) -> None:

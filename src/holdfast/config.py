@@ -160,18 +160,26 @@ def check(
     `file` None means the default place, where it may be missing; a file that is named must be there.
     """
     reader = _Reader()
-    path = file or default_file(environ, uid)
-    if file is not None or os.path.exists(path):
+    for path in files(file, environ=environ, uid=uid):
         reader.read(path)
-    snippets = os.path.join(os.path.dirname(os.path.abspath(path)), "conf.d")
-    if os.path.isdir(snippets):
-        for name in sorted(os.listdir(snippets)):
-            if name.endswith(".toml") and not name.startswith("."):
-                reader.read(os.path.join(snippets, name))
     config = reader.build(default_paths(environ, uid))
     if config is not None:
         reader.problems.extend(validate(config, reader.origins))
     return (None if reader.problems else config), reader.problems
+
+
+def files(file: str | None, *, environ: Mapping[str, str], uid: int) -> list[str]:
+    """The files that make up the configuration, in order, whether they can be read or not."""
+    path = file or default_file(environ, uid)
+    found = [path] if file is not None or os.path.exists(path) else []
+    snippets = os.path.join(os.path.dirname(os.path.abspath(path)), "conf.d")
+    if os.path.isdir(snippets):
+        found += [
+            os.path.join(snippets, name)
+            for name in sorted(os.listdir(snippets))
+            if name.endswith(".toml") and not name.startswith(".")
+        ]
+    return found
 
 
 def load_lenient(
@@ -231,7 +239,7 @@ class _Reader:
 
     def read(self, path: str) -> None:
         try:
-            raw = _content(path)
+            raw = content(path)
         except OSError as e:
             return self._problem(path, "file", f"can't be read: {e.strerror}")
         if len(raw) > CONFIG_BYTES_MAX:
@@ -340,7 +348,7 @@ class _Reader:
             return None
 
 
-def _content(path: str) -> bytes:
+def content(path: str) -> bytes:
     """A regular file's content, or a byte more than is allowed; raises OSError at once for a FIFO or a directory."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as f:

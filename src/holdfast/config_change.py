@@ -42,7 +42,10 @@ LEASE_KEYS = ("name_by", "io_timeout_s", "fire_timeout_s", "watchdog", "watchdog
 
 
 class HeldNeed(msgspec.Struct, frozen=True, kw_only=True):
-    """Locks of one backend that are held. ``users`` names some of them; ``host_id`` is the one in use, if it is known."""
+    """Locks of one backend that are held. ``users`` names some of them; ``host_id`` is the one in use, if it is known.
+
+    ``count`` 0: some may be held, for the journal can't be read whole.
+    """
 
     backend: str
     count: int
@@ -50,6 +53,8 @@ class HeldNeed(msgspec.Struct, frozen=True, kw_only=True):
     host_id: int | None = None
 
     def __str__(self) -> str:
+        if self.count == 0:
+            return "locks of it may be held: the journal can't be read whole"
         locks = "1 lock is" if self.count == 1 else f"{self.count} locks are"
         text = f"{locks} held" + (f" as host_id {self.host_id}" if self.host_id is not None else "")
         named = list(self.users[:USERS_NAMED_MAX])

@@ -46,6 +46,8 @@ class StatusInfo:
     """Locks held for owners that could not be attributed after a restart."""
     doubt: str = ""
     """Why the last daemon's journal is not all that was held; empty if it is."""
+    problems: list[str] = field(default_factory=list)
+    """What an operator has to put right; a daemon of an earlier release says nothing here."""
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
     start     (`holdfastd` has claimed the run directory and found inherited descriptors)
               journal ─ adopt owners and locks ─ listen ─ READY
-    SIGUSR1   (also SIGHUP) check that the program on disk can start ─ exec it with everything open
+    SIGUSR1   (also SIGHUP, `holdfast reload`) check that the program on disk may take over ─ exec it with everything open
     SIGTERM   put off while storage hangs that would keep this process from ending, and VMs need locks on other storage; then
               stop listening, leave locks and VMs as they are: the journal and the descriptor store keep them
 
@@ -22,15 +22,17 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from holdfast import __version__, lifecycle
 from holdfast.build import build
-from holdfast.config import Config
 from holdfast.control_api import BackendInfo, StatusInfo
 from holdfast.frontends.control import ControlFrontend
 from holdfast.frontends.listener import Listener
 from holdfast.frontends.virtlockd import VirtlockdFrontend
+from holdfast.kept_config import Start
 from holdfast.manager import events as ev
+from holdfast.reload import ConfigurationInForce, NextProgram, held_needs
 from holdfast.system import descriptors as fds
 from holdfast.system import tasks
 from holdfast.system.blocking import gate_name
@@ -52,8 +54,8 @@ GC_THRESHOLD = 20_000
 PUT_OFF_LOOK_S = 1.0
 STOP_SAID_AGAIN_S = 30.0
 """A stop that is put off says each `PUT_OFF_LOOK_S` that it needs so much longer; a daemon that is dead says nothing."""
-CHECK_TIMEOUT_S = 60.0
-"""For the program on disk to say whether it can start."""
+STATUS_CHARS_MAX = 2000
+"""Of what `systemctl status` shows: the first reasons of a refusal."""
 EXIT_SOCKET = 6
 
 
@@ -68,7 +70,8 @@ class StartError(Exception):
 class Daemon:
     """One running daemon."""
 
-    def __init__(self, config: Config, inherited: fds.Inherited, own: DaemonLocks) -> None:
+    def __init__(self, start: Start, inherited: fds.Inherited, own: DaemonLocks) -> None:
+        config = start.config
         self.config = config
         self._inherited = inherited
         self._own = own
@@ -95,7 +98,8 @@ class Daemon:
             predecessors=own.predecessors,
         )
         self._host = ports.identity.node
-        self.parts = build(config, ports, inherited)
+        before = start.before(ports.identity.boot)
+        self.parts = build(config, ports, inherited, before)
         self.manager = self.parts.manager
         self.leases = self.parts.leases
         self.events = self.parts.events
@@ -105,10 +109,17 @@ class Daemon:
             self.parts.inspection,
             self.status,
             lease_spaces=self.parts.lease_calls,
+            reload=self.reload,
             uid=ports.uid,
             group=config.control.group,
         )
         self.listeners: dict[str, Listener] = {}
+        held = partial(held_needs, self.manager, self.leases)
+        self._in_force = ConfigurationInForce(config, file=start.file, text=before.configuration, held=held)
+        self._in_force.keep()  # before any lock is granted: the next start may need it
+        self._next = NextProgram(
+            commands=self.commands, file=start.file, in_force=config, text=before.configuration, held=held
+        )
 
     # --- start ---
 
@@ -123,6 +134,8 @@ class Daemon:
             await self.commands.start()  # now: later its start would wait for storage that hangs
         try:
             self._open_listeners()
+            if self._in_force.failing:
+                tasks.start(self._in_force.keep_trying(self.parts.ports.clock))
             await lifecycle.adopt(self.parts)
         except BaseException:
             self._close_listeners()
@@ -250,6 +263,7 @@ class Daemon:
             ],
             config_files=list(config.sources),
             last_event=self.events.last,
+            problems=[*self._in_force.problems(), *self.leases.problems],
         )
 
     # --- end ---
@@ -315,37 +329,35 @@ class Daemon:
 
     def _reload(self) -> None:
         if not self._reloading:
-            self._reloading = True
-            tasks.start(self._reexec())
+            tasks.start(self.reload())
 
-    async def _reexec(self) -> None:
-        """Become the program on disk, if it can start with the configuration on disk; else go on as we are."""
+    async def reload(self) -> list[str]:
+        """Become the program on disk, if it may take over with the configuration on disk.
+
+        Returns only when all stays as it is, with the reasons.
+        """
+        if self._reloading:
+            return ["another reload is under way"]
+        self._reloading = True
         try:
             self.notifier.reloading(int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6))
-            outcome = await lifecycle.reload(
-                self.parts, next_can_start=self._next_can_start, execute=self._execute_next
+            reasons = await lifecycle.reload(
+                self.parts, why_not=self._next.why_not, execute=self._execute_next
             )
-            self.notifier.ready(outcome)
+            self._in_force.keep()  # it went for an older program that was to take over, and now does not
+            self.notifier.ready(f"reload refused: {'; '.join(reasons)}"[:STATUS_CHARS_MAX])
+            return reasons
         finally:
             self._reloading = False
 
     def _execute_next(self) -> None:
         """Does not return; raises OSError if the program on disk can't be executed."""
-        self.control.close_all()
         state = self.parts.handover.state(
             {name: each.socket.fileno() for name, each in self.listeners.items()},
             self._self_bound,
             self._own,
         )
         fds.exec_with(state, sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
-
-    async def _next_can_start(self) -> bool:
-        """A dry run of what would be executed: a broken upgrade or configuration must not cost the locks."""
-        command = [sys.executable, *sys.orig_argv[1:], "--check-config"]
-        ended = await self.commands.run(command, CHECK_TIMEOUT_S)
-        if ended.code != 0:
-            log.error("reload refused: the program on disk can't start: %s", ended.told or "it says nothing")
-        return ended.code == 0
 
 
 def _program(pid: int) -> str:

@@ -13,8 +13,10 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
+from holdfast.backends.lease_names import LEASE_KEY_DEVICE
 from holdfast.frontends.listener import peer_of
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.lease_wiring import LeaseHost
@@ -32,6 +34,20 @@ from holdfast.system import file_lock
 from holdfast.system.daemon_lock import DaemonLocks
 
 log = logging.getLogger("holdfast")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Before:
+    """What a start knows of the daemons before it, beside what it inherits and what the journal says.
+
+    ``renamed``: backends that a journal calls by another name, and what they are called now. ``leases_held``: leases of
+    this boot are held, or may be. ``configuration``: the one in force, for the next program.
+    """
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    leases_held: bool = False
+    configuration: str = ""
+
 
 EventRecord = tuple[int, float, str, str, str, int, str, str, int, str]
 
@@ -53,6 +69,7 @@ class Handover:
         collector: LeaseCollector,
         found: FoundDescriptors,
         search: LockSearch,
+        before: Before,
     ) -> None:
         self._manager = manager
         self._recovery = recovery
@@ -65,6 +82,7 @@ class Handover:
         self._collector = collector
         self._found = found
         self._search = search
+        self._before = before
 
     # --- taking over ---
 
@@ -76,6 +94,8 @@ class Handover:
             log.error("journal %s is damaged: %s; what could be read is used", journal_path, state.damage)
         self._leases.carry(state.incarnations)
         state = self._believed(state, has_descriptors=_has_locks(inherited))
+        for lock in state.locks.values():
+            lock.backend = self._before.renamed.get(lock.backend, lock.backend)
         self._manager.lockspaces.restore(state.lockspaces)
         living = self._recovery.owners(state)
         self._collector.ended = frozenset(state.ended_keys) if state.is_whole else frozenset()
@@ -199,6 +219,7 @@ class Handover:
         for lock in self._manager.table:
             if lock.held is not None and (fd := lock.held.descriptor()) is not None:
                 locks[lock.id] = fd
+        watchdog = self._leases.armed_watchdog()
         return fds.ReexecState(
             version=fds.REEXEC_VERSION,
             listeners=listeners,
@@ -209,8 +230,19 @@ class Handover:
             events=[_event_to(e) for e in self._events.recent()],
             lock_fd=own.run_dir,
             state_lock_fd=own.state_dir,
-            watchdog_fd=-1 if (fd := self._leases.watchdog_descriptor()) is None else fd,
+            watchdog_fd=watchdog.fd if watchdog is not None else -1,
+            watchdog=watchdog.armed_with if watchdog is not None else ("", "", 0),
+            configuration=self._before.configuration,
         )
+
+
+def may_hold_leases(state: SavedState, boot: str) -> bool:
+    """Whether a journal has leases of this boot, or may have; one that is not whole may have any."""
+    if not state.is_whole:
+        return True
+    if state.boot != boot:
+        return False
+    return any(lock.keys and lock.keys[0].device == LEASE_KEY_DEVICE for lock in state.locks.values())
 
 
 def _has_locks(inherited: fds.Inherited) -> bool:

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import uvloop
 
-from holdfast import __version__
+from holdfast import __version__, kept_config, reload
 from holdfast import config as configuration
 from holdfast.backend_wiring import check_config
 from holdfast.config import Config
 from holdfast.daemon import Daemon, StartError
+from holdfast.errors import ConfigError
 from holdfast.system import daemon_lock
 from holdfast.system import descriptors as fds
 from holdfast.system.daemon_lock import DaemonLocks
@@ -28,7 +29,6 @@ from holdfast.system.regular_file import NotAFile
 log = logging.getLogger("holdfast")
 
 EXIT_OK, EXIT_ERROR, EXIT_CONFIG = 0, 1, 2
-RUN_LOCK, STATE_LOCK = "holdfastd.pid", "holdfastd.lock"
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -51,25 +51,32 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     config, problems = check_config(options.config)
-    for problem in problems:
-        print(f"holdfastd: {problem}", file=sys.stderr)
-    if config is None or problems:
+    if options.check_config or options.show_config:
+        return check(options, config, problems)
+    signal.pthread_sigmask(signal.SIG_BLOCK, fds.HELD_SIGNALS)
+    inherited = fds.inherited(os.environ)
+    start = kept_config.choose(options.config, config, problems, inherited)
+    if start is None:
+        for problem in problems:
+            print(f"holdfastd: {problem}", file=sys.stderr)
         return EXIT_CONFIG
-    if options.show_config:
-        print(configuration.to_toml(config), end="")
-        return EXIT_OK
-    if options.check_config:
-        print(f"configuration is fine: {', '.join(config.sources) or 'built-in defaults'}")
-        return EXIT_OK
     log_to(
         sys.stderr.fileno(),
-        config.log_level.upper(),
+        start.config.log_level.upper(),
         "%(levelname)s %(message)s"
         if "JOURNAL_STREAM" in os.environ
         else "%(asctime)s %(levelname)s %(message)s",
     )
+    for remark in start.remarks:
+        log.warning("%s", remark)
+    for reason in start.kept_because:
+        log.error(
+            "the configuration on disk is not used: %s; going on with the one kept in %s",
+            reason,
+            kept_config.kept_path(start.config.run_dir),
+        )
     try:
-        code = serve(config)
+        code = serve(start, inherited)
     except StartError as e:
         log.error("%s", e)
         code = e.code
@@ -79,13 +86,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os._exit(code)
 
 
-def serve(config: Config) -> int:
+def check(options: argparse.Namespace, config: Config | None, problems: list[ConfigError]) -> int:
+    """--check-config and --show-config; a daemon that is asked to reload has the former done (`reload`)."""
+    if options.check_config:
+        reasons = reload.answer(os.environ, None if problems else config)
+        if reasons is not None:
+            print(reload.CHECKED, file=sys.stderr)
+        for reason in reasons or ():
+            print(f"holdfastd: {reason}", file=sys.stderr)
+        if reasons:
+            return EXIT_CONFIG
+    for problem in problems:
+        print(f"holdfastd: {problem}", file=sys.stderr)
+    if config is None or problems:
+        return EXIT_CONFIG
+    if options.show_config:
+        print(configuration.to_toml(config), end="")
+        return EXIT_OK
+    print(f"configuration is fine: {', '.join(config.sources) or 'built-in defaults'}")
+    return EXIT_OK
+
+
+def serve(start: kept_config.Start, inherited: fds.Inherited) -> int:
     """Everything after the configuration; returns the exit code."""
+    config = start.config
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    signal.pthread_sigmask(signal.SIG_BLOCK, fds.HELD_SIGNALS)
-    inherited = fds.inherited(os.environ)
     for directory, mode in ((config.run_dir, 0o755), (config.state_dir, 0o700)):
         try:
             os.makedirs(directory, mode=mode, exist_ok=True)
@@ -94,7 +121,7 @@ def serve(config: Config) -> int:
     locks = claim_directories(config, inherited.reexec)
 
     async def go() -> None:
-        await Daemon(config, inherited, locks).run()
+        await Daemon(start, inherited, locks).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(go())
@@ -108,8 +135,8 @@ def claim_directories(config: Config, reexec: fds.ReexecState | None) -> DaemonL
     dead: list[DeadButStuck] = []
     taken = []
     for directory, name, inherited in (
-        (config.run_dir, RUN_LOCK, reexec.lock_fd if reexec is not None else -1),
-        (config.state_dir, STATE_LOCK, reexec.state_lock_fd if reexec is not None else -1),
+        (config.run_dir, daemon_lock.RUN_LOCK, reexec.lock_fd if reexec is not None else -1),
+        (config.state_dir, daemon_lock.STATE_LOCK, reexec.state_lock_fd if reexec is not None else -1),
     ):
         path = f"{directory}/{name}"
         if inherited >= 0:

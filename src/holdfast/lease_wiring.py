@@ -30,6 +30,7 @@ from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper
 from holdfast.supervision.presence import Absent, Presence, WatchdogChoice
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
+from holdfast.system.descriptors import DescriptorStore, NoStore, PassedWatchdog
 from holdfast.system.disk_identity import DiskIdentities
 from holdfast.system.lease_storage import LeaseStorage
 from holdfast.system.lease_threads import LeaseThreads
@@ -111,10 +112,12 @@ class LeaseHost:
         clock: Clock,
         identity: HostIdentity,
         in_use: Callable[[Iterable[str]], bool] = lambda _: False,
-        keep: Callable[[str, int | None], None] = lambda _, __: None,
-        watchdog_fd: int | None = None,
+        store: DescriptorStore | None = None,
+        watchdog: PassedWatchdog | None = None,
+        watchdog_needed: bool = False,
         predecessors: Predecessors | None = None,
     ) -> None:
+        """``watchdog``: of an earlier daemon, open and armed; ``watchdog_needed``: locks may be held that it guards."""
         self._ports = ports
         self._clock = clock
         self._predecessors = predecessors if predecessors is not None else Predecessors()
@@ -122,8 +125,13 @@ class LeaseHost:
         self.carried: dict[str, bytes] = {}
         """Incarnations that the journal has, by lockspace."""
         self._in_use = in_use
-        self._keep = keep
-        self._watchdog_fd = watchdog_fd
+        self._store = store if store is not None else NoStore()
+        self._passed = watchdog
+        self._passed_needed = watchdog_needed
+        self._unfit: PassedWatchdog | None = watchdog
+        self._armed_by: WatchdogChoice | None = None
+        self.problems: list[str] = []
+        """What an operator has to put right."""
         self._choice: WatchdogChoice | None = None
         self._heartbeat: Heartbeat | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -163,10 +171,7 @@ class LeaseHost:
         ports = self._ports
         if self._heartbeat is None:
             self._choice = choice
-            driver = ports.watchdog(choice, self._watchdog_fd)
-            self._heartbeat = Heartbeat(
-                clock=ports.heart_clock, watchdog=StoredWatchdog(driver, self._watchdog_closed)
-            )
+            self._heartbeat = Heartbeat(clock=ports.heart_clock, watchdog=self._watchdog(choice))
         backends = {backend}
         keeper = LockspaceKeeper(
             spec,
@@ -192,6 +197,46 @@ class LeaseHost:
         )
         self._keepers[spec.name] = keeper, backends
         return keeper
+
+    def _watchdog(self, choice: WatchdogChoice) -> Watchdog:
+        """The configured one; as long as locks need the one that an earlier daemon has armed, that one."""
+        passed = self._passed
+        if passed is not None and not passed.fits(choice.driver, choice.path, choice.fire_timeout_s):
+            if self._passed_needed:
+                armed = WatchdogChoice(
+                    passed.driver,
+                    passed.path or choice.path,
+                    passed.fire_timeout_s or choice.fire_timeout_s,
+                )
+                self.problems.append(
+                    f"the watchdog stays {_words(armed)}, which guards held locks, where {_words(choice)} is configured: "
+                    "when no VM of this host holds a lease any more, restart holdfastd"
+                )
+                log.error("%s", self.problems[-1])
+                choice = armed
+            else:
+                passed = None
+        if passed is not None:
+            self._unfit = None
+        self._armed_by = choice
+        driver = self._ports.watchdog(choice, passed.fd if passed is not None else None)
+        return StoredWatchdog(driver, self._watchdog_closed)
+
+    def _stop_unfit(self) -> None:
+        """A watchdog that is armed, and that nothing here feeds: stop it by the driver that armed it."""
+        unfit, self._unfit = self._unfit, None
+        if unfit is None:
+            return
+        armed = WatchdogChoice(*unfit.armed_with)
+        if self._passed_needed:
+            log.critical(
+                "the watchdog %s is armed for leases that no configured backend knows: this host is reset",
+                _words(armed),
+            )
+            return
+        self._ports.watchdog(armed, unfit.fd).disarm()
+        log.warning("the watchdog %s of an earlier daemon is stopped: no lock needs it", _words(armed))
+        self._forget_watchdog()
 
     def _why_not_start(self, lockspace: str) -> str:
         """A request of a dead daemon may still land there, over what we would write (ADR 0121, 0129, 0134)."""
@@ -222,6 +267,7 @@ class LeaseHost:
 
     async def start(self) -> None:
         """Start everything; returns when it is known which last terms go on, or is taking too long."""
+        self._stop_unfit()
         if self._heartbeat is None:
             return
         loop = self._loop = asyncio.get_running_loop()
@@ -243,8 +289,9 @@ class LeaseHost:
                 self._ports.threads.tell(keeper.heart_stopped)
 
     def _joined(self, keeper: LockspaceKeeper) -> None:
-        if self._heartbeat is not None and (fd := self._heartbeat.watchdog_descriptor()) is not None:
-            self._keep(WATCHDOG_FD_NAME, fd)
+        if (watchdog := self.armed_watchdog()) is not None:
+            self._store.store(WATCHDOG_FD_NAME, watchdog.fd)
+            self._store.mark(watchdog.tag)
         self.on_joined(keeper)
 
     def _given_back(self, keeper: LockspaceKeeper) -> None:
@@ -256,10 +303,26 @@ class LeaseHost:
     def _watchdog_closed(self) -> None:
         """On the thread that closed it; the store hears of it in order, before a later join stores the next one."""
         if self._loop is not None:
-            tasks.tell_loop(self._loop, self._keep, WATCHDOG_FD_NAME, None)
+            tasks.tell_loop(self._loop, self._forget_watchdog)
+
+    def _forget_watchdog(self) -> None:
+        """The store has nothing of it any more: neither the descriptor nor the names that say what armed it."""
+        tags = set(self._passed.tags) if self._passed is not None else set()
+        if self._armed_by is not None:
+            by = self._armed_by
+            tags.add(PassedWatchdog(-1, by.driver, by.path, by.fire_timeout_s).tag)
+        for name in (WATCHDOG_FD_NAME, *sorted(tags)):
+            self._store.store(name, None)
 
     def watchdog_descriptor(self) -> int | None:
         return self._heartbeat.watchdog_descriptor() if self._heartbeat is not None else None
+
+    def armed_watchdog(self) -> PassedWatchdog | None:
+        """What the next program has to feed; None if there is nothing."""
+        fd, by = self.watchdog_descriptor(), self._armed_by
+        if fd is None or by is None:
+            return None
+        return PassedWatchdog(fd, by.driver, by.path, by.fire_timeout_s)
 
     def why_not_reexec(self) -> str:
         """A re-exec waits for every request inside the kernel: not while storage is late."""
@@ -311,7 +374,7 @@ class LeaseHost:
                     _fate(keeper),
                 )
         if self.watchdog_descriptor() is None:
-            self._keep(WATCHDOG_FD_NAME, None)
+            self._forget_watchdog()
 
 
 class LeaseSpaceCalls:

@@ -1,7 +1,7 @@
 """The life of one daemon over its `Parts`, in the order that safety asks for; the daemon and the simulator go through it.
 
 start    adopt: owners ─ leases go on ─ locks │ begin: journal compacted │ clients are served │ account_for_left_behind
-reload   pause: nothing new begins, what is under way ends │ Handover.state │ exec; if that fails: go_on
+reload   ask why not │ pause: nothing new begins, what is under way ends │ Handover.state │ exec; if that fails: go_on
 stop     nothing new ─ what is under way ends ─ lockspaces are left that nobody uses ─ journal compacted
 """
 
@@ -40,38 +40,46 @@ def account_for_left_behind(parts: Parts) -> None:
 async def reload(
     parts: Parts,
     *,
-    next_can_start: Callable[[], Awaitable[bool]],
+    why_not: Callable[[], Awaitable[list[str]]],
     execute: Callable[[], None],
     busy: Callable[[], bool] = lambda: False,
-) -> str:
-    """Become the program on disk, if it can start; else go on as we are, and return why in a few words.
+) -> list[str]:
+    """Become the program on disk, if it may take over; else go on as we are, and return the reasons.
 
-    `execute` does not return unless it raises OSError. `busy` tells of requests that came by other ways than connections.
+    `why_not` asks it, and returns its reasons. `execute` does not return unless it raises OSError. `busy` reports requests
+    that came by other ways than connections.
     """
+    reasons = await _reload(parts, why_not, execute, busy)
+    for reason in reasons:
+        log.error("reload refused: %s", reason)
+    return reasons
+
+
+async def _reload(
+    parts: Parts,
+    why_not: Callable[[], Awaitable[list[str]]],
+    execute: Callable[[], None],
+    busy: Callable[[], bool],
+) -> list[str]:
     gate = parts.ports.gate
     # A request that hangs by now is not worth a pause of all others.
     if why := parts.leases.why_not_reexec() or listed(gate.inside(at_least_s=IN_FLIGHT_WAIT_S)):
-        return _refused(why)
-    if not await next_can_start():
-        return "reload refused, see the log"
+        return [why]
+    if reasons := await why_not():
+        return reasons
     await _pause(parts, busy)
     try:
         if why := await _close_gate(parts):
-            return _refused(why)
+            return [why]
         log.info("re-executing with %d locks", len(parts.manager.table))
         execute()
     except OSError as e:
-        log.error("re-exec failed: %s; going on as before", e)
+        return [f"re-exec failed: {e}; going on as before"]
     finally:
         gate.open()
         for connection in list(parts.virtlockd.connections):
             connection.go_on()
-    return "reload failed, see the log"
-
-
-def _refused(why: str) -> str:
-    log.error("reload refused: %s", why)
-    return f"reload refused: {why}"
+    return ["re-exec failed; going on as before"]
 
 
 async def _close_gate(parts: Parts) -> str:

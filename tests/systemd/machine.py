@@ -72,9 +72,9 @@ class Machine:
         (units / "holdfast-test.target").write_text(
             "[Unit]\nDescription=test\nDefaultDependencies=no\nAllowIsolate=yes\n"
         )
-        program = Path(sys.executable).with_name("holdfastd")
+        programs = Path(sys.executable).parent
         for name in ("holdfastd.service", "holdfastd.socket"):
-            text = (UNITS / name).read_text().replace("/usr/bin/holdfastd", str(program))
+            text = (UNITS / name).read_text().replace("/usr/bin/holdfast", str(programs / "holdfast"))
             (units / name).write_text(text)
         self.log = directory / "log"
         with self.log.open("wb") as log:

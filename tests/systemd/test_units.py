@@ -180,6 +180,63 @@ def test_lock_is_never_let_go_while_the_daemon_is_replaced(machine: Machine, vm:
     assert (main_pid(machine) == before) is (how == "reload")
 
 
+@pytest.fixture
+def configured(machine: Machine, tmp_path: Path) -> Iterator[Path]:
+    """A configuration of its own; the unit's line for a reload is the one that is shipped."""
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    file = tmp_path / "holdfast.toml"
+    file.write_text(
+        f'[backend.shared]\ndriver = "file"\ndirectory = "{locks}"\n[[disk]]\nmatch = "*"\nbackend = "shared"\n'
+    )
+    drop_in = Path(machine.path("/etc/systemd/system/holdfastd.service.d/test.conf"))
+    drop_in.parent.mkdir()
+    program = machine.show("holdfastd.service", "ExecStart").split("path=")[1].split(" ")[0]
+    drop_in.write_text(
+        f"[Service]\nExecStart=\nExecStart={program} -f {file}\nEnvironment=HOLDFAST_CONFIG={file}\n"
+    )
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "holdfastd.service")
+    yield file
+    drop_in.unlink()
+    drop_in.parent.rmdir()
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "holdfastd.service")
+
+
+def test_reload_that_takes_what_a_vm_needs_fails_with_the_reason(
+    machine: Machine, configured: Path, vm: Vm
+) -> None:
+    before, good = main_pid(machine), configured.read_text()
+    configured.write_text(good.replace("/locks", "/other"))
+    failed = machine.try_run("systemctl", "reload", "holdfastd.service")
+    assert failed.returncode != 0
+    assert 'backend.shared.directory: "' in machine.show("holdfastd.service", "StatusText")
+    assert f"web1: {vm.disk}" in machine.show("holdfastd.service", "StatusText")
+    assert machine.show("holdfastd.service", "ActiveState") == "active"
+    assert main_pid(machine) == before
+    assert owner_names(machine) == ["web1"]
+    assert refused(machine, vm.disk)
+    configured.write_text(good)
+    machine.run("systemctl", "reload", "holdfastd.service")
+    assert "serving" in machine.show("holdfastd.service", "StatusText")
+    assert main_pid(machine) == before
+    assert owner_names(machine) == ["web1"]
+
+
+def test_start_with_a_broken_configuration_goes_on_guarding(
+    machine: Machine, configured: Path, vm: Vm
+) -> None:
+    good = configured.read_text()
+    configured.write_text(good + "[virtlockd\n")
+    machine.run("systemctl", "restart", "holdfastd.service")
+    assert owner_names(machine) == ["web1"]
+    assert refused(machine, vm.disk)
+    with ControlClient(machine.path(CONTROL_SOCKET)) as client:
+        assert any("is not TOML" in problem for problem in client.status().problems)
+    configured.write_text(good)
+
+
 def test_connection_of_a_vm_is_kept_over_a_crash_so_its_end_is_noticed(machine: Machine, vm: Vm) -> None:
     machine.run("kill", "-KILL", main_pid(machine))
     wait_until(lambda: owner_names(machine) == ["web1"], "the owner is known again")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from holdfast import kept_config
 from holdfast.backends.base import Backend
 from holdfast.backends.file import FileBackend
 from holdfast.backends.paxos import PaxosBackend
@@ -68,11 +69,15 @@ def examine(config_file: str | None, socket: str | None, root: str = "/") -> lis
     from holdfast.build import build_routing
 
     config, problems = check_config(config_file)
+    findings = [
+        Finding("problem", "configuration", str(p), "correct it; then: holdfast reload") for p in problems
+    ]
     if config is None or problems:
-        return [
-            Finding("problem", "configuration", str(p), "correct it; then: systemctl restart holdfastd")
-            for p in problems
-        ]
+        config = kept_config.in_force(config_file)
+        if config is None:
+            return findings
+    else:
+        findings.append(Finding("ok", "configuration", ", ".join(config.sources) or "built-in defaults"))
     mounts = MountTable()
     status, owners, locks, spaces, unreachable = None, [], [], None, ""
     try:
@@ -93,7 +98,6 @@ def examine(config_file: str | None, socket: str | None, root: str = "/") -> lis
         spaces,
         unreachable,
     )
-    findings = [Finding("ok", "configuration", ", ".join(config.sources) or "built-in defaults")]
     for check in CHECKS:
         found = list(check(scene))
         findings += found
@@ -118,6 +122,8 @@ def daemon(scene: Scene) -> Iterator[Finding]:
             f"{scene.config.journal_path} can't be written: {s.journal}; no new lock is granted",
             f"free space on the file system of {scene.config.run_dir}",
         )
+    for problem in s.problems:
+        yield Finding("problem", "daemon", problem, "put that right; then: holdfast reload")
     for waiting in s.storage_waiting:
         yield Finding(
             "problem", "storage", f"it does not answer: {waiting}", "see whether that storage answers"

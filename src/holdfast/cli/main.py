@@ -38,7 +38,13 @@ class Context:
         try:
             return config.load(self.config_file, environ=os.environ, uid=os.geteuid())
         except ConfigError as e:
-            raise click.ClickException(str(e)) from None
+            from holdfast.kept_config import in_force
+
+            kept = in_force(self.config_file)
+            if kept is None:
+                raise click.ClickException(str(e)) from None
+            click.echo(f"holdfast: {e}; using the configuration in force", err=True)
+            return kept
 
     def control_socket(self) -> str:
         return self.socket or self.config().control_socket
@@ -116,7 +122,7 @@ def cli(ctx: click.Context, config_file: str | None, socket: str | None) -> None
 def status(context: Context, as_json: bool) -> None:
     """How the daemon is: locks, connections, what is degraded.
 
-    Exit 0: fine; 1: a lock is lost or unknown, or the journal can't be written; 69: no daemon.
+    Exit 0: fine; 1: a lock is lost or unknown, the journal can't be written, or another problem is shown; 69: no daemon.
     """
     from holdfast.cli import render
 
@@ -126,8 +132,39 @@ def status(context: Context, as_json: bool) -> None:
         render.as_json(told)
     else:
         render.status(told)
-    if told.locks_lost or told.locks_unknown or told.journal != "ok":
+    if told.locks_lost or told.locks_unknown or told.journal != "ok" or told.problems:
         sys.exit(exits.NEGATIVE)
+
+
+@cli.command("reload")
+@json_option
+@click.pass_obj
+def reload_command(context: Context, as_json: bool) -> None:
+    """Have holdfastd become the program on disk, with the configuration on disk, every lock and every connection.
+
+    Nothing changes if the new program can't start, or if held locks need something that the configuration on disk does
+    not have any more: each reason names the key, both values and the locks.
+
+    Exit 0: the new program serves; 75: refused, with the reasons; 69: no daemon.
+    """
+    from holdfast.cli import render
+    from holdfast.cli.reload import NotReloaded, reload
+
+    reasons: tuple[str, ...] = ()
+    version = ""
+    try:
+        version = reload(context.control_socket())
+    except NotReloaded as e:
+        reasons = e.reasons
+    if as_json:
+        render.as_json({"ok": not reasons, "version": version, "reasons": list(reasons)})
+    else:
+        for reason in reasons:
+            click.echo(f"holdfast: reload refused: {reason}", err=True)
+        if not reasons:
+            click.echo(f"holdfastd {version} serves")
+    if reasons:
+        sys.exit(exits.REFUSED)
 
 
 @cli.command("list")

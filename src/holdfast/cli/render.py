@@ -100,6 +100,7 @@ def status(told: StatusInfo) -> None:
         mark = " (default)" if b.name == told.default_backend else ""
         lines.append(f"backend      {b.name}{mark}: driver {b.driver}; {', '.join(b.capabilities)}")
     lines += [f"waiting for  {w}" for w in told.storage_waiting]
+    lines += [click.style(f"problem      {problem}", fg="red", bold=True) for problem in told.problems]
     lines.append(f"config       {', '.join(told.config_files) or 'built-in defaults'}")
     click.echo("\n".join(lines))
 

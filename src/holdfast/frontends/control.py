@@ -10,7 +10,7 @@ import grp
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Protocol
 
 from asyncvarlink import (
@@ -81,9 +81,11 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         status: Callable[[], StatusInfo],
         peer: Peer,
         lease_spaces: LeaseSpaces,
+        reload: Callable[[], Awaitable[list[str]]],
         uid: int,
     ) -> None:
         self._uid = uid
+        self._reload = reload
         self._lease_spaces = lease_spaces
         self._manager = manager
         self._inspection = inspection
@@ -165,6 +167,16 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
             return await self._manager.unknown.settle(lock, operator)
         except HoldfastError as error:
             raise refused(error) from None
+
+    @varlinkmethod
+    async def Reload(self) -> None:  # noqa: N802
+        """Become the program on disk with the configuration on disk. Refused with the reasons, a line each.
+
+        There is no other reply: the connection ends when the new program begins, and GetStatus answers when it serves.
+        """
+        self._must_be_root()
+        reasons = await self._reload()
+        raise refused(Refused(reason="\n".join(shown(reason) for reason in reasons)))
 
     @varlinkmethod(return_parameter="holders")
     async def GetHolders(self, *, path: str) -> list[HolderInfo]:  # noqa: N802
@@ -305,9 +317,12 @@ class ControlFrontend:
         status: Callable[[], StatusInfo],
         *,
         lease_spaces: LeaseSpaces,
+        reload: Callable[[], Awaitable[list[str]]],
         uid: int,
         group: str,
     ) -> None:
+        """`reload` returns only when it is refused, with the reasons."""
+        self._reload = reload
         self._lease_spaces = lease_spaces
         self._manager = manager
         self._inspection = inspection
@@ -331,7 +346,13 @@ class ControlFrontend:
         registry.register_interface(VarlinkServiceInterface(VENDOR, PRODUCT, __version__, URL, registry))
         registry.register_interface(
             ControlInterface(
-                self._manager, self._inspection, self._status, peer, self._lease_spaces, self._uid
+                self._manager,
+                self._inspection,
+                self._status,
+                peer,
+                self._lease_spaces,
+                self._reload,
+                self._uid,
             )
         )
         connection = _Connection(registry, self._closed)

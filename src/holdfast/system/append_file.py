@@ -10,7 +10,7 @@ import errno
 import os
 from typing import Protocol
 
-from holdfast.system.regular_file import NotAFile, open_regular, require_regular
+from holdfast.system.regular_file import NotAFile, create_beside, open_regular, require_regular, write_all
 
 
 class AppendFile(Protocol):
@@ -76,11 +76,9 @@ class SystemAppendFile:
     def replace(self, raw: bytes) -> None:
         require_regular(self.path)
         temporary = self.path + ".new"
-        fd = open_regular(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        fd = create_beside(temporary, os.O_RDWR | os.O_APPEND)
         try:
-            view = memoryview(raw)
-            while view:
-                view = view[os.write(fd, view) :]
+            write_all(fd, raw)
             os.rename(temporary, self.path)
         except OSError:
             os.close(fd)

@@ -34,6 +34,8 @@ from holdfast.system.regular_file import open_regular
 
 log = logging.getLogger(__name__)
 
+RUN_LOCK, STATE_LOCK = "holdfastd.pid", "holdfastd.lock"
+"""Their names in the run directory and in the state directory."""
 LOCKS_MAX = 16
 """Numbers of one directory: so many daemons in a row that were killed and are all still stuck; above it something kills
 each daemon, and another one would not help."""
@@ -79,6 +81,15 @@ def claim(path: str, tasks: ProcTasks | None = None) -> Claimed:
         return _claim(path, tasks)
     finally:
         os.close(directory)
+
+
+def claimed_last_ns(path: str) -> int:
+    """When a daemon last wrote its pid into a lock of this name, as the file system has it; 0 if none has."""
+    last = 0
+    for number in range(LOCKS_MAX):
+        with contextlib.suppress(OSError):
+            last = max(last, os.lstat(_numbered(path, number)).st_mtime_ns)
+    return last
 
 
 def survey(path: str, tasks: ProcTasks | None = None) -> tuple[DeadButStuck, ...]:

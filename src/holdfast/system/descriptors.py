@@ -2,8 +2,8 @@
 
 Three ways a daemon finds descriptors at its start, all told apart by name:
 * systemd's sockets (sd_listen_fds(3)): LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES;
-* what an earlier daemon gave to systemd's descriptor store (sd_pid_notify_with_fds(3)), in the same variables: ``lock-N``
-  and ``conn-N-OWNER``;
+* what an earlier daemon gave to systemd's descriptor store (sd_pid_notify_with_fds(3)), in the same variables: ``lock-N``,
+  ``conn-N-OWNER``, ``watchdog``, and an empty file whose name says what armed that: ``watchdog-DRIVER-SECONDS-PATH``;
 * a re-exec of our own: one memory file, named by HOLDFAST_REEXEC, that lists everything.
 """
 
@@ -15,7 +15,9 @@ import logging
 import os
 import signal
 import socket
+import stat
 import struct
+import urllib.parse
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -43,6 +45,21 @@ class DescriptorStore(Protocol):
 
     def store(self, name: str, fd: int | None) -> None:
         """Keep a descriptor under a name, or let it go (None); quiet where there is no store."""
+
+    def mark(self, name: str) -> None:
+        """Keep an empty file under a name, once: the next daemon reads the name. `store` lets it go."""
+
+
+class NoStore:
+    """Where there is none."""
+
+    stores = False
+
+    def store(self, name: str, fd: int | None) -> None:
+        """Nothing is kept."""
+
+    def mark(self, name: str) -> None:
+        """Nothing is kept."""
 
 
 class Notifier:
@@ -91,6 +108,17 @@ class Notifier:
         else:
             self.send(f"FDSTORE=1\nFDNAME={name}", [fd])
 
+    def mark(self, name: str) -> None:
+        """Keep an empty file under a name, once."""
+        if not self.stores:
+            return
+        self.store(name, None)  # systemd tells two files apart, but keeps both under one name
+        empty = os.memfd_create("holdfast-mark", os.MFD_CLOEXEC)
+        try:
+            self.store(name, empty)
+        finally:
+            os.close(empty)
+
 
 class SavedConnection(msgspec.Struct, array_like=True, frozen=True):
     """A client of the virtlockd socket at the moment of a re-exec."""
@@ -116,6 +144,63 @@ class ReexecState(msgspec.Struct, frozen=True):
     lock_fd: int
     watchdog_fd: int = -1
     state_lock_fd: int = -1
+    # Later fields have defaults: a released program neither sends nor reads them (REEXEC_VERSION stays).
+    watchdog: tuple[str, str, int] = ("", "", 0)
+    """Driver, path and fire timeout of the descriptor."""
+    configuration: str = ""
+    """The configuration in force, as it is kept in the run directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassedWatchdog:
+    """A watchdog's descriptor that is open and armed, and the driver that armed it: no other one may feed it.
+
+    A released daemon passes on the descriptor alone: then ``path`` is empty and ``fire_timeout_s`` 0, and the driver is
+    known by the kind of the descriptor. ``tags`` are its names in the descriptor store.
+    """
+
+    fd: int
+    driver: str
+    path: str = ""
+    fire_timeout_s: int = 0
+    tags: tuple[str, ...] = ()
+
+    def fits(self, driver: str, path: str, fire_timeout_s: int) -> bool:
+        """Whether it was armed like that, as far as is known."""
+        return (
+            self.driver == driver and self.path in ("", path) and self.fire_timeout_s in (0, fire_timeout_s)
+        )
+
+    @property
+    def armed_with(self) -> tuple[str, str, int]:
+        return self.driver, self.path, self.fire_timeout_s
+
+    @property
+    def tag(self) -> str:
+        """What it was armed with, as a name in the descriptor store."""
+        text = f"{WATCHDOG_TAG}{self.driver}-{self.fire_timeout_s}-{urllib.parse.quote(self.path)}"
+        return text[:FDNAME_CHARS_MAX]
+
+
+WATCHDOG_TAG = "watchdog-"
+"""Before the driver in the name of a second descriptor: a released daemon finds the watchdog under its own name only."""
+FDNAME_CHARS_MAX = 255
+"""Of systemd (sd_pid_notify_with_fds(3)); a path that is longer is not a socket's or a device's."""
+
+
+def _passed(fd: int, driver: str, path: str, fire_timeout_s: int, tags: tuple[str, ...]) -> PassedWatchdog:
+    if not driver:
+        driver = "wdmd" if stat.S_ISSOCK(os.fstat(fd).st_mode) else "device"
+    return PassedWatchdog(fd, driver, path, fire_timeout_s, tags)
+
+
+def _armed_with(tags: Sequence[str]) -> tuple[str, str, int]:
+    """Driver, path and fire timeout by the name in the store; unknown if there is none, or more than one."""
+    if len(set(tags)) != 1:
+        return "", "", 0
+    driver, _, rest = tags[0].removeprefix(WATCHDOG_TAG).partition("-")
+    fire, _, path = rest.partition("-")
+    return (driver, urllib.parse.unquote(path), int(fire)) if fire.isdigit() else ("", "", 0)
 
 
 @dataclass(slots=True)
@@ -126,15 +211,21 @@ class Inherited:
     reexec: ReexecState | None = None
     close: Callable[[int], None] = os.close
 
-    def take_watchdog(self, name: str) -> int | None:
+    def take_watchdog(self, name: str) -> PassedWatchdog | None:
         """The watchdog's descriptor, from a re-exec or from the store, where it has that name."""
         if self.reexec is not None:
-            return self.reexec.watchdog_fd if self.reexec.watchdog_fd >= 0 else None
+            if self.reexec.watchdog_fd < 0:
+                return None
+            return _passed(self.reexec.watchdog_fd, *self.reexec.watchdog, ())
         stored = [fd for each, fd in self.named if each == name]
-        self.named = [(each, fd) for each, fd in self.named if each != name]
-        for fd in stored[:-1]:
+        tags = [(each, fd) for each, fd in self.named if each.startswith(WATCHDOG_TAG)]
+        self.named = [
+            (each, fd) for each, fd in self.named if each != name and not each.startswith(WATCHDOG_TAG)
+        ]
+        for fd in (*stored[:-1], *(fd for _, fd in tags)):
             self.close(fd)
-        return stored[-1] if stored else None
+        names = tuple(each for each, _ in tags)
+        return _passed(stored[-1], *_armed_with(names), names) if stored else None
 
 
 def inherited(environ: MutableMapping[str, str]) -> Inherited:

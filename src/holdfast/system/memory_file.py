@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from typing import Protocol
 
-from holdfast.system.regular_file import NotAFile, open_regular, require_regular
+from holdfast.system.regular_file import (
+    Unreadable,
+    open_regular,
+    read_regular,
+    replace_regular,
+    require_regular,
+    write_all,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,42 +37,23 @@ class MemoryFile:
         self._path = path
 
     def read(self) -> bytes:
-        try:
-            with open(open_regular(self._path, os.O_RDONLY), "rb") as f:
-                return f.read(MEMORY_BYTES_MAX)
-        except NotAFile as e:
-            log.error("%s", e.strerror)
-        except OSError:
-            pass
+        found = read_regular(self._path, MEMORY_BYTES_MAX)
+        if not isinstance(found, Unreadable):
+            return found
+        if not found.missing:
+            log.error("%s can't be read: %s", self._path, found.reason)
         return b""
 
     def replace(self, raw: bytes) -> None:
         require_regular(self._path)
-        temporary = self._path + ".new"
-        fd = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            try:
-                os.write(fd, raw)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(temporary, self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        replace_regular(self._path, raw, durable=True)
 
 
 def append_line(path: str, line: str) -> None:
     """One line more, on stable storage; raises OSError."""
     fd = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
-        os.write(fd, line.encode("utf-8", "replace") + b"\n")
+        write_all(fd, line.encode("utf-8", "replace") + b"\n")
         os.fsync(fd)
     finally:
         os.close(fd)

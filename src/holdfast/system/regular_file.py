@@ -1,14 +1,18 @@
-"""Opens a file whose path this program names itself: a regular file, or a reason at once.
+"""Files whose paths this program names itself: a regular file, or a reason at once.
 
 A FIFO in its place would hang the start for ever, a device might do something by being opened, and a symbolic link leads
-to a file that the program did not name.
+to a file that the program did not name. What is no regular file is neither read nor written. `replace_regular` moves a new file to
+its path, so it puts an end to a FIFO or a link there, and follows none; who must not do that, because an admin may have
+put the file elsewhere, calls `require_regular` before it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from dataclasses import dataclass
 
 
 class NotAFile(OSError):
@@ -16,6 +20,14 @@ class NotAFile(OSError):
 
     def __str__(self) -> str:
         return self.strerror or ""  # the number of the error tells nothing more
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Why there is no content; ``missing``: because nothing is there."""
+
+    reason: str
+    missing: bool = False
 
 
 _KINDS = {
@@ -47,6 +59,59 @@ def open_regular(path: str, flags: int, mode: int = 0o600) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def read_regular(path: str, bytes_max: int) -> bytes | Unreadable:
+    """The whole content. Never waits and never raises."""
+    try:
+        with open(open_regular(path, os.O_RDONLY), "rb") as f:
+            raw = f.read(bytes_max + 1)
+    except FileNotFoundError:
+        return Unreadable("it is not there", missing=True)
+    except OSError as e:
+        return Unreadable(e.strerror or str(e))
+    return raw if len(raw) <= bytes_max else Unreadable(f"it is larger than {bytes_max} bytes")
+
+
+def replace_regular(path: str, raw: bytes, *, durable: bool = False) -> None:
+    """Make `raw` the whole content, all of it or nothing, mode 0600; raises OSError and leaves what was there.
+
+    `durable`: it has reached stable storage when this returns.
+    """
+    temporary = f"{path}.new"
+    fd = create_beside(temporary)
+    try:
+        try:
+            write_all(fd, raw)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if durable:
+        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def create_beside(temporary: str, flags: int = os.O_WRONLY) -> int:
+    """An empty file, to be moved to a path beside it; what lies at that name is removed. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    return open_regular(temporary, flags | os.O_CREAT | os.O_EXCL)
+
+
+def write_all(fd: int, raw: bytes) -> None:
+    """All of it; raises OSError. One write may be short, on a disk that is nearly full."""
+    view = memoryview(raw)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _refuse(path: str, mode: int) -> None:

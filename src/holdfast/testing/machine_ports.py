@@ -129,16 +129,24 @@ class MachineState:
 
     def copied(self, fd: int, whose: str) -> None:
         """The watchdog's descriptor has one more copy."""
+        if fd == MARK:
+            return
         if self.wdmd is not None:
             self.wdmd.copied(fd, whose)
         elif self.machine.watchdog.copies:
             self.machine.watchdog.copies.add(whose)
 
     def close_copy(self, fd: int, whose: str) -> None:
+        if fd == MARK:
+            return
         if self.wdmd is not None:
             self.wdmd.close_copies(whose, fd)
         else:
             self.machine.watchdog.close_copy(whose)
+
+
+MARK = -1
+"""The descriptor of an empty file, of which nothing but the name matters."""
 
 
 class Identities:
@@ -243,7 +251,7 @@ class OnlyRoot(MountTable):
 class Store:
     """`DescriptorStore`: systemd's. What a daemon puts there is there for the next one, until the machine is reset.
 
-    Locks are leases here, which have no descriptors: what is stored is the watchdog's.
+    Locks are leases here, which have no descriptors: what is stored is the watchdog's, and what armed it.
     """
 
     stores = True
@@ -262,6 +270,10 @@ class Store:
         self.named = [each for each in self.named if each[0] != name]
         for _, each in gone:
             self._state.close_copy(each, STORE)
+
+    def mark(self, name: str) -> None:
+        self.store(name, None)
+        self.store(name, MARK)
 
 
 def managed_ports(

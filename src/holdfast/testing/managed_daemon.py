@@ -16,10 +16,12 @@ from typing import Any
 from holdfast import lifecycle
 from holdfast.build import LeaseWatchers, build
 from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable
+from holdfast.handover import Before, may_hold_leases
+from holdfast.manager.journal import SavedState, replay
 from holdfast.model import LockFailureAction, Protection
 from holdfast.protocol.timing import Timing
 from holdfast.system.daemon_lock import DaemonLocks
-from holdfast.system.descriptors import encode_state
+from holdfast.system.descriptors import Inherited, encode_state
 from holdfast.system.predecessor import Predecessors
 from holdfast.testing.checkers import Checkers
 from holdfast.testing.machine import Machine
@@ -98,6 +100,11 @@ def configured(
     )
 
 
+def _journal(state: MachineState, inherited: Inherited) -> SavedState:
+    """What `kept_config` reads of it on a real host."""
+    return replay(inherited.reexec.journal if inherited.reexec is not None else state.journal.read())
+
+
 class ManagedDaemon:
     """One life of the daemon on one machine."""
 
@@ -129,10 +136,12 @@ class ManagedDaemon:
             fed=lambda driver: CheckedWatchdog(driver, lambda: checkers.terms.fed(machine)),
         )
         self.clock = ports.clock
+        inherited = state.inherited()
         self.parts = build(
             config,
             ports,
-            state.inherited(),
+            inherited,
+            Before(leases_held=may_hold_leases(_journal(state, inherited), ports.identity.boot)),
             LeaseWatchers(
                 on_joined=lambda keeper: self.seats[keeper.name].joined(),
                 on_lost=lambda keeper, reason: self.seats[keeper.name].lost(reason),
@@ -172,14 +181,14 @@ class ManagedDaemon:
             return
         self.world.tell(self.machine.name, "its daemon is to reload")
         await lifecycle.reload(
-            self.parts, next_can_start=self._next_can_start, execute=self._execute_next, busy=self._busy
+            self.parts, why_not=self._why_not_next, execute=self._execute_next, busy=self._busy
         )
         self.serving = True
 
-    async def _next_can_start(self) -> bool:
+    async def _why_not_next(self) -> list[str]:
         await self.clock.sleep(self.world.random.uniform(0.2, 2))
         self.serving = False
-        return True
+        return []
 
     def _execute_next(self) -> None:
         self.state.reexec = encode_state(self.parts.handover.state({}, [], NO_LOCKS))

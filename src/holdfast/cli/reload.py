@@ -1,0 +1,60 @@
+"""`holdfast reload`: the running daemon becomes the program on disk with the configuration on disk, or says why not.
+
+The daemon answers only a refusal: when it takes over, the new program has the listening sockets and no client's
+connection. So the answer to "does it serve?" is a status of a daemon that started later than the one that was asked.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
+
+SERVES_TIMEOUT_S = 120.0
+"""The check of the program on disk may take a minute, locks on slow storage ten seconds more; the rest is reserve."""
+PAUSE_S = 0.05
+METHOD_NOT_FOUND = "org.varlink.service.MethodNotFound"
+
+
+class NotReloaded(Exception):
+    """The daemon goes on as it was, or does not serve; `reasons` says why."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+
+
+def reload(socket: str) -> str:
+    """The version that serves now; raises `NotReloaded`, and `DaemonUnreachable` if there is no daemon to begin with."""
+    with ControlClient(socket, timeout_s=SERVES_TIMEOUT_S) as client:
+        before = client.status()
+        try:
+            client.reload()
+        except CallRefused as e:
+            if e.kind != METHOD_NOT_FOUND:
+                raise NotReloaded(*str(e).split("\n")) from None
+            # An older release: it knows the signal alone, and tells its reasons to its log.
+            try:
+                os.kill(before.pid, signal.SIGUSR1)
+            except OSError as error:
+                raise NotReloaded(f"holdfastd {before.version}, pid {before.pid}: {error.strerror}") from None
+        except DaemonUnreachable:
+            pass  # it is becoming the new program
+    return _wait_until_it_serves(socket, before.started)
+
+
+def _wait_until_it_serves(socket: str, started_before: float) -> str:
+    deadline = time.monotonic() + SERVES_TIMEOUT_S
+    reason = "holdfastd goes on as before: its log says why"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with ControlClient(socket, timeout_s=left) as client:
+                status = client.status()
+            if status.started != started_before:
+                return status.version
+        except (DaemonUnreachable, CallRefused) as e:
+            reason = f"the new program does not serve: {e}; see its log"
+        time.sleep(PAUSE_S)
+    raise NotReloaded(reason)
