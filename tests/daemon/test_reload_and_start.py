@@ -411,14 +411,21 @@ def test_kept_configuration_that_is_older_than_the_last_daemon_is_ignored(
     assert not record(leases, 1).is_free
 
 
-def test_damaged_journal_counts_as_locks_that_may_be_held(watch: Watch) -> None:
+@pytest.mark.parametrize("damage", ["first line", "empty", "missing"])
+def test_damaged_journal_counts_as_locks_that_may_be_held(watch: Watch, damage: str) -> None:
     alpha = watch.alpha
     alpha.kill()
     journal = alpha.run_dir / "journal"
-    journal.write_bytes(b"\0" * 8 + journal.read_bytes())
+    if damage == "first line":
+        journal.write_bytes(b"\0" * 8 + journal.read_bytes())
+    elif damage == "empty":
+        journal.write_bytes(b"")
+    else:
+        journal.unlink()
     edit(alpha, lambda text: text.replace("host_id = 1", "host_id = 3"))
     alpha.start()
-    assert "backend.leases.host_id: 1 -> 3" in alpha.log_text()
+    assert "the configuration on disk is not used: backend.leases.host_id: 1 -> 3" in alpha.log_text()
+    alpha.says("gone on with as host_id 1")
     assert exists(watch.vm)
 
 
