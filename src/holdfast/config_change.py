@@ -25,6 +25,8 @@ USERS_NAMED_MAX = 3
 VALUE_CHARS_MAX = 200
 """Of a value in a message."""
 
+ABSENT = "absent"
+"""The driver that stands in for a backend that can't be made (`backends.absent`)."""
 LEASE_DEFAULTS: Mapping[str, object] = {
     "lockspace": "__LIBVIRT__DISKS__",
     "name_by": "path-md5",
@@ -78,7 +80,7 @@ def differences(old: Config, new: Config, held: Sequence[HeldNeed]) -> list[str]
     places = same_backend(old, new)
     for need in held:
         table = old.backend.get(need.backend)
-        if table is None:
+        if table is None or table.get("driver") == ABSENT:
             continue  # lost already: no configuration takes more from it
         if need.backend in places:
             found += _changed_keys(need, table, places[need.backend], new.backend[places[need.backend]])
@@ -91,6 +93,9 @@ def same_backend(old: Config, new: Config) -> Mapping[str, str]:
     """Each table of `old` that `new` has too, under whatever name: old name to new name."""
     found = {}
     for name, table in old.backend.items():
+        if table.get("driver") == ABSENT and name in new.backend:
+            found[name] = name
+            continue
         what = _what(table)
         also = [other for other, theirs in new.backend.items() if _what(theirs) == what]
         if also:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 INTERFACE = "io.holdfast.Control"
 ERROR_REFUSED = f"{INTERFACE}.Refused"
 ERROR_NOT_PERMITTED = f"{INTERFACE}.NotPermitted"
+CONFIGURATION_PROBLEM = "the configuration on disk "
+"""How those of `StatusInfo.problems` begin that say that it is not in force."""
 VENDOR, PRODUCT, URL = "Holdfast", "holdfastd", "https://github.com/holdfast"
 
 

@@ -29,7 +29,7 @@ from holdfast import config as configuration
 from holdfast.backend_wiring import problems_of
 from holdfast.backends.paxos_table import LIBVIRT_LOCKSPACE
 from holdfast.config import Config
-from holdfast.config_change import USERS_NAMED_MAX, HeldNeed, differences, same_backend
+from holdfast.config_change import ABSENT, USERS_NAMED_MAX, HeldNeed, differences, same_backend
 from holdfast.errors import ConfigError, UnknownKey
 from holdfast.handover import Before, may_hold_leases
 from holdfast.manager.journal import SavedClaims, SavedState, replay
@@ -56,11 +56,12 @@ _RUN_DIR = re.compile(r"""^\s*run_dir\s*=\s*["']([^"'\n]+)["']""", re.MULTILINE)
 class Kept:
     """A configuration that was in force in this boot.
 
-    ``renamed`` has tables that the journal may still call by a name from before it; ``dropped`` the keys that this version
-    does not know.
+    ``renamed`` has tables that the journal may still call by a name from before it; ``dropped`` what this version does not
+    know, or can't use any more. ``text`` has it all.
     """
 
     config: Config
+    text: str
     renamed: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
 
@@ -79,13 +80,14 @@ class Start:
     remarks: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     leases_held: bool = False
+    kept_text: str = ""
 
     def before(self, boot: str) -> Before:
-        """What the object graph is built with."""
+        """What the object graph is built with. A kept configuration goes on as it is, with what this version can't use."""
         return Before(
             renamed=self.renamed,
             leases_held=self.leases_held,
-            configuration=encode(self.config, boot, self.renamed),
+            configuration=self.kept_text or encode(self.config, boot, self.renamed),
         )
 
 
@@ -123,13 +125,19 @@ def decode(text: str, name: str, boot: str) -> Kept | Unreadable:
         return Unreadable(dropped[0])
     while unusable := problems_of(config):
         problem = unusable[0]
-        if not isinstance(problem, UnknownKey) or len(dropped) >= configuration.DROPPED_KEYS_MAX:
-            return Unreadable(str(problem))
-        dropped.append(str(problem))
         backends = {each: dict(table) for each, table in config.backend.items()}
-        configuration.drop_key({"backend": backends}, problem.place)
+        at_fault = [
+            each for each in backends if problem.facts["key"] in (f"backend.{each}", f"backend.{each}.driver")
+        ]
+        if not at_fault or len(dropped) >= configuration.DROPPED_KEYS_MAX:
+            return Unreadable(str(problem))
+        if isinstance(problem, UnknownKey):
+            configuration.drop_key({"backend": backends}, problem.place)
+        else:
+            backends[at_fault[0]] = {"driver": ABSENT, "reason": str(problem.facts["reason"])}
+        dropped.append(str(problem))
         config = msgspec.structs.replace(config, backend=backends)
-    return Kept(config, renamed, tuple(dropped))
+    return Kept(config, text, renamed, tuple(dropped))
 
 
 def load(run_dir: str, boot: str) -> Kept | Unreadable:
@@ -209,6 +217,7 @@ def choose(
             kept_because=tuple(because),
             remarks=kept.dropped,
             renamed=kept.renamed,
+            kept_text=kept.text,
             leases_held=leases_held,
         )
     assert usable is not None

@@ -26,6 +26,7 @@ from holdfast import kept_config
 from holdfast.backend_wiring import check_config
 from holdfast.config import Config
 from holdfast.config_change import USERS_NAMED_MAX, HeldNeed, differences
+from holdfast.control_api import CONFIGURATION_PROBLEM
 from holdfast.errors import ConfigError
 from holdfast.lease_wiring import LeaseHost
 from holdfast.manager.lock_book import HostLock
@@ -205,13 +206,13 @@ class ConfigurationInForce:
             )
         config, wrong = self._read()
         if wrong:
-            return [*found, *(f"the configuration on disk can't be used: {problem}" for problem in wrong)]
+            return [*found, *(f"{CONFIGURATION_PROBLEM}can't be used: {problem}" for problem in wrong)]
         if config is None or _values(config) == _values(self._config):
             return found
         needed = differences(self._config, config, self._held())
         if needed:
-            return [*found, *(f"the configuration on disk is not in force: {each}" for each in needed)]
-        return [*found, "the configuration on disk is not in force yet: 'holdfast reload' puts it into force"]
+            return [*found, *(f"{CONFIGURATION_PROBLEM}is not in force: {each}" for each in needed)]
+        return [*found, f"{CONFIGURATION_PROBLEM}is not in force yet: 'holdfast reload' puts it into force"]
 
     def _read(self) -> tuple[Config | None, list[ConfigError]]:
         """The one on disk; read again when a file has changed."""

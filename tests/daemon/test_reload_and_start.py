@@ -411,6 +411,31 @@ def test_kept_configuration_that_is_older_than_the_last_daemon_is_ignored(
     assert not record(leases, 1).is_free
 
 
+def test_backend_that_can_not_be_made_any_more_refuses_and_the_others_go_on_guarding(
+    watch: Watch, place: Path
+) -> None:
+    """The driver's package was removed, and a group: the files can't be used, nor the kept configuration as it is."""
+    alpha = watch.alpha
+    kept = alpha.run_dir / "config-in-force.toml"
+    gone = '\n[backend.gone]\ndriver = "gone"\nurl = "x"\n'
+    rule = '[[disk]]\nmatch = "*/gone/*"\nbackend = "gone"\n'
+    text = kept.read_text().replace("[[disk]]", rule + "[[disk]]", 1) + gone
+    kept.write_text(text.replace('group = ""', 'group = "nobody-has-this-group"'))
+    before = edit(alpha, lambda text: text.replace("[[disk]]", rule + "[[disk]]", 1) + gone)
+    alpha.kill()
+    alpha.start()
+    is_red(alpha, "no driver 'gone' is installed")
+    watch.stays_well()
+    (place / "gone").mkdir()
+    told = refusal(alpha, make_disk(place / "gone"))
+    assert "backend 'gone' can't be used: no driver 'gone' is installed" in told
+    assert gone.strip() in kept.read_text()  # it may be installed again
+    alpha.config.write_text(before)
+    assert alpha.cli("reload").returncode == 0
+    assert problems(alpha) == []
+    watch.all_is_well()
+
+
 @pytest.mark.parametrize("damage", ["first line", "empty", "missing"])
 def test_damaged_journal_counts_as_locks_that_may_be_held(watch: Watch, damage: str) -> None:
     alpha = watch.alpha

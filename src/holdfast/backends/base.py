@@ -249,11 +249,13 @@ def make_backend(
     name: str, table: Mapping[str, object], ports: BackendPorts, *, file: str = "configuration"
 ) -> Backend:
     """The backend of one [backend.NAME] table; raises `ConfigError` with the key and the fix."""
+    from holdfast.backends import absent as absent_driver
     from holdfast.backends import file as file_driver
     from holdfast.backends import nop as nop_driver
     from holdfast.backends import paxos_table
 
     shipped: dict[str, Driver] = {
+        "absent": absent_driver.driver,
         "file": file_driver.driver,
         "nop": nop_driver.driver,
         "paxos": paxos_table.driver,
@@ -266,7 +268,7 @@ def make_backend(
             raise ConfigError(
                 file=file,
                 key=f"backend.{name}.driver",
-                reason=f"no driver '{word}' is installed; known: {', '.join(sorted({*shipped, *known}))}",
+                reason=f"no driver '{word}' is installed; known: {', '.join(sorted({*shipped, *known} - {'absent'}))}",
             )
         driver = known[word].load()
     try:

@@ -11,6 +11,7 @@ import signal
 import time
 
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
+from holdfast.control_api import CONFIGURATION_PROBLEM, StatusInfo
 
 SERVES_TIMEOUT_S = 120.0
 """The check of the program on disk may take a minute, locks on slow storage ten seconds more; the rest is reserve."""
@@ -52,9 +53,21 @@ def _wait_until_it_serves(socket: str, started_before: float) -> str:
         try:
             with ControlClient(socket, timeout_s=left) as client:
                 status = client.status()
-            if status.started != started_before:
-                return status.version
         except (DaemonUnreachable, CallRefused) as e:
             reason = f"the new program does not serve: {e}; see its log"
+        else:
+            if status.started != started_before:
+                return _in_force(status)
         time.sleep(PAUSE_S)
     raise NotReloaded(reason)
+
+
+def _in_force(status: StatusInfo) -> str:
+    """The version of a new program that works with the configuration on disk.
+
+    It may go on with the kept one: a VM was started between the check and the exec, or a file was edited.
+    """
+    ignored = [each for each in status.problems if each.startswith(CONFIGURATION_PROBLEM)]
+    if ignored:
+        raise NotReloaded(*ignored)
+    return status.version

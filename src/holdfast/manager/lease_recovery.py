@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from holdfast.backends.lease_names import LEASE_KEY_DEVICE
+from holdfast.backends.paxos import PaxosBackend
 from holdfast.manager import events as ev
 from holdfast.manager.lock_book import HostLock
 from holdfast.manager.lock_manager import LockManager
@@ -76,13 +77,13 @@ class LeaseRecovery:
         return sum(self._may_be_of(lock, backends) for lock in self._manager.table)
 
     def _may_be_of(self, lock: HostLock, backends: Collection[str]) -> bool:
-        """Whether a lock's lease is in the lockspace of these backends. One whose backend is in no table any more may be
-        in any lockspace: it counts for each, for a lockspace that is left while a VM needs it costs its disks.
+        """Whether a lock's lease is in the lockspace of these backends. One whose backend is in no table any more, or can't
+        be made, may be in any lockspace: it counts for each, for leaving one that a VM needs costs its disks.
         """
         if lock.backend in backends:
             return True
         is_lease = bool(lock.keys) and lock.keys[0][0] == LEASE_KEY_DEVICE
-        return is_lease and lock.backend not in self._manager.backends
+        return is_lease and not isinstance(self._manager.backends.get(lock.backend), PaxosBackend)
 
     def lost(self, loss: Loss) -> None:
         """Act first, log second: nothing that a log line might wait for may come before the first step of the ladder."""
