@@ -62,7 +62,7 @@ class ReloadCheck(msgspec.Struct, frozen=True):
 
 
 def answer(environ: Mapping[str, str], config: Config | None) -> list[str] | None:
-    """Why this program may not take over from the daemon that runs; None if it was not asked, or can't tell."""
+    """Why this program may not take over from the daemon that runs; None if it was not asked, or can't compare."""
     path = environ.get(VARIABLE, "")
     raw = read_regular(path, CHECK_BYTES_MAX) if path else Unreadable("not asked")
     if isinstance(raw, Unreadable):

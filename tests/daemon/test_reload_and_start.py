@@ -96,7 +96,7 @@ class Watch:
         until = time.monotonic() + DEAD_S + 2
         while time.monotonic() < until:
             self.all_is_well()
-            time.sleep(0.3)  # a pace, not a wait: each try is a ballot's first look
+            time.sleep(0.3)  # a pace, not a wait: each try is a few reads of the lease
 
 
 @pytest.fixture
@@ -537,7 +537,7 @@ def manager(fenced: Holdfastd, place: Path) -> Iterator[ServiceManager]:
 
 
 def is_still_fed(double: Wdmd) -> None:
-    """On the connection that was armed first; it was never told that all is over."""
+    """On the connection that was armed first; it was neither stopped nor closed."""
     before = len(double.expires(0))
     wait_until(lambda: len(double.expires(0)) >= before + 3, "the watchdog to be fed")
     assert 0 not in double.expires(0)

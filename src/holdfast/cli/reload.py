@@ -13,8 +13,9 @@ import time
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.control_api import CONFIGURATION_PROBLEM, StatusInfo
 
-SERVES_TIMEOUT_S = 120.0
-"""The check of the program on disk may take a minute, locks on slow storage ten seconds more; the rest is reserve."""
+SERVES_TIMEOUT_S = 80.0
+"""For all of it: the check of the program on disk may take a minute, locks on slow storage ten seconds more. systemd ends a
+reload after 90 s, and then nobody reads the reason."""
 PAUSE_S = 0.05
 METHOD_NOT_FOUND = "org.varlink.service.MethodNotFound"
 
@@ -29,6 +30,7 @@ class NotReloaded(Exception):
 
 def reload(socket: str) -> str:
     """The version that serves now; raises `NotReloaded`, and `DaemonUnreachable` if there is no daemon to begin with."""
+    deadline = time.monotonic() + SERVES_TIMEOUT_S
     with ControlClient(socket, timeout_s=SERVES_TIMEOUT_S) as client:
         before = client.status()
         try:
@@ -36,19 +38,18 @@ def reload(socket: str) -> str:
         except CallRefused as e:
             if e.kind != METHOD_NOT_FOUND:
                 raise NotReloaded(*str(e).split("\n")) from None
-            # An older release: it knows the signal alone, and tells its reasons to its log.
+            # An older release knows the signal alone, and logs its reasons.
             try:
                 os.kill(before.pid, signal.SIGUSR1)
             except OSError as error:
                 raise NotReloaded(f"holdfastd {before.version}, pid {before.pid}: {error.strerror}") from None
         except DaemonUnreachable:
             pass  # it is becoming the new program
-    return _wait_until_it_serves(socket, before.started)
+    return _wait_until_it_serves(socket, before.started, deadline)
 
 
-def _wait_until_it_serves(socket: str, started_before: float) -> str:
-    deadline = time.monotonic() + SERVES_TIMEOUT_S
-    reason = "holdfastd goes on as before: its log says why"
+def _wait_until_it_serves(socket: str, started_before: float, deadline: float) -> str:
+    reason = f"the new program does not serve after {SERVES_TIMEOUT_S:.0f} s; see the log of holdfastd"
     while (left := deadline - time.monotonic()) > 0:
         try:
             with ControlClient(socket, timeout_s=left) as client:
@@ -58,6 +59,7 @@ def _wait_until_it_serves(socket: str, started_before: float) -> str:
         else:
             if status.started != started_before:
                 return _in_force(status)
+            reason = "holdfastd goes on as before: its log says why"
         time.sleep(PAUSE_S)
     raise NotReloaded(reason)
 

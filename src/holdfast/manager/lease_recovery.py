@@ -65,7 +65,7 @@ class LeaseRecovery:
         self._restarts: dict[str, list[tuple[str, str]]] = {}
 
     def in_use(self, backends: Collection[str]) -> bool:
-        """Whether anybody rests on a lock of these backends, the backends of one lockspace."""
+        """Whether a lock of these backends, the backends of one lockspace, has an owner that lives."""
         owners = self._manager.owners
         return any(
             self._may_be_of(lock, backends) and any(owners.get(i) is not None for i in lock.claims)
