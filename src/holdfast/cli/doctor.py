@@ -21,7 +21,7 @@ from holdfast.cli import lease_doctor
 from holdfast.cli.places import LOCKD_CONF, QEMU_CONF, domains, libvirt_lockspaces, read_settings
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.config import Config
-from holdfast.control_api import HolderInfo, LeaseSpaceInfo, OwnerInfo, StatusInfo
+from holdfast.control_api import CONFIGURATION_PROBLEM, HolderInfo, LeaseSpaceInfo, OwnerInfo, StatusInfo
 from holdfast.manager.routing import Routing
 from holdfast.model import DIRECT_LOCKSPACE, Mode, Protection, Resource
 from holdfast.system.canonical_path import canonical_path
@@ -70,7 +70,8 @@ def examine(config_file: str | None, socket: str | None, root: str = "/") -> lis
 
     config, problems = check_config(config_file)
     findings = [
-        Finding("problem", "configuration", str(p), "correct it; then: holdfast reload") for p in problems
+        Finding("problem", "configuration", str(p), "holdfast check-config && holdfast reload")
+        for p in problems
     ]
     if config is None or problems:
         config = kept_config.in_force(config_file)
@@ -123,7 +124,10 @@ def daemon(scene: Scene) -> Iterator[Finding]:
             f"free space on the file system of {scene.config.run_dir}",
         )
     for problem in s.problems:
-        yield Finding("problem", "daemon", problem, "put that right; then: holdfast reload")
+        of_files = problem.startswith(CONFIGURATION_PROBLEM)
+        # Both change nothing that a lock needs: a reload that would is refused, with the reasons.
+        fix = "holdfast reload" if of_files else f"df {scene.config.run_dir}; holdfast status"
+        yield Finding("problem", "configuration" if of_files else "daemon", problem, fix)
     for waiting in s.storage_waiting:
         yield Finding(
             "problem", "storage", f"it does not answer: {waiting}", "see whether that storage answers"
