@@ -34,12 +34,12 @@ from holdfast.errors import ConfigError, UnknownKey
 from holdfast.handover import Before, may_hold_leases
 from holdfast.manager.journal import SavedClaims, SavedState, replay
 from holdfast.model import OwnerName
-from holdfast.supervision.host_terms import decode_term
+from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.system.daemon_lock import RUN_LOCK, claimed_last_ns
 from holdfast.system.descriptors import Inherited
-from holdfast.system.memory_file import MEMORY_BYTES_MAX
 from holdfast.system.process import boot_id
 from holdfast.system.regular_file import Unreadable, read_regular, replace_regular
+from holdfast.system_ports import lease_host_ports
 
 KEPT_FILE = "config-in-force.toml"
 KEPT_BYTES_MAX = 4 * configuration.CONFIG_BYTES_MAX
@@ -194,7 +194,7 @@ def choose(
         kept = decode(inherited.reexec.configuration, "the last program's configuration", boot)
     if isinstance(kept, Unreadable):
         kept = load(run_dir, boot)
-        if isinstance(kept, Kept) and usable is not None and _is_older_than_the_last_daemon(run_dir):
+        if isinstance(kept, Kept) and usable is not None and is_older_than_the_last_daemon(run_dir):
             kept = Unreadable("a daemon of a release that keeps none has run since it was written")
     if isinstance(kept, Unreadable):
         if usable is None:
@@ -203,7 +203,7 @@ def choose(
         leases_held = may_hold_leases(_journal(usable, inherited), boot)
         return Start(config=usable, file=file, remarks=remarks, leases_held=leases_held)
     journal = _journal(kept.config, inherited)
-    held = held_in(journal, kept.config, boot)
+    held = held_in(journal, kept, boot)
     leases_held = may_hold_leases(journal, boot) or journal.boot != boot
     because = (
         [str(problem) for problem in problems] if usable is None else differences(kept.config, usable, held)
@@ -229,7 +229,7 @@ def choose(
     )
 
 
-def _is_older_than_the_last_daemon(run_dir: str) -> bool:
+def is_older_than_the_last_daemon(run_dir: str) -> bool:
     """Whether a daemon has started that did not keep its configuration. Each one writes its pid first, then that."""
     try:
         kept_ns = os.lstat(kept_path(run_dir)).st_mtime_ns
@@ -255,26 +255,28 @@ def _journal(config: Config, inherited: Inherited) -> SavedState:
     return SavedState(damage=raw.reason) if isinstance(raw, Unreadable) else replay(raw)
 
 
-def held_in(state: SavedState, config: Config, boot: str) -> list[HeldNeed]:
-    """What the locks of a journal need, beside a kept configuration of this boot. If it is not whole, or of another boot
-    and so a stale one, every backend may have had locks.
+def held_in(state: SavedState, kept: Kept, boot: str) -> list[HeldNeed]:
+    """What the locks of a journal need, beside a kept configuration of this boot; one that is not whole may have had locks
+    of every backend.
     """
-    believed = state.is_whole and state.boot == boot
+    config = kept.config
+    if state.is_whole and state.boot != boot:
+        state = SavedState()  # a stale one: it says nothing of the daemon that has kept this configuration
     locks: dict[str, list[SavedClaims]] = {}
-    for lock in () if state.is_whole and not believed else state.locks.values():
-        locks.setdefault(lock.backend, []).append(lock)
+    for lock in state.locks.values():
+        locks.setdefault(kept.renamed.get(lock.backend, lock.backend), []).append(lock)
     needs = [
         HeldNeed(
             backend=name,
             count=len(found),
             users=tuple(_user(state, lock) for lock in found[:USERS_NAMED_MAX]),
-            host_id=_last_host_id(config, name),
+            host_id=_last_host_id(state, config, name, boot),
         )
         for name, found in locks.items()
     ]
-    if not believed:
+    if not state.is_whole:
         needs += [
-            HeldNeed(backend=name, count=0, host_id=_last_host_id(config, name))
+            HeldNeed(backend=name, count=0, host_id=_last_host_id(state, config, name, boot))
             for name in config.backend
             if name not in locks
         ]
@@ -296,12 +298,13 @@ def user_text(owner: OwnerName | None, resource: str) -> str:
     return f"{'VM ' if owner.uuid else ''}{owner.name}: {resource}"
 
 
-def _last_host_id(config: Config, backend: str) -> int | None:
-    """This host's id in a backend's lockspace, as it is remembered; None if it isn't, or there is none."""
+def _last_host_id(state: SavedState, config: Config, backend: str, boot: str) -> int | None:
+    """This host's id in a backend's lockspace, as any copy remembers it; None if none does, or there is none."""
     table = config.backend.get(backend, {})
     if table.get("driver") != "paxos":
         return None
     name = table.get("lockspace", LIBVIRT_LOCKSPACE)
-    raw = read_regular(f"{config.state_dir}/lockspace-{name}.json", MEMORY_BYTES_MAX)
-    term = None if isinstance(raw, Unreadable) else decode_term(raw)
+    files = lease_host_ports((config.state_dir, config.run_dir)).incarnation_files(name)
+    carried = state.incarnations.get(name)
+    term = IncarnationCopies(name, files, lambda: [] if carried is None else [carried]).newest(boot)
     return term.host_id if term is not None else None
