@@ -139,7 +139,7 @@ def claim_directories(config: Config, reexec: fds.ReexecState | None) -> DaemonL
         (config.state_dir, daemon_lock.STATE_LOCK, reexec.state_lock_fd if reexec is not None else -1),
     ):
         path = f"{directory}/{name}"
-        if inherited >= 0:
+        if inherited >= 0 and daemon_lock.is_lock_of(inherited, path):
             taken.append(inherited)
             dead += daemon_lock.survey(path)
             continue
@@ -152,6 +152,8 @@ def claim_directories(config: Config, reexec: fds.ReexecState | None) -> DaemonL
             raise StartError(str(e.strerror), EXIT_ERROR) from None
         except OSError as e:
             raise StartError(f"{directory}: can't be used: {e.strerror}", EXIT_ERROR) from e
+        if inherited >= 0:
+            os.close(inherited)  # of the directory that the last configuration named
         taken.append(claimed.fd)
         dead += claimed.predecessors
     predecessors = Predecessors(dead)

@@ -28,6 +28,7 @@ from holdfast.system import thread_name
 from holdfast.system.predecessor import DeadButStuck, ProcTasks
 
 OTHER_SPACE = "vms"
+REFUSED_EXIT = 75
 IO_TIMEOUT_S = (1, 1)
 """Of the lockspace that hangs and of the healthy one. A lease fails 8 of them after its last renewal."""
 PATIENT_S = (4, 2)
@@ -213,6 +214,9 @@ def test_reload_while_a_request_hangs_is_refused_with_its_name_and_costs_the_hea
     s.alpha.says("reload refused: ")
     (line,) = [line for line in s.alpha.log_text().splitlines() if "reload refused" in line]
     assert f"{SPACE}: a request has not ended for" in line
+    by_hand = s.alpha.cli("reload")
+    assert by_hand.returncode == REFUSED_EXIT
+    assert f"{SPACE}: a request has not ended for" in by_hand.stderr
     s.healthy_one_goes_on()
     assert s.alpha.pid == pid
     assert s.alpha.count("re-executing") == 0

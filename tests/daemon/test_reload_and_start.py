@@ -311,6 +311,20 @@ def test_host_id_may_be_edited_when_no_vm_runs(alpha: Holdfastd, leases: Path) -
     assert not record(leases, 3).is_free
 
 
+def test_reload_into_another_state_directory_takes_the_lock_of_that_one(
+    make_host: MakeHost, place: Path
+) -> None:
+    """With nothing held the change is accepted; then no second daemon may use that directory."""
+    alpha, beta = make_host("alpha", 1), make_host("beta", 2)
+    joined(alpha.start())
+    edit(alpha, lambda text: with_another_state_dir(text, place))
+    assert alpha.cli("reload").returncode == 0
+    edit(beta, lambda text: text.replace(f"{place}/beta/state", f"{place}/elsewhere"))
+    assert beta.spawn().wait(timeout=60) == 1
+    assert f"another holdfastd (pid {alpha.pid}) uses {place}/elsewhere" in beta.log_text()
+    joined(alpha)
+
+
 def test_reload_needs_no_libvirt_socket_of_its_own_and_answers_when_the_new_program_serves(
     daemon: Holdfastd, place: Path
 ) -> None:

@@ -83,6 +83,17 @@ def claim(path: str, tasks: ProcTasks | None = None) -> Claimed:
         os.close(directory)
 
 
+def is_lock_of(fd: int, path: str) -> bool:
+    """Whether a descriptor that was passed on is of the lock `path`, or of a number behind it."""
+    ours = os.fstat(fd)
+    for number in range(LOCKS_MAX):
+        with contextlib.suppress(OSError):
+            found = os.lstat(_numbered(path, number))
+            if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
+                return True
+    return False
+
+
 def claimed_last_ns(path: str) -> int:
     """When a daemon last wrote its pid into a lock of this name, as the file system has it; 0 if none has."""
     last = 0
