@@ -291,6 +291,8 @@ class LeaseHost:
     def _joined(self, keeper: LockspaceKeeper) -> None:
         if (watchdog := self.armed_watchdog()) is not None:
             self._store.store(WATCHDOG_FD_NAME, watchdog.fd)
+            for tag in sorted(self._tags() - {watchdog.tag}):
+                self._store.store(tag, None)  # two that differ would say nothing
             self._store.mark(watchdog.tag)
         self.on_joined(keeper)
 
@@ -307,12 +309,15 @@ class LeaseHost:
 
     def _forget_watchdog(self) -> None:
         """The store has nothing of it any more: neither the descriptor nor the names that say what armed it."""
-        tags = set(self._passed.tags) if self._passed is not None else set()
-        if self._armed_by is not None:
-            by = self._armed_by
-            tags.add(PassedWatchdog(-1, by.driver, by.path, by.fire_timeout_s).tag)
-        for name in (WATCHDOG_FD_NAME, *sorted(tags)):
+        for name in (WATCHDOG_FD_NAME, *sorted(self._tags())):
             self._store.store(name, None)
+
+    def _tags(self) -> set[str]:
+        """The names in the store that say what armed a watchdog: those that were found there, and ours."""
+        tags = set(self._passed.tags) if self._passed is not None else set()
+        if (by := self._armed_by) is not None:
+            tags.add(PassedWatchdog(-1, by.driver, by.path, by.fire_timeout_s).tag)
+        return tags
 
     def watchdog_descriptor(self) -> int | None:
         return self._heartbeat.watchdog_descriptor() if self._heartbeat is not None else None

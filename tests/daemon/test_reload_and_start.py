@@ -617,6 +617,25 @@ def test_armed_watchdog_that_no_lock_needs_is_stopped_by_its_own_driver_before_a
     assert problems(fenced) == []
 
 
+def test_watchdog_has_one_name_in_the_store_after_a_start_that_found_two(
+    fenced: Holdfastd, manager: ServiceManager, place: Path
+) -> None:
+    """A daemon that was killed between two messages to systemd left one; two that differ would say nothing."""
+    vm = fenced.vm([make_disk(place)], name="web1")
+    wait_until(lambda: "watchdog" in manager.names, "the watchdog to be in the store")
+    (name,) = [name for name in manager.names if name.startswith("watchdog-")]
+    assert name.startswith(f"watchdog-wdmd-{FIRE_TIMEOUT_S}-")
+    fenced.kill()
+    manager.stored.append(("watchdog-device-60-/dev/watchdog", os.memfd_create("left behind")))
+    manager.start()
+    joined(fenced)
+    wait_until(
+        lambda: [each for each in manager.names if each.startswith("watchdog-")] == [name],
+        "the watchdog to have one name",
+    )
+    assert exists(vm)
+
+
 def test_watchdog_stays_with_held_leases_though_the_kept_configuration_is_lost(
     fenced: Holdfastd, manager: ServiceManager, place: Path, double: Wdmd
 ) -> None:

@@ -98,6 +98,7 @@ def test_reload_carries_locks_events_and_watchdog_into_the_next_program(places: 
     reexec = scene.daemon.parts.inherited.reexec
     assert reexec is not None
     assert reexec.watchdog_fd == scene.daemon.parts.leases.watchdog_descriptor()
+    assert reexec.watchdog[0] == ("wdmd" if wdmd else "device")
     assert scene.daemon.parts.events.last >= emitted > 0
     scene.vm_runs_on_under_the_same_term()
 
@@ -121,6 +122,10 @@ def test_kill_leaves_the_watchdog_in_the_store_and_the_next_daemon_goes_on_feedi
     assert scene.machine.watchdog.fires_at is not None
     scene.next_daemon_serves()
     assert scene.machine.watchdog.copies == {DAEMON, STORE}
+    assert [name.split("-")[:2] for name, _ in scene.daemon.state.store.named] == [
+        ["watchdog"],
+        ["watchdog", "device"],
+    ]
     scene.vm_runs_on_under_the_same_term()
 
 
