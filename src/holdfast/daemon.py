@@ -344,7 +344,7 @@ class Daemon:
             reasons = await lifecycle.reload(
                 self.parts, why_not=self._next.why_not, execute=self._execute_next
             )
-            self._in_force.keep()  # it went for an older program that was to take over, and now does not
+            self._in_force.keep()  # removed if the program on disk is an older one, which does not take over now
             self.notifier.ready(f"reload refused: {'; '.join(reasons)}"[:STATUS_CHARS_MAX])
             return reasons
         finally:

@@ -1,9 +1,10 @@
 """Files whose paths this program names itself: a regular file, or a reason at once.
 
 A FIFO in its place would hang the start for ever, a device might do something by being opened, and a symbolic link leads
-to a file that the program did not name. What is no regular file is neither read nor written. `replace_regular` moves a new file to
-its path, so it puts an end to a FIFO or a link there, and follows none; who must not do that, because an admin may have
-put the file elsewhere, calls `require_regular` before it.
+to a file that the program did not name. What is no regular file is neither read nor written.
+
+`replace_regular` moves a new file to its path: it follows no link, and a FIFO or a link that was there is gone after it. A
+caller that must leave such a thing alone, because an admin may have moved the file, calls `require_regular` first.
 """
 
 from __future__ import annotations
