@@ -41,11 +41,13 @@ class Before:
     """What a start knows of the daemons before it, beside what it inherits and what the journal says.
 
     ``renamed``: backends that a journal calls by another name, and what they are called now. ``leases_held``: leases of
-    this boot are held, or may be. ``configuration``: the one in force, for the next program.
+    this boot are held, or may be. ``daemon_was_here``: a daemon of this boot has run, whatever the journal says.
+    ``configuration``: the one in force, for the next program.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     leases_held: bool = False
+    daemon_was_here: bool = False
     configuration: str = ""
 
 
@@ -139,7 +141,7 @@ class Handover:
         A whole journal of another boot settles everything: no process of that boot lives. Unless something of this boot
         says that there was a daemon: then the journal is a stale one.
         """
-        earlier = has_descriptors or self._leases.has_earlier_life
+        earlier = has_descriptors or self._leases.has_earlier_life or self._before.daemon_was_here
         if state.is_whole and state.boot == self._boot:
             return state
         if state.is_whole:

@@ -71,7 +71,8 @@ class Start:
     """What a start works with.
 
     ``file`` is what the command line names; ``kept_because`` says why the configuration on disk is not in force;
-    ``renamed`` is what the journal's backends are called now; ``leases_held``: leases of this boot are held, or may be.
+    ``renamed`` is what the journal's backends are called now; ``leases_held``: leases of this boot are held, or may be;
+    ``daemon_was_here``: a daemon of this boot has kept its configuration.
     """
 
     config: Config
@@ -80,6 +81,7 @@ class Start:
     remarks: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     leases_held: bool = False
+    daemon_was_here: bool = False
     kept_text: str = ""
 
     def before(self, boot: str) -> Before:
@@ -87,6 +89,7 @@ class Start:
         return Before(
             renamed=self.renamed,
             leases_held=self.leases_held,
+            daemon_was_here=self.daemon_was_here,
             configuration=self.kept_text or encode(self.config, boot, self.renamed),
         )
 
@@ -219,6 +222,7 @@ def choose(
             renamed=kept.renamed,
             kept_text=kept.text,
             leases_held=leases_held,
+            daemon_was_here=True,
         )
     assert usable is not None
     return Start(
@@ -226,6 +230,7 @@ def choose(
         file=file,
         renamed=_renamed(kept, usable),
         leases_held=leases_held,
+        daemon_was_here=True,
     )
 
 

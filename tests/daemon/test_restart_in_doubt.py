@@ -360,3 +360,25 @@ def test_owner_that_cannot_be_stopped_gets_no_lease(make_host: MakeHost, place: 
         client.register(pid=2**22 - 7, name="web1")
         with pytest.raises(CallFailed, match="not visible"):
             client.acquire(str(disk))
+
+
+def test_file_locks_are_taken_again_from_lock_files_when_the_journal_is_lost(
+    make_daemon: Factory, place: Path
+) -> None:
+    """No descriptor store: the kernel let go with the daemon, and only the lock file says whose it was."""
+    locks = place / "locks"
+    locks.mkdir()
+    daemon = make_daemon(
+        f'[backend.shared]\ndriver = "file"\ndirectory = "{locks}"\n[[disk]]\nmatch = "*"\n'
+        'backend = "shared"\n'
+    ).start()
+    disk = make_disk(place)
+    vm = daemon.vm([disk], name="web1")
+    daemon.kill()
+    (daemon.run_dir / "journal").unlink()
+    daemon.start()
+    assert refusal(daemon, disk)
+    assert [lock["owner"] for lock in daemon.cli_json("list")] == ["web1"]
+    daemon.end_vm(vm)
+    wait_until(lambda: not refusal(daemon, disk), "the lock to go with its owner")
+    assert list(locks.iterdir()) == []
