@@ -56,6 +56,8 @@ STOP_SAID_AGAIN_S = 30.0
 """A stop that is put off says each `PUT_OFF_LOOK_S` that it needs so much longer; a daemon that is dead says nothing."""
 STATUS_CHARS_MAX = 2000
 """Of what `systemctl status` shows: the first reasons of a refusal."""
+SIGNS_OF_LIFE = 4
+"""So many within the time in which the service manager wants one: a busy host may be late with three."""
 EXIT_SOCKET = 6
 
 
@@ -150,8 +152,15 @@ class Daemon:
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         self._announce()
+        if self.notifier.watched_s is not None:
+            self._show_life(self.notifier.watched_s / SIGNS_OF_LIFE)
         await self._stop
         await self._shut_down()
+
+    def _show_life(self, every_s: float) -> None:
+        """By a timer of the loop, so that a loop that stands still shows none."""
+        self.notifier.alive()
+        self._loop.call_later(every_s, self._show_life, every_s)
 
     def _announce(self) -> None:
         again = self._inherited.reexec is not None

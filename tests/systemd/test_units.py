@@ -163,13 +163,17 @@ def test_libvirtd_is_satisfied_by_holdfast_and_never_starts_virtlockd(machine: M
     machine.run("systemctl", "stop", "libvirtd.service")
 
 
-@pytest.mark.parametrize("how", ["kill -9", "restart", "reload"])
+@pytest.mark.parametrize("how", ["kill -9", "stands still", "restart", "reload"])
 def test_lock_is_never_let_go_while_the_daemon_is_replaced(machine: Machine, vm: Vm, how: str) -> None:
     before = main_pid(machine)
     with LockWatch(vm.disk) as watch:
         if how == "kill -9":
             machine.run("kill", "-KILL", before)
             wait_until(lambda: main_pid(machine) not in ("0", before), "another daemon runs")
+        elif how == "stands still":
+            # As a daemon that was killed while it hung in storage: it shows no sign of life (WatchdogSec=).
+            machine.run("kill", "-STOP", before)
+            wait_until(lambda: main_pid(machine) not in ("0", before), "systemd has replaced it", 120.0)
         else:
             machine.run("systemctl", how, "holdfastd.service")
         wait_until(lambda: owner_names(machine) == ["web1"], "the owner is known again")

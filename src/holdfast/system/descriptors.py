@@ -73,6 +73,8 @@ class Notifier:
         stored = environ.get("FDSTORE", "")
         # systemd before 254 doesn't say how large the store is: the unit file that we ship has one.
         self.stores = self._socket is not None and stored != "0"
+        self.watched_s = _watched_s(environ) if self._socket is not None else None
+        """Within which time each sign of life (`alive`) is wanted; None if none is (sd_watchdog_enabled(3))."""
 
     def send(self, message: str, fds: Sequence[int] = ()) -> bool:
         if self._socket is None:
@@ -91,6 +93,10 @@ class Notifier:
 
     def reloading(self, now_us: int) -> None:
         self.send(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
+
+    def alive(self) -> None:
+        """The event loop runs. Without this in time the service manager replaces the process."""
+        self.send("WATCHDOG=1")
 
     def still_here(self, status: str, next_within_s: float) -> None:
         """A stop takes longer: say so again within that time, or the service manager kills this process."""
@@ -118,6 +124,14 @@ class Notifier:
             self.store(name, empty)
         finally:
             os.close(empty)
+
+
+def _watched_s(environ: MutableMapping[str, str]) -> float | None:
+    """The variables stay as they are: a re-exec has the same process."""
+    microseconds, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+    if not microseconds.isdigit() or pid not in ("", str(os.getpid())) or int(microseconds) == 0:
+        return None
+    return int(microseconds) / 1e6
 
 
 class SavedConnection(msgspec.Struct, array_like=True, frozen=True):
