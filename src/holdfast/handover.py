@@ -100,7 +100,7 @@ class Handover:
             lock.backend = self._before.renamed.get(lock.backend, lock.backend)
         self._manager.lockspaces.restore(state.lockspaces)
         living = self._recovery.owners(state)
-        self._collector.ended = frozenset(state.ended_keys) if state.is_whole else frozenset()
+        self._collector.ended = state.ended_keys if state.is_whole else {}
         locks: dict[int, int] = {}
         if reexec is not None:
             self._adopt_reexec(reexec, living)

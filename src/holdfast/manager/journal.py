@@ -128,6 +128,12 @@ class UnknownLine(Line, tag="unknown"):
     unseen: bool = False
 
 
+class DoubtLine(Line, tag="doubt"):
+    """Locks may be held that no line names: the journal before this one was not whole, and not all is accounted for yet."""
+
+    why: str
+
+
 AnyLine = (
     StartLine
     | LockspaceLine
@@ -141,6 +147,7 @@ AnyLine = (
     | SumLine
     | IncarnationLine
     | UnknownLine
+    | DoubtLine
 )
 
 
@@ -191,21 +198,29 @@ class SavedState:
     """By owner: why it could not be attributed."""
     ended: set[int] = field(default_factory=set)
     """Locks whose end was recorded: the daemon was about to let go of them, or had."""
-    ended_keys: set[FileKey] = field(default_factory=set)
-    """The lock files or leases of those."""
+    ended_keys: dict[FileKey, set[ProcessId]] = field(default_factory=dict)
+    """The lock files or leases of those, and whose claims on them have ended."""
+    ended_claims: dict[int, set[ProcessId]] = field(default_factory=dict)
+    """By lock: whose claims on it have ended so far."""
+    lock_of_key: dict[FileKey, int] = field(default_factory=dict)
+    """Which lock has a lock file or lease: one at a time."""
     lines: int = 0
     damage: str = ""
+    carried_doubt: str = ""
+    """Why the journal before this one was not whole, if not all was accounted for when this one was written."""
 
     @property
     def is_whole(self) -> bool:
         """Whether it names a boot and every line could be read. Else something is missing, nobody knows what."""
-        return bool(self.boot) and not self.damage
+        return bool(self.boot) and not self.damage and not self.carried_doubt
 
     @property
     def doubt(self) -> str:
         """Why it is not whole; empty if it is."""
         if self.damage:
             return f"the journal is damaged: {self.damage}"
+        if self.carried_doubt:
+            return self.carried_doubt
         return "" if self.boot else "the journal is missing"
 
 
@@ -238,7 +253,14 @@ def replay(raw: bytes) -> SavedState:
 def _end(state: SavedState, lock_id: int) -> None:
     lock = state.locks.pop(lock_id)
     state.ended.add(lock_id)
-    state.ended_keys.update(lock.keys[:1])
+    for key in lock.keys[:1]:
+        state.ended_keys[key] = state.ended_claims.pop(lock_id, set())
+
+
+def _claim_ended(state: SavedState, lock: SavedClaims, owner_id: int) -> None:
+    owner = state.owners.get(owner_id)
+    if lock.claims.pop(owner_id, None) is not None and owner is not None:
+        state.ended_claims.setdefault(lock.id, set()).add(owner.process)
 
 
 def _apply(state: SavedState, line: AnyLine) -> None:
@@ -257,11 +279,17 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.owners[owner_id].until_closed = True
             state.owners[owner_id].family = path_of(family)
         case OwnerGoneLine(owner_id):
-            state.owners.pop(owner_id, None)
             for lock in state.locks.values():
-                lock.claims.pop(owner_id, None)
+                _claim_ended(state, lock, owner_id)
+            state.owners.pop(owner_id, None)
         case LockLine(lock_id, backend, path, create, mode, keys, since):
-            state.ended_keys.difference_update(FileKey(*k) for k in keys[:1])
+            for key in keys[:1]:
+                file = FileKey(*key)
+                state.ended_keys.pop(file, None)
+                # It was taken for this lock, so an earlier one of it is over, although its end can't be read.
+                if (earlier := state.lock_of_key.get(file, lock_id)) != lock_id:
+                    state.locks.pop(earlier, None)
+                state.lock_of_key[file] = lock_id
             state.locks[lock_id] = SavedClaims(
                 lock_id,
                 backend,
@@ -281,7 +309,7 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             names = lock.claims.get(owner_id, {})
             names.pop(Resource(path_of(lockspace), path_of(name)), None)
             if not names:
-                lock.claims.pop(owner_id, None)
+                _claim_ended(state, lock, owner_id)
             if not lock.claims:
                 _end(state, lock_id)
         case ModeLine(lock_id, mode):
@@ -291,6 +319,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.incarnations[lockspace] = told.encode()
         case UnknownLine(owner_id):
             state.unknown[owner_id] = line
+        case DoubtLine(why):
+            state.carried_doubt = path_of(why)
         case SumLine():
             pass  # `replay` has compared it
 
@@ -316,13 +346,17 @@ class Journal:
         self._lines = 0
         self._lines_max = COMPACT_LINES_MIN
         self._failed_bytes = 0
+        self._is_cut = False
         self.failing = ""
         """Why the journal cannot be written at the moment; empty if it can."""
 
     def load(self) -> SavedState:
         """What the last daemon left; the file itself is kept until `compact`."""
         try:
-            return replay(self._file.read())
+            raw = self._file.read()
+            # What is appended behind a line that was cut, should rewriting fail, must not become part of it.
+            self._is_cut = bool(raw) and not raw.endswith(b"\n")
+            return replay(raw)
         except OSError as e:
             self.failing = e.strerror or str(
                 e
@@ -340,7 +374,7 @@ class Journal:
         raw = _encode_lines(lines)
         try:
             try:
-                self._file.append(raw)
+                self._file.append(b"\n" + raw if self._is_cut else raw)
             except OSError as full:
                 self._make_room(full)
                 self._file.append(raw)
@@ -350,6 +384,7 @@ class Journal:
             self.failing = e.strerror or str(e)
             self._failed_bytes = len(raw)
             raise
+        self._is_cut = False
         if self.failing and len(raw) >= self._failed_bytes:  # a shorter line may still fit a full disk
             log.warning("the journal can be written again")
             self.failing = ""
@@ -383,5 +418,6 @@ class Journal:
             log.error("the journal can't be rewritten: %s", e)
             self._lines_max = self._lines + COMPACT_LINES_MIN
             return
+        self._is_cut = False
         self._lines = 2 + len(lines)
         self._lines_max = max(COMPACT_LINES_MIN, COMPACT_FACTOR * self._lines)

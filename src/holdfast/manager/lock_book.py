@@ -62,8 +62,11 @@ class LockBook:
             pass  # it is held all the same; the journal reports that it can't be written, and is rewritten later
 
     def adopted(self, lock: HostLock, before: Owner, owner: Owner, resource: Resource) -> None:
-        """An unknown owner's claims on a lock become one claim of `owner` under this name; the lock is never let go."""
+        """An unknown owner's claims on a lock become one claim of `owner` under this name; the lock is never let go.
+        OSError: the journal can't be written, and nothing has changed.
+        """
         strongest = max(lock.claims[before.id].values())
+        self._record(owner, claim_line(lock, owner.id, resource, strongest))
         self._hand_over(lock, before, owner, {resource: strongest})
 
     def attributed(self, lock: HostLock, before: Owner, owner: Owner) -> None:
@@ -132,6 +135,10 @@ class LockBook:
         lock.mode = mode
         self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
 
+    def doubt_is_over(self) -> None:
+        """Everything that a placeholder stood for has a lock of its own, or is over: the next daemon need not doubt."""
+        self._journal.compact()
+
     def until_closed(self, owner: Owner, family: Family | None) -> None:
         """From now on its locks outlive it until their disks are closed. Raises `Refused` if that can't be recorded."""
         owner.until_closed, owner.family = True, family
@@ -157,7 +164,8 @@ class LockBook:
         lines.extend(line for o in owners if everybody or o.journaled for line in owner_lines(o))
         for lock in self._table:
             if lock.stands_for:
-                continue  # the next daemon finds the same reason for doubt, or none
+                lines.append(jn.DoubtLine(text_of(lock.doubt)))
+                continue
             lines.append(lock_line(lock))
             lines.extend(
                 claim_line(lock, owner_id, resource, mode)

@@ -30,6 +30,7 @@ class Lock(Generic[HeldT]):
         "backend",
         "claims",
         "create",
+        "doubt",
         "held",
         "id",
         "keys",
@@ -67,6 +68,8 @@ class Lock(Generic[HeldT]):
         """Whether somebody else has it now, rather than that we can't tell."""
         self.stands_for = ""
         """Of a placeholder: the locks that may be held and can't be named (all leases of a lost journal, say)."""
+        self.doubt = ""
+        """Of a placeholder: why they can't be named."""
         self.claims: dict[int, dict[Resource, Mode]] = {}
 
     def mode_of(self, owner_id: int) -> Mode | None:
@@ -221,11 +224,11 @@ class LockTable(Generic[HeldT]):
             del mine[lock]
             if not mine:
                 del self._by_owner[owner_id]
+        gone = all(resource not in each for each in lock.claims.values())
+        if gone and self._by_name.get(resource) is lock:  # a damaged journal may give one name to two locks
+            del self._by_name[resource]
         if not lock.claims:
-            del self._by_name[resource]
             return _LAST
-        if all(resource not in each for each in lock.claims.values()):
-            del self._by_name[resource]
         return Unclaimed(
             last=False, mode_needed=max(m for each in lock.claims.values() for m in each.values())
         )

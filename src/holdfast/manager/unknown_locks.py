@@ -8,7 +8,8 @@ Three things end it:
 
     attributed   a note names process and start time, and that process lives: it is the owner, at once
     adopted      the asking owner of an ACQUIRE or RELEASE is that process; or the named process is over, the asker has
-                 the disk open or libvirt's status file lists the disk for it, and no other process has it open
+                 the disk open or libvirt's status file lists the disk for it, and no other process has it open. If the
+                 asker has neither, the lock is settled for it at once, and it has to acquire it
     settled      the named process is over, and no process of this host has the disk open: asked again and again.
                  Or an operator says so by name (`settle`), which is refused while a process has the disk open
 
@@ -18,6 +19,7 @@ an unknown owner holds. A process that can't be inspected counts as one that has
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
@@ -44,6 +46,14 @@ SETTLE_S_MAX = 10.0
 
 DiskKey = Callable[[str], Awaitable[FileKey | None]]
 """What the file or device at a path is, asked on its storage; None if that can't be told."""
+
+
+class Relation(enum.Enum):
+    """What an unknown owner is to the owner that asks."""
+
+    NONE = "not known, or another one that lives"
+    SAME = "the asking owner itself"
+    OVER = "one that has ended"
 
 
 class UnknownLocks:
@@ -162,8 +172,13 @@ class UnknownLocks:
             since_wall_s=self._clock.wall(),
         )
         lock.stands_for = lock.lost_reason = what
+        lock.doubt = why
         self._table.insert(lock)
         self._table.claim(lock, owner.id, Resource(what, backend), Mode.EXCLUSIVE)
+
+    def has_place(self, backends: Collection[str]) -> bool:
+        """Whether a placeholder stands for locks of one of these backends."""
+        return any(lock.stands_for and lock.backend in backends for lock in self._table)
 
     def drop_place(self, backend: str) -> None:
         """Everything that a backend's placeholder stood for has a lock of its own by now."""
@@ -175,6 +190,7 @@ class UnknownLocks:
                     if (owner := self._owners.get(owner_id)) is not None:
                         self._owners.forget(owner)
                 self._table.remove(lock)
+                self._book.doubt_is_over()
 
     def report(self, owner: Owner, resource: Resource, mode: Mode) -> None:
         assert owner.unknown is not None
@@ -206,43 +222,62 @@ class UnknownLocks:
     # --- adopted by whoever asks ---
 
     async def adopt(self, asker: Owner, resource: Resource, lock: HostLock) -> bool:
-        """Give a lock's unknown claims to the asking owner if they are proven to be its own, or over. Whether any were.
+        """Give a lock's unknown claims to the asking owner if they are proven to be its own; end those that are proven to be
+        over. Whether any were.
 
-        The lock is never let go on the way. With a claim of a known owner on it, nothing is changed.
+        Its own are never let go on the way. What is over is: a lease may have been won by a daemon that was killed before
+        it had asked whether other hosts share it, so whoever wants it now has to win it. With a claim of a known owner on
+        it, nothing is changed.
         """
         claimants = [
             owner for i in lock.claims if i != asker.id and (owner := self._owners.get(i)) is not None
         ]
         if not claimants or lock.stands_for or any(owner.unknown is None for owner in claimants):
             return False
+        own: list[Owner] = []
         for owner in claimants:
-            if not await self._is_or_outlives(asker, resource, lock, owner):
-                return False
+            match await self._relation(asker, resource, lock, owner):
+                case Relation.NONE:
+                    return False
+                case Relation.SAME:
+                    own.append(owner)
+                case Relation.OVER:
+                    pass
         if any(owner.gone or owner.id not in lock.claims for owner in claimants) or asker.gone:
             return True  # settled meanwhile: ask again
         for owner in claimants:
-            self._book.adopted(lock, owner, asker, resource)
+            if owner not in own:
+                self._settled(owner, f"{asker} asks for it, and no process of this host has its disk open")
+                continue
+            try:
+                self._book.adopted(lock, owner, asker, resource)
+            except OSError as e:
+                raise Refused(
+                    reason=f"the journal can't record whose {resource.name} is: {e.strerror}; free space for it"
+                ) from e
             log.warning("%s was held for an %s; it is %s's now", resource, owner, asker)
             self._forget_if_idle(owner)
         return True
 
-    async def _is_or_outlives(self, asker: Owner, resource: Resource, lock: HostLock, owner: Owner) -> bool:
+    async def _relation(self, asker: Owner, resource: Resource, lock: HostLock, owner: Owner) -> Relation:
         evidence = owner.unknown
         if evidence is None:
-            return False
+            return Relation.NONE
         process, me = evidence.process, asker.process_id
         if process is not None:
             same_start = process.start_ticks == me.start_ticks or (
                 not process.start_ticks and owner.name.uuid == asker.name.uuid
             )
             if process.pid == me.pid and same_start and asker.process is not None:
-                return True
+                return Relation.SAME
             if self._owners.process_lives(process):
-                return False
+                return Relation.NONE
         users = await self._users(lock, (resource.name, evidence.disk))
         if users is None or not users.complete or set(users.pids) - {me.pid}:
-            return False
-        return not evidence.unseen or me.pid in users.pids or self._is_listed(asker, resource)
+            return Relation.NONE
+        if me.pid in users.pids or self._is_listed(asker, resource):
+            return Relation.SAME
+        return Relation.NONE if evidence.unseen else Relation.OVER
 
     def _is_listed(self, asker: Owner, resource: Resource) -> bool:
         """Whether libvirt's status file lists the disk for this very process."""

@@ -121,6 +121,38 @@ def test_owner_that_is_gone_takes_its_claims_along() -> None:
     assert list(state.locks) == [2]
 
 
+def test_end_of_a_lock_names_the_processes_that_have_let_go_of_it() -> None:
+    ended = [*claim(1, 1, "/a"), claim(1, 2, "/a")[0], jn.ClaimLine(1, 2, "", "/a", 1)]
+    ended += [jn.UnclaimLine(1, 1, "", "/a"), jn.OwnerGoneLine(1), jn.OwnerGoneLine(2)]
+    state = replay(journal_on(SimulatedAppendFile()).image(ended))
+    assert state.ended_keys == {(1, 1): {(101, 5), (102, 5)}}
+    again = replay(journal_on(SimulatedAppendFile()).image([*ended, *claim(1, 3, "/a")]))
+    assert again.ended_keys == {}, "somebody has it again"
+
+
+def test_lock_that_was_taken_later_ends_an_earlier_one_of_the_same_file_whose_end_cannot_be_read() -> None:
+    """Two locks of one name would be ended twice (found by seed 1420)."""
+    lines = [*claim(1, 1, "/a"), *claim(2, 2, "/a")]
+    lines[4] = jn.LockLine(2, "file", "/a", False, 1, ((1, 1),), 2.5)
+    state = replay(journal_on(SimulatedAppendFile()).image(lines))
+    assert list(state.locks) == [2]
+
+
+def test_line_behind_one_that_was_cut_is_read_although_the_journal_could_not_be_rewritten() -> None:
+    """It would have become part of the cut one, and the owner of a lock be lost with it (found by seed 3233)."""
+    whole = journal_on(SimulatedAppendFile()).image(claim(1, 1, "/a"))
+    file = SimulatedAppendFile(whole[: len(whole) // 2])
+    journal = journal_on(file)
+    assert journal.load().damage
+    file.room_bytes = 1
+    journal.compact()
+    file.room_bytes = None
+    journal.append(*claim(2, 2, "/b"))
+    state = journal.load()
+    assert state.owners[2].name == ("vm2", "uuid-2", 2)
+    assert 2 in state.locks[2].claims
+
+
 def test_foreign_line_is_passed_over_and_told() -> None:
     journal = journal_on(SimulatedAppendFile())
     raw = (

@@ -204,7 +204,7 @@ def test_owner_that_is_not_found_is_over_only_if_the_journal_is_whole(tmp_path: 
     run(scene)
 
 
-def test_placeholder_is_never_retaken_settled_or_written_down(tmp_path: Path) -> None:
+def test_placeholder_is_never_retaken_or_settled_and_the_journal_keeps_its_doubt(tmp_path: Path) -> None:
     async def scene() -> None:
         w = World(tmp_path)
         w.manager.unknown.hold_place("file", "leases of lockspace A", "the journal is missing")
@@ -214,7 +214,11 @@ def test_placeholder_is_never_retaken_settled_or_written_down(tmp_path: Path) ->
         assert not await w.manager.lost.regain(lock)
         w.journal.compact()
         assert not w.saved().locks
+        # The next daemon may be started before everything is accounted for (found by seed 1139).
+        assert not w.saved().is_whole
+        assert w.saved().doubt == "the journal is missing"
         w.manager.unknown.drop_place("file")
+        assert w.saved().is_whole
         assert len(w.manager.table) == len(w.manager.owners) == 0
 
     run(scene)
