@@ -190,6 +190,12 @@ class LeaseUnusable(LockError):
     template = "lease of '{name}' at {place} can't be taken: {reason}"
 
 
+class AttemptLeft(LeaseUnusable):
+    """An earlier daemon of this host tried to take it and was killed; the next host that races has to decide for that
+    attempt, until it is withdrawn. No VM depends on it.
+    """
+
+
 class NoLeaseName(LockError):
     template = "disk '{name}' has no {kind}, by which backend '{backend}' names leases: {fix}"
 

@@ -14,13 +14,14 @@ from tests.contract.test_lease_faults import FaultyKernel, FaultyScene
 from tests.contract.test_paxos_backend import Scene, play, tried
 from tests.support.leases import SPACE, LeaseHost, entry_count, twin
 
-from holdfast.backends.base import Creation, Held
+from holdfast.backends.base import Creation, Held, SavedLock
 from holdfast.backends.directory_places import DirectoryPlaces
 from holdfast.backends.lease_holding import Holding
 from holdfast.backends.lease_names import made_by_us
 from holdfast.backends.lease_places import Found, StorageFailed, Unusable
 from holdfast.backends.lock_names import NameBy
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.paxos import HeldLease, PaxosBackend
+from holdfast.errors import LeaseUnusable
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lock_table import Lock, LockTable
 from holdfast.manager.turns import Turns
@@ -78,14 +79,91 @@ def test_lease_that_another_host_holds_stays(tmp_path: Path, device: bool, mode:
     play(scene)
 
 
-def test_lease_that_a_killed_daemon_of_this_term_left_is_taken_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", list(Mode))
+def test_lease_that_a_killed_daemon_of_this_term_took_stays_until_it_is_known_for_whom(
+    tmp_path: Path, mode: Mode
+) -> None:
+    """To storage a host's own lease is free to it, and a VM may depend on this one (found by seed 111)."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.one, s.world(), mode)).forget()
+        next_daemon = twin(s.alpha).backend(s.directory)
+        (name,) = await next_daemon.upkeep.lease_names()
+        assert "earlier daemon" in await next_daemon.upkeep.take_out(name, dry_run=False)
+        with pytest.raises(LeaseUnusable, match="earlier daemon"):
+            await next_daemon.upkeep.break_lease(Resource("", str(s.disk)), "")
+        left = await next_daemon.upkeep.take_up(name)
+        assert left is not None and left.mode is mode
+        await left.held.release()
+        assert await next_daemon.upkeep.take_out(name, dry_run=False) == ""
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+def test_note_keeps_owner_and_disk_over_a_restart_and_a_conversion(tmp_path: Path) -> None:
+    """An unknown owner of no known disk can't be settled by proof (found by seed 3134)."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.one, s.world(), Mode.SHARED)).forget()
+        second = twin(s.alpha).backend(s.directory)
+        saved = SavedLock(resource=s.resource, mode=Mode.SHARED, create=False, path="", keys=())
+        held = await second.adopt(saved, None)
+        assert isinstance(held, HeldLease)
+        assert await held.convert(Mode.EXCLUSIVE, NOTE) is None
+        held.forget()
+        third = twin(s.alpha).backend(s.directory)
+        (name,) = await third.upkeep.lease_names()
+        left = await third.upkeep.take_up(name)
+        assert left is not None
+        assert (left.disk, left.owner.name, left.mode) == (str(s.disk), NOTE.owner.name, Mode.EXCLUSIVE)
+        await left.held.release()
+
+    play(scene)
+
+
+def test_lease_whose_disk_is_not_known_is_taken_up_again_by_its_own_name(tmp_path: Path) -> None:
+    """It counted as lost: its name was taken for a disk that has another lease (found by seed 3134)."""
+
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
         assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).forget()
+        second = twin(s.alpha).backend(s.directory)
+        (name,) = await second.upkeep.lease_names()
+        saved = SavedLock(
+            resource=Resource("", name),
+            mode=Mode.EXCLUSIVE,
+            create=False,
+            path="",
+            keys=(second.names.key(name),),
+        )
+        held = await second.adopt(saved, None)
+        assert isinstance(held, HeldLease)
+        await held.release()
+        assert s.leader().is_free
+
+    play(scene)
+
+
+def test_lease_that_a_daemon_was_killed_amid_taking_out_is_freed_and_held_for_nobody(tmp_path: Path) -> None:
+    """Nobody's process and no disk are named there, so an unknown owner would hold it for good (found by seed 2)."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        await assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).release()
+        (name,) = await s.one.upkeep.lease_names()
+        member = s.alpha.presence.membership()
+        assert isinstance(member, Membership)
+        found = await s.one.look_up(member, Resource("", name), name)
+        assert isinstance(found, Found)
+        with s.one.trying(found, member) as holding:
+            assert isinstance(await holding.acquire_unless_held(Mode.EXCLUSIVE), Lease)
+            holding.forget()
         next_daemon = twin(s.alpha).backend(s.directory)
-        (name,) = await next_daemon.upkeep.lease_names()
-        assert await next_daemon.upkeep.take_out(name, dry_run=False) == ""
-        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        assert await next_daemon.upkeep.take_up(name) is None
+        assert s.leader().is_free
 
     play(scene)
 

@@ -362,9 +362,13 @@ def test_conversion_that_a_kill_cut_short_is_taken_up_without_letting_go(
         next_daemon = twin(s.alpha).backend(s.directory)
         again = assert_held(await next_daemon.adopt(dataclasses.replace(saved, mode=Mode.SHARED), None))
         assert s.leader().lver == version  # nobody raced for it
-        other = assert_held(await take(s.two, s.world(), Mode.SHARED))
-        await other.release()
-        await again.release()
+        if reached is Mode.EXCLUSIVE:
+            # The line about a conversion may be what the journal has lost, and a VM write (found by seed 1192).
+            assert isinstance(await take(s.two, s.world(), Mode.SHARED), HeldElsewhere)
+            await again.release()
+        await assert_held(await take(s.two, s.world(), Mode.SHARED)).release()
+        if reached is Mode.SHARED:
+            await again.release()
 
     play(scene)
 

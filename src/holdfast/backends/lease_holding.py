@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, assert_never
 
+from holdfast.backends.base import LeftBehind
 from holdfast.backends.lease_refusals import failure
 from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
@@ -173,6 +174,28 @@ class Holding:
             return IoFailed(errno.ETIMEDOUT, in_flight=True)
         return await self.acquired(told, mode)
 
+    async def acquire_unless_held(
+        self, mode: Mode, attested: Attested = NOBODY_ATTESTED
+    ) -> AcquireOutcome | LeftBehind:
+        """The same for what is no lock of this daemon's: to the protocol a host's own lease is free, and a lease that an
+        earlier daemon of this incarnation took may be what a VM depends on.
+        """
+
+        async def work() -> AcquireOutcome | LeftBehind:
+            seen = await self.area.glance(self.member.host_id, self.member.io_timeout_s)
+            glimpse = seen if isinstance(seen, Snapshot) else None
+            if glimpse is not None and is_held_by(self.member, glimpse):
+                return LeftBehind(self.area.resource_name)
+            return await acquire_lease(
+                self.area, self.member, self._ports, mode, attested=attested, glimpse=glimpse
+            )
+
+        told = await self._ports.errands.run(work(), self.member.io_timeout_s)
+        if isinstance(told, GivenUp):
+            self._put_right_late(told, self._acquired_late)
+            return IoFailed(errno.ETIMEDOUT, in_flight=True)
+        return told if isinstance(told, LeftBehind) else await self.acquired(told, mode)
+
     async def acquired(self, outcome: AcquireOutcome, mode: Mode) -> AcquireOutcome:
         """Take over what an attempt to take it has come to."""
         if isinstance(outcome, AlreadyShared):
@@ -193,7 +216,7 @@ class Holding:
             self._doubted(outcome)
         return outcome
 
-    def _acquired_late(self, outcome: AcquireOutcome) -> None:
+    def _acquired_late(self, outcome: AcquireOutcome | LeftBehind) -> None:
         if isinstance(outcome, Lease):
             self.lease, self._given_up = outcome, True
         elif isinstance(outcome, InDoubt):
@@ -222,14 +245,16 @@ class Holding:
         if not isinstance(seen, Snapshot):
             return seen
         own = seen.block(self.member.host_id)
+        # Whatever is written to our block from now on keeps the name of its owner: the next daemon may need it.
+        self.area = replace(self.area, note=seen.own_note)
         if mode is Mode.SHARED and _is_shared_by(self.member, own):
             self.lease = self._shared(seen)
             if self.lease.owns_leader:
                 self._settle_from(0.0)
         elif _is_alone_with(self.member, seen):
+            # Whoever asks may believe in less: a conversion was under way, or a journal that was cut has lost one. A VM may
+            # write already, so nothing is let go; it ends with the lock.
             self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)
-            # Storage may be a step ahead of the journal, or behind: a conversion was under way. We never let go.
-            await self.convert(mode)
         return self.lease
 
     def _shared(self, seen: Snapshot) -> Lease:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.backends import lease_note
-from holdfast.backends.base import Held, HeldElsewhere, NotedOwner
+from holdfast.backends.base import Held, HeldElsewhere, LeftBehind, NotedOwner
 from holdfast.backends.lease_breaking import UNPROVEN, Claimant, clear_holds
 from holdfast.backends.lease_holding import Holding
 from holdfast.backends.lease_places import Found, StorageFailed, Unusable
 from holdfast.backends.lease_refusals import TAKEN_OUT
-from holdfast.errors import LeaseUnusable, ResourceBusy, storage_failed
-from holdfast.model import Mode, Resource
+from holdfast.errors import AttemptLeft, LeaseUnusable, ResourceBusy, storage_failed
+from holdfast.model import Mode, ProcessId, Resource
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol import words
 from holdfast.protocol.membership import Membership
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from holdfast.backends.paxos import PaxosBackend
 
 T = TypeVar("T")
+
+UNACCOUNTED = "an earlier daemon of this host took it, and it is not known yet for whom; try again"
+"""As long as leases that were left behind are being read, or storage fails."""
 
 
 def _listed(found: list[T] | Unusable | StorageFailed) -> list[T]:
@@ -123,7 +126,9 @@ class LeaseUpkeep:
             attested = attest(hosts)
             if attested is None:
                 return ""
-            outcome = await holding.acquire(Mode.EXCLUSIVE, attested)
+            outcome = await holding.acquire_unless_held(Mode.EXCLUSIVE, attested)
+            if isinstance(outcome, LeftBehind):
+                raise LeaseUnusable(name=resource.name, place=found.place, reason=UNACCOUNTED)
             if not isinstance(outcome, Lease):
                 refused = await self._backend.refusal(found, holding, outcome)
                 if isinstance(refused, HeldElsewhere):
@@ -209,7 +214,9 @@ class LeaseUpkeep:
         with self._backend.trying(found, member) as holding:
             if dry_run:
                 return await holding.who_holds()
-            outcome = await holding.acquire(Mode.EXCLUSIVE)
+            outcome = await holding.acquire_unless_held(Mode.EXCLUSIVE)
+            if isinstance(outcome, LeftBehind):
+                return UNACCOUNTED
             if not isinstance(outcome, Lease):
                 told = await self._backend.refusal(found, holding, outcome)
                 return "; ".join(map(str, told.holders)) if isinstance(told, HeldElsewhere) else str(told)
@@ -224,7 +231,7 @@ class LeaseUpkeep:
 
     async def free_left_behind(self, name: str) -> bool:
         """Release a lease that storage says is this very term's of our host; whether it was. Raises a `LockError`:
-        `StorageFailed` if storage does not tell.
+        `StorageFailed` if storage does not tell, `AttemptLeft` if others are in the way of withdrawing an attempt.
 
         It was left by a daemon that was killed before it could write down that it had it, or while it was still giving
         it up.
@@ -243,7 +250,9 @@ class LeaseUpkeep:
             if isinstance(taken, words.IoFailed):
                 raise storage_failed(IoFailed("Unable to free lease", found.place, taken.errno))
             if not isinstance(taken, Lease):
-                return False
+                # What is not withdrawn stays: whoever races next would make this host the owner (found by seed 1057).
+                refused = await self._backend.refusal(found, holding, taken)
+                raise AttemptLeft(name=name, place=found.place, reason=str(refused))
             await holding.release()
             return True
 
@@ -258,11 +267,11 @@ class LeaseUpkeep:
         if isinstance(found, IoFailed):
             raise storage_failed(found)
         mode = await self._held_mode(found, member)
-        if mode is None:
+        note = b"" if mode is None else await self._read_own_note(found, member)
+        if mode is None or lease_note.is_of_upkeep(note):
             found.disk.close()
             await self.free_left_behind(name)
             return None
-        note = await self._note(found, member, member.host_id)
         noted = lease_note.noted(note)
         resource = Resource("", noted.disk or self._backend.names.path_of(name))
         holding = self._backend.holding(found, member)
@@ -275,6 +284,27 @@ class LeaseUpkeep:
         holding.area = replace(holding.area, note=note)
         held = self._backend.handed_out(found, holding, resource)
         return LeftLease(held, resource, mode, noted)
+
+    async def noted_process(self, name: str) -> ProcessId | None:
+        """The process that the note behind our own block names; None without a note. Raises as `free_left_behind`."""
+        member = self._backend.member(Resource("", name))
+        found = await self._backend.look_up(member, Resource("", name), name)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        note = await self._read_own_note(found, member)
+        found.disk.close()
+        return lease_note.noted(note).process
+
+    async def _read_own_note(self, found: Found, member: Membership) -> bytes:
+        """The note behind our own block. A note that storage doesn't return is not one that names nobody: that raises
+        `StorageFailed`, and the disk of `found` is closed.
+        """
+        timeout_s = member.io_timeout_s
+        read = await self._backend.ports.answer(found.area.read_note(member.host_id, timeout_s), timeout_s)
+        if not isinstance(read, tuple):
+            found.disk.close()
+            raise storage_failed(IoFailed("Unable to read lease", found.place, errno.EIO))
+        return read[1]
 
     async def _held_mode(self, found: Found, member: Membership) -> Mode | None:
         mode = await self._backend.holding(found, member).held_mode()

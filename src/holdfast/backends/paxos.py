@@ -70,12 +70,13 @@ PROMISES_MAX = 10_000
 class HeldLease:
     """A lease that this host has won."""
 
-    __slots__ = ("_backend", "_found", "_holding", "create", "path")
+    __slots__ = ("_backend", "_disk", "_found", "_holding", "create", "path")
 
-    def __init__(self, backend: PaxosBackend, found: Found, holding: Holding) -> None:
+    def __init__(self, backend: PaxosBackend, found: Found, holding: Holding, disk: str) -> None:
         self._backend = backend
         self._found = found
         self._holding = holding
+        self._disk = disk
         self.path = found.place
         self.create = False
 
@@ -87,7 +88,8 @@ class HeldLease:
         if holding.unsettled or holding.lease is None:
             # Its last change is not through yet; that ends, or is repeated, soon. Or the lockspace has been lost amid it.
             return IoFailed("Unable to convert lease", self.path, errno.EAGAIN)
-        holding.area = self._backend.noted(holding.area, note, lease_note.disk_of(holding.area.note))
+        disk = lease_note.disk_of(holding.area.note) or self._disk
+        holding.area = self._backend.noted(holding.area, note, disk)
         refused = await holding.convert(mode)
         return None if refused is None else await self._backend.refusal(self._found, holding, refused)
 
@@ -378,7 +380,9 @@ class PaxosBackend:
                 name=resource.name, place=found.place, reason="this host has just lost or left the lockspace"
             )
         del self._unsettled[holding.area.resource_name]
-        return HeldLease(self, found, holding)
+        # Of one that was taken up with a note that can't be read, the name of the lease is all there is.
+        disk = "" if resource.name == holding.area.resource_name else str(resource)
+        return HeldLease(self, found, holding, disk)
 
     def noted(self, area: LeaseArea, note: OwnerNote, disk: str) -> LeaseArea:
         """The area, with the names of owner and disk behind every block that is written there."""
@@ -397,6 +401,7 @@ class PaxosBackend:
     @contextmanager
     def trying(self, found: Found, member: Membership) -> Iterator[Holding]:
         """While somebody tries something with a lease, nobody else of this host may open it; then it is tidied."""
+        found = replace(found, area=replace(found.area, note=lease_note.UPKEEP))
         holding = self.holding(found, member)
         self.unsettled(holding, found)
         try:
@@ -441,9 +446,12 @@ class PaxosBackend:
         """Take up what storage says this very term of our host holds; else acquire it anew."""
         resource = saved.resource
         member = self.member(resource)
-        lease, _ = await self.names.of(resource)
-        if saved.keys and saved.keys[0] != self.names.key(lease):
-            return Moved()
+        if saved.keys and saved.keys[0] == self.names.key(resource.name):
+            lease = resource.name  # it was taken up, and which disk it is for could not be read
+        else:
+            lease, _ = await self.names.of(resource)
+            if saved.keys and saved.keys[0] != self.names.key(lease):
+                return Moved()
         found = await self.look_up(member, resource, lease)
         if isinstance(found, IoFailed):
             return found

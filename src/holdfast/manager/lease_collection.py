@@ -7,15 +7,16 @@ is tried only while no lock has it, and with the turn on its key, so that no sta
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from holdfast.backends.paxos import PaxosBackend
-from holdfast.errors import LockError, Refused, StorageFailed
+from holdfast.errors import AttemptLeft, LockError, Refused, StorageFailed
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence
+from holdfast.model import ProcessId
 from holdfast.supervision.presence import Absent
 from holdfast.system import tasks
 from holdfast.system.file_lock import FileKey
@@ -40,8 +41,12 @@ class LeaseCollector:
         manager.on_left_behind = self.account_for
         self._begun = False
         self._waiting: set[str] = set()
-        self.ended: Collection[FileKey] = ()
-        """Leases whose end the last daemon has recorded: the only ones whose owner is known to have let go."""
+        self._attempts: dict[str, set[str]] = {}
+        """By backend: leases that no VM has, and of which an attempt of an earlier daemon is still to be withdrawn."""
+        self.ended: Mapping[FileKey, Collection[ProcessId]] = {}
+        """Leases whose end the last daemon has recorded, and the processes that have let go of them. Of a journal that was
+        cut between two appends nothing is seen: so the end of one process says nothing about a lease that another took.
+        """
 
     async def collect(self, *, dry_run: bool) -> list[Collected]:
         """Of every backend with leases; raises a `LockError` if there is none, or it can't be asked."""
@@ -96,6 +101,7 @@ class LeaseCollector:
     async def _account_for_all(self, backend: PaxosBackend) -> None:
         incarnation = backend.presence.membership()
         names: list[str] | None = None
+        self._attempts[backend.name] = set()
         while names != [] and not isinstance(incarnation, Absent):
             try:
                 if names is None:
@@ -108,12 +114,12 @@ class LeaseCollector:
             except LockError as e:
                 log.warning("leases that may have been left behind can't be read: %s", e)
                 return
+            if names is not None and self._attempts[backend.name].issuperset(names):
+                self._manager.unknown.drop_place(backend.name)
             if names != []:
                 await backend.ports.clock.sleep(2 * incarnation.io_timeout_s)
                 if self._manager.closing or backend.presence.membership() is not incarnation:
                     return
-        if names == []:
-            self._manager.unknown.drop_place(backend.name)
 
     async def _accounted_for(self, backend: PaxosBackend, name: str) -> bool:
         """Whether there is nothing left to do.  If not, storage fails, or did when this daemon wanted to resume what it
@@ -125,6 +131,10 @@ class LeaseCollector:
             return lock is not None and lock.held is not None
         try:
             await self._taken_up(backend, name, key)
+        except AttemptLeft as e:
+            log.info("%s; trying again to withdraw what an earlier daemon began", e)
+            self._attempts[backend.name].add(name)
+            return False
         except StorageFailed as e:
             log.warning("lease %s may have been left behind by an earlier daemon: %s; trying again", name, e)
             return False
@@ -138,11 +148,15 @@ class LeaseCollector:
             await manager.turns.wait(key)
         if manager.table.of_lock_file(key) is not None:
             return
-        if key in self.ended:
-            if await manager.turns.during((key,), backend.upkeep.free_left_behind(name)):
+        await manager.turns.during((key,), self._take_up(backend, name, key))
+
+    async def _take_up(self, backend: PaxosBackend, name: str, key: FileKey) -> None:
+        """With the turn on its key until the lock stands in the table: no start of this host comes between."""
+        if key in self.ended and await self._is_of_ended(backend, name, self.ended[key]):
+            if await backend.upkeep.free_left_behind(name):
                 log.warning("lease %s was left behind by an earlier daemon; it is free now", name)
             return
-        left = await manager.turns.during((key,), backend.upkeep.take_up(name))
+        left = await backend.upkeep.take_up(name)
         if left is None:
             return
         keys: tuple[FileKey, ...] = (key,)
@@ -150,8 +164,8 @@ class LeaseCollector:
             lease, identity = await backend.names.of(left.resource)
             if lease == name and identity.key is not None:
                 keys += (identity.key,)
-        why = manager.doubt or "the journal doesn't name it"
-        manager.unknown.hold(
+        why = self._manager.doubt or "the journal doesn't name it"
+        self._manager.unknown.hold(
             backend=backend.name,
             held=left.held,
             resource=left.resource,
@@ -160,6 +174,11 @@ class LeaseCollector:
             name=left.noted.owner,
             evidence=Evidence(why=f"{why}; lease {name}", process=left.noted.process, disk=left.noted.disk),
         )
+
+    async def _is_of_ended(self, backend: PaxosBackend, name: str, ended: Collection[ProcessId]) -> bool:
+        """Whether the last of this host that took it, as its note says, is one that has let go of it."""
+        process = await backend.upkeep.noted_process(name)
+        return process is None or process in ended
 
     async def _one(
         self, backend: PaxosBackend, name: str, taking: Callable[[], Coroutine[Any, Any, str]]

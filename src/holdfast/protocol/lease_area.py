@@ -14,7 +14,7 @@ assumes otherwise.
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from holdfast.ondisk import areas
@@ -97,6 +97,8 @@ class Snapshot:
     leader: Leader
     blocks: dict[HostId, HostBlock]
     of_all: bool = True
+    own_note: bytes = field(default=b"", compare=False)
+    """What stands behind the block of the host that looks; nothing in a glance."""
 
     def block(self, host_id: HostId) -> HostBlock:
         return self.blocks.get(host_id, NEVER_WRITTEN)
@@ -274,7 +276,8 @@ class LeaseArea:
             if isinstance(block, Malformed):
                 return block
             blocks[other] = block
-        return Snapshot(leader, blocks)
+        own = self.geometry.host_block_offset_bytes(host_id)
+        return Snapshot(leader, blocks, own_note=note_of(raw[own : own + self.geometry.sector_bytes]))
 
     def _written_blocks(self, raw: bytes, hosts: int) -> Iterator[tuple[HostId, bytes]]:
         sector_bytes = self.geometry.sector_bytes
