@@ -282,11 +282,6 @@ def _connect(
             )
         )
 
-    def given_back(keeper: LockspaceKeeper) -> None:
-        for backend in leases.backends_of(keeper):
-            manager.unknown.drop_place(backend)
-
-    leases.on_given_back = given_back
     leases.on_joined, leases.on_lost, leases.on_leaving = joined, lost, watchers.on_leaving
 
 

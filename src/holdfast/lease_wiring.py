@@ -138,7 +138,6 @@ class LeaseHost:
         self._keepers: dict[str, tuple[LockspaceKeeper, set[str]]] = {}
         self.on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
         self.on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
-        self.on_given_back: Callable[[LockspaceKeeper], None] = lambda _: None
         self.on_leaving: Callable[[LockspaceKeeper], None] = lambda _: None
 
     def ports(self) -> LeasePorts:
@@ -188,11 +187,7 @@ class LeaseHost:
             in_use=lambda: self._in_use(backends),
             lease_writes=partial(ports.writes_in_flight, spec.name),
             spawn=tasks.start,
-            news=KeeperNews(
-                on_joined=self._joined,
-                on_lost=self._lost,
-                on_given_back=self._given_back,
-            ),
+            news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
             may_start=partial(self._why_not_start, spec.name),
         )
         self._keepers[spec.name] = keeper, backends
@@ -295,9 +290,6 @@ class LeaseHost:
                 self._store.store(tag, None)  # two that differ would say nothing
             self._store.mark(watchdog.tag)
         self.on_joined(keeper)
-
-    def _given_back(self, keeper: LockspaceKeeper) -> None:
-        self.on_given_back(keeper)
 
     def _lost(self, keeper: LockspaceKeeper, reason: str) -> None:
         self.on_lost(keeper, reason)

@@ -168,8 +168,6 @@ class NotResumed:
     """The term that was to be gone on with is over, or cannot be proven to stand."""
 
     reason: str
-    given_back: bool = False
-    """This host gave its id back itself, which it does only when nobody uses the lockspace any more."""
 
 
 AcquireOutcome = Held | HostIdBusy | Corrupt | TooSlow | IoFailed
@@ -229,7 +227,7 @@ async def resume(
     if record.generation != generation or not _is_ours(record, held):
         return NotResumed(f"host id {claim.host_id} is host {record.host_name}'s by now")
     if record.is_free:
-        return NotResumed(f"host id {claim.host_id} has been given back", given_back=True)
+        return NotResumed(f"host id {claim.host_id} has been given back")
     if record.io_timeout_s != claim.timing.io_timeout_s:
         return NotResumed(f"its record says io_timeout {record.io_timeout_s} s")
     if not 0 <= age_s < claim.timing.fail_s:

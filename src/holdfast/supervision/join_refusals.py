@@ -18,8 +18,6 @@ class NotJoined:
 
     reason: str
     holder: DeltaLease | None = None
-    given_back: bool = False
-    """An earlier daemon gave the host id back, so nobody used the lockspace any more."""
 
 
 def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlow | IoFailed) -> NotJoined:

@@ -89,8 +89,6 @@ class KeeperNews:
     on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
     on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
     on_expiring: Callable[[LockspaceKeeper, float], None] = lambda _, __: None
-    on_given_back: Callable[[LockspaceKeeper], None] = lambda _: None
-    """The incarnation that should be resumed was given back by an earlier daemon: nobody used it any more."""
 
 
 class LockspaceKeeper:
@@ -492,8 +490,6 @@ class LockspaceKeeper:
             case Lost(reason):
                 self._lost(reason)
             case NotJoined(reason):
-                if result.given_back:
-                    self._news.on_given_back(self)
                 self._not_joined(reason)
             case IoFailed(errno):
                 self._not_joined(f"{self.spec.path} can't be opened: {os.strerror(errno)}")

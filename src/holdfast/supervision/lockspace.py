@@ -239,7 +239,7 @@ class Lockspace:
         if isinstance(area, Corrupt):
             return refused(self.name, claim, area)
         if isinstance(held, delta.NotResumed):
-            return NotJoined(held.reason, given_back=held.given_back)
+            return NotJoined(held.reason)
         if not isinstance(held, delta.Held):
             return refused(self.name, claim, held)
         watched = self._watch(held)

@@ -62,7 +62,6 @@ class Rig:
         self.clock = PassingClock()
         self.waiting: list[Coroutine[Any, Any, object]] = []
         self.lost: list[str] = []
-        self.given_back = 0
         self.keeper = LockspaceKeeper(
             LockspaceSpec(name="A", path="/ls", host_id=HostId(1), hosts_max=None, timing=TIMING),
             heartbeat=Heartbeat(clock=host.clock, watchdog=RecordedWatchdog(host)),
@@ -71,18 +70,13 @@ class Rig:
             copies=IncarnationCopies("A", [MemoryFile(str(place / "term"))]),
             identity=HostIdentity(node="alpha", boot="b", machine="m"),
             token=lambda: "0" * 12,
-            in_use=lambda: in_use and not self.given_back,
+            in_use=lambda: in_use,
             lease_writes=lambda: lambda: False,
             spawn=self.waiting.append,
-            news=KeeperNews(
-                on_lost=lambda _, reason: self.lost.append(reason), on_given_back=self._given_back
-            ),
+            news=KeeperNews(on_lost=lambda _, reason: self.lost.append(reason)),
             may_start=why_not,
         )
         self.keeper.start()
-
-    def _given_back(self, _: LockspaceKeeper) -> None:
-        self.given_back += 1
 
     def wait(self) -> None:
         """Whatever waits for a time has it pass, until it ends or another waits."""
@@ -177,15 +171,6 @@ def test_vms_of_an_incarnation_that_no_copy_remembers_are_not_stopped_before_sto
     assert rig.lost == []
     assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
     assert rig.keeper.resuming
-
-
-def test_incarnation_that_was_given_back_has_no_users_whatever_a_lost_journal_may_have_said(
-    tmp_path: Path,
-) -> None:
-    rig = Rig(tmp_path, in_use=True)
-    rig.threads.ends[0](NotJoined("host id 1 has been given back", given_back=True))
-    assert rig.given_back == 1
-    assert (rig.keeper.state, rig.lost) == (KeeperState.JOINING, [])
 
 
 class LeftMeanwhile(SimulatedDisk):
