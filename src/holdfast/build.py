@@ -137,6 +137,7 @@ def build(
         clock=clock,
         identity=ports.identity,
         in_use=lambda backends: lease_recovery.in_use(set(backends)),
+        in_doubt=lambda backends: manager.unknown.has_place(set(backends)),
         store=ports.store,
         watchdog=inherited.take_watchdog(WATCHDOG_FD_NAME),
         watchdog_needed=before.leases_held,
@@ -282,7 +283,12 @@ def _connect(
             )
         )
 
+    def over(keeper: LockspaceKeeper) -> None:
+        for backend in leases.backends_of(keeper):
+            manager.unknown.drop_place(backend)
+
     leases.on_joined, leases.on_lost, leases.on_leaving = joined, lost, watchers.on_leaving
+    leases.on_over = over
 
 
 def build_routing(config: Config, ports: BackendPorts) -> Routing:

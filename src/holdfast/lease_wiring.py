@@ -103,7 +103,9 @@ class StoredWatchdog:
 
 
 class LeaseHost:
-    """See the module. ``in_use`` tells whether anybody rests on a lease of one of these backends."""
+    """See the module. ``in_use`` tells whether anybody rests on a lease of one of these backends, ``in_doubt`` whether a
+    placeholder stands for leases of one of them.
+    """
 
     def __init__(
         self,
@@ -112,6 +114,7 @@ class LeaseHost:
         clock: Clock,
         identity: HostIdentity,
         in_use: Callable[[Iterable[str]], bool] = lambda _: False,
+        in_doubt: Callable[[Iterable[str]], bool] = lambda _: False,
         store: DescriptorStore | None = None,
         watchdog: PassedWatchdog | None = None,
         watchdog_needed: bool = False,
@@ -125,6 +128,7 @@ class LeaseHost:
         self.carried: dict[str, bytes] = {}
         """Incarnations that the journal has, by lockspace."""
         self._in_use = in_use
+        self._in_doubt = in_doubt
         self._store = store if store is not None else NoStore()
         self._passed = watchdog
         self._passed_needed = watchdog_needed
@@ -139,6 +143,7 @@ class LeaseHost:
         self.on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
         self.on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
         self.on_leaving: Callable[[LockspaceKeeper], None] = lambda _: None
+        self.on_over: Callable[[LockspaceKeeper], None] = lambda _: None
 
     def ports(self) -> LeasePorts:
         return LeasePorts(
@@ -187,8 +192,9 @@ class LeaseHost:
             in_use=lambda: self._in_use(backends),
             lease_writes=partial(ports.writes_in_flight, spec.name),
             spawn=tasks.start,
-            news=KeeperNews(on_joined=self._joined, on_lost=self._lost),
+            news=KeeperNews(on_joined=self._joined, on_lost=self._lost, on_over=self._over),
             may_start=partial(self._why_not_start, spec.name),
+            is_in_doubt=lambda: self._in_doubt(backends),
         )
         self._keepers[spec.name] = keeper, backends
         return keeper
@@ -293,6 +299,9 @@ class LeaseHost:
 
     def _lost(self, keeper: LockspaceKeeper, reason: str) -> None:
         self.on_lost(keeper, reason)
+
+    def _over(self, keeper: LockspaceKeeper) -> None:
+        self.on_over(keeper)
 
     def _watchdog_closed(self) -> None:
         """On the thread that closed it; the store hears of it in order, before a later join stores the next one."""

@@ -168,6 +168,10 @@ class NotResumed:
     """The term that was to be gone on with is over, or cannot be proven to stand."""
 
     reason: str
+    given_back: bool = False
+    """This host has freed it in good order: nothing depends on it."""
+    age_s: float = 0.0
+    """Since its last renewal, if that is why."""
 
 
 AcquireOutcome = Held | HostIdBusy | Corrupt | TooSlow | IoFailed
@@ -227,11 +231,11 @@ async def resume(
     if record.generation != generation or not _is_ours(record, held):
         return NotResumed(f"host id {claim.host_id} is host {record.host_name}'s by now")
     if record.is_free:
-        return NotResumed(f"host id {claim.host_id} has been given back")
+        return NotResumed(f"host id {claim.host_id} has been given back", given_back=True)
     if record.io_timeout_s != claim.timing.io_timeout_s:
         return NotResumed(f"its record says io_timeout {record.io_timeout_s} s")
     if not 0 <= age_s < claim.timing.fail_s:
-        return NotResumed(f"its last renewal is {age_s:.0f} s old")
+        return NotResumed(f"its last renewal is {age_s:.0f} s old", age_s=age_s)
     match await renew(area, clock, held):
         case Renewed(renewed) | RenewalFailed(renewed):
             return renewed

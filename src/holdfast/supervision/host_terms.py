@@ -14,6 +14,7 @@ of an earlier boot is first watched for longer than a healthy host takes to rene
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import msgspec
@@ -62,17 +63,30 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class _Checked(Term, frozen=True, kw_only=True):
+    """A `Term` as it is written: with the checksum (zlib.crc32) of the rest; None in what an older daemon wrote."""
+
+    check: int | None = None
+
+
 def encode_term(term: Term) -> str:
-    return msgspec.json.encode(term).decode()
+    raw = msgspec.json.encode(term)
+    return f'{raw[:-1].decode()},"check":{zlib.crc32(raw)}}}'
 
 
 def decode_term(raw: bytes) -> Term | None:
-    """The incarnation that a state file holds; None if it holds none that can be right."""
+    """The incarnation that a state file holds; None if it holds none that can be right. A flipped bit may make another
+    host name of it, and an incarnation of that name is over: so a file whose checksum does not fit counts as lost.
+    """
     try:
-        term = msgspec.json.decode(raw, type=Term) if raw else None
+        found = msgspec.json.decode(raw, type=_Checked) if raw else None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return term if term is not None and term.is_possible else None
+    if found is None:
+        return None
+    term = Term(**{name: getattr(found, name) for name in Term.__struct_fields__})
+    fits = found.check is None or found.check == zlib.crc32(msgspec.json.encode(term))
+    return term if fits and term.is_possible else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +151,12 @@ class Planner:
             return None
         return Plan(HostId(term.host_id), term.host_name, term.timing, Generation(term.generation))
 
-    async def search(self, area: LockspaceArea, clock: Clock) -> Plan | NotJoined:
+    async def search(self, area: LockspaceArea, clock: Clock, *, fences: bool) -> Plan | NotJoined:
         """To resume an incarnation that VMs depend on and that no copy remembers: storage itself still has its record.
 
         It must bear this node's name, and its last renewal, by this boot's clock, must be younger than the fail bound.
-        Two such records are doubt, and none is taken.
+        Two such records are doubt, and none is taken. If no record of this node is within its dead bound, no VM depends on
+        one, provided that the watchdog resets this host when that passes (`fences`).
         """
         hosts = min(self.hosts_max or area.geometry.hosts_max, area.geometry.hosts_max)
         sectors = await area.read_sectors(hosts, self.timing.io_timeout_s)
@@ -149,22 +164,44 @@ class Planner:
             return NotJoined(f"storage of lockspace {area.space_name} failed: errno {sectors.errno}")
         size = area.geometry.sector_bytes
         found: list[tuple[HostId, DeltaLease]] = []
+        may_be_used = False
         for number in range(1, hosts + 1):
             host_id = HostId(number)
             record = area.decode(host_id, sectors[(number - 1) * size : number * size])
             if self.host_id not in (None, host_id) or isinstance(record, Malformed) or record.is_free:
                 continue
             age_s = clock.now() - record.timestamp
-            young = 0 <= age_s < self.timing.of_host(record.io_timeout_s).fail_s
-            if node_of(record.host_name.text) == self.identity.node and young:
+            timing = self.timing.of_host(record.io_timeout_s)
+            if node_of(record.host_name.text) == self.identity.node and 0 <= age_s < timing.fail_s:
                 found.append((host_id, record))
+            may_be_used |= (
+                node_of(record.host_name.text) == self.identity.node and 0 <= age_s <= timing.dead_s
+            )
         if len(found) != 1:
             return NotJoined(
-                f"no copy of its incarnation can be read, and {len(found) or 'no'} records on storage look like it"
+                f"no copy of its incarnation can be read, and {len(found) or 'no'} records on storage look like it",
+                is_over=fences and not may_be_used,
             )
         ((host_id, record),) = found
         timing = self.timing.of_host(record.io_timeout_s)
         return Plan(host_id, record.host_name.text, timing, Generation(record.generation))
+
+    async def is_over(self, area: LockspaceArea, clock: Clock, plan: Plan, *, fences: bool) -> bool:
+        """Whether no VM of this host depends on the incarnation that `plan` would resume.
+
+        It was given back, which is done in good order only. Or its dead bound has passed, or another host has its id after
+        that, and the watchdog has not reset this host (`fences`), as it does unless the users of an incarnation have ended.
+        A record of this host under another name is a claim that a kill cut short, or an incarnation that no copy names: for
+        that, the same bound has to pass.
+        """
+        record = await area.read_record(plan.host_id, self.timing.io_timeout_s)
+        if isinstance(record, IoFailed | Malformed):
+            return False
+        if record.is_free:
+            return fences or (record.host_name.says(plan.host_name) and record.generation == plan.resumed)
+        age_s = clock.now() - record.timestamp
+        may_be_used = 0 <= age_s <= self.timing.of_host(record.io_timeout_s).dead_s
+        return fences and not (node_of(record.host_name.text) == self.identity.node and may_be_used)
 
     async def plan(
         self, area: LockspaceArea, clock: Clock, term: Term | None, *, users_are_gone: bool

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import msgspec
-
-from holdfast.supervision.host_terms import Term, decode_term
+from holdfast.supervision.host_terms import Term, decode_term, encode_term
 from holdfast.system.memory_file import Memory
 
 
@@ -42,7 +40,7 @@ class IncarnationCopies:
 
     def write(self, term: Term) -> str:
         """Write every file. Why one of them could not be written; empty if all were."""
-        raw = msgspec.json.encode(term)
+        raw = encode_term(term).encode()
         failed = ""
         for file in self._files:
             try:

@@ -14,10 +14,13 @@ from holdfast.protocol.words import IoFailed
 
 @dataclass(frozen=True, slots=True)
 class NotJoined:
-    """The lockspace was not joined. `holder` is the record of the host that has our id, if that is why."""
+    """The lockspace was not joined. `holder` is the record of the host that has our id, if that is why. `is_over`: no VM of
+    this host depends on the incarnation that was to be resumed.
+    """
 
     reason: str
     holder: DeltaLease | None = None
+    is_over: bool = False
 
 
 def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlow | IoFailed) -> NotJoined:

@@ -89,12 +89,15 @@ class KeeperNews:
     on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
     on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
     on_expiring: Callable[[LockspaceKeeper, float], None] = lambda _, __: None
+    on_over: Callable[[LockspaceKeeper], None] = lambda _: None
+    """The incarnation that was to be resumed is over, and no VM depends on it: no lock that can't be named is held in it."""
 
 
 class LockspaceKeeper:
     """See the module. ``token`` gives random digits for a fresh name, ``in_use`` tells whether anybody rests on it,
     ``lease_writes`` what `Lockspace` wants to know about writes to leases, ``may_start`` why nothing may be begun in the
-    lockspace now (empty: it may).
+    lockspace now (empty: it may),
+    ``is_in_doubt`` whether locks that can't be named yet may depend on its last incarnation.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class LockspaceKeeper:
         spawn: Callable[..., object],
         news: KeeperNews,
         may_start: Callable[[], str] = lambda: "",
+        is_in_doubt: Callable[[], bool] = lambda: False,
     ) -> None:
         self.spec = spec
         self.name = spec.name
@@ -137,6 +141,7 @@ class LockspaceKeeper:
         self._spawn = spawn
         self._news = news
         self._may_start = may_start
+        self._is_in_doubt = is_in_doubt
         self._member: Membership | None = None
         self._lockspace: Lockspace | None = None
         self._interrupt: Callable[[], None] = lambda: None
@@ -327,6 +332,8 @@ class LockspaceKeeper:
             self._thread_runs = False
             if number == self._life:
                 self._ended(result)
+                if self.state is KeeperState.LOST and (resumption is not None or searches):
+                    self._spawn(self._look_until_over(planner, resumption, number))
             elif self._wanted and self.state is KeeperState.ABSENT:
                 self._join(may_resume=False)
 
@@ -357,6 +364,33 @@ class LockspaceKeeper:
                 return
         self._join(may_resume=may_resume)
 
+    async def _look_until_over(self, planner: Planner, resumption: Plan | None, number: int) -> None:
+        """The last incarnation could not be resumed, and nobody knows which VMs depend on it: none does as soon as storage
+        shows it over. Until then the lockspace stays lost.
+        """
+
+        async def life(disk: Disk, clock: ProtocolClock, _: Callable[[], None]) -> object:
+            area = await open_area(disk, self.spec.offset_bytes, self.name, self.spec.timing.io_timeout_s)
+            if isinstance(area, Corrupt | IoFailed):
+                return False
+            if resumption is None:
+                found = await planner.search(area, clock, fences=self.fences)
+                return isinstance(found, NotJoined) and found.is_over
+            return await planner.is_over(area, clock, resumption, fences=self.fences)
+
+        def on_end(result: object) -> None:
+            self._thread_runs = False
+            if number == self._life and result is True:
+                self._news.on_over(self)
+            elif number != self._life and self._wanted and self.state is KeeperState.ABSENT:
+                self._join(may_resume=False)
+
+        while number == self._life and self.state is KeeperState.LOST and self._is_in_doubt():
+            if not self._thread_runs and not self._may_start():
+                self._thread_runs = True
+                self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
+            await self._clock.sleep(JOIN_PAUSE_S)
+
     async def _plan(
         self,
         planner: Planner,
@@ -377,7 +411,7 @@ class LockspaceKeeper:
                 "lockspace %s: no copy of this host's incarnation can be read; searching storage for it",
                 self.name,
             )
-            return await planner.search(area, clock)
+            return await planner.search(area, clock, fences=self.fences)
         return await planner.plan(area, clock, term, users_are_gone=users_are_gone)
 
     def _make(
@@ -489,7 +523,9 @@ class LockspaceKeeper:
                 self._become(KeeperState.LEFT, "")
             case Lost(reason):
                 self._lost(reason)
-            case NotJoined(reason):
+            case NotJoined(reason, is_over=is_over):
+                if is_over and self._resuming:
+                    self._news.on_over(self)
                 self._not_joined(reason)
             case IoFailed(errno):
                 self._not_joined(f"{self.spec.path} can't be opened: {os.strerror(errno)}")

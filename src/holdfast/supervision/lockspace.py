@@ -239,7 +239,7 @@ class Lockspace:
         if isinstance(area, Corrupt):
             return refused(self.name, claim, area)
         if isinstance(held, delta.NotResumed):
-            return NotJoined(held.reason)
+            return NotJoined(held.reason, is_over=self._is_over(held))
         if not isinstance(held, delta.Held):
             return refused(self.name, claim, held)
         watched = self._watch(held)
@@ -247,6 +247,13 @@ class Lockspace:
             # Owners may rest on this lease, so it is not given back: others will see this host die.
             return NotJoined("the watchdog can't be fed")
         return area, held, watched, HostWatch(self.name, claim.host_id, area.geometry, claim.timing)
+
+    def _is_over(self, found: delta.NotResumed) -> bool:
+        """Whether no VM depends on the term: it was given back in good order, which is done when nobody uses it. Or its
+        dead bound has passed, and the watchdog has not reset this host, as it does unless the users of a term have ended.
+        """
+        outlived = self._heartbeat.fences and found.age_s > self._claim.timing.dead_s
+        return found.given_back or outlived
 
     async def _look_at_term(
         self, generation: Generation

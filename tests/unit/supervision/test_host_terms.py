@@ -92,7 +92,7 @@ def test_incarnation_that_vms_depend_on_is_resumed_whatever_host_id_is_configure
 
 def searched(host: Host, planner: Planner) -> Plan | NotJoined:
     area = LockspaceArea(host.disk, 0, DEFAULT, "A")
-    result: Any = host.run(planner.search(area, host.clock))
+    result: Any = host.run(planner.search(area, host.clock, fences=True))
     return result  # type: ignore[no-any-return]
 
 
@@ -124,6 +124,67 @@ def test_two_records_that_look_like_ours_are_doubt_and_none_is_resumed() -> None
     found = searched(host, planner())
     assert isinstance(found, NotJoined)
     assert "2 records" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("age_s", "over"), [(80, False), (139, False), (141, True), (-50, True), (100_000, True)]
+)
+def test_no_vm_depends_on_a_record_that_this_host_has_outlived_or_that_is_of_another_boot(
+    age_s: int, over: bool
+) -> None:
+    world = world_with_lockspaces()
+    world.now = 200_000.0
+    host = world.host("alpha")
+    put(world, 3, OLD_NAME, 7, timestamp=int(host.clock.now()) - age_s)
+    found = searched(host, planner())
+    assert isinstance(found, NotJoined)
+    assert found.is_over is over
+
+
+def is_over(host: Host, *, fences: bool = True) -> bool:
+    area = LockspaceArea(host.disk, 0, DEFAULT, "A")
+    plan = planner().resumption(replace_term(boot="boot-2"), in_use=True)
+    assert plan is not None
+    return host.run(planner().is_over(area, host.clock, plan, fences=fences))
+
+
+def test_incarnation_is_over_when_it_was_given_back_or_the_watchdog_would_have_fired() -> None:
+    world = world_with_lockspaces()
+    world.now = 200_000.0
+    host = world.host("alpha")
+    now = int(host.clock.now())
+    put(world, 3, OLD_NAME, 7, timestamp=0)
+    assert is_over(host, fences=False), "it was given back"
+    put(world, 3, OLD_NAME, 7, timestamp=now - 139)
+    assert not is_over(host), "its VMs may still run"
+    put(world, 3, OLD_NAME, 7, timestamp=now - 141)
+    assert is_over(host)
+    assert not is_over(host, fences=False), "nothing resets this host"
+
+
+def test_incarnation_is_over_when_another_host_has_its_id_but_not_when_this_host_has() -> None:
+    world = world_with_lockspaces()
+    host = world.host("alpha")
+    now = int(host.clock.now())
+    put(world, 3, "beta.0123456789ab", 8, timestamp=now)
+    assert is_over(host)
+    put(world, 3, "alpha.ffffffffffff", 8, timestamp=now)
+    assert not is_over(host), "VMs may depend on an incarnation that no copy names"
+    put(world, 3, OLD_NAME, 8, timestamp=now)
+    assert not is_over(host)
+
+
+def test_claim_of_this_host_that_a_kill_cut_short_is_over_when_its_dead_bound_has_passed() -> None:
+    """It was never joined, so no copy names it, and it would keep the lockspace lost for good (found by seed 2057)."""
+    world = world_with_lockspaces()
+    world.now = 200_000.0
+    host = world.host("alpha")
+    now = int(host.clock.now())
+    put(world, 3, "alpha.ffffffffffff", 8, timestamp=now - 139)
+    assert not is_over(host)
+    put(world, 3, "alpha.ffffffffffff", 8, timestamp=now - 141)
+    assert is_over(host)
+    assert not is_over(host, fences=False)
 
 
 def replace_term(**changes: Any) -> Term:

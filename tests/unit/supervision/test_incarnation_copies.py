@@ -70,6 +70,21 @@ def test_copy_of_another_lockspace_does_not_count() -> None:
     assert IncarnationCopies("A", [Copy(term(lockspace="B"))]).newest(BOOT) is None
 
 
+def test_copy_with_a_flipped_bit_counts_as_lost_whatever_it_says() -> None:
+    """A name with another digit is an incarnation that is over, and its VMs would be stopped (found by seed 2)."""
+    copy = Copy()
+    assert IncarnationCopies("A", [copy]).write(term()) == ""
+    whole = copy.raw
+    for at in range(len(whole)):
+        for bit in range(8):
+            damaged = whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :]
+            assert decode_term(damaged) in (None, term()), damaged
+
+
+def test_copy_of_an_older_daemon_counts_without_a_checksum() -> None:
+    assert decode_term(msgspec.json.encode(term())) == term()
+
+
 def test_copy_that_cannot_be_written_is_named_and_the_others_are_written() -> None:
     full, good = Copy(refuses=True), Copy()
     said = IncarnationCopies("A", [full, good]).write(term())

@@ -53,6 +53,10 @@ class PassingClock:
         self.slept_s += seconds
 
 
+DOUBT_S = 12.0
+"""How long a rig that is in use does not know what is held: as long as anybody sleeps in these tests."""
+
+
 class Rig:
     """A keeper that has joined, as far as it knows."""
 
@@ -62,6 +66,7 @@ class Rig:
         self.clock = PassingClock()
         self.waiting: list[Coroutine[Any, Any, object]] = []
         self.lost: list[str] = []
+        self.over: list[str] = []
         self.keeper = LockspaceKeeper(
             LockspaceSpec(name="A", path="/ls", host_id=HostId(1), hosts_max=None, timing=TIMING),
             heartbeat=Heartbeat(clock=host.clock, watchdog=RecordedWatchdog(host)),
@@ -73,8 +78,12 @@ class Rig:
             in_use=lambda: in_use,
             lease_writes=lambda: lambda: False,
             spawn=self.waiting.append,
-            news=KeeperNews(on_lost=lambda _, reason: self.lost.append(reason)),
+            news=KeeperNews(
+                on_lost=lambda _, reason: self.lost.append(reason),
+                on_over=lambda keeper: self.over.append(keeper.name),
+            ),
             may_start=why_not,
+            is_in_doubt=lambda: in_use and self.clock.slept_s < DOUBT_S,
         )
         self.keeper.start()
 
@@ -171,6 +180,33 @@ def test_vms_of_an_incarnation_that_no_copy_remembers_are_not_stopped_before_sto
     assert rig.lost == []
     assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
     assert rig.keeper.resuming
+
+
+def test_lockspace_that_was_lost_in_doubt_is_read_again_until_it_is_proven_that_no_vm_depends_on_it(
+    tmp_path: Path,
+) -> None:
+    """One storage error at the start, and it would have stayed lost until the next reboot (found by seed 246)."""
+    rig = Rig(tmp_path, in_use=True)
+    rig.threads.ends[0](NotJoined("storage failed"))
+    assert (rig.keeper.state, len(rig.lost)) == (KeeperState.LOST, 1)
+    rig.wait()
+    assert len(rig.threads.ends) == 2, "one reading at a time"
+    rig.threads.ends[1](False)
+    assert (rig.keeper.state, rig.over) == (KeeperState.LOST, [])
+    rig.clock.slept_s = 0.0
+    rig.keeper._spawn(rig.keeper._look_until_over(None, None, rig.keeper._life))  # type: ignore[arg-type]
+    rig.wait()
+    rig.threads.ends[2](True)
+    assert rig.over == ["A"]
+
+
+def test_incarnation_that_was_given_back_is_reported_over_before_it_counts_as_lost(tmp_path: Path) -> None:
+    """The doubt about it would have kept the lockspace lost for good (found by seed 86)."""
+    rig = Rig(tmp_path, in_use=True)
+    rig.threads.ends[0](NotJoined("it was given back", is_over=True))
+    assert rig.over == ["A"]
+    for work in rig.waiting:
+        work.close()
 
 
 class LeftMeanwhile(SimulatedDisk):
