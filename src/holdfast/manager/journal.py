@@ -156,6 +156,8 @@ def _encode_lines(lines: Sequence[Line]) -> bytes:
     return b'%b["sum",%d]\n' % (raw, zlib.crc32(raw))
 
 
+_FIRST = b'["sum",0]\n'
+"""The first line: so a journal without any other checksum is seen to be cut. An older daemon wrote none at all."""
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
 
@@ -407,7 +409,7 @@ class Journal:
 
     def image(self, lines: list[Line]) -> bytes:
         """A whole journal with these lines, checksum included."""
-        return _encode_lines([self._start, *lines])
+        return _FIRST + _encode_lines([self._start, *lines])
 
     def compact(self) -> None:
         """Write the file anew from the live state; if that fails the old file goes on."""

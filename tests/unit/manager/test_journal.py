@@ -153,6 +153,14 @@ def test_line_behind_one_that_was_cut_is_read_although_the_journal_could_not_be_
     assert 2 in state.locks[2].claims
 
 
+def test_journal_that_lost_its_only_checksum_is_not_taken_for_one_of_an_older_daemon() -> None:
+    whole = journal_on(SimulatedAppendFile()).image(claim(1, 1, "/a"))
+    lines = whole.splitlines(keepends=True)
+    for kept in range(len(lines)):
+        assert not replay(b"".join(lines[:kept])).is_whole, kept
+    assert replay(whole).is_whole
+
+
 def test_foreign_line_is_passed_over_and_told() -> None:
     journal = journal_on(SimulatedAppendFile())
     raw = (
@@ -160,7 +168,7 @@ def test_foreign_line_is_passed_over_and_told() -> None:
     )
     state = replay(raw)
     assert list(state.locks) == [1, 2]
-    assert "line 6" in state.damage
+    assert "line 7" in state.damage
 
 
 def test_journal_of_another_version_names_both_versions_and_no_boot() -> None:
