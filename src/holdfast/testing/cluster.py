@@ -7,6 +7,7 @@ often the nemesis strikes. The `Cluster` has the disks formatted and starts the 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -189,7 +190,12 @@ class Cluster:
         self.daemons: dict[str, Daemon | ManagedDaemon] = {}
         self.start_pauses_s: tuple[float, ...] = (0.2, 1.0, 5.0, 15.0)
         """How long it may take until a daemon that has ended is started again: the last one is too long for its leases."""
-        self._states = (
+        self.before_start: Callable[[Machine, MachineState], None] = lambda _, __: None
+        self.after_kill: Callable[[Machine, MachineState], None] = lambda _, __: None
+        """What befalls the state that a daemon finds."""
+        self.quiet = False
+        """Nothing goes wrong but with that state: no lease is lost that was renewed in time."""
+        self.states = (
             {
                 machine.name: MachineState(machine, partial(self._wdmd, machine, number))
                 for number, machine in enumerate(self.machines)
@@ -239,15 +245,18 @@ class Cluster:
             return
         timing = Timing(self.scenario.io_timeouts_s[number - 1], self.scenario.fire_timeout_s)
         if self.scenario.kind is Kind.MANAGED:
-            self._states[machine.name].booted()
+            state = self.states[machine.name]
+            state.booted()
+            self.before_start(machine, state)
             self.daemons[machine.name] = ManagedDaemon(
                 machine=machine,
-                state=self._states[machine.name],
+                state=state,
                 config=self._configuration(number, timing),
                 spaces=self.spaces,
                 volumes=self.volumes,
                 stubborn_rate=self.scenario.stubborn_rate,
                 checkers=self.checkers,
+                quiet=self.quiet,
             )
         else:
             self.daemons[machine.name] = Daemon(
@@ -279,25 +288,28 @@ class Cluster:
             watchdog="wdmd" if scenario.wdmd else "device",
             on_lockfailure=random.choice((LockFailureAction.PAUSE, LockFailureAction.POWEROFF)),
         )
-        return self._states[f"host{number}"].edited(written)
+        return self.states[f"host{number}"].edited(written)
 
     def _killed(self, machine: Machine, number: int) -> None:
         """libvirt ends the starts that were under way; systemd starts the daemon again, sooner or later."""
         if self.scenario.kind is not Kind.MANAGED:
             return
-        self._states[machine.name].daemon_gone()
+        self.states[machine.name].daemon_gone()
         self._starts_end(machine)
+        self.after_kill(machine, self.states[machine.name])
         self._daemon_in(self.world.random.choice(self.start_pauses_s), machine, number)
 
     def _executed(self, machine: Machine, number: int) -> None:
         """The next program begins when the kernel has ended the threads of the one before, and finds what that had open."""
-        self._states[machine.name].processes.daemon_gone()
+        self.states[machine.name].processes.daemon_gone()
         self._starts_end(machine)
         self._daemon_in(self.world.random.choice((0.3, 1.0)), machine, number)
 
     def _starts_end(self, machine: Machine) -> None:
-        for vm in [vm for vm in machine.vms if not vm.held]:
-            self._states[machine.name].processes.end(vm.pid)
+        state = self.states[machine.name]
+        for pid in [*(vm.pid for vm in machine.vms if not vm.held), *sorted(state.rivals)]:
+            state.processes.end(pid)
+        state.rivals.clear()
 
     def _daemon_in(self, seconds: float, machine: Machine, number: int) -> None:
         boot = machine.boots
@@ -317,8 +329,8 @@ class Cluster:
         )
 
     def forget_terms(self, machine: Machine) -> None:
-        for file in self._states[machine.name].state_files.values():
-            file.replace(b"")
+        for file in self.states[machine.name].state_files.values():
+            file.raw = b""
 
     def _reset(self, machine: Machine) -> None:
         self.daemons.pop(machine.name, None)

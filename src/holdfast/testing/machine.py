@@ -127,6 +127,10 @@ class WatchdogDevice:
             else:
                 self._ping()
 
+    def set_timeout(self, timeout_s: int) -> None:
+        """Somebody else has set another one; it counts from the next ping on."""
+        self._timeout_s = timeout_s
+
     def pet(self, timeout_s: int) -> None:
         """By wdmd, which has the device open: it does not stop with our daemon."""
         self._timeout_s = timeout_s

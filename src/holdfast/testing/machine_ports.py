@@ -18,6 +18,7 @@ from typing import Any
 from holdfast.build import SystemPorts
 from holdfast.config import Config
 from holdfast.lease_wiring import LeaseHostPorts
+from holdfast.model import ProcessId
 from holdfast.protocol.words import IoFailed
 from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
 from holdfast.supervision.presence import WatchdogChoice
@@ -52,11 +53,18 @@ class MachineProcesses(SimulatedProcesses):
         super().__init__()
         self._machine = machine
         self.on_end: Callable[[int], None] = lambda _: None
+        self.on_signal: Callable[[int, int], None] = lambda _, __: None
+        """(pid, signal), before it arrives."""
         self.pids = iter(range(1000, 1_000_000))
 
     def end(self, pid: int) -> None:
         self.on_end(pid)
         super().end(pid)
+
+    def signalled(self, process_id: ProcessId, number: int) -> None:
+        if self.is_alive(process_id):
+            self.on_signal(process_id.pid, number)
+        super().signalled(process_id, number)
 
     def call_soon(self, callback: Callable[[], None]) -> None:  # type: ignore[override]
         process = self._machine.process
@@ -72,12 +80,22 @@ class StateFile:
 
     def __init__(self) -> None:
         self.raw = b""
+        self.written = b""
+        """What a daemon wrote last, or found after a restart; what an operator does to it later is not in it."""
+        self.earlier: list[bytes] = []
+        """Older contents: what a backup that is restored brings back."""
+        self.full = False
+        """Whether its disk has no room."""
 
     def read(self) -> bytes:
         return self.raw
 
     def replace(self, raw: bytes) -> None:
-        self.raw = raw
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if self.raw and self.raw != raw:
+            self.earlier.append(self.raw)
+        self.raw = self.written = raw
 
 
 class MachineState:
@@ -97,6 +115,8 @@ class MachineState:
         """The state that a daemon leaves to the program that it executes."""
         self.processes = MachineProcesses(machine)
         self.journal = SimulatedAppendFile()
+        self.rivals: set[int] = set()
+        """Processes that want a disk which another virtual machine of this host has."""
         self.edited: Callable[[Config], Config] = lambda config: config
         """What has been done to the configuration files since the machine was set up."""
         self.records: dict[str, list[str]] = {}
@@ -108,6 +128,7 @@ class MachineState:
             self.processes = MachineProcesses(self.machine)
             self.journal = SimulatedAppendFile()
             self.run_files = {}
+            self.rivals = set()
             self.wdmd = self._new_wdmd()
             self.store = Store(self)
             self.reexec = b""
@@ -120,6 +141,10 @@ class MachineState:
         for _, fd in self.store.named:
             self.copied(fd, DAEMON)
         return Inherited(list(self.store.named), close=lambda fd: self.close_copy(fd, DAEMON))
+
+    def copies(self) -> list[StateFile]:
+        """Every copy of an incarnation."""
+        return [*self.state_files.values(), *self.run_files.values()]
 
     def daemon_gone(self) -> None:
         """The kernel closes what it had open."""
@@ -223,14 +248,14 @@ class DiskFiles(LockspaceFiles):
 
 
 class OpenDisks:
-    """`OpenFiles`: a virtual machine has its disk open as long as its process lives."""
+    """`OpenFiles`: a virtual machine has its disk open from when libvirt lets it run, and as long as its process lives."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
     async def users(self, keys: Collection[FileKey]) -> Users:
         files = DiskFiles()
-        pids = [vm.pid for vm in self._machine.vms if files.key(f"/disks/{vm.resource}") in keys]
+        pids = [vm.pid for vm in self._machine.vms if vm.held and files.key(f"/disks/{vm.resource}") in keys]
         return Users(tuple(sorted(pids)), complete=True)
 
 

@@ -20,6 +20,7 @@ from holdfast.handover import Before, may_hold_leases
 from holdfast.manager.journal import SavedState, replay
 from holdfast.model import LockFailureAction, Protection
 from holdfast.protocol.timing import Timing
+from holdfast.supervision.keeper import KeeperState
 from holdfast.system.daemon_lock import DaemonLocks
 from holdfast.system.descriptors import Inherited, encode_state
 from holdfast.system.predecessor import Predecessors
@@ -46,6 +47,8 @@ class Libvirt:
         random = self._daemon.world.random
         await self._daemon.clock.sleep(random.uniform(0.1, 2))
         desk = next((d for d in self._daemon.desks if d.vm is not None and d.vm.uuid == uuid), None)
+        if desk is not None and desk.vm is not None:
+            self._daemon.checks_that_it_is_lost(desk, "is paused")
         if desk is None or desk.vm is None or desk.vm.stubborn or random.random() < 0.3:
             return False
         await desk.paused_by_libvirt()
@@ -118,14 +121,18 @@ class ManagedDaemon:
         volumes: Mapping[str, Volume],
         stubborn_rate: float,
         checkers: Checkers,
+        quiet: bool = False,
     ) -> None:
+        """`quiet`: nothing goes wrong on this host but with its state."""
         self.machine = machine
         self.state = state
         self.world = machine.world
         self.process = machine.start_process()
         self.stubborn_rate = stubborn_rate
         self.checkers = checkers
+        self.quiet = quiet
         state.processes.on_end = self._vm_ended
+        state.processes.on_signal = self._signalled
         ports = managed_ports(
             process=self.process,
             machine=machine,
@@ -209,6 +216,20 @@ class ManagedDaemon:
 
     def _busy(self) -> bool:
         return any(desk.busy for desk in self.desks)
+
+    def _signalled(self, pid: int, number: int) -> None:
+        for desk in self.desks:
+            if desk.vm is not None and desk.vm.pid == pid:
+                self.checks_that_it_is_lost(desk, f"gets signal {number}")
+
+    def checks_that_it_is_lost(self, desk: ManagedDesk, what: str) -> None:
+        """A virtual machine is touched only after the lockspace of its lease was lost."""
+        if desk.seat.keeper.state is not KeeperState.LOST:
+            self.world.fail(
+                "doubt kills nobody",
+                f"{desk.vm and desk.vm.name} {what}, and {desk.seat.space.name} is {desk.seat.keeper.state.value}",
+                self.machine,
+            )
 
     def _vm_ended(self, pid: int) -> None:
         for vm in [vm for vm in self.machine.vms if vm.pid == pid]:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from holdfast.backends.lock_names import NameBy, lease_name
 from holdfast.errors import LockError
+from holdfast.manager.journal import replay
 from holdfast.manager.owners import Owner
 from holdfast.model import Mode, OwnerName, Resource, Want
 from holdfast.protocol.paxos_release import Mode as LeaseMode
+from holdfast.supervision.host_terms import decode_term
 from holdfast.system.disk_identity import DiskIdentity
 from holdfast.testing.machine import VirtualMachine
 
@@ -74,6 +76,7 @@ class ManagedDesk:
         daemon.state.processes.start(pid, ignoring=UNKILLABLE if stubborn else frozenset())
         daemon.machine.vms.append(vm)
         owner = daemon.manager.register(pid, OwnerName(vm.name, vm.uuid, pid))
+        was_unknown = len(daemon.manager.unknown) > 0
         try:
             await daemon.manager.acquire(owner, Want(resource_of(self.resource), mode))
         except LockError as refusal:
@@ -84,10 +87,58 @@ class ManagedDesk:
             return
         term = self.seat.term
         if vm.running and term is not None:
+            self._is_remembered(vm, term, may_be_adopted=was_unknown)
             # libvirt lets the guest's processors go only now.
             vm.held = True
             daemon.checkers.believes(term, self.resource, _lease_mode(mode))
             daemon.checkers.runs(term, self.resource, vm)
+
+    def _is_remembered(self, vm: VirtualMachine, term: Term, *, may_be_adopted: bool) -> None:
+        """The next daemon finds the claim in the journal, and each copy of the incarnation. A lock that is adopted is none
+        of those that have to be refused while a copy can't be written.
+        """
+        daemon = self.seat.daemon
+        saved = replay(daemon.state.journal.raw)
+        claimants = {i for lock in saved.locks.values() for i in lock.claims}
+        if vm.pid not in {owner.process.pid for i, owner in saved.owners.items() if i in claimants}:
+            daemon.world.fail(
+                "nothing lost", f"{vm.name} runs, and its claim is not in the journal", daemon.machine
+            )
+        if may_be_adopted:
+            return
+        for where, files in (("state_dir", daemon.state.state_files), ("RUN_DIR", daemon.state.run_files)):
+            file = files.get(self.seat.space.name)
+            copy = decode_term(file.written) if file is not None else None
+            if copy is None or (copy.host_id, copy.generation) != (term.host_id, term.generation):
+                daemon.world.fail(
+                    "nothing lost",
+                    f"{vm.name} runs on {term}, which {where} does not name: {copy}",
+                    daemon.machine,
+                )
+
+    async def rival(self) -> None:
+        """Another virtual machine of this host wants the disk."""
+        daemon = self.seat.daemon
+        if not daemon.serving:
+            return
+        processes, rivals = daemon.state.processes, daemon.state.rivals
+        pid = next(processes.pids)
+        processes.start(pid)
+        rivals.add(pid)
+        try:
+            owner = daemon.manager.register(pid, OwnerName(f"rival{pid}", f"uuid-{pid}", pid))
+            await daemon.manager.acquire(owner, Want(resource_of(self.resource), Mode.EXCLUSIVE))
+        except LockError as refusal:
+            daemon.world.tell(daemon.machine.name, f"refuses {self.resource} to a rival: {refusal}")
+        else:
+            vm = self.lease
+            if vm is not None and vm.writes:
+                daemon.world.fail(
+                    "exclusion", f"a rival gets {self.resource}, and {vm.name} runs on it", daemon.machine
+                )
+        if pid in rivals:
+            rivals.remove(pid)
+            processes.end(pid)
 
     async def stop(self) -> None:
         vm = self.lease

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from holdfast.testing.managed_daemon import ManagedDaemon
 
 
+LEFT_LEAST_S = 2.0
+"""Times io_timeout: with so much left of its lease, a host whose storage works has no reason to lose it."""
+
+
 class ManagedSeat:
     """One lockspace of one daemon, and the checkers' view of its term."""
 
@@ -83,7 +87,16 @@ class ManagedSeat:
             )
 
     def lost(self, reason: str) -> None:
-        self.daemon.world.tell(self.daemon.machine.name, f"has lost {self.space.name}: {reason}")
+        daemon, term = self.daemon, self.term
+        daemon.world.tell(daemon.machine.name, f"has lost {self.space.name}: {reason}")
+        if daemon.quiet and term is not None and term.vms:
+            left_s = term.fails_at - daemon.machine.boottime()
+            if left_s > LEFT_LEAST_S * term.io_timeout_s:
+                daemon.world.fail(
+                    "doubt kills nobody",
+                    f"{term} counts as lost, {left_s:.1f} s before its lease fails: {reason}",
+                    daemon.machine,
+                )
 
     def leaving(self) -> None:
         if self.term is not None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
 
+from holdfast.manager.unknown_locks import SETTLE_S_MAX
 from holdfast.protocol.paxos_release import Mode
 from holdfast.system import tasks
 from holdfast.testing.cluster import Cluster, Kind, Scenario
@@ -23,10 +24,15 @@ from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.nemesis import Nemesis
 from holdfast.testing.orders import Orders, collect
 from holdfast.testing.restarts import OFTEN_S, Restarts
+from holdfast.testing.shared_disk import Manners
 from holdfast.testing.simulated_daemon import Daemon, Desk
+from holdfast.testing.state_damage import NO_PLAGUES, Plagues, StateDamage
 from holdfast.testing.workload import Workload, spawn
 from holdfast.testing.world import ProcessGone, Violation, World
 
+NEVER_S = 1e9
+UNKNOWN_MAX_S = 3 * SETTLE_S_MAX
+"""Until every unknown lock whose virtual machine has ended is settled: two attempts, and time to take it up."""
 BOOT_MAX_S = 40.0
 """From reset to a daemon that runs."""
 
@@ -57,9 +63,10 @@ def play(
     hosts: int | None = None,
     lease_hosts: int | None = None,
     restarts_every_s: float | None = None,
+    plagues: Plagues | None = None,
 ) -> Verdict:
     """Play one seed. Deterministic but for `real_s`. `lease_hosts`: how many hosts leases are formatted for.
-    `restarts_every_s`: how often daemons are restarted in good order; 0: never.
+    `restarts_every_s`: how often daemons are restarted in good order; 0: never. `plagues`: what befalls their state.
     """
     begun = time.perf_counter()
     world = World(seed)
@@ -67,7 +74,18 @@ def play(
     if lease_hosts is None:
         # From a generator of its own: who says how many has the same history otherwise.
         lease_hosts = Random(f"lease hosts {seed}").choice((FEW_HOSTS, many_hosts(scenario.geometry)))
+    damage_chance = Random(f"damage {seed}")
+    if plagues is None:
+        plagues = Plagues.drawn(damage_chance)
+    if scenario.kind is not Kind.MANAGED:
+        plagues = NO_PLAGUES
+    if plagues.quiet:
+        scenario = replace(
+            scenario, manners=Manners(scenario.manners.latency_s), trouble_every_s=NEVER_S, twin=False
+        )
     cluster = Cluster(world, replace(scenario, lease_hosts=lease_hosts))
+    cluster.quiet = plagues.quiet
+    damage = StateDamage(cluster, plagues, damage_chance)
     chance = Random(f"reloads and stops {seed}")
     every_s = chance.choice(OFTEN_S)
     if restarts_every_s is not None or scenario.kind is not Kind.MANAGED:
@@ -76,7 +94,7 @@ def play(
     violation: Violation | None = None
     with _listening(world):
         try:
-            _Play(cluster, restarts).all()
+            _Play(cluster, restarts, damage).all()
         except Violation as found:
             violation = found
         finally:
@@ -120,8 +138,9 @@ def _listening(world: World) -> Iterator[None]:
 
 
 class _Play:
-    def __init__(self, cluster: Cluster, restarts: Restarts) -> None:
+    def __init__(self, cluster: Cluster, restarts: Restarts, damage: StateDamage) -> None:
         self.cluster = cluster
+        self.damage = damage
         self.restarts = restarts
         self.world = cluster.world
         scenario = cluster.scenario
@@ -134,6 +153,7 @@ class _Play:
         self.world.run(self.cluster.scenario.duration_s)
         workload.stopped = orders.stopped = self.restarts.stopped = True
         nemesis.heal()
+        self.damage.heal()
         # Requests that are already late take their time, and may cost their host its lease.
         self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s + self.dead_s)
         self._everybody_comes_back()
@@ -177,6 +197,10 @@ class _Play:
             return all(desk.lease is None and not desk.busy for desk in desks)
 
         self._within(4 * self.dead_s, idle, "every host has let go")
+        self._within(UNKNOWN_MAX_S, self._nothing_is_unknown, "no lock is held for an unknown owner")
+
+    def _nothing_is_unknown(self) -> bool:
+        return not any(isinstance(d, ManagedDaemon) and len(d.manager.unknown) for d in self._daemons())
 
     def _each_in_turn(self, space: str, resource: str) -> None:
         desks = [d.seats[space].desks[resource] for d in self._daemons() if d.seats[space].member is not None]
