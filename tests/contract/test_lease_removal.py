@@ -118,7 +118,11 @@ def test_note_keeps_owner_and_disk_over_a_restart_and_a_conversion(tmp_path: Pat
         (name,) = await third.upkeep.lease_names()
         left = await third.upkeep.take_up(name)
         assert left is not None
-        assert (left.disk, left.owner.name, left.mode) == (str(s.disk), NOTE.owner.name, Mode.EXCLUSIVE)
+        assert (left.noted.disk, left.noted.owner.name, left.mode) == (
+            str(s.disk),
+            NOTE.owner.name,
+            Mode.EXCLUSIVE,
+        )
         await left.held.release()
 
     play(scene)
