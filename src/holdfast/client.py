@@ -158,6 +158,8 @@ class ControlClient:
         try:
             self._socket.sendall(msgspec.json.encode(message) + b"\0")
         except OSError as e:
+            with contextlib.suppress(DaemonUnreachable):
+                self._parameters(self._receive())  # why the daemon has closed the connection
             raise DaemonUnreachable(f"holdfastd went away: {e.strerror or e}") from None
 
     def _receive(self) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class ControlTable(_Table, frozen=True):
     socket: str = ""
     group: str = ""
     max_clients: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+    idle_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 300.0
 
 
 class LimitsTable(_Table, frozen=True):

@@ -11,6 +11,11 @@ ERROR_REFUSED = f"{INTERFACE}.Refused"
 ERROR_NOT_PERMITTED = f"{INTERFACE}.NotPermitted"
 CONFIGURATION_PROBLEM = "the configuration on disk "
 """How those of `StatusInfo.problems` begin that say that it is not in force."""
+ERROR_PROTOCOL = f"{INTERFACE}.ProtocolViolation"
+"""What was sent is no Varlink call; the connection is closed."""
+ERROR_TOO_MANY = f"{INTERFACE}.TooManyConnections"
+"""The user has as many connections as it may have; this one is closed."""
+ERROR_INTERNAL = f"{INTERFACE}.InternalError"
 VENDOR, PRODUCT, URL = "Holdfast", "holdfastd", "https://github.com/holdfast"
 
 

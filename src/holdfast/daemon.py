@@ -114,6 +114,8 @@ class Daemon:
             reload=self.reload,
             uid=ports.uid,
             group=config.control.group,
+            clients_max=config.control.max_clients,
+            idle_timeout_s=config.control.idle_timeout_s,
         )
         self.listeners: dict[str, Listener] = {}
         held = partial(held_needs, self.manager, self.leases)

@@ -139,12 +139,6 @@ EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
         "frontends.control",
         "os.stat",
     ): "who is the user of a process: /proc never blocks, and the simulator has no Varlink clients",
-    (
-        "rule 5",
-        "frontends.control",
-        "open",
-    ): "supplementary groups of a peer are only in /proc/PID/status, which never "
-    "blocks; the simulator has no Varlink clients",
 }
 
 

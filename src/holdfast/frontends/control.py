@@ -10,24 +10,20 @@ import grp
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
-from asyncvarlink import (
-    VarlinkInterface,
-    VarlinkInterfaceRegistry,
-    VarlinkTransport,
-    varlinkmethod,
-)
+from asyncvarlink import VarlinkInterface, VarlinkInterfaceRegistry, varlinkmethod
 from asyncvarlink.error import GenericVarlinkErrorReply
 from asyncvarlink.interface import LastResult
-from asyncvarlink.serverprotocol import VarlinkInterfaceServerProtocol
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
 from holdfast import __version__
 from holdfast.control_api import (
     ERROR_NOT_PERMITTED,
     ERROR_REFUSED,
+    ERROR_TOO_MANY,
     INTERFACE,
     PRODUCT,
     URL,
@@ -43,15 +39,24 @@ from holdfast.control_api import (
 )
 from holdfast.errors import HoldfastError, Refused
 from holdfast.frontends.listener import Listener, Peer
+from holdfast.frontends.varlink_connection import VarlinkConnection, refuse_client
 from holdfast.manager.events import Event
 from holdfast.manager.inspection import Inspection, shown
 from holdfast.manager.lock_manager import LockManager
 from holdfast.model import DIRECT_LOCKSPACE, Mode, OwnerName, Resource, Want
+from holdfast.system.log_limit import LimitedLog
+from holdfast.system.peer import peer_groups
 
 log = logging.getLogger(__name__)
 
 EVENTS_BEHIND_MAX = 4096
 """Events that wait for one slow follower; then the oldest are dropped, and it can tell by the numbers."""
+
+
+RESERVED_PLACES = 8
+"""Of the control socket, for root and the daemon's own user: some commands at once, while others have all the rest."""
+
+over_quota = LimitedLog(log)
 
 
 def refused(error: HoldfastError) -> GenericVarlinkErrorReply:
@@ -279,32 +284,39 @@ def event_info(event: Event) -> EventInfo:
     )
 
 
-class _Connection(VarlinkInterfaceServerProtocol):
-    """One client; tells the listener when it has gone, and ends the streams it was reading."""
+class Places:
+    """Who has how many of the control socket's places.
 
-    def __init__(self, registry: VarlinkInterfaceRegistry, gone: Callable[["_Connection"], None]) -> None:
-        super().__init__(registry)
-        self._gone = gone
-        self.transport: VarlinkTransport | None = None
-        self._left = False
+    Root and the daemon's own user may have all of them. Any other user has at most a quarter, and all others together leave
+    some free: an operator must be able to break a lease while somebody's script holds connections.
+    """
 
-    def eof_received(self) -> None:
-        """The peer has gone: a stream that nobody reads must not keep its place."""
-        self.leave()
+    def __init__(self, clients_max: int, privileged: tuple[int, ...]) -> None:
+        self._privileged = privileged
+        self._user_max = max(1, clients_max // 4)
+        self._others_max = clients_max - min(RESERVED_PLACES, clients_max // 2)
+        self._taken: Counter[int] = Counter()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.leave()
+    def refusal(self, uid: int) -> str:
+        """Why this user gets no further place; empty if it does."""
+        if uid in self._privileged:
+            return ""
+        if self._taken[uid] >= self._user_max:
+            return f"user {uid} has {self._taken[uid]} connections to this socket already; at most {self._user_max}"
+        others = sum(n for user, n in self._taken.items() if user not in self._privileged)
+        if others >= self._others_max:
+            return (
+                f"users other than root have {others} connections to this socket; at most {self._others_max}"
+            )
+        return ""
 
-    def leave(self) -> None:
-        if self._left:
-            return
-        self._left = True
-        for call in list(self._inflight):
-            call.cancel()
-        if self.transport is not None:
-            self.transport.close()
-        self._gone(self)
+    def take(self, uid: int) -> None:
+        self._taken[uid] += 1
+
+    def give_back(self, uid: int) -> None:
+        self._taken[uid] -= 1
+        if not self._taken[uid]:
+            del self._taken[uid]
 
 
 class ControlFrontend:
@@ -320,6 +332,8 @@ class ControlFrontend:
         reload: Callable[[], Awaitable[list[str]]],
         uid: int,
         group: str,
+        clients_max: int,
+        idle_timeout_s: float,
     ) -> None:
         """`reload` returns only when it is refused, with the reasons."""
         self._reload = reload
@@ -329,19 +343,26 @@ class ControlFrontend:
         self._status = status
         self._uid = uid
         self._gid = grp.getgrnam(group).gr_gid if group else None
-        self.connections: dict[_Connection, None] = {}
+        self._places = Places(clients_max, (0, uid))
+        self._idle_timeout_s = idle_timeout_s
+        self.connections: dict[VarlinkConnection, None] = {}
         self.listener: Listener | None = None
 
-    def admit(self, peer: Peer) -> str:
+    def admit(self, peer: Peer, sock: socket.SocketType) -> str:
         if peer.uid in (0, self._uid):
             return ""
-        if self._gid is not None and (peer.gid == self._gid or self._gid in _groups_of(peer.pid)):
+        if self._gid is not None and (peer.gid == self._gid or self._gid in peer_groups(sock.fileno())):
             return ""
         return "only root and the group of control.group may use this socket"
 
     def serve(self, accepted: socket.SocketType, peer: Peer) -> None:
         sock = socket.socket(fileno=accepted.detach())
         sock.setblocking(False)
+        if reason := self._places.refusal(peer.uid):
+            over_quota.write("control: refused client pid %d: %s", peer.pid, reason)
+            refuse_client(sock, ERROR_TOO_MANY, {"message": f"{reason}; close some"})
+            self._left()
+            return
         registry = VarlinkInterfaceRegistry()
         registry.register_interface(VarlinkServiceInterface(VENDOR, PRODUCT, __version__, URL, registry))
         registry.register_interface(
@@ -355,26 +376,22 @@ class ControlFrontend:
                 self._uid,
             )
         )
-        connection = _Connection(registry, self._closed)
+        connection = VarlinkConnection(
+            registry, sock, peer, idle_timeout_s=self._idle_timeout_s, gone=self._closed
+        )
         self.connections[connection] = None
-        connection.transport = VarlinkTransport(asyncio.get_running_loop(), sock, sock, connection)
+        self._places.take(peer.uid)
+        connection.start()
 
-    def _closed(self, connection: _Connection) -> None:
+    def _closed(self, connection: VarlinkConnection) -> None:
         del self.connections[connection]
+        self._places.give_back(connection.peer.uid)
+        self._left()
+
+    def _left(self) -> None:
         if self.listener is not None:
             self.listener.left()
 
     def close_all(self) -> None:
         for connection in list(self.connections):
             connection.leave()
-
-
-def _groups_of(pid: int) -> Iterator[int]:
-    """Supplementary groups of a peer, as /proc shows them."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as f:
-            for line in f:
-                if line.startswith("Groups:"):
-                    yield from (int(g) for g in line.split()[1:])
-    except OSError:
-        return

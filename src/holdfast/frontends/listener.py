@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
+from holdfast.system.log_limit import LimitedLog
 from holdfast.system.readiness import Readiness
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Listener:
         clients_max: int,
         cap_key: str,
         readiness: Readiness,
-        admit: Callable[[Peer], str],
+        admit: Callable[[Peer, socket.SocketType], str],
         serve: Callable[[socket.SocketType, Peer], None],
     ) -> None:
         self.name = name
@@ -70,6 +71,7 @@ class Listener:
         self._readiness = readiness
         self._admit = admit
         self._serve = serve
+        self._refused = LimitedLog(log)
         self._accepting = False
         self._resume_later: asyncio.TimerHandle | None = None
         self.closed = False
@@ -115,8 +117,8 @@ class Listener:
             self._resume_later = asyncio.get_running_loop().call_later(EMFILE_PAUSE_S, self._accept_again)
             return
         peer = peer_of(sock)
-        if reason := self._admit(peer):
-            log.warning("%s: refused client pid %d uid %d: %s", self.name, peer.pid, peer.uid, reason)
+        if reason := self._admit(peer, sock):
+            self._refused.write("%s: refused client pid %d uid %d: %s", self.name, peer.pid, peer.uid, reason)
             sock.close()
             return
         self.clients += 1

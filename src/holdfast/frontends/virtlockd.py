@@ -300,7 +300,7 @@ class VirtlockdFrontend:
         self._adopted: list[tuple[VirtlockdConnection, bytes, bytes]] = []
         self.listener: Listener | None = None
 
-    def admit(self, peer: Peer) -> str:
+    def admit(self, peer: Peer, _: socket.SocketType) -> str:
         """Root's daemon serves root, a session's daemon that user (virtlockd-rpc.md 1)."""
         return "" if peer.uid == self._uid else f"only uid {self._uid} may use this socket"
 
