@@ -116,6 +116,7 @@ class Daemon:
             group=config.control.group,
             clients_max=config.control.max_clients,
             idle_timeout_s=config.control.idle_timeout_s,
+            storage=self._storage,
         )
         self.listeners: dict[str, Listener] = {}
         held = partial(held_needs, self.manager, self.leases)

@@ -132,9 +132,9 @@ class StorageFailed(LockError):
 
     template = "{what} {path}: {reason}"
 
-    def __init__(self, *, what: str, path: str, errno: int) -> None:
+    def __init__(self, *, what: str, path: str, errno: int, reason: str = "") -> None:
         self.errno = errno
-        super().__init__(what=what, path=path, reason=os.strerror(errno))
+        super().__init__(what=what, path=path, reason=reason or os.strerror(errno))
 
 
 class FailedCall(Protocol):
@@ -146,12 +146,14 @@ class FailedCall(Protocol):
     def path(self) -> str: ...
     @property
     def errno(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
 
 
 def storage_failed(failed: FailedCall) -> StorageFailed:
     """The refusal for a failed call; virtlockd quotes the path in one of its texts (virtlockd-rpc.md 3.4)."""
     path = f"'{failed.path}'" if failed.what.endswith("lock on") else failed.path
-    return StorageFailed(what=failed.what, path=path, errno=failed.errno)
+    return StorageFailed(what=failed.what, path=path, errno=failed.errno, reason=failed.reason)
 
 
 class LockFileCreateFailed(StorageFailed):

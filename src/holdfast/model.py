@@ -70,6 +70,8 @@ class Want(NamedTuple):
     resource: Resource
     mode: Mode
     create: bool = False
+    only: tuple[int, int] | None = None
+    """The file (device and inode, as in `FileKey`) that the resource must be: the one that the asking user may open."""
 
 
 class ProcessId(NamedTuple):

@@ -231,12 +231,13 @@ def test_client_library_says_why_the_daemon_did_not_serve_it(make_daemon: Factor
 
 def test_idle_client_is_disconnected_and_one_that_follows_events_is_not(make_daemon: Factory) -> None:
     daemon = make_daemon("[control]\nidle_timeout_s = 1\n").start()
-    with connected(daemon) as idle, connected(daemon) as partial, connected(daemon) as follower:
+    with connected(daemon) as follower:
         follower.sendall(call("WatchEvents", parameters={"after": 0, "follow": True}, more=True))
-        partial.sendall(b'{"method":')
         assert b"daemon-started" in follower.recv(1 << 16)
-        assert idle.recv(1) == b""
-        assert partial.recv(1) == b""
+        with connected(daemon) as idle, connected(daemon) as partial:
+            partial.sendall(b'{"method":')
+            assert idle.recv(1) == b""
+            assert partial.recv(1) == b""
         follower.setblocking(False)
         with pytest.raises(BlockingIOError):
             follower.recv(1)  # open, and there is no news

@@ -128,6 +128,7 @@ print(raw[:-1].decode())
 def test_group_members_may_connect_and_others_may_not(make_daemon: Factory, place: Path) -> None:
     daemon = make_daemon(extra='[control]\ngroup = "adm"').start()
     disk = make_disk(place)
+    os.chown(disk, NOBODY, -1)
     assert os.stat(daemon.control).st_mode & 0o777 == 0o660
     status = ("io.holdfast.Control.GetStatus", "{}")
     assert as_nobody(daemon, "", daemon.control, *status).returncode != 0

@@ -134,11 +134,6 @@ EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
         "cli.who",
         "config",
     ): "with the daemon down it finds journal and lock directories by the configuration",
-    (
-        "rule 5",
-        "frontends.control",
-        "os.stat",
-    ): "who is the user of a process: /proc never blocks, and the simulator has no Varlink clients",
 }
 
 

@@ -1,14 +1,15 @@
 """The control frontend: Varlink on a socket, for the holdfast command and for anybody's tools.
 
 Introspection comes with it (org.varlink.service), so `varlinkctl introspect` shows what is below.  Root and the
-configured group may connect; who is not root may acquire only for processes of its own user.
+configured group may connect. A user other than root acquires only for its own processes, and only disks that it may open
+itself (ADR 0161).
 No `from __future__ import annotations` here: asyncvarlink reads the types at run time.
 """
 
 import asyncio
+import contextlib
 import grp
 import logging
-import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,15 +38,19 @@ from holdfast.control_api import (
     OwnerInfo,
     StatusInfo,
 )
-from holdfast.errors import HoldfastError, Refused
+from holdfast.errors import HoldfastError, Refused, storage_failed
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink_connection import VarlinkConnection, refuse_client
 from holdfast.manager.events import Event
 from holdfast.manager.inspection import Inspection, shown
-from holdfast.manager.lock_manager import LockManager
-from holdfast.model import DIRECT_LOCKSPACE, Mode, OwnerName, Resource, Want
+from holdfast.manager.lock_manager import LOCKS_PER_ACQUIRE_MAX, LockManager
+from holdfast.manager.owners import Owner
+from holdfast.model import DIRECT_LOCKSPACE, Mode, OwnerName, ProcessId, Resource, Want
+from holdfast.system.blocking import Storage
+from holdfast.system.file_lock import IoFailed, close_opened
 from holdfast.system.log_limit import LimitedLog
-from holdfast.system.peer import peer_groups
+from holdfast.system.peer import is_directory_of, peer_groups, process_of
+from holdfast.system.peer_rights import Rights, open_as
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +92,13 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         peer: Peer,
         lease_spaces: LeaseSpaces,
         reload: Callable[[], Awaitable[list[str]]],
-        uid: int,
+        rights: Rights | None,
+        storage: Storage,
     ) -> None:
-        self._uid = uid
         self._reload = reload
+        self._rights = rights
+        """Of a peer that is neither root nor the daemon's own user: what it may lock is what it may open."""
+        self._storage = storage
         self._lease_spaces = lease_spaces
         self._manager = manager
         self._inspection = inspection
@@ -202,29 +210,51 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         `until_closed`: it keeps them for its descendants; what it has not released when it ends stays until no process
         of this host has the disk open. `family`: the control group of these descendants; until nobody is in that either.
         """
-        self._may_speak_for(pid)
+        process = self._may_speak_for(pid)
+        if family and process is not None and not is_directory_of(family, self._peer.uid):
+            raise not_permitted(f"control group {family} is not one of your user's")
         for disk in disks:
             if not disk.path.startswith("/"):
                 raise refused(Refused(reason=f"disks: path '{disk.path}' must be absolute"))
-        wants = [
-            Want(Resource(DIRECT_LOCKSPACE, d.path), Mode.SHARED if d.shared else Mode.EXCLUSIVE)
-            for d in disks
-        ]
-        try:
-            owner = self._manager.register(
-                pid, OwnerName(name), until_closed=bool(until_closed), family=family or ""
-            )
+        with contextlib.ExitStack() as pins:
             try:
-                await self._manager.acquire_all(owner, wants)
-            finally:
-                self._manager.unregister(owner, holder=False, why="")
-        except HoldfastError as error:
-            raise refused(error) from None
+                wants = [await self._want(disk, pins) for disk in disks[: LOCKS_PER_ACQUIRE_MAX + 1]]
+                owner = self._manager.register(
+                    pid, OwnerName(name), until_closed=bool(until_closed), family=family or ""
+                )
+                try:
+                    self._must_be(owner, process)
+                    await self._manager.acquire_all(owner, wants)
+                finally:
+                    self._manager.unregister(owner, holder=False, why="")
+            except HoldfastError as error:
+                raise refused(error) from None
+
+    async def _want(self, disk: DiskWish, pins: contextlib.ExitStack) -> Want:
+        """For a user other than root: only the very file that it may open, pinned by a descriptor in `pins`."""
+        mode = Mode.SHARED if disk.shared else Mode.EXCLUSIVE
+        resource = Resource(DIRECT_LOCKSPACE, disk.path)
+        if self._rights is None:
+            return Want(resource, mode)
+        rights = self._rights
+        # In a lane of the user's own, on whatever storage it is: what the path leads to may change at any moment.
+        opened = await self._storage.run(
+            f"user {rights.uid}",
+            disk.path,
+            lambda: open_as(rights, disk.path, write=not disk.shared),
+            undo=close_opened,
+        )
+        if isinstance(opened, IoFailed):
+            raise storage_failed(opened)
+        pins.callback(close_opened, opened)
+        return Want(resource, mode, only=opened.key)
 
     @varlinkmethod
     async def Release(self, *, pid: int, paths: list[str]) -> None:  # noqa: N802
-        self._may_speak_for(pid)
+        process = self._may_speak_for(pid)
         owner = self._manager.owners.with_pid(pid)
+        if owner is not None:
+            self._must_be(owner, process)
         try:
             for path in paths:
                 if owner is not None:
@@ -253,20 +283,26 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         raise LastResult(None)
 
     def _must_be_root(self) -> None:
-        if self._peer.uid not in (0, self._uid):
-            raise GenericVarlinkErrorReply(ERROR_NOT_PERMITTED, {"message": "only root may do that"})
+        if self._rights is not None:
+            raise not_permitted("only root may do that")
 
-    def _may_speak_for(self, pid: int) -> None:
+    def _may_speak_for(self, pid: int) -> ProcessId | None:
+        """The process, if only that one may be meant; None for a peer that may speak for any."""
         if self._peer.uid == 0:
-            return
-        try:
-            uid = os.stat(f"/proc/{pid}").st_uid
-        except OSError:
-            uid = -1
-        if uid != self._peer.uid:
-            raise GenericVarlinkErrorReply(
-                ERROR_NOT_PERMITTED, {"message": f"process {pid} is not one of your user's"}
-            )
+            return None
+        process = process_of(pid, self._peer.uid)
+        if process is None:
+            raise not_permitted(f"process {pid} is not one of your user's")
+        return process
+
+    def _must_be(self, owner: Owner, process: ProcessId | None) -> None:
+        """The process that was asked about may have ended since, and its pid be another's."""
+        if process is not None and owner.process_id != process:
+            raise not_permitted(f"process {process.pid} has ended")
+
+
+def not_permitted(message: str) -> GenericVarlinkErrorReply:
+    return GenericVarlinkErrorReply(ERROR_NOT_PERMITTED, {"message": shown(message)})
 
 
 def event_info(event: Event) -> EventInfo:
@@ -334,9 +370,11 @@ class ControlFrontend:
         group: str,
         clients_max: int,
         idle_timeout_s: float,
+        storage: Storage,
     ) -> None:
         """`reload` returns only when it is refused, with the reasons."""
         self._reload = reload
+        self._storage = storage
         self._lease_spaces = lease_spaces
         self._manager = manager
         self._inspection = inspection
@@ -373,7 +411,8 @@ class ControlFrontend:
                 peer,
                 self._lease_spaces,
                 self._reload,
-                self._uid,
+                self._rights_of(peer, sock),
+                self._storage,
             )
         )
         connection = VarlinkConnection(
@@ -382,6 +421,11 @@ class ControlFrontend:
         self.connections[connection] = None
         self._places.take(peer.uid)
         connection.start()
+
+    def _rights_of(self, peer: Peer, sock: socket.socket) -> Rights | None:
+        if peer.uid in (0, self._uid):
+            return None
+        return Rights(uid=peer.uid, gid=peer.gid, groups=peer_groups(sock.fileno()))
 
     def _closed(self, connection: VarlinkConnection) -> None:
         del self.connections[connection]

@@ -291,7 +291,7 @@ class LockManager:
         False: nothing has changed, and `_acquire_new` or `_acquire_known` is to be asked.
         """
         resource = want.resource
-        if self.turns.on or owner.gone or want.create or resource.lockspace:
+        if self.turns.on or owner.gone or want.create or resource.lockspace or want.only is not None:
             return False
         route = self.routing.route(resource)
         if route.protection_min or self.table.named(resource) is not None:
@@ -336,6 +336,9 @@ class LockManager:
 
     async def _take(self, owner: Owner, want: Want, route: Route, candidate: Candidate) -> bool | None:
         keys = candidate.keys
+        if want.only is not None and want.only not in keys:
+            await candidate.abandon()
+            raise _another_disk(want)
         if self.turns.on and (busy := self.turns.first_taken(keys)) is not None:
             await candidate.abandon()
             await self.turns.wait(busy)
@@ -387,6 +390,8 @@ class LockManager:
         """This host has a lock on that file, by this name or another.  None: look again."""
         if owner.gone:
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
+        if want.only is not None and want.only not in lock.keys:
+            raise _another_disk(want)
         # The keys too: the same disk may just be taken through another lock file.
         if self.turns.on and (busy := self.turns.first_taken((lock, *lock.keys))) is not None:
             await self.turns.wait(busy)
@@ -616,6 +621,13 @@ class LockManager:
     def journal_lines(self, *, everybody: bool = False) -> list[jn.Line]:
         """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""
         return self._book.lines(self.lockspaces, self.owners, everybody=everybody)
+
+
+def _another_disk(want: Want) -> Refused:
+    return Refused(
+        reason=f"disk '{want.resource.name}' can't be shown to be the file that the asking user may open: its path leads to "
+        "another one by now, or its lock is known by its name only; root may ask for it"
+    )
 
 
 _AGAIN = None

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 from holdfast.model import Mode
 from holdfast.system.canonical_path import canonical_path
+from holdfast.system.checked_open import NotLockable, open_lockable
 
 LOCK_START, LOCK_LENGTH = 0, 1
 LOCK_FILE_MODE = 0o600
@@ -28,6 +29,8 @@ _KERNEL_TYPE = {Mode.SHARED: fcntl.F_RDLCK, Mode.EXCLUSIVE: fcntl.F_WRLCK}
 _PACKED = {m: _FLOCK.pack(t, os.SEEK_SET, LOCK_START, LOCK_LENGTH, 0) for m, t in _KERNEL_TYPE.items()}
 
 _UNLOCKED = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, LOCK_START, LOCK_LENGTH, 0)
+
+_LINK_IN_PLACE = "a symbolic link has the name of the lock file; find out who made it, and remove it"
 
 F_OFD_GETLK, F_OFD_SETLK = 36, 37  # <fcntl.h>; named in Python's fcntl only where libc has them
 
@@ -46,6 +49,8 @@ class IoFailed:
     what: str
     path: str
     errno: int
+    reason: str = ""
+    """Instead of the text of the error number, where that says too little."""
 
 
 class OpenedFile(NamedTuple):
@@ -55,6 +60,12 @@ class OpenedFile(NamedTuple):
     """The disk behind the resource's name, where that is another file than the lock file."""
     canonical: str
     """And its canonical path; empty where it is not known."""
+
+
+def close_opened(opened: OpenedFile | IoFailed) -> None:
+    """What was opened for somebody who does not need it, or not any more."""
+    if isinstance(opened, OpenedFile):
+        os.close(opened.fd)
 
 
 class ForeignLock(NamedTuple):
@@ -70,7 +81,9 @@ class LockFiles(Protocol):
     """The port: every call may block on the file system that the path is on."""
 
     def open(self, path: str, *, create: bool, disk: str = "", follow: bool = True) -> OpenedFile | IoFailed:
-        """`follow` False: a symbolic link at the end of the path is an ELOOP."""
+        """Only regular files and block devices are opened. `follow` False: a symbolic link at the end of the path is an
+        ELOOP, as it always is for a file that may be made: its name is ours, and whoever put a link there has another aim.
+        """
 
     def lock(self, fd: int, mode: Mode, path: str) -> ForeignLock | IoFailed | None:
         """Take or convert the lock without waiting; None if it is ours now."""
@@ -79,7 +92,7 @@ class LockFiles(Protocol):
         """Let go at once: closing is not enough while a copy of the descriptor lives (descriptor store, a child)."""
 
     def same_file(self, fd: int, path: str) -> bool:
-        """Whether the path still names the file that `fd` has open."""
+        """Whether the path still names the lock file that `fd` has open, itself and not by a symbolic link."""
 
     def read(self, fd: int, length: int) -> bytes: ...
 
@@ -109,16 +122,13 @@ class SystemLockFiles:
 
     def open(self, path: str, *, create: bool, disk: str = "", follow: bool = True) -> OpenedFile | IoFailed:
         what = "Unable to open/create resource" if create else "Unable to open resource"
-        # O_NONBLOCK: opening must not wait for anybody (FIFO, file lease, medium of a drive).
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        if create:
-            flags |= os.O_CREAT
-        if not follow:
-            flags |= os.O_NOFOLLOW
         try:
-            fd = os.open(path, flags, LOCK_FILE_MODE)
+            fd, status = open_lockable(path, create_mode=LOCK_FILE_MODE if create else None, follow=follow)
+        except NotLockable as e:
+            return IoFailed(what, path, e.errno or errno.EINVAL, str(e.strerror))
         except OSError as e:
-            return IoFailed(what, path, e.errno or errno.EIO)
+            reason = _LINK_IN_PLACE if create and e.errno == errno.ELOOP else ""
+            return IoFailed(what, path, e.errno or errno.EIO, reason)
         except ValueError:  # a NUL in the path
             return IoFailed(what, path, errno.EINVAL)
         disk_key, canonical = None, ""
@@ -127,11 +137,7 @@ class SystemLockFiles:
                 disk_key, canonical = key_of(os.stat(disk)), canonical_path(disk)
             except (OSError, ValueError):
                 disk_key = None  # the lock file excludes all the same; libvirt will miss the disk itself
-        try:
-            return tuple.__new__(OpenedFile, (fd, key_of(os.fstat(fd)), disk_key, canonical))
-        except OSError as e:
-            os.close(fd)
-            return IoFailed(what, path, e.errno or errno.EIO)
+        return tuple.__new__(OpenedFile, (fd, key_of(status), disk_key, canonical))
 
     def lock(self, fd: int, mode: Mode, path: str) -> ForeignLock | IoFailed | None:
         try:
@@ -147,7 +153,7 @@ class SystemLockFiles:
 
     def same_file(self, fd: int, path: str) -> bool:
         try:
-            here, there = os.fstat(fd), os.stat(path)
+            here, there = os.fstat(fd), os.lstat(path)
         except OSError:
             return False
         return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

@@ -9,6 +9,7 @@ import stat
 from typing import ClassVar
 
 from holdfast.model import Mode
+from holdfast.system.checked_open import open_lockable
 from holdfast.system.file_lock import (
     LOCK_FILE_MODE,
     LOCKSPACE_DIRECTORY_MODE,
@@ -52,9 +53,8 @@ class LockspaceFiles:
         return None
 
     def create(self, path: str) -> IoFailed | None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         try:
-            os.close(os.open(path, flags, LOCK_FILE_MODE))
+            os.close(open_lockable(path, create_mode=LOCK_FILE_MODE)[0])
         except (OSError, ValueError) as e:
             return IoFailed("cannot create file", path, getattr(e, "errno", None) or errno.EINVAL)
         return None

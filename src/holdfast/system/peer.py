@@ -8,8 +8,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import socket
+import stat
 import struct
+
+from holdfast.model import ProcessId
+from holdfast.system.process import start_ticks
 
 _SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13
 _GROUPS_MAX = 65536
@@ -31,9 +36,29 @@ def peer_groups(fd: int) -> tuple[int, ...]:
         room = _GROUPS_MAX
 
 
-def user_of(pid: int) -> int | None:
-    """The user of the process that has this pid now; None if there is none. /proc never blocks."""
+def process_of(pid: int, uid: int) -> ProcessId | None:
+    """The process that has this pid now, if it is that user's; else None. A later one with its number is another."""
+    if pid <= 0:
+        return None
     try:
-        return os.stat(f"/proc/{pid}").st_uid
+        pidfd = os.pidfd_open(pid)
+    except (OSError, OverflowError):  # no such process, a thread id, no pid at all
+        return None
+    try:
+        owner, started = os.stat(f"/proc/{pid}").st_uid, start_ticks(pid)
+        # It is pinned: if it lives *after* this was read, it was read of this process, and not of a later one.
+        signal.pidfd_send_signal(pidfd, 0)
     except OSError:
         return None
+    finally:
+        os.close(pidfd)
+    return ProcessId(pid, started) if owner == uid and started else None
+
+
+def is_directory_of(path: str, uid: int) -> bool:
+    """Whether a directory belongs to that user."""
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == uid

@@ -115,7 +115,11 @@ def write_all(fd: int, raw: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
+def kind_of(mode: int) -> str:
+    """What has that mode, if it is no regular file."""
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
 def _refuse(path: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise NotAFile(errno.EINVAL, f"{path} is {kind}, not a file; move it out of the way")
+        raise NotAFile(errno.EINVAL, f"{path} is {kind_of(mode)}, not a file; move it out of the way")
