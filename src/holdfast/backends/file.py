@@ -36,6 +36,7 @@ from holdfast.backends.base import (
     SavedLock,
     unknown_keys,
 )
+from holdfast.backends.directory_trust import DirectoryTrust
 from holdfast.backends.lock_names import indirect_name
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.system.canonical_path import PathWarnings
@@ -171,6 +172,8 @@ class OpenFile:
         """Storage thread."""
         creation = self._creation
         own_file = creation is not Creation.NONE
+        if own_file:
+            self._backend.trust.meet(self._path.rpartition("/")[0])
         taken = self._backend.lock_file(self._fd, self._path, self._lane, mode, creation, self._disk)
         if own_file and isinstance(taken, HeldFile):
             taken.record(note)
@@ -214,6 +217,7 @@ class FileBackend:
         self._protections: dict[str, tuple[Protection, str]] = {}
         self._protections_of = 0
         self._warnings = PathWarnings(name)
+        self.trust = DirectoryTrust(name, ports.files)
 
     # --- which file ---
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -160,6 +160,10 @@ class LeaseCandidate:
         """Nothing has been opened."""
 
 
+async def _trusted() -> str:
+    return ""
+
+
 class PaxosBackend:
     """See the module."""
 
@@ -184,12 +188,15 @@ class PaxosBackend:
         reach_note: str,
         ports: HoldingPorts,
         storage: Storage,
+        untrusted: Callable[[], Awaitable[str]] | None = None,
         identities: DiskIdentities,
     ) -> None:
         self.name = name
         self.presence = presence
         self.on_lockfailure = on_lockfailure
         self.places = places
+        self._untrusted = untrusted or _trusted
+        """Why no new lease may be taken where the leases are; empty if one may be."""
         self.names = LeaseNames(name, presence.name, name_by, storage, identities)
         self._reach = reach
         self._reach_note = reach_note
@@ -208,6 +215,8 @@ class PaxosBackend:
         member = self.member(resource)
         if refused := self.presence.refuses_new():
             raise LockspaceAbsent(name=resource.name, lockspace=self.presence.name, reason=refused)
+        if untrusted := await self._untrusted():
+            raise LeaseUnusable(name=resource.name, place=self.places.place(lease), reason=untrusted)
         self._check_settled(resource, lease)
         keys: tuple[FileKey, ...] = (self.names.key(lease),)
         if identity.key is not None:

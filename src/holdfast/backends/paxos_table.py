@@ -6,12 +6,13 @@ weakens protection: who has no watchdog has to say so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from holdfast.backends.base import BackendPorts, unknown_keys
 from holdfast.backends.device_places import DevicePlaces
 from holdfast.backends.directory_places import DirectoryPlaces, lockspace_path
+from holdfast.backends.directory_trust import DirectoryTrust
 from holdfast.backends.lease_holding import HoldingPorts
 from holdfast.backends.lease_places import LeasePlaces
 from holdfast.backends.lock_names import NameBy
@@ -85,7 +86,17 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
         ports=holding,
         storage=ports.storage,
         identities=leases.identities,
+        untrusted=_directory_trust(name, directory, ports) if directory else None,
     )
+
+
+def _directory_trust(name: str, directory: str, ports: BackendPorts) -> Callable[[], Awaitable[str]]:
+    trust = DirectoryTrust(name, ports.files)
+
+    async def untrusted() -> str:
+        return await ports.storage.call(directory, lambda: trust.refusal_of_leases(directory))
+
+    return untrusted
 
 
 def lockspace_spec(table: Mapping[str, object]) -> LockspaceSpec:

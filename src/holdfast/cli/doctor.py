@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from holdfast import kept_config
 from holdfast.backends.base import Backend
+from holdfast.backends.directory_trust import untrusted
 from holdfast.backends.file import FileBackend
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.cli import lease_doctor
@@ -26,6 +27,7 @@ from holdfast.manager.routing import Routing
 from holdfast.model import DIRECT_LOCKSPACE, Mode, Protection, Resource
 from holdfast.system.canonical_path import canonical_path
 from holdfast.system.descriptors import socket_in_use
+from holdfast.system.directory_writers import writers_of
 from holdfast.system.domain_status import Domain
 from holdfast.system.file_lock import ForeignLock, SystemLockFiles
 from holdfast.system.mounts import MountTable, is_block_device
@@ -247,6 +249,8 @@ def lock_directories(scene: Scene) -> Iterator[Finding]:
                 f"mkdir -m 700 {directory}",
             )
             continue
+        if (writers := writers_of(directory)).who:
+            yield Finding("problem", "lock directory", *untrusted(directory, writers))
         mount, _ = scene.mounts.locate(directory)
         if mount.lock_warning:
             yield Finding(

@@ -12,8 +12,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from holdfast.backends.directory_trust import untrusted
 from holdfast.backends.paxos_table import lockspace_spec
 from holdfast.control_api import LeaseSpaceInfo
+from holdfast.system.directory_writers import writers_of
 
 SLEW_PPM_MAX = 500.0
 """As the kernel's own: two hosts that slew against each other differ by 1000 ppm, 0.14 s in a dead bound of 140 s."""
@@ -47,6 +49,10 @@ def lockspaces(tables: Tables, spaces: list[LeaseSpaceInfo] | None) -> Iterator[
                 f"mount the storage; for a new lockspace: holdfast lockspace init {path} --name {space}",
             )
             continue
+        directory = os.path.dirname(path)
+        if table.get("directory") and (writers := writers_of(directory)).who:
+            level = "problem" if writers.everybody else "note"
+            yield level, "lease directory", *untrusted(directory, writers)
         told = next((each for each in spaces or () if each.name == space), None)
         if told is not None and told.state != "joined":
             yield (

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 from holdfast.model import Mode
 from holdfast.system.canonical_path import canonical_path
 from holdfast.system.checked_open import NotLockable, open_lockable
+from holdfast.system.directory_writers import Writers, writers_of
 
 LOCK_START, LOCK_LENGTH = 0, 1
 LOCK_FILE_MODE = 0o600
@@ -108,6 +109,9 @@ class LockFiles(Protocol):
 
     def close(self, fd: int) -> None: ...
 
+    def writers(self, directory: str) -> Writers:
+        """Who besides the daemon may make and remove files there."""
+
 
 def key_of(status: os.stat_result) -> FileKey:
     """What makes two paths one disk: for a block device its number, else its inode on its file system."""
@@ -186,6 +190,9 @@ class SystemLockFiles:
 
     def close(self, fd: int) -> None:
         os.close(fd)
+
+    def writers(self, directory: str) -> Writers:
+        return writers_of(directory)
 
 
 class LockedFile(NamedTuple):

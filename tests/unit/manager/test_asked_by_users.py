@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,17 @@ async def refused(world: World, owner: Owner, path: str, key: tuple[int, int]) -
         await world.manager.acquire(owner, want(path)._replace(only=key))
 
 
+@pytest.mark.parametrize("exchange", [os.symlink, os.link])
 @pytest.mark.parametrize("name", ["disk.img", "indirect/disk.img"])
 def test_path_that_leads_to_another_file_by_now_is_refused_and_nothing_is_locked(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, exchange: Callable[[str, str], None]
 ) -> None:
     async def scene() -> None:
         world = World(tmp_path)
         owner, mine, secret = world.owner(1), world.disk(name), world.disk("secret")
         checked = only(mine)
         os.rename(mine, tmp_path / "kept")  # its inode is not given out again: the user's descriptor pins it
-        os.symlink(secret, mine)
+        exchange(secret, mine)
         await refused(world, owner, mine, checked)
         assert len(world.manager.table) == 0
         assert not locked(secret)

@@ -1,0 +1,55 @@
+"""Directories of lock files and leases in which others than root may write: said once of each, and refused for leases if
+everybody may.
+
+A lock file or lease that somebody removes while it is held is made anew by the next host, which then holds it as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+
+from holdfast.system.directory_writers import Writers
+from holdfast.system.file_lock import LockFiles
+
+log = logging.getLogger(__name__)
+
+MET_MAX = 10_000
+"""Directories that are remembered so as to warn once of each; then the memory starts anew."""
+
+
+class DirectoryTrust:
+    """Of one backend."""
+
+    def __init__(self, backend: str, files: LockFiles) -> None:
+        self._backend = backend
+        self._files = files
+        self._met: set[str] = set()
+
+    def meet(self, directory: str) -> None:
+        """Log who else may write there, once. May block on the directory's storage."""
+        if directory in self._met:
+            return
+        if len(self._met) >= MET_MAX:
+            self._met.clear()
+        self._met.add(directory)
+        writers = self._files.writers(directory)
+        if writers.who:
+            text, fix = untrusted(directory, writers)
+            log.warning("backend '%s': %s: %s", self._backend, text, fix)
+
+    def refusal_of_leases(self, directory: str) -> str:
+        """Why no new lease is taken there; empty if one may be. May block."""
+        self.meet(directory)
+        writers = self._files.writers(directory)
+        return ": ".join(untrusted(directory, writers)) if writers.everybody else ""
+
+
+def untrusted(directory: str, writers: Writers) -> tuple[str, str]:
+    """What is wrong with it, and the fix, for people."""
+    text = f"{writers.who} may write in {directory}, and whoever removes a file there lets another host have the disk"
+    quoted = shlex.quote(directory)
+    return (
+        text,
+        f"chmod o-w {quoted}" if writers.everybody else f"let only root write there (ls -ld {quoted})",
+    )
