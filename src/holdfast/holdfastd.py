@@ -22,6 +22,7 @@ from holdfast.errors import ConfigError
 from holdfast.system import daemon_lock
 from holdfast.system import descriptors as fds
 from holdfast.system.daemon_lock import DaemonLocks
+from holdfast.system.log_lines import goes_to_journal
 from holdfast.system.log_queue import log_to
 from holdfast.system.predecessor import DeadButStuck, Predecessors
 from holdfast.system.regular_file import NotAFile
@@ -60,13 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in problems:
             print(f"holdfastd: {problem}", file=sys.stderr)
         return EXIT_CONFIG
-    log_to(
-        sys.stderr.fileno(),
-        start.config.log_level.upper(),
-        "%(levelname)s %(message)s"
-        if "JOURNAL_STREAM" in os.environ
-        else "%(asctime)s %(levelname)s %(message)s",
-    )
+    stderr = sys.stderr.fileno()
+    log_to(stderr, start.config.log_level.upper(), journal=goes_to_journal(stderr, os.environ))
     for remark in start.remarks:
         log.warning("%s", remark)
     for reason in start.kept_because:

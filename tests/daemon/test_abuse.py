@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from tests.support.daemon import Factory, Holdfastd, bystander
 
 from holdfast.client import CallRefused
+from holdfast.control_api import DiskWish
 from holdfast.frontends.varlink_connection import MESSAGE_BYTES_MAX
 from holdfast.system.log_limit import LINES_PER_PERIOD
 
@@ -251,3 +253,42 @@ def test_follower_that_has_gone_gives_its_place_back(make_daemon: Factory) -> No
     with daemon.admin() as admin:
         assert admin.status().pid == daemon.pid
     assert "Traceback" not in daemon.log_text()
+
+
+# --- the log ---
+
+FORGED = "evil\n2026-11-26 00:00:00,000 CRITICAL lockspace X is LOST: forged\x1b[31m"
+RECORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
+
+
+def test_names_of_clients_forge_no_line_of_the_log(daemon: Holdfastd, place: Path) -> None:
+    disk = place / "disk\n2026-11-26 00:00:00,000 CRITICAL forged by path\x1b[31m.img"
+    disk.write_bytes(b"\0")
+    daemon.vm([disk], name=FORGED)
+    with daemon.admin() as admin, pytest.raises(CallRefused):
+        admin.acquire(pid=bystander(), name=FORGED, disks=[DiskWish(str(disk))])
+    daemon.says("refused")
+    for line in daemon.log_text().split("\n")[:-1]:
+        assert RECORD.match(line), line
+        assert line.isprintable()
+    (line,) = [line for line in daemon.log_text().splitlines() if "WARNING refused" in line]
+    assert line.endswith(" EVENT=refused]")
+    for arguments in (("list",), ("list", "--owners"), ("who", str(disk)), ("who", FORGED), ("events",)):
+        told = daemon.cli(*arguments).stdout
+        assert "forged" in told
+        assert not re.search(r"^2026-11-26", told, re.MULTILINE)
+        assert "\x1b" not in told
+
+
+def test_journal_is_sent_the_priority_of_each_line(make_daemon: Factory) -> None:
+    daemon = make_daemon()
+    daemon.log.touch()
+    found = daemon.log.stat()
+    daemon.start(environ={"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"})
+    daemon.reexec()
+    with connected(daemon) as s:
+        s.sendall(b"nonsense\0")
+        replies(s)
+    daemon.says("<4>WARNING control: client pid")
+    assert "<6>INFO holdfastd" in daemon.log_text()
+    assert all(re.match(r"<[2-7]>[A-Z]+ ", line) for line in daemon.log_text().splitlines())

@@ -16,6 +16,7 @@ import click
 
 from holdfast import __version__
 from holdfast.cli import exits, host, lease, lockspace, sim
+from holdfast.model import printable
 
 if TYPE_CHECKING:
     from holdfast.client import ControlClient
@@ -60,7 +61,7 @@ class Context:
 
 def fail(text: str, code: int) -> NoReturn:
     """One line of what is wrong, to stderr, and out."""
-    click.echo(f"holdfast: {text}", err=True)
+    click.echo(f"holdfast: {printable(text)}", err=True)
     sys.exit(code)
 
 

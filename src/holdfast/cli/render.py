@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from holdfast.control_api import EventInfo, HolderInfo, OwnerInfo, StatusInfo
-from holdfast.model import wall_text
+from holdfast.model import printable, wall_text
 
 if TYPE_CHECKING:
     from holdfast.cli.doctor import Finding
@@ -25,7 +25,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns: a rich table on a terminal, tab-separated lines with a heading elsewhere."""
     if not sys.stdout.isatty():
         for row in (headings, *rows):
-            click.echo("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+            click.echo("\t".join(map(printable, row)))
         return
     from rich.console import Console
     from rich.markup import escape
@@ -35,7 +35,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for heading in headings:
         grid.add_column(heading, overflow="fold")
     for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
+        grid.add_row(*(escape(printable(cell)) for cell in row))
     Console().print(grid)
 
 
@@ -108,13 +108,13 @@ def status(told: StatusInfo) -> None:
 def answer(told: Answer) -> None:
     """Holders, layer by layer, then the next safe step."""
     colour = {"held": "yellow", "free": "green"}.get(told.verdict, "red")
-    click.echo(f"{told.subject}: {click.style(told.headline, fg=colour, bold=True)}")
+    click.echo(f"{printable(told.subject)}: {click.style(printable(told.headline), fg=colour, bold=True)}")
     for layer in told.layers:
         for line in layer.lines:
-            click.echo(f"  {layer.name:<12} {line}")
+            click.echo(f"  {layer.name:<12} {printable(line)}")
     for note in told.notes:
-        click.echo(f"  {'note':<12} {note}")
-    click.echo(f"next: {told.next_step}")
+        click.echo(f"  {'note':<12} {printable(note)}")
+    click.echo(f"next: {printable(told.next_step)}")
 
 
 def event_text(e: EventInfo) -> str:
@@ -130,7 +130,7 @@ def event_text(e: EventInfo) -> str:
 
 def event(e: EventInfo) -> None:
     colour = {"refused": "yellow", "lock-lost": "red", "owner-stopped": "red"}.get(e.kind)
-    click.echo(click.style(event_text(e), fg=colour))
+    click.echo(click.style(printable(event_text(e)), fg=colour))
 
 
 def event_json(e: EventInfo) -> None:
@@ -140,8 +140,10 @@ def event_json(e: EventInfo) -> None:
 def findings(told: Sequence[Finding]) -> None:
     colours = {"ok": "green", "note": "cyan", "problem": "red"}
     for f in told:
-        click.echo(f"{click.style(f'{f.level:<8}', fg=colours[f.level], bold=True)} {f.check}: {f.text}")
+        click.echo(
+            f"{click.style(f'{f.level:<8}', fg=colours[f.level], bold=True)} {f.check}: {printable(f.text)}"
+        )
         if f.fix:
-            click.echo(f"{'':<8} fix: {f.fix}")
+            click.echo(f"{'':<8} fix: {printable(f.fix)}")
     problems = sum(f.level == "problem" for f in told)
     click.echo(f"{problems} to fix" if problems else "nothing to fix")

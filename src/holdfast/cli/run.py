@@ -32,6 +32,7 @@ import msgspec
 from holdfast.cli import exits
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.control_api import DiskWish
+from holdfast.model import printable
 from holdfast.system import cgroups
 from holdfast.system.process import (
     become_subreaper,
@@ -108,7 +109,7 @@ def hold_and_run(socket: str, disks: Sequence[DiskWish], command: list[str], nam
         os.close(go_write)  # the keeper ends without having run anything
         os.waitpid(keeper, 0)
         cgroups.remove(family)
-        click.echo(f"holdfast: {command[0]} was not started: {e}", err=True)
+        click.echo(f"holdfast: {command[0]} was not started: {printable(str(e))}", err=True)
         return exits.UNREACHABLE if isinstance(e, DaemonUnreachable) else exits.REFUSED
     if not disks:
         click.echo(

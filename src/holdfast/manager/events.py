@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from holdfast.model import Mode, OwnerName, Resource
+from holdfast.system.log_lines import facts
 
 EVENTS_KEPT_MAX = 1000
 """Newest events that a late reader can still see: a few boots' worth of VMs on one host."""
@@ -71,6 +72,15 @@ class Event(NamedTuple):
     resource: Resource | None
     mode: Mode | None
     detail: str
+
+
+def logged(
+    kind: str, owner: OwnerName | None = None, resource: Resource | None = None, host: str = ""
+) -> dict[str, object]:
+    """`extra` of the log call for an event: what it is about, for programs that read the log. `host`: another one."""
+    return facts(
+        vm=owner.name if owner else "", disk=str(resource) if resource else "", host=host, event=kind
+    )
 
 
 class Events:

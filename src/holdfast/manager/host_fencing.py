@@ -94,7 +94,7 @@ class HostFencer:
             freed = sum(each.freed for each in leases)
             detail = f"{operator}: {term.view.name} (host_id {term.view.host_id}) in {space.name}: {freed} leases freed"
             detail += f", {len(leases) - freed} not" if freed < len(leases) else ""
-            log.critical("host fenced by %s", detail)
+            log.critical("host fenced by %s", detail, extra=ev.logged(ev.HOST_FENCED, host=term.view.name))
             self._manager.events.emit(ev.HOST_FENCED, detail=detail)
             fenced.append(HostFenced(space.name, term.view, None, tuple(leases)))
         return fenced

@@ -57,7 +57,8 @@ class LeaseBreaker:
 
     def broken(self, resource: Resource, operator: str, proof: str) -> None:
         """Tell everybody."""
-        log.critical("lease of %s was broken by %s: %s", resource, operator or "proof alone", proof)
+        by, about = operator or "proof alone", ev.logged(ev.LEASE_BROKEN, None, resource)
+        log.critical("lease of %s was broken by %s: %s", resource, by, proof, extra=about)
         self._manager.events.emit(
             ev.LEASE_BROKEN, resource=resource, detail=f"{operator}: {proof}" if operator else proof
         )

@@ -89,8 +89,8 @@ class LeaseRecovery:
         """Act first, log second: nothing that a log line might wait for may come before the first step of the ladder."""
         lost = self._announce(loss)
         tasks.start(self._recover(loss))
-        for line in lost:
-            log.critical("LEASE LOST: %s", line)
+        for line, about in lost:
+            log.critical("LEASE LOST: %s", line, extra=about)
 
     def joined(self, lockspace: str) -> None:
         """It is joined (again): what was stopped to be restarted is started."""
@@ -99,7 +99,7 @@ class LeaseRecovery:
             log.warning("starting %s again: lockspace %s is joined", name, lockspace)
             tasks.start(self._domains.start(uuid))
 
-    def _announce(self, loss: Loss) -> list[str]:
+    def _announce(self, loss: Loss) -> list[tuple[str, dict[str, object]]]:
         """Emit the events, which only fills a bounded memory; the lines for the log."""
         lines = []
         self._manager.events.emit(ev.LOCKSPACE_LOST, detail=f"{loss.lockspace}: {loss.reason}")
@@ -107,7 +107,8 @@ class LeaseRecovery:
             for lock in self._manager.table.of_owner(owner.id):
                 if self._may_be_of(lock, loss.backends):
                     for resource, mode in lock.claims[owner.id].items():
-                        lines.append(f"{resource} of {owner}: {loss.reason}")
+                        about = ev.logged(ev.LEASE_LOST, owner.name, resource)
+                        lines.append((f"{resource} of {owner}: {loss.reason}", about))
                         self._manager.events.emit(
                             ev.LEASE_LOST, owner.name, owner.pid, resource, mode, loss.reason
                         )
@@ -192,7 +193,8 @@ class LeaseRecovery:
             tasks.start(self._domains.suspend(owner.name.uuid), lambda _: None)
         elif action is LockFailureAction.RESTART and owner.name.uuid:
             self._restarts.setdefault(loss.lockspace, []).append((owner.name.uuid, owner.name.name))
-        log.critical("%s: action on lock failure: %s", owner, action.value)
+        about = ev.logged(ev.OWNER_STOPPED, owner.name)
+        log.critical("%s: action on lock failure: %s", owner, action.value, extra=about)
 
     @staticmethod
     def _signal(owner: Owner, number: signal.Signals) -> None:

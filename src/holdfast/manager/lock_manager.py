@@ -202,7 +202,7 @@ class LockManager:
         if locks:
             what = "locks stay until their disks are closed" if owner.until_closed else "locks released"
             self.events.emit(ev.OWNER_DIED, owner=owner.name, pid=owner.pid, detail=f"{len(locks)} {what}")
-            log.info("%s ended; %d %s", owner, len(locks), what)
+            log.info("%s ended; %d %s", owner, len(locks), what, extra=ev.logged(ev.OWNER_DIED, owner.name))
         for lock in locks:
             tasks.start(self._release_dead(owner, lock))
         if owner.process is not None:
@@ -281,7 +281,9 @@ class LockManager:
                     done = await self.turns.during((resource,), self._acquire_new(owner, want))
         except HoldfastError as error:
             self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
-            log.warning("refused %s to %s: %s", resource, owner, error)
+            holders = error.holders if isinstance(error, ResourceBusy) else ()
+            about = ev.logged(ev.REFUSED, owner.name, resource, holders[0].host if holders else "")
+            log.warning("refused %s to %s: %s", resource, owner, error, extra=about)
             raise
         return done
 

@@ -165,7 +165,8 @@ class Recovery:
             if owner is None:
                 continue
             for resource, mode in lock.claims[owner_id].items():
-                log.critical("LOCK LOST: %s of %s: %s", resource, owner, lock.lost_reason)
+                about = ev.logged(ev.LOCK_LOST, owner.name, resource)
+                log.critical("LOCK LOST: %s of %s: %s", resource, owner, lock.lost_reason, extra=about)
                 self._manager.events.emit(
                     ev.LOCK_LOST,
                     owner=owner.name,
@@ -212,7 +213,8 @@ class Recovery:
         self._retrying = False
 
     def _regained(self, lock: HostLock) -> None:
-        log.warning("lock on %s is held again", lock.path)
+        about = ev.logged(ev.LOCK_REGAINED, None, next(lock.names(), None))
+        log.warning("lock on %s is held again", lock.path, extra=about)
         for owner_id, names in lock.claims.items():
             owner = self._manager.owners.get(owner_id)
             for resource, mode in names.items():

@@ -194,7 +194,8 @@ class UnknownLocks:
 
     def report(self, owner: Owner, resource: Resource, mode: Mode) -> None:
         assert owner.unknown is not None
-        log.error("%s is held for an unknown owner: %s", resource, owner.unknown.why)
+        about = ev.logged(ev.UNKNOWN, owner.name, resource)
+        log.error("%s is held for an unknown owner: %s", resource, owner.unknown.why, extra=about)
         self._events.emit(ev.UNKNOWN, owner.name, owner.pid, resource, mode, owner.unknown.why)
 
     async def read_note(self, lock: HostLock) -> None:
@@ -333,7 +334,8 @@ class UnknownLocks:
     def _settled(self, owner: Owner, proof: str) -> None:
         for lock in self._locks_of(owner):
             for resource, mode in lock.claims[owner.id].items():
-                log.warning("%s was held for an %s; settled: %s", resource, owner, proof)
+                about = ev.logged(ev.SETTLED, owner.name, resource)
+                log.warning("%s was held for an %s; settled: %s", resource, owner, proof, extra=about)
                 self._events.emit(ev.SETTLED, owner.name, owner.pid, resource, mode, proof)
         self._end(owner)
 

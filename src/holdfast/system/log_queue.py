@@ -21,6 +21,8 @@ import threading
 import time
 from collections import deque
 
+from holdfast.system.log_lines import LineFormatter
+
 log = logging.getLogger(__name__)
 
 QUEUE_BYTES_MAX = 4 << 20
@@ -55,7 +57,10 @@ class LogQueue(logging.Handler):
         try:
             text = self.format(record)
         except Exception as e:  # a wrong format string is a bug that must not cost more than its line
-            text = f"ERROR a line of the log from {record.pathname}:{record.lineno} could not be formatted: {e!r}"
+            text = self._own(
+                logging.ERROR,
+                f"a line of the log from {record.pathname}:{record.lineno} could not be formatted: {e!r}",
+            )
         line = text.encode("utf-8", "backslashreplace")[:LINE_BYTES_MAX] + b"\n"
         room = self._bytes_max if record.levelno >= logging.WARNING else self._bytes_max // 2
         with self._changed:
@@ -73,6 +78,10 @@ class LogQueue(logging.Handler):
             while self._queued_bytes and (left_s := until - time.monotonic()) > 0:
                 self._changed.wait(left_s)
 
+    def _own(self, level: int, text: str) -> str:
+        """A line of the queue's own."""
+        return self.format(logging.LogRecord(__name__, level, __file__, 0, "%s", (text,), None))
+
     def _drop(self) -> None:
         self._dropped += 1
         self._dropped_total += 1
@@ -89,7 +98,8 @@ class LogQueue(logging.Handler):
                 if not written:
                     self._drop()
                 elif self._dropped:
-                    lost = f"WARNING {self._dropped} lines of the log were lost: it was not read in time\n".encode()
+                    text = f"{self._dropped} lines of the log were lost: it was not read in time"
+                    lost = self._own(logging.WARNING, text).encode() + b"\n"
                     self._dropped = 0
                     self._lines.appendleft(lost)
                     self._queued_bytes += len(lost)
@@ -107,9 +117,13 @@ class LogQueue(logging.Handler):
         return True
 
 
-def log_to(fd: int, level: str, line_format: str) -> None:
-    """Log through a queue to this descriptor, and send there what Python itself would write to stderr, and wait for."""
-    logging.basicConfig(level=level, format=line_format, handlers=[LogQueue(fd)])
+def log_to(fd: int, level: str, *, journal: bool) -> None:
+    """Log through a queue to this descriptor, and send there what Python itself would write to stderr, and wait for.
+    `journal`: journald reads it.
+    """
+    queue = LogQueue(fd)
+    queue.setFormatter(LineFormatter(journal=journal))
+    logging.basicConfig(level=level, handlers=[queue])
     threading.excepthook = _thread_failed
     sys.unraisablehook = _failed_unheard
 
