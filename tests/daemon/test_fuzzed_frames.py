@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -52,6 +53,53 @@ FRAMES = st.one_of(
 )
 
 
+METHODS = st.sampled_from(
+    (
+        *("GetStatus", "ListOwners", "ListLocks", "ListLeaseSpaces", "JoinLeaseSpace", "LeaveLeaseSpace"),
+        *("CollectLeases", "BreakLease", "FenceHost", "SettleLock", "GetHolders", "Acquire", "Release"),
+        *("WatchEvents", "", "_peer", "__init__"),
+    )
+)
+NAMES = st.sampled_from(
+    (
+        *("pid", "name", "disks", "path", "paths", "lock", "host", "operator", "lockspace", "attest_off"),
+        *("dry_run", "after", "follow", "until_closed", "family", "shared"),
+    )
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from((0, -1, 1 << 31, 1 << 70, 0.5)),
+    TEXTS,
+    st.sampled_from(("/nope", "/dev/null", "/proc/self/mem", "\ud800", "/a\0b", "\x1b[31m")),
+)
+PARAMETERS = st.recursive(
+    LEAVES, lambda each: st.lists(each, max_size=3) | st.dictionaries(NAMES, each, max_size=6), max_leaves=8
+)
+CALLS = st.builds(
+    lambda interface, method, parameters, flags: (
+        json.dumps({"method": f"{interface}.{method}", "parameters": parameters, **flags}).encode() + b"\0"
+    ),
+    st.sampled_from(("io.holdfast.Control",) * 4 + ("org.varlink.service", "io.holdfast", "")),
+    METHODS,
+    st.dictionaries(NAMES, PARAMETERS, max_size=6) | PARAMETERS,
+    st.dictionaries(st.sampled_from(("more", "oneway", "upgrade", "x")), st.booleans() | LEAVES, max_size=2),
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A call with some bytes exchanged, left out or put in."""
+    raw = bytearray(draw(CALLS))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(raw)))
+        raw[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+    return bytes(raw)
+
+
+MESSAGES = st.one_of(CALLS, CALLS, damaged(), st.binary(max_size=64))
+
+
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[tuple[Holdfastd, Path, int]]:
     directory = Path(tempfile.mkdtemp(prefix="hf-"))
@@ -86,26 +134,41 @@ def throw(path: str, frames: list[bytes]) -> None:
             pass
 
 
-_PINS: dict[int, tuple[int, int]] = {}
+_PINS: dict[str, tuple[int, int]] = {}
+"""By socket: descriptors and memory before."""
 
-
-@settings(
+fuzzed = settings(
     max_examples=150,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+@fuzzed
 @given(frames=st.lists(FRAMES, min_size=1, max_size=8))
 def test_fuzzed_frames_neither_stop_nor_grow_the_daemon_nor_touch_its_locks(
     guarded: tuple[Holdfastd, Path, int], frames: list[bytes]
 ) -> None:
+    survives(guarded, guarded[0].socket, frames)
+
+
+@fuzzed
+@given(frames=st.lists(MESSAGES, min_size=1, max_size=8))
+def test_fuzzed_messages_neither_stop_nor_grow_the_daemon_nor_touch_its_locks(
+    guarded: tuple[Holdfastd, Path, int], frames: list[bytes]
+) -> None:
+    survives(guarded, guarded[0].control, frames)
+
+
+def survives(guarded: tuple[Holdfastd, Path, int], path: str, frames: list[bytes]) -> None:
     daemon, disk, vm = guarded
-    if daemon.pid not in _PINS:
+    if path not in _PINS:
         for _ in range(200):  # what grows once grows here
-            throw(daemon.socket, frames)
-        _PINS[daemon.pid] = (descriptors(daemon.pid), resident_kib(daemon.pid))
-    fds, kib = _PINS[daemon.pid]
-    throw(daemon.socket, frames)
+            throw(path, frames)
+        _PINS[path] = (descriptors(daemon.pid), resident_kib(daemon.pid))
+    fds, kib = _PINS[path]
+    throw(path, frames)
     assert daemon.process is not None
     assert daemon.process.poll() is None, daemon.log_text()[-3000:]
     assert daemon.holders(disk) == [("guarded", vm, True)]

@@ -146,4 +146,72 @@ BUGS = (
         "        if",
         "contract/test_open_files.py::test_disk_on_storage_that_hangs_counts_as_used_by_who_may_have_it_open",
     ),
+    # --- clients and other users ---
+    _in(
+        "frontends.varlink_connection",
+        "message-without-bound",
+        "a message of the control socket may be as long as the client likes",
+        "if end > MESSAGE_BYTES_MAX or (end < 0 and len(self._buffer) > MESSAGE_BYTES_MAX):",
+        "if False:",
+        "daemon/test_abuse.py::test_message_without_an_end_is_refused_at_its_bound_and_not_read_on",
+    ),
+    _in(
+        "frontends.varlink_connection",
+        "reads-on-while-unread",
+        "requests of a client that doesn't read its replies are read on",
+        "if self._out or (self._call is not None and self._buffer):",
+        "if self._call is not None and self._buffer:",
+        "daemon/test_abuse.py::test_client_that_never_reads_is_not_served_on",
+    ),
+    _in(
+        "frontends.control",
+        "places-for-one",
+        "one user may have all places of the control socket",
+        "if self._taken[uid] >= self._user_max:",
+        "if False:",
+        "daemon/test_abuse.py::test_one_user_can_not_take_the_places_of_others",
+    ),
+    _in(
+        "system.peer_rights",
+        "opened-as-root",
+        "a disk is opened with the daemon's rights for a user who asks for it",
+        "    _libc.setfsuid(rights.uid)\n",
+        "",
+        "daemon/test_user_rights.py::test_user_is_refused_what_only_root_may_open",
+    ),
+    _in(
+        "system.checked_open",
+        "opened-by-its-name-again",
+        "what was looked at and what is opened may be two things",
+        'os.open(f"/proc/self/fd/{pin}", access',
+        "os.open(path, access",
+        "contract/test_checked_open.py"
+        "::test_name_that_is_exchanged_meanwhile_leads_to_a_file_or_to_a_refusal",
+    ),
+    _in(
+        "manager.lock_manager",
+        "another-disk-than-the-checked-one",
+        "the path may lead to another disk by the time the lock of one that the user may open is taken",
+        "if want.only is not None and want.only not in keys:",
+        "if False:",
+        "unit/manager/test_asked_by_users.py"
+        "::test_path_that_leads_to_another_file_by_now_is_refused_and_nothing_is_locked",
+    ),
+    _in(
+        "backends.paxos",
+        "leases-where-everybody-writes",
+        "a lease is taken in a directory where everybody may remove it",
+        "if untrusted := await self._untrusted():",
+        'if untrusted := "":',
+        "daemon/test_directories.py"
+        "::test_new_leases_are_refused_where_everybody_may_write_and_held_ones_stay",
+    ),
+    _in(
+        "system.log_lines",
+        "names-as-they-are",
+        "a name with a line feed in it forges a line of the log",
+        'text = printable(f"{record.levelname} {record.getMessage()}")',
+        'text = f"{record.levelname} {record.getMessage()}"',
+        "daemon/test_abuse.py::test_names_of_clients_forge_no_line_of_the_log",
+    ),
 )

@@ -71,6 +71,8 @@ class Listener:
         self._readiness = readiness
         self._admit = admit
         self._serve = serve
+        # At the cap each client that leaves lets one in, which may be at the clients' speed.
+        self._full = LimitedLog(log, logging.ERROR)
         self._refused = LimitedLog(log)
         self._accepting = False
         self._resume_later: asyncio.TimerHandle | None = None
@@ -94,7 +96,7 @@ class Listener:
 
     def _on_readable(self) -> None:
         if self.clients >= self._clients_max:
-            log.error(
+            self._full.write(
                 "%s: all %d connections are taken; further clients (VM starts!) wait until one closes; "
                 "raise %s if your host runs that many VMs",
                 self.name,

@@ -30,12 +30,14 @@ from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.model import Mode, OwnerName, Resource, Want
 from holdfast.system import tasks
+from holdfast.system.log_limit import LimitedLog
 from holdfast.system.readiness import WRITE, Readiness
 from holdfast.wire import libvirt_rpc as rpc
 from holdfast.wire import virtlockd as wire
 from holdfast.wire.xdr import Reader, XdrError
 
 log = logging.getLogger(__name__)
+malformed = LimitedLog(log)
 
 READ_BYTES = 960
 """A request is some hundred bytes; malloc has a buffer of this size at hand, while larger ones cost it a search each."""
@@ -180,7 +182,7 @@ class VirtlockdConnection:
         try:
             messages = self._splitter.feed(chunk)
         except rpc.FramingError as e:
-            log.warning("client pid %d: closing its connection: %s", self.peer.pid, e)
+            malformed.write("client pid %d: closing its connection: %s", self.peer.pid, e)
             self.close()
             return
         if self._splitter.idle:
