@@ -17,6 +17,7 @@ import gc
 import grp
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -27,7 +28,7 @@ from functools import partial
 from holdfast import __version__, lifecycle
 from holdfast.build import build
 from holdfast.control_api import BackendInfo, StatusInfo
-from holdfast.frontends.control import ControlFrontend
+from holdfast.frontends.control import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.frontends.listener import Listener
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.kept_config import Start
@@ -117,6 +118,7 @@ class Daemon:
             clients_max=config.control.max_clients,
             idle_timeout_s=config.control.idle_timeout_s,
             storage=self._storage,
+            user_locks_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // USER_LOCKS_SHARE,
         )
         self.listeners: dict[str, Listener] = {}
         held = partial(held_needs, self.manager, self.leases)

@@ -302,6 +302,21 @@ def test_lock_file_of_another_holder_stays_when_the_path_names_it_by_now(tmp_pat
     asyncio.run(scene())
 
 
+def test_lock_file_whose_name_is_a_link_to_it_by_now_is_opened_anew(tmp_path: Path) -> None:
+    """Who removed the link would take the lock's name away: another host would make a new file and have the disk."""
+
+    async def scene() -> None:
+        w = indirect(tmp_path)
+        candidate = await opened(w.backend, w)
+        path = w.backend.lock_path(w.resource)
+        os.rename(path, f"{path}.moved")
+        os.symlink(f"{path}.moved", path)
+        assert isinstance(await candidate.take(Mode.EXCLUSIVE, NOTE), Moved)
+        assert not locked(Path(f"{path}.moved"))
+
+    asyncio.run(scene())
+
+
 def test_released_lock_is_free_although_a_copy_of_its_descriptor_is_still_open(tmp_path: Path) -> None:
     """systemd closes the copy in its descriptor store some time after it was asked to."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import resource
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 from tests.support.daemon import Factory, Holdfastd, locked, make_disk, refusal
 from tests.support.mounts import mounted
+
+from holdfast.system.log_limit import LINES_PER_PERIOD
 
 NOBODY, GROUP, ANOTHER_GROUP = 65534, 65534, 4
 """nogroup and adm of Debian's base-passwd."""
@@ -196,3 +200,76 @@ def test_path_on_a_read_only_mount_is_refused_to_root_as_before(daemon: Holdfast
         disk = make_disk(point)
         subprocess.run(["mount", "-o", "remount,ro", str(point)], check=True)
         assert "Read-only file system" in refusal(daemon, disk)
+
+
+def test_users_leave_descriptors_for_the_disks_of_vms(make_daemon: Factory, own: Path, place: Path) -> None:
+    """Each lock is a descriptor: here of 256, and a quarter is as far as users get."""
+    limit = (256, 256)
+    daemon = make_daemon('[control]\ngroup = "nogroup"\n').start(
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    )
+    for directory in (place, daemon.directory):
+        os.chmod(directory, 0o755)
+    disks = [make_disk(own, f"{number}.img") for number in range(80)]
+    for disk in disks:
+        os.chown(disk, NOBODY, GROUP)
+    answers = asked_by_nobody(daemon, *disks)
+    assert answers[:64] == ["granted"] * 64
+    assert {"only root gets further ones" in answer for answer in answers[64:]} == {True}
+
+
+def test_user_who_asks_in_a_loop_does_not_fill_the_log(daemon: Holdfastd, own: Path) -> None:
+    disk = make_disk(own)
+    os.chown(disk, NOBODY, GROUP)
+    daemon.vm([disk], name="web1")
+    answers = asked_by_nobody(daemon, *[disk] * 10 * LINES_PER_PERIOD)
+    assert all("web1" in answer for answer in answers)
+    assert 1 <= daemon.count("WARNING refused") <= 2 * LINES_PER_PERIOD
+
+
+# --- what the unit leaves the daemon ---
+
+UNIT = Path(__file__).parents[2] / "packaging/systemd/holdfastd.service"
+CAPABILITIES = {
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_DAC_READ_SEARCH": 2,
+    "CAP_FOWNER": 3,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_RESOURCE": 24,
+}
+"""<linux/capability.h>, those that the unit names."""
+PR_CAPBSET_DROP, CAPABILITIES_MAX = 24, 64
+
+
+def capabilities_of_the_unit() -> set[str]:
+    (line,) = [line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet=")]
+    return set(line.partition("=")[2].split())
+
+
+def drop_all_but(names: set[str]) -> None:
+    """In a child before it executes the daemon, as systemd does for CapabilityBoundingSet=."""
+    libc = ctypes.CDLL(None)
+    for number in set(range(CAPABILITIES_MAX)) - {CAPABILITIES[name] for name in names}:
+        libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)  # fails for those that this kernel doesn't know
+
+
+@pytest.mark.parametrize("lacks", ["", "CAP_SETUID", "CAP_SETGID"])
+def test_capabilities_of_the_unit_are_enough_and_each_that_is_missing_is_named(
+    make_daemon: Factory, place: Path, own: Path, lacks: str
+) -> None:
+    left = capabilities_of_the_unit() - {lacks}
+    daemon = make_daemon('[control]\ngroup = "nogroup"\n').start(preexec_fn=lambda: drop_all_but(left))
+    for directory in (place, daemon.directory):
+        os.chmod(directory, 0o755)
+    mine = make_disk(own)
+    os.chown(mine, NOBODY, GROUP)
+    (answer,) = asked_by_nobody(daemon, mine)
+    if lacks:
+        assert f"it lacks {lacks}; add it to CapabilityBoundingSet= of holdfastd.service" in answer
+        assert refusal(daemon, mine) == "", "root needs none of them"
+    else:
+        assert answer == "granted"

@@ -262,7 +262,7 @@ class FileBackend:
         if lane:
             return None, lane
         opened = self.files.open(path, create=create, disk=disk, follow=False)
-        if isinstance(opened, IoFailed) and opened.errno == errno.ELOOP and not create:
+        if isinstance(opened, IoFailed) and opened.errno == errno.ELOOP:
             return None, self.storage.lane_of_link(path)
         return opened, lane
 

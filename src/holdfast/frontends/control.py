@@ -12,7 +12,7 @@ import grp
 import logging
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Protocol
 
 from asyncvarlink import VarlinkInterface, VarlinkInterfaceRegistry, varlinkmethod
@@ -60,6 +60,10 @@ EVENTS_BEHIND_MAX = 4096
 
 RESERVED_PLACES = 8
 """Of the control socket, for root and the daemon's own user: some commands at once, while others have all the rest."""
+USER_LOCKS_SHARE = 4
+"""Of the descriptors that this process may have, the part up to which users other than root get locks. Root's VMs need the
+others: out of descriptors no VM starts.
+"""
 
 over_quota = LimitedLog(log)
 
@@ -94,8 +98,10 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         reload: Callable[[], Awaitable[list[str]]],
         rights: Rights | None,
         storage: Storage,
+        user_locks: "UserLocks",
     ) -> None:
         self._reload = reload
+        self._user_locks = user_locks
         self._rights = rights
         """Of a peer that is neither root nor the daemon's own user: what it may lock is what it may open."""
         self._storage = storage
@@ -216,9 +222,12 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         for disk in disks:
             if not disk.path.startswith("/"):
                 raise refused(Refused(reason=f"disks: path '{disk.path}' must be absolute"))
+        disks = disks[: LOCKS_PER_ACQUIRE_MAX + 1]  # the manager refuses so many
         with contextlib.ExitStack() as pins:
             try:
-                wants = [await self._want(disk, pins) for disk in disks[: LOCKS_PER_ACQUIRE_MAX + 1]]
+                if self._rights is not None:
+                    pins.enter_context(self._user_locks.asking(len(disks), len(self._manager.table)))
+                wants = [await self._want(disk, pins) for disk in disks]
                 owner = self._manager.register(
                     pid, OwnerName(name), until_closed=bool(until_closed), family=family or ""
                 )
@@ -320,6 +329,27 @@ def event_info(event: Event) -> EventInfo:
     )
 
 
+class UserLocks:
+    """How many locks this host may hold for further ones to be granted to users other than root."""
+
+    def __init__(self, locks_max: int) -> None:
+        self._locks_max = locks_max
+        self._asked = 0
+        """For by requests under way; each has a descriptor already, which pins the disk."""
+
+    @contextlib.contextmanager
+    def asking(self, count: int, held: int) -> Iterator[None]:
+        if held + self._asked + count > self._locks_max:
+            raise Refused(
+                reason=f"this host holds {held} locks; with more than {self._locks_max} only root gets further ones"
+            )
+        self._asked += count
+        try:
+            yield
+        finally:
+            self._asked -= count
+
+
 class Places:
     """Who has how many of the control socket's places.
 
@@ -371,9 +401,11 @@ class ControlFrontend:
         clients_max: int,
         idle_timeout_s: float,
         storage: Storage,
+        user_locks_max: int,
     ) -> None:
         """`reload` returns only when it is refused, with the reasons."""
         self._reload = reload
+        self._user_locks = UserLocks(user_locks_max)
         self._storage = storage
         self._lease_spaces = lease_spaces
         self._manager = manager
@@ -413,6 +445,7 @@ class ControlFrontend:
                 self._reload,
                 self._rights_of(peer, sock),
                 self._storage,
+                self._user_locks,
             )
         )
         connection = VarlinkConnection(

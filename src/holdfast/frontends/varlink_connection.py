@@ -212,10 +212,12 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
     def _served(self, done: asyncio.Future[None], oneway: bool) -> None:
         self._call = None
         self._idle_since = self._loop.time()
-        if done.cancelled() or self._closed:
+        if done.cancelled():
             return
         if (error := done.exception()) is not None:
             self._failed(error, oneway)
+        if self._closed:
+            return
         self._serve()
 
     def _failed(self, error: BaseException, oneway: bool) -> None:

@@ -61,11 +61,15 @@ from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.domain_status import DomainStatus
 from holdfast.system.file_lock import FileKey, IoFailed
+from holdfast.system.log_limit import LimitedLog
 from holdfast.system.open_files import OpenFiles
 from holdfast.system.process import Processes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+refused_users = LimitedLog(log)
+"""Refusals to users other than root, who can ask in a loop; each is an event all the same."""
 
 REOPEN_ATTEMPTS_MAX = 100
 """Times that a lock file may vanish between open and lock before we call it an error: each needs another release."""
@@ -283,7 +287,10 @@ class LockManager:
             self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
             holders = error.holders if isinstance(error, ResourceBusy) else ()
             about = ev.logged(ev.REFUSED, owner.name, resource, holders[0].host if holders else "")
-            log.warning("refused %s to %s: %s", resource, owner, error, extra=about)
+            if want.only is None:
+                log.warning("refused %s to %s: %s", resource, owner, error, extra=about)
+            else:
+                refused_users.write("refused %s to %s: %s", resource, owner, error, about=about)
             raise
         return done
 

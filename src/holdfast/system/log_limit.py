@@ -7,7 +7,7 @@ were left out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 LINES_PER_PERIOD = 10
@@ -34,8 +34,14 @@ class LimitedLog:
         self._written = 0
         self.left_out = 0
 
-    def write(self, message: str, *arguments: object, failure: BaseException | None = None) -> None:
-        """`failure`: an exception whose traceback belongs to the line."""
+    def write(
+        self,
+        message: str,
+        *arguments: object,
+        failure: BaseException | None = None,
+        about: Mapping[str, object] | None = None,
+    ) -> None:
+        """`failure`: an exception whose traceback belongs to the line. `about`: its facts (`log_lines.facts`)."""
         now = self._now()
         if now - self._period_from >= PERIOD_S:
             self._period_from, self._written = now, 0
@@ -47,4 +53,4 @@ class LimitedLog:
             message += " (%d more lines like this were left out before it)"
             arguments += (self.left_out,)
             self.left_out = 0
-        self._log.log(self._level, message, *arguments, exc_info=failure)
+        self._log.log(self._level, message, *arguments, exc_info=failure, extra=about)
