@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import grp
 import json
 import os
 import signal
@@ -16,13 +15,12 @@ from typing import Any
 import pytest
 from tests.support.daemon import BIN, Factory, Holdfastd, bystander, exists, locked, make_disk
 from tests.support.polling import wait_until
+from tests.support.users import ADM, NOBODY, OWN_PID, Call, NotServed, ask_as_nobody
 from tests.support.varlink_client import locks_by_asyncvarlink
 
 from holdfast.client import CallRefused
 from holdfast.control_api import DiskWish
 from holdfast.testing.virtlockd_client import AUTOCREATE, SHARED
-
-NOBODY = 65534
 
 
 def raw_call(path: str, method: str, **parameters: object) -> dict[str, Any]:
@@ -94,56 +92,28 @@ def test_all_disks_of_one_acquire_or_none(shared_daemon: Holdfastd, place: Path)
         admin.release(pid=bystander(2), paths=[str(d) for d in (one, two, three)])
 
 
-def as_nobody(daemon: Holdfastd, group: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command as another user, member of a group or of none, on the daemon's sockets."""
-    os.chmod(daemon.directory.parent, 0o755)
-    os.chmod(daemon.directory, 0o755)
-    groups = [f"--groups={grp.getgrnam(group).gr_gid}"] if group else ["--clear-groups"]
-    return subprocess.run(
-        ["setpriv", f"--reuid={NOBODY}", *groups, "--", "/usr/bin/python3", "-c", _ASK, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
-_ASK = """
-import json, os, socket, sys
-path, method, parameters = sys.argv[1:]
-s = socket.socket(socket.AF_UNIX)
-s.connect(path)
-parameters = parameters.replace('"OWN"', str(os.getpid()))
-s.sendall(json.dumps({"method": method, "parameters": json.loads(parameters)}).encode() + b"\\0")
-raw = b""
-while not raw.endswith(b"\\0"):
-    part = s.recv(65536)
-    if not part:
-        sys.exit("closed")
-    raw += part
-print(raw[:-1].decode())
-"""
-
-
 def test_group_members_may_connect_and_others_may_not(make_daemon: Factory, place: Path) -> None:
     daemon = make_daemon(extra='[control]\ngroup = "adm"').start()
     disk = make_disk(place)
     os.chown(disk, NOBODY, -1)
     assert os.stat(daemon.control).st_mode & 0o777 == 0o660
-    status = ("io.holdfast.Control.GetStatus", "{}")
-    assert as_nobody(daemon, "", daemon.control, *status).returncode != 0
-    member = as_nobody(daemon, "adm", daemon.control, *status)
-    assert json.loads(member.stdout)["parameters"]["status"]["pid"] == daemon.pid
+    status: Call = ("GetStatus", {})
+    with pytest.raises(NotServed):
+        ask_as_nobody(daemon, status)
+    (reply,) = ask_as_nobody(daemon, status, groups=[ADM])
+    assert reply["parameters"]["status"]["pid"] == daemon.pid
     os.chmod(daemon.control, 0o777)  # even then the daemon asks who it is
-    stranger = as_nobody(daemon, "", daemon.control, *status)
-    assert stranger.returncode != 0
-    assert stranger.stdout == ""
-    wish = json.dumps({"name": "mine", "disks": [{"path": str(disk), "shared": False}], "pid": "OWN"})
-    acquire = ("io.holdfast.Control.Acquire", wish)
-    assert "error" not in json.loads(as_nobody(daemon, "adm", daemon.control, *acquire).stdout)
-    foreign = ("io.holdfast.Control.Acquire", wish.replace('"OWN"', str(os.getpid())))
-    reply = json.loads(as_nobody(daemon, "adm", daemon.control, *foreign).stdout)
-    assert reply["error"] == "io.holdfast.Control.NotPermitted"
+    with pytest.raises(NotServed):
+        ask_as_nobody(daemon, status)
+    disks = [{"path": str(disk), "shared": False}]
+    own, foreign = ask_as_nobody(
+        daemon,
+        ("Acquire", {"name": "mine", "disks": disks, "pid": OWN_PID}),
+        ("Acquire", {"name": "mine", "disks": disks, "pid": os.getpid()}),
+        groups=[ADM],
+    )
+    assert "error" not in own
+    assert foreign["error"] == "io.holdfast.Control.NotPermitted"
 
 
 # --- the command ---

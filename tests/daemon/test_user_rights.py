@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import resource
 import stat
@@ -14,45 +13,14 @@ from pathlib import Path
 import pytest
 from tests.support.daemon import Factory, Holdfastd, locked, make_disk, refusal
 from tests.support.mounts import mounted
+from tests.support.users import ADM, NOBODY, NOGROUP, OWN_PID, Call, ask_as_nobody
 
 from holdfast.system.log_limit import LINES_PER_PERIOD
 
-NOBODY, GROUP, ANOTHER_GROUP = 65534, 65534, 4
-"""nogroup and adm of Debian's base-passwd."""
-AS_NOBODY = (
-    "setpriv",
-    f"--reuid={NOBODY}",
-    f"--regid={GROUP}",
-    f"--groups={GROUP},{ANOTHER_GROUP}",
-    "/usr/bin/python3",
-)
-
-_ASK = """
-import json, os, socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
-answers = []
-for wish in json.loads(sys.argv[2]):
-    parameters = {"pid": os.getpid(), "name": "mine", "disks": [wish], **json.loads(sys.argv[3])}
-    s.sendall(json.dumps({"method": "io.holdfast.Control.Acquire", "parameters": parameters}).encode() + b"\\0")
-    raw = b""
-    while not raw.endswith(b"\\0"):
-        part = s.recv(65536)
-        if not part:
-            sys.exit("closed")
-        raw += part
-    reply = json.loads(raw[:-1])
-    answers.append(reply.get("parameters", {}).get("message", "") if reply.get("error") else "granted")
-print(json.dumps(answers))
-"""
-
 
 @pytest.fixture
-def daemon(make_daemon: Factory, place: Path) -> Holdfastd:
-    daemon = make_daemon('[control]\ngroup = "nogroup"\n').start()
-    for directory in (place, daemon.directory):
-        os.chmod(directory, 0o755)
-    return daemon
+def daemon(make_daemon: Factory) -> Holdfastd:
+    return make_daemon('[control]\ngroup = "nogroup"\n').start()
 
 
 @pytest.fixture
@@ -60,32 +28,32 @@ def own(place: Path) -> Path:
     """A directory of the user's own."""
     directory = place / "own"
     directory.mkdir()
-    os.chown(directory, NOBODY, GROUP)
+    os.chown(directory, NOBODY, NOGROUP)
     return directory
 
 
 def asked_by_nobody(daemon: Holdfastd, *paths: Path | str, shared: bool = False, **more: object) -> list[str]:
     """For each path "granted", or why not."""
-    wishes = [{"path": str(path), "shared": shared} for path in paths]
-    ended = subprocess.run(
-        [*AS_NOBODY, "-c", _ASK, daemon.control, json.dumps(wishes), json.dumps(more)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    assert ended.returncode == 0, ended.stderr
-    answers: list[str] = json.loads(ended.stdout)
-    return answers
+    calls: list[Call] = [
+        (
+            "Acquire",
+            {"pid": OWN_PID, "name": "mine", "disks": [{"path": str(path), "shared": shared}], **more},
+        )
+        for path in paths
+    ]
+    return [
+        reply.get("parameters", {}).get("message", "") if reply.get("error") else "granted"
+        for reply in ask_as_nobody(daemon, *calls, groups=(NOGROUP, ADM))
+    ]
 
 
 def test_user_locks_disks_of_its_own_and_those_of_its_groups(
     daemon: Holdfastd, own: Path, place: Path
 ) -> None:
     mine, of_my_group = make_disk(own), make_disk(place, "group.img")
-    os.chown(mine, NOBODY, GROUP)
+    os.chown(mine, NOBODY, NOGROUP)
     os.chmod(mine, 0o600)
-    os.chown(of_my_group, 0, ANOTHER_GROUP)
+    os.chown(of_my_group, 0, ADM)
     os.chmod(of_my_group, 0o660)
     assert asked_by_nobody(daemon, mine, of_my_group) == ["granted", "granted"]
 
@@ -161,7 +129,7 @@ def test_device_that_a_user_may_open_is_found_on_the_kernel_s_own_numbers(
         node = own / "node"
         os.mknod(node, 0o600 | stat.S_IFBLK, os.stat(device).st_rdev)
         assert "may not" in asked_by_nobody(daemon, node)[0]
-        os.chown(node, NOBODY, GROUP)
+        os.chown(node, NOBODY, NOGROUP)
         assert asked_by_nobody(daemon, node) == ["granted"]
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
@@ -169,7 +137,7 @@ def test_device_that_a_user_may_open_is_found_on_the_kernel_s_own_numbers(
 
 def test_user_speaks_for_no_process_and_no_control_group_of_others(daemon: Holdfastd, own: Path) -> None:
     mine = make_disk(own)
-    os.chown(mine, NOBODY, GROUP)
+    os.chown(mine, NOBODY, NOGROUP)
     assert "not one of your user's" in asked_by_nobody(daemon, mine, pid=os.getpid())[0]
     assert "not one of your user's" in asked_by_nobody(daemon, mine, pid=1 << 40)[0]
     (answer,) = asked_by_nobody(daemon, mine, until_closed=True, family="/sys/fs/cgroup/holdfast-run-1")
@@ -183,10 +151,8 @@ def test_lock_directory_of_the_daemon_serves_users_too(make_daemon: Factory, pla
         f'[control]\ngroup = "nogroup"\n[backend.shared]\ndriver = "file"\ndirectory = "{locks}"\n',
         top='default_backend = "shared"',
     ).start()
-    for directory in (place, daemon.directory):
-        os.chmod(directory, 0o755)
     mine, secret = make_disk(own), make_disk(place, "secret")
-    os.chown(mine, NOBODY, GROUP)
+    os.chown(mine, NOBODY, NOGROUP)
     os.chmod(secret, 0o600)
     granted, refused = asked_by_nobody(daemon, mine, secret)
     assert granted == "granted"
@@ -208,11 +174,9 @@ def test_users_leave_descriptors_for_the_disks_of_vms(make_daemon: Factory, own:
     daemon = make_daemon('[control]\ngroup = "nogroup"\n').start(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limit)
     )
-    for directory in (place, daemon.directory):
-        os.chmod(directory, 0o755)
     disks = [make_disk(own, f"{number}.img") for number in range(80)]
     for disk in disks:
-        os.chown(disk, NOBODY, GROUP)
+        os.chown(disk, NOBODY, NOGROUP)
     answers = asked_by_nobody(daemon, *disks)
     assert answers[:64] == ["granted"] * 64
     assert {"only root gets further ones" in answer for answer in answers[64:]} == {True}
@@ -220,7 +184,7 @@ def test_users_leave_descriptors_for_the_disks_of_vms(make_daemon: Factory, own:
 
 def test_user_who_asks_in_a_loop_does_not_fill_the_log(daemon: Holdfastd, own: Path) -> None:
     disk = make_disk(own)
-    os.chown(disk, NOBODY, GROUP)
+    os.chown(disk, NOBODY, NOGROUP)
     daemon.vm([disk], name="web1")
     answers = asked_by_nobody(daemon, *[disk] * 10 * LINES_PER_PERIOD)
     assert all("web1" in answer for answer in answers)
@@ -263,10 +227,8 @@ def test_capabilities_of_the_unit_are_enough_and_each_that_is_missing_is_named(
 ) -> None:
     left = capabilities_of_the_unit() - {lacks}
     daemon = make_daemon('[control]\ngroup = "nogroup"\n').start(preexec_fn=lambda: drop_all_but(left))
-    for directory in (place, daemon.directory):
-        os.chmod(directory, 0o755)
     mine = make_disk(own)
-    os.chown(mine, NOBODY, GROUP)
+    os.chown(mine, NOBODY, NOGROUP)
     (answer,) = asked_by_nobody(daemon, mine)
     if lacks:
         assert f"it lacks {lacks}; add it to CapabilityBoundingSet= of holdfastd.service" in answer
