@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -9,16 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from holdfast.model import Mode
 from holdfast.system.checked_open import NotLockable, open_lockable
+from holdfast.system.disk_file import REAL_KERNEL, open_file
 from holdfast.system.file_lock import IoFailed, SystemLockFiles
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.peer_rights import Rights, open_as
+from holdfast.system.sector_writes import DeviceWrites
 
 FILES = SystemLockFiles()
 NOBODY = Rights(uid=65534, gid=65534, groups=())
@@ -55,6 +58,54 @@ def test_link_is_not_followed_where_that_is_asked_for_or_a_file_may_be_made(disk
     assert "symbolic link has the name of the lock file" in failed.reason
     assert LockspaceFiles().create(str(dangling)) is not None
     assert not (disk.parent / "made").exists()
+
+
+IN_OPEN, IN_NONBLOCK = 0x20, os.O_NONBLOCK  # <sys/inotify.h>
+
+
+class OpensOf:
+    """Whether a file has been opened since (inotify(7)); a look by O_PATH is no opening."""
+
+    def __init__(self, path: Path) -> None:
+        libc = ctypes.CDLL(None)
+        self._fd = libc.inotify_init1(IN_NONBLOCK)
+        assert libc.inotify_add_watch(self._fd, os.fsencode(path), IN_OPEN) >= 0
+
+    def any(self) -> bool:
+        try:
+            return bool(os.read(self._fd, 4096))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def open_lease_storage(path: str) -> object:
+    return open_file(path, True, False, REAL_KERNEL, DeviceWrites())
+
+
+OPENERS: dict[str, Callable[[str], object]] = {
+    "a lock": lambda path: FILES.open(path, create=False),
+    "a lock file": lambda path: FILES.open(path, create=True),
+    "a lease": open_lease_storage,
+    "for a user": lambda path: open_as(NOBODY, path, write=True),
+}
+
+
+@pytest.mark.parametrize("what", OPENERS)
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFCHR, stat.S_IFREG])
+def test_only_what_may_be_a_disk_is_opened_at_all(tmp_path: Path, kind: int, what: str) -> None:
+    """A watchdog is armed by being opened, whatever becomes of the descriptor."""
+    path = tmp_path / "thing"
+    os.mknod(path, 0o666 | kind, os.makedev(1, 3))
+    os.chmod(path, 0o666)
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        os.chmod(directory, 0o755)
+    opens = OpensOf(path)
+    OPENERS[what](str(path))
+    assert opens.any() == (kind == stat.S_IFREG)
+    opens.close()
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])

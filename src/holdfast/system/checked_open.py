@@ -9,10 +9,12 @@ exchanged in between changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
 from holdfast.system.regular_file import kind_of
 
@@ -67,9 +69,7 @@ def open_lockable(
                 raise
         else:
             try:
-                status = os.fstat(pin)
-                if not stat.S_ISBLK(status.st_mode):
-                    _require_file(pin, status)
+                status = _require_disk(pin)
                 return os.open(f"/proc/self/fd/{pin}", access | _OPEN), status
             finally:
                 os.close(pin)
@@ -81,12 +81,28 @@ def open_lockable(
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
-def _require_file(pin: int, status: os.stat_result) -> None:
+@contextlib.contextmanager
+def pinned(path: str) -> Iterator[str]:
+    """A path that leads to what this one leads to now, a file or block device, whatever becomes of its name. Raises as
+    `open_lockable`.
+    """
+    pin = os.open(path, _PIN)
+    try:
+        _require_disk(pin)
+        yield f"/proc/self/fd/{pin}"
+    finally:
+        os.close(pin)
+
+
+def _require_disk(pin: int) -> os.stat_result:
+    status = os.fstat(pin)
     mode = status.st_mode
+    if stat.S_ISBLK(mode):
+        return status
     if stat.S_ISREG(mode):
         # The kernel's own files have no blocks; nor have an empty lock file and an empty disk.
         if status.st_blocks or _file_system(pin) not in _KERNEL_FILE_SYSTEMS:
-            return
+            return status
         raise NotLockable(errno.EINVAL, "it is one of the kernel's own files, not a disk")
     if stat.S_ISLNK(mode):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

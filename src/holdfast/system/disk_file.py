@@ -7,6 +7,9 @@ storage that several hosts share such a file system may show each host its own p
 
 A descriptor is closed by its last user. A request that hangs inside the kernel is one, long after `close`: were the
 number given to another file meanwhile, a request not yet begun would go there.
+
+Only regular files and block devices are opened (`checked_open`): whoever may write in a directory of leases could make the
+daemon open a watchdog.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.protocol.words import IoFailed
+from holdfast.system.checked_open import NotLockable, pinned
 from holdfast.system.sector_writes import DeviceWrites, SectorWrites
 
 _BLKSSZGET = 0x1268  # linux/fs.h
@@ -102,28 +106,29 @@ def open_file(
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_DSYNC | os.O_CLOEXEC
     flags |= os.O_EXCL if exclusive else 0
     try:
-        direct = True
-        try:
-            fd = kernel.open(path, flags | os.O_DIRECT)
-        except OSError as e:
-            if e.errno != errno.EINVAL:
-                raise
-            direct = False
-            fd = kernel.open(path, flags)
+        with pinned(path) as pin:
+            direct = True
+            try:
+                fd = kernel.open(pin, flags | os.O_DIRECT)
+            except OSError as e:
+                if e.errno != errno.EINVAL:
+                    raise
+                direct = False
+                fd = kernel.open(pin, flags)
         try:
             found = os.fstat(fd)
             is_block = stat.S_ISBLK(found.st_mode)
             sector = 0
             if is_block:
                 (sector,) = _INT.unpack(fcntl.ioctl(fd, _BLKSSZGET, bytes(_INT.size)))
-            elif not stat.S_ISREG(found.st_mode):
-                raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK))
             size = os.lseek(fd, 0, os.SEEK_END)
             device = found.st_rdev if is_block else found.st_dev
             facts = DiskFacts(path, direct, is_block, sector, size, device, found.st_ino)
         except BaseException:
             os.close(fd)
             raise
+    except NotLockable:
+        return IoFailed(errno.ENOTBLK)
     except OSError as e:
         return IoFailed(e.errno or errno.EIO)
     identity = ("device", found.st_rdev) if is_block else ("file", found.st_dev, found.st_ino)
