@@ -42,7 +42,7 @@ def renewed(leases: Path, host_id: int = 1) -> None:
 @pytest.fixture
 def full(place: Path, leases: Path) -> Iterator[Path]:
     """The lease directory on a file system of 4 MiB: the lockspace and two or three leases."""
-    with mounted(leases, "-t", "tmpfs", "-o", "size=3200k", "tmpfs"):
+    with mounted(leases, "-t", "tmpfs", "-o", "size=3200k,mode=755", "tmpfs"):
         make_lockspace(leases / SPACE)
         yield leases
 
