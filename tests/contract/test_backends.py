@@ -302,8 +302,8 @@ def test_lock_file_of_another_holder_stays_when_the_path_names_it_by_now(tmp_pat
     asyncio.run(scene())
 
 
-def test_lock_file_whose_name_is_a_link_to_it_by_now_is_opened_anew(tmp_path: Path) -> None:
-    """Who removed the link would take the lock's name away: another host would make a new file and have the disk."""
+def test_lock_file_whose_name_is_a_link_to_it_by_now_is_opened_again(tmp_path: Path) -> None:
+    """Somebody who removed the link would take the lock's name away: another host would make a new one and have the disk."""
 
     async def scene() -> None:
         w = indirect(tmp_path)

@@ -64,7 +64,7 @@ IN_OPEN, IN_NONBLOCK = 0x20, os.O_NONBLOCK  # <sys/inotify.h>
 
 
 class OpensOf:
-    """Whether a file has been opened since (inotify(7)); a look by O_PATH is no opening."""
+    """Whether a file has been opened since (inotify(7)); to pin it by O_PATH is no opening."""
 
     def __init__(self, path: Path) -> None:
         libc = ctypes.CDLL(None)

@@ -274,10 +274,10 @@ def test_names_of_clients_forge_no_line_of_the_log(daemon: Holdfastd, place: Pat
     (line,) = [line for line in daemon.log_text().splitlines() if "WARNING refused" in line]
     assert line.endswith(" EVENT=refused]")
     for arguments in (("list",), ("list", "--owners"), ("who", str(disk)), ("who", FORGED), ("events",)):
-        told = daemon.cli(*arguments).stdout
-        assert "forged" in told
-        assert not re.search(r"^2026-11-26", told, re.MULTILINE)
-        assert "\x1b" not in told
+        shown = daemon.cli(*arguments).stdout
+        assert "forged" in shown
+        assert not re.search(r"^2026-11-26", shown, re.MULTILINE)
+        assert "\x1b" not in shown
 
 
 def test_journal_is_sent_the_priority_of_each_line(make_daemon: Factory) -> None:

@@ -48,7 +48,7 @@ def test_link_that_somebody_planted_for_a_lock_file_is_not_followed(
 def test_lock_file_that_is_exchanged_for_a_link_to_itself_is_not_taken_for_it(
     make_daemon: Factory, locks: Path, place: Path
 ) -> None:
-    """Whoever removes the link later would take the lock's name away: a second host would get a new file."""
+    """Somebody who removes the link later would take the lock's name away: a second host would get a new file."""
     disk = make_disk(place)
     daemon, other = (with_lock_directory(make_daemon, locks, name).start() for name in ("a", "b"))
     daemon.vm([disk], name="web1")

@@ -182,7 +182,7 @@ BUGS = (
     _in(
         "system.checked_open",
         "opened-by-its-name-again",
-        "what was looked at and what is opened may be two things",
+        "what was examined and what is opened may be two things",
         'os.open(f"/proc/self/fd/{pin}", access',
         "os.open(path, access",
         "contract/test_checked_open.py"

@@ -1,7 +1,7 @@
 """Directories of lock files and leases in which others than root may write: said once of each, and refused for leases if
 everybody may.
 
-A lock file or lease that somebody removes while it is held is made anew by the next host, which then holds it as well.
+A lock file or lease that somebody removes while it is held is made again by the next host, which then holds it as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from holdfast.system.file_lock import LockFiles
 log = logging.getLogger(__name__)
 
 MET_MAX = 10_000
-"""Directories that are remembered so as to warn once of each; then the memory starts anew."""
+"""Directories that are remembered so as to warn once of each; then all are forgotten."""
 
 
 class DirectoryTrust:

@@ -127,7 +127,7 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
 
     def start(self) -> None:
         self._read_on()
-        self._timer = self._loop.call_later(self._idle_timeout_s, self._look_at_the_clock)
+        self._timer = self._loop.call_later(self._idle_timeout_s, self._check_idle)
 
     # --- reading ---
 
@@ -262,7 +262,7 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
             return
         except OSError as e:
             log.debug("client pid %d: %s", self.peer.pid, e)
-            self._loop.call_soon(self.leave)  # not amid a call of the library's
+            self._loop.call_soon(self.leave)  # not inside a call of the library's
             return
         if not self._out:
             self._idle_since = self._loop.time()
@@ -279,7 +279,7 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
 
     # --- the end ---
 
-    def _look_at_the_clock(self) -> None:
+    def _check_idle(self) -> None:
         """Disconnect a client that is between calls, or doesn't read its reply, for too long."""
         idle_s = self._loop.time() - self._idle_since
         busy = self._call is not None
@@ -293,7 +293,7 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
             self.leave()
             return
         left_s = self._idle_timeout_s if busy else self._idle_timeout_s - idle_s
-        self._timer = self._loop.call_later(left_s, self._look_at_the_clock)
+        self._timer = self._loop.call_later(left_s, self._check_idle)
 
     def close(self) -> None:
         self.leave()

@@ -1,7 +1,7 @@
 """Opens a disk or a lock file, and nothing else: opening some other thing may already do harm.
 
 /dev/watchdog is armed by being opened, a tape rewinds, a modem's line goes up, /proc/PID/mem is another process. So what the
-path leads to is pinned first without opening it (O_PATH), looked at, and then opened by that pin: a name that is
+path leads to is pinned first without opening it (O_PATH), examined, and then opened by that pin: a name that is
 exchanged in between changes nothing.
 
     open(path, O_PATH) ── fstat: a regular file or a block device? ── open(/proc/self/fd/N)

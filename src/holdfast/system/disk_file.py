@@ -8,8 +8,8 @@ storage that several hosts share such a file system may show each host its own p
 A descriptor is closed by its last user. A request that hangs inside the kernel is one, long after `close`: were the
 number given to another file meanwhile, a request not yet begun would go there.
 
-Only regular files and block devices are opened (`checked_open`): whoever may write in a directory of leases could make the
-daemon open a watchdog.
+Only regular files and block devices are opened (`checked_open`): somebody who may write in a directory of leases could make
+the daemon open a watchdog.
 """
 
 from __future__ import annotations

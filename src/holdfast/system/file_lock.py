@@ -83,7 +83,7 @@ class LockFiles(Protocol):
 
     def open(self, path: str, *, create: bool, disk: str = "", follow: bool = True) -> OpenedFile | IoFailed:
         """Only regular files and block devices are opened. `follow` False: a symbolic link at the end of the path is an
-        ELOOP, as it always is for a file that may be made: its name is ours, and whoever put a link there has another aim.
+        ELOOP, as it always is for a file that may be made: its name is ours, and a link there is not.
         """
 
     def lock(self, fd: int, mode: Mode, path: str) -> ForeignLock | IoFailed | None:

@@ -1,4 +1,4 @@
-"""Log lines that a client can cause, at a limited rate: whoever sends nonsense in a loop must not fill the host's disk.
+"""Log lines that a client can cause, at a limited rate: one that sends nonsense in a loop must not fill the host's disk.
 
 10 lines in a minute are written, each further one is counted; the first line of the next minute says how many
 were left out.

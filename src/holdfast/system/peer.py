@@ -1,6 +1,6 @@
 """What the kernel says of the process at the other end of a Unix socket, as it was when that connected.
 
-/proc/PID answers for whoever has the pid by now: the client may have ended, and its number be another's.
+/proc/PID answers for the process that has the pid by now: the client may have ended, and its number be another's.
 """
 
 from __future__ import annotations
