@@ -221,6 +221,19 @@ def _a_line(kind: bytes) -> Damaged:
     return damaged
 
 
+def _owner_of_another_process(raw: bytes, random: Random) -> bytes:
+    """The line can be read, and names a process that is not there; only its checksum tells."""
+    lines = _lines(raw)
+    found = [n for n, line in enumerate(lines) if line.startswith(b'["owner"')]
+    if not found:
+        return _flipped(raw, random)
+    number = random.choice(found)
+    owner: list[object] = msgspec.json.decode(lines[number], type=list)
+    owner[2] = 999_999
+    lines[number] = msgspec.json.encode(owner) + b"\n"
+    return b"".join(lines)
+
+
 def _cut(raw: bytes, random: Random) -> bytes:
     return raw[: len(raw) // 2]
 
@@ -261,7 +274,7 @@ def _of_another_boot(start: list[object]) -> None:
 JOURNAL_DAMAGES: Sequence[tuple[str, Damaged]] = (
     ("missing", _nothing),
     ("damaged in its start line", _a_line(b"start")),
-    ("damaged in an owner's line", _a_line(b"owner")),
+    ("damaged in an owner's line", _owner_of_another_process),
     ("damaged in a lock's line", _a_line(b"lock")),
     ("damaged in a claim's line", _a_line(b"claim")),
     ("damaged in its incarnation", _a_line(b"incarnation")),
