@@ -113,6 +113,36 @@ def test_owner_that_has_the_disk_open_adopts_its_unknown_lock(tmp_path: Path, ho
     run(scene)
 
 
+def test_next_owner_of_a_lock_whose_owner_has_ended_has_to_win_it_and_is_not_given_it(tmp_path: Path) -> None:
+    """A lease may have been won by a daemon that had not asked yet whether other hosts share it (found by seed 4145)."""
+
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        w.processes.end(VM)
+        w.open_files.open.clear()
+        next_owner = w.owner(OTHER, "db1")
+        await w.manager.acquire(next_owner, want(disk))
+        assert locked(disk)
+        kinds = [e.kind for e in w.events.recent()]
+        assert ev.ADOPTED not in kinds
+        assert kinds.index(ev.SETTLED) < len(kinds) - 1 - kinds[::-1].index(ev.ACQUIRED)
+        assert list(replay(w.file.read()).owners) == [next_owner.id]
+
+    run(scene)
+
+
+def test_owner_is_not_given_a_lock_that_the_journal_cannot_record(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        w.file.room_bytes = 0
+        with pytest.raises(Refused, match="journal"):
+            await w.manager.acquire(w.owner(VM, "web1"), want(disk))
+        assert len(w.manager.unknown) == 1
+        assert locked(disk)
+
+    run(scene)
+
+
 def test_nobody_adopts_a_lock_whose_disk_another_process_has_open(tmp_path: Path) -> None:
     async def scene() -> None:
         w, disk = await unknown_lock(tmp_path)
