@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 from tests.daemon.conftest import MakeHost
-from tests.daemon.test_control import as_nobody
 from tests.daemon.test_leases import DEAD_S, joined, record
 from tests.support.daemon import BIN, Factory, Holdfastd, exists, make_disk, refusal
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 from tests.support.service_manager import ServiceManager
+from tests.support.users import ADM, ask_as_nobody
 from tests.support.wdmd_double import FIRE_TIMEOUT_S, Generation, Wdmd
 
 from holdfast.system import wdmd
@@ -346,7 +346,7 @@ def test_only_root_may_reload(make_daemon: Factory, place: Path) -> None:
     daemon = make_daemon(extra='[control]\ngroup = "adm"').start()
     for directory in (place, daemon.directory, daemon.run_dir):
         directory.chmod(0o755)
-    reply = json.loads(as_nobody(daemon, "adm", daemon.control, "io.holdfast.Control.Reload", "{}").stdout)
+    (reply,) = ask_as_nobody(daemon, ("Reload", {}), groups=[ADM])
     assert reply["error"] == "io.holdfast.Control.NotPermitted"
     assert daemon.count("re-executing") == 0
 
