@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -37,6 +37,7 @@ from holdfast.model import OwnerName
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.system.daemon_lock import RUN_LOCK, claimed_last_ns
 from holdfast.system.descriptors import Inherited
+from holdfast.system.memory_file import Memory
 from holdfast.system.process import boot_id
 from holdfast.system.regular_file import Unreadable, read_regular, replace_regular
 from holdfast.system_ports import lease_host_ports
@@ -199,15 +200,41 @@ def choose(
         kept = load(run_dir, boot)
         if isinstance(kept, Kept) and usable is not None and is_older_than_the_last_daemon(run_dir):
             kept = Unreadable("a daemon of a release that keeps none has run since it was written")
+    return decide(
+        usable,
+        problems,
+        kept,
+        file=file,
+        boot=boot,
+        journal=lambda config: _journal(config, inherited),
+        copies=lambda config: lease_host_ports((config.state_dir, config.run_dir)).incarnation_files,
+    )
+
+
+def decide(
+    usable: Config | None,
+    problems: Sequence[ConfigError],
+    kept: Kept | Unreadable,
+    *,
+    file: str | None,
+    boot: str,
+    journal: Callable[[Config], SavedState],
+    copies: Callable[[Config], Callable[[str], Sequence[Memory]]],
+) -> Start | None:
+    """`choose`, over what was read: ``usable`` is the configuration on disk, None if it has these problems.
+
+    ``journal`` reads the one that a configuration names; ``copies`` has the files of incarnations that it names, by
+    lockspace.
+    """
     if isinstance(kept, Unreadable):
         if usable is None:
             return None
-        remarks = () if kept.missing else (f"{kept_path(run_dir)} is ignored: {kept.reason}",)
-        leases_held = may_hold_leases(_journal(usable, inherited), boot)
+        remarks = () if kept.missing else (f"{kept_path(usable.run_dir)} is ignored: {kept.reason}",)
+        leases_held = may_hold_leases(journal(usable), boot)
         return Start(config=usable, file=file, remarks=remarks, leases_held=leases_held)
-    journal = _journal(kept.config, inherited)
-    held = held_in(journal, kept, boot)
-    leases_held = may_hold_leases(journal, boot) or journal.boot != boot
+    saved = journal(kept.config)
+    held = held_in(saved, kept, boot, copies(kept.config))
+    leases_held = may_hold_leases(saved, boot) or saved.boot != boot
     because = (
         [str(problem) for problem in problems] if usable is None else differences(kept.config, usable, held)
     )
@@ -260,7 +287,9 @@ def _journal(config: Config, inherited: Inherited) -> SavedState:
     return SavedState(damage=raw.reason) if isinstance(raw, Unreadable) else replay(raw)
 
 
-def held_in(state: SavedState, kept: Kept, boot: str) -> list[HeldNeed]:
+def held_in(
+    state: SavedState, kept: Kept, boot: str, files: Callable[[str], Sequence[Memory]]
+) -> list[HeldNeed]:
     """What the locks of a journal need, beside a kept configuration of this boot; one that is not whole may have had locks
     of every backend.
     """
@@ -275,13 +304,13 @@ def held_in(state: SavedState, kept: Kept, boot: str) -> list[HeldNeed]:
             backend=name,
             count=len(found),
             users=tuple(_user(state, lock) for lock in found[:USERS_NAMED_MAX]),
-            host_id=_last_host_id(state, config, name, boot),
+            host_id=_last_host_id(state, config, name, boot, files),
         )
         for name, found in locks.items()
     ]
     if not state.is_whole:
         needs += [
-            HeldNeed(backend=name, count=0, host_id=_last_host_id(state, config, name, boot))
+            HeldNeed(backend=name, count=0, host_id=_last_host_id(state, config, name, boot, files))
             for name in config.backend
             if name not in locks
         ]
@@ -303,13 +332,18 @@ def user_text(owner: OwnerName | None, resource: str) -> str:
     return f"{'VM ' if owner.uuid else ''}{owner.name}: {resource}"
 
 
-def _last_host_id(state: SavedState, config: Config, backend: str, boot: str) -> int | None:
+def _last_host_id(
+    state: SavedState,
+    config: Config,
+    backend: str,
+    boot: str,
+    files: Callable[[str], Sequence[Memory]],
+) -> int | None:
     """This host's id in a backend's lockspace, as any copy remembers it; None if none does, or there is none."""
     table = config.backend.get(backend, {})
     if table.get("driver") != "paxos":
         return None
     name = table.get("lockspace", LIBVIRT_LOCKSPACE)
-    files = lease_host_ports((config.state_dir, config.run_dir)).incarnation_files(name)
     carried = state.incarnations.get(name)
-    term = IncarnationCopies(name, files, lambda: [] if carried is None else [carried]).newest(boot)
+    term = IncarnationCopies(name, files(name), lambda: [] if carried is None else [carried]).newest(boot)
     return term.host_id if term is not None else None

@@ -13,12 +13,13 @@ from holdfast.backends.lease_names import LEASE_KEY_DEVICE
 from holdfast.config import Config
 from holdfast.config_change import HeldNeed
 from holdfast.handover import may_hold_leases
-from holdfast.kept_config import Kept, held_in
+from holdfast.kept_config import Kept
 from holdfast.manager.journal import SavedClaims, SavedState
 from holdfast.model import Mode
 from holdfast.supervision.host_terms import Term, encode_term
 from holdfast.system import daemon_lock
 from holdfast.system.file_lock import FileKey
+from holdfast.system_ports import lease_host_ports
 
 BOOT, EARLIER = "this-boot", "earlier-boot"
 LEASES: dict[str, Any] = {"driver": "paxos", "directory": "/srv/leases", "lockspace": "vms", "host_id": 1}
@@ -45,6 +46,11 @@ def journal(boot: str, *locks: tuple[str, int], damage: str = "") -> SavedState:
             for number, (backend, device) in enumerate(locks, 1)
         },
     )
+
+
+def held_in(state: SavedState, kept: Kept, boot: str) -> list[HeldNeed]:
+    dirs = (kept.config.state_dir, kept.config.run_dir)
+    return kept_config.held_in(state, kept, boot, lease_host_ports(dirs).incarnation_files)
 
 
 def counts(needs: list[HeldNeed]) -> dict[str, int]:

@@ -248,6 +248,8 @@ class Cluster:
             state = self.states[machine.name]
             state.booted()
             self.before_start(machine, state)
+            if not state.reexec:  # the reload has compared what is on disk with what is held
+                state.edit()
             self.daemons[machine.name] = ManagedDaemon(
                 machine=machine,
                 state=state,
@@ -276,10 +278,10 @@ class Cluster:
             machine.process.stall_in(random.randrange(calls), random.choice((3.0, 5.0, 10.0)), kind)
 
     def _configuration(self, number: int, timing: Timing) -> Config:
-        """As the next daemon reads it: an operator may have changed what is done about a lost lease, and more (`edited`)."""
+        """As it was written: an operator may have changed what is done about a lost lease."""
         scenario, random = self.scenario, self.world.random
         few = scenario.lease_hosts == formatted.FEW_HOSTS
-        written = configured(
+        return configured(
             self.spaces,
             self.volumes,
             host_id=None if scenario.auto_ids else self.host_id(number),
@@ -288,7 +290,6 @@ class Cluster:
             watchdog="wdmd" if scenario.wdmd else "device",
             on_lockfailure=random.choice((LockFailureAction.PAUSE, LockFailureAction.POWEROFF)),
         )
-        return self.states[f"host{number}"].edited(written)
 
     def _killed(self, machine: Machine, number: int) -> None:
         """libvirt ends the starts that were under way; systemd starts the daemon again, sooner or later."""

@@ -98,6 +98,10 @@ class StateFile:
         self.raw = self.written = raw
 
 
+Edited = Callable[[Config], Config | None]
+"""What an operator makes of a configuration; None: nothing that can be read."""
+
+
 class MachineState:
     """What a machine keeps beside its daemon: until the next boot, or for ever."""
 
@@ -117,8 +121,14 @@ class MachineState:
         self.journal = SimulatedAppendFile()
         self.rivals: set[int] = set()
         """Processes that want a disk which another virtual machine of this host has."""
-        self.edited: Callable[[Config], Config] = lambda config: config
+        self.edit: Callable[[], None] = lambda: None
+        """Before a start and before a reload: an operator may edit the configuration files."""
+        self.edited: Edited = lambda config: config
         """What has been done to the configuration files since the machine was set up."""
+        self.takes = ""
+        """What of that a virtual machine that runs needs; empty if nothing."""
+        self.kept = ""
+        """The configuration in force, in RUN_DIR."""
         self.records: dict[str, list[str]] = {}
         """Lines of files that only grow: the record of leases that were broken."""
 
@@ -128,6 +138,7 @@ class MachineState:
             self.processes = MachineProcesses(self.machine)
             self.journal = SimulatedAppendFile()
             self.run_files = {}
+            self.kept = ""
             self.rivals = set()
             self.wdmd = self._new_wdmd()
             self.store = Store(self)

@@ -10,23 +10,27 @@ stand all the time. A lockspace of it is a `ManagedSeat`, a disk a `ManagedDesk`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from holdfast import lifecycle
+from holdfast import kept_config, lifecycle
 from holdfast.build import LeaseWatchers, build
 from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable
-from holdfast.handover import Before, may_hold_leases
+from holdfast.config_change import differences
+from holdfast.errors import ConfigError
+from holdfast.kept_config import Kept, Start
 from holdfast.manager.journal import SavedState, replay
 from holdfast.model import LockFailureAction, Protection
 from holdfast.protocol.timing import Timing
+from holdfast.reload import held_needs
 from holdfast.supervision.keeper import KeeperState
 from holdfast.system.daemon_lock import DaemonLocks
 from holdfast.system.descriptors import Inherited, encode_state
 from holdfast.system.predecessor import Predecessors
+from holdfast.system.regular_file import Unreadable
 from holdfast.testing.checkers import Checkers
 from holdfast.testing.machine import Machine
-from holdfast.testing.machine_ports import MachineState, managed_ports
+from holdfast.testing.machine_ports import MachineState, StateFile, managed_ports
 from holdfast.testing.managed_desk import ManagedDesk, resource_of
 from holdfast.testing.managed_seat import ManagedSeat
 from holdfast.testing.shared_files import SimulatedStorage, Volume
@@ -95,7 +99,9 @@ def configured(
         },
         disk=tuple(
             DiskRule(
-                backend=space.name, match=resource_of(resource).name, require_protection=Protection.FENCED
+                backend=space.name,
+                match=resource_of(resource).name,
+                require_protection=Protection.FENCED.value,
             )
             for space in spaces
             for resource in space.resources
@@ -103,9 +109,26 @@ def configured(
     )
 
 
-def _journal(state: MachineState, inherited: Inherited) -> SavedState:
-    """What `kept_config` reads of it on a real host."""
-    return replay(inherited.reexec.journal if inherited.reexec is not None else state.journal.read())
+def _chosen(state: MachineState, written: Config, inherited: Inherited, boot: str) -> Start | None:
+    """What `kept_config.choose` reads on a real host, and what it makes of that."""
+    reexec = inherited.reexec
+    kept: Kept | Unreadable = Unreadable("", missing=True)
+    if text := reexec.configuration if reexec is not None else state.kept:
+        kept = kept_config.decode(text, "the kept configuration", boot)
+    journal: Callable[[Config], SavedState] = lambda _: replay(  # noqa: E731
+        reexec.journal if reexec is not None else state.journal.read()
+    )
+    files = (state.state_files, state.run_files)
+    usable = state.edited(written)
+    return kept_config.decide(
+        usable,
+        [] if usable is not None else [ConfigError(file="holdfast.toml", key="syntax", reason="is not TOML")],
+        kept,
+        file=None,
+        boot=boot,
+        journal=journal,
+        copies=lambda _: lambda lockspace: [each.setdefault(lockspace, StateFile()) for each in files],
+    )
 
 
 class ManagedDaemon:
@@ -144,11 +167,20 @@ class ManagedDaemon:
         )
         self.clock = ports.clock
         inherited = state.inherited()
+        self._written = config
+        start = _chosen(state, config, inherited, ports.identity.boot)
+        if start is None or (state.takes and not start.kept_because):
+            self.world.fail(
+                "nothing stops guarding", f"a start is without what is held: {state.takes}", machine
+            )
+        assert start is not None
+        config, self._before = start.config, start.before(ports.identity.boot)
+        state.kept = self._before.configuration
         self.parts = build(
             config,
             ports,
             inherited,
-            Before(leases_held=may_hold_leases(_journal(state, inherited), ports.identity.boot)),
+            self._before,
             LeaseWatchers(
                 on_joined=lambda keeper: self.seats[keeper.name].joined(),
                 on_lost=lambda keeper, reason: self.seats[keeper.name].lost(reason),
@@ -194,6 +226,15 @@ class ManagedDaemon:
 
     async def _why_not_next(self) -> list[str]:
         await self.clock.sleep(self.world.random.uniform(0.2, 2))
+        self.state.edit()
+        wanted = self.state.edited(self._written)
+        if wanted is None:
+            return ["the configuration on disk is not TOML"]
+        held = held_needs(self.manager, self.parts.leases)
+        if reasons := differences(self.parts.config, wanted, held):
+            return reasons
+        if self.state.takes:
+            self.world.fail("nothing stops guarding", f"a reload gives up: {self.state.takes}", self.machine)
         self.serving = False
         return []
 

@@ -61,7 +61,7 @@ class ManagedSeat:
     def leave(self) -> bool:
         if any(desk.vm is not None or desk.busy for desk in self.desks.values()) or self.member is None:
             return False
-        if self.daemon.parts.lease_recovery.in_use({self.space.name}):
+        if self.daemon.parts.lease_recovery.in_use(set(self.daemon.parts.leases.backends_of(self.keeper))):
             return False
         with self.daemon.process.loop.entered():
             self.daemon.parts.leases.leave(self.keeper)

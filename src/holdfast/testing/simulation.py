@@ -18,6 +18,7 @@ from holdfast.manager.unknown_locks import SETTLE_S_MAX
 from holdfast.protocol.paxos_release import Mode
 from holdfast.system import tasks
 from holdfast.testing.cluster import Cluster, Kind, Scenario
+from holdfast.testing.config_edits import RATES, ConfigEdits
 from holdfast.testing.formatted import FEW_HOSTS, many_hosts
 from holdfast.testing.managed_daemon import ManagedDaemon
 from holdfast.testing.managed_desk import ManagedDesk
@@ -64,9 +65,11 @@ def play(
     lease_hosts: int | None = None,
     restarts_every_s: float | None = None,
     plagues: Plagues | None = None,
+    edits: float | None = None,
 ) -> Verdict:
     """Play one seed. Deterministic but for `real_s`. `lease_hosts`: how many hosts leases are formatted for.
     `restarts_every_s`: how often daemons are restarted in good order; 0: never. `plagues`: what befalls their state.
+    `edits`: how many starts and reloads find an edited configuration, 0 to 1.
     """
     begun = time.perf_counter()
     world = World(seed)
@@ -86,6 +89,13 @@ def play(
     cluster = Cluster(world, replace(scenario, lease_hosts=lease_hosts))
     cluster.quiet = plagues.quiet
     damage = StateDamage(cluster, plagues, damage_chance)
+    edits_chance = Random(f"edited configurations {seed}")
+    edits_rate = edits_chance.choice(RATES)
+    if edits is not None:
+        edits_rate = edits
+    if scenario.kind is not Kind.MANAGED:
+        edits_rate = 0.0
+    edits_made = ConfigEdits(cluster, edits_rate, edits_chance)
     chance = Random(f"reloads and stops {seed}")
     every_s = chance.choice(OFTEN_S)
     if restarts_every_s is not None or scenario.kind is not Kind.MANAGED:
@@ -94,7 +104,7 @@ def play(
     violation: Violation | None = None
     with _listening(world):
         try:
-            _Play(cluster, restarts, damage).all()
+            _Play(cluster, restarts, damage, edits_made).all()
         except Violation as found:
             violation = found
         finally:
@@ -138,9 +148,10 @@ def _listening(world: World) -> Iterator[None]:
 
 
 class _Play:
-    def __init__(self, cluster: Cluster, restarts: Restarts, damage: StateDamage) -> None:
+    def __init__(self, cluster: Cluster, restarts: Restarts, damage: StateDamage, edits: ConfigEdits) -> None:
         self.cluster = cluster
         self.damage = damage
+        self.edits = edits
         self.restarts = restarts
         self.world = cluster.world
         scenario = cluster.scenario
@@ -154,6 +165,7 @@ class _Play:
         workload.stopped = orders.stopped = self.restarts.stopped = True
         nemesis.heal()
         self.damage.heal()
+        self.edits.heal()
         # Requests that are already late take their time, and may cost their host its lease.
         self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s + self.dead_s)
         self._everybody_comes_back()
