@@ -167,7 +167,10 @@ def test_lockspace_that_is_not_the_one_any_more_is_lost_before_anybody_can_join_
     if how == "replaced":
         make_lockspace(leases / SPACE)
     wait_until(lambda: not exists(vm), "the VM to be stopped")
-    (line,) = [line for line in alpha.log_text().splitlines() if "is LOST" in line]
+    # Owners are stopped before the loss is logged.
+    (line,) = wait_until(
+        lambda: [line for line in alpha.log_text().splitlines() if "is LOST" in line], "the loss to be logged"
+    )
     assert ("Message too long" if how == "cut" else "deleted, replaced or unmounted") in line
     (leases / SPACE).unlink(missing_ok=True)
     make_lockspace(leases / SPACE)
