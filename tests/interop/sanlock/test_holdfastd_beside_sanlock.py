@@ -79,7 +79,9 @@ def test_each_refuses_what_the_other_holds_and_takes_what_it_gives_up(beside: Be
     beside.holdfastd.end_vm(vm)
     wait_until(lambda: not beside.holdfastd.holders(disk), "the release")
     # Nobody is named any more as soon as the release begins; storage has it a moment later.
-    wait_until(lambda: beside.taken_by_sanlock(lease), "the lease to be free on storage").release()
+    taken = wait_until(lambda: beside.taken_by_sanlock(lease), "the lease to be free on storage")
+    assert taken is not None
+    taken.release()
 
 
 def test_they_share_and_neither_gets_it_alone(beside: Beside) -> None:
