@@ -87,6 +87,8 @@ class Mutation:
     """
     restarts: bool = False
     """Whether only reloads and stops show it; all others are hunted in histories without them, as they were found."""
+    edits: bool = False
+    """Whether only edited configurations show it; likewise."""
 
     @property
     def near(self) -> int:
@@ -103,11 +105,63 @@ def _in(
     *,
     restarts: bool = False,
     damage: str = "",
+    edits: bool = False,
 ) -> Mutation:
-    return Mutation(name, bug, f"holdfast.{module}", piece, replacement, restarts=restarts, damage=damage)
+    return Mutation(
+        name, bug, f"holdfast.{module}", piece, replacement, restarts=restarts, damage=damage, edits=edits
+    )
 
 
 MUTATIONS = (
+    # --- edited configurations ---
+    _in(
+        "kept_config",
+        "edit-believed",
+        "a start takes the configuration on disk, whatever held locks need",
+        "[str(problem) for problem in problems] if usable is None else differences(kept.config, usable, held)",
+        "[str(problem) for problem in problems] if usable is None else []",
+        edits=True,
+    ),
+    _in(
+        "kept_config",
+        "kept-forgotten",
+        "a start with a file that can't be read serves nobody, though locks are held",
+        "if usable is None and not held:",
+        "if usable is None:",
+        edits=True,
+    ),
+    _in(
+        "config_change",
+        "timeout-not-compared",
+        "a held lease's timeouts may change",
+        'LEASE_KEYS = ("name_by", "io_timeout_s", "fire_timeout_s", ',
+        'LEASE_KEYS = ("name_by", ',
+        edits=True,
+    ),
+    _in(
+        "config_change",
+        "renamed-is-lost",
+        "a backend that is renamed is not recognized",
+        "if _what(theirs) == what]",
+        "if other == name and _what(theirs) == what]",
+        edits=True,
+    ),
+    _in(
+        "kept_config",
+        "names-forgotten",
+        "locks of a backend that was renamed are looked for under its old name",
+        "    return {old: name for old, name in every.items() if old != name}",
+        "    return {}",
+        edits=True,
+    ),
+    _in(
+        "reload",
+        "held-not-counted",
+        "a reload compares with nothing that is held",
+        "    for lock in manager.table:\n        locks.setdefault(lock.backend, []).append(lock)",
+        "    for lock in ():\n        locks.setdefault(lock.backend, []).append(lock)",
+        edits=True,
+    ),
     # --- bounds ---
     _in(
         "protocol.timing",
@@ -958,12 +1012,15 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
 
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
     for number in range(seeds_max):
-        if mutation.damage and Scenario.drawn(Random(first + number), None).kind is not Kind.MANAGED:
-            continue  # it has no state to damage
+        if (mutation.damage or mutation.edits) and Scenario.drawn(
+            Random(first + number), None
+        ).kind is not Kind.MANAGED:
+            continue  # it has no state to damage, and no configuration
         verdict = play(
             first + number,
-            restarts_every_s=None if mutation.restarts or mutation.damage else 0,
+            restarts_every_s=None if mutation.restarts or mutation.damage or mutation.edits else 0,
             plagues=plagues[mutation.damage],
+            edits=0.7 if mutation.edits else 0.0,
         )
         if not verdict.sound:
             return number + 1, verdict.violation

@@ -10,6 +10,7 @@ import pytest
 
 from holdfast.protocol.paxos_release import Mode
 from holdfast.testing.cluster import Cluster, Kind, Places, Scenario
+from holdfast.testing.config_edits import TAKING
 from holdfast.testing.machine import DAEMON, STORE, VirtualMachine
 from holdfast.testing.managed_daemon import ManagedDaemon
 from holdfast.testing.managed_seat import ManagedSeat
@@ -144,3 +145,9 @@ def test_seeds_of_the_whole_daemon_have_reloads_and_stops_and_terms_that_go_on_a
     lines = [what for seed in range(60) for _, _, what in play(seed).lines]
     for what in ("its daemon becomes the next program", "its daemon dies: stopped", "goes on with its term"):
         assert sum(what in each for each in lines) > 5, what
+
+
+def test_seeds_of_the_whole_daemon_have_configurations_that_were_edited_in_each_way() -> None:
+    lines = [what for seed in range(120) for _, _, what in play(seed, edits=0.7).lines]
+    for what in ("its backends are renamed", *(how for how, _ in TAKING)):
+        assert sum(what in each for each in lines) > 2, what

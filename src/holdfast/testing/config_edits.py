@@ -71,7 +71,7 @@ def _with(config: Config, names: Mapping[str, str], tables: Tables) -> Config:
     """The same with other tables; `names` maps those of the old one to those of the new one."""
     return msgspec.structs.replace(
         config,
-        default_backend=names.get(config.default_backend, next(iter(tables), "file")),
+        default_backend=names.get(config.default_backend, next(iter(tables))),
         backend=dict(tables),
         disk=tuple(
             DiskRule(
@@ -84,7 +84,7 @@ def _with(config: Config, names: Mapping[str, str], tables: Tables) -> Config:
 
 
 def _renamed(config: Config) -> Config:
-    names = {name: f"store-of-{name}" for name in config.backend}
+    names = {name: name if name == "file" else f"store-of-{name}" for name in config.backend}
     return _with(config, names, {names[name]: table for name, table in config.backend.items()})
 
 

@@ -95,7 +95,11 @@ def configured(
         limits=LimitsTable(owners_max=100),
         recovery=RecoveryTable(on_lock_lost="poweroff"),
         backend={
-            space.name: table(space, volume) for space, volume in zip(spaces, volumes.values(), strict=True)
+            **{
+                space.name: table(space, volume)
+                for space, volume in zip(spaces, volumes.values(), strict=True)
+            },
+            "file": {"driver": "file"},  # every configuration has it
         },
         disk=tuple(
             DiskRule(
@@ -174,6 +178,8 @@ class ManagedDaemon:
                 "nothing stops guarding", f"a start is without what is held: {state.takes}", machine
             )
         assert start is not None
+        if start.kept_because and not state.takes:
+            self.world.fail("liveness", f"a start refuses what takes nothing: {start.kept_because}", machine)
         config, self._before = start.config, start.before(ports.identity.boot)
         state.kept = self._before.configuration
         self.parts = build(
@@ -232,6 +238,8 @@ class ManagedDaemon:
             return ["the configuration on disk is not TOML"]
         held = held_needs(self.manager, self.parts.leases)
         if reasons := differences(self.parts.config, wanted, held):
+            if not self.state.takes:
+                self.world.fail("liveness", f"a reload refuses what takes nothing: {reasons}", self.machine)
             return reasons
         if self.state.takes:
             self.world.fail("nothing stops guarding", f"a reload gives up: {self.state.takes}", self.machine)
