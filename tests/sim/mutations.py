@@ -802,7 +802,7 @@ MUTATIONS = (
     _in(
         "manager.unknown_locks",
         "won-for-the-dead",
-        "whoever asks gets the lock of an unknown owner that has ended as it is, although other hosts may share it "
+        "the next owner that asks gets the lock of an unknown owner that has ended as it is, although other hosts may share it "
         "(found by seed 4145)",
         "return Relation.NONE if evidence.unseen else Relation.OVER",
         "return Relation.NONE if evidence.unseen else Relation.SAME",
@@ -811,7 +811,7 @@ MUTATIONS = (
     _in(
         "backends.paxos",
         "own-lease-granted",
-        "a lease of this host that no lock accounts for is granted to whoever asks first",
+        "a lease of this host that no lock accounts for is granted to the first owner that asks",
         "if isinstance(seen, Snapshot) and is_held_by(member, seen) and member.may_write():",
         "if False:",
         damage="quiet",
