@@ -802,8 +802,8 @@ MUTATIONS = (
     _in(
         "manager.unknown_locks",
         "won-for-the-dead",
-        "the next owner that asks gets the lock of an unknown owner that has ended as it is, although other hosts may share it "
-        "(found by seed 4145)",
+        "the next owner that asks gets the lock of an unknown owner that has ended as it is, although other "
+        "hosts may share it (found by seed 4145)",
         "return Relation.NONE if evidence.unseen else Relation.OVER",
         "return Relation.NONE if evidence.unseen else Relation.SAME",
         damage="quiet",
