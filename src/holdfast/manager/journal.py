@@ -245,6 +245,8 @@ def replay(raw: bytes) -> SavedState:
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError, ValueError, RecursionError) as e:
             state.damage = state.damage or f"line {state.lines}: {e}"
         crc, unsummed = zlib.crc32(text + b"\n", crc), unsummed + 1
+    if raw and not raw.endswith(b"\n") and not state.damage:
+        state.damage = f"its last line, {state.lines}, was cut"
     if has_sums and unsummed and not state.damage:
         state.damage = f"its last {unsummed} lines have no checksum: an append was cut"
     for lock_id in [i for i, lock in state.locks.items() if not lock.claims]:

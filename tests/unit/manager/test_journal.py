@@ -153,6 +153,13 @@ def test_line_behind_one_that_was_cut_is_read_although_the_journal_could_not_be_
     assert 2 in state.locks[2].claims
 
 
+def test_journal_that_lacks_the_end_of_its_last_line_is_cut_although_every_line_can_be_read() -> None:
+    """Each append ends with one: what came after it is gone (found by seed 52002275)."""
+    whole = journal_on(SimulatedAppendFile()).image(claim(1, 1, "/a"))
+    assert replay(whole).is_whole
+    assert not replay(whole[:-1]).is_whole
+
+
 def test_journal_that_lost_its_only_checksum_is_not_taken_for_one_of_an_older_daemon() -> None:
     whole = journal_on(SimulatedAppendFile()).image(claim(1, 1, "/a"))
     lines = whole.splitlines(keepends=True)
