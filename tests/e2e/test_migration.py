@@ -102,7 +102,8 @@ def test_cancelled_migration_leaves_the_vm_and_its_lock_alone(lab: Lab) -> None:
         vm.virsh("domjobabort")
         _, error = migration.communicate()
         assert migration.returncode != 0
-        assert "abort" in error or "cancel" in error, error
+        # The other host's QEMU may be the first to report that its source went away.
+        assert any(words in error for words in ("abort", "cancel", "closed the monitor")), error
         vm.wait_state("running")
         vm.assert_writes()
         assert stranger.is_waiting
