@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 from tests.support.leases import SPACE, LeaseHost, entry_count, lease_file, make_lockspace, twin
 
-from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Moved, SavedLock, TakeOutcome
+from holdfast.backends.base import (
+    Creation,
+    HeldElsewhere,
+    LeftBehind,
+    MayBeShared,
+    Moved,
+    SavedLock,
+    TakeOutcome,
+)
 from holdfast.backends.lease_names import key_of_lease
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
@@ -369,6 +377,26 @@ def test_conversion_that_a_kill_cut_short_is_taken_up_without_letting_go(
         await assert_held(await take(s.two, s.world(), Mode.SHARED)).release()
         if reached is Mode.SHARED:
             await again.release()
+
+    play(scene)
+
+
+def test_share_is_kept_although_a_cut_journal_says_exclusive(tmp_path: Path) -> None:
+    """To race for it would take the share out of our block, and another host could win (found by seed 52002275)."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        saved, held = await taken_and_saved(s.world())
+        assert await held.convert(Mode.SHARED, NOTE) is None
+        held.forget()
+        before = s.lease_file.read_bytes()
+        again = assert_held(await twin(s.alpha).backend(s.directory).adopt(saved, None))
+        assert saved.mode is Mode.EXCLUSIVE
+        assert s.lease_file.read_bytes() == before
+        assert isinstance(again, MayBeShared)
+        assert again.is_shared
+        assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+        await again.release()
 
     play(scene)
 

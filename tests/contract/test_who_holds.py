@@ -27,6 +27,7 @@ from holdfast.errors import LeaseUnusable
 from holdfast.model import Mode, Resource
 from holdfast.protocol.holders import Claim, Exclusive, claims_of
 from holdfast.protocol.paxos_release import Lease
+from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.system.disk_identity import DiskIdentity
 from holdfast.system.file_lock import IoFailed
 from holdfast.testing.conformance import NOTE
@@ -157,7 +158,7 @@ async def _adoption(s: Scene) -> tuple[bool, object]:
     left_behind = await holding.is_left_behind()
     taken = await holding.resume(Mode.EXCLUSIVE)
     holding.forget()
-    return isinstance(taken, Lease), left_behind
+    return isinstance(taken, Lease) and taken.mode is LeaseMode.EXCLUSIVE, left_behind
 
 
 async def _holding(s: Scene, backend: PaxosBackend) -> Any:

@@ -203,6 +203,14 @@ class KeepsDescriptors(Protocol):
 
 
 @runtime_checkable
+class MayBeShared(Protocol):
+    """A held lock that may be held shared, whatever a journal says."""
+
+    @property
+    def is_shared(self) -> bool: ...
+
+
+@runtime_checkable
 class NotesOwner(Protocol):
     """A held lock whose owner stands beside it, in a lease's note or in an owner record."""
 

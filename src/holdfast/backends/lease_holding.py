@@ -236,7 +236,8 @@ class Holding:
         return self._shared(seen)
 
     async def resume(self, mode: Mode) -> Lease | IoFailed | Malformed | None:
-        """Take up what an earlier daemon of this very term of our host holds, if storage says that it still does.
+        """Take up what an earlier daemon of this very term of our host holds, if storage says that it still does,
+        in the mode that storage says. `mode` is the journal's.
 
         Storage that does not answer says nothing: to race for a lease that is held would take our value out of our
         block.
@@ -247,12 +248,14 @@ class Holding:
         own = seen.block(self.member.host_id)
         # Whatever is written to our block from now on keeps the name of its owner: the next daemon may need it.
         self.area = replace(self.area, note=seen.own_note)
-        if mode is Mode.SHARED and _is_shared_by(self.member, own):
+        alone = _is_alone_with(self.member, seen)
+        if _is_shared_by(self.member, own) and not (alone and mode is Mode.EXCLUSIVE):
+            # The journal may say more, if it was cut: to race would take our share out of our block.
             self.lease = self._shared(seen)
             if self.lease.owns_leader:
                 self._settle_from(0.0)
-        elif _is_alone_with(self.member, seen):
-            # Whoever asks may believe in less: a conversion was under way, or a journal that was cut has lost one. A VM may
+        elif alone:
+            # The journal may say less: a conversion was under way, or a journal that was cut has lost one. A VM may
             # write already, so nothing is let go; it ends with the lock.
             self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)
         return self.lease

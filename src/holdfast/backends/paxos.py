@@ -54,6 +54,7 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt
 from holdfast.protocol.paxos_release import Lease
+from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.protocol.rindex_area import Stray, is_cleared
 from holdfast.supervision.presence import Absent, Presence
 from holdfast.system.blocking import Storage
@@ -82,6 +83,12 @@ class HeldLease:
 
     def descriptor(self) -> int | None:
         return None
+
+    @property
+    def is_shared(self) -> bool:
+        """See `MayBeShared`."""
+        lease = self._holding.lease
+        return lease is not None and lease.mode is LeaseMode.SHARED
 
     async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
         holding = self._holding

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from holdfast.backends.base import Backend, Held, HeldElsewhere, Moved, SavedLock
+from holdfast.backends.base import Backend, Held, HeldElsewhere, MayBeShared, Moved, SavedLock
 from holdfast.errors import LockError, storage_failed
 from holdfast.manager import journal as jn
 from holdfast.manager.lock_table import Lock, LockTable
 from holdfast.manager.telling import Telling
 from holdfast.manager.turns import Turns
+from holdfast.model import Mode
 from holdfast.system.file_lock import FileKey, IoFailed
 
 DeadHolder = Callable[[Iterable[tuple[int, int]], str], int | None]
@@ -101,9 +102,19 @@ class LostLocks:
         else:
             lock.held = outcome
             lock.lost_reason, lock.lost_for_certain = "", False
+            self._is_no_more_than_held(lock)
             if self._keep is not None:
                 self._keep(lock.id, outcome.descriptor())
         return lock.held is not None
+
+    def _is_no_more_than_held(self, lock: Lock[Held]) -> None:
+        """A journal that was cut, or a conversion that was under way, may have left claims to more than storage says."""
+        held: object = lock.held
+        if lock.mode is Mode.EXCLUSIVE and isinstance(held, MayBeShared) and held.is_shared:
+            lock.mode = Mode.SHARED
+            for owner_id, names in lock.claims.items():
+                for resource in list(names):
+                    self._table.claim(lock, owner_id, resource, Mode.SHARED)
 
     async def drop(self, lock: Lock[Held]) -> None:
         """Let go of a lock whose owners are all gone, without a word."""
