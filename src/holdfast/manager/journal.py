@@ -19,6 +19,7 @@ it does not know, but takes another version for an earlier boot and frees everyt
 
 from __future__ import annotations
 
+import errno
 import logging
 import urllib.parse
 import zlib
@@ -386,10 +387,11 @@ class Journal:
             if not self.failing:
                 log.error("the journal can't be written: %s; no new lock is granted until it can", e)
             self.failing = e.strerror or str(e)
-            self._failed_bytes = len(raw)
+            is_full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+            self._failed_bytes = len(raw) if is_full else 0  # a shorter line may still fit a full disk
             raise
         self._is_cut = False
-        if self.failing and len(raw) >= self._failed_bytes:  # a shorter line may still fit a full disk
+        if self.failing and len(raw) >= self._failed_bytes:
             log.warning("the journal can be written again")
             self.failing = ""
         self._lines += len(lines) + 1
