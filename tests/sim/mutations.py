@@ -539,8 +539,8 @@ MUTATIONS = (
         "backends.lease_holding",
         "conversion-not-resumed",
         "a conversion that a kill cut short is not taken up by the next daemon (found by seed 1273)",
-        "elif _is_alone_with(self.member, seen):",
-        "elif mode is Mode.EXCLUSIVE and _is_alone_with(self.member, seen):",
+        "elif alone:",
+        "elif alone and mode is Mode.EXCLUSIVE:",
         damage="quiet",
     ),
     _in(

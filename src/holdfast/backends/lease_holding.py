@@ -255,7 +255,7 @@ class Holding:
             if self.lease.owns_leader:
                 self._settle_from(0.0)
         elif alone:
-            # The journal may say less: a conversion was under way, or a journal that was cut has lost one. A VM may
+            # The journal may say less: a conversion was under way, or it was cut. A VM may
             # write already, so nothing is let go; it ends with the lock.
             self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)
         return self.lease
