@@ -1,6 +1,6 @@
 """The `absent` driver: stands in for a backend that can't be made any more, while others have to go on.
 
-A start that goes on with the kept configuration may find a table whose driver is not installed any more, or has come to
+A start that uses the kept configuration may find a table whose driver is not installed any more, or has come to
 refuse a value. Every lock of it is refused with that reason; none falls to another backend, which might protect less.
 """
 

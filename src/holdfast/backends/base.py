@@ -182,7 +182,7 @@ class Recognized:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftFile:
-    """A lock file that names an owner of this host, whoever holds it now."""
+    """A lock file that names an owner of this host; another one may hold it now."""
 
     path: str
     key: FileKey

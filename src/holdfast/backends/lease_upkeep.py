@@ -250,7 +250,7 @@ class LeaseUpkeep:
             if isinstance(taken, words.IoFailed):
                 raise storage_failed(IoFailed("Unable to free lease", found.place, taken.errno))
             if not isinstance(taken, Lease):
-                # What is not withdrawn stays: whoever races next would make this host the owner (found by seed 1057).
+                # What is not withdrawn stays: the next host that races would make this host the owner (found by seed 1057).
                 refused = await self._backend.refusal(found, holding, taken)
                 raise AttemptLeft(name=name, place=found.place, reason=str(refused))
             await holding.release()

@@ -363,9 +363,8 @@ class Journal:
             self._is_cut = bool(raw) and not raw.endswith(b"\n")
             return replay(raw)
         except OSError as e:
-            self.failing = e.strerror or str(
-                e
-            )  # as `holdfast status` shows it, until a line could be written
+            # As `holdfast status` shows it, until a line could be written.
+            self.failing = e.strerror or str(e)
             return SavedState(damage=f"it can't be read: {self.failing}")
 
     def append(self, *lines: Line) -> None:
