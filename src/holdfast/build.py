@@ -45,6 +45,7 @@ from holdfast.system.descriptors import DescriptorStore, Inherited
 from holdfast.system.domain_control import DomainControl
 from holdfast.system.domain_status import DomainStatus
 from holdfast.system.file_lock import FileKey, LockFiles
+from holdfast.system.fixed_record import FixedRecord
 from holdfast.system.lockspace_files import LockspaceFiles
 from holdfast.system.mounts import MountTable
 from holdfast.system.open_files import OpenFiles
@@ -79,6 +80,8 @@ class SystemPorts:
     store: DescriptorStore
     """Where descriptors outlive this daemon."""
     journal: AppendFile
+    journal_extent: FixedRecord
+    """How far the journal goes."""
     append_for_good: Callable[[str, str], None]
     """(file of the state directory, line): one line more, on stable storage; raises OSError."""
     all_ended: Callable[[float], Awaitable[bool]]
@@ -159,6 +162,7 @@ def build(
         boot=ports.identity.boot,
         host=host,
         snapshot=lambda: manager.journal_lines(),  # noqa: PLW0108 - there is no manager yet
+        extent=ports.journal_extent,
     )
     events = Events(clock.wall)
     manager = LockManager(

@@ -102,6 +102,10 @@ class Config(_Table, frozen=True):
     def journal_path(self) -> str:
         return f"{self.run_dir}/journal"
 
+    @property
+    def extent_path(self) -> str:
+        return f"{self.run_dir}/journal.extent"
+
     def source(self) -> str:
         """For messages that belong to no single file."""
         return self.sources[0] if self.sources else "built-in configuration"

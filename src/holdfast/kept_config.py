@@ -32,11 +32,12 @@ from holdfast.config import Config
 from holdfast.config_change import ABSENT, USERS_NAMED_MAX, HeldNeed, differences, same_backend
 from holdfast.errors import ConfigError, UnknownKey
 from holdfast.handover import Before, may_hold_leases
-from holdfast.manager.journal import SavedClaims, SavedState, replay
+from holdfast.manager.journal import SavedClaims, SavedState, replay, replay_with_extent
 from holdfast.model import OwnerName
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.system.daemon_lock import RUN_LOCK, claimed_last_ns
 from holdfast.system.descriptors import Inherited
+from holdfast.system.fixed_record import SystemFixedRecord
 from holdfast.system.memory_file import Memory
 from holdfast.system.process import boot_id
 from holdfast.system.regular_file import Unreadable, read_regular, replace_regular
@@ -284,7 +285,9 @@ def _journal(config: Config, inherited: Inherited) -> SavedState:
     if inherited.reexec is not None:
         return replay(inherited.reexec.journal)
     raw = read_regular(config.journal_path, JOURNAL_BYTES_MAX)
-    return SavedState(damage=raw.reason) if isinstance(raw, Unreadable) else replay(raw)
+    if isinstance(raw, Unreadable):
+        return SavedState(damage=raw.reason)
+    return replay_with_extent(raw, SystemFixedRecord(config.extent_path).read())
 
 
 def held_in(

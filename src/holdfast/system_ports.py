@@ -29,6 +29,7 @@ from holdfast.system.disk_lane import DiskLane
 from holdfast.system.domain_control import VirshDomainControl
 from holdfast.system.domain_status import LibvirtStatusFiles, status_directory
 from holdfast.system.file_lock import SystemLockFiles
+from holdfast.system.fixed_record import SystemFixedRecord
 from holdfast.system.lease_storage import LeaseStorage, SystemLeaseStorage
 from holdfast.system.lease_threads import SystemLeaseThreads
 from holdfast.system.lockspace_files import LockspaceFiles
@@ -75,6 +76,7 @@ def system_ports(
         readiness=readiness,
         store=store,
         journal=SystemAppendFile(config.journal_path),
+        journal_extent=SystemFixedRecord(config.extent_path),
         append_for_good=lambda name, line: append_line(f"{config.state_dir}/{name}", line),
         all_ended=tasks.all_ended,
         gate=GATE,

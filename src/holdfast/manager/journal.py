@@ -1,7 +1,7 @@
 """The journal: who owns what, written before it is answered, so that the next daemon knows.
 
 One JSON array per line in RUN_DIR/journal: a kind, then its fields in order.  Replaying the lines gives the state;
-when the file has grown well past the state, it is written anew.  A claim is recorded after its
+when the file has grown well past the state, it is rewritten.  A claim is recorded after its
 lock is taken and before the client is told; its end is recorded before the lock is let go.  So whatever moment the daemon
 is killed at, the journal claims nothing that a client was told is free, and misses
 nothing that a client was told it has:
@@ -28,9 +28,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from holdfast.manager.journal_extent import Extent, decode_extent, encode_extent, what_is_missing
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
 from holdfast.system.append_file import AppendFile
 from holdfast.system.file_lock import FileKey
+from holdfast.system.fixed_record import FixedRecord
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +131,12 @@ class UnknownLine(Line, tag="unknown"):
     unseen: bool = False
 
 
+class SeriesLine(Line, tag="series"):
+    """Which rewriting of the journal this is, counted from 1; its length is kept beside it (`journal_extent`)."""
+
+    series: int
+
+
 class DoubtLine(Line, tag="doubt"):
     """Locks may be held that no line names: the journal before this one was not whole, and not all is accounted for yet."""
 
@@ -148,6 +156,7 @@ AnyLine = (
     | SumLine
     | IncarnationLine
     | UnknownLine
+    | SeriesLine
     | DoubtLine
 )
 
@@ -207,6 +216,8 @@ class SavedState:
     """By lock: whose claims on it have ended so far."""
     lock_of_key: dict[FileKey, int] = field(default_factory=dict)
     """Which lock has a lock file or lease: one at a time."""
+    series: int = 0
+    """Which rewriting it is (`SeriesLine`); 0 if it doesn't say."""
     lines: int = 0
     damage: str = ""
     carried_doubt: str = ""
@@ -252,6 +263,14 @@ def replay(raw: bytes) -> SavedState:
         state.damage = f"its last {unsummed} lines have no checksum: an append was cut"
     for lock_id in [i for i, lock in state.locks.items() if not lock.claims]:
         _end(state, lock_id)
+    return state
+
+
+def replay_with_extent(raw: bytes, record: bytes) -> SavedState:
+    """As `replay`, with the extent that is kept beside the journal: one that lacks something by that is damaged."""
+    state = replay(raw)
+    if state.boot and not state.damage:
+        state.damage = what_is_missing(state.boot, state.series, len(raw), record)
     return state
 
 
@@ -324,6 +343,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.incarnations[lockspace] = told.encode()
         case UnknownLine(owner_id):
             state.unknown[owner_id] = line
+        case SeriesLine(series):
+            state.series = series
         case DoubtLine(why):
             state.carried_doubt = path_of(why)
         case SumLine():
@@ -342,12 +363,26 @@ def path_of(text: str) -> str:
 
 
 class Journal:
-    """Appends lines, and rewrites the file from `snapshot` when it has outgrown the state."""
+    """Appends lines, and rewrites the file from `snapshot` when it has outgrown the state. ``extent``: where it is kept how
+    far the file goes; without one, a journal that lost its end may look whole.
+    """
 
-    def __init__(self, file: AppendFile, *, boot: str, host: str, snapshot: Callable[[], list[Line]]) -> None:
+    def __init__(
+        self,
+        file: AppendFile,
+        *,
+        boot: str,
+        host: str,
+        snapshot: Callable[[], list[Line]],
+        extent: FixedRecord | None = None,
+    ) -> None:
         self._file = file
         self._start = StartLine(VERSION, boot, host)
         self._snapshot = snapshot
+        self._extent = extent
+        self._series = 0
+        """0 while no extent is kept."""
+        self._last_series = 0
         self._lines = 0
         self._lines_max = COMPACT_LINES_MIN
         self._failed_bytes = 0
@@ -357,15 +392,19 @@ class Journal:
 
     def load(self) -> SavedState:
         """What the last daemon left; the file itself is kept until `compact`."""
+        record = self._extent.read() if self._extent is not None else b""
+        kept = decode_extent(record)
         try:
             raw = self._file.read()
-            # What is appended behind a line that was cut, should rewriting fail, must not become part of it.
-            self._is_cut = bool(raw) and not raw.endswith(b"\n")
-            return replay(raw)
         except OSError as e:
             # As `holdfast status` shows it, until a line could be written.
             self.failing = e.strerror or str(e)
             return SavedState(damage=f"it can't be read: {self.failing}")
+        # What is appended behind a line that was cut, should rewriting fail, must not become part of it.
+        self._is_cut = bool(raw) and not raw.endswith(b"\n")
+        state = replay_with_extent(raw, record)
+        self._last_series = max(state.series, kept.series if kept is not None else 0)
+        return state
 
     def append(self, *lines: Line) -> None:
         """Record lines, all or none; raises OSError.
@@ -394,6 +433,18 @@ class Journal:
             log.warning("the journal can be written again")
             self.failing = ""
         self._lines += len(lines) + 1
+        self._record_extent()
+
+    def _record_extent(self) -> None:
+        if self._series and self._extent is not None:
+            try:
+                self._extent.write(
+                    encode_extent(Extent(self._start.boot, self._series, self._file.size_bytes))
+                )
+            except OSError as e:
+                # The journal goes further than it, which is right; only a lost end would not be seen.
+                log.error("how far the journal goes can't be recorded: %s", e)
+                self._series = 0
 
     def _make_room(self, full: OSError) -> None:
         before = self._file.size_bytes
@@ -403,7 +454,7 @@ class Journal:
 
     def append_end(self, *lines: Line) -> None:
         """Record that something ended.  If that fails the end still counts: the journal then claims too much, and
-        is written anew as soon as that works.
+        is rewritten as soon as that works.
         """
         try:
             self.append(*lines)
@@ -415,14 +466,30 @@ class Journal:
         return _FIRST + _encode_lines([self._start, *lines])
 
     def compact(self) -> None:
-        """Write the file anew from the live state; if that fails the old file goes on."""
+        """Rewrite the file from the live state; if that fails the old file goes on."""
         lines = self._snapshot()
+        series = self._next_series()
+        head: list[Line] = [SeriesLine(series)] if series else []
         try:
-            self._file.replace(self.image(lines))
+            self._file.replace(self.image([*head, *lines]))
         except OSError as e:
             log.error("the journal can't be rewritten: %s", e)
             self._lines_max = self._lines + COMPACT_LINES_MIN
             return
         self._is_cut = False
-        self._lines = 2 + len(lines)
+        self._lines = 2 + len(head) + len(lines)
         self._lines_max = max(COMPACT_LINES_MIN, COMPACT_FACTOR * self._lines)
+        self._series = series
+        self._last_series = max(self._last_series, series)
+        self._record_extent()
+
+    def _next_series(self) -> int:
+        """0 if no extent can be kept: a journal with a series and without its extent counts as damaged."""
+        if self._extent is None:
+            return 0
+        try:
+            self._extent.write(encode_extent(Extent(self._start.boot, self._last_series, 0)))
+        except OSError as e:
+            log.error("how far the journal goes can't be recorded: %s", e)
+            return 0
+        return self._last_series + 1

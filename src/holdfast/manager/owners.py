@@ -12,7 +12,7 @@ absence of its process: it lives until `unknown_locks` has proven that it is ove
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from holdfast.model import OwnerName, ProcessId
@@ -135,6 +135,10 @@ class Owners:
                 return owner
             self._on_exit(owner)  # what we took for that pid without seeing it was somebody else
         return self.add(pid, name, process)
+
+    def reserve(self, numbers: Iterable[int]) -> None:
+        """These numbers stand in the journal: until it is rewritten, no other owner may have one of them."""
+        self._last_id = max(self._last_id, *numbers, 0)
 
     def add(self, pid: int, name: OwnerName, process: Process | None, *, owner_id: int = 0) -> Owner:
         """A new owner; with its old id if it comes back from the journal."""

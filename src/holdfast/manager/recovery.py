@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from holdfast.manager import events as ev
 from holdfast.manager.journal import SavedOwner, SavedState
 from holdfast.manager.lock_book import HostLock
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence, Owner
-from holdfast.model import LockFailureAction, OwnerName
+from holdfast.model import LockFailureAction, OwnerName, ProcessId
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.domain_control import DomainControl
@@ -66,6 +66,9 @@ class Recovery:
     def owners(self, state: SavedState) -> dict[int, Owner]:
         """The owners of the journal that still live, or may, known again; one never visible lives by its connections."""
         living: dict[int, Owner] = {}
+        self._manager.owners.reserve(
+            [*state.owners, *(i for lock in state.locks.values() for i in lock.claims)]
+        )
         for saved in state.owners.values():
             owner = self._owner(state, saved)
             if owner is not None:
@@ -131,8 +134,10 @@ class Recovery:
                 # Its last owner ended while we waited; storage does not know yet.
                 lock, claimants = manager.lost.restore(saved, list(saved.claims)), []  # noqa: PLW2901
             self._pending += 1
+            ended = {state.owners[i].process for i in saved.claims if i in state.owners}
             tasks.start(
-                self._adopt(lock, descriptors.get(lock.id), dead=not claimants), lambda _: self._adopted()
+                self._adopt(lock, descriptors.get(lock.id), ended if not claimants else None),
+                lambda _: self._adopted(),
             )
         waited = 0.0
         while self._pending and waited < ADOPTION_WAIT_S:
@@ -147,14 +152,16 @@ class Recovery:
     def _adopted(self) -> None:
         self._pending -= 1
 
-    async def _adopt(self, lock: HostLock, fd: int | None, *, dead: bool) -> None:
+    async def _adopt(self, lock: HostLock, fd: int | None, ended: Collection[ProcessId] | None) -> None:
+        """`ended`: the processes that had it, if all of them have ended."""
         manager = self._manager
         regained = await manager.lost.regain(lock, fd)
         if regained:
             await manager.unknown.read_note(lock)
-        if dead:
+        if ended is not None:
             # Held for a moment, so that its lock file goes the regular way.
-            await manager.lost.drop(lock)
+            if not (regained and await manager.unknown.keep_for_noted(lock, ended)):
+                await manager.lost.drop(lock)
         elif not regained:
             self.lost(lock)
 

@@ -31,7 +31,7 @@ from holdfast.manager.events import Events
 from holdfast.manager.lock_book import HostLock, LockBook
 from holdfast.manager.lock_table import Key, Lock, LockTable
 from holdfast.manager.owners import Evidence, Owner, Owners
-from holdfast.model import Mode, OwnerName, Resource
+from holdfast.model import Mode, OwnerName, ProcessId, Resource
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.domain_status import DomainStatus
@@ -215,6 +215,30 @@ class UnknownLocks:
                 self._forget_if_idle(owner)
             elif owner.unknown is not None and owner.unknown.process is None:
                 owner.unknown = replace(owner.unknown, process=process, disk=owner.unknown.disk or disk)
+
+    async def keep_for_noted(self, lock: HostLock, ended: Collection[ProcessId]) -> bool:
+        """Keep a lock whose owners have ended, by the journal, for another process that lives and that the note beside it
+        names: an older copy of the journal may have been put back, and the lock taken since. Whether it was kept.
+        """
+        held: object = lock.held
+        if not isinstance(held, NotesOwner):
+            return False
+        process, name, disk = await held.noted_owner()
+        if process is None or process in ended or not self._owners.process_lives(process):
+            return False
+        why = f"its note names process {process.pid}, and the journal others, which have ended"
+        owner = self.attributed(name, Evidence(why=why, process=process, disk=disk))
+        for former, names in [(i, dict(names)) for i, names in lock.claims.items()]:
+            for resource, mode in names.items():
+                self._table.claim(lock, owner.id, resource, mode)
+                self._table.unclaim(lock, former, resource)
+        self._book.restored(lock, owner)
+        for resource, mode in lock.claims[owner.id].items():
+            if owner.unknown is None:
+                log.warning("%s is held for %s, as its note says, although %s", resource, owner, why)
+            else:
+                self.report(owner, resource, mode)
+        return True
 
     def _unknown_claimants(self, lock: HostLock) -> list[Owner]:
         owners = [owner for i in lock.claims if (owner := self._owners.get(i)) is not None]

@@ -41,7 +41,7 @@ from holdfast.system.wdmd import WdmdWatchdog
 from holdfast.testing.machine import DAEMON, STORE, Machine, MachineClock
 from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_files import SimulatedStorage
-from holdfast.testing.simulated import SimulatedAppendFile, SimulatedProcesses
+from holdfast.testing.simulated import SimulatedAppendFile, SimulatedProcesses, SimulatedRecord
 from holdfast.testing.simulated_wdmd import SimulatedWdmd
 from holdfast.testing.world import ProcessGone, Violation
 
@@ -119,6 +119,7 @@ class MachineState:
         """The state that a daemon leaves to the program that it executes."""
         self.processes = MachineProcesses(machine)
         self.journal = SimulatedAppendFile()
+        self.journal_extent = SimulatedRecord()
         self.rivals: set[int] = set()
         """Processes that want a disk which another virtual machine of this host has."""
         self.edit: Callable[[], None] = lambda: None
@@ -137,6 +138,7 @@ class MachineState:
             self._boot = self.machine.boots
             self.processes = MachineProcesses(self.machine)
             self.journal = SimulatedAppendFile()
+            self.journal_extent = SimulatedRecord()
             self.run_files = {}
             self.kept = ""
             self.rivals = set()
@@ -380,6 +382,7 @@ def managed_ports(
         readiness=NoConnections(),
         store=state.store,
         journal=state.journal,
+        journal_extent=state.journal_extent,
         append_for_good=lambda name, line: state.records.setdefault(name, []).append(line),
         all_ended=all_ended,
         gate=NoGate(),

@@ -19,7 +19,7 @@ from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable
 from holdfast.config_change import differences
 from holdfast.errors import ConfigError
 from holdfast.kept_config import Kept, Start
-from holdfast.manager.journal import SavedState, replay
+from holdfast.manager.journal import SavedState, replay, replay_with_extent
 from holdfast.model import LockFailureAction, Protection
 from holdfast.protocol.timing import Timing
 from holdfast.reload import held_needs
@@ -119,8 +119,10 @@ def _chosen(state: MachineState, written: Config, inherited: Inherited, boot: st
     kept: Kept | Unreadable = Unreadable("", missing=True)
     if text := reexec.configuration if reexec is not None else state.kept:
         kept = kept_config.decode(text, "the kept configuration", boot)
-    journal: Callable[[Config], SavedState] = lambda _: replay(  # noqa: E731
-        reexec.journal if reexec is not None else state.journal.read()
+    journal: Callable[[Config], SavedState] = lambda _: (  # noqa: E731
+        replay(reexec.journal)
+        if reexec is not None
+        else replay_with_extent(state.journal.read(), state.journal_extent.read())
     )
     files = (state.state_files, state.run_files)
     usable = state.edited(written)

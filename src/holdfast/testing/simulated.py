@@ -223,6 +223,8 @@ class SimulatedAppendFile:
 
     def __init__(self, raw: bytes = b"", *, room_bytes: int | None = None) -> None:
         self.raw = raw
+        self.earlier = b""
+        """The last whole content before it was rewritten."""
         self.room_bytes = room_bytes
         self.size_bytes = len(raw)
 
@@ -236,12 +238,26 @@ class SimulatedAppendFile:
 
     def replace(self, raw: bytes) -> None:
         self._need(len(raw))
+        self.earlier = self.raw
         self.raw = raw
         self.size_bytes = len(raw)
 
     def _need(self, size_bytes: int) -> None:
         if self.room_bytes is not None and size_bytes > self.room_bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class SimulatedRecord:
+    """A `FixedRecord` in memory."""
+
+    def __init__(self) -> None:
+        self.raw = b""
+
+    def read(self) -> bytes:
+        return self.raw
+
+    def write(self, raw: bytes) -> None:
+        self.raw = raw
 
 
 class SimulatedOpenFiles:

@@ -20,7 +20,6 @@ from random import Random
 import msgspec
 
 from holdfast.lease_wiring import WATCHDOG_FD_NAME
-from holdfast.manager.journal import replay
 from holdfast.testing.cluster import Cluster
 from holdfast.testing.machine import Machine
 from holdfast.testing.machine_ports import MachineState, StateFile
@@ -30,6 +29,8 @@ FULL_MAX_S = 20.0
 """How long a disk stays full: longer than the daemon takes to start and to serve."""
 RIVAL_SOON_S, RIVAL_MAX_S = 1.5, 15.0
 """After a start, how late another virtual machine wants the disk: before and after what was left is accounted for."""
+SEEMINGLY_WHOLE = 0.25
+"""Of the journals that are damaged, how many still replay without a fault."""
 MEMBERS_MAX = 2
 """Of the copies of an incarnation that are damaged at once; the third one stays."""
 
@@ -62,6 +63,8 @@ class StateDamage:
         self._world = cluster.world
         self._plagues = plagues
         self._random = random
+        self._backups = _beside(random)
+        """For what looks whole: of its own, so that other kinds strike as they did."""
         self._stopped = False
         if plagues.rate:
             cluster.before_start = self._before_start
@@ -129,9 +132,27 @@ class StateDamage:
 
     def _damage_journal(self, machine: Machine, state: MachineState) -> None:
         what, damaged = self._random.choice(JOURNAL_DAMAGES)
+        raw = damaged(state.journal.raw, self._random)
+        if self._backups.random() < SEEMINGLY_WHOLE:
+            what, raw = self._seemingly_whole(state)
         self._tell(machine, f"its journal is {what}")
-        state.journal.raw = _not_seemingly_whole(damaged(state.journal.raw, self._random))
-        state.journal.size_bytes = len(state.journal.raw)
+        state.journal.raw = raw
+        state.journal.size_bytes = len(raw)
+
+    def _seemingly_whole(self, state: MachineState) -> tuple[str, bytes]:
+        """A journal that replays without a fault; the extent beside it is as it was, or lost as well."""
+        raw = state.journal.raw
+        if self._backups.random() < 0.3:
+            state.journal_extent.raw = self._backups.choice(
+                (b"", _flipped(state.journal_extent.raw, self._backups))
+            )
+        match self._backups.randrange(3):
+            case 0 if state.journal.earlier:
+                return "the one before it was rewritten last", state.journal.earlier
+            case 1:
+                return "as it was, and its extent may be lost", raw
+            case _:
+                return "cut between two appends", _cut_between_appends(raw, self._backups)
 
     def _damage_copies(self, machine: Machine, where: str, files: dict[str, StateFile]) -> None:
         for lockspace, file in files.items():
@@ -186,6 +207,13 @@ class StateDamage:
             daemon.process.spawn(self._random.choice(in_use).rival())
 
 
+def _beside(random: Random) -> Random:
+    """Another generator, drawn without a draw from this one."""
+    copy = Random()
+    copy.setstate(random.getstate())
+    return Random(copy.random())
+
+
 # --- journals ---
 
 Damaged = Callable[[bytes, Random], bytes]
@@ -193,15 +221,6 @@ Damaged = Callable[[bytes, Random], bytes]
 
 def _lines(raw: bytes) -> list[bytes]:
     return raw.splitlines(keepends=True)
-
-
-def _not_seemingly_whole(raw: bytes) -> bytes:
-    """A journal that is cut exactly between two appends can't be told from a whole one, which the argument excludes by
-    assumption: so a cut takes away a little more.
-    """
-    if raw.endswith(b"]\n") and replay(raw).is_whole and b"another-boot" not in raw:
-        return raw[:-2]
-    return raw
 
 
 def _nothing(raw: bytes, random: Random) -> bytes:
@@ -241,6 +260,13 @@ def _cut(raw: bytes, random: Random) -> bytes:
 def _cut_between_lines(raw: bytes, random: Random) -> bytes:
     lines = _lines(raw)
     return b"".join(lines[: random.randrange(len(lines))])
+
+
+def _cut_between_appends(raw: bytes, random: Random) -> bytes:
+    """Its last lines are gone, and the last one left is a checksum that fits."""
+    lines = _lines(raw)
+    ends = [n for n, line in enumerate(lines) if line.startswith(b'["sum"')]
+    return b"".join(lines[: random.choice(ends) + 1]) if ends else raw
 
 
 def _flipped(raw: bytes, random: Random) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 
 import pytest
 from hypothesis import example, given
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from holdfast.manager import journal as jn
 from holdfast.manager.journal import Journal, SavedState, path_of, replay, text_of
+from holdfast.manager.journal_extent import RECORD_BYTES, Extent, decode_extent, encode_extent
 from holdfast.model import Mode, Resource
-from holdfast.testing.simulated import SimulatedAppendFile
+from holdfast.testing.simulated import SimulatedAppendFile, SimulatedRecord
 
 TEXTS = st.binary(max_size=12).map(lambda b: b.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
 IDS = st.integers(1, 4)
@@ -240,6 +242,124 @@ def test_line_that_makes_the_journal_too_long_is_not_lost_in_its_rewrite() -> No
         state += fresh
         assert number in replay(file.raw[-4096:]).locks or number in journal.load().locks
     assert len(journal.load().locks) == jn.COMPACT_LINES_MIN + 9
+
+
+# --- the extent beside it ---
+
+
+class Kept:
+    """One journal and its extent, as several daemons write them."""
+
+    def __init__(self) -> None:
+        self.file, self.record = SimulatedAppendFile(), SimulatedRecord()
+        self.state: list[jn.Line] = []
+
+    def daemon(self, boot: str = "boot-1") -> tuple[Journal, SavedState]:
+        journal = Journal(
+            self.file, boot=boot, host="alpha", snapshot=lambda: list(self.state), extent=self.record
+        )
+        saved = journal.load()
+        journal.compact()
+        return journal, saved
+
+    def doubt(self) -> str:
+        return self.daemon()[1].doubt
+
+
+def kept(claims: int = 3) -> Kept:
+    """A daemon that was killed after so many appends."""
+    k = Kept()
+    journal, _ = k.daemon()
+    for number in range(1, claims + 1):
+        journal.append(*claim(number, number, f"/{number}"))
+    return k
+
+
+def ends(raw: bytes) -> list[int]:
+    """Where an append ends: what is cut there replays without a fault."""
+    lines, at = raw.splitlines(keepends=True), 0
+    found = []
+    for line in lines:
+        at += len(line)
+        if line.startswith(b'["sum",') and not line.startswith(b'["sum",0]'):
+            found.append(at)
+    return found
+
+
+def test_journal_that_lost_whole_appends_is_not_whole() -> None:
+    raw = kept().file.raw
+    *cuts, whole = ends(raw)
+    assert whole == len(raw)
+    for at in cuts:
+        k = kept()
+        k.file.raw = raw[:at]
+        assert replay(k.file.raw).is_whole, "it looks whole by itself"
+        assert "its end is missing" in k.doubt()
+
+
+def test_older_copy_of_a_journal_is_not_whole() -> None:
+    k = kept()
+    older = k.file.raw
+    k.daemon()
+    k.file.raw = older
+    assert "an older copy" in k.doubt()
+    assert k.doubt() == "", "what was believed of it stands in the next one"
+
+
+def test_daemon_that_was_killed_before_it_wrote_the_extent_leaves_a_whole_journal() -> None:
+    k = kept(2)
+    before = k.record.raw
+    further = kept(3)
+    further.record.raw = before
+    assert further.doubt() == ""
+    rewritten = kept(2)
+    rewritten.daemon()
+    rewritten.record.raw = before
+    assert rewritten.doubt() == ""
+
+
+@pytest.mark.parametrize("raw", [b"", b"?", b'["boot-1",1,0,7]', encode_extent(Extent("boot-0", 1, 0))])
+def test_extent_that_is_lost_leaves_doubt(raw: bytes) -> None:
+    k = kept()
+    k.record.raw = raw
+    assert "journal.extent" in k.doubt()
+
+
+def test_journal_of_an_older_release_is_whole_unless_a_daemon_of_today_ran_after_it() -> None:
+    k = Kept()
+    k.file.raw = journal_on(SimulatedAppendFile()).image(claim(1, 1, "/a"))
+    older = k.file.raw
+    assert k.doubt() == ""
+    k.file.raw = older
+    assert "an older copy" in k.doubt()
+
+
+def test_extent_that_cannot_be_written_costs_no_claim_and_leaves_no_doubt() -> None:
+    k = kept()
+
+    def fail(raw: bytes) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    write, k.record.write = k.record.write, fail  # type: ignore[method-assign]
+    journal, _ = k.daemon()
+    journal.append(*claim(9, 9, "/9"))
+    k.record.write = write  # type: ignore[method-assign]
+    k.record.raw = b""
+    _, saved = k.daemon()
+    assert saved.doubt == ""
+    assert 9 in saved.locks
+
+
+def test_each_extent_replaces_the_one_before_exactly() -> None:
+    for size_bytes in (0, 1 << 62):
+        raw = encode_extent(Extent("0" * 36, 1 << 40, size_bytes))
+        assert len(raw) == RECORD_BYTES
+        assert decode_extent(raw) == Extent("0" * 36, 1 << 40, size_bytes)
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_no_extent(raw: bytes) -> None:
+    assert decode_extent(raw) is None
 
 
 def test_rewrite_that_fails_leaves_the_old_journal_in_use() -> None:

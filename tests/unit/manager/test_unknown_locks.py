@@ -32,6 +32,38 @@ def damage_owner_line(w: World) -> None:
     w.file.replace(raw.replace(b'["owner",', b'["ow er",'))
 
 
+@pytest.mark.parametrize("lives", [True, False])
+def test_older_journal_does_not_free_what_another_process_has_taken_since(
+    tmp_path: Path, lives: bool
+) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk("indirect/disk.img")
+        first = w.owner(VM, "web1")
+        await w.manager.acquire(first, want(disk))
+        older = w.file.read()
+        await w.manager.release(first, Resource("", disk))
+        w.processes.end(VM)
+        await w.manager.acquire(w.owner(OTHER, "db1"), want(disk))
+        w.crash()
+        w.file.replace(older)
+        if not lives:
+            w.processes.end(OTHER)
+        w = await restarted(w, tmp_path)
+        lock = w.manager.table.named(Resource("", disk))
+        assert (lock is not None) is lives
+        if lock is not None:
+            (owner,) = [w.manager.owners.get(i) for i in lock.claims]
+            assert owner is not None
+            assert (owner.pid, owner.name.name, owner.unknown) == (OTHER, "db1", None)
+            assert [lock.claims.keys() for lock in w.saved().locks.values()] == [{owner.id}]
+            w.processes.end(OTHER)
+            await settle()
+            assert w.manager.table.named(Resource("", disk)) is None
+
+    run(scene)
+
+
 async def unknown_lock(tmp_path: Path, *, mode: Mode = Mode.EXCLUSIVE) -> tuple[World, str]:
     """A VM held a disk; the daemon was killed, and the line that says whose it is can't be read."""
     w = World(tmp_path)

@@ -1,0 +1,66 @@
+"""How far the journal was written, kept beside it: one that lost whole appends, or an older copy of it, looks whole.
+
+    RUN_DIR/journal          ["sum",0] ["start",1,BOOT,…] ["series",7] … ["sum",…] │ append │ append
+    RUN_DIR/journal.extent   ["BOOT",7,BYTES,CRC]                                           ↑ written after each, in place
+
+Each rewriting of the journal begins a series. A daemon may be killed after it wrote the journal and before it wrote the
+extent, so a journal that goes further than its extent is right. One that does not go as far, or is of an earlier series,
+lost something, nobody knows what. A journal without a series is one of an older daemon, which keeps no extent: it counts
+as whole, unless an extent of the same boot shows that a daemon of today ran after it.
+
+Both files are in RUN_DIR. An older copy of all of RUN_DIR is not seen here (docs/safety.md).
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import msgspec
+
+RECORD_BYTES = 128
+
+
+class Extent(msgspec.Struct, frozen=True, array_like=True):
+    """``size_bytes``: how long the journal of that boot and series was."""
+
+    boot: str
+    series: int
+    size_bytes: int
+
+
+class _Checked(Extent, frozen=True, array_like=True):
+    crc: int
+    """zlib.crc32 of the extent alone."""
+
+
+def encode_extent(extent: Extent) -> bytes:
+    """`RECORD_BYTES` of them, padded with spaces: each one replaces the one before exactly."""
+    crc = zlib.crc32(msgspec.json.encode(extent))
+    raw = msgspec.json.encode(_Checked(extent.boot, extent.series, extent.size_bytes, crc))
+    return raw.ljust(RECORD_BYTES - 1) + b"\n"
+
+
+def decode_extent(raw: bytes) -> Extent | None:
+    """None if there is none, or if it is damaged."""
+    try:
+        found = msgspec.json.decode(raw, type=_Checked)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    extent = Extent(found.boot, found.series, found.size_bytes)
+    return extent if found.crc == zlib.crc32(msgspec.json.encode(extent)) else None
+
+
+def what_is_missing(boot: str, series: int, size_bytes: int, record: bytes) -> str:
+    """Why a journal that looks whole is not; empty if it is. ``series``: 0 if it has none; ``record``: the extent beside it,
+    empty if there is none.
+    """
+    extent = decode_extent(record)
+    if extent is None:
+        return "the record of how far it goes, journal.extent, is missing or damaged" if series else ""
+    if extent.boot != boot:
+        return "the record of how far it goes, journal.extent, is of another boot" if series else ""
+    if series < extent.series:
+        return f"it is an older copy: series {series}, and the last one was {extent.series}"
+    if series == extent.series and size_bytes < extent.size_bytes:
+        return f"its end is missing: it had {extent.size_bytes} bytes and has {size_bytes}"
+    return ""
