@@ -20,6 +20,7 @@ from holdfast.backends.base import (
     HeldElsewhere,
     LeftBehind,
     MayBeShared,
+    MayHaveSharers,
     Moved,
     SavedLock,
     TakeOutcome,
@@ -396,6 +397,33 @@ def test_share_is_kept_although_a_cut_journal_says_exclusive(tmp_path: Path) -> 
         assert isinstance(again, MayBeShared)
         assert again.is_shared
         assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
+        await again.release()
+
+    play(scene)
+
+
+def test_lease_beside_which_others_share_is_asked_for_when_it_is_taken_up(tmp_path: Path) -> None:
+    """It may have been won by a daemon that was killed before it asked them (a residue of seed 4145)."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        sharing = assert_held(await take(s.two, s.world(), Mode.SHARED))
+        at = GEOMETRIES[0].host_block_offset_bytes(2)
+        shared = s.lease_file.read_bytes()[at : at + 512]
+        await sharing.release()
+        saved, held = await taken_and_saved(s.world())
+        held.forget()
+        with s.lease_file.open("r+b") as f:
+            f.seek(at)
+            f.write(shared)
+        before = s.lease_file.read_bytes()
+        again = assert_held(await twin(s.alpha).backend(s.directory).adopt(saved, None))
+        for timestamp, unasked in ((102, True), (0, False)):
+            s.beta.write_record(timestamp=timestamp)  # host 2 lives, then leaves
+            assert isinstance(again, MayHaveSharers)
+            await again.ask_sharers()
+            assert again.sharers_unasked is unasked
+            assert s.lease_file.read_bytes() == before, "a VM may have it, so nothing is let go"
         await again.release()
 
     play(scene)

@@ -211,6 +211,17 @@ class MayBeShared(Protocol):
 
 
 @runtime_checkable
+class MayHaveSharers(Protocol):
+    """A held lock that an earlier daemon may have won, and never asked for whether other hosts share it."""
+
+    @property
+    def sharers_unasked(self) -> bool: ...
+
+    async def ask_sharers(self) -> None:
+        """Clears `sharers_unasked` if it is proven that no living host shares it."""
+
+
+@runtime_checkable
 class NotesOwner(Protocol):
     """A held lock whose owner stands beside it, in a lease's note or in an owner record."""
 

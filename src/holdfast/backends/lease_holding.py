@@ -40,7 +40,13 @@ from holdfast.protocol.holders import (
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested
-from holdfast.protocol.paxos_lease import AcquireOutcome, acquire_exclusive, acquire_shared, upgrade
+from holdfast.protocol.paxos_lease import (
+    AcquireOutcome,
+    acquire_exclusive,
+    acquire_shared,
+    living_sharers,
+    upgrade,
+)
 from holdfast.protocol.paxos_outcomes import AlreadyShared, InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import (
     TAKEN_OUT,
@@ -57,7 +63,7 @@ from holdfast.protocol.paxos_release import (
 )
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.protocol.ports import Chance
-from holdfast.protocol.words import IoFailed
+from holdfast.protocol.words import Generation, HostId, IoFailed
 from holdfast.system.clock import Clock
 from holdfast.system.errands import Errands, GivenUp, HomeClock
 
@@ -142,6 +148,10 @@ class Holding:
         self.lease: Lease | None = None
         self.trouble = ""
         """Why giving it up has not worked yet."""
+        self.sharers_unasked: dict[HostId, Generation] = {}
+        """Shared holds beside our leader, when it was taken up. The daemon that won it was killed, perhaps before it asked
+        whether they stand; a VM may have it, or nobody was ever granted it.
+        """
         self.promise: Promise | None = None
         """What our block says about the next version, once it is given up (`Released`)."""
         self._ports = ports
@@ -258,7 +268,17 @@ class Holding:
             # The journal may say less: a conversion was under way, or it was cut. A VM may
             # write already, so nothing is let go; it ends with the lock.
             self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)
+            holders = _holders(seen)
+            shared = claims_against(holders, self._term)
+            self.sharers_unasked = {claim.term[0]: claim.term[1] for claim in shared}
         return self.lease
+
+    async def ask_sharers(self) -> None:
+        """See `MayHaveSharers`; storage that is silent says nothing."""
+        clock = self._clock
+        work = living_sharers(self.area, self.member, clock, self.sharers_unasked)
+        if await self._ports.answer(work, self.member.io_timeout_s) == {}:
+            self.sharers_unasked = {}
 
     def _shared(self, seen: Snapshot) -> Lease:
         """Our shared hold as it stands; the daemon may have been killed before it had freed the leader."""

@@ -90,6 +90,15 @@ class HeldLease:
         lease = self._holding.lease
         return lease is not None and lease.mode is LeaseMode.SHARED
 
+    @property
+    def sharers_unasked(self) -> bool:
+        """See `MayHaveSharers`."""
+        return bool(self._holding.sharers_unasked)
+
+    async def ask_sharers(self) -> None:
+        """See `MayHaveSharers`."""
+        await self._holding.ask_sharers()
+
     async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
         holding = self._holding
         if holding.unsettled or holding.lease is None:

@@ -552,7 +552,11 @@ class LockManager:
                 return None
             lock = self.table.of_lock_file(candidate.keys[0]) if candidate.keys else None
             await candidate.abandon()
-        if lock is None or self.turns.taken(lock) or not await self.unknown.adopt(owner, resource, lock):
+        if (
+            lock is None
+            or self.turns.taken(lock)
+            or not await self.unknown.adopt(owner, resource, lock, to_release=True)
+        ):
             return None
         return self.table.named(resource)
 

@@ -6,7 +6,8 @@ owner, becomes a lock of an *unknown owner*. Nobody is refused less because of i
 
 Three things end it:
 
-    attributed   a note names process and start time, and that process lives: it is the owner, at once
+    attributed   a note names process and start time, and that process lives: it is the owner, at once; of a lease beside
+                 which other hosts have shared holds, when those are proven to be over
     adopted      the asking owner of an ACQUIRE or RELEASE is that process; or the named process is over, the asker has
                  the disk open or libvirt's status file lists the disk for it, and no other process has it open. If the
                  asker has neither, the lock is settled for it at once, and it has to acquire it
@@ -24,7 +25,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 
-from holdfast.backends.base import Held, NotesOwner
+from holdfast.backends.base import Held, MayHaveSharers, NotesOwner
 from holdfast.errors import Refused
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
@@ -138,7 +139,7 @@ class UnknownLocks:
         lock_id: int = 0,
     ) -> HostLock:
         """Enter a lock that was found held and that no claim accounts for."""
-        owner = self.attributed(name, evidence)
+        owner = self.owner(name, evidence) if _is_unasked(held) else self.attributed(name, evidence)
         lock: HostLock = Lock(
             lock_id=lock_id or self._table.next_id(),
             backend=backend,
@@ -202,7 +203,7 @@ class UnknownLocks:
         """What stands beside a lock that was taken again may attribute its unknown claims: a note names its process."""
         held = lock.held
         notes: object = held
-        if not isinstance(notes, NotesOwner) or not self._unknown_claimants(lock):
+        if not isinstance(notes, NotesOwner) or not self._unknown_claimants(lock) or _is_unasked(notes):
             return
         process, name, disk = await notes.noted_owner()
         if process is None or lock.held is not held:
@@ -227,7 +228,8 @@ class UnknownLocks:
         if process is None or process in ended or not self._owners.process_lives(process):
             return False
         why = f"its note names process {process.pid}, and the journal others, which have ended"
-        owner = self.attributed(name, Evidence(why=why, process=process, disk=disk))
+        evidence = Evidence(why=why, process=process, disk=disk)
+        owner = self.owner(name, evidence) if _is_unasked(held) else self.attributed(name, evidence)
         for former, names in [(i, dict(names)) for i, names in lock.claims.items()]:
             for resource, mode in names.items():
                 self._table.claim(lock, owner.id, resource, mode)
@@ -246,13 +248,15 @@ class UnknownLocks:
 
     # --- adopted by whoever asks ---
 
-    async def adopt(self, asker: Owner, resource: Resource, lock: HostLock) -> bool:
+    async def adopt(
+        self, asker: Owner, resource: Resource, lock: HostLock, *, to_release: bool = False
+    ) -> bool:
         """Give a lock's unknown claims to the asking owner if they are proven to be its own; end those that are proven to be
         over. Whether any were.
 
         Its own are never let go on the way. What is over is: a lease may have been won by a daemon that was killed before
         it had asked whether other hosts share it, so whoever wants it now has to win it. With a claim of a known owner on
-        it, nothing is changed.
+        it, nothing is changed. Raises `Refused` for a lease that other hosts may share, unless it is only given up.
         """
         claimants = [
             owner for i in lock.claims if i != asker.id and (owner := self._owners.get(i)) is not None
@@ -260,11 +264,17 @@ class UnknownLocks:
         if not claimants or lock.stands_for or any(owner.unknown is None for owner in claimants):
             return False
         own: list[Owner] = []
+        await self._ask_sharers(lock)
         for owner in claimants:
             match await self._relation(asker, resource, lock, owner):
                 case Relation.NONE:
                     return False
                 case Relation.SAME:
+                    if _is_unasked(lock.held) and not to_release:
+                        raise Refused(
+                            reason=f"{resource.name} is held since an earlier daemon was killed, maybe before it had "
+                            "asked whether other hosts share the lease; some still seem to, so it is not handed out"
+                        )
                     own.append(owner)
                 case Relation.OVER:
                     pass
@@ -331,10 +341,19 @@ class UnknownLocks:
             if self._is_closing() or not len(self):
                 break
             pause_s = min(2 * pause_s, SETTLE_S_MAX)
+            for lock in self.locks:
+                if _is_unasked(lock.held):
+                    await self._ask_sharers(lock)
+                    await self.read_note(lock)
             for owner in self._owners:
                 if owner.unknown is not None and not owner.gone and await self._is_over(owner):
                     self._settled(owner, "no process of this host has its disks open")
         self._settling = False
+
+    async def _ask_sharers(self, lock: HostLock) -> None:
+        held: object = lock.held
+        if isinstance(held, MayHaveSharers) and held.sharers_unasked:
+            await held.ask_sharers()
 
     async def _is_over(self, owner: Owner) -> bool:
         """Whether it is proven that whoever it was has ended."""
@@ -412,6 +431,11 @@ class UnknownLocks:
             if owner is not None and owner.unknown is not None:
                 self._settled(owner, f"by {operator}'s word")
         return f"{shown} is settled"
+
+
+def _is_unasked(held: object) -> bool:
+    """Whether other hosts may share it: its owner can't be shown to have been granted it."""
+    return isinstance(held, MayHaveSharers) and held.sharers_unasked
 
 
 def _disk_keys(lock: HostLock) -> list[FileKey]:

@@ -91,7 +91,7 @@ async def acquire_exclusive(
     if not isinstance(won, Won):
         return won
     lease = Lease(Mode.EXCLUSIVE, won.leader, won.own, owns_leader=True)
-    living = await _living_sharers(area, member, clock, won.sharers, attested)
+    living = await living_sharers(area, member, clock, won.sharers, attested)
     if living == {}:
         return lease if member.may_write() else InDoubt(LockspaceLost(), won.own, NO_MODE)
     released = await release(area, member, clock, lease)
@@ -136,7 +136,7 @@ def _held_for_a_moment(leader: Leader) -> bool:
     return leader.short_hold or leader.write_id != leader.owner_id
 
 
-async def _living_sharers(
+async def living_sharers(
     area: LeaseArea,
     member: Membership,
     clock: Clock,
@@ -184,7 +184,7 @@ async def upgrade(
     if not isinstance(won, Won):
         return won
     exclusive = Lease(Mode.EXCLUSIVE, won.leader, won.own, owns_leader=True)
-    living = await _living_sharers(area, member, clock, won.sharers)
+    living = await living_sharers(area, member, clock, won.sharers)
     if living != {}:
         back = await downgrade(area, member, clock, exclusive)
         if isinstance(back, DowngradeFailed):

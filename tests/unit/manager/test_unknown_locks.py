@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.manager.test_lock_manager import restarted
 from tests.unit.manager.world import World, locked, run, want
 
+from holdfast.backends.base import NotedOwner
 from holdfast.errors import Refused, ResourceBusy
 from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
@@ -141,6 +143,60 @@ def test_owner_that_has_the_disk_open_adopts_its_unknown_lock(tmp_path: Path, ho
         await w.manager.release(owner, Resource("", disk))
         assert not locked(disk)
         assert ev.ADOPTED in [e.kind for e in w.events.recent()]
+
+    run(scene)
+
+
+class _PerhapsShared:
+    """A held lock beside which other hosts may share the disk."""
+
+    def __init__(self, held: Any) -> None:
+        self._held = held
+        self.sharers_unasked = True
+        self.others_live = True
+
+    async def ask_sharers(self) -> None:
+        self.sharers_unasked = self.others_live
+
+    async def noted_owner(self) -> NotedOwner:
+        return NotedOwner(ProcessId(VM, VM), OwnerName("web1"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._held, name)
+
+
+def test_lock_that_others_may_share_is_nobodys_before_they_are_asked(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        lock = w.manager.table.named(Resource("", disk))
+        assert lock is not None
+        held: Any = _PerhapsShared(lock.held)
+        lock.held = held
+        owner = w.owner(VM, "web1")
+        with pytest.raises(Refused, match="share the lease"):
+            await w.manager.acquire(owner, want(disk))
+        await w.clock.advance(30)
+        assert len(w.manager.unknown) == 1, (
+            "the process that its note names lives, and may never have been granted it"
+        )
+        held.others_live = False
+        await w.clock.advance(30)
+        assert len(w.manager.unknown) == 0
+        await w.manager.acquire(owner, want(disk))
+        assert list(lock.claims) == [owner.id]
+
+    run(scene)
+
+
+def test_lock_that_others_may_share_can_be_given_up(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        lock = w.manager.table.named(Resource("", disk))
+        assert lock is not None
+        held: Any = _PerhapsShared(lock.held)
+        lock.held = held
+        await w.manager.release(w.owner(VM, "web1"), Resource("", disk))
+        assert not locked(disk)
 
     run(scene)
 
