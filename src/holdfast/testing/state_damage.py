@@ -281,7 +281,10 @@ def _with_start(change: Callable[[list[object]], None]) -> Damaged:
 
     def damaged(raw: bytes, random: Random) -> bytes:
         lines = [line for line in _lines(raw) if not line.startswith(b'["sum"')]
-        start: list[object] = msgspec.json.decode(lines[0], type=list)
+        try:
+            start: list[object] = msgspec.json.decode(lines[0], type=list)
+        except (IndexError, msgspec.DecodeError):
+            return raw  # damaged before, and not rewritten since
         change(start)
         body = b"".join([msgspec.json.encode(start) + b"\n", *lines[1:]])
         return b'%b["sum",%d]\n' % (body, zlib.crc32(body))
