@@ -47,7 +47,7 @@ class DirectoryTrust:
 
 def untrusted(directory: str, writers: Writers) -> tuple[str, str]:
     """What is wrong with it, and the fix, for people."""
-    text = f"{writers.who} may write in {directory}, and whoever removes a file there lets another host have the disk"
+    text = f"{writers.who} may write in {directory}; a file that one of them removes there lets another host have the disk"
     quoted = shlex.quote(directory)
     return (
         text,
