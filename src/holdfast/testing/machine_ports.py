@@ -155,6 +155,10 @@ class MachineState:
             self.copied(fd, DAEMON)
         return Inherited(list(self.store.named), close=lambda fd: self.close_copy(fd, DAEMON))
 
+    @property
+    def boot(self) -> str:
+        return f"{self.machine.name}-{self.machine.boots}"
+
     def copies(self) -> list[StateFile]:
         """Every copy of an incarnation."""
         return [*self.state_files.values(), *self.run_files.values()]
@@ -369,7 +373,7 @@ def managed_ports(
     return SystemPorts(
         pid=1,
         uid=0,
-        identity=HostIdentity(machine.name, f"{machine.name}-{machine.boots}", machine.name),
+        identity=HostIdentity(machine.name, state.boot, machine.name),
         clock=clock,
         processes=state.processes,
         domains=domains,

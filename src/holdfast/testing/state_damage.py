@@ -5,9 +5,9 @@
     after a kill     the descriptor store forgets the watchdog
     after a start    another virtual machine of this host wants a disk that is in use
 
-One of the three copies of an incarnation (state_dir, RUN_DIR, journal) stays as it is: a host that has lost all of them
-and its journal does not know that it ever ran. Drawn from a generator of its own, so that a seed without any of it plays
-what it played before.
+One of the three copies of an incarnation (state_dir, RUN_DIR, journal) stays right, over several starts too: a host that
+has lost all of them and its journal does not know that it ever ran. Drawn from a generator of its own, so that a seed
+without any of it plays what it played before.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from random import Random
 import msgspec
 
 from holdfast.lease_wiring import WATCHDOG_FD_NAME
+from holdfast.manager.journal import replay
+from holdfast.supervision.host_terms import Term, encode_term
+from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.testing.cluster import Cluster
 from holdfast.testing.machine import Machine
 from holdfast.testing.machine_ports import MachineState, StateFile
@@ -127,8 +130,24 @@ class StateDamage:
             if self._strikes():
                 members.append(lambda name=name, files=files: self._damage_copies(machine, name, files))  # type: ignore[misc]
         self._random.shuffle(members)
+        known = {name: self._newest(state, name) for name in state.run_files}
         for damage in members[:MEMBERS_MAX]:
             damage()
+        for name, term in known.items():
+            # What a start damaged stays so if that daemon is killed before it writes: the last copy is not damaged as well.
+            if term is not None and self._newest(state, name) != term:
+                file = state.run_files[name]
+                file.raw = file.written = encode_term(term).encode()
+
+    @staticmethod
+    def _newest(state: MachineState, lockspace: str) -> Term | None:
+        """What the copies say that this machine's incarnation is, the journal's among them."""
+        files = [
+            StateFile() if lockspace not in each else each[lockspace]
+            for each in (state.state_files, state.run_files)
+        ]
+        carried = replay(state.journal.raw).incarnations.get(lockspace, b"")
+        return IncarnationCopies(lockspace, files, lambda: [carried]).newest(state.boot)
 
     def _damage_journal(self, machine: Machine, state: MachineState) -> None:
         what, damaged = self._random.choice(JOURNAL_DAMAGES)
