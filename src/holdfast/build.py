@@ -30,6 +30,7 @@ from holdfast.manager.journal import Journal
 from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lease_recovery import LeaseRecovery, Loss
+from holdfast.manager.lease_rereading import LeaseRereading
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_search import LockSearch
 from holdfast.manager.lockspaces import Lockspaces
@@ -120,6 +121,7 @@ class Parts:
     lease_calls: LeaseSpaceCalls
     recovery: Recovery
     collector: LeaseCollector
+    rereading: LeaseRereading
     breaker: LeaseBreaker
     inspection: Inspection
     virtlockd: VirtlockdFrontend
@@ -224,6 +226,7 @@ def build(
         ),
         recovery=recovery,
         collector=collector,
+        rereading=LeaseRereading(manager, recovery, clock=clock, round_s=ports.leases.reread_s),
         breaker=breaker,
         inspection=Inspection(manager, files=ports.lockspace_files, storage=ports.storage, host=host),
         virtlockd=virtlockd,
@@ -282,7 +285,7 @@ def _connect(
                 backends=leases.backends_of(keeper),
                 timing=keeper.timing,
                 lost_at=Instant(keeper.lost_at or 0.0),
-                renewed_at=None if keeper.renewed_at is None else Instant(keeper.renewed_at),
+                renewed_at=None if keeper.grace_from is None else Instant(keeper.grace_from),
                 on_all_gone=partial(users_gone, keeper),
             )
         )

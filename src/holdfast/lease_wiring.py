@@ -71,6 +71,10 @@ class LeaseHostPorts:
     chance: Chance
     token: Callable[[], str]
     """Random digits for a name that no other host and no earlier term has used."""
+    generation_min: Callable[[], int]
+    """The least generation of a claim that is made now: seconds since 1970."""
+    reread_s: float
+    """Within so long each held lease is read again; 0: never."""
 
 
 class StoredWatchdog:
@@ -193,6 +197,7 @@ class LeaseHost:
             lease_writes=partial(ports.writes_in_flight, spec.name),
             spawn=tasks.start,
             news=KeeperNews(on_joined=self._joined, on_lost=self._lost, on_over=self._over),
+            generation_min=ports.generation_min,
             may_start=partial(self._why_not_start, spec.name),
             is_in_doubt=lambda: self._in_doubt(backends),
         )

@@ -35,6 +35,7 @@ def begin(parts: Parts) -> None:
 def account_for_left_behind(parts: Parts) -> None:
     """After `begin`. Not earlier: every lock that is to be held again has to stand in the table."""
     parts.collector.begin()
+    parts.rereading.begin()
 
 
 async def reload(

@@ -14,6 +14,7 @@ from typing import Any
 from holdfast.build import SystemPorts
 from holdfast.config import Config
 from holdfast.lease_wiring import LeaseHostPorts, lane_of_leases
+from holdfast.manager.lease_rereading import ROUND_S
 from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
 from holdfast.supervision.presence import WatchdogChoice
 from holdfast.system import tasks
@@ -103,6 +104,8 @@ def lease_host_ports(copy_dirs: Sequence[str]) -> LeaseHostPorts:
         identities=SystemDiskIdentities(),
         chance=SystemRandom(),
         token=partial(secrets.token_hex, TOKEN_DIGITS // 2),
+        generation_min=lambda: int(time.time()),
+        reread_s=ROUND_S,
     )
 
 

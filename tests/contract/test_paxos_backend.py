@@ -22,6 +22,7 @@ from holdfast.backends.base import (
     MayBeShared,
     MayHaveSharers,
     Moved,
+    Rereadable,
     SavedLock,
     TakeOutcome,
 )
@@ -425,6 +426,44 @@ def test_lease_beside_which_others_share_is_asked_for_when_it_is_taken_up(tmp_pa
             assert again.sharers_unasked is unasked
             assert s.lease_file.read_bytes() == before, "a VM may have it, so nothing is let go"
         await again.release()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("mode", [Mode.EXCLUSIVE, Mode.SHARED])
+def test_lease_area_that_is_restored_under_its_holder_is_seen(tmp_path: Path, mode: Mode) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
+        older = s.lease_file.read_bytes()
+        held = assert_held(await take(s.one, s.world(), mode))
+        assert isinstance(held, Rereadable)
+        assert await held.why_not_held() == ""
+        s.lease_file.write_bytes(older)
+        assert await held.why_not_held()
+        held.forget()
+        assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+def test_late_leader_of_another_host_takes_no_lease_away(tmp_path: Path) -> None:
+    """It was given up, and landed on top of ours: the next ballot brings ours forward (ADR 0120)."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        theirs = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+        late = s.lease_file.read_bytes()[:512]
+        await theirs.release()
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        with s.lease_file.open("r+b") as f:
+            f.write(late)
+        assert isinstance(held, Rereadable)
+        assert await held.why_not_held() == ""
+        leader = s.leader()
+        with s.lease_file.open("r+b") as f:
+            f.write(replace(leader, lver=99).encode())
+        assert "its leader names host_id 2" in await held.why_not_held()
 
     play(scene)
 

@@ -222,6 +222,14 @@ class MayHaveSharers(Protocol):
 
 
 @runtime_checkable
+class Rereadable(Protocol):
+    """A held lock that stands on storage, where others may have overwritten it."""
+
+    async def why_not_held(self) -> str:
+        """Why storage does not say any more that this host holds it; empty if it does, or if storage is silent."""
+
+
+@runtime_checkable
 class NotesOwner(Protocol):
     """A held lock whose owner stands beside it, in a lease's note or in an owner record."""
 

@@ -311,6 +311,30 @@ class Holding:
     def _term(self) -> HostTerm:
         return self.member.host_id, self.member.generation
 
+    async def why_not_held(self) -> str:
+        """See `Rereadable`. Our block decides, for nobody else writes it: another host's leader of an older version may land
+        on top of ours at any time (ADR 0120), and takes nothing from us.
+        """
+        lease = self.lease
+        if lease is None or self._settling or not self.member.may_write():
+            return ""
+        host_id, timeout_s = self.member.host_id, self.member.io_timeout_s
+        seen = await self._ports.answer(self.area.glance(host_id, timeout_s), timeout_s)
+        if isinstance(seen, IoFailed) or self.lease is not lease or self._settling:
+            return ""
+        if isinstance(seen, Malformed):
+            return f"its sectors on storage can't be read: {seen}"
+        own, leader = seen.block(host_id), seen.leader
+        if lease.mode is LeaseMode.SHARED:
+            return "" if _is_shared_by(self.member, own) else "its shared hold is not on storage any more"
+        value = own.dblock.accepted
+        named = value is not None and (value.owner_id, value.generation) == self._term
+        if not named or own.dblock.lver != lease.lver or own.dblock.is_released:
+            return "this host's block of it is not what this host wrote last"
+        if leader.lver > lease.lver or (leader.lver == lease.lver and not self.member.owns(leader)):
+            return f"its leader names host_id {leader.owner_id} at version {leader.lver}"
+        return ""
+
     async def claims(self) -> list[HostTerm] | str:
         """The terms of other hosts that one read shows on it, or why that can't be said."""
         seen = await self._look()

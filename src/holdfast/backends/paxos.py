@@ -99,6 +99,10 @@ class HeldLease:
         """See `MayHaveSharers`."""
         await self._holding.ask_sharers()
 
+    async def why_not_held(self) -> str:
+        """See `Rereadable`."""
+        return await self._holding.why_not_held()
+
     async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
         holding = self._holding
         if holding.unsettled or holding.lease is None:

@@ -117,7 +117,7 @@ def hosts_of(raw: bytes, geometry: Geometry) -> dict[int, DeltaLease | Malformed
         if at + geometry.sector_bytes > len(raw):
             break
         record = DeltaLease.decode(raw[at : at + DeltaLease.BYTES])
-        if isinstance(record, Malformed) or record.owner_id or not record.is_free or record.generation:
+        if isinstance(record, Malformed) or not record.is_never_used:
             hosts[host_id] = record
     return hosts
 

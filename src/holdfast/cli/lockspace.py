@@ -117,6 +117,7 @@ def _init(
 ) -> None:
     from holdfast.cli import render, storage
     from holdfast.cli.index_areas import make_index, room_for_index
+    from holdfast.cli.lockspace_before import generation_above
     from holdfast.ondisk.rindex import SPACE_NAME_BYTES_MAX
     from holdfast.protocol import lockspace_area
     from holdfast.protocol.words import IoFailed
@@ -126,6 +127,7 @@ def _init(
     with storage.opened(path, writable=True, create=True) as disk:
         geometry = storage.choose_geometry(disk.facts, sector, align, hosts_max)
         overwritten = storage.require_room(disk, geometry, offset, force=force)
+        generation = generation_above(disk, offset, quiet=as_json)
         entries = 0
         if index is not None:
             entries = room_for_index(disk, geometry, offset, index, force=force)
@@ -133,7 +135,15 @@ def _init(
             make_index(disk, geometry, offset, name, entries)
         # What is there was looked at more closely than the protocol does, which knows lockspaces only.
         made = run_blocking(
-            lockspace_area.init(disk, offset, geometry, name, io_timeout_s=io_timeout, overwrite=True)
+            lockspace_area.init(
+                disk,
+                offset,
+                geometry,
+                name,
+                io_timeout_s=io_timeout,
+                generation=generation,
+                overwrite=True,
+            )
         )
         if isinstance(made, IoFailed):
             raise storage.failed(path, "cannot write", made)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from holdfast.backends.base import Backend, Held, HeldElsewhere, MayBeShared, Moved, SavedLock
+from holdfast.backends.base import Backend, Held, HeldElsewhere, MayBeShared, Moved, Rereadable, SavedLock
 from holdfast.errors import LockError, storage_failed
 from holdfast.manager import journal as jn
 from holdfast.manager.lock_table import Lock, LockTable
@@ -60,6 +60,22 @@ class LostLocks:
                 self._table.claim(lock, owner_id, resource, mode)
         lock.mode = max(m for names in lock.claims.values() for m in names.values())
         return lock
+
+    async def reread(self, lock: Lock[Held]) -> str:
+        """Give up a held lock that storage does not say is held; why, or empty if it is held. Nothing is written."""
+        return await self._turns.during((lock,), self._reread(lock))
+
+    async def _reread(self, lock: Lock[Held]) -> str:
+        held = lock.held
+        rereadable: object = held
+        if held is None or not isinstance(rereadable, Rereadable):
+            return ""
+        why = await rereadable.why_not_held()
+        if not why or lock.held is not held or not lock.claims:
+            return ""
+        held.forget()
+        lock.held, lock.lost_reason, lock.lost_for_certain = None, why, False
+        return why
 
     async def regain(self, lock: Lock[Held], fd: int | None = None) -> bool:
         """Hold a lost lock again: by the descriptor that was kept, or anew.  `lock.lost_reason` tells why not."""

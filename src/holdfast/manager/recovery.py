@@ -214,12 +214,13 @@ class Recovery:
                 if lock.claims and not self._manager.turns.taken(lock):
                     was_certain = lock.lost_for_certain
                     if await self._manager.lost.regain(lock):
-                        self._regained(lock)
+                        self.regained(lock)
                     elif lock.lost_for_certain and not was_certain:
                         self.lost(lock)
         self._retrying = False
 
-    def _regained(self, lock: HostLock) -> None:
+    def regained(self, lock: HostLock) -> None:
+        """Log and announce a lost lock that is held again."""
         about = ev.logged(ev.LOCK_REGAINED, None, next(lock.names(), None))
         log.warning("lock on %s is held again", lock.path, extra=about)
         for owner_id, names in lock.claims.items():

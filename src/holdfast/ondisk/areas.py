@@ -23,17 +23,22 @@ _MAGIC = struct.Struct("<I")
 
 
 def fresh_delta_lease(
-    geometry: Geometry, space_name: str, io_timeout_s: int = IO_TIMEOUT_DEFAULT_S
+    geometry: Geometry, space_name: str, io_timeout_s: int = IO_TIMEOUT_DEFAULT_S, generation: int = 0
 ) -> DeltaLease:
-    """The record of a host id that nobody has used yet."""
-    return DeltaLease(geometry=geometry, space_name=PaddedName.of(space_name), io_timeout_s=io_timeout_s)
+    """The record of a host id that nobody has used yet. `generation`: above those of every area that was there before."""
+    return DeltaLease(
+        geometry=geometry,
+        space_name=PaddedName.of(space_name),
+        io_timeout_s=io_timeout_s,
+        generation=generation,
+    )
 
 
 def lockspace_area(
-    geometry: Geometry, space_name: str, io_timeout_s: int = IO_TIMEOUT_DEFAULT_S
+    geometry: Geometry, space_name: str, io_timeout_s: int = IO_TIMEOUT_DEFAULT_S, generation: int = 0
 ) -> tuple[bytes, bytes]:
     """The two writes that initialise a lockspace, both at the area's offset: whole area, then sector 0."""
-    sector = fresh_delta_lease(geometry, space_name, io_timeout_s).sector()
+    sector = fresh_delta_lease(geometry, space_name, io_timeout_s, generation).sector()
     invalid_first = bytes(_MAGIC.size) + sector[_MAGIC.size :]
     area = invalid_first + sector * (geometry.hosts_max - 1)
     return area.ljust(geometry.align_bytes, b"\0"), sector

@@ -145,6 +145,11 @@ class DeltaLease:
     def is_free(self) -> bool:
         return self.timestamp == 0
 
+    @property
+    def is_never_used(self) -> bool:
+        """Whether no host has claimed the id since the lockspace was made; its generation may be any (`areas`)."""
+        return self.is_free and self.owner_id == 0 and self.host_name == NO_NAME
+
     def verify(self, space_name: str, host_id: int) -> Malformed | None:
         """What must hold of the record in the sector of `host_id` before anything is concluded from it."""
         if not self.space_name.says(space_name):

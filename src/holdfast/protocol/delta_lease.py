@@ -9,7 +9,9 @@ it.
     renew   read -> is it still what we wrote? -> sample the clock -> write
     release write timestamp 0
 
-The generation grows with every claim. A free record proves to everybody that no owner of its term lives. A newer
+The generation grows with every claim, and is at least the seconds since 1970: an area that was restored from a snapshot or
+made again counts from an older value, and a host id and generation that two hosts have had would name two incarnations
+(safety.md A3). A free record proves to everybody that no owner of its term lives. A newer
 generation does not: our own claims wait for that proof, but sanlock takes an id of its own name again at once
 (`host_status`).
 
@@ -69,6 +71,8 @@ class Claim:
     timing: Timing
     only_if_free: bool = False
     """It was chosen because nobody had it, so whoever has it meanwhile keeps it, dead or alive: there are others."""
+    generation_min: int = 1
+    """Seconds since 1970, by this host's clock: no earlier claim on any copy of this area had as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +310,7 @@ async def _write_and_settle(
     ours = replace(
         justified,
         owner_id=claim.host_id,
-        generation=justified.generation + 1,
+        generation=max(justified.generation + 1, claim.generation_min),
         host_name=PaddedName.of(claim.host_name, HOST_NAME_BYTES_MAX),
         timestamp=timestamp_of(written_at),
         io_timeout_s=claim.timing.io_timeout_s,

@@ -88,9 +88,14 @@ async def init(
     space_name: str,
     *,
     io_timeout_s: int = areas.IO_TIMEOUT_DEFAULT_S,
+    generation: int = 0,
     overwrite: bool = False,
 ) -> Initialised | AlreadyThere | IoFailed:
-    """Make an area a lockspace. Valid only after the second write, so a crash leaves nothing half new."""
+    """Make an area a lockspace. Valid only after the second write, so a crash leaves nothing half new.
+
+    `generation`: what its host ids count from; sanlock starts at 0, and then a host that joins repeats a generation of the
+    lockspace that was there before (safety.md A3).
+    """
     if not geometry.is_aligned(offset_bytes):
         return IoFailed(errno.EINVAL)
     if not overwrite:
@@ -100,7 +105,7 @@ async def init(
         first = DeltaLease.decode(present)
         if isinstance(first, DeltaLease):
             return AlreadyThere(first)
-    area, first_sector = areas.lockspace_area(geometry, space_name, io_timeout_s)
+    area, first_sector = areas.lockspace_area(geometry, space_name, io_timeout_s, generation)
     for content in (area, first_sector):
         failed = await disk.write(offset_bytes, content, timeout_s=INIT_TIMEOUT_S)
         if failed is not None:

@@ -262,9 +262,9 @@ class Planner:
             record = area.decode(host_id, sectors[(number - 1) * size : number * size])
             if isinstance(record, Malformed):
                 continue
-            if record.generation and node_of(record.host_name.text) == self.identity.node:
+            if not record.is_never_used and node_of(record.host_name.text) == self.identity.node:
                 return host_id, True
-            if record.generation == 0 and record.is_free:
+            if record.is_never_used:
                 unused = unused or host_id
             elif record.is_free:
                 free = free or host_id

@@ -96,7 +96,7 @@ class KeeperNews:
 class LockspaceKeeper:
     """See the module. ``token`` gives random digits for a fresh name, ``in_use`` tells whether anybody rests on it,
     ``lease_writes`` what `Lockspace` wants to know about writes to leases, ``may_start`` why nothing may be begun in the
-    lockspace now (empty: it may),
+    lockspace now (empty: it may), ``generation_min`` the least generation of a claim that is made now,
     ``is_in_doubt`` whether locks that can't be named yet may depend on its last incarnation.
     """
 
@@ -114,6 +114,7 @@ class LockspaceKeeper:
         lease_writes: Callable[[], Callable[[], bool]],
         spawn: Callable[..., object],
         news: KeeperNews,
+        generation_min: Callable[[], int] = lambda: 1,
         may_start: Callable[[], str] = lambda: "",
         is_in_doubt: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -140,6 +141,7 @@ class LockspaceKeeper:
         self._lease_writes = lease_writes
         self._spawn = spawn
         self._news = news
+        self._generation_min = generation_min
         self._may_start = may_start
         self._is_in_doubt = is_in_doubt
         self._member: Membership | None = None
@@ -214,6 +216,14 @@ class LockspaceKeeper:
     @property
     def renewed_at(self) -> float | None:
         return self._lockspace.renewed_at if self._lockspace is not None else None
+
+    @property
+    def grace_from(self) -> float | None:
+        """From which renewal the grace of owners counts after a loss; None if they have none: the age of their lease is not
+        known, or another host has this host's id, so others may take their disks by now.
+        """
+        taken = self._lockspace is not None and self._lockspace.taken
+        return None if taken else self.renewed_at
 
     @property
     def lost_at(self) -> float | None:
@@ -439,6 +449,7 @@ class LockspaceKeeper:
             interrupt=interrupt,
             resumed=plan.resumed,
             only_if_free=plan.only_if_free,
+            generation_min=self._generation_min(),
             lease_writes=self._lease_writes,
         )
 

@@ -102,11 +102,12 @@ class Lockspace:
         interrupt: Callable[[], None] = lambda: None,
         resumed: Generation | None = None,
         only_if_free: bool = False,
+        generation_min: int = 1,
         lease_writes: Callable[[], Callable[[], bool]] = lambda: lambda: False,
     ) -> None:
         """`resumed`: the term that an earlier process of this boot held, to be gone on with instead of claiming.
 
-        `only_if_free`: the id was chosen because nobody had it; see `delta_lease.Claim`.
+        `only_if_free`, `generation_min`: see `delta_lease.Claim`.
         `lease_writes`: asks for the writes of ours to leases, elsewhere than on `disk`, that are under way; what it
         returns tells whether one of these may still land. Both from any thread.
         """
@@ -114,9 +115,11 @@ class Lockspace:
         self.standing = Standing.JOINING
         self.trouble = ""
         """Why the last renewal failed; empty if it did not."""
+        self.taken = False
+        """Whether it was lost because another host has this host's id."""
         self._disk = disk
         self._offset_bytes = offset_bytes
-        self._claim = delta.Claim(host_id, host_name, timing, only_if_free)
+        self._claim = delta.Claim(host_id, host_name, timing, only_if_free, generation_min)
         self._resumed = resumed
         self._lease_writes = lease_writes
         self._clock = clock
@@ -323,6 +326,7 @@ class Lockspace:
                         told += hosts.looked(self._clock.now(), read_at, sectors)
                     self._tell(told)
                 case delta.NotOurs(found):
+                    self.taken = not found.is_free
                     return self._lost(watched, f"{found.host_name} has taken host id {self._claim.host_id}")
                 case delta.Diverged():
                     return self._lost(watched, "somebody else has written this host's record")

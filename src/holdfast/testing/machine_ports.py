@@ -130,6 +130,10 @@ class MachineState:
         """What of that a virtual machine that runs needs; empty if nothing."""
         self.kept = ""
         """The configuration in force, in RUN_DIR."""
+        self.generation_min: Callable[[], int] = lambda: 1
+        """What its clock says of the date; 1: that it has none, so that generations count from what storage says."""
+        self.reread_s = 0.0
+        """How often held leases are read again; 0: never, as nobody restores them."""
         self.records: dict[str, list[str]] = {}
         """Lines of files that only grow: the record of leases that were broken."""
 
@@ -404,5 +408,7 @@ def managed_ports(
             identities=Identities(),
             chance=random,
             token=lambda: f"{random.getrandbits(4 * TOKEN_DIGITS):0{TOKEN_DIGITS}x}",
+            generation_min=state.generation_min,
+            reread_s=state.reread_s,
         ),
     )
