@@ -44,6 +44,7 @@ KEYS = (
     "name_by",
     "on_lockfailure",
     "cross_host",
+    "page_cache",
 )
 
 
@@ -128,7 +129,15 @@ def lockspace_spec(table: Mapping[str, object]) -> LockspaceSpec:
         host_id=host_id,
         hosts_max=hosts_max,
         timing=timing,
+        page_cache=_switch(table, "page_cache"),
     )
+
+
+def _switch(table: Mapping[str, object], key: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false, not {value!r}")
+    return value
 
 
 def _host_id(table: Mapping[str, object]) -> int | None:

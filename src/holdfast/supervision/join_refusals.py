@@ -23,6 +23,14 @@ class NotJoined:
     is_over: bool = False
 
 
+def through_page_cache(path: str) -> str:
+    """Storage on which other hosts' renewals may be read from this host's memory, and then look as if they had stopped."""
+    return (
+        f"storage of {path} refuses O_DIRECT, so what other hosts write there may be read from this host's page cache: put "
+        "leases on storage that takes O_DIRECT, or say page_cache = true in the [backend] table if no other host uses it"
+    )
+
+
 def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlow | IoFailed) -> NotJoined:
     match outcome:
         case HostIdBusy(by):

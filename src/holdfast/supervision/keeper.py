@@ -37,12 +37,12 @@ from holdfast.protocol.words import HostId, IoFailed, Waiting
 from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import HostIdentity, Plan, Planner, Term
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.join_refusals import NotJoined
+from holdfast.supervision.join_refusals import NotJoined, through_page_cache
 from holdfast.supervision.lockspace import Left, Lockspace, Lost, News
 from holdfast.supervision.presence import Absent
 from holdfast.system.blocking_thread import Interrupted
 from holdfast.system.clock import Clock
-from holdfast.system.lease_threads import LeaseThreads
+from holdfast.system.lease_threads import FoundDisk, LeaseThreads
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class LockspaceSpec:
     hosts_max: int | None
     timing: Timing
     offset_bytes: int = 0
+    page_cache: bool = False
+    """Whether storage that refuses O_DIRECT will do: the operator vouches that no other host uses it."""
 
 
 class KeeperState(enum.Enum):
@@ -347,7 +349,7 @@ class LockspaceKeeper:
             elif self._wanted and self.state is KeeperState.ABSENT:
                 self._join(may_resume=False)
 
-        async def life(disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
+        async def life(disk: FoundDisk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
             self._interrupt = interrupt
             try:
                 plan = resumption or await self._plan(
@@ -357,6 +359,11 @@ class LockspaceKeeper:
                 return NotJoined("joining was broken off")
             if isinstance(plan, NotJoined):
                 return plan
+            if not (disk.facts.direct or self.spec.page_cache):
+                if plan.resumed is None:
+                    return NotJoined(through_page_cache(self.spec.path))
+                # VMs depend on it already.
+                log.error("lockspace %s: %s", self.name, through_page_cache(self.spec.path))
             lockspace = self._lockspace = self._make(plan, disk, clock, interrupt, number)
             return await lockspace.run()
 
@@ -379,7 +386,7 @@ class LockspaceKeeper:
         shows it over. Until then the lockspace stays lost.
         """
 
-        async def life(disk: Disk, clock: ProtocolClock, _: Callable[[], None]) -> object:
+        async def life(disk: FoundDisk, clock: ProtocolClock, _: Callable[[], None]) -> object:
             area = await open_area(disk, self.spec.offset_bytes, self.name, self.spec.timing.io_timeout_s)
             if isinstance(area, Corrupt | IoFailed):
                 return False

@@ -16,6 +16,7 @@ from holdfast.protocol.words import IoFailed
 from holdfast.system import tasks
 from holdfast.system.blocking_thread import BlockingClock, start_thread
 from holdfast.system.disk import OPEN_TIMEOUT_S, open_blocking
+from holdfast.system.disk_file import DiskFacts
 from holdfast.system.disk_lane import DiskLane
 
 RENEWAL_WORKERS = 2
@@ -25,7 +26,15 @@ HANGING_MAX = 4
 """Workers of earlier tries on one path that still hang, before no more are added to them: a path that is dead for a day
 is tried thousands of times, and each try may leave a thread in the kernel."""
 
-Life = Callable[[Disk, Clock, Callable[[], None]], Coroutine[Any, Any, object]]
+
+class FoundDisk(Disk, Protocol):
+    """A disk that tells what was found when it was opened."""
+
+    @property
+    def facts(self) -> DiskFacts: ...
+
+
+Life = Callable[[FoundDisk, Clock, Callable[[], None]], Coroutine[Any, Any, object]]
 """(disk, clock, how to interrupt the clock) -> what the thread does."""
 
 

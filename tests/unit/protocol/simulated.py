@@ -19,6 +19,7 @@ from random import Random
 from typing import Any, Generic, TypeVar
 
 from holdfast.protocol.words import Instant, IoFailed
+from holdfast.system.disk_file import DiskFacts
 
 T = TypeVar("T")
 Resume = Callable[[Any], None]
@@ -201,6 +202,7 @@ class SimulatedDisk:
         self._host = host
         self.reads: list[tuple[int, int]] = []
         self.cut = False
+        self.facts = DiskFacts("/shared", True, True, self.SECTOR, 0)
         # What a test wants to happen to the requests to come, each for one request, before chance is asked.
         self.script: list[str] = []
 
