@@ -38,7 +38,7 @@ from holdfast.system.memory_file import MemoryFile, append_line
 from holdfast.system.mounts import MountTable
 from holdfast.system.open_files import SystemOpenFiles, lock_keepers
 from holdfast.system.predecessor import Predecessors
-from holdfast.system.process import SystemProcesses, boot_id, host_name, machine_ids
+from holdfast.system.process import SystemProcesses, boot_id, host_name, is_proven_hardware, machine_ids
 from holdfast.system.readiness import Readiness
 from holdfast.system.realtime import prepare_thread
 from holdfast.system.request_gate import GATE
@@ -65,7 +65,7 @@ def system_ports(
     return SystemPorts(
         pid=os.getpid(),
         uid=os.geteuid(),
-        identity=HostIdentity(host, boot, machine_of(host, *machine_ids())),
+        identity=HostIdentity(host, boot, machine_of(host, *machine_ids(), is_hardware=is_proven_hardware())),
         clock=SystemClock(),
         processes=SystemProcesses(readiness),
         domains=VirshDomainControl(config.recovery.libvirt_uri, commands),
@@ -133,6 +133,10 @@ def _watchdog(choice: WatchdogChoice, fd: int | None) -> Watchdog:
             return NoWatchdog()
 
 
-def machine_of(node: str, *ids: str) -> str:
-    """One digest of what tells this machine from others: names and ids, as far as they can be read."""
+def machine_of(node: str, *ids: str, is_hardware: bool) -> str:
+    """One digest of what tells this machine from others: names and ids, as far as they can be read. Empty for a virtual
+    machine: an HA manager may start another instance with the same ids while this one is paused or cut off (safety.md A7).
+    """
+    if not is_hardware:
+        return ""
     return hashlib.sha256("\0".join((node, *ids)).encode("utf-8", "replace")).hexdigest()[:32]

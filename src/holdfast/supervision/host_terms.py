@@ -5,7 +5,8 @@ term": node name and twelve random digits. What this host wrote last it remember
 
     same boot                     its processes may live: go on with the term, if storage shows it unbroken;
                                   if not, their users are stopped first, and then its name proves it ours
-    another boot, same machine    no process of that term can live: its id is claimed at once, under its name
+    another boot, same hardware   no process of that term can live: its id is claimed at once, under its name. Of a virtual
+                                  machine a second instance may run elsewhere: it counts as anything else
     anything else                 a fresh name, and whoever holds the id is watched for the dead bound
 
 A machine that was cloned with its memory of a term meets a record that is being renewed by the other one: so a term
@@ -91,7 +92,7 @@ def decode_term(raw: bytes) -> Term | None:
 
 @dataclass(frozen=True, slots=True)
 class HostIdentity:
-    """Who this host is: `machine` tells it from its clones, as far as anything does."""
+    """Who this host is: `machine` tells it from its clones, as far as anything does; empty if nothing proves that."""
 
     node: str
     boot: str
@@ -236,7 +237,7 @@ class Planner:
             return None
         if term.boot == self.identity.boot:
             return users_are_gone
-        if term.machine != self.identity.machine:
+        if not term.machine or term.machine != self.identity.machine:
             return False
         watch_s = self.timing.of_host(record.io_timeout_s).renewal_s + max(
             record.io_timeout_s, self.timing.io_timeout_s

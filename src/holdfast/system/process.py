@@ -262,6 +262,25 @@ def host_name() -> str:
     return os.uname().nodename
 
 
+CPUINFO_BYTES_MAX = 1 << 16
+"""The first processors of a large machine: all have the same flags."""
+
+
+def is_proven_hardware(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether this is certainly no virtual machine: x86 processors have the flag `hypervisor` in one (CPUID leaf 1, bit 31 of
+    ECX). Other architectures, and what can't be read, prove nothing.
+    """
+    try:
+        with open(cpuinfo, encoding="ascii", errors="replace") as f:
+            text = f.read(CPUINFO_BYTES_MAX)
+    except OSError:
+        return False
+    flags = next(
+        (line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), []
+    )
+    return bool(flags) and "hypervisor" not in flags
+
+
 def machine_ids() -> tuple[str, ...]:
     """What the operating system and the firmware call this machine, as far as they can be read."""
     found = []

@@ -1,6 +1,7 @@
 """Which id a host claims, under which name, and when it may be quick about it."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ from holdfast.supervision.host_terms import (
     node_of,
 )
 from holdfast.supervision.join_refusals import NotJoined
+from holdfast.system.process import is_proven_hardware
+from holdfast.system_ports import machine_of
 
 TIMING = Timing(10, 60)
 ME = HostIdentity("alpha", "boot-2", "machine-1")
@@ -205,6 +208,30 @@ def test_clone_that_renews_is_seen_in_time() -> None:
     put(world, 3, OLD_NAME, 7)
     world.at(20.0, lambda: put(world, 3, OLD_NAME, 7, timestamp=25))
     assert claimed(plan(world, planner(), TERM)) == (3, f"alpha.{TOKEN}")
+
+
+def test_memory_of_a_virtual_machine_proves_nothing() -> None:
+    """A second instance with the same ids may run elsewhere, and be slow (safety.md A7)."""
+    world = world_with_lockspaces()
+    put(world, 3, OLD_NAME, 7)
+    virtual = planner(identity=replace(ME, machine=""))
+    assert claimed(plan(world, virtual, replace_term(machine=""))) == (3, f"alpha.{TOKEN}")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "is_hardware"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu vme sse2\n", True),
+        ("processor\t: 0\nflags\t\t: fpu vme hypervisor sse2\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", False),
+        ("", False),
+    ],
+)
+def test_hardware_is_proven_by_the_processor_alone(tmp_path: Path, cpuinfo: str, is_hardware: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert is_proven_hardware(str(tmp_path / "cpuinfo")) is is_hardware
+    assert not is_proven_hardware(str(tmp_path / "missing"))
+    assert bool(machine_of("alpha", "id", is_hardware=is_hardware)) is is_hardware
 
 
 def test_memory_of_another_machine_proves_nothing() -> None:
