@@ -267,8 +267,8 @@ CPUINFO_BYTES_MAX = 1 << 16
 
 
 def is_proven_hardware(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether this is certainly no virtual machine: x86 processors have the flag `hypervisor` in one (CPUID leaf 1, bit 31 of
-    ECX). Other architectures, and what can't be read, prove nothing.
+    """Whether this is certainly no virtual machine: x86 processors have the flag `hypervisor` in one (CPUID leaf 1, bit 31
+    of ECX). Other architectures, and what can't be read, prove nothing.
     """
     try:
         with open(cpuinfo, encoding="ascii", errors="replace") as f:
