@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from holdfast import config as configuration
+from holdfast.backends import paxos_table
 from holdfast.backends.base import BackendPorts
 from holdfast.build import build_routing
 from holdfast.config import Config
@@ -37,6 +38,16 @@ def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
     if config is not None:
         problems.extend(problems_of(config))
     return config, problems
+
+
+def remarks_of(config: Config) -> list[str]:
+    """What a configuration without problems means that its operator may not expect."""
+    return [
+        remark
+        for name, table in config.backend.items()
+        if table.get("driver") == "paxos"
+        for remark in paxos_table.remarks(name, table)
+    ]
 
 
 def problems_of(config: Config) -> list[ConfigError]:

@@ -249,7 +249,7 @@ class Daemon:
             started=self._started_wall_s,
             owners=len(manager.owners),
             locks=len(manager.table),
-            locks_lost=sum(1 for lock in manager.table if lock.held is None and not lock.stands_for),
+            locks_lost=sum(1 for lock in manager.table if manager.why_lost(lock) and not lock.stands_for),
             locks_unknown=len(manager.unknown.locks),
             doubt=manager.doubt if manager.unknown.locks else "",
             connections=self.listeners["virtlockd"].clients,
@@ -277,7 +277,7 @@ class Daemon:
             ],
             config_files=list(config.sources),
             last_event=self.events.last,
-            problems=[*self._in_force.problems(), *self.leases.problems],
+            problems=[*self._in_force.problems(), *self.leases.problems, *self.leases.losses],
         )
 
     # --- end ---

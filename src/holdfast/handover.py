@@ -95,6 +95,7 @@ class Handover:
         if state.damage:
             log.error("journal %s is damaged: %s; what could be read is used", journal_path, state.damage)
         self._leases.carry(state.incarnations)
+        self._manager.book.restarts = state.restarts
         state = self._believed(state, has_descriptors=_has_locks(inherited))
         for lock in state.locks.values():
             lock.backend = self._before.renamed.get(lock.backend, lock.backend)

@@ -15,7 +15,7 @@ import uvloop
 
 from holdfast import __version__, kept_config, reload
 from holdfast import config as configuration
-from holdfast.backend_wiring import check_config
+from holdfast.backend_wiring import check_config, remarks_of
 from holdfast.config import Config
 from holdfast.daemon import Daemon, StartError
 from holdfast.errors import ConfigError
@@ -99,6 +99,8 @@ def check(options: argparse.Namespace, config: Config | None, problems: list[Con
     if options.show_config:
         print(configuration.to_toml(config), end="")
         return EXIT_OK
+    for remark in remarks_of(config):
+        print(f"holdfastd: note: {remark}", file=sys.stderr)
     print(f"configuration is fine: {', '.join(config.sources) or 'built-in defaults'}")
     return EXIT_OK
 
@@ -106,6 +108,8 @@ def check(options: argparse.Namespace, config: Config | None, problems: list[Con
 def serve(start: kept_config.Start, inherited: fds.Inherited) -> int:
     """Everything after the configuration; returns the exit code."""
     config = start.config
+    for remark in remarks_of(config):
+        log.warning("%s", remark)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -262,6 +262,13 @@ class LeaseHost:
         """Whether an earlier daemon of this boot was in one of the lockspaces, as far as any copy says."""
         return any(keeper.has_earlier_life for keeper in self.keepers)
 
+    @property
+    def losses(self) -> list[str]:
+        """The lockspaces that are lost now, each with the reason."""
+        return [
+            f"lockspace {k.name} is lost: {k.reason}" for k in self.keepers if k.state is KeeperState.LOST
+        ]
+
     def hold_places(self, unknown: UnknownLocks, why: str) -> None:
         """The journal doesn't tell which leases an earlier daemon of this boot held: until storage was read, any of them."""
         for keeper, backends in self._keepers.values():

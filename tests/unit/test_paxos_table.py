@@ -5,6 +5,7 @@ from tests.contract.test_backends import MOUNTS
 
 from holdfast.backends.base import BackendPorts, make_backend
 from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.paxos_table import remarks
 from holdfast.errors import ConfigError
 from holdfast.lease_wiring import LeaseHost
 from holdfast.model import LockFailureAction, Protection
@@ -59,6 +60,8 @@ def made(*tables: dict[str, object]) -> list[PaxosBackend]:
         ({"host_id": 9, "hosts_max": 8}, "host_id 9 must be at most hosts_max 8"),
         ({"name_by": "inode"}, "name_by must be one of path-md5, path-sha256, lvm-uuid, scsi-wwid"),
         ({"on_lockfailure": "panic"}, "on_lockfailure must be one of ignore, pause, poweroff, restart"),
+        ({"on_lockfailure": "ignore"}, 'on_lockfailure = "ignore" needs a watchdog'),
+        ({"page_cache": 1}, "page_cache must be true or false"),
         ({"lockspace": "a/b"}, 'lockspace must be a name without "/"'),
         ({"lockspace": "x" * 48}, "lockspace: a name has at most 47 bytes"),
         ({"cross_host": 1}, "cross_host must be true or false"),
@@ -71,6 +74,12 @@ def test_value_that_can_not_be_used_is_refused_with_the_fix(changes: dict[str, o
         made(table)
     assert told in str(refused.value)
     assert str(refused.value).startswith("holdfast.toml: backend.b0: ")
+
+
+def test_fire_timeout_that_leaves_no_time_for_the_action_is_remarked() -> None:
+    short = {**GOOD, "watchdog": "device", "fire_timeout_s": 29, "io_timeout_s": 1}
+    assert "leaves no time for on_lockfailure" in remarks("san", short)[0]
+    assert remarks("san", {**short, "fire_timeout_s": 30}) == []
 
 
 def test_backends_share_a_watchdog_and_may_share_a_lockspace() -> None:

@@ -230,6 +230,15 @@ class Rereadable(Protocol):
 
 
 @runtime_checkable
+class MayBeLost(Protocol):
+    """A backend whose locks are all lost together, with their lockspace."""
+
+    @property
+    def lost(self) -> str:
+        """Why its locks guard nothing now; empty if they do."""
+
+
+@runtime_checkable
 class NotesOwner(Protocol):
     """A held lock whose owner stands beside it, in a lease's note or in an owner record."""
 

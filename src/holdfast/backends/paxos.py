@@ -505,6 +505,12 @@ class PaxosBackend:
             return Protection.NONE, f"not in lockspace {self.presence.name}: {member}"
         return self.promised()
 
+    @property
+    def lost(self) -> str:
+        """See `MayBeLost`."""
+        member = self.presence.membership()
+        return f"lockspace {self.presence.name}: {member}" if isinstance(member, Absent) else ""
+
     def promised(self) -> tuple[Protection, str]:
         """What it is worth while its lockspace is joined."""
         if self._reach < Protection.CROSS_HOST:

@@ -21,7 +21,12 @@ from holdfast.model import LockFailureAction, Protection
 from holdfast.ondisk.geometry import HOSTS_MAX_LIMIT
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.ondisk.rindex import SPACE_NAME_BYTES_MAX
-from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, IO_TIMEOUT_MAX_S, Timing
+from holdfast.protocol.timing import (
+    FIRE_TIMEOUT_DEFAULT_S,
+    GRACE_FIRE_TIMEOUT_MIN_S,
+    IO_TIMEOUT_MAX_S,
+    Timing,
+)
 from holdfast.supervision.keeper import LockspaceSpec
 from holdfast.supervision.presence import WatchdogChoice
 from holdfast.system.mounts import MountTable
@@ -69,6 +74,7 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
     else:
         places = DevicePlaces(device, storage, num_hosts, holding)
     reach, reach_note = _reach(table, name, directory, ports.mounts)
+    _check_on_lockfailure(table)
     return PaxosBackend(
         name,
         presence=presence,
@@ -89,6 +95,26 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
         identities=leases.identities,
         untrusted=_directory_trust(name, directory, ports) if directory else None,
     )
+
+
+def remarks(name: str, table: Mapping[str, object]) -> list[str]:
+    """What a table means that its operator may not expect; it is used all the same."""
+    timing = lockspace_spec(table).timing
+    if table.get("watchdog") != "none" and not timing.grace_s:
+        return [
+            f"backend '{name}': fire_timeout_s = {timing.fire_timeout_s} leaves no time for on_lockfailure: when its "
+            f"lockspace is lost, VMs are killed at once; use {GRACE_FIRE_TIMEOUT_MIN_S} s or more, on all hosts"
+        ]
+    return []
+
+
+def _check_on_lockfailure(table: Mapping[str, object]) -> None:
+    """`ignore` leaves the end of a VM to the watchdog."""
+    if table.get("on_lockfailure") == LockFailureAction.IGNORE.value and table.get("watchdog") == "none":
+        raise ValueError(
+            'on_lockfailure = "ignore" needs a watchdog: with watchdog = "none" a VM of a lost lockspace would run on, and '
+            'another host starts it as well; use "pause", "poweroff" or "restart"'
+        )
 
 
 def _directory_trust(name: str, directory: str, ports: BackendPorts) -> Callable[[], Awaitable[str]]:

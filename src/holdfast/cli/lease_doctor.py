@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from holdfast.backends.directory_trust import untrusted
-from holdfast.backends.paxos_table import lockspace_spec
+from holdfast.backends.paxos_table import lockspace_spec, remarks
 from holdfast.control_api import LeaseSpaceInfo
 from holdfast.system.directory_writers import writers_of
 
@@ -41,6 +41,13 @@ def lockspaces(tables: Tables, spaces: list[LeaseSpaceInfo] | None) -> Iterator[
     for name, table in lease_tables(tables).items():
         spec = lockspace_spec(table)
         space, path = spec.name, spec.path
+        for remark in remarks(name, table):
+            yield (
+                "note",
+                "lockspace",
+                remark,
+                "fire_timeout_s in the [backend] table and in the watchdog, on all hosts",
+            )
         if not os.path.exists(path):
             yield (
                 "problem",

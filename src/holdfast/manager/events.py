@@ -21,6 +21,10 @@ RELEASED = "released"
 CONVERTED = "converted"
 OWNER_DIED = "owner-died"
 OWNER_STOPPED = "owner-stopped"
+OWNER_RESTARTED = "owner-restarted"
+"""It was stopped for a lost lockspace, and was started again when that was joined."""
+OWNER_NOT_RESTARTED = "owner-not-restarted"
+"""The same, and libvirt could not start it."""
 LOCK_LOST = "lock-lost"
 LOCK_REGAINED = "lock-regained"
 LEASE_LOST = "lease-lost"
@@ -45,6 +49,8 @@ KINDS = (
     CONVERTED,
     OWNER_DIED,
     OWNER_STOPPED,
+    OWNER_RESTARTED,
+    OWNER_NOT_RESTARTED,
     LOCK_LOST,
     LOCK_REGAINED,
     LEASE_LOST,

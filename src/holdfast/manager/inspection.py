@@ -78,6 +78,7 @@ class Inspection:
     def _info(self, lock: HostLock, owner_id: int, resource: Resource, mode: Mode) -> HolderInfo:
         owner = self._manager.owners.get(owner_id)
         protection, note = self._manager.protection(lock)
+        lost = self._manager.why_lost(lock)
         return HolderInfo(
             resource=shown(str(resource)),
             lockspace=shown(resource.lockspace),
@@ -93,8 +94,8 @@ class Inspection:
             protection=int(protection),
             protection_word=protection.word,
             protection_note=shown(note),
-            held=lock.held is not None,
-            lost_reason=shown(lock.lost_reason),
+            held=not lost,
+            lost_reason=shown(lost),
             number=lock.id,
             unknown=shown(owner.unknown.why) if owner is not None and owner.unknown is not None else "",
         )

@@ -137,6 +137,15 @@ class SeriesLine(Line, tag="series"):
     series: int
 
 
+class RestartLine(Line, tag="restart"):
+    """A domain that was stopped for a lost lockspace, to be started when that is joined; `owed` False: it was tried."""
+
+    lockspace: str
+    uuid: str
+    name: str
+    owed: bool = True
+
+
 class DoubtLine(Line, tag="doubt"):
     """Locks may be held that no line names: the journal before this one was not whole, and not all is accounted for yet."""
 
@@ -157,6 +166,7 @@ AnyLine = (
     | IncarnationLine
     | UnknownLine
     | SeriesLine
+    | RestartLine
     | DoubtLine
 )
 
@@ -206,6 +216,8 @@ class SavedState:
     locks: dict[int, SavedClaims] = field(default_factory=dict)
     incarnations: dict[str, bytes] = field(default_factory=dict)
     """By lockspace: the content of its state file."""
+    restarts: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By lockspace: UUIDs and names of domains that are to be started when it is joined."""
     unknown: dict[int, UnknownLine] = field(default_factory=dict)
     """By owner: why it could not be attributed."""
     ended: set[int] = field(default_factory=set)
@@ -287,6 +299,13 @@ def _claim_ended(state: SavedState, lock: SavedClaims, owner_id: int) -> None:
         state.ended_claims.setdefault(lock.id, set()).add(owner.process)
 
 
+def _restart(state: SavedState, line: RestartLine) -> None:
+    owing = state.restarts.setdefault(line.lockspace, {})
+    owing.pop(line.uuid, None)
+    if line.owed:
+        owing[line.uuid] = path_of(line.name)
+
+
 def _apply(state: SavedState, line: AnyLine) -> None:
     match line:
         case StartLine(version, boot, host):
@@ -343,6 +362,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.incarnations[lockspace] = told.encode()
         case UnknownLine(owner_id):
             state.unknown[owner_id] = line
+        case RestartLine():
+            _restart(state, line)
         case SeriesLine(series):
             state.series = series
         case DoubtLine(why):

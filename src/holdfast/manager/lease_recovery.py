@@ -18,7 +18,7 @@ from holdfast.manager import events as ev
 from holdfast.manager.lock_book import HostLock
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
-from holdfast.model import Instant, LockFailureAction
+from holdfast.model import Instant, LockFailureAction, OwnerName
 from holdfast.protocol.timing import Timing
 from holdfast.supervision.recovery import Act, AllGone, Kill, Ladder, LadderAction, OutOfTime, Terminate
 from holdfast.system import tasks
@@ -62,7 +62,8 @@ class LeaseRecovery:
         self._domains = domains
         self._status = status
         self._actions = actions
-        self._restarts: dict[str, list[tuple[str, str]]] = {}
+        self._marked: dict[str, set[str]] = {}
+        """By lockspace: UUIDs of domains whose metadata says why they are paused."""
 
     def in_use(self, backends: Collection[str]) -> bool:
         """Whether a lock of these backends, the backends of one lockspace, has an owner that lives."""
@@ -95,9 +96,27 @@ class LeaseRecovery:
     def joined(self, lockspace: str) -> None:
         """It is joined (again): what was stopped to be restarted is started."""
         self._manager.events.emit(ev.LOCKSPACE_JOINED, detail=lockspace)
-        for uuid, name in self._restarts.pop(lockspace, []):
-            log.warning("starting %s again: lockspace %s is joined", name, lockspace)
-            tasks.start(self._domains.start(uuid))
+        for uuid in self._marked.pop(lockspace, set()):
+            tasks.start(self._domains.mark(uuid, ""), lambda _: None)
+        for uuid, name in list(self._manager.book.restarts.get(lockspace, {}).items()):
+            tasks.start(self._start_again(lockspace, uuid, name))
+
+    async def _start_again(self, lockspace: str, uuid: str, name: str) -> None:
+        owner = OwnerName(name, uuid)
+        if any(each.name.uuid == uuid and each.alive() for each in self._manager.owners):
+            self._manager.book.restart_is_tried(lockspace, uuid)  # it never ended, or somebody was quicker
+            return
+        log.warning("starting %s again: lockspace %s is joined", name, lockspace)
+        started = await self._domains.start(uuid)
+        # Not before: a daemon that ends meanwhile leaves it to the next one, and a second start harms nobody.
+        self._manager.book.restart_is_tried(lockspace, uuid)
+        kind = ev.OWNER_RESTARTED if started else ev.OWNER_NOT_RESTARTED
+        self._manager.events.emit(kind, owner=owner, detail=f"lockspace {lockspace} is joined")
+        if not started:
+            about = ev.logged(kind, owner)
+            log.error(
+                "%s was stopped for lockspace %s and can't be started again", name, lockspace, extra=about
+            )
 
     def _announce(self, loss: Loss) -> list[tuple[str, dict[str, object]]]:
         """Emit the events, which only fills a bounded memory; the lines for the log."""
@@ -142,9 +161,17 @@ class LeaseRecovery:
         wanted = domain.on_lockfailure if domain is not None else ""
         if wanted in ("pause", "poweroff", "restart"):
             return LockFailureAction(wanted)
+        action = LockFailureAction.IGNORE
         if strictest is not None or not configured:
-            return strictest or LockFailureAction.PAUSE
-        return LockFailureAction.IGNORE
+            action = strictest or LockFailureAction.PAUSE
+        if wanted == LockFailureAction.IGNORE.value and action is not LockFailureAction.IGNORE:
+            log.warning(
+                "%s: its XML says on_lockfailure 'ignore', but only on_lockfailure = \"ignore\" in the [backend] table can "
+                "say that, because the watchdog then resets this host: %s",
+                owner,
+                action.value,
+            )
+        return action
 
     async def _recover(self, loss: Loss) -> None:
         ladder = Ladder(loss.timing, lost_at=loss.lost_at, renewed_at=loss.renewed_at)
@@ -189,12 +216,19 @@ class LeaseRecovery:
             ev.OWNER_STOPPED, owner=owner.name, pid=owner.pid, detail=f"{action.value}: lease lost"
         )
         if action is LockFailureAction.PAUSE and owner.name.uuid:
-            # libvirt releases its locks when it has paused it; until then it is still a user.
-            tasks.start(self._domains.suspend(owner.name.uuid), lambda _: None)
+            tasks.start(self._suspend(loss, owner))
         elif action is LockFailureAction.RESTART and owner.name.uuid:
-            self._restarts.setdefault(loss.lockspace, []).append((owner.name.uuid, owner.name.name))
+            self._manager.book.owe_restart(loss.lockspace, owner.name.uuid, owner.name.name)
         about = ev.logged(ev.OWNER_STOPPED, owner.name)
         log.critical("%s: action on lock failure: %s", owner, action.value, extra=about)
+
+    async def _suspend(self, loss: Loss, owner: Owner) -> None:
+        """libvirt releases its locks when it has paused it; until then it is still a user."""
+        uuid = owner.name.uuid
+        if await self._domains.suspend(uuid):
+            reason = f"paused because lockspace {loss.lockspace} was lost: {loss.reason}"
+            self._marked.setdefault(loss.lockspace, set()).add(uuid)
+            await self._domains.mark(uuid, reason)
 
     @staticmethod
     def _signal(owner: Owner, number: signal.Signals) -> None:

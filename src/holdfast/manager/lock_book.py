@@ -45,11 +45,23 @@ class LockBook:
         self._keep = keep
         self.incarnations: dict[str, str] = {}
         """This host's incarnations, by lockspace: the journal has a copy beside the locks that depend on them."""
+        self.restarts: dict[str, dict[str, str]] = {}
+        """By lockspace: UUIDs and names of domains that were stopped for its loss, to be started when it is joined."""
 
     def remember(self, lockspace: str, state: str) -> None:
         """Write an incarnation into the journal; a failure counts as one of the journal: it is written later."""
         self.incarnations[lockspace] = state
         self._journal.append_end(jn.IncarnationLine(lockspace, state))
+
+    def owe_restart(self, lockspace: str, uuid: str, name: str) -> None:
+        """The next daemon owes it as well; a failure counts as one of the journal: it is written later."""
+        self.restarts.setdefault(lockspace, {})[uuid] = name
+        self._journal.append_end(jn.RestartLine(lockspace, uuid, text_of(name)))
+
+    def restart_is_tried(self, lockspace: str, uuid: str) -> None:
+        """It has been started, or can't be."""
+        name = self.restarts.get(lockspace, {}).pop(uuid, "")
+        self._journal.append_end(jn.RestartLine(lockspace, uuid, text_of(name), owed=False))
 
     def restored(self, lock: HostLock, owner: Owner) -> None:
         """A lock that stands in the table already, held, for an owner found after a restart: store and journal follow."""
@@ -161,6 +173,11 @@ class LockBook:
             jn.LockspaceLine(text_of(p), lockspaces.made_on_demand(p)) for p in lockspaces.known()
         ]
         lines.extend(jn.IncarnationLine(space, state) for space, state in self.incarnations.items())
+        lines.extend(
+            jn.RestartLine(space, uuid, text_of(name))
+            for space, owed in self.restarts.items()
+            for uuid, name in owed.items()
+        )
         lines.extend(line for o in owners if everybody or o.journaled for line in owner_lines(o))
         for lock in self._table:
             if lock.stands_for:

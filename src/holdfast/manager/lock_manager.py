@@ -25,6 +25,7 @@ from holdfast.backends.base import (
     Held,
     HeldElsewhere,
     LeftBehind,
+    MayBeLost,
     Moved,
     OwnerNote,
 )
@@ -130,7 +131,7 @@ class LockManager:
         )
         self.closing = False
         """True once the daemon is going down: lost connections and owners mean nothing any more."""
-        self._book = LockBook(table=self.table, journal=journal, events=events, clock=clock, keep=keep)
+        self.book = LockBook(table=self.table, journal=journal, events=events, clock=clock, keep=keep)
         self._owners_max = owners_max
         self._open_files = open_files
         self._clock = clock
@@ -139,7 +140,7 @@ class LockManager:
         self.unknown = UnknownLocks(
             table=self.table,
             owners=self.owners,
-            book=self._book,
+            book=self.book,
             events=events,
             clock=clock,
             open_files=open_files,
@@ -167,7 +168,7 @@ class LockManager:
             raise Refused(reason=f"more than {self._owners_max} owners (limits.owners_max)")
         owner = self.owners.find(pid, name)
         if until_closed and not owner.until_closed:
-            self._book.until_closed(owner, self.owners.family(family))
+            self.book.until_closed(owner, self.owners.family(family))
         owner.connections += 1
         return owner
 
@@ -187,7 +188,7 @@ class LockManager:
     def _forget_if_idle(self, owner: Owner) -> None:
         if owner.connections <= 0 and not self.table.holds_any(owner.id):
             owner.gone = True
-            self._book.owner_gone(owner)
+            self.book.owner_gone(owner)
             self.owners.forget(owner)
 
     def _stopped(self, owner: Owner, what: str) -> None:
@@ -212,7 +213,7 @@ class LockManager:
         if owner.process is not None:
             owner.process.close()
         if not self.table.holds_any(owner.id):
-            self._book.owner_gone(owner)
+            self.book.owner_gone(owner)
             self.owners.forget(owner)
 
     async def _closed(self, owner: Owner, lock: HostLock) -> None:
@@ -248,7 +249,7 @@ class LockManager:
                 break
             await self._give_up(owner, lock, next(iter(mine)))
         if not self.table.holds_any(owner.id):
-            self._book.owner_gone(owner)
+            self.book.owner_gone(owner)
             self.owners.forget(owner)
             if owner.family is not None:
                 owner.family.remove()
@@ -311,7 +312,7 @@ class LockManager:
         keys, held = taken
         if self.table.knows_none(keys):
             try:
-                self._book.enter(owner, want, route.backend, keys, held)
+                self.book.enter(owner, want, route.backend, keys, held)
             except OSError as e:
                 log.debug("%s goes the long way: %s", resource, e)
             else:
@@ -387,7 +388,7 @@ class LockManager:
             await outcome.release()
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
         try:
-            self._book.enter(owner, want, route.backend, keys, outcome)
+            self.book.enter(owner, want, route.backend, keys, outcome)
         except OSError as e:
             await outcome.release()
             raise Refused(
@@ -425,7 +426,7 @@ class LockManager:
                     )
                 return False  # held already: one hold, whatever the number of acquires
         try:
-            self._book.claim(owner, want, lock, converted=isinstance(decision, Convert))
+            self.book.claim(owner, want, lock, converted=isinstance(decision, Convert))
         except OSError as e:
             raise Refused(reason=f"the journal can't record a claim: {e.strerror}; free space for it") from e
         if isinstance(decision, Convert) and decision.mode < lock.mode:
@@ -440,7 +441,7 @@ class LockManager:
             raise ResourceBusy(want.resource, self.telling.with_programs(refused.holders))
         if isinstance(refused, IoFailed):
             raise storage_failed(refused)
-        self._book.converted(lock, mode)
+        self.book.converted(lock, mode)
         if owner.gone:  # its claims on this lock are being given up, and the lock with them
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
 
@@ -571,7 +572,7 @@ class LockManager:
 
         What it answers has to be awaited at once.
         """
-        left = self._book.unclaim(owner, lock, resource)
+        left = self.book.unclaim(owner, lock, resource)
         self._second_acquires.forget(owner, resource)
         if left.last:
             if lock.held is None or lock.held.let_go_at_once():
@@ -589,7 +590,7 @@ class LockManager:
             return
         refused = await self.turns.during((lock,), lock.held.convert(mode, self._note(rest)))
         if refused is None:
-            self._book.converted(lock, mode)
+            self.book.converted(lock, mode)
         else:
             log.error("lock on %s stays %s: %s", lock.path, lock.mode.word, refused)
 
@@ -624,16 +625,23 @@ class LockManager:
             return Protection.NONE, lock.lost_reason
         return backend.protection(lock.path)
 
+    def why_lost(self, lock: HostLock) -> str:
+        """Why a lock guards nothing now: it could not be taken again, or its lockspace is lost; empty if it is held."""
+        if lock.held is None:
+            return lock.lost_reason or "it is not held"
+        backend: object = self.backends.get(lock.backend)
+        return backend.lost if isinstance(backend, MayBeLost) else ""
+
     def _note(self, owner: Owner) -> OwnerNote:
         return OwnerNote(owner.name, owner.pid, owner.process_id.start_ticks)
 
     def remember_incarnation(self, lockspace: str, state: str) -> None:
         """Keep a copy of this host's incarnation in the journal, beside the locks that depend on it."""
-        self._book.remember(lockspace, state)
+        self.book.remember(lockspace, state)
 
     def journal_lines(self, *, everybody: bool = False) -> list[jn.Line]:
         """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""
-        return self._book.lines(self.lockspaces, self.owners, everybody=everybody)
+        return self.book.lines(self.lockspaces, self.owners, everybody=everybody)
 
 
 def _another_disk(want: Want) -> Refused:

@@ -32,7 +32,8 @@ FIRE_TIMEOUT_DEFAULT_S = 60
 
 # How long owners get to end by themselves before they are killed, by the least fire timeout that leaves
 # room for it.
-_GRACE_BY_FIRE_TIMEOUT_S = ((60, 40), (30, 15), (0, 0))
+GRACE_FIRE_TIMEOUT_MIN_S = 30
+_GRACE_BY_FIRE_TIMEOUT_S = ((60, 40), (GRACE_FIRE_TIMEOUT_MIN_S, 15), (0, 0))
 # Full-length renewal attempts that must fit between the due renewal and the failure.
 _ATTEMPTS_BEFORE_FAIL = 3
 

@@ -61,6 +61,9 @@ class Libvirt:
     async def start(self, uuid: str) -> bool:
         return True
 
+    async def mark(self, uuid: str, reason: str) -> bool:
+        return True
+
 
 def configured(
     spaces: tuple[Space, ...],

@@ -46,13 +46,20 @@ class NoLibvirt:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.started: list[str] = []
+        self.starts = True
+        self.marks: list[tuple[str, str]] = []
+        self.suspends = False
 
     async def suspend(self, uuid: str) -> bool:
         self.asked.append(uuid)
-        return False
+        return self.suspends
 
     async def start(self, uuid: str) -> bool:
         self.started.append(uuid)
+        return self.starts
+
+    async def mark(self, uuid: str, reason: str) -> bool:
+        self.marks.append((uuid, reason))
         return True
 
 
