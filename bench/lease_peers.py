@@ -71,6 +71,7 @@ class LeasingHoldfastd:
         config = self._place / "holdfast.toml"
         config.write_text(
             f'run_dir = "{self._place}/run"\nstate_dir = "{self._place}/state"\n'
+            f'host_locks = "{self._place}/lockspaces"\n'
             f'[virtlockd]\nsocket = "{self.socket}"\nmax_clients = 5000\n'
             f'[backend.leases]\ndriver = "paxos"\ndirectory = "{directory.leases}"\nhost_id = 1\nwatchdog = "none"\n'
             f"hosts_max = {directory.hosts_max}\nio_timeout_s = {IO_TIMEOUT_S}\ncross_host = true\n"

@@ -147,6 +147,7 @@ def build(
         watchdog=inherited.take_watchdog(WATCHDOG_FD_NAME),
         watchdog_needed=before.leases_held,
         predecessors=ports.predecessors,
+        space_locks=inherited.reexec.space_locks if inherited.reexec is not None else None,
     )
     routing = build_routing(
         config,

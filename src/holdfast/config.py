@@ -24,6 +24,7 @@ from holdfast.errors import ConfigError, UnknownKey
 from holdfast.model import Protection
 
 SYSTEM_FILE = "/etc/holdfast/holdfast.toml"
+HOST_LOCKS_DEFAULT = "/run/holdfast/lockspaces"
 SOCKET_PATH_BYTES_MAX = 107
 """sun_path of <sys/un.h> less its NUL: a longer path cannot be bound."""
 CONFIG_BYTES_MAX = 1 << 20
@@ -82,6 +83,10 @@ class Config(_Table, frozen=True):
 
     run_dir: str
     state_dir: str
+    host_locks: str = HOST_LOCKS_DEFAULT
+    """Where each lockspace has its lock on this host: one place for every daemon of a host, whatever its other directories.
+    Only tests, and several hosts on one kernel, have another one.
+    """
     default_backend: str = "file"
     require_protection: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -118,7 +123,7 @@ _TABLES: dict[str, type[_Table]] = {
     "limits": LimitsTable,
     "recovery": RecoveryTable,
 }
-_TOP = ("run_dir", "state_dir", "default_backend", "require_protection", "log_level")
+_TOP = ("run_dir", "state_dir", "host_locks", "default_backend", "require_protection", "log_level")
 
 
 def default_file(environ: Mapping[str, str], uid: int) -> str:
@@ -130,11 +135,12 @@ def default_file(environ: Mapping[str, str], uid: int) -> str:
 
 
 def default_paths(environ: Mapping[str, str], uid: int) -> dict[str, str]:
-    """run_dir, state_dir and virtlockd socket: the system's for root, the session's otherwise (virtlockd-rpc.md 1)."""
+    """run_dir, state_dir, host_locks, virtlockd socket: the system's for root, else the session's (virtlockd-rpc.md 1)."""
     if uid == 0:
         return {
             "run_dir": "/run/holdfast",
             "state_dir": "/var/lib/holdfast",
+            "host_locks": HOST_LOCKS_DEFAULT,
             "socket": "/run/libvirt/virtlockd-sock",
         }
     home = environ.get("HOME", "/")
@@ -145,6 +151,7 @@ def default_paths(environ: Mapping[str, str], uid: int) -> dict[str, str]:
     return {
         "run_dir": os.path.join(runtime, "holdfast"),
         "state_dir": os.path.join(state, "holdfast"),
+        "host_locks": os.path.join(runtime, "holdfast", "lockspaces"),
         "socket": os.path.join(runtime, "libvirt", "virtlockd-sock"),
     }
 
@@ -318,7 +325,7 @@ class _Reader:
         top = self._convert(
             next((self.origins[k] for k in _TOP if k in self.origins), "configuration"),
             "",
-            {"run_dir": paths["run_dir"], "state_dir": paths["state_dir"], **self._top},
+            {**{key: paths[key] for key in ("run_dir", "state_dir", "host_locks")}, **self._top},
             Config,
         )
         if top is None or None in tables.values() or any(r is None for _, r in rules):
@@ -404,6 +411,7 @@ def validate(config: Config, origins: Mapping[str, str]) -> Iterator[ConfigError
     for key, path in (
         ("run_dir", config.run_dir),
         ("state_dir", config.state_dir),
+        ("host_locks", config.host_locks),
         ("virtlockd.socket", config.virtlockd.socket),
         ("control.socket", config.control_socket),
     ):

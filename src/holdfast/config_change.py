@@ -74,6 +74,7 @@ def differences(old: Config, new: Config, held: Sequence[HeldNeed]) -> list[str]
         for key, before, after in (
             ("run_dir", old.run_dir, new.run_dir),
             ("state_dir", old.state_dir, new.state_dir),
+            ("host_locks", old.host_locks, new.host_locks),
         )
         if before != after
     ]

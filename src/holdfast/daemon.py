@@ -277,7 +277,12 @@ class Daemon:
             ],
             config_files=list(config.sources),
             last_event=self.events.last,
-            problems=[*self._in_force.problems(), *self.leases.problems, *self.leases.losses],
+            problems=[
+                *self._in_force.problems(),
+                *self.leases.problems,
+                *self.leases.refusals,
+                *self.leases.losses,
+            ],
         )
 
     # --- end ---

@@ -236,6 +236,7 @@ class Handover:
             watchdog_fd=watchdog.fd if watchdog is not None else -1,
             watchdog=watchdog.armed_with if watchdog is not None else ("", "", 0),
             configuration=self._before.configuration,
+            space_locks=self._leases.space_locks(),
         )
 
 

@@ -27,6 +27,7 @@ from holdfast.supervision.heartbeat import Heartbeat
 from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
+from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.supervision.presence import Absent, Presence, WatchdogChoice
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
@@ -36,6 +37,7 @@ from holdfast.system.lease_storage import LeaseStorage
 from holdfast.system.lease_threads import LeaseThreads
 from holdfast.system.memory_file import Memory
 from holdfast.system.predecessor import Predecessors
+from holdfast.system.space_locks import SpaceLocks
 from holdfast.system.watchdog import Watchdog
 
 log = logging.getLogger("holdfast")
@@ -67,6 +69,10 @@ class LeaseHostPorts:
     """Of the leases of a lockspace: a question that stays true while a write that is under way now may still land."""
     incarnation_files: Callable[[str], Sequence[Memory]]
     """The copies of this host's incarnation in a lockspace: one that survives a power cut, one of this boot alone."""
+    space_locks: SpaceLocks
+    """One lock per lockspace on this host, whatever directories its daemons have."""
+    directories: tuple[str, str]
+    """(run_dir, state_dir): they tell this daemon from another one of this host."""
     identities: DiskIdentities
     chance: Chance
     token: Callable[[], str]
@@ -123,8 +129,11 @@ class LeaseHost:
         watchdog: PassedWatchdog | None = None,
         watchdog_needed: bool = False,
         predecessors: Predecessors | None = None,
+        space_locks: Mapping[str, int] | None = None,
     ) -> None:
-        """``watchdog``: of an earlier daemon, open and armed; ``watchdog_needed``: locks may be held that it guards."""
+        """``watchdog``: of an earlier daemon, open and armed; ``watchdog_needed``: locks may be held that it guards.
+        ``space_locks``: the locks of lockspaces that an earlier program has passed on, by lockspace.
+        """
         self._ports = ports
         self._clock = clock
         self._predecessors = predecessors if predecessors is not None else Predecessors()
@@ -134,6 +143,7 @@ class LeaseHost:
         self._in_use = in_use
         self._in_doubt = in_doubt
         self._store = store if store is not None else NoStore()
+        self._space_locks = dict(space_locks or {})
         self._passed = watchdog
         self._passed_needed = watchdog_needed
         self._unfit: PassedWatchdog | None = watchdog
@@ -161,6 +171,11 @@ class LeaseHost:
     @property
     def keepers(self) -> list[LockspaceKeeper]:
         return [keeper for keeper, _ in self._keepers.values()]
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why lockspaces are not used by this daemon although this host could be in them: another one of its daemons may."""
+        return [keeper.use.refused for keeper in self.keepers if keeper.use.refused]
 
     def backends_of(self, keeper: LockspaceKeeper) -> set[str]:
         return self._keepers[keeper.name][1]
@@ -190,6 +205,12 @@ class LeaseHost:
                 spec.name,
                 ports.incarnation_files(spec.name),
                 lambda: [raw] if (raw := self.carried.get(spec.name)) else [],
+            ),
+            use=LockspaceUse(
+                spec.name,
+                ports.space_locks.of(spec.name, self._space_locks.pop(spec.name, -1)),
+                User(self._identity.boot, *ports.directories),
+                stuck=lambda dead: dead.inside(lanes_of(spec.name)),
             ),
             identity=self._identity,
             token=ports.token,
@@ -234,7 +255,7 @@ class LeaseHost:
         if unfit is None:
             return
         armed = WatchdogChoice(*unfit.armed_with)
-        if self._passed_needed:
+        if self._passed_needed or any(keeper.use.others() for keeper in self.keepers):
             log.critical(
                 "the watchdog %s is armed for leases that no configured backend knows: this host is reset",
                 _words(armed),
@@ -280,9 +301,14 @@ class LeaseHost:
 
     async def start(self) -> None:
         """Start everything; returns when it is known which last terms go on, or is taking too long."""
+        for passed in self._space_locks.values():
+            self._ports.space_locks.drop(passed)
+        self._space_locks.clear()
         self._stop_unfit()
         if self._heartbeat is None:
             return
+        if self._passed is not None:
+            self._owe_others(self._heartbeat)
         loop = self._loop = asyncio.get_running_loop()
         self._ports.start_heart(self._heartbeat.run(), self._heart_stopped)
         tried = []
@@ -293,6 +319,15 @@ class LeaseHost:
                 tried.append(done)  # a new term takes its time, and nobody rests on it yet
         if tried:
             await asyncio.wait(tried, timeout=FIRST_TRY_WAIT_S)
+
+    def _owe_others(self, heartbeat: Heartbeat) -> None:
+        """The watchdog that was passed on may guard virtual machines of a daemon with other directories: this one can't
+        renew their lease, and must neither stop it nor feed it for another lockspace.
+        """
+        for keeper in self.keepers:
+            if (why := keeper.use.others()) and not keeper.has_earlier_life:
+                log.critical("the watchdog that an earlier daemon has armed is not fed: %s", why)
+                heartbeat.owe(keeper.name)
 
     def _heart_stopped(self, result: object) -> None:
         if isinstance(result, BaseException):
@@ -331,6 +366,11 @@ class LeaseHost:
         if (by := self._armed_by) is not None:
             tags.add(PassedWatchdog(-1, by.driver, by.path, by.fire_timeout_s).tag)
         return tags
+
+    def space_locks(self) -> dict[str, int]:
+        """The locks of lockspaces that are held, for the next program."""
+        held = {keeper.name: keeper.use.descriptor() for keeper in self.keepers}
+        return {name: fd for name, fd in held.items() if fd is not None}
 
     def watchdog_descriptor(self) -> int | None:
         return self._heartbeat.watchdog_descriptor() if self._heartbeat is not None else None

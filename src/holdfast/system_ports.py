@@ -42,6 +42,7 @@ from holdfast.system.process import SystemProcesses, boot_id, host_name, is_prov
 from holdfast.system.readiness import Readiness
 from holdfast.system.realtime import prepare_thread
 from holdfast.system.request_gate import GATE
+from holdfast.system.space_locks import SystemSpaceLocks
 from holdfast.system.watchdog import DeviceWatchdog, NoWatchdog, Watchdog
 from holdfast.system.wdmd import WdmdWatchdog
 
@@ -83,13 +84,20 @@ def system_ports(
         gate=GATE,
         predecessors=predecessors,
         open_files=SystemOpenFiles(ignored=partial(lock_keepers, store.stores)),
-        leases=lease_host_ports((config.state_dir, config.run_dir)),
+        leases=lease_host_ports(
+            (config.state_dir, config.run_dir),
+            host_locks=config.host_locks,
+            directories=(os.path.realpath(config.run_dir), os.path.realpath(config.state_dir)),
+        ),
     )
 
 
-def lease_host_ports(copy_dirs: Sequence[str]) -> LeaseHostPorts:
+def lease_host_ports(
+    copy_dirs: Sequence[str], *, host_locks: str = "", directories: tuple[str, str] = ("", "")
+) -> LeaseHostPorts:
     """Nothing is opened or started before somebody asks for it. `copy_dirs`: local directories that each keep this host's
-    incarnations: one that survives a reboot first, one of this boot alone.
+    incarnations: one that survives a reboot first, one of this boot alone. `host_locks` and `directories` are needed by who
+    joins: where lockspaces have their lock on this host, and (run_dir, state_dir), by which daemons are told apart.
     """
     return LeaseHostPorts(
         threads=SystemLeaseThreads(prepare_thread),
@@ -101,6 +109,8 @@ def lease_host_ports(copy_dirs: Sequence[str]) -> LeaseHostPorts:
         incarnation_files=lambda lockspace: [
             MemoryFile(f"{place}/lockspace-{lockspace}.json") for place in copy_dirs
         ],
+        space_locks=SystemSpaceLocks(host_locks),
+        directories=directories,
         identities=SystemDiskIdentities(),
         chance=SystemRandom(),
         token=partial(secrets.token_hex, TOKEN_DIGITS // 2),

@@ -40,8 +40,15 @@ def place() -> Iterator[Path]:
 def make_daemon(place: Path) -> Iterator[Factory]:
     made: list[Holdfastd] = []
 
-    def make(extra: str = "", *, name: str = "d", virtlockd: str = "", top: str = "") -> Holdfastd:
-        daemon = Holdfastd(place / name, extra, virtlockd=virtlockd, top=top)
+    def make(
+        extra: str = "",
+        *,
+        name: str = "d",
+        virtlockd: str = "",
+        top: str = "",
+        host_locks: Path | None = None,
+    ) -> Holdfastd:
+        daemon = Holdfastd(place / name, extra, virtlockd=virtlockd, top=top, host_locks=host_locks)
         made.append(daemon)
         return daemon
 

@@ -34,9 +34,17 @@ def listens(path: str) -> bool:
 
 
 class Holdfastd:
-    """holdfastd with everything in one directory."""
+    """holdfastd with everything in one directory: a host of its own, unless it shares `host_locks` with another one."""
 
-    def __init__(self, directory: Path, extra: str = "", *, virtlockd: str = "", top: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        extra: str = "",
+        *,
+        virtlockd: str = "",
+        top: str = "",
+        host_locks: Path | None = None,
+    ) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.socket = str(directory / "v.sock")
@@ -45,7 +53,8 @@ class Holdfastd:
         self.config = directory / "holdfast.toml"
         self.log = directory / "log"
         self.config.write_text(
-            f'run_dir = "{self.run_dir}"\nstate_dir = "{directory}/state"\nlog_level = "debug"\n{top}\n'
+            f'run_dir = "{self.run_dir}"\nstate_dir = "{directory}/state"\n'
+            f'host_locks = "{host_locks or directory / "host"}"\nlog_level = "debug"\n{top}\n'
             f'[virtlockd]\nsocket = "{self.socket}"\n{virtlockd}\n{extra}\n'
         )
         self.process: subprocess.Popen[bytes] | None = None

@@ -12,7 +12,7 @@ that incarnation is over, that is a loss like any other as long as a VM depends 
 those VMs are gone.
 
 New locks are refused until every copy is written: a lock that depends on an incarnation that the next daemon does not
-know would kill its VM.
+know would kill its VM. Before all of it the lockspace is this daemon's alone on its host (`lockspace_use`).
 
 Everything here runs on the event loop; the renewal runs on a thread (`LeaseThreads`) and leaves its news by callbacks.
 There is one such thread at a time (ADR 0134): a lockspace is joined again when the one of the lost term has ended.
@@ -39,6 +39,7 @@ from holdfast.supervision.host_terms import HostIdentity, Plan, Planner, Term
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_refusals import NotJoined, through_page_cache
 from holdfast.supervision.lockspace import Left, Lockspace, Lost, News
+from holdfast.supervision.lockspace_use import LockspaceUse
 from holdfast.supervision.presence import Absent
 from holdfast.system.blocking_thread import Interrupted
 from holdfast.system.clock import Clock
@@ -110,6 +111,7 @@ class LockspaceKeeper:
         threads: LeaseThreads,
         clock: Clock,
         copies: IncarnationCopies,
+        use: LockspaceUse,
         identity: HostIdentity,
         token: Callable[[], str],
         in_use: Callable[[], bool],
@@ -137,6 +139,7 @@ class LockspaceKeeper:
         self._threads = threads
         self._clock = clock
         self._copies = copies
+        self.use = use
         self._identity = identity
         self._token = token
         self._in_use = in_use
@@ -254,6 +257,8 @@ class LockspaceKeeper:
         """Give the host id back; nobody rests on it any more. `on_left`: that is done, or can't be."""
         self._wanted = False
         if self.state in (KeeperState.ABSENT, KeeperState.LEFT):
+            if self.state is KeeperState.ABSENT and not self._thread_runs:
+                self._give_up_use()
             self._become(KeeperState.LEFT, "")
             on_left()
             return
@@ -351,6 +356,12 @@ class LockspaceKeeper:
 
         async def life(disk: FoundDisk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
             self._interrupt = interrupt
+            if refused := self.use.take(resuming=resumption is not None and in_use):
+                return NotJoined(refused)
+            if users_are_gone and resumption is None:
+                self._heartbeat.settle(
+                    self.name
+                )  # owed to VMs of another daemon, which has left in good order
             try:
                 plan = resumption or await self._plan(
                     planner, disk, clock, term, users_are_gone=users_are_gone, searches=searches
@@ -482,7 +493,7 @@ class LockspaceKeeper:
             joined_at=self._clock.now(),
         )
         # Before any lock may depend on this incarnation: the next daemon has to know it.
-        self.not_remembered = self._copies.write(term)
+        self.not_remembered = self._copies.write(term) or self.use.incomplete
         if self.not_remembered:
             log.error("lockspace %s: new locks are refused: %s", self.name, self.refuses_new())
             self._spawn(self._remember(term))
@@ -509,7 +520,8 @@ class LockspaceKeeper:
             await self._clock.sleep(REMEMBER_PAUSE_S)
             if self.incarnation is not term or self.state is not KeeperState.JOINED:
                 return
-            self.not_remembered = self._copies.write(term)
+            self.use.complete()
+            self.not_remembered = self._copies.write(term) or self.use.incomplete
         log.warning("lockspace %s: its incarnation is written down; new locks are granted again", self.name)
 
     @property
@@ -536,7 +548,9 @@ class LockspaceKeeper:
         """The renewal thread is over."""
         match result:
             case Left(released, reason):
-                if not released:
+                if released:
+                    self._give_up_use()
+                else:
                     log.warning("lockspace %s: host id not given back: %s", self.name, reason)
                 self._become(KeeperState.LEFT, "")
             case Lost(reason):
@@ -562,6 +576,7 @@ class LockspaceKeeper:
         log.warning("lockspace %s is not joined: %s", self.name, reason)
         resuming, self._resuming = self._resuming, False
         if not self._wanted:
+            self._give_up_use()
             self._become(KeeperState.LEFT, "")
             self._first_try_done()
         elif resuming and self._in_use():
@@ -575,6 +590,11 @@ class LockspaceKeeper:
             self._become(KeeperState.ABSENT, reason)
             self._first_try_done()
             self._spawn(self._join_later())
+
+    def _give_up_use(self) -> None:
+        """No VM of this host depends on the lockspace, as far as it can be known: another daemon may use it."""
+        if not self._in_use():
+            self.use.leave()
 
     async def _join_later(self) -> None:
         await self._clock.sleep(JOIN_PAUSE_S)

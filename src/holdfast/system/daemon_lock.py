@@ -72,13 +72,17 @@ class Claimed:
     predecessors: tuple[DeadButStuck, ...]
 
 
-def claim(path: str, tasks: ProcTasks | None = None) -> Claimed:
-    """Take a lock of the name `path`, or of a number behind it; raises `InUse`, or OSError."""
+def claim(path: str, tasks: ProcTasks | None = None, *, patient: bool = True) -> Claimed:
+    """Take a lock of the name `path`, or of a number behind it; raises `InUse`, or OSError.
+
+    It waits for another starter to decide, and for a killed daemon to leave the kernel. Without `patient` it waits for
+    neither: for callers who try again.
+    """
     tasks = tasks if tasks is not None else ProcTasks()
     directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _wait_for_lock(directory)
-        return _claim(path, tasks)
+        _wait_for_lock(directory, STARTER_WAIT_S if patient else 0.0)
+        return _claim(path, tasks, ENDING_WAIT_S if patient else 0.0)
     finally:
         os.close(directory)
 
@@ -88,7 +92,7 @@ def is_lock_of(fd: int, path: str) -> bool:
     ours = os.fstat(fd)
     for number in range(LOCKS_MAX):
         with contextlib.suppress(OSError):
-            found = os.lstat(_numbered(path, number))
+            found = os.lstat(numbered(path, number))
             if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino):
                 return True
     return False
@@ -99,7 +103,7 @@ def claimed_last_ns(path: str) -> int:
     last = 0
     for number in range(LOCKS_MAX):
         with contextlib.suppress(OSError):
-            last = max(last, os.lstat(_numbered(path, number)).st_mtime_ns)
+            last = max(last, os.lstat(numbered(path, number)).st_mtime_ns)
     return last
 
 
@@ -109,9 +113,9 @@ def survey(path: str, tasks: ProcTasks | None = None) -> tuple[DeadButStuck, ...
     dead = []
     for number in range(LOCKS_MAX):
         with contextlib.suppress(OSError):
-            fd = open_regular(_numbered(path, number), os.O_RDWR)
+            fd = open_regular(numbered(path, number), os.O_RDWR)
             try:
-                fate = tasks.fate(_holder(fd))
+                fate = tasks.fate(holder_of(fd))
             finally:
                 os.close(fd)
             if isinstance(fate, DeadButStuck):
@@ -119,14 +123,14 @@ def survey(path: str, tasks: ProcTasks | None = None) -> tuple[DeadButStuck, ...
     return tuple(dead)
 
 
-def _claim(path: str, tasks: ProcTasks) -> Claimed:
-    until = time.monotonic() + ENDING_WAIT_S
+def _claim(path: str, tasks: ProcTasks, ending_wait_s: float) -> Claimed:
+    until = time.monotonic() + ending_wait_s
     ours = -1
     dead: list[DeadButStuck] = []
     try:
         for number in range(LOCKS_MAX):
             try:
-                fd = open_regular(_numbered(path, number), os.O_RDWR | (os.O_CREAT if ours < 0 else 0))
+                fd = open_regular(numbered(path, number), os.O_RDWR | (os.O_CREAT if ours < 0 else 0))
             except FileNotFoundError:
                 continue  # no daemon has come so far
             keep = False
@@ -161,7 +165,7 @@ def _lock_or_holder(fd: int, tasks: ProcTasks, until: float) -> DeadButStuck | N
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return None
         except BlockingIOError:
-            holder = _holder(fd)
+            holder = holder_of(fd)
         match tasks.fate(holder) if holder else Alive(0, ending=True):
             case DeadButStuck() as dead:
                 return dead
@@ -176,12 +180,13 @@ def _lock_or_holder(fd: int, tasks: ProcTasks, until: float) -> DeadButStuck | N
                 assert_never(fate)
 
 
-def _numbered(path: str, number: int) -> str:
+def numbered(path: str, number: int) -> str:
+    """The path of one of the locks of that name."""
     return f"{path}.{number}" if number else path
 
 
-def _wait_for_lock(directory: int) -> None:
-    until = time.monotonic() + STARTER_WAIT_S
+def _wait_for_lock(directory: int, wait_s: float) -> None:
+    until = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,7 +197,7 @@ def _wait_for_lock(directory: int) -> None:
             time.sleep(_LOOK_S)
 
 
-def _holder(fd: int) -> int:
+def holder_of(fd: int) -> int:
     """The pid of the process that holds the lock, as the kernel shows it; 0 if it doesn't."""
     status = os.fstat(fd)
     with contextlib.suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as f:

@@ -163,6 +163,8 @@ class ReexecState(msgspec.Struct, frozen=True):
     """Driver, path and fire timeout of the descriptor."""
     configuration: str = ""
     """The configuration in force, as it is kept in the run directory."""
+    space_locks: dict[str, int] = {}
+    """The lock of each lockspace that is used, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +293,7 @@ def _all_fds(state: ReexecState) -> list[int]:
     return [
         *state.listeners.values(),
         *state.locks.values(),
+        *state.space_locks.values(),
         *(c.fd for c in state.connections),
         *(fd for fd in (state.lock_fd, state.watchdog_fd, state.state_lock_fd) if fd >= 0),
     ]

@@ -31,6 +31,7 @@ from holdfast.system.watchdog import (
     WDIOF_MAGICCLOSE,
     WDIOF_SETTIMEOUT,
 )
+from holdfast.testing.host_table import HostTable
 from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_disk import Path, PathDisk, SharedDisk
 from holdfast.testing.world import World
@@ -236,6 +237,7 @@ class Machine:
         self.unmounted: dict[str, SharedDirectory] = {}
         """Of directories that are not mounted at present: what is below."""
         self.process: Process | None = None
+        self.host_table = HostTable()
         self.vms: list[VirtualMachine] = []
         self.last_look = Instant(0.0)
         self.on_boot: Callable[[], None] = lambda: None
@@ -290,6 +292,7 @@ class Machine:
         process = self.process
         assert process is not None
         self.world.tell(self.name, "its daemon becomes the next program")
+        self.host_table.executed(process)
         process.end()
         for path in self.paths.values():
             path.process_gone(process)
@@ -327,6 +330,7 @@ class Machine:
         self.up = True
         self.boots += 1
         self.process = None
+        self.host_table = HostTable()
         self._start_clock()
         self.world.tell(self.name, "boots")
         self.on_boot()

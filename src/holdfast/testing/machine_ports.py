@@ -38,6 +38,7 @@ from holdfast.system.readiness import READ, Readiness
 from holdfast.system.request_gate import Inside
 from holdfast.system.watchdog import DeviceWatchdog, Watchdog
 from holdfast.system.wdmd import WdmdWatchdog
+from holdfast.testing.host_table import TableLocks
 from holdfast.testing.machine import DAEMON, STORE, Machine, MachineClock
 from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_files import SimulatedStorage
@@ -105,8 +106,15 @@ Edited = Callable[[Config], Config | None]
 class MachineState:
     """What a machine keeps beside its daemon: until the next boot, or for ever."""
 
-    def __init__(self, machine: Machine, new_wdmd: Callable[[], SimulatedWdmd | None]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        new_wdmd: Callable[[], SimulatedWdmd | None],
+        directories: tuple[str, str] = ("/run/holdfast", "/var/lib/holdfast"),
+    ) -> None:
+        """`directories`: (run_dir, state_dir) of the daemon that finds this."""
         self.machine = machine
+        self.directories = directories
         self._new_wdmd = new_wdmd
         self.wdmd: SimulatedWdmd | None = None
         self.state_files: dict[str, StateFile] = {}
@@ -405,6 +413,8 @@ def managed_ports(
             incarnation_files=lambda lockspace: [
                 files.setdefault(lockspace, StateFile()) for files in (state.state_files, state.run_files)
             ],
+            space_locks=TableLocks(machine.host_table, process),
+            directories=state.directories,
             identities=Identities(),
             chance=random,
             token=lambda: f"{random.getrandbits(4 * TOKEN_DIGITS):0{TOKEN_DIGITS}x}",

@@ -17,9 +17,11 @@ from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_refusals import NotJoined
 from holdfast.supervision.keeper import RESUME_WAIT_S, KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.supervision.lockspace import Left, Lost
+from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.system.blocking_thread import Interrupted, run_blocking
 from holdfast.system.lease_threads import Life
 from holdfast.system.memory_file import MemoryFile
+from holdfast.system.space_locks import SystemSpaceLocks
 
 
 class Threads:
@@ -73,6 +75,9 @@ class Rig:
             threads=self.threads,
             clock=self.clock,
             copies=IncarnationCopies("A", [MemoryFile(str(place / "term"))]),
+            use=LockspaceUse(
+                "A", SystemSpaceLocks(str(place / "host")).of("A"), User("b", "/run/a", "/var/a")
+            ),
             identity=HostIdentity(node="alpha", boot="b", machine="m"),
             token=lambda: "0" * 12,
             in_use=lambda: in_use,

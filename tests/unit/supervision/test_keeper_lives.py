@@ -12,9 +12,11 @@ from holdfast.protocol.words import HostId
 from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
+from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.supervision.presence import Absent
 from holdfast.system.lease_threads import Life
 from holdfast.system.memory_file import MemoryFile
+from holdfast.system.space_locks import SystemSpaceLocks
 
 JOINED_BY_S = 1000.0
 """Far more than joining takes."""
@@ -37,6 +39,9 @@ class Rig:
             threads=self,
             clock=self.host.clock,  # type: ignore[arg-type]
             copies=IncarnationCopies("A", [MemoryFile(str(place / "term"))]),
+            use=LockspaceUse(
+                "A", SystemSpaceLocks(str(place / "host")).of("A"), User("b", "/run/a", "/var/a")
+            ),
             identity=HostIdentity(node="alpha", boot="b", machine="m"),
             token=lambda: "0" * 12,
             in_use=lambda: False,
