@@ -1,7 +1,8 @@
 """What each seed plays, as a digest of its whole history: a pure move of code changes none of them.
 
-The record beside this file has two parts: seeds 0 to 299 as a campaign plays them, and the pinned seeds as their test
-plays them. A commit that only moves code leaves every digest as it was. A commit that changes what is drawn, asked or
+The record beside this file has three parts: seeds 0 to 299 as a campaign plays them, but for second daemons, which came
+later; those of the first 60 that play the whole daemon with second daemons; and the pinned seeds as their test plays them. A
+commit that only moves code leaves every digest as it was. A commit that changes what is drawn, asked or
 logged changes digests on purpose; it says why, and records them again.
 
     python -m tests.sim.histories            compare with the record; exit code 1 and the seeds that differ
@@ -16,11 +17,12 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from random import Random
 
 from tests.sim.test_pinned_seeds import PINNED
 
+from holdfast.testing.cluster import Kind, Scenario
 from holdfast.testing.formatted import FEW_HOSTS
 from holdfast.testing.simulation import play
 from holdfast.testing.state_damage import NO_PLAGUES
@@ -29,19 +31,27 @@ RECORD = Path(__file__).with_suffix(".json")
 SEEDS = range(300)
 """So that about a hundred of them play the whole daemon."""
 
+SECONDS_EVERY_S = 8.0
+
 Key = tuple[str, int]
 """(part of the record, seed)"""
 
 
 def all_keys() -> list[Key]:
-    return [*(("campaign", seed) for seed in SEEDS), *(("pinned", seed) for seed in PINNED)]
+    return [
+        *(("campaign", seed) for seed in SEEDS),
+        *(("second", seed) for seed in SEEDS[:60] if Scenario.drawn(Random(seed), None).kind is Kind.MANAGED),
+        *(("pinned", seed) for seed in PINNED),
+    ]
 
 
 def digest(key: Key) -> str:
     """Of all lines, the verdict and the number of events; true time is no part of it."""
     part, seed = key
-    as_it_was = partial(play, lease_hosts=FEW_HOSTS, restarts_every_s=0, plagues=NO_PLAGUES)
-    verdict = as_it_was(seed) if part == "pinned" else play(seed)
+    if part == "pinned":
+        verdict = play(seed, lease_hosts=FEW_HOSTS, restarts_every_s=0, plagues=NO_PLAGUES, seconds_every_s=0)
+    else:
+        verdict = play(seed, seconds_every_s=SECONDS_EVERY_S if part == "second" else 0)
     whole = json.dumps([verdict.lines, verdict.violation, verdict.events, verdict.acquired])
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 

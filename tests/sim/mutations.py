@@ -68,6 +68,7 @@ NEAR: dict[str, int] = {
     "kept-timeout-believed": 48,
     "left-behind-is-freed": 20,
     "stale-copy-preferred": 187,
+    "record-left-behind": 50,
 }
 """Where a bug takes long to find from seed 0: a seed that is known to find it. Seeds change with the simulator."""
 
@@ -89,6 +90,8 @@ class Mutation:
     """Whether only reloads and stops show it; all others are hunted in histories without them, as they were found."""
     edits: bool = False
     """Whether only edited configurations show it; likewise."""
+    seconds: bool = False
+    """Whether only second daemons show it; likewise."""
 
     @property
     def near(self) -> int:
@@ -106,13 +109,55 @@ def _in(
     restarts: bool = False,
     damage: str = "",
     edits: bool = False,
+    seconds: bool = False,
 ) -> Mutation:
     return Mutation(
-        name, bug, f"holdfast.{module}", piece, replacement, restarts=restarts, damage=damage, edits=edits
+        name,
+        bug,
+        f"holdfast.{module}",
+        piece,
+        replacement,
+        restarts=restarts,
+        damage=damage,
+        edits=edits,
+        seconds=seconds,
     )
 
 
 MUTATIONS = (
+    # --- second daemons ---
+    _in(
+        "supervision.lockspace_use",
+        "others-record-ignored",
+        "a lockspace is joined although VMs of another daemon of this host may depend on it",
+        "if user != self._us:",
+        "if False:",
+        seconds=True,
+    ),
+    _in(
+        "supervision.lockspace_use",
+        "use-not-recorded",
+        "a daemon does not record that it uses a lockspace",
+        "self.incomplete = self._write(add=True)",
+        'self.incomplete = ""',
+        seconds=True,
+    ),
+    _in(
+        "supervision.lockspace_use",
+        "record-left-behind",
+        "a lockspace that was left in good order stays recorded as used",
+        "if failed := self._write(add=False):",
+        'if failed := "":',
+        seconds=True,
+    ),
+    _in(
+        "supervision.lockspace_use",
+        "host-lock-ignored",
+        "a lockspace is joined although another daemon of this host holds its lock",
+        "return self._taken(e)",
+        "pass",
+        seconds=True,
+    ),
     # --- edited configurations ---
     _in(
         "kept_config",
@@ -489,7 +534,7 @@ MUTATIONS = (
         "supervision.keeper",
         "term-not-remembered",
         "the term is not remembered for the next daemon",
-        "        self.not_remembered = self._copies.write(term)\n        if self.not_remembered:",
+        "        self.not_remembered = self._copies.write(term) or self.use.incomplete\n        if self.not_remembered:",
         '        self.not_remembered = ""\n        if self.not_remembered:',
     ),
     _in(
@@ -951,6 +996,7 @@ HARD = frozenset(
         "doubt-without-end",
         "index-shared",
         "doubt-for-ever",
+        "host-lock-ignored",
     )
 )
 """Hidden by other defences, or rarer than the budget of the tests: looked for by `--hard` only."""
@@ -1036,7 +1082,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
 
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
     for number in range(seeds_max):
-        if (mutation.damage or mutation.edits) and Scenario.drawn(
+        if (mutation.damage or mutation.edits or mutation.seconds) and Scenario.drawn(
             Random(first + number), None
         ).kind is not Kind.MANAGED:
             continue  # it has no state to damage, and no configuration
@@ -1045,6 +1091,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
             restarts_every_s=None if mutation.restarts or mutation.damage or mutation.edits else 0,
             plagues=plagues[mutation.damage],
             edits=0.7 if mutation.edits else 0.0,
+            seconds_every_s=8.0 if mutation.seconds else 0.0,
         )
         if not verdict.sound:
             return number + 1, verdict.violation

@@ -6,6 +6,7 @@ A lock is its process's, and free when that has ended. What is passed to the nex
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from holdfast.system.daemon_lock import InUse
@@ -35,10 +36,9 @@ class HostTable:
     def entry(self, lockspace: str) -> Entry:
         return self._entries.setdefault(lockspace, Entry(len(self._entries) + 1))
 
-    def used_by(self, lockspace: str) -> Process | None:
-        """The living process that has the lock."""
-        owner = self.entry(lockspace).owner
-        return owner if owner is not None and owner.alive else None
+    def names(self, lockspace: str, directory: str) -> bool:
+        """Whether the record names a daemon with this directory."""
+        return directory.encode() in self.entry(lockspace).raw
 
     def executed(self, process: Process) -> None:
         """It becomes its next program, with everything open."""
@@ -53,17 +53,18 @@ class HostTable:
 
 
 class TableLocks:
-    """`SpaceLocks` for one process."""
+    """`SpaceLocks` for one process. `lingers`: whether the kernel still works for a process that has ended."""
 
-    def __init__(self, table: HostTable, process: Process) -> None:
+    def __init__(self, table: HostTable, process: Process, lingers: Callable[[Process], bool]) -> None:
         self._table = table
         self._process = process
+        self._lingers = lingers
 
     def of(self, lockspace: str, passed: int = -1) -> TableLock:
         entry = self._table.entry(lockspace)
         if passed == entry.number:
             entry.owner, entry.passed = self._process, False
-        return TableLock(self._table, entry, lockspace, self._process)
+        return TableLock(self._table, entry, lockspace, self._process, self._lingers)
 
     def drop(self, passed: int) -> None:
         self._table.drop(passed)
@@ -72,7 +73,15 @@ class TableLocks:
 class TableLock:
     """`SpaceLock` for one process."""
 
-    def __init__(self, table: HostTable, entry: Entry, lockspace: str, process: Process) -> None:
+    def __init__(
+        self,
+        table: HostTable,
+        entry: Entry,
+        lockspace: str,
+        process: Process,
+        lingers: Callable[[Process], bool],
+    ) -> None:
+        self._lingers = lingers
         self._table = table
         self._entry = entry
         self._process = process
@@ -97,7 +106,9 @@ class TableLock:
 
     def holder(self) -> int:
         owner = self._entry.owner
-        return int(owner is not None and owner is not self._process and (owner.alive or self._entry.passed))
+        if owner is None or owner is self._process:
+            return 0
+        return int(owner.alive or self._entry.passed or self._lingers(owner))
 
     def read(self) -> bytes | Unreadable:
         return self._entry.raw or Unreadable("it is not there", missing=True)

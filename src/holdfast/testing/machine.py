@@ -190,7 +190,8 @@ class MachineClock:
 
     def now(self) -> Instant:
         now = self._machine.boottime()
-        self._machine.last_look = now
+        if self._process not in self._machine.beside:
+            self._machine.last_look = now
         # Whoever loses its processor here acts upon a time that has passed.
         self._process.port("clock")
         return now
@@ -237,6 +238,8 @@ class Machine:
         self.unmounted: dict[str, SharedDirectory] = {}
         """Of directories that are not mounted at present: what is below."""
         self.process: Process | None = None
+        self.beside: list[Process] = []
+        """Second daemons, which an operator has started beside `process`."""
         self.host_table = HostTable()
         self.vms: list[VirtualMachine] = []
         self.last_look = Instant(0.0)
@@ -301,12 +304,16 @@ class Machine:
     @property
     def process_lingers(self) -> bool:
         """A killed process is gone only when the kernel has finished its requests."""
-        return self.process is not None and any(p.busy_for(self.process) for p in self.paths.values())
+        return self.process is not None and self.lingers(self.process)
+
+    def lingers(self, process: Process) -> bool:
+        return any(path.busy_for(process) for path in self.paths.values())
 
     def suspend(self, seconds: float) -> None:
         """Everything but the watchdog stands still; the clock will have counted it."""
-        if self.process is not None:
-            self.process.freeze(seconds)
+        for process in (self.process, *self.beside):
+            if process is not None:
+                process.freeze(seconds)
 
     def reset(self, why: str) -> None:
         """Power off and on again."""
@@ -316,6 +323,9 @@ class Machine:
         self.world.tell(self.name, f"is reset: {why}")
         if self.process is not None and self.process.alive:
             self.process.end()
+        for process in self.beside:
+            process.end()
+        self.beside.clear()
         for path in self.paths.values():
             path.reset()
         self.watchdog.reset()

@@ -36,7 +36,7 @@ from holdfast.system.open_files import Users
 from holdfast.system.predecessor import Predecessors
 from holdfast.system.readiness import READ, Readiness
 from holdfast.system.request_gate import Inside
-from holdfast.system.watchdog import DeviceWatchdog, Watchdog
+from holdfast.system.watchdog import DeviceWatchdog, NoWatchdog, Watchdog
 from holdfast.system.wdmd import WdmdWatchdog
 from holdfast.testing.host_table import TableLocks
 from holdfast.testing.machine import DAEMON, STORE, Machine, MachineClock
@@ -356,6 +356,8 @@ def managed_ports(
 
     def watchdog(choice: WatchdogChoice, fd: int | None) -> Watchdog:
         now = MachineClock(process, machine).now
+        if choice.driver == "none":
+            return NoWatchdog()
         if choice.driver == "device":
             return fed(DeviceWatchdog(choice.path, choice.fire_timeout_s, now, machine.watchdog, fd=fd))
         assert state.wdmd is not None
@@ -413,7 +415,7 @@ def managed_ports(
             incarnation_files=lambda lockspace: [
                 files.setdefault(lockspace, StateFile()) for files in (state.state_files, state.run_files)
             ],
-            space_locks=TableLocks(machine.host_table, process),
+            space_locks=TableLocks(machine.host_table, process, machine.lingers),
             directories=state.directories,
             identities=Identities(),
             chance=random,

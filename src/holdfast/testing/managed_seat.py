@@ -89,6 +89,12 @@ class ManagedSeat:
     def lost(self, reason: str) -> None:
         daemon, term = self.daemon, self.term
         daemon.world.tell(daemon.machine.name, f"has lost {self.space.name}: {reason}")
+        if self.keeper.use.refused and term is not None and term.vms:
+            daemon.world.fail(
+                "one daemon of a host in a lockspace",
+                f"{term} has owners, and another daemon keeps this one out: {reason}",
+                daemon.machine,
+            )
         if daemon.quiet and term is not None and term.vms:
             left_s = term.fails_at - daemon.machine.boottime()
             if left_s > LEFT_LEAST_S * term.io_timeout_s:

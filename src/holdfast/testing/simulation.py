@@ -25,6 +25,8 @@ from holdfast.testing.managed_desk import ManagedDesk
 from holdfast.testing.nemesis import Nemesis
 from holdfast.testing.orders import Orders, collect
 from holdfast.testing.restarts import OFTEN_S, Restarts
+from holdfast.testing.second_daemons import OFTEN_S as SECONDS_OFTEN_S
+from holdfast.testing.second_daemons import SecondDaemons
 from holdfast.testing.shared_disk import Manners
 from holdfast.testing.simulated_daemon import Daemon, Desk
 from holdfast.testing.state_damage import NO_PLAGUES, Plagues, StateDamage
@@ -66,10 +68,12 @@ def play(
     restarts_every_s: float | None = None,
     plagues: Plagues | None = None,
     edits: float | None = None,
+    seconds_every_s: float | None = None,
 ) -> Verdict:
     """Play one seed. Deterministic but for `real_s`. `lease_hosts`: how many hosts leases are formatted for.
     `restarts_every_s`: how often daemons are restarted in good order; 0: never. `plagues`: what befalls their state.
-    `edits`: how many starts and reloads find an edited configuration, 0 to 1.
+    `edits`: how many starts and reloads find an edited configuration, 0 to 1. `seconds_every_s`: how often an operator
+    starts a second daemon on a machine; 0: never.
     """
     begun = time.perf_counter()
     world = World(seed)
@@ -101,15 +105,23 @@ def play(
     if restarts_every_s is not None or scenario.kind is not Kind.MANAGED:
         every_s = restarts_every_s or 0.0
     restarts = Restarts(cluster, every_s, chance)
+    seconds_chance = Random(f"second daemons {seed}")
+    drawn_s = seconds_chance.choice(SECONDS_OFTEN_S)
+    if seconds_every_s is not None or scenario.kind is not Kind.MANAGED:
+        drawn_s = seconds_every_s or 0.0
+    if scenario.kind is not Kind.MANAGED:
+        drawn_s = 0.0
+    seconds = SecondDaemons(cluster, drawn_s, seconds_chance)
     violation: Violation | None = None
     with _listening(world):
         try:
-            _Play(cluster, restarts, damage, edits_made).all()
+            _Play(cluster, restarts, damage, edits_made, seconds).all()
         except Violation as found:
             violation = found
         finally:
             for daemon in cluster.daemons.values():
                 daemon.process.end()
+            seconds.end()
             tasks._running.clear()
     return Verdict(
         seed=seed,
@@ -148,8 +160,16 @@ def _listening(world: World) -> Iterator[None]:
 
 
 class _Play:
-    def __init__(self, cluster: Cluster, restarts: Restarts, damage: StateDamage, edits: ConfigEdits) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        restarts: Restarts,
+        damage: StateDamage,
+        edits: ConfigEdits,
+        seconds: SecondDaemons,
+    ) -> None:
         self.cluster = cluster
+        self.seconds = seconds
         self.damage = damage
         self.edits = edits
         self.restarts = restarts
@@ -166,6 +186,7 @@ class _Play:
         nemesis.heal()
         self.damage.heal()
         self.edits.heal()
+        self.seconds.heal()
         # Requests that are already late take their time, and may cost their host its lease.
         self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s + self.dead_s)
         self._everybody_comes_back()
