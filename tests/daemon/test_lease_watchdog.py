@@ -205,3 +205,68 @@ def test_watchdog_of_a_lockspace_that_was_left_leaves_the_descriptor_store_too(
     finally:
         host.stop_all()
         manager.close()
+
+
+def test_watchdog_that_guards_vms_of_other_directories_is_neither_stopped_nor_fed_for_another_lockspace(
+    host: Holdfastd, place: Path, wdmd_double: Wdmd
+) -> None:
+    """Both directories were edited while the daemon was down: it does not know its VMs, whose lease nobody renews now."""
+    make_lockspace(place / "leases" / "other", name="other")
+    table = host.config.read_text().split("[backend.leases]")[1].split("[[disk]]")[0]
+    manager = ServiceManager(place, host, sockets=[("holdfastd.socket", host.socket)])
+    try:
+        manager.start()
+        host.says(f"lockspace {SPACE}: joined as")
+        vm = host.vm([make_disk(place)], name="web1")
+        wait_until(lambda: "watchdog" in manager.names, "the watchdog to be in the store")
+        host.kill()
+        (place / "edited").mkdir()
+        written = host.config.read_text()
+        for name in ("run", "state"):
+            written = written.replace(
+                f'{name}_dir = "{host.directory}/{name}"', f'{name}_dir = "{place}/edited/{name}"'
+            )
+        host.config.write_text(f'{written}[backend.other]\nlockspace = "other"\n{table}')
+        connection = len(wdmd_double.said) - 1
+        told = wdmd_double.expires(connection)[-1]
+        manager.start()
+        host.says("the watchdog that an earlier daemon has armed is not fed: lockspace")
+        tries = [f"lockspace {space} is not joined" for space in (SPACE, "other")]
+        wait_until(lambda: all(host.count(each) >= 3 for each in tries), "each to be tried three times")
+        assert wdmd_double.expires(connection)[-1] == told
+        assert len(wdmd_double.said) == connection + 1
+        assert (wdmd.REFCOUNT_CLEAR, 0) not in wdmd_double.said[connection]
+        assert exists(vm)
+    finally:
+        host.stop_all()
+        manager.close()
+
+
+def test_watchdog_that_guards_vms_of_other_directories_is_not_stopped_by_who_has_no_use_for_it(
+    host: Holdfastd, place: Path, wdmd_double: Wdmd
+) -> None:
+    """The same edit, to directories that were used before, whose journal says that nothing is held; and no watchdog."""
+    written = edited = host.config.read_text()
+    for old in (f"{host.directory}/run", f"{host.directory}/state"):
+        edited = edited.replace(f'"{old}"', f'"{old}-edited"')
+    edited = edited.replace('watchdog = "wdmd"', 'watchdog = "none"')
+    host.config.write_text(edited.replace(f'watchdog_device = "{place}/wdmd.sock"\n', ""))
+    joined(host.start())
+    host.kill(signal.SIGTERM)
+    edited = host.config.read_text()
+    host.config.write_text(written)
+    manager = ServiceManager(place, host, sockets=[("holdfastd.socket", host.socket)])
+    try:
+        manager.start()
+        wait_until(lambda: "watchdog" in manager.names, "the watchdog to be in the store")
+        host.vm([make_disk(place)], name="web1")
+        host.kill()
+        host.config.write_text(edited)
+        manager.start()
+        host.says("no configured backend knows: this host is reset")
+        host.says(f"lockspace {SPACE} is not joined")
+        assert (wdmd.REFCOUNT_CLEAR, 0) not in wdmd_double.said[0]
+        assert "watchdog" in manager.names
+    finally:
+        host.stop_all()
+        manager.close()

@@ -11,7 +11,7 @@ import pytest
 
 from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.system import thread_name
-from holdfast.system.predecessor import Alive, DeadButStuck, Fate, ProcTasks, StuckTask
+from holdfast.system.predecessor import Alive, DeadButStuck, Fate, Predecessors, ProcTasks, StuckTask
 from holdfast.system.space_locks import SystemSpaceLock, SystemSpaceLocks
 
 NAME = "vms"
@@ -152,6 +152,24 @@ def test_term_that_could_not_go_on_leaves_the_lock_to_the_other_daemon(tmp_path:
     assert ours.take(resuming=True) == ""
     assert str(THEIRS) in ours.take(resuming=False)
     assert use(tmp_path, THEIRS).take(resuming=False) == ""
+
+
+class Counting(SystemSpaceLock):
+    """How often the lock was tried."""
+
+    tried = 0
+
+    def lock(self, *, patient: bool) -> Predecessors:
+        self.tried += 1
+        return super().lock(patient=patient)
+
+
+def test_who_is_refused_by_a_record_does_not_try_the_lock(tmp_path: Path) -> None:
+    """The first daemon may come back at any moment, and would be kept out by it."""
+    killed(tmp_path, THEIRS)
+    lock = Counting(f"{tmp_path}/vms", ProcTasks())
+    assert str(THEIRS) in use(tmp_path, lock=lock).take(resuming=False)
+    assert lock.tried == 0
 
 
 def test_full_disk_refuses_what_is_new_and_leaves_the_lock(tmp_path: Path) -> None:
