@@ -10,7 +10,7 @@ import errno
 from dataclasses import dataclass
 from typing import Protocol
 
-from holdfast.backends.lease_refusals import MAKE_ANEW
+from holdfast.backends.lease_refusals import MAKE_ANEW, fix_of
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.lease_area import LeaseArea, Snapshot, glance_bytes, leader_of
@@ -129,4 +129,4 @@ def _reason(fault: Malformed, raw: bytes) -> str:
         return f"it is empty: another host is just making it, or was cut short; {MAKE_ANEW}"
     if fault.reason is Reason.HOST_ID:
         return f"{fault}: this lease is for fewer hosts"
-    return f"{fault}; {MAKE_ANEW}"
+    return f"{fault}; {fix_of(fault)}"

@@ -14,7 +14,7 @@ from holdfast.backends.base import HeldElsewhere
 from holdfast.errors import LeaseUnusable
 from holdfast.model import Holder, Mode
 from holdfast.ondisk.delta import DeltaLease
-from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.malformed import NEWER_FIX, Malformed
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
@@ -39,7 +39,12 @@ MAKE_ANEW = "make sure that no host uses the disk, then 'holdfast lease init --f
 
 def failure(why: IoFailed | Malformed) -> str:
     """What is wrong with a lease's storage, and the fix where it has one."""
-    return os.strerror(why.errno) if isinstance(why, IoFailed) else f"{why}; {MAKE_ANEW}"
+    return os.strerror(why.errno) if isinstance(why, IoFailed) else f"{why}; {fix_of(why)}"
+
+
+def fix_of(fault: Malformed) -> str:
+    """What to do about a lease that can't be used. One that a newer program may have written is never to be made again."""
+    return NEWER_FIX if fault.is_newer else MAKE_ANEW
 
 
 class Refusals:

@@ -57,6 +57,13 @@ class Damaged:
 
 
 @dataclass(frozen=True, slots=True)
+class Newer:
+    """A record that a newer program may have written: not damaged, and in use for all that can be known here."""
+
+    fault: Malformed
+
+
+@dataclass(frozen=True, slots=True)
 class ClearedLease:
     """A lease that its makers have given up."""
 
@@ -68,7 +75,17 @@ class UnfinishedLockspace:
     name: PaddedName
 
 
-Found = Blank | Foreign | Damaged | ClearedLease | UnfinishedLockspace | DeltaLease | Leader | RindexHeader
+Found = (
+    Blank
+    | Foreign
+    | Damaged
+    | Newer
+    | ClearedLease
+    | UnfinishedLockspace
+    | DeltaLease
+    | Leader
+    | RindexHeader
+)
 
 
 def shown(name: PaddedName | str) -> str:
@@ -92,7 +109,9 @@ def identify(raw: bytes) -> Found:
             found = RindexHeader.decode(raw)
         case _:
             return _without_magic(raw)
-    return Damaged(found) if isinstance(found, Malformed) else found
+    if not isinstance(found, Malformed):
+        return found
+    return Newer(found) if found.is_newer else Damaged(found)
 
 
 def _without_magic(raw: bytes) -> Blank | Foreign | UnfinishedLockspace:
@@ -144,6 +163,8 @@ def describe(found: Found, raw: bytes) -> str:
             return what
         case Damaged(fault):
             return f"a damaged {fault.record} ({fault.reason.value})"
+        case Newer(fault):
+            return f"a {fault.record} {fault.reason.value} ({fault.found}), which a host may be using"
         case ClearedLease():
             return "a cleared lease"
         case UnfinishedLockspace(name):

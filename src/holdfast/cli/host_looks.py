@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from holdfast.cli import storage
-from holdfast.cli.area_contents import describe, hosts_of, identify, shown
+from holdfast.cli.area_contents import Newer, describe, hosts_of, identify, shown
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096
-from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.malformed import NEWER_FIX, Malformed
 from holdfast.protocol.host_status import HostState, HostTable, HostView, Sampled
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import HostId
@@ -68,6 +68,8 @@ def _first_record(disk: BlockingDisk, offset_bytes: int) -> DeltaLease:
     if isinstance(first, DeltaLease):
         return first
     fix = "name a lockspace's path (see 'holdfast lease dump' for what is where)"
+    if isinstance(first, Newer):
+        fix = NEWER_FIX
     raise storage.Trouble(
         "LOCKSPACE-PATH",
         f"no lockspace in {disk.facts.path} at {offset_bytes}, but {describe(first, raw)}",

@@ -23,6 +23,7 @@ from holdfast.ondisk.geometry import MIB, SECTOR_4096
 from holdfast.ondisk.host_block import HostBlock, note_of
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.record_layout import version_text
 from holdfast.ondisk.request import Request
 from holdfast.ondisk.rindex import RindexHeader
 from holdfast.protocol.holders import Holders, Unclear, claims_of, holders_of
@@ -131,7 +132,12 @@ def _lockspace(first: DeltaLease, raw: bytes) -> dict[str, Any]:
                 "fault": str(fault) if fault else None,
             }
         )
-    return {"lockspace": shown(first.space_name), "geometry": str(first.geometry), "hosts": hosts}
+    return {
+        "lockspace": shown(first.space_name),
+        "geometry": str(first.geometry),
+        "version": version_text(first.version),
+        "hosts": hosts,
+    }
 
 
 def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
@@ -144,6 +150,7 @@ def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
         "lockspace": shown(lease.space_name),
         "resource": shown(lease.resource_name),
         "geometry": str(lease.geometry),
+        "version": version_text(lease.version),
         "lver": lease.lver,
         "num_hosts": lease.num_hosts,
         "max_hosts": lease.max_hosts,
@@ -238,7 +245,7 @@ def show(told: Dump) -> None:
 
 
 def _lockspace_lines(told: dict[str, Any]) -> Iterator[str]:
-    yield f"lockspace {told['lockspace']}  {told['geometry']}"
+    yield f"lockspace {told['lockspace']}  {told['geometry']}  version {told['version']}"
     for host in told["hosts"]:
         if "name" not in host:
             yield f"  host_id {host['host_id']}  unreadable: {host['fault']}"
@@ -260,7 +267,7 @@ def _lease_lines(told: dict[str, Any]) -> Iterator[str]:
         for o in told["owners"]
     )
     yield (
-        f"lease {told['lockspace']}:{told['resource']}  {told['geometry']}  lver {told['lver']}  "
+        f"lease {told['lockspace']}:{told['resource']}  {told['geometry']}  version {told['version']}  lver {told['lver']}  "
         f"hosts {told['num_hosts']}  {owners or ('unclear' if told['unclear'] else 'free')}"
     )
     for disk in told["disks"]:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import click
 
@@ -20,6 +21,7 @@ from holdfast.ondisk import geometry as geometries
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import GEOMETRIES, MIB, SECTOR_4096, Geometry
 from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.malformed import NEWER_FIX
 from holdfast.ondisk.padded_name import NAME_BYTES, PaddedName
 from holdfast.ondisk.rindex import RindexHeader
 from holdfast.protocol.words import IoFailed
@@ -198,11 +200,21 @@ def require_room(disk: BlockingDisk, geometry: Geometry, offset_bytes: int, *, f
     there = _around(disk, offset_bytes) or _inside(disk, geometry, offset_bytes)
     if there and not force:
         fix = "choose another place, or --force to destroy it (stop all its users on all hosts first)"
-        raise Trouble("PATH", f"{facts.path} holds {there}", fix, exits.REFUSED)
-    return there
+        if there.is_newer:
+            fix = f"choose another place; {NEWER_FIX}"
+        raise Trouble("PATH", f"{facts.path} holds {there.what}", fix, exits.REFUSED)
+    return there.what if there else ""
 
 
-def _around(disk: BlockingDisk, offset_bytes: int) -> str:
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What is where an area is to be made."""
+
+    what: str
+    is_newer: bool = False
+
+
+def _around(disk: BlockingDisk, offset_bytes: int) -> _There | None:
     """A larger area that begins before this offset and reaches over it."""
     for align_bytes in sorted({each.align_bytes for each in GEOMETRIES}):
         begin = offset_bytes - offset_bytes % align_bytes
@@ -215,18 +227,20 @@ def _around(disk: BlockingDisk, offset_bytes: int) -> str:
                 continue  # a record from the midst of a lockspace, whose begin is yet to be looked at
             areas = 2 if isinstance(found, RindexHeader) else 1
             if begin + areas * found.geometry.align_bytes > offset_bytes:
-                return f"{area_contents.describe(found, raw)}, which begins at {begin} and reaches over {offset_bytes}"
-    return ""
+                what = area_contents.describe(found, raw)
+                return _There(f"{what}, which begins at {begin} and reaches over {offset_bytes}")
+    return None
 
 
-def _inside(disk: BlockingDisk, geometry: Geometry, offset_bytes: int) -> str:
+def _inside(disk: BlockingDisk, geometry: Geometry, offset_bytes: int) -> _There | None:
     """Whatever begins within the area to be made."""
     raw = read(disk, offset_bytes, geometry.align_bytes)
     for at in range(0, len(raw), MIB):
         found = area_contents.identify(raw[at : at + MIB])
         if not area_contents.is_reusable(found):
-            return f"{area_contents.describe(found, raw[at:])} (at {offset_bytes + at})"
+            what = f"{area_contents.describe(found, raw[at:])} (at {offset_bytes + at})"
+            return _There(what, isinstance(found, area_contents.Newer))
     size = disk.facts.size_bytes
     if size % geometries.SECTOR_512 and offset_bytes < size < offset_bytes + geometry.align_bytes:
-        return f"a file of {size} bytes, which is no whole number of sectors"
-    return ""
+        return _There(f"a file of {size} bytes, which is no whole number of sectors")
+    return None

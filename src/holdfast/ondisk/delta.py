@@ -25,6 +25,7 @@ from holdfast.ondisk.padded_name import NO_NAME, PaddedName
 from holdfast.ondisk.record_layout import (
     RECORD_BYTES,
     U64_MAX,
+    KnownFormat,
     RecordFields,
     pack,
     padded_sector,
@@ -34,6 +35,8 @@ from holdfast.ondisk.record_layout import (
 
 MAGIC = 0x12212010
 VERSION = 0x00030004
+VERSION_4 = 0x00040000
+VERSION_5 = 0x00050000
 
 # sanlock keeps io_timeout in 8 bits before it stores it; 0 stands for "not known, take your own".
 IO_TIMEOUT_MAX_S = 255
@@ -42,6 +45,7 @@ BITMAP_OFFSET_BYTES = 256
 BITMAP_BYTES = 256
 
 _RECORD = "delta lease"
+_KNOWN = KnownFormat(MAGIC, range(3, 6), geometries.ALIGN_FLAGS_MASK, flags_mean_from=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ class DeltaLease:
     @classmethod
     def decode(cls, raw: bytes) -> Self | Malformed:
         """Read the first 200 bytes of a host's sector."""
-        fields = unpack(_RECORD, raw, MAGIC, VERSION)
+        fields = unpack(_RECORD, raw, _KNOWN)
         if isinstance(fields, Malformed):
             return fields
         geometry = geometries.of_leader(_RECORD, fields.sector_bytes, fields.flags)

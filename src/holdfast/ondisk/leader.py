@@ -19,6 +19,7 @@ from holdfast.ondisk.padded_name import PaddedName
 from holdfast.ondisk.record_layout import (
     U16_MAX,
     U64_MAX,
+    KnownFormat,
     RecordFields,
     pack,
     padded_sector,
@@ -29,10 +30,18 @@ from holdfast.ondisk.record_layout import (
 MAGIC = 0x06152010
 MAGIC_CLEARED = 0x11282016
 VERSION = 0x00060004
+VERSION_7 = 0x00070000
 # The lease is held only for the moment that a shared acquirer needs to write its mode block.
 FLAG_SHORT_HOLD = 0x1
 
 _RECORD = "leader"
+_KNOWN = KnownFormat(
+    MAGIC,
+    range(6, 8),
+    geometries.ALIGN_FLAGS_MASK | FLAG_SHORT_HOLD,
+    flags_mean_from=7,
+    magic_cleared=MAGIC_CLEARED,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +76,7 @@ class Leader:
 
     @classmethod
     def decode(cls, raw: bytes) -> Self | Malformed:
-        fields = unpack(_RECORD, raw, MAGIC, VERSION, MAGIC_CLEARED)
+        fields = unpack(_RECORD, raw, _KNOWN)
         if isinstance(fields, Malformed):
             return fields
         geometry = geometries.of_leader(_RECORD, fields.sector_bytes, fields.flags)

@@ -18,6 +18,7 @@ class Reason(Enum):
     MAGIC = "magic number of another record"
     CLEARED = "the lease was cleared"
     VERSION = "major version not supported"
+    NEWER = "of a newer version than this program knows"
     SECTOR_SIZE = "sector size neither 512 nor 4096"
     GEOMETRY = "no such pair of sector and align size"
     OFFSET = "another offset than the area's"
@@ -37,8 +38,23 @@ class Malformed:
     found: str
     expected: str
 
+    @property
+    def is_newer(self) -> bool:
+        """Whether it may be a good record that a newer program wrote: it is in use for all that can be known here, and
+        nothing may be made over it.
+        """
+        return self.reason is Reason.NEWER
+
     def __str__(self) -> str:
         return f"{self.record}: {self.reason.value} (found {self.found}, expected {self.expected})"
+
+
+NEWER_FIX = (
+    "it is not damaged, and a host may be using it: upgrade holdfast, or have it made in a version that this one reads "
+    "(for sanlock 5 and later: both create_old_delta_disk_version = 3.4 and create_old_paxos_disk_version = 6.4 in the "
+    "sanlock.conf of every host)"
+)
+"""What to do about a record that a newer program wrote (spec newer-sanlock.md, 1.1)."""
 
 
 def too_short(record: str, raw: bytes, expected_bytes: int) -> Malformed:

@@ -14,6 +14,7 @@ only where they are, what the first bytes must say, and that the checksum must h
 """
 
 import struct
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from holdfast.ondisk.checksum import sanlock_crc32c
@@ -28,6 +29,25 @@ _MAJOR_SHIFT = 16
 
 U16_MAX = 0xFFFF
 U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFormat:
+    """Which records of one kind can be read: by magic number, major version and flags.
+
+    sanlock raises the major version when an older reader would do harm (spec newer-sanlock.md, 1.1): 3.8 and 3.9 read delta
+    leases of major 3 and leaders of major 6, 4.x also delta leases of major 4, 5.x also 5 and 7. All have one layout. So
+    what is beyond the greatest known major, or bears a flag that a newer program has given a meaning, is `Reason.NEWER`:
+    neither damaged nor free.
+    """
+
+    magic: int
+    majors: range
+    flags: int
+    """The bits that have a meaning here."""
+    flags_mean_from: int
+    """The major version from which on a bit has a meaning; in older records other bits are ignored, as sanlock does."""
+    magic_cleared: int | None = None
 
 
 class RecordFields(NamedTuple):
@@ -60,10 +80,20 @@ def pack(fields: RecordFields) -> bytes:
     return covered + _CHECKSUM.pack(sanlock_crc32c(covered)) + _AFTER_CHECKSUM.pack(*fields[split:])
 
 
-def unpack(
-    record: str, raw: bytes, magic: int, version: int, cleared: int | None = None
-) -> RecordFields | Malformed:
-    """Check length, magic, major version and checksum, in this order, and take the fields apart.
+def major_of(version: int) -> int:
+    """The part of a version that says who can read it."""
+    return version >> _MAJOR_SHIFT
+
+
+def version_text(version: int) -> str:
+    """As people write it: 0x00050000 is 5.0."""
+    return f"{major_of(version)}.{version & U16_MAX}"
+
+
+def unpack(record: str, raw: bytes, known: KnownFormat) -> RecordFields | Malformed:
+    """Check length, magic, major version, checksum and flags, in this order, and take the fields apart.
+
+    A newer major version comes before the checksum, which another version may compute in another way.
 
     The checksum comes before anything else is believed. (sanlock compares names before the checksum; for a
     record that breaks both rules it names the other one of the two. Both programs refuse it.)
@@ -72,16 +102,22 @@ def unpack(
         return too_short(record, raw, RECORD_BYTES)
     before = _BEFORE_CHECKSUM.unpack_from(raw, 0)
     found_magic, found_version = before[0], before[1]
-    if cleared is not None and found_magic == cleared:
-        return Malformed(record, Reason.CLEARED, f"{found_magic:#010x}", f"{magic:#010x}")
-    if found_magic != magic:
-        return Malformed(record, Reason.MAGIC, f"{found_magic:#010x}", f"{magic:#010x}")
-    if found_version >> _MAJOR_SHIFT != version >> _MAJOR_SHIFT:
-        return Malformed(record, Reason.VERSION, f"{found_version:#010x}", f"{version:#010x}")
+    if known.magic_cleared is not None and found_magic == known.magic_cleared:
+        return Malformed(record, Reason.CLEARED, f"{found_magic:#010x}", f"{known.magic:#010x}")
+    if found_magic != known.magic:
+        return Malformed(record, Reason.MAGIC, f"{found_magic:#010x}", f"{known.magic:#010x}")
+    if major_of(found_version) not in known.majors:
+        reason = Reason.NEWER if major_of(found_version) >= known.majors.stop else Reason.VERSION
+        majors = f"major version {known.majors[0]} to {known.majors[-1]}"
+        return Malformed(record, reason, f"version {version_text(found_version)}", majors)
     (stored,) = _CHECKSUM.unpack_from(raw, COVERED_BYTES)
     computed = sanlock_crc32c(raw[:COVERED_BYTES])
     if stored != computed:
         return Malformed(record, Reason.CHECKSUM, f"{stored:#010x}", f"{computed:#010x}")
+    unknown = before[2] & ~known.flags
+    if unknown and major_of(found_version) >= known.flags_mean_from:
+        found = f"version {version_text(found_version)} with flags {unknown:#x}"
+        return Malformed(record, Reason.NEWER, found, f"no flags but {known.flags:#x}")
     after = _AFTER_CHECKSUM.unpack_from(raw, COVERED_BYTES + _CHECKSUM.size)
     return RecordFields(*before, *after)
 

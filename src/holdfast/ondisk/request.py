@@ -46,7 +46,8 @@ class Request:
         if magic != MAGIC:
             return Malformed(_RECORD, Reason.MAGIC, f"{magic:#010x}", f"{MAGIC:#010x}")
         if version >> _MAJOR_SHIFT != VERSION >> _MAJOR_SHIFT:
-            return Malformed(_RECORD, Reason.VERSION, f"{version:#010x}", f"{VERSION:#010x}")
+            reason = Reason.NEWER if version > VERSION else Reason.VERSION
+            return Malformed(_RECORD, reason, f"{version:#010x}", f"{VERSION:#010x}")
         return cls(lver=lver, force_mode=force_mode, version=version)
 
     def encode(self) -> bytes:

@@ -92,7 +92,8 @@ class RindexHeader:
         if magic != MAGIC:
             return Malformed(_RECORD, Reason.MAGIC, f"{magic:#010x}", f"{MAGIC:#010x}")
         if version >> _MAJOR_SHIFT != VERSION >> _MAJOR_SHIFT:
-            return Malformed(_RECORD, Reason.VERSION, f"{version:#010x}", f"{VERSION:#010x}")
+            reason = Reason.NEWER if version > VERSION else Reason.VERSION
+            return Malformed(_RECORD, reason, f"{version:#010x}", f"{VERSION:#010x}")
         geometry = geometries.of_rindex(_RECORD, sector_bytes, flags)
         if isinstance(geometry, Malformed):
             return geometry

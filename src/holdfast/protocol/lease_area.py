@@ -298,9 +298,11 @@ class LeaseInitialised:
 
 @dataclass(frozen=True, slots=True)
 class LeaseAlreadyThere:
-    """A lease is there already; overwriting it would take it from its holder and forget its ballots."""
+    """A lease is there already; overwriting it would take it from its holder and forget its ballots. It may be one of a
+    newer version, that can't be read.
+    """
 
-    leader: Leader
+    leader: Leader | Malformed
 
 
 async def init(
@@ -314,7 +316,7 @@ async def init(
         if isinstance(raw, IoFailed):
             return raw
         present = Leader.decode(raw)
-        if isinstance(present, Leader):
+        if isinstance(present, Leader) or present.is_newer:
             return LeaseAlreadyThere(present)
     leader = areas.fresh_leader(area.geometry, area.space_name, area.resource_name, num_hosts)
     failed = await area.disk.write(area.offset_bytes, areas.lease_area(leader), timeout_s=INIT_TIMEOUT_S)

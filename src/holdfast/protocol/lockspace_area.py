@@ -75,10 +75,10 @@ class Initialised:
 @dataclass(frozen=True, slots=True)
 class AlreadyThere:
     """A lockspace is there already, and overwriting it was not asked for: its hosts would lose their
-    leases.
+    leases. It may be one of a newer version, that can't be read.
     """
 
-    first: DeltaLease
+    first: DeltaLease | Malformed
 
 
 async def init(
@@ -103,7 +103,7 @@ async def init(
         if isinstance(present, IoFailed):
             return present
         first = DeltaLease.decode(present)
-        if isinstance(first, DeltaLease):
+        if isinstance(first, DeltaLease) or first.is_newer:
             return AlreadyThere(first)
     area, first_sector = areas.lockspace_area(geometry, space_name, io_timeout_s, generation)
     for content in (area, first_sector):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.malformed import NEWER_FIX
 from holdfast.protocol.delta_lease import Claim, HostIdBusy, TooSlow
 from holdfast.protocol.lockspace_area import Corrupt
 from holdfast.protocol.words import IoFailed
@@ -40,7 +41,8 @@ def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlo
                 by,
             )
         case Corrupt(found):
-            return NotJoined(f"lockspace {lockspace} cannot be used: {found}")
+            fix = f"; {NEWER_FIX}" if found.is_newer else ""
+            return NotJoined(f"lockspace {lockspace} cannot be used: {found}{fix}")
         case TooSlow(waited_s):
             return NotJoined(
                 f"storage of lockspace {lockspace} is too slow for io_timeout {claim.timing.io_timeout_s} s "

@@ -331,7 +331,8 @@ class Lockspace:
                 case delta.Diverged():
                     return self._lost(watched, "somebody else has written this host's record")
                 case Corrupt(fault):
-                    return self._lost(watched, f"this host's record is damaged: {fault}")
+                    state = "can't be read" if fault.is_newer else "is damaged"
+                    return self._lost(watched, f"this host's record {state}: {fault}")
                 case delta.TooLate():
                     return self._lost(watched, "not renewed in time")
                 case _:

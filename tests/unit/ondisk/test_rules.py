@@ -29,7 +29,8 @@ def test_malformed_leaders_name_the_first_rule_they_break() -> None:
     assert reason_of(Leader.decode(bytes(512))) is Reason.MAGIC
     assert reason_of(Leader.decode(DELTA.encode())) is Reason.MAGIC
     assert reason_of(Leader.decode(LEADER.encode_cleared())) is Reason.CLEARED
-    assert reason_of(Leader.decode(raw[:6] + b"\x07" + raw[7:])) is Reason.VERSION
+    assert reason_of(Leader.decode(raw[:6] + b"\x05" + raw[7:])) is Reason.VERSION
+    assert reason_of(Leader.decode(raw[:6] + b"\x08" + raw[7:])) is Reason.NEWER
     assert reason_of(Leader.decode(raw[:167] + b"\x01" + raw[168:])) is Reason.CHECKSUM
 
 
