@@ -31,7 +31,7 @@ from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
 from holdfast.model import Mode, Protection, Resource
-from holdfast.ondisk import areas
+from holdfast.ondisk import areas, delta
 from holdfast.ondisk.geometry import GEOMETRIES, MIB, Geometry
 from holdfast.ondisk.host_block import NOTE_OFFSET_BYTES, HostBlock
 from holdfast.ondisk.leader import Leader
@@ -53,17 +53,24 @@ from holdfast.testing.conformance import (
 class Scene:
     """Two hosts, one disk, leases in a directory or on the lockspace's own device."""
 
-    def __init__(self, directory: Path, *, device: bool = False, geometry: Geometry = GEOMETRIES[0]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        device: bool = False,
+        geometry: Geometry = GEOMETRIES[0],
+        version: int = delta.VERSION,
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self.lockspace = directory / SPACE
-        make_lockspace(self.lockspace, geometry, index_entries=4 if device else 0)
+        make_lockspace(self.lockspace, geometry, index_entries=4 if device else 0, version=version)
         self.disk = directory / "disk.img"
         self.disk.touch()
         self.resource = Resource("", str(self.disk))
         where = None if device else directory
-        self.alpha = LeaseHost(self.lockspace, 1, "alpha", geometry=geometry)
-        self.beta = LeaseHost(self.lockspace, 2, "beta", geometry=geometry)
+        self.alpha = LeaseHost(self.lockspace, 1, "alpha", geometry=geometry, version=version)
+        self.beta = LeaseHost(self.lockspace, 2, "beta", geometry=geometry, version=version)
         self.one, self.two = self.alpha.backend(where), self.beta.backend(where)
 
     @property
@@ -87,10 +94,13 @@ class Scene:
 class _InDirectory(BackendConformance):
     device = False
     geometry = GEOMETRIES[0]
+    version = delta.VERSION
 
     @pytest.fixture(autouse=True)
     def _in(self, tmp_path: Path) -> None:
-        self.scene = Scene(tmp_path / "leases", device=self.device, geometry=self.geometry)
+        self.scene = Scene(
+            tmp_path / "leases", device=self.device, geometry=self.geometry, version=self.version
+        )
 
     def make_world(self) -> BackendWorld:
         return self.scene.world()
@@ -107,6 +117,10 @@ class TestPaxosOnDevice(_InDirectory):
 class TestPaxosOnDeviceWithLargeSectors(_InDirectory):
     device = True
     geometry = GEOMETRIES[1]
+
+
+class TestPaxosInALockspaceOfSanlock5(_InDirectory):
+    version = delta.VERSION_5
 
 
 def play(scene: Callable[[], Awaitable[None]]) -> None:

@@ -16,7 +16,7 @@ from holdfast.backends.lease_places import LeasePlaces
 from holdfast.backends.lock_names import NameBy
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.model import LockFailureAction, Protection
-from holdfast.ondisk import areas, rindex
+from holdfast.ondisk import areas, delta, rindex
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT, Geometry
 from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX, PaddedName
@@ -57,10 +57,15 @@ class StandingPresence:
 
 
 def make_lockspace(
-    path: Path, geometry: Geometry = DEFAULT, *, index_entries: int = 0, name: str = SPACE
+    path: Path,
+    geometry: Geometry = DEFAULT,
+    *,
+    index_entries: int = 0,
+    name: str = SPACE,
+    version: int = delta.VERSION,
 ) -> None:
     """A lockspace, and right behind it an index with so many entries."""
-    area, first = areas.lockspace_area(geometry, name, TIMING.io_timeout_s)
+    area, first = areas.lockspace_area(geometry, name, TIMING.io_timeout_s, version=version)
     raw = first + area[len(first) :]
     if index_entries:
         header = areas.rindex_header(geometry, name, geometry.align_bytes, index_entries)
@@ -101,6 +106,9 @@ class LeaseHost:
     state_of: dict[int, HostState] = field(default_factory=dict)
     terms_of: dict[int, tuple[SeenTerm, ...]] = field(default_factory=dict)
     may_write: bool = True
+    version: int = delta.VERSION
+    flags: int = 0
+    """Of its record, beside the align flag."""
 
     def __post_init__(self) -> None:
         self.lane = DiskLane(self.name)
@@ -115,7 +123,7 @@ class LeaseHost:
         assert not isinstance(disk, IoFailed), disk
         _joined.append((disk, self.lane))
         return Membership(
-            lockspace=LockspaceArea(disk, 0, self.geometry, SPACE),
+            lockspace=LockspaceArea(disk, 0, self.geometry, SPACE, self.version),
             host_id=HostId(self.host_id),
             generation=Generation(self.generation),
             timing=TIMING,
@@ -132,6 +140,8 @@ class LeaseHost:
             generation=self.generation,
             host_name=PaddedName.of(self.name, HOST_NAME_BYTES_MAX),
             timestamp=timestamp,
+            version=self.version,
+            flags=self.geometry.align_flag | self.flags,
         )
         with self.lockspace.open("r+b") as f:
             f.seek(self.geometry.delta_offset_bytes(self.host_id))

@@ -212,7 +212,12 @@ class DevicePlaces:
     async def _create(self, member: Membership, name: str) -> int | Unusable | StorageFailed:
         async def work(index: Index) -> Created | IndexFull | LockspaceLost | IoFailed:
             return await create_entry(
-                index, name, self._num_hosts, member.io_timeout_s, may_write=member.may_write
+                index,
+                name,
+                self._num_hosts,
+                member.io_timeout_s,
+                may_write=member.may_write,
+                version=member.lockspace.lease_version,
             )
 
         made = await self._change_index(member, work)

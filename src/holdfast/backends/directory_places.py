@@ -99,8 +99,10 @@ class DirectoryPlaces:
         there.close()
         if strayed is not None:
             return strayed
-        geometry = member.lockspace.geometry
-        leader = areas.fresh_leader(geometry, member.lockspace.space_name, name, self._num_hosts)
+        space = member.lockspace
+        leader = areas.fresh_leader(
+            space.geometry, space.space_name, name, self._num_hosts, version=space.lease_version
+        )
         if not member.may_write():
             return Unusable(path, "the lockspace has been lost")
         failed = await self._storage.make(path, areas.lease_area(leader), like=self._lockspace_path)

@@ -86,6 +86,7 @@ def _init(
 ) -> None:
     from holdfast.cli import render, storage
     from holdfast.cli.area_contents import identify
+    from holdfast.ondisk import leader
     from holdfast.ondisk.delta import DeltaLease
     from holdfast.ondisk.geometry import SECTOR_4096
     from holdfast.protocol.lease_area import LeaseArea, LeaseInitialised
@@ -112,7 +113,10 @@ def _init(
             )
         overwritten = storage.require_room(disk, geometry, offset, force=force)
         area = LeaseArea(disk, offset, geometry, lockspace, resource)
-        made = run_blocking(init_lease(area, hosts_max, overwrite=True))
+        version = leader.VERSION
+        if isinstance(first, DeltaLease) and first.space_name.says(lockspace):
+            version = leader.version_beside(first.version)
+        made = run_blocking(init_lease(area, hosts_max, version=version, overwrite=True))
         if isinstance(made, IoFailed):
             raise storage.failed(path, "cannot write", made)
         assert isinstance(made, LeaseInitialised)

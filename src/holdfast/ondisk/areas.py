@@ -10,6 +10,7 @@ These are pure images. Whether an area may be overwritten is for the caller to p
 
 import struct
 
+from holdfast.ondisk import delta, leader
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import Geometry
 from holdfast.ondisk.leader import Leader
@@ -23,7 +24,12 @@ _MAGIC = struct.Struct("<I")
 
 
 def fresh_delta_lease(
-    geometry: Geometry, space_name: str, io_timeout_s: int = IO_TIMEOUT_DEFAULT_S, generation: int = 0
+    geometry: Geometry,
+    space_name: str,
+    io_timeout_s: int = IO_TIMEOUT_DEFAULT_S,
+    generation: int = 0,
+    *,
+    version: int = delta.VERSION,
 ) -> DeltaLease:
     """The record of a host id that nobody has used yet. `generation`: above those of every area that was there before."""
     return DeltaLease(
@@ -31,24 +37,35 @@ def fresh_delta_lease(
         space_name=PaddedName.of(space_name),
         io_timeout_s=io_timeout_s,
         generation=generation,
+        version=version,
     )
 
 
 def lockspace_area(
-    geometry: Geometry, space_name: str, io_timeout_s: int = IO_TIMEOUT_DEFAULT_S, generation: int = 0
+    geometry: Geometry,
+    space_name: str,
+    io_timeout_s: int = IO_TIMEOUT_DEFAULT_S,
+    generation: int = 0,
+    *,
+    version: int = delta.VERSION,
 ) -> tuple[bytes, bytes]:
     """The two writes that initialise a lockspace, both at the area's offset: whole area, then sector 0."""
-    sector = fresh_delta_lease(geometry, space_name, io_timeout_s, generation).sector()
+    sector = fresh_delta_lease(geometry, space_name, io_timeout_s, generation, version=version).sector()
     invalid_first = bytes(_MAGIC.size) + sector[_MAGIC.size :]
     area = invalid_first + sector * (geometry.hosts_max - 1)
     return area.ljust(geometry.align_bytes, b"\0"), sector
 
 
 def fresh_leader(
-    geometry: Geometry, space_name: str, resource_name: str, num_hosts: int | None = None
+    geometry: Geometry,
+    space_name: str,
+    resource_name: str,
+    num_hosts: int | None = None,
+    *,
+    version: int = leader.VERSION,
 ) -> Leader:
     """The leader of a lease that was never owned, for hosts 1..num_hosts (all, when not given; never
-    more).
+    more). `version`: see `leader.version_beside`.
     """
     hosts = geometry.hosts_max if num_hosts is None else min(num_hosts, geometry.hosts_max)
     return Leader(
@@ -57,17 +74,18 @@ def fresh_leader(
         resource_name=PaddedName.of(resource_name),
         num_hosts=hosts,
         max_hosts=geometry.hosts_max,
+        version=version,
     )
 
 
-def lease_area(leader: Leader) -> bytes:
+def lease_area(record: Leader) -> bytes:
     """The one write that initialises a lease: leader, empty request record, no host blocks."""
-    return _lease_area(leader.encode(), leader.geometry)
+    return _lease_area(record.encode(), record.geometry)
 
 
-def cleared_lease_area(leader: Leader) -> bytes:
+def cleared_lease_area(record: Leader) -> bytes:
     """The one write that clears a lease: readers then find the magic number of a cleared lease."""
-    return _lease_area(leader.encode_cleared(), leader.geometry)
+    return _lease_area(record.encode_cleared(), record.geometry)
 
 
 def _lease_area(record: bytes, geometry: Geometry) -> bytes:

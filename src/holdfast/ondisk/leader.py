@@ -21,6 +21,7 @@ from holdfast.ondisk.record_layout import (
     U64_MAX,
     KnownFormat,
     RecordFields,
+    major_of,
     pack,
     padded_sector,
     range_fault,
@@ -31,6 +32,7 @@ MAGIC = 0x06152010
 MAGIC_CLEARED = 0x11282016
 VERSION = 0x00060004
 VERSION_7 = 0x00070000
+_MAJOR_WITH_7 = 5
 # The lease is held only for the moment that a shared acquirer needs to write its mode block.
 FLAG_SHORT_HOLD = 0x1
 
@@ -42,6 +44,13 @@ _KNOWN = KnownFormat(
     flags_mean_from=7,
     magic_cleared=MAGIC_CLEARED,
 )
+
+
+def version_beside(delta_version: int) -> int:
+    """The version of a new lease in a lockspace whose delta leases have that version: one that every host which can join
+    it can read (ADR 0170). 4.x reads leaders of major 6 only, 5.x reads both.
+    """
+    return VERSION_7 if major_of(delta_version) >= _MAJOR_WITH_7 else VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from holdfast.ondisk import areas
+from holdfast.ondisk import leader as leaders
 from holdfast.ondisk.geometry import KIB, SECTOR_512, SECTOR_4096, Geometry
 from holdfast.ondisk.host_block import HOST_BLOCK_BYTES, NEVER_WRITTEN, HostBlock, note_of
 from holdfast.ondisk.leader import Leader
@@ -306,9 +307,16 @@ class LeaseAlreadyThere:
 
 
 async def init(
-    area: LeaseArea, num_hosts: int | None = None, *, overwrite: bool = False
+    area: LeaseArea,
+    num_hosts: int | None = None,
+    *,
+    version: int = leaders.VERSION,
+    overwrite: bool = False,
 ) -> LeaseInitialised | LeaseAlreadyThere | IoFailed:
-    """Make an area a free lease for hosts 1..num_hosts, all hosts of the geometry when not given."""
+    """Make an area a free lease for hosts 1..num_hosts, all hosts of the geometry when not given.
+
+    `version`: that of its lockspace's leases (`LockspaceArea.lease_version`).
+    """
     if not area.geometry.is_aligned(area.offset_bytes):
         return IoFailed(errno.EINVAL)
     if not overwrite:
@@ -318,6 +326,8 @@ async def init(
         present = Leader.decode(raw)
         if isinstance(present, Leader) or present.is_newer:
             return LeaseAlreadyThere(present)
-    leader = areas.fresh_leader(area.geometry, area.space_name, area.resource_name, num_hosts)
+    leader = areas.fresh_leader(
+        area.geometry, area.space_name, area.resource_name, num_hosts, version=version
+    )
     failed = await area.disk.write(area.offset_bytes, areas.lease_area(leader), timeout_s=INIT_TIMEOUT_S)
     return failed or LeaseInitialised(leader)

@@ -10,7 +10,7 @@ proven harmless.
 import errno
 from dataclasses import dataclass
 
-from holdfast.ondisk import areas
+from holdfast.ondisk import areas, delta, leader
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096, Geometry
 from holdfast.ondisk.malformed import Malformed
@@ -29,6 +29,13 @@ class LockspaceArea:
     offset_bytes: int
     geometry: Geometry
     space_name: str
+    version: int = delta.VERSION
+    """Of host 1's record when the area was opened. All records of one lockspace are made in one version."""
+
+    @property
+    def lease_version(self) -> int:
+        """Of leases that are made in this lockspace."""
+        return leader.version_beside(self.version)
 
     async def read_record(self, host_id: HostId, timeout_s: float) -> DeltaLease | Malformed | IoFailed:
         """Read and verify the record of one host id."""
@@ -123,6 +130,6 @@ async def open_area(
     first = DeltaLease.decode(raw)
     if isinstance(first, Malformed):
         return Corrupt(first)
-    area = LockspaceArea(disk, offset_bytes, first.geometry, space_name)
+    area = LockspaceArea(disk, offset_bytes, first.geometry, space_name, first.version)
     fault = first.verify(space_name, 1)
     return Corrupt(fault) if fault else area

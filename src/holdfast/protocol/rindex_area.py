@@ -107,20 +107,21 @@ async def create_entry(
     timeout_s: float,
     *,
     may_write: Callable[[], bool],
+    version: int,
 ) -> Created | IndexFull | LockspaceLost | IoFailed:
-    """Make a lease and enter it, or find it made. `index` was read while its lease was ours.
+    """Make a lease and enter it, or find it made. `index` was read while its lease was ours. `version`: of its leader.
 
     A write that is in flight when this fails may land later: the index's lease must be kept until it has.
     """
     found = index.find(name)
     if found is not None:
-        return await _made_again_if_cleared(index, found, name, num_hosts, timeout_s, may_write)
+        return await _made_again_if_cleared(index, found, name, num_hosts, timeout_s, may_write, version)
     for number in _without_entry(index):
         raw = await _first_sector(index, number, timeout_s)
         if isinstance(raw, IoFailed):
             return IndexFull(number) if raw.errno == errno.EMSGSIZE else raw
         if _may_be_used(raw, index.header):
-            made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write)
+            made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write, version)
             if made is _UNREADABLE:
                 continue
             if isinstance(made, LockspaceLost | IoFailed):
@@ -181,6 +182,7 @@ async def _made_again_if_cleared(
     num_hosts: int | None,
     timeout_s: float,
     may_write: Callable[[], bool],
+    version: int,
 ) -> Created | LockspaceLost | IoFailed:
     """The name has an entry; whoever took its lease out may have come no further than clearing it."""
     raw = await _first_sector(index, number, timeout_s)
@@ -188,7 +190,7 @@ async def _made_again_if_cleared(
         return raw
     if not raw.startswith(_CLEARED):
         return Created(number)
-    made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write)
+    made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write, version)
     return made if isinstance(made, LockspaceLost | IoFailed) else Created(number)
 
 
@@ -210,10 +212,11 @@ async def _make_lease(
     num_hosts: int | None,
     timeout_s: float,
     may_write: Callable[[], bool],
+    version: int,
 ) -> LockspaceLost | IoFailed | Malformed | None:
     """A free lease in a place that nobody may hold; `_UNREADABLE` where what was there can't be gone on with."""
     area = index.lease(number, name)
-    leader = areas.fresh_leader(index.geometry, area.space_name, name, num_hosts)
+    leader = areas.fresh_leader(index.geometry, area.space_name, name, num_hosts, version=version)
     span = await index.disk.read(
         area.offset_bytes, index.geometry.lease_span_bytes(leader.num_hosts), timeout_s=timeout_s
     )
