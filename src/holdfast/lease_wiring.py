@@ -534,7 +534,7 @@ class LeaseSpaceCalls:
                     io_timeout_s=view.io_timeout_s,
                     unchanged_s=view.unchanged_s,
                     dead_in_s=view.dead_in_s,
-                    note=view.fault,
+                    note=view.note,
                 )
                 for view in keeper.hosts()
             ],

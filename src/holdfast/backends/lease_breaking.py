@@ -15,7 +15,7 @@ from holdfast.ondisk.host_block import NO_MODE, HostBlock
 from holdfast.protocol.host_status import HostState, HostView, proven_gone
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import Attested
+from holdfast.protocol.owner_test import Attested, word_covers
 from holdfast.protocol.words import Generation, HostId, IoFailed
 from holdfast.supervision.host_terms import is_called
 
@@ -37,7 +37,7 @@ async def clear_holds(area: LeaseArea, member: Membership, attested: Attested) -
             continue
         # The word was about this term: a host that came back meanwhile writes its block itself.
         record = await member.lockspace.read_record(host_id, member.io_timeout_s)
-        if not isinstance(record, DeltaLease) or record.generation != term or not member.may_write():
+        if not isinstance(record, DeltaLease) or not word_covers(record, term) or not member.may_write():
             continue
         cleared = replace(block, mode=NO_MODE)
         if failed := await replace(area, note=b"").write_block(host_id, cleared, member.io_timeout_s):
@@ -67,6 +67,8 @@ class Claimant:
             return f"{self}: that term is over"
         if self.record is not None and self.record.generation < self.term[1]:
             return f"{self}: the lockspace has known only generation {self.record.generation} of it for its dead bound"
+        if self.term in attested and self.record is not None and self.record.is_no_timeout:
+            return f"{self}: attested to be off, unchanged for {self.view.unchanged_s:.0f} s"
         if self.record is not None and self.record.generation > self.term[1]:
             return f"{self}: its host has been seen as generation {self.record.generation} for its dead bound"
         if self.term in attested:

@@ -18,7 +18,7 @@ from holdfast.ondisk.malformed import NEWER_FIX, Malformed
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import Busy, HostUnknown
+from holdfast.protocol.owner_test import NEVER_BY_TIME, Busy, HostUnknown, NeverByTime
 from holdfast.protocol.paxos_lease import SharedBy
 from holdfast.protocol.paxos_outcomes import (
     AlreadyShared,
@@ -65,6 +65,8 @@ class Refusals:
                     f"not known to be alive; if it is dead, its leases can be taken over in {dead_in_s:.0f} s"
                 )
                 return await self._owner(HostId(leader.owner_id), leader.lver, None, remark)
+            case NeverByTime(leader):
+                return await self._owner(HostId(leader.owner_id), leader.lver, None, str(refusal))
             case SharedBy(hosts):
                 return HeldElsewhere(tuple([await self._sharer(host_id) for host_id in hosts]))
             case IoFailed():
@@ -103,7 +105,8 @@ class Refusals:
         note = read[1] if read is not None and read[0].mode.is_shared else b""
         view = self._member.view(host_id)
         seen_s = view.unchanged_s if view.state is HostState.LIVE else None
-        return await self._holder(host_id, note, Mode.SHARED, seen_s, "")
+        remark = NEVER_BY_TIME if view.no_timeout and seen_s is None else ""
+        return await self._holder(host_id, note, Mode.SHARED, seen_s, remark)
 
     async def _holder(
         self, host_id: HostId, note: bytes, mode: Mode, seen_s: float | None, remark: str

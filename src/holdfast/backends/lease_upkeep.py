@@ -21,6 +21,7 @@ from holdfast.errors import AttemptLeft, LeaseUnusable, ResourceBusy, storage_fa
 from holdfast.model import Mode, ProcessId, Resource
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol import words
+from holdfast.protocol.holders import HostTerm
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import Attested
 from holdfast.protocol.paxos_release import Lease
@@ -79,10 +80,11 @@ class LeaseUpkeep:
         lease, _ = await self._backend.names.of(resource)
         return await self._break(resource, lease, attest) or "nobody held it"
 
-    async def is_claimed_by(self, lease: str, term: tuple[HostId, Generation]) -> bool:
-        """Whether one look shows a term of another host on a lease of that name; raises a `LockError`.
+    async def claims_of_term(self, lease: str, term: HostTerm, *, older_too: bool) -> frozenset[HostTerm]:
+        """This term of another host if one look shows it on a lease of that name, and with `older_too` what older ones of
+        that host have there; raises a `LockError`.
 
-        If so, what its holder calls the disk is known from then on (`names.path_of`).
+        If there are any, what its holder calls the disk is known from then on (`names.path_of`).
         """
         resource = Resource("", self._backend.names.path_of(lease))
         member = self._backend.member(resource)
@@ -93,10 +95,16 @@ class LeaseUpkeep:
             claims = await self._backend.holding(found, member).claims()
             if isinstance(claims, str):
                 raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
-            if term not in claims:
-                return False
+            host_id, generation = term
+            found_terms = frozenset(
+                claim
+                for claim in claims
+                if claim == term or (older_too and claim[0] == host_id and claim[1] < generation)
+            )
+            if not found_terms:
+                return found_terms
             self._backend.names.hint(lease, lease_note.disk_of(await self._note(found, member, term[0])))
-            return True
+            return found_terms
         finally:
             found.disk.close()
 

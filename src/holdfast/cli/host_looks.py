@@ -117,6 +117,8 @@ def _seen(
             seen.note = (
                 f"unchanged for {view.unchanged_s:.0f} s, longer than its dead bound of {bounds.dead_s} s"
             )
+        case HostState.FAIL if view.no_timeout:
+            seen.note = f"unchanged for {view.unchanged_s:.0f} s; {view.note}"
         case HostState.FAIL:
             seen.note = (
                 f"unchanged for {view.unchanged_s:.0f} s; dead at the earliest in {view.dead_in_s or 0:.0f} s"

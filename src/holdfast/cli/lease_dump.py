@@ -125,6 +125,7 @@ def _lockspace(first: DeltaLease, raw: bytes) -> dict[str, Any]:
                 "timestamp": record.timestamp,
                 "io_timeout": record.io_timeout_s,
                 "free": record.is_free,
+                "flags": list(record.flag_names),
                 "notifies": sorted(notified) if isinstance(notified, frozenset) else [],
                 "event": None
                 if event == NO_EVENT
@@ -252,7 +253,7 @@ def _lockspace_lines(told: dict[str, Any]) -> Iterator[str]:
             continue
         state = "free" if host["free"] else f"timestamp {host['timestamp']}"
         line = f"  host_id {host['host_id']}  {host['name']}  generation {host['generation']}  {state}"
-        line += f"  io_timeout {host['io_timeout']}"
+        line += f"  io_timeout {host['io_timeout']}" + "".join(f"  {flag}" for flag in host["flags"])
         if host["notifies"]:
             line += f"  notifies {','.join(map(str, host['notifies']))}"
         if host["event"]:

@@ -19,7 +19,7 @@ from holdfast.backends.lock_names import NameBy, lease_name
 from holdfast.backends.paxos_table import LIBVIRT_LOCKSPACE
 from holdfast.cli import storage
 from holdfast.cli.area_contents import blocks_of, shown
-from holdfast.control_api import LeaseSpaceInfo
+from holdfast.control_api import HostInfo, LeaseSpaceInfo
 from holdfast.model import Holder, Mode, Resource
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096
@@ -35,6 +35,7 @@ from holdfast.protocol.holders import (
     claims_of,
     holders_of,
 )
+from holdfast.protocol.owner_test import NEVER_BY_TIME
 from holdfast.protocol.rindex_area import Index, read_index
 from holdfast.system.blocking_thread import run_blocking
 from holdfast.system.disk import BlockingDisk
@@ -181,9 +182,7 @@ def _claim(
         host_id=host_id,
         mode=mode,
         alive_s_ago=alive,
-        remark=_remark(
-            over, own, newer, view.state if view is not None else "", view.dead_in_s if view else None
-        ),
+        remark=_remark(over, own, newer, view, never=record is not None and record.is_no_timeout),
     )
     if over:
         seen.lines.append(f"left by {holder}: that term of the host is over, so the next start may take it")
@@ -192,7 +191,11 @@ def _claim(
         seen.lines.append(f"{mode.word} lease of {holder}")
 
 
-def _remark(over: bool, own: bool, newer: int, state: str, dead_in_s: float | None) -> str:
+def _remark(over: bool, own: bool, newer: int, view: HostInfo | None, *, never: bool) -> str:
+    state = view.state if view is not None else ""
+    dead_in_s = view.dead_in_s if view is not None else None
+    if newer and never and not over:
+        return f"its host has joined anew since (generation {newer}); {NEVER_BY_TIME}"
     if newer and not over:
         return (
             f"its host has joined anew since (generation {newer}); this hold counts until its end is proven"
@@ -201,6 +204,8 @@ def _remark(over: bool, own: bool, newer: int, state: str, dead_in_s: float | No
         return ""
     if state == "DEAD":
         return "host DEAD: the next start takes it over"
+    if never:
+        return f"host {state or 'not seen'}: {NEVER_BY_TIME}"
     if state and dead_in_s is not None:
         return f"host {state}: can be taken over in {dead_in_s:.0f} s if it does not come back"
     return "one look can't tell whether that host lives (holdfast host list --watch)"

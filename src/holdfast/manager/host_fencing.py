@@ -134,14 +134,15 @@ class HostFencer:
         resource = Resource("", backend.names.path_of(name))
         term = (view.host_id, Generation(view.generation or 0))
         try:
-            if not await backend.upkeep.is_claimed_by(name, term):
+            terms = await backend.upkeep.claims_of_term(name, term, older_too=view.no_timeout)
+            if not terms:
                 return []
             resource = Resource("", backend.names.path_of(name))  # its holder may have told
             if manager.table.of_lock_file(key) is not None:
                 raise Refused(reason="it is shared with a VM of this host, which goes on holding it")
             if manager.turns.taken(key):
                 raise Refused(reason="it is being taken on this host; run this again")
-            proof = await manager.turns.during((key,), backend.upkeep.break_of(name, frozenset((term,))))
+            proof = await manager.turns.during((key,), backend.upkeep.break_of(name, terms))
         except LockError as e:
             if isinstance(e, LeaseUnusable) and not backend.names.makes(name):
                 return []  # no lease, but something else that is kept there

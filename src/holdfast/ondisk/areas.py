@@ -30,14 +30,18 @@ def fresh_delta_lease(
     generation: int = 0,
     *,
     version: int = delta.VERSION,
+    flags: int = 0,
 ) -> DeltaLease:
-    """The record of a host id that nobody has used yet. `generation`: above those of every area that was there before."""
+    """The record of a host id that nobody has used yet. `generation`: above those of every area that was there before.
+    `flags`: beside the align flag.
+    """
     return DeltaLease(
         geometry=geometry,
         space_name=PaddedName.of(space_name),
         io_timeout_s=io_timeout_s,
         generation=generation,
         version=version,
+        flags=geometry.align_flag | flags,
     )
 
 
@@ -48,9 +52,12 @@ def lockspace_area(
     generation: int = 0,
     *,
     version: int = delta.VERSION,
+    flags: int = 0,
 ) -> tuple[bytes, bytes]:
     """The two writes that initialise a lockspace, both at the area's offset: whole area, then sector 0."""
-    sector = fresh_delta_lease(geometry, space_name, io_timeout_s, generation, version=version).sector()
+    sector = fresh_delta_lease(
+        geometry, space_name, io_timeout_s, generation, version=version, flags=flags
+    ).sector()
     invalid_first = bytes(_MAGIC.size) + sector[_MAGIC.size :]
     area = invalid_first + sector * (geometry.hosts_max - 1)
     return area.ljust(geometry.align_bytes, b"\0"), sector

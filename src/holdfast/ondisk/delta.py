@@ -27,6 +27,7 @@ from holdfast.ondisk.record_layout import (
     U64_MAX,
     KnownFormat,
     RecordFields,
+    major_of,
     pack,
     padded_sector,
     range_fault,
@@ -44,8 +45,16 @@ IO_TIMEOUT_MAX_S = 255
 BITMAP_OFFSET_BYTES = 256
 BITMAP_BYTES = 256
 
+# Flags beside the align bits have a meaning from this major version on (spec newer-sanlock.md, 1.2).
+FLAGS_MEAN_FROM = 4
+# This host's leases never expire by time: set in all records when the lockspace is made.
+FLAG_NO_TIMEOUT = 0x2
+_FLAG_NAMES = {"NO_TIMEOUT": FLAG_NO_TIMEOUT}
+
 _RECORD = "delta lease"
-_KNOWN = KnownFormat(MAGIC, range(3, 6), geometries.ALIGN_FLAGS_MASK, flags_mean_from=4)
+_KNOWN = KnownFormat(
+    MAGIC, range(3, 6), geometries.ALIGN_FLAGS_MASK | FLAG_NO_TIMEOUT, flags_mean_from=FLAGS_MEAN_FROM
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +162,19 @@ class DeltaLease:
     def is_never_used(self) -> bool:
         """Whether no host has claimed the id since the lockspace was made; its generation may be any (`areas`)."""
         return self.is_free and self.owner_id == 0 and self.host_name == NO_NAME
+
+    @property
+    def is_no_timeout(self) -> bool:
+        """Whether this host's leases may never be taken by time, however long its record stands unchanged."""
+        return self._has(FLAG_NO_TIMEOUT)
+
+    @property
+    def flag_names(self) -> tuple[str, ...]:
+        """sanlock's names of the flags that are set."""
+        return tuple(name for name, flag in _FLAG_NAMES.items() if self._has(flag))
+
+    def _has(self, flag: int) -> bool:
+        return major_of(self.version) >= FLAGS_MEAN_FROM and bool(self.flags & flag)
 
     def verify(self, space_name: str, host_id: int) -> Malformed | None:
         """What must hold of the record in the sector of `host_id` before anything is concluded from it."""

@@ -30,6 +30,9 @@ That a pause came between the look at the clock and the write can be seen only a
 write was not through within the settling time of that read is none, whatever stands on disk: its record may
 lie over that of a host that holds the id and has not noticed yet. Whoever wants the id then has to watch it
 for its dead bound, under another name.
+
+Where leases never expire by time (NO_TIMEOUT, sanlock 4 and later) no time is such a proof: an id that another host has
+not given back can't be had.
 """
 
 from collections.abc import Callable, Collection
@@ -259,7 +262,8 @@ async def _read_claimable(
     if not isinstance(read, _Read) or _may_take_at_once(read.record, claim):
         return read
     first = read.record
-    if claim.only_if_free:
+    if claim.only_if_free or first.is_no_timeout:
+        # Where leases never expire by time, a host id does not either.
         return HostIdBusy(first)
     seen_at = clock.now()
     dead_s = claim.timing.of_host(first.io_timeout_s).dead_s

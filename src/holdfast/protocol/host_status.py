@@ -11,6 +11,9 @@ by our clock.
     FAIL      unchanged for longer than its fail bound
     DEAD      unchanged for longer than its dead bound, by a look that began after that bound
 
+In a lockspace that was made with NO_TIMEOUT (sanlock 4 and later) leases never expire by time: there is no bound, and such
+a host stays FAIL.
+
 DEAD is a permission to take over, so it is given by looks, not by the passing of time. sanlock compares
 with the present time, and then this can happen:
 
@@ -36,6 +39,7 @@ So an older term is over if its own free record was seen, or DEAD was, before th
 seen for the dead bound. Counting from the last renewal *seen* of the older term would be too early, by one that was not.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -104,6 +108,8 @@ class SeenTerm:
     """The greatest that it has shown."""
     seen_to_end: bool = False
     """Whether the latest look that showed it showed it free, or DEAD. Only of terms that a newer one has succeeded."""
+    no_timeout: bool = False
+    """Whether it has ever shown that its leases never expire by time."""
 
 
 # How many terms of one host are kept. A host that joins more often within one term of ours forgets how the oldest ended, and
@@ -128,9 +134,18 @@ class HostView:
     unchanged_s: float = 0.0  # proven by looks
     # When we first saw this generation; every look since has shown it.
     generation_since: Instant | None = None
-    dead_in_s: float | None = None  # until DEAD at the earliest; None where that question does not arise
+    # Until DEAD at the earliest; None where that question does not arise, as where time proves nothing.
+    dead_in_s: float | None = None
+    no_timeout: bool = False  # its leases never expire by time
     terms: tuple[SeenTerm, ...] = ()  # ascending; the last one is the present one
     fault: str = ""
+
+    @property
+    def note(self) -> str:
+        """What a person should know beside the state; mostly nothing."""
+        if self.fault:
+            return self.fault
+        return "its leases never expire by time (NO_TIMEOUT)" if self.no_timeout else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +157,8 @@ class _Observation:
     confirmed_at: Instant
     changed_at: Instant | None
     io_timeout_s: int
+    no_timeout: bool
+    """Whether this term has ever shown it."""
 
 
 class HostTable:
@@ -193,7 +210,10 @@ class HostTable:
             changed_at_latest_look=seen.changed_at is not None and seen.confirmed_at <= seen.changed_at,
             unchanged_s=max(0.0, unchanged_s),
             generation_since=seen.generation_since,
-            dead_in_s=max(0.0, seen.unchanged_since + dead_s - now) if dying else None,
+            dead_in_s=max(0.0, seen.unchanged_since + dead_s - now)
+            if dying and not seen.no_timeout
+            else None,
+            no_timeout=seen.no_timeout,
             terms=terms,
         )
 
@@ -220,8 +240,9 @@ class HostTable:
             self._observations[host_id] = replace(before, confirmed_at=begun_at, sector=sector)
             return []
         io_timeout_s = _io_timeout_shown(before, record)
+        no_timeout = _no_timeout_shown(before, record)
         if isinstance(record, DeltaLease):
-            self._terms[host_id] = self._terms_with(host_id, before, record, io_timeout_s, now)
+            self._terms[host_id] = self._terms_with(host_id, before, record, io_timeout_s, no_timeout, now)
         self._observations[host_id] = _Observation(
             record=record,
             sector=sector,
@@ -231,6 +252,7 @@ class HostTable:
             confirmed_at=begun_at,
             changed_at=now if before is not None else None,
             io_timeout_s=io_timeout_s,
+            no_timeout=no_timeout,
         )
         return self._notifications(host_id, record, sector) if before is not None else []
 
@@ -240,6 +262,7 @@ class HostTable:
         before: _Observation | None,
         record: DeltaLease,
         io_timeout_s: int,
+        no_timeout: bool,
         now: Instant,
     ) -> tuple[SeenTerm, ...]:
         """The terms of a host, now that a look shows this record."""
@@ -255,12 +278,14 @@ class HostTable:
             present,
             same.since if same is not None else now,
             max(io_timeout_s, same.io_timeout_s if same is not None else 0),
+            no_timeout=no_timeout or (same is not None and same.no_timeout),
         )
         return (*older, seen)[-TERMS_KEPT_MAX:]
 
     def _is_dead(self, host_id: HostId, seen: _Observation) -> bool:
         dead_s = self._timing.of_host(seen.io_timeout_s).dead_s
-        return host_id != self._own_id and seen.confirmed_at - seen.unchanged_since > dead_s
+        unchanged_s = seen.confirmed_at - seen.unchanged_since
+        return host_id != self._own_id and not seen.no_timeout and unchanged_s > dead_s
 
     def _notifications(self, host_id: HostId, record: DeltaLease | Malformed, sector: bytes) -> list[Action]:
         if isinstance(record, Malformed) or host_id == self._own_id:
@@ -285,6 +310,7 @@ def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
         return True
     return (
         view.state is HostState.DEAD
+        and not fresh.is_no_timeout
         and view.generation == fresh.generation == term
         and view.timestamp == HostTimestamp(fresh.timestamp)
     )
@@ -293,13 +319,16 @@ def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
 def succeeded_left_s(
     term: Generation, fresh: DeltaLease, view: HostView, looked_at: Instant, timing: Timing
 ) -> float:
-    """How long a term that a newer one has succeeded has to be waited for still; below 0: it is over.
+    """How long a term that a newer one has succeeded has to be waited for still; below 0: it is over; infinite: time will
+    never prove it.
 
     `fresh` was read from `looked_at` on and is of a newer term; `timing` is our own. A newer term that only that read
     has shown counts from the table's next look.
     """
     newer = [seen for seen in view.terms if seen.generation > term]
     own = [seen for seen in view.terms if seen.generation == term]
+    if fresh.is_no_timeout or view.no_timeout or any(seen.no_timeout for seen in own):
+        return math.inf
     shown_s = max(fresh.io_timeout_s, *(seen.io_timeout_s for seen in (*newer[:1], *own)), 0)
     dead_s = timing.of_host(shown_s).dead_s
     if not newer or view.generation is None or view.generation <= term:
@@ -317,7 +346,11 @@ def _same_proof_of_life(before: _Observation, record: DeltaLease | Malformed, se
         record.generation,
         record.timestamp,
     )
-    return same and record.io_timeout_s <= before.io_timeout_s
+    return (
+        same
+        and record.io_timeout_s <= before.io_timeout_s
+        and (before.no_timeout or not record.is_no_timeout)
+    )
 
 
 def _same_generation(before: _Observation, record: DeltaLease | Malformed) -> bool:
@@ -325,6 +358,16 @@ def _same_generation(before: _Observation, record: DeltaLease | Malformed) -> bo
     return (
         isinstance(old, DeltaLease) and isinstance(record, DeltaLease) and old.generation == record.generation
     )
+
+
+def _no_timeout_shown(before: _Observation | None, record: DeltaLease | Malformed) -> bool:
+    """Of the term that the record is of; one that can't be read does not take back what the latest one has shown."""
+    if isinstance(record, Malformed):
+        return before is not None and before.no_timeout
+    same_term = before is not None and (
+        _same_generation(before, record) or not isinstance(before.record, DeltaLease)
+    )
+    return record.is_no_timeout or (same_term and before is not None and before.no_timeout)
 
 
 def _io_timeout_shown(before: _Observation | None, record: DeltaLease | Malformed) -> int:

@@ -26,8 +26,12 @@ of a lease that he holds; it has to say so, because racing takes the flag away:
 An owner's term may be newer than its host's record: the lockspace was made anew, or another host's claim that had hung
 landed on top of it. Whoever held that term finds his record gone and stops, so it is over when it was missed for the dead
 bound: from when this host first knew of it, all looks have shown one and the same older generation, whoever renews that.
+
+None of these bounds is a proof where leases never expire by time (NO_TIMEOUT, sanlock 4 and later): there an owner is
+over only if its record was seen free, or a person vouches that it is off. Nobody waits for anything else.
 """
 
+import math
 from dataclasses import dataclass
 
 from holdfast.ondisk.delta import DeltaLease
@@ -72,6 +76,33 @@ class HostUnknown:
 
 
 @dataclass(frozen=True, slots=True)
+class NeverByTime:
+    """The owner is not known to live, and no time will prove its end (`DeltaLease.is_no_timeout`). Its record has not
+    changed for `silent_s` seconds as far as looks have shown; of a newer term: `generation` is that one.
+    """
+
+    leader: Leader
+    host_name: str
+    generation: Generation
+    silent_s: float
+
+    def __str__(self) -> str:
+        host = f"host {self.host_name} (host_id {self.leader.owner_id})"
+        if self.generation != self.leader.owner_generation:
+            return (
+                f"{host} stands in the lockspace as generation {self.generation}, and the end of its generation "
+                f"{self.leader.owner_generation} is not proven; {NEVER_BY_TIME}"
+            )
+        return f"{host} is not known to be alive; {NEVER_BY_TIME}"
+
+
+NEVER_BY_TIME = (
+    "leases of this lockspace never expire by time (NO_TIMEOUT): they are free when that host gives them up, or when a "
+    "person vouches that it is off (holdfast host fenced)"
+)
+
+
+@dataclass(frozen=True, slots=True)
 class LeaderChanged:
     """While we waited, the lease has moved on."""
 
@@ -88,12 +119,22 @@ def attested_off(
 
     A host that is off does not renew. Whoever names the wrong host, or one that came back, is contradicted by its
     record, for a healthy host changes it within two io_timeouts; looks have to have shown it unchanged for three.
+
+    The word is about the term that stands in the lockspace. Where leases never expire by time it may also be about an
+    older one of that host: no other machine can have taken the id since, unless the older term's end was proven.
     """
-    if (host_id, term) not in attested or record.generation != term or view.generation != term:
+    if (host_id, term) not in attested or view.generation != record.generation:
+        return False
+    if not word_covers(record, term):
         return False
     bound_s = silence_s(timing.of_host(max(record.io_timeout_s, view.io_timeout_s)))
     unchanged = view.timestamp == HostTimestamp(record.timestamp) and not view.changed_at_latest_look
     return unchanged and view.unchanged_s > bound_s
+
+
+def word_covers(record: DeltaLease, term: Generation) -> bool:
+    """Whether a person's word about the term that stands in the lockspace is about `term`: see `attested_off`."""
+    return record.generation == term or (record.is_no_timeout and record.generation > term)
 
 
 def silence_s(timing: Timing) -> int:
@@ -101,7 +142,7 @@ def silence_s(timing: Timing) -> int:
     return timing.renewal_s + timing.io_timeout_s
 
 
-OwnerVerdict = MayTake | Busy | HostUnknown | LeaderChanged | Malformed | IoFailed
+OwnerVerdict = MayTake | Busy | HostUnknown | NeverByTime | LeaderChanged | Malformed | IoFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +218,15 @@ async def _watch_owner(
             if HostTimestamp(record.timestamp) != watch.timestamp:
                 return Busy(leader, record.host_name.text, 0.0)
             # Who waits may learn more than that the host lived a while ago; who does not wait is told just that.
-            if view.changed_at_latest_look or (not wait and view.state is HostState.LIVE):
+            never = record.is_no_timeout or view.no_timeout
+            if view.changed_at_latest_look or ((not wait or never) and view.state is HostState.LIVE):
                 return Busy(leader, record.host_name.text, clock.now() - watch.since)
             dead_s = member.timing.of_host(max(record.io_timeout_s, watch.io_timeout_s)).dead_s
             left_s = dead_s - (looked_at - watch.since)
+            if never:
+                left_s = math.inf
+        if left_s == math.inf:
+            return NeverByTime(leader, record.host_name.text, Generation(record.generation), view.unchanged_s)
         # Strictly beyond the bound, by a look that began after it.
         if left_s < 0:
             return MayTake(waited)
@@ -201,7 +247,7 @@ def other_term_left_s(
     member: Membership, host_id: HostId, term: Generation, record: DeltaLease, looked_at: Instant
 ) -> float:
     """How long a term has to be waited for still, if the host's record, read from `looked_at` on, is of another one; below
-    0: it is over.
+    0: it is over; infinite: time will never prove it.
     """
     if record.generation > term:
         return succeeded_left_s(term, record, member.view(host_id), looked_at, member.timing)
@@ -212,10 +258,12 @@ def missed_left_s(
     member: Membership, host_id: HostId, term: Generation, record: DeltaLease, looked_at: Instant
 ) -> float:
     """How long a term has to be missed still, if the host's record, read from `looked_at` on, is of an older one; below 0:
-    it is over.
+    it is over; infinite: time will never prove it.
     """
     missed_since = member.missed.since(host_id, term, looked_at)
     view = member.view(host_id)
+    if record.is_no_timeout or view.no_timeout:
+        return math.inf
     dead_s = member.timing.of_host(max(record.io_timeout_s, view.io_timeout_s)).dead_s
     if view.generation != record.generation or view.generation_since is None:
         return dead_s

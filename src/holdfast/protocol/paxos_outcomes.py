@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from holdfast.ondisk.host_block import HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
-from holdfast.protocol.owner_test import Busy, HostUnknown
+from holdfast.protocol.owner_test import Busy, HostUnknown, NeverByTime
 from holdfast.protocol.words import Generation, HostId, IoFailed
 
 
@@ -63,6 +63,7 @@ class ClearedByAnother:
 Refusal = (
     Busy
     | HostUnknown
+    | NeverByTime
     | WrongVersion
     | AlreadyShared
     | Contended

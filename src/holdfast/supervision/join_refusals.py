@@ -34,6 +34,14 @@ def through_page_cache(path: str) -> str:
 
 def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlow | IoFailed) -> NotJoined:
     match outcome:
+        case HostIdBusy(by) if by.is_no_timeout:
+            return NotJoined(
+                f"host id {claim.host_id} of lockspace {lockspace} is host {by.host_name}'s (generation {by.generation}), "
+                "and host ids of this lockspace never expire by time (NO_TIMEOUT): give this host "
+                f"({claim.host_name}) another host id, or say on a host that is in it that this one is off (holdfast host "
+                "fenced)",
+                by,
+            )
         case HostIdBusy(by):
             return NotJoined(
                 f"host id {claim.host_id} of lockspace {lockspace} is held by host {by.host_name} (generation "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from tests.unit.protocol.simulated import Host, SimulatedDisk, World
 
@@ -85,6 +86,11 @@ class Scene:
 
     def _put(self, at: int, content: bytes) -> None:
         self.world.content[at : at + len(content)] = content
+
+    def shows(self, **changes: Any) -> None:
+        """The owner's record changes so, on storage."""
+        self.record = replace(self.record, **changes)
+        self._put(DEFAULT.delta_offset_bytes(OWNER), self.record.sector())
 
     def member(self, host_id: HostId = US, may_write: Callable[[], bool] = lambda: True) -> Membership:
         return Membership(
