@@ -184,6 +184,8 @@ class FencedHost:
     """Until it has been silent for long enough; absent where it has been, or need not be."""
     refused: str
     leases: list[FencedLease]
+    mark: str = ""
+    """What came of marking the record as dead for all hosts; empty in a lockspace that has no marks."""
 
 
 @dataclass

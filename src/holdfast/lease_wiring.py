@@ -492,6 +492,7 @@ class LeaseSpaceCalls:
                 io_timeout_s=each.view.io_timeout_s,
                 unchanged_s=each.view.unchanged_s,
                 seconds_left=each.seconds_left,
+                mark=each.mark,
                 refused=each.refused,
                 leases=[
                     FencedLease(le.backend, le.lease, le.resource, le.freed, le.detail) for le in each.leases

@@ -14,6 +14,8 @@ from tests.support.daemon import Holdfastd, exists, make_disk, refusal
 from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.polling import wait_until
 
+from holdfast.ondisk import delta
+from holdfast.ondisk.delta import FLAG_NO_TIMEOUT, DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
 from holdfast.ondisk.host_block import NO_MODE, HostBlock
 from holdfast.testing.virtlockd_client import SHARED
@@ -132,3 +134,69 @@ def test_leases_of_a_host_that_is_off_are_free_before_the_dead_bound_and_no_othe
     again = beta.cli("host", "fenced", "1", *DOE)
     assert "both.img" in again.stdout
     assert "web.img" not in again.stdout
+
+
+def record_of(leases: Path, host_id: int) -> DeltaLease:
+    at = DEFAULT.delta_offset_bytes(host_id)
+    record = DeltaLease.decode((leases / SPACE).read_bytes()[at : at + DEFAULT.sector_bytes])
+    assert isinstance(record, DeltaLease), record
+    return record
+
+
+def test_host_that_is_off_is_marked_as_dead_where_the_format_has_a_mark(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    """In a lockspace of sanlock 4 and later: hosts with sanlock then free its leases too."""
+    make_lockspace(leases / SPACE, version=delta.VERSION_5, flags=FLAG_NO_TIMEOUT)
+    alpha, beta = pair(make_host)
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    wait_until(lambda: "alive" in refusal(beta, disk), "beta to see alpha")
+    alpha.kill()
+    alpha.end_vm(vm)
+    before = record_of(leases, 1)
+    time.sleep(DEAD_S + 1)
+    assert "never expire by time" in refusal(beta, disk)
+    assert "never expire by time" in beta.cli("who", str(disk)).stdout
+    told = beta.cli("host", "fenced", "1", *DOE, "--wait", "--json")
+    assert told.returncode == 0, told.stderr
+    (host,) = json.loads(told.stdout)
+    assert host["mark"] == "marked as dead (DEAD_EXT) for all hosts"
+    assert [each["freed"] for each in host["leases"]] == [True]
+    assert record_of(leases, 1) == before.marked_dead(2, 1)
+    assert refusal(beta, disk) == ""
+    log = (beta.directory / "state" / "broken-leases.log").read_text()
+    assert "marked as dead" in log
+    # It comes back: not before its dead bound has passed, and without the mark.
+    begun = time.monotonic()
+    alpha.start()
+    wait_until(lambda: not record_of(leases, 1).is_marked_dead, "alpha to claim its id")
+    assert time.monotonic() - begun > DEAD_S - 1
+    assert record_of(leases, 1).generation == before.generation + 1
+
+
+def test_host_that_finds_itself_marked_as_dead_stops_its_vms_at_once_and_leaves_the_mark(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    make_lockspace(leases / SPACE, version=delta.VERSION_4)
+    alpha, beta = pair(make_host)
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    wait_until(lambda: "alive" in refusal(beta, disk), "beta to see alpha")
+
+    def stands() -> bool:
+        # A renewal that is just being written may take the mark away, as it may any other host's.
+        if not record_of(leases, 1).is_marked_dead:
+            write_record(leases, record_of(leases, 1).marked_dead(2, 1))
+        return not exists(vm)
+
+    wait_until(stands, "the VM to be stopped")
+    assert "host_id 2 has marked generation 1 of this host as dead (DEAD_EXT)" in alpha.log_text()
+    assert record_of(leases, 1).is_marked_dead
+    assert refusal(beta, disk) == ""
+
+
+def write_record(leases: Path, record: DeltaLease) -> None:
+    with (leases / SPACE).open("r+b") as f:
+        f.seek(DEFAULT.delta_offset_bytes(record.owner_id))
+        f.write(record.sector())

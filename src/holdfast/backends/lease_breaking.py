@@ -62,6 +62,8 @@ class Claimant:
     def proof(self, attested: frozenset[tuple[HostId, Generation]]) -> str:
         """Why its hold was over, once the lease was won from it."""
         if self.record is not None and proven_gone(self.term[1], self.record, self.view):
+            if self.record.is_marked_dead and self.record.generation == self.term[1]:
+                return f"{self}: marked as dead (DEAD_EXT) by host_id {self.record.marked_by[0]}"
             if self.view.state is HostState.DEAD:
                 return f"{self}: DEAD, unchanged for {self.view.unchanged_s:.0f} s"
             return f"{self}: that term is over"

@@ -33,6 +33,8 @@ def fenced(context: Context, name: str, operator: str, lockspace: str, wait: boo
     holdfastd has seen the host's record silent for 3 of its io_timeouts: a host that renews is not off, whatever
     anybody says. If it is on after all, two VMs write one disk. A lease that living hosts share stays theirs.
 
+    In a lockspace of version 4.0 and later (sanlock 4, 5) its record is marked as dead too, for hosts with sanlock.
+
     \b
     holdfast host fenced alpha --operator "J. Doe"
     ipmitool -H alpha-bmc chassis power off && holdfast host fenced alpha --operator ipmi --wait

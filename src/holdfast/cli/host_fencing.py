@@ -60,6 +60,8 @@ def show(told: list[FencedHost]) -> None:
         if each.refused:
             click.echo(f"{called}: refused: {each.refused}", err=True)
             continue
+        if each.mark:
+            click.echo(f"{called}: {each.mark}")
         if each.seconds_left is None and not each.leases:
             click.echo(f"{called}: it holds nothing")
         for lease in each.leases:

@@ -113,6 +113,8 @@ def _seen(
             seen.note = "nobody holds this id"
         case HostState.LIVE:
             seen.note = "renewed meanwhile"
+        case HostState.DEAD if view.marked_by is not None:
+            seen.note = view.note
         case HostState.DEAD:
             seen.note = (
                 f"unchanged for {view.unchanged_s:.0f} s, longer than its dead bound of {bounds.dead_s} s"

@@ -126,6 +126,7 @@ def _lockspace(first: DeltaLease, raw: bytes) -> dict[str, Any]:
                 "io_timeout": record.io_timeout_s,
                 "free": record.is_free,
                 "flags": list(record.flag_names),
+                "marked_by": record.marked_by[0] or None,
                 "notifies": sorted(notified) if isinstance(notified, frozenset) else [],
                 "event": None
                 if event == NO_EVENT
@@ -254,6 +255,8 @@ def _lockspace_lines(told: dict[str, Any]) -> Iterator[str]:
         state = "free" if host["free"] else f"timestamp {host['timestamp']}"
         line = f"  host_id {host['host_id']}  {host['name']}  generation {host['generation']}  {state}"
         line += f"  io_timeout {host['io_timeout']}" + "".join(f"  {flag}" for flag in host["flags"])
+        if host["marked_by"]:
+            line += f"  last marked by host_id {host['marked_by']}"
         if host["notifies"]:
             line += f"  notifies {','.join(map(str, host['notifies']))}"
         if host["event"]:

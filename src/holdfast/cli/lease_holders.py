@@ -169,7 +169,8 @@ def _claim(
     record = _record(hosts, host_id)
     # A newer generation alone proves nothing about an older term, except to its own host (ADR 0141).
     own_earlier = told is not None and told.host_id == host_id and told.generation > generation
-    over = own_earlier or (record is not None and record.is_free and record.generation == generation)
+    ended = record is not None and (record.is_free or record.is_marked_dead)
+    over = own_earlier or (record is not None and ended and record.generation == generation)
     newer = record.generation if record is not None and record.generation > generation else 0
     view = next((h for h in told.hosts if h.host_id == host_id), None) if told is not None else None
     own = told is not None and told.host_id == host_id and told.generation == generation

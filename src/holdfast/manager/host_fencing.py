@@ -9,9 +9,10 @@ nothing is done anywhere before it is silent everywhere.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.errors import HostNotKnown, LeaseUnusable, LockError, LockspaceAbsent, Refused
@@ -19,12 +20,14 @@ from holdfast.manager import events as ev
 from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lock_manager import LockManager
 from holdfast.model import Resource
+from holdfast.protocol.dead_mark import Marked, NotMarked, can_be_marked, mark_dead
 from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import silence_s
-from holdfast.protocol.words import Generation
+from holdfast.protocol.words import Generation, IoFailed
 from holdfast.supervision.host_terms import is_called
 from holdfast.supervision.presence import Absent
+from holdfast.system.errands import GivenUp
 from holdfast.system.lease_storage import UNFINISHED_PREFIX
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,8 @@ class HostFenced:
     view: HostView
     seconds_left: float | None
     leases: tuple[LeaseFreed, ...] = ()
+    mark: str = ""
+    """What came of marking its record; empty in a lockspace that has no marks."""
 
     @property
     def refused(self) -> str:
@@ -90,13 +95,14 @@ class HostFencer:
         self._breaker.write("host ordered", "", host, operator, "")
         fenced = []
         for space, term in found:
+            mark = await self._marked(space, term, operator)
             leases = await self._leases(space, term, operator)
             freed = sum(each.freed for each in leases)
             detail = f"{operator}: {term.view.name} (host_id {term.view.host_id}) in {space.name}: {freed} leases freed"
             detail += f", {len(leases) - freed} not" if freed < len(leases) else ""
             log.critical("host fenced by %s", detail, extra=ev.logged(ev.HOST_FENCED, host=term.view.name))
             self._manager.events.emit(ev.HOST_FENCED, detail=detail)
-            fenced.append(HostFenced(space.name, term.view, None, tuple(leases)))
+            fenced.append(HostFenced(space.name, term.view, None, tuple(leases), mark))
         return fenced
 
     def _terms(self, space: Space, host: str) -> list[HostFenced]:
@@ -115,6 +121,40 @@ class HostFencer:
                     reason=f"the record of host_id {view.host_id} in lockspace {space.name} can't be read: {view.fault}"
                 )
         return [HostFenced(space.name, view, _seconds_left(member, view)) for view in views]
+
+    async def _marked(self, space: Space, term: HostFenced, operator: str) -> str:
+        """Mark the term as dead where the format has a mark: hosts with sanlock then free its leases too, and its leases of
+        other backends' are free to all.
+        """
+        member, view = space.membership(), term.view
+        backend = self._backend_in(space)
+        if isinstance(member, Absent) or backend is None or not can_be_marked(member.lockspace):
+            return ""
+        if view.generation is None or view.timestamp is None or view.state is HostState.FREE:
+            return ""
+        timeout_s = member.io_timeout_s
+        marking = mark_dead(member, view.host_id, view.generation, view.timestamp)
+        outcome = await backend.ports.errands.run(marking, timeout_s)
+        match outcome:
+            case Marked():
+                told = "marked as dead (DEAD_EXT) for all hosts"
+            case NotMarked(reason):
+                told = f"not marked as dead: {reason}"
+            case IoFailed(number):
+                told = f"not marked as dead: {os.strerror(number)}"
+            case GivenUp():
+                told = "not marked as dead yet: storage does not answer"
+            case _:
+                assert_never(outcome)
+        self._breaker.write("marking", "", str(view.host_id), operator, told)
+        return told
+
+    def _backend_in(self, space: Space) -> PaxosBackend | None:
+        """One through which storage of that lockspace is reached."""
+        for backend in self._manager.backends.values():
+            if isinstance(backend, PaxosBackend) and backend.presence.name == space.name:
+                return backend
+        return None
 
     async def _leases(self, space: Space, term: HostFenced, operator: str) -> list[LeaseFreed]:
         found: list[LeaseFreed] = []

@@ -8,6 +8,7 @@ an earlier sample of the same field. The layout is the leader's, with other mean
     max_hosts         1                                write_id          event: generation of its destination
     num_hosts, lver   0                                write_generation  event: number
     io_timeout        the claimant's, in seconds       write_timestamp   event: argument
+    (offset 160)      who has marked a term of this host as dead: host id << 16 | generation & 0xffff
 
 Bytes 256..511 are a bitmap of hosts that shall look at their request records, also with 4096-byte sectors.
 `io_timeout`, the event and the bitmap are outside the checksum: a torn write there is not detected, so they
@@ -15,7 +16,7 @@ are checked for their range and never taken as more than the protocols allow.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from holdfast.ondisk import geometry as geometries
@@ -24,6 +25,7 @@ from holdfast.ondisk.malformed import Malformed, Reason, too_short
 from holdfast.ondisk.padded_name import NO_NAME, PaddedName
 from holdfast.ondisk.record_layout import (
     RECORD_BYTES,
+    U16_MAX,
     U64_MAX,
     KnownFormat,
     RecordFields,
@@ -49,11 +51,17 @@ BITMAP_BYTES = 256
 FLAGS_MEAN_FROM = 4
 # This host's leases never expire by time: set in all records when the lockspace is made.
 FLAG_NO_TIMEOUT = 0x2
-_FLAG_NAMES = {"NO_TIMEOUT": FLAG_NO_TIMEOUT}
+# This generation of the host is dead, by an outside authority; the field at 160 says who marked it.
+FLAG_DEAD_EXT = 0x4
+_FLAG_NAMES = {"NO_TIMEOUT": FLAG_NO_TIMEOUT, "DEAD_EXT": FLAG_DEAD_EXT}
+_MARKER_GENERATION_BITS = 16
 
 _RECORD = "delta lease"
 _KNOWN = KnownFormat(
-    MAGIC, range(3, 6), geometries.ALIGN_FLAGS_MASK | FLAG_NO_TIMEOUT, flags_mean_from=FLAGS_MEAN_FROM
+    MAGIC,
+    range(3, 6),
+    geometries.ALIGN_FLAGS_MASK | FLAG_NO_TIMEOUT | FLAG_DEAD_EXT,
+    flags_mean_from=FLAGS_MEAN_FROM,
 )
 
 
@@ -167,6 +175,25 @@ class DeltaLease:
     def is_no_timeout(self) -> bool:
         """Whether this host's leases may never be taken by time, however long its record stands unchanged."""
         return self._has(FLAG_NO_TIMEOUT)
+
+    @property
+    def is_marked_dead(self) -> bool:
+        """Whether this generation of the host is dead, by an outside authority."""
+        return self._has(FLAG_DEAD_EXT)
+
+    @property
+    def marked_by(self) -> tuple[int, int]:
+        """Host id and the low 16 bits of the generation of who wrote the latest mark; zeros if nobody ever has."""
+        return self.unused[0] >> _MARKER_GENERATION_BITS, self.unused[0] & U16_MAX
+
+    def marked_dead(self, host_id: int, generation: int) -> Self:
+        """This record with the mark of that host; all else is kept (spec newer-sanlock.md, 1.2 and 1.4)."""
+        marker = host_id << _MARKER_GENERATION_BITS | generation & U16_MAX
+        return replace(self, flags=self.flags | FLAG_DEAD_EXT, unused=(marker, self.unused[1]))
+
+    def without_mark(self) -> Self:
+        """As the next term of the host writes it: the flag goes, the field that says who marked it stays."""
+        return replace(self, flags=self.flags & ~FLAG_DEAD_EXT) if self.is_marked_dead else self
 
     @property
     def flag_names(self) -> tuple[str, ...]:

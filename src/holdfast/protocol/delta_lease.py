@@ -33,6 +33,10 @@ for its dead bound, under another name.
 
 Where leases never expire by time (NO_TIMEOUT, sanlock 4 and later) no time is such a proof: an id that another host has
 not given back can't be had.
+
+A record may be marked as dead by an outside authority (DEAD_EXT, `dead_mark`). Its own host ends its term as soon as it
+reads that, and writes there no more. Whoever claims the id next, under whatever name, waits for the dead bound: what still
+runs of that term has no other bound than its watchdog.
 """
 
 from collections.abc import Callable, Collection
@@ -144,6 +148,21 @@ class Diverged:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkedDead:
+    """An outside authority has marked our term as dead: others may have taken our leases already. The lease is over, and
+    nothing is written that would take the mark away.
+    """
+
+    found: DeltaLease
+
+    def __str__(self) -> str:
+        host_id, _ = self.found.marked_by
+        return (
+            f"host_id {host_id} has marked generation {self.found.generation} of this host as dead (DEAD_EXT)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TooLate:
     """Our lease had failed before the renewal could be written, so nothing was written. The lease is over."""
 
@@ -182,7 +201,7 @@ class NotResumed:
 
 
 AcquireOutcome = Held | HostIdBusy | Corrupt | TooSlow | IoFailed
-RenewOutcome = Renewed | RenewalFailed | NotOurs | Diverged | Corrupt | TooLate
+RenewOutcome = Renewed | RenewalFailed | NotOurs | Diverged | MarkedDead | Corrupt | TooLate
 ReleaseOutcome = Released | NotReleased
 
 
@@ -209,7 +228,7 @@ async def acquire(
         match renewed:
             case Renewed(held) | RenewalFailed(held):
                 return held
-            case NotOurs(found) | Diverged(found):
+            case NotOurs(found) | Diverged(found) | MarkedDead(found):
                 return HostIdBusy(found)
             case Corrupt():
                 return renewed
@@ -246,6 +265,8 @@ async def resume(
     match await renew(area, clock, held):
         case Renewed(renewed) | RenewalFailed(renewed):
             return renewed
+        case MarkedDead() as marked:
+            return NotResumed(str(marked))
         case NotOurs(found) | Diverged(found):
             return NotResumed(f"host id {claim.host_id} is host {found.host_name}'s by now")
         case TooLate(age_s):
@@ -257,20 +278,27 @@ async def resume(
 async def _read_claimable(
     area: LockspaceArea, clock: Clock, claim: Claim, on_wait: OnWait
 ) -> _Read | HostIdBusy | Corrupt | TooSlow | IoFailed:
-    """Return a fresh record that permits a claim: free, our own name's, or of a host proven dead."""
+    """Return a fresh record that permits a claim: free, our own name's, or of a host proven dead, or marked as dead for
+    as long as it takes to prove that.
+    """
     read = await _read_fresh(area, clock, claim)
     if not isinstance(read, _Read) or _may_take_at_once(read.record, claim):
         return read
     first = read.record
-    if claim.only_if_free or first.is_no_timeout:
+    if claim.only_if_free or (first.is_no_timeout and not first.is_marked_dead):
         # Where leases never expire by time, a host id does not either.
         return HostIdBusy(first)
     seen_at = clock.now()
     dead_s = claim.timing.of_host(first.io_timeout_s).dead_s
     poll_s = claim.timing.renewal_s
+    reason = f"host id {claim.host_id} is held by {first.host_name}"
+    if first.is_marked_dead:
+        reason = (
+            f"host id {claim.host_id}: {first.host_name} was marked as dead by host_id {first.marked_by[0]}"
+        )
     while True:
         left_s = seen_at + dead_s - clock.now()
-        on_wait(Waiting(f"host id {claim.host_id} is held by {first.host_name}", max(0.0, left_s)))
+        on_wait(Waiting(reason, max(0.0, left_s)))
         await clock.sleep(min(poll_s, left_s) if left_s > 0 else 1)
         looked_at = clock.now()
         read = await _read_fresh(area, clock, claim)
@@ -284,7 +312,7 @@ async def _read_claimable(
 
 
 def _may_take_at_once(record: DeltaLease, claim: Claim) -> bool:
-    return record.is_free or record.host_name.says(claim.host_name)
+    return record.is_free or (record.host_name.says(claim.host_name) and not record.is_marked_dead)
 
 
 async def _read_fresh(
@@ -312,7 +340,7 @@ async def _write_and_settle(
     justified = read.record
     written_at = clock.now()
     ours = replace(
-        justified,
+        justified.without_mark(),
         owner_id=claim.host_id,
         generation=max(justified.generation + 1, claim.generation_min),
         host_name=PaddedName.of(claim.host_name, HOST_NAME_BYTES_MAX),
@@ -360,9 +388,11 @@ async def renew(
     found = area.decode(claim.host_id, sectors[area.geometry.delta_offset_bytes(claim.host_id) :])
     if isinstance(found, Malformed):
         return Corrupt(found)
+    if found.is_marked_dead and _is_about(found, held):
+        return MarkedDead(found)
     if not _is_ours(found, held):
         return NotOurs(found)
-    if held.certain and found != held.record:
+    if found != _as_expected(held, found):
         return Diverged(found)
     begun_at = clock.now()
     if begun_at - held.renewed_at >= timing.fail_s or is_over():
@@ -373,6 +403,20 @@ async def renew(
     if failed is not None:
         return RenewalFailed(replace(held, certain=False), failed, sectors, read_at)
     return Renewed(Held(claim, record, begun_at), sectors, read_at)
+
+
+def _is_about(mark: DeltaLease, held: Held) -> bool:
+    """Whether the mark is about our term: sanlock also lets a greater generation be named, and writes that."""
+    return mark.generation >= held.record.generation and mark.host_name.says(held.claim.host_name)
+
+
+def _as_expected(held: Held, found: DeltaLease) -> DeltaLease:
+    """What our record has to be, or one like it while our last write may or may not be on disk: then it may differ in what
+    a renewal changes, and in nothing else.
+    """
+    if held.certain:
+        return held.record
+    return replace(held.record, timestamp=found.timestamp, event=found.event)
 
 
 def _is_ours(found: DeltaLease, held: Held) -> bool:

@@ -12,7 +12,8 @@ by our clock.
     DEAD      unchanged for longer than its dead bound, by a look that began after that bound
 
 In a lockspace that was made with NO_TIMEOUT (sanlock 4 and later) leases never expire by time: there is no bound, and such
-a host stays FAIL.
+a host stays FAIL. A term that an outside authority has marked as dead (DEAD_EXT, `dead_mark`) is DEAD as soon as a look
+shows the mark, and only as long as looks show it.
 
 DEAD is a permission to take over, so it is given by looks, not by the passing of time. sanlock compares
 with the present time, and then this can happen:
@@ -107,7 +108,9 @@ class SeenTerm:
     io_timeout_s: int
     """The greatest that it has shown."""
     seen_to_end: bool = False
-    """Whether the latest look that showed it showed it free, or DEAD. Only of terms that a newer one has succeeded."""
+    """Whether the latest look that showed it showed it free, or DEAD by time or by a mark. Only of terms that a newer one
+    has succeeded.
+    """
     no_timeout: bool = False
     """Whether it has ever shown that its leases never expire by time."""
 
@@ -137,6 +140,7 @@ class HostView:
     # Until DEAD at the earliest; None where that question does not arise, as where time proves nothing.
     dead_in_s: float | None = None
     no_timeout: bool = False  # its leases never expire by time
+    marked_by: tuple[int, int] | None = None  # who has marked this generation as dead, if anybody has
     terms: tuple[SeenTerm, ...] = ()  # ascending; the last one is the present one
     fault: str = ""
 
@@ -145,6 +149,8 @@ class HostView:
         """What a person should know beside the state; mostly nothing."""
         if self.fault:
             return self.fault
+        if self.marked_by is not None:
+            return f"marked dead (DEAD_EXT) by host_id {self.marked_by[0]}"
         return "its leases never expire by time (NO_TIMEOUT)" if self.no_timeout else ""
 
 
@@ -214,6 +220,7 @@ class HostTable:
             if dying and not seen.no_timeout
             else None,
             no_timeout=seen.no_timeout,
+            marked_by=seen.record.marked_by if seen.record.is_marked_dead else None,
             terms=terms,
         )
 
@@ -223,7 +230,7 @@ class HostTable:
         if host_id == self._own_id:
             return HostState.LIVE
         bounds = self._timing.of_host(seen.io_timeout_s)
-        if self._is_dead(host_id, seen):
+        if record.is_marked_dead or self._is_dead(host_id, seen):
             return HostState.DEAD
         if now - seen.unchanged_since > bounds.fail_s:
             return HostState.FAIL
@@ -237,7 +244,8 @@ class HostTable:
         if before is not None and begun_at < before.confirmed_at:
             return []  # An older look that was reported late says nothing new.
         if before is not None and _same_proof_of_life(before, record, sector):
-            self._observations[host_id] = replace(before, confirmed_at=begun_at, sector=sector)
+            # A mark changes nothing that says how long the host has been silent.
+            self._observations[host_id] = replace(before, record=record, confirmed_at=begun_at, sector=sector)
             return []
         io_timeout_s = _io_timeout_shown(before, record)
         no_timeout = _no_timeout_shown(before, record)
@@ -272,7 +280,7 @@ class HostTable:
         same = next((t for t in self._terms.get(host_id, ()) if t.generation == present), None)
         if before is not None and isinstance(before.record, DeltaLease) and older:
             was_of = Generation(before.record.generation)
-            ended = before.record.is_free or self._is_dead(host_id, before)
+            ended = before.record.is_free or before.record.is_marked_dead or self._is_dead(host_id, before)
             older = [replace(t, seen_to_end=ended) if t.generation == was_of else t for t in older]
         seen = SeenTerm(
             present,
@@ -299,17 +307,19 @@ class HostTable:
 def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
     """Whether the term `term` of a host is over: its owners are dead, or the host was reset.
 
-    `fresh` is that host's record, read after the claim of that term was; `view` is what the table says. A record of
-    another term is no proof by itself, free or not. An older one: somebody initialised the lockspace anew under a host
-    that may still run, or a claim that had hung landed on top of its record, or the view is older than the claim. A newer
-    one: see the module. Such a term has to be watched for its dead bound like any other (`owner_test`).
+    `fresh` is that host's record, read after the claim of that term was; `view` is what the table says. A mark counts only
+    while it stands. A record of another term is no proof by itself, free, marked as dead or neither. An older one: somebody
+    initialised the lockspace anew under a host that may still run, or a claim that had hung landed on top of its record, or
+    the view is older than the claim. A newer one: see the module. Such a term has to be watched for its dead bound like any
+    other (`owner_test`).
     """
     if fresh.generation > term:
         return any(seen.generation == term and seen.seen_to_end for seen in view.terms)
-    if fresh.is_free and fresh.generation == term:
+    if (fresh.is_free or fresh.is_marked_dead) and fresh.generation == term:
         return True
     return (
         view.state is HostState.DEAD
+        and view.marked_by is None  # by time, not by a mark that does not stand any more
         and not fresh.is_no_timeout
         and view.generation == fresh.generation == term
         and view.timestamp == HostTimestamp(fresh.timestamp)

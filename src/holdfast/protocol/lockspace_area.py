@@ -39,9 +39,13 @@ class LockspaceArea:
 
     async def read_record(self, host_id: HostId, timeout_s: float) -> DeltaLease | Malformed | IoFailed:
         """Read and verify the record of one host id."""
-        at = self.offset_bytes + self.geometry.delta_offset_bytes(host_id)
-        raw = await self.disk.read(at, self.geometry.sector_bytes, timeout_s=timeout_s)
+        raw = await self.read_sector(host_id, timeout_s)
         return raw if isinstance(raw, IoFailed) else self.decode(host_id, raw)
+
+    async def read_sector(self, host_id: HostId, timeout_s: float) -> bytes | IoFailed:
+        """The whole sector of one host id, with its bitmap."""
+        at = self.offset_bytes + self.geometry.delta_offset_bytes(host_id)
+        return await self.disk.read(at, self.geometry.sector_bytes, timeout_s=timeout_s)
 
     def decode(self, host_id: HostId, raw: bytes) -> DeltaLease | Malformed:
         record = DeltaLease.decode(raw)

@@ -34,6 +34,12 @@ def through_page_cache(path: str) -> str:
 
 def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlow | IoFailed) -> NotJoined:
     match outcome:
+        case HostIdBusy(by) if by.is_marked_dead:
+            return NotJoined(
+                f"host id {claim.host_id} of lockspace {lockspace} was marked as dead (DEAD_EXT) by host_id "
+                f"{by.marked_by[0]}: its claim begins again",
+                by,
+            )
         case HostIdBusy(by) if by.is_no_timeout:
             return NotJoined(
                 f"host id {claim.host_id} of lockspace {lockspace} is host {by.host_name}'s (generation {by.generation}), "

@@ -330,6 +330,8 @@ class Lockspace:
                     return self._lost(watched, f"{found.host_name} has taken host id {self._claim.host_id}")
                 case delta.Diverged():
                     return self._lost(watched, "somebody else has written this host's record")
+                case delta.MarkedDead():
+                    return self._lost(watched, str(outcome))
                 case Corrupt(fault):
                     state = "can't be read" if fault.is_newer else "is damaged"
                     return self._lost(watched, f"this host's record {state}: {fault}")

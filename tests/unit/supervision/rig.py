@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from tests.unit.protocol.simulated import Faults, Host, SimulatedDisk, Task, World
 
-from holdfast.ondisk import areas
+from holdfast.ondisk import areas, delta
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.host_status import Notified, StateChanged
@@ -138,11 +138,13 @@ class Supervised:
         return member
 
 
-def world_with_lockspaces(seed: int = 1, faults: Faults | None = None) -> World:
+def world_with_lockspaces(
+    seed: int = 1, faults: Faults | None = None, *, version: int = delta.VERSION
+) -> World:
     """Two lockspaces, A and B, side by side on the shared disk."""
     world = World(seed, size_bytes=len(SPACES) * MIB, faults=faults)
     for index, space in enumerate(SPACES):
-        area, first = areas.lockspace_area(DEFAULT, space)
+        area, first = areas.lockspace_area(DEFAULT, space, version=version)
         world.content[index * MIB : (index + 1) * MIB] = area
         world.content[index * MIB : index * MIB + len(first)] = first
     return world
@@ -153,3 +155,9 @@ def record_of(world: World, host_id: int, space: str = "A") -> DeltaLease:
     record = DeltaLease.decode(bytes(world.content[at : at + DeltaLease.BYTES]))
     assert isinstance(record, DeltaLease), record
     return record
+
+
+def put_record(world: World, host_id: int, record: DeltaLease) -> None:
+    """Somebody writes a host's record in lockspace A."""
+    at = DEFAULT.delta_offset_bytes(host_id)
+    world.content[at : at + DEFAULT.sector_bytes] = record.sector()

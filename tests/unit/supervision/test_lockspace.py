@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import pytest
 from tests.unit.protocol.simulated import Faults
-from tests.unit.supervision.rig import TIMING, Supervised, record_of, world_with_lockspaces
+from tests.unit.supervision.rig import TIMING, Supervised, put_record, record_of, world_with_lockspaces
 
+from holdfast.ondisk import delta
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.timing import Timing
@@ -454,3 +455,27 @@ def test_on_unreliable_storage_no_feeding_ever_comes_after_the_bound(seed: int) 
                 # What is fed upon is on the disk by then, and was begun before it got there.
                 if at >= joined_at:
                     assert until <= max(time for time in landed if time <= at) + TIMING.fail_s
+
+
+def test_host_that_is_marked_as_dead_ends_its_term_and_leaves_the_mark_until_it_joins_again() -> None:
+    """DEAD_EXT, as sanlock 4 and later write it into another host's record: others take its leases at once."""
+    world = world_with_lockspaces(version=delta.VERSION_5)
+    alpha = Supervised(world, "alpha")
+    member = alpha.joined(3)
+    world.run(until=world.now + 5)
+    marked = record_of(world, 3).marked_dead(2, 1)
+    put_record(world, 3, marked)
+    world.run(until=world.now + TIMING.renewal_s + 1)
+    ((_, reason),) = member.told.lost
+    assert "host_id 2 has marked generation 1 of this host as dead (DEAD_EXT)" in reason
+    assert member.lockspace.standing is Standing.LOST
+    fed_last_at = alpha.watchdog.last_fed_at
+    world.run(until=world.now + TIMING.fail_s)
+    assert record_of(world, 3) == marked
+    assert alpha.watchdog.last_fed_at == fed_last_at, "who runs on there has to be reset"
+    member.lockspace.users_are_gone()
+    begun = world.now
+    alpha.joined(3)
+    assert world.now - begun > TIMING.dead_s
+    record = record_of(world, 3)
+    assert (record.generation, record.is_marked_dead, record.marked_by) == (2, False, (2, 1))
