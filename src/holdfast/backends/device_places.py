@@ -14,7 +14,7 @@ from holdfast.backends.lease_holding import Holding, HoldingPorts
 from holdfast.backends.lease_places import Finding, Found, StorageFailed, Unusable, Vanished, clear, opened
 from holdfast.model import Mode
 from holdfast.ondisk.leader import Leader
-from holdfast.ondisk.malformed import NEWER_FIX, Malformed
+from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import Busy, HostUnknown
 from holdfast.protocol.paxos_outcomes import Contended, InDoubt, LockspaceLost
@@ -125,7 +125,7 @@ class DevicePlaces:
         if isinstance(index, IoFailed):
             return StorageFailed(self._path, index)
         if isinstance(index, Malformed):
-            fix = NEWER_FIX if index.is_newer else "make one with 'holdfast lockspace init --index'"
+            fix = index.fix or "make one with 'holdfast lockspace init --index'"
             return Unusable(f"{self._path}:{at}", f"no resource index is there ({index}); {fix}")
         return index
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.backends.lease_refusals import MAKE_ANEW, fix_of
-from holdfast.ondisk.leader import Leader
-from holdfast.ondisk.malformed import Malformed, Reason
+from holdfast.ondisk.leader import Leader, says_caw
+from holdfast.ondisk.malformed import CAW_FIX, Malformed, Reason
 from holdfast.protocol.lease_area import LeaseArea, Snapshot, glance_bytes, leader_of
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.rindex_area import Stray, is_cleared
@@ -117,7 +117,7 @@ async def opened(
     space = member.lockspace.space_name
     fault = leader if isinstance(leader, Malformed) else leader.verify(space, name, member.host_id)
     if fault is not None:
-        gone = is_cleared(fault) or not await disk.is_named()
+        gone = (is_cleared(fault) and not says_caw(raw)) or not await disk.is_named()
         return Vanished() if gone else Unusable(place, _reason(fault, raw))
     assert isinstance(leader, Leader)
     area = LeaseArea(disk, offset_bytes, leader.geometry, space, name, hosts_expected=leader.num_hosts)
@@ -127,6 +127,8 @@ async def opened(
 def _reason(fault: Malformed, raw: bytes) -> str:
     if not any(raw):
         return f"it is empty: another host is just making it, or was cut short; {MAKE_ANEW}"
+    if is_cleared(fault):
+        return f"{fault}; {CAW_FIX}"  # others are made again without a word
     if fault.reason is Reason.HOST_ID:
         return f"{fault}: this lease is for fewer hosts"
     return f"{fault}; {fix_of(fault)}"

@@ -14,7 +14,7 @@ from holdfast.backends.base import HeldElsewhere
 from holdfast.errors import LeaseUnusable
 from holdfast.model import Holder, Mode
 from holdfast.ondisk.delta import DeltaLease
-from holdfast.ondisk.malformed import NEWER_FIX, Malformed
+from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
@@ -43,8 +43,8 @@ def failure(why: IoFailed | Malformed) -> str:
 
 
 def fix_of(fault: Malformed) -> str:
-    """What to do about a lease that can't be used. One that a newer program may have written is never to be made again."""
-    return NEWER_FIX if fault.is_newer else MAKE_ANEW
+    """What to do about a lease that can't be used. One that is good, but not for this program, is never to be made again."""
+    return fault.fix or MAKE_ANEW
 
 
 class Refusals:

@@ -160,6 +160,7 @@ def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
         "owner_generation": lease.owner_generation,
         "timestamp": lease.timestamp,
         "short_hold": lease.short_hold,
+        "caw": lease.uses_caw,
         "written_by": {
             "host_id": lease.write_id,
             "generation": lease.write_generation,
@@ -281,6 +282,7 @@ def _lease_lines(told: dict[str, Any]) -> Iterator[str]:
         f"  leader  owner_id {told['owner_id']} generation {told['owner_generation']} timestamp "
         f"{told['timestamp']}  written by host_id {writer['host_id']} generation {writer['generation']}"
         + ("  short hold" if told["short_hold"] else "")
+        + ("  CAW" if told["caw"] else "")
     )
     request = told["request"]
     if request.get("fault"):

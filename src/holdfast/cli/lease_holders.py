@@ -25,7 +25,6 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096
 from holdfast.ondisk.host_block import note_of
 from holdfast.ondisk.leader import Leader
-from holdfast.ondisk.malformed import NEWER_FIX
 from holdfast.protocol.holders import (
     Exclusive,
     Free,
@@ -113,7 +112,7 @@ def _is_there(lease: str, lockspace: str) -> bool:
 def _find(disk: BlockingDisk, space: str, name: str) -> int | None:
     first = DeltaLease.decode(storage.read(disk, 0, SECTOR_4096))
     if not isinstance(first, DeltaLease):
-        fix = NEWER_FIX if first.is_newer else "check the configuration"
+        fix = first.fix or "check the configuration"
         raise storage.Trouble("device", f"{disk.facts.path} holds no lockspace: {first}", fix)
     index = run_blocking(read_index(disk, first.geometry.align_bytes, space, _INDEX_TIMEOUT_S))
     if not isinstance(index, Index):
@@ -129,7 +128,7 @@ def _read(
 ) -> None:
     leader = Leader.decode(storage.read(disk, offset, SECTOR_4096))
     if not isinstance(leader, Leader):
-        seen.unreadable = f"{leader}; {NEWER_FIX}" if leader.is_newer else str(leader)
+        seen.unreadable = f"{leader}; {leader.fix}" if leader.fix else str(leader)
         return
     geometry = leader.geometry
     raw = storage.read(disk, offset, geometry.lease_span_bytes(leader.num_hosts))

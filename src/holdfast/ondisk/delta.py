@@ -53,14 +53,16 @@ FLAGS_MEAN_FROM = 4
 FLAG_NO_TIMEOUT = 0x2
 # This generation of the host is dead, by an outside authority; the field at 160 says who marked it.
 FLAG_DEAD_EXT = 0x4
-_FLAG_NAMES = {"NO_TIMEOUT": FLAG_NO_TIMEOUT, "DEAD_EXT": FLAG_DEAD_EXT}
+# Every change of this record is made by SCSI COMPARE AND WRITE: a plain write may lie over what another host has just won.
+FLAG_CAW = 0x8
+_FLAG_NAMES = {"NO_TIMEOUT": FLAG_NO_TIMEOUT, "DEAD_EXT": FLAG_DEAD_EXT, "CAW": FLAG_CAW}
 _MARKER_GENERATION_BITS = 16
 
 _RECORD = "delta lease"
 _KNOWN = KnownFormat(
     MAGIC,
     range(3, 6),
-    geometries.ALIGN_FLAGS_MASK | FLAG_NO_TIMEOUT | FLAG_DEAD_EXT,
+    geometries.ALIGN_FLAGS_MASK | FLAG_NO_TIMEOUT | FLAG_DEAD_EXT | FLAG_CAW,
     flags_mean_from=FLAGS_MEAN_FROM,
 )
 
@@ -158,7 +160,9 @@ class DeltaLease:
         )
 
     def sector(self, notified: Iterable[int] = ()) -> bytes:
-        """The whole sector, with the bits of the hosts in `notified` set."""
+        """The whole sector for a plain write, with the bits of the hosts in `notified` set."""
+        if fault := self.write_fault():
+            raise ValueError(str(fault))
         record = self.encode().ljust(BITMAP_OFFSET_BYTES, b"\0") + encode_bitmap(notified)
         return padded_sector(record, self.geometry.sector_bytes)
 
@@ -210,6 +214,12 @@ class DeltaLease:
         if self.owner_id not in (0, host_id) or (self.owner_id == 0 and not self.is_free):
             return Malformed(_RECORD, Reason.HOST_ID, f"owner_id {self.owner_id}", f"0 or {host_id}")
         return None
+
+    def write_fault(self) -> Malformed | None:
+        """Why this record must not be written plainly. To read it is all right."""
+        if not self.flags & FLAG_CAW:
+            return None
+        return Malformed(_RECORD, Reason.CAW, f"flags {self.flags:#x}", f"none with {FLAG_CAW:#x}")
 
     def fault(self) -> Malformed | None:
         """The first field that is out of its range."""

@@ -35,12 +35,14 @@ VERSION_7 = 0x00070000
 _MAJOR_WITH_7 = 5
 # The lease is held only for the moment that a shared acquirer needs to write its mode block.
 FLAG_SHORT_HOLD = 0x1
+# As in delta leases: never written plainly, but by SCSI COMPARE AND WRITE, which takes the place of ballots.
+FLAG_CAW = 0x8
 
 _RECORD = "leader"
 _KNOWN = KnownFormat(
     MAGIC,
     range(6, 8),
-    geometries.ALIGN_FLAGS_MASK | FLAG_SHORT_HOLD,
+    geometries.ALIGN_FLAGS_MASK | FLAG_SHORT_HOLD | FLAG_CAW,
     flags_mean_from=7,
     magic_cleared=MAGIC_CLEARED,
 )
@@ -51,6 +53,11 @@ def version_beside(delta_version: int) -> int:
     it can read (ADR 0170). 4.x reads leaders of major 6 only, 5.x reads both.
     """
     return VERSION_7 if major_of(delta_version) >= _MAJOR_WITH_7 else VERSION
+
+
+def says_caw(raw: bytes) -> bool:
+    """Whether what may be a leader, a cleared one too, has the flag that forbids to write over it plainly."""
+    return bool(int.from_bytes(raw[8:12], "little") & FLAG_CAW)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +130,9 @@ class Leader:
         return self._pack(MAGIC_CLEARED)
 
     def sector(self) -> bytes:
+        """The whole sector, for a plain write."""
+        if fault := self.write_fault():
+            raise ValueError(str(fault))
         return padded_sector(self.encode(), self.geometry.sector_bytes)
 
     @property
@@ -139,7 +149,17 @@ class Leader:
             )
         if host_id > self.num_hosts:
             return Malformed(_RECORD, Reason.HOST_ID, f"num_hosts {self.num_hosts}", f"at least {host_id}")
-        return None
+        return self.write_fault()
+
+    def write_fault(self) -> Malformed | None:
+        """Why this record must not be written plainly. To read it is all right."""
+        if not self.uses_caw:
+            return None
+        return Malformed(_RECORD, Reason.CAW, f"flags {self.flags:#x}", f"none with {FLAG_CAW:#x}")
+
+    @property
+    def uses_caw(self) -> bool:
+        return bool(self.flags & FLAG_CAW)
 
     def fault(self) -> Malformed | None:
         """The first field that is out of its range."""

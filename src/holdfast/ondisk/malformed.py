@@ -19,6 +19,7 @@ class Reason(Enum):
     CLEARED = "the lease was cleared"
     VERSION = "major version not supported"
     NEWER = "of a newer version than this program knows"
+    CAW = "written by COMPARE AND WRITE only, which this program does not do"
     SECTOR_SIZE = "sector size neither 512 nor 4096"
     GEOMETRY = "no such pair of sector and align size"
     OFFSET = "another offset than the area's"
@@ -45,6 +46,11 @@ class Malformed:
         """
         return self.reason is Reason.NEWER
 
+    @property
+    def fix(self) -> str:
+        """What to do about a record that is good, but not for this program; empty for all others."""
+        return {Reason.NEWER: NEWER_FIX, Reason.CAW: CAW_FIX}.get(self.reason, "")
+
     def __str__(self) -> str:
         return f"{self.record}: {self.reason.value} (found {self.found}, expected {self.expected})"
 
@@ -55,6 +61,12 @@ NEWER_FIX = (
     "sanlock.conf of every host)"
 )
 """What to do about a record that a newer program wrote (spec newer-sanlock.md, 1.1)."""
+
+CAW_FIX = (
+    "it is not damaged, and a host may be using it: leave it to hosts with sanlock 5, or have it made without "
+    "(use_compare_and_write = no in the sanlock.conf of every host)"
+)
+"""What to do about a record that a plain write would take from its holder (spec newer-sanlock.md, 1.5)."""
 
 
 def too_short(record: str, raw: bytes, expected_bytes: int) -> Malformed:

@@ -82,6 +82,8 @@ def _refusal(found: DeltaLease, generation: Generation, timestamp: HostTimestamp
     """Why this record may not be marked; empty if it may."""
     if major_of(found.version) < FLAGS_MEAN_FROM:
         return f"its record is of version {version_text(found.version)}, which has no such mark"
+    if fault := found.write_fault():
+        return str(fault)
     if found.generation != generation:
         return f"its record is of generation {found.generation} by now, not {generation}"
     if found.is_free:

@@ -328,6 +328,8 @@ async def _read_fresh(
             return Corrupt(record)
         if isinstance(record, IoFailed):
             return record
+        if fault := record.write_fault():
+            return Corrupt(fault)
         if clock.now() - read_at <= io_timeout_s:
             return _Read(record, read_at)
     return TooSlow(clock.now() - begun)

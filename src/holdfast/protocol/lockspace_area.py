@@ -127,7 +127,9 @@ async def init(
 async def open_area(
     disk: Disk, offset_bytes: int, space_name: str, timeout_s: float
 ) -> LockspaceArea | Corrupt | IoFailed:
-    """Find out the sizes of an existing lockspace from its first record."""
+    """Find out the sizes of an existing lockspace from its first record. One whose records may not be written plainly is
+    refused: to look at it, decode it.
+    """
     raw = await disk.read(offset_bytes, SECTOR_4096, timeout_s=timeout_s)
     if isinstance(raw, IoFailed):
         return raw
@@ -135,5 +137,5 @@ async def open_area(
     if isinstance(first, Malformed):
         return Corrupt(first)
     area = LockspaceArea(disk, offset_bytes, first.geometry, space_name, first.version)
-    fault = first.verify(space_name, 1)
+    fault = first.verify(space_name, 1) or first.write_fault()
     return Corrupt(fault) if fault else area

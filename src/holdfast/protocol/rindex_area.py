@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from holdfast.ondisk import areas, rindex
 from holdfast.ondisk.geometry import SECTOR_4096, Geometry
 from holdfast.ondisk.host_block import HostBlock
-from holdfast.ondisk.leader import MAGIC_CLEARED, Leader
+from holdfast.ondisk.leader import MAGIC_CLEARED, Leader, says_caw
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.ondisk.rindex import INTERNAL_LEASE_NAME, RindexEntry, RindexHeader
@@ -188,7 +188,7 @@ async def _made_again_if_cleared(
     raw = await _first_sector(index, number, timeout_s)
     if isinstance(raw, IoFailed):
         return raw
-    if not raw.startswith(_CLEARED):
+    if not raw.startswith(_CLEARED) or says_caw(raw):
         return Created(number)
     made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write, version)
     return made if isinstance(made, LockspaceLost | IoFailed) else Created(number)
@@ -196,13 +196,13 @@ async def _made_again_if_cleared(
 
 def _may_be_used(raw: bytes, header: RindexHeader) -> bool:
     """By the first sector of a place without an entry."""
-    if not any(raw) or raw.startswith(_CLEARED):
+    if not any(raw) or (raw.startswith(_CLEARED) and not says_caw(raw)):
         return True
     leader = Leader.decode(raw)
     # Never owned: left by a create that was cut short before its entry was written.
     if not isinstance(leader, Leader) or leader.space_name != header.space_name:
         return False
-    return leader.is_free and leader.owner_id == 0
+    return leader.is_free and leader.owner_id == 0 and not leader.uses_caw
 
 
 async def _make_lease(

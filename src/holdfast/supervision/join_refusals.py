@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from holdfast.ondisk.delta import DeltaLease
-from holdfast.ondisk.malformed import NEWER_FIX
 from holdfast.protocol.delta_lease import Claim, HostIdBusy, TooSlow
 from holdfast.protocol.lockspace_area import Corrupt
 from holdfast.protocol.words import IoFailed
@@ -55,7 +54,7 @@ def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlo
                 by,
             )
         case Corrupt(found):
-            fix = f"; {NEWER_FIX}" if found.is_newer else ""
+            fix = f"; {found.fix}" if found.fix else ""
             return NotJoined(f"lockspace {lockspace} cannot be used: {found}{fix}")
         case TooSlow(waited_s):
             return NotJoined(

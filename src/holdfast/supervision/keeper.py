@@ -26,7 +26,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from holdfast.ondisk.malformed import NEWER_FIX, Malformed
 from holdfast.protocol.expiry import Phase
 from holdfast.protocol.host_status import HostView
 from holdfast.protocol.lockspace_area import Corrupt, open_area
@@ -433,7 +432,7 @@ class LockspaceKeeper:
         area = await open_area(disk, self.spec.offset_bytes, self.name, self.spec.timing.io_timeout_s)
         if isinstance(area, Corrupt):
             return NotJoined(
-                f"{self.spec.path} holds no lockspace {self.name}: {area.found}; {_fix_of(area.found)}"
+                f"{self.spec.path} holds no lockspace {self.name}: {area.found}; {area.found.fix or _INIT}"
             )
         if isinstance(area, IoFailed):
             return NotJoined(f"storage {self.spec.path} failed: errno {area.errno}")
@@ -611,10 +610,6 @@ class LockspaceKeeper:
 
     def _become(self, state: KeeperState, reason: str) -> None:
         self.state, self.reason, self._waiting_until = state, reason, None
-
-
-def _fix_of(fault: Malformed) -> str:
-    return NEWER_FIX if fault.is_newer else _INIT
 
 
 _INIT = (

@@ -244,7 +244,7 @@ def test_marking_keeps_all_else_of_the_record_its_bitmap_too() -> None:
     assert isinstance(outcome, Marked)
     found = DeltaLease.decode(_sector(s))
     assert found == outcome.record == s.record.marked_dead(258, 70001)
-    assert decode_bitmap(_sector(s)) == {3, 1999}
+    assert decode_bitmap(_sector(s)) == frozenset({3, 1999})
     before = _sector(s)
     assert isinstance(_marking(s), Marked), "it stands already"
     assert _sector(s) == before
