@@ -18,7 +18,7 @@ from holdfast.backends.lease_holding import Holding
 from holdfast.backends.lease_places import Found, StorageFailed, Unusable
 from holdfast.backends.lease_refusals import TAKEN_OUT
 from holdfast.errors import AttemptLeft, LeaseUnusable, ResourceBusy, storage_failed
-from holdfast.model import Mode, ProcessId, Resource
+from holdfast.model import Mode, ProcessId, Resource, printable
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol import words
 from holdfast.protocol.holders import HostTerm
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LVB_KEPT = "its sector 2002 has to outlive it (libvirt keeps there which VM owns the disk)"
 UNACCOUNTED = "an earlier daemon of this host took it, and it is not known yet for whom; try again"
 """As long as leases that were left behind are being read, or storage fails."""
 
@@ -221,7 +222,7 @@ class LeaseUpkeep:
         name = found.area.resource_name
         with self._backend.trying(found, member) as holding:
             if dry_run:
-                return await holding.who_holds()
+                return await holding.who_holds() or await self._kept_by_lvb(found, member)
             outcome = await holding.acquire_unless_held(Mode.EXCLUSIVE)
             if isinstance(outcome, LeftBehind):
                 return UNACCOUNTED
@@ -230,12 +231,23 @@ class LeaseUpkeep:
                 return "; ".join(map(str, told.holders)) if isinstance(told, HeldElsewhere) else str(told)
             if not is_stray and not await self._backend.still_there(found, holding):
                 return TAKEN_OUT
+            if belongs := await self._kept_by_lvb(found, member):
+                await holding.release()
+                return belongs
             kept = await self._backend.places.remove(member, found, name, outcome.leader)
             if kept is None:
                 holding.forget()
                 return ""
             await holding.release()
             return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
+
+    async def _kept_by_lvb(self, found: Found, member: Membership) -> str:
+        """Why a lease that nobody holds stays all the same; empty if it need not."""
+        timeout_s = member.io_timeout_s
+        lvb = await self._backend.ports.answer(found.area.read_lvb(timeout_s), timeout_s)
+        if isinstance(lvb, words.IoFailed):
+            return os.strerror(lvb.errno)
+        return f"{LVB_KEPT}: {printable(lvb.decode('utf-8', 'replace'))}" if lvb else ""
 
     async def free_left_behind(self, name: str) -> bool:
         """Release a lease that storage says is this very term's of our host; whether it was. Raises a `LockError`:

@@ -154,6 +154,15 @@ def blocks_of(raw: bytes, lease: Leader) -> dict[HostId, HostBlock | Malformed]:
     return blocks
 
 
+def lvb_of(raw: bytes, lease: Leader) -> str:
+    """What a lease keeps in its sector 2002, as far as it is text; libvirt keeps there which VM owns the disk."""
+    if not lease.geometry.has_lvb:
+        return ""
+    at = lease.geometry.lvb_offset_bytes
+    lvb = raw[at : at + lease.geometry.sector_bytes].rstrip(b"\0")
+    return shown(lvb.decode("utf-8", "surrogateescape"))
+
+
 def describe(found: Found, raw: bytes) -> str:
     """One sentence for whoever is about to overwrite it."""
     match found:
@@ -194,7 +203,8 @@ def _describe_lockspace(first: DeltaLease, raw: bytes) -> str:
 def _describe_lease(lease: Leader, raw: bytes) -> str:
     what = f"the lease of {shown(lease.resource_name)!r} in lockspace {shown(lease.space_name)!r}"
     holders = holders_of(lease, blocks_of(raw, lease))
-    return f"{what}, {_described(holders)}"
+    lvb = lvb_of(raw, lease)
+    return f"{what}, {_described(holders)}" + (f", with {lvb!r} in its sector 2002" if lvb else "")
 
 
 def _described(holders: Holders) -> str:

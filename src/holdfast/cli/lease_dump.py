@@ -15,7 +15,7 @@ import click
 
 from holdfast.backends import lease_note
 from holdfast.cli import storage
-from holdfast.cli.area_contents import Blank, blocks_of, describe, hosts_of, identify, shown
+from holdfast.cli.area_contents import Blank, blocks_of, describe, hosts_of, identify, lvb_of, shown
 from holdfast.model import Mode
 from holdfast.ondisk import rindex
 from holdfast.ondisk.delta import NO_EVENT, DeltaLease, decode_bitmap
@@ -166,6 +166,7 @@ def _lease(lease: Leader, raw: bytes, names: HostNames) -> dict[str, Any]:
             "generation": lease.write_generation,
             "timestamp": lease.write_timestamp,
         },
+        "lvb": lvb_of(raw, lease) or None,
         "disks": sorted({disk for note in notes.values() if (disk := lease_note.disk_of(note))}),
         "owners": _owners(space, holders, lease, blocks, notes, names),
         "unclear": [host_id for host_id, _ in holders.damaged] if isinstance(holders, Unclear) else [],
@@ -277,6 +278,8 @@ def _lease_lines(told: dict[str, Any]) -> Iterator[str]:
     )
     for disk in told["disks"]:
         yield f"  disk {disk}"
+    if told["lvb"]:
+        yield f"  sector 2002  {told['lvb']}"
     writer = told["written_by"]
     yield (
         f"  leader  owner_id {told['owner_id']} generation {told['owner_generation']} timestamp "

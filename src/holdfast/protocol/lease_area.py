@@ -246,6 +246,20 @@ class LeaseArea:
         at = self.offset_bytes + self.geometry.request_offset_bytes
         return await self.disk.write(at, request.sector(self.geometry.sector_bytes), timeout_s=timeout_s)
 
+    async def read_lvb(self, timeout_s: float) -> bytes | IoFailed:
+        """Sector 2002 without its trailing zeros: what must outlive a release. Nothing where the area has no such sector,
+        or where a file ends before it.
+
+        libvirt 12.8 keeps the UUID of the VM that owns the disk there (spec newer-libvirt.md, 3).
+        """
+        if not self.geometry.has_lvb:
+            return b""
+        at = self.offset_bytes + self.geometry.lvb_offset_bytes
+        raw = await self.disk.read(at, self.geometry.sector_bytes, timeout_s=timeout_s)
+        if isinstance(raw, IoFailed):
+            return b"" if raw.errno == errno.EMSGSIZE else raw
+        return raw.rstrip(b"\0")
+
     def busy(self) -> IoFailed | None:
         """The refusal while a write of ours is in flight: what is read now may change under the reader's
         hands.

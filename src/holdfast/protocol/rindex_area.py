@@ -121,6 +121,12 @@ async def create_entry(
         if isinstance(raw, IoFailed):
             return IndexFull(number) if raw.errno == errno.EMSGSIZE else raw
         if _may_be_used(raw, index.header):
+            # Where a lease has been, something may have to outlive it, about the disk that it was for.
+            lvb = await index.lease(number, name).read_lvb(timeout_s) if any(raw) else b""
+            if isinstance(lvb, IoFailed):
+                return lvb
+            if lvb:
+                continue
             made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write, version)
             if made is _UNREADABLE:
                 continue
@@ -190,7 +196,12 @@ async def _made_again_if_cleared(
         return raw
     if not raw.startswith(_CLEARED) or says_caw(raw):
         return Created(number)
-    made = await _make_lease(index, number, name, num_hosts, timeout_s, may_write, version)
+    lvb = await index.lease(number, name).read_lvb(timeout_s)
+    if isinstance(lvb, IoFailed):
+        return lvb
+    made = await _make_lease(
+        index, number, name, num_hosts, timeout_s, may_write, version, keep_rest=bool(lvb)
+    )
     return made if isinstance(made, LockspaceLost | IoFailed) else Created(number)
 
 
@@ -213,8 +224,13 @@ async def _make_lease(
     timeout_s: float,
     may_write: Callable[[], bool],
     version: int,
+    *,
+    keep_rest: bool = False,
 ) -> LockspaceLost | IoFailed | Malformed | None:
-    """A free lease in a place that nobody may hold; `_UNREADABLE` where what was there can't be gone on with."""
+    """A free lease in a place that nobody may hold; `_UNREADABLE` where what was there can't be gone on with.
+
+    `keep_rest`: only its leader is written, for what stands at the end of the area has to outlive it.
+    """
     area = index.lease(number, name)
     leader = areas.fresh_leader(index.geometry, area.space_name, name, num_hosts, version=version)
     span = await index.disk.read(
@@ -227,7 +243,7 @@ async def _make_lease(
         return _UNREADABLE
     if not may_write():
         return LockspaceLost()
-    if not lver and not any(span[index.geometry.host_block_offset_bytes(1) :]):
+    if not keep_rest and not lver and not any(span[index.geometry.host_block_offset_bytes(1) :]):
         image = areas.lease_area(leader)
         return await index.disk.write(area.offset_bytes, image, timeout_s=INIT_TIMEOUT_S)
     leader = replace(leader, lver=lver)
