@@ -5,11 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-on check sim bench lab fuzz clean setup
+.PHONY: help run test test-all test-on check sim bench lab fuzz clean setup
 
 help:
 	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
 	@echo "make test    set up what the tests need (Debian packages too, when root) and run them all"
+	@echo "make test-all   the same and the tests that wait for minutes, for dead bounds of real sanlocks (TESTS='--tiers interop')"
 	@echo "make test-on DISTRO=trixie   both in another Debian release (bookworm, trixie, forky): root, mmdebstrap (TESTS=)"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
@@ -36,6 +37,9 @@ test:
 	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
 	@$(MAKE) -s check
 	@$(BIN)/python tools/run_tests.py $(TESTS)
+
+test-all:
+	@$(MAKE) -s test TESTS="--all $(TESTS)"
 
 check: $(STAMP)
 	@$(BIN)/ruff check --no-cache src tests bench lab tools

@@ -1,8 +1,9 @@
 """`make test`'s pytest: tier by tier, in two lanes that take about as long, because one of them mostly waits: for a real
 sanlock's timeouts, and for leases that daemons lose.
 
-    tools/run_tests.py                      all tiers
-    tools/run_tests.py --tiers unit,daemon  those
+    tools/run_tests.py                      all tiers, without the tests that wait for minutes (marked `long`)
+    tools/run_tests.py --all                those too: beyond the budgets, with the whole machine to itself
+    tools/run_tests.py --tiers unit,daemon  those tiers, as far as they are not long
     tools/run_tests.py ARGUMENTS...         pytest with these arguments, for one test or a few
 
 The second lane's output is shown when it has ended, then a table: each tier's seconds beside its budget, and pytest's own
@@ -52,6 +53,7 @@ class Ran:
 class Lane:
     tiers: list[Tier]
     live: bool
+    long_too: bool = False
     output: bytearray = field(default_factory=bytearray)
     ran: list[Ran] = field(default_factory=list)
 
@@ -60,7 +62,7 @@ class Lane:
             self._show(f"=== {tier.name} (budget {tier.budget_s} s)\n".encode())
             began = time.monotonic()
             process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", *_spread(tier), f"tests/{tier.name}"],
+                [sys.executable, "-m", "pytest", *_spread(tier), *self._chosen(), f"tests/{tier.name}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -78,6 +80,9 @@ class Lane:
                 process.stdout.close()
             lines = last.decode(errors="replace").strip().splitlines()
             self.ran.append(Ran(tier, status, time.monotonic() - began, lines[-1] if lines else "no output"))
+
+    def _chosen(self) -> list[str]:
+        return [] if self.long_too else ["-m", "not long"]
 
     def _show(self, piece: bytes) -> None:
         if self.live:
@@ -102,6 +107,9 @@ def lanes_of(names: list[str]) -> tuple[list[Tier], list[Tier]]:
 
 def main(arguments: list[str]) -> int:
     names = [tier.name for lane in LANES for tier in lane]
+    long_too = arguments[:1] == ["--all"]
+    if long_too:
+        arguments = arguments[1:]
     if arguments[:1] == ["--tiers"]:
         wanted = " ".join(arguments[1:]).replace(",", " ").split()
         if unknown := [name for name in wanted if name not in names]:
@@ -110,7 +118,7 @@ def main(arguments: list[str]) -> int:
         names = wanted
     elif arguments:
         return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
-    first, second = (Lane(tiers, live=n == 0) for n, tiers in enumerate(lanes_of(names)))
+    first, second = (Lane(tiers, live=n == 0, long_too=long_too) for n, tiers in enumerate(lanes_of(names)))
     beside = threading.Thread(target=second.run)
     beside.start()
     first.run()

@@ -67,3 +67,22 @@ def test_leases_of_a_silent_host_stay_until_an_order_about_it_frees_those_of_its
         await held.release()
 
     play(scene)
+
+
+def test_host_that_came_back_gives_up_by_gc_what_its_older_terms_had(tmp_path: Path) -> None:
+    """To itself they are free at once; to others no time would ever free them."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", version=delta.VERSION_5)
+        assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        back = twin(s.alpha, generation=2, flags=FLAG_NO_TIMEOUT)
+        sees_silent(s.beta, 2)
+        refused = await take(s.two, s.world(), Mode.EXCLUSIVE)
+        assert isinstance(refused, HeldElsewhere)
+        assert "holdfast lease gc" in str(refused.holders[0])
+        upkeep = back.backend(s.directory).upkeep
+        (name,) = await upkeep.lease_names()
+        assert await upkeep.take_out(name, dry_run=False) == ""
+        await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
+
+    play(scene)

@@ -91,7 +91,8 @@ class NeverByTime:
         if self.generation != self.leader.owner_generation:
             return (
                 f"{host} stands in the lockspace as generation {self.generation}, and the end of its generation "
-                f"{self.leader.owner_generation} is not proven; {NEVER_BY_TIME}"
+                f"{self.leader.owner_generation} is not proven; 'holdfast lease gc' on that host gives up what its older "
+                f"generations had; {NEVER_BY_TIME}"
             )
         return f"{host} is not known to be alive; {NEVER_BY_TIME}"
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.interop.sanlock.programs import Program, installed
 from tests.support.daemon import Holdfastd
 from tests.support.polling import wait_until
 
@@ -19,14 +20,14 @@ _LOG_TAIL_CHARACTERS = 4000
 
 def installed_version() -> tuple[int, ...]:
     """Of the real sanlock here: what it does differs, and tests assert what each does."""
-    said = subprocess.run(["sanlock", "version"], capture_output=True, text=True, check=True).stdout
-    return tuple(int(number) for number in said.split()[-1].split("."))
+    return installed().version
 
 
 class SanlockDaemon:
     """One daemon process, one host."""
 
-    def __init__(self, directory: Path, host_name: str) -> None:
+    def __init__(self, directory: Path, host_name: str, program: Program | None = None) -> None:
+        self._program = (program or installed()).command
         self._run_dir = directory / "run"
         self._run_dir.mkdir(exist_ok=True)
         self._environment = {
@@ -37,7 +38,7 @@ class SanlockDaemon:
         arguments = ["-D", "-w", "0", "-l", "0", "-h", "0", "-U", "root", "-G", "root", "-o", "1"]
         self._holders: list[Holder] = []
         self._log = (directory / f"{host_name[:8]}.log").open("wb")
-        self._command = ["sanlock", "daemon", *arguments, "-e", host_name]
+        self._command = [*self._program, "daemon", *arguments, "-e", host_name]
         self._start()
 
     def _start(self) -> None:
@@ -48,7 +49,7 @@ class SanlockDaemon:
 
     def client(self, *arguments: str, check: bool = True) -> str:
         done = subprocess.run(
-            ["sanlock", "client", *arguments],
+            [*self._program, "client", *arguments],
             env=self._environment,
             capture_output=True,
             text=True,
@@ -63,7 +64,7 @@ class SanlockDaemon:
     def hold(self, resource: str) -> "Holder | str":
         """Run a process that holds `resource`; the refusal if it is refused."""
         process = subprocess.Popen(
-            ["sanlock", "client", "command", "-r", resource, "-c", "/bin/sleep", "300"],
+            [*self._program, "client", "command", "-r", resource, "-c", "/bin/sleep", "300"],
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -4,6 +4,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.interop.sanlock.programs import Program, installed
+
 from holdfast.ondisk.geometry import MIB, Geometry
 
 # `direct` commands answer in milliseconds; a stuck one must not stop the test run for long.
@@ -23,10 +25,10 @@ class DumpedLine:
     lver: str
 
 
-def direct(*arguments: str, expect: int = 0) -> str:
+def direct(*arguments: str, expect: int = 0, program: Program | None = None) -> str:
     """Run `sanlock direct ARGUMENTS...`, check its exit status and return what it printed."""
     done = subprocess.run(
-        ["sanlock", "direct", *arguments],
+        [*(program or installed()).command, "direct", *arguments],
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_S,
@@ -43,9 +45,9 @@ def sizes(geometry: Geometry) -> tuple[str, ...]:
     return ("-Z", str(geometry.sector_bytes), "-A", f"{geometry.align_bytes // MIB}M")
 
 
-def read_leader(kind: str, what: str) -> dict[str, str]:
+def read_leader(kind: str, what: str, program: Program | None = None) -> dict[str, str]:
     """`sanlock direct read_leader`: field name to printed value."""
-    lines = direct("read_leader", kind, what).splitlines()
+    lines = direct("read_leader", kind, what, program=program).splitlines()
     return dict(line.split(" ", 1) for line in lines if " " in line and not line.startswith("read_leader"))
 
 

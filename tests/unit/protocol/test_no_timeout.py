@@ -66,11 +66,12 @@ def test_host_that_is_silent_for_ever_fails_and_never_is_dead() -> None:
     assert state(hosts, FOR_EVER_S + 2) is HostState.FREE
 
 
-def test_flag_that_vanishes_from_a_record_still_counts_for_that_term() -> None:
+@pytest.mark.parametrize("timestamp", [500, 502], ids=["unchanged", "renewed"])
+def test_flag_that_vanishes_from_a_record_still_counts_for_that_term(timestamp: int) -> None:
     """Somebody rewrote the flags of all records under hosts that hold leases."""
     hosts = table()
     look(hosts, 10, BEYOND)
-    without = replace(BEYOND, flags=DEFAULT.align_flag)
+    without = replace(BEYOND, flags=DEFAULT.align_flag, timestamp=timestamp)
     look(hosts, 12, without)
     look(hosts, FOR_EVER_S, without)
     assert state(hosts, FOR_EVER_S) is HostState.FAIL
