@@ -235,7 +235,7 @@ BUGS = (
     _in(
         "protocol.paxos_race",
         "version-lost-on-commit",
-        "who wins a lease writes its leader in our own version",
+        "the winner of a lease writes its leader in our own version",
         "            lver=lver,\n            owner_id=value.owner_id,\n",
         "            version=0x00060004,\n            lver=lver,\n            owner_id=value.owner_id,\n",
         "contract/test_lease_versions.py"
@@ -244,7 +244,7 @@ BUGS = (
     _in(
         "protocol.delta_lease",
         "flags-lost-on-claim",
-        "a claim writes the flags of a record anew",
+        "a claim drops the flags of a record",
         "        justified.without_mark(),\n",
         "        replace(justified.without_mark(), flags=-1),\n",
         "unit/protocol/test_no_timeout.py"
@@ -356,10 +356,10 @@ BUGS = (
     _in(
         "protocol.dead_mark",
         "mark-not-read-again",
-        "a mark that a living host has renewed away is told as standing",
+        "a mark that a living host has renewed away is reported as standing",
         "    if again != marked:",
         "    if False:",
-        "unit/protocol/test_dead_mark.py::test_mark_that_does_not_stand_afterwards_is_told_as_none",
+        "unit/protocol/test_dead_mark.py::test_mark_that_does_not_stand_afterwards_is_reported_as_none",
     ),
     _in(
         "ondisk.leader",

@@ -195,7 +195,7 @@ def _remark(over: bool, own: bool, newer: int, view: HostInfo | None, *, never: 
     state = view.state if view is not None else ""
     dead_in_s = view.dead_in_s if view is not None else None
     if newer and never and not over:
-        return f"its host has joined anew since (generation {newer}); {NEVER_BY_TIME}"
+        return f"its host has joined again since (generation {newer}); {NEVER_BY_TIME}"
     if newer and not over:
         return (
             f"its host has joined anew since (generation {newer}); this hold counts until its end is proven"

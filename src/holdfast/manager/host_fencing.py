@@ -137,17 +137,17 @@ class HostFencer:
         outcome = await backend.ports.errands.run(marking, timeout_s)
         match outcome:
             case Marked():
-                told = "marked as dead (DEAD_EXT) for all hosts"
+                came = "marked as dead (DEAD_EXT) for all hosts"
             case NotMarked(reason):
-                told = f"not marked as dead: {reason}"
+                came = f"not marked as dead: {reason}"
             case IoFailed(number):
-                told = f"not marked as dead: {os.strerror(number)}"
+                came = f"not marked as dead: {os.strerror(number)}"
             case GivenUp():
-                told = "not marked as dead yet: storage does not answer"
+                came = "not marked as dead yet: storage does not answer"
             case _:
                 assert_never(outcome)
-        self._breaker.write("marking", "", str(view.host_id), operator, told)
-        return told
+        self._breaker.write("marking", "", str(view.host_id), operator, came)
+        return came
 
     def _backend_in(self, space: Space) -> PaxosBackend | None:
         """One through which storage of that lockspace is reached."""

@@ -1,8 +1,8 @@
 """The mark DEAD_EXT: "this host is dead, by an outside authority", written into another host's record.
 
-sanlock 4 and later. Who knows that a host is off (a fencing agent, an operator) has it marked by any host that is in the
-lockspace; whoever reads the mark believes it at once, so one write frees all leases of that term, for hosts with sanlock
-too (spec newer-sanlock.md, 1.4). It is the only write into another host's record that this protocol knows:
+sanlock 4 and later. A fencing agent or an operator knows that a host is off, and has any host of the lockspace mark it.
+Every reader believes the mark at once, so one write frees all leases of that term, for hosts with sanlock too (spec
+newer-sanlock.md, 1.4). It is the only write into another host's record that this protocol knows:
 
     marker (host 2, generation 1)                     the others
     reads the record of host 1: generation 4

@@ -35,7 +35,7 @@ Where leases never expire by time (NO_TIMEOUT, sanlock 4 and later) no time is s
 not given back can't be had.
 
 A record may be marked as dead by an outside authority (DEAD_EXT, `dead_mark`). Its own host ends its term as soon as it
-reads that, and writes there no more. Whoever claims the id next, under whatever name, waits for the dead bound: what still
+reads that, and writes there no more. The next claim of the id, under whatever name, waits for the dead bound: what still
 runs of that term has no other bound than its watchdog.
 """
 

@@ -309,7 +309,7 @@ def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
 
     `fresh` is that host's record, read after the claim of that term was; `view` is what the table says. A mark counts only
     while it stands. A record of another term is no proof by itself, free, marked as dead or neither. An older one: somebody
-    initialised the lockspace anew under a host that may still run, or a claim that had hung landed on top of its record, or
+    initialised the lockspace again under a host that may still run, or a claim that had hung landed on top of its record, or
     the view is older than the claim. A newer one: see the module. Such a term has to be watched for its dead bound like any
     other (`owner_test`).
     """

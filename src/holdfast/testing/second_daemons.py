@@ -53,6 +53,9 @@ class NoDomains:
     async def start(self, uuid: str) -> bool:
         return False
 
+    async def mark(self, uuid: str, reason: str) -> bool:
+        return False
+
 
 class SecondDaemon:
     """One life of it."""

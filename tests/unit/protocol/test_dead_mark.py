@@ -283,7 +283,7 @@ def test_host_that_has_lost_the_lockspace_marks_nobody() -> None:
     assert bytes(s.world.content) == before
 
 
-def test_mark_that_does_not_stand_afterwards_is_told_as_none() -> None:
+def test_mark_that_does_not_stand_afterwards_is_reported_as_none() -> None:
     """The host lives, and its renewal was just being written."""
     s = Scene()
     s.shows(**NEWER_FLAGS)

@@ -142,7 +142,7 @@ def test_owner_whose_term_showed_the_flag_before_keeps_its_lease() -> None:
     assert isinstance(s.verdict(wait=True), NeverByTime)
 
 
-def test_owner_that_lives_is_told_alive_as_anywhere_else() -> None:
+def test_owner_that_lives_is_reported_alive_as_anywhere_else() -> None:
     s = Scene()
     s.shows(**NO_TIMEOUT_SHOWN)
     s.seen_unchanged_for(1.0)

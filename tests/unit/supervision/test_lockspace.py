@@ -472,7 +472,7 @@ def test_host_that_is_marked_as_dead_ends_its_term_and_leaves_the_mark_until_it_
     fed_last_at = alpha.watchdog.last_fed_at
     world.run(until=world.now + TIMING.fail_s)
     assert record_of(world, 3) == marked
-    assert alpha.watchdog.last_fed_at == fed_last_at, "who runs on there has to be reset"
+    assert alpha.watchdog.last_fed_at == fed_last_at, "users that run on there have to be reset"
     member.lockspace.users_are_gone()
     begun = world.now
     alpha.joined(3)
