@@ -70,7 +70,7 @@ def system_ports(
         clock=SystemClock(),
         processes=SystemProcesses(readiness),
         domains=VirshDomainControl(config.recovery.libvirt_uri, commands),
-        status=LibvirtStatusFiles(status_directory(os.environ, os.geteuid())),
+        status=LibvirtStatusFiles(status_directory(os.environ, os.geteuid()), readiness),
         files=SystemLockFiles(),
         lockspace_files=LockspaceFiles(),
         storage=storage,

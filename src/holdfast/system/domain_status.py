@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from holdfast.system.folder_watch import watch_folder
+
+if TYPE_CHECKING:
+    from holdfast.system.readiness import Readiness
+
+SUFFIX = ".xml"
 XML_BYTES_MAX = 4 << 20
 """A domain with a thousand disks stays below; libvirt's own RPC strings end there."""
 
@@ -38,6 +44,10 @@ class Domain:
     state: str
     async_job: str = ""
     """What libvirt is about with it for some time: ``migration out``, ``save``, ``dump``, ``snapshot``; else empty."""
+    phase: str = ""
+    """How far a migration is (libvirt-hooks-lvm.md 2.2); empty if none is under way, or if it has just begun."""
+    reason: str = ""
+    """Of the state: ``booted``, ``migration``, ``post-copy``."""
     on_lockfailure: str = ""
     """pause, poweroff, restart or ignore; empty if the domain does not say."""
 
@@ -52,16 +62,35 @@ class DomainStatus(Protocol):
         """Every domain that has a status file."""
 
 
-class LibvirtStatusFiles:
-    """The status files of one libvirt daemon."""
+@runtime_checkable
+class WatchedStatus(Protocol):
+    """A port that also sends news; one that doesn't is asked from time to time."""
 
-    def __init__(self, directory: str) -> None:
+    def watch(self, on_change: Callable[[str], None]) -> Callable[[], None]:
+        """Call `on_change` with the name of each VM whose status may have changed; returns the way to stop that."""
+
+
+class LibvirtStatusFiles:
+    """The status files of one libvirt daemon.  Without `readiness` there is no news of them."""
+
+    def __init__(self, directory: str, readiness: Readiness | None = None) -> None:
         self._directory = directory
+        self._readiness = readiness
+
+    def watch(self, on_change: Callable[[str], None]) -> Callable[[], None]:
+        if self._readiness is None:
+            return lambda: None
+
+        def changed(file: str) -> None:
+            if file.endswith(SUFFIX):
+                on_change(file.removesuffix(SUFFIX))
+
+        return watch_folder(self._directory, self._readiness, changed)
 
     def look(self, name: str, uuid: str, pid: int) -> Domain | None:
         if not name or "/" in name or "\0" in name:
             return None
-        domain = read_domain(os.path.join(self._directory, f"{name}.xml"))
+        domain = read_domain(os.path.join(self._directory, f"{name}{SUFFIX}"))
         if domain is None or domain.pid != pid or (uuid and domain.uuid != uuid):
             return None
         return domain
@@ -71,7 +100,7 @@ class LibvirtStatusFiles:
             names = sorted(os.listdir(self._directory))
         except OSError:
             return []
-        paths = (os.path.join(self._directory, name) for name in names if name.endswith(".xml"))
+        paths = (os.path.join(self._directory, name) for name in names if name.endswith(SUFFIX))
         return [domain for path in paths if (domain := read_domain(path)) is not None]
 
 
@@ -103,6 +132,8 @@ def read_domain(path: str) -> Domain | None:
         pid=int(pid) if pid.isdigit() else None,
         state=tree.get("state", "") if running else "",
         async_job=_async_job(tree) if running else "",
+        phase=_phase(tree) if running else "",
+        reason=tree.get("reason", "") if running else "",
         on_lockfailure=element.findtext("on_lockfailure", "").strip(),
     )
 
@@ -111,6 +142,11 @@ def _async_job(status: ET.Element) -> str:
     job = status.find("job")
     name = job.get("async", "none") if job is not None else "none"
     return "" if name == "none" else name
+
+
+def _phase(status: ET.Element) -> str:
+    job = status.find("job")
+    return job.get("phase", "") if job is not None else ""
 
 
 def _disks(domain: ET.Element) -> Iterator[Disk]:
