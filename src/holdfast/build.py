@@ -183,6 +183,8 @@ def build(
         domains=ports.status,
         keep=partial(_keep_lock, ports.store) if ports.store.stores else None,
         dead_holder=ports.predecessors.holds,
+        acquire_wait_s=config.limits.acquire_wait_s,
+        lends=config.migration_peers == "any",
     )
     lease_recovery = LeaseRecovery(
         manager,
@@ -200,6 +202,7 @@ def build(
         domains=ports.domains,
         on_lock_lost=LockFailureAction(config.recovery.on_lock_lost),
     )
+    manager.departures.on_refused = recovery.act
     virtlockd = VirtlockdFrontend(
         manager,
         uid=ports.uid,

@@ -59,6 +59,7 @@ class LimitsTable(_Table, frozen=True):
     """[limits]."""
 
     storage_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    acquire_wait_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 10.0
     owners_max: Annotated[int, msgspec.Meta(ge=8, le=1_000_000)] = 20_000
 
 
@@ -90,6 +91,7 @@ class Config(_Table, frozen=True):
     default_backend: str = "file"
     require_protection: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    migration_peers: Literal["holdfast", "any"] = "holdfast"
     virtlockd: VirtlockdTable = VirtlockdTable()
     control: ControlTable = ControlTable()
     limits: LimitsTable = LimitsTable()
@@ -123,7 +125,15 @@ _TABLES: dict[str, type[_Table]] = {
     "limits": LimitsTable,
     "recovery": RecoveryTable,
 }
-_TOP = ("run_dir", "state_dir", "host_locks", "default_backend", "require_protection", "log_level")
+_TOP = (
+    "run_dir",
+    "state_dir",
+    "host_locks",
+    "default_backend",
+    "require_protection",
+    "log_level",
+    "migration_peers",
+)
 
 
 def default_file(environ: Mapping[str, str], uid: int) -> str:

@@ -51,6 +51,8 @@ class StatusInfo:
     last_event: int
     locks_unknown: int = 0
     """Locks held for owners that could not be attributed after a restart."""
+    locks_departing: int = 0
+    """Of the locks: released for a migration, and held until that is over."""
     doubt: str = ""
     """Why the last daemon's journal is not all that was held; empty if it is."""
     problems: list[str] = field(default_factory=list)
@@ -82,6 +84,8 @@ class HolderInfo:
     """Of the lock, for `SettleLock`."""
     unknown: str = ""
     """Why its owner could not be attributed; empty for a known one."""
+    until: str = ""
+    """What ends it, for one that its owner has released already: a migration; else empty."""
 
 
 @dataclass

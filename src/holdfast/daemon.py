@@ -251,6 +251,7 @@ class Daemon:
             locks=len(manager.table),
             locks_lost=sum(1 for lock in manager.table if manager.why_lost(lock) and not lock.stands_for),
             locks_unknown=len(manager.unknown.locks),
+            locks_departing=len(manager.departures),
             doubt=manager.doubt if manager.unknown.locks else "",
             connections=self.listeners["virtlockd"].clients,
             connections_max=config.virtlockd.max_clients,
@@ -282,6 +283,7 @@ class Daemon:
                 *self.leases.problems,
                 *self.leases.refusals,
                 *self.leases.losses,
+                *manager.departures.problems(),
             ],
         )
 

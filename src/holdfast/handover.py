@@ -109,6 +109,7 @@ class Handover:
         locks.update(self._adopt_stored(inherited.named, living))
         self._manager.table.reserve([*locks, *state.locks, *state.ended])
         await self._recovery.locks(state, living, locks, self._start_leases)
+        self._manager.departures.restore(state.lent)
         for lock_id, fd in locks.items():
             if lock_id in state.locks:
                 continue
@@ -127,7 +128,11 @@ class Handover:
                     self._recovery.unseen(owner)
                 else:
                     self._manager.owner_ended(owner)
-            elif not owner.connections and not self._manager.table.holds_any(owner.id):
+            elif not (
+                owner.connections
+                or self._manager.table.holds_any(owner.id)
+                or self._manager.departures.lends_for(owner)
+            ):
                 self._manager.owners.forget(owner)
 
     async def _start_leases(self) -> None:

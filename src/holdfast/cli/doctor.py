@@ -411,6 +411,19 @@ def running(scene: Scene) -> Iterator[Finding]:
         yield Finding("ok", "running VMs", "holdfastd knows all of them")
 
 
+def migrations(scene: Scene) -> Iterator[Finding]:
+    """Whether a migration that fails at the wrong moment leaves a guest without its lock."""
+    if scene.config.migration_peers == "any":
+        yield Finding(
+            "note",
+            "migrations",
+            'migration_peers = "any": a lock is let go when libvirt releases it for a migration. If the target dies before '
+            "QEMU has handed over, the guest runs on here, and another host may have taken the disk before the lock is "
+            "taken back; the VM is then paused",
+            'migration_peers = "holdfast", once holdfastd runs on every host that VMs migrate to; then: holdfast reload',
+        )
+
+
 CHECKS: Sequence[Callable[[Scene], Iterator[Finding]]] = (
     daemon,
     listening,
@@ -421,6 +434,7 @@ CHECKS: Sequence[Callable[[Scene], Iterator[Finding]]] = (
     disks,
     disk_names,
     running,
+    migrations,
 )
 
 

@@ -47,11 +47,17 @@ def owner_text(name: str, pid: int) -> str:
     return f"{name or '(unnamed)'} (pid {pid})"
 
 
+def _mode(h: HolderInfo) -> str:
+    if not h.held:
+        return f"LOST: {h.lost_reason}"
+    return f"{h.mode}, {h.until}" if h.until else h.mode
+
+
 def locks(told: Sequence[HolderInfo]) -> None:
     rows = [
         (
             h.resource,
-            h.mode if h.held else f"LOST: {h.lost_reason}",
+            _mode(h),
             f"UNKNOWN: {h.unknown}" if h.unknown else owner_text(h.owner, h.pid),
             wall_text(h.since) if h.since is not None else "",
             protection(h.protection, h.protection_word),
@@ -81,6 +87,8 @@ def status(told: StatusInfo) -> None:
     lost = click.style(f", {told.locks_lost} LOST", fg="red", bold=True) if told.locks_lost else ""
     if told.locks_unknown:
         lost += click.style(f", {told.locks_unknown} of UNKNOWN owners", fg="red", bold=True)
+    if told.locks_departing:
+        lost += f", {told.locks_departing} until a migration ends"
     lines = [
         f"holdfastd {told.version} on {told.host}, pid {told.pid}, since {wall_text(told.started)}",
         f"locks        {told.locks}{lost}, of {told.owners} owners",

@@ -309,7 +309,9 @@ class _Inquiry:
         elif held:
             h = held[0]
             more = f" and {len(held) - 1} more" if len(held) > 1 else ""
-            answer.headline = f"held by {h.owner or 'pid ' + str(h.pid)}{more} on {h.host}"
+            answer.headline = (
+                f"held by {h.owner or 'pid ' + str(h.pid)}{more} on {h.host}{', ' * bool(h.until)}{h.until}"
+            )
             stop = f"virsh shutdown {h.owner}" if h.owner_uuid else f"end process {h.pid}"
             answer.next_step = f"in use here; to free it: {stop} (or migrate it)"
         elif managers:

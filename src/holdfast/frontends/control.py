@@ -41,9 +41,10 @@ from holdfast.control_api import (
 from holdfast.errors import HoldfastError, Refused, storage_failed
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink_connection import VarlinkConnection, refuse_client
+from holdfast.manager.all_or_none import LOCKS_PER_ACQUIRE_MAX, acquire_all
 from holdfast.manager.events import Event
 from holdfast.manager.inspection import Inspection, shown
-from holdfast.manager.lock_manager import LOCKS_PER_ACQUIRE_MAX, LockManager
+from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.model import DIRECT_LOCKSPACE, Mode, OwnerName, ProcessId, Resource, Want
 from holdfast.system.blocking import Storage
@@ -233,7 +234,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
                 )
                 try:
                     self._must_be(owner, process)
-                    await self._manager.acquire_all(owner, wants)
+                    await acquire_all(self._manager, owner, wants)
                 finally:
                     self._manager.unregister(owner, holder=False, why="")
             except HoldfastError as error:

@@ -19,6 +19,10 @@ ACQUIRED = "acquired"
 REFUSED = "refused"
 RELEASED = "released"
 CONVERTED = "converted"
+DEPARTING = "lock-departing"
+"""A lock was released for a migration: it stays held until that is over."""
+STAYED = "lock-stayed"
+"""The migration came to nothing: the guest runs on here, under the lock that was released for it."""
 OWNER_DIED = "owner-died"
 OWNER_STOPPED = "owner-stopped"
 OWNER_RESTARTED = "owner-restarted"
@@ -47,6 +51,8 @@ KINDS = (
     REFUSED,
     RELEASED,
     CONVERTED,
+    DEPARTING,
+    STAYED,
     OWNER_DIED,
     OWNER_STOPPED,
     OWNER_RESTARTED,

@@ -13,6 +13,8 @@ from holdfast.system.blocking import Storage
 from holdfast.system.file_lock import FileKey
 from holdfast.system.lockspace_files import LockspaceFiles
 
+UNTIL_MIGRATED = "held until the migration ends"
+
 
 def shown(text: str) -> str:
     """JSON and terminals are UTF-8: a path that is not is shown with replacement marks."""
@@ -97,5 +99,6 @@ class Inspection:
             held=not lost,
             lost_reason=shown(lost),
             number=lock.id,
+            until=UNTIL_MIGRATED if (owner_id, resource) in lock.departing else "",
             unknown=shown(owner.unknown.why) if owner is not None and owner.unknown is not None else "",
         )

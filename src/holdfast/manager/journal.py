@@ -105,6 +105,35 @@ class UnclaimLine(Line, tag="unclaim"):
     name: str
 
 
+class DepartingLine(Line, tag="departing"):
+    """The RELEASE of this claim was answered and held back (ADR 0180): it stands until a migration is over, or until a
+    further line claims or ends it. An older daemon keeps the claim, and doubts the journal.
+    """
+
+    lock: int
+    owner: int
+    lockspace: str
+    name: str
+
+
+class LentLine(Line, tag="lent"):
+    """This owner let go of a name for a migration whose target asks once (ADR 0180); it is taken back if the guest stays."""
+
+    owner: int
+    lockspace: str
+    name: str
+    mode: int
+    create: bool
+
+
+class LentOverLine(Line, tag="lent-over"):
+    """That migration is over."""
+
+    owner: int
+    lockspace: str
+    name: str
+
+
 class ModeLine(Line, tag="mode"):
     lock: int
     mode: int
@@ -161,6 +190,9 @@ AnyLine = (
     | LockLine
     | ClaimLine
     | UnclaimLine
+    | DepartingLine
+    | LentLine
+    | LentOverLine
     | ModeLine
     | SumLine
     | IncarnationLine
@@ -203,6 +235,7 @@ class SavedClaims:
     keys: tuple[FileKey, ...]
     since_wall_s: float
     claims: dict[int, dict[Resource, Mode]] = field(default_factory=dict)
+    departing: set[tuple[int, Resource]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -220,6 +253,8 @@ class SavedState:
     """By lockspace: UUIDs and names of domains that are to be started when it is joined."""
     unknown: dict[int, UnknownLine] = field(default_factory=dict)
     """By owner: why it could not be attributed."""
+    lent: dict[tuple[int, Resource], tuple[Mode, bool]] = field(default_factory=dict)
+    """By owner and name: what was let go for a migration that may fail; its mode, and whether a file was made for it."""
     ended: set[int] = field(default_factory=set)
     """Locks whose end was recorded: the daemon was about to let go of them, or had."""
     ended_keys: dict[FileKey, set[ProcessId]] = field(default_factory=dict)
@@ -325,6 +360,7 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             for lock in state.locks.values():
                 _claim_ended(state, lock, owner_id)
             state.owners.pop(owner_id, None)
+            state.lent = {key: how for key, how in state.lent.items() if key[0] != owner_id}
         case LockLine(lock_id, backend, path, create, mode, keys, since):
             for key in keys[:1]:
                 file = FileKey(*key)
@@ -344,7 +380,11 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             )
         case ClaimLine(lock_id, owner_id, lockspace, name, mode):
             resource = Resource(path_of(lockspace), path_of(name))
-            state.locks[lock_id].claims.setdefault(owner_id, {})[resource] = Mode(mode)
+            lock = state.locks[lock_id]
+            lock.claims.setdefault(owner_id, {})[resource] = Mode(mode)
+            lock.departing.discard((owner_id, resource))
+        case DepartingLine() | LentLine() | LentOverLine():
+            _apply_migration(state, line)
         case UnclaimLine(lock_id, owner_id, lockspace, name):
             if lock_id not in state.locks:
                 return
@@ -370,6 +410,18 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.carried_doubt = path_of(why)
         case SumLine():
             pass  # `replay` has compared it
+
+
+def _apply_migration(state: SavedState, line: DepartingLine | LentLine | LentOverLine) -> None:
+    resource = Resource(path_of(line.lockspace), path_of(line.name))
+    match line:
+        case DepartingLine(lock_id, owner_id):
+            if lock_id in state.locks and resource in state.locks[lock_id].claims.get(owner_id, {}):
+                state.locks[lock_id].departing.add((owner_id, resource))
+        case LentLine(owner_id, mode=mode, create=create):
+            state.lent[owner_id, resource] = Mode(mode), create
+        case LentOverLine(owner_id):
+            state.lent.pop((owner_id, resource), None)
 
 
 def text_of(path: str) -> str:

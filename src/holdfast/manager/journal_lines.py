@@ -41,3 +41,15 @@ def claim_line(lock: Lock[Any], owner_id: int, resource: Resource, mode: Mode) -
 
 def unclaim_line(lock: Lock[Any], owner_id: int, resource: Resource) -> jn.Line:
     return jn.UnclaimLine(lock.id, owner_id, text_of(resource.lockspace), text_of(resource.name))
+
+
+def departing_line(lock: Lock[Any], owner_id: int, resource: Resource) -> jn.Line:
+    return jn.DepartingLine(lock.id, owner_id, text_of(resource.lockspace), text_of(resource.name))
+
+
+def lent_line(owner_id: int, resource: Resource, mode: Mode, create: bool) -> jn.Line:
+    return jn.LentLine(owner_id, text_of(resource.lockspace), text_of(resource.name), int(mode), create)
+
+
+def lent_over_line(owner_id: int, resource: Resource) -> jn.Line:
+    return jn.LentOverLine(owner_id, text_of(resource.lockspace), text_of(resource.name))

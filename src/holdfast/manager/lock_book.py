@@ -15,7 +15,16 @@ from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
 from holdfast.manager.events import Events
 from holdfast.manager.journal import Journal, text_of
-from holdfast.manager.journal_lines import claim_line, lock_line, owner_lines, unclaim_line, until_closed_line
+from holdfast.manager.journal_lines import (
+    claim_line,
+    departing_line,
+    lent_line,
+    lent_over_line,
+    lock_line,
+    owner_lines,
+    unclaim_line,
+    until_closed_line,
+)
 from holdfast.manager.lock_table import Key, Lock, LockTable, Unclaimed
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.owners import Owner, Owners
@@ -47,6 +56,8 @@ class LockBook:
         """This host's incarnations, by lockspace: the journal has a copy beside the locks that depend on them."""
         self.restarts: dict[str, dict[str, str]] = {}
         """By lockspace: UUIDs and names of domains that were stopped for its loss, to be started when it is joined."""
+        self.lent: dict[tuple[int, Resource], tuple[Mode, bool]] = {}
+        """By owner and name: what was let go for a migration that may fail; its mode, and whether a file was made for it."""
 
     def remember(self, lockspace: str, state: str) -> None:
         """Write an incarnation into the journal; a failure counts as one of the journal: it is written later."""
@@ -129,6 +140,7 @@ class LockBook:
         """One more claim on a lock, or another mode of one.  OSError: as above."""
         self._record(owner, claim_line(lock, owner.id, want.resource, want.mode))
         self._table.claim(lock, owner.id, want.resource, want.mode)
+        lock.departing.discard((owner.id, want.resource))
         self._tell(ev.CONVERTED if converted else ev.ACQUIRED, owner, want.resource, want.mode)
 
     def unclaim(self, owner: Owner, lock: HostLock, resource: Resource) -> Unclaimed:
@@ -141,6 +153,31 @@ class LockBook:
             if self._keep is not None and lock.held is not None:
                 self._keep(lock.id, None)
         return left
+
+    def departs(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
+        """A claim was released for a migration, and stands until that is over.  If the journal can't be written, the next
+        daemon takes it for one that was not released.
+        """
+        lock.departing.add((owner.id, resource))
+        self._journal.append_end(departing_line(lock, owner.id, resource))
+        self._tell(ev.DEPARTING, owner, resource, lock.claims[owner.id][resource])
+
+    def stayed(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
+        """The guest of such a claim runs on here: it is like any other."""
+        lock.departing.discard((owner.id, resource))
+        mode = lock.claims[owner.id][resource]
+        self._journal.append_end(claim_line(lock, owner.id, resource, mode))
+        self._tell(ev.STAYED, owner, resource, mode)
+
+    def lends(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
+        """A claim that is about to be let go for a migration, and is to be taken back if the guest stays."""
+        how = lock.claims[owner.id][resource], lock.create
+        self.lent[owner.id, resource] = how
+        self._journal.append_end(lent_line(owner.id, resource, *how))
+
+    def lent_is_over(self, owner_id: int, resource: Resource) -> None:
+        if self.lent.pop((owner_id, resource), None) is not None:
+            self._journal.append_end(lent_over_line(owner_id, resource))
 
     def converted(self, lock: HostLock, mode: Mode) -> None:
         """The lock itself is held in another mode now."""
@@ -161,8 +198,14 @@ class LockBook:
                 owner.until_closed, owner.family = False, None
                 raise Refused(reason=f"the journal can't be written: {e.strerror}") from e
 
+    def needs(self, owner: Owner) -> bool:
+        """Whether it holds something, or is to hold again what it lent."""
+        return self._table.holds_any(owner.id) or any(owner_id == owner.id for owner_id, _ in self.lent)
+
     def owner_gone(self, owner: Owner) -> None:
         """It holds nothing any more, and nobody speaks for it."""
+        for key in [key for key in self.lent if key[0] == owner.id]:
+            del self.lent[key]
         if owner.journaled:
             owner.journaled = False
             self._journal.append_end(jn.OwnerGoneLine(owner.id))
@@ -189,6 +232,8 @@ class LockBook:
                 for owner_id, names in lock.claims.items()
                 for resource, mode in names.items()
             )
+            lines.extend(departing_line(lock, *claim) for claim in sorted(lock.departing))
+        lines.extend(lent_line(*key, *how) for key, how in self.lent.items())
         return lines
 
     def _record(self, owner: Owner, *lines: jn.Line) -> None:

@@ -31,7 +31,6 @@ from holdfast.backends.base import (
 )
 from holdfast.errors import (
     HoldfastError,
-    LockError,
     NotAnOwner,
     OwnerGone,
     ProtectionTooWeak,
@@ -44,6 +43,9 @@ from holdfast.errors import (
 )
 from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
+from holdfast.manager.arrivals import Arrivals
+from holdfast.manager.closed_disks import closed
+from holdfast.manager.departures import Departures
 from holdfast.manager.events import Events
 from holdfast.manager.journal import Journal
 from holdfast.manager.lock_book import HostLock, LockBook
@@ -61,7 +63,7 @@ from holdfast.model import Mode, OwnerName, Protection, Resource, Want
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.domain_status import DomainStatus
-from holdfast.system.file_lock import FileKey, IoFailed
+from holdfast.system.file_lock import IoFailed
 from holdfast.system.log_limit import LimitedLog
 from holdfast.system.open_files import OpenFiles
 from holdfast.system.process import Processes
@@ -80,16 +82,6 @@ OnLeftBehind = Callable[[str, str], Awaitable[None]]
 
 async def _can_not_be_found_out(backend: str, lease: str) -> None:
     raise Refused(reason=f"lease {lease} of backend '{backend}' is held by this host for an unknown owner")
-
-
-CLOSED_CHECK_S = 1.0
-"""How often the disks of an owner that ended before its descendants are looked for among open files: a scan takes some
-milliseconds per hundred processes.
-"""
-CLOSED_CHECK_PAUSE = 20
-"""A scan is followed by a pause so many times as long: a host with many processes has better things to do."""
-LOCKS_PER_ACQUIRE_MAX = 1000
-"""Disks of one all-or-nothing acquire; a VM has tens."""
 
 
 class LockManager:
@@ -112,6 +104,8 @@ class LockManager:
         domains: DomainStatus | None = None,
         keep: Callable[[int, int | None], None] | None = None,
         dead_holder: DeadHolder = lambda _, __: None,
+        acquire_wait_s: float = 0.0,
+        lends: bool = False,
     ) -> None:
         self.routing = routing
         self.backends = routing.backends
@@ -136,6 +130,21 @@ class LockManager:
         self._open_files = open_files
         self._clock = clock
         self._second_acquires = SecondAcquires(domains, clock)
+        self._arrivals = Arrivals(domains, clock, acquire_wait_s)
+        self.departures = Departures(
+            table=self.table,
+            turns=self.turns,
+            owners=self.owners,
+            book=self._book,
+            events=events,
+            clock=clock,
+            domains=domains,
+            give_up=self._give_up,
+            acquire=self.acquire,
+            idle=self._forget_if_idle,
+            is_closing=lambda: self.closing,
+            lends=lends,
+        )
         self._stopper = Stopper(clock, self._stopped)
         self.unknown = UnknownLocks(
             table=self.table,
@@ -186,7 +195,7 @@ class LockManager:
             self._forget_if_idle(owner)
 
     def _forget_if_idle(self, owner: Owner) -> None:
-        if owner.connections <= 0 and not self.table.holds_any(owner.id):
+        if owner.connections <= 0 and not self._book.needs(owner):
             owner.gone = True
             self.book.owner_gone(owner)
             self.owners.forget(owner)
@@ -216,29 +225,11 @@ class LockManager:
             self.book.owner_gone(owner)
             self.owners.forget(owner)
 
-    async def _closed(self, owner: Owner, lock: HostLock) -> None:
-        """Return when none of its family lives and no process has the lock's disk open. What can't be read is no proof."""
-        said, keys = "", [FileKey(*key) for key in lock.keys]
-        while not self.closing:
-            begun = self._clock.now()
-            family = owner.family.members() if owner.family is not None else ()
-            users = await self._open_files.users(keys)
-            if family == () and users.none:
-                return
-            why = (
-                str(users)
-                if not users.none
-                else f"what it started, pid {', '.join(map(str, family or ('unknown',)))}"
-            )
-            if why != said:
-                said = why
-                log.warning("%s ended, but %s is in use by %s: its lock stays", owner, lock.path, said)
-            took_s = self._clock.now() - begun
-            await self._clock.sleep(max(CLOSED_CHECK_S, CLOSED_CHECK_PAUSE * took_s))
-
     async def _release_dead(self, owner: Owner, lock: HostLock) -> None:
         if owner.until_closed:
-            await self._closed(owner, lock)
+            await closed(
+                owner, lock, open_files=self._open_files, clock=self._clock, is_closing=lambda: self.closing
+            )
             if self.closing:
                 return
         while True:
@@ -274,16 +265,7 @@ class LockManager:
             if resource.lockspace:
                 self.lockspaces.check_name(resource)
                 await self.lockspaces.need(resource.lockspace, make=True)
-            done: bool | None = None
-            while done is None:
-                if owner.gone:
-                    raise OwnerGone(pid=owner.pid, name=resource.name)
-                if resource in self.turns.on:
-                    await self.turns.wait(resource)
-                elif (lock := self.table.named(resource)) is not None:
-                    done = await self._acquire_known(owner, want, lock)
-                else:
-                    done = await self.turns.during((resource,), self._acquire_new(owner, want))
+            return await self._arrivals.tries(owner, lambda: self._acquire_now(owner, want))
         except HoldfastError as error:
             self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
             holders = error.holders if isinstance(error, ResourceBusy) else ()
@@ -293,6 +275,19 @@ class LockManager:
             else:
                 refused_users.write("refused %s to %s: %s", resource, owner, error, about=about)
             raise
+
+    async def _acquire_now(self, owner: Owner, want: Want) -> bool:
+        resource = want.resource
+        done: bool | None = None
+        while done is None:
+            if owner.gone:
+                raise OwnerGone(pid=owner.pid, name=resource.name)
+            if resource in self.turns.on:
+                await self.turns.wait(resource)
+            elif (lock := self.table.named(resource)) is not None:
+                done = await self._acquire_known(owner, want, lock)
+            else:
+                done = await self.turns.during((resource,), self._acquire_new(owner, want))
         return done
 
     def _acquired_at_once(self, owner: Owner, want: Want) -> bool:
@@ -417,6 +412,8 @@ class LockManager:
                 return _AGAIN
             case Convert(mode) if mode > lock.mode:
                 await self._strengthen(owner, want, lock, mode)
+            case _ if (owner.id, want.resource) in lock.departing:
+                pass  # its migration failed, and libvirt asks for what it released: a claim like any other
             case _ if lock.claims.get(owner.id, {}).get(want.resource) is want.mode:
                 if want.mode is Mode.EXCLUSIVE:
                     self._second_acquires.question(
@@ -462,31 +459,8 @@ class LockManager:
                     return
         raise ResourceBusy(want.resource, [self.telling.holder(i, want.resource, keys) for i in others])
 
-    async def acquire_all(self, owner: Owner, wants: Sequence[Want]) -> None:
-        """Hold all of these or none: what was not held before is given back when one is refused."""
-        if len(wants) > LOCKS_PER_ACQUIRE_MAX:
-            raise Refused(reason=f"more than {LOCKS_PER_ACQUIRE_MAX} disks in one request")
-        taken: list[Resource] = []
-        changed: list[Want] = []
-        try:
-            for want in sorted(wants):
-                before = self._claimed(owner, want.resource)
-                if await self.acquire(owner, want):
-                    if before is None:
-                        taken.append(want.resource)
-                    else:
-                        changed.append(Want(want.resource, before, want.create))
-        except BaseException:
-            for resource in reversed(taken):
-                await self.release(owner, resource)
-            for want in changed:
-                try:
-                    await self.acquire(owner, want)
-                except LockError as e:
-                    log.error("%s could not be given back its old mode: %s", want.resource, e)
-            raise
-
-    def _claimed(self, owner: Owner, resource: Resource) -> Mode | None:
+    def claimed(self, owner: Owner, resource: Resource) -> Mode | None:
+        """The mode in which an owner claims a resource; None if it does not."""
         lock = self.table.named(resource)
         return None if lock is None else lock.claims.get(owner.id, {}).get(resource)
 
@@ -510,6 +484,8 @@ class LockManager:
     ) -> Coroutine[Any, Any, None] | None:
         """Nothing is under way with the lock, and the claim is there."""
         if self._second_acquires.is_undone(owner, resource):
+            return None
+        if self.departures.holds_back(owner, lock, resource):
             return None
         rest = self._drop_claim(owner, lock, resource)
         if rest is not None:
@@ -562,8 +538,10 @@ class LockManager:
         return self.table.named(resource)
 
     async def _give_up(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
+        """End a claim with all the waiting that there may be, when nobody has the turn on its lock."""
         if (rest := self._drop_claim(owner, lock, resource)) is not None:
             await rest
+        self._released(owner)
 
     def _drop_claim(
         self, owner: Owner, lock: HostLock, resource: Resource

@@ -30,6 +30,7 @@ class Lock(Generic[HeldT]):
         "backend",
         "claims",
         "create",
+        "departing",
         "doubt",
         "held",
         "id",
@@ -71,6 +72,8 @@ class Lock(Generic[HeldT]):
         self.doubt = ""
         """Of a placeholder: why they can't be named."""
         self.claims: dict[int, dict[Resource, Mode]] = {}
+        self.departing: set[tuple[int, Resource]] = set()
+        """Claims (owner, name) whose RELEASE was answered and held back: they stand until a migration is over."""
 
     def mode_of(self, owner_id: int) -> Mode | None:
         """The strongest mode that an owner claims; None if it claims nothing."""
@@ -218,6 +221,7 @@ class LockTable(Generic[HeldT]):
         """Give up one claim; the names that nobody claims any more are gone at once."""
         names = lock.claims[owner_id]
         del names[resource]
+        lock.departing.discard((owner_id, resource))
         if not names:
             del lock.claims[owner_id]
             mine = self._by_owner[owner_id]

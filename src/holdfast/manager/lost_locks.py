@@ -58,6 +58,7 @@ class LostLocks:
         for owner_id in owners:
             for resource, mode in saved.claims[owner_id].items():
                 self._table.claim(lock, owner_id, resource, mode)
+        lock.departing = {claim for claim in saved.departing if claim[1] in lock.claims.get(claim[0], {})}
         lock.mode = max(m for names in lock.claims.values() for m in names.values())
         return lock
 

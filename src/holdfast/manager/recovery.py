@@ -155,12 +155,16 @@ class Recovery:
     async def _adopt(self, lock: HostLock, fd: int | None, ended: Collection[ProcessId] | None) -> None:
         """`ended`: the processes that had it, if all of them have ended."""
         manager = self._manager
+        over = ended is not None or manager.departures.have_left(lock)
+        owners = [manager.owners.get(owner_id) for owner_id in lock.claims]
+        gone = {*(ended or ()), *(owner.process_id for owner in owners if owner is not None)}
         regained = await manager.lost.regain(lock, fd)
         if regained:
             await manager.unknown.read_note(lock)
-        if ended is not None:
+        if over or (not regained and manager.departures.have_left(lock)):
             # Held for a moment, so that its lock file goes the regular way.
-            if not (regained and await manager.unknown.keep_for_noted(lock, ended)):
+            kept = regained and await manager.unknown.keep_for_noted(lock, gone)
+            if not kept and lock.claims:  # else its guest ended meanwhile, and it went with it
                 await manager.lost.drop(lock)
         elif not regained:
             self.lost(lock)
@@ -185,13 +189,16 @@ class Recovery:
             # Of an unknown owner nothing is certain, so no process is touched for it.
             if lock.lost_for_certain and owner.unknown is None and owner.id not in self._acted:
                 self._acted.add(owner.id)
-                tasks.start(self._act(owner))
+                tasks.start(self.act(owner))
         if not self._retrying:
             self._retrying = True
             tasks.start(self._retry())
 
-    async def _act(self, owner: Owner) -> None:
+    async def act(self, owner: Owner, wanted: str = "") -> None:
+        """Keep a VM from writing whose lock somebody else has. `wanted`: what its definition says of that, if anything."""
         action = self._on_lock_lost
+        if wanted in (LockFailureAction.PAUSE.value, LockFailureAction.POWEROFF.value):
+            action = LockFailureAction(wanted)
         log.critical("%s: action on lock failure: %s", owner, action.value)
         if action in (LockFailureAction.POWEROFF, LockFailureAction.RESTART):
             self._manager.stop_owner(owner, "somebody else has its lock")

@@ -20,6 +20,7 @@ from holdfast.errors import (
 )
 from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
+from holdfast.manager.all_or_none import acquire_all
 from holdfast.manager.lost_locks import DeadHolder
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
 from holdfast.testing.simulated import settle
@@ -109,13 +110,13 @@ def test_acquire_of_several_disks_is_all_or_nothing(tmp_path: Path) -> None:
         await w.manager.acquire(two, want(a, Mode.SHARED))
         await w.manager.acquire(one, want(b))
         with pytest.raises(ResourceBusy, match="vm1"):
-            await w.manager.acquire_all(two, [want(a), want(first), want(b), want(c)])
+            await acquire_all(w.manager, two, [want(a), want(first), want(b), want(c)])
         claims = {r: m for lock in w.manager.table for r, m in lock.claims.get(two.id, {}).items()}
         assert claims == {Resource("", a): Mode.SHARED}, "what it had before it has as before"
         assert not locked(first)
         assert not locked(c)
         await w.manager.release(one, Resource("", b))
-        await w.manager.acquire_all(two, [want(a), want(b), want(c)])
+        await acquire_all(w.manager, two, [want(a), want(b), want(c)])
         assert len(w.manager.table.of_owner(two.id)) == 3
 
     run(scene)

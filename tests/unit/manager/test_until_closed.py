@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.unit.manager.test_lock_manager import restarted
 from tests.unit.manager.world import World, locked, run, want
 
-from holdfast.manager.lock_manager import CLOSED_CHECK_S
+from holdfast.manager.closed_disks import CLOSED_CHECK_S
 from holdfast.manager.owners import Owner
 from holdfast.model import Mode, OwnerName, Resource
 from holdfast.system.file_lock import key_of

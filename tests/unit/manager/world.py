@@ -20,6 +20,7 @@ from holdfast.manager.recovery import Recovery
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.model import LockFailureAction, Mode, OwnerName, Protection, Resource, Want
 from holdfast.system.blocking import InlineStorage
+from holdfast.system.domain_status import DomainStatus
 from holdfast.system.file_lock import FileKey, SystemLockFiles
 from holdfast.system.kernel_locks import refused_by
 from holdfast.system.lockspace_files import LockspaceFiles
@@ -78,6 +79,9 @@ class World:
         owners_max: int = 100,
         on_lock_lost: LockFailureAction = LockFailureAction.POWEROFF,
         dead_holder: DeadHolder = lambda _, __: None,
+        status: DomainStatus | None = None,
+        acquire_wait_s: float = 0.0,
+        lends: bool = False,
     ) -> None:
         self.directory = directory
         self.clock: SimulatedClock = before.clock if before else SimulatedClock()
@@ -125,6 +129,9 @@ class World:
             audit=self.audit.append,
             keep=self._keep,
             dead_holder=dead_holder,
+            domains=status,
+            acquire_wait_s=acquire_wait_s,
+            lends=lends,
         )
         self.libvirt = NoLibvirt()
         self.recovery = Recovery(
@@ -134,6 +141,7 @@ class World:
             domains=self.libvirt,
             on_lock_lost=on_lock_lost,
         )
+        self.manager.departures.on_refused = self.recovery.act
         if before is None:
             self.journal.compact()
 

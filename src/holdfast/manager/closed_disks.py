@@ -1,0 +1,47 @@
+"""When a lock may end whose owner ended before its descendants: none of them lives, and no process has its disk open.
+
+What can't be read is no proof.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from holdfast.manager.lock_book import HostLock
+from holdfast.manager.owners import Owner
+from holdfast.system.clock import Clock
+from holdfast.system.file_lock import FileKey
+from holdfast.system.open_files import OpenFiles
+
+log = logging.getLogger(__name__)
+
+CLOSED_CHECK_S = 1.0
+"""How often the disks of such an owner are looked for among open files: a scan takes some milliseconds per hundred
+processes.
+"""
+CLOSED_CHECK_PAUSE = 20
+"""A scan is followed by a pause so many times as long: a host with many processes has better things to do."""
+
+
+async def closed(
+    owner: Owner, lock: HostLock, *, open_files: OpenFiles, clock: Clock, is_closing: Callable[[], bool]
+) -> None:
+    """Return when none of its family lives and no process has the lock's disk open, or when the daemon ends."""
+    said, keys = "", [FileKey(*key) for key in lock.keys]
+    while not is_closing():
+        begun = clock.now()
+        family = owner.family.members() if owner.family is not None else ()
+        users = await open_files.users(keys)
+        if family == () and users.none:
+            return
+        why = (
+            str(users)
+            if not users.none
+            else f"what it started, pid {', '.join(map(str, family or ('unknown',)))}"
+        )
+        if why != said:
+            said = why
+            log.warning("%s ended, but %s is in use by %s: its lock stays", owner, lock.path, said)
+        took_s = clock.now() - begun
+        await clock.sleep(max(CLOSED_CHECK_S, CLOSED_CHECK_PAUSE * took_s))

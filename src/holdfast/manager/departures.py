@@ -1,0 +1,272 @@
+"""Locks of guests that migrate away: released by libvirt, and held until the migration is over.
+
+libvirt sends RELEASE at the switch-over, and nothing more if the target dies before the source's QEMU has handed over;
+then the guest runs on here (`migration_roles`).  So the RELEASE is answered, as libvirt expects, and the claim stays, as a
+*departing* one, in table and journal:
+
+    RELEASE ─ departing ─┬─ the status file says that the guest has left ─ let go
+                         ├─ … that it runs on here, or ACQUIRE          ─ a claim like any other again
+                         └─ QEMU ends                                   ─ let go
+
+The target waits for that (`arrivals`).  One that asks once (another lock manager) may come too early, so with
+`migration_peers = "any"` the lock is *lent*: let go at RELEASE, and taken back when the guest runs on here.  If somebody
+else has it by then, `on_refused` acts on the VM.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from holdfast.backends.base import Held
+from holdfast.errors import LockError
+from holdfast.manager import events as ev
+from holdfast.manager.events import Events
+from holdfast.manager.lock_book import HostLock, LockBook
+from holdfast.manager.lock_table import LockTable
+from holdfast.manager.migration_roles import Outcome, has_left, holds_back, not_understood, outcome, stands
+from holdfast.manager.owners import Owner, Owners
+from holdfast.manager.turns import Turns
+from holdfast.model import Mode, Resource, Want
+from holdfast.system import tasks
+from holdfast.system.clock import Clock
+from holdfast.system.domain_status import Domain, DomainStatus, WatchedStatus
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 0.1
+"""Between two looks at the status files of guests that depart, for news that was lost; news is acted on at once."""
+WORDS_KEPT_MAX = 10
+"""Of words in status files that are not known: a newer libvirt has a few."""
+
+GiveUp = Callable[[Owner, HostLock, Resource], Awaitable[None]]
+Acquire = Callable[[Owner, Want], Awaitable[bool]]
+
+
+async def _nobody_acts(_: Owner, __: str) -> None:
+    """Before the daemon is whole."""
+
+
+def _no_news() -> None:
+    """The way to stop news that nobody sends."""
+
+
+class Departures:
+    """See the module.  ``give_up`` ends a claim, ``acquire`` takes a lock, ``idle`` forgets an owner without either;
+    ``lends`` is `migration_peers = "any"`.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: LockTable[Held],
+        turns: Turns,
+        owners: Owners,
+        book: LockBook,
+        events: Events,
+        clock: Clock,
+        domains: DomainStatus | None,
+        give_up: GiveUp,
+        acquire: Acquire,
+        idle: Callable[[Owner], None],
+        is_closing: Callable[[], bool],
+        lends: bool = False,
+    ) -> None:
+        self._table = table
+        self._turns = turns
+        self._owners = owners
+        self._book = book
+        self._events = events
+        self._clock = clock
+        self._domains = domains
+        self._give_up = give_up
+        self._acquire = acquire
+        self._idle = idle
+        self._is_closing = is_closing
+        self._lends = lends
+        self._claims: dict[tuple[int, Resource], HostLock] = {}
+        """The departing ones; an entry whose claim departs no more is dropped at the next look."""
+        self._watching = False
+        self.on_refused: Callable[[Owner, str], Awaitable[None]] = _nobody_acts
+        """Acts on a VM that runs on here while somebody else has the lock that it lent, by its `on_lockfailure`."""
+        self.not_understood: dict[str, str] = {}
+        """By VM: words of its status file that are not known; its lock was let go at RELEASE."""
+
+    def problems(self) -> list[str]:
+        """For operators: VMs whose migrations this version does not understand."""
+        return [
+            f"libvirt's status file of {name} has the {words}, which this version does not know: locks are let go at "
+            "RELEASE, and stay gone if the migration fails"
+            for name, words in self.not_understood.items()
+        ]
+
+    def __len__(self) -> int:
+        return sum(len(lock.departing) for lock in self._table)
+
+    # --- a RELEASE ---
+
+    def holds_back(self, owner: Owner, lock: HostLock, resource: Resource) -> bool:
+        """Whether this RELEASE is answered, and the claim stays for now."""
+        if self._domains is None or owner.unknown is not None:
+            return False
+        domain = self._look(owner)
+        departs = (owner.id, resource) in lock.departing
+        if not (holds_back(domain) or (departs and domain is None)):
+            return False
+        if departs:
+            return True
+        if self._lends:
+            self._book.lends(owner, lock, resource)
+            log.info("%s lets go of %s for its migration, until the guest runs on here", owner, resource)
+            self._watch()
+            return False
+        self._book.departs(owner, lock, resource)
+        about = ev.logged(ev.DEPARTING, owner.name, resource)
+        log.info("%s released %s for its migration: held until that is over", owner, resource, extra=about)
+        self._claims[owner.id, resource] = lock
+        self._watch()
+        return True
+
+    def _look(self, owner: Owner) -> Domain | None:
+        assert self._domains is not None
+        domain = self._domains.look(owner.name.name, owner.name.uuid, owner.pid)
+        if words := not_understood(domain):
+            name = owner.name.name
+            if self.not_understood.get(name) != words and len(self.not_understood) < WORDS_KEPT_MAX:
+                self.not_understood[name] = words
+                log.error(
+                    "libvirt's status file of %s has the %s, which is not known: its locks are not held "
+                    "over a failed migration",
+                    name,
+                    words,
+                )
+        return domain
+
+    # --- after a restart ---
+
+    def have_left(self, lock: HostLock) -> bool:
+        """Whether every guest that claims a lock has left this host, and nothing is to be held for it any more."""
+        owners = [self._owners.get(owner_id) for owner_id in lock.claims]
+        return self._domains is not None and all(
+            owner is not None and owner.unknown is None and has_left(self._look(owner)) for owner in owners
+        )
+
+    def restore(self, lent: dict[tuple[int, Resource], tuple[Mode, bool]]) -> None:
+        """Watch again over what departs, and what was lent, by the journal; the locks stand in the table.
+
+        A guest that has stopped for its migration was released, although no daemon may have run to hear it.
+        """
+        if self._domains is None:
+            return
+        for owner in self._owners:
+            if owner.unknown is None and stands(self._look(owner)):
+                for lock in self._table.of_owner(owner.id):
+                    for name in lock.claims[owner.id]:
+                        if (owner.id, name) not in lock.departing:
+                            self._book.departs(owner, lock, name)
+        self._claims = {claim: lock for lock in self._table for claim in lock.departing}
+        self._book.lent.update(
+            {key: how for key, how in lent.items() if self._owners.get(key[0]) is not None}
+        )
+        if self._claims or self._book.lent:
+            self._watch()
+            self.look()
+
+    def lends_for(self, owner: Owner) -> bool:
+        """Whether an owner that may hold nothing is still to be known: it may take back what it lent."""
+        return any(owner_id == owner.id for owner_id, _ in self._book.lent)
+
+    # --- until it is over ---
+
+    def _watch(self) -> None:
+        if not self._watching:
+            self._watching = True
+            tasks.start(self._watched())
+
+    async def _watched(self) -> None:
+        news = self._domains
+        stop: Callable[[], None] = news.watch(self.look) if isinstance(news, WatchedStatus) else _no_news
+        try:
+            while not self._is_closing() and (self._claims or self._book.lent):
+                await self._clock.sleep(LOOK_S)
+                self.look()
+        finally:
+            stop()
+            self._watching = False
+
+    def look(self, name: str = "") -> None:
+        """Read what has become of the guests that depart, or of the one of that name, and act on it."""
+        if self._is_closing():
+            return
+        for (owner_id, resource), lock in list(self._claims.items()):
+            if (owner_id, resource) not in lock.departing:
+                del self._claims[owner_id, resource]
+        seen: dict[int, Outcome] = {}
+        for owner_id, resource in [*self._claims, *self._book.lent]:
+            owner = self._owners.get(owner_id)
+            if owner is None:
+                self._book.lent_is_over(owner_id, resource)
+                continue
+            if owner.gone or (name and owner.name.name != name):
+                continue
+            if owner_id not in seen:
+                seen[owner_id] = outcome(self._look(owner))
+            if (owner_id, resource) in self._book.lent:
+                self._settle_lent(owner, resource, seen[owner_id])
+            else:
+                self._settle(owner, self._claims[owner_id, resource], resource, seen[owner_id])
+
+    def _settle(self, owner: Owner, lock: HostLock, resource: Resource, seen: Outcome) -> None:
+        if seen is Outcome.GONE:
+            tasks.start(self._let_go(owner, lock, resource))
+        elif seen is Outcome.STAYED:
+            self._book.stayed(owner, lock, resource)
+            about = ev.logged(ev.STAYED, owner.name, resource)
+            log.warning(
+                "%s runs on here: its migration failed, and %s was never given up",
+                owner,
+                resource,
+                extra=about,
+            )
+
+    async def _let_go(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
+        while self._turns.taken(lock):
+            await self._turns.wait(lock)
+        if (owner.id, resource) in lock.departing and not self._is_closing():
+            await self._give_up(owner, lock, resource)
+
+    # --- lent ---
+
+    def _settle_lent(self, owner: Owner, resource: Resource, seen: Outcome) -> None:
+        lock = self._table.named(resource)
+        is_ours = lock is not None and resource in lock.claims.get(owner.id, {})
+        if seen is Outcome.OPEN and not is_ours:
+            return
+        mode, create = self._book.lent[owner.id, resource]
+        self._book.lent_is_over(owner.id, resource)
+        if seen is Outcome.STAYED and not is_ours:
+            tasks.start(self._take_back(owner, Want(resource, mode, create)))
+        else:
+            self._idle(owner)
+
+    async def _take_back(self, owner: Owner, want: Want) -> None:
+        try:
+            await self._acquire(owner, want)
+        except LockError as error:
+            about = ev.logged(ev.LOCK_LOST, owner.name, want.resource)
+            log.critical(
+                "LOCK LOST: %s runs on here after a failed migration, and %s can't be taken back: %s",
+                owner,
+                want.resource,
+                error,
+                extra=about,
+            )
+            self._events.emit(ev.LOCK_LOST, owner.name, owner.pid, want.resource, want.mode, str(error))
+            domain = self._look(owner)
+            await self.on_refused(owner, domain.on_lockfailure if domain is not None else "")
+            return
+        about = ev.logged(ev.LOCK_REGAINED, owner.name, want.resource)
+        log.warning(
+            "%s runs on here: its migration failed, and %s was taken back", owner, want.resource, extra=about
+        )
+        self._events.emit(ev.LOCK_REGAINED, owner.name, owner.pid, want.resource, want.mode)

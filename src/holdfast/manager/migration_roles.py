@@ -1,0 +1,105 @@
+"""What libvirt's status file says about a migration, and what that means for a lock: one table, and nothing else.
+
+libvirt sends RELEASE when the guest has stopped on the source, before QEMU hands over.  If the target dies in between,
+QEMU lets the guest run on at the source, and libvirt acquires nothing (libvirt-hooks-lvm.md 0.7; seen with 9.0, 11.3 and
+12.8).  So that RELEASE means "the guest's processors stand", not "the disk is free".  What it came to stands in the status
+file (libvirt-hooks-lvm.md 2.2), where ``-`` is any word:
+
+    job             phase                                      state, reason          RELEASE now      held back before
+    migration out   none, perform2, begin3, perform3,          paused, post-copy…     let go           let go
+                    confirm3_cancelled                         -                      held back        held on
+                    perform3_done, confirm3                    -                      let go           let go
+                    a word that is not known                   -                      let go           let go, and said
+    none, another   -                                          running, shutdown,     let go           never given up
+                                                               pmsuspended
+                                                               paused, migration      let go           held on
+                                                               paused; crashed; …     let go           let go
+                                                               not known              let go           let go, and said
+    there is no file, or it is another process's                                      let go           held on
+
+*Paused, migration* without a job is a source whose libvirtd was restarted: QEMU may let the guest run on by itself.  A
+file that can't be read proves nothing: the lock is held on until QEMU ends.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from holdfast.system.domain_status import Domain
+
+OUT, IN = "migration out", "migration in"
+OTHER_JOBS = frozenset(("", "start", "save", "dump", "snapshot", "backup", IN))
+PHASES_OPEN = frozenset(("", "none", "perform2", "begin3", "perform3", "confirm3_cancelled"))
+"""The guest may still go on at the source."""
+PHASES_DONE = frozenset(("perform3_done", "confirm3"))
+"""The source's QEMU has closed its disks for writing."""
+PHASE_ACQUIRES = "finish3"
+"""In it the target acquires; the source has reached `PHASES_DONE` by then."""
+POST_COPY = "post-copy"
+"""How the reasons of a source begin whose guest runs on the target already."""
+RUNS = frozenset(("running", "shutdown", "pmsuspended"))
+STANDS = frozenset(("paused", "crashed", "shutoff"))
+
+
+class Outcome(enum.Enum):
+    """What becomes of a lock whose RELEASE was held back."""
+
+    OPEN = "the migration is not over"
+    GONE = "the guest has left this host"
+    STAYED = "the guest runs on here"
+
+
+def holds_back(domain: Domain | None) -> bool:
+    """Whether a RELEASE for this VM, now, is a migration's, and leaves open who will have the disk."""
+    return domain is not None and domain.async_job == OUT and outcome(domain) is Outcome.OPEN
+
+
+def outcome(domain: Domain | None) -> Outcome:
+    """What has become of the migration out of a VM."""
+    if domain is None:
+        return Outcome.OPEN
+    if domain.async_job == OUT:
+        if domain.state == "paused" and domain.reason.startswith(POST_COPY):
+            return Outcome.GONE
+        return Outcome.OPEN if domain.phase in PHASES_OPEN else Outcome.GONE
+    if domain.state in RUNS:
+        return Outcome.STAYED
+    if domain.state == "paused" and domain.reason == "migration":
+        return Outcome.OPEN
+    return Outcome.GONE
+
+
+def stands(domain: Domain | None) -> bool:
+    """Whether a guest has stopped for its migration, by words that are known: then libvirt has sent RELEASE, whether or
+    not a daemon heard it.
+    """
+    return (
+        domain is not None
+        and domain.async_job == OUT
+        and domain.state == "paused"
+        and not not_understood(domain)
+    )
+
+
+def has_left(domain: Domain | None) -> bool:
+    """Whether a guest has left this host for certain, by words that are known."""
+    if domain is None or not stands(domain):
+        return False
+    return domain.phase in PHASES_DONE or domain.reason.startswith(POST_COPY)
+
+
+def is_arriving(domain: Domain | None) -> bool:
+    """Whether an ACQUIRE for this VM, now, is that of a target whose source is about to let go."""
+    return domain is not None and domain.async_job == IN and domain.phase == PHASE_ACQUIRES
+
+
+def not_understood(domain: Domain | None) -> str:
+    """The words of a status file that are not known, by which nothing was held back; empty if all are."""
+    if domain is None:
+        return ""
+    if domain.async_job == OUT:
+        known = domain.phase in PHASES_OPEN | PHASES_DONE or domain.reason.startswith(POST_COPY)
+        return "" if known else f"phase '{domain.phase}'"
+    if domain.async_job not in OTHER_JOBS:
+        return f"job '{domain.async_job}'"
+    return "" if domain.state in RUNS | STANDS else f"state '{domain.state}'"
