@@ -94,6 +94,19 @@ def test_post_copy_migration_carries_the_lock(lab: Lab) -> None:
     assert_refused(lab.vm(lab.alpha, "web2", disk).refused("start"))
 
 
+def test_post_copy_hands_over_when_the_guest_runs_on_the_target(lab: Lab) -> None:
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    migration = vm.start_slow_migration(lab.beta, "--postcopy")
+    vm.virsh("migrate-postcopy")
+    migration.communicate()
+    assert migration.returncode == 0
+    vm.host = lab.beta
+    vm.assert_writes()
+    assert lab.lock(disk) == "write"
+    assert_refused(lab.vm(lab.alpha, "thief", disk).refused("start"))
+
+
 def test_cancelled_migration_leaves_the_vm_and_its_lock_alone(lab: Lab) -> None:
     disk = lab.storage.image("web")
     vm = lab.vm(lab.alpha, "web1", disk).start()

@@ -46,6 +46,7 @@ class Spawned:
 
     def wait(self) -> int:
         """Wait for its end and return its exit code (negative: the signal that ended it)."""
+        self.waiter.send_signal(signal.SIGCONT)  # it stops together with a program that is stopped
         return self.waiter.wait(COMMAND_LIMIT_S)
 
 

@@ -86,9 +86,13 @@ class Vm:
         """A migration that must fail; returns what the user sees."""
         return self.refused("migrate", *self._move(target), *options)
 
-    def start_slow_migration(self, target: Host) -> subprocess.Popen[str]:
+    def start_migration(self, target: Host, *options: str) -> subprocess.Popen[str]:
+        """The move as `migrate` does it; the caller waits for its output and end, and says where the guest is then."""
+        return self.host.start_virsh("migrate", self.name, *self._move(target), *options)
+
+    def start_slow_migration(self, target: Host, *options: str) -> subprocess.Popen[str]:
         """A migration that never converges; returns once it is under way."""
-        running = self.host.start_virsh("migrate", self.name, *self._move(target), "--bandwidth", "1")
+        running = self.start_migration(target, "--bandwidth", "1", *options)
         until(lambda: is_under_way(self.virsh("domjobinfo")), f"the migration of {self.name} to be under way")
         # What the guest rewrites between two rounds takes half a second to send: far longer than it may stop for.
         self.virsh("migrate-setmaxdowntime", "1")
@@ -105,12 +109,20 @@ class Vm:
                 return words[1]
         raise AssertionError(f"{self.name} has no disk {target}")
 
+    @property
+    def boot_image(self) -> Image:
+        """What it boots from."""
+        assert self._boot.image is not None
+        return self._boot.image
+
+    @property
+    def _boot(self) -> Disk:
+        return next(device for device in self.domain.devices if isinstance(device, Disk))
+
     def _counter(self, disk: Image | None) -> Callable[[], int]:
         if disk is not None:
             return lambda: disk.count
-        boot = next(device for device in self.domain.devices if isinstance(device, Disk))
-        assert boot.image is not None
-        image = boot.image
+        boot, image = self._boot, self.boot_image
         if boot.transient or self.top_image(boot.target) != image.path:
             return self._writes
         return lambda: image.count
