@@ -30,9 +30,11 @@ class Status:
     def __init__(self) -> None:
         self.domains: dict[str, Domain] = {}
         self.listeners: list[Callable[[str], None]] = []
+        self.first: list[Domain] = []
+        """What the next looks see, one each, whatever the files say by now."""
 
     def look(self, name: str, uuid: str, pid: int) -> Domain | None:
-        domain = self.domains.get(name)
+        domain = self.first.pop(0) if self.first else self.domains.get(name)
         return domain if domain is not None and domain.pid == pid else None
 
     def running(self) -> list[Domain]:
@@ -411,6 +413,20 @@ def test_target_that_has_the_lock_by_then_is_no_reason_to_stop_the_source(tmp_pa
         assert not s.world.libvirt.asked
         assert s.world.processes.is_running(1)
         assert ev.LOCK_LOST not in s.kinds()
+
+    scene_of(tmp_path, what)
+
+
+def test_target_that_takes_the_lock_while_we_try_is_no_stranger(tmp_path: Path) -> None:
+    """The guest leaves between the look at its status file and the answer of storage."""
+
+    async def what(s: Scene) -> None:
+        await s.departed()
+        s.status.first = [s.status.domains["vm1"]]
+        s.says("paused", "migration", OUT, "perform3_done")
+        await s.restart_with_target(tmp_path)
+        assert not s.status.first
+        assert not s.world.libvirt.asked
 
     scene_of(tmp_path, what)
 
