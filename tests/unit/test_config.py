@@ -395,3 +395,29 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     config, found = cf.check(str(path), environ=ROOT, uid=0)
     assert config is None
     assert [p.facts["key"] for p in found] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('migration_peers = "some"', "migration_peers"),
+        ("[limits]\nacquire_wait_s = -1", "limits.acquire_wait_s"),
+        ("[limits]\nacquire_wait_s = 601", "limits.acquire_wait_s"),
+    ],
+)
+def test_wrong_words_about_migrations_are_named(tmp_path: Path, text: str, key: str) -> None:
+    file = tmp_path / "holdfast.toml"
+    file.write_text(text)
+    config, problems = cf.check(str(file), environ={}, uid=0)
+    assert config is None
+    assert [problem.facts["key"] for problem in problems] == [key]
+
+
+def test_migrations_are_configured(tmp_path: Path) -> None:
+    file = tmp_path / "holdfast.toml"
+    file.write_text("")
+    config = cf.load(str(file), environ={}, uid=0)
+    assert (config.migration_peers, config.limits.acquire_wait_s) == ("holdfast", 10)
+    file.write_text('migration_peers = "any"\n[limits]\nacquire_wait_s = 0\n')
+    config = cf.load(str(file), environ={}, uid=0)
+    assert (config.migration_peers, config.limits.acquire_wait_s) == ("any", 0)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.support.leases import SPACE, make_lockspace
 
-from holdfast.cli.doctor import Finding, examine, try_locks
+from holdfast.cli.doctor import Finding, Scene, daemon, examine, try_locks
+from holdfast.control_api import MIGRATION_PROBLEM, StatusInfo
 
 
 class Host:
@@ -202,3 +205,29 @@ def test_clocks_that_keep_their_rate_and_hosts_without_leases_are_fine(with_leas
     chrony(with_leases, "")
     with_leases.configure("")
     assert "clock rate" not in with_leases.told()
+
+
+def test_migrations_to_hosts_that_ask_once_are_a_note_with_their_price(host: Host) -> None:
+    def notes() -> list[Finding]:
+        return [f for f in examine(str(host.config), None, str(host.root)) if f.check == "migrations"]
+
+    assert notes() == []
+    host.configure("", top='migration_peers = "any"')
+    (note,) = notes()
+    assert note.level == "note"
+    assert "the target dies before QEMU has handed over" in note.text
+    assert 'migration_peers = "holdfast"' in note.fix
+
+
+def test_words_of_libvirt_that_are_not_known_have_a_fix_of_their_own(host: Host) -> None:
+    status = StatusInfo(
+        version="1", host="h", pid=1, started=0.0, owners=0, locks=0, locks_lost=0, connections=0, connections_max=1,
+        lockspaces=[], backends=[], default_backend="file", virtlockd_socket="", journal="ok", descriptor_store=False,
+        storage_waiting=[], config_files=[], last_event=0, problems=[f"{MIGRATION_PROBLEM}web1 has the phase 'perform4'"],
+    )  # fmt: skip
+    nothing = cast(Any, None)
+    scene = Scene(str(host.root), nothing, nothing, nothing, [], status, [], [], None, "")
+    scene.config = cast(Any, SimpleNamespace(run_dir="/run/holdfast"))
+    (problem,) = [f for f in daemon(scene) if f.level == "problem"]
+    assert "perform4" in problem.text
+    assert problem.fix.startswith("update holdfast")

@@ -22,7 +22,14 @@ from holdfast.cli import lease_doctor
 from holdfast.cli.places import LOCKD_CONF, QEMU_CONF, domains, libvirt_lockspaces, read_settings
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.config import Config
-from holdfast.control_api import CONFIGURATION_PROBLEM, HolderInfo, LeaseSpaceInfo, OwnerInfo, StatusInfo
+from holdfast.control_api import (
+    CONFIGURATION_PROBLEM,
+    MIGRATION_PROBLEM,
+    HolderInfo,
+    LeaseSpaceInfo,
+    OwnerInfo,
+    StatusInfo,
+)
 from holdfast.manager.routing import Routing
 from holdfast.model import DIRECT_LOCKSPACE, Mode, Protection, Resource
 from holdfast.system.canonical_path import canonical_path
@@ -129,6 +136,8 @@ def daemon(scene: Scene) -> Iterator[Finding]:
         of_files = problem.startswith(CONFIGURATION_PROBLEM)
         # Both change nothing that a lock needs: a reload that would is refused, with the reasons.
         fix = "holdfast reload" if of_files else f"df {scene.config.run_dir}; holdfast status"
+        if problem.startswith(MIGRATION_PROBLEM):
+            fix = "update holdfast to a version that knows this libvirt; until then migrate VMs paused (virsh suspend)"
         yield Finding("problem", "configuration" if of_files else "daemon", problem, fix)
     for waiting in s.storage_waiting:
         yield Finding(

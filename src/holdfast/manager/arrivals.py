@@ -6,6 +6,7 @@ before the target asks.  Those may be too few, for a lease above all; and libvir
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -31,13 +32,17 @@ class Arrivals:
 
     async def tries(self, owner: Owner, acquire: Callable[[], Awaitable[T]]) -> T:
         """What `acquire` returns or raises; one that is refused, for a guest that arrives, is asked again for a while."""
-        until, pause_s = self._clock.now() + self._wait_s, PAUSE_S_MIN
+        until, pause_s = math.inf, PAUSE_S_MIN
         while True:
             try:
                 return await acquire()
             except ResourceBusy:
-                if self._clock.now() >= until or owner.gone or not self._arrives(owner):
+                if not self._wait_s or owner.gone or not self._arrives(owner):
                     raise
+                now = self._clock.now()
+                if now >= until:
+                    raise
+                until = min(until, now + self._wait_s)
             await self._clock.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
 

@@ -19,6 +19,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from holdfast.backends.base import Held
+from holdfast.control_api import MIGRATION_PROBLEM
 from holdfast.errors import LockError
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
@@ -95,7 +96,7 @@ class Departures:
     def problems(self) -> list[str]:
         """For operators: VMs whose migrations this version does not understand."""
         return [
-            f"libvirt's status file of {name} has the {words}, which this version does not know: locks are let go at "
+            f"{MIGRATION_PROBLEM}{name} has the {words}, which this version does not know: locks are let go at "
             "RELEASE, and stay gone if the migration fails"
             for name, words in self.not_understood.items()
         ]
