@@ -393,6 +393,7 @@ BUGS = (
         "            if lvb:\n                continue\n",
         "",
         "contract/test_lease_lvb.py::test_place_that_keeps_something_of_another_disk_gets_no_new_lease",
+    ),
     # --- migrations ---
     _in(
         "manager.departures",

@@ -146,9 +146,13 @@ class Departures:
     # --- after a restart ---
 
     def have_left(self, lock: HostLock) -> bool:
-        """Whether every guest that claims a lock has left this host, and nothing is to be held for it any more."""
+        """Whether every guest that claims a lock has left this host, and nothing is to be held for it any more; False
+        without a claim.
+        """
+        if self._domains is None or not lock.claims:
+            return False
         owners = [self._owners.get(owner_id) for owner_id in lock.claims]
-        return self._domains is not None and all(
+        return all(
             owner is not None and owner.unknown is None and has_left(self._look(owner)) for owner in owners
         )
 

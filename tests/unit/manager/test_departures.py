@@ -417,6 +417,30 @@ def test_target_that_has_the_lock_by_then_is_no_reason_to_stop_the_source(tmp_pa
     scene_of(tmp_path, what)
 
 
+def test_guest_that_left_and_ends_while_its_lock_is_tidied_up_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def what(s: Scene) -> None:
+        await s.departed()
+        s.says("paused", "migration", OUT, "perform3_done")
+        s.world.crash()
+        s.world = World(s.path, before=s.world, status=s.status)
+
+        async def ends_meanwhile(_: object) -> None:
+            s.world.processes.end(1)
+            await settle()
+
+        monkeypatch.setattr(s.world.manager.unknown, "read_note", ends_meanwhile)
+        state = s.world.saved()
+        adoption = s.world.start(s.world.recovery.locks(state, s.world.recovery.owners(state), {}))
+        await s.world.clock.advance(0.1)
+        assert adoption.done()
+        assert not len(s.world.manager.table)
+        assert not s.holds()
+
+    scene_of(tmp_path, what)
+
+
 def test_target_that_takes_the_lock_while_we_try_is_no_stranger(tmp_path: Path) -> None:
     """The guest leaves between the look at its status file and the answer of storage."""
 
