@@ -334,6 +334,19 @@ def _claim_ended(state: SavedState, lock: SavedClaims, owner_id: int) -> None:
         state.ended_claims.setdefault(lock.id, set()).add(owner.process)
 
 
+def _lock(state: SavedState, line: LockLine) -> None:
+    keys = tuple(FileKey(*key) for key in line.keys)
+    for file in keys[:1]:
+        state.ended_keys.pop(file, None)
+        # It was taken for this lock, so an earlier one of it is over, although its end can't be read.
+        if (earlier := state.lock_of_key.get(file, line.id)) != line.id:
+            state.locks.pop(earlier, None)
+        state.lock_of_key[file] = line.id
+    state.locks[line.id] = SavedClaims(
+        line.id, line.backend, path_of(line.path), line.create, Mode(line.mode), keys, line.since
+    )
+
+
 def _restart(state: SavedState, line: RestartLine) -> None:
     owing = state.restarts.setdefault(line.lockspace, {})
     owing.pop(line.uuid, None)
@@ -361,23 +374,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
                 _claim_ended(state, lock, owner_id)
             state.owners.pop(owner_id, None)
             state.lent = {key: how for key, how in state.lent.items() if key[0] != owner_id}
-        case LockLine(lock_id, backend, path, create, mode, keys, since):
-            for key in keys[:1]:
-                file = FileKey(*key)
-                state.ended_keys.pop(file, None)
-                # It was taken for this lock, so an earlier one of it is over, although its end can't be read.
-                if (earlier := state.lock_of_key.get(file, lock_id)) != lock_id:
-                    state.locks.pop(earlier, None)
-                state.lock_of_key[file] = lock_id
-            state.locks[lock_id] = SavedClaims(
-                lock_id,
-                backend,
-                path_of(path),
-                create,
-                Mode(mode),
-                tuple(FileKey(*k) for k in keys),
-                since,
-            )
+        case LockLine():
+            _lock(state, line)
         case ClaimLine(lock_id, owner_id, lockspace, name, mode):
             resource = Resource(path_of(lockspace), path_of(name))
             lock = state.locks[lock_id]

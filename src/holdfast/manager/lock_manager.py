@@ -135,7 +135,7 @@ class LockManager:
             table=self.table,
             turns=self.turns,
             owners=self.owners,
-            book=self._book,
+            book=self.book,
             events=events,
             clock=clock,
             domains=domains,
@@ -195,7 +195,7 @@ class LockManager:
             self._forget_if_idle(owner)
 
     def _forget_if_idle(self, owner: Owner) -> None:
-        if owner.connections <= 0 and not self._book.needs(owner):
+        if owner.connections <= 0 and not self.book.needs(owner):
             owner.gone = True
             self.book.owner_gone(owner)
             self.owners.forget(owner)
