@@ -707,8 +707,6 @@ MUTATIONS = (
     _in(
         "protocol.paxos_release",
         "doubt-for-ever",
-        "older-copy-believed",
-        "sharers-not-asked",
         "a doubt about a lease that was taken out never ends (found by seed 398)",
         "if isinstance(leader, Malformed) and leader.reason in TAKEN_OUT:",
         "if False:",
