@@ -54,7 +54,6 @@ NEAR: dict[str, int] = {
     "break-without-proof": 149,
     "strayed-not-seen": 53,
     "chosen-id-waited-for": 222,
-    "left-behind-tried-once": 89,
     "attestation-not-compared": 66,
     "not-found-is-ended": 18,
     "damage-is-no-doubt": 455,
@@ -732,13 +731,6 @@ MUTATIONS = (
         "a remembered id counts as ours where its record can't be read (found by seed 2146)",
         "            return None  # not known",
         "            return False  # not known",
-    ),
-    _in(
-        "manager.lease_collection",
-        "left-behind-tried-once",
-        "what a killed daemon left is given up when storage fails once (found by seed 700426)",
-        "            if names != []:\n                await",
-        "            if names != []:\n                return\n                await",
     ),
     # --- from one daemon to the next ---
     _in(
