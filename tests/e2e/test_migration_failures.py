@@ -5,7 +5,9 @@ If the target dies in between, the guest runs on at the source, and libvirt acqu
 that the lock was never given up.
 """
 
+import shutil
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
@@ -264,3 +266,49 @@ def test_guest_that_is_suspended_on_its_way_and_cancelled_runs_on_under_its_lock
         assert stranger.is_waiting
     vm.virsh("suspend")
     lab.wait_free(disk)
+
+
+@pytest.fixture
+def lending(lab: Lab) -> Iterator[Lab]:
+    """alpha's holdfastd lets go at the release, for targets that ask once."""
+    lockd, more = lab.lockd[lab.alpha], lab.alpha.folder / "conf.d"
+    more.mkdir()
+    (more / "peers.toml").write_text('migration_peers = "any"\n')
+    lockd.reexec()
+    yield lab
+    shutil.rmtree(more)
+    lockd.reexec()
+
+
+@asks_holdfast
+def test_lock_that_was_let_go_for_any_target_is_taken_back(lending: Lab) -> None:
+    lab = lending
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    with release_answered(lab, vm, lab.beta) as migration:
+        assert lab.lock(disk) is None
+        lab.lockd[lab.alpha].reexec()  # the next program knows of it, too
+        lab.vm_at(lab.beta, vm).process.kill()
+    migration.communicate()
+    until(lambda: lab.lock(disk) == "write", "the lock to be taken back")
+    assert_stayed(lab, vm, disk, migration)
+    vm.migrate(lab.beta)
+    vm.assert_writes()
+
+
+@asks_holdfast
+def test_guest_whose_lock_was_taken_meanwhile_is_paused(lending: Lab) -> None:
+    lab = lending
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    with release_answered(lab, vm, lab.beta) as migration:
+        thief = lab.vm(lab.beta, "thief", disk).start()
+        lab.vm_at(lab.beta, vm).process.kill()
+    migration.communicate()
+    vm.wait_state("paused")
+    assert "LOCK LOST" in lab.lockd[lab.alpha].said
+    assert_refused(vm.refused("resume"))
+    thief.destroy()
+    lab.wait_free(disk)
+    vm.virsh("resume")
+    assert lab.lock(disk) == "write"

@@ -36,7 +36,11 @@ def release_answered(lab: Lab, vm: Vm, target: Host, *options: str) -> Iterator[
     """The same, held where RELEASE is answered and the source's QEMU does not hand over yet."""
     with release_unanswered(lab, vm, target, *options) as migration, stopped(vm.process):
         lab.lockd[vm.host].process.send(signal.SIGCONT)
-        until(lambda: HELD in lab.lockd[vm.host].holdfast("list"), f"the release of {vm.name} to be answered")
+        # One of two: held until it is over, or let go (and taken back, if it fails).
+        until(
+            lambda: HELD in lab.lockd[vm.host].holdfast("list") or lab.lock(vm.boot_image) is None,
+            f"the release of {vm.name} to be answered",
+        )
         yield migration
 
 
