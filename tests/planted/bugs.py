@@ -473,7 +473,7 @@ BUGS = (
         "manager.departures",
         "unheard-release-forgotten",
         "a release that no daemon heard is never made up for",
-        "if owner.unknown is None and stands(self._look(owner)):",
+        "if locks and owner.unknown is None and stands(self._look(owner)):",
         "if False:",
         "unit/manager/test_departures.py::test_next_daemon_finds_out_that_libvirt_released_while_nobody_listened",
     ),

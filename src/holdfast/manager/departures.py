@@ -91,13 +91,13 @@ class Departures:
         self.on_refused: Callable[[Owner, str], Awaitable[None]] = _nobody_acts
         """Acts on a VM that runs on here while somebody else has the lock that it lent, by its `on_lockfailure`."""
         self.not_understood: dict[str, str] = {}
-        """By VM: words of its status file that are not known; its lock was let go at RELEASE."""
+        """By VM: words of its status file that are not known, for as long as this daemon runs."""
 
     def problems(self) -> list[str]:
         """For operators: VMs whose migrations this version does not understand."""
         return [
-            f"{MIGRATION_PROBLEM}{name} has the {words}, which this version does not know: locks are let go at "
-            "RELEASE, and stay gone if the migration fails"
+            f"{MIGRATION_PROBLEM}{name} had the {words}, which this version does not know: its locks are let go when "
+            "libvirt releases them, and stay gone if the migration fails"
             for name, words in self.not_understood.items()
         ]
 
@@ -164,8 +164,9 @@ class Departures:
         if self._domains is None:
             return
         for owner in self._owners:
-            if owner.unknown is None and stands(self._look(owner)):
-                for lock in self._table.of_owner(owner.id):
+            locks = self._table.of_owner(owner.id)
+            if locks and owner.unknown is None and stands(self._look(owner)):
+                for lock in locks:
                     for name in lock.claims[owner.id]:
                         if (owner.id, name) not in lock.departing:
                             self._book.departs(owner, lock, name)

@@ -155,7 +155,7 @@ class Recovery:
     async def _adopt(self, lock: HostLock, fd: int | None, ended: Collection[ProcessId] | None) -> None:
         """`ended`: the processes that had it, if all of them have ended."""
         manager = self._manager
-        over = ended is not None or manager.departures.have_left(lock)
+        over = ended is not None or (bool(lock.departing) and manager.departures.have_left(lock))
         owners = [manager.owners.get(owner_id) for owner_id in lock.claims]
         gone = {*(ended or ()), *(owner.process_id for owner in owners if owner is not None)}
         regained = await manager.lost.regain(lock, fd)
