@@ -35,8 +35,8 @@ from holdfast.system.domain_status import Domain, DomainStatus, WatchedStatus
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.1
-"""Between two looks at the status files of guests that depart, for news that was lost; news is acted on at once."""
+READ_S = 0.1
+"""Between two reads of the status files of guests that depart, for news that was lost; news is acted on at once."""
 WORDS_KEPT_MAX = 10
 """Of words in status files that are not known: a newer libvirt has a few."""
 
@@ -86,7 +86,7 @@ class Departures:
         self._is_closing = is_closing
         self._lends = lends
         self._claims: dict[tuple[int, Resource], HostLock] = {}
-        """The departing ones; an entry whose claim departs no more is dropped at the next look."""
+        """The departing ones; an entry whose claim departs no more is dropped at the next read."""
         self._watching = False
         self.on_refused: Callable[[Owner, str], Awaitable[None]] = _nobody_acts
         """Acts on a VM that runs on here while somebody else has the lock that it lent, by its `on_lockfailure`."""
@@ -110,7 +110,7 @@ class Departures:
         """Whether this RELEASE is answered, and the claim stays for now."""
         if self._domains is None or owner.unknown is not None:
             return False
-        domain = self._look(owner)
+        domain = self._status_of(owner)
         departs = (owner.id, resource) in lock.departing
         if not (holds_back(domain) or (departs and domain is None)):
             return False
@@ -128,7 +128,7 @@ class Departures:
         self._watch()
         return True
 
-    def _look(self, owner: Owner) -> Domain | None:
+    def _status_of(self, owner: Owner) -> Domain | None:
         assert self._domains is not None
         domain = self._domains.look(owner.name.name, owner.name.uuid, owner.pid)
         if words := not_understood(domain):
@@ -153,7 +153,8 @@ class Departures:
             return False
         owners = [self._owners.get(owner_id) for owner_id in lock.claims]
         return all(
-            owner is not None and owner.unknown is None and has_left(self._look(owner)) for owner in owners
+            owner is not None and owner.unknown is None and has_left(self._status_of(owner))
+            for owner in owners
         )
 
     def restore(self, lent: dict[tuple[int, Resource], tuple[Mode, bool]]) -> None:
@@ -165,7 +166,7 @@ class Departures:
             return
         for owner in self._owners:
             locks = self._table.of_owner(owner.id)
-            if locks and owner.unknown is None and stands(self._look(owner)):
+            if locks and owner.unknown is None and stands(self._status_of(owner)):
                 for lock in locks:
                     for name in lock.claims[owner.id]:
                         if (owner.id, name) not in lock.departing:
@@ -176,7 +177,7 @@ class Departures:
         )
         if self._claims or self._book.lent:
             self._watch()
-            self.look()
+            self.read()
 
     def lends_for(self, owner: Owner) -> bool:
         """Whether an owner that may hold nothing is still to be known: it may take back what it lent."""
@@ -191,16 +192,16 @@ class Departures:
 
     async def _watched(self) -> None:
         news = self._domains
-        stop: Callable[[], None] = news.watch(self.look) if isinstance(news, WatchedStatus) else _no_news
+        stop: Callable[[], None] = news.watch(self.read) if isinstance(news, WatchedStatus) else _no_news
         try:
             while not self._is_closing() and (self._claims or self._book.lent):
-                await self._clock.sleep(LOOK_S)
-                self.look()
+                await self._clock.sleep(READ_S)
+                self.read()
         finally:
             stop()
             self._watching = False
 
-    def look(self, name: str = "") -> None:
+    def read(self, name: str = "") -> None:
         """Read what has become of the guests that depart, or of the one of that name, and act on it."""
         if self._is_closing():
             return
@@ -216,7 +217,7 @@ class Departures:
             if owner.gone or (name and owner.name.name != name):
                 continue
             if owner_id not in seen:
-                seen[owner_id] = outcome(self._look(owner))
+                seen[owner_id] = outcome(self._status_of(owner))
             if (owner_id, resource) in self._book.lent:
                 self._settle_lent(owner, resource, seen[owner_id])
             else:
@@ -268,7 +269,7 @@ class Departures:
                 extra=about,
             )
             self._events.emit(ev.LOCK_LOST, owner.name, owner.pid, want.resource, want.mode, str(error))
-            domain = self._look(owner)
+            domain = self._status_of(owner)
             await self.on_refused(owner, domain.on_lockfailure if domain is not None else "")
             return
         about = ev.logged(ev.LOCK_REGAINED, owner.name, want.resource)

@@ -1,8 +1,8 @@
 """News of one folder: which of its files was replaced, written or removed, by inotify(7).
 
 libvirt replaces a status file as a whole (libvirt-hooks-lvm.md 2.2), so a file that is named here can be read at once.
-News may be lost: the kernel's queue has an end, and a folder may be removed and made again.  Whoever needs a change for
-certain asks for it from time to time as well.
+News may be lost: the kernel's queue has an end, and a folder may be removed and made again.  A caller that needs a
+change for certain reads the file from time to time as well.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from tests.unit.manager.world import BOOT, HOST, World, locked, run, want
 from holdfast.errors import NotAnOwner, ResourceBusy, ResourceNotLocked
 from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
-from holdfast.manager.departures import LOOK_S
+from holdfast.manager.departures import READ_S
 from holdfast.manager.journal import Journal
 from holdfast.manager.owners import Owner
 from holdfast.model import LockFailureAction, Mode, Resource
@@ -31,7 +31,7 @@ class Status:
         self.domains: dict[str, Domain] = {}
         self.listeners: list[Callable[[str], None]] = []
         self.first: list[Domain] = []
-        """What the next looks see, one each, whatever the files say by now."""
+        """What the next reads find, one each, whatever the files say by now."""
 
     def look(self, name: str, uuid: str, pid: int) -> Domain | None:
         domain = self.first.pop(0) if self.first else self.domains.get(name)
@@ -68,7 +68,7 @@ class WatchedStatus(Status):
 
 
 class Scene:
-    """VM vm1 holds a disk and is about to be told that its guest has stopped for a migration."""
+    """VM vm1 has a disk, and libvirt is about to release it for a migration."""
 
     def __init__(self, tmp_path: Path, *, status: Status | None = None, lends: bool = False) -> None:
         self.path = tmp_path
@@ -97,7 +97,7 @@ class Scene:
     async def release(self) -> None:
         await self.world.manager.release(self.owner, self.resource)
 
-    async def goes_by(self, seconds: float = 2 * LOOK_S) -> None:
+    async def goes_by(self, seconds: float = 2 * READ_S) -> None:
         await self.world.clock.advance(seconds)
 
     def holds(self) -> bool:
@@ -442,7 +442,7 @@ def test_guest_that_left_and_ends_while_its_lock_is_tidied_up_leaves_nothing(
 
 
 def test_target_that_takes_the_lock_while_we_try_is_no_stranger(tmp_path: Path) -> None:
-    """The guest leaves between the look at its status file and the answer of storage."""
+    """The guest leaves between the read of its status file and the answer of storage."""
 
     async def what(s: Scene) -> None:
         await s.departed()
