@@ -48,6 +48,8 @@ class Scene:
     disks: dict[str, Path] = field(default_factory=dict)
     vms: dict[str, int] = field(default_factory=dict)
     dead: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    generation: int = 0
+    """Of alpha in the healthy lockspace."""
 
     def start(self, *vms: str, environ: dict[str, str] | None = None) -> Scene:
         self.alpha.start(environ=environ)
@@ -82,7 +84,8 @@ class Scene:
             (self.place / "sound-leases" / OTHER_SPACE).read_bytes()[: DEFAULT.sector_bytes]
         )
         assert isinstance(found, DeltaLease)
-        assert found.generation == 1
+        self.generation = self.generation or found.generation
+        assert found.generation == self.generation
         return found.timestamp
 
     def alpha_seen_by_beta(self) -> str:

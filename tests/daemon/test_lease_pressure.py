@@ -133,7 +133,7 @@ def test_renewals_keep_their_bound_without_memory_and_processor_to_spare(
         hogs.append(pid)
     before = wait_until(group.reclaimed, "the group to be short of memory")
     faults_before = major_faults(alpha)
-    first = record(leases, 1).timestamp
+    first, generation = record(leases, 1).timestamp, record(leases, 1).generation
     ages: list[float] = []
     end = time.monotonic() + PRESSURE_S
     while time.monotonic() < end:
@@ -147,7 +147,7 @@ def test_renewals_keep_their_bound_without_memory_and_processor_to_spare(
     assert max(ages) < FAIL_S, told
     assert sorted(ages)[len(ages) // 2] < 2 * IO_TIMEOUT_S + 2, told
     assert record(leases, 1).timestamp - first > PRESSURE_S - FAIL_S
-    assert record(leases, 1).generation == 1
+    assert record(leases, 1).generation == generation
     assert exists(vm)
     assert refusal(alpha, make_disk(place, "another.img")) == ""
     assert "LOST" not in alpha.log_text()

@@ -324,7 +324,10 @@ def test_leases_of_a_sanlock_5_host_without_time_out_are_free_by_a_mark_and_ours
             return not exists(vm)
 
         wait_until(marked, "the VM to be stopped")
-        assert "host_id 4 has marked generation 1 of this host as dead" in here.holdfastd.log_text()
+        assert (
+            f"host_id 4 has marked generation {mine.generation} of this host as dead"
+            in here.holdfastd.log_text()
+        )
         assert (space.record(2).is_marked_dead, space.record(2).generation) == (True, mine.generation)
         held(delta_host.hold(first[1])).release()
 
