@@ -465,8 +465,8 @@ BUGS = (
         "manager.recovery",
         "target-is-a-stranger",
         "a daemon that was away takes the target for a stranger, and stops the source",
-        "if dead or (not regained and manager.departures.have_left(lock)):",
-        "if dead:",
+        "if over or (not regained and manager.departures.have_left(lock)):",
+        "if over:",
         "unit/manager/test_departures.py::test_target_that_takes_the_lock_while_we_try_is_no_stranger",
     ),
     _in(

@@ -128,6 +128,11 @@ class WatchdogDevice:
             else:
                 self._ping()
 
+    @property
+    def timeout_s(self) -> int:
+        """From the next ping on."""
+        return self._timeout_s
+
     def set_timeout(self, timeout_s: int) -> None:
         """Somebody else has set another one; it counts from the next ping on."""
         self._timeout_s = timeout_s

@@ -204,8 +204,9 @@ class StateDamage:
     def _after_kill(self, machine: Machine, state: MachineState) -> None:
         """systemd closes what it kept, as a unit without a descriptor store that is stopped; the device is pinged by it.
 
-        Not when a lease of this host is over already: that would move its reset beyond the bound, which the argument
-        excludes by assumption.
+        Not when a lease of this host is over already, nor while the device has a longer timeout than ours, which a daemon
+        that was killed at once had not put right: that would move its reset beyond the bound, which the argument excludes
+        by assumption (seed 5016).
         """
         kept = any(name == WATCHDOG_FD_NAME for name, _ in state.store.named)
         young = all(
@@ -213,7 +214,8 @@ class StateDamage:
             for term in self._cluster.checkers.terms.running
             if term.machine is machine
         )
-        if not self._stopped and kept and young and self._strikes(0.4):
+        ours = machine.watchdog.timeout_s <= self._cluster.scenario.fire_timeout_s
+        if not self._stopped and kept and young and self._strikes(0.4) and ours:
             self._tell(machine, "systemd forgets its watchdog")
             state.store.store(WATCHDOG_FD_NAME, None)
 
