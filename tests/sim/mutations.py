@@ -822,7 +822,7 @@ MUTATIONS = (
         "manager.journal",
         "two-locks-of-one-file",
         "a lock whose end can't be read stays beside the next one of the same file (found by seed 1420)",
-        "if (earlier := state.lock_of_key.get(file, lock_id)) != lock_id:",
+        "if (earlier := state.lock_of_key.get(file, line.id)) != line.id:",
         "if (earlier := 0) != 0:",
         damage="quiet",
     ),
