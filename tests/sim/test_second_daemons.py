@@ -9,7 +9,7 @@ import pytest
 from holdfast.testing.cluster import Kind, Scenario
 from holdfast.testing.simulation import play
 
-MANAGED = [seed for seed in range(100) if Scenario.drawn(Random(seed), None).kind is Kind.MANAGED]
+MANAGED = [seed for seed in range(130) if Scenario.drawn(Random(seed), None).kind is Kind.MANAGED]
 EVERY_S = 8.0
 
 
