@@ -948,6 +948,21 @@ MUTATIONS = (
         "self._shortened = False",
         damage="rough",
     ),
+    # --- a log that nobody reads ---
+    _in(
+        "system.log_queue",
+        "log-unbounded",
+        "a log that nobody reads grows without a bound",
+        "        if self.queued_bytes + len(line) > (self._bytes_max if important else self._bytes_max // 2):",
+        "        if False:",
+    ),
+    _in(
+        "system.log_queue",
+        "drops-uncounted",
+        "lines of the log that are lost are not counted",
+        "        self._dropped += 1\n",
+        "",
+    ),
     # --- wdmd ---
     _in(
         "system.wdmd",

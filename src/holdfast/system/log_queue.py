@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from holdfast.system.log_lines import LineFormatter
 
@@ -33,25 +34,60 @@ FLUSH_S = 1.0
 """How long an ending or re-executing daemon waits for its last lines to be written."""
 
 
+class LineBuffer:
+    """The queue itself: bounded, and it counts what it drops. Without a thread and without a lock."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._lines: deque[bytes] = deque()
+        self._dropped = 0
+        self.queued_bytes = 0
+        """Of the lines that are not written yet, the one that is being written among them."""
+        self.dropped_total = 0
+
+    def offer(self, line: bytes, *, important: bool) -> bool:
+        """Queue a line, or drop it and count that; never waits. Routine lines fill at most half."""
+        if self.queued_bytes + len(line) > (self._bytes_max if important else self._bytes_max // 2):
+            self._drop()
+            return False
+        self._lines.append(line)
+        self.queued_bytes += len(line)
+        return True
+
+    def take(self) -> bytes | None:
+        """The next line to be written; `settle` has to follow."""
+        return self._lines.popleft() if self._lines else None
+
+    def settle(self, line: bytes, *, written: bool, report: Callable[[int], bytes]) -> None:
+        """A line that was taken is written, or can't be. After one that is, a line of `report` says how many were lost."""
+        self.queued_bytes -= len(line)
+        if not written:
+            self._drop()
+        elif self._dropped:
+            lost = report(self._dropped)
+            self._dropped = 0
+            self._lines.appendleft(lost)
+            self.queued_bytes += len(lost)
+
+    def _drop(self) -> None:
+        self._dropped += 1
+        self.dropped_total += 1
+
+
 class LogQueue(logging.Handler):
     """A handler whose `emit` never waits. Its thread is a daemon thread and writes to a descriptor that it doesn't own."""
 
     def __init__(self, fd: int, *, queue_bytes_max: int = QUEUE_BYTES_MAX) -> None:
         super().__init__()
         self._fd = fd
-        self._bytes_max = queue_bytes_max
         self._changed = threading.Condition()
-        self._lines: deque[bytes] = deque()
-        self._queued_bytes = 0
-        """Of the lines that are not written yet, the one that is being written among them."""
-        self._dropped = 0
-        self._dropped_total = 0
+        self._buffer = LineBuffer(queue_bytes_max)
         threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
     @property
     def dropped(self) -> int:
         """How many lines were lost since the start."""
-        return self._dropped_total
+        return self._buffer.dropped_total
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -62,47 +98,32 @@ class LogQueue(logging.Handler):
                 f"a line of the log from {record.pathname}:{record.lineno} could not be formatted: {e!r}",
             )
         line = text.encode("utf-8", "backslashreplace")[:LINE_BYTES_MAX] + b"\n"
-        room = self._bytes_max if record.levelno >= logging.WARNING else self._bytes_max // 2
         with self._changed:
-            if self._queued_bytes + len(line) > room:
-                self._drop()
-                return
-            self._lines.append(line)
-            self._queued_bytes += len(line)
-            self._changed.notify_all()
+            if self._buffer.offer(line, important=record.levelno >= logging.WARNING):
+                self._changed.notify_all()
 
     def flush(self) -> None:
         """Wait until all is written, for FLUSH_S at most."""
         until = time.monotonic() + FLUSH_S
         with self._changed:
-            while self._queued_bytes and (left_s := until - time.monotonic()) > 0:
+            while self._buffer.queued_bytes and (left_s := until - time.monotonic()) > 0:
                 self._changed.wait(left_s)
 
     def _own(self, level: int, text: str) -> str:
         """A line of the queue's own."""
         return self.format(logging.LogRecord(__name__, level, __file__, 0, "%s", (text,), None))
 
-    def _drop(self) -> None:
-        self._dropped += 1
-        self._dropped_total += 1
+    def _lost(self, lines: int) -> bytes:
+        return self._own(logging.WARNING, lost_text(lines)).encode() + b"\n"
 
     def _write_lines(self) -> None:
         while True:
             with self._changed:
-                while not self._lines:
+                while (line := self._buffer.take()) is None:
                     self._changed.wait()
-                line = self._lines.popleft()
             written = self._write(line)
             with self._changed:
-                self._queued_bytes -= len(line)
-                if not written:
-                    self._drop()
-                elif self._dropped:
-                    text = f"{self._dropped} lines of the log were lost: it was not read in time"
-                    lost = self._own(logging.WARNING, text).encode() + b"\n"
-                    self._dropped = 0
-                    self._lines.appendleft(lost)
-                    self._queued_bytes += len(lost)
+                self._buffer.settle(line, written=written, report=self._lost)
                 self._changed.notify_all()
 
     def _write(self, line: bytes) -> bool:
@@ -115,6 +136,10 @@ class LogQueue(logging.Handler):
             except OSError:
                 return False
         return True
+
+
+def lost_text(lines: int) -> str:
+    return f"{lines} lines of the log were lost: it was not read in time"
 
 
 def log_to(fd: int, level: str, *, journal: bool) -> None:

@@ -30,6 +30,7 @@ from holdfast.testing.second_daemons import SecondDaemons
 from holdfast.testing.shared_disk import Manners
 from holdfast.testing.simulated_daemon import Daemon, Desk
 from holdfast.testing.state_damage import NO_PLAGUES, Plagues, StateDamage
+from holdfast.testing.unread_log import UnreadLog
 from holdfast.testing.workload import Workload, spawn
 from holdfast.testing.world import ProcessGone, Violation, World
 
@@ -113,9 +114,11 @@ def play(
         drawn_s = 0.0
     seconds = SecondDaemons(cluster, drawn_s, seconds_chance)
     violation: Violation | None = None
-    with _listening(world):
+    unread = UnreadLog(world, Random(f"unread log {seed}"))
+    with _listening(world, unread):
         try:
             _Play(cluster, restarts, damage, edits_made, seconds).all()
+            unread.close()
         except Violation as found:
             violation = found
         finally:
@@ -136,23 +139,25 @@ def play(
 
 
 class _Listener(logging.Handler):
-    """What shipping code logs concerns nobody here, but for exceptions that it did not expect."""
+    """What shipping code logs goes to a log that is not always read; exceptions that it did not expect are bugs."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, unread: UnreadLog) -> None:
         super().__init__()
         self._world = world
+        self._unread = unread
 
     def emit(self, record: logging.LogRecord) -> None:
+        self._unread.offer(record)
         error = record.exc_info[1] if record.exc_info else None
         if error is not None and not isinstance(error, ProcessGone | Violation):
             self._world.bug("", f"{record.getMessage()}: {error!r}")
 
 
 @contextmanager
-def _listening(world: World) -> Iterator[None]:
+def _listening(world: World, unread: UnreadLog) -> Iterator[None]:
     logger = logging.getLogger("holdfast")
     handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [_Listener(world)], False
+    logger.handlers, logger.propagate = [_Listener(world, unread)], False
     try:
         yield
     finally:
