@@ -323,6 +323,14 @@ def test_stop_goes_on_when_no_lock_on_healthy_storage_is_held_any_more(scene: Sc
     s.ends_as_far_as_it_can()
 
 
+def test_doctor_and_who_answer_while_storage_hangs(scene: Scene) -> None:
+    s = scene.start("faulty", "sound")
+    s.hang()
+    told = s.alpha.cli("doctor")
+    assert "did not answer within 5 s" in told.stdout
+    assert "sound" in s.alpha.cli("who", str(s.disks["sound"])).stdout
+
+
 def test_second_sigterm_stops_at_once(scene: Scene) -> None:
     s = scene.start("sound")
     s.hang()

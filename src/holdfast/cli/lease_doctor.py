@@ -10,12 +10,14 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from holdfast.backends.directory_trust import untrusted
 from holdfast.backends.paxos_table import lockspace_spec, remarks
 from holdfast.control_api import LeaseSpaceInfo
-from holdfast.system.directory_writers import writers_of
+from holdfast.system.bounded_question import ANSWER_S, Silent, answer_in_time
+from holdfast.system.directory_writers import Writers, writers_of
 
 SLEW_PPM_MAX = 500.0
 """As the kernel's own: two hosts that slew against each other differ by 1000 ppm, 0.14 s in a dead bound of 140 s."""
@@ -48,16 +50,27 @@ def lockspaces(tables: Tables, spaces: list[LeaseSpaceInfo] | None) -> Iterator[
                 remark,
                 "fire_timeout_s in the [backend] table and in the watchdog, on all hosts",
             )
-        if not os.path.exists(path):
+        directory = os.path.dirname(path)
+        try:
+            there, writers = answer_in_time(partial(_found_at, path))
+        except Silent:
+            yield (
+                "problem",
+                "lockspace",
+                f"the storage of {path} (backend '{name}') did not answer within {ANSWER_S:g} s: when its leases "
+                "fail, their VMs are stopped",
+                "find out why it hangs (dmesg, the storage's own log); 'holdfast lockspace list' shows the seconds left",
+            )
+            continue
+        if not there:
             yield (
                 "problem",
                 "lockspace",
                 f"{path} (backend '{name}') is not there: its disks can't be started",
-                f"mount the storage; for a new lockspace: holdfast lockspace init {path} --name {space}",
+                "mount its storage. Only if no host has ever used this lockspace: see 'holdfast lockspace init --help'",
             )
             continue
-        directory = os.path.dirname(path)
-        if table.get("directory") and (writers := writers_of(directory)).who:
+        if table.get("directory") and writers.who:
             level = "problem" if writers.everybody else "note"
             yield level, "lease directory", *untrusted(directory, writers)
         told = next((each for each in spaces or () if each.name == space), None)
@@ -77,6 +90,11 @@ def lockspaces(tables: Tables, spaces: list[LeaseSpaceInfo] | None) -> Iterator[
             )
         elif told is not None:
             yield "ok", "lockspace", f"{space}: joined as host_id {told.host_id}", ""
+
+
+def _found_at(path: str) -> tuple[bool, Writers]:
+    """Whether a lockspace is there, and who may write in its directory."""
+    return os.path.exists(path), writers_of(os.path.dirname(path))
 
 
 def clock_rate(tables: Tables, root: str) -> Iterator[Told]:

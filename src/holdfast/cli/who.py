@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import socket as sockets
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.backends import owner_record
@@ -25,6 +26,7 @@ from holdfast.config import Config
 from holdfast.control_api import HolderInfo
 from holdfast.manager.journal import SavedState, replay
 from holdfast.model import Holder, wall_text
+from holdfast.system.bounded_question import ANSWER_S, Silent, answer_in_time
 from holdfast.system.disk_identity import SystemDiskIdentities
 from holdfast.system.kernel_locks import LockingProcess, locks_on, processes_with, refused_by
 from holdfast.system.process import boot_id, start_ticks
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from holdfast.cli.lease_holders import LeaseSeen
 
 DISKS_SHOWN_MAX = 64
+
+
+LEASES_ANSWER_S = 15.0
+"""For all leases that one disk may have in a backend: each takes a few requests."""
 
 
 @dataclass
@@ -84,6 +90,8 @@ class _Inquiry:
         except DaemonUnreachable as e:
             self._down = str(e)
         self._journal: SavedState | None = None
+        self._silent: set[str] = set()
+        """Directories that did not answer."""
 
     # --- a VM ---
 
@@ -132,7 +140,7 @@ class _Inquiry:
 
     def disk(self, path: str) -> Answer:
         answer = Answer(path)
-        lock_files = self._lock_files(path)
+        lock_files = self._lock_files(answer, path)
         self._ask_daemon(answer, path)
         record = self._ask_lock_files(answer, lock_files)
         processes = self._ask_kernel(answer, path, lock_files)
@@ -155,7 +163,15 @@ class _Inquiry:
         resources = libvirt_names(path, disk, self._root)
         found: list[LeaseSeen] = []
         for name, table in tables.items():
-            found += lease_holders.look(name, table, resources, disk, spaces)
+            where = str(table.get("directory") or table.get("device"))
+            try:
+                if where in self._silent:
+                    raise Silent
+                looking = partial(lease_holders.look, name, table, resources, disk, spaces)
+                found += answer_in_time(looking, LEASES_ANSWER_S)
+            except Silent:
+                reason = "its storage did not answer in time"
+                found.append(lease_holders.LeaseSeen(name, where, unreadable=reason))
         for seen in found:
             for line in seen.lines:
                 answer.add("lease", f"{line} ({seen.place})")
@@ -187,7 +203,7 @@ class _Inquiry:
             answer.headline = "free"
             answer.next_step = "nobody holds its lease; a VM that uses it can be started"
 
-    def _lock_files(self, path: str) -> list[str]:
+    def _lock_files(self, answer: Answer, path: str) -> list[str]:
         """Lock files that stand for a disk: in the configured directories, and where libvirt keeps its own."""
         hashed = indirect_name(path)
         directories = [
@@ -195,7 +211,18 @@ class _Inquiry:
         ]
         directories += libvirt_lockspaces(self._root)
         directories += self._saved().lockspaces
-        return [f for d in dict.fromkeys(directories) if os.path.exists(f := f"{d}/{hashed}")]
+        found = []
+        for directory in dict.fromkeys(directories):
+            file = f"{directory}/{hashed}"
+            try:
+                if answer_in_time(lambda file=file: os.path.exists(file)):  # type: ignore[misc]
+                    found.append(file)
+            except Silent:
+                self._silent.add(directory)
+                answer.notes.append(
+                    f"{directory} did not answer within {ANSWER_S:g} s: a lock file there may say more"
+                )
+        return found
 
     def _saved(self) -> SavedState:
         if self._journal is None:
