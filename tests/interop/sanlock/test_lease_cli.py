@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.interop.sanlock.direct import blank_file, direct, dump, read_at, read
 
 from holdfast.cli.main import cli
 from holdfast.ondisk import areas
+from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT, GEOMETRIES, MIB, Geometry
 from holdfast.ondisk.host_block import FLAG_RELEASED, Dblock, HostBlock, ModeBlock
 from holdfast.ondisk.padded_name import PaddedName
@@ -50,10 +52,19 @@ def test_lockspace_init_writes_what_sanlock_writes_and_sanlock_reads_it(
     size = 2 * geometry.align_bytes
     ours, theirs = blank_file(tmp_path / "ours", size), blank_file(tmp_path / "theirs", size)
     at = geometry.align_bytes
+    before = int(time.time())
     answer = told("lockspace", "init", ours, "--name", "LS1", "--offset", str(at), *cli_sizes(geometry))
     assert (answer["ok"], answer["hosts_max"], answer["overwritten"]) == (True, geometry.hosts_max, None)
     direct("init", "-s", f"LS1:0:{theirs}:{at}", *sizes(geometry))
-    assert read_at(ours, 0, size) == read_at(theirs, 0, size)
+    made = DeltaLease.decode(read_at(ours, at, geometry.sector_bytes))
+    assert isinstance(made, DeltaLease)
+    assert made.generation >= before, (
+        "sanlock begins at 0: a host and its generation would come again (ADR 0166)"
+    )
+    for path, generation in ((ours, made.generation), (theirs, 0)):
+        area, first = areas.lockspace_area(geometry, "LS1", generation=generation)
+        assert read_at(path, 0, at) == bytes(at)
+        assert read_at(path, at, geometry.align_bytes) == first + area[len(first) :]
     assert read_leader("-s", f"LS1:1:{ours}:{at}")["space_name"] == "LS1"
 
 
@@ -286,7 +297,8 @@ def test_one_look_does_not_tell_whether_a_host_lives_and_two_looks_do(
 ) -> None:
     _, path = joined
     (host,) = told("host", "list", path)["hosts"]
-    assert (host["host_id"], host["name"], host["generation"]) == (3, "the-real-one", 1)
+    assert (host["host_id"], host["name"]) == (3, "the-real-one")
+    assert host["generation"] > 1, "it counts on from where 'lockspace init' began"
     assert (host["state"], host["io_timeout"]) == ("UNKNOWN", IO_TIMEOUT_S)
     assert "--watch" in host["note"]
     (host,) = told("host", "list", path, "--watch", "5")["hosts"]
@@ -306,14 +318,15 @@ def test_a_lease_that_sanlock_holds_is_dumped_with_its_owners_name_and_not_overw
     assert [(h["host_id"], h["name"]) for h in lockspace["told"]["hosts"]] == [(3, "the-real-one")]
     (owner,) = lease["told"]["owners"]
     # sanlock leaves no note that names a VM.
-    assert owner == {"host_id": 3, "generation": 1, "name": "the-real-one", "mode": "exclusive", "vm": ""}
+    generation = owner.pop("generation")
+    assert owner == {"host_id": 3, "name": "the-real-one", "mode": "exclusive", "vm": ""}
     assert lease["told"]["disks"] == []
     (line,) = [line for line in dump(path, 0, 2 * MIB) if line.resource == "web"]
-    assert (line.owner_id, line.generation, int(line.lver)) == (3, 1, lease["told"]["lver"])
+    assert (line.owner_id, line.generation, int(line.lver)) == (3, generation, lease["told"]["lver"])
     assert line.timestamp == lease["told"]["timestamp"]
 
     again = ("lease", "init", path, "--lockspace", "LS1", "--resource", "web", "--offset", "1M")
-    assert "owned by host_id 3 generation 1" in told(*again, expect=REFUSED)["error"]
+    assert f"owned by host_id 3 generation {generation}" in told(*again, expect=REFUSED)["error"]
     refused = told("lockspace", "init", path, "--name", "LS1", expect=REFUSED)
     assert "in use by the-real-one (host_id 3)" in refused["error"]
     holder.release()
