@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.daemon.conftest import MakeHost
+from tests.daemon.conftest import FIRE_TIMEOUT_S, MakeHost
 from tests.support.daemon import exists, make_disk, refusal
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.mounts import mounted
@@ -49,7 +49,10 @@ def test_lockspace_restored_from_a_snapshot_gives_nobody_the_leases_of_a_running
 def test_owners_get_no_grace_when_another_host_has_the_id(
     make_host: MakeHost, place: Path, leases: Path
 ) -> None:
-    alpha = make_host("alpha", 1).start()
+    alpha = make_host("alpha", 1)
+    with_grace = alpha.config.read_text().replace(f"fire_timeout_s = {FIRE_TIMEOUT_S}", "fire_timeout_s = 60")
+    alpha.config.write_text(with_grace)
+    alpha.start()
     alpha.says("generation")
     vm = alpha.vm([make_disk(place)], name="web1", ignoring=[signal.SIGTERM])
     with (leases / SPACE).open("r+b") as f:
