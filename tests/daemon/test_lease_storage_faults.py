@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from tests.support.daemon import Factory, Holdfastd, exists, make_disk, refusal
+from tests.support.daemon import BIN, Factory, Holdfastd, exists, make_disk, refusal
 from tests.support.fuse_storage import FaultyStorage
 from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.polling import wait_until
@@ -246,3 +247,29 @@ def test_lockspace_that_is_lost_while_it_is_left_is_not_joined_again(scene: Scen
         s.storage.healthy()
         leaving.result()
     assert s.standing() == "left"
+
+
+def test_disk_of_a_command_that_was_killed_for_its_lost_lease_can_be_had_again(scene: Scene) -> None:
+    """Its lock outlives the keeper until its disk is closed, and is let go of when the lockspace is lost already."""
+    s = scene
+    disk = make_disk(s.place / "faulty", "run.img")
+    keeper = subprocess.Popen(
+        [
+            str(BIN / "holdfast"),
+            "--config",
+            str(s.host.config),
+            "run",
+            "--disk",
+            str(disk),
+            "--",
+            "sleep",
+            "600",
+        ]
+    )
+    wait_until(lambda: s.host.holders(disk), "the command to hold its disk")
+    s.storage.fail()
+    s.host.says(f"lockspace {SPACE} is LOST")
+    keeper.wait(60)
+    s.storage.healthy()
+    wait_until(lambda: s.record().generation > s.generation, "the lockspace to be joined again")
+    wait_until(lambda: refusal(s.host, disk) == "", "the disk to be had again")
