@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,12 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from tests.support.daemon import BIN, Factory, Holdfastd, exists, make_disk, refusal
+from tests.support.daemon import BIN, Factory, Holdfastd, bystander, exists, make_disk, refusal
 from tests.support.fuse_storage import FaultyStorage
 from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.polling import wait_until
 from tests.support.wdmd_double import FIRE_TIMEOUT_S, Generation, Wdmd
 
+from holdfast.control_api import DiskWish
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
 from holdfast.ondisk.leader import Leader
@@ -247,6 +249,37 @@ def test_lockspace_that_is_lost_while_it_is_left_is_not_joined_again(scene: Scen
         s.storage.healthy()
         leaving.result()
     assert s.standing() == "left"
+
+
+def call_and_leave(control: str, method: str, parameters: dict[str, object]) -> None:
+    """A client that goes before it is answered."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(control)
+        sock.sendall(
+            json.dumps({"method": f"io.holdfast.Control.{method}", "parameters": parameters}).encode() + b"\0"
+        )
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("method", ["Acquire", "Release"])
+def test_call_whose_client_has_gone_is_brought_to_its_end(scene: Scene, method: str) -> None:
+    """Half of it would leave a lease that nobody can have before the daemon is started again."""
+    s = scene
+    disk, pid = make_disk(s.place / "faulty", "left.img"), bystander()
+    acquire = {"pid": pid, "name": "left", "disks": [{"path": str(disk), "shared": False}]}
+    if method == "Release":
+        with s.host.admin() as admin:
+            admin.acquire(pid=pid, name="left", disks=[DiskWish(str(disk), False)])
+    s.storage.stall()
+    call_and_leave(
+        s.host.control, method, acquire if method == "Acquire" else {"pid": pid, "paths": [str(disk)]}
+    )
+    s.storage.healthy()
+    wait_until(lambda: refusal(s.host, disk) == "" or s.host.holders(disk), "the call to end")
+    if s.host.holders(disk):
+        with s.host.admin() as admin:
+            admin.release(pid=pid, paths=[str(disk)])
+    wait_until(lambda: refusal(s.host, disk) == "", "the disk to be had")
 
 
 def test_disk_of_a_command_that_was_killed_for_its_lost_lease_can_be_had_again(scene: Scene) -> None:

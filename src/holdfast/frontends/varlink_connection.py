@@ -44,6 +44,10 @@ malformed = LimitedLog(log)
 failures = LimitedLog(log, logging.ERROR)
 
 
+FOLLOWING = frozenset(("WatchEvents",))
+"""Methods whose replies end only when the client goes. They change nothing."""
+
+
 class Malformed(Exception):
     """Bytes that are no Varlink call; the text says why."""
 
@@ -118,6 +122,8 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
         self._unsent: list[asyncio.Future[None]] = []
         """Of the replies that are in `_out`."""
         self._call: asyncio.Future[None] | None = None
+        self._follows = False
+        """Whether that call would go on for ever (`FOLLOWING`)."""
         """The call that is being served."""
         self._serving = False
         self._reading = False
@@ -206,7 +212,7 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
             self._failed(error, call.oneway)
             return
         if served is not None:
-            self._call = served
+            self._call, self._follows = served, call.method.rpartition(".")[2] in FOLLOWING
             served.add_done_callback(lambda done: self._served(done, call.oneway))
 
     def _served(self, done: asyncio.Future[None], oneway: bool) -> None:
@@ -299,7 +305,9 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
         self.leave()
 
     def leave(self) -> None:
-        """The client has gone, or must go: what it was reading ends, what it has sent is thrown away."""
+        """The client has gone, or must go: what it was reading ends, what it has sent is thrown away. A call that changes
+        something goes on to its end: half of an Acquire or of a Release would leave a lease that nobody can have.
+        """
         if self._closed:
             return
         self._closed = True
@@ -307,7 +315,7 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
             self._timer.cancel()
         self._read_no_more()
         self._loop.remove_writer(self._sock.fileno())
-        if self._call is not None:
+        if self._call is not None and self._follows:
             self._call.cancel()
         for each in self._unsent:
             each.cancel()
