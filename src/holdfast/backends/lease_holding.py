@@ -275,8 +275,7 @@ class Holding:
 
     async def ask_sharers(self) -> None:
         """See `MayHaveSharers`; storage that is silent says nothing."""
-        clock = self._clock
-        work = living_sharers(self.area, self.member, clock, self.sharers_unasked)
+        work = living_sharers(self.area, self.member, self._clock, self.sharers_unasked)
         if await self._ports.answer(work, self.member.io_timeout_s) == {}:
             self.sharers_unasked = {}
 

@@ -15,11 +15,14 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from holdfast.system.regular_file import write_all
+
 T = TypeVar("T")
 
 ANSWER_S = 5.0
 """Storage that is well answers in milliseconds; NFS that retransmits once, in a second or two."""
-ANSWER_BYTES_MAX = 1 << 16
+PART_BYTES = 1 << 16
+"""As much as a pipe holds."""
 
 
 class Silent(Exception):
@@ -42,6 +45,8 @@ def answer_in_time(question: Callable[[], T], seconds: float = ANSWER_S) -> T:
         os.waitpid(pid, os.WNOHANG)  # it may never end
         raise Silent
     os.waitpid(pid, 0)
+    if not raw:
+        raise Silent  # somebody has killed the child
     returned, value = pickle.loads(raw)  # our own child wrote it
     if not returned:
         raise value
@@ -58,10 +63,10 @@ def _answer(question: Callable[[], object], writer: int) -> None:
         keep = os.dup2(writer, 3)
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
         try:
-            told: tuple[bool, object] = True, question()
+            answer: tuple[bool, object] = True, question()
         except Exception as e:
-            told = False, e
-        os.write(keep, pickle.dumps(told)[:ANSWER_BYTES_MAX])
+            answer = False, e
+        write_all(keep, pickle.dumps(answer))
     finally:
         os._exit(0)
 
@@ -72,7 +77,7 @@ def _read(reader: int, until: float) -> bytes | None:
         with contextlib.suppress(InterruptedError):
             if not select.select([reader], [], [], left_s)[0]:
                 break
-            part = os.read(reader, ANSWER_BYTES_MAX)
+            part = os.read(reader, PART_BYTES)
             if not part:
                 return raw
             raw += part

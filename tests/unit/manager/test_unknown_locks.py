@@ -16,6 +16,7 @@ from holdfast.errors import Refused, ResourceBusy
 from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
 from holdfast.manager.journal import replay
+from holdfast.manager.lock_book import HostLock
 from holdfast.manager.owners import Evidence, Owner
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
 from holdfast.system.file_lock import key_of
@@ -165,13 +166,19 @@ class _PerhapsShared:
         return getattr(self._held, name)
 
 
+async def perhaps_shared(tmp_path: Path) -> tuple[World, str, HostLock, Any]:
+    """An unknown lock of which nobody knows whether other hosts share its disk."""
+    w, disk = await unknown_lock(tmp_path)
+    lock = w.manager.table.named(Resource("", disk))
+    assert lock is not None
+    held: Any = _PerhapsShared(lock.held)
+    lock.held = held
+    return w, disk, lock, held
+
+
 def test_lock_that_others_may_share_is_nobodys_before_they_are_asked(tmp_path: Path) -> None:
     async def scene() -> None:
-        w, disk = await unknown_lock(tmp_path)
-        lock = w.manager.table.named(Resource("", disk))
-        assert lock is not None
-        held: Any = _PerhapsShared(lock.held)
-        lock.held = held
+        w, disk, lock, held = await perhaps_shared(tmp_path)
         owner = w.owner(VM, "web1")
         with pytest.raises(Refused, match="share the lease"):
             await w.manager.acquire(owner, want(disk))
@@ -190,11 +197,7 @@ def test_lock_that_others_may_share_is_nobodys_before_they_are_asked(tmp_path: P
 
 def test_lock_that_others_may_share_can_be_given_up(tmp_path: Path) -> None:
     async def scene() -> None:
-        w, disk = await unknown_lock(tmp_path)
-        lock = w.manager.table.named(Resource("", disk))
-        assert lock is not None
-        held: Any = _PerhapsShared(lock.held)
-        lock.held = held
+        w, disk, _, _ = await perhaps_shared(tmp_path)
         await w.manager.release(w.owner(VM, "web1"), Resource("", disk))
         assert not locked(disk)
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from holdfast.system.bounded_question import ANSWER_BYTES_MAX, Silent, answer_in_time
+from holdfast.system.bounded_question import PART_BYTES, Silent, answer_in_time
 
 
 def test_answer_and_error_come_back() -> None:
@@ -26,7 +26,12 @@ def test_question_that_hangs_is_left_behind() -> None:
 
 
 def test_answer_that_is_larger_than_a_pipe_comes_whole() -> None:
-    assert len(answer_in_time(lambda: b"x" * (ANSWER_BYTES_MAX - 100))) == ANSWER_BYTES_MAX - 100
+    assert len(answer_in_time(lambda: b"x" * 3 * PART_BYTES)) == 3 * PART_BYTES
+
+
+def test_child_that_was_killed_has_not_answered() -> None:
+    with pytest.raises(Silent):
+        answer_in_time(lambda: os.kill(os.getpid(), 9))
 
 
 def test_child_that_hangs_keeps_no_reader_of_our_output_waiting() -> None:
