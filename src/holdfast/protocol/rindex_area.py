@@ -227,7 +227,7 @@ async def _make_lease(
     *,
     keep_rest: bool = False,
 ) -> LockspaceLost | IoFailed | Malformed | None:
-    """A free lease in a place that nobody may hold; `_UNREADABLE` where what was there can't be gone on with.
+    """A free lease in a place that nobody may hold; `_UNREADABLE` where what was there can't be continued.
 
     `keep_rest`: only its leader is written, for what stands at the end of the area has to outlive it.
     """
