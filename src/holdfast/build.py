@@ -43,6 +43,7 @@ from holdfast.system.append_file import AppendFile
 from holdfast.system.blocking import Storage
 from holdfast.system.clock import Clock
 from holdfast.system.descriptors import DescriptorStore, Inherited
+from holdfast.system.disk_identity import DiskIdentity
 from holdfast.system.domain_control import DomainControl
 from holdfast.system.domain_status import DomainStatus
 from holdfast.system.file_lock import FileKey, LockFiles
@@ -181,6 +182,7 @@ def build(
         disk_key=partial(_disk_key, ports),
         audit=partial(ports.append_for_good, SETTLED_FILE),
         domains=ports.status,
+        identify=partial(_identify, ports),
         keep=partial(_keep_lock, ports.store) if ports.store.stores else None,
         dead_holder=ports.predecessors.holds,
         acquire_wait_s=config.limits.acquire_wait_s,
@@ -257,6 +259,10 @@ def _keep_lock(store: DescriptorStore, lock_id: int, fd: int | None) -> None:
 
 async def _disk_key(ports: SystemPorts, path: str) -> FileKey | None:
     return await ports.storage.call(path, lambda: ports.lockspace_files.key(path))
+
+
+async def _identify(ports: SystemPorts, path: str) -> DiskIdentity:
+    return await ports.storage.call(path, lambda: ports.leases.identities.look(path))
 
 
 def _connect(

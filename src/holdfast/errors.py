@@ -198,6 +198,16 @@ class AttemptLeft(LeaseUnusable):
     """
 
 
+class DiskNotKnown(LockError):
+    """A disk by its hash, where its path decides."""
+
+    template = (
+        "no disk of {owner} in libvirt's status file has the name {name}, by which libvirt asks for it in {lockspace} "
+        "(file_lockspace_dir, lvm_lockspace_dir or scsi_lockspace_dir in qemu-lockd.conf), and its lease or its rule "
+        "depends on its path: it can't be attached to a running VM, or copied to; start the VM with it"
+    )
+
+
 class NoLeaseName(LockError):
     template = "disk '{name}' has no {kind}, by which backend '{backend}' names leases: {fix}"
 
@@ -254,6 +264,7 @@ LIBVIRT_CODES: dict[type[HoldfastError], WireCode] = {
     StorageSilent: WireCode(38, _LOCKSPACE, ""),
     LockspaceAbsent: WireCode(55, _LOCKSPACE, "Requested operation is not valid: "),
     LeaseUnusable: WireCode(38, _LOCKSPACE, ""),
+    DiskNotKnown: WireCode(55, _LOCKSPACE, "Requested operation is not valid: "),
     NoLeaseName: WireCode(8, _LOCKSPACE, ""),
     OwnerGone: WireCode(1, _LOCKSPACE, "internal error: "),
     Refused: WireCode(55, _LOCKSPACE, "Requested operation is not valid: "),

@@ -72,6 +72,10 @@ class Want(NamedTuple):
     create: bool = False
     only: tuple[int, int] | None = None
     """The file (device and inode, as in `FileKey`) that the resource must be: the one that the asking user may open."""
+    path: str = ""
+    """Of the disk, if the resource is a name that stands for it and the path is known: [[disk]] rules go by it."""
+    hashed: Resource | None = None
+    """As what libvirt asked for it, if the resource has been found by that."""
 
 
 class ProcessId(NamedTuple):

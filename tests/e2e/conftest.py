@@ -145,3 +145,9 @@ def any_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) ->
 def lease_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) -> Iterator[Lab]:
     """Both hosts with leases on the shared folder: what excludes are bytes there, not the kernel's locks."""
     yield from clean(request, make_lab((kind, kind), "leases"))
+
+
+@pytest.fixture
+def hashed_lease_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) -> Iterator[Lab]:
+    """The same, and alpha's libvirt names disks by hashes."""
+    yield from clean(request, make_lab((kind, kind), "hashed leases"))

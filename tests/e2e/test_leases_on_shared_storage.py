@@ -142,3 +142,25 @@ def test_vm_of_a_lost_lease_is_paused_and_can_be_resumed_when_it_is_joined_again
     assert disk.boots == 1
     assert owner(lab, disk) == 1
     assert "lease-lost" in daemon.holdfast("events")
+
+
+def test_disk_that_one_libvirt_names_by_a_hash_has_the_lease_of_its_path(hashed_lease_lab: Lab) -> None:
+    lab = hashed_lease_lab
+    disk, data = lab.storage.image("hashed"), lab.storage.image("hashed-data")
+    vm = lab.vm(lab.alpha, "h1", Disk(disk), Disk(data, "vdb")).start()
+    assert (owner(lab, disk), owner(lab, data)) == (1, 1)
+    assert "is locked by VM h1" in lab.vm(lab.beta, "h2", disk).refused("start")
+    vm.virsh("suspend")
+    until(lambda: owner(lab, disk) == 0, "the lease of a suspended VM to be free")
+    vm.virsh("resume")
+    assert (owner(lab, disk), owner(lab, data)) == (1, 1)
+    for target, host_id in ((lab.beta, 2), (lab.alpha, 1)):
+        vm.migrate(target)
+        vm.assert_writes()
+        assert (owner(lab, disk), owner(lab, data)) == (host_id, host_id)
+    more = lab.storage.image("hashed-more")
+    told = vm.refused("attach-disk", more.path, "vdc")
+    assert "it can't be attached to a running VM" in told
+    vm.destroy()
+    until(lambda: owner(lab, disk) == 0, "the lease to be free")
+    lab.vm(lab.beta, "h3", disk).start()

@@ -553,6 +553,22 @@ BUGS = (
         "daemon/test_restored_areas.py::test_owners_get_no_grace_when_another_host_has_the_id",
     ),
     _in(
+        "manager.hashed_names",
+        "lease-of-the-hash",
+        "a disk that libvirt names by a hash has a lease that no other host knows",
+        "if self._routing.route(want.resource, path).backend.capabilities.fenced:\n            return",
+        "if False:\n            return",
+        "unit/manager/test_hashed_names.py::test_lease_is_that_of_the_path_and_goes_by_the_name_that_libvirt_knows",
+    ),
+    _in(
+        "manager.hashed_names",
+        "unknown-path-is-granted",
+        "a hash whose path is not known gets a lease of its own",
+        "if not self._must_know:",
+        "if True:",
+        "unit/manager/test_hashed_names.py::test_disk_whose_path_is_not_known_is_refused",
+    ),
+    _in(
         "cli.lockspace_before",
         "init-does-not-watch",
         "a lockspace is made again under a host that renews there",

@@ -47,6 +47,7 @@ from holdfast.manager.arrivals import Arrivals
 from holdfast.manager.closed_disks import closed
 from holdfast.manager.departures import Departures
 from holdfast.manager.events import Events
+from holdfast.manager.hashed_names import HashedNames, Identify, nothing_known
 from holdfast.manager.journal import Journal
 from holdfast.manager.lock_book import HostLock, LockBook
 from holdfast.manager.lock_table import Conflict, Convert, Key, LockTable
@@ -102,6 +103,7 @@ class LockManager:
         disk_key: DiskKey,
         audit: Callable[[str], None],
         domains: DomainStatus | None = None,
+        identify: Identify = nothing_known,
         keep: Callable[[int, int | None], None] | None = None,
         dead_holder: DeadHolder = lambda _, __: None,
         acquire_wait_s: float = 0.0,
@@ -131,6 +133,15 @@ class LockManager:
         self._clock = clock
         self._second_acquires = SecondAcquires(domains, clock)
         self._arrivals = Arrivals(domains, clock, acquire_wait_s)
+        self._hashed = HashedNames(
+            routing,
+            domains=domains,
+            clock=clock,
+            identify=identify,
+            claims=lambda owner: [
+                each for lock in self.table.of_owner(owner.id) for each in lock.claims[owner.id]
+            ],
+        )
         self.departures = Departures(
             table=self.table,
             turns=self.turns,
@@ -262,6 +273,8 @@ class LockManager:
     async def _acquire(self, owner: Owner, want: Want) -> bool:
         resource = want.resource
         try:
+            want = await self._hashed.meant(owner, want)
+            resource = want.resource
             if resource.lockspace:
                 self.lockspaces.check_name(resource)
                 await self.lockspaces.need(resource.lockspace, make=True)
@@ -286,6 +299,11 @@ class LockManager:
                 await self.turns.wait(resource)
             elif (lock := self.table.named(resource)) is not None:
                 done = await self._acquire_known(owner, want, lock)
+            elif want.hashed is not None and (lock := self.table.named(want.hashed)) is not None:
+                # From a daemon that named leases by hashes: the disk is in use, under another lease.
+                done = await self._acquire_known(
+                    owner, want._replace(resource=want.hashed, hashed=None), lock
+                )
             else:
                 done = await self.turns.during((resource,), self._acquire_new(owner, want))
         return done
@@ -317,7 +335,7 @@ class LockManager:
 
     async def _acquire_new(self, owner: Owner, want: Want) -> bool | None:
         """No lock has this name.  None: something changed meanwhile, look again."""
-        route = self.routing.route(want.resource)
+        route = self.routing.route(want.resource, want.path)
         if owner.process is None and route.backend.capabilities.fenced:
             raise Refused(
                 reason=f"process {owner.pid} is not visible to holdfastd (another PID namespace?): the owner of a lease "
@@ -503,6 +521,8 @@ class LockManager:
 
     async def _release(self, owner: Owner, resource: Resource) -> None:
         """With all the waiting that there may be."""
+        if self.claimed(owner, resource) is None:
+            resource = await self._hashed.claimed(owner, resource)
         if resource.lockspace and self.table.named(resource) is None:
             self.lockspaces.check_name(resource)
             await self.lockspaces.need(resource.lockspace, make=False)

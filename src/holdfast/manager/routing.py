@@ -29,10 +29,12 @@ class Rule:
         self.route = route
         self._matches = re.compile(fnmatch.translate(pattern)).match
 
-    def matches(self, resource: Resource) -> bool:
+    def matches(self, resource: Resource, path: str = "") -> bool:
+        """`path`: of the disk that a name in a lockspace stands for, if that is known."""
         if self.of_lockspace:
             return bool(resource.lockspace) and self._matches(resource.lockspace) is not None
-        return not resource.lockspace and self._matches(resource.name) is not None
+        path = path or ("" if resource.lockspace else resource.name)
+        return bool(path) and self._matches(path) is not None
 
 
 class Routing:
@@ -43,8 +45,9 @@ class Routing:
         self.default = default
         self.backends = dict(backends)
 
-    def route(self, resource: Resource) -> Route:
+    def route(self, resource: Resource, path: str = "") -> Route:
+        """See `Rule.matches`."""
         for rule in self.rules:
-            if rule.matches(resource):
+            if rule.matches(resource, path):
                 return rule.route
         return self.default

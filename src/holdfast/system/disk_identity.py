@@ -72,6 +72,18 @@ def lvm_uuid_of(mapped: str) -> str:
     return "-".join(groups)
 
 
+_SCSI_ID_TYPES = {"naa.": "3", "eui.": "2", "t10.": "1"}
+"""The kernel's prefix of a name from page 0x83, and the digit that scsi_id(8) writes for it: its type (SPC-4 7.8.6)."""
+
+
+def scsi_id_of(wwid: str) -> str:
+    """A WWID of sysfs or multipath as `scsi_id --replace-whitespace` prints it; empty if it is of another kind."""
+    for prefix, digit in _SCSI_ID_TYPES.items():
+        if wwid.startswith(prefix):
+            return digit + "_".join(wwid.removeprefix(prefix).split())
+    return wwid  # multipath's names are scsi_id's
+
+
 def _read(path: str) -> str:
     try:
         with open(path, encoding="ascii", errors="replace") as f:

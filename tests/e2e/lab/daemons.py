@@ -17,7 +17,8 @@ from tests.e2e.lab.polling import until
 from tests.e2e.lab.processes import Process
 
 Kind = Literal["virtlockd", "holdfastd"]
-LockMode = Literal["indirect", "direct", "leases"]
+LockMode = Literal["indirect", "direct", "leases", "hashed leases"]
+"""How libvirt asks, and what holds; with hashed leases alpha's libvirt sends hashes and beta's sends paths."""
 
 SOCKET = "/run/libvirt/virtlockd-sock"
 
@@ -92,11 +93,13 @@ keepalive_interval = -1
 log_outputs = "3:stderr"
 """
 
+LEASES = ("leases", "hashed leases")
 QEMU_LOCKD_CONF = {
     "direct": "auto_disk_leases = 1\n",
     "leases": "auto_disk_leases = 1\n",
     "indirect": 'auto_disk_leases = 1\nfile_lockspace_dir = "/srv/lockd"\n',
 }
+QEMU_LOCKD_CONF["hashed leases"] = QEMU_LOCKD_CONF["indirect"]
 
 
 class Daemon:
@@ -171,7 +174,7 @@ class LockDaemon(Daemon):
         self.kind = kind
         self.mode = mode
         self._configuration = host.folder / ("virtlockd.conf" if kind == "virtlockd" else "holdfast.toml")
-        leases = LEASES_TOML.format(number=host.number) if mode == "leases" else ""
+        leases = LEASES_TOML.format(number=host.number) if mode in LEASES else ""
         holdfast = HOLDFAST_TOML + leases
         self._configuration.write_text(VIRTLOCKD_CONF if kind == "virtlockd" else holdfast)
         self._under_manager = False
@@ -245,7 +248,7 @@ class LockDaemon(Daemon):
     def start(self) -> None:
         """Start it; with leases, wait until its host is in the lockspace."""
         super().start()
-        if self.mode == "leases":
+        if self.mode in LEASES:
             until(self.is_joined, f"{self.host.name} to join the lockspace")
 
     def is_joined(self) -> bool:
@@ -284,7 +287,9 @@ class Libvirtd(Daemon):
             (etc / folder).mkdir(parents=True)
         (etc / "qemu.conf").write_text(QEMU_CONF)
         (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(address=host.address, uuid=host.uuid))
-        (etc / "qemu-lockd.conf").write_text(QEMU_LOCKD_CONF[mode])
+        (etc / "qemu-lockd.conf").write_text(
+            QEMU_LOCKD_CONF["direct" if mode == "hashed leases" and host.number == 2 else mode]
+        )
 
     def _command(self) -> list[str]:
         return ["/usr/sbin/libvirtd", "--listen", "-f", "/etc/libvirt/libvirtd.conf"]

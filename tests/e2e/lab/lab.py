@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.e2e.lab.daemons import Daemon, Kind, Libvirtd, LockDaemon, LockMode
+from tests.e2e.lab.daemons import LEASES, Daemon, Kind, Libvirtd, LockDaemon, LockMode
 from tests.e2e.lab.domains import Disk, Domain, Lease
 from tests.e2e.lab.hosts import NAMES, Host
 from tests.e2e.lab.kernel_locks import Mode, hashed_name, probe
@@ -61,7 +61,7 @@ class Lab:
             for host in self.hosts:
                 host.up({device.path: device.device for device in self.devices})
             self.alpha.connect_to(self.beta)
-            if self.mode == "leases":
+            if self.mode in LEASES:
                 leases = self.storage.folder / "disk-leases"
                 leases.mkdir()
                 make_lockspace(leases / SPACE)

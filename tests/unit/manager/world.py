@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from holdfast.backends.base import Backend, BackendPorts
 from holdfast.backends.file import FileBackend
 from holdfast.backends.nop import NopBackend
 from holdfast.manager.events import Events
+from holdfast.manager.hashed_names import Identify, nothing_known
 from holdfast.manager.journal import Journal, Line, SavedState
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
@@ -82,6 +84,8 @@ class World:
         status: DomainStatus | None = None,
         acquire_wait_s: float = 0.0,
         lends: bool = False,
+        leases: bool = False,
+        identify: Identify = nothing_known,
     ) -> None:
         self.directory = directory
         self.clock: SimulatedClock = before.clock if before else SimulatedClock()
@@ -110,6 +114,11 @@ class World:
             Rule("*/indirect/*", route["shared"], of_lockspace=False),
             Rule("/nop/*", route["nop"], of_lockspace=False),
         ]
+        if leases:
+            fenced = FileBackend("leases", ports)
+            fenced.capabilities = replace(fenced.capabilities, fenced=True)
+            self.backends["leases"] = fenced
+            rules.append(Rule("*/leased/*", Route(fenced, protection_min), of_lockspace=False))
         self.kept: dict[int, int] = {}
         """Descriptors in the descriptor store, by lock."""
         self.audit: list[str] = []
@@ -132,6 +141,7 @@ class World:
             domains=status,
             acquire_wait_s=acquire_wait_s,
             lends=lends,
+            identify=identify,
         )
         self.libvirt = NoLibvirt()
         self.recovery = Recovery(

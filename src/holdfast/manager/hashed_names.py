@@ -1,0 +1,122 @@
+"""Disks that libvirt names by a hash: which path is meant, so that rules and leases are those of the disk.
+
+With `file_lockspace_dir`, `lvm_lockspace_dir` or `scsi_lockspace_dir` in qemu-lockd.conf libvirt sends the SHA-256 of a
+path, an LVM UUID or a SCSI id in place of the path (libvirt-integration.md 2.3).  A lease that is named after such a name is
+another one than sanlock's, which is named after the path: two hosts would each have a lease of the disk, and both write.
+
+So the path is read from the VM's status file, which libvirt writes before QEMU may run. A hash can't be turned round: a disk
+that is being attached, or copied to, stands in no file yet, and is refused where a rule or a lease depends on its path.
+A `<lease>` element comes without the flag AUTOCREATE (libvirt-integration.md 2.4), and is no disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from holdfast.backends.lock_names import indirect_name
+from holdfast.errors import DiskNotKnown
+from holdfast.manager.owners import Owner
+from holdfast.manager.routing import Routing
+from holdfast.model import DIRECT_LOCKSPACE, Protection, Resource, Want
+from holdfast.system.clock import Clock
+from holdfast.system.disk_identity import DiskIdentity, scsi_id_of
+from holdfast.system.domain_status import Domain, DomainStatus
+
+STATUS_WAIT_S = 5.0
+"""libvirt asks for a new VM's locks while it writes the status file: for so long it may be missing."""
+STATUS_PAUSE_S = 0.05
+DEVICES = "/dev"
+"""libvirt asks LVM and udev about paths that begin so, whatever the XML says of their type."""
+
+Identify = Callable[[str], Awaitable[DiskIdentity]]
+
+
+async def nothing_known(_: str) -> DiskIdentity:
+    """For a host without block devices."""
+    return DiskIdentity()
+
+
+class HashedNames:
+    """See the module. ``domains`` None: nobody knows a path. ``claims`` lists what an owner holds."""
+
+    def __init__(
+        self,
+        routing: Routing,
+        *,
+        domains: DomainStatus | None,
+        clock: Clock,
+        identify: Identify,
+        claims: Callable[[Owner], Iterable[Resource]],
+    ) -> None:
+        self._routing = routing
+        self._domains = domains
+        self._clock = clock
+        self._identify = identify
+        self._claims = claims
+        routes = [rule.route for rule in routing.rules] + [routing.default]
+        by_path = [rule.route for rule in routing.rules if not rule.of_lockspace]
+        self._leases = any(route.backend.capabilities.fenced for route in routes)
+        self._depends = self._leases or bool(by_path)
+        self._must_know = self._leases or any(route.protection_min > Protection.NONE for route in by_path)
+
+    async def meant(self, owner: Owner, want: Want) -> Want:
+        """The same wish with its path: as the name, if the disk has a lease, else for the rules alone.
+
+        Raises `DiskNotKnown`.
+        """
+        if not self._depends or not want.resource.lockspace or not want.create:
+            return want
+        path = await self._path(owner, want.resource)
+        if not path:
+            if not self._must_know:
+                return want
+            raise DiskNotKnown(name=want.resource.name, lockspace=want.resource.lockspace, owner=str(owner))
+        if self._routing.route(want.resource, path).backend.capabilities.fenced:
+            return want._replace(
+                resource=Resource(DIRECT_LOCKSPACE, path), create=False, hashed=want.resource
+            )
+        return want._replace(path=path)
+
+    async def claimed(self, owner: Owner, resource: Resource) -> Resource:
+        """What an owner that releases a hashed name holds, or held by what libvirt says; else the name itself."""
+        if not self._leases or not resource.lockspace:
+            return resource
+        held = [each.name for each in self._claims(owner) if not each.lockspace]
+        path = await self._named(held, resource.name)
+        if not path:
+            domain = self._domain(owner)
+            path = "" if domain is None else await self._named(_paths(domain), resource.name)
+            if path and not self._routing.route(resource, path).backend.capabilities.fenced:
+                path = ""
+        return Resource(DIRECT_LOCKSPACE, path) if path else resource
+
+    async def _path(self, owner: Owner, resource: Resource) -> str:
+        """The disk of a running VM that a name stands for; empty if there is none."""
+        until = self._clock.now() + STATUS_WAIT_S
+        while (domain := self._domain(owner)) is None:
+            if owner.gone or self._domains is None or self._clock.now() >= until:
+                return ""
+            await self._clock.sleep(STATUS_PAUSE_S)
+        return await self._named(_paths(domain), resource.name)
+
+    def _domain(self, owner: Owner) -> Domain | None:
+        if self._domains is None:
+            return None
+        return self._domains.look(owner.name.name, owner.name.uuid, owner.pid)
+
+    async def _named(self, paths: Iterable[str], name: str) -> str:
+        """The first of some paths that has that name."""
+        paths = list(paths)
+        for path in paths:
+            if indirect_name(path) == name:
+                return path
+        for path in paths:
+            if name and path.startswith(DEVICES):
+                disk = await self._identify(path)
+                if name in (disk.lvm_uuid, scsi_id_of(disk.wwid)):
+                    return path
+        return ""
+
+
+def _paths(domain: Domain) -> list[str]:
+    return [disk.path for disk in domain.disks] + sorted(domain.backing)

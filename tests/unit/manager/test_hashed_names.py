@@ -1,0 +1,218 @@
+"""Disks that libvirt names by a hash, where a lease or a rule goes by the path."""
+
+from pathlib import Path
+
+import pytest
+from tests.unit.manager.world import World, locked, run, want
+
+from holdfast.backends.lock_names import indirect_name
+from holdfast.errors import DiskNotKnown, ProtectionTooWeak, ResourceBusy, ResourceNotLocked
+from holdfast.manager.hashed_names import STATUS_WAIT_S
+from holdfast.model import Mode, Protection, Resource
+from holdfast.system.disk_identity import DiskIdentity, scsi_id_of
+from holdfast.system.domain_status import Disk, Domain
+from holdfast.testing.simulated import settle
+
+LVM_UUID = "06UgP5-2rhb-w3Bo-3mdR-WeoL-pytO-SAa2ky"
+
+
+class Status:
+    """libvirt's status file of VM 7, once `paths` are written into it."""
+
+    def __init__(self, *paths: str, backing: tuple[str, ...] = ()) -> None:
+        self.paths: tuple[str, ...] | None = paths or None
+        self.backing = backing
+
+    def look(self, name: str, uuid: str, pid: int) -> Domain | None:
+        if self.paths is None or pid != 7:
+            return None
+        disks = tuple(Disk(path, shareable=False) for path in self.paths)
+        return Domain(name, uuid, disks, frozenset(self.backing), pid, "running")
+
+    def running(self) -> list[Domain]:
+        return []
+
+
+def leased(tmp_path: Path, name: str = "a.img") -> str:
+    path = tmp_path / "leased" / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    return str(path)
+
+
+def lockspace(tmp_path: Path) -> str:
+    space = tmp_path / "lockd"
+    space.mkdir(exist_ok=True)
+    return str(space)
+
+
+def test_lease_is_that_of_the_path_and_goes_by_the_name_that_libvirt_knows(tmp_path: Path) -> None:
+    disk, space = leased(tmp_path), lockspace(tmp_path)
+
+    async def scene() -> None:
+        world = World(tmp_path, leases=True, status=Status(disk))
+        owner, other = world.owner(7), world.owner(8)
+        hashed = want(indirect_name(disk), lockspace=space, create=True)
+        assert await world.manager.acquire(owner, hashed)
+        lock = world.manager.table.named(Resource("", disk))
+        assert lock is not None
+        assert lock.backend == "leases"
+        assert locked(disk)
+        with pytest.raises(ResourceBusy):
+            await world.manager.acquire(other, want(disk))
+        await world.manager.release(owner, hashed.resource)
+        assert not locked(disk)
+        with pytest.raises(ResourceNotLocked):
+            await world.manager.release(owner, hashed.resource)
+
+    run(scene)
+
+
+def test_status_file_that_is_about_to_be_written_is_waited_for(tmp_path: Path) -> None:
+    disk, space = leased(tmp_path), lockspace(tmp_path)
+
+    async def scene() -> None:
+        status = Status()
+        world = World(tmp_path, leases=True, status=status)
+        trial = world.start(
+            world.manager.acquire(world.owner(7), want(indirect_name(disk), lockspace=space, create=True))
+        )
+        await settle()
+        assert not trial.done()
+        status.paths = (disk,)
+        await world.clock.advance(1)
+        assert await trial
+        assert world.manager.table.named(Resource("", disk)) is not None
+
+    run(scene)
+
+
+@pytest.mark.parametrize("paths", [(), ("/another",)], ids=["no-file", "not-listed"])
+def test_disk_whose_path_is_not_known_is_refused(tmp_path: Path, paths: tuple[str, ...]) -> None:
+    disk, space = leased(tmp_path), lockspace(tmp_path)
+
+    async def scene() -> None:
+        world = World(tmp_path, leases=True, status=Status(*paths))
+        trial = world.start(
+            world.manager.acquire(world.owner(7), want(indirect_name(disk), lockspace=space, create=True))
+        )
+        await settle()
+        await world.clock.advance(STATUS_WAIT_S + 1)
+        with pytest.raises(DiskNotKnown, match="qemu-lockd"):
+            await trial
+        assert not world.manager.table.of_owner(1)
+
+    run(scene)
+
+
+def test_lease_element_is_no_disk(tmp_path: Path) -> None:
+    space = lockspace(tmp_path)
+    (Path(space) / "key").touch()
+
+    async def scene() -> None:
+        world = World(tmp_path, leases=True, status=Status("/another"))
+        assert await world.manager.acquire(world.owner(7), want("key", lockspace=space))
+
+    run(scene)
+
+
+def test_disk_without_a_lease_keeps_the_lock_file_that_other_hosts_know(tmp_path: Path) -> None:
+    space = lockspace(tmp_path)
+
+    async def scene() -> None:
+        world = World(tmp_path, leases=True)
+        disk = world.disk()
+        world = World(tmp_path, leases=True, status=Status(disk))
+        owner, name = world.owner(7), indirect_name(disk)
+        assert await world.manager.acquire(owner, want(name, lockspace=space, create=True))
+        assert locked(f"{space}/{name}")
+        assert not locked(disk)
+        await world.manager.release(owner, Resource(space, name))
+        assert not (Path(space) / name).exists()
+
+    run(scene)
+
+
+def test_rule_of_a_path_demands_its_protection_of_a_hashed_name(tmp_path: Path) -> None:
+    space = lockspace(tmp_path)
+
+    async def scene() -> None:
+        disk = str(tmp_path / "indirect" / "a.img")
+        world = World(tmp_path, leases=True, status=Status(disk), protection_min=Protection.FENCED)
+        with pytest.raises(ProtectionTooWeak):
+            await world.manager.acquire(
+                world.owner(7), want(indirect_name(disk), lockspace=space, create=True)
+            )
+
+    run(scene)
+
+
+def test_lease_by_a_hash_from_an_older_daemon_keeps_others_out(tmp_path: Path) -> None:
+    disk, space = leased(tmp_path), lockspace(tmp_path)
+    name = indirect_name(disk)
+
+    async def scene() -> None:
+        world = World(tmp_path, leases=True, status=Status(disk))
+        before = world.owner(9)
+        held_by_hash = want(name, lockspace=space)
+        (Path(space) / name).touch()
+        assert await world.manager.acquire(before, held_by_hash)
+        with pytest.raises(ResourceBusy):
+            await world.manager.acquire(world.owner(7), held_by_hash._replace(create=True))
+        await world.manager.release(before, held_by_hash.resource)
+        assert await world.manager.acquire(world.owner(7), held_by_hash._replace(create=True))
+        assert world.manager.table.named(Resource("", disk)) is not None
+
+    run(scene)
+
+
+@pytest.mark.parametrize(
+    ("disk", "name"),
+    [
+        (DiskIdentity(lvm_uuid=LVM_UUID), LVM_UUID),
+        (DiskIdentity(wwid="naa.6001405abc"), "36001405abc"),
+        (DiskIdentity(wwid="t10.ATA     disk   42"), "1ATA_disk_42"),
+        (DiskIdentity(wwid="36001405abc"), "36001405abc"),
+    ],
+)
+def test_block_devices_are_found_by_the_name_that_lvm_or_udev_gives(
+    tmp_path: Path, disk: DiskIdentity, name: str
+) -> None:
+    space = lockspace(tmp_path)
+    path = "/dev/vg/leased/web"
+
+    async def identify(asked: str) -> DiskIdentity:
+        return disk if asked == path else DiskIdentity()
+
+    async def scene() -> None:
+        world = World(tmp_path, leases=True, status=Status("/dev/other", path), identify=identify)
+        opened: list[Resource] = []
+
+        async def opens(resource: Resource, **_: object) -> None:
+            opened.append(resource)
+            raise ResourceNotLocked(name="enough")
+
+        world.backends["leases"].open = opens  # type: ignore[assignment,method-assign]
+        with pytest.raises(ResourceNotLocked):
+            await world.manager.acquire(world.owner(7), want(name, lockspace=space, create=True))
+        assert opened == [Resource("", path)]
+
+    run(scene)
+
+
+def test_scsi_id_of_nothing_is_nothing() -> None:
+    assert scsi_id_of("") == ""
+
+
+def test_shared_stays_shared(tmp_path: Path) -> None:
+    disk, space = leased(tmp_path), lockspace(tmp_path)
+
+    async def scene() -> None:
+        world = World(tmp_path, leases=True, status=Status(disk))
+        owner = world.owner(7)
+        await world.manager.acquire(
+            owner, want(indirect_name(disk), Mode.SHARED, lockspace=space, create=True)
+        )
+        assert world.manager.claimed(owner, Resource("", disk)) is Mode.SHARED
+
+    run(scene)
