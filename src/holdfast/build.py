@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from holdfast import config as configuration
-from holdfast.backends.base import BackendPorts, make_backend
+from holdfast.backends.base import Backend, BackendPorts, make_backend
 from holdfast.backends.paxos import PaxosBackend
-from holdfast.config import Config
+from holdfast.config import Config, DiskRule
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.handover import Before, Handover, lock_name
 from holdfast.lease_wiring import WATCHDOG_FD_NAME, LeaseHost, LeaseHostPorts, LeaseSpaceCalls
@@ -36,7 +36,7 @@ from holdfast.manager.lock_search import LockSearch
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.recovery import Recovery
 from holdfast.manager.routing import Route, Routing, Rule
-from holdfast.model import Instant, LockFailureAction
+from holdfast.model import Instant, LockFailureAction, Protection
 from holdfast.supervision.host_terms import HostIdentity, encode_term
 from holdfast.supervision.keeper import LockspaceKeeper
 from holdfast.system.append_file import AppendFile
@@ -316,10 +316,16 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
     rules = [
         Rule(
             rule.match if rule.match is not None else rule.lockspace or "",
-            Route(backends[rule.backend], configuration.protection_min(config, rule)),
+            _route(config, backends[rule.backend], rule),
             of_lockspace=rule.match is None,
         )
         for rule in config.disk
     ]
-    default = Route(backends[config.default_backend], configuration.protection_min(config, None))
-    return Routing(rules, default, backends)
+    return Routing(rules, _route(config, backends[config.default_backend], None), backends)
+
+
+def _route(config: Config, backend: Backend, rule: DiskRule | None) -> Route:
+    """Leases are there to exclude other hosts: unless a rule says what it demands, a VM starts only if they do."""
+    says = rule is not None and rule.require_protection is not None
+    start_min = Protection.CROSS_HOST if backend.capabilities.fenced and not says else Protection.NONE
+    return Route(backend, configuration.protection_min(config, rule), start_min)

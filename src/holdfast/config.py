@@ -76,7 +76,8 @@ class DiskRule(_Table, frozen=True):
     backend: str
     match: str | None = None
     lockspace: str | None = None
-    require_protection: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
+    require_protection: Annotated[int, msgspec.Meta(ge=0, le=3)] | None = None
+    """None: what the backend's driver demands of a VM that starts."""
 
 
 class Config(_Table, frozen=True):
@@ -499,7 +500,8 @@ def covers(wide: str, narrow: str) -> bool:
 
 
 def protection_min(config: Config, rule: DiskRule | None) -> Protection:
-    return Protection(max(config.require_protection, rule.require_protection if rule else 0))
+    """What is demanded of every lock of a rule, or of those that no rule names."""
+    return Protection(max(config.require_protection, (rule.require_protection if rule else 0) or 0))
 
 
 def to_toml(config: Config) -> str:

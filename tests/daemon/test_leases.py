@@ -419,3 +419,19 @@ def test_owner_of_a_term_that_a_new_lockspace_does_not_know_is_over_after_its_de
     missed = time.monotonic()
     wait_until(lambda: refusal(beta, disk) == "", "the lease to be free")
     assert time.monotonic() - missed >= DEAD_S - 1
+
+
+def test_leases_on_a_file_system_of_this_host_alone_start_no_vm(make_host: MakeHost, place: Path) -> None:
+    alpha = make_host("alpha", 1)
+    told = alpha.config.read_text()
+    alpha.config.write_text(told.replace("cross_host = true\n", ""))
+    joined(alpha.start())
+    disk = make_disk(place)
+    assert "needs protection level 2 (across hosts) but backend 'leases' gives 1" in refusal(alpha, disk)
+    ran = alpha.cli("run", "--disk", disk, "--", "true")
+    assert ran.returncode != 0
+    assert "is local to this host" in ran.stderr
+    alpha.config.write_text(told)
+    alpha.kill(signal.SIGTERM)
+    alpha.start()
+    wait_until(lambda: refusal(alpha, disk) == "", "the disk to be had")

@@ -561,6 +561,14 @@ BUGS = (
         "unit/manager/test_hashed_names.py::test_lease_is_that_of_the_path_and_goes_by_the_name_that_libvirt_knows",
     ),
     _in(
+        "build",
+        "local-leases-will-do",
+        "a VM starts with leases that no other host can see",
+        "start_min = Protection.CROSS_HOST if backend.capabilities.fenced and not says else Protection.NONE",
+        "start_min = Protection.NONE",
+        "daemon/test_leases.py::test_leases_on_a_file_system_of_this_host_alone_start_no_vm",
+    ),
+    _in(
         "manager.hashed_names",
         "unknown-path-is-granted",
         "a hash whose path is not known gets a lease of its own",

@@ -326,12 +326,12 @@ def disks(scene: Scene) -> Iterator[Finding]:
         for disk in domain.disks:
             block = is_block_device(disk.path) or disk.path.startswith("/dev/")
             shared = block or scene.mounts.locate(disk.path)[0].protection >= Protection.CROSS_HOST
-            # With lockspaces in qemu-lockd.conf libvirt asks for a hash in the first that fits, not for the path.
+            # With lockspaces in qemu-lockd.conf libvirt asks for a hash in the first that fits; rules go by the path.
             resource = Resource(spaces[0], "x") if spaces else Resource(DIRECT_LOCKSPACE, disk.path)
-            route = scene.routing.route(resource)
+            route = scene.routing.route(resource, disk.path)
             level, note = _worth(route.backend, resource)
-            if level < route.protection_min:
-                demanded.append(f"{disk.path} of {domain.name}: {int(level)} < {int(route.protection_min)}")
+            if level < route.min_at_start:
+                demanded.append(f"{disk.path} of {domain.name}: {int(level)} < {int(route.min_at_start)}")
             elif shared and level < Protection.CROSS_HOST:
                 weak.setdefault(f"backend '{route.backend.name}': {note}", []).append(
                     f"{disk.path} of {domain.name}"

@@ -88,8 +88,19 @@ def lockspaces(tables: Tables, spaces: list[LeaseSpaceInfo] | None) -> Iterator[
                 f'{space}: watchdog = "none": nothing resets a host that hangs, and its disks may be written twice',
                 'watchdog = "device" or "wdmd"',
             )
+        elif told is not None and table.get("device") and not table.get("cross_host") and _is_alone(told):
+            yield (
+                "note",
+                "lockspace",
+                f"{space}: {path} is not shown to be shared: no other host has been seen in it",
+                "join it on another host and ask there and here again; cross_host = true says that it is shared",
+            )
         elif told is not None:
             yield "ok", "lockspace", f"{space}: joined as host_id {told.host_id}", ""
+
+
+def _is_alone(space: LeaseSpaceInfo) -> bool:
+    return all(host.host_id == space.host_id for host in space.hosts)
 
 
 def _found_at(path: str) -> tuple[bool, Writers]:

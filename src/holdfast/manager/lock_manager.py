@@ -53,6 +53,7 @@ from holdfast.manager.lock_book import HostLock, LockBook
 from holdfast.manager.lock_table import Conflict, Convert, Key, LockTable
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.lost_locks import DeadHolder, LostLocks
+from holdfast.manager.migration_roles import ran_before
 from holdfast.manager.owners import Owner, Owners
 from holdfast.manager.routing import Route, Routing
 from holdfast.manager.second_acquires import SecondAcquires
@@ -131,6 +132,7 @@ class LockManager:
         self._owners_max = owners_max
         self._open_files = open_files
         self._clock = clock
+        self._domains = domains
         self._second_acquires = SecondAcquires(domains, clock)
         self._arrivals = Arrivals(domains, clock, acquire_wait_s)
         self._hashed = HashedNames(
@@ -317,7 +319,7 @@ class LockManager:
         if self.turns.on or owner.gone or want.create or resource.lockspace or want.only is not None:
             return False
         route = self.routing.route(resource)
-        if route.protection_min or self.table.named(resource) is not None:
+        if route.min_at_start or self.table.named(resource) is not None:
             return False
         taken = route.backend.take_at_once(resource, want.mode)
         if taken is None:
@@ -375,14 +377,17 @@ class LockManager:
             await candidate.abandon()
             await self._make_way(owner, want, others, keys)
             return _AGAIN
-        if route.protection_min:
+        if route.min_at_start:
             backend = route.backend
             level, fix = backend.protection(backend.lock_path(want.resource))
-            if level < route.protection_min:
+            need = route.protection_min
+            if level < route.start_min and self._starts(owner):
+                need = route.min_at_start
+            if level < need:
                 await candidate.abandon()
                 raise ProtectionTooWeak(
                     name=want.resource.name,
-                    need=route.protection_min,
+                    need=need,
                     got=level,
                     backend=backend.name,
                     fix=fix,
@@ -408,6 +413,11 @@ class LockManager:
                 reason=f"the journal can't record a new lock: {e.strerror}; free space for it"
             ) from e
         return True
+
+    def _starts(self, owner: Owner) -> bool:
+        """Whether an owner asks for a VM that did not run before, or that nobody can say so of."""
+        domains = self._domains
+        return domains is None or not ran_before(domains.look(owner.name.name, owner.name.uuid, owner.pid))
 
     async def _acquire_known(self, owner: Owner, want: Want, lock: HostLock) -> bool | None:
         """This host has a lock on that file, by this name or another.  None: look again."""

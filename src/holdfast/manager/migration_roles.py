@@ -37,6 +37,8 @@ PHASE_ACQUIRES = "finish3"
 """In it the target acquires; the source has reached `PHASES_DONE` by then."""
 POST_COPY = "post-copy"
 """How the reasons of a source begin whose guest runs on the target already."""
+STARTING_UP = "starting up"
+"""Why a VM is paused that has not run yet."""
 RUNS = frozenset(("running", "shutdown", "pmsuspended"))
 STANDS = frozenset(("paused", "crashed", "shutoff"))
 
@@ -91,6 +93,13 @@ def has_left(domain: Domain | None) -> bool:
 def is_arriving(domain: Domain | None) -> bool:
     """Whether an ACQUIRE for this VM, now, is that of a target whose source is about to let go."""
     return domain is not None and domain.async_job == IN and domain.phase == PHASE_ACQUIRES
+
+
+def ran_before(domain: Domain | None) -> bool:
+    """Whether a VM that asks for its disks ran before, here or on the host that it comes from."""
+    if domain is None:
+        return False
+    return domain.async_job == IN or (domain.state == "paused" and domain.reason not in ("", STARTING_UP))
 
 
 def not_understood(domain: Domain | None) -> str:

@@ -12,10 +12,18 @@ from holdfast.model import Protection, Resource
 
 
 class Route(NamedTuple):
-    """The backend of a resource, and the protection that the configuration demands of it."""
+    """The backend of a resource, and the protection that is demanded of it: of every lock, and of a VM that starts.
+
+    A VM that ran before keeps its disks: refusing it would take them away from a guest that is only paused or migrated.
+    """
 
     backend: Backend
     protection_min: Protection
+    start_min: Protection = Protection.NONE
+
+    @property
+    def min_at_start(self) -> Protection:
+        return max(self.protection_min, self.start_min)
 
 
 class Rule:

@@ -85,6 +85,7 @@ class World:
         acquire_wait_s: float = 0.0,
         lends: bool = False,
         leases: bool = False,
+        start_min: Protection = Protection.NONE,
         identify: Identify = nothing_known,
     ) -> None:
         self.directory = directory
@@ -118,7 +119,7 @@ class World:
             fenced = FileBackend("leases", ports)
             fenced.capabilities = replace(fenced.capabilities, fenced=True)
             self.backends["leases"] = fenced
-            rules.append(Rule("*/leased/*", Route(fenced, protection_min), of_lockspace=False))
+            rules.append(Rule("*/leased/*", Route(fenced, protection_min, start_min), of_lockspace=False))
         self.kept: dict[int, int] = {}
         """Descriptors in the descriptor store, by lock."""
         self.audit: list[str] = []
