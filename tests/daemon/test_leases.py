@@ -428,7 +428,7 @@ def test_leases_on_a_file_system_of_this_host_alone_start_no_vm(make_host: MakeH
     joined(alpha.start())
     disk = make_disk(place)
     assert "needs protection level 2 (across hosts) but backend 'leases' gives 1" in refusal(alpha, disk)
-    ran = alpha.cli("run", "--disk", disk, "--", "true")
+    ran = alpha.cli("run", "--disk", str(disk), "--", "true")
     assert ran.returncode != 0
     assert "is local to this host" in ran.stderr
     alpha.config.write_text(told)
