@@ -194,6 +194,7 @@ def build(
         domains=ports.domains,
         status=ports.status,
         actions={n: b.on_lockfailure for n, b in routing.backends.items() if isinstance(b, PaxosBackend)},
+        resets={n for n, b in routing.backends.items() if isinstance(b, PaxosBackend) and b.resets},
     )
     collector = LeaseCollector(manager)
     _connect(leases, manager, collector, lease_recovery, watchers or LeaseWatchers())

@@ -121,6 +121,27 @@ def test_daemon_that_is_paused_starves_the_watchdog_in_time_and_feeds_it_when_it
     wait_until(lambda: is_fed_again(wdmd_double, told), "it to be fed again")
 
 
+def test_watchdog_stays_unfed_for_vms_that_ended_where_a_reset_is_asked_for(
+    host: Holdfastd, place: Path, wdmd_double: Wdmd
+) -> None:
+    host.config.write_text(host.config.read_text().replace("io_timeout_s", 'on_loss = "reset"\nio_timeout_s'))
+    joined(host.start())
+    vm = host.vm([make_disk(place)], name="web1")
+    os.kill(host.pid, signal.SIGSTOP)
+    told = wdmd_double.expires(0)[-1]
+    time.sleep(FAIL_S + 1)
+    os.kill(host.pid, signal.SIGCONT)
+    wait_until(lambda: not exists(vm), "the VM to be stopped")
+    host.says("ended and may have writes under way: the watchdog resets this host")
+    time.sleep(2 * FEEDS_S)
+    assert not is_fed_again(wdmd_double, told)
+    assert "lost: not renewed" in refusal(host, make_disk(place, "another.img"))
+
+
+FEEDS_S = 2
+"""A renewal, and a feeding, with io_timeout 1."""
+
+
 def is_fed_again(double: Wdmd, told: int) -> bool:
     return double.expires(0)[-1] != told or len(double.said) > 1
 

@@ -61,6 +61,8 @@ def made(*tables: dict[str, object]) -> list[PaxosBackend]:
         ({"name_by": "inode"}, "name_by must be one of path-md5, path-sha256, lvm-uuid, scsi-wwid"),
         ({"on_lockfailure": "panic"}, "on_lockfailure must be one of ignore, pause, poweroff, restart"),
         ({"on_lockfailure": "ignore"}, 'on_lockfailure = "ignore" needs a watchdog'),
+        ({"on_loss": "kill"}, "on_loss must be one of stop, reset"),
+        ({"on_loss": "reset"}, 'on_loss = "reset" needs a watchdog'),
         ({"page_cache": 1}, "page_cache must be true or false"),
         ({"lockspace": "a/b"}, 'lockspace must be a name without "/"'),
         ({"lockspace": "x" * 48}, "lockspace: a name has at most 47 bytes"),

@@ -204,6 +204,7 @@ class PaxosBackend:
         places: LeasePlaces,
         name_by: NameBy,
         on_lockfailure: LockFailureAction,
+        resets: bool = False,
         reach: Protection,
         reach_note: str,
         ports: HoldingPorts,
@@ -214,6 +215,8 @@ class PaxosBackend:
         self.name = name
         self.presence = presence
         self.on_lockfailure = on_lockfailure
+        self.resets = resets
+        """Whether a VM that ends for a lost lockspace has this host reset, for its writes may still be under way."""
         self.places = places
         self._untrusted = untrusted or _trusted
         """Why no new lease may be taken where the leases are; empty if one may be."""

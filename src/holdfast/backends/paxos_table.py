@@ -36,6 +36,9 @@ IO_TIMEOUT_DEFAULT_S = 10
 WATCHDOG_DEVICE_DEFAULT = "/dev/watchdog"
 WDMD_SOCKET_DEFAULT = "/run/wdmd/wdmd.sock"
 
+STOP, RESET = "stop", "reset"
+"""`on_loss`: when the VMs of a lost lockspace have ended, nothing follows, or the watchdog resets the host all the same."""
+
 KEYS = (
     "directory",
     "device",
@@ -48,6 +51,7 @@ KEYS = (
     "hosts_max",
     "name_by",
     "on_lockfailure",
+    "on_loss",
     "cross_host",
     "page_cache",
 )
@@ -75,6 +79,12 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
         places = DevicePlaces(device, storage, num_hosts, holding)
     reach, reach_note = _reach(table, name, directory, ports.mounts)
     _check_on_lockfailure(table)
+    on_loss = _one_of(table, "on_loss", [STOP, RESET], STOP)
+    if on_loss == RESET and table.get("watchdog") == "none":
+        raise ValueError(
+            'on_loss = "reset" needs a watchdog, and watchdog = "none" resets nothing: use "device" or "wdmd", or leave '
+            "on_loss out"
+        )
     return PaxosBackend(
         name,
         presence=presence,
@@ -88,6 +98,7 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
                 LockFailureAction.PAUSE.value,
             )
         ),
+        resets=on_loss == RESET,
         reach=reach,
         reach_note=reach_note,
         ports=holding,

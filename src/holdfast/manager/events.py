@@ -42,6 +42,8 @@ LEASE_BROKEN = "lease-broken"
 HOST_FENCED = "host-fenced"
 LOCKSPACE_JOINED = "lockspace-joined"
 LOCKSPACE_LOST = "lockspace-lost"
+HOST_RESET_AWAITED = "host-reset-awaited"
+"""`on_loss = "reset"`: VMs of a lost lockspace have ended, and the watchdog is left unfed."""
 DAEMON_STARTED = "daemon-started"
 DAEMON_RESTARTED = "daemon-restarted"
 DAEMON_STOPPING = "daemon-stopping"
@@ -67,6 +69,7 @@ KINDS = (
     HOST_FENCED,
     LOCKSPACE_JOINED,
     LOCKSPACE_LOST,
+    HOST_RESET_AWAITED,
     DAEMON_STARTED,
     DAEMON_RESTARTED,
     DAEMON_STOPPING,

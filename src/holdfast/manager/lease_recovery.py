@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -46,7 +46,9 @@ class Loss:
 
 
 class LeaseRecovery:
-    """See the module. ``actions``: what each backend's table says of `on_lockfailure`."""
+    """See the module. ``actions``: what each backend's table says of `on_lockfailure`; ``resets``: those with
+    `on_loss = "reset"`.
+    """
 
     def __init__(
         self,
@@ -56,12 +58,14 @@ class LeaseRecovery:
         domains: DomainControl,
         status: DomainStatus | None,
         actions: Mapping[str, LockFailureAction],
+        resets: Collection[str] = (),
     ) -> None:
         self._manager = manager
         self._clock = clock
         self._domains = domains
         self._status = status
         self._actions = actions
+        self._resets = frozenset(resets)
         self._marked: dict[str, set[str]] = {}
         """By lockspace: UUIDs of domains whose metadata says why they are paused."""
 
@@ -176,8 +180,10 @@ class LeaseRecovery:
     async def _recover(self, loss: Loss) -> None:
         ladder = Ladder(loss.timing, lost_at=loss.lost_at, renewed_at=loss.renewed_at)
         decided: dict[int, LockFailureAction] = {}
+        met: dict[int, Owner] = {}
         while not self._manager.closing:
             users = {owner.id: owner for owner in self._users(loss)}
+            met |= users
             for owner in users.values():
                 if not owner.alive():
                     self._manager.owner_ended(owner)  # the news of its end is still under way
@@ -187,10 +193,27 @@ class LeaseRecovery:
             for action in ladder.step(self._clock.now(), wanted):
                 if isinstance(action, AllGone):
                     log.warning("lockspace %s: nobody rests on it any more", loss.lockspace)
-                    loss.on_all_gone()
+                    if not self._is_to_be_reset(loss, met.values()):
+                        loss.on_all_gone()
                     return
                 self._perform(loss, users, action)
             await self._clock.sleep(STEP_S)
+
+    def _is_to_be_reset(self, loss: Loss, met: Iterable[Owner]) -> bool:
+        """Whether the watchdog is left unfed, although nobody uses the lockspace any more.
+
+        A process that has ended may have writes under way, in the page cache or on a path that hangs, and they would land
+        after another host has taken over. What libvirt has paused has none: QEMU drains and flushes before it says so.
+        """
+        ended = [str(owner) for owner in met if not owner.alive()]
+        if not ended or self._resets.isdisjoint(loss.backends):
+            return False
+        reason = (
+            f"{', '.join(ended)} ended and may have writes under way: the watchdog resets this host (on_loss)"
+        )
+        self._manager.events.emit(ev.HOST_RESET_AWAITED, detail=f"{loss.lockspace}: {reason}")
+        log.critical("lockspace %s: %s", loss.lockspace, reason)
+        return True
 
     def _perform(self, loss: Loss, users: Mapping[int, Owner], action: LadderAction) -> None:
         match action:

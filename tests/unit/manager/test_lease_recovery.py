@@ -32,7 +32,11 @@ class Status:
 
 
 def recovery_of(
-    w: World, action: LockFailureAction = LockFailureAction.RESTART, status: Status | None = None
+    w: World,
+    action: LockFailureAction = LockFailureAction.RESTART,
+    status: Status | None = None,
+    *,
+    resets: bool = False,
 ) -> LeaseRecovery:
     return LeaseRecovery(
         w.manager,
@@ -40,10 +44,11 @@ def recovery_of(
         domains=w.libvirt,
         status=status,  # type: ignore[arg-type]
         actions={"file": action},
+        resets={"file"} if resets else (),
     )
 
 
-def lose(w: World, recovery: LeaseRecovery) -> None:
+def lose(w: World, recovery: LeaseRecovery, gone: list[str] | None = None) -> None:
     now = Instant(w.clock.now())
     recovery.lost(
         Loss(
@@ -53,7 +58,7 @@ def lose(w: World, recovery: LeaseRecovery) -> None:
             timing=TIMING,
             lost_at=now,
             renewed_at=Instant(now - TIMING.fail_s),
-            on_all_gone=lambda: None,
+            on_all_gone=lambda: None if gone is None else gone.append(SPACE),
         )
     )
 
@@ -135,5 +140,30 @@ def test_ignore_of_the_xml_is_overruled_with_the_reason(
         await w.clock.advance(1)
         assert w.processes.signals == [(VM, signal.SIGTERM)]
         assert "its XML says on_lockfailure 'ignore', but only" in caplog.text
+
+    run(scene)
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("killed", [False, True])
+def test_host_is_reset_for_vms_that_ended_where_the_table_says_so(
+    tmp_path: Path, resets: bool, killed: bool
+) -> None:
+    async def scene() -> None:
+        w, gone = World(tmp_path), list[str]()
+        w.libvirt.suspends = True
+        owner, disk = w.owner(VM, "web1"), want(w.disk())
+        await w.manager.acquire(owner, disk)
+        lose(w, recovery_of(w, LockFailureAction.PAUSE, resets=resets), gone)
+        await w.clock.advance(1)
+        assert not gone
+        if killed:
+            w.processes.end(VM)
+        else:
+            await w.manager.release(owner, disk.resource)  # as libvirt does when it has paused it
+        await w.clock.advance(1)
+        awaited = resets and killed
+        assert gone == ([] if awaited else [SPACE])
+        assert any(e.kind == ev.HOST_RESET_AWAITED for e in w.events.recent()) is awaited
 
     run(scene)
