@@ -34,6 +34,7 @@ from holdfast.manager.lease_rereading import LeaseRereading
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_search import LockSearch
 from holdfast.manager.lockspaces import Lockspaces
+from holdfast.manager.moved_disks import MovedDisks
 from holdfast.manager.recovery import Recovery
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.model import Instant, LockFailureAction, Protection
@@ -123,6 +124,7 @@ class Parts:
     recovery: Recovery
     collector: LeaseCollector
     rereading: LeaseRereading
+    moved: MovedDisks
     breaker: LeaseBreaker
     inspection: Inspection
     virtlockd: VirtlockdFrontend
@@ -196,8 +198,8 @@ def build(
         actions={n: b.on_lockfailure for n, b in routing.backends.items() if isinstance(b, PaxosBackend)},
         resets={n for n, b in routing.backends.items() if isinstance(b, PaxosBackend) and b.resets},
     )
-    collector = LeaseCollector(manager)
-    _connect(leases, manager, collector, lease_recovery, watchers or LeaseWatchers())
+    collector, moved = LeaseCollector(manager), MovedDisks(manager, clock=clock)
+    _connect(leases, manager, collector, lease_recovery, moved, watchers or LeaseWatchers())
     recovery = Recovery(
         manager,
         processes=processes,
@@ -234,6 +236,7 @@ def build(
         recovery=recovery,
         collector=collector,
         rereading=LeaseRereading(manager, recovery, clock=clock, round_s=ports.leases.reread_s),
+        moved=moved,
         breaker=breaker,
         inspection=Inspection(manager, files=ports.lockspace_files, storage=ports.storage, host=host),
         virtlockd=virtlockd,
@@ -271,6 +274,7 @@ def _connect(
     manager: LockManager,
     collector: LeaseCollector,
     lease_recovery: LeaseRecovery,
+    moved: MovedDisks,
     watchers: LeaseWatchers,
 ) -> None:
     """News of lockspaces go to the onlooker, then to the ladder."""
@@ -282,6 +286,7 @@ def _connect(
         if keeper.gone_on:
             collector.resumed(leases.backends_of(keeper))
         lease_recovery.joined(keeper.name)
+        moved.joined()
 
     def users_gone(keeper: LockspaceKeeper) -> None:
         watchers.on_users_gone(keeper)

@@ -284,6 +284,7 @@ class Daemon:
                 *self.leases.refusals,
                 *self.leases.losses,
                 *manager.departures.problems(),
+                *self.parts.moved.problems(),
             ],
         )
 

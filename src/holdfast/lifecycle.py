@@ -36,6 +36,7 @@ def account_for_left_behind(parts: Parts) -> None:
     """After `begin`. Not earlier: every lock that is to be held again has to stand in the table."""
     parts.collector.begin()
     parts.rereading.begin()
+    parts.moved.begin()
 
 
 async def reload(

@@ -561,6 +561,24 @@ BUGS = (
         "unit/manager/test_hashed_names.py::test_lease_is_that_of_the_path_and_goes_by_the_name_that_libvirt_knows",
     ),
     _in(
+        "manager.moved_disks",
+        "moved-is-not-guarded",
+        "a running VM whose rule came to name leases is met by nobody who goes by the new rule",
+        "                left = not await self._guarded(moved) or left",
+        "                pass",
+        "daemon/test_moved_disks.py"
+        "::test_no_host_is_granted_the_disk_by_the_new_rule_while_the_vm_has_the_old_lock",
+    ),
+    _in(
+        "manager.moved_disks",
+        "lease-outlives-its-lock",
+        "the lease that was taken along stays when the VM gives its lock up",
+        "            self._manager.goes_with = self.goes_with",
+        "            pass",
+        "daemon/test_moved_disks.py"
+        "::test_lease_is_given_up_with_the_lock_and_the_vm_that_asks_again_has_the_lease_alone",
+    ),
+    _in(
         "build",
         "local-leases-will-do",
         "a VM starts with leases that no other host can see",

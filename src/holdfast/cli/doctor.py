@@ -25,6 +25,7 @@ from holdfast.config import Config
 from holdfast.control_api import (
     CONFIGURATION_PROBLEM,
     MIGRATION_PROBLEM,
+    MOVED_PROBLEM,
     HolderInfo,
     LeaseSpaceInfo,
     OwnerInfo,
@@ -138,6 +139,10 @@ def daemon(scene: Scene) -> Iterator[Finding]:
         fix = "holdfast reload" if of_files else f"df {scene.config.run_dir}; holdfast status"
         if problem.startswith(MIGRATION_PROBLEM):
             fix = "update holdfast to a version that knows this libvirt; until then migrate VMs paused (virsh suspend)"
+        if problem.startswith(MOVED_PROBLEM):
+            told, _, fix = problem.rpartition("; ")
+            yield Finding("problem", "moved disk", told, fix)
+            continue
         yield Finding("problem", "configuration" if of_files else "daemon", problem, fix)
     for waiting in s.storage_waiting:
         yield Finding(

@@ -81,6 +81,8 @@ REOPEN_ATTEMPTS_MAX = 100
 OnLeftBehind = Callable[[str, str], Awaitable[None]]
 """Backend and lease; raises a `LockError` while that can't be told."""
 
+GoesWith = Callable[[Owner, HostLock], tuple[HostLock, Resource] | None]
+
 
 async def _can_not_be_found_out(backend: str, lease: str) -> None:
     raise Refused(reason=f"lease {lease} of backend '{backend}' is held by this host for an unknown owner")
@@ -174,6 +176,8 @@ class LockManager:
         )
         self.on_left_behind: OnLeftBehind = _can_not_be_found_out
         """Finds out for whom this host holds a lease that no lock here accounts for: it is held or free afterwards."""
+        self.goes_with: GoesWith | None = None
+        """What an owner gives up with a lock that it has given up (`moved_disks`); None: nothing in any case."""
         self.doubt = ""
         """Why the last daemon's journal is not all that was held; empty if it is."""
 
@@ -392,7 +396,7 @@ class LockManager:
                     backend=backend.name,
                     fix=fix,
                 )
-        outcome = await self.turns.during(keys, candidate.take(want.mode, self._note(owner)))
+        outcome = await self.turns.during(keys, candidate.take(want.mode, self.note(owner)))
         if isinstance(outcome, Moved):
             return _AGAIN
         if isinstance(outcome, LeftBehind):
@@ -461,7 +465,7 @@ class LockManager:
     async def _strengthen(self, owner: Owner, want: Want, lock: HostLock, mode: Mode) -> None:
         assert lock.held is not None
         things = (lock, *lock.keys)
-        refused = await self.turns.during(things, lock.held.convert(mode, self._note(owner)))
+        refused = await self.turns.during(things, lock.held.convert(mode, self.note(owner)))
         if isinstance(refused, HeldElsewhere):
             raise ResourceBusy(want.resource, self.telling.with_programs(refused.holders))
         if isinstance(refused, IoFailed):
@@ -580,6 +584,23 @@ class LockManager:
 
         What it answers has to be awaited at once.
         """
+        rest = self._drop_one(owner, lock, resource)
+        also = self.goes_with(owner, lock) if self.goes_with is not None else None
+        return rest if also is None else self._drop_both(rest, owner, *also)
+
+    async def _drop_both(
+        self, rest: Coroutine[Any, Any, object] | None, owner: Owner, lock: HostLock, resource: Resource
+    ) -> None:
+        if rest is not None:
+            await rest
+        while self.turns.taken(lock):
+            await self.turns.wait(lock)
+        if resource in lock.claims.get(owner.id, {}):
+            await self._give_up(owner, lock, resource)
+
+    def _drop_one(
+        self, owner: Owner, lock: HostLock, resource: Resource
+    ) -> Coroutine[Any, Any, object] | None:
         left = self.book.unclaim(owner, lock, resource)
         self._second_acquires.forget(owner, resource)
         if left.last:
@@ -596,7 +617,7 @@ class LockManager:
         rest = next((o for i in lock.claims if (o := self.owners.get(i)) is not None), None)
         if rest is None or lock.held is None:
             return
-        refused = await self.turns.during((lock,), lock.held.convert(mode, self._note(rest)))
+        refused = await self.turns.during((lock,), lock.held.convert(mode, self.note(rest)))
         if refused is None:
             self.book.converted(lock, mode)
         else:
@@ -640,7 +661,8 @@ class LockManager:
         backend: object = self.backends.get(lock.backend)
         return backend.lost if isinstance(backend, MayBeLost) else ""
 
-    def _note(self, owner: Owner) -> OwnerNote:
+    def note(self, owner: Owner) -> OwnerNote:
+        """What is left behind in lock files and leases, for people and for a next daemon."""
         return OwnerNote(owner.name, owner.pid, owner.process_id.start_ticks)
 
     def remember_incarnation(self, lockspace: str, state: str) -> None:

@@ -1,0 +1,207 @@
+"""Disks of running VMs whose rule names another backend by now: the VM has the lock that it was started with.
+
+libvirt asks again only when the VM is resumed or started. Until then a host that goes by the new rule would not meet the
+old lock. So this daemon takes the disk's lease as well, for the same owner, under the name of the lease: it is in the table
+and the journal like any other, a loss of its lockspace stops the VM, and it is given up with the lock that it accompanies.
+
+Only leases are taken so. For a rule that leads from leases to files there is a problem in `status` and `doctor`, and no
+more: two names of one file in one table would be two locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Moved
+from holdfast.backends.paxos import PaxosBackend
+from holdfast.control_api import MOVED_PROBLEM
+from holdfast.errors import LockError
+from holdfast.manager.lock_book import HostLock
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.owners import Owner
+from holdfast.model import DIRECT_LOCKSPACE, Mode, Resource, Want
+from holdfast.system.clock import Clock
+from holdfast.system.file_lock import IoFailed
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = 30.0
+"""Between two attempts for leases that could not be taken: the lockspace is not joined yet, or another host has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class MovedDisk:
+    """A claim whose rule names `backend` now."""
+
+    owner: Owner
+    resource: Resource
+    mode: Mode
+    lock: HostLock
+    backend: str
+
+    def __str__(self) -> str:
+        return (
+            f"{MOVED_PROBLEM}{self.resource} of {self.owner} is of backend '{self.lock.backend}', and its rule names "
+            f"'{self.backend}'"
+        )
+
+
+class MovedDisks:
+    """See the module."""
+
+    def __init__(self, manager: LockManager, *, clock: Clock) -> None:
+        self._manager = manager
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._refused: dict[tuple[int, Resource], str] = {}
+
+    def begin(self) -> None:
+        """Every lock that is to be held again stands in the table. Rules change with a new daemon only."""
+        moved = any(True for _ in self._moved())
+        if moved or any(
+            _is_lease(self._manager, lock, name) for lock in self._manager.table for name in lock.names()
+        ):
+            self._manager.goes_with = self.goes_with
+        if moved:
+            # None of `tasks`: a stop waits for what those are about, and this one sleeps most of the time.
+            self._task = asyncio.get_running_loop().create_task(self._until_none_is_left())
+            self._task.add_done_callback(_report_failure)
+
+    def joined(self) -> None:
+        """A lockspace is joined: leases of it can be had."""
+        self._news.set()
+
+    def problems(self) -> list[str]:
+        """For operators: each VM whose disk has the lock of an old rule, and how it gets the one of the new rule."""
+        return [f"{moved}; {self._what_else(moved)}; {_fix(moved.owner)}" for moved in self._moved()]
+
+    def goes_with(self, owner: Owner, lock: HostLock) -> tuple[HostLock, Resource] | None:
+        """The lease that was taken along with a lock which an owner has given up, and its name; None if there is none."""
+        if owner.id in lock.claims:
+            return None
+        return next(((also, name) for also, name in self._leases(owner, lock)), None)
+
+    def _moved(self) -> Iterator[MovedDisk]:
+        manager = self._manager
+        for lock in manager.table:
+            for owner_id, names in list(lock.claims.items()):
+                owner = manager.owners.get(owner_id)
+                if owner is None or owner.gone or owner.unknown is not None or lock.held is None:
+                    continue
+                for resource, mode in list(names.items()):
+                    if resource.lockspace or _is_lease(manager, lock, resource):
+                        continue
+                    backend = manager.routing.route(resource).backend
+                    if backend.name != lock.backend:
+                        yield MovedDisk(owner, resource, mode, lock, backend.name)
+
+    def _leases(self, owner: Owner, lock: HostLock) -> Iterator[tuple[HostLock, Resource]]:
+        """Leases of an owner, by the lease's own name, of the disk that a lock is for."""
+        for other in self._manager.table.of_owner(owner.id):
+            if other is not lock and not set(other.keys[1:]).isdisjoint(lock.keys):
+                for name in other.claims[owner.id]:
+                    if _is_lease(self._manager, other, name):
+                        yield other, name
+
+    def _what_else(self, moved: MovedDisk) -> str:
+        if any(lock.backend == moved.backend for lock, _ in self._leases(moved.owner, moved.lock)):
+            return "both are held, so no host is granted the disk by either"
+        why = self._refused.get((moved.owner.id, moved.resource), "it is no lease")
+        return f"'{moved.backend}' does not guard it ({why}): a host that goes by the new rule can start a second VM on it"
+
+    async def _until_none_is_left(self) -> None:
+        while not self._manager.closing:
+            self._news.clear()
+            left = False
+            for moved in list(self._moved()):
+                left = not await self._guarded(moved) or left
+            if not left:
+                return
+            await asyncio.wait(
+                {asyncio.ensure_future(self._news.wait()), asyncio.ensure_future(self._clock.sleep(AGAIN_S))},
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+
+    async def _guarded(self, moved: MovedDisk) -> bool:
+        """Whether nothing is left to do for one."""
+        backend = self._manager.backends[moved.backend]
+        if not isinstance(backend, PaxosBackend) or any(self._leases(moved.owner, moved.lock)):
+            return True
+        try:
+            why = await self._take(moved, backend)
+        except LockError as e:
+            why = str(e)
+        key = moved.owner.id, moved.resource
+        before = self._refused.pop(key, "")
+        if not why:
+            log.warning("%s: both are held from now on", moved)
+            return True
+        self._refused[key] = why
+        if why != before:
+            log.error("%s, which does not guard it: %s", moved, why)
+        return False
+
+    async def _take(self, moved: MovedDisk, backend: PaxosBackend) -> str:
+        """Take the lease as well; why not, or nothing."""
+        manager, owner = self._manager, moved.owner
+        lease, _ = await backend.names.of(moved.resource)
+        candidate = await backend.open(moved.resource, create=Creation.NONE)
+        if isinstance(candidate, IoFailed):
+            return str(candidate)
+        keys = candidate.keys
+        if manager.turns.taken(moved.lock) or manager.turns.first_taken(keys) is not None:
+            return "something else is being done with it"
+        if (twin := manager.table.of_lock_file(keys[0])) is not None:
+            return f"this host holds lease {lease} for {', '.join(str(manager.owners.get(i)) for i in twin.claims)}"
+        if manager.table.in_the_way(owner.id, moved.mode, keys=keys):
+            return "another owner has the disk"
+        outcome = await manager.turns.during(
+            (moved.lock, *keys), candidate.take(moved.mode, manager.note(owner))
+        )
+        if isinstance(outcome, LeftBehind):
+            await manager.on_left_behind(backend.name, outcome.lease)
+            return "what an earlier daemon held of it is found out first"
+        if isinstance(outcome, Moved):
+            return "it has just been removed"
+        if isinstance(outcome, HeldElsewhere):
+            return f"it is held by {'; '.join(str(holder) for holder in outcome.holders)}"
+        if isinstance(outcome, IoFailed):
+            return str(outcome)
+        if owner.gone or moved.resource not in moved.lock.claims.get(owner.id, {}):
+            await outcome.release()
+            return ""
+        try:
+            manager.book.enter(
+                owner, Want(Resource(DIRECT_LOCKSPACE, lease), moved.mode), backend, keys, outcome
+            )
+        except OSError as e:
+            await outcome.release()
+            return f"the journal can't record it: {e.strerror}"
+        return ""
+
+
+def _is_lease(manager: LockManager, lock: HostLock, resource: Resource) -> bool:
+    """Whether a claim goes by the name of the lease itself, and by no disk."""
+    backend = manager.backends.get(lock.backend)
+    return (
+        isinstance(backend, PaxosBackend)
+        and bool(lock.keys)
+        and lock.keys[0] == backend.names.key(resource.name)
+    )
+
+
+def _fix(owner: Owner) -> str:
+    if not owner.name.uuid:
+        return "end it and start it again"
+    name = shlex.quote(owner.name.name)
+    return f"to move it: virsh suspend {name} && virsh resume {name}"
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("disks of another rule are not guarded any more: unexpected failure", exc_info=error)
