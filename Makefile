@@ -16,7 +16,7 @@ help:
 	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
 	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
 	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 50 minutes (CASES=)"
-	@echo "make fuzz    bounded coverage-guided fuzzing (atheris)"
+	@echo "make fuzz    fuzzing of what is read from clients, files and storage (atheris), of both sockets and of lease storage, each of a live daemon (FUZZ_S=)"
 
 $(STAMP): pyproject.toml tools/setup-venv
 	@PYTHON="$(PYTHON)" tools/setup-venv $(VENV) dev
@@ -63,9 +63,15 @@ lab:
 	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
 	@$(BIN)/python -m lab.fencing $(CASES)
 
+# An hour of it belongs to a release: make fuzz FUZZ_S=3600
+FUZZ_S ?= 180
+
 fuzz: $(STAMP)
+	@tools/debian-packages test
 	@$(BIN)/pip install -q -e '.[fuzz]'
-	@$(BIN)/python tests/fuzz/atheris_frames.py -max_total_time=60
+	@$(BIN)/python tests/fuzz/atheris_frames.py -max_total_time=$$(( $(FUZZ_S) / 3 ))
+	@$(BIN)/python -m tests.fuzz.live_sockets $$(( $(FUZZ_S) / 3 ))
+	@$(BIN)/python -m tests.fuzz.damaged_storage $$(( $(FUZZ_S) / 3 ))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

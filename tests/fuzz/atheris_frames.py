@@ -16,8 +16,14 @@ import atheris
 
 with atheris.instrument_imports(include=["holdfast"]):
     from holdfast import config
-    from holdfast.backends import owner_record
+    from holdfast.backends import lease_note, owner_record
+    from holdfast.cli import area_contents
     from holdfast.manager import journal
+    from holdfast.ondisk.delta import DeltaLease, decode_bitmap
+    from holdfast.ondisk.host_block import HostBlock
+    from holdfast.ondisk.leader import Leader
+    from holdfast.ondisk.request import Request
+    from holdfast.ondisk.rindex import RindexEntry, RindexHeader, entries
     from holdfast.wire import libvirt_rpc as rpc
     from holdfast.wire import virtlockd as wire
     from holdfast.wire import xdr
@@ -74,7 +80,35 @@ def configurations(raw: bytes) -> None:
         config.to_toml(read)
 
 
-TARGETS = (frames, lambda raw: calls(raw[0] % 10 if raw else 0, raw[1:]), journals, records, configurations)
+RECORDS = (DeltaLease, Leader, HostBlock, Request, RindexHeader, RindexEntry)
+
+
+def sectors(raw: bytes) -> None:
+    """Records of lockspaces, leases and indexes: a value or a `Malformed`, both of which can be shown, and nothing else."""
+    for kind in RECORDS:
+        str(kind.decode(raw))
+    decode_bitmap(raw)
+    lease_note.noted(raw)
+    lease_note.vm_of(raw)
+    found = area_contents.identify(raw)
+    area_contents.describe(found, raw)
+    if isinstance(found, DeltaLease):
+        area_contents.hosts_of(raw, found.geometry)
+    elif isinstance(found, Leader):
+        area_contents.blocks_of(raw, found)
+        area_contents.lvb_of(raw, found)
+    elif isinstance(found, RindexHeader):
+        list(entries(found, raw))
+
+
+TARGETS = (
+    sectors,
+    frames,
+    lambda raw: calls(raw[0] % 10 if raw else 0, raw[1:]),
+    journals,
+    records,
+    configurations,
+)
 
 
 def one_input(raw: bytes) -> None:
