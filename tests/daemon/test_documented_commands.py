@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tests.daemon.test_leases import FIRE_TIMEOUT_S, IO_TIMEOUT_S, joined
+from tests.daemon.conftest import FIRE_TIMEOUT_S, IO_TIMEOUT_S
+from tests.daemon.test_leases import joined
 from tests.support.daemon import BIN, Holdfastd, make_disk
 from tests.support.leases import SPACE, make_lockspace
 
