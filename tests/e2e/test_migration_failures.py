@@ -6,6 +6,7 @@ that the lock was never given up.
 """
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -218,6 +219,23 @@ def test_lock_daemon_of_the_target_that_dies_sends_the_guest_back(lab: Lab) -> N
     migration.communicate()
     lab.lockd[lab.beta].start()
     assert_stayed(lab, vm, disk, migration)
+
+
+@asks_holdfast
+@pytest.mark.parametrize("way", ["direct", "p2p"])
+def test_target_that_dies_when_the_source_has_handed_over_sends_the_guest_back(lab: Lab, way: str) -> None:
+    """Between `perform3_done` and `confirm3`: libvirt resumes the guest at the source, and asks for its lock first."""
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    lockd = lab.lockd[lab.beta].process
+    with release_unanswered(lab, vm, lab.beta, *WAYS[way]) as migration:
+        lockd.send(signal.SIGSTOP)
+    lab.wait_free(disk)  # the source has let go, and the target's ACQUIRE waits
+    lab.vm_at(lab.beta, vm).process.kill()
+    lockd.send(signal.SIGCONT)
+    assert_stayed(lab, vm, disk, migration)
+    vm.migrate(lab.beta)
+    vm.assert_writes()
 
 
 @asks_holdfast
