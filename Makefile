@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-all test-on check sim bench lab fuzz clean setup
+.PHONY: help run test test-all test-on check quick sim bench lab fuzz clean setup
 
 help:
 	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-all   the same and the tests that wait for minutes, for dead bounds of real sanlocks (TESTS='--tiers interop')"
 	@echo "make test-on DISTRO=trixie   both in another Debian release (bookworm, trixie, forky): root, mmdebstrap (TESTS=)"
 	@echo "make check   ruff and mypy --strict"
+	@echo "make quick   the same and the unit tests: between two edits"
 	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
 	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
 	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 50 minutes (CASES=)"
@@ -45,6 +46,9 @@ check: $(STAMP)
 	@$(BIN)/ruff check --no-cache src tests bench lab tools
 	@$(BIN)/ruff format --check --no-cache src tests bench lab tools
 	@$(BIN)/mypy
+
+quick: check
+	@$(BIN)/python tools/run_tests.py --tiers unit
 
 SEEDS ?= 1500
 # Fresh ones each time: seconds since the epoch, so that no two runs play the same.
