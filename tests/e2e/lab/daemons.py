@@ -1,7 +1,8 @@
 """The two daemons of a host: the lock daemon under test, and libvirtd with its `lockd` plugin.
 
 Either lock daemon can be in charge of a host: Debian's virtlockd, or holdfastd out of this checkout.
-libvirtd can't tell them apart; that is the point.  In *indirect* mode libvirt asks for a file in /srv/lockd
+libvirtd can't tell them apart; that is the point.  With leases a host may also have Debian's sanlock, and its libvirtd the
+`sanlock` plugin.  In *indirect* mode libvirt asks for a file in /srv/lockd
 that is named by the hash of the disk's path, in *direct* mode for the disk's path itself.
 """
 
@@ -16,7 +17,7 @@ from tests.e2e.lab.hosts import CommandError, Host, Spawned
 from tests.e2e.lab.polling import until
 from tests.e2e.lab.processes import Process
 
-Kind = Literal["virtlockd", "holdfastd"]
+Kind = Literal["virtlockd", "holdfastd", "sanlock"]
 LockMode = Literal["indirect", "direct", "leases", "hashed leases"]
 """How libvirt asks, and what holds; with hashed leases alpha's libvirt sends hashes and beta's sends paths."""
 
@@ -67,7 +68,7 @@ backend = "leases"
 
 # The filter halves the time of a start: without it libvirt asks QEMU for 400 features of the processor, one by one.
 QEMU_CONF = """
-lock_manager = "lockd"
+lock_manager = "{lock_manager}"
 security_driver = "none"
 user = "root"
 group = "root"
@@ -81,6 +82,31 @@ keepalive_interval = -1
 """
 
 # A loaded machine must not look like a broken connection: no keepalive.
+SANLOCK_CONF = """
+auto_disk_leases = 1
+disk_lease_dir = "/srv/disk-leases"
+host_id = {number}
+io_timeout = 1
+user = "root"
+group = "root"
+"""
+# Without privileges, watchdog, real-time priority and locked memory, as in tests/interop; io_timeout 1.
+SANLOCK = (
+    "env",
+    "SANLOCK_PRIVILEGED=0",
+    "sanlock",
+    "daemon",
+    "-D",
+    "-w",
+    "0",
+    "-l",
+    "0",
+    "-h",
+    "0",
+    "-o",
+    "1",
+)
+
 LIBVIRTD_CONF = """
 listen_tls = 0
 listen_tcp = 1
@@ -177,6 +203,8 @@ class LockDaemon(Daemon):
         leases = LEASES_TOML.format(number=host.number) if mode in LEASES else ""
         holdfast = HOLDFAST_TOML + leases
         self._configuration.write_text(VIRTLOCKD_CONF if kind == "virtlockd" else holdfast)
+        if kind == "sanlock":
+            (host.folder / "run" / "sanlock").mkdir(parents=True)
         self._under_manager = False
         self._main_pid_file = host.folder / "lockd-main.pid"
 
@@ -248,7 +276,7 @@ class LockDaemon(Daemon):
     def start(self) -> None:
         """Start it; with leases, wait until its host is in the lockspace."""
         super().start()
-        if self.mode in LEASES:
+        if self.mode in LEASES and self.kind == "holdfastd":
             until(self.is_joined, f"{self.host.name} to join the lockspace")
 
     def is_joined(self) -> bool:
@@ -261,6 +289,8 @@ class LockDaemon(Daemon):
     def _command(self) -> list[str]:
         if self.kind == "virtlockd":
             return ["/usr/sbin/virtlockd", "-f", str(self._configuration)]
+        if self.kind == "sanlock":
+            return [*SANLOCK, "-U", "root", "-G", "root", "-e", self.host.name]
         command = [_program("holdfastd"), "--config", str(self._configuration)]
         if self._under_manager:
             script = str(Path(__file__).with_name("servicemanager.py"))
@@ -268,6 +298,8 @@ class LockDaemon(Daemon):
         return command
 
     def _answers(self) -> bool:
+        if self.kind == "sanlock":
+            return self.host.path("/run/sanlock/sanlock.sock").exists()
         try:
             self.connect().close()
         except OSError:
@@ -276,16 +308,19 @@ class LockDaemon(Daemon):
 
 
 class Libvirtd(Daemon):
-    """Debian's libvirtd, unmodified, asking its lockd plugin."""
+    """Debian's libvirtd, unmodified, asking its lockd plugin, or its sanlock plugin."""
 
     name = "libvirtd"
 
-    def __init__(self, host: Host, mode: LockMode) -> None:
+    def __init__(self, host: Host, kind: Kind, mode: LockMode) -> None:
         super().__init__(host)
         etc = host.folder / "etc-libvirt"
         for folder in ("qemu/networks", "hooks"):
             (etc / folder).mkdir(parents=True)
-        (etc / "qemu.conf").write_text(QEMU_CONF)
+        (etc / "qemu.conf").write_text(
+            QEMU_CONF.format(lock_manager="sanlock" if kind == "sanlock" else "lockd")
+        )
+        (etc / "qemu-sanlock.conf").write_text(SANLOCK_CONF.format(number=host.number))
         (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(address=host.address, uuid=host.uuid))
         (etc / "qemu-lockd.conf").write_text(
             QEMU_LOCKD_CONF["direct" if mode == "hashed leases" and host.number == 2 else mode]

@@ -43,7 +43,7 @@ class Lab:
             host.folder.mkdir()
             self.hosts.append(host)
             self.lockd[host] = LockDaemon(host, kind, mode)
-            self.libvirtd[host] = Libvirtd(host, mode)
+            self.libvirtd[host] = Libvirtd(host, kind, mode)
         self.alpha, self.beta = self.hosts
         self._used = False
 
