@@ -11,10 +11,11 @@ import pytest
 
 from holdfast.ondisk.leader import Leader
 from tests.e2e.lab.domains import Disk
-from tests.e2e.lab.hosts import Host
+from tests.e2e.lab.hosts import CommandError, Host
 from tests.e2e.lab.lab import Lab
 from tests.e2e.lab.polling import until
 from tests.e2e.lab.storage import Image
+from tests.e2e.lab.vms import Vm
 
 pytestmark = pytest.mark.holdfast_only("virtlockd has no leases")
 
@@ -127,6 +128,14 @@ def test_guests_of_a_host_that_an_operator_calls_off_start_elsewhere_long_before
         assert owner(lab, disk) == 2
 
 
+def metadata(vm: Vm) -> str:
+    """What Holdfast has left in the domain's metadata; empty if nothing."""
+    try:
+        return vm.virsh("metadata", "urn:holdfast:lock-failure")
+    except CommandError:
+        return ""
+
+
 def test_vm_of_a_lost_lease_is_paused_and_can_be_resumed_when_it_is_joined_again(lease_lab: Lab) -> None:
     lab = lease_lab
     disk = lab.storage.image("web")
@@ -136,7 +145,9 @@ def test_vm_of_a_lost_lease_is_paused_and_can_be_resumed_when_it_is_joined_again
     time.sleep(FAIL_S + 1)
     daemon.process.send(signal.SIGCONT)
     vm.wait_state("paused")
+    until(lambda: "was lost" in metadata(vm), "libvirt to show why it is paused")
     until(daemon.is_joined, "alpha to join again")
+    until(lambda: not metadata(vm), "that to be gone when it can be resumed")
     vm.virsh("resume")
     vm.assert_writes()
     assert disk.boots == 1
