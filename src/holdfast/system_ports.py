@@ -15,7 +15,8 @@ from holdfast.build import SystemPorts
 from holdfast.config import Config
 from holdfast.lease_wiring import LeaseHostPorts, lane_of_leases
 from holdfast.manager.lease_rereading import ROUND_S
-from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
+from holdfast.supervision.host_names import TOKEN_DIGITS
+from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.presence import WatchdogChoice
 from holdfast.system import tasks
 from holdfast.system.append_file import SystemAppendFile

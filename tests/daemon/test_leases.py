@@ -198,6 +198,9 @@ def test_host_id_is_found_and_kept(make_host: MakeHost, leases: Path) -> None:
     # Another machine that has the same name, and remembers nothing.
     beta = make_host("beta", "auto").start()
     beta.says("host id 1 of lockspace __LIBVIRT__DISKS__ is held by host")
+    beta.says("it has the same name as this host, or is its clone")
+    beta.says("joined as host_id 2")
+    assert not record(leases, 1).is_free
 
 
 def test_lockspace_that_is_not_there_yet_is_joined_when_it_comes(

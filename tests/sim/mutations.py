@@ -719,7 +719,7 @@ MUTATIONS = (
         "supervision.host_terms",
         "own-id-not-recognised",
         "a host that forgot its id does not find it by its own name",
-        "if not record.is_never_used and node_of(record.host_name.text) == self.identity.node:",
+        "if not record.is_never_used and is_of_node(record.host_name.text, self.identity.node):",
         "if False:",
     ),
     _in(

@@ -17,7 +17,7 @@ from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import Attested, word_covers
 from holdfast.protocol.words import Generation, HostId, IoFailed
-from holdfast.supervision.host_terms import is_called
+from holdfast.supervision.host_names import is_called
 
 UNPROVEN = (
     ": not proven to be off; if you know that it is, name it (--attest-off HOST --operator YOU), and wait until it has "

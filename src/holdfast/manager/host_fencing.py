@@ -25,7 +25,7 @@ from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import silence_s
 from holdfast.protocol.words import Generation, IoFailed
-from holdfast.supervision.host_terms import is_called
+from holdfast.supervision.host_names import is_called
 from holdfast.supervision.presence import Absent
 from holdfast.system.errands import GivenUp
 from holdfast.system.lease_storage import UNFINISHED_PREFIX

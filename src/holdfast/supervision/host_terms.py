@@ -1,7 +1,7 @@
 """Which host id, under which name, and whether the last term may be gone on with: what a host knows of itself.
 
-A term is a host id, a generation and a name. The name is fresh for each term, so that "this name" means "this very
-term": node name and twelve random digits. What this host wrote last it remembers in a small file of its own:
+A term is a host id, a generation and a name. The name is fresh for each term (`host_names`), so that "this name" means
+"this very term". What this host wrote last it remembers in a small file of its own:
 
     same boot                     its processes may live: go on with the term, if storage shows it unbroken;
                                   if not, their users are stopped first, and then its name proves it ours
@@ -10,13 +10,15 @@ term": node name and twelve random digits. What this host wrote last it remember
     anything else                 a fresh name, and whoever holds the id is watched for the dead bound
 
 A machine that was cloned with its memory of a term meets a record that is being renewed by the other one: so a term
-of an earlier boot is first watched for longer than a healthy host takes to renew.
+of an earlier boot is first watched for longer than a healthy host takes to renew. A host that finds its id leaves a record
+that somebody renews alone from then on, under whatever name it stands, and finds another one (ADR 0190).
 """
 
 from __future__ import annotations
 
+import logging
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -29,9 +31,10 @@ from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.ports import Clock
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import Generation, HostId, IoFailed, OnWait, Waiting
+from holdfast.supervision.host_names import fresh_name, is_of_node, may_be_of_node
 from holdfast.supervision.join_refusals import NotJoined
 
-TOKEN_DIGITS = 12
+log = logging.getLogger(__name__)
 
 
 class Term(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,26 +116,12 @@ class Plan:
     only_if_free: bool = False
 
 
-def fresh_name(node: str, token: str) -> str:
-    """A name that no term has had; the node name is cut so that it fits."""
-    room = HOST_NAME_BYTES_MAX - len(token) - 1
-    return f"{node.encode('utf-8', 'replace')[:room].decode('utf-8', 'ignore')}.{token}"
-
-
-def node_of(host_name: str) -> str:
-    """The node name in a name of ours; empty for a name of another kind."""
-    node, _, token = host_name.rpartition(".")
-    return node if len(token) == TOKEN_DIGITS and not token.strip("0123456789abcdef") else ""
-
-
-def is_called(said: str, host_id: int, host_name: str) -> bool:
-    """Whether somebody who says that means this host: by its host id, its whole name, or its node's name."""
-    return bool(said) and said in (str(host_id), host_name, node_of(host_name))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
-    """Plans how to join one lockspace. ``host_id`` None: find one. ``token``: random digits for a fresh name."""
+    """Plans how to join one lockspace. ``host_id`` None: find one. ``token``: random digits for a fresh name.
+
+    ``others``: records that another host was seen to renew, by host id and host name; it grows.
+    """
 
     host_id: HostId | None
     hosts_max: int | None
@@ -140,6 +129,7 @@ class Planner:
     identity: HostIdentity
     token: str
     on_wait: OnWait
+    others: set[tuple[int, str]] = field(default_factory=set)
 
     def resumption(self, term: Term | None, *, in_use: bool) -> Plan | None:
         """To resume the last incarnation, if it was of this boot and is still wanted.
@@ -173,10 +163,10 @@ class Planner:
                 continue
             age_s = clock.now() - record.timestamp
             timing = self.timing.of_host(record.io_timeout_s)
-            if node_of(record.host_name.text) == self.identity.node and 0 <= age_s < timing.fail_s:
+            if is_of_node(record.host_name.text, self.identity.node) and 0 <= age_s < timing.fail_s:
                 found.append((host_id, record))
             may_be_used |= (
-                node_of(record.host_name.text) == self.identity.node and 0 <= age_s <= timing.dead_s
+                may_be_of_node(record.host_name.text, self.identity.node) and 0 <= age_s <= timing.dead_s
             )
         if len(found) != 1:
             return NotJoined(
@@ -202,7 +192,7 @@ class Planner:
             return fences or (record.host_name.says(plan.host_name) and record.generation == plan.resumed)
         age_s = clock.now() - record.timestamp
         may_be_used = 0 <= age_s <= self.timing.of_host(record.io_timeout_s).dead_s
-        return fences and not (node_of(record.host_name.text) == self.identity.node and may_be_used)
+        return fences and not (may_be_of_node(record.host_name.text, self.identity.node) and may_be_used)
 
     async def plan(
         self, area: LockspaceArea, clock: Clock, term: Term | None, *, users_are_gone: bool
@@ -233,7 +223,7 @@ class Planner:
             return None  # not known; who may choose looks for it by name
         if isinstance(record, Malformed):
             return False
-        if not _is_of(record, term):
+        if not _is_of(record, term) or self._is_another_hosts(host_id, record):
             return None
         if term.boot == self.identity.boot:
             return users_are_gone
@@ -247,7 +237,21 @@ class Planner:
         )
         await clock.sleep(watch_s)
         again = await area.read_record(host_id, self.timing.io_timeout_s)
+        if isinstance(again, DeltaLease) and _is_renewed(record, again):
+            self.others.add((host_id, again.host_name.text))
+            log.warning(
+                "lockspace %s: host id %d, which this host has had, is renewed by host %s: one of the two is a clone of the "
+                "other, with a copy of its state_dir%s",
+                area.space_name,
+                host_id,
+                again.host_name,
+                "" if self.host_id else "; this host finds another host id",
+            )
+            return None
         return again == record
+
+    def _is_another_hosts(self, host_id: HostId, record: DeltaLease) -> bool:
+        return not record.is_free and (host_id, record.host_name.text) in self.others
 
     async def _find_id(self, area: LockspaceArea) -> tuple[HostId, bool] | NotJoined:
         """Our own by the node's name, else one that was never used, else one that is free; and whether it is our own."""
@@ -263,7 +267,9 @@ class Planner:
             record = area.decode(host_id, sectors[(number - 1) * size : number * size])
             if isinstance(record, Malformed):
                 continue
-            if not record.is_never_used and node_of(record.host_name.text) == self.identity.node:
+            if self._is_another_hosts(host_id, record):
+                continue
+            if not record.is_never_used and is_of_node(record.host_name.text, self.identity.node):
                 return host_id, True
             if record.is_never_used:
                 unused = unused or host_id
@@ -271,7 +277,10 @@ class Planner:
                 free = free or host_id
         found = unused or free
         if found is None:
-            return NotJoined(f"all {hosts} host ids of lockspace {area.space_name} are taken")
+            return NotJoined(
+                f"all {hosts} host ids of lockspace {area.space_name} are taken: raise hosts_max, or make a lockspace that "
+                "serves more hosts ('holdfast host list' shows whose they are)"
+            )
         return found, False
 
 
@@ -281,3 +290,13 @@ def _is_of(record: DeltaLease, term: Term) -> bool:
         and record.generation == term.generation
         and record.host_name.says(term.host_name)
     )
+
+
+def _is_renewed(before: DeltaLease, now: DeltaLease) -> bool:
+    """Whether a host holds the id and has written its record between two looks."""
+    same = (before.generation, before.host_name, before.timestamp) == (
+        now.generation,
+        now.host_name,
+        now.timestamp,
+    )
+    return not (same or now.is_free or now.is_marked_dead)

@@ -10,6 +10,7 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol.delta_lease import Claim, HostIdBusy, TooSlow
 from holdfast.protocol.lockspace_area import Corrupt
 from holdfast.protocol.words import IoFailed
+from holdfast.supervision.host_names import node_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,14 @@ def through_page_cache(path: str) -> str:
     )
 
 
-def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlow | IoFailed) -> NotJoined:
+def refused(
+    lockspace: str,
+    claim: Claim,
+    outcome: HostIdBusy | Corrupt | TooSlow | IoFailed,
+    *,
+    is_found: bool = False,
+) -> NotJoined:
+    """`is_found`: the host id was found (`host_id = "auto"`), so another one can be."""
     match outcome:
         case HostIdBusy(by) if by.is_marked_dead:
             return NotJoined(
@@ -43,14 +51,14 @@ def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlo
             return NotJoined(
                 f"host id {claim.host_id} of lockspace {lockspace} is host {by.host_name}'s (generation {by.generation}), "
                 "and host ids of this lockspace never expire by time (NO_TIMEOUT): give this host "
-                f"({claim.host_name}) another host id, or say on a host that is in it that this one is off (holdfast host "
-                "fenced)",
+                f"({claim.host_name}) another host id (host_id = N in its [backend] table), or say on a host that is in it "
+                "that this one is off (holdfast host fenced)",
                 by,
             )
         case HostIdBusy(by):
             return NotJoined(
                 f"host id {claim.host_id} of lockspace {lockspace} is held by host {by.host_name} (generation "
-                f"{by.generation}): give this host ({claim.host_name}) another host id",
+                f"{by.generation}): {_way_out(claim, by, is_found)}",
                 by,
             )
         case Corrupt(found):
@@ -66,3 +74,19 @@ def refused(lockspace: str, claim: Claim, outcome: HostIdBusy | Corrupt | TooSlo
             return NotJoined(f"storage of lockspace {lockspace} failed: {os.strerror(number)}{late}")
         case _:
             assert_never(outcome)
+
+
+def _way_out(claim: Claim, by: DeltaLease, is_found: bool) -> str:
+    """What is done, or is to be done, where another host has the id that this one wanted."""
+    namesake = node_of(by.host_name.text) == node_of(claim.host_name) != ""
+    if not is_found:
+        twin = ", and each host a name of its own: both are called the same" if namesake else ""
+        return f'give this host ({claim.host_name}) another host id (host_id = N, or "auto"){twin}'
+    if claim.only_if_free:
+        return "it was quicker; this host finds another one"
+    cause = (
+        "it has the same name as this host, or is its clone: give each host a name of its own (hostnamectl)"
+        if namesake
+        else "it has this host's former id: it may be its clone, with a copy of its state_dir"
+    )
+    return f"this host ({claim.host_name}) finds another one; {cause}"

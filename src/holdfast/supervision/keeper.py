@@ -26,6 +26,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol.expiry import Phase
 from holdfast.protocol.host_status import HostView
 from holdfast.protocol.lockspace_area import Corrupt, open_area
@@ -144,6 +145,9 @@ class LockspaceKeeper:
         self._token = token
         self._in_use = in_use
         self._lease_writes = lease_writes
+        self._others: set[tuple[int, str]] = set()
+        """Records that another host was seen to renew, by host id and host name: a clone of this one, or its namesake."""
+        self._plan_tried: Plan | None = None
         self._spawn = spawn
         self._news = news
         self._generation_min = generation_min
@@ -321,6 +325,7 @@ class LockspaceKeeper:
             identity=self._identity,
             token=self._token(),
             on_wait=self._on_wait,
+            others=self._others,
         )
         in_use = self._in_use()
         resumption = planner.resumption(term, in_use=in_use) if may_resume else None
@@ -375,6 +380,7 @@ class LockspaceKeeper:
                     return NotJoined(through_page_cache(self.spec.path))
                 # VMs depend on it already.
                 log.error("lockspace %s: %s", self.name, through_page_cache(self.spec.path))
+            self._plan_tried = plan
             lockspace = self._lockspace = self._make(plan, disk, clock, interrupt, number)
             return await lockspace.run()
 
@@ -469,6 +475,7 @@ class LockspaceKeeper:
             interrupt=interrupt,
             resumed=plan.resumed,
             only_if_free=plan.only_if_free,
+            is_found=self.spec.host_id is None,
             generation_min=self._generation_min(),
             lease_writes=self._lease_writes,
         )
@@ -557,9 +564,11 @@ class LockspaceKeeper:
                 self._become(KeeperState.LEFT, "")
             case Lost(reason):
                 self._lost(reason)
-            case NotJoined(reason, is_over=is_over):
+            case NotJoined(reason, holder, is_over=is_over):
                 if is_over and self._resuming:
                     self._news.on_over(self)
+                if holder is not None:
+                    self._leave_to(holder)
                 self._not_joined(reason)
             case IoFailed(errno):
                 self._not_joined(f"{self.spec.path} can't be opened: {os.strerror(errno)}")
@@ -573,6 +582,17 @@ class LockspaceKeeper:
                 raise TypeError(f"a renewal can't end in {result!r}")
         if self.state in (KeeperState.LEFT, KeeperState.LOST):
             self._first_try_done()
+
+    def _leave_to(self, holder: DeltaLease) -> None:
+        """The host id that was tried is another host's. If it was watched, that host was seen to renew it, and has it for
+        good. A claim that was written before it (`only_if_free`) proves nothing: the record may be one that a try of our own
+        left late.
+        """
+        plan = self._plan_tried
+        if plan is None or plan.only_if_free or holder.is_marked_dead or holder.is_no_timeout:
+            return
+        if not holder.host_name.says(plan.host_name):
+            self._others.add((plan.host_id, holder.host_name.text))
 
     def _not_joined(self, reason: str) -> None:
         log.warning("lockspace %s is not joined: %s", self.name, reason)

@@ -102,12 +102,13 @@ class Lockspace:
         interrupt: Callable[[], None] = lambda: None,
         resumed: Generation | None = None,
         only_if_free: bool = False,
+        is_found: bool = False,
         generation_min: int = 1,
         lease_writes: Callable[[], Callable[[], bool]] = lambda: lambda: False,
     ) -> None:
         """`resumed`: the term that an earlier process of this boot held, to be gone on with instead of claiming.
 
-        `only_if_free`, `generation_min`: see `delta_lease.Claim`.
+        `only_if_free`, `generation_min`: see `delta_lease.Claim`. `is_found`: the host id was found, not configured.
         `lease_writes`: asks for the writes of ours to leases, elsewhere than on `disk`, that are under way; what it
         returns tells whether one of these may still land. Both from any thread.
         """
@@ -121,6 +122,7 @@ class Lockspace:
         self._offset_bytes = offset_bytes
         self._claim = delta.Claim(host_id, host_name, timing, only_if_free, generation_min)
         self._resumed = resumed
+        self._is_found = is_found
         self._lease_writes = lease_writes
         self._clock = clock
         self._heartbeat = heartbeat
@@ -218,7 +220,7 @@ class Lockspace:
             return NotJoined(f"watchdog: {e}")
         held = await delta.acquire(area, self._clock, claim, self._news.on_wait)
         if not isinstance(held, delta.Held):
-            return refused(self.name, claim, held)
+            return refused(self.name, claim, held, is_found=self._is_found)
         watched = self._watch(held)
         if watched is None:
             await delta.release(area, self._clock, held)

@@ -20,7 +20,8 @@ from holdfast.config import Config
 from holdfast.lease_wiring import LeaseHostPorts
 from holdfast.model import ProcessId
 from holdfast.protocol.words import IoFailed
-from holdfast.supervision.host_terms import TOKEN_DIGITS, HostIdentity
+from holdfast.supervision.host_names import TOKEN_DIGITS
+from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.presence import WatchdogChoice
 from holdfast.system import tasks
 from holdfast.system.blocking import InlineStorage

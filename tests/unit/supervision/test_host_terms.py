@@ -14,14 +14,13 @@ from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX, PaddedName
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import HostId
+from holdfast.supervision.host_names import fresh_name
 from holdfast.supervision.host_terms import (
     HostIdentity,
     Plan,
     Planner,
     Term,
     decode_term,
-    fresh_name,
-    node_of,
 )
 from holdfast.supervision.join_refusals import NotJoined
 from holdfast.system.process import is_proven_hardware
@@ -144,11 +143,37 @@ def test_no_vm_depends_on_a_record_that_this_host_has_outlived_or_that_is_of_ano
     assert found.is_over is over
 
 
-def is_over(host: Host, *, fences: bool = True) -> bool:
+def is_over(host: Host, *, fences: bool = True, identity: HostIdentity = ME) -> bool:
     area = LockspaceArea(host.disk, 0, DEFAULT, "A")
     plan = planner().resumption(replace_term(boot="boot-2"), in_use=True)
     assert plan is not None
-    return host.run(planner().is_over(area, host.clock, plan, fences=fences))
+    return host.run(planner(identity=identity).is_over(area, host.clock, plan, fences=fences))
+
+
+LONG = replace(ME, node="prod-eu-central-1-hypervisor-compute-node-001")
+CUT = "prod-eu-central-1-hypervisor-compu.0123456789ab"
+"""How an earlier version wrote it."""
+
+
+def test_incarnation_of_a_host_with_a_long_name_is_found_on_storage() -> None:
+    world = world_with_lockspaces()
+    host = world.host("alpha")
+    put(world, 3, fresh_name(LONG.node, TOKEN), 7, timestamp=int(host.clock.now()))
+    put(world, 4, fresh_name(LONG.node[:-1] + "2", TOKEN), 2, timestamp=int(host.clock.now()))
+    found = searched(host, planner(identity=LONG))
+    assert isinstance(found, Plan), found
+    assert (found.host_id, found.resumed) == (3, 7)
+
+
+def test_record_that_an_earlier_version_cut_is_not_resumed_and_not_over_either() -> None:
+    """It may be of this host, whose VMs may depend on it, or of one whose name begins alike."""
+    world = world_with_lockspaces()
+    host = world.host("alpha")
+    put(world, 3, CUT, 7, timestamp=int(host.clock.now()))
+    found = searched(host, planner(identity=LONG))
+    assert isinstance(found, NotJoined)
+    assert not found.is_over
+    assert not is_over(host, identity=LONG)
 
 
 def test_incarnation_is_over_when_it_was_given_back_or_the_watchdog_would_have_fired() -> None:
@@ -207,7 +232,14 @@ def test_clone_that_renews_is_seen_in_time() -> None:
     world = world_with_lockspaces()
     put(world, 3, OLD_NAME, 7)
     world.at(20.0, lambda: put(world, 3, OLD_NAME, 7, timestamp=25))
-    assert claimed(plan(world, planner(), TERM)) == (3, f"alpha.{TOKEN}")
+    assert claimed(plan(world, planner(), TERM)) == (1, f"alpha.{TOKEN}"), "one of its own"
+
+
+def test_clone_that_renews_the_configured_host_id_is_met_under_a_fresh_name() -> None:
+    world = world_with_lockspaces()
+    put(world, 3, OLD_NAME, 7)
+    world.at(20.0, lambda: put(world, 3, OLD_NAME, 7, timestamp=25))
+    assert claimed(plan(world, planner(3), TERM)) == (3, f"alpha.{TOKEN}")
 
 
 def test_memory_of_a_virtual_machine_proves_nothing() -> None:
@@ -269,14 +301,6 @@ def test_id_is_found_by_the_nodes_name_then_among_the_unused_then_among_the_free
     full = plan(world, planner(hosts_max=1))
     assert isinstance(full, NotJoined)
     assert "all 1 host ids" in full.reason
-
-
-def test_names_are_fresh_and_short_enough() -> None:
-    name = fresh_name("a-very-long-node-name-that-does-not-fit-into-the-field.example.org", TOKEN)
-    assert len(name) == HOST_NAME_BYTES_MAX
-    assert name.endswith(TOKEN)
-    assert node_of(fresh_name("alpha", TOKEN)) == "alpha"
-    assert node_of("3f1c-uuid.alpha") == ""
 
 
 def test_memory_that_can_not_be_read_is_none() -> None:
