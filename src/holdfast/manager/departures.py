@@ -165,12 +165,7 @@ class Departures:
         if self._domains is None:
             return
         for owner in self._owners:
-            locks = self._table.of_owner(owner.id)
-            if locks and owner.unknown is None and stands(self._status_of(owner)):
-                for lock in locks:
-                    for name in lock.claims[owner.id]:
-                        if (owner.id, name) not in lock.departing:
-                            self._book.departs(owner, lock, name)
+            self._depart_if_it_stands(owner)
         self._claims = {claim: lock for lock in self._table for claim in lock.departing}
         self._book.lent.update(
             {key: how for key, how in lent.items() if self._owners.get(key[0]) is not None}
@@ -178,6 +173,25 @@ class Departures:
         if self._claims or self._book.lent:
             self._watch()
             self.read()
+
+    def found(self, owner: Owner) -> None:
+        """A lock was found held for an owner, by its note and not by the journal: its RELEASE may have been answered, and
+        storage or the journal lost since.
+        """
+        if self._domains is not None and self._depart_if_it_stands(owner):
+            self._watch()
+
+    def _depart_if_it_stands(self, owner: Owner) -> bool:
+        """Whether the guest has stopped for its migration, and so all that it claims departs."""
+        locks = self._table.of_owner(owner.id)
+        if not locks or owner.unknown is not None or not stands(self._status_of(owner)):
+            return False
+        for lock in locks:
+            for name in lock.claims[owner.id]:
+                if (owner.id, name) not in lock.departing:
+                    self._book.departs(owner, lock, name)
+                self._claims[owner.id, name] = lock
+        return True
 
     def lends_for(self, owner: Owner) -> bool:
         """Whether an owner that may hold nothing is still to be known: it may take back what it lent."""

@@ -173,6 +173,7 @@ class LockManager:
             end=self.owner_ended,
             audit=audit,
             is_closing=lambda: self.closing,
+            on_attributed=self.departures.found,
         )
         self.on_left_behind: OnLeftBehind = _can_not_be_found_out
         """Finds out for whom this host holds a lease that no lock here accounts for: it is held or free afterwards."""
@@ -445,7 +446,9 @@ class LockManager:
             case Convert(mode) if mode > lock.mode:
                 await self._strengthen(owner, want, lock, mode)
             case _ if (owner.id, want.resource) in lock.departing:
-                pass  # its migration failed, and libvirt asks for what it released: a claim like any other
+                # Its migration failed, and libvirt asks for what it released: a claim like any other, if it guards anything.
+                if why := self.why_lost(lock):
+                    raise Refused(reason=f"{want.resource.name} can't be used now: {why}")
             case _ if lock.claims.get(owner.id, {}).get(want.resource) is want.mode:
                 if want.mode is Mode.EXCLUSIVE:
                     self._second_acquires.question(

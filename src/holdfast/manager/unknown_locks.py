@@ -58,7 +58,9 @@ class Relation(enum.Enum):
 
 
 class UnknownLocks:
-    """See the module. ``end``: releases everything of an owner that is over; ``audit``: a line for the operators' record."""
+    """See the module. ``end``: releases everything of an owner that is over; ``audit``: a line for the operators' record;
+    ``on_attributed``: a lock was found held for an owner that lives.
+    """
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class UnknownLocks:
         end: Callable[[Owner], None],
         audit: Callable[[str], None],
         is_closing: Callable[[], bool],
+        on_attributed: Callable[[Owner], None],
     ) -> None:
         self._table = table
         self._owners = owners
@@ -86,6 +89,7 @@ class UnknownLocks:
         self._end = end
         self._audit = audit
         self._is_closing = is_closing
+        self._on_attributed = on_attributed
         self._settling = False
 
     # --- what there is ---
@@ -155,6 +159,7 @@ class UnknownLocks:
         self._book.restored(lock, owner)
         if owner.unknown is None:
             log.warning("%s is held for %s, as its note says", resource, owner)
+            self._on_attributed(owner)
         else:
             self.report(owner, resource, mode)
         return lock
@@ -213,6 +218,7 @@ class UnknownLocks:
             if known is not None:
                 self._book.attributed(lock, owner, known)
                 log.warning("%s is held for %s, as its note says", lock.path, known)
+                self._on_attributed(known)
                 self._forget_if_idle(owner)
             elif owner.unknown is not None and owner.unknown.process is None:
                 owner.unknown = replace(owner.unknown, process=process, disk=owner.unknown.disk or disk)

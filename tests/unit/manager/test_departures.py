@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from tests.unit.manager.world import BOOT, HOST, World, locked, run, want
 
-from holdfast.errors import NotAnOwner, ResourceBusy, ResourceNotLocked
+from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Moved, OwnerNote
+from holdfast.errors import NotAnOwner, Refused, ResourceBusy, ResourceNotLocked
 from holdfast.manager import events as ev
 from holdfast.manager import journal as jn
 from holdfast.manager.departures import READ_S
 from holdfast.manager.journal import Journal
-from holdfast.manager.owners import Owner
+from holdfast.manager.owners import Evidence, Owner
 from holdfast.model import LockFailureAction, Mode, Resource
 from holdfast.system.domain_status import Domain
+from holdfast.system.file_lock import IoFailed
 from holdfast.testing.simulated import settle
 
 OUT = "migration out"
@@ -225,6 +227,21 @@ def test_acquire_by_the_same_owner_ends_it(tmp_path: Path) -> None:
     scene_of(tmp_path, what)
 
 
+def test_acquire_is_refused_while_the_lockspace_is_lost(tmp_path: Path) -> None:
+    async def what(s: Scene) -> None:
+        await s.departed()
+        backend = s.world.backends["file"]
+        backend.lost = "lockspace A: its lease has just been lost"  # type: ignore[attr-defined]
+        with pytest.raises(Refused, match="can't be used now: lockspace A: its lease has just been lost"):
+            await s.world.manager.acquire(s.owner, want(s.disk))
+        assert s.departs()
+        backend.lost = ""  # type: ignore[attr-defined]
+        await s.world.manager.acquire(s.owner, want(s.disk))
+        assert not s.departs()
+
+    scene_of(tmp_path, what)
+
+
 def test_second_release_is_answered_like_the_first(tmp_path: Path) -> None:
     """libvirt releases twice when a guest is suspended, also in the live phase of a migration."""
 
@@ -401,6 +418,35 @@ def test_next_daemon_leaves_a_guest_alone_that_runs_or_whose_words_are_not_known
             await s.goes_by()
             assert s.holds()
             assert not s.departs()
+
+    scene_of(tmp_path, what)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_lock_that_is_found_by_its_note_departs_if_its_guest_has_stopped(
+    tmp_path: Path, stopped: bool
+) -> None:
+    """Storage failed while it was let go, or the journal was lost: nothing else says that libvirt released it."""
+
+    async def what(s: Scene) -> None:
+        s.says("paused" if stopped else "running", "migration", OUT, "perform3")
+        candidate = await s.world.backends["file"].open(s.resource, create=Creation.NONE)
+        assert not isinstance(candidate, IoFailed)
+        held = await candidate.take(Mode.EXCLUSIVE, OwnerNote(s.owner.name, 1, 0))
+        assert not isinstance(held, LeftBehind | Moved | HeldElsewhere | IoFailed)
+        s.world.manager.unknown.hold(
+            backend="file",
+            held=held,
+            resource=s.resource,
+            mode=Mode.EXCLUSIVE,
+            keys=candidate.keys,
+            name=s.owner.name,
+            evidence=Evidence(why="the journal doesn't name it", process=s.owner.process_id),
+        )
+        assert s.departs() is stopped
+        s.says("paused", "migration", OUT, "perform3_done")
+        await s.goes_by()
+        assert s.holds() is not stopped
 
     scene_of(tmp_path, what)
 
