@@ -1,8 +1,8 @@
 """What each seed plays, as a digest of its whole history: a pure move of code changes none of them.
 
-The record beside this file has three parts: seeds 0 to 299 as a campaign plays them, but for second daemons, which came
-later; those of the first 60 that play the whole daemon with second daemons; and the pinned seeds as their test plays them. A
-commit that only moves code leaves every digest as it was. A commit that changes what is drawn, asked or
+The record beside this file has parts: seeds 0 to 299 as a campaign plays them, but for kinds that came later; those of the
+first 60 that play the whole daemon with each of these (second daemons, migrations); and the pinned seeds as their test plays
+them. A commit that only moves code leaves every digest as it was. A commit that changes what is drawn, asked or
 logged changes digests on purpose; it says why, and records them again.
 
     python -m tests.sim.histories            compare with the record; exit code 1 and the seeds that differ
@@ -32,6 +32,8 @@ SEEDS = range(300)
 """So that about a hundred of them play the whole daemon."""
 
 SECONDS_EVERY_S = 8.0
+MIGRATIONS_EVERY_S = 3.0
+LATER_KINDS = ("second", "migrations")
 
 Key = tuple[str, int]
 """(part of the record, seed)"""
@@ -40,18 +42,33 @@ Key = tuple[str, int]
 def all_keys() -> list[Key]:
     return [
         *(("campaign", seed) for seed in SEEDS),
-        *(("second", seed) for seed in SEEDS[:60] if Scenario.drawn(Random(seed), None).kind is Kind.MANAGED),
+        *((part, seed) for part in LATER_KINDS for seed in SEEDS[:60] if _is_managed(seed)),
         *(("pinned", seed) for seed in PINNED),
     ]
+
+
+def _is_managed(seed: int) -> bool:
+    return Scenario.drawn(Random(seed), None).kind is Kind.MANAGED
 
 
 def digest(key: Key) -> str:
     """Of all lines, the verdict and the number of events; true time is no part of it."""
     part, seed = key
     if part == "pinned":
-        verdict = play(seed, lease_hosts=FEW_HOSTS, restarts_every_s=0, plagues=NO_PLAGUES, seconds_every_s=0)
+        verdict = play(
+            seed,
+            lease_hosts=FEW_HOSTS,
+            restarts_every_s=0,
+            plagues=NO_PLAGUES,
+            seconds_every_s=0,
+            migrations_every_s=0,
+        )
     else:
-        verdict = play(seed, seconds_every_s=SECONDS_EVERY_S if part == "second" else 0)
+        verdict = play(
+            seed,
+            seconds_every_s=SECONDS_EVERY_S if part == "second" else 0,
+            migrations_every_s=MIGRATIONS_EVERY_S if part == "migrations" else 0,
+        )
     whole = json.dumps([verdict.lines, verdict.violation, verdict.events, verdict.acquired])
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 

@@ -66,6 +66,8 @@ NEAR: dict[str, int] = {
     "left-behind-is-freed": 20,
     "stale-copy-preferred": 187,
     "record-left-behind": 50,
+    "found-by-note-stays": 146,
+    "lost-and-acquired-again": 5107,
 }
 """Where a bug takes long to find from seed 0: a seed that is known to find it. Seeds change with the simulator."""
 
@@ -89,6 +91,8 @@ class Mutation:
     """Whether only edited configurations show it; likewise."""
     seconds: bool = False
     """Whether only second daemons show it; likewise."""
+    migrations: bool = False
+    """Whether only guests that migrate show it; likewise."""
 
     @property
     def near(self) -> int:
@@ -107,6 +111,7 @@ def _in(
     damage: str = "",
     edits: bool = False,
     seconds: bool = False,
+    migrations: bool = False,
 ) -> Mutation:
     return Mutation(
         name,
@@ -118,6 +123,7 @@ def _in(
         damage=damage,
         edits=edits,
         seconds=seconds,
+        migrations=migrations,
     )
 
 
@@ -154,6 +160,79 @@ MUTATIONS = (
         "return self._taken(e)",
         "pass",
         seconds=True,
+    ),
+    # --- guests that migrate ---
+    _in(
+        "manager.departures",
+        "let-go-at-release",
+        "a lock is let go when libvirt releases it for a migration",
+        "        if not (holds_back(domain) or (departs and domain is None)):",
+        "        if True:",
+        migrations=True,
+    ),
+    _in(
+        "manager.migration_roles",
+        "unreadable-has-left",
+        "a guest whose status file can't be read counts as one that has left",
+        "    if domain is None:\n        return Outcome.OPEN",
+        "    if domain is None:\n        return Outcome.GONE",
+        migrations=True,
+    ),
+    _in(
+        "manager.migration_roles",
+        "restarted-libvirt-has-left",
+        "a guest that stands for a migration of which libvirt knows no more counts as one that has left",
+        '    if domain.state == "paused" and domain.reason == "migration":\n        return Outcome.OPEN',
+        '    if domain.state == "paused" and domain.reason == "migration":\n        return Outcome.GONE',
+        migrations=True,
+    ),
+    _in(
+        "manager.departures",
+        "stayed-is-gone",
+        "a guest whose migration failed has its lock let go",
+        "        if seen is Outcome.GONE:\n",
+        "        if seen is not Outcome.OPEN:\n",
+        migrations=True,
+    ),
+    _in(
+        "manager.migration_roles",
+        "never-let-go",
+        "a lock is held until QEMU ends although its guest has left",
+        "        return Outcome.OPEN if domain.phase in PHASES_OPEN else Outcome.GONE",
+        "        return Outcome.OPEN",
+        migrations=True,
+    ),
+    _in(
+        "manager.departures",
+        "departure-not-restored",
+        "the next daemon does not watch over what departs",
+        "        if self._claims or self._book.lent:\n            self._watch()\n            self.read()",
+        "        self._claims.clear()",
+        migrations=True,
+    ),
+    _in(
+        "manager.departures",
+        "found-by-note-stays",
+        "a lock that was found by its note stays its guest's who has left (found by seed 1420)",
+        "        if self._domains is not None and self._depart_if_it_stands(owner):",
+        "        if False:",
+        migrations=True,
+    ),
+    _in(
+        "manager.lock_manager",
+        "lost-and-acquired-again",
+        "a guest whose migration failed runs on although its lockspace is lost (found by seed 1764)",
+        "                if why := self.why_lost(lock):\n                    raise Refused(",
+        '                if why := "":\n                    raise Refused(',
+        migrations=True,
+    ),
+    _in(
+        "manager.arrivals",
+        "target-does-not-wait",
+        "a target does not wait until its source has let go",
+        "                if not self._wait_s or owner.gone or not self._arrives(owner):",
+        "                if True:",
+        migrations=True,
     ),
     # --- edited configurations ---
     _in(
@@ -1091,17 +1170,17 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     from holdfast.testing.state_damage import NO_PLAGUES, Plagues
 
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
+    needs_managed = mutation.damage or mutation.edits or mutation.seconds or mutation.migrations
     for number in range(seeds_max):
-        if (mutation.damage or mutation.edits or mutation.seconds) and Scenario.drawn(
-            Random(first + number), None
-        ).kind is not Kind.MANAGED:
-            continue  # it has no state to damage, and no configuration
+        if needs_managed and Scenario.drawn(Random(first + number), None).kind is not Kind.MANAGED:
+            continue  # it has no state to damage, no configuration, and no status files
         verdict = play(
             first + number,
             restarts_every_s=None if mutation.restarts or mutation.damage or mutation.edits else 0,
             plagues=plagues[mutation.damage],
             edits=0.7 if mutation.edits else 0.0,
             seconds_every_s=8.0 if mutation.seconds else 0.0,
+            migrations_every_s=3.0 if mutation.migrations else 0.0,
         )
         if not verdict.sound:
             return number + 1, verdict.violation

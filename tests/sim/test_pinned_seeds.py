@@ -67,6 +67,12 @@ PINNED = (
 @pytest.mark.parametrize("seed", PINNED)
 def test_a_seed_that_once_found_a_bug_is_sound(seed: int) -> None:
     verdict = play(
-        seed, lease_hosts=FEW_HOSTS, restarts_every_s=0, plagues=NO_PLAGUES, edits=0, seconds_every_s=0
+        seed,
+        lease_hosts=FEW_HOSTS,
+        restarts_every_s=0,
+        plagues=NO_PLAGUES,
+        edits=0,
+        seconds_every_s=0,
+        migrations_every_s=0,
     )  # as it was before there were others
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

@@ -120,6 +120,12 @@ class Checkers:
         if vm is not None:
             self.world.tell(term.machine.name, f"{vm.name} has stopped")
 
+    def writes_no_more(self, vm: VirtualMachine) -> None:
+        """A virtual machine has ended, or stands for good: nothing rests on its lease."""
+        for term in [t for t in self.terms.running if t.vms.get(vm.resource) is vm]:
+            self.stopped(term, vm.resource)
+            self.gave_up(term, vm.resource)
+
     def answers(self, machine: Machine, resource: str, requested: int, held: int) -> None:
         """A holder gives up because it was asked to."""
         if requested <= held:

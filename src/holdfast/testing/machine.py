@@ -61,10 +61,16 @@ class VirtualMachine:
     held: bool = False
     pid: int = 0
     resource: str = ""
+    migrating: bool = False
+    """libvirt has a job with it, and starts nothing else meanwhile."""
 
     @property
     def uuid(self) -> str:
         return f"uuid-{self.pid}"
+
+    @property
+    def disk(self) -> str:
+        return f"/disks/{self.resource}"
 
     @property
     def writes(self) -> bool:

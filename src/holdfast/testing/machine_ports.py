@@ -45,6 +45,7 @@ from holdfast.testing.process_loop import Process
 from holdfast.testing.shared_files import SimulatedStorage
 from holdfast.testing.simulated import SimulatedAppendFile, SimulatedProcesses, SimulatedRecord
 from holdfast.testing.simulated_wdmd import SimulatedWdmd
+from holdfast.testing.status_files import StatusFiles, StatusPort
 from holdfast.testing.world import ProcessGone, Violation
 
 
@@ -143,6 +144,8 @@ class MachineState:
         """What its clock says of the date; 1: that it has none, so that generations count from what storage says."""
         self.reread_s = 0.0
         """How often held leases are read again; 0: never, as nobody restores them."""
+        self.status: StatusFiles | None = None
+        """libvirt's status files; None where nothing migrates, and nobody reads them."""
         self.records: dict[str, list[str]] = {}
         """Lines of files that only grow: the record of leases that were broken."""
 
@@ -155,6 +158,8 @@ class MachineState:
             self.run_files = {}
             self.kept = ""
             self.rivals = set()
+            if self.status is not None:
+                self.status.reset()
             self.wdmd = self._new_wdmd()
             self.store = Store(self)
             self.reexec = b""
@@ -285,7 +290,7 @@ class OpenDisks:
 
     async def users(self, keys: Collection[FileKey]) -> Users:
         files = DiskFiles()
-        pids = [vm.pid for vm in self._machine.vms if vm.held and files.key(f"/disks/{vm.resource}") in keys]
+        pids = [vm.pid for vm in self._machine.vms if vm.held and files.key(vm.disk) in keys]
         return Users(tuple(sorted(pids)), complete=True)
 
 
@@ -392,7 +397,7 @@ def managed_ports(
         clock=clock,
         processes=state.processes,
         domains=domains,
-        status=None,
+        status=StatusPort(state.status, process) if state.status is not None else None,
         files=NoLockFiles(),
         open_files=OpenDisks(machine),
         lockspace_files=DiskFiles(),

@@ -217,6 +217,9 @@ class ManagedDaemon:
     def desks(self) -> list[ManagedDesk]:
         return [desk for seat in self.seats.values() for desk in seat.desks.values()]
 
+    def desk_of(self, resource: str) -> ManagedDesk:
+        return next(desk for desk in self.desks if desk.resource == resource)
+
     async def _start(self) -> None:
         await lifecycle.adopt(self.parts)
         lifecycle.begin(self.parts)
@@ -289,6 +292,6 @@ class ManagedDaemon:
         for vm in [vm for vm in self.machine.vms if vm.pid == pid]:
             vm.running = False
             self.machine.vms.remove(vm)
-            for term in [t for t in self.checkers.terms.running if t.vms.get(vm.resource) is vm]:
-                self.checkers.stopped(term, vm.resource)
-                self.checkers.gave_up(term, vm.resource)
+            self.checkers.writes_no_more(vm)
+            if self.state.status is not None:
+                self.state.status.remove(vm)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.backends.lock_names import NameBy, lease_name
 from holdfast.errors import LockError
+from holdfast.manager import migration_roles
 from holdfast.manager.journal import replay
 from holdfast.manager.owners import Owner
 from holdfast.model import Mode, OwnerName, Resource, Want
@@ -58,23 +59,28 @@ class ManagedDesk:
         vm = self.vm
         return vm if vm is not None and vm.held else None
 
-    async def start(self, mode: LeaseMode, *, wait: bool) -> None:
+    async def start(self, mode: LeaseMode, *, wait: bool, arriving: bool = False) -> None:
+        """`arriving`: the guest comes from another host, whose lock is about to be let go."""
         del wait  # the backend never waits for a death
         if self.busy or self.vm is not None or not self.seat.daemon.serving:
             return
         self.busy = True
         try:
-            await self._start(Mode.EXCLUSIVE if mode is LeaseMode.EXCLUSIVE else Mode.SHARED)
+            await self._start(Mode.EXCLUSIVE if mode is LeaseMode.EXCLUSIVE else Mode.SHARED, arriving)
         finally:
             self.busy = False
 
-    async def _start(self, mode: Mode) -> None:
+    async def _start(self, mode: Mode, arriving: bool) -> None:
         daemon = self.seat.daemon
         stubborn = daemon.world.random.random() < daemon.stubborn_rate
         pid = next(daemon.state.processes.pids)
         vm = VirtualMachine(f"vm{pid}", daemon.machine, stubborn, pid=pid, resource=self.resource)
         daemon.state.processes.start(pid, ignoring=UNKILLABLE if stubborn else frozenset())
         daemon.machine.vms.append(vm)
+        status = daemon.state.status
+        if status is not None:
+            job, phase = (migration_roles.IN, migration_roles.PHASE_ACQUIRES) if arriving else ("start", "")
+            status.write(vm, "paused", reason="starting up", job=job, phase=phase)
         owner = daemon.manager.register(pid, OwnerName(vm.name, vm.uuid, pid))
         was_unknown = len(daemon.manager.unknown) > 0
         try:
@@ -90,6 +96,8 @@ class ManagedDesk:
             self._is_remembered(vm, term, may_be_adopted=was_unknown)
             # libvirt lets the guest's processors go only now.
             vm.held = True
+            if status is not None:
+                status.write(vm)
             daemon.checkers.believes(term, self.resource, _lease_mode(mode))
             daemon.checkers.runs(term, self.resource, vm)
 
@@ -142,7 +150,7 @@ class ManagedDesk:
 
     async def stop(self) -> None:
         vm = self.lease
-        if vm is None or self.busy or not self.seat.daemon.serving:
+        if vm is None or vm.migrating or self.busy or not self.seat.daemon.serving:
             return
         self.busy = True
         try:
@@ -169,13 +177,37 @@ class ManagedDesk:
         if owner is None:
             return
         vm.paused = True
-        for term in [t for t in daemon.checkers.terms.running if t.vms.get(self.resource) is vm]:
-            daemon.checkers.stopped(term, self.resource)
-            daemon.checkers.gave_up(term, self.resource)
+        daemon.checkers.writes_no_more(vm)
         try:
             await daemon.manager.release(owner, resource_of(self.resource))
         except LockError as refusal:
             daemon.world.tell(daemon.machine.name, f"release of {self.resource}: {refusal}")
+
+    # --- a guest that migrates away ---
+
+    async def released_for_migration(self, vm: VirtualMachine) -> None:
+        """The guest stands, and may yet run on here: what it needs must stand, whatever the daemon makes of this."""
+        daemon = self.seat.daemon
+        try:
+            owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
+            await daemon.manager.release(owner, resource_of(self.resource))
+        except LockError as refusal:
+            daemon.world.tell(daemon.machine.name, f"release of {self.resource}: {refusal}")
+
+    async def acquired_again(self, vm: VirtualMachine) -> None:
+        """libvirt wants to let a guest run on here whose migration failed."""
+        daemon = self.seat.daemon
+        try:
+            owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
+            await daemon.manager.acquire(owner, Want(resource_of(self.resource), Mode.EXCLUSIVE))
+        except LockError as refusal:
+            daemon.world.tell(daemon.machine.name, f"refuses {self.resource} to {vm.name}: {refusal}")
+            return
+        term = self.seat.term
+        if vm.running and vm.paused and term is not None:
+            vm.paused = False
+            daemon.checkers.believes(term, self.resource, LeaseMode.EXCLUSIVE)
+            daemon.checkers.runs(term, self.resource, vm)
 
     def _owner(self, pid: int) -> Owner | None:
         return self.seat.daemon.manager.owners.with_pid(pid)
@@ -192,6 +224,8 @@ class ManagedDesk:
         vm, term = self.lease, self.seat.term
         owner = self._owner(vm.pid) if vm is not None else None
         if vm is None or owner is None or term is None or self.busy or not self.seat.daemon.serving:
+            return
+        if vm.migrating:
             return
         before = term.beliefs.get(self.resource)
         if before is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
@@ -22,6 +22,8 @@ from holdfast.testing.config_edits import RATES, ConfigEdits
 from holdfast.testing.formatted import FEW_HOSTS, many_hosts
 from holdfast.testing.managed_daemon import ManagedDaemon
 from holdfast.testing.managed_desk import ManagedDesk
+from holdfast.testing.migrations import OFTEN_S as MIGRATIONS_OFTEN_S
+from holdfast.testing.migrations import Migrations
 from holdfast.testing.nemesis import Nemesis
 from holdfast.testing.orders import Orders, collect
 from holdfast.testing.restarts import OFTEN_S, Restarts
@@ -37,6 +39,8 @@ from holdfast.testing.world import ProcessGone, Violation, World
 NEVER_S = 1e9
 UNKNOWN_MAX_S = 3 * SETTLE_S_MAX
 """Until every unknown lock whose virtual machine has ended is settled: two attempts, and time to take it up."""
+MIGRATED_S_MAX = 20.0
+"""A migration in peace takes a few seconds, and a target may wait for ten."""
 BOOT_MAX_S = 40.0
 """From reset to a daemon that runs."""
 
@@ -70,11 +74,12 @@ def play(
     plagues: Plagues | None = None,
     edits: float | None = None,
     seconds_every_s: float | None = None,
+    migrations_every_s: float | None = None,
 ) -> Verdict:
     """Play one seed. Deterministic but for `real_s`. `lease_hosts`: how many hosts leases are formatted for.
     `restarts_every_s`: how often daemons are restarted in good order; 0: never. `plagues`: what befalls their state.
     `edits`: how many starts and reloads find an edited configuration, 0 to 1. `seconds_every_s`: how often an operator
-    starts a second daemon on a machine; 0: never.
+    starts a second daemon on a machine; 0: never. `migrations_every_s`: how often a guest begins to migrate; 0: never.
     """
     begun = time.perf_counter()
     world = World(seed)
@@ -94,30 +99,24 @@ def play(
     cluster = Cluster(world, replace(scenario, lease_hosts=lease_hosts))
     cluster.quiet = plagues.quiet
     damage = StateDamage(cluster, plagues, damage_chance)
-    edits_chance = Random(f"edited configurations {seed}")
-    edits_rate = edits_chance.choice(RATES)
-    if edits is not None:
-        edits_rate = edits
-    if scenario.kind is not Kind.MANAGED:
-        edits_rate = 0.0
-    edits_made = ConfigEdits(cluster, edits_rate, edits_chance)
-    chance = Random(f"reloads and stops {seed}")
-    every_s = chance.choice(OFTEN_S)
-    if restarts_every_s is not None or scenario.kind is not Kind.MANAGED:
-        every_s = restarts_every_s or 0.0
-    restarts = Restarts(cluster, every_s, chance)
-    seconds_chance = Random(f"second daemons {seed}")
-    drawn_s = seconds_chance.choice(SECONDS_OFTEN_S)
-    if seconds_every_s is not None or scenario.kind is not Kind.MANAGED:
-        drawn_s = seconds_every_s or 0.0
-    if scenario.kind is not Kind.MANAGED:
-        drawn_s = 0.0
-    seconds = SecondDaemons(cluster, drawn_s, seconds_chance)
+
+    def often(what: str, choices: Sequence[float], wanted: float | None) -> tuple[float, Random]:
+        """How often the whole daemon meets something, and the generator of its own that it is drawn from."""
+        chance = Random(f"{what} {seed}")
+        drawn = chance.choice(choices)
+        if scenario.kind is not Kind.MANAGED:
+            return 0.0, chance
+        return drawn if wanted is None else wanted, chance
+
+    edits_made = ConfigEdits(cluster, *often("edited configurations", RATES, edits))
+    restarts = Restarts(cluster, *often("reloads and stops", OFTEN_S, restarts_every_s))
+    seconds = SecondDaemons(cluster, *often("second daemons", SECONDS_OFTEN_S, seconds_every_s))
+    migrations = Migrations(cluster, *often("migrations", MIGRATIONS_OFTEN_S, migrations_every_s))
     violation: Violation | None = None
     unread = UnreadLog(world, Random(f"unread log {seed}"))
     with _listening(world, unread):
         try:
-            _Play(cluster, restarts, damage, edits_made, seconds).all()
+            _Play(cluster, restarts, damage, edits_made, seconds, migrations).all()
             unread.close()
         except Violation as found:
             violation = found
@@ -172,9 +171,11 @@ class _Play:
         damage: StateDamage,
         edits: ConfigEdits,
         seconds: SecondDaemons,
+        migrations: Migrations,
     ) -> None:
         self.cluster = cluster
         self.seconds = seconds
+        self.migrations = migrations
         self.damage = damage
         self.edits = edits
         self.restarts = restarts
@@ -187,7 +188,7 @@ class _Play:
     def all(self) -> None:
         workload, nemesis, orders = Workload(self.cluster), Nemesis(self.cluster), Orders(self.cluster)
         self.world.run(self.cluster.scenario.duration_s)
-        workload.stopped = orders.stopped = self.restarts.stopped = True
+        workload.stopped = orders.stopped = self.restarts.stopped = self.migrations.stopped = True
         nemesis.heal()
         self.damage.heal()
         self.edits.heal()
@@ -199,6 +200,8 @@ class _Play:
         for space in self.cluster.spaces:
             for resource in space.resources:
                 self._each_in_turn(space.name, resource)
+                if self.migrations.are_played:
+                    self._migrates(space.name, resource)
         if self.cluster.scenario.orders_every_s:
             self._all_are_taken_out()
 
@@ -253,6 +256,24 @@ class _Play:
             else:
                 spawn(desk, "stop")
                 self._is_given_up(desk, self.renewal_s, "at once")
+
+    def _migrates(self, space: str, resource: str) -> None:
+        """Where nothing goes wrong a guest arrives, and its lock with it."""
+        members = [d for d in self._daemons() if d.seats[space].member is not None]
+        desks = [desk for d in members if isinstance(desk := d.seats[space].desks[resource], ManagedDesk)]
+        if len(desks) < 2:
+            return
+        here, there = desks[:2]
+        self._gets(here, self.dead_s + 6 * self.renewal_s, wait=False)
+        assert here.vm is not None
+        migration = self.migrations.in_peace(here.seat.daemon.machine, here.vm, there.seat.daemon.machine)
+        self._within(MIGRATED_S_MAX, lambda: migration.over, f"{here} has migrated")
+        if not migration.arrived:
+            self.world.fail(
+                "liveness", f"{here} does not arrive: {there.last_refusal}", there.seat.daemon.machine
+            )
+        spawn(there, "stop")
+        self._is_given_up(there, self.renewal_s, "at once")
 
     def _all_are_taken_out(self) -> None:
         """Nobody holds anything: one host after the other can take the leases out, and they are made again."""
