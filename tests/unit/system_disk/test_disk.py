@@ -252,8 +252,12 @@ def test_two_writers_on_one_event_loop_have_one_write_to_a_sector_in_flight(rig:
     async def story() -> list[IoFailed | None]:
         disk = await open_suspending(path, rig.lane(), kernel=rig.kernel, devices=rig.devices)
         assert not isinstance(disk, IoFailed)
-        writes = (disk.write(0, letter * SECTOR, timeout_s=AMPLE_S) for letter in (b"1", b"2"))
-        ended = await asyncio.gather(*writes)
+        rig.kernel.plan("write stall")  # or the first one may have ended when the second one begins
+        first = asyncio.ensure_future(disk.write(0, b"1" * SECTOR, timeout_s=AMPLE_S))
+        await asyncio.to_thread(rig.kernel.held.acquire, timeout=AMPLE_S)
+        second = await disk.write(0, b"2" * SECTOR, timeout_s=AMPLE_S)
+        rig.kernel.let_go()
+        ended = [await first, second]
         disk.close()
         return ended
 
