@@ -22,7 +22,8 @@ from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.lease_wiring import LeaseHost
 from holdfast.manager.events import Event, Events
 from holdfast.manager.found_descriptors import FoundDescriptors
-from holdfast.manager.journal import Journal, SavedState, replay
+from holdfast.manager.journal import Journal
+from holdfast.manager.journal_replay import SavedState, replay
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_search import LockSearch

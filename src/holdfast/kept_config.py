@@ -32,7 +32,7 @@ from holdfast.config import Config
 from holdfast.config_change import ABSENT, USERS_NAMED_MAX, HeldNeed, differences, same_backend
 from holdfast.errors import ConfigError, UnknownKey
 from holdfast.handover import Before, may_hold_leases
-from holdfast.manager.journal import SavedClaims, SavedState, replay, replay_with_extent
+from holdfast.manager.journal_replay import SavedClaims, SavedState, replay, replay_with_extent
 from holdfast.model import OwnerName
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.system.daemon_lock import RUN_LOCK, claimed_last_ns

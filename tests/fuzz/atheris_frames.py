@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["holdfast"]):
     from holdfast import config
     from holdfast.backends import lease_note, owner_record
     from holdfast.cli import area_contents
-    from holdfast.manager import journal
+    from holdfast.manager import journal_replay
     from holdfast.ondisk.delta import DeltaLease, decode_bitmap
     from holdfast.ondisk.host_block import HostBlock
     from holdfast.ondisk.leader import Leader
@@ -61,7 +61,7 @@ def calls(procedure: int, payload: bytes) -> None:
 
 
 def journals(raw: bytes) -> None:
-    state = journal.replay(raw)
+    state = journal_replay.replay(raw)
     assert all(lock.claims for lock in state.locks.values())
 
 

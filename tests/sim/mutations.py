@@ -898,7 +898,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "manager.journal",
+        "manager.journal_replay",
         "two-locks-of-one-file",
         "a lock whose end can't be read stays beside the next one of the same file (found by seed 1420)",
         "if (earlier := state.lock_of_key.get(file, line.id)) != line.id:",

@@ -6,8 +6,9 @@ from random import Random
 
 import pytest
 
-from holdfast.manager import journal as jn
-from holdfast.manager.journal import Journal, replay
+from holdfast.manager import journal_kinds as jn
+from holdfast.manager.journal import Journal
+from holdfast.manager.journal_replay import replay
 from holdfast.testing.cluster import Kind, Scenario
 from holdfast.testing.simulated import SimulatedAppendFile
 from holdfast.testing.simulation import play

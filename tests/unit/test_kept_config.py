@@ -14,7 +14,7 @@ from holdfast.config import Config
 from holdfast.config_change import HeldNeed
 from holdfast.handover import may_hold_leases
 from holdfast.kept_config import Kept
-from holdfast.manager.journal import SavedClaims, SavedState
+from holdfast.manager.journal_replay import SavedClaims, SavedState
 from holdfast.model import Mode
 from holdfast.supervision.host_terms import Term, encode_term
 from holdfast.system import daemon_lock

@@ -24,7 +24,7 @@ from holdfast.cli.places import domain_disks, libvirt_lockspaces, libvirt_names
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.config import Config
 from holdfast.control_api import HolderInfo
-from holdfast.manager.journal import SavedState, replay
+from holdfast.manager.journal_replay import SavedState, replay
 from holdfast.model import Holder, wall_text
 from holdfast.system.bounded_question import ANSWER_S, Silent, answer_in_time
 from holdfast.system.disk_identity import SystemDiskIdentities

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.manager import journal as jn
-from holdfast.manager.journal import text_of
+from holdfast.manager import journal_kinds as jn
+from holdfast.manager.journal_kinds import text_of
 from holdfast.manager.lock_table import Lock
 from holdfast.manager.owners import Owner
 from holdfast.model import Mode, Resource

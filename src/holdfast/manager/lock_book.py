@@ -12,9 +12,10 @@ from collections.abc import Callable
 from holdfast.backends.base import Backend, Held
 from holdfast.errors import Refused
 from holdfast.manager import events as ev
-from holdfast.manager import journal as jn
+from holdfast.manager import journal_kinds as jn
 from holdfast.manager.events import Events
-from holdfast.manager.journal import Journal, text_of
+from holdfast.manager.journal import Journal
+from holdfast.manager.journal_kinds import text_of
 from holdfast.manager.journal_lines import (
     claim_line,
     departing_line,

@@ -42,7 +42,7 @@ from holdfast.errors import (
     storage_failed,
 )
 from holdfast.manager import events as ev
-from holdfast.manager import journal as jn
+from holdfast.manager import journal_kinds as jn
 from holdfast.manager.arrivals import Arrivals
 from holdfast.manager.closed_disks import closed
 from holdfast.manager.departures import Departures

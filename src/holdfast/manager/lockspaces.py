@@ -21,7 +21,8 @@ from holdfast.errors import (
     ResourceInUse,
     StorageFailed,
 )
-from holdfast.manager.journal import Journal, LockspaceLine, text_of
+from holdfast.manager.journal import Journal
+from holdfast.manager.journal_kinds import LockspaceLine, text_of
 from holdfast.model import DIRECT_LOCKSPACE, Resource
 from holdfast.system.blocking import Storage
 from holdfast.system.file_lock import FileKey, IoFailed

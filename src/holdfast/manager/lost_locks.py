@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from holdfast.backends.base import Backend, Held, HeldElsewhere, MayBeShared, Moved, Rereadable, SavedLock
 from holdfast.errors import LockError, storage_failed
-from holdfast.manager import journal as jn
+from holdfast.manager.journal_replay import SavedClaims
 from holdfast.manager.lock_table import Lock, LockTable
 from holdfast.manager.telling import Telling
 from holdfast.manager.turns import Turns
@@ -41,7 +41,7 @@ class LostLocks:
         self._telling = telling
         self._keep = keep
 
-    def restore(self, saved: jn.SavedClaims, owners: Iterable[int]) -> Lock[Held]:
+    def restore(self, saved: SavedClaims, owners: Iterable[int]) -> Lock[Held]:
         """A lock from the journal, claimed again but not yet held."""
         lock: Lock[Held] = Lock(
             lock_id=saved.id,

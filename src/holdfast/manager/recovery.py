@@ -20,7 +20,7 @@ import signal
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from holdfast.manager import events as ev
-from holdfast.manager.journal import SavedOwner, SavedState
+from holdfast.manager.journal_replay import SavedOwner, SavedState
 from holdfast.manager.lock_book import HostLock
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence, Owner

@@ -19,7 +19,7 @@ from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable
 from holdfast.config_change import differences
 from holdfast.errors import ConfigError
 from holdfast.kept_config import Kept, Start
-from holdfast.manager.journal import SavedState, replay, replay_with_extent
+from holdfast.manager.journal_replay import SavedState, replay, replay_with_extent
 from holdfast.model import LockFailureAction, Protection
 from holdfast.protocol.timing import Timing
 from holdfast.reload import held_needs

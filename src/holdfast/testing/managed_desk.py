@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from holdfast.backends.lock_names import NameBy, lease_name
 from holdfast.errors import LockError
 from holdfast.manager import migration_roles
-from holdfast.manager.journal import replay
+from holdfast.manager.journal_replay import replay
 from holdfast.manager.owners import Owner
 from holdfast.model import Mode, OwnerName, Resource, Want
 from holdfast.protocol.paxos_release import Mode as LeaseMode

@@ -20,7 +20,7 @@ from random import Random
 import msgspec
 
 from holdfast.lease_wiring import WATCHDOG_FD_NAME
-from holdfast.manager.journal import replay
+from holdfast.manager.journal_replay import replay
 from holdfast.supervision.host_terms import Term, encode_term
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.testing.cluster import Cluster

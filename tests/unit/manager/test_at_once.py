@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.manager.world import World, run, want
 
 from holdfast.errors import HoldfastError, OwnerGone, ResourceBusy
-from holdfast.manager.journal import SavedClaims
+from holdfast.manager.journal_replay import SavedClaims
 from holdfast.manager.lock_book import HostLock
 from holdfast.model import Mode, Resource
 from holdfast.system.kernel_locks import refused_by

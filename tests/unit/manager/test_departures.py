@@ -14,9 +14,10 @@ from tests.unit.manager.world import BOOT, HOST, World, locked, run, want
 from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Moved, OwnerNote
 from holdfast.errors import NotAnOwner, Refused, ResourceBusy, ResourceNotLocked
 from holdfast.manager import events as ev
-from holdfast.manager import journal as jn
+from holdfast.manager import journal_kinds as jn
 from holdfast.manager.departures import READ_S
 from holdfast.manager.journal import Journal
+from holdfast.manager.journal_replay import SavedState, replay
 from holdfast.manager.owners import Evidence, Owner
 from holdfast.model import LockFailureAction, Mode, Resource
 from holdfast.system.domain_status import Domain
@@ -673,10 +674,10 @@ def test_lines_about_migrations_replay(tmp_path: Path) -> None:
     departing = jn.DepartingLine(1, 1, "", "/d")
     claim = (1, Resource("", "/d"))
 
-    def saved(*more: jn.Line) -> jn.SavedState:
+    def saved(*more: jn.Line) -> SavedState:
         w = World(tmp_path)
         journal = Journal(w.file, boot=BOOT, host=HOST, snapshot=list)
-        return jn.replay(journal.image([*lines, *more]))
+        return replay(journal.image([*lines, *more]))
 
     assert saved(departing).locks[1].departing == {claim}
     assert saved(departing, jn.ClaimLine(1, 1, "", "/d", 2)).locks[1].departing == set()

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from holdfast.manager import journal as jn
-from holdfast.manager.journal import Journal, SavedState, path_of, replay, text_of
+from holdfast.manager import journal_kinds as jn
+from holdfast.manager.journal import COMPACT_LINES_MIN, Journal
 from holdfast.manager.journal_extent import RECORD_BYTES, Extent, decode_extent, encode_extent
+from holdfast.manager.journal_kinds import path_of, text_of
+from holdfast.manager.journal_replay import SavedState, replay
 from holdfast.model import Mode, Resource
 from holdfast.testing.simulated import SimulatedAppendFile, SimulatedRecord
 
@@ -223,10 +225,10 @@ def test_journal_is_rewritten_when_it_has_outgrown_the_state() -> None:
     journal = Journal(file, boot="boot-1", host="alpha", snapshot=lambda: state)
     journal.append(*state)
     largest = 0
-    for _ in range(3 * jn.COMPACT_LINES_MIN):
+    for _ in range(3 * COMPACT_LINES_MIN):
         journal.append(jn.ModeLine(1, 2))
         largest = max(largest, file.raw.count(b"\n"))
-    assert largest <= jn.COMPACT_LINES_MIN + 2, "one line over, and the start line"
+    assert largest <= COMPACT_LINES_MIN + 2, "one line over, and the start line"
     assert content(journal.load()) == content(replay(journal.image(state)))
 
 
@@ -236,12 +238,12 @@ def test_line_that_makes_the_journal_too_long_is_not_lost_in_its_rewrite() -> No
     file = SimulatedAppendFile()
     journal = Journal(file, boot="boot-1", host="alpha", snapshot=lambda: list(state))
     journal.append(*state)
-    for number in range(2, jn.COMPACT_LINES_MIN + 10):
+    for number in range(2, COMPACT_LINES_MIN + 10):
         fresh = claim(number, number, f"/{number}")
         journal.append(*fresh)
         state += fresh
         assert number in replay(file.raw[-4096:]).locks or number in journal.load().locks
-    assert len(journal.load().locks) == jn.COMPACT_LINES_MIN + 9
+    assert len(journal.load().locks) == COMPACT_LINES_MIN + 9
 
 
 # --- the extent beside it ---

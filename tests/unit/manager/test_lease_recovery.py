@@ -9,7 +9,7 @@ import pytest
 from tests.unit.manager.world import World, run, want
 
 from holdfast.manager import events as ev
-from holdfast.manager.journal import replay
+from holdfast.manager.journal_replay import replay
 from holdfast.manager.lease_recovery import LeaseRecovery, Loss
 from holdfast.model import Instant, LockFailureAction
 from holdfast.protocol.timing import Timing

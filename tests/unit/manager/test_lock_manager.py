@@ -19,7 +19,6 @@ from holdfast.errors import (
     StorageFailed,
 )
 from holdfast.manager import events as ev
-from holdfast.manager import journal as jn
 from holdfast.manager.all_or_none import acquire_all
 from holdfast.manager.lost_locks import DeadHolder
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
@@ -521,8 +520,8 @@ def test_upgrade_waits_for_a_reader_whose_lock_on_the_same_disk_is_being_taken(t
 def test_claim_that_makes_the_journal_rewrite_itself_is_in_the_rewritten_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jn, "COMPACT_LINES_MIN", 1)
-    monkeypatch.setattr(jn, "COMPACT_FACTOR", 0)
+    monkeypatch.setattr("holdfast.manager.journal.COMPACT_LINES_MIN", 1)
+    monkeypatch.setattr("holdfast.manager.journal.COMPACT_FACTOR", 0)
 
     async def scene() -> None:
         w = World(tmp_path)

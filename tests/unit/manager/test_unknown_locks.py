@@ -14,8 +14,8 @@ from tests.unit.manager.world import World, locked, run, want
 from holdfast.backends.base import NotedOwner
 from holdfast.errors import Refused, ResourceBusy
 from holdfast.manager import events as ev
-from holdfast.manager import journal as jn
-from holdfast.manager.journal import replay
+from holdfast.manager import journal_kinds as jn
+from holdfast.manager.journal_replay import replay
 from holdfast.manager.lock_book import HostLock
 from holdfast.manager.owners import Evidence, Owner
 from holdfast.model import Mode, OwnerName, ProcessId, Resource

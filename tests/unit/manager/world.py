@@ -13,7 +13,9 @@ from holdfast.backends.file import FileBackend
 from holdfast.backends.nop import NopBackend
 from holdfast.manager.events import Events
 from holdfast.manager.hashed_names import Identify, nothing_known
-from holdfast.manager.journal import Journal, Line, SavedState
+from holdfast.manager.journal import Journal
+from holdfast.manager.journal_kinds import Line
+from holdfast.manager.journal_replay import SavedState
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.lost_locks import DeadHolder

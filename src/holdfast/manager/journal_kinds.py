@@ -1,0 +1,184 @@
+"""The kinds of lines in the journal, and how paths become text there.
+
+One JSON array per line: a kind, then its fields in order. An older daemon skips a kind that it does not know, so new facts
+are new kinds, and VERSION stays 1 (see `journal`).
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+
+import msgspec
+
+VERSION = 1
+
+
+class Line(msgspec.Struct, array_like=True, tag_field="kind"):
+    pass
+
+
+class StartLine(Line, tag="start"):
+    version: int
+    boot: str
+    host: str
+
+
+class LockspaceLine(Line, tag="lockspace"):
+    path: str
+    on_demand: bool
+
+
+class OwnerLine(Line, tag="owner"):
+    id: int
+    pid: int
+    start: int
+    name: str
+    uuid: str
+    domain_id: int
+
+
+class OwnerGoneLine(Line, tag="gone"):
+    id: int
+
+
+class UntilClosedLine(Line, tag="until-closed"):
+    """This owner keeps locks for its descendants, in a control group if it has one: each lock outlives it until none of
+    them lives and no process has that disk open.
+    """
+
+    owner: int
+    family: str
+
+
+class LockLine(Line, tag="lock"):
+    id: int
+    backend: str
+    path: str
+    create: bool
+    mode: int
+    keys: tuple[tuple[int, int], ...]
+    since: float
+
+
+class ClaimLine(Line, tag="claim"):
+    lock: int
+    owner: int
+    lockspace: str
+    name: str
+    mode: int
+
+
+class UnclaimLine(Line, tag="unclaim"):
+    lock: int
+    owner: int
+    lockspace: str
+    name: str
+
+
+class DepartingLine(Line, tag="departing"):
+    """The RELEASE of this claim was answered and held back (ADR 0180): it stands until a migration is over, or until a
+    further line claims or ends it. An older daemon keeps the claim, and doubts the journal.
+    """
+
+    lock: int
+    owner: int
+    lockspace: str
+    name: str
+
+
+class LentLine(Line, tag="lent"):
+    """This owner let go of a name for a migration whose target asks once (ADR 0180); it is taken back if the guest stays."""
+
+    owner: int
+    lockspace: str
+    name: str
+    mode: int
+    create: bool
+
+
+class LentOverLine(Line, tag="lent-over"):
+    """That migration is over."""
+
+    owner: int
+    lockspace: str
+    name: str
+
+
+class ModeLine(Line, tag="mode"):
+    lock: int
+    mode: int
+
+
+class SumLine(Line, tag="sum"):
+    """Checksum (zlib.crc32) of the bytes of all lines since the previous one of this kind; written by every append."""
+
+    crc: int
+
+
+class IncarnationLine(Line, tag="incarnation"):
+    """This host's incarnation in a lockspace: one more copy of its state file, beside the locks that depend on it."""
+
+    lockspace: str
+    state: str
+
+
+class UnknownLine(Line, tag="unknown"):
+    """The owner of that number is unknown: `why` says what could not be read."""
+
+    owner: int
+    why: str
+    unseen: bool = False
+
+
+class SeriesLine(Line, tag="series"):
+    """Which rewriting of the journal this is, counted from 1; its length is kept beside it (`journal_extent`)."""
+
+    series: int
+
+
+class RestartLine(Line, tag="restart"):
+    """A domain that was stopped for a lost lockspace, to be started when that is joined; `owed` False: it was tried."""
+
+    lockspace: str
+    uuid: str
+    name: str
+    owed: bool = True
+
+
+class DoubtLine(Line, tag="doubt"):
+    """Locks may be held that no line names: the journal before this one was not whole, and not all is accounted for yet."""
+
+    why: str
+
+
+AnyLine = (
+    StartLine
+    | LockspaceLine
+    | OwnerLine
+    | UntilClosedLine
+    | OwnerGoneLine
+    | LockLine
+    | ClaimLine
+    | UnclaimLine
+    | DepartingLine
+    | LentLine
+    | LentOverLine
+    | ModeLine
+    | SumLine
+    | IncarnationLine
+    | UnknownLine
+    | SeriesLine
+    | RestartLine
+    | DoubtLine
+)
+
+
+def text_of(path: str) -> str:
+    """Paths are bytes, JSON is text: whatever is not plain ASCII is percent-encoded."""
+    if path.isascii() and "%" not in path:
+        return path
+    return urllib.parse.quote(path, safe="/ :;,=+@~()[]{}!$&'*#?|<>", errors="surrogateescape")
+
+
+def path_of(text: str) -> str:
+    return urllib.parse.unquote(text, errors="surrogateescape") if "%" in text else text
