@@ -51,6 +51,10 @@ def test_no_host_is_granted_the_disk_by_the_new_rule_while_the_vm_has_the_old_lo
     (problem,) = problems(alpha)
     assert "is of backend 'file', and its rule names 'leases'" in problem
     assert problem.endswith("; to move it: virsh suspend web1 && virsh resume web1")
+    assert {(row["resource"], row["backend"]) for row in alpha.cli_json("list")} == {
+        (str(disk), "file"),
+        (str(disk), "leases"),
+    }
     assert alpha.cli("doctor").returncode != 0
     alpha.cli("lease", "gc")
     assert "is locked by VM web1" in refusal(beta, disk)

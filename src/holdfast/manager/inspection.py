@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from holdfast.backends.lock_names import indirect_name
+from holdfast.backends.paxos import PaxosBackend
 from holdfast.control_api import HolderInfo, OwnerInfo
 from holdfast.manager.lock_book import HostLock
 from holdfast.manager.lock_manager import LockManager
@@ -77,12 +78,19 @@ class Inspection:
             for resource, mode in names.items()
         ]
 
+    def _called(self, lock: HostLock, resource: Resource) -> str:
+        """A lease that is held under its own name (`moved_disks`) is shown as the disk that it is for, if that is known."""
+        backend = self._manager.backends.get(lock.backend)
+        if isinstance(backend, PaxosBackend) and not resource.lockspace:
+            return backend.names.path_of(resource.name)
+        return str(resource)
+
     def _info(self, lock: HostLock, owner_id: int, resource: Resource, mode: Mode) -> HolderInfo:
         owner = self._manager.owners.get(owner_id)
         protection, note = self._manager.protection(lock)
         lost = self._manager.why_lost(lock)
         return HolderInfo(
-            resource=shown(str(resource)),
+            resource=shown(self._called(lock, resource)),
             lockspace=shown(resource.lockspace),
             name=shown(resource.name),
             mode=mode.word,
