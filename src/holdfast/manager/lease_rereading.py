@@ -16,6 +16,7 @@ from holdfast.backends.base import Rereadable
 from holdfast.manager.lock_book import HostLock
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.recovery import Recovery
+from holdfast.system import tasks
 from holdfast.system.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,7 @@ class LeaseRereading:
     def begin(self) -> None:
         """Every lock that is to be held again stands in the table."""
         if self._round_s:
-            # None of `tasks`: a stop waits for what those are about, and this one sleeps most of the time.
-            self._task = asyncio.get_running_loop().create_task(self._for_ever())
-            self._task.add_done_callback(_report_failure)
+            self._task = tasks.keep_watch(self._for_ever(), "held leases are not read again any more")
 
     async def _for_ever(self) -> None:
         manager = self._manager
@@ -68,8 +67,3 @@ class LeaseRereading:
                 self._recovery.regained(lock)
             elif lock.claims:
                 self._recovery.lost(lock)
-
-
-def _report_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("held leases are not read again any more: unexpected failure", exc_info=error)

@@ -24,6 +24,7 @@ from holdfast.manager.lock_book import HostLock
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.model import DIRECT_LOCKSPACE, Mode, Resource, Want
+from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.file_lock import IoFailed
 
@@ -68,9 +69,9 @@ class MovedDisks:
         ):
             self._manager.goes_with = self.goes_with
         if moved:
-            # None of `tasks`: a stop waits for what those are about, and this one sleeps most of the time.
-            self._task = asyncio.get_running_loop().create_task(self._until_none_is_left())
-            self._task.add_done_callback(_report_failure)
+            self._task = tasks.keep_watch(
+                self._until_none_is_left(), "disks whose rule names leases are not guarded any more"
+            )
 
     def joined(self) -> None:
         """A lockspace is joined: leases of it can be had."""
@@ -122,10 +123,13 @@ class MovedDisks:
                 left = not await self._guarded(moved) or left
             if not left:
                 return
-            await asyncio.wait(
-                {asyncio.ensure_future(self._news.wait()), asyncio.ensure_future(self._clock.sleep(AGAIN_S))},
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            waited = {
+                asyncio.ensure_future(self._news.wait()),
+                asyncio.ensure_future(self._clock.sleep(AGAIN_S)),
+            }
+            _, rest = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            for each in rest:
+                each.cancel()
 
     async def _guarded(self, moved: MovedDisk) -> bool:
         """Whether nothing is left to do for one."""
@@ -200,8 +204,3 @@ def _fix(owner: Owner) -> str:
         return "end it and start it again"
     name = shlex.quote(owner.name.name)
     return f"to move it: virsh suspend {name} && virsh resume {name}"
-
-
-def _report_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("disks of another rule are not guarded any more: unexpected failure", exc_info=error)

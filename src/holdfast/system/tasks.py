@@ -53,6 +53,21 @@ def start(coroutine: Coroutine[Any, Any, T], on_done: Callable[[T], None] | None
     return False
 
 
+def keep_watch(coroutine: Coroutine[Any, Any, None], failed: str) -> asyncio.Task[None]:
+    """Run a loop that sleeps most of the time, as a task of its own: a stop waits for what `start` begins, and not for it.
+
+    The caller keeps the task. A failure is logged, with `failed` as what it means.
+    """
+    task = asyncio.get_running_loop().create_task(coroutine)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: unexpected failure", failed, exc_info=error)
+
+    task.add_done_callback(ended)
+    return task
+
+
 async def rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> T:
     """The remainder of a coroutine that has already waited once, as a coroutine: a task takes nothing else since 3.12."""
     return await _rest(coroutine, waits_for)
