@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from holdfast import config as configuration
-from holdfast.backends.base import Backend, BackendPorts, make_backend
+from holdfast.backends.base import Backend, BackendPorts
 from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.registry import make_backend
 from holdfast.config import Config, DiskRule
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.handover import Before, Handover, lock_name

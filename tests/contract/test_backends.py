@@ -16,10 +16,11 @@ from tests.support.daemon import locked
 from tests.support.mounts import mounted
 
 from holdfast.backends import owner_record
-from holdfast.backends.base import BackendPorts, Creation, Moved, make_backend
+from holdfast.backends.base import BackendPorts, Creation, Moved
 from holdfast.backends.file import FileBackend
 from holdfast.backends.lock_names import indirect_name
 from holdfast.backends.nop import NopBackend
+from holdfast.backends.registry import make_backend
 from holdfast.errors import ConfigError
 from holdfast.model import Mode, Resource
 from holdfast.system.blocking import InlineStorage

@@ -7,6 +7,7 @@ exception is listed here with its own reason, and an exception that nobody needs
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,7 @@ WHY = {
     "files must come through system's ports",
     "rule 6": "the first step of a coroutine that tasks.start runs is in no task, where these raise since Python 3.12; "
     "asyncio.wait with a timeout works in both",
+    "rule 7": "modules that import each other can only be read, tested and moved together",
 }
 
 PURE = ("ondisk", "protocol", "wire", "manager.lock_table")
@@ -275,12 +277,44 @@ def nothing_needs_a_task_around_it(modules: Mapping[str, str]) -> Iterator[Broke
                     yield Broken("rule 6", module, used, node.lineno)
 
 
+def no_module_imports_itself_by_others(modules: Mapping[str, str]) -> Iterator[Broken]:
+    """At run time: an import for type checkers alone (`if TYPE_CHECKING`) is none."""
+    graph: dict[str, set[str]] = {}
+    for module, text in modules.items():
+        tree = _Untyped().visit(ast.parse(text))
+        named = (_module_of(target, modules) for target, _ in house_imports(module, tree))
+        graph[module] = {name for name in named if name}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as e:
+        circle = e.args[1]
+        yield Broken("rule 7", circle[0], f"the circle {' > '.join(circle)}", 1)
+
+
+class _Untyped(ast.NodeTransformer):
+    """Without what only type checkers read."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return None
+        self.generic_visit(node)
+        return node
+
+
+def _module_of(target: str, modules: Mapping[str, str]) -> str:
+    """The module that an import of `a.b.c` reads: c may be a name in a.b."""
+    while target and target not in modules:
+        target = target.rpartition(".")[0]
+    return target
+
+
 RULES = (
     imports_go_one_way,
     pure_code_imports_nothing_impure,
     config_stops_at_the_composition_root,
     the_system_is_reached_by_its_ports,
     nothing_needs_a_task_around_it,
+    no_module_imports_itself_by_others,
 )
 
 
@@ -329,12 +363,30 @@ def test_every_listed_exception_is_still_needed() -> None:
             "asyncio.wait_for",
         ),
         ("daemon", "from asyncio import timeout", "rule 6", "asyncio.timeout"),
+        (
+            "manager.turns",
+            "from holdfast.manager.turns import Turns",
+            "rule 7",
+            "the circle manager.turns > manager.turns",
+        ),
     ],
 )
 def test_planted_breach_is_found_and_explained(module: str, text: str, rule: str, what: str) -> None:
     found = [b for check in RULES for b in check({module: text})]
     assert (rule, module, what) in [(b.rule, b.module, b.what) for b in found]
     assert all(WHY[b.rule] in str(b) for b in found)
+
+
+def test_circle_of_three_is_found() -> None:
+    circle = {
+        "manager.a": "from holdfast.manager import b",
+        "manager.b": "def f():\n    from holdfast.manager.c import C",
+        "manager.c": "import holdfast.manager.a",
+        "manager.d": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from holdfast.manager import d",
+    }
+    (broken,) = no_module_imports_itself_by_others(circle)
+    assert {"manager.a", "manager.b", "manager.c"} <= set(broken.what.split())
+    assert not list(no_module_imports_itself_by_others({"manager.d": circle["manager.d"]}))
 
 
 def test_every_module_belongs_to_a_layer_that_is_known() -> None:

@@ -3,9 +3,10 @@
 import pytest
 from tests.contract.test_backends import MOUNTS
 
-from holdfast.backends.base import BackendPorts, make_backend
+from holdfast.backends.base import BackendPorts
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.backends.paxos_table import remarks
+from holdfast.backends.registry import make_backend
 from holdfast.errors import ConfigError
 from holdfast.lease_wiring import LeaseHost
 from holdfast.model import LockFailureAction, Protection
