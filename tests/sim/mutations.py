@@ -1103,7 +1103,7 @@ class _MutatingLoader(importlib.machinery.SourceFileLoader):
         return compile(mutated(self._mutation, source), path, "exec")
 
 
-class _MutatingFinder(importlib.abc.MetaPathFinder):
+class MutatingFinder(importlib.abc.MetaPathFinder):
     def __init__(self, mutation: Mutation) -> None:
         self._mutation = mutation
 
@@ -1164,7 +1164,7 @@ def hunt(mutation: Mutation, seeds_max: int = SEEDS_MAX, first: int = 0) -> Foun
 def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     (mutation,) = [m for m in MUTATIONS if m.name == name]
     assert not any(m.startswith("holdfast") for m in sys.modules), "the bug must be there before the code is"
-    sys.meta_path.insert(0, _MutatingFinder(mutation))
+    sys.meta_path.insert(0, MutatingFinder(mutation))
     from holdfast.testing.cluster import Kind, Scenario
     from holdfast.testing.simulation import play
     from holdfast.testing.state_damage import NO_PLAGUES, Plagues

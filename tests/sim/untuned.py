@@ -3,11 +3,21 @@
 `mutations` grew beside the simulator, so that it finds them says little about bugs that nobody thought of. These are what
 engineers might well write. Each breaks a claim that users rely on (`CLAIMS`); the comment above it gives a history in
 which it does harm. None is to be changed because of what the simulator finds.
+
+    python -m tests.sim.untuned               all of them, in whole histories from seed 0: a table
+    python -m tests.sim.untuned NAME SEEDS    one
 """
 
 from __future__ import annotations
 
-from tests.sim.mutations import Mutation, _in
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.sim.mutations import ROOT, MutatingFinder, Mutation, _in
+
+SEEDS_MAX = 500
 
 EXCLUSION = "two hosts, or two virtual machines, never write one disk"
 EXPIRY = "a lease expires on its own host before another host takes over"
@@ -375,3 +385,48 @@ CLAIMS: dict[str, str] = {
     "first-backend-speaks-for-all": GUARDED,
 }
 """By name: the claim that the bug breaks."""
+
+
+def found_by(name: str, seeds_max: int = SEEDS_MAX) -> tuple[int, str]:
+    """How many seeds, from 0, it takes the simulator to find one, and the violation; empty if it does not."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.sim.untuned", name, str(seeds_max)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        return 0, f"the simulator itself fails: {done.stderr.strip().splitlines()[-1]}"
+    seeds, violation = json.loads(done.stdout)
+    return seeds, violation
+
+
+def _hunted(name: str, seeds_max: int) -> tuple[int, str]:
+    (mutation,) = [each for each in UNTUNED if each.name == name]
+    sys.meta_path.insert(0, MutatingFinder(mutation))
+    from holdfast.testing.simulation import play
+
+    for seed in range(seeds_max):
+        verdict = play(seed)
+        if not verdict.sound:
+            return seed + 1, verdict.violation
+    return seeds_max, ""
+
+
+def _table() -> None:
+    names = [mutation.name for mutation in UNTUNED]
+    caught = 0
+    with ThreadPoolExecutor(2) as two:
+        for name, (seeds, violation) in zip(names, two.map(found_by, names), strict=True):
+            caught += bool(violation)
+            after = str(seeds) if violation else f"not within {seeds}"
+            print(f"| `{name}` | {CLAIMS[name]} | {after} | {violation.split(':', 1)[0]} |", flush=True)
+    print(f"{caught} of {len(names)}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(_hunted(sys.argv[1], int(sys.argv[2]))))
+    else:
+        _table()
