@@ -133,6 +133,12 @@ class HostInfo:
     dead_in_s: float | None
     """Until its leases can be taken over, if it does not renew meanwhile; absent where that doesn't arise."""
     note: str
+    node: str = ""
+    """Its whole name, as it says itself; empty if it says nothing that can be believed."""
+    version: str = ""
+    """Of its holdfastd; likewise."""
+    fire_timeout_s: int = 0
+    """Of its watchdog; likewise 0."""
 
 
 @dataclass
@@ -153,6 +159,10 @@ class LeaseSpaceInfo:
     backends: list[str]
     leases: int
     hosts: list[HostInfo]
+    fire_timeout_s: int = 0
+    """This host's."""
+    misfits: str = ""
+    """Hosts whose timeouts don't fit this one's, and what to do; empty if there are none."""
 
 
 @dataclass
@@ -194,6 +204,8 @@ class FencedHost:
     leases: list[FencedLease]
     mark: str = ""
     """What came of marking the record as dead for all hosts; empty in a lockspace that has no marks."""
+    node: str = ""
+    """Its whole name, as far as it is known."""
 
 
 @dataclass

@@ -20,10 +20,12 @@ from holdfast.manager.host_fencing import HostFencer
 from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lease_collection import LeaseCollector
 from holdfast.manager.unknown_locks import UnknownLocks
+from holdfast.protocol.host_status import HostView
 from holdfast.protocol.ports import Chance
 from holdfast.protocol.ports import Clock as ProtocolClock
 from holdfast.protocol.words import Instant
 from holdfast.supervision.heartbeat import Heartbeat
+from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
@@ -33,6 +35,7 @@ from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.descriptors import DescriptorStore, NoStore, PassedWatchdog
 from holdfast.system.disk_identity import DiskIdentities
+from holdfast.system.host_records import HostRecordFiles
 from holdfast.system.lease_storage import LeaseStorage
 from holdfast.system.lease_threads import LeaseThreads
 from holdfast.system.memory_file import Memory
@@ -81,6 +84,8 @@ class LeaseHostPorts:
     """The least generation of a claim that is made now: seconds since 1970."""
     reread_s: float
     """Within so long each held lease is read again; 0: never."""
+    host_records: Callable[[str, str], HostRecordFiles] | None = None
+    """(lockspace, path): what its hosts say of themselves; None: they say nothing."""
 
 
 class StoredWatchdog:
@@ -221,6 +226,11 @@ class LeaseHost:
             generation_min=ports.generation_min,
             may_start=partial(self._why_not_start, spec.name),
             is_in_doubt=lambda: self._in_doubt(backends),
+            records=HostRecords(
+                spec.name, spec.path, ports.host_records(spec.name, spec.path), self._identity
+            )
+            if ports.host_records is not None
+            else None,
         )
         self._keepers[spec.name] = keeper, backends
         return keeper
@@ -526,20 +536,27 @@ class LeaseSpaceCalls:
             fenced=keeper.fences,
             backends=sorted(self._host.backends_of(keeper)),
             leases=self._leases(self._host.backends_of(keeper)),
-            hosts=[
-                HostInfo(
-                    host_id=view.host_id,
-                    name=view.name,
-                    state=view.state.name,
-                    generation=view.generation or 0,
-                    io_timeout_s=view.io_timeout_s,
-                    unchanged_s=view.unchanged_s,
-                    dead_in_s=view.dead_in_s,
-                    note=view.note,
-                )
-                for view in keeper.hosts()
-            ],
+            hosts=[_told_of(view, keeper.records) for view in keeper.hosts()],
+            fire_timeout_s=keeper.timing.fire_timeout_s,
+            misfits=keeper.records.misfits if keeper.records is not None else "",
         )
+
+
+def _told_of(view: HostView, records: HostRecords | None) -> HostInfo:
+    said = records.of(view) if records is not None else None
+    return HostInfo(
+        host_id=view.host_id,
+        name=view.name,
+        state=view.state.name,
+        generation=view.generation or 0,
+        io_timeout_s=view.io_timeout_s,
+        unchanged_s=view.unchanged_s,
+        dead_in_s=view.dead_in_s,
+        note=view.note,
+        node=said.node if said is not None else "",
+        version=said.version if said is not None else "",
+        fire_timeout_s=said.fire_timeout_s if said is not None else 0,
+    )
 
 
 def lane_of_leases(lockspace: str) -> str:

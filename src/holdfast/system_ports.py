@@ -32,6 +32,7 @@ from holdfast.system.domain_control import VirshDomainControl
 from holdfast.system.domain_status import LibvirtStatusFiles, status_directory
 from holdfast.system.file_lock import SystemLockFiles
 from holdfast.system.fixed_record import SystemFixedRecord
+from holdfast.system.host_records import SystemHostRecordFiles
 from holdfast.system.lease_storage import LeaseStorage, SystemLeaseStorage
 from holdfast.system.lease_threads import SystemLeaseThreads
 from holdfast.system.lockspace_files import LockspaceFiles
@@ -117,6 +118,9 @@ def lease_host_ports(
         token=partial(secrets.token_hex, TOKEN_DIGITS // 2),
         generation_min=lambda: int(time.time()),
         reread_s=ROUND_S,
+        host_records=lambda lockspace, path: SystemHostRecordFiles(
+            path, DiskLane(f"host records of {lockspace}", 1)
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from holdfast.testing.virtlockd_client import CallFailed, VirtlockdClient
 from tests.support.polling import wait_until
 
 BIN = Path(sys.executable).parent
+CLONE_NEWUTS = 0x04000000  # linux/sched.h
 READY = "is ready"
 GOES_ON = "goes on"
 
@@ -230,6 +232,17 @@ def _be_a_vm(
         os.write(tell, repr(e).encode())
     finally:
         os._exit(1)
+
+
+def called(node: str) -> Callable[[], None]:
+    """For a child before it begins (Popen's preexec_fn): a host name of its own."""
+
+    def rename() -> None:
+        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUTS) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        socket.sethostname(node)
+
+    return rename
 
 
 def exists(pid: int) -> bool:

@@ -16,6 +16,7 @@ import os
 
 from holdfast.backends.lease_places import Finding, Found, StorageFailed, Unusable, Vanished, clear, opened
 from holdfast.ondisk import areas
+from holdfast.ondisk.host_record import is_record_name
 from holdfast.ondisk.leader import Leader
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.rindex_area import Stray
@@ -62,7 +63,7 @@ class DirectoryPlaces:
         if isinstance(found, IoFailed):
             return StorageFailed(self._directory, found)
         lockspace = os.path.basename(self._lockspace_path)
-        return [name for name in found if name != lockspace]
+        return [name for name in found if name != lockspace and not is_record_name(name, lockspace)]
 
     async def strays(self, member: Membership) -> list[Stray] | Unusable | StorageFailed:
         return []  # a file without a name is none

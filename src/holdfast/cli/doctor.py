@@ -18,7 +18,7 @@ from holdfast.backends.base import Backend
 from holdfast.backends.directory_trust import untrusted
 from holdfast.backends.file import FileBackend
 from holdfast.backends.paxos import PaxosBackend
-from holdfast.cli import lease_doctor
+from holdfast.cli import host_doctor, lease_doctor
 from holdfast.cli.places import LOCKD_CONF, QEMU_CONF, domains, libvirt_lockspaces, read_settings
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.config import Config
@@ -399,6 +399,7 @@ def leases(scene: Scene) -> Iterator[Finding]:
     tables = scene.config.backend
     for told in (
         *lease_doctor.lockspaces(tables, scene.spaces),
+        *host_doctor.hosts(scene.spaces),
         *lease_doctor.clock_rate(tables, scene.root),
     ):
         yield Finding(*told)

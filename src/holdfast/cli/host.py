@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from holdfast.cli.main import Context
 
 
+COLUMNS = (
+    "HOST_ID",
+    "NAME",
+    "GENERATION",
+    "TIMESTAMP",
+    "IO_TIMEOUT",
+    "STATE",
+    "HOST",
+    "VERSION",
+    "FIRE_TIMEOUT",
+    "NOTE",
+)
+
+
 @click.group()
 def host() -> None:
     """Hosts of a lockspace, as their delta leases show them."""
@@ -29,7 +43,8 @@ def host() -> None:
 def fenced(context: Context, name: str, operator: str, lockspace: str, wait: bool, as_json: bool) -> None:
     """Say that a host is off (you, or a fencing agent, have seen to it): all its leases are freed at once.
 
-    HOST is its name or host id. As with 'holdfast break --attest-off', your word stands for the dead bound only once
+    HOST is its whole name, its name in the lockspace, or its host id. A name that two hosts have is refused, and both are
+    named. As with 'holdfast break --attest-off', your word stands for the dead bound only once
     holdfastd has seen the host's record silent for 3 of its io_timeouts: a host that renews is not off, whatever
     anybody says. If it is on after all, two VMs write one disk. A lease that living hosts share stays theirs.
 
@@ -70,10 +85,13 @@ def fenced(context: Context, name: str, operator: str, lockspace: str, wait: boo
               help="The watchdog's, the same on all hosts.")  # fmt: skip
 @json_option
 def list_hosts(path: str, offset: int, watch: float | None, fire_timeout: int, as_json: bool) -> None:
-    """Every host id that was ever used: its name, generation, timestamp and state.
+    """Every host id that was ever used: its name, generation, timestamp and state, and what the host says of itself.
 
     Timestamps come from clocks of the hosts' own, so one look tells FREE ids from used ones and no more: whether a
     host is alive shows in its record changing. A healthy host renews every 2 x io_timeout.
+
+    HOST (its whole name), VERSION and FIRE_TIMEOUT are what a host with holdfast has written beside a lockspace in a
+    file; "-": it says nothing that can be believed, as one with sanlock.
 
     \b
     holdfast host list /srv/shared/lockspace
@@ -87,14 +105,16 @@ def list_hosts(path: str, offset: int, watch: float | None, fire_timeout: int, a
 
 def _list(path: str, offset: int, watch: float | None, fire_timeout: int, as_json: bool) -> None:
     from holdfast.cli import render, storage
-    from holdfast.cli.host_looks import look_at_hosts
+    from holdfast.cli.host_looks import look_at_hosts, records_beside
+    from holdfast.cli.lease_spaces import UNSAID
     from holdfast.protocol.timing import Timing
     from holdfast.system.blocking_thread import BlockingClock
 
     # The hosts' own io_timeouts count; the first number stands in for one that never said.
     timing = Timing(10, fire_timeout)
+    said = records_beside(path)  # while this program has one thread
     with storage.opened(path) as disk:
-        told = look_at_hosts(disk, offset, BlockingClock(), timing, watch)
+        told = look_at_hosts(disk, offset, BlockingClock(), timing, watch, said)
     if as_json:
         render.as_json(told)
         return
@@ -107,11 +127,14 @@ def _list(path: str, offset: int, watch: float | None, fire_timeout: int, as_jso
             str(h.timestamp),
             str(h.io_timeout),
             h.state,
+            h.node or UNSAID,
+            h.version or UNSAID,
+            str(h.fire_timeout) if h.fire_timeout else UNSAID,
             h.note,
         )
         for h in told.hosts
     ]
     if rows:
-        render.table(("HOST_ID", "NAME", "GENERATION", "TIMESTAMP", "IO_TIMEOUT", "STATE", "NOTE"), rows)
+        render.table(COLUMNS, rows)
     else:
         click.echo("no host has ever joined")

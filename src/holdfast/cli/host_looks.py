@@ -6,18 +6,23 @@ the host lives. The table that judges this is the daemon's own (`protocol.host_s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from holdfast.cli import storage
 from holdfast.cli.area_contents import Newer, describe, hosts_of, identify, shown
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096
+from holdfast.ondisk.host_record import HostRecord, decode
 from holdfast.ondisk.malformed import NEWER_FIX, Malformed
 from holdfast.protocol.host_status import HostState, HostTable, HostView, Sampled
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import HostId
 from holdfast.system.blocking_thread import BlockingClock, run_blocking
+from holdfast.system.bounded_question import Silent, answer_in_time
 from holdfast.system.disk import BlockingDisk
+from holdfast.system.host_records import read_records
 
 _NOBODY = HostId(0)
 """We are no host of this lockspace: none of its ids is our own."""
@@ -33,6 +38,10 @@ class HostSeen:
     state: str
     note: str
     fault: str | None = None
+    node: str = ""
+    """Its whole name, as it says itself; empty where it says nothing that can be believed."""
+    version: str = ""
+    fire_timeout: int = 0
 
 
 @dataclass
@@ -46,7 +55,12 @@ class HostsSeen:
 
 
 def look_at_hosts(
-    disk: BlockingDisk, offset_bytes: int, clock: BlockingClock, timing: Timing, watch_s: float | None
+    disk: BlockingDisk,
+    offset_bytes: int,
+    clock: BlockingClock,
+    timing: Timing,
+    watch_s: float | None,
+    said: Mapping[int, HostRecord],
 ) -> HostsSeen:
     first = _first_record(disk, offset_bytes)
     table = HostTable(first.space_name.text, _NOBODY, timing)
@@ -58,8 +72,24 @@ def look_at_hosts(
     now = clock.now()
     for host_id, record in hosts_of(raw, first.geometry).items():
         view = table.view(HostId(host_id), now)
-        told.hosts.append(_seen(host_id, record, view, timing, watch_s))
+        seen = _seen(host_id, record, view, timing, watch_s)
+        own = said.get(host_id)
+        if own is not None and isinstance(record, DeltaLease) and own.is_about(record):
+            seen.node, seen.version, seen.fire_timeout = own.node, own.version, own.fire_timeout_s
+        told.hosts.append(seen)
     return told
+
+
+def records_beside(path: str) -> dict[int, HostRecord]:
+    """What hosts say of themselves, as far as it can be read in time. To be read before the lockspace is."""
+    try:
+        found = answer_in_time(partial(read_records, path))
+    except (OSError, Silent):
+        return {}
+    if isinstance(found, str):
+        return {}
+    records = {host_id: decode(raw) for host_id, raw in found.items()}
+    return {host_id: record for host_id, record in records.items() if record is not None}
 
 
 def _first_record(disk: BlockingDisk, offset_bytes: int) -> DeltaLease:

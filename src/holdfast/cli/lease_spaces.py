@@ -12,6 +12,20 @@ from holdfast.cli import exits, render
 from holdfast.client import ControlClient
 from holdfast.control_api import LeaseSpaceInfo
 
+COLUMNS = (
+    "HOST_ID",
+    "NAME",
+    "STATE",
+    "GENERATION",
+    "UNCHANGED",
+    "DEAD IN",
+    "HOST",
+    "VERSION",
+    "FIRE_TIMEOUT",
+    "NOTE",
+)
+UNSAID = "-"
+"""Where a host says nothing of itself: one with sanlock or an earlier holdfast, or in a lockspace on a device."""
 LOOK_S = 0.5
 """Between two looks at a join: a person sees the seconds count down."""
 
@@ -21,6 +35,8 @@ def show(told: Sequence[LeaseSpaceInfo]) -> None:
         click.echo('no backend has leases: see driver = "paxos" in the configuration')
     for each in told:
         click.echo(headline(each))
+        if each.misfits:
+            click.echo(f"  {each.misfits}")
         rows = [
             (
                 str(h.host_id),
@@ -29,12 +45,15 @@ def show(told: Sequence[LeaseSpaceInfo]) -> None:
                 str(h.generation),
                 f"{h.unchanged_s:.0f} s",
                 "" if h.dead_in_s is None else f"{h.dead_in_s:.0f} s",
+                h.node or UNSAID,
+                h.version or UNSAID,
+                f"{h.fire_timeout_s} s" if h.fire_timeout_s else UNSAID,
                 h.note,
             )
             for h in each.hosts
         ]
         if rows:
-            render.table(("HOST_ID", "NAME", "STATE", "GENERATION", "UNCHANGED", "DEAD IN", "NOTE"), rows)
+            render.table(COLUMNS, rows)
 
 
 def headline(each: LeaseSpaceInfo) -> str:

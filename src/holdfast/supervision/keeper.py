@@ -36,6 +36,7 @@ from holdfast.protocol.ports import Disk
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import HostId, IoFailed, Waiting
 from holdfast.supervision.heartbeat import Heartbeat
+from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.host_terms import HostIdentity, Plan, Planner, Term
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_refusals import NotJoined, through_page_cache
@@ -44,7 +45,7 @@ from holdfast.supervision.lockspace_use import LockspaceUse
 from holdfast.supervision.presence import Absent
 from holdfast.system.blocking_thread import Interrupted
 from holdfast.system.clock import Clock
-from holdfast.system.lease_threads import FoundDisk, LeaseThreads
+from holdfast.system.lease_threads import FoundDisk, LeaseThreads, Life
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ class LockspaceKeeper:
         generation_min: Callable[[], int] = lambda: 1,
         may_start: Callable[[], str] = lambda: "",
         is_in_doubt: Callable[[], bool] = lambda: False,
+        records: HostRecords | None = None,
     ) -> None:
         self.spec = spec
         self.name = spec.name
@@ -153,6 +155,8 @@ class LockspaceKeeper:
         self._generation_min = generation_min
         self._may_start = may_start
         self._is_in_doubt = is_in_doubt
+        self.records = records
+        """What hosts say of themselves; None where that is not kept."""
         self._member: Membership | None = None
         self._lockspace: Lockspace | None = None
         self._interrupt: Callable[[], None] = lambda: None
@@ -375,16 +379,29 @@ class LockspaceKeeper:
                 return NotJoined("joining was broken off")
             if isinstance(plan, NotJoined):
                 return plan
-            if not (disk.facts.direct or self.spec.page_cache):
-                if plan.resumed is None:
-                    return NotJoined(through_page_cache(self.spec.path))
-                # VMs depend on it already.
-                log.error("lockspace %s: %s", self.name, through_page_cache(self.spec.path))
+            if unfit := await self._unfit(disk, plan, term):
+                return NotJoined(unfit)
             self._plan_tried = plan
             lockspace = self._lockspace = self._make(plan, disk, clock, interrupt, number)
             return await lockspace.run()
 
-        self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
+        self._begin(life, on_end)
+
+    def _begin(self, life: Life, on_end: Callable[[object], None]) -> None:
+        """Start the renewal thread; if no VM may depend on that, when it is read what other hosts say of themselves."""
+        if self.records is None or self._resuming:
+            self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
+        else:
+            self._spawn(self._begin_informed(self.records, life, on_end))
+
+    async def _begin_informed(
+        self, records: HostRecords, life: Life, on_end: Callable[[object], None]
+    ) -> None:
+        await records.refresh()
+        if self._wanted and self.state is KeeperState.JOINING:
+            self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
+        else:
+            on_end(NotJoined("joining was broken off"))
 
     async def _join_when_allowed(self, may_resume: bool, number: int) -> None:
         until = self._clock.now() + max(RESUME_WAIT_S, 2 * self.spec.timing.io_timeout_s)
@@ -449,6 +466,24 @@ class LockspaceKeeper:
             )
             return await planner.search(area, clock, fences=self.fences)
         return await planner.plan(area, clock, term, users_are_gone=users_are_gone)
+
+    async def _unfit(self, disk: FoundDisk, plan: Plan, term: Term | None) -> str:
+        """Why storage or timeouts keep this host out; empty if they don't."""
+        if not (disk.facts.direct or self.spec.page_cache):
+            if plan.resumed is None:
+                return through_page_cache(self.spec.path)
+            # VMs depend on it already.
+            log.error("lockspace %s: %s", self.name, through_page_cache(self.spec.path))
+        return await self._misfit(disk, plan.timing, term) if plan.resumed is None else ""
+
+    async def _misfit(self, disk: Disk, timing: Timing, term: Term | None) -> str:
+        records = self.records
+        if records is None or not records.differing(timing.fire_timeout_s):
+            return ""
+        area = await open_area(disk, self.spec.offset_bytes, self.name, timing.io_timeout_s)
+        if isinstance(area, Corrupt | IoFailed):
+            return ""  # joining itself tells why
+        return await records.misfit(area, timing, term)
 
     def _make(
         self, plan: Plan, disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None], number: int
@@ -522,6 +557,15 @@ class LockspaceKeeper:
         )
         self._first_try_done()
         self._news.on_joined(self)
+        if self.records is not None:
+            self._spawn(
+                self.records.tend(
+                    term,
+                    views=self.hosts,
+                    is_present=lambda: self.incarnation is term and self.state is KeeperState.JOINED,
+                    clock=self._clock,
+                )
+            )
 
     async def _remember(self, term: Term) -> None:
         """Repeat the write until every copy is there, as long as this is the present incarnation."""

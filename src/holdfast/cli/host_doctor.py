@@ -1,0 +1,69 @@
+"""What `holdfast doctor` asks of the hosts of a lockspace: do their watchdogs agree, has each a name of its own?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from holdfast.cli.lease_doctor import Told
+from holdfast.control_api import HostInfo, LeaseSpaceInfo
+from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S
+from holdfast.supervision.host_names import node_of
+
+_OVER = ("FREE", "DEAD")
+"""States of hosts of which nothing runs."""
+
+
+def hosts(spaces: Sequence[LeaseSpaceInfo] | None) -> Iterator[Told]:
+    """`spaces`: as the daemon tells; None if it does not answer."""
+    for space in spaces or ():
+        others = [h for h in space.hosts if h.host_id != space.host_id and h.state not in _OVER]
+        if space.misfits:
+            yield (
+                "problem",
+                "fire timeout",
+                f"{space.name}: {space.misfits}",
+                "fire_timeout_s in the [backend] table",
+            )
+        silent = [h for h in others if not h.fire_timeout_s]
+        # With 60 s, as sanlock has, nobody counts less than another host takes.
+        if silent and 0 < space.fire_timeout_s < FIRE_TIMEOUT_DEFAULT_S:
+            yield from _unsaid(space, silent)
+        yield from _namesakes(space)
+
+
+def _unsaid(space: LeaseSpaceInfo, silent: Sequence[HostInfo]) -> Iterator[Told]:
+    sanlock = [h for h in silent if not node_of(h.name)]
+    for level, found, theirs in (
+        ("problem", sanlock, f"they have sanlock, whose watchdog takes {FIRE_TIMEOUT_DEFAULT_S} s"),
+        ("note", [h for h in silent if node_of(h.name)], "an earlier holdfast, or a lockspace on a device"),
+    ):
+        if found:
+            yield (
+                level,
+                "fire timeout",
+                f"{space.name}: {', '.join(map(_called, found))} can't tell this host their fire timeout ({theirs}), and "
+                f"this host counts its own {space.fire_timeout_s} s for them",
+                "see that fire_timeout_s is the same on all hosts, and 60 beside sanlock",
+            )
+
+
+def _namesakes(space: LeaseSpaceInfo) -> Iterator[Told]:
+    by_node: dict[str, list[HostInfo]] = defaultdict(list)
+    for each in space.hosts:
+        if each.state not in _OVER and (node := each.node or node_of(each.name)):
+            by_node[node].append(each)
+    for node, found in by_node.items():
+        if len(found) > 1:
+            ids = ", ".join(str(h.host_id) for h in found)
+            yield (
+                "note",
+                "host names",
+                f"{space.name}: {len(found)} hosts are called {node} (host_id {ids}): 'holdfast host fenced' needs the host "
+                "id of one",
+                "give each host a name of its own (hostnamectl), then restart its holdfastd when it runs no VM",
+            )
+
+
+def _called(host: HostInfo) -> str:
+    return f"host {host.node or host.name} (host_id {host.host_id})"

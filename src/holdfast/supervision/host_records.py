@@ -1,0 +1,171 @@
+"""What the hosts of a lockspace say of themselves: this host's record, written at joining, and those of the others.
+
+A delta lease has no room for a whole name, nor for the watchdog's fire timeout, by which others count how long a silent host
+may still write. The records (`ondisk.host_record`) have both. They serve people, and one rule: a host does not join where
+another one says that its watchdog has another fire timeout (ADR 0191). A record that can't be read, or is of another term
+than the delta lease, says nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from holdfast import __version__
+from holdfast.ondisk import host_record
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.host_record import HostRecord
+from holdfast.protocol.host_status import HostState, HostView
+from holdfast.protocol.lockspace_area import LockspaceArea
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.words import HostId
+from holdfast.supervision.host_terms import HostIdentity, Term
+from holdfast.system.clock import Clock
+from holdfast.system.host_records import NO_PLACE, HostRecordFiles
+
+log = logging.getLogger(__name__)
+
+PAUSE_RENEWALS = 3
+"""Between two looks at what other hosts say of themselves, and two tries to write what this one says."""
+
+
+class HostRecords:
+    """Of one lockspace, whose file is at ``path``. On the event loop, but for `misfit`."""
+
+    def __init__(self, lockspace: str, path: str, files: HostRecordFiles, identity: HostIdentity) -> None:
+        self._lockspace = lockspace
+        self._path = path
+        self._files = files
+        self._identity = identity
+        self._found: Mapping[int, HostRecord] = {}
+        self._told: set[HostRecord] = set()
+        self.has_place = True
+        """Whether the lockspace is where records can be, as far as it is known."""
+        self.unpublished = ""
+        """Why this host's record is not there; empty if it is, or was not to be written yet."""
+        self.misfits = ""
+        """Hosts whose timeouts don't fit this one's, and what to do; empty if there are none."""
+
+    def of(self, view: HostView) -> HostRecord | None:
+        """The record of a host, if it is of the term that the view is of."""
+        found = self._found.get(view.host_id)
+        if found is None or found.generation != view.generation or found.host_name != view.name:
+            return None
+        return found
+
+    async def refresh(self) -> None:
+        """Read all that are there."""
+        read = await self._files.read_all()
+        if isinstance(read, str):
+            self.has_place = read != NO_PLACE
+            log.debug("lockspace %s: records of hosts can't be read: %s", self._lockspace, read)
+            return
+        self.has_place = True
+        found = {host_id: host_record.decode(raw) for host_id, raw in read.items()}
+        self._found = {
+            host_id: record
+            for host_id, record in found.items()
+            if record is not None and record.host_id == host_id and record.lockspace == self._lockspace
+        }
+
+    async def tend(
+        self,
+        term: Term,
+        *,
+        views: Callable[[], Sequence[HostView]],
+        is_present: Callable[[], bool],
+        clock: Clock,
+    ) -> None:
+        """Say what this host is, and hear what the others are, as long as this is the present incarnation."""
+        published = False
+        while is_present():
+            published = published or await self.publish(term)
+            present = [view for view in views() if view.state is not HostState.FREE]
+            if any(self.of(view) is None for view in present):
+                await self.refresh()
+            if not self.has_place:
+                return
+            self.misfits = self.report(present, term.fire_timeout_s)
+            await clock.sleep(PAUSE_RENEWALS * term.timing.renewal_s)
+
+    async def publish(self, term: Term) -> bool:
+        """Write this host's record; whether there is no more to be done."""
+        record = HostRecord(
+            lockspace=term.lockspace,
+            host_id=term.host_id,
+            generation=term.generation,
+            host_name=term.host_name,
+            node=self._identity.node.encode("utf-8", "replace").decode() or "unknown",
+            version=__version__,
+            boot=term.boot,
+            io_timeout_s=term.io_timeout_s,
+            fire_timeout_s=term.fire_timeout_s,
+        )
+        before = self.unpublished
+        self.unpublished = await self._files.replace(term.host_id, host_record.encode(record))
+        self.has_place = self.unpublished != NO_PLACE
+        if self.has_place and self.unpublished and self.unpublished != before:
+            log.warning(
+                "lockspace %s: this host's record can't be written (%s: %s): other hosts can't tell its whole name and its "
+                "fire timeout; nothing else depends on it",
+                self._lockspace,
+                host_record.path_of(self._path, term.host_id),
+                self.unpublished,
+            )
+        return not (self.has_place and self.unpublished)
+
+    def differing(self, fire_timeout_s: int) -> list[HostRecord]:
+        """Those that name another fire timeout, whether they are of a present term or not."""
+        return [each for each in self._found.values() if each.fire_timeout_s != fire_timeout_s]
+
+    async def misfit(self, area: LockspaceArea, timing: Timing, own: Term | None) -> str:
+        """Why this host can't join with this timing: hosts that have not left say another fire timeout. Empty if it can.
+
+        `own`: what this host remembers of its last term, of which nothing runs any more. On the thread that joins, after
+        `refresh`.
+        """
+        found = []
+        for each in self.differing(timing.fire_timeout_s):
+            if each.host_id > area.geometry.hosts_max or (
+                own is not None and own.host_name == each.host_name
+            ):
+                continue
+            record = await area.read_record(HostId(each.host_id), timing.io_timeout_s)
+            if isinstance(record, DeltaLease) and each.is_about(record) and not record.is_free:
+                found.append(each)
+        if not found:
+            return ""
+        files = ", ".join(host_record.path_of(self._path, each.host_id) for each in found)
+        return (
+            f"{_named(found)}, and this host {timing.fire_timeout_s} s: set fire_timeout_s to the same on all hosts of the "
+            f"lockspace; if such a host is gone for good, remove its record ({files})"
+        )
+
+    def report(self, views: Sequence[HostView], fire_timeout_s: int) -> str:
+        """The hosts that are there and say another fire timeout than this one's, logged once each; empty if none does.
+
+        One that joined before they said so, or came with its VMs, can't be refused any more.
+        """
+        others = [
+            said
+            for view in views
+            if (said := self.of(view)) is not None and said.fire_timeout_s != fire_timeout_s
+        ]
+        if not others:
+            return ""
+        text = (
+            f"{_named(others)}, and this host {fire_timeout_s} s: who has less takes over too early; set fire_timeout_s to "
+            "the same on all hosts"
+        )
+        if not self._told.issuperset(others):
+            self._told = set(others)
+            log.error("lockspace %s: %s", self._lockspace, text)
+        return text
+
+
+def _named(records: Sequence[HostRecord]) -> str:
+    each = ", ".join(
+        f"host {record.node} (host_id {record.host_id}) {record.fire_timeout_s} s"
+        for record in sorted(records, key=lambda r: r.host_id)
+    )
+    return f"watchdogs differ in their fire timeout: {each}"
