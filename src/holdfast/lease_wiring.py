@@ -503,6 +503,7 @@ class LeaseSpaceCalls:
                 unchanged_s=each.view.unchanged_s,
                 seconds_left=each.seconds_left,
                 mark=each.mark,
+                node=each.node,
                 refused=each.refused,
                 leases=[
                     FencedLease(le.backend, le.lease, le.resource, le.freed, le.detail) for le in each.leases

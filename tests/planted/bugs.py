@@ -26,6 +26,50 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 
 BUGS = (
+    # --- hosts that look alike ---
+    _in(
+        "supervision.keeper",
+        "namesake-tried-for-ever",
+        "a host tries the host id of its namesake, or clone, for ever",
+        "self._others.add((plan.host_id, holder.host_name.text))",
+        "pass",
+        "unit/supervision/test_host_ids.py::test_two_hosts_of_one_name_get_and_keep_ids_of_their_own",
+    ),
+    _in(
+        "supervision.host_terms",
+        "cut-name-is-over",
+        "an incarnation whose name an earlier version cut is taken for over while its VMs may run",
+        "may_be_of_node(record.host_name.text, self.identity.node) and 0 <= age_s <= timing.dead_s",
+        "is_of_node(record.host_name.text, self.identity.node) and 0 <= age_s <= timing.dead_s",
+        "unit/supervision/test_host_terms.py"
+        "::test_record_that_an_earlier_version_cut_is_not_resumed_and_not_over_either",
+    ),
+    _in(
+        "supervision.host_records",
+        "fire-timeouts-differ",
+        "a host joins although another one says another fire timeout",
+        "found.append(each)",
+        "pass",
+        "unit/supervision/test_host_records.py"
+        "::test_host_with_another_fire_timeout_is_kept_out_and_the_other_one_is_named",
+    ),
+    _in(
+        "supervision.host_records",
+        "stale-record-believed",
+        "a record of another term of the host keeps a host out for ever",
+        "isinstance(record, DeltaLease) and each.is_about(record) and not record.is_free",
+        "isinstance(record, DeltaLease) and not record.is_free",
+        "unit/supervision/test_host_records.py"
+        "::test_record_of_a_host_that_left_or_of_another_term_keeps_nobody_out",
+    ),
+    _in(
+        "manager.host_meant",
+        "both-namesakes-fenced",
+        "an order about a name that two hosts have is about both",
+        "if each.lockspace == other.lockspace:",
+        "if False:",
+        "unit/manager/test_host_meant.py::test_name_that_two_hosts_have_is_refused_with_both_and_a_host_id_is_not",
+    ),
     # --- what the review planted ---
     _in(
         "supervision.keeper",

@@ -76,6 +76,11 @@ class LeaseUpkeep:
                 place = self._backend.places.place(lease)
                 reason = f"host {attest_off} is not on it, but {named}"
                 raise LeaseUnusable(name=resource.name, place=place, reason=reason)
+            if len({host_id for host_id, _ in attested}) > 1:
+                named = " or ".join(str(host) for host in hosts if host.term in attested)
+                place = self._backend.places.place(lease)
+                reason = f"{attest_off} may be {named}: say the host id of the one that is meant"
+                raise LeaseUnusable(name=resource.name, place=place, reason=reason)
             return attested
 
         lease, _ = await self._backend.names.of(resource)

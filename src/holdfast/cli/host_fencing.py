@@ -47,7 +47,7 @@ def fence(client: ControlClient, host: str, *, operator: str, lockspace: str, wa
 
 def _progress(each: FencedHost) -> None:
     text = (
-        f"waiting for silence: {each.host_name} (host_id {each.host_id}) in {each.lockspace} was seen "
+        f"waiting for silence: {each.node or each.host_name} (host_id {each.host_id}) in {each.lockspace} was seen "
         f"{each.unchanged_s:.0f} s ago, {each.seconds_left or 0.0:.0f} s left"
     )
     # On stderr: what is on stdout is the answer.
@@ -56,7 +56,7 @@ def _progress(each: FencedHost) -> None:
 
 def show(told: list[FencedHost]) -> None:
     for each in told:
-        called = f"{each.host_name} (host_id {each.host_id}) in {each.lockspace}"
+        called = f"{each.node or each.host_name} (host_id {each.host_id}) in {each.lockspace}"
         if each.refused:
             click.echo(f"{called}: refused: {each.refused}", err=True)
             continue

@@ -17,6 +17,7 @@ from typing import Protocol, assert_never
 from holdfast.backends.paxos import PaxosBackend
 from holdfast.errors import HostNotKnown, LeaseUnusable, LockError, LockspaceAbsent, Refused
 from holdfast.manager import events as ev
+from holdfast.manager.host_meant import Candidate, meant
 from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lock_manager import LockManager
 from holdfast.model import Resource
@@ -25,7 +26,7 @@ from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import silence_s
 from holdfast.protocol.words import Generation, IoFailed
-from holdfast.supervision.host_names import is_called
+from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.presence import Absent
 from holdfast.system.errands import GivenUp
 from holdfast.system.lease_storage import UNFINISHED_PREFIX
@@ -37,6 +38,7 @@ class Space(Protocol):
     """A lockspace of this host: `supervision.keeper`."""
 
     name: str
+    records: HostRecords | None
 
     def membership(self) -> Membership | Absent: ...
     def hosts(self) -> Sequence[HostView]: ...
@@ -60,6 +62,8 @@ class HostFenced:
     lockspace: str
     view: HostView
     seconds_left: float | None
+    node: str = ""
+    """Its whole name, as far as it is known."""
     leases: tuple[LeaseFreed, ...] = ()
     mark: str = ""
     """What came of marking its record; empty in a lockspace that has no marks."""
@@ -87,7 +91,7 @@ class HostFencer:
             raise Refused(reason="name the host that is off: its name or host id")
         if not operator:
             raise Refused(reason="who attests that a host is off has to give a name (--operator)")
-        found = [(space, term) for space in spaces for term in self._terms(space, host)]
+        found = self._terms(list(spaces), host)
         if not found:
             raise HostNotKnown(host=host)
         if any(term.seconds_left is not None for _, term in found):
@@ -98,29 +102,44 @@ class HostFencer:
             mark = await self._marked(space, term, operator)
             leases = await self._leases(space, term, operator)
             freed = sum(each.freed for each in leases)
-            detail = f"{operator}: {term.view.name} (host_id {term.view.host_id}) in {space.name}: {freed} leases freed"
+            detail = (
+                f"{operator}: {term.node} (host_id {term.view.host_id}) in {space.name}: {freed} leases freed"
+            )
             detail += f", {len(leases) - freed} not" if freed < len(leases) else ""
             log.critical("host fenced by %s", detail, extra=ev.logged(ev.HOST_FENCED, host=term.view.name))
             self._manager.events.emit(ev.HOST_FENCED, detail=detail)
-            fenced.append(HostFenced(space.name, term.view, None, tuple(leases), mark))
+            fenced.append(HostFenced(space.name, term.view, None, term.node, tuple(leases), mark))
         return fenced
 
-    def _terms(self, space: Space, host: str) -> list[HostFenced]:
-        """The terms that this host may mean there, by host id, whole name or its node's name."""
-        member = space.membership()
-        views = [view for view in space.hosts() if is_called(host, view.host_id, view.name)]
-        if isinstance(member, Absent):
-            raise LockspaceAbsent(name=f"host {host}", lockspace=space.name, reason=str(member))
-        for view in views:
+    def _terms(self, spaces: Sequence[Space], host: str) -> list[tuple[Space, HostFenced]]:
+        """The terms of the host that is meant, in each of these lockspaces where it has one."""
+        members: dict[str, Membership] = {}
+        candidates: list[Candidate] = []
+        for space in spaces:
+            member = space.membership()
+            if isinstance(member, Absent):
+                raise LockspaceAbsent(name=f"host {host}", lockspace=space.name, reason=str(member))
+            members[space.name] = member
+            records = space.records
+            candidates += [
+                Candidate(space.name, view, records.of(view) if records is not None else None)
+                for view in space.hosts()
+            ]
+        found = []
+        by_name = {space.name: space for space in spaces}
+        for each in meant(host, candidates):
+            member, view = members[each.lockspace], each.view
             if view.host_id == member.host_id:
                 raise Refused(
-                    reason=f"host {view.name} (host_id {view.host_id}) of lockspace {space.name} is this very host"
+                    reason=f"host {view.name} (host_id {view.host_id}) of lockspace {each.lockspace} is this very host"
                 )
             if view.generation is None:
                 raise Refused(
-                    reason=f"the record of host_id {view.host_id} in lockspace {space.name} can't be read: {view.fault}"
+                    reason=f"the record of host_id {view.host_id} in lockspace {each.lockspace} can't be read: {view.fault}"
                 )
-        return [HostFenced(space.name, view, _seconds_left(member, view)) for view in views]
+            fenced = HostFenced(each.lockspace, view, _seconds_left(member, view), each.node)
+            found.append((by_name[each.lockspace], fenced))
+        return found
 
     async def _marked(self, space: Space, term: HostFenced, operator: str) -> str:
         """Mark the term as dead where the format has a mark: hosts with sanlock then free its leases too, and its leases of
