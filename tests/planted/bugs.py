@@ -26,6 +26,15 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 
 BUGS = (
+    # --- many leases ---
+    _in(
+        "backends.paxos",
+        "all-adopted-at-once",
+        "a restart takes up more leases at once than its storage has room for, and calls the rest lost",
+        "ADOPTIONS_MAX = 64",
+        "ADOPTIONS_MAX = 10_000",
+        "daemon/test_many_leases.py::test_leases_are_held_again_after_a_kill_and_none_is_called_lost[1200]",
+    ),
     # --- hosts that look alike ---
     _in(
         "supervision.keeper",

@@ -19,6 +19,7 @@ that are left, and the next attempt finds the count further on.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -64,6 +65,9 @@ from holdfast.system.file_lock import FileKey, IoFailed
 
 log = logging.getLogger(__name__)
 
+ADOPTIONS_MAX = 64
+"""Leases that are taken up at once after a restart: more than the workers of their storage can do. A request waits for a
+worker within its io_timeout, and among 1024 others at most; one that did not get there would count as a lost lease."""
 PROMISES_MAX = 10_000
 """Leases that were given up lately; an acquire of any other takes two requests more."""
 
@@ -230,6 +234,7 @@ class PaxosBackend:
         """Leases for which an errand is under way that nobody waits for any more."""
         self._promises: dict[str, _Left] = {}
         """What releases have left in our blocks, for the next acquire of the same term."""
+        self._adoptions = asyncio.Semaphore(ADOPTIONS_MAX)
 
     # --- which lease ---
 
@@ -476,6 +481,10 @@ class PaxosBackend:
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> HeldLease | HeldElsewhere | Moved | IoFailed:
         """Take up what storage says this very term of our host holds; else acquire it anew."""
+        async with self._adoptions:
+            return await self._adopt(saved)
+
+    async def _adopt(self, saved: SavedLock) -> HeldLease | HeldElsewhere | Moved | IoFailed:
         resource = saved.resource
         member = self.member(resource)
         if saved.keys and saved.keys[0] == self.names.key(resource.name):
