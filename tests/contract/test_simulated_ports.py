@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -158,6 +159,50 @@ def test_what_is_appended_is_read_and_what_is_replaced_is_all(append_file: Appen
     append_file.append(b"four\n")
     assert append_file.read() == b"three\nfour\n"
     assert append_file.size_bytes == 11
+
+
+def test_what_is_urgent_has_room_on_a_full_disk_for_a_while_and_what_is_kept_back_grows_again(
+    tmp_path: Path,
+) -> None:
+    with mounted(tmp_path, "-t", "tmpfs", "-o", "size=64k", "tmpfs"):
+        file = SystemAppendFile(str(tmp_path / "journal"))
+        file.append(b"first\n")
+        shown = [file.is_short]
+        filling = tmp_path / "filling"
+        with contextlib.suppress(OSError), filling.open("wb", buffering=0) as f:
+            while f.write(bytes(4096)):
+                pass
+        whole = b"x" * 4095 + b"\n"
+        with pytest.raises(OSError, match="No space left on device"):
+            file.append(whole)
+        written = 0
+        with pytest.raises(OSError, match="No space left on device"):
+            for _ in range(100):
+                file.append(whole, urgent=True)
+                written += 1
+        assert written == 4, "a fourth of the file system was kept back"
+        shown.append(file.is_short)
+        assert file.read() == b"first\n" + written * whole
+        assert SystemAppendFile(str(tmp_path / "journal")).read() == file.read()
+        filling.unlink()
+        file.append(b"last\n")
+        assert [*shown, file.is_short] == [False, True, False]
+        assert (tmp_path / "journal.spare").stat().st_size == 16384
+
+
+def test_file_is_replaced_on_a_full_disk_by_the_room_that_is_kept_back(tmp_path: Path) -> None:
+    with mounted(tmp_path, "-t", "tmpfs", "-o", "size=64k", "tmpfs"):
+        file = SystemAppendFile(str(tmp_path / "journal"))
+        file.append(bytes(8192))
+        with contextlib.suppress(OSError), (tmp_path / "filling").open("wb", buffering=0) as f:
+            while f.write(bytes(4096)):
+                pass
+        file.replace(b"less\n")
+        assert file.read() == b"less\n"
+        assert not file.is_short, "what the old content had is kept back again"
+        with pytest.raises(OSError, match="No space left on device"):
+            file.replace(bytes(60_000))
+        assert file.read() == b"less\n"
 
 
 def test_full_disk_is_an_error_of_the_system_in_both(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -381,25 +382,69 @@ def small_disk(place: Path) -> Iterator[Path]:
         yield path
 
 
-def test_full_run_directory_refuses_new_locks_clearly_and_keeps_the_old_ones(
-    make_daemon: Factory, small_disk: Path, place: Path
-) -> None:
-    daemon = make_daemon()
+def fill(directory: Path) -> Path:
+    filler = directory / "filler"
+    with open(filler, "wb", buffering=0) as f, contextlib.suppress(OSError):
+        while f.write(b"\0" * 4096):
+            pass
+    return filler
+
+
+def on_small_disk(daemon: Holdfastd, small_disk: Path) -> Holdfastd:
     daemon.config.write_text(
         daemon.config.read_text().replace(str(daemon.run_dir), str(small_disk / "run"), 1)
     )
     daemon.run_dir = small_disk / "run"
     daemon.control = str(daemon.run_dir / "io.holdfast.Control")
-    daemon.start()
+    return daemon
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_paused_vm_gets_its_locks_back_although_the_run_directory_is_full(
+    make_daemon: Factory, small_disk: Path, place: Path, restarted: bool
+) -> None:
+    daemon = on_small_disk(make_daemon(), small_disk).start()
+    disk, other = make_disk(place, "1.img"), make_disk(place, "other.img")
+    vm = bystander(1)
+    with daemon.client() as client:
+        client.register(pid=vm, name="paused")
+        client.acquire(str(disk))
+        filler = fill(small_disk)
+        for _ in range(20):
+            client.release(str(disk))
+            client.acquire(str(disk))
+        with daemon.admin() as admin:
+            assert "No space left on device" in admin.status().journal
+        client.release(str(disk))
+        if restarted:
+            daemon.kill()
+            daemon.start()
+    with contextlib.ExitStack() as newcomers:
+        with pytest.raises(CallFailed, match="the journal can't record a new lock"):
+            for number in range(2, 80):  # until the journal's own last page is full
+                client = newcomers.enter_context(daemon.client())
+                client.register(pid=bystander(number), name="new")
+                client.acquire(str(make_disk(place, f"{number}.img")))
+        client = newcomers.enter_context(daemon.client())
+        client.register(pid=vm, name="paused")
+        client.acquire(str(disk))
+        assert daemon.holders(disk) == [("paused", vm, True)]
+        daemon.kill()
+        daemon.start()
+        assert daemon.holders(disk) == [("paused", vm, True)], "the journal knows of it"
+        filler.unlink()
+        assert free_for_others(daemon, other)
+        with daemon.admin() as admin:
+            assert admin.status().journal == "ok"
+
+
+def test_full_run_directory_refuses_new_locks_clearly_and_keeps_the_old_ones(
+    make_daemon: Factory, small_disk: Path, place: Path
+) -> None:
+    daemon = on_small_disk(make_daemon(), small_disk).start()
     first, second = make_disk(place, "1.img"), make_disk(place, "2.img")
     vm = daemon.vm([first], name="first")
-    filler = small_disk / "filler"
-    with open(filler, "wb", buffering=0) as f:
-        try:
-            while f.write(b"\0" * 4096):
-                pass
-        except OSError:
-            pass
+    filler = fill(small_disk)
     message = ""
     with daemon.client() as client:  # until the journal's own last page is full
         client.register(pid=bystander(), name="late")

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -98,8 +99,8 @@ class Journal:
         self._last_series = max(state.series, kept.series if kept is not None else 0)
         return state
 
-    def append(self, *lines: Line) -> None:
-        """Record lines, all or none; raises OSError.
+    def append(self, *lines: Line, urgent: bool = False) -> None:
+        """Record lines, all or none; raises OSError. What is urgent may use the room that is kept back on a full disk.
 
         The file is rewritten, if it is time, *before* the lines: what they tell may not be in the snapshot yet.
         It may also be there already, so replaying a line twice, or an end of what is gone, must do no harm.
@@ -109,10 +110,10 @@ class Journal:
         raw = _encode_lines(lines)
         try:
             try:
-                self._file.append(b"\n" + raw if self._is_cut else raw)
+                self._file.append(b"\n" + raw if self._is_cut else raw, urgent=urgent)
             except OSError as full:
                 self._make_room(full)
-                self._file.append(raw)
+                self._file.append(raw, urgent=urgent)
         except OSError as e:
             if not self.failing:
                 log.error("the journal can't be written: %s; no new lock is granted until it can", e)
@@ -121,7 +122,14 @@ class Journal:
             self._failed_bytes = len(raw) if is_full else 0  # a shorter line may still fit a full disk
             raise
         self._is_cut = False
-        if self.failing and len(raw) >= self._failed_bytes:
+        if self._file.is_short:
+            if not self.failing:
+                log.error(
+                    "the journal's disk is full: no new lock is granted until it can be written; VMs that had locks get "
+                    "them back for a while"
+                )
+            self.failing = self.failing or os.strerror(errno.ENOSPC)
+        elif self.failing and len(raw) >= self._failed_bytes:
             log.warning("the journal can be written again")
             self.failing = ""
         self._lines += len(lines) + 1
@@ -149,7 +157,7 @@ class Journal:
         is rewritten as soon as that works.
         """
         try:
-            self.append(*lines)
+            self.append(*lines, urgent=True)
         except OSError:
             self._lines_max = 0
 

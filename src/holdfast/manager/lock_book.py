@@ -29,11 +29,14 @@ from holdfast.manager.journal_lines import (
 from holdfast.manager.lock_table import Key, Lock, LockTable, Unclaimed
 from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.owners import Owner, Owners
-from holdfast.model import Mode, Resource, Want
+from holdfast.model import Mode, ProcessId, Resource, Want
 from holdfast.system.clock import Clock
 from holdfast.system.process import Family
 
 HostLock = Lock[Held]
+
+HAD_LOCKS_MAX = 20_000
+"""Processes remembered to have had a lock; as many as owners."""
 
 
 class LockBook:
@@ -59,6 +62,15 @@ class LockBook:
         """By lockspace: UUIDs and names of domains that were stopped for its loss, to be started when it is joined."""
         self.lent: dict[tuple[int, Resource], tuple[Mode, bool]] = {}
         """By owner and name: what was let go for a migration that may fail; its mode, and whether a file was made for it."""
+        self._had_locks: dict[ProcessId, None] = {}
+
+    def had_locks(self, process: ProcessId | None) -> None:
+        """This process has had a lock here, now or under an earlier daemon: it may get it back on a full disk."""
+        if process is not None and process.start_ticks:
+            self._had_locks.pop(process, None)
+            self._had_locks[process] = None
+            if len(self._had_locks) > HAD_LOCKS_MAX:
+                del self._had_locks[next(iter(self._had_locks))]
 
     def remember(self, lockspace: str, state: str) -> None:
         """Write an incarnation into the journal; a failure counts as one of the journal: it is written later."""
@@ -238,11 +250,15 @@ class LockBook:
         return lines
 
     def _record(self, owner: Owner, *lines: jn.Line) -> None:
+        process = owner.process_id
+        # A VM that is paused has let go of its locks: what it had, it gets back.
+        urgent = process in self._had_locks
         if owner.journaled:
-            self._journal.append(*lines)
+            self._journal.append(*lines, urgent=urgent)
         else:
-            self._journal.append(*owner_lines(owner), *lines)
+            self._journal.append(*owner_lines(owner), *lines, urgent=urgent)
             owner.journaled = True
+        self.had_locks(process)
 
     def _tell(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:
         self._events.emit(kind, owner.name, owner.pid, resource, mode)

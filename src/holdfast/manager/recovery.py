@@ -73,6 +73,7 @@ class Recovery:
             owner = self._owner(state, saved)
             if owner is not None:
                 owner.journaled = True
+                self._manager.book.had_locks(owner.process_id)
                 owner.until_closed = saved.until_closed
                 owner.family = self._manager.owners.family(saved.family)
                 living[saved.id] = owner

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from holdfast.supervision.host_terms import Term, decode_term, encode_term
 from holdfast.system.memory_file import Memory
 
@@ -39,12 +41,22 @@ class IncarnationCopies:
         return max(ours, key=lambda term: (term.boot == boot, term.joined_at), default=None)
 
     def write(self, term: Term) -> str:
-        """Write every file. Why one of them could not be written; empty if all were."""
+        """Write every file. Why one of them could not be written; empty if all were.
+
+        One that can't be written and has this very incarnation will do, as after a restart on a full disk: only when it was
+        resumed last is another.
+        """
         raw = encode_term(term).encode()
         failed = ""
         for file in self._files:
             try:
                 file.replace(raw)
             except OSError as e:
-                failed = failed or f"{e.filename or 'its state file'}: {e.strerror or e}"
+                if not self._has(file, term):
+                    failed = failed or f"{e.filename or 'its state file'}: {e.strerror or e}"
         return failed
+
+    @staticmethod
+    def _has(file: Memory, term: Term) -> bool:
+        found = decode_term(file.read())
+        return found is not None and msgspec.structs.replace(found, joined_at=term.joined_at) == term

@@ -227,11 +227,12 @@ class SimulatedAppendFile:
         """The last whole content before it was rewritten."""
         self.room_bytes = room_bytes
         self.size_bytes = len(raw)
+        self.is_short = False
 
     def read(self) -> bytes:
         return self.raw
 
-    def append(self, raw: bytes) -> None:
+    def append(self, raw: bytes, *, urgent: bool = False) -> None:
         self._need(len(self.raw) + len(raw))
         self.raw += raw
         self.size_bytes = len(self.raw)

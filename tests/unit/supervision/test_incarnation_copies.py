@@ -121,3 +121,12 @@ def test_damaged_files_are_no_incarnation(tmp_path: Path) -> None:
     for raw in (b"\0" * 100, b"{", b"[]", b"\xff", path.read_bytes()[:-20]):
         path.write_bytes(raw)
         assert copies.newest(BOOT) is None
+
+
+def test_copy_that_has_this_very_incarnation_will_do_on_a_full_disk() -> None:
+    """After a restart nothing but when it was resumed is another: VMs that are paused get their leases back."""
+    full = Copy(term(joined_at=50.0), refuses=True)
+    assert IncarnationCopies("A", [Copy(), full]).write(term()) == ""
+    for other in (term(generation=6), term(boot="boot-1"), term(io_timeout_s=5)):
+        failed = IncarnationCopies("A", [Copy(), Copy(other, refuses=True)]).write(term())
+        assert failed == "/full/file: No space left on device"
