@@ -87,7 +87,7 @@ def test_locks_are_refused_until_the_path_of_the_journal_is_free_again(
     wait_until(lambda: refusal(host, disk) == "", "locks to be granted again")
     assert path.is_file()
     assert not path.is_symlink()
-    assert host.cli_json("status")["journal"] == "ok"
+    wait_until(lambda: host.cli_json("status")["journal"] == "ok", "the journal to be written")
 
 
 def test_full_run_directory_does_not_keep_the_daemon_from_starting(make_host: MakeHost) -> None:
