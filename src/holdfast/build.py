@@ -17,7 +17,7 @@ from functools import partial
 
 from holdfast import config as configuration
 from holdfast.backends.base import Backend, BackendPorts
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.backends.registry import make_backend
 from holdfast.config import Config, DiskRule
 from holdfast.frontends.virtlockd import VirtlockdFrontend
@@ -196,10 +196,10 @@ def build(
         clock=clock,
         domains=ports.domains,
         status=ports.status,
-        actions={n: b.on_lockfailure for n, b in routing.backends.items() if isinstance(b, PaxosBackend)},
-        resets={n for n, b in routing.backends.items() if isinstance(b, PaxosBackend) and b.resets},
+        actions={n: b.on_lockfailure for n, b in routing.backends.items() if isinstance(b, LeaseBackend)},
+        resets={n for n, b in routing.backends.items() if isinstance(b, LeaseBackend) and b.resets},
     )
-    collector, moved = LeaseCollector(manager), MovedDisks(manager, clock=clock)
+    collector, moved = LeaseCollector(manager, clock=clock), MovedDisks(manager, clock=clock)
     _connect(leases, manager, collector, lease_recovery, moved, watchers or LeaseWatchers())
     recovery = Recovery(
         manager,

@@ -26,6 +26,7 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.rindex_area import Stray
 from holdfast.supervision.presence import Absent
 from holdfast.testing.conformance import NOTE, assert_held, opened, take
+from holdfast.testing.simulated import SimulatedClock
 
 
 def device_leader(s: Scene) -> Leader:
@@ -195,7 +196,7 @@ def test_collector_takes_strays_out_too_and_says_where_they_are(tmp_path: Path) 
         stray = await late_leader(s)
         turns = Turns()
         manager = SimpleNamespace(backends={s.one.name: s.one}, turns=turns, table=LockTable())
-        collector = LeaseCollector(manager)  # type: ignore[arg-type]
+        collector = LeaseCollector(manager, clock=SimulatedClock())  # type: ignore[arg-type]
         key = s.one.names.key(stray.name)
         turns.take(key)
         (kept,) = await collector.collect(dry_run=False)

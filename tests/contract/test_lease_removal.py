@@ -313,7 +313,7 @@ def test_what_a_killed_daemon_left_behind_is_freed_although_storage_fails_meanwh
         backend = twin(s.alpha, kernel=kernel, clock=clock).backend(None if device else s.directory)
         kernel.number, kernel.count = failing, count
         manager = freeing_manager(backend, LockTable())
-        LeaseCollector(manager).account_for_left_behind({backend.name})  # type: ignore[arg-type]
+        LeaseCollector(manager, clock=clock).account_for_left_behind({backend.name})  # type: ignore[arg-type]
         for _ in range(300):
             await asyncio.sleep(0.001)
             await clock.advance(1)
@@ -373,7 +373,7 @@ def test_lease_that_could_not_be_taken_up_is_freed_when_its_owner_has_ended(tmp_
         )
         table.insert(lost)
         manager = freeing_manager(backend, table)
-        LeaseCollector(manager).account_for_left_behind({backend.name})  # type: ignore[arg-type]
+        LeaseCollector(manager, clock=clock).account_for_left_behind({backend.name})  # type: ignore[arg-type]
         for _ in range(20):
             await asyncio.sleep(0.001)
             await clock.advance(1)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.backends import lease_note
-from holdfast.backends.base import Held, HeldElsewhere, LeftBehind, NotedOwner
+from holdfast.backends.base import HeldElsewhere, LeftBehind
+from holdfast.backends.lease_backend import LeftLease
 from holdfast.backends.lease_breaking import UNPROVEN, Claimant, clear_holds
 from holdfast.backends.lease_holding import Holding
 from holdfast.backends.lease_places import Found, StorageFailed, Unusable
@@ -21,12 +22,13 @@ from holdfast.errors import AttemptLeft, LeaseUnusable, ResourceBusy, storage_fa
 from holdfast.model import Mode, ProcessId, Resource, printable
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol import words
+from holdfast.protocol.dead_mark import Marked, NotMarked, mark_dead
 from holdfast.protocol.holders import HostTerm
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import Attested
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.rindex_area import Stray
-from holdfast.protocol.words import Generation, HostId
+from holdfast.protocol.words import Generation, HostId, HostTimestamp
 from holdfast.system.errands import GivenUp
 from holdfast.system.file_lock import IoFailed
 
@@ -46,16 +48,6 @@ def _listed(found: list[T] | Unusable | StorageFailed) -> list[T]:
     if isinstance(found, Unusable):
         raise LeaseUnusable(name="", place=found.place, reason=found.reason)
     raise storage_failed(IoFailed("Unable to list leases", found.place, found.failed.errno))
-
-
-@dataclass(frozen=True, slots=True)
-class LeftLease:
-    """A lease that an earlier daemon of this incarnation took, held again; what its note says of the owner."""
-
-    held: Held
-    resource: Resource
-    mode: Mode
-    noted: NotedOwner
 
 
 class LeaseUpkeep:
@@ -188,6 +180,13 @@ class LeaseUpkeep:
         timeout_s = member.io_timeout_s
         record = await self._backend.ports.answer(member.lockspace.read_record(host_id, timeout_s), timeout_s)
         return record if isinstance(record, DeltaLease) else None
+
+    async def mark_dead(
+        self, member: Membership, host_id: HostId, generation: Generation, timestamp: HostTimestamp
+    ) -> Marked | NotMarked | words.IoFailed | GivenUp[Marked | NotMarked | words.IoFailed]:
+        """See `LeaseMaintenance`."""
+        marking = mark_dead(member, host_id, generation, timestamp)
+        return await self._backend.ports.errands.run(marking, member.io_timeout_s)
 
     # --- taking leases out ---
 

@@ -17,7 +17,7 @@ from holdfast import kept_config
 from holdfast.backends.base import Backend
 from holdfast.backends.directory_trust import untrusted
 from holdfast.backends.file import FileBackend
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.cli import host_doctor, lease_doctor
 from holdfast.cli.places import LOCKD_CONF, QEMU_CONF, domains, libvirt_lockspaces, read_settings
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
@@ -383,14 +383,14 @@ def disk_names(scene: Scene) -> Iterator[Finding]:
 
 
 def _names_by_path(backend: Backend) -> bool:
-    if isinstance(backend, PaxosBackend):
+    if isinstance(backend, LeaseBackend):
         return backend.names.by_path
     return isinstance(backend, FileBackend) and bool(backend.directory)
 
 
 def _worth(backend: Backend, resource: Resource) -> tuple[Protection, str]:
     """Of leases: once their lockspace is joined; whether it is, is told apart."""
-    if isinstance(backend, PaxosBackend):
+    if isinstance(backend, LeaseBackend):
         return backend.promised()
     return backend.protection(backend.lock_path(resource))
 

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.errors import HostNotKnown, LeaseUnusable, LockError, LockspaceAbsent, Refused
 from holdfast.manager import events as ev
 from holdfast.manager.host_meant import Candidate, meant
 from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lock_manager import LockManager
 from holdfast.model import Resource
-from holdfast.protocol.dead_mark import Marked, NotMarked, can_be_marked, mark_dead
+from holdfast.protocol.dead_mark import Marked, NotMarked, can_be_marked
 from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import silence_s
@@ -151,9 +151,7 @@ class HostFencer:
             return ""
         if view.generation is None or view.timestamp is None or view.state is HostState.FREE:
             return ""
-        timeout_s = member.io_timeout_s
-        marking = mark_dead(member, view.host_id, view.generation, view.timestamp)
-        outcome = await backend.ports.errands.run(marking, timeout_s)
+        outcome = await backend.upkeep.mark_dead(member, view.host_id, view.generation, view.timestamp)
         match outcome:
             case Marked():
                 came = "marked as dead (DEAD_EXT) for all hosts"
@@ -168,17 +166,17 @@ class HostFencer:
         self._breaker.write("marking", "", str(view.host_id), operator, came)
         return came
 
-    def _backend_in(self, space: Space) -> PaxosBackend | None:
+    def _backend_in(self, space: Space) -> LeaseBackend | None:
         """One through which storage of that lockspace is reached."""
         for backend in self._manager.backends.values():
-            if isinstance(backend, PaxosBackend) and backend.presence.name == space.name:
+            if isinstance(backend, LeaseBackend) and backend.presence.name == space.name:
                 return backend
         return None
 
     async def _leases(self, space: Space, term: HostFenced, operator: str) -> list[LeaseFreed]:
         found: list[LeaseFreed] = []
         for backend in self._manager.backends.values():
-            if isinstance(backend, PaxosBackend) and backend.presence.name == space.name:
+            if isinstance(backend, LeaseBackend) and backend.presence.name == space.name:
                 # One after the other, as the record is read for each: a host that comes back amid it is believed.
                 for name in await backend.upkeep.all_names():
                     if not name.startswith(UNFINISHED_PREFIX):
@@ -186,7 +184,7 @@ class HostFencer:
         return found
 
     async def _free(
-        self, backend: PaxosBackend, name: str, view: HostView, operator: str
+        self, backend: LeaseBackend, name: str, view: HostView, operator: str
     ) -> list[LeaseFreed]:
         """What became of one lease; empty if it is none of that host's."""
         manager, key = self._manager, backend.names.key(name)

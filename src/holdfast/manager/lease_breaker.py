@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable
 
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.errors import LockError, Refused, ResourceBusy
 from holdfast.manager import events as ev
 from holdfast.manager.lock_manager import LockManager
@@ -34,7 +34,7 @@ class LeaseBreaker:
         resource = Resource("", path)
         manager = self._manager
         backend = manager.routing.route(resource).backend
-        if not isinstance(backend, PaxosBackend):
+        if not isinstance(backend, LeaseBackend):
             raise Refused(
                 reason=f"disk '{path}' has no lease: backend '{backend.name}' holds it by other means"
             )

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.errors import AttemptLeft, LockError, Refused, StorageFailed
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence
 from holdfast.model import ProcessId
 from holdfast.supervision.presence import Absent
 from holdfast.system import tasks
+from holdfast.system.clock import Clock
 from holdfast.system.file_lock import FileKey
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,9 @@ class Collected:
 class LeaseCollector:
     """See the module."""
 
-    def __init__(self, manager: LockManager) -> None:
+    def __init__(self, manager: LockManager, *, clock: Clock) -> None:
         self._manager = manager
+        self._clock = clock
         manager.on_left_behind = self.account_for
         self._begun = False
         self._waiting: set[str] = set()
@@ -50,7 +52,7 @@ class LeaseCollector:
 
     async def collect(self, *, dry_run: bool) -> list[Collected]:
         """Of every backend with leases; raises a `LockError` if there is none, or it can't be asked."""
-        backends = [b for b in self._manager.backends.values() if isinstance(b, PaxosBackend)]
+        backends = [b for b in self._manager.backends.values() if isinstance(b, LeaseBackend)]
         if not backends:
             raise Refused(reason='no backend has leases (driver = "paxos")')
         collected: list[Collected] = []
@@ -89,16 +91,16 @@ class LeaseCollector:
         incarnation ends.
         """
         for backend in self._manager.backends.values():
-            if isinstance(backend, PaxosBackend) and backend.name in backends:
+            if isinstance(backend, LeaseBackend) and backend.name in backends:
                 tasks.start(self._account_for_all(backend))
 
     async def account_for(self, backend_name: str, name: str) -> None:
         """The same for one lease that an acquire met; raises a `LockError` while storage doesn't tell."""
         backend = self._manager.backends[backend_name]
-        assert isinstance(backend, PaxosBackend)
+        assert isinstance(backend, LeaseBackend)
         await self._taken_up(backend, name, backend.names.key(name))
 
-    async def _account_for_all(self, backend: PaxosBackend) -> None:
+    async def _account_for_all(self, backend: LeaseBackend) -> None:
         incarnation = backend.presence.membership()
         names: list[str] | None = None
         self._attempts[backend.name] = set()
@@ -117,11 +119,11 @@ class LeaseCollector:
             if names is not None and self._attempts[backend.name].issuperset(names):
                 self._manager.unknown.drop_place(backend.name)
             if names != []:
-                await backend.ports.clock.sleep(2 * incarnation.io_timeout_s)
+                await self._clock.sleep(2 * incarnation.io_timeout_s)
                 if self._manager.closing or backend.presence.membership() is not incarnation:
                     return
 
-    async def _accounted_for(self, backend: PaxosBackend, name: str) -> bool:
+    async def _accounted_for(self, backend: LeaseBackend, name: str) -> bool:
         """Whether there is nothing left to do.  If not, storage fails, or did when this daemon wanted to resume what it
         found in the journal: should its owner end before it can be, nothing else gives it back.
         """
@@ -142,7 +144,7 @@ class LeaseCollector:
             log.debug("lease %s: %s", name, e)
         return True
 
-    async def _taken_up(self, backend: PaxosBackend, name: str, key: FileKey) -> None:
+    async def _taken_up(self, backend: LeaseBackend, name: str, key: FileKey) -> None:
         manager = self._manager
         while manager.turns.taken(key):
             await manager.turns.wait(key)
@@ -150,7 +152,7 @@ class LeaseCollector:
             return
         await manager.turns.during((key,), self._take_up(backend, name, key))
 
-    async def _take_up(self, backend: PaxosBackend, name: str, key: FileKey) -> None:
+    async def _take_up(self, backend: LeaseBackend, name: str, key: FileKey) -> None:
         """With the turn on its key until the lock stands in the table: no start of this host comes between."""
         if key in self.ended and await self._is_of_ended(backend, name, self.ended[key]):
             if await backend.upkeep.free_left_behind(name):
@@ -175,13 +177,13 @@ class LeaseCollector:
             evidence=Evidence(why=f"{why}; lease {name}", process=left.noted.process, disk=left.noted.disk),
         )
 
-    async def _is_of_ended(self, backend: PaxosBackend, name: str, ended: Collection[ProcessId]) -> bool:
+    async def _is_of_ended(self, backend: LeaseBackend, name: str, ended: Collection[ProcessId]) -> bool:
         """Whether the last of this host that took it, as its note says, is one that has let go of it."""
         process = await backend.upkeep.noted_process(name)
         return process is None or process in ended
 
     async def _one(
-        self, backend: PaxosBackend, name: str, taking: Callable[[], Coroutine[Any, Any, str]]
+        self, backend: LeaseBackend, name: str, taking: Callable[[], Coroutine[Any, Any, str]]
     ) -> str:
         manager = self._manager
         key = backend.names.key(name)

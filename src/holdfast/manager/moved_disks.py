@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Moved
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.control_api import MOVED_PROBLEM
 from holdfast.errors import LockError
 from holdfast.manager.lock_book import HostLock
@@ -134,7 +134,7 @@ class MovedDisks:
     async def _guarded(self, moved: MovedDisk) -> bool:
         """Whether nothing is left to do for one."""
         backend = self._manager.backends[moved.backend]
-        if not isinstance(backend, PaxosBackend) or any(self._leases(moved.owner, moved.lock)):
+        if not isinstance(backend, LeaseBackend) or any(self._leases(moved.owner, moved.lock)):
             return True
         try:
             why = await self._take(moved, backend)
@@ -150,7 +150,7 @@ class MovedDisks:
             log.error("%s, which does not guard it: %s", moved, why)
         return False
 
-    async def _take(self, moved: MovedDisk, backend: PaxosBackend) -> str:
+    async def _take(self, moved: MovedDisk, backend: LeaseBackend) -> str:
         """Take the lease as well; why not, or nothing."""
         manager, owner = self._manager, moved.owner
         lease, _ = await backend.names.of(moved.resource)
@@ -193,7 +193,7 @@ def _is_lease(manager: LockManager, lock: HostLock, resource: Resource) -> bool:
     """Whether a claim goes by the name of the lease itself, and by no disk."""
     backend = manager.backends.get(lock.backend)
     return (
-        isinstance(backend, PaxosBackend)
+        isinstance(backend, LeaseBackend)
         and bool(lock.keys)
         and lock.keys[0] == backend.names.key(resource.name)
     )
