@@ -23,6 +23,9 @@ processes.
 CLOSED_CHECK_PAUSE = 20
 """A scan is followed by a pause so many times as long: a host with many processes has better things to do."""
 
+CLOSED_CHECK_S_MAX = 15.0
+"""Longer no pause is: a scan on a loaded host takes seconds, and the disk may be closed right behind it."""
+
 
 async def closed(
     owner: Owner, lock: HostLock, *, open_files: OpenFiles, clock: Clock, is_closing: Callable[[], bool]
@@ -30,18 +33,17 @@ async def closed(
     """Return when none of its family lives and no process has the lock's disk open, or when the daemon ends."""
     said, keys = "", [FileKey(*key) for key in lock.keys]
     while not is_closing():
-        begun = clock.now()
         family = owner.family.members() if owner.family is not None else ()
-        users = await open_files.users(keys)
-        if family == () and users.none:
-            return
-        why = (
-            str(users)
-            if not users.none
-            else f"what it started, pid {', '.join(map(str, family or ('unknown',)))}"
-        )
+        took_s = 0.0
+        if family == ():
+            begun = clock.now()
+            users = await open_files.users(keys)
+            if users.none:
+                return
+            took_s, why = clock.now() - begun, str(users)
+        else:  # which is asked without a scan
+            why = f"what it started, pid {', '.join(map(str, family or ('unknown',)))}"
         if why != said:
             said = why
             log.warning("%s ended, but %s is in use by %s: its lock stays", owner, lock.path, said)
-        took_s = clock.now() - begun
-        await clock.sleep(max(CLOSED_CHECK_S, CLOSED_CHECK_PAUSE * took_s))
+        await clock.sleep(min(max(CLOSED_CHECK_S, CLOSED_CHECK_PAUSE * took_s), CLOSED_CHECK_S_MAX))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Collection
 from pathlib import Path
 
 from tests.unit.manager.test_lock_manager import restarted
 from tests.unit.manager.world import World, locked, run, want
 
-from holdfast.manager.closed_disks import CLOSED_CHECK_S
+from holdfast.manager.closed_disks import CLOSED_CHECK_S, CLOSED_CHECK_S_MAX
 from holdfast.manager.owners import Owner
 from holdfast.model import Mode, OwnerName, Resource
-from holdfast.system.file_lock import key_of
+from holdfast.system.file_lock import FileKey, key_of
+from holdfast.system.open_files import Users
 from holdfast.testing.simulated import settle
 
 KEEPER, WRITER = 1, 77
@@ -52,6 +54,33 @@ def test_lock_stays_until_no_process_has_the_disk_open(tmp_path: Path) -> None:
         assert not locked(disk)
         assert w.manager.owners.get(owner.id) is None
         assert not w.saved().owners
+
+    run(scene)
+
+
+def test_slow_scan_of_a_loaded_host_postpones_the_next_one_by_seconds_only(tmp_path: Path) -> None:
+    """Found by the lab: scans took 3 s in a guest, and the lock stayed for a minute after the disk was closed."""
+
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk, owner = w.disk(), keeper(w)
+        await w.manager.acquire(owner, want(disk))
+        w.open_files.open[WRITER] = {key_of(os.stat(disk))}
+        quick = w.open_files.users
+
+        async def slow(keys: Collection[FileKey]) -> Users:
+            users = await quick(keys)
+            await w.clock.sleep(3)
+            return users
+
+        w.open_files.users = slow  # type: ignore[method-assign]
+        w.processes.end(KEEPER)
+        await w.clock.advance(4)
+        assert w.open_files.scans == 1
+        del w.open_files.open[WRITER]
+        for _ in range(2):
+            await w.clock.advance(CLOSED_CHECK_S_MAX)
+        assert not locked(disk)
 
     run(scene)
 
@@ -160,6 +189,7 @@ def test_lock_stays_while_the_family_lives_although_nobody_has_opened_the_disk_y
         await settle()
         await scans(w, 2)
         assert locked(disk)
+        assert not w.open_files.scans, "the family says enough"
         w.processes.families[FAMILY] = None
         await scans(w, 2)
         assert locked(disk), "a family that can't be read may live"
