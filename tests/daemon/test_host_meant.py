@@ -32,6 +32,7 @@ def test_host_that_is_off_is_found_by_its_whole_name_and_no_other_is_touched(
         for host_id in (1, 2):
             (leases / f"{SPACE}.host-{host_id}").unlink()
     for host in (one, two):
+        host.kill()  # before its VM: nothing is given back
         host.stop_all()
         host.pids.clear()
     told = three.cli("host", "fenced", TWO, *DOE, "--wait")
@@ -59,6 +60,7 @@ def test_name_that_two_hosts_have_is_refused_with_their_ids(
     broken = three.cli("break", str(shared), "--attest-off", "localhost", *DOE)
     assert broken.returncode != 0
     assert "localhost may be " in broken.stderr
+    two.kill()
     two.stop_all()
     two.pids.clear()
     told = three.cli("host", "fenced", "localhost", *DOE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 import msgspec
@@ -13,6 +15,7 @@ from tests.support.leases import SPACE
 from tests.support.polling import wait_until
 
 from holdfast import __version__
+from holdfast.lifecycle import IN_FLIGHT_WAIT_S
 from holdfast.ondisk import host_record
 
 ONE, TWO = (f"prod-eu-central-1-hypervisor-compute-node-00{n}" for n in (1, 2))
@@ -93,7 +96,7 @@ def test_host_whose_fire_timeout_does_not_fit_is_refused_by_name_until_the_other
     assert "watchdogs differ in their fire timeout" in refusal(two, disk)
     assert record(leases, 2).is_never_used, "nothing was claimed"
     assert refusal(one, disk) == ""
-    one.kill(15)
+    one.kill(signal.SIGTERM)
     wait_until(lambda: record(leases, 1).is_free, "the first host to have left")
     two.says("joined as host_id 2")
     assert refusal(two, disk) == ""
@@ -130,6 +133,15 @@ def test_record_that_can_not_be_written_fails_no_join_and_no_renewal(
     (leases / f"{SPACE}.host-1").rmdir()
     wait_until(lambda: said(leases, 1), "the record to be written after all")
     assert one.count("this host's record can't be written") == 1
+
+
+def test_stop_does_not_wait_for_what_hosts_say(make_host: MakeHost, leases: Path) -> None:
+    """It sleeps most of the time; meanwhile the daemon would renew, or not, and hold up its service."""
+    one = says(make_host("one", 1).start(), leases, 1)
+    begun = time.monotonic()
+    one.kill(signal.SIGTERM)
+    assert time.monotonic() - begun < IN_FLIGHT_WAIT_S
+    assert record(leases, 1).is_free
 
 
 def test_record_is_written_again_by_the_next_daemon_of_the_same_term(

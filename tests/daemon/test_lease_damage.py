@@ -10,7 +10,7 @@ import pytest
 from tests.daemon.conftest import MakeHost
 from tests.daemon.test_leases import joined, record
 from tests.support.daemon import exists, make_disk, refusal
-from tests.support.leases import SPACE, lease_file, make_lockspace
+from tests.support.leases import SPACE, lease_file, leases_in, make_lockspace
 from tests.support.mounts import mounted
 from tests.support.polling import wait_until
 
@@ -62,8 +62,7 @@ def test_full_storage_refuses_a_new_lease_and_keeps_those_that_are_held(
     assert str(lease_file(full, place / "one-too-many.img")) in told
     assert "No space left on device" in told
     assert "holdfast lease gc" in told
-    left = {path.name for path in full.iterdir()}
-    assert left == {SPACE, *(lease_file(full, disk).name for disk in disks)}
+    assert set(leases_in(full)) == {lease_file(full, disk) for disk in disks}
     renewed(full)
     assert all(exists(vm) for vm in vms)
     alpha.end_vm(vms[0])

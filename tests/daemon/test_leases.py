@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.daemon.conftest import FIRE_TIMEOUT_S, IO_TIMEOUT_S, MakeHost
 from tests.support.daemon import Holdfastd, exists, make_disk, refusal
-from tests.support.leases import SPACE, lease_file, make_lockspace
+from tests.support.leases import SPACE, lease_file, leases_in, make_lockspace
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.delta import DeltaLease
@@ -150,7 +150,7 @@ def test_host_that_was_suspended_until_another_took_over_leaves_the_others_lease
     wait_until(lambda: refusal(beta, disk) == "", "beta to take over")
     os.kill(vm, signal.SIGKILL)  # as the watchdog has done by then
     taken = beta.vm([disk], name="web2")
-    lease = next(path for path in leases.iterdir() if path.name != SPACE)
+    (lease,) = leases_in(leases)
     before = lease.read_bytes()
     os.kill(alpha.pid, signal.SIGCONT)
     wait_until(lambda: record(leases, 1).generation > first, "the lockspace to be joined again")
@@ -253,16 +253,16 @@ def test_collection_takes_out_what_nobody_holds_and_nothing_else(
     beta.vm([theirs], name="web2")
     assert refusal(beta, free) == ""
     wait_until(lambda: "alive" in refusal(alpha, theirs), "alpha to see beta")
-    before = sorted(leases.iterdir())
+    before = leases_in(leases)
     looked = alpha.cli("lease", "gc", "--dry-run")
     assert "1 of 3 leases could be taken out" in looked.stdout
-    assert sorted(leases.iterdir()) == before
+    assert leases_in(leases) == before
     told = {each["kept_because"] for each in alpha.cli_json("lease", "gc")}
     assert len(told) == 3
     assert "held here" in told
     assert "" in told
     assert any("VM web2" in why for why in told)
-    assert len(list(leases.iterdir())) == len(before) - 1
+    assert len(leases_in(leases)) == len(before) - 1
     assert refusal(beta, mine)
     assert refusal(alpha, theirs)
     assert refusal(alpha, free) == ""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.daemon.conftest import MakeHost
 from tests.support.daemon import Factory, bystander, exists, make_disk, refusal
-from tests.support.leases import SPACE
+from tests.support.leases import SPACE, leases_in
 from tests.support.polling import wait_until
 from tests.support.service_manager import ServiceManager
 
@@ -158,14 +158,13 @@ def test_lost_journal_is_said_in_status_and_doctor_until_all_is_attributed(
 
 
 def _forget_start_times(leases: Path) -> None:
-    for lease in leases.iterdir():
-        if lease.name != SPACE:
-            raw = lease.read_bytes()
-            at = raw.find(b',"start":')
-            assert at > 0
-            end = raw.index(b",", at + 1)
-            # Same length: the note is JSON, and blanks between its fields mean nothing.
-            lease.write_bytes(raw[:at] + b" " * (end - at) + raw[end:])
+    for lease in leases_in(leases):
+        raw = lease.read_bytes()
+        at = raw.find(b',"start":')
+        assert at > 0
+        end = raw.index(b",", at + 1)
+        # Same length: the note is JSON, and blanks between its fields mean nothing.
+        lease.write_bytes(raw[:at] + b" " * (end - at) + raw[end:])
 
 
 def test_unknown_owner_that_asks_again_gets_its_own_lock(make_host: MakeHost, place: Path) -> None:

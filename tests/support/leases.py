@@ -19,6 +19,7 @@ from holdfast.model import LockFailureAction, Protection
 from holdfast.ondisk import areas, delta, rindex
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT, Geometry
+from holdfast.ondisk.host_record import is_record_name
 from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX, PaddedName
 from holdfast.protocol.host_status import HostState, HostView, SeenTerm
 from holdfast.protocol.lockspace_area import LockspaceArea
@@ -80,6 +81,11 @@ def make_lockspace(
 def lease_file(directory: Path, disk: Path) -> Path:
     """The lease of a disk that is named by its path, as libvirt's sanlock plugin names it."""
     return directory / hashlib.md5(str(disk).encode()).hexdigest()
+
+
+def leases_in(directory: Path) -> list[Path]:
+    """The lease files of a directory: neither the lockspace nor the records of its hosts."""
+    return sorted(p for p in directory.iterdir() if p.name != SPACE and not is_record_name(p.name, SPACE))
 
 
 def make_sparse_lease(directory: Path, disk: Path, *, hosts_max: int) -> None:

@@ -8,8 +8,10 @@ than the delta lease, says nothing.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 from holdfast import __version__
 from holdfast.ondisk import host_record
@@ -20,6 +22,7 @@ from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import HostId
 from holdfast.supervision.host_terms import HostIdentity, Term
+from holdfast.system import tasks
 from holdfast.system.clock import Clock
 from holdfast.system.host_records import NO_PLACE, HostRecordFiles
 
@@ -39,6 +42,7 @@ class HostRecords:
         self._identity = identity
         self._found: Mapping[int, HostRecord] = {}
         self._told: set[HostRecord] = set()
+        self._task: asyncio.Task[None] | None = None
         self.has_place = True
         """Whether the lockspace is where records can be, as far as it is known."""
         self.unpublished = ""
@@ -67,6 +71,12 @@ class HostRecords:
             for host_id, record in found.items()
             if record is not None and record.host_id == host_id and record.lockspace == self._lockspace
         }
+
+    def begin(self, tending: Coroutine[Any, Any, None]) -> None:
+        """Run that beside everything else, instead of what an earlier term has begun."""
+        if self._task is not None:
+            self._task.cancel()
+        self._task = tasks.keep_watch(tending, "records of hosts are not looked after any more")
 
     async def tend(
         self,

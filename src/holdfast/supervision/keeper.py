@@ -558,7 +558,7 @@ class LockspaceKeeper:
         self._first_try_done()
         self._news.on_joined(self)
         if self.records is not None:
-            self._spawn(
+            self.records.begin(
                 self.records.tend(
                     term,
                     views=self.hosts,
