@@ -1,11 +1,12 @@
 """A real sanlock daemon is host 1, a real holdfastd host 2, in one lockspace on the same lease files."""
 
+import ctypes
 import hashlib
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.interop
 IO_TIMEOUT_S = 1
 DEAD_S = 8 * IO_TIMEOUT_S + 60
 """The real program's watchdog fires after 60 s, and so must ours."""
+IN_OPEN = 0x20  # linux/inotify.h
 
 
 @dataclass
@@ -93,6 +95,48 @@ def test_they_share_and_neither_gets_it_alone(beside: Beside) -> None:
     assert "host_id 1" in wait_until(lambda: beside.refusal(disk), "a refusal")
     theirs.release()
     wait_until(lambda: beside.refusal(disk) == "", "the lease to be free")
+
+
+def opened(path: Path, until: Callable[[], object]) -> bool:
+    """Whether anybody opened the file before that returned (inotify, which a rename on top of it ends)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        assert libc.inotify_add_watch(fd, os.fsencode(path), IN_OPEN) >= 0
+        until()
+        try:
+            return bool(os.read(fd, 4096))
+        except BlockingIOError:
+            return False
+    finally:
+        os.close(fd)
+
+
+def test_sanlock_neither_reads_nor_writes_the_record_of_a_host(beside: Beside) -> None:
+    """docs/specs/host-records.md: it stands in the directory of sanlock's own files."""
+    record = beside.place / "leases" / f"{SPACE}.host-2"
+    wait_until(record.exists, "holdfastd's record")
+    _, lease = beside.made("a.img")
+    beside.holdfastd.kill()
+    before = record.read_bytes(), record.stat().st_mtime_ns
+
+    def sanlock_at_work() -> None:
+        for _ in range(3):
+            held(beside.sanlock.hold(lease)).release()
+            time.sleep(2 * IO_TIMEOUT_S)
+        dump(beside.place / "leases" / SPACE, 0, MIB)
+
+    assert not opened(record, sanlock_at_work)
+    assert (record.read_bytes(), record.stat().st_mtime_ns) == before
+    assert opened(record, record.read_bytes), "a reader is seen"
+
+
+def test_host_with_sanlock_says_nothing_and_doctor_knows_what_it_counts(beside: Beside) -> None:
+    (space,) = beside.holdfastd.cli_json("lockspace", "list")
+    by_id = {host["host_id"]: host for host in space["hosts"]}
+    assert (by_id[1]["node"], by_id[1]["fire_timeout_s"]) == ("", 0)
+    assert space["fire_timeout_s"] == 60
+    assert "fire timeout" not in beside.holdfastd.cli("doctor").stdout
 
 
 @pytest.mark.timeout(240)
