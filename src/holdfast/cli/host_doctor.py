@@ -25,27 +25,17 @@ def hosts(spaces: Sequence[LeaseSpaceInfo] | None) -> Iterator[Told]:
                 f"{space.name}: {space.misfits}",
                 "fire_timeout_s in the [backend] table",
             )
-        silent = [h for h in others if not h.fire_timeout_s]
-        # With 60 s, as sanlock has, nobody counts less than another host takes.
+        # With 60 s nobody counts less than another host takes. Hosts with sanlock are among the misfits.
+        silent = [h for h in others if not h.fire_timeout_s and node_of(h.name)]
         if silent and 0 < space.fire_timeout_s < FIRE_TIMEOUT_DEFAULT_S:
-            yield from _unsaid(space, silent)
-        yield from _namesakes(space)
-
-
-def _unsaid(space: LeaseSpaceInfo, silent: Sequence[HostInfo]) -> Iterator[Told]:
-    sanlock = [h for h in silent if not node_of(h.name)]
-    for level, found, theirs in (
-        ("problem", sanlock, f"they have sanlock, whose watchdog takes {FIRE_TIMEOUT_DEFAULT_S} s"),
-        ("note", [h for h in silent if node_of(h.name)], "an earlier holdfast, or a lockspace on a device"),
-    ):
-        if found:
             yield (
-                level,
+                "note",
                 "fire timeout",
-                f"{space.name}: {', '.join(map(_called, found))} can't tell this host their fire timeout ({theirs}), and "
-                f"this host counts its own {space.fire_timeout_s} s for them",
-                "see that fire_timeout_s is the same on all hosts, and 60 beside sanlock",
+                f"{space.name}: {', '.join(map(_called, silent))} can't tell this host their fire timeout (an earlier "
+                f"holdfast, or a lockspace on a device), and this host counts its own {space.fire_timeout_s} s for them",
+                "see that fire_timeout_s is the same on all hosts",
             )
+        yield from _namesakes(space)
 
 
 def _namesakes(space: LeaseSpaceInfo) -> Iterator[Told]:

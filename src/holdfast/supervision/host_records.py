@@ -19,8 +19,9 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.host_record import HostRecord
 from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.lockspace_area import LockspaceArea
-from holdfast.protocol.timing import Timing
+from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, Timing
 from holdfast.protocol.words import HostId
+from holdfast.supervision.host_names import node_of
 from holdfast.supervision.host_terms import HostIdentity, Term
 from holdfast.system import tasks
 from holdfast.system.clock import Clock
@@ -41,7 +42,7 @@ class HostRecords:
         self._files = files
         self._identity = identity
         self._found: Mapping[int, HostRecord] = {}
-        self._told: set[HostRecord] = set()
+        self._told: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self.has_place = True
         """Whether the lockspace is where records can be, as far as it is known."""
@@ -90,11 +91,9 @@ class HostRecords:
         published = False
         while is_present():
             published = published or await self.publish(term)
-            present = [view for view in views() if view.state is not HostState.FREE]
-            if any(self.of(view) is None for view in present):
+            present = [view for view in views() if view.state not in (HostState.FREE, HostState.DEAD)]
+            if self.has_place and any(self.of(view) is None for view in present):
                 await self.refresh()
-            if not self.has_place:
-                return
             self.misfits = self.report(present, term.fire_timeout_s)
             await clock.sleep(PAUSE_RENEWALS * term.timing.renewal_s)
 
@@ -147,8 +146,8 @@ class HostRecords:
             return ""
         files = ", ".join(host_record.path_of(self._path, each.host_id) for each in found)
         return (
-            f"{_named(found)}, and this host {timing.fire_timeout_s} s: set fire_timeout_s to the same on all hosts of the "
-            f"lockspace; if such a host is gone for good, remove its record ({files})"
+            f"{_DIFFER}: {', '.join(map(_says, found))}, and this host {timing.fire_timeout_s} s: set fire_timeout_s to the "
+            f"same on all hosts of the lockspace; if such a host is gone for good, remove its record ({files})"
         )
 
     def report(self, views: Sequence[HostView], fire_timeout_s: int) -> str:
@@ -157,15 +156,17 @@ class HostRecords:
         One that joined before they said so, or came with its VMs, can't be refused any more.
         """
         others = [
-            said
+            _says(said)
             for view in views
             if (said := self.of(view)) is not None and said.fire_timeout_s != fire_timeout_s
         ]
+        if fire_timeout_s < FIRE_TIMEOUT_DEFAULT_S:
+            others += [_has_sanlock(view) for view in views if view.name and not node_of(view.name)]
         if not others:
             return ""
         text = (
-            f"{_named(others)}, and this host {fire_timeout_s} s: who has less takes over too early; set fire_timeout_s to "
-            "the same on all hosts"
+            f"{_DIFFER}: {', '.join(others)}, and this host {fire_timeout_s} s: who has less takes over too early; set "
+            "fire_timeout_s to the same on all hosts, 60 beside sanlock"
         )
         if not self._told.issuperset(others):
             self._told = set(others)
@@ -173,9 +174,13 @@ class HostRecords:
         return text
 
 
-def _named(records: Sequence[HostRecord]) -> str:
-    each = ", ".join(
-        f"host {record.node} (host_id {record.host_id}) {record.fire_timeout_s} s"
-        for record in sorted(records, key=lambda r: r.host_id)
-    )
-    return f"watchdogs differ in their fire timeout: {each}"
+_DIFFER = "watchdogs differ in their fire timeout"
+
+
+def _says(record: HostRecord) -> str:
+    return f"host {record.node} (host_id {record.host_id}) {record.fire_timeout_s} s"
+
+
+def _has_sanlock(view: HostView) -> str:
+    """It says nothing, and its watchdog's is sanlock's."""
+    return f"host {view.name} (host_id {view.host_id}), which has sanlock, {FIRE_TIMEOUT_DEFAULT_S} s"

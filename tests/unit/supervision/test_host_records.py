@@ -221,9 +221,20 @@ def test_others_are_read_until_each_has_said_something_that_can_be_believed() ->
     assert silent.reads == 5
 
 
+def test_host_with_sanlock_is_reported_where_this_one_counts_less_than_sixty_seconds() -> None:
+    files = Files()
+    files.failing = NO_PLACE  # on a block device too
+    sanlock = view(name="3f1c-uuid.gamma")
+    records = tended(files, 2, views=(sanlock,))
+    assert "host 3f1c-uuid.gamma (host_id 1), which has sanlock, 60 s, and this host 10 s" in records.misfits
+    assert "60 beside sanlock" in records.misfits
+    assert tended(files, 2, views=(replace(sanlock, state=HostState.DEAD),)).misfits == ""
+    assert tended(files, 2, msgspec.structs.replace(TERM, fire_timeout_s=60), (sanlock,)).misfits == ""
+
+
 def test_on_a_block_device_nothing_is_said_and_nobody_is_asked_twice() -> None:
     files = Files()
     files.failing = NO_PLACE
     records = tended(files, 5, views=(view(),))
-    assert files.reads == 1
+    assert files.reads == 0
     assert not records.has_place
