@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from holdfast.cli import exits
+
 BIN = Path(sys.executable).parent
 DISK_BYTES = 16 << 20
 WAIT_S = 30.0
@@ -70,7 +72,7 @@ class Demo:
 
     def free(self) -> bool:
         done = subprocess.run(self.command("who", str(self.disk)), capture_output=True, check=False)
-        return done.returncode == 1
+        return done.returncode == exits.FREE
 
     def play(self) -> None:
         say("1. holdfastd, with file locks in a private directory")

@@ -34,7 +34,11 @@ CALL_TIMEOUT_S = 60.0
 
 
 class DaemonUnreachable(Exception):
-    """Nobody answers at the control socket."""
+    """Nobody answers at the control socket; `not_permitted`: perhaps somebody does, but not to this user."""
+
+    def __init__(self, text: str, *, not_permitted: bool = False) -> None:
+        super().__init__(text)
+        self.not_permitted = not_permitted
 
 
 class CallRefused(Exception):
@@ -57,6 +61,11 @@ class ControlClient:
             self._socket.connect(path)
         except OSError as e:
             self._socket.close()
+            if isinstance(e, PermissionError):
+                raise DaemonUnreachable(
+                    f"this user may not connect to holdfastd at {path}: be root, or a member of control.group",
+                    not_permitted=True,
+                ) from None
             raise DaemonUnreachable(f"holdfastd does not answer at {path}: {e.strerror or e}") from None
 
     def __enter__(self) -> ControlClient:

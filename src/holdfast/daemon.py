@@ -59,7 +59,8 @@ STATUS_CHARS_MAX = 2000
 """Of what `systemctl status` shows: the first reasons of a refusal."""
 SIGNS_OF_LIFE = 4
 """So many within the time in which the service manager wants one: a busy host may be late with three."""
-EXIT_SOCKET = 6
+EXIT_SOCKET = 71
+"""EX_OSERR of <sysexits.h>; the codes of the holdfast command (cli/exits) mean other things."""
 
 
 class StartError(Exception):

@@ -29,7 +29,8 @@ from holdfast.system.regular_file import NotAFile
 
 log = logging.getLogger("holdfast")
 
-EXIT_OK, EXIT_ERROR, EXIT_CONFIG = 0, 1, 2
+EXIT_OK, EXIT_ERROR, EXIT_CONFIG = 0, 1, 78
+"""2 is for arguments (argparse), 78 is EX_CONFIG of <sysexits.h>."""
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

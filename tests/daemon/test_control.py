@@ -136,7 +136,7 @@ def test_every_answer_with_json_parses_and_says_the_same(daemon: Holdfastd, plac
     assert daemon.cli_json("who", str(disk))["verdict"] == "held"
     assert daemon.cli_json("who", "web1")["disks"][0]["subject"] == str(disk)
     assert daemon.cli_json("check-config")["ok"]
-    assert {f["level"] for f in daemon.cli_json("doctor")} <= {"ok", "note", "problem"}
+    assert {f["severity"] for f in daemon.cli_json("doctor")} <= {"ok", "note", "problem"}
     lines = daemon.cli("events", "--json").stdout.splitlines()
     assert [json.loads(line)["kind"] for line in lines][-1] == "acquired"
 
@@ -148,7 +148,7 @@ def test_exit_codes_tell_the_answer(daemon: Holdfastd, place: Path) -> None:
         (0, ("status",)),
         (0, ("list",)),
         (0, ("who", str(disk))),
-        (1, ("who", str(free))),
+        (3, ("who", str(free))),
         (0, ("events",)),
         (0, ("check-config",)),
         (0, ("--help",)),
@@ -168,7 +168,7 @@ def test_exit_codes_tell_the_answer(daemon: Holdfastd, place: Path) -> None:
         assert daemon.cli(*arguments).returncode == 69
     daemon.config.write_text("nonsense = 1\n")
     ended = daemon.cli("check-config")
-    assert ended.returncode == 1
+    assert ended.returncode == 78
     assert "nonsense: is not known" in ended.stderr
 
 

@@ -72,10 +72,8 @@ def test_lock_directory_that_others_may_write_is_warned_about_once_and_by_doctor
         assert refusal(daemon, make_disk(place, name)) == ""
     assert daemon.count("may write in") == 1
     assert f"WARNING backend 'shared': {who}" in daemon.log_text()
-    found = [
-        f for f in daemon.cli_json("doctor") if f["check"] == "lock directory" and "may write" in f["text"]
-    ]
-    assert [f["level"] for f in found] == ["problem"]
+    found = [f for f in daemon.cli_json("doctor") if f["id"] == "HF051"]
+    assert [f["severity"] for f in found] == ["problem"]
 
 
 def test_lock_directory_of_root_alone_is_nothing_to_warn_about(
@@ -84,7 +82,7 @@ def test_lock_directory_of_root_alone_is_nothing_to_warn_about(
     daemon = with_lock_directory(make_daemon, locks).start()
     assert refusal(daemon, make_disk(place)) == ""
     assert "may write" not in daemon.log_text()
-    assert not [f for f in daemon.cli_json("doctor") if "may write" in f["text"]]
+    assert not [f for f in daemon.cli_json("doctor") if f["id"] == "HF051"]
 
 
 def test_new_leases_are_refused_where_everybody_may_write_and_held_ones_stay(
@@ -99,7 +97,7 @@ def test_new_leases_are_refused_where_everybody_may_write_and_held_ones_stay(
     host.reexec()
     assert host.holders(held) == [("web1", vm, True)]
     problems = [f for f in host.cli_json("doctor") if f["check"] == "lease directory"]
-    assert [f["level"] for f in problems] == ["problem"]
+    assert [f["id"] for f in problems] == ["HF062"]
     os.chmod(leases, 0o755)
     assert refusal(host, disk) == ""
 

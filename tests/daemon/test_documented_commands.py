@@ -28,8 +28,15 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("holdfast", "holdfastd", "make", "systemctl", "install", "python3", "virsh", "ln")
 FOLLOWS_S = 3.0
 """A command that follows events is ended after so long."""
-OUTCOMES = {exits.OK, exits.NEGATIVE, exits.UNKNOWN, exits.UNREACHABLE, exits.REFUSED}
-LIBVIRT_UNITS = {"virtlockd", "virtlockd.socket", "virtlockd-admin.socket", "libvirtd", "chrony"}
+OUTCOMES = set(exits.MEANINGS) - {exits.USAGE, exits.BAD_CONFIG, exits.NOT_PERMITTED}
+LIBVIRT_UNITS = {
+    "virtlockd",
+    "virtlockd.service",
+    "virtlockd.socket",
+    "virtlockd-admin.socket",
+    "libvirtd",
+    "chrony",
+}
 PLACEHOLDERS = {
     "DISK": "{disk}",
     "VM": "web1",
@@ -37,6 +44,7 @@ PLACEHOLDERS = {
     "YOU": "me",
     "LOCKSPACE-PATH": "{space}",
     "SEED": "7",
+    "ID": "HF022",
 }
 
 

@@ -217,7 +217,7 @@ def test_lockspace_that_is_not_there_yet_is_joined_when_it_comes(
 
 def test_operator_sees_leaves_and_joins_lockspaces(make_host: MakeHost, place: Path, leases: Path) -> None:
     alpha = make_host("alpha", 1).start()
-    assert alpha.cli("lockspace", "list").returncode == 1
+    assert alpha.cli("lockspace", "list").returncode == 6
     joined(alpha)
     listed = alpha.cli("lockspace", "list")
     assert listed.returncode == 0
@@ -313,7 +313,7 @@ def test_who_names_the_holder_across_hosts_and_from_storage_alone(
             on_device(host, leases)
         joined(host.start())
     disk, reader = make_disk(place), make_disk(place, "shared.img")
-    assert beta.cli("who", str(disk)).returncode == 1
+    assert beta.cli("who", str(disk)).returncode == 3
     alpha.vm([disk], name="web1")
     alpha.vm([reader], name="reader1", flags=SHARED)
     wait_until(lambda: "alive" in refusal(beta, disk), "beta to see alpha")

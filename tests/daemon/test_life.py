@@ -352,7 +352,7 @@ def test_foreign_listener_on_the_socket_is_refused_with_its_name(make_daemon: Fa
     with socket.socket(socket.AF_UNIX) as foreign:
         foreign.bind(daemon.socket)
         foreign.listen()
-        assert daemon.spawn().wait(60) == 6
+        assert daemon.spawn().wait(60) == 71
     name = Path("/proc/self/comm").read_text().strip()
     daemon.says(f"{name} (pid {os.getpid()}) already listens there; stop it first")
 
@@ -366,7 +366,7 @@ def test_stale_socket_of_a_crash_is_no_obstacle(daemon: Holdfastd) -> None:
 
 def test_configuration_that_is_wrong_ends_the_start_with_2_and_every_problem(make_daemon: Factory) -> None:
     daemon = make_daemon(extra="[limits]\nowners_max = 1\n[nonsense]\n")
-    assert daemon.spawn().wait(60) == 2
+    assert daemon.spawn().wait(60) == 78
     assert "limits.owners_max" in daemon.log_text()
     assert "nonsense: is not known" in daemon.log_text()
 

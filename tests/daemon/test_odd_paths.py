@@ -79,7 +79,7 @@ def test_locks_are_refused_until_the_path_of_the_journal_is_free_again(
     path.symlink_to("/nowhere/at/all")
     host.start()
     assert f"{path} is a symbolic link" in host.cli_json("status")["journal"]
-    assert host.cli("status").returncode == 1
+    assert host.cli("status").returncode == 6
     disk = make_disk(place)
     assert "is a symbolic link" in refusal(host, disk)
     assert path.is_symlink()
@@ -106,7 +106,7 @@ def test_control_socket_in_place_of_which_a_directory_is_ends_the_start_with_its
 ) -> None:
     host = prepared(make_host("a", 1))
     Path(host.control).mkdir()
-    assert host.spawn().wait(60) == 6
+    assert host.spawn().wait(60) == 71
     assert f"{host.control}: can't listen there: Is a directory" in host.log_text()
     assert "Traceback" not in host.log_text()
 

@@ -85,7 +85,7 @@ def test_second_daemon_with_other_directories_joins_when_the_first_has_left_in_g
     assert (listed["state"], str(first.pid) in listed["reason"]) == ("not joined", True)
     status = second.cli("status")
     assert (status.returncode, f"another holdfastd of this host (pid {first.pid}" in status.stdout) == (
-        1,
+        6,
         True,
     )
     assert f"vms is not joined: lockspace vms is used by another holdfastd of this host (pid {first.pid}" in (

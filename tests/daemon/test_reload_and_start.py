@@ -64,11 +64,11 @@ def is_red(host: Holdfastd, text: str) -> None:
     """`status` and `doctor` say it, on a terminal and to machines, and their exit codes do."""
     assert any(text in problem for problem in problems(host)), problems(host)
     status = host.cli("status")
-    assert status.returncode == 1
+    assert status.returncode == 6
     assert text in status.stdout
     doctor = host.cli("doctor", "--json")
-    assert doctor.returncode == 1
-    assert any(f["level"] == "problem" and text in f["text"] for f in json.loads(doctor.stdout)), (
+    assert doctor.returncode == 5
+    assert any(f["severity"] == "problem" and text in f["facts"] for f in json.loads(doctor.stdout)), (
         doctor.stdout
     )
 
@@ -221,7 +221,7 @@ def test_start_with_a_broken_configuration_ends_with_the_reason_when_nothing_is_
     daemon.kill(signal.SIGTERM)
     edit(daemon, lambda text: text + more)
     process = daemon.spawn()
-    assert process.wait(timeout=30) == 2
+    assert process.wait(timeout=30) == 78
     assert told in daemon.log_text()
 
 
@@ -488,7 +488,7 @@ def dry_run(host: Holdfastd, check: Any) -> subprocess.CompletedProcess[str]:
 def test_program_that_knows_no_state_of_that_version_says_so_before_the_exec(daemon: Holdfastd) -> None:
     kept = (daemon.run_dir / "config-in-force.toml").read_text()
     told = dry_run(daemon, {"state_version": 999, "configuration": kept, "held": []})
-    assert told.returncode == 2
+    assert told.returncode == 78
     assert "a state of version 999, this program knows 1" in told.stderr
     assert dry_run(daemon, {"state_version": 1, "configuration": kept, "held": []}).returncode == 0
     # What it can't make sense of it leaves to the daemon that asks.

@@ -130,7 +130,8 @@ EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
         "cli.main",
         "config",
     ): "the command is a composition root of its own: it looks up the daemon's socket",
-    ("rule 4", "cli.doctor", "config"): "its checks are about the configuration itself",
+    ("rule 4", "cli.doctor.scene", "config"): "its checks are about the configuration itself",
+    ("rule 4", "cli.in_force", "config"): "it compares two configurations for those checks",
     (
         "rule 4",
         "cli.who",

@@ -54,7 +54,7 @@ def fenced(context: Context, name: str, operator: str, lockspace: str, wait: boo
     holdfast host fenced alpha --operator "J. Doe"
     ipmitool -H alpha-bmc chassis power off && holdfast host fenced alpha --operator ipmi --wait
 
-    Exit 0: it holds nothing any more; 1: some leases stay, each with its reason; 75: refused, nothing was done;
+    Exit 0: it holds nothing any more; 6: some leases stay, each with its reason; 75: refused, nothing was done;
     4: no such host.
     """
     from holdfast.cli import render
@@ -69,7 +69,7 @@ def fenced(context: Context, name: str, operator: str, lockspace: str, wait: boo
     if any(each.refused for each in told):
         sys.exit(exits.REFUSED)
     if any(not lease.freed for each in told for lease in each.leases):
-        sys.exit(exits.NEGATIVE)
+        sys.exit(exits.DEGRADED)
 
 
 @host.command("list")

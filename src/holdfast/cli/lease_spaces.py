@@ -76,7 +76,7 @@ def wait_until_joined(client: ControlClient, name: str) -> int:
     while True:
         found = next((each for each in client.lease_spaces() if each.name == name), None)
         if found is None:
-            return exits.NEGATIVE
+            return exits.UNKNOWN
         text = headline(found)
         if text != shown:
             shown = text
@@ -85,5 +85,5 @@ def wait_until_joined(client: ControlClient, name: str) -> int:
         if found.state in ("joined", "lost", "left"):
             if sys.stdout.isatty():
                 click.echo()
-            return exits.OK if found.state == "joined" else exits.NEGATIVE
+            return exits.OK if found.state == "joined" else exits.DEGRADED
         time.sleep(LOOK_S)

@@ -25,7 +25,7 @@ def lockspace() -> None:
 def list_command(context: Context, as_json: bool) -> None:
     """The lockspaces of this host's holdfastd: how it stands in each, and whom it sees there.
 
-    Exit 0: joined everywhere; 1: not, with the reason and the seconds left.
+    Exit 0: joined everywhere; 6: not, with the reason and the seconds left.
     """
     from holdfast.cli import lease_spaces, render
 
@@ -36,7 +36,7 @@ def list_command(context: Context, as_json: bool) -> None:
     else:
         lease_spaces.show(told)
     if any(each.state != "joined" for each in told):
-        sys.exit(exits.NEGATIVE)
+        sys.exit(exits.DEGRADED)
 
 
 @lockspace.command("join")

@@ -43,7 +43,7 @@ class Context:
 
             kept = in_force(self.config_file)
             if kept is None:
-                raise click.ClickException(str(e)) from None
+                fail(str(e), exits.BAD_CONFIG)
             click.echo(f"holdfast: {e}; using the configuration in force", err=True)
             return kept
 
@@ -123,7 +123,7 @@ def cli(ctx: click.Context, config_file: str | None, socket: str | None) -> None
 def status(context: Context, as_json: bool) -> None:
     """How the daemon is: locks, connections, what is degraded.
 
-    Exit 0: fine; 1: a lock is lost or unknown, the journal can't be written, or another problem is shown; 69: no daemon.
+    Exit 0: fine; 6: a lock is lost or unknown, the journal can't be written, or another problem is shown; 69: no daemon.
     """
     from holdfast.cli import render
 
@@ -134,7 +134,7 @@ def status(context: Context, as_json: bool) -> None:
     else:
         render.status(told)
     if told.locks_lost or told.locks_unknown or told.journal != "ok" or told.problems:
-        sys.exit(exits.NEGATIVE)
+        sys.exit(exits.DEGRADED)
 
 
 @cli.command("reload")
@@ -205,7 +205,7 @@ def who(context: Context, what: str, as_json: bool) -> None:
     holdfast who /dev/vg/web
     holdfast who web1
 
-    Exit 0: somebody holds it; 1: nobody does; 4: can't be told.
+    Exit 0: somebody holds it; 3: nobody does; 4: can't be told.
     """
     from holdfast.cli import render
     from holdfast.cli.who import Answer, ask
@@ -215,7 +215,7 @@ def who(context: Context, what: str, as_json: bool) -> None:
         render.as_json(answer)
     else:
         render.answer(answer)
-    sys.exit({"held": exits.OK, "free": exits.NEGATIVE}.get(answer.verdict, exits.UNKNOWN))
+    sys.exit({"held": exits.OK, "free": exits.FREE}.get(answer.verdict, exits.UNKNOWN))
 
 
 @cli.command()
@@ -349,7 +349,7 @@ def settle_command(context: Context, lock: str, operator: str, as_json: bool) ->
 @json_option
 @click.pass_obj
 def check_config(context: Context, as_json: bool) -> None:
-    """Check holdfastd's configuration: every problem with its file, key and fix.  Exit 1 if there is any."""
+    """Check holdfastd's configuration: every problem with its file, key and fix.  Exit 78 if there is any."""
     from holdfast.backend_wiring import check_config as check
     from holdfast.cli import render
 
@@ -367,27 +367,54 @@ def check_config(context: Context, as_json: bool) -> None:
             click.echo(str(problem), err=True)
         if not problems and config is not None:
             click.echo(f"configuration is fine: {', '.join(config.sources) or 'built-in defaults'}")
-    sys.exit(exits.NEGATIVE if problems else exits.OK)
+    sys.exit(exits.BAD_CONFIG if problems else exits.OK)
 
 
 @cli.command()
+@click.option("--only", metavar="ID,...", help="Report these findings alone, such as HF022.")
+@click.option(
+    "--explain", metavar="ID", help="Say what a finding means ('all': every one), and check nothing."
+)
 @click.option("--root", default="/", hidden=True, help="Look at the configuration below this directory.")
 @json_option
 @click.pass_obj
-def doctor(context: Context, root: str, as_json: bool) -> None:
+def doctor(context: Context, only: str | None, explain: str | None, root: str, as_json: bool) -> None:
     """Find protection that is silently off: in libvirt's and holdfastd's configuration, mounts, and running VMs.
 
-    Exit 0: nothing found; 1: something to fix.
+    Each finding has an id that stays the same over releases, the facts, and a fix that can be pasted.
+
+    \b
+    holdfast doctor
+    holdfast doctor --explain HF022
+    holdfast doctor --only HF022 && systemctl stop virtlockd
+
+    Exit 0: nothing to fix (notes may be shown); 5: something to fix.
     """
     from holdfast.cli import render
-    from holdfast.cli.doctor import examine
+    from holdfast.cli.doctor import examine, rules
 
+    wanted = [each.strip().upper() for each in (only or explain or "").split(",") if each.strip()]
+    for id in wanted:
+        if id not in rules.RULES and not (explain and id == "ALL"):
+            raise click.UsageError(
+                f"there is no finding {id}; 'holdfast doctor --explain all' shows every one"
+            )
+    if explain is not None:
+        chosen = [rule for rule in rules.RULES.values() if "ALL" in wanted or rule.id in wanted]
+        if as_json:
+            render.as_json(chosen)
+        else:
+            click.echo("\n".join(rules.page_of(rule) for rule in chosen), nl=False)
+        return
     findings = examine(context.config_file, context.socket, root)
+    if only is not None:
+        # What could not be checked must not look like what was checked and is in order.
+        findings = [each for each in findings if each.id in (*wanted, "HF012", "HF001", "HF004")]
     if as_json:
         render.as_json(findings)
     else:
         render.findings(findings)
-    sys.exit(exits.NEGATIVE if any(f.level == "problem" for f in findings) else exits.OK)
+    sys.exit(exits.PROBLEMS if any(f.severity == "problem" for f in findings) else exits.OK)
 
 
 cli.add_command(lockspace.lockspace)

@@ -8,38 +8,48 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterator
 
 from holdfast.backends.lock_names import indirect_name
+from holdfast.cli.libvirt_conf import ConfFile, parse
 from holdfast.model import Resource
 from holdfast.system.disk_identity import DiskIdentity
 from holdfast.system.domain_status import Domain, read_domain
+from holdfast.system.regular_file import Unreadable
+from holdfast.system.storage_pools import DIRECTORIES
 
 QEMU_CONF = "etc/libvirt/qemu.conf"
 LOCKD_CONF = "etc/libvirt/qemu-lockd.conf"
 DOMAINS = "etc/libvirt/qemu"
 RUNNING = "run/libvirt/qemu"
 
-_SETTING = re.compile(r"^\s*([A-Za-z_]+)\s*=\s*(.*?)\s*$")
+
+CONF_BYTES_MAX = 1 << 20
+"""libvirt's own files have some ten thousand bytes with all their comments."""
+
+
+def read_conf(path: str) -> ConfFile | Unreadable:
+    """A configuration file of libvirt as libvirt reads it. It may be a link; never waits."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as f:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return Unreadable("it is no regular file")
+            text = f.read(CONF_BYTES_MAX).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return Unreadable("it is not there", missing=True)
+    except OSError as e:
+        return Unreadable(e.strerror or str(e))
+    return parse(text)
 
 
 def read_settings(path: str) -> dict[str, str] | None:
-    """`key = value` of libvirt's configuration files, unquoted; None if there is no such file."""
-    found: dict[str, str] = {}
-    try:
-        with open(path, encoding="utf-8", errors="replace") as f:
-            for line in f:
-                text = line.split("#", 1)[0] if '"' not in line else line
-                if text.lstrip().startswith("#"):
-                    continue
-                if (m := _SETTING.match(text)) is not None:
-                    value = m[2]
-                    if value.startswith('"') and '"' in value[1:]:
-                        value = value[1 : value.index('"', 1)]
-                    found[m[1]] = value
-    except OSError:
+    """The settings that count, as text; None if there is no such file, or if it can't be read."""
+    conf = read_conf(path)
+    if isinstance(conf, Unreadable):
         return None
-    return found
+    return {each.name: conf.text(each.name) for each in conf.settings}
 
 
 def libvirt_lockspaces(root: str = "/") -> list[str]:
@@ -83,10 +93,11 @@ def scsi_id_of(wwid: str) -> str:
 def domains(root: str = "/") -> Iterator[Domain]:
     """Every domain that is defined or running, a running one with its pid."""
     seen: set[str] = set()
+    pools = tuple(os.path.join(root, each.lstrip("/")) for each in DIRECTORIES)
     running = sorted(glob.glob(os.path.join(root, RUNNING, "*.xml")))
     defined = sorted(glob.glob(os.path.join(root, DOMAINS, "*.xml")))
     for path in (*running, *defined):
-        domain = read_domain(path)
+        domain = read_domain(path, pools)
         if domain is not None and domain.name not in seen:
             seen.add(domain.name)
             yield domain

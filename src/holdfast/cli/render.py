@@ -13,7 +13,7 @@ from holdfast.control_api import EventInfo, HolderInfo, OwnerInfo, StatusInfo
 from holdfast.model import printable, wall_text
 
 if TYPE_CHECKING:
-    from holdfast.cli.doctor import Finding
+    from holdfast.cli.doctor.findings import Finding
     from holdfast.cli.who import Answer
 
 
@@ -148,10 +148,11 @@ def event_json(e: EventInfo) -> None:
 def findings(told: Sequence[Finding]) -> None:
     colours = {"ok": "green", "note": "cyan", "problem": "red"}
     for f in told:
-        click.echo(
-            f"{click.style(f'{f.level:<8}', fg=colours[f.level], bold=True)} {f.check}: {printable(f.text)}"
-        )
+        severity = click.style(f"{f.severity:<8}", fg=colours[f.severity], bold=True)
+        click.echo(f"{severity} {f.id:<5} {f.check}: {printable(f.facts)}")
         if f.fix:
-            click.echo(f"{'':<8} fix: {printable(f.fix)}")
-    problems = sum(f.level == "problem" for f in told)
+            click.echo(f"{'':<14} fix: {printable(f.fix)}")
+    problems = sum(f.severity == "problem" for f in told)
     click.echo(f"{problems} to fix" if problems else "nothing to fix")
+    if any(f.id for f in told):
+        click.echo("holdfast doctor --explain ID says what a finding means")

@@ -70,4 +70,4 @@ def sim(seeds: int, first: int, hosts: int | None, jobs: int | None, as_json: bo
             f"{outcome.virtual_s / 3600:.1f} hours of {outcome.acquired} leases taken, "
             f"{outcome.events} events, in {outcome.real_s:.0f} s"
         )
-    sys.exit(exits.NEGATIVE if outcome.violations else exits.OK)
+    sys.exit(exits.FAILED if outcome.violations else exits.OK)

@@ -50,7 +50,7 @@ _FIXES = {
 class Trouble(Exception):
     """Why a command does not do what it was asked."""
 
-    def __init__(self, field: str, problem: str, fix: str, code: int = exits.NEGATIVE) -> None:
+    def __init__(self, field: str, problem: str, fix: str, code: int = exits.FAILED) -> None:
         super().__init__(f"{field}: {problem}; {fix}")
         self.field, self.problem, self.fix, self.code = field, problem, fix, code
 

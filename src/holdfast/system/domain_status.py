@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from holdfast.system.folder_watch import watch_folder
+from holdfast.system.storage_pools import DIRECTORIES, volume_path
 
 if TYPE_CHECKING:
     from holdfast.system.readiness import Readiness
 
 SUFFIX = ".xml"
+Pools = tuple[str, ...]
 XML_BYTES_MAX = 4 << 20
 """A domain with a thousand disks stays below; libvirt's own RPC strings end there."""
 
@@ -29,6 +31,8 @@ class Disk:
 
     path: str
     shareable: bool
+    cache: str = ""
+    """QEMU's cache mode as the domain has it; empty for the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,10 @@ class Domain:
     """Of the state: ``booted``, ``migration``, ``post-copy``."""
     on_lockfailure: str = ""
     """pause, poweroff, restart or ignore; empty if the domain does not say."""
+    unlocked: tuple[str, ...] = ()
+    """Writable disks that libvirt asks no lock for, whatever its lock manager (libvirt-integration.md 2.1), for people."""
+    unresolved: tuple[str, ...] = ()
+    """Volumes of storage pools whose path is not known."""
 
 
 class DomainStatus(Protocol):
@@ -111,8 +119,8 @@ def status_directory(environ: Mapping[str, str], uid: int) -> str:
     return os.path.join(environ.get("XDG_RUNTIME_DIR", "/nonexistent"), "libvirt", "qemu", "run")
 
 
-def read_domain(path: str) -> Domain | None:
-    """A domain from its definition or from libvirt's status file."""
+def read_domain(path: str, pools: tuple[str, ...] = DIRECTORIES) -> Domain | None:
+    """A domain from its definition or from libvirt's status file. `pools`: where the files of storage pools are."""
     try:
         if os.path.getsize(path) > XML_BYTES_MAX:
             return None
@@ -127,14 +135,16 @@ def read_domain(path: str) -> Domain | None:
     return Domain(
         name=element.findtext("name", ""),
         uuid=element.findtext("uuid", ""),
-        disks=tuple(_disks(element)),
-        backing=frozenset(_backing(element)),
+        disks=tuple(_disks(element, pools)),
+        backing=frozenset(_backing(element, pools)),
         pid=int(pid) if pid.isdigit() else None,
         state=tree.get("state", "") if running else "",
         async_job=_async_job(tree) if running else "",
         phase=_phase(tree) if running else "",
         reason=tree.get("reason", "") if running else "",
         on_lockfailure=element.findtext("on_lockfailure", "").strip(),
+        unlocked=tuple(_unlocked(element)),
+        unresolved=tuple(_unresolved(element, pools)),
     )
 
 
@@ -149,22 +159,56 @@ def _phase(status: ET.Element) -> str:
     return job.get("phase", "") if job is not None else ""
 
 
-def _disks(domain: ET.Element) -> Iterator[Disk]:
-    for disk in domain.findall("./devices/disk"):
-        if disk.find("readonly") is not None or disk.get("device") == "cdrom":
-            continue
-        path = _path(disk)
+def _disks(domain: ET.Element, pools: Pools) -> Iterator[Disk]:
+    for disk in _writable(domain):
+        path = _path(disk, pools)
         if path:
-            yield Disk(path, disk.find("shareable") is not None)
+            driver = disk.find("driver")
+            cache = driver.get("cache", "") if driver is not None else ""
+            yield Disk(path, disk.find("shareable") is not None, "" if cache == "default" else cache)
 
 
-def _backing(domain: ET.Element) -> Iterator[str]:
+def _writable(domain: ET.Element) -> Iterator[ET.Element]:
+    for disk in domain.findall("./devices/disk"):
+        if disk.find("readonly") is None and disk.get("device") != "cdrom":
+            yield disk
+
+
+def _unlocked(domain: ET.Element) -> Iterator[str]:
+    for disk in _writable(domain):
+        kind = disk.get("type", "")
+        source = disk.find("source")
+        if kind in LOCKED_KINDS or source is None:
+            continue
+        what = source.get("name") or source.get("path") or source.get("namespace") or ""
+        target = disk.find("target")
+        where = f" ({target.get('dev', '')})" if target is not None else ""
+        yield f"{source.get('protocol') or kind}:{what}{where}"
+
+
+def _unresolved(domain: ET.Element, pools: Pools) -> Iterator[str]:
+    for disk in _writable(domain):
+        source = disk.find("source")
+        if disk.get("type") == "volume" and source is not None and not _path(disk, pools):
+            yield f"{source.get('pool', '')}/{source.get('volume', '')}"
+
+
+def _backing(domain: ET.Element, pools: Pools) -> Iterator[str]:
     for store in domain.findall("./devices/disk//backingStore"):
-        if path := _path(store):
+        if path := _path(store, pools):
             yield path
 
 
-def _path(element: ET.Element) -> str:
+LOCKED_KINDS = ("file", "block", "dir", "volume")
+"""What libvirt's lock plugins are asked for; ``dir`` is accepted read-only alone, a volume leads to one of the others."""
+
+
+def _path(element: ET.Element, pools: Pools) -> str:
     source = element.find("source")
-    attribute = {"file": "file", "block": "dev"}.get(element.get("type", ""))
-    return source.get(attribute, "") if source is not None and attribute else ""
+    if source is None:
+        return ""
+    kind = element.get("type", "")
+    if kind == "volume":
+        return volume_path(source.get("pool", ""), source.get("volume", ""), pools)
+    attribute = {"file": "file", "block": "dev", "dir": "dir"}.get(kind)
+    return source.get(attribute, "") if attribute else ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from holdfast.cli.host_doctor import hosts
+from holdfast.cli.doctor.hosts import hosts
 from holdfast.control_api import HostInfo, LeaseSpaceInfo
 
 TOKEN = "0123456789ab"
@@ -52,12 +53,12 @@ def space(*others: HostInfo, fire_timeout_s: int = 60, misfits: str = "") -> Lea
 
 
 def found(told: LeaseSpaceInfo) -> list[tuple[str, str]]:
-    return [(level, f"{text}; {fix}") for level, _, text, fix in hosts([told])]
+    return [(each.severity, f"{each.facts}; {each.fix}") for each in hosts(SimpleNamespace(spaces=[told]))]  # type: ignore[arg-type]
 
 
 def test_hosts_that_agree_and_have_names_of_their_own_are_no_finding() -> None:
     assert found(space(host(2, "beta"))) == []
-    assert list(hosts(None)) == []
+    assert list(hosts(SimpleNamespace(spaces=None))) == []  # type: ignore[arg-type]
 
 
 def test_host_whose_fire_timeout_does_not_fit_is_a_problem() -> None:

@@ -1,11 +1,12 @@
-"""What `holdfast doctor` asks of the hosts of a lockspace: do their watchdogs agree, has each a name of its own?"""
+"""Checks of the hosts of a lockspace: do their watchdogs agree, has each a name of its own?"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from holdfast.cli.lease_doctor import Told
+from holdfast.cli.doctor.findings import Finding, found
+from holdfast.cli.doctor.scene import Scene
 from holdfast.control_api import HostInfo, LeaseSpaceInfo
 from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S
 from holdfast.supervision.host_names import node_of
@@ -14,23 +15,16 @@ _OVER = ("FREE", "DEAD")
 """States of hosts of which nothing runs."""
 
 
-def hosts(spaces: Sequence[LeaseSpaceInfo] | None) -> Iterator[Told]:
-    """`spaces`: as the daemon tells; None if it does not answer."""
-    for space in spaces or ():
+def hosts(scene: Scene) -> Iterator[Finding]:
+    for space in scene.spaces or ():
         others = [h for h in space.hosts if h.host_id != space.host_id and h.state not in _OVER]
         if space.misfits:
-            yield (
-                "problem",
-                "fire timeout",
-                f"{space.name}: {space.misfits}",
-                "fire_timeout_s in the [backend] table",
-            )
+            yield found("HF100", f"{space.name}: {space.misfits}", "fire_timeout_s in the [backend] table")
         # With 60 s nobody counts less than another host takes. Hosts with sanlock are among the misfits.
         silent = [h for h in others if not h.fire_timeout_s and node_of(h.name)]
         if silent and 0 < space.fire_timeout_s < FIRE_TIMEOUT_DEFAULT_S:
-            yield (
-                "note",
-                "fire timeout",
+            yield found(
+                "HF102",
                 f"{space.name}: {', '.join(map(_called, silent))} can't tell this host their fire timeout (an earlier "
                 f"holdfast, or a lockspace on a device), and this host counts its own {space.fire_timeout_s} s for them",
                 "see that fire_timeout_s is the same on all hosts",
@@ -38,19 +32,18 @@ def hosts(spaces: Sequence[LeaseSpaceInfo] | None) -> Iterator[Told]:
         yield from _namesakes(space)
 
 
-def _namesakes(space: LeaseSpaceInfo) -> Iterator[Told]:
+def _namesakes(space: LeaseSpaceInfo) -> Iterator[Finding]:
     by_node: dict[str, list[HostInfo]] = defaultdict(list)
     for each in space.hosts:
         if each.state not in _OVER and (node := each.node or node_of(each.name)):
             by_node[node].append(each)
-    for node, found in by_node.items():
-        if len(found) > 1:
-            ids = ", ".join(str(h.host_id) for h in found)
-            yield (
-                "note",
-                "host names",
-                f"{space.name}: {len(found)} hosts are called {node} (host_id {ids}): 'holdfast host fenced' needs the host "
-                "id of one",
+    for node, called_so in by_node.items():
+        if len(called_so) > 1:
+            ids = ", ".join(str(h.host_id) for h in called_so)
+            yield found(
+                "HF103",
+                f"{space.name}: {len(called_so)} hosts are called {node} (host_id {ids}): 'holdfast host fenced' needs the "
+                "host id of one",
                 "give each host a name of its own (hostnamectl), then restart its holdfastd when it runs no VM",
             )
 
