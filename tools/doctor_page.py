@@ -16,7 +16,7 @@ _HEAD = """# What `holdfast doctor` finds
 Each finding has an id, a severity, the facts of this host, and a fix. Ids stay the same over releases, so monitoring
 can name them: `holdfast doctor --json` gives a list of objects with `id`, `severity` (`ok`, `note`, `problem`),
 `check`, `facts` and `fix`; what is in order has an empty `id`. A *problem* makes the exit code 5; a *note* does not.
-`holdfast doctor --explain ID` prints the text below, and `holdfast doctor --only ID,...` reports these findings alone.
+`holdfast doctor --explain ID` prints the text below, and `holdfast doctor --only ID` reports these findings alone.
 
 Fixes can be pasted: one line of commands goes no further than the first that fails, and none stops a lock daemon
 while a VM depends on it.

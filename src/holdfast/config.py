@@ -25,6 +25,7 @@ from holdfast.model import Protection
 
 SYSTEM_FILE = "/etc/holdfast/holdfast.toml"
 HOST_LOCKS_DEFAULT = "/run/holdfast/lockspaces"
+SYSTEM_VIRTLOCKD_SOCKET = "/run/libvirt/virtlockd-sock"
 SOCKET_PATH_BYTES_MAX = 107
 """sun_path of <sys/un.h> less its NUL: a longer path cannot be bound."""
 CONFIG_BYTES_MAX = 1 << 20
@@ -152,7 +153,7 @@ def default_paths(environ: Mapping[str, str], uid: int) -> dict[str, str]:
             "run_dir": "/run/holdfast",
             "state_dir": "/var/lib/holdfast",
             "host_locks": HOST_LOCKS_DEFAULT,
-            "socket": "/run/libvirt/virtlockd-sock",
+            "socket": SYSTEM_VIRTLOCKD_SOCKET,
         }
     home = environ.get("HOME", "/")
     runtime = environ.get("XDG_RUNTIME_DIR") or os.path.join(

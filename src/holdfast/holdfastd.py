@@ -26,11 +26,14 @@ from holdfast.system.log_lines import goes_to_journal
 from holdfast.system.log_queue import log_to
 from holdfast.system.predecessor import DeadButStuck, Predecessors
 from holdfast.system.regular_file import NotAFile
+from holdfast.system.virtlockd_beside import virtlockd_beside
 
 log = logging.getLogger("holdfast")
 
-EXIT_OK, EXIT_ERROR, EXIT_CONFIG = 0, 1, 78
-"""2 is for arguments (argparse), 78 is EX_CONFIG of <sysexits.h>."""
+EXIT_OK, EXIT_ERROR, EXIT_REFUSED, EXIT_CONFIG = 0, 1, 75, 78
+"""2 is for arguments (argparse), 75 and 78 are EX_TEMPFAIL and EX_CONFIG of <sysexits.h>; the unit does not start it again
+after 75.
+"""
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -46,12 +49,22 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--show-config", action="store_true", help="print the effective configuration and exit"
     )
+    parser.add_argument(
+        "--check-virtlockd",
+        action="store_true",
+        help=f"exit with {EXIT_REFUSED} if a real virtlockd runs, in whose place holdfastd would be; else with 0",
+    )
     parser.add_argument("-V", "--version", action="version", version=f"holdfastd {__version__}")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    if options.check_virtlockd:
+        reason = why_not_beside_virtlockd()
+        if reason:
+            print(f"holdfastd: {reason}", file=sys.stderr)
+        return EXIT_REFUSED if reason else EXIT_OK
     config, problems = check_config(options.config)
     if options.check_config or options.show_config:
         return check(options, config, problems)
@@ -73,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kept_config.kept_path(start.config.run_dir),
         )
     try:
+        take_nobodys_place(start, inherited)
         code = serve(start, inherited)
     except StartError as e:
         log.error("%s", e)
@@ -81,6 +95,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
+
+
+def why_not_beside_virtlockd() -> str:
+    """Why holdfastd can't take virtlockd's place now; empty if it can."""
+    pid = virtlockd_beside()
+    if pid is None:
+        return ""
+    return (
+        f"virtlockd (pid {pid}) runs, and VMs that hold locks in it would be killed if it were stopped: 'holdfast doctor' "
+        "names them and says how to switch"
+    )
+
+
+def take_nobodys_place(start: kept_config.Start, inherited: fds.Inherited) -> None:
+    """Raises `StartError` beside a virtlockd. A start that holds locks, or may, guards them all the same."""
+    if start.config.virtlockd.socket != configuration.SYSTEM_VIRTLOCKD_SOCKET or inherited.reexec is not None:
+        return
+    reason = why_not_beside_virtlockd()
+    if not reason:
+        return
+    if not kept_config.may_hold_locks(start.config, inherited):
+        raise StartError(reason, EXIT_REFUSED)
+    log.critical("%s; going on, for locks of VMs are held here", reason)
 
 
 def check(options: argparse.Namespace, config: Config | None, problems: list[ConfigError]) -> int:

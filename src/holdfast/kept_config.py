@@ -262,6 +262,15 @@ def decide(
     )
 
 
+def may_hold_locks(config: Config, inherited: Inherited) -> bool:
+    """Whether a start with this configuration finds locks of this boot, or can't say that there are none."""
+    saved = _journal(config, inherited)
+    if not saved.is_whole:
+        # A journal is missing where no daemon of this boot has run yet, too.
+        return not isinstance(load(config.run_dir, boot_id()), Unreadable)
+    return saved.boot == boot_id() and bool(saved.locks)
+
+
 def is_older_than_the_last_daemon(run_dir: str) -> bool:
     """Whether a daemon has started that did not keep its configuration. Each one writes its pid first, then that."""
     try:

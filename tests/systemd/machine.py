@@ -41,7 +41,7 @@ for place in /var/lib /var/log /var/cache /var/tmp /etc/systemd/system; do
 done
 mkdir -p /var/lib/libvirt/qemu /var/log/libvirt
 mount --bind "$DIR/etc-libvirt" /etc/libvirt
-cp "$DIR"/units/* /run/systemd/system/
+cp -r "$DIR"/units/* /run/systemd/system/
 umount -R -l /sys/fs/cgroup 2>/dev/null || true
 for place in / /dev /sys; do mount -o remount,bind,ro "$place"; done
 mount --bind /proc/sys /proc/sys
@@ -76,6 +76,9 @@ class Machine:
         for name in ("holdfastd.service", "holdfastd.socket"):
             text = (UNITS / name).read_text().replace("/usr/bin/holdfast", str(programs / "holdfast"))
             (units / name).write_text(text)
+        beside = units / "virtlockd.service.d"
+        beside.mkdir()
+        shutil.copy(UNITS / beside.name / "holdfast.conf", beside)
         self.log = directory / "log"
         with self.log.open("wb") as log:
             self._unshare = subprocess.Popen(

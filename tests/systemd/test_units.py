@@ -131,9 +131,7 @@ def test_units_have_no_errors(machine: Machine) -> None:
     complaints = [
         line
         for line in (told.stdout + told.stderr).splitlines()
-        if "holdfastd" in line
-        and "FileDescriptorStorePreserve" not in line  # systemd 254 and later
-        and "is merged into holdfastd" not in line  # the alias that satisfies libvirtd makes a conflict moot
+        if "holdfastd" in line and "FileDescriptorStorePreserve" not in line  # systemd 254 and later
     ]
     assert complaints == []
 
@@ -148,7 +146,10 @@ def test_first_client_starts_the_daemon(machine: Machine) -> None:
 
 def test_libvirtd_is_satisfied_by_holdfast_and_never_starts_virtlockd(machine: Machine) -> None:
     assert machine.show("virtlockd.socket", "Id") == "holdfastd.socket"
-    assert machine.show("virtlockd.service", "Id") == "holdfastd.service"
+    assert machine.show("virtlockd.service", "Id") == "virtlockd.service", (
+        "no alias: systemd would merge one that runs"
+    )
+    assert machine.try_run("systemctl", "start", "virtlockd.service").returncode != 0
     # It says virtlockd.socket: libvirt 11 wants what earlier ones require.
     needed = [machine.show("libvirtd.service", how) for how in ("Requires", "Wants")]
     assert any("holdfastd.socket" in units for units in needed)
@@ -182,6 +183,23 @@ def test_lock_is_never_let_go_while_the_daemon_is_replaced(machine: Machine, vm:
         wait_until(lambda: watch.tries > tried + 20, "the lock was tried again")
     assert watch.was_free == 0
     assert (main_pid(machine) == before) is (how == "reload")
+
+
+def test_daemon_that_guards_vms_is_replaced_although_a_virtlockd_was_started(
+    machine: Machine, vm: Vm
+) -> None:
+    """A first start refuses beside a virtlockd (test_beside_virtlockd); one with locks must not leave its VMs alone."""
+    before = main_pid(machine)
+    machine.run("cp", "/bin/sleep", "/run/virtlockd")
+    machine.run("systemd-run", "--unit=by-hand", "/run/virtlockd", "600")
+    try:
+        assert machine.try_run("pgrep", "-x", "virtlockd").stdout
+        machine.run("kill", "-KILL", before)
+        wait_until(lambda: main_pid(machine) not in ("0", before), "another daemon runs")
+        wait_until(lambda: owner_names(machine) == ["web1"], "the owner is known again")
+        assert refused(machine, vm.disk)
+    finally:
+        machine.run("systemctl", "stop", "by-hand.service")
 
 
 @pytest.fixture
