@@ -55,6 +55,7 @@ class ControlClient:
     def __init__(self, path: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         self.path = path
         self._rest = b""
+        self._heard = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
@@ -183,9 +184,11 @@ class ControlClient:
                 raise DaemonUnreachable(f"holdfastd went away: {e.strerror or e}") from None
             size += len(part)
             if not part or size > REPLY_BYTES_MAX:
-                raise DaemonUnreachable("holdfastd closed the connection (may this user connect?)")
+                hint = "" if self._heard else " (may this user connect?)"
+                raise DaemonUnreachable(f"holdfastd closed the connection{hint}")
             parts.append(part)
         raw, _, self._rest = b"".join(parts).partition(b"\0")
+        self._heard = True
         with contextlib.suppress(msgspec.DecodeError):
             return msgspec.json.decode(raw, type=dict[str, Any])
         raise DaemonUnreachable(f"{self.path} does not speak Varlink")

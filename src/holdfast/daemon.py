@@ -195,6 +195,11 @@ class Daemon:
             config.control.max_clients,
             self.control,
         )
+        # One that was passed on, or comes from systemd, was made for the configuration before, or for root alone.
+        try:
+            fds.open_socket_to(config.control_socket, gid)
+        except OSError as e:
+            log.error("%s can't be opened to its group: %s", config.control_socket, e.strerror)
 
     def _listener(
         self,
@@ -229,7 +234,7 @@ class Daemon:
         if other is not None and other not in dead.pids and not (other == 0 and dead.listens_at(path)):
             raise StartError(
                 f"{path}: {_program(other)} already listens there; stop it first "
-                "(for virtlockd: systemctl disable --now virtlockd.socket virtlockd-admin.socket virtlockd)",
+                "('holdfast doctor' says how: stopping a virtlockd kills the VMs that hold locks in it)",
                 EXIT_SOCKET,
             )
         try:

@@ -167,11 +167,11 @@ def store(config: Config, text: str) -> str:
 
 def in_force(file: str | None) -> Config | None:
     """The kept configuration, for commands whose configuration on disk can't be used."""
-    found = load(_run_dir_of(file), boot_id())
+    found = load(run_dir_of(file), boot_id())
     return found.config if isinstance(found, Kept) else None
 
 
-def _run_dir_of(file: str | None) -> str:
+def run_dir_of(file: str | None) -> str:
     """Where files that can't be used as they stand say that the run directory is."""
     found = ""
     for path in configuration.files(file, environ=os.environ, uid=os.geteuid()):
@@ -193,7 +193,7 @@ def choose(
     """What to start with; None if the configuration on disk can't be used and nothing speaks for the kept one."""
     boot = boot_id()
     usable = config if config is not None and not problems else None
-    run_dir = usable.run_dir if usable is not None else _run_dir_of(file)
+    run_dir = usable.run_dir if usable is not None else run_dir_of(file)
     kept: Kept | Unreadable = Unreadable("", missing=True)
     if inherited.reexec is not None and inherited.reexec.configuration:
         kept = decode(inherited.reexec.configuration, "the last program's configuration", boot)

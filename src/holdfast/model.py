@@ -128,6 +128,8 @@ class Holder:
             who = f"process {self.program}"
         elif self.pid is not None:
             who = "a process"
+        elif self.host:
+            who = "a VM or process that left no owner record"
         else:
             who = "another host or process that left no owner record"
         inside = [f"uuid {self.uuid}"] if self.uuid else []

@@ -130,6 +130,7 @@ EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
         "cli.main",
         "config",
     ): "the command is a composition root of its own: it looks up the daemon's socket",
+    ("rule 4", "cli.context", "config"): "the command's way to the daemon's socket is in the configuration",
     ("rule 4", "cli.doctor.scene", "config"): "its checks are about the configuration itself",
     ("rule 4", "cli.in_force", "config"): "it compares two configurations for those checks",
     (

@@ -16,7 +16,7 @@ RECONNECT_S = 0.5
 def follow_events(socket: str, show: Callable[[EventInfo], None]) -> None:
     """Never returns, except by a signal.  The first connection must work; later ones are tried until they do.
 
-    A re-executed daemon goes on numbering; a new one begins anew, which shows as a smaller number.
+    Numbers go on over restarts of the daemon; smaller ones are of a daemon that began when the clock had been set back.
     """
     after = 0
     client = ControlClient(socket)

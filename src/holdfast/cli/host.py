@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli import exits
-from holdfast.cli.options import json_option, offset_option
+from holdfast.cli.completion import FILE, host_names, lockspace_names
+from holdfast.cli.context import json_option
+from holdfast.cli.options import offset_option
 
 if TYPE_CHECKING:
-    from holdfast.cli.main import Context
+    from holdfast.cli.context import Context
 
 
 COLUMNS = (
@@ -34,9 +36,15 @@ def host() -> None:
 
 
 @host.command("fenced")
-@click.argument("name", metavar="HOST")
+@click.argument("name", metavar="HOST", shell_complete=host_names)
 @click.option("--operator", required=True, metavar="NAME", help="Who vouches for it; it is recorded.")
-@click.option("--lockspace", default="", metavar="NAME", help="Only there [default: all of holdfastd's].")
+@click.option(
+    "--lockspace",
+    default="",
+    metavar="NAME",
+    shell_complete=lockspace_names,
+    help="Limit to this lockspace [default: all].",
+)
 @click.option("--wait", is_flag=True, help="Wait until it has been silent for long enough, with progress.")
 @json_option
 @click.pass_obj
@@ -73,7 +81,7 @@ def fenced(context: Context, name: str, operator: str, lockspace: str, wait: boo
 
 
 @host.command("list")
-@click.argument("path", metavar="LOCKSPACE-PATH")
+@click.argument("path", metavar="LOCKSPACE-PATH", type=FILE)
 @offset_option
 @click.option(
     "--watch",

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.cli.options import force_option, geometry_options, json_option, offset_option, size
+from holdfast.cli.completion import FILE
+from holdfast.cli.context import json_option
+from holdfast.cli.options import force_option, geometry_options, offset_option, size
 
 if TYPE_CHECKING:
+    from holdfast.cli.context import Context
     from holdfast.cli.lease_dump import HostNames
-    from holdfast.cli.main import Context
 
 
 @click.group()
@@ -42,7 +44,7 @@ def gc(context: Context, dry_run: bool, as_json: bool) -> None:
 
 
 @lease.command("init")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", type=FILE)
 @click.option("--lockspace", required=True, metavar="NAME", help="The lockspace whose hosts may own it.")
 @click.option("--resource", required=True, metavar="NAME", help="What is leased.")
 @click.option(
@@ -146,7 +148,7 @@ def _init(
 
 
 @lease.command("dump")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", type=FILE)
 @click.option("--offset", type=size, metavar="BYTES", help="Only the area that begins here, e.g. 1M.")
 @click.option(
     "--lockspace-path",

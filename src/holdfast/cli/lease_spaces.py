@@ -70,19 +70,26 @@ def headline(each: LeaseSpaceInfo) -> str:
     return text
 
 
-def wait_until_joined(client: ControlClient, name: str) -> int:
-    """Tell the reason and the seconds left whenever they change; the exit code."""
+def wait_until_joined(client: ControlClient, name: str, *, as_json: bool = False) -> int:
+    """Show the reason and the seconds left whenever they change, or the end alone; the exit code."""
     shown = ""
     while True:
         found = next((each for each in client.lease_spaces() if each.name == name), None)
         if found is None:
             return exits.UNKNOWN
+        ended = found.state in ("joined", "lost", "left")
+        if as_json:
+            if ended:
+                render.as_json(found)
+                return exits.OK if found.state == "joined" else exits.DEGRADED
+            time.sleep(LOOK_S)
+            continue
         text = headline(found)
         if text != shown:
             shown = text
             # On a terminal one line that counts, elsewhere a line for each change.
             click.echo(f"\r\x1b[K{text}" if sys.stdout.isatty() else text, nl=not sys.stdout.isatty())
-        if found.state in ("joined", "lost", "left"):
+        if ended:
             if sys.stdout.isatty():
                 click.echo()
             return exits.OK if found.state == "joined" else exits.DEGRADED

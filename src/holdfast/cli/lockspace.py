@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from holdfast.cli import exits
-from holdfast.cli.options import force_option, geometry_options, json_option, offset_option
+from holdfast.cli.completion import FILE, lockspace_names
+from holdfast.cli.context import json_option
+from holdfast.cli.options import force_option, geometry_options, offset_option
 
 if TYPE_CHECKING:
-    from holdfast.cli.main import Context
+    from holdfast.cli.context import Context
 
 
 @click.group()
@@ -40,31 +42,43 @@ def list_command(context: Context, as_json: bool) -> None:
 
 
 @lockspace.command("join")
-@click.argument("name")
-@click.option("--no-wait", is_flag=True, help="Only begin; 'lockspace list' tells how far it is.")
+@click.argument("name", shell_complete=lockspace_names)
+@click.option("--no-wait", is_flag=True, help="Do not wait; see 'holdfast lockspace list' for progress.")
+@json_option
 @click.pass_obj
-def join(context: Context, name: str, no_wait: bool) -> None:
-    """Have holdfastd join a lockspace that it has left, and wait until it has, telling why it takes so long."""
-    from holdfast.cli import lease_spaces
+def join(context: Context, name: str, no_wait: bool, as_json: bool) -> None:
+    """Have holdfastd join a lockspace that it has left, and wait, showing progress.
+
+    Exit 0: joined (with --no-wait: begun); 6: not, with the reason; 75: refused.
+    """
+    from holdfast.cli import lease_spaces, render
 
     with context.connect() as client:
         client.join_lease_space(name)
         if not no_wait:
-            sys.exit(lease_spaces.wait_until_joined(client, name))
+            sys.exit(lease_spaces.wait_until_joined(client, name, as_json=as_json))
+    if as_json:
+        render.as_json({"ok": True, "lockspace": name})
 
 
 @lockspace.command("leave")
-@click.argument("name")
+@click.argument("name", shell_complete=lockspace_names)
+@json_option
 @click.pass_obj
-def leave(context: Context, name: str) -> None:
-    """Have holdfastd leave a lockspace on which nobody rests: its host id is given back."""
+def leave(context: Context, name: str, as_json: bool) -> None:
+    """Leave a lockspace that no running VM uses, and release this host's host id. Exit 0: left; 75: refused."""
+    from holdfast.cli import render
+
     with context.connect() as client:
         client.leave_lease_space(name)
-    click.echo(f"lockspace {name} is left; 'holdfast lockspace join {name}' joins it again")
+    if as_json:
+        render.as_json({"ok": True, "lockspace": name})
+    else:
+        click.echo(f"left lockspace {name}; to rejoin: holdfast lockspace join {name}")
 
 
 @lockspace.command("init")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", type=FILE)
 @click.option("--name", required=True, help="The lockspace's name, the same on all hosts.")
 @click.option("--hosts-max", type=int, metavar="N", help="How many hosts it must serve [default: 2000].")
 @click.option(
@@ -81,7 +95,7 @@ def leave(context: Context, name: str) -> None:
     default=10,
     show_default=True,
     metavar="S",
-    help="What a host is taken to have used that never said so.",
+    help="io_timeout to assume for hosts that do not record their own.",
 )
 @force_option
 @json_option

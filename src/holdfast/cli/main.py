@@ -8,81 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any
 
 import click
 
 from holdfast import __version__
 from holdfast.cli import exits, host, lease, lockspace, sim
-from holdfast.model import printable
-
-if TYPE_CHECKING:
-    from holdfast.client import ControlClient
-    from holdfast.config import Config
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass
-class Context:
-    """What all commands share: where the configuration is, and how to reach the daemon."""
-
-    config_file: str | None
-    socket: str | None
-
-    def config(self) -> Config:
-        from holdfast import config
-        from holdfast.errors import ConfigError
-
-        try:
-            return config.load(self.config_file, environ=os.environ, uid=os.geteuid())
-        except ConfigError as e:
-            from holdfast.kept_config import in_force
-
-            kept = in_force(self.config_file)
-            if kept is None:
-                fail(str(e), exits.BAD_CONFIG)
-            click.echo(f"holdfast: {e}; using the configuration in force", err=True)
-            return kept
-
-    def control_socket(self) -> str:
-        return self.socket or self.config().control_socket
-
-    def connect(self) -> ControlClient:
-        from holdfast.client import ControlClient, DaemonUnreachable
-
-        try:
-            return ControlClient(self.control_socket())
-        except DaemonUnreachable as e:
-            fail(str(e), exits.UNREACHABLE)
-
-
-def fail(text: str, code: int) -> NoReturn:
-    """One line of what is wrong, to stderr, and out."""
-    click.echo(f"holdfast: {printable(text)}", err=True)
-    sys.exit(code)
-
-
-def json_option(function: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(function)
-
-
-class HelpfulGroup(click.Group):
-    """Turns what the daemon refuses into one line and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        from holdfast.client import CallRefused, DaemonUnreachable
-
-        try:
-            return super().invoke(ctx)
-        except DaemonUnreachable as e:
-            fail(str(e), exits.UNREACHABLE)
-        except CallRefused as e:
-            fail(str(e), exits.REFUSED)
-        except BrokenPipeError:
-            os._exit(0)
+from holdfast.cli.completion import FILE, FILE_OR_DOMAIN, host_names
+from holdfast.cli.context import Context, HelpfulGroup, json_option
 
 
 @click.group(
@@ -94,12 +27,14 @@ class HelpfulGroup(click.Group):
     "--config",
     "config_file",
     metavar="FILE",
+    type=FILE,
     envvar="HOLDFAST_CONFIG",
     help="holdfastd's configuration [default: /etc/holdfast/holdfast.toml].",
 )
 @click.option(
     "--socket",
     metavar="PATH",
+    type=FILE,
     envvar="HOLDFAST_SOCKET",
     help="holdfastd's control socket, if not as configured.",
 )
@@ -121,19 +56,32 @@ def cli(ctx: click.Context, config_file: str | None, socket: str | None) -> None
 @json_option
 @click.pass_obj
 def status(context: Context, as_json: bool) -> None:
-    """How the daemon is: locks, connections, what is degraded.
+    """Show the daemon's state: locks, connections, lockspaces, anything degraded.
 
-    Exit 0: fine; 6: a lock is lost or unknown, the journal can't be written, or another problem is shown; 69: no daemon.
+    Exit 0: fine; 6: degraded: a lock is lost or unknown, a lockspace can't be used, the journal can't be written, the
+    configuration was edited and not loaded, or another problem is shown; 69: no daemon; 77: not permitted.
     """
+    from holdfast import config, kept_config
     from holdfast.cli import render
+    from holdfast.cli.in_force import not_loaded
+    from holdfast.cli.status import Answer
+    from holdfast.cli.unlocked import unlocked_disks
+    from holdfast.errors import ConfigError
 
     with context.connect() as client:
-        told = client.status()
+        answer = Answer(client.status(), client.lease_spaces(), unlocked_disks())
+    if context.socket is None:
+        try:
+            on_disk = config.load(context.config_file, environ=os.environ, uid=os.geteuid())
+        except ConfigError as e:
+            answer.edited = str(e)
+        else:
+            answer.edited = not_loaded(on_disk, kept_config.in_force(context.config_file))
     if as_json:
-        render.as_json(told)
+        render.as_json(answer.as_object())
     else:
-        render.status(told)
-    if told.locks_lost or told.locks_unknown or told.journal != "ok" or told.problems:
+        answer.show()
+    if answer.degraded:
         sys.exit(exits.DEGRADED)
 
 
@@ -173,16 +121,17 @@ def reload_command(context: Context, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def list_command(context: Context, owners: bool, as_json: bool) -> None:
-    """Every lock held here, with its owner and protection level.
+    """Every lock held here, with its owner and protection level; and disks of running VMs that libvirt locks never.
 
     \b
     holdfast list
     holdfast list --owners --json
     """
     from holdfast.cli import render
+    from holdfast.cli.unlocked import unlocked_disks
 
     with context.connect() as client:
-        told: list[Any] = client.owners() if owners else client.locks()
+        told: list[Any] = client.owners() if owners else [*client.locks(), *unlocked_disks()]
     if as_json:
         render.as_json(told)
     elif owners:
@@ -192,7 +141,7 @@ def list_command(context: Context, owners: bool, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("what", metavar="PATH-OR-DOMAIN")
+@click.argument("what", metavar="PATH-OR-DOMAIN", type=FILE_OR_DOMAIN)
 @json_option
 @click.pass_obj
 def who(context: Context, what: str, as_json: bool) -> None:
@@ -205,11 +154,13 @@ def who(context: Context, what: str, as_json: bool) -> None:
     holdfast who /dev/vg/web
     holdfast who web1
 
-    Exit 0: somebody holds it; 3: nobody does; 4: can't be told.
+    Exit 0: somebody holds or uses it; 3: nobody does; 4: it can't be determined, or it is no disk.
     """
     from holdfast.cli import render
     from holdfast.cli.who import Answer, ask
 
+    if not what:
+        raise click.UsageError("PATH-OR-DOMAIN is empty")
     answer: Answer = ask(context.config(), context.control_socket(), what)
     if as_json:
         render.as_json(answer)
@@ -249,6 +200,7 @@ def events(context: Context, follow: bool, as_json: bool) -> None:
     "disks",
     multiple=True,
     metavar="PATH[:shared|:ro]",
+    type=FILE,
     help="A disk to hold: exclusively, shared, or (ro) only named: readers need no lock.",
 )
 @click.option("--name", help="How the owner is called in lists and refusals [default: the command's name].")
@@ -286,9 +238,13 @@ def run(context: Context, disks: tuple[str, ...], name: str | None, command: tup
 
 
 @cli.command("break")
-@click.argument("path", metavar="DISK")
+@click.argument("path", metavar="DISK", type=FILE)
 @click.option(
-    "--attest-off", default="", metavar="HOST", help="A host that you know to be off: its name or host id."
+    "--attest-off",
+    default="",
+    metavar="HOST",
+    shell_complete=host_names,
+    help="A host that you know to be off: its name or host id.",
 )
 @click.option("--operator", default="", metavar="NAME", help="Who vouches for that; it is recorded.")
 @json_option
@@ -317,7 +273,7 @@ def break_command(context: Context, path: str, attest_off: str, operator: str, a
 
 
 @cli.command("settle")
-@click.argument("lock", metavar="LOCK")
+@click.argument("lock", metavar="LOCK", type=FILE)
 @click.option("--operator", required=True, metavar="NAME", help="Who vouches for that; it is recorded.")
 @json_option
 @click.pass_obj
@@ -349,25 +305,34 @@ def settle_command(context: Context, lock: str, operator: str, as_json: bool) ->
 @json_option
 @click.pass_obj
 def check_config(context: Context, as_json: bool) -> None:
-    """Check holdfastd's configuration: every problem with its file, key and fix.  Exit 78 if there is any."""
+    """Check holdfastd's configuration: every problem with its file, key and fix; then whether this host has what it names.
+
+    Exit 0: fine; 78: the files can't be used; 5: they can, but a device, socket, directory or lockspace is missing here.
+    """
     from holdfast.backend_wiring import check_config as check
     from holdfast.cli import render
+    from holdfast.cli.on_this_host import missing
 
     config, problems = check(context.config_file)
+    lacking = missing(config.backend) if config is not None and not problems else []
     if as_json:
         render.as_json(
             {
-                "ok": not problems,
+                "ok": not problems and not lacking,
                 "files": list(config.sources) if config else [],
                 "problems": [{k: str(v) for k, v in p.facts.items()} for p in problems],
+                "missing": lacking,
             }
         )
     else:
         for problem in problems:
             click.echo(str(problem), err=True)
+        for text in lacking:
+            click.echo(f"on this host: {text}", err=True)
         if not problems and config is not None:
-            click.echo(f"configuration is fine: {', '.join(config.sources) or 'built-in defaults'}")
-    sys.exit(exits.BAD_CONFIG if problems else exits.OK)
+            fine = "configuration can be used" if lacking else "configuration is fine"
+            click.echo(f"{fine}: {', '.join(config.sources) or 'built-in defaults'}")
+    sys.exit(exits.BAD_CONFIG if problems else exits.PROBLEMS if lacking else exits.OK)
 
 
 @cli.command()

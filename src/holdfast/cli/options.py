@@ -22,12 +22,6 @@ def size(text: str | int) -> int:
     return int(found[1]) * _UNITS[found[2].upper()]
 
 
-def json_option(function: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Machine-readable output, refusals too.")(
-        function
-    )
-
-
 def offset_option(function: F) -> F:
     return click.option(
         "--offset",

@@ -48,6 +48,8 @@ def owner_text(name: str, pid: int) -> str:
 
 
 def _mode(h: HolderInfo) -> str:
+    if h.source == "libvirt":
+        return h.mode
     if not h.held:
         return f"LOST: {h.lost_reason}"
     return f"{h.mode}, {h.until}" if h.until else h.mode
@@ -83,7 +85,8 @@ def owners(told: Sequence[OwnerInfo]) -> None:
     table(("OWNER", "UUID", "PID", "LOCKS", "PROTECTION", "STATE"), rows)
 
 
-def status(told: StatusInfo) -> None:
+def status_lines(told: StatusInfo) -> list[str]:
+    """What the daemon says of itself."""
     lost = click.style(f", {told.locks_lost} LOST", fg="red", bold=True) if told.locks_lost else ""
     if told.locks_unknown:
         lost += click.style(f", {told.locks_unknown} of UNKNOWN owners", fg="red", bold=True)
@@ -95,7 +98,6 @@ def status(told: StatusInfo) -> None:
         f"connections  {told.connections} of {told.connections_max} at {told.virtlockd_socket}",
         f"journal      {told.journal if told.journal == 'ok' else click.style(told.journal, fg='red')}",
         f"restarts     {'descriptor store keeps locks' if told.descriptor_store else 'locks are retaken at start'}",
-        f"lockspaces   {', '.join(told.lockspaces) or 'only the direct one'}",
     ]
     if told.locks_unknown:
         why = f"{told.doubt}: " if told.doubt else ""
@@ -108,9 +110,9 @@ def status(told: StatusInfo) -> None:
         mark = " (default)" if b.name == told.default_backend else ""
         lines.append(f"backend      {b.name}{mark}: driver {b.driver}; {', '.join(b.capabilities)}")
     lines += [f"waiting for  {w}" for w in told.storage_waiting]
-    lines += [click.style(f"problem      {problem}", fg="red", bold=True) for problem in told.problems]
+    lines += [f"lock files   of libvirt's lockspace {each}" for each in told.lockspaces]
     lines.append(f"config       {', '.join(told.config_files) or 'built-in defaults'}")
-    click.echo("\n".join(lines))
+    return lines
 
 
 def answer(told: Answer) -> None:

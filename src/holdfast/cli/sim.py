@@ -7,7 +7,7 @@ import sys
 import click
 
 from holdfast.cli import exits
-from holdfast.cli.options import json_option
+from holdfast.cli.context import json_option
 
 SHOWN_MAX = 5
 """Histories that are drawn; the others are only named."""

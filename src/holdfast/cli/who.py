@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.backends import owner_record
 from holdfast.backends.lock_names import indirect_name
+from holdfast.cli.disk_users import no_disk, users
 from holdfast.cli.places import domain_disks, libvirt_lockspaces, libvirt_names
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.config import Config
@@ -71,9 +72,10 @@ class Answer:
 
 def ask(config: Config, socket: str, what: str, *, root: str = "/") -> Answer:
     """The answer for a path, or for a VM's name or UUID. `root`: where libvirt's files are."""
+    inquiry = _Inquiry(config, socket, root)
     if "/" in what or os.path.exists(what):
-        return _Inquiry(config, socket, root).disk(os.path.abspath(what))
-    return _Inquiry(config, socket, root).domain(what)
+        return inquiry.disk(os.path.abspath(what))
+    return inquiry.lock(what) or inquiry.domain(what)
 
 
 class _Inquiry:
@@ -127,9 +129,34 @@ class _Inquiry:
             answer.next_step = (
                 f"check the name with: virsh list --all; for one disk: holdfast who /path (host {self._host})"
             )
+        self._note_blindness(answer)
         if self._down:
             answer.notes.append(self._down)
         return answer
+
+    def lock(self, name: str) -> Answer | None:
+        """By the key of a `<lease>`, or a hash: whoever has a lock of that name here; None if nobody has."""
+        if self._client is None:
+            return None
+        holders = [h for h in self._client.locks() if h.name == name]
+        if not holders:
+            return None
+        answer = (
+            self.disk(holders[0].path or holders[0].resource)
+            if holders[0].path.startswith("/")
+            else Answer(name)
+        )
+        if not answer.holders:
+            answer.holders = holders
+            self._conclude(answer, [], [], None)
+        answer.subject = f"{name} ({holders[0].resource})"
+        return answer
+
+    def _note_blindness(self, answer: Answer) -> None:
+        if os.geteuid() != 0:
+            answer.notes.append(
+                "this user is not root: processes and locks of other users can't be seen (sudo holdfast who ...)"
+            )
 
     def _claims_of(self, name: str) -> list[HolderInfo]:
         if self._client is not None:
@@ -140,6 +167,10 @@ class _Inquiry:
 
     def disk(self, path: str) -> Answer:
         answer = Answer(path)
+        if what := no_disk(path):
+            answer.headline = f"{what}: no disk of a VM"
+            answer.next_step = "name a disk's path, or a VM: holdfast list"
+            return answer
         lock_files = self._lock_files(answer, path)
         self._ask_daemon(answer, path)
         record = self._ask_lock_files(answer, lock_files)
@@ -149,7 +180,30 @@ class _Inquiry:
         self._conclude(answer, record, processes, refused)
         if leases:
             self._conclude_leases(answer, leases)
+        self._conclude_users(answer, path, processes)
+        self._note_blindness(answer)
         return answer
+
+    def _conclude_users(self, answer: Answer, path: str, processes: list[LockingProcess]) -> None:
+        """VMs that use it without a lock of their own on it: as the image below another one, or to read."""
+        if any(h.held for h in answer.holders):
+            return
+        open_in = {p.pid for p in processes if p.lock.of_qemu}
+        uses = users(path, open_in, self._root)
+        for domain, how in uses:
+            answer.add(
+                "libvirt",
+                f"VM {domain.name} (pid {domain.pid}) has it {how}: libvirt locks the top images alone",
+            )
+        only_qemu = (
+            answer.verdict == "held" and open_in and not any(p.lock.of_lock_manager for p in processes)
+        )
+        if uses and (answer.verdict == "free" or only_qemu):
+            domain, how = uses[0]
+            more = f" and {len(uses) - 1} more" if len(uses) > 1 else ""
+            answer.verdict = "held"
+            answer.headline = f"in use by VM {domain.name}{more} {how}"
+            answer.next_step = "other VMs may read it too; nothing may write to it while they run"
 
     def _ask_leases(self, answer: Answer, path: str) -> list[LeaseSeen]:
         """What storage says in every backend whose locks are leases."""
@@ -360,6 +414,8 @@ class _Inquiry:
             answer.headline = "held by another host or a process that can't be seen from here"
             answer.next_step = (
                 f"run this on the other hosts that share the storage: holdfast who {answer.subject}"
+                if os.geteuid() == 0
+                else f"ask again as root, who sees every process of this host: sudo holdfast who {answer.subject}"
             )
         elif journal:
             answer.headline = "not locked now, but holdfastd's journal has an owner"

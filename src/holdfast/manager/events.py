@@ -1,6 +1,7 @@
 """What happened, for people and programs: a short memory and a stream.
 
-Events are news, not state: a slow reader loses the oldest and is told how many.
+Events are news, not state: a slow reader loses the oldest and is told how many. Their numbers go on over restarts of the
+daemon: each begins at the microseconds since 1970, so that who asks for what is newer than the last one misses none.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Events:
         self._wall = wall
         self._recent: deque[Event] = deque(maxlen=EVENTS_KEPT_MAX)
         self._listeners: list[Callable[[Event], None]] = []
-        self.last = 0
+        self.last = int(wall() * 1e6)
 
     def emit(
         self,
@@ -130,8 +131,11 @@ class Events:
             self.last = max(self.last, event.number)
 
     def recent(self, after: int = 0) -> list[Event]:
-        """Kept events with a number above `after`, oldest first."""
-        return [e for e in self._recent if e.number > after]
+        """Kept events with a number above `after`, oldest first; all, if this daemon has not come to that number.
+
+        Then it is another daemon's, before the clock was set back.
+        """
+        return [e for e in self._recent if e.number > after or after > self.last]
 
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Call `listener` for every event from now on; returns the way to stop that."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -337,6 +338,21 @@ def socket_in_use(path: str) -> int | None:
             return 0
         pid: int = struct.unpack_from("i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         return pid
+
+
+def open_socket_to(path: str, gid: int | None) -> None:
+    """Let a group connect to a bound socket, or its owner alone (None); raises OSError. One that is so stays as it is."""
+    found = os.lstat(path)
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+    mode = 0o600 if gid is None else 0o660
+    owner_gid = found.st_gid if gid is None else gid
+    if (stat.S_IMODE(found.st_mode), found.st_gid) == (mode, owner_gid):
+        return
+    # Never open to the group before.
+    os.chmod(path, 0o600)
+    os.chown(path, -1, owner_gid)
+    os.chmod(path, mode)
 
 
 def listening(fds: Iterable[int]) -> dict[str, int]:

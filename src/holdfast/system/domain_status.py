@@ -56,6 +56,8 @@ class Domain:
     """pause, poweroff, restart or ignore; empty if the domain does not say."""
     unlocked: tuple[str, ...] = ()
     """Writable disks that libvirt asks no lock for, whatever its lock manager (libvirt-integration.md 2.1), for people."""
+    readonly: frozenset[str] = frozenset()
+    """Paths of disks that it only reads: CD-ROMs, and disks that are <readonly/>."""
     unresolved: tuple[str, ...] = ()
     """Volumes of storage pools whose path is not known."""
 
@@ -144,6 +146,7 @@ def read_domain(path: str, pools: tuple[str, ...] = DIRECTORIES) -> Domain | Non
         reason=tree.get("reason", "") if running else "",
         on_lockfailure=element.findtext("on_lockfailure", "").strip(),
         unlocked=tuple(_unlocked(element)),
+        readonly=frozenset(_readonly(element, pools)),
         unresolved=tuple(_unresolved(element, pools)),
     )
 
@@ -172,6 +175,14 @@ def _writable(domain: ET.Element) -> Iterator[ET.Element]:
     for disk in domain.findall("./devices/disk"):
         if disk.find("readonly") is None and disk.get("device") != "cdrom":
             yield disk
+
+
+def _readonly(domain: ET.Element, pools: Pools) -> Iterator[str]:
+    for disk in domain.findall("./devices/disk"):
+        if (disk.find("readonly") is not None or disk.get("device") == "cdrom") and (
+            path := _path(disk, pools)
+        ):
+            yield path
 
 
 def _unlocked(domain: ET.Element) -> Iterator[str]:

@@ -71,9 +71,7 @@ def examine(
     from holdfast.build import build_routing
 
     config, problems = check_config(config_file)
-    findings = [
-        found("HF001", str(p), "correct it, then: holdfast check-config && holdfast reload") for p in problems
-    ]
+    findings = [found("HF001", str(p), "correct it, then: holdfast reload") for p in problems]
     in_force = kept_config.in_force(config_file)
     if config is None or problems:
         config = in_force

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Program, Scene
 from holdfast.cli.in_force import not_loaded
+from holdfast.cli.status import with_keys
 from holdfast.control_api import CONFIGURATION_PROBLEM, MIGRATION_PROBLEM, MOVED_PROBLEM, StatusInfo
 
 START = "systemctl enable --now holdfastd.socket holdfastd.service"
@@ -105,7 +106,9 @@ def _problems(scene: Scene, s: StatusInfo) -> Iterator[Finding]:
             yield found("HF092", told, fix)
         elif problem.startswith(CONFIGURATION_PROBLEM):
             # A reload changes nothing that a lock needs: one that would is refused, with the reasons.
-            yield found("HF002", problem, "holdfast reload")
+            yield found(
+                "HF002", with_keys(problem, not_loaded(scene.config, scene.in_force)), "holdfast reload"
+            )
         else:
             yield found("HF010", problem, f"df {shlex.quote(scene.config.run_dir)}; holdfast status")
 
@@ -116,9 +119,7 @@ def not_in_force(scene: Scene) -> Iterator[Finding]:
     if s is None or any(each.startswith(CONFIGURATION_PROBLEM) for each in s.problems):
         return
     if edited := not_loaded(scene.config, scene.in_force):
-        yield found(
-            "HF002", f"not loaded since it was edited: {edited}", "holdfast check-config && holdfast reload"
-        )
+        yield found("HF002", f"not loaded since it was edited: {edited}", "holdfast reload")
 
 
 def _locks(scene: Scene) -> Iterator[Finding]:

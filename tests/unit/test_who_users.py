@@ -1,0 +1,77 @@
+"""`holdfast who` on disks that a VM uses without a lock of its own; and disks that libvirt never locks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.unit.doctor.machine import domain_xml, status
+
+from holdfast import config as configuration
+from holdfast.cli.status import Answer as Status
+from holdfast.cli.unlocked import unlocked_disks
+from holdfast.cli.who import Answer, ask
+
+BACKING = "<disk type='file'><source file='{top}'/><backingStore type='file'><source file='{base}'/></backingStore></disk>"
+ISO = "<disk type='file' device='cdrom'><source file='{base}'/><readonly/></disk>"
+READ = "<disk type='file'><source file='{base}'/><readonly/></disk>"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base.img"
+    path.touch()
+    return path
+
+
+def running(root: Path, name: str, *disks: str, pid: int = 0) -> None:
+    path = root / f"run/libvirt/qemu/{name}.xml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"<domstatus state='running' pid='{pid or os.getpid()}'>{domain_xml(name, *disks)}</domstatus>"
+    )
+
+
+def asked(root: Path, path: Path) -> Answer:
+    config = root / "holdfast.toml"
+    config.write_text(f'run_dir = "{root}/run"\nstate_dir = "{root}/state"\n')
+    return ask(configuration.load(str(config), environ={}, uid=0), f"{root}/none", str(path), root=str(root))
+
+
+@pytest.mark.parametrize(
+    ("disk", "how"),
+    [(BACKING, "as the image below its own"), (ISO, "to read"), (READ, "to read")],
+    ids=["backing image", "ISO", "read-only disk"],
+)
+def test_disk_that_a_running_vm_uses_without_a_lock_is_not_called_free(
+    tmp_path: Path, base: Path, disk: str, how: str
+) -> None:
+    assert asked(tmp_path, base).verdict == "free"
+    running(tmp_path, "web1", disk.format(base=base, top=tmp_path / "top.img"))
+    answer = asked(tmp_path, base)
+    assert (answer.verdict, answer.headline) == ("held", f"in use by VM web1 {how}")
+    assert answer.next_step == "other VMs may read it too; nothing may write to it while they run"
+
+
+def test_vm_that_has_ended_uses_nothing(tmp_path: Path, base: Path) -> None:
+    running(tmp_path, "web1", ISO.format(base=base), pid=(1 << 22) + 1)
+    assert asked(tmp_path, base).verdict == "free"
+
+
+def test_disks_that_libvirt_never_locks_are_at_level_0_in_list_and_status(tmp_path: Path) -> None:
+    running(
+        tmp_path,
+        "ceph",
+        "<disk type='network'><source protocol='rbd' name='pool/image'/><target dev='vda'/></disk>",
+    )
+    (disk,) = unlocked_disks(str(tmp_path))
+    assert (disk.resource, disk.owner, disk.protection, disk.held) == (
+        "rbd:pool/image (vda)",
+        "ceph",
+        0,
+        False,
+    )
+    answer = Status(status(), [], [disk])
+    assert answer.as_object()["unlocked_disks"] == [{"disk": "rbd:pool/image (vda)", "owner": "ceph"}]
+    assert answer.degraded == [], "nothing has failed: it is what libvirt does"
