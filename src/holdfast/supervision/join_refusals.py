@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import assert_never
@@ -22,6 +23,16 @@ class NotJoined:
     reason: str
     holder: DeltaLease | None = None
     is_over: bool = False
+
+
+def _sectors(number: int) -> str:
+    """What a request of too small a size comes from: a lockspace that was copied to a device with larger sectors."""
+    if number != errno.EINVAL:
+        return ""
+    return (
+        ". Its sectors may be larger than the lockspace's: a device with 4096-byte sectors ('blockdev --getss DEVICE') takes"
+        " no lockspace of 512-byte ones; have one made there by 'holdfast lockspace init --sector 4096', when no host uses it"
+    )
 
 
 def through_page_cache(path: str) -> str:
@@ -71,7 +82,9 @@ def refused(
             )
         case IoFailed(number, in_flight):
             late = ", and a write is still in flight" if in_flight else ""
-            return NotJoined(f"storage of lockspace {lockspace} failed: {os.strerror(number)}{late}")
+            return NotJoined(
+                f"storage of lockspace {lockspace} failed: {os.strerror(number)}{late}{_sectors(number)}"
+            )
         case _:
             assert_never(outcome)
 

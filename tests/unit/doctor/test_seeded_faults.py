@@ -275,7 +275,6 @@ RED: dict[str, tuple[Callable[[Machine], None], str]] = {
     "1": (no_lock_manager, "HF030"),
     "2": (sanlock_is_asked, "HF031"),
     "3": (nop_comes_first, "HF031"),
-    "3, what counts": (nop_comes_first, "HF033"),
     "4": (disks_are_not_locked, "HF034"),
     "6": (value_without_quotes, "HF032"),
     "6, elsewhere": (other_syntax_error, "HF032"),

@@ -40,8 +40,13 @@ def qemu_conf(scene: Scene) -> Iterator[Finding]:
         elif scene.host.root():
             yield found("HF032", f"{file} can't be read: {conf.reason}", f"ls -l {file}")
         return
+    yield from _whom(scene, file, conf)
     yield from _readable(scene, file, conf, QEMU_CONF)
     yield from _twice(file, conf, "lock_manager", scene)
+
+
+def _whom(scene: Scene, file: str, conf: ConfFile) -> Iterator[Finding]:
+    """Whom libvirt asks."""
     manager = conf.get("lock_manager")
     put = f'write lock_manager = "lockd" into {file}, then: {restart(scene)}'
     if manager is None:

@@ -206,7 +206,7 @@ _ALL = (
         "libvirtd (or virtqemud) refuses to start with it, or starts without its QEMU driver. One that runs has "
         "read an earlier version.",
     ),
-    _problem(
+    _note(
         "HF033",
         "libvirt",
         "A setting is there more than once",
