@@ -1,4 +1,4 @@
-"""The words that every layer shares (see DESIGN in ARCHITECTURE.md, "Words").
+"""The words that every layer shares (docs/glossary.md).
 
 A *resource* is a name in a lockspace; a *lock* is what the VM side asks for; an *owner* is the process
 (normally a QEMU) that holds; a *holder* is what we can tell somebody else about an owner, on this host

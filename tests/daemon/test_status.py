@@ -112,6 +112,17 @@ def test_errors_with_json_are_objects(daemon: Holdfastd, place: Path) -> None:
     assert (code, "nonsense: is not known" in text) == (exits.BAD_CONFIG, True)
 
 
+def test_run_that_is_refused_says_so_as_an_object_beside_the_output_of_the_command(
+    daemon: Holdfastd, place: Path
+) -> None:
+    disk = make_disk(place)
+    daemon.vm([disk], name="web1")
+    told = daemon.cli("run", "--json", "--disk", str(disk), "--", "echo", "x")
+    assert (told.returncode, told.stdout) == (exits.REFUSED, "")
+    answer = json.loads(told.stderr)
+    assert (answer["ok"], answer["exit"], "web1" in answer["error"]) == (False, exits.REFUSED, True)
+
+
 def test_lockspace_commands_answer_in_json(make_host: MakeHost) -> None:
     alpha = make_host("alpha", 1).start()
     joined(alpha)
@@ -271,3 +282,38 @@ def test_who_finds_a_lock_by_its_bare_name(daemon: Holdfastd, place: Path) -> No
     told = daemon.cli("who", "key1")
     assert told.returncode == exits.OK
     assert "held by web2" in told.stdout
+
+
+# --- how answers look ---
+
+
+def on_a_terminal(daemon: Holdfastd, *arguments: str, **environ: str) -> str:
+    """What a command writes when its output is a terminal."""
+    command = " ".join([str(BIN / "holdfast"), "--config", str(daemon.config), *arguments])
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "TERM": "xterm", **environ},
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("plain", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_terminal_without_colours_gets_none(daemon: Holdfastd, place: Path, plain: dict[str, str]) -> None:
+    daemon.vm([make_disk(place)], name="web1")
+    for command in ("status", "list", "doctor"):
+        assert "\x1b" not in on_a_terminal(daemon, command, **plain), command
+    assert "\x1b" in on_a_terminal(daemon, "list")
+
+
+def test_dump_of_what_is_no_lease_exits_with_a_code_of_its_own(daemon: Holdfastd, place: Path) -> None:
+    (place / "text").write_text("no lease\n" * 1000)
+    (place / "empty").touch()
+    for name in ("text", "empty"):
+        assert daemon.cli("lease", "dump", str(place / name)).returncode == exits.UNKNOWN
+    made = daemon.cli("lockspace", "init", str(place / "space"), "--name", "vms", "--hosts-max", "64")
+    assert "for 64 hosts (it has room for 2000)" in made.stdout
+    assert daemon.cli("lease", "dump", str(place / "space")).returncode == exits.OK

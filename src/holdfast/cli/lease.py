@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from holdfast.cli import exits
 from holdfast.cli.completion import FILE
 from holdfast.cli.context import json_option
 from holdfast.cli.options import force_option, geometry_options, offset_option, size
@@ -163,6 +165,8 @@ def dump(path: str, offset: int | None, lockspace_path: str | None, as_json: boo
     \b
     holdfast lease dump /dev/vg/locks
     holdfast lease dump /srv/shared/web.lease --lockspace-path /srv/shared/lockspace --json
+
+    Exit 0: shown; 4: there is no lease, lockspace or index; 1: the path can't be read.
     """
     from holdfast.cli import lease_dump, render, storage
 
@@ -174,6 +178,8 @@ def dump(path: str, offset: int | None, lockspace_path: str | None, as_json: boo
         render.as_json(told)
     else:
         lease_dump.show(told)
+    if all(each.kind == "other" for each in told.areas):
+        sys.exit(exits.UNKNOWN)
 
 
 def _names(path: str) -> HostNames:

@@ -179,9 +179,14 @@ def _init(
             }
         )
         return
+    room = (
+        f"{geometry.hosts_max} hosts"
+        if hosts_max is None
+        else f"{hosts_max} hosts (it has room for {geometry.hosts_max})"
+    )
     if overwritten:
         click.echo(f"overwritten: {overwritten}")
     click.echo(
         f"lockspace {name!r} made in {path} at {offset}: sectors and areas {geometry}, "
-        f"for {geometry.hosts_max} hosts{f', with an index for {entries} leases' if entries else ''} ({how})"
+        f"for {room}{f', with an index for {entries} leases' if entries else ''} ({how})"
     )

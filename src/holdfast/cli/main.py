@@ -50,6 +50,8 @@ def cli(ctx: click.Context, config_file: str | None, socket: str | None) -> None
     holdfast doctor
     """
     ctx.obj = Context(config_file, socket)
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        ctx.color = False  # https://no-color.org
 
 
 @cli.command()
@@ -204,9 +206,12 @@ def events(context: Context, follow: bool, as_json: bool) -> None:
     help="A disk to hold: exclusively, shared, or (ro) only named: readers need no lock.",
 )
 @click.option("--name", help="How the owner is called in lists and refusals [default: the command's name].")
+@click.option("--json", "as_json", is_flag=True, help="A refusal is an object, on stderr.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
-def run(context: Context, disks: tuple[str, ...], name: str | None, command: tuple[str, ...]) -> None:
+def run(
+    context: Context, disks: tuple[str, ...], name: str | None, as_json: bool, command: tuple[str, ...]
+) -> None:
     """Hold disks as long as a command runs, or anything that it has started.
 
     The locks belong to a keeper process that lives as long as the command and all of its descendants: they stay when this
@@ -233,6 +238,7 @@ def run(context: Context, disks: tuple[str, ...], name: str | None, command: tup
             [w for w in wishes if w is not None],
             list(command),
             name or os.path.basename(command[0]),
+            as_json=as_json,
         )
     )
 

@@ -31,12 +31,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    grid = Table(box=None, pad_edge=False, header_style="bold")
+    context = click.get_current_context(silent=True)
+    plain = context is not None and context.color is False
+    grid = Table(box=None, pad_edge=False, header_style="" if plain else "bold")
     for heading in headings:
         grid.add_column(heading, overflow="fold")
     for row in rows:
         grid.add_row(*(escape(printable(cell)) for cell in row))
-    Console().print(grid)
+    Console(no_color=plain, highlight=not plain).print(grid)
 
 
 def protection(level: int | None, word: str) -> str:

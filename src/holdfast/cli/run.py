@@ -89,8 +89,10 @@ def parse_disk(text: str) -> DiskWish | None:
     return None if mode == "ro" else DiskWish(os.path.abspath(path), mode == "shared")
 
 
-def hold_and_run(socket: str, disks: Sequence[DiskWish], command: list[str], name: str) -> int:
-    """The exit code for the caller; see `holdfast run --help`."""
+def hold_and_run(
+    socket: str, disks: Sequence[DiskWish], command: list[str], name: str, *, as_json: bool = False
+) -> int:
+    """The exit code for the caller; see `holdfast run --help`. `as_json`: a refusal is an object on stderr."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     go_read, go_write = os.pipe()
     news_read, news_write = os.pipe()
@@ -109,8 +111,13 @@ def hold_and_run(socket: str, disks: Sequence[DiskWish], command: list[str], nam
         os.close(go_write)  # the keeper ends without having run anything
         os.waitpid(keeper, 0)
         cgroups.remove(family)
-        click.echo(f"holdfast: {command[0]} was not started: {printable(str(e))}", err=True)
-        return exits.UNREACHABLE if isinstance(e, DaemonUnreachable) else exits.REFUSED
+        code = exits.UNREACHABLE if isinstance(e, DaemonUnreachable) else exits.REFUSED
+        text = f"{command[0]} was not started: {e}"
+        if as_json:
+            click.echo(msgspec.json.encode({"ok": False, "error": text, "exit": code}).decode(), err=True)
+        else:
+            click.echo(f"holdfast: {printable(text)}", err=True)
+        return code
     if not disks:
         click.echo(
             f"holdfast: nothing is locked while {command[0]} runs: no --disk names a disk to hold", err=True

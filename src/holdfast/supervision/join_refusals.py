@@ -31,7 +31,7 @@ def _sectors(number: int) -> str:
         return ""
     return (
         ". Its sectors may be larger than the lockspace's: a device with 4096-byte sectors ('blockdev --getss DEVICE') takes"
-        " no lockspace of 512-byte ones; have one made there by 'holdfast lockspace init --sector 4096', when no host uses it"
+        " no lockspace of 512-byte ones; make one there with 'holdfast lockspace init --sector 4096', when no host uses it"
     )
 
 

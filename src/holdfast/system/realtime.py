@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ def lock_memory() -> bool:
     # Only what is touched: all of it would be hundreds of megabytes of libraries that nobody calls.
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
         return True
-    _tell_once(f"memory can't be locked: {os.strerror(ctypes.get_errno())} (LimitMEMLOCK=infinity)")
+    why = os.strerror(ctypes.get_errno())
+    _tell_once(f"memory can't be locked: {why} ({_limit(resource.RLIMIT_MEMLOCK, 'LimitMEMLOCK=infinity')})")
     return False
 
 
@@ -34,7 +36,15 @@ def prepare_thread() -> None:
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(PRIORITY))
     except OSError as e:
-        _tell_once(f"no real-time priority for the threads that keep leases: {e.strerror} (LimitRTPRIO=1)")
+        limit = _limit(resource.RLIMIT_RTPRIO, f"LimitRTPRIO={PRIORITY}")
+        _tell_once(f"no real-time priority for the threads that keep leases: {e.strerror} ({limit})")
+
+
+def _limit(number: int, wanted: str) -> str:
+    """The limit in force, and what the unit has to say: a container or sandbox around it may allow less."""
+    soft, _ = resource.getrlimit(number)
+    in_force = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    return f"the limit in force is {in_force}; the unit needs {wanted}, and so does what it runs in"
 
 
 def _tell_once(text: str) -> None:

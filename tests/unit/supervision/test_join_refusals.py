@@ -6,10 +6,10 @@ import errno
 
 from holdfast.protocol.delta_lease import Claim
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import IoFailed
+from holdfast.protocol.words import HostId, IoFailed
 from holdfast.supervision.join_refusals import refused
 
-CLAIM = Claim(1, "alpha", Timing(10, 60))
+CLAIM = Claim(HostId(1), "alpha", Timing(10, 60))
 
 
 def test_request_that_is_smaller_than_a_sector_leads_to_the_sizes_of_sectors() -> None:
