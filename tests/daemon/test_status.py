@@ -202,6 +202,8 @@ def test_who_asks_for_newer_events_misses_none_over_a_restart(daemon: Holdfastd,
         last = list(admin.events(after=0, follow=False))[-1].number
     daemon.kill()
     daemon.start()
+    for number in range(3):  # more events than the earlier daemon had
+        daemon.vm([make_disk(place, f"{number}.img")], name=f"after{number}")
     with daemon.admin() as admin:
         newer = [each.kind for each in admin.events(after=last, follow=False)]
         everything = [each.kind for each in admin.events(after=0, follow=False)]
