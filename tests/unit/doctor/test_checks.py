@@ -447,3 +447,20 @@ def test_device_in_whose_lockspace_nobody_else_was_seen_is_noted(machine: Machin
     assert machine.ids() == {"HF074"}
     machine.spaces[0].hosts.append(HostInfo(2, "beta", "LIVE", 1, 10, 1.0, None, ""))
     assert machine.ids() == set()
+
+
+def test_daemons_of_containers_are_none_of_this_host(machine: Machine) -> None:
+    """Seen: another host in namespaces of the same kernel, and doctor advised to stop its virtlockd."""
+    machine.host.processes.append(Program(540, "virtlockd", elsewhere=True))
+    machine.host.processes.append(Program(541, "libvirtd", started=0.0, elsewhere=True))
+    assert machine.ids() == set()
+    machine.host.processes.append(Program(542, "virtlockd"))
+    assert machine.ids() == {"HF028"}
+
+
+def test_vm_in_a_mount_namespace_of_its_own_runs_all_the_same(machine: Machine) -> None:
+    """libvirt gives each QEMU one."""
+    machine.start("web1", "/srv/web1.img")
+    qemu = machine.host.processes.pop()
+    machine.host.processes.append(Program(qemu.pid, qemu.name, qemu.arguments, elsewhere=True))
+    assert machine.ids() == {"HF090"}

@@ -121,7 +121,7 @@ def outside_libvirt(scene: Scene) -> Iterator[Finding]:
     managed = {d.pid for d in scene.domains if d.pid is not None}
     owners = {o.pid for o in scene.owners}
     for program in scene.programs():
-        if not program.name.startswith(QEMU_PREFIXES) or program.pid in managed | owners:
+        if not program.name.startswith(QEMU_PREFIXES) or program.pid in managed | owners or program.elsewhere:
             continue
         if _of_libvirt(program) or _descends_from(scene, program.pid, owners):
             continue

@@ -47,6 +47,8 @@ class Program:
     arguments: tuple[str, ...] = ()
     uid: int = 0
     started: float | None = None
+    elsewhere: bool = False
+    """In another mount namespace: a container's daemon is none of this host's. libvirt's QEMUs have one each."""
 
 
 class Host(Protocol):
@@ -82,6 +84,7 @@ class ThisHost:
 
     def programs(self) -> Sequence[Program]:
         found = []
+        here = _namespace("self")
         for name in sorted(int(each) for each in os.listdir("/proc") if each.isdigit()):
             try:
                 with open(f"/proc/{name}/cmdline", "rb") as f:
@@ -89,7 +92,10 @@ class ThisHost:
                 uid = os.stat(f"/proc/{name}").st_uid
             except OSError:
                 continue
-            found.append(Program(name, program_name(name), tuple(words[:-1]), uid, _started_wall_s(name)))
+            there = _namespace(str(name))
+            elsewhere = bool(here and there and here != there)
+            started = _started_wall_s(name)
+            found.append(Program(name, program_name(name), tuple(words[:-1]), uid, started, elsewhere))
         return found
 
     def unit(self, name: str) -> Mapping[str, str]:
@@ -135,6 +141,14 @@ class ThisHost:
         return os.geteuid() == 0
 
 
+def _namespace(pid: str) -> str:
+    """Of mounts; empty if it can't be read."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return ""
+
+
 def _started_wall_s(pid: int) -> float | None:
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as f:
@@ -168,10 +182,12 @@ class Scene:
         return os.path.join(self.root, relative)
 
     def programs(self, *names: str) -> list[Program]:
-        """The processes with one of these names; all of them if none is given."""
+        """The processes of this host with one of these names; all of them, also of containers, if none is given."""
         if self._programs is None:
             self._programs = self.host.programs()
-        return [each for each in self._programs if not names or each.name in names]
+        if not names:
+            return list(self._programs)
+        return [each for each in self._programs if each.name in names and not each.elsewhere]
 
     def running(self) -> list[Domain]:
         """The domains whose QEMU runs."""

@@ -85,7 +85,8 @@ def daemons(scene: Scene) -> list[Program]:
     return [
         each
         for each in scene.programs()
-        if each.name == "holdfastd" or any(word.endswith("/holdfastd") for word in each.arguments[:3])
+        if not each.elsewhere
+        and (each.name == "holdfastd" or any(word.endswith("/holdfastd") for word in each.arguments[:3]))
     ]
 
 
