@@ -87,7 +87,7 @@ def test_command_that_goes_into_the_background_keeps_its_disk_until_it_ends(run:
 
 def test_killed_keeper_frees_nothing_that_is_open_and_all_that_is_closed(run: Run) -> None:
     os.kill(run.keeper, signal.SIGKILL)
-    run.daemon.says(f"is in use by pid {run.writer}")
+    run.daemon.says("is in use by what it started, pid")
     assert exists(run.writer)
     assert refusal(run.daemon, run.disk)
     assert locked(run.disk)
@@ -100,7 +100,7 @@ def test_disk_of_a_killed_keeper_stays_over_a_restart_of_the_daemon(run: Run) ->
     os.kill(run.keeper, signal.SIGKILL)
     wait_until(lambda: not exists(run.keeper), "the keeper to end")
     run.daemon.start()
-    run.daemon.says(f"is in use by pid {run.writer}")
+    run.daemon.says("is in use by what it started, pid")
     assert refusal(run.daemon, run.disk)
     run.daemon.reexec()
     assert refusal(run.daemon, run.disk)
