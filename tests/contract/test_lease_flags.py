@@ -13,7 +13,9 @@ from holdfast.backends.base import HeldElsewhere
 from holdfast.model import Mode
 from holdfast.ondisk import delta
 from holdfast.ondisk.delta import FLAG_NO_TIMEOUT
+from holdfast.ondisk.geometry import MIB
 from holdfast.ondisk.host_block import HostBlock
+from holdfast.ondisk.leader import Leader
 from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.owner_test import NEVER_BY_TIME
 from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant
@@ -23,19 +25,21 @@ from holdfast.testing.conformance import assert_held, take
 FOR_EVER_S = 10_000.0
 
 
-def sees_silent(host: LeaseHost, generation: int) -> None:
-    """The looks of a host show host 1 as it stands, unchanged for ever."""
+def sees_silent(
+    host: LeaseHost, generation: int, state: HostState = HostState.FAIL, *, no_timeout: bool = True
+) -> None:
+    """The looks of a host show host 1 as it stands, unchanged for ever, or in another state."""
     member = host.presence.member
     assert not isinstance(member, Absent)
     view = HostView(
         host_id=HostId(1),
-        state=HostState.FAIL,
+        state=state,
         generation=Generation(generation),
         timestamp=HostTimestamp(100 + generation),
         io_timeout_s=1,
         unchanged_since=Instant(0.0),
         unchanged_s=FOR_EVER_S,
-        no_timeout=True,
+        no_timeout=no_timeout,
     )
     host.presence.member = replace(member, view=lambda _: view)
 
@@ -84,5 +88,47 @@ def test_host_that_came_back_gives_up_by_gc_what_its_older_terms_had(tmp_path: P
         (name,) = await upkeep.lease_names()
         assert await upkeep.take_out(name, dry_run=False) == ""
         await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
+
+    play(scene)
+
+
+def test_shared_hold_of_an_older_term_is_not_said_to_be_of_a_living_host(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", version=delta.VERSION_5)
+        assert_held(await take(s.one, s.world(), Mode.SHARED))
+        twin(s.alpha, generation=2, flags=FLAG_NO_TIMEOUT)
+        sees_silent(s.beta, 2, HostState.LIVE)
+        refused = await take(s.two, s.world(), Mode.EXCLUSIVE)
+        assert isinstance(refused, HeldElsewhere)
+        (holder,) = refused.holders
+        assert "'holdfast lease gc' on that host gives up what its older generations had" in str(holder)
+        assert "alive 1" not in str(holder)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("no_timeout", [True, False])
+def test_gc_gives_up_what_an_older_term_had_of_the_index(no_timeout: bool, tmp_path: Path) -> None:
+    """Nobody else could change the index any more; where time frees leases, nobody has to."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=True, version=delta.VERSION_5)
+        await assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).release()
+        at = 2 * MIB
+
+        def index_lease() -> Leader:
+            leader = Leader.decode(s.lockspace.read_bytes()[at : at + 512])
+            assert isinstance(leader, Leader)
+            return leader
+
+        freed = index_lease()
+        assert freed.is_free
+        with s.lockspace.open("r+b") as file:  # a daemon was killed while it changed the index
+            file.seek(at)
+            file.write(replace(freed, timestamp=7, write_id=freed.owner_id).sector())
+        back = twin(s.alpha, generation=2, flags=FLAG_NO_TIMEOUT if no_timeout else 0)
+        sees_silent(back, 2, HostState.LIVE, no_timeout=no_timeout)
+        await back.backend().upkeep.free_of_older_terms()
+        assert index_lease().is_free is no_timeout
 
     play(scene)

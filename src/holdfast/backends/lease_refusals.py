@@ -18,7 +18,7 @@ from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import NEVER_BY_TIME, Busy, HostUnknown, NeverByTime
+from holdfast.protocol.owner_test import NEVER_BY_TIME, Busy, HostUnknown, NeverByTime, older_term_stays
 from holdfast.protocol.paxos_lease import SharedBy
 from holdfast.protocol.paxos_outcomes import (
     AlreadyShared,
@@ -31,7 +31,7 @@ from holdfast.protocol.paxos_outcomes import (
     WrongVersion,
 )
 from holdfast.protocol.paxos_release import Lease
-from holdfast.protocol.words import HostId, IoFailed
+from holdfast.protocol.words import Generation, HostId, IoFailed
 
 TAKEN_OUT = "it has just been taken out by another host"
 MAKE_ANEW = "make sure that no host uses the disk, then 'holdfast lease init --force' makes it anew"
@@ -68,7 +68,7 @@ class Refusals:
             case NeverByTime(leader):
                 return await self._owner(HostId(leader.owner_id), leader.lver, None, str(refusal))
             case SharedBy(hosts):
-                return HeldElsewhere(tuple([await self._sharer(host_id) for host_id in hosts]))
+                return HeldElsewhere(tuple([await self._sharer(*term) for term in hosts.items()]))
             case IoFailed():
                 return refusal
             case Malformed():
@@ -100,12 +100,15 @@ class Refusals:
         note = read[1] if read is not None and read[0].dblock.lver == lver else b""
         return HeldElsewhere((await self._holder(host_id, note, Mode.EXCLUSIVE, seen_s, remark),))
 
-    async def _sharer(self, host_id: HostId) -> Holder:
+    async def _sharer(self, host_id: HostId, generation: Generation) -> Holder:
         read = await self._area.read_note(host_id, self._member.io_timeout_s)
         note = read[1] if read is not None and read[0].mode.is_shared else b""
         view = self._member.view(host_id)
         seen_s = view.unchanged_s if view.state is HostState.LIVE else None
         remark = NEVER_BY_TIME if view.no_timeout and seen_s is None else ""
+        if view.no_timeout and view.generation is not None and view.generation > generation:
+            host = f"host {view.name} (host_id {host_id})"
+            seen_s, remark = None, older_term_stays(host, view.generation, generation)
         return await self._holder(host_id, note, Mode.SHARED, seen_s, remark)
 
     async def _holder(

@@ -20,7 +20,8 @@ from holdfast.backends.lease_places import Found, StorageFailed, Unusable
 from holdfast.backends.lease_refusals import TAKEN_OUT
 from holdfast.errors import AttemptLeft, LeaseUnusable, ResourceBusy, storage_failed
 from holdfast.model import Mode, ProcessId, Resource, printable
-from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.delta import FLAGS_MEAN_FROM, DeltaLease
+from holdfast.ondisk.record_layout import major_of
 from holdfast.protocol import words
 from holdfast.protocol.dead_mark import Marked, NotMarked, mark_dead
 from holdfast.protocol.holders import HostTerm
@@ -342,3 +343,13 @@ class LeaseUpkeep:
         failed = await self._backend.places.free_own(self._backend.member(Resource("", "")))
         if failed is not None:
             raise storage_failed(IoFailed("Unable to free lease", failed.place, failed.failed.errno))
+
+    async def free_of_older_terms(self) -> None:
+        """Where leases never expire by time: the same for what earlier terms of this host held to make or remove a lease,
+        which nobody else gets; raises likewise.
+        """
+        member = self._backend.presence.membership()
+        if not isinstance(member, Membership) or major_of(member.lockspace.version) < FLAGS_MEAN_FROM:
+            return
+        if member.view(member.host_id).no_timeout:
+            await self.free_own()

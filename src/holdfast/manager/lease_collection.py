@@ -58,6 +58,8 @@ class LeaseCollector:
         collected: list[Collected] = []
         for backend in backends:
             upkeep = backend.upkeep
+            if not dry_run:
+                await upkeep.free_of_older_terms()
             # One after the other: this is nobody's hurry.
             for name in await upkeep.lease_names():
                 taking = partial(upkeep.take_out, name, dry_run=dry_run)

@@ -89,11 +89,7 @@ class NeverByTime:
     def __str__(self) -> str:
         host = f"host {self.host_name} (host_id {self.leader.owner_id})"
         if self.generation != self.leader.owner_generation:
-            return (
-                f"{host} stands in the lockspace as generation {self.generation}, and the end of its generation "
-                f"{self.leader.owner_generation} is not proven; 'holdfast lease gc' on that host gives up what its older "
-                f"generations had; {NEVER_BY_TIME}"
-            )
+            return older_term_stays(host, self.generation, self.leader.owner_generation)
         return f"{host} is not known to be alive; {NEVER_BY_TIME}"
 
 
@@ -101,6 +97,14 @@ NEVER_BY_TIME = (
     "leases of this lockspace never expire by time (NO_TIMEOUT): they are free when that host gives them up, or when a "
     "person vouches that it is off (holdfast host fenced)"
 )
+
+
+def older_term_stays(host: str, generation: int, older: int) -> str:
+    """Why something is not free that an older term of a host has, and the way out."""
+    return (
+        f"{host} stands in the lockspace as generation {generation}, and the end of its generation {older} is not proven; "
+        f"'holdfast lease gc' on that host gives up what its older generations had; {NEVER_BY_TIME}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
