@@ -32,7 +32,8 @@ class Membership:
     """One term of our own host in a lockspace.
 
     `may_write` is asked right before each write to a lease: a host whose delta lease has failed issues no
-    more of them. `view` tells what the table of hosts knows. Both answer from memory, at once. `missed` is kept for as
+    more of them. `view` tells what the table of hosts knows. `beside_others`: a host that may be none of Holdfast's uses the
+    lockspace, or did. All three answer from memory, at once. `missed` is kept for as
     long as the term lasts, in which no two looks at the other hosts are further apart than its fail bound.
     """
 
@@ -43,6 +44,7 @@ class Membership:
     may_write: Callable[[], bool]
     view: Callable[[HostId], HostView]
     missed: MissedTerms = field(default_factory=MissedTerms)
+    beside_others: Callable[[], bool] = lambda: False
 
     @property
     def io_timeout_s(self) -> int:

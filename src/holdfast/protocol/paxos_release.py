@@ -4,6 +4,10 @@ The order is always our block first, the leader second. The block keeps all its 
 says RELEASED: a slow host may still write an older leader over ours, and then these values are what the
 next ballot finds. Blocks of zeros would let that ballot decide anew what was decided long ago.
 
+Where all hosts are Holdfast's, a release promises the next version in the same write (ADR 0126). sanlock can't bring an
+older leader forward over such a promise, so beside its hosts the block keeps the values of its own version, as theirs do
+(ADR 0195).
+
 A leader that another host wrote on our behalf is not freed by us, because that host may still be about to
 write it again. The flag in our block releases it.
 
@@ -93,16 +97,18 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
     """Give the lease up. Our block first, the leader second; may be repeated after a failure.
 
     An owner who wrote the leader himself promises the next version in the same write: his value for this one is in the
-    leader, and nobody needs it for a ballot any more.
+    leader, and no host of Holdfast's needs it for a ballot any more.
     """
     if not member.may_write():
         return LockspaceLost()
     own = lease.own
     next_phase_one: HostBlock | None = None
-    if lease.mode is Mode.EXCLUSIVE and lease.leader.write_id == member.host_id:
+    may_promise = lease.mode is Mode.EXCLUSIVE and lease.leader.write_id == member.host_id
+    if may_promise and not member.beside_others():
         next_phase_one = next_promise(own, lease.leader, member.host_id)
-    if lease.mode is Mode.SHARED:
-        # An upgrade that was refused has moved our ballots on; to write older ones would take back a promise.
+    elif may_promise or lease.mode is Mode.SHARED:
+        # An upgrade that was refused has moved our ballots on, or an earlier attempt has promised when no other host was
+        # seen; to write older ones would take back a promise.
         if busy := area.busy():
             return ReleaseFailed(busy)
         found = await area.read_block(member.host_id, member.io_timeout_s)

@@ -14,6 +14,7 @@ from holdfast.ondisk.geometry import Geometry
 from holdfast.protocol.host_status import Action, HostTable, HostView, Sampled, Ticked
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import HostId, Instant
+from holdfast.supervision.host_terms import node_of
 
 WIDE_LOOK_EVERY = 30
 """Every how many looks the whole area is read: each 10 minutes with the default io_timeout."""
@@ -31,6 +32,7 @@ class HostWatch:
         self._lock = threading.Lock()
         self._watched = own_id
         self._looks = 0
+        self._others_seen = False
 
     def hosts_to_read(self) -> int:
         """How many hosts, from the first one on, the next look shall cover."""
@@ -57,6 +59,16 @@ class HostWatch:
             if host_id <= self._geometry.hosts_max:
                 self._watched = HostId(max(self._watched, host_id))
             return self._table.view(host_id, now)
+
+    def beside_others(self, now: Instant) -> bool:
+        """Whether a host whose name is none that Holdfast gives uses the lockspace, or has used it; true as well until
+        the others were looked at.
+        """
+        if not self._others_seen:
+            # A record that was never used has no name, and maybe a generation (ADR 0166).
+            views = self.views(now)
+            self._others_seen = any(view.fault or (view.name and not node_of(view.name)) for view in views)
+        return self._others_seen or not self._looks
 
     def views(self, now: Instant) -> tuple[HostView, ...]:
         """All hosts that were ever seen to use an id."""

@@ -288,6 +288,7 @@ class Lockspace:
             timing=self._claim.timing,
             may_write=watched.may_write,
             view=lambda host_id: hosts.view(host_id, self._clock.now()),
+            beside_others=lambda: hosts.beside_others(self._clock.now()),
         )
 
     async def _keep(

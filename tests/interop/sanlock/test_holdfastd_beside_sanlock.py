@@ -19,6 +19,7 @@ from tests.support.polling import wait_until
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import MIB
+from holdfast.ondisk.leader import Leader
 from holdfast.testing.virtlockd_client import SHARED
 
 pytestmark = pytest.mark.interop
@@ -137,6 +138,29 @@ def test_host_with_sanlock_says_nothing_and_doctor_knows_what_it_counts(beside: 
     assert (by_id[1]["node"], by_id[1]["fire_timeout_s"]) == ("", 0)
     assert space["fire_timeout_s"] == 60
     assert "fire timeout" not in beside.holdfastd.cli("doctor").stdout
+
+
+def test_older_leader_that_lands_late_is_no_obstacle_for_sanlock(beside: Beside) -> None:
+    """Above a block that promises the next version it would be one for ever: sanlock only waits for the leader to follow."""
+    listed = "the host table to name sanlock's host"
+    wait_until(lambda: "the-real-one" in beside.holdfastd.cli("lockspace", "list").stdout, listed)
+    disk, lease = beside.made("a.img")
+    area = Path(lease.split(":")[2])
+    older = area.read_bytes()[:512]
+    assert beside.refusal(disk) == ""
+    newer = Leader.decode(area.read_bytes()[:512])
+    before = Leader.decode(older)
+    assert isinstance(newer, Leader)
+    assert isinstance(before, Leader)
+    assert (before.is_free, newer.is_free, newer.lver) == (True, True, before.lver + 1)
+    with area.open("r+b") as file:
+        file.write(older)
+    taken = wait_until(lambda: beside.taken_by_sanlock(lease), "sanlock to take the lease")
+    assert taken is not None
+    (line,) = dump(area, 0, MIB)
+    assert (line.owner_id, line.lver) == (1, str(newer.lver + 1))
+    taken.release()
+    wait_until(lambda: beside.refusal(disk) == "", "the lease to be free")
 
 
 @pytest.mark.timeout(240)

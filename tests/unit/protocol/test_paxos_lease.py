@@ -171,6 +171,31 @@ def test_what_a_release_promised_is_phase_one_of_the_next_acquire(num_hosts: int
     assert [length for _, length in one.host.disk.reads] == [SECTOR_4096, SECTOR_4096, *again]
 
 
+def test_release_beside_other_hosts_leaves_the_values_of_its_own_version() -> None:
+    cluster = Cluster(2)
+    (one,) = cluster.join(1)
+    one.member = replace(one.member, beside_others=lambda: True)
+    lease = held(exclusive(one))
+    assert release(one, lease) == Released()
+    assert cluster.leader().is_free
+    assert cluster.block(1).dblock == replace(lease.own.dblock, flags=FLAG_RELEASED)
+
+
+def test_release_that_is_repeated_keeps_its_promise_although_another_host_is_seen_by_then() -> None:
+    cluster = Cluster(2)
+    (one,) = cluster.join(1)
+    one.host.kill()  # no renewal comes between
+    lease = held(exclusive(one))
+    one.host.disk.script = ["write", "read", "write error"]
+    assert isinstance(release(one, lease), ReleaseFailed)
+    promised = cluster.block(1)
+    assert promised == next_promise(lease.own, lease.leader, one.host_id)
+    one.member = replace(one.member, beside_others=lambda: True)
+    assert release(one, lease) == Released()
+    assert cluster.leader().is_free
+    assert cluster.block(1) == promised
+
+
 @pytest.mark.parametrize("num_hosts", [4, MANY_HOSTS])
 @pytest.mark.parametrize("failed", ["promise", "leader"])
 def test_a_vote_from_before_a_promise_is_adopted(num_hosts: int, failed: str) -> None:

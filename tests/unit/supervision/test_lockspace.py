@@ -11,8 +11,8 @@ from holdfast.ondisk import delta
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import HostId
-from holdfast.supervision.host_watch import NEWCOMERS, WIDE_LOOK_EVERY
+from holdfast.protocol.words import HostId, Instant
+from holdfast.supervision.host_watch import NEWCOMERS, WIDE_LOOK_EVERY, HostWatch
 from holdfast.supervision.join_refusals import NotJoined
 from holdfast.supervision.lockspace import Left, Lost, Standing
 
@@ -479,3 +479,23 @@ def test_host_that_is_marked_as_dead_ends_its_term_and_leaves_the_mark_until_it_
     assert world.now - begun > TIMING.dead_s
     record = record_of(world, 3)
     assert (record.generation, record.is_marked_dead, record.marked_by) == (2, False, (2, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_ours"), [("beta.0123456789ab", True), ("beta", False), ("a1b2.beta.lan", False)]
+)
+def test_host_that_may_be_none_of_holdfasts_is_seen_by_its_name_and_not_forgotten(
+    name: str, is_ours: bool
+) -> None:
+    world = world_with_lockspaces()
+    one = Supervised(world, "alpha").joined(1, host_name="alpha.0123456789ab")
+    (_, member), *_ = one.told.joined
+    assert HostWatch("A", HostId(1), DEFAULT, TIMING).beside_others(Instant(0)), "nobody has looked yet"
+    world.run(until=world.now + 3 * TIMING.renewal_s)
+    assert not member.beside_others()
+    Supervised(world, "beta").joined(3, host_name=name)
+    world.run(until=world.now + 3 * TIMING.renewal_s)
+    assert member.beside_others() is not is_ours
+    put_record(world, 3, record_of(world, 4))
+    world.run(until=world.now + 3 * TIMING.renewal_s)
+    assert member.beside_others() is not is_ours
