@@ -1,9 +1,9 @@
 """What each seed plays, as a digest of its whole history: a pure move of code changes none of them.
 
 The record beside this file has parts: seeds 0 to 299 as a campaign plays them, but for kinds that came later; those of the
-first 60 that play the whole daemon with each of these (second daemons, migrations); and the pinned seeds as their test plays
-them. A commit that only moves code leaves every digest as it was. A commit that changes what is drawn, asked or
-logged changes digests on purpose; it says why, and records them again.
+first 60 that play the whole daemon with each of these (`LATER_KINDS`); some others with a host of a foreign
+name; and the pinned seeds as their test plays them. A commit that only moves code leaves every digest as it was. A
+commit that changes what is drawn, asked or logged changes digests on purpose; it says why, and records them again.
 
     python -m tests.sim.histories            compare with the record; exit code 1 and the seeds that differ
     python -m tests.sim.histories --record   write the record
@@ -23,6 +23,7 @@ from random import Random
 from tests.sim.test_pinned_seeds import PINNED
 
 from holdfast.testing.cluster import Kind, Scenario
+from holdfast.testing.fencings import Format
 from holdfast.testing.formatted import FEW_HOSTS
 from holdfast.testing.simulation import play
 from holdfast.testing.state_damage import NO_PLAGUES
@@ -33,7 +34,8 @@ SEEDS = range(300)
 
 SECONDS_EVERY_S = 8.0
 MIGRATIONS_EVERY_S = 3.0
-LATER_KINDS = ("second", "migrations")
+FORMATS = {"marks": Format.MARKS, "no timeout": Format.NO_TIMEOUT}
+LATER_KINDS = ("second", "migrations", *FORMATS)
 
 Key = tuple[str, int]
 """(part of the record, seed)"""
@@ -43,6 +45,7 @@ def all_keys() -> list[Key]:
     return [
         *(("campaign", seed) for seed in SEEDS),
         *((part, seed) for part in LATER_KINDS for seed in SEEDS[:60] if _is_managed(seed)),
+        *(("foreign", seed) for seed in SEEDS[:30] if not _is_managed(seed)),
         *(("pinned", seed) for seed in PINNED),
     ]
 
@@ -62,12 +65,16 @@ def digest(key: Key) -> str:
             plagues=NO_PLAGUES,
             seconds_every_s=0,
             migrations_every_s=0,
+            foreign_names=False,
+            made=Format.PLAIN,
         )
     else:
         verdict = play(
             seed,
             seconds_every_s=SECONDS_EVERY_S if part == "second" else 0,
             migrations_every_s=MIGRATIONS_EVERY_S if part == "migrations" else 0,
+            foreign_names=part == "foreign",
+            made=FORMATS.get(part, Format.PLAIN),
         )
     whole = json.dumps([verdict.lines, verdict.violation, verdict.events, verdict.acquired])
     return hashlib.sha256(whole.encode()).hexdigest()[:16]

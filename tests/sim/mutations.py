@@ -51,14 +51,13 @@ NEAR: dict[str, int] = {
     "conversion-not-resumed": 225,
     "late-lease-kept": 49,
     "late-outcome-forgotten": 490,
-    "break-without-proof": 149,
     "strayed-not-seen": 53,
     "chosen-id-waited-for": 222,
     "attestation-not-compared": 66,
     "damage-is-no-doubt": 455,
     "no-placeholder": 174,
     "damaged-copy-believed": 215,
-    "own-lease-taken-out": 164,
+    "own-lease-taken-out": 895,
     "weakened-by-journal": 555,
     "own-lease-granted": 180,
     "upkeep-held-for-ever": 180,
@@ -67,6 +66,10 @@ NEAR: dict[str, int] = {
     "stale-copy-preferred": 187,
     "record-left-behind": 50,
     "found-by-note-stays": 146,
+    "promise-taken-back": 151,
+    "index-of-older-terms-kept": 744,
+    "no-timeout-ignored": 20,
+    "older-term-over-by-time": 20,
     "lost-and-acquired-again": 5107,
 }
 """Where a bug takes long to find from seed 0: a seed that is known to find it. Seeds change with the simulator."""
@@ -93,6 +96,10 @@ class Mutation:
     """Whether only second daemons show it; likewise."""
     migrations: bool = False
     """Whether only guests that migrate show it; likewise."""
+    foreign: bool = False
+    """Whether only hosts show it that may run sanlock; likewise."""
+    made: str = "PLAIN"
+    """The format of the lockspaces that show it: a name of `fencings.Format`."""
 
     @property
     def near(self) -> int:
@@ -112,6 +119,8 @@ def _in(
     edits: bool = False,
     seconds: bool = False,
     migrations: bool = False,
+    foreign: bool = False,
+    made: str = "PLAIN",
 ) -> Mutation:
     return Mutation(
         name,
@@ -124,6 +133,8 @@ def _in(
         edits=edits,
         seconds=seconds,
         migrations=migrations,
+        foreign=foreign,
+        made=made,
     )
 
 
@@ -160,6 +171,56 @@ MUTATIONS = (
         "return self._taken(e)",
         "pass",
         seconds=True,
+    ),
+    # --- beside hosts that may run sanlock ---
+    _in(
+        "protocol.paxos_release",
+        "promise-taken-back",
+        "a release that is repeated takes back what it had promised before another kind of host was seen",
+        "    elif may_promise or lease.mode is Mode.SHARED:",
+        "    elif lease.mode is Mode.SHARED:",
+        foreign=True,
+    ),
+    # --- leases that never expire by time, and hosts that are marked as dead ---
+    _in(
+        "ondisk.delta",
+        "no-timeout-ignored",
+        "leases that never expire by time are taken after the dead bound",
+        "        return self._has(FLAG_NO_TIMEOUT)",
+        "        return False",
+        made="NO_TIMEOUT",
+    ),
+    _in(
+        "protocol.host_status",
+        "older-term-over-by-time",
+        "an older term of a host is over after the dead bound although leases never expire by time",
+        "    if fresh.is_no_timeout or view.no_timeout or any(seen.no_timeout for seen in own):",
+        "    if False:",
+        made="NO_TIMEOUT",
+    ),
+    _in(
+        "manager.lease_collection",
+        "index-of-older-terms-kept",
+        "'lease gc' leaves what an older term of this host held of the index (found by seed 110)",
+        "                await upkeep.free_of_older_terms()",
+        "                pass",
+        made="NO_TIMEOUT",
+    ),
+    _in(
+        "backends.lease_refusals",
+        "older-sharer-alive",
+        "a shared hold of an older term is said to be that of a living host (found by seed 24)",
+        "        if view.no_timeout and view.generation is not None and view.generation > generation:",
+        "        if False:",
+        made="NO_TIMEOUT",
+    ),
+    _in(
+        "manager.host_fencing",
+        "marked-without-silence",
+        "a host is fenced whatever the looks show of it",
+        "        if any(term.seconds_left is not None for _, term in found):",
+        "        if False:",
+        made="MARKS",
     ),
     # --- guests that migrate ---
     _in(
@@ -1166,11 +1227,13 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     assert not any(m.startswith("holdfast") for m in sys.modules), "the bug must be there before the code is"
     sys.meta_path.insert(0, MutatingFinder(mutation))
     from holdfast.testing.cluster import Kind, Scenario
+    from holdfast.testing.fencings import Format
     from holdfast.testing.simulation import play
     from holdfast.testing.state_damage import NO_PLAGUES, Plagues
 
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
     needs_managed = mutation.damage or mutation.edits or mutation.seconds or mutation.migrations
+    needs_managed = needs_managed or mutation.made != "PLAIN"
     for number in range(seeds_max):
         if needs_managed and Scenario.drawn(Random(first + number), None).kind is not Kind.MANAGED:
             continue  # it has no state to damage, no configuration, and no status files
@@ -1181,6 +1244,8 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
             edits=0.7 if mutation.edits else 0.0,
             seconds_every_s=8.0 if mutation.seconds else 0.0,
             migrations_every_s=3.0 if mutation.migrations else 0.0,
+            foreign_names=mutation.foreign,
+            made=Format[mutation.made],
         )
         if not verdict.sound:
             return number + 1, verdict.violation

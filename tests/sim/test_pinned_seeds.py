@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.testing import history
+from holdfast.testing.fencings import Format
 from holdfast.testing.formatted import FEW_HOSTS
 from holdfast.testing.simulation import play
 from holdfast.testing.state_damage import NO_PLAGUES
@@ -74,5 +75,7 @@ def test_a_seed_that_once_found_a_bug_is_sound(seed: int) -> None:
         edits=0,
         seconds_every_s=0,
         migrations_every_s=0,
+        foreign_names=False,
+        made=Format.PLAIN,
     )  # as it was before there were others
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

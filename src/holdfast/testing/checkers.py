@@ -44,6 +44,10 @@ class Checkers:
         self.acquired = 0
         self.takeovers = 0
         self.leases = NamedLeases(geometry, self._unnamed)
+        self.never_by_time = False
+        """Whether leases never expire by time in these lockspaces."""
+        self.called_off: set[str] = set()
+        """Hosts that somebody has called off, by name or host id."""
         self._resource_of: dict[str, Callable[[str], str]] = {}
         self._disks: dict[str, SharedDisk] = {}
 
@@ -230,9 +234,12 @@ class Checkers:
                     "nothing lost", f"the lease of {place.resource} is cleared under its holder", process.name
                 )
             return
+        before, place.leader = place.leader, leader
         if leader.is_free:
             self._freed(place, process, leader)
             return
+        if self.never_by_time and before is not None:
+            self._is_no_takeover_by_time(place, process, before, leader)
         value = (leader.owner_id, leader.owner_generation, leader.timestamp)
         newest = max(place.begins_at, *place.decided, 0)
         known = place.decided.setdefault(leader.lver, value)
@@ -261,6 +268,24 @@ class Checkers:
                     term.machine,
                 )
             self.takeovers += 1
+
+    def _is_no_takeover_by_time(
+        self, place: LeasePlace, process: Process, before: Leader, leader: Leader
+    ) -> None:
+        """Whoever had it gave it up, is seen free or marked, is called off, or is the new owner's own host."""
+        if before.is_free or before.owner_id == leader.owner_id or not self.leases.is_named(place):
+            return
+        block = self._block(place, before.owner_id).dblock
+        gave_up = block.lver > before.lver or (block.lver == before.lver and block.is_released)
+        proven = self.terms.proven_over(place.disk, before.owner_id, before.owner_generation)
+        names = {str(before.owner_id), *self.terms.names_of(place.disk, before.owner_id)}
+        if not gave_up and not proven and not names & self.called_off:
+            self.world.fail(
+                "never by time",
+                f"{process.name} makes host_id {leader.owner_id} owner of {place.resource} lver {leader.lver}, which nobody "
+                f"has seen host_id {before.owner_id} generation {before.owner_generation} give up",
+                process.name,
+            )
 
     def _freed(self, place: LeasePlace, process: Process, leader: Leader) -> None:
         if not self.leases.is_named(place):

@@ -15,6 +15,7 @@ from typing import Any, assert_never
 
 from holdfast.config import Config
 from holdfast.model import LockFailureAction
+from holdfast.ondisk.delta import FLAG_NO_TIMEOUT
 from holdfast.ondisk.geometry import GEOMETRIES, Geometry
 from holdfast.protocol.timing import Timing
 from holdfast.testing import formatted
@@ -74,6 +75,10 @@ class Scenario:
     """How many hosts leases are formatted for."""
     wdmd: bool = False
     """The watchdog device is wdmd's."""
+    made: tuple[int, int] = formatted.OLDEST
+    """Version and flags of the lockspaces."""
+    foreign: int = 0
+    """The number of a host whose names are none that Holdfast gives; 0: no host's."""
     orders_every_s: float = 0.0
     """How often an operator orders something: leases taken out, a lease broken. 0: never."""
 
@@ -176,6 +181,7 @@ class Cluster:
         self.scenario = scenario
         self.checkers = Checkers(world, scenario.geometry, scenario.fire_timeout_s)
         self.checkers.terms.ids_are_found = scenario.auto_ids
+        self.checkers.never_by_time = bool(scenario.made[1] & FLAG_NO_TIMEOUT)
         self.spaces = tuple(
             Space(f"space{n + 1}", tuple(f"disk{n + 1}{'ab'[m]}" for m in range(scenario.resources)))
             for n in range(scenario.spaces)
@@ -219,9 +225,11 @@ class Cluster:
             case Places.FIXED:
                 return formatted.fixed(world, geometry, space, hosts, checkers)
             case Places.DIRECTORY:
-                return formatted.directory(world, geometry, space, hosts, number, checkers)
+                return formatted.directory(
+                    world, geometry, space, hosts, number, checkers, self.scenario.made
+                )
             case Places.DEVICE:
-                return formatted.device(world, geometry, space, hosts, number, checkers)
+                return formatted.device(world, geometry, space, hosts, number, checkers, self.scenario.made)
 
     def _machine(self, name: str) -> Machine:
         local = []
@@ -270,6 +278,7 @@ class Cluster:
                 stubborn_rate=self.scenario.stubborn_rate,
                 checkers=self.checkers,
                 lease_of=lease_of,
+                foreign_name=number == self.scenario.foreign,
             )
         random = self.world.random
         if self.scenario.kind is Kind.TWINS and machine.process is not None and random.random() < 0.7:

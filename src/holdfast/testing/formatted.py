@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast.ondisk import areas
+from holdfast.ondisk import areas, delta
 from holdfast.ondisk.geometry import Geometry
 from holdfast.ondisk.rindex import INTERNAL_LEASE_NAME
 from holdfast.protocol.lease_area import GLANCED_AT_TOGETHER_BYTES
@@ -25,6 +25,8 @@ FEW_HOSTS = 8
 SPARE_ENTRIES = 2
 """Places of an index beyond the resources, so that one that was taken out need not be made in its old place."""
 INDEX_AT = 1
+OLDEST = (delta.VERSION, 0)
+"""Version and flags of a lockspace."""
 
 
 def many_hosts(geometry: Geometry) -> int:
@@ -32,8 +34,9 @@ def many_hosts(geometry: Geometry) -> int:
     return GLANCED_AT_TOGETHER_BYTES // geometry.sector_bytes - 1
 
 
-def _lockspace(geometry: Geometry, space: Space) -> bytes:
-    area, first = areas.lockspace_area(geometry, space.name, 1)
+def _lockspace(geometry: Geometry, space: Space, made: tuple[int, int] = OLDEST) -> bytes:
+    version, flags = made
+    area, first = areas.lockspace_area(geometry, space.name, 1, version=version, flags=flags)
     return first + area[len(first) :]
 
 
@@ -58,11 +61,17 @@ def fixed(world: World, geometry: Geometry, space: Space, hosts: int, checkers: 
 
 
 def directory(
-    world: World, geometry: Geometry, space: Space, hosts: int, number: int, checkers: Checkers
+    world: World,
+    geometry: Geometry,
+    space: Space,
+    hosts: int,
+    number: int,
+    checkers: Checkers,
+    made: tuple[int, int] = OLDEST,
 ) -> Volume:
     disk = SharedDisk(world, space.name, 0, geometry.sector_bytes, number)
     shared = SharedDirectory(disk, geometry.align_bytes)
-    shared.link(space.name, shared.make(_lockspace(geometry, space)), "")
+    shared.link(space.name, shared.make(_lockspace(geometry, space, made)), "")
     resource_of = _resource_of(space)
 
     def linked(name: str, file: File, who: str) -> None:
@@ -78,14 +87,20 @@ def directory(
 
 
 def device(
-    world: World, geometry: Geometry, space: Space, hosts: int, number: int, checkers: Checkers
+    world: World,
+    geometry: Geometry,
+    space: Space,
+    hosts: int,
+    number: int,
+    checkers: Checkers,
+    made: tuple[int, int] = OLDEST,
 ) -> Volume:
     entries = len(space.resources) + SPARE_ENTRIES
     size = geometry.align_bytes
     disk = SharedDisk(world, space.name, size * (INDEX_AT + 2 + entries), geometry.sector_bytes, number)
     header = areas.rindex_header(geometry, space.name, INDEX_AT * size, entries)
     internal = areas.fresh_leader(geometry, space.name, INTERNAL_LEASE_NAME, hosts)
-    image = _lockspace(geometry, space) + areas.rindex_area(header) + areas.lease_area(internal)
+    image = _lockspace(geometry, space, made) + areas.rindex_area(header) + areas.lease_area(internal)
     disk.content[: len(image)] = image
     disk.leader_offsets = frozenset((INDEX_AT + 1 + n) * size for n in range(entries + 1))
     checkers.watch_index(disk, _resource_of(space))

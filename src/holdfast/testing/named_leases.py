@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from holdfast.ondisk import rindex
 from holdfast.ondisk.geometry import Geometry
+from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.rindex import RindexHeader
 from holdfast.testing.shared_disk import SharedDisk
 
@@ -29,6 +30,8 @@ class LeasePlace:
     """The version that it goes on from."""
     decided: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     mbal: dict[int, int] = field(default_factory=dict)
+    leader: Leader | None = None
+    """What landed there last."""
 
 
 OnUnnamed = Callable[[LeasePlace, str], None]

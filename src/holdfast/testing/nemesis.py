@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from holdfast.ondisk.delta import FLAG_NO_TIMEOUT
 from holdfast.testing.cluster import Cluster, Kind
 from holdfast.testing.machine import Machine
 from holdfast.testing.managed_seat import ManagedSeat
@@ -61,6 +62,9 @@ class Nemesis:
                 (1, self._unmount),
                 (0.5, self._wipe),
             ]
+        if scenario.made[1] & FLAG_NO_TIMEOUT:
+            # A host that has forgotten its name needs a person who takes its id from it.
+            self._deeds = [deed for deed in self._deeds if deed[1] != self._wipe]
         if scenario.wdmd:
             # Its clock stands still meanwhile, so the bound that it was told last moves (ADR 0109).
             self._deeds = [deed for deed in self._deeds if deed[1] != self._suspend]

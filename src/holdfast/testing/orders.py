@@ -61,20 +61,21 @@ class Orders:
         terms = [t for t in self.cluster.checkers.terms.running if t.disk == disk and t.machine is named]
         name = self.world.random.choice((named.name, *(str(t.host_id) for t in terms)))
         order = daemon.process.spawn(_break(daemon, desk, attest_off=name))
-        self._switch_off_if_silent(disk, named, name, lambda: order.done() or not daemon.alive)
+        switch_off_if_silent(self.cluster, disk, named, name, lambda: order.done() or not daemon.alive)
 
-    def _switch_off_if_silent(
-        self, disk: str, named: Machine, name: str, answered: Callable[[], bool]
-    ) -> None:
-        """Whoever is named had better be off when the looks could show it so."""
-        if answered():
-            return
-        for term in list(self.cluster.checkers.terms.running):
-            called = term.machine is named or str(term.host_id) == name
-            silent_s = self.world.now - term.landed_at
-            if term.disk == disk and called and silent_s > SILENT_FACTOR * term.io_timeout_s:
-                term.machine.reset("switched off by the operator who has called it off")
-        self.world.after(LOOK_S, lambda: self._switch_off_if_silent(disk, named, name, answered))
+
+def switch_off_if_silent(
+    cluster: Cluster, disk: str, named: Machine, name: str, answered: Callable[[], bool]
+) -> None:
+    """Whoever is named had better be off when the looks could show it so."""
+    if answered():
+        return
+    for term in list(cluster.checkers.terms.running):
+        called = term.machine is named or str(term.host_id) == name
+        silent_s = cluster.world.now - term.landed_at
+        if term.disk == disk and called and silent_s > SILENT_FACTOR * term.io_timeout_s:
+            term.machine.reset("switched off by the operator who has called it off")
+    cluster.world.after(LOOK_S, lambda: switch_off_if_silent(cluster, disk, named, name, answered))
 
 
 async def collect(daemon: ManagedDaemon, *, dry_run: bool = False) -> list[str]:
@@ -93,6 +94,7 @@ async def _break(daemon: ManagedDaemon, desk: ManagedDesk, attest_off: str = "")
     said = f" ({attest_off} is off)" if attest_off else ""
     world.tell(name, f"is to break {desk.resource}{said}")
     operator = "operator" if attest_off else ""
+    daemon.checkers.called_off.add(attest_off)
     try:
         proof = await daemon.parts.breaker.break_lease(
             resource_of(desk.resource).name, attest_off=attest_off, operator=operator

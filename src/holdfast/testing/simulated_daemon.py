@@ -83,7 +83,9 @@ class Daemon:
         stubborn_rate: float,
         checkers: Checkers,
         lease_of: Callable[[str], str],
+        foreign_name: bool,
     ) -> None:
+        """`foreign_name`: it calls itself as no host of Holdfast's does, so it may run sanlock, as far as others see."""
         self.lease_of = lease_of
         self.machine = machine
         self.world = machine.world
@@ -92,6 +94,7 @@ class Daemon:
         self.host_id = host_id
         self.timing = timing
         self.stubborn_rate = stubborn_rate
+        self.foreign_name = foreign_name
         self.checkers = checkers
         clock = MachineClock(self.process, machine)
         driver = DeviceWatchdog("/dev/watchdog", timing.fire_timeout_s, clock.now, machine.watchdog)
@@ -140,7 +143,9 @@ class Seat:
                 await self.clock.sleep(1)
                 continue
             # A name that no other host and no earlier life has used: the claim of an id rests on it.
-            name = f"{daemon.machine.name}.{random.getrandbits(48):x}"
+            name = f"{daemon.machine.name}.{random.getrandbits(48):012x}"
+            if daemon.foreign_name:
+                name += ".lan"
             clock = MachineClock(daemon.process, daemon.machine)
             self.lockspace = Lockspace(
                 name=self.space.name,

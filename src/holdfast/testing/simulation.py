@@ -19,6 +19,7 @@ from holdfast.protocol.paxos_release import Mode
 from holdfast.system import tasks
 from holdfast.testing.cluster import Cluster, Kind, Scenario
 from holdfast.testing.config_edits import RATES, ConfigEdits
+from holdfast.testing.fencings import Fencings, Format
 from holdfast.testing.formatted import FEW_HOSTS, many_hosts
 from holdfast.testing.managed_daemon import ManagedDaemon
 from holdfast.testing.managed_desk import ManagedDesk
@@ -39,6 +40,8 @@ from holdfast.testing.world import ProcessGone, Violation, World
 NEVER_S = 1e9
 UNKNOWN_MAX_S = 3 * SETTLE_S_MAX
 """Until every unknown lock whose virtual machine has ended is settled: two attempts, and time to take it up."""
+FOREIGN = 0.25
+"""In how many seeds one host may be one of sanlock's, as far as the others see."""
 MIGRATED_S_MAX = 20.0
 """A migration in peace takes a few seconds, and a target may wait for ten."""
 BOOT_MAX_S = 40.0
@@ -75,11 +78,15 @@ def play(
     edits: float | None = None,
     seconds_every_s: float | None = None,
     migrations_every_s: float | None = None,
+    foreign_names: bool | None = None,
+    made: Format | None = None,
 ) -> Verdict:
     """Play one seed. Deterministic but for `real_s`. `lease_hosts`: how many hosts leases are formatted for.
     `restarts_every_s`: how often daemons are restarted in good order; 0: never. `plagues`: what befalls their state.
     `edits`: how many starts and reloads find an edited configuration, 0 to 1. `seconds_every_s`: how often an operator
     starts a second daemon on a machine; 0: never. `migrations_every_s`: how often a guest begins to migrate; 0: never.
+    `foreign_names`: whether a host calls itself as no host of Holdfast's does, where the stand-in of a daemon plays.
+    `made`: what lockspaces were made with, where the whole daemon plays.
     """
     begun = time.perf_counter()
     world = World(seed)
@@ -87,11 +94,18 @@ def play(
     if lease_hosts is None:
         # From a generator of its own: who says how many has the same history otherwise.
         lease_hosts = Random(f"lease hosts {seed}").choice((FEW_HOSTS, many_hosts(scenario.geometry)))
+    foreign_chance = Random(f"foreign names {seed}")
+    is_foreign = foreign_chance.random() < FOREIGN if foreign_names is None else foreign_names
+    scenario = replace(scenario, foreign=foreign_chance.randint(1, scenario.hosts) if is_foreign else 0)
+    format_chance = Random(f"formats {seed}")
+    drawn_format = Format.drawn(format_chance)
+    made = Format.PLAIN if scenario.kind is not Kind.MANAGED else (made or drawn_format)
+    scenario = replace(scenario, made=made.value)
     damage_chance = Random(f"damage {seed}")
     if plagues is None:
         plagues = Plagues.drawn(damage_chance)
-    if scenario.kind is not Kind.MANAGED:
-        plagues = NO_PLAGUES
+    if scenario.kind is not Kind.MANAGED or made is Format.NO_TIMEOUT:
+        plagues = NO_PLAGUES  # who forgets its name there needs a person
     if plagues.quiet:
         scenario = replace(
             scenario, manners=Manners(scenario.manners.latency_s), trouble_every_s=NEVER_S, twin=False
@@ -112,11 +126,12 @@ def play(
     restarts = Restarts(cluster, *often("reloads and stops", OFTEN_S, restarts_every_s))
     seconds = SecondDaemons(cluster, *often("second daemons", SECONDS_OFTEN_S, seconds_every_s))
     migrations = Migrations(cluster, *often("migrations", MIGRATIONS_OFTEN_S, migrations_every_s))
+    fencings = Fencings(cluster, made, format_chance)
     violation: Violation | None = None
     unread = UnreadLog(world, Random(f"unread log {seed}"))
     with _listening(world, unread):
         try:
-            _Play(cluster, restarts, damage, edits_made, seconds, migrations).all()
+            _Play(cluster, restarts, damage, edits_made, seconds, migrations, fencings).all()
             unread.close()
         except Violation as found:
             violation = found
@@ -172,10 +187,12 @@ class _Play:
         edits: ConfigEdits,
         seconds: SecondDaemons,
         migrations: Migrations,
+        fencings: Fencings,
     ) -> None:
         self.cluster = cluster
         self.seconds = seconds
         self.migrations = migrations
+        self.fencings = fencings
         self.damage = damage
         self.edits = edits
         self.restarts = restarts
@@ -188,7 +205,8 @@ class _Play:
     def all(self) -> None:
         workload, nemesis, orders = Workload(self.cluster), Nemesis(self.cluster), Orders(self.cluster)
         self.world.run(self.cluster.scenario.duration_s)
-        workload.stopped = orders.stopped = self.restarts.stopped = self.migrations.stopped = True
+        workload.stopped = orders.stopped = self.restarts.stopped = True
+        self.migrations.stopped = self.fencings.stopped = True
         nemesis.heal()
         self.damage.heal()
         self.edits.heal()
@@ -226,6 +244,7 @@ class _Play:
             joined = {s.host_id for s in (d.seats[space.name] for d in daemons) if s.member is not None}
             # Which ids hosts find for themselves is for the checkers; here they have to find one each.
             if len(joined) != len(ids) or (joined != ids and not self.cluster.scenario.auto_ids):
+                self.fencings.call_off_the_gone(daemons)
                 return False
         return True
 
@@ -297,6 +316,7 @@ class _Play:
                 kept = order.result()
                 if not kept:
                     return True
+                self._collected_if("'holdfast lease gc' on that host", *kept)
                 order = daemon.process.spawn(collect(daemon))
             return False
 
@@ -304,13 +324,20 @@ class _Play:
             4 * self.dead_s, all_out, f"{daemon.machine} takes all leases out", lambda: f"kept: {kept}"
         )
 
+    def _collected_if(self, said: str, *refusals: str) -> None:
+        """An operator does what a refusal asks for, on every host."""
+        if any(said in refusal for refusal in refusals):
+            for daemon in self._daemons():
+                assert isinstance(daemon, ManagedDaemon)
+                daemon.process.spawn(collect(daemon))
+
     def _gets(self, desk: Desk | ManagedDesk, bound_s: float, *, wait: bool) -> None:
         def got() -> bool:
             if desk.lease is None and not desk.busy:
-                if "'holdfast lease gc' frees some" in desk.last_refusal:
-                    for daemon in self._daemons():
-                        assert isinstance(daemon, ManagedDaemon)
-                        daemon.process.spawn(collect(daemon))
+                self._collected_if("'holdfast lease gc' frees some", desk.last_refusal)
+                self._collected_if("'holdfast lease gc' on that host", desk.last_refusal)
+                if "host fenced" in desk.last_refusal:
+                    self.fencings.call_off_the_gone(self._daemons())
                 spawn(desk, "start", Mode.EXCLUSIVE, wait=wait)
             return desk.lease is not None
 

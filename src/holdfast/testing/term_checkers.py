@@ -73,6 +73,9 @@ class TermCheckers:
         """When the last term with that host id was over."""
         self._generations: dict[tuple[str, int], int] = {}
         self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
+        self._names: dict[tuple[str, int], set[str]] = {}
+        self._over_by_record: dict[tuple[str, int], int] = {}
+        """The newest generation of each id that a record has shown free, or marked as dead."""
         self._members: set[tuple[Process, str, int, int]] = set()
 
     # --- delta leases ---
@@ -102,6 +105,10 @@ class TermCheckers:
         if known is None or node_of(known) != node_of(record):
             self._named_since[disk, host_id] = self.world.now
         self._records[disk, host_id] = record
+        self._names.setdefault((disk, host_id), set()).add(node_of(record))
+        if record.is_free or record.is_marked_dead:
+            self._over_by_record.setdefault((disk, host_id), record.generation)
+            self._over_by_record[disk, host_id] = max(record.generation, self._over_by_record[disk, host_id])
         self._recorded_at[disk, host_id] = self.world.now
         # A claim that hung, of an id that the host never had, is held up by nothing; whom it hits will notice.
         was_member = (process, disk, host_id, record.generation) in self._members
@@ -129,6 +136,14 @@ class TermCheckers:
             elif record.timestamp != term.written:
                 term.written, term.landed_at = record.timestamp, self.world.now
                 self._await_death(term)
+
+    def proven_over(self, disk: str, host_id: int, generation: int) -> bool:
+        """Whether a record has shown that generation free or marked as dead, or a newer one."""
+        return generation <= self._over_by_record.get((disk, host_id), -1)
+
+    def names_of(self, disk: str, host_id: int) -> set[str]:
+        """The nodes that have had an id."""
+        return self._names.get((disk, host_id), set())
 
     # --- terms ---
 
