@@ -96,6 +96,9 @@ class LeaseMaintenance(Protocol):
     async def free_own(self) -> None:
         """Give back what an earlier daemon of this incarnation held only to make or remove a lease."""
 
+    async def free_of_older_terms(self) -> None:
+        """Where leases never expire: the same for what earlier terms of this host held so, which nobody else gets."""
+
     async def noted_process(self, name: str) -> ProcessId | None:
         """The process that this host's note beside a lease names; None without a note."""
 

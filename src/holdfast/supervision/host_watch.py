@@ -14,7 +14,7 @@ from holdfast.ondisk.geometry import Geometry
 from holdfast.protocol.host_status import Action, HostTable, HostView, Sampled, Ticked
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.words import HostId, Instant
-from holdfast.supervision.host_terms import node_of
+from holdfast.supervision.host_names import node_of
 
 WIDE_LOOK_EVERY = 30
 """Every how many looks the whole area is read: each 10 minutes with the default io_timeout."""
