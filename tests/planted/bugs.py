@@ -324,7 +324,7 @@ BUGS = (
     ),
     _in(
         "ondisk.delta",
-        "no-timeout-ignored",
+        "no-timeout-forgotten",
         "hosts whose leases never expire are taken over by time",
         "return self._has(FLAG_NO_TIMEOUT)",
         "return False",
