@@ -526,8 +526,8 @@ BUGS = (
         "manager.departures",
         "unheard-release-forgotten",
         "a release that no daemon heard is never made up for",
-        "if locks and owner.unknown is None and stands(self._status_of(owner)):",
-        "if False:",
+        "            self._depart_if_it_stands(owner)\n        self._claims =",
+        "            pass\n        self._claims =",
         "unit/manager/test_departures.py::test_next_daemon_finds_out_that_libvirt_released_while_nobody_listened",
     ),
     _in(
