@@ -464,3 +464,16 @@ def test_vm_in_a_mount_namespace_of_its_own_runs_all_the_same(machine: Machine) 
     qemu = machine.host.processes.pop()
     machine.host.processes.append(Program(qemu.pid, qemu.name, qemu.arguments, elsewhere=True))
     assert machine.ids() == {"HF090"}
+
+
+def test_hashed_names_of_disks_with_leases_are_noted(with_leases: Machine) -> None:
+    assert "HF120" not in with_leases.ids()
+    with_leases.lockd('file_lockspace_dir = "/srv/lockd"\n')
+    finding = with_leases.one("HF120")
+    assert "file_lockspace_dir" in finding.facts
+    assert "backend 'san' has leases" in finding.facts
+
+
+def test_hashed_names_of_disks_without_leases_are_no_finding(machine: Machine) -> None:
+    machine.lockd('file_lockspace_dir = "/srv/lockd"\n')
+    assert "HF120" not in machine.ids()

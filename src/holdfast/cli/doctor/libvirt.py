@@ -71,6 +71,10 @@ def _whom(scene: Scene, file: str, conf: ConfFile) -> Iterator[Finding]:
         )
 
 
+HASHING = ("file_lockspace_dir", "lvm_lockspace_dir", "scsi_lockspace_dir")
+"""Settings with which libvirt asks for a name of the disk in place of its path."""
+
+
 def lockd_conf(scene: Scene) -> Iterator[Finding]:
     file = scene.path(LOCKD_CONF)
     conf = read_conf(file)
@@ -79,8 +83,9 @@ def lockd_conf(scene: Scene) -> Iterator[Finding]:
             yield found("HF032", f"{file} can't be read: {conf.reason}", f"ls -l {file}")
         return
     yield from _readable(scene, file, conf, LOCKD_CONF)
-    for name in ("auto_disk_leases", "file_lockspace_dir", "lvm_lockspace_dir", "scsi_lockspace_dir"):
+    for name in ("auto_disk_leases", *HASHING):
         yield from _twice(file, conf, name, scene)
+    yield from _hashed(scene, file, conf)
     if conf.text("auto_disk_leases") == "0":
         required = conf.text("require_lease_for_disks") != "0"
         text = "disks are not locked, only <lease> elements" + (
@@ -90,6 +95,19 @@ def lockd_conf(scene: Scene) -> Iterator[Finding]:
             "HF034",
             f"{file} has auto_disk_leases = 0: {text}",
             f"remove that line, then: {restart(scene)}; or give every domain its <lease>, and ignore this",
+        )
+
+
+def _hashed(scene: Scene, file: str, conf: ConfFile) -> Iterator[Finding]:
+    """Names that libvirt makes of paths, where leases are named by the path (ADR 0181)."""
+    used = [name for name in HASHING if conf.text(name)]
+    leases = [n for n, table in scene.config.backend.items() if table.get("driver") == "paxos"]
+    if used and leases:
+        yield found(
+            "HF120",
+            f"{file} sets {', '.join(used)}, and backend '{leases[0]}' has leases: libvirt asks for disks by hashes",
+            "where all disks have leases: shut down or migrate this host's VMs, remove these lines, then: "
+            f"{restart(scene)}; where other disks need the lock files, start VMs with all their disks",
         )
 
 

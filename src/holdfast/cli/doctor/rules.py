@@ -531,6 +531,13 @@ _ALL = (
         "lease's own requests "
         "hang instead of failing.",
     ),
+    _note(
+        "HF120",
+        "libvirt's lock plugin",
+        "libvirt names disks by hashes, and they have leases",
+        "Leases are those of the paths all the same, read from libvirt's status files. A disk that stands in no such file "
+        "yet, one that is attached to a running VM or copied to, is refused.",
+    ),
 )
 
 RULES = {rule.id: rule for rule in _ALL}
