@@ -337,7 +337,7 @@ _ALL = (
         "HF063",
         "lease directory",
         "Another user or group may write in a lease directory",
-        "That is how sanlock and vdsm work; whoever has that account can free a lease that is held.",
+        "That is how sanlock and vdsm work; a process of that account can free a lease that is held.",
     ),
     _problem(
         "HF064",
