@@ -640,6 +640,15 @@ BUGS = (
         "daemon/test_leases.py::test_leases_on_a_file_system_of_this_host_alone_start_no_vm",
     ),
     _in(
+        "manager.routing",
+        "place-by-the-paths-rule",
+        "a disk in a lockspace has one lock file where its path is known and another one where it is not",
+        "return found if place.backend.capabilities.fenced else found._replace(backend=place.backend)",
+        "return found",
+        "unit/manager/test_hashed_names.py"
+        "::test_place_of_a_lock_without_a_lease_does_not_depend_on_whether_the_path_is_known",
+    ),
+    _in(
         "manager.hashed_names",
         "unknown-path-is-granted",
         "a hash whose path is not known gets a lease of its own",

@@ -54,7 +54,17 @@ class Routing:
         self.backends = dict(backends)
 
     def route(self, resource: Resource, path: str = "") -> Route:
-        """See `Rule.matches`."""
+        """See `Rule.matches`. A disk in a lockspace that has no lease keeps its place there, whatever backend the rule of
+        its path names: that is the lock file that all others know, also those that don't know the path (another host, a
+        disk that is being attached). What the rule demands is demanded all the same.
+        """
+        found = self._first(resource, path)
+        if not path or not resource.lockspace or found.backend.capabilities.fenced:
+            return found
+        place = self._first(resource, "")
+        return found if place.backend.capabilities.fenced else found._replace(backend=place.backend)
+
+    def _first(self, resource: Resource, path: str) -> Route:
         for rule in self.rules:
             if rule.matches(resource, path):
                 return rule.route

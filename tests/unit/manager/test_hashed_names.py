@@ -216,3 +216,27 @@ def test_shared_stays_shared(tmp_path: Path) -> None:
         assert world.manager.claimed(owner, Resource("", disk)) is Mode.SHARED
 
     run(scene)
+
+
+def test_place_of_a_lock_without_a_lease_does_not_depend_on_whether_the_path_is_known(tmp_path: Path) -> None:
+    """Found by two real hosts: one attached a disk, the other one started a VM with it, by another lock file."""
+    space = lockspace(tmp_path)
+
+    async def scene() -> None:
+        disk = str(tmp_path / "indirect" / "a.img")  # a rule gives it to another backend
+        status = Status("/another")
+        world = World(tmp_path, status=status)
+        hashed = want(indirect_name(disk), lockspace=space, create=True)
+        assert await world.manager.acquire(world.owner(7), hashed)
+        status.paths = (disk,)
+        (attached,) = world.manager.table
+        await world.manager.release(world.owner(7), hashed.resource)
+        assert await world.manager.acquire(world.owner(7), hashed)
+        (started,) = world.manager.table
+        assert (
+            (started.path, started.backend)
+            == (attached.path, attached.backend)
+            == (f"{space}/{hashed.resource.name}", "file")
+        )
+
+    run(scene)
