@@ -165,8 +165,8 @@ class Journal:
         """A whole journal with these lines, checksum included."""
         return _FIRST + _encode_lines([self._start, *lines])
 
-    def compact(self) -> None:
-        """Rewrite the file from the live state; if that fails the old file goes on."""
+    def compact(self) -> bool:
+        """Rewrite the file from the live state; whether that worked. If not, the old file goes on."""
         lines = self._snapshot()
         series = self._next_series()
         head: list[Line] = [SeriesLine(series)] if series else []
@@ -175,13 +175,14 @@ class Journal:
         except OSError as e:
             log.error("the journal can't be rewritten: %s", e)
             self._lines_max = self._lines + COMPACT_LINES_MIN
-            return
+            return False
         self._is_cut = False
         self._lines = 2 + len(head) + len(lines)
         self._lines_max = max(COMPACT_LINES_MIN, COMPACT_FACTOR * self._lines)
         self._series = series
         self._last_series = max(self._last_series, series)
         self._record_extent()
+        return True
 
     def _next_series(self) -> int:
         """0 if no extent can be kept: a journal with a series and without its extent counts as damaged."""

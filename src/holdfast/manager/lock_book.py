@@ -7,6 +7,8 @@ back are `lost_locks`'.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 
 from holdfast.backends.base import Backend, Held
@@ -63,6 +65,8 @@ class LockBook:
         self.lent: dict[tuple[int, Resource], tuple[Mode, bool]] = {}
         """By owner and name: what was let go for a migration that may fail; its mode, and whether a file was made for it."""
         self._had_locks: dict[ProcessId, None] = {}
+        self._unrecorded: set[int] = set()
+        """Locks, by number, that were found held and could not be written into the journal since."""
 
     def had_locks(self, process: ProcessId | None) -> None:
         """This process has had a lock here, now or under an earlier daemon: it may get it back on a full disk."""
@@ -95,13 +99,15 @@ class LockBook:
         try:
             self._record(owner, lock_line(lock), *lines)
         except OSError:
-            pass  # it is held all the same; the journal reports that it can't be written, and is rewritten later
+            # It is held all the same; the journal reports that it can't be written, and is rewritten later.
+            self._unrecorded.add(lock.id)
 
     def adopted(self, lock: HostLock, before: Owner, owner: Owner, resource: Resource) -> None:
         """An unknown owner's claims on a lock become one claim of `owner` under this name; the lock is never let go.
         OSError: the journal can't be written, and nothing has changed.
         """
         strongest = max(lock.claims[before.id].values())
+        self._write_what_is_missing(lock)
         self._record(owner, claim_line(lock, owner.id, resource, strongest))
         self._hand_over(lock, before, owner, {resource: strongest})
 
@@ -151,6 +157,7 @@ class LockBook:
 
     def claim(self, owner: Owner, want: Want, lock: HostLock, *, converted: bool) -> None:
         """One more claim on a lock, or another mode of one.  OSError: as above."""
+        self._write_what_is_missing(lock)
         self._record(owner, claim_line(lock, owner.id, want.resource, want.mode))
         self._table.claim(lock, owner.id, want.resource, want.mode)
         lock.departing.discard((owner.id, want.resource))
@@ -248,6 +255,13 @@ class LockBook:
             lines.extend(departing_line(lock, *claim) for claim in sorted(lock.departing))
         lines.extend(lent_line(*key, *how) for key, how in self.lent.items())
         return lines
+
+    def _write_what_is_missing(self, lock: HostLock) -> None:
+        """A claim on a lock that is not in the journal is damage to the next daemon (found by seed 96001051)."""
+        if lock.id in self._unrecorded:
+            if not self._journal.compact():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._unrecorded.clear()
 
     def _record(self, owner: Owner, *lines: jn.Line) -> None:
         process = owner.process_id

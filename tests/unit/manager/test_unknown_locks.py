@@ -370,3 +370,25 @@ def test_lines_that_an_older_daemon_does_not_know_are_kinds_of_their_own() -> No
     raw = b'["start",1,"boot-1","alpha"]\n'
     assert replay(raw).boot == "boot-1"
     assert jn.VERSION == 1
+
+
+def test_claim_on_a_lock_that_could_not_be_recorded_waits_for_the_lock_itself(tmp_path: Path) -> None:
+    """Found by seed 96001051: on a full disk a claim line fitted where the line of its lock had not."""
+
+    async def scene() -> None:
+        world = World(tmp_path)
+        disk = world.disk()
+        owner, before = world.owner(1), world.file.raw
+        await world.manager.acquire(owner, want(disk, Mode.SHARED))
+        (lock,) = world.manager.table
+        world.file.raw = before  # as a journal that was lost
+        world.file.room_bytes = len(before)
+        world.manager.book.restored(lock, owner)
+        assert world.file.raw == before
+        world.file.room_bytes = None
+        world.manager.book.claim(world.owner(2), want(disk, Mode.SHARED), lock, converted=False)
+        saved = world.saved()
+        assert saved.is_whole, saved.doubt
+        assert len(saved.locks) == 1
+
+    run(scene)
