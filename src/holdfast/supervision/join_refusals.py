@@ -102,4 +102,4 @@ def _way_out(claim: Claim, by: DeltaLease, is_found: bool) -> str:
         if namesake
         else "it has this host's former id: it may be its clone, with a copy of its state_dir"
     )
-    return f"this host ({claim.host_name}) finds another one; {cause}"
+    return f"this host ({claim.host_name}) finds another one if that host goes on renewing it; {cause}"

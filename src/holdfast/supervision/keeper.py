@@ -149,6 +149,8 @@ class LockspaceKeeper:
         self._lease_writes = lease_writes
         self._others: set[tuple[int, str]] = set()
         """Records that another host was seen to renew, by host id and host name: a clone of this one, or its namesake."""
+        self._suspect: tuple[int, str] | None = None
+        """The record that the last try has seen to change."""
         self._plan_tried: Plan | None = None
         self._spawn = spawn
         self._news = news
@@ -628,15 +630,17 @@ class LockspaceKeeper:
             self._first_try_done()
 
     def _leave_to(self, holder: DeltaLease) -> None:
-        """The host id that was tried is another host's. If it was watched, that host was seen to renew it, and has it for
-        good. A claim that was written before it (`only_if_free`) proves nothing: the record may be one that a try of our own
-        left late.
+        """The host id that was tried is another host's, or a write of an earlier try of our own has landed there late. That
+        lands once: a record that changes while it is watched, and again while it is watched under the same name, is renewed
+        by another host, which has the id for good. A claim that was written before ours (`only_if_free`) was not watched.
         """
         plan = self._plan_tried
         if plan is None or plan.only_if_free or holder.is_marked_dead or holder.is_no_timeout:
             return
-        if not holder.host_name.says(plan.host_name):
-            self._others.add((plan.host_id, holder.host_name.text))
+        seen = plan.host_id, holder.host_name.text
+        if seen == self._suspect and not holder.host_name.says(plan.host_name):
+            self._others.add(seen)
+        self._suspect = seen
 
     def _not_joined(self, reason: str) -> None:
         log.warning("lockspace %s is not joined: %s", self.name, reason)
