@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -69,8 +68,6 @@ class TermCheckers:
         self._records: dict[tuple[str, int], DeltaLease] = {}
         self._recorded_at: dict[tuple[str, int], float] = {}
         self._named_since: dict[tuple[str, int], float] = {}
-        self._over_at: dict[tuple[str, int], float] = {}
-        """When the last term with that host id was over."""
         self._generations: dict[tuple[str, int], int] = {}
         self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
         self._names: dict[tuple[str, int], set[str]] = {}
@@ -170,15 +167,11 @@ class TermCheckers:
         record = self._records.get((term.disk, before))
         # A claim that landed late left its name elsewhere; who forgets its id may find that one first.
         long_ours = self.world.now - self._named_since.get((term.disk, term.host_id), 0.0) > LONG_OURS_S
-        # A write of a term that is over lands late: a host that watches that record sees somebody renew it (ADR 0190).
-        over_at = self._over_at.get((term.disk, before), math.inf)
-        seen_renewed = over_at < self._recorded_at.get((term.disk, before), 0.0)
         if (
             before != term.host_id
             and record is not None
             and node_of(record) == term.machine.name
             and not long_ours
-            and not seen_renewed
         ):
             self.world.fail("I8 one host has a host id", f"{term} had host_id {before} before", term.machine)
         self._host_ids[term.disk, term.machine] = term.host_id
@@ -208,7 +201,6 @@ class TermCheckers:
     def is_over(self, term: Term, why: str) -> None:
         if not term.over:
             term.over = True
-            self._over_at[term.disk, term.host_id] = self.world.now
             self.running.remove(term)
             term.beliefs.clear()
             self.world.tell(term.machine.name, f"its term {term.host_id}/{term.generation} is over: {why}")
