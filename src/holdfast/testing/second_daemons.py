@@ -267,7 +267,8 @@ class SecondDaemons:
         if first.alive and first.seats[space.name].keeper.state is KeeperState.JOINED:
             self._world.fail(claim, f"two daemons have joined {space.name}", machine)
         for vm in machine.vms:
-            if vm.held and vm.running and vm.resource in space.resources:
+            has_left = vm.migrating and vm.paused
+            if vm.held and vm.running and not has_left and vm.resource in space.resources:
                 self._world.fail(
                     claim, f"the second one has joined {space.name}, where {vm.name} has a lease", machine
                 )
