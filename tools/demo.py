@@ -103,7 +103,7 @@ class Demo:
             first.send_signal(signal.SIGTERM)
             first.wait(timeout=WAIT_S)
             wait_until(self.free, "the release")
-            self.show("who", str(self.disk), expect=1)
+            self.show("who", str(self.disk), expect=3)
             self.show("events", expect=0)
         finally:
             for process in (first, daemon):

@@ -36,7 +36,7 @@ def test_who_names_the_holder_on_either_host(any_lab: Lab) -> None:
     vm.destroy()
     lab.wait_free(disk)
     for host in lab.hosts:
-        assert who(lab, host, disk.path)[0] == 1
+        assert who(lab, host, disk.path)[0] == 3
 
 
 def test_who_follows_a_migration(lab: Lab) -> None:

@@ -25,7 +25,7 @@ from holdfast.ondisk.request import REQUEST_BYTES
 pytestmark = pytest.mark.interop
 
 every_geometry = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-REFUSED, FAILED, USAGE = 75, 1, 2
+REFUSED, FAILED, USAGE, UNKNOWN = 75, 1, 2, 4
 
 
 def holdfast(*arguments: str | Path, expect: int = 0) -> str:
@@ -258,7 +258,7 @@ def test_a_dump_of_damaged_and_foreign_bytes_is_an_answer(tmp_path: Path) -> Non
     direct("init", "-r", f"LS1:web:{path}:0")
     write_at(path, 20, b"\xff")
     write_at(path, MIB, b"\x1b[31mtext")
-    (damaged, foreign) = told("lease", "dump", path)["areas"]
+    (damaged, foreign) = told("lease", "dump", path, expect=UNKNOWN)["areas"]
     assert "damaged leader (checksum does not match)" in damaged["told"]["what"]
     assert "something else" in foreign["told"]["what"]
     assert "LOCKSPACE-PATH" in told("host", "list", path, expect=FAILED)["field"]
