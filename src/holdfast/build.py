@@ -17,7 +17,6 @@ from functools import partial
 
 from holdfast import config as configuration
 from holdfast.backends.base import Backend, BackendPorts
-from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.backends.registry import make_backend
 from holdfast.config import Config, DiskRule
 from holdfast.frontends.virtlockd import VirtlockdFrontend
@@ -196,8 +195,8 @@ def build(
         clock=clock,
         domains=ports.domains,
         status=ports.status,
-        actions={n: b.on_lockfailure for n, b in routing.backends.items() if isinstance(b, LeaseBackend)},
-        resets={n for n, b in routing.backends.items() if isinstance(b, LeaseBackend) and b.resets},
+        actions={name: backend.on_lockfailure for name, backend in routing.leases.items()},
+        resets={name for name, backend in routing.leases.items() if backend.resets},
     )
     collector, moved = LeaseCollector(manager, clock=clock), MovedDisks(manager, clock=clock)
     _connect(leases, manager, collector, lease_recovery, moved, watchers or LeaseWatchers())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.backends.lock_names import indirect_name
 from holdfast.control_api import HolderInfo, OwnerInfo
 from holdfast.manager.lock_book import HostLock
@@ -80,8 +79,8 @@ class Inspection:
 
     def _called(self, lock: HostLock, resource: Resource) -> str:
         """A lease that is held under its own name (`moved_disks`) is shown as the disk that it is for, if that is known."""
-        backend = self._manager.backends.get(lock.backend)
-        if isinstance(backend, LeaseBackend) and not resource.lockspace:
+        backend = self._manager.routing.leases.get(lock.backend)
+        if backend is not None and not resource.lockspace:
             return backend.names.path_of(resource.name)
         return str(resource)
 

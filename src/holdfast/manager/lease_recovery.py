@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
-from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.backends.lease_names import LEASE_KEY_DEVICE
 from holdfast.manager import events as ev
 from holdfast.manager.lock_book import HostLock
@@ -88,7 +87,7 @@ class LeaseRecovery:
         if lock.backend in backends:
             return True
         is_lease = bool(lock.keys) and lock.keys[0][0] == LEASE_KEY_DEVICE
-        return is_lease and not isinstance(self._manager.backends.get(lock.backend), LeaseBackend)
+        return is_lease and lock.backend not in self._manager.routing.leases
 
     def lost(self, loss: Loss) -> None:
         """Act first, log second: nothing that a log line might wait for may come before the first step of the ladder."""

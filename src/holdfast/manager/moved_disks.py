@@ -133,8 +133,8 @@ class MovedDisks:
 
     async def _guarded(self, moved: MovedDisk) -> bool:
         """Whether nothing is left to do for one."""
-        backend = self._manager.backends[moved.backend]
-        if not isinstance(backend, LeaseBackend) or any(self._leases(moved.owner, moved.lock)):
+        backend = self._manager.routing.leases.get(moved.backend)
+        if backend is None or any(self._leases(moved.owner, moved.lock)):
             return True
         try:
             why = await self._take(moved, backend)
@@ -191,12 +191,8 @@ class MovedDisks:
 
 def _is_lease(manager: LockManager, lock: HostLock, resource: Resource) -> bool:
     """Whether a claim goes by the name of the lease itself, and by no disk."""
-    backend = manager.backends.get(lock.backend)
-    return (
-        isinstance(backend, LeaseBackend)
-        and bool(lock.keys)
-        and lock.keys[0] == backend.names.key(resource.name)
-    )
+    backend = manager.routing.leases.get(lock.backend)
+    return backend is not None and bool(lock.keys) and lock.keys[0] == backend.names.key(resource.name)
 
 
 def _fix(owner: Owner) -> str:

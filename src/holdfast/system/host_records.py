@@ -6,7 +6,6 @@ block device has no records (docs/specs/host-records.md).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from holdfast.ondisk.host_record import RECORD_BYTES_MAX, is_record_name, path_o
 from holdfast.protocol.words import IoFailed
 from holdfast.system.disk_lane import DiskLane
 from holdfast.system.disk_worker import on_worker
-from holdfast.system.regular_file import Unreadable, create_beside, read_regular, write_all
+from holdfast.system.regular_file import Unreadable, read_regular, replace_regular
 
 ANSWER_S = 5.0
 """A record is one small file; storage that takes longer has other trouble, and nobody waits for this."""
@@ -70,19 +69,5 @@ def replace_record(lockspace_path: str, host_id: int, raw: bytes) -> str:
     like = os.stat(lockspace_path)
     if not stat.S_ISREG(like.st_mode):
         return NO_PLACE
-    path = path_of(os.path.realpath(lockspace_path), host_id)
-    temporary = f"{path}.new"
-    fd = create_beside(temporary)
-    try:
-        try:
-            write_all(fd, raw)
-            os.fchown(fd, like.st_uid, like.st_gid)
-            os.fchmod(fd, like.st_mode & 0o666)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    replace_regular(path_of(os.path.realpath(lockspace_path), host_id), raw, like=like)
     return ""

@@ -74,8 +74,11 @@ def read_regular(path: str, bytes_max: int) -> bytes | Unreadable:
     return raw if len(raw) <= bytes_max else Unreadable(f"it is larger than {bytes_max} bytes")
 
 
-def replace_regular(path: str, raw: bytes, *, durable: bool = False) -> None:
-    """Make `raw` the whole content, all of it or nothing, mode 0600; raises OSError and leaves what was there.
+def replace_regular(
+    path: str, raw: bytes, *, durable: bool = False, like: os.stat_result | None = None
+) -> None:
+    """Make `raw` the whole content, all of it or nothing; raises OSError and leaves what was there. Mode 0600, or the owner
+    and the permissions to read and write of `like`.
 
     `durable`: it has reached stable storage when this returns.
     """
@@ -84,6 +87,9 @@ def replace_regular(path: str, raw: bytes, *, durable: bool = False) -> None:
     try:
         try:
             write_all(fd, raw)
+            if like is not None:
+                os.fchown(fd, like.st_uid, like.st_gid)
+                os.fchmod(fd, like.st_mode & 0o666)
             if durable:
                 os.fsync(fd)
         finally:
