@@ -18,6 +18,8 @@ from tests.support.users import NOBODY, NOGROUP, NotServed, ask_as_nobody
 
 from holdfast.cli import exits
 
+CHECKOUT = Path(__file__).parents[2]
+
 
 def edit(daemon: Holdfastd, old: str, new: str) -> None:
     text = daemon.config.read_text()
@@ -134,11 +136,18 @@ def test_lockspace_commands_answer_in_json(make_host: MakeHost) -> None:
 
 
 def as_nobody(place: Path, *command: str, before: str = "true") -> subprocess.CompletedProcess[str]:
-    """In a mount namespace where nothing of this machine's is in /run."""
+    """In a mount namespace where nothing of this machine's is in /run, and where the user reaches the checkout.
+
+    A checkout below a directory that only root enters, such as root's home, is bound to one that everybody does.
+    """
     os.chmod(place, 0o755)
     user = f"setpriv --reuid={NOBODY} --regid={NOGROUP} --clear-groups"
+    bound = place / "checkout"
+    bound.mkdir(exist_ok=True)
+    program = f"{bound / BIN.relative_to(CHECKOUT)}/python -m holdfast.cli.main"
     script = (
-        f"mount -t tmpfs holdfast-test /run && {before} && exec {user} {BIN}/holdfast {' '.join(command)}"
+        f"mount --bind {CHECKOUT} {bound} && mount -t tmpfs holdfast-test /run && {before} && "
+        f"exec env PYTHONPATH={bound}/src {user} {program} {' '.join(command)}"
     )
     return subprocess.run(
         ["unshare", "-m", "--propagation", "private", "sh", "-c", script],

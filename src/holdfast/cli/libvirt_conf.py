@@ -24,6 +24,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _COMMENT = re.compile(r"#[^\r\n]*")
 _END_OF_LINE = re.compile(r"[\r\n]+")
 _QUOTES = ('"""', '"', "'")
+NUMBER_MAX = 2**63 - 1
+"""Of a long long. libvirt 9.0 takes larger ones and reads another number; 11.3 refuses the file."""
 LISTS_WITHIN_MAX = 100
 """Lists in lists; libvirt's own keys have one."""
 
@@ -125,8 +127,11 @@ class _Reader:
         number = _NUMBER.match(self._text, self._at)
         if number is None:
             raise _Wrong('a value: a number, or text in quotes such as "lockd"')
+        digits = number[0].lstrip("+-0") or "0"
+        if len(digits) > len(str(NUMBER_MAX)) or int(digits) > NUMBER_MAX:
+            raise _Wrong(f"a number of at most {NUMBER_MAX}, which is all that libvirt 11 reads")
         self._at = number.end()
-        return int(number[0]) if len(number[0]) < 20 else number[0]
+        return -int(digits) if number[0].startswith("-") else int(digits)
 
     def _quoted(self, quote: str) -> str:
         end = self._text.find(quote, self._at)

@@ -19,7 +19,8 @@ ACCEPTED = (
     "\tx\t=\t1\n",
     "x = -5\n",
     "x = +5\n",
-    "x = 99999999999999999999\n",
+    "x = 9223372036854775807\n",
+    f"x = {'0' * 5000}9\n",
     'x = ""\n',
     "x = 'a'\n",
     'x = """a"b\nc"""\n',
@@ -42,6 +43,8 @@ ACCEPTED = (
     'max_clients = 9\nmax_clients = "x"\n',  # the first one counts
     "log_filters = '1:x'\nlog_filters = 5\n",
 )
+TOO_LARGE = ("x = 9223372036854775808\n", "x = 99999999999999999999\n", "x = -9223372036854775810\n")
+"""Of these libvirt 9.0 reads another number, and 11.3 refuses the file."""
 REFUSED = (
     "\n",
     "   \n",
@@ -106,6 +109,13 @@ def libvirt_says(place: Path, text: str) -> str:
 def test_file_that_libvirt_accepts_is_accepted(text: str, tmp_path: Path) -> None:
     assert libvirt_says(tmp_path, text) == ""
     assert libvirt_conf.parse(text).error == ""
+
+
+@pytest.mark.parametrize("text", TOO_LARGE)
+def test_number_that_newer_libvirt_refuses_is_refused(text: str, tmp_path: Path) -> None:
+    said = libvirt_says(tmp_path, text)
+    assert said == "" or "numeric overflow" in said
+    assert "a number of at most 9223372036854775807" in libvirt_conf.parse(text).error
 
 
 @pytest.mark.parametrize("text", REFUSED)
