@@ -50,6 +50,11 @@ class Term:
         return f"{self.machine} (host_id {self.host_id} generation {self.generation})"
 
     @property
+    def is_left(self) -> bool:
+        """Whether its daemon has died with no owner: nothing depends on it, and an operator may rightly call it off."""
+        return self.process is not self.machine.process and not self.vms
+
+    @property
     def fails_at(self) -> float:
         """By the machine's clock, and not a moment later."""
         return self.written + TIMESTAMP_SLACK_S + FAIL_FACTOR_OF_THE_SPEC * self.io_timeout_s
@@ -246,11 +251,9 @@ class TermCheckers:
         for term in self.running:
             if term.dismissed():
                 term.dismissed = lambda: True  # for good: what is written later is the next term's
-            # A term of a daemon that has died concerns its machine only as long as somebody rests on it.
-            left = term.dismissed() or (term.process is not machine.process and not term.vms)
             if (
                 term.machine is machine
-                and not left
+                and not (term.dismissed() or term.is_left)
                 and fires_at > term.fails_at + self.fire_timeout_s + ROUNDING_S
             ):
                 self.world.fail(
