@@ -36,6 +36,8 @@ class Process:
         self.loop = ProcessLoop(self)  # type: ignore[abstract]
         self._stall: tuple[int, float, str] | None = None
         self._inside_call = False
+        self._resumed_at = -1.0
+        """When the last stall ended: the step that it hit runs at that moment, and is not hit again (docs/safety.md)."""
 
     def freeze(self, seconds: float) -> None:
         """Stop it between two of its steps, as SIGSTOP or a starved scheduler does."""
@@ -72,7 +74,7 @@ class Process:
         """What every port that does not suspend calls first: here the process may lose its processor."""
         if not self.alive:
             raise ProcessGone
-        if self._stall is None or self.world.depth > 1:
+        if self._stall is None or self.world.depth > 1 or self.world.now == self._resumed_at:
             return
         calls, seconds, wanted = self._stall
         if wanted not in ("", kind):
@@ -87,6 +89,7 @@ class Process:
             while self.alive and self.frozen_until > self.world.now:
                 self.world.run(self.frozen_until)
         self._inside_call = False
+        self._resumed_at = self.world.now
         self._thaw()
         if not self.alive:
             raise ProcessGone
