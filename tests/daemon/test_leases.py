@@ -439,3 +439,23 @@ def test_leases_on_a_file_system_of_this_host_alone_start_no_vm(make_host: MakeH
     alpha.kill(signal.SIGTERM)
     alpha.start()
     wait_until(lambda: refusal(alpha, disk) == "", "the disk to be had")
+
+
+def test_collection_goes_through_the_lockspaces_that_can_be_asked(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    make_lockspace(leases / "other", name="other")
+    alpha = make_host("alpha", 1)
+    table = alpha.config.read_text().split("[backend.leases]")[1].split("[[disk]]")[0]
+    alpha.config.write_text(f'{alpha.config.read_text()}\n[backend.a]\nlockspace = "other"\n{table}')
+    joined(alpha.start())
+    alpha.says("lockspace other: joined as")
+    assert refusal(alpha, make_disk(place)) == ""
+    assert alpha.cli("lockspace", "leave", "other").returncode == 0
+    rows = alpha.cli_json("lease", "gc")
+    assert [each["kept_because"] for each in rows if each["backend"] == "leases"] == [""]
+    (absent,) = (each for each in rows if each["backend"] == "a")
+    assert absent["name"] == "every other lease"
+    assert "not in lockspace other now" in absent["kept_because"]
+    assert alpha.cli("lockspace", "leave", SPACE).returncode == 0
+    assert alpha.cli("lease", "gc").returncode != 0

@@ -24,6 +24,9 @@ from holdfast.system.file_lock import FileKey
 
 log = logging.getLogger(__name__)
 
+ALL_OTHERS = "every other lease"
+"""The name in the answer of what a backend that can't be asked has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Collected:
@@ -51,27 +54,38 @@ class LeaseCollector:
         """
 
     async def collect(self, *, dry_run: bool) -> list[Collected]:
-        """Of every backend with leases; raises a `LockError` if there is none, or it can't be asked."""
+        """Of every backend with leases; raises a `LockError` if there is none, or none can be asked."""
         backends = [b for b in self._manager.backends.values() if isinstance(b, LeaseBackend)]
         if not backends:
             raise Refused(reason='no backend has leases (driver = "paxos")')
         collected: list[Collected] = []
+        failed: list[LockError] = []
         for backend in backends:
-            upkeep = backend.upkeep
-            if not dry_run:
-                await upkeep.free_of_older_terms()
-            # One after the other: this is nobody's hurry.
-            for name in await upkeep.lease_names():
-                taking = partial(upkeep.take_out, name, dry_run=dry_run)
-                collected.append(Collected(backend.name, name, await self._one(backend, name, taking)))
-            for stray in await upkeep.strays():
-                taking = partial(upkeep.take_out_stray, stray, dry_run=dry_run)
-                kept_because = await self._one(backend, stray.name, taking)
-                shown = f"{stray.name} at {stray.offset_bytes}, which its name does not lead to"
-                collected.append(Collected(backend.name, shown, kept_because))
+            try:
+                await self._collect_of(backend, collected, dry_run=dry_run)
+            except LockError as e:
+                # One lockspace that this host is not in, or one sick storage, keeps nothing of the others.
+                failed.append(e)
+                collected.append(Collected(backend.name, ALL_OTHERS, str(e)))
+        if len(failed) == len(backends):
+            raise failed[0]
         out = sum(not each.kept_because for each in collected)
         log.info("leases: %d of %d %s", out, len(collected), "could be taken out" if dry_run else "taken out")
         return collected
+
+    async def _collect_of(self, backend: LeaseBackend, collected: list[Collected], *, dry_run: bool) -> None:
+        upkeep = backend.upkeep
+        if not dry_run:
+            await upkeep.free_of_older_terms()
+        # One after the other: this is nobody's hurry.
+        for name in await upkeep.lease_names():
+            taking = partial(upkeep.take_out, name, dry_run=dry_run)
+            collected.append(Collected(backend.name, name, await self._one(backend, name, taking)))
+        for stray in await upkeep.strays():
+            taking = partial(upkeep.take_out_stray, stray, dry_run=dry_run)
+            kept_because = await self._one(backend, stray.name, taking)
+            shown = f"{stray.name} at {stray.offset_bytes}, which its name does not lead to"
+            collected.append(Collected(backend.name, shown, kept_because))
 
     def begin(self) -> None:
         """Every lock that is to be held again stands in the table: backends that resumed are read from now on."""
