@@ -66,6 +66,9 @@ PINNED = (
 FOUND_SINCE = (
     96001051,  # a full disk took the note of a claim, and not that of its lock
     96001908,  # the checker asked for a term that a dead daemon had left, and an operator had called off
+    97000305,  # the nemesis hit one feeding of a watchdog twice, which docs/safety.md rules out
+    97000612,  # gc freed nothing anywhere while its host was not in one of its lockspaces
+    97002972,  # a word about the host in a record freed the lease of another one that had shown the same term
 )
 
 

@@ -36,6 +36,10 @@ its own host id again at once, and its virtual machines run on until its watchdo
     its daemon is killed and started again: generation 4        sees generation 4 at S, after R'
     the watchdog entry of generation 3 fires by R' + dead       waits until S + dead
 
+Two hosts may show one term: both claim an id with the same generation, the write of one hangs, and lands on the record of
+the other when that is a member already. That one notices at its next renewal, and is over at its dead bound at the latest;
+until then a free record, a mark or a person's word about the name in the record says nothing about it (`HostView.disputed`).
+
 So an older term is over if its own free record was seen, or DEAD was, before the newer one; or if the newer one has been
 seen for the dead bound. Counting from the last renewal *seen* of the older term would be too early, by one that was not.
 """
@@ -113,6 +117,8 @@ class SeenTerm:
     """
     no_timeout: bool = False
     """Whether it has ever shown that its leases never expire by time."""
+    names: tuple[str, ...] = ()
+    """The hosts that have shown it, the first two: more than one make it a disputed term."""
 
 
 # How many terms of one host are kept. A host that joins more often within one term of ours forgets how the oldest ended, and
@@ -142,6 +148,8 @@ class HostView:
     no_timeout: bool = False  # its leases never expire by time
     marked_by: tuple[int, int] | None = None  # who has marked this generation as dead, if anybody has
     terms: tuple[SeenTerm, ...] = ()  # ascending; the last one is the present one
+    # Which other host has shown this very term. Empty if none has, or if the record has stood for the dead bound since.
+    disputed: str = ""
     fault: str = ""
 
     @property
@@ -149,6 +157,8 @@ class HostView:
         """What a person should know beside the state; mostly nothing."""
         if self.fault:
             return self.fault
+        if self.disputed:
+            return f"host {self.disputed} has shown the same generation"
         if self.marked_by is not None:
             return f"marked dead (DEAD_EXT) by host_id {self.marked_by[0]}"
         return "its leases never expire by time (NO_TIMEOUT)" if self.no_timeout else ""
@@ -222,7 +232,14 @@ class HostTable:
             no_timeout=seen.no_timeout,
             marked_by=seen.record.marked_by if seen.record.is_marked_dead else None,
             terms=terms,
+            disputed=self._disputed(host_id, seen, seen.record),
         )
+
+    def _disputed(self, host_id: HostId, seen: _Observation, record: DeltaLease) -> str:
+        term = next((t for t in self._terms.get(host_id, ()) if t.generation == record.generation), None)
+        if term is None or len(term.names) < 2 or self._has_stood_for_dead_bound(seen):
+            return ""
+        return next(name for name in reversed(term.names) if name != record.host_name.text)
 
     def _state(self, host_id: HostId, seen: _Observation, record: DeltaLease, now: Instant) -> HostState:
         if record.is_free:
@@ -280,20 +297,26 @@ class HostTable:
         same = next((t for t in self._terms.get(host_id, ()) if t.generation == present), None)
         if before is not None and isinstance(before.record, DeltaLease) and older:
             was_of = Generation(before.record.generation)
-            ended = before.record.is_free or before.record.is_marked_dead or self._is_dead(host_id, before)
+            given_back = before.record.is_free or before.record.is_marked_dead
+            ended = given_back and not self._disputed(host_id, before, before.record)
+            ended = ended or self._is_dead(host_id, before)
             older = [replace(t, seen_to_end=ended) if t.generation == was_of else t for t in older]
         seen = SeenTerm(
             present,
             same.since if same is not None else now,
             max(io_timeout_s, same.io_timeout_s if same is not None else 0),
             no_timeout=no_timeout or (same is not None and same.no_timeout),
+            names=_names_shown(same, record),
         )
         return (*older, seen)[-TERMS_KEPT_MAX:]
 
     def _is_dead(self, host_id: HostId, seen: _Observation) -> bool:
+        return host_id != self._own_id and self._has_stood_for_dead_bound(seen)
+
+    def _has_stood_for_dead_bound(self, seen: _Observation) -> bool:
+        """Whether looks prove that; never in a lockspace where time proves nothing."""
         dead_s = self._timing.of_host(seen.io_timeout_s).dead_s
-        unchanged_s = seen.confirmed_at - seen.unchanged_since
-        return host_id != self._own_id and not seen.no_timeout and unchanged_s > dead_s
+        return not seen.no_timeout and seen.confirmed_at - seen.unchanged_since > dead_s
 
     def _notifications(self, host_id: HostId, record: DeltaLease | Malformed, sector: bytes) -> list[Action]:
         if isinstance(record, Malformed) or host_id == self._own_id:
@@ -315,7 +338,7 @@ def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
     """
     if fresh.generation > term:
         return any(seen.generation == term and seen.seen_to_end for seen in view.terms)
-    if (fresh.is_free or fresh.is_marked_dead) and fresh.generation == term:
+    if (fresh.is_free or fresh.is_marked_dead) and fresh.generation == term and not view.disputed:
         return True
     return (
         view.state is HostState.DEAD
@@ -368,6 +391,11 @@ def _same_generation(before: _Observation, record: DeltaLease | Malformed) -> bo
     return (
         isinstance(old, DeltaLease) and isinstance(record, DeltaLease) and old.generation == record.generation
     )
+
+
+def _names_shown(same: SeenTerm | None, record: DeltaLease) -> tuple[str, ...]:
+    names = same.names if same is not None else ()
+    return names if record.host_name.text in names else (*names, record.host_name.text)[:2]
 
 
 def _no_timeout_shown(before: _Observation | None, record: DeltaLease | Malformed) -> bool:

@@ -132,7 +132,7 @@ def attested_off(
         return False
     if not word_covers(record, term):
         return False
-    bound_s = silence_s(timing.of_host(max(record.io_timeout_s, view.io_timeout_s)))
+    bound_s = silence_s(timing.of_host(max(record.io_timeout_s, view.io_timeout_s)), view)
     unchanged = view.timestamp == HostTimestamp(record.timestamp) and not view.changed_at_latest_look
     return unchanged and view.unchanged_s > bound_s
 
@@ -142,9 +142,13 @@ def word_covers(record: DeltaLease, term: Generation) -> bool:
     return record.generation == term or (record.is_no_timeout and record.generation > term)
 
 
-def silence_s(timing: Timing) -> int:
-    """How long a host of that timing must have been silent for a person's word about it to count: 3 io_timeouts."""
-    return timing.renewal_s + timing.io_timeout_s
+def silence_s(timing: Timing, view: HostView) -> int:
+    """How long a host of that timing must have been silent for a person's word about it to count: 3 io_timeouts.
+
+    The word names one host. If another one has shown the same term, and may hold leases with it, that one is over only
+    at its dead bound.
+    """
+    return timing.dead_s if view.disputed else timing.renewal_s + timing.io_timeout_s
 
 
 OwnerVerdict = MayTake | Busy | HostUnknown | NeverByTime | LeaderChanged | Malformed | IoFailed

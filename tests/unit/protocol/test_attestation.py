@@ -61,3 +61,9 @@ def test_host_that_may_have_renewed_contradicts_whoever_vouches(view: HostView, 
 def test_word_is_about_one_term_of_one_host() -> None:
     assert not holds(SILENT, RECORD, (HostId(1), Generation(3)))
     assert not holds(SILENT, RECORD, (HostId(2), Generation(4)))
+
+
+def test_word_about_one_of_two_hosts_that_have_shown_a_term_waits_for_the_dead_bound_of_the_other() -> None:
+    disputed = replace(SILENT, disputed="beta", unchanged_s=TIMING.dead_s)
+    assert not holds(disputed)
+    assert holds(replace(disputed, unchanged_s=TIMING.dead_s + 0.1))

@@ -238,6 +238,31 @@ def test_generation_that_goes_back_takes_back_what_the_newer_one_proved() -> Non
     assert left_s(hosts, 40) == 30 + 68 - 40
 
 
+def test_term_that_two_hosts_have_shown_is_not_over_when_one_of_them_gives_it_back() -> None:
+    hosts = table()
+    look(hosts, 0, ALIVE)
+    of_gamma = replace(ALIVE, host_name=PaddedName.of("gamma"), timestamp=20)
+    look(hosts, 1, of_gamma)
+    assert hosts.view(OTHER, Instant(1)).disputed == "beta"
+    freed = replace(of_gamma, timestamp=0)
+    look(hosts, 2, freed)
+    look(hosts, 70, freed)
+    assert not proven_gone(Generation(3), freed, hosts.view(OTHER, Instant(70)))
+    look(hosts, 71, freed)  # the free record has stood for the dead bound
+    assert hosts.view(OTHER, Instant(71)).disputed == ""
+    assert proven_gone(Generation(3), freed, hosts.view(OTHER, Instant(71)))
+
+
+def test_newer_term_does_not_prove_the_end_of_a_disputed_one_by_its_free_record() -> None:
+    hosts = table()
+    look(hosts, 0, ALIVE)
+    freed = replace(ALIVE, host_name=PaddedName.of("gamma"), timestamp=0)
+    look(hosts, 1, freed)
+    look(hosts, 2, REJOINED)
+    assert not proven_gone(Generation(3), REJOINED, hosts.view(OTHER, Instant(2)))
+    assert left_s(hosts, 2) == 68
+
+
 def test_terms_of_one_host_are_kept_up_to_a_bound() -> None:
     hosts = table()
     for generation in range(3, 3 + TERMS_KEPT_MAX + 5):
