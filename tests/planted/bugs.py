@@ -40,8 +40,8 @@ BUGS = (
         "protocol.owner_test",
         "word-about-one-of-two",
         "a word about one of two hosts that have shown a generation frees the leases of the other",
-        "timing.dead_s if view.disputed else timing",
-        "timing",
+        "    if view.disputed:\n        return timing.dead_s\n",
+        "",
         "unit/protocol/test_attestation.py"
         "::test_word_about_one_of_two_hosts_that_have_shown_a_term_waits_for_the_dead_bound_of_the_other",
     ),

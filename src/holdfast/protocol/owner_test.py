@@ -148,7 +148,9 @@ def silence_s(timing: Timing, view: HostView) -> int:
     The word names one host. If another one has shown the same term, and may hold leases with it, that one is over only
     at its dead bound.
     """
-    return timing.dead_s if view.disputed else timing.renewal_s + timing.io_timeout_s
+    if view.disputed:
+        return timing.dead_s
+    return timing.renewal_s + timing.io_timeout_s
 
 
 OwnerVerdict = MayTake | Busy | HostUnknown | NeverByTime | LeaderChanged | Malformed | IoFailed
