@@ -201,8 +201,8 @@ MUTATIONS = (
         "manager.lease_collection",
         "index-of-older-terms-kept",
         "'lease gc' leaves what an older term of this host held of the index (found by seed 110)",
-        "                await upkeep.free_of_older_terms()",
-        "                pass",
+        "            await upkeep.free_of_older_terms()",
+        "            pass",
         made="NO_TIMEOUT",
     ),
     _in(
@@ -355,8 +355,8 @@ MUTATIONS = (
         "protocol.host_status",
         "dead-halved",
         "a host is seen dead after half of its dead bound",
-        "not seen.no_timeout and unchanged_s > dead_s",
-        "not seen.no_timeout and unchanged_s > dead_s / 2",
+        "seen.confirmed_at - seen.unchanged_since > dead_s",
+        "seen.confirmed_at - seen.unchanged_since > dead_s / 2",
     ),
     _in(
         "protocol.timing",

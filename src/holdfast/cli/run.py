@@ -139,13 +139,18 @@ def _keep(socket: str, disks: Sequence[DiskWish], command: list[str], go: int, n
             os._exit(exits.REFUSED)
         family = os.fsdecode(line.rstrip(b"\n"))
         become_subreaper()
+        known_read, known_write = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.close(known_write)
+            if not os.read(known_read, 1):
+                os._exit(exits.NOT_EXECUTABLE)  # the keeper was killed before its caller knew of this process
             if family:
                 cgroups.enter(family)
             _become(command)
-        _leave_the_terminal(news)
         _tell(news, _Started(pid, start_ticks(pid)))
+        os.write(known_write, b"\n")
+        _leave_the_terminal(news)
         code = _stay(pid, news)
         if disks:
             # In order: no descendant is left. Should the daemon be away, it finds this process ended when it starts.
