@@ -66,7 +66,7 @@ NEAR: dict[str, int] = {
     "record-left-behind": 50,
     "found-by-note-stays": 146,
     "promise-taken-back": 151,
-    "index-of-older-terms-kept": 744,
+    "index-of-older-terms-kept": 114,
     "no-timeout-ignored": 20,
     "older-term-over-by-time": 20,
     "lost-and-acquired-again": 5107,
