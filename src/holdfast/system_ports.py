@@ -15,7 +15,7 @@ from holdfast.build import SystemPorts
 from holdfast.config import Config
 from holdfast.lease_wiring import LeaseHostPorts, lane_of_leases
 from holdfast.manager.lease_rereading import ROUND_S
-from holdfast.supervision.host_names import TOKEN_DIGITS
+from holdfast.protocol.timing import NAME_TOKEN_DIGITS
 from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.presence import WatchdogChoice
 from holdfast.system import tasks
@@ -115,7 +115,7 @@ def lease_host_ports(
         directories=directories,
         identities=SystemDiskIdentities(),
         chance=SystemRandom(),
-        token=partial(secrets.token_hex, TOKEN_DIGITS // 2),
+        token=partial(secrets.token_hex, NAME_TOKEN_DIGITS // 2),
         generation_min=lambda: int(time.time()),
         reread_s=ROUND_S,
         host_records=lambda lockspace, path: SystemHostRecordFiles(

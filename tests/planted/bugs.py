@@ -26,6 +26,16 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 
 BUGS = (
+    # --- beside sanlock ---
+    _in(
+        "protocol.timing",
+        "own-fire-timeout-for-sanlock",
+        "a host of sanlock's, whose watchdog fires after 60 s, is dead after our own shorter fire timeout",
+        "        fire_s = max(self.fire_timeout_s, FIRE_TIMEOUT_DEFAULT_S) if of_others else self.fire_timeout_s\n",
+        "        fire_s = self.fire_timeout_s\n",
+        "unit/protocol/test_host_status.py"
+        "::test_watchdog_of_a_host_that_is_not_holdfasts_fires_after_60_s_whatever_ours_does",
+    ),
     # --- two hosts with one generation ---
     _in(
         "protocol.host_status",
@@ -128,7 +138,7 @@ BUGS = (
         "protocol.owner_test",
         "own-io-timeout-for-others",
         "an owner's dead bound is made of our io_timeout",
-        "dead_s = member.timing.of_host(max(record.io_timeout_s, watch.io_timeout_s)).dead_s",
+        "dead_s = _bounds(member.timing, shown_s, record, view).dead_s",
         "dead_s = member.timing.dead_s",
         "unit/protocol/test_owner_bounds.py"
         "::test_an_owner_with_a_greater_io_timeout_is_waited_for_by_its_own_bound",
@@ -165,7 +175,7 @@ BUGS = (
         "protocol.delta_lease",
         "own-io-timeout-for-claims",
         "a held host id is claimed after the dead bound of our own io_timeout",
-        "dead_s = claim.timing.of_host(first.io_timeout_s).dead_s",
+        "dead_s = claim.timing.of_host(first.io_timeout_s, first.host_name.text).dead_s",
         "dead_s = claim.timing.dead_s",
         "unit/protocol/test_delta_lease.py"
         "::test_a_host_id_of_a_silent_host_with_a_greater_io_timeout_is_claimed_after_its_own_bound",

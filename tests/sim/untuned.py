@@ -64,7 +64,7 @@ UNTUNED: tuple[Mutation, ...] = (
         "protocol.delta_lease",
         "others-bound-by-own-timeout",
         "A host that waits for another one's id waits for the dead bound of its own io_timeout, not of the other's.",
-        "dead_s = claim.timing.of_host(first.io_timeout_s).dead_s",
+        "dead_s = claim.timing.of_host(first.io_timeout_s, first.host_name.text).dead_s",
         "dead_s = claim.timing.dead_s",
     ),
     # An operator names the wrong host. It renews every two io_timeouts and the time that a write takes, so two looks

@@ -137,7 +137,7 @@ def _seen(
         "",
         view.fault or None,
     )
-    bounds = timing.of_host(record.io_timeout_s)
+    bounds = timing.of_host(record.io_timeout_s, record.host_name.text)
     match view.state:
         case HostState.FREE:
             seen.note = "nobody holds this id"

@@ -216,7 +216,7 @@ def _seconds_left(member: Membership, view: HostView) -> float | None:
     """Of the silence without which nobody's word counts; None if it is over, or if the host is gone by proof."""
     if view.state in (HostState.FREE, HostState.DEAD):
         return None
-    bound_s = silence_s(member.timing.of_host(view.io_timeout_s), view)
+    bound_s = silence_s(member.timing.of_host(view.io_timeout_s, view.name, view.disputed), view)
     if view.unchanged_s > bound_s and not view.changed_at_latest_look:
         return None
     return max(0.0, bound_s - view.unchanged_s) + member.timing.renewal_s / 2  # a look has to show it

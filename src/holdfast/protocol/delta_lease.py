@@ -289,7 +289,7 @@ async def _read_claimable(
         # Where leases never expire by time, a host id does not either.
         return HostIdBusy(first)
     seen_at = clock.now()
-    dead_s = claim.timing.of_host(first.io_timeout_s).dead_s
+    dead_s = claim.timing.of_host(first.io_timeout_s, first.host_name.text).dead_s
     poll_s = claim.timing.renewal_s
     reason = f"host id {claim.host_id} is held by {first.host_name}"
     if first.is_marked_dead:

@@ -210,7 +210,7 @@ class HostTable:
         terms = self._terms.get(host_id, ())
         if isinstance(seen.record, Malformed):
             return HostView(host_id=host_id, state=HostState.UNKNOWN, terms=terms, fault=str(seen.record))
-        dead_s = self._timing.of_host(seen.io_timeout_s).dead_s
+        dead_s = self._bounds(seen).dead_s
         unchanged_s = seen.confirmed_at - seen.unchanged_since
         state = self._state(host_id, seen, seen.record, now)
         dying = state in (HostState.LIVE, HostState.FAIL, HostState.UNKNOWN) and host_id != self._own_id
@@ -246,7 +246,7 @@ class HostTable:
             return HostState.FREE
         if host_id == self._own_id:
             return HostState.LIVE
-        bounds = self._timing.of_host(seen.io_timeout_s)
+        bounds = self._bounds(seen)
         if record.is_marked_dead or self._is_dead(host_id, seen):
             return HostState.DEAD
         if now - seen.unchanged_since > bounds.fail_s:
@@ -313,9 +313,13 @@ class HostTable:
     def _is_dead(self, host_id: HostId, seen: _Observation) -> bool:
         return host_id != self._own_id and self._has_stood_for_dead_bound(seen)
 
+    def _bounds(self, seen: _Observation) -> Timing:
+        name = seen.record.host_name.text if isinstance(seen.record, DeltaLease) else ""
+        return self._timing.of_host(seen.io_timeout_s, name)
+
     def _has_stood_for_dead_bound(self, seen: _Observation) -> bool:
         """Whether looks prove that; never in a lockspace where time proves nothing."""
-        dead_s = self._timing.of_host(seen.io_timeout_s).dead_s
+        dead_s = self._bounds(seen).dead_s
         return not seen.no_timeout and seen.confirmed_at - seen.unchanged_since > dead_s
 
     def _notifications(self, host_id: HostId, record: DeltaLease | Malformed, sector: bytes) -> list[Action]:
@@ -363,7 +367,8 @@ def succeeded_left_s(
     if fresh.is_no_timeout or view.no_timeout or any(seen.no_timeout for seen in own):
         return math.inf
     shown_s = max(fresh.io_timeout_s, *(seen.io_timeout_s for seen in (*newer[:1], *own)), 0)
-    dead_s = timing.of_host(shown_s).dead_s
+    names = [name for seen in (*newer[:1], *own) for name in seen.names]
+    dead_s = timing.of_host(shown_s, fresh.host_name.text, *names).dead_s
     if not newer or view.generation is None or view.generation <= term:
         return dead_s
     return dead_s - (looked_at - newer[0].since)

@@ -132,9 +132,13 @@ def attested_off(
         return False
     if not word_covers(record, term):
         return False
-    bound_s = silence_s(timing.of_host(max(record.io_timeout_s, view.io_timeout_s)), view)
+    bound_s = silence_s(_bounds(timing, max(record.io_timeout_s, view.io_timeout_s), record, view), view)
     unchanged = view.timestamp == HostTimestamp(record.timestamp) and not view.changed_at_latest_look
     return unchanged and view.unchanged_s > bound_s
+
+
+def _bounds(timing: Timing, io_timeout_s: int, record: DeltaLease, view: HostView) -> Timing:
+    return timing.of_host(io_timeout_s, record.host_name.text, view.name, view.disputed)
 
 
 def word_covers(record: DeltaLease, term: Generation) -> bool:
@@ -232,7 +236,8 @@ async def _watch_owner(
             never = record.is_no_timeout or view.no_timeout
             if view.changed_at_latest_look or ((not wait or never) and view.state is HostState.LIVE):
                 return Busy(leader, record.host_name.text, clock.now() - watch.since)
-            dead_s = member.timing.of_host(max(record.io_timeout_s, watch.io_timeout_s)).dead_s
+            shown_s = max(record.io_timeout_s, watch.io_timeout_s)
+            dead_s = _bounds(member.timing, shown_s, record, view).dead_s
             left_s = dead_s - (looked_at - watch.since)
             if never:
                 left_s = math.inf
@@ -275,7 +280,7 @@ def missed_left_s(
     view = member.view(host_id)
     if record.is_no_timeout or view.no_timeout:
         return math.inf
-    dead_s = member.timing.of_host(max(record.io_timeout_s, view.io_timeout_s)).dead_s
+    dead_s = _bounds(member.timing, max(record.io_timeout_s, view.io_timeout_s), record, view).dead_s
     if view.generation != record.generation or view.generation_since is None:
         return dead_s
     return dead_s - (looked_at - max(missed_since, view.generation_since))

@@ -1,7 +1,8 @@
 """Every bound of the lease protocols, derived from two numbers.
 
 `io_timeout` is a host's own choice and is recorded in its delta lease; `fire_timeout` is the watchdog's, is
-recorded nowhere and must be the same on all hosts of a lockspace.
+recorded nowhere and must be the same on all hosts of a lockspace that run Holdfast. sanlock's is 60 s: its hosts are
+known by their names, and at least that much counts for them, whatever our own is.
 
     0        2 io       6 io    8 io                          8 io + fire
     |---------|----------|-------|------------------------------|----------->  age of the last good renewal
@@ -29,6 +30,17 @@ IO_TIMEOUT_MIN_S = 1
 IO_TIMEOUT_MAX_S = 255
 
 FIRE_TIMEOUT_DEFAULT_S = 60
+"""sanlock's too (spec/sanlock-disk.md 5)."""
+
+NAME_TOKEN_DIGITS = 12
+"""Behind the last dot of the name of each incarnation of ours (`supervision.host_names`)."""
+
+
+def is_of_holdfast(host_name: str) -> bool:
+    """Whether a name in a record is of the form that Holdfast writes: the node's name, a dot and a token."""
+    node, _, token = host_name.rpartition(".")
+    return bool(node) and len(token) == NAME_TOKEN_DIGITS and not token.strip("0123456789abcdef")
+
 
 # How long owners get to end by themselves before they are killed, by the least fire timeout that leaves
 # room for it.
@@ -119,9 +131,15 @@ class Timing:
         """Least and greatest time to take over the lease of a host that died just now."""
         return self.dead_s, self.dead_s + HELD_LEASE_MAX_FACTOR * self.io_timeout_s
 
-    def of_host(self, io_timeout_s: int) -> "Timing":
-        """The bounds of a host that recorded this io_timeout; 0 means it did not say, so ours are taken."""
-        return Timing(io_timeout_s or self.io_timeout_s, self.fire_timeout_s)
+    def of_host(self, io_timeout_s: int, *host_names: str) -> "Timing":
+        """The bounds of a host that recorded this io_timeout; 0 means that it recorded none, and stands for ours.
+
+        `host_names`: of its record, or all that one generation has shown. One that is not of Holdfast's form stands for
+        sanlock's fire timeout, if ours is shorter.
+        """
+        of_others = any(name and not is_of_holdfast(name) for name in host_names)
+        fire_s = max(self.fire_timeout_s, FIRE_TIMEOUT_DEFAULT_S) if of_others else self.fire_timeout_s
+        return Timing(io_timeout_s or self.io_timeout_s, fire_s)
 
     def inequalities(self) -> tuple[Inequality, ...]:
         """Every order of bounds that the safety argument uses."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 import hashlib
 
 from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX
+from holdfast.protocol.timing import NAME_TOKEN_DIGITS, is_of_holdfast
 
-TOKEN_DIGITS = 12
-NODE_BYTES_MAX = HOST_NAME_BYTES_MAX - TOKEN_DIGITS - 1
+NODE_BYTES_MAX = HOST_NAME_BYTES_MAX - NAME_TOKEN_DIGITS - 1
 DIGEST_DIGITS = 8
 """32 bits: of two hosts whose names begin alike, one in 4 milliards has the digits of the other."""
 CUT_MARK = "~"
@@ -39,8 +39,7 @@ def fresh_name(node: str, token: str) -> str:
 
 def node_of(host_name: str) -> str:
     """What a name of ours says of its node; empty for a name of another kind."""
-    node, _, token = host_name.rpartition(".")
-    return node if len(token) == TOKEN_DIGITS and not token.strip("0123456789abcdef") else ""
+    return host_name.rpartition(".")[0] if is_of_holdfast(host_name) else ""
 
 
 def is_of_node(host_name: str, node: str) -> bool:

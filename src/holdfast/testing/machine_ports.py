@@ -19,8 +19,8 @@ from holdfast.build import SystemPorts
 from holdfast.config import Config
 from holdfast.lease_wiring import LeaseHostPorts
 from holdfast.model import ProcessId
+from holdfast.protocol.timing import NAME_TOKEN_DIGITS
 from holdfast.protocol.words import IoFailed
-from holdfast.supervision.host_names import TOKEN_DIGITS
 from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.presence import WatchdogChoice
 from holdfast.system import tasks
@@ -425,7 +425,7 @@ def managed_ports(
             directories=state.directories,
             identities=Identities(),
             chance=random,
-            token=lambda: f"{random.getrandbits(4 * TOKEN_DIGITS):0{TOKEN_DIGITS}x}",
+            token=lambda: f"{random.getrandbits(4 * NAME_TOKEN_DIGITS):0{NAME_TOKEN_DIGITS}x}",
             generation_min=state.generation_min,
             reread_s=state.reread_s,
         ),

@@ -16,6 +16,7 @@ from random import Random
 
 from holdfast.manager.unknown_locks import SETTLE_S_MAX
 from holdfast.protocol.paxos_release import Mode
+from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S
 from holdfast.system import tasks
 from holdfast.testing.cluster import Cluster, Kind, Scenario
 from holdfast.testing.config_edits import RATES, ConfigEdits
@@ -199,7 +200,10 @@ class _Play:
         self.world = cluster.world
         scenario = cluster.scenario
         io_s = max(scenario.io_timeouts_s)
-        self.dead_s = 8 * io_s + scenario.fire_timeout_s
+        fire_s = scenario.fire_timeout_s
+        if scenario.foreign:
+            fire_s = max(fire_s, FIRE_TIMEOUT_DEFAULT_S)  # which the others count for the host of that name
+        self.dead_s = 8 * io_s + fire_s
         self.renewal_s = 2 * io_s
 
     def all(self) -> None:

@@ -135,7 +135,7 @@ class Node:
         """`name`: that of an earlier life, whose id may then be claimed at once."""
         Node._lives += 1
         self.cluster = cluster
-        self.host = cluster.world.host(f"h{host_id}.{Node._lives}")
+        self.host = cluster.world.host(f"h{host_id}.{Node._lives:012x}")
         self.host_id = HostId(host_id)
         self.name = name or self.host.name
         self.successor: Node | None = None

@@ -263,6 +263,33 @@ def test_newer_term_does_not_prove_the_end_of_a_disputed_one_by_its_free_record(
     assert left_s(hosts, 2) == 68
 
 
+SHORT = Timing(1, 10)  # of a host whose watchdog fires after 10 s
+OF_HOLDFAST = replace(ALIVE, host_name=PaddedName.of("beta.0123456789ab"))
+
+
+@pytest.mark.parametrize(("record", "dead_s"), [(OF_HOLDFAST, 18), (ALIVE, 68)])
+def test_watchdog_of_a_host_that_is_not_holdfasts_fires_after_60_s_whatever_ours_does(
+    record: DeltaLease, dead_s: int
+) -> None:
+    hosts = HostTable("LS1", OWN, SHORT)
+    look(hosts, 0, replace(record, timestamp=1))
+    look(hosts, 1, record)
+    look(hosts, 1 + dead_s, record)
+    assert hosts.view(OTHER, Instant(1 + dead_s)).state is HostState.FAIL
+    look(hosts, 1.1 + dead_s, record)
+    assert hosts.view(OTHER, Instant(1.1 + dead_s)).state is HostState.DEAD
+
+
+@pytest.mark.parametrize(("before", "dead_s"), [(OF_HOLDFAST, 18), (ALIVE, 68)])
+def test_older_term_that_any_other_program_had_counts_60_s_too(before: DeltaLease, dead_s: int) -> None:
+    hosts = HostTable("LS1", OWN, SHORT)
+    look(hosts, 0, before)
+    rejoined = replace(OF_HOLDFAST, generation=4, timestamp=600)
+    look(hosts, 1, rejoined)
+    view = hosts.view(OTHER, Instant(1))
+    assert succeeded_left_s(Generation(3), rejoined, view, Instant(1), SHORT) == dead_s
+
+
 def test_terms_of_one_host_are_kept_up_to_a_bound() -> None:
     hosts = table()
     for generation in range(3, 3 + TERMS_KEPT_MAX + 5):
