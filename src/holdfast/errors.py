@@ -28,6 +28,10 @@ class HoldfastError(Exception):
     def message(self) -> str:
         return str(self)
 
+    def add(self, note: str) -> None:
+        """Say more at the end of the message: facts that who raised it did not have."""
+        self.args = (f"{self}{note}",)
+
 
 class ConfigError(HoldfastError):
     """Configuration that cannot be used; names the file, the key and the fix."""

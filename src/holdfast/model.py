@@ -16,6 +16,9 @@ from typing import NamedTuple, NewType
 Instant = NewType("Instant", float)
 """Seconds of CLOCK_BOOTTIME on this host: goes on during suspend, never set back."""
 
+SANLOCK = "sanlock"
+"""The program of a holder whose host has a name that only sanlock gives: a lease names hosts, and no VM."""
+
 DIRECT_LOCKSPACE = ""
 """The lockspace whose resource names are the paths of the disks themselves (virtlockd-rpc.md 3.3)."""
 
@@ -124,11 +127,13 @@ class Holder:
     def __str__(self) -> str:
         if self.name:
             who = f"VM {self.name}" if self.uuid else self.name
+        elif self.program == SANLOCK:
+            who = SANLOCK
         elif self.program:
             who = f"process {self.program}"
         elif self.pid is not None:
             who = "a process"
-        elif self.host:
+        elif self.host or self.host_id is not None:
             who = "a VM or process that left no owner record"
         else:
             who = "another host or process that left no owner record"
@@ -140,6 +145,10 @@ class Holder:
             text += f" on host {self.host}"
             if self.host_id is not None:
                 text += f" (host_id {self.host_id})"
+        elif self.host_id is not None:
+            text += f" on a host whose record can't be read (host_id {self.host_id})"
+        if self.program == SANLOCK:
+            text += ", which writes no VM name"
         if self.since_wall_s is not None:
             text += f" since {wall_text(self.since_wall_s)}"
         if self.mode is Mode.SHARED:

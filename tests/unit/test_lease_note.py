@@ -54,6 +54,26 @@ def test_what_can_not_be_read_is_nothing(raw: bytes) -> None:
     assert (lease_note.vm_of(raw), lease_note.disk_of(raw), holder(raw).name) == ("", "", "")
 
 
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [
+        ("alpha", "sanlock on host alpha (host_id 1), which writes no VM name, alive 0 s ago"),
+        (
+            "alpha.3f9c20b1a7d4",
+            "a VM or process that left no owner record on host alpha.3f9c20b1a7d4 (host_id 1), alive 0 s ago",
+        ),
+        (
+            "",
+            "a VM or process that left no owner record on a host whose record can't be read (host_id 1), alive 0 s ago",
+        ),
+    ],
+)
+def test_holder_without_a_note_is_named_by_what_its_host_is(host: str, text: str) -> None:
+    """The words used to be "another host or process that left no owner record on host alpha (host_id 1)"."""
+    told = lease_note.decode(b"", host=host, host_id=1, mode=Mode.EXCLUSIVE, alive_s_ago=0.2)
+    assert str(told) == text
+
+
 def test_what_would_move_a_terminal_or_forge_a_line_of_the_log_is_spelled_out() -> None:
     raw = encoded("web\x1b[2J\n", "/srv/\x1b[2J")
     assert lease_note.vm_of(raw) == "web\\x1b[2J\\n"

@@ -9,9 +9,12 @@ import pytest
 from tests.unit.doctor.machine import domain_xml, status
 
 from holdfast import config as configuration
+from holdfast.backends import owner_record
 from holdfast.cli.status import Answer as Status
 from holdfast.cli.unlocked import unlocked_disks
 from holdfast.cli.who import Answer, ask
+from holdfast.model import Mode, OwnerName
+from holdfast.system.file_lock import IoFailed, SystemLockFiles
 
 BACKING = "<disk type='file'><source file='{top}'/><backingStore type='file'><source file='{base}'/></backingStore></disk>"
 ISO = "<disk type='file' device='cdrom'><source file='{base}'/><readonly/></disk>"
@@ -33,7 +36,7 @@ def running(root: Path, name: str, *disks: str, pid: int = 0) -> None:
     )
 
 
-def asked(root: Path, path: Path) -> Answer:
+def asked(root: Path, path: Path | str) -> Answer:
     config = root / "holdfast.toml"
     config.write_text(f'run_dir = "{root}/run"\nstate_dir = "{root}/state"\n')
     return ask(configuration.load(str(config), environ={}, uid=0), f"{root}/none", str(path), root=str(root))
@@ -75,3 +78,30 @@ def test_disks_that_libvirt_never_locks_are_at_level_0_in_list_and_status(tmp_pa
     answer = Status(status(), [], [disk])
     assert answer.as_object()["unlocked_disks"] == [{"disk": "rbd:pool/image (vda)", "owner": "ceph"}]
     assert answer.degraded == [], "nothing has failed: it is what libvirt does"
+
+
+LEASE = "<lease><lockspace>space</lockspace><key>key1</key><target path='{target}'/></lease>"
+
+
+def test_key_of_a_lease_element_leads_to_its_file(tmp_path: Path) -> None:
+    (tmp_path / "space").mkdir()
+    file = tmp_path / "space/key1"
+    record = owner_record.encode(
+        OwnerName("other", "u", 1), host="beta", pid=9, mode=Mode.EXCLUSIVE, since_wall_s=1.0
+    )
+    file.write_bytes(record)
+    running(tmp_path, "web1", LEASE.format(target=tmp_path))
+    answer = asked(tmp_path, "key1")
+    assert (answer.verdict, answer.subject) == ("unknown", f"key1 ({file})")
+    assert "its lock file names VM other" in answer.headline
+    holder = SystemLockFiles()
+    opened = holder.open(str(file), create=False)
+    assert not isinstance(opened, IoFailed)
+    assert holder.lock(opened.fd, Mode.EXCLUSIVE, str(file)) is None
+    try:
+        answer = asked(tmp_path, "key1")
+        assert answer.verdict == "held", answer
+    finally:
+        holder.close(opened.fd)
+    assert asked(tmp_path, "key2").headline == "holds nothing that is known here"
+    assert "for a <lease>: holdfast who TARGET/LOCKSPACE/KEY" in asked(tmp_path, "key2").next_step

@@ -11,8 +11,9 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.backends.base import NotedOwner, OwnerNote
-from holdfast.model import Holder, Mode, OwnerName, ProcessId, printable
+from holdfast.model import SANLOCK, Holder, Mode, OwnerName, ProcessId, printable
 from holdfast.ondisk.host_block import NOTE_BYTES_MAX
+from holdfast.supervision.host_names import node_of
 
 _MAGIC = b'{"holdfast":1,'
 
@@ -62,9 +63,11 @@ def encode(note: OwnerNote, since_wall_s: float, disk: str) -> bytes:
 def decode(
     raw: bytes, *, host: str, host_id: int, mode: Mode, alive_s_ago: float | None, remark: str = ""
 ) -> Holder:
-    """The holder that a note names; without a note that can be read, the host alone."""
+    """The holder that a note names; without a note that can be read, the host alone, and whether it has sanlock."""
     told = _told(raw)
+    foreign = bool(host) and not raw.startswith(_MAGIC) and not node_of(host)
     return Holder(
+        program=SANLOCK if foreign else "",
         name=told.name,
         uuid=told.uuid,
         pid=told.pid or None,

@@ -106,3 +106,9 @@ def domains(root: str = "/") -> Iterator[Domain]:
 def domain_disks(name: str, root: str = "/") -> list[str]:
     """The lockable disks of a domain, by name or UUID."""
     return [d.path for domain in domains(root) if name in (domain.name, domain.uuid) for d in domain.disks]
+
+
+def lease_paths(key: str, root: str = "/") -> list[str]:
+    """The files of `<lease>` elements with that key, in every domain that is defined or running."""
+    paths = [path for domain in domains(root) for path in domain.leases if path.endswith(f"/{key}")]
+    return list(dict.fromkeys(paths))

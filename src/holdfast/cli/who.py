@@ -13,6 +13,7 @@ Five layers, each of which works without the others:
 from __future__ import annotations
 
 import os
+import shlex
 import socket as sockets
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from holdfast.backends import owner_record
 from holdfast.backends.lock_names import indirect_name
 from holdfast.cli.disk_users import no_disk, users
-from holdfast.cli.places import domain_disks, libvirt_lockspaces, libvirt_names
+from holdfast.cli.places import domain_disks, lease_paths, libvirt_lockspaces, libvirt_names
 from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.config import Config
 from holdfast.control_api import HolderInfo
@@ -75,7 +76,7 @@ def ask(config: Config, socket: str, what: str, *, root: str = "/") -> Answer:
     inquiry = _Inquiry(config, socket, root)
     if "/" in what or os.path.exists(what):
         return inquiry.disk(os.path.abspath(what))
-    return inquiry.lock(what) or inquiry.domain(what)
+    return inquiry.lock(what) or inquiry.lease(what) or inquiry.domain(what)
 
 
 class _Inquiry:
@@ -127,7 +128,8 @@ class _Inquiry:
             answer.verdict = "free" if self._client is not None else "unknown"
             answer.headline = "holds nothing that is known here"
             answer.next_step = (
-                f"check the name with: virsh list --all; for one disk: holdfast who /path (host {self._host})"
+                f"check the name with: virsh list --all; for one disk: holdfast who /path (host {self._host}); for a "
+                "<lease>: holdfast who TARGET/LOCKSPACE/KEY"
             )
         self._note_blindness(answer)
         if self._down:
@@ -152,6 +154,19 @@ class _Inquiry:
         answer.subject = f"{name} ({holders[0].resource})"
         return answer
 
+    def lease(self, key: str) -> Answer | None:
+        """By the key of a `<lease>` that nobody has here: its file says whether another host has it."""
+        paths = lease_paths(key, self._root)
+        if not paths:
+            return None
+        answers = [self.disk(path, is_lock_file=True) for path in paths]
+        answer = _worst(answers) or answers[0]
+        others = [each.subject for each in answers if each is not answer]
+        if others:
+            answer.notes.append(f"other leases have this key too: holdfast who {shlex.join(others)}")
+        answer.subject = f"{key} ({answer.subject})"
+        return answer
+
     def _note_blindness(self, answer: Answer) -> None:
         if os.geteuid() != 0:
             answer.notes.append(
@@ -165,13 +180,14 @@ class _Inquiry:
 
     # --- a disk ---
 
-    def disk(self, path: str) -> Answer:
+    def disk(self, path: str, *, is_lock_file: bool = False) -> Answer:
+        """`is_lock_file`: it stands for a `<lease>`, so what is written in it is an owner's record, and no guest's."""
         answer = Answer(path)
         if what := no_disk(path):
             answer.headline = f"{what}: no disk of a VM"
             answer.next_step = "name a disk's path, or a VM: holdfast list"
             return answer
-        lock_files = self._lock_files(answer, path)
+        lock_files = self._lock_files(answer, path) + [path] * is_lock_file
         self._ask_daemon(answer, path)
         record = self._ask_lock_files(answer, lock_files)
         processes = self._ask_kernel(answer, path, lock_files)
@@ -338,7 +354,7 @@ class _Inquiry:
 
     def _ask_kernel(self, answer: Answer, path: str, lock_files: list[str]) -> list[LockingProcess]:
         found: list[LockingProcess] = []
-        for file in [path, *lock_files]:
+        for file in dict.fromkeys([path, *lock_files]):
             try:
                 locks = [k for k in locks_on(file) if k.of_lock_manager or k.of_qemu]
                 processes = processes_with(file, locks)

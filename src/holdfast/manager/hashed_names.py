@@ -17,13 +17,16 @@ from holdfast.backends.lock_names import indirect_name
 from holdfast.errors import DiskNotKnown
 from holdfast.manager.owners import Owner
 from holdfast.manager.routing import Routing
-from holdfast.model import DIRECT_LOCKSPACE, Protection, Resource, Want
+from holdfast.model import DIRECT_LOCKSPACE, Holder, Protection, Resource, Want, printable
 from holdfast.system.clock import Clock
 from holdfast.system.disk_identity import DiskIdentity, scsi_id_of
 from holdfast.system.domain_status import Domain, DomainStatus
 
 STATUS_WAIT_S = 5.0
 """libvirt asks for a new VM's locks while it writes the status file: for so long it may be missing."""
+WORDS_WAIT_S = 1.0
+"""The same for a refusal that only wants to name the disk: libvirt waits for the answer."""
+DISKS_TOLD_MAX = 8
 STATUS_PAUSE_S = 0.05
 DEVICES = "/dev"
 """libvirt asks LVM and udev about paths that begin so, whatever the XML says of their type."""
@@ -90,9 +93,40 @@ class HashedNames:
                 path = ""
         return Resource(DIRECT_LOCKSPACE, path) if path else resource
 
-    async def _path(self, owner: Owner, resource: Resource) -> str:
+    async def words(self, owner: Owner, want: Want, holders: Iterable[Holder]) -> str:
+        """What a refusal says beside a name that stands for a disk: which disk, or which it may be; empty for a path.
+
+        A holder's disk counts only if its hash is the name, for holders of other hosts are read from storage.
+        """
+        resource = want.resource
+        if not resource.lockspace:
+            return ""
+        if not want.create:
+            return f"; it is the <lease> {resource}, not a disk"
+        path = want.path or await self._path(owner, resource, wait_s=WORDS_WAIT_S)
+        for holder in holders:
+            path = path or await self._named([holder.disk, *self._disks_of(holder)], resource.name)
+        if path:
+            return f"; it is the disk {printable(path)}, which libvirt asks for in {resource.lockspace}"
+        domain = self._domain(owner)
+        own = ", ".join(map(printable, _paths(domain)[:DISKS_TOLD_MAX])) if domain is not None else ""
+        known = (
+            f"none of the disks in its status file ({own})" if own else "no disk in a status file of libvirt"
+        )
+        return (
+            f"; its disk is not known: it stands for a path in {resource.lockspace}, and {owner} has {known} that is called "
+            "so (a disk that is attached or copied to is in no such file yet)"
+        )
+
+    def _disks_of(self, holder: Holder) -> list[str]:
+        if self._domains is None or holder.pid is None:
+            return []
+        domain = self._domains.look(holder.name, holder.uuid, holder.pid)
+        return [] if domain is None else _paths(domain)
+
+    async def _path(self, owner: Owner, resource: Resource, *, wait_s: float = STATUS_WAIT_S) -> str:
         """The disk of a running VM that a name stands for; empty if there is none."""
-        until = self._clock.now() + STATUS_WAIT_S
+        until = self._clock.now() + wait_s
         while (domain := self._domain(owner)) is None:
             if owner.gone or self._domains is None or self._clock.now() >= until:
                 return ""

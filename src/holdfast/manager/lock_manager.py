@@ -30,6 +30,7 @@ from holdfast.backends.base import (
     OwnerNote,
 )
 from holdfast.errors import (
+    DiskNotKnown,
     HoldfastError,
     NotAnOwner,
     OwnerGone,
@@ -287,8 +288,10 @@ class LockManager:
                 await self.lockspaces.need(resource.lockspace, make=True)
             return await self._arrivals.tries(owner, lambda: self._acquire_now(owner, want))
         except HoldfastError as error:
-            self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
             holders = error.holders if isinstance(error, ResourceBusy) else ()
+            if not isinstance(error, (DiskNotKnown, OwnerGone)):
+                error.add(await self._hashed.words(owner, want, holders))
+            self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
             about = ev.logged(ev.REFUSED, owner.name, resource, holders[0].host if holders else "")
             if want.only is None:
                 log.warning("refused %s to %s: %s", resource, owner, error, extra=about)

@@ -60,6 +60,8 @@ class Domain:
     """Paths of disks that it only reads: CD-ROMs, and disks that are <readonly/>."""
     unresolved: tuple[str, ...] = ()
     """Volumes of storage pools whose path is not known."""
+    leases: tuple[str, ...] = ()
+    """Of its <lease> elements: the files that stand for them, as libvirt names them (libvirt-integration.md 2.4)."""
 
 
 class DomainStatus(Protocol):
@@ -148,6 +150,7 @@ def read_domain(path: str, pools: tuple[str, ...] = DIRECTORIES) -> Domain | Non
         unlocked=tuple(_unlocked(element)),
         readonly=frozenset(_readonly(element, pools)),
         unresolved=tuple(_unresolved(element, pools)),
+        leases=tuple(_leases(element)),
     )
 
 
@@ -202,6 +205,14 @@ def _unresolved(domain: ET.Element, pools: Pools) -> Iterator[str]:
         source = disk.find("source")
         if disk.get("type") == "volume" and source is not None and not _path(disk, pools):
             yield f"{source.get('pool', '')}/{source.get('volume', '')}"
+
+
+def _leases(domain: ET.Element) -> Iterator[str]:
+    for lease in domain.findall("./devices/lease"):
+        target, key = lease.find("target"), lease.findtext("key", "")
+        space = lease.findtext("lockspace", "")
+        if target is not None and key and space and (path := target.get("path", "")):
+            yield f"{path}/{space}/{key}"
 
 
 def _backing(domain: ET.Element, pools: Pools) -> Iterator[str]:

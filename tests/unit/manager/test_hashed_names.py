@@ -7,8 +7,9 @@ from tests.unit.manager.world import World, locked, run, want
 
 from holdfast.backends.lock_names import indirect_name
 from holdfast.errors import DiskNotKnown, ProtectionTooWeak, ResourceBusy, ResourceNotLocked
-from holdfast.manager.hashed_names import STATUS_WAIT_S
-from holdfast.model import Mode, Protection, Resource
+from holdfast.manager import events as ev
+from holdfast.manager.hashed_names import STATUS_WAIT_S, WORDS_WAIT_S
+from holdfast.model import Mode, Protection, Resource, Want
 from holdfast.system.disk_identity import DiskIdentity, scsi_id_of
 from holdfast.system.domain_status import Disk, Domain
 from holdfast.testing.simulated import settle
@@ -238,5 +239,76 @@ def test_place_of_a_lock_without_a_lease_does_not_depend_on_whether_the_path_is_
             == (attached.path, attached.backend)
             == (f"{space}/{hashed.resource.name}", "file")
         )
+
+    run(scene)
+
+
+async def acquired(world: World, pid: int, wish: Want) -> bool:
+    """Long enough later that no status file is waited for any more."""
+    trial = world.start(world.manager.acquire(world.owner(pid), wish))
+    for wait_s in (STATUS_WAIT_S, WORDS_WAIT_S):
+        await settle()
+        await world.clock.advance(wait_s + 0.1)
+    return await trial
+
+
+async def refusal(world: World, pid: int, wish: Want) -> str:
+    with pytest.raises(ResourceBusy) as refused:
+        await acquired(world, pid, wish)
+    (event,) = [each for each in world.events.recent() if each.kind == ev.REFUSED]
+    assert event.detail == str(refused.value)
+    return str(refused.value)
+
+
+def test_refusal_of_a_hash_without_a_lease_names_the_disk(tmp_path: Path) -> None:
+    space = lockspace(tmp_path)
+
+    async def scene() -> None:
+        world = World(tmp_path, status=Status("/srv/a.img"))
+        hashed = want(indirect_name("/srv/a.img"), lockspace=space, create=True)
+        assert await acquired(world, 8, hashed)
+        told = await refusal(world, 7, hashed)
+        assert told.startswith(f"Lockspace resource '{hashed.resource.name}' is locked by VM vm8")
+        assert told.endswith(f"; it is the disk /srv/a.img, which libvirt asks for in {space}")
+
+    run(scene)
+
+
+def test_refusal_of_a_disk_that_is_attached_names_what_its_holder_calls_it(tmp_path: Path) -> None:
+    """The one who asks has it in no status file yet; the one who holds it is libvirt's VM 7."""
+    space = lockspace(tmp_path)
+
+    async def scene() -> None:
+        world = World(tmp_path, status=Status("/srv/a.img"))
+        hashed = want(indirect_name("/srv/a.img"), lockspace=space, create=True)
+        assert await world.manager.acquire(world.owner(7), hashed)
+        assert "; it is the disk /srv/a.img" in await refusal(world, 8, hashed)
+
+    run(scene)
+
+
+def test_refusal_of_a_hash_that_nobody_knows_says_so_and_names_the_disks_of_the_vm(tmp_path: Path) -> None:
+    space = lockspace(tmp_path)
+
+    async def scene() -> None:
+        world = World(tmp_path, status=Status("/srv/b.img", "/srv/c\x1b.img"))
+        hashed = want(indirect_name("/srv/a.img"), lockspace=space, create=True)
+        assert await acquired(world, 8, hashed)
+        told = await refusal(world, 7, hashed)
+        assert "its disk is not known" in told
+        assert "none of the disks in its status file (/srv/b.img, /srv/c\\x1b.img)" in told
+
+    run(scene)
+
+
+def test_refusal_of_a_lease_element_says_that_it_is_no_disk(tmp_path: Path) -> None:
+    space = lockspace(tmp_path)
+    (Path(space) / "key1").touch()
+
+    async def scene() -> None:
+        world = World(tmp_path, status=Status("/srv/b.img"))
+        key = want("key1", lockspace=space)
+        assert await world.manager.acquire(world.owner(8), key)
+        assert (await refusal(world, 7, key)).endswith(f"; it is the <lease> {space}/key1, not a disk")
 
     run(scene)
