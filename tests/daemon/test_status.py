@@ -266,6 +266,38 @@ def test_check_config_names_what_this_host_lacks(make_daemon: Factory, place: Pa
     assert daemon.cli("check-config").returncode == exits.BAD_CONFIG
 
 
+def test_io_timeout_of_the_lockspace_and_the_configured_one_are_tied_together(
+    make_daemon: Factory, place: Path
+) -> None:
+    """A join took 24 s with io_timeout_s = 2, and nothing said that the lockspace was made for 10 (review, M8)."""
+    (place / "leases").mkdir()
+    space = place / "leases" / "vms"
+    table = (
+        f'[backend.san]\ndriver = "paxos"\ndirectory = "{place}/leases"\nlockspace = "vms"\nhost_id = 1\n'
+        'watchdog = "none"\ncross_host = true\nio_timeout_s = 1\n'
+    )
+    daemon = make_daemon(table)
+    made = daemon.cli_json("lockspace", "init", str(space), "--name", "vms")
+    assert made["io_timeout"] == 1, "of the backend that is configured there"
+    assert daemon.cli("check-config").stderr == ""
+    space.unlink()
+    elsewhere = daemon.cli("lockspace", "init", str(place / "other"), "--name", "vms")
+    assert "io_timeout 10 s" in elsewhere.stdout
+    made_by_hand = daemon.cli("lockspace", "init", str(space), "--name", "vms", "--io-timeout", "2")
+    assert "--io-timeout 2 differs from io_timeout_s = 1, by which this host will go" in made_by_hand.stderr
+    told = daemon.cli("check-config")
+    assert told.returncode == exits.OK
+    assert "io_timeout_s = 1 (backend 'san') is what this host goes by" in told.stderr
+    assert "2000 host ids that nobody has now say 2 s" in told.stderr
+    (note,) = daemon.cli_json("check-config")["notes"]
+    assert f"note: {note}\n" == told.stderr
+    (finding,) = daemon.cli_json("doctor", "--only", "HF075")
+    assert (finding["severity"], finding["facts"]) == ("note", note)
+    joined(daemon.start()).says(
+        "its record said io_timeout 2 s, so the claim waited by the greater of the two: io_timeout_s = 1 counts from now on"
+    )
+
+
 # --- who ---
 
 

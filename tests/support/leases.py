@@ -65,9 +65,10 @@ def make_lockspace(
     name: str = SPACE,
     version: int = delta.VERSION,
     flags: int = 0,
+    io_timeout_s: int = TIMING.io_timeout_s,
 ) -> None:
     """A lockspace, and right behind it an index with so many entries."""
-    area, first = areas.lockspace_area(geometry, name, TIMING.io_timeout_s, version=version, flags=flags)
+    area, first = areas.lockspace_area(geometry, name, io_timeout_s, version=version, flags=flags)
     raw = first + area[len(first) :]
     if index_entries:
         header = areas.rindex_header(geometry, name, geometry.align_bytes, index_entries)

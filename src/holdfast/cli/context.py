@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -45,6 +45,17 @@ class Context:
                 fail(str(e), exits.BAD_CONFIG)
             click.echo(f"holdfast: {printable(str(e))}; using the configuration in force", err=True)
             return kept
+
+    def backends(self) -> Mapping[str, Mapping[str, object]]:
+        """The tables of the configuration on disk, or of the one in force; none without a word if there is neither."""
+        from holdfast.errors import ConfigError
+        from holdfast.kept_config import in_force
+
+        try:
+            return self._on_disk().backend
+        except ConfigError:
+            kept = in_force(self.config_file)
+            return kept.backend if kept is not None else {}
 
     def _on_disk(self) -> Config:
         from holdfast import config

@@ -92,14 +92,14 @@ def leave(context: Context, name: str, as_json: bool) -> None:
 @click.option(
     "--io-timeout",
     type=click.IntRange(1, 255),
-    default=10,
-    show_default=True,
     metavar="S",
-    help="io_timeout to assume for hosts that do not record their own.",
+    help="io_timeout to assume for hosts that do not record their own [default: io_timeout_s of the backend that is "
+    "configured at PATH, else 10].",
 )
 @force_option
 @json_option
-def init(path: str, as_json: bool, **options: Any) -> None:
+@click.pass_obj
+def init(context: Context, /, path: str, as_json: bool, io_timeout: int | None, **options: Any) -> None:
     """Make a lockspace in a file or on a block device. A missing file is made.
 
     Refuses to overwrite anything but zeros, and says what is there.
@@ -110,10 +110,19 @@ def init(path: str, as_json: bool, **options: Any) -> None:
 
     Exit 0: made; 75: something is there; 1: could not.
     """
+    from holdfast.cli.recorded_timeouts import configured_io_timeout_s
     from holdfast.cli.storage import reporting
+    from holdfast.ondisk.areas import IO_TIMEOUT_DEFAULT_S
 
+    configured = configured_io_timeout_s(context.backends(), path)
     with reporting(as_json):
-        _init(path, as_json, **options)
+        _init(path, as_json, io_timeout=io_timeout or configured or IO_TIMEOUT_DEFAULT_S, **options)
+    if io_timeout and configured and io_timeout != configured:
+        click.echo(
+            f"holdfast: --io-timeout {io_timeout} differs from io_timeout_s = {configured}, by which this host will go: "
+            f"leave the option out, or change the key on all hosts",
+            err=True,
+        )
 
 
 def _init(
@@ -188,5 +197,5 @@ def _init(
         click.echo(f"overwritten: {overwritten}")
     click.echo(
         f"lockspace {name!r} made in {path} at {offset}: sectors and areas {geometry}, "
-        f"for {room}{f', with an index for {entries} leases' if entries else ''} ({how})"
+        f"for {room}{f', with an index for {entries} leases' if entries else ''}, io_timeout {io_timeout} s ({how})"
     )

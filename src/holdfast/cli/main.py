@@ -317,10 +317,11 @@ def check_config(context: Context, as_json: bool) -> None:
     """
     from holdfast.backend_wiring import check_config as check
     from holdfast.cli import render
-    from holdfast.cli.on_this_host import missing
+    from holdfast.cli.on_this_host import missing, remarkable
 
     config, problems = check(context.config_file)
-    lacking = missing(config.backend) if config is not None and not problems else []
+    usable = config.backend if config is not None and not problems else {}
+    lacking, notes = missing(usable), remarkable(usable)
     if as_json:
         render.as_json(
             {
@@ -328,6 +329,7 @@ def check_config(context: Context, as_json: bool) -> None:
                 "files": list(config.sources) if config else [],
                 "problems": [{k: str(v) for k, v in p.facts.items()} for p in problems],
                 "missing": lacking,
+                "notes": notes,
             }
         )
     else:
@@ -335,6 +337,8 @@ def check_config(context: Context, as_json: bool) -> None:
             click.echo(str(problem), err=True)
         for text in lacking:
             click.echo(f"on this host: {text}", err=True)
+        for text in notes:
+            click.echo(f"note: {text}", err=True)
         if not problems and config is not None:
             fine = "configuration can be used" if lacking else "configuration is fine"
             click.echo(f"{fine}: {', '.join(config.sources) or 'built-in defaults'}")

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 
 from holdfast.backends.paxos_table import WATCHDOG_DEVICE_DEFAULT, WDMD_SOCKET_DEFAULT, lockspace_spec
+from holdfast.cli.recorded_timeouts import differing
 from holdfast.system.bounded_question import Silent, answer_in_time
 
 Tables = Mapping[str, Mapping[str, object]]
@@ -19,6 +21,16 @@ Tables = Mapping[str, Mapping[str, object]]
 def missing(tables: Tables) -> list[str]:
     """What is not there, or is something else, each with key and fix."""
     return [text for name, table in tables.items() for text in _of_backend(name, table)]
+
+
+def remarkable(tables: Tables) -> list[str]:
+    """What is there and may be used, but is not what its operator may expect."""
+    told = []
+    for name, table in tables.items():
+        if table.get("driver") == "paxos":
+            with suppress(Silent):
+                told.append(answer_in_time(partial(differing, name, table)))
+    return [each for each in told if each]
 
 
 def _of_backend(name: str, table: Mapping[str, object]) -> Iterator[str]:

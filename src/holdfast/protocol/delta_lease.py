@@ -358,7 +358,7 @@ async def _write_and_settle(
     if (took_s := clock.now() - read.read_at) > former_settle_s:
         return TooSlow(took_s)
     settle_s = max(former_settle_s, claim.timing.settle_s)
-    on_wait(Waiting(f"claim on host id {claim.host_id} settles", settle_s))
+    on_wait(Waiting(f"claim on host id {claim.host_id} settles", settle_s, justified.io_timeout_s))
     await clock.sleep(settle_s)
     found = await area.read_record(claim.host_id, claim.timing.io_timeout_s)
     if isinstance(found, Malformed):

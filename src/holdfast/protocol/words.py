@@ -55,6 +55,8 @@ class Waiting:
 
     reason: str
     seconds_left: float
+    recorded_io_timeout_s: int = 0
+    """What the record that is waited for says of its last host; 0: it says nothing, or is not the reason."""
 
 
 OnWait = Callable[[Waiting], None]

@@ -163,6 +163,8 @@ class LockspaceKeeper:
         self._lockspace: Lockspace | None = None
         self._interrupt: Callable[[], None] = lambda: None
         self._waiting_until: float | None = None
+        self._recorded_io_timeout_s = 0
+        """Of the record that is being claimed; 0 if it says none."""
         self._resuming = False
         self._wanted = True
         self._lost_at: float | None = None
@@ -518,9 +520,20 @@ class LockspaceKeeper:
         )
 
     def _on_wait(self, waiting: Waiting) -> None:
-        """On the renewal thread: two plain assignments, read by whoever asks."""
+        """On the renewal thread: plain assignments, read by whoever asks."""
         self.reason = waiting.reason
+        self._recorded_io_timeout_s = waiting.recorded_io_timeout_s or self._recorded_io_timeout_s
         self._waiting_until = self._clock.now() + waiting.seconds_left
+
+    def _other_io_timeout(self, term: Term) -> str:
+        """Words about the record that was claimed, if it said another io_timeout; else nothing."""
+        recorded, self._recorded_io_timeout_s = self._recorded_io_timeout_s, 0
+        if recorded in (0, term.io_timeout_s):
+            return ""
+        return (
+            f"; its record said io_timeout {recorded} s, so the claim waited by the greater of the two: "
+            f"io_timeout_s = {term.io_timeout_s} counts from now on"
+        )
 
     # --- what came of it ---
 
@@ -550,12 +563,13 @@ class LockspaceKeeper:
         self._resuming = False
         self._become(KeeperState.JOINED, "")
         log.info(
-            "lockspace %s: %s as host_id %d, generation %d (%s)",
+            "lockspace %s: %s as host_id %d, generation %d (%s)%s",
             self.name,
             how,
             term.host_id,
             term.generation,
             term.host_name,
+            self._other_io_timeout(term),
         )
         self._first_try_done()
         self._news.on_joined(self)

@@ -133,7 +133,7 @@ def test_disk_by_another_name_is_a_problem_where_locks_are_named_by_path(
 ) -> None:
     (machine.root / "web.img").touch()
     (machine.root / "disk.0").symlink_to("web.img")
-    make_lockspace(machine.root / "leases" / SPACE)
+    make_lockspace(machine.root / "leases" / SPACE, io_timeout_s=10)
     texts = {"lease": LEASES.replace("/dev/*", "*"), "lock directory": LOCK_DIRECTORY}
     machine.configure(texts.get(table, ""))
     if table == "libvirt's hashes":
@@ -173,7 +173,7 @@ LEASES = (
 def with_leases(machine: Machine) -> Machine:
     machine.configure(LEASES)
     machine.mounts.add(machine.root / "leases", "nfs4")
-    make_lockspace(machine.root / "leases" / SPACE)
+    make_lockspace(machine.root / "leases" / SPACE, io_timeout_s=10)
     return machine
 
 
@@ -477,3 +477,11 @@ def test_hashed_names_of_disks_with_leases_are_noted(with_leases: Machine) -> No
 def test_hashed_names_of_disks_without_leases_are_no_finding(machine: Machine) -> None:
     machine.lockd('file_lockspace_dir = "/srv/lockd"\n')
     assert "HF120" not in machine.ids()
+
+
+def test_records_with_another_io_timeout_are_noted_with_both_figures(with_leases: Machine) -> None:
+    assert "HF075" not in with_leases.ids()
+    make_lockspace(with_leases.root / "leases" / SPACE, io_timeout_s=3)
+    facts = with_leases.one("HF075").facts
+    assert "io_timeout_s = 10 (backend 'san') is what this host goes by" in facts
+    assert "say 3 s" in facts

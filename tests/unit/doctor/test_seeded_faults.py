@@ -28,7 +28,7 @@ SHARED_DISK = "/srv/images/web.img"
 def leases(m: Machine, text: str = LEASES, **changes: Any) -> None:
     """Leases on NFS, joined, with a watchdog."""
     m.configure(text)
-    make_lockspace(m.root / "leases" / SPACE)
+    make_lockspace(m.root / "leases" / SPACE, io_timeout_s=10)
     m.file(f"leases/{SPACE}.host-1")  # what a host says of itself
     m.mounts.add(m.root / "leases", "nfs4")
     m.file("dev/watchdog")

@@ -24,6 +24,7 @@ from holdfast.cli.doctor.lock_directories import (
     writable_files,
 )
 from holdfast.cli.doctor.scene import Scene
+from holdfast.cli.recorded_timeouts import differing
 from holdfast.control_api import LeaseSpaceInfo
 from holdfast.ondisk.host_record import is_record_name
 from holdfast.system.bounded_question import ANSWER_S, Silent, answer_in_time
@@ -53,6 +54,12 @@ def lockspaces(scene: Scene) -> Iterator[Finding]:
         path = lockspace_spec(table).path
         try:
             yield from _storage(scene, name, table, path)
+            if words := answer_in_time(partial(differing, name, table)):
+                yield found(
+                    "HF075",
+                    words,
+                    "the same io_timeout_s on all hosts; 'lockspace init' takes it over for new lockspaces",
+                )
         except Silent:
             yield found(
                 "HF061",

@@ -405,6 +405,13 @@ _ALL = (
         "A device of leases is not shown to be shared",
         "No other host was seen in its lockspace. If others don't see this device, each has a lockspace of its own.",
     ),
+    _note(
+        "HF075",
+        "lockspace",
+        "The records of a lockspace say another io_timeout than the configuration",
+        "A host goes by its own `io_timeout_s`, and writes it into its record when it joins; others judge it by that. The "
+        "first join of a host id waits by the greater of the two.",
+    ),
     # --- disks of domains ---
     _problem(
         "HF080",
