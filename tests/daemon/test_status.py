@@ -355,8 +355,23 @@ def test_terminal_without_colours_gets_none(daemon: Holdfastd, place: Path, plai
 def test_dump_of_what_is_no_lease_exits_with_a_code_of_its_own(daemon: Holdfastd, place: Path) -> None:
     (place / "text").write_text("no lease\n" * 1000)
     (place / "empty").touch()
-    for name in ("text", "empty"):
-        assert daemon.cli("lease", "dump", str(place / name)).returncode == exits.UNKNOWN
+    (place / "random").write_bytes(bytes(range(1, 101)))
+    (place / "zeros").write_bytes(bytes(1 << 20))
+    (place / "image").write_bytes(b"QFI\xfb" + bytes(4092))
+    os.mkfifo(place / "fifo")
+    for name, code, kind in (
+        ("text", exits.UNKNOWN, "is a text file of 9000 bytes; it holds no lease, lockspace or index"),
+        ("empty", exits.UNKNOWN, "is an empty file"),
+        ("random", exits.UNKNOWN, "is a file of 100 bytes"),
+        ("zeros", exits.UNKNOWN, "is a file of 1048576 bytes that begins with zeros"),
+        ("image", exits.UNKNOWN, "is a qcow2 image"),
+        ("fifo", exits.FAILED, "it is a FIFO; name a regular file or a block device"),
+        (".", exits.FAILED, "it is a directory; name a file in that directory"),
+    ):
+        told = daemon.cli("lease", "dump", str(place / name))
+        assert (told.returncode, told.stdout) == (code, ""), name
+        assert kind in told.stderr
+        assert daemon.cli_json("lease", "dump", str(place / name))["ok"] is False
     made = daemon.cli("lockspace", "init", str(place / "space"), "--name", "vms", "--hosts-max", "64")
     assert "for 64 hosts (it has room for 2000)" in made.stdout
     assert daemon.cli("lease", "dump", str(place / "space")).returncode == exits.OK

@@ -47,6 +47,8 @@ class Foreign:
     """Bytes that are none of the format's records."""
 
     what: str
+    is_known: bool = False
+    """Whether they are told by a signature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def _without_magic(raw: bytes) -> Blank | Foreign | UnfinishedLockspace:
             return UnfinishedLockspace(second.space_name)
     for at, signature, what in _SIGNATURES:
         if raw[at : at + len(signature)] == signature:
-            return Foreign(what)
+            return Foreign(what, is_known=True)
     first = len(raw) - len(raw.lstrip(b"\0"))
     return Foreign(f"bytes of something else (the first at {first})")
 

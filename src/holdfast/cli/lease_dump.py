@@ -15,7 +15,7 @@ import click
 
 from holdfast.backends import lease_note
 from holdfast.cli import storage
-from holdfast.cli.area_contents import Blank, blocks_of, describe, hosts_of, identify, lvb_of, shown
+from holdfast.cli.area_contents import Blank, Foreign, blocks_of, describe, hosts_of, identify, lvb_of, shown
 from holdfast.model import Mode
 from holdfast.ondisk import rindex
 from holdfast.ondisk.delta import NO_EVENT, DeltaLease, decode_bitmap
@@ -55,9 +55,13 @@ class Dump:
 
 
 def dump(disk: BlockingDisk, offset_bytes: int | None, names: HostNames) -> Dump:
-    """Everything on the path, or the one area at `offset_bytes`."""
+    """Everything on the path, or the one area at `offset_bytes`. Raises `Trouble` where the path holds nothing of the
+    format, and nothing that is left of it.
+    """
     told = Dump(disk.facts.path, disk.facts.how)
     found = list(_areas(disk, offset_bytes or 0, 1 if offset_bytes is not None else AREAS_LOOKED_AT_MAX))
+    if offset_bytes is None and all(isinstance(record, Blank | Foreign) for _, _, record in found):
+        raise storage.not_an_area(disk)
     for _, raw, record in found:
         if isinstance(record, DeltaLease):
             names.update(names_in(record, raw))

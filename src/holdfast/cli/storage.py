@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import click
 
 from holdfast.cli import area_contents, exits
+from holdfast.cli.disk_users import no_disk
 from holdfast.ondisk import geometry as geometries
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import GEOMETRIES, MIB, SECTOR_4096, Geometry
@@ -72,7 +73,32 @@ def reporting(as_json: bool) -> Iterator[None]:
 
 def failed(path: str, what: str, failure: IoFailed) -> Trouble:
     fix = _FIXES.get(failure.errno, "check the storage and the kernel's log")
+    if failure.errno in (errno.ENOTBLK, errno.EISDIR) and (kind := no_disk(path)):
+        return Trouble("PATH", f"{what} {path}: it is {kind}", fix)
     return Trouble("PATH", f"{what} {path}: {os.strerror(failure.errno)}", fix)
+
+
+def not_an_area(disk: BlockingDisk) -> Trouble:
+    """For a path that holds nothing of the format: what it holds instead, as far as its beginning tells."""
+    facts, head = disk.facts, read(disk, 0, SECTOR_4096)
+    if facts.is_block_device:
+        kind = f"a block device of {facts.size_bytes} bytes"
+    elif not facts.size_bytes:
+        kind = "an empty file"
+    elif isinstance(found := area_contents.identify(head), area_contents.Foreign) and found.is_known:
+        kind = found.what
+    else:
+        text = head and all(each in _TEXT for each in head)
+        kind = f"a {'text file' if text else 'file'} of {facts.size_bytes} bytes"
+    if head and not any(head):
+        kind += " that begins with zeros"
+    problem = f"{facts.path} is {kind}; it holds no lease, lockspace or index"
+    return Trouble(
+        "PATH", problem, "name a path that 'lockspace init' or 'lease init' has made", exits.UNKNOWN
+    )
+
+
+_TEXT = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\n\r") | frozenset(range(0x80, 0x100))
 
 
 @contextmanager
