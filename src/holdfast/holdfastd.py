@@ -26,6 +26,7 @@ from holdfast.system.log_lines import goes_to_journal
 from holdfast.system.log_queue import log_to
 from holdfast.system.predecessor import DeadButStuck, Predecessors
 from holdfast.system.regular_file import NotAFile
+from holdfast.system.thread_name import name_this_process
 from holdfast.system.virtlockd_beside import virtlockd_beside
 
 log = logging.getLogger("holdfast")
@@ -145,6 +146,7 @@ def check(options: argparse.Namespace, config: Config | None, problems: list[Con
 
 def serve(start: kept_config.Start, inherited: fds.Inherited) -> int:
     """Everything after the configuration; returns the exit code."""
+    name_this_process()
     config = start.config
     for remark in remarks_of(config):
         log.warning("%s", remark)

@@ -218,6 +218,14 @@ def test_reexec_with_unread_replies_loses_none_of_them(daemon: Holdfastd) -> Non
             assert deaf.receive().header.serial == serial
 
 
+def test_daemon_is_called_holdfastd_after_a_reload_too(daemon: Holdfastd) -> None:
+    """It was called by its interpreter's name, and `pgrep holdfastd` missed it (review, L6)."""
+    comm = Path(f"/proc/{daemon.pid}/comm")
+    assert comm.read_text() == "holdfastd\n"
+    daemon.reexec()
+    assert comm.read_text() == "holdfastd\n"
+
+
 def test_reexec_with_a_broken_configuration_is_refused_and_the_daemon_goes_on(
     daemon: Holdfastd, place: Path
 ) -> None:

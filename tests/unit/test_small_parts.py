@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import resource
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from holdfast.manager.events import EVENTS_KEPT_MAX, Event, Events
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.manager.turns import Turns
 from holdfast.model import Mode, Protection, Resource
-from holdfast.system import tasks
+from holdfast.system import realtime, tasks
 from holdfast.system.commands import CommandProcess, Ended
 from holdfast.system.domain_status import read_domain
 from holdfast.system.kernel_locks import parse_lock
@@ -308,3 +309,13 @@ def test_disk_is_a_path_and_perhaps_a_mode(tmp_path: Path) -> None:
     for text, told in (("", "no path"), (":ro", "no path"), (f"{tmp_path}/none", "must exist")):
         with pytest.raises(BadDisk, match=told):
             parse_disk(text)
+
+
+def test_warning_of_a_limit_names_the_one_in_force_and_what_the_unit_needs() -> None:
+    """It named the directive as if it were the value (review, M9)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_RTPRIO)
+    in_force = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    told = realtime.limit_words(resource.RLIMIT_RTPRIO, "LimitRTPRIO=1")
+    assert told == (
+        f"the limit in force is {in_force}; the unit needs LimitRTPRIO=1, and so does what it runs in"
+    )

@@ -372,6 +372,8 @@ class _Inquiry:
                         if layer == "kernel"
                         else "has the image open (its own image lock)"
                     )
+                    if layer == "kernel" and p.pid == 1:
+                        what += " (its descriptor store keeps holdfastd's locks over a restart)"
                     answer.add(layer, f"{p.program or 'a process'} (pid {p.pid}): {what}")
             if not processes and any(k.of_lock_manager for k in locks):
                 answer.add("kernel", f"byte 0 of {file} is locked by a process that this user can't see")

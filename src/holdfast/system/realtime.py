@@ -27,7 +27,9 @@ def lock_memory() -> bool:
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
         return True
     why = os.strerror(ctypes.get_errno())
-    _tell_once(f"memory can't be locked: {why} ({_limit(resource.RLIMIT_MEMLOCK, 'LimitMEMLOCK=infinity')})")
+    _tell_once(
+        f"memory can't be locked: {why} ({limit_words(resource.RLIMIT_MEMLOCK, 'LimitMEMLOCK=infinity')})"
+    )
     return False
 
 
@@ -36,11 +38,11 @@ def prepare_thread() -> None:
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(PRIORITY))
     except OSError as e:
-        limit = _limit(resource.RLIMIT_RTPRIO, f"LimitRTPRIO={PRIORITY}")
+        limit = limit_words(resource.RLIMIT_RTPRIO, f"LimitRTPRIO={PRIORITY}")
         _tell_once(f"no real-time priority for the threads that keep leases: {e.strerror} ({limit})")
 
 
-def _limit(number: int, wanted: str) -> str:
+def limit_words(number: int, wanted: str) -> str:
     """The limit in force, and what the unit has to say: a container or sandbox around it may allow less."""
     soft, _ = resource.getrlimit(number)
     in_force = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)

@@ -1,7 +1,8 @@
-"""What the kernel calls a worker: the next daemon reads there in which storage a thread of a dead one still is.
+"""What the kernel calls the daemon and its workers: people find the daemon by `pgrep holdfastd`, and by the name of a worker
+the next daemon reads in which storage a thread of a dead one still is.
 
-A name has room for 15 bytes, so it is a digest of the lane's name: a daemon that knows a lane finds its threads, and no two
-lanes are taken for one another.
+A name has room for 15 bytes, so a worker's is a digest of the lane's name: a daemon that knows a lane finds its threads, and
+no two lanes are taken for one another.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 
+PROCESS = "holdfastd"
 PREFIX = "hf."
 _DIGITS = 12
 """Of the digest: with the prefix the 15 bytes that the kernel keeps (proc_pid_comm(5)); 48 bits for a few hundred lanes."""
@@ -19,6 +21,12 @@ _DIGITS = 12
 def of_lane(lane: str) -> str:
     """The name of a thread that works for this lane."""
     return PREFIX + hashlib.sha256(lane.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGITS]
+
+
+def name_this_process() -> None:
+    """A daemon that a reload has executed was called by its interpreter's name. Best effort."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as f:
+        f.write(PROCESS)
 
 
 def name_this_thread(lane: str) -> None:
