@@ -214,7 +214,12 @@ def build(
         readiness=ports.readiness,
         keep=ports.store.store if ports.store.stores else None,
     )
-    breaker = LeaseBreaker(manager, clock=clock, record=partial(ports.append_for_good, BREAKS_FILE))
+    breaker = LeaseBreaker(
+        manager,
+        clock=clock,
+        record=partial(ports.append_for_good, BREAKS_FILE),
+        spaces=lambda: leases.keepers,
+    )
     return Parts(
         config=config,
         ports=ports,

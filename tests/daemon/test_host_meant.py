@@ -63,6 +63,12 @@ def test_name_that_two_hosts_have_is_refused_with_their_ids(
     two.kill()
     two.stop_all()
     two.pids.clear()
+    # One alone holds this one, but the other host of that name may be the one that is off.
+    broken = three.cli("break", str(disk), "--attest-off", "localhost", *DOE)
+    assert broken.returncode == 75
+    assert "host_id 1 of lockspace" in broken.stderr
+    assert "host_id 2 of lockspace" in broken.stderr
+    assert "say the host id of the one that is meant" in broken.stderr
     told = three.cli("host", "fenced", "localhost", *DOE)
     assert told.returncode == 75
     assert "host_id 1 of lockspace" in told.stderr

@@ -12,12 +12,12 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.errors import HostNotKnown, LeaseUnusable, LockError, LockspaceAbsent, Refused
 from holdfast.manager import events as ev
-from holdfast.manager.host_meant import Candidate, meant
+from holdfast.manager.host_meant import Candidate, Space, candidates_of, meant
 from holdfast.manager.lease_breaker import LeaseBreaker
 from holdfast.manager.lock_manager import LockManager
 from holdfast.model import Resource
@@ -26,22 +26,11 @@ from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.owner_test import silence_s
 from holdfast.protocol.words import Generation, IoFailed
-from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.presence import Absent
 from holdfast.system.errands import GivenUp
 from holdfast.system.lease_storage import UNFINISHED_PREFIX
 
 log = logging.getLogger(__name__)
-
-
-class Space(Protocol):
-    """A lockspace of this host: `supervision.keeper`."""
-
-    name: str
-    records: HostRecords | None
-
-    def membership(self) -> Membership | Absent: ...
-    def hosts(self) -> Sequence[HostView]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +109,7 @@ class HostFencer:
             if isinstance(member, Absent):
                 raise LockspaceAbsent(name=f"host {host}", lockspace=space.name, reason=str(member))
             members[space.name] = member
-            records = space.records
-            candidates += [
-                Candidate(space.name, view, records.of(view) if records is not None else None)
-                for view in space.hosts()
-            ]
+            candidates += candidates_of(space)
         found = []
         by_name = {space.name: space for space in spaces}
         for each in meant(host, candidates):

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from holdfast.errors import Refused
 from holdfast.model import printable
 from holdfast.ondisk.host_record import HostRecord
 from holdfast.protocol.host_status import HostState, HostView
+from holdfast.protocol.membership import Membership
 from holdfast.supervision.host_names import is_called, may_be_of_node, node_of
+from holdfast.supervision.host_records import HostRecords
+from holdfast.supervision.presence import Absent
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,25 @@ class Candidate:
 
     def __str__(self) -> str:
         return f"host_id {self.view.host_id} of lockspace {self.lockspace} ({printable(self.node)}, {self.view.state.name})"
+
+
+class Space(Protocol):
+    """A lockspace of this host: `supervision.keeper`."""
+
+    name: str
+    records: HostRecords | None
+
+    def membership(self) -> Membership | Absent: ...
+    def hosts(self) -> Sequence[HostView]: ...
+
+
+def candidates_of(space: Space) -> list[Candidate]:
+    """Every host that is known in a lockspace."""
+    records = space.records
+    return [
+        Candidate(space.name, view, records.of(view) if records is not None else None)
+        for view in space.hosts()
+    ]
 
 
 def meant(name: str, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -7,23 +7,33 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.errors import LockError, Refused, ResourceBusy
 from holdfast.manager import events as ev
+from holdfast.manager.host_meant import Space, candidates_of, meant
 from holdfast.manager.lock_manager import LockManager
 from holdfast.model import Resource
+from holdfast.supervision.host_names import is_called
 from holdfast.system.clock import Clock
 
 log = logging.getLogger(__name__)
 
 
 class LeaseBreaker:
-    """``record`` keeps one line for good, or raises OSError."""
+    """``record`` keeps one line for good, or raises OSError. ``spaces``: the lockspaces of this host."""
 
-    def __init__(self, manager: LockManager, *, clock: Clock, record: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        manager: LockManager,
+        *,
+        clock: Clock,
+        record: Callable[[str], None],
+        spaces: Callable[[], Iterable[Space]],
+    ) -> None:
         self._manager = manager
+        self._spaces = spaces
         self._clock = clock
         self._record = record
 
@@ -47,13 +57,31 @@ class LeaseBreaker:
             raise Refused(reason=f"disk '{path}' is being taken on this host")
         self.write("ordered", path, attest_off, operator, "")
         try:
-            proof = await manager.turns.during((key,), backend.upkeep.break_lease(resource, attest_off))
+            off = self._host_meant(attest_off, backend)
+            proof = await manager.turns.during((key,), backend.upkeep.break_lease(resource, off))
         except LockError as e:
             self.write("refused", path, attest_off, operator, str(e))
             raise
         self.write("broken", path, attest_off, operator, proof)
         self.broken(resource, operator, proof)
         return proof
+
+    def _host_meant(self, attest_off: str, backend: LeaseBackend) -> str:
+        """The name, if it means one host of the lockspace, or its host id if its record has another name; raises `Refused`.
+
+        Two hosts of a name are known here although one alone holds the lease: the other one may be the one that is off.
+        """
+        known = [
+            each
+            for space in self._spaces()
+            if space.name == backend.presence.name
+            for each in candidates_of(space)
+        ]
+        found = [each for each in meant(attest_off, known) if not each.has_left] if attest_off else []
+        views = [each.view for each in found]
+        if not views or is_called(attest_off, views[0].host_id, views[0].name):
+            return attest_off
+        return str(views[0].host_id)
 
     def broken(self, resource: Resource, operator: str, proof: str) -> None:
         """Tell everybody."""
