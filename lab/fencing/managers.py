@@ -120,7 +120,7 @@ class Holdfast:
             self._host,
             f"{before}; mkdir -p {RUN_DIR} /var/lib/holdfast; hostname {self._host}; "
             f"printf %s {shlex.quote(self._config)} > {CONFIG}; "
-            f"setsid {self._python('-m', 'holdfast.holdfastd', '--config', CONFIG)} "
+            f"setsid {self._python('-m', 'holdfast.daemon.main', '--config', CONFIG)} "
             ">>/srv/holdfastd.log 2>&1 </dev/null & echo $! > /srv/holdfastd.pid",
         )
         self.wait_joined()

@@ -20,19 +20,19 @@ class Bug:
 BUGS = {
     "dead-without-watchdog": Bug(
         "the dead bound of others leaves out the watchdog's fire timeout",
-        "protocol/owner_test.py",
+        "protocol/takeover.py",
         "watch.io_timeout_s)).dead_s",
         "watch.io_timeout_s)).fail_s",
     ),
     "wdmd-fed-for-ever": Bug(
         "wdmd is told that all is good for an hour",
-        "system/wdmd.py",
+        "system/watchdog/wdmd.py",
         "expire = int(their_now + (until - now))",
         "expire = int(their_now + (until - now) + 3600)",
     ),
     "device-fires-late": Bug(
         "the watchdog device is given three times the fire timeout",
-        "system/watchdog.py",
+        "system/watchdog/device.py",
         "            self._check(fd)\n",
         "            self._check(fd); self._kernel.ioctl(fd, WDIOC_SETTIMEOUT, INT.pack(3 * self._fire_timeout_s))\n",
     ),
@@ -44,7 +44,7 @@ BUGS = {
     ),
     "gone-too-soon": Bug(
         "the owners of a lost lockspace are taken for gone at once",
-        "supervision/recovery.py",
+        "supervision/escalation.py",
         "if not users:",
         "if True:",
     ),

@@ -15,19 +15,19 @@ import pytest
 from tests.support.daemon import locked
 from tests.support.mounts import mounted
 
-from holdfast.backends import owner_record
 from holdfast.backends.base import BackendPorts, Creation, Moved
-from holdfast.backends.file import FileBackend
-from holdfast.backends.lock_names import indirect_name
+from holdfast.backends.file import owner_record
+from holdfast.backends.file.backend import FileBackend
+from holdfast.backends.naming import indirect_name
 from holdfast.backends.nop import NopBackend
 from holdfast.backends.registry import make_backend
 from holdfast.errors import ConfigError
 from holdfast.model import Mode, Resource
-from holdfast.system.blocking import InlineStorage
-from holdfast.system.file_lock import IoFailed, SystemLockFiles
-from holdfast.system.mounts import MountTable
+from holdfast.system.files.mounts import MountTable
+from holdfast.system.files.ofd_lock import IoFailed, SystemLockFiles
+from holdfast.system.files.storage_executor import InlineStorage
 from holdfast.testing.conformance import NOTE, BackendConformance, BackendWorld, assert_held, opened, take
-from holdfast.testing.simulated import SimulatedClock
+from holdfast.testing.fakes import SimulatedClock
 
 MOUNTS = MountTable()
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from holdfast.model import Mode
-from holdfast.system.checked_open import NotLockable, open_lockable
-from holdfast.system.disk_file import REAL_KERNEL, open_file
-from holdfast.system.file_lock import IoFailed, SystemLockFiles
-from holdfast.system.lockspace_files import LockspaceFiles
-from holdfast.system.peer_rights import Rights, open_as
-from holdfast.system.sector_writes import DeviceWrites
+from holdfast.system.block_io.disk_file import REAL_KERNEL, open_file
+from holdfast.system.block_io.inflight_writes import DeviceWrites
+from holdfast.system.files.checked_open import NotLockable, open_lockable
+from holdfast.system.files.lockspace_files import LockspaceFiles
+from holdfast.system.files.ofd_lock import IoFailed, SystemLockFiles
+from holdfast.system.host.peer_rights import Rights, open_as
 
 FILES = SystemLockFiles()
 NOBODY = Rights(uid=65534, gid=65534, groups=())

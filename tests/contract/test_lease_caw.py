@@ -27,7 +27,7 @@ from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.lockspace_area import Corrupt, LockspaceArea, open_area
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Generation, HostId, HostTimestamp
+from holdfast.protocol.types import Generation, HostId, HostTimestamp
 from holdfast.testing.conformance import assert_held, take
 
 DELTA = areas.fresh_delta_lease(DEFAULT, "LS1", version=delta.VERSION_5, flags=FLAG_CAW)

@@ -14,18 +14,18 @@ from tests.contract.test_paxos_backend import Scene, _Hurried, play, tried
 from tests.support.leases import LeaseHost, entry_count
 
 from holdfast.backends.base import Creation, HeldElsewhere
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.errors import LeaseUnusable
 from holdfast.model import Mode, Resource
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.lease_area import glance_bytes
-from holdfast.protocol.words import HostId
-from holdfast.supervision.presence import Absent
-from holdfast.system.disk import SuspendingDisk
-from holdfast.system.disk_file import RealKernel
-from holdfast.system.file_lock import IoFailed
+from holdfast.protocol.types import HostId
+from holdfast.supervision.lockspace_port import Absent
+from holdfast.system.block_io.disk import SuspendingDisk
+from holdfast.system.block_io.disk_file import RealKernel
+from holdfast.system.files.ofd_lock import IoFailed
 from holdfast.testing.conformance import NOTE, assert_held, take
-from holdfast.testing.simulated import SimulatedClock
+from holdfast.testing.fakes import SimulatedClock
 
 LEADER, BLOCK_OF_ONE = 0, 2 * 512
 

@@ -17,9 +17,9 @@ from holdfast.ondisk.geometry import MIB
 from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.protocol.host_status import HostState, HostView
-from holdfast.protocol.owner_test import NEVER_BY_TIME
-from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant
-from holdfast.supervision.presence import Absent
+from holdfast.protocol.takeover import NEVER_BY_TIME
+from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant
+from holdfast.supervision.lockspace_port import Absent
 from holdfast.testing.conformance import assert_held, take
 
 FOR_EVER_S = 10_000.0

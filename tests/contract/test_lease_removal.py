@@ -15,32 +15,32 @@ from tests.contract.test_paxos_backend import Scene, play, tried
 from tests.support.leases import SPACE, LeaseHost, entry_count, twin
 
 from holdfast.backends.base import Creation, Held, SavedLock
-from holdfast.backends.directory_places import DirectoryPlaces
-from holdfast.backends.lease_holding import Holding
-from holdfast.backends.lease_names import made_by_us
-from holdfast.backends.lease_places import Found, StorageFailed, Unusable
-from holdfast.backends.lock_names import NameBy
-from holdfast.backends.paxos import HeldLease, PaxosBackend
+from holdfast.backends.naming import NameBy
+from holdfast.backends.paxos.backend import HeldLease, PaxosBackend
+from holdfast.backends.paxos.directory_store import DirectoryPlaces
+from holdfast.backends.paxos.held_lease import Holding
+from holdfast.backends.paxos.lease_store import Found, StorageFailed, Unusable
+from holdfast.backends.paxos.names import made_by_us
 from holdfast.errors import LeaseUnusable
-from holdfast.manager.lease_collection import LeaseCollector
+from holdfast.lease_admin.garbage_collection import LeaseCollector
+from holdfast.manager.key_locks import Turns
 from holdfast.manager.lock_table import Lock, LockTable
-from holdfast.manager.turns import Turns
 from holdfast.model import Mode, Resource
 from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.ondisk.leader import Leader
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_release import Lease
-from holdfast.protocol.rindex_area import Index, read_index
-from holdfast.supervision.presence import Absent
-from holdfast.system import tasks
-from holdfast.system.disk_file import DiskFacts, RealKernel
-from holdfast.system.disk_lane import DiskLane, Request
-from holdfast.system.file_lock import IoFailed as FileLockFailed
-from holdfast.system.lease_storage import SystemLeaseStorage
-from holdfast.system.sector_writes import DeviceWrites
+from holdfast.protocol.resource_index import Index, read_index
+from holdfast.supervision.lockspace_port import Absent
+from holdfast.system import eager_tasks
+from holdfast.system.block_io.disk_file import DiskFacts, RealKernel
+from holdfast.system.block_io.inflight_writes import DeviceWrites
+from holdfast.system.block_io.lease_files import SystemLeaseStorage
+from holdfast.system.block_io.worker_pool import DiskLane, Request
+from holdfast.system.files.ofd_lock import IoFailed as FileLockFailed
 from holdfast.testing.conformance import NOTE, assert_held, take
-from holdfast.testing.simulated import SimulatedClock
+from holdfast.testing.fakes import SimulatedClock
 
 
 @pytest.mark.parametrize("device", [False, True])
@@ -229,7 +229,7 @@ def test_removal_that_fails_leaves_the_lease_free(tmp_path: Path) -> None:
         await s.made()
 
         async def refused(path: str) -> object:
-            from holdfast.protocol.words import IoFailed
+            from holdfast.protocol.types import IoFailed
 
             return IoFailed(30)
 
@@ -317,7 +317,7 @@ def test_what_a_killed_daemon_left_behind_is_freed_although_storage_fails_meanwh
         for _ in range(300):
             await asyncio.sleep(0.001)
             await clock.advance(1)
-            if not tasks.under_way():
+            if not eager_tasks.under_way():
                 break
         left = kernel.number
         await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
@@ -340,7 +340,7 @@ def freeing_manager(backend: PaxosBackend, table: LockTable[Held]) -> SimpleName
     """A manager on which every unknown owner turns out to be over at once: what it holds is released."""
 
     def hold(*, held: Held, **_: object) -> None:
-        tasks.start(held.release())
+        eager_tasks.start(held.release())
 
     return SimpleNamespace(
         backends={backend.name: backend},
@@ -379,7 +379,7 @@ def test_lease_that_could_not_be_taken_up_is_freed_when_its_owner_has_ended(tmp_
             await clock.advance(1)
         assert not s.leader().is_free  # its owner may still be there
         table.remove(lost)
-        while tasks.under_way():
+        while eager_tasks.under_way():
             await asyncio.sleep(0.001)
             await clock.advance(1)
         assert s.leader().is_free

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.contract.test_device_places import device_leader
+from tests.contract.test_device_store import device_leader
 from tests.contract.test_paxos_backend import Scene, play
 
 from holdfast.backends.base import HeldElsewhere

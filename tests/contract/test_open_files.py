@@ -16,8 +16,8 @@ import pytest
 from tests.support.fuse_storage import FaultyStorage
 from tests.support.polling import wait_until
 
-from holdfast.system.file_lock import FileKey, key_of
-from holdfast.system.open_files import STUCK_WORKERS_MAX, SystemOpenFiles, Users
+from holdfast.system.files.ofd_lock import FileKey, key_of
+from holdfast.system.files.open_files import STUCK_WORKERS_MAX, SystemOpenFiles, Users
 
 _OPENS = """
 import os, signal, sys

@@ -26,9 +26,9 @@ from holdfast.backends.base import (
     SavedLock,
     TakeOutcome,
 )
-from holdfast.backends.lease_names import key_of_lease
-from holdfast.backends.lock_names import NameBy
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.naming import NameBy
+from holdfast.backends.paxos.backend import PaxosBackend
+from holdfast.backends.paxos.names import key_of_lease
 from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
 from holdfast.model import Mode, Protection, Resource
 from holdfast.ondisk import areas, delta
@@ -36,10 +36,10 @@ from holdfast.ondisk.geometry import GEOMETRIES, MIB, Geometry
 from holdfast.ondisk.host_block import NOTE_OFFSET_BYTES, HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.protocol.host_status import HostState, SeenTerm
-from holdfast.protocol.words import Generation
-from holdfast.supervision.presence import Absent
-from holdfast.system.disk_file import RealKernel
-from holdfast.system.file_lock import FileKey, IoFailed
+from holdfast.protocol.types import Generation
+from holdfast.supervision.lockspace_port import Absent
+from holdfast.system.block_io.disk_file import RealKernel
+from holdfast.system.files.ofd_lock import FileKey, IoFailed
 from holdfast.testing.conformance import (
     NOTE,
     BackendConformance,

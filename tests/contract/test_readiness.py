@@ -14,8 +14,8 @@ from tests.unit.manager.world import World
 
 from holdfast.frontends.listener import Peer
 from holdfast.frontends.virtlockd import VirtlockdFrontend
-from holdfast.system.readiness import Readiness
-from holdfast.testing.simulated import settle
+from holdfast.system.epoll import Readiness
+from holdfast.testing.fakes import settle
 from holdfast.wire import libvirt_rpc as rpc
 from holdfast.wire import virtlockd as wire
 

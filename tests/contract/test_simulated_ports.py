@@ -14,10 +14,10 @@ import pytest
 from tests.support.mounts import mounted
 from tests.support.polling import PATIENCE_S
 
-from holdfast.system.append_file import AppendFile, SystemAppendFile
-from holdfast.system.process import Processes, SystemProcesses
-from holdfast.system.readiness import Readiness
-from holdfast.testing.simulated import SimulatedAppendFile, SimulatedProcesses
+from holdfast.system.epoll import Readiness
+from holdfast.system.files.append_file import AppendFile, SystemAppendFile
+from holdfast.system.host.process import Processes, SystemProcesses
+from holdfast.testing.fakes import SimulatedAppendFile, SimulatedProcesses
 
 
 class RealTable:

@@ -16,20 +16,20 @@ from tests.support.lease_images import OWNER, Image, images
 from tests.support.leases import SPACE, LeaseHost, make_lockspace
 
 from holdfast.backends.base import Creation, Held, HeldElsewhere
-from holdfast.backends.lock_names import NameBy, indirect_name, lease_name
-from holdfast.backends.paxos import PaxosBackend
-from holdfast.cli import lease_dump, storage
-from holdfast.cli.lease_holders import LeaseSeen, look
-from holdfast.cli.places import LOCKD_CONF, scsi_id_of
-from holdfast.cli.who import ask
+from holdfast.backends.naming import NameBy, indirect_name, lease_name
+from holdfast.backends.paxos.backend import PaxosBackend
+from holdfast.cli.libvirt_files import LOCKD_CONF, scsi_id_of
+from holdfast.cli.offline import dump, storage
+from holdfast.cli.who.inquiry import ask
+from holdfast.cli.who.leases import LeaseSeen, look
 from holdfast.config import Config
 from holdfast.errors import LeaseUnusable
 from holdfast.model import Mode, Resource
 from holdfast.protocol.holders import Claim, Exclusive, claims_of
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.paxos_release import Mode as LeaseMode
-from holdfast.system.disk_identity import DiskIdentity
-from holdfast.system.file_lock import IoFailed
+from holdfast.system.files.disk_identity import DiskIdentity
+from holdfast.system.files.ofd_lock import IoFailed
 from holdfast.testing.conformance import NOTE
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Scene:
     def dumped(self) -> dict[str, Any]:
         self.path.write_bytes(self.image.area())
         with storage.opened(str(self.path)) as disk:
-            return lease_dump.dump(disk, None, {}).areas[0].told
+            return dump.dump(disk, None, {}).areas[0].told
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

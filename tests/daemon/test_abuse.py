@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from tests.support.daemon import Factory, Holdfastd, bystander
 
-from holdfast.client import CallRefused
-from holdfast.control_api import DiskWish
+from holdfast.control.api import DiskWish
+from holdfast.control.client import CallRefused
 from holdfast.frontends.varlink_connection import MESSAGE_BYTES_MAX
-from holdfast.system.log_limit import LINES_PER_PERIOD
+from holdfast.system.logs.log_limit import LINES_PER_PERIOD
 
 NOBODY = 65534
 GROUP = "nogroup"
@@ -221,7 +221,7 @@ def test_client_library_says_why_the_daemon_did_not_serve_it(make_daemon: Factor
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
-        from holdfast.client import ControlClient
+        from holdfast.control.client import ControlClient
         from holdfast.frontends.varlink_connection import refuse_client
 
         client = ControlClient(path)

@@ -18,8 +18,8 @@ from tests.support.polling import wait_until
 from tests.support.users import ADM, NOBODY, OWN_PID, Call, NotServed, ask_as_nobody
 from tests.support.varlink_client import locks_by_asyncvarlink
 
-from holdfast.client import CallRefused
-from holdfast.control_api import DiskWish
+from holdfast.control.api import DiskWish
+from holdfast.control.client import CallRefused
 from holdfast.testing.virtlockd_client import AUTOCREATE, SHARED
 
 
@@ -299,7 +299,7 @@ def test_lists_on_no_terminal_are_plain_columns(daemon: Holdfastd, place: Path) 
 
 
 def test_disk_is_found_by_its_hash_in_a_lockspace(daemon: Holdfastd, place: Path) -> None:
-    from holdfast.backends.lock_names import indirect_name
+    from holdfast.backends.naming import indirect_name
 
     disk, space = make_disk(place), place / "space"
     space.mkdir()

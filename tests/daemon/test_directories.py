@@ -9,7 +9,7 @@ import pytest
 from tests.daemon.conftest import MakeHost
 from tests.support.daemon import Factory, Holdfastd, bystander, locked, make_disk, refusal
 
-from holdfast.backends.lock_names import indirect_name
+from holdfast.backends.naming import indirect_name
 
 
 @pytest.fixture

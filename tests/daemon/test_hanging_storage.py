@@ -24,8 +24,8 @@ from tests.support.polling import wait_until
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
-from holdfast.system import thread_name
-from holdfast.system.predecessor import DeadButStuck, ProcTasks
+from holdfast.system.block_io import thread_name
+from holdfast.system.host.predecessor import DeadButStuck, ProcTasks
 
 OTHER_SPACE = "vms"
 REFUSED_EXIT = 75

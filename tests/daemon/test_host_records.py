@@ -15,7 +15,7 @@ from tests.support.leases import SPACE
 from tests.support.polling import wait_until
 
 from holdfast import __version__
-from holdfast.lifecycle import IN_FLIGHT_WAIT_S
+from holdfast.daemon.lifecycle import IN_FLIGHT_WAIT_S
 from holdfast.ondisk import host_record
 
 ONE, TWO = (f"prod-eu-central-1-hypervisor-compute-node-00{n}" for n in (1, 2))

@@ -22,11 +22,11 @@ from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.polling import wait_until
 from tests.support.wdmd_double import FIRE_TIMEOUT_S, Generation, Wdmd
 
-from holdfast.control_api import DiskWish
+from holdfast.control.api import DiskWish
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
 from holdfast.ondisk.leader import Leader
-from holdfast.system import wdmd
+from holdfast.system.watchdog import wdmd
 
 FAIL_S = 8
 OTHER_SPACE = "vms"

@@ -19,7 +19,7 @@ from tests.support.polling import wait_until
 from tests.support.service_manager import ServiceManager
 from tests.support.wdmd_double import FIRE_TIMEOUT_S, Generation, Wdmd
 
-from holdfast.system import wdmd
+from holdfast.system.watchdog import wdmd
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.support.service_manager import ServiceManager
 from tests.support.users import ADM, ask_as_nobody
 from tests.support.wdmd_double import FIRE_TIMEOUT_S, Generation, Wdmd
 
-from holdfast.system import wdmd
+from holdfast.system.watchdog import wdmd
 
 Edit = Callable[[str, Path], str]
 REFUSED_EXIT = 75

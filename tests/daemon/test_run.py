@@ -17,8 +17,8 @@ from tests.daemon.test_control import parent_of, run_in_background
 from tests.support.daemon import BIN, Holdfastd, exists, locked, make_disk, refusal
 from tests.support.polling import wait_until
 
-from holdfast.system import cgroups
-from holdfast.system.process import SystemProcesses
+from holdfast.system.host import cgroups
+from holdfast.system.host.process import SystemProcesses
 
 DAEMONIZES = """
 import os, sys, signal

@@ -12,7 +12,7 @@ from tests.support.daemon import bystander, exists, locked, make_disk
 from tests.support.polling import wait_until
 from tests.support.service_manager import ServiceManager
 
-from holdfast.system.kernel_locks import locks_on
+from holdfast.system.files.proc_locks import locks_on
 from holdfast.testing.virtlockd_client import AUTOCREATE, SHARED
 
 

@@ -15,7 +15,7 @@ from tests.support.daemon import Factory, Holdfastd, locked, make_disk, refusal
 from tests.support.mounts import mounted
 from tests.support.users import ADM, NOBODY, NOGROUP, OWN_PID, Call, ask_as_nobody
 
-from holdfast.system.log_limit import LINES_PER_PERIOD
+from holdfast.system.logs.log_limit import LINES_PER_PERIOD
 
 
 @pytest.fixture

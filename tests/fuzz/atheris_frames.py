@@ -16,8 +16,9 @@ import atheris
 
 with atheris.instrument_imports(include=["holdfast"]):
     from holdfast import config
-    from holdfast.backends import lease_note, owner_record
-    from holdfast.cli import area_contents
+    from holdfast.backends.file import owner_record
+    from holdfast.backends.paxos import owner_note
+    from holdfast.cli.offline import identify
     from holdfast.manager import journal_replay
     from holdfast.ondisk.delta import DeltaLease, decode_bitmap
     from holdfast.ondisk.host_block import HostBlock
@@ -88,15 +89,15 @@ def sectors(raw: bytes) -> None:
     for kind in RECORDS:
         str(kind.decode(raw))
     decode_bitmap(raw)
-    lease_note.noted(raw)
-    lease_note.vm_of(raw)
-    found = area_contents.identify(raw)
-    area_contents.describe(found, raw)
+    owner_note.noted(raw)
+    owner_note.vm_of(raw)
+    found = identify.identify(raw)
+    identify.describe(found, raw)
     if isinstance(found, DeltaLease):
-        area_contents.hosts_of(raw, found.geometry)
+        identify.hosts_of(raw, found.geometry)
     elif isinstance(found, Leader):
-        area_contents.blocks_of(raw, found)
-        area_contents.lvb_of(raw, found)
+        identify.blocks_of(raw, found)
+        identify.lvb_of(raw, found)
     elif isinstance(found, RindexHeader):
         list(entries(found, raw))
 

@@ -47,7 +47,7 @@ BUGS = (
         "::test_term_that_two_hosts_have_shown_is_not_over_when_one_of_them_gives_it_back",
     ),
     _in(
-        "protocol.owner_test",
+        "protocol.takeover",
         "word-about-one-of-two",
         "a word about one of two hosts that have shown a generation frees the leases of the other",
         "    if view.disputed:\n        return timing.dead_s\n",
@@ -56,7 +56,7 @@ BUGS = (
         "::test_word_about_one_of_two_hosts_that_have_shown_a_term_waits_for_the_dead_bound_of_the_other",
     ),
     _in(
-        "manager.lease_collection",
+        "lease_admin.garbage_collection",
         "one-absent-lockspace-keeps-all",
         "gc frees nothing anywhere while this host is not in one of its lockspaces",
         "        if len(failed) == len(backends):",
@@ -65,7 +65,7 @@ BUGS = (
     ),
     # --- many leases ---
     _in(
-        "backends.paxos",
+        "backends.paxos.backend",
         "all-adopted-at-once",
         "a restart takes up more leases at once than its storage has room for, and calls the rest lost",
         "ADOPTIONS_MAX = 64",
@@ -74,7 +74,7 @@ BUGS = (
     ),
     # --- hosts that look alike ---
     _in(
-        "supervision.keeper",
+        "supervision.lockspace_supervisor",
         "namesake-tried-for-ever",
         "a host tries the host id of its namesake, or clone, for ever",
         "self._others.add(seen)",
@@ -82,12 +82,12 @@ BUGS = (
         "unit/supervision/test_host_ids.py::test_two_hosts_of_one_name_get_and_keep_ids_of_their_own",
     ),
     _in(
-        "supervision.host_terms",
+        "supervision.host_identity",
         "cut-name-is-over",
         "an incarnation whose name an earlier version cut is taken for over while its VMs may run",
         "may_be_of_node(record.host_name.text, self.identity.node) and 0 <= age_s <= timing.dead_s",
         "is_of_node(record.host_name.text, self.identity.node) and 0 <= age_s <= timing.dead_s",
-        "unit/supervision/test_host_terms.py"
+        "unit/supervision/test_host_identity.py"
         "::test_record_that_an_earlier_version_cut_is_not_resumed_and_not_over_either",
     ),
     _in(
@@ -96,7 +96,7 @@ BUGS = (
         "a host joins although another one says another fire timeout",
         "found.append(each)",
         "pass",
-        "unit/supervision/test_host_records.py"
+        "unit/supervision/test_host_record_files.py"
         "::test_host_with_another_fire_timeout_is_kept_out_and_the_other_one_is_named",
     ),
     _in(
@@ -105,11 +105,11 @@ BUGS = (
         "a record of another term of the host keeps a host out for ever",
         "isinstance(record, DeltaLease) and each.is_about(record) and not record.is_free",
         "isinstance(record, DeltaLease) and not record.is_free",
-        "unit/supervision/test_host_records.py"
+        "unit/supervision/test_host_record_files.py"
         "::test_record_of_a_host_that_left_or_of_another_term_keeps_nobody_out",
     ),
     _in(
-        "manager.host_meant",
+        "lease_admin.host_meant",
         "both-namesakes-fenced",
         "an order about a name that two hosts have is about both",
         "if each.lockspace == other.lockspace:",
@@ -118,7 +118,7 @@ BUGS = (
     ),
     # --- what the review planted ---
     _in(
-        "supervision.keeper",
+        "supervision.lockspace_supervisor",
         "membership-not-asked",
         "a lost lease is shown as joined until the event loop hears of it",
         'return member if member.may_write() else Absent("its lease has just been lost")',
@@ -135,7 +135,7 @@ BUGS = (
         "unit/protocol/test_host_status.py::test_a_change_counts_from_the_end_of_the_look_that_showed_it",
     ),
     _in(
-        "protocol.owner_test",
+        "protocol.takeover",
         "own-io-timeout-for-others",
         "an owner's dead bound is made of our io_timeout",
         "dead_s = _bounds(member.timing, shown_s, record, view).dead_s",
@@ -144,7 +144,7 @@ BUGS = (
         "::test_an_owner_with_a_greater_io_timeout_is_waited_for_by_its_own_bound",
     ),
     _in(
-        "backends.file",
+        "backends.file.backend",
         "removed-whatever-the-path",
         "a lock file is unlinked although its path names another holder's by now",
         "if backend.files.same_file(fd, self.path) and (failed := backend.files.remove(self.path)):",
@@ -152,7 +152,7 @@ BUGS = (
         "contract/test_backends.py::test_lock_file_of_another_holder_stays_when_the_path_names_it_by_now",
     ),
     _in(
-        "supervision.keeper",
+        "supervision.lockspace_supervisor",
         "leaves-beside-writes",
         "a lockspace is left while writes to its leases are in flight",
         "        if lease_write():\n",
@@ -162,7 +162,7 @@ BUGS = (
     ),
     # --- bounds that are off by less than one read ---
     _in(
-        "protocol.owner_test",
+        "protocol.takeover",
         "bound-passed-during-the-read",
         "an owner is taken over by a read that began before its dead bound and ended after it",
         "        looked_at = clock.now()\n        record = await member.lockspace.read_record(owner, member.io_timeout_s)\n",
@@ -182,7 +182,7 @@ BUGS = (
     ),
     # --- what a restart inherits ---
     _in(
-        "system.watchdog",
+        "system.watchdog.device",
         "inherited-timeout-kept",
         "a watchdog that an earlier program armed keeps that program's timeout",
         "self._shortened = fd is not None",
@@ -211,7 +211,7 @@ BUGS = (
     ),
     # --- the file driver and its descriptors ---
     _in(
-        "backends.file",
+        "backends.file.backend",
         "released-by-closing-alone",
         "a released lock lives on in a copy of its descriptor",
         "for let_go in (backend.files.unlock, backend.files.close):",
@@ -229,7 +229,7 @@ BUGS = (
         "contract/test_who_holds.py::test_the_callers_agree_on_every_image",
     ),
     _in(
-        "system.open_files",
+        "system.files.open_files",
         "silence-is-closed",
         "a descriptor on storage that does not answer counts as no use of the disk",
         "        if key is None:\n            self._unclear.add(pid)\n        elif",
@@ -254,7 +254,7 @@ BUGS = (
         "daemon/test_abuse.py::test_client_that_never_reads_is_not_served_on",
     ),
     _in(
-        "frontends.control",
+        "frontends.varlink",
         "places-for-one",
         "one user may have all places of the control socket",
         "if self._taken[uid] >= self._user_max:",
@@ -262,7 +262,7 @@ BUGS = (
         "daemon/test_abuse.py::test_one_user_can_not_take_the_places_of_others",
     ),
     _in(
-        "system.peer_rights",
+        "system.host.peer_rights",
         "opened-as-root",
         "a disk is opened with the daemon's rights for a user who asks for it",
         "    _libc.setfsuid(rights.uid)\n",
@@ -270,7 +270,7 @@ BUGS = (
         "daemon/test_user_rights.py::test_user_is_refused_what_only_root_may_open",
     ),
     _in(
-        "system.checked_open",
+        "system.files.checked_open",
         "opened-by-its-name-again",
         "what was examined and what is opened may be two things",
         'os.open(f"/proc/self/fd/{pin}", access',
@@ -288,7 +288,7 @@ BUGS = (
         "::test_path_that_leads_to_another_file_by_now_is_refused_and_nothing_is_locked",
     ),
     _in(
-        "backends.paxos",
+        "backends.paxos.backend",
         "leases-where-everybody-writes",
         "a lease is taken in a directory where everybody may remove it",
         "if untrusted := await self._untrusted():",
@@ -297,7 +297,7 @@ BUGS = (
         "::test_new_leases_are_refused_where_everybody_may_write_and_held_ones_stay",
     ),
     _in(
-        "system.log_lines",
+        "system.logs.log_lines",
         "names-as-they-are",
         "a name with a line feed in it forges a line of the log",
         'text = printable(f"{record.levelname} {record.getMessage()}")',
@@ -306,7 +306,7 @@ BUGS = (
     ),
     # --- found by a seed of the simulator, and by no present one within reach ---
     _in(
-        "manager.lease_collection",
+        "lease_admin.garbage_collection",
         "left-behind-tried-once",
         "what a killed daemon left is given up when storage fails once (found by seed 700426)",
         "            if names != []:\n                await",
@@ -333,7 +333,7 @@ BUGS = (
         "contract/test_lease_versions.py::test_new_lease_has_the_version_of_its_lockspaces_family",
     ),
     _in(
-        "protocol.paxos_race",
+        "protocol.paxos_acquire",
         "version-lost-on-commit",
         "the winner of a lease writes its leader in our own version",
         "            lver=lver,\n            owner_id=value.owner_id,\n",
@@ -478,7 +478,7 @@ BUGS = (
         "contract/test_lease_caw.py::test_lockspace_is_not_joined",
     ),
     _in(
-        "backends.lease_upkeep",
+        "backends.paxos.maintenance",
         "lvb-taken-out",
         "gc removes a lease that says which VM owns the disk",
         "            if belongs := await self._kept_by_lvb(found, member):\n",
@@ -487,7 +487,7 @@ BUGS = (
         "::test_lease_that_keeps_something_there_is_not_taken_out_and_its_uses_leave_it_alone",
     ),
     _in(
-        "protocol.rindex_area",
+        "protocol.resource_index",
         "lvb-inherited",
         "a new lease gets the place, and the owner, of a removed one",
         "            if lvb:\n                continue\n",
@@ -536,7 +536,7 @@ BUGS = (
         "unit/manager/test_departures.py::test_news_is_acted_on_without_a_wait",
     ),
     _in(
-        "manager.lock_book",
+        "manager.lock_registry",
         "acquired-and-departing",
         "what libvirt acquires again is let go when its old migration ends",
         "        lock.departing.discard((owner.id, want.resource))\n",
@@ -544,7 +544,7 @@ BUGS = (
         "unit/manager/test_departures.py::test_acquire_by_the_same_owner_ends_it",
     ),
     _in(
-        "manager.lock_book",
+        "manager.lock_registry",
         "departing-not-rewritten",
         "a journal that is rewritten does not say what departs",
         "            lines.extend(departing_line(lock, *claim) for claim in sorted(lock.departing))\n",
@@ -552,7 +552,7 @@ BUGS = (
         "unit/manager/test_departures.py::test_journal_that_is_rewritten_has_what_departs",
     ),
     _in(
-        "manager.recovery",
+        "manager.adoption",
         "target-is-a-stranger",
         "a daemon that was away takes the target for a stranger, and stops the source",
         "if over or (not regained and manager.departures.have_left(lock)):",
@@ -590,10 +590,10 @@ BUGS = (
         "a lease is given up by one read, whatever was done with it meanwhile",
         'if not why or lock.held is not held or not lock.claims:\n            return ""',
         'if lock.held is not held or not lock.claims:\n            return ""',
-        "unit/manager/test_lease_rereading.py::test_change_while_it_was_read_counts_as_no_loss",
+        "unit/manager/test_rereading.py::test_change_while_it_was_read_counts_as_no_loss",
     ),
     _in(
-        "backends.lease_holding",
+        "backends.paxos.held_lease",
         "late-leader-takes-away",
         "another host's late leader takes a held lease away",
         "if leader.lver > lease.lver or (leader.lver == lease.lver and not self.member.owns(leader)):",
@@ -601,7 +601,7 @@ BUGS = (
         "contract/test_paxos_backend.py::test_late_leader_of_another_host_takes_no_lease_away",
     ),
     _in(
-        "manager.recovery",
+        "manager.adoption",
         "note-not-read",
         "the lock of an owner that has ended is released whatever its note says",
         "kept = regained and await manager.unknown.keep_for_noted(lock, gone)",
@@ -619,15 +619,15 @@ BUGS = (
         "::test_older_journal_does_not_free_what_another_process_has_taken_since",
     ),
     _in(
-        "manager.lease_recovery",
+        "lease_admin.lockspace_loss",
         "restart-owed-for-ever",
         "a domain that was started again is started by each later daemon too",
         "        self._manager.book.restart_is_tried(lockspace, uuid)\n        kind",
         "        kind",
-        "unit/manager/test_lease_recovery.py::test_restart_is_owed_over_a_restart_of_the_daemon",
+        "unit/manager/test_lockspace_loss.py::test_restart_is_owed_over_a_restart_of_the_daemon",
     ),
     _in(
-        "supervision.keeper",
+        "supervision.lockspace_supervisor",
         "page-cache-will-do",
         "storage that refuses O_DIRECT is joined like any other",
         "if not (disk.facts.direct or self.spec.page_cache):",
@@ -635,7 +635,7 @@ BUGS = (
         "daemon/test_restored_areas.py::test_storage_that_refuses_o_direct_is_joined_by_an_operators_word_only",
     ),
     _in(
-        "supervision.lockspace",
+        "supervision.renewal",
         "grace-for-the-taken",
         "owners get their grace although another host has the id",
         "self.taken = not found.is_free",
@@ -669,7 +669,7 @@ BUGS = (
         "::test_lease_is_given_up_with_the_lock_and_the_vm_that_asks_again_has_the_lease_alone",
     ),
     _in(
-        "build",
+        "daemon.build",
         "local-leases-will-do",
         "a VM starts with leases that no other host can see",
         "start_min = Protection.CROSS_HOST if backend.capabilities.fenced and not says else Protection.NONE",
@@ -694,7 +694,7 @@ BUGS = (
         "unit/manager/test_hashed_names.py::test_disk_whose_path_is_not_known_is_refused",
     ),
     _in(
-        "cli.lockspace_before",
+        "cli.offline.lockspace_before",
         "init-does-not-watch",
         "a lockspace is made again under a host that renews there",
         "if record != before.get(host_id):",

@@ -22,11 +22,11 @@ from random import Random
 
 from tests.sim.test_pinned_seeds import PINNED
 
-from holdfast.testing.cluster import Kind, Scenario
-from holdfast.testing.fencings import Format
-from holdfast.testing.formatted import FEW_HOSTS
-from holdfast.testing.simulation import play
-from holdfast.testing.state_damage import NO_PLAGUES
+from holdfast_sim.cluster.cluster import Kind, Scenario
+from holdfast_sim.drive.fencings import Format
+from holdfast_sim.drive.state_damage import NO_PLAGUES
+from holdfast_sim.run.seed import play
+from holdfast_sim.storage.prepared import FEW_HOSTS
 
 RECORD = Path(__file__).with_suffix(".json")
 SEEDS = range(300)

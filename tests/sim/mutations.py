@@ -198,7 +198,7 @@ MUTATIONS = (
         made="NO_TIMEOUT",
     ),
     _in(
-        "manager.lease_collection",
+        "lease_admin.garbage_collection",
         "index-of-older-terms-kept",
         "'lease gc' leaves what an older term of this host held of the index (found by seed 110)",
         "            await upkeep.free_of_older_terms()",
@@ -206,7 +206,7 @@ MUTATIONS = (
         made="NO_TIMEOUT",
     ),
     _in(
-        "backends.lease_refusals",
+        "backends.paxos.refusals",
         "older-sharer-alive",
         "a shared hold of an older term is said to be that of a living host (found by seed 24)",
         "        if view.no_timeout and view.generation is not None and view.generation > generation:",
@@ -214,7 +214,7 @@ MUTATIONS = (
         made="NO_TIMEOUT",
     ),
     _in(
-        "manager.host_fencing",
+        "lease_admin.host_fencing",
         "marked-without-silence",
         "a host is fenced whatever the looks show of it",
         "        if any(term.seconds_left is not None for _, term in found):",
@@ -296,7 +296,7 @@ MUTATIONS = (
     ),
     # --- edited configurations ---
     _in(
-        "kept_config",
+        "daemon.kept_config",
         "edit-believed",
         "a start takes the configuration on disk, whatever held locks need",
         "[str(problem) for problem in problems] if usable is None else differences(kept.config, usable, held)",
@@ -304,7 +304,7 @@ MUTATIONS = (
         edits=True,
     ),
     _in(
-        "kept_config",
+        "daemon.kept_config",
         "kept-forgotten",
         "a start with a file that can't be read serves nobody, though locks are held",
         "if usable is None and not held:",
@@ -328,7 +328,7 @@ MUTATIONS = (
         edits=True,
     ),
     _in(
-        "kept_config",
+        "daemon.kept_config",
         "names-forgotten",
         "locks of a backend that was renamed are looked for under its old name",
         "    return {old: name for old, name in every.items() if old != name}",
@@ -336,7 +336,7 @@ MUTATIONS = (
         edits=True,
     ),
     _in(
-        "reload",
+        "daemon.reload",
         "held-not-counted",
         "a reload compares with nothing that is held",
         "    for lock in manager.table:\n        locks.setdefault(lock.backend, []).append(lock)",
@@ -424,21 +424,21 @@ MUTATIONS = (
         "    if fresh.generation == term:\n        return True\n    if fresh.generation > term:\n        return any(",
     ),
     _in(
-        "protocol.owner_test",
+        "protocol.takeover",
         "takeover-too-early",
         "a waiting acquirer takes over after half of the dead bound",
         "left_s = dead_s - (looked_at - watch.since)",
         "left_s = dead_s / 2 - (looked_at - watch.since)",
     ),
     _in(
-        "protocol.owner_test",
+        "protocol.takeover",
         "missed-and-over",
         "an owner's term that its host's record does not know is over at once",
         "return missed_left_s(member, host_id, term, record, looked_at)",
         "return -1.0",
     ),
     _in(
-        "protocol.owner_test",
+        "protocol.takeover",
         "timestamp-not-compared",
         "a waiting acquirer does not see that the owner renews",
         "if HostTimestamp(record.timestamp) != watch.timestamp:",
@@ -523,7 +523,7 @@ MUTATIONS = (
         "next_phase_one, before_free=True)",
     ),
     _in(
-        "protocol.paxos_race",
+        "protocol.paxos_acquire",
         "promise-used-twice",
         "the number of a promise is used for two ballots",
         "if promise is None or self._ballots or promise.block.mode != mode:",
@@ -531,42 +531,42 @@ MUTATIONS = (
     ),
     # --- the race and the leader ---
     _in(
-        "protocol.paxos_race",
+        "protocol.paxos_acquire",
         "lver-reused",
         "a new owner gets the version of the old one",
         "lver=lver,\n            owner_id",
         "lver=max(1, leader.lver),\n            owner_id",
     ),
     _in(
-        "protocol.paxos_race",
+        "protocol.paxos_acquire",
         "commit-without-lease",
         "a leader is written without asking whether our own lease stands",
         "if not member.may_write():\n            return self._ended(LockspaceLost(), leader)",
         "if False:\n            return self._ended(LockspaceLost(), leader)",
     ),
     _in(
-        "protocol.paxos_race",
+        "protocol.paxos_acquire",
         "in-flight-ignored",
         "a race begins although a write of ours may still land",
         "if busy := self._area.busy():",
         "if False and (busy := self._area.busy()):",
     ),
     _in(
-        "protocol.paxos_race",
+        "protocol.paxos_acquire",
         "doubt-denied",
         "a leader write that timed out is taken for no write",
         "return InDoubt(failed, own, self._intent.mode)\n        self._named",
         "return failed\n        self._named",
     ),
     _in(
-        "protocol.paxos_race",
+        "protocol.paxos_acquire",
         "own-leader-left-behind",
         "a leader that names us for a value given up is left (found by seed 3)",
         "if own is not None and self._named and not isinstance(refusal, LockspaceLost):",
         "if False:",
     ),
     _in(
-        "protocol.paxos_race",
+        "protocol.paxos_acquire",
         "leader-left-behind",
         "a leader far behind its blocks is only reported (found by seed 251)",
         "if self._behind < BEHIND_MAX or self._behind >= 2 * BEHIND_MAX:",
@@ -624,35 +624,35 @@ MUTATIONS = (
     ),
     # --- supervision, watchdog ---
     _in(
-        "supervision.heartbeat",
+        "supervision.lease_monitor",
         "renewing-after-failure",
         "a lockspace that is lost goes on renewing",
         "return self._corrupt or self._dismissed or self.phase >= Phase.FAIL",
         "return False",
     ),
     _in(
-        "supervision.keeper",
+        "supervision.lockspace_supervisor",
         "joined-beside-the-lost-term",
         "a lockspace is joined again beside the thread that renewed the lost term (found by seed 1306060)",
         "        if self._thread_runs:\n",
         "        if False:\n",
     ),
     _in(
-        "supervision.lockspace",
+        "supervision.renewal",
         "write-in-flight-forgotten",
         "the watchdog is stopped while a write may still land (found by seed 863)",
         "return lambda: self._disk.in_flight(0, DISK_BYTES_MAX) or",
         "return lambda:",
     ),
     _in(
-        "supervision.heartbeat",
+        "supervision.lease_monitor",
         "one-lease-is-enough",
         "the watchdog is fed while any lease is good",
         "and all(watched.may_feed(now) for watched in self._watched)\n            and self._watchdog.feed(min(",
         "and any(watched.may_feed(now) for watched in self._watched)\n            and self._watchdog.feed(max(",
     ),
     _in(
-        "supervision.heartbeat",
+        "supervision.lease_monitor",
         "unfed-and-joined",
         "a lockspace is joined although the watchdog is not fed",
         "            if self._feed() or was_owed:\n                return watched",
@@ -660,14 +660,14 @@ MUTATIONS = (
     ),
     # --- a restart of the daemon ---
     _in(
-        "supervision.keeper",
+        "supervision.lockspace_supervisor",
         "last-term-not-owed",
         "other leases feed the watchdog while the owners of the last life are unguarded (found by seed 110)",
         "if self._resuming and in_use:",
         "if False:",
     ),
     _in(
-        "supervision.keeper",
+        "supervision.lockspace_supervisor",
         "term-not-remembered",
         "the term is not remembered for the next daemon",
         "        self.not_remembered = self._copies.write(term) or self.use.incomplete\n        if self.not_remembered:",
@@ -681,28 +681,28 @@ MUTATIONS = (
         "if False:",
     ),
     _in(
-        "manager.recovery",
+        "manager.adoption",
         "ended-while-waiting",
         "an owner that ends while its lease is retaken is not expected (found by seed 97)",
         "if claimants and not lock.claims:",
         "if False:",
     ),
     _in(
-        "backends.lease_holding",
+        "backends.paxos.held_lease",
         "silence-is-absence",
         "storage that does not answer is taken to say that a lease is not held (found by seed 111)",
         "        if not isinstance(seen, Snapshot):\n            return seen\n",
         "        if not isinstance(seen, Snapshot):\n            return None\n",
     ),
     _in(
-        "supervision.recovery",
+        "supervision.escalation",
         "gone-too-soon",
         "the users of a lost lockspace are taken for gone at once",
         "if not users:",
         "if True:",
     ),
     _in(
-        "system.watchdog",
+        "system.watchdog.device",
         "late-ping-stands",
         "a ping that came too late is not taken back",
         "if pinged_by < until:",
@@ -710,14 +710,14 @@ MUTATIONS = (
     ),
     # --- conversions of a held lease ---
     _in(
-        "backends.lease_holding",
+        "backends.paxos.held_lease",
         "let-go-to-convert",
         "a shared hold is let go before it is made exclusive",
         "work = upgrade(self.area, self.member, self._clock, self._ports.chance, lease)",
         "await self._let_go(lease)\n        work = acquire_lease(self.area, self.member, self._ports, mode)",
     ),
     _in(
-        "backends.lease_holding",
+        "backends.paxos.held_lease",
         "conversion-not-resumed",
         "a conversion that a kill cut short is not taken up by the next daemon (found by seed 1273)",
         "elif alone:",
@@ -725,7 +725,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "backends.paxos",
+        "backends.paxos.backend",
         "attempt-beside-withdrawal",
         "a lease is taken while an earlier attempt is being withdrawn (found by seed 2739)",
         "self._check_settled(resource, lease)\n        # No number",
@@ -733,21 +733,21 @@ MUTATIONS = (
     ),
     # --- errands that are given up ---
     _in(
-        "backends.paxos",
+        "backends.paxos.backend",
         "late-lease-kept",
         "a lease that is won after its start was refused is not given back",
         "if isinstance(await holding.acquired(attempt.outcome, mode), Lease):",
         "if False:",
     ),
     _in(
-        "backends.paxos",
+        "backends.paxos.backend",
         "attempt-beside-errand",
         "a lease is tried again while an errand for it is under way that nobody waits for",
         "self._silent.add(lease)",
         "pass",
     ),
     _in(
-        "backends.lease_holding",
+        "backends.paxos.held_lease",
         "late-outcome-forgotten",
         "what comes of a conversion or a release that was given up is not put right",
         "                put_right(outcome)",
@@ -762,14 +762,14 @@ MUTATIONS = (
     ),
     # --- breaking ---
     _in(
-        "protocol.owner_test",
+        "protocol.takeover",
         "attestation-not-compared",
         "an operator's word counts whatever the looks show",
         "return unchanged and view.unchanged_s > bound_s",
         "return True",
     ),
     _in(
-        "backends.lease_upkeep",
+        "backends.paxos.maintenance",
         "break-without-proof",
         "whoever is on a lease that is to be broken counts as attested to be off",
         "host.term for host in hosts if attest_off and host.is_called(attest_off))",
@@ -777,63 +777,63 @@ MUTATIONS = (
     ),
     # --- leases that are made and taken out ---
     _in(
-        "manager.lease_collection",
+        "lease_admin.garbage_collection",
         "own-lease-collected",
         "a collection does not ask what this host holds itself",
         "        if busy := self._in_use(key):\n            return busy",
         "        if False:\n            return busy",
     ),
     _in(
-        "backends.lease_upkeep",
+        "backends.paxos.maintenance",
         "collected-while-shared",
         "a collection takes a lease shared before it takes it out",
         "acquire_unless_held(Mode.EXCLUSIVE)\n            if isinstance(outcome, LeftBehind):\n                return",
         "acquire_unless_held(Mode.SHARED)\n            if isinstance(outcome, LeftBehind):\n                return",
     ),
     _in(
-        "backends.paxos",
+        "backends.paxos.backend",
         "name-not-asked-again",
         "whoever wins a lease does not ask whether it still has its name (found by seed 106)",
         "named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)",
         "named = True",
     ),
     _in(
-        "backends.lease_upkeep",
+        "backends.paxos.maintenance",
         "released-after-removal",
         "a lease that was taken out is released as well (found by seed 93)",
         "            if kept is None:\n                holding.forget()",
         "            if kept is None:\n                await holding.release()",
     ),
     _in(
-        "backends.device_places",
+        "backends.paxos.device_store",
         "taken-out-uncleared",
         "a lease is taken out of the index without being cleared",
         "            failed = await clear(member, found, leader)\n            if failed is not None:",
         "            failed = None\n            if failed is not None:",
     ),
     _in(
-        "backends.device_places",
+        "backends.paxos.device_store",
         "index-shared",
         "two hosts may change the index at once",
         "taken = await holding.acquire(Mode.EXCLUSIVE)",
         "taken = await holding.acquire(Mode.SHARED)",
     ),
     _in(
-        "backends.device_places",
+        "backends.paxos.device_store",
         "index-given-back-early",
         "the index is given back while a write to it may still land",
         "if isinstance(made, IoFailed) and made.in_flight:",
         "if False:",
     ),
     _in(
-        "backends.directory_places",
+        "backends.paxos.directory_store",
         "strayed-not-seen",
         "a lease is taken in a directory that is not the one that was joined",
         "if joined is None or (",
         "if True or (",
     ),
     _in(
-        "protocol.rindex_area",
+        "protocol.resource_index",
         "made-over-promises",
         "a lease made where one was before zeroes its blocks (found by seed 93)",
         "if not keep_rest and not lver and not any(",
@@ -855,14 +855,14 @@ MUTATIONS = (
         "if False:",
     ),
     _in(
-        "supervision.host_terms",
+        "supervision.host_identity",
         "own-id-not-recognised",
         "a host that forgot its id does not find it by its own name",
         "if not record.is_never_used and is_of_node(record.host_name.text, self.identity.node):",
         "if False:",
     ),
     _in(
-        "supervision.host_terms",
+        "supervision.host_identity",
         "silence-is-ours",
         "a remembered id counts as ours where its record can't be read (found by seed 2146)",
         "            return None  # not known",
@@ -870,14 +870,14 @@ MUTATIONS = (
     ),
     # --- from one daemon to the next ---
     _in(
-        "handover",
+        "daemon.handover",
         "journal-of-this-boot-forgotten",
         "the next daemon takes the journal for that of an earlier boot",
         "        if state.is_whole and state.boot == self._boot:\n            return state\n",
         "        if state.is_whole and state.boot == self._boot:\n            return SavedState(boot=self._boot)\n",
     ),
     _in(
-        "lease_wiring",
+        "daemon.lockspaces",
         "stop-frees-used-id",
         "a stop gives back the host id of a lockspace whose leases are held",
         """            if self._in_use(backends):
@@ -887,14 +887,14 @@ MUTATIONS = (
         restarts=True,
     ),
     _in(
-        "lease_wiring",
+        "daemon.lockspaces",
         "users-not-asked",
         "a lockspace does not know that anybody uses its leases",
         "in_use=lambda: self._in_use(backends),",
         "in_use=lambda: False,",
     ),
     _in(
-        "lease_wiring",
+        "daemon.lockspaces",
         "store-keeps-watchdog",
         "the descriptor store keeps a watchdog that was let go of (found by seed 26)",
         "        if was_open and self._driver.descriptor() is None:",
@@ -902,7 +902,7 @@ MUTATIONS = (
     ),
     # --- state that is lost, damaged, stale; disks that are full ---
     _in(
-        "handover",
+        "daemon.handover",
         "damage-is-no-doubt",
         "a damaged journal counts for what can be read of it, and no more was held",
         "elif state.lines or earlier:",
@@ -934,7 +934,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "handover",
+        "daemon.handover",
         "another-boot-believed",
         "a journal of another boot settles everything although a daemon of this boot ran",
         "            if not earlier:\n",
@@ -942,7 +942,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "handover",
+        "daemon.handover",
         "no-placeholder",
         "nothing stands for the leases that a damaged journal may not name before storage was read",
         "        if self._manager.doubt:\n            self._leases.hold_places",
@@ -950,7 +950,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "manager.recovery",
+        "manager.adoption",
         "not-found-is-ended",
         "an owner whose process is not found has ended, whatever its line in a damaged journal has become",
         "(saved.process.start_ticks and not state.is_whole)",
@@ -966,7 +966,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "manager.lock_book",
+        "manager.lock_registry",
         "doubt-not-carried",
         "a journal that is rewritten before all is accounted for does not say so (found by seed 1139)",
         "lines.append(jn.DoubtLine(text_of(lock.doubt)))",
@@ -974,7 +974,7 @@ MUTATIONS = (
         damage="rough",
     ),
     _in(
-        "manager.lease_collection",
+        "lease_admin.garbage_collection",
         "left-behind-is-freed",
         "every lease that an earlier daemon took and the journal does not name is freed",
         "if key in self.ended and await self._is_of_ended(backend, name, self.ended[key]):",
@@ -982,7 +982,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "manager.lease_collection",
+        "lease_admin.garbage_collection",
         "any-end-counts",
         "the end of one process's claim frees the lease that another took since (found by seed 111)",
         "return process is None or process in ended",
@@ -1007,7 +1007,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "backends.paxos",
+        "backends.paxos.backend",
         "own-lease-granted",
         "a lease of this host that no lock accounts for is granted to the first owner that asks",
         "if isinstance(seen, Snapshot) and is_held_by(member, seen) and member.may_write():",
@@ -1015,7 +1015,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "backends.lease_holding",
+        "backends.paxos.held_lease",
         "own-lease-taken-out",
         "a lease of this host that no lock accounts for yet is taken out (found by seed 111)",
         "if glimpse is not None and is_held_by(self.member, glimpse):",
@@ -1023,7 +1023,7 @@ MUTATIONS = (
         damage="rough",
     ),
     _in(
-        "backends.lease_holding",
+        "backends.paxos.held_lease",
         "weakened-by-journal",
         "a lease is made shared because a journal that was cut says so (found by seed 1192)",
         "self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)",
@@ -1032,7 +1032,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "backends.lease_upkeep",
+        "backends.paxos.maintenance",
         "upkeep-held-for-ever",
         "a lease that a killed daemon was taking out is held for an unknown owner for good (found by seed 2)",
         "if mode is None or lease_note.is_of_upkeep(note):",
@@ -1040,7 +1040,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "backends.lease_upkeep",
+        "backends.paxos.maintenance",
         "attempt-left",
         "an attempt of a killed daemon stays when others are in the way of withdrawing it (found by seed 1057)",
         "raise AttemptLeft(name=name, place=found.place, reason=str(refused))",
@@ -1048,7 +1048,7 @@ MUTATIONS = (
         damage="rough",
     ),
     _in(
-        "backends.paxos",
+        "backends.paxos.backend",
         "not-remembered-ignored",
         "new locks depend on an incarnation that can't be written down",
         "if refused := self.presence.refuses_new():",
@@ -1064,7 +1064,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "supervision.host_terms",
+        "supervision.host_identity",
         "damaged-copy-believed",
         "a copy of an incarnation counts although its checksum does not fit (found by seed 46)",
         "fits = found.check is None or",
@@ -1072,7 +1072,7 @@ MUTATIONS = (
         damage="quiet",
     ),
     _in(
-        "supervision.keeper",
+        "supervision.lockspace_supervisor",
         "doubt-without-end",
         "a lockspace that was lost in doubt is never looked at again (found by seed 246)",
         "self._spawn(self._look_until_over(planner, resumption, number))",
@@ -1080,7 +1080,7 @@ MUTATIONS = (
         damage="rough",
     ),
     _in(
-        "system.watchdog",
+        "system.watchdog.device",
         "kept-timeout-believed",
         "a watchdog that is handed on is fed with the timeout that it has",
         "self._shortened = fd is not None",
@@ -1089,14 +1089,14 @@ MUTATIONS = (
     ),
     # --- a log that nobody reads ---
     _in(
-        "system.log_queue",
+        "system.logs.log_queue",
         "log-unbounded",
         "a log that nobody reads grows without a bound",
         "        if self.queued_bytes + len(line) > (self._bytes_max if important else self._bytes_max // 2):",
         "        if False:",
     ),
     _in(
-        "system.log_queue",
+        "system.logs.log_queue",
         "drops-uncounted",
         "lines of the log that are lost are not counted",
         "        self._dropped += 1\n",
@@ -1104,7 +1104,7 @@ MUTATIONS = (
     ),
     # --- wdmd ---
     _in(
-        "system.wdmd",
+        "system.watchdog.wdmd",
         "wdmd-told-late",
         "wdmd is told a bound that is three seconds late",
         "expire = int(their_now + (until - now))",
@@ -1226,10 +1226,10 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     (mutation,) = [m for m in MUTATIONS if m.name == name]
     assert not any(m.startswith("holdfast") for m in sys.modules), "the bug must be there before the code is"
     sys.meta_path.insert(0, MutatingFinder(mutation))
-    from holdfast.testing.cluster import Kind, Scenario
-    from holdfast.testing.fencings import Format
-    from holdfast.testing.simulation import play
-    from holdfast.testing.state_damage import NO_PLAGUES, Plagues
+    from holdfast_sim.cluster.cluster import Kind, Scenario
+    from holdfast_sim.drive.fencings import Format
+    from holdfast_sim.drive.state_damage import NO_PLAGUES, Plagues
+    from holdfast_sim.run.seed import play
 
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
     needs_managed = mutation.damage or mutation.edits or mutation.seconds or mutation.migrations

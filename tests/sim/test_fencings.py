@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from holdfast.testing.cluster import Kind, Scenario
-from holdfast.testing.fencings import Format
-from holdfast.testing.simulation import play
+from holdfast_sim.cluster.cluster import Kind, Scenario
+from holdfast_sim.drive.fencings import Format
+from holdfast_sim.run.seed import play
 
 MANAGED = [seed for seed in range(90) if Scenario.drawn(Random(seed), None).kind is Kind.MANAGED]
 

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from holdfast.testing.cluster import Kind, Scenario
-from holdfast.testing.migrations import OFTEN_S
-from holdfast.testing.simulation import play
+from holdfast_sim.cluster.cluster import Kind, Scenario
+from holdfast_sim.drive.migrations import OFTEN_S
+from holdfast_sim.run.seed import play
 
 MANAGED = [seed for seed in range(200) if Scenario.drawn(Random(seed), None).kind is Kind.MANAGED]
 EVERY_S = min(filter(None, OFTEN_S))

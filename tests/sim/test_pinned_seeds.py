@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.testing import history
-from holdfast.testing.fencings import Format
-from holdfast.testing.formatted import FEW_HOSTS
-from holdfast.testing.simulation import play
-from holdfast.testing.state_damage import NO_PLAGUES
+from holdfast_sim.drive.fencings import Format
+from holdfast_sim.drive.state_damage import NO_PLAGUES
+from holdfast_sim.run import history
+from holdfast_sim.run.seed import play
+from holdfast_sim.storage.prepared import FEW_HOSTS
 
 PINNED = (
     3,

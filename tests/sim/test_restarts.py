@@ -9,14 +9,14 @@ from random import Random
 import pytest
 
 from holdfast.protocol.paxos_release import Mode
-from holdfast.testing.cluster import Cluster, Kind, Places, Scenario
-from holdfast.testing.config_edits import TAKING
-from holdfast.testing.machine import DAEMON, STORE, VirtualMachine
-from holdfast.testing.managed_daemon import ManagedDaemon
-from holdfast.testing.managed_seat import ManagedSeat
-from holdfast.testing.shared_disk import Manners
-from holdfast.testing.simulation import play
-from holdfast.testing.world import World
+from holdfast_sim.cluster.cluster import Cluster, Kind, Places, Scenario
+from holdfast_sim.cluster.daemon import ManagedDaemon
+from holdfast_sim.cluster.lockspace import ManagedSeat
+from holdfast_sim.drive.config_edits import TAKING
+from holdfast_sim.host.machine import DAEMON, STORE, VirtualMachine
+from holdfast_sim.run.seed import play
+from holdfast_sim.storage.disk import Manners
+from holdfast_sim.world import World
 
 PATIENCE_S = 60.0
 """Virtual time: a restart and a join take a few seconds of it."""

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from holdfast.testing.cluster import Kind, Scenario
-from holdfast.testing.simulation import play
+from holdfast_sim.cluster.cluster import Kind, Scenario
+from holdfast_sim.run.seed import play
 
 MANAGED = [seed for seed in range(130) if Scenario.drawn(Random(seed), None).kind is Kind.MANAGED]
 EVERY_S = 8.0

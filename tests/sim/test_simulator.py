@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from holdfast.cli.main import cli
-from holdfast.testing import campaign, history
-from holdfast.testing.simulation import Verdict, play
+from holdfast_sim.run import history, sweep
+from holdfast_sim.run.seed import Verdict, play
 
 SEEDS = 80
 
 
 def test_no_claim_is_violated_within_a_fixed_budget_of_seeds() -> None:
-    outcome = campaign.run(0, SEEDS)
+    outcome = sweep.run(0, SEEDS)
     shown = "\n".join(
         f"seed {v.seed}: {v.violation}\n" + "\n".join(history.drawn(v.lines, v.parties))
         for v in outcome.violations
@@ -36,9 +36,7 @@ def test_a_seed_is_the_same_history_again() -> None:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_a_seed_is_the_same_history_in_another_process(hash_seed: str) -> None:
-    script = (
-        "from holdfast.testing.simulation import play; print(hash(play(12).lines[-1][0]), play(12).events)"
-    )
+    script = "from holdfast_sim.run.seed import play; print(hash(play(12).lines[-1][0]), play(12).events)"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -72,7 +70,7 @@ def test_a_violation_is_drawn_in_two_columns_and_ends_the_command_with_1(
             play(seed, hosts), violation="exclusion: both", parties=("host1", "host2"), lines=lines
         )
 
-    monkeypatch.setattr(campaign, "play", violated)
+    monkeypatch.setattr(sweep, "play", violated)
     result = CliRunner().invoke(cli, ["sim", "--first", "7", "--seeds", "1"])
     assert result.exit_code == 1
     assert "holdfast sim --first 7 --seeds 1" in result.stdout

@@ -9,10 +9,10 @@ import pytest
 from holdfast.manager import journal_kinds as jn
 from holdfast.manager.journal import Journal
 from holdfast.manager.journal_replay import replay
-from holdfast.testing.cluster import Kind, Scenario
-from holdfast.testing.simulated import SimulatedAppendFile
-from holdfast.testing.simulation import play
-from holdfast.testing.state_damage import JOURNAL_DAMAGES, Damaged, Plagues
+from holdfast.testing.fakes import SimulatedAppendFile
+from holdfast_sim.cluster.cluster import Kind, Scenario
+from holdfast_sim.drive.state_damage import JOURNAL_DAMAGES, Damaged, Plagues
+from holdfast_sim.run.seed import play
 
 MANAGED = [seed for seed in range(90) if Scenario.drawn(Random(seed), None).kind is Kind.MANAGED]
 

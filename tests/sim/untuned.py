@@ -71,7 +71,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # that are a little more than two io_timeouts apart show one record: the word counts, and its running VM's lease is
     # broken.
     _in(
-        "protocol.owner_test",
+        "protocol.takeover",
         "silent-for-two-timeouts-is-off",
         "A person's word about a host counts after a silence that a healthy host has between two renewals.",
         "return timing.renewal_s + timing.io_timeout_s",
@@ -81,7 +81,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # 0; its race is brought forward to version 7, finds host 3's vote there and names host 3 the owner, which holds
     # nothing and lives: the disk can't be started on any other host.
     _in(
-        "protocol.rindex_area",
+        "protocol.resource_index",
         "versions-restart-in-a-used-place",
         "A lease made where another one was begins at version 0 before blocks of later versions.",
         "    leader = replace(leader, lver=lver)\n",
@@ -101,7 +101,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # the leader as if host 1 had written it: then the flag has no say, and a host that holds nothing has the lease
     # while it lives.
     _in(
-        "protocol.paxos_race",
+        "protocol.paxos_acquire",
         "finished-ballot-signed-by-its-owner",
         "A leader that is written for another host says that this host has written it itself.",
         "            write_id=member.host_id,\n",
@@ -112,7 +112,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # storage stays silent for reads: the heartbeat feeds the watchdog for 80 s more, and another host takes over
     # meanwhile.
     _in(
-        "supervision.lockspace",
+        "supervision.renewal",
         "lease-age-from-its-guarding",
         "The age of a lease counts from when the heartbeat begins to guard it, not from its last renewal.",
         "            held.renewed_at,\n            on_expiring",
@@ -122,7 +122,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # after the dead bound and takes what it read before for what stands there now: host 2 is DEAD, and its leases are
     # taken.
     _in(
-        "supervision.host_watch",
+        "supervision.peer_monitor",
         "look-dated-by-its-end",
         "A look at the other hosts counts from when it was taken in, not from when it was begun.",
         "Sampled(read_at, used)",
@@ -132,7 +132,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # and the ladder reports at once that nobody is left: the watchdog is fed for the next term, and another host takes
     # the disk.
     _in(
-        "supervision.recovery",
+        "supervision.escalation",
         "ignored-owners-count-as-gone",
         "Owners that are to be left alone after a loss are not counted among the users of the lockspace.",
         "        if not users:\n",
@@ -142,7 +142,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # the last feeding before the first one fails. Then the host hangs, and is reset only after its first lease was
     # taken over.
     _in(
-        "supervision.heartbeat",
+        "supervision.lease_monitor",
         "fed-to-the-latest-bound",
         "The watchdog is fed up to the latest bound of all leases, not the earliest.",
         "self._watchdog.feed(min(",
@@ -152,7 +152,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # has not ended, so nothing is joined yet, and when it ends nobody joins: the host stays out until the daemon is
     # restarted.
     _in(
-        "supervision.keeper",
+        "supervision.lockspace_supervisor",
         "no-rejoin-behind-a-slow-thread",
         "A lockspace whose users are gone before its renewal thread has ended is not joined again.",
         "            elif self._wanted and self.state is KeeperState.ABSENT:\n",
@@ -162,7 +162,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # meanwhile, and proves the watchdog, which stops it: if the host hangs now, A's VM comes back to life after another
     # host has its disk.
     _in(
-        "supervision.heartbeat",
+        "supervision.lease_monitor",
         "proof-stops-an-owed-watchdog",
         "The watchdog is proven, and so stopped, while owners of another lockspace depend on it.",
         "            if self._owed:\n"
@@ -175,7 +175,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # attempt is given up, and wins later. Nobody gives the lease back: no host can make or remove a lease as long as
     # host 1 lives.
     _in(
-        "backends.lease_holding",
+        "backends.paxos.held_lease",
         "late-win-kept-by-nobody",
         "A lease that was won after whoever wanted it had been refused is not given back.",
         "self.lease, self._given_up = outcome, True",
@@ -185,7 +185,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # refused; it succeeds later and stays. Host 1 says "shared", storage says "alone": host 2's VM can't resume while
     # host 1's runs.
     _in(
-        "backends.lease_holding",
+        "backends.paxos.held_lease",
         "late-upgrade-left-exclusive",
         "A conversion that was refused because storage was silent, and succeeds later, is not undone.",
         "self.lease, self._weaken = taken, True  # whoever wanted more has been refused",
@@ -195,7 +195,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # version by now; the ballot fails, too. Another host wrote that leader, so by its owner's block the lease is given
     # up: a third host takes it while the VM runs.
     _in(
-        "backends.paxos",
+        "backends.paxos.backend",
         "silent-lease-raced-for-again",
         "A lease that can't be read after a restart is acquired again, as if storage had said that it is not held.",
         "outcome = resumed if resumed is not None else await holding.acquire(saved.mode)",
@@ -205,7 +205,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # from what it read before: host 1's entry is gone. Host 3 starts the same disk, finds no entry, and makes a second
     # lease for it.
     _in(
-        "backends.device_places",
+        "backends.paxos.device_store",
         "index-read-before-its-lease",
         "The index is changed from what was read before its own lease was won.",
         "return await self._work_as_owner(disk, member, holding, work)",
@@ -215,7 +215,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # entry and place. The first write lands: host 2's lease has no entry any more, and host 3 makes a second one for
     # its disk.
     _in(
-        "backends.device_places",
+        "backends.paxos.device_store",
         "index-freed-under-a-late-write",
         "The index's own lease is given back while a write to the index is still in flight.",
         "        if isinstance(made, IoFailed) and made.in_flight:\n"
@@ -229,7 +229,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # it cleared, takes it for one that is just being removed, and gives up after ten tries: the disk starts nowhere any
     # more.
     _in(
-        "backends.directory_places",
+        "backends.paxos.directory_store",
         "cleared-before-its-name-goes",
         "A lease file that is collected is cleared first and removed second.",
         "        # First its name, then its content: whoever opens the path from now on makes a new one.\n"
@@ -262,7 +262,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # finds no users: the lockspace is joined again, the watchdog is fed, and the VMs run on leases of a term that is
     # over.
     _in(
-        "manager.lease_recovery",
+        "lease_admin.lockspace_loss",
         "only-held-locks-have-users",
         "After a loss owners are passed over whose locks were not yet taken up again after a restart.",
         "            if self._may_be_of(lock, loss.backends):\n                for owner_id in lock.claims:\n",
@@ -312,7 +312,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # A reload closes the gate, one request does not end in two seconds, and the reload is refused. Every later request
     # waits at the gate, renewals too: all lockspaces are lost, and their VMs are stopped.
     _in(
-        "lifecycle",
+        "daemon.lifecycle",
         "gate-shut-by-a-refused-reload",
         "The gate for requests to storage is opened again only after a failed exec, not after a refusal.",
         "    except OSError as e:\n"
@@ -329,7 +329,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # use: a term that can't be resumed is given up for a new one, the watchdog is fed, and no ladder stops the VMs of
     # the old one.
     _in(
-        "handover",
+        "daemon.handover",
         "placeholders-behind-the-leases",
         "What a lost journal may have held is entered into the table only after the lockspaces were started.",
         "        if self._manager.doubt:\n"
@@ -344,7 +344,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # can't read the storage, takes the lockspace for unused, and no watchdog is kept unfed for it: the VM runs on past
     # its dead bound.
     _in(
-        "lease_wiring",
+        "daemon.lockspaces",
         "first-backend-speaks-for-all",
         "Whether a lockspace is in use is asked of the locks of the first backend that named it.",
         "in_use=lambda: self._in_use(backends),",
@@ -405,7 +405,7 @@ def found_by(name: str, seeds_max: int = SEEDS_MAX) -> tuple[int, str]:
 def _hunted(name: str, seeds_max: int) -> tuple[int, str]:
     (mutation,) = [each for each in UNTUNED if each.name == name]
     sys.meta_path.insert(0, MutatingFinder(mutation))
-    from holdfast.testing.simulation import play
+    from holdfast_sim.run.seed import play
 
     for seed in range(seeds_max):
         verdict = play(seed)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.client import ControlClient
-from holdfast.system.kernel_locks import refused_by
+from holdfast.control.client import ControlClient
+from holdfast.system.files.proc_locks import refused_by
 from holdfast.testing.virtlockd_client import CallFailed, VirtlockdClient
 from tests.support.polling import wait_until
 

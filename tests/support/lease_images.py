@@ -15,7 +15,7 @@ from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.ballot import next_promise
 from holdfast.protocol.holders import Exclusive, Free, HostTerm, Released, Shared
-from holdfast.protocol.words import Generation, HostId
+from holdfast.protocol.types import Generation, HostId
 
 LVER = 5
 NUM_HOSTS = 8

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from holdfast.backends.device_places import DevicePlaces
-from holdfast.backends.directory_places import DirectoryPlaces
-from holdfast.backends.lease_holding import HoldingPorts
-from holdfast.backends.lease_places import LeasePlaces
-from holdfast.backends.lock_names import NameBy
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.naming import NameBy
+from holdfast.backends.paxos.backend import PaxosBackend
+from holdfast.backends.paxos.device_store import DevicePlaces
+from holdfast.backends.paxos.directory_store import DirectoryPlaces
+from holdfast.backends.paxos.held_lease import HoldingPorts
+from holdfast.backends.paxos.lease_store import LeasePlaces
 from holdfast.model import LockFailureAction, Protection
 from holdfast.ondisk import areas, delta, rindex
 from holdfast.ondisk.delta import DeltaLease
@@ -25,18 +25,18 @@ from holdfast.protocol.host_status import HostState, HostView, SeenTerm
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Generation, HostId, IoFailed
-from holdfast.supervision.presence import Absent
-from holdfast.system import tasks
-from holdfast.system.blocking import InlineStorage
+from holdfast.protocol.types import Generation, HostId, IoFailed
+from holdfast.supervision.lockspace_port import Absent
+from holdfast.system import eager_tasks
+from holdfast.system.block_io.disk import BlockingDisk, open_blocking
+from holdfast.system.block_io.disk_file import REAL_KERNEL, Kernel
+from holdfast.system.block_io.inflight_writes import DeviceWrites
+from holdfast.system.block_io.lease_files import SystemLeaseStorage
+from holdfast.system.block_io.worker_pool import DiskLane
 from holdfast.system.clock import Clock
-from holdfast.system.disk import BlockingDisk, open_blocking
-from holdfast.system.disk_file import REAL_KERNEL, Kernel
-from holdfast.system.disk_identity import SystemDiskIdentities
-from holdfast.system.disk_lane import DiskLane
-from holdfast.system.lease_storage import SystemLeaseStorage
-from holdfast.system.sector_writes import DeviceWrites
-from holdfast.testing.simulated import SimulatedClock
+from holdfast.system.files.disk_identity import SystemDiskIdentities
+from holdfast.system.files.storage_executor import InlineStorage
+from holdfast.testing.fakes import SimulatedClock
 
 SPACE = "__LIBVIRT__DISKS__"
 TIMING = Timing(1, 60)
@@ -178,7 +178,7 @@ class LeaseHost:
         directory: Path | None = None,
         *,
         name_by: NameBy = NameBy.PATH_MD5,
-        spawn: Callable[..., object] = tasks.start,
+        spawn: Callable[..., object] = eager_tasks.start,
         num_hosts: int | None = 8,
     ) -> PaxosBackend:
         """On lease files in a directory, else on the device that the lockspace is on."""

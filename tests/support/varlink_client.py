@@ -7,7 +7,7 @@ import asyncio
 
 import asyncvarlink
 
-from holdfast.control_api import HolderInfo
+from holdfast.control.api import HolderInfo
 
 
 class Control(asyncvarlink.VarlinkInterface, name="io.holdfast.Control"):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from holdfast.system import wdmd
+from holdfast.system.watchdog import wdmd
 
 FIRE_TIMEOUT_S = 30
 """A grace of 15 s: owners of a lost lease get SIGTERM after half of it."""

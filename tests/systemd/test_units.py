@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.client import ControlClient
+from holdfast.control.client import ControlClient
 from holdfast.model import Mode
-from holdfast.system.file_lock import _PACKED, F_OFD_SETLK
+from holdfast.system.files.ofd_lock import _PACKED, F_OFD_SETLK
 from holdfast.testing.virtlockd_client import CallFailed, VirtlockdClient
 from tests.systemd.machine import Machine, require, wait_until
 

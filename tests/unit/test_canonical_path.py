@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.system.canonical_path import WARNED_MAX, PathWarnings, canonical_path
+from holdfast.system.files.canonical_path import WARNED_MAX, PathWarnings, canonical_path
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.backends import paxos_table
-from holdfast.backends.lock_names import NameBy
+from holdfast.backends.naming import NameBy
+from holdfast.backends.paxos import config as paxos_table
 from holdfast.config import Config
 from holdfast.config_change import (
     LEASE_DEFAULTS,

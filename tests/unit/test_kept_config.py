@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from holdfast import kept_config
-from holdfast.backends.lease_names import LEASE_KEY_DEVICE
+from holdfast.backends.paxos.names import LEASE_KEY_DEVICE
 from holdfast.config import Config
 from holdfast.config_change import HeldNeed
-from holdfast.handover import may_hold_leases
-from holdfast.kept_config import Kept
+from holdfast.daemon import kept_config
+from holdfast.daemon.handover import may_hold_leases
+from holdfast.daemon.kept_config import Kept
+from holdfast.daemon.system_ports import lease_host_ports
 from holdfast.manager.journal_replay import SavedClaims, SavedState
 from holdfast.model import Mode
-from holdfast.supervision.host_terms import Term, encode_term
-from holdfast.system import daemon_lock
-from holdfast.system.file_lock import FileKey
-from holdfast.system_ports import lease_host_ports
+from holdfast.supervision.host_identity import Term, encode_term
+from holdfast.system.files import daemon_lock
+from holdfast.system.files.ofd_lock import FileKey
 
 BOOT, EARLIER = "this-boot", "earlier-boot"
 LEASES: dict[str, Any] = {"driver": "paxos", "directory": "/srv/leases", "lockspace": "vms", "host_id": 1}

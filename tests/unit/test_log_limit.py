@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from holdfast.system.log_limit import PERIOD_S, LimitedLog
+from holdfast.system.logs.log_limit import PERIOD_S, LimitedLog
 
 
 def test_lines_beyond_the_limit_are_counted_and_reported_when_the_next_minute_has_begun(

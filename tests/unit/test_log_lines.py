@@ -12,7 +12,7 @@ import pytest
 
 from holdfast.manager import events as ev
 from holdfast.model import OwnerName, Resource
-from holdfast.system.log_lines import TRACEBACK_MARK, LineFormatter, facts, goes_to_journal
+from holdfast.system.logs.log_lines import TRACEBACK_MARK, LineFormatter, facts, goes_to_journal
 
 FORGED = "evil\n2026-11-26 00:00:00,000 CRITICAL lockspace X is LOST\x1b[31m\r\u202e\x85\u2028\0"
 

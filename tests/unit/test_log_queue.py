@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from tests.support.polling import wait_until
 
-from holdfast.system.log_queue import LINE_BYTES_MAX, LogQueue
+from holdfast.system.logs.log_queue import LINE_BYTES_MAX, LogQueue
 
 
 class Pipe:
@@ -117,7 +117,7 @@ def test_reader_that_ended_costs_lines_and_nothing_else(pipe: Pipe) -> None:
 
 _FAILS_IN_A_THREAD = """
 import sys, threading
-from holdfast.system.log_queue import log_to
+from holdfast.system.logs.log_queue import log_to
 
 log_to(2, "INFO", journal=False)
 thread = threading.Thread(target=lambda: 1 / 0, name="renewal")

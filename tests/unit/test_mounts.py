@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.model import Protection
-from holdfast.system.mounts import LINKS_MAX, MountTable, is_block_device, parse_mountinfo
+from holdfast.system.files.mounts import LINKS_MAX, MountTable, is_block_device, parse_mountinfo
 
 LINE = "36 35 98:0 /mnt1 {point} rw,noatime master:1 - {type} {source} {options}\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from holdfast.backends import owner_record as rec
+from holdfast.backends.file import owner_record as rec
 from holdfast.model import Mode, OwnerName
 
 TEXT = st.text(max_size=60, alphabet=st.characters(exclude_categories=["Cs"]))

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from holdfast.system import descriptors as fds
-from holdfast.system.descriptors import Inherited, PassedWatchdog, ReexecState
+from holdfast.system.host import descriptors as fds
+from holdfast.system.host.descriptors import Inherited, PassedWatchdog, ReexecState
 
 NAME = "watchdog"
 

@@ -4,17 +4,17 @@ import pytest
 from tests.contract.test_backends import MOUNTS
 
 from holdfast.backends.base import BackendPorts
-from holdfast.backends.paxos import PaxosBackend
-from holdfast.backends.paxos_table import remarks
+from holdfast.backends.paxos.backend import PaxosBackend
+from holdfast.backends.paxos.config import remarks
 from holdfast.backends.registry import make_backend
+from holdfast.daemon.lockspaces import LeaseHost
+from holdfast.daemon.system_ports import lease_host_ports
 from holdfast.errors import ConfigError
-from holdfast.lease_wiring import LeaseHost
 from holdfast.model import LockFailureAction, Protection
-from holdfast.supervision.host_terms import HostIdentity
-from holdfast.system.blocking import InlineStorage
+from holdfast.supervision.host_identity import HostIdentity
 from holdfast.system.clock import SystemClock
-from holdfast.system.file_lock import SystemLockFiles
-from holdfast.system_ports import lease_host_ports
+from holdfast.system.files.ofd_lock import SystemLockFiles
+from holdfast.system.files.storage_executor import InlineStorage
 
 GOOD = {"driver": "paxos", "directory": "/srv/leases", "host_id": 1, "watchdog": "none"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.system.regular_file import Unreadable, read_regular, replace_regular
+from holdfast.system.files.regular_file import Unreadable, read_regular, replace_regular
 
 
 def placed(kind: str, directory: Path) -> Path:

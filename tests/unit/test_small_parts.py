@@ -13,18 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.backends.nop import NopBackend
-from holdfast.cli.places import domains, libvirt_lockspaces, read_settings
-from holdfast.cli.run import BadDisk, parse_disk
-from holdfast.control_api import DiskWish
+from holdfast.cli.commands.run import BadDisk, parse_disk
+from holdfast.cli.libvirt_files import domains, libvirt_lockspaces, read_settings
+from holdfast.control.api import DiskWish
 from holdfast.manager.events import EVENTS_KEPT_MAX, Event, Events
+from holdfast.manager.key_locks import Turns
 from holdfast.manager.routing import Route, Routing, Rule
-from holdfast.manager.turns import Turns
 from holdfast.model import Mode, Protection, Resource
-from holdfast.system import realtime, tasks
-from holdfast.system.commands import CommandProcess, Ended
-from holdfast.system.domain_status import read_domain
-from holdfast.system.kernel_locks import parse_lock
-from holdfast.testing.simulated import SimulatedClock, settle
+from holdfast.system import eager_tasks
+from holdfast.system.files.proc_locks import parse_lock
+from holdfast.system.host import realtime
+from holdfast.system.host.commands import CommandProcess, Ended
+from holdfast.system.libvirt.domains import read_domain
+from holdfast.testing.fakes import SimulatedClock, settle
 
 AMPLE_S = 30.0
 """A stuck test shall end."""
@@ -92,7 +93,7 @@ def test_coroutine_that_never_waits_has_ended_when_start_returns() -> None:
         return 7
 
     got: list[int] = []
-    assert tasks.start(work(), got.append)
+    assert eager_tasks.start(work(), got.append)
     assert got == [7]
 
 
@@ -106,9 +107,9 @@ def test_coroutine_that_waits_goes_on_later_with_what_it_waited_for() -> None:
             await asyncio.sleep(0)
             return first + 1
 
-        assert not tasks.start(work(), got.append)
+        assert not eager_tasks.start(work(), got.append)
         future.set_result(7)
-        await tasks.all_ended()
+        await eager_tasks.all_ended()
         await settle()
         assert got == [8]
 
@@ -130,9 +131,9 @@ def test_exception_is_thrown_into_the_coroutine_and_a_late_one_is_logged(
             await asyncio.sleep(0)
             raise ValueError("a bug")
 
-        tasks.start(work())
+        eager_tasks.start(work())
         future.set_exception(KeyError())
-        await tasks.all_ended()
+        await eager_tasks.all_ended()
         await settle()
         assert caught == ["KeyError"]
 
@@ -146,7 +147,7 @@ def test_exception_in_the_first_step_is_raised_to_the_starter() -> None:
         raise ValueError("at once")
 
     with pytest.raises(ValueError, match="at once"):
-        tasks.start(work())
+        eager_tasks.start(work())
 
 
 def test_rest_of_a_started_coroutine_is_one_that_every_event_loop_makes_a_task_of() -> None:
@@ -157,7 +158,7 @@ def test_rest_of_a_started_coroutine_is_one_that_every_event_loop_makes_a_task_o
 
         coroutine = work()
         waits_for = coroutine.send(None)
-        rest = tasks.rest(coroutine, waits_for)
+        rest = eager_tasks.rest(coroutine, waits_for)
         # asyncio of 3.11 also takes generators; of 3.12 and later, and uvloop beside them, only these.
         assert inspect.iscoroutine(rest)
         assert await rest == 7
@@ -174,7 +175,7 @@ def test_program_is_run_from_the_first_step_of_a_started_coroutine() -> None:
         ended: asyncio.Future[Ended] = loop.create_future()
         # As a signal's handler starts a reload: this callback runs in no task, and this scene in one.
         running = commands.run(["/bin/echo", "hello"], AMPLE_S)
-        loop.call_soon(lambda: tasks.start(running, ended.set_result))
+        loop.call_soon(lambda: eager_tasks.start(running, ended.set_result))
         await asyncio.wait((ended,), timeout=AMPLE_S)
         assert ended.done()
         assert (ended.result().code, ended.result().told) == (0, "hello")
@@ -193,12 +194,12 @@ def test_all_ended_says_after_its_timeout_that_something_still_runs() -> None:
         async def work() -> None:
             await future
 
-        tasks.start(work())
-        assert not await tasks.all_ended(0.01)
-        assert tasks.under_way()
+        eager_tasks.start(work())
+        assert not await eager_tasks.all_ended(0.01)
+        assert eager_tasks.under_way()
         future.set_result(None)
-        assert await tasks.all_ended(AMPLE_S)
-        assert not tasks.under_way()
+        assert await eager_tasks.all_ended(AMPLE_S)
+        assert not eager_tasks.under_way()
 
     asyncio.run(scene())
 

@@ -9,12 +9,12 @@ import pytest
 from tests.unit.doctor.machine import domain_xml, status
 
 from holdfast import config as configuration
-from holdfast.backends import owner_record
-from holdfast.cli.status import Answer as Status
+from holdfast.backends.file import owner_record
+from holdfast.cli.commands.status import Answer as Status
 from holdfast.cli.unlocked import unlocked_disks
-from holdfast.cli.who import Answer, ask
+from holdfast.cli.who.inquiry import Answer, ask
 from holdfast.model import Mode, OwnerName
-from holdfast.system.file_lock import IoFailed, SystemLockFiles
+from holdfast.system.files.ofd_lock import IoFailed, SystemLockFiles
 
 BACKING = "<disk type='file'><source file='{top}'/><backingStore type='file'><source file='{base}'/></backingStore></disk>"
 ISO = "<disk type='file' device='cdrom'><source file='{base}'/><readonly/></disk>"

@@ -8,9 +8,9 @@ One process instead of one for each question: an emulated guest takes a second t
 import sys
 import time
 
+from holdfast.cli.commands.run import hold_and_run
 from holdfast.cli.exits import REFUSED, UNREACHABLE
-from holdfast.cli.run import hold_and_run
-from holdfast.control_api import DiskWish
+from holdfast.control.api import DiskWish
 
 ASK_EVERY_S = 0.3
 

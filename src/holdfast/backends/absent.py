@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from holdfast.backends.base import BackendPorts, Candidate, Capabilities, Creation, Held, SavedLock
 from holdfast.errors import Refused
 from holdfast.model import Mode, Protection, Resource
-from holdfast.system.file_lock import FileKey, IoFailed
+from holdfast.system.files.ofd_lock import FileKey, IoFailed
 
 
 class AbsentBackend:

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.protocol.ports import Chance
-from holdfast.supervision.keeper import LockspaceSpec
-from holdfast.supervision.presence import Presence, WatchdogChoice
-from holdfast.system.blocking import Storage
+from holdfast.supervision.lockspace_port import Presence, WatchdogChoice
+from holdfast.supervision.lockspace_supervisor import LockspaceSpec
+from holdfast.system.block_io.lease_files import LeaseStorage
 from holdfast.system.clock import Clock
-from holdfast.system.disk_identity import DiskIdentities
-from holdfast.system.file_lock import FileKey, IoFailed, LockFiles
-from holdfast.system.lease_storage import LeaseStorage
-from holdfast.system.mounts import MountTable
+from holdfast.system.files.disk_identity import DiskIdentities
+from holdfast.system.files.mounts import MountTable
+from holdfast.system.files.ofd_lock import FileKey, IoFailed, LockFiles
+from holdfast.system.files.storage_executor import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

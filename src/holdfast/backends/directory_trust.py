@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import shlex
 
-from holdfast.system.directory_writers import Writers
-from holdfast.system.file_lock import LockFiles
+from holdfast.system.files.directory_writers import Writers
+from holdfast.system.files.ofd_lock import LockFiles
 
 log = logging.getLogger(__name__)
 

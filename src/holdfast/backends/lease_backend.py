@@ -1,7 +1,7 @@
 """What a backend offers whose locks are leases on shared storage, beyond what every backend does.
 
 The manager breaks, collects, fences and guards leases by this alone, so that a driver of a third party can have all of it.
-`isinstance(backend, LeaseBackend)` asks whether a backend has the parts; `backends/paxos` is the one that ships.
+`isinstance(backend, LeaseBackend)` asks whether a backend has the parts; `backends/paxos/backend` is the one that ships.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from holdfast.model import LockFailureAction, Mode, ProcessId, Protection, Resou
 from holdfast.protocol.dead_mark import Marked, NotMarked
 from holdfast.protocol.holders import HostTerm
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import Attested
-from holdfast.protocol.rindex_area import Stray
-from holdfast.protocol.words import Generation, HostId, HostTimestamp, IoFailed
-from holdfast.supervision.presence import Presence
-from holdfast.system.disk_identity import DiskIdentity
-from holdfast.system.errands import GivenUp
-from holdfast.system.file_lock import FileKey
+from holdfast.protocol.resource_index import Stray
+from holdfast.protocol.takeover import Attested
+from holdfast.protocol.types import Generation, HostId, HostTimestamp, IoFailed
+from holdfast.supervision.lockspace_port import Presence
+from holdfast.system.block_io.offload import GivenUp
+from holdfast.system.files.disk_identity import DiskIdentity
+from holdfast.system.files.ofd_lock import FileKey
 
 
 @dataclass(frozen=True, slots=True)

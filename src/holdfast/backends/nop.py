@@ -19,7 +19,7 @@ from holdfast.backends.base import (
     unknown_keys,
 )
 from holdfast.model import Mode, Protection, Resource
-from holdfast.system.file_lock import FileKey, IoFailed
+from holdfast.system.files.ofd_lock import FileKey, IoFailed
 
 PROTECTION_NOTE = "driver 'nop' locks nothing; choose a backend with driver 'file'"
 

@@ -9,10 +9,10 @@ import importlib.metadata
 from collections.abc import Mapping
 
 from holdfast.backends import absent as absent_driver
-from holdfast.backends import file as file_driver
 from holdfast.backends import nop as nop_driver
-from holdfast.backends import paxos_table
 from holdfast.backends.base import Backend, BackendPorts, Driver, KeyNotKnown
+from holdfast.backends.file import backend as file_driver
+from holdfast.backends.paxos import config
 from holdfast.errors import ConfigError, UnknownKey
 
 ENTRY_POINTS = "holdfast.backends"
@@ -31,7 +31,7 @@ def make_backend(
         "absent": absent_driver.driver,
         "file": file_driver.driver,
         "nop": nop_driver.driver,
-        "paxos": paxos_table.driver,
+        "paxos": config.driver,
     }
     word = str(table.get("driver", ""))
     driver = shipped.get(word)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from holdfast.control_api import LeaseSpaceInfo
+    from holdfast.control.api import LeaseSpaceInfo
 
 ANSWER_S = 1.0
 """A person waits for the key."""
@@ -21,10 +21,10 @@ class FileOrDomain(click.Path):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[click.shell_completion.CompletionItem]:
-        from holdfast.cli import places
+        from holdfast.cli import libvirt_files
 
         items = super().shell_complete(ctx, param, incomplete)
-        names = sorted({domain.name for domain in places.domains()})
+        names = sorted({domain.name for domain in libvirt_files.domains()})
         return items + [
             click.shell_completion.CompletionItem(name) for name in names if name.startswith(incomplete)
         ]
@@ -44,7 +44,7 @@ def host_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str)
 
 def _spaces(ctx: click.Context) -> list[LeaseSpaceInfo]:
     from holdfast.cli.context import Context
-    from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
+    from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
 
     context = ctx.find_root().params
 

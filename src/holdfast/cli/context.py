@@ -18,8 +18,8 @@ from holdfast.cli import exits
 from holdfast.model import printable
 
 if TYPE_CHECKING:
-    from holdfast.client import ControlClient
     from holdfast.config import Config
+    from holdfast.control.client import ControlClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 _JSON = "holdfast.json"
@@ -34,8 +34,8 @@ class Context:
 
     def config(self) -> Config:
         """The configuration on disk, or the one in force with a word on stderr; ends the command if there is none."""
+        from holdfast.daemon.kept_config import in_force
         from holdfast.errors import ConfigError
-        from holdfast.kept_config import in_force
 
         try:
             return self._on_disk()
@@ -48,8 +48,8 @@ class Context:
 
     def backends(self) -> Mapping[str, Mapping[str, object]]:
         """The tables of the configuration on disk, or of the one in force; none without a word if there is neither."""
+        from holdfast.daemon.kept_config import in_force
         from holdfast.errors import ConfigError
-        from holdfast.kept_config import in_force
 
         try:
             return self._on_disk().backend
@@ -73,8 +73,8 @@ class Context:
     def control_socket(self) -> str:
         """Also of a daemon whose configuration on disk can't be read by anybody."""
         from holdfast.config import CONTROL_SOCKET_NAME
+        from holdfast.daemon.kept_config import in_force, run_dir_of
         from holdfast.errors import ConfigError
-        from holdfast.kept_config import in_force, run_dir_of
 
         if self.socket:
             return self.socket
@@ -86,7 +86,7 @@ class Context:
             return kept.control_socket if kept else f"{run_dir_of(self.config_file)}/{CONTROL_SOCKET_NAME}"
 
     def connect(self) -> ControlClient:
-        from holdfast.client import ControlClient
+        from holdfast.control.client import ControlClient
 
         return ControlClient(self.control_socket())
 
@@ -121,14 +121,14 @@ class HelpfulGroup(click.Group):
     """Turns what the daemon refuses, and mistakes on the command line, into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from holdfast.client import CallRefused, DaemonUnreachable
+        from holdfast.control.client import CallRefused, DaemonUnreachable
 
         try:
             return super().invoke(ctx)
         except DaemonUnreachable as e:
             fail(str(e), exits.NOT_PERMITTED if e.not_permitted else exits.UNREACHABLE)
         except CallRefused as e:
-            from holdfast.control_api import ERROR_NOT_PERMITTED
+            from holdfast.control.api import ERROR_NOT_PERMITTED
 
             fail(str(e), exits.NOT_PERMITTED if e.kind == ERROR_NOT_PERMITTED else exits.REFUSED)
         except BrokenPipeError:

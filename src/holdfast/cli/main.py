@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from holdfast import __version__
-from holdfast.cli import exits, host, lease, lockspace, sim
+from holdfast.cli import exits
+from holdfast.cli.commands import host, lease, lockspace, sim
 from holdfast.cli.completion import FILE, FILE_OR_DOMAIN, host_names
 from holdfast.cli.context import Context, HelpfulGroup, json_option
 
@@ -63,11 +64,12 @@ def status(context: Context, as_json: bool) -> None:
     Exit 0: fine; 6: degraded: a lock is lost or unknown, a lockspace can't be used, the journal can't be written, the
     configuration was edited and not loaded, or another problem is shown; 69: no daemon; 77: not permitted.
     """
-    from holdfast import config, kept_config
+    from holdfast import config
     from holdfast.cli import render
+    from holdfast.cli.commands.status import Answer
     from holdfast.cli.in_force import not_loaded
-    from holdfast.cli.status import Answer
     from holdfast.cli.unlocked import unlocked_disks
+    from holdfast.daemon import kept_config
     from holdfast.errors import ConfigError
 
     with context.connect() as client:
@@ -99,7 +101,7 @@ def reload_command(context: Context, as_json: bool) -> None:
     Exit 0: the new program serves; 75: refused, with the reasons; 69: no daemon.
     """
     from holdfast.cli import render
-    from holdfast.cli.reload import NotReloaded, reload
+    from holdfast.cli.commands.reload import NotReloaded, reload
 
     reasons: tuple[str, ...] = ()
     version = ""
@@ -159,7 +161,7 @@ def who(context: Context, what: str, as_json: bool) -> None:
     Exit 0: somebody holds or uses it; 3: nobody does; 4: it can't be determined, or it is no disk.
     """
     from holdfast.cli import render
-    from holdfast.cli.who import Answer, ask
+    from holdfast.cli.who.inquiry import Answer, ask
 
     if not what:
         raise click.UsageError("PATH-OR-DOMAIN is empty")
@@ -185,7 +187,7 @@ def events(context: Context, follow: bool, as_json: bool) -> None:
     holdfast events -f --json | jq .kind
     """
     from holdfast.cli import render
-    from holdfast.cli.following import follow_events
+    from holdfast.cli.commands.events import follow_events
 
     show = render.event_json if as_json else render.event
     if follow:
@@ -226,7 +228,7 @@ def run(
     Exit: the command's own; 128+N if signal N ended it; 75 refused (held by somebody else); 69 no daemon;
     126/127 the command can't be run or found.
     """
-    from holdfast.cli.run import BadDisk, hold_and_run, parse_disk
+    from holdfast.cli.commands.run import BadDisk, hold_and_run, parse_disk
 
     try:
         wishes = [parse_disk(d) for d in disks]
@@ -315,9 +317,9 @@ def check_config(context: Context, as_json: bool) -> None:
 
     Exit 0: fine; 78: the files can't be used; 5: they can, but a device, socket, directory or lockspace is missing here.
     """
-    from holdfast.backend_wiring import check_config as check
     from holdfast.cli import render
-    from holdfast.cli.on_this_host import missing, remarkable
+    from holdfast.cli.commands.check_config import missing, remarkable
+    from holdfast.daemon.check_config import check_config as check
 
     config, problems = check(context.config_file)
     usable = config.backend if config is not None and not problems else {}

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from holdfast.backends.paxos_table import lockspace_spec
-from holdfast.cli import storage
+from holdfast.backends.paxos.config import lockspace_spec
+from holdfast.cli.offline import storage
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from holdfast.control_api import EventInfo, HolderInfo, OwnerInfo, StatusInfo
+from holdfast.control.api import EventInfo, HolderInfo, OwnerInfo, StatusInfo
 from holdfast.model import printable, wall_text
 
 if TYPE_CHECKING:
     from holdfast.cli.doctor.findings import Finding
-    from holdfast.cli.who import Answer
+    from holdfast.cli.who.inquiry import Answer
 
 
 def as_json(value: object) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import socket
 
-from holdfast.cli.places import domains
-from holdfast.control_api import HolderInfo
+from holdfast.cli.libvirt_files import domains
+from holdfast.control.api import HolderInfo
 from holdfast.model import Protection
 
 NOTE = "libvirt asks no lock for such disks"

@@ -15,8 +15,8 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from holdfast.system.log_limit import LimitedLog
-from holdfast.system.readiness import Readiness
+from holdfast.system.epoll import Readiness
+from holdfast.system.logs.log_limit import LimitedLog
 
 log = logging.getLogger(__name__)
 

@@ -26,9 +26,9 @@ from asyncvarlink.message import VarlinkMethodCall, VarlinkMethodReply
 from asyncvarlink.serverprotocol import VarlinkInterfaceRegistry, VarlinkInterfaceServerProtocol
 from asyncvarlink.types import JSONObject, JSONValue
 
-from holdfast.control_api import ERROR_INTERNAL, ERROR_PROTOCOL
+from holdfast.control.api import ERROR_INTERNAL, ERROR_PROTOCOL
 from holdfast.frontends.listener import Peer
-from holdfast.system.log_limit import LimitedLog
+from holdfast.system.logs.log_limit import LimitedLog
 
 log = logging.getLogger(__name__)
 

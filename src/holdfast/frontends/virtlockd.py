@@ -29,9 +29,9 @@ from holdfast.frontends.listener import Listener, Peer
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.model import Mode, OwnerName, Resource, Want
-from holdfast.system import tasks
-from holdfast.system.log_limit import LimitedLog
-from holdfast.system.readiness import WRITE, Readiness
+from holdfast.system import eager_tasks
+from holdfast.system.epoll import WRITE, Readiness
+from holdfast.system.logs.log_limit import LimitedLog
 from holdfast.wire import libvirt_rpc as rpc
 from holdfast.wire import virtlockd as wire
 from holdfast.wire.xdr import Reader, XdrError
@@ -216,7 +216,7 @@ class VirtlockdConnection:
                 else:
                     self._busy = True
                     self._current = message
-                    tasks.start(reply, self._answered)
+                    eager_tasks.start(reply, self._answered)
             return  # anything else is dropped silently
         if (header.program, header.version, header.type) == _KEEPALIVE:
             if header.procedure == rpc.KEEPALIVE_PING:

@@ -14,7 +14,7 @@ from holdfast.errors import ResourceBusy
 from holdfast.manager.migration_roles import is_arriving
 from holdfast.manager.owners import Owner
 from holdfast.system.clock import Clock
-from holdfast.system.domain_status import DomainStatus
+from holdfast.system.libvirt.domains import DomainStatus
 
 T = TypeVar("T")
 

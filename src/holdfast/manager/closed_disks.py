@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from holdfast.manager.lock_book import HostLock
+from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
 from holdfast.system.clock import Clock
-from holdfast.system.file_lock import FileKey
-from holdfast.system.open_files import OpenFiles
+from holdfast.system.files.ofd_lock import FileKey
+from holdfast.system.files.open_files import OpenFiles
 
 log = logging.getLogger(__name__)
 

@@ -19,19 +19,19 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from holdfast.backends.base import Held
-from holdfast.control_api import MIGRATION_PROBLEM
+from holdfast.control.api import MIGRATION_PROBLEM
 from holdfast.errors import LockError
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
-from holdfast.manager.lock_book import HostLock, LockBook
+from holdfast.manager.key_locks import Turns
+from holdfast.manager.lock_registry import HostLock, LockBook
 from holdfast.manager.lock_table import LockTable
 from holdfast.manager.migration_roles import Outcome, has_left, holds_back, not_understood, outcome, stands
 from holdfast.manager.owners import Owner, Owners
-from holdfast.manager.turns import Turns
 from holdfast.model import Mode, Resource, Want
-from holdfast.system import tasks
+from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
-from holdfast.system.domain_status import Domain, DomainStatus, WatchedStatus
+from holdfast.system.libvirt.domains import Domain, DomainStatus, WatchedStatus
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class Departures:
     def _watch(self) -> None:
         if not self._watching:
             self._watching = True
-            tasks.start(self._watched())
+            eager_tasks.start(self._watched())
 
     async def _watched(self) -> None:
         news = self._domains
@@ -239,7 +239,7 @@ class Departures:
 
     def _settle(self, owner: Owner, lock: HostLock, resource: Resource, seen: Outcome) -> None:
         if seen is Outcome.GONE:
-            tasks.start(self._let_go(owner, lock, resource))
+            eager_tasks.start(self._let_go(owner, lock, resource))
         elif seen is Outcome.STAYED:
             self._book.stayed(owner, lock, resource)
             about = ev.logged(ev.STAYED, owner.name, resource)
@@ -266,7 +266,7 @@ class Departures:
         mode, create = self._book.lent[owner.id, resource]
         self._book.lent_is_over(owner.id, resource)
         if seen is Outcome.STAYED and not is_ours:
-            tasks.start(self._take_back(owner, Want(resource, mode, create)))
+            eager_tasks.start(self._take_back(owner, Want(resource, mode, create)))
         else:
             self._idle(owner)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from holdfast.model import Mode, OwnerName, Resource
-from holdfast.system.log_lines import facts
+from holdfast.system.logs.log_lines import facts
 
 EVENTS_KEPT_MAX = 1000
 """Newest events that a late reader can still see: a few boots' worth of VMs on one host."""

@@ -13,8 +13,8 @@ from holdfast.backends.base import HeldElsewhere, KeepsDescriptors, Moved, Recog
 from holdfast.errors import LockError
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence
-from holdfast.system.blocking import Storage
-from holdfast.system.file_lock import IoFailed, LockedFile, locked_file, path_of_descriptor
+from holdfast.system.files.ofd_lock import IoFailed, LockedFile, locked_file, path_of_descriptor
+from holdfast.system.files.storage_executor import Storage
 
 log = logging.getLogger(__name__)
 

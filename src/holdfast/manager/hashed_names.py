@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 
-from holdfast.backends.lock_names import indirect_name
+from holdfast.backends.naming import indirect_name
 from holdfast.errors import DiskNotKnown
 from holdfast.manager.owners import Owner
 from holdfast.manager.routing import Routing
 from holdfast.model import DIRECT_LOCKSPACE, Holder, Protection, Resource, Want, printable
 from holdfast.system.clock import Clock
-from holdfast.system.disk_identity import DiskIdentity, scsi_id_of
-from holdfast.system.domain_status import Domain, DomainStatus
+from holdfast.system.files.disk_identity import DiskIdentity, scsi_id_of
+from holdfast.system.libvirt.domains import Domain, DomainStatus
 
 STATUS_WAIT_S = 5.0
 """libvirt asks for a new VM's locks while it writes the status file: for so long it may be missing."""

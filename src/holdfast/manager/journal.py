@@ -35,8 +35,8 @@ from holdfast.manager.journal_kinds import (
     StartLine,
 )
 from holdfast.manager.journal_replay import SavedState, replay_with_extent
-from holdfast.system.append_file import AppendFile
-from holdfast.system.fixed_record import FixedRecord
+from holdfast.system.files.append_file import AppendFile
+from holdfast.system.files.fixed_record import FixedRecord
 
 log = logging.getLogger(__name__)
 

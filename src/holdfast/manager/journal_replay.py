@@ -36,7 +36,7 @@ from holdfast.manager.journal_kinds import (
     path_of,
 )
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
-from holdfast.system.file_lock import FileKey
+from holdfast.system.files.ofd_lock import FileKey
 
 _decoder: msgspec.json.Decoder[AnyLine] = msgspec.json.Decoder(AnyLine)
 

@@ -48,28 +48,28 @@ from holdfast.manager.arrivals import Arrivals
 from holdfast.manager.closed_disks import closed
 from holdfast.manager.departures import Departures
 from holdfast.manager.events import Events
+from holdfast.manager.file_lockspaces import Lockspaces
 from holdfast.manager.hashed_names import HashedNames, Identify, nothing_known
+from holdfast.manager.holders import Telling
 from holdfast.manager.journal import Journal
-from holdfast.manager.lock_book import HostLock, LockBook
+from holdfast.manager.key_locks import Turns
+from holdfast.manager.lock_registry import HostLock, LockBook
 from holdfast.manager.lock_table import Conflict, Convert, Key, LockTable
-from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.lost_locks import DeadHolder, LostLocks
 from holdfast.manager.migration_roles import ran_before
 from holdfast.manager.owners import Owner, Owners
+from holdfast.manager.process_stopper import Stopper
+from holdfast.manager.reacquire import SecondAcquires
 from holdfast.manager.routing import Route, Routing
-from holdfast.manager.second_acquires import SecondAcquires
-from holdfast.manager.stopping import Stopper
-from holdfast.manager.telling import Telling
-from holdfast.manager.turns import Turns
 from holdfast.manager.unknown_locks import DiskKey, UnknownLocks
 from holdfast.model import Mode, OwnerName, Protection, Resource, Want
-from holdfast.system import tasks
+from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
-from holdfast.system.domain_status import DomainStatus
-from holdfast.system.file_lock import IoFailed
-from holdfast.system.log_limit import LimitedLog
-from holdfast.system.open_files import OpenFiles
-from holdfast.system.process import Processes
+from holdfast.system.files.ofd_lock import IoFailed
+from holdfast.system.files.open_files import OpenFiles
+from holdfast.system.host.process import Processes
+from holdfast.system.libvirt.domains import DomainStatus
+from holdfast.system.logs.log_limit import LimitedLog
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -209,7 +209,7 @@ class LockManager:
         if (holder or owner.process is None) and not owner.alive():
             self.owner_ended(owner)
         elif holder and self.table.holds_any(owner.id):
-            tasks.start(self._stopper.stop(owner, why))
+            eager_tasks.start(self._stopper.stop(owner, why))
         else:
             self._forget_if_idle(owner)
 
@@ -224,7 +224,7 @@ class LockManager:
 
     def stop_owner(self, owner: Owner, why: str) -> None:
         """End an owner's process; its locks go when it has died."""
-        tasks.start(self._stopper.stop(owner, why))
+        eager_tasks.start(self._stopper.stop(owner, why))
 
     def owner_ended(self, owner: Owner) -> None:
         """The process has ended (or nobody speaks for an unseen one): its claims are over."""
@@ -237,7 +237,7 @@ class LockManager:
             self.events.emit(ev.OWNER_DIED, owner=owner.name, pid=owner.pid, detail=f"{len(locks)} {what}")
             log.info("%s ended; %d %s", owner, len(locks), what, extra=ev.logged(ev.OWNER_DIED, owner.name))
         for lock in locks:
-            tasks.start(self._release_dead(owner, lock))
+            eager_tasks.start(self._release_dead(owner, lock))
         if owner.process is not None:
             owner.process.close()
         if not self.table.holds_any(owner.id):

@@ -20,8 +20,8 @@ from holdfast.manager import events as ev
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence, Owner
 from holdfast.model import Mode, OwnerName, Resource, Want
-from holdfast.system.domain_status import Domain, DomainStatus
-from holdfast.system.file_lock import IoFailed
+from holdfast.system.files.ofd_lock import IoFailed
+from holdfast.system.libvirt.domains import Domain, DomainStatus
 
 log = logging.getLogger(__name__)
 

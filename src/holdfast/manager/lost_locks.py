@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from holdfast.backends.base import Backend, Held, HeldElsewhere, MayBeShared, Moved, Rereadable, SavedLock
 from holdfast.errors import LockError, storage_failed
+from holdfast.manager.holders import Telling
 from holdfast.manager.journal_replay import SavedClaims
+from holdfast.manager.key_locks import Turns
 from holdfast.manager.lock_table import Lock, LockTable
-from holdfast.manager.telling import Telling
-from holdfast.manager.turns import Turns
 from holdfast.model import Mode
-from holdfast.system.file_lock import FileKey, IoFailed
+from holdfast.system.files.ofd_lock import FileKey, IoFailed
 
 DeadHolder = Callable[[Iterable[tuple[int, int]], str], int | None]
 

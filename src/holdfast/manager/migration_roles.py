@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import enum
 
-from holdfast.system.domain_status import Domain
+from holdfast.system.libvirt.domains import Domain
 
 OUT, IN = "migration out", "migration in"
 OTHER_JOBS = frozenset(("", "start", "save", "dump", "snapshot", "backup", IN))

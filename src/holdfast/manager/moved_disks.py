@@ -18,15 +18,15 @@ from dataclasses import dataclass
 
 from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Moved
 from holdfast.backends.lease_backend import LeaseBackend
-from holdfast.control_api import MOVED_PROBLEM
+from holdfast.control.api import MOVED_PROBLEM
 from holdfast.errors import LockError
-from holdfast.manager.lock_book import HostLock
 from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
 from holdfast.model import DIRECT_LOCKSPACE, Mode, Resource, Want
-from holdfast.system import tasks
+from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
-from holdfast.system.file_lock import IoFailed
+from holdfast.system.files.ofd_lock import IoFailed
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class MovedDisks:
         ):
             self._manager.goes_with = self.goes_with
         if moved:
-            self._task = tasks.keep_watch(
+            self._task = eager_tasks.keep_watch(
                 self._until_none_is_left(), "disks whose rule names leases are not guarded any more"
             )
 

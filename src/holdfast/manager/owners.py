@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from holdfast.model import OwnerName, ProcessId
-from holdfast.system.process import Family, Process, Processes
+from holdfast.system.host.process import Family, Process, Processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,15 +29,15 @@ from holdfast.backends.base import Held, MayHaveSharers, NotesOwner
 from holdfast.errors import Refused
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
-from holdfast.manager.lock_book import HostLock, LockBook
+from holdfast.manager.lock_registry import HostLock, LockBook
 from holdfast.manager.lock_table import Key, Lock, LockTable
 from holdfast.manager.owners import Evidence, Owner, Owners
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
-from holdfast.system import tasks
+from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
-from holdfast.system.domain_status import DomainStatus
-from holdfast.system.file_lock import FileKey
-from holdfast.system.open_files import KEY_OF_BLOCK_DEVICE, OpenFiles, Users
+from holdfast.system.files.ofd_lock import FileKey
+from holdfast.system.files.open_files import KEY_OF_BLOCK_DEVICE, OpenFiles, Users
+from holdfast.system.libvirt.domains import DomainStatus
 
 log = logging.getLogger(__name__)
 
@@ -338,7 +338,7 @@ class UnknownLocks:
     def _start_settling(self) -> None:
         if not self._settling:
             self._settling = True
-            tasks.start(self._settle())
+            eager_tasks.start(self._settle())
 
     async def _settle(self) -> None:
         pause_s = SETTLE_S_MIN

@@ -60,7 +60,7 @@ from holdfast.ondisk.malformed import Malformed
 from holdfast.ondisk.record_layout import U64_MAX
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.words import Generation, HostId, IoFailed
+from holdfast.protocol.types import Generation, HostId, IoFailed
 
 # Ballot numbers are 64 bit on disk; no lease gets there by itself, a forged block might.
 MBAL_MAX = U64_MAX
@@ -151,7 +151,7 @@ class Promise:
 
 def next_promise(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock | None:
     """What the owner of this leader may leave in his block instead of his value when he gives it up: it says so, as any
-    block about a newer version does (`owner_test`), and begins his ballot for that version. None where numbers end.
+    block about a newer version does (`takeover`), and begins his ballot for that version. None where numbers end.
 
     RELEASED is for sanlock, which looks at the flag alone.
     """

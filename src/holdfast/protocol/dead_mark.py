@@ -22,7 +22,7 @@ from holdfast.ondisk.malformed import Malformed
 from holdfast.ondisk.record_layout import major_of, version_text
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.words import Generation, HostId, HostTimestamp, IoFailed
+from holdfast.protocol.types import Generation, HostId, HostTimestamp, IoFailed
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX, PaddedName
 from holdfast.protocol.lockspace_area import Corrupt, LockspaceArea
 from holdfast.protocol.ports import Clock
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import (
+from holdfast.protocol.types import (
     Generation,
     HostId,
     Instant,

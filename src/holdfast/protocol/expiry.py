@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Instant
+from holdfast.protocol.types import Instant
 
 
 class Phase(IntEnum):

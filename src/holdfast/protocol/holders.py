@@ -22,7 +22,7 @@ read the same sectors. They must never disagree, so the rules are here and nowhe
 5. A block that can't be read may be any of these. Doubt is never "free": `Unclear`, with what the rest says.
 
 Whether a term that holds is over, because its host is dead or came back with a higher generation, is another question.
-The sectors of the lease can't answer it; the host's record in the lockspace does (`owner_test`).
+The sectors of the lease can't answer it; the host's record in the lockspace does (`takeover`).
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from holdfast.model import Mode
 from holdfast.ondisk.host_block import NEVER_WRITTEN, Dblock, HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
-from holdfast.protocol.words import Generation, HostId
+from holdfast.protocol.types import Generation, HostId
 
 HostTerm = tuple[HostId, Generation]
 """One incarnation of a host in the lockspace."""

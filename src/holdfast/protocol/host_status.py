@@ -52,7 +52,7 @@ from enum import Enum
 from holdfast.ondisk.delta import DeltaLease, Event, decode_bitmap
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant
+from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant
 
 
 class HostState(Enum):
@@ -338,7 +338,7 @@ def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
     while it stands. A record of another term is no proof by itself, free, marked as dead or neither. An older one: somebody
     initialised the lockspace again under a host that may still run, or a claim that had hung landed on top of its record, or
     the view is older than the claim. A newer one: see the module. Such a term has to be watched for its dead bound like any
-    other (`owner_test`).
+    other (`takeover`).
     """
     if fresh.generation > term:
         return any(seen.generation == term and seen.seen_to_end for seen in view.terms)

@@ -25,7 +25,7 @@ from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.ondisk.request import Request
 from holdfast.protocol.ports import Disk
-from holdfast.protocol.words import HostId, IoFailed
+from holdfast.protocol.types import HostId, IoFailed
 
 # Enough for a small cluster; with 512-byte sectors the first look is then one page.
 HOSTS_EXPECTED_DEFAULT = 6

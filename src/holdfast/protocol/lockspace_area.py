@@ -15,7 +15,7 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096, Geometry
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.ports import Disk
-from holdfast.protocol.words import HostId, IoFailed
+from holdfast.protocol.types import HostId, IoFailed
 
 # Initialising writes a whole area, which may be slow where the storage allocates it.
 INIT_TIMEOUT_S = 60

@@ -8,7 +8,7 @@ from holdfast.ondisk.leader import Leader
 from holdfast.protocol.host_status import HostView
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Generation, HostId, Instant
+from holdfast.protocol.types import Generation, HostId, Instant
 
 # Nobody has so many leases of vanished terms; a forged lease area might name any.
 MISSED_MAX = 1000

@@ -28,9 +28,8 @@ from holdfast.protocol.holders import shared_by
 from holdfast.protocol.host_status import proven_gone
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import NOBODY_ATTESTED, Attested, Busy, attested_off, other_term_left_s
+from holdfast.protocol.paxos_acquire import Intent, race
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost, Refusal, Won
-from holdfast.protocol.paxos_race import Intent, race
 from holdfast.protocol.paxos_release import (
     DowngradeFailed,
     Lease,
@@ -42,7 +41,8 @@ from holdfast.protocol.paxos_release import (
     release,
 )
 from holdfast.protocol.ports import Chance, Clock
-from holdfast.protocol.words import Generation, HostId, IoFailed, OnWait, nobody_looks_on
+from holdfast.protocol.takeover import NOBODY_ATTESTED, Attested, Busy, attested_off, other_term_left_s
+from holdfast.protocol.types import Generation, HostId, IoFailed, OnWait, nobody_looks_on
 
 # A shared acquirer meets other shared acquirers that hold the leader only for a moment; it tries again so
 # often.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from holdfast.ondisk.host_block import HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
-from holdfast.protocol.owner_test import Busy, HostUnknown, NeverByTime
-from holdfast.protocol.words import Generation, HostId, IoFailed
+from holdfast.protocol.takeover import Busy, HostUnknown, NeverByTime
+from holdfast.protocol.types import Generation, HostId, IoFailed
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
 from holdfast.protocol.ports import Clock
-from holdfast.protocol.words import IoFailed, timestamp_of
+from holdfast.protocol.types import IoFailed, timestamp_of
 
 
 class Mode(Enum):

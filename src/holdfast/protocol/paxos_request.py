@@ -26,7 +26,7 @@ from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_outcomes import LockspaceLost
 from holdfast.protocol.paxos_release import Lease, Mode
-from holdfast.protocol.words import HostId, IoFailed
+from holdfast.protocol.types import HostId, IoFailed
 
 
 class Force(Enum):

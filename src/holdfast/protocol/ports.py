@@ -20,7 +20,7 @@ port raises passes through this package unhandled.
 
 from typing import Protocol
 
-from holdfast.protocol.words import Instant, IoFailed
+from holdfast.protocol.types import Instant, IoFailed
 
 
 class Disk(Protocol):

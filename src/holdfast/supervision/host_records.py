@@ -20,12 +20,12 @@ from holdfast.ondisk.host_record import HostRecord
 from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, Timing
-from holdfast.protocol.words import HostId
+from holdfast.protocol.types import HostId
+from holdfast.supervision.host_identity import HostIdentity, Term
 from holdfast.supervision.host_names import node_of
-from holdfast.supervision.host_terms import HostIdentity, Term
-from holdfast.system import tasks
+from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
-from holdfast.system.host_records import NO_PLACE, HostRecordFiles
+from holdfast.system.files.host_record_files import NO_PLACE, HostRecordFiles
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class HostRecords:
         """Run that beside everything else, instead of what an earlier term has begun."""
         if self._task is not None:
             self._task.cancel()
-        self._task = tasks.keep_watch(tending, "records of hosts are not looked after any more")
+        self._task = eager_tasks.keep_watch(tending, "records of hosts are not looked after any more")
 
     async def tend(
         self,

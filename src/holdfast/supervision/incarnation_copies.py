@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from holdfast.supervision.host_terms import Term, decode_term, encode_term
-from holdfast.system.memory_file import Memory
+from holdfast.supervision.host_identity import Term, decode_term, encode_term
+from holdfast.system.files.state_file import Memory
 
 
 class IncarnationCopies:

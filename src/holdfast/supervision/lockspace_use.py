@@ -1,6 +1,6 @@
 """One daemon of a host uses a lockspace at a time, wherever it has its files (ADR 0164).
 
-The lock of a lockspace (`system/space_locks`) keeps living daemons apart. It ends with its daemon, whose virtual machines
+The lock of a lockspace (`system/files/lockspace_locks`) keeps living daemons apart. It ends with its daemon, whose virtual machines
 run on: so who uses a lockspace is recorded beside the lock, before anything is claimed there, and the record stands until
 the lockspace was left in good order.
 
@@ -19,10 +19,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from holdfast.system.daemon_lock import InUse
-from holdfast.system.predecessor import Predecessors
-from holdfast.system.regular_file import Unreadable
-from holdfast.system.space_locks import SpaceLock
+from holdfast.system.files.daemon_lock import InUse
+from holdfast.system.files.lockspace_locks import SpaceLock
+from holdfast.system.files.regular_file import Unreadable
+from holdfast.system.host.predecessor import Predecessors
 
 log = logging.getLogger(__name__)
 

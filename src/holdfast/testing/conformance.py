@@ -27,7 +27,7 @@ from holdfast.backends.base import (
     TakeOutcome,
 )
 from holdfast.model import Mode, OwnerName, Protection, Resource
-from holdfast.system.file_lock import IoFailed
+from holdfast.system.files.ofd_lock import IoFailed
 
 NOTE = OwnerNote(OwnerName("web1", "11111111-2222-3333-4444-555555555555", 1), 4711)
 

@@ -13,12 +13,12 @@ from typing import Any, Protocol, TypeVar
 from tests.unit.protocol.simulated import World
 
 from holdfast.protocol.ports import Disk
-from holdfast.protocol.words import IoFailed
-from holdfast.system.blocking_thread import run_blocking
-from holdfast.system.disk import BlockingDisk, SuspendingDisk, open_blocking, open_suspending
-from holdfast.system.disk_file import RealKernel
-from holdfast.system.disk_lane import DiskLane
-from holdfast.system.sector_writes import DeviceWrites
+from holdfast.protocol.types import IoFailed
+from holdfast.system.block_io.blocking_ports import run_blocking
+from holdfast.system.block_io.disk import BlockingDisk, SuspendingDisk, open_blocking, open_suspending
+from holdfast.system.block_io.disk_file import RealKernel
+from holdfast.system.block_io.inflight_writes import DeviceWrites
+from holdfast.system.block_io.worker_pool import DiskLane
 
 T = TypeVar("T")
 SIZE_BYTES = 4 << 20

@@ -21,7 +21,7 @@ from tests.contract.disk.disks import (
 )
 
 from holdfast.protocol.ports import Disk
-from holdfast.protocol.words import IoFailed
+from holdfast.protocol.types import IoFailed
 
 KINDS = [
     f"{what}-{sector}"

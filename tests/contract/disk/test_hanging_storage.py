@@ -13,10 +13,10 @@ from tests.support.fuse_storage import FaultyStorage
 from tests.support.polling import wait_until
 
 from holdfast.protocol.ports import Clock, Disk
-from holdfast.protocol.words import IoFailed
-from holdfast.system.disk import open_suspending
-from holdfast.system.disk_lane import DiskLane
-from holdfast.system.lease_threads import HANGING_MAX, SystemLeaseThreads
+from holdfast.protocol.types import IoFailed
+from holdfast.system.block_io.disk import open_suspending
+from holdfast.system.block_io.renewal_threads import HANGING_MAX, SystemLeaseThreads
+from holdfast.system.block_io.worker_pool import DiskLane
 
 
 @pytest.fixture

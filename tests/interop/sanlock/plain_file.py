@@ -19,7 +19,7 @@ from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import HostId, Instant, IoFailed
+from holdfast.protocol.types import HostId, Instant, IoFailed
 
 T = TypeVar("T")
 

@@ -24,11 +24,11 @@ from holdfast.protocol import (
 )
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.lease_area import LeaseArea
-from holdfast.protocol.owner_test import Busy
 from holdfast.protocol.paxos_lease import SharedBy
 from holdfast.protocol.paxos_release import Lease, Released
+from holdfast.protocol.takeover import Busy
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import HostId
+from holdfast.protocol.types import HostId
 
 pytestmark = pytest.mark.interop
 

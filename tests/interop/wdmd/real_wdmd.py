@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.support.polling import wait_until
 from tests.support.wdmd_double import Generation
 
-from holdfast.system import wdmd
+from holdfast.system.watchdog import wdmd
 
 FIRE_S = 60
 """Built into wdmd 3.8.5."""

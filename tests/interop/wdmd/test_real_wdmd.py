@@ -12,9 +12,9 @@ from tests.interop.wdmd.real_wdmd import FIRE_S, RealWdmd, ask, build_device, in
 from tests.support.polling import wait_until
 from tests.support.wdmd_double import Generation, Wdmd
 
-from holdfast.protocol.words import Instant
-from holdfast.system import wdmd
-from holdfast.system.wdmd import WdmdWatchdog
+from holdfast.protocol.types import Instant
+from holdfast.system.watchdog import wdmd
+from holdfast.system.watchdog.wdmd import WdmdWatchdog
 
 pytestmark = pytest.mark.interop
 

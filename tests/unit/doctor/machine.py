@@ -10,15 +10,15 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from holdfast import config as configuration
-from holdfast.backend_wiring import ports_for_a_look
-from holdfast.build import build_routing
 from holdfast.cli import doctor
 from holdfast.cli.doctor import CHECKS
 from holdfast.cli.doctor.findings import Finding
 from holdfast.cli.doctor.scene import Program, Scene
-from holdfast.cli.places import domains
-from holdfast.control_api import HolderInfo, LeaseSpaceInfo, OwnerInfo, StatusInfo
-from holdfast.system.mounts import MountTable, parse_mountinfo
+from holdfast.cli.libvirt_files import domains
+from holdfast.control.api import HolderInfo, LeaseSpaceInfo, OwnerInfo, StatusInfo
+from holdfast.daemon.build import build_routing
+from holdfast.daemon.check_config import ports_for_a_look
+from holdfast.system.files.mounts import MountTable, parse_mountinfo
 
 DAEMON, QEMU = 700, 4242
 SOCKET = "/run/libvirt/virtlockd-sock"

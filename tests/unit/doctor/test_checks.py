@@ -12,13 +12,13 @@ import pytest
 from tests.support.leases import SPACE, make_lockspace
 from tests.unit.doctor.machine import Machine, space, status
 
-from holdfast.backends.lock_names import indirect_name
+from holdfast.backends.naming import indirect_name
 from holdfast.cli import doctor
 from holdfast.cli.doctor import examine
 from holdfast.cli.doctor.findings import Finding, fine
 from holdfast.cli.doctor.lock_directories import try_locks
 from holdfast.cli.doctor.scene import Program, Scene
-from holdfast.control_api import MIGRATION_PROBLEM, MOVED_PROBLEM, HostInfo
+from holdfast.control.api import MIGRATION_PROBLEM, MOVED_PROBLEM, HostInfo
 
 
 def told(machine: Machine) -> str:

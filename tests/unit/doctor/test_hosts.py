@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from holdfast.cli.doctor.hosts import hosts
-from holdfast.control_api import HostInfo, LeaseSpaceInfo
+from holdfast.control.api import HostInfo, LeaseSpaceInfo
 
 TOKEN = "0123456789ab"
 

@@ -11,7 +11,7 @@ from tests.unit.manager.world import World, locked, run, want
 
 from holdfast.errors import Refused
 from holdfast.manager.owners import Owner
-from holdfast.system.file_lock import key_of
+from holdfast.system.files.ofd_lock import key_of
 
 SHOWN = "can't be shown to be the file"
 

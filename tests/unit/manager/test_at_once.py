@@ -14,10 +14,10 @@ from tests.unit.manager.world import World, run, want
 
 from holdfast.errors import HoldfastError, OwnerGone, ResourceBusy
 from holdfast.manager.journal_replay import SavedClaims
-from holdfast.manager.lock_book import HostLock
+from holdfast.manager.lock_registry import HostLock
 from holdfast.model import Mode, Resource
-from holdfast.system.kernel_locks import refused_by
-from holdfast.testing.simulated import settle
+from holdfast.system.files.proc_locks import refused_by
+from holdfast.testing.fakes import settle
 
 DISKS = ("a.img", "b.img", "alias.img", "link.img", "indirect/a.img", "none.img")
 """`alias` is a hard link to a, `link` a symbolic one to b, `none` is not there."""

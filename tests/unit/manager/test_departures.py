@@ -20,9 +20,9 @@ from holdfast.manager.journal import Journal
 from holdfast.manager.journal_replay import SavedState, replay
 from holdfast.manager.owners import Evidence, Owner
 from holdfast.model import LockFailureAction, Mode, Resource
-from holdfast.system.domain_status import Domain
-from holdfast.system.file_lock import IoFailed
-from holdfast.testing.simulated import settle
+from holdfast.system.files.ofd_lock import IoFailed
+from holdfast.system.libvirt.domains import Domain
+from holdfast.testing.fakes import settle
 
 OUT = "migration out"
 

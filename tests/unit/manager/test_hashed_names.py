@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from tests.unit.manager.world import World, locked, run, want
 
-from holdfast.backends.lock_names import indirect_name
+from holdfast.backends.naming import indirect_name
 from holdfast.errors import DiskNotKnown, ProtectionTooWeak, ResourceBusy, ResourceNotLocked
 from holdfast.manager import events as ev
 from holdfast.manager.hashed_names import STATUS_WAIT_S, WORDS_WAIT_S
 from holdfast.model import Mode, Protection, Resource, Want
-from holdfast.system.disk_identity import DiskIdentity, scsi_id_of
-from holdfast.system.domain_status import Disk, Domain
-from holdfast.testing.simulated import settle
+from holdfast.system.files.disk_identity import DiskIdentity, scsi_id_of
+from holdfast.system.libvirt.domains import Disk, Domain
+from holdfast.testing.fakes import settle
 
 LVM_UUID = "06UgP5-2rhb-w3Bo-3mdR-WeoL-pytO-SAa2ky"
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from holdfast.errors import Refused
-from holdfast.manager.host_meant import Candidate, meant
+from holdfast.lease_admin.host_meant import Candidate, meant
 from holdfast.ondisk.host_record import HostRecord
 from holdfast.protocol.host_status import HostState, HostView
-from holdfast.protocol.words import Generation, HostId
+from holdfast.protocol.types import Generation, HostId
 from holdfast.supervision.host_names import NODE_BYTES_MAX, fresh_name
 
 TOKEN = "0123456789ab"

@@ -15,7 +15,7 @@ from holdfast.manager.journal_extent import RECORD_BYTES, Extent, decode_extent,
 from holdfast.manager.journal_kinds import path_of, text_of
 from holdfast.manager.journal_replay import SavedState, replay
 from holdfast.model import Mode, Resource
-from holdfast.testing.simulated import SimulatedAppendFile, SimulatedRecord
+from holdfast.testing.fakes import SimulatedAppendFile, SimulatedRecord
 
 TEXTS = st.binary(max_size=12).map(lambda b: b.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
 IDS = st.integers(1, 4)

@@ -22,7 +22,7 @@ from holdfast.manager import events as ev
 from holdfast.manager.all_or_none import acquire_all
 from holdfast.manager.lost_locks import DeadHolder
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
-from holdfast.testing.simulated import settle
+from holdfast.testing.fakes import settle
 
 
 def test_reacquire_by_the_same_owner_is_one_hold(tmp_path: Path) -> None:

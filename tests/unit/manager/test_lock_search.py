@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tests.unit.manager.world import HOST, World, locked, run, want
 
-from holdfast.backends import owner_record
-from holdfast.backends.lock_names import indirect_name
+from holdfast.backends.file import owner_record
+from holdfast.backends.naming import indirect_name
 from holdfast.manager import events as ev
 from holdfast.manager.lock_search import LockSearch
 from holdfast.model import Mode, OwnerName, Resource
-from holdfast.system.domain_status import Disk, Domain
-from holdfast.system.file_lock import key_of
+from holdfast.system.files.ofd_lock import key_of
+from holdfast.system.libvirt.domains import Disk, Domain
 
 DOUBT = "the journal is missing"
 

@@ -15,7 +15,7 @@ from holdfast.manager.migration_roles import (
     outcome,
     stands,
 )
-from holdfast.system.domain_status import Domain
+from holdfast.system.libvirt.domains import Domain
 
 OPEN, GONE, STAYED = Outcome.OPEN, Outcome.GONE, Outcome.STAYED
 

@@ -8,7 +8,7 @@ from tests.unit.manager.world import World, run, want
 from holdfast.errors import ProtectionTooWeak
 from holdfast.manager.migration_roles import ran_before
 from holdfast.model import Protection, Resource
-from holdfast.system.domain_status import Domain
+from holdfast.system.libvirt.domains import Domain
 
 
 def domain(state: str, reason: str, job: str = "") -> Domain:

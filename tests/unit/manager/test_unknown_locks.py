@@ -16,11 +16,11 @@ from holdfast.errors import Refused, ResourceBusy
 from holdfast.manager import events as ev
 from holdfast.manager import journal_kinds as jn
 from holdfast.manager.journal_replay import replay
-from holdfast.manager.lock_book import HostLock
+from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Evidence, Owner
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
-from holdfast.system.file_lock import key_of
-from holdfast.testing.simulated import settle
+from holdfast.system.files.ofd_lock import key_of
+from holdfast.testing.fakes import settle
 
 VM, OTHER = 1, 2
 

@@ -13,9 +13,9 @@ from tests.unit.manager.world import World, locked, run, want
 from holdfast.manager.closed_disks import CLOSED_CHECK_S, CLOSED_CHECK_S_MAX
 from holdfast.manager.owners import Owner
 from holdfast.model import Mode, OwnerName, Resource
-from holdfast.system.file_lock import FileKey, key_of
-from holdfast.system.open_files import Users
-from holdfast.testing.simulated import settle
+from holdfast.system.files.ofd_lock import FileKey, key_of
+from holdfast.system.files.open_files import Users
+from holdfast.testing.fakes import settle
 
 KEEPER, WRITER = 1, 77
 

@@ -9,34 +9,34 @@ from pathlib import Path
 from typing import TypeVar
 
 from holdfast.backends.base import Backend, BackendPorts
-from holdfast.backends.file import FileBackend
+from holdfast.backends.file.backend import FileBackend
 from holdfast.backends.nop import NopBackend
+from holdfast.manager.adoption import Recovery
 from holdfast.manager.events import Events
+from holdfast.manager.file_lockspaces import Lockspaces
 from holdfast.manager.hashed_names import Identify, nothing_known
 from holdfast.manager.journal import Journal
 from holdfast.manager.journal_kinds import Line
 from holdfast.manager.journal_replay import SavedState
 from holdfast.manager.lock_manager import LockManager
-from holdfast.manager.lockspaces import Lockspaces
 from holdfast.manager.lost_locks import DeadHolder
 from holdfast.manager.owners import Owner
-from holdfast.manager.recovery import Recovery
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.model import LockFailureAction, Mode, OwnerName, Protection, Resource, Want
-from holdfast.system.blocking import InlineStorage
-from holdfast.system.domain_status import DomainStatus
-from holdfast.system.file_lock import FileKey, SystemLockFiles
-from holdfast.system.kernel_locks import refused_by
-from holdfast.system.lockspace_files import LockspaceFiles
-from holdfast.system.mounts import MountTable
-from holdfast.testing.simulated import (
+from holdfast.system.files.lockspace_files import LockspaceFiles
+from holdfast.system.files.mounts import MountTable
+from holdfast.system.files.ofd_lock import FileKey, SystemLockFiles
+from holdfast.system.files.proc_locks import refused_by
+from holdfast.system.files.storage_executor import InlineStorage
+from holdfast.system.libvirt.domains import DomainStatus
+from holdfast.testing.fakes import (
     SimulatedAppendFile,
     SimulatedClock,
     SimulatedOpenFiles,
     SimulatedProcesses,
     settle,
 )
-from holdfast.testing.slow_backend import SlowBackend
+from holdfast.testing.gated_backend import SlowBackend
 
 T = TypeVar("T")
 MOUNTS = MountTable()

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from holdfast.backends.lease_refusals import MAKE_ANEW, failure, fix_of
-from holdfast.cli.area_contents import Newer, describe, identify, is_reusable
+from holdfast.backends.paxos.refusals import MAKE_ANEW, failure, fix_of
 from holdfast.cli.main import cli
+from holdfast.cli.offline.identify import Newer, describe, identify, is_reusable
 from holdfast.ondisk import areas, delta
 from holdfast.ondisk import leader as leaders
 from holdfast.ondisk.delta import DeltaLease

@@ -24,8 +24,8 @@ from holdfast.protocol.lockspace_area import LockspaceArea, init
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_release import Lease, Mode
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import HostId
-from holdfast.testing.formatted import many_hosts
+from holdfast.protocol.types import HostId
+from holdfast_sim.storage.prepared import many_hosts
 
 G512 = GEOMETRIES[0]
 LEASE_AT = MIB

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Generic, TypeVar
 
-from holdfast.protocol.words import Instant, IoFailed
-from holdfast.system.disk_file import DiskFacts
+from holdfast.protocol.types import Instant, IoFailed
+from holdfast.system.block_io.disk_file import DiskFacts
 
 T = TypeVar("T")
 Resume = Callable[[Any], None]

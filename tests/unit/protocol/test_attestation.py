@@ -8,9 +8,9 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol.host_status import HostState, HostView
-from holdfast.protocol.owner_test import attested_off
+from holdfast.protocol.takeover import attested_off
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Generation, HostId, HostTimestamp
+from holdfast.protocol.types import Generation, HostId, HostTimestamp
 
 TIMING = Timing(10, 60)
 ALPHA = (HostId(1), Generation(4))

@@ -19,7 +19,7 @@ from holdfast.protocol.ballot import (
     ballot,
 )
 from holdfast.protocol.lease_area import Snapshot
-from holdfast.protocol.words import HostId
+from holdfast.protocol.types import HostId
 
 MINE = Value(1, 1, 4711)
 MBAL = 4001

@@ -16,9 +16,9 @@ from holdfast.protocol import delta_lease
 from holdfast.protocol.dead_mark import Marked, NotMarked, can_be_marked, mark_dead
 from holdfast.protocol.host_status import HostState, StateChanged, proven_gone
 from holdfast.protocol.lockspace_area import LockspaceArea
-from holdfast.protocol.owner_test import HostUnknown, MayTake, NeverByTime
 from holdfast.protocol.paxos_lease import SharedBy, acquire_exclusive
-from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant, IoFailed
+from holdfast.protocol.takeover import HostUnknown, MayTake, NeverByTime
+from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant, IoFailed
 
 PLAIN = replace(ALIVE, version=delta.VERSION_5, flags=DEFAULT.align_flag)
 MARKED = PLAIN.marked_dead(1, 7)

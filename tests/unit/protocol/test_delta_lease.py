@@ -19,7 +19,7 @@ from holdfast.protocol.lockspace_area import (
     open_area,
 )
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import HostId, Instant, IoFailed
+from holdfast.protocol.types import HostId, Instant, IoFailed
 
 G512 = GEOMETRIES[0]
 ID = HostId(3)

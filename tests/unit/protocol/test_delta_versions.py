@@ -10,7 +10,7 @@ from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol import delta_lease
 from holdfast.protocol.lockspace_area import LockspaceArea, open_area
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import HostId
+from holdfast.protocol.types import HostId
 
 
 def test_delta_lease_keeps_version_flags_and_the_field_at_160() -> None:

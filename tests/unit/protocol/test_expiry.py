@@ -18,7 +18,7 @@ from holdfast.protocol.expiry import (
     Warn,
 )
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Instant
+from holdfast.protocol.types import Instant
 
 TIMING = Timing(10, 60)  # renewal 20, warn 60, fail 80, dead 140
 

@@ -22,7 +22,7 @@ from holdfast.protocol.holders import (
     needs_owner_block,
     owner_by,
 )
-from holdfast.protocol.words import Generation, HostId
+from holdfast.protocol.types import Generation, HostId
 
 IMAGES = images("LS", "R")
 each_image = pytest.mark.parametrize("image", IMAGES, ids=lambda image: image.name)

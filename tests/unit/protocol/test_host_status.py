@@ -20,7 +20,7 @@ from holdfast.protocol.host_status import (
     succeeded_left_s,
 )
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant
+from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant
 
 TIMING = Timing(1, 60)  # fail 8, dead 68
 OWN, OTHER = HostId(1), HostId(2)

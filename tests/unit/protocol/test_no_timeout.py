@@ -17,16 +17,9 @@ from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol import delta_lease
 from holdfast.protocol.host_status import HostState, HostView, SeenTerm, proven_gone, succeeded_left_s
 from holdfast.protocol.lockspace_area import LockspaceArea
-from holdfast.protocol.owner_test import (
-    NEVER_BY_TIME,
-    Busy,
-    MayTake,
-    NeverByTime,
-    attested_off,
-    missed_left_s,
-)
 from holdfast.protocol.paxos_lease import SharedBy, acquire_exclusive
-from holdfast.protocol.words import Generation, HostTimestamp, Instant
+from holdfast.protocol.takeover import NEVER_BY_TIME, Busy, MayTake, NeverByTime, attested_off, missed_left_s
+from holdfast.protocol.types import Generation, HostTimestamp, Instant
 
 FLAGS = DEFAULT.align_flag | FLAG_NO_TIMEOUT
 FOR_EVER_S = 10_000.0

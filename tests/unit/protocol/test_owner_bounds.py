@@ -16,12 +16,12 @@ from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.owner_test import Busy, HostUnknown, MayTake, OwnerVerdict, may_take
 from holdfast.protocol.paxos_outcomes import LockspaceLost
 from holdfast.protocol.paxos_release import Lease, Mode, release
 from holdfast.protocol.ports import Disk
+from holdfast.protocol.takeover import Busy, HostUnknown, MayTake, OwnerVerdict, may_take
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Generation, HostId, HostTimestamp, Instant, IoFailed, nobody_looks_on
+from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant, IoFailed, nobody_looks_on
 
 OUR_TIMING = Timing(1, 60)
 """Dead 68 s."""

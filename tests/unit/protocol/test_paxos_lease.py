@@ -17,7 +17,6 @@ from holdfast.protocol.ballot import LVER_MAX, MBAL_MAX, Promise, next_mbal, nex
 from holdfast.protocol.expiry import Corrupted
 from holdfast.protocol.holders import gave_up
 from holdfast.protocol.lease_area import LeaseAlreadyThere, LeaseArea, init
-from holdfast.protocol.owner_test import Busy, HostUnknown
 from holdfast.protocol.paxos_lease import SharedBy
 from holdfast.protocol.paxos_outcomes import (
     AlreadyShared,
@@ -34,7 +33,8 @@ from holdfast.protocol.paxos_release import (
     ReleaseFailed,
     Withdrawn,
 )
-from holdfast.protocol.words import Generation, HostId, IoFailed
+from holdfast.protocol.takeover import Busy, HostUnknown
+from holdfast.protocol.types import Generation, HostId, IoFailed
 
 T = TypeVar("T")
 

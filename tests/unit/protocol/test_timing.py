@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Instant, timestamp_of
+from holdfast.protocol.types import Instant, timestamp_of
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.host_status import Notified, StateChanged
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import HostId, Instant
-from holdfast.supervision.heartbeat import Heartbeat
-from holdfast.supervision.lockspace import Ended, Lockspace, News
-from holdfast.system.watchdog import WatchdogRefused
+from holdfast.protocol.types import HostId, Instant
+from holdfast.supervision.lease_monitor import Heartbeat
+from holdfast.supervision.renewal import Ended, Lockspace, News
+from holdfast.system.watchdog.device import WatchdogRefused
 
 TIMING = Timing(10, 60)
 SPACES = ("A", "B")

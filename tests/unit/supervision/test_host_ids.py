@@ -16,14 +16,14 @@ import pytest
 from tests.unit.protocol.simulated import SimulatedDisk, World
 from tests.unit.supervision.rig import TIMING, Supervised, record_of, world_with_lockspaces
 
+from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.host_names import is_of_node
-from holdfast.supervision.host_terms import HostIdentity
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
+from holdfast.supervision.lockspace_supervisor import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.supervision.lockspace_use import LockspaceUse, User
-from holdfast.system.lease_threads import Life
-from holdfast.system.memory_file import MemoryFile
-from holdfast.system.space_locks import SystemSpaceLocks
+from holdfast.system.block_io.renewal_threads import Life
+from holdfast.system.files.lockspace_locks import SystemSpaceLocks
+from holdfast.system.files.state_file import MemoryFile
 
 JOINED_WITHIN_S = 3 * TIMING.dead_s
 TOKENS = itertools.count(1)

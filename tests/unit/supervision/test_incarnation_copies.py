@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from holdfast.supervision.host_terms import Term, decode_term
+from holdfast.supervision.host_identity import Term, decode_term
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.system.memory_file import MemoryFile
+from holdfast.system.files.state_file import MemoryFile
 
 BOOT = "boot-2"
 

@@ -8,15 +8,15 @@ from tests.unit.protocol.simulated import SimulatedDisk
 from tests.unit.supervision.rig import TIMING, Supervised, record_of, world_with_lockspaces
 
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.words import HostId
-from holdfast.supervision.host_terms import HostIdentity
+from holdfast.protocol.types import HostId
+from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.keeper import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
+from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lockspace_supervisor import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
 from holdfast.supervision.lockspace_use import LockspaceUse, User
-from holdfast.supervision.presence import Absent
-from holdfast.system.lease_threads import Life
-from holdfast.system.memory_file import MemoryFile
-from holdfast.system.space_locks import SystemSpaceLocks
+from holdfast.system.block_io.renewal_threads import Life
+from holdfast.system.files.lockspace_locks import SystemSpaceLocks
+from holdfast.system.files.state_file import MemoryFile
 
 JOINED_BY_S = 1000.0
 """Far more than joining takes."""

@@ -11,10 +11,10 @@ from holdfast.ondisk import delta
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import HostId, Instant
-from holdfast.supervision.host_watch import NEWCOMERS, WIDE_LOOK_EVERY, HostWatch
-from holdfast.supervision.join_refusals import NotJoined
-from holdfast.supervision.lockspace import Left, Lost, Standing
+from holdfast.protocol.types import HostId, Instant
+from holdfast.supervision.join_errors import NotJoined
+from holdfast.supervision.peer_monitor import NEWCOMERS, WIDE_LOOK_EVERY, HostWatch
+from holdfast.supervision.renewal import Left, Lost, Standing
 
 FAST_BEAT_S = 1.2
 """A beat and what the simulated clock adds to a sleep."""

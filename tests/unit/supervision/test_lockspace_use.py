@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from holdfast.supervision.lockspace_use import LockspaceUse, User
-from holdfast.system import thread_name
-from holdfast.system.predecessor import Alive, DeadButStuck, Fate, Predecessors, ProcTasks, StuckTask
-from holdfast.system.space_locks import SystemSpaceLock, SystemSpaceLocks
+from holdfast.system.block_io import thread_name
+from holdfast.system.files.lockspace_locks import SystemSpaceLock, SystemSpaceLocks
+from holdfast.system.host.predecessor import Alive, DeadButStuck, Fate, Predecessors, ProcTasks, StuckTask
 
 NAME = "vms"
 OURS = User("this-boot", "/run/a", "/var/a")

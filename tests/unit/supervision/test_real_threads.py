@@ -8,13 +8,13 @@ from holdfast.protocol import lockspace_area
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import HostId
-from holdfast.supervision.heartbeat import Heartbeat
-from holdfast.supervision.lockspace import Left, Lockspace, News
-from holdfast.system.blocking_thread import BlockingClock, run_blocking, start_thread
-from holdfast.system.disk import BlockingDisk, open_blocking
-from holdfast.system.disk_lane import DiskLane
-from holdfast.system.watchdog import NoWatchdog
+from holdfast.protocol.types import HostId
+from holdfast.supervision.lease_monitor import Heartbeat
+from holdfast.supervision.renewal import Left, Lockspace, News
+from holdfast.system.block_io.blocking_ports import BlockingClock, run_blocking, start_thread
+from holdfast.system.block_io.disk import BlockingDisk, open_blocking
+from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.watchdog.device import NoWatchdog
 
 # A stuck test shall end.
 AMPLE_S = 60.0

@@ -4,8 +4,8 @@ import pytest
 
 from holdfast.model import LockFailureAction as Action
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.words import Instant
-from holdfast.supervision.recovery import Act, AllGone, Kill, Ladder, OutOfTime, Terminate
+from holdfast.protocol.types import Instant
+from holdfast.supervision.escalation import Act, AllGone, Kill, Ladder, OutOfTime, Terminate
 
 TIMING = Timing(10, 60)
 RENEWED = Instant(1000.0)

@@ -12,12 +12,12 @@ from tests.contract.disk.disks import UnrulyKernel, blank, loop_device
 from tests.support.mounts import mounted
 from tests.support.polling import wait_until
 
-from holdfast.protocol.words import IoFailed
-from holdfast.system.blocking_thread import run_blocking
-from holdfast.system.disk import BlockingDisk, open_blocking, open_suspending
-from holdfast.system.disk_file import RealKernel
-from holdfast.system.disk_lane import DiskLane, Fate, LaneFull, Request
-from holdfast.system.sector_writes import DeviceWrites
+from holdfast.protocol.types import IoFailed
+from holdfast.system.block_io.blocking_ports import run_blocking
+from holdfast.system.block_io.disk import BlockingDisk, open_blocking, open_suspending
+from holdfast.system.block_io.disk_file import RealKernel
+from holdfast.system.block_io.inflight_writes import DeviceWrites
+from holdfast.system.block_io.worker_pool import DiskLane, Fate, LaneFull, Request
 
 SECTOR = 512
 AMPLE_S = 20.0
@@ -283,12 +283,12 @@ def test_a_bug_on_a_worker_is_raised_where_the_request_came_from(rig: Rig) -> No
 def test_more_requests_than_a_lane_takes_are_refused_and_leave_no_write_behind(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("holdfast.system.disk_lane.REQUESTS_WAITING_MAX", 0)
+    monkeypatch.setattr("holdfast.system.block_io.worker_pool.REQUESTS_WAITING_MAX", 0)
     lane = DiskLane("full")
     with pytest.raises(LaneFull):
         lane.submit(Request(lambda _: None, on_done=lambda: None))
     monkeypatch.undo()
     disk = rig.open(blank(tmp_path), rig.lane())
-    monkeypatch.setattr("holdfast.system.disk_lane.REQUESTS_WAITING_MAX", 0)
+    monkeypatch.setattr("holdfast.system.block_io.worker_pool.REQUESTS_WAITING_MAX", 0)
     assert write(disk, 0, b"x") == IoFailed(errno.EBUSY)
     assert not disk.in_flight(0, SECTOR)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tests.support.polling import wait_until
 
-from holdfast.system import thread_name
-from holdfast.system.disk_lane import DiskLane, Fate, Request
-from holdfast.system.request_gate import RequestGate
+from holdfast.system.block_io import thread_name
+from holdfast.system.block_io.request_gate import RequestGate
+from holdfast.system.block_io.worker_pool import DiskLane, Fate, Request
 
 
 def performing(function: Callable[[], object]) -> Request[object]:

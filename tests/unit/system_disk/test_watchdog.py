@@ -10,11 +10,11 @@ import pytest
 from tests.support.polling import wait_until
 from tests.support.wdmd_double import CLOSED, Generation, Wdmd
 
-from holdfast.protocol.words import Instant
-from holdfast.system import watchdog as wd
-from holdfast.system import wdmd
-from holdfast.system.watchdog import DeviceWatchdog, NoWatchdog, WatchdogRefused
-from holdfast.system.wdmd import WdmdWatchdog
+from holdfast.protocol.types import Instant
+from holdfast.system.watchdog import device as wd
+from holdfast.system.watchdog import wdmd
+from holdfast.system.watchdog.device import DeviceWatchdog, NoWatchdog, WatchdogRefused
+from holdfast.system.watchdog.wdmd import WdmdWatchdog
 
 FIRE_S = 60
 ALL = wd.WDIOF_SETTIMEOUT | wd.WDIOF_MAGICCLOSE | wd.WDIOF_KEEPALIVEPING

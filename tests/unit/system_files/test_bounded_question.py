@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from holdfast.system.bounded_question import PART_BYTES, Silent, answer_in_time
+from holdfast.system.files.bounded_question import PART_BYTES, Silent, answer_in_time
 
 
 def test_answer_and_error_come_back() -> None:
@@ -38,7 +38,7 @@ def test_child_that_hangs_keeps_no_reader_of_our_output_waiting() -> None:
     """`holdfast doctor | less` ends although the child that asked can't be killed."""
     program = (
         "import os, signal, time\n"
-        "from holdfast.system import bounded_question as b\n"
+        "from holdfast.system.files import bounded_question as b\n"
         "os.kill = lambda pid, number: print(pid, flush=True)\n"  # as if it could not be killed
         "try:\n b.answer_in_time(lambda: time.sleep(30), seconds=0.2)\n"
         "except b.Silent:\n print('silent', flush=True)\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.system.domain_status import LibvirtStatusFiles
-from holdfast.system.folder_watch import names, watch_folder
-from holdfast.system.readiness import Readiness
+from holdfast.system.epoll import Readiness
+from holdfast.system.files.folder_watch import names, watch_folder
+from holdfast.system.libvirt.domains import LibvirtStatusFiles
 
 
 class Heard:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.system import daemon_lock, thread_name
-from holdfast.system.predecessor import (
+from holdfast.system.block_io import thread_name
+from holdfast.system.files import daemon_lock
+from holdfast.system.host.predecessor import (
     Alive,
     DeadButStuck,
     Gone,
@@ -161,7 +162,7 @@ def test_locks_of_a_dead_daemon_are_read_from_its_threads(tmp_path: Path) -> Non
 def holder(path: Path) -> subprocess.Popen[bytes]:
     """Another process that has claimed the directory and lives."""
     code = (
-        "import sys; from holdfast.system.daemon_lock import claim; c = claim(sys.argv[1]); "
+        "import sys; from holdfast.system.files.daemon_lock import claim; c = claim(sys.argv[1]); "
         "print('.', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
@@ -218,7 +219,7 @@ def test_daemon_behind_a_dead_one_keeps_the_directory_when_that_has_ended(tmp_pa
     claimed = daemon_lock.claim(str(path), playing_dead(dead))
     end(dead)
     third = subprocess.run(
-        [sys.executable, "-c", "import sys; from holdfast.system import daemon_lock as d\n"
+        [sys.executable, "-c", "import sys; from holdfast.system.files import daemon_lock as d\n"
          "try: d.claim(sys.argv[1])\nexcept d.InUse as e: print(e.pid)", str(path)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -254,8 +255,8 @@ def test_of_many_starters_behind_a_dead_daemon_one_gets_the_directory(tmp_path: 
     dead = holder(path)
     code = (
         "import sys, time\n"
-        "from holdfast.system import daemon_lock as d\n"
-        "from holdfast.system.predecessor import DeadButStuck, ProcTasks\n"
+        "from holdfast.system.files import daemon_lock as d\n"
+        "from holdfast.system.host.predecessor import DeadButStuck, ProcTasks\n"
         "class Tasks(ProcTasks):\n"
         "    def fate(self, pid):\n"
         "        return DeadButStuck(pid, ()) if pid == int(sys.argv[2]) else super().fate(pid)\n"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from holdfast import kept_config
 from holdfast.cli.doctor import (
     clock_rate,
     disks,
@@ -24,9 +23,10 @@ from holdfast.cli.doctor import (
 )
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Host, Scene, ThisHost
-from holdfast.cli.places import domains
-from holdfast.client import CallRefused, ControlClient, DaemonUnreachable
-from holdfast.system.mounts import MountTable
+from holdfast.cli.libvirt_files import domains
+from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
+from holdfast.daemon import kept_config
+from holdfast.system.files.mounts import MountTable
 
 ANSWER_S = 10.0
 """For each answer of the daemon."""
@@ -67,8 +67,8 @@ def examine(
     config_file: str | None, socket: str | None, root: str = "/", *, host: Host | None = None
 ) -> list[Finding]:
     """All findings, in the order of the checks."""
-    from holdfast.backend_wiring import check_config, ports_for_a_look
-    from holdfast.build import build_routing
+    from holdfast.daemon.build import build_routing
+    from holdfast.daemon.check_config import check_config, ports_for_a_look
 
     config, problems = check_config(config_file)
     findings = [found("HF001", str(p), "correct it, then: holdfast reload") for p in problems]

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from holdfast.backends.paxos_table import lockspace_spec
+from holdfast.backends.paxos.config import lockspace_spec
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.lockspaces import lease_tables
 from holdfast.cli.doctor.scene import Scene

@@ -6,15 +6,15 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from holdfast.backends.base import Backend
-from holdfast.backends.file import FileBackend
+from holdfast.backends.file.backend import FileBackend
 from holdfast.backends.nop import NopBackend
-from holdfast.backends.paxos import PaxosBackend
+from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Scene, some
-from holdfast.cli.places import LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_settings
+from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_settings
 from holdfast.model import DIRECT_LOCKSPACE, Protection, Resource
-from holdfast.system.canonical_path import canonical_path
-from holdfast.system.mounts import is_block_device
+from holdfast.system.files.canonical_path import canonical_path
+from holdfast.system.files.mounts import is_block_device
 
 UNCACHED = ("none", "directsync")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from holdfast.cli.doctor.findings import Finding, found
 from holdfast.cli.doctor.scene import Scene
-from holdfast.control_api import HostInfo, LeaseSpaceInfo
+from holdfast.control.api import HostInfo, LeaseSpaceInfo
 from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S
 from holdfast.supervision.host_names import node_of
 

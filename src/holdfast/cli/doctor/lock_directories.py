@@ -14,12 +14,12 @@ from holdfast.backends.base import Backend
 from holdfast.backends.directory_trust import untrusted
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Scene
-from holdfast.cli.places import libvirt_lockspaces
+from holdfast.cli.libvirt_files import libvirt_lockspaces
 from holdfast.model import Mode, Protection
-from holdfast.system.bounded_question import ANSWER_S, Silent, answer_in_time
-from holdfast.system.directory_writers import Writers, writers_of
-from holdfast.system.file_lock import ForeignLock, SystemLockFiles
-from holdfast.system.mounts import LOCAL_TYPES, Mount
+from holdfast.system.files.bounded_question import ANSWER_S, Silent, answer_in_time
+from holdfast.system.files.directory_writers import Writers, writers_of
+from holdfast.system.files.mounts import LOCAL_TYPES, Mount
+from holdfast.system.files.ofd_lock import ForeignLock, SystemLockFiles
 
 FILES_ASKED_MAX = 10_000
 """Lock files or leases of one directory whose modes are read."""

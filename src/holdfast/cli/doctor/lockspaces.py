@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 from holdfast.backends.directory_trust import untrusted
-from holdfast.backends.paxos_table import (
+from holdfast.backends.paxos.config import (
     WATCHDOG_DEVICE_DEFAULT,
     WDMD_SOCKET_DEFAULT,
     lockspace_spec,
@@ -25,11 +25,11 @@ from holdfast.cli.doctor.lock_directories import (
 )
 from holdfast.cli.doctor.scene import Scene
 from holdfast.cli.recorded_timeouts import differing
-from holdfast.control_api import LeaseSpaceInfo
+from holdfast.control.api import LeaseSpaceInfo
 from holdfast.ondisk.host_record import is_record_name
-from holdfast.system.bounded_question import ANSWER_S, Silent, answer_in_time
-from holdfast.system.directory_writers import Writers
-from holdfast.system.mounts import LOCAL_TYPES
+from holdfast.system.files.bounded_question import ANSWER_S, Silent, answer_in_time
+from holdfast.system.files.directory_writers import Writers
+from holdfast.system.files.mounts import LOCAL_TYPES
 
 Tables = Mapping[str, Mapping[str, object]]
 TIMER = "etc/systemd/system/timers.target.wants/holdfast-lease-gc.timer"

@@ -6,13 +6,13 @@ import os
 import shlex
 from collections.abc import Iterator
 
-from holdfast.backends.lock_names import indirect_name
+from holdfast.backends.naming import indirect_name
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Program, Scene, some
-from holdfast.cli.places import LOCKD_CONF, QEMU_CONF, read_settings
-from holdfast.control_api import MOVED_PROBLEM, HolderInfo
+from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, read_settings
+from holdfast.control.api import MOVED_PROBLEM, HolderInfo
 from holdfast.model import DIRECT_LOCKSPACE, Resource
-from holdfast.system.domain_status import Domain
+from holdfast.system.libvirt.domains import Domain
 
 QEMU_PREFIXES = ("qemu-system-", "qemu-kvm", "kvm")
 

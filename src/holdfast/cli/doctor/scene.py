@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from holdfast.config import Config
-from holdfast.control_api import HolderInfo, LeaseSpaceInfo, OwnerInfo, StatusInfo
+from holdfast.control.api import HolderInfo, LeaseSpaceInfo, OwnerInfo, StatusInfo
 from holdfast.manager.routing import Routing
 from holdfast.model import DIRECT_LOCKSPACE, Resource
-from holdfast.system.bounded_question import Silent, answer_in_time
-from holdfast.system.descriptors import socket_in_use
-from holdfast.system.domain_status import Domain
-from holdfast.system.kernel_locks import locks_on, processes_with
-from holdfast.system.mounts import MountTable
-from holdfast.system.process import program_name
+from holdfast.system.files.bounded_question import Silent, answer_in_time
+from holdfast.system.files.mounts import MountTable
+from holdfast.system.files.proc_locks import locks_on, processes_with
+from holdfast.system.host.descriptors import socket_in_use
+from holdfast.system.host.process import program_name
+from holdfast.system.libvirt.domains import Domain
 
 COMMAND_S = 10.0
 """For systemctl, dmsetup: they answer from memory, unless their own daemon hangs."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from holdfast.cli.commands.status import with_keys
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Program, Scene
 from holdfast.cli.in_force import not_loaded
-from holdfast.cli.status import with_keys
-from holdfast.control_api import CONFIGURATION_PROBLEM, MIGRATION_PROBLEM, MOVED_PROBLEM, StatusInfo
+from holdfast.control.api import CONFIGURATION_PROBLEM, MIGRATION_PROBLEM, MOVED_PROBLEM, StatusInfo
 
 START = "systemctl enable --now holdfastd.socket holdfastd.service"
 

@@ -10,12 +10,12 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from holdfast.backends.lock_names import indirect_name
+from holdfast.backends.naming import indirect_name
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Program, Scene, some
 from holdfast.cli.doctor.services import START, daemons, virtlockds
-from holdfast.cli.places import libvirt_lockspaces
-from holdfast.system.domain_status import Domain
+from holdfast.cli.libvirt_files import libvirt_lockspaces
+from holdfast.system.libvirt.domains import Domain
 
 VIRTLOCKD_UNITS = ("virtlockd.socket", "virtlockd-admin.socket", "virtlockd.service")
 STOP_VIRTLOCKD = f"systemctl disable --now {' '.join(VIRTLOCKD_UNITS)}"

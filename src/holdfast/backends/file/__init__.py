@@ -1,0 +1,5 @@
+"""The file backend: locks on the disks themselves or on files beside them, as virtlockd takes them."""
+
+from holdfast.backends.file.backend import driver
+
+__all__ = ["driver"]

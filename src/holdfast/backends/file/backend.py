@@ -1,0 +1,501 @@
+"""The `file` driver: an open-file-description lock on byte 0 of a file, as virtlockd's record locks.
+
+Which file that is:
+* *direct*: the disk itself, for a path in the direct lockspace, when the backend has no ``directory``;
+* *indirect*: a file named by the SHA-256 of the path in ``directory`` - the same name that libvirt's
+  ``file_lockspace_dir`` gives, so a host that runs virtlockd with that setting is excluded too;
+* in a directory lockspace that libvirt made: the file LOCKSPACE/NAME.
+
+An indirect lock file is made for the lock and removed with it.  Between opening and locking, the last
+holder may have removed the file under us, so after locking, path and descriptor must be the same inode:
+
+    host A: open f1   lock f1 … unlink f1, close
+    host B:        open f1 … … … … … … … … lock f1 (granted: A let go, but f1 has no name any more)
+    host C:                        open f2 (new inode), lock f2: granted as well, unless B looks again
+
+The remover unlinks while it still holds the lock exclusively, so whoever passes the check holds the named file.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Mapping
+
+from holdfast.backends.base import (
+    BackendPorts,
+    Capabilities,
+    Creation,
+    HeldElsewhere,
+    LeftFile,
+    Moved,
+    NotedOwner,
+    OwnerNote,
+    Recognized,
+    SavedLock,
+    unknown_keys,
+)
+from holdfast.backends.directory_trust import DirectoryTrust
+from holdfast.backends.file import owner_record
+from holdfast.backends.naming import indirect_name
+from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
+from holdfast.system.files.canonical_path import PathWarnings
+from holdfast.system.files.ofd_lock import FileKey, ForeignLock, IoFailed, OpenedFile
+
+log = logging.getLogger(__name__)
+
+
+PROTECTIONS_MAX = 10_000
+"""Directories whose worth is remembered; then the memory starts anew."""
+
+
+class HeldFile:
+    """One locked descriptor."""
+
+    __slots__ = ("_backend", "_disk", "_fd", "_lane", "_mode", "_recorded", "create", "path")
+
+    def __init__(
+        self, backend: FileBackend, fd: int, path: str, lane: str, mode: Mode, *, create: bool, disk: str = ""
+    ) -> None:
+        self._backend = backend
+        self._disk = disk
+        self._lane = lane
+        self._fd = fd
+        self._mode = mode
+        self._recorded = False
+        self.path = path
+        self.create = create
+
+    def descriptor(self) -> int | None:
+        return self._fd
+
+    def record(self, note: OwnerNote) -> None:
+        """Leave the owner's name in the lock file; storage thread.  Naming is best effort, locking is not."""
+        self._recorded = self._backend.write_record(
+            self._fd, self._mode, note, self._disk, first=not self._recorded
+        )
+
+    def note_recorded(self) -> None:
+        """After a restart: whether the record in the file is ours to blank."""
+        self._recorded = bool(self._backend.read_records(self._fd))
+
+    async def noted_owner(self) -> NotedOwner:
+        """See `NotesOwner`: only a lock file has a record."""
+        if not self.create:
+            return NotedOwner()
+        backend = self._backend
+        return await backend.storage.run(self._lane, self.path, lambda: backend.recorded_owner(self._fd))
+
+    async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
+        backend = self._backend
+
+        def work() -> HeldElsewhere | IoFailed | None:
+            refused = backend.files.lock(self._fd, mode, self.path)
+            if isinstance(refused, ForeignLock):
+                return backend.elsewhere(self._fd, refused, recorded=self._recorded)
+            if refused is None:
+                before, self._mode = self._mode, mode
+                if self._recorded and before is not mode:
+                    backend.blank_record(self._fd, before)
+                    self.record(note)
+            return refused
+
+        return await backend.storage.run(self._lane, self.path, work, patient=True)
+
+    async def release(self) -> None:
+        if not self.let_go_at_once():
+            fd, self._fd = self._fd, -1
+            await self._backend.storage.run(self._lane, self.path, lambda: self._let_go(fd), patient=True)
+
+    def let_go_at_once(self) -> bool:
+        if self._fd >= 0:
+            if self._lane:
+                return False
+            fd, self._fd = self._fd, -1
+            self._let_go(fd)
+        return True
+
+    def _let_go(self, fd: int) -> None:
+        backend = self._backend
+        try:
+            # A reader elsewhere keeps the file: only a lock that excludes everybody may take the name away.
+            if self.create and backend.files.lock(fd, Mode.EXCLUSIVE, self.path) is None:
+                # … and only the name of the very file that is locked.
+                if backend.files.same_file(fd, self.path) and (failed := backend.files.remove(self.path)):
+                    log.warning("lock file %s stays behind: error %d", self.path, failed.errno)
+            elif self._recorded:
+                backend.blank_record(fd, self._mode)
+        finally:
+            # systemd closes its copy some time after we said so; the next owner must not wait for that.
+            for let_go in (backend.files.unlock, backend.files.close):
+                try:
+                    let_go(fd)
+                except OSError as e:
+                    log.error("letting go of the lock on %s: %s", self.path, e)
+
+    def forget(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._backend.files.close(fd)
+
+
+class OpenFile:
+    """An opened, not yet locked, lock file."""
+
+    __slots__ = ("_backend", "_creation", "_disk", "_fd", "_lane", "_path", "keys")
+
+    def __init__(
+        self,
+        backend: FileBackend,
+        opened: OpenedFile,
+        path: str,
+        lane: str,
+        creation: Creation,
+        disk: str = "",
+    ) -> None:
+        self._backend = backend
+        self._disk = disk
+        self._lane = lane
+        self._fd = opened.fd
+        self._path = path
+        self._creation = creation
+        self.keys: tuple[FileKey, ...] = (opened.key,) if opened.disk is None else (opened.key, opened.disk)
+
+    async def take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+        if not self._lane:
+            return self._take(mode, note)
+        return await self._backend.storage.run(
+            self._lane, self._path, lambda: self._take(mode, note), undo=_let_go_late
+        )
+
+    def _take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+        """Storage thread."""
+        creation = self._creation
+        own_file = creation is not Creation.NONE
+        if own_file:
+            self._backend.trust.meet(self._path.rpartition("/")[0])
+        taken = self._backend.lock_file(self._fd, self._path, self._lane, mode, creation, self._disk)
+        if own_file and isinstance(taken, HeldFile):
+            taken.record(note)
+        return taken
+
+    async def abandon(self) -> None:
+        await self._backend.storage.run(
+            self._lane, self._path, lambda: self._backend.files.close(self._fd), patient=True
+        )
+
+
+def _let_go_late(late: HeldFile | HeldElsewhere | Moved | IoFailed) -> None:
+    """The lock came after its asker had given up: it goes with its descriptor."""
+    if isinstance(late, HeldFile):
+        late.forget()
+
+
+class FileBackend:
+    """See the module.  ``directory``: where lock files of direct resources go; empty = lock the disk itself."""
+
+    capabilities = Capabilities(
+        cross_host=True,
+        shared_mode=True,
+        converts=True,
+        survives_restart=True,
+        fenced=False,
+        names_foreign_holders=True,
+    )
+
+    def __init__(
+        self, name: str, ports: BackendPorts, *, directory: str = "", cross_host: bool | None = None
+    ) -> None:
+        self.name = name
+        self.directory = directory
+        self.files = ports.files
+        self.storage = ports.storage
+        self._clock = ports.clock
+        self._host = ports.host
+        self._mounts = ports.mounts
+        self._cross_host = cross_host
+        self._protections: dict[str, tuple[Protection, str]] = {}
+        self._protections_of = 0
+        self._warnings = PathWarnings(name)
+        self.trust = DirectoryTrust(name, ports.files)
+
+    # --- which file ---
+
+    def lock_path(self, resource: Resource) -> str:
+        if resource.lockspace:
+            if self.directory:
+                return f"{self.directory}/{indirect_name(str(resource))}"
+            return f"{resource.lockspace}/{resource.name}"
+        return f"{self.directory}/{indirect_name(resource.name)}" if self.directory else resource.name
+
+    async def open(self, resource: Resource, *, create: Creation) -> OpenFile | IoFailed:
+        path = self.lock_path(resource)
+        disk = ""
+        if self.directory:
+            create = Creation.TEMPORARY
+            if not resource.lockspace and (not self._may_block(resource.name) or self._may_block(path)):
+                disk = resource.name  # otherwise its inode would be nice to know, but not worth a wait
+        opened, lane = await self._open(path, create=create is not Creation.NONE, disk=disk)
+        if isinstance(opened, IoFailed):
+            return opened
+        self._warnings.met(disk, opened.canonical)
+        return OpenFile(self, opened, path, lane, create, "" if resource.lockspace else resource.name)
+
+    def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], HeldFile] | None:
+        """Locks the disk itself; whatever has a file made or written to goes the long way."""
+        if self.directory or resource.lockspace:
+            return None
+        path = resource.name
+        opened, lane = self._open_at_once(path, create=False)
+        if opened is None or isinstance(opened, IoFailed):
+            return None
+        if self.files.lock(opened.fd, mode, path) is not None:
+            self.files.close(opened.fd)
+            return None
+        return (opened.key,), HeldFile(self, opened.fd, path, lane, mode, create=False)
+
+    def _open_at_once(
+        self, path: str, *, create: bool, disk: str = ""
+    ) -> tuple[OpenedFile | IoFailed | None, str]:
+        """The opened file, or None if that may block; and the lane of its storage."""
+        lane = self.storage.lane(path)
+        if lane:
+            return None, lane
+        opened = self.files.open(path, create=create, disk=disk, follow=False)
+        if isinstance(opened, IoFailed) and opened.errno == errno.ELOOP:
+            return None, self.storage.lane_of_link(path)
+        return opened, lane
+
+    async def _open(self, path: str, *, create: bool, disk: str = "") -> tuple[OpenedFile | IoFailed, str]:
+        """The opened file and the lane of its storage."""
+        opened, lane = self._open_at_once(path, create=create, disk=disk)
+        if opened is None:
+            files = self.files
+            opened = await self.storage.run(
+                lane, path, lambda: files.open(path, create=create, disk=disk), undo=self._close_opened
+            )
+        return opened, lane
+
+    def _may_block(self, path: str) -> bool:
+        return self._mounts.mount_of(path).may_block
+
+    def _close_opened(self, opened: OpenedFile | IoFailed) -> None:
+        if not isinstance(opened, IoFailed):
+            self.files.close(opened.fd)
+
+    async def adopt(self, saved: SavedLock, fd: int | None) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+        """A kept descriptor carries the lock: taking it again on that changes nothing.
+
+        Without one the file is opened anew.  A temporary lock file may have been removed by a host that had it
+        in between, and is made again; any other file must still be the one that was locked.
+        """
+        path = saved.path
+        if fd is not None:
+            kept, lane = fd, self.storage.lane(path) or self.storage.lane_of_link(path)
+        else:
+            opened, lane = await self._open(path, create=saved.create)
+            if isinstance(opened, IoFailed):
+                return opened
+            if not saved.create and opened.key != saved.keys[0]:
+                self._close_opened(opened)
+                return Moved()
+            kept = opened.fd
+
+        def work() -> HeldFile | HeldElsewhere | Moved | IoFailed:
+            creation = Creation.TEMPORARY if saved.create else Creation.NONE
+            disk = "" if saved.resource.lockspace else saved.resource.name
+            taken = self.lock_file(kept, path, lane, saved.mode, creation, disk)
+            if isinstance(taken, HeldFile) and (saved.create or saved.resource.lockspace):
+                taken.note_recorded()
+            return taken
+
+        return await self.storage.run(lane, path, work, undo=_let_go_late)
+
+    def lock_file(
+        self, fd: int, path: str, lane: str, mode: Mode, creation: Creation, disk: str
+    ) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+        """Lock an open file, or close it; storage thread."""
+        files = self.files
+        refused = files.lock(fd, mode, path)
+        if refused is None:
+            if creation is Creation.NONE or files.same_file(fd, path):
+                return HeldFile(self, fd, path, lane, mode, create=creation is Creation.TEMPORARY, disk=disk)
+            files.close(fd)
+            return Moved()
+        answer: HeldElsewhere | IoFailed
+        if isinstance(refused, ForeignLock):
+            answer = self.elsewhere(fd, refused, recorded=creation is not Creation.NONE)
+        else:
+            answer = refused
+        files.close(fd)
+        return answer
+
+    # --- what it is worth ---
+
+    def protection(self, path: str) -> tuple[Protection, str]:
+        """By the file system that the lock file is on; `cross_host` in the configuration overrules it."""
+        if self._cross_host is not None:
+            if self._cross_host:
+                return Protection.CROSS_HOST, ""
+            return Protection.SAME_HOST, f"backend '{self.name}' says cross_host = false"
+        if self._mounts.changes != self._protections_of or len(self._protections) > PROTECTIONS_MAX:
+            self._protections.clear()
+            self._protections_of = self._mounts.changes
+        directory = path.rpartition("/")[0]
+        known = self._protections.get(directory)
+        if known is None:
+            known = self._protections[directory] = self._weigh(directory)
+        return known
+
+    def _weigh(self, directory: str) -> tuple[Protection, str]:
+        mount, _ = self._mounts.locate(directory)
+        if mount.type == "devtmpfs" or directory.startswith("/dev"):
+            return (
+                Protection.SAME_HOST,
+                "locks on a device node stay on this host; use a backend with a shared 'directory'",
+            )
+        if mount.lock_warning:
+            return mount.protection, f"{mount.point} is {mount.lock_warning}"
+        if mount.protection < Protection.CROSS_HOST:
+            return (
+                mount.protection,
+                f"{mount.point} ({mount.type}) is local to this host; put the lock directory on shared storage",
+            )
+        return mount.protection, ""
+
+    # --- who is in the way ---
+
+    def elsewhere(self, fd: int, foreign: ForeignLock, *, recorded: bool) -> HeldElsewhere:
+        """Names the holder as well as the kernel and the owner record allow; storage thread.
+
+        `recorded`: the file is a lock file.  A disk's own content is its guest's, and must not be believed.
+        """
+        if foreign.pid is not None:
+            return HeldElsewhere(
+                (Holder(pid=foreign.pid, host=self._host, mode=foreign.mode, source="kernel"),)
+            )
+        told = self.read_records(fd) if recorded else []
+        told = [h for h in told if h.mode is foreign.mode] or told
+        return HeldElsewhere(tuple(told) or (Holder(mode=foreign.mode, source="kernel"),))
+
+    # --- the owner record ---
+
+    def read_records(self, fd: int) -> list[Holder]:
+        try:
+            if self.files.size(fd) > owner_record.RECORD_FILE_BYTES_MAX:
+                return []  # no lock file of ours: a disk
+            return owner_record.decode(self.files.read(fd, owner_record.RECORD_FILE_BYTES_MAX))
+        except OSError:
+            return []
+
+    def recognize(self, fd: int, path: str) -> Recognized | None:
+        """See `KeepsDescriptors`. A lock file has a record of its owner; a disk's content is its guest's."""
+        directory, _, name = path.rpartition("/")
+        if not self.directory:
+            noted = NotedOwner(disk=path)
+            return Recognized(resource=Resource("", path), create=False, noted=noted) if path else None
+        if directory != self.directory:
+            return None
+        return Recognized(resource=Resource(directory, name), create=True, noted=self.recorded_owner(fd))
+
+    async def left_files(self) -> list[LeftFile]:
+        """See `KeepsDescriptors`: the lock directory is listed, and each small file in it read."""
+        if not self.directory:
+            return []
+        lane = self.storage.lane(self.directory) or self.storage.lane_of_link(self.directory)
+        return await self.storage.run(lane, self.directory, self._left_files, patient=True)
+
+    def _left_files(self) -> list[LeftFile]:
+        """Storage thread."""
+        found = []
+        for name in self.files.names(self.directory):
+            path = f"{self.directory}/{name}"
+            opened = self.files.open(path, create=False, follow=False)
+            if isinstance(opened, IoFailed):
+                continue
+            ours = [h for h in self.read_records(opened.fd) if h.host == self._host and h.pid]
+            self.files.close(opened.fd)
+            if len(ours) == 1:
+                (holder,) = ours
+                found.append(
+                    LeftFile(
+                        path=path,
+                        key=opened.key,
+                        resource=Resource(self.directory, name),
+                        mode=holder.mode or Mode.EXCLUSIVE,
+                        noted=_noted(holder),
+                    )
+                )
+        return found
+
+    def recorded_owner(self, fd: int) -> NotedOwner:
+        """The one owner of this host that a lock file names; storage thread."""
+        ours = [h for h in self.read_records(fd) if h.host == self._host]
+        return _noted(ours[0]) if len(ours) == 1 else NotedOwner()
+
+    def write_record(self, fd: int, mode: Mode, note: OwnerNote, disk: str, *, first: bool) -> bool:
+        files = self.files
+        try:
+            if first:
+                size = files.size(fd)
+                if size > owner_record.RECORD_FILE_BYTES_MAX:
+                    return False
+                before = files.read(fd, size) if size else b""
+                if not owner_record.is_ours(before):
+                    return False
+                self._warn_of_stale(owner_record.decode(before), mode)
+            raw = owner_record.encode(
+                note.owner,
+                host=self._host,
+                pid=note.pid,
+                start_ticks=note.start_ticks,
+                mode=mode,
+                since_wall_s=self._clock.wall(),
+                disk=disk,
+            )
+            offset = owner_record.slot_of(self._host, mode) * owner_record.SLOT_BYTES
+            files.write(fd, raw, offset, truncate=mode is Mode.EXCLUSIVE)
+        except OSError as e:  # a full disk must not refuse a lock that is already held
+            log.warning("owner record not written: %s", e)
+            return False
+        return True
+
+    def _warn_of_stale(self, told: list[Holder], mode: Mode) -> None:
+        """We have the lock, and the file still names an owner elsewhere: its host has crashed, or lost its daemon."""
+        for h in told:
+            if h.host != self._host and (mode is Mode.EXCLUSIVE or h.mode is Mode.EXCLUSIVE):
+                log.warning(
+                    "a lock file still named %s, who no longer has the lock: if host %s did not crash, "
+                    "look there for a VM that runs without its lock manager",
+                    h,
+                    h.host,
+                )
+
+    def blank_record(self, fd: int, mode: Mode) -> None:
+        try:
+            offset = owner_record.slot_of(self._host, mode) * owner_record.SLOT_BYTES
+            self.files.write(fd, owner_record.BLANK, offset, truncate=False)
+        except OSError as e:
+            log.warning("owner record not removed: %s", e)
+
+
+def _noted(holder: Holder) -> NotedOwner:
+    process = ProcessId(holder.pid, holder.start_ticks) if holder.pid else None
+    return NotedOwner(process, OwnerName(holder.name, holder.uuid), holder.disk)
+
+
+def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> FileBackend:
+    """Keys: ``directory`` (absolute path), ``cross_host`` (true: the operator vouches that locks reach other hosts)."""
+    unknown_keys(table, ("directory", "cross_host"))
+    directory = table.get("directory", "")
+    if not isinstance(directory, str) or (directory and not directory.startswith("/")):
+        raise ValueError('directory must be an absolute path, such as "/srv/locks"')
+    cross_host = table.get("cross_host")
+    if cross_host is not None and not isinstance(cross_host, bool):
+        raise ValueError("cross_host must be true or false; leave it out to judge by the file system")
+    return FileBackend(
+        name,
+        ports,
+        directory=directory.rstrip("/") if len(directory) > 1 else directory,
+        cross_host=cross_host,
+    )

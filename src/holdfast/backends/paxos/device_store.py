@@ -1,0 +1,330 @@
+"""Leases as areas on one path, found by a resource index: lockspace, index, index lease, leases.
+
+Whatever changes the index does so under the index's own lease, on an open path of its own, and keeps that lease until
+everything that it wrote has landed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar, assert_never
+
+from holdfast.backends.paxos.held_lease import Holding, HoldingPorts
+from holdfast.backends.paxos.lease_store import (
+    Finding,
+    Found,
+    StorageFailed,
+    Unusable,
+    Vanished,
+    clear,
+    opened,
+)
+from holdfast.model import Mode
+from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.malformed import Malformed
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.paxos_outcomes import Contended, InDoubt, LockspaceLost
+from holdfast.protocol.paxos_release import Lease
+from holdfast.protocol.resource_index import (
+    Created,
+    Index,
+    IndexFull,
+    Stray,
+    clear_entry,
+    create_entry,
+    is_cleared,
+    is_entered,
+    read_index,
+    strays,
+)
+from holdfast.protocol.takeover import Busy, HostUnknown
+from holdfast.protocol.types import IoFailed
+from holdfast.system.block_io.lease_files import LeaseDisk, LeaseStorage
+from holdfast.system.block_io.offload import at_home
+
+T = TypeVar("T")
+
+INDEX_WAIT_S = 30.0
+"""Hosts that make leases at the same moment take turns of a few requests each; after that something else is wrong."""
+_INDEX_PAUSE_MAX_S = 0.5
+_WHOLE_DEVICE_BYTES = 1 << 62
+
+
+class DevicePlaces:
+    """Areas on one path, found by the resource index, which is right behind the lockspace."""
+
+    def __init__(
+        self,
+        path: str,
+        storage: LeaseStorage,
+        num_hosts: int | None,
+        ports: HoldingPorts,
+    ) -> None:
+        self._path = path
+        self._storage = storage
+        self._num_hosts = num_hosts
+        self._ports = ports
+        self._known: dict[str, int] = {}
+        self._changing: _Change | None = None
+
+    def place(self, name: str) -> str:
+        known = self._known.get(name)
+        return f"{self._path}:{name}" if known is None else f"{self._path}:{known}"
+
+    async def find(self, member: Membership, name: str) -> Finding:
+        return await self._opening(lambda disk: self._find(disk, member, name))
+
+    async def open_stray(self, member: Membership, stray: Stray) -> Finding:
+        return await self._opening(lambda disk: self._opened(disk, stray.offset_bytes, member, stray.name))
+
+    async def _opening(self, find: Callable[[LeaseDisk], Awaitable[Finding]]) -> Finding:
+        """Open the path; it stays open with the lease that is found on it."""
+        disk = await self._storage.open(self._path)
+        if isinstance(disk, IoFailed):
+            return StorageFailed(self._path, disk)
+        finding = await find(disk)
+        if not isinstance(finding, Found):
+            disk.close()
+        return finding
+
+    async def _find(self, disk: LeaseDisk, member: Membership, name: str) -> Finding:
+        if (remembered := await self._remembered(disk, member, name)) is not None:
+            return remembered
+        index = await self._index(disk, member)
+        if not isinstance(index, Index):
+            return index
+        number = index.find(name)
+        finding: Finding = Vanished()
+        if number is not None:
+            finding = await self._opened(disk, index.lease(number, name).offset_bytes, member, name)
+        if isinstance(finding, Vanished):
+            # Whoever changes the index keeps its lease until what failed is put right: that is no errand.
+            made = await at_home(lambda: self._create(member, name))
+            if not isinstance(made, int):
+                return made
+            finding = await self._opened(disk, index.lease(made, name).offset_bytes, member, name)
+        if isinstance(finding, Found):
+            self._known[name] = finding.area.offset_bytes
+        return finding
+
+    async def _remembered(self, disk: LeaseDisk, member: Membership, name: str) -> Finding | None:
+        """Where it was the last time, if the index still says so; None: look there for it."""
+        known = self._known.get(name)
+        if known is None:
+            return None
+        leads_there = await self._leads_to(disk, member, name, known)
+        if isinstance(leads_there, IoFailed):
+            return StorageFailed(self._path, leads_there)
+        if not leads_there:
+            return None
+        found = await self._opened(disk, known, member, name)
+        if not isinstance(found, Unusable | Vanished):
+            return found
+        self._known.pop(name, None)  # taken out, and its place may be another lease's by now
+        return None
+
+    async def _opened(self, disk: LeaseDisk, at: int, member: Membership, name: str) -> Finding:
+        return await opened(disk, at, member, name, f"{self._path}:{at}", self._num_hosts)
+
+    async def _index(self, disk: LeaseDisk, member: Membership) -> Index | Unusable | StorageFailed:
+        at = member.lockspace.offset_bytes + member.lockspace.geometry.align_bytes
+        index = await read_index(disk, at, member.lockspace.space_name, member.io_timeout_s)
+        if isinstance(index, IoFailed):
+            return StorageFailed(self._path, index)
+        if isinstance(index, Malformed):
+            fix = index.fix or "make one with 'holdfast lockspace init --index'"
+            return Unusable(f"{self._path}:{at}", f"no resource index is there ({index}); {fix}")
+        return index
+
+    async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
+        async def entered(index: Index) -> list[str]:
+            return [entry.name.text for _, entry in index.entries()]
+
+        return await self._listed(member, entered)
+
+    async def strays(self, member: Membership) -> list[Stray] | Unusable | StorageFailed:
+        return await self._listed(member, lambda index: strays(index, member.io_timeout_s))
+
+    async def _listed(
+        self, member: Membership, listing: Callable[[Index], Awaitable[list[T] | IoFailed]]
+    ) -> list[T] | Unusable | StorageFailed:
+        """Look something up in the index."""
+        disk = await self._storage.open(self._path, writable=False)
+        if isinstance(disk, IoFailed):
+            return StorageFailed(self._path, disk)
+        try:
+            index = await self._index(disk, member)
+            if not isinstance(index, Index):
+                return index
+            found = await listing(index)
+            return StorageFailed(self._path, found) if isinstance(found, IoFailed) else found
+        finally:
+            disk.close()
+
+    async def free_own(self, member: Membership) -> StorageFailed | None:
+        async def nothing(_: Index) -> None:
+            return None
+
+        outcome = await self._change_index(member, nothing)
+        return outcome if isinstance(outcome, StorageFailed) else None
+
+    async def remove(
+        self, member: Membership, found: Found, name: str, leader: Leader
+    ) -> Unusable | StorageFailed | None:
+        cleared = False
+
+        async def work(index: Index) -> LockspaceLost | IoFailed | None:
+            nonlocal cleared
+            # First its content: a lease without an entry could still be won by whoever knows its place.
+            failed = await clear(member, found, leader)
+            if failed is not None:
+                return LockspaceLost() if isinstance(failed, Unusable) else failed.failed
+            cleared = True
+            number = index.find(name)
+            if number is None or index.lease(number, name).offset_bytes != found.area.offset_bytes:
+                return None
+            return await clear_entry(index, number, member.io_timeout_s, may_write=member.may_write)
+
+        failed = await self._change_index(member, work)
+        if not cleared and isinstance(failed, Unusable | StorageFailed):
+            cleared = await self._is_cleared(member, found)
+        self._known.pop(name, None)
+        return failed if isinstance(failed, Unusable | StorageFailed) and not cleared else None
+
+    async def _is_cleared(self, member: Membership, found: Found) -> bool:
+        """What came of a write of which we were told that it failed."""
+        area = found.area
+        while member.may_write():
+            await area.settled()
+            seen = await area.read_leader(member.host_id, member.io_timeout_s)
+            if not isinstance(seen, IoFailed):
+                return isinstance(seen, Malformed) and is_cleared(seen)
+            await self._ports.clock.sleep(member.io_timeout_s)
+        return False  # nothing is written any more in any case
+
+    async def still_there(self, member: Membership, found: Found, name: str) -> bool:
+        return await self._leads_to(found.disk, member, name, found.area.offset_bytes) is True
+
+    async def _leads_to(
+        self, disk: LeaseDisk, member: Membership, name: str, offset_bytes: int
+    ) -> bool | IoFailed:
+        """Whether the entry of that place is about this name: one sector is read."""
+        geometry = member.lockspace.geometry
+        at = member.lockspace.offset_bytes + geometry.align_bytes
+        entered = await is_entered(disk, geometry, at, offset_bytes, name, member.io_timeout_s)
+        if entered is False:
+            self._known.pop(name, None)  # it is elsewhere by now, or to be made
+        return entered
+
+    async def _create(self, member: Membership, name: str) -> int | Unusable | StorageFailed:
+        async def work(index: Index) -> Created | IndexFull | LockspaceLost | IoFailed:
+            return await create_entry(
+                index,
+                name,
+                self._num_hosts,
+                member.io_timeout_s,
+                may_write=member.may_write,
+                version=member.lockspace.lease_version,
+            )
+
+        made = await self._change_index(member, work)
+        assert made is not None
+        return made
+
+    async def _change_index(
+        self, member: Membership, work: IndexWork
+    ) -> int | Unusable | StorageFailed | None:
+        """Work under the index's own lease, on an open path of its own: putting things right may take longer."""
+        begun = self._ports.clock.now()
+        taken: object = "this host is making another lease"
+        while self._ports.clock.now() - begun <= INDEX_WAIT_S:
+            # Another start on this host may be at it, or what it left is being put right.
+            if self._changing is None:
+                self._changing = _Change()
+                taken = await self._change(self._changing, member, work)
+                if isinstance(taken, int | Unusable | StorageFailed | None):
+                    return taken
+            await self._ports.clock.sleep(self._ports.chance.uniform(0, _INDEX_PAUSE_MAX_S))
+        return Unusable(self._path, f"the resource index is being changed ({taken}); try again")
+
+    async def _change(
+        self, change: _Change, member: Membership, work: IndexWork
+    ) -> int | Unusable | StorageFailed | Busy | HostUnknown | Contended | InDoubt | None:
+        try:
+            disk = await self._storage.open(self._path)
+            if isinstance(disk, IoFailed):
+                return StorageFailed(self._path, disk)
+            change.disk = disk
+            index = await self._index(disk, member)
+            if not isinstance(index, Index):
+                return index
+            change.holding = holding = Holding(
+                index.internal_lease(), member, self._ports, on_settled=self._changed
+            )
+            taken = await holding.acquire(Mode.EXCLUSIVE)
+            if isinstance(taken, Lease):
+                return await self._work_as_owner(disk, member, holding, work)
+        finally:
+            self._changed()
+        match taken:
+            case IoFailed():
+                return StorageFailed(self._path, taken)
+            case Busy() | HostUnknown() | Contended() | InDoubt():
+                return taken
+            case _:
+                return Unusable(self._path, f"the index's own lease: {taken}")
+
+    async def _work_as_owner(
+        self, disk: LeaseDisk, member: Membership, holding: Holding, work: IndexWork
+    ) -> int | Unusable | StorageFailed | None:
+        index = await self._index(disk, member)
+        if not isinstance(index, Index):
+            await holding.release()
+            return index
+        made = await work(index)
+        if isinstance(made, IoFailed) and made.in_flight:
+            # What is under way may land on what another host writes next: it gets its turn only afterwards.
+            self._ports.spawn(self._release_when_settled(disk, holding))
+        else:
+            await holding.release()
+        match made:
+            case None:
+                return None
+            case Created(number):
+                return number
+            case IndexFull(entries_max):
+                return Unusable(
+                    self._path,
+                    f"all {entries_max} entries of its index that have room on it are used; "
+                    "'holdfast lease gc' frees some",
+                )
+            case LockspaceLost():
+                return Unusable(self._path, "the lockspace has been lost")
+            case IoFailed():
+                return StorageFailed(self._path, made)
+            case _:
+                assert_never(made)
+
+    async def _release_when_settled(self, disk: LeaseDisk, holding: Holding) -> None:
+        await disk.settled(0, _WHOLE_DEVICE_BYTES)
+        await holding.release()
+        self._changed()
+
+    def _changed(self) -> None:
+        change = self._changing
+        if change is not None and (change.holding is None or change.holding.done):
+            self._changing = None
+            if change.disk is not None:
+                change.disk.close()
+
+
+IndexWork = Callable[[Index], Awaitable[Created | IndexFull | LockspaceLost | IoFailed | None]]
+
+
+@dataclass(slots=True)
+class _Change:
+    """A change of the index that this host makes, until it is through or put right."""
+
+    disk: LeaseDisk | None = None
+    holding: Holding | None = None

@@ -1,0 +1,137 @@
+"""Leases as files: one per lease beside the lockspace's file, as libvirt's sanlock plugin keeps them.
+
+A lease is made on demand, but only where the lockspace is: when the directory is no longer on the file system of the
+lockspace that this host has joined (it was unmounted, or another one was mounted over it), a new file there would be a
+lease that no other host sees, and two hosts would write.
+
+    joined:  /srv/leases  (NFS)      __LIBVIRT__DISKS__ renewed through an open file
+    umount -l /srv/leases
+    start:   /srv/leases  (local)    is on another file system than the lockspace: refused
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from holdfast.backends.paxos.lease_store import (
+    Finding,
+    Found,
+    StorageFailed,
+    Unusable,
+    Vanished,
+    clear,
+    opened,
+)
+from holdfast.ondisk import areas
+from holdfast.ondisk.host_record import is_record_name
+from holdfast.ondisk.leader import Leader
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.resource_index import Stray
+from holdfast.protocol.types import IoFailed
+from holdfast.system.block_io.lease_files import LeaseStorage
+
+
+class DirectoryPlaces:
+    """Files in a directory; ``lockspace_path`` is the lockspace's own file in it."""
+
+    def __init__(
+        self, directory: str, lockspace_path: str, storage: LeaseStorage, num_hosts: int | None
+    ) -> None:
+        self._directory = directory
+        self._lockspace_path = lockspace_path
+        self._storage = storage
+        self._num_hosts = num_hosts
+
+    def place(self, name: str) -> str:
+        return f"{self._directory}/{name}"
+
+    async def find(self, member: Membership, name: str) -> Finding:
+        path = self.place(name)
+        disk = await self._storage.open(path)
+        if isinstance(disk, IoFailed) and disk.errno == errno.ENOENT:
+            failed = await self._make(member, path, name)
+            if failed is not None:
+                return failed
+            disk = await self._storage.open(path)
+            if isinstance(disk, IoFailed) and disk.errno == errno.ENOENT:
+                return Vanished()
+        if isinstance(disk, IoFailed):
+            return StorageFailed(path, disk)
+        if (strayed := self._strayed(member, disk.facts.file_system)) is not None:
+            disk.close()
+            return strayed
+        finding = await opened(disk, 0, member, name, path, self._num_hosts)
+        if not isinstance(finding, Found):
+            disk.close()
+        return finding
+
+    async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
+        found = await self._storage.names(self._directory)
+        if isinstance(found, IoFailed):
+            return StorageFailed(self._directory, found)
+        lockspace = os.path.basename(self._lockspace_path)
+        return [name for name in found if name != lockspace and not is_record_name(name, lockspace)]
+
+    async def strays(self, member: Membership) -> list[Stray] | Unusable | StorageFailed:
+        return []  # a file without a name is none
+
+    async def open_stray(self, member: Membership, stray: Stray) -> Finding:
+        return Vanished()
+
+    async def free_own(self, member: Membership) -> StorageFailed | None:
+        return None
+
+    async def remove(
+        self, member: Membership, found: Found, name: str, leader: Leader
+    ) -> Unusable | StorageFailed | None:
+        if not member.may_write():
+            return Unusable(found.place, "the lockspace has been lost")
+        # First its name, then its content: whoever opens the path from now on makes a new one.
+        failed = await self._storage.remove(found.disk.facts)
+        if failed is not None and failed.errno == errno.ESTALE:
+            return Unusable(found.place, "its name leads to another file by now: is the directory mounted?")
+        if failed is not None:
+            return StorageFailed(found.place, failed)
+        await clear(member, found, leader)
+        return None  # what is left has no name, so nobody rests on it
+
+    async def still_there(self, member: Membership, found: Found, name: str) -> bool:
+        return await found.disk.is_named()
+
+    async def _make(self, member: Membership, path: str, name: str) -> Unusable | StorageFailed | None:
+        # The lockspace's file as the directory shows it now, not as it was when it was joined.
+        there = await self._storage.open(self._lockspace_path, writable=False)
+        if isinstance(there, IoFailed):
+            return StorageFailed(self._lockspace_path, there)
+        strayed = self._strayed(member, there.facts.file_system, there.facts.inode)
+        there.close()
+        if strayed is not None:
+            return strayed
+        space = member.lockspace
+        leader = areas.fresh_leader(
+            space.geometry, space.space_name, name, self._num_hosts, version=space.lease_version
+        )
+        if not member.may_write():
+            return Unusable(path, "the lockspace has been lost")
+        failed = await self._storage.make(path, areas.lease_area(leader), like=self._lockspace_path)
+        if failed is None or failed.errno == errno.EEXIST:
+            return None
+        return StorageFailed(path, failed)
+
+    def _strayed(self, member: Membership, file_system: int, inode: int | None = None) -> Unusable | None:
+        """The refusal for a directory that is not the one of the lockspace that was joined."""
+        # A disk without facts is no file at all (a simulated one): it can't be mounted elsewhere.
+        joined = getattr(member.lockspace.disk, "facts", None)
+        if joined is None or (joined.file_system == file_system and (inode is None or joined.inode == inode)):
+            return None
+        return Unusable(
+            self._directory,
+            f"the directory is not the one any more in which this host has joined lockspace "
+            f"{member.lockspace.space_name}: is it mounted?",
+        )
+
+
+def lockspace_path(directory: str, name: str) -> str:
+    """As libvirt's sanlock plugin names it."""
+    return os.path.join(directory, name)

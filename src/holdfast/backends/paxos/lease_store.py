@@ -1,0 +1,134 @@
+"""What a backend asks of the place where its leases are, and what opening one of them can come to.
+
+A lease is made on demand, where the lockspace is. `directory_store` keeps one file per lease, `device_store` areas on one
+path that are found by a resource index.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.backends.paxos.refusals import MAKE_ANEW, fix_of
+from holdfast.ondisk.leader import Leader, says_caw
+from holdfast.ondisk.malformed import CAW_FIX, Malformed, Reason
+from holdfast.protocol.lease_area import LeaseArea, Snapshot, glance_bytes, leader_of
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.resource_index import Stray, is_cleared
+from holdfast.protocol.types import IoFailed
+from holdfast.system.block_io.lease_files import LeaseDisk
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A lease, open."""
+
+    area: LeaseArea
+    disk: LeaseDisk
+    place: str
+    glimpse: Snapshot | None = None
+    """What was seen of it when it was opened, if that was enough to begin a race with at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """What is there is no lease that may be used, and why; with the fix where there is one."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vanished:
+    """It was removed while it was being opened: look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageFailed:
+    """A request failed."""
+
+    place: str
+    failed: IoFailed
+
+
+Finding = Found | Unusable | Vanished | StorageFailed
+
+
+class LeasePlaces(Protocol):
+    """How a backend finds leases."""
+
+    def place(self, name: str) -> str:
+        """For people: where the lease of that name is."""
+
+    async def find(self, member: Membership, name: str) -> Finding:
+        """Open the lease of that name; a missing one is made."""
+
+    async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
+        """Every name that has a lease, or something that looks like one."""
+
+    async def strays(self, member: Membership) -> list[Stray] | Unusable | StorageFailed:
+        """Leases that no name leads to, and that take up room all the same."""
+
+    async def open_stray(self, member: Membership, stray: Stray) -> Finding:
+        """Open one of them. Only to take it out: who wins it has won nothing."""
+
+    async def free_own(self, member: Membership) -> StorageFailed | None:
+        """Give back what an earlier daemon of this term may have held only to make or remove a lease."""
+
+    async def remove(
+        self, member: Membership, found: Found, name: str, leader: Leader
+    ) -> Unusable | StorageFailed | None:
+        """Take a lease out that this host owns by `leader`. Who has it open finds it cleared, and looks again.
+
+        None: it is out, and nothing may be written there any more. Else it is certain that it is not, and stays so.
+        """
+
+    async def still_there(self, member: Membership, found: Found, name: str) -> bool:
+        """Asked when a lease was won: whether its name still leads to it. Nobody else takes it out from now on."""
+
+
+async def clear(member: Membership, found: Found, leader: Leader) -> StorageFailed | Unusable | None:
+    """Write that the lease of this leader is taken out: nobody can win it from then on."""
+    if not member.may_write():
+        return Unusable(found.place, "the lockspace has been lost")
+    area = found.area
+    sector = leader.encode_cleared().ljust(area.geometry.sector_bytes, b"\0")
+    failed = await found.disk.write(area.offset_bytes, sector, timeout_s=member.io_timeout_s)
+    return None if failed is None else StorageFailed(found.place, failed)
+
+
+async def opened(
+    disk: LeaseDisk, offset_bytes: int, member: Membership, name: str, place: str, num_hosts: int | None
+) -> Finding:
+    """The lease in an open path, with the sizes that its leader says. The path stays open in any case.
+
+    `num_hosts`: how many hosts it is expected to serve; None: as many as there can be.
+    """
+    geometry = member.lockspace.geometry
+    length = glance_bytes(geometry, num_hosts or geometry.hosts_max, member.host_id)
+    quiet = not disk.in_flight(offset_bytes, length)
+    raw = await disk.read(offset_bytes, length, timeout_s=member.io_timeout_s)
+    if isinstance(raw, IoFailed):
+        if raw.errno == errno.EMSGSIZE:
+            return Unusable(place, f"it is shorter than a lease; {MAKE_ANEW}")
+        return StorageFailed(place, raw)
+    leader = leader_of(raw)
+    space = member.lockspace.space_name
+    fault = leader if isinstance(leader, Malformed) else leader.verify(space, name, member.host_id)
+    if fault is not None:
+        gone = (is_cleared(fault) and not says_caw(raw)) or not await disk.is_named()
+        return Vanished() if gone else Unusable(place, _reason(fault, raw))
+    assert isinstance(leader, Leader)
+    area = LeaseArea(disk, offset_bytes, leader.geometry, space, name, hosts_expected=leader.num_hosts)
+    return Found(area, disk, place, area.glimpse(leader, member.host_id, raw) if quiet else None)
+
+
+def _reason(fault: Malformed, raw: bytes) -> str:
+    if not any(raw):
+        return f"it is empty: another host is just making it, or was cut short; {MAKE_ANEW}"
+    if is_cleared(fault):
+        return f"{fault}; {CAW_FIX}"  # others are made again without a word
+    if fault.reason is Reason.HOST_ID:
+        return f"{fault}: this lease is for fewer hosts"
+    return f"{fault}; {fix_of(fault)}"

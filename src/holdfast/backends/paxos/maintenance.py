@@ -1,0 +1,355 @@
+"""What is done to leases that nobody of this host holds: broken, taken out, or freed where a killed daemon left them.
+
+Whoever asks knows that nobody of this host holds the lease, and keeps it so: to a host its own leases are free.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from holdfast.backends.base import HeldElsewhere, LeftBehind
+from holdfast.backends.lease_backend import LeftLease
+from holdfast.backends.paxos import owner_note
+from holdfast.backends.paxos.breaking import UNPROVEN, Claimant, clear_holds
+from holdfast.backends.paxos.held_lease import Holding
+from holdfast.backends.paxos.lease_store import Found, StorageFailed, Unusable
+from holdfast.backends.paxos.refusals import TAKEN_OUT
+from holdfast.errors import AttemptLeft, LeaseUnusable, ResourceBusy, storage_failed
+from holdfast.model import Mode, ProcessId, Resource, printable
+from holdfast.ondisk.delta import FLAGS_MEAN_FROM, DeltaLease
+from holdfast.ondisk.record_layout import major_of
+from holdfast.protocol import types
+from holdfast.protocol.dead_mark import Marked, NotMarked, mark_dead
+from holdfast.protocol.holders import HostTerm
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.paxos_release import Lease
+from holdfast.protocol.resource_index import Stray
+from holdfast.protocol.takeover import Attested
+from holdfast.protocol.types import Generation, HostId, HostTimestamp
+from holdfast.system.block_io.offload import GivenUp
+from holdfast.system.files.ofd_lock import IoFailed
+
+if TYPE_CHECKING:
+    from holdfast.backends.paxos.backend import PaxosBackend
+
+T = TypeVar("T")
+
+LVB_KEPT = "its sector 2002 has to outlive it (libvirt keeps there which VM owns the disk)"
+UNACCOUNTED = "an earlier daemon of this host took it, and it is not known yet for whom; try again"
+"""As long as leases that were left behind are being read, or storage fails."""
+
+
+def _listed(found: list[T] | Unusable | StorageFailed) -> list[T]:
+    if isinstance(found, list):
+        return found
+    if isinstance(found, Unusable):
+        raise LeaseUnusable(name="", place=found.place, reason=found.reason)
+    raise storage_failed(IoFailed("Unable to list leases", found.place, found.failed.errno))
+
+
+class LeaseUpkeep:
+    """Of the leases of one backend. Everything raises a `LockError` where storage or the lockspace says no."""
+
+    def __init__(self, backend: PaxosBackend) -> None:
+        self._backend = backend
+
+    # --- breaking ---
+
+    async def break_lease(self, resource: Resource, attest_off: str) -> str:
+        """Free a lease whose holders are proven or attested to be off; the proof. Raises a `LockError` if there is none."""
+
+        def attest(hosts: Sequence[Claimant]) -> Attested:
+            attested = frozenset(host.term for host in hosts if attest_off and host.is_called(attest_off))
+            if attest_off and not attested:
+                named = ", ".join(str(host) for host in hosts) or "nobody"
+                place = self._backend.places.place(lease)
+                reason = f"host {attest_off} is not on it, but {named}"
+                raise LeaseUnusable(name=resource.name, place=place, reason=reason)
+            if len({host_id for host_id, _ in attested}) > 1:
+                named = " or ".join(str(host) for host in hosts if host.term in attested)
+                place = self._backend.places.place(lease)
+                reason = f"{attest_off} may be {named}: say the host id of the one that is meant"
+                raise LeaseUnusable(name=resource.name, place=place, reason=reason)
+            return attested
+
+        lease, _ = await self._backend.names.of(resource)
+        return await self._break(resource, lease, attest) or "nobody held it"
+
+    async def claims_of_term(self, lease: str, term: HostTerm, *, older_too: bool) -> frozenset[HostTerm]:
+        """This term of another host if one look shows it on a lease of that name, and with `older_too` what older ones of
+        that host have there; raises a `LockError`.
+
+        If there are any, what its holder calls the disk is known from then on (`names.path_of`).
+        """
+        resource = Resource("", self._backend.names.path_of(lease))
+        member = self._backend.member(resource)
+        found = await self._backend.look_up(member, resource, lease)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        try:
+            claims = await self._backend.holding(found, member).claims()
+            if isinstance(claims, str):
+                raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
+            host_id, generation = term
+            found_terms = frozenset(
+                claim
+                for claim in claims
+                if claim == term or (older_too and claim[0] == host_id and claim[1] < generation)
+            )
+            if not found_terms:
+                return found_terms
+            self._backend.names.hint(lease, owner_note.disk_of(await self._note(found, member, term[0])))
+            return found_terms
+        finally:
+            found.disk.close()
+
+    async def break_of(self, lease: str, terms: Attested) -> str:
+        """The same for a lease by its name, if it is of one of these terms, which are attested to be over; empty if it
+        is of none.
+        """
+        return await self._break(
+            Resource("", self._backend.names.path_of(lease)),
+            lease,
+            lambda hosts: terms if any(host.term in terms for host in hosts) else None,
+        )
+
+    async def _break(
+        self, resource: Resource, lease: str, attest: Callable[[Sequence[Claimant]], Attested | None]
+    ) -> str:
+        """The proof; empty if nobody has it, or `attest` says None: then it is left alone."""
+        member = self._backend.member(resource)
+        found = await self._backend.look_up(member, resource, lease)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        with self._backend.trying(found, member) as holding:
+            claims = await holding.claims()
+            if isinstance(claims, str):
+                raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
+            hosts = [await self._claimant(found, member, term) for term in claims]
+            attested = attest(hosts)
+            if attested is None:
+                return ""
+            outcome = await holding.acquire_unless_held(Mode.EXCLUSIVE, attested)
+            if isinstance(outcome, LeftBehind):
+                raise LeaseUnusable(name=resource.name, place=found.place, reason=UNACCOUNTED)
+            if not isinstance(outcome, Lease):
+                refused = await self._backend.refusal(found, holding, outcome)
+                if isinstance(refused, HeldElsewhere):
+                    raise ResourceBusy(resource, refused.holders, note=UNPROVEN)
+                raise storage_failed(refused)
+            failed = await self._clear_holds(found, holding, attested)
+            if failed is not None:
+                raise storage_failed(IoFailed("Unable to clear a shared hold in", found.place, failed.errno))
+            return "; ".join(host.proof(attested) for host in hosts)
+
+    async def _clear_holds(self, found: Found, holding: Holding, attested: Attested) -> types.IoFailed | None:
+        """And give the lease up: not before nothing is written any more to blocks that are not ours."""
+        timeout_s = holding.member.io_timeout_s
+        told = await self._backend.ports.errands.run(
+            clear_holds(found.area, holding.member, attested), timeout_s
+        )
+        if isinstance(told, GivenUp):
+            self._backend.ports.spawn(self._released_late(holding, told))
+            return types.IoFailed(errno.ETIMEDOUT, in_flight=True)
+        await holding.release()
+        return told
+
+    async def _released_late(self, holding: Holding, silent: GivenUp[types.IoFailed | None]) -> None:
+        await silent.over
+        await holding.release()
+        self._backend.tidy(holding)
+
+    async def _claimant(self, found: Found, member: Membership, term: tuple[HostId, Generation]) -> Claimant:
+        vm = owner_note.vm_of(await self._note(found, member, term[0]))
+        return Claimant(term, await self._record(member, term[0]), member.view(term[0]), vm)
+
+    async def _note(self, found: Found, member: Membership, host_id: HostId) -> bytes:
+        """What stands behind a host's block; nothing if that can't be read."""
+        timeout_s = member.io_timeout_s
+        read = await self._backend.ports.answer(found.area.read_note(host_id, timeout_s), timeout_s)
+        return read[1] if isinstance(read, tuple) else b""
+
+    async def own_note(self, found: Found, member: Membership) -> bytes:
+        """The note behind our own block; nothing if it can't be read."""
+        return await self._note(found, member, member.host_id)
+
+    async def _record(self, member: Membership, host_id: HostId) -> DeltaLease | None:
+        timeout_s = member.io_timeout_s
+        record = await self._backend.ports.answer(member.lockspace.read_record(host_id, timeout_s), timeout_s)
+        return record if isinstance(record, DeltaLease) else None
+
+    async def mark_dead(
+        self, member: Membership, host_id: HostId, generation: Generation, timestamp: HostTimestamp
+    ) -> Marked | NotMarked | types.IoFailed | GivenUp[Marked | NotMarked | types.IoFailed]:
+        """See `LeaseMaintenance`."""
+        marking = mark_dead(member, host_id, generation, timestamp)
+        return await self._backend.ports.errands.run(marking, member.io_timeout_s)
+
+    # --- taking leases out ---
+
+    async def lease_names(self) -> list[str]:
+        """Leases that this backend may have made: by their names; raises a `LockError`."""
+        return [name for name in await self.all_names() if self._backend.names.makes(name)]
+
+    async def all_names(self) -> list[str]:
+        """The same and whatever else is there, leases that others named among it."""
+        return _listed(await self._backend.places.names(self._backend.member(Resource("", ""))))
+
+    async def strays(self) -> list[Stray]:
+        """Leases that this backend may have made, whose names do not lead to them any more; raises a `LockError`."""
+        found = _listed(await self._backend.places.strays(self._backend.member(Resource("", ""))))
+        return [stray for stray in found if self._backend.names.makes(stray.name)]
+
+    async def take_out(self, name: str, *, dry_run: bool) -> str:
+        """Remove a lease that nobody holds, proven by taking it; empty, or why it stays."""
+        resource = Resource("", name)
+        member = self._backend.member(resource)
+        found = await self._backend.look_up(member, resource, name)
+        if isinstance(found, IoFailed):
+            return os.strerror(found.errno)
+        return await self._removed(member, found, dry_run=dry_run)
+
+    async def take_out_stray(self, stray: Stray, *, dry_run: bool) -> str:
+        """The same for a lease that its name does not lead to."""
+        member = self._backend.member(Resource("", stray.name))
+        found = await self._backend.look_up_stray(member, stray)
+        if isinstance(found, IoFailed):
+            return os.strerror(found.errno)
+        return await self._removed(member, found, dry_run=dry_run, is_stray=True)
+
+    async def _removed(
+        self, member: Membership, found: Found, *, dry_run: bool, is_stray: bool = False
+    ) -> str:
+        name = found.area.resource_name
+        with self._backend.trying(found, member) as holding:
+            if dry_run:
+                return await holding.who_holds() or await self._kept_by_lvb(found, member)
+            outcome = await holding.acquire_unless_held(Mode.EXCLUSIVE)
+            if isinstance(outcome, LeftBehind):
+                return UNACCOUNTED
+            if not isinstance(outcome, Lease):
+                told = await self._backend.refusal(found, holding, outcome)
+                return "; ".join(map(str, told.holders)) if isinstance(told, HeldElsewhere) else str(told)
+            if not is_stray and not await self._backend.still_there(found, holding):
+                return TAKEN_OUT
+            if belongs := await self._kept_by_lvb(found, member):
+                await holding.release()
+                return belongs
+            kept = await self._backend.places.remove(member, found, name, outcome.leader)
+            if kept is None:
+                holding.forget()
+                return ""
+            await holding.release()
+            return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
+
+    async def _kept_by_lvb(self, found: Found, member: Membership) -> str:
+        """Why a lease that nobody holds stays all the same; empty if it need not."""
+        timeout_s = member.io_timeout_s
+        lvb = await self._backend.ports.answer(found.area.read_lvb(timeout_s), timeout_s)
+        if isinstance(lvb, types.IoFailed):
+            return os.strerror(lvb.errno)
+        return f"{LVB_KEPT}: {printable(lvb.decode('utf-8', 'replace'))}" if lvb else ""
+
+    async def free_left_behind(self, name: str) -> bool:
+        """Release a lease that storage says is this very term's of our host; whether it was. Raises a `LockError`:
+        `StorageFailed` if storage does not tell, `AttemptLeft` if others are in the way of withdrawing an attempt.
+
+        It was left by a daemon that was killed before it could write down that it had it, or while it was still giving
+        it up.
+        """
+        resource = Resource("", name)
+        member = self._backend.member(resource)
+        found = await self._backend.look_up(member, resource, name)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        with self._backend.trying(found, member) as holding:
+            left = await holding.is_left_behind()
+            if left is False:
+                return False
+            # Shared, as others may share a hold that was left.
+            taken = await holding.acquire(Mode.SHARED) if left is True else left
+            if isinstance(taken, types.IoFailed):
+                raise storage_failed(IoFailed("Unable to free lease", found.place, taken.errno))
+            if not isinstance(taken, Lease):
+                # What is not withdrawn stays: the next host that races would make this host the owner (found by seed 1057).
+                refused = await self._backend.refusal(found, holding, taken)
+                raise AttemptLeft(name=name, place=found.place, reason=str(refused))
+            await holding.release()
+            return True
+
+    async def take_up(self, name: str) -> LeftLease | None:
+        """Hold what storage says this very incarnation of our host holds, for the owner that its note names.
+
+        None if it holds nothing that a VM may depend on: what an attempt or a release has left is freed then. Raises as
+        `free_left_behind`.
+        """
+        member = self._backend.member(Resource("", name))
+        found = await self._backend.look_up(member, Resource("", name), name)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        mode = await self._held_mode(found, member)
+        note = b"" if mode is None else await self._read_own_note(found, member)
+        if mode is None or owner_note.is_of_upkeep(note):
+            found.disk.close()
+            await self.free_left_behind(name)
+            return None
+        noted = owner_note.noted(note)
+        resource = Resource("", noted.disk or self._backend.names.path_of(name))
+        holding = self._backend.holding(found, member)
+        self._backend.unsettled(holding, found)
+        resumed = await holding.resume(mode)
+        if not isinstance(resumed, Lease):
+            self._backend.tidy(holding)
+            failed = resumed.errno if isinstance(resumed, types.IoFailed) else errno.EAGAIN
+            raise storage_failed(IoFailed("Unable to resume lease", found.place, failed))
+        holding.area = replace(holding.area, note=note)
+        held = self._backend.handed_out(found, holding, resource)
+        return LeftLease(held, resource, mode, noted)
+
+    async def noted_process(self, name: str) -> ProcessId | None:
+        """The process that the note behind our own block names; None without a note. Raises as `free_left_behind`."""
+        member = self._backend.member(Resource("", name))
+        found = await self._backend.look_up(member, Resource("", name), name)
+        if isinstance(found, IoFailed):
+            raise storage_failed(found)
+        note = await self._read_own_note(found, member)
+        found.disk.close()
+        return owner_note.noted(note).process
+
+    async def _read_own_note(self, found: Found, member: Membership) -> bytes:
+        """The note behind our own block. A note that storage doesn't return is not one that names nobody: that raises
+        `StorageFailed`, and the disk of `found` is closed.
+        """
+        timeout_s = member.io_timeout_s
+        read = await self._backend.ports.answer(found.area.read_note(member.host_id, timeout_s), timeout_s)
+        if not isinstance(read, tuple):
+            found.disk.close()
+            raise storage_failed(IoFailed("Unable to read lease", found.place, errno.EIO))
+        return read[1]
+
+    async def _held_mode(self, found: Found, member: Membership) -> Mode | None:
+        mode = await self._backend.holding(found, member).held_mode()
+        if isinstance(mode, types.IoFailed):
+            found.disk.close()
+            raise storage_failed(IoFailed("Unable to read lease", found.place, mode.errno))
+        return mode
+
+    async def free_own(self) -> None:
+        """Give back what an earlier daemon of this term may have held only to make or remove a lease; raises likewise."""
+        failed = await self._backend.places.free_own(self._backend.member(Resource("", "")))
+        if failed is not None:
+            raise storage_failed(IoFailed("Unable to free lease", failed.place, failed.failed.errno))
+
+    async def free_of_older_terms(self) -> None:
+        """Where leases never expire by time: the same for what earlier terms of this host held to make or remove a lease,
+        which nobody else gets; raises likewise.
+        """
+        member = self._backend.presence.membership()
+        if not isinstance(member, Membership) or major_of(member.lockspace.version) < FLAGS_MEAN_FROM:
+            return
+        if member.view(member.host_id).no_timeout:
+            await self.free_own()

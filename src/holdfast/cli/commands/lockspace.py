@@ -1,0 +1,202 @@
+"""`holdfast lockspace`: areas of delta leases, made without a daemon; and how the daemon stands in them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from holdfast.cli import exits
+from holdfast.cli.completion import FILE, lockspace_names
+from holdfast.cli.context import json_option
+from holdfast.cli.options import force_option, geometry_options, offset_option
+
+if TYPE_CHECKING:
+    from holdfast.cli.context import Context
+
+
+@click.group()
+def lockspace() -> None:
+    """Lockspaces on shared storage: where hosts prove to each other that they are alive."""
+
+
+@lockspace.command("list")
+@json_option
+@click.pass_obj
+def list_command(context: Context, as_json: bool) -> None:
+    """The lockspaces of this host's holdfastd: how it stands in each, and whom it sees there.
+
+    Exit 0: joined everywhere; 6: not, with the reason and the seconds left.
+    """
+    from holdfast.cli import lockspace_standing, render
+
+    with context.connect() as client:
+        told = client.lease_spaces()
+    if as_json:
+        render.as_json(told)
+    else:
+        lockspace_standing.show(told)
+    if any(each.state != "joined" for each in told):
+        sys.exit(exits.DEGRADED)
+
+
+@lockspace.command("join")
+@click.argument("name", shell_complete=lockspace_names)
+@click.option("--no-wait", is_flag=True, help="Do not wait; see 'holdfast lockspace list' for progress.")
+@json_option
+@click.pass_obj
+def join(context: Context, name: str, no_wait: bool, as_json: bool) -> None:
+    """Have holdfastd join a lockspace that it has left, and wait, showing progress.
+
+    Exit 0: joined (with --no-wait: begun); 6: not, with the reason; 75: refused.
+    """
+    from holdfast.cli import lockspace_standing, render
+
+    with context.connect() as client:
+        client.join_lease_space(name)
+        if not no_wait:
+            sys.exit(lockspace_standing.wait_until_joined(client, name, as_json=as_json))
+    if as_json:
+        render.as_json({"ok": True, "lockspace": name})
+
+
+@lockspace.command("leave")
+@click.argument("name", shell_complete=lockspace_names)
+@json_option
+@click.pass_obj
+def leave(context: Context, name: str, as_json: bool) -> None:
+    """Leave a lockspace that no running VM uses, and release this host's host id. Exit 0: left; 75: refused."""
+    from holdfast.cli import render
+
+    with context.connect() as client:
+        client.leave_lease_space(name)
+    if as_json:
+        render.as_json({"ok": True, "lockspace": name})
+    else:
+        click.echo(f"left lockspace {name}; to rejoin: holdfast lockspace join {name}")
+
+
+@lockspace.command("init")
+@click.argument("path", metavar="PATH", type=FILE)
+@click.option("--name", required=True, help="The lockspace's name, the same on all hosts.")
+@click.option("--hosts-max", type=int, metavar="N", help="How many hosts it must serve [default: 2000].")
+@click.option(
+    "--index",
+    type=click.IntRange(0, 128_000),
+    metavar="N",
+    help="Make a resource index for N leases behind it too, as 'device =' needs; 0: as many as fit.",
+)
+@geometry_options
+@offset_option
+@click.option(
+    "--io-timeout",
+    type=click.IntRange(1, 255),
+    metavar="S",
+    help="io_timeout to assume for hosts that do not record their own [default: io_timeout_s of the backend that is "
+    "configured at PATH, else 10].",
+)
+@force_option
+@json_option
+@click.pass_obj
+def init(context: Context, /, path: str, as_json: bool, io_timeout: int | None, **options: Any) -> None:
+    """Make a lockspace in a file or on a block device. A missing file is made.
+
+    Refuses to overwrite anything but zeros, and says what is there.
+
+    \b
+    holdfast lockspace init /srv/shared/lockspace --name vms
+    holdfast lockspace init /dev/vg/locks --name vms --hosts-max 64 --index 0
+
+    Exit 0: made; 75: something is there; 1: could not.
+    """
+    from holdfast.cli.offline.storage import reporting
+    from holdfast.cli.recorded_timeouts import configured_io_timeout_s
+    from holdfast.ondisk.areas import IO_TIMEOUT_DEFAULT_S
+
+    configured = configured_io_timeout_s(context.backends(), path)
+    with reporting(as_json):
+        _init(path, as_json, io_timeout=io_timeout or configured or IO_TIMEOUT_DEFAULT_S, **options)
+    if io_timeout and configured and io_timeout != configured:
+        click.echo(
+            f"holdfast: --io-timeout {io_timeout} differs from io_timeout_s = {configured}, by which this host will go: "
+            f"leave the option out, or change the key on all hosts",
+            err=True,
+        )
+
+
+def _init(
+    path: str,
+    as_json: bool,
+    *,
+    name: str,
+    hosts_max: int | None,
+    index: int | None,
+    sector: str | None,
+    align: str | None,
+    offset: int,
+    io_timeout: int,
+    force: bool,
+) -> None:
+    from holdfast.cli import render
+    from holdfast.cli.offline import storage
+    from holdfast.cli.offline.format_index import make_index, room_for_index
+    from holdfast.cli.offline.lockspace_before import generation_above
+    from holdfast.ondisk.rindex import SPACE_NAME_BYTES_MAX
+    from holdfast.protocol import lockspace_area
+    from holdfast.protocol.types import IoFailed
+    from holdfast.system.block_io.blocking_ports import run_blocking
+
+    storage.check_name("--name", name, SPACE_NAME_BYTES_MAX)
+    with storage.opened(path, writable=True, create=True) as disk:
+        geometry = storage.choose_geometry(disk.facts, sector, align, hosts_max)
+        overwritten = storage.require_room(disk, geometry, offset, force=force)
+        generation = generation_above(disk, offset, quiet=as_json)
+        entries = 0
+        if index is not None:
+            entries = room_for_index(disk, geometry, offset, index, force=force)
+            # First: a lockspace with half an index behind it would look finished.
+            make_index(disk, geometry, offset, name, entries)
+        # What is there was looked at more closely than the protocol does, which knows lockspaces only.
+        made = run_blocking(
+            lockspace_area.init(
+                disk,
+                offset,
+                geometry,
+                name,
+                io_timeout_s=io_timeout,
+                generation=generation,
+                overwrite=True,
+            )
+        )
+        if isinstance(made, IoFailed):
+            raise storage.failed(path, "cannot write", made)
+        how = disk.facts.how
+    if as_json:
+        render.as_json(
+            {
+                "ok": True,
+                "path": path,
+                "offset": offset,
+                "lockspace": name,
+                "sector": geometry.sector_bytes,
+                "align": geometry.align_bytes,
+                "hosts_max": geometry.hosts_max,
+                "io_timeout": io_timeout,
+                "index_entries": entries,
+                "overwritten": overwritten or None,
+                "access": how,
+            }
+        )
+        return
+    room = (
+        f"{geometry.hosts_max} hosts"
+        if hosts_max is None
+        else f"{hosts_max} hosts (it has room for {geometry.hosts_max})"
+    )
+    if overwritten:
+        click.echo(f"overwritten: {overwritten}")
+    click.echo(
+        f"lockspace {name!r} made in {path} at {offset}: sectors and areas {geometry}, "
+        f"for {room}{f', with an index for {entries} leases' if entries else ''}, io_timeout {io_timeout} s ({how})"
+    )

@@ -1,0 +1,1 @@
+"""What commands read and make on shared storage without a daemon."""

@@ -1,0 +1,1 @@
+"""`holdfast who`: who holds a disk."""

@@ -1,0 +1,48 @@
+"""What a path is, and which running VMs use it without a lock of their own on it: as the image below theirs, or to read.
+
+libvirt asks a lock for the top image of each writable disk alone, so locks say nothing of these uses.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection
+from functools import partial
+
+from holdfast.cli.libvirt_files import domains
+from holdfast.system.files.bounded_question import Silent, answer_in_time
+from holdfast.system.libvirt.domains import Domain
+
+_KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISCHR, "a character device"), (stat.S_ISFIFO, "a FIFO"))
+
+
+def no_disk(path: str) -> str:
+    """What it is that no VM can have as a disk; empty for everything else, also for what can't be looked at."""
+    try:
+        mode = answer_in_time(partial(_mode, path))
+    except (OSError, Silent):
+        return ""
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        return ""
+    return next((word for test, word in _KINDS if test(mode)), "a socket")
+
+
+def users(path: str, open_in: Collection[int], root: str) -> list[tuple[Domain, str]]:
+    """Running VMs and how they use it. `open_in`: the QEMUs that have it open; `root`: where libvirt's files are."""
+    found: list[tuple[Domain, str]] = []
+    for domain in domains(root):
+        alive = domain.pid is not None and os.path.exists(f"/proc/{domain.pid}")
+        if not alive or any(disk.path == path for disk in domain.disks):
+            continue  # its own disk: locks say who has that
+        if path in domain.backing:
+            found.append((domain, "as the image below its own"))
+        elif path in domain.readonly:
+            found.append((domain, "to read"))
+        elif domain.pid in open_in:
+            found.append((domain, "below one of its disks, or for a job"))
+    return found
+
+
+def _mode(path: str) -> int:
+    return os.stat(path).st_mode

@@ -1,0 +1,220 @@
+"""Who holds a disk's leases, from storage alone: the leader, the shared holds, the notes behind them, the hosts' records.
+
+A disk has more than one lease where libvirt may name it in more than one way: by its path, and in each lockspace
+directory of qemu-lockd.conf (`places.libvirt_names`). Each is read; any of them that is held makes the disk held.
+
+One look can't tell whether a host lives, for timestamps are readings of the hosts' own clocks; the daemon, if it runs,
+has been looking all the time, and its word is added. Nothing is written, and no lease is made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from holdfast.backends.naming import NameBy, lease_name
+from holdfast.backends.paxos import owner_note
+from holdfast.backends.paxos.config import LIBVIRT_LOCKSPACE
+from holdfast.cli.offline import storage
+from holdfast.cli.offline.identify import blocks_of, shown
+from holdfast.control.api import HostInfo, LeaseSpaceInfo
+from holdfast.model import Holder, Mode, Resource
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.geometry import SECTOR_4096
+from holdfast.ondisk.host_block import note_of
+from holdfast.ondisk.leader import Leader
+from holdfast.protocol.holders import (
+    Exclusive,
+    Free,
+    Released,
+    Shared,
+    Unclear,
+    claims_of,
+    holders_of,
+)
+from holdfast.protocol.resource_index import Index, read_index
+from holdfast.protocol.takeover import NEVER_BY_TIME
+from holdfast.system.block_io.blocking_ports import run_blocking
+from holdfast.system.block_io.disk import BlockingDisk
+from holdfast.system.files.disk_identity import DiskIdentity
+
+_INDEX_TIMEOUT_S = 30.0
+
+
+@dataclass
+class LeaseSeen:
+    """What storage tells of one disk's lease. `holders`: of terms that are not over."""
+
+    backend: str
+    place: str
+    holders: list[Holder] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    unreadable: str = ""
+
+
+def look(
+    backend: str,
+    table: Mapping[str, object],
+    resources: Sequence[Resource],
+    disk: DiskIdentity,
+    spaces: list[LeaseSpaceInfo],
+) -> list[LeaseSeen]:
+    """The leases of a disk in one backend, under all names that libvirt may give it; those that nobody made are left out."""
+    by = NameBy(str(table.get("name_by", NameBy.PATH_MD5.value)))
+    names = dict.fromkeys(lease_name(resource, by, disk) for resource in resources)
+    seen = (_look(backend, table, name, spaces) for name in names if name)
+    return [each for each in seen if each is not None]
+
+
+def _look(
+    backend: str, table: Mapping[str, object], name: str, spaces: list[LeaseSpaceInfo]
+) -> LeaseSeen | None:
+    space = str(table.get("lockspace", LIBVIRT_LOCKSPACE))
+    seen_by_daemon = next((each for each in spaces if each.name == space), None)
+    directory = str(table.get("directory", ""))
+    seen = LeaseSeen(backend, f"{directory}/{name}" if directory else str(table.get("device", "")))
+    try:
+        if directory:
+            if not _is_there(seen.place, f"{directory}/{space}"):
+                return None
+            with storage.opened(seen.place) as disk, storage.opened(f"{directory}/{space}") as hosts:
+                _read(seen, disk, 0, hosts, seen_by_daemon)
+        else:
+            with storage.opened(seen.place) as disk:
+                offset = _find(disk, space, name)
+                if offset is None:
+                    return None
+                seen.place = f"{seen.place}:{offset}"
+                _read(seen, disk, offset, disk, seen_by_daemon)
+    except storage.Trouble as e:
+        seen.unreadable = str(e)
+    return seen
+
+
+def _is_there(lease: str, lockspace: str) -> bool:
+    """False only if the lockspace is there and the lease is not: an empty mount point has neither."""
+    try:
+        os.stat(lockspace)
+        os.stat(lease)
+    except FileNotFoundError as e:
+        if e.filename == lease:
+            return False
+        raise storage.Trouble(
+            "directory", f"there is no lockspace {lockspace}", "see whether its storage is mounted"
+        ) from None
+    except OSError as e:
+        raise storage.Trouble("directory", f"{e.filename}: {e.strerror}", "ask as root") from None
+    return True
+
+
+def _find(disk: BlockingDisk, space: str, name: str) -> int | None:
+    first = DeltaLease.decode(storage.read(disk, 0, SECTOR_4096))
+    if not isinstance(first, DeltaLease):
+        fix = first.fix or "check the configuration"
+        raise storage.Trouble("device", f"{disk.facts.path} holds no lockspace: {first}", fix)
+    index = run_blocking(read_index(disk, first.geometry.align_bytes, space, _INDEX_TIMEOUT_S))
+    if not isinstance(index, Index):
+        raise storage.Trouble(
+            "device", f"{disk.facts.path} has no index: {index}", "make it with 'lockspace init --index'"
+        )
+    number = index.find(name)
+    return None if number is None else index.lease(number, name).offset_bytes
+
+
+def _read(
+    seen: LeaseSeen, disk: BlockingDisk, offset: int, hosts: BlockingDisk, told: LeaseSpaceInfo | None
+) -> None:
+    leader = Leader.decode(storage.read(disk, offset, SECTOR_4096))
+    if not isinstance(leader, Leader):
+        seen.unreadable = f"{leader}; {leader.fix}" if leader.fix else str(leader)
+        return
+    geometry = leader.geometry
+    raw = storage.read(disk, offset, geometry.lease_span_bytes(leader.num_hosts))
+    holders = holders_of(leader, blocks_of(raw, leader))
+    for claim in claims_of(holders):
+        host_id, generation = claim.term
+        at = geometry.host_block_offset_bytes(host_id)
+        _claim(seen, hosts, host_id, generation, claim.mode, raw[at : at + geometry.sector_bytes], told)
+    match holders:
+        case Free():
+            seen.lines.append(f"free at version {leader.lver}")
+        case Released((host_id, _)):
+            seen.lines.append(f"free at version {leader.lver}: host_id {host_id} gave it up")
+        case Exclusive((host_id, _), releasing=True):
+            seen.lines.append(
+                f"host_id {host_id} gave it up, but its last write has not reached storage: it counts as held until that "
+                "host repeats the write, or is proven dead"
+            )
+        case Exclusive() | Shared():
+            pass
+        case Unclear():
+            seen.unreadable = str(holders)
+            seen.lines.append(str(holders))
+        case _:
+            assert_never(holders)
+
+
+def _claim(
+    seen: LeaseSeen,
+    hosts: BlockingDisk,
+    host_id: int,
+    generation: int,
+    mode: Mode,
+    sector: bytes,
+    told: LeaseSpaceInfo | None,
+) -> None:
+    record = _record(hosts, host_id)
+    # A newer generation alone proves nothing about an older term, except to its own host (ADR 0141).
+    own_earlier = told is not None and told.host_id == host_id and told.generation > generation
+    ended = record is not None and (record.is_free or record.is_marked_dead)
+    over = own_earlier or (record is not None and ended and record.generation == generation)
+    newer = record.generation if record is not None and record.generation > generation else 0
+    view = next((h for h in told.hosts if h.host_id == host_id), None) if told is not None else None
+    own = told is not None and told.host_id == host_id and told.generation == generation
+    alive = view.unchanged_s if view is not None and view.state == "LIVE" and not newer else None
+    if own and told is not None:
+        alive = told.renewed_s_ago
+    holder = owner_note.decode(
+        note_of(sector),
+        host=shown(record.host_name) if record is not None else "",
+        host_id=host_id,
+        mode=mode,
+        alive_s_ago=alive,
+        remark=_remark(over, own, newer, view, never=record is not None and record.is_no_timeout),
+    )
+    if over:
+        seen.lines.append(f"left by {holder}: that term of the host is over, so the next start may take it")
+    else:
+        seen.holders.append(holder)
+        seen.lines.append(f"{mode.word} lease of {holder}")
+
+
+def _remark(over: bool, own: bool, newer: int, view: HostInfo | None, *, never: bool) -> str:
+    state = view.state if view is not None else ""
+    dead_in_s = view.dead_in_s if view is not None else None
+    if newer and never and not over:
+        return f"its host has joined again since (generation {newer}); {NEVER_BY_TIME}"
+    if newer and not over:
+        return (
+            f"its host has joined anew since (generation {newer}); this hold counts until its end is proven"
+        )
+    if over or own or state == "LIVE":
+        return ""
+    if state == "DEAD":
+        return "host DEAD: the next start takes it over"
+    if never:
+        return f"host {state or 'not seen'}: {NEVER_BY_TIME}"
+    if state and dead_in_s is not None:
+        return f"host {state}: can be taken over in {dead_in_s:.0f} s if it does not come back"
+    return "one look can't tell whether that host lives (holdfast host list --watch)"
+
+
+def _record(hosts: BlockingDisk, host_id: int) -> DeltaLease | None:
+    first = DeltaLease.decode(storage.read(hosts, 0, SECTOR_4096))
+    if not isinstance(first, DeltaLease) or host_id > first.geometry.hosts_max:
+        return None
+    size = first.geometry.sector_bytes
+    record = DeltaLease.decode(storage.read(hosts, first.geometry.delta_offset_bytes(host_id), size))
+    return record if isinstance(record, DeltaLease) else None

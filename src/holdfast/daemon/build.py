@@ -1,0 +1,342 @@
+"""From a configuration and the ports of a system to one object graph: what a daemon runs is what the simulator plays.
+
+    Config ──────┐
+                 ├─► build ─► Parts ─► their life, in `lifecycle`
+    SystemPorts ─┘
+        of this host: `system_ports`; of a simulated one: `testing.machine_ports`
+
+What a simulated host does not have stays outside, in `daemon`: listening sockets, signals, exec, and the frontend of the
+control socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from holdfast import config as configuration
+from holdfast.backends.base import Backend, BackendPorts
+from holdfast.backends.registry import make_backend
+from holdfast.config import Config, DiskRule
+from holdfast.daemon.handover import Before, Handover, lock_name
+from holdfast.daemon.lockspaces import WATCHDOG_FD_NAME, LeaseHost, LeaseHostPorts, LeaseSpaceCalls
+from holdfast.frontends.virtlockd import VirtlockdFrontend
+from holdfast.lease_admin.breaking import LeaseBreaker
+from holdfast.lease_admin.garbage_collection import LeaseCollector
+from holdfast.lease_admin.host_fencing import HostFencer
+from holdfast.lease_admin.lockspace_loss import LeaseRecovery, Loss
+from holdfast.lease_admin.rereading import LeaseRereading
+from holdfast.manager.adoption import Recovery
+from holdfast.manager.events import Events
+from holdfast.manager.file_lockspaces import Lockspaces
+from holdfast.manager.found_descriptors import FoundDescriptors
+from holdfast.manager.journal import Journal
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lock_search import LockSearch
+from holdfast.manager.moved_disks import MovedDisks
+from holdfast.manager.queries import Inspection
+from holdfast.manager.routing import Route, Routing, Rule
+from holdfast.model import Instant, LockFailureAction, Protection
+from holdfast.supervision.host_identity import HostIdentity, encode_term
+from holdfast.supervision.lockspace_supervisor import LockspaceKeeper
+from holdfast.system.block_io.request_gate import Gate
+from holdfast.system.clock import Clock
+from holdfast.system.epoll import Readiness
+from holdfast.system.files.append_file import AppendFile
+from holdfast.system.files.disk_identity import DiskIdentity
+from holdfast.system.files.fixed_record import FixedRecord
+from holdfast.system.files.lockspace_files import LockspaceFiles
+from holdfast.system.files.mounts import MountTable
+from holdfast.system.files.ofd_lock import FileKey, LockFiles
+from holdfast.system.files.open_files import OpenFiles
+from holdfast.system.files.storage_executor import Storage
+from holdfast.system.host.descriptors import DescriptorStore, Inherited
+from holdfast.system.host.predecessor import Predecessors
+from holdfast.system.host.process import Processes
+from holdfast.system.libvirt.domains import DomainStatus
+from holdfast.system.libvirt.virsh import DomainControl
+
+SETTLED_FILE = "settled-locks.log"
+"""Every unknown lock that an operator settled: who said so, and which lock."""
+BREAKS_FILE = "broken-leases.log"
+"""Every order to break a lease: who, what, on whose word, and what came of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemPorts:
+    """Everything of `system` that a daemon is built over."""
+
+    pid: int
+    uid: int
+    identity: HostIdentity
+    clock: Clock
+    processes: Processes
+    domains: DomainControl
+    status: DomainStatus | None
+    files: LockFiles
+    open_files: OpenFiles
+    lockspace_files: LockspaceFiles
+    storage: Storage
+    mounts: MountTable
+    readiness: Readiness
+    store: DescriptorStore
+    """Where descriptors outlive this daemon."""
+    journal: AppendFile
+    journal_extent: FixedRecord
+    """How far the journal goes."""
+    append_for_good: Callable[[str, str], None]
+    """(file of the state directory, line): one line more, on stable storage; raises OSError."""
+    all_ended: Callable[[float], Awaitable[bool]]
+    """Wait until every task of this daemon has ended, or for so many seconds; whether all have."""
+    gate: Gate
+    """What every request to storage passes: closed for a re-exec, which would wait for each that is inside."""
+    predecessors: Predecessors
+    """Daemons that were killed and still have requests inside storage that hangs."""
+    leases: LeaseHostPorts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseWatchers:
+    """Callbacks for an onlooker, each called before the graph acts on the same news: the simulator's checkers."""
+
+    on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
+    on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
+    on_users_gone: Callable[[LockspaceKeeper], None] = lambda _: None
+    """After a loss: every owner that used a lease of this lockspace has ended."""
+    on_leaving: Callable[[LockspaceKeeper], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The object graph of one daemon, as far as others work with it."""
+
+    config: Config
+    ports: SystemPorts
+    inherited: Inherited
+    routing: Routing
+    manager: LockManager
+    journal: Journal
+    events: Events
+    leases: LeaseHost
+    lease_recovery: LeaseRecovery
+    lease_calls: LeaseSpaceCalls
+    recovery: Recovery
+    collector: LeaseCollector
+    rereading: LeaseRereading
+    moved: MovedDisks
+    breaker: LeaseBreaker
+    inspection: Inspection
+    virtlockd: VirtlockdFrontend
+    handover: Handover
+
+
+def build(
+    config: Config,
+    ports: SystemPorts,
+    inherited: Inherited,
+    before: Before,
+    watchers: LeaseWatchers | None = None,
+) -> Parts:
+    """The whole graph; raises `ConfigError`. Nothing runs and nothing is sent before `lifecycle` says so."""
+    clock, processes, host = ports.clock, ports.processes, ports.identity.node
+    leases = LeaseHost(
+        ports=ports.leases,
+        clock=clock,
+        identity=ports.identity,
+        in_use=lambda backends: lease_recovery.in_use(set(backends)),
+        in_doubt=lambda backends: manager.unknown.has_place(set(backends)),
+        store=ports.store,
+        watchdog=inherited.take_watchdog(WATCHDOG_FD_NAME),
+        watchdog_needed=before.leases_held,
+        predecessors=ports.predecessors,
+        space_locks=inherited.reexec.space_locks if inherited.reexec is not None else None,
+    )
+    routing = build_routing(
+        config,
+        BackendPorts(
+            files=ports.files,
+            storage=ports.storage,
+            mounts=ports.mounts,
+            clock=clock,
+            host=host,
+            leases=leases.ports(),
+        ),
+    )
+    journal = Journal(
+        ports.journal,
+        boot=ports.identity.boot,
+        host=host,
+        snapshot=lambda: manager.journal_lines(),  # noqa: PLW0108 - there is no manager yet
+        extent=ports.journal_extent,
+    )
+    events = Events(clock.wall)
+    manager = LockManager(
+        routing=routing,
+        lockspaces=Lockspaces(files=ports.lockspace_files, storage=ports.storage, journal=journal),
+        journal=journal,
+        processes=processes,
+        clock=clock,
+        events=events,
+        host=host,
+        owners_max=config.limits.owners_max,
+        open_files=ports.open_files,
+        disk_key=partial(_disk_key, ports),
+        audit=partial(ports.append_for_good, SETTLED_FILE),
+        domains=ports.status,
+        identify=partial(_identify, ports),
+        keep=partial(_keep_lock, ports.store) if ports.store.stores else None,
+        dead_holder=ports.predecessors.holds,
+        acquire_wait_s=config.limits.acquire_wait_s,
+        lends=config.migration_peers == "any",
+    )
+    lease_recovery = LeaseRecovery(
+        manager,
+        clock=clock,
+        domains=ports.domains,
+        status=ports.status,
+        actions={name: backend.on_lockfailure for name, backend in routing.leases.items()},
+        resets={name for name, backend in routing.leases.items() if backend.resets},
+    )
+    collector, moved = LeaseCollector(manager, clock=clock), MovedDisks(manager, clock=clock)
+    _connect(leases, manager, collector, lease_recovery, moved, watchers or LeaseWatchers())
+    recovery = Recovery(
+        manager,
+        processes=processes,
+        clock=clock,
+        domains=ports.domains,
+        on_lock_lost=LockFailureAction(config.recovery.on_lock_lost),
+    )
+    manager.departures.on_refused = recovery.act
+    virtlockd = VirtlockdFrontend(
+        manager,
+        uid=ports.uid,
+        readiness=ports.readiness,
+        keep=ports.store.store if ports.store.stores else None,
+    )
+    breaker = LeaseBreaker(
+        manager,
+        clock=clock,
+        record=partial(ports.append_for_good, BREAKS_FILE),
+        spaces=lambda: leases.keepers,
+    )
+    return Parts(
+        config=config,
+        ports=ports,
+        inherited=inherited,
+        routing=routing,
+        manager=manager,
+        journal=journal,
+        events=events,
+        leases=leases,
+        lease_recovery=lease_recovery,
+        lease_calls=LeaseSpaceCalls(
+            leases,
+            lambda backends: lease_recovery.count(set(backends)),
+            clock.now,
+            collector,
+            breaker,
+            HostFencer(manager, breaker),
+        ),
+        recovery=recovery,
+        collector=collector,
+        rereading=LeaseRereading(manager, recovery, clock=clock, round_s=ports.leases.reread_s),
+        moved=moved,
+        breaker=breaker,
+        inspection=Inspection(manager, files=ports.lockspace_files, storage=ports.storage, host=host),
+        virtlockd=virtlockd,
+        handover=Handover(
+            manager=manager,
+            recovery=recovery,
+            journal=journal,
+            events=events,
+            virtlockd=virtlockd,
+            store=ports.store.store,
+            boot=ports.identity.boot,
+            leases=leases,
+            collector=collector,
+            found=FoundDescriptors(manager, storage=ports.storage),
+            search=LockSearch(manager, domains=ports.status),
+            before=before,
+        ),
+    )
+
+
+def _keep_lock(store: DescriptorStore, lock_id: int, fd: int | None) -> None:
+    store.store(lock_name(lock_id), fd)
+
+
+async def _disk_key(ports: SystemPorts, path: str) -> FileKey | None:
+    return await ports.storage.call(path, lambda: ports.lockspace_files.key(path))
+
+
+async def _identify(ports: SystemPorts, path: str) -> DiskIdentity:
+    return await ports.storage.call(path, lambda: ports.leases.identities.look(path))
+
+
+def _connect(
+    leases: LeaseHost,
+    manager: LockManager,
+    collector: LeaseCollector,
+    lease_recovery: LeaseRecovery,
+    moved: MovedDisks,
+    watchers: LeaseWatchers,
+) -> None:
+    """News of lockspaces go to the onlooker, then to the ladder."""
+
+    def joined(keeper: LockspaceKeeper) -> None:
+        watchers.on_joined(keeper)
+        if keeper.incarnation is not None:
+            manager.remember_incarnation(keeper.name, encode_term(keeper.incarnation))
+        if keeper.gone_on:
+            collector.resumed(leases.backends_of(keeper))
+        lease_recovery.joined(keeper.name)
+        moved.joined()
+
+    def users_gone(keeper: LockspaceKeeper) -> None:
+        watchers.on_users_gone(keeper)
+        keeper.users_are_gone()
+
+    def lost(keeper: LockspaceKeeper, reason: str) -> None:
+        watchers.on_lost(keeper, reason)
+        lease_recovery.lost(
+            Loss(
+                lockspace=keeper.name,
+                reason=reason,
+                backends=leases.backends_of(keeper),
+                timing=keeper.timing,
+                lost_at=Instant(keeper.lost_at or 0.0),
+                renewed_at=None if keeper.grace_from is None else Instant(keeper.grace_from),
+                on_all_gone=partial(users_gone, keeper),
+            )
+        )
+
+    def over(keeper: LockspaceKeeper) -> None:
+        for backend in leases.backends_of(keeper):
+            manager.unknown.drop_place(backend)
+
+    leases.on_joined, leases.on_lost, leases.on_leaving = joined, lost, watchers.on_leaving
+    leases.on_over = over
+
+
+def build_routing(config: Config, ports: BackendPorts) -> Routing:
+    """Backends and rules of a configuration; raises `ConfigError`."""
+    backends = {
+        name: make_backend(name, table, ports, file=config.source()) for name, table in config.backend.items()
+    }
+    rules = [
+        Rule(
+            rule.match if rule.match is not None else rule.lockspace or "",
+            _route(config, backends[rule.backend], rule),
+            of_lockspace=rule.match is None,
+        )
+        for rule in config.disk
+    ]
+    return Routing(rules, _route(config, backends[config.default_backend], None), backends)
+
+
+def _route(config: Config, backend: Backend, rule: DiskRule | None) -> Route:
+    """Leases are there to exclude other hosts: unless a rule says what it demands, a VM starts only if they do."""
+    says = rule is not None and rule.require_protection is not None
+    start_min = Protection.CROSS_HOST if backend.capabilities.fenced and not says else Protection.NONE
+    return Route(backend, configuration.protection_min(config, rule), start_min)

@@ -1,0 +1,62 @@
+"""A configuration whose backends are tried out, for those who only ask if it is right and what its backends are worth."""
+
+from __future__ import annotations
+
+import os
+
+from holdfast import config as configuration
+from holdfast.backends.base import BackendPorts
+from holdfast.backends.paxos import config as paxos_table
+from holdfast.config import Config
+from holdfast.daemon.build import build_routing
+from holdfast.daemon.lockspaces import LeaseHost
+from holdfast.daemon.system_ports import lease_host_ports
+from holdfast.errors import ConfigError
+from holdfast.supervision.host_identity import HostIdentity
+from holdfast.system.clock import SystemClock
+from holdfast.system.files.mounts import MountTable
+from holdfast.system.files.ofd_lock import SystemLockFiles
+from holdfast.system.files.storage_executor import InlineStorage
+
+
+def ports_for_a_look(config: Config, mounts: MountTable) -> BackendPorts:
+    """For backends that are made and asked what they are worth, and never hold anything."""
+    leases = LeaseHost(ports=lease_host_ports(()), clock=SystemClock(), identity=HostIdentity("", "", ""))
+    return BackendPorts(
+        files=SystemLockFiles(),
+        storage=InlineStorage(),
+        mounts=mounts,
+        clock=SystemClock(),
+        host="",
+        leases=leases.ports(),
+    )
+
+
+def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
+    """The configuration with its backends tried out, and everything wrong with it."""
+    config, problems = configuration.check(file, environ=os.environ, uid=os.geteuid())
+    if config is not None:
+        problems.extend(problems_of(config))
+    return config, problems
+
+
+def remarks_of(config: Config) -> list[str]:
+    """What a configuration without problems means that its operator may not expect."""
+    return [
+        remark
+        for name, table in config.backend.items()
+        if table.get("driver") == "paxos"
+        for remark in paxos_table.remarks(name, table)
+    ]
+
+
+def problems_of(config: Config) -> list[ConfigError]:
+    """Why its backends can't be made: the first reason, or none."""
+    mounts = MountTable()
+    try:
+        build_routing(config, ports_for_a_look(config, mounts))
+    except ConfigError as e:
+        return [e]
+    finally:
+        mounts.close()
+    return []

@@ -1,0 +1,394 @@
+"""The daemon: sockets, signals and exec around the object graph that `build` makes, from start to end.
+
+    start     (`holdfastd` has claimed the run directory and found inherited descriptors)
+              journal ─ adopt owners and locks ─ listen ─ READY
+    SIGUSR1   (also SIGHUP, `holdfast reload`) check that the program on disk may take over ─ exec it with everything open
+    SIGTERM   put off while storage hangs that would keep this process from ending, and VMs need locks on other storage; then
+              stop listening, leave locks and VMs as they are: the journal and the descriptor store keep them
+
+This is the only module that knows every layer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import grp
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+from holdfast import __version__
+from holdfast.control.api import BackendInfo, StatusInfo
+from holdfast.daemon import lifecycle
+from holdfast.daemon.build import build
+from holdfast.daemon.kept_config import Start
+from holdfast.daemon.reload import ConfigurationInForce, NextProgram, held_needs
+from holdfast.daemon.system_ports import laned_storage, system_ports
+from holdfast.frontends.listener import Listener
+from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
+from holdfast.frontends.virtlockd import VirtlockdFrontend
+from holdfast.manager import events as ev
+from holdfast.system import eager_tasks
+from holdfast.system.block_io.request_gate import GATE, listed
+from holdfast.system.epoll import Readiness
+from holdfast.system.files.daemon_lock import DaemonLocks
+from holdfast.system.files.mounts import MountTable
+from holdfast.system.files.storage_executor import gate_name
+from holdfast.system.host import descriptors as fds
+from holdfast.system.host.commands import CommandProcess
+from holdfast.system.host.process import SystemProcesses
+from holdfast.system.host.realtime import lock_memory
+
+log = logging.getLogger("holdfast")
+
+VIRTLOCKD_SOCKET_MODE = 0o700
+"""As virtlockd's own (virtlockd-rpc.md 1)."""
+GC_THRESHOLD = 20_000
+"""Objects more before the collector looks for cycles: requests make many objects and hardly any cycle."""
+PUT_OFF_LOOK_S = 1.0
+STOP_SAID_AGAIN_S = 30.0
+"""A stop that is put off says each `PUT_OFF_LOOK_S` that it needs so much longer; a daemon that is dead says nothing."""
+STATUS_CHARS_MAX = 2000
+"""Of what `systemctl status` shows: the first reasons of a refusal."""
+SIGNS_OF_LIFE = 4
+"""So many within the time in which the service manager wants one: a busy host may be late with three."""
+EXIT_SOCKET = 71
+"""EX_OSERR of <sysexits.h>; the codes of the holdfast command (cli/exits) mean other things."""
+
+
+class StartError(Exception):
+    """The daemon cannot start; the text says why and what to do."""
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Daemon:
+    """One running daemon."""
+
+    def __init__(self, start: Start, inherited: fds.Inherited, own: DaemonLocks) -> None:
+        config = start.config
+        self.config = config
+        self._inherited = inherited
+        self._own = own
+        self._loop = asyncio.get_running_loop()
+        self._stop: asyncio.Future[None] = self._loop.create_future()
+        self._passed_sockets = fds.listening(fd for _, fd in inherited.named)
+        self._self_bound: list[str] = []
+        self._started_wall_s = time.time()
+        self._reloading = False
+        self._stop_asked = False
+
+        self.notifier = fds.Notifier(os.environ)
+        self._readiness = Readiness(self._loop)
+        mounts = MountTable()
+        self._storage = laned_storage(config, mounts)
+        self.commands = CommandProcess()
+        ports = system_ports(
+            config,
+            readiness=self._readiness,
+            mounts=mounts,
+            storage=self._storage,
+            store=self.notifier,
+            commands=self.commands,
+            predecessors=own.predecessors,
+        )
+        self._host = ports.identity.node
+        before = start.before(ports.identity.boot)
+        self.parts = build(config, ports, inherited, before)
+        self.manager = self.parts.manager
+        self.leases = self.parts.leases
+        self.events = self.parts.events
+        self.virtlockd = self.parts.virtlockd
+        self.control = ControlFrontend(
+            self.manager,
+            self.parts.inspection,
+            self.status,
+            lease_spaces=self.parts.lease_calls,
+            reload=self.reload,
+            uid=ports.uid,
+            group=config.control.group,
+            clients_max=config.control.max_clients,
+            idle_timeout_s=config.control.idle_timeout_s,
+            storage=self._storage,
+            user_locks_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // USER_LOCKS_SHARE,
+        )
+        self.listeners: dict[str, Listener] = {}
+        held = partial(held_needs, self.manager, self.leases)
+        self._in_force = ConfigurationInForce(config, file=start.file, text=before.configuration, held=held)
+        self._in_force.keep()  # before any lock is granted: the next start may need it
+        self._next = NextProgram(
+            commands=self.commands, file=start.file, in_force=config, text=before.configuration, held=held
+        )
+
+    # --- start ---
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._loop.add_signal_handler(number, self._ask_to_stop)
+        for number in (signal.SIGUSR1, signal.SIGHUP):
+            self._loop.add_signal_handler(number, self._reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
+        if self.leases.keepers:
+            await self.commands.start()  # now: later its start would wait for storage that hangs
+        try:
+            self._open_listeners()
+            if self._in_force.failing:
+                eager_tasks.start(self._in_force.keep_trying(self.parts.ports.clock))
+            await lifecycle.adopt(self.parts)
+        except BaseException:
+            self._close_listeners()
+            raise
+        lifecycle.begin(self.parts)
+        for listener in self.listeners.values():
+            listener.start()
+        lifecycle.account_for_left_behind(self.parts)
+        if self.leases.keepers:
+            lock_memory()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
+        self._announce()
+        if self.notifier.watched_s is not None:
+            self._show_life(self.notifier.watched_s / SIGNS_OF_LIFE)
+        await self._stop
+        await self._shut_down()
+
+    def _show_life(self, every_s: float) -> None:
+        """By a timer of the loop, so that a loop that stands still shows none."""
+        self.notifier.alive()
+        self._loop.call_later(every_s, self._show_life, every_s)
+
+    def _announce(self) -> None:
+        again = self._inherited.reexec is not None
+        held = len(self.manager.table)
+        text = f"serving {self.config.virtlockd.socket}; {len(self.manager.owners)} owners, {held} locks"
+        self.events.emit(
+            ev.DAEMON_RESTARTED if again or held else ev.DAEMON_STARTED, pid=os.getpid(), detail=text
+        )
+        self.notifier.ready(text)
+        log.info("holdfastd %s %s %s", __version__, "goes on" if again else "is ready", text)
+
+    def _open_listeners(self) -> None:
+        config = self.config
+        gid = grp.getgrnam(config.control.group).gr_gid if config.control.group else None
+        self.virtlockd.listener = self._listener(
+            "virtlockd",
+            config.virtlockd.socket,
+            lambda: self._bind(config.virtlockd.socket, VIRTLOCKD_SOCKET_MODE, None),
+            config.virtlockd.max_clients,
+            self.virtlockd,
+        )
+        self.control.listener = self._listener(
+            "control",
+            config.control_socket,
+            lambda: self._bind(config.control_socket, 0o600 if gid is None else 0o660, gid),
+            config.control.max_clients,
+            self.control,
+        )
+        # One that was passed on, or comes from systemd, was made for the configuration before, or for root alone.
+        try:
+            fds.open_socket_to(config.control_socket, gid)
+        except OSError as e:
+            log.error("%s can't be opened to its group: %s", config.control_socket, e.strerror)
+
+    def _listener(
+        self,
+        name: str,
+        path: str,
+        bind: Callable[[], socket.socket],
+        clients_max: int,
+        frontend: VirtlockdFrontend | ControlFrontend,
+    ) -> Listener:
+        reexec = self._inherited.reexec
+        if reexec is not None and name in reexec.listeners:
+            sock = socket.socket(fileno=reexec.listeners[name])
+            self._self_bound = list(reexec.self_bound)
+        elif path in self._passed_sockets:
+            sock = socket.socket(fileno=self._passed_sockets[path])
+        else:
+            sock = bind()
+        self.listeners[name] = Listener(
+            name,
+            sock,
+            clients_max=clients_max,
+            cap_key=f"{name}.max_clients",
+            readiness=self._readiness,
+            admit=frontend.admit,
+            serve=frontend.serve,
+        )
+        return self.listeners[name]
+
+    def _bind(self, path: str, mode: int, gid: int | None) -> socket.socket:
+        other = fds.socket_in_use(path)
+        dead = self._own.predecessors
+        if other is not None and other not in dead.pids and not (other == 0 and dead.listens_at(path)):
+            raise StartError(
+                f"{path}: {_program(other)} already listens there; stop it first "
+                "('holdfast doctor' says how: stopping a virtlockd kills the VMs that hold locks in it)",
+                EXIT_SOCKET,
+            )
+        try:
+            sock = fds.bind_socket(path, mode=mode, gid=gid)
+        except OSError as e:
+            raise StartError(f"{path}: can't listen there: {e.strerror}", EXIT_SOCKET) from e
+        self._self_bound.append(path)
+        return sock
+
+    # --- status ---
+
+    def status(self) -> StatusInfo:
+        config, manager = self.config, self.manager
+        return StatusInfo(
+            version=__version__,
+            host=self._host,
+            pid=os.getpid(),
+            started=self._started_wall_s,
+            owners=len(manager.owners),
+            locks=len(manager.table),
+            locks_lost=sum(1 for lock in manager.table if manager.why_lost(lock) and not lock.stands_for),
+            locks_unknown=len(manager.unknown.locks),
+            locks_departing=len(manager.departures),
+            doubt=manager.doubt if manager.unknown.locks else "",
+            connections=self.listeners["virtlockd"].clients,
+            connections_max=config.virtlockd.max_clients,
+            lockspaces=manager.lockspaces.known(),
+            backends=[
+                BackendInfo(
+                    name=name,
+                    driver=str(config.backend[name].get("driver", "")),
+                    capabilities=[
+                        field
+                        for field in backend.capabilities.__dataclass_fields__
+                        if getattr(backend.capabilities, field)
+                    ],
+                )
+                for name, backend in self.parts.routing.backends.items()
+            ],
+            default_backend=config.default_backend,
+            virtlockd_socket=config.virtlockd.socket,
+            journal=self.parts.journal.failing or "ok",
+            descriptor_store=self.notifier.stores,
+            storage_waiting=[
+                *(f"{name}: {n} calls" for name, n in self._storage.waiting.items()),
+                *map(str, GATE.inside(at_least_s=lifecycle.IN_FLIGHT_WAIT_S)),
+            ],
+            config_files=list(config.sources),
+            last_event=self.events.last,
+            problems=[
+                *self._in_force.problems(),
+                *self.leases.problems,
+                *self.leases.refusals,
+                *self.leases.losses,
+                *manager.departures.problems(),
+                *self.parts.moved.problems(),
+            ],
+        )
+
+    # --- end ---
+
+    def _ask_to_stop(self) -> None:
+        if self._stop_asked:
+            eager_tasks.resolve(self._stop, None)  # somebody wants it for sure
+        else:
+            self._stop_asked = True
+            eager_tasks.start(self._stop_when_safe())
+
+    async def _stop_when_safe(self) -> None:
+        """A process with a thread that hangs in storage can't end. Its successor would start late, and meanwhile the
+        lockspaces on healthy storage would not be renewed. So the stop waits as long as that would cost a VM its locks.
+        """
+        asked = time.monotonic()
+        while (waited_s := time.monotonic() - asked) < lifecycle.IN_FLIGHT_WAIT_S and GATE.inside(
+            at_least_s=waited_s
+        ):
+            await asyncio.sleep(lifecycle.IN_FLIGHT_PAUSE_S)
+        said = False
+        while not self._stop.done() and (why := self._why_not_stop()):
+            if not said:
+                log.critical("the stop is put off: %s; a second SIGTERM stops it now", why)
+                said = True
+            self.notifier.still_here(f"the stop is put off: {why}", STOP_SAID_AGAIN_S)
+            await asyncio.sleep(PUT_OFF_LOOK_S)
+        eager_tasks.resolve(self._stop, None)
+
+    def _why_not_stop(self) -> str:
+        """Which requests hang and which locks on other storage would suffer; empty if none would."""
+        stuck = GATE.inside(at_least_s=lifecycle.IN_FLIGHT_WAIT_S)
+        if not stuck:
+            return ""
+        lanes = {each.lane for each in stuck}
+        suffers = [f"lockspace {name}" for name in self.leases.used_beside(lanes)]
+        if not self.notifier.stores:
+            files = sum(
+                lock.held is not None
+                and lock.held.descriptor() is not None
+                and gate_name(self._storage.lane(lock.path)) not in lanes
+                for lock in self.manager.table
+            )
+            suffers += [f"{files} locks on files"] if files else []
+        return f"{listed(stuck)}; VMs need {' and '.join(suffers)}" if suffers else ""
+
+    async def _shut_down(self) -> None:
+        self.notifier.stopping()
+        await lifecycle.stop(self.parts, self._close_clients)
+
+    def _close_clients(self) -> None:
+        self._close_listeners()
+        self.control.close_all()
+
+    def _close_listeners(self) -> None:
+        for listener in self.listeners.values():
+            listener.close()
+        for path in self._self_bound:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    # --- re-exec ---
+
+    def _reload(self) -> None:
+        if not self._reloading:
+            eager_tasks.start(self.reload())
+
+    async def reload(self) -> list[str]:
+        """Become the program on disk, if it may take over with the configuration on disk.
+
+        Returns only when all stays as it is, with the reasons.
+        """
+        if self._reloading:
+            return ["another reload is under way"]
+        self._reloading = True
+        try:
+            self.notifier.reloading(int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6))
+            reasons = await lifecycle.reload(
+                self.parts, why_not=self._next.why_not, execute=self._execute_next
+            )
+            self._in_force.keep()  # removed if the program on disk is an older one, which does not take over now
+            self.notifier.ready(f"reload refused: {'; '.join(reasons)}"[:STATUS_CHARS_MAX])
+            return reasons
+        finally:
+            self._reloading = False
+
+    def _execute_next(self) -> None:
+        """Does not return; raises OSError if the program on disk can't be executed."""
+        state = self.parts.handover.state(
+            {name: each.socket.fileno() for name, each in self.listeners.items()},
+            self._self_bound,
+            self._own,
+        )
+        fds.exec_with(state, sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
+
+
+def _program(pid: int) -> str:
+    name = SystemProcesses().program(pid) if pid > 0 else ""
+    return f"{name or 'another program'} (pid {pid})" if pid > 0 else "another program"

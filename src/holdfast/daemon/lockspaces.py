@@ -1,0 +1,582 @@
+"""The leases' part of the object graph: lockspaces, their threads, the heartbeat, the watchdog.
+
+A host has one heartbeat and one watchdog, whatever number of lockspaces its backends name. They come to be when the
+first backend asks for a lockspace; nothing runs before `start`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from holdfast.backends.base import LeasePorts
+from holdfast.control.api import CollectedLease, FencedHost, FencedLease, HostInfo, LeaseSpaceInfo
+from holdfast.errors import Refused
+from holdfast.lease_admin.breaking import LeaseBreaker
+from holdfast.lease_admin.garbage_collection import LeaseCollector
+from holdfast.lease_admin.host_fencing import HostFencer
+from holdfast.manager.unknown_locks import UnknownLocks
+from holdfast.protocol.host_status import HostView
+from holdfast.protocol.ports import Chance
+from holdfast.protocol.ports import Clock as ProtocolClock
+from holdfast.protocol.types import Instant
+from holdfast.supervision.host_identity import HostIdentity
+from holdfast.supervision.host_records import HostRecords
+from holdfast.supervision.incarnation_copies import IncarnationCopies
+from holdfast.supervision.lease_monitor import Heartbeat
+from holdfast.supervision.lockspace_port import Absent, Presence, WatchdogChoice
+from holdfast.supervision.lockspace_supervisor import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
+from holdfast.supervision.lockspace_use import LockspaceUse, User
+from holdfast.system import eager_tasks
+from holdfast.system.block_io.lease_files import LeaseStorage
+from holdfast.system.block_io.renewal_threads import LeaseThreads
+from holdfast.system.clock import Clock
+from holdfast.system.files.disk_identity import DiskIdentities
+from holdfast.system.files.host_record_files import HostRecordFiles
+from holdfast.system.files.lockspace_locks import SpaceLocks
+from holdfast.system.files.state_file import Memory
+from holdfast.system.host.descriptors import DescriptorStore, NoStore, PassedWatchdog
+from holdfast.system.host.predecessor import Predecessors
+from holdfast.system.watchdog.device import Watchdog
+
+log = logging.getLogger("holdfast")
+
+FIRST_TRY_WAIT_S = 10.0
+"""How long the start waits to learn whether the last terms go on; other backends' locks wait with it."""
+LEAVE_WAIT_S = 5.0
+LEAVE_CALL_WAIT_S = 30.0
+"""Freeing a host id is two requests; longer means that storage hangs."""
+LEAVE_LOOK_S = 0.02
+"""Between two looks at whether all is left."""
+WATCHDOG_FD_NAME = "watchdog"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseHostPorts:
+    """What a host with leases needs of its system."""
+
+    threads: LeaseThreads
+    """For renewals: each with a disk and a clock of its own."""
+    start_heart: Callable[[Coroutine[Any, Any, None], Callable[[object], None]], None]
+    """Run the heartbeat on a thread of its own; the second argument is called there with how it ended."""
+    heart_clock: ProtocolClock
+    watchdog: Callable[[WatchdogChoice, int | None], Watchdog]
+    """The driver of that choice; it goes on with the descriptor of an earlier program if there is one."""
+    storage: Callable[[str], LeaseStorage]
+    """Storage for the leases of a lockspace, with workers of its own."""
+    writes_in_flight: Callable[[str], Callable[[], bool]]
+    """Of the leases of a lockspace: a question that stays true while a write that is under way now may still land."""
+    incarnation_files: Callable[[str], Sequence[Memory]]
+    """The copies of this host's incarnation in a lockspace: one that survives a power cut, one of this boot alone."""
+    space_locks: SpaceLocks
+    """One lock per lockspace on this host, whatever directories its daemons have."""
+    directories: tuple[str, str]
+    """(run_dir, state_dir): they tell this daemon from another one of this host."""
+    identities: DiskIdentities
+    chance: Chance
+    token: Callable[[], str]
+    """Random digits for a name that no other host and no earlier term has used."""
+    generation_min: Callable[[], int]
+    """The least generation of a claim that is made now: seconds since 1970."""
+    reread_s: float
+    """Within so long each held lease is read again; 0: never."""
+    host_records: Callable[[str, str], HostRecordFiles] | None = None
+    """(lockspace, path): what its hosts say of themselves; None: they say nothing."""
+
+
+class StoredWatchdog:
+    """A watchdog whose descriptor the service manager stores. The kernel stops a device when its last copy is closed, and
+    lets nobody open it before: after a disarm the store must let go of its copy, too, or the host is reset.
+    """
+
+    def __init__(self, driver: Watchdog, closed: Callable[[], None]) -> None:
+        self._driver = driver
+        self._closed = closed
+
+    @property
+    def fences(self) -> bool:
+        return self._driver.fences
+
+    def prove(self) -> None:
+        self._driver.prove()
+
+    def feed(self, until: Instant) -> bool:
+        return self._driver.feed(until)
+
+    def disarm(self) -> None:
+        was_open = self._driver.descriptor() is not None
+        self._driver.disarm()
+        if was_open and self._driver.descriptor() is None:
+            self._closed()
+
+    def descriptor(self) -> int | None:
+        return self._driver.descriptor()
+
+
+class LeaseHost:
+    """See the module. ``in_use`` tells whether anybody rests on a lease of one of these backends, ``in_doubt`` whether a
+    placeholder stands for leases of one of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        ports: LeaseHostPorts,
+        clock: Clock,
+        identity: HostIdentity,
+        in_use: Callable[[Iterable[str]], bool] = lambda _: False,
+        in_doubt: Callable[[Iterable[str]], bool] = lambda _: False,
+        store: DescriptorStore | None = None,
+        watchdog: PassedWatchdog | None = None,
+        watchdog_needed: bool = False,
+        predecessors: Predecessors | None = None,
+        space_locks: Mapping[str, int] | None = None,
+    ) -> None:
+        """``watchdog``: of an earlier daemon, open and armed; ``watchdog_needed``: locks may be held that it guards.
+        ``lockspace_locks``: the locks of lockspaces that an earlier program has passed on, by lockspace.
+        """
+        self._ports = ports
+        self._clock = clock
+        self._predecessors = predecessors if predecessors is not None else Predecessors()
+        self._identity = identity
+        self.carried: dict[str, bytes] = {}
+        """Incarnations that the journal has, by lockspace."""
+        self._in_use = in_use
+        self._in_doubt = in_doubt
+        self._store = store if store is not None else NoStore()
+        self._space_locks = dict(space_locks or {})
+        self._passed = watchdog
+        self._passed_needed = watchdog_needed
+        self._unfit: PassedWatchdog | None = watchdog
+        self._armed_by: WatchdogChoice | None = None
+        self.problems: list[str] = []
+        """What an operator has to put right."""
+        self._choice: WatchdogChoice | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._keepers: dict[str, tuple[LockspaceKeeper, set[str]]] = {}
+        self.on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
+        self.on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
+        self.on_leaving: Callable[[LockspaceKeeper], None] = lambda _: None
+        self.on_over: Callable[[LockspaceKeeper], None] = lambda _: None
+
+    def ports(self) -> LeasePorts:
+        return LeasePorts(
+            lockspace=self._lockspace,
+            storage=self._ports.storage,
+            identities=self._ports.identities,
+            chance=self._ports.chance,
+            spawn=eager_tasks.start,
+        )
+
+    @property
+    def keepers(self) -> list[LockspaceKeeper]:
+        return [keeper for keeper, _ in self._keepers.values()]
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why lockspaces are not used by this daemon although this host could be in them: another one of its daemons may."""
+        return [keeper.use.refused for keeper in self.keepers if keeper.use.refused]
+
+    def backends_of(self, keeper: LockspaceKeeper) -> set[str]:
+        return self._keepers[keeper.name][1]
+
+    def _lockspace(self, spec: LockspaceSpec, backend: str, choice: WatchdogChoice) -> Presence:
+        if self._choice not in (None, choice):
+            raise ValueError(
+                f"watchdog: a host has one, but another backend says {_words(self._choice)}, this one {_words(choice)}"
+            )
+        known = self._keepers.get(spec.name)
+        if known is not None:
+            if known[0].spec != spec:
+                raise ValueError(f"lockspace '{spec.name}' is named by another backend with other values")
+            known[1].add(backend)
+            return known[0]
+        ports = self._ports
+        if self._heartbeat is None:
+            self._choice = choice
+            self._heartbeat = Heartbeat(clock=ports.heart_clock, watchdog=self._watchdog(choice))
+        backends = {backend}
+        keeper = LockspaceKeeper(
+            spec,
+            heartbeat=self._heartbeat,
+            threads=ports.threads,
+            clock=self._clock,
+            copies=IncarnationCopies(
+                spec.name,
+                ports.incarnation_files(spec.name),
+                lambda: [raw] if (raw := self.carried.get(spec.name)) else [],
+            ),
+            use=LockspaceUse(
+                spec.name,
+                ports.space_locks.of(spec.name, self._space_locks.pop(spec.name, -1)),
+                User(self._identity.boot, *ports.directories),
+                stuck=lambda dead: dead.inside(lanes_of(spec.name)),
+            ),
+            identity=self._identity,
+            token=ports.token,
+            in_use=lambda: self._in_use(backends),
+            lease_writes=partial(ports.writes_in_flight, spec.name),
+            spawn=eager_tasks.start,
+            news=KeeperNews(on_joined=self._joined, on_lost=self._lost, on_over=self._over),
+            generation_min=ports.generation_min,
+            may_start=partial(self._why_not_start, spec.name),
+            is_in_doubt=lambda: self._in_doubt(backends),
+            records=HostRecords(
+                spec.name, spec.path, ports.host_records(spec.name, spec.path), self._identity
+            )
+            if ports.host_records is not None
+            else None,
+        )
+        self._keepers[spec.name] = keeper, backends
+        return keeper
+
+    def _watchdog(self, choice: WatchdogChoice) -> Watchdog:
+        """The configured one; as long as locks need the one that an earlier daemon has armed, that one."""
+        passed = self._passed
+        if passed is not None and not passed.fits(choice.driver, choice.path, choice.fire_timeout_s):
+            if self._passed_needed:
+                armed = WatchdogChoice(
+                    passed.driver,
+                    passed.path or choice.path,
+                    passed.fire_timeout_s or choice.fire_timeout_s,
+                )
+                self.problems.append(
+                    f"the watchdog stays {_words(armed)}, which guards held locks, where {_words(choice)} is configured: "
+                    "when no VM of this host holds a lease any more, restart holdfastd"
+                )
+                log.error("%s", self.problems[-1])
+                choice = armed
+            else:
+                passed = None
+        if passed is not None:
+            self._unfit = None
+        self._armed_by = choice
+        driver = self._ports.watchdog(choice, passed.fd if passed is not None else None)
+        return StoredWatchdog(driver, self._watchdog_closed)
+
+    def _stop_unfit(self) -> None:
+        """A watchdog that is armed, and that nothing here feeds: stop it by the driver that armed it."""
+        unfit, self._unfit = self._unfit, None
+        if unfit is None:
+            return
+        armed = WatchdogChoice(*unfit.armed_with)
+        if self._passed_needed or any(keeper.use.others() for keeper in self.keepers):
+            log.critical(
+                "the watchdog %s is armed for leases that no configured backend knows: this host is reset",
+                _words(armed),
+            )
+            return
+        self._ports.watchdog(armed, unfit.fd).disarm()
+        log.warning("the watchdog %s of an earlier daemon is stopped: no lock needs it", _words(armed))
+        self._forget_watchdog()
+
+    def _why_not_start(self, lockspace: str) -> str:
+        """A request of a dead daemon may still land there, over what we would write (ADR 0121, 0129, 0134)."""
+        pid = self._predecessors.inside(lanes_of(lockspace))
+        return (
+            f"an earlier daemon (pid {pid}) still has a request inside its storage" if pid is not None else ""
+        )
+
+    # --- what an earlier daemon left ---
+
+    def carry(self, incarnations: Mapping[str, bytes]) -> None:
+        """The journal's copies of this host's incarnations, by lockspace."""
+        self.carried.update(incarnations)
+
+    @property
+    def has_earlier_life(self) -> bool:
+        """Whether an earlier daemon of this boot was in one of the lockspaces, as far as any copy says."""
+        return any(keeper.has_earlier_life for keeper in self.keepers)
+
+    @property
+    def losses(self) -> list[str]:
+        """The lockspaces that are lost now, each with the reason."""
+        return [
+            f"lockspace {k.name} is lost: {k.reason}" for k in self.keepers if k.state is KeeperState.LOST
+        ]
+
+    def hold_places(self, unknown: UnknownLocks, why: str) -> None:
+        """The journal doesn't tell which leases an earlier daemon of this boot held: until storage was read, any of them."""
+        for keeper, backends in self._keepers.values():
+            if keeper.has_earlier_life:
+                for backend in sorted(backends):
+                    unknown.hold_place(backend, f"leases of lockspace {keeper.name}", why)
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Start everything; returns when it is known which last terms go on, or is taking too long."""
+        for passed in self._space_locks.values():
+            self._ports.space_locks.drop(passed)
+        self._space_locks.clear()
+        self._stop_unfit()
+        if self._heartbeat is None:
+            return
+        if self._passed is not None:
+            self._owe_others(self._heartbeat)
+        loop = self._loop = asyncio.get_running_loop()
+        self._ports.start_heart(self._heartbeat.run(), self._heart_stopped)
+        tried = []
+        for keeper in self.keepers:
+            done: asyncio.Future[None] = loop.create_future()
+            keeper.start(partial(eager_tasks.resolve, done, None))
+            if keeper.resuming:
+                tried.append(done)  # a new term takes its time, and nobody rests on it yet
+        if tried:
+            await asyncio.wait(tried, timeout=FIRST_TRY_WAIT_S)
+
+    def _owe_others(self, heartbeat: Heartbeat) -> None:
+        """The watchdog that was passed on may guard virtual machines of a daemon with other directories: this one can't
+        renew their lease, and must neither stop it nor feed it for another lockspace.
+        """
+        for keeper in self.keepers:
+            if (why := keeper.use.others()) and not keeper.has_earlier_life:
+                log.critical("the watchdog that an earlier daemon has armed is not fed: %s", why)
+                heartbeat.owe(keeper.name)
+
+    def _heart_stopped(self, result: object) -> None:
+        if isinstance(result, BaseException):
+            # Nobody measures any more: not fed, the watchdog resets this host; say why while there is time.
+            log.critical("the heartbeat stopped: %r", result)
+            for keeper in self.keepers:
+                self._ports.threads.tell(keeper.heart_stopped)
+
+    def _joined(self, keeper: LockspaceKeeper) -> None:
+        if (watchdog := self.armed_watchdog()) is not None:
+            self._store.store(WATCHDOG_FD_NAME, watchdog.fd)
+            for tag in sorted(self._tags() - {watchdog.tag}):
+                self._store.store(tag, None)  # two that differ would say nothing
+            self._store.mark(watchdog.tag)
+        self.on_joined(keeper)
+
+    def _lost(self, keeper: LockspaceKeeper, reason: str) -> None:
+        self.on_lost(keeper, reason)
+
+    def _over(self, keeper: LockspaceKeeper) -> None:
+        self.on_over(keeper)
+
+    def _watchdog_closed(self) -> None:
+        """On the thread that closed it; the store hears of it in order, before a later join stores the next one."""
+        if self._loop is not None:
+            eager_tasks.tell_loop(self._loop, self._forget_watchdog)
+
+    def _forget_watchdog(self) -> None:
+        """The store has nothing of it any more: neither the descriptor nor the names that say what armed it."""
+        for name in (WATCHDOG_FD_NAME, *sorted(self._tags())):
+            self._store.store(name, None)
+
+    def _tags(self) -> set[str]:
+        """The names in the store that say what armed a watchdog: those that were found there, and ours."""
+        tags = set(self._passed.tags) if self._passed is not None else set()
+        if (by := self._armed_by) is not None:
+            tags.add(PassedWatchdog(-1, by.driver, by.path, by.fire_timeout_s).tag)
+        return tags
+
+    def space_locks(self) -> dict[str, int]:
+        """The locks of lockspaces that are held, for the next program."""
+        held = {keeper.name: keeper.use.descriptor() for keeper in self.keepers}
+        return {name: fd for name, fd in held.items() if fd is not None}
+
+    def watchdog_descriptor(self) -> int | None:
+        return self._heartbeat.watchdog_descriptor() if self._heartbeat is not None else None
+
+    def armed_watchdog(self) -> PassedWatchdog | None:
+        """What the next program has to feed; None if there is nothing."""
+        fd, by = self.watchdog_descriptor(), self._armed_by
+        if fd is None or by is None:
+            return None
+        return PassedWatchdog(fd, by.driver, by.path, by.fire_timeout_s)
+
+    def why_not_reexec(self) -> str:
+        """A re-exec waits for every request inside the kernel: not while storage is late."""
+        for keeper in self.keepers:
+            if keeper.late:
+                return f"lockspace {keeper.name} is not renewed in time: its storage may hang"
+        return ""
+
+    def leave(self, keeper: LockspaceKeeper, on_left: Callable[[], None] = lambda: None) -> None:
+        """Leave a lockspace that nobody uses. `on_left` is called when it is left, or can't be."""
+        self.on_leaving(keeper)
+        keeper.leave(on_left)
+
+    def used_beside(self, stuck_lanes: Collection[str]) -> list[str]:
+        """The lockspaces in use that are renewed in time, and whose storage is none of these."""
+        return [
+            keeper.name
+            for keeper, backends in self._keepers.values()
+            if keeper.state is KeeperState.JOINED
+            and not keeper.late
+            and self._in_use(backends)
+            and not any(lane in stuck_lanes for lane in lanes_of(keeper.name))
+        ]
+
+    async def stop(self) -> None:
+        """Leave every lockspace on which nobody rests; the others are to be gone on with in time."""
+        left = []
+        for keeper, backends in self._keepers.values():
+            if self._in_use(backends):
+                log.critical(
+                    "leases of lockspace %s stay held: start holdfastd again within %.0f s, or %s",
+                    keeper.name,
+                    keeper.fails_in_s,
+                    _fate(keeper),
+                )
+            elif keeper.state not in (KeeperState.LOST, KeeperState.LEFT):
+                left.append(keeper)
+                self.leave(keeper)
+        # A write that is under way keeps the watchdog armed (ADR 0121); most end in a moment.
+        until = self._clock.now() + LEAVE_WAIT_S
+        while self._clock.now() < until and any(_leaving(keeper) for keeper in left):
+            await self._clock.sleep(LEAVE_LOOK_S)
+        for keeper in left:
+            if _leaving(keeper):
+                log.critical(
+                    "lockspace %s could not be left, its storage hangs: start holdfastd again within %.0f s, or %s",
+                    keeper.name,
+                    keeper.fails_in_s,
+                    _fate(keeper),
+                )
+        if self.watchdog_descriptor() is None:
+            self._forget_watchdog()
+
+
+class LeaseSpaceCalls:
+    """What the control socket asks of all this. ``leases`` counts the locks of some backends."""
+
+    def __init__(
+        self,
+        host: LeaseHost,
+        leases: Callable[[Iterable[str]], int],
+        now: Callable[[], float],
+        collector: LeaseCollector,
+        breaker: LeaseBreaker,
+        fencer: HostFencer,
+    ) -> None:
+        self._collector = collector
+        self._breaker = breaker
+        self._fencer = fencer
+        self._host = host
+        self._leases = leases
+        self._now = now
+
+    def told(self) -> list[LeaseSpaceInfo]:
+        return [self._told(keeper) for keeper in self._host.keepers]
+
+    def join(self, name: str) -> None:
+        self._keeper(name).join()
+
+    async def leave(self, name: str) -> None:
+        keeper = self._keeper(name)
+        backends = self._host.backends_of(keeper)
+        if held := self._leases(backends):
+            raise Refused(
+                reason=f"{held} leases of lockspace '{name}' are held here: stop or migrate their VMs first"
+            )
+        if keeper.state is KeeperState.LOST:
+            raise Refused(reason=f"lockspace '{name}' is lost; it is joined again when its users are gone")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._host.leave(keeper, partial(eager_tasks.resolve, done, None))
+        await asyncio.wait((done,), timeout=LEAVE_CALL_WAIT_S)
+
+    async def collect(self, dry_run: bool) -> list[CollectedLease]:
+        found = await self._collector.collect(dry_run=dry_run)
+        return [CollectedLease(each.backend, each.name, each.kept_because) for each in found]
+
+    async def break_lease(self, path: str, attest_off: str, operator: str) -> str:
+        return await self._breaker.break_lease(path, attest_off=attest_off, operator=operator)
+
+    async def fence_host(self, host: str, operator: str, lockspace: str) -> list[FencedHost]:
+        spaces = [self._keeper(lockspace)] if lockspace else self._host.keepers
+        return [
+            FencedHost(
+                lockspace=each.lockspace,
+                host_id=each.view.host_id,
+                host_name=each.view.name,
+                generation=each.view.generation or 0,
+                timestamp=each.view.timestamp.written if each.view.timestamp else 0,
+                io_timeout_s=each.view.io_timeout_s,
+                unchanged_s=each.view.unchanged_s,
+                seconds_left=each.seconds_left,
+                mark=each.mark,
+                node=each.node,
+                refused=each.refused,
+                leases=[
+                    FencedLease(le.backend, le.lease, le.resource, le.freed, le.detail) for le in each.leases
+                ],
+            )
+            for each in await self._fencer.fence(spaces, host, operator)
+        ]
+
+    def _keeper(self, name: str) -> LockspaceKeeper:
+        for keeper in self._host.keepers:
+            if keeper.name == name:
+                return keeper
+        known = ", ".join(k.name for k in self._host.keepers) or "none"
+        raise Refused(reason=f"no backend names a lockspace '{name}'; known: {known}")
+
+    def _told(self, keeper: LockspaceKeeper) -> LeaseSpaceInfo:
+        renewed_at = keeper.renewed_at
+        member = keeper.membership()
+        joined = not isinstance(member, Absent)
+        return LeaseSpaceInfo(
+            name=keeper.name,
+            path=keeper.spec.path,
+            state=keeper.state.value,
+            reason=keeper.reason,
+            seconds_left=member.seconds_left if isinstance(member, Absent) else None,
+            host_id=keeper.host_id or 0,
+            host_name=keeper.host_name,
+            generation=keeper.generation or 0,
+            renewed_s_ago=None if renewed_at is None else max(0.0, self._now() - renewed_at),
+            fails_in_s=keeper.fails_in_s if joined else None,
+            fenced=keeper.fences,
+            backends=sorted(self._host.backends_of(keeper)),
+            leases=self._leases(self._host.backends_of(keeper)),
+            hosts=[_told_of(view, keeper.records) for view in keeper.hosts()],
+            fire_timeout_s=keeper.timing.fire_timeout_s,
+            misfits=keeper.records.misfits if keeper.records is not None else "",
+        )
+
+
+def _told_of(view: HostView, records: HostRecords | None) -> HostInfo:
+    said = records.of(view) if records is not None else None
+    return HostInfo(
+        host_id=view.host_id,
+        name=view.name,
+        state=view.state.name,
+        generation=view.generation or 0,
+        io_timeout_s=view.io_timeout_s,
+        unchanged_s=view.unchanged_s,
+        dead_in_s=view.dead_in_s,
+        note=view.note,
+        node=said.node if said is not None else "",
+        version=said.version if said is not None else "",
+        fire_timeout_s=said.fire_timeout_s if said is not None else 0,
+    )
+
+
+def lane_of_leases(lockspace: str) -> str:
+    """The lane through which this host's requests go into the leases of a lockspace."""
+    return f"leases of {lockspace}"
+
+
+def lanes_of(lockspace: str) -> tuple[str, str]:
+    """The lanes through which this host's requests go into a lockspace and its leases."""
+    return f"lockspace {lockspace}", lane_of_leases(lockspace)
+
+
+def _leaving(keeper: LockspaceKeeper) -> bool:
+    return keeper.state is not KeeperState.LEFT or keeper.guarded
+
+
+def _fate(keeper: LockspaceKeeper) -> str:
+    return "this host is reset" if keeper.fences else "another host may take them over"
+
+
+def _words(choice: WatchdogChoice | None) -> str:
+    return f'"{choice.driver}" {choice.path} {choice.fire_timeout_s} s' if choice is not None else "nothing"

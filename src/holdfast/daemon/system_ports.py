@@ -1,0 +1,157 @@
+"""The ports of a real host, over which `build` makes the object graph of a daemon. The simulator has its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from random import SystemRandom
+from typing import Any
+
+from holdfast.config import Config
+from holdfast.daemon.build import SystemPorts
+from holdfast.daemon.lockspaces import LeaseHostPorts, lane_of_leases
+from holdfast.lease_admin.rereading import ROUND_S
+from holdfast.protocol.timing import NAME_TOKEN_DIGITS
+from holdfast.supervision.host_identity import HostIdentity
+from holdfast.supervision.lockspace_port import WatchdogChoice
+from holdfast.system import eager_tasks
+from holdfast.system.block_io.blocking_ports import BlockingClock, start_thread
+from holdfast.system.block_io.disk_file import DEVICE_WRITES
+from holdfast.system.block_io.lease_files import LeaseStorage, SystemLeaseStorage
+from holdfast.system.block_io.renewal_threads import SystemLeaseThreads
+from holdfast.system.block_io.request_gate import GATE
+from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.clock import SystemClock
+from holdfast.system.epoll import Readiness
+from holdfast.system.files.append_file import SystemAppendFile
+from holdfast.system.files.disk_identity import SystemDiskIdentities
+from holdfast.system.files.fixed_record import SystemFixedRecord
+from holdfast.system.files.host_record_files import SystemHostRecordFiles
+from holdfast.system.files.lockspace_files import LockspaceFiles
+from holdfast.system.files.lockspace_locks import SystemSpaceLocks
+from holdfast.system.files.mounts import MountTable
+from holdfast.system.files.ofd_lock import SystemLockFiles
+from holdfast.system.files.open_files import SystemOpenFiles, lock_keepers
+from holdfast.system.files.state_file import MemoryFile, append_line
+from holdfast.system.files.storage_executor import LanedStorage
+from holdfast.system.host.commands import Commands
+from holdfast.system.host.descriptors import DescriptorStore
+from holdfast.system.host.predecessor import Predecessors
+from holdfast.system.host.process import SystemProcesses, boot_id, host_name, is_proven_hardware, machine_ids
+from holdfast.system.host.realtime import prepare_thread
+from holdfast.system.libvirt.domains import LibvirtStatusFiles, status_directory
+from holdfast.system.libvirt.virsh import VirshDomainControl
+from holdfast.system.watchdog.device import DeviceWatchdog, NoWatchdog, Watchdog
+from holdfast.system.watchdog.wdmd import WdmdWatchdog
+
+
+def laned_storage(config: Config, mounts: MountTable) -> LanedStorage:
+    return LanedStorage(mounts, timeout_s=config.limits.storage_timeout_s, now=time.monotonic)
+
+
+def system_ports(
+    config: Config,
+    *,
+    readiness: Readiness,
+    mounts: MountTable,
+    storage: LanedStorage,
+    store: DescriptorStore,
+    commands: Commands,
+    predecessors: Predecessors,
+) -> SystemPorts:
+    """The ports of this host for a daemon of that configuration. The event loop that will serve has to run already."""
+    host, boot = host_name(), boot_id()
+    return SystemPorts(
+        pid=os.getpid(),
+        uid=os.geteuid(),
+        identity=HostIdentity(host, boot, machine_of(host, *machine_ids(), is_hardware=is_proven_hardware())),
+        clock=SystemClock(),
+        processes=SystemProcesses(readiness),
+        domains=VirshDomainControl(config.recovery.libvirt_uri, commands),
+        status=LibvirtStatusFiles(status_directory(os.environ, os.geteuid()), readiness),
+        files=SystemLockFiles(),
+        lockspace_files=LockspaceFiles(),
+        storage=storage,
+        mounts=mounts,
+        readiness=readiness,
+        store=store,
+        journal=SystemAppendFile(config.journal_path),
+        journal_extent=SystemFixedRecord(config.extent_path),
+        append_for_good=lambda name, line: append_line(f"{config.state_dir}/{name}", line),
+        all_ended=eager_tasks.all_ended,
+        gate=GATE,
+        predecessors=predecessors,
+        open_files=SystemOpenFiles(ignored=partial(lock_keepers, store.stores)),
+        leases=lease_host_ports(
+            (config.state_dir, config.run_dir),
+            host_locks=config.host_locks,
+            directories=(os.path.realpath(config.run_dir), os.path.realpath(config.state_dir)),
+        ),
+    )
+
+
+def lease_host_ports(
+    copy_dirs: Sequence[str], *, host_locks: str = "", directories: tuple[str, str] = ("", "")
+) -> LeaseHostPorts:
+    """Nothing is opened or started before somebody asks for it. `copy_dirs`: local directories that each keep this host's
+    incarnations: one that survives a reboot first, one of this boot alone. `host_locks` and `directories` are needed by who
+    joins: where lockspaces have their lock on this host, and (run_dir, state_dir), by which daemons are told apart.
+    """
+    return LeaseHostPorts(
+        threads=SystemLeaseThreads(prepare_thread),
+        start_heart=_start_heart,
+        heart_clock=BlockingClock(),
+        watchdog=_watchdog,
+        storage=_lease_storage,
+        writes_in_flight=lambda lockspace: DEVICE_WRITES.in_flight(lane_of_leases(lockspace)),
+        incarnation_files=lambda lockspace: [
+            MemoryFile(f"{place}/lockspace-{lockspace}.json") for place in copy_dirs
+        ],
+        space_locks=SystemSpaceLocks(host_locks),
+        directories=directories,
+        identities=SystemDiskIdentities(),
+        chance=SystemRandom(),
+        token=partial(secrets.token_hex, NAME_TOKEN_DIGITS // 2),
+        generation_min=lambda: int(time.time()),
+        reread_s=ROUND_S,
+        host_records=lambda lockspace, path: SystemHostRecordFiles(
+            path, DiskLane(f"host records of {lockspace}", 1)
+        ),
+    )
+
+
+def _start_heart(life: Coroutine[Any, Any, None], on_end: Callable[[object], None]) -> None:
+    start_thread("heartbeat", _prepared(life), on_end)
+
+
+async def _prepared(life: Coroutine[Any, Any, None]) -> None:
+    prepare_thread()
+    await life
+
+
+def _lease_storage(lockspace: str) -> LeaseStorage:
+    return SystemLeaseStorage(DiskLane(lane_of_leases(lockspace)))
+
+
+def _watchdog(choice: WatchdogChoice, fd: int | None) -> Watchdog:
+    now = BlockingClock().now
+    match choice.driver:
+        case "device":
+            return DeviceWatchdog(choice.path, choice.fire_timeout_s, now, fd=fd)
+        case "wdmd":
+            return WdmdWatchdog(choice.fire_timeout_s, now, path=choice.path, fd=fd)
+        case _:
+            return NoWatchdog()
+
+
+def machine_of(node: str, *ids: str, is_hardware: bool) -> str:
+    """One digest of what tells this machine from others: names and ids, as far as they can be read. Empty for a virtual
+    machine: an HA manager may start another instance with the same ids while this one is paused or cut off (safety.md A7).
+    """
+    if not is_hardware:
+        return ""
+    return hashlib.sha256("\0".join((node, *ids)).encode("utf-8", "replace")).hexdigest()[:32]

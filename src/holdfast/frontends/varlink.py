@@ -1,0 +1,475 @@
+"""The control frontend: Varlink on a socket, for the holdfast command and for anybody's tools.
+
+Introspection comes with it (org.varlink.service), so `varlinkctl introspect` shows what is below.  Root and the
+configured group may connect. A user other than root acquires only for its own processes, and only disks that it may open
+itself (ADR 0161).
+No `from __future__ import annotations` here: asyncvarlink reads the types at run time.
+"""
+
+import asyncio
+import contextlib
+import grp
+import logging
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Protocol
+
+from asyncvarlink import VarlinkInterface, VarlinkInterfaceRegistry, varlinkmethod
+from asyncvarlink.error import GenericVarlinkErrorReply
+from asyncvarlink.interface import LastResult
+from asyncvarlink.serviceinterface import VarlinkServiceInterface
+
+from holdfast import __version__
+from holdfast.control.api import (
+    ERROR_NOT_PERMITTED,
+    ERROR_REFUSED,
+    ERROR_TOO_MANY,
+    INTERFACE,
+    PRODUCT,
+    URL,
+    VENDOR,
+    CollectedLease,
+    DiskWish,
+    EventInfo,
+    FencedHost,
+    HolderInfo,
+    LeaseSpaceInfo,
+    OwnerInfo,
+    StatusInfo,
+)
+from holdfast.errors import HoldfastError, Refused, storage_failed
+from holdfast.frontends.listener import Listener, Peer
+from holdfast.frontends.varlink_connection import VarlinkConnection, refuse_client
+from holdfast.manager.all_or_none import LOCKS_PER_ACQUIRE_MAX, acquire_all
+from holdfast.manager.events import Event
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.owners import Owner
+from holdfast.manager.queries import Inspection, shown
+from holdfast.model import DIRECT_LOCKSPACE, Mode, OwnerName, ProcessId, Resource, Want
+from holdfast.system.files.ofd_lock import IoFailed, close_opened
+from holdfast.system.files.storage_executor import Storage
+from holdfast.system.host.peer import is_directory_of, peer_groups, process_of
+from holdfast.system.host.peer_rights import Rights, open_as
+from holdfast.system.logs.log_limit import LimitedLog
+
+log = logging.getLogger(__name__)
+
+EVENTS_BEHIND_MAX = 4096
+"""Events that wait for one slow follower; then the oldest are dropped, and it can tell by the numbers."""
+
+
+RESERVED_PLACES = 8
+"""Of the control socket, for root and the daemon's own user: some commands at once, while others have all the rest."""
+USER_LOCKS_SHARE = 4
+"""Of the descriptors that this process may have, the part up to which users other than root get locks. Root's VMs need the
+others: out of descriptors no VM starts.
+"""
+
+over_quota = LimitedLog(log)
+
+
+def refused(error: HoldfastError) -> GenericVarlinkErrorReply:
+    return GenericVarlinkErrorReply(
+        ERROR_REFUSED, {"kind": type(error).__name__, "message": shown(str(error))}
+    )
+
+
+class LeaseSpaces(Protocol):
+    """The lockspaces of leases; refusals are errors of the `LockError` tree."""
+
+    def told(self) -> list[LeaseSpaceInfo]: ...
+    def join(self, name: str) -> None: ...
+    async def leave(self, name: str) -> None: ...
+    async def collect(self, dry_run: bool) -> list[CollectedLease]: ...
+    async def break_lease(self, path: str, attest_off: str, operator: str) -> str: ...
+    async def fence_host(self, host: str, operator: str, lockspace: str) -> list[FencedHost]: ...
+
+
+class ControlInterface(VarlinkInterface, name=INTERFACE):
+    """io.holdfast.Control, for one peer."""
+
+    def __init__(
+        self,
+        manager: LockManager,
+        inspection: Inspection,
+        status: Callable[[], StatusInfo],
+        peer: Peer,
+        lease_spaces: LeaseSpaces,
+        reload: Callable[[], Awaitable[list[str]]],
+        rights: Rights | None,
+        storage: Storage,
+        user_locks: "UserLocks",
+    ) -> None:
+        self._reload = reload
+        self._user_locks = user_locks
+        self._rights = rights
+        """Of a peer that is neither root nor the daemon's own user: what it may lock is what it may open."""
+        self._storage = storage
+        self._lease_spaces = lease_spaces
+        self._manager = manager
+        self._inspection = inspection
+        self._status = status
+        self._peer = peer
+
+    @varlinkmethod(return_parameter="status")
+    def GetStatus(self) -> StatusInfo:  # noqa: N802 - Varlink's method names
+        return self._status()
+
+    @varlinkmethod(return_parameter="owners")
+    def ListOwners(self) -> list[OwnerInfo]:  # noqa: N802
+        return self._inspection.owners()
+
+    @varlinkmethod(return_parameter="locks")
+    def ListLocks(self) -> list[HolderInfo]:  # noqa: N802
+        return self._inspection.locks()
+
+    @varlinkmethod(return_parameter="lockspaces")
+    def ListLeaseSpaces(self) -> list[LeaseSpaceInfo]:  # noqa: N802
+        return self._lease_spaces.told()
+
+    @varlinkmethod
+    def JoinLeaseSpace(self, *, name: str) -> None:  # noqa: N802
+        """Begin to join a lockspace that was left; ListLeaseSpaces tells how far it is."""
+        self._must_be_root()
+        try:
+            self._lease_spaces.join(name)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod
+    async def LeaveLeaseSpace(self, *, name: str) -> None:  # noqa: N802
+        """Leave a lockspace on which nobody rests; it stays left until it is joined, or the daemon starts."""
+        self._must_be_root()
+        try:
+            await self._lease_spaces.leave(name)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="leases")
+    async def CollectLeases(self, *, dry_run: bool) -> list[CollectedLease]:  # noqa: N802
+        """Take out the leases that nobody holds, each proven by taking it."""
+        self._must_be_root()
+        try:
+            return await self._lease_spaces.collect(dry_run)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="proof")
+    async def BreakLease(self, *, path: str, attest_off: str, operator: str) -> str:  # noqa: N802
+        """Free a disk's lease whose holders are proven to be off, or attested to be by a named operator; the proof."""
+        self._must_be_root()
+        try:
+            return await self._lease_spaces.break_lease(path, attest_off, operator)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="hosts")
+    async def FenceHost(self, *, host: str, operator: str, lockspace: str) -> list[FencedHost]:  # noqa: N802
+        """Free the leases of a host that a named operator attests to be off, in one lockspace or (empty) in all.
+
+        Nothing is done, and `refused` and `seconds_left` say why, before it has been silent for 3 of its io_timeouts.
+        """
+        self._must_be_root()
+        try:
+            return await self._lease_spaces.fence_host(host, operator, lockspace)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="done")
+    async def SettleLock(self, *, lock: str, operator: str) -> str:  # noqa: N802
+        """End the claims of an unknown owner on a lock (its number, path or disk) on a named operator's word.
+
+        Refused for a lock with a known owner, and while a process of this host has the disk open.
+        """
+        self._must_be_root()
+        try:
+            return await self._manager.unknown.settle(lock, operator)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod
+    async def Reload(self) -> None:  # noqa: N802
+        """Become the program on disk with the configuration on disk. Refused with the reasons, a line each.
+
+        There is no other reply: the connection ends when the new program begins, and GetStatus answers when it serves.
+        """
+        self._must_be_root()
+        reasons = await self._reload()
+        raise refused(Refused(reason="\n".join(shown(reason) for reason in reasons)))
+
+    @varlinkmethod(return_parameter="holders")
+    async def GetHolders(self, *, path: str) -> list[HolderInfo]:  # noqa: N802
+        return await self._inspection.holders_of(path)
+
+    @varlinkmethod
+    async def Acquire(  # noqa: N802
+        self,
+        *,
+        pid: int,
+        name: str,
+        disks: list[DiskWish],
+        until_closed: bool | None = None,
+        family: str | None = None,
+    ) -> None:
+        """All disks or none, for the process `pid`, until it ends or releases them.
+
+        `until_closed`: it keeps them for its descendants; what it has not released when it ends stays until no process
+        of this host has the disk open. `family`: the control group of these descendants; until nobody is in that either.
+        """
+        process = self._may_speak_for(pid)
+        if family and process is not None and not is_directory_of(family, self._peer.uid):
+            raise not_permitted(f"control group {family} is not one of your user's")
+        for disk in disks:
+            if not disk.path.startswith("/"):
+                raise refused(Refused(reason=f"disks: path '{disk.path}' must be absolute"))
+        disks = disks[: LOCKS_PER_ACQUIRE_MAX + 1]  # the manager refuses so many
+        with contextlib.ExitStack() as pins:
+            try:
+                if self._rights is not None:
+                    pins.enter_context(self._user_locks.asking(len(disks), len(self._manager.table)))
+                wants = [await self._want(disk, pins) for disk in disks]
+                owner = self._manager.register(
+                    pid, OwnerName(name), until_closed=bool(until_closed), family=family or ""
+                )
+                try:
+                    self._must_be(owner, process)
+                    await acquire_all(self._manager, owner, wants)
+                finally:
+                    self._manager.unregister(owner, holder=False, why="")
+            except HoldfastError as error:
+                raise refused(error) from None
+
+    async def _want(self, disk: DiskWish, pins: contextlib.ExitStack) -> Want:
+        """For a user other than root: only the very file that it may open, pinned by a descriptor in `pins`."""
+        mode = Mode.SHARED if disk.shared else Mode.EXCLUSIVE
+        resource = Resource(DIRECT_LOCKSPACE, disk.path)
+        if self._rights is None:
+            return Want(resource, mode)
+        rights = self._rights
+        # In a lane of the user's own, on whatever storage it is: what the path leads to may change at any moment.
+        opened = await self._storage.run(
+            f"user {rights.uid}",
+            disk.path,
+            lambda: open_as(rights, disk.path, write=not disk.shared),
+            undo=close_opened,
+        )
+        if isinstance(opened, IoFailed):
+            raise storage_failed(opened)
+        pins.callback(close_opened, opened)
+        return Want(resource, mode, only=opened.key)
+
+    @varlinkmethod
+    async def Release(self, *, pid: int, paths: list[str]) -> None:  # noqa: N802
+        process = self._may_speak_for(pid)
+        owner = self._manager.owners.with_pid(pid)
+        if owner is not None:
+            self._must_be(owner, process)
+        try:
+            for path in paths:
+                if owner is not None:
+                    await self._manager.release(owner, Resource(DIRECT_LOCKSPACE, path))
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="event", delay_generator=False)
+    async def WatchEvents(self, *, after: int, follow: bool) -> AsyncIterator[EventInfo | None]:  # noqa: N802
+        """Kept events with a number above `after`, then (with `follow`) each as it happens; a last empty one ends it."""
+        queue: asyncio.Queue[Event] = asyncio.Queue(EVENTS_BEHIND_MAX)
+
+        def put(event: Event) -> None:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+        stop = self._manager.events.listen(put)
+        try:
+            for event in self._manager.events.recent(after):
+                yield event_info(event)
+            while follow:
+                yield event_info(await queue.get())
+        finally:
+            stop()
+        raise LastResult(None)
+
+    def _must_be_root(self) -> None:
+        if self._rights is not None:
+            raise not_permitted("only root may do that")
+
+    def _may_speak_for(self, pid: int) -> ProcessId | None:
+        """The process, if only that one may be meant; None for a peer that may speak for any."""
+        if self._peer.uid == 0:
+            return None
+        process = process_of(pid, self._peer.uid)
+        if process is None:
+            raise not_permitted(f"process {pid} is not one of your user's")
+        return process
+
+    def _must_be(self, owner: Owner, process: ProcessId | None) -> None:
+        """The process that was asked about may have ended since, and its pid be another's."""
+        if process is not None and owner.process_id != process:
+            raise not_permitted(f"process {process.pid} has ended")
+
+
+def not_permitted(message: str) -> GenericVarlinkErrorReply:
+    return GenericVarlinkErrorReply(ERROR_NOT_PERMITTED, {"message": shown(message)})
+
+
+def event_info(event: Event) -> EventInfo:
+    owner = event.owner
+    return EventInfo(
+        number=event.number,
+        time=event.wall_s,
+        kind=event.kind,
+        owner=shown(owner.name) if owner else "",
+        owner_uuid=owner.uuid if owner else "",
+        pid=event.pid,
+        resource=shown(str(event.resource)) if event.resource else "",
+        mode=event.mode.word if event.mode else "",
+        detail=shown(event.detail),
+    )
+
+
+class UserLocks:
+    """How many locks this host may hold for further ones to be granted to users other than root."""
+
+    def __init__(self, locks_max: int) -> None:
+        self._locks_max = locks_max
+        self._asked = 0
+        """For by requests under way; each has a descriptor already, which pins the disk."""
+
+    @contextlib.contextmanager
+    def asking(self, count: int, held: int) -> Iterator[None]:
+        if held + self._asked + count > self._locks_max:
+            raise Refused(
+                reason=f"this host holds {held} locks; with more than {self._locks_max} only root gets further ones"
+            )
+        self._asked += count
+        try:
+            yield
+        finally:
+            self._asked -= count
+
+
+class Places:
+    """Who has how many of the control socket's places.
+
+    Root and the daemon's own user may have all of them. Any other user has at most a quarter, and all others together leave
+    some free: an operator must be able to break a lease while somebody's script holds connections.
+    """
+
+    def __init__(self, clients_max: int, privileged: tuple[int, ...]) -> None:
+        self._privileged = privileged
+        self._user_max = max(1, clients_max // 4)
+        self._others_max = clients_max - min(RESERVED_PLACES, clients_max // 2)
+        self._taken: Counter[int] = Counter()
+
+    def refusal(self, uid: int) -> str:
+        """Why this user gets no further place; empty if it does."""
+        if uid in self._privileged:
+            return ""
+        if self._taken[uid] >= self._user_max:
+            return f"user {uid} has {self._taken[uid]} connections to this socket already; at most {self._user_max}"
+        others = sum(n for user, n in self._taken.items() if user not in self._privileged)
+        if others >= self._others_max:
+            return (
+                f"users other than root have {others} connections to this socket; at most {self._others_max}"
+            )
+        return ""
+
+    def take(self, uid: int) -> None:
+        self._taken[uid] += 1
+
+    def give_back(self, uid: int) -> None:
+        self._taken[uid] -= 1
+        if not self._taken[uid]:
+            del self._taken[uid]
+
+
+class ControlFrontend:
+    """All control clients."""
+
+    def __init__(
+        self,
+        manager: LockManager,
+        inspection: Inspection,
+        status: Callable[[], StatusInfo],
+        *,
+        lease_spaces: LeaseSpaces,
+        reload: Callable[[], Awaitable[list[str]]],
+        uid: int,
+        group: str,
+        clients_max: int,
+        idle_timeout_s: float,
+        storage: Storage,
+        user_locks_max: int,
+    ) -> None:
+        """`reload` returns only when it is refused, with the reasons."""
+        self._reload = reload
+        self._user_locks = UserLocks(user_locks_max)
+        self._storage = storage
+        self._lease_spaces = lease_spaces
+        self._manager = manager
+        self._inspection = inspection
+        self._status = status
+        self._uid = uid
+        self._gid = grp.getgrnam(group).gr_gid if group else None
+        self._places = Places(clients_max, (0, uid))
+        self._idle_timeout_s = idle_timeout_s
+        self.connections: dict[VarlinkConnection, None] = {}
+        self.listener: Listener | None = None
+
+    def admit(self, peer: Peer, sock: socket.SocketType) -> str:
+        if peer.uid in (0, self._uid):
+            return ""
+        if self._gid is not None and (peer.gid == self._gid or self._gid in peer_groups(sock.fileno())):
+            return ""
+        return "only root and the group of control.group may use this socket"
+
+    def serve(self, accepted: socket.SocketType, peer: Peer) -> None:
+        sock = socket.socket(fileno=accepted.detach())
+        sock.setblocking(False)
+        if reason := self._places.refusal(peer.uid):
+            over_quota.write("control: refused client pid %d: %s", peer.pid, reason)
+            refuse_client(sock, ERROR_TOO_MANY, {"message": f"{reason}; close some"})
+            self._left()
+            return
+        registry = VarlinkInterfaceRegistry()
+        registry.register_interface(VarlinkServiceInterface(VENDOR, PRODUCT, __version__, URL, registry))
+        registry.register_interface(
+            ControlInterface(
+                self._manager,
+                self._inspection,
+                self._status,
+                peer,
+                self._lease_spaces,
+                self._reload,
+                self._rights_of(peer, sock),
+                self._storage,
+                self._user_locks,
+            )
+        )
+        connection = VarlinkConnection(
+            registry, sock, peer, idle_timeout_s=self._idle_timeout_s, gone=self._closed
+        )
+        self.connections[connection] = None
+        self._places.take(peer.uid)
+        connection.start()
+
+    def _rights_of(self, peer: Peer, sock: socket.socket) -> Rights | None:
+        if peer.uid in (0, self._uid):
+            return None
+        return Rights(uid=peer.uid, gid=peer.gid, groups=peer_groups(sock.fileno()))
+
+    def _closed(self, connection: VarlinkConnection) -> None:
+        del self.connections[connection]
+        self._places.give_back(connection.peer.uid)
+        self._left()
+
+    def _left(self) -> None:
+        if self.listener is not None:
+            self.listener.left()
+
+    def close_all(self) -> None:
+        for connection in list(self.connections):
+            connection.leave()

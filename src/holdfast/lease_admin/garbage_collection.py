@@ -1,0 +1,217 @@
+"""Taking out leases that nobody holds.
+
+A host's own leases are free to itself on storage, so what this daemon holds is known from the lock table alone: a lease
+is tried only while no lock has it, and with the turn on its key, so that no start of this host comes between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from holdfast.backends.lease_backend import LeaseBackend
+from holdfast.errors import AttemptLeft, LockError, Refused, StorageFailed
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.owners import Evidence
+from holdfast.model import ProcessId
+from holdfast.supervision.lockspace_port import Absent
+from holdfast.system import eager_tasks
+from holdfast.system.clock import Clock
+from holdfast.system.files.ofd_lock import FileKey
+
+log = logging.getLogger(__name__)
+
+ALL_OTHERS = "every other lease"
+"""The name in the answer of what a backend that can't be asked has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """One lease: taken out (or would be), or why it stays."""
+
+    backend: str
+    name: str
+    kept_because: str
+
+
+class LeaseCollector:
+    """See the module."""
+
+    def __init__(self, manager: LockManager, *, clock: Clock) -> None:
+        self._manager = manager
+        self._clock = clock
+        manager.on_left_behind = self.account_for
+        self._begun = False
+        self._waiting: set[str] = set()
+        self._attempts: dict[str, set[str]] = {}
+        """By backend: leases that no VM has, and of which an attempt of an earlier daemon is still to be withdrawn."""
+        self.ended: Mapping[FileKey, Collection[ProcessId]] = {}
+        """Leases whose end the last daemon has recorded, and the processes that have let go of them. Of a journal that was
+        cut between two appends nothing is seen: so the end of one process says nothing about a lease that another took.
+        """
+
+    async def collect(self, *, dry_run: bool) -> list[Collected]:
+        """Of every backend with leases; raises a `LockError` if there is none, or none can be asked."""
+        backends = [b for b in self._manager.backends.values() if isinstance(b, LeaseBackend)]
+        if not backends:
+            raise Refused(reason='no backend has leases (driver = "paxos")')
+        collected: list[Collected] = []
+        failed: list[LockError] = []
+        for backend in backends:
+            try:
+                await self._collect_of(backend, collected, dry_run=dry_run)
+            except LockError as e:
+                # One lockspace that this host is not in, or one sick storage, keeps nothing of the others.
+                failed.append(e)
+                collected.append(Collected(backend.name, ALL_OTHERS, str(e)))
+        if len(failed) == len(backends):
+            raise failed[0]
+        out = sum(not each.kept_because for each in collected)
+        log.info("leases: %d of %d %s", out, len(collected), "could be taken out" if dry_run else "taken out")
+        return collected
+
+    async def _collect_of(self, backend: LeaseBackend, collected: list[Collected], *, dry_run: bool) -> None:
+        upkeep = backend.upkeep
+        if not dry_run:
+            await upkeep.free_of_older_terms()
+        # One after the other: this is nobody's hurry.
+        for name in await upkeep.lease_names():
+            taking = partial(upkeep.take_out, name, dry_run=dry_run)
+            collected.append(Collected(backend.name, name, await self._one(backend, name, taking)))
+        for stray in await upkeep.strays():
+            taking = partial(upkeep.take_out_stray, stray, dry_run=dry_run)
+            kept_because = await self._one(backend, stray.name, taking)
+            shown = f"{stray.name} at {stray.offset_bytes}, which its name does not lead to"
+            collected.append(Collected(backend.name, shown, kept_because))
+
+    def begin(self) -> None:
+        """Every lock that is to be held again stands in the table: backends that resumed are read from now on."""
+        self._begun = True
+        waiting, self._waiting = self._waiting, set()
+        self.account_for_left_behind(waiting)
+
+    def resumed(self, backends: Collection[str]) -> None:
+        """The incarnation of an earlier daemon was resumed, now or before `begin`."""
+        if self._begun:
+            self.account_for_left_behind(backends)
+        else:
+            self._waiting.update(backends)
+
+    def account_for_left_behind(self, backends: Collection[str]) -> None:
+        """After an incarnation of an earlier daemon was resumed: hold or free what that daemon had and no lock here has.
+
+        As long as this host lives, no other host may take those leases. So storage that fails is read again, until the
+        incarnation ends.
+        """
+        for backend in self._manager.backends.values():
+            if isinstance(backend, LeaseBackend) and backend.name in backends:
+                eager_tasks.start(self._account_for_all(backend))
+
+    async def account_for(self, backend_name: str, name: str) -> None:
+        """The same for one lease that an acquire met; raises a `LockError` while storage doesn't tell."""
+        backend = self._manager.backends[backend_name]
+        assert isinstance(backend, LeaseBackend)
+        await self._taken_up(backend, name, backend.names.key(name))
+
+    async def _account_for_all(self, backend: LeaseBackend) -> None:
+        incarnation = backend.presence.membership()
+        names: list[str] | None = None
+        self._attempts[backend.name] = set()
+        while names != [] and not isinstance(incarnation, Absent):
+            try:
+                if names is None:
+                    await backend.upkeep.free_own()
+                    # All of them, whatever they are named after: one of ours may be held for a VM.
+                    names = await backend.upkeep.all_names()
+                names = [name for name in names if not await self._accounted_for(backend, name)]
+            except StorageFailed as e:
+                log.warning("leases that may have been left behind can't be read: %s; trying again", e)
+            except LockError as e:
+                log.warning("leases that may have been left behind can't be read: %s", e)
+                return
+            if names is not None and self._attempts[backend.name].issuperset(names):
+                self._manager.unknown.drop_place(backend.name)
+            if names != []:
+                await self._clock.sleep(2 * incarnation.io_timeout_s)
+                if self._manager.closing or backend.presence.membership() is not incarnation:
+                    return
+
+    async def _accounted_for(self, backend: LeaseBackend, name: str) -> bool:
+        """Whether there is nothing left to do.  If not, storage fails, or did when this daemon wanted to resume what it
+        found in the journal: should its owner end before it can be, nothing else gives it back.
+        """
+        key = backend.names.key(name)
+        lock = self._manager.table.of_lock_file(key)
+        if lock is not None or self._manager.turns.taken(key):
+            return lock is not None and lock.held is not None
+        try:
+            await self._taken_up(backend, name, key)
+        except AttemptLeft as e:
+            log.info("%s; trying again to withdraw what an earlier daemon began", e)
+            self._attempts[backend.name].add(name)
+            return False
+        except StorageFailed as e:
+            log.warning("lease %s may have been left behind by an earlier daemon: %s; trying again", name, e)
+            return False
+        except LockError as e:
+            log.debug("lease %s: %s", name, e)
+        return True
+
+    async def _taken_up(self, backend: LeaseBackend, name: str, key: FileKey) -> None:
+        manager = self._manager
+        while manager.turns.taken(key):
+            await manager.turns.wait(key)
+        if manager.table.of_lock_file(key) is not None:
+            return
+        await manager.turns.during((key,), self._take_up(backend, name, key))
+
+    async def _take_up(self, backend: LeaseBackend, name: str, key: FileKey) -> None:
+        """With the turn on its key until the lock stands in the table: no start of this host comes between."""
+        if key in self.ended and await self._is_of_ended(backend, name, self.ended[key]):
+            if await backend.upkeep.free_left_behind(name):
+                log.warning("lease %s was left behind by an earlier daemon; it is free now", name)
+            return
+        left = await backend.upkeep.take_up(name)
+        if left is None:
+            return
+        keys: tuple[FileKey, ...] = (key,)
+        if left.noted.disk:
+            lease, identity = await backend.names.of(left.resource)
+            if lease == name and identity.key is not None:
+                keys += (identity.key,)
+        why = self._manager.doubt or "the journal doesn't name it"
+        self._manager.unknown.hold(
+            backend=backend.name,
+            held=left.held,
+            resource=left.resource,
+            mode=left.mode,
+            keys=keys,
+            name=left.noted.owner,
+            evidence=Evidence(why=f"{why}; lease {name}", process=left.noted.process, disk=left.noted.disk),
+        )
+
+    async def _is_of_ended(self, backend: LeaseBackend, name: str, ended: Collection[ProcessId]) -> bool:
+        """Whether the last of this host that took it, as its note says, is one that has let go of it."""
+        process = await backend.upkeep.noted_process(name)
+        return process is None or process in ended
+
+    async def _one(
+        self, backend: LeaseBackend, name: str, taking: Callable[[], Coroutine[Any, Any, str]]
+    ) -> str:
+        manager = self._manager
+        key = backend.names.key(name)
+        if busy := self._in_use(key):
+            return busy
+        try:
+            return await manager.turns.during((key,), taking())
+        except LockError as e:
+            return str(e)
+
+    def _in_use(self, key: FileKey) -> str:
+        """Why nobody else of this host may try that lease now; empty if it may be tried."""
+        if self._manager.table.of_lock_file(key) is not None:
+            return "held here"
+        return "being taken here" if self._manager.turns.taken(key) else ""

@@ -1,0 +1,258 @@
+"""Carries out the ladder of `supervision.recovery`: pauses, stops and kills the owners that rested on a lost lockspace.
+
+Runs beside everything else, one task per lost lockspace. Owners are found in the lock table each time, so one that has
+let go of its locks meanwhile (libvirt does so when a VM is paused) is left in peace.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from holdfast.backends.paxos.names import LEASE_KEY_DEVICE
+from holdfast.manager import events as ev
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lock_registry import HostLock
+from holdfast.manager.owners import Owner
+from holdfast.model import Instant, LockFailureAction, OwnerName
+from holdfast.protocol.timing import Timing
+from holdfast.supervision.escalation import Act, AllGone, Kill, Ladder, LadderAction, OutOfTime, Terminate
+from holdfast.system import eager_tasks
+from holdfast.system.clock import Clock
+from holdfast.system.libvirt.domains import DomainStatus
+from holdfast.system.libvirt.virsh import DomainControl
+
+log = logging.getLogger(__name__)
+
+STEP_S = 0.2
+"""As sanlock: five looks a second at who is still there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """A lockspace that was lost, and what rested on it."""
+
+    lockspace: str
+    reason: str
+    backends: Collection[str]
+    timing: Timing
+    lost_at: Instant
+    renewed_at: Instant | None
+    on_all_gone: Callable[[], None]
+
+
+class LeaseRecovery:
+    """See the module. ``actions``: what each backend's table says of `on_lockfailure`; ``resets``: those with
+    `on_loss = "reset"`.
+    """
+
+    def __init__(
+        self,
+        manager: LockManager,
+        *,
+        clock: Clock,
+        domains: DomainControl,
+        status: DomainStatus | None,
+        actions: Mapping[str, LockFailureAction],
+        resets: Collection[str] = (),
+    ) -> None:
+        self._manager = manager
+        self._clock = clock
+        self._domains = domains
+        self._status = status
+        self._actions = actions
+        self._resets = frozenset(resets)
+        self._marked: dict[str, set[str]] = {}
+        """By lockspace: UUIDs of domains whose metadata says why they are paused."""
+
+    def in_use(self, backends: Collection[str]) -> bool:
+        """Whether a lock of these backends, the backends of one lockspace, has an owner that lives."""
+        owners = self._manager.owners
+        return any(
+            self._may_be_of(lock, backends) and any(owners.get(i) is not None for i in lock.claims)
+            for lock in self._manager.table
+        )
+
+    def count(self, backends: Collection[str]) -> int:
+        """Locks of these backends, the backends of one lockspace."""
+        return sum(self._may_be_of(lock, backends) for lock in self._manager.table)
+
+    def _may_be_of(self, lock: HostLock, backends: Collection[str]) -> bool:
+        """Whether a lock's lease is in the lockspace of these backends. One whose backend is in no table any more, or can't
+        be made, may be in any lockspace: it counts for each, for leaving one that a VM needs costs its disks.
+        """
+        if lock.backend in backends:
+            return True
+        is_lease = bool(lock.keys) and lock.keys[0][0] == LEASE_KEY_DEVICE
+        return is_lease and lock.backend not in self._manager.routing.leases
+
+    def lost(self, loss: Loss) -> None:
+        """Act first, log second: nothing that a log line might wait for may come before the first step of the ladder."""
+        lost = self._announce(loss)
+        eager_tasks.start(self._recover(loss))
+        for line, about in lost:
+            log.critical("LEASE LOST: %s", line, extra=about)
+
+    def joined(self, lockspace: str) -> None:
+        """It is joined (again): what was stopped to be restarted is started."""
+        self._manager.events.emit(ev.LOCKSPACE_JOINED, detail=lockspace)
+        for uuid in self._marked.pop(lockspace, set()):
+            eager_tasks.start(self._domains.mark(uuid, ""), lambda _: None)
+        for uuid, name in list(self._manager.book.restarts.get(lockspace, {}).items()):
+            eager_tasks.start(self._start_again(lockspace, uuid, name))
+
+    async def _start_again(self, lockspace: str, uuid: str, name: str) -> None:
+        owner = OwnerName(name, uuid)
+        if any(each.name.uuid == uuid and each.alive() for each in self._manager.owners):
+            self._manager.book.restart_is_tried(lockspace, uuid)  # it never ended, or somebody was quicker
+            return
+        log.warning("starting %s again: lockspace %s is joined", name, lockspace)
+        started = await self._domains.start(uuid)
+        # Not before: a daemon that ends meanwhile leaves it to the next one, and a second start harms nobody.
+        self._manager.book.restart_is_tried(lockspace, uuid)
+        kind = ev.OWNER_RESTARTED if started else ev.OWNER_NOT_RESTARTED
+        self._manager.events.emit(kind, owner=owner, detail=f"lockspace {lockspace} is joined")
+        if not started:
+            about = ev.logged(kind, owner)
+            log.error(
+                "%s was stopped for lockspace %s and can't be started again", name, lockspace, extra=about
+            )
+
+    def _announce(self, loss: Loss) -> list[tuple[str, dict[str, object]]]:
+        """Emit the events, which only fills a bounded memory; the lines for the log."""
+        lines = []
+        self._manager.events.emit(ev.LOCKSPACE_LOST, detail=f"{loss.lockspace}: {loss.reason}")
+        for owner in self._users(loss):
+            for lock in self._manager.table.of_owner(owner.id):
+                if self._may_be_of(lock, loss.backends):
+                    for resource, mode in lock.claims[owner.id].items():
+                        about = ev.logged(ev.LEASE_LOST, owner.name, resource)
+                        lines.append((f"{resource} of {owner}: {loss.reason}", about))
+                        self._manager.events.emit(
+                            ev.LEASE_LOST, owner.name, owner.pid, resource, mode, loss.reason
+                        )
+        return lines
+
+    def _users(self, loss: Loss) -> list[Owner]:
+        found: dict[int, Owner] = {}
+        for lock in self._manager.table:
+            if self._may_be_of(lock, loss.backends):
+                for owner_id in lock.claims:
+                    owner = self._manager.owners.get(owner_id)
+                    if owner is not None:
+                        found[owner_id] = owner
+        return list(found.values())
+
+    def _action(self, loss: Loss, owner: Owner) -> LockFailureAction:
+        """What libvirt's live XML says, else what the backend's table says. Only the table may say `ignore`."""
+        configured = {
+            self._actions.get(lock.backend, LockFailureAction.PAUSE)
+            for lock in self._manager.table.of_owner(owner.id)
+            if self._may_be_of(lock, loss.backends)
+        }
+        strictest = next(
+            (a for a in LockFailureAction if a in configured and a is not LockFailureAction.IGNORE), None
+        )
+        domain = (
+            self._status.look(owner.name.name, owner.name.uuid, owner.pid)
+            if self._status is not None
+            else None
+        )
+        wanted = domain.on_lockfailure if domain is not None else ""
+        if wanted in ("pause", "poweroff", "restart"):
+            return LockFailureAction(wanted)
+        action = LockFailureAction.IGNORE
+        if strictest is not None or not configured:
+            action = strictest or LockFailureAction.PAUSE
+        if wanted == LockFailureAction.IGNORE.value and action is not LockFailureAction.IGNORE:
+            log.warning(
+                "%s: its XML says on_lockfailure 'ignore', but only on_lockfailure = \"ignore\" in the [backend] table can "
+                "say that, because the watchdog then resets this host: %s",
+                owner,
+                action.value,
+            )
+        return action
+
+    async def _recover(self, loss: Loss) -> None:
+        ladder = Ladder(loss.timing, lost_at=loss.lost_at, renewed_at=loss.renewed_at)
+        decided: dict[int, LockFailureAction] = {}
+        met: dict[int, Owner] = {}
+        while not self._manager.closing:
+            users = {owner.id: owner for owner in self._users(loss)}
+            met |= users
+            for owner in users.values():
+                if not owner.alive():
+                    self._manager.owner_ended(owner)  # the news of its end is still under way
+                elif owner.id not in decided:
+                    decided[owner.id] = self._action(loss, owner)
+            wanted = {i: decided.get(i, LockFailureAction.PAUSE) for i in users}
+            for action in ladder.step(self._clock.now(), wanted):
+                if isinstance(action, AllGone):
+                    log.warning("lockspace %s: nobody rests on it any more", loss.lockspace)
+                    if not self._is_to_be_reset(loss, met.values()):
+                        loss.on_all_gone()
+                    return
+                self._perform(loss, users, action)
+            await self._clock.sleep(STEP_S)
+
+    def _is_to_be_reset(self, loss: Loss, met: Iterable[Owner]) -> bool:
+        """Whether the watchdog is left unfed, although nobody uses the lockspace any more.
+
+        A process that has ended may have writes under way, in the page cache or on a path that hangs, and they would land
+        after another host has taken over. What libvirt has paused has none: QEMU drains and flushes before it says so.
+        """
+        ended = [str(owner) for owner in met if not owner.alive()]
+        if not ended or self._resets.isdisjoint(loss.backends):
+            return False
+        reason = (
+            f"{', '.join(ended)} ended and may have writes under way: the watchdog resets this host (on_loss)"
+        )
+        self._manager.events.emit(ev.HOST_RESET_AWAITED, detail=f"{loss.lockspace}: {reason}")
+        log.critical("lockspace %s: %s", loss.lockspace, reason)
+        return True
+
+    def _perform(self, loss: Loss, users: Mapping[int, Owner], action: LadderAction) -> None:
+        match action:
+            case Act(owner_id, what):
+                self._act(loss, users[owner_id], what)
+            case Terminate(owner_id):
+                self._signal(users[owner_id], signal.SIGTERM)
+            case Kill(owner_id):
+                self._signal(users[owner_id], signal.SIGKILL)
+            case OutOfTime(owner_ids):
+                log.critical(
+                    "lockspace %s: another host may take its leases over, and %s still run here",
+                    loss.lockspace,
+                    ", ".join(str(users[i]) for i in owner_ids),
+                )
+            case AllGone():
+                pass
+            case _:
+                assert_never(action)
+
+    def _act(self, loss: Loss, owner: Owner, action: LockFailureAction) -> None:
+        self._manager.events.emit(
+            ev.OWNER_STOPPED, owner=owner.name, pid=owner.pid, detail=f"{action.value}: lease lost"
+        )
+        if action is LockFailureAction.PAUSE and owner.name.uuid:
+            eager_tasks.start(self._suspend(loss, owner))
+        elif action is LockFailureAction.RESTART and owner.name.uuid:
+            self._manager.book.owe_restart(loss.lockspace, owner.name.uuid, owner.name.name)
+        about = ev.logged(ev.OWNER_STOPPED, owner.name)
+        log.critical("%s: action on lock failure: %s", owner, action.value, extra=about)
+
+    async def _suspend(self, loss: Loss, owner: Owner) -> None:
+        """libvirt releases its locks when it has paused it; until then it is still a user."""
+        uuid = owner.name.uuid
+        if await self._domains.suspend(uuid):
+            reason = f"paused because lockspace {loss.lockspace} was lost: {loss.reason}"
+            self._marked.setdefault(loss.lockspace, set()).add(uuid)
+            await self._domains.mark(uuid, reason)
+
+    @staticmethod
+    def _signal(owner: Owner, number: signal.Signals) -> None:
+        owner.signal(number)
+        log.critical("%s still rests on a lost lease: %s", owner, number.name)

@@ -1,0 +1,243 @@
+"""After a restart: every lock of the last daemon is held again, or somebody hears about it.
+
+The journal says who owned what.  Owners that have ended are forgotten.  The claims of the living go into the lock
+table at once, so that nobody on this host can slip in between; then each lock is held
+again: by its own descriptor if one was kept (nothing was ever let go), else by taking it anew.
+
+A journal that is missing, damaged or of another version (`SavedState.is_whole`) proves that somebody held something,
+never that nobody did. Then an owner whose process is not found, and a claim without an owner, become *unknown* instead
+of ended (`unknown_locks`), and nothing that was found held is let go.
+
+A lock that can't be retaken is *lost*: the log and an event say so, `holdfast status` shows it, and
+* somebody else has it for certain: the owner gets the configured action, for two may be writing;
+* we can't tell (storage silent, file gone): we go on trying, and touch no VM for our own doubts.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Collection, Mapping
+
+from holdfast.manager import events as ev
+from holdfast.manager.journal_replay import SavedOwner, SavedState
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lock_registry import HostLock
+from holdfast.manager.owners import Evidence, Owner
+from holdfast.model import LockFailureAction, OwnerName, ProcessId
+from holdfast.system import eager_tasks
+from holdfast.system.clock import Clock
+from holdfast.system.host.process import Processes
+from holdfast.system.libvirt.virsh import DomainControl
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+"""Between tries for a lost lock: often enough for a healed storage, seldom enough for an idle host."""
+ADOPTION_WAIT_S = 10.0
+"""How long the start waits for slow storage before it serves others; the rest goes on beside."""
+
+
+async def _at_once() -> None:
+    return None
+
+
+class Recovery:
+    """Adopts what the last daemon left."""
+
+    def __init__(
+        self,
+        manager: LockManager,
+        *,
+        processes: Processes,
+        clock: Clock,
+        domains: DomainControl,
+        on_lock_lost: LockFailureAction,
+    ) -> None:
+        self._manager = manager
+        self._processes = processes
+        self._clock = clock
+        self._domains = domains
+        self._on_lock_lost = on_lock_lost
+        self._pending = 0
+        self._retrying = False
+        self._acted: set[int] = set()
+
+    def owners(self, state: SavedState) -> dict[int, Owner]:
+        """The owners of the journal that still live, or may, known again; one never visible lives by its connections."""
+        living: dict[int, Owner] = {}
+        self._manager.owners.reserve(
+            [*state.owners, *(i for lock in state.locks.values() for i in lock.claims)]
+        )
+        for saved in state.owners.values():
+            owner = self._owner(state, saved)
+            if owner is not None:
+                owner.journaled = True
+                self._manager.book.had_locks(owner.process_id)
+                owner.until_closed = saved.until_closed
+                owner.family = self._manager.owners.family(saved.family)
+                living[saved.id] = owner
+        for lock in state.locks.values():
+            for owner_id in lock.claims:
+                if owner_id not in state.owners and owner_id not in living:
+                    evidence = Evidence(why=state.doubt or "the journal doesn't say whose it is")
+                    owner = self._manager.unknown.owner(OwnerName(""), evidence, owner_id=owner_id)
+                    owner.journaled = True  # from the next rewriting on, which comes before anybody is served
+                    living[owner_id] = owner
+        return living
+
+    def _owner(self, state: SavedState, saved: SavedOwner) -> Owner | None:
+        """None if it is proven that it has ended."""
+        was_unknown = state.unknown.get(saved.id)
+        process = self._processes.open(saved.process.pid) if saved.process.start_ticks else None
+        if process is not None and process.id != saved.process:
+            process.close()
+            process = None
+        if process is not None:
+            return self._manager.owners.add(saved.process.pid, saved.name, process, owner_id=saved.id)
+        if was_unknown is not None or (saved.process.start_ticks and not state.is_whole):
+            evidence = Evidence(
+                why=was_unknown.why if was_unknown is not None else state.doubt,
+                process=saved.process if saved.process.pid > 0 else None,
+                unseen=was_unknown is not None and was_unknown.unseen,
+            )
+            return self._manager.unknown.owner(saved.name, evidence, owner_id=saved.id)
+        if saved.process.start_ticks and not saved.until_closed:
+            return None
+        # One that kept locks for its descendants comes back although it has ended: `owner_ended` decides.
+        return self._manager.owners.add(saved.process.pid, saved.name, None, owner_id=saved.id)
+
+    def unseen(self, owner: Owner) -> None:
+        """An owner that was never visible, and for which no connection is left: nothing here proves that it has ended."""
+        evidence = Evidence(
+            why=f"process {owner.pid} is not visible to holdfastd, and its connection was not kept over the restart",
+            process=owner.process_id,
+            unseen=True,
+        )
+        self._manager.unknown.becomes(owner, evidence)
+
+    async def locks(
+        self,
+        state: SavedState,
+        living: Mapping[int, Owner],
+        descriptors: Mapping[int, int],
+        ready: Callable[[], Awaitable[None]] = _at_once,
+    ) -> None:
+        """Hold again every lock with a living owner; tidy up behind the dead.  `ready`: when the claims are known."""
+        manager = self._manager
+        restored = []
+        for saved in state.locks.values():
+            claimants = [i for i in saved.claims if i in living]
+            restored.append((saved, manager.lost.restore(saved, claimants or list(saved.claims)), claimants))
+        await ready()
+        for saved, lock, claimants in restored:
+            if claimants and not lock.claims:
+                # Its last owner ended while we waited; storage does not know yet.
+                lock, claimants = manager.lost.restore(saved, list(saved.claims)), []  # noqa: PLW2901
+            self._pending += 1
+            ended = {state.owners[i].process for i in saved.claims if i in state.owners}
+            eager_tasks.start(
+                self._adopt(lock, descriptors.get(lock.id), ended if not claimants else None),
+                lambda _: self._adopted(),
+            )
+        waited = 0.0
+        while self._pending and waited < ADOPTION_WAIT_S:
+            await self._clock.sleep(0.05)
+            waited += 0.05
+        if self._pending:
+            log.error(
+                "%d locks are still being retaken: their storage is slow; serving others meanwhile",
+                self._pending,
+            )
+
+    def _adopted(self) -> None:
+        self._pending -= 1
+
+    async def _adopt(self, lock: HostLock, fd: int | None, ended: Collection[ProcessId] | None) -> None:
+        """`ended`: the processes that had it, if all of them have ended."""
+        manager = self._manager
+        over = ended is not None or (bool(lock.departing) and manager.departures.have_left(lock))
+        owners = [manager.owners.get(owner_id) for owner_id in lock.claims]
+        gone = {*(ended or ()), *(owner.process_id for owner in owners if owner is not None)}
+        regained = await manager.lost.regain(lock, fd)
+        if regained:
+            await manager.unknown.read_note(lock)
+        if over or (not regained and manager.departures.have_left(lock)):
+            # Held for a moment, so that its lock file goes the regular way.
+            kept = regained and await manager.unknown.keep_for_noted(lock, gone)
+            if not kept and lock.claims:  # else its guest ended meanwhile, and it went with it
+                await manager.lost.drop(lock)
+        elif not regained:
+            self.lost(lock)
+
+    def lost(self, lock: HostLock) -> None:
+        """Tell everybody, act if it is certain, and keep trying."""
+        for owner_id in list(lock.claims):
+            owner = self._manager.owners.get(owner_id)
+            if owner is None:
+                continue
+            for resource, mode in lock.claims[owner_id].items():
+                about = ev.logged(ev.LOCK_LOST, owner.name, resource)
+                log.critical("LOCK LOST: %s of %s: %s", resource, owner, lock.lost_reason, extra=about)
+                self._manager.events.emit(
+                    ev.LOCK_LOST,
+                    owner=owner.name,
+                    pid=owner.pid,
+                    resource=resource,
+                    mode=mode,
+                    detail=lock.lost_reason,
+                )
+            # Of an unknown owner nothing is certain, so no process is touched for it.
+            if lock.lost_for_certain and owner.unknown is None and owner.id not in self._acted:
+                self._acted.add(owner.id)
+                eager_tasks.start(self.act(owner))
+        if not self._retrying:
+            self._retrying = True
+            eager_tasks.start(self._retry())
+
+    async def act(self, owner: Owner, wanted: str = "") -> None:
+        """Keep a VM from writing whose lock somebody else has. `wanted`: what its definition says of that, if anything."""
+        action = self._on_lock_lost
+        if wanted in (LockFailureAction.PAUSE.value, LockFailureAction.POWEROFF.value):
+            action = LockFailureAction(wanted)
+        log.critical("%s: action on lock failure: %s", owner, action.value)
+        if action in (LockFailureAction.POWEROFF, LockFailureAction.RESTART):
+            self._manager.stop_owner(owner, "somebody else has its lock")
+        elif action is LockFailureAction.PAUSE and owner.process is not None:
+            if owner.name.uuid and await self._domains.suspend(owner.name.uuid):
+                log.critical("%s is paused; 'virsh resume' takes its locks again", owner)
+                return
+            owner.signal(signal.SIGSTOP)
+            log.critical(
+                "%s is stopped by SIGSTOP; when the other user is gone: kill -CONT %d", owner, owner.pid
+            )
+
+    async def _retry(self) -> None:
+        while not self._manager.closing:
+            await self._clock.sleep(RETRY_S)
+            lost = [lock for lock in self._manager.table if lock.held is None and lock.claims]
+            if not lost:
+                break
+            for lock in lost:
+                if lock.claims and not self._manager.turns.taken(lock):
+                    was_certain = lock.lost_for_certain
+                    if await self._manager.lost.regain(lock):
+                        self.regained(lock)
+                    elif lock.lost_for_certain and not was_certain:
+                        self.lost(lock)
+        self._retrying = False
+
+    def regained(self, lock: HostLock) -> None:
+        """Log and announce a lost lock that is held again."""
+        about = ev.logged(ev.LOCK_REGAINED, None, next(lock.names(), None))
+        log.warning("lock on %s is held again", lock.path, extra=about)
+        for owner_id, names in lock.claims.items():
+            owner = self._manager.owners.get(owner_id)
+            for resource, mode in names.items():
+                self._manager.events.emit(
+                    ev.LOCK_REGAINED,
+                    owner=owner.name if owner else None,
+                    pid=owner.pid if owner else 0,
+                    resource=resource,
+                    mode=mode,
+                )

@@ -1,0 +1,68 @@
+"""Turns: between two awaits the world moves, so whoever waits for storage first takes the turn.
+
+A turn is held on a resource name, a file key or a lock while a storage call about it is under way.  Others who
+need the same thing wait for its end and then look again from the start; nobody decides on what was
+true before the wait.  Names are taken before keys, and who holds a key never waits for a name:
+no circle can arise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from holdfast.system import eager_tasks
+
+T = TypeVar("T")
+
+
+class Turns:
+    """Who is at work on what."""
+
+    __slots__ = ("on",)
+
+    def __init__(self) -> None:
+        self.on: dict[Hashable, list[asyncio.Future[None]]] = {}
+        """The turns that are on now, and who waits for them; only to be looked into."""
+
+    def take(self, thing: Hashable) -> None:
+        self.on[thing] = []
+
+    def taken(self, thing: Hashable) -> bool:
+        return thing in self.on
+
+    def first_taken(self, things: Iterable[Hashable]) -> Hashable | None:
+        for thing in things:
+            if thing in self.on:
+                return thing
+        return None
+
+    def end(self, thing: Hashable) -> None:
+        for waiter in self.on.pop(thing):
+            eager_tasks.resolve(waiter, None)
+
+    async def wait(self, thing: Hashable) -> None:
+        """Returns when the turn that is on now has ended; another may have begun since."""
+        waiters = self.on.get(thing)
+        if waiters is not None:
+            future = asyncio.get_running_loop().create_future()
+            waiters.append(future)
+            await future
+
+    async def during(self, things: Sequence[Hashable], work: Coroutine[Any, Any, T]) -> T:
+        """Do the work; if it has to wait, hold the turn on these things until it has ended."""
+        try:
+            waits_for = work.send(None)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        # Nothing else has run since the first step, so it is early enough to take the turns now.
+        free = [thing for thing in things if not self.taken(thing)]
+        for thing in free:
+            self.take(thing)
+        try:
+            return await eager_tasks.rest(work, waits_for)
+        finally:
+            for thing in free:
+                self.end(thing)

@@ -1,0 +1,278 @@
+"""The lock book: what this host holds stands in the table, in the journal and in the descriptor store, and is told as news.
+
+Every change is made in all of them here, in an order that a kill at any moment leaves right (`journal` draws it): a
+claim is written down before anybody is told of it, and its end before the lock is let go.  Locks that were lost and come
+back are `lost_locks`'.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+from holdfast.backends.base import Backend, Held
+from holdfast.errors import Refused
+from holdfast.manager import events as ev
+from holdfast.manager import journal_kinds as jn
+from holdfast.manager.events import Events
+from holdfast.manager.file_lockspaces import Lockspaces
+from holdfast.manager.journal import Journal
+from holdfast.manager.journal_kinds import text_of
+from holdfast.manager.journal_lines import (
+    claim_line,
+    departing_line,
+    lent_line,
+    lent_over_line,
+    lock_line,
+    owner_lines,
+    unclaim_line,
+    until_closed_line,
+)
+from holdfast.manager.lock_table import Key, Lock, LockTable, Unclaimed
+from holdfast.manager.owners import Owner, Owners
+from holdfast.model import Mode, ProcessId, Resource, Want
+from holdfast.system.clock import Clock
+from holdfast.system.host.process import Family
+
+HostLock = Lock[Held]
+
+HAD_LOCKS_MAX = 20_000
+"""Processes remembered to have had a lock; as many as owners."""
+
+
+class LockBook:
+    """See the module.  ``keep`` puts a lock's descriptor into the descriptor store, or takes it out (None)."""
+
+    def __init__(
+        self,
+        *,
+        table: LockTable[Held],
+        journal: Journal,
+        events: Events,
+        clock: Clock,
+        keep: Callable[[int, int | None], None] | None,
+    ) -> None:
+        self._table = table
+        self._journal = journal
+        self._events = events
+        self._clock = clock
+        self._keep = keep
+        self.incarnations: dict[str, str] = {}
+        """This host's incarnations, by lockspace: the journal has a copy beside the locks that depend on them."""
+        self.restarts: dict[str, dict[str, str]] = {}
+        """By lockspace: UUIDs and names of domains that were stopped for its loss, to be started when it is joined."""
+        self.lent: dict[tuple[int, Resource], tuple[Mode, bool]] = {}
+        """By owner and name: what was let go for a migration that may fail; its mode, and whether a file was made for it."""
+        self._had_locks: dict[ProcessId, None] = {}
+        self._unrecorded: set[int] = set()
+        """Locks, by number, that were found held and could not be written into the journal since."""
+
+    def had_locks(self, process: ProcessId | None) -> None:
+        """This process has had a lock here, now or under an earlier daemon: it may get it back on a full disk."""
+        if process is not None and process.start_ticks:
+            self._had_locks.pop(process, None)
+            self._had_locks[process] = None
+            if len(self._had_locks) > HAD_LOCKS_MAX:
+                del self._had_locks[next(iter(self._had_locks))]
+
+    def remember(self, lockspace: str, state: str) -> None:
+        """Write an incarnation into the journal; a failure counts as one of the journal: it is written later."""
+        self.incarnations[lockspace] = state
+        self._journal.append_end(jn.IncarnationLine(lockspace, state))
+
+    def owe_restart(self, lockspace: str, uuid: str, name: str) -> None:
+        """The next daemon owes it as well; a failure counts as one of the journal: it is written later."""
+        self.restarts.setdefault(lockspace, {})[uuid] = name
+        self._journal.append_end(jn.RestartLine(lockspace, uuid, text_of(name)))
+
+    def restart_is_tried(self, lockspace: str, uuid: str) -> None:
+        """It has been started, or can't be."""
+        name = self.restarts.get(lockspace, {}).pop(uuid, "")
+        self._journal.append_end(jn.RestartLine(lockspace, uuid, text_of(name), owed=False))
+
+    def restored(self, lock: HostLock, owner: Owner) -> None:
+        """A lock that stands in the table already, held, for an owner found after a restart: store and journal follow."""
+        if self._keep is not None and lock.held is not None:
+            self._keep(lock.id, lock.held.descriptor())
+        lines = [claim_line(lock, owner.id, name, mode) for name, mode in lock.claims[owner.id].items()]
+        try:
+            self._record(owner, lock_line(lock), *lines)
+        except OSError:
+            # It is held all the same; the journal reports that it can't be written, and is rewritten later.
+            self._unrecorded.add(lock.id)
+
+    def adopted(self, lock: HostLock, before: Owner, owner: Owner, resource: Resource) -> None:
+        """An unknown owner's claims on a lock become one claim of `owner` under this name; the lock is never let go.
+        OSError: the journal can't be written, and nothing has changed.
+        """
+        strongest = max(lock.claims[before.id].values())
+        self._write_what_is_missing(lock)
+        self._record(owner, claim_line(lock, owner.id, resource, strongest))
+        self._hand_over(lock, before, owner, {resource: strongest})
+
+    def attributed(self, lock: HostLock, before: Owner, owner: Owner) -> None:
+        """An unknown owner's claims on a lock are `owner`'s, as they are."""
+        self._hand_over(lock, before, owner, dict(lock.claims[before.id]))
+
+    def _hand_over(self, lock: HostLock, before: Owner, owner: Owner, claims: dict[Resource, Mode]) -> None:
+        old = list(lock.claims[before.id])
+        for name, mode in claims.items():
+            self._table.claim(lock, owner.id, name, mode)
+        for name in old:
+            self._table.unclaim(lock, before.id, name)
+        try:
+            self._record(owner, *(claim_line(lock, owner.id, name, mode) for name, mode in claims.items()))
+        except OSError:
+            pass  # as above
+        self._journal.append_end(*(unclaim_line(lock, before.id, name) for name in old))
+        for name, mode in claims.items():
+            self._tell(ev.ADOPTED, owner, name, mode)
+
+    def enter(self, owner: Owner, want: Want, backend: Backend, keys: tuple[Key, ...], held: Held) -> None:
+        """A lock that was just taken, and its first claim.  OSError: the journal can't be written; nothing has changed."""
+        lock: HostLock = Lock(
+            lock_id=self._table.next_id(),
+            backend=backend.name,
+            held=held,
+            path=held.path,
+            create=held.create,
+            mode=want.mode,
+            keys=keys,
+            since_wall_s=self._clock.wall(),
+        )
+        self._table.insert(lock)
+        self._table.claim(lock, owner.id, want.resource, want.mode)
+        if self._keep is not None:
+            self._keep(lock.id, held.descriptor())
+        try:
+            self._record(owner, lock_line(lock), claim_line(lock, owner.id, want.resource, want.mode))
+        except OSError:
+            if self._keep is not None:
+                self._keep(lock.id, None)
+            self._table.unclaim(lock, owner.id, want.resource)
+            self._table.remove(lock)
+            raise
+        self._tell(ev.ACQUIRED, owner, want.resource, want.mode)
+
+    def claim(self, owner: Owner, want: Want, lock: HostLock, *, converted: bool) -> None:
+        """One more claim on a lock, or another mode of one.  OSError: as above."""
+        self._write_what_is_missing(lock)
+        self._record(owner, claim_line(lock, owner.id, want.resource, want.mode))
+        self._table.claim(lock, owner.id, want.resource, want.mode)
+        lock.departing.discard((owner.id, want.resource))
+        self._tell(ev.CONVERTED if converted else ev.ACQUIRED, owner, want.resource, want.mode)
+
+    def unclaim(self, owner: Owner, lock: HostLock, resource: Resource) -> Unclaimed:
+        """The end of a claim; with the last one goes the lock, which is then to be let go."""
+        left = self._table.unclaim(lock, owner.id, resource)
+        self._journal.append_end(unclaim_line(lock, owner.id, resource))
+        self._tell(ev.RELEASED, owner, resource, lock.mode)
+        if left.last:
+            self._table.remove(lock)
+            if self._keep is not None and lock.held is not None:
+                self._keep(lock.id, None)
+        return left
+
+    def departs(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
+        """A claim was released for a migration, and stands until that is over.  If the journal can't be written, the next
+        daemon takes it for one that was not released.
+        """
+        lock.departing.add((owner.id, resource))
+        self._journal.append_end(departing_line(lock, owner.id, resource))
+        self._tell(ev.DEPARTING, owner, resource, lock.claims[owner.id][resource])
+
+    def stayed(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
+        """The guest of such a claim runs on here: it is like any other."""
+        lock.departing.discard((owner.id, resource))
+        mode = lock.claims[owner.id][resource]
+        self._journal.append_end(claim_line(lock, owner.id, resource, mode))
+        self._tell(ev.STAYED, owner, resource, mode)
+
+    def lends(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
+        """A claim that is about to be let go for a migration, and is to be taken back if the guest stays."""
+        how = lock.claims[owner.id][resource], lock.create
+        self.lent[owner.id, resource] = how
+        self._journal.append_end(lent_line(owner.id, resource, *how))
+
+    def lent_is_over(self, owner_id: int, resource: Resource) -> None:
+        if self.lent.pop((owner_id, resource), None) is not None:
+            self._journal.append_end(lent_over_line(owner_id, resource))
+
+    def converted(self, lock: HostLock, mode: Mode) -> None:
+        """The lock itself is held in another mode now."""
+        lock.mode = mode
+        self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
+
+    def doubt_is_over(self) -> None:
+        """Everything that a placeholder stood for has a lock of its own, or is over: the next daemon need not doubt."""
+        self._journal.compact()
+
+    def until_closed(self, owner: Owner, family: Family | None) -> None:
+        """From now on its locks outlive it until their disks are closed. Raises `Refused` if that can't be recorded."""
+        owner.until_closed, owner.family = True, family
+        if owner.journaled:
+            try:
+                self._journal.append(until_closed_line(owner))
+            except OSError as e:
+                owner.until_closed, owner.family = False, None
+                raise Refused(reason=f"the journal can't be written: {e.strerror}") from e
+
+    def needs(self, owner: Owner) -> bool:
+        """Whether it holds something, or is to hold again what it lent."""
+        return self._table.holds_any(owner.id) or any(owner_id == owner.id for owner_id, _ in self.lent)
+
+    def owner_gone(self, owner: Owner) -> None:
+        """It holds nothing any more, and nobody speaks for it."""
+        for key in [key for key in self.lent if key[0] == owner.id]:
+            del self.lent[key]
+        if owner.journaled:
+            owner.journaled = False
+            self._journal.append_end(jn.OwnerGoneLine(owner.id))
+
+    def lines(self, lockspaces: Lockspaces, owners: Owners, *, everybody: bool) -> list[jn.Line]:
+        """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""
+        lines: list[jn.Line] = [
+            jn.LockspaceLine(text_of(p), lockspaces.made_on_demand(p)) for p in lockspaces.known()
+        ]
+        lines.extend(jn.IncarnationLine(space, state) for space, state in self.incarnations.items())
+        lines.extend(
+            jn.RestartLine(space, uuid, text_of(name))
+            for space, owed in self.restarts.items()
+            for uuid, name in owed.items()
+        )
+        lines.extend(line for o in owners if everybody or o.journaled for line in owner_lines(o))
+        for lock in self._table:
+            if lock.stands_for:
+                lines.append(jn.DoubtLine(text_of(lock.doubt)))
+                continue
+            lines.append(lock_line(lock))
+            lines.extend(
+                claim_line(lock, owner_id, resource, mode)
+                for owner_id, names in lock.claims.items()
+                for resource, mode in names.items()
+            )
+            lines.extend(departing_line(lock, *claim) for claim in sorted(lock.departing))
+        lines.extend(lent_line(*key, *how) for key, how in self.lent.items())
+        return lines
+
+    def _write_what_is_missing(self, lock: HostLock) -> None:
+        """A claim on a lock that is not in the journal is damage to the next daemon (found by seed 96001051)."""
+        if lock.id in self._unrecorded:
+            if not self._journal.compact():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._unrecorded.clear()
+
+    def _record(self, owner: Owner, *lines: jn.Line) -> None:
+        process = owner.process_id
+        # A VM that is paused has let go of its locks: what it had, it gets back.
+        urgent = process in self._had_locks
+        if owner.journaled:
+            self._journal.append(*lines, urgent=urgent)
+        else:
+            self._journal.append(*owner_lines(owner), *lines, urgent=urgent)
+            owner.journaled = True
+        self.had_locks(process)
+
+    def _tell(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:
+        self._events.emit(kind, owner.name, owner.pid, resource, mode)

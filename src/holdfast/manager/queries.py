@@ -1,0 +1,111 @@
+"""What the daemon tells about itself: owners, locks, and who holds a disk by any of its names."""
+
+from __future__ import annotations
+
+import os
+
+from holdfast.backends.naming import indirect_name
+from holdfast.control.api import HolderInfo, OwnerInfo
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lock_registry import HostLock
+from holdfast.model import Mode, Resource
+from holdfast.system.files.lockspace_files import LockspaceFiles
+from holdfast.system.files.ofd_lock import FileKey
+from holdfast.system.files.storage_executor import Storage
+
+UNTIL_MIGRATED = "held until the migration ends"
+
+
+def shown(text: str) -> str:
+    """JSON and terminals are UTF-8: a path that is not is shown with replacement marks."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+class Inspection:
+    """Read-only views on the manager."""
+
+    def __init__(self, manager: LockManager, *, files: LockspaceFiles, storage: Storage, host: str) -> None:
+        self._manager = manager
+        self._files = files
+        self._storage = storage
+        self._host = host
+
+    def owners(self) -> list[OwnerInfo]:
+        table = self._manager.table
+        found = []
+        for owner in self._manager.owners:
+            locks = table.of_owner(owner.id)
+            weakest = min((self._manager.protection(lock)[0] for lock in locks), default=None)
+            found.append(
+                OwnerInfo(
+                    name=shown(owner.name.name),
+                    uuid=owner.name.uuid,
+                    domain_id=owner.name.domain_id,
+                    pid=owner.pid,
+                    alive=owner.alive(),
+                    stopping=owner.stopping,
+                    connections=owner.connections,
+                    locks=len(locks),
+                    protection=None if weakest is None else int(weakest),
+                    protection_word="" if weakest is None else weakest.word,
+                )
+            )
+        return found
+
+    def locks(self) -> list[HolderInfo]:
+        return [info for lock in self._manager.table for info in self._claims(lock)]
+
+    async def holders_of(self, path: str) -> list[HolderInfo]:
+        """Everybody with a claim on a disk: by this path, by its hash in a lockspace, by the file behind it."""
+        hashed = indirect_name(path)
+        table = self._manager.table
+        found: dict[HostLock, None] = {}
+        names = [Resource("", path), Resource(os.path.dirname(path), os.path.basename(path))]
+        names += [Resource(space, hashed) for space in self._manager.lockspaces.known()]
+        for name in names:
+            if (lock := table.named(name)) is not None:
+                found[lock] = None
+        key: FileKey | None = await self._storage.call(path, lambda: self._files.key(path))
+        if key is not None:
+            found.update(dict.fromkeys(table.with_key(key)))
+        return [info for lock in found for info in self._claims(lock)]
+
+    def _claims(self, lock: HostLock) -> list[HolderInfo]:
+        return [
+            self._info(lock, owner_id, resource, mode)
+            for owner_id, names in lock.claims.items()
+            for resource, mode in names.items()
+        ]
+
+    def _called(self, lock: HostLock, resource: Resource) -> str:
+        """A lease that is held under its own name (`moved_disks`) is shown as the disk that it is for, if that is known."""
+        backend = self._manager.routing.leases.get(lock.backend)
+        if backend is not None and not resource.lockspace:
+            return backend.names.path_of(resource.name)
+        return str(resource)
+
+    def _info(self, lock: HostLock, owner_id: int, resource: Resource, mode: Mode) -> HolderInfo:
+        owner = self._manager.owners.get(owner_id)
+        protection, note = self._manager.protection(lock)
+        lost = self._manager.why_lost(lock)
+        return HolderInfo(
+            resource=shown(self._called(lock, resource)),
+            lockspace=shown(resource.lockspace),
+            name=shown(resource.name),
+            mode=mode.word,
+            owner=shown(owner.name.name) if owner else "",
+            owner_uuid=owner.name.uuid if owner else "",
+            pid=owner.pid if owner else 0,
+            host=self._host,
+            since=lock.since_wall_s,
+            backend=lock.backend,
+            path=shown(lock.path),
+            protection=int(protection),
+            protection_word=protection.word,
+            protection_note=shown(note),
+            held=not lost,
+            lost_reason=shown(lost),
+            number=lock.id,
+            until=UNTIL_MIGRATED if (owner_id, resource) in lock.departing else "",
+            unknown=shown(owner.unknown.why) if owner is not None and owner.unknown is not None else "",
+        )

@@ -1,0 +1,300 @@
+"""Which host id, under which name, and whether the last term may be gone on with: what a host knows of itself.
+
+A term is a host id, a generation and a name. The name is fresh for each term (`host_names`), so that "this name" means
+"this very term". What this host wrote last it remembers in a small file of its own:
+
+    same boot                     its processes may live: go on with the term, if storage shows it unbroken;
+                                  if not, their users are stopped first, and then its name proves it ours
+    another boot, same hardware   no process of that term can live: its id is claimed at once, under its name. Of a virtual
+                                  machine a second instance may run elsewhere: it counts as anything else
+    anything else                 a fresh name, and whoever holds the id is watched for the dead bound
+
+A machine that was cloned with its memory of a term meets a record that is being renewed by the other one: so a term
+of an earlier boot is first watched for longer than a healthy host takes to renew. A host that finds its id leaves a record
+that somebody renews alone from then on, under whatever name it stands, and finds another one (ADR 0190).
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from dataclasses import dataclass, field
+
+import msgspec
+
+from holdfast.ondisk.delta import IO_TIMEOUT_MAX_S, DeltaLease
+from holdfast.ondisk.geometry import HOSTS_MAX_LIMIT
+from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX
+from holdfast.ondisk.record_layout import U64_MAX
+from holdfast.protocol.lockspace_area import LockspaceArea
+from holdfast.protocol.ports import Clock
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.types import Generation, HostId, IoFailed, OnWait, Waiting
+from holdfast.supervision.host_names import fresh_name, is_of_node, may_be_of_node
+from holdfast.supervision.join_errors import NotJoined
+
+log = logging.getLogger(__name__)
+
+
+class Term(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of a term, in a file that survives a reboot."""
+
+    lockspace: str
+    host_id: int
+    generation: int
+    host_name: str
+    boot: str
+    machine: str
+    io_timeout_s: int
+    fire_timeout_s: int
+    joined_at: float = 0.0
+    """Seconds of CLOCK_BOOTTIME when it was joined or resumed; 0 in what an older daemon wrote."""
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.io_timeout_s, self.fire_timeout_s)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether its numbers are in the ranges of the format: a damaged file may hold others."""
+        return (
+            1 <= self.host_id <= HOSTS_MAX_LIMIT
+            and 1 <= self.generation <= U64_MAX
+            and 1 <= self.io_timeout_s <= IO_TIMEOUT_MAX_S
+            and self.fire_timeout_s >= 1
+            and 1 <= len(self.host_name.encode("utf-8", "replace")) <= HOST_NAME_BYTES_MAX
+        )
+
+
+class _Checked(Term, frozen=True, kw_only=True):
+    """A `Term` as it is written: with the checksum (zlib.crc32) of the rest; None in what an older daemon wrote."""
+
+    check: int | None = None
+
+
+def encode_term(term: Term) -> str:
+    raw = msgspec.json.encode(term)
+    return f'{raw[:-1].decode()},"check":{zlib.crc32(raw)}}}'
+
+
+def decode_term(raw: bytes) -> Term | None:
+    """The incarnation that a state file holds; None if it holds none that can be right. A flipped bit may make another
+    host name of it, and an incarnation of that name is over: so a file whose checksum does not fit counts as lost.
+    """
+    try:
+        found = msgspec.json.decode(raw, type=_Checked) if raw else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if found is None:
+        return None
+    term = Term(**{name: getattr(found, name) for name in Term.__struct_fields__})
+    fits = found.check is None or found.check == zlib.crc32(msgspec.json.encode(term))
+    return term if fits and term.is_possible else None
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdentity:
+    """Who this host is: `machine` tells it from its clones, as far as anything does; empty if nothing proves that."""
+
+    node: str
+    boot: str
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to join: the id and the name to claim it under; `resumed`: the generation to go on with instead.
+
+    `only_if_free`: another host that was quicker keeps it, and we find another one.
+    """
+
+    host_id: HostId
+    host_name: str
+    timing: Timing
+    resumed: Generation | None = None
+    only_if_free: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """Plans how to join one lockspace. ``host_id`` None: find one. ``token``: random digits for a fresh name.
+
+    ``others``: records that another host was seen to renew, by host id and host name; it grows.
+    """
+
+    host_id: HostId | None
+    hosts_max: int | None
+    timing: Timing
+    identity: HostIdentity
+    token: str
+    on_wait: OnWait
+    others: set[tuple[int, str]] = field(default_factory=set)
+
+    def resumption(self, term: Term | None, *, in_use: bool) -> Plan | None:
+        """To resume the last incarnation, if it was of this boot and is still wanted.
+
+        `in_use`: VMs depend on it; then it is resumed whatever host id is configured by now.
+        """
+        if term is None or term.boot != self.identity.boot:
+            return None
+        if self.host_id not in (None, term.host_id) and not in_use:
+            return None
+        return Plan(HostId(term.host_id), term.host_name, term.timing, Generation(term.generation))
+
+    async def search(self, area: LockspaceArea, clock: Clock, *, fences: bool) -> Plan | NotJoined:
+        """To resume an incarnation that VMs depend on and that no copy remembers: storage itself still has its record.
+
+        It must bear this node's name, and its last renewal, by this boot's clock, must be younger than the fail bound.
+        Two such records are doubt, and none is taken. If no record of this node is within its dead bound, no VM depends on
+        one, provided that the watchdog resets this host when that passes (`fences`).
+        """
+        hosts = min(self.hosts_max or area.geometry.hosts_max, area.geometry.hosts_max)
+        sectors = await area.read_sectors(hosts, self.timing.io_timeout_s)
+        if isinstance(sectors, IoFailed):
+            return NotJoined(f"storage of lockspace {area.space_name} failed: errno {sectors.errno}")
+        size = area.geometry.sector_bytes
+        found: list[tuple[HostId, DeltaLease]] = []
+        may_be_used = False
+        for number in range(1, hosts + 1):
+            host_id = HostId(number)
+            record = area.decode(host_id, sectors[(number - 1) * size : number * size])
+            if self.host_id not in (None, host_id) or isinstance(record, Malformed) or record.is_free:
+                continue
+            age_s = clock.now() - record.timestamp
+            timing = self.timing.of_host(record.io_timeout_s)
+            if is_of_node(record.host_name.text, self.identity.node) and 0 <= age_s < timing.fail_s:
+                found.append((host_id, record))
+            may_be_used |= (
+                may_be_of_node(record.host_name.text, self.identity.node) and 0 <= age_s <= timing.dead_s
+            )
+        if len(found) != 1:
+            return NotJoined(
+                f"no copy of its incarnation can be read, and {len(found) or 'no'} records on storage look like it",
+                is_over=fences and not may_be_used,
+            )
+        ((host_id, record),) = found
+        timing = self.timing.of_host(record.io_timeout_s)
+        return Plan(host_id, record.host_name.text, timing, Generation(record.generation))
+
+    async def is_over(self, area: LockspaceArea, clock: Clock, plan: Plan, *, fences: bool) -> bool:
+        """Whether no VM of this host depends on the incarnation that `plan` would resume.
+
+        It was given back, which is done in good order only. Or its dead bound has passed, or another host has its id after
+        that, and the watchdog has not reset this host (`fences`), as it does unless the users of an incarnation have ended.
+        A record of this host under another name is a claim that a kill cut short, or an incarnation that no copy names: for
+        that, the same bound has to pass.
+        """
+        record = await area.read_record(plan.host_id, self.timing.io_timeout_s)
+        if isinstance(record, IoFailed | Malformed):
+            return False
+        if record.is_free:
+            return fences or (record.host_name.says(plan.host_name) and record.generation == plan.resumed)
+        age_s = clock.now() - record.timestamp
+        may_be_used = 0 <= age_s <= self.timing.of_host(record.io_timeout_s).dead_s
+        return fences and not (may_be_of_node(record.host_name.text, self.identity.node) and may_be_used)
+
+    async def plan(
+        self, area: LockspaceArea, clock: Clock, term: Term | None, *, users_are_gone: bool
+    ) -> Plan | NotJoined:
+        """To claim an id. `users_are_gone`: whoever rested on the last term, if it was of this boot, is gone."""
+        name = fresh_name(self.identity.node, self.token)
+        if term is not None and self.host_id in (None, term.host_id):
+            ours = await self._is_ours(area, clock, term, users_are_gone)
+            if ours is not None:
+                return Plan(HostId(term.host_id), term.host_name if ours else name, self.timing)
+        if self.host_id is not None:
+            return Plan(self.host_id, name, self.timing)
+        found = await self._find_id(area)
+        if isinstance(found, NotJoined):
+            return found
+        host_id, ours = found
+        return Plan(host_id, name, self.timing, only_if_free=not ours)
+
+    async def _is_ours(
+        self, area: LockspaceArea, clock: Clock, term: Term, users_are_gone: bool
+    ) -> bool | None:
+        """Whether the record is of that term, and no user of it lives; None: it is somebody else's by now."""
+        if not 1 <= term.host_id <= area.geometry.hosts_max:
+            return None
+        host_id = HostId(term.host_id)
+        record = await area.read_record(host_id, self.timing.io_timeout_s)
+        if isinstance(record, IoFailed):
+            return None  # not known; who may choose looks for it by name
+        if isinstance(record, Malformed):
+            return False
+        if not _is_of(record, term) or self._is_another_hosts(host_id, record):
+            return None
+        if term.boot == self.identity.boot:
+            return users_are_gone
+        if not term.machine or term.machine != self.identity.machine:
+            return False
+        watch_s = self.timing.of_host(record.io_timeout_s).renewal_s + max(
+            record.io_timeout_s, self.timing.io_timeout_s
+        )
+        self.on_wait(
+            Waiting(f"seeing that nobody renews host id {host_id}, which was ours before the reboot", watch_s)
+        )
+        await clock.sleep(watch_s)
+        again = await area.read_record(host_id, self.timing.io_timeout_s)
+        if isinstance(again, DeltaLease) and _is_renewed(record, again):
+            self.others.add((host_id, again.host_name.text))
+            log.warning(
+                "lockspace %s: host id %d, which this host has had, is renewed by host %s: one of the two is a clone of the "
+                "other, with a copy of its state_dir%s",
+                area.space_name,
+                host_id,
+                again.host_name,
+                "" if self.host_id else "; this host finds another host id",
+            )
+            return None
+        return again == record
+
+    def _is_another_hosts(self, host_id: HostId, record: DeltaLease) -> bool:
+        return not record.is_free and (host_id, record.host_name.text) in self.others
+
+    async def _find_id(self, area: LockspaceArea) -> tuple[HostId, bool] | NotJoined:
+        """Our own by the node's name, else one that was never used, else one that is free; and whether it is our own."""
+        hosts = min(self.hosts_max or area.geometry.hosts_max, area.geometry.hosts_max)
+        sectors = await area.read_sectors(hosts, self.timing.io_timeout_s)
+        if isinstance(sectors, IoFailed):
+            return NotJoined(f"storage of lockspace {area.space_name} failed: errno {sectors.errno}")
+        free: HostId | None = None
+        unused: HostId | None = None
+        size = area.geometry.sector_bytes
+        for number in range(1, hosts + 1):
+            host_id = HostId(number)
+            record = area.decode(host_id, sectors[(number - 1) * size : number * size])
+            if isinstance(record, Malformed):
+                continue
+            if self._is_another_hosts(host_id, record):
+                continue
+            if not record.is_never_used and is_of_node(record.host_name.text, self.identity.node):
+                return host_id, True
+            if record.is_never_used:
+                unused = unused or host_id
+            elif record.is_free:
+                free = free or host_id
+        found = unused or free
+        if found is None:
+            return NotJoined(
+                f"all {hosts} host ids of lockspace {area.space_name} are taken: raise hosts_max, or make a lockspace that "
+                "serves more hosts ('holdfast host list' shows whose they are)"
+            )
+        return found, False
+
+
+def _is_of(record: DeltaLease, term: Term) -> bool:
+    return (
+        record.owner_id == term.host_id
+        and record.generation == term.generation
+        and record.host_name.says(term.host_name)
+    )
+
+
+def _is_renewed(before: DeltaLease, now: DeltaLease) -> bool:
+    """Whether a host that holds the id has renewed it between two looks. A newer generation is a claim, which may be one of
+    our own under the same name that landed late (found by seed 2146).
+    """
+    same_term = (before.generation, before.host_name) == (now.generation, now.host_name)
+    return same_term and before.timestamp != now.timestamp and not (now.is_free or now.is_marked_dead)

@@ -1,0 +1,264 @@
+"""The heartbeat measures the age of every lease of this host, and feeds the watchdog only while all are good.
+
+The one that renews a lease waits for storage, so it cannot measure: it hangs just when measuring matters. The
+heartbeat waits for nothing but the clock. Renewals leave their news with it; once a second it takes them in, looks at
+the clock, and acts:
+
+    renewal thread          t0 ── write …… hangs ………………………………………………………
+    heartbeat               |  fed   fed   fed   fed |  starved: on_lost  ……………………… reset
+    age of the lease        0                        8 io                          8 io + fire
+
+A host has one watchdog, so it is fed only while *every* lease may feed it, and never beyond the earliest bound. A
+lease that is lost starves it until somebody proves that nobody uses that lease any more (`dismiss`) and its last
+write is through; then the other leases feed it again. Everything else about two leases is separate: their ages, their
+bounds, who is told.
+
+Callbacks run on the heartbeat's thread, outside of its lock; they must not block, and what they raise is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from holdfast.protocol import expiry
+from holdfast.protocol.expiry import Corrupted, Expiry, Phase, Renewed, Ticked
+from holdfast.protocol.ports import Clock
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.types import Instant
+from holdfast.system.block_io.blocking_ports import Interrupted
+from holdfast.system.watchdog.device import Watchdog, WatchdogRefused
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+"""How often ages are measured: a part of the shortest bound (8 s with io_timeout 1)."""
+
+OnExpiring = Callable[[float], None]
+"""Renewals are late; the lease is this old (seconds)."""
+OnLost = Callable[[str], None]
+"""The lease is lost, because of this. Said once."""
+
+
+def _nobody(_: object) -> None:
+    return None
+
+
+class Watched:
+    """One lease under the heartbeat's eye. The renewal side reports here, from whatever thread."""
+
+    def __init__(
+        self,
+        heartbeat: Heartbeat,
+        name: str,
+        timing: Timing,
+        renewed_at: Instant,
+        on_expiring: OnExpiring,
+        on_lost: OnLost,
+        on_expired: OnLost,
+    ) -> None:
+        self.name = name
+        self.expiry = Expiry(timing, renewed_at)
+        self.on_expiring, self.on_lost, self.on_expired = on_expiring, on_lost, on_expired
+        self._heartbeat = heartbeat
+        self._inbox: deque[Renewed | Corrupted] = deque()
+        self._corrupt = False
+        self._retired = False
+        self._dismissed = False
+
+    def renewed(self, begun_at: Instant) -> None:
+        """A renewal is on disk whose time was taken, before its write, at `begun_at`."""
+        self._inbox.append(Renewed(begun_at))
+
+    def corrupted(self, reason: str) -> None:
+        """The record is not ours any more: the lease is over now, not at the next beat."""
+        self._corrupt = True
+        self._inbox.append(Corrupted(reason))
+
+    def may_write(self) -> bool:
+        """Whether lease writes may be issued at this very moment."""
+        over = self._corrupt or self._retired
+        return not over and self.expiry.may_write(self._heartbeat.now())
+
+    @property
+    def phase(self) -> Phase:
+        return self.expiry.phase
+
+    def is_over(self) -> bool:
+        """Whether the lease is lost or given up, so that it may not be renewed any more."""
+        return self._corrupt or self._dismissed or self.phase >= Phase.FAIL
+
+    def fails_in_s(self) -> float:
+        return max(0.0, self.expiry.fails_at - self._heartbeat.now())
+
+    def retire(self) -> None:
+        """Nobody uses this lease any more, provably, and nobody may. It is renewed until it is dismissed (ADR 0129)."""
+        self._retired = True
+
+    def dismiss(self, in_flight: Callable[[], bool]) -> None:
+        """It is retired, and shall starve the watchdog no longer.
+
+        But a write of ours that is still in flight, and lands when somebody else has our host id, is stopped
+        by nothing but a reset: while `in_flight` says so, everything stays as it is.
+        """
+        self.retire()
+        self._dismissed = True
+        self._heartbeat.forget(self, in_flight)
+
+    def may_feed(self, now: Instant) -> bool:
+        return not self._corrupt and self.expiry.may_feed(now)
+
+    def take_news(self) -> list[Renewed | Corrupted]:
+        return [self._inbox.popleft() for _ in range(len(self._inbox))]
+
+    def step(self, now: Instant, news: list[Renewed | Corrupted]) -> tuple[expiry.Action, ...]:
+        actions = self.expiry.step(now, Ticked())
+        for each in news:
+            actions += self.expiry.step(now, each)
+        return actions
+
+
+class Heartbeat:
+    """All leases of this host and its watchdog. `run` is a thread's whole life, or a task's in the simulator."""
+
+    def __init__(self, *, clock: Clock, watchdog: Watchdog) -> None:
+        self._clock = clock
+        self._watchdog = watchdog
+        self._lock = threading.Lock()
+        self._watched: list[Watched] = []
+        self._dismissed: dict[Watched, Callable[[], bool]] = {}
+        self._owed: set[str] = set()
+        self.starving = False
+
+    def now(self) -> Instant:
+        return self._clock.now()
+
+    @property
+    def fences(self) -> bool:
+        """Whether a host whose leases fail will be reset."""
+        return self._watchdog.fences
+
+    def watchdog_descriptor(self) -> int | None:
+        with self._lock:
+            return self._watchdog.descriptor()
+
+    def prove(self) -> None:
+        """Before a lease is claimed: whether the watchdog will work. Raises `WatchdogRefused`."""
+        with self._lock:
+            if self._owed:
+                # To prove it is to stop it, and it may count for owners of whom nobody knows yet.
+                raise WatchdogRefused(f"lockspace {min(self._owed)} has owners, and is not guarded yet")
+            self._watchdog.prove()
+
+    def watch(
+        self,
+        name: str,
+        timing: Timing,
+        renewed_at: Instant,
+        *,
+        on_expiring: OnExpiring = _nobody,
+        on_lost: OnLost = _nobody,
+        on_expired: OnLost = _nobody,
+    ) -> Watched | None:
+        """Guard a lease from now on. None: the watchdog is not fed, so nothing may rest on this lease. Where
+        something does already (`owe`), it is guarded all the same.
+        """
+        watched = Watched(self, name, timing, renewed_at, on_expiring, on_lost, on_expired)
+        with self._lock:
+            self._watched.append(watched)
+            was_owed = name in self._owed
+            self._owed.discard(name)
+            if self._feed() or was_owed:
+                return watched
+            self._watched.remove(watched)
+            self._disarm_if_idle()
+        return None
+
+    def guards(self, name: str) -> bool:
+        """Whether a lease of this name still counts for the watchdog."""
+        with self._lock:
+            return name in self._owed or any(watched.name == name for watched in self._watched)
+
+    def owe(self, name: str) -> None:
+        """Owners of an earlier program may rest on a lease that is not guarded yet: nothing is fed before it is, or
+        before they are gone (`settle`). Its age is not known, and the others' being good does not make it young.
+        """
+        with self._lock:
+            self._owed.add(name)
+
+    def settle(self, name: str) -> None:
+        """Nobody rests on that lease."""
+        with self._lock:
+            if name in self._owed:
+                self._owed.discard(name)
+                self._disarm_if_idle()
+
+    def forget(self, watched: Watched, in_flight: Callable[[], bool]) -> None:
+        with self._lock:
+            if watched in self._watched:
+                self._dismissed[watched] = in_flight
+                self._let_go()
+
+    def _let_go(self) -> None:
+        for watched, in_flight in list(self._dismissed.items()):
+            if not in_flight():
+                del self._dismissed[watched]
+                self._watched.remove(watched)
+                self._disarm_if_idle()
+
+    def _disarm_if_idle(self) -> None:
+        # Also after a feeding that failed: it may have armed the device before it found itself late.
+        if not self._watched and not self._owed:
+            self._watchdog.disarm()
+            self.starving = False
+
+    async def run(self) -> None:
+        try:
+            while True:
+                self.beat()
+                await self._clock.sleep(BEAT_S)
+        except Interrupted:
+            return
+
+    def beat(self) -> None:
+        """Take the news in, measure, feed if all is well, and tell whom it concerns."""
+        with self._lock:
+            self._let_go()
+            # First the news, then the clock: news that arrives in between would be about a time to come.
+            news = [(watched, watched.take_news()) for watched in self._watched]
+            now = self._clock.now()
+            happened = [(watched, watched.step(now, told)) for watched, told in news]
+            self._feed()
+        for watched, actions in happened:
+            for action in actions:
+                try:
+                    _tell(watched, action)
+                except Exception:
+                    log.exception("lockspace %s: a callback failed", watched.name)
+
+    def _feed(self) -> bool:
+        """Feed right now or not at all; the clock is read anew, for taking in news takes time."""
+        if not self._watched:
+            return False
+        now = self._clock.now()
+        fed = (
+            not self._owed
+            and all(watched.may_feed(now) for watched in self._watched)
+            and self._watchdog.feed(min(watched.expiry.fails_at for watched in self._watched))
+        )
+        self.starving = not fed
+        return fed
+
+
+def _tell(watched: Watched, action: expiry.Action) -> None:
+    match action:
+        case expiry.Warn(age_s):
+            watched.on_expiring(age_s)
+        case expiry.Fail(age_s, reason):
+            watched.on_lost(f"{reason} ({age_s:.0f} s old)")
+        case expiry.Expire(age_s):
+            watched.on_expired(f"{age_s:.0f} s old: another host may take over")
+        case expiry.Feed() | expiry.Calm():
+            pass

@@ -1,0 +1,700 @@
+"""Keeps this host in one lockspace for as long as the daemon runs: joins, joins again, leaves, tells who asks.
+
+    ABSENT ──► JOINING ──► JOINED ──────────────► LEAVING ──► LEFT
+      ▲           │           │ lost
+      └── pause ◄─┘           ▼
+      ▲                     LOST  owners that rest on it are being stopped (the layer above)
+      └───────────────────────┘ users_are_gone()
+
+At its start the daemon first tries to resume its last incarnation: VMs may still depend on it. Which one that was is
+read from several copies (`incarnation_copies`); if none can be read and VMs depend on it, storage is searched for it. If
+that incarnation is over, that is a loss like any other as long as a VM depends on it, and nothing is joined before
+those VMs are gone.
+
+New locks are refused until every copy is written: a lock that depends on an incarnation that the next daemon does not
+know would kill its VM. Before all of it the lockspace is this daemon's alone on its host (`lockspace_use`).
+
+Everything here runs on the event loop; the renewal runs on a thread (`LeaseThreads`) and leaves its news by callbacks.
+There is one such thread at a time (ADR 0134): a lockspace is joined again when the one of the lost term has ended.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.protocol.expiry import Phase
+from holdfast.protocol.host_status import HostView
+from holdfast.protocol.lockspace_area import Corrupt, open_area
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.ports import Clock as ProtocolClock
+from holdfast.protocol.ports import Disk
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.types import HostId, IoFailed, Waiting
+from holdfast.supervision.host_identity import HostIdentity, Plan, Planner, Term
+from holdfast.supervision.host_records import HostRecords
+from holdfast.supervision.incarnation_copies import IncarnationCopies
+from holdfast.supervision.join_errors import NotJoined, through_page_cache
+from holdfast.supervision.lease_monitor import Heartbeat
+from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lockspace_use import LockspaceUse
+from holdfast.supervision.renewal import Left, Lockspace, Lost, News
+from holdfast.system.block_io.blocking_ports import Interrupted
+from holdfast.system.block_io.renewal_threads import FoundDisk, LeaseThreads, Life
+from holdfast.system.clock import Clock
+
+log = logging.getLogger(__name__)
+
+LEASE_WRITE_PAUSE_S = 0.05
+"""Between two looks at writes that hold up leaving; most end in a few milliseconds."""
+PREDECESSOR_LOOK_S = 1.0
+"""Between two questions whether a request of an earlier daemon has ended."""
+RESUME_WAIT_S = 10.0
+"""How long owners of the last term may wait for that, as for an open that hangs, or 2 io_timeouts if that is longer: the
+age of their lease is not known (ADR 0112)."""
+JOIN_PAUSE_S = 5.0
+"""Between a join that failed and the next: soon enough for a storage that has come back."""
+REMEMBER_PAUSE_S = 2.0
+"""Between two tries to write the incarnation down: new locks are refused until then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockspaceSpec:
+    """A lockspace as a backend's table names it. ``host_id`` None: found by this host's name, or a free one."""
+
+    name: str
+    path: str
+    host_id: int | None
+    hosts_max: int | None
+    timing: Timing
+    offset_bytes: int = 0
+    page_cache: bool = False
+    """Whether storage that refuses O_DIRECT will do: the operator vouches that no other host uses it."""
+
+
+class KeeperState(enum.Enum):
+    """See the drawing."""
+
+    ABSENT = "not joined"
+    JOINING = "joining"
+    JOINED = "joined"
+    LOST = "lost"
+    LEAVING = "leaving"
+    LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperNews:
+    """Whom the layers above have told us to tell; called on the event loop."""
+
+    on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
+    on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
+    on_expiring: Callable[[LockspaceKeeper, float], None] = lambda _, __: None
+    on_over: Callable[[LockspaceKeeper], None] = lambda _: None
+    """The incarnation that was to be resumed is over, and no VM depends on it: no lock that can't be named is held in it."""
+
+
+class LockspaceKeeper:
+    """See the module. ``token`` gives random digits for a fresh name, ``in_use`` tells whether anybody rests on it,
+    ``lease_writes`` what `Lockspace` wants to know about writes to leases, ``may_start`` why nothing may be begun in the
+    lockspace now (empty: it may), ``generation_min`` the least generation of a claim that is made now,
+    ``is_in_doubt`` whether locks that can't be named yet may depend on its last incarnation.
+    """
+
+    def __init__(
+        self,
+        spec: LockspaceSpec,
+        *,
+        heartbeat: Heartbeat,
+        threads: LeaseThreads,
+        clock: Clock,
+        copies: IncarnationCopies,
+        use: LockspaceUse,
+        identity: HostIdentity,
+        token: Callable[[], str],
+        in_use: Callable[[], bool],
+        lease_writes: Callable[[], Callable[[], bool]],
+        spawn: Callable[..., object],
+        news: KeeperNews,
+        generation_min: Callable[[], int] = lambda: 1,
+        may_start: Callable[[], str] = lambda: "",
+        is_in_doubt: Callable[[], bool] = lambda: False,
+        records: HostRecords | None = None,
+    ) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.state = KeeperState.ABSENT
+        self.reason = "the daemon is starting"
+        self.host_id: int | None = spec.host_id
+        self.host_name = ""
+        self.generation: int | None = None
+        self.gone_on = False
+        """Whether the present term was begun by an earlier daemon."""
+        self.incarnation: Term | None = None
+        """The present one, once joined."""
+        self.not_remembered = ""
+        """Why the present incarnation is not written down everywhere: no new lock may depend on it. Empty if it is."""
+        self._heartbeat = heartbeat
+        self._threads = threads
+        self._clock = clock
+        self._copies = copies
+        self.use = use
+        self._identity = identity
+        self._token = token
+        self._in_use = in_use
+        self._lease_writes = lease_writes
+        self._others: set[tuple[int, str]] = set()
+        """Records that another host was seen to renew, by host id and host name: a clone of this one, or its namesake."""
+        self._suspect: tuple[int, str] | None = None
+        """The record that the last try has seen to change."""
+        self._plan_tried: Plan | None = None
+        self._spawn = spawn
+        self._news = news
+        self._generation_min = generation_min
+        self._may_start = may_start
+        self._is_in_doubt = is_in_doubt
+        self.records = records
+        """What hosts say of themselves; None where that is not kept."""
+        self._member: Membership | None = None
+        self._lockspace: Lockspace | None = None
+        self._interrupt: Callable[[], None] = lambda: None
+        self._waiting_until: float | None = None
+        self._recorded_io_timeout_s = 0
+        """Of the record that is being claimed; 0 if it says none."""
+        self._resuming = False
+        self._wanted = True
+        self._lost_at: float | None = None
+        self._on_first_try: list[Callable[[], None]] = []
+        self._life = 0
+        """Counts renewal threads, and waits to start one: news of one that is over is ignored."""
+        self._thread_runs = False
+        """Of the last life, whether it is over or not: it may be about to renew its term."""
+
+    # --- asked by everybody ---
+
+    @property
+    def fences(self) -> bool:
+        return self._heartbeat.fences
+
+    @property
+    def guarded(self) -> bool:
+        """Whether its lease counts for the watchdog, as it does until nothing that rested on it can be written any more."""
+        return self._heartbeat.guards(self.name)
+
+    def membership(self) -> Membership | Absent:
+        member = self._member
+        if self.state is KeeperState.JOINED and member is not None:
+            # The heartbeat may be a step ahead of the news on the event loop.
+            return member if member.may_write() else Absent("its lease has just been lost")
+        left = self._waiting_until - self._clock.now() if self._waiting_until is not None else None
+        return Absent(
+            f"{self.state.value}: {self.reason}" if self.reason else self.state.value, left and max(0.0, left)
+        )
+
+    def refuses_new(self) -> str:
+        """Why no new lock may depend on this lockspace although it is joined; empty if one may."""
+        if not self.not_remembered:
+            return ""
+        return (
+            f"this host's incarnation can't be written ({self.not_remembered}), so a restart would lose it; "
+            "make that file writable"
+        )
+
+    @property
+    def has_earlier_life(self) -> bool:
+        """Whether an earlier daemon of this very boot was in it, as far as any copy says: VMs may depend on that."""
+        term = self._copies.newest(self._identity.boot)
+        return term is not None and term.boot == self._identity.boot
+
+    def hosts(self) -> tuple[HostView, ...]:
+        return self._lockspace.hosts() if self._lockspace is not None else ()
+
+    @property
+    def resuming(self) -> bool:
+        """Whether it is not known yet if the last term goes on."""
+        return self._resuming
+
+    @property
+    def late(self) -> bool:
+        """Whether renewals are late, or over."""
+        return self._lockspace is not None and (self._lockspace.phase or Phase.OK) is not Phase.OK
+
+    @property
+    def fails_in_s(self) -> float:
+        renewed_at = self.renewed_at
+        return (
+            max(0.0, renewed_at + self.timing.fail_s - self._clock.now()) if renewed_at is not None else 0.0
+        )
+
+    @property
+    def renewed_at(self) -> float | None:
+        return self._lockspace.renewed_at if self._lockspace is not None else None
+
+    @property
+    def grace_from(self) -> float | None:
+        """From which renewal the grace of owners counts after a loss; None if they have none: the age of their lease is not
+        known, or another host has this host's id, so others may take their disks by now.
+        """
+        taken = self._lockspace is not None and self._lockspace.taken
+        return None if taken else self.renewed_at
+
+    @property
+    def lost_at(self) -> float | None:
+        """When the loss became known, by our clock; None if it is not lost."""
+        return self._lost_at
+
+    @property
+    def timing(self) -> Timing:
+        return self._lockspace.timing if self._lockspace is not None else self.spec.timing
+
+    # --- told by the composition root ---
+
+    def start(self, on_first_try: Callable[[], None] = lambda: None) -> None:
+        """Join. `on_first_try` is called when it is known whether the last term goes on."""
+        self._on_first_try.append(on_first_try)
+        self._wanted = True
+        self._join(may_resume=True)
+
+    def join(self) -> None:
+        """Join again after it was left."""
+        if self.state is KeeperState.LEFT:
+            self._wanted = True
+            self._join(may_resume=False)
+
+    def leave(self, on_left: Callable[[], None] = lambda: None) -> None:
+        """Give the host id back; nobody rests on it any more. `on_left`: that is done, or can't be."""
+        self._wanted = False
+        if self.state in (KeeperState.ABSENT, KeeperState.LEFT):
+            if self.state is KeeperState.ABSENT and not self._thread_runs:
+                self._give_up_use()
+            self._become(KeeperState.LEFT, "")
+            on_left()
+            return
+        self._on_first_try.append(on_left)
+        if self.state is not KeeperState.LOST:
+            self._become(KeeperState.LEAVING, "")
+        if self._lockspace is None:
+            self._interrupt()
+            return
+        self._lockspace.retire()
+        lease_write = self._lease_writes()
+        if lease_write():
+            self._spawn(self._leave_after(lease_write, self._lockspace))
+        else:
+            self._lockspace.leave()
+
+    async def _leave_after(self, lease_write: Callable[[], bool], lockspace: Lockspace) -> None:
+        while lease_write():
+            await self._clock.sleep(LEASE_WRITE_PAUSE_S)
+        lockspace.leave()
+
+    def heart_stopped(self) -> None:
+        """Nobody measures any more, so nothing may rest on the lease."""
+        if self.state is KeeperState.JOINED:
+            self._lost("the heartbeat stopped")
+
+    def users_are_gone(self) -> None:
+        """After a loss: whoever rested on it is gone, provably. The host need not be reset, and joins again."""
+        if self.state is not KeeperState.LOST:
+            return
+        if self._lockspace is not None:
+            self._lockspace.users_are_gone()
+        self._life += 1
+        self._heartbeat.settle(self.name)
+        if not self._wanted:  # it was lost while it was being left
+            self._become(KeeperState.LEFT, "")
+            return
+        self._become(KeeperState.ABSENT, "all its users were stopped")
+        self._join(may_resume=False)
+
+    # --- joining ---
+
+    def _join(self, *, may_resume: bool) -> None:
+        if self._thread_runs:
+            self._become(KeeperState.ABSENT, "its last renewal has not ended")
+            return
+        if why := self._may_start():
+            log.warning("lockspace %s is not joined: %s", self.name, why)
+            self._become(KeeperState.ABSENT, why)
+            if may_resume and self._in_use():
+                self._heartbeat.owe(self.name)
+            self._life += 1
+            self._spawn(self._join_when_allowed(may_resume, self._life))
+            return
+        term = self._copies.newest(self._identity.boot)
+        planner = Planner(
+            host_id=HostId(self.spec.host_id) if self.spec.host_id is not None else None,
+            hosts_max=self.spec.hosts_max,
+            timing=self.spec.timing,
+            identity=self._identity,
+            token=self._token(),
+            on_wait=self._on_wait,
+            others=self._others,
+        )
+        in_use = self._in_use()
+        resumption = planner.resumption(term, in_use=in_use) if may_resume else None
+        if resumption is not None and self.spec.host_id not in (None, resumption.host_id):
+            log.error(
+                "lockspace %s: host_id is %s in the configuration, but VMs hold leases as host_id %d: that stays in use "
+                "until they have ended",
+                self.name,
+                self.spec.host_id,
+                resumption.host_id,
+            )
+        searches = may_resume and resumption is None and in_use
+        self._resuming = resumption is not None or searches
+        self._lockspace = None
+        self._member = None
+        self._lost_at = None
+        self._become(KeeperState.JOINING, "resuming its last incarnation" if self._resuming else "")
+        users_are_gone = not in_use
+        if self._resuming and in_use:
+            self._heartbeat.owe(self.name)
+        self._life += 1
+        number = self._life
+        self._thread_runs = True
+
+        def on_end(result: object) -> None:
+            self._thread_runs = False
+            if number == self._life:
+                self._ended(result)
+                if self.state is KeeperState.LOST and (resumption is not None or searches):
+                    self._spawn(self._look_until_over(planner, resumption, number))
+            elif self._wanted and self.state is KeeperState.ABSENT:
+                self._join(may_resume=False)
+
+        async def life(disk: FoundDisk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
+            self._interrupt = interrupt
+            if refused := self.use.take(resuming=resumption is not None and in_use):
+                return NotJoined(refused)
+            if users_are_gone and resumption is None:
+                self._heartbeat.settle(
+                    self.name
+                )  # owed to VMs of another daemon, which has left in good order
+            try:
+                plan = resumption or await self._plan(
+                    planner, disk, clock, term, users_are_gone=users_are_gone, searches=searches
+                )
+            except Interrupted:  # it is left before it is joined
+                return NotJoined("joining was broken off")
+            if isinstance(plan, NotJoined):
+                return plan
+            if unfit := await self._unfit(disk, plan, term):
+                return NotJoined(unfit)
+            self._plan_tried = plan
+            lockspace = self._lockspace = self._make(plan, disk, clock, interrupt, number)
+            return await lockspace.run()
+
+        self._begin(life, on_end)
+
+    def _begin(self, life: Life, on_end: Callable[[object], None]) -> None:
+        """Start the renewal thread; if no VM may depend on that, when it is read what other hosts say of themselves."""
+        if self.records is None or self._resuming:
+            self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
+        else:
+            self._spawn(self._begin_informed(self.records, life, on_end))
+
+    async def _begin_informed(
+        self, records: HostRecords, life: Life, on_end: Callable[[object], None]
+    ) -> None:
+        await records.refresh()
+        if self._wanted and self.state is KeeperState.JOINING:
+            self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
+        else:
+            on_end(NotJoined("joining was broken off"))
+
+    async def _join_when_allowed(self, may_resume: bool, number: int) -> None:
+        until = self._clock.now() + max(RESUME_WAIT_S, 2 * self.spec.timing.io_timeout_s)
+        while why := self._may_start():
+            await self._clock.sleep(PREDECESSOR_LOOK_S)
+            if number != self._life or self.state is not KeeperState.ABSENT:
+                return
+            if may_resume and self._clock.now() > until and self._in_use():
+                self._lost(f"its last term could not be resumed in time: {why}")
+                self._first_try_done()
+                return
+        self._join(may_resume=may_resume)
+
+    async def _look_until_over(self, planner: Planner, resumption: Plan | None, number: int) -> None:
+        """The last incarnation could not be resumed, and nobody knows which VMs depend on it: none does as soon as storage
+        shows it over. Until then the lockspace stays lost.
+        """
+
+        async def life(disk: FoundDisk, clock: ProtocolClock, _: Callable[[], None]) -> object:
+            area = await open_area(disk, self.spec.offset_bytes, self.name, self.spec.timing.io_timeout_s)
+            if isinstance(area, Corrupt | IoFailed):
+                return False
+            if resumption is None:
+                found = await planner.search(area, clock, fences=self.fences)
+                return isinstance(found, NotJoined) and found.is_over
+            return await planner.is_over(area, clock, resumption, fences=self.fences)
+
+        def on_end(result: object) -> None:
+            self._thread_runs = False
+            if number == self._life and result is True:
+                self._news.on_over(self)
+            elif number != self._life and self._wanted and self.state is KeeperState.ABSENT:
+                self._join(may_resume=False)
+
+        while number == self._life and self.state is KeeperState.LOST and self._is_in_doubt():
+            if not self._thread_runs and not self._may_start():
+                self._thread_runs = True
+                self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
+            await self._clock.sleep(JOIN_PAUSE_S)
+
+    async def _plan(
+        self,
+        planner: Planner,
+        disk: Disk,
+        clock: ProtocolClock,
+        term: Term | None,
+        *,
+        users_are_gone: bool,
+        searches: bool,
+    ) -> Plan | NotJoined:
+        area = await open_area(disk, self.spec.offset_bytes, self.name, self.spec.timing.io_timeout_s)
+        if isinstance(area, Corrupt):
+            return NotJoined(
+                f"{self.spec.path} holds no lockspace {self.name}: {area.found}; {area.found.fix or _INIT}"
+            )
+        if isinstance(area, IoFailed):
+            return NotJoined(f"storage {self.spec.path} failed: errno {area.errno}")
+        if searches:
+            log.error(
+                "lockspace %s: no copy of this host's incarnation can be read; searching storage for it",
+                self.name,
+            )
+            return await planner.search(area, clock, fences=self.fences)
+        return await planner.plan(area, clock, term, users_are_gone=users_are_gone)
+
+    async def _unfit(self, disk: FoundDisk, plan: Plan, term: Term | None) -> str:
+        """Why storage or timeouts keep this host out; empty if they don't."""
+        if not (disk.facts.direct or self.spec.page_cache):
+            if plan.resumed is None:
+                return through_page_cache(self.spec.path)
+            # VMs depend on it already.
+            log.error("lockspace %s: %s", self.name, through_page_cache(self.spec.path))
+        return await self._misfit(disk, plan.timing, term) if plan.resumed is None else ""
+
+    async def _misfit(self, disk: Disk, timing: Timing, term: Term | None) -> str:
+        records = self.records
+        if records is None or not records.differing(timing.fire_timeout_s):
+            return ""
+        area = await open_area(disk, self.spec.offset_bytes, self.name, timing.io_timeout_s)
+        if isinstance(area, Corrupt | IoFailed):
+            return ""  # joining itself tells why
+        return await records.misfit(area, timing, term)
+
+    def _make(
+        self, plan: Plan, disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None], number: int
+    ) -> Lockspace:
+        def tell(callback: Callable[[], None]) -> None:
+            self._threads.tell(lambda: callback() if number == self._life else None)
+
+        news = News(
+            on_joined=lambda member: tell(lambda: self._joined(plan, member)),
+            on_expiring=lambda age_s: tell(lambda: self._expiring(age_s)),
+            on_lost=lambda reason: tell(lambda: self._lost(reason)),
+            on_wait=self._on_wait,
+        )
+        return Lockspace(
+            name=self.name,
+            disk=disk,
+            offset_bytes=self.spec.offset_bytes,
+            host_id=plan.host_id,
+            host_name=plan.host_name,
+            timing=plan.timing,
+            clock=clock,
+            heartbeat=self._heartbeat,
+            news=news,
+            interrupt=interrupt,
+            resumed=plan.resumed,
+            only_if_free=plan.only_if_free,
+            is_found=self.spec.host_id is None,
+            generation_min=self._generation_min(),
+            lease_writes=self._lease_writes,
+        )
+
+    def _on_wait(self, waiting: Waiting) -> None:
+        """On the renewal thread: plain assignments, read by whoever asks."""
+        self.reason = waiting.reason
+        self._recorded_io_timeout_s = waiting.recorded_io_timeout_s or self._recorded_io_timeout_s
+        self._waiting_until = self._clock.now() + waiting.seconds_left
+
+    def _other_io_timeout(self, term: Term) -> str:
+        """Words about the record that was claimed, if it said another io_timeout; else nothing."""
+        recorded, self._recorded_io_timeout_s = self._recorded_io_timeout_s, 0
+        if recorded in (0, term.io_timeout_s):
+            return ""
+        return (
+            f"; its record said io_timeout {recorded} s, so the claim waited by the greater of the two: "
+            f"io_timeout_s = {term.io_timeout_s} counts from now on"
+        )
+
+    # --- what came of it ---
+
+    def _joined(self, plan: Plan, member: Membership) -> None:
+        if self.state is not KeeperState.JOINING:
+            return
+        term = self.incarnation = Term(
+            lockspace=self.name,
+            host_id=member.host_id,
+            generation=member.generation,
+            host_name=plan.host_name,
+            boot=self._identity.boot,
+            machine=self._identity.machine,
+            io_timeout_s=plan.timing.io_timeout_s,
+            fire_timeout_s=plan.timing.fire_timeout_s,
+            joined_at=self._clock.now(),
+        )
+        # Before any lock may depend on this incarnation: the next daemon has to know it.
+        self.not_remembered = self._copies.write(term) or self.use.incomplete
+        if self.not_remembered:
+            log.error("lockspace %s: new locks are refused: %s", self.name, self.refuses_new())
+            self._spawn(self._remember(term))
+        self.host_id, self.host_name, self.generation = term.host_id, term.host_name, term.generation
+        self._member = member
+        self.gone_on = self._resuming
+        how = "gone on with" if self._resuming else "joined"  # tests and scripts match on these words
+        self._resuming = False
+        self._become(KeeperState.JOINED, "")
+        log.info(
+            "lockspace %s: %s as host_id %d, generation %d (%s)%s",
+            self.name,
+            how,
+            term.host_id,
+            term.generation,
+            term.host_name,
+            self._other_io_timeout(term),
+        )
+        self._first_try_done()
+        self._news.on_joined(self)
+        if self.records is not None:
+            self.records.begin(
+                self.records.tend(
+                    term,
+                    views=self.hosts,
+                    is_present=lambda: self.incarnation is term and self.state is KeeperState.JOINED,
+                    clock=self._clock,
+                )
+            )
+
+    async def _remember(self, term: Term) -> None:
+        """Repeat the write until every copy is there, as long as this is the present incarnation."""
+        while self.not_remembered:
+            await self._clock.sleep(REMEMBER_PAUSE_S)
+            if self.incarnation is not term or self.state is not KeeperState.JOINED:
+                return
+            self.use.complete()
+            self.not_remembered = self._copies.write(term) or self.use.incomplete
+        log.warning("lockspace %s: its incarnation is written down; new locks are granted again", self.name)
+
+    @property
+    def _trouble(self) -> str:
+        trouble = self._lockspace.trouble if self._lockspace is not None else ""
+        return f" ({trouble})" if trouble else ""
+
+    def _expiring(self, age_s: float) -> None:
+        log.warning(
+            "lockspace %s: renewals are late, the last one is %.0f s old%s", self.name, age_s, self._trouble
+        )
+        self._news.on_expiring(self, age_s)
+
+    def _lost(self, reason: str) -> None:
+        if self.state in (KeeperState.LOST, KeeperState.LEFT):
+            return
+        self._lost_at = self._clock.now()
+        reason += self._trouble
+        self._become(KeeperState.LOST, reason)
+        log.critical("lockspace %s is LOST: %s", self.name, reason)
+        self._news.on_lost(self, reason)
+
+    def _ended(self, result: object) -> None:
+        """The renewal thread is over."""
+        match result:
+            case Left(released, reason):
+                if released:
+                    self._give_up_use()
+                else:
+                    log.warning("lockspace %s: host id not given back: %s", self.name, reason)
+                self._become(KeeperState.LEFT, "")
+            case Lost(reason):
+                self._lost(reason)
+            case NotJoined(reason, holder, is_over=is_over):
+                if is_over and self._resuming:
+                    self._news.on_over(self)
+                if holder is not None:
+                    self._leave_to(holder)
+                self._not_joined(reason)
+            case IoFailed(errno):
+                self._not_joined(f"{self.spec.path} can't be opened: {os.strerror(errno)}")
+            case BaseException():
+                log.error("lockspace %s: the renewal failed unexpectedly", self.name, exc_info=result)
+                if self.state is KeeperState.JOINED:
+                    self._lost(f"the renewal failed unexpectedly: {result!r}")
+                else:
+                    self._not_joined(f"joining failed unexpectedly: {result!r}")
+            case _:
+                raise TypeError(f"a renewal can't end in {result!r}")
+        if self.state in (KeeperState.LEFT, KeeperState.LOST):
+            self._first_try_done()
+
+    def _leave_to(self, holder: DeltaLease) -> None:
+        """The host id that was tried is another host's, or a write of an earlier try of our own has landed there late. That
+        lands once: a record that changes while it is watched, and again while it is watched under the same name, is renewed
+        by another host, which has the id for good. A claim that was written before ours (`only_if_free`) was not watched.
+        """
+        plan = self._plan_tried
+        if plan is None or plan.only_if_free or holder.is_marked_dead or holder.is_no_timeout:
+            return
+        seen = plan.host_id, holder.host_name.text
+        if seen == self._suspect and not holder.host_name.says(plan.host_name):
+            self._others.add(seen)
+        self._suspect = seen
+
+    def _not_joined(self, reason: str) -> None:
+        log.warning("lockspace %s is not joined: %s", self.name, reason)
+        resuming, self._resuming = self._resuming, False
+        if not self._wanted:
+            self._give_up_use()
+            self._become(KeeperState.LEFT, "")
+            self._first_try_done()
+        elif resuming and self._in_use():
+            self._lost(f"its last term could not be gone on with: {reason}")
+            self._first_try_done()
+        elif resuming:
+            self._heartbeat.settle(self.name)
+            self._first_try_done()
+            self._join(may_resume=False)
+        else:
+            self._become(KeeperState.ABSENT, reason)
+            self._first_try_done()
+            self._spawn(self._join_later())
+
+    def _give_up_use(self) -> None:
+        """No VM of this host depends on the lockspace, as far as it can be known: another daemon may use it."""
+        if not self._in_use():
+            self.use.leave()
+
+    async def _join_later(self) -> None:
+        await self._clock.sleep(JOIN_PAUSE_S)
+        if self._wanted and self.state is KeeperState.ABSENT:
+            self._join(may_resume=False)
+
+    def _first_try_done(self) -> None:
+        waiters, self._on_first_try = self._on_first_try, []
+        for waiter in waiters:
+            waiter()
+
+    def _become(self, state: KeeperState, reason: str) -> None:
+        self.state, self.reason, self._waiting_until = state, reason, None
+
+
+_INIT = (
+    "mount the storage, or make one with 'holdfast lockspace init'; over a damaged one, which other hosts may still be in, "
+    "only when no VM rests on it on any host (--force)"
+)

@@ -1,0 +1,380 @@
+"""One lockspace that this host is in, from joining to leaving or losing it.
+
+`run` is the renewal thread's whole life (ports that block), or a task's in the simulator. It joins by claiming a host
+id, then renews until it is asked to leave or the lease is over:
+
+    open area ─► prove watchdog ─► claim host id ─► arm watchdog ─► JOINED ─┬─ renew every 2 io
+                                                                           ├─ leave(): disarm, free the id
+    not joined: `NotJoined` names the reason, the other host by name       └─ lost: stop renewing, starve, tell
+
+Renewing is all it does; the heartbeat measures. A renewal that fails is tried again at once, up to the bound, at which
+the heartbeat has already spoken. An answer that says that the record is not ours any more ends the lease now.
+
+A lost lease starves the watchdog until `users_are_gone` is called: only the layer above can know that.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from holdfast.protocol import delta_lease as delta
+from holdfast.protocol.expiry import Phase
+from holdfast.protocol.host_status import Action, HostView, Notified, StateChanged
+from holdfast.protocol.lockspace_area import Corrupt, LockspaceArea, open_area
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.ports import Clock, Disk
+from holdfast.protocol.timing import Timing
+from holdfast.protocol.types import Generation, HostId, Instant, IoFailed, OnWait, nobody_looks_on
+from holdfast.supervision.join_errors import NotJoined, refused
+from holdfast.supervision.lease_monitor import Heartbeat, OnExpiring, OnLost, Watched
+from holdfast.supervision.peer_monitor import HostWatch
+from holdfast.system.block_io.blocking_ports import Interrupted
+from holdfast.system.watchdog.device import WatchdogRefused
+
+RETRY_PAUSE_S = 0.5
+"""Between a renewal that failed at once and the next try: storage that says no must not be asked in a busy loop."""
+DISK_BYTES_MAX = 2**63
+"""No offset is greater."""
+
+
+class Standing(enum.Enum):
+    """How this host stands in the lockspace."""
+
+    JOINING = "joining"
+    JOINED = "joined"
+    LOST = "lost"
+    LEFT = "left"
+    NOT_JOINED = "not joined"
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Left on purpose. `released` is False where the id could not be freed: others will see this host die."""
+
+    released: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The lease is over; nothing is written to this lockspace any more."""
+
+    reason: str
+
+
+Ended = NotJoined | Left | Lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """Whom the layers above have told us to tell. Called on the renewal or the heartbeat thread; must not block."""
+
+    on_joined: Callable[[Membership], None] = lambda _: None
+    on_expiring: OnExpiring = lambda _: None
+    on_lost: OnLost = lambda _: None
+    on_expired: OnLost = lambda _: None
+    on_host_changed: Callable[[StateChanged], None] = lambda _: None
+    on_notified: Callable[[Notified], None] = lambda _: None
+    on_wait: OnWait = nobody_looks_on
+
+
+class Lockspace:
+    """This host's membership in one lockspace. Give it a disk and a clock of its own, and run it once."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        disk: Disk,
+        offset_bytes: int,
+        host_id: HostId,
+        host_name: str,
+        timing: Timing,
+        clock: Clock,
+        heartbeat: Heartbeat,
+        news: News,
+        interrupt: Callable[[], None] = lambda: None,
+        resumed: Generation | None = None,
+        only_if_free: bool = False,
+        is_found: bool = False,
+        generation_min: int = 1,
+        lease_writes: Callable[[], Callable[[], bool]] = lambda: lambda: False,
+    ) -> None:
+        """`resumed`: the term that an earlier process of this boot held, to be gone on with instead of claiming.
+
+        `only_if_free`, `generation_min`: see `delta_lease.Claim`. `is_found`: the host id was found, not configured.
+        `lease_writes`: asks for the writes of ours to leases, elsewhere than on `disk`, that are under way; what it
+        returns tells whether one of these may still land. Both from any thread.
+        """
+        self.name = name
+        self.standing = Standing.JOINING
+        self.trouble = ""
+        """Why the last renewal failed; empty if it did not."""
+        self.taken = False
+        """Whether it was lost because another host has this host's id."""
+        self._disk = disk
+        self._offset_bytes = offset_bytes
+        self._claim = delta.Claim(host_id, host_name, timing, only_if_free, generation_min)
+        self._resumed = resumed
+        self._is_found = is_found
+        self._lease_writes = lease_writes
+        self._clock = clock
+        self._heartbeat = heartbeat
+        self._news = news
+        self._interrupt = interrupt
+        self._leaving = False
+        self._watched: Watched | None = None
+        self._hosts: HostWatch | None = None
+        self._notify_lock = threading.Lock()
+        self._notified_until: dict[HostId, float] = {}
+
+    # --- asked from any thread ---
+
+    def retire(self) -> None:
+        """Nobody uses it any more, and from now on nobody may; it is renewed until it is left."""
+        if self._watched is not None:
+            self._watched.retire()
+
+    def leave(self) -> None:
+        """After the last user is gone: free the host id. Joining is broken off.
+
+        Not while a write to a lease may land: whoever claims the id has the same blocks.
+        """
+        self._leaving = True
+        self._interrupt()
+
+    def users_are_gone(self) -> None:
+        """After the lease was lost: nobody uses it any more, provably, so the host need not be reset."""
+        if self._watched is not None:
+            self._watched.dismiss(self._in_flight())
+        self._interrupt()  # its thread ends now and not at the next renewal
+
+    def _in_flight(self) -> Callable[[], bool]:
+        """Tells whether a write of ours may still land: our record's, or one to a lease that is under way now."""
+        lease_write = self._lease_writes()
+        return lambda: self._disk.in_flight(0, DISK_BYTES_MAX) or lease_write()
+
+    @property
+    def timing(self) -> Timing:
+        return self._claim.timing
+
+    @property
+    def renewed_at(self) -> Instant | None:
+        """When the lease was last renewed, as the heartbeat knows; None before it was joined."""
+        return self._watched.expiry.renewed_at if self._watched is not None else None
+
+    @property
+    def phase(self) -> Phase | None:
+        return self._watched.phase if self._watched is not None else None
+
+    def hosts(self) -> tuple[HostView, ...]:
+        return self._hosts.views(self._clock.now()) if self._hosts is not None else ()
+
+    def notify(self, host_id: HostId) -> None:
+        """Have a host look at its requests: its bit is set in our renewals for a while."""
+        with self._notify_lock:
+            self._notified_until[host_id] = self._clock.now() + self._claim.timing.notify_s
+
+    # --- the renewal thread ---
+
+    async def run(self) -> Ended:
+        try:
+            ended = await self._run()
+        except Interrupted:
+            ended = NotJoined("joining was broken off")
+        self.standing = {NotJoined: Standing.NOT_JOINED, Left: Standing.LEFT, Lost: Standing.LOST}[
+            type(ended)
+        ]
+        return ended
+
+    async def _run(self) -> Ended:
+        joined = await (self._join() if self._resumed is None else self._go_on(self._resumed))
+        if isinstance(joined, NotJoined):
+            return joined
+        area, held, watched, hosts = joined
+        self._watched, self._hosts = watched, hosts
+        self.standing = Standing.JOINED
+        self._news.on_joined(self._membership(area, held, watched, hosts))
+        return await self._keep(area, held, watched, hosts)
+
+    async def _join(self) -> tuple[LockspaceArea, delta.Held, Watched, HostWatch] | NotJoined:
+        claim = self._claim
+        if broken := claim.timing.broken():
+            return NotJoined("; ".join(map(str, broken)))
+        area = await open_area(self._disk, self._offset_bytes, self.name, claim.timing.io_timeout_s)
+        if isinstance(area, Corrupt | IoFailed):
+            return refused(self.name, claim, area)
+        if not 1 <= claim.host_id <= area.geometry.hosts_max:
+            return NotJoined(
+                f"host id {claim.host_id} is not within 1..{area.geometry.hosts_max} of lockspace {self.name}"
+            )
+        try:
+            self._heartbeat.prove()
+        except WatchdogRefused as e:
+            return NotJoined(f"watchdog: {e}")
+        held = await delta.acquire(area, self._clock, claim, self._news.on_wait)
+        if not isinstance(held, delta.Held):
+            return refused(self.name, claim, held, is_found=self._is_found)
+        watched = self._watch(held)
+        if watched is None:
+            await delta.release(area, self._clock, held)
+            return NotJoined("the watchdog is not fed: it failed, or another lockspace of this host is lost")
+        return area, held, watched, HostWatch(self.name, claim.host_id, area.geometry, claim.timing)
+
+    async def _go_on(
+        self, generation: Generation
+    ) -> tuple[LockspaceArea, delta.Held, Watched, HostWatch] | NotJoined:
+        """The earlier process has proven the watchdog, and may have left it armed: to stop it now would be wrong."""
+        claim = self._claim
+        # How old the lease is stands on storage only. As long as that is silent we don't know, so not for long:
+        # the last renewal may have been as old as a lease may be when the earlier process ended.
+        until = self._clock.now() + min(claim.timing.renewal_s, claim.timing.fire_timeout_s / 2)
+        area, held = await self._look_at_term(generation)
+        while isinstance(area, IoFailed) or isinstance(held, IoFailed):
+            if self._clock.now() >= until:
+                return refused(self.name, claim, area if isinstance(area, IoFailed) else held)  # type: ignore[arg-type]
+            await self._clock.sleep(RETRY_PAUSE_S)
+            area, held = await self._look_at_term(generation)
+        if isinstance(area, Corrupt):
+            return refused(self.name, claim, area)
+        if isinstance(held, delta.NotResumed):
+            return NotJoined(held.reason, is_over=self._is_over(held))
+        if not isinstance(held, delta.Held):
+            return refused(self.name, claim, held)
+        watched = self._watch(held)
+        if watched is None:
+            # Owners may rest on this lease, so it is not given back: others will see this host die.
+            return NotJoined("the watchdog can't be fed")
+        return area, held, watched, HostWatch(self.name, claim.host_id, area.geometry, claim.timing)
+
+    def _is_over(self, found: delta.NotResumed) -> bool:
+        """Whether no VM depends on the term: it was given back in good order, which is done when nobody uses it. Or its
+        dead bound has passed, and the watchdog has not reset this host, as it does unless the users of a term have ended.
+        """
+        outlived = self._heartbeat.fences and found.age_s > self._claim.timing.dead_s
+        return found.given_back or outlived
+
+    async def _look_at_term(
+        self, generation: Generation
+    ) -> tuple[LockspaceArea | Corrupt | IoFailed, delta.Held | delta.NotResumed | Corrupt | IoFailed]:
+        area = await open_area(self._disk, self._offset_bytes, self.name, self._claim.timing.io_timeout_s)
+        if not isinstance(area, LockspaceArea):
+            return area, area
+        return area, await delta.resume(area, self._clock, self._claim, generation)
+
+    def _watch(self, held: delta.Held) -> Watched | None:
+        return self._heartbeat.watch(
+            self.name,
+            self._claim.timing,
+            held.renewed_at,
+            on_expiring=self._news.on_expiring,
+            on_lost=self._news.on_lost,
+            on_expired=self._news.on_expired,
+        )
+
+    def _membership(
+        self, area: LockspaceArea, held: delta.Held, watched: Watched, hosts: HostWatch
+    ) -> Membership:
+        return Membership(
+            lockspace=area,
+            host_id=self._claim.host_id,
+            generation=held.generation,
+            timing=self._claim.timing,
+            may_write=watched.may_write,
+            view=lambda host_id: hosts.view(host_id, self._clock.now()),
+            beside_others=lambda: hosts.beside_others(self._clock.now()),
+        )
+
+    async def _keep(
+        self, area: LockspaceArea, held: delta.Held, watched: Watched, hosts: HostWatch
+    ) -> Left | Lost:
+        # The first look at the others comes at once: until then all of them are UNKNOWN.
+        due: float = self._clock.now()
+        while True:
+            try:
+                if not self._leaving:
+                    await self._clock.sleep(max(0.0, due - self._clock.now()))
+            except Interrupted:
+                pass
+            if self._leaving:
+                return await self._leave(area, held, watched)
+            if watched.is_over():
+                # A write that got through after all would make others believe in a host that has given up.
+                return self._lost(watched, "not renewed in time")
+            outcome = await delta.renew(
+                area,
+                self._clock,
+                held,
+                notified=self._to_notify(),
+                hosts_watched=hosts.hosts_to_read(),
+                is_over=watched.is_over,
+            )
+            match outcome:
+                case delta.Renewed(held, sectors, read_at):
+                    self.trouble = ""
+                    watched.renewed(held.renewed_at)
+                    due = held.renewed_at + self._claim.timing.renewal_s
+                    self._tell(hosts.looked(self._clock.now(), read_at, sectors))
+                case delta.RenewalFailed(held, failed, sectors, read_at):
+                    self.trouble = _told(failed)
+                    due = self._clock.now() + RETRY_PAUSE_S
+                    told = hosts.ticked(self._clock.now())
+                    if sectors is not None:
+                        told += hosts.looked(self._clock.now(), read_at, sectors)
+                    self._tell(told)
+                case delta.NotOurs(found):
+                    self.taken = not found.is_free
+                    return self._lost(watched, f"{found.host_name} has taken host id {self._claim.host_id}")
+                case delta.Diverged():
+                    return self._lost(watched, "somebody else has written this host's record")
+                case delta.MarkedDead():
+                    return self._lost(watched, str(outcome))
+                case Corrupt(fault):
+                    state = "can't be read" if fault.is_newer else "is damaged"
+                    return self._lost(watched, f"this host's record {state}: {fault}")
+                case delta.TooLate():
+                    return self._lost(watched, "not renewed in time")
+                case _:
+                    assert_never(outcome)
+
+    def _lost(self, watched: Watched, reason: str) -> Lost:
+        watched.corrupted(reason)
+        return Lost(reason)
+
+    async def _leave(self, area: LockspaceArea, held: delta.Held, watched: Watched) -> Left:
+        watched.retire()
+        released = await delta.release(area, self._clock, held)
+        # The watchdog last: if freeing the id hangs, it would be freed for whoever has it by then.
+        watched.dismiss(self._in_flight())
+        match released:
+            case delta.Released():
+                return Left(released=True)
+            case delta.NotReleased(reason):
+                return Left(released=False, reason=reason)
+
+    def _to_notify(self) -> tuple[HostId, ...]:
+        now = self._clock.now()
+        with self._notify_lock:
+            self._notified_until = {h: until for h, until in self._notified_until.items() if until > now}
+            return tuple(self._notified_until)
+
+    def _tell(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, StateChanged):
+                self._news.on_host_changed(action)
+            else:
+                self._news.on_notified(action)
+
+
+def _told(failed: IoFailed) -> str:
+    if failed.errno in (errno.ENOENT, errno.ESTALE):
+        return (
+            "the path of the lockspace does not name its file any more: it was deleted, replaced or unmounted"
+        )
+    return f"storage: {os.strerror(failed.errno)}"

@@ -1,0 +1,1 @@
+"""Storage of leases: bounded direct I/O on worker threads, and the ports that protocols run on."""

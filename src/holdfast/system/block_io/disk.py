@@ -1,0 +1,319 @@
+"""The `Disk` port over real storage: O_DIRECT, bounded waits, nothing forgotten.
+
+Requests run on the workers of a lane (`worker_pool`), use one open file (`disk_file`), and writes in flight are remembered
+per device (`inflight_writes`).
+Two faces give the same port to two kinds of caller:
+
+    BlockingDisk     its coroutines never suspend: for a dedicated thread, driven by `blocking_ports`
+    SuspendingDisk   its coroutines suspend on asyncio
+
+Whoever comes on an errand (`offload`) is on a worker already, so either face calls the kernel there and then.
+
+Every failure is an answer. EINVAL is the answer for a request that is not made of whole sectors, EMSGSIZE for one
+beyond the end, ETIMEDOUT for one given up: `in_flight` then tells whether a write may still happen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+from holdfast.protocol.types import IoFailed
+from holdfast.system.block_io import offload
+from holdfast.system.block_io.answers import answered
+from holdfast.system.block_io.disk_file import (
+    DEVICE_WRITES,
+    REAL_KERNEL,
+    DiskFacts,
+    Kernel,
+    OpenFile,
+    is_named,
+    open_file,
+)
+from holdfast.system.block_io.inflight_writes import DeviceWrites
+from holdfast.system.block_io.offload import Errand
+from holdfast.system.block_io.pool_calls import future_and_wake, in_time, on_worker
+from holdfast.system.block_io.worker_pool import AlignedBuffer, DiskLane, Fate, LaneFull, Request, do_nothing
+
+T = TypeVar("T")
+Issue = Callable[[Callable[[], None]], Request[T] | IoFailed]
+"""Issues a request that wakes its caller so; or refuses it."""
+
+SECTOR_BYTES_MIN = 512
+"""No device has smaller sectors; one with larger ones refuses smaller requests itself."""
+OPEN_TIMEOUT_S = 10.0
+"""Opening looks at the device once: as long as one default io_timeout."""
+
+
+class _Disk(ABC):
+    """What both faces share: how requests are made, issued, and given up."""
+
+    def __init__(self, file: OpenFile, lane: DiskLane, kernel: Kernel) -> None:
+        self._file = file
+        self._lane = lane
+        self._kernel = kernel
+        self._closed = False
+        self.must_be_named = False
+        """Whether reads of a file fail with ESTALE once its path names another one, or none."""
+
+    @property
+    def facts(self) -> DiskFacts:
+        return self._file.facts
+
+    async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
+        if (errand := offload.here()) is not None:
+            return self._read_here(errand, offset_bytes, length_bytes, timeout_s)
+        return await self._on_worker(
+            lambda wake: self._read_request(offset_bytes, length_bytes, wake), timeout_s, is_write=False
+        )
+
+    async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
+        if (errand := offload.here()) is not None:
+            return self._write_here(errand, offset_bytes, content, timeout_s)
+        return await self._on_worker(
+            lambda wake: self._write_request(offset_bytes, content, wake), timeout_s, is_write=True
+        )
+
+    @abstractmethod
+    async def _on_worker(self, issue: Issue[T], timeout_s: float, *, is_write: bool) -> T | IoFailed:
+        """Issue a request and wait for its end, in this face's way, for so long."""
+
+    def in_flight(self, offset_bytes: int, length_bytes: int) -> bool:
+        """Whether a write of ours to these bytes has not completed yet."""
+        return self._file.writes.touch(offset_bytes, length_bytes)
+
+    def close(self, on_closed: Callable[[], None] = do_nothing) -> None:
+        """No request of this disk may follow; those inside the kernel keep the descriptor until they end."""
+        if self._closed:
+            return
+        self._closed = True
+
+        def leave() -> None:
+            self._file.leave()
+            on_closed()
+
+        if offload.here() is not None:
+            leave()
+        else:
+            self._lane.finish(leave)
+
+    def _read_request(
+        self, offset_bytes: int, length_bytes: int, on_done: Callable[[], None]
+    ) -> Request[bytes | IoFailed] | IoFailed:
+        if failed := self._refused(offset_bytes, length_bytes):
+            return failed
+        file = self._file
+
+        def perform(buffer: AlignedBuffer) -> bytes | IoFailed:
+            return answered(self._read, buffer, offset_bytes, length_bytes)
+
+        file.enter()
+        return self._issued(Request(perform, on_done=on_done, on_end=file.leave))
+
+    def _read(self, buffer: AlignedBuffer, offset_bytes: int, length_bytes: int) -> bytes | IoFailed:
+        file = self._file
+        if self.must_be_named and not file.facts.is_block_device and not is_named(file.facts):
+            return IoFailed(errno.ESTALE)
+        with buffer.view(length_bytes) as view:
+            if not file.facts.direct:
+                os.posix_fadvise(file.fd, offset_bytes, length_bytes, os.POSIX_FADV_DONTNEED)
+            got = self._kernel.read_into(file.fd, view, offset_bytes)
+            return bytes(view) if got == length_bytes else IoFailed(errno.EMSGSIZE)
+
+    def _write_request(
+        self, offset_bytes: int, content: bytes, on_done: Callable[[], None]
+    ) -> Request[IoFailed | None] | IoFailed:
+        if failed := self._refused(offset_bytes, len(content)):
+            return failed
+        file = self._file
+        token = file.writes.begin(offset_bytes, len(content), self._lane.name)
+        if token is None:
+            return IoFailed(errno.EBUSY, in_flight=True)
+
+        def perform(buffer: AlignedBuffer) -> IoFailed | None:
+            return answered(self._write, buffer, offset_bytes, content)
+
+        def end() -> None:
+            file.writes.end(token)
+            file.leave()
+
+        file.enter()
+        return self._issued(Request(perform, on_done=on_done, on_end=end))
+
+    def _write(self, buffer: AlignedBuffer, offset_bytes: int, content: bytes) -> IoFailed | None:
+        with buffer.view(len(content)) as view:
+            view[:] = content
+            put = self._kernel.write_from(self._file.fd, view, offset_bytes)
+            return None if put == len(content) else IoFailed(errno.EMSGSIZE)
+
+    # --- for whoever is on a worker already ---
+
+    def _read_here(
+        self, errand: Errand, offset_bytes: int, length_bytes: int, timeout_s: float
+    ) -> bytes | IoFailed:
+        if failed := self._refused(offset_bytes, length_bytes):
+            return failed
+        self._file.enter()
+        try:
+            return errand.request(timeout_s, self._read, errand.buffer, offset_bytes, length_bytes)
+        finally:
+            self._file.leave()
+
+    def _write_here(
+        self, errand: Errand, offset_bytes: int, content: bytes, timeout_s: float
+    ) -> IoFailed | None:
+        if failed := self._refused(offset_bytes, len(content)):
+            return failed
+        file = self._file
+        token = file.writes.begin(offset_bytes, len(content), self._lane.name)
+        if token is None:
+            return IoFailed(errno.EBUSY, in_flight=True)
+        file.enter()
+        try:
+            return errand.request(timeout_s, self._write, errand.buffer, offset_bytes, content)
+        finally:
+            file.writes.end(token)
+            file.leave()
+
+    def _refused(self, offset_bytes: int, length_bytes: int) -> IoFailed | None:
+        if self._closed:
+            return IoFailed(errno.EBADF)
+        aligned = offset_bytes % SECTOR_BYTES_MIN == 0 and length_bytes % SECTOR_BYTES_MIN == 0
+        return None if aligned and offset_bytes >= 0 and length_bytes > 0 else IoFailed(errno.EINVAL)
+
+    def _issued(self, request: Request[T]) -> Request[T] | IoFailed:
+        try:
+            self._lane.submit(request)
+        except LaneFull:
+            request.on_end()
+            return IoFailed(errno.EBUSY)
+        return request
+
+    def _answer(self, request: Request[T], is_write: bool) -> T | IoFailed:
+        """The end of the caller's patience: whatever there is by now."""
+        fate = self._lane.give_up(request)
+        if fate is Fate.COMPLETED:
+            return request.result()
+        return IoFailed(errno.ETIMEDOUT, in_flight=is_write and fate is Fate.IN_FLIGHT)
+
+
+class BlockingDisk(_Disk):
+    """The `Disk` port for a thread of its own: whoever awaits is blocked, and nothing ever suspends."""
+
+    async def _on_worker(self, issue: Issue[T], timeout_s: float, *, is_write: bool) -> T | IoFailed:
+        done = threading.Event()
+        request = issue(done.set)
+        if isinstance(request, IoFailed):
+            return request
+        done.wait(timeout_s)
+        return self._answer(request, is_write)
+
+    async def settled(self, offset_bytes: int, length_bytes: int) -> None:
+        done = threading.Event()
+        self._file.writes.when_settled(offset_bytes, length_bytes, done.set)
+        done.wait()
+
+
+class SuspendingDisk(_Disk):
+    """The `Disk` port for asyncio. A cancelled caller has given up; its write stays accounted for."""
+
+    async def _on_worker(self, issue: Issue[T], timeout_s: float, *, is_write: bool) -> T | IoFailed:
+        done, wake = future_and_wake()
+        request = issue(wake)
+        if isinstance(request, IoFailed):
+            return request
+        try:
+            await in_time(done, timeout_s)
+        except asyncio.CancelledError:
+            self._lane.give_up(request)
+            raise
+        return self._answer(request, is_write)
+
+    async def settled(self, offset_bytes: int, length_bytes: int) -> None:
+        # That may take for ever: not on a worker.
+        await offload.at_home(lambda: self._settled(offset_bytes, length_bytes))
+
+    async def _settled(self, offset_bytes: int, length_bytes: int) -> None:
+        done, wake = future_and_wake()
+        self._file.writes.when_settled(offset_bytes, length_bytes, wake)
+        try:
+            await done
+        finally:
+            self._file.writes.forget(wake)
+
+    async def is_named(self) -> bool:
+        """Whether the path still names what is open here: a file may have been removed or replaced."""
+        return await on_worker(self._lane, lambda: is_named(self.facts), OPEN_TIMEOUT_S) is True
+
+
+D = TypeVar("D", bound=_Disk)
+
+
+def _open_request(
+    path: str,
+    writable: bool,
+    exclusive: bool,
+    kernel: Kernel,
+    devices: DeviceWrites,
+    on_done: Callable[[], None],
+) -> Request[OpenFile | IoFailed]:
+    def too_late(file: OpenFile | IoFailed) -> None:
+        if isinstance(file, OpenFile):
+            file.leave()
+
+    return Request(
+        lambda _: open_file(path, writable, exclusive, kernel, devices), on_done=on_done, undo=too_late
+    )
+
+
+def _opened(
+    face: type[D], request: Request[OpenFile | IoFailed], lane: DiskLane, kernel: Kernel
+) -> D | IoFailed:
+    if lane.give_up(request) is not Fate.COMPLETED:
+        return IoFailed(errno.ETIMEDOUT)
+    file = request.result()
+    return file if isinstance(file, IoFailed) else face(file, lane, kernel)
+
+
+def open_blocking(
+    path: str,
+    lane: DiskLane,
+    *,
+    writable: bool = True,
+    exclusive: bool = False,
+    timeout_s: float = OPEN_TIMEOUT_S,
+    kernel: Kernel = REAL_KERNEL,
+    devices: DeviceWrites = DEVICE_WRITES,
+) -> BlockingDisk | IoFailed:
+    """Open an existing file or block device on a worker: even that may hang."""
+    done = threading.Event()
+    request = _open_request(path, writable, exclusive, kernel, devices, done.set)
+    lane.submit(request)
+    done.wait(timeout_s)
+    return _opened(BlockingDisk, request, lane, kernel)
+
+
+async def open_suspending(
+    path: str,
+    lane: DiskLane,
+    *,
+    writable: bool = True,
+    exclusive: bool = False,
+    timeout_s: float = OPEN_TIMEOUT_S,
+    kernel: Kernel = REAL_KERNEL,
+    devices: DeviceWrites = DEVICE_WRITES,
+) -> SuspendingDisk | IoFailed:
+    """The same for asyncio, or for an errand."""
+    if (errand := offload.here()) is not None:
+        file = errand.request(timeout_s, open_file, path, writable, exclusive, kernel, devices)
+        return file if isinstance(file, IoFailed) else SuspendingDisk(file, lane, kernel)
+    done, wake = future_and_wake()
+    request = _open_request(path, writable, exclusive, kernel, devices, wake)
+    lane.submit(request)
+    await in_time(done, timeout_s)
+    return _opened(SuspendingDisk, request, lane, kernel)

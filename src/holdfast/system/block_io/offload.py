@@ -1,0 +1,209 @@
+"""Errands: lease protocols that run where their disk is, on a worker, one request after the other without a way home.
+
+A lease takes a dozen requests, one after the other. Were each handed from the event loop to a worker and its answer
+back, the handing would take longer than the disk. So the whole coroutine is taken to a worker; the ports that it awaits
+there (`disk`, `lease_files`) find themselves on an errand and call the kernel themselves:
+
+    event loop    run ──► waits … ─────────────────────────────────────────── answer ─►
+    worker             └─ read, write, read … pause ─┐   ┌─ write, read … end ─┘
+    event loop                                       └ … ┘  what can't be done there is done at home
+
+Nobody waits longer than one request may take. Whoever has waited so long is told `GivenUp`, and the errand goes on: what
+it comes home with later must still be put right by whoever sent it, for it may have won a lease that nobody wants any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+import time
+import types
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+
+from holdfast.protocol.ports import Clock
+from holdfast.protocol.types import Instant, IoFailed
+from holdfast.system import eager_tasks
+from holdfast.system.block_io.answers import answered
+from holdfast.system.block_io.worker_pool import AlignedBuffer, DiskLane, Fate, LaneFull, Request
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOOK_AGAIN_S = 1.0
+"""How often somebody who waits looks after an errand that has no request under way: it computes, or is at home."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp(Generic[T]):
+    """Storage is silent; `over` has what the errand came home with, however late, or what it raised."""
+
+    over: asyncio.Future[T | IoFailed]
+
+
+class Errands(Protocol):
+    """The port."""
+
+    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | GivenUp[T]:
+        """Take the work to the disk. `IoFailed` is for work that was not begun: no worker was free within `timeout_s`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _AtHome:
+    work: Callable[[], Coroutine[Any, Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    error: BaseException
+
+
+class Errand:
+    """One coroutine on its way. `until` is when its request under way, if any, has taken too long (`time.monotonic`)."""
+
+    __slots__ = ("_answer", "_lane", "_loop", "_over", "_request", "_timer", "_work", "buffer", "until")
+
+    def __init__(self, work: Coroutine[Any, Any, Any], lane: DiskLane) -> None:
+        self.buffer: AlignedBuffer  # the worker's, as long as it is there
+        self.until: float | None = None
+        self._work = work
+        self._lane = lane
+        self._loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[Any] = self._loop.create_future()
+        self._over: asyncio.Future[Any] | None = None
+        self._request: Request[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self, timeout_s: float) -> Any:
+        self.until = time.monotonic() + timeout_s
+        self._request = Request(lambda buffer: self._step(buffer, self._work.send, None))
+        try:
+            self._lane.submit(self._request)
+        except LaneFull:
+            self._work.close()
+            return IoFailed(errno.EBUSY)
+        self._timer = self._loop.call_later(timeout_s, self._look_after)
+        try:
+            return await self._answer
+        finally:
+            self._timer.cancel()
+
+    # --- on the worker ---
+
+    def _step(self, buffer: AlignedBuffer, go_on: Callable[[Any], Any], value: Any) -> None:
+        self.buffer, self.until = buffer, None
+        _here.errand = self
+        try:
+            left: object = go_on(value)
+        except StopIteration as end:
+            left = _Ended(end.value)
+        except BaseException as e:  # carried home, whatever it is
+            left = _Raised(e)
+        finally:
+            _here.errand = None
+        eager_tasks.tell_loop(self._loop, self._came_home, left)
+
+    def request(
+        self, timeout_s: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | IoFailed:
+        """One request, on this very thread; a system call that fails is an answer."""
+        self.until = time.monotonic() + timeout_s
+        try:
+            return answered(call, *args, **kwargs)
+        finally:
+            self.until = None
+
+    # --- at home ---
+
+    def _came_home(self, left: object) -> None:
+        match left:
+            case _AtHome(work):
+                eager_tasks.start(self._at_home(work))
+            case _Ended(result):
+                eager_tasks.resolve(self._over or self._answer, result)
+            case _Raised(error):
+                eager_tasks.fail(self._over or self._answer, error)
+            case _:
+                self._work.close()
+                error = RuntimeError(f"{self._work!r} waited on a worker for {left!r}")
+                eager_tasks.fail(self._over or self._answer, error)
+
+    async def _at_home(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        go_on: Callable[[Any], Any] = self._work.send
+        try:
+            value = await work()
+        except Exception as e:
+            go_on, value = self._work.throw, e
+        while True:
+            try:
+                self._lane.submit(Request(lambda buffer: self._step(buffer, go_on, value)))
+                return
+            except LaneFull:  # it is half done: there is no refusing any more
+                await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _look_after(self) -> None:
+        until = self.until
+        left_s = LOOK_AGAIN_S if until is None else until - time.monotonic()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look_after)
+            return
+        assert self._request is not None
+        if self._lane.give_up(self._request) is Fate.WITHDRAWN:
+            self._work.close()
+            eager_tasks.resolve(self._answer, IoFailed(errno.ETIMEDOUT))
+        elif not self._answer.done():
+            self._over = self._loop.create_future()
+            self._answer.set_result(GivenUp(self._over))
+
+
+class _Here(threading.local):
+    errand: Errand | None = None
+
+
+_here = _Here()
+
+
+def here() -> Errand | None:
+    """The errand that the calling thread is on, if any: it may block, for at most one request at a time."""
+    return _here.errand
+
+
+@types.coroutine
+def _leave(work: Callable[[], Coroutine[Any, Any, T]]) -> Generator[_AtHome, T, T]:
+    return (yield _AtHome(work))
+
+
+async def at_home(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Have it done on the event loop, from wherever this is called."""
+    if _here.errand is None:
+        return await work()
+    return await _leave(work)
+
+
+class HomeClock:
+    """A clock for errands: they sleep at home, so that no worker does."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.now: Callable[[], Instant] = clock.now
+
+    async def sleep(self, seconds: float) -> None:
+        await at_home(lambda: self._clock.sleep(seconds))
+
+
+class LaneErrands:
+    """`Errands` on the workers of a lane."""
+
+    def __init__(self, lane: DiskLane) -> None:
+        self._lane = lane
+
+    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | GivenUp[T]:
+        answer: T | IoFailed | GivenUp[T] = await Errand(work, self._lane).run(timeout_s)
+        return answer

@@ -1,0 +1,92 @@
+"""Threads that keep leases honest, started for whoever asks: each with a disk and a clock of its own.
+
+A renewal runs on a thread over blocking ports (`blocking_ports`); its lane is its own, so leases that hang cannot use
+up its workers. What a thread has to tell is called on the event loop, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from holdfast.protocol.ports import Clock, Disk
+from holdfast.protocol.types import IoFailed
+from holdfast.system import eager_tasks
+from holdfast.system.block_io.blocking_ports import BlockingClock, start_thread
+from holdfast.system.block_io.disk import OPEN_TIMEOUT_S, open_blocking
+from holdfast.system.block_io.disk_file import DiskFacts
+from holdfast.system.block_io.worker_pool import DiskLane
+
+RENEWAL_WORKERS = 2
+"""One for a request that hangs, one for the next read."""
+
+HANGING_MAX = 4
+"""Workers of earlier tries on one path that still hang, before no more are added to them: a path that is dead for a day
+is tried thousands of times, and each try may leave a thread in the kernel."""
+
+
+class FoundDisk(Disk, Protocol):
+    """A disk that tells what was found when it was opened."""
+
+    @property
+    def facts(self) -> DiskFacts: ...
+
+
+Life = Callable[[FoundDisk, Clock, Callable[[], None]], Coroutine[Any, Any, object]]
+"""(disk, clock, how to interrupt the clock) -> what the thread does."""
+
+
+class LeaseThreads(Protocol):
+    """The port."""
+
+    def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
+        """Run it over the disk at `path`. `on_end` gets its result, `IoFailed` if the path can't be opened, or
+        what it raised; called on the event loop."""
+
+    def tell(self, callback: Callable[[], None]) -> None:
+        """From such a thread: have it called on the event loop."""
+
+
+class SystemLeaseThreads:
+    """Real threads beside the running event loop."""
+
+    def __init__(
+        self, prepare: Callable[[], None] = lambda: None, *, open_timeout_s: float = OPEN_TIMEOUT_S
+    ) -> None:
+        """`prepare` is called first on each thread: priorities."""
+        self._open_timeout_s = open_timeout_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._prepare = prepare
+        self._left: dict[str, list[DiskLane]] = {}
+        """For each path the lanes of earlier tries that are not through yet."""
+
+    def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        clock = BlockingClock()
+
+        async def whole() -> object:
+            self._prepare()
+            left = self._left[path] = [each for each in self._left.get(path, []) if each.workers]
+            if sum(each.workers for each in left) >= HANGING_MAX:
+                return IoFailed(errno.ETIMEDOUT)
+            lane = DiskLane(name, RENEWAL_WORKERS)
+            left.append(lane)
+            disk = open_blocking(path, lane, timeout_s=self._open_timeout_s)
+            if isinstance(disk, IoFailed):
+                lane.close()
+                return disk
+            # Hosts that open the path from now on must be in the same file, or they don't see us renew.
+            disk.must_be_named = True
+            try:
+                return await life(disk, clock, clock.interrupt)
+            finally:
+                disk.close()
+                lane.close()
+
+        start_thread(name, whole(), lambda result: self.tell(lambda: on_end(result)))
+
+    def tell(self, callback: Callable[[], None]) -> None:
+        assert self._loop is not None
+        eager_tasks.tell_loop(self._loop, callback)

@@ -1,0 +1,1 @@
+"""Files, their locks and the file systems they are on."""

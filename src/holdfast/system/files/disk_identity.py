@@ -1,0 +1,92 @@
+"""What a disk is, whatever path leads to it: its inode or device number, and the names its maker or LVM gave it.
+
+Names come from sysfs, where the kernel has them anyway: no `lvs`, no `scsi_id`, nothing that waits for a disk.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.system.files.canonical_path import canonical_path
+from holdfast.system.files.ofd_lock import FileKey, key_of
+
+_NAME_BYTES_MAX = 1024
+_LVM_PREFIX = "LVM-"
+_LVM_ID_CHARS = 32
+_LVM_GROUPS = (6, 4, 4, 4, 4, 4, 6)
+_MULTIPATH_PREFIX = "mpath-"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskIdentity:
+    """Facts about one disk; those that are not known, or not there, are None and empty."""
+
+    key: FileKey | None = None
+    lvm_uuid: str = ""
+    wwid: str = ""
+    canonical: str = ""
+    """Its canonical path (`canonical_path`)."""
+
+
+class DiskIdentities(Protocol):
+    """The port. `look` may block on the file system that the path is on."""
+
+    def look(self, path: str) -> DiskIdentity: ...
+
+
+class SystemDiskIdentities:
+    """The kernel's own."""
+
+    def __init__(self, sysfs: str = "/sys") -> None:
+        self._sysfs = sysfs
+
+    def look(self, path: str) -> DiskIdentity:
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return DiskIdentity()
+        canonical = canonical_path(path, self._sysfs)
+        if not stat.S_ISBLK(status.st_mode):
+            return DiskIdentity(key_of(status), canonical=canonical)
+        device = f"{self._sysfs}/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        mapped = _read(f"{device}/dm/uuid")
+        wwid = _read(f"{device}/device/wwid") or _read(f"{device}/wwid")
+        if mapped.startswith(_MULTIPATH_PREFIX):
+            wwid = mapped.removeprefix(_MULTIPATH_PREFIX)
+        return DiskIdentity(key_of(status), lvm_uuid_of(mapped), wwid, canonical)
+
+
+def lvm_uuid_of(mapped: str) -> str:
+    """The UUID as `lvs -o uuid` prints it, of a device mapper name LVM-<volume group><volume>; else empty."""
+    ids = mapped.removeprefix(_LVM_PREFIX)
+    # A suffix behind a dash marks an inner device of the volume (a snapshot's origin, a pool's data).
+    if not mapped.startswith(_LVM_PREFIX) or len(ids) != 2 * _LVM_ID_CHARS:
+        return ""
+    volume, groups, at = ids[_LVM_ID_CHARS:], [], 0
+    for length in _LVM_GROUPS:
+        groups.append(volume[at : at + length])
+        at += length
+    return "-".join(groups)
+
+
+_SCSI_ID_TYPES = {"naa.": "3", "eui.": "2", "t10.": "1"}
+"""The kernel's prefix of a name from page 0x83, and the digit that scsi_id(8) writes for it: its type (SPC-4 7.8.6)."""
+
+
+def scsi_id_of(wwid: str) -> str:
+    """A WWID of sysfs or multipath as `scsi_id --replace-whitespace` prints it; empty if it is of another kind."""
+    for prefix, digit in _SCSI_ID_TYPES.items():
+        if wwid.startswith(prefix):
+            return digit + "_".join(wwid.removeprefix(prefix).split())
+    return wwid  # multipath's names are scsi_id's
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as f:
+            return f.read(_NAME_BYTES_MAX).strip()
+    except OSError:
+        return ""

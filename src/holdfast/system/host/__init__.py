@@ -1,0 +1,1 @@
+"""Processes, descriptors and other programs of this host."""

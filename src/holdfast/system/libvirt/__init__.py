@@ -1,0 +1,1 @@
+"""libvirt on this host: its domains, pools and daemons."""

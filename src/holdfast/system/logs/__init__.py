@@ -1,0 +1,1 @@
+"""Log lines: made safe, limited, and never waited for."""

@@ -1,0 +1,1 @@
+"""The watchdog device, our own or wdmd's."""

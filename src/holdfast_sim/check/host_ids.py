@@ -1,0 +1,263 @@
+"""Terms of hosts in lockspaces: who has which host id, and when each term has to be over (I8, I10, expiry before takeover).
+
+`claimed` and `landed` are told what happens to delta leases; the rest tells itself who joins, who is seen dead, who feeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.protocol.paxos_release import Mode
+from holdfast_sim.event_loop import Process
+from holdfast_sim.host.machine import Machine, VirtualMachine
+from holdfast_sim.world import World
+
+FAIL_FACTOR_OF_THE_SPEC = 8
+TIMESTAMP_SLACK_S = 1.0
+"""A record tells whole seconds, rounded down."""
+ROUNDING_S = 0.001
+LONG_OURS_S = 20.0
+"""Longer than a claim takes from its write to joining."""
+
+
+def node_of(record: DeltaLease) -> str:
+    return record.host_name.text.partition(".")[0]
+
+
+@dataclass(eq=False)
+class Term:
+    """A host in a lockspace, from joining until it left, was reset, or gave up with all its owners gone."""
+
+    machine: Machine
+    process: Process
+    disk: str
+    host_id: int
+    generation: int
+    io_timeout_s: int
+    over: bool = False
+    dismissed: Callable[[], bool] = lambda: False
+    """Whether its owners are gone and nothing it wrote may still land: then nothing rests on it any more."""
+    written: int = 0
+    """The timestamp of the last renewal that landed."""
+    landed_at: float = 0.0
+    """When it did, in true time."""
+    beliefs: dict[str, Mode] = field(default_factory=dict)
+    vms: dict[str, VirtualMachine] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.machine} (host_id {self.host_id} generation {self.generation})"
+
+    @property
+    def is_left(self) -> bool:
+        """Whether its daemon has died with no owner: nothing depends on it, and an operator may rightly call it off."""
+        return self.process is not self.machine.process and not self.vms
+
+    @property
+    def fails_at(self) -> float:
+        """By the machine's clock, and not a moment later."""
+        return self.written + TIMESTAMP_SLACK_S + FAIL_FACTOR_OF_THE_SPEC * self.io_timeout_s
+
+
+class TermCheckers:
+    """All terms that are not over, and the records that are on the disks."""
+
+    def __init__(self, world: World, fire_timeout_s: int) -> None:
+        self.world = world
+        self.fire_timeout_s = fire_timeout_s
+        self.running: list[Term] = []
+        self.ids_are_found = False
+        """Whether hosts find their ids for themselves: then nobody takes one that another host has had."""
+        self._host_ids: dict[tuple[str, Machine], int] = {}
+        self._records: dict[tuple[str, int], DeltaLease] = {}
+        self._recorded_at: dict[tuple[str, int], float] = {}
+        self._named_since: dict[tuple[str, int], float] = {}
+        self._generations: dict[tuple[str, int], int] = {}
+        self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
+        self._names: dict[tuple[str, int], set[str]] = {}
+        self._over_by_record: dict[tuple[str, int], int] = {}
+        """The newest generation of each id that a record has shown free, or marked as dead."""
+        self._members: set[tuple[Process, str, int, int]] = set()
+
+    # --- delta leases ---
+
+    def claimed(self, disk: str, process: Process, host_id: int, content: bytes) -> None:
+        """A claim or renewal is issued. Who may choose does not wait until the holder of an id is dead."""
+        if not self.ids_are_found:
+            return
+        ours, theirs = DeltaLease.decode(content), self._records.get((disk, host_id))
+        if not isinstance(ours, DeltaLease) or theirs is None or theirs.is_free:
+            return
+        quiet_s = self.world.now - self._recorded_at[disk, host_id]
+        dead_s = FAIL_FACTOR_OF_THE_SPEC * theirs.io_timeout_s + self.fire_timeout_s
+        if node_of(ours) != node_of(theirs) and quiet_s > dead_s:
+            self.world.fail(
+                "I8 one host has a host id",
+                f"{process.name} takes host_id {host_id} of {node_of(theirs)}",
+                process.name,
+            )
+
+    def landed(self, disk: str, process: Process, host_id: int, content: bytes) -> None:
+        record = DeltaLease.decode(content)
+        assert isinstance(record, DeltaLease), record
+        generation = self._generations.get((disk, host_id), 0)
+        self._renewals[process, disk, host_id] = record
+        known = self._records.get((disk, host_id))
+        if known is None or node_of(known) != node_of(record):
+            self._named_since[disk, host_id] = self.world.now
+        self._records[disk, host_id] = record
+        self._names.setdefault((disk, host_id), set()).add(node_of(record))
+        if record.is_free or record.is_marked_dead:
+            self._over_by_record.setdefault((disk, host_id), record.generation)
+            self._over_by_record[disk, host_id] = max(record.generation, self._over_by_record[disk, host_id])
+        self._recorded_at[disk, host_id] = self.world.now
+        # A claim that hung, of an id that the host never had, is held up by nothing; whom it hits will notice.
+        was_member = (process, disk, host_id, record.generation) in self._members
+        if record.generation < generation and was_member:
+            self.world.fail(
+                "I8 generations grow", f"host_id {host_id} went back to {record.generation}", process.name
+            )
+        self._generations[disk, host_id] = record.generation
+        for term in self.of(disk, host_id):
+            # The daemon's next life renews a term once before anybody is told that it goes on.
+            if process not in (term.process, term.machine.process):
+                if (term.vms or term.beliefs) and record.generation > term.generation:
+                    self.world.fail(
+                        "expiry before takeover",
+                        f"{process.name} takes host_id {host_id} from {term}",
+                        process.name,
+                        term.machine,
+                    )
+            elif record.is_free:
+                if term.vms or term.beliefs:
+                    self.world.fail(
+                        "nothing lost", f"{term} frees its host id, and still has {[*term.vms]}", term.machine
+                    )
+                self.is_over(term, "released")
+            elif record.timestamp != term.written:
+                term.written, term.landed_at = record.timestamp, self.world.now
+                self._await_death(term)
+
+    def proven_over(self, disk: str, host_id: int, generation: int) -> bool:
+        """Whether a record has shown that generation free or marked as dead, or a newer one."""
+        return generation <= self._over_by_record.get((disk, host_id), -1)
+
+    def names_of(self, disk: str, host_id: int) -> set[str]:
+        """The nodes that have had an id."""
+        return self._names.get((disk, host_id), set())
+
+    # --- terms ---
+
+    def joined(self, term: Term) -> None:
+        for other in list(self.running):
+            if (other.disk, other.host_id) != (term.disk, term.host_id):
+                continue
+            if other.machine is term.machine and other.generation == term.generation:
+                self._gone_on_with(other, term.process)
+                return
+            # Nobody rests on a term that its daemon's next life could not go on with, and had no need to; nor on one that
+            # was left although its host id could not be freed.
+            over = other.machine is term.machine or other.process is not other.machine.process
+            if (over or other.dismissed()) and not other.vms:
+                self.is_over(other, "succeeded")
+            else:
+                self.world.fail(
+                    "I8 one host has a host id",
+                    f"{term} has joined, {other} is not over",
+                    term.machine,
+                    other.machine,
+                )
+        before = self._host_ids.get((term.disk, term.machine), term.host_id)
+        record = self._records.get((term.disk, before))
+        # A claim that landed late left its name elsewhere; who forgets its id may find that one first.
+        long_ours = self.world.now - self._named_since.get((term.disk, term.host_id), 0.0) > LONG_OURS_S
+        if (
+            before != term.host_id
+            and record is not None
+            and node_of(record) == term.machine.name
+            and not long_ours
+        ):
+            self.world.fail("I8 one host has a host id", f"{term} had host_id {before} before", term.machine)
+        self._host_ids[term.disk, term.machine] = term.host_id
+        self.running.append(term)
+        renewal = self._renewals.get((term.process, term.disk, term.host_id))
+        if renewal is None:
+            # Its daemon was killed when it had told that nobody rests on the term any more; the next one goes on with it.
+            of_it = (term.machine.name, term.disk, term.host_id)
+            earlier = [
+                r for (p, disk, host_id), r in self._renewals.items() if (p.name, disk, host_id) == of_it
+            ]
+            renewal = max(earlier, key=lambda record: record.timestamp)
+        term.written = renewal.timestamp
+        term.landed_at = self.world.now
+        self._members.add((term.process, term.disk, term.host_id, term.generation))
+        self.world.tell(
+            term.machine.name, f"joined {term.disk} as host_id {term.host_id} generation {term.generation}"
+        )
+        self._await_death(term)
+
+    def _gone_on_with(self, term: Term, process: Process) -> None:
+        """A restarted daemon goes on with the term of the one before it."""
+        term.process = process
+        self._members.add((process, term.disk, term.host_id, term.generation))
+        self.world.tell(term.machine.name, f"goes on with its term {term.host_id}/{term.generation}")
+
+    def is_over(self, term: Term, why: str) -> None:
+        if not term.over:
+            term.over = True
+            self.running.remove(term)
+            term.beliefs.clear()
+            self.world.tell(term.machine.name, f"its term {term.host_id}/{term.generation} is over: {why}")
+
+    def machine_reset(self, machine: Machine) -> None:
+        for term in [t for t in self.running if t.machine is machine]:
+            self.is_over(term, "reset")
+
+    def seen_dead(self, observer: Term, host_id: int, generation: int) -> None:
+        """A host is told dead: nothing of that term may run."""
+        self.world.tell(observer.machine.name, f"sees host_id {host_id} generation {generation} dead")
+        for term in self.of(observer.disk, host_id):
+            if term.generation == generation and (term.vms or term.beliefs):
+                self.world.fail(
+                    "expiry before takeover",
+                    f"{observer} sees {term} dead, which still has {', '.join(term.vms or term.beliefs)}",
+                    observer.machine,
+                    term.machine,
+                )
+
+    def of(self, disk: str, host_id: int) -> list[Term]:
+        return [t for t in self.running if t.disk == disk and t.host_id == host_id]
+
+    def _await_death(self, term: Term) -> None:
+        """Nothing of a term is left at the dead bound of its last renewal."""
+        written = term.written
+        dead_at = term.fails_at + self.fire_timeout_s + ROUNDING_S
+        self.world.at(term.machine.true_time_of(dead_at), lambda: self._outlived(term, written))
+
+    def _outlived(self, term: Term, written: int) -> None:
+        if term.over or term.written != written:
+            return
+        if term.vms:
+            self.world.fail(
+                "expiry before takeover", f"{', '.join(term.vms)} of {term} outlived the lease", term.machine
+            )
+
+    def fed(self, machine: Machine) -> None:
+        """The heartbeat has just fed the watchdog, or chosen not to."""
+        if machine.watchdog.fires_at is None:
+            return
+        fires_at = (machine.watchdog.fires_at - machine.true_time_of(0)) * machine.rate
+        for term in self.running:
+            if term.dismissed():
+                term.dismissed = lambda: True  # for good: what is written later is the next term's
+            if (
+                term.machine is machine
+                and not (term.dismissed() or term.is_left)
+                and fires_at > term.fails_at + self.fire_timeout_s + ROUNDING_S
+            ):
+                self.world.fail(
+                    "I10 no ping beyond the bound",
+                    f"{term} will be reset at {fires_at:.1f}, its lease fails at {term.fails_at:.1f}",
+                    machine,
+                )

@@ -1,0 +1,327 @@
+"""What must never be, looked at from outside: the five claims and the invariants of the format.
+
+The checkers see what no host sees: true time, every byte that lands, every lease that somebody believes in, every
+virtual machine that runs. They take nothing from the code under test but its records' layout and io_timeout.
+
+    claim                 who looks
+    exclusion             `runs`, `believes`: no two hosts, one of them exclusive; never a machine without a lease
+    expiry                `_supersedes`, `seen_dead`, `_outlived`, `fed`: nobody takes what a living term believes in,
+                          nobody lives beyond the dead bound of the last renewal that landed, no ping beyond the fail bound
+    no lock unprotected   `runs`: the watchdog counts, and the lease is young enough
+    nothing lost          `believes` and every landing: while somebody believes, the record that says so is on disk
+    liveness              `simulation`: after all faults have healed, everything can be had again, in bounded time
+    no reset in vain      `machine`: a watchdog that fires while only the descriptor store has it open, and the daemon lives
+
+What is about terms and delta leases is in `host_ids`. The numbers behind I are those of the invariants in
+spec/sanlock-disk.md, section 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.geometry import Geometry
+from holdfast.ondisk.host_block import HostBlock
+from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.malformed import Malformed, Reason
+from holdfast.protocol.paxos_release import Mode
+from holdfast_sim.check.host_ids import Term, TermCheckers
+from holdfast_sim.check.lease_names import INDEX_AREA, LeasePlace, NamedLeases
+from holdfast_sim.event_loop import Process
+from holdfast_sim.host.machine import Machine, VirtualMachine
+from holdfast_sim.storage.disk import SharedDisk
+from holdfast_sim.world import World
+
+
+class Checkers:
+    """All of them, over one world: who believes in what, what runs, and what lands on leases."""
+
+    def __init__(self, world: World, geometry: Geometry, fire_timeout_s: int) -> None:
+        self.world = world
+        self.geometry = geometry
+        self.terms = TermCheckers(world, fire_timeout_s)
+        self.acquired = 0
+        self.takeovers = 0
+        self.leases = NamedLeases(geometry, self._unnamed)
+        self.never_by_time = False
+        """Whether leases never expire by time in these lockspaces."""
+        self.called_off: set[str] = set()
+        """Hosts that somebody has called off, by name or host id."""
+        self._resource_of: dict[str, Callable[[str], str]] = {}
+        self._disks: dict[str, SharedDisk] = {}
+
+    def watch(self, disk: SharedDisk) -> None:
+        """Look at a disk whose first area is a lockspace."""
+        self._disks[disk.name] = disk
+        disk.on_landed = self._landed
+        disk.on_issued = self._issued
+
+    def watch_fixed(self, disk: SharedDisk, resources: dict[str, int]) -> None:
+        """Leases that were made beforehand at those offsets, and stay."""
+        self.watch(disk)
+        for resource, offset in resources.items():
+            self.leases.named(self.leases.made(disk.name, resource, offset))
+
+    def watch_index(self, disk: SharedDisk, resource_of: Callable[[str], str]) -> None:
+        """Leases that come and go, by the index behind the lockspace."""
+        self.watch(disk)
+        self._resource_of[disk.name] = resource_of
+        internal = (INDEX_AREA + 1) * self.geometry.align_bytes
+        self.leases.named(self.leases.made(disk.name, "", internal))
+
+    def _unnamed(self, place: LeasePlace, who: str) -> None:
+        """A lease was taken out, or its entry lost: nobody may hold it."""
+        self.world.tell(who, f"takes out the lease of {place.resource}")
+        for term in self.terms.running:
+            if term.disk == place.disk and place.resource in term.beliefs:
+                self.world.fail(
+                    "nothing lost", f"{who} takes {place.resource} out, which {term} holds", who, term.machine
+                )
+
+    # --- who believes, what runs ---
+
+    def believes(self, term: Term, resource: str, mode: Mode) -> None:
+        """A host holds a lease now."""
+        if term.over:
+            return
+        for other in self.terms.running:
+            others = other.beliefs.get(resource) if other.disk == term.disk and other is not term else None
+            if others is not None and Mode.EXCLUSIVE in (mode, others):
+                self.world.fail(
+                    "exclusion",
+                    f"{term} holds {resource} {mode.value}, {other} {others.value}",
+                    term.machine,
+                    other.machine,
+                )
+        term.beliefs[resource] = mode
+        self.acquired += 1
+        self.world.tell(term.machine.name, f"holds {resource} {mode.value}")
+        self._stands_on_disk(term, resource)
+
+    def gave_up(self, term: Term, resource: str) -> None:
+        if term.beliefs.pop(resource, None) is not None:
+            self.world.tell(term.machine.name, f"gives up {resource}")
+
+    def runs(self, term: Term, resource: str, vm: VirtualMachine) -> None:
+        """A virtual machine is let loose on a disk."""
+        if resource not in term.beliefs:
+            self.world.fail("exclusion", f"{vm.name} runs on {term} without a lease", term.machine)
+        machine = term.machine
+        if machine.watchdog.fires_at is None:
+            self.world.fail(
+                "no lock without protection", f"{vm.name} runs on {machine}, its watchdog does not", machine
+            )
+        if machine.last_look >= term.fails_at:
+            self.world.fail(
+                "no lock without protection", f"{vm.name} runs on {term}, whose lease has failed", machine
+            )
+        term.vms[resource] = vm
+        self.world.tell(machine.name, f"{vm.name} runs on {resource}")
+
+    def stopped(self, term: Term, resource: str) -> None:
+        vm = term.vms.pop(resource, None)
+        if vm is not None:
+            self.world.tell(term.machine.name, f"{vm.name} has stopped")
+
+    def writes_no_more(self, vm: VirtualMachine) -> None:
+        """A virtual machine has ended, or stands for good: nothing rests on its lease."""
+        for term in [t for t in self.terms.running if t.vms.get(vm.resource) is vm]:
+            self.stopped(term, vm.resource)
+            self.gave_up(term, vm.resource)
+
+    def answers(self, machine: Machine, resource: str, requested: int, held: int) -> None:
+        """A holder gives up because it was asked to."""
+        if requested <= held:
+            self.world.fail(
+                "no owner stopped in vain", f"{resource} lver {held}, the request is for {requested}", machine
+            )
+
+    def _stands_on_disk(self, term: Term, resource: str) -> None:
+        """I3, I11: while a host believes, its own block carries its value, or its shared hold."""
+        mode = term.beliefs[resource]
+        place = self.leases.of(term.disk, resource)
+        if place is None:
+            self.world.fail(
+                "nothing lost", f"{term} believes in {resource}, whose lease is gone", term.machine
+            )
+            return
+        block = self._block(place, term.host_id)
+        # A sharer that is about to become exclusive takes its hold away when it has won, before it says so.
+        stands = (block.dblock.inp, block.dblock.inp2) == (
+            term.host_id,
+            term.generation,
+        ) and block.dblock.bal > 0
+        if mode is Mode.SHARED and not (stands and not block.dblock.is_released):
+            stands = block.mode.is_shared and block.mode.generation == term.generation
+        if not stands:
+            self.world.fail(
+                "nothing lost",
+                f"{term} believes in {resource} {mode.value}; its block says {block}",
+                term.machine,
+            )
+
+    # --- what lands on the disks ---
+
+    def _block(self, place: LeasePlace, host_id: int) -> HostBlock:
+        at = place.offset + self.geometry.host_block_offset_bytes(host_id)
+        block = HostBlock.decode(bytes(self._disks[place.disk].content[at : at + 512]))
+        assert isinstance(block, HostBlock), block
+        return block
+
+    @staticmethod
+    def _generation_of(content: bytes) -> int:
+        record = DeltaLease.decode(content)
+        return record.generation if isinstance(record, DeltaLease) else 0
+
+    def _issued(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
+        """I14: what a process issues, it issues under a lease that has not failed, as far as it has looked."""
+        claims = offset < self.geometry.align_bytes
+        slot = offset // self.geometry.sector_bytes + 1
+        if claims:
+            self.terms.claimed(disk.name, process, slot, content)
+        for term in self.terms.running:
+            if claims and (slot, self._generation_of(content)) != (term.host_id, term.generation):
+                continue  # a new claim, after all owners of the old term are gone
+            if term.process is process and term.disk == disk.name and term.machine.last_look >= term.fails_at:
+                self.world.fail(
+                    "I14 no write after expiry",
+                    f"{term} writes at {offset}, its lease failed at {term.fails_at:.1f}, "
+                    f"it is {term.machine.last_look:.1f}",
+                    term.machine,
+                )
+
+    def _landed(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
+        area, within = divmod(offset, self.geometry.align_bytes)
+        sector = within // self.geometry.sector_bytes
+        if area == 0:
+            self.terms.landed(disk.name, process, sector + 1, content)
+            return
+        if area == INDEX_AREA and disk.name in self._resource_of:
+            self.leases.index_landed(disk, self._resource_of[disk.name], process.name)
+            return
+        place = self.leases.at(disk.name, area)
+        if sector == 0:
+            leader = Leader.decode(content)
+            assert isinstance(leader, Leader) or leader.reason is Reason.CLEARED, leader
+            if isinstance(leader, Leader) and leader.is_free and leader.owner_id == 0:
+                place = self._made(place, disk, offset, leader)
+            if place is not None:
+                self._leader_landed(place, process, leader)
+        elif sector >= 2 and place is not None and len(content) == self.geometry.sector_bytes:
+            self._block_landed(place, process, sector - 1, content)
+
+    def _made(self, before: LeasePlace | None, disk: SharedDisk, offset: int, leader: Leader) -> LeasePlace:
+        if before is not None and any(
+            t.disk == disk.name and before.resource in t.beliefs
+            for t in self.terms.running
+            if self.leases.is_named(before)
+        ):
+            self.world.fail("nothing lost", f"a new lease is made over that of {before.resource}")
+        resource_of = self._resource_of[disk.name]
+        made = self.leases.made(disk.name, resource_of(leader.resource_name.text), offset, leader.lver)
+        if before is not None:
+            # What was promised and decided there outlives a lease: its blocks stay.
+            made.mbal.update(before.mbal)
+            made.decided.update(before.decided)
+            made.begins_at = max(made.begins_at, before.begins_at)
+        return made
+
+    def _leader_landed(self, place: LeasePlace, process: Process, leader: Leader | Malformed) -> None:
+        if isinstance(leader, Malformed):
+            if self.leases.is_named(place) and any(place.resource in t.beliefs for t in self.terms.running):
+                self.world.fail(
+                    "nothing lost", f"the lease of {place.resource} is cleared under its holder", process.name
+                )
+            return
+        before, place.leader = place.leader, leader
+        if leader.is_free:
+            self._freed(place, process, leader)
+            return
+        if self.never_by_time and before is not None:
+            self._is_no_takeover_by_time(place, process, before, leader)
+        value = (leader.owner_id, leader.owner_generation, leader.timestamp)
+        newest = max(place.begins_at, *place.decided, 0)
+        known = place.decided.setdefault(leader.lver, value)
+        if known != value:
+            self.world.fail(
+                "I2 a version has one owner", f"lver {leader.lver}: {known}, then {value}", process.name
+            )
+        if leader.lver > newest + 1:
+            self.world.fail("I4 versions follow each other", f"from {newest} to {leader.lver}", process.name)
+        if leader.lver > newest:
+            self._supersedes(place, process, leader)
+
+    def _supersedes(self, place: LeasePlace, process: Process, leader: Leader) -> None:
+        """I9: a new owner, while a term that is not over believes in it exclusively."""
+        if not self.leases.is_named(place):
+            return  # whoever wins it finds that it has lost its name
+        for term in self.terms.running:
+            if term.disk != place.disk or term.beliefs.get(place.resource) is not Mode.EXCLUSIVE:
+                continue
+            if (leader.owner_id, leader.owner_generation) != (term.host_id, term.generation):
+                self.world.fail(
+                    "expiry before takeover",
+                    f"{process.name} makes host_id {leader.owner_id} owner of {place.resource} lver {leader.lver}, "
+                    f"which {term} holds",
+                    process.name,
+                    term.machine,
+                )
+            self.takeovers += 1
+
+    def _is_no_takeover_by_time(
+        self, place: LeasePlace, process: Process, before: Leader, leader: Leader
+    ) -> None:
+        """Whoever had it gave it up, is seen free or marked, is called off, or is the new owner's own host."""
+        if before.is_free or before.owner_id == leader.owner_id or not self.leases.is_named(place):
+            return
+        block = self._block(place, before.owner_id).dblock
+        gave_up = block.lver > before.lver or (block.lver == before.lver and block.is_released)
+        proven = self.terms.proven_over(place.disk, before.owner_id, before.owner_generation)
+        names = {str(before.owner_id), *self.terms.names_of(place.disk, before.owner_id)}
+        if not gave_up and not proven and not names & self.called_off:
+            self.world.fail(
+                "never by time",
+                f"{process.name} makes host_id {leader.owner_id} owner of {place.resource} lver {leader.lver}, which nobody "
+                f"has seen host_id {before.owner_id} generation {before.owner_generation} give up",
+                process.name,
+            )
+
+    def _freed(self, place: LeasePlace, process: Process, leader: Leader) -> None:
+        if not self.leases.is_named(place):
+            return
+        for term in self.terms.running:
+            holds = term.disk == place.disk and term.beliefs.get(place.resource) is Mode.EXCLUSIVE
+            if holds and (leader.owner_id, leader.owner_generation) == (term.host_id, term.generation):
+                block = self._block(place, term.host_id)
+                if block.dblock.lver == leader.lver:
+                    self.world.fail(
+                        "nothing lost",
+                        f"{process.name} frees {place.resource}, which {term} holds",
+                        process.name,
+                    )
+
+    def _block_landed(self, place: LeasePlace, process: Process, host_id: int, content: bytes) -> None:
+        if not any(content) and host_id not in place.mbal:
+            return  # a lease is being made where none was before
+        block = HostBlock.decode(content)
+        assert isinstance(block, HostBlock), block
+        dblock = block.dblock
+        who = process.name
+        if dblock.mbal < place.mbal.get(host_id, 0):
+            self.world.fail(
+                "I6 ballots grow", f"host_id {host_id} took back a promise of {place.resource}: {dblock}", who
+            )
+        place.mbal[host_id] = dblock.mbal
+        if dblock.mbal % self.geometry.hosts_max != host_id % self.geometry.hosts_max:
+            self.world.fail("I6 ballots name their host", f"host_id {host_id}: mbal {dblock.mbal}", who)
+        if dblock.bal > dblock.mbal or (dblock.inp == 0) != (dblock.bal == 0):
+            self.world.fail("I7 blocks make sense", f"host_id {host_id}: {dblock}", who)
+        for term in self.terms.of(place.disk, host_id):
+            # The fencing of a host clears the ballots of a term whose daemon died with no owner, though its machine may run.
+            if term.process is not process and not (term.is_left and not term.beliefs):
+                self.world.fail(
+                    "I13 everyone writes his own", f"{who} wrote the block of host_id {host_id}", who
+                )
+            if place.resource in term.beliefs:
+                self._stands_on_disk(term, place.resource)

@@ -1,0 +1,1 @@
+"""Hosts, daemons and virtual machines of one history."""

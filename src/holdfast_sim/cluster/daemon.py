@@ -1,0 +1,297 @@
+"""holdfastd in the simulator: the object graph that ships, made by `build`, through the life that ships, in `lifecycle`.
+
+    below:   `managed_ports`: threads that are tasks, disks, clocks, processes and files of this machine
+    beside:  checkers, by a wrapped watchdog driver and by the news of lockspaces
+
+The daemon may be killed, stopped or reloaded under running virtual machines: the next one goes on with the term and
+adopts their locks, or the ladder stops them. The checkers follow a virtual machine, not the daemon: what it needs must
+stand all the time. A lockspace of it is a `ManagedSeat`, a disk a `ManagedDesk`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable
+from holdfast.config_change import differences
+from holdfast.daemon import kept_config, lifecycle
+from holdfast.daemon.build import LeaseWatchers, build
+from holdfast.daemon.kept_config import Kept, Start
+from holdfast.daemon.reload import held_needs
+from holdfast.errors import ConfigError
+from holdfast.manager.journal_replay import SavedState, replay, replay_with_extent
+from holdfast.model import LockFailureAction, Protection
+from holdfast.protocol.timing import Timing
+from holdfast.supervision.lockspace_supervisor import KeeperState
+from holdfast.system.files.daemon_lock import DaemonLocks
+from holdfast.system.files.regular_file import Unreadable
+from holdfast.system.host.descriptors import Inherited, encode_state
+from holdfast.system.host.predecessor import Predecessors
+from holdfast_sim.check.leases import Checkers
+from holdfast_sim.cluster.lockspace import ManagedSeat
+from holdfast_sim.cluster.protocol_daemon import CheckedWatchdog, Space
+from holdfast_sim.cluster.vm import ManagedDesk, resource_of
+from holdfast_sim.host.machine import Machine
+from holdfast_sim.host.ports import MachineState, StateFile, managed_ports
+from holdfast_sim.storage.files import SimulatedStorage, Volume
+from holdfast_sim.world import ProcessGone
+
+NO_LOCKS = DaemonLocks(-1, -1, Predecessors(()))
+"""The simulated machine has one daemon at a time: its directories need no lock."""
+
+
+class Libvirt:
+    """`DomainControl`: pauses a domain and has its lock released, or does not answer."""
+
+    def __init__(self, daemon: ManagedDaemon) -> None:
+        self._daemon = daemon
+
+    async def suspend(self, uuid: str) -> bool:
+        random = self._daemon.world.random
+        await self._daemon.clock.sleep(random.uniform(0.1, 2))
+        desk = next((d for d in self._daemon.desks if d.vm is not None and d.vm.uuid == uuid), None)
+        if desk is not None and desk.vm is not None:
+            self._daemon.checks_that_it_is_lost(desk, "is paused")
+        if desk is None or desk.vm is None or desk.vm.stubborn or random.random() < 0.3:
+            return False
+        await desk.paused_by_libvirt()
+        return True
+
+    async def start(self, uuid: str) -> bool:
+        return True
+
+    async def mark(self, uuid: str, reason: str) -> bool:
+        return True
+
+
+def configured(
+    spaces: tuple[Space, ...],
+    volumes: Mapping[str, Volume],
+    *,
+    host_id: int | None,
+    hosts_max: int,
+    timing: Timing,
+    watchdog: str,
+    on_lockfailure: LockFailureAction,
+) -> Config:
+    """What an operator writes for such a host: a backend for each lockspace, and a rule for each disk."""
+
+    def table(space: Space, volume: Volume) -> dict[str, Any]:
+        return {
+            "driver": "paxos",
+            "device" if volume.directory is None else "directory": volume.root,
+            "lockspace": space.name,
+            "host_id": "auto" if host_id is None else host_id,
+            "hosts_max": hosts_max,
+            "io_timeout_s": timing.io_timeout_s,
+            "fire_timeout_s": timing.fire_timeout_s,
+            "watchdog": watchdog,
+            "on_lockfailure": on_lockfailure.value,
+            "cross_host": True,
+        }
+
+    return Config(
+        run_dir="/run/holdfast",
+        state_dir="/var/lib/holdfast",
+        default_backend=spaces[0].name,
+        limits=LimitsTable(owners_max=100),
+        recovery=RecoveryTable(on_lock_lost="poweroff"),
+        backend={
+            **{
+                space.name: table(space, volume)
+                for space, volume in zip(spaces, volumes.values(), strict=True)
+            },
+            "file": {"driver": "file"},  # every configuration has it
+        },
+        disk=tuple(
+            DiskRule(
+                backend=space.name,
+                match=resource_of(resource).name,
+                require_protection=Protection.FENCED.value,
+            )
+            for space in spaces
+            for resource in space.resources
+        ),
+    )
+
+
+def _chosen(state: MachineState, written: Config, inherited: Inherited, boot: str) -> Start | None:
+    """What `kept_config.choose` reads on a real host, and what it makes of that."""
+    reexec = inherited.reexec
+    kept: Kept | Unreadable = Unreadable("", missing=True)
+    if text := reexec.configuration if reexec is not None else state.kept:
+        kept = kept_config.decode(text, "the kept configuration", boot)
+    journal: Callable[[Config], SavedState] = lambda _: (  # noqa: E731
+        replay(reexec.journal)
+        if reexec is not None
+        else replay_with_extent(state.journal.read(), state.journal_extent.read())
+    )
+    files = (state.state_files, state.run_files)
+    usable = state.edited(written)
+    return kept_config.decide(
+        usable,
+        [] if usable is not None else [ConfigError(file="holdfast.toml", key="syntax", reason="is not TOML")],
+        kept,
+        file=None,
+        boot=boot,
+        journal=journal,
+        copies=lambda _: lambda lockspace: [each.setdefault(lockspace, StateFile()) for each in files],
+    )
+
+
+class ManagedDaemon:
+    """One life of the daemon on one machine."""
+
+    def __init__(
+        self,
+        *,
+        machine: Machine,
+        state: MachineState,
+        config: Config,
+        spaces: tuple[Space, ...],
+        volumes: Mapping[str, Volume],
+        stubborn_rate: float,
+        checkers: Checkers,
+        quiet: bool = False,
+    ) -> None:
+        """`quiet`: nothing goes wrong on this host but with its state."""
+        self.machine = machine
+        self.state = state
+        self.world = machine.world
+        self.process = machine.start_process()
+        self.stubborn_rate = stubborn_rate
+        self.checkers = checkers
+        self.quiet = quiet
+        state.processes.on_end = self._vm_ended
+        state.processes.on_signal = self._signalled
+        ports = managed_ports(
+            process=self.process,
+            machine=machine,
+            state=state,
+            storage=SimulatedStorage(self.process, machine, volumes),
+            domains=Libvirt(self),
+            busy=self._busy,
+            fed=lambda driver: CheckedWatchdog(driver, lambda: checkers.terms.fed(machine)),
+        )
+        self.clock = ports.clock
+        inherited = state.inherited()
+        self._written = config
+        start = _chosen(state, config, inherited, ports.identity.boot)
+        if start is None or (state.takes and not start.kept_because):
+            self.world.fail(
+                "nothing stops guarding", f"a start is without what is held: {state.takes}", machine
+            )
+        assert start is not None
+        if start.kept_because and not state.takes:
+            self.world.fail("liveness", f"a start refuses what takes nothing: {start.kept_because}", machine)
+        config, self._before = start.config, start.before(ports.identity.boot)
+        state.kept = self._before.configuration
+        self.parts = build(
+            config,
+            ports,
+            inherited,
+            self._before,
+            LeaseWatchers(
+                on_joined=lambda keeper: self.seats[keeper.name].joined(),
+                on_lost=lambda keeper, reason: self.seats[keeper.name].lost(reason),
+                on_users_gone=lambda keeper: self.seats[keeper.name].users_gone(),
+                on_leaving=lambda keeper: self.seats[keeper.name].leaving(),
+            ),
+        )
+        self.manager = self.parts.manager
+        keepers = {keeper.name: keeper for keeper in self.parts.leases.keepers}
+        self.seats = {
+            space.name: ManagedSeat(self, space, volume, keepers[space.name])
+            for space, volume in zip(spaces, volumes.values(), strict=True)
+        }
+        self.serving = False
+        self.world.tell(machine.name, "its daemon starts")
+        self.process.spawn(self._start())
+
+    @property
+    def alive(self) -> bool:
+        return self.process.alive
+
+    @property
+    def desks(self) -> list[ManagedDesk]:
+        return [desk for seat in self.seats.values() for desk in seat.desks.values()]
+
+    def desk_of(self, resource: str) -> ManagedDesk:
+        return next(desk for desk in self.desks if desk.resource == resource)
+
+    async def _start(self) -> None:
+        await lifecycle.adopt(self.parts)
+        lifecycle.begin(self.parts)
+        self.serving = True
+        lifecycle.account_for_left_behind(self.parts)
+
+    # --- what operators do with it ---
+
+    async def reload(self) -> None:
+        """`systemctl reload`: the daemon becomes the program on disk, with everything open."""
+        if not self.serving:
+            return
+        self.world.tell(self.machine.name, "its daemon is to reload")
+        await lifecycle.reload(
+            self.parts, why_not=self._why_not_next, execute=self._execute_next, busy=self._busy
+        )
+        self.serving = True
+
+    async def _why_not_next(self) -> list[str]:
+        await self.clock.sleep(self.world.random.uniform(0.2, 2))
+        self.state.edit()
+        wanted = self.state.edited(self._written)
+        if wanted is None:
+            return ["the configuration on disk is not TOML"]
+        held = held_needs(self.manager, self.parts.leases)
+        if reasons := differences(self.parts.config, wanted, held):
+            if not self.state.takes:
+                self.world.fail("liveness", f"a reload refuses what takes nothing: {reasons}", self.machine)
+            return reasons
+        if self.state.takes:
+            self.world.fail("nothing stops guarding", f"a reload gives up: {self.state.takes}", self.machine)
+        self.serving = False
+        return []
+
+    def _execute_next(self) -> None:
+        self.state.reexec = encode_state(self.parts.handover.state({}, [], NO_LOCKS))
+        self.machine.exec_process()
+        raise ProcessGone
+
+    async def stop(self) -> None:
+        """`systemctl restart`: it stops in good order, and is started again."""
+        if not self.serving:
+            return
+        self.world.tell(self.machine.name, "its daemon is to stop")
+        await lifecycle.stop(self.parts, self._close_clients)
+        self.machine.kill_process("stopped")
+        raise ProcessGone
+
+    def _close_clients(self) -> None:
+        self.serving = False
+
+    def _busy(self) -> bool:
+        return any(desk.busy for desk in self.desks)
+
+    def _signalled(self, pid: int, number: int) -> None:
+        for desk in self.desks:
+            if desk.vm is not None and desk.vm.pid == pid:
+                self.checks_that_it_is_lost(desk, f"gets signal {number}")
+
+    def checks_that_it_is_lost(self, desk: ManagedDesk, what: str) -> None:
+        """A virtual machine is touched only after the lockspace of its lease was lost."""
+        if desk.seat.keeper.state is not KeeperState.LOST:
+            self.world.fail(
+                "doubt kills nobody",
+                f"{desk.vm and desk.vm.name} {what}, and {desk.seat.space.name} is {desk.seat.keeper.state.value}",
+                self.machine,
+            )
+
+    def _vm_ended(self, pid: int) -> None:
+        for vm in [vm for vm in self.machine.vms if vm.pid == pid]:
+            vm.running = False
+            self.machine.vms.remove(vm)
+            self.checkers.writes_no_more(vm)
+            if self.state.status is not None:
+                self.state.status.remove(vm)

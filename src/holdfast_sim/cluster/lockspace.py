@@ -1,0 +1,125 @@
+"""One lockspace of one whole daemon, as operators and checkers see it: its keeper, its disks, its term."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from holdfast.protocol.membership import Membership
+from holdfast.supervision.lockspace_supervisor import KeeperState, LockspaceKeeper
+from holdfast_sim.check.host_ids import Term
+from holdfast_sim.cluster.protocol_daemon import Space
+from holdfast_sim.cluster.vm import ManagedDesk
+from holdfast_sim.storage.files import Volume
+
+if TYPE_CHECKING:
+    from holdfast_sim.cluster.daemon import ManagedDaemon
+
+
+LEFT_LEAST_S = 2.0
+"""Times io_timeout: with so much left of its lease, a host whose storage works has no reason to lose it."""
+
+
+class ManagedSeat:
+    """One lockspace of one daemon, and the checkers' view of its term."""
+
+    def __init__(self, daemon: ManagedDaemon, space: Space, volume: Volume, keeper: LockspaceKeeper) -> None:
+        self.daemon = daemon
+        self.space = space
+        self.volume = volume
+        self.keeper = keeper
+        self.desks = {resource: ManagedDesk(self, resource) for resource in space.resources}
+
+    @property
+    def host_id(self) -> int | None:
+        return self.keeper.host_id
+
+    @property
+    def member(self) -> Membership | None:
+        member = self.keeper.membership() if self.keeper.state is KeeperState.JOINED else None
+        return member if isinstance(member, Membership) else None
+
+    @property
+    def term(self) -> Term | None:
+        daemon = self.daemon
+        ours = [
+            t
+            for t in daemon.checkers.terms.running
+            if t.machine is daemon.machine and t.disk == self.space.name
+        ]
+        return ours[-1] if ours else None
+
+    @property
+    def stay(self) -> bool:
+        return self.keeper.state is not KeeperState.LEFT
+
+    @stay.setter
+    def stay(self, wanted: bool) -> None:
+        if wanted and self.keeper.state is KeeperState.LEFT and self.daemon.alive:
+            with self.daemon.process.loop.entered():
+                self.daemon.parts.lease_calls.join(self.keeper.name)
+
+    def leave(self) -> bool:
+        if any(desk.vm is not None or desk.busy for desk in self.desks.values()) or self.member is None:
+            return False
+        if self.daemon.parts.lease_recovery.in_use(set(self.daemon.parts.leases.backends_of(self.keeper))):
+            return False
+        with self.daemon.process.loop.entered():
+            self.daemon.parts.leases.leave(self.keeper)
+        return True
+
+    def _settled(self) -> bool:
+        return not self.daemon.machine.paths[self.space.name].may_land_for(self.daemon.process)
+
+    # --- news, before the daemon acts on them ---
+
+    def joined(self) -> None:
+        member, daemon = self.member, self.daemon
+        if member is not None:
+            daemon.checkers.terms.joined(
+                Term(
+                    daemon.machine,
+                    daemon.process,
+                    self.space.name,
+                    member.host_id,
+                    member.generation,
+                    member.timing.io_timeout_s,
+                )
+            )
+
+    def lost(self, reason: str) -> None:
+        daemon, term = self.daemon, self.term
+        daemon.world.tell(daemon.machine.name, f"has lost {self.space.name}: {reason}")
+        if self.keeper.use.refused and term is not None and term.vms:
+            daemon.world.fail(
+                "one daemon of a host in a lockspace",
+                f"{term} has owners, and another daemon keeps this one out: {reason}",
+                daemon.machine,
+            )
+        if daemon.quiet and term is not None and term.vms:
+            left_s = term.fails_at - daemon.machine.boottime()
+            if left_s > LEFT_LEAST_S * term.io_timeout_s:
+                daemon.world.fail(
+                    "doubt kills nobody",
+                    f"{term} counts as lost, {left_s:.1f} s before its lease fails: {reason}",
+                    daemon.machine,
+                )
+
+    def leaving(self) -> None:
+        if self.term is not None:
+            self.term.dismissed = self._settled
+
+    def users_gone(self) -> None:
+        daemon, term = self.daemon, self.term
+        if term is None:
+            return
+        if term.vms:
+            running = ", ".join(vm.name for vm in term.vms.values())
+            daemon.world.fail("nothing lost", f"{term}: all users are gone, but {running}", daemon.machine)
+        term.beliefs.clear()
+        term.dismissed = self._settled
+        daemon.process.spawn(self._over(term))
+
+    async def _over(self, term: Term) -> None:
+        while not self._settled():
+            await self.daemon.clock.sleep(0.2)
+        self.daemon.checkers.terms.is_over(term, "its owners are gone")

@@ -1,0 +1,259 @@
+"""One disk on one host of the whole daemon: the virtual machine that has it, and what libvirt does about it.
+
+A virtual machine is a process that registers, acquires, and only then runs; it ends when it is stopped, killed by the
+ladder, or its machine is reset.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from holdfast.backends.naming import NameBy, lease_name
+from holdfast.errors import LockError
+from holdfast.manager import migration_roles
+from holdfast.manager.journal_replay import replay
+from holdfast.manager.owners import Owner
+from holdfast.model import Mode, OwnerName, Resource, Want
+from holdfast.protocol.paxos_release import Mode as LeaseMode
+from holdfast.supervision.host_identity import decode_term
+from holdfast.system.files.disk_identity import DiskIdentity
+from holdfast_sim.host.machine import VirtualMachine
+
+if TYPE_CHECKING:
+    from holdfast_sim.check.host_ids import Term
+    from holdfast_sim.cluster.lockspace import ManagedSeat
+
+UNKILLABLE = frozenset((signal.SIGTERM, signal.SIGKILL))
+
+
+def resource_of(name: str) -> Resource:
+    return Resource("", f"/disks/{name}")
+
+
+def lease_of(name: str) -> str:
+    """The lease that the backend looks for: named by the disk's path."""
+    return lease_name(resource_of(name), NameBy.PATH_MD5, DiskIdentity())
+
+
+class ManagedDesk:
+    """One disk on one host: the virtual machine that has it, and what libvirt does about it."""
+
+    def __init__(self, seat: ManagedSeat, resource: str) -> None:
+        self.seat = seat
+        self.resource = resource
+        self.busy = False
+        self.last_refusal = ""
+
+    def __str__(self) -> str:
+        return f"{self.seat.daemon.machine}:{self.resource}"
+
+    @property
+    def vm(self) -> VirtualMachine | None:
+        return next((vm for vm in self.seat.daemon.machine.vms if vm.resource == self.resource), None)
+
+    @property
+    def lease(self) -> VirtualMachine | None:
+        """What counts as held: a virtual machine that was let run."""
+        vm = self.vm
+        return vm if vm is not None and vm.held else None
+
+    async def start(self, mode: LeaseMode, *, wait: bool, arriving: bool = False) -> None:
+        """`arriving`: the guest comes from another host, whose lock is about to be let go."""
+        del wait  # the backend never waits for a death
+        if self.busy or self.vm is not None or not self.seat.daemon.serving:
+            return
+        self.busy = True
+        try:
+            await self._start(Mode.EXCLUSIVE if mode is LeaseMode.EXCLUSIVE else Mode.SHARED, arriving)
+        finally:
+            self.busy = False
+
+    async def _start(self, mode: Mode, arriving: bool) -> None:
+        daemon = self.seat.daemon
+        stubborn = daemon.world.random.random() < daemon.stubborn_rate
+        pid = next(daemon.state.processes.pids)
+        vm = VirtualMachine(f"vm{pid}", daemon.machine, stubborn, pid=pid, resource=self.resource)
+        daemon.state.processes.start(pid, ignoring=UNKILLABLE if stubborn else frozenset())
+        daemon.machine.vms.append(vm)
+        status = daemon.state.status
+        if status is not None:
+            job, phase = (migration_roles.IN, migration_roles.PHASE_ACQUIRES) if arriving else ("start", "")
+            status.write(vm, "paused", reason="starting up", job=job, phase=phase)
+        owner = daemon.manager.register(pid, OwnerName(vm.name, vm.uuid, pid))
+        was_unknown = len(daemon.manager.unknown) > 0
+        try:
+            await daemon.manager.acquire(owner, Want(resource_of(self.resource), mode))
+        except LockError as refusal:
+            self.last_refusal = f"{type(refusal).__name__}: {refusal}"
+            daemon.world.tell(daemon.machine.name, f"refuses {self.resource}: {self.last_refusal}")
+            if vm.running:
+                daemon.state.processes.end(pid)
+            return
+        term = self.seat.term
+        if vm.running and term is not None:
+            self._is_remembered(vm, term, may_be_adopted=was_unknown)
+            # libvirt lets the guest's processors go only now.
+            vm.held = True
+            if status is not None:
+                status.write(vm)
+            daemon.checkers.believes(term, self.resource, _lease_mode(mode))
+            daemon.checkers.runs(term, self.resource, vm)
+
+    def _is_remembered(self, vm: VirtualMachine, term: Term, *, may_be_adopted: bool) -> None:
+        """The next daemon finds the claim in the journal, and each copy of the incarnation. A lock that is adopted is none
+        of those that have to be refused while a copy can't be written.
+        """
+        daemon = self.seat.daemon
+        saved = replay(daemon.state.journal.raw)
+        claimants = {i for lock in saved.locks.values() for i in lock.claims}
+        if vm.pid not in {owner.process.pid for i, owner in saved.owners.items() if i in claimants}:
+            daemon.world.fail(
+                "nothing lost", f"{vm.name} runs, and its claim is not in the journal", daemon.machine
+            )
+        if may_be_adopted:
+            return
+        for where, files in (("state_dir", daemon.state.state_files), ("RUN_DIR", daemon.state.run_files)):
+            file = files.get(self.seat.space.name)
+            copy = decode_term(file.written) if file is not None else None
+            if copy is None or (copy.host_id, copy.generation) != (term.host_id, term.generation):
+                daemon.world.fail(
+                    "nothing lost",
+                    f"{vm.name} runs on {term}, which {where} does not name: {copy}",
+                    daemon.machine,
+                )
+
+    async def rival(self) -> None:
+        """Another virtual machine of this host wants the disk."""
+        daemon = self.seat.daemon
+        if not daemon.serving:
+            return
+        processes, rivals = daemon.state.processes, daemon.state.rivals
+        pid = next(processes.pids)
+        processes.start(pid)
+        rivals.add(pid)
+        try:
+            owner = daemon.manager.register(pid, OwnerName(f"rival{pid}", f"uuid-{pid}", pid))
+            await daemon.manager.acquire(owner, Want(resource_of(self.resource), Mode.EXCLUSIVE))
+        except LockError as refusal:
+            daemon.world.tell(daemon.machine.name, f"refuses {self.resource} to a rival: {refusal}")
+        else:
+            vm = self.lease
+            if vm is not None and vm.writes:
+                daemon.world.fail(
+                    "exclusion", f"a rival gets {self.resource}, and {vm.name} runs on it", daemon.machine
+                )
+        if pid in rivals:
+            rivals.remove(pid)
+            processes.end(pid)
+
+    async def stop(self) -> None:
+        vm = self.lease
+        if vm is None or vm.migrating or self.busy or not self.seat.daemon.serving:
+            return
+        self.busy = True
+        try:
+            if self.seat.daemon.world.random.random() < 0.5:
+                await self._release(vm)
+            if vm.running:
+                self.seat.daemon.state.processes.end(vm.pid)
+            while self._in_table():
+                await self.seat.daemon.clock.sleep(0.2)
+        finally:
+            self.busy = False
+
+    async def paused_by_libvirt(self) -> None:
+        vm = self.lease
+        if vm is not None:
+            await self._release(vm)
+            if vm.running:
+                self.seat.daemon.state.processes.end(vm.pid)
+
+    async def _release(self, vm: VirtualMachine) -> None:
+        """The guest stands still; libvirt has its lock released over the connection that registered it."""
+        daemon = self.seat.daemon
+        owner = self._owner(vm.pid)
+        if owner is None:
+            return
+        vm.paused = True
+        daemon.checkers.writes_no_more(vm)
+        try:
+            await daemon.manager.release(owner, resource_of(self.resource))
+        except LockError as refusal:
+            daemon.world.tell(daemon.machine.name, f"release of {self.resource}: {refusal}")
+
+    # --- a guest that migrates away ---
+
+    async def released_for_migration(self, vm: VirtualMachine) -> None:
+        """The guest stands, and may yet run on here: what it needs must stand, whatever the daemon makes of this."""
+        daemon = self.seat.daemon
+        try:
+            owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
+            await daemon.manager.release(owner, resource_of(self.resource))
+        except LockError as refusal:
+            daemon.world.tell(daemon.machine.name, f"release of {self.resource}: {refusal}")
+
+    async def acquired_again(self, vm: VirtualMachine) -> None:
+        """libvirt wants to let a guest run on here whose migration failed."""
+        daemon = self.seat.daemon
+        try:
+            owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
+            await daemon.manager.acquire(owner, Want(resource_of(self.resource), Mode.EXCLUSIVE))
+        except LockError as refusal:
+            daemon.world.tell(daemon.machine.name, f"refuses {self.resource} to {vm.name}: {refusal}")
+            return
+        term = self.seat.term
+        if vm.running and vm.paused and term is not None:
+            vm.paused = False
+            daemon.checkers.believes(term, self.resource, LeaseMode.EXCLUSIVE)
+            daemon.checkers.runs(term, self.resource, vm)
+
+    def _owner(self, pid: int) -> Owner | None:
+        return self.seat.daemon.manager.owners.with_pid(pid)
+
+    def _in_table(self) -> bool:
+        return any(resource_of(self.resource) in names for names in self._claims())
+
+    def _claims(self) -> Iterator[Mapping[Resource, Mode]]:
+        for lock in self.seat.daemon.manager.table:
+            yield from lock.claims.values()
+
+    async def convert(self) -> None:
+        """Make it exclusive, or shared. Libvirt has no call for it yet; the manager can."""
+        vm, term = self.lease, self.seat.term
+        owner = self._owner(vm.pid) if vm is not None else None
+        if vm is None or owner is None or term is None or self.busy or not self.seat.daemon.serving:
+            return
+        if vm.migrating:
+            return
+        before = term.beliefs.get(self.resource)
+        if before is None:
+            return
+        wanted = Mode.SHARED if before is LeaseMode.EXCLUSIVE else Mode.EXCLUSIVE
+        self.busy = True
+        try:
+            await self._convert(vm, owner, term, wanted)
+        finally:
+            self.busy = False
+
+    async def _convert(self, vm: VirtualMachine, owner: Owner, term: Term, wanted: Mode) -> None:
+        daemon = self.seat.daemon
+        if wanted is Mode.SHARED:
+            # The guest writes no more from the order on; what it rests on must stand all the time, either way.
+            daemon.checkers.believes(term, self.resource, LeaseMode.SHARED)
+        try:
+            await daemon.manager.acquire(owner, Want(resource_of(self.resource), wanted))
+        except LockError as refusal:
+            self.last_refusal = f"{type(refusal).__name__}: {refusal}"
+            daemon.world.tell(daemon.machine.name, f"does not convert {self.resource}: {self.last_refusal}")
+            return
+        if vm.running and not vm.paused and not term.over and term.vms.get(self.resource) is vm:
+            daemon.checkers.believes(term, self.resource, _lease_mode(wanted))
+
+    async def ask_for(self) -> None:
+        """Requests come from sanlock's clients, which are not served yet."""
+
+
+def _lease_mode(mode: Mode) -> LeaseMode:
+    return LeaseMode.EXCLUSIVE if mode is Mode.EXCLUSIVE else LeaseMode.SHARED

@@ -1,0 +1,1 @@
+"""What happens to a cluster: users, operators and faults."""

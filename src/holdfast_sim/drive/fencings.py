@@ -1,0 +1,132 @@
+"""Hosts that an operator or a fencing agent calls off: `holdfast host fenced`, with the mark where the format has one.
+
+Lockspaces of sanlock's later formats carry the mark DEAD_EXT (ADR 0172), and may say that leases never expire by time
+(NO_TIMEOUT, ADR 0171). A word is true, as that of `orders`: about a host that has no power, or a host that is switched off
+as soon as it is seen silent. It may boot again while its mark is on the way to storage.
+
+A checker asks that where leases never expire by time none is taken by time: whoever wins one whose owner did not give it
+up has its free record, its mark, or somebody's word. Drawn from a generator of its own.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from holdfast.errors import LockError
+from holdfast.lease_admin.host_fencing import HostFencer
+from holdfast.ondisk import delta
+from holdfast.supervision.lockspace_supervisor import LockspaceKeeper
+from holdfast_sim.cluster.cluster import Cluster
+from holdfast_sim.cluster.daemon import ManagedDaemon
+from holdfast_sim.cluster.protocol_daemon import Daemon
+from holdfast_sim.drive.operator import switch_off_if_silent
+from holdfast_sim.host.machine import Machine
+
+CALL_S = 5.0
+"""Between two rounds in which hosts that are gone are called off."""
+EVERY_S = 6.0
+"""How often somebody is fenced, in the whole cluster."""
+
+
+class Format(enum.Enum):
+    """What a lockspace was made with."""
+
+    PLAIN = (delta.VERSION, 0)
+    MARKS = (delta.VERSION_4, 0)
+    NO_TIMEOUT = (delta.VERSION_4, delta.FLAG_NO_TIMEOUT)
+
+    @classmethod
+    def drawn(cls, random: Random) -> Format:
+        return random.choices((cls.PLAIN, cls.MARKS, cls.NO_TIMEOUT), (3, 1, 1))[0]
+
+
+@dataclass
+class Fencings:
+    """One at a time, at random moments, until `stopped`."""
+
+    cluster: Cluster
+    format: Format
+    random: Random
+    stopped: bool = False
+    _called_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.format is Format.PLAIN:
+            return
+        for state in self.cluster.states.values():
+            state.generation_min = lambda: int(self.cluster.world.now) + 1_700_000_000
+        self._next()
+
+    def _next(self) -> None:
+        self.cluster.world.after(self.random.expovariate(1 / EVERY_S), self._give)
+
+    def _give(self) -> None:
+        if self.stopped:
+            return
+        self._next()
+        daemons = [d for d in self.cluster.daemons.values() if isinstance(d, ManagedDaemon) and d.serving]
+        daemons = [daemon for daemon in daemons if daemon.alive]
+        if not daemons:
+            return
+        daemon = self.random.choice(daemons)
+        others = [m for m in self.cluster.machines if m is not daemon.machine]
+        off = [m for m in others if not m.up]
+        if off or (others and self.random.random() < 0.3):
+            self._fence(daemon, self.random.choice(off or others))
+
+    def _fence(self, daemon: ManagedDaemon, named: Machine) -> None:
+        name = named.name
+        ids = [t.host_id for t in self.cluster.checkers.terms.running if t.machine is named]
+        if ids and self.random.random() < 0.3:
+            name = str(self.random.choice(ids))
+        order = daemon.process.spawn(fence(daemon, name))
+        for space in self.cluster.spaces:
+            disk = next(v.disk.name for v in self.cluster.volumes.values() if v.disk.name == space.name)
+            switch_off_if_silent(self.cluster, disk, named, name, lambda: order.done() or not daemon.alive)
+
+    def call_off_the_gone(self, daemons: Sequence[ManagedDaemon | Daemon]) -> None:
+        """In the end: whoever is in the records and not there any more is called off by one who can know."""
+        now = self.cluster.world.now
+        if self.format is not Format.NO_TIMEOUT or now < self._called_at + CALL_S:
+            return
+        self._called_at = now
+        for space in self.cluster.spaces:
+            seats = [d.seats[space.name] for d in daemons if isinstance(d, ManagedDaemon) and d.alive]
+            members = [seat for seat in seats if seat.member is not None]
+            terms = [t for t in self.cluster.checkers.terms.running if t.disk == space.name and t.vms]
+            used = {seat.host_id for seat in members} | {term.host_id for term in terms}
+            for seat in members[:1]:
+                for view in seat.keeper.hosts():
+                    if view.host_id not in used:
+                        seat.daemon.process.spawn(fence(seat.daemon, view.name, [seat.keeper]))
+            if not members:
+                self._freed_by_hand(space.name, used)
+
+    def _freed_by_hand(self, space: str, used: Collection[int | None]) -> None:
+        """Nobody is in it who could call anybody off: a person who knows that no host is writes their ids free."""
+        disk = next(volume.disk for volume in self.cluster.volumes.values() if volume.disk.name == space)
+        geometry = self.cluster.scenario.geometry
+        for host_id in range(1, geometry.hosts_max + 1):
+            at = geometry.delta_offset_bytes(host_id)
+            record = delta.DeltaLease.decode(bytes(disk.content[at : at + geometry.sector_bytes]))
+            if host_id in used or not isinstance(record, delta.DeltaLease) or record.is_free:
+                continue
+            disk.content[at : at + geometry.sector_bytes] = replace(record, timestamp=0).sector()
+            self.cluster.world.tell("", f"host id {host_id} of {space} is freed by hand")
+
+
+async def fence(daemon: ManagedDaemon, host: str, spaces: Sequence[LockspaceKeeper] = ()) -> None:
+    """In all lockspaces, if none are named."""
+    name, world = daemon.machine.name, daemon.world
+    fencer = HostFencer(daemon.manager, daemon.parts.breaker)
+    daemon.checkers.called_off.update((host, host.partition(".")[0]))
+    try:
+        for each in await fencer.fence(spaces or daemon.parts.leases.keepers, host, "operator"):
+            freed = sum(lease.freed for lease in each.leases)
+            told = each.refused or f"{freed} leases freed, {each.mark or 'no mark'}"
+            world.tell(name, f"fences {host} in {each.lockspace}: {told}")
+    except LockError as refusal:
+        world.tell(name, f"does not fence {host}: {refusal}")

@@ -1,0 +1,105 @@
+"""What operators order of the whole daemon: leases taken out, leases broken by proof, by a true word, by a wrong name.
+
+An attestation is about a host that is really off, as ADR 0114 asks for, or names a host that lives and is contradicted
+by its record. A host that hangs while it is attested to be off would be two writers by the operator's own hand; so here
+it is switched off as soon as it is seen silent, before the looks of a daemon could show it so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.errors import LockError
+from holdfast_sim.cluster.cluster import Cluster
+from holdfast_sim.cluster.daemon import ManagedDaemon
+from holdfast_sim.cluster.vm import ManagedDesk, resource_of
+from holdfast_sim.host.machine import Machine
+
+SILENT_FACTOR = 2.6
+"""Of io_timeout: more than a healthy host takes to renew, less than the three that an attestation needs."""
+LOOK_S = 0.05
+
+
+class Orders:
+    """One order at a time, at random moments, until told to stop."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.stopped = False
+        if cluster.scenario.orders_every_s:
+            self._next()
+
+    def _next(self) -> None:
+        every_s = self.cluster.scenario.orders_every_s
+        self.world.after(self.world.random.expovariate(1 / every_s), self._give)
+
+    def _give(self) -> None:
+        if self.stopped:
+            return
+        self._next()
+        random = self.world.random
+        daemons = [d for d in self.cluster.daemons.values() if isinstance(d, ManagedDaemon) and d.serving]
+        if not daemons:
+            return
+        daemon = random.choice(daemons)
+        desk = random.choice(daemon.desks)
+        others = [m for m in self.cluster.machines if m is not daemon.machine]
+        off = [m for m in others if not m.up]
+        chance = random.random()
+        if chance < 0.5:
+            daemon.process.spawn(collect(daemon, dry_run=random.random() < 0.1))
+        elif chance < 0.65:
+            daemon.process.spawn(_break(daemon, desk))
+        elif off:
+            daemon.process.spawn(_break(daemon, desk, attest_off=random.choice(off).name))
+        elif others:
+            self._break_by_wrong_name(daemon, desk, random.choice(others))
+
+    def _break_by_wrong_name(self, daemon: ManagedDaemon, desk: ManagedDesk, named: Machine) -> None:
+        disk = desk.seat.volume.disk.name
+        terms = [t for t in self.cluster.checkers.terms.running if t.disk == disk and t.machine is named]
+        name = self.world.random.choice((named.name, *(str(t.host_id) for t in terms)))
+        order = daemon.process.spawn(_break(daemon, desk, attest_off=name))
+        switch_off_if_silent(self.cluster, disk, named, name, lambda: order.done() or not daemon.alive)
+
+
+def switch_off_if_silent(
+    cluster: Cluster, disk: str, named: Machine, name: str, answered: Callable[[], bool]
+) -> None:
+    """Whoever is named had better be off when the looks could show it so."""
+    if answered():
+        return
+    for term in list(cluster.checkers.terms.running):
+        called = term.machine is named or str(term.host_id) == name
+        silent_s = cluster.world.now - term.landed_at
+        if term.disk == disk and called and silent_s > SILENT_FACTOR * term.io_timeout_s:
+            term.machine.reset("switched off by the operator who has called it off")
+    cluster.world.after(LOOK_S, lambda: switch_off_if_silent(cluster, disk, named, name, answered))
+
+
+async def collect(daemon: ManagedDaemon, *, dry_run: bool = False) -> list[str]:
+    """Take out what nobody holds; why the others stay."""
+    try:
+        found = await daemon.parts.collector.collect(dry_run=dry_run)
+    except LockError as refusal:
+        return [str(refusal)]
+    out = sum(not lease.kept_because for lease in found)
+    daemon.world.tell(daemon.machine.name, f"{'would take' if dry_run else 'has taken'} {out} leases out")
+    return [lease.kept_because for lease in found if lease.kept_because]
+
+
+async def _break(daemon: ManagedDaemon, desk: ManagedDesk, attest_off: str = "") -> None:
+    name, world = daemon.machine.name, daemon.world
+    said = f" ({attest_off} is off)" if attest_off else ""
+    world.tell(name, f"is to break {desk.resource}{said}")
+    operator = "operator" if attest_off else ""
+    daemon.checkers.called_off.add(attest_off)
+    try:
+        proof = await daemon.parts.breaker.break_lease(
+            resource_of(desk.resource).name, attest_off=attest_off, operator=operator
+        )
+    except LockError as refusal:
+        world.tell(name, f"does not break {desk.resource}: {refusal}")
+    else:
+        world.tell(name, f"has broken {desk.resource}: {proof}")

@@ -1,0 +1,274 @@
+"""A second daemon on a managed machine: an operator starts it with directories of its own, beside the one of systemd.
+
+    build ─ lifecycle    the graph that ships, over state files, journal and process table of its own
+    the machine's        paths to storage, clock, name and identity, and the host-wide locks of lockspaces (`lockspace_locks`)
+
+It serves no virtual machine: it joins whatever it may, and leaves, or is killed and started again. It has no watchdog, as
+the first one has the device. While it is in a lockspace nothing of the first one may be: neither its membership nor a
+virtual machine with a lease there. Drawn from a generator of its own, so that a seed without it plays what it played before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+
+from holdfast.config import Config
+from holdfast.daemon import lifecycle
+from holdfast.daemon.build import LeaseWatchers, build
+from holdfast.daemon.kept_config import Start
+from holdfast.model import LockFailureAction
+from holdfast.protocol.timing import Timing
+from holdfast.supervision.lockspace_supervisor import KeeperState, LockspaceKeeper
+from holdfast_sim.cluster.cluster import Cluster
+from holdfast_sim.cluster.daemon import ManagedDaemon, configured
+from holdfast_sim.cluster.protocol_daemon import Space
+from holdfast_sim.event_loop import Process
+from holdfast_sim.host.machine import Machine
+from holdfast_sim.host.ports import MachineState, managed_ports
+from holdfast_sim.storage.files import SimulatedStorage, Volume
+
+OFTEN_S = (0.0, 0.0, 0.0, 8.0)
+"""How often one is started, in the whole cluster; 0: never, in three quarters of the seeds."""
+DIRECTORIES = ("/run/second", "/var/lib/second")
+LIFE_MAX_S = 30.0
+"""From its start to its stop or kill: it may try to join several times."""
+FIRST_DIES, FIRST_LEAVES = 0.4, 0.4
+"""How often the first daemon was killed just before, or was taken out of the lockspaces that nobody uses."""
+AWAY_MAX_S = 25.0
+"""How long that stays out of them."""
+LOOK_S = 0.25
+"""Between two looks of the checker, and of the operator who tidies up."""
+
+
+class NoDomains:
+    """`DomainControl`: it has no virtual machine."""
+
+    async def suspend(self, uuid: str) -> bool:
+        return False
+
+    async def start(self, uuid: str) -> bool:
+        return False
+
+    async def mark(self, uuid: str, reason: str) -> bool:
+        return False
+
+
+class SecondDaemon:
+    """One life of it."""
+
+    def __init__(
+        self, machine: Machine, state: MachineState, config: Config, volumes: Mapping[str, Volume]
+    ) -> None:
+        self.machine = machine
+        self.process = Process(machine.world, machine.name)
+        machine.beside.append(self.process)
+        ports = managed_ports(
+            process=self.process,
+            machine=machine,
+            state=state,
+            storage=SimulatedStorage(self.process, machine, volumes),
+            domains=NoDomains(),
+            busy=lambda: False,
+            fed=lambda driver: driver,
+        )
+        before = Start(config=config).before(ports.identity.boot)
+        self.parts = build(config, ports, state.inherited(), before, LeaseWatchers(on_joined=self._joined))
+        self.serving = False
+        self.process.spawn(self._start())
+
+    async def _start(self) -> None:
+        await lifecycle.adopt(self.parts)
+        lifecycle.begin(self.parts)
+        self.serving = True
+        lifecycle.account_for_left_behind(self.parts)
+
+    def _joined(self, keeper: LockspaceKeeper) -> None:
+        self.machine.world.tell(self.machine.name, f"its second daemon has joined {keeper.name}")
+
+    def joined(self, lockspace: str) -> bool:
+        return any(
+            keeper.name == lockspace and keeper.state is KeeperState.JOINED
+            for keeper in self.parts.leases.keepers
+        )
+
+    async def stop(self) -> None:
+        self.serving = False
+        await lifecycle.stop(self.parts, lambda: None)
+        self.end("stopped")
+
+    def end(self, why: str) -> None:
+        if self.process.alive:
+            for refusal in self.parts.leases.refusals:
+                self.machine.world.tell(self.machine.name, f"its second daemon is kept out: {refusal}")
+            self.machine.world.tell(self.machine.name, f"its second daemon ends: {why}")
+            self.process.end()
+            for path in self.machine.paths.values():
+                path.process_gone(self.process)
+
+
+@dataclass(eq=False)
+class _Place:
+    """Where a machine's second daemon lives."""
+
+    state: MachineState
+    config: Config
+    daemon: SecondDaemon | None = None
+    ends_badly: bool = False
+    """Whether its last life was ended by a kill: an operator starts it again."""
+
+    @property
+    def alive(self) -> bool:
+        return self.daemon is not None and self.daemon.process.alive
+
+
+class SecondDaemons:
+    """At most one per machine at a time, until `heal`; then each whose record stands is started, and stopped in order."""
+
+    def __init__(self, cluster: Cluster, every_s: float, random: Random) -> None:
+        self._cluster = cluster
+        self._world = cluster.world
+        self._every_s = every_s
+        self._random = random
+        self._stopped = False
+        self._places: dict[str, _Place] = {}
+        if every_s:
+            for number, machine in enumerate(cluster.machines, start=1):
+                state = MachineState(machine, lambda: None, DIRECTORIES)
+                self._places[machine.name] = _Place(state, self._configuration(number))
+            self._next()
+            self._world.after(LOOK_S, self._look)
+
+    def end(self) -> None:
+        """The seed is over."""
+        for place in self._places.values():
+            if place.daemon is not None:
+                place.daemon.process.end()
+
+    def heal(self) -> None:
+        """From now on nobody starts another one, and those that are there leave."""
+        self._stopped = True
+        if self._places:
+            self._tidy_up()
+
+    def _configuration(self, number: int) -> Config:
+        scenario = self._cluster.scenario
+        config = configured(
+            self._cluster.spaces,
+            self._cluster.volumes,
+            host_id=None if scenario.auto_ids else self._cluster.host_id(number),
+            hosts_max=scenario.hosts_max,
+            timing=Timing(scenario.io_timeouts_s[number - 1], scenario.fire_timeout_s),
+            watchdog="none",
+            on_lockfailure=LockFailureAction.PAUSE,
+        )
+        run_dir, state_dir = DIRECTORIES
+        return msgspec.structs.replace(config, run_dir=run_dir, state_dir=state_dir)
+
+    # --- the operator ---
+
+    def _next(self) -> None:
+        self._world.after(self._random.expovariate(1 / self._every_s), self._strike)
+
+    def _strike(self) -> None:
+        if self._stopped:
+            return
+        self._next()
+        machine = self._random.choice(self._cluster.machines)
+        chance = self._random.random()
+        after_s, away_s = self._random.uniform(0, 2), self._random.uniform(1, AWAY_MAX_S)
+        if machine.up and not self._places[machine.name].alive:
+            if chance < FIRST_DIES:
+                machine.kill_process("killed")
+            elif chance < FIRST_DIES + FIRST_LEAVES:
+                self._take_out(machine, away_s)
+            boot = machine.boots
+            self._world.after(after_s, lambda: self._start(machine, boot))
+
+    def _take_out(self, machine: Machine, away_s: float) -> None:
+        first = self._cluster.daemons.get(machine.name)
+        if not isinstance(first, ManagedDaemon) or not first.serving or not first.alive:
+            return
+        for seat in first.seats.values():
+            if seat.leave():
+                self._world.tell(machine.name, f"leaves {seat.space.name} to its second daemon")
+                self._world.after(away_s, lambda seat=seat: setattr(seat, "stay", True))  # type: ignore[misc]
+
+    def _start(self, machine: Machine, boot: int) -> None:
+        place = self._places[machine.name]
+        life_s, is_killed = self._random.uniform(1, LIFE_MAX_S), self._random.random() < 0.4
+        if self._stopped or not self._begin(machine, boot):
+            return
+        daemon = place.daemon
+        assert daemon is not None
+        self._world.after(life_s, lambda: self._end(place, daemon, is_killed))
+
+    def _begin(self, machine: Machine, boot: int) -> bool:
+        """Unless the power went off meanwhile, or the last one still hangs in the kernel."""
+        place = self._places[machine.name]
+        if not machine.up or machine.boots != boot or place.alive:
+            return False
+        if place.daemon is not None and machine.lingers(place.daemon.process):
+            return False
+        place.state.booted()
+        self._world.tell(machine.name, "a second daemon starts")
+        place.ends_badly = False
+        place.daemon = SecondDaemon(machine, place.state, place.config, self._cluster.volumes)
+        return True
+
+    def _end(self, place: _Place, daemon: SecondDaemon, is_killed: bool) -> None:
+        if not daemon.process.alive or self._stopped:
+            return
+        if not is_killed:
+            if daemon.serving:
+                daemon.process.spawn(daemon.stop())
+            return
+        daemon.end("killed")
+        place.state.daemon_gone()
+        place.ends_badly = True
+        boot = daemon.machine.boots
+        # Its record may keep the first daemon out: so it is started once more, and ends in some other way.
+        self._world.after(self._random.uniform(1, 10), lambda: self._start(daemon.machine, boot))
+
+    def _tidy_up(self) -> None:
+        busy = False
+        for machine in self._cluster.machines:
+            place = self._places[machine.name]
+            if place.alive:
+                busy = True
+                if place.daemon is not None and place.daemon.serving:
+                    place.daemon.process.spawn(place.daemon.stop())
+            elif machine.up and any(
+                machine.host_table.names(space.name, DIRECTORIES[0]) for space in self._cluster.spaces
+            ):
+                busy = True
+                self._begin(machine, machine.boots)
+        if busy:
+            self._world.after(LOOK_S, self._tidy_up)
+
+    # --- the checker ---
+
+    def _look(self) -> None:
+        for name, place in self._places.items():
+            first = self._cluster.daemons.get(name)
+            if place.daemon is None or not place.alive or not isinstance(first, ManagedDaemon):
+                continue
+            for space in self._cluster.spaces:
+                if place.daemon.joined(space.name):
+                    self._is_alone(first, space)
+        if not self._stopped or any(place.alive for place in self._places.values()):
+            self._world.after(LOOK_S, self._look)
+
+    def _is_alone(self, first: ManagedDaemon, space: Space) -> None:
+        claim, machine = "one daemon of a host in a lockspace", first.machine
+        if first.alive and first.seats[space.name].keeper.state is KeeperState.JOINED:
+            self._world.fail(claim, f"two daemons have joined {space.name}", machine)
+        for vm in machine.vms:
+            has_left = vm.migrating and vm.paused
+            if vm.held and vm.running and not has_left and vm.resource in space.resources:
+                self._world.fail(
+                    claim, f"the second one has joined {space.name}, where {vm.name} has a lease", machine
+                )

@@ -1,0 +1,336 @@
+"""What befalls the state that one daemon leaves to the next: lost, cut, damaged, stale, of another version; full disks.
+
+    before a start   the journal, one or two of the three copies of the incarnation, the timeout of the watchdog that is
+                     handed on; a virtual machine ends unseen; a disk stays full for a while
+    after a kill     the descriptor store forgets the watchdog
+    after a start    another virtual machine of this host wants a disk that is in use
+
+One of the three copies of an incarnation (state_dir, RUN_DIR, journal) stays right, over several starts too: a host that
+has lost all of them and its journal does not know that it ever ran. Drawn from a generator of its own, so that a seed
+without any of it plays what it played before.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+
+from holdfast.daemon.lockspaces import WATCHDOG_FD_NAME
+from holdfast.manager.journal_replay import replay
+from holdfast.supervision.host_identity import Term, encode_term
+from holdfast.supervision.incarnation_copies import IncarnationCopies
+from holdfast_sim.cluster.cluster import Cluster
+from holdfast_sim.cluster.daemon import ManagedDaemon
+from holdfast_sim.host.machine import Machine
+from holdfast_sim.host.ports import MachineState, StateFile
+
+FULL_MAX_S = 20.0
+"""How long a disk stays full: longer than the daemon takes to start and to serve."""
+RIVAL_SOON_S, RIVAL_MAX_S = 1.5, 15.0
+"""After a start, how late another virtual machine wants the disk: before and after what was left is accounted for."""
+SEEMINGLY_WHOLE = 0.25
+"""Of the journals that are damaged, how many still replay without a fault."""
+MEMBERS_MAX = 2
+"""Of the copies of an incarnation that are damaged at once; the third one stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plagues:
+    """How bad it is. ``rate``: of each kind, per start. ``kills_every_s``: daemons are killed so often, for nothing else;
+    0: never. ``quiet``: nothing else goes wrong, so nothing but this can be to blame.
+    """
+
+    rate: float = 0.0
+    kills_every_s: float = 0.0
+    quiet: bool = False
+
+    @classmethod
+    def drawn(cls, random: Random) -> Plagues:
+        rate = random.choice((0.0, 0.0, 0.15, 0.4))
+        quiet = random.random() < 0.5
+        return cls(rate, random.choice((6.0, 15.0)) if quiet else 0.0, quiet) if rate else cls()
+
+
+NO_PLAGUES = Plagues()
+
+
+class StateDamage:
+    """Strikes at each start of a daemon, until `heal`."""
+
+    def __init__(self, cluster: Cluster, plagues: Plagues, random: Random) -> None:
+        self._cluster = cluster
+        self._world = cluster.world
+        self._plagues = plagues
+        self._random = random
+        self._backups = _beside(random)
+        """For what looks whole: of its own, so that other kinds strike as they did."""
+        self._stopped = False
+        if plagues.rate:
+            cluster.before_start = self._before_start
+            cluster.after_kill = self._after_kill
+        if plagues.kills_every_s:
+            self._next_kill()
+
+    def heal(self) -> None:
+        """From now on disks have room, and nothing is damaged any more."""
+        self._stopped = True
+        for state in self._cluster.states.values():
+            state.journal.room_bytes = None
+            for file in state.copies():
+                file.full = False
+
+    def _strikes(self, factor: float = 1.0) -> bool:
+        return self._random.random() < self._plagues.rate * factor
+
+    def _next_kill(self) -> None:
+        self._world.after(self._random.expovariate(1 / self._plagues.kills_every_s), self._kill)
+
+    def _kill(self) -> None:
+        if self._stopped:
+            return
+        self._next_kill()
+        machine = self._random.choice(self._cluster.machines)
+        if machine.up:
+            machine.kill_process("killed")
+
+    # --- before a start ---
+
+    def _before_start(self, machine: Machine, state: MachineState) -> None:
+        if self._stopped:
+            return
+        self._some_end(machine, state)
+        self._damage_copies_of_incarnations(machine, state)
+        if self._strikes(0.4):
+            self._fill_disks(machine, state)
+        if self._strikes(0.4) and state.wdmd is None:
+            self._tell(machine, "its watchdog has another timeout")
+            machine.watchdog.set_timeout(self._random.choice((2, 40, 60)))
+        for latest_s in (RIVAL_SOON_S, RIVAL_MAX_S):
+            self._world.after(self._random.uniform(0.1, latest_s), lambda: self._rival(machine))
+
+    def _tell(self, machine: Machine, what: str) -> None:
+        self._world.tell(machine.name, what)
+
+    def _some_end(self, machine: Machine, state: MachineState) -> None:
+        for vm in [vm for vm in machine.vms if vm.held and vm.running]:
+            if self._strikes(0.5):
+                self._tell(machine, f"{vm.name} ends unseen")
+                state.processes.end(vm.pid)
+
+    def _damage_copies_of_incarnations(self, machine: Machine, state: MachineState) -> None:
+        """At most two of three: a program that was executed has the journal of the one before in its memory."""
+        members: list[Callable[[], None]] = []
+        if self._strikes() and state.journal.raw and not state.reexec:
+            members.append(lambda: self._damage_journal(machine, state))
+        for name, files in (("state_dir", state.state_files), ("RUN_DIR", state.run_files)):
+            if self._strikes():
+                members.append(lambda name=name, files=files: self._damage_copies(machine, name, files))  # type: ignore[misc]
+        self._random.shuffle(members)
+        known = {name: self._newest(state, name) for name in state.run_files}
+        for damage in members[:MEMBERS_MAX]:
+            damage()
+        for name, term in known.items():
+            # What a start damaged stays so if that daemon is killed before it writes: the last copy is not damaged as well.
+            if term is not None and self._newest(state, name) != term:
+                file = state.run_files[name]
+                file.raw = file.written = encode_term(term).encode()
+
+    @staticmethod
+    def _newest(state: MachineState, lockspace: str) -> Term | None:
+        """What the copies say that this machine's incarnation is, the journal's among them."""
+        files = [
+            StateFile() if lockspace not in each else each[lockspace]
+            for each in (state.state_files, state.run_files)
+        ]
+        carried = replay(state.journal.raw).incarnations.get(lockspace, b"")
+        return IncarnationCopies(lockspace, files, lambda: [carried]).newest(state.boot)
+
+    def _damage_journal(self, machine: Machine, state: MachineState) -> None:
+        what, damaged = self._random.choice(JOURNAL_DAMAGES)
+        raw = damaged(state.journal.raw, self._random)
+        if self._backups.random() < SEEMINGLY_WHOLE:
+            what, raw = self._seemingly_whole(state)
+        self._tell(machine, f"its journal is {what}")
+        state.journal.raw = raw
+        state.journal.size_bytes = len(raw)
+
+    def _seemingly_whole(self, state: MachineState) -> tuple[str, bytes]:
+        """A journal that replays without a fault; the extent beside it is as it was, or lost as well."""
+        raw = state.journal.raw
+        if self._backups.random() < 0.3:
+            state.journal_extent.raw = self._backups.choice(
+                (b"", _flipped(state.journal_extent.raw, self._backups))
+            )
+        match self._backups.randrange(3):
+            case 0 if state.journal.earlier:
+                return "the one before it was rewritten last", state.journal.earlier
+            case 1:
+                return "as it was, and its extent may be lost", raw
+            case _:
+                return "cut between two appends", _cut_between_appends(raw, self._backups)
+
+    def _damage_copies(self, machine: Machine, where: str, files: dict[str, StateFile]) -> None:
+        for lockspace, file in files.items():
+            what = self._random.choice(("missing", "damaged", "stale"))
+            raw = b""
+            if what == "damaged":
+                raw = self._random.choice((_flipped, _cut))(file.raw, self._random)
+            elif what == "stale":
+                raw = self._random.choice(file.earlier) if file.earlier else b""
+            self._tell(machine, f"its copy of {lockspace} in {where} is {what}")
+            file.raw = file.written = raw
+
+    def _fill_disks(self, machine: Machine, state: MachineState) -> None:
+        which = self._random.choice(("journal", "state_dir", "RUN_DIR"))
+        seconds = self._random.uniform(0.5, FULL_MAX_S)
+        self._tell(machine, f"the disk of its {which} is full for {seconds:.1f} s")
+        if which in ("journal", "RUN_DIR"):
+            journal = state.journal
+            journal.room_bytes = len(journal.raw) + self._random.choice((0, 100, 400))
+            self._world.after(seconds, lambda: setattr(journal, "room_bytes", None))
+        if which != "journal":
+            files = state.state_files if which == "state_dir" else state.run_files
+            for space in self._cluster.spaces:
+                file = files.setdefault(space.name, StateFile())
+                file.full = True
+                self._world.after(seconds, lambda file=file: setattr(file, "full", False))  # type: ignore[misc]
+
+    # --- after a kill, after a start ---
+
+    def _after_kill(self, machine: Machine, state: MachineState) -> None:
+        """systemd closes what it kept, as a unit without a descriptor store that is stopped; the device is pinged by it.
+
+        Not when a lease of this host is over already, nor while the device has a longer timeout than ours, which a daemon
+        that was killed at once had not put right: that would move its reset beyond the bound, which the argument excludes
+        by assumption (seed 5016).
+        """
+        kept = any(name == WATCHDOG_FD_NAME for name, _ in state.store.named)
+        young = all(
+            machine.boottime() < term.fails_at
+            for term in self._cluster.checkers.terms.running
+            if term.machine is machine
+        )
+        ours = machine.watchdog.timeout_s <= self._cluster.scenario.fire_timeout_s
+        if not self._stopped and kept and young and self._strikes(0.4) and ours:
+            self._tell(machine, "systemd forgets its watchdog")
+            state.store.store(WATCHDOG_FD_NAME, None)
+
+    def _rival(self, machine: Machine) -> None:
+        daemon = self._cluster.daemons.get(machine.name)
+        if self._stopped or not isinstance(daemon, ManagedDaemon) or not daemon.alive:
+            return
+        in_use = [desk for desk in daemon.desks if desk.lease is not None]
+        if in_use:
+            daemon.process.spawn(self._random.choice(in_use).rival())
+
+
+def _beside(random: Random) -> Random:
+    """Another generator, drawn without a draw from this one."""
+    copy = Random()
+    copy.setstate(random.getstate())
+    return Random(copy.random())
+
+
+# --- journals ---
+
+Damaged = Callable[[bytes, Random], bytes]
+
+
+def _lines(raw: bytes) -> list[bytes]:
+    return raw.splitlines(keepends=True)
+
+
+def _nothing(raw: bytes, random: Random) -> bytes:
+    return b""
+
+
+def _a_line(kind: bytes) -> Damaged:
+    """A line of that kind can't be read any more; any line if there is none."""
+
+    def damaged(raw: bytes, random: Random) -> bytes:
+        lines = _lines(raw)
+        found = [n for n, line in enumerate(lines) if line.startswith(b'["' + kind)] or [*range(len(lines))]
+        number = random.choice(found)
+        lines[number] = b"#" + lines[number][1:]
+        return b"".join(lines)
+
+    return damaged
+
+
+def _owner_of_another_process(raw: bytes, random: Random) -> bytes:
+    """The line can be read, and names a process that is not there; only its checksum tells."""
+    lines = _lines(raw)
+    found = [n for n, line in enumerate(lines) if line.startswith(b'["owner"')]
+    if not found:
+        return _flipped(raw, random)
+    number = random.choice(found)
+    owner: list[object] = msgspec.json.decode(lines[number], type=list)
+    owner[2] = 999_999
+    lines[number] = msgspec.json.encode(owner) + b"\n"
+    return b"".join(lines)
+
+
+def _cut(raw: bytes, random: Random) -> bytes:
+    return raw[: len(raw) // 2]
+
+
+def _cut_between_lines(raw: bytes, random: Random) -> bytes:
+    lines = _lines(raw)
+    return b"".join(lines[: random.randrange(len(lines))])
+
+
+def _cut_between_appends(raw: bytes, random: Random) -> bytes:
+    """Its last lines are gone, and the last one left is a checksum that fits."""
+    lines = _lines(raw)
+    ends = [n for n, line in enumerate(lines) if line.startswith(b'["sum"')]
+    return b"".join(lines[: random.choice(ends) + 1]) if ends else raw
+
+
+def _flipped(raw: bytes, random: Random) -> bytes:
+    if not raw:
+        return raw
+    at = random.randrange(len(raw))
+    return raw[:at] + bytes([raw[at] ^ (1 << random.randrange(8))]) + raw[at + 1 :]
+
+
+def _with_start(change: Callable[[list[object]], None]) -> Damaged:
+    """A whole journal, its checksum right, whose first line says something else."""
+
+    def damaged(raw: bytes, random: Random) -> bytes:
+        lines = [line for line in _lines(raw) if not line.startswith(b'["sum"')]
+        try:
+            start: list[object] = msgspec.json.decode(lines[0], type=list)
+        except (IndexError, msgspec.DecodeError):
+            return raw  # damaged before, and not rewritten since
+        change(start)
+        body = b"".join([msgspec.json.encode(start) + b"\n", *lines[1:]])
+        return b'%b["sum",%d]\n' % (body, zlib.crc32(body))
+
+    return damaged
+
+
+def _of_version_2(start: list[object]) -> None:
+    start[1] = 2
+
+
+def _of_another_boot(start: list[object]) -> None:
+    start[2] = "another-boot"
+
+
+JOURNAL_DAMAGES: Sequence[tuple[str, Damaged]] = (
+    ("missing", _nothing),
+    ("damaged in its start line", _a_line(b"start")),
+    ("damaged in an owner's line", _owner_of_another_process),
+    ("damaged in a lock's line", _a_line(b"lock")),
+    ("damaged in a claim's line", _a_line(b"claim")),
+    ("damaged in its incarnation", _a_line(b"incarnation")),
+    ("cut in half", _cut),
+    ("cut between two lines", _cut_between_lines),
+    ("damaged in one bit", _flipped),
+    ("of version 2", _with_start(_of_version_2)),
+    ("of another boot", _with_start(_of_another_boot)),
+)

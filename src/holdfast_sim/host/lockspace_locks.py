@@ -1,0 +1,119 @@
+"""The host-wide locks of lockspaces in the simulator: one table for each boot of a machine, shared by its daemons.
+
+A lock is its process's, and free when that has ended. What is passed to the next program, by its number, stays taken.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from holdfast.system.files.daemon_lock import InUse
+from holdfast.system.files.regular_file import Unreadable
+from holdfast.system.host.predecessor import Predecessors
+from holdfast_sim.event_loop import Process
+
+
+@dataclass(eq=False)
+class Entry:
+    """Of one lockspace."""
+
+    number: int
+    owner: Process | None = None
+    passed: bool = False
+    raw: bytes = b""
+
+
+class HostTable:
+    """What `/run/holdfast/lockspaces` is on a real host; gone after a reset, as everything in /run."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self.full = False
+        """Whether its file system has no room."""
+
+    def entry(self, lockspace: str) -> Entry:
+        return self._entries.setdefault(lockspace, Entry(len(self._entries) + 1))
+
+    def names(self, lockspace: str, directory: str) -> bool:
+        """Whether the record names a daemon with this directory."""
+        return directory.encode() in self.entry(lockspace).raw
+
+    def executed(self, process: Process) -> None:
+        """It becomes its next program, with everything open."""
+        for entry in self._entries.values():
+            if entry.owner is process:
+                entry.passed = True
+
+    def drop(self, number: int) -> None:
+        for entry in self._entries.values():
+            if entry.number == number:
+                entry.owner, entry.passed = None, False
+
+
+class TableLocks:
+    """`SpaceLocks` for one process. `lingers`: whether the kernel still works for a process that has ended."""
+
+    def __init__(self, table: HostTable, process: Process, lingers: Callable[[Process], bool]) -> None:
+        self._table = table
+        self._process = process
+        self._lingers = lingers
+
+    def of(self, lockspace: str, passed: int = -1) -> TableLock:
+        entry = self._table.entry(lockspace)
+        if passed == entry.number:
+            entry.owner, entry.passed = self._process, False
+        return TableLock(self._table, entry, lockspace, self._process, self._lingers)
+
+    def drop(self, passed: int) -> None:
+        self._table.drop(passed)
+
+
+class TableLock:
+    """`SpaceLock` for one process."""
+
+    def __init__(
+        self,
+        table: HostTable,
+        entry: Entry,
+        lockspace: str,
+        process: Process,
+        lingers: Callable[[Process], bool],
+    ) -> None:
+        self._lingers = lingers
+        self._table = table
+        self._entry = entry
+        self._process = process
+        self.path = f"/run/holdfast/lockspaces/{lockspace}/users.json"
+
+    @property
+    def held(self) -> bool:
+        return self._entry.owner is self._process
+
+    def descriptor(self) -> int | None:
+        return self._entry.number if self.held else None
+
+    def lock(self, *, patient: bool) -> Predecessors:
+        if self.holder():
+            raise InUse(self.holder())
+        self._entry.owner = self._process
+        return Predecessors()
+
+    def unlock(self) -> None:
+        if self.held:
+            self._entry.owner = None
+
+    def holder(self) -> int:
+        owner = self._entry.owner
+        if owner is None or owner is self._process:
+            return 0
+        return int(owner.alive or self._entry.passed or self._lingers(owner))
+
+    def read(self) -> bytes | Unreadable:
+        return self._entry.raw or Unreadable("it is not there", missing=True)
+
+    def replace(self, raw: bytes) -> None:
+        if raw and self._table.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._entry.raw = raw

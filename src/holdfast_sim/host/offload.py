@@ -1,0 +1,38 @@
+"""Errands in the simulator: they suspend like everybody else there, and whoever sent one loses patience at random times."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from holdfast.protocol.types import IoFailed
+from holdfast.system import eager_tasks
+from holdfast.system.block_io.offload import GivenUp
+
+T = TypeVar("T")
+
+
+class SimulatedErrands:
+    """`Errands`. ``patience`` draws for how many times its timeout somebody waits for a whole errand."""
+
+    def __init__(self, patience: Callable[[], float]) -> None:
+        self._patience = patience
+
+    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | GivenUp[T]:
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[T | IoFailed] = loop.create_future()
+        waiting: asyncio.Future[None] = loop.create_future()
+
+        async def go() -> None:
+            try:
+                over.set_result(await work)
+            except Exception as e:
+                over.set_exception(e)
+            eager_tasks.resolve(waiting, None)
+
+        if not eager_tasks.start(go()):
+            timer = loop.call_later(self._patience() * timeout_s, eager_tasks.resolve, waiting, None)
+            await waiting
+            timer.cancel()
+        return over.result() if over.done() else GivenUp(over)

@@ -1,0 +1,1 @@
+"""Seeds played, one or many, and their histories."""

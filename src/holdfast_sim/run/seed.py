@@ -1,0 +1,360 @@
+"""One seed from begin to verdict: a time of trouble, then everything heals and must work.
+
+The safety phase is watched by the checkers alone. In the liveness phase virtual machines are stopped, faults end, hosts
+that are down come back; then each host in turn must get every lease: at first within the dead bound of whoever may have
+died with it, and once that is through, at once. A holder that is asked for a lease must give it up.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from random import Random
+
+from holdfast.manager.unknown_locks import SETTLE_S_MAX
+from holdfast.protocol.paxos_release import Mode
+from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S
+from holdfast.system import eager_tasks
+from holdfast_sim.cluster.cluster import Cluster, Kind, Scenario
+from holdfast_sim.cluster.daemon import ManagedDaemon
+from holdfast_sim.cluster.protocol_daemon import Daemon, Desk
+from holdfast_sim.cluster.vm import ManagedDesk
+from holdfast_sim.drive.config_edits import RATES, ConfigEdits
+from holdfast_sim.drive.fencings import Fencings, Format
+from holdfast_sim.drive.migrations import OFTEN_S as MIGRATIONS_OFTEN_S
+from holdfast_sim.drive.migrations import Migrations
+from holdfast_sim.drive.nemesis import Nemesis
+from holdfast_sim.drive.operator import Orders, collect
+from holdfast_sim.drive.restarts import OFTEN_S, Restarts
+from holdfast_sim.drive.second_daemons import OFTEN_S as SECONDS_OFTEN_S
+from holdfast_sim.drive.second_daemons import SecondDaemons
+from holdfast_sim.drive.state_damage import NO_PLAGUES, Plagues, StateDamage
+from holdfast_sim.drive.workload import Workload, spawn
+from holdfast_sim.host.unread_log import UnreadLog
+from holdfast_sim.storage.disk import Manners
+from holdfast_sim.storage.prepared import FEW_HOSTS, many_hosts
+from holdfast_sim.world import ProcessGone, Violation, World
+
+NEVER_S = 1e9
+UNKNOWN_MAX_S = 3 * SETTLE_S_MAX
+"""Until every unknown lock whose virtual machine has ended is settled: two attempts, and time to take it up."""
+FOREIGN = 0.25
+"""In how many seeds one host may be one of sanlock's, as far as the others see."""
+MIGRATED_S_MAX = 20.0
+"""A migration in peace takes a few seconds, and a target may wait for ten."""
+BOOT_MAX_S = 40.0
+"""From reset to a daemon that runs."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one seed."""
+
+    seed: int
+    violation: str
+    parties: tuple[str, ...]
+    lines: tuple[tuple[float, str, str], ...]
+    events: int
+    acquired: int
+    virtual_s: float
+    real_s: float
+
+    @property
+    def sound(self) -> bool:
+        return not self.violation
+
+    def without_history(self) -> Verdict:
+        return replace(self, lines=())
+
+
+def play(
+    seed: int,
+    hosts: int | None = None,
+    lease_hosts: int | None = None,
+    restarts_every_s: float | None = None,
+    plagues: Plagues | None = None,
+    edits: float | None = None,
+    seconds_every_s: float | None = None,
+    migrations_every_s: float | None = None,
+    foreign_names: bool | None = None,
+    made: Format | None = None,
+) -> Verdict:
+    """Play one seed. Deterministic but for `real_s`. `lease_hosts`: how many hosts leases are formatted for.
+    `restarts_every_s`: how often daemons are restarted in good order; 0: never. `plagues`: what befalls their state.
+    `edits`: how many starts and reloads find an edited configuration, 0 to 1. `seconds_every_s`: how often an operator
+    starts a second daemon on a machine; 0: never. `migrations_every_s`: how often a guest begins to migrate; 0: never.
+    `foreign_names`: whether a host calls itself as no host of Holdfast's does, where the stand-in of a daemon plays.
+    `made`: what lockspaces were made with, where the whole daemon plays.
+    """
+    begun = time.perf_counter()
+    world = World(seed)
+    scenario = Scenario.drawn(world.random, hosts)
+    if lease_hosts is None:
+        # From a generator of its own: who says how many has the same history otherwise.
+        lease_hosts = Random(f"lease hosts {seed}").choice((FEW_HOSTS, many_hosts(scenario.geometry)))
+    foreign_chance = Random(f"foreign names {seed}")
+    is_foreign = foreign_chance.random() < FOREIGN if foreign_names is None else foreign_names
+    scenario = replace(scenario, foreign=foreign_chance.randint(1, scenario.hosts) if is_foreign else 0)
+    format_chance = Random(f"formats {seed}")
+    drawn_format = Format.drawn(format_chance)
+    made = Format.PLAIN if scenario.kind is not Kind.MANAGED else (made or drawn_format)
+    scenario = replace(scenario, made=made.value)
+    damage_chance = Random(f"damage {seed}")
+    if plagues is None:
+        plagues = Plagues.drawn(damage_chance)
+    if scenario.kind is not Kind.MANAGED or made is Format.NO_TIMEOUT:
+        plagues = NO_PLAGUES  # who forgets its name there needs a person
+    if plagues.quiet:
+        scenario = replace(
+            scenario, manners=Manners(scenario.manners.latency_s), trouble_every_s=NEVER_S, twin=False
+        )
+    cluster = Cluster(world, replace(scenario, lease_hosts=lease_hosts))
+    cluster.quiet = plagues.quiet
+    damage = StateDamage(cluster, plagues, damage_chance)
+
+    def often(what: str, choices: Sequence[float], wanted: float | None) -> tuple[float, Random]:
+        """How often the whole daemon meets something, and the generator of its own that it is drawn from."""
+        chance = Random(f"{what} {seed}")
+        drawn = chance.choice(choices)
+        if scenario.kind is not Kind.MANAGED:
+            return 0.0, chance
+        return drawn if wanted is None else wanted, chance
+
+    edits_made = ConfigEdits(cluster, *often("edited configurations", RATES, edits))
+    restarts = Restarts(cluster, *often("reloads and stops", OFTEN_S, restarts_every_s))
+    seconds = SecondDaemons(cluster, *often("second daemons", SECONDS_OFTEN_S, seconds_every_s))
+    migrations = Migrations(cluster, *often("migrations", MIGRATIONS_OFTEN_S, migrations_every_s))
+    fencings = Fencings(cluster, made, format_chance)
+    violation: Violation | None = None
+    unread = UnreadLog(world, Random(f"unread log {seed}"))
+    with _listening(world, unread):
+        try:
+            _Play(cluster, restarts, damage, edits_made, seconds, migrations, fencings).all()
+            unread.close()
+        except Violation as found:
+            violation = found
+        finally:
+            for daemon in cluster.daemons.values():
+                daemon.process.end()
+            seconds.end()
+            eager_tasks._running.clear()
+    return Verdict(
+        seed=seed,
+        violation=str(violation) if violation is not None else "",
+        parties=violation.parties if violation is not None else (),
+        lines=tuple(world.lines),
+        events=world.events,
+        acquired=cluster.checkers.acquired,
+        virtual_s=world.now,
+        real_s=time.perf_counter() - begun,
+    )
+
+
+class _Listener(logging.Handler):
+    """What shipping code logs goes to a log that is not always read; exceptions that it did not expect are bugs."""
+
+    def __init__(self, world: World, unread: UnreadLog) -> None:
+        super().__init__()
+        self._world = world
+        self._unread = unread
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._unread.offer(record)
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, ProcessGone | Violation):
+            self._world.bug("", f"{record.getMessage()}: {error!r}")
+
+
+@contextmanager
+def _listening(world: World, unread: UnreadLog) -> Iterator[None]:
+    logger = logging.getLogger("holdfast")
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [_Listener(world, unread)], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+
+
+class _Play:
+    def __init__(
+        self,
+        cluster: Cluster,
+        restarts: Restarts,
+        damage: StateDamage,
+        edits: ConfigEdits,
+        seconds: SecondDaemons,
+        migrations: Migrations,
+        fencings: Fencings,
+    ) -> None:
+        self.cluster = cluster
+        self.seconds = seconds
+        self.migrations = migrations
+        self.fencings = fencings
+        self.damage = damage
+        self.edits = edits
+        self.restarts = restarts
+        self.world = cluster.world
+        scenario = cluster.scenario
+        io_s = max(scenario.io_timeouts_s)
+        fire_s = scenario.fire_timeout_s
+        if scenario.foreign:
+            fire_s = max(fire_s, FIRE_TIMEOUT_DEFAULT_S)  # which the others count for the host of that name
+        self.dead_s = 8 * io_s + fire_s
+        self.renewal_s = 2 * io_s
+
+    def all(self) -> None:
+        workload, nemesis, orders = Workload(self.cluster), Nemesis(self.cluster), Orders(self.cluster)
+        self.world.run(self.cluster.scenario.duration_s)
+        workload.stopped = orders.stopped = self.restarts.stopped = True
+        self.migrations.stopped = self.fencings.stopped = True
+        nemesis.heal()
+        self.damage.heal()
+        self.edits.heal()
+        self.seconds.heal()
+        # Requests that are already late take their time, and may cost their host its lease.
+        self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s + self.dead_s)
+        self._everybody_comes_back()
+        self._nobody_holds_on()
+        for space in self.cluster.spaces:
+            for resource in space.resources:
+                self._each_in_turn(space.name, resource)
+                if self.migrations.are_played:
+                    self._migrates(space.name, resource)
+        if self.cluster.scenario.orders_every_s:
+            self._all_are_taken_out()
+
+    def _daemons(self) -> list[Daemon | ManagedDaemon]:
+        return [self.cluster.daemons[m.name] for m in self.cluster.machines if m.name in self.cluster.daemons]
+
+    def _everybody_comes_back(self) -> None:
+        for machine in self.cluster.machines:
+            if machine.up and (machine.process is None or not machine.process.alive):
+                machine.reset("its daemon is dead")
+        bound_s = BOOT_MAX_S + 3 * self.dead_s + 8 * self.renewal_s
+        self._within(bound_s, self._all_joined, "every host is in its lockspaces again")
+
+    def _all_joined(self) -> bool:
+        """All but those who have been given another's host id."""
+        daemons = self._daemons()
+        for daemon in daemons:
+            for seat in daemon.seats.values():
+                seat.stay = True
+        ids = {self.cluster.host_id(n) for n in range(1, self.cluster.scenario.hosts + 1)}
+        for space in self.cluster.spaces:
+            joined = {s.host_id for s in (d.seats[space.name] for d in daemons) if s.member is not None}
+            # Which ids hosts find for themselves is for the checkers; here they have to find one each.
+            if len(joined) != len(ids) or (joined != ids and not self.cluster.scenario.auto_ids):
+                self.fencings.call_off_the_gone(daemons)
+                return False
+        return True
+
+    def _nobody_holds_on(self) -> None:
+        def idle() -> bool:
+            desks = [desk for daemon in self._daemons() for desk in daemon.desks]
+            for desk in desks:
+                if desk.lease is not None and not desk.busy:
+                    spawn(desk, "stop")
+            return all(desk.lease is None and not desk.busy for desk in desks)
+
+        self._within(4 * self.dead_s, idle, "every host has let go")
+        self._within(UNKNOWN_MAX_S, self._nothing_is_unknown, "no lock is held for an unknown owner")
+
+    def _nothing_is_unknown(self) -> bool:
+        return not any(isinstance(d, ManagedDaemon) and len(d.manager.unknown) for d in self._daemons())
+
+    def _each_in_turn(self, space: str, resource: str) -> None:
+        desks = [d.seats[space].desks[resource] for d in self._daemons() if d.seats[space].member is not None]
+        for number, desk in enumerate(desks):
+            # Owners and sharers that nobody has seen alive have to be watched for their dead bound, each. A host that has
+            # just joined did not see how the earlier terms of the others ended: these count for the dead bound.
+            unseen_s = 4 * self.dead_s if number == 0 else self.dead_s + 6 * self.renewal_s
+            self._gets(desk, unseen_s, wait=number == 0)
+            if number + 1 < len(desks) and isinstance(desk, Desk):
+                spawn(desks[number + 1], "ask_for")
+                self._is_given_up(desk, 4 * self.renewal_s, "on request")
+            else:
+                spawn(desk, "stop")
+                self._is_given_up(desk, self.renewal_s, "at once")
+
+    def _migrates(self, space: str, resource: str) -> None:
+        """Where nothing goes wrong a guest arrives, and its lock with it."""
+        members = [d for d in self._daemons() if d.seats[space].member is not None]
+        desks = [desk for d in members if isinstance(desk := d.seats[space].desks[resource], ManagedDesk)]
+        if len(desks) < 2:
+            return
+        here, there = desks[:2]
+        self._gets(here, self.dead_s + 6 * self.renewal_s, wait=False)
+        assert here.vm is not None
+        migration = self.migrations.in_peace(here.seat.daemon.machine, here.vm, there.seat.daemon.machine)
+        self._within(MIGRATED_S_MAX, lambda: migration.over, f"{here} has migrated")
+        if not migration.arrived:
+            self.world.fail(
+                "liveness", f"{here} does not arrive: {there.last_refusal}", there.seat.daemon.machine
+            )
+        spawn(there, "stop")
+        self._is_given_up(there, self.renewal_s, "at once")
+
+    def _all_are_taken_out(self) -> None:
+        """Nobody holds anything: one host after the other can take the leases out, and they are made again."""
+        for daemon in self._daemons():
+            assert isinstance(daemon, ManagedDaemon)
+            if any(seat.member is None for seat in daemon.seats.values()):
+                continue  # another host has its host id
+            self._takes_all_out(daemon)
+            desk = daemon.desks[0]
+            self._gets(desk, self.dead_s + 6 * self.renewal_s, wait=False)
+            spawn(desk, "stop")
+            self._is_given_up(desk, self.renewal_s, "at once")
+
+    def _takes_all_out(self, daemon: ManagedDaemon) -> None:
+        kept: list[str] = []
+        order = daemon.process.spawn(collect(daemon))
+
+        def all_out() -> bool:
+            nonlocal order, kept
+            if order.done():
+                kept = order.result()
+                if not kept:
+                    return True
+                self._collected_if("'holdfast lease gc' on that host", *kept)
+                order = daemon.process.spawn(collect(daemon))
+            return False
+
+        self._within(
+            4 * self.dead_s, all_out, f"{daemon.machine} takes all leases out", lambda: f"kept: {kept}"
+        )
+
+    def _collected_if(self, said: str, *refusals: str) -> None:
+        """An operator does what a refusal asks for, on every host."""
+        if any(said in refusal for refusal in refusals):
+            for daemon in self._daemons():
+                assert isinstance(daemon, ManagedDaemon)
+                daemon.process.spawn(collect(daemon))
+
+    def _gets(self, desk: Desk | ManagedDesk, bound_s: float, *, wait: bool) -> None:
+        def got() -> bool:
+            if desk.lease is None and not desk.busy:
+                self._collected_if("'holdfast lease gc' frees some", desk.last_refusal)
+                self._collected_if("'holdfast lease gc' on that host", desk.last_refusal)
+                if "host fenced" in desk.last_refusal:
+                    self.fencings.call_off_the_gone(self._daemons())
+                spawn(desk, "start", Mode.EXCLUSIVE, wait=wait)
+            return desk.lease is not None
+
+        self._within(bound_s, got, f"{desk} is acquired", lambda: f"last refusal: {desk.last_refusal}")
+
+    def _is_given_up(self, holder: Desk | ManagedDesk, bound_s: float, how: str) -> None:
+        self._within(bound_s, lambda: holder.lease is None and not holder.busy, f"{holder} is given up {how}")
+
+    def _within(
+        self, bound_s: float, reached: Callable[[], bool], what: str, why: Callable[[], str] = lambda: ""
+    ) -> None:
+        end = self.world.now + bound_s
+        while not reached():
+            if self.world.now >= end:
+                self.world.fail("liveness", f"not within {bound_s:.0f} s: {what}. {why()}")
+            self.world.run(self.world.now + 0.5)

@@ -1,0 +1,1 @@
+"""Storage that simulated hosts share."""

@@ -1,0 +1,119 @@
+"""Storage as operators prepare it before the first daemon starts: what `holdfast lockspace init` and `lease init` leave.
+
+fixed        a lockspace, and behind it one lease for each resource
+directory    a lockspace's file in a shared directory; leases are made on demand
+device       a lockspace, a resource index with its lease, and room for the leases of its entries
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.ondisk import areas, delta
+from holdfast.ondisk.geometry import Geometry
+from holdfast.ondisk.rindex import INTERNAL_LEASE_NAME
+from holdfast.protocol.lease_area import GLANCED_AT_TOGETHER_BYTES
+from holdfast_sim.check.leases import Checkers
+from holdfast_sim.cluster.protocol_daemon import Space
+from holdfast_sim.cluster.vm import lease_of
+from holdfast_sim.storage.disk import SharedDisk
+from holdfast_sim.storage.files import File, SharedDirectory, Volume
+from holdfast_sim.world import World
+
+FEW_HOSTS = 8
+"""What leases are formatted for: more than there are hosts, fewer than a glance shows."""
+SPARE_ENTRIES = 2
+"""Places of an index beyond the resources, so that one that was taken out need not be made in its old place."""
+INDEX_AT = 1
+OLDEST = (delta.VERSION, 0)
+"""Version and flags of a lockspace."""
+
+
+def many_hosts(geometry: Geometry) -> int:
+    """The least number of hosts of a lease all of whose blocks a glance does not show."""
+    return GLANCED_AT_TOGETHER_BYTES // geometry.sector_bytes - 1
+
+
+def _lockspace(geometry: Geometry, space: Space, made: tuple[int, int] = OLDEST) -> bytes:
+    version, flags = made
+    area, first = areas.lockspace_area(geometry, space.name, 1, version=version, flags=flags)
+    return first + area[len(first) :]
+
+
+def _resource_of(space: Space) -> Callable[[str], str]:
+    """By the name of a lease; others are nobody's."""
+    known = {lease_of(resource): resource for resource in space.resources}
+    return lambda name: known.get(name, "")
+
+
+def fixed(world: World, geometry: Geometry, space: Space, hosts: int, checkers: Checkers) -> Volume:
+    size = geometry.align_bytes
+    disk = SharedDisk(world, space.name, size * (1 + len(space.resources)), geometry.sector_bytes)
+    disk.content[:size] = _lockspace(geometry, space)
+    offsets = {}
+    for number, resource in enumerate(space.resources, start=1):
+        offsets[resource] = number * size
+        leader = areas.fresh_leader(geometry, space.name, lease_of(resource), hosts)
+        disk.content[number * size : (number + 1) * size] = areas.lease_area(leader)
+    disk.leader_offsets = frozenset(offsets.values())
+    checkers.watch_fixed(disk, offsets)
+    return Volume(space.name, disk, None, space.name, hosts)
+
+
+def directory(
+    world: World,
+    geometry: Geometry,
+    space: Space,
+    hosts: int,
+    number: int,
+    checkers: Checkers,
+    made: tuple[int, int] = OLDEST,
+) -> Volume:
+    disk = SharedDisk(world, space.name, 0, geometry.sector_bytes, number)
+    shared = SharedDirectory(disk, geometry.align_bytes)
+    shared.link(space.name, shared.make(_lockspace(geometry, space, made)), "")
+    resource_of = _resource_of(space)
+
+    def linked(name: str, file: File, who: str) -> None:
+        if resource_of(name):
+            world.tell(who, f"makes the lease of {resource_of(name)}")
+            checkers.leases.named(checkers.leases.made(disk.name, resource_of(name), file.offset))
+            disk.leader_offsets |= {file.offset}
+
+    shared.on_linked = linked
+    shared.on_unlinked = lambda name, _, who: checkers.leases.unnamed(disk.name, resource_of(name), who)
+    checkers.watch(disk)
+    return Volume(f"/{space.name}", disk, shared, f"/{space.name}/{space.name}", hosts)
+
+
+def device(
+    world: World,
+    geometry: Geometry,
+    space: Space,
+    hosts: int,
+    number: int,
+    checkers: Checkers,
+    made: tuple[int, int] = OLDEST,
+) -> Volume:
+    entries = len(space.resources) + SPARE_ENTRIES
+    size = geometry.align_bytes
+    disk = SharedDisk(world, space.name, size * (INDEX_AT + 2 + entries), geometry.sector_bytes, number)
+    header = areas.rindex_header(geometry, space.name, INDEX_AT * size, entries)
+    internal = areas.fresh_leader(geometry, space.name, INTERNAL_LEASE_NAME, hosts)
+    image = _lockspace(geometry, space, made) + areas.rindex_area(header) + areas.lease_area(internal)
+    disk.content[: len(image)] = image
+    disk.leader_offsets = frozenset((INDEX_AT + 1 + n) * size for n in range(entries + 1))
+    checkers.watch_index(disk, _resource_of(space))
+    return Volume(f"/dev/{space.name}", disk, None, f"/dev/{space.name}", hosts)
+
+
+def below_mount_point(
+    world: World, geometry: Geometry, space: Space, hosts: int, host: str, number: int
+) -> SharedDirectory:
+    """A local directory with leases that are no use: somebody made them before the shared one was mounted there."""
+    disk = SharedDisk(world, f"{host}-below-{space.name}", 0, geometry.sector_bytes, number)
+    local = SharedDirectory(disk, geometry.align_bytes)
+    for resource in space.resources:
+        leader = areas.fresh_leader(geometry, space.name, lease_of(resource), hosts)
+        local.link(lease_of(resource), local.make(areas.lease_area(leader)), host)
+    return local

@@ -1,0 +1,169 @@
+"""Owners of a lost lockspace: what is done to them, and what is owed to them when it is joined again."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from tests.unit.manager.world import World, run, want
+
+from holdfast.lease_admin.lockspace_loss import LeaseRecovery, Loss
+from holdfast.manager import events as ev
+from holdfast.manager.journal_replay import replay
+from holdfast.model import Instant, LockFailureAction
+from holdfast.protocol.timing import Timing
+from holdfast.system.libvirt.domains import Domain
+from holdfast.testing.fakes import settle
+
+VM = 1
+SPACE = "space1"
+TIMING = Timing(1, 60)
+
+
+class Status:
+    """libvirt's status file of the only domain there is."""
+
+    def __init__(self, on_lockfailure: str) -> None:
+        self._wanted = on_lockfailure
+
+    def look(self, name: str, uuid: str, pid: int) -> Domain | None:
+        return Domain(name, uuid, (), frozenset(), pid, "running", on_lockfailure=self._wanted)
+
+
+def recovery_of(
+    w: World,
+    action: LockFailureAction = LockFailureAction.RESTART,
+    status: Status | None = None,
+    *,
+    resets: bool = False,
+) -> LeaseRecovery:
+    return LeaseRecovery(
+        w.manager,
+        clock=w.clock,
+        domains=w.libvirt,
+        status=status,  # type: ignore[arg-type]
+        actions={"file": action},
+        resets={"file"} if resets else (),
+    )
+
+
+def lose(w: World, recovery: LeaseRecovery, gone: list[str] | None = None) -> None:
+    now = Instant(w.clock.now())
+    recovery.lost(
+        Loss(
+            lockspace=SPACE,
+            reason="not renewed in time",
+            backends=["file"],
+            timing=TIMING,
+            lost_at=now,
+            renewed_at=Instant(now - TIMING.fail_s),
+            on_all_gone=lambda: None if gone is None else gone.append(SPACE),
+        )
+    )
+
+
+async def stopped_to_be_restarted(tmp_path: Path) -> World:
+    w = World(tmp_path)
+    await w.manager.acquire(w.owner(VM, "web1"), want(w.disk()))
+    lose(w, recovery_of(w))
+    await w.clock.advance(1)
+    assert w.processes.signals == [(VM, signal.SIGTERM)]
+    await settle()
+    return w
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_restart_is_owed_over_a_restart_of_the_daemon(tmp_path: Path, compacted: bool) -> None:
+    async def scene() -> None:
+        w = await stopped_to_be_restarted(tmp_path)
+        if compacted:
+            w.journal.compact()
+        w.crash()
+        after = World(tmp_path, before=w)
+        after.manager.book.restarts = after.saved().restarts
+        recovery_of(after).joined(SPACE)
+        await settle()
+        assert after.libvirt.started == [f"uuid-{VM}"]
+        assert after.events.recent()[-1].kind == ev.OWNER_RESTARTED
+        assert not any(replay(after.file.read()).restarts.values()), "it is owed once"
+
+    run(scene)
+
+
+def test_restart_that_fails_is_reported(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = await stopped_to_be_restarted(tmp_path)
+        w.libvirt.starts = False
+        recovery_of(w).joined(SPACE)
+        await settle()
+        assert w.events.recent()[-1].kind == ev.OWNER_NOT_RESTARTED
+
+    run(scene)
+
+
+def test_domain_that_is_back_already_is_not_started_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = await stopped_to_be_restarted(tmp_path)
+        w.owner(VM, "web1")
+        recovery_of(w).joined(SPACE)
+        await settle()
+        assert w.libvirt.started == []
+
+    run(scene)
+
+
+def test_paused_domain_says_why_until_the_lockspace_is_joined(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        w.libvirt.suspends = True
+        await w.manager.acquire(w.owner(VM, "web1"), want(w.disk()))
+        recovery = recovery_of(w, LockFailureAction.PAUSE)
+        lose(w, recovery)
+        await w.clock.advance(1)
+        reason = f"paused because lockspace {SPACE} was lost: not renewed in time"
+        assert w.libvirt.marks == [(f"uuid-{VM}", reason)]
+        recovery.joined(SPACE)
+        await settle()
+        assert w.libvirt.marks[1:] == [(f"uuid-{VM}", "")]
+
+    run(scene)
+
+
+def test_ignore_of_the_xml_is_overruled_with_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        await w.manager.acquire(w.owner(VM, "web1"), want(w.disk()))
+        lose(w, recovery_of(w, LockFailureAction.POWEROFF, Status("ignore")))
+        await w.clock.advance(1)
+        assert w.processes.signals == [(VM, signal.SIGTERM)]
+        assert "its XML says on_lockfailure 'ignore', but only" in caplog.text
+
+    run(scene)
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("killed", [False, True])
+def test_host_is_reset_for_vms_that_ended_where_the_table_says_so(
+    tmp_path: Path, resets: bool, killed: bool
+) -> None:
+    async def scene() -> None:
+        w, gone = World(tmp_path), list[str]()
+        w.libvirt.suspends = True
+        owner, disk = w.owner(VM, "web1"), want(w.disk())
+        await w.manager.acquire(owner, disk)
+        lose(w, recovery_of(w, LockFailureAction.PAUSE, resets=resets), gone)
+        await w.clock.advance(1)
+        assert not gone
+        if killed:
+            w.processes.end(VM)
+        else:
+            await w.manager.release(owner, disk.resource)  # as libvirt does when it has paused it
+        await w.clock.advance(1)
+        awaited = resets and killed
+        assert gone == ([] if awaited else [SPACE])
+        assert any(e.kind == ev.HOST_RESET_AWAITED for e in w.events.recent()) is awaited
+
+    run(scene)

@@ -1,0 +1,289 @@
+"""A keeper on threads that never run by themselves: one term at a time, whatever the thread of the one before still does."""
+
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.protocol.simulated import SimulatedDisk, World
+from tests.unit.supervision.rig import TIMING, RecordedWatchdog
+
+from holdfast.model import Instant
+from holdfast.protocol.membership import Membership
+from holdfast.protocol.types import Generation, HostId, IoFailed
+from holdfast.supervision.host_identity import HostIdentity, Plan
+from holdfast.supervision.incarnation_copies import IncarnationCopies
+from holdfast.supervision.join_errors import NotJoined
+from holdfast.supervision.lease_monitor import Heartbeat
+from holdfast.supervision.lockspace_supervisor import (
+    RESUME_WAIT_S,
+    KeeperNews,
+    KeeperState,
+    LockspaceKeeper,
+    LockspaceSpec,
+)
+from holdfast.supervision.lockspace_use import LockspaceUse, User
+from holdfast.supervision.renewal import Left, Lost
+from holdfast.system.block_io.blocking_ports import Interrupted, run_blocking
+from holdfast.system.block_io.renewal_threads import Life
+from holdfast.system.files.lockspace_locks import SystemSpaceLocks
+from holdfast.system.files.state_file import MemoryFile
+
+
+class Threads:
+    """Counts the lives that were begun; they end when the test says so."""
+
+    def __init__(self) -> None:
+        self.ends: list[Callable[[object], None]] = []
+        self.lives: list[Life] = []
+
+    def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
+        self.lives.append(life)
+        self.ends.append(on_end)
+
+    def tell(self, callback: Callable[[], None]) -> None:
+        callback()
+
+
+class PassingClock:
+    """A sleep makes the time pass at once."""
+
+    def __init__(self) -> None:
+        self.slept_s = 0.0
+
+    def now(self) -> Instant:
+        return Instant(1000.0 + self.slept_s)
+
+    def wall(self) -> float:
+        return 1_700_000_000.0 + self.slept_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept_s += seconds
+
+
+DOUBT_S = 12.0
+"""How long a rig that is in use does not know what is held: as long as anybody sleeps in these tests."""
+
+
+class Rig:
+    """A keeper that has joined, as far as it knows."""
+
+    def __init__(self, place: Path, *, why_not: Callable[[], str] = lambda: "", in_use: bool = False) -> None:
+        self.host = host = World(1, size_bytes=0).host("alpha")
+        self.threads = Threads()
+        self.clock = PassingClock()
+        self.waiting: list[Coroutine[Any, Any, object]] = []
+        self.lost: list[str] = []
+        self.over: list[str] = []
+        self.keeper = LockspaceKeeper(
+            LockspaceSpec(name="A", path="/ls", host_id=HostId(1), hosts_max=None, timing=TIMING),
+            heartbeat=Heartbeat(clock=host.clock, watchdog=RecordedWatchdog(host)),
+            threads=self.threads,
+            clock=self.clock,
+            copies=IncarnationCopies("A", [MemoryFile(str(place / "term"))]),
+            use=LockspaceUse(
+                "A", SystemSpaceLocks(str(place / "host")).of("A"), User("b", "/run/a", "/var/a")
+            ),
+            identity=HostIdentity(node="alpha", boot="b", machine="m"),
+            token=lambda: "0" * 12,
+            in_use=lambda: in_use,
+            lease_writes=lambda: lambda: False,
+            spawn=self.waiting.append,
+            news=KeeperNews(
+                on_lost=lambda _, reason: self.lost.append(reason),
+                on_over=lambda keeper: self.over.append(keeper.name),
+            ),
+            may_start=why_not,
+            is_in_doubt=lambda: in_use and self.clock.slept_s < DOUBT_S,
+        )
+        self.keeper.start()
+
+    def wait(self) -> None:
+        """Whatever waits for a time has it pass, until it ends or another waits."""
+        while self.waiting:
+            run_blocking(self.waiting.pop(0))
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    rig.keeper._become(KeeperState.JOINED, "")
+    yield rig
+    for work in rig.waiting:
+        work.close()
+
+
+def test_a_lost_lockspace_is_joined_again_when_the_thread_of_the_lost_term_has_ended(rig: Rig) -> None:
+    rig.keeper.heart_stopped()
+    rig.keeper.users_are_gone()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.ABSENT, 1)
+    assert "last renewal" in rig.keeper.reason
+    rig.threads.ends[0](Lost("too late"))
+    assert (rig.keeper.state, len(rig.threads.ends), len(rig.lost)) == (KeeperState.JOINING, 2, 1)
+
+
+def test_a_lost_lockspace_whose_thread_has_ended_is_joined_again_at_once(rig: Rig) -> None:
+    rig.threads.ends[0](Lost("somebody else has written this host's record"))
+    assert rig.keeper.state is KeeperState.LOST
+    rig.keeper.users_are_gone()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 2)
+
+
+def test_whoever_leaves_while_the_lost_term_ends_does_not_join_again(rig: Rig) -> None:
+    rig.keeper.heart_stopped()
+    rig.keeper.users_are_gone()
+    rig.keeper.leave()
+    rig.threads.ends[0](Lost("too late"))
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.LEFT, 1)
+    rig.keeper.join()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 2)
+
+
+def test_what_was_lost_while_it_was_left_is_not_joined_beside_its_thread(rig: Rig) -> None:
+    rig.keeper.leave()
+    rig.keeper._lost("not renewed in time")
+    rig.keeper.users_are_gone()
+    assert rig.keeper.state is KeeperState.LEFT
+    rig.keeper.join()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.ABSENT, 1)
+    rig.threads.ends[0](Left(released=False, reason="lost"))
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 2)
+
+
+def test_a_join_that_fails_leaves_nobody_waiting_for_its_thread(rig: Rig) -> None:
+    rig.keeper._become(KeeperState.JOINING, "")
+    rig.threads.ends[0](NotJoined("the host id is held"))
+    rig.keeper.leave()
+    rig.keeper.join()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 2)
+
+
+def member(host_id: int = 1) -> Membership:
+    return Membership(
+        lockspace=None,  # type: ignore[arg-type]
+        host_id=HostId(host_id),
+        generation=Generation(4),
+        timing=TIMING,
+        may_write=lambda: True,
+        view=lambda _: None,  # type: ignore[arg-type,return-value]
+    )
+
+
+def test_no_new_lock_may_depend_on_an_incarnation_that_is_not_written_down(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "term.new"
+    in_the_way.mkdir()
+    rig = Rig(tmp_path)
+    rig.keeper._become(KeeperState.JOINING, "")
+    rig.keeper._joined(Plan(HostId(1), "alpha.x", TIMING), member())
+    assert isinstance(rig.keeper.membership(), Membership), "what is held already goes on"
+    assert "term" in rig.keeper.refuses_new()
+    assert len(rig.waiting) == 1
+    in_the_way.rmdir()
+    rig.wait()
+    assert rig.keeper.refuses_new() == ""
+    assert rig.keeper.has_earlier_life
+
+
+def test_vms_of_an_incarnation_that_no_copy_remembers_are_not_stopped_before_storage_was_searched(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, in_use=True)
+    assert rig.lost == []
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
+    assert rig.keeper.resuming
+
+
+def test_lockspace_that_was_lost_in_doubt_is_read_again_until_it_is_proven_that_no_vm_depends_on_it(
+    tmp_path: Path,
+) -> None:
+    """One storage error at the start, and it would have stayed lost until the next reboot (found by seed 246)."""
+    rig = Rig(tmp_path, in_use=True)
+    rig.threads.ends[0](NotJoined("storage failed"))
+    assert (rig.keeper.state, len(rig.lost)) == (KeeperState.LOST, 1)
+    rig.wait()
+    assert len(rig.threads.ends) == 2, "one reading at a time"
+    rig.threads.ends[1](False)
+    assert (rig.keeper.state, rig.over) == (KeeperState.LOST, [])
+    rig.clock.slept_s = 0.0
+    rig.keeper._spawn(rig.keeper._look_until_over(None, None, rig.keeper._life))  # type: ignore[arg-type]
+    rig.wait()
+    rig.threads.ends[2](True)
+    assert rig.over == ["A"]
+
+
+def test_incarnation_that_was_given_back_is_reported_over_before_it_counts_as_lost(tmp_path: Path) -> None:
+    """The doubt about it would have kept the lockspace lost for good (found by seed 86)."""
+    rig = Rig(tmp_path, in_use=True)
+    rig.threads.ends[0](NotJoined("it was given back", is_over=True))
+    assert rig.over == ["A"]
+    for work in rig.waiting:
+        work.close()
+
+
+class LeftMeanwhile(SimulatedDisk):
+    """A read from it is interrupted: the lockspace is being left."""
+
+    async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
+        raise Interrupted
+
+
+def test_lockspace_that_is_left_before_it_is_joined_has_not_failed(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.keeper._become(KeeperState.JOINING, "")
+    rig.keeper.leave()
+    ended = run_blocking(rig.threads.lives[0](LeftMeanwhile(rig.host), rig.host.clock, lambda: None))
+    rig.threads.ends[0](ended)
+    assert rig.keeper.state is KeeperState.LEFT
+    assert "unexpected" not in caplog.text
+
+
+class Predecessor:
+    """A request of an earlier daemon that is inside for so many questions more."""
+
+    def __init__(self, questions: int) -> None:
+        self.left = questions
+
+    def __call__(self) -> str:
+        self.left -= 1
+        return "a request is inside" if self.left >= 0 else ""
+
+
+def test_nothing_is_begun_while_a_request_of_an_earlier_daemon_may_land(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, why_not=Predecessor(3))
+    assert (rig.keeper.state, rig.keeper.reason) == (KeeperState.ABSENT, "a request is inside")
+    assert not rig.threads.ends
+    assert not rig.keeper.resuming, "the start would wait for it, and all others with it"
+    rig.wait()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
+
+
+def test_owners_are_not_left_for_long_on_a_term_that_can_not_be_gone_on_with_yet(tmp_path: Path) -> None:
+    """It is not renewed meanwhile, and its age can't be read."""
+    rig = Rig(tmp_path, why_not=Predecessor(1000), in_use=True)
+    rig.wait()
+    assert rig.keeper.state is KeeperState.LOST
+    assert rig.lost == ["its last term could not be resumed in time: a request is inside"]
+    assert rig.clock.slept_s <= max(RESUME_WAIT_S, 2 * TIMING.io_timeout_s) + 2
+    assert not rig.threads.ends
+
+
+def test_a_lockspace_lost_over_a_request_of_an_earlier_daemon_is_joined_again_only_after_it(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, why_not=Predecessor(60), in_use=True)
+    rig.wait()
+    rig.keeper.users_are_gone()
+    assert rig.keeper.state is KeeperState.ABSENT
+    assert not rig.threads.ends
+    rig.wait()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
+
+
+def test_keeper_that_leaves_and_joins_while_a_request_may_land_begins_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, why_not=Predecessor(3))
+    rig.keeper.leave()
+    assert rig.keeper.state is KeeperState.LEFT
+    rig.keeper.join()
+    rig.wait()
+    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
