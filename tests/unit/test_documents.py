@@ -42,3 +42,21 @@ def test_specifications_that_the_code_cites_are_in_the_repository() -> None:
     }
     assert len(cited) >= 5
     assert all((ROOT / "docs" / "specs" / f"{name}.md").exists() for name in cited), cited
+
+
+def test_every_module_is_named_in_its_row_of_the_architecture() -> None:
+    rows = {
+        room: row
+        for row in (ROOT / "ARCHITECTURE.md").read_text().splitlines()
+        if row.startswith("| `")
+        for room in re.findall(r"`([a-z_/]+/)`", row.split("|")[1])
+    }
+    missing = []
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        if path.name == "__init__.py":
+            continue
+        parts = path.relative_to(ROOT / "src").parts
+        room = "holdfast_sim/" if parts[0] == "holdfast_sim" else "".join(f"{part}/" for part in parts[1:-1])
+        if room and f"`{path.stem}`" not in rows.get(room, ""):
+            missing.append(f"{room}{path.stem}")
+    assert not missing, "ARCHITECTURE.md has no word about these"

@@ -1,8 +1,8 @@
 """One daemon of a host uses a lockspace at a time, wherever it has its files (ADR 0164).
 
-The lock of a lockspace (`system/files/lockspace_locks`) keeps living daemons apart. It ends with its daemon, whose virtual machines
-run on: so who uses a lockspace is recorded beside the lock, before anything is claimed there, and the record stands until
-the lockspace was left in good order.
+The lock of a lockspace (`system/files/lockspace_locks`) keeps living daemons apart. It ends with its daemon, whose virtual
+machines run on: so the user of a lockspace is recorded beside the lock, before anything is claimed there, and the record
+stands until the lockspace was left in good order.
 
     another's record of this boot stands, or one that can't be read      nothing new is joined: doubt is not free
     the same, but VMs may depend on a term that this daemon remembers    that term goes on: its name is fresh, so storage

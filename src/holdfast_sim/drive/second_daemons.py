@@ -1,7 +1,7 @@
 """A second daemon on a managed machine: an operator starts it with directories of its own, beside the one of systemd.
 
     build ─ lifecycle    the graph that ships, over state files, journal and process table of its own
-    the machine's        paths to storage, clock, name and identity, and the host-wide locks of lockspaces (`lockspace_locks`)
+    the machine's        paths to storage, clock, name and identity, host-wide locks (`lockspace_locks`)
 
 It serves no virtual machine: it joins whatever it may, and leaves, or is killed and started again. It has no watchdog, as
 the first one has the device. While it is in a lockspace nothing of the first one may be: neither its membership nor a

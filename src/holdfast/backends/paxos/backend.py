@@ -10,8 +10,8 @@ acquires anew otherwise.
               race for its next version; refused: whose is it, alive since when             (lease_holding)
     release   our block, then the leader; what fails is repeated beside
 
-Finding and racing are one errand (`system/block_io/offload`). If storage falls silent meanwhile, the start is refused, and what the
-errand comes home with is given back.
+Finding and racing are one job on a worker (`system/block_io/offload`). If storage falls silent meanwhile, the start is
+refused, and what the job wins later is given back.
 
 Nobody waits here for another host's death: a start that meets an owner who may be dead is refused with the seconds
 that are left, and the next attempt finds the count further on.

@@ -36,8 +36,15 @@ def sim(seeds: int, first: int, hosts: int | None, jobs: int | None, as_json: bo
 
     Exit 0: no claim was violated; 1: one was.
     """
-    from holdfast_sim.run import history, sweep
-    from holdfast_sim.run.seed import Verdict
+    try:
+        from holdfast_sim.run import history, sweep
+        from holdfast_sim.run.seed import Verdict
+    except ModuleNotFoundError as e:
+        if e.name is None or not e.name.startswith("holdfast_sim"):
+            raise
+        raise click.ClickException(
+            "the simulator is not installed on a host: run it in a checkout (make sim, or .venv/bin/holdfast sim)"
+        ) from None
 
     def told(verdict: Verdict) -> None:
         if not verdict.sound and not as_json:
