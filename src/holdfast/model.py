@@ -67,7 +67,7 @@ class Resource(NamedTuple):
         return self.name if not self.lockspace else f"{self.lockspace}/{self.name}"
 
 
-class Want(NamedTuple):
+class AcquireRequest(NamedTuple):
     """One wish of an acquire: the resource, how, and whether its lock file may be made."""
 
     resource: Resource

@@ -15,7 +15,7 @@ import pytest
 from tests.support.daemon import locked
 from tests.support.mounts import mounted
 
-from holdfast.backends.base import BackendPorts, Creation, Moved
+from holdfast.backends.base import BackendPorts, Creation, Stale
 from holdfast.backends.file import owner_record
 from holdfast.backends.file.backend import FileBackend
 from holdfast.backends.naming import indirect_name
@@ -144,9 +144,9 @@ def test_nothing_is_done_at_once_on_storage_that_may_block(tmp_path: Path) -> No
         (disk := tmp_path / "disk.img").touch()
         backend = FileBackend("file", dataclasses.replace(ports(), storage=OnLane()))
         w = BackendWorld(backend=backend, rival=None, resource=Resource("", str(disk)))
-        assert backend.take_at_once(w.resource, Mode.EXCLUSIVE) is None
+        assert backend.take_nowait(w.resource, Mode.EXCLUSIVE) is None
         held = assert_held(await take(backend, w, Mode.EXCLUSIVE))
-        assert not held.let_go_at_once()
+        assert not held.release_nowait()
         assert locked(disk)
         await held.release()
         assert not locked(disk)
@@ -179,7 +179,7 @@ def test_lock_file_that_was_removed_between_open_and_lock_is_not_taken(tmp_path:
         late = await opened(w.rival, w)  # it has the file open that the first is about to remove
         await first.release()
         third = assert_held(await take(w.backend, w, Mode.EXCLUSIVE))  # on a new file of that name
-        assert isinstance(await late.take(Mode.EXCLUSIVE, NOTE), Moved)
+        assert isinstance(await late.take(Mode.EXCLUSIVE, NOTE), Stale)
         await third.release()
 
     asyncio.run(scene())
@@ -312,7 +312,7 @@ def test_lock_file_whose_name_is_a_link_to_it_by_now_is_opened_again(tmp_path: P
         path = w.backend.lock_path(w.resource)
         os.rename(path, f"{path}.moved")
         os.symlink(f"{path}.moved", path)
-        assert isinstance(await candidate.take(Mode.EXCLUSIVE, NOTE), Moved)
+        assert isinstance(await candidate.take(Mode.EXCLUSIVE, NOTE), Stale)
         assert not locked(Path(f"{path}.moved"))
 
     asyncio.run(scene())

@@ -17,7 +17,7 @@ import pytest
 
 from holdfast.model import Mode
 from holdfast.system.block_io.disk_file import REAL_KERNEL, open_file
-from holdfast.system.block_io.inflight_writes import DeviceWrites
+from holdfast.system.block_io.inflight_writes import InflightByDevice
 from holdfast.system.files.checked_open import NotLockable, open_lockable
 from holdfast.system.files.lockspace_files import LockspaceFiles
 from holdfast.system.files.ofd_lock import IoFailed, SystemLockFiles
@@ -82,7 +82,7 @@ class OpensOf:
 
 
 def open_lease_storage(path: str) -> object:
-    return open_file(path, True, False, REAL_KERNEL, DeviceWrites())
+    return open_file(path, True, False, REAL_KERNEL, InflightByDevice())
 
 
 OPENERS: dict[str, Callable[[str], object]] = {

@@ -14,7 +14,7 @@ from holdfast.backends.base import HeldElsewhere
 from holdfast.backends.paxos.lease_store import Finding, Found
 from holdfast.errors import LeaseUnusable
 from holdfast.lease_admin.garbage_collection import LeaseCollector
-from holdfast.manager.key_locks import Turns
+from holdfast.manager.key_locks import KeyLocks
 from holdfast.manager.lock_table import LockTable
 from holdfast.model import Mode, Resource
 from holdfast.ondisk import areas, rindex
@@ -23,8 +23,8 @@ from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.resource_index import Stray
-from holdfast.supervision.lockspace_port import Absent
+from holdfast.protocol.resource_index import UnindexedLease
+from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.testing.conformance import NOTE, assert_held, opened, take
 from holdfast.testing.fakes import SimulatedClock
 
@@ -98,31 +98,31 @@ def test_entry_whose_lease_was_cleared_by_a_collector_that_died_is_made_again(tm
     play(scene)
 
 
-async def late_leader(s: Scene, *, is_free: bool = True, name: str = "") -> Stray:
+async def late_leader(s: Scene, *, is_free: bool = True, name: str = "") -> UnindexedLease:
     """A lease was taken out by host 1, and a leader of host 2 lands on it afterwards."""
     held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
     late = device_leader(s)
     await held.release()
-    (made,) = await s.one.upkeep.lease_names()
-    assert await s.one.upkeep.take_out(made, dry_run=False) == ""
+    (made,) = await s.one.maintenance.lease_names()
+    assert await s.one.maintenance.take_out(made, dry_run=False) == ""
     late = replace(
         late, resource_name=PaddedName.of(name or made), timestamp=0 if is_free else late.timestamp
     )
     written(s, 3 * DEFAULT.align_bytes, late.sector())
-    return Stray(3 * DEFAULT.align_bytes, name or made)
+    return UnindexedLease(3 * DEFAULT.align_bytes, name or made)
 
 
 def test_place_of_a_lease_that_its_name_does_not_lead_to_is_won_back(tmp_path: Path) -> None:
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=True)
         stray = await late_leader(s)
-        assert await s.one.upkeep.strays() == [stray]
+        assert await s.one.maintenance.unindexed() == [stray]
         # Whoever wants the lease gets another place, and is not concerned by what becomes of the old one.
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
-        assert await s.one.upkeep.take_out_stray(stray, dry_run=True) == ""
-        assert await s.one.upkeep.strays() == [stray]
-        assert await s.one.upkeep.take_out_stray(stray, dry_run=False) == ""
-        assert await s.one.upkeep.strays() == []
+        assert await s.one.maintenance.take_out_stray(stray, dry_run=True) == ""
+        assert await s.one.maintenance.unindexed() == [stray]
+        assert await s.one.maintenance.take_out_stray(stray, dry_run=False) == ""
+        assert await s.one.maintenance.unindexed() == []
         assert isinstance(await take(s.one, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
         await held.release()
         other = replace(s.world(), resource=Resource("", "/disks/other"))
@@ -139,7 +139,7 @@ def test_place_is_not_won_back_while_a_living_host_may_rest_on_it(tmp_path: Path
         stray = await late_leader(s, is_free=False)
         before = device_leader(s)
         for dry_run in (True, False):
-            assert "host_id 2" in await s.one.upkeep.take_out_stray(stray, dry_run=dry_run)
+            assert "host_id 2" in await s.one.maintenance.take_out_stray(stray, dry_run=dry_run)
         assert device_leader(s) == before
 
     play(scene)
@@ -150,7 +150,7 @@ def test_lease_that_somebody_made_by_hand_beside_the_index_is_left_alone(tmp_pat
         s = Scene(tmp_path / "leases", device=True)
         await late_leader(s, name="by-hand")
         before = device_leader(s)
-        assert await s.one.upkeep.strays() == []
+        assert await s.one.maintenance.unindexed() == []
         await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
         assert device_leader(s) == before
 
@@ -161,14 +161,14 @@ def test_lease_that_is_just_being_made_is_no_stray(tmp_path: Path) -> None:
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=True)
         await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
-        (name,) = await s.one.upkeep.lease_names()
-        assert await s.one.upkeep.strays() == []
-        await s.one.upkeep.take_out(name, dry_run=False)
-        assert await s.one.upkeep.strays() == []  # cleared
+        (name,) = await s.one.maintenance.lease_names()
+        assert await s.one.maintenance.unindexed() == []
+        await s.one.maintenance.take_out(name, dry_run=False)
+        assert await s.one.maintenance.unindexed() == []  # cleared
         written(s, 3 * DEFAULT.align_bytes, areas.fresh_leader(DEFAULT, SPACE, name).sector())
-        assert await s.one.upkeep.strays() == []  # made, and its entry is about to be written
+        assert await s.one.maintenance.unindexed() == []  # made, and its entry is about to be written
         written(s, 3 * DEFAULT.align_bytes, b"\xff" * 512)
-        assert await s.one.upkeep.strays() == []  # no lease at all
+        assert await s.one.maintenance.unindexed() == []  # no lease at all
 
     play(scene)
 
@@ -178,14 +178,14 @@ def test_stray_is_not_opened_while_this_host_is_giving_that_lease_up(tmp_path: P
         s = Scene(tmp_path / "leases", device=True)
         stray = await late_leader(s)
         member = s.alpha.presence.membership()
-        assert not isinstance(member, Absent)
+        assert not isinstance(member, NotAMember)
         found = await s.one.look_up_stray(member, stray)
         assert isinstance(found, Found)
         with s.one.trying(found, member), pytest.raises(LeaseUnusable, match="still giving it up"):
-            await s.one.upkeep.take_out_stray(stray, dry_run=False)
-        assert await s.one.upkeep.take_out_stray(stray, dry_run=False) == ""
+            await s.one.maintenance.take_out_stray(stray, dry_run=False)
+        assert await s.one.maintenance.take_out_stray(stray, dry_run=False) == ""
         with pytest.raises(LeaseUnusable, match="taken out by another host"):
-            await s.one.upkeep.take_out_stray(stray, dry_run=False)
+            await s.one.maintenance.take_out_stray(stray, dry_run=False)
 
     play(scene)
 
@@ -194,14 +194,14 @@ def test_collector_takes_strays_out_too_and_says_where_they_are(tmp_path: Path) 
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=True)
         stray = await late_leader(s)
-        turns = Turns()
-        manager = SimpleNamespace(backends={s.one.name: s.one}, turns=turns, table=LockTable())
+        key_locks = KeyLocks()
+        manager = SimpleNamespace(backends={s.one.name: s.one}, key_locks=key_locks, table=LockTable())
         collector = LeaseCollector(manager, clock=SimulatedClock())  # type: ignore[arg-type]
         key = s.one.names.key(stray.name)
-        turns.take(key)
+        key_locks.take(key)
         (kept,) = await collector.collect(dry_run=False)
         assert kept.kept_because == "being taken here"
-        turns.end(key)
+        key_locks.end(key)
         (would,) = await collector.collect(dry_run=True)
         (has,) = await collector.collect(dry_run=False)
         assert would == has
@@ -216,7 +216,7 @@ def test_what_a_release_promised_is_for_the_lease_in_that_place(tmp_path: Path) 
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=True)
         await assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).release()
-        (name,) = await s.one.upkeep.lease_names()
+        (name,) = await s.one.maintenance.lease_names()
         size = DEFAULT.align_bytes
         # Somebody moves the lease, byte for byte, to the second entry.
         written(s, 4 * size, s.lockspace.read_bytes()[3 * size : 4 * size])
@@ -251,8 +251,8 @@ def test_lease_made_where_one_was_goes_on_with_its_versions_and_keeps_what_was_p
             await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
         at = 3 * DEFAULT.align_bytes + DEFAULT.host_block_offset_bytes(2)
         promised = s.lockspace.read_bytes()[at : at + 512]
-        (name,) = await s.one.upkeep.lease_names()
-        assert await s.one.upkeep.take_out(name, dry_run=False) == ""
+        (name,) = await s.one.maintenance.lease_names()
+        assert await s.one.maintenance.take_out(name, dry_run=False) == ""
         held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
         assert device_leader(s).lver == 5  # three times taken, taken to be taken out, taken anew
         assert s.lockspace.read_bytes()[at : at + 512] == promised

@@ -104,12 +104,12 @@ def test_lease_is_refused_for_every_use_and_stays_as_it_is(
         )
         raw[at : at + Leader.BYTES] = held.encode()
         place.write_bytes(raw)
-        (name,) = await s.one.upkeep.lease_names()
+        (name,) = await s.one.maintenance.lease_names()
         uses = (
             lambda mode: take(s.one, s.world(), mode),
-            lambda _: s.one.upkeep.take_out(name, dry_run=False),
-            lambda _: s.one.upkeep.break_lease(s.resource, ""),
-            lambda _: s.one.upkeep.free_left_behind(name),
+            lambda _: s.one.maintenance.take_out(name, dry_run=False),
+            lambda _: s.one.maintenance.break_lease(s.resource, ""),
+            lambda _: s.one.maintenance.free_left_behind(name),
         )
         for use in uses:
             for mode in Mode:
@@ -154,7 +154,7 @@ def test_lease_area_of_the_protocol_alone_refuses_it_too() -> None:
     area = LeaseArea(host.disk, MIB, DEFAULT, "LS1", "disk")
     for answer in (
         host.run(area.look(HostId(1), 1)),
-        host.run(area.glance(HostId(1), 1)),
+        host.run(area.read_partial(HostId(1), 1)),
         host.run(area.read_leader(HostId(1), 1)),
     ):
         assert isinstance(answer, Malformed)

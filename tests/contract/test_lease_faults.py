@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.test_paxos_backend import Scene, _Hurried, play, tried
-from tests.support.leases import LeaseHost, entry_count
+from tests.support.leases import HostLockspaces, entry_count
 
 from holdfast.backends.base import Creation, HeldElsewhere
 from holdfast.backends.paxos.backend import PaxosBackend
@@ -20,7 +20,7 @@ from holdfast.model import Mode, Resource
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.lease_area import glance_bytes
 from holdfast.protocol.types import HostId
-from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system.block_io.disk import SuspendingDisk
 from holdfast.system.block_io.disk_file import RealKernel
 from holdfast.system.files.ofd_lock import IoFailed
@@ -58,7 +58,7 @@ class FaultyScene(Scene):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.kernel, self.clock = FaultyKernel(), SimulatedClock()
-        self.alpha = LeaseHost(self.lockspace, 1, "alpha", kernel=self.kernel, clock=self.clock)
+        self.alpha = HostLockspaces(self.lockspace, 1, "alpha", kernel=self.kernel, clock=self.clock)
         self.one = self.alpha.backend(directory)
 
     async def made(self) -> None:
@@ -309,7 +309,7 @@ def test_lease_won_at_the_moment_of_the_loss_is_not_handed_out(
             if how == "lost":
                 s.alpha.may_write = False
             else:
-                s.alpha.presence.member = Absent("leaving")
+                s.alpha.presence.member = NotAMember("leaving")
             return await named(disk)
 
         monkeypatch.setattr(SuspendingDisk, "is_named", is_named)
@@ -325,7 +325,7 @@ def test_index_stays_ours_until_our_late_write_to_it_has_landed(tmp_path: Path) 
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=True)
         kernel = FaultyKernel()
-        slow = LeaseHost(s.lockspace, 1, "alpha", kernel=kernel)
+        slow = HostLockspaces(s.lockspace, 1, "alpha", kernel=kernel)
         gate = kernel.holding[MIB + 512] = threading.Event()
         first, second = Resource("", "/dev/vg/a"), Resource("", "/dev/vg/b")
         failed = await tried(slow.backend(), first)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.test_paxos_backend import Scene, play
-from tests.support.leases import LeaseHost, twin
+from tests.support.leases import HostLockspaces, twin
 
 from holdfast.backends.base import HeldElsewhere
 from holdfast.model import Mode
@@ -19,18 +19,18 @@ from holdfast.ondisk.leader import Leader
 from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.takeover import NEVER_BY_TIME
 from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant
-from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.testing.conformance import assert_held, take
 
 FOR_EVER_S = 10_000.0
 
 
 def sees_silent(
-    host: LeaseHost, generation: int, state: HostState = HostState.FAIL, *, no_timeout: bool = True
+    host: HostLockspaces, generation: int, state: HostState = HostState.FAIL, *, no_timeout: bool = True
 ) -> None:
     """The looks of a host show host 1 as it stands, unchanged for ever, or in another state."""
     member = host.presence.member
-    assert not isinstance(member, Absent)
+    assert not isinstance(member, NotAMember)
     view = HostView(
         host_id=HostId(1),
         state=state,
@@ -57,12 +57,12 @@ def test_leases_of_a_silent_host_stay_until_an_order_about_it_frees_those_of_its
         refused = await take(s.two, s.world(), Mode.EXCLUSIVE)
         assert isinstance(refused, HeldElsewhere)
         assert NEVER_BY_TIME in str(refused.holders[0])
-        (name,) = await s.two.upkeep.lease_names()
+        (name,) = await s.two.maintenance.lease_names()
         present = (HostId(1), Generation(2))
-        assert await s.two.upkeep.claims_of_term(name, present, older_too=False) == frozenset()
-        terms = await s.two.upkeep.claims_of_term(name, present, older_too=True)
+        assert await s.two.maintenance.claims_of_term(name, present, older_too=False) == frozenset()
+        terms = await s.two.maintenance.claims_of_term(name, present, older_too=True)
         assert terms == {(HostId(1), Generation(1))}
-        assert "attested to be off" in await s.two.upkeep.break_of(name, terms)
+        assert "attested to be off" in await s.two.maintenance.break_of(name, terms)
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
         at = s.alpha.geometry.host_block_offset_bytes(1)
         block = HostBlock.decode(s.lease_file.read_bytes()[at : at + 512])
@@ -84,9 +84,9 @@ def test_host_that_came_back_gives_up_by_gc_what_its_older_terms_had(tmp_path: P
         refused = await take(s.two, s.world(), Mode.EXCLUSIVE)
         assert isinstance(refused, HeldElsewhere)
         assert "holdfast lease gc" in str(refused.holders[0])
-        upkeep = back.backend(s.directory).upkeep
-        (name,) = await upkeep.lease_names()
-        assert await upkeep.take_out(name, dry_run=False) == ""
+        maintenance = back.backend(s.directory).maintenance
+        (name,) = await maintenance.lease_names()
+        assert await maintenance.take_out(name, dry_run=False) == ""
         await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
 
     play(scene)
@@ -128,7 +128,7 @@ def test_gc_gives_up_what_an_older_term_had_of_the_index(no_timeout: bool, tmp_p
             file.write(replace(freed, timestamp=7, write_id=freed.owner_id).sector())
         back = twin(s.alpha, generation=2, flags=FLAG_NO_TIMEOUT if no_timeout else 0)
         sees_silent(back, 2, HostState.LIVE, no_timeout=no_timeout)
-        await back.backend().upkeep.free_of_older_terms()
+        await back.backend().maintenance.free_of_older_terms()
         assert index_lease().is_free is no_timeout
 
     play(scene)

@@ -52,15 +52,15 @@ def test_lease_that_keeps_something_there_is_not_taken_out_and_its_uses_leave_it
         await assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).release()
         placed = Placed(s, device=device, geometry=geometry)
         placed.owned()
-        (name,) = await s.two.upkeep.lease_names()
+        (name,) = await s.two.maintenance.lease_names()
         for dry_run in (True, False):
-            why = await s.two.upkeep.take_out(name, dry_run=dry_run)
+            why = await s.two.maintenance.take_out(name, dry_run=dry_run)
             assert UUID.rstrip(b"\0").decode() in why
             assert placed.lvb() == UUID
-        assert await s.two.upkeep.lease_names() == [name]
+        assert await s.two.maintenance.lease_names() == [name]
         for mode in Mode:
             await assert_held(await take(s.two, s.world(), mode)).release()
-        assert await s.one.upkeep.break_lease(s.resource, "") == "nobody held it"
+        assert await s.one.maintenance.break_lease(s.resource, "") == "nobody held it"
         assert placed.lvb() == UUID
         told = CliRunner().invoke(cli, ["lease", "dump", str(placed.path), "--json"])
         leases = [area["told"] for area in json.loads(told.output)["areas"] if area["kind"] == "lease"]
@@ -79,8 +79,8 @@ def test_what_would_be_sector_2002_of_a_small_area_is_its_neighbours(
         with s.lockspace.open("r+b") as f:
             f.truncate(3 * geometry.align_bytes + 2003 * geometry.sector_bytes)
         Placed(s, device=True, geometry=geometry).owned()
-        (name,) = await s.two.upkeep.lease_names()
-        assert await s.two.upkeep.take_out(name, dry_run=True) == ""
+        (name,) = await s.two.maintenance.lease_names()
+        assert await s.two.maintenance.take_out(name, dry_run=True) == ""
 
     play(scene)
 

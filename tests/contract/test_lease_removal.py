@@ -12,18 +12,18 @@ from types import SimpleNamespace
 import pytest
 from tests.contract.test_lease_faults import FaultyKernel, FaultyScene
 from tests.contract.test_paxos_backend import Scene, play, tried
-from tests.support.leases import SPACE, LeaseHost, entry_count, twin
+from tests.support.leases import SPACE, HostLockspaces, entry_count, twin
 
 from holdfast.backends.base import Creation, Held, SavedLock
 from holdfast.backends.naming import NameBy
-from holdfast.backends.paxos.backend import HeldLease, PaxosBackend
-from holdfast.backends.paxos.directory_store import DirectoryPlaces
-from holdfast.backends.paxos.held_lease import Holding
+from holdfast.backends.paxos.backend import PaxosBackend, PaxosHeld
+from holdfast.backends.paxos.directory_store import DirectoryStore
+from holdfast.backends.paxos.held_lease import HeldLease
 from holdfast.backends.paxos.lease_store import Found, StorageFailed, Unusable
 from holdfast.backends.paxos.names import made_by_us
 from holdfast.errors import LeaseUnusable
 from holdfast.lease_admin.garbage_collection import LeaseCollector
-from holdfast.manager.key_locks import Turns
+from holdfast.manager.key_locks import KeyLocks
 from holdfast.manager.lock_table import Lock, LockTable
 from holdfast.model import Mode, Resource
 from holdfast.ondisk import areas
@@ -32,12 +32,12 @@ from holdfast.ondisk.leader import Leader
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.resource_index import Index, read_index
-from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.disk_file import DiskFacts, RealKernel
-from holdfast.system.block_io.inflight_writes import DeviceWrites
+from holdfast.system.block_io.inflight_writes import InflightByDevice
 from holdfast.system.block_io.lease_files import SystemLeaseStorage
-from holdfast.system.block_io.worker_pool import DiskLane, Request
+from holdfast.system.block_io.worker_pool import Request, WorkerPool
 from holdfast.system.files.ofd_lock import IoFailed as FileLockFailed
 from holdfast.testing.conformance import NOTE, assert_held, take
 from holdfast.testing.fakes import SimulatedClock
@@ -48,15 +48,15 @@ def test_free_lease_is_taken_out_and_made_again_when_it_is_wanted(tmp_path: Path
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=device)
         await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
-        (name,) = await s.one.upkeep.lease_names()
-        assert await s.one.upkeep.take_out(name, dry_run=True) == ""
-        assert await s.one.upkeep.lease_names() == [name]
-        assert await s.one.upkeep.take_out(name, dry_run=False) == ""
-        assert await s.one.upkeep.lease_names() == []
+        (name,) = await s.one.maintenance.lease_names()
+        assert await s.one.maintenance.take_out(name, dry_run=True) == ""
+        assert await s.one.maintenance.lease_names() == [name]
+        assert await s.one.maintenance.take_out(name, dry_run=False) == ""
+        assert await s.one.maintenance.lease_names() == []
         if device:
             assert entry_count(s.lockspace) == 0
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
-        assert await s.two.upkeep.lease_names() == [name]
+        assert await s.two.maintenance.lease_names() == [name]
         await held.release()
 
     play(scene)
@@ -69,12 +69,12 @@ def test_lease_that_another_host_holds_stays(tmp_path: Path, device: bool, mode:
     async def scene() -> None:
         s = Scene(tmp_path / "leases", device=device)
         held = assert_held(await take(s.two, s.world(), mode))
-        (name,) = await s.one.upkeep.lease_names()
-        why = await s.one.upkeep.take_out(name, dry_run=dry_run)
+        (name,) = await s.one.maintenance.lease_names()
+        why = await s.one.maintenance.take_out(name, dry_run=dry_run)
         assert "host_id 2" in why
-        assert await s.one.upkeep.lease_names() == [name]
+        assert await s.one.maintenance.lease_names() == [name]
         await held.release()
-        assert await s.one.upkeep.take_out(name, dry_run=False) == ""
+        assert await s.one.maintenance.take_out(name, dry_run=False) == ""
 
     play(scene)
 
@@ -89,14 +89,14 @@ def test_lease_that_a_killed_daemon_of_this_term_took_stays_until_it_is_known_fo
         s = Scene(tmp_path / "leases")
         assert_held(await take(s.one, s.world(), mode)).forget()
         next_daemon = twin(s.alpha).backend(s.directory)
-        (name,) = await next_daemon.upkeep.lease_names()
-        assert "earlier daemon" in await next_daemon.upkeep.take_out(name, dry_run=False)
+        (name,) = await next_daemon.maintenance.lease_names()
+        assert "earlier daemon" in await next_daemon.maintenance.take_out(name, dry_run=False)
         with pytest.raises(LeaseUnusable, match="earlier daemon"):
-            await next_daemon.upkeep.break_lease(Resource("", str(s.disk)), "")
-        left = await next_daemon.upkeep.take_up(name)
+            await next_daemon.maintenance.break_lease(Resource("", str(s.disk)), "")
+        left = await next_daemon.maintenance.take_up(name)
         assert left is not None and left.mode is mode
         await left.held.release()
-        assert await next_daemon.upkeep.take_out(name, dry_run=False) == ""
+        assert await next_daemon.maintenance.take_out(name, dry_run=False) == ""
         assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
 
     play(scene)
@@ -111,12 +111,12 @@ def test_note_keeps_owner_and_disk_over_a_restart_and_a_conversion(tmp_path: Pat
         second = twin(s.alpha).backend(s.directory)
         saved = SavedLock(resource=s.resource, mode=Mode.SHARED, create=False, path="", keys=())
         held = await second.adopt(saved, None)
-        assert isinstance(held, HeldLease)
+        assert isinstance(held, PaxosHeld)
         assert await held.convert(Mode.EXCLUSIVE, NOTE) is None
         held.forget()
         third = twin(s.alpha).backend(s.directory)
-        (name,) = await third.upkeep.lease_names()
-        left = await third.upkeep.take_up(name)
+        (name,) = await third.maintenance.lease_names()
+        left = await third.maintenance.take_up(name)
         assert left is not None
         assert (left.noted.disk, left.noted.owner.name, left.mode) == (
             str(s.disk),
@@ -135,7 +135,7 @@ def test_lease_whose_disk_is_not_known_is_taken_up_again_by_its_own_name(tmp_pat
         s = Scene(tmp_path / "leases")
         assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).forget()
         second = twin(s.alpha).backend(s.directory)
-        (name,) = await second.upkeep.lease_names()
+        (name,) = await second.maintenance.lease_names()
         saved = SavedLock(
             resource=Resource("", name),
             mode=Mode.EXCLUSIVE,
@@ -144,7 +144,7 @@ def test_lease_whose_disk_is_not_known_is_taken_up_again_by_its_own_name(tmp_pat
             keys=(second.names.key(name),),
         )
         held = await second.adopt(saved, None)
-        assert isinstance(held, HeldLease)
+        assert isinstance(held, PaxosHeld)
         await held.release()
         assert s.leader().is_free
 
@@ -157,7 +157,7 @@ def test_lease_that_a_daemon_was_killed_amid_taking_out_is_freed_and_held_for_no
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
         await assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).release()
-        (name,) = await s.one.upkeep.lease_names()
+        (name,) = await s.one.maintenance.lease_names()
         member = s.alpha.presence.membership()
         assert isinstance(member, Membership)
         found = await s.one.look_up(member, Resource("", name), name)
@@ -166,7 +166,7 @@ def test_lease_that_a_daemon_was_killed_amid_taking_out_is_freed_and_held_for_no
             assert isinstance(await holding.acquire_unless_held(Mode.EXCLUSIVE), Lease)
             holding.forget()
         next_daemon = twin(s.alpha).backend(s.directory)
-        assert await next_daemon.upkeep.take_up(name) is None
+        assert await next_daemon.maintenance.take_up(name) is None
         assert s.leader().is_free
 
     play(scene)
@@ -181,17 +181,17 @@ def test_start_that_has_the_lease_open_while_it_is_taken_out_looks_again(
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
         await held.release()
         kernel = FaultyKernel()
-        slow = LeaseHost(s.lockspace, 2, "beta", kernel=kernel).backend(None if device else s.directory)
+        slow = HostLockspaces(s.lockspace, 2, "beta", kernel=kernel).backend(None if device else s.directory)
         gate = kernel.holding[(3 * MIB if device else 0) + 3 * 512] = threading.Event()
         late = asyncio.create_task(take(slow, s.world(), Mode.EXCLUSIVE))
         while kernel.holding:
             await asyncio.sleep(0.01)
-        (name,) = await s.one.upkeep.lease_names()
-        assert await s.one.upkeep.take_out(name, dry_run=False) == ""
+        (name,) = await s.one.maintenance.lease_names()
+        assert await s.one.maintenance.take_out(name, dry_run=False) == ""
         gate.set()
         assert type(await late).__name__ == "Moved"
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
-        assert "host_id 2" in await s.one.upkeep.take_out(name, dry_run=False)
+        assert "host_id 2" in await s.one.maintenance.take_out(name, dry_run=False)
         await held.release()
 
     play(scene)
@@ -203,8 +203,8 @@ def test_place_of_a_lease_that_was_taken_out_is_used_again(tmp_path: Path) -> No
         for n in range(12):
             held = assert_held(await tried(s.two, Resource("", f"/dev/vg/disk{n}")))
             await held.release()
-            for name in await s.one.upkeep.lease_names():
-                assert await s.one.upkeep.take_out(name, dry_run=False) == ""
+            for name in await s.one.maintenance.lease_names():
+                assert await s.one.maintenance.take_out(name, dry_run=False) == ""
         assert entry_count(s.lockspace) == 0
 
     play(scene)
@@ -215,7 +215,7 @@ def test_leases_of_others_are_left_alone(tmp_path: Path) -> None:
         s = Scene(tmp_path / "leases")
         (s.directory / "web").write_bytes(areas.lease_area(areas.fresh_leader(DEFAULT, "LS", "web")))
         (s.directory / ".holdfast-0123").touch()
-        assert await s.one.upkeep.lease_names() == []
+        assert await s.one.maintenance.lease_names() == []
 
     play(scene)
     assert made_by_us("06UgP5-2rhb-w3Bo-3mdR-WeoL-pytO-SAa2ky", NameBy.LVM_UUID)
@@ -234,8 +234,8 @@ def test_removal_that_fails_leaves_the_lease_free(tmp_path: Path) -> None:
             return IoFailed(30)
 
         s.alpha.storage.remove = refused  # type: ignore[method-assign, assignment]
-        (name,) = await s.one.upkeep.lease_names()
-        assert await s.one.upkeep.take_out(name, dry_run=False) == "Read-only file system"
+        (name,) = await s.one.maintenance.lease_names()
+        assert await s.one.maintenance.take_out(name, dry_run=False) == "Read-only file system"
         assert s.leader().is_free
         await asyncio.sleep(0)
         assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
@@ -252,12 +252,12 @@ def test_lease_that_a_killed_daemon_of_this_term_left_behind_is_freed(
         s = Scene(tmp_path / "leases", device=device)
         assert_held(await take(s.one, s.world(), mode)).forget()
         next_daemon = twin(s.alpha).backend(None if device else s.directory)
-        (name,) = await next_daemon.upkeep.lease_names()
-        await next_daemon.upkeep.free_own()
-        assert await next_daemon.upkeep.free_left_behind(name)
-        assert not await next_daemon.upkeep.free_left_behind(name)
+        (name,) = await next_daemon.maintenance.lease_names()
+        await next_daemon.maintenance.free_own()
+        assert await next_daemon.maintenance.free_left_behind(name)
+        assert not await next_daemon.maintenance.free_left_behind(name)
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
-        assert not await next_daemon.upkeep.free_left_behind(name)
+        assert not await next_daemon.maintenance.free_left_behind(name)
         await held.release()
 
     play(scene)
@@ -287,13 +287,13 @@ class _FailsOnce(RealKernel):
         return super().write_from(fd, buffer, offset_bytes)
 
 
-async def _index_lease_is_left_too(host: LeaseHost, backend: PaxosBackend) -> None:
+async def _index_lease_is_left_too(host: HostLockspaces, backend: PaxosBackend) -> None:
     member = host.presence.membership()
     assert isinstance(member, Membership)
     at = member.lockspace.geometry.align_bytes
     index = await read_index(member.lockspace.disk, at, SPACE, 1)
     assert isinstance(index, Index)
-    holding = Holding(index.internal_lease(), member, backend.ports)
+    holding = HeldLease(index.internal_lease(), member, backend.ports)
     assert isinstance(await holding.acquire(Mode.EXCLUSIVE), Lease)
     holding.forget()
 
@@ -344,7 +344,7 @@ def freeing_manager(backend: PaxosBackend, table: LockTable[Held]) -> SimpleName
 
     return SimpleNamespace(
         backends={backend.name: backend},
-        turns=Turns(),
+        key_locks=KeyLocks(),
         table=table,
         closing=False,
         doubt="",
@@ -358,7 +358,7 @@ def test_lease_that_could_not_be_taken_up_is_freed_when_its_owner_has_ended(tmp_
         assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).forget()
         clock = SimulatedClock()
         backend = twin(s.alpha, clock=clock).backend(s.directory)
-        (name,) = await backend.upkeep.lease_names()
+        (name,) = await backend.maintenance.lease_names()
         table: LockTable[Held] = LockTable()
         key = backend.names.key(name)
         lost: Lock[Held] = Lock(
@@ -394,11 +394,11 @@ def test_shared_hold_that_was_left_behind_beside_another_host_does_not_stay(tmp_
         assert_held(await take(s.one, s.world(), Mode.SHARED)).forget()
         other = assert_held(await take(s.two, s.world(), Mode.SHARED))
         next_daemon = twin(s.alpha).backend(s.directory)
-        (name,) = await next_daemon.upkeep.lease_names()
+        (name,) = await next_daemon.maintenance.lease_names()
         if how == "freed":
-            assert await next_daemon.upkeep.free_left_behind(name)
+            assert await next_daemon.maintenance.free_left_behind(name)
         else:
-            left = await next_daemon.upkeep.take_up(name)
+            left = await next_daemon.maintenance.take_up(name)
             assert left is not None and left.mode is Mode.SHARED
             await left.held.release()
         await assert_held(await take(next_daemon, s.world(), Mode.SHARED)).release()
@@ -415,8 +415,8 @@ def test_lease_stays_as_it_is_when_its_directory_is_unmounted_amid_the_removal(t
         s = Scene(tmp_path / "leases")
         await assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).release()
         name, member = s.lease_file.name, s.alpha.presence.membership()
-        assert not isinstance(member, Absent)
-        places = DirectoryPlaces(str(s.directory), str(s.lockspace), s.alpha.storage, 8)
+        assert not isinstance(member, NotAMember)
+        places = DirectoryStore(str(s.directory), str(s.lockspace), s.alpha.storage, 8)
         found = await places.find(member, name)
         assert isinstance(found, Found)
         shared = tmp_path / "shared"
@@ -439,7 +439,7 @@ def test_lease_stays_as_it_is_when_its_directory_is_unmounted_amid_the_removal(t
 
 def test_removal_of_a_name_is_waited_for_and_counts_as_a_write_that_may_land(tmp_path: Path) -> None:
     async def scene() -> None:
-        lane, devices, hung = DiskLane("lane", workers=1), DeviceWrites(), threading.Event()
+        lane, devices, hung = WorkerPool("lane", workers=1), InflightByDevice(), threading.Event()
         storage = SystemLeaseStorage(lane, devices=devices)
         lane.submit(Request(lambda _: hung.wait(), on_done=lambda: None))
         (tmp_path / "lease").touch()

@@ -95,11 +95,11 @@ def test_lease_of_a_newer_version_is_refused_and_stays_as_it_is(device: bool, tm
             await take(s.one, s.world(), Mode.EXCLUSIVE)
         assert NEWER_FIX in str(refused.value)
         assert "--force" not in str(refused.value)
-        (name,) = await s.one.upkeep.lease_names()
+        (name,) = await s.one.maintenance.lease_names()
         with pytest.raises(LeaseUnusable):
-            await s.one.upkeep.take_out(name, dry_run=False)
+            await s.one.maintenance.take_out(name, dry_run=False)
         with pytest.raises(LeaseUnusable):
-            await s.one.upkeep.break_lease(s.resource, "")
+            await s.one.maintenance.break_lease(s.resource, "")
         assert place.read_bytes() == raw
 
     play(scene)

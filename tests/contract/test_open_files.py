@@ -207,12 +207,12 @@ def test_event_loop_goes_on_during_a_scan(tmp_path: Path, opener: Opener) -> Non
     pid = opener(disk)
 
     async def scene() -> Users:
-        turns = 0
+        key_locks = 0
         scan = asyncio.ensure_future(SystemOpenFiles().users([key(disk)]))
         while not scan.done():
-            turns += 1
+            key_locks += 1
             await asyncio.sleep(0.001)
-        assert turns > 1
+        assert key_locks > 1
         return scan.result()
 
     assert asyncio.run(scene()).pids == (pid,)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.leases import SPACE, LeaseHost, entry_count, lease_file, make_lockspace, twin
+from tests.support.leases import SPACE, HostLockspaces, entry_count, lease_file, make_lockspace, twin
 
 from holdfast.backends.base import (
     Creation,
@@ -21,9 +21,9 @@ from holdfast.backends.base import (
     LeftBehind,
     MayBeShared,
     MayHaveSharers,
-    Moved,
     Rereadable,
     SavedLock,
+    Stale,
     TakeOutcome,
 )
 from holdfast.backends.naming import NameBy
@@ -37,7 +37,7 @@ from holdfast.ondisk.host_block import NOTE_OFFSET_BYTES, HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.protocol.host_status import HostState, SeenTerm
 from holdfast.protocol.types import Generation
-from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system.block_io.disk_file import RealKernel
 from holdfast.system.files.ofd_lock import FileKey, IoFailed
 from holdfast.testing.conformance import (
@@ -69,8 +69,8 @@ class Scene:
         self.disk.touch()
         self.resource = Resource("", str(self.disk))
         where = None if device else directory
-        self.alpha = LeaseHost(self.lockspace, 1, "alpha", geometry=geometry, version=version)
-        self.beta = LeaseHost(self.lockspace, 2, "beta", geometry=geometry, version=version)
+        self.alpha = HostLockspaces(self.lockspace, 1, "alpha", geometry=geometry, version=version)
+        self.beta = HostLockspaces(self.lockspace, 2, "beta", geometry=geometry, version=version)
         self.one, self.two = self.alpha.backend(where), self.beta.backend(where)
 
     @property
@@ -213,7 +213,7 @@ def test_note_stands_behind_our_own_block_and_nowhere_else(tmp_path: Path) -> No
 def test_host_that_is_not_in_the_lockspace_refuses_with_reason_and_seconds(tmp_path: Path) -> None:
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
-        s.alpha.presence.member = Absent("claim on host id 1 settles", 12.4)
+        s.alpha.presence.member = NotAMember("claim on host id 1 settles", 12.4)
         with pytest.raises(LockspaceAbsent, match=r"not in lockspace .* now: claim .* settles, 12 s left"):
             await s.one.open(s.resource, create=Creation.NONE)
         level, note = s.one.protection("")
@@ -284,8 +284,8 @@ def test_lease_that_is_removed_while_it_is_taken_is_opened_again(tmp_path: Path)
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
         remover = _Remover(s.lease_file)
-        slow = LeaseHost(s.lockspace, 1, "alpha", kernel=remover).backend(s.directory)
-        assert isinstance(await take(slow, s.world(), Mode.EXCLUSIVE), Moved)
+        slow = HostLockspaces(s.lockspace, 1, "alpha", kernel=remover).backend(s.directory)
+        assert isinstance(await take(slow, s.world(), Mode.EXCLUSIVE), Stale)
         assert not remover.left
         assert_held(await take(slow, s.world(), Mode.EXCLUSIVE))
 
@@ -296,8 +296,10 @@ def test_lease_that_is_cleared_while_it_is_taken_is_opened_again(tmp_path: Path)
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
         cleared = areas.fresh_leader(GEOMETRIES[0], SPACE, s.lease_file.name).encode_cleared()
-        slow = LeaseHost(s.lockspace, 1, "alpha", kernel=_Remover(s.lease_file, cleared)).backend(s.directory)
-        assert isinstance(await take(slow, s.world(), Mode.EXCLUSIVE), Moved)
+        slow = HostLockspaces(s.lockspace, 1, "alpha", kernel=_Remover(s.lease_file, cleared)).backend(
+            s.directory
+        )
+        assert isinstance(await take(slow, s.world(), Mode.EXCLUSIVE), Stale)
         assert_held(await take(slow, s.world(), Mode.EXCLUSIVE))
 
     play(scene)
@@ -507,7 +509,7 @@ def test_lease_that_this_term_gave_up_is_taken_again_with_a_write_less(tmp_path:
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
         kernel = _Counting()
-        host = LeaseHost(s.lockspace, 1, "alpha", kernel=kernel)
+        host = HostLockspaces(s.lockspace, 1, "alpha", kernel=kernel)
         backend = host.backend(s.directory)
 
         async def writes_of_a_take(mode: Mode = Mode.EXCLUSIVE) -> int:
@@ -615,7 +617,7 @@ def test_lease_that_a_killed_daemon_left_is_no_free_lease_to_the_next_one(tmp_pa
         for wanted in Mode:
             met = await take(next_daemon, s.world(), wanted)
             assert met == LeftBehind(s.lease_file.name)
-        left = await next_daemon.upkeep.take_up(s.lease_file.name)
+        left = await next_daemon.maintenance.take_up(s.lease_file.name)
         assert left is not None
         assert (left.mode, left.resource, left.noted.process) == (mode, s.world().resource, (NOTE.pid, 0))
         assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
@@ -632,7 +634,7 @@ def test_note_of_a_lease_names_the_owners_process_exactly(tmp_path: Path) -> Non
         assert not isinstance(candidate, IoFailed)
         note = NOTE._replace(start_ticks=4_242_424)
         assert_held(await candidate.take(Mode.EXCLUSIVE, note)).forget()
-        left = await twin(s.alpha).backend(s.directory).upkeep.take_up(s.lease_file.name)
+        left = await twin(s.alpha).backend(s.directory).maintenance.take_up(s.lease_file.name)
         assert left is not None
         assert (left.noted.process, left.noted.owner.name) == ((NOTE.pid, 4_242_424), NOTE.owner.name)
         assert left.noted.disk == s.world().resource.name

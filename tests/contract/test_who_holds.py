@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 from tests.support.lease_images import OWNER, Image, images
-from tests.support.leases import SPACE, LeaseHost, make_lockspace
+from tests.support.leases import SPACE, HostLockspaces, make_lockspace
 
 from holdfast.backends.base import Creation, Held, HeldElsewhere
 from holdfast.backends.naming import NameBy, indirect_name, lease_name
@@ -50,11 +50,11 @@ class Scene:
         self.name = lease_name(self.resource, NameBy.PATH_MD5, DiskIdentity())
         self.path = self.leases / self.name
         for host_id in (1, 2, 3):
-            LeaseHost(self.lockspace, host_id, f"host{host_id}")
-        self.asker = LeaseHost(self.lockspace, 5, "asker")
-        self.owner = LeaseHost(self.lockspace, OWNER[0], "host1")
+            HostLockspaces(self.lockspace, host_id, f"host{host_id}")
+        self.asker = HostLockspaces(self.lockspace, 5, "asker")
+        self.owner = HostLockspaces(self.lockspace, OWNER[0], "host1")
 
-    def backend(self, host: LeaseHost) -> PaxosBackend:
+    def backend(self, host: HostLockspaces) -> PaxosBackend:
         """On the image as it is: what others have done to it is undone."""
         self.path.write_bytes(self.image.area())
         return host.backend(self.leases)
@@ -147,7 +147,7 @@ async def _started(s: Scene) -> HeldElsewhere | str | None:
 async def _upkeep(s: Scene) -> tuple[str, object]:
     backend = s.backend(s.asker)
     try:
-        stays = await backend.upkeep.take_out(s.name, dry_run=True)
+        stays = await backend.maintenance.take_out(s.name, dry_run=True)
     except LeaseUnusable as e:
         stays = str(e)
     return stays, await (await _holding(s, backend)).claims()

@@ -202,16 +202,16 @@ def test_run_holds_the_disk_after_it_was_killed_itself_and_as_long_as_the_comman
     run = run_in_background(daemon, "--disk", str(disk), "--name", "backup", "--", "sh", "-c", script)
     assert run.stdout is not None
     command = int(run.stdout.readline())
-    keeper = parent_of(command)
+    supervisor = parent_of(command)
     try:
-        assert daemon.holders(disk) == [("backup", keeper, True)]
+        assert daemon.holders(disk) == [("backup", supervisor, True)]
         run.kill()
         run.wait()
         assert exists(command)
-        assert daemon.holders(disk) == [("backup", keeper, True)]
+        assert daemon.holders(disk) == [("backup", supervisor, True)]
         daemon.kill()
         daemon.start()
-        assert daemon.holders(disk) == [("backup", keeper, True)]
+        assert daemon.holders(disk) == [("backup", supervisor, True)]
     finally:
         os.kill(command, signal.SIGKILL)
         run.stdout.close()

@@ -286,7 +286,7 @@ def test_disk_of_a_command_that_was_killed_for_its_lost_lease_can_be_had_again(s
     """Its lock outlives the keeper until its disk is closed, and is let go of when the lockspace is lost already."""
     s = scene
     disk = make_disk(s.place / "faulty", "run.img")
-    keeper = subprocess.Popen(
+    supervisor = subprocess.Popen(
         [
             str(BIN / "holdfast"),
             "--config",
@@ -302,7 +302,7 @@ def test_disk_of_a_command_that_was_killed_for_its_lost_lease_can_be_had_again(s
     wait_until(lambda: s.host.holders(disk), "the command to hold its disk")
     s.storage.fail()
     s.host.says(f"lockspace {SPACE} is LOST")
-    keeper.wait(60)
+    supervisor.wait(60)
     s.storage.healthy()
     wait_until(lambda: s.record().generation > s.generation, "the lockspace to be joined again")
     wait_until(lambda: refusal(s.host, disk) == "", "the disk to be had again")

@@ -47,7 +47,7 @@ class Run:
     daemon: Holdfastd
     disk: Path
     writer: int
-    keeper: int
+    supervisor: int
     ended: subprocess.CompletedProcess[str]
 
 
@@ -78,15 +78,15 @@ def run(daemon: Holdfastd, place: Path) -> Iterator[Run]:
 def test_command_that_goes_into_the_background_keeps_its_disk_until_it_ends(run: Run) -> None:
     assert run.ended.returncode == 5, "the command's own exit code"
     assert f"{run.disk} stays locked as long as these run: pid" in run.ended.stderr
-    assert run.daemon.holders(run.disk) == [("web1", run.keeper, True)]
+    assert run.daemon.holders(run.disk) == [("web1", run.supervisor, True)]
     assert "web1" in refusal(run.daemon, run.disk)
     os.kill(run.writer, signal.SIGKILL)
     wait_until(lambda: refusal(run.daemon, run.disk) == "", "the disk to be free")
-    wait_until(lambda: not exists(run.keeper), "the keeper to end")
+    wait_until(lambda: not exists(run.supervisor), "the keeper to end")
 
 
 def test_killed_keeper_frees_nothing_that_is_open_and_all_that_is_closed(run: Run) -> None:
-    os.kill(run.keeper, signal.SIGKILL)
+    os.kill(run.supervisor, signal.SIGKILL)
     run.daemon.says("is in use by what it started, pid")
     assert exists(run.writer)
     assert refusal(run.daemon, run.disk)
@@ -97,8 +97,8 @@ def test_killed_keeper_frees_nothing_that_is_open_and_all_that_is_closed(run: Ru
 
 def test_disk_of_a_killed_keeper_stays_over_a_restart_of_the_daemon(run: Run) -> None:
     run.daemon.kill()
-    os.kill(run.keeper, signal.SIGKILL)
-    wait_until(lambda: not exists(run.keeper), "the keeper to end")
+    os.kill(run.supervisor, signal.SIGKILL)
+    wait_until(lambda: not exists(run.supervisor), "the keeper to end")
     run.daemon.start()
     run.daemon.says("is in use by what it started, pid")
     assert refusal(run.daemon, run.disk)
@@ -109,7 +109,7 @@ def test_disk_of_a_killed_keeper_stays_over_a_restart_of_the_daemon(run: Run) ->
 
 
 def test_keeper_that_is_asked_to_end_passes_it_on(run: Run) -> None:
-    os.kill(run.keeper, signal.SIGTERM)
+    os.kill(run.supervisor, signal.SIGTERM)
     wait_until(lambda: not exists(run.writer), "the writer to end")
     wait_until(lambda: refusal(run.daemon, run.disk) == "", "the disk to be free")
 
@@ -156,10 +156,10 @@ def test_run_without_a_disk_says_that_nothing_is_locked(daemon: Holdfastd) -> No
 
 def test_owner_that_lost_its_lease_is_killed_with_all_of_its_descendants(run: Run) -> None:
     """What the daemon sends when a lockspace is lost: SIGKILL, which the keeper can't pass on."""
-    keeper = SystemProcesses().open(run.keeper)
-    assert keeper is not None
-    keeper.signal(signal.SIGKILL, tree=True)
-    keeper.close()
+    supervisor = SystemProcesses().open(run.supervisor)
+    assert supervisor is not None
+    supervisor.signal(signal.SIGKILL, tree=True)
+    supervisor.close()
     wait_until(lambda: not exists(run.writer), "the writer to end")
     wait_until(lambda: refusal(run.daemon, run.disk) == "", "the disk to be free")
 

@@ -121,7 +121,7 @@ BUGS = (
         "supervision.lockspace_supervisor",
         "membership-not-asked",
         "a lost lease is shown as joined until the event loop hears of it",
-        'return member if member.may_write() else Absent("its lease has just been lost")',
+        'return member if member.may_write() else NotAMember("its lease has just been lost")',
         "return member",
         "unit/supervision/test_keeper_lives.py"
         "::test_a_lease_that_has_failed_is_no_membership_although_the_event_loop_has_not_heard_of_it",

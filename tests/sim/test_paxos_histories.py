@@ -11,7 +11,7 @@ from tests.unit.protocol.cluster import MANY_HOSTS, NUM_HOSTS, TIMING, Cluster, 
 from tests.unit.protocol.simulated import Faults
 
 from holdfast.protocol import paxos_lease, paxos_release
-from holdfast.protocol.ballot import Promise
+from holdfast.protocol.ballot import PreparedBallot
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import DowngradeFailed, Lease, Mode, NotHeld, Released, ReleaseFailed
 
@@ -47,7 +47,7 @@ async def undoubted(node: Node, doubt: InDoubt) -> bool:
 
 async def converting(node: Node, lease: Lease) -> Lease | None:
     """Convert once; None if the lease was lost on the way."""
-    area, member, clock, chance = node.lease_area, node.member, node.host.clock, node.host.chance
+    area, member, clock, rng = node.lease_area, node.member, node.host.clock, node.host.rng
     if lease.mode is Mode.EXCLUSIVE:
         node.gives_up()
         lowered = await paxos_release.downgrade(area, member, clock, lease)
@@ -58,7 +58,7 @@ async def converting(node: Node, lease: Lease) -> Lease | None:
             lowered = await paxos_release.downgrade(area, member, clock, lowered.lease)
         node.believes(lowered)
         return lowered
-    raised = await paxos_lease.upgrade(area, member, clock, chance, lease)
+    raised = await paxos_lease.upgrade(area, member, clock, rng, lease)
     if isinstance(raised, Lease):
         node.believes(raised)
         return raised
@@ -69,13 +69,13 @@ async def converting(node: Node, lease: Lease) -> Lease | None:
 
 async def working(node: Node, until: float) -> None:
     """What the owners on one host do to the lease, as long as its lockspace lives."""
-    area, member, clock, chance = node.lease_area, node.member, node.host.clock, node.host.chance
-    promise: Promise | None = None
+    area, member, clock, rng = node.lease_area, node.member, node.host.clock, node.host.rng
+    promise: PreparedBallot | None = None
     while node.host.world.now < until and node.running:
-        await clock.sleep(chance.uniform(0, 2))
-        wait = chance.uniform(0, 1) < 0.5
-        acquire = paxos_lease.acquire_exclusive if chance.uniform(0, 1) < 0.6 else paxos_lease.acquire_shared
-        outcome = await acquire(area, member, clock, chance, wait=wait, promise=promise)
+        await clock.sleep(rng.uniform(0, 2))
+        wait = rng.uniform(0, 1) < 0.5
+        acquire = paxos_lease.acquire_exclusive if rng.uniform(0, 1) < 0.6 else paxos_lease.acquire_shared
+        outcome = await acquire(area, member, clock, rng, wait=wait, promise=promise)
         promise = None
         if isinstance(outcome, InDoubt) and not await undoubted(node, outcome):
             return
@@ -83,10 +83,10 @@ async def working(node: Node, until: float) -> None:
             continue
         node.believes(outcome)
         lease: Lease | None = outcome
-        while lease is not None and chance.uniform(0, 1) < 0.4:
-            await clock.sleep(chance.uniform(0, 2))
+        while lease is not None and rng.uniform(0, 1) < 0.4:
+            await clock.sleep(rng.uniform(0, 2))
             lease = await converting(node, lease)
-        await clock.sleep(chance.uniform(0, 1))
+        await clock.sleep(rng.uniform(0, 1))
         if lease is None or (left := await letting_go(node, lease)) is None:
             return
         promise = left.promise if isinstance(left, Released) else None
@@ -136,7 +136,7 @@ def heal(cluster: Cluster, nodes: list[Node]) -> None:
     (fresh,) = cluster.join(4)
     task = fresh.host.spawn(
         paxos_lease.acquire_exclusive(
-            fresh.lease_area, fresh.member, fresh.host.clock, fresh.host.chance, wait=True
+            fresh.lease_area, fresh.member, fresh.host.clock, fresh.host.rng, wait=True
         )
     )
     world.run(until=world.now + 3 * TIMING.dead_s)
@@ -144,7 +144,7 @@ def heal(cluster: Cluster, nodes: list[Node]) -> None:
         # Sharers that were never seen alive cost one more dead bound.
         task = fresh.host.spawn(
             paxos_lease.acquire_exclusive(
-                fresh.lease_area, fresh.member, fresh.host.clock, fresh.host.chance, wait=True
+                fresh.lease_area, fresh.member, fresh.host.clock, fresh.host.rng, wait=True
             )
         )
         world.run(until=world.now + 3 * TIMING.dead_s)

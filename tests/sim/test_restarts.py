@@ -15,7 +15,7 @@ from holdfast_sim.cluster.lockspace import ManagedSeat
 from holdfast_sim.drive.config_edits import TAKING
 from holdfast_sim.host.machine import DAEMON, STORE, VirtualMachine
 from holdfast_sim.run.seed import play
-from holdfast_sim.storage.disk import Manners
+from holdfast_sim.storage.disk import FaultProfile
 from holdfast_sim.world import World
 
 PATIENCE_S = 60.0
@@ -33,7 +33,7 @@ class Scene:
             spaces=1,
             resources=1,
             io_timeouts_s=(1,),
-            manners=Manners(latency_s=0.005),
+            manners=FaultProfile(latency_s=0.005),
             twin=False,
             stubborn_rate=0.0,
             places=places,
@@ -77,7 +77,7 @@ class Scene:
         assert [lock.held is not None for lock in self.daemon.manager.table] == [True]
         assert self.seat.term is self.term
         assert self.term is not None and not self.term.over
-        assert self.seat.keeper.gone_on
+        assert self.seat.supervisor.gone_on
         self.world.run(self.world.now + 30)
         assert self.machine.up and self.vm.running
         assert self.seat.term is self.term

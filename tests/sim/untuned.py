@@ -155,8 +155,8 @@ UNTUNED: tuple[Mutation, ...] = (
         "supervision.lockspace_supervisor",
         "no-rejoin-behind-a-slow-thread",
         "A lockspace whose users are gone before its renewal thread has ended is not joined again.",
-        "            elif self._wanted and self.state is KeeperState.ABSENT:\n",
-        "            elif self._wanted and self.state is KeeperState.LOST:\n",
+        "            elif self._wanted and self.state is LockspaceState.ABSENT:\n",
+        "            elif self._wanted and self.state is LockspaceState.LOST:\n",
     ),
     # A killed daemon's watchdog is armed for a VM of lockspace A, whose storage is slow. The next daemon joins B
     # meanwhile, and proves the watchdog, which stops it: if the host hangs now, A's VM comes back to life after another

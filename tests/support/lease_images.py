@@ -13,7 +13,7 @@ from holdfast.ondisk.geometry import DEFAULT, Geometry
 from holdfast.ondisk.host_block import FLAG_RELEASED, NO_MODE, Dblock, HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
-from holdfast.protocol.ballot import next_promise
+from holdfast.protocol.ballot import prepare_next
 from holdfast.protocol.holders import Exclusive, Free, HostTerm, Released, Shared
 from holdfast.protocol.types import Generation, HostId
 
@@ -81,7 +81,7 @@ def images(space: str, resource: str, geometry: Geometry = DEFAULT) -> tuple[Ima
     free = replace(by_owner, timestamp=0)
     holds = HostBlock(dblock=_VALUE)
     flagged = HostBlock(dblock=replace(_VALUE, flags=FLAG_RELEASED))
-    prepared = next_promise(holds, by_owner, OWNER[0])
+    prepared = prepare_next(holds, by_owner, OWNER[0])
     assert prepared is not None
     newer = replace(prepared.dblock, flags=0)
     shares = HostBlock(dblock=Dblock(mbal=3, lver=LVER - 1), mode=ModeBlock.shared(1))

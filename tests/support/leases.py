@@ -11,10 +11,10 @@ from random import Random
 
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.backend import PaxosBackend
-from holdfast.backends.paxos.device_store import DevicePlaces
-from holdfast.backends.paxos.directory_store import DirectoryPlaces
+from holdfast.backends.paxos.device_store import DeviceStore
+from holdfast.backends.paxos.directory_store import DirectoryStore
 from holdfast.backends.paxos.held_lease import HoldingPorts
-from holdfast.backends.paxos.lease_store import LeasePlaces
+from holdfast.backends.paxos.lease_store import LeaseStore
 from holdfast.model import LockFailureAction, Protection
 from holdfast.ondisk import areas, delta, rindex
 from holdfast.ondisk.delta import DeltaLease
@@ -26,13 +26,13 @@ from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import Generation, HostId, IoFailed
-from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.disk import BlockingDisk, open_blocking
 from holdfast.system.block_io.disk_file import REAL_KERNEL, Kernel
-from holdfast.system.block_io.inflight_writes import DeviceWrites
+from holdfast.system.block_io.inflight_writes import InflightByDevice
 from holdfast.system.block_io.lease_files import SystemLeaseStorage
-from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.block_io.worker_pool import WorkerPool
 from holdfast.system.clock import Clock
 from holdfast.system.files.disk_identity import SystemDiskIdentities
 from holdfast.system.files.storage_executor import InlineStorage
@@ -46,11 +46,11 @@ TIMING = Timing(1, 60)
 class StandingPresence:
     """Joined as long as `member` is one."""
 
-    member: Membership | Absent
+    member: Membership | NotAMember
     name: str = SPACE
     fences: bool = True
 
-    def membership(self) -> Membership | Absent:
+    def membership(self) -> Membership | NotAMember:
         return self.member
 
     def refuses_new(self) -> str:
@@ -98,7 +98,7 @@ def make_sparse_lease(directory: Path, disk: Path, *, hosts_max: int) -> None:
         f.truncate(len(raw))
 
 
-_joined: list[tuple[BlockingDisk, DiskLane]] = []
+_joined: list[tuple[BlockingDisk, WorkerPool]] = []
 
 
 def close_all() -> None:
@@ -110,7 +110,7 @@ def close_all() -> None:
 
 
 @dataclass
-class LeaseHost:
+class HostLockspaces:
     """One host: its record says that it lives, and everybody sees that it does."""
 
     lockspace: Path
@@ -128,8 +128,8 @@ class LeaseHost:
     """Of its record, beside the align flag."""
 
     def __post_init__(self) -> None:
-        self.lane = DiskLane(self.name)
-        self.devices = DeviceWrites()
+        self.lane = WorkerPool(self.name)
+        self.devices = InflightByDevice()
         self.storage = SystemLeaseStorage(self.lane, kernel=self.kernel, devices=self.devices)
         self.presence = StandingPresence(self.join())
 
@@ -182,12 +182,12 @@ class LeaseHost:
         num_hosts: int | None = 8,
     ) -> PaxosBackend:
         """On lease files in a directory, else on the device that the lockspace is on."""
-        places: LeasePlaces
-        ports = HoldingPorts(errands=self.storage, clock=self.clock, chance=Random(self.host_id), spawn=spawn)
+        places: LeaseStore
+        ports = HoldingPorts(offload=self.storage, clock=self.clock, rng=Random(self.host_id), spawn=spawn)
         if directory is not None:
-            places = DirectoryPlaces(str(directory), str(self.lockspace), self.storage, num_hosts)
+            places = DirectoryStore(str(directory), str(self.lockspace), self.storage, num_hosts)
         else:
-            places = DevicePlaces(str(self.lockspace), self.storage, num_hosts, ports)
+            places = DeviceStore(str(self.lockspace), self.storage, num_hosts, ports)
         return PaxosBackend(
             "leases",
             presence=self.presence,
@@ -210,6 +210,6 @@ def entry_count(path: Path, geometry: Geometry = DEFAULT) -> int:
     return len(list(rindex.entries(header, raw)))
 
 
-def twin(host: LeaseHost, **changes: object) -> LeaseHost:
+def twin(host: HostLockspaces, **changes: object) -> HostLockspaces:
     """The same host in another life."""
     return dataclasses.replace(host, **changes)  # type: ignore[arg-type]

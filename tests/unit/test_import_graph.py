@@ -158,7 +158,7 @@ class Broken(NamedTuple):
 
 
 def module_name(path: Path) -> str:
-    """`manager.turns` for src/holdfast/manager/key_locks.py; a package is named by itself."""
+    """`manager.key_locks` for src/holdfast/manager/key_locks.py; a package is named by itself."""
     parts = path.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -17,7 +17,7 @@ from holdfast.daemon.kept_config import Kept
 from holdfast.daemon.system_ports import lease_host_ports
 from holdfast.manager.journal_replay import SavedClaims, SavedState
 from holdfast.model import Mode
-from holdfast.supervision.host_identity import Term, encode_term
+from holdfast.supervision.host_identity import Incarnation, encode_term
 from holdfast.system.files import daemon_lock
 from holdfast.system.files.ofd_lock import FileKey
 
@@ -89,7 +89,7 @@ def test_lock_that_the_journal_calls_by_an_earlier_name_counts_for_the_table_tha
 
 @pytest.mark.parametrize("copy", ["state", "run", "journal"])
 def test_host_id_in_use_is_known_by_each_copy_of_the_incarnation(tmp_path: Path, copy: str) -> None:
-    term = Term(
+    term = Incarnation(
         lockspace="vms",
         host_id=7,
         generation=3,

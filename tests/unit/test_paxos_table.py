@@ -7,7 +7,7 @@ from holdfast.backends.base import BackendPorts
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.backends.paxos.config import remarks
 from holdfast.backends.registry import make_backend
-from holdfast.daemon.lockspaces import LeaseHost
+from holdfast.daemon.lockspaces import HostLockspaces
 from holdfast.daemon.system_ports import lease_host_ports
 from holdfast.errors import ConfigError
 from holdfast.model import LockFailureAction, Protection
@@ -19,8 +19,8 @@ from holdfast.system.files.storage_executor import InlineStorage
 GOOD = {"driver": "paxos", "directory": "/srv/leases", "host_id": 1, "watchdog": "none"}
 
 
-def lease_host() -> LeaseHost:
-    return LeaseHost(
+def lease_host() -> HostLockspaces:
+    return HostLockspaces(
         ports=lease_host_ports("/nonexistent"), clock=SystemClock(), identity=HostIdentity("alpha", "b", "m")
     )
 

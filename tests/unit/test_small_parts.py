@@ -17,7 +17,7 @@ from holdfast.cli.commands.run import BadDisk, parse_disk
 from holdfast.cli.libvirt_files import domains, libvirt_lockspaces, read_settings
 from holdfast.control.api import DiskWish
 from holdfast.manager.events import EVENTS_KEPT_MAX, Event, Events
-from holdfast.manager.key_locks import Turns
+from holdfast.manager.key_locks import KeyLocks
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.model import Mode, Protection, Resource
 from holdfast.system import eager_tasks
@@ -63,24 +63,24 @@ def test_first_rule_that_matches_chooses_the_backend(resource: Resource, backend
 
 def test_all_who_wait_for_a_turn_wake_at_its_end_and_look_again() -> None:
     async def scene() -> None:
-        turns, woken = Turns(), []
+        key_locks, woken = KeyLocks(), []
 
         async def wait(name: str) -> None:
-            await turns.wait("thing")
+            await key_locks.wait("thing")
             woken.append(name)
 
-        turns.take("thing")
+        key_locks.take("thing")
         waiting = [asyncio.create_task(wait(n)) for n in "abc"]
         await settle()
         assert not woken
-        assert turns.first_taken(("x", "thing")) == "thing"
+        assert key_locks.first_taken(("x", "thing")) == "thing"
         waiting[1].cancel()
         await settle()
-        turns.end("thing")
-        assert not turns.taken("thing")
+        key_locks.end("thing")
+        assert not key_locks.is_locked("thing")
         await asyncio.gather(*waiting, return_exceptions=True)
         assert woken == ["a", "c"]
-        await turns.wait("thing")
+        await key_locks.wait("thing")
 
     asyncio.run(scene())
 

@@ -33,7 +33,7 @@ class AbsentBackend:
     async def open(self, resource: Resource, *, create: Creation) -> Candidate | IoFailed:
         raise Refused(reason=self._reason)
 
-    def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], Held] | None:
+    def take_nowait(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], Held] | None:
         return None
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> Held:

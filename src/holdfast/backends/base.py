@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
-from holdfast.protocol.ports import Chance
-from holdfast.supervision.lockspace_port import Presence, WatchdogChoice
+from holdfast.protocol.ports import Rng
+from holdfast.supervision.lockspace_port import LockspacePort, WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import LockspaceSpec
 from holdfast.system.block_io.lease_files import LeaseStorage
 from holdfast.system.clock import Clock
@@ -60,7 +60,7 @@ class HeldElsewhere:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class Stale:
     """The name led to another file by the time the lock was taken: open again."""
 
 
@@ -109,14 +109,14 @@ class Held(Protocol):
     async def release(self) -> None:
         """Let go.  Never fails: what can't be tidied is logged."""
 
-    def let_go_at_once(self) -> bool:
+    def release_nowait(self) -> bool:
         """The same without a wait; False, and nothing done, if there may be one."""
 
     def forget(self) -> None:
         """Drop what this process has of it without tidying: the daemon ends, the lock may live on."""
 
 
-TakeOutcome = Held | HeldElsewhere | Moved | LeftBehind | IoFailed
+TakeOutcome = Held | HeldElsewhere | Stale | LeftBehind | IoFailed
 
 
 class Candidate(Protocol):
@@ -139,14 +139,14 @@ class Backend(Protocol):
 
     async def open(self, resource: Resource, *, create: Creation) -> Candidate | IoFailed: ...
 
-    def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], Held] | None:
+    def take_nowait(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], Held] | None:
         """The candidate's keys and the lock, if no storage has to be waited for and nobody is in the way.
 
         Else None, and nothing has changed: `open` and `take` then tell why.  For drivers that mostly can: their
         requests need neither turns nor coroutines (ADR 0007).  All others answer None.
         """
 
-    async def adopt(self, saved: SavedLock, fd: int | None) -> Held | HeldElsewhere | Moved | IoFailed:
+    async def adopt(self, saved: SavedLock, fd: int | None) -> Held | HeldElsewhere | Stale | IoFailed:
         """Hold again what the daemon held before: by its descriptor if that was kept, else by taking it anew."""
 
     def protection(self, path: str) -> tuple[Protection, str]:
@@ -247,12 +247,12 @@ class NotesOwner(Protocol):
 class LeasePorts:
     """What drivers need whose locks are leases."""
 
-    lockspace: Callable[[LockspaceSpec, str, WatchdogChoice], Presence]
+    lockspace: Callable[[LockspaceSpec, str, WatchdogSpec], LockspacePort]
     """Have this host in a lockspace, for the backend of that name; ValueError if another one wants it otherwise."""
     storage: Callable[[str], LeaseStorage]
     """Storage for the leases of a lockspace, with workers of its own."""
     identities: DiskIdentities
-    chance: Chance
+    rng: Rng
     spawn: Callable[[Coroutine[Any, Any, Any]], object]
 
 

@@ -14,11 +14,11 @@ from holdfast.model import LockFailureAction, Mode, ProcessId, Protection, Resou
 from holdfast.protocol.dead_mark import Marked, NotMarked
 from holdfast.protocol.holders import HostTerm
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.resource_index import Stray
+from holdfast.protocol.resource_index import UnindexedLease
 from holdfast.protocol.takeover import Attested
 from holdfast.protocol.types import Generation, HostId, HostTimestamp, IoFailed
-from holdfast.supervision.lockspace_port import Presence
-from holdfast.system.block_io.offload import GivenUp
+from holdfast.supervision.lockspace_port import LockspacePort
+from holdfast.system.block_io.offload import TimedOut
 from holdfast.system.files.disk_identity import DiskIdentity
 from holdfast.system.files.ofd_lock import FileKey
 
@@ -69,7 +69,7 @@ class LeaseMaintenance(Protocol):
 
     async def mark_dead(
         self, member: Membership, host_id: HostId, generation: Generation, timestamp: HostTimestamp
-    ) -> Marked | NotMarked | IoFailed | GivenUp[Marked | NotMarked | IoFailed]:
+    ) -> Marked | NotMarked | IoFailed | TimedOut[Marked | NotMarked | IoFailed]:
         """Mark a host's term as dead in its record, where the format has a mark (`protocol/dead_mark`)."""
 
     async def all_names(self) -> list[str]:
@@ -78,13 +78,13 @@ class LeaseMaintenance(Protocol):
     async def lease_names(self) -> list[str]:
         """Those that this backend may have made."""
 
-    async def strays(self) -> list[Stray]:
+    async def unindexed(self) -> list[UnindexedLease]:
         """Those that their names do not lead to."""
 
     async def take_out(self, name: str, *, dry_run: bool) -> str:
         """Remove a lease that nobody holds, proven by taking it; empty, or why it stays."""
 
-    async def take_out_stray(self, stray: Stray, *, dry_run: bool) -> str:
+    async def take_out_stray(self, stray: UnindexedLease, *, dry_run: bool) -> str:
         """The same for a lease that its name does not lead to."""
 
     async def take_up(self, name: str) -> LeftLease | None:
@@ -107,9 +107,9 @@ class LeaseMaintenance(Protocol):
 class LeaseBackend(Backend, Protocol):
     """See the module."""
 
-    presence: Presence
+    presence: LockspacePort
     names: LeaseNaming
-    upkeep: LeaseMaintenance
+    maintenance: LeaseMaintenance
     on_lockfailure: LockFailureAction
     """What happens to a VM of a lost lockspace whose XML does not say."""
     resets: bool

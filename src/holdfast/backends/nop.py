@@ -13,9 +13,9 @@ from holdfast.backends.base import (
     Capabilities,
     Creation,
     HeldElsewhere,
-    Moved,
     OwnerNote,
     SavedLock,
+    Stale,
     unknown_keys,
 )
 from holdfast.model import Mode, Protection, Resource
@@ -40,7 +40,7 @@ class _HeldNothing:
     async def release(self) -> None:
         return None
 
-    def let_go_at_once(self) -> bool:
+    def release_nowait(self) -> bool:
         return True
 
     def forget(self) -> None:
@@ -53,7 +53,7 @@ class _Candidate:
     def __init__(self) -> None:
         self.keys: tuple[FileKey, ...] = ()
 
-    async def take(self, mode: Mode, note: OwnerNote) -> _HeldNothing | HeldElsewhere | Moved | IoFailed:
+    async def take(self, mode: Mode, note: OwnerNote) -> _HeldNothing | HeldElsewhere | Stale | IoFailed:
         return _HeldNothing()
 
     async def abandon(self) -> None:
@@ -78,12 +78,12 @@ class NopBackend:
     async def open(self, resource: Resource, *, create: Creation) -> _Candidate | IoFailed:
         return _Candidate()
 
-    def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], _HeldNothing] | None:
+    def take_nowait(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], _HeldNothing] | None:
         return (), _HeldNothing()
 
     async def adopt(
         self, saved: SavedLock, fd: int | None
-    ) -> _HeldNothing | HeldElsewhere | Moved | IoFailed:
+    ) -> _HeldNothing | HeldElsewhere | Stale | IoFailed:
         return _HeldNothing()
 
     def protection(self, path: str) -> tuple[Protection, str]:

@@ -43,7 +43,7 @@ def differing(name: str, table: Mapping[str, object]) -> str:
             if not isinstance(first, DeltaLease):
                 return ""
             raw = storage.read(disk, spec.offset_bytes, first.geometry.align_bytes)
-    except storage.Trouble:
+    except storage.UsageError:
         return ""
     size = first.geometry.sector_bytes
     hosts = min(spec.hosts_max or first.geometry.hosts_max, first.geometry.hosts_max, len(raw) // size)

@@ -20,16 +20,16 @@ from holdfast.backends.base import Backend, BackendPorts
 from holdfast.backends.registry import make_backend
 from holdfast.config import Config, DiskRule
 from holdfast.daemon.handover import Before, Handover, lock_name
-from holdfast.daemon.lockspaces import WATCHDOG_FD_NAME, LeaseHost, LeaseHostPorts, LeaseSpaceCalls
+from holdfast.daemon.lockspaces import WATCHDOG_FD_NAME, HostLockspaces, LeaseHostPorts, LeaseSpaceCalls
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.lease_admin.breaking import LeaseBreaker
 from holdfast.lease_admin.garbage_collection import LeaseCollector
 from holdfast.lease_admin.host_fencing import HostFencer
-from holdfast.lease_admin.lockspace_loss import LeaseRecovery, Loss
+from holdfast.lease_admin.lockspace_loss import LockspaceLoss, Loss
 from holdfast.lease_admin.rereading import LeaseRereading
 from holdfast.manager.adoption import Recovery
 from holdfast.manager.events import Events
-from holdfast.manager.file_lockspaces import Lockspaces
+from holdfast.manager.file_lockspaces import FileLockspaces
 from holdfast.manager.found_descriptors import FoundDescriptors
 from holdfast.manager.journal import Journal
 from holdfast.manager.lock_manager import LockManager
@@ -39,7 +39,7 @@ from holdfast.manager.queries import Inspection
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.model import Instant, LockFailureAction, Protection
 from holdfast.supervision.host_identity import HostIdentity, encode_term
-from holdfast.supervision.lockspace_supervisor import LockspaceKeeper
+from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
 from holdfast.system.block_io.request_gate import Gate
 from holdfast.system.clock import Clock
 from holdfast.system.epoll import Readiness
@@ -100,11 +100,11 @@ class SystemPorts:
 class LeaseWatchers:
     """Callbacks for an onlooker, each called before the graph acts on the same news: the simulator's checkers."""
 
-    on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
-    on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
-    on_users_gone: Callable[[LockspaceKeeper], None] = lambda _: None
+    on_joined: Callable[[LockspaceSupervisor], None] = lambda _: None
+    on_lost: Callable[[LockspaceSupervisor, str], None] = lambda _, __: None
+    on_users_gone: Callable[[LockspaceSupervisor], None] = lambda _: None
     """After a loss: every owner that used a lease of this lockspace has ended."""
-    on_leaving: Callable[[LockspaceKeeper], None] = lambda _: None
+    on_leaving: Callable[[LockspaceSupervisor], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +118,8 @@ class Parts:
     manager: LockManager
     journal: Journal
     events: Events
-    leases: LeaseHost
-    lease_recovery: LeaseRecovery
+    leases: HostLockspaces
+    lease_recovery: LockspaceLoss
     lease_calls: LeaseSpaceCalls
     recovery: Recovery
     collector: LeaseCollector
@@ -140,7 +140,7 @@ def build(
 ) -> Parts:
     """The whole graph; raises `ConfigError`. Nothing runs and nothing is sent before `lifecycle` says so."""
     clock, processes, host = ports.clock, ports.processes, ports.identity.node
-    leases = LeaseHost(
+    leases = HostLockspaces(
         ports=ports.leases,
         clock=clock,
         identity=ports.identity,
@@ -173,7 +173,7 @@ def build(
     events = Events(clock.wall)
     manager = LockManager(
         routing=routing,
-        lockspaces=Lockspaces(files=ports.lockspace_files, storage=ports.storage, journal=journal),
+        lockspaces=FileLockspaces(files=ports.lockspace_files, storage=ports.storage, journal=journal),
         journal=journal,
         processes=processes,
         clock=clock,
@@ -190,7 +190,7 @@ def build(
         acquire_wait_s=config.limits.acquire_wait_s,
         lends=config.migration_peers == "any",
     )
-    lease_recovery = LeaseRecovery(
+    lease_recovery = LockspaceLoss(
         manager,
         clock=clock,
         domains=ports.domains,
@@ -218,7 +218,7 @@ def build(
         manager,
         clock=clock,
         record=partial(ports.append_for_good, BREAKS_FILE),
-        spaces=lambda: leases.keepers,
+        spaces=lambda: leases.supervisors,
     )
     return Parts(
         config=config,
@@ -275,44 +275,44 @@ async def _identify(ports: SystemPorts, path: str) -> DiskIdentity:
 
 
 def _connect(
-    leases: LeaseHost,
+    leases: HostLockspaces,
     manager: LockManager,
     collector: LeaseCollector,
-    lease_recovery: LeaseRecovery,
+    lease_recovery: LockspaceLoss,
     moved: MovedDisks,
     watchers: LeaseWatchers,
 ) -> None:
     """News of lockspaces go to the onlooker, then to the ladder."""
 
-    def joined(keeper: LockspaceKeeper) -> None:
-        watchers.on_joined(keeper)
-        if keeper.incarnation is not None:
-            manager.remember_incarnation(keeper.name, encode_term(keeper.incarnation))
-        if keeper.gone_on:
-            collector.resumed(leases.backends_of(keeper))
-        lease_recovery.joined(keeper.name)
+    def joined(supervisor: LockspaceSupervisor) -> None:
+        watchers.on_joined(supervisor)
+        if supervisor.incarnation is not None:
+            manager.remember_incarnation(supervisor.name, encode_term(supervisor.incarnation))
+        if supervisor.gone_on:
+            collector.resumed(leases.backends_of(supervisor))
+        lease_recovery.joined(supervisor.name)
         moved.joined()
 
-    def users_gone(keeper: LockspaceKeeper) -> None:
-        watchers.on_users_gone(keeper)
-        keeper.users_are_gone()
+    def users_gone(supervisor: LockspaceSupervisor) -> None:
+        watchers.on_users_gone(supervisor)
+        supervisor.users_gone()
 
-    def lost(keeper: LockspaceKeeper, reason: str) -> None:
-        watchers.on_lost(keeper, reason)
+    def lost(supervisor: LockspaceSupervisor, reason: str) -> None:
+        watchers.on_lost(supervisor, reason)
         lease_recovery.lost(
             Loss(
-                lockspace=keeper.name,
+                lockspace=supervisor.name,
                 reason=reason,
-                backends=leases.backends_of(keeper),
-                timing=keeper.timing,
-                lost_at=Instant(keeper.lost_at or 0.0),
-                renewed_at=None if keeper.grace_from is None else Instant(keeper.grace_from),
-                on_all_gone=partial(users_gone, keeper),
+                backends=leases.backends_of(supervisor),
+                timing=supervisor.timing,
+                lost_at=Instant(supervisor.lost_at or 0.0),
+                renewed_at=None if supervisor.grace_from is None else Instant(supervisor.grace_from),
+                on_all_gone=partial(users_gone, supervisor),
             )
         )
 
-    def over(keeper: LockspaceKeeper) -> None:
-        for backend in leases.backends_of(keeper):
+    def over(supervisor: LockspaceSupervisor) -> None:
+        for backend in leases.backends_of(supervisor):
             manager.unknown.drop_place(backend)
 
     leases.on_joined, leases.on_lost, leases.on_leaving = joined, lost, watchers.on_leaving

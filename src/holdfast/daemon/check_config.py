@@ -9,7 +9,7 @@ from holdfast.backends.base import BackendPorts
 from holdfast.backends.paxos import config as paxos_table
 from holdfast.config import Config
 from holdfast.daemon.build import build_routing
-from holdfast.daemon.lockspaces import LeaseHost
+from holdfast.daemon.lockspaces import HostLockspaces
 from holdfast.daemon.system_ports import lease_host_ports
 from holdfast.errors import ConfigError
 from holdfast.supervision.host_identity import HostIdentity
@@ -21,7 +21,9 @@ from holdfast.system.files.storage_executor import InlineStorage
 
 def ports_for_a_look(config: Config, mounts: MountTable) -> BackendPorts:
     """For backends that are made and asked what they are worth, and never hold anything."""
-    leases = LeaseHost(ports=lease_host_ports(()), clock=SystemClock(), identity=HostIdentity("", "", ""))
+    leases = HostLockspaces(
+        ports=lease_host_ports(()), clock=SystemClock(), identity=HostIdentity("", "", "")
+    )
     return BackendPorts(
         files=SystemLockFiles(),
         storage=InlineStorage(),

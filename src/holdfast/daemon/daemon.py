@@ -139,7 +139,7 @@ class Daemon:
         for number in (signal.SIGUSR1, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
-        if self.leases.keepers:
+        if self.leases.supervisors:
             await self.commands.start()  # now: later its start would wait for storage that hangs
         try:
             self._open_listeners()
@@ -153,7 +153,7 @@ class Daemon:
         for listener in self.listeners.values():
             listener.start()
         lifecycle.account_for_left_behind(self.parts)
-        if self.leases.keepers:
+        if self.leases.supervisors:
             lock_memory()
         gc.collect()
         gc.freeze()

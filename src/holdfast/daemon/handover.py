@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from holdfast.backends.paxos.names import LEASE_KEY_DEVICE
-from holdfast.daemon.lockspaces import LeaseHost
+from holdfast.daemon.lockspaces import HostLockspaces
 from holdfast.frontends.listener import peer_of
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.lease_admin.garbage_collection import LeaseCollector
@@ -68,7 +68,7 @@ class Handover:
         virtlockd: VirtlockdFrontend,
         store: Callable[[str, int | None], None],
         boot: str,
-        leases: LeaseHost,
+        leases: HostLockspaces,
         collector: LeaseCollector,
         found: FoundDescriptors,
         search: LockSearch,

@@ -39,7 +39,7 @@ from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.system.files.daemon_lock import RUN_LOCK, claimed_last_ns
 from holdfast.system.files.fixed_record import SystemFixedRecord
 from holdfast.system.files.regular_file import Unreadable, read_regular, replace_regular
-from holdfast.system.files.state_file import Memory
+from holdfast.system.files.state_file import StatePort
 from holdfast.system.host.descriptors import Inherited
 from holdfast.system.host.process import boot_id
 
@@ -220,7 +220,7 @@ def decide(
     file: str | None,
     boot: str,
     journal: Callable[[Config], SavedState],
-    copies: Callable[[Config], Callable[[str], Sequence[Memory]]],
+    copies: Callable[[Config], Callable[[str], Sequence[StatePort]]],
 ) -> Start | None:
     """`choose`, over what was read: ``usable`` is the configuration on disk, None if it has these problems.
 
@@ -300,7 +300,7 @@ def _journal(config: Config, inherited: Inherited) -> SavedState:
 
 
 def held_in(
-    state: SavedState, kept: Kept, boot: str, files: Callable[[str], Sequence[Memory]]
+    state: SavedState, kept: Kept, boot: str, files: Callable[[str], Sequence[StatePort]]
 ) -> list[HeldNeed]:
     """What the locks of a journal need, beside a kept configuration of this boot; one that is not whole may have had locks
     of every backend.
@@ -349,7 +349,7 @@ def _last_host_id(
     config: Config,
     backend: str,
     boot: str,
-    files: Callable[[str], Sequence[Memory]],
+    files: Callable[[str], Sequence[StatePort]],
 ) -> int | None:
     """This host's id in a backend's lockspace, as any copy remembers it; None if none does, or there is none."""
     table = config.backend.get(backend, {})

@@ -21,15 +21,20 @@ from holdfast.lease_admin.garbage_collection import LeaseCollector
 from holdfast.lease_admin.host_fencing import HostFencer
 from holdfast.manager.unknown_locks import UnknownLocks
 from holdfast.protocol.host_status import HostView
-from holdfast.protocol.ports import Chance
 from holdfast.protocol.ports import Clock as ProtocolClock
+from holdfast.protocol.ports import Rng
 from holdfast.protocol.types import Instant
 from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.lease_monitor import Heartbeat
-from holdfast.supervision.lockspace_port import Absent, Presence, WatchdogChoice
-from holdfast.supervision.lockspace_supervisor import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
+from holdfast.supervision.lease_monitor import LeaseMonitor
+from holdfast.supervision.lockspace_port import LockspacePort, NotAMember, WatchdogSpec
+from holdfast.supervision.lockspace_supervisor import (
+    LockspaceSpec,
+    LockspaceState,
+    LockspaceSupervisor,
+    SupervisorNews,
+)
 from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.lease_files import LeaseStorage
@@ -38,7 +43,7 @@ from holdfast.system.clock import Clock
 from holdfast.system.files.disk_identity import DiskIdentities
 from holdfast.system.files.host_record_files import HostRecordFiles
 from holdfast.system.files.lockspace_locks import SpaceLocks
-from holdfast.system.files.state_file import Memory
+from holdfast.system.files.state_file import StatePort
 from holdfast.system.host.descriptors import DescriptorStore, NoStore, PassedWatchdog
 from holdfast.system.host.predecessor import Predecessors
 from holdfast.system.watchdog.device import Watchdog
@@ -64,20 +69,20 @@ class LeaseHostPorts:
     start_heart: Callable[[Coroutine[Any, Any, None], Callable[[object], None]], None]
     """Run the heartbeat on a thread of its own; the second argument is called there with how it ended."""
     heart_clock: ProtocolClock
-    watchdog: Callable[[WatchdogChoice, int | None], Watchdog]
+    watchdog: Callable[[WatchdogSpec, int | None], Watchdog]
     """The driver of that choice; it goes on with the descriptor of an earlier program if there is one."""
     storage: Callable[[str], LeaseStorage]
     """Storage for the leases of a lockspace, with workers of its own."""
     writes_in_flight: Callable[[str], Callable[[], bool]]
     """Of the leases of a lockspace: a question that stays true while a write that is under way now may still land."""
-    incarnation_files: Callable[[str], Sequence[Memory]]
+    incarnation_files: Callable[[str], Sequence[StatePort]]
     """The copies of this host's incarnation in a lockspace: one that survives a power cut, one of this boot alone."""
     space_locks: SpaceLocks
     """One lock per lockspace on this host, whatever directories its daemons have."""
     directories: tuple[str, str]
     """(run_dir, state_dir): they tell this daemon from another one of this host."""
     identities: DiskIdentities
-    chance: Chance
+    rng: Rng
     token: Callable[[], str]
     """Random digits for a name that no other host and no earlier term has used."""
     generation_min: Callable[[], int]
@@ -117,7 +122,7 @@ class StoredWatchdog:
         return self._driver.descriptor()
 
 
-class LeaseHost:
+class HostLockspaces:
     """See the module. ``in_use`` tells whether anybody rests on a lease of one of these backends, ``in_doubt`` whether a
     placeholder stands for leases of one of them.
     """
@@ -152,58 +157,58 @@ class LeaseHost:
         self._passed = watchdog
         self._passed_needed = watchdog_needed
         self._unfit: PassedWatchdog | None = watchdog
-        self._armed_by: WatchdogChoice | None = None
+        self._armed_by: WatchdogSpec | None = None
         self.problems: list[str] = []
         """What an operator has to put right."""
-        self._choice: WatchdogChoice | None = None
-        self._heartbeat: Heartbeat | None = None
+        self._choice: WatchdogSpec | None = None
+        self._lease_monitor: LeaseMonitor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._keepers: dict[str, tuple[LockspaceKeeper, set[str]]] = {}
-        self.on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
-        self.on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
-        self.on_leaving: Callable[[LockspaceKeeper], None] = lambda _: None
-        self.on_over: Callable[[LockspaceKeeper], None] = lambda _: None
+        self._supervisors: dict[str, tuple[LockspaceSupervisor, set[str]]] = {}
+        self.on_joined: Callable[[LockspaceSupervisor], None] = lambda _: None
+        self.on_lost: Callable[[LockspaceSupervisor, str], None] = lambda _, __: None
+        self.on_leaving: Callable[[LockspaceSupervisor], None] = lambda _: None
+        self.on_over: Callable[[LockspaceSupervisor], None] = lambda _: None
 
     def ports(self) -> LeasePorts:
         return LeasePorts(
             lockspace=self._lockspace,
             storage=self._ports.storage,
             identities=self._ports.identities,
-            chance=self._ports.chance,
+            rng=self._ports.rng,
             spawn=eager_tasks.start,
         )
 
     @property
-    def keepers(self) -> list[LockspaceKeeper]:
-        return [keeper for keeper, _ in self._keepers.values()]
+    def supervisors(self) -> list[LockspaceSupervisor]:
+        return [supervisor for supervisor, _ in self._supervisors.values()]
 
     @property
     def refusals(self) -> list[str]:
         """Why lockspaces are not used by this daemon although this host could be in them: another one of its daemons may."""
-        return [keeper.use.refused for keeper in self.keepers if keeper.use.refused]
+        return [supervisor.use.refused for supervisor in self.supervisors if supervisor.use.refused]
 
-    def backends_of(self, keeper: LockspaceKeeper) -> set[str]:
-        return self._keepers[keeper.name][1]
+    def backends_of(self, supervisor: LockspaceSupervisor) -> set[str]:
+        return self._supervisors[supervisor.name][1]
 
-    def _lockspace(self, spec: LockspaceSpec, backend: str, choice: WatchdogChoice) -> Presence:
+    def _lockspace(self, spec: LockspaceSpec, backend: str, choice: WatchdogSpec) -> LockspacePort:
         if self._choice not in (None, choice):
             raise ValueError(
                 f"watchdog: a host has one, but another backend says {_words(self._choice)}, this one {_words(choice)}"
             )
-        known = self._keepers.get(spec.name)
+        known = self._supervisors.get(spec.name)
         if known is not None:
             if known[0].spec != spec:
                 raise ValueError(f"lockspace '{spec.name}' is named by another backend with other values")
             known[1].add(backend)
             return known[0]
         ports = self._ports
-        if self._heartbeat is None:
+        if self._lease_monitor is None:
             self._choice = choice
-            self._heartbeat = Heartbeat(clock=ports.heart_clock, watchdog=self._watchdog(choice))
+            self._lease_monitor = LeaseMonitor(clock=ports.heart_clock, watchdog=self._watchdog(choice))
         backends = {backend}
-        keeper = LockspaceKeeper(
+        supervisor = LockspaceSupervisor(
             spec,
-            heartbeat=self._heartbeat,
+            lease_monitor=self._lease_monitor,
             threads=ports.threads,
             clock=self._clock,
             copies=IncarnationCopies(
@@ -222,7 +227,7 @@ class LeaseHost:
             in_use=lambda: self._in_use(backends),
             lease_writes=partial(ports.writes_in_flight, spec.name),
             spawn=eager_tasks.start,
-            news=KeeperNews(on_joined=self._joined, on_lost=self._lost, on_over=self._over),
+            news=SupervisorNews(on_joined=self._joined, on_lost=self._lost, on_over=self._over),
             generation_min=ports.generation_min,
             may_start=partial(self._why_not_start, spec.name),
             is_in_doubt=lambda: self._in_doubt(backends),
@@ -232,15 +237,15 @@ class LeaseHost:
             if ports.host_records is not None
             else None,
         )
-        self._keepers[spec.name] = keeper, backends
-        return keeper
+        self._supervisors[spec.name] = supervisor, backends
+        return supervisor
 
-    def _watchdog(self, choice: WatchdogChoice) -> Watchdog:
+    def _watchdog(self, choice: WatchdogSpec) -> Watchdog:
         """The configured one; as long as locks need the one that an earlier daemon has armed, that one."""
         passed = self._passed
         if passed is not None and not passed.fits(choice.driver, choice.path, choice.fire_timeout_s):
             if self._passed_needed:
-                armed = WatchdogChoice(
+                armed = WatchdogSpec(
                     passed.driver,
                     passed.path or choice.path,
                     passed.fire_timeout_s or choice.fire_timeout_s,
@@ -264,8 +269,8 @@ class LeaseHost:
         unfit, self._unfit = self._unfit, None
         if unfit is None:
             return
-        armed = WatchdogChoice(*unfit.armed_with)
-        if self._passed_needed or any(keeper.use.others() for keeper in self.keepers):
+        armed = WatchdogSpec(*unfit.armed_with)
+        if self._passed_needed or any(supervisor.use.others() for supervisor in self.supervisors):
             log.critical(
                 "the watchdog %s is armed for leases that no configured backend knows: this host is reset",
                 _words(armed),
@@ -291,21 +296,23 @@ class LeaseHost:
     @property
     def has_earlier_life(self) -> bool:
         """Whether an earlier daemon of this boot was in one of the lockspaces, as far as any copy says."""
-        return any(keeper.has_earlier_life for keeper in self.keepers)
+        return any(supervisor.has_earlier_life for supervisor in self.supervisors)
 
     @property
     def losses(self) -> list[str]:
         """The lockspaces that are lost now, each with the reason."""
         return [
-            f"lockspace {k.name} is lost: {k.reason}" for k in self.keepers if k.state is KeeperState.LOST
+            f"lockspace {k.name} is lost: {k.reason}"
+            for k in self.supervisors
+            if k.state is LockspaceState.LOST
         ]
 
     def hold_places(self, unknown: UnknownLocks, why: str) -> None:
         """The journal doesn't tell which leases an earlier daemon of this boot held: until storage was read, any of them."""
-        for keeper, backends in self._keepers.values():
-            if keeper.has_earlier_life:
+        for supervisor, backends in self._supervisors.values():
+            if supervisor.has_earlier_life:
                 for backend in sorted(backends):
-                    unknown.hold_place(backend, f"leases of lockspace {keeper.name}", why)
+                    unknown.hold_place(backend, f"leases of lockspace {supervisor.name}", why)
 
     # --- life ---
 
@@ -315,50 +322,50 @@ class LeaseHost:
             self._ports.space_locks.drop(passed)
         self._space_locks.clear()
         self._stop_unfit()
-        if self._heartbeat is None:
+        if self._lease_monitor is None:
             return
         if self._passed is not None:
-            self._owe_others(self._heartbeat)
+            self._owe_others(self._lease_monitor)
         loop = self._loop = asyncio.get_running_loop()
-        self._ports.start_heart(self._heartbeat.run(), self._heart_stopped)
+        self._ports.start_heart(self._lease_monitor.run(), self._heart_stopped)
         tried = []
-        for keeper in self.keepers:
+        for supervisor in self.supervisors:
             done: asyncio.Future[None] = loop.create_future()
-            keeper.start(partial(eager_tasks.resolve, done, None))
-            if keeper.resuming:
+            supervisor.start(partial(eager_tasks.resolve, done, None))
+            if supervisor.resuming:
                 tried.append(done)  # a new term takes its time, and nobody rests on it yet
         if tried:
             await asyncio.wait(tried, timeout=FIRST_TRY_WAIT_S)
 
-    def _owe_others(self, heartbeat: Heartbeat) -> None:
+    def _owe_others(self, lease_monitor: LeaseMonitor) -> None:
         """The watchdog that was passed on may guard virtual machines of a daemon with other directories: this one can't
         renew their lease, and must neither stop it nor feed it for another lockspace.
         """
-        for keeper in self.keepers:
-            if (why := keeper.use.others()) and not keeper.has_earlier_life:
+        for supervisor in self.supervisors:
+            if (why := supervisor.use.others()) and not supervisor.has_earlier_life:
                 log.critical("the watchdog that an earlier daemon has armed is not fed: %s", why)
-                heartbeat.owe(keeper.name)
+                lease_monitor.block_feeding(supervisor.name)
 
     def _heart_stopped(self, result: object) -> None:
         if isinstance(result, BaseException):
             # Nobody measures any more: not fed, the watchdog resets this host; say why while there is time.
             log.critical("the heartbeat stopped: %r", result)
-            for keeper in self.keepers:
-                self._ports.threads.tell(keeper.heart_stopped)
+            for supervisor in self.supervisors:
+                self._ports.threads.tell(supervisor.heart_stopped)
 
-    def _joined(self, keeper: LockspaceKeeper) -> None:
+    def _joined(self, supervisor: LockspaceSupervisor) -> None:
         if (watchdog := self.armed_watchdog()) is not None:
             self._store.store(WATCHDOG_FD_NAME, watchdog.fd)
             for tag in sorted(self._tags() - {watchdog.tag}):
                 self._store.store(tag, None)  # two that differ would say nothing
             self._store.mark(watchdog.tag)
-        self.on_joined(keeper)
+        self.on_joined(supervisor)
 
-    def _lost(self, keeper: LockspaceKeeper, reason: str) -> None:
-        self.on_lost(keeper, reason)
+    def _lost(self, supervisor: LockspaceSupervisor, reason: str) -> None:
+        self.on_lost(supervisor, reason)
 
-    def _over(self, keeper: LockspaceKeeper) -> None:
-        self.on_over(keeper)
+    def _over(self, supervisor: LockspaceSupervisor) -> None:
+        self.on_over(supervisor)
 
     def _watchdog_closed(self) -> None:
         """On the thread that closed it; the store hears of it in order, before a later join stores the next one."""
@@ -379,11 +386,11 @@ class LeaseHost:
 
     def space_locks(self) -> dict[str, int]:
         """The locks of lockspaces that are held, for the next program."""
-        held = {keeper.name: keeper.use.descriptor() for keeper in self.keepers}
+        held = {supervisor.name: supervisor.use.descriptor() for supervisor in self.supervisors}
         return {name: fd for name, fd in held.items() if fd is not None}
 
     def watchdog_descriptor(self) -> int | None:
-        return self._heartbeat.watchdog_descriptor() if self._heartbeat is not None else None
+        return self._lease_monitor.watchdog_descriptor() if self._lease_monitor is not None else None
 
     def armed_watchdog(self) -> PassedWatchdog | None:
         """What the next program has to feed; None if there is nothing."""
@@ -394,52 +401,52 @@ class LeaseHost:
 
     def why_not_reexec(self) -> str:
         """A re-exec waits for every request inside the kernel: not while storage is late."""
-        for keeper in self.keepers:
-            if keeper.late:
-                return f"lockspace {keeper.name} is not renewed in time: its storage may hang"
+        for supervisor in self.supervisors:
+            if supervisor.late:
+                return f"lockspace {supervisor.name} is not renewed in time: its storage may hang"
         return ""
 
-    def leave(self, keeper: LockspaceKeeper, on_left: Callable[[], None] = lambda: None) -> None:
+    def leave(self, supervisor: LockspaceSupervisor, on_left: Callable[[], None] = lambda: None) -> None:
         """Leave a lockspace that nobody uses. `on_left` is called when it is left, or can't be."""
-        self.on_leaving(keeper)
-        keeper.leave(on_left)
+        self.on_leaving(supervisor)
+        supervisor.leave(on_left)
 
     def used_beside(self, stuck_lanes: Collection[str]) -> list[str]:
         """The lockspaces in use that are renewed in time, and whose storage is none of these."""
         return [
-            keeper.name
-            for keeper, backends in self._keepers.values()
-            if keeper.state is KeeperState.JOINED
-            and not keeper.late
+            supervisor.name
+            for supervisor, backends in self._supervisors.values()
+            if supervisor.state is LockspaceState.JOINED
+            and not supervisor.late
             and self._in_use(backends)
-            and not any(lane in stuck_lanes for lane in lanes_of(keeper.name))
+            and not any(lane in stuck_lanes for lane in lanes_of(supervisor.name))
         ]
 
     async def stop(self) -> None:
         """Leave every lockspace on which nobody rests; the others are to be gone on with in time."""
         left = []
-        for keeper, backends in self._keepers.values():
+        for supervisor, backends in self._supervisors.values():
             if self._in_use(backends):
                 log.critical(
                     "leases of lockspace %s stay held: start holdfastd again within %.0f s, or %s",
-                    keeper.name,
-                    keeper.fails_in_s,
-                    _fate(keeper),
+                    supervisor.name,
+                    supervisor.fails_in_s,
+                    _fate(supervisor),
                 )
-            elif keeper.state not in (KeeperState.LOST, KeeperState.LEFT):
-                left.append(keeper)
-                self.leave(keeper)
+            elif supervisor.state not in (LockspaceState.LOST, LockspaceState.LEFT):
+                left.append(supervisor)
+                self.leave(supervisor)
         # A write that is under way keeps the watchdog armed (ADR 0121); most end in a moment.
         until = self._clock.now() + LEAVE_WAIT_S
-        while self._clock.now() < until and any(_leaving(keeper) for keeper in left):
+        while self._clock.now() < until and any(_leaving(supervisor) for supervisor in left):
             await self._clock.sleep(LEAVE_LOOK_S)
-        for keeper in left:
-            if _leaving(keeper):
+        for supervisor in left:
+            if _leaving(supervisor):
                 log.critical(
                     "lockspace %s could not be left, its storage hangs: start holdfastd again within %.0f s, or %s",
-                    keeper.name,
-                    keeper.fails_in_s,
-                    _fate(keeper),
+                    supervisor.name,
+                    supervisor.fails_in_s,
+                    _fate(supervisor),
                 )
         if self.watchdog_descriptor() is None:
             self._forget_watchdog()
@@ -450,7 +457,7 @@ class LeaseSpaceCalls:
 
     def __init__(
         self,
-        host: LeaseHost,
+        host: HostLockspaces,
         leases: Callable[[Iterable[str]], int],
         now: Callable[[], float],
         collector: LeaseCollector,
@@ -465,22 +472,22 @@ class LeaseSpaceCalls:
         self._now = now
 
     def told(self) -> list[LeaseSpaceInfo]:
-        return [self._told(keeper) for keeper in self._host.keepers]
+        return [self._told(supervisor) for supervisor in self._host.supervisors]
 
     def join(self, name: str) -> None:
         self._keeper(name).join()
 
     async def leave(self, name: str) -> None:
-        keeper = self._keeper(name)
-        backends = self._host.backends_of(keeper)
+        supervisor = self._keeper(name)
+        backends = self._host.backends_of(supervisor)
         if held := self._leases(backends):
             raise Refused(
                 reason=f"{held} leases of lockspace '{name}' are held here: stop or migrate their VMs first"
             )
-        if keeper.state is KeeperState.LOST:
+        if supervisor.state is LockspaceState.LOST:
             raise Refused(reason=f"lockspace '{name}' is lost; it is joined again when its users are gone")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._host.leave(keeper, partial(eager_tasks.resolve, done, None))
+        self._host.leave(supervisor, partial(eager_tasks.resolve, done, None))
         await asyncio.wait((done,), timeout=LEAVE_CALL_WAIT_S)
 
     async def collect(self, dry_run: bool) -> list[CollectedLease]:
@@ -491,7 +498,7 @@ class LeaseSpaceCalls:
         return await self._breaker.break_lease(path, attest_off=attest_off, operator=operator)
 
     async def fence_host(self, host: str, operator: str, lockspace: str) -> list[FencedHost]:
-        spaces = [self._keeper(lockspace)] if lockspace else self._host.keepers
+        spaces = [self._keeper(lockspace)] if lockspace else self._host.supervisors
         return [
             FencedHost(
                 lockspace=each.lockspace,
@@ -512,34 +519,34 @@ class LeaseSpaceCalls:
             for each in await self._fencer.fence(spaces, host, operator)
         ]
 
-    def _keeper(self, name: str) -> LockspaceKeeper:
-        for keeper in self._host.keepers:
-            if keeper.name == name:
-                return keeper
-        known = ", ".join(k.name for k in self._host.keepers) or "none"
+    def _keeper(self, name: str) -> LockspaceSupervisor:
+        for supervisor in self._host.supervisors:
+            if supervisor.name == name:
+                return supervisor
+        known = ", ".join(k.name for k in self._host.supervisors) or "none"
         raise Refused(reason=f"no backend names a lockspace '{name}'; known: {known}")
 
-    def _told(self, keeper: LockspaceKeeper) -> LeaseSpaceInfo:
-        renewed_at = keeper.renewed_at
-        member = keeper.membership()
-        joined = not isinstance(member, Absent)
+    def _told(self, supervisor: LockspaceSupervisor) -> LeaseSpaceInfo:
+        renewed_at = supervisor.renewed_at
+        member = supervisor.membership()
+        joined = not isinstance(member, NotAMember)
         return LeaseSpaceInfo(
-            name=keeper.name,
-            path=keeper.spec.path,
-            state=keeper.state.value,
-            reason=keeper.reason,
-            seconds_left=member.seconds_left if isinstance(member, Absent) else None,
-            host_id=keeper.host_id or 0,
-            host_name=keeper.host_name,
-            generation=keeper.generation or 0,
+            name=supervisor.name,
+            path=supervisor.spec.path,
+            state=supervisor.state.value,
+            reason=supervisor.reason,
+            seconds_left=member.seconds_left if isinstance(member, NotAMember) else None,
+            host_id=supervisor.host_id or 0,
+            host_name=supervisor.host_name,
+            generation=supervisor.generation or 0,
             renewed_s_ago=None if renewed_at is None else max(0.0, self._now() - renewed_at),
-            fails_in_s=keeper.fails_in_s if joined else None,
-            fenced=keeper.fences,
-            backends=sorted(self._host.backends_of(keeper)),
-            leases=self._leases(self._host.backends_of(keeper)),
-            hosts=[_told_of(view, keeper.records) for view in keeper.hosts()],
-            fire_timeout_s=keeper.timing.fire_timeout_s,
-            misfits=keeper.records.misfits if keeper.records is not None else "",
+            fails_in_s=supervisor.fails_in_s if joined else None,
+            fenced=supervisor.fences,
+            backends=sorted(self._host.backends_of(supervisor)),
+            leases=self._leases(self._host.backends_of(supervisor)),
+            hosts=[_told_of(view, supervisor.records) for view in supervisor.hosts()],
+            fire_timeout_s=supervisor.timing.fire_timeout_s,
+            misfits=supervisor.records.misfits if supervisor.records is not None else "",
         )
 
 
@@ -570,13 +577,13 @@ def lanes_of(lockspace: str) -> tuple[str, str]:
     return f"lockspace {lockspace}", lane_of_leases(lockspace)
 
 
-def _leaving(keeper: LockspaceKeeper) -> bool:
-    return keeper.state is not KeeperState.LEFT or keeper.guarded
+def _leaving(supervisor: LockspaceSupervisor) -> bool:
+    return supervisor.state is not LockspaceState.LEFT or supervisor.guarded
 
 
-def _fate(keeper: LockspaceKeeper) -> str:
-    return "this host is reset" if keeper.fences else "another host may take them over"
+def _fate(supervisor: LockspaceSupervisor) -> str:
+    return "this host is reset" if supervisor.fences else "another host may take them over"
 
 
-def _words(choice: WatchdogChoice | None) -> str:
+def _words(choice: WatchdogSpec | None) -> str:
     return f'"{choice.driver}" {choice.path} {choice.fire_timeout_s} s' if choice is not None else "nothing"

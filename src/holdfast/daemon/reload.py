@@ -27,7 +27,7 @@ from holdfast.config_change import USERS_NAMED_MAX, HeldNeed, differences
 from holdfast.control.api import CONFIGURATION_PROBLEM
 from holdfast.daemon import kept_config
 from holdfast.daemon.check_config import check_config
-from holdfast.daemon.lockspaces import LeaseHost
+from holdfast.daemon.lockspaces import HostLockspaces
 from holdfast.errors import ConfigError
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
@@ -85,9 +85,9 @@ def answer(environ: Mapping[str, str], config: Config | None) -> list[str] | Non
 # --- the running daemon's side ---
 
 
-def held_needs(manager: LockManager, leases: LeaseHost) -> list[HeldNeed]:
+def held_needs(manager: LockManager, leases: HostLockspaces) -> list[HeldNeed]:
     """What is held at this moment needs, by backend."""
-    host_ids = {name: k.host_id for k in leases.keepers for name in leases.backends_of(k)}
+    host_ids = {name: k.host_id for k in leases.supervisors for name in leases.backends_of(k)}
     locks: dict[str, list[HostLock]] = {}
     for lock in manager.table:
         locks.setdefault(lock.backend, []).append(lock)

@@ -17,14 +17,14 @@ from holdfast.daemon.lockspaces import LeaseHostPorts, lane_of_leases
 from holdfast.lease_admin.rereading import ROUND_S
 from holdfast.protocol.timing import NAME_TOKEN_DIGITS
 from holdfast.supervision.host_identity import HostIdentity
-from holdfast.supervision.lockspace_port import WatchdogChoice
+from holdfast.supervision.lockspace_port import WatchdogSpec
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.blocking_ports import BlockingClock, start_thread
 from holdfast.system.block_io.disk_file import DEVICE_WRITES
 from holdfast.system.block_io.lease_files import LeaseStorage, SystemLeaseStorage
 from holdfast.system.block_io.renewal_threads import SystemLeaseThreads
 from holdfast.system.block_io.request_gate import GATE
-from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.block_io.worker_pool import WorkerPool
 from holdfast.system.clock import SystemClock
 from holdfast.system.epoll import Readiness
 from holdfast.system.files.append_file import SystemAppendFile
@@ -36,8 +36,8 @@ from holdfast.system.files.lockspace_locks import SystemSpaceLocks
 from holdfast.system.files.mounts import MountTable
 from holdfast.system.files.ofd_lock import SystemLockFiles
 from holdfast.system.files.open_files import SystemOpenFiles, lock_keepers
-from holdfast.system.files.state_file import MemoryFile, append_line
-from holdfast.system.files.storage_executor import LanedStorage
+from holdfast.system.files.state_file import StateFile, append_line
+from holdfast.system.files.storage_executor import StorageExecutor
 from holdfast.system.host.commands import Commands
 from holdfast.system.host.descriptors import DescriptorStore
 from holdfast.system.host.predecessor import Predecessors
@@ -49,8 +49,8 @@ from holdfast.system.watchdog.device import DeviceWatchdog, NoWatchdog, Watchdog
 from holdfast.system.watchdog.wdmd import WdmdWatchdog
 
 
-def laned_storage(config: Config, mounts: MountTable) -> LanedStorage:
-    return LanedStorage(mounts, timeout_s=config.limits.storage_timeout_s, now=time.monotonic)
+def laned_storage(config: Config, mounts: MountTable) -> StorageExecutor:
+    return StorageExecutor(mounts, timeout_s=config.limits.storage_timeout_s, now=time.monotonic)
 
 
 def system_ports(
@@ -58,7 +58,7 @@ def system_ports(
     *,
     readiness: Readiness,
     mounts: MountTable,
-    storage: LanedStorage,
+    storage: StorageExecutor,
     store: DescriptorStore,
     commands: Commands,
     predecessors: Predecessors,
@@ -109,17 +109,17 @@ def lease_host_ports(
         storage=_lease_storage,
         writes_in_flight=lambda lockspace: DEVICE_WRITES.in_flight(lane_of_leases(lockspace)),
         incarnation_files=lambda lockspace: [
-            MemoryFile(f"{place}/lockspace-{lockspace}.json") for place in copy_dirs
+            StateFile(f"{place}/lockspace-{lockspace}.json") for place in copy_dirs
         ],
         space_locks=SystemSpaceLocks(host_locks),
         directories=directories,
         identities=SystemDiskIdentities(),
-        chance=SystemRandom(),
+        rng=SystemRandom(),
         token=partial(secrets.token_hex, NAME_TOKEN_DIGITS // 2),
         generation_min=lambda: int(time.time()),
         reread_s=ROUND_S,
         host_records=lambda lockspace, path: SystemHostRecordFiles(
-            path, DiskLane(f"host records of {lockspace}", 1)
+            path, WorkerPool(f"host records of {lockspace}", 1)
         ),
     )
 
@@ -134,10 +134,10 @@ async def _prepared(life: Coroutine[Any, Any, None]) -> None:
 
 
 def _lease_storage(lockspace: str) -> LeaseStorage:
-    return SystemLeaseStorage(DiskLane(lane_of_leases(lockspace)))
+    return SystemLeaseStorage(WorkerPool(lane_of_leases(lockspace)))
 
 
-def _watchdog(choice: WatchdogChoice, fd: int | None) -> Watchdog:
+def _watchdog(choice: WatchdogSpec, fd: int | None) -> Watchdog:
     now = BlockingClock().now
     match choice.driver:
         case "device":

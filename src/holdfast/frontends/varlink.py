@@ -46,7 +46,7 @@ from holdfast.manager.events import Event
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.manager.queries import Inspection, shown
-from holdfast.model import DIRECT_LOCKSPACE, Mode, OwnerName, ProcessId, Resource, Want
+from holdfast.model import DIRECT_LOCKSPACE, AcquireRequest, Mode, OwnerName, ProcessId, Resource
 from holdfast.system.files.ofd_lock import IoFailed, close_opened
 from holdfast.system.files.storage_executor import Storage
 from holdfast.system.host.peer import is_directory_of, peer_groups, process_of
@@ -240,12 +240,12 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
             except HoldfastError as error:
                 raise refused(error) from None
 
-    async def _want(self, disk: DiskWish, pins: contextlib.ExitStack) -> Want:
+    async def _want(self, disk: DiskWish, pins: contextlib.ExitStack) -> AcquireRequest:
         """For a user other than root: only the very file that it may open, pinned by a descriptor in `pins`."""
         mode = Mode.SHARED if disk.shared else Mode.EXCLUSIVE
         resource = Resource(DIRECT_LOCKSPACE, disk.path)
         if self._rights is None:
-            return Want(resource, mode)
+            return AcquireRequest(resource, mode)
         rights = self._rights
         # In a lane of the user's own, on whatever storage it is: what the path leads to may change at any moment.
         opened = await self._storage.run(
@@ -257,7 +257,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         if isinstance(opened, IoFailed):
             raise storage_failed(opened)
         pins.callback(close_opened, opened)
-        return Want(resource, mode, only=opened.key)
+        return AcquireRequest(resource, mode, only=opened.key)
 
     @varlinkmethod
     async def Release(self, *, pid: int, paths: list[str]) -> None:  # noqa: N802

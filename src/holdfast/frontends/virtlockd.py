@@ -28,7 +28,7 @@ from holdfast.errors import (
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
-from holdfast.model import Mode, OwnerName, Resource, Want
+from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.system import eager_tasks
 from holdfast.system.epoll import WRITE, Readiness
 from holdfast.system.logs.log_limit import LimitedLog
@@ -423,8 +423,8 @@ class VirtlockdFrontend:
         manager = self._manager
         if procedure == wire.PROC_ACQUIRE_RESOURCE:
             mode = Mode.SHARED if call.flags & wire.ACQUIRE_SHARED else Mode.EXCLUSIVE
-            return manager.begin_acquire(
-                owner, Want(resource, mode, bool(call.flags & wire.ACQUIRE_AUTOCREATE))
+            return manager.acquire_nowait(
+                owner, AcquireRequest(resource, mode, bool(call.flags & wire.ACQUIRE_AUTOCREATE))
             )
         if procedure == wire.PROC_RELEASE_RESOURCE:
             return manager.begin_release(owner, resource)

@@ -52,13 +52,13 @@ class LeaseBreaker:
         key = backend.names.key(lease)
         lock = manager.table.of_lock_file(key)
         if lock is not None:
-            raise ResourceBusy(resource, manager.telling.holders(lock), note=": stop or migrate that VM")
-        if manager.turns.taken(key):
+            raise ResourceBusy(resource, manager.descriptions.holders(lock), note=": stop or migrate that VM")
+        if manager.key_locks.is_locked(key):
             raise Refused(reason=f"disk '{path}' is being taken on this host")
         self.write("ordered", path, attest_off, operator, "")
         try:
             off = self._host_meant(attest_off, backend)
-            proof = await manager.turns.during((key,), backend.upkeep.break_lease(resource, off))
+            proof = await manager.key_locks.holding((key,), backend.maintenance.break_lease(resource, off))
         except LockError as e:
             self.write("refused", path, attest_off, operator, str(e))
             raise

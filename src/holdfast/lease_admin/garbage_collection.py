@@ -17,7 +17,7 @@ from holdfast.errors import AttemptLeft, LockError, Refused, StorageFailed
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence
 from holdfast.model import ProcessId
-from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.files.ofd_lock import FileKey
@@ -74,15 +74,15 @@ class LeaseCollector:
         return collected
 
     async def _collect_of(self, backend: LeaseBackend, collected: list[Collected], *, dry_run: bool) -> None:
-        upkeep = backend.upkeep
+        maintenance = backend.maintenance
         if not dry_run:
-            await upkeep.free_of_older_terms()
+            await maintenance.free_of_older_terms()
         # One after the other: this is nobody's hurry.
-        for name in await upkeep.lease_names():
-            taking = partial(upkeep.take_out, name, dry_run=dry_run)
+        for name in await maintenance.lease_names():
+            taking = partial(maintenance.take_out, name, dry_run=dry_run)
             collected.append(Collected(backend.name, name, await self._one(backend, name, taking)))
-        for stray in await upkeep.strays():
-            taking = partial(upkeep.take_out_stray, stray, dry_run=dry_run)
+        for stray in await maintenance.unindexed():
+            taking = partial(maintenance.take_out_stray, stray, dry_run=dry_run)
             kept_because = await self._one(backend, stray.name, taking)
             shown = f"{stray.name} at {stray.offset_bytes}, which its name does not lead to"
             collected.append(Collected(backend.name, shown, kept_because))
@@ -120,12 +120,12 @@ class LeaseCollector:
         incarnation = backend.presence.membership()
         names: list[str] | None = None
         self._attempts[backend.name] = set()
-        while names != [] and not isinstance(incarnation, Absent):
+        while names != [] and not isinstance(incarnation, NotAMember):
             try:
                 if names is None:
-                    await backend.upkeep.free_own()
+                    await backend.maintenance.free_own()
                     # All of them, whatever they are named after: one of ours may be held for a VM.
-                    names = await backend.upkeep.all_names()
+                    names = await backend.maintenance.all_names()
                 names = [name for name in names if not await self._accounted_for(backend, name)]
             except StorageFailed as e:
                 log.warning("leases that may have been left behind can't be read: %s; trying again", e)
@@ -145,7 +145,7 @@ class LeaseCollector:
         """
         key = backend.names.key(name)
         lock = self._manager.table.of_lock_file(key)
-        if lock is not None or self._manager.turns.taken(key):
+        if lock is not None or self._manager.key_locks.is_locked(key):
             return lock is not None and lock.held is not None
         try:
             await self._taken_up(backend, name, key)
@@ -162,19 +162,19 @@ class LeaseCollector:
 
     async def _taken_up(self, backend: LeaseBackend, name: str, key: FileKey) -> None:
         manager = self._manager
-        while manager.turns.taken(key):
-            await manager.turns.wait(key)
+        while manager.key_locks.is_locked(key):
+            await manager.key_locks.wait(key)
         if manager.table.of_lock_file(key) is not None:
             return
-        await manager.turns.during((key,), self._take_up(backend, name, key))
+        await manager.key_locks.holding((key,), self._take_up(backend, name, key))
 
     async def _take_up(self, backend: LeaseBackend, name: str, key: FileKey) -> None:
         """With the turn on its key until the lock stands in the table: no start of this host comes between."""
         if key in self.ended and await self._is_of_ended(backend, name, self.ended[key]):
-            if await backend.upkeep.free_left_behind(name):
+            if await backend.maintenance.free_left_behind(name):
                 log.warning("lease %s was left behind by an earlier daemon; it is free now", name)
             return
-        left = await backend.upkeep.take_up(name)
+        left = await backend.maintenance.take_up(name)
         if left is None:
             return
         keys: tuple[FileKey, ...] = (key,)
@@ -195,7 +195,7 @@ class LeaseCollector:
 
     async def _is_of_ended(self, backend: LeaseBackend, name: str, ended: Collection[ProcessId]) -> bool:
         """Whether the last of this host that took it, as its note says, is one that has let go of it."""
-        process = await backend.upkeep.noted_process(name)
+        process = await backend.maintenance.noted_process(name)
         return process is None or process in ended
 
     async def _one(
@@ -206,7 +206,7 @@ class LeaseCollector:
         if busy := self._in_use(key):
             return busy
         try:
-            return await manager.turns.during((key,), taking())
+            return await manager.key_locks.holding((key,), taking())
         except LockError as e:
             return str(e)
 
@@ -214,4 +214,4 @@ class LeaseCollector:
         """Why nobody else of this host may try that lease now; empty if it may be tried."""
         if self._manager.table.of_lock_file(key) is not None:
             return "held here"
-        return "being taken here" if self._manager.turns.taken(key) else ""
+        return "being taken here" if self._manager.key_locks.is_locked(key) else ""

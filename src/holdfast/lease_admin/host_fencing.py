@@ -26,9 +26,9 @@ from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.takeover import silence_s
 from holdfast.protocol.types import Generation, IoFailed
-from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system.block_io.lease_files import UNFINISHED_PREFIX
-from holdfast.system.block_io.offload import GivenUp
+from holdfast.system.block_io.offload import TimedOut
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class HostFencer:
         candidates: list[Candidate] = []
         for space in spaces:
             member = space.membership()
-            if isinstance(member, Absent):
+            if isinstance(member, NotAMember):
                 raise LockspaceAbsent(name=f"host {host}", lockspace=space.name, reason=str(member))
             members[space.name] = member
             candidates += candidates_of(space)
@@ -132,11 +132,11 @@ class HostFencer:
         """
         member, view = space.membership(), term.view
         backend = self._backend_in(space)
-        if isinstance(member, Absent) or backend is None or not can_be_marked(member.lockspace):
+        if isinstance(member, NotAMember) or backend is None or not can_be_marked(member.lockspace):
             return ""
         if view.generation is None or view.timestamp is None or view.state is HostState.FREE:
             return ""
-        outcome = await backend.upkeep.mark_dead(member, view.host_id, view.generation, view.timestamp)
+        outcome = await backend.maintenance.mark_dead(member, view.host_id, view.generation, view.timestamp)
         match outcome:
             case Marked():
                 came = "marked as dead (DEAD_EXT) for all hosts"
@@ -144,7 +144,7 @@ class HostFencer:
                 came = f"not marked as dead: {reason}"
             case IoFailed(number):
                 came = f"not marked as dead: {os.strerror(number)}"
-            case GivenUp():
+            case TimedOut():
                 came = "not marked as dead yet: storage does not answer"
             case _:
                 assert_never(outcome)
@@ -163,7 +163,7 @@ class HostFencer:
         for backend in self._manager.backends.values():
             if isinstance(backend, LeaseBackend) and backend.presence.name == space.name:
                 # One after the other, as the record is read for each: a host that comes back amid it is believed.
-                for name in await backend.upkeep.all_names():
+                for name in await backend.maintenance.all_names():
                     if not name.startswith(UNFINISHED_PREFIX):
                         found += await self._free(backend, name, term.view, operator)
         return found
@@ -176,15 +176,15 @@ class HostFencer:
         resource = Resource("", backend.names.path_of(name))
         term = (view.host_id, Generation(view.generation or 0))
         try:
-            terms = await backend.upkeep.claims_of_term(name, term, older_too=view.no_timeout)
+            terms = await backend.maintenance.claims_of_term(name, term, older_too=view.no_timeout)
             if not terms:
                 return []
             resource = Resource("", backend.names.path_of(name))  # its holder may have told
             if manager.table.of_lock_file(key) is not None:
                 raise Refused(reason="it is shared with a VM of this host, which goes on holding it")
-            if manager.turns.taken(key):
+            if manager.key_locks.is_locked(key):
                 raise Refused(reason="it is being taken on this host; run this again")
-            proof = await manager.turns.during((key,), backend.upkeep.break_of(name, terms))
+            proof = await manager.key_locks.holding((key,), backend.maintenance.break_of(name, terms))
         except LockError as e:
             if isinstance(e, LeaseUnusable) and not backend.names.makes(name):
                 return []  # no lease, but something else that is kept there

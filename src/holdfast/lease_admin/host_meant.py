@@ -20,7 +20,7 @@ from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.membership import Membership
 from holdfast.supervision.host_names import is_called, may_be_of_node, node_of
 from holdfast.supervision.host_records import HostRecords
-from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lockspace_port import NotAMember
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ class Candidate:
 
 
 class Space(Protocol):
-    """A lockspace of this host: `supervision.keeper`."""
+    """A lockspace of this host: `supervision.supervisor`."""
 
     name: str
     records: HostRecords | None
 
-    def membership(self) -> Membership | Absent: ...
+    def membership(self) -> Membership | NotAMember: ...
     def hosts(self) -> Sequence[HostView]: ...
 
 

@@ -19,7 +19,7 @@ from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
 from holdfast.model import Instant, LockFailureAction, OwnerName
 from holdfast.protocol.timing import Timing
-from holdfast.supervision.escalation import Act, AllGone, Kill, Ladder, LadderAction, OutOfTime, Terminate
+from holdfast.supervision.escalation import Act, AllGone, Escalation, Kill, LadderAction, OutOfTime, Terminate
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.libvirt.domains import DomainStatus
@@ -44,7 +44,7 @@ class Loss:
     on_all_gone: Callable[[], None]
 
 
-class LeaseRecovery:
+class LockspaceLoss:
     """See the module. ``actions``: what each backend's table says of `on_lockfailure`; ``resets``: those with
     `on_loss = "reset"`.
     """
@@ -177,7 +177,7 @@ class LeaseRecovery:
         return action
 
     async def _recover(self, loss: Loss) -> None:
-        ladder = Ladder(loss.timing, lost_at=loss.lost_at, renewed_at=loss.renewed_at)
+        ladder = Escalation(loss.timing, lost_at=loss.lost_at, renewed_at=loss.renewed_at)
         decided: dict[int, LockFailureAction] = {}
         met: dict[int, Owner] = {}
         while not self._manager.closing:

@@ -56,7 +56,7 @@ class LeaseRereading:
 
     async def _reread(self, lock: HostLock) -> None:
         held: object = lock.held
-        if not isinstance(held, Rereadable) or self._manager.turns.taken(lock):
+        if not isinstance(held, Rereadable) or self._manager.key_locks.is_locked(lock):
             return
         if not await held.why_not_held():
             return

@@ -219,7 +219,7 @@ class Recovery:
             if not lost:
                 break
             for lock in lost:
-                if lock.claims and not self._manager.turns.taken(lock):
+                if lock.claims and not self._manager.key_locks.is_locked(lock):
                     was_certain = lock.lost_for_certain
                     if await self._manager.lost.regain(lock):
                         self.regained(lock)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from holdfast.errors import LockError, Refused
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
-from holdfast.model import Resource, Want
+from holdfast.model import AcquireRequest, Resource
 
 log = logging.getLogger(__name__)
 
@@ -16,12 +16,12 @@ LOCKS_PER_ACQUIRE_MAX = 1000
 """Disks of one all-or-nothing acquire; a VM has tens."""
 
 
-async def acquire_all(manager: LockManager, owner: Owner, wants: Sequence[Want]) -> None:
+async def acquire_all(manager: LockManager, owner: Owner, wants: Sequence[AcquireRequest]) -> None:
     """Hold all of these or none: what was not held before is given back when one is refused."""
     if len(wants) > LOCKS_PER_ACQUIRE_MAX:
         raise Refused(reason=f"more than {LOCKS_PER_ACQUIRE_MAX} disks in one request")
     taken: list[Resource] = []
-    changed: list[Want] = []
+    changed: list[AcquireRequest] = []
     try:
         for want in sorted(wants):
             before = manager.claimed(owner, want.resource)
@@ -29,7 +29,7 @@ async def acquire_all(manager: LockManager, owner: Owner, wants: Sequence[Want])
                 if before is None:
                     taken.append(want.resource)
                 else:
-                    changed.append(Want(want.resource, before, want.create))
+                    changed.append(AcquireRequest(want.resource, before, want.create))
     except BaseException:
         for resource in reversed(taken):
             await manager.release(owner, resource)

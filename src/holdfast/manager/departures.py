@@ -23,12 +23,12 @@ from holdfast.control.api import MIGRATION_PROBLEM
 from holdfast.errors import LockError
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
-from holdfast.manager.key_locks import Turns
-from holdfast.manager.lock_registry import HostLock, LockBook
+from holdfast.manager.key_locks import KeyLocks
+from holdfast.manager.lock_registry import HostLock, LockRegistry
 from holdfast.manager.lock_table import LockTable
 from holdfast.manager.migration_roles import Outcome, has_left, holds_back, not_understood, outcome, stands
 from holdfast.manager.owners import Owner, Owners
-from holdfast.model import Mode, Resource, Want
+from holdfast.model import AcquireRequest, Mode, Resource
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.libvirt.domains import Domain, DomainStatus, WatchedStatus
@@ -41,7 +41,7 @@ WORDS_KEPT_MAX = 10
 """Of words in status files that are not known: a newer libvirt has a few."""
 
 GiveUp = Callable[[Owner, HostLock, Resource], Awaitable[None]]
-Acquire = Callable[[Owner, Want], Awaitable[bool]]
+Acquire = Callable[[Owner, AcquireRequest], Awaitable[bool]]
 
 
 async def _nobody_acts(_: Owner, __: str) -> None:
@@ -61,9 +61,9 @@ class Departures:
         self,
         *,
         table: LockTable[Held],
-        turns: Turns,
+        key_locks: KeyLocks,
         owners: Owners,
-        book: LockBook,
+        book: LockRegistry,
         events: Events,
         clock: Clock,
         domains: DomainStatus | None,
@@ -74,7 +74,7 @@ class Departures:
         lends: bool = False,
     ) -> None:
         self._table = table
-        self._turns = turns
+        self._key_locks = key_locks
         self._owners = owners
         self._book = book
         self._events = events
@@ -251,8 +251,8 @@ class Departures:
             )
 
     async def _let_go(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
-        while self._turns.taken(lock):
-            await self._turns.wait(lock)
+        while self._key_locks.is_locked(lock):
+            await self._key_locks.wait(lock)
         if (owner.id, resource) in lock.departing and not self._is_closing():
             await self._give_up(owner, lock, resource)
 
@@ -266,11 +266,11 @@ class Departures:
         mode, create = self._book.lent[owner.id, resource]
         self._book.lent_is_over(owner.id, resource)
         if seen is Outcome.STAYED and not is_ours:
-            eager_tasks.start(self._take_back(owner, Want(resource, mode, create)))
+            eager_tasks.start(self._take_back(owner, AcquireRequest(resource, mode, create)))
         else:
             self._idle(owner)
 
-    async def _take_back(self, owner: Owner, want: Want) -> None:
+    async def _take_back(self, owner: Owner, want: AcquireRequest) -> None:
         try:
             await self._acquire(owner, want)
         except LockError as error:

@@ -32,7 +32,7 @@ LOCKSPACES_MAX = 10_000
 """Lockspaces known at once; libvirt has three and one per <lease> target."""
 
 
-class Lockspaces:
+class FileLockspaces:
     """The lockspaces of this daemon."""
 
     def __init__(self, *, files: LockspaceFiles, storage: Storage, journal: Journal) -> None:

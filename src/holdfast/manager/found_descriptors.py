@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from holdfast.backends.base import HeldElsewhere, KeepsDescriptors, Moved, Recognized, SavedLock
+from holdfast.backends.base import HeldElsewhere, KeepsDescriptors, Recognized, SavedLock, Stale
 from holdfast.errors import LockError
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence
@@ -53,7 +53,7 @@ class FoundDescriptors:
             resource=known.resource, mode=found.mode, create=known.create, path=found.path, keys=(found.key,)
         )
         held = await self._manager.backends[backend].adopt(saved, fd)
-        if isinstance(held, HeldElsewhere | Moved | IoFailed):
+        if isinstance(held, HeldElsewhere | Stale | IoFailed):
             log.critical("kept descriptor %d, on %s, can't be used any more: %s", lock_id, found.path, held)
             return True
         self._manager.unknown.hold(

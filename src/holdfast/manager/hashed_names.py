@@ -17,7 +17,7 @@ from holdfast.backends.naming import indirect_name
 from holdfast.errors import DiskNotKnown
 from holdfast.manager.owners import Owner
 from holdfast.manager.routing import Routing
-from holdfast.model import DIRECT_LOCKSPACE, Holder, Protection, Resource, Want, printable
+from holdfast.model import DIRECT_LOCKSPACE, AcquireRequest, Holder, Protection, Resource, printable
 from holdfast.system.clock import Clock
 from holdfast.system.files.disk_identity import DiskIdentity, scsi_id_of
 from holdfast.system.libvirt.domains import Domain, DomainStatus
@@ -62,7 +62,7 @@ class HashedNames:
         self._depends = self._leases or bool(by_path)
         self._must_know = self._leases or any(route.protection_min > Protection.NONE for route in by_path)
 
-    async def meant(self, owner: Owner, want: Want) -> Want:
+    async def meant(self, owner: Owner, want: AcquireRequest) -> AcquireRequest:
         """The same wish with its path: as the name, if the disk has a lease, else for the rules alone.
 
         Raises `DiskNotKnown`.
@@ -93,7 +93,7 @@ class HashedNames:
                 path = ""
         return Resource(DIRECT_LOCKSPACE, path) if path else resource
 
-    async def words(self, owner: Owner, want: Want, holders: Iterable[Holder]) -> str:
+    async def words(self, owner: Owner, want: AcquireRequest, holders: Iterable[Holder]) -> str:
         """What a refusal says beside a name that stands for a disk: which disk, or which it may be; empty for a path.
 
         A holder's disk counts only if its hash is the name, for holders of other hosts are read from storage.

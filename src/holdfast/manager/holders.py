@@ -10,7 +10,7 @@ from holdfast.manager.owners import Owners
 from holdfast.model import Holder, Resource
 
 
-class Telling:
+class HolderDescriptions:
     """Names owners; knows nothing that the table and the owners don't."""
 
     def __init__(self, table: LockTable[Held], owners: Owners, host: str) -> None:

@@ -17,7 +17,7 @@ from holdfast.system import eager_tasks
 T = TypeVar("T")
 
 
-class Turns:
+class KeyLocks:
     """Who is at work on what."""
 
     __slots__ = ("on",)
@@ -29,7 +29,7 @@ class Turns:
     def take(self, thing: Hashable) -> None:
         self.on[thing] = []
 
-    def taken(self, thing: Hashable) -> bool:
+    def is_locked(self, thing: Hashable) -> bool:
         return thing in self.on
 
     def first_taken(self, things: Iterable[Hashable]) -> Hashable | None:
@@ -50,7 +50,7 @@ class Turns:
             waiters.append(future)
             await future
 
-    async def during(self, things: Sequence[Hashable], work: Coroutine[Any, Any, T]) -> T:
+    async def holding(self, things: Sequence[Hashable], work: Coroutine[Any, Any, T]) -> T:
         """Do the work; if it has to wait, hold the turn on these things until it has ended."""
         try:
             waits_for = work.send(None)
@@ -58,7 +58,7 @@ class Turns:
             result: T = end.value
             return result
         # Nothing else has run since the first step, so it is early enough to take the turns now.
-        free = [thing for thing in things if not self.taken(thing)]
+        free = [thing for thing in things if not self.is_locked(thing)]
         for thing in free:
             self.take(thing)
         try:

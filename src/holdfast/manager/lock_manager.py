@@ -26,8 +26,8 @@ from holdfast.backends.base import (
     HeldElsewhere,
     LeftBehind,
     MayBeLost,
-    Moved,
     OwnerNote,
+    Stale,
 )
 from holdfast.errors import (
     DiskNotKnown,
@@ -48,21 +48,21 @@ from holdfast.manager.arrivals import Arrivals
 from holdfast.manager.closed_disks import closed
 from holdfast.manager.departures import Departures
 from holdfast.manager.events import Events
-from holdfast.manager.file_lockspaces import Lockspaces
+from holdfast.manager.file_lockspaces import FileLockspaces
 from holdfast.manager.hashed_names import HashedNames, Identify, nothing_known
-from holdfast.manager.holders import Telling
+from holdfast.manager.holders import HolderDescriptions
 from holdfast.manager.journal import Journal
-from holdfast.manager.key_locks import Turns
-from holdfast.manager.lock_registry import HostLock, LockBook
+from holdfast.manager.key_locks import KeyLocks
+from holdfast.manager.lock_registry import HostLock, LockRegistry
 from holdfast.manager.lock_table import Conflict, Convert, Key, LockTable
 from holdfast.manager.lost_locks import DeadHolder, LostLocks
 from holdfast.manager.migration_roles import ran_before
 from holdfast.manager.owners import Owner, Owners
-from holdfast.manager.process_stopper import Stopper
-from holdfast.manager.reacquire import SecondAcquires
+from holdfast.manager.process_stopper import ProcessStopper
+from holdfast.manager.reacquire import ReacquirePolicy
 from holdfast.manager.routing import Route, Routing
 from holdfast.manager.unknown_locks import DiskKey, UnknownLocks
-from holdfast.model import Mode, OwnerName, Protection, Resource, Want
+from holdfast.model import AcquireRequest, Mode, OwnerName, Protection, Resource
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.files.ofd_lock import IoFailed
@@ -96,7 +96,7 @@ class LockManager:
         self,
         *,
         routing: Routing,
-        lockspaces: Lockspaces,
+        lockspaces: FileLockspaces,
         journal: Journal,
         processes: Processes,
         clock: Clock,
@@ -118,25 +118,25 @@ class LockManager:
         self.lockspaces = lockspaces
         self.events = events
         self.table: LockTable[Held] = LockTable()
-        self.turns = Turns()
+        self.key_locks = KeyLocks()
         self.owners = Owners(processes, self.owner_ended)
-        self.telling = Telling(self.table, self.owners, host)
+        self.descriptions = HolderDescriptions(self.table, self.owners, host)
         self.lost = LostLocks(
             table=self.table,
-            turns=self.turns,
+            key_locks=self.key_locks,
             backends=routing.backends,
-            telling=self.telling,
+            descriptions=self.descriptions,
             keep=keep,
             dead_holder=dead_holder,
         )
         self.closing = False
         """True once the daemon is going down: lost connections and owners mean nothing any more."""
-        self.book = LockBook(table=self.table, journal=journal, events=events, clock=clock, keep=keep)
+        self.book = LockRegistry(table=self.table, journal=journal, events=events, clock=clock, keep=keep)
         self._owners_max = owners_max
         self._open_files = open_files
         self._clock = clock
         self._domains = domains
-        self._second_acquires = SecondAcquires(domains, clock)
+        self._second_acquires = ReacquirePolicy(domains, clock)
         self._arrivals = Arrivals(domains, clock, acquire_wait_s)
         self._hashed = HashedNames(
             routing,
@@ -149,7 +149,7 @@ class LockManager:
         )
         self.departures = Departures(
             table=self.table,
-            turns=self.turns,
+            key_locks=self.key_locks,
             owners=self.owners,
             book=self.book,
             events=events,
@@ -161,7 +161,7 @@ class LockManager:
             is_closing=lambda: self.closing,
             lends=lends,
         )
-        self._stopper = Stopper(clock, self._stopped)
+        self._stopper = ProcessStopper(clock, self._stopped)
         self.unknown = UnknownLocks(
             table=self.table,
             owners=self.owners,
@@ -252,8 +252,8 @@ class LockManager:
             if self.closing:
                 return
         while True:
-            while self.turns.taken(lock):
-                await self.turns.wait(lock)
+            while self.key_locks.is_locked(lock):
+                await self.key_locks.wait(lock)
             mine = lock.claims.get(owner.id)
             if not mine:
                 break
@@ -266,19 +266,19 @@ class LockManager:
 
     # --- acquire ---
 
-    async def acquire(self, owner: Owner, want: Want) -> bool:
+    async def acquire(self, owner: Owner, want: AcquireRequest) -> bool:
         """Hold a resource for an owner.  True if it is newly claimed or its mode changed, False if it was so already.
 
         Raises an error of the `LockError` tree; then nothing has changed.
         """
-        rest = self.begin_acquire(owner, want)
+        rest = self.acquire_nowait(owner, want)
         return True if rest is None else await rest
 
-    def begin_acquire(self, owner: Owner, want: Want) -> Coroutine[Any, Any, bool] | None:
+    def acquire_nowait(self, owner: Owner, want: AcquireRequest) -> Coroutine[Any, Any, bool] | None:
         """None: it is acquired, newly.  Else what remains to be done; nothing has been yet."""
         return None if self._acquired_at_once(owner, want) else self._acquire(owner, want)
 
-    async def _acquire(self, owner: Owner, want: Want) -> bool:
+    async def _acquire(self, owner: Owner, want: AcquireRequest) -> bool:
         resource = want.resource
         try:
             want = await self._hashed.meant(owner, want)
@@ -299,14 +299,14 @@ class LockManager:
                 refused_users.write("refused %s to %s: %s", resource, owner, error, about=about)
             raise
 
-    async def _acquire_now(self, owner: Owner, want: Want) -> bool:
+    async def _acquire_now(self, owner: Owner, want: AcquireRequest) -> bool:
         resource = want.resource
         done: bool | None = None
         while done is None:
             if owner.gone:
                 raise OwnerGone(pid=owner.pid, name=resource.name)
-            if resource in self.turns.on:
-                await self.turns.wait(resource)
+            if resource in self.key_locks.on:
+                await self.key_locks.wait(resource)
             elif (lock := self.table.named(resource)) is not None:
                 done = await self._acquire_known(owner, want, lock)
             elif want.hashed is not None and (lock := self.table.named(want.hashed)) is not None:
@@ -315,21 +315,21 @@ class LockManager:
                     owner, want._replace(resource=want.hashed, hashed=None), lock
                 )
             else:
-                done = await self.turns.during((resource,), self._acquire_new(owner, want))
+                done = await self.key_locks.holding((resource,), self._acquire_new(owner, want))
         return done
 
-    def _acquired_at_once(self, owner: Owner, want: Want) -> bool:
+    def _acquired_at_once(self, owner: Owner, want: AcquireRequest) -> bool:
         """The common case in a single step: a disk that nobody here knows, and a lock that is there for the taking.
 
         False: nothing has changed, and `_acquire_new` or `_acquire_known` is to be asked.
         """
         resource = want.resource
-        if self.turns.on or owner.gone or want.create or resource.lockspace or want.only is not None:
+        if self.key_locks.on or owner.gone or want.create or resource.lockspace or want.only is not None:
             return False
         route = self.routing.route(resource)
         if route.min_at_start or self.table.named(resource) is not None:
             return False
-        taken = route.backend.take_at_once(resource, want.mode)
+        taken = route.backend.take_nowait(resource, want.mode)
         if taken is None:
             return False
         keys, held = taken
@@ -340,10 +340,10 @@ class LockManager:
                 log.debug("%s goes the long way: %s", resource, e)
             else:
                 return True
-        held.let_go_at_once()
+        held.release_nowait()
         return False
 
-    async def _acquire_new(self, owner: Owner, want: Want) -> bool | None:
+    async def _acquire_new(self, owner: Owner, want: AcquireRequest) -> bool | None:
         """No lock has this name.  None: something changed meanwhile, look again."""
         route = self.routing.route(want.resource, want.path)
         if owner.process is None and route.backend.capabilities.fenced:
@@ -367,14 +367,16 @@ class LockManager:
             what="Unable to keep hold of", path=route.backend.lock_path(want.resource), errno=errno.EAGAIN
         )
 
-    async def _take(self, owner: Owner, want: Want, route: Route, candidate: Candidate) -> bool | None:
+    async def _take(
+        self, owner: Owner, want: AcquireRequest, route: Route, candidate: Candidate
+    ) -> bool | None:
         keys = candidate.keys
         if want.only is not None and want.only not in keys:
             await candidate.abandon()
             raise _another_disk(want)
-        if self.turns.on and (busy := self.turns.first_taken(keys)) is not None:
+        if self.key_locks.on and (busy := self.key_locks.first_taken(keys)) is not None:
             await candidate.abandon()
-            await self.turns.wait(busy)
+            await self.key_locks.wait(busy)
             return _AGAIN
         if keys and (twin := self.table.of_lock_file(keys[0])) is not None:
             await candidate.abandon()
@@ -400,14 +402,14 @@ class LockManager:
                     backend=backend.name,
                     fix=fix,
                 )
-        outcome = await self.turns.during(keys, candidate.take(want.mode, self.note(owner)))
-        if isinstance(outcome, Moved):
+        outcome = await self.key_locks.holding(keys, candidate.take(want.mode, self.note(owner)))
+        if isinstance(outcome, Stale):
             return _AGAIN
         if isinstance(outcome, LeftBehind):
             await self.on_left_behind(route.backend.name, outcome.lease)
             return _AGAIN
         if isinstance(outcome, HeldElsewhere):
-            raise ResourceBusy(want.resource, self.telling.with_programs(outcome.holders))
+            raise ResourceBusy(want.resource, self.descriptions.with_programs(outcome.holders))
         if isinstance(outcome, IoFailed):
             raise storage_failed(outcome)
         if owner.gone:
@@ -427,19 +429,21 @@ class LockManager:
         domains = self._domains
         return domains is None or not ran_before(domains.look(owner.name.name, owner.name.uuid, owner.pid))
 
-    async def _acquire_known(self, owner: Owner, want: Want, lock: HostLock) -> bool | None:
+    async def _acquire_known(self, owner: Owner, want: AcquireRequest, lock: HostLock) -> bool | None:
         """This host has a lock on that file, by this name or another.  None: look again."""
         if owner.gone:
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
         if want.only is not None and want.only not in lock.keys:
             raise _another_disk(want)
         # The keys too: the same disk may just be taken through another lock file.
-        if self.turns.on and (busy := self.turns.first_taken((lock, *lock.keys))) is not None:
-            await self.turns.wait(busy)
+        if self.key_locks.on and (busy := self.key_locks.first_taken((lock, *lock.keys))) is not None:
+            await self.key_locks.wait(busy)
             return _AGAIN
         if lock.held is None:
             if not await self.lost.regain(lock):
-                raise ResourceBusy(want.resource, self.telling.holders(lock), note=f"; {lock.lost_reason}")
+                raise ResourceBusy(
+                    want.resource, self.descriptions.holders(lock), note=f"; {lock.lost_reason}"
+                )
             return _AGAIN
         decision = self.table.decide(lock, owner.id, want.resource, want.mode)
         match decision:
@@ -457,7 +461,7 @@ class LockManager:
                     self._second_acquires.question(
                         owner,
                         want.resource,
-                        lambda: self.telling.holder(owner.id, want.resource, lock.keys, lock),
+                        lambda: self.descriptions.holder(owner.id, want.resource, lock.keys, lock),
                     )
                 return False  # held already: one hold, whatever the number of acquires
         try:
@@ -468,19 +472,21 @@ class LockManager:
             await self._weaken(lock, decision.mode)
         return True
 
-    async def _strengthen(self, owner: Owner, want: Want, lock: HostLock, mode: Mode) -> None:
+    async def _strengthen(self, owner: Owner, want: AcquireRequest, lock: HostLock, mode: Mode) -> None:
         assert lock.held is not None
         things = (lock, *lock.keys)
-        refused = await self.turns.during(things, lock.held.convert(mode, self.note(owner)))
+        refused = await self.key_locks.holding(things, lock.held.convert(mode, self.note(owner)))
         if isinstance(refused, HeldElsewhere):
-            raise ResourceBusy(want.resource, self.telling.with_programs(refused.holders))
+            raise ResourceBusy(want.resource, self.descriptions.with_programs(refused.holders))
         if isinstance(refused, IoFailed):
             raise storage_failed(refused)
         self.book.converted(lock, mode)
         if owner.gone:  # its claims on this lock are being given up, and the lock with them
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
 
-    async def _make_way(self, owner: Owner, want: Want, others: Iterable[int], keys: Sequence[Key]) -> None:
+    async def _make_way(
+        self, owner: Owner, want: AcquireRequest, others: Iterable[int], keys: Sequence[Key]
+    ) -> None:
         """Refuse, unless an owner in the way has ended and the news just hasn't arrived, or is an unknown one that
         turns out to be the asking owner or to be over. After that the state must be read again.
         """
@@ -495,7 +501,7 @@ class LockManager:
                 named = self.table.named(want.resource) is lock or not set(keys).isdisjoint(lock.keys)
                 if named and await self.unknown.adopt(owner, want.resource, lock):
                     return
-        raise ResourceBusy(want.resource, [self.telling.holder(i, want.resource, keys) for i in others])
+        raise ResourceBusy(want.resource, [self.descriptions.holder(i, want.resource, keys) for i in others])
 
     def claimed(self, owner: Owner, resource: Resource) -> Mode | None:
         """The mode in which an owner claims a resource; None if it does not."""
@@ -513,7 +519,7 @@ class LockManager:
     def begin_release(self, owner: Owner, resource: Resource) -> Coroutine[Any, Any, None] | None:
         """None: it is released.  Else what remains to be done."""
         lock = self.table.named(resource)
-        if lock is None or self.turns.on or resource not in lock.claims.get(owner.id, ()):
+        if lock is None or self.key_locks.on or resource not in lock.claims.get(owner.id, ()):
             return self._release(owner, resource)
         return self._begin_giving_up(owner, lock, resource)
 
@@ -546,11 +552,11 @@ class LockManager:
         if resource.lockspace and self.table.named(resource) is None:
             self.lockspaces.check_name(resource)
             await self.lockspaces.need(resource.lockspace, make=False)
-        while self.turns.taken(resource):
-            await self.turns.wait(resource)
+        while self.key_locks.is_locked(resource):
+            await self.key_locks.wait(resource)
         lock = self.table.named(resource)
-        while lock is not None and self.turns.taken(lock):
-            await self.turns.wait(lock)
+        while lock is not None and self.key_locks.is_locked(lock):
+            await self.key_locks.wait(lock)
             lock = self.table.named(resource)
         if len(self.unknown) and (lock is None or resource not in lock.claims.get(owner.id, {})):
             lock = await self._adopted(owner, resource, lock) or lock
@@ -571,7 +577,7 @@ class LockManager:
             await candidate.abandon()
         if (
             lock is None
-            or self.turns.taken(lock)
+            or self.key_locks.is_locked(lock)
             or not await self.unknown.adopt(owner, resource, lock, to_release=True)
         ):
             return None
@@ -599,8 +605,8 @@ class LockManager:
     ) -> None:
         if rest is not None:
             await rest
-        while self.turns.taken(lock):
-            await self.turns.wait(lock)
+        while self.key_locks.is_locked(lock):
+            await self.key_locks.wait(lock)
         if resource in lock.claims.get(owner.id, {}):
             await self._give_up(owner, lock, resource)
 
@@ -610,10 +616,10 @@ class LockManager:
         left = self.book.unclaim(owner, lock, resource)
         self._second_acquires.forget(owner, resource)
         if left.last:
-            if lock.held is None or lock.held.let_go_at_once():
+            if lock.held is None or lock.held.release_nowait():
                 return None
             # New acquires of this file must wait until it is really free: by its name and by its keys.
-            return self.turns.during((lock, resource, *lock.keys), lock.held.release())
+            return self.key_locks.holding((lock, resource, *lock.keys), lock.held.release())
         if left.mode_needed is not None and left.mode_needed < lock.mode and lock.held is not None:
             return self._weaken(lock, left.mode_needed)
         return None
@@ -623,7 +629,7 @@ class LockManager:
         rest = next((o for i in lock.claims if (o := self.owners.get(i)) is not None), None)
         if rest is None or lock.held is None:
             return
-        refused = await self.turns.during((lock,), lock.held.convert(mode, self.note(rest)))
+        refused = await self.key_locks.holding((lock,), lock.held.convert(mode, self.note(rest)))
         if refused is None:
             self.book.converted(lock, mode)
         else:
@@ -680,7 +686,7 @@ class LockManager:
         return self.book.lines(self.lockspaces, self.owners, everybody=everybody)
 
 
-def _another_disk(want: Want) -> Refused:
+def _another_disk(want: AcquireRequest) -> Refused:
     return Refused(
         reason=f"disk '{want.resource.name}' can't be shown to be the file that the asking user may open: its path leads to "
         "another one by now, or its lock is known by its name only; root may ask for it"

@@ -16,7 +16,7 @@ from holdfast.errors import Refused
 from holdfast.manager import events as ev
 from holdfast.manager import journal_kinds as jn
 from holdfast.manager.events import Events
-from holdfast.manager.file_lockspaces import Lockspaces
+from holdfast.manager.file_lockspaces import FileLockspaces
 from holdfast.manager.journal import Journal
 from holdfast.manager.journal_kinds import text_of
 from holdfast.manager.journal_lines import (
@@ -31,7 +31,7 @@ from holdfast.manager.journal_lines import (
 )
 from holdfast.manager.lock_table import Key, Lock, LockTable, Unclaimed
 from holdfast.manager.owners import Owner, Owners
-from holdfast.model import Mode, ProcessId, Resource, Want
+from holdfast.model import AcquireRequest, Mode, ProcessId, Resource
 from holdfast.system.clock import Clock
 from holdfast.system.host.process import Family
 
@@ -41,7 +41,7 @@ HAD_LOCKS_MAX = 20_000
 """Processes remembered to have had a lock; as many as owners."""
 
 
-class LockBook:
+class LockRegistry:
     """See the module.  ``keep`` puts a lock's descriptor into the descriptor store, or takes it out (None)."""
 
     def __init__(
@@ -129,7 +129,9 @@ class LockBook:
         for name, mode in claims.items():
             self._tell(ev.ADOPTED, owner, name, mode)
 
-    def enter(self, owner: Owner, want: Want, backend: Backend, keys: tuple[Key, ...], held: Held) -> None:
+    def enter(
+        self, owner: Owner, want: AcquireRequest, backend: Backend, keys: tuple[Key, ...], held: Held
+    ) -> None:
         """A lock that was just taken, and its first claim.  OSError: the journal can't be written; nothing has changed."""
         lock: HostLock = Lock(
             lock_id=self._table.next_id(),
@@ -155,7 +157,7 @@ class LockBook:
             raise
         self._tell(ev.ACQUIRED, owner, want.resource, want.mode)
 
-    def claim(self, owner: Owner, want: Want, lock: HostLock, *, converted: bool) -> None:
+    def claim(self, owner: Owner, want: AcquireRequest, lock: HostLock, *, converted: bool) -> None:
         """One more claim on a lock, or another mode of one.  OSError: as above."""
         self._write_what_is_missing(lock)
         self._record(owner, claim_line(lock, owner.id, want.resource, want.mode))
@@ -230,7 +232,7 @@ class LockBook:
             owner.journaled = False
             self._journal.append_end(jn.OwnerGoneLine(owner.id))
 
-    def lines(self, lockspaces: Lockspaces, owners: Owners, *, everybody: bool) -> list[jn.Line]:
+    def lines(self, lockspaces: FileLockspaces, owners: Owners, *, everybody: bool) -> list[jn.Line]:
         """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""
         lines: list[jn.Line] = [
             jn.LockspaceLine(text_of(p), lockspaces.made_on_demand(p)) for p in lockspaces.known()

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import logging
 
-from holdfast.backends.base import HeldElsewhere, KeepsDescriptors, Moved, SavedLock
+from holdfast.backends.base import HeldElsewhere, KeepsDescriptors, SavedLock, Stale
 from holdfast.errors import LockError
 from holdfast.manager import events as ev
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence, Owner
-from holdfast.model import Mode, OwnerName, Resource, Want
+from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.system.files.ofd_lock import IoFailed
 from holdfast.system.libvirt.domains import Domain, DomainStatus
 
@@ -54,7 +54,7 @@ class LockSearch:
                 resource=left.resource, mode=left.mode, create=True, path=left.path, keys=(left.key,)
             )
             held = await backend.adopt(saved, None)
-            if isinstance(held, HeldElsewhere | Moved | IoFailed):
+            if isinstance(held, HeldElsewhere | Stale | IoFailed):
                 log.warning("lock file %s names %s of this host: %s", left.path, left.noted.owner.name, held)
                 continue
             self._manager.unknown.hold(
@@ -82,9 +82,11 @@ class LockSearch:
             if owner.process is None:
                 self._manager.owners.forget(owner)
                 return
-            await self._taken(owner, Want(resource, Mode.SHARED if disk.shareable else Mode.EXCLUSIVE))
+            await self._taken(
+                owner, AcquireRequest(resource, Mode.SHARED if disk.shareable else Mode.EXCLUSIVE)
+            )
 
-    async def _taken(self, owner: Owner, want: Want) -> None:
+    async def _taken(self, owner: Owner, want: AcquireRequest) -> None:
         try:
             await self._manager.acquire(owner, want)
         except LockError as e:

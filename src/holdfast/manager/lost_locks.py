@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from holdfast.backends.base import Backend, Held, HeldElsewhere, MayBeShared, Moved, Rereadable, SavedLock
+from holdfast.backends.base import Backend, Held, HeldElsewhere, MayBeShared, Rereadable, SavedLock, Stale
 from holdfast.errors import LockError, storage_failed
-from holdfast.manager.holders import Telling
+from holdfast.manager.holders import HolderDescriptions
 from holdfast.manager.journal_replay import SavedClaims
-from holdfast.manager.key_locks import Turns
+from holdfast.manager.key_locks import KeyLocks
 from holdfast.manager.lock_table import Lock, LockTable
 from holdfast.model import Mode
 from holdfast.system.files.ofd_lock import FileKey, IoFailed
@@ -28,17 +28,17 @@ class LostLocks:
         self,
         *,
         table: LockTable[Held],
-        turns: Turns,
+        key_locks: KeyLocks,
         backends: Mapping[str, Backend],
-        telling: Telling,
+        descriptions: HolderDescriptions,
         keep: Callable[[int, int | None], None] | None,
         dead_holder: DeadHolder = lambda _, __: None,
     ) -> None:
         self._dead_holder = dead_holder
         self._table = table
-        self._turns = turns
+        self._key_locks = key_locks
         self._backends = backends
-        self._telling = telling
+        self._descriptions = descriptions
         self._keep = keep
 
     def restore(self, saved: SavedClaims, owners: Iterable[int]) -> Lock[Held]:
@@ -64,7 +64,7 @@ class LostLocks:
 
     async def reread(self, lock: Lock[Held]) -> str:
         """Give up a held lock that storage does not say is held; why, or empty if it is held. Nothing is written."""
-        return await self._turns.during((lock,), self._reread(lock))
+        return await self._key_locks.holding((lock,), self._reread(lock))
 
     async def _reread(self, lock: Lock[Held]) -> str:
         held = lock.held
@@ -80,7 +80,7 @@ class LostLocks:
 
     async def regain(self, lock: Lock[Held], fd: int | None = None) -> bool:
         """Hold a lost lock again: by the descriptor that was kept, or anew.  `lock.lost_reason` tells why not."""
-        return await self._turns.during((lock,), self._regain(lock, fd))
+        return await self._key_locks.holding((lock,), self._regain(lock, fd))
 
     async def _regain(self, lock: Lock[Held], fd: int | None) -> bool:
         if lock.stands_for:
@@ -108,9 +108,9 @@ class LostLocks:
             )
             lock.lost_reason, lock.lost_for_certain = reason, False
         elif isinstance(outcome, HeldElsewhere):
-            told = "; ".join(str(h) for h in self._telling.with_programs(outcome.holders))
+            told = "; ".join(str(h) for h in self._descriptions.with_programs(outcome.holders))
             lock.lost_reason, lock.lost_for_certain = f"it was taken by {told}", True
-        elif isinstance(outcome, Moved):
+        elif isinstance(outcome, Stale):
             lock.lost_reason, lock.lost_for_certain = "another file has its path now", False
         elif isinstance(outcome, IoFailed):
             lock.lost_reason, lock.lost_for_certain = str(storage_failed(outcome)), False

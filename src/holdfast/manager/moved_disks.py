@@ -16,14 +16,14 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Moved
+from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Stale
 from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.control.api import MOVED_PROBLEM
 from holdfast.errors import LockError
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
-from holdfast.model import DIRECT_LOCKSPACE, Mode, Resource, Want
+from holdfast.model import DIRECT_LOCKSPACE, AcquireRequest, Mode, Resource
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.files.ofd_lock import IoFailed
@@ -158,19 +158,19 @@ class MovedDisks:
         if isinstance(candidate, IoFailed):
             return str(candidate)
         keys = candidate.keys
-        if manager.turns.taken(moved.lock) or manager.turns.first_taken(keys) is not None:
+        if manager.key_locks.is_locked(moved.lock) or manager.key_locks.first_taken(keys) is not None:
             return "something else is being done with it"
         if (twin := manager.table.of_lock_file(keys[0])) is not None:
             return f"this host holds lease {lease} for {', '.join(str(manager.owners.get(i)) for i in twin.claims)}"
         if manager.table.in_the_way(owner.id, moved.mode, keys=keys):
             return "another owner has the disk"
-        outcome = await manager.turns.during(
+        outcome = await manager.key_locks.holding(
             (moved.lock, *keys), candidate.take(moved.mode, manager.note(owner))
         )
         if isinstance(outcome, LeftBehind):
             await manager.on_left_behind(backend.name, outcome.lease)
             return "what an earlier daemon held of it is found out first"
-        if isinstance(outcome, Moved):
+        if isinstance(outcome, Stale):
             return "it has just been removed"
         if isinstance(outcome, HeldElsewhere):
             return f"it is held by {'; '.join(str(holder) for holder in outcome.holders)}"
@@ -181,7 +181,7 @@ class MovedDisks:
             return ""
         try:
             manager.book.enter(
-                owner, Want(Resource(DIRECT_LOCKSPACE, lease), moved.mode), backend, keys, outcome
+                owner, AcquireRequest(Resource(DIRECT_LOCKSPACE, lease), moved.mode), backend, keys, outcome
             )
         except OSError as e:
             await outcome.release()

@@ -28,7 +28,7 @@ TERM_S = 1.6
 REMIND_S = 30.0
 
 
-class Stopper:
+class ProcessStopper:
     """Runs the ladder for one owner at a time; `on_stopped` is told what was done."""
 
     def __init__(self, clock: Clock, on_stopped: Callable[[Owner, str], None]) -> None:

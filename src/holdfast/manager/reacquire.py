@@ -28,7 +28,7 @@ UNDO_S = 10.0
 and libvirt then releases once (an attach) or twice (a block copy)."""
 
 
-class SecondAcquires:
+class ReacquirePolicy:
     """Remembers the doubtful ones.  ``domains`` None: nobody to ask, every one is granted."""
 
     def __init__(self, domains: DomainStatus | None, clock: Clock) -> None:

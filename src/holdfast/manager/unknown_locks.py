@@ -29,7 +29,7 @@ from holdfast.backends.base import Held, MayHaveSharers, NotesOwner
 from holdfast.errors import Refused
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
-from holdfast.manager.lock_registry import HostLock, LockBook
+from holdfast.manager.lock_registry import HostLock, LockRegistry
 from holdfast.manager.lock_table import Key, Lock, LockTable
 from holdfast.manager.owners import Evidence, Owner, Owners
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
@@ -67,7 +67,7 @@ class UnknownLocks:
         *,
         table: LockTable[Held],
         owners: Owners,
-        book: LockBook,
+        book: LockRegistry,
         events: Events,
         clock: Clock,
         open_files: OpenFiles,

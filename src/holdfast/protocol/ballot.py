@@ -33,7 +33,7 @@ Differences from sanlock, none of which it can tell from a slow sanlock host:
       sees the leader of lver 1 naming itself: "won"
 
 * Our own block must read back as written: if not, another host has judged us dead and cleared it.
-* Phase 1 may have been written long before, by the release of the version before (`next_promise`). Then the look that the
+* Phase 1 may have been written long before, by the release of the version before (`prepare_next`). Then the look that the
   race begins with is the look that ends it:
 
       release of lver 5     dblock[p] = (mbal b, bal 0, lver 6, RELEASED); leader lver 5 free
@@ -138,7 +138,7 @@ def next_mbal(greatest_mbal: int, host_id: HostId, max_hosts: int) -> int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class PreparedBallot:
     """What a release has left on disk: the leader that it freed, and in our block phase 1 for the version after it.
 
     `before_free`: it was there while that leader still named us, so whoever begins a ballot for that version sees it.
@@ -149,7 +149,7 @@ class Promise:
     before_free: bool
 
 
-def next_promise(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock | None:
+def prepare_next(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock | None:
     """What the owner of this leader may leave in his block instead of his value when he gives it up: it says so, as any
     block about a newer version does (`takeover`), and begins his ballot for that version. None where numbers end.
 
@@ -161,7 +161,7 @@ def next_promise(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock |
     return HostBlock(dblock=Dblock(mbal=mbal, lver=leader.lver + 1, flags=FLAG_RELEASED))
 
 
-def still_stands(promise: Promise, seen: Snapshot, host_id: HostId) -> bool:
+def is_still_valid(promise: PreparedBallot, seen: Snapshot, host_id: HostId) -> bool:
     """Whether this look ends phase 1: the lease is as the release left it, and nobody is seen ahead of the promise.
 
     A glance does only if no vote can be from before the promise. Such a vote may be decided, and whoever votes above it
@@ -189,7 +189,7 @@ async def ballot(
 
     `mode` goes with both writes: nothing for a plain acquire, which so erases a shared hold of an earlier
     term, and our shared hold when it is being converted, which must not be lost if we are.
-    `promised`: the look, or glance, in which `own` is a promise of this very number that `still_stands`. No number is
+    `promised`: the look, or glance, in which `own` is a promise of this very number that `is_still_valid`. No number is
     used twice.
     """
     remembered = own.dblock if own.dblock.lver == lver else Dblock(lver=lver)

@@ -55,7 +55,7 @@ from holdfast.protocol.types import (
     IoFailed,
     OnWait,
     Waiting,
-    nobody_looks_on,
+    ignore_wait,
     timestamp_of,
 )
 
@@ -206,7 +206,7 @@ ReleaseOutcome = Released | NotReleased
 
 
 async def acquire(
-    area: LockspaceArea, clock: Clock, claim: Claim, on_wait: OnWait = nobody_looks_on
+    area: LockspaceArea, clock: Clock, claim: Claim, on_wait: OnWait = ignore_wait
 ) -> AcquireOutcome:
     """Claim a host id. Takes twice the former holder's io_timeout if it is free, its dead bound if it is
     held.

@@ -6,7 +6,7 @@ lease serves stands in its leader, so the first look of all is made for `hosts_e
 leader says more.
 
 A *glance* is for the first step of a race, whose ballots look at everybody anyway: where a look is large it shows only the
-leader, our own block, and that of the owner whom the leader names; he has mostly promised something (`next_promise`).
+leader, our own block, and that of the owner whom the leader names; he has mostly promised something (`prepare_next`).
 
 A read of several sectors is not atomic: the leader may be older than a block read with it. Nothing here
 assumes otherwise.
@@ -168,7 +168,7 @@ class LeaseArea:
             return wiser._decode(host_id, raw, leader.num_hosts)
         return self._decode(host_id, raw, hosts)
 
-    async def glance(self, host_id: HostId, timeout_s: float) -> Snapshot | Malformed | IoFailed:
+    async def read_partial(self, host_id: HostId, timeout_s: float) -> Snapshot | Malformed | IoFailed:
         """Enough to begin a race with, at a fraction of the reading. Another host's block that can't be read is left out:
         the leader may tell by itself that the lease is held, and every ballot looks at all of them.
         """
@@ -181,7 +181,7 @@ class LeaseArea:
             return leader
         if leader.geometry != self.geometry:
             return await self.look(host_id, timeout_s)
-        if (seen := self.glimpse(leader, host_id, raw)) is not None:
+        if (seen := self.partial_snapshot(leader, host_id, raw)) is not None:
             return seen
         blocks = {}
         for shown in _glanced_at(leader, host_id):
@@ -192,7 +192,7 @@ class LeaseArea:
                 return block
         return Snapshot(leader, blocks, of_all=False)
 
-    def glimpse(self, leader: Leader, host_id: HostId, raw: bytes) -> Snapshot | None:
+    def partial_snapshot(self, leader: Leader, host_id: HostId, raw: bytes) -> Snapshot | None:
         """A glance at what has just been read from the begin of the area, if that tells as much."""
         if leader.geometry != self.geometry:
             return None

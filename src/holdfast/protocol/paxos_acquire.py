@@ -1,7 +1,7 @@
 """Racing for the next version of a lease: from the first look to the leader that names us.
 
 The very first look is a glance; if a ballot then meets others whom that did not show, it is a look at all. If the first
-one shows what we had promised when we gave the lease up, the first ballot mostly begins with phase 2 (`still_stands`).
+one shows what we had promised when we gave the lease up, the first ballot mostly begins with phase 2 (`is_still_valid`).
 
     look -> may it be taken from its owner? -> ballot for lver + 1 -> write the leader
      ^            |                              |          |              |
@@ -54,11 +54,11 @@ from holdfast.protocol.ballot import (
     LeaderMoved,
     NoStanding,
     Outbid,
-    Promise,
+    PreparedBallot,
     VersionPassed,
     ballot,
+    is_still_valid,
     next_mbal,
-    still_stands,
 )
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
@@ -73,9 +73,9 @@ from holdfast.protocol.paxos_outcomes import (
     Won,
     WrongVersion,
 )
-from holdfast.protocol.ports import Chance, Clock
-from holdfast.protocol.takeover import NOBODY_ATTESTED, Attested, LeaderChanged, MayTake, may_take
-from holdfast.protocol.types import Generation, HostId, IoFailed, OnWait, nobody_looks_on, timestamp_of
+from holdfast.protocol.ports import Clock, Rng
+from holdfast.protocol.takeover import NOBODY_ATTESTED, Attested, LeaderChanged, MayTakeOver, may_take_over
+from holdfast.protocol.types import Generation, HostId, IoFailed, OnWait, ignore_wait, timestamp_of
 
 # Each start means that somebody else has got on; two hosts that race for seconds need a handful.
 STARTS_MAX = 64
@@ -89,44 +89,44 @@ _PAUSE_MAX_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Intent:
+class AcquireIntent:
     """What the race is for: `mode` is written with our block, `short_hold` into the leader."""
 
     mode: ModeBlock = NO_MODE
     short_hold: bool = False
     wanted_lver: int = 0  # 0: any
     wait: bool = False
-    on_wait: OnWait = nobody_looks_on
+    on_wait: OnWait = ignore_wait
     attested: Attested = NOBODY_ATTESTED
-    glimpse: Snapshot | None = None
+    partial_snapshot: Snapshot | None = None
     """What a glance has just shown, with no write of ours in flight: the race begins with it."""
-    promise: Promise | None = None
+    promise: PreparedBallot | None = None
     """What this process has left behind when it gave the lease up; told to one race only."""
 
 
-async def race(
-    area: LeaseArea, member: Membership, clock: Clock, chance: Chance, intent: Intent
+async def acquire_version(
+    area: LeaseArea, member: Membership, clock: Clock, rng: Rng, intent: AcquireIntent
 ) -> Won | Refusal | InDoubt:
     """Win the next version of the lease, or say why not."""
-    return await _Race(area, member, clock, chance, intent).run()
+    return await _Acquisition(area, member, clock, rng, intent).run()
 
 
 class _Again:
     """Start over."""
 
 
-class _Race:
+class _Acquisition:
     """The state of one race. `_own` is the block that we last tried to write, None before the first
     ballot; `_named` whether the leader that we last knew names us.
     """
 
     def __init__(
-        self, area: LeaseArea, member: Membership, clock: Clock, chance: Chance, intent: Intent
+        self, area: LeaseArea, member: Membership, clock: Clock, rng: Rng, intent: AcquireIntent
     ) -> None:
         self._area = area
         self._member = member
         self._clock = clock
-        self._chance = chance
+        self._rng = rng
         self._intent = intent
         self._own: HostBlock | None = None
         self._named = False
@@ -163,7 +163,7 @@ class _Race:
                 return await self._leader_is_behind(leader, seen.greatest_lver)
             self._behind += 1
             return await self._compete(seen, seen.greatest_lver)
-        verdict = await may_take(
+        verdict = await may_take_over(
             self._area,
             member,
             self._clock,
@@ -175,7 +175,7 @@ class _Race:
         match verdict:
             case LeaderChanged():
                 return _Again()
-            case MayTake(waited):
+            case MayTakeOver(waited):
                 # What was seen before a long wait is no ground for a ballot: ballot numbers have grown since.
                 seen_now = await self._look_again(leader) if waited else seen
                 if not isinstance(seen_now, Snapshot):
@@ -187,9 +187,9 @@ class _Race:
     async def _look(self) -> Snapshot | Malformed | IoFailed:
         """Mostly nobody else is about, so a race begins with a glance; its ballots tell if somebody was."""
         self._starts += 1
-        if self._starts == 1 and self._intent.glimpse is not None:
-            return self._intent.glimpse
-        look = self._area.glance if self._starts == 1 else self._area.look
+        if self._starts == 1 and self._intent.partial_snapshot is not None:
+            return self._intent.partial_snapshot
+        look = self._area.read_partial if self._starts == 1 else self._area.look
         return await look(self._member.host_id, self._member.io_timeout_s)
 
     def _refusal_at_sight(self, seen: Snapshot) -> Refusal | None:
@@ -264,7 +264,7 @@ class _Race:
         promise, mode = self._intent.promise, self._intent.mode
         if promise is None or self._ballots or promise.block.mode != mode:
             return False
-        return still_stands(promise, seen, self._member.host_id)
+        return is_still_valid(promise, seen, self._member.host_id)
 
     async def _commit(
         self, leader: Leader, lver: int, value: Value, own: HostBlock, sharers: dict[HostId, Generation]
@@ -316,7 +316,7 @@ class _Race:
         return _Again()
 
     async def _pause(self) -> None:
-        await self._clock.sleep(self._chance.uniform(0, _PAUSE_MAX_S))
+        await self._clock.sleep(self._rng.uniform(0, _PAUSE_MAX_S))
 
     def _proposal(self) -> Value:
         return Value(self._member.host_id, self._member.generation, timestamp_of(self._clock.now()))

@@ -23,12 +23,12 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.host_block import NO_MODE, HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
-from holdfast.protocol.ballot import Promise
+from holdfast.protocol.ballot import PreparedBallot
 from holdfast.protocol.holders import shared_by
 from holdfast.protocol.host_status import proven_gone
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.paxos_acquire import Intent, race
+from holdfast.protocol.paxos_acquire import AcquireIntent, acquire_version
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost, Refusal, Won
 from holdfast.protocol.paxos_release import (
     DowngradeFailed,
@@ -40,9 +40,9 @@ from holdfast.protocol.paxos_release import (
     downgrade,
     release,
 )
-from holdfast.protocol.ports import Chance, Clock
+from holdfast.protocol.ports import Clock, Rng
 from holdfast.protocol.takeover import NOBODY_ATTESTED, Attested, Busy, attested_off, other_term_left_s
-from holdfast.protocol.types import Generation, HostId, IoFailed, OnWait, nobody_looks_on
+from holdfast.protocol.types import Generation, HostId, IoFailed, OnWait, ignore_wait
 
 # A shared acquirer meets other shared acquirers that hold the leader only for a moment; it tries again so
 # often.
@@ -64,30 +64,30 @@ async def acquire_exclusive(
     area: LeaseArea,
     member: Membership,
     clock: Clock,
-    chance: Chance,
+    rng: Rng,
     *,
     wanted_lver: int = 0,
     wait: bool = False,
-    on_wait: OnWait = nobody_looks_on,
+    on_wait: OnWait = ignore_wait,
     attested: Attested = NOBODY_ATTESTED,
-    glimpse: Snapshot | None = None,
-    promise: Promise | None = None,
+    partial_snapshot: Snapshot | None = None,
+    promise: PreparedBallot | None = None,
 ) -> AcquireOutcome:
     """Acquire the lease for this host alone; `wait` for the dead bound of an owner that may be dead.
 
     `attested`: terms of hosts that a person vouches to be off, for which the dead bound need not pass.
-    `glimpse`: what a glance has just shown, with no write of ours in flight.
+    `partial_snapshot`: what a glance has just shown, with no write of ours in flight.
     `promise`: what the last release of it by this very term has left in our block (`Released`), told once.
     """
-    intent = Intent(
+    intent = AcquireIntent(
         wanted_lver=wanted_lver,
         wait=wait,
         on_wait=on_wait,
         attested=attested,
-        glimpse=glimpse,
+        partial_snapshot=partial_snapshot,
         promise=promise,
     )
-    won = await race(area, member, clock, chance, intent)
+    won = await acquire_version(area, member, clock, rng, intent)
     if not isinstance(won, Won):
         return won
     lease = Lease(Mode.EXCLUSIVE, won.leader, won.own, owns_leader=True)
@@ -105,22 +105,24 @@ async def acquire_shared(
     area: LeaseArea,
     member: Membership,
     clock: Clock,
-    chance: Chance,
+    rng: Rng,
     *,
     wait: bool = False,
-    on_wait: OnWait = nobody_looks_on,
-    glimpse: Snapshot | None = None,
-    promise: Promise | None = None,
+    on_wait: OnWait = ignore_wait,
+    partial_snapshot: Snapshot | None = None,
+    promise: PreparedBallot | None = None,
 ) -> AcquireOutcome:
     """Acquire the lease together with any other hosts that hold it shared."""
-    intent = Intent(short_hold=True, wait=wait, on_wait=on_wait, glimpse=glimpse, promise=promise)
-    won = await race(area, member, clock, chance, intent)
-    intent = replace(intent, glimpse=None, promise=None)
+    intent = AcquireIntent(
+        short_hold=True, wait=wait, on_wait=on_wait, partial_snapshot=partial_snapshot, promise=promise
+    )
+    won = await acquire_version(area, member, clock, rng, intent)
+    intent = replace(intent, partial_snapshot=None, promise=None)
     for _ in range(SHARED_RETRIES_MAX):
         if not (isinstance(won, Busy) and _held_for_a_moment(won.leader)):
             break
-        await clock.sleep(chance.uniform(0, _SHARED_PAUSE_MAX_S))
-        won = await race(area, member, clock, chance, intent)
+        await clock.sleep(rng.uniform(0, _SHARED_PAUSE_MAX_S))
+        won = await acquire_version(area, member, clock, rng, intent)
     if not isinstance(won, Won):
         return won
     shared = await downgrade(
@@ -171,7 +173,7 @@ async def living_sharers(
 
 
 async def upgrade(
-    area: LeaseArea, member: Membership, clock: Clock, chance: Chance, lease: Lease
+    area: LeaseArea, member: Membership, clock: Clock, rng: Rng, lease: Lease
 ) -> AcquireOutcome:
     """From shared to exclusive, never letting go of the shared hold: refused while another host shares.
 
@@ -180,7 +182,7 @@ async def upgrade(
     standing.
     """
     hold = ModeBlock.shared(member.generation)
-    won = await race(area, member, clock, chance, Intent(mode=hold))
+    won = await acquire_version(area, member, clock, rng, AcquireIntent(mode=hold))
     if not isinstance(won, Won):
         return won
     exclusive = Lease(Mode.EXCLUSIVE, won.leader, won.own, owns_leader=True)

@@ -21,7 +21,7 @@ from enum import Enum
 from holdfast.ondisk.host_block import FLAG_RELEASED, NO_MODE, HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
-from holdfast.protocol.ballot import Promise, next_promise
+from holdfast.protocol.ballot import PreparedBallot, prepare_next
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
@@ -58,7 +58,7 @@ class Lease:
 class Released:
     """The lease is free, or as free as it was without us. `promise`: how it was left, for our own next acquire."""
 
-    promise: Promise | None = None
+    promise: PreparedBallot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
     next_phase_one: HostBlock | None = None
     may_promise = lease.mode is Mode.EXCLUSIVE and lease.leader.write_id == member.host_id
     if may_promise and not member.beside_others():
-        next_phase_one = next_promise(own, lease.leader, member.host_id)
+        next_phase_one = prepare_next(own, lease.leader, member.host_id)
     elif may_promise or lease.mode is Mode.SHARED:
         # An upgrade that was refused has moved our ballots on, or an earlier attempt has promised when no other host was
         # seen; to write older ones would take back a promise.
@@ -221,4 +221,4 @@ async def _free_leader(
 
 
 def _left(leader: Leader, block: HostBlock | None, *, before_free: bool) -> Released:
-    return Released(None if block is None else Promise(leader, block, before_free))
+    return Released(None if block is None else PreparedBallot(leader, block, before_free))

@@ -51,7 +51,7 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None: ...
 
 
-class Chance(Protocol):
+class Rng(Protocol):
     """Randomness: what keeps two equal contenders from outbidding each other for ever."""
 
     def uniform(self, least: float, greatest: float) -> float: ...

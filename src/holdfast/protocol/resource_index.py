@@ -138,16 +138,16 @@ async def create_entry(
 
 
 @dataclass(frozen=True, slots=True)
-class Stray:
+class UnindexedLease:
     """A lease that no entry leads to."""
 
     offset_bytes: int
     name: str
 
 
-async def strays(index: Index, timeout_s: float) -> list[Stray] | IoFailed:
+async def unindexed(index: Index, timeout_s: float) -> list[UnindexedLease] | IoFailed:
     """Every stray. Who is just making a lease is not among them: what has never been owned is none."""
-    found: list[Stray] = []
+    found: list[UnindexedLease] = []
     for number in _without_entry(index):
         raw = await _first_sector(index, number, timeout_s)
         if isinstance(raw, IoFailed):
@@ -155,7 +155,7 @@ async def strays(index: Index, timeout_s: float) -> list[Stray] | IoFailed:
         if not _may_be_used(raw, index.header):
             leader = Leader.decode(raw)
             if isinstance(leader, Leader) and leader.space_name == index.header.space_name:
-                found.append(Stray(_offset_bytes(index, number), leader.resource_name.text))
+                found.append(UnindexedLease(_offset_bytes(index, number), leader.resource_name.text))
     return found
 
 

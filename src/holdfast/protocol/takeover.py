@@ -51,7 +51,7 @@ _POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class MayTake:
+class MayTakeOver:
     """Nobody holds the lease. `waited`: time has passed since the leader was read."""
 
     waited: bool
@@ -157,7 +157,7 @@ def silence_s(timing: Timing, view: HostView) -> int:
     return timing.renewal_s + timing.io_timeout_s
 
 
-OwnerVerdict = MayTake | Busy | HostUnknown | NeverByTime | LeaderChanged | Malformed | IoFailed
+OwnerVerdict = MayTakeOver | Busy | HostUnknown | NeverByTime | LeaderChanged | Malformed | IoFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class _Watch:
     io_timeout_s: int
 
 
-async def may_take(
+async def may_take_over(
     area: LeaseArea,
     member: Membership,
     clock: Clock,
@@ -181,9 +181,9 @@ async def may_take(
 ) -> OwnerVerdict:
     """Judge the owner that `leader` names; wait for its dead bound if told so."""
     if leader.is_free or member.owns(leader):
-        return MayTake(waited=False)
+        return MayTakeOver(waited=False)
     if leader.owner_id == member.host_id and leader.owner_generation < member.generation:
-        return MayTake(waited=False)
+        return MayTakeOver(waited=False)
     block: HostBlock | Malformed | None = None
     if needs_owner_block(leader):
         read = await area.read_block(HostId(leader.owner_id), member.io_timeout_s)
@@ -192,7 +192,7 @@ async def may_take(
         block = read
     match owner_by(leader, block):
         case Free() | Released():
-            return MayTake(waited=False)
+            return MayTakeOver(waited=False)
         case OwnerUnclear(_, fault):
             return fault
         case Exclusive():
@@ -225,7 +225,7 @@ async def _watch_owner(
         if proven_gone(term, record, view) or attested_off(
             attested, owner, term, record, view, member.timing
         ):
-            return MayTake(waited)
+            return MayTakeOver(waited)
         if record.generation != term:
             left_s = other_term_left_s(member, owner, term, record, looked_at)
         else:
@@ -245,7 +245,7 @@ async def _watch_owner(
             return NeverByTime(leader, record.host_name.text, Generation(record.generation), view.unchanged_s)
         # Strictly beyond the bound, by a look that began after it.
         if left_s < 0:
-            return MayTake(waited)
+            return MayTakeOver(waited)
         # What ends the wait for another term is looks, and those of a term of ours that is lost have ended.
         if not wait or (record.generation != term and not member.may_write()):
             return HostUnknown(leader, record.host_name.text, left_s)

@@ -62,5 +62,5 @@ class Waiting:
 OnWait = Callable[[Waiting], None]
 
 
-def nobody_looks_on(_: Waiting) -> None:
+def ignore_wait(_: Waiting) -> None:
     """The default for `OnWait`."""

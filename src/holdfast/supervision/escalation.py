@@ -58,7 +58,7 @@ class OutOfTime:
 LadderAction = Act | Terminate | Kill | AllGone | OutOfTime
 
 
-class Ladder:
+class Escalation:
     """One loss of one lockspace. `renewed_at` None: nobody knows how old the lease was, so there is no grace."""
 
     def __init__(self, timing: Timing, *, lost_at: Instant, renewed_at: Instant | None) -> None:

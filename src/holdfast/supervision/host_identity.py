@@ -37,7 +37,7 @@ from holdfast.supervision.join_errors import NotJoined
 log = logging.getLogger(__name__)
 
 
-class Term(msgspec.Struct, frozen=True, kw_only=True):
+class Incarnation(msgspec.Struct, frozen=True, kw_only=True):
     """What is remembered of a term, in a file that survives a reboot."""
 
     lockspace: str
@@ -67,18 +67,18 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class _Checked(Term, frozen=True, kw_only=True):
-    """A `Term` as it is written: with the checksum (zlib.crc32) of the rest; None in what an older daemon wrote."""
+class _Checked(Incarnation, frozen=True, kw_only=True):
+    """A `Incarnation` as it is written: with the checksum (zlib.crc32) of the rest; None in what an older daemon wrote."""
 
     check: int | None = None
 
 
-def encode_term(term: Term) -> str:
+def encode_term(term: Incarnation) -> str:
     raw = msgspec.json.encode(term)
     return f'{raw[:-1].decode()},"check":{zlib.crc32(raw)}}}'
 
 
-def decode_term(raw: bytes) -> Term | None:
+def decode_term(raw: bytes) -> Incarnation | None:
     """The incarnation that a state file holds; None if it holds none that can be right. A flipped bit may make another
     host name of it, and an incarnation of that name is over: so a file whose checksum does not fit counts as lost.
     """
@@ -88,7 +88,7 @@ def decode_term(raw: bytes) -> Term | None:
         return None
     if found is None:
         return None
-    term = Term(**{name: getattr(found, name) for name in Term.__struct_fields__})
+    term = Incarnation(**{name: getattr(found, name) for name in Incarnation.__struct_fields__})
     fits = found.check is None or found.check == zlib.crc32(msgspec.json.encode(term))
     return term if fits and term.is_possible else None
 
@@ -103,7 +103,7 @@ class HostIdentity:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class JoinPlan:
     """How to join: the id and the name to claim it under; `resumed`: the generation to go on with instead.
 
     `only_if_free`: another host that was quicker keeps it, and we find another one.
@@ -117,7 +117,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planner:
+class HostIdChooser:
     """Plans how to join one lockspace. ``host_id`` None: find one. ``token``: random digits for a fresh name.
 
     ``others``: records that another host was seen to renew, by host id and host name; it grows.
@@ -131,7 +131,7 @@ class Planner:
     on_wait: OnWait
     others: set[tuple[int, str]] = field(default_factory=set)
 
-    def resumption(self, term: Term | None, *, in_use: bool) -> Plan | None:
+    def resumption(self, term: Incarnation | None, *, in_use: bool) -> JoinPlan | None:
         """To resume the last incarnation, if it was of this boot and is still wanted.
 
         `in_use`: VMs depend on it; then it is resumed whatever host id is configured by now.
@@ -140,9 +140,9 @@ class Planner:
             return None
         if self.host_id not in (None, term.host_id) and not in_use:
             return None
-        return Plan(HostId(term.host_id), term.host_name, term.timing, Generation(term.generation))
+        return JoinPlan(HostId(term.host_id), term.host_name, term.timing, Generation(term.generation))
 
-    async def search(self, area: LockspaceArea, clock: Clock, *, fences: bool) -> Plan | NotJoined:
+    async def search(self, area: LockspaceArea, clock: Clock, *, fences: bool) -> JoinPlan | NotJoined:
         """To resume an incarnation that VMs depend on and that no copy remembers: storage itself still has its record.
 
         It must bear this node's name, and its last renewal, by this boot's clock, must be younger than the fail bound.
@@ -175,9 +175,9 @@ class Planner:
             )
         ((host_id, record),) = found
         timing = self.timing.of_host(record.io_timeout_s)
-        return Plan(host_id, record.host_name.text, timing, Generation(record.generation))
+        return JoinPlan(host_id, record.host_name.text, timing, Generation(record.generation))
 
-    async def is_over(self, area: LockspaceArea, clock: Clock, plan: Plan, *, fences: bool) -> bool:
+    async def is_over(self, area: LockspaceArea, clock: Clock, plan: JoinPlan, *, fences: bool) -> bool:
         """Whether no VM of this host depends on the incarnation that `plan` would resume.
 
         It was given back, which is done in good order only. Or its dead bound has passed, or another host has its id after
@@ -195,24 +195,24 @@ class Planner:
         return fences and not (may_be_of_node(record.host_name.text, self.identity.node) and may_be_used)
 
     async def plan(
-        self, area: LockspaceArea, clock: Clock, term: Term | None, *, users_are_gone: bool
-    ) -> Plan | NotJoined:
-        """To claim an id. `users_are_gone`: whoever rested on the last term, if it was of this boot, is gone."""
+        self, area: LockspaceArea, clock: Clock, term: Incarnation | None, *, users_gone: bool
+    ) -> JoinPlan | NotJoined:
+        """To claim an id. `users_gone`: whoever rested on the last term, if it was of this boot, is gone."""
         name = fresh_name(self.identity.node, self.token)
         if term is not None and self.host_id in (None, term.host_id):
-            ours = await self._is_ours(area, clock, term, users_are_gone)
+            ours = await self._is_ours(area, clock, term, users_gone)
             if ours is not None:
-                return Plan(HostId(term.host_id), term.host_name if ours else name, self.timing)
+                return JoinPlan(HostId(term.host_id), term.host_name if ours else name, self.timing)
         if self.host_id is not None:
-            return Plan(self.host_id, name, self.timing)
+            return JoinPlan(self.host_id, name, self.timing)
         found = await self._find_id(area)
         if isinstance(found, NotJoined):
             return found
         host_id, ours = found
-        return Plan(host_id, name, self.timing, only_if_free=not ours)
+        return JoinPlan(host_id, name, self.timing, only_if_free=not ours)
 
     async def _is_ours(
-        self, area: LockspaceArea, clock: Clock, term: Term, users_are_gone: bool
+        self, area: LockspaceArea, clock: Clock, term: Incarnation, users_gone: bool
     ) -> bool | None:
         """Whether the record is of that term, and no user of it lives; None: it is somebody else's by now."""
         if not 1 <= term.host_id <= area.geometry.hosts_max:
@@ -226,7 +226,7 @@ class Planner:
         if not _is_of(record, term) or self._is_another_hosts(host_id, record):
             return None
         if term.boot == self.identity.boot:
-            return users_are_gone
+            return users_gone
         if not term.machine or term.machine != self.identity.machine:
             return False
         watch_s = self.timing.of_host(record.io_timeout_s).renewal_s + max(
@@ -284,7 +284,7 @@ class Planner:
         return found, False
 
 
-def _is_of(record: DeltaLease, term: Term) -> bool:
+def _is_of(record: DeltaLease, term: Incarnation) -> bool:
     return (
         record.owner_id == term.host_id
         and record.generation == term.generation

@@ -21,7 +21,7 @@ from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, Timing
 from holdfast.protocol.types import HostId
-from holdfast.supervision.host_identity import HostIdentity, Term
+from holdfast.supervision.host_identity import HostIdentity, Incarnation
 from holdfast.supervision.host_names import node_of
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
@@ -81,7 +81,7 @@ class HostRecords:
 
     async def tend(
         self,
-        term: Term,
+        term: Incarnation,
         *,
         views: Callable[[], Sequence[HostView]],
         is_present: Callable[[], bool],
@@ -97,7 +97,7 @@ class HostRecords:
             self.misfits = self.report(present, term.fire_timeout_s)
             await clock.sleep(PAUSE_RENEWALS * term.timing.renewal_s)
 
-    async def publish(self, term: Term) -> bool:
+    async def publish(self, term: Incarnation) -> bool:
         """Write this host's record; whether there is no more to be done."""
         record = HostRecord(
             lockspace=term.lockspace,
@@ -127,7 +127,7 @@ class HostRecords:
         """Those that name another fire timeout, whether they are of a present term or not."""
         return [each for each in self._found.values() if each.fire_timeout_s != fire_timeout_s]
 
-    async def misfit(self, area: LockspaceArea, timing: Timing, own: Term | None) -> str:
+    async def misfit(self, area: LockspaceArea, timing: Timing, own: Incarnation | None) -> str:
         """Why this host can't join with this timing: hosts that have not left say another fire timeout. Empty if it can.
 
         `own`: what this host remembers of its last term, of which nothing runs any more. On the thread that joins, after

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from holdfast.supervision.host_identity import Term, decode_term, encode_term
-from holdfast.system.files.state_file import Memory
+from holdfast.supervision.host_identity import Incarnation, decode_term, encode_term
+from holdfast.system.files.state_file import StatePort
 
 
 class IncarnationCopies:
@@ -26,21 +26,21 @@ class IncarnationCopies:
     def __init__(
         self,
         lockspace: str,
-        files: Sequence[Memory],
+        files: Sequence[StatePort],
         carried: Callable[[], Sequence[bytes]] = tuple,
     ) -> None:
         self._lockspace = lockspace
         self._files = files
         self._carried = carried
 
-    def newest(self, boot: str) -> Term | None:
+    def newest(self, boot: str) -> Incarnation | None:
         """The incarnation that this host had last, as far as any copy says."""
         raw = [*(file.read() for file in self._files), *self._carried()]
         found = [term for each in raw if (term := decode_term(each)) is not None]
         ours = [term for term in found if term.lockspace == self._lockspace]
         return max(ours, key=lambda term: (term.boot == boot, term.joined_at), default=None)
 
-    def write(self, term: Term) -> str:
+    def write(self, term: Incarnation) -> str:
         """Write every file. Why one of them could not be written; empty if all were.
 
         One that can't be written and has this very incarnation will do, as after a restart on a full disk: only when it was
@@ -57,6 +57,6 @@ class IncarnationCopies:
         return failed
 
     @staticmethod
-    def _has(file: Memory, term: Term) -> bool:
+    def _has(file: StatePort, term: Incarnation) -> bool:
         found = decode_term(file.read())
         return found is not None and msgspec.structs.replace(found, joined_at=term.joined_at) == term

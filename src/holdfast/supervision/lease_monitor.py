@@ -46,12 +46,12 @@ def _nobody(_: object) -> None:
     return None
 
 
-class Watched:
+class MonitoredLease:
     """One lease under the heartbeat's eye. The renewal side reports here, from whatever thread."""
 
     def __init__(
         self,
-        heartbeat: Heartbeat,
+        lease_monitor: LeaseMonitor,
         name: str,
         timing: Timing,
         renewed_at: Instant,
@@ -62,7 +62,7 @@ class Watched:
         self.name = name
         self.expiry = Expiry(timing, renewed_at)
         self.on_expiring, self.on_lost, self.on_expired = on_expiring, on_lost, on_expired
-        self._heartbeat = heartbeat
+        self._lease_monitor = lease_monitor
         self._inbox: deque[Renewed | Corrupted] = deque()
         self._corrupt = False
         self._retired = False
@@ -80,7 +80,7 @@ class Watched:
     def may_write(self) -> bool:
         """Whether lease writes may be issued at this very moment."""
         over = self._corrupt or self._retired
-        return not over and self.expiry.may_write(self._heartbeat.now())
+        return not over and self.expiry.may_write(self._lease_monitor.now())
 
     @property
     def phase(self) -> Phase:
@@ -91,7 +91,7 @@ class Watched:
         return self._corrupt or self._dismissed or self.phase >= Phase.FAIL
 
     def fails_in_s(self) -> float:
-        return max(0.0, self.expiry.fails_at - self._heartbeat.now())
+        return max(0.0, self.expiry.fails_at - self._lease_monitor.now())
 
     def retire(self) -> None:
         """Nobody uses this lease any more, provably, and nobody may. It is renewed until it is dismissed (ADR 0129)."""
@@ -105,7 +105,7 @@ class Watched:
         """
         self.retire()
         self._dismissed = True
-        self._heartbeat.forget(self, in_flight)
+        self._lease_monitor.forget(self, in_flight)
 
     def may_feed(self, now: Instant) -> bool:
         return not self._corrupt and self.expiry.may_feed(now)
@@ -120,15 +120,15 @@ class Watched:
         return actions
 
 
-class Heartbeat:
+class LeaseMonitor:
     """All leases of this host and its watchdog. `run` is a thread's whole life, or a task's in the simulator."""
 
     def __init__(self, *, clock: Clock, watchdog: Watchdog) -> None:
         self._clock = clock
         self._watchdog = watchdog
         self._lock = threading.Lock()
-        self._watched: list[Watched] = []
-        self._dismissed: dict[Watched, Callable[[], bool]] = {}
+        self._watched: list[MonitoredLease] = []
+        self._dismissed: dict[MonitoredLease, Callable[[], bool]] = {}
         self._owed: set[str] = set()
         self.starving = False
 
@@ -161,11 +161,11 @@ class Heartbeat:
         on_expiring: OnExpiring = _nobody,
         on_lost: OnLost = _nobody,
         on_expired: OnLost = _nobody,
-    ) -> Watched | None:
+    ) -> MonitoredLease | None:
         """Guard a lease from now on. None: the watchdog is not fed, so nothing may rest on this lease. Where
-        something does already (`owe`), it is guarded all the same.
+        something does already (`block_feeding`), it is guarded all the same.
         """
-        watched = Watched(self, name, timing, renewed_at, on_expiring, on_lost, on_expired)
+        watched = MonitoredLease(self, name, timing, renewed_at, on_expiring, on_lost, on_expired)
         with self._lock:
             self._watched.append(watched)
             was_owed = name in self._owed
@@ -181,7 +181,7 @@ class Heartbeat:
         with self._lock:
             return name in self._owed or any(watched.name == name for watched in self._watched)
 
-    def owe(self, name: str) -> None:
+    def block_feeding(self, name: str) -> None:
         """Owners of an earlier program may rest on a lease that is not guarded yet: nothing is fed before it is, or
         before they are gone (`settle`). Its age is not known, and the others' being good does not make it young.
         """
@@ -195,7 +195,7 @@ class Heartbeat:
                 self._owed.discard(name)
                 self._disarm_if_idle()
 
-    def forget(self, watched: Watched, in_flight: Callable[[], bool]) -> None:
+    def forget(self, watched: MonitoredLease, in_flight: Callable[[], bool]) -> None:
         with self._lock:
             if watched in self._watched:
                 self._dismissed[watched] = in_flight
@@ -252,7 +252,7 @@ class Heartbeat:
         return fed
 
 
-def _tell(watched: Watched, action: expiry.Action) -> None:
+def _tell(watched: MonitoredLease, action: expiry.Action) -> None:
     match action:
         case expiry.Warn(age_s):
             watched.on_expiring(age_s)

@@ -12,7 +12,7 @@ from holdfast.protocol.membership import Membership
 
 
 @dataclass(frozen=True, slots=True)
-class Absent:
+class NotAMember:
     """Not in the lockspace. `seconds_left`: until that may change by itself, if that is known."""
 
     reason: str
@@ -25,7 +25,7 @@ class Absent:
 
 
 @dataclass(frozen=True, slots=True)
-class WatchdogChoice:
+class WatchdogSpec:
     """Which watchdog resets this host: `device`, `wdmd`, or, spelled out, `none`. A host has one."""
 
     driver: str
@@ -33,7 +33,7 @@ class WatchdogChoice:
     fire_timeout_s: int
 
 
-class Presence(Protocol):
+class LockspacePort(Protocol):
     """One lockspace, as those see it who use it."""
 
     name: str
@@ -42,7 +42,7 @@ class Presence(Protocol):
     def fences(self) -> bool:
         """Whether this host is reset when it loses its lease."""
 
-    def membership(self) -> Membership | Absent: ...
+    def membership(self) -> Membership | NotAMember: ...
 
     def refuses_new(self) -> str:
         """Why no new lock may depend on this lockspace although it is joined; empty if one may."""

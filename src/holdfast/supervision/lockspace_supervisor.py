@@ -35,14 +35,14 @@ from holdfast.protocol.ports import Clock as ProtocolClock
 from holdfast.protocol.ports import Disk
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId, IoFailed, Waiting
-from holdfast.supervision.host_identity import HostIdentity, Plan, Planner, Term
+from holdfast.supervision.host_identity import HostIdChooser, HostIdentity, Incarnation, JoinPlan
 from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_errors import NotJoined, through_page_cache
-from holdfast.supervision.lease_monitor import Heartbeat
-from holdfast.supervision.lockspace_port import Absent
+from holdfast.supervision.lease_monitor import LeaseMonitor
+from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.supervision.lockspace_use import LockspaceUse
-from holdfast.supervision.renewal import Left, Lockspace, Lost, News
+from holdfast.supervision.renewal import Left, Lost, News, RenewalLoop
 from holdfast.system.block_io.blocking_ports import Interrupted
 from holdfast.system.block_io.renewal_threads import FoundDisk, LeaseThreads, Life
 from holdfast.system.clock import Clock
@@ -76,7 +76,7 @@ class LockspaceSpec:
     """Whether storage that refuses O_DIRECT will do: the operator vouches that no other host uses it."""
 
 
-class KeeperState(enum.Enum):
+class LockspaceState(enum.Enum):
     """See the drawing."""
 
     ABSENT = "not joined"
@@ -88,19 +88,19 @@ class KeeperState(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeeperNews:
+class SupervisorNews:
     """Whom the layers above have told us to tell; called on the event loop."""
 
-    on_joined: Callable[[LockspaceKeeper], None] = lambda _: None
-    on_lost: Callable[[LockspaceKeeper, str], None] = lambda _, __: None
-    on_expiring: Callable[[LockspaceKeeper, float], None] = lambda _, __: None
-    on_over: Callable[[LockspaceKeeper], None] = lambda _: None
+    on_joined: Callable[[LockspaceSupervisor], None] = lambda _: None
+    on_lost: Callable[[LockspaceSupervisor, str], None] = lambda _, __: None
+    on_expiring: Callable[[LockspaceSupervisor, float], None] = lambda _, __: None
+    on_over: Callable[[LockspaceSupervisor], None] = lambda _: None
     """The incarnation that was to be resumed is over, and no VM depends on it: no lock that can't be named is held in it."""
 
 
-class LockspaceKeeper:
+class LockspaceSupervisor:
     """See the module. ``token`` gives random digits for a fresh name, ``in_use`` tells whether anybody rests on it,
-    ``lease_writes`` what `Lockspace` wants to know about writes to leases, ``may_start`` why nothing may be begun in the
+    ``lease_writes`` what `RenewalLoop` wants to know about writes to leases, ``may_start`` why nothing may be begun in the
     lockspace now (empty: it may), ``generation_min`` the least generation of a claim that is made now,
     ``is_in_doubt`` whether locks that can't be named yet may depend on its last incarnation.
     """
@@ -109,7 +109,7 @@ class LockspaceKeeper:
         self,
         spec: LockspaceSpec,
         *,
-        heartbeat: Heartbeat,
+        lease_monitor: LeaseMonitor,
         threads: LeaseThreads,
         clock: Clock,
         copies: IncarnationCopies,
@@ -119,7 +119,7 @@ class LockspaceKeeper:
         in_use: Callable[[], bool],
         lease_writes: Callable[[], Callable[[], bool]],
         spawn: Callable[..., object],
-        news: KeeperNews,
+        news: SupervisorNews,
         generation_min: Callable[[], int] = lambda: 1,
         may_start: Callable[[], str] = lambda: "",
         is_in_doubt: Callable[[], bool] = lambda: False,
@@ -127,18 +127,18 @@ class LockspaceKeeper:
     ) -> None:
         self.spec = spec
         self.name = spec.name
-        self.state = KeeperState.ABSENT
+        self.state = LockspaceState.ABSENT
         self.reason = "the daemon is starting"
         self.host_id: int | None = spec.host_id
         self.host_name = ""
         self.generation: int | None = None
         self.gone_on = False
         """Whether the present term was begun by an earlier daemon."""
-        self.incarnation: Term | None = None
+        self.incarnation: Incarnation | None = None
         """The present one, once joined."""
         self.not_remembered = ""
         """Why the present incarnation is not written down everywhere: no new lock may depend on it. Empty if it is."""
-        self._heartbeat = heartbeat
+        self._lease_monitor = lease_monitor
         self._threads = threads
         self._clock = clock
         self._copies = copies
@@ -151,7 +151,7 @@ class LockspaceKeeper:
         """Records that another host was seen to renew, by host id and host name: a clone of this one, or its namesake."""
         self._suspect: tuple[int, str] | None = None
         """The record that the last try has seen to change."""
-        self._plan_tried: Plan | None = None
+        self._plan_tried: JoinPlan | None = None
         self._spawn = spawn
         self._news = news
         self._generation_min = generation_min
@@ -160,7 +160,7 @@ class LockspaceKeeper:
         self.records = records
         """What hosts say of themselves; None where that is not kept."""
         self._member: Membership | None = None
-        self._lockspace: Lockspace | None = None
+        self._lockspace: RenewalLoop | None = None
         self._interrupt: Callable[[], None] = lambda: None
         self._waiting_until: float | None = None
         self._recorded_io_timeout_s = 0
@@ -178,20 +178,20 @@ class LockspaceKeeper:
 
     @property
     def fences(self) -> bool:
-        return self._heartbeat.fences
+        return self._lease_monitor.fences
 
     @property
     def guarded(self) -> bool:
         """Whether its lease counts for the watchdog, as it does until nothing that rested on it can be written any more."""
-        return self._heartbeat.guards(self.name)
+        return self._lease_monitor.guards(self.name)
 
-    def membership(self) -> Membership | Absent:
+    def membership(self) -> Membership | NotAMember:
         member = self._member
-        if self.state is KeeperState.JOINED and member is not None:
+        if self.state is LockspaceState.JOINED and member is not None:
             # The heartbeat may be a step ahead of the news on the event loop.
-            return member if member.may_write() else Absent("its lease has just been lost")
+            return member if member.may_write() else NotAMember("its lease has just been lost")
         left = self._waiting_until - self._clock.now() if self._waiting_until is not None else None
-        return Absent(
+        return NotAMember(
             f"{self.state.value}: {self.reason}" if self.reason else self.state.value, left and max(0.0, left)
         )
 
@@ -261,22 +261,22 @@ class LockspaceKeeper:
 
     def join(self) -> None:
         """Join again after it was left."""
-        if self.state is KeeperState.LEFT:
+        if self.state is LockspaceState.LEFT:
             self._wanted = True
             self._join(may_resume=False)
 
     def leave(self, on_left: Callable[[], None] = lambda: None) -> None:
         """Give the host id back; nobody rests on it any more. `on_left`: that is done, or can't be."""
         self._wanted = False
-        if self.state in (KeeperState.ABSENT, KeeperState.LEFT):
-            if self.state is KeeperState.ABSENT and not self._thread_runs:
+        if self.state in (LockspaceState.ABSENT, LockspaceState.LEFT):
+            if self.state is LockspaceState.ABSENT and not self._thread_runs:
                 self._give_up_use()
-            self._become(KeeperState.LEFT, "")
+            self._become(LockspaceState.LEFT, "")
             on_left()
             return
         self._on_first_try.append(on_left)
-        if self.state is not KeeperState.LOST:
-            self._become(KeeperState.LEAVING, "")
+        if self.state is not LockspaceState.LOST:
+            self._become(LockspaceState.LEAVING, "")
         if self._lockspace is None:
             self._interrupt()
             return
@@ -287,46 +287,46 @@ class LockspaceKeeper:
         else:
             self._lockspace.leave()
 
-    async def _leave_after(self, lease_write: Callable[[], bool], lockspace: Lockspace) -> None:
+    async def _leave_after(self, lease_write: Callable[[], bool], lockspace: RenewalLoop) -> None:
         while lease_write():
             await self._clock.sleep(LEASE_WRITE_PAUSE_S)
         lockspace.leave()
 
     def heart_stopped(self) -> None:
         """Nobody measures any more, so nothing may rest on the lease."""
-        if self.state is KeeperState.JOINED:
+        if self.state is LockspaceState.JOINED:
             self._lost("the heartbeat stopped")
 
-    def users_are_gone(self) -> None:
+    def users_gone(self) -> None:
         """After a loss: whoever rested on it is gone, provably. The host need not be reset, and joins again."""
-        if self.state is not KeeperState.LOST:
+        if self.state is not LockspaceState.LOST:
             return
         if self._lockspace is not None:
-            self._lockspace.users_are_gone()
+            self._lockspace.users_gone()
         self._life += 1
-        self._heartbeat.settle(self.name)
+        self._lease_monitor.settle(self.name)
         if not self._wanted:  # it was lost while it was being left
-            self._become(KeeperState.LEFT, "")
+            self._become(LockspaceState.LEFT, "")
             return
-        self._become(KeeperState.ABSENT, "all its users were stopped")
+        self._become(LockspaceState.ABSENT, "all its users were stopped")
         self._join(may_resume=False)
 
     # --- joining ---
 
     def _join(self, *, may_resume: bool) -> None:
         if self._thread_runs:
-            self._become(KeeperState.ABSENT, "its last renewal has not ended")
+            self._become(LockspaceState.ABSENT, "its last renewal has not ended")
             return
         if why := self._may_start():
             log.warning("lockspace %s is not joined: %s", self.name, why)
-            self._become(KeeperState.ABSENT, why)
+            self._become(LockspaceState.ABSENT, why)
             if may_resume and self._in_use():
-                self._heartbeat.owe(self.name)
+                self._lease_monitor.block_feeding(self.name)
             self._life += 1
             self._spawn(self._join_when_allowed(may_resume, self._life))
             return
         term = self._copies.newest(self._identity.boot)
-        planner = Planner(
+        chooser = HostIdChooser(
             host_id=HostId(self.spec.host_id) if self.spec.host_id is not None else None,
             hosts_max=self.spec.hosts_max,
             timing=self.spec.timing,
@@ -336,7 +336,7 @@ class LockspaceKeeper:
             others=self._others,
         )
         in_use = self._in_use()
-        resumption = planner.resumption(term, in_use=in_use) if may_resume else None
+        resumption = chooser.resumption(term, in_use=in_use) if may_resume else None
         if resumption is not None and self.spec.host_id not in (None, resumption.host_id):
             log.error(
                 "lockspace %s: host_id is %s in the configuration, but VMs hold leases as host_id %d: that stays in use "
@@ -350,10 +350,10 @@ class LockspaceKeeper:
         self._lockspace = None
         self._member = None
         self._lost_at = None
-        self._become(KeeperState.JOINING, "resuming its last incarnation" if self._resuming else "")
-        users_are_gone = not in_use
+        self._become(LockspaceState.JOINING, "resuming its last incarnation" if self._resuming else "")
+        users_gone = not in_use
         if self._resuming and in_use:
-            self._heartbeat.owe(self.name)
+            self._lease_monitor.block_feeding(self.name)
         self._life += 1
         number = self._life
         self._thread_runs = True
@@ -362,22 +362,22 @@ class LockspaceKeeper:
             self._thread_runs = False
             if number == self._life:
                 self._ended(result)
-                if self.state is KeeperState.LOST and (resumption is not None or searches):
-                    self._spawn(self._look_until_over(planner, resumption, number))
-            elif self._wanted and self.state is KeeperState.ABSENT:
+                if self.state is LockspaceState.LOST and (resumption is not None or searches):
+                    self._spawn(self._look_until_over(chooser, resumption, number))
+            elif self._wanted and self.state is LockspaceState.ABSENT:
                 self._join(may_resume=False)
 
         async def life(disk: FoundDisk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
             self._interrupt = interrupt
             if refused := self.use.take(resuming=resumption is not None and in_use):
                 return NotJoined(refused)
-            if users_are_gone and resumption is None:
-                self._heartbeat.settle(
+            if users_gone and resumption is None:
+                self._lease_monitor.settle(
                     self.name
                 )  # owed to VMs of another daemon, which has left in good order
             try:
                 plan = resumption or await self._plan(
-                    planner, disk, clock, term, users_are_gone=users_are_gone, searches=searches
+                    chooser, disk, clock, term, users_gone=users_gone, searches=searches
                 )
             except Interrupted:  # it is left before it is joined
                 return NotJoined("joining was broken off")
@@ -402,7 +402,7 @@ class LockspaceKeeper:
         self, records: HostRecords, life: Life, on_end: Callable[[object], None]
     ) -> None:
         await records.refresh()
-        if self._wanted and self.state is KeeperState.JOINING:
+        if self._wanted and self.state is LockspaceState.JOINING:
             self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
         else:
             on_end(NotJoined("joining was broken off"))
@@ -411,7 +411,7 @@ class LockspaceKeeper:
         until = self._clock.now() + max(RESUME_WAIT_S, 2 * self.spec.timing.io_timeout_s)
         while why := self._may_start():
             await self._clock.sleep(PREDECESSOR_LOOK_S)
-            if number != self._life or self.state is not KeeperState.ABSENT:
+            if number != self._life or self.state is not LockspaceState.ABSENT:
                 return
             if may_resume and self._clock.now() > until and self._in_use():
                 self._lost(f"its last term could not be resumed in time: {why}")
@@ -419,7 +419,9 @@ class LockspaceKeeper:
                 return
         self._join(may_resume=may_resume)
 
-    async def _look_until_over(self, planner: Planner, resumption: Plan | None, number: int) -> None:
+    async def _look_until_over(
+        self, chooser: HostIdChooser, resumption: JoinPlan | None, number: int
+    ) -> None:
         """The last incarnation could not be resumed, and nobody knows which VMs depend on it: none does as soon as storage
         shows it over. Until then the lockspace stays lost.
         """
@@ -429,18 +431,18 @@ class LockspaceKeeper:
             if isinstance(area, Corrupt | IoFailed):
                 return False
             if resumption is None:
-                found = await planner.search(area, clock, fences=self.fences)
+                found = await chooser.search(area, clock, fences=self.fences)
                 return isinstance(found, NotJoined) and found.is_over
-            return await planner.is_over(area, clock, resumption, fences=self.fences)
+            return await chooser.is_over(area, clock, resumption, fences=self.fences)
 
         def on_end(result: object) -> None:
             self._thread_runs = False
             if number == self._life and result is True:
                 self._news.on_over(self)
-            elif number != self._life and self._wanted and self.state is KeeperState.ABSENT:
+            elif number != self._life and self._wanted and self.state is LockspaceState.ABSENT:
                 self._join(may_resume=False)
 
-        while number == self._life and self.state is KeeperState.LOST and self._is_in_doubt():
+        while number == self._life and self.state is LockspaceState.LOST and self._is_in_doubt():
             if not self._thread_runs and not self._may_start():
                 self._thread_runs = True
                 self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
@@ -448,14 +450,14 @@ class LockspaceKeeper:
 
     async def _plan(
         self,
-        planner: Planner,
+        chooser: HostIdChooser,
         disk: Disk,
         clock: ProtocolClock,
-        term: Term | None,
+        term: Incarnation | None,
         *,
-        users_are_gone: bool,
+        users_gone: bool,
         searches: bool,
-    ) -> Plan | NotJoined:
+    ) -> JoinPlan | NotJoined:
         area = await open_area(disk, self.spec.offset_bytes, self.name, self.spec.timing.io_timeout_s)
         if isinstance(area, Corrupt):
             return NotJoined(
@@ -468,10 +470,10 @@ class LockspaceKeeper:
                 "lockspace %s: no copy of this host's incarnation can be read; searching storage for it",
                 self.name,
             )
-            return await planner.search(area, clock, fences=self.fences)
-        return await planner.plan(area, clock, term, users_are_gone=users_are_gone)
+            return await chooser.search(area, clock, fences=self.fences)
+        return await chooser.plan(area, clock, term, users_gone=users_gone)
 
-    async def _unfit(self, disk: FoundDisk, plan: Plan, term: Term | None) -> str:
+    async def _unfit(self, disk: FoundDisk, plan: JoinPlan, term: Incarnation | None) -> str:
         """Why storage or timeouts keep this host out; empty if they don't."""
         if not (disk.facts.direct or self.spec.page_cache):
             if plan.resumed is None:
@@ -480,7 +482,7 @@ class LockspaceKeeper:
             log.error("lockspace %s: %s", self.name, through_page_cache(self.spec.path))
         return await self._misfit(disk, plan.timing, term) if plan.resumed is None else ""
 
-    async def _misfit(self, disk: Disk, timing: Timing, term: Term | None) -> str:
+    async def _misfit(self, disk: Disk, timing: Timing, term: Incarnation | None) -> str:
         records = self.records
         if records is None or not records.differing(timing.fire_timeout_s):
             return ""
@@ -490,8 +492,8 @@ class LockspaceKeeper:
         return await records.misfit(area, timing, term)
 
     def _make(
-        self, plan: Plan, disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None], number: int
-    ) -> Lockspace:
+        self, plan: JoinPlan, disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None], number: int
+    ) -> RenewalLoop:
         def tell(callback: Callable[[], None]) -> None:
             self._threads.tell(lambda: callback() if number == self._life else None)
 
@@ -501,7 +503,7 @@ class LockspaceKeeper:
             on_lost=lambda reason: tell(lambda: self._lost(reason)),
             on_wait=self._on_wait,
         )
-        return Lockspace(
+        return RenewalLoop(
             name=self.name,
             disk=disk,
             offset_bytes=self.spec.offset_bytes,
@@ -509,7 +511,7 @@ class LockspaceKeeper:
             host_name=plan.host_name,
             timing=plan.timing,
             clock=clock,
-            heartbeat=self._heartbeat,
+            lease_monitor=self._lease_monitor,
             news=news,
             interrupt=interrupt,
             resumed=plan.resumed,
@@ -525,7 +527,7 @@ class LockspaceKeeper:
         self._recorded_io_timeout_s = waiting.recorded_io_timeout_s or self._recorded_io_timeout_s
         self._waiting_until = self._clock.now() + waiting.seconds_left
 
-    def _other_io_timeout(self, term: Term) -> str:
+    def _other_io_timeout(self, term: Incarnation) -> str:
         """Words about the record that was claimed, if it said another io_timeout; else nothing."""
         recorded, self._recorded_io_timeout_s = self._recorded_io_timeout_s, 0
         if recorded in (0, term.io_timeout_s):
@@ -537,10 +539,10 @@ class LockspaceKeeper:
 
     # --- what came of it ---
 
-    def _joined(self, plan: Plan, member: Membership) -> None:
-        if self.state is not KeeperState.JOINING:
+    def _joined(self, plan: JoinPlan, member: Membership) -> None:
+        if self.state is not LockspaceState.JOINING:
             return
-        term = self.incarnation = Term(
+        term = self.incarnation = Incarnation(
             lockspace=self.name,
             host_id=member.host_id,
             generation=member.generation,
@@ -561,7 +563,7 @@ class LockspaceKeeper:
         self.gone_on = self._resuming
         how = "gone on with" if self._resuming else "joined"  # tests and scripts match on these words
         self._resuming = False
-        self._become(KeeperState.JOINED, "")
+        self._become(LockspaceState.JOINED, "")
         log.info(
             "lockspace %s: %s as host_id %d, generation %d (%s)%s",
             self.name,
@@ -578,16 +580,16 @@ class LockspaceKeeper:
                 self.records.tend(
                     term,
                     views=self.hosts,
-                    is_present=lambda: self.incarnation is term and self.state is KeeperState.JOINED,
+                    is_present=lambda: self.incarnation is term and self.state is LockspaceState.JOINED,
                     clock=self._clock,
                 )
             )
 
-    async def _remember(self, term: Term) -> None:
+    async def _remember(self, term: Incarnation) -> None:
         """Repeat the write until every copy is there, as long as this is the present incarnation."""
         while self.not_remembered:
             await self._clock.sleep(REMEMBER_PAUSE_S)
-            if self.incarnation is not term or self.state is not KeeperState.JOINED:
+            if self.incarnation is not term or self.state is not LockspaceState.JOINED:
                 return
             self.use.complete()
             self.not_remembered = self._copies.write(term) or self.use.incomplete
@@ -605,11 +607,11 @@ class LockspaceKeeper:
         self._news.on_expiring(self, age_s)
 
     def _lost(self, reason: str) -> None:
-        if self.state in (KeeperState.LOST, KeeperState.LEFT):
+        if self.state in (LockspaceState.LOST, LockspaceState.LEFT):
             return
         self._lost_at = self._clock.now()
         reason += self._trouble
-        self._become(KeeperState.LOST, reason)
+        self._become(LockspaceState.LOST, reason)
         log.critical("lockspace %s is LOST: %s", self.name, reason)
         self._news.on_lost(self, reason)
 
@@ -621,7 +623,7 @@ class LockspaceKeeper:
                     self._give_up_use()
                 else:
                     log.warning("lockspace %s: host id not given back: %s", self.name, reason)
-                self._become(KeeperState.LEFT, "")
+                self._become(LockspaceState.LEFT, "")
             case Lost(reason):
                 self._lost(reason)
             case NotJoined(reason, holder, is_over=is_over):
@@ -634,13 +636,13 @@ class LockspaceKeeper:
                 self._not_joined(f"{self.spec.path} can't be opened: {os.strerror(errno)}")
             case BaseException():
                 log.error("lockspace %s: the renewal failed unexpectedly", self.name, exc_info=result)
-                if self.state is KeeperState.JOINED:
+                if self.state is LockspaceState.JOINED:
                     self._lost(f"the renewal failed unexpectedly: {result!r}")
                 else:
                     self._not_joined(f"joining failed unexpectedly: {result!r}")
             case _:
                 raise TypeError(f"a renewal can't end in {result!r}")
-        if self.state in (KeeperState.LEFT, KeeperState.LOST):
+        if self.state in (LockspaceState.LEFT, LockspaceState.LOST):
             self._first_try_done()
 
     def _leave_to(self, holder: DeltaLease) -> None:
@@ -661,17 +663,17 @@ class LockspaceKeeper:
         resuming, self._resuming = self._resuming, False
         if not self._wanted:
             self._give_up_use()
-            self._become(KeeperState.LEFT, "")
+            self._become(LockspaceState.LEFT, "")
             self._first_try_done()
         elif resuming and self._in_use():
             self._lost(f"its last term could not be gone on with: {reason}")
             self._first_try_done()
         elif resuming:
-            self._heartbeat.settle(self.name)
+            self._lease_monitor.settle(self.name)
             self._first_try_done()
             self._join(may_resume=False)
         else:
-            self._become(KeeperState.ABSENT, reason)
+            self._become(LockspaceState.ABSENT, reason)
             self._first_try_done()
             self._spawn(self._join_later())
 
@@ -682,7 +684,7 @@ class LockspaceKeeper:
 
     async def _join_later(self) -> None:
         await self._clock.sleep(JOIN_PAUSE_S)
-        if self._wanted and self.state is KeeperState.ABSENT:
+        if self._wanted and self.state is LockspaceState.ABSENT:
             self._join(may_resume=False)
 
     def _first_try_done(self) -> None:
@@ -690,7 +692,7 @@ class LockspaceKeeper:
         for waiter in waiters:
             waiter()
 
-    def _become(self, state: KeeperState, reason: str) -> None:
+    def _become(self, state: LockspaceState, reason: str) -> None:
         self.state, self.reason, self._waiting_until = state, reason, None
 
 

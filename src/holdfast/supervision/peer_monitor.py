@@ -23,7 +23,7 @@ NEWCOMERS = 8
 nobody looks at would be lost, since its bit stands for three renewals only."""
 
 
-class HostWatch:
+class PeerMonitor:
     """The table, fed by the renewal thread and asked from any thread."""
 
     def __init__(self, space_name: str, own_id: HostId, geometry: Geometry, timing: Timing) -> None:

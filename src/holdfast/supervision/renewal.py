@@ -10,7 +10,7 @@ id, then renews until it is asked to leave or the lease is over:
 Renewing is all it does; the heartbeat measures. A renewal that fails is tried again at once, up to the bound, at which
 the heartbeat has already spoken. An answer that says that the record is not ours any more ends the lease now.
 
-A lost lease starves the watchdog until `users_are_gone` is called: only the layer above can know that.
+A lost lease starves the watchdog until `users_gone` is called: only the layer above can know that.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from holdfast.protocol.lockspace_area import Corrupt, LockspaceArea, open_area
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.ports import Clock, Disk
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.types import Generation, HostId, Instant, IoFailed, OnWait, nobody_looks_on
+from holdfast.protocol.types import Generation, HostId, Instant, IoFailed, OnWait, ignore_wait
 from holdfast.supervision.join_errors import NotJoined, refused
-from holdfast.supervision.lease_monitor import Heartbeat, OnExpiring, OnLost, Watched
-from holdfast.supervision.peer_monitor import HostWatch
+from holdfast.supervision.lease_monitor import LeaseMonitor, MonitoredLease, OnExpiring, OnLost
+from holdfast.supervision.peer_monitor import PeerMonitor
 from holdfast.system.block_io.blocking_ports import Interrupted
 from holdfast.system.watchdog.device import WatchdogRefused
 
@@ -81,10 +81,10 @@ class News:
     on_expired: OnLost = lambda _: None
     on_host_changed: Callable[[StateChanged], None] = lambda _: None
     on_notified: Callable[[Notified], None] = lambda _: None
-    on_wait: OnWait = nobody_looks_on
+    on_wait: OnWait = ignore_wait
 
 
-class Lockspace:
+class RenewalLoop:
     """This host's membership in one lockspace. Give it a disk and a clock of its own, and run it once."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Lockspace:
         host_name: str,
         timing: Timing,
         clock: Clock,
-        heartbeat: Heartbeat,
+        lease_monitor: LeaseMonitor,
         news: News,
         interrupt: Callable[[], None] = lambda: None,
         resumed: Generation | None = None,
@@ -125,12 +125,12 @@ class Lockspace:
         self._is_found = is_found
         self._lease_writes = lease_writes
         self._clock = clock
-        self._heartbeat = heartbeat
+        self._lease_monitor = lease_monitor
         self._news = news
         self._interrupt = interrupt
         self._leaving = False
-        self._watched: Watched | None = None
-        self._hosts: HostWatch | None = None
+        self._watched: MonitoredLease | None = None
+        self._hosts: PeerMonitor | None = None
         self._notify_lock = threading.Lock()
         self._notified_until: dict[HostId, float] = {}
 
@@ -149,7 +149,7 @@ class Lockspace:
         self._leaving = True
         self._interrupt()
 
-    def users_are_gone(self) -> None:
+    def users_gone(self) -> None:
         """After the lease was lost: nobody uses it any more, provably, so the host need not be reset."""
         if self._watched is not None:
             self._watched.dismiss(self._in_flight())
@@ -203,7 +203,7 @@ class Lockspace:
         self._news.on_joined(self._membership(area, held, watched, hosts))
         return await self._keep(area, held, watched, hosts)
 
-    async def _join(self) -> tuple[LockspaceArea, delta.Held, Watched, HostWatch] | NotJoined:
+    async def _join(self) -> tuple[LockspaceArea, delta.Held, MonitoredLease, PeerMonitor] | NotJoined:
         claim = self._claim
         if broken := claim.timing.broken():
             return NotJoined("; ".join(map(str, broken)))
@@ -215,7 +215,7 @@ class Lockspace:
                 f"host id {claim.host_id} is not within 1..{area.geometry.hosts_max} of lockspace {self.name}"
             )
         try:
-            self._heartbeat.prove()
+            self._lease_monitor.prove()
         except WatchdogRefused as e:
             return NotJoined(f"watchdog: {e}")
         held = await delta.acquire(area, self._clock, claim, self._news.on_wait)
@@ -225,11 +225,11 @@ class Lockspace:
         if watched is None:
             await delta.release(area, self._clock, held)
             return NotJoined("the watchdog is not fed: it failed, or another lockspace of this host is lost")
-        return area, held, watched, HostWatch(self.name, claim.host_id, area.geometry, claim.timing)
+        return area, held, watched, PeerMonitor(self.name, claim.host_id, area.geometry, claim.timing)
 
     async def _go_on(
         self, generation: Generation
-    ) -> tuple[LockspaceArea, delta.Held, Watched, HostWatch] | NotJoined:
+    ) -> tuple[LockspaceArea, delta.Held, MonitoredLease, PeerMonitor] | NotJoined:
         """The earlier process has proven the watchdog, and may have left it armed: to stop it now would be wrong."""
         claim = self._claim
         # How old the lease is stands on storage only. As long as that is silent we don't know, so not for long:
@@ -251,13 +251,13 @@ class Lockspace:
         if watched is None:
             # Owners may rest on this lease, so it is not given back: others will see this host die.
             return NotJoined("the watchdog can't be fed")
-        return area, held, watched, HostWatch(self.name, claim.host_id, area.geometry, claim.timing)
+        return area, held, watched, PeerMonitor(self.name, claim.host_id, area.geometry, claim.timing)
 
     def _is_over(self, found: delta.NotResumed) -> bool:
         """Whether no VM depends on the term: it was given back in good order, which is done when nobody uses it. Or its
         dead bound has passed, and the watchdog has not reset this host, as it does unless the users of a term have ended.
         """
-        outlived = self._heartbeat.fences and found.age_s > self._claim.timing.dead_s
+        outlived = self._lease_monitor.fences and found.age_s > self._claim.timing.dead_s
         return found.given_back or outlived
 
     async def _look_at_term(
@@ -268,8 +268,8 @@ class Lockspace:
             return area, area
         return area, await delta.resume(area, self._clock, self._claim, generation)
 
-    def _watch(self, held: delta.Held) -> Watched | None:
-        return self._heartbeat.watch(
+    def _watch(self, held: delta.Held) -> MonitoredLease | None:
+        return self._lease_monitor.watch(
             self.name,
             self._claim.timing,
             held.renewed_at,
@@ -279,7 +279,7 @@ class Lockspace:
         )
 
     def _membership(
-        self, area: LockspaceArea, held: delta.Held, watched: Watched, hosts: HostWatch
+        self, area: LockspaceArea, held: delta.Held, watched: MonitoredLease, hosts: PeerMonitor
     ) -> Membership:
         return Membership(
             lockspace=area,
@@ -292,7 +292,7 @@ class Lockspace:
         )
 
     async def _keep(
-        self, area: LockspaceArea, held: delta.Held, watched: Watched, hosts: HostWatch
+        self, area: LockspaceArea, held: delta.Held, watched: MonitoredLease, hosts: PeerMonitor
     ) -> Left | Lost:
         # The first look at the others comes at once: until then all of them are UNKNOWN.
         due: float = self._clock.now()
@@ -343,11 +343,11 @@ class Lockspace:
                 case _:
                     assert_never(outcome)
 
-    def _lost(self, watched: Watched, reason: str) -> Lost:
+    def _lost(self, watched: MonitoredLease, reason: str) -> Lost:
         watched.corrupted(reason)
         return Lost(reason)
 
-    async def _leave(self, area: LockspaceArea, held: delta.Held, watched: Watched) -> Left:
+    async def _leave(self, area: LockspaceArea, held: delta.Held, watched: MonitoredLease) -> Left:
         watched.retire()
         released = await delta.release(area, self._clock, held)
         # The watchdog last: if freeing the id hangs, it would be freed for whoever has it by then.

@@ -21,9 +21,9 @@ from holdfast.backends.base import (
     Held,
     HeldElsewhere,
     LeftBehind,
-    Moved,
     OwnerNote,
     SavedLock,
+    Stale,
     TakeOutcome,
 )
 from holdfast.model import Mode, OwnerName, Protection, Resource
@@ -140,7 +140,7 @@ class BackendConformance:
 
     def test_lock_taken_at_once_is_as_good_as_any(self) -> None:
         async def scene(w: BackendWorld) -> None:
-            taken = w.backend.take_at_once(w.resource, Mode.EXCLUSIVE)
+            taken = w.backend.take_nowait(w.resource, Mode.EXCLUSIVE)
             if taken is None:
                 return
             keys, held = taken
@@ -160,9 +160,9 @@ class BackendConformance:
                 return
             held = assert_held(await take(w.rival, w, Mode.SHARED))
             for _ in range(20):
-                assert w.backend.take_at_once(w.resource, Mode.EXCLUSIVE) is None
+                assert w.backend.take_nowait(w.resource, Mode.EXCLUSIVE) is None
             if w.missing is not None:
-                assert w.backend.take_at_once(w.missing, Mode.EXCLUSIVE) is None
+                assert w.backend.take_nowait(w.missing, Mode.EXCLUSIVE) is None
             assert await held.convert(Mode.EXCLUSIVE, NOTE) is None
             await held.release()
 
@@ -171,7 +171,7 @@ class BackendConformance:
     def test_what_is_let_go_at_once_is_free_and_else_still_held(self) -> None:
         async def scene(w: BackendWorld) -> None:
             held = assert_held(await take(w.backend, w, Mode.EXCLUSIVE))
-            if not held.let_go_at_once():
+            if not held.release_nowait():
                 if w.rival is not None:
                     assert isinstance(await take(w.rival, w, Mode.SHARED), HeldElsewhere)
                 await held.release()
@@ -289,7 +289,7 @@ async def taken_and_saved(w: BackendWorld) -> tuple[SavedLock, Held]:
 
 
 def assert_held(outcome: TakeOutcome) -> Held:
-    assert not isinstance(outcome, HeldElsewhere | Moved | LeftBehind | IoFailed), (
+    assert not isinstance(outcome, HeldElsewhere | Stale | LeftBehind | IoFailed), (
         f"it was not taken: {outcome}"
     )
     return outcome

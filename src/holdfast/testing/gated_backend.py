@@ -20,9 +20,9 @@ from holdfast.backends.base import (
     Held,
     HeldElsewhere,
     LeftBehind,
-    Moved,
     OwnerNote,
     SavedLock,
+    Stale,
     TakeOutcome,
 )
 from holdfast.model import Mode, Protection, Resource
@@ -86,7 +86,7 @@ class SlowHeld:
         await self._gates.pass_through(f"release {self.path}")
         await self._inner.release()
 
-    def let_go_at_once(self) -> bool:
+    def release_nowait(self) -> bool:
         return False
 
     def forget(self) -> None:
@@ -105,7 +105,7 @@ class SlowCandidate:
     async def take(self, mode: Mode, note: OwnerNote) -> TakeOutcome:
         await self._gates.pass_through(f"take {self._path}")
         outcome = await self._inner.take(mode, note)
-        if isinstance(outcome, HeldElsewhere | Moved | LeftBehind | IoFailed):
+        if isinstance(outcome, HeldElsewhere | Stale | LeftBehind | IoFailed):
             return outcome
         return SlowHeld(self._gates, outcome)
 
@@ -131,13 +131,13 @@ class SlowBackend:
         candidate = await self._inner.open(resource, create=create)
         return candidate if isinstance(candidate, IoFailed) else SlowCandidate(self.gates, candidate, path)
 
-    def take_at_once(self, resource: Resource, mode: Mode) -> None:
+    def take_nowait(self, resource: Resource, mode: Mode) -> None:
         return None
 
-    async def adopt(self, saved: SavedLock, fd: int | None) -> Held | HeldElsewhere | Moved | IoFailed:
+    async def adopt(self, saved: SavedLock, fd: int | None) -> Held | HeldElsewhere | Stale | IoFailed:
         await self.gates.pass_through(f"adopt {saved.path}")
         outcome = await self._inner.adopt(saved, fd)
-        if isinstance(outcome, HeldElsewhere | Moved | IoFailed):
+        if isinstance(outcome, HeldElsewhere | Stale | IoFailed):
             return outcome
         return SlowHeld(self.gates, outcome)
 

@@ -27,7 +27,7 @@ def node_of(record: DeltaLease) -> str:
 
 
 @dataclass(eq=False)
-class Term:
+class Incarnation:
     """A host in a lockspace, from joining until it left, was reset, or gave up with all its owners gone."""
 
     machine: Machine
@@ -66,7 +66,7 @@ class TermCheckers:
     def __init__(self, world: World, fire_timeout_s: int) -> None:
         self.world = world
         self.fire_timeout_s = fire_timeout_s
-        self.running: list[Term] = []
+        self.running: list[Incarnation] = []
         self.ids_are_found = False
         """Whether hosts find their ids for themselves: then nobody takes one that another host has had."""
         self._host_ids: dict[tuple[str, Machine], int] = {}
@@ -149,7 +149,7 @@ class TermCheckers:
 
     # --- terms ---
 
-    def joined(self, term: Term) -> None:
+    def joined(self, term: Incarnation) -> None:
         for other in list(self.running):
             if (other.disk, other.host_id) != (term.disk, term.host_id):
                 continue
@@ -197,13 +197,13 @@ class TermCheckers:
         )
         self._await_death(term)
 
-    def _gone_on_with(self, term: Term, process: Process) -> None:
+    def _gone_on_with(self, term: Incarnation, process: Process) -> None:
         """A restarted daemon goes on with the term of the one before it."""
         term.process = process
         self._members.add((process, term.disk, term.host_id, term.generation))
         self.world.tell(term.machine.name, f"goes on with its term {term.host_id}/{term.generation}")
 
-    def is_over(self, term: Term, why: str) -> None:
+    def is_over(self, term: Incarnation, why: str) -> None:
         if not term.over:
             term.over = True
             self.running.remove(term)
@@ -214,7 +214,7 @@ class TermCheckers:
         for term in [t for t in self.running if t.machine is machine]:
             self.is_over(term, "reset")
 
-    def seen_dead(self, observer: Term, host_id: int, generation: int) -> None:
+    def seen_dead(self, observer: Incarnation, host_id: int, generation: int) -> None:
         """A host is told dead: nothing of that term may run."""
         self.world.tell(observer.machine.name, f"sees host_id {host_id} generation {generation} dead")
         for term in self.of(observer.disk, host_id):
@@ -226,16 +226,16 @@ class TermCheckers:
                     term.machine,
                 )
 
-    def of(self, disk: str, host_id: int) -> list[Term]:
+    def of(self, disk: str, host_id: int) -> list[Incarnation]:
         return [t for t in self.running if t.disk == disk and t.host_id == host_id]
 
-    def _await_death(self, term: Term) -> None:
+    def _await_death(self, term: Incarnation) -> None:
         """Nothing of a term is left at the dead bound of its last renewal."""
         written = term.written
         dead_at = term.fails_at + self.fire_timeout_s + ROUNDING_S
         self.world.at(term.machine.true_time_of(dead_at), lambda: self._outlived(term, written))
 
-    def _outlived(self, term: Term, written: int) -> None:
+    def _outlived(self, term: Incarnation, written: int) -> None:
         if term.over or term.written != written:
             return
         if term.vms:

@@ -26,7 +26,7 @@ from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.paxos_release import Mode
-from holdfast_sim.check.host_ids import Term, TermCheckers
+from holdfast_sim.check.host_ids import Incarnation, TermCheckers
 from holdfast_sim.check.lease_names import INDEX_AREA, LeasePlace, NamedLeases
 from holdfast_sim.event_loop import Process
 from holdfast_sim.host.machine import Machine, VirtualMachine
@@ -81,7 +81,7 @@ class Checkers:
 
     # --- who believes, what runs ---
 
-    def believes(self, term: Term, resource: str, mode: Mode) -> None:
+    def believes(self, term: Incarnation, resource: str, mode: Mode) -> None:
         """A host holds a lease now."""
         if term.over:
             return
@@ -99,11 +99,11 @@ class Checkers:
         self.world.tell(term.machine.name, f"holds {resource} {mode.value}")
         self._stands_on_disk(term, resource)
 
-    def gave_up(self, term: Term, resource: str) -> None:
+    def gave_up(self, term: Incarnation, resource: str) -> None:
         if term.beliefs.pop(resource, None) is not None:
             self.world.tell(term.machine.name, f"gives up {resource}")
 
-    def runs(self, term: Term, resource: str, vm: VirtualMachine) -> None:
+    def runs(self, term: Incarnation, resource: str, vm: VirtualMachine) -> None:
         """A virtual machine is let loose on a disk."""
         if resource not in term.beliefs:
             self.world.fail("exclusion", f"{vm.name} runs on {term} without a lease", term.machine)
@@ -119,7 +119,7 @@ class Checkers:
         term.vms[resource] = vm
         self.world.tell(machine.name, f"{vm.name} runs on {resource}")
 
-    def stopped(self, term: Term, resource: str) -> None:
+    def stopped(self, term: Incarnation, resource: str) -> None:
         vm = term.vms.pop(resource, None)
         if vm is not None:
             self.world.tell(term.machine.name, f"{vm.name} has stopped")
@@ -137,7 +137,7 @@ class Checkers:
                 "no owner stopped in vain", f"{resource} lver {held}, the request is for {requested}", machine
             )
 
-    def _stands_on_disk(self, term: Term, resource: str) -> None:
+    def _stands_on_disk(self, term: Incarnation, resource: str) -> None:
         """I3, I11: while a host believes, its own block carries its value, or its shared hold."""
         mode = term.beliefs[resource]
         place = self.leases.of(term.disk, resource)

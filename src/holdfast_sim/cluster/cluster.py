@@ -26,7 +26,7 @@ from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.ports import MachineState
 from holdfast_sim.host.wdmd import SimulatedWdmd
 from holdfast_sim.storage import prepared
-from holdfast_sim.storage.disk import Manners
+from holdfast_sim.storage.disk import FaultProfile
 from holdfast_sim.storage.files import SharedDirectory, Volume
 from holdfast_sim.world import World
 
@@ -60,7 +60,7 @@ class Scenario:
     io_timeouts_s: tuple[int, ...]
     fire_timeout_s: int
     duration_s: float
-    manners: Manners
+    manners: FaultProfile
     trouble_every_s: float
     work_every_s: float
     twin: bool
@@ -107,7 +107,7 @@ class Scenario:
                     io_timeouts_s=(1,) * general.hosts,
                     fire_timeout_s=10,
                     duration_s=100,
-                    manners=Manners(
+                    manners=FaultProfile(
                         latency_s=random.choice((0.02, 0.2)),
                         error_rate=random.choice((0.02, 0.06)),
                         late_rate=random.choice((0.01, 0.05)),
@@ -147,7 +147,7 @@ class Scenario:
     def _general(cls, random: Random, hosts: int | None) -> Scenario:
         count = hosts if hosts is not None else random.choice((2, 3, 3, 4))
         rough = random.random()
-        manners = Manners(
+        manners = FaultProfile(
             latency_s=random.choice((0.005, 0.02, 0.15)),
             error_rate=random.choice((0, 0, 0.02, 0.08)) if rough > 0.3 else 0.0,
             late_rate=random.choice((0, 0.01, 0.05)) if rough > 0.3 else 0.0,

@@ -23,7 +23,7 @@ from holdfast.errors import ConfigError
 from holdfast.manager.journal_replay import SavedState, replay, replay_with_extent
 from holdfast.model import LockFailureAction, Protection
 from holdfast.protocol.timing import Timing
-from holdfast.supervision.lockspace_supervisor import KeeperState
+from holdfast.supervision.lockspace_supervisor import LockspaceState
 from holdfast.system.files.daemon_lock import DaemonLocks
 from holdfast.system.files.regular_file import Unreadable
 from holdfast.system.host.descriptors import Inherited, encode_state
@@ -193,16 +193,16 @@ class ManagedDaemon:
             inherited,
             self._before,
             LeaseWatchers(
-                on_joined=lambda keeper: self.seats[keeper.name].joined(),
-                on_lost=lambda keeper, reason: self.seats[keeper.name].lost(reason),
-                on_users_gone=lambda keeper: self.seats[keeper.name].users_gone(),
-                on_leaving=lambda keeper: self.seats[keeper.name].leaving(),
+                on_joined=lambda supervisor: self.seats[supervisor.name].joined(),
+                on_lost=lambda supervisor, reason: self.seats[supervisor.name].lost(reason),
+                on_users_gone=lambda supervisor: self.seats[supervisor.name].users_gone(),
+                on_leaving=lambda supervisor: self.seats[supervisor.name].leaving(),
             ),
         )
         self.manager = self.parts.manager
-        keepers = {keeper.name: keeper for keeper in self.parts.leases.keepers}
+        supervisors = {supervisor.name: supervisor for supervisor in self.parts.leases.supervisors}
         self.seats = {
-            space.name: ManagedSeat(self, space, volume, keepers[space.name])
+            space.name: ManagedSeat(self, space, volume, supervisors[space.name])
             for space, volume in zip(spaces, volumes.values(), strict=True)
         }
         self.serving = False
@@ -281,10 +281,10 @@ class ManagedDaemon:
 
     def checks_that_it_is_lost(self, desk: ManagedDesk, what: str) -> None:
         """A virtual machine is touched only after the lockspace of its lease was lost."""
-        if desk.seat.keeper.state is not KeeperState.LOST:
+        if desk.seat.supervisor.state is not LockspaceState.LOST:
             self.world.fail(
                 "doubt kills nobody",
-                f"{desk.vm and desk.vm.name} {what}, and {desk.seat.space.name} is {desk.seat.keeper.state.value}",
+                f"{desk.vm and desk.vm.name} {what}, and {desk.seat.space.name} is {desk.seat.supervisor.state.value}",
                 self.machine,
             )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from holdfast.protocol.membership import Membership
-from holdfast.supervision.lockspace_supervisor import KeeperState, LockspaceKeeper
-from holdfast_sim.check.host_ids import Term
+from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
+from holdfast_sim.check.host_ids import Incarnation
 from holdfast_sim.cluster.protocol_daemon import Space
 from holdfast_sim.cluster.vm import ManagedDesk
 from holdfast_sim.storage.files import Volume
@@ -22,24 +22,26 @@ LEFT_LEAST_S = 2.0
 class ManagedSeat:
     """One lockspace of one daemon, and the checkers' view of its term."""
 
-    def __init__(self, daemon: ManagedDaemon, space: Space, volume: Volume, keeper: LockspaceKeeper) -> None:
+    def __init__(
+        self, daemon: ManagedDaemon, space: Space, volume: Volume, supervisor: LockspaceSupervisor
+    ) -> None:
         self.daemon = daemon
         self.space = space
         self.volume = volume
-        self.keeper = keeper
+        self.supervisor = supervisor
         self.desks = {resource: ManagedDesk(self, resource) for resource in space.resources}
 
     @property
     def host_id(self) -> int | None:
-        return self.keeper.host_id
+        return self.supervisor.host_id
 
     @property
     def member(self) -> Membership | None:
-        member = self.keeper.membership() if self.keeper.state is KeeperState.JOINED else None
+        member = self.supervisor.membership() if self.supervisor.state is LockspaceState.JOINED else None
         return member if isinstance(member, Membership) else None
 
     @property
-    def term(self) -> Term | None:
+    def term(self) -> Incarnation | None:
         daemon = self.daemon
         ours = [
             t
@@ -50,21 +52,23 @@ class ManagedSeat:
 
     @property
     def stay(self) -> bool:
-        return self.keeper.state is not KeeperState.LEFT
+        return self.supervisor.state is not LockspaceState.LEFT
 
     @stay.setter
     def stay(self, wanted: bool) -> None:
-        if wanted and self.keeper.state is KeeperState.LEFT and self.daemon.alive:
+        if wanted and self.supervisor.state is LockspaceState.LEFT and self.daemon.alive:
             with self.daemon.process.loop.entered():
-                self.daemon.parts.lease_calls.join(self.keeper.name)
+                self.daemon.parts.lease_calls.join(self.supervisor.name)
 
     def leave(self) -> bool:
         if any(desk.vm is not None or desk.busy for desk in self.desks.values()) or self.member is None:
             return False
-        if self.daemon.parts.lease_recovery.in_use(set(self.daemon.parts.leases.backends_of(self.keeper))):
+        if self.daemon.parts.lease_recovery.in_use(
+            set(self.daemon.parts.leases.backends_of(self.supervisor))
+        ):
             return False
         with self.daemon.process.loop.entered():
-            self.daemon.parts.leases.leave(self.keeper)
+            self.daemon.parts.leases.leave(self.supervisor)
         return True
 
     def _settled(self) -> bool:
@@ -76,7 +80,7 @@ class ManagedSeat:
         member, daemon = self.member, self.daemon
         if member is not None:
             daemon.checkers.terms.joined(
-                Term(
+                Incarnation(
                     daemon.machine,
                     daemon.process,
                     self.space.name,
@@ -89,7 +93,7 @@ class ManagedSeat:
     def lost(self, reason: str) -> None:
         daemon, term = self.daemon, self.term
         daemon.world.tell(daemon.machine.name, f"has lost {self.space.name}: {reason}")
-        if self.keeper.use.refused and term is not None and term.vms:
+        if self.supervisor.use.refused and term is not None and term.vms:
             daemon.world.fail(
                 "one daemon of a host in a lockspace",
                 f"{term} has owners, and another daemon keeps this one out: {reason}",
@@ -119,7 +123,7 @@ class ManagedSeat:
         term.dismissed = self._settled
         daemon.process.spawn(self._over(term))
 
-    async def _over(self, term: Term) -> None:
+    async def _over(self, term: Incarnation) -> None:
         while not self._settled():
             await self.daemon.clock.sleep(0.2)
         self.daemon.checkers.terms.is_over(term, "its owners are gone")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from holdfast.ondisk.geometry import Geometry
 from holdfast.ondisk.request import Request
 from holdfast.protocol import paxos_lease, paxos_release, paxos_request
-from holdfast.protocol.ballot import Promise
+from holdfast.protocol.ballot import PreparedBallot
 from holdfast.protocol.host_status import HostState, Notified, StateChanged
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
@@ -26,10 +26,10 @@ from holdfast.protocol.paxos_release import DowngradeFailed, Lease, Mode, NotHel
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId, Instant
 from holdfast.supervision.join_errors import NotJoined
-from holdfast.supervision.lease_monitor import Heartbeat
-from holdfast.supervision.renewal import Left, Lockspace, Lost, News
+from holdfast.supervision.lease_monitor import LeaseMonitor
+from holdfast.supervision.renewal import Left, Lost, News, RenewalLoop
 from holdfast.system.watchdog.device import DeviceWatchdog, Watchdog
-from holdfast_sim.check.host_ids import Term
+from holdfast_sim.check.host_ids import Incarnation
 from holdfast_sim.check.leases import Checkers
 from holdfast_sim.host.machine import Machine, MachineClock, VirtualMachine
 
@@ -98,10 +98,10 @@ class Daemon:
         self.checkers = checkers
         clock = MachineClock(self.process, machine)
         driver = DeviceWatchdog("/dev/watchdog", timing.fire_timeout_s, clock.now, machine.watchdog)
-        self.heartbeat = Heartbeat(
+        self.lease_monitor = LeaseMonitor(
             clock=clock, watchdog=CheckedWatchdog(driver, lambda: checkers.terms.fed(machine))
         )
-        self.process.spawn(self.heartbeat.run())
+        self.process.spawn(self.lease_monitor.run())
         self.seats = {space.name: Seat(self, space) for space in spaces}
         self.world.tell(machine.name, "its daemon starts")
 
@@ -123,8 +123,8 @@ class Seat:
         self.clock = MachineClock(daemon.process, daemon.machine)
         self.disk = daemon.machine.disk_of(daemon.process, space.name)
         self.member: Membership | None = None
-        self.term: Term | None = None
-        self.lockspace: Lockspace | None = None
+        self.term: Incarnation | None = None
+        self.lockspace: RenewalLoop | None = None
         self.stay = True
         self.desks = {
             resource: Desk(self, resource, number * daemon.geometry.align_bytes)
@@ -147,7 +147,7 @@ class Seat:
             if daemon.foreign_name:
                 name += ".lan"
             clock = MachineClock(daemon.process, daemon.machine)
-            self.lockspace = Lockspace(
+            self.lockspace = RenewalLoop(
                 name=self.space.name,
                 disk=self.disk,
                 offset_bytes=0,
@@ -155,7 +155,7 @@ class Seat:
                 host_name=name,
                 timing=daemon.timing,
                 clock=clock,
-                heartbeat=daemon.heartbeat,
+                lease_monitor=daemon.lease_monitor,
                 news=News(
                     on_joined=self._joined,
                     on_lost=self._lost,
@@ -182,7 +182,7 @@ class Seat:
 
     def _joined(self, member: Membership) -> None:
         self.member = member
-        self.term = Term(
+        self.term = Incarnation(
             self.daemon.machine,
             self.daemon.process,
             self.space.name,
@@ -212,7 +212,7 @@ class Seat:
             desk.lost()
         # The heartbeat waits for the same, and only then forgets the lease.
         term.dismissed = lambda: not self.disk.in_flight(0, 2**63)
-        lockspace.users_are_gone()
+        lockspace.users_gone()
         while self.disk.in_flight(0, 2**63):
             await self.clock.sleep(0.5)
         self.daemon.checkers.terms.is_over(term, "its owners are gone")
@@ -251,7 +251,7 @@ class Desk:
             seat.disk, offset_bytes, daemon.geometry, seat.space.name, daemon.lease_of(resource)
         )
         self.lease: Lease | None = None
-        self.promise: Promise | None = None
+        self.promise: PreparedBallot | None = None
         self.busy = False
         self.vm: VirtualMachine | None = None
         self.last_refusal = ""
@@ -280,10 +280,10 @@ class Desk:
     async def _start(self, member: Membership, mode: Mode, wait: bool) -> None:
         if self.lease is not None:
             return
-        clock, chance = self.seat.clock, self.seat.daemon.world.random
+        clock, rng = self.seat.clock, self.seat.daemon.world.random
         promise, self.promise = self.promise, None
         acquire = paxos_lease.acquire_exclusive if mode is Mode.EXCLUSIVE else paxos_lease.acquire_shared
-        outcome = await acquire(self.area, member, clock, chance, wait=wait, promise=promise)
+        outcome = await acquire(self.area, member, clock, rng, wait=wait, promise=promise)
         await self._take(member, outcome)
 
     async def _take(self, member: Membership, outcome: AcquireOutcome) -> None:

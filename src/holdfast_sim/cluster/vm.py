@@ -15,14 +15,14 @@ from holdfast.errors import LockError
 from holdfast.manager import migration_roles
 from holdfast.manager.journal_replay import replay
 from holdfast.manager.owners import Owner
-from holdfast.model import Mode, OwnerName, Resource, Want
+from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.supervision.host_identity import decode_term
 from holdfast.system.files.disk_identity import DiskIdentity
 from holdfast_sim.host.machine import VirtualMachine
 
 if TYPE_CHECKING:
-    from holdfast_sim.check.host_ids import Term
+    from holdfast_sim.check.host_ids import Incarnation
     from holdfast_sim.cluster.lockspace import ManagedSeat
 
 UNKILLABLE = frozenset((signal.SIGTERM, signal.SIGKILL))
@@ -84,7 +84,7 @@ class ManagedDesk:
         owner = daemon.manager.register(pid, OwnerName(vm.name, vm.uuid, pid))
         was_unknown = len(daemon.manager.unknown) > 0
         try:
-            await daemon.manager.acquire(owner, Want(resource_of(self.resource), mode))
+            await daemon.manager.acquire(owner, AcquireRequest(resource_of(self.resource), mode))
         except LockError as refusal:
             self.last_refusal = f"{type(refusal).__name__}: {refusal}"
             daemon.world.tell(daemon.machine.name, f"refuses {self.resource}: {self.last_refusal}")
@@ -101,7 +101,7 @@ class ManagedDesk:
             daemon.checkers.believes(term, self.resource, _lease_mode(mode))
             daemon.checkers.runs(term, self.resource, vm)
 
-    def _is_remembered(self, vm: VirtualMachine, term: Term, *, may_be_adopted: bool) -> None:
+    def _is_remembered(self, vm: VirtualMachine, term: Incarnation, *, may_be_adopted: bool) -> None:
         """The next daemon finds the claim in the journal, and each copy of the incarnation. A lock that is adopted is none
         of those that have to be refused while a copy can't be written.
         """
@@ -135,7 +135,7 @@ class ManagedDesk:
         rivals.add(pid)
         try:
             owner = daemon.manager.register(pid, OwnerName(f"rival{pid}", f"uuid-{pid}", pid))
-            await daemon.manager.acquire(owner, Want(resource_of(self.resource), Mode.EXCLUSIVE))
+            await daemon.manager.acquire(owner, AcquireRequest(resource_of(self.resource), Mode.EXCLUSIVE))
         except LockError as refusal:
             daemon.world.tell(daemon.machine.name, f"refuses {self.resource} to a rival: {refusal}")
         else:
@@ -199,7 +199,7 @@ class ManagedDesk:
         daemon = self.seat.daemon
         try:
             owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
-            await daemon.manager.acquire(owner, Want(resource_of(self.resource), Mode.EXCLUSIVE))
+            await daemon.manager.acquire(owner, AcquireRequest(resource_of(self.resource), Mode.EXCLUSIVE))
         except LockError as refusal:
             daemon.world.tell(daemon.machine.name, f"refuses {self.resource} to {vm.name}: {refusal}")
             return
@@ -237,13 +237,13 @@ class ManagedDesk:
         finally:
             self.busy = False
 
-    async def _convert(self, vm: VirtualMachine, owner: Owner, term: Term, wanted: Mode) -> None:
+    async def _convert(self, vm: VirtualMachine, owner: Owner, term: Incarnation, wanted: Mode) -> None:
         daemon = self.seat.daemon
         if wanted is Mode.SHARED:
             # The guest writes no more from the order on; what it rests on must stand all the time, either way.
             daemon.checkers.believes(term, self.resource, LeaseMode.SHARED)
         try:
-            await daemon.manager.acquire(owner, Want(resource_of(self.resource), wanted))
+            await daemon.manager.acquire(owner, AcquireRequest(resource_of(self.resource), wanted))
         except LockError as refusal:
             self.last_refusal = f"{type(refusal).__name__}: {refusal}"
             daemon.world.tell(daemon.machine.name, f"does not convert {self.resource}: {self.last_refusal}")

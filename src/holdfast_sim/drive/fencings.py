@@ -18,7 +18,7 @@ from random import Random
 from holdfast.errors import LockError
 from holdfast.lease_admin.host_fencing import HostFencer
 from holdfast.ondisk import delta
-from holdfast.supervision.lockspace_supervisor import LockspaceKeeper
+from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon
 from holdfast_sim.cluster.protocol_daemon import Daemon
@@ -99,9 +99,9 @@ class Fencings:
             terms = [t for t in self.cluster.checkers.terms.running if t.disk == space.name and t.vms]
             used = {seat.host_id for seat in members} | {term.host_id for term in terms}
             for seat in members[:1]:
-                for view in seat.keeper.hosts():
+                for view in seat.supervisor.hosts():
                     if view.host_id not in used:
-                        seat.daemon.process.spawn(fence(seat.daemon, view.name, [seat.keeper]))
+                        seat.daemon.process.spawn(fence(seat.daemon, view.name, [seat.supervisor]))
             if not members:
                 self._freed_by_hand(space.name, used)
 
@@ -118,13 +118,13 @@ class Fencings:
             self.cluster.world.tell("", f"host id {host_id} of {space} is freed by hand")
 
 
-async def fence(daemon: ManagedDaemon, host: str, spaces: Sequence[LockspaceKeeper] = ()) -> None:
+async def fence(daemon: ManagedDaemon, host: str, spaces: Sequence[LockspaceSupervisor] = ()) -> None:
     """In all lockspaces, if none are named."""
     name, world = daemon.machine.name, daemon.world
     fencer = HostFencer(daemon.manager, daemon.parts.breaker)
     daemon.checkers.called_off.update((host, host.partition(".")[0]))
     try:
-        for each in await fencer.fence(spaces or daemon.parts.leases.keepers, host, "operator"):
+        for each in await fencer.fence(spaces or daemon.parts.leases.supervisors, host, "operator"):
             freed = sum(lease.freed for lease in each.leases)
             told = each.refused or f"{freed} leases freed, {each.mark or 'no mark'}"
             world.tell(name, f"fences {host} in {each.lockspace}: {told}")

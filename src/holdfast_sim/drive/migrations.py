@@ -275,7 +275,7 @@ class Migration:
                 and owner.unknown is None
                 and lock is not None
                 and owner.id in lock.claims
-                and not manager.turns.taken(lock)
+                and not manager.key_locks.is_locked(lock)
             )
         since_s = since_s + LOOK_S if claimed and daemon is before else 0.0
         if since_s > LET_GO_S_MAX:

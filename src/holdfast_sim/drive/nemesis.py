@@ -13,7 +13,7 @@ from holdfast_sim.cluster.cluster import Cluster, Kind
 from holdfast_sim.cluster.lockspace import ManagedSeat
 from holdfast_sim.cluster.protocol_daemon import Seat
 from holdfast_sim.host.machine import Machine
-from holdfast_sim.storage.disk import Manners, Path
+from holdfast_sim.storage.disk import FaultProfile, Path
 
 
 class Nemesis:
@@ -83,7 +83,7 @@ class Nemesis:
         self.stopped = True
         self.world.tell("", "everything heals")
         for disk in self.cluster.disks:
-            disk.manners = Manners(latency_s=0.005)
+            disk.manners = FaultProfile(latency_s=0.005)
         for machine in self.cluster.machines:
             if machine.process is not None:
                 machine.process.heal()

@@ -20,7 +20,7 @@ SILENT_FACTOR = 2.6
 LOOK_S = 0.05
 
 
-class Orders:
+class OperatorActions:
     """One order at a time, at random moments, until told to stop."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -46,10 +46,10 @@ class Orders:
         desk = random.choice(daemon.desks)
         others = [m for m in self.cluster.machines if m is not daemon.machine]
         off = [m for m in others if not m.up]
-        chance = random.random()
-        if chance < 0.5:
+        rng = random.random()
+        if rng < 0.5:
             daemon.process.spawn(collect(daemon, dry_run=random.random() < 0.1))
-        elif chance < 0.65:
+        elif rng < 0.65:
             daemon.process.spawn(_break(daemon, desk))
         elif off:
             daemon.process.spawn(_break(daemon, desk, attest_off=random.choice(off).name))

@@ -22,7 +22,7 @@ from holdfast.daemon.build import LeaseWatchers, build
 from holdfast.daemon.kept_config import Start
 from holdfast.model import LockFailureAction
 from holdfast.protocol.timing import Timing
-from holdfast.supervision.lockspace_supervisor import KeeperState, LockspaceKeeper
+from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon, configured
 from holdfast_sim.cluster.protocol_daemon import Space
@@ -86,13 +86,13 @@ class SecondDaemon:
         self.serving = True
         lifecycle.account_for_left_behind(self.parts)
 
-    def _joined(self, keeper: LockspaceKeeper) -> None:
-        self.machine.world.tell(self.machine.name, f"its second daemon has joined {keeper.name}")
+    def _joined(self, supervisor: LockspaceSupervisor) -> None:
+        self.machine.world.tell(self.machine.name, f"its second daemon has joined {supervisor.name}")
 
     def joined(self, lockspace: str) -> bool:
         return any(
-            keeper.name == lockspace and keeper.state is KeeperState.JOINED
-            for keeper in self.parts.leases.keepers
+            supervisor.name == lockspace and supervisor.state is LockspaceState.JOINED
+            for supervisor in self.parts.leases.supervisors
         )
 
     async def stop(self) -> None:
@@ -178,12 +178,12 @@ class SecondDaemons:
             return
         self._next()
         machine = self._random.choice(self._cluster.machines)
-        chance = self._random.random()
+        rng = self._random.random()
         after_s, away_s = self._random.uniform(0, 2), self._random.uniform(1, AWAY_MAX_S)
         if machine.up and not self._places[machine.name].alive:
-            if chance < FIRST_DIES:
+            if rng < FIRST_DIES:
                 machine.kill_process("killed")
-            elif chance < FIRST_DIES + FIRST_LEAVES:
+            elif rng < FIRST_DIES + FIRST_LEAVES:
                 self._take_out(machine, away_s)
             boot = machine.boots
             self._world.after(after_s, lambda: self._start(machine, boot))
@@ -264,7 +264,7 @@ class SecondDaemons:
 
     def _is_alone(self, first: ManagedDaemon, space: Space) -> None:
         claim, machine = "one daemon of a host in a lockspace", first.machine
-        if first.alive and first.seats[space.name].keeper.state is KeeperState.JOINED:
+        if first.alive and first.seats[space.name].supervisor.state is LockspaceState.JOINED:
             self._world.fail(claim, f"two daemons have joined {space.name}", machine)
         for vm in machine.vms:
             has_left = vm.migrating and vm.paused

@@ -21,7 +21,7 @@ import msgspec
 
 from holdfast.daemon.lockspaces import WATCHDOG_FD_NAME
 from holdfast.manager.journal_replay import replay
-from holdfast.supervision.host_identity import Term, encode_term
+from holdfast.supervision.host_identity import Incarnation, encode_term
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon
@@ -140,7 +140,7 @@ class StateDamage:
                 file.raw = file.written = encode_term(term).encode()
 
     @staticmethod
-    def _newest(state: MachineState, lockspace: str) -> Term | None:
+    def _newest(state: MachineState, lockspace: str) -> Incarnation | None:
         """What the copies say that this machine's incarnation is, the journal's among them."""
         files = [
             StateFile() if lockspace not in each else each[lockspace]

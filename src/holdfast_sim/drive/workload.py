@@ -31,18 +31,18 @@ class Workload:
             return
         desks: list[Desk | ManagedDesk] = [*random.choice(daemons).desks]
         desk = random.choice(desks)
-        chance = random.random()
+        rng = random.random()
         if desk.lease is None:
             mode = Mode.EXCLUSIVE if random.random() < 0.65 else Mode.SHARED
-            if chance < 0.85:
+            if rng < 0.85:
                 spawn(desk, "start", mode, wait=random.random() < 0.5)
             else:
                 spawn(desk, "ask_for")
-        elif chance < 0.35:
+        elif rng < 0.35:
             spawn(desk, "stop")
-        elif chance < 0.6:
+        elif rng < 0.6:
             spawn(desk, "convert")
-        elif chance < 0.75:
+        elif rng < 0.75:
             self._migrate(desk)
 
     def _migrate(self, desk: Desk | ManagedDesk) -> None:

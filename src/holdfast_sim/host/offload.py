@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 
 from holdfast.protocol.types import IoFailed
 from holdfast.system import eager_tasks
-from holdfast.system.block_io.offload import GivenUp
+from holdfast.system.block_io.offload import TimedOut
 
 T = TypeVar("T")
 
 
 class SimulatedErrands:
-    """`Errands`. ``patience`` draws for how many times its timeout somebody waits for a whole errand."""
+    """`Offload`. ``patience`` draws for how many times its timeout somebody waits for a whole errand."""
 
     def __init__(self, patience: Callable[[], float]) -> None:
         self._patience = patience
 
-    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | GivenUp[T]:
+    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | TimedOut[T]:
         loop = asyncio.get_running_loop()
         over: asyncio.Future[T | IoFailed] = loop.create_future()
         waiting: asyncio.Future[None] = loop.create_future()
@@ -35,4 +35,4 @@ class SimulatedErrands:
             timer = loop.call_later(self._patience() * timeout_s, eager_tasks.resolve, waiting, None)
             await waiting
             timer.cancel()
-        return over.result() if over.done() else GivenUp(over)
+        return over.result() if over.done() else TimedOut(over)

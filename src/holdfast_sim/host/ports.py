@@ -22,7 +22,7 @@ from holdfast.model import ProcessId
 from holdfast.protocol.timing import NAME_TOKEN_DIGITS
 from holdfast.protocol.types import IoFailed
 from holdfast.supervision.host_identity import HostIdentity
-from holdfast.supervision.lockspace_port import WatchdogChoice
+from holdfast.supervision.lockspace_port import WatchdogSpec
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.renewal_threads import Life
 from holdfast.system.block_io.request_gate import Inside
@@ -360,7 +360,7 @@ def managed_ports(
     def start_heart(life: Coroutine[Any, Any, None], on_end: Callable[[object], None]) -> None:
         process.spawn(life)  # how it fails is found by the world: nothing here may make it fail
 
-    def watchdog(choice: WatchdogChoice, fd: int | None) -> Watchdog:
+    def watchdog(choice: WatchdogSpec, fd: int | None) -> Watchdog:
         now = MachineClock(process, machine).now
         if choice.driver == "none":
             return NoWatchdog()
@@ -424,7 +424,7 @@ def managed_ports(
             space_locks=TableLocks(machine.host_table, process, machine.lingers),
             directories=state.directories,
             identities=Identities(),
-            chance=random,
+            rng=random,
             token=lambda: f"{random.getrandbits(4 * NAME_TOKEN_DIGITS):0{NAME_TOKEN_DIGITS}x}",
             generation_min=state.generation_min,
             reread_s=state.reread_s,

@@ -22,8 +22,8 @@ OnChange = Callable[[str], None]
 class StatusFiles:
     """By name of the virtual machine."""
 
-    def __init__(self, chance: Random) -> None:
-        self._chance = chance
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
         self._files: dict[str, Domain] = {}
         self._unreadable: set[str] = set()
         self._watchers: list[tuple[Process, OnChange]] = []
@@ -85,7 +85,7 @@ class StatusFiles:
 
     def _changed(self, name: str) -> None:
         for process, on_change in list(self._watchers):
-            if process.alive and self._chance.random() >= NEWS_LOST:
+            if process.alive and self._rng.random() >= NEWS_LOST:
                 process.loop.call_soon(on_change, name)
 
 

@@ -27,14 +27,14 @@ from holdfast_sim.drive.fencings import Fencings, Format
 from holdfast_sim.drive.migrations import OFTEN_S as MIGRATIONS_OFTEN_S
 from holdfast_sim.drive.migrations import Migrations
 from holdfast_sim.drive.nemesis import Nemesis
-from holdfast_sim.drive.operator import Orders, collect
+from holdfast_sim.drive.operator import OperatorActions, collect
 from holdfast_sim.drive.restarts import OFTEN_S, Restarts
 from holdfast_sim.drive.second_daemons import OFTEN_S as SECONDS_OFTEN_S
 from holdfast_sim.drive.second_daemons import SecondDaemons
 from holdfast_sim.drive.state_damage import NO_PLAGUES, Plagues, StateDamage
 from holdfast_sim.drive.workload import Workload, spawn
 from holdfast_sim.host.unread_log import UnreadLog
-from holdfast_sim.storage.disk import Manners
+from holdfast_sim.storage.disk import FaultProfile
 from holdfast_sim.storage.prepared import FEW_HOSTS, many_hosts
 from holdfast_sim.world import ProcessGone, Violation, World
 
@@ -109,7 +109,7 @@ def play(
         plagues = NO_PLAGUES  # who forgets its name there needs a person
     if plagues.quiet:
         scenario = replace(
-            scenario, manners=Manners(scenario.manners.latency_s), trouble_every_s=NEVER_S, twin=False
+            scenario, manners=FaultProfile(scenario.manners.latency_s), trouble_every_s=NEVER_S, twin=False
         )
     cluster = Cluster(world, replace(scenario, lease_hosts=lease_hosts))
     cluster.quiet = plagues.quiet
@@ -117,11 +117,11 @@ def play(
 
     def often(what: str, choices: Sequence[float], wanted: float | None) -> tuple[float, Random]:
         """How often the whole daemon meets something, and the generator of its own that it is drawn from."""
-        chance = Random(f"{what} {seed}")
-        drawn = chance.choice(choices)
+        rng = Random(f"{what} {seed}")
+        drawn = rng.choice(choices)
         if scenario.kind is not Kind.MANAGED:
-            return 0.0, chance
-        return drawn if wanted is None else wanted, chance
+            return 0.0, rng
+        return drawn if wanted is None else wanted, rng
 
     edits_made = ConfigEdits(cluster, *often("edited configurations", RATES, edits))
     restarts = Restarts(cluster, *often("reloads and stops", OFTEN_S, restarts_every_s))
@@ -207,7 +207,11 @@ class _Play:
         self.renewal_s = 2 * io_s
 
     def all(self) -> None:
-        workload, nemesis, orders = Workload(self.cluster), Nemesis(self.cluster), Orders(self.cluster)
+        workload, nemesis, orders = (
+            Workload(self.cluster),
+            Nemesis(self.cluster),
+            OperatorActions(self.cluster),
+        )
         self.world.run(self.cluster.scenario.duration_s)
         workload.stopped = orders.stopped = self.restarts.stopped = True
         self.migrations.stopped = self.fencings.stopped = True

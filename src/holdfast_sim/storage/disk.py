@@ -32,7 +32,7 @@ SECTORS_APART_MAX = 16
 
 
 @dataclass
-class Manners:
+class FaultProfile:
     """How the device behaves; the nemesis changes it. Rates are per request."""
 
     latency_s: float = 0.02
@@ -110,7 +110,7 @@ class SharedDisk:
         self.number = number
         self.sector_bytes = sector_bytes
         self.content = bytearray(size_bytes)
-        self.manners = Manners()
+        self.manners = FaultProfile()
         self.leader_offsets: frozenset[int] = frozenset()
         self.on_issued: OnLanded = lambda *_: None
         self.on_landed: OnLanded = lambda *_: None

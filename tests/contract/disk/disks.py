@@ -17,8 +17,8 @@ from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.blocking_ports import run_blocking
 from holdfast.system.block_io.disk import BlockingDisk, SuspendingDisk, open_blocking, open_suspending
 from holdfast.system.block_io.disk_file import RealKernel
-from holdfast.system.block_io.inflight_writes import DeviceWrites
-from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.block_io.inflight_writes import InflightByDevice
+from holdfast.system.block_io.worker_pool import WorkerPool
 
 T = TypeVar("T")
 SIZE_BYTES = 4 << 20
@@ -110,8 +110,8 @@ class _Real:
         self.sector_bytes = sector_bytes
         self.path = path
         self.kernel = UnrulyKernel()
-        self.lane = DiskLane("test")
-        self.devices = DeviceWrites()
+        self.lane = WorkerPool("test")
+        self.devices = InflightByDevice()
         self.disk: BlockingDisk | SuspendingDisk
 
     def plan(self, *what: str) -> None:

@@ -16,7 +16,7 @@ from holdfast.protocol.ports import Clock, Disk
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.disk import open_suspending
 from holdfast.system.block_io.renewal_threads import HANGING_MAX, SystemLeaseThreads
-from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.block_io.worker_pool import WorkerPool
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_threads_of_tries_to_join_are_bounded_and_the_first_try_after_it_works(
 
 def test_closing_a_file_whose_storage_hangs_holds_up_nobody(storage: FaultyStorage) -> None:
     async def scene() -> None:
-        lane = DiskLane("b")
+        lane = WorkerPool("b")
         disk = await open_suspending(str(storage.at / "lockspace"), lane)
         assert not isinstance(disk, IoFailed)
         storage.stall()

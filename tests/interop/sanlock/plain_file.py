@@ -78,7 +78,7 @@ class OurHost:
     def __init__(self, path: Path, geometry: Geometry, host_id: int, timing: Timing) -> None:
         self.disk = PlainFileDisk(path)
         self.clock = SystemClock()
-        self.chance = SystemChance()
+        self.rng = SystemChance()
         self.timing = timing
         self.geometry = geometry
         self.lockspace = LockspaceArea(self.disk, 0, geometry, "LS1")

@@ -58,11 +58,11 @@ class Shared:
 
     def exclusive(self, area: LeaseArea) -> paxos_lease.AcquireOutcome:
         ours = self.ours
-        return ours.do(paxos_lease.acquire_exclusive(area, ours.member, ours.clock, ours.chance, wait=True))
+        return ours.do(paxos_lease.acquire_exclusive(area, ours.member, ours.clock, ours.rng, wait=True))
 
     def shared(self, area: LeaseArea) -> paxos_lease.AcquireOutcome:
         ours = self.ours
-        return ours.do(paxos_lease.acquire_shared(area, ours.member, ours.clock, ours.chance, wait=True))
+        return ours.do(paxos_lease.acquire_shared(area, ours.member, ours.clock, ours.rng, wait=True))
 
     def release(self, area: LeaseArea, lease: Lease) -> None:
         ours = self.ours
@@ -132,7 +132,7 @@ def test_both_share_a_lease_and_neither_gets_it_alone(both: Shared) -> None:
     lease = lease_of(both.shared(area))
     assert both.daemon.client("status").count("SH") == 1
     ours = both.ours
-    upgraded = ours.do(paxos_lease.upgrade(area, ours.member, ours.clock, ours.chance, lease))
+    upgraded = ours.do(paxos_lease.upgrade(area, ours.member, ours.clock, ours.rng, lease))
     assert isinstance(upgraded, SharedBy)
     assert upgraded.hosts == {THEIRS: 1}
     theirs.release()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.unit.manager.world import BOOT, HOST, World, locked, run, want
 
-from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Moved, OwnerNote
+from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, OwnerNote, Stale
 from holdfast.errors import NotAnOwner, Refused, ResourceBusy, ResourceNotLocked
 from holdfast.manager import events as ev
 from holdfast.manager import journal_kinds as jn
@@ -434,7 +434,7 @@ def test_lock_that_is_found_by_its_note_departs_if_its_guest_has_stopped(
         candidate = await s.world.backends["file"].open(s.resource, create=Creation.NONE)
         assert not isinstance(candidate, IoFailed)
         held = await candidate.take(Mode.EXCLUSIVE, OwnerNote(s.owner.name, 1, 0))
-        assert not isinstance(held, LeftBehind | Moved | HeldElsewhere | IoFailed)
+        assert not isinstance(held, LeftBehind | Stale | HeldElsewhere | IoFailed)
         s.world.manager.unknown.hold(
             backend="file",
             held=held,

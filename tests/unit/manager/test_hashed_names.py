@@ -9,7 +9,7 @@ from holdfast.backends.naming import indirect_name
 from holdfast.errors import DiskNotKnown, ProtectionTooWeak, ResourceBusy, ResourceNotLocked
 from holdfast.manager import events as ev
 from holdfast.manager.hashed_names import STATUS_WAIT_S, WORDS_WAIT_S
-from holdfast.model import Mode, Protection, Resource, Want
+from holdfast.model import AcquireRequest, Mode, Protection, Resource
 from holdfast.system.files.disk_identity import DiskIdentity, scsi_id_of
 from holdfast.system.libvirt.domains import Disk, Domain
 from holdfast.testing.fakes import settle
@@ -243,7 +243,7 @@ def test_place_of_a_lock_without_a_lease_does_not_depend_on_whether_the_path_is_
     run(scene)
 
 
-async def acquired(world: World, pid: int, wish: Want) -> bool:
+async def acquired(world: World, pid: int, wish: AcquireRequest) -> bool:
     """Long enough later that no status file is waited for any more."""
     trial = world.start(world.manager.acquire(world.owner(pid), wish))
     for wait_s in (STATUS_WAIT_S, WORDS_WAIT_S):
@@ -252,7 +252,7 @@ async def acquired(world: World, pid: int, wish: Want) -> bool:
     return await trial
 
 
-async def refusal(world: World, pid: int, wish: Want) -> str:
+async def refusal(world: World, pid: int, wish: AcquireRequest) -> str:
     with pytest.raises(ResourceBusy) as refused:
         await acquired(world, pid, wish)
     (event,) = [each for each in world.events.recent() if each.kind == ev.REFUSED]

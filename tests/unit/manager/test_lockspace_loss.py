@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.unit.manager.world import World, run, want
 
-from holdfast.lease_admin.lockspace_loss import LeaseRecovery, Loss
+from holdfast.lease_admin.lockspace_loss import LockspaceLoss, Loss
 from holdfast.manager import events as ev
 from holdfast.manager.journal_replay import replay
 from holdfast.model import Instant, LockFailureAction
@@ -37,8 +37,8 @@ def recovery_of(
     status: Status | None = None,
     *,
     resets: bool = False,
-) -> LeaseRecovery:
-    return LeaseRecovery(
+) -> LockspaceLoss:
+    return LockspaceLoss(
         w.manager,
         clock=w.clock,
         domains=w.libvirt,
@@ -48,7 +48,7 @@ def recovery_of(
     )
 
 
-def lose(w: World, recovery: LeaseRecovery, gone: list[str] | None = None) -> None:
+def lose(w: World, recovery: LockspaceLoss, gone: list[str] | None = None) -> None:
     now = Instant(w.clock.now())
     recovery.lost(
         Loss(

@@ -20,7 +20,7 @@ from holdfast.testing.fakes import settle
 KEEPER, WRITER = 1, 77
 
 
-def keeper(w: World) -> Owner:
+def supervisor(w: World) -> Owner:
     w.processes.start(KEEPER)
     return w.manager.register(KEEPER, OwnerName("backup"), until_closed=True)
 
@@ -36,7 +36,7 @@ def test_lock_stays_until_no_process_has_the_disk_open(tmp_path: Path) -> None:
     async def scene() -> None:
         w = World(tmp_path)
         disk, other = w.disk(), w.disk("other.img")
-        owner = keeper(w)
+        owner = supervisor(w)
         await w.manager.acquire(owner, want(disk))
         await w.manager.acquire(owner, want(other))
         w.open_files.open[WRITER] = {key_of(os.stat(disk))}
@@ -63,7 +63,7 @@ def test_slow_scan_of_a_loaded_host_postpones_the_next_one_by_seconds_only(tmp_p
 
     async def scene() -> None:
         w = World(tmp_path)
-        disk, owner = w.disk(), keeper(w)
+        disk, owner = w.disk(), supervisor(w)
         await w.manager.acquire(owner, want(disk))
         w.open_files.open[WRITER] = {key_of(os.stat(disk))}
         quick = w.open_files.users
@@ -89,7 +89,7 @@ def test_what_it_releases_itself_is_free_whoever_has_it_open(tmp_path: Path) -> 
     async def scene() -> None:
         w = World(tmp_path)
         disk = w.disk()
-        owner = keeper(w)
+        owner = supervisor(w)
         await w.manager.acquire(owner, want(disk, Mode.SHARED))
         w.open_files.open[WRITER] = {key_of(os.stat(disk))}
         await w.manager.release(owner, Resource("", disk))
@@ -118,7 +118,7 @@ def test_another_process_with_its_pid_does_not_free_its_disk(tmp_path: Path) -> 
     async def scene() -> None:
         w = World(tmp_path)
         disk = w.disk()
-        await w.manager.acquire(keeper(w), want(disk))
+        await w.manager.acquire(supervisor(w), want(disk))
         w.open_files.open[WRITER] = {key_of(os.stat(disk))}
         w.processes.end(KEEPER)
         await settle()
@@ -138,7 +138,7 @@ def test_disk_of_an_ended_keeper_is_retaken_by_the_next_daemon_and_freed_when_cl
     async def scene() -> None:
         w = World(tmp_path)
         disk = w.disk()
-        owner = keeper(w)
+        owner = supervisor(w)
         await w.manager.acquire(owner, want(disk))
         w.crash()
         w.processes.end(KEEPER)

@@ -13,7 +13,7 @@ from holdfast.backends.file.backend import FileBackend
 from holdfast.backends.nop import NopBackend
 from holdfast.manager.adoption import Recovery
 from holdfast.manager.events import Events
-from holdfast.manager.file_lockspaces import Lockspaces
+from holdfast.manager.file_lockspaces import FileLockspaces
 from holdfast.manager.hashed_names import Identify, nothing_known
 from holdfast.manager.journal import Journal
 from holdfast.manager.journal_kinds import Line
@@ -22,7 +22,7 @@ from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lost_locks import DeadHolder
 from holdfast.manager.owners import Owner
 from holdfast.manager.routing import Route, Routing, Rule
-from holdfast.model import LockFailureAction, Mode, OwnerName, Protection, Resource, Want
+from holdfast.model import AcquireRequest, LockFailureAction, Mode, OwnerName, Protection, Resource
 from holdfast.system.files.lockspace_files import LockspaceFiles
 from holdfast.system.files.mounts import MountTable
 from holdfast.system.files.ofd_lock import FileKey, SystemLockFiles
@@ -129,7 +129,7 @@ class World:
         self.journal = Journal(self.file, boot=BOOT, host=HOST, snapshot=self._snapshot)
         self.manager = LockManager(
             routing=Routing(rules, route["file"], self.backends),
-            lockspaces=Lockspaces(files=LockspaceFiles(), storage=InlineStorage(), journal=self.journal),
+            lockspaces=FileLockspaces(files=LockspaceFiles(), storage=InlineStorage(), journal=self.journal),
             journal=self.journal,
             processes=self.processes,
             clock=self.clock,
@@ -209,8 +209,10 @@ def locked(path: str) -> bool:
     return refused_by(path) is not None
 
 
-def want(path: str, mode: Mode = Mode.EXCLUSIVE, *, lockspace: str = "", create: bool = False) -> Want:
-    return Want(Resource(lockspace, path), mode, create)
+def want(
+    path: str, mode: Mode = Mode.EXCLUSIVE, *, lockspace: str = "", create: bool = False
+) -> AcquireRequest:
+    return AcquireRequest(Resource(lockspace, path), mode, create)
 
 
 def run(scene: Callable[[], Awaitable[None]]) -> None:

@@ -139,7 +139,7 @@ class Host:
         self.world.hosts.append(self)
         self.clock = SimulatedClock(self, self.world.random.uniform(1, 1e6))
         self.disk = SimulatedDisk(self)
-        self.chance = self.world.random
+        self.rng = self.world.random
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Task[T]:
         task = Task(self, coroutine)

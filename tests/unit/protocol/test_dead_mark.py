@@ -17,7 +17,7 @@ from holdfast.protocol.dead_mark import Marked, NotMarked, can_be_marked, mark_d
 from holdfast.protocol.host_status import HostState, StateChanged, proven_gone
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.paxos_lease import SharedBy, acquire_exclusive
-from holdfast.protocol.takeover import HostUnknown, MayTake, NeverByTime
+from holdfast.protocol.takeover import HostUnknown, MayTakeOver, NeverByTime
 from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant, IoFailed
 
 PLAIN = replace(ALIVE, version=delta.VERSION_5, flags=DEFAULT.align_flag)
@@ -92,10 +92,10 @@ def test_owner_that_was_marked_loses_its_lease_at_once_whatever_the_table_says(n
     s.shows(version=delta.VERSION_5, flags=DEFAULT.align_flag | no_timeout)
     s.seen_unchanged_for(1.0)
     s.view = replace(s.view, state=HostState.LIVE)
-    assert not isinstance(s.verdict(), MayTake)
+    assert not isinstance(s.verdict(), MayTakeOver)
     s.shows(flags=s.record.flags | FLAG_DEAD_EXT)
     begun = s.world.now
-    assert s.verdict() == MayTake(waited=False)
+    assert s.verdict() == MayTakeOver(waited=False)
     assert s.world.now - begun < 1
 
 
@@ -116,7 +116,7 @@ def test_share_of_a_marked_host_counts_no_more() -> None:
     s.world.content[at : at + 512] = HostBlock(mode=ModeBlock.shared(Generation(1))).sector(512)
 
     def acquired() -> object:
-        return s.host.run(acquire_exclusive(s.area, s.member(), s.host.clock, s.host.chance))
+        return s.host.run(acquire_exclusive(s.area, s.member(), s.host.clock, s.host.rng))
 
     assert acquired() == SharedBy({OWNER: Generation(1)})
     s.shows(flags=DEFAULT.align_flag | FLAG_DEAD_EXT, generation=2)

@@ -341,10 +341,10 @@ def test_renewals_survive_faults_or_the_lease_ends_but_nobody_else_holds_it(seed
     alpha, beta = world.host("alpha"), world.host("beta")
     held = held_by(alpha)
     world.faults = Faults(latency_s=0.5, error_rate=0.2, stall_rate=0.1, stall_max_s=5)
-    keeper = alpha.spawn(renewing(alpha, held, until=world.now + 200))
+    supervisor = alpha.spawn(renewing(alpha, held, until=world.now + 200))
     rival = claiming(beta)
-    world.run(keeper, rival)
-    assert not (isinstance(rival.result, delta.Held) and isinstance(keeper.result, delta.Held))
+    world.run(supervisor, rival)
+    assert not (isinstance(rival.result, delta.Held) and isinstance(supervisor.result, delta.Held))
 
 
 def test_slow_storage_holds_no_lease() -> None:

@@ -18,7 +18,14 @@ from holdfast.protocol import delta_lease
 from holdfast.protocol.host_status import HostState, HostView, SeenTerm, proven_gone, succeeded_left_s
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.paxos_lease import SharedBy, acquire_exclusive
-from holdfast.protocol.takeover import NEVER_BY_TIME, Busy, MayTake, NeverByTime, attested_off, missed_left_s
+from holdfast.protocol.takeover import (
+    NEVER_BY_TIME,
+    Busy,
+    MayTakeOver,
+    NeverByTime,
+    attested_off,
+    missed_left_s,
+)
 from holdfast.protocol.types import Generation, HostTimestamp, Instant
 
 FLAGS = DEFAULT.align_flag | FLAG_NO_TIMEOUT
@@ -124,7 +131,7 @@ def test_owner_that_was_silent_for_ever_keeps_its_lease_and_nobody_waits_for_it(
             assert NEVER_BY_TIME in str(told)
         assert s.world.now - begun < 1
     s.shows(timestamp=0)
-    assert isinstance(s.verdict(), MayTake)
+    assert isinstance(s.verdict(), MayTakeOver)
 
 
 def test_owner_whose_term_showed_the_flag_before_keeps_its_lease() -> None:
@@ -199,10 +206,10 @@ def test_sharer_that_was_silent_for_ever_keeps_its_share() -> None:
     s.world.now += FOR_EVER_S
     s.seen_unchanged_for(FOR_EVER_S)
     member = s.member()
-    outcome = s.host.run(acquire_exclusive(s.area, member, s.host.clock, s.host.chance, wait=True))
+    outcome = s.host.run(acquire_exclusive(s.area, member, s.host.clock, s.host.rng, wait=True))
     assert outcome == SharedBy({OWNER: Generation(1)})
     s.shows(timestamp=0)
-    outcome = s.host.run(acquire_exclusive(s.area, member, s.host.clock, s.host.chance, wait=True))
+    outcome = s.host.run(acquire_exclusive(s.area, member, s.host.clock, s.host.rng, wait=True))
     assert not isinstance(outcome, SharedBy)
 
 

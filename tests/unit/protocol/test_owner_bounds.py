@@ -19,9 +19,9 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_outcomes import LockspaceLost
 from holdfast.protocol.paxos_release import Lease, Mode, release
 from holdfast.protocol.ports import Disk
-from holdfast.protocol.takeover import Busy, HostUnknown, MayTake, OwnerVerdict, may_take
+from holdfast.protocol.takeover import Busy, HostUnknown, MayTakeOver, OwnerVerdict, may_take_over
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant, IoFailed, nobody_looks_on
+from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant, IoFailed, ignore_wait
 
 OUR_TIMING = Timing(1, 60)
 """Dead 68 s."""
@@ -116,13 +116,13 @@ class Scene:
 
     def verdict(self, *, wait: bool = False) -> OwnerVerdict:
         return self.host.run(
-            may_take(
+            may_take_over(
                 self.area,
                 self.member(),
                 self.host.clock,
                 self.leader,
                 wait=wait,
-                on_wait=nobody_looks_on,
+                on_wait=ignore_wait,
             )
         )
 
@@ -133,7 +133,7 @@ def test_an_owner_with_a_greater_io_timeout_is_waited_for_by_its_own_bound() -> 
     assert isinstance(told, HostUnknown)
     assert told.dead_in_s > OUR_TIMING.dead_s
     begun = s.world.now
-    assert isinstance(s.verdict(wait=True), MayTake)
+    assert isinstance(s.verdict(wait=True), MayTakeOver)
     assert s.world.now - begun > SLOWER_DEAD_S > OUR_TIMING.dead_s
 
 
@@ -145,7 +145,7 @@ def test_an_owner_is_taken_over_only_by_a_read_that_began_after_its_bound() -> N
     assert isinstance(told, HostUnknown), "the read ended after the bound, but began before it"
     assert 0 <= told.dead_in_s <= 0.5
     s.seen_unchanged_for(OUR_TIMING.dead_s + 0.5)
-    assert isinstance(s.verdict(), MayTake)
+    assert isinstance(s.verdict(), MayTakeOver)
 
 
 def test_an_owner_that_renewed_during_our_wait_is_alive() -> None:

@@ -13,7 +13,7 @@ from holdfast.ondisk.geometry import MIB, SECTOR_4096
 from holdfast.ondisk.host_block import FLAG_RELEASED, Dblock, HostBlock, ModeBlock
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol import paxos_lease, paxos_release
-from holdfast.protocol.ballot import LVER_MAX, MBAL_MAX, Promise, next_mbal, next_promise
+from holdfast.protocol.ballot import LVER_MAX, MBAL_MAX, PreparedBallot, next_mbal, prepare_next
 from holdfast.protocol.expiry import Corrupted
 from holdfast.protocol.holders import gave_up
 from holdfast.protocol.lease_area import LeaseAlreadyThere, LeaseArea, init
@@ -42,14 +42,14 @@ T = TypeVar("T")
 def exclusive(node: Node, **options: Any) -> paxos_lease.AcquireOutcome:
     host = node.host
     return run(
-        node, paxos_lease.acquire_exclusive(node.lease_area, node.member, host.clock, host.chance, **options)
+        node, paxos_lease.acquire_exclusive(node.lease_area, node.member, host.clock, host.rng, **options)
     )
 
 
 def shared(node: Node, **options: Any) -> paxos_lease.AcquireOutcome:
     host = node.host
     return run(
-        node, paxos_lease.acquire_shared(node.lease_area, node.member, host.clock, host.chance, **options)
+        node, paxos_lease.acquire_shared(node.lease_area, node.member, host.clock, host.rng, **options)
     )
 
 
@@ -67,7 +67,7 @@ def downgrade(node: Node, lease: Lease) -> paxos_release.DowngradeOutcome:
 
 def upgrade(node: Node, lease: Lease) -> paxos_lease.AcquireOutcome:
     host = node.host
-    return run(node, paxos_lease.upgrade(node.lease_area, node.member, host.clock, host.chance, lease))
+    return run(node, paxos_lease.upgrade(node.lease_area, node.member, host.clock, host.rng, lease))
 
 
 def withdraw(node: Node, doubt: InDoubt) -> paxos_release.WithdrawOutcome:
@@ -126,19 +126,19 @@ def test_a_held_lease_is_refused_by_name_and_free_after_release() -> None:
     assert (refused.leader.owner_id, refused.host_name) == (1, str(one))
     assert isinstance(release(one, lease), Released)
     assert cluster.leader().is_free
-    assert cluster.block(1) == next_promise(lease.own, lease.leader, one.host_id)
+    assert cluster.block(1) == prepare_next(lease.own, lease.leader, one.host_id)
     second = held(exclusive(two))
     assert second.lver == 2
     assert isinstance(release(one, lease), Released | NotHeld)
     assert cluster.leader() == second.leader
 
 
-def given_up(node: Node, lease: Lease) -> Promise:
+def given_up(node: Node, lease: Lease) -> PreparedBallot:
     """Released; what it promised."""
     released = release(node, lease)
     assert isinstance(released, Released)
     assert released.promise is not None
-    assert released.promise == Promise(
+    assert released.promise == PreparedBallot(
         node.cluster.leader(), node.cluster.block(node.host_id), before_free=True
     )
     return released.promise
@@ -189,7 +189,7 @@ def test_release_that_is_repeated_keeps_its_promise_although_another_host_is_see
     one.host.disk.script = ["write", "read", "write error"]
     assert isinstance(release(one, lease), ReleaseFailed)
     promised = cluster.block(1)
-    assert promised == next_promise(lease.own, lease.leader, one.host_id)
+    assert promised == prepare_next(lease.own, lease.leader, one.host_id)
     one.member = replace(one.member, beside_others=lambda: True)
     assert release(one, lease) == Released()
     assert cluster.leader().is_free
@@ -307,8 +307,8 @@ def test_there_is_no_promise_where_numbers_end() -> None:
     lease = held(exclusive(one))
     greatest = MBAL_MAX - MBAL_MAX % 2000 + one.host_id
     last = replace(lease.own, dblock=replace(lease.own.dblock, mbal=greatest, bal=greatest))
-    assert next_promise(last, lease.leader, one.host_id) is None
-    assert next_promise(lease.own, replace(lease.leader, lver=LVER_MAX), one.host_id) is None
+    assert prepare_next(last, lease.leader, one.host_id) is None
+    assert prepare_next(lease.own, replace(lease.leader, lver=LVER_MAX), one.host_id) is None
     assert isinstance(release(one, replace(lease, own=last)), Released)
     assert cluster.block(1).dblock == replace(last.dblock, flags=FLAG_RELEASED)
 
@@ -415,7 +415,7 @@ def test_who_waits_for_an_older_term_gives_up_when_its_own_lockspace_is_lost() -
     one.daemon_restarts_as_sanlocks()
     cluster.world.run(until=cluster.world.now + 3 * TIMING.renewal_s)
     waiting = two.host.spawn(
-        paxos_lease.acquire_exclusive(two.lease_area, two.member, two.host.clock, two.host.chance, wait=True)
+        paxos_lease.acquire_exclusive(two.lease_area, two.member, two.host.clock, two.host.rng, wait=True)
     )
     two.expiry.step(two.host.clock.now(), Corrupted("lost"))
     cluster.world.run(until=cluster.world.now + 3)
@@ -615,7 +615,7 @@ def test_two_sharers_that_upgrade_at_once_never_both_get_it(seed: int) -> None:
     leases = held(shared(one)), held(shared(two))
     tasks = [
         node.host.spawn(
-            paxos_lease.upgrade(node.lease_area, node.member, node.host.clock, node.host.chance, lease)
+            paxos_lease.upgrade(node.lease_area, node.member, node.host.clock, node.host.rng, lease)
         )
         for node, lease in zip((one, two), leases, strict=True)
     ]
@@ -763,7 +763,7 @@ def test_names_and_places_are_verified_before_anything_is_written() -> None:
     written = len(cluster.world.writes)
     one.host.kill()
     elsewhere = replace(one.lease_area, resource_name="other")
-    outcome = run(one, paxos_lease.acquire_exclusive(elsewhere, one.member, one.host.clock, one.host.chance))
+    outcome = run(one, paxos_lease.acquire_exclusive(elsewhere, one.member, one.host.clock, one.host.rng))
     assert isinstance(outcome, Malformed)
     assert outcome.reason is Reason.RESOURCE_NAME
     assert isinstance(exclusive(one, wanted_lver=3), WrongVersion)

@@ -12,8 +12,8 @@ from holdfast.protocol.host_status import Notified, StateChanged
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId, Instant
-from holdfast.supervision.lease_monitor import Heartbeat
-from holdfast.supervision.renewal import Ended, Lockspace, News
+from holdfast.supervision.lease_monitor import LeaseMonitor
+from holdfast.supervision.renewal import Ended, News, RenewalLoop
 from holdfast.system.watchdog.device import WatchdogRefused
 
 TIMING = Timing(10, 60)
@@ -88,7 +88,7 @@ class Told:
 
 @dataclass
 class Member:
-    lockspace: Lockspace
+    lockspace: RenewalLoop
     told: Told
     task: Task[Ended]
     disk: SimulatedDisk
@@ -101,8 +101,8 @@ class Supervised:
         self.world = world
         self.host = world.host(name)
         self.watchdog = RecordedWatchdog(self.host)
-        self.heartbeat = Heartbeat(clock=self.host.clock, watchdog=self.watchdog)
-        self.host.spawn(self.heartbeat.run())
+        self.lease_monitor = LeaseMonitor(clock=self.host.clock, watchdog=self.watchdog)
+        self.host.spawn(self.lease_monitor.run())
         world.run(until=world.now)
 
     def join(
@@ -116,7 +116,7 @@ class Supervised:
     ) -> Member:
         told = Told(self.world)
         disk = SimulatedDisk(self.host)
-        lockspace = Lockspace(
+        lockspace = RenewalLoop(
             name=space,
             disk=disk,
             offset_bytes=SPACES.index(space) * MIB,
@@ -124,7 +124,7 @@ class Supervised:
             host_name=host_name or self.host.name,
             timing=timing,
             clock=self.host.clock,
-            heartbeat=self.heartbeat,
+            lease_monitor=self.lease_monitor,
             news=told.news(),
             lease_writes=lease_writes,
         )

@@ -15,7 +15,7 @@ from holdfast.ondisk.padded_name import HOST_NAME_BYTES_MAX, PaddedName
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId
-from holdfast.supervision.host_identity import HostIdentity, Plan, Planner, Term, decode_term
+from holdfast.supervision.host_identity import HostIdChooser, HostIdentity, Incarnation, JoinPlan, decode_term
 from holdfast.supervision.host_names import fresh_name
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.system.host.process import is_proven_hardware
@@ -23,7 +23,7 @@ from holdfast.system.host.process import is_proven_hardware
 TIMING = Timing(10, 60)
 ME = HostIdentity("alpha", "boot-2", "machine-1")
 TOKEN, OLD_NAME = "0123456789ab", "alpha.ba9876543210"
-TERM = Term(
+TERM = Incarnation(
     lockspace="A",
     host_id=3,
     generation=7,
@@ -35,8 +35,10 @@ TERM = Term(
 )
 
 
-def planner(host_id: int | None = None, identity: HostIdentity = ME, hosts_max: int | None = None) -> Planner:
-    return Planner(
+def chooser(
+    host_id: int | None = None, identity: HostIdentity = ME, hosts_max: int | None = None
+) -> HostIdChooser:
+    return HostIdChooser(
         host_id=HostId(host_id) if host_id else None,
         hosts_max=hosts_max,
         timing=TIMING,
@@ -58,37 +60,39 @@ def put(world: World, host_id: int, name: str, generation: int = 1, timestamp: i
     world.content[at : at + DeltaLease.BYTES] = record.encode()
 
 
-def plan(world: World, planner: Planner, term: Term | None = None, *, gone: bool = True) -> Plan | NotJoined:
+def plan(
+    world: World, chooser: HostIdChooser, term: Incarnation | None = None, *, gone: bool = True
+) -> JoinPlan | NotJoined:
     host: Host = world.host("alpha")
     area = LockspaceArea(host.disk, 0, DEFAULT, "A")
-    result: Any = host.run(planner.plan(area, host.clock, term, users_are_gone=gone))
+    result: Any = host.run(chooser.plan(area, host.clock, term, users_gone=gone))
     return result  # type: ignore[no-any-return]
 
 
-def claimed(found: Plan | NotJoined) -> tuple[int, str]:
-    assert isinstance(found, Plan), found
+def claimed(found: JoinPlan | NotJoined) -> tuple[int, str]:
+    assert isinstance(found, JoinPlan), found
     assert found.resumed is None
     return found.host_id, found.host_name
 
 
 def test_term_of_this_boot_is_gone_on_with() -> None:
     same_boot = replace_term(boot="boot-2")
-    found = planner().resumption(same_boot, in_use=False)
-    assert found == Plan(HostId(3), OLD_NAME, TIMING, 7)  # type: ignore[arg-type]
-    assert planner().resumption(TERM, in_use=True) is None
-    assert planner(4).resumption(same_boot, in_use=False) is None
-    assert planner().resumption(None, in_use=True) is None
+    found = chooser().resumption(same_boot, in_use=False)
+    assert found == JoinPlan(HostId(3), OLD_NAME, TIMING, 7)  # type: ignore[arg-type]
+    assert chooser().resumption(TERM, in_use=True) is None
+    assert chooser(4).resumption(same_boot, in_use=False) is None
+    assert chooser().resumption(None, in_use=True) is None
 
 
 def test_incarnation_that_vms_depend_on_is_resumed_whatever_host_id_is_configured() -> None:
-    found = planner(4).resumption(replace_term(boot="boot-2"), in_use=True)
+    found = chooser(4).resumption(replace_term(boot="boot-2"), in_use=True)
     assert found is not None
     assert (found.host_id, found.resumed) == (3, 7)
 
 
-def searched(host: Host, planner: Planner) -> Plan | NotJoined:
+def searched(host: Host, chooser: HostIdChooser) -> JoinPlan | NotJoined:
     area = LockspaceArea(host.disk, 0, DEFAULT, "A")
-    result: Any = host.run(planner.search(area, host.clock, fences=True))
+    result: Any = host.run(chooser.search(area, host.clock, fences=True))
     return result  # type: ignore[no-any-return]
 
 
@@ -97,8 +101,8 @@ def test_incarnation_that_no_copy_remembers_is_found_on_storage_by_name_and_age(
     host = world.host("alpha")
     put(world, 5, "beta.0123456789ab", 2, timestamp=int(host.clock.now()))
     put(world, 3, OLD_NAME, 7, timestamp=int(host.clock.now()))
-    found = searched(host, planner())
-    assert isinstance(found, Plan), found
+    found = searched(host, chooser())
+    assert isinstance(found, JoinPlan), found
     assert (found.host_id, found.host_name, found.resumed) == (3, OLD_NAME, 7)
 
 
@@ -108,7 +112,7 @@ def test_record_whose_last_renewal_does_not_fit_this_boots_clock_is_not_resumed(
     world.now = 200_000.0
     host = world.host("alpha")
     put(world, 3, OLD_NAME, 7, timestamp=int(host.clock.now()) - age_s)
-    assert isinstance(searched(host, planner()), NotJoined)
+    assert isinstance(searched(host, chooser()), NotJoined)
 
 
 def test_two_records_that_look_like_ours_are_doubt_and_none_is_resumed() -> None:
@@ -117,7 +121,7 @@ def test_two_records_that_look_like_ours_are_doubt_and_none_is_resumed() -> None
     now = int(host.clock.now())
     put(world, 3, OLD_NAME, 7, timestamp=now)
     put(world, 4, OLD_NAME, 7, timestamp=now)
-    found = searched(host, planner())
+    found = searched(host, chooser())
     assert isinstance(found, NotJoined)
     assert "2 records" in found.reason
 
@@ -132,16 +136,16 @@ def test_no_vm_depends_on_a_record_that_this_host_has_outlived_or_that_is_of_ano
     world.now = 200_000.0
     host = world.host("alpha")
     put(world, 3, OLD_NAME, 7, timestamp=int(host.clock.now()) - age_s)
-    found = searched(host, planner())
+    found = searched(host, chooser())
     assert isinstance(found, NotJoined)
     assert found.is_over is over
 
 
 def is_over(host: Host, *, fences: bool = True, identity: HostIdentity = ME) -> bool:
     area = LockspaceArea(host.disk, 0, DEFAULT, "A")
-    plan = planner().resumption(replace_term(boot="boot-2"), in_use=True)
+    plan = chooser().resumption(replace_term(boot="boot-2"), in_use=True)
     assert plan is not None
-    return host.run(planner(identity=identity).is_over(area, host.clock, plan, fences=fences))
+    return host.run(chooser(identity=identity).is_over(area, host.clock, plan, fences=fences))
 
 
 LONG = replace(ME, node="prod-eu-central-1-hypervisor-compute-node-001")
@@ -154,8 +158,8 @@ def test_incarnation_of_a_host_with_a_long_name_is_found_on_storage() -> None:
     host = world.host("alpha")
     put(world, 3, fresh_name(LONG.node, TOKEN), 7, timestamp=int(host.clock.now()))
     put(world, 4, fresh_name(LONG.node[:-1] + "2", TOKEN), 2, timestamp=int(host.clock.now()))
-    found = searched(host, planner(identity=LONG))
-    assert isinstance(found, Plan), found
+    found = searched(host, chooser(identity=LONG))
+    assert isinstance(found, JoinPlan), found
     assert (found.host_id, found.resumed) == (3, 7)
 
 
@@ -164,7 +168,7 @@ def test_record_that_an_earlier_version_cut_is_not_resumed_and_not_over_either()
     world = world_with_lockspaces()
     host = world.host("alpha")
     put(world, 3, CUT, 7, timestamp=int(host.clock.now()))
-    found = searched(host, planner(identity=LONG))
+    found = searched(host, chooser(identity=LONG))
     assert isinstance(found, NotJoined)
     assert not found.is_over
     assert not is_over(host, identity=LONG)
@@ -209,7 +213,7 @@ def test_claim_of_this_host_that_a_kill_cut_short_is_over_when_its_dead_bound_ha
     assert not is_over(host, fences=False)
 
 
-def replace_term(**changes: Any) -> Term:
+def replace_term(**changes: Any) -> Incarnation:
     import msgspec
 
     return msgspec.structs.replace(TERM, **changes)
@@ -218,7 +222,7 @@ def replace_term(**changes: Any) -> Term:
 def test_host_that_was_rebooted_claims_its_id_under_its_old_name_after_a_look() -> None:
     world = world_with_lockspaces()
     put(world, 3, OLD_NAME, 7)
-    assert claimed(plan(world, planner(), TERM)) == (3, OLD_NAME)
+    assert claimed(plan(world, chooser(), TERM)) == (3, OLD_NAME)
     assert 30 <= world.now < 32  # longer than a healthy host takes to renew, shorter than the dead bound
 
 
@@ -226,21 +230,21 @@ def test_clone_that_renews_is_seen_in_time() -> None:
     world = world_with_lockspaces()
     put(world, 3, OLD_NAME, 7)
     world.at(20.0, lambda: put(world, 3, OLD_NAME, 7, timestamp=25))
-    assert claimed(plan(world, planner(), TERM)) == (1, f"alpha.{TOKEN}"), "one of its own"
+    assert claimed(plan(world, chooser(), TERM)) == (1, f"alpha.{TOKEN}"), "one of its own"
 
 
 def test_clone_that_renews_the_configured_host_id_is_met_under_a_fresh_name() -> None:
     world = world_with_lockspaces()
     put(world, 3, OLD_NAME, 7)
     world.at(20.0, lambda: put(world, 3, OLD_NAME, 7, timestamp=25))
-    assert claimed(plan(world, planner(3), TERM)) == (3, f"alpha.{TOKEN}")
+    assert claimed(plan(world, chooser(3), TERM)) == (3, f"alpha.{TOKEN}")
 
 
 def test_memory_of_a_virtual_machine_proves_nothing() -> None:
     """A second instance with the same ids may run elsewhere, and be slow (safety.md A7)."""
     world = world_with_lockspaces()
     put(world, 3, OLD_NAME, 7)
-    virtual = planner(identity=replace(ME, machine=""))
+    virtual = chooser(identity=replace(ME, machine=""))
     assert claimed(plan(world, virtual, replace_term(machine=""))) == (3, f"alpha.{TOKEN}")
 
 
@@ -263,7 +267,7 @@ def test_hardware_is_proven_by_the_processor_alone(tmp_path: Path, cpuinfo: str,
 def test_memory_of_another_machine_proves_nothing() -> None:
     world = world_with_lockspaces()
     put(world, 3, OLD_NAME, 7)
-    assert claimed(plan(world, planner(identity=replace(ME, machine="machine-2")), TERM)) == (
+    assert claimed(plan(world, chooser(identity=replace(ME, machine="machine-2")), TERM)) == (
         3,
         f"alpha.{TOKEN}",
     )
@@ -273,26 +277,26 @@ def test_term_of_this_boot_is_ours_only_when_its_users_are_gone() -> None:
     world = world_with_lockspaces()
     put(world, 3, OLD_NAME, 7)
     same_boot = replace_term(boot="boot-2")
-    assert claimed(plan(world, planner(), same_boot, gone=False)) == (3, f"alpha.{TOKEN}")
-    assert claimed(plan(world, planner(), same_boot, gone=True)) == (3, OLD_NAME)
+    assert claimed(plan(world, chooser(), same_boot, gone=False)) == (3, f"alpha.{TOKEN}")
+    assert claimed(plan(world, chooser(), same_boot, gone=True)) == (3, OLD_NAME)
 
 
 def test_id_that_went_to_another_host_is_not_claimed_again() -> None:
     world = world_with_lockspaces()
     put(world, 3, "beta.aaaaaaaaaaaa", 8)
-    assert claimed(plan(world, planner(), TERM)) == (1, f"alpha.{TOKEN}")
-    assert claimed(plan(world, planner(3), TERM)) == (3, f"alpha.{TOKEN}")
+    assert claimed(plan(world, chooser(), TERM)) == (1, f"alpha.{TOKEN}")
+    assert claimed(plan(world, chooser(3), TERM)) == (3, f"alpha.{TOKEN}")
 
 
 def test_id_is_found_by_the_nodes_name_then_among_the_unused_then_among_the_free() -> None:
     world = world_with_lockspaces()
     put(world, 1, "beta.aaaaaaaaaaaa")
     put(world, 2, "gamma.aaaaaaaaaaaa", timestamp=0)
-    assert claimed(plan(world, planner()))[0] == 3
-    assert claimed(plan(world, planner(hosts_max=2)))[0] == 2
+    assert claimed(plan(world, chooser()))[0] == 3
+    assert claimed(plan(world, chooser(hosts_max=2)))[0] == 2
     put(world, 4, "alpha.aaaaaaaaaaaa")
-    assert claimed(plan(world, planner()))[0] == 4
-    full = plan(world, planner(hosts_max=1))
+    assert claimed(plan(world, chooser()))[0] == 4
+    full = plan(world, chooser(hosts_max=1))
     assert isinstance(full, NotJoined)
     assert "all 1 host ids" in full.reason
 

@@ -19,11 +19,16 @@ from tests.unit.supervision.rig import TIMING, Supervised, record_of, world_with
 from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.host_names import is_of_node
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.lockspace_supervisor import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
+from holdfast.supervision.lockspace_supervisor import (
+    LockspaceSpec,
+    LockspaceState,
+    LockspaceSupervisor,
+    SupervisorNews,
+)
 from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.system.block_io.renewal_threads import Life
 from holdfast.system.files.lockspace_locks import SystemSpaceLocks
-from holdfast.system.files.state_file import MemoryFile
+from holdfast.system.files.state_file import StateFile
 
 JOINED_WITHIN_S = 3 * TIMING.dead_s
 TOKENS = itertools.count(1)
@@ -41,9 +46,9 @@ class Box:
     """What its hardware says of itself; empty for a virtual machine, of which that proves nothing."""
     boots: int = 0
     on: Supervised | None = None
-    keeper: LockspaceKeeper = field(init=False)
+    supervisor: LockspaceSupervisor = field(init=False)
 
-    def start(self, host_id: int | None = None) -> LockspaceKeeper:
+    def start(self, host_id: int | None = None) -> LockspaceSupervisor:
         """Boot."""
         self.boots += 1
         boot = f"{self.place.name}-{self.boots}"
@@ -63,12 +68,12 @@ class Box:
             def tell(self, callback: Callable[[], None]) -> None:
                 callback()
 
-        self.keeper = LockspaceKeeper(
+        self.supervisor = LockspaceSupervisor(
             LockspaceSpec(name="A", path="/ls", host_id=host_id, hosts_max=None, timing=TIMING),
-            heartbeat=supervised.heartbeat,
+            lease_monitor=supervised.lease_monitor,
             threads=Threads(),
             clock=host.clock,  # type: ignore[arg-type]
-            copies=IncarnationCopies("A", [MemoryFile(str(self.place / "term.json"))]),
+            copies=IncarnationCopies("A", [StateFile(str(self.place / "term.json"))]),
             use=LockspaceUse(
                 "A",
                 SystemSpaceLocks(str(self.place / f"host-{self.boots}")).of("A"),
@@ -79,10 +84,10 @@ class Box:
             in_use=lambda: False,
             lease_writes=lambda: lambda: False,
             spawn=host.spawn,
-            news=KeeperNews(),
+            news=SupervisorNews(),
         )
-        self.keeper.start()
-        return self.keeper
+        self.supervisor.start()
+        return self.supervisor
 
     def power_off(self) -> None:
         assert self.on is not None
@@ -98,8 +103,8 @@ class Box:
 
     @property
     def id(self) -> int:
-        assert self.keeper.host_id is not None
-        return self.keeper.host_id
+        assert self.supervisor.host_id is not None
+        return self.supervisor.host_id
 
 
 class Hall:
@@ -119,12 +124,12 @@ class Hall:
     def joined(self, *boxes: Box) -> list[int]:
         """Their ids, once all are in; each is seen to stand under its own name, and goes on for a while."""
         until = self.world.now + JOINED_WITHIN_S
-        while any(box.keeper.state is not KeeperState.JOINED for box in boxes):
-            assert self.world.now < until, [(box.node, box.keeper.reason) for box in boxes]
+        while any(box.supervisor.state is not LockspaceState.JOINED for box in boxes):
+            assert self.world.now < until, [(box.node, box.supervisor.reason) for box in boxes]
             self.passed(1)
         self.passed(10 * TIMING.renewal_s)
         for box in boxes:
-            assert box.keeper.state is KeeperState.JOINED, box.keeper.reason
+            assert box.supervisor.state is LockspaceState.JOINED, box.supervisor.reason
             assert is_of_node(record_of(self.world, box.id).host_name.text, box.node)
         return [box.id for box in boxes]
 
@@ -251,5 +256,5 @@ def test_configured_host_id_of_another_host_is_refused_with_the_reason_and_the_w
     two.start(1)
     with caplog.at_level(logging.WARNING):
         hall.passed(JOINED_WITHIN_S)
-    assert two.keeper.state is not KeeperState.JOINED
+    assert two.supervisor.state is not LockspaceState.JOINED
     assert 'another host id (host_id = N, or "auto"), and each host a name of its own' in caplog.text

@@ -21,14 +21,14 @@ from holdfast.protocol.host_status import HostState, HostView
 from holdfast.protocol.lockspace_area import LockspaceArea
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import Generation, HostId
-from holdfast.supervision.host_identity import HostIdentity, Term
+from holdfast.supervision.host_identity import HostIdentity, Incarnation
 from holdfast.supervision.host_records import HostRecords
 from holdfast.system.block_io.blocking_ports import run_blocking
 from holdfast.system.files.host_record_files import NO_PLACE
 
 ME = HostIdentity("beta.example.org", "boot-b", "")
 TIMING = Timing(10, 10)
-TERM = Term(
+TERM = Incarnation(
     lockspace="A",
     host_id=2,
     generation=5,
@@ -107,7 +107,9 @@ def world_of_alpha(**changes: Any) -> World:
     return world
 
 
-def misfit(world: World, records: HostRecords, timing: Timing = TIMING, own: Term | None = None) -> str:
+def misfit(
+    world: World, records: HostRecords, timing: Timing = TIMING, own: Incarnation | None = None
+) -> str:
     host = world.host("beta")
     area = LockspaceArea(host.disk, 0, DEFAULT, "A")
     return host.run(records.misfit(area, timing, own))
@@ -178,7 +180,9 @@ def test_host_that_is_in_already_is_reported_once(caplog: pytest.LogCaptureFixtu
     assert records.report([view()], 60) == ""
 
 
-def tended(files: Files, rounds: int, term: Term = TERM, views: tuple[HostView, ...] = ()) -> HostRecords:
+def tended(
+    files: Files, rounds: int, term: Incarnation = TERM, views: tuple[HostView, ...] = ()
+) -> HostRecords:
     left = [rounds]
     records = HostRecords("A", "/srv/A", files, ME)
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from holdfast.supervision.host_identity import Term, decode_term
+from holdfast.supervision.host_identity import Incarnation, decode_term
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.system.files.state_file import MemoryFile
+from holdfast.system.files.state_file import StateFile
 
 BOOT = "boot-2"
 
 
-def term(**changes: object) -> Term:
-    known = Term(
+def term(**changes: object) -> Incarnation:
+    known = Incarnation(
         lockspace="A",
         host_id=3,
         generation=7,
@@ -34,7 +34,7 @@ def term(**changes: object) -> Term:
 class Copy:
     """One file that may refuse to be written."""
 
-    def __init__(self, *content: Term, refuses: bool = False) -> None:
+    def __init__(self, *content: Incarnation, refuses: bool = False) -> None:
         self.raw = msgspec.json.encode(content[0]) if content else b""
         self.refuses = refuses
 
@@ -114,7 +114,7 @@ def test_incarnation_with_an_impossible_number_is_no_incarnation(changes: dict[s
 
 def test_damaged_files_are_no_incarnation(tmp_path: Path) -> None:
     path = tmp_path / "lockspace-A.json"
-    copies = IncarnationCopies("A", [MemoryFile(str(path))])
+    copies = IncarnationCopies("A", [StateFile(str(path))])
     assert copies.newest(BOOT) is None
     assert copies.write(term()) == ""
     assert copies.newest(BOOT) == term()

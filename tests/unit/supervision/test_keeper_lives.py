@@ -11,12 +11,17 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.types import HostId
 from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.lockspace_port import Absent
-from holdfast.supervision.lockspace_supervisor import KeeperNews, KeeperState, LockspaceKeeper, LockspaceSpec
+from holdfast.supervision.lockspace_port import NotAMember
+from holdfast.supervision.lockspace_supervisor import (
+    LockspaceSpec,
+    LockspaceState,
+    LockspaceSupervisor,
+    SupervisorNews,
+)
 from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.system.block_io.renewal_threads import Life
 from holdfast.system.files.lockspace_locks import SystemSpaceLocks
-from holdfast.system.files.state_file import MemoryFile
+from holdfast.system.files.state_file import StateFile
 
 JOINED_BY_S = 1000.0
 """Far more than joining takes."""
@@ -33,12 +38,12 @@ class Rig:
         self.behind = False
         self._news: list[Callable[[], None]] = []
         self.lease_write_under_way = False
-        self.keeper = LockspaceKeeper(
+        self.supervisor = LockspaceSupervisor(
             LockspaceSpec(name="A", path="/ls", host_id=HostId(1), hosts_max=None, timing=TIMING),
-            heartbeat=self.supervised.heartbeat,
+            lease_monitor=self.supervised.lease_monitor,
             threads=self,
             clock=self.host.clock,  # type: ignore[arg-type]
-            copies=IncarnationCopies("A", [MemoryFile(str(place / "term"))]),
+            copies=IncarnationCopies("A", [StateFile(str(place / "term"))]),
             use=LockspaceUse(
                 "A", SystemSpaceLocks(str(place / "host")).of("A"), User("b", "/run/a", "/var/a")
             ),
@@ -47,7 +52,7 @@ class Rig:
             in_use=lambda: False,
             lease_writes=lambda: lambda: self.lease_write_under_way,
             spawn=self.host.spawn,
-            news=KeeperNews(),
+            news=SupervisorNews(),
         )
 
     # --- the port of threads ---
@@ -65,12 +70,12 @@ class Rig:
         else:
             callback()
 
-    def joined(self) -> LockspaceKeeper:
-        self.keeper.start()
-        while self.keeper.state is not KeeperState.JOINED:
-            assert self.world.now < JOINED_BY_S, self.keeper.reason
+    def joined(self) -> LockspaceSupervisor:
+        self.supervisor.start()
+        while self.supervisor.state is not LockspaceState.JOINED:
+            assert self.world.now < JOINED_BY_S, self.supervisor.reason
             self.passed(1)
-        return self.keeper
+        return self.supervisor
 
     def passed(self, seconds: float) -> None:
         self.world.run(until=self.world.now + seconds)
@@ -84,22 +89,22 @@ def rig(tmp_path: Path) -> Rig:
 def test_a_lease_that_has_failed_is_no_membership_although_the_event_loop_has_not_heard_of_it(
     rig: Rig,
 ) -> None:
-    keeper = rig.joined()
-    assert isinstance(keeper.membership(), Membership)
+    supervisor = rig.joined()
+    assert isinstance(supervisor.membership(), Membership)
     rig.behind = True
     rig.disk.cut = True
     rig.passed(TIMING.fail_s + 1)
-    assert keeper.state is KeeperState.JOINED, "the news is still under way"
-    absent = keeper.membership()
-    assert isinstance(absent, Absent)
+    assert supervisor.state is LockspaceState.JOINED, "the news is still under way"
+    absent = supervisor.membership()
+    assert isinstance(absent, NotAMember)
     assert "has just been lost" in str(absent)
 
 
 def test_a_lockspace_is_not_left_while_a_write_to_a_lease_may_still_land(rig: Rig) -> None:
     """The next host that claims the id has the same blocks: ours would land on top of theirs (ADR 0129)."""
-    keeper = rig.joined()
+    supervisor = rig.joined()
     rig.lease_write_under_way = True
-    keeper.leave()
+    supervisor.leave()
     before = record_of(rig.world, 1).timestamp
     rig.passed(10 * TIMING.renewal_s)
     assert not record_of(rig.world, 1).is_free
@@ -107,4 +112,4 @@ def test_a_lockspace_is_not_left_while_a_write_to_a_lease_may_still_land(rig: Ri
     rig.lease_write_under_way = False
     rig.passed(10 * TIMING.renewal_s)
     assert record_of(rig.world, 1).is_free
-    assert keeper.state is KeeperState.LEFT
+    assert supervisor.state is LockspaceState.LEFT

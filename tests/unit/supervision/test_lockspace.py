@@ -13,7 +13,7 @@ from holdfast.protocol.host_status import HostState
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId, Instant
 from holdfast.supervision.join_errors import NotJoined
-from holdfast.supervision.peer_monitor import NEWCOMERS, WIDE_LOOK_EVERY, HostWatch
+from holdfast.supervision.peer_monitor import NEWCOMERS, WIDE_LOOK_EVERY, PeerMonitor
 from holdfast.supervision.renewal import Left, Lost, Standing
 
 FAST_BEAT_S = 1.2
@@ -241,7 +241,7 @@ def test_a_lease_that_is_given_up_during_a_renewals_read_is_not_written_however_
     while len(member.disk.reads) == looks:
         world.run(until=world.now + 1)
     written = len(world.writes)
-    member.lockspace.users_are_gone()
+    member.lockspace.users_gone()
     world.run(member.task)
     assert isinstance(member.task.result, Lost)
     assert len(world.writes) == written
@@ -288,7 +288,7 @@ def test_a_write_that_may_still_land_starves_the_watchdog_although_the_users_are
     while not sick.told.lost:
         world.run(until=world.now + 1)
     assert sick.disk.in_flight(0, MIB)
-    sick.lockspace.users_are_gone()
+    sick.lockspace.users_gone()
     world.run(until=world.now + 5)
     assert alpha.watchdog.disarmed_at is None
     while sick.disk.in_flight(0, MIB):
@@ -312,7 +312,7 @@ def test_a_lease_write_elsewhere_that_may_still_land_starves_the_watchdog_too(en
         world.faults.stall_max_s = 1e6
         while not member.told.lost:
             world.run(until=world.now + 1)
-        member.lockspace.users_are_gone()
+        member.lockspace.users_gone()
     world.run(until=world.now + 30)
     assert alpha.watchdog.disarmed_at is None
     under_way.clear()
@@ -369,8 +369,8 @@ def test_a_lost_lockspace_starves_the_watchdog_until_its_users_are_gone() -> Non
     starved_since = alpha.watchdog.last_fed_at
     world.run(until=world.now + 10)
     assert alpha.watchdog.last_fed_at == starved_since
-    assert alpha.heartbeat.starving
-    sick.lockspace.users_are_gone()
+    assert alpha.lease_monitor.starving
+    sick.lockspace.users_gone()
     world.run(until=world.now + 5)
     assert alpha.watchdog.last_fed_at > starved_since + 10
     assert alpha.watchdog.fires_at > world.now
@@ -473,7 +473,7 @@ def test_host_that_is_marked_as_dead_ends_its_term_and_leaves_the_mark_until_it_
     world.run(until=world.now + TIMING.fail_s)
     assert record_of(world, 3) == marked
     assert alpha.watchdog.last_fed_at == fed_last_at, "users that run on there have to be reset"
-    member.lockspace.users_are_gone()
+    member.lockspace.users_gone()
     begun = world.now
     alpha.joined(3)
     assert world.now - begun > TIMING.dead_s
@@ -490,7 +490,7 @@ def test_host_that_may_be_none_of_holdfasts_is_seen_by_its_name_and_not_forgotte
     world = world_with_lockspaces()
     one = Supervised(world, "alpha").joined(1, host_name="alpha.0123456789ab")
     (_, member), *_ = one.told.joined
-    assert HostWatch("A", HostId(1), DEFAULT, TIMING).beside_others(Instant(0)), "nobody has looked yet"
+    assert PeerMonitor("A", HostId(1), DEFAULT, TIMING).beside_others(Instant(0)), "nobody has looked yet"
     world.run(until=world.now + 3 * TIMING.renewal_s)
     assert not member.beside_others()
     Supervised(world, "beta").joined(3, host_name=name)

@@ -11,23 +11,23 @@ from tests.unit.supervision.rig import TIMING, RecordedWatchdog
 from holdfast.model import Instant
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.types import Generation, HostId, IoFailed
-from holdfast.supervision.host_identity import HostIdentity, Plan
+from holdfast.supervision.host_identity import HostIdentity, JoinPlan
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_errors import NotJoined
-from holdfast.supervision.lease_monitor import Heartbeat
+from holdfast.supervision.lease_monitor import LeaseMonitor
 from holdfast.supervision.lockspace_supervisor import (
     RESUME_WAIT_S,
-    KeeperNews,
-    KeeperState,
-    LockspaceKeeper,
     LockspaceSpec,
+    LockspaceState,
+    LockspaceSupervisor,
+    SupervisorNews,
 )
 from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.supervision.renewal import Left, Lost
 from holdfast.system.block_io.blocking_ports import Interrupted, run_blocking
 from holdfast.system.block_io.renewal_threads import Life
 from holdfast.system.files.lockspace_locks import SystemSpaceLocks
-from holdfast.system.files.state_file import MemoryFile
+from holdfast.system.files.state_file import StateFile
 
 
 class Threads:
@@ -75,12 +75,12 @@ class Rig:
         self.waiting: list[Coroutine[Any, Any, object]] = []
         self.lost: list[str] = []
         self.over: list[str] = []
-        self.keeper = LockspaceKeeper(
+        self.supervisor = LockspaceSupervisor(
             LockspaceSpec(name="A", path="/ls", host_id=HostId(1), hosts_max=None, timing=TIMING),
-            heartbeat=Heartbeat(clock=host.clock, watchdog=RecordedWatchdog(host)),
+            lease_monitor=LeaseMonitor(clock=host.clock, watchdog=RecordedWatchdog(host)),
             threads=self.threads,
             clock=self.clock,
-            copies=IncarnationCopies("A", [MemoryFile(str(place / "term"))]),
+            copies=IncarnationCopies("A", [StateFile(str(place / "term"))]),
             use=LockspaceUse(
                 "A", SystemSpaceLocks(str(place / "host")).of("A"), User("b", "/run/a", "/var/a")
             ),
@@ -89,14 +89,14 @@ class Rig:
             in_use=lambda: in_use,
             lease_writes=lambda: lambda: False,
             spawn=self.waiting.append,
-            news=KeeperNews(
+            news=SupervisorNews(
                 on_lost=lambda _, reason: self.lost.append(reason),
-                on_over=lambda keeper: self.over.append(keeper.name),
+                on_over=lambda supervisor: self.over.append(supervisor.name),
             ),
             may_start=why_not,
             is_in_doubt=lambda: in_use and self.clock.slept_s < DOUBT_S,
         )
-        self.keeper.start()
+        self.supervisor.start()
 
     def wait(self) -> None:
         """Whatever waits for a time has it pass, until it ends or another waits."""
@@ -107,55 +107,55 @@ class Rig:
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     rig = Rig(tmp_path)
-    rig.keeper._become(KeeperState.JOINED, "")
+    rig.supervisor._become(LockspaceState.JOINED, "")
     yield rig
     for work in rig.waiting:
         work.close()
 
 
 def test_a_lost_lockspace_is_joined_again_when_the_thread_of_the_lost_term_has_ended(rig: Rig) -> None:
-    rig.keeper.heart_stopped()
-    rig.keeper.users_are_gone()
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.ABSENT, 1)
-    assert "last renewal" in rig.keeper.reason
+    rig.supervisor.heart_stopped()
+    rig.supervisor.users_gone()
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.ABSENT, 1)
+    assert "last renewal" in rig.supervisor.reason
     rig.threads.ends[0](Lost("too late"))
-    assert (rig.keeper.state, len(rig.threads.ends), len(rig.lost)) == (KeeperState.JOINING, 2, 1)
+    assert (rig.supervisor.state, len(rig.threads.ends), len(rig.lost)) == (LockspaceState.JOINING, 2, 1)
 
 
 def test_a_lost_lockspace_whose_thread_has_ended_is_joined_again_at_once(rig: Rig) -> None:
     rig.threads.ends[0](Lost("somebody else has written this host's record"))
-    assert rig.keeper.state is KeeperState.LOST
-    rig.keeper.users_are_gone()
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 2)
+    assert rig.supervisor.state is LockspaceState.LOST
+    rig.supervisor.users_gone()
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.JOINING, 2)
 
 
 def test_whoever_leaves_while_the_lost_term_ends_does_not_join_again(rig: Rig) -> None:
-    rig.keeper.heart_stopped()
-    rig.keeper.users_are_gone()
-    rig.keeper.leave()
+    rig.supervisor.heart_stopped()
+    rig.supervisor.users_gone()
+    rig.supervisor.leave()
     rig.threads.ends[0](Lost("too late"))
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.LEFT, 1)
-    rig.keeper.join()
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 2)
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.LEFT, 1)
+    rig.supervisor.join()
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.JOINING, 2)
 
 
 def test_what_was_lost_while_it_was_left_is_not_joined_beside_its_thread(rig: Rig) -> None:
-    rig.keeper.leave()
-    rig.keeper._lost("not renewed in time")
-    rig.keeper.users_are_gone()
-    assert rig.keeper.state is KeeperState.LEFT
-    rig.keeper.join()
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.ABSENT, 1)
+    rig.supervisor.leave()
+    rig.supervisor._lost("not renewed in time")
+    rig.supervisor.users_gone()
+    assert rig.supervisor.state is LockspaceState.LEFT
+    rig.supervisor.join()
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.ABSENT, 1)
     rig.threads.ends[0](Left(released=False, reason="lost"))
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 2)
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.JOINING, 2)
 
 
 def test_a_join_that_fails_leaves_nobody_waiting_for_its_thread(rig: Rig) -> None:
-    rig.keeper._become(KeeperState.JOINING, "")
+    rig.supervisor._become(LockspaceState.JOINING, "")
     rig.threads.ends[0](NotJoined("the host id is held"))
-    rig.keeper.leave()
-    rig.keeper.join()
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 2)
+    rig.supervisor.leave()
+    rig.supervisor.join()
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.JOINING, 2)
 
 
 def member(host_id: int = 1) -> Membership:
@@ -173,15 +173,15 @@ def test_no_new_lock_may_depend_on_an_incarnation_that_is_not_written_down(tmp_p
     in_the_way = tmp_path / "term.new"
     in_the_way.mkdir()
     rig = Rig(tmp_path)
-    rig.keeper._become(KeeperState.JOINING, "")
-    rig.keeper._joined(Plan(HostId(1), "alpha.x", TIMING), member())
-    assert isinstance(rig.keeper.membership(), Membership), "what is held already goes on"
-    assert "term" in rig.keeper.refuses_new()
+    rig.supervisor._become(LockspaceState.JOINING, "")
+    rig.supervisor._joined(JoinPlan(HostId(1), "alpha.x", TIMING), member())
+    assert isinstance(rig.supervisor.membership(), Membership), "what is held already goes on"
+    assert "term" in rig.supervisor.refuses_new()
     assert len(rig.waiting) == 1
     in_the_way.rmdir()
     rig.wait()
-    assert rig.keeper.refuses_new() == ""
-    assert rig.keeper.has_earlier_life
+    assert rig.supervisor.refuses_new() == ""
+    assert rig.supervisor.has_earlier_life
 
 
 def test_vms_of_an_incarnation_that_no_copy_remembers_are_not_stopped_before_storage_was_searched(
@@ -189,8 +189,8 @@ def test_vms_of_an_incarnation_that_no_copy_remembers_are_not_stopped_before_sto
 ) -> None:
     rig = Rig(tmp_path, in_use=True)
     assert rig.lost == []
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
-    assert rig.keeper.resuming
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.JOINING, 1)
+    assert rig.supervisor.resuming
 
 
 def test_lockspace_that_was_lost_in_doubt_is_read_again_until_it_is_proven_that_no_vm_depends_on_it(
@@ -199,13 +199,13 @@ def test_lockspace_that_was_lost_in_doubt_is_read_again_until_it_is_proven_that_
     """One storage error at the start, and it would have stayed lost until the next reboot (found by seed 246)."""
     rig = Rig(tmp_path, in_use=True)
     rig.threads.ends[0](NotJoined("storage failed"))
-    assert (rig.keeper.state, len(rig.lost)) == (KeeperState.LOST, 1)
+    assert (rig.supervisor.state, len(rig.lost)) == (LockspaceState.LOST, 1)
     rig.wait()
     assert len(rig.threads.ends) == 2, "one reading at a time"
     rig.threads.ends[1](False)
-    assert (rig.keeper.state, rig.over) == (KeeperState.LOST, [])
+    assert (rig.supervisor.state, rig.over) == (LockspaceState.LOST, [])
     rig.clock.slept_s = 0.0
-    rig.keeper._spawn(rig.keeper._look_until_over(None, None, rig.keeper._life))  # type: ignore[arg-type]
+    rig.supervisor._spawn(rig.supervisor._look_until_over(None, None, rig.supervisor._life))  # type: ignore[arg-type]
     rig.wait()
     rig.threads.ends[2](True)
     assert rig.over == ["A"]
@@ -230,11 +230,11 @@ class LeftMeanwhile(SimulatedDisk):
 def test_lockspace_that_is_left_before_it_is_joined_has_not_failed(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rig.keeper._become(KeeperState.JOINING, "")
-    rig.keeper.leave()
+    rig.supervisor._become(LockspaceState.JOINING, "")
+    rig.supervisor.leave()
     ended = run_blocking(rig.threads.lives[0](LeftMeanwhile(rig.host), rig.host.clock, lambda: None))
     rig.threads.ends[0](ended)
-    assert rig.keeper.state is KeeperState.LEFT
+    assert rig.supervisor.state is LockspaceState.LEFT
     assert "unexpected" not in caplog.text
 
 
@@ -251,18 +251,18 @@ class Predecessor:
 
 def test_nothing_is_begun_while_a_request_of_an_earlier_daemon_may_land(tmp_path: Path) -> None:
     rig = Rig(tmp_path, why_not=Predecessor(3))
-    assert (rig.keeper.state, rig.keeper.reason) == (KeeperState.ABSENT, "a request is inside")
+    assert (rig.supervisor.state, rig.supervisor.reason) == (LockspaceState.ABSENT, "a request is inside")
     assert not rig.threads.ends
-    assert not rig.keeper.resuming, "the start would wait for it, and all others with it"
+    assert not rig.supervisor.resuming, "the start would wait for it, and all others with it"
     rig.wait()
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.JOINING, 1)
 
 
 def test_owners_are_not_left_for_long_on_a_term_that_can_not_be_gone_on_with_yet(tmp_path: Path) -> None:
     """It is not renewed meanwhile, and its age can't be read."""
     rig = Rig(tmp_path, why_not=Predecessor(1000), in_use=True)
     rig.wait()
-    assert rig.keeper.state is KeeperState.LOST
+    assert rig.supervisor.state is LockspaceState.LOST
     assert rig.lost == ["its last term could not be resumed in time: a request is inside"]
     assert rig.clock.slept_s <= max(RESUME_WAIT_S, 2 * TIMING.io_timeout_s) + 2
     assert not rig.threads.ends
@@ -273,17 +273,17 @@ def test_a_lockspace_lost_over_a_request_of_an_earlier_daemon_is_joined_again_on
 ) -> None:
     rig = Rig(tmp_path, why_not=Predecessor(60), in_use=True)
     rig.wait()
-    rig.keeper.users_are_gone()
-    assert rig.keeper.state is KeeperState.ABSENT
+    rig.supervisor.users_gone()
+    assert rig.supervisor.state is LockspaceState.ABSENT
     assert not rig.threads.ends
     rig.wait()
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.JOINING, 1)
 
 
 def test_keeper_that_leaves_and_joins_while_a_request_may_land_begins_once(tmp_path: Path) -> None:
     rig = Rig(tmp_path, why_not=Predecessor(3))
-    rig.keeper.leave()
-    assert rig.keeper.state is KeeperState.LEFT
-    rig.keeper.join()
+    rig.supervisor.leave()
+    assert rig.supervisor.state is LockspaceState.LEFT
+    rig.supervisor.join()
     rig.wait()
-    assert (rig.keeper.state, len(rig.threads.ends)) == (KeeperState.JOINING, 1)
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.JOINING, 1)

@@ -12,7 +12,7 @@ import pytest
 from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.system.block_io import thread_name
 from holdfast.system.files.lockspace_locks import SystemSpaceLock, SystemSpaceLocks
-from holdfast.system.host.predecessor import Alive, DeadButStuck, Fate, Predecessors, ProcTasks, StuckTask
+from holdfast.system.host.predecessor import Alive, DeadButStuck, JobFate, Predecessors, ProcTasks, StuckTask
 
 NAME = "vms"
 OURS = User("this-boot", "/run/a", "/var/a")
@@ -252,7 +252,7 @@ class Stuck(ProcTasks):
         super().__init__()
         self._lane = lane
 
-    def fate(self, pid: int) -> Fate:
+    def fate(self, pid: int) -> JobFate:
         return DeadButStuck(pid, (StuckTask(1, thread_name.of_lane(self._lane), 1),)) if pid else Alive(pid)
 
     def is_still_there(self, pid: int, task: StuckTask) -> bool:

@@ -9,11 +9,11 @@ from holdfast.protocol.host_status import HostState
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId
-from holdfast.supervision.lease_monitor import Heartbeat
-from holdfast.supervision.renewal import Left, Lockspace, News
+from holdfast.supervision.lease_monitor import LeaseMonitor
+from holdfast.supervision.renewal import Left, News, RenewalLoop
 from holdfast.system.block_io.blocking_ports import BlockingClock, run_blocking, start_thread
 from holdfast.system.block_io.disk import BlockingDisk, open_blocking
-from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.block_io.worker_pool import WorkerPool
 from holdfast.system.watchdog.device import NoWatchdog
 
 # A stuck test shall end.
@@ -23,7 +23,7 @@ AMPLE_S = 60.0
 def test_a_host_joins_renews_and_leaves_on_threads_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "lockspace"
     path.touch()
-    lane = DiskLane("vms")
+    lane = WorkerPool("vms")
     disk = open_blocking(str(path), lane)
     assert isinstance(disk, BlockingDisk)
     made = run_blocking(lockspace_area.init(disk, 0, DEFAULT, "vms", io_timeout_s=1, overwrite=True))
@@ -42,8 +42,8 @@ def test_a_host_joins_renews_and_leaves_on_threads_of_its_own(tmp_path: Path) ->
         ended.set()
 
     heart_clock, clock = BlockingClock(), BlockingClock()
-    heartbeat = Heartbeat(clock=heart_clock, watchdog=NoWatchdog())
-    lockspace = Lockspace(
+    lease_monitor = LeaseMonitor(clock=heart_clock, watchdog=NoWatchdog())
+    lockspace = RenewalLoop(
         name="vms",
         disk=disk,
         offset_bytes=0,
@@ -51,11 +51,11 @@ def test_a_host_joins_renews_and_leaves_on_threads_of_its_own(tmp_path: Path) ->
         host_name="alpha",
         timing=Timing(1),
         clock=clock,
-        heartbeat=heartbeat,
+        lease_monitor=lease_monitor,
         news=News(on_joined=on_joined, on_host_changed=lambda _: seen.set()),
         interrupt=clock.interrupt,
     )
-    start_thread("heartbeat", heartbeat.run(), lambda _: None)
+    start_thread("heartbeat", lease_monitor.run(), lambda _: None)
     start_thread("renewal vms", lockspace.run(), on_end)
     assert joined.wait(AMPLE_S), ends
     assert members[0].may_write()

@@ -5,22 +5,24 @@ import pytest
 from holdfast.model import LockFailureAction as Action
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import Instant
-from holdfast.supervision.escalation import Act, AllGone, Kill, Ladder, OutOfTime, Terminate
+from holdfast.supervision.escalation import Act, AllGone, Escalation, Kill, OutOfTime, Terminate
 
 TIMING = Timing(10, 60)
 RENEWED = Instant(1000.0)
 FAILED = Instant(1080.0)
 
 
-def ladder(*, lost_at: float = FAILED, renewed_at: float | None = RENEWED, timing: Timing = TIMING) -> Ladder:
-    return Ladder(
+def ladder(
+    *, lost_at: float = FAILED, renewed_at: float | None = RENEWED, timing: Timing = TIMING
+) -> Escalation:
+    return Escalation(
         timing,
         lost_at=Instant(lost_at),
         renewed_at=None if renewed_at is None else Instant(renewed_at),
     )
 
 
-def at(machine: Ladder, now: float, **users: Action) -> list[object]:
+def at(machine: Escalation, now: float, **users: Action) -> list[object]:
     return list(machine.step(Instant(now), {int(name[1:]): action for name, action in users.items()}))
 
 

@@ -16,8 +16,8 @@ from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.blocking_ports import run_blocking
 from holdfast.system.block_io.disk import BlockingDisk, open_blocking, open_suspending
 from holdfast.system.block_io.disk_file import RealKernel
-from holdfast.system.block_io.inflight_writes import DeviceWrites
-from holdfast.system.block_io.worker_pool import DiskLane, Fate, LaneFull, Request
+from holdfast.system.block_io.inflight_writes import InflightByDevice
+from holdfast.system.block_io.worker_pool import JobFate, LaneFull, Request, WorkerPool
 
 SECTOR = 512
 AMPLE_S = 20.0
@@ -33,15 +33,15 @@ class Rig:
 
     def __init__(self) -> None:
         self.kernel = UnrulyKernel()
-        self.devices = DeviceWrites()
-        self.lanes: list[DiskLane] = []
+        self.devices = InflightByDevice()
+        self.lanes: list[WorkerPool] = []
         self.disks: list[BlockingDisk] = []
 
-    def lane(self, workers: int = 4) -> DiskLane:
-        self.lanes.append(DiskLane(f"lane{len(self.lanes)}", workers))
+    def lane(self, workers: int = 4) -> WorkerPool:
+        self.lanes.append(WorkerPool(f"lane{len(self.lanes)}", workers))
         return self.lanes[-1]
 
-    def open(self, path: Path | str, lane: DiskLane) -> BlockingDisk:
+    def open(self, path: Path | str, lane: WorkerPool) -> BlockingDisk:
         disk = open_blocking(str(path), lane, kernel=self.kernel, devices=self.devices)
         assert isinstance(disk, BlockingDisk), disk
         self.disks.append(disk)
@@ -275,7 +275,7 @@ def test_a_bug_on_a_worker_is_raised_where_the_request_came_from(rig: Rig) -> No
         request: Request[None] = Request(broken, on_done=done.set)
         lane.submit(request)
         assert done.wait(AMPLE_S)
-        assert lane.give_up(request) is Fate.COMPLETED
+        assert lane.give_up(request) is JobFate.COMPLETED
         with pytest.raises(ZeroDivisionError):
             request.result()
 
@@ -284,7 +284,7 @@ def test_more_requests_than_a_lane_takes_are_refused_and_leave_no_write_behind(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("holdfast.system.block_io.worker_pool.REQUESTS_WAITING_MAX", 0)
-    lane = DiskLane("full")
+    lane = WorkerPool("full")
     with pytest.raises(LaneFull):
         lane.submit(Request(lambda _: None, on_done=lambda: None))
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from tests.support.polling import wait_until
 
 from holdfast.system.block_io import thread_name
 from holdfast.system.block_io.request_gate import RequestGate
-from holdfast.system.block_io.worker_pool import DiskLane, Fate, Request
+from holdfast.system.block_io.worker_pool import JobFate, Request, WorkerPool
 
 
 def performing(function: Callable[[], object]) -> Request[object]:
@@ -19,7 +19,7 @@ def performing(function: Callable[[], object]) -> Request[object]:
 
 def test_request_that_hangs_is_inside_under_the_name_of_its_lane_until_it_ends() -> None:
     gate, hangs = RequestGate(), threading.Event()
-    lane = DiskLane("leases of A", gate=gate)
+    lane = WorkerPool("leases of A", gate=gate)
     lane.submit(performing(hangs.wait))
     wait_until(lambda: gate.inside(at_least_s=0.2), "the request to be inside for a while")
     (inside,) = gate.inside()
@@ -39,7 +39,7 @@ def test_what_follows_a_request_is_inside_too() -> None:
         began.set()
         hangs.wait()
 
-    lane = DiskLane("A", gate=gate)
+    lane = WorkerPool("A", gate=gate)
     lane.finish(end)
     assert began.wait(30)
     assert gate.inside()
@@ -50,7 +50,7 @@ def test_what_follows_a_request_is_inside_too() -> None:
 
 def test_closed_gate_lets_end_what_has_begun_and_begins_nothing_new() -> None:
     gate, hangs = RequestGate(), threading.Event()
-    lane = DiskLane("A", workers=2, gate=gate)
+    lane = WorkerPool("A", workers=2, gate=gate)
     lane.submit(performing(hangs.wait))
     wait_until(gate.inside, "the first to be inside")
     gate.close()
@@ -70,11 +70,11 @@ def test_request_that_waits_at_the_gate_can_still_be_withdrawn() -> None:
     """Else its caller had to count it as one that may reach the disk, for nothing."""
     gate, ran = RequestGate(), threading.Event()
     gate.close()
-    lane = DiskLane("A", gate=gate)
+    lane = WorkerPool("A", gate=gate)
     request = performing(ran.set)
     lane.submit(request)
     wait_until(lambda: lane._queue.qsize() == 0, "a worker to have it before the gate")
-    assert lane.give_up(request) is Fate.WITHDRAWN
+    assert lane.give_up(request) is JobFate.WITHDRAWN
     gate.open()
     last = threading.Event()
     lane.submit(performing(last.set))
@@ -86,7 +86,7 @@ def test_request_that_waits_at_the_gate_can_still_be_withdrawn() -> None:
 def test_places_of_workers_that_ended_are_forgotten() -> None:
     gate = RequestGate()
     for _ in range(3):
-        lane = DiskLane("A", gate=gate)
+        lane = WorkerPool("A", gate=gate)
         lane.submit(performing(lambda: None))
         lane.close()
         wait_until(lambda lane=lane: not lane.workers, "its workers to end")  # type: ignore[misc]
@@ -101,7 +101,7 @@ def test_worker_has_the_name_of_its_lane_for_the_next_daemon_to_read() -> None:
         names.append(Path("/proc/thread-self/comm").read_text().strip())
         done.set()
 
-    lane = DiskLane("leases of A", gate=RequestGate())
+    lane = WorkerPool("leases of A", gate=RequestGate())
     lane.submit(performing(read))
     assert done.wait(30)
     lane.close()

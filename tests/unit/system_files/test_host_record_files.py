@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.ondisk.host_record import RECORD_BYTES_MAX
-from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.block_io.worker_pool import WorkerPool
 from holdfast.system.files.host_record_files import NO_PLACE, SystemHostRecordFiles
 
 
@@ -24,11 +24,11 @@ def space(tmp_path: Path) -> Path:
 
 
 def replaced(space: Path, host_id: int, raw: bytes) -> str:
-    return asyncio.run(SystemHostRecordFiles(str(space), DiskLane("records", 1)).replace(host_id, raw))
+    return asyncio.run(SystemHostRecordFiles(str(space), WorkerPool("records", 1)).replace(host_id, raw))
 
 
 def found(space: Path) -> Mapping[int, bytes] | str:
-    return asyncio.run(SystemHostRecordFiles(str(space), DiskLane("records", 1)).read_all())
+    return asyncio.run(SystemHostRecordFiles(str(space), WorkerPool("records", 1)).read_all())
 
 
 def test_record_is_beside_the_lockspace_and_has_its_owner_and_mode(space: Path) -> None:

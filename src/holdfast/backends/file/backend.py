@@ -28,11 +28,11 @@ from holdfast.backends.base import (
     Creation,
     HeldElsewhere,
     LeftFile,
-    Moved,
     NotedOwner,
     OwnerNote,
     Recognized,
     SavedLock,
+    Stale,
     unknown_keys,
 )
 from holdfast.backends.directory_trust import DirectoryTrust
@@ -103,11 +103,11 @@ class HeldFile:
         return await backend.storage.run(self._lane, self.path, work, patient=True)
 
     async def release(self) -> None:
-        if not self.let_go_at_once():
+        if not self.release_nowait():
             fd, self._fd = self._fd, -1
             await self._backend.storage.run(self._lane, self.path, lambda: self._let_go(fd), patient=True)
 
-    def let_go_at_once(self) -> bool:
+    def release_nowait(self) -> bool:
         if self._fd >= 0:
             if self._lane:
                 return False
@@ -161,14 +161,14 @@ class OpenFile:
         self._creation = creation
         self.keys: tuple[FileKey, ...] = (opened.key,) if opened.disk is None else (opened.key, opened.disk)
 
-    async def take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+    async def take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Stale | IoFailed:
         if not self._lane:
             return self._take(mode, note)
         return await self._backend.storage.run(
             self._lane, self._path, lambda: self._take(mode, note), undo=_let_go_late
         )
 
-    def _take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+    def _take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Stale | IoFailed:
         """Storage thread."""
         creation = self._creation
         own_file = creation is not Creation.NONE
@@ -185,7 +185,7 @@ class OpenFile:
         )
 
 
-def _let_go_late(late: HeldFile | HeldElsewhere | Moved | IoFailed) -> None:
+def _let_go_late(late: HeldFile | HeldElsewhere | Stale | IoFailed) -> None:
     """The lock came after its asker had given up: it goes with its descriptor."""
     if isinstance(late, HeldFile):
         late.forget()
@@ -241,7 +241,7 @@ class FileBackend:
         self._warnings.met(disk, opened.canonical)
         return OpenFile(self, opened, path, lane, create, "" if resource.lockspace else resource.name)
 
-    def take_at_once(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], HeldFile] | None:
+    def take_nowait(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], HeldFile] | None:
         """Locks the disk itself; whatever has a file made or written to goes the long way."""
         if self.directory or resource.lockspace:
             return None
@@ -283,7 +283,7 @@ class FileBackend:
         if not isinstance(opened, IoFailed):
             self.files.close(opened.fd)
 
-    async def adopt(self, saved: SavedLock, fd: int | None) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+    async def adopt(self, saved: SavedLock, fd: int | None) -> HeldFile | HeldElsewhere | Stale | IoFailed:
         """A kept descriptor carries the lock: taking it again on that changes nothing.
 
         Without one the file is opened anew.  A temporary lock file may have been removed by a host that had it
@@ -298,10 +298,10 @@ class FileBackend:
                 return opened
             if not saved.create and opened.key != saved.keys[0]:
                 self._close_opened(opened)
-                return Moved()
+                return Stale()
             kept = opened.fd
 
-        def work() -> HeldFile | HeldElsewhere | Moved | IoFailed:
+        def work() -> HeldFile | HeldElsewhere | Stale | IoFailed:
             creation = Creation.TEMPORARY if saved.create else Creation.NONE
             disk = "" if saved.resource.lockspace else saved.resource.name
             taken = self.lock_file(kept, path, lane, saved.mode, creation, disk)
@@ -313,7 +313,7 @@ class FileBackend:
 
     def lock_file(
         self, fd: int, path: str, lane: str, mode: Mode, creation: Creation, disk: str
-    ) -> HeldFile | HeldElsewhere | Moved | IoFailed:
+    ) -> HeldFile | HeldElsewhere | Stale | IoFailed:
         """Lock an open file, or close it; storage thread."""
         files = self.files
         refused = files.lock(fd, mode, path)
@@ -321,7 +321,7 @@ class FileBackend:
             if creation is Creation.NONE or files.same_file(fd, path):
                 return HeldFile(self, fd, path, lane, mode, create=creation is Creation.TEMPORARY, disk=disk)
             files.close(fd)
-            return Moved()
+            return Stale()
         answer: HeldElsewhere | IoFailed
         if isinstance(refused, ForeignLock):
             answer = self.elsewhere(fd, refused, recorded=creation is not Creation.NONE)

@@ -33,32 +33,32 @@ from holdfast.backends.base import (
     Creation,
     HeldElsewhere,
     LeftBehind,
-    Moved,
     NotedOwner,
     OwnerNote,
     SavedLock,
+    Stale,
 )
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos import owner_note
-from holdfast.backends.paxos.held_lease import Holding, HoldingPorts, acquire_lease, is_held_by
-from holdfast.backends.paxos.lease_store import Found, LeasePlaces, StorageFailed, Unusable, Vanished
-from holdfast.backends.paxos.maintenance import LeaseUpkeep
+from holdfast.backends.paxos.held_lease import HeldLease, HoldingPorts, acquire_lease, is_held_by
+from holdfast.backends.paxos.lease_store import Found, LeaseStore, Removed, StorageFailed, Unusable
+from holdfast.backends.paxos.maintenance import PaxosMaintenance
 from holdfast.backends.paxos.names import LeaseNames
 from holdfast.backends.paxos.refusals import TAKEN_OUT, Refusals
 from holdfast.errors import LeaseUnusable, LockspaceAbsent
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol import types
-from holdfast.protocol.ballot import Promise
+from holdfast.protocol.ballot import PreparedBallot
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.paxos_release import Mode as LeaseMode
-from holdfast.protocol.resource_index import Stray, is_cleared
-from holdfast.supervision.lockspace_port import Absent, Presence
-from holdfast.system.block_io.offload import GivenUp
+from holdfast.protocol.resource_index import UnindexedLease, is_cleared
+from holdfast.supervision.lockspace_port import LockspacePort, NotAMember
+from holdfast.system.block_io.offload import TimedOut
 from holdfast.system.files.disk_identity import DiskIdentities
 from holdfast.system.files.ofd_lock import FileKey, IoFailed
 from holdfast.system.files.storage_executor import Storage
@@ -72,12 +72,12 @@ PROMISES_MAX = 10_000
 """Leases that were given up lately; an acquire of any other takes two requests more."""
 
 
-class HeldLease:
+class PaxosHeld:
     """A lease that this host has won."""
 
     __slots__ = ("_backend", "_disk", "_found", "_holding", "create", "path")
 
-    def __init__(self, backend: PaxosBackend, found: Found, holding: Holding, disk: str) -> None:
+    def __init__(self, backend: PaxosBackend, found: Found, holding: HeldLease, disk: str) -> None:
         self._backend = backend
         self._found = found
         self._holding = holding
@@ -119,7 +119,7 @@ class HeldLease:
 
     async def noted_owner(self) -> NotedOwner:
         """See `NotesOwner`."""
-        return owner_note.noted(await self._backend.upkeep.own_note(self._found, self._holding.member))
+        return owner_note.noted(await self._backend.maintenance.own_note(self._found, self._holding.member))
 
     async def release(self) -> None:
         holding = self._holding
@@ -127,7 +127,7 @@ class HeldLease:
         await holding.release()
         self._backend.tidy(holding)
 
-    def let_go_at_once(self) -> bool:
+    def release_nowait(self) -> bool:
         return False
 
     def forget(self) -> None:
@@ -150,7 +150,7 @@ class _Left:
 
     term: Membership
     offset_bytes: int
-    promise: Promise
+    promise: PreparedBallot
 
     def is_of(self, area: LeaseArea, term: Membership) -> bool:
         return self.term is term and self.offset_bytes == area.offset_bytes
@@ -177,7 +177,7 @@ class LeaseCandidate:
 
     async def take(
         self, mode: Mode, note: OwnerNote
-    ) -> HeldLease | HeldElsewhere | Moved | LeftBehind | IoFailed:
+    ) -> PaxosHeld | HeldElsewhere | Stale | LeftBehind | IoFailed:
         return await self._backend.take(self._lease, self._member, self._resource, mode, note)
 
     async def abandon(self) -> None:
@@ -204,8 +204,8 @@ class PaxosBackend:
         self,
         name: str,
         *,
-        presence: Presence,
-        places: LeasePlaces,
+        presence: LockspacePort,
+        places: LeaseStore,
         name_by: NameBy,
         on_lockfailure: LockFailureAction,
         resets: bool = False,
@@ -228,8 +228,8 @@ class PaxosBackend:
         self._reach = reach
         self._reach_note = reach_note
         self.ports = ports
-        self._unsettled: dict[str, tuple[Holding, Found]] = {}
-        self.upkeep = LeaseUpkeep(self)
+        self._unsettled: dict[str, tuple[HeldLease, Found]] = {}
+        self.maintenance = PaxosMaintenance(self)
         self._silent: set[str] = set()
         """Leases for which an errand is under way that nobody waits for any more."""
         self._promises: dict[str, _Left] = {}
@@ -251,12 +251,12 @@ class PaxosBackend:
             keys += (identity.key,)
         return LeaseCandidate(self, lease, member, resource, keys)
 
-    def take_at_once(self, resource: Resource, mode: Mode) -> None:
+    def take_nowait(self, resource: Resource, mode: Mode) -> None:
         return None
 
     def member(self, resource: Resource) -> Membership:
         member = self.presence.membership()
-        if isinstance(member, Absent):
+        if isinstance(member, NotAMember):
             raise LockspaceAbsent(name=resource.name, lockspace=self.presence.name, reason=str(member))
         return member
 
@@ -275,7 +275,7 @@ class PaxosBackend:
         self._check_settled(resource, lease)
         return await self._looked_up(self._find(member, resource, lease), member, lease)
 
-    async def look_up_stray(self, member: Membership, stray: Stray) -> Found | IoFailed:
+    async def look_up_stray(self, member: Membership, stray: UnindexedLease) -> Found | IoFailed:
         """The same for a lease that its name does not lead to."""
         resource = Resource("", stray.name)
         self._check_settled(resource, stray.name)
@@ -293,7 +293,7 @@ class PaxosBackend:
         """On an errand."""
         for _ in range(VANISHED_MAX):
             found = await self.places.find(member, lease)
-            if not isinstance(found, Vanished):
+            if not isinstance(found, Removed):
                 return _opened_or_told(resource, found)
         raise LeaseUnusable(
             name=resource.name,
@@ -301,10 +301,12 @@ class PaxosBackend:
             reason="it vanishes as often as it is made: if no host is just taking leases out, delete what is left of it",
         )
 
-    async def _open_stray(self, member: Membership, resource: Resource, stray: Stray) -> Found | IoFailed:
+    async def _open_stray(
+        self, member: Membership, resource: Resource, stray: UnindexedLease
+    ) -> Found | IoFailed:
         """On an errand."""
         found = await self.places.open_stray(member, stray)
-        if isinstance(found, Vanished):
+        if isinstance(found, Removed):
             raise LeaseUnusable(name=stray.name, place=self.places.place(stray.name), reason=TAKEN_OUT)
         return _opened_or_told(resource, found)
 
@@ -312,15 +314,15 @@ class PaxosBackend:
 
     async def take(
         self, lease: str, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
-    ) -> HeldLease | HeldElsewhere | Moved | LeftBehind | IoFailed:
+    ) -> PaxosHeld | HeldElsewhere | Stale | LeftBehind | IoFailed:
         self._check_settled(resource, lease)
         # No number is used for two ballots, so whatever becomes of this attempt, no other one is told of it.
         left = self._promises.pop(lease, None)
-        attempt = await self.ports.errands.run(
+        attempt = await self.ports.offload.run(
             self._attempt(lease, member, resource, mode, note, left),
             member.io_timeout_s,
         )
-        if isinstance(attempt, GivenUp):
+        if isinstance(attempt, TimedOut):
             self._silent.add(lease)
             self.ports.spawn(self._give_back(lease, member, mode, attempt))
             attempt = types.IoFailed(errno.ETIMEDOUT)
@@ -335,7 +337,7 @@ class PaxosBackend:
         if not isinstance(outcome, Lease):
             try:
                 if isinstance(outcome, Malformed) and is_cleared(outcome):
-                    return Moved()  # taken out since it was opened
+                    return Stale()  # taken out since it was opened
                 return await self.refusal(found, holding, outcome)
             finally:
                 self.tidy(holding)
@@ -343,7 +345,7 @@ class PaxosBackend:
             # Taken out or replaced since it was opened: whoever opens the path now meets another lease.
             await holding.release()
             self.tidy(holding)
-            return Moved()
+            return Stale()
         return self.handed_out(found, holding, resource)
 
     async def _attempt(
@@ -359,7 +361,7 @@ class PaxosBackend:
         found = await self._find(member, resource, lease)
         if isinstance(found, IoFailed):
             return found
-        seen = found.glimpse or await found.area.glance(member.host_id, member.io_timeout_s)
+        seen = found.partial_snapshot or await found.area.read_partial(member.host_id, member.io_timeout_s)
         if isinstance(seen, Snapshot) and is_held_by(member, seen) and member.may_write():
             # To the protocol a host's own lease is free. But no lock of this process accounts for it: see `LeftBehind`.
             found.disk.close()
@@ -370,14 +372,14 @@ class PaxosBackend:
             member,
             self.ports,
             mode,
-            glimpse=seen if isinstance(seen, Snapshot) else None,
+            partial_snapshot=seen if isinstance(seen, Snapshot) else None,
             promise=left.promise if left is not None and left.is_of(found.area, member) else None,
         )
         named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)
         return _Attempt(found, outcome, named)
 
     async def _give_back(
-        self, lease: str, member: Membership, mode: Mode, silent: GivenUp[_Attempt | LeftBehind | IoFailed]
+        self, lease: str, member: Membership, mode: Mode, silent: TimedOut[_Attempt | LeftBehind | IoFailed]
     ) -> None:
         """Whoever wanted the lease has been refused, as its storage was silent; now it has spoken."""
         log.warning("lease %s: its storage is silent; what comes of the attempt is given back", lease)
@@ -394,7 +396,7 @@ class PaxosBackend:
                 await holding.release()
             self.tidy(holding)
 
-    async def still_there(self, found: Found, holding: Holding) -> bool:
+    async def still_there(self, found: Found, holding: HeldLease) -> bool:
         """Asked after it was won. If it was taken out or replaced since it was opened, whoever opens it now meets
         another lease; then it is given up.
         """
@@ -404,7 +406,7 @@ class PaxosBackend:
         self.tidy(holding)
         return False
 
-    def handed_out(self, found: Found, holding: Holding, resource: Resource) -> HeldLease:
+    def handed_out(self, found: Found, holding: HeldLease, resource: Resource) -> PaxosHeld:
         """The last look: from here to the lock table nothing waits.
 
         Whoever is told that the lockspace is lost, or leaves it because nobody holds anything, has not seen this
@@ -419,14 +421,14 @@ class PaxosBackend:
         del self._unsettled[holding.area.resource_name]
         # Of one that was taken up with a note that can't be read, the name of the lease is all there is.
         disk = "" if resource.name == holding.area.resource_name else str(resource)
-        return HeldLease(self, found, holding, disk)
+        return PaxosHeld(self, found, holding, disk)
 
     def noted(self, area: LeaseArea, note: OwnerNote, disk: str) -> LeaseArea:
         """The area, with the names of owner and disk behind every block that is written there."""
         return replace(area, note=owner_note.encode(note, self.ports.clock.wall(), disk))
 
-    def holding(self, found: Found, member: Membership) -> Holding:
-        holding = Holding(
+    def holding(self, found: Found, member: Membership) -> HeldLease:
+        holding = HeldLease(
             found.area,
             member,
             self.ports,
@@ -436,7 +438,7 @@ class PaxosBackend:
         return holding
 
     @contextmanager
-    def trying(self, found: Found, member: Membership) -> Iterator[Holding]:
+    def trying(self, found: Found, member: Membership) -> Iterator[HeldLease]:
         """While somebody tries something with a lease, nobody else of this host may open it; then it is tidied."""
         found = replace(found, area=replace(found.area, note=owner_note.UPKEEP))
         holding = self.holding(found, member)
@@ -446,11 +448,11 @@ class PaxosBackend:
         finally:
             self.tidy(holding)
 
-    def unsettled(self, holding: Holding, found: Found) -> None:
+    def unsettled(self, holding: HeldLease, found: Found) -> None:
         """Until it is tidied, nobody else of this host may open that lease."""
         self._unsettled[holding.area.resource_name] = (holding, found)
 
-    def tidy(self, holding: Holding) -> None:
+    def tidy(self, holding: HeldLease) -> None:
         """A lease that is over and done with is closed, and may be opened again."""
         name = holding.area.resource_name
         entry = self._unsettled.get(name)
@@ -463,7 +465,7 @@ class PaxosBackend:
                 self._promises[name] = _Left(holding.member, holding.area.offset_bytes, holding.promise)
 
     async def refusal(
-        self, found: Found, holding: Holding, outcome: AcquireOutcome
+        self, found: Found, holding: HeldLease, outcome: AcquireOutcome
     ) -> HeldElsewhere | IoFailed:
         """What the manager is told when a lease was not won."""
         refusals = Refusals(found.area, holding.member, found.place)
@@ -479,12 +481,12 @@ class PaxosBackend:
 
     # --- after a restart ---
 
-    async def adopt(self, saved: SavedLock, fd: int | None) -> HeldLease | HeldElsewhere | Moved | IoFailed:
+    async def adopt(self, saved: SavedLock, fd: int | None) -> PaxosHeld | HeldElsewhere | Stale | IoFailed:
         """Take up what storage says this very term of our host holds; else acquire it anew."""
         async with self._adoptions:
             return await self._adopt(saved)
 
-    async def _adopt(self, saved: SavedLock) -> HeldLease | HeldElsewhere | Moved | IoFailed:
+    async def _adopt(self, saved: SavedLock) -> PaxosHeld | HeldElsewhere | Stale | IoFailed:
         resource = saved.resource
         member = self.member(resource)
         if saved.keys and saved.keys[0] == self.names.key(resource.name):
@@ -492,7 +494,7 @@ class PaxosBackend:
         else:
             lease, _ = await self.names.of(resource)
             if saved.keys and saved.keys[0] != self.names.key(lease):
-                return Moved()
+                return Stale()
         found = await self.look_up(member, resource, lease)
         if isinstance(found, IoFailed):
             return found
@@ -506,14 +508,14 @@ class PaxosBackend:
             finally:
                 self.tidy(holding)
         if resumed is None and not await self.still_there(found, holding):
-            return Moved()
+            return Stale()
         return self.handed_out(found, holding, resource)
 
     # --- what it is worth ---
 
     def protection(self, path: str) -> tuple[Protection, str]:
         member = self.presence.membership()
-        if isinstance(member, Absent):
+        if isinstance(member, NotAMember):
             return Protection.NONE, f"not in lockspace {self.presence.name}: {member}"
         return self.promised()
 
@@ -521,7 +523,7 @@ class PaxosBackend:
     def lost(self) -> str:
         """See `MayBeLost`."""
         member = self.presence.membership()
-        return f"lockspace {self.presence.name}: {member}" if isinstance(member, Absent) else ""
+        return f"lockspace {self.presence.name}: {member}" if isinstance(member, NotAMember) else ""
 
     def promised(self) -> tuple[Protection, str]:
         """What it is worth while its lockspace is joined."""

@@ -13,10 +13,10 @@ from holdfast.backends.base import BackendPorts, unknown_keys
 from holdfast.backends.directory_trust import DirectoryTrust
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.backend import PaxosBackend
-from holdfast.backends.paxos.device_store import DevicePlaces
-from holdfast.backends.paxos.directory_store import DirectoryPlaces, lockspace_path
+from holdfast.backends.paxos.device_store import DeviceStore
+from holdfast.backends.paxos.directory_store import DirectoryStore, lockspace_path
 from holdfast.backends.paxos.held_lease import HoldingPorts
-from holdfast.backends.paxos.lease_store import LeasePlaces
+from holdfast.backends.paxos.lease_store import LeaseStore
 from holdfast.model import LockFailureAction, Protection
 from holdfast.ondisk.geometry import HOSTS_MAX_LIMIT
 from holdfast.ondisk.padded_name import PaddedName
@@ -27,7 +27,7 @@ from holdfast.protocol.timing import (
     IO_TIMEOUT_MAX_S,
     Timing,
 )
-from holdfast.supervision.lockspace_port import WatchdogChoice
+from holdfast.supervision.lockspace_port import WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import LockspaceSpec
 from holdfast.system.files.mounts import MountTable
 
@@ -71,12 +71,12 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
     presence = leases.lockspace(spec, name, _watchdog(table))
     num_hosts = spec.hosts_max
     storage = leases.storage(spec.name)
-    holding = HoldingPorts(errands=storage, clock=ports.clock, chance=leases.chance, spawn=leases.spawn)
-    places: LeasePlaces
+    holding = HoldingPorts(offload=storage, clock=ports.clock, rng=leases.rng, spawn=leases.spawn)
+    places: LeaseStore
     if directory:
-        places = DirectoryPlaces(directory, spec.path, storage, num_hosts)
+        places = DirectoryStore(directory, spec.path, storage, num_hosts)
     else:
-        places = DevicePlaces(device, storage, num_hosts, holding)
+        places = DeviceStore(device, storage, num_hosts, holding)
     reach, reach_note = _reach(table, name, directory, ports.mounts)
     _check_on_lockfailure(table)
     on_loss = _one_of(table, "on_loss", [STOP, RESET], STOP)
@@ -191,7 +191,7 @@ def _host_id(table: Mapping[str, object]) -> int | None:
     )
 
 
-def _watchdog(table: Mapping[str, object]) -> WatchdogChoice:
+def _watchdog(table: Mapping[str, object]) -> WatchdogSpec:
     if "watchdog" not in table:
         raise ValueError(
             'misses the key watchdog: "device" (this host is reset when it loses its leases), "wdmd" (the same by '
@@ -204,7 +204,7 @@ def _watchdog(table: Mapping[str, object]) -> WatchdogChoice:
             'watchdog_device is for watchdog = "device" (and "wdmd": its socket), not for "none"'
         )
     default = {"device": WATCHDOG_DEVICE_DEFAULT, "wdmd": WDMD_SOCKET_DEFAULT, "none": ""}[word]
-    return WatchdogChoice(
+    return WatchdogSpec(
         word, path or default, _integer(table, "fire_timeout_s", FIRE_TIMEOUT_DEFAULT_S, 1, 3600)
     )
 

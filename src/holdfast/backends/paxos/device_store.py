@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar, assert_never
 
-from holdfast.backends.paxos.held_lease import Holding, HoldingPorts
+from holdfast.backends.paxos.held_lease import HeldLease, HoldingPorts
 from holdfast.backends.paxos.lease_store import (
     Finding,
     Found,
+    Removed,
     StorageFailed,
     Unusable,
-    Vanished,
     clear,
     opened,
 )
@@ -30,13 +30,13 @@ from holdfast.protocol.resource_index import (
     Created,
     Index,
     IndexFull,
-    Stray,
+    UnindexedLease,
     clear_entry,
     create_entry,
     is_cleared,
     is_entered,
     read_index,
-    strays,
+    unindexed,
 )
 from holdfast.protocol.takeover import Busy, HostUnknown
 from holdfast.protocol.types import IoFailed
@@ -51,7 +51,7 @@ _INDEX_PAUSE_MAX_S = 0.5
 _WHOLE_DEVICE_BYTES = 1 << 62
 
 
-class DevicePlaces:
+class DeviceStore:
     """Areas on one path, found by the resource index, which is right behind the lockspace."""
 
     def __init__(
@@ -75,7 +75,7 @@ class DevicePlaces:
     async def find(self, member: Membership, name: str) -> Finding:
         return await self._opening(lambda disk: self._find(disk, member, name))
 
-    async def open_stray(self, member: Membership, stray: Stray) -> Finding:
+    async def open_stray(self, member: Membership, stray: UnindexedLease) -> Finding:
         return await self._opening(lambda disk: self._opened(disk, stray.offset_bytes, member, stray.name))
 
     async def _opening(self, find: Callable[[LeaseDisk], Awaitable[Finding]]) -> Finding:
@@ -95,10 +95,10 @@ class DevicePlaces:
         if not isinstance(index, Index):
             return index
         number = index.find(name)
-        finding: Finding = Vanished()
+        finding: Finding = Removed()
         if number is not None:
             finding = await self._opened(disk, index.lease(number, name).offset_bytes, member, name)
-        if isinstance(finding, Vanished):
+        if isinstance(finding, Removed):
             # Whoever changes the index keeps its lease until what failed is put right: that is no errand.
             made = await at_home(lambda: self._create(member, name))
             if not isinstance(made, int):
@@ -119,7 +119,7 @@ class DevicePlaces:
         if not leads_there:
             return None
         found = await self._opened(disk, known, member, name)
-        if not isinstance(found, Unusable | Vanished):
+        if not isinstance(found, Unusable | Removed):
             return found
         self._known.pop(name, None)  # taken out, and its place may be another lease's by now
         return None
@@ -143,8 +143,8 @@ class DevicePlaces:
 
         return await self._listed(member, entered)
 
-    async def strays(self, member: Membership) -> list[Stray] | Unusable | StorageFailed:
-        return await self._listed(member, lambda index: strays(index, member.io_timeout_s))
+    async def unindexed(self, member: Membership) -> list[UnindexedLease] | Unusable | StorageFailed:
+        return await self._listed(member, lambda index: unindexed(index, member.io_timeout_s))
 
     async def _listed(
         self, member: Membership, listing: Callable[[Index], Awaitable[list[T] | IoFailed]]
@@ -245,7 +245,7 @@ class DevicePlaces:
                 taken = await self._change(self._changing, member, work)
                 if isinstance(taken, int | Unusable | StorageFailed | None):
                     return taken
-            await self._ports.clock.sleep(self._ports.chance.uniform(0, _INDEX_PAUSE_MAX_S))
+            await self._ports.clock.sleep(self._ports.rng.uniform(0, _INDEX_PAUSE_MAX_S))
         return Unusable(self._path, f"the resource index is being changed ({taken}); try again")
 
     async def _change(
@@ -259,7 +259,7 @@ class DevicePlaces:
             index = await self._index(disk, member)
             if not isinstance(index, Index):
                 return index
-            change.holding = holding = Holding(
+            change.holding = holding = HeldLease(
                 index.internal_lease(), member, self._ports, on_settled=self._changed
             )
             taken = await holding.acquire(Mode.EXCLUSIVE)
@@ -276,7 +276,7 @@ class DevicePlaces:
                 return Unusable(self._path, f"the index's own lease: {taken}")
 
     async def _work_as_owner(
-        self, disk: LeaseDisk, member: Membership, holding: Holding, work: IndexWork
+        self, disk: LeaseDisk, member: Membership, holding: HeldLease, work: IndexWork
     ) -> int | Unusable | StorageFailed | None:
         index = await self._index(disk, member)
         if not isinstance(index, Index):
@@ -306,7 +306,7 @@ class DevicePlaces:
             case _:
                 assert_never(made)
 
-    async def _release_when_settled(self, disk: LeaseDisk, holding: Holding) -> None:
+    async def _release_when_settled(self, disk: LeaseDisk, holding: HeldLease) -> None:
         await disk.settled(0, _WHOLE_DEVICE_BYTES)
         await holding.release()
         self._changed()
@@ -327,4 +327,4 @@ class _Change:
     """A change of the index that this host makes, until it is through or put right."""
 
     disk: LeaseDisk | None = None
-    holding: Holding | None = None
+    holding: HeldLease | None = None

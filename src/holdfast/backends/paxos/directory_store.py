@@ -17,9 +17,9 @@ import os
 from holdfast.backends.paxos.lease_store import (
     Finding,
     Found,
+    Removed,
     StorageFailed,
     Unusable,
-    Vanished,
     clear,
     opened,
 )
@@ -27,12 +27,12 @@ from holdfast.ondisk import areas
 from holdfast.ondisk.host_record import is_record_name
 from holdfast.ondisk.leader import Leader
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.resource_index import Stray
+from holdfast.protocol.resource_index import UnindexedLease
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.lease_files import LeaseStorage
 
 
-class DirectoryPlaces:
+class DirectoryStore:
     """Files in a directory; ``lockspace_path`` is the lockspace's own file in it."""
 
     def __init__(
@@ -55,7 +55,7 @@ class DirectoryPlaces:
                 return failed
             disk = await self._storage.open(path)
             if isinstance(disk, IoFailed) and disk.errno == errno.ENOENT:
-                return Vanished()
+                return Removed()
         if isinstance(disk, IoFailed):
             return StorageFailed(path, disk)
         if (strayed := self._strayed(member, disk.facts.file_system)) is not None:
@@ -73,11 +73,11 @@ class DirectoryPlaces:
         lockspace = os.path.basename(self._lockspace_path)
         return [name for name in found if name != lockspace and not is_record_name(name, lockspace)]
 
-    async def strays(self, member: Membership) -> list[Stray] | Unusable | StorageFailed:
+    async def unindexed(self, member: Membership) -> list[UnindexedLease] | Unusable | StorageFailed:
         return []  # a file without a name is none
 
-    async def open_stray(self, member: Membership, stray: Stray) -> Finding:
-        return Vanished()
+    async def open_stray(self, member: Membership, stray: UnindexedLease) -> Finding:
+        return Removed()
 
     async def free_own(self, member: Membership) -> StorageFailed | None:
         return None

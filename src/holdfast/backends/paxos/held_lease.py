@@ -26,7 +26,7 @@ from holdfast.backends.paxos.refusals import failure
 from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.malformed import Malformed, Reason
-from holdfast.protocol.ballot import Promise
+from holdfast.protocol.ballot import PreparedBallot
 from holdfast.protocol.holders import (
     Exclusive,
     Holders,
@@ -61,10 +61,10 @@ from holdfast.protocol.paxos_release import (
     withdraw,
 )
 from holdfast.protocol.paxos_release import Mode as LeaseMode
-from holdfast.protocol.ports import Chance
+from holdfast.protocol.ports import Rng
 from holdfast.protocol.takeover import NOBODY_ATTESTED, Attested
 from holdfast.protocol.types import Generation, HostId, IoFailed
-from holdfast.system.block_io.offload import Errands, GivenUp, HomeClock
+from holdfast.system.block_io.offload import HomeClock, Offload, TimedOut
 from holdfast.system.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -81,9 +81,9 @@ def _holders(seen: Snapshot) -> Holders:
 class HoldingPorts:
     """What leases are taken and put right with. ``spawn`` runs what goes on beside."""
 
-    errands: Errands
+    offload: Offload
     clock: Clock
-    chance: Chance
+    rng: Rng
     spawn: Spawn
 
     async def answer(
@@ -97,8 +97,8 @@ class HoldingPorts:
 
         `undo` gets an answer that came when nobody wanted it any more.
         """
-        told = await self.errands.run(work, timeout_s)
-        if not isinstance(told, GivenUp):
+        told = await self.offload.run(work, timeout_s)
+        if not isinstance(told, TimedOut):
             return told
 
         def unasked(over: asyncio.Future[T | IoFailed]) -> None:
@@ -117,19 +117,21 @@ async def acquire_lease(
     mode: Mode,
     *,
     attested: Attested = NOBODY_ATTESTED,
-    glimpse: Snapshot | None = None,
-    promise: Promise | None = None,
+    partial_snapshot: Snapshot | None = None,
+    promise: PreparedBallot | None = None,
 ) -> AcquireOutcome:
     """Take a lease: for an errand."""
     clock = HomeClock(ports.clock)
     if mode is Mode.SHARED:
-        return await acquire_shared(area, member, clock, ports.chance, glimpse=glimpse, promise=promise)
+        return await acquire_shared(
+            area, member, clock, ports.rng, partial_snapshot=partial_snapshot, promise=promise
+        )
     return await acquire_exclusive(
-        area, member, clock, ports.chance, attested=attested, glimpse=glimpse, promise=promise
+        area, member, clock, ports.rng, attested=attested, partial_snapshot=partial_snapshot, promise=promise
     )
 
 
-class Holding:
+class HeldLease:
     """See the module. ``on_settled`` is told whenever what goes on beside has ended; ``close`` closes the disk of a lease
     that was given up, on the errand that has done so.
     """
@@ -152,7 +154,7 @@ class Holding:
         """Shared holds beside our leader, when it was taken up. The daemon that won it was killed, perhaps before it asked
         whether they stand; a VM may have it, or nobody was ever granted it.
         """
-        self.promise: Promise | None = None
+        self.promise: PreparedBallot | None = None
         """What our block says about the next version, once it is given up (`Released`)."""
         self._ports = ports
         self._clock = HomeClock(ports.clock)
@@ -178,8 +180,8 @@ class Holding:
     async def acquire(self, mode: Mode, attested: Attested = NOBODY_ATTESTED) -> AcquireOutcome:
         """Take it; the outcome is `InDoubt` only with the withdrawal already under way."""
         work = acquire_lease(self.area, self.member, self._ports, mode, attested=attested)
-        told = await self._ports.errands.run(work, self.member.io_timeout_s)
-        if isinstance(told, GivenUp):
+        told = await self._ports.offload.run(work, self.member.io_timeout_s)
+        if isinstance(told, TimedOut):
             self._put_right_late(told, self._acquired_late)
             return IoFailed(errno.ETIMEDOUT, in_flight=True)
         return await self.acquired(told, mode)
@@ -192,16 +194,21 @@ class Holding:
         """
 
         async def work() -> AcquireOutcome | LeftBehind:
-            seen = await self.area.glance(self.member.host_id, self.member.io_timeout_s)
-            glimpse = seen if isinstance(seen, Snapshot) else None
-            if glimpse is not None and is_held_by(self.member, glimpse):
+            seen = await self.area.read_partial(self.member.host_id, self.member.io_timeout_s)
+            partial_snapshot = seen if isinstance(seen, Snapshot) else None
+            if partial_snapshot is not None and is_held_by(self.member, partial_snapshot):
                 return LeftBehind(self.area.resource_name)
             return await acquire_lease(
-                self.area, self.member, self._ports, mode, attested=attested, glimpse=glimpse
+                self.area,
+                self.member,
+                self._ports,
+                mode,
+                attested=attested,
+                partial_snapshot=partial_snapshot,
             )
 
-        told = await self._ports.errands.run(work(), self.member.io_timeout_s)
-        if isinstance(told, GivenUp):
+        told = await self._ports.offload.run(work(), self.member.io_timeout_s)
+        if isinstance(told, TimedOut):
             self._put_right_late(told, self._acquired_late)
             return IoFailed(errno.ETIMEDOUT, in_flight=True)
         return told if isinstance(told, LeftBehind) else await self.acquired(told, mode)
@@ -318,7 +325,7 @@ class Holding:
         if lease is None or self._settling or not self.member.may_write():
             return ""
         host_id, timeout_s = self.member.host_id, self.member.io_timeout_s
-        seen = await self._ports.answer(self.area.glance(host_id, timeout_s), timeout_s)
+        seen = await self._ports.answer(self.area.read_partial(host_id, timeout_s), timeout_s)
         if isinstance(seen, IoFailed) or self.lease is not lease or self._settling:
             return ""
         if isinstance(seen, Malformed):
@@ -374,9 +381,9 @@ class Holding:
             return None
         if lease.mode is LeaseMode.EXCLUSIVE:
             return None
-        work = upgrade(self.area, self.member, self._clock, self._ports.chance, lease)
-        taken = await self._ports.errands.run(work, self.member.io_timeout_s)
-        if isinstance(taken, GivenUp):
+        work = upgrade(self.area, self.member, self._clock, self._ports.rng, lease)
+        taken = await self._ports.offload.run(work, self.member.io_timeout_s)
+        if isinstance(taken, TimedOut):
             self._put_right_late(taken, self._upgraded_late)
             return IoFailed(errno.ETIMEDOUT, in_flight=True)
         if isinstance(taken, Lease):
@@ -394,10 +401,10 @@ class Holding:
 
     async def _downgrade(self, lease: Lease) -> bool:
         """Whether there is nothing left to be done."""
-        told = await self._ports.errands.run(
+        told = await self._ports.offload.run(
             downgrade(self.area, self.member, self._clock, lease), self.member.io_timeout_s
         )
-        if isinstance(told, GivenUp):
+        if isinstance(told, TimedOut):
             self._late = told.over, self._downgraded
             return False
         return self._downgraded(told)
@@ -438,7 +445,7 @@ class Holding:
         self._doubt = doubt
         self._settle_from(0.0)
 
-    def _put_right_late(self, silent: GivenUp[T], put_right: Callable[[T | IoFailed], object]) -> None:
+    def _put_right_late(self, silent: TimedOut[T], put_right: Callable[[T | IoFailed], object]) -> None:
         self._late = silent.over, put_right
         self._settle_from(0.0)
 
@@ -509,13 +516,13 @@ class Holding:
         return isinstance(leader, Malformed) and leader.reason in reasons
 
     async def _patiently(self, work: Coroutine[Any, Any, T]) -> T | IoFailed:
-        told = await self._ports.errands.run(work, self.member.io_timeout_s)
-        return await told.over if isinstance(told, GivenUp) else told
+        told = await self._ports.offload.run(work, self.member.io_timeout_s)
+        return await told.over if isinstance(told, TimedOut) else told
 
     async def _let_go(self, lease: Lease) -> bool:
         """Whether there is nothing left to be done."""
-        told = await self._ports.errands.run(self._release(lease), self.member.io_timeout_s)
-        if isinstance(told, GivenUp):
+        told = await self._ports.offload.run(self._release(lease), self.member.io_timeout_s)
+        if isinstance(told, TimedOut):
             self._late = told.over, lambda outcome: self._released(lease, outcome)
             return False
         return self._released(lease, told)

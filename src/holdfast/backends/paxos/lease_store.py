@@ -15,7 +15,7 @@ from holdfast.ondisk.leader import Leader, says_caw
 from holdfast.ondisk.malformed import CAW_FIX, Malformed, Reason
 from holdfast.protocol.lease_area import LeaseArea, Snapshot, glance_bytes, leader_of
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.resource_index import Stray, is_cleared
+from holdfast.protocol.resource_index import UnindexedLease, is_cleared
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.lease_files import LeaseDisk
 
@@ -27,7 +27,7 @@ class Found:
     area: LeaseArea
     disk: LeaseDisk
     place: str
-    glimpse: Snapshot | None = None
+    partial_snapshot: Snapshot | None = None
     """What was seen of it when it was opened, if that was enough to begin a race with at once."""
 
 
@@ -40,7 +40,7 @@ class Unusable:
 
 
 @dataclass(frozen=True, slots=True)
-class Vanished:
+class Removed:
     """It was removed while it was being opened: look again."""
 
 
@@ -52,10 +52,10 @@ class StorageFailed:
     failed: IoFailed
 
 
-Finding = Found | Unusable | Vanished | StorageFailed
+Finding = Found | Unusable | Removed | StorageFailed
 
 
-class LeasePlaces(Protocol):
+class LeaseStore(Protocol):
     """How a backend finds leases."""
 
     def place(self, name: str) -> str:
@@ -67,10 +67,10 @@ class LeasePlaces(Protocol):
     async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
         """Every name that has a lease, or something that looks like one."""
 
-    async def strays(self, member: Membership) -> list[Stray] | Unusable | StorageFailed:
+    async def unindexed(self, member: Membership) -> list[UnindexedLease] | Unusable | StorageFailed:
         """Leases that no name leads to, and that take up room all the same."""
 
-    async def open_stray(self, member: Membership, stray: Stray) -> Finding:
+    async def open_stray(self, member: Membership, stray: UnindexedLease) -> Finding:
         """Open one of them. Only to take it out: who wins it has won nothing."""
 
     async def free_own(self, member: Membership) -> StorageFailed | None:
@@ -118,10 +118,10 @@ async def opened(
     fault = leader if isinstance(leader, Malformed) else leader.verify(space, name, member.host_id)
     if fault is not None:
         gone = (is_cleared(fault) and not says_caw(raw)) or not await disk.is_named()
-        return Vanished() if gone else Unusable(place, _reason(fault, raw))
+        return Removed() if gone else Unusable(place, _reason(fault, raw))
     assert isinstance(leader, Leader)
     area = LeaseArea(disk, offset_bytes, leader.geometry, space, name, hosts_expected=leader.num_hosts)
-    return Found(area, disk, place, area.glimpse(leader, member.host_id, raw) if quiet else None)
+    return Found(area, disk, place, area.partial_snapshot(leader, member.host_id, raw) if quiet else None)
 
 
 def _reason(fault: Malformed, raw: bytes) -> str:

@@ -15,7 +15,7 @@ from holdfast.backends.base import HeldElsewhere, LeftBehind
 from holdfast.backends.lease_backend import LeftLease
 from holdfast.backends.paxos import owner_note
 from holdfast.backends.paxos.breaking import UNPROVEN, Claimant, clear_holds
-from holdfast.backends.paxos.held_lease import Holding
+from holdfast.backends.paxos.held_lease import HeldLease
 from holdfast.backends.paxos.lease_store import Found, StorageFailed, Unusable
 from holdfast.backends.paxos.refusals import TAKEN_OUT
 from holdfast.errors import AttemptLeft, LeaseUnusable, ResourceBusy, storage_failed
@@ -27,10 +27,10 @@ from holdfast.protocol.dead_mark import Marked, NotMarked, mark_dead
 from holdfast.protocol.holders import HostTerm
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_release import Lease
-from holdfast.protocol.resource_index import Stray
+from holdfast.protocol.resource_index import UnindexedLease
 from holdfast.protocol.takeover import Attested
 from holdfast.protocol.types import Generation, HostId, HostTimestamp
-from holdfast.system.block_io.offload import GivenUp
+from holdfast.system.block_io.offload import TimedOut
 from holdfast.system.files.ofd_lock import IoFailed
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _listed(found: list[T] | Unusable | StorageFailed) -> list[T]:
     raise storage_failed(IoFailed("Unable to list leases", found.place, found.failed.errno))
 
 
-class LeaseUpkeep:
+class PaxosMaintenance:
     """Of the leases of one backend. Everything raises a `LockError` where storage or the lockspace says no."""
 
     def __init__(self, backend: PaxosBackend) -> None:
@@ -146,19 +146,21 @@ class LeaseUpkeep:
                 raise storage_failed(IoFailed("Unable to clear a shared hold in", found.place, failed.errno))
             return "; ".join(host.proof(attested) for host in hosts)
 
-    async def _clear_holds(self, found: Found, holding: Holding, attested: Attested) -> types.IoFailed | None:
+    async def _clear_holds(
+        self, found: Found, holding: HeldLease, attested: Attested
+    ) -> types.IoFailed | None:
         """And give the lease up: not before nothing is written any more to blocks that are not ours."""
         timeout_s = holding.member.io_timeout_s
-        told = await self._backend.ports.errands.run(
+        told = await self._backend.ports.offload.run(
             clear_holds(found.area, holding.member, attested), timeout_s
         )
-        if isinstance(told, GivenUp):
+        if isinstance(told, TimedOut):
             self._backend.ports.spawn(self._released_late(holding, told))
             return types.IoFailed(errno.ETIMEDOUT, in_flight=True)
         await holding.release()
         return told
 
-    async def _released_late(self, holding: Holding, silent: GivenUp[types.IoFailed | None]) -> None:
+    async def _released_late(self, holding: HeldLease, silent: TimedOut[types.IoFailed | None]) -> None:
         await silent.over
         await holding.release()
         self._backend.tidy(holding)
@@ -184,10 +186,10 @@ class LeaseUpkeep:
 
     async def mark_dead(
         self, member: Membership, host_id: HostId, generation: Generation, timestamp: HostTimestamp
-    ) -> Marked | NotMarked | types.IoFailed | GivenUp[Marked | NotMarked | types.IoFailed]:
+    ) -> Marked | NotMarked | types.IoFailed | TimedOut[Marked | NotMarked | types.IoFailed]:
         """See `LeaseMaintenance`."""
         marking = mark_dead(member, host_id, generation, timestamp)
-        return await self._backend.ports.errands.run(marking, member.io_timeout_s)
+        return await self._backend.ports.offload.run(marking, member.io_timeout_s)
 
     # --- taking leases out ---
 
@@ -199,9 +201,9 @@ class LeaseUpkeep:
         """The same and whatever else is there, leases that others named among it."""
         return _listed(await self._backend.places.names(self._backend.member(Resource("", ""))))
 
-    async def strays(self) -> list[Stray]:
+    async def unindexed(self) -> list[UnindexedLease]:
         """Leases that this backend may have made, whose names do not lead to them any more; raises a `LockError`."""
-        found = _listed(await self._backend.places.strays(self._backend.member(Resource("", ""))))
+        found = _listed(await self._backend.places.unindexed(self._backend.member(Resource("", ""))))
         return [stray for stray in found if self._backend.names.makes(stray.name)]
 
     async def take_out(self, name: str, *, dry_run: bool) -> str:
@@ -213,7 +215,7 @@ class LeaseUpkeep:
             return os.strerror(found.errno)
         return await self._removed(member, found, dry_run=dry_run)
 
-    async def take_out_stray(self, stray: Stray, *, dry_run: bool) -> str:
+    async def take_out_stray(self, stray: UnindexedLease, *, dry_run: bool) -> str:
         """The same for a lease that its name does not lead to."""
         member = self._backend.member(Resource("", stray.name))
         found = await self._backend.look_up_stray(member, stray)

@@ -27,7 +27,7 @@ class _Note(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str = ""
     uuid: str = ""
     disk: str = ""
-    upkeep: bool = False
+    maintenance: bool = False
     """No VM's: a daemon has it for a moment, to break it, to take it out or to free it."""
 
 
@@ -35,13 +35,13 @@ _encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(_Note)
 
 
-UPKEEP = _encode(_Note(1, 0, 0, upkeep=True))
+UPKEEP = _encode(_Note(1, 0, 0, maintenance=True))
 """The note of a lease that a daemon takes for no VM."""
 
 
 def is_of_upkeep(raw: bytes) -> bool:
     """Whether a note says so; not if there is none, or none that can be read."""
-    return _told(raw).upkeep
+    return _told(raw).maintenance
 
 
 def encode(note: OwnerNote, since_wall_s: float, disk: str) -> bytes:

@@ -113,7 +113,7 @@ def _init(
         else:
             geometry = storage.choose_geometry(disk.facts, sector, align, None)
         if hosts_max is not None and not 1 <= hosts_max <= geometry.hosts_max:
-            raise storage.Trouble(
+            raise storage.UsageError(
                 "--hosts-max", f"{hosts_max} hosts", f"{geometry} serves 1 to {geometry.hosts_max}"
             )
         overwritten = storage.require_room(disk, geometry, offset, force=force)
@@ -195,5 +195,5 @@ def _names(path: str) -> HostNames:
         first = identify(raw)
         if not isinstance(first, DeltaLease):
             problem = f"no lockspace in {path}, but {describe(first, raw)}"
-            raise storage.Trouble("--lockspace-path", problem, "name the path of the lockspace")
+            raise storage.UsageError("--lockspace-path", problem, "name the path of the lockspace")
         return dump.names_in(first, storage.read(disk, 0, first.geometry.align_bytes))

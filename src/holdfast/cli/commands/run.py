@@ -96,20 +96,22 @@ def hold_and_run(
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     go_read, go_write = os.pipe()
     news_read, news_write = os.pipe()
-    keeper = os.fork()
-    if keeper == 0:
+    supervisor = os.fork()
+    if supervisor == 0:
         os.close(go_write)
         os.close(news_read)
         _keep(socket, disks, command, go_read, news_write)
     os.close(go_read)
     os.close(news_write)
-    family = cgroups.make(f"holdfast-run-{keeper}") if disks else ""
+    family = cgroups.make(f"holdfast-run-{supervisor}") if disks else ""
     try:
         with ControlClient(socket) as client:
-            client.acquire(pid=keeper, name=name, disks=list(disks), until_closed=bool(disks), family=family)
+            client.acquire(
+                pid=supervisor, name=name, disks=list(disks), until_closed=bool(disks), family=family
+            )
     except (DaemonUnreachable, CallRefused) as e:
         os.close(go_write)  # the keeper ends without having run anything
-        os.waitpid(keeper, 0)
+        os.waitpid(supervisor, 0)
         cgroups.remove(family)
         code = exits.UNREACHABLE if isinstance(e, DaemonUnreachable) else exits.REFUSED
         text = f"{command[0]} was not started: {e}"

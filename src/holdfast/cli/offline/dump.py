@@ -64,7 +64,7 @@ class Dump:
 
 
 def dump(disk: BlockingDisk, offset_bytes: int | None, names: HostNames) -> Dump:
-    """Everything on the path, or the one area at `offset_bytes`. Raises `Trouble` where the path holds nothing of the
+    """Everything on the path, or the one area at `offset_bytes`. Raises `UsageError` where the path holds nothing of the
     format, and nothing that is left of it.
     """
     told = Dump(disk.facts.path, disk.facts.how)

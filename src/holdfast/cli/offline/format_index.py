@@ -27,7 +27,7 @@ def room_for_index(
         room = disk.facts.size_bytes - offset_bytes - _AREAS_BEFORE_LEASES * geometry.align_bytes
         most = min(most, room // geometry.align_bytes)
     if wanted > most or most < 1:
-        raise storage.Trouble(
+        raise storage.UsageError(
             "--index",
             f"{disk.facts.path} has room for {max(0, most)} leases of {geometry.align_bytes // MIB}M that all "
             "hosts can reach",

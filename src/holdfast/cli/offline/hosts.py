@@ -100,7 +100,7 @@ def _first_record(disk: BlockingDisk, offset_bytes: int) -> DeltaLease:
     fix = "name a lockspace's path (see 'holdfast lease dump' for what is where)"
     if isinstance(first, Newer):
         fix = NEWER_FIX
-    raise storage.Trouble(
+    raise storage.UsageError(
         "LOCKSPACE-PATH",
         f"no lockspace in {disk.facts.path} at {offset_bytes}, but {describe(first, raw)}",
         fix,

@@ -25,7 +25,7 @@ WATCH_IO_TIMEOUTS = 3
 def generation_above(disk: BlockingDisk, offset_bytes: int, *, quiet: bool) -> int:
     """What the host ids of a new lockspace count from: above every one that was there, and the seconds since 1970.
 
-    Takes 3 io_timeouts if a host has an id there now, and raises `Trouble` if any of them renews meanwhile. `quiet`: say
+    Takes 3 io_timeouts if a host has an id there now, and raises `UsageError` if any of them renews meanwhile. `quiet`: say
     nothing while it takes time.
     """
     now = int(time.time())
@@ -53,7 +53,7 @@ def _records(disk: BlockingDisk, offset_bytes: int, first: DeltaLease) -> dict[i
 
 def _refuse(disk: BlockingDisk, first: DeltaLease, host_id: int, record: object) -> None:
     who = shown(record.host_name) if isinstance(record, DeltaLease) else "a host"
-    raise storage.Trouble(
+    raise storage.UsageError(
         "PATH",
         f"{disk.facts.path} holds lockspace {shown(first.space_name)!r}, and {who} (host_id {host_id}) renews there: "
         "its VMs would lose their leases",

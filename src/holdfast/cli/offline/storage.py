@@ -1,6 +1,6 @@
 """What the offline commands need of shared storage: open it, read of it what is there, choose the sizes.
 
-Nothing here asks a daemon. A refusal (`Trouble`) names the option or argument it is about, what is wrong, and what
+Nothing here asks a daemon. A refusal (`UsageError`) names the option or argument it is about, what is wrong, and what
 to do; with --json it is printed as an object of the same three.
 """
 
@@ -30,7 +30,7 @@ from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.blocking_ports import run_blocking
 from holdfast.system.block_io.disk import BlockingDisk, open_blocking
 from holdfast.system.block_io.disk_file import DiskFacts
-from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.block_io.worker_pool import WorkerPool
 
 CLOSE_PATIENCE_S = 1.0
 """Storage that does not close a file in that time is left to the kernel when the command ends."""
@@ -49,7 +49,7 @@ _FIXES = {
 }
 
 
-class Trouble(Exception):
+class UsageError(Exception):
     """Why a command does not do what it was asked."""
 
     def __init__(self, field: str, problem: str, fix: str, code: int = exits.FAILED) -> None:
@@ -59,10 +59,10 @@ class Trouble(Exception):
 
 @contextmanager
 def reporting(as_json: bool) -> Iterator[None]:
-    """Turn `Trouble` into one line on stderr, or one object on stdout, and an exit code."""
+    """Turn `UsageError` into one line on stderr, or one object on stdout, and an exit code."""
     try:
         yield
-    except Trouble as e:
+    except UsageError as e:
         if as_json:
             from holdfast.cli import render
 
@@ -72,14 +72,14 @@ def reporting(as_json: bool) -> Iterator[None]:
         sys.exit(e.code)
 
 
-def failed(path: str, what: str, failure: IoFailed) -> Trouble:
+def failed(path: str, what: str, failure: IoFailed) -> UsageError:
     fix = _FIXES.get(failure.errno, "check the storage and the kernel's log")
     if failure.errno in (errno.ENOTBLK, errno.EISDIR) and (kind := no_disk(path)):
-        return Trouble("PATH", f"{what} {path}: it is {kind}", fix)
-    return Trouble("PATH", f"{what} {path}: {os.strerror(failure.errno)}", fix)
+        return UsageError("PATH", f"{what} {path}: it is {kind}", fix)
+    return UsageError("PATH", f"{what} {path}: {os.strerror(failure.errno)}", fix)
 
 
-def not_an_area(disk: BlockingDisk) -> Trouble:
+def not_an_area(disk: BlockingDisk) -> UsageError:
     """For a path that holds nothing of the format: what it holds instead, as far as its beginning tells."""
     facts, head = disk.facts, read(disk, 0, SECTOR_4096)
     if facts.is_block_device:
@@ -94,7 +94,7 @@ def not_an_area(disk: BlockingDisk) -> Trouble:
     if head and not any(head):
         kind += " that begins with zeros"
     problem = f"{facts.path} is {kind}; it holds no lease, lockspace or index"
-    return Trouble(
+    return UsageError(
         "PATH", problem, "name a path that 'lockspace init' or 'lease init' has made", exits.UNKNOWN
     )
 
@@ -111,7 +111,7 @@ def opened(path: str, *, writable: bool = False, create: bool = False) -> Iterat
     try:
         with _existing(path, writable) as disk:
             yield disk
-    except Trouble:
+    except UsageError:
         if made:
             os.unlink(path)  # a refused command leaves nothing behind
         raise
@@ -119,7 +119,7 @@ def opened(path: str, *, writable: bool = False, create: bool = False) -> Iterat
 
 @contextmanager
 def _existing(path: str, writable: bool) -> Iterator[BlockingDisk]:
-    lane = DiskLane(path)
+    lane = WorkerPool(path)
     disk = open_blocking(path, lane, writable=writable, exclusive=writable)
     if isinstance(disk, IoFailed):
         lane.close()
@@ -137,7 +137,7 @@ def _existing(path: str, writable: bool) -> Iterator[BlockingDisk]:
 def _create(path: str) -> None:
     if os.path.abspath(path).startswith("/dev/"):
         # A misspelt volume must not become a file in memory that looks like shared storage.
-        raise Trouble("PATH", f"{path} does not exist", "make the device first (for example: lvcreate)")
+        raise UsageError("PATH", f"{path} does not exist", "make the device first (for example: lvcreate)")
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o660))
     except OSError as e:
@@ -162,19 +162,19 @@ def choose_geometry(
     """The pair of sizes asked for; what is left open as sanlock chooses it, or as small as serves the hosts."""
     sector_bytes = int(sector) if sector else facts.logical_sector_bytes or geometries.SECTOR_512
     if sector_bytes < facts.logical_sector_bytes:
-        raise Trouble(
+        raise UsageError(
             "--sector",
             f"{sector_bytes} is less than the {facts.logical_sector_bytes} bytes that {facts.path} writes at once",
             f"use --sector {facts.logical_sector_bytes}",
         )
     fitting = [each for each in GEOMETRIES if each.sector_bytes == sector_bytes]
     if hosts_max is not None and hosts_max < 1:
-        raise Trouble("--hosts-max", f"{hosts_max} hosts", "name at least 1")
+        raise UsageError("--hosts-max", f"{hosts_max} hosts", "name at least 1")
     if align is not None:
         fitting = [each for each in fitting if each.align_bytes == int(align[:-1]) * MIB]
         if not fitting:
             valid = ", ".join(str(each) for each in GEOMETRIES)
-            raise Trouble(
+            raise UsageError(
                 "--align", f"no area of {align} has sectors of {sector_bytes}", f"use one of {valid}"
             )
     if hosts_max is None:
@@ -188,14 +188,14 @@ def choose_geometry(
         if align and most.hosts_max < geometries.HOSTS_MAX_LIMIT
         else "name no more than that"
     )
-    raise Trouble("--hosts-max", f"{hosts_max} hosts, but {most} serves {most.hosts_max}", fix)
+    raise UsageError("--hosts-max", f"{hosts_max} hosts, but {most} serves {most.hosts_max}", fix)
 
 
 def check_aligned(geometry: Geometry, offset_bytes: int) -> None:
     if geometry.is_aligned(offset_bytes):
         return
     below = offset_bytes - offset_bytes % geometry.align_bytes
-    raise Trouble(
+    raise UsageError(
         "--offset",
         f"{offset_bytes} is not a multiple of the area size {geometry.align_bytes // MIB}M",
         f"use {below // MIB}M or {(below + geometry.align_bytes) // MIB}M",
@@ -207,9 +207,9 @@ def check_name(field: str, name: str, bytes_max: int = NAME_BYTES) -> str:
     try:
         PaddedName.of(name, bytes_max)
     except ValueError as e:
-        raise Trouble(field, str(e), f"choose a name of 1 to {bytes_max} bytes") from None
+        raise UsageError(field, str(e), f"choose a name of 1 to {bytes_max} bytes") from None
     if not name:
-        raise Trouble(field, "the name is empty", f"choose a name of 1 to {bytes_max} bytes")
+        raise UsageError(field, "the name is empty", f"choose a name of 1 to {bytes_max} bytes")
     return name
 
 
@@ -218,7 +218,7 @@ def require_room(disk: BlockingDisk, geometry: Geometry, offset_bytes: int, *, f
     facts, end = disk.facts, offset_bytes + geometry.align_bytes
     check_aligned(geometry, offset_bytes)
     if facts.is_block_device and end > facts.size_bytes:
-        raise Trouble(
+        raise UsageError(
             "--offset",
             f"an area of {geometry.align_bytes // MIB}M at {offset_bytes} ends beyond the {facts.size_bytes} "
             f"bytes of {facts.path}",
@@ -229,7 +229,7 @@ def require_room(disk: BlockingDisk, geometry: Geometry, offset_bytes: int, *, f
         fix = "choose another place, or --force to destroy it (stop all its users on all hosts first)"
         if there.is_newer:
             fix = f"choose another place; {NEWER_FIX}"
-        raise Trouble("PATH", f"{facts.path} holds {there.what}", fix, exits.REFUSED)
+        raise UsageError("PATH", f"{facts.path} holds {there.what}", fix, exits.REFUSED)
     return there.what if there else ""
 
 

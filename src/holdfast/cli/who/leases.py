@@ -88,7 +88,7 @@ def _look(
                     return None
                 seen.place = f"{seen.place}:{offset}"
                 _read(seen, disk, offset, disk, seen_by_daemon)
-    except storage.Trouble as e:
+    except storage.UsageError as e:
         seen.unreadable = str(e)
     return seen
 
@@ -101,11 +101,11 @@ def _is_there(lease: str, lockspace: str) -> bool:
     except FileNotFoundError as e:
         if e.filename == lease:
             return False
-        raise storage.Trouble(
+        raise storage.UsageError(
             "directory", f"there is no lockspace {lockspace}", "see whether its storage is mounted"
         ) from None
     except OSError as e:
-        raise storage.Trouble("directory", f"{e.filename}: {e.strerror}", "ask as root") from None
+        raise storage.UsageError("directory", f"{e.filename}: {e.strerror}", "ask as root") from None
     return True
 
 
@@ -113,10 +113,10 @@ def _find(disk: BlockingDisk, space: str, name: str) -> int | None:
     first = DeltaLease.decode(storage.read(disk, 0, SECTOR_4096))
     if not isinstance(first, DeltaLease):
         fix = first.fix or "check the configuration"
-        raise storage.Trouble("device", f"{disk.facts.path} holds no lockspace: {first}", fix)
+        raise storage.UsageError("device", f"{disk.facts.path} holds no lockspace: {first}", fix)
     index = run_blocking(read_index(disk, first.geometry.align_bytes, space, _INDEX_TIMEOUT_S))
     if not isinstance(index, Index):
-        raise storage.Trouble(
+        raise storage.UsageError(
             "device", f"{disk.facts.path} has no index: {index}", "make it with 'lockspace init --index'"
         )
     number = index.find(name)

@@ -35,10 +35,17 @@ from holdfast.system.block_io.disk_file import (
     is_named,
     open_file,
 )
-from holdfast.system.block_io.inflight_writes import DeviceWrites
-from holdfast.system.block_io.offload import Errand
+from holdfast.system.block_io.inflight_writes import InflightByDevice
+from holdfast.system.block_io.offload import OffloadedJob
 from holdfast.system.block_io.pool_calls import future_and_wake, in_time, on_worker
-from holdfast.system.block_io.worker_pool import AlignedBuffer, DiskLane, Fate, LaneFull, Request, do_nothing
+from holdfast.system.block_io.worker_pool import (
+    AlignedBuffer,
+    JobFate,
+    LaneFull,
+    Request,
+    WorkerPool,
+    do_nothing,
+)
 
 T = TypeVar("T")
 Issue = Callable[[Callable[[], None]], Request[T] | IoFailed]
@@ -53,7 +60,7 @@ OPEN_TIMEOUT_S = 10.0
 class _Disk(ABC):
     """What both faces share: how requests are made, issued, and given up."""
 
-    def __init__(self, file: OpenFile, lane: DiskLane, kernel: Kernel) -> None:
+    def __init__(self, file: OpenFile, lane: WorkerPool, kernel: Kernel) -> None:
         self._file = file
         self._lane = lane
         self._kernel = kernel
@@ -154,7 +161,7 @@ class _Disk(ABC):
     # --- for whoever is on a worker already ---
 
     def _read_here(
-        self, errand: Errand, offset_bytes: int, length_bytes: int, timeout_s: float
+        self, errand: OffloadedJob, offset_bytes: int, length_bytes: int, timeout_s: float
     ) -> bytes | IoFailed:
         if failed := self._refused(offset_bytes, length_bytes):
             return failed
@@ -165,7 +172,7 @@ class _Disk(ABC):
             self._file.leave()
 
     def _write_here(
-        self, errand: Errand, offset_bytes: int, content: bytes, timeout_s: float
+        self, errand: OffloadedJob, offset_bytes: int, content: bytes, timeout_s: float
     ) -> IoFailed | None:
         if failed := self._refused(offset_bytes, len(content)):
             return failed
@@ -197,9 +204,9 @@ class _Disk(ABC):
     def _answer(self, request: Request[T], is_write: bool) -> T | IoFailed:
         """The end of the caller's patience: whatever there is by now."""
         fate = self._lane.give_up(request)
-        if fate is Fate.COMPLETED:
+        if fate is JobFate.COMPLETED:
             return request.result()
-        return IoFailed(errno.ETIMEDOUT, in_flight=is_write and fate is Fate.IN_FLIGHT)
+        return IoFailed(errno.ETIMEDOUT, in_flight=is_write and fate is JobFate.IN_FLIGHT)
 
 
 class BlockingDisk(_Disk):
@@ -259,7 +266,7 @@ def _open_request(
     writable: bool,
     exclusive: bool,
     kernel: Kernel,
-    devices: DeviceWrites,
+    devices: InflightByDevice,
     on_done: Callable[[], None],
 ) -> Request[OpenFile | IoFailed]:
     def too_late(file: OpenFile | IoFailed) -> None:
@@ -272,9 +279,9 @@ def _open_request(
 
 
 def _opened(
-    face: type[D], request: Request[OpenFile | IoFailed], lane: DiskLane, kernel: Kernel
+    face: type[D], request: Request[OpenFile | IoFailed], lane: WorkerPool, kernel: Kernel
 ) -> D | IoFailed:
-    if lane.give_up(request) is not Fate.COMPLETED:
+    if lane.give_up(request) is not JobFate.COMPLETED:
         return IoFailed(errno.ETIMEDOUT)
     file = request.result()
     return file if isinstance(file, IoFailed) else face(file, lane, kernel)
@@ -282,13 +289,13 @@ def _opened(
 
 def open_blocking(
     path: str,
-    lane: DiskLane,
+    lane: WorkerPool,
     *,
     writable: bool = True,
     exclusive: bool = False,
     timeout_s: float = OPEN_TIMEOUT_S,
     kernel: Kernel = REAL_KERNEL,
-    devices: DeviceWrites = DEVICE_WRITES,
+    devices: InflightByDevice = DEVICE_WRITES,
 ) -> BlockingDisk | IoFailed:
     """Open an existing file or block device on a worker: even that may hang."""
     done = threading.Event()
@@ -300,13 +307,13 @@ def open_blocking(
 
 async def open_suspending(
     path: str,
-    lane: DiskLane,
+    lane: WorkerPool,
     *,
     writable: bool = True,
     exclusive: bool = False,
     timeout_s: float = OPEN_TIMEOUT_S,
     kernel: Kernel = REAL_KERNEL,
-    devices: DeviceWrites = DEVICE_WRITES,
+    devices: InflightByDevice = DEVICE_WRITES,
 ) -> SuspendingDisk | IoFailed:
     """The same for asyncio, or for an errand."""
     if (errand := offload.here()) is not None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.protocol.types import IoFailed
-from holdfast.system.block_io.inflight_writes import DeviceWrites, SectorWrites
+from holdfast.system.block_io.inflight_writes import InflightByDevice, InflightWrites
 from holdfast.system.files.checked_open import NotLockable, pinned
 
 _BLKSSZGET = 0x1268  # linux/fs.h
@@ -52,7 +52,7 @@ class RealKernel:
 
 
 REAL_KERNEL = RealKernel()
-DEVICE_WRITES = DeviceWrites()
+DEVICE_WRITES = InflightByDevice()
 """Writes in flight are the process's, so is their memory; a test that is several hosts brings its own."""
 
 
@@ -77,7 +77,7 @@ class DiskFacts:
 class OpenFile:
     """A descriptor that is closed when nobody needs it: not while a request is inside the kernel with it."""
 
-    def __init__(self, fd: int, facts: DiskFacts, writes: SectorWrites) -> None:
+    def __init__(self, fd: int, facts: DiskFacts, writes: InflightWrites) -> None:
         self.fd = fd
         self.facts = facts
         self.writes = writes
@@ -100,7 +100,7 @@ class OpenFile:
 
 
 def open_file(
-    path: str, writable: bool, exclusive: bool, kernel: Kernel, devices: DeviceWrites
+    path: str, writable: bool, exclusive: bool, kernel: Kernel, devices: InflightByDevice
 ) -> OpenFile | IoFailed:
     """Open an existing path. `exclusive`: refuse (EBUSY) a block device that is mounted or part of another."""
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_DSYNC | os.O_CLOEXEC

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Hashable
 
 
-class SectorWrites:
+class InflightWrites:
     """The writes of this process to one device that have not completed. Safe to use from any thread."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class SectorWrites:
     def begin(self, offset_bytes: int, length_bytes: int, whose: str = "") -> object | None:
         """A token for a write that may be issued now; None if one is in flight to any of its bytes.
 
-        `whose` it is: see `DeviceWrites`.
+        `whose` it is: see `InflightByDevice`.
         """
         with self._lock:
             if self._touched(offset_bytes, length_bytes):
@@ -86,12 +86,14 @@ class SectorWrites:
         )
 
 
-class DeviceWrites:
-    """One `SectorWrites` for each device or file that is open, by its identity."""
+class InflightByDevice:
+    """One `InflightWrites` for each device or file that is open, by its identity."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_identity: weakref.WeakValueDictionary[Hashable, SectorWrites] = weakref.WeakValueDictionary()
+        self._by_identity: weakref.WeakValueDictionary[Hashable, InflightWrites] = (
+            weakref.WeakValueDictionary()
+        )
 
     def in_flight(self, whose: str) -> Callable[[], bool]:
         """Tells, whenever it is asked, whether a write of theirs that is in flight now still is, to any device or file.
@@ -103,9 +105,9 @@ class DeviceWrites:
         seen = [(writes, tokens) for writes in known if (tokens := writes.tokens(whose))]
         return lambda: any(writes.has_any(tokens) for writes, tokens in seen)
 
-    def of(self, identity: Hashable) -> SectorWrites:
+    def of(self, identity: Hashable) -> InflightWrites:
         with self._lock:
             known = self._by_identity.get(identity)
             if known is None:
-                known = self._by_identity[identity] = SectorWrites()
+                known = self._by_identity[identity] = InflightWrites()
             return known

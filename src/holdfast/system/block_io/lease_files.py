@@ -23,10 +23,10 @@ from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.answers import answered
 from holdfast.system.block_io.disk import OPEN_TIMEOUT_S, SuspendingDisk, open_suspending
 from holdfast.system.block_io.disk_file import DEVICE_WRITES, REAL_KERNEL, DiskFacts, Kernel
-from holdfast.system.block_io.inflight_writes import DeviceWrites
-from holdfast.system.block_io.offload import Errands, LaneErrands
+from holdfast.system.block_io.inflight_writes import InflightByDevice
+from holdfast.system.block_io.offload import Offload, PoolOffload
 from holdfast.system.block_io.pool_calls import future_and_wake, on_worker
-from holdfast.system.block_io.worker_pool import DiskLane, LaneFull, Request
+from holdfast.system.block_io.worker_pool import LaneFull, Request, WorkerPool
 
 UNFINISHED_PREFIX = ".holdfast-"
 """Lease files that are being made; one that is an hour old was left by a crash."""
@@ -48,7 +48,7 @@ class LeaseDisk(Disk, Protocol):
     def close(self) -> None: ...
 
 
-class LeaseStorage(Errands, Protocol):
+class LeaseStorage(Offload, Protocol):
     """The port. What is sent on an errand may use all of it, and the disks opened by it."""
 
     async def open(self, path: str, *, writable: bool = True) -> LeaseDisk | IoFailed: ...
@@ -65,11 +65,11 @@ class LeaseStorage(Errands, Protocol):
     async def names(self, directory: str) -> list[str] | IoFailed: ...
 
 
-class SystemLeaseStorage(LaneErrands):
+class SystemLeaseStorage(PoolOffload):
     """The kernel's own."""
 
     def __init__(
-        self, lane: DiskLane, *, kernel: Kernel = REAL_KERNEL, devices: DeviceWrites = DEVICE_WRITES
+        self, lane: WorkerPool, *, kernel: Kernel = REAL_KERNEL, devices: InflightByDevice = DEVICE_WRITES
     ) -> None:
         super().__init__(lane)
         self._kernel = kernel

@@ -8,7 +8,7 @@ there (`disk`, `lease_files`) find themselves on an errand and call the kernel t
     worker             └─ read, write, read … pause ─┐   ┌─ write, read … end ─┘
     event loop                                       └ … ┘  what can't be done there is done at home
 
-Nobody waits longer than one request may take. Whoever has waited so long is told `GivenUp`, and the errand goes on: what
+Nobody waits longer than one request may take. Whoever has waited so long is told `TimedOut`, and the errand goes on: what
 it comes home with later must still be put right by whoever sent it, for it may have won a lease that nobody wants any more.
 """
 
@@ -27,7 +27,7 @@ from holdfast.protocol.ports import Clock
 from holdfast.protocol.types import Instant, IoFailed
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.answers import answered
-from holdfast.system.block_io.worker_pool import AlignedBuffer, DiskLane, Fate, LaneFull, Request
+from holdfast.system.block_io.worker_pool import AlignedBuffer, JobFate, LaneFull, Request, WorkerPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,16 +37,16 @@ LOOK_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class GivenUp(Generic[T]):
+class TimedOut(Generic[T]):
     """Storage is silent; `over` has what the errand came home with, however late, or what it raised."""
 
     over: asyncio.Future[T | IoFailed]
 
 
-class Errands(Protocol):
+class Offload(Protocol):
     """The port."""
 
-    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | GivenUp[T]:
+    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | TimedOut[T]:
         """Take the work to the disk. `IoFailed` is for work that was not begun: no worker was free within `timeout_s`."""
 
 
@@ -65,12 +65,12 @@ class _Raised:
     error: BaseException
 
 
-class Errand:
+class OffloadedJob:
     """One coroutine on its way. `until` is when its request under way, if any, has taken too long (`time.monotonic`)."""
 
     __slots__ = ("_answer", "_lane", "_loop", "_over", "_request", "_timer", "_work", "buffer", "until")
 
-    def __init__(self, work: Coroutine[Any, Any, Any], lane: DiskLane) -> None:
+    def __init__(self, work: Coroutine[Any, Any, Any], lane: WorkerPool) -> None:
         self.buffer: AlignedBuffer  # the worker's, as long as it is there
         self.until: float | None = None
         self._work = work
@@ -155,22 +155,22 @@ class Errand:
             self._timer = self._loop.call_later(left_s, self._look_after)
             return
         assert self._request is not None
-        if self._lane.give_up(self._request) is Fate.WITHDRAWN:
+        if self._lane.give_up(self._request) is JobFate.WITHDRAWN:
             self._work.close()
             eager_tasks.resolve(self._answer, IoFailed(errno.ETIMEDOUT))
         elif not self._answer.done():
             self._over = self._loop.create_future()
-            self._answer.set_result(GivenUp(self._over))
+            self._answer.set_result(TimedOut(self._over))
 
 
 class _Here(threading.local):
-    errand: Errand | None = None
+    errand: OffloadedJob | None = None
 
 
 _here = _Here()
 
 
-def here() -> Errand | None:
+def here() -> OffloadedJob | None:
     """The errand that the calling thread is on, if any: it may block, for at most one request at a time."""
     return _here.errand
 
@@ -198,12 +198,12 @@ class HomeClock:
         await at_home(lambda: self._clock.sleep(seconds))
 
 
-class LaneErrands:
-    """`Errands` on the workers of a lane."""
+class PoolOffload:
+    """`Offload` on the workers of a lane."""
 
-    def __init__(self, lane: DiskLane) -> None:
+    def __init__(self, lane: WorkerPool) -> None:
         self._lane = lane
 
-    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | GivenUp[T]:
-        answer: T | IoFailed | GivenUp[T] = await Errand(work, self._lane).run(timeout_s)
+    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | TimedOut[T]:
+        answer: T | IoFailed | TimedOut[T] = await OffloadedJob(work, self._lane).run(timeout_s)
         return answer

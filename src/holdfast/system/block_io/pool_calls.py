@@ -11,7 +11,7 @@ from holdfast.protocol.types import IoFailed
 from holdfast.system import eager_tasks
 from holdfast.system.block_io import offload
 from holdfast.system.block_io.answers import answered
-from holdfast.system.block_io.worker_pool import DiskLane, Fate, LaneFull, Request
+from holdfast.system.block_io.worker_pool import JobFate, LaneFull, Request, WorkerPool
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ async def in_time(done: asyncio.Future[None], timeout_s: float) -> None:
         timer.cancel()
 
 
-async def on_worker(lane: DiskLane, function: Callable[[], T], timeout_s: float) -> T | IoFailed:
+async def on_worker(lane: WorkerPool, function: Callable[[], T], timeout_s: float) -> T | IoFailed:
     """Run it on a worker of the lane; a system call that fails, or does not end in time, is an answer."""
     if (errand := offload.here()) is not None:
         return errand.request(timeout_s, function)
@@ -50,6 +50,6 @@ async def on_worker(lane: DiskLane, function: Callable[[], T], timeout_s: float)
     except LaneFull:
         return IoFailed(errno.EBUSY)
     await in_time(done, timeout_s)
-    if lane.give_up(request) is not Fate.COMPLETED:
+    if lane.give_up(request) is not JobFate.COMPLETED:
         return IoFailed(errno.ETIMEDOUT)
     return request.result()

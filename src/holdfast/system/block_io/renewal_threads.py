@@ -17,7 +17,7 @@ from holdfast.system import eager_tasks
 from holdfast.system.block_io.blocking_ports import BlockingClock, start_thread
 from holdfast.system.block_io.disk import OPEN_TIMEOUT_S, open_blocking
 from holdfast.system.block_io.disk_file import DiskFacts
-from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.block_io.worker_pool import WorkerPool
 
 RENEWAL_WORKERS = 2
 """One for a request that hangs, one for the next read."""
@@ -59,7 +59,7 @@ class SystemLeaseThreads:
         self._open_timeout_s = open_timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prepare = prepare
-        self._left: dict[str, list[DiskLane]] = {}
+        self._left: dict[str, list[WorkerPool]] = {}
         """For each path the lanes of earlier tries that are not through yet."""
 
     def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
@@ -71,7 +71,7 @@ class SystemLeaseThreads:
             left = self._left[path] = [each for each in self._left.get(path, []) if each.workers]
             if sum(each.workers for each in left) >= HANGING_MAX:
                 return IoFailed(errno.ETIMEDOUT)
-            lane = DiskLane(name, RENEWAL_WORKERS)
+            lane = WorkerPool(name, RENEWAL_WORKERS)
             left.append(lane)
             disk = open_blocking(path, lane, timeout_s=self._open_timeout_s)
             if isinstance(disk, IoFailed):

@@ -103,7 +103,7 @@ class Request(Generic[T]):
         return self._result  # type: ignore[return-value]
 
 
-class Fate(enum.Enum):
+class JobFate(enum.Enum):
     """What became of a request that its caller gives up."""
 
     COMPLETED = "its result was there in time after all"
@@ -111,7 +111,7 @@ class Fate(enum.Enum):
     IN_FLIGHT = "it may still take effect"
 
 
-class DiskLane:
+class WorkerPool:
     """A queue and its workers. They start when there is work for them and stay until the lane is closed."""
 
     def __init__(self, name: str, workers: int = WORKERS_DEFAULT, gate: RequestGate = GATE) -> None:
@@ -150,18 +150,18 @@ class DiskLane:
         if start:
             threading.Thread(target=self._work, name=f"disk {self.name}", daemon=True).start()
 
-    def give_up(self, request: Request[T]) -> Fate:
+    def give_up(self, request: Request[T]) -> JobFate:
         """The caller waits no longer; `on_done` will not be called from now on."""
         with self._lock:
             request._given_up = True
             if request._state is _State.DONE:
-                return Fate.COMPLETED
+                return JobFate.COMPLETED
             if request._state is _State.RUNNING:
-                return Fate.IN_FLIGHT
+                return JobFate.IN_FLIGHT
             request._state = _State.WITHDRAWN
             self._waiting -= 1
         request.on_end()
-        return Fate.WITHDRAWN
+        return JobFate.WITHDRAWN
 
     @property
     def waiting(self) -> int:

@@ -14,7 +14,7 @@ from typing import Protocol
 from holdfast.ondisk.host_record import RECORD_BYTES_MAX, is_record_name, path_of
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.pool_calls import on_worker
-from holdfast.system.block_io.worker_pool import DiskLane
+from holdfast.system.block_io.worker_pool import WorkerPool
 from holdfast.system.files.regular_file import Unreadable, read_regular, replace_regular
 
 ANSWER_S = 5.0
@@ -37,7 +37,7 @@ class HostRecordFiles(Protocol):
 class SystemHostRecordFiles:
     """Files beside the lockspace's file at ``path``."""
 
-    def __init__(self, path: str, lane: DiskLane) -> None:
+    def __init__(self, path: str, lane: WorkerPool) -> None:
         self._path = path
         self._lane = lane
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 MEMORY_BYTES_MAX = 1 << 16
 
 
-class Memory(Protocol):
+class StatePort(Protocol):
     """The port."""
 
     def read(self) -> bytes:
@@ -30,7 +30,7 @@ class Memory(Protocol):
         """Make it the content, on stable storage; raises OSError and leaves the old content."""
 
 
-class MemoryFile:
+class StateFile:
     """A file at a path on local storage, mode 0600."""
 
     def __init__(self, path: str) -> None:

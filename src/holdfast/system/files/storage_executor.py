@@ -153,7 +153,7 @@ class _Lane:
         return self._threads == 0 and self.pending == 0
 
 
-class LanedStorage:
+class StorageExecutor:
     """Inline for local file systems, a lane for each one that may block."""
 
     def __init__(

@@ -73,7 +73,7 @@ class Gone:
     pid: int
 
 
-Fate = DeadButStuck | Alive | Gone
+JobFate = DeadButStuck | Alive | Gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def parse_task(tid: int, stat: bytes, status: bytes) -> Task | None:
     return Task(tid, name, state, bool(flags & _PF_EXITING), bool(pending & _SIGKILL_BIT), start_ticks)
 
 
-def judge(pid: int, tasks: Iterable[Task]) -> Fate:
+def judge(pid: int, tasks: Iterable[Task]) -> JobFate:
     """From all tasks of a process, the leader among them."""
     known = list(tasks)
     if all(task.ended for task in known):
@@ -132,7 +132,7 @@ class ProcTasks:
     def __init__(self, root: str = "/proc") -> None:
         self._root = root
 
-    def fate(self, pid: int) -> Fate:
+    def fate(self, pid: int) -> JobFate:
         if pid <= 0:
             return Alive(pid)
         before = self._tids(pid)
