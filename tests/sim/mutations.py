@@ -1035,7 +1035,7 @@ MUTATIONS = (
         "backends.paxos.maintenance",
         "upkeep-held-for-ever",
         "a lease that a killed daemon was taking out is held for an unknown owner for good (found by seed 2)",
-        "if mode is None or lease_note.is_of_upkeep(note):",
+        "if mode is None or owner_note.is_of_upkeep(note):",
         "if mode is None:",
         damage="quiet",
     ),
