@@ -26,7 +26,7 @@ from holdfast.errors import (
     libvirt_code,
 )
 from holdfast.frontends.listener import Listener, Peer
-from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lock_manager import LockManager, Outcome
 from holdfast.manager.owners import Owner
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.system import eager_tasks
@@ -423,9 +423,10 @@ class VirtlockdFrontend:
         manager = self._manager
         if procedure == wire.PROC_ACQUIRE_RESOURCE:
             mode = Mode.SHARED if call.flags & wire.ACQUIRE_SHARED else Mode.EXCLUSIVE
-            return manager.acquire_nowait(
-                owner, AcquireRequest(resource, mode, bool(call.flags & wire.ACQUIRE_AUTOCREATE))
-            )
+            request = AcquireRequest(resource, mode, bool(call.flags & wire.ACQUIRE_AUTOCREATE))
+            if manager.acquire_nowait(owner, request) is Outcome.ACQUIRED:
+                return None
+            return manager.acquire_waiting(owner, request)
         if procedure == wire.PROC_RELEASE_RESOURCE:
             return manager.begin_release(owner, resource)
         if procedure == wire.PROC_CREATE_RESOURCE:

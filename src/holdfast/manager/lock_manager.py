@@ -14,6 +14,7 @@ A refusal is an exception of the `errors` tree; failed storage comes as an answe
 
 from __future__ import annotations
 
+import enum
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -87,6 +88,17 @@ GoesWith = Callable[[Owner, HostLock], tuple[HostLock, Resource] | None]
 
 async def _can_not_be_found_out(backend: str, lease: str) -> None:
     raise Refused(reason=f"lease {lease} of backend '{backend}' is held by this host for an unknown owner")
+
+
+class Outcome(enum.Enum):
+    """What one attempt to acquire a lock came to."""
+
+    ACQUIRED = enum.auto()
+    """A claim is new, or its mode has changed."""
+    UNCHANGED = enum.auto()
+    """The owner had it in this mode already."""
+    RETRY = enum.auto()
+    """Nothing was decided: the state has changed during a wait, or the decision needs one."""
 
 
 class LockManager:
@@ -271,14 +283,12 @@ class LockManager:
 
         Raises an error of the `LockError` tree; then nothing has changed.
         """
-        rest = self.acquire_nowait(owner, want)
-        return True if rest is None else await rest
+        if self.acquire_nowait(owner, want) is Outcome.ACQUIRED:
+            return True
+        return await self.acquire_waiting(owner, want)
 
-    def acquire_nowait(self, owner: Owner, want: AcquireRequest) -> Coroutine[Any, Any, bool] | None:
-        """None: it is acquired, newly.  Else what remains to be done; nothing has been yet."""
-        return None if self._acquired_at_once(owner, want) else self._acquire(owner, want)
-
-    async def _acquire(self, owner: Owner, want: AcquireRequest) -> bool:
+    async def acquire_waiting(self, owner: Owner, want: AcquireRequest) -> bool:
+        """As `acquire`, for a request that `acquire_nowait` has answered with RETRY."""
         resource = want.resource
         try:
             want = await self._hashed.meant(owner, want)
@@ -286,7 +296,8 @@ class LockManager:
             if resource.lockspace:
                 self.lockspaces.check_name(resource)
                 await self.lockspaces.need(resource.lockspace, make=True)
-            return await self._arrivals.tries(owner, lambda: self._acquire_now(owner, want))
+            outcome = await self._arrivals.tries(owner, lambda: self._acquire_now(owner, want))
+            return outcome is Outcome.ACQUIRED
         except HoldfastError as error:
             holders = error.holders if isinstance(error, ResourceBusy) else ()
             if not isinstance(error, (DiskNotKnown, OwnerGone)):
@@ -299,10 +310,10 @@ class LockManager:
                 refused_users.write("refused %s to %s: %s", resource, owner, error, about=about)
             raise
 
-    async def _acquire_now(self, owner: Owner, want: AcquireRequest) -> bool:
+    async def _acquire_now(self, owner: Owner, want: AcquireRequest) -> Outcome:
         resource = want.resource
-        done: bool | None = None
-        while done is None:
+        done = Outcome.RETRY
+        while done is Outcome.RETRY:
             if owner.gone:
                 raise OwnerGone(pid=owner.pid, name=resource.name)
             if resource in self.key_locks.on:
@@ -318,20 +329,20 @@ class LockManager:
                 done = await self.key_locks.holding((resource,), self._acquire_new(owner, want))
         return done
 
-    def _acquired_at_once(self, owner: Owner, want: AcquireRequest) -> bool:
-        """The common case in a single step: a disk that nobody here knows, and a lock that is there for the taking.
+    def acquire_nowait(self, owner: Owner, want: AcquireRequest) -> Outcome:
+        """The common case in one step, without waiting: a disk that this host does not know, whose lock is free.
 
-        False: nothing has changed, and `_acquire_new` or `_acquire_known` is to be asked.
+        RETRY: nothing has changed, and `acquire_waiting` has to decide.
         """
         resource = want.resource
         if self.key_locks.on or owner.gone or want.create or resource.lockspace or want.only is not None:
-            return False
+            return Outcome.RETRY
         route = self.routing.route(resource)
         if route.min_at_start or self.table.named(resource) is not None:
-            return False
+            return Outcome.RETRY
         taken = route.backend.take_nowait(resource, want.mode)
         if taken is None:
-            return False
+            return Outcome.RETRY
         keys, held = taken
         if self.table.knows_none(keys):
             try:
@@ -339,12 +350,12 @@ class LockManager:
             except OSError as e:
                 log.debug("%s goes the long way: %s", resource, e)
             else:
-                return True
+                return Outcome.ACQUIRED
         held.release_nowait()
-        return False
+        return Outcome.RETRY
 
-    async def _acquire_new(self, owner: Owner, want: AcquireRequest) -> bool | None:
-        """No lock has this name.  None: something changed meanwhile, look again."""
+    async def _acquire_new(self, owner: Owner, want: AcquireRequest) -> Outcome:
+        """For a name that no lock has."""
         route = self.routing.route(want.resource, want.path)
         if owner.process is None and route.backend.capabilities.fenced:
             raise Refused(
@@ -361,15 +372,13 @@ class LockManager:
             if isinstance(candidate, IoFailed):
                 raise storage_failed(candidate)
             done = await self._take(owner, want, route, candidate)
-            if done is not None:
+            if done is not Outcome.RETRY:
                 return done
         raise StorageFailed(
             what="Unable to keep hold of", path=route.backend.lock_path(want.resource), errno=errno.EAGAIN
         )
 
-    async def _take(
-        self, owner: Owner, want: AcquireRequest, route: Route, candidate: Candidate
-    ) -> bool | None:
+    async def _take(self, owner: Owner, want: AcquireRequest, route: Route, candidate: Candidate) -> Outcome:
         keys = candidate.keys
         if want.only is not None and want.only not in keys:
             await candidate.abandon()
@@ -377,7 +386,7 @@ class LockManager:
         if self.key_locks.on and (busy := self.key_locks.first_taken(keys)) is not None:
             await candidate.abandon()
             await self.key_locks.wait(busy)
-            return _AGAIN
+            return Outcome.RETRY
         if keys and (twin := self.table.of_lock_file(keys[0])) is not None:
             await candidate.abandon()
             self.table.learn(twin, keys)
@@ -386,7 +395,7 @@ class LockManager:
         if others:
             await candidate.abandon()
             await self._make_way(owner, want, others, keys)
-            return _AGAIN
+            return Outcome.RETRY
         if route.min_at_start:
             backend = route.backend
             level, fix = backend.protection(backend.lock_path(want.resource))
@@ -404,10 +413,10 @@ class LockManager:
                 )
         outcome = await self.key_locks.holding(keys, candidate.take(want.mode, self.note(owner)))
         if isinstance(outcome, Stale):
-            return _AGAIN
+            return Outcome.RETRY
         if isinstance(outcome, LeftBehind):
             await self.on_left_behind(route.backend.name, outcome.lease)
-            return _AGAIN
+            return Outcome.RETRY
         if isinstance(outcome, HeldElsewhere):
             raise ResourceBusy(want.resource, self.descriptions.with_programs(outcome.holders))
         if isinstance(outcome, IoFailed):
@@ -422,15 +431,15 @@ class LockManager:
             raise Refused(
                 reason=f"the journal can't record a new lock: {e.strerror}; free space for it"
             ) from e
-        return True
+        return Outcome.ACQUIRED
 
     def _starts(self, owner: Owner) -> bool:
         """Whether an owner asks for a VM that did not run before, or that nobody can say so of."""
         domains = self._domains
         return domains is None or not ran_before(domains.look(owner.name.name, owner.name.uuid, owner.pid))
 
-    async def _acquire_known(self, owner: Owner, want: AcquireRequest, lock: HostLock) -> bool | None:
-        """This host has a lock on that file, by this name or another.  None: look again."""
+    async def _acquire_known(self, owner: Owner, want: AcquireRequest, lock: HostLock) -> Outcome:
+        """For a file on which this host has a lock, by this name or another."""
         if owner.gone:
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
         if want.only is not None and want.only not in lock.keys:
@@ -438,18 +447,18 @@ class LockManager:
         # The keys too: the same disk may just be taken through another lock file.
         if self.key_locks.on and (busy := self.key_locks.first_taken((lock, *lock.keys))) is not None:
             await self.key_locks.wait(busy)
-            return _AGAIN
+            return Outcome.RETRY
         if lock.held is None:
             if not await self.lost.regain(lock):
                 raise ResourceBusy(
                     want.resource, self.descriptions.holders(lock), note=f"; {lock.lost_reason}"
                 )
-            return _AGAIN
+            return Outcome.RETRY
         decision = self.table.decide(lock, owner.id, want.resource, want.mode)
         match decision:
             case Conflict(others):
                 await self._make_way(owner, want, others, lock.keys)
-                return _AGAIN
+                return Outcome.RETRY
             case Convert(mode) if mode > lock.mode:
                 await self._strengthen(owner, want, lock, mode)
             case _ if (owner.id, want.resource) in lock.departing:
@@ -463,14 +472,14 @@ class LockManager:
                         want.resource,
                         lambda: self.descriptions.holder(owner.id, want.resource, lock.keys, lock),
                     )
-                return False  # held already: one hold, whatever the number of acquires
+                return Outcome.UNCHANGED  # one hold, whatever the number of acquires
         try:
             self.book.claim(owner, want, lock, converted=isinstance(decision, Convert))
         except OSError as e:
             raise Refused(reason=f"the journal can't record a claim: {e.strerror}; free space for it") from e
         if isinstance(decision, Convert) and decision.mode < lock.mode:
             await self._weaken(lock, decision.mode)
-        return True
+        return Outcome.ACQUIRED
 
     async def _strengthen(self, owner: Owner, want: AcquireRequest, lock: HostLock, mode: Mode) -> None:
         assert lock.held is not None
@@ -691,7 +700,3 @@ def _another_disk(want: AcquireRequest) -> Refused:
         reason=f"disk '{want.resource.name}' can't be shown to be the file that the asking user may open: its path leads to "
         "another one by now, or its lock is known by its name only; root may ask for it"
     )
-
-
-_AGAIN = None
-"""The state changed while we waited: the caller looks again from the start."""
