@@ -31,6 +31,8 @@ def lending(mixed: Lab) -> Iterator[Lab]:
     more.mkdir()
     (more / "peers.toml").write_text('migration_peers = "any"\n')
     mixed.lockd[mixed.alpha].reexec()
+    # On a busy machine the incarnation is too old to be resumed by then, and the next one is claimed.
+    until(mixed.lockd[mixed.alpha].is_joined, "alpha to be in the lockspace again")
     yield mixed
     shutil.rmtree(more)
     mixed.lockd[mixed.alpha].reexec()
