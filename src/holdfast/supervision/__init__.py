@@ -1,1 +1,1 @@
-"""What keeps leases honest: renewing them, measuring their age, feeding or starving the watchdog."""
+"""Membership in lockspaces: renews leases, measures their age, feeds or starves the watchdog."""

@@ -1,15 +1,15 @@
-"""What happens to owners whose leases are lost: a ladder with deadlines, as a machine that only decides.
+"""Escalation against owners whose leases are lost: steps with deadlines, as a state machine without I/O.
 
-The reaction is scoped to the lockspace that failed: owners that rest on nothing there are not touched.
+Only owners that depend on the lockspace that failed are touched.
 
     loss            + grace / 2      + grace               8 io + fire
     |-- act ----------|-- SIGTERM -----|-- SIGKILL ----------|-- the watchdog has spoken
     pause, poweroff   still there      still there           others may take over
 
 The grace counts from the moment at which the lease failed, or was found to be over, whichever came first: a daemon that
-slept through the deadlines kills at once. Who is asked to be ignored is left alone, and keeps the watchdog unfed.
-An owner is *gone* when it rests on nothing there any more: it has ended, or it has been paused and libvirt has given
-its locks back. When all are gone the lockspace may be joined again.
+slept through the deadlines kills at once. Owners with action `ignore` keep running; while one remains, the watchdog is
+not fed. An owner is *gone* when it no longer depends on the lockspace: it has ended, or it was paused and libvirt has
+released its locks. When all are gone the lockspace may be joined again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AGAIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Do to the owner what is configured for it."""
+    """Carry out the action that is configured for the owner."""
 
     owner: int
     action: LockFailureAction
@@ -45,12 +45,12 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class AllGone:
-    """Nobody rests on the lockspace any more."""
+    """No owner depends on the lockspace any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutOfTime:
-    """Others may take over from now on, and these still run: only the watchdog can help."""
+    """Other hosts may take over from now on while these owners still run: only the watchdog can stop them."""
 
     owners: tuple[int, ...]
 
@@ -59,7 +59,7 @@ LadderAction = Act | Terminate | Kill | AllGone | OutOfTime
 
 
 class Escalation:
-    """One loss of one lockspace. `renewed_at` None: nobody knows how old the lease was, so there is no grace."""
+    """One loss of one lockspace. `renewed_at` None: the age of the lease is not known, so there is no grace."""
 
     def __init__(self, timing: Timing, *, lost_at: Instant, renewed_at: Instant | None) -> None:
         if renewed_at is None:
@@ -76,7 +76,7 @@ class Escalation:
         self._over = False
 
     def step(self, now: Instant, users: Mapping[int, LockFailureAction]) -> tuple[LadderAction, ...]:
-        """`users`: who rests on the lockspace now, and what is configured for each."""
+        """The actions that are due. `users`: pid and configured action of each owner that depends on the lockspace now."""
         if self._over:
             return ()
         if not users:

@@ -1,17 +1,17 @@
-"""Which host id, under which name, and whether the last term may be gone on with: what a host knows of itself.
+"""Plans how this host joins a lockspace: with which host id and name, and whether it resumes its last incarnation.
 
-A term is a host id, a generation and a name. The name is fresh for each term (`host_names`), so that "this name" means
-"this very term". What this host wrote last it remembers in a small file of its own:
+An incarnation is a host id, a generation and a name. Each incarnation has a fresh name (`host_names`), so a name identifies
+one incarnation. The host remembers its last one in a small file:
 
-    same boot                     its processes may live: go on with the term, if storage shows it unbroken;
-                                  if not, their users are stopped first, and then its name proves it ours
-    another boot, same hardware   no process of that term can live: its id is claimed at once, under its name. Of a virtual
-                                  machine a second instance may run elsewhere: it counts as anything else
-    anything else                 a fresh name, and whoever holds the id is watched for the dead bound
+    same boot                     its processes may live: resume the incarnation, if storage shows it unbroken;
+                                  if not, its users are stopped first, and then its name proves it ours
+    another boot, same hardware   no process of it can live: its id is claimed at once, under its name. A second instance
+                                  of a virtual machine may run elsewhere, so there the next row applies
+    anything else                 a fresh name, and the id's present record is watched for the dead bound
 
-A machine that was cloned with its memory of a term meets a record that is being renewed by the other one: so a term
-of an earlier boot is first watched for longer than a healthy host takes to renew. A host that finds its id leaves a record
-that somebody renews alone from then on, under whatever name it stands, and finds another one (ADR 0190).
+A clone of a machine remembers the incarnation of the original, whose record is being renewed: so the record of an earlier
+boot is first watched for longer than a healthy host takes to renew. A host that chooses its own id gives up a record that
+another host renews, whatever name is in it, and finds another id (ADR 0190).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Incarnation(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered of a term, in a file that survives a reboot."""
+    """What a host remembers of an incarnation, in a file that survives a reboot."""
 
     lockspace: str
     host_id: int
@@ -68,19 +68,19 @@ class Incarnation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Checked(Incarnation, frozen=True, kw_only=True):
-    """A `Incarnation` as it is written: with the checksum (zlib.crc32) of the rest; None in what an older daemon wrote."""
+    """An `Incarnation` as it is written: with the checksum (zlib.crc32) of the rest; None in files of older daemons."""
 
     check: int | None = None
 
 
-def encode_term(term: Incarnation) -> str:
-    raw = msgspec.json.encode(term)
+def encode_term(incarnation: Incarnation) -> str:
+    raw = msgspec.json.encode(incarnation)
     return f'{raw[:-1].decode()},"check":{zlib.crc32(raw)}}}'
 
 
 def decode_term(raw: bytes) -> Incarnation | None:
-    """The incarnation that a state file holds; None if it holds none that can be right. A flipped bit may make another
-    host name of it, and an incarnation of that name is over: so a file whose checksum does not fit counts as lost.
+    """The incarnation in a state file; None if there is none that is valid. A flipped bit could change the host name, and
+    an incarnation of that other name would be over: so a file whose checksum does not fit counts as lost.
     """
     try:
         found = msgspec.json.decode(raw, type=_Checked) if raw else None
@@ -88,14 +88,14 @@ def decode_term(raw: bytes) -> Incarnation | None:
         return None
     if found is None:
         return None
-    term = Incarnation(**{name: getattr(found, name) for name in Incarnation.__struct_fields__})
-    fits = found.check is None or found.check == zlib.crc32(msgspec.json.encode(term))
-    return term if fits and term.is_possible else None
+    incarnation = Incarnation(**{name: getattr(found, name) for name in Incarnation.__struct_fields__})
+    fits = found.check is None or found.check == zlib.crc32(msgspec.json.encode(incarnation))
+    return incarnation if fits and incarnation.is_possible else None
 
 
 @dataclass(frozen=True, slots=True)
 class HostIdentity:
-    """Who this host is: `machine` tells it from its clones, as far as anything does; empty if nothing proves that."""
+    """This host's identity. `machine` distinguishes it from its clones where anything does; empty if nothing proves that."""
 
     node: str
     boot: str
@@ -104,9 +104,9 @@ class HostIdentity:
 
 @dataclass(frozen=True, slots=True)
 class JoinPlan:
-    """How to join: the id and the name to claim it under; `resumed`: the generation to go on with instead.
+    """How to join: the id and the name to claim it under; `resumed`: the generation to resume instead.
 
-    `only_if_free`: another host that was quicker keeps it, and we find another one.
+    `only_if_free`: a host that claimed it first keeps it, and we find another id.
     """
 
     host_id: HostId
@@ -118,9 +118,9 @@ class JoinPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostIdChooser:
-    """Plans how to join one lockspace. ``host_id`` None: find one. ``token``: random digits for a fresh name.
+    """Plans how to join one lockspace. `host_id` None: find one. `token`: random digits for a fresh name.
 
-    ``others``: records that another host was seen to renew, by host id and host name; it grows.
+    `others`: records that another host was seen to renew, by host id and host name; it grows.
     """
 
     host_id: HostId | None
@@ -131,16 +131,21 @@ class HostIdChooser:
     on_wait: OnWait
     others: set[tuple[int, str]] = field(default_factory=set)
 
-    def resumption(self, term: Incarnation | None, *, in_use: bool) -> JoinPlan | None:
+    def resumption(self, incarnation: Incarnation | None, *, in_use: bool) -> JoinPlan | None:
         """To resume the last incarnation, if it was of this boot and is still wanted.
 
         `in_use`: VMs depend on it; then it is resumed whatever host id is configured by now.
         """
-        if term is None or term.boot != self.identity.boot:
+        if incarnation is None or incarnation.boot != self.identity.boot:
             return None
-        if self.host_id not in (None, term.host_id) and not in_use:
+        if self.host_id not in (None, incarnation.host_id) and not in_use:
             return None
-        return JoinPlan(HostId(term.host_id), term.host_name, term.timing, Generation(term.generation))
+        return JoinPlan(
+            HostId(incarnation.host_id),
+            incarnation.host_name,
+            incarnation.timing,
+            Generation(incarnation.generation),
+        )
 
     async def search(self, area: LockspaceArea, clock: Clock, *, fences: bool) -> JoinPlan | NotJoined:
         """To resume an incarnation that VMs depend on and that no copy remembers: storage itself still has its record.
@@ -195,14 +200,16 @@ class HostIdChooser:
         return fences and not (may_be_of_node(record.host_name.text, self.identity.node) and may_be_used)
 
     async def plan(
-        self, area: LockspaceArea, clock: Clock, term: Incarnation | None, *, users_gone: bool
+        self, area: LockspaceArea, clock: Clock, incarnation: Incarnation | None, *, users_gone: bool
     ) -> JoinPlan | NotJoined:
-        """To claim an id. `users_gone`: whoever rested on the last term, if it was of this boot, is gone."""
+        """Plans a claim. `users_gone`: no user of the last incarnation of this boot is left."""
         name = fresh_name(self.identity.node, self.token)
-        if term is not None and self.host_id in (None, term.host_id):
-            ours = await self._is_ours(area, clock, term, users_gone)
+        if incarnation is not None and self.host_id in (None, incarnation.host_id):
+            ours = await self._is_ours(area, clock, incarnation, users_gone)
             if ours is not None:
-                return JoinPlan(HostId(term.host_id), term.host_name if ours else name, self.timing)
+                return JoinPlan(
+                    HostId(incarnation.host_id), incarnation.host_name if ours else name, self.timing
+                )
         if self.host_id is not None:
             return JoinPlan(self.host_id, name, self.timing)
         found = await self._find_id(area)
@@ -212,22 +219,22 @@ class HostIdChooser:
         return JoinPlan(host_id, name, self.timing, only_if_free=not ours)
 
     async def _is_ours(
-        self, area: LockspaceArea, clock: Clock, term: Incarnation, users_gone: bool
+        self, area: LockspaceArea, clock: Clock, incarnation: Incarnation, users_gone: bool
     ) -> bool | None:
-        """Whether the record is of that term, and no user of it lives; None: it is somebody else's by now."""
-        if not 1 <= term.host_id <= area.geometry.hosts_max:
+        """Whether the record is of that incarnation, and no user of it lives; None: it is another host's by now."""
+        if not 1 <= incarnation.host_id <= area.geometry.hosts_max:
             return None
-        host_id = HostId(term.host_id)
+        host_id = HostId(incarnation.host_id)
         record = await area.read_record(host_id, self.timing.io_timeout_s)
         if isinstance(record, IoFailed):
-            return None  # not known; who may choose looks for it by name
+            return None  # not known; with host_id "auto" it is searched by name
         if isinstance(record, Malformed):
             return False
-        if not _is_of(record, term) or self._is_another_hosts(host_id, record):
+        if not _is_of(record, incarnation) or self._is_another_hosts(host_id, record):
             return None
-        if term.boot == self.identity.boot:
+        if incarnation.boot == self.identity.boot:
             return users_gone
-        if not term.machine or term.machine != self.identity.machine:
+        if not incarnation.machine or incarnation.machine != self.identity.machine:
             return False
         watch_s = self.timing.of_host(record.io_timeout_s).renewal_s + max(
             record.io_timeout_s, self.timing.io_timeout_s
@@ -254,7 +261,7 @@ class HostIdChooser:
         return not record.is_free and (host_id, record.host_name.text) in self.others
 
     async def _find_id(self, area: LockspaceArea) -> tuple[HostId, bool] | NotJoined:
-        """Our own by the node's name, else one that was never used, else one that is free; and whether it is our own."""
+        """The host id of our node's name, else one that was never used, else a free one; and whether it is our own."""
         hosts = min(self.hosts_max or area.geometry.hosts_max, area.geometry.hosts_max)
         sectors = await area.read_sectors(hosts, self.timing.io_timeout_s)
         if isinstance(sectors, IoFailed):
@@ -284,17 +291,17 @@ class HostIdChooser:
         return found, False
 
 
-def _is_of(record: DeltaLease, term: Incarnation) -> bool:
+def _is_of(record: DeltaLease, incarnation: Incarnation) -> bool:
     return (
-        record.owner_id == term.host_id
-        and record.generation == term.generation
-        and record.host_name.says(term.host_name)
+        record.owner_id == incarnation.host_id
+        and record.generation == incarnation.generation
+        and record.host_name.says(incarnation.host_name)
     )
 
 
 def _is_renewed(before: DeltaLease, now: DeltaLease) -> bool:
-    """Whether a host that holds the id has renewed it between two looks. A newer generation is a claim, which may be one of
-    our own under the same name that landed late (found by seed 2146).
+    """Whether the host that holds the id has renewed it between two reads. A newer generation is a claim, which may be our
+    own, under the same name, that landed late (found by seed 2146).
     """
     same_term = (before.generation, before.host_name) == (now.generation, now.host_name)
     return same_term and before.timestamp != now.timestamp and not (now.is_free or now.is_marked_dead)

@@ -1,12 +1,12 @@
-"""What a host calls itself in a lockspace, and which host a name means.
+"""Host names in a lockspace: how they are made, and which host a name means.
 
-sanlock's field has 47 bytes for the name. A name of ours is the node's name and twelve digits that are fresh for each term:
+sanlock's field has 47 bytes. Our names are the node's name and twelve digits that are fresh for each incarnation:
 
     alpha.3f9c20b1a7d4
     compute-0017.rack-04.clou~5be1a90c.3f9c20b1a7d4     a node's name that does not fit: its begin, and digits of all of it
 
-So hosts whose names begin alike differ in their records, and each finds its own by its whole name. Earlier versions cut the
-name to 34 bytes and left it at that: such a record may be of any host whose name begins so.
+So hosts whose names begin alike differ in their records, and each finds its own by its whole name. Earlier versions only
+cut the name to 34 bytes: such a record may be of any host whose name begins so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CUT_MARK = "~"
 
 
 def node_in_record(node: str) -> str:
-    """What a record says of a node's name."""
+    """A node's name as it is in a record: whole, or cut and with digits of the whole."""
     raw = node.encode("utf-8", "replace")
     if len(raw) <= NODE_BYTES_MAX:
         return raw.decode()
@@ -33,29 +33,29 @@ def node_in_record(node: str) -> str:
 
 
 def fresh_name(node: str, token: str) -> str:
-    """A name that no term has had."""
+    """A name that no earlier incarnation has had."""
     return f"{node_in_record(node)}.{token}"
 
 
 def node_of(host_name: str) -> str:
-    """What a name of ours says of its node; empty for a name of another kind."""
+    """The node part of a name that Holdfast made; empty for any other name."""
     return host_name.rpartition(".")[0] if is_of_holdfast(host_name) else ""
 
 
 def is_of_node(host_name: str, node: str) -> bool:
-    """Whether a record of that name is of the host with that node name, or of another one that is called the same."""
+    """Whether a record of that name is of a host with that node name."""
     return node_of(host_name) == node_in_record(node)
 
 
 def may_be_of_node(host_name: str, node: str) -> bool:
-    """The same, and whether an earlier version of this program may have written it there."""
+    """As `is_of_node`, and also true for a name that an earlier version may have written for that node."""
     return is_of_node(host_name, node) or node_of(host_name) == _cut(
         node.encode("utf-8", "replace"), NODE_BYTES_MAX
     )
 
 
 def is_called(said: str, host_id: int, host_name: str) -> bool:
-    """Whether somebody who says that means this host: by its host id, its whole name in the record, or its node's name."""
+    """Whether `said` means this host: it is its host id, its whole name in the record, or its node's name."""
     return bool(said) and (said in (str(host_id), host_name) or is_of_node(host_name, said))
 
 

@@ -1,9 +1,9 @@
-"""What the hosts of a lockspace say of themselves: this host's record, written at joining, and those of the others.
+"""Host records of a lockspace: writes this host's record at joining, and reads those of other hosts.
 
-A delta lease has no room for a whole name, nor for the watchdog's fire timeout, by which others count how long a silent host
-may still write. The records (`ondisk.host_record`) have both. They serve people, and one rule: a host does not join where
-another one says that its watchdog has another fire timeout (ADR 0191). A record that can't be read, or is of another term
-than the delta lease, says nothing.
+A delta lease has no room for a whole name, nor for the watchdog's fire timeout, from which others compute how long a silent
+host may still write. The records (`ondisk.host_record`) have both. They inform people, and serve one rule: a host does not
+join where the record of another host names another fire timeout (ADR 0191). A record that can't be read, or is of another
+incarnation than the delta lease, is ignored.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from holdfast.system.files.host_record_files import NO_PLACE, HostRecordFiles
 log = logging.getLogger(__name__)
 
 PAUSE_RENEWALS = 3
-"""Between two looks at what other hosts say of themselves, and two tries to write what this one says."""
+"""Between two reads of other hosts' records, and between two attempts to write this host's."""
 
 
 class HostRecords:
-    """Of one lockspace, whose file is at ``path``. On the event loop, but for `misfit`."""
+    """The host records of the lockspace at `path`. On the event loop, except for `misfit`."""
 
     def __init__(self, lockspace: str, path: str, files: HostRecordFiles, identity: HostIdentity) -> None:
         self._lockspace = lockspace
@@ -52,14 +52,14 @@ class HostRecords:
         """Hosts whose timeouts don't fit this one's, and what to do; empty if there are none."""
 
     def of(self, view: HostView) -> HostRecord | None:
-        """The record of a host, if it is of the term that the view is of."""
+        """The record of a host, if it is of the same incarnation as the view."""
         found = self._found.get(view.host_id)
         if found is None or found.generation != view.generation or found.host_name != view.name:
             return None
         return found
 
     async def refresh(self) -> None:
-        """Read all that are there."""
+        """Read all records."""
         read = await self._files.read_all()
         if isinstance(read, str):
             self.has_place = read != NO_PLACE
@@ -74,64 +74,63 @@ class HostRecords:
         }
 
     def begin(self, tending: Coroutine[Any, Any, None]) -> None:
-        """Run that beside everything else, instead of what an earlier term has begun."""
+        """Run `tending` as a task; cancels that of an earlier incarnation."""
         if self._task is not None:
             self._task.cancel()
         self._task = eager_tasks.keep_watch(tending, "records of hosts are not looked after any more")
 
     async def tend(
         self,
-        term: Incarnation,
+        incarnation: Incarnation,
         *,
         views: Callable[[], Sequence[HostView]],
         is_present: Callable[[], bool],
         clock: Clock,
     ) -> None:
-        """Say what this host is, and hear what the others are, as long as this is the present incarnation."""
+        """Write this host's record and read the others' as long as this is the present incarnation."""
         published = False
         while is_present():
-            published = published or await self.publish(term)
+            published = published or await self.publish(incarnation)
             present = [view for view in views() if view.state not in (HostState.FREE, HostState.DEAD)]
             if self.has_place and any(self.of(view) is None for view in present):
                 await self.refresh()
-            self.misfits = self.report(present, term.fire_timeout_s)
-            await clock.sleep(PAUSE_RENEWALS * term.timing.renewal_s)
+            self.misfits = self.report(present, incarnation.fire_timeout_s)
+            await clock.sleep(PAUSE_RENEWALS * incarnation.timing.renewal_s)
 
-    async def publish(self, term: Incarnation) -> bool:
-        """Write this host's record; whether there is no more to be done."""
+    async def publish(self, incarnation: Incarnation) -> bool:
+        """Write this host's record; False if it has to be tried again."""
         record = HostRecord(
-            lockspace=term.lockspace,
-            host_id=term.host_id,
-            generation=term.generation,
-            host_name=term.host_name,
+            lockspace=incarnation.lockspace,
+            host_id=incarnation.host_id,
+            generation=incarnation.generation,
+            host_name=incarnation.host_name,
             node=self._identity.node.encode("utf-8", "replace").decode() or "unknown",
             version=__version__,
-            boot=term.boot,
-            io_timeout_s=term.io_timeout_s,
-            fire_timeout_s=term.fire_timeout_s,
+            boot=incarnation.boot,
+            io_timeout_s=incarnation.io_timeout_s,
+            fire_timeout_s=incarnation.fire_timeout_s,
         )
         before = self.unpublished
-        self.unpublished = await self._files.replace(term.host_id, host_record.encode(record))
+        self.unpublished = await self._files.replace(incarnation.host_id, host_record.encode(record))
         self.has_place = self.unpublished != NO_PLACE
         if self.has_place and self.unpublished and self.unpublished != before:
             log.warning(
                 "lockspace %s: this host's record can't be written (%s: %s): other hosts can't tell its whole name and its "
                 "fire timeout; nothing else depends on it",
                 self._lockspace,
-                host_record.path_of(self._path, term.host_id),
+                host_record.path_of(self._path, incarnation.host_id),
                 self.unpublished,
             )
         return not (self.has_place and self.unpublished)
 
     def differing(self, fire_timeout_s: int) -> list[HostRecord]:
-        """Those that name another fire timeout, whether they are of a present term or not."""
+        """The records that name another fire timeout, of present and of past incarnations."""
         return [each for each in self._found.values() if each.fire_timeout_s != fire_timeout_s]
 
     async def misfit(self, area: LockspaceArea, timing: Timing, own: Incarnation | None) -> str:
-        """Why this host can't join with this timing: hosts that have not left say another fire timeout. Empty if it can.
+        """Why this host can't join with this timing: hosts that have not left name another fire timeout. Empty if it can.
 
-        `own`: what this host remembers of its last term, of which nothing runs any more. On the thread that joins, after
-        `refresh`.
+        `own`: this host's last incarnation, of which nothing runs any more. Called on the joining thread, after `refresh`.
         """
         found = []
         for each in self.differing(timing.fire_timeout_s):
@@ -151,9 +150,9 @@ class HostRecords:
         )
 
     def report(self, views: Sequence[HostView], fire_timeout_s: int) -> str:
-        """The hosts that are there and say another fire timeout than this one's, logged once each; empty if none does.
+        """The present hosts whose records name another fire timeout, each logged once; empty if there are none.
 
-        One that joined before they said so, or came with its VMs, can't be refused any more.
+        A host that joined before their records were written, or resumed with its VMs, can't be refused any more.
         """
         others = [
             _says(said)
@@ -182,5 +181,5 @@ def _says(record: HostRecord) -> str:
 
 
 def _has_sanlock(view: HostView) -> str:
-    """It says nothing, and its watchdog's is sanlock's."""
+    """Whether the host runs sanlock: it has no record, and its watchdog has sanlock's fire timeout."""
     return f"host {view.name} (host_id {view.host_id}), which has sanlock, {FIRE_TIMEOUT_DEFAULT_S} s"

@@ -34,17 +34,17 @@ class IncarnationCopies:
         self._carried = carried
 
     def newest(self, boot: str) -> Incarnation | None:
-        """The incarnation that this host had last, as far as any copy says."""
+        """The incarnation that this host had last, according to the copies that can be read; None if there is none."""
         raw = [*(file.read() for file in self._files), *self._carried()]
         found = [term for each in raw if (term := decode_term(each)) is not None]
         ours = [term for term in found if term.lockspace == self._lockspace]
         return max(ours, key=lambda term: (term.boot == boot, term.joined_at), default=None)
 
     def write(self, term: Incarnation) -> str:
-        """Write every file. Why one of them could not be written; empty if all were.
+        """Write every file. Returns why one of them could not be written; empty if all were.
 
-        One that can't be written and has this very incarnation will do, as after a restart on a full disk: only when it was
-        resumed last is another.
+        A file that can't be written but has this very incarnation is good enough, as after a restart on a full disk: only
+        `joined_at` may differ.
         """
         raw = encode_term(term).encode()
         failed = ""

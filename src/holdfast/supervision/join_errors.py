@@ -1,4 +1,4 @@
-"""Why this host is not in a lockspace, said so that a person knows what to do: names first, numbers behind."""
+"""Messages for why this host is not in a lockspace and what to do about it: names first, then numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NotJoined:
 
 
 def _sectors(number: int) -> str:
-    """What a request of too small a size comes from: a lockspace that was copied to a device with larger sectors."""
+    """Explains a refused request of too small a size: the lockspace was copied to a device with larger sectors."""
     if number != errno.EINVAL:
         return ""
     return (
@@ -36,7 +36,7 @@ def _sectors(number: int) -> str:
 
 
 def through_page_cache(path: str) -> str:
-    """Storage on which other hosts' renewals may be read from this host's memory, and then look as if they had stopped."""
+    """Message for storage on which reads may come from this host's page cache, so that others' renewals seem to stop."""
     return (
         f"storage of {path} refuses O_DIRECT, so what other hosts write there may be read from this host's page cache: put "
         "leases on storage that takes O_DIRECT, or say page_cache = true in the [backend] table if no other host uses it"
@@ -50,7 +50,7 @@ def refused(
     *,
     is_found: bool = False,
 ) -> NotJoined:
-    """`is_found`: the host id was found (`host_id = "auto"`), so another one can be."""
+    """The refusal for a claim that failed. `is_found`: host_id is "auto", so another id can be found."""
     match outcome:
         case HostIdBusy(by) if by.is_marked_dead:
             return NotJoined(
@@ -90,7 +90,7 @@ def refused(
 
 
 def _way_out(claim: Claim, by: DeltaLease, is_found: bool) -> str:
-    """What is done, or is to be done, where another host has the id that this one wanted."""
+    """What the daemon or the operator does when another host has the wanted id."""
     namesake = node_of(by.host_name.text) == node_of(claim.host_name) != ""
     if not is_found:
         twin = ", and each host a name of its own: both are called the same" if namesake else ""

@@ -1,19 +1,17 @@
-"""The heartbeat measures the age of every lease of this host, and feeds the watchdog only while all are good.
+"""The lease monitor measures the age of every lease of this host, and feeds the watchdog only while all are good.
 
-The one that renews a lease waits for storage, so it cannot measure: it hangs just when measuring matters. The
-heartbeat waits for nothing but the clock. Renewals leave their news with it; once a second it takes them in, looks at
-the clock, and acts:
+The renewal thread waits for storage, so it cannot measure: it hangs just when measuring matters. The lease monitor waits
+only for the clock. Renewal threads queue their results for it; once a second it takes these, reads the clock, and acts:
 
     renewal thread          t0 ── write …… hangs ………………………………………………………
-    heartbeat               |  fed   fed   fed   fed |  starved: on_lost  ……………………… reset
+    lease monitor           |  fed   fed   fed   fed |  starved: on_lost  ……………………… reset
     age of the lease        0                        8 io                          8 io + fire
 
 A host has one watchdog, so it is fed only while *every* lease may feed it, and never beyond the earliest bound. A
-lease that is lost starves it until somebody proves that nobody uses that lease any more (`dismiss`) and its last
-write is through; then the other leases feed it again. Everything else about two leases is separate: their ages, their
-bounds, who is told.
+lease that is lost starves it until its supervisor has proof that it has no users any more (`dismiss`) and its last write
+has ended; then the other leases feed it again. Everything else is separate per lease: age, bounds, callbacks.
 
-Callbacks run on the heartbeat's thread, outside of its lock; they must not block, and what they raise is logged.
+Callbacks run on the lease monitor's thread, outside of its lock; they must not block, and what they raise is logged.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ def _nobody(_: object) -> None:
 
 
 class MonitoredLease:
-    """One lease under the heartbeat's eye. The renewal side reports here, from whatever thread."""
+    """One lease that the monitor measures. The renewal side reports here, from any thread."""
 
     def __init__(
         self,
@@ -69,16 +67,16 @@ class MonitoredLease:
         self._dismissed = False
 
     def renewed(self, begun_at: Instant) -> None:
-        """A renewal is on disk whose time was taken, before its write, at `begun_at`."""
+        """Report a renewal that is on disk; `begun_at` was read from the clock before its write."""
         self._inbox.append(Renewed(begun_at))
 
     def corrupted(self, reason: str) -> None:
-        """The record is not ours any more: the lease is over now, not at the next beat."""
+        """Report that the record is not ours any more: the lease is over now, not at the next beat."""
         self._corrupt = True
         self._inbox.append(Corrupted(reason))
 
     def may_write(self) -> bool:
-        """Whether lease writes may be issued at this very moment."""
+        """Whether lease writes may be issued now."""
         over = self._corrupt or self._retired
         return not over and self.expiry.may_write(self._lease_monitor.now())
 
@@ -94,14 +92,14 @@ class MonitoredLease:
         return max(0.0, self.expiry.fails_at - self._lease_monitor.now())
 
     def retire(self) -> None:
-        """Nobody uses this lease any more, provably, and nobody may. It is renewed until it is dismissed (ADR 0129)."""
+        """This lease provably has no users and may get none. It is renewed until it is dismissed (ADR 0129)."""
         self._retired = True
 
     def dismiss(self, in_flight: Callable[[], bool]) -> None:
-        """It is retired, and shall starve the watchdog no longer.
+        """Retire the lease and stop it from starving the watchdog.
 
-        But a write of ours that is still in flight, and lands when somebody else has our host id, is stopped
-        by nothing but a reset: while `in_flight` says so, everything stays as it is.
+        Only a reset stops a write of ours that is still in flight and may land when another host has our host id: while
+        `in_flight` returns True, nothing changes.
         """
         self.retire()
         self._dismissed = True
@@ -145,7 +143,7 @@ class LeaseMonitor:
             return self._watchdog.descriptor()
 
     def prove(self) -> None:
-        """Before a lease is claimed: whether the watchdog will work. Raises `WatchdogRefused`."""
+        """Check, before a lease is claimed, that the watchdog will work. Raises `WatchdogRefused`."""
         with self._lock:
             if self._owed:
                 # To prove it is to stop it, and it may count for owners of whom nobody knows yet.
@@ -162,8 +160,8 @@ class LeaseMonitor:
         on_lost: OnLost = _nobody,
         on_expired: OnLost = _nobody,
     ) -> MonitoredLease | None:
-        """Guard a lease from now on. None: the watchdog is not fed, so nothing may rest on this lease. Where
-        something does already (`block_feeding`), it is guarded all the same.
+        """Guard a lease from now on. None: the watchdog is not fed, so nothing may depend on this lease. A lease on which
+        owners depend already (`block_feeding`) is guarded all the same.
         """
         watched = MonitoredLease(self, name, timing, renewed_at, on_expiring, on_lost, on_expired)
         with self._lock:
@@ -182,14 +180,14 @@ class LeaseMonitor:
             return name in self._owed or any(watched.name == name for watched in self._watched)
 
     def block_feeding(self, name: str) -> None:
-        """Owners of an earlier program may rest on a lease that is not guarded yet: nothing is fed before it is, or
-        before they are gone (`settle`). Its age is not known, and the others' being good does not make it young.
+        """Owners of an earlier program may depend on a lease that is not guarded yet: the watchdog is not fed before it is,
+        or before they are gone (`settle`). Its age is not known, however young the other leases are.
         """
         with self._lock:
             self._owed.add(name)
 
     def settle(self, name: str) -> None:
-        """Nobody rests on that lease."""
+        """End `block_feeding`: no owner depends on that lease."""
         with self._lock:
             if name in self._owed:
                 self._owed.discard(name)
@@ -209,7 +207,7 @@ class LeaseMonitor:
                 self._disarm_if_idle()
 
     def _disarm_if_idle(self) -> None:
-        # Also after a feeding that failed: it may have armed the device before it found itself late.
+        # Also after a feeding that failed: it may have armed the device before it noticed that it was late.
         if not self._watched and not self._owed:
             self._watchdog.disarm()
             self.starving = False
@@ -223,10 +221,10 @@ class LeaseMonitor:
             return
 
     def beat(self) -> None:
-        """Take the news in, measure, feed if all is well, and tell whom it concerns."""
+        """Take the queued results, measure, feed if all is well, and call back."""
         with self._lock:
             self._let_go()
-            # First the news, then the clock: news that arrives in between would be about a time to come.
+            # First the queue, then the clock: the other way round, a result could be later than the clock's value.
             news = [(watched, watched.take_news()) for watched in self._watched]
             now = self._clock.now()
             happened = [(watched, watched.step(now, told)) for watched, told in news]
@@ -239,7 +237,7 @@ class LeaseMonitor:
                     log.exception("lockspace %s: a callback failed", watched.name)
 
     def _feed(self) -> bool:
-        """Feed right now or not at all; the clock is read anew, for taking in news takes time."""
+        """Feed right now or not at all; reads the clock again, as taking the results takes time."""
         if not self._watched:
             return False
         now = self._clock.now()

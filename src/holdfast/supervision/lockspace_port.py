@@ -1,6 +1,6 @@
-"""Whether this host is in a lockspace at this moment, and if not, why not and for how long.
+"""The port through which a backend asks whether this host is in a lockspace, and if not, why and for how long.
 
-What a backend may know of supervision: it asks, and is answered from memory at once.
+It is all that a backend knows of supervision. Answers come from memory without waiting.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from holdfast.protocol.membership import Membership
 
 @dataclass(frozen=True, slots=True)
 class NotAMember:
-    """Not in the lockspace. `seconds_left`: until that may change by itself, if that is known."""
+    """This host is not in the lockspace. `seconds_left`: until that may change by itself; None if not known."""
 
     reason: str
     seconds_left: float | None = None
@@ -34,7 +34,7 @@ class WatchdogSpec:
 
 
 class LockspacePort(Protocol):
-    """One lockspace, as those see it who use it."""
+    """One lockspace, as its users see it."""
 
     name: str
 

@@ -1,9 +1,9 @@
-"""Keeps this host in one lockspace for as long as the daemon runs: joins, joins again, leaves, tells who asks.
+"""Keeps this host in one lockspace for as long as the daemon runs: joins, joins again, leaves, reports its state.
 
     ABSENT ──► JOINING ──► JOINED ──────────────► LEAVING ──► LEFT
       ▲           │           │ lost
       └── pause ◄─┘           ▼
-      ▲                     LOST  owners that rest on it are being stopped (the layer above)
+      ▲                     LOST  owners that depend on it are being stopped (the layer above)
       └───────────────────────┘ users_are_gone()
 
 At its start the daemon first tries to resume its last incarnation: VMs may still depend on it. Which one that was is
@@ -14,8 +14,8 @@ those VMs are gone.
 New locks are refused until every copy is written: a lock that depends on an incarnation that the next daemon does not
 know would kill its VM. Before all of it the lockspace is this daemon's alone on its host (`lockspace_use`).
 
-Everything here runs on the event loop; the renewal runs on a thread (`LeaseThreads`) and leaves its news by callbacks.
-There is one such thread at a time (ADR 0134): a lockspace is joined again when the one of the lost term has ended.
+Everything here runs on the event loop; the renewal runs on a thread (`LeaseThreads`) and reports by callbacks. There is
+one such thread at a time (ADR 0134): a lockspace is joined again when that of the lost incarnation has ended.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from holdfast.system.clock import Clock
 log = logging.getLogger(__name__)
 
 LEASE_WRITE_PAUSE_S = 0.05
-"""Between two looks at writes that hold up leaving; most end in a few milliseconds."""
+"""Between two checks of writes that hold up leaving; most end in a few milliseconds."""
 PREDECESSOR_LOOK_S = 1.0
-"""Between two questions whether a request of an earlier daemon has ended."""
+"""Between two checks whether a request of an earlier daemon has ended."""
 RESUME_WAIT_S = 10.0
-"""How long owners of the last term may wait for that, as for an open that hangs, or 2 io_timeouts if that is longer: the
+"""How long owners may wait for their incarnation to be resumed, or 2 io_timeouts if that is longer, e.g. if open hangs: the
 age of their lease is not known (ADR 0112)."""
 JOIN_PAUSE_S = 5.0
 """Between a join that failed and the next: soon enough for a storage that has come back."""
@@ -64,7 +64,7 @@ REMEMBER_PAUSE_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockspaceSpec:
-    """A lockspace as a backend's table names it. ``host_id`` None: found by this host's name, or a free one."""
+    """A lockspace as a backend's table names it. `host_id` None: that of this host's name, else a free one."""
 
     name: str
     path: str
@@ -77,7 +77,7 @@ class LockspaceSpec:
 
 
 class LockspaceState(enum.Enum):
-    """See the drawing."""
+    """States of a supervisor, as in the module's drawing."""
 
     ABSENT = "not joined"
     JOINING = "joining"
@@ -89,7 +89,7 @@ class LockspaceState(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorNews:
-    """Whom the layers above have told us to tell; called on the event loop."""
+    """Callbacks of the layer above, invoked on the event loop."""
 
     on_joined: Callable[[LockspaceSupervisor], None] = lambda _: None
     on_lost: Callable[[LockspaceSupervisor, str], None] = lambda _, __: None
@@ -99,10 +99,10 @@ class SupervisorNews:
 
 
 class LockspaceSupervisor:
-    """See the module. ``token`` gives random digits for a fresh name, ``in_use`` tells whether anybody rests on it,
-    ``lease_writes`` what `RenewalLoop` wants to know about writes to leases, ``may_start`` why nothing may be begun in the
-    lockspace now (empty: it may), ``generation_min`` the least generation of a claim that is made now,
-    ``is_in_doubt`` whether locks that can't be named yet may depend on its last incarnation.
+    """Supervises one lockspace. What its callables return: `token` random digits for a fresh name, `in_use` whether an
+    owner depends on the lockspace, `lease_writes` see `RenewalLoop`, `may_start` why nothing may be begun in it now
+    (empty: it may), `generation_min` the least generation of a claim made now, `is_in_doubt` whether locks that can't be
+    named yet may depend on its last incarnation.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class LockspaceSupervisor:
         self._thread_runs = False
         """Of the last life, whether it is over or not: it may be about to renew its term."""
 
-    # --- asked by everybody ---
+    # --- state ---
 
     @property
     def fences(self) -> bool:
@@ -182,13 +182,15 @@ class LockspaceSupervisor:
 
     @property
     def guarded(self) -> bool:
-        """Whether its lease counts for the watchdog, as it does until nothing that rested on it can be written any more."""
+        """Whether this lease still gates the watchdog: until its users are gone and none of their writes can still reach
+        storage.
+        """
         return self._lease_monitor.guards(self.name)
 
     def membership(self) -> Membership | NotAMember:
         member = self._member
         if self.state is LockspaceState.JOINED and member is not None:
-            # The heartbeat may be a step ahead of the news on the event loop.
+            # The lease monitor may know of a loss before its callback has run on the event loop.
             return member if member.may_write() else NotAMember("its lease has just been lost")
         left = self._waiting_until - self._clock.now() if self._waiting_until is not None else None
         return NotAMember(
@@ -206,7 +208,7 @@ class LockspaceSupervisor:
 
     @property
     def has_earlier_life(self) -> bool:
-        """Whether an earlier daemon of this very boot was in it, as far as any copy says: VMs may depend on that."""
+        """Whether an earlier daemon of this boot was in it, according to any copy: VMs may depend on that."""
         term = self._copies.newest(self._identity.boot)
         return term is not None and term.boot == self._identity.boot
 
@@ -215,7 +217,7 @@ class LockspaceSupervisor:
 
     @property
     def resuming(self) -> bool:
-        """Whether it is not known yet if the last term goes on."""
+        """Whether it is still open if the last incarnation can be resumed."""
         return self._resuming
 
     @property
@@ -251,10 +253,10 @@ class LockspaceSupervisor:
     def timing(self) -> Timing:
         return self._lockspace.timing if self._lockspace is not None else self.spec.timing
 
-    # --- told by the composition root ---
+    # --- called by the composition root ---
 
     def start(self, on_first_try: Callable[[], None] = lambda: None) -> None:
-        """Join. `on_first_try` is called when it is known whether the last term goes on."""
+        """Join. `on_first_try` is called when it is known whether the last incarnation was resumed."""
         self._on_first_try.append(on_first_try)
         self._wanted = True
         self._join(may_resume=True)
@@ -266,7 +268,7 @@ class LockspaceSupervisor:
             self._join(may_resume=False)
 
     def leave(self, on_left: Callable[[], None] = lambda: None) -> None:
-        """Give the host id back; nobody rests on it any more. `on_left`: that is done, or can't be."""
+        """Free the host id, on which no owner depends any more. `on_left` is called when that is done or has failed."""
         self._wanted = False
         if self.state in (LockspaceState.ABSENT, LockspaceState.LEFT):
             if self.state is LockspaceState.ABSENT and not self._thread_runs:
@@ -293,12 +295,12 @@ class LockspaceSupervisor:
         lockspace.leave()
 
     def heart_stopped(self) -> None:
-        """Nobody measures any more, so nothing may rest on the lease."""
+        """The lease monitor ended, so nothing may depend on the lease."""
         if self.state is LockspaceState.JOINED:
             self._lost("the heartbeat stopped")
 
     def users_gone(self) -> None:
-        """After a loss: whoever rested on it is gone, provably. The host need not be reset, and joins again."""
+        """After a loss: all owners that depended on it are provably gone. The host need not be reset, and joins again."""
         if self.state is not LockspaceState.LOST:
             return
         if self._lockspace is not None:
@@ -374,7 +376,7 @@ class LockspaceSupervisor:
             if users_gone and resumption is None:
                 self._lease_monitor.settle(
                     self.name
-                )  # owed to VMs of another daemon, which has left in good order
+                )  # was blocked for VMs of another daemon, which has left in good order
             try:
                 plan = resumption or await self._plan(
                     chooser, disk, clock, term, users_gone=users_gone, searches=searches
@@ -392,7 +394,7 @@ class LockspaceSupervisor:
         self._begin(life, on_end)
 
     def _begin(self, life: Life, on_end: Callable[[object], None]) -> None:
-        """Start the renewal thread; if no VM may depend on that, when it is read what other hosts say of themselves."""
+        """Start the renewal thread; unless VMs may depend on it, after the host records of other hosts were read."""
         if self.records is None or self._resuming:
             self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
         else:
@@ -422,8 +424,8 @@ class LockspaceSupervisor:
     async def _look_until_over(
         self, chooser: HostIdChooser, resumption: JoinPlan | None, number: int
     ) -> None:
-        """The last incarnation could not be resumed, and nobody knows which VMs depend on it: none does as soon as storage
-        shows it over. Until then the lockspace stays lost.
+        """The last incarnation could not be resumed, and it is not known which VMs depend on it: none does as soon as
+        storage shows it over. Until then the lockspace stays lost.
         """
 
         async def life(disk: FoundDisk, clock: ProtocolClock, _: Callable[[], None]) -> object:
@@ -488,7 +490,7 @@ class LockspaceSupervisor:
             return ""
         area = await open_area(disk, self.spec.offset_bytes, self.name, timing.io_timeout_s)
         if isinstance(area, Corrupt | IoFailed):
-            return ""  # joining itself tells why
+            return ""  # joining itself reports why
         return await records.misfit(area, timing, term)
 
     def _make(
@@ -522,7 +524,7 @@ class LockspaceSupervisor:
         )
 
     def _on_wait(self, waiting: Waiting) -> None:
-        """On the renewal thread: plain assignments, read by whoever asks."""
+        """On the renewal thread: plain assignments, read on any thread."""
         self.reason = waiting.reason
         self._recorded_io_timeout_s = waiting.recorded_io_timeout_s or self._recorded_io_timeout_s
         self._waiting_until = self._clock.now() + waiting.seconds_left
@@ -537,7 +539,7 @@ class LockspaceSupervisor:
             f"io_timeout_s = {term.io_timeout_s} counts from now on"
         )
 
-    # --- what came of it ---
+    # --- results of the renewal thread ---
 
     def _joined(self, plan: JoinPlan, member: Membership) -> None:
         if self.state is not LockspaceState.JOINING:
@@ -553,7 +555,7 @@ class LockspaceSupervisor:
             fire_timeout_s=plan.timing.fire_timeout_s,
             joined_at=self._clock.now(),
         )
-        # Before any lock may depend on this incarnation: the next daemon has to know it.
+        # Written before any lock may depend on this incarnation: the next daemon has to know it.
         self.not_remembered = self._copies.write(term) or self.use.incomplete
         if self.not_remembered:
             log.error("lockspace %s: new locks are refused: %s", self.name, self.refuses_new())
@@ -586,7 +588,7 @@ class LockspaceSupervisor:
             )
 
     async def _remember(self, term: Incarnation) -> None:
-        """Repeat the write until every copy is there, as long as this is the present incarnation."""
+        """Repeat the write until every copy is written, as long as this is the present incarnation."""
         while self.not_remembered:
             await self._clock.sleep(REMEMBER_PAUSE_S)
             if self.incarnation is not term or self.state is not LockspaceState.JOINED:
@@ -646,9 +648,9 @@ class LockspaceSupervisor:
             self._first_try_done()
 
     def _leave_to(self, holder: DeltaLease) -> None:
-        """The host id that was tried is another host's, or a write of an earlier try of our own has landed there late. That
-        lands once: a record that changes while it is watched, and again while it is watched under the same name, is renewed
-        by another host, which has the id for good. A claim that was written before ours (`only_if_free`) was not watched.
+        """The host id that was tried is another host's, or a late write of an earlier attempt of ours has landed there. That
+        lands once: a record that changes twice while it is watched under the same name is renewed by another host, which
+        keeps the id. A claim that was written before ours (`only_if_free`) was not watched.
         """
         plan = self._plan_tried
         if plan is None or plan.only_if_free or holder.is_marked_dead or holder.is_no_timeout:
@@ -678,7 +680,7 @@ class LockspaceSupervisor:
             self._spawn(self._join_later())
 
     def _give_up_use(self) -> None:
-        """No VM of this host depends on the lockspace, as far as it can be known: another daemon may use it."""
+        """No VM of this host is known to depend on the lockspace: another daemon may use it."""
         if not self._in_use():
             self.use.leave()
 

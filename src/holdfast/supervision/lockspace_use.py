@@ -4,12 +4,12 @@ The lock of a lockspace (`system/files/lockspace_locks`) keeps living daemons ap
 machines run on: so the user of a lockspace is recorded beside the lock, before anything is claimed there, and the record
 stands until the lockspace was left in good order.
 
-    another's record of this boot stands, or one that can't be read      nothing new is joined: doubt is not free
-    the same, but VMs may depend on a term that this daemon remembers    that term goes on: its name is fresh, so storage
-                                                                         proves that it is this daemon's own
-    no record                                                            joined: an older daemon left none
+    another's record of this boot, or one that can't be read        nothing new is joined: doubt is not free
+    the same, but VMs may depend on an incarnation that this        it is resumed: its name is fresh, so storage
+    daemon remembers                                                proves that it is this daemon's own
+    no record                                                       joined: an older daemon left none
 
-A user is a pair of directories: what a daemon knows of its virtual machines is in both.
+A user is identified by its pair of directories, which have all that a daemon knows of its virtual machines.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Record(msgspec.Struct, frozen=True):
 class LockspaceUse:
     """This daemon's use of one lockspace. `take` on the thread that joins, the rest on the event loop; never two at once.
 
-    ``stuck`` gives the pid of one of these dead daemons that may still have a request inside this lockspace.
+    `stuck` returns the pid of one of these dead daemons that may still have a request inside this lockspace.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LockspaceUse:
         """What the last `take` returned."""
 
     def descriptor(self) -> int | None:
-        """Of the lock, for the next program."""
+        """The lock's descriptor, for the next program of a re-exec."""
         return self._lock.descriptor()
 
     def others(self) -> str:
@@ -84,10 +84,11 @@ class LockspaceUse:
         return ""
 
     def take(self, *, resuming: bool, patient: bool = True) -> str:
-        """Before anything is claimed or renewed; why it may not be, or empty. Held already, only the record is compared.
+        """Lock and record the lockspace before anything is claimed or renewed. Returns why that failed, or empty. If the
+        lock is held already, only the record is compared.
 
-        `resuming`: virtual machines may depend on a term that this daemon remembers. Then a record does not stop it, nor
-        does a file that can't be written: `incomplete` says so. May wait for a few seconds if `patient`.
+        `resuming`: virtual machines may depend on an incarnation that this daemon remembers. Then neither a record nor a
+        file that can't be written is a refusal: `incomplete` reports it. May wait for a few seconds if `patient`.
         """
         self.refused = self._take(resuming, patient)
         return self.refused
@@ -105,7 +106,7 @@ class LockspaceUse:
             except OSError as e:
                 self.incomplete = f"{e.filename or self._lock.path}: {e.strerror or e}"
                 return "" if resuming else self._unwritten()
-        # With the lock: what was read before it may be of a moment ago.
+        # Under the lock: a record that was read before may be out of date.
         if not resuming and (why := self.others()):
             self.leave()
             return why
@@ -118,12 +119,12 @@ class LockspaceUse:
         return ""
 
     def complete(self) -> None:
-        """Try again what `incomplete` says; waits for nobody."""
+        """Retry what `incomplete` reports; does not wait."""
         if self.incomplete:
             self.incomplete = self.take(resuming=True, patient=False) or self.incomplete
 
     def leave(self) -> None:
-        """No virtual machine depends on it any more; quiet without the lock."""
+        """Remove the record: no virtual machine depends on the lockspace any more. No effect without the lock."""
         self.refused = ""
         if not self._lock.held:
             return
@@ -132,7 +133,7 @@ class LockspaceUse:
         self._lock.unlock()
 
     def _users(self) -> tuple[User, ...] | Unreadable:
-        """Those of this boot: virtual machines of another one have ended."""
+        """The recorded users of this boot: virtual machines of an earlier boot have ended."""
         raw = self._lock.read()
         if isinstance(raw, Unreadable):
             return () if raw.missing else raw
@@ -143,12 +144,12 @@ class LockspaceUse:
         return tuple(user for user in found.users if user.boot == self._us.boot)
 
     def _write(self, *, add: bool) -> str:
-        """With this daemon in the record, or without; why that failed."""
+        """Write the record with or without this daemon. Returns why that failed, or empty."""
         users = self._users()
         if isinstance(users, Unreadable):
             if not add:
                 return f"{self._lock.path}: {users.reason}"
-            users = ()  # a term that storage proves to be ours goes on, so it was ours
+            users = ()  # an incarnation that storage proves to be ours is resumed, so it was ours
         wanted = tuple(user for user in users if user != self._us) + ((self._us,) if add else ())
         if add and self._us in users:
             return ""
@@ -172,7 +173,7 @@ class LockspaceUse:
         return self._refusal(others[0] if others else None, by.pid or -1)
 
     def _refusal(self, user: User | None, pid: int) -> str:
-        """`pid`: of a living daemon, below 0 if it is not known; 0: it has ended."""
+        """The refusal. `pid`: of a living daemon, below 0 if it is not known; 0: it has ended."""
         if pid:
             facts = ", ".join([f"pid {pid}" if pid > 0 else "pid unknown", *([str(user)] if user else [])])
             return (

@@ -1,9 +1,9 @@
-"""The hosts of a lockspace as one of them sees them, and how much must be read to see them.
+"""Monitors the other hosts of a lockspace, and decides how many sectors a renewal reads for that.
 
-The renewal's own read serves as the look at the others. Reading the sectors of all 2000 possible hosts for a cluster
-of five would be a mebibyte per renewal; so a look goes a little beyond the greatest host id that was ever seen used, or
-asked about, and a wide look over the whole area now and then finds newcomers beyond it. A host that was not looked at is
-UNKNOWN, and who needs to know more reads its record itself: looking at few hosts costs time, never safety.
+The renewal's own read also samples the other hosts. Reading the sectors of all 2000 possible hosts for a cluster of five
+would be a mebibyte per renewal; so a sample goes a little beyond the greatest host id that was ever seen used, or asked
+about, and a wide sample of the whole area now and then finds newcomers beyond it. A host that was not sampled is UNKNOWN;
+callers that need to know more read its record themselves: small samples cost time, never safety.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from holdfast.protocol.types import HostId, Instant
 from holdfast.supervision.host_names import node_of
 
 WIDE_LOOK_EVERY = 30
-"""Every how many looks the whole area is read: each 10 minutes with the default io_timeout."""
+"""Every 30th sample reads the whole area: each 10 minutes with the default io_timeout."""
 NEWCOMERS = 8
-"""So many ids beyond the greatest known one are in every look: newcomers mostly come next, and a request of one that
-nobody looks at would be lost, since its bit stands for three renewals only."""
+"""Host ids beyond the greatest known one in every sample: newcomers usually take the next ids, and a newcomer's request
+that is not sampled would be lost, since its bit stays for three renewals only."""
 
 
 class PeerMonitor:
-    """The table, fed by the renewal thread and asked from any thread."""
+    """The table of hosts, updated by the renewal thread and read from any thread."""
 
     def __init__(self, space_name: str, own_id: HostId, geometry: Geometry, timing: Timing) -> None:
         self._geometry = geometry
@@ -35,12 +35,12 @@ class PeerMonitor:
         self._others_seen = False
 
     def hosts_to_read(self) -> int:
-        """How many hosts, from the first one on, the next look shall cover."""
+        """How many hosts, from host id 1 on, the next sample covers."""
         wide = self._looks % WIDE_LOOK_EVERY == 0
         return self._geometry.hosts_max if wide else min(self._watched + NEWCOMERS, self._geometry.hosts_max)
 
     def looked(self, now: Instant, read_at: Instant, sectors: bytes) -> tuple[Action, ...]:
-        """Take a look in; the state changes and notifications that it brought."""
+        """Evaluate a sample; returns the state changes and notifications in it."""
         size = self._geometry.sector_bytes
         seen = {HostId(at // size + 1): sectors[at : at + size] for at in range(0, len(sectors), size)}
         with self._lock:
@@ -54,15 +54,15 @@ class PeerMonitor:
             return self._table.step(now, Ticked())
 
     def view(self, host_id: HostId, now: Instant) -> HostView:
-        """What is known of a host; one that is asked about is looked at from now on."""
+        """What is known of a host; later samples include it."""
         with self._lock:
             if host_id <= self._geometry.hosts_max:
                 self._watched = HostId(max(self._watched, host_id))
             return self._table.view(host_id, now)
 
     def beside_others(self, now: Instant) -> bool:
-        """Whether a host whose name is none that Holdfast gives uses the lockspace, or has used it; true as well until
-        the others were looked at.
+        """Whether a host with a name that Holdfast does not give uses or has used the lockspace; also true until the first
+        sample.
         """
         if not self._others_seen:
             # A record that was never used has no name, and maybe a generation (ADR 0166).

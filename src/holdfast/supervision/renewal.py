@@ -5,10 +5,10 @@ id, then renews until it is asked to leave or the lease is over:
 
     open area ─► prove watchdog ─► claim host id ─► arm watchdog ─► JOINED ─┬─ renew every 2 io
                                                                            ├─ leave(): disarm, free the id
-    not joined: `NotJoined` names the reason, the other host by name       └─ lost: stop renewing, starve, tell
+    not joined: `NotJoined` names the reason, the other host by name       └─ lost: stop renewing, starve, call back
 
-Renewing is all it does; the heartbeat measures. A renewal that fails is tried again at once, up to the bound, at which
-the heartbeat has already spoken. An answer that says that the record is not ours any more ends the lease now.
+It only renews; the lease monitor measures. A renewal that fails is tried again at once, up to the bound, by which the
+lease monitor has reported the loss. A read that shows that the record is not ours any more ends the lease now.
 
 A lost lease starves the watchdog until `users_gone` is called: only the layer above can know that.
 """
@@ -73,7 +73,7 @@ Ended = NotJoined | Left | Lost
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
-    """Whom the layers above have told us to tell. Called on the renewal or the heartbeat thread; must not block."""
+    """Callbacks of the layer above, invoked on the renewal or the lease monitor's thread; they must not block."""
 
     on_joined: Callable[[Membership], None] = lambda _: None
     on_expiring: OnExpiring = lambda _: None
@@ -85,7 +85,7 @@ class News:
 
 
 class RenewalLoop:
-    """This host's membership in one lockspace. Give it a disk and a clock of its own, and run it once."""
+    """This host's membership in one lockspace. It needs a disk and a clock of its own, and runs once."""
 
     def __init__(
         self,
@@ -106,11 +106,11 @@ class RenewalLoop:
         generation_min: int = 1,
         lease_writes: Callable[[], Callable[[], bool]] = lambda: lambda: False,
     ) -> None:
-        """`resumed`: the term that an earlier process of this boot held, to be gone on with instead of claiming.
+        """`resumed`: the generation that an earlier process of this boot held, to be resumed instead of claiming.
 
         `only_if_free`, `generation_min`: see `delta_lease.Claim`. `is_found`: the host id was found, not configured.
-        `lease_writes`: asks for the writes of ours to leases, elsewhere than on `disk`, that are under way; what it
-        returns tells whether one of these may still land. Both from any thread.
+        `lease_writes` takes stock of our writes to leases, elsewhere than on `disk`, that are under way; it returns a
+        function that reports whether one of these may still land. Both are called from any thread.
         """
         self.name = name
         self.standing = Standing.JOINING
@@ -134,29 +134,31 @@ class RenewalLoop:
         self._notify_lock = threading.Lock()
         self._notified_until: dict[HostId, float] = {}
 
-    # --- asked from any thread ---
+    # --- called from any thread ---
 
     def retire(self) -> None:
-        """Nobody uses it any more, and from now on nobody may; it is renewed until it is left."""
+        """It has no users, and may get none from now on; it is renewed until it is left."""
         if self._watched is not None:
             self._watched.retire()
 
     def leave(self) -> None:
         """After the last user is gone: free the host id. Joining is broken off.
 
-        Not while a write to a lease may land: whoever claims the id has the same blocks.
+        Not while a write to a lease may land: the next host that claims the id has the same blocks.
         """
         self._leaving = True
         self._interrupt()
 
     def users_gone(self) -> None:
-        """After the lease was lost: nobody uses it any more, provably, so the host need not be reset."""
+        """After the lease was lost: it provably has no users, so the host need not be reset."""
         if self._watched is not None:
             self._watched.dismiss(self._in_flight())
         self._interrupt()  # its thread ends now and not at the next renewal
 
     def _in_flight(self) -> Callable[[], bool]:
-        """Tells whether a write of ours may still land: our record's, or one to a lease that is under way now."""
+        """Returns a function that reports whether a write of ours may still land: of our record, or one to a lease that is
+        under way now.
+        """
         lease_write = self._lease_writes()
         return lambda: self._disk.in_flight(0, DISK_BYTES_MAX) or lease_write()
 
@@ -166,7 +168,7 @@ class RenewalLoop:
 
     @property
     def renewed_at(self) -> Instant | None:
-        """When the lease was last renewed, as the heartbeat knows; None before it was joined."""
+        """When the lease was last renewed, according to the lease monitor; None before it was joined."""
         return self._watched.expiry.renewed_at if self._watched is not None else None
 
     @property
@@ -177,7 +179,7 @@ class RenewalLoop:
         return self._hosts.views(self._clock.now()) if self._hosts is not None else ()
 
     def notify(self, host_id: HostId) -> None:
-        """Have a host look at its requests: its bit is set in our renewals for a while."""
+        """Make a host read its requests: its bit is set in our renewals for a while."""
         with self._notify_lock:
             self._notified_until[host_id] = self._clock.now() + self._claim.timing.notify_s
 
@@ -230,9 +232,9 @@ class RenewalLoop:
     async def _go_on(
         self, generation: Generation
     ) -> tuple[LockspaceArea, delta.Held, MonitoredLease, PeerMonitor] | NotJoined:
-        """The earlier process has proven the watchdog, and may have left it armed: to stop it now would be wrong."""
+        """Resume. The earlier process has proven the watchdog and may have left it armed, so it must not be stopped now."""
         claim = self._claim
-        # How old the lease is stands on storage only. As long as that is silent we don't know, so not for long:
+        # Only storage knows how old the lease is. While storage does not answer we don't know, so don't wait for long:
         # the last renewal may have been as old as a lease may be when the earlier process ended.
         until = self._clock.now() + min(claim.timing.renewal_s, claim.timing.fire_timeout_s / 2)
         area, held = await self._look_at_term(generation)
@@ -249,13 +251,13 @@ class RenewalLoop:
             return refused(self.name, claim, held)
         watched = self._watch(held)
         if watched is None:
-            # Owners may rest on this lease, so it is not given back: others will see this host die.
+            # Owners may depend on this lease, so it is not given back: others will see this host die.
             return NotJoined("the watchdog can't be fed")
         return area, held, watched, PeerMonitor(self.name, claim.host_id, area.geometry, claim.timing)
 
     def _is_over(self, found: delta.NotResumed) -> bool:
-        """Whether no VM depends on the term: it was given back in good order, which is done when nobody uses it. Or its
-        dead bound has passed, and the watchdog has not reset this host, as it does unless the users of a term have ended.
+        """Whether no VM depends on the incarnation: it was given back in good order, which is done when it has no users. Or
+        its dead bound has passed, and the watchdog has not reset this host, as it does unless its users have ended.
         """
         outlived = self._lease_monitor.fences and found.age_s > self._claim.timing.dead_s
         return found.given_back or outlived
@@ -294,7 +296,7 @@ class RenewalLoop:
     async def _keep(
         self, area: LockspaceArea, held: delta.Held, watched: MonitoredLease, hosts: PeerMonitor
     ) -> Left | Lost:
-        # The first look at the others comes at once: until then all of them are UNKNOWN.
+        # Sample the other hosts at once: until then all of them are UNKNOWN.
         due: float = self._clock.now()
         while True:
             try:
@@ -305,7 +307,7 @@ class RenewalLoop:
             if self._leaving:
                 return await self._leave(area, held, watched)
             if watched.is_over():
-                # A write that got through after all would make others believe in a host that has given up.
+                # A late write would make others believe in a host that has given up.
                 return self._lost(watched, "not renewed in time")
             outcome = await delta.renew(
                 area,
@@ -324,10 +326,10 @@ class RenewalLoop:
                 case delta.RenewalFailed(held, failed, sectors, read_at):
                     self.trouble = _told(failed)
                     due = self._clock.now() + RETRY_PAUSE_S
-                    told = hosts.ticked(self._clock.now())
+                    changes = hosts.ticked(self._clock.now())
                     if sectors is not None:
-                        told += hosts.looked(self._clock.now(), read_at, sectors)
-                    self._tell(told)
+                        changes += hosts.looked(self._clock.now(), read_at, sectors)
+                    self._tell(changes)
                 case delta.NotOurs(found):
                     self.taken = not found.is_free
                     return self._lost(watched, f"{found.host_name} has taken host id {self._claim.host_id}")
@@ -350,7 +352,7 @@ class RenewalLoop:
     async def _leave(self, area: LockspaceArea, held: delta.Held, watched: MonitoredLease) -> Left:
         watched.retire()
         released = await delta.release(area, self._clock, held)
-        # The watchdog last: if freeing the id hangs, it would be freed for whoever has it by then.
+        # The watchdog last: if freeing the id hangs, the write could land when another host has the id.
         watched.dismiss(self._in_flight())
         match released:
             case delta.Released():
