@@ -1,7 +1,7 @@
-"""The `absent` driver: stands in for a backend that can't be made any more, while others have to go on.
+"""The `absent` driver: stands in for a backend that can't be made any more, so that the others still work.
 
-A start that uses the kept configuration may find a table whose driver is not installed any more, or has come to
-refuse a value. Every lock of it is refused with that reason; none falls to another backend, which might protect less.
+A start that uses the kept configuration may find a table whose driver is not installed any more, or refuses a value by
+now. Every lock of it is refused with that reason; none falls to another backend, which might protect less.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from holdfast.system.files.ofd_lock import FileKey, IoFailed
 
 
 class AbsentBackend:
-    """See the module."""
+    """Refuses every lock with the reason for which the real backend can't be made."""
 
     capabilities = Capabilities(
         cross_host=False,
@@ -47,5 +47,5 @@ class AbsentBackend:
 
 
 def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> AbsentBackend:
-    """Key: ``reason``, why the backend can't be made."""
+    """Key: `reason`, why the backend can't be made."""
     return AbsentBackend(name, str(table.get("reason", "")))

@@ -1,14 +1,13 @@
-"""What a backend is: the way a lock is held, behind one small protocol.
+"""The `Backend` protocol: a way to hold locks.
 
-Taking a lock has two steps, because only opening tells *which disk* a name means:
+Taking a lock has two steps, because only opening shows *which disk* a name means:
 
     candidate = await backend.open(resource, create=…)     which file or lease is that?  (keys)
     …the manager compares keys with what this host already holds, and reserves them…
     outcome   = await candidate.take(mode, note)           Held | HeldElsewhere | Moved | IoFailed
 
-A `Held` lock is converted, released, or, after a restart of the daemon, adopted again from what the
-journal kept of it.  Everything may wait for storage and must not block the event loop.
-Failures of storage are answers (`IoFailed`), exceptions are for bugs.
+A `Held` lock is converted, released, or, after a restart of the daemon, adopted from its journal entry. Methods run on
+the event loop and must not block it; coroutines may wait for storage. Failures of storage are returned (`IoFailed`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from holdfast.system.files.storage_executor import Storage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a driver can do at best; what a lock is worth on a given disk is `Backend.protection`."""
+    """What a driver can do at best; `Backend.protection` returns what a lock on a given disk is worth."""
 
     cross_host: bool
     shared_mode: bool
@@ -44,7 +43,7 @@ class Capabilities:
 
 
 class OwnerNote(NamedTuple):
-    """What a backend may write beside a lock, so that others can name the owner."""
+    """The owner's details that a backend may write beside a lock, so that others can name it."""
 
     owner: OwnerName
     pid: int
@@ -54,26 +53,26 @@ class OwnerNote(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HeldElsewhere:
-    """Somebody outside this daemon holds it: another host, or another program on this one."""
+    """The lock is held outside this daemon: by another host, or by another program on this one."""
 
     holders: tuple[Holder, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The name led to another file by the time the lock was taken: open again."""
+    """The name led to another file by the time the lock was taken: the caller opens it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftBehind:
-    """Storage says that this host holds it, and this process never took it: an earlier daemon did, for some owner."""
+    """By storage this host holds it, and this process never took it: an earlier daemon did, for some owner."""
 
     lease: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedLock:
-    """What the journal keeps of a held lock; enough for `adopt`."""
+    """The journal's record of a held lock; enough for `adopt`."""
 
     resource: Resource
     mode: Mode
@@ -83,7 +82,7 @@ class SavedLock:
 
 
 class Creation(enum.Enum):
-    """Whether the file of a lock may be made when it is not there."""
+    """Whether a missing lock file may be made."""
 
     NONE = "none"
     LASTING = "lasting"
@@ -104,23 +103,23 @@ class Held(Protocol):
         """The descriptor that carries the lock over exec and in a descriptor store; None if there is none."""
 
     async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
-        """Make it shared or exclusive without ever letting go; None when done, else it is as it was."""
+        """Make it shared or exclusive without releasing it; None when done, else it is unchanged."""
 
     async def release(self) -> None:
-        """Let go.  Never fails: what can't be tidied is logged."""
+        """Release the lock. Never fails: what can't be cleaned up is logged."""
 
     def release_nowait(self) -> bool:
-        """The same without a wait; False, and nothing done, if there may be one."""
+        """Release the lock without waiting; False, with nothing done, if that could block."""
 
     def forget(self) -> None:
-        """Drop what this process has of it without tidying: the daemon ends, the lock may live on."""
+        """Close what this process has of it without cleaning up: the daemon ends, the lock may live on."""
 
 
 TakeOutcome = Held | HeldElsewhere | Stale | LeftBehind | IoFailed
 
 
 class Candidate(Protocol):
-    """A lock that could be taken: its file is open, nothing is locked yet."""
+    """A lock that could be taken: its file or lease is known, nothing is locked yet."""
 
     keys: tuple[FileKey, ...]
     """Of the lock first, then of the disk behind it; two resources with a common key are one disk."""
@@ -140,27 +139,27 @@ class Backend(Protocol):
     async def open(self, resource: Resource, *, create: Creation) -> Candidate | IoFailed: ...
 
     def take_nowait(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], Held] | None:
-        """The candidate's keys and the lock, if no storage has to be waited for and nobody is in the way.
+        """The candidate's keys and the lock, if that needs no wait for storage and there is no other holder.
 
-        Else None, and nothing has changed: `open` and `take` then tell why.  For drivers that mostly can: their
-        requests need neither turns nor coroutines (ADR 0007).  All others answer None.
+        Else None, and nothing has changed: `open` and `take` then return why. For drivers that usually need no wait: their
+        requests need neither key locks nor coroutines (ADR 0007). All others return None.
         """
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> Held | HeldElsewhere | Stale | IoFailed:
-        """Hold again what the daemon held before: by its descriptor if that was kept, else by taking it anew."""
+        """Hold again what an earlier daemon held: by its descriptor `fd` if that was kept, else by taking it again."""
 
     def protection(self, path: str) -> tuple[Protection, str]:
         """What a lock on this path (a `Held.path`) is worth, and why it is not more, with the fix."""
 
     def lock_path(self, resource: Resource) -> str:
-        """What would be locked for this resource, for people; empty if nothing."""
+        """The file or lease that would be locked for this resource, as shown to people; empty if none."""
 
 
 NOBODY = OwnerName("")
 
 
 class NotedOwner(NamedTuple):
-    """What stands beside a lock about its owner; unknown facts are None and empty."""
+    """The record of its owner beside a lock; unknown facts are None or empty."""
 
     process: ProcessId | None = None
     """Of this host; start_ticks 0 where only the pid is noted."""
@@ -171,7 +170,7 @@ class NotedOwner(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognized:
-    """What a backend can say of one of its lock files by the file alone; unknown facts are None and empty."""
+    """What a backend knows of one of its lock files from the file alone; unknown facts are None or empty."""
 
     resource: Resource
     create: bool
@@ -194,15 +193,15 @@ class KeepsDescriptors(Protocol):
     """A backend whose locks live in descriptors that a descriptor store can keep."""
 
     def recognize(self, fd: int, path: str) -> Recognized | None:
-        """What an open lock file of this backend is for; None if it is none of them. May block on its file system."""
+        """What an open lock file of this backend is for; None for any other file. May block on its file system."""
 
     async def left_files(self) -> list[LeftFile]:
-        """The lock files with a record of this host; none where disks themselves are locked, or storage doesn't tell."""
+        """The lock files with a record of this host; empty where disks themselves are locked, or storage fails."""
 
 
 @runtime_checkable
 class MayBeShared(Protocol):
-    """A held lock that may be held shared, whatever a journal says."""
+    """A held lock that knows whether it is shared; it may be, whatever a journal says."""
 
     @property
     def is_shared(self) -> bool: ...
@@ -210,7 +209,7 @@ class MayBeShared(Protocol):
 
 @runtime_checkable
 class MayHaveSharers(Protocol):
-    """A held lock that an earlier daemon may have won, and never asked for whether other hosts share it."""
+    """A held lock that an earlier daemon may have won without checking whether other hosts share it."""
 
     @property
     def sharers_unasked(self) -> bool: ...
@@ -221,10 +220,10 @@ class MayHaveSharers(Protocol):
 
 @runtime_checkable
 class Rereadable(Protocol):
-    """A held lock that stands on storage, where others may have overwritten it."""
+    """A held lock on storage, where others may have overwritten it."""
 
     async def why_not_held(self) -> str:
-        """Why storage does not say any more that this host holds it; empty if it does, or if storage is silent."""
+        """Why storage does not show this host as holder any more; empty if it does, or if storage is silent."""
 
 
 @runtime_checkable
@@ -233,19 +232,19 @@ class MayBeLost(Protocol):
 
     @property
     def lost(self) -> str:
-        """Why its locks guard nothing now; empty if they do."""
+        """Why its locks protect nothing now; empty if they do."""
 
 
 @runtime_checkable
 class NotesOwner(Protocol):
-    """A held lock whose owner stands beside it, in a lease's note or in an owner record."""
+    """A held lock with its owner recorded beside it, in a lease's note or in an owner record."""
 
     async def noted_owner(self) -> NotedOwner: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasePorts:
-    """What drivers need whose locks are leases."""
+    """Ports for drivers whose locks are leases."""
 
     lockspace: Callable[[LockspaceSpec, str, WatchdogSpec], LockspacePort]
     """Have this host in a lockspace, for the backend of that name; ValueError if another one wants it otherwise."""
@@ -258,7 +257,7 @@ class LeasePorts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendPorts:
-    """What the composition root gives to every driver."""
+    """The ports that the composition root passes to every driver."""
 
     files: LockFiles
     storage: Storage

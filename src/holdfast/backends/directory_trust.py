@@ -1,7 +1,7 @@
-"""Directories of lock files and leases in which others than root may write: said once of each, and refused for leases if
-everybody may.
+"""Warns once of each directory of lock files or leases in which others than root may write; refuses leases where everybody
+may.
 
-A lock file or lease that somebody removes while it is held is made again by the next host, which then holds it as well.
+If a lock file or lease is removed while it is held, the next host makes it again and then holds it as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MET_MAX = 10_000
 
 
 class DirectoryTrust:
-    """Of one backend."""
+    """The checked directories of one backend."""
 
     def __init__(self, backend: str, files: LockFiles) -> None:
         self._backend = backend
@@ -46,7 +46,7 @@ class DirectoryTrust:
 
 
 def untrusted(directory: str, writers: Writers) -> tuple[str, str]:
-    """What is wrong with it, and the fix, for people."""
+    """What is wrong with the directory, and the fix, as two texts for people."""
     text = f"{writers.who} may write in {directory}; a file that one of them removes there lets another host have the disk"
     quoted = shlex.quote(directory)
     return (

@@ -1,7 +1,7 @@
-"""What a backend offers whose locks are leases on shared storage, beyond what every backend does.
+"""The `LeaseBackend` protocol: what a backend with leases on shared storage has in addition to `Backend`.
 
-The manager breaks, collects, fences and guards leases by this alone, so that a driver of a third party can have all of it.
-`isinstance(backend, LeaseBackend)` asks whether a backend has the parts; `backends/paxos/backend` is the one that ships.
+The manager breaks, collects, fences and guards leases through this protocol only, so a third party's driver can support all
+of that. `isinstance(backend, LeaseBackend)` checks for the parts; `backends/paxos/backend` is the one that ships.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from holdfast.system.files.ofd_lock import FileKey
 
 @dataclass(frozen=True, slots=True)
 class LeftLease:
-    """A lease that an earlier daemon of this incarnation took, held again; what its note says of the owner."""
+    """A lease that an earlier daemon of this incarnation took, held again, with the owner from its note."""
 
     held: Held
     resource: Resource
@@ -34,70 +34,70 @@ class LeftLease:
 
 
 class LeaseNaming(Protocol):
-    """Which lease a disk has."""
+    """Maps disks to leases."""
 
     @property
     def by_path(self) -> bool:
-        """Whether a disk that is reached by another path has another lease."""
+        """Whether leases are named by path, so that a second path to a disk has another lease."""
 
     async def of(self, resource: Resource) -> tuple[str, DiskIdentity]:
         """The name of its lease, and what the disk is; raises a `LockError`. May wait for the storage of the disk."""
 
     def makes(self, name: str) -> bool:
-        """Whether it is a name of the kind that this backend gives: leases that others named are not ours to remove."""
+        """Whether this backend may have given that name: leases that others named are not ours to remove."""
 
     def key(self, lease: str) -> FileKey:
-        """The key that a lock on it has in the lock table: the first one."""
+        """The first key of a lock on that lease in the lock table."""
 
     def path_of(self, lease: str) -> str:
-        """The disk that a lease is for, if this daemon has met it or its holder says; else the lease's name."""
+        """The disk of a lease, if this daemon has seen it or its holder's note names it; else the lease's name."""
 
 
 class LeaseMaintenance(Protocol):
-    """What is done to leases that no lock of this daemon has. All of it raises a `LockError` where storage or the
-    lockspace says no, and is called with the turn on the lease's key, unless it only reads.
+    """Maintenance of leases on which this daemon has no lock. Every method raises a `LockError` where storage or the
+    lockspace refuses; all but those that only read are called with the key lock on the lease's key.
     """
 
     async def break_lease(self, resource: Resource, attest_off: str) -> str:
-        """Free the lease of a disk whose holders are proven, or attested by the name of their host, to be off; the proof."""
+        """Free a disk's lease whose holders are off, by proof or by attestation of their host's name; returns the proof."""
 
     async def break_of(self, lease: str, terms: Attested) -> str:
-        """Free a lease if it is of one of these terms, which are attested to be over; the proof, empty if it is of none."""
+        """Free a lease that one of these incarnations has, which are attested to be over; the proof, empty if none has."""
 
     async def claims_of_term(self, lease: str, term: HostTerm, *, older_too: bool) -> frozenset[HostTerm]:
-        """What a host has on a lease: this term of it, and with `older_too` its earlier ones."""
+        """The claims of one host's incarnation on a lease; with `older_too` also those of its earlier ones."""
 
     async def mark_dead(
         self, member: Membership, host_id: HostId, generation: Generation, timestamp: HostTimestamp
     ) -> Marked | NotMarked | IoFailed | TimedOut[Marked | NotMarked | IoFailed]:
-        """Mark a host's term as dead in its record, where the format has a mark (`protocol/dead_mark`)."""
+        """Mark a host's incarnation as dead in its record, where the format has a mark (`protocol/dead_mark`)."""
 
     async def all_names(self) -> list[str]:
         """Every lease on the storage of this backend."""
 
     async def lease_names(self) -> list[str]:
-        """Those that this backend may have made."""
+        """The leases that this backend may have made."""
 
     async def unindexed(self) -> list[UnindexedLease]:
-        """Those that their names do not lead to."""
+        """The leases to which their names do not lead."""
 
     async def take_out(self, name: str, *, dry_run: bool) -> str:
-        """Remove a lease that nobody holds, proven by taking it; empty, or why it stays."""
+        """Remove a lease that no host holds, proven by taking it; empty, or why it stays."""
 
     async def take_out_stray(self, stray: UnindexedLease, *, dry_run: bool) -> str:
-        """The same for a lease that its name does not lead to."""
+        """Remove an unindexed lease that no host holds, proven by taking it; empty, or why it stays."""
 
     async def take_up(self, name: str) -> LeftLease | None:
-        """Hold what storage says this incarnation of this host holds; None if it holds nothing that a VM may depend on."""
+        """Hold the lease if storage shows this incarnation of this host as holder; None if no VM may depend on it."""
 
     async def free_left_behind(self, name: str) -> bool:
-        """Release what storage says this incarnation holds; whether it held it. `AttemptLeft`: others are in the way."""
+        """Release the lease if storage shows this incarnation as holder; whether it was. `AttemptLeft`: others interfere."""
 
     async def free_own(self) -> None:
-        """Give back what an earlier daemon of this incarnation held only to make or remove a lease."""
+        """Release what an earlier daemon of this incarnation held only to make or remove a lease."""
 
     async def free_of_older_terms(self) -> None:
-        """Where leases never expire: the same for what earlier terms of this host held so, which nobody else gets."""
+        """As `free_own` for earlier incarnations of this host, where leases never expire and no other host gets them."""
 
     async def noted_process(self, name: str) -> ProcessId | None:
         """The process that this host's note beside a lease names; None without a note."""
@@ -105,7 +105,7 @@ class LeaseMaintenance(Protocol):
 
 @runtime_checkable
 class LeaseBackend(Backend, Protocol):
-    """See the module."""
+    """A backend whose locks are leases on shared storage."""
 
     presence: LockspacePort
     names: LeaseNaming

@@ -1,7 +1,7 @@
-"""Names of lock files and leases: libvirt's own, so that hosts with another lock manager meet at the same place.
+"""Names of lock files and leases: libvirt's own, so that hosts with another lock manager use the same ones.
 
-A name is made from what the operator chose (`name_by`). All hosts must make the same name of one disk, so a disk that
-has no such name (a file has no LVM UUID) is refused; another kind of name instead would be another lease.
+The operator chooses what a name is made from (`name_by`). All hosts must make the same name for one disk, so a disk without
+such a name (a file has no LVM UUID) is refused; another kind of name would be another lease.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from holdfast.system.files.disk_identity import DiskIdentity
 
 
 class NameBy(enum.Enum):
-    """What a lease is named by."""
+    """What the name of a lease is made from."""
 
     PATH_MD5 = "path-md5"
     """As libvirt's sanlock plugin names the leases of disks."""
@@ -33,7 +33,7 @@ def indirect_name(path: str) -> str:
 def lease_name(resource: Resource, by: NameBy, disk: DiskIdentity) -> str:
     """The lease of a resource; empty if it has no name of that kind.
 
-    A resource in a directory lockspace has a key and no disk that could be asked, so it is named by its whole name.
+    A resource in a directory lockspace has a key and no disk with an identity, so it is named by its whole name.
     """
     text = str(resource).encode("utf-8", "surrogateescape")
     if by is NameBy.PATH_SHA256:

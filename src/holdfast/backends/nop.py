@@ -1,7 +1,7 @@
 """The `nop` driver: grants everything and protects nothing.
 
-For disks that something else guards.  Within this daemon the lock table still keeps two owners of one name
-apart; the protection level shown is 0, as nothing outside this daemon is excluded.
+For disks that something else protects. Within this daemon the lock table still excludes a second owner of a name; the
+protection level shown is 0, as nothing outside this daemon is excluded.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Candidate:
 
 
 class NopBackend:
-    """See the module."""
+    """Grants every lock."""
 
     capabilities = Capabilities(
         cross_host=False,

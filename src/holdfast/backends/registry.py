@@ -1,6 +1,6 @@
-"""Which drivers there are, and the backend that a [backend.NAME] table makes with one.
+"""Finds the installed drivers, and makes the backend of a [backend.NAME] table.
 
-Holdfast's own drivers are known here; packages register theirs as entry points.
+Holdfast's own drivers are listed here; packages register theirs as entry points.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ Which file that is:
   ``file_lockspace_dir`` gives, so a host that runs virtlockd with that setting is excluded too;
 * in a directory lockspace that libvirt made: the file LOCKSPACE/NAME.
 
-An indirect lock file is made for the lock and removed with it.  Between opening and locking, the last
-holder may have removed the file under us, so after locking, path and descriptor must be the same inode:
+An indirect lock file is made for the lock and removed with it. Between opening and locking, the last holder may have
+removed the file, so after locking, path and descriptor must be the same inode:
 
     host A: open f1   lock f1 … unlink f1, close
-    host B:        open f1 … … … … … … … … lock f1 (granted: A let go, but f1 has no name any more)
-    host C:                        open f2 (new inode), lock f2: granted as well, unless B looks again
+    host B:        open f1 … … … … … … … … lock f1 (granted: A released it, but f1 has no name any more)
+    host C:                        open f2 (new inode), lock f2: granted as well, unless B checks again
 
-The remover unlinks while it still holds the lock exclusively, so whoever passes the check holds the named file.
+The remover unlinks while it still holds the lock exclusively, so a host that passes the check holds the named file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 PROTECTIONS_MAX = 10_000
-"""Directories whose worth is remembered; then the memory starts anew."""
+"""Directories whose protection is cached; when full, the cache is emptied."""
 
 
 class HeldFile:
@@ -70,13 +70,13 @@ class HeldFile:
         return self._fd
 
     def record(self, note: OwnerNote) -> None:
-        """Leave the owner's name in the lock file; storage thread.  Naming is best effort, locking is not."""
+        """Write the owner's name to the lock file; storage thread. Best effort, unlike the lock."""
         self._recorded = self._backend.write_record(
             self._fd, self._mode, note, self._disk, first=not self._recorded
         )
 
     def note_recorded(self) -> None:
-        """After a restart: whether the record in the file is ours to blank."""
+        """After a restart: find out whether the record in the file is ours to blank."""
         self._recorded = bool(self._backend.read_records(self._fd))
 
     async def noted_owner(self) -> NotedOwner:
@@ -126,7 +126,7 @@ class HeldFile:
             elif self._recorded:
                 backend.blank_record(fd, self._mode)
         finally:
-            # systemd closes its copy some time after we said so; the next owner must not wait for that.
+            # systemd closes its copy some time after our message; the next owner must not wait for that.
             for let_go in (backend.files.unlock, backend.files.close):
                 try:
                     let_go(fd)
@@ -186,13 +186,13 @@ class OpenFile:
 
 
 def _let_go_late(late: HeldFile | HeldElsewhere | Stale | IoFailed) -> None:
-    """The lock came after its asker had given up: it goes with its descriptor."""
+    """The lock was granted after its caller had timed out: closing the descriptor releases it."""
     if isinstance(late, HeldFile):
         late.forget()
 
 
 class FileBackend:
-    """See the module.  ``directory``: where lock files of direct resources go; empty = lock the disk itself."""
+    """Holds record locks on files. `directory`: where lock files of direct resources are; empty: lock the disk itself."""
 
     capabilities = Capabilities(
         cross_host=True,
@@ -234,7 +234,7 @@ class FileBackend:
         if self.directory:
             create = Creation.TEMPORARY
             if not resource.lockspace and (not self._may_block(resource.name) or self._may_block(path)):
-                disk = resource.name  # otherwise its inode would be nice to know, but not worth a wait
+                disk = resource.name  # elsewhere the inode is optional: don't risk blocking for it
         opened, lane = await self._open(path, create=create is not Creation.NONE, disk=disk)
         if isinstance(opened, IoFailed):
             return opened
@@ -242,7 +242,7 @@ class FileBackend:
         return OpenFile(self, opened, path, lane, create, "" if resource.lockspace else resource.name)
 
     def take_nowait(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], HeldFile] | None:
-        """Locks the disk itself; whatever has a file made or written to goes the long way."""
+        """Fast path for direct locks. Anything that creates or writes a lock file takes the general path."""
         if self.directory or resource.lockspace:
             return None
         path = resource.name
@@ -257,7 +257,7 @@ class FileBackend:
     def _open_at_once(
         self, path: str, *, create: bool, disk: str = ""
     ) -> tuple[OpenedFile | IoFailed | None, str]:
-        """The opened file, or None if that may block; and the lane of its storage."""
+        """The opened file, or None if that may block; and the name of its storage's worker pool."""
         lane = self.storage.lane(path)
         if lane:
             return None, lane
@@ -267,7 +267,7 @@ class FileBackend:
         return opened, lane
 
     async def _open(self, path: str, *, create: bool, disk: str = "") -> tuple[OpenedFile | IoFailed, str]:
-        """The opened file and the lane of its storage."""
+        """The opened file and the name of its storage's worker pool."""
         opened, lane = self._open_at_once(path, create=create, disk=disk)
         if opened is None:
             files = self.files
@@ -284,10 +284,10 @@ class FileBackend:
             self.files.close(opened.fd)
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> HeldFile | HeldElsewhere | Stale | IoFailed:
-        """A kept descriptor carries the lock: taking it again on that changes nothing.
+        """A kept descriptor has the lock: taking it again on that changes nothing.
 
-        Without one the file is opened anew.  A temporary lock file may have been removed by a host that had it
-        in between, and is made again; any other file must still be the one that was locked.
+        Without one the file is opened again. A temporary lock file may have been removed by a host that held it in
+        between, and is made again; any other file must still be the one that was locked.
         """
         path = saved.path
         if fd is not None:
@@ -333,7 +333,7 @@ class FileBackend:
     # --- what it is worth ---
 
     def protection(self, path: str) -> tuple[Protection, str]:
-        """By the file system that the lock file is on; `cross_host` in the configuration overrules it."""
+        """Depends on the file system of the lock file; `cross_host` in the configuration overrides that."""
         if self._cross_host is not None:
             if self._cross_host:
                 return Protection.CROSS_HOST, ""
@@ -366,17 +366,17 @@ class FileBackend:
     # --- who is in the way ---
 
     def elsewhere(self, fd: int, foreign: ForeignLock, *, recorded: bool) -> HeldElsewhere:
-        """Names the holder as well as the kernel and the owner record allow; storage thread.
+        """Names the holder as far as the kernel and the owner record allow; storage thread.
 
-        `recorded`: the file is a lock file.  A disk's own content is its guest's, and must not be believed.
+        `recorded`: the file is a lock file. A disk's own content is its guest's, and must not be believed.
         """
         if foreign.pid is not None:
             return HeldElsewhere(
                 (Holder(pid=foreign.pid, host=self._host, mode=foreign.mode, source="kernel"),)
             )
-        told = self.read_records(fd) if recorded else []
-        told = [h for h in told if h.mode is foreign.mode] or told
-        return HeldElsewhere(tuple(told) or (Holder(mode=foreign.mode, source="kernel"),))
+        holders = self.read_records(fd) if recorded else []
+        holders = [h for h in holders if h.mode is foreign.mode] or holders
+        return HeldElsewhere(tuple(holders) or (Holder(mode=foreign.mode, source="kernel"),))
 
     # --- the owner record ---
 
@@ -399,7 +399,7 @@ class FileBackend:
         return Recognized(resource=Resource(directory, name), create=True, noted=self.recorded_owner(fd))
 
     async def left_files(self) -> list[LeftFile]:
-        """See `KeepsDescriptors`: the lock directory is listed, and each small file in it read."""
+        """See `KeepsDescriptors`: lists the lock directory, and reads each small file in it."""
         if not self.directory:
             return []
         lane = self.storage.lane(self.directory) or self.storage.lane_of_link(self.directory)
@@ -429,7 +429,7 @@ class FileBackend:
         return found
 
     def recorded_owner(self, fd: int) -> NotedOwner:
-        """The one owner of this host that a lock file names; storage thread."""
+        """The owner of this host that a lock file names, if there is exactly one; storage thread."""
         ours = [h for h in self.read_records(fd) if h.host == self._host]
         return _noted(ours[0]) if len(ours) == 1 else NotedOwner()
 
@@ -460,9 +460,9 @@ class FileBackend:
             return False
         return True
 
-    def _warn_of_stale(self, told: list[Holder], mode: Mode) -> None:
-        """We have the lock, and the file still names an owner elsewhere: its host has crashed, or lost its daemon."""
-        for h in told:
+    def _warn_of_stale(self, holders: list[Holder], mode: Mode) -> None:
+        """Warn: we have the lock, and the file still names an owner elsewhere, whose host or daemon has crashed."""
+        for h in holders:
             if h.host != self._host and (mode is Mode.EXCLUSIVE or h.mode is Mode.EXCLUSIVE):
                 log.warning(
                     "a lock file still named %s, who no longer has the lock: if host %s did not crash, "
@@ -485,7 +485,7 @@ def _noted(holder: Holder) -> NotedOwner:
 
 
 def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> FileBackend:
-    """Keys: ``directory`` (absolute path), ``cross_host`` (true: the operator vouches that locks reach other hosts)."""
+    """Keys: `directory` (absolute path), `cross_host` (true: the operator vouches that locks reach other hosts)."""
     unknown_keys(table, ("directory", "cross_host"))
     directory = table.get("directory", "")
     if not isinstance(directory, str) or (directory and not directory.startswith("/")):

@@ -1,13 +1,13 @@
-"""The owner record: a line of text in an indirect lock file that tells other hosts who holds it.
+"""The owner record: a line of text in an indirect lock file that names its holder to other hosts.
 
-libvirt's lock files are empty and nobody reads them; only byte 0's lock counts.  Holdfast writes a short
-record there, so that a host whose start is refused can name the VM and the host in its way.
-A real virtlockd ignores the content.  The record is a hint for people: it is read only when the kernel has
-refused the lock, and never decides anything (after a crash it may be stale).
+libvirt's lock files are empty and are not read; only the lock on byte 0 counts. Holdfast writes a short record there, so
+that a refused start can name the VM and the host that hold the lock. A real virtlockd ignores the content. The record is a
+hint for people: it is read only when the kernel has refused the lock, and never decides anything (after a crash it may be
+stale).
 
-The file is a row of slots, one text line each.  An exclusive holder empties the file and writes
-slot 0; a shared holder writes the slot that its host name falls on, so hosts seldom overwrite each other.
-Files with foreign content are left alone.
+The file is a row of slots, one text line each. An exclusive holder empties the file and writes slot 0; a shared holder
+writes the slot to which its host name hashes, so hosts seldom overwrite each other. Files with foreign content are left
+alone.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def encode(
     since_wall_s: float,
     disk: str = "",
 ) -> bytes:
-    """One slot: a JSON line, blank-padded.  The disk is left out where there is no room for it, or where its path is no
-    text; then a name too long for the slot is cut, never the rest.
+    """One slot: a JSON line, padded with blanks. The disk is left out if there is no room for it or its path is not text;
+    then a name too long for the slot is cut, never the rest.
     """
     name = owner.name
     disk = disk if disk.isprintable() else ""
@@ -78,7 +78,7 @@ BLANK = b" " * (SLOT_BYTES - 1) + b"\n"
 
 
 def decode(raw: bytes) -> list[Holder]:
-    """Every record in a lock file's bytes; anything else in there is passed over."""
+    """Every record in a lock file's bytes; anything else is skipped."""
     found = []
     for offset in range(0, min(len(raw), RECORD_FILE_BYTES_MAX), SLOT_BYTES):
         slot = raw[offset : offset + SLOT_BYTES].strip(b" \n\0")
