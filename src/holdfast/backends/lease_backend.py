@@ -84,7 +84,7 @@ class LeaseMaintenance(Protocol):
     async def take_out(self, name: str, *, dry_run: bool) -> str:
         """Remove a lease that no host holds, proven by taking it; empty, or why it stays."""
 
-    async def take_out_stray(self, stray: UnindexedLease, *, dry_run: bool) -> str:
+    async def take_out_stray(self, unindexed: UnindexedLease, *, dry_run: bool) -> str:
         """Remove an unindexed lease that no host holds, proven by taking it; empty, or why it stays."""
 
     async def take_up(self, name: str) -> LeftLease | None:

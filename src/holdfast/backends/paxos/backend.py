@@ -1,20 +1,19 @@
 """The `paxos` driver: a lock is a lease on storage that hosts share, in sanlock's format.
 
-A lock of this driver excludes every host of the lockspace, whether it runs Holdfast or sanlock, and outlives this
-daemon: what holds it are bytes on storage that name this host, and the host's renewed proof of life. So there is no
-descriptor to keep; the next daemon takes up what storage says is ours, if it took up the very term of our host, and
-acquires anew otherwise.
+A lock of this driver excludes every host of the lockspace, whether it runs Holdfast or sanlock, and outlives this daemon:
+it consists of bytes on storage that name this host, and of the host's renewals. So there is no descriptor to keep; the
+next daemon resumes what storage shows as ours if it resumed the same incarnation, and else acquires it again.
 
-    open      name of the lease; nothing is asked of its storage yet
-    take      where is it, is it one, make it if it is not there                            (lease_places)
-              race for its next version; refused: whose is it, alive since when             (lease_holding)
-    release   our block, then the leader; what fails is repeated beside
+    open      name of the lease; no request to its storage yet
+    take      find the lease, check it, make it if it is missing                            (lease_store)
+              ballot for its next version; refused: its owner and that one's last renewal   (held_lease)
+    release   our block, then the leader; failures are retried in the background
 
-Finding and racing are one job on a worker (`system/block_io/offload`). If storage falls silent meanwhile, the start is
-refused, and what the job wins later is given back.
+Finding and acquiring are one job on a worker (`system/block_io/offload`). If storage falls silent meanwhile, the start is
+refused, and a lease that the job wins later is released.
 
-Nobody waits here for another host's death: a start that meets an owner who may be dead is refused with the seconds
-that are left, and the next attempt finds the count further on.
+No start waits for another host's death: if the owner may be dead, the start is refused with the remaining seconds; a retry
+continues the same countdown.
 """
 
 from __future__ import annotations
@@ -66,10 +65,10 @@ from holdfast.system.files.storage_executor import Storage
 log = logging.getLogger(__name__)
 
 ADOPTIONS_MAX = 64
-"""Leases that are taken up at once after a restart: more than the workers of their storage can do. A request waits for a
-worker within its io_timeout, and among 1024 others at most; one that did not get there would count as a lost lease."""
+"""Leases resumed concurrently after a restart: more than the workers of their storage can do. A request waits for a worker
+within its io_timeout, and among 1024 others at most; one that got no worker would count as a lost lease."""
 PROMISES_MAX = 10_000
-"""Leases that were given up lately; an acquire of any other takes two requests more."""
+"""Recently released leases whose prepared ballots are kept; an acquire of any other takes two requests more."""
 
 
 class PaxosHeld:
@@ -110,7 +109,7 @@ class PaxosHeld:
     async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
         holding = self._holding
         if holding.unsettled or holding.lease is None:
-            # Its last change is not through yet; that ends, or is repeated, soon. Or the lockspace has been lost amid it.
+            # Its last change has not ended yet, or will be retried soon. Or the lockspace was lost during it.
             return IoFailed("Unable to convert lease", self.path, errno.EAGAIN)
         disk = owner_note.disk_of(holding.area.note) or self._disk
         holding.area = self._backend.noted(holding.area, note, disk)
@@ -137,7 +136,7 @@ class PaxosHeld:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """What an attempt to take a lease came to. `named`: its name still led to it when it had been won."""
+    """Result of an attempt to take a lease. `named`: its name still led to it after it was won."""
 
     found: Found
     outcome: AcquireOutcome
@@ -146,7 +145,7 @@ class _Attempt:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """What a release has left in our block, in which term and where: a lease that is made anew may be elsewhere."""
+    """The prepared ballot that a release left in our block, with membership and place: a remade lease may be elsewhere."""
 
     term: Membership
     offset_bytes: int
@@ -157,7 +156,7 @@ class _Left:
 
 
 class LeaseCandidate:
-    """A lease that could be taken, if it can be found."""
+    """A lease that could be taken, if it is found."""
 
     __slots__ = ("_backend", "_lease", "_member", "_resource", "keys")
 
@@ -189,7 +188,7 @@ async def _trusted() -> str:
 
 
 class PaxosBackend:
-    """See the module."""
+    """Holds locks as leases on shared storage. On the event loop, except where a method says otherwise."""
 
     capabilities = Capabilities(
         cross_host=True,
@@ -271,26 +270,26 @@ class PaxosBackend:
             )
 
     async def look_up(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
-        """Find it by an errand of its own."""
+        """Find the lease by an offloaded job of its own."""
         self._check_settled(resource, lease)
         return await self._looked_up(self._find(member, resource, lease), member, lease)
 
-    async def look_up_stray(self, member: Membership, stray: UnindexedLease) -> Found | IoFailed:
-        """The same for a lease that its name does not lead to."""
-        resource = Resource("", stray.name)
-        self._check_settled(resource, stray.name)
-        return await self._looked_up(self._open_stray(member, resource, stray), member, stray.name)
+    async def look_up_stray(self, member: Membership, unindexed: UnindexedLease) -> Found | IoFailed:
+        """Find an unindexed lease by an offloaded job of its own."""
+        resource = Resource("", unindexed.name)
+        self._check_settled(resource, unindexed.name)
+        return await self._looked_up(self._open_stray(member, resource, unindexed), member, unindexed.name)
 
     async def _looked_up(
         self, finding: Coroutine[Any, Any, Found | IoFailed], member: Membership, lease: str
     ) -> Found | IoFailed:
-        told = await self.ports.answer(finding, member.io_timeout_s, undo=_close_found)
-        if isinstance(told, types.IoFailed):
-            return _io_failed("Unable to open lease", self.places.place(lease), told)
-        return told
+        result = await self.ports.answer(finding, member.io_timeout_s, undo=_close_found)
+        if isinstance(result, types.IoFailed):
+            return _io_failed("Unable to open lease", self.places.place(lease), result)
+        return result
 
     async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
-        """On an errand."""
+        """In an offloaded job."""
         for _ in range(VANISHED_MAX):
             found = await self.places.find(member, lease)
             if not isinstance(found, Removed):
@@ -302,12 +301,14 @@ class PaxosBackend:
         )
 
     async def _open_stray(
-        self, member: Membership, resource: Resource, stray: UnindexedLease
+        self, member: Membership, resource: Resource, unindexed: UnindexedLease
     ) -> Found | IoFailed:
-        """On an errand."""
-        found = await self.places.open_stray(member, stray)
+        """In an offloaded job."""
+        found = await self.places.open_stray(member, unindexed)
         if isinstance(found, Removed):
-            raise LeaseUnusable(name=stray.name, place=self.places.place(stray.name), reason=TAKEN_OUT)
+            raise LeaseUnusable(
+                name=unindexed.name, place=self.places.place(unindexed.name), reason=TAKEN_OUT
+            )
         return _opened_or_told(resource, found)
 
     # --- taking ---
@@ -316,7 +317,7 @@ class PaxosBackend:
         self, lease: str, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
     ) -> PaxosHeld | HeldElsewhere | Stale | LeftBehind | IoFailed:
         self._check_settled(resource, lease)
-        # No number is used for two ballots, so whatever becomes of this attempt, no other one is told of it.
+        # No number may be used for two ballots, so the prepared ballot is passed to this attempt only.
         left = self._promises.pop(lease, None)
         attempt = await self.ports.offload.run(
             self._attempt(lease, member, resource, mode, note, left),
@@ -337,12 +338,12 @@ class PaxosBackend:
         if not isinstance(outcome, Lease):
             try:
                 if isinstance(outcome, Malformed) and is_cleared(outcome):
-                    return Stale()  # taken out since it was opened
+                    return Stale()  # removed since it was opened
                 return await self.refusal(found, holding, outcome)
             finally:
                 self.tidy(holding)
         if not attempt.named:
-            # Taken out or replaced since it was opened: whoever opens the path now meets another lease.
+            # Removed or replaced since it was opened: other hosts that open the path now get another lease.
             await holding.release()
             self.tidy(holding)
             return Stale()
@@ -357,13 +358,13 @@ class PaxosBackend:
         note: OwnerNote,
         left: _Left | None,
     ) -> _Attempt | LeftBehind | IoFailed:
-        """On an errand."""
+        """In an offloaded job."""
         found = await self._find(member, resource, lease)
         if isinstance(found, IoFailed):
             return found
         seen = found.partial_snapshot or await found.area.read_partial(member.host_id, member.io_timeout_s)
         if isinstance(seen, Snapshot) and is_held_by(member, seen) and member.may_write():
-            # To the protocol a host's own lease is free. But no lock of this process accounts for it: see `LeftBehind`.
+            # To the protocol a host's own lease is free. But no lock of this process has this one: see `LeftBehind`.
             found.disk.close()
             return LeftBehind(lease)
         found = replace(found, area=self.noted(found.area, note, str(resource)))
@@ -381,7 +382,7 @@ class PaxosBackend:
     async def _give_back(
         self, lease: str, member: Membership, mode: Mode, silent: TimedOut[_Attempt | LeftBehind | IoFailed]
     ) -> None:
-        """Whoever wanted the lease has been refused, as its storage was silent; now it has spoken."""
+        """Undo a late result: the request for the lease was refused, as its storage was silent."""
         log.warning("lease %s: its storage is silent; what comes of the attempt is given back", lease)
         try:
             attempt = await silent.over
@@ -397,8 +398,8 @@ class PaxosBackend:
             self.tidy(holding)
 
     async def still_there(self, found: Found, holding: HeldLease) -> bool:
-        """Asked after it was won. If it was taken out or replaced since it was opened, whoever opens it now meets
-        another lease; then it is given up.
+        """Checks a lease after it was won. If it was removed or replaced since it was opened, other hosts open another
+        lease under its name; then it is released.
         """
         if await self.places.still_there(holding.member, found, holding.area.resource_name):
             return True
@@ -407,10 +408,10 @@ class PaxosBackend:
         return False
 
     def handed_out(self, found: Found, holding: HeldLease, resource: Resource) -> PaxosHeld:
-        """The last look: from here to the lock table nothing waits.
+        """The last check: from here to the lock table there is no await.
 
-        Whoever is told that the lockspace is lost, or leaves it because nobody holds anything, has not seen this
-        lease among those that are held; so the membership must still be the very one under which it was won.
+        A lease won while the lockspace is being lost or left is not in the lock table yet, so nothing would release it. It
+        is handed out only if the membership is still the one under which it was won.
         """
         if self.presence.membership() is not holding.member or not holding.member.may_write():
             holding.forget()
@@ -419,12 +420,12 @@ class PaxosBackend:
                 name=resource.name, place=found.place, reason="this host has just lost or left the lockspace"
             )
         del self._unsettled[holding.area.resource_name]
-        # Of one that was taken up with a note that can't be read, the name of the lease is all there is.
+        # If a lease was resumed and its note can't be read, only the lease's name is known.
         disk = "" if resource.name == holding.area.resource_name else str(resource)
         return PaxosHeld(self, found, holding, disk)
 
     def noted(self, area: LeaseArea, note: OwnerNote, disk: str) -> LeaseArea:
-        """The area, with the names of owner and disk behind every block that is written there."""
+        """The area, with a note of owner and disk after every block that is written there."""
         return replace(area, note=owner_note.encode(note, self.ports.clock.wall(), disk))
 
     def holding(self, found: Found, member: Membership) -> HeldLease:
@@ -439,7 +440,7 @@ class PaxosBackend:
 
     @contextmanager
     def trying(self, found: Found, member: Membership) -> Iterator[HeldLease]:
-        """While somebody tries something with a lease, nobody else of this host may open it; then it is tidied."""
+        """While an operation uses the lease, no other one of this host may open it; afterwards it is cleaned up."""
         found = replace(found, area=replace(found.area, note=owner_note.UPKEEP))
         holding = self.holding(found, member)
         self.unsettled(holding, found)
@@ -449,11 +450,11 @@ class PaxosBackend:
             self.tidy(holding)
 
     def unsettled(self, holding: HeldLease, found: Found) -> None:
-        """Until it is tidied, nobody else of this host may open that lease."""
+        """Until it is cleaned up, no other operation of this host may open that lease."""
         self._unsettled[holding.area.resource_name] = (holding, found)
 
     def tidy(self, holding: HeldLease) -> None:
-        """A lease that is over and done with is closed, and may be opened again."""
+        """Close a lease that is settled and not held; it may be opened again."""
         name = holding.area.resource_name
         entry = self._unsettled.get(name)
         if entry is not None and entry[0] is holding and holding.done:
@@ -467,22 +468,22 @@ class PaxosBackend:
     async def refusal(
         self, found: Found, holding: HeldLease, outcome: AcquireOutcome
     ) -> HeldElsewhere | IoFailed:
-        """What the manager is told when a lease was not won."""
+        """The result for the manager when a lease was not won."""
         refusals = Refusals(found.area, holding.member, found.place)
-        told = await self.ports.answer(
+        result = await self.ports.answer(
             refusals.told(outcome.refusal if isinstance(outcome, InDoubt) else outcome),
             holding.member.io_timeout_s,
         )
         return (
-            _io_failed("Unable to acquire lease", found.place, told)
-            if isinstance(told, types.IoFailed)
-            else told
+            _io_failed("Unable to acquire lease", found.place, result)
+            if isinstance(result, types.IoFailed)
+            else result
         )
 
     # --- after a restart ---
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> PaxosHeld | HeldElsewhere | Stale | IoFailed:
-        """Take up what storage says this very term of our host holds; else acquire it anew."""
+        """Resume the lease if storage shows this incarnation of our host as holder; else acquire it again."""
         async with self._adoptions:
             return await self._adopt(saved)
 
@@ -490,7 +491,7 @@ class PaxosBackend:
         resource = saved.resource
         member = self.member(resource)
         if saved.keys and saved.keys[0] == self.names.key(resource.name):
-            lease = resource.name  # it was taken up, and which disk it is for could not be read
+            lease = resource.name  # it was resumed without a readable note of its disk
         else:
             lease, _ = await self.names.of(resource)
             if saved.keys and saved.keys[0] != self.names.key(lease):
@@ -526,7 +527,7 @@ class PaxosBackend:
         return f"lockspace {self.presence.name}: {member}" if isinstance(member, NotAMember) else ""
 
     def promised(self) -> tuple[Protection, str]:
-        """What it is worth while its lockspace is joined."""
+        """See `LeaseBackend`."""
         if self._reach < Protection.CROSS_HOST:
             return self._reach, self._reach_note
         if not self.presence.fences:
@@ -542,7 +543,7 @@ class PaxosBackend:
 
 _MAKE_ROOM = "make room for a new lease, or have 'holdfast lease gc' take out leases that nobody holds"
 VANISHED_MAX = 10
-"""Times that a lease may be taken out between being found and opened: each needs another host's hand."""
+"""How often a lease may be removed between being found and opened: each time needs another host's action."""
 
 
 def _io_failed(what: str, place: str, failed: types.IoFailed) -> IoFailed:
@@ -550,7 +551,7 @@ def _io_failed(what: str, place: str, failed: types.IoFailed) -> IoFailed:
 
 
 def _opened_or_told(resource: Resource, found: Found | Unusable | StorageFailed) -> Found | IoFailed:
-    """What finding a lease has come to; raises `LeaseUnusable`."""
+    """Converts the result of finding a lease; raises `LeaseUnusable`."""
     match found:
         case Found():
             return found
@@ -564,7 +565,7 @@ def _opened_or_told(resource: Resource, found: Found | Unusable | StorageFailed)
             return _io_failed("Unable to open lease", place, failed)
 
 
-def _close_found(told: object) -> None:
-    """Nobody wants the lease any more that was being opened."""
-    if isinstance(told, Found):
-        told.disk.close()
+def _close_found(result: object) -> None:
+    """Close a lease whose opening ended after its caller had timed out."""
+    if isinstance(result, Found):
+        result.disk.close()

@@ -1,8 +1,8 @@
-"""Whose claims stand on a lease that is to be broken, what proves that they are over, and what is left of them.
+"""Breaking a lease: the claims on it, the proof that they are over, and clearing the shared holds that remain.
 
-An owner that is attested to be off is no owner of the next version. A shared hold stands in the block of its host, for
-everybody to judge by the host's record, until the dead bound: so it is cleared there, by the host that has won the lease
-alone, and nothing else of that block is changed. Only blocks of attested terms are touched, and all others wait.
+An owner that is attested to be off does not own the next version. A shared hold is in the block of its host, and other hosts
+respect it until that host's dead bound: so the host that has won the lease exclusively clears it there, and changes nothing
+else of the block. Only blocks of attested incarnations are written; all others stay until their bound.
 """
 
 from __future__ import annotations
@@ -26,18 +26,26 @@ UNPROVEN = (
 
 
 async def clear_holds(area: LeaseArea, member: Membership, attested: Attested) -> IoFailed | None:
-    """Take the shared holds of attested terms out of their hosts' blocks. The lease is ours alone."""
-    for host_id, term in sorted(attested):
+    """Clear the shared holds of attested incarnations in their hosts' blocks. We must hold the lease exclusively."""
+    for host_id, incarnation in sorted(attested):
         if host_id > area.hosts_expected:
             continue
         block = await area.read_block(host_id, member.io_timeout_s)
         if isinstance(block, IoFailed):
             return block
-        if not isinstance(block, HostBlock) or not block.mode.is_shared or block.mode.generation != term:
+        if (
+            not isinstance(block, HostBlock)
+            or not block.mode.is_shared
+            or block.mode.generation != incarnation
+        ):
             continue
-        # The word was about this term: a host that came back meanwhile writes its block itself.
+        # The attestation was about this incarnation: a host that came back meanwhile writes its block itself.
         record = await member.lockspace.read_record(host_id, member.io_timeout_s)
-        if not isinstance(record, DeltaLease) or not word_covers(record, term) or not member.may_write():
+        if (
+            not isinstance(record, DeltaLease)
+            or not word_covers(record, incarnation)
+            or not member.may_write()
+        ):
             continue
         cleared = replace(block, mode=NO_MODE)
         if failed := await replace(area, note=b"").write_block(host_id, cleared, member.io_timeout_s):
@@ -47,7 +55,7 @@ async def clear_holds(area: LeaseArea, member: Membership, attested: Attested) -
 
 @dataclass(frozen=True, slots=True)
 class Claimant:
-    """A term of a host that has a claim on a lease: what storage and our looks tell of it, and which VM it is for."""
+    """An incarnation with a claim on a lease: its record on storage, our view of its host, and the VM from its note."""
 
     term: tuple[HostId, Generation]
     record: DeltaLease | None
@@ -55,12 +63,12 @@ class Claimant:
     vm: str = ""
 
     def is_called(self, name: str) -> bool:
-        """By its host id, its whole name, or its node's name."""
+        """Whether `name` is its host id, its whole name, or its node's name."""
         called = self.record.host_name.text if self.record is not None else ""
         return is_called(name, self.term[0], called)
 
     def proof(self, attested: frozenset[tuple[HostId, Generation]]) -> str:
-        """Why its hold was over, once the lease was won from it."""
+        """Why its hold was over, after the lease was won from it."""
         if self.record is not None and proven_gone(self.term[1], self.record, self.view):
             if self.record.is_marked_dead and self.record.generation == self.term[1]:
                 return f"{self}: marked as dead (DEAD_EXT) by host_id {self.record.marked_by[0]}"

@@ -1,7 +1,7 @@
-"""[backend.NAME] with driver = "paxos": the keys, their rules, and the backend that they make.
+"""[backend.NAME] with driver = "paxos": the keys, their rules, and the backend made from them.
 
-Every refusal names key, value and fix; `make_backend` puts the file before it. Nothing here has a silent default that
-weakens protection: who has no watchdog has to say so.
+Every refusal names key, value and fix; `make_backend` prepends the file. No silent default weakens protection: a host
+without a watchdog needs an explicit setting.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
 
 
 def remarks(name: str, table: Mapping[str, object]) -> list[str]:
-    """What a table means that its operator may not expect; it is used all the same."""
+    """Warnings about settings with effects that the operator may not expect; the table is valid all the same."""
     timing = lockspace_spec(table).timing
     if table.get("watchdog") != "none" and not timing.grace_s:
         return [
@@ -120,7 +120,7 @@ def remarks(name: str, table: Mapping[str, object]) -> list[str]:
 
 
 def _check_on_lockfailure(table: Mapping[str, object]) -> None:
-    """`ignore` leaves the end of a VM to the watchdog."""
+    """Checks the key; with `ignore`, only the watchdog ends a VM."""
     if table.get("on_lockfailure") == LockFailureAction.IGNORE.value and table.get("watchdog") == "none":
         raise ValueError(
             'on_lockfailure = "ignore" needs a watchdog: with watchdog = "none" a VM of a lost lockspace would run on, and '
@@ -212,7 +212,7 @@ def _watchdog(table: Mapping[str, object]) -> WatchdogSpec:
 def _reach(
     table: Mapping[str, object], name: str, directory: str, mounts: MountTable
 ) -> tuple[Protection, str]:
-    """Whether the storage reaches other hosts; of a device only the operator knows, and says so by naming it."""
+    """Whether the storage reaches other hosts; for a device the operator vouches for that by naming it."""
     cross_host = table.get("cross_host")
     if cross_host is not None and not isinstance(cross_host, bool):
         raise ValueError("cross_host must be true or false; leave it out to judge by the file system")

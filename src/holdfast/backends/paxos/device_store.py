@@ -1,7 +1,7 @@
 """Leases as areas on one path, found by a resource index: lockspace, index, index lease, leases.
 
-Whatever changes the index does so under the index's own lease, on an open path of its own, and keeps that lease until
-everything that it wrote has landed.
+Every change of the index is made under the index's own lease, on an open path of its own, and keeps that lease until all
+of its writes have landed.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from holdfast.system.block_io.offload import at_home
 T = TypeVar("T")
 
 INDEX_WAIT_S = 30.0
-"""Hosts that make leases at the same moment take turns of a few requests each; after that something else is wrong."""
+"""Hosts that make leases at the same moment alternate, with a few requests each; a longer wait has another cause."""
 _INDEX_PAUSE_MAX_S = 0.5
 _WHOLE_DEVICE_BYTES = 1 << 62
 
 
 class DeviceStore:
-    """Areas on one path, found by the resource index, which is right behind the lockspace."""
+    """Areas on one path, found by the resource index, which directly follows the lockspace."""
 
     def __init__(
         self,
@@ -75,8 +75,10 @@ class DeviceStore:
     async def find(self, member: Membership, name: str) -> Finding:
         return await self._opening(lambda disk: self._find(disk, member, name))
 
-    async def open_stray(self, member: Membership, stray: UnindexedLease) -> Finding:
-        return await self._opening(lambda disk: self._opened(disk, stray.offset_bytes, member, stray.name))
+    async def open_stray(self, member: Membership, unindexed: UnindexedLease) -> Finding:
+        return await self._opening(
+            lambda disk: self._opened(disk, unindexed.offset_bytes, member, unindexed.name)
+        )
 
     async def _opening(self, find: Callable[[LeaseDisk], Awaitable[Finding]]) -> Finding:
         """Open the path; it stays open with the lease that is found on it."""
@@ -99,7 +101,7 @@ class DeviceStore:
         if number is not None:
             finding = await self._opened(disk, index.lease(number, name).offset_bytes, member, name)
         if isinstance(finding, Removed):
-            # Whoever changes the index keeps its lease until what failed is put right: that is no errand.
+            # A change of the index keeps its lease until failures are repaired: too long for an offloaded job.
             made = await at_home(lambda: self._create(member, name))
             if not isinstance(made, int):
                 return made
@@ -109,7 +111,7 @@ class DeviceStore:
         return finding
 
     async def _remembered(self, disk: LeaseDisk, member: Membership, name: str) -> Finding | None:
-        """Where it was the last time, if the index still says so; None: look there for it."""
+        """The lease at its cached place, if the index still has it there; None: search the index."""
         known = self._known.get(name)
         if known is None:
             return None
@@ -121,7 +123,7 @@ class DeviceStore:
         found = await self._opened(disk, known, member, name)
         if not isinstance(found, Unusable | Removed):
             return found
-        self._known.pop(name, None)  # taken out, and its place may be another lease's by now
+        self._known.pop(name, None)  # removed, and its place may be another lease's by now
         return None
 
     async def _opened(self, disk: LeaseDisk, at: int, member: Membership, name: str) -> Finding:
@@ -149,7 +151,7 @@ class DeviceStore:
     async def _listed(
         self, member: Membership, listing: Callable[[Index], Awaitable[list[T] | IoFailed]]
     ) -> list[T] | Unusable | StorageFailed:
-        """Look something up in the index."""
+        """Read from the index on an open path of its own."""
         disk = await self._storage.open(self._path, writable=False)
         if isinstance(disk, IoFailed):
             return StorageFailed(self._path, disk)
@@ -176,7 +178,7 @@ class DeviceStore:
 
         async def work(index: Index) -> LockspaceLost | IoFailed | None:
             nonlocal cleared
-            # First its content: a lease without an entry could still be won by whoever knows its place.
+            # First its content: a host that knows the place of a lease without an entry could still win it.
             failed = await clear(member, found, leader)
             if failed is not None:
                 return LockspaceLost() if isinstance(failed, Unusable) else failed.failed
@@ -193,7 +195,7 @@ class DeviceStore:
         return failed if isinstance(failed, Unusable | StorageFailed) and not cleared else None
 
     async def _is_cleared(self, member: Membership, found: Found) -> bool:
-        """What came of a write of which we were told that it failed."""
+        """Whether the write took effect although it was reported as failed."""
         area = found.area
         while member.may_write():
             await area.settled()
@@ -209,7 +211,7 @@ class DeviceStore:
     async def _leads_to(
         self, disk: LeaseDisk, member: Membership, name: str, offset_bytes: int
     ) -> bool | IoFailed:
-        """Whether the entry of that place is about this name: one sector is read."""
+        """Whether the index entry of that place has this name: reads one sector."""
         geometry = member.lockspace.geometry
         at = member.lockspace.offset_bytes + geometry.align_bytes
         entered = await is_entered(disk, geometry, at, offset_bytes, name, member.io_timeout_s)
@@ -235,11 +237,11 @@ class DeviceStore:
     async def _change_index(
         self, member: Membership, work: IndexWork
     ) -> int | Unusable | StorageFailed | None:
-        """Work under the index's own lease, on an open path of its own: putting things right may take longer."""
+        """Work under the index's own lease, on an open path of its own: repairs may take longer."""
         begun = self._ports.clock.now()
         taken: object = "this host is making another lease"
         while self._ports.clock.now() - begun <= INDEX_WAIT_S:
-            # Another start on this host may be at it, or what it left is being put right.
+            # Another start on this host may be changing it, or its failed change is being repaired.
             if self._changing is None:
                 self._changing = _Change()
                 taken = await self._change(self._changing, member, work)
@@ -324,7 +326,7 @@ IndexWork = Callable[[Index], Awaitable[Created | IndexFull | LockspaceLost | Io
 
 @dataclass(slots=True)
 class _Change:
-    """A change of the index that this host makes, until it is through or put right."""
+    """A change of the index by this host, until it is complete or repaired."""
 
     disk: LeaseDisk | None = None
     holding: HeldLease | None = None

@@ -1,8 +1,8 @@
 """Leases as files: one per lease beside the lockspace's file, as libvirt's sanlock plugin keeps them.
 
-A lease is made on demand, but only where the lockspace is: when the directory is no longer on the file system of the
-lockspace that this host has joined (it was unmounted, or another one was mounted over it), a new file there would be a
-lease that no other host sees, and two hosts would write.
+A lease is made on demand, but only where the lockspace is: if the directory is no longer on the file system of the joined
+lockspace (it was unmounted, or another one was mounted over it), a new file there would be a lease that no other host sees,
+and two hosts would write.
 
     joined:  /srv/leases  (NFS)      __LIBVIRT__DISKS__ renewed through an open file
     umount -l /srv/leases
@@ -33,7 +33,7 @@ from holdfast.system.block_io.lease_files import LeaseStorage
 
 
 class DirectoryStore:
-    """Files in a directory; ``lockspace_path`` is the lockspace's own file in it."""
+    """Files in a directory; `lockspace_path` is the lockspace's own file in it."""
 
     def __init__(
         self, directory: str, lockspace_path: str, storage: LeaseStorage, num_hosts: int | None
@@ -74,9 +74,9 @@ class DirectoryStore:
         return [name for name in found if name != lockspace and not is_record_name(name, lockspace)]
 
     async def unindexed(self, member: Membership) -> list[UnindexedLease] | Unusable | StorageFailed:
-        return []  # a file without a name is none
+        return []  # every file has a name
 
-    async def open_stray(self, member: Membership, stray: UnindexedLease) -> Finding:
+    async def open_stray(self, member: Membership, unindexed: UnindexedLease) -> Finding:
         return Removed()
 
     async def free_own(self, member: Membership) -> StorageFailed | None:
@@ -94,13 +94,13 @@ class DirectoryStore:
         if failed is not None:
             return StorageFailed(found.place, failed)
         await clear(member, found, leader)
-        return None  # what is left has no name, so nobody rests on it
+        return None  # the rest has no name, so no host can use it
 
     async def still_there(self, member: Membership, found: Found, name: str) -> bool:
         return await found.disk.is_named()
 
     async def _make(self, member: Membership, path: str, name: str) -> Unusable | StorageFailed | None:
-        # The lockspace's file as the directory shows it now, not as it was when it was joined.
+        # Open the lockspace's file as it is in the directory now, not as it was at joining.
         there = await self._storage.open(self._lockspace_path, writable=False)
         if isinstance(there, IoFailed):
             return StorageFailed(self._lockspace_path, there)
@@ -121,7 +121,7 @@ class DirectoryStore:
 
     def _strayed(self, member: Membership, file_system: int, inode: int | None = None) -> Unusable | None:
         """The refusal for a directory that is not the one of the lockspace that was joined."""
-        # A disk without facts is no file at all (a simulated one): it can't be mounted elsewhere.
+        # A disk without facts is simulated, not a file: it can't be mounted elsewhere.
         joined = getattr(member.lockspace.disk, "facts", None)
         if joined is None or (joined.file_system == file_system and (inode is None or joined.inode == inode)):
             return None
@@ -133,5 +133,5 @@ class DirectoryStore:
 
 
 def lockspace_path(directory: str, name: str) -> str:
-    """As libvirt's sanlock plugin names it."""
+    """The lockspace's file, named as by libvirt's sanlock plugin."""
     return os.path.join(directory, name)

@@ -1,15 +1,15 @@
-"""One lease as this host has it: what is held, and what is still to be put right on storage.
+"""One lease of this host: what is held, and what remains to be repaired on storage.
 
-The protocols answer honestly that something may be half done; here it is brought to its end, however long that takes:
+The protocols report that a change may be half done; this module completes or undoes it, however long that takes:
 
-    acquire ends in doubt    withdraw, until nobody can make us the owner any more
-    release failed           repeat: the lease counts as given up from the first attempt on
-    downgrade failed         repeat: it is worth no more than shared from the first attempt on
-    storage is silent        whoever asked has been told so; what the errand comes home with is put right
+    acquire ends in doubt    withdraw, until no host can make us the owner any more
+    release failed           repeat: the lease counts as released from the first attempt on
+    downgrade failed         repeat: it counts as shared from the first attempt on
+    storage is silent        the caller gets a timeout; a late result is rolled back
 
-Until then the lease is *unsettled*: nothing else may be done with it here. First the doubt, then whatever was asked
-for meanwhile. When the lockspace is lost there is nothing to put right: a failed host writes no more, and its next
-generation makes what it left behind stale.
+Until then the lease is *unsettled*: no other operation may use it here. The doubt is resolved first, then requests that
+came meanwhile. When the lockspace is lost there is nothing to repair: a failed host writes no more, and its next generation
+makes its remains stale.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _holders(seen: Snapshot) -> Holders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldingPorts:
-    """What leases are taken and put right with. ``spawn`` runs what goes on beside."""
+    """The ports for taking and repairing leases. `spawn` runs a background task."""
 
     offload: Offload
     clock: Clock
@@ -93,20 +93,20 @@ class HoldingPorts:
         *,
         undo: Callable[[T | IoFailed], object] = lambda _: None,
     ) -> T | IoFailed:
-        """What work finds out that changes nothing; silent storage is a failed request.
+        """The result of work that changes nothing on storage; silent storage is a failed request.
 
-        `undo` gets an answer that came when nobody wanted it any more.
+        `undo` gets a result that came after the timeout.
         """
-        told = await self.offload.run(work, timeout_s)
-        if not isinstance(told, TimedOut):
-            return told
+        result = await self.offload.run(work, timeout_s)
+        if not isinstance(result, TimedOut):
+            return result
 
         def unasked(over: asyncio.Future[T | IoFailed]) -> None:
-            # Nor does anybody want to be told that there is none.
+            # The caller is gone, so drop errors too.
             if not over.cancelled() and over.exception() is None:
                 undo(over.result())
 
-        told.over.add_done_callback(unasked)
+        result.over.add_done_callback(unasked)
         return IoFailed(errno.ETIMEDOUT)
 
 
@@ -120,7 +120,7 @@ async def acquire_lease(
     partial_snapshot: Snapshot | None = None,
     promise: PreparedBallot | None = None,
 ) -> AcquireOutcome:
-    """Take a lease: for an errand."""
+    """Take a lease, within an offloaded job."""
     clock = HomeClock(ports.clock)
     if mode is Mode.SHARED:
         return await acquire_shared(
@@ -132,8 +132,8 @@ async def acquire_lease(
 
 
 class HeldLease:
-    """See the module. ``on_settled`` is told whenever what goes on beside has ended; ``close`` closes the disk of a lease
-    that was given up, on the errand that has done so.
+    """A lease and its repairs, on the event loop. `on_settled` is called whenever the background work has ended; `close`
+    closes the disk of a released lease, in the job that released it.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class HeldLease:
 
     @property
     def done(self) -> bool:
-        """Nothing is held and nothing is left to do."""
+        """Whether nothing is held and nothing is left to do."""
         return self.lease is None and not self._settling
 
     # --- taking ---
@@ -180,17 +180,17 @@ class HeldLease:
     async def acquire(self, mode: Mode, attested: Attested = NOBODY_ATTESTED) -> AcquireOutcome:
         """Take it; the outcome is `InDoubt` only with the withdrawal already under way."""
         work = acquire_lease(self.area, self.member, self._ports, mode, attested=attested)
-        told = await self._ports.offload.run(work, self.member.io_timeout_s)
-        if isinstance(told, TimedOut):
-            self._put_right_late(told, self._acquired_late)
+        result = await self._ports.offload.run(work, self.member.io_timeout_s)
+        if isinstance(result, TimedOut):
+            self._put_right_late(result, self._acquired_late)
             return IoFailed(errno.ETIMEDOUT, in_flight=True)
-        return await self.acquired(told, mode)
+        return await self.acquired(result, mode)
 
     async def acquire_unless_held(
         self, mode: Mode, attested: Attested = NOBODY_ATTESTED
     ) -> AcquireOutcome | LeftBehind:
-        """The same for what is no lock of this daemon's: to the protocol a host's own lease is free, and a lease that an
-        earlier daemon of this incarnation took may be what a VM depends on.
+        """As `acquire`, for a lease on which this daemon has no lock: to the protocol a host's own lease is free, but a VM
+        may depend on a lease that an earlier daemon of this incarnation took.
         """
 
         async def work() -> AcquireOutcome | LeftBehind:
@@ -207,16 +207,16 @@ class HeldLease:
                 partial_snapshot=partial_snapshot,
             )
 
-        told = await self._ports.offload.run(work(), self.member.io_timeout_s)
-        if isinstance(told, TimedOut):
-            self._put_right_late(told, self._acquired_late)
+        result = await self._ports.offload.run(work(), self.member.io_timeout_s)
+        if isinstance(result, TimedOut):
+            self._put_right_late(result, self._acquired_late)
             return IoFailed(errno.ETIMEDOUT, in_flight=True)
-        return told if isinstance(told, LeftBehind) else await self.acquired(told, mode)
+        return result if isinstance(result, LeftBehind) else await self.acquired(result, mode)
 
     async def acquired(self, outcome: AcquireOutcome, mode: Mode) -> AcquireOutcome:
-        """Take over what an attempt to take it has come to."""
+        """Take over the outcome of an attempt to take it."""
         if isinstance(outcome, AlreadyShared):
-            # A hold of this very term that nobody here knows of: it was taken by a daemon that was killed.
+            # A hold of this incarnation that is not known here: it was taken by a daemon that was killed.
             left = await self._left_shared()
             if isinstance(left, IoFailed):
                 return left
@@ -225,7 +225,7 @@ class HeldLease:
                 refused = await self.convert(mode)
                 if refused is None:
                     return self.lease
-                await self.release()  # nobody here has it
+                await self.release()  # no lock here has it
                 return refused
         if isinstance(outcome, Lease):
             self.lease = outcome
@@ -253,27 +253,27 @@ class HeldLease:
         return self._shared(seen)
 
     async def resume(self, mode: Mode) -> Lease | IoFailed | Malformed | None:
-        """Take up what an earlier daemon of this very term of our host holds, if storage says that it still does,
-        in the mode that storage says. `mode` is the journal's.
+        """Resume what an earlier daemon of this incarnation holds, if storage shows it, in the mode that storage shows.
+        `mode` is the journal's.
 
-        Storage that does not answer says nothing: to race for a lease that is held would take our value out of our
+        Storage that does not answer proves nothing: a ballot for a lease that is held would remove our value from our
         block.
         """
         seen = await self._look()
         if not isinstance(seen, Snapshot):
             return seen
         own = seen.block(self.member.host_id)
-        # Whatever is written to our block from now on keeps the name of its owner: the next daemon may need it.
+        # All later writes to our block keep the owner's note: the next daemon may need it.
         self.area = replace(self.area, note=seen.own_note)
         alone = _is_alone_with(self.member, seen)
         if _is_shared_by(self.member, own) and not (alone and mode is Mode.EXCLUSIVE):
-            # The journal may say more, if it was cut: to race would take our share out of our block.
+            # The journal may say exclusive, if it was cut: a ballot would remove our share from our block.
             self.lease = self._shared(seen)
             if self.lease.owns_leader:
                 self._settle_from(0.0)
         elif alone:
-            # The journal may say less: a conversion was under way, or it was cut. A VM may
-            # write already, so nothing is let go; it ends with the lock.
+            # The journal may say shared: a conversion was under way, or it was cut. A VM may write already, so the mode
+            # stays exclusive until the lock is released.
             self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)
             holders = _holders(seen)
             shared = claims_against(holders, self._term)
@@ -281,20 +281,20 @@ class HeldLease:
         return self.lease
 
     async def ask_sharers(self) -> None:
-        """See `MayHaveSharers`; storage that is silent says nothing."""
+        """See `MayHaveSharers`; silent storage proves nothing."""
         work = living_sharers(self.area, self.member, self._clock, self.sharers_unasked)
         if await self._ports.answer(work, self.member.io_timeout_s) == {}:
             self.sharers_unasked = {}
 
     def _shared(self, seen: Snapshot) -> Lease:
-        """Our shared hold as it stands; the daemon may have been killed before it had freed the leader."""
+        """Our shared hold as storage shows it; the daemon may have been killed before it had freed the leader."""
         leader_is_ours = self.member.owns(seen.leader) and not seen.leader.is_free
         return Lease(
             LeaseMode.SHARED, seen.leader, seen.block(self.member.host_id), owns_leader=leader_is_ours
         )
 
     async def held_mode(self) -> Mode | IoFailed | None:
-        """How storage says that this very incarnation holds it; None if it does not."""
+        """The mode in which storage shows this incarnation as holder; None if it does not."""
         seen = await self._look()
         if not isinstance(seen, Snapshot):
             return seen if isinstance(seen, IoFailed) else None
@@ -303,14 +303,14 @@ class HeldLease:
         return Mode.EXCLUSIVE if _is_alone_with(self.member, seen) else Mode.SHARED
 
     async def is_left_behind(self) -> bool | IoFailed:
-        """Whether storage says that this very term of our host has it, alone or shared, or may be given it by others."""
+        """Whether storage shows that this incarnation has it, alone or shared, or may get it by another host's ballot."""
         seen = await self._look()
         if not isinstance(seen, Snapshot):
             return seen if isinstance(seen, IoFailed) else False
         own = seen.block(self.member.host_id)
         holders = _holders(seen)
         alone = isinstance(holders, Exclusive) and holders.owner == self._term
-        # An attempt that nobody has withdrawn: the next host that races has to decide for our value.
+        # An attempt that was not withdrawn: the next host's ballot has to decide for our value.
         return alone or _is_shared_by(self.member, own) or may_yet_own(seen.leader, own, self._term)
 
     @property
@@ -318,8 +318,8 @@ class HeldLease:
         return self.member.host_id, self.member.generation
 
     async def why_not_held(self) -> str:
-        """See `Rereadable`. Our block decides, for nobody else writes it: another host's leader of an older version may land
-        on top of ours at any time (ADR 0120), and takes nothing from us.
+        """See `Rereadable`. Our block decides, as no other host writes it: another host's leader of an older version may
+        overwrite ours at any time (ADR 0120), and takes nothing from us.
         """
         lease = self.lease
         if lease is None or self._settling or not self.member.may_write():
@@ -342,16 +342,16 @@ class HeldLease:
         return ""
 
     async def claims(self) -> list[HostTerm] | str:
-        """The terms of other hosts that one read shows on it, or why that can't be said."""
+        """The incarnations of other hosts that one read shows on it, or why that is not known."""
         seen = await self._look()
         if not isinstance(seen, Snapshot):
             return str(seen)
         return [claim.term for claim in claims_against(_holders(seen), self._term)]
 
     async def who_holds(self) -> str:
-        """Whether anybody seems to hold it, by one read that proves nothing; empty if not.
+        """A text that names a seeming holder, by one read that proves nothing; empty if there is none.
 
-        An owner that was an earlier term of this very host is over, as for a start (`takeover`).
+        An owner that was an earlier incarnation of this host is over, as for a start (`takeover`).
         """
         seen = await self._look()
         if not isinstance(seen, Snapshot):
@@ -370,7 +370,7 @@ class HeldLease:
     # --- changing ---
 
     async def convert(self, mode: Mode) -> AcquireOutcome | None:
-        """None when it is held so now; else the refusal, with the lease as it was."""
+        """None when it is held in that mode now; else the refusal, with the lease unchanged."""
         lease = self.lease
         assert lease is not None
         if mode is Mode.SHARED:
@@ -401,13 +401,13 @@ class HeldLease:
 
     async def _downgrade(self, lease: Lease) -> bool:
         """Whether there is nothing left to be done."""
-        told = await self._ports.offload.run(
+        result = await self._ports.offload.run(
             downgrade(self.area, self.member, self._clock, lease), self.member.io_timeout_s
         )
-        if isinstance(told, TimedOut):
-            self._late = told.over, self._downgraded
+        if isinstance(result, TimedOut):
+            self._late = result.over, self._downgraded
             return False
-        return self._downgraded(told)
+        return self._downgraded(result)
 
     def _downgraded(self, outcome: Lease | DowngradeFailed | IoFailed) -> bool:
         if isinstance(outcome, Lease):
@@ -422,7 +422,7 @@ class HeldLease:
         return False
 
     async def release(self) -> None:
-        """Give it up. What fails is repeated beside; `done` tells when there is nothing left."""
+        """Release it. Failures are retried in the background; `done` is True when nothing is left."""
         self._given_up = True
         if self._settling or self.lease is None:
             return
@@ -434,7 +434,7 @@ class HeldLease:
         self._drop()
         self._late = None
 
-    # --- putting right ---
+    # --- repairs ---
 
     def _doubted(self, doubt: InDoubt) -> None:
         log.warning(
@@ -454,11 +454,11 @@ class HeldLease:
         self._ports.spawn(self._settle(seconds))
 
     async def _settle(self, seconds: float) -> None:
-        """Step by step until all is right, first after `seconds`, then every two io_timeouts."""
+        """Step by step until all is repaired, first after `seconds`, then every two io_timeouts."""
         while True:
             if seconds:
                 await self._ports.clock.sleep(seconds)
-            # What was asked for during the last step is still to be done.
+            # Requests that came during the last step are still to be done.
             if await self._step() and not (self._given_up and self.lease is not None):
                 break
             seconds = 2 * self.member.io_timeout_s if seconds else self.member.io_timeout_s
@@ -500,8 +500,8 @@ class HeldLease:
         return True
 
     async def _downgrade_again(self, lease: Lease) -> Lease | DowngradeFailed:
-        """Not from our block as it was when it was taken: an upgrade in doubt has moved our ballots on, and they are
-        promises. On an errand.
+        """In an offloaded job. Reads our block again: since the lease was taken, an upgrade in doubt has raised its ballot
+        numbers, which stay binding.
         """
         if busy := self.area.busy():
             return DowngradeFailed(lease, busy)
@@ -516,19 +516,19 @@ class HeldLease:
         return isinstance(leader, Malformed) and leader.reason in reasons
 
     async def _patiently(self, work: Coroutine[Any, Any, T]) -> T | IoFailed:
-        told = await self._ports.offload.run(work, self.member.io_timeout_s)
-        return await told.over if isinstance(told, TimedOut) else told
+        result = await self._ports.offload.run(work, self.member.io_timeout_s)
+        return await result.over if isinstance(result, TimedOut) else result
 
     async def _let_go(self, lease: Lease) -> bool:
         """Whether there is nothing left to be done."""
-        told = await self._ports.offload.run(self._release(lease), self.member.io_timeout_s)
-        if isinstance(told, TimedOut):
-            self._late = told.over, lambda outcome: self._released(lease, outcome)
+        result = await self._ports.offload.run(self._release(lease), self.member.io_timeout_s)
+        if isinstance(result, TimedOut):
+            self._late = result.over, lambda outcome: self._released(lease, outcome)
             return False
-        return self._released(lease, told)
+        return self._released(lease, result)
 
     async def _release(self, lease: Lease) -> ReleaseOutcome:
-        """On an errand."""
+        """In an offloaded job."""
         outcome = await release(self.area, self.member, self._clock, lease)
         if isinstance(outcome, Released):
             self._close()
@@ -549,11 +549,13 @@ class HeldLease:
                     lease.lver,
                 )
             case ReleaseFailed() | IoFailed():
-                told = failure(outcome.why if isinstance(outcome, ReleaseFailed) else outcome)
-                if told != self.trouble:  # it may be repeated for days
-                    self.trouble = told
+                result = failure(outcome.why if isinstance(outcome, ReleaseFailed) else outcome)
+                if result != self.trouble:  # it may be repeated for days
+                    self.trouble = result
                     log.warning(
-                        "lease %s: not yet released on storage (%s); repeating", self.area.resource_name, told
+                        "lease %s: not yet released on storage (%s); repeating",
+                        self.area.resource_name,
+                        result,
                     )
                 return False
             case _:
@@ -566,7 +568,7 @@ class HeldLease:
 
 
 def is_held_by(member: Membership, seen: Snapshot) -> bool:
-    """Whether storage says that this very incarnation of our host holds the lease, alone or shared."""
+    """Whether storage shows this incarnation of our host as holder of the lease, alone or shared."""
     return _is_alone_with(member, seen) or _is_shared_by(member, seen.block(member.host_id))
 
 

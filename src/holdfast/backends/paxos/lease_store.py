@@ -1,4 +1,4 @@
-"""What a backend asks of the place where its leases are, and what opening one of them can come to.
+"""The `LeaseStore` protocol: finds, makes and removes leases; and the results of opening one.
 
 A lease is made on demand, where the lockspace is. `directory_store` keeps one file per lease, `device_store` areas on one
 path that are found by a resource index.
@@ -22,7 +22,7 @@ from holdfast.system.block_io.lease_files import LeaseDisk
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A lease, open."""
+    """An open lease."""
 
     area: LeaseArea
     disk: LeaseDisk
@@ -33,7 +33,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """What is there is no lease that may be used, and why; with the fix where there is one."""
+    """There is no usable lease at that place, and why; with the fix where there is one."""
 
     place: str
     reason: str
@@ -41,7 +41,7 @@ class Unusable:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """It was removed while it was being opened: look again."""
+    """It was removed while it was being opened: find it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,37 +59,37 @@ class LeaseStore(Protocol):
     """How a backend finds leases."""
 
     def place(self, name: str) -> str:
-        """For people: where the lease of that name is."""
+        """Where the lease of that name is, as text for people."""
 
     async def find(self, member: Membership, name: str) -> Finding:
         """Open the lease of that name; a missing one is made."""
 
     async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
-        """Every name that has a lease, or something that looks like one."""
+        """Every name that has a lease, or what may be one."""
 
     async def unindexed(self, member: Membership) -> list[UnindexedLease] | Unusable | StorageFailed:
-        """Leases that no name leads to, and that take up room all the same."""
+        """Leases to which no name leads, and which still occupy space."""
 
-    async def open_stray(self, member: Membership, stray: UnindexedLease) -> Finding:
-        """Open one of them. Only to take it out: who wins it has won nothing."""
+    async def open_stray(self, member: Membership, unindexed: UnindexedLease) -> Finding:
+        """Open an unindexed lease, for removal only: owning it protects nothing."""
 
     async def free_own(self, member: Membership) -> StorageFailed | None:
-        """Give back what an earlier daemon of this term may have held only to make or remove a lease."""
+        """Release what an earlier daemon of this incarnation may have held only to make or remove a lease."""
 
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader
     ) -> Unusable | StorageFailed | None:
-        """Take a lease out that this host owns by `leader`. Who has it open finds it cleared, and looks again.
+        """Remove a lease that this host owns by `leader`. Hosts that have it open read a cleared leader and find it again.
 
-        None: it is out, and nothing may be written there any more. Else it is certain that it is not, and stays so.
+        None: it is removed, and nothing may be written there any more. Else it is certain that it is not, and stays so.
         """
 
     async def still_there(self, member: Membership, found: Found, name: str) -> bool:
-        """Asked when a lease was won: whether its name still leads to it. Nobody else takes it out from now on."""
+        """Whether the name of a lease that was just won still leads to it. No other host removes it from now on."""
 
 
 async def clear(member: Membership, found: Found, leader: Leader) -> StorageFailed | Unusable | None:
-    """Write that the lease of this leader is taken out: nobody can win it from then on."""
+    """Write that the lease of this leader is removed: no host can win it from then on."""
     if not member.may_write():
         return Unusable(found.place, "the lockspace has been lost")
     area = found.area
@@ -101,7 +101,7 @@ async def clear(member: Membership, found: Found, leader: Leader) -> StorageFail
 async def opened(
     disk: LeaseDisk, offset_bytes: int, member: Membership, name: str, place: str, num_hosts: int | None
 ) -> Finding:
-    """The lease in an open path, with the sizes that its leader says. The path stays open in any case.
+    """The lease in an open path, with the sizes from its leader. The path stays open in any case.
 
     `num_hosts`: how many hosts it is expected to serve; None: as many as there can be.
     """
@@ -128,7 +128,7 @@ def _reason(fault: Malformed, raw: bytes) -> str:
     if not any(raw):
         return f"it is empty: another host is just making it, or was cut short; {MAKE_ANEW}"
     if is_cleared(fault):
-        return f"{fault}; {CAW_FIX}"  # others are made again without a word
+        return f"{fault}; {CAW_FIX}"  # others are made again without a message
     if fault.reason is Reason.HOST_ID:
         return f"{fault}: this lease is for fewer hosts"
     return f"{fault}; {fix_of(fault)}"

@@ -1,6 +1,6 @@
-"""What is done to leases that nobody of this host holds: broken, taken out, or freed where a killed daemon left them.
+"""Maintenance of leases not held here: break, garbage-collect, release after a crash.
 
-Whoever asks knows that nobody of this host holds the lease, and keeps it so: to a host its own leases are free.
+The caller ensures that no lock of this host has the lease, before and during the call: to a host its own leases are free.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 LVB_KEPT = "its sector 2002 has to outlive it (libvirt keeps there which VM owns the disk)"
 UNACCOUNTED = "an earlier daemon of this host took it, and it is not known yet for whom; try again"
-"""As long as leases that were left behind are being read, or storage fails."""
+"""The refusal while leases of an earlier daemon are being read, or storage fails."""
 
 
 def _listed(found: list[T] | Unusable | StorageFailed) -> list[T]:
@@ -52,7 +52,7 @@ def _listed(found: list[T] | Unusable | StorageFailed) -> list[T]:
 
 
 class PaxosMaintenance:
-    """Of the leases of one backend. Everything raises a `LockError` where storage or the lockspace says no."""
+    """Maintenance of one backend's leases. Every method raises a `LockError` where storage or the lockspace refuses."""
 
     def __init__(self, backend: PaxosBackend) -> None:
         self._backend = backend
@@ -60,7 +60,7 @@ class PaxosMaintenance:
     # --- breaking ---
 
     async def break_lease(self, resource: Resource, attest_off: str) -> str:
-        """Free a lease whose holders are proven or attested to be off; the proof. Raises a `LockError` if there is none."""
+        """Free a lease whose holders are proven or attested to be off; returns the proof. Raises a `LockError`."""
 
         def attest(hosts: Sequence[Claimant]) -> Attested:
             attested = frozenset(host.term for host in hosts if attest_off and host.is_called(attest_off))
@@ -79,11 +79,13 @@ class PaxosMaintenance:
         lease, _ = await self._backend.names.of(resource)
         return await self._break(resource, lease, attest) or "nobody held it"
 
-    async def claims_of_term(self, lease: str, term: HostTerm, *, older_too: bool) -> frozenset[HostTerm]:
-        """This term of another host if one look shows it on a lease of that name, and with `older_too` what older ones of
-        that host have there; raises a `LockError`.
+    async def claims_of_term(
+        self, lease: str, incarnation: HostTerm, *, older_too: bool
+    ) -> frozenset[HostTerm]:
+        """The claims of another host's incarnation that one read shows on a lease, with `older_too` also those of its older
+        ones; raises a `LockError`.
 
-        If there are any, what its holder calls the disk is known from then on (`names.path_of`).
+        If there are any, the disk's name from its holder's note is known from then on (`names.path_of`).
         """
         resource = Resource("", self._backend.names.path_of(lease))
         member = self._backend.member(resource)
@@ -94,22 +96,24 @@ class PaxosMaintenance:
             claims = await self._backend.holding(found, member).claims()
             if isinstance(claims, str):
                 raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
-            host_id, generation = term
+            host_id, generation = incarnation
             found_terms = frozenset(
                 claim
                 for claim in claims
-                if claim == term or (older_too and claim[0] == host_id and claim[1] < generation)
+                if claim == incarnation or (older_too and claim[0] == host_id and claim[1] < generation)
             )
             if not found_terms:
                 return found_terms
-            self._backend.names.hint(lease, owner_note.disk_of(await self._note(found, member, term[0])))
+            self._backend.names.hint(
+                lease, owner_note.disk_of(await self._note(found, member, incarnation[0]))
+            )
             return found_terms
         finally:
             found.disk.close()
 
     async def break_of(self, lease: str, terms: Attested) -> str:
-        """The same for a lease by its name, if it is of one of these terms, which are attested to be over; empty if it
-        is of none.
+        """Free a lease that one of these incarnations has, which are attested to be over; returns the proof, empty if none
+        has it.
         """
         return await self._break(
             Resource("", self._backend.names.path_of(lease)),
@@ -120,7 +124,7 @@ class PaxosMaintenance:
     async def _break(
         self, resource: Resource, lease: str, attest: Callable[[Sequence[Claimant]], Attested | None]
     ) -> str:
-        """The proof; empty if nobody has it, or `attest` says None: then it is left alone."""
+        """The proof; empty if no host has it, or if `attest` returns None: then it is not changed."""
         member = self._backend.member(resource)
         found = await self._backend.look_up(member, resource, lease)
         if isinstance(found, IoFailed):
@@ -129,7 +133,7 @@ class PaxosMaintenance:
             claims = await holding.claims()
             if isinstance(claims, str):
                 raise LeaseUnusable(name=resource.name, place=found.place, reason=claims)
-            hosts = [await self._claimant(found, member, term) for term in claims]
+            hosts = [await self._claimant(found, member, incarnation) for incarnation in claims]
             attested = attest(hosts)
             if attested is None:
                 return ""
@@ -149,34 +153,38 @@ class PaxosMaintenance:
     async def _clear_holds(
         self, found: Found, holding: HeldLease, attested: Attested
     ) -> types.IoFailed | None:
-        """And give the lease up: not before nothing is written any more to blocks that are not ours."""
+        """Clear shared holds and release the lease, but not while a write to another host's block is in flight."""
         timeout_s = holding.member.io_timeout_s
-        told = await self._backend.ports.offload.run(
+        result = await self._backend.ports.offload.run(
             clear_holds(found.area, holding.member, attested), timeout_s
         )
-        if isinstance(told, TimedOut):
-            self._backend.ports.spawn(self._released_late(holding, told))
+        if isinstance(result, TimedOut):
+            self._backend.ports.spawn(self._released_late(holding, result))
             return types.IoFailed(errno.ETIMEDOUT, in_flight=True)
         await holding.release()
-        return told
+        return result
 
     async def _released_late(self, holding: HeldLease, silent: TimedOut[types.IoFailed | None]) -> None:
         await silent.over
         await holding.release()
         self._backend.tidy(holding)
 
-    async def _claimant(self, found: Found, member: Membership, term: tuple[HostId, Generation]) -> Claimant:
-        vm = owner_note.vm_of(await self._note(found, member, term[0]))
-        return Claimant(term, await self._record(member, term[0]), member.view(term[0]), vm)
+    async def _claimant(
+        self, found: Found, member: Membership, incarnation: tuple[HostId, Generation]
+    ) -> Claimant:
+        vm = owner_note.vm_of(await self._note(found, member, incarnation[0]))
+        return Claimant(
+            incarnation, await self._record(member, incarnation[0]), member.view(incarnation[0]), vm
+        )
 
     async def _note(self, found: Found, member: Membership, host_id: HostId) -> bytes:
-        """What stands behind a host's block; nothing if that can't be read."""
+        """The note after a host's block; empty if that can't be read."""
         timeout_s = member.io_timeout_s
         read = await self._backend.ports.answer(found.area.read_note(host_id, timeout_s), timeout_s)
         return read[1] if isinstance(read, tuple) else b""
 
     async def own_note(self, found: Found, member: Membership) -> bytes:
-        """The note behind our own block; nothing if it can't be read."""
+        """The note after our own block; empty if it can't be read."""
         return await self._note(found, member, member.host_id)
 
     async def _record(self, member: Membership, host_id: HostId) -> DeltaLease | None:
@@ -191,23 +199,23 @@ class PaxosMaintenance:
         marking = mark_dead(member, host_id, generation, timestamp)
         return await self._backend.ports.offload.run(marking, member.io_timeout_s)
 
-    # --- taking leases out ---
+    # --- removing leases ---
 
     async def lease_names(self) -> list[str]:
-        """Leases that this backend may have made: by their names; raises a `LockError`."""
+        """Leases that this backend may have made, judged by their names; raises a `LockError`."""
         return [name for name in await self.all_names() if self._backend.names.makes(name)]
 
     async def all_names(self) -> list[str]:
-        """The same and whatever else is there, leases that others named among it."""
+        """All leases, including those that others named; raises a `LockError`."""
         return _listed(await self._backend.places.names(self._backend.member(Resource("", ""))))
 
     async def unindexed(self) -> list[UnindexedLease]:
         """Leases that this backend may have made, whose names do not lead to them any more; raises a `LockError`."""
         found = _listed(await self._backend.places.unindexed(self._backend.member(Resource("", ""))))
-        return [stray for stray in found if self._backend.names.makes(stray.name)]
+        return [unindexed for unindexed in found if self._backend.names.makes(unindexed.name)]
 
     async def take_out(self, name: str, *, dry_run: bool) -> str:
-        """Remove a lease that nobody holds, proven by taking it; empty, or why it stays."""
+        """Remove a lease that no host holds, proven by taking it; empty, or why it stays."""
         resource = Resource("", name)
         member = self._backend.member(resource)
         found = await self._backend.look_up(member, resource, name)
@@ -215,10 +223,10 @@ class PaxosMaintenance:
             return os.strerror(found.errno)
         return await self._removed(member, found, dry_run=dry_run)
 
-    async def take_out_stray(self, stray: UnindexedLease, *, dry_run: bool) -> str:
-        """The same for a lease that its name does not lead to."""
-        member = self._backend.member(Resource("", stray.name))
-        found = await self._backend.look_up_stray(member, stray)
+    async def take_out_stray(self, unindexed: UnindexedLease, *, dry_run: bool) -> str:
+        """Remove an unindexed lease that no host holds, proven by taking it; empty, or why it stays."""
+        member = self._backend.member(Resource("", unindexed.name))
+        found = await self._backend.look_up_stray(member, unindexed)
         if isinstance(found, IoFailed):
             return os.strerror(found.errno)
         return await self._removed(member, found, dry_run=dry_run, is_stray=True)
@@ -234,8 +242,10 @@ class PaxosMaintenance:
             if isinstance(outcome, LeftBehind):
                 return UNACCOUNTED
             if not isinstance(outcome, Lease):
-                told = await self._backend.refusal(found, holding, outcome)
-                return "; ".join(map(str, told.holders)) if isinstance(told, HeldElsewhere) else str(told)
+                result = await self._backend.refusal(found, holding, outcome)
+                return (
+                    "; ".join(map(str, result.holders)) if isinstance(result, HeldElsewhere) else str(result)
+                )
             if not is_stray and not await self._backend.still_there(found, holding):
                 return TAKEN_OUT
             if belongs := await self._kept_by_lvb(found, member):
@@ -249,7 +259,7 @@ class PaxosMaintenance:
             return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
 
     async def _kept_by_lvb(self, found: Found, member: Membership) -> str:
-        """Why a lease that nobody holds stays all the same; empty if it need not."""
+        """Why a lease that no host holds must stay; empty if it may be removed."""
         timeout_s = member.io_timeout_s
         lvb = await self._backend.ports.answer(found.area.read_lvb(timeout_s), timeout_s)
         if isinstance(lvb, types.IoFailed):
@@ -257,11 +267,10 @@ class PaxosMaintenance:
         return f"{LVB_KEPT}: {printable(lvb.decode('utf-8', 'replace'))}" if lvb else ""
 
     async def free_left_behind(self, name: str) -> bool:
-        """Release a lease that storage says is this very term's of our host; whether it was. Raises a `LockError`:
-        `StorageFailed` if storage does not tell, `AttemptLeft` if others are in the way of withdrawing an attempt.
+        """Release a lease that storage shows as this incarnation's; whether it was. Raises a `LockError`: `StorageFailed`
+        if storage does not answer, `AttemptLeft` if other hosts prevent the withdrawal of an attempt.
 
-        It was left by a daemon that was killed before it could write down that it had it, or while it was still giving
-        it up.
+        A daemon left it that was killed before it could record the lease in its journal, or during its release.
         """
         resource = Resource("", name)
         member = self._backend.member(resource)
@@ -277,17 +286,16 @@ class PaxosMaintenance:
             if isinstance(taken, types.IoFailed):
                 raise storage_failed(IoFailed("Unable to free lease", found.place, taken.errno))
             if not isinstance(taken, Lease):
-                # What is not withdrawn stays: the next host that races would make this host the owner (found by seed 1057).
+                # An attempt that is not withdrawn stays: another host's ballot could make us its owner (found by seed 1057).
                 refused = await self._backend.refusal(found, holding, taken)
                 raise AttemptLeft(name=name, place=found.place, reason=str(refused))
             await holding.release()
             return True
 
     async def take_up(self, name: str) -> LeftLease | None:
-        """Hold what storage says this very incarnation of our host holds, for the owner that its note names.
+        """Hold a lease that storage shows as this incarnation's, for the owner that its note names.
 
-        None if it holds nothing that a VM may depend on: what an attempt or a release has left is freed then. Raises as
-        `free_left_behind`.
+        None if no VM may depend on it: remains of an attempt or a release are freed then. Raises as `free_left_behind`.
         """
         member = self._backend.member(Resource("", name))
         found = await self._backend.look_up(member, Resource("", name), name)
@@ -313,7 +321,7 @@ class PaxosMaintenance:
         return LeftLease(held, resource, mode, noted)
 
     async def noted_process(self, name: str) -> ProcessId | None:
-        """The process that the note behind our own block names; None without a note. Raises as `free_left_behind`."""
+        """The process that the note after our own block names; None without a note. Raises as `free_left_behind`."""
         member = self._backend.member(Resource("", name))
         found = await self._backend.look_up(member, Resource("", name), name)
         if isinstance(found, IoFailed):
@@ -323,8 +331,8 @@ class PaxosMaintenance:
         return owner_note.noted(note).process
 
     async def _read_own_note(self, found: Found, member: Membership) -> bytes:
-        """The note behind our own block. A note that storage doesn't return is not one that names nobody: that raises
-        `StorageFailed`, and the disk of `found` is closed.
+        """The note after our own block. If storage doesn't return it, its owner is not known: that raises `StorageFailed`,
+        and the disk of `found` is closed.
         """
         timeout_s = member.io_timeout_s
         read = await self._backend.ports.answer(found.area.read_note(member.host_id, timeout_s), timeout_s)
@@ -341,14 +349,16 @@ class PaxosMaintenance:
         return mode
 
     async def free_own(self) -> None:
-        """Give back what an earlier daemon of this term may have held only to make or remove a lease; raises likewise."""
+        """Release what an earlier daemon of this incarnation may have held only to make or remove a lease; raises a
+        `LockError`.
+        """
         failed = await self._backend.places.free_own(self._backend.member(Resource("", "")))
         if failed is not None:
             raise storage_failed(IoFailed("Unable to free lease", failed.place, failed.failed.errno))
 
     async def free_of_older_terms(self) -> None:
-        """Where leases never expire by time: the same for what earlier terms of this host held to make or remove a lease,
-        which nobody else gets; raises likewise.
+        """As `free_own` for earlier incarnations of this host, where leases never expire by time and no other host gets
+        them; raises a `LockError`.
         """
         member = self._backend.presence.membership()
         if not isinstance(member, Membership) or major_of(member.lockspace.version) < FLAGS_MEAN_FROM:

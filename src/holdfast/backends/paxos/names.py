@@ -1,6 +1,6 @@
-"""Which lease a disk has, and the key by which this host knows it.
+"""Maps a disk to its lease, and the lease to its key in the lock table.
 
-Two paths to one disk that are named by its identity have one lease; that is warned about.
+Two paths to one disk have one lease if leases are named by the disk's identity; a warning is logged about that.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 LEASE_KEY_DEVICE = -2
 """The `device` of a key that stands for a lease: no file has it, nor has a block device (-1)."""
 ALIASES_MAX = 100_000
-"""Paths remembered to tell when two of them have one lease; then the memory starts anew."""
+"""Paths remembered to notice when two of them have one lease; when full, all are forgotten."""
 
 
 class LeaseNames:
-    """Of one backend, in one lockspace."""
+    """The lease names of one backend, in one lockspace."""
 
     def __init__(
         self, backend: str, lockspace: str, by: NameBy, storage: Storage, identities: DiskIdentities
@@ -74,24 +74,24 @@ class LeaseNames:
         return await self._storage.call(path, lambda: self._identities.look(path))
 
     def told(self, resource: Resource) -> str:
-        """The same for people, without asking the disk."""
+        """The name of its lease as text for people, without asking the disk."""
         if self._by_path or resource.lockspace:
             return lease_name(resource, self._by, DiskIdentity())
         return f"<{self._by.value} of {resource.name}>"
 
     def hint(self, lease: str, disk: str) -> None:
-        """Another host calls a lease's disk so. For people: nothing is opened by it, nor taken for the same disk."""
+        """Remember a disk's name from another host's note. For display only: it is never opened or compared."""
         if disk and (not self._by_path or self.told(Resource("", disk)) == lease):
             if len(self._hints) > ALIASES_MAX:
                 self._hints.clear()
             self._hints[lease] = disk
 
     def path_of(self, lease: str) -> str:
-        """The disk that a lease is for, if this daemon has met it or its holder says; else the lease's name."""
+        """The disk of a lease, if this daemon has seen it or its holder's note names it; else the lease's name."""
         return self._paths.get(lease) or self._hints.get(lease, lease)
 
     def makes(self, name: str) -> bool:
-        """Whether it is a name of the kind that this backend gives."""
+        """Whether this backend may have given that name."""
         return made_by_us(name, self._by)
 
     def key(self, lease: str) -> FileKey:
@@ -100,7 +100,7 @@ class LeaseNames:
 
 
 def made_by_us(name: str, by: NameBy) -> bool:
-    """Whether a lease's name is of the kind that this backend makes: others' leases are not ours to take out."""
+    """Whether a lease's name is of the kind that this backend makes: others' leases are not ours to remove."""
     digits = {NameBy.PATH_MD5: 32, NameBy.PATH_SHA256: NAME_BYTES}.get(by)
     if digits is not None:
         return len(name) == digits and not name.strip("0123456789abcdef")
@@ -108,10 +108,10 @@ def made_by_us(name: str, by: NameBy) -> bool:
         return [len(part) for part in name.split("-")] == [6, 4, 4, 4, 4, 4, 6] and name.replace(
             "-", ""
         ).isalnum()
-    return False  # a WWID looks like anything
+    return False  # a WWID has no fixed form
 
 
 def key_of_lease(lockspace: str, lease: str) -> FileKey:
-    """What makes two resources one lease: 63 bits of a digest, as a journal keeps them."""
+    """The key of a lease: 63 bits of a digest, so that it fits the journal. Resources with the same lease share it."""
     digest = hashlib.sha256(f"{lockspace}\0{lease}".encode("utf-8", "surrogateescape")).digest()
     return FileKey(LEASE_KEY_DEVICE, int.from_bytes(digest[:8], "big") >> 1)

@@ -1,9 +1,9 @@
-"""The note behind our block in a lease: which VM holds it, for the people of another host who are refused, and which disk
-the lease is for, as its name is mostly a hash.
+"""The owner note after our block in a lease: the VM and its disk, shown when another host is refused (the lease's name is
+usually a hash).
 
-It rides in the very write that says "mine" (bytes 256 and on of our own host block, where the format has nothing and
-sanlock neither looks nor writes), so it costs no request, and it is about the version that stands in the block before
-it. It is a hint: it is read when a lease was refused, and decides nothing.
+It is part of the write that claims the lease (from byte 256 of our own host block on, which the format leaves empty and
+sanlock neither reads nor writes), so it costs no request, and it is about the version in the block before it. It is a hint:
+it is read when a lease was refused, and decides nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ UPKEEP = _encode(_Note(1, 0, 0, maintenance=True))
 
 
 def is_of_upkeep(raw: bytes) -> bool:
-    """Whether a note says so; not if there is none, or none that can be read."""
+    """Whether the note is of a lease held for maintenance; False without a note that can be read."""
     return _told(raw).maintenance
 
 
@@ -64,16 +64,16 @@ def decode(
     raw: bytes, *, host: str, host_id: int, mode: Mode, alive_s_ago: float | None, remark: str = ""
 ) -> Holder:
     """The holder that a note names; without a note that can be read, the host alone, and whether it has sanlock."""
-    told = _told(raw)
+    result = _told(raw)
     foreign = bool(host) and not raw.startswith(_MAGIC) and not node_of(host)
     return Holder(
         program=SANLOCK if foreign else "",
-        name=told.name,
-        uuid=told.uuid,
-        pid=told.pid or None,
+        name=result.name,
+        uuid=result.uuid,
+        pid=result.pid or None,
         host=host,
         mode=mode,
-        since_wall_s=float(told.since) if told.since else None,
+        since_wall_s=float(result.since) if result.since else None,
         source="lease",
         host_id=host_id,
         alive_s_ago=alive_s_ago,
@@ -93,7 +93,7 @@ def disk_of(raw: bytes) -> str:
 
 
 def noted(raw: bytes) -> NotedOwner:
-    """What a note says of its owner, for the host that wrote it; nothing without a note that can be read."""
+    """The owner in a note, for the host that wrote it; all empty without a note that can be read."""
     note = _told(raw)
     process = ProcessId(note.pid, note.start) if note.pid > 0 else None
     return NotedOwner(process, OwnerName(note.name, note.uuid), disk_of(raw))

@@ -1,7 +1,7 @@
-"""What a refused lease comes to for the one who asked: who holds it, as far as storage tells, or why nobody can.
+"""Describes why a lease was refused: its holders as far as storage shows them, or why it can't be used.
 
-The owner's host comes from its record in the lockspace (name, age of its last renewal as seen from here), the VM from
-the note behind the owner's block. A real sanlock leaves no note; then the host alone is named.
+The owner's host comes from its record in the lockspace (name, age of its last renewal as seen from here), the VM from the
+note after the owner's block. A real sanlock leaves no note; then only the host is named.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def fix_of(fault: Malformed) -> str:
 
 
 class Refusals:
-    """Tells refusals of one lease."""
+    """Describes refusals of one lease."""
 
     def __init__(self, area: LeaseArea, member: Membership, place: str) -> None:
         self._area = area
@@ -96,7 +96,7 @@ class Refusals:
 
     async def _owner(self, host_id: HostId, lver: int, seen_s: float | None, remark: str) -> HeldElsewhere:
         read = await self._area.read_note(host_id, self._member.io_timeout_s)
-        # The note is about the version of the block that it stands behind.
+        # The note is about the version of the block that it follows.
         note = read[1] if read is not None and read[0].dblock.lver == lver else b""
         return HeldElsewhere((await self._holder(host_id, note, Mode.EXCLUSIVE, seen_s, remark),))
 
