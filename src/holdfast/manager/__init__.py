@@ -1,1 +1,1 @@
-"""Who may hold: owners, the lock table, the use cases, and the journal that survives the daemon."""
+"""The lock manager: owners, the lock table, the use cases, and the journal that survives the daemon."""

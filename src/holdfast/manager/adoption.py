@@ -1,16 +1,16 @@
-"""After a restart: every lock of the last daemon is held again, or somebody hears about it.
+"""Adoption after a restart: every lock of the last daemon is held again, or reported as lost.
 
-The journal says who owned what.  Owners that have ended are forgotten.  The claims of the living go into the lock
-table at once, so that nobody on this host can slip in between; then each lock is held
-again: by its own descriptor if one was kept (nothing was ever let go), else by taking it anew.
+The journal says who owned what. Owners that have ended are forgotten. The claims of the living go into the lock table at
+once, so that no other owner of this host can take the locks; then each lock is held again: by its own descriptor if one was
+kept (it was never released), else by taking it again.
 
-A journal that is missing, damaged or of another version (`SavedState.is_whole`) proves that somebody held something,
-never that nobody did. Then an owner whose process is not found, and a claim without an owner, become *unknown* instead
-of ended (`unknown_locks`), and nothing that was found held is let go.
+A journal that is missing, damaged or of another version (`SavedState.is_whole`) may prove that a lock was held, never that
+it was not. Then an owner whose process is not found, and a claim without an owner, become *unknown* instead of ended
+(`unknown_locks`), and no lock that was found held is released.
 
-A lock that can't be retaken is *lost*: the log and an event say so, `holdfast status` shows it, and
-* somebody else has it for certain: the owner gets the configured action, for two may be writing;
-* we can't tell (storage silent, file gone): we go on trying, and touch no VM for our own doubts.
+A lock that can't be retaken is *lost*: the log and an event report it, `holdfast status` shows it, and
+* it certainly has another holder: the owner gets the configured action, for two may be writing;
+* that is not known (storage silent, file gone): the daemon keeps trying, and touches no VM because of its own doubt.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from holdfast.system.libvirt.virsh import DomainControl
 log = logging.getLogger(__name__)
 
 RETRY_S = 5.0
-"""Between tries for a lost lock: often enough for a healed storage, seldom enough for an idle host."""
+"""Between attempts to retake a lost lock: often enough after storage recovers, seldom enough for an idle host."""
 ADOPTION_WAIT_S = 10.0
-"""How long the start waits for slow storage before it serves others; the rest goes on beside."""
+"""How long the start waits for slow storage before it serves requests; the rest continues in the background."""
 
 
 async def _at_once() -> None:
@@ -43,7 +43,7 @@ async def _at_once() -> None:
 
 
 class Recovery:
-    """Adopts what the last daemon left."""
+    """Adopts owners and locks of the last daemon."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Recovery:
         self._acted: set[int] = set()
 
     def owners(self, state: SavedState) -> dict[int, Owner]:
-        """The owners of the journal that still live, or may, known again; one never visible lives by its connections."""
+        """Restores the journal's owners that live or may; an owner that was never visible lives by its connections."""
         living: dict[int, Owner] = {}
         self._manager.owners.reserve(
             [*state.owners, *(i for lock in state.locks.values() for i in lock.claims)]
@@ -82,7 +82,9 @@ class Recovery:
                 if owner_id not in state.owners and owner_id not in living:
                     evidence = Evidence(why=state.doubt or "the journal doesn't say whose it is")
                     owner = self._manager.unknown.owner(OwnerName(""), evidence, owner_id=owner_id)
-                    owner.journaled = True  # from the next rewriting on, which comes before anybody is served
+                    owner.journaled = (
+                        True  # from the next rewriting on, which comes before requests are served
+                    )
                     living[owner_id] = owner
         return living
 
@@ -104,11 +106,11 @@ class Recovery:
             return self._manager.unknown.owner(saved.name, evidence, owner_id=saved.id)
         if saved.process.start_ticks and not saved.until_closed:
             return None
-        # One that kept locks for its descendants comes back although it has ended: `owner_ended` decides.
+        # An ended owner that kept locks for its descendants is restored: `owner_ended` decides.
         return self._manager.owners.add(saved.process.pid, saved.name, None, owner_id=saved.id)
 
     def unseen(self, owner: Owner) -> None:
-        """An owner that was never visible, and for which no connection is left: nothing here proves that it has ended."""
+        """Handles an owner that was never visible and has no connection left: nothing here proves that it has ended."""
         evidence = Evidence(
             why=f"process {owner.pid} is not visible to holdfastd, and its connection was not kept over the restart",
             process=owner.process_id,
@@ -123,7 +125,7 @@ class Recovery:
         descriptors: Mapping[int, int],
         ready: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
-        """Hold again every lock with a living owner; tidy up behind the dead.  `ready`: when the claims are known."""
+        """Hold again every lock with a living owner; release those of the dead. `ready`: called once claims are known."""
         manager = self._manager
         restored = []
         for saved in state.locks.values():
@@ -154,7 +156,7 @@ class Recovery:
         self._pending -= 1
 
     async def _adopt(self, lock: HostLock, fd: int | None, ended: Collection[ProcessId] | None) -> None:
-        """`ended`: the processes that had it, if all of them have ended."""
+        """Hold one lock again. `ended`: the processes that had it, if all of them have ended."""
         manager = self._manager
         over = ended is not None or (bool(lock.departing) and manager.departures.have_left(lock))
         owners = [manager.owners.get(owner_id) for owner_id in lock.claims]
@@ -163,7 +165,7 @@ class Recovery:
         if regained:
             await manager.unknown.read_note(lock)
         if over or (not regained and manager.departures.have_left(lock)):
-            # Held for a moment, so that its lock file goes the regular way.
+            # Held for a moment, so that its release removes the lock file as usual.
             kept = regained and await manager.unknown.keep_for_noted(lock, gone)
             if not kept and lock.claims:  # else its guest ended meanwhile, and it went with it
                 await manager.lost.drop(lock)
@@ -171,7 +173,7 @@ class Recovery:
             self.lost(lock)
 
     def lost(self, lock: HostLock) -> None:
-        """Tell everybody, act if it is certain, and keep trying."""
+        """Log and announce a lost lock, act if another holder is certain, and keep trying."""
         for owner_id in list(lock.claims):
             owner = self._manager.owners.get(owner_id)
             if owner is None:
@@ -196,7 +198,7 @@ class Recovery:
             eager_tasks.start(self._retry())
 
     async def act(self, owner: Owner, wanted: str = "") -> None:
-        """Keep a VM from writing whose lock somebody else has. `wanted`: what its definition says of that, if anything."""
+        """Stop a VM from writing whose lock has another holder. `wanted`: the action in the VM's definition, or empty."""
         action = self._on_lock_lost
         if wanted in (LockFailureAction.PAUSE.value, LockFailureAction.POWEROFF.value):
             action = LockFailureAction(wanted)

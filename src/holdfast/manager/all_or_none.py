@@ -17,7 +17,7 @@ LOCKS_PER_ACQUIRE_MAX = 1000
 
 
 async def acquire_all(manager: LockManager, owner: Owner, wants: Sequence[AcquireRequest]) -> None:
-    """Hold all of these or none: what was not held before is given back when one is refused."""
+    """Hold all of these or none: if one is refused, those that were not held before are released."""
     if len(wants) > LOCKS_PER_ACQUIRE_MAX:
         raise Refused(reason=f"more than {LOCKS_PER_ACQUIRE_MAX} disks in one request")
     taken: list[Resource] = []

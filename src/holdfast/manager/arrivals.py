@@ -1,7 +1,7 @@
-"""The other end of a migration: a target asks for a lock that its source is about to let go of, and waits for it.
+"""Acquire on a migration's target: waits for a lock that the source is about to release.
 
-The source lets go when libvirt's status file says there that the guest has left (`departures`), which is a few milliseconds
-before the target asks.  Those may be too few, for a lease above all; and libvirt asks once.
+The source releases it when libvirt's status file there shows that the guest has left (`departures`), a few milliseconds
+before the target's request. That may be too short, above all for a lease; and libvirt asks only once.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from holdfast.system.libvirt.domains import DomainStatus
 T = TypeVar("T")
 
 PAUSE_S_MIN, PAUSE_S_MAX = 0.005, 0.1
-"""Between two tries: the guest stands still meanwhile; a try for a lease costs reads of shared storage."""
+"""Between two attempts: the guest is stopped meanwhile; an attempt for a lease costs reads of shared storage."""
 
 
 class Arrivals:
-    """See the module.  ``wait_s``: for so long, and not at all if it is 0."""
+    """Retries refused acquires of arriving guests, for `wait_s` seconds at most."""
 
     def __init__(self, domains: DomainStatus | None, clock: Clock, wait_s: float) -> None:
         self._domains = domains
@@ -31,7 +31,7 @@ class Arrivals:
         self._wait_s = wait_s
 
     async def tries(self, owner: Owner, acquire: Callable[[], Awaitable[T]]) -> T:
-        """What `acquire` returns or raises; one that is refused, for a guest that arrives, is asked again for a while."""
+        """Returns or raises what `acquire` does; retries it for a while if it is refused and the owner's guest arrives."""
         until, pause_s = math.inf, PAUSE_S_MIN
         while True:
             try:

@@ -1,6 +1,6 @@
-"""When a lock may end whose owner ended before its descendants: none of them lives, and no process has its disk open.
+"""Waits until the lock of an ended owner may be released: no descendant lives, and no process has its disk open.
 
-What can't be read is no proof.
+An unreadable process is no proof.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from holdfast.system.files.open_files import OpenFiles
 log = logging.getLogger(__name__)
 
 CLOSED_CHECK_S = 1.0
-"""How often the disks of such an owner are looked for among open files: a scan takes some milliseconds per hundred
+"""How often the disks of such an owner are searched among open files: a scan takes some milliseconds per hundred
 processes.
 """
 CLOSED_CHECK_PAUSE = 20
-"""A scan is followed by a pause so many times as long: a host with many processes has better things to do."""
+"""Ratio of the pause after a scan to the scan, which limits the load on a host with many processes."""
 
 CLOSED_CHECK_S_MAX = 15.0
-"""Longer no pause is: a scan on a loaded host takes seconds, and the disk may be closed right behind it."""
+"""The longest pause: a scan on a loaded host takes seconds, and the disk may be closed right after it."""
 
 
 async def closed(
@@ -41,7 +41,7 @@ async def closed(
             if users.none:
                 return
             took_s, why = clock.now() - begun, str(users)
-        else:  # which is asked without a scan
+        else:  # a check without a scan
             why = f"what it started, pid {', '.join(map(str, family or ('unknown',)))}"
         if why != said:
             said = why

@@ -1,16 +1,16 @@
 """Locks of guests that migrate away: released by libvirt, and held until the migration is over.
 
 libvirt sends RELEASE at the switch-over, and nothing more if the target dies before the source's QEMU has handed over;
-then the guest runs on here (`migration_roles`).  So the RELEASE is answered, as libvirt expects, and the claim stays, as a
+then the guest continues here (`migration_roles`). So the RELEASE is answered, as libvirt expects, and the claim stays, as a
 *departing* one, in table and journal:
 
-    RELEASE ─ departing ─┬─ the status file says that the guest has left ─ let go
+    RELEASE ─ departing ─┬─ the status file says that the guest has left ─ released
                          ├─ … that it runs on here, or ACQUIRE          ─ a claim like any other again
-                         └─ QEMU ends                                   ─ let go
+                         └─ QEMU ends                                   ─ released
 
-The target waits for that (`arrivals`).  One that asks once (another lock manager) may come too early, so with
-`migration_peers = "any"` the lock is *lent*: let go at RELEASE, and taken back when the guest runs on here.  If somebody
-else has it by then, `on_refused` acts on the VM.
+The target waits for that (`arrivals`). A target with another lock manager asks once, maybe too early, so with
+`migration_peers = "any"` the lock is *lent*: released at RELEASE, and taken back when the guest continues here. If it has
+another holder by then, `on_refused` acts on the VM.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from holdfast.system.libvirt.domains import Domain, DomainStatus, WatchedStatus
 log = logging.getLogger(__name__)
 
 READ_S = 0.1
-"""Between two reads of the status files of guests that depart, for news that was lost; news is acted on at once."""
+"""Between two reads of departing guests' status files, in case a change was missed; changes are handled at once."""
 WORDS_KEPT_MAX = 10
-"""Of words in status files that are not known: a newer libvirt has a few."""
+"""Unknown words of status files that are remembered: a newer libvirt has a few."""
 
 GiveUp = Callable[[Owner, HostLock, Resource], Awaitable[None]]
 Acquire = Callable[[Owner, AcquireRequest], Awaitable[bool]]
 
 
 async def _nobody_acts(_: Owner, __: str) -> None:
-    """Before the daemon is whole."""
+    """The default until the daemon is built."""
 
 
 def _no_news() -> None:
-    """The way to stop news that nobody sends."""
+    """Stops a subscription that does not exist."""
 
 
 class Departures:
-    """See the module.  ``give_up`` ends a claim, ``acquire`` takes a lock, ``idle`` forgets an owner without either;
-    ``lends`` is `migration_peers = "any"`.
+    """Claims of guests that migrate away. `give_up` ends a claim, `acquire` takes a lock, `idle` forgets an owner without
+    either; `lends` is `migration_peers = "any"`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Departures:
         """By VM: words of its status file that are not known, for as long as this daemon runs."""
 
     def problems(self) -> list[str]:
-        """For operators: VMs whose migrations this version does not understand."""
+        """Messages for operators: VMs with migration states that this version does not understand."""
         return [
             f"{MIGRATION_PROBLEM}{name} had the {words}, which this version does not know: its locks are let go when "
             "libvirt releases them, and stay gone if the migration fails"
@@ -107,7 +107,7 @@ class Departures:
     # --- a RELEASE ---
 
     def holds_back(self, owner: Owner, lock: HostLock, resource: Resource) -> bool:
-        """Whether this RELEASE is answered, and the claim stays for now."""
+        """Whether this RELEASE is answered while the claim stays for now."""
         if self._domains is None or owner.unknown is not None:
             return False
         domain = self._status_of(owner)
@@ -146,8 +146,8 @@ class Departures:
     # --- after a restart ---
 
     def have_left(self, lock: HostLock) -> bool:
-        """Whether every guest that claims a lock has left this host, and nothing is to be held for it any more; False
-        without a claim.
+        """Whether every guest with a claim on a lock has left this host, so that the lock may be released; False without a
+        claim.
         """
         if self._domains is None or not lock.claims:
             return False
@@ -158,9 +158,9 @@ class Departures:
         )
 
     def restore(self, lent: dict[tuple[int, Resource], tuple[Mode, bool]]) -> None:
-        """Watch again over what departs, and what was lent, by the journal; the locks stand in the table.
+        """Watch departing and lent claims of the journal again; their locks are in the table.
 
-        A guest that has stopped for its migration was released, although no daemon may have run to hear it.
+        A guest that has stopped for its migration was released, although no daemon may have run to receive that.
         """
         if self._domains is None:
             return
@@ -175,14 +175,14 @@ class Departures:
             self.read()
 
     def found(self, owner: Owner) -> None:
-        """A lock was found held for an owner, by its note and not by the journal: its RELEASE may have been answered, and
-        storage or the journal lost since.
+        """A lock was found held for an owner by its note, not by the journal: its RELEASE may have been answered before
+        storage or the journal was lost.
         """
         if self._domains is not None and self._depart_if_it_stands(owner):
             self._watch()
 
     def _depart_if_it_stands(self, owner: Owner) -> bool:
-        """Whether the guest has stopped for its migration, and so all that it claims departs."""
+        """Marks all claims of a guest that has stopped for its migration as departing; whether it has."""
         locks = self._table.of_owner(owner.id)
         if not locks or owner.unknown is not None or not stands(self._status_of(owner)):
             return False
@@ -194,7 +194,7 @@ class Departures:
         return True
 
     def lends_for(self, owner: Owner) -> bool:
-        """Whether an owner that may hold nothing is still to be known: it may take back what it lent."""
+        """Whether an owner must be kept although it may hold nothing: it may take back what it lent."""
         return any(owner_id == owner.id for owner_id, _ in self._book.lent)
 
     # --- until it is over ---
@@ -216,7 +216,7 @@ class Departures:
             self._watching = False
 
     def read(self, name: str = "") -> None:
-        """Read what has become of the guests that depart, or of the one of that name, and act on it."""
+        """Read the status of the departing guests, or of the one of that name, and act on it."""
         if self._is_closing():
             return
         for (owner_id, resource), lock in list(self._claims.items()):

@@ -1,7 +1,7 @@
-"""What happened, for people and programs: a short memory and a stream.
+"""Events for people and programs: a short history and a stream.
 
-Events are news, not state: a slow reader loses the oldest and is told how many. Their numbers go on over restarts of the
-daemon: each begins at the microseconds since 1970, so that who asks for what is newer than the last one misses none.
+Events report changes, not state: a slow reader loses the oldest and gets their count. Numbers increase across restarts of
+the daemon: each daemon begins at the microseconds since 1970, so that a reader that asks for newer ones misses none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from holdfast.model import Mode, OwnerName, Resource
 from holdfast.system.logs.log_lines import facts
 
 EVENTS_KEPT_MAX = 1000
-"""Newest events that a late reader can still see: a few boots' worth of VMs on one host."""
+"""Newest events that are kept for late readers: enough for all VMs of a host to start a few times."""
 
 ACQUIRED = "acquired"
 REFUSED = "refused"
@@ -93,14 +93,14 @@ class Event(NamedTuple):
 def logged(
     kind: str, owner: OwnerName | None = None, resource: Resource | None = None, host: str = ""
 ) -> dict[str, object]:
-    """`extra` of the log call for an event: what it is about, for programs that read the log. `host`: another one."""
+    """`extra` of an event's log call: its subject, for programs that read the log. `host`: another host, if it has one."""
     return facts(
         vm=owner.name if owner else "", disk=str(resource) if resource else "", host=host, event=kind
     )
 
 
 class Events:
-    """The memory and whoever listens."""
+    """The history and the listeners."""
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self._wall = wall
@@ -118,27 +118,27 @@ class Events:
         detail: str = "",
     ) -> None:
         self.last += 1
-        # tuple.__new__ rather than the class: several a request.
+        # tuple.__new__ is faster than the class: there are several events per request.
         event = tuple.__new__(Event, (self.last, self._wall(), kind, owner, pid, resource, mode, detail))
         self._recent.append(event)
         for listener in self._listeners:
             listener(event)
 
     def restore(self, events: Iterable[Event]) -> None:
-        """Events that the program remembered before a re-exec; numbering goes on behind them."""
+        """Restore the history from before a re-exec; numbering continues after it."""
         for event in events:
             self._recent.append(event)
             self.last = max(self.last, event.number)
 
     def recent(self, after: int = 0) -> list[Event]:
-        """Kept events with a number above `after`, oldest first; all, if this daemon has not come to that number.
+        """Kept events with a number above `after`, oldest first; all, if this daemon has not reached that number.
 
-        Then it is another daemon's, before the clock was set back.
+        Then it is of an earlier daemon, before the clock was set back.
         """
         return [e for e in self._recent if e.number > after or after > self.last]
 
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
-        """Call `listener` for every event from now on; returns the way to stop that."""
+        """Call `listener` for every event from now on; returns a function that stops that."""
         self._listeners.append(listener)
 
         def stop() -> None:

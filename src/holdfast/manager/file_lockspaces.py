@@ -1,9 +1,9 @@
-"""Directory lockspaces: which exist, how one comes to be, and the files in them.
+"""Directory lockspaces: the known ones, how they are made, and the files in them.
 
-virtlockd knows a lockspace only while it runs and only if libvirt announced it at its own start; after a plain restart
-of the daemon every indirect lock fails.  Here known lockspaces are in the journal, and a lockspace nobody
-announced is made on demand if its parent directory exists: that is what a `<lease>` element needs,
-whose lockspace is TARGET/LOCKSPACE and whose file is KEY (libvirt-integration.md 2.4).
+virtlockd knows a lockspace only while it runs and only if libvirt announced it at its own start; after a plain restart of
+the daemon every indirect lock fails. Here known lockspaces are in the journal, and a lockspace that was not announced is
+made on demand if its parent directory exists: a `<lease>` element needs that, whose lockspace is TARGET/LOCKSPACE and whose
+file is KEY (libvirt-integration.md 2.4).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FileLockspaces:
         return self._known.get(path, False)
 
     def check_name(self, resource: Resource) -> None:
-        """Names in a directory lockspace are names of files in it, nothing else."""
+        """Raises an error for a name that is not the name of a file in a directory lockspace."""
         if resource.lockspace == DIRECT_LOCKSPACE:
             return
         name = resource.name
@@ -95,25 +95,25 @@ class FileLockspaces:
                 name="", lockspace=path, reason=f"would be more than {LOCKSPACES_MAX} lockspaces"
             )
         self._known[path] = on_demand
-        with contextlib.suppress(OSError):  # found again on demand, if the journal can't tell
+        with contextlib.suppress(OSError):  # without the journal it is found again on demand
             self._journal.append(LockspaceLine(text_of(path), on_demand))
 
     async def need(self, path: str, *, make: bool) -> None:
-        """The lockspace of a request: known, or there as a directory, or (with `make`) made beside an existing parent."""
+        """Checks a request's lockspace: it is known, or exists as a directory, or (with `make`) is made in its parent."""
         if path == DIRECT_LOCKSPACE or path in self._known:
             return
         parent = os.path.dirname(path.rstrip("/"))
         if not path.startswith("/") or path.rstrip("/") == "":
             raise LockspaceUnknown(path=path)
 
-        def look() -> IoFailed | PathKind | None:
+        def kind_of_path() -> IoFailed | PathKind | None:
             if (kind := self._files.kind(path)) is not PathKind.MISSING:
                 return kind
             if not make or self._files.kind(parent) is not PathKind.DIRECTORY:
                 return PathKind.MISSING
             return self._files.make_directories(path)
 
-        answer = await self._storage.call(path, look)
+        answer = await self._storage.call(path, kind_of_path)
         if answer is PathKind.OTHER:
             raise LockspaceNotDirectory(path=path)
         if answer is PathKind.MISSING:
@@ -129,7 +129,7 @@ class FileLockspaces:
         return f"{resource.lockspace}/{resource.name}" if resource.lockspace else resource.name
 
     async def key_of(self, resource: Resource) -> FileKey | None:
-        """The file behind a resource, for the question whether it is held under another name."""
+        """The key of a resource's file, to find out whether it is held under another name."""
         path = self.file_of(resource)
         return await self._storage.call(path, lambda: self._files.key(path))
 

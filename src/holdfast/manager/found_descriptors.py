@@ -1,8 +1,8 @@
-"""Descriptors that a restart finds and that no line of the journal accounts for.
+"""Descriptors found at a restart that are in no line of the journal.
 
-A descriptor in systemd's store, or one that came over a re-exec, still carries its lock: letting go of it would free the
-disk of a VM that may run. So it is held for an unknown owner (`unknown_locks`), by what the kernel says of it: which file
-it is open on, and in which mode it is locked.
+A descriptor from systemd's store, or from a re-exec, still has its lock: closing it would free the disk of a VM that may
+run. So it is held for an unknown owner (`unknown_locks`); the kernel knows which file it is open on, and in which mode it is
+locked.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 
 
 class FoundDescriptors:
-    """Holds them again, each through the backend whose lock file it is open on."""
+    """Holds found descriptors, each through the backend of its lock file."""
 
     def __init__(self, manager: LockManager, *, storage: Storage) -> None:
         self._manager = manager
         self._storage = storage
 
     async def hold(self, lock_id: int, fd: int, doubt: str) -> bool:
-        """False if the descriptor carries no lock, so that nothing is lost with it."""
+        """False if the descriptor has no lock, so that it may be closed."""
         path = path_of_descriptor(fd)
         try:
             found = await self._storage.call(path, lambda: locked_file(fd, path))

@@ -1,12 +1,12 @@
-"""Disks that libvirt names by a hash: which path is meant, so that rules and leases are those of the disk.
+"""Finds the path of a disk that libvirt names by a hash, so that rules and leases are those of the disk.
 
 With `file_lockspace_dir`, `lvm_lockspace_dir` or `scsi_lockspace_dir` in qemu-lockd.conf libvirt sends the SHA-256 of a
 path, an LVM UUID or a SCSI id in place of the path (libvirt-integration.md 2.3).  A lease that is named after such a name is
 another one than sanlock's, which is named after the path: two hosts would each have a lease of the disk, and both write.
 
-So the path is read from the VM's status file, which libvirt writes before QEMU may run. A hash can't be turned round: a disk
-that is being attached, or copied to, stands in no file yet, and is refused where a rule or a lease depends on its path.
-A `<lease>` element comes without the flag AUTOCREATE (libvirt-integration.md 2.4), and is no disk.
+So the path is read from the VM's status file, which libvirt writes before QEMU may run. A hash can't be inverted: a disk
+that is being attached, or copied to, is in no file yet, and is refused where a rule or a lease depends on its path. A
+`<lease>` element comes without the flag AUTOCREATE (libvirt-integration.md 2.4), and is not a disk.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Identify = Callable[[str], Awaitable[DiskIdentity]]
 
 
 async def nothing_known(_: str) -> DiskIdentity:
-    """For a host without block devices."""
+    """`Identify` for a host without block devices."""
     return DiskIdentity()
 
 
 class HashedNames:
-    """See the module. ``domains`` None: nobody knows a path. ``claims`` lists what an owner holds."""
+    """Resolves hashed names. `domains` None: no path is known. `claims` lists what an owner holds."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class HashedNames:
         self._must_know = self._leases or any(route.protection_min > Protection.NONE for route in by_path)
 
     async def meant(self, owner: Owner, want: AcquireRequest) -> AcquireRequest:
-        """The same wish with its path: as the name, if the disk has a lease, else for the rules alone.
+        """The request with the disk's path: as its name, if the disk has a lease, else for the rules only.
 
         Raises `DiskNotKnown`.
         """
@@ -81,7 +81,7 @@ class HashedNames:
         return want._replace(path=path)
 
     async def claimed(self, owner: Owner, resource: Resource) -> Resource:
-        """What an owner that releases a hashed name holds, or held by what libvirt says; else the name itself."""
+        """The resource that a hashed name in a release means: one that the owner holds, or held by libvirt; else itself."""
         if not self._leases or not resource.lockspace:
             return resource
         held = [each.name for each in self._claims(owner) if not each.lockspace]

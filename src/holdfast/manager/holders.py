@@ -1,4 +1,4 @@
-"""How holders are told: what this daemon knows of the owners in the way, for refusals and lists."""
+"""Describes holders, for refusals and lists, from what this daemon knows of its owners."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from holdfast.model import Holder, Resource
 
 
 class HolderDescriptions:
-    """Names owners; knows nothing that the table and the owners don't."""
+    """Describes holders from the lock table and the owners."""
 
     def __init__(self, table: LockTable[Held], owners: Owners, host: str) -> None:
         self._table = table
@@ -45,7 +45,7 @@ class HolderDescriptions:
         )
 
     def with_programs(self, holders: Iterable[Holder]) -> list[Holder]:
-        """Holders from below; one that is known by its pid alone gets its program's name."""
+        """A backend's holders; those that are known by pid only get their program's name."""
         return [self._name_program(h) for h in holders]
 
     def _name_program(self, holder: Holder) -> Holder:

@@ -1,20 +1,19 @@
 """The journal: who owns what, written before it is answered, so that the next daemon knows.
 
-One JSON array per line in RUN_DIR/journal: a kind, then its fields in order.  Replaying the lines gives the state;
-when the file has grown well past the state, it is rewritten.  A claim is recorded after its
-lock is taken and before the client is told; its end is recorded before the lock is let go.  So whatever moment the daemon
-is killed at, the journal claims nothing that a client was told is free, and misses
-nothing that a client was told it has:
+One JSON array per line in RUN_DIR/journal: a kind, then its fields in order. Replaying the lines gives the state; when the
+file has grown well past the state, it is rewritten. A claim is recorded after its lock is taken and before the client gets
+the answer; its end is recorded before the lock is released. So at whatever moment the daemon is killed, the journal has
+every lock that was granted to a client, and no lock whose release was confirmed:
 
-    take lock │ journal "claim" │ answer            killed before the answer: nobody was told
-    journal "unclaim" │ let go  │ answer            killed before it: the kernel lets go anyway
+    take lock │ journal "claim" │ answer            killed before the answer: no client has it
+    journal "unclaim" │ release │ answer            killed before the release: the kernel releases it
 
 The first line names the boot: owners of another boot are dead.
 
 Each append ends with a checksum of its lines, so that a journal that was damaged, cut inside an append or written by
-another version is recognized (`SavedState.is_whole`). Such a journal proves that somebody held something; it never
-proves that nobody does. VERSION stays 1 and new facts are new kinds of lines, because an older daemon skips a kind that
-it does not know, but takes another version for an earlier boot and frees everything.
+another version is recognized (`SavedState.is_whole`). Such a journal may prove that a lock was held, never that none is.
+VERSION stays 1 and new facts are new kinds of lines, because an older daemon skips a kind that it does not know, but takes
+another version for an earlier boot and frees everything.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ from holdfast.system.files.fixed_record import FixedRecord
 log = logging.getLogger(__name__)
 
 COMPACT_LINES_MIN = 4096
-"""Lines that are always allowed: below this, rewriting saves nothing worth having."""
+"""Lines that are always allowed: below this, rewriting saves too little."""
 COMPACT_FACTOR = 4
 """Rewrite when there are this many times more lines than the state needs: amortised, four writes a line."""
 
 _encoder = msgspec.json.Encoder()
 _FIRST = b'["sum",0]\n'
-"""The first line: so a journal without any other checksum is seen to be cut. An older daemon wrote none at all."""
+"""The first line, which shows that a journal without any other checksum was cut. An older daemon wrote none at all."""
 
 
 def _encode_lines(lines: Sequence[Line]) -> bytes:
@@ -56,8 +55,8 @@ def _encode_lines(lines: Sequence[Line]) -> bytes:
 
 
 class Journal:
-    """Appends lines, and rewrites the file from `snapshot` when it has outgrown the state. ``extent``: where it is kept how
-    far the file goes; without one, a journal that lost its end may look whole.
+    """Appends lines, and rewrites the file from `snapshot` when it has outgrown the state. `extent`: the file with the
+    journal's length; without one, a journal that lost its end may seem whole.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Journal:
         """Why the journal cannot be written at the moment; empty if it can."""
 
     def load(self) -> SavedState:
-        """What the last daemon left; the file itself is kept until `compact`."""
+        """Read the last daemon's journal; the file itself is kept until `compact`."""
         record = self._extent.read() if self._extent is not None else b""
         kept = decode_extent(record)
         try:
@@ -93,17 +92,17 @@ class Journal:
             # As `holdfast status` shows it, until a line could be written.
             self.failing = e.strerror or str(e)
             return SavedState(damage=f"it can't be read: {self.failing}")
-        # What is appended behind a line that was cut, should rewriting fail, must not become part of it.
+        # If rewriting fails, a line appended after one that was cut must not become part of it.
         self._is_cut = bool(raw) and not raw.endswith(b"\n")
         state = replay_with_extent(raw, record)
         self._last_series = max(state.series, kept.series if kept is not None else 0)
         return state
 
     def append(self, *lines: Line, urgent: bool = False) -> None:
-        """Record lines, all or none; raises OSError. What is urgent may use the room that is kept back on a full disk.
+        """Record lines, all or none; raises OSError. Urgent lines may use the reserved room on a full disk.
 
-        The file is rewritten, if it is time, *before* the lines: what they tell may not be in the snapshot yet.
-        It may also be there already, so replaying a line twice, or an end of what is gone, must do no harm.
+        If the file is due to be rewritten, that happens *before* the lines: their changes may not be in the snapshot yet.
+        They may also be there already, so replaying a line twice, or the end of an unknown claim, must do no harm.
         """
         if self._lines > self._lines_max:
             self.compact()
@@ -142,7 +141,7 @@ class Journal:
                     encode_extent(Extent(self._start.boot, self._series, self._file.size_bytes))
                 )
             except OSError as e:
-                # The journal goes further than it, which is right; only a lost end would not be seen.
+                # The journal is longer than its extent, which is valid; only a lost end would not be noticed.
                 log.error("how far the journal goes can't be recorded: %s", e)
                 self._series = 0
 
@@ -153,8 +152,8 @@ class Journal:
             raise full
 
     def append_end(self, *lines: Line) -> None:
-        """Record that something ended.  If that fails the end still counts: the journal then claims too much, and
-        is rewritten as soon as that works.
+        """Record that something ended. If that fails the end still counts: the journal then has too many claims, and is
+        rewritten as soon as that works.
         """
         try:
             self.append(*lines, urgent=True)
@@ -166,7 +165,7 @@ class Journal:
         return _FIRST + _encode_lines([self._start, *lines])
 
     def compact(self) -> bool:
-        """Rewrite the file from the live state; whether that worked. If not, the old file goes on."""
+        """Rewrite the file from the live state; whether that worked. If not, the old file stays in use."""
         lines = self._snapshot()
         series = self._next_series()
         head: list[Line] = [SeriesLine(series)] if series else []

@@ -1,14 +1,14 @@
-"""How far the journal was written, kept beside it: one that lost whole appends, or an older copy of it, looks whole.
+"""The journal's length, kept beside it: without it, a journal that lost whole appends, or an older copy, seems whole.
 
     RUN_DIR/journal          ["sum",0] ["start",1,BOOT,…] ["series",7] … ["sum",…] │ append │ append
     RUN_DIR/journal.extent   ["BOOT",7,BYTES,CRC]                                           ↑ written after each, in place
 
 Each rewriting of the journal begins a series. A daemon may be killed after it wrote the journal and before it wrote the
-extent, so a journal that goes further than its extent is right. One that does not go as far, or is of an earlier series,
-lost something, nobody knows what. A journal without a series is one of an older daemon, which keeps no extent: it counts
-as whole, unless an extent of the same boot shows that a daemon of today ran after it.
+extent, so a journal that is longer than its extent is valid. One that is shorter, or is of an earlier series, lost unknown
+lines. A journal without a series is one of an older daemon, which keeps no extent: it counts as whole, unless an extent of
+the same boot shows that a newer daemon ran after it.
 
-Both files are in RUN_DIR. An older copy of all of RUN_DIR is not seen here (docs/safety.md).
+Both files are in RUN_DIR. An older copy of all of RUN_DIR is not noticed here (docs/safety.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RECORD_BYTES = 128
 
 
 class Extent(msgspec.Struct, frozen=True, array_like=True):
-    """``size_bytes``: how long the journal of that boot and series was."""
+    """`size_bytes`: the length of the journal of that boot and series."""
 
     boot: str
     series: int
@@ -34,7 +34,7 @@ class _Checked(Extent, frozen=True, array_like=True):
 
 
 def encode_extent(extent: Extent) -> bytes:
-    """`RECORD_BYTES` of them, padded with spaces: each one replaces the one before exactly."""
+    """`RECORD_BYTES` bytes, padded with spaces, so that each record exactly replaces the one before."""
     crc = zlib.crc32(msgspec.json.encode(extent))
     raw = msgspec.json.encode(_Checked(extent.boot, extent.series, extent.size_bytes, crc))
     return raw.ljust(RECORD_BYTES - 1) + b"\n"
@@ -51,8 +51,8 @@ def decode_extent(raw: bytes) -> Extent | None:
 
 
 def what_is_missing(boot: str, series: int, size_bytes: int, record: bytes) -> str:
-    """Why a journal that looks whole is not; empty if it is. ``series``: 0 if it has none; ``record``: the extent beside it,
-    empty if there is none.
+    """Why a journal with good checksums is not whole; empty if it is. `series`: 0 if it has none; `record`: the extent
+    beside it, empty if there is none.
     """
     extent = decode_extent(record)
     if extent is None:

@@ -42,8 +42,8 @@ class OwnerGoneLine(Line, tag="gone"):
 
 
 class UntilClosedLine(Line, tag="until-closed"):
-    """This owner keeps locks for its descendants, in a control group if it has one: each lock outlives it until none of
-    them lives and no process has that disk open.
+    """This owner keeps locks for its descendants, in a control group if it has one: each lock stays after its end until
+    none of them lives and no process has that disk open.
     """
 
     owner: int
@@ -76,8 +76,8 @@ class UnclaimLine(Line, tag="unclaim"):
 
 
 class DepartingLine(Line, tag="departing"):
-    """The RELEASE of this claim was answered and held back (ADR 0180): it stands until a migration is over, or until a
-    further line claims or ends it. An older daemon keeps the claim, and doubts the journal.
+    """The RELEASE of this claim was answered and held back (ADR 0180): the claim stays until a migration is over, or until
+    a further line claims or ends it. An older daemon keeps the claim, and doubts the journal.
     """
 
     lock: int
@@ -87,7 +87,7 @@ class DepartingLine(Line, tag="departing"):
 
 
 class LentLine(Line, tag="lent"):
-    """This owner let go of a name for a migration whose target asks once (ADR 0180); it is taken back if the guest stays."""
+    """This owner released a name for a migration whose target asks once (ADR 0180); it is taken back if the guest stays."""
 
     owner: int
     lockspace: str
@@ -97,7 +97,7 @@ class LentLine(Line, tag="lent"):
 
 
 class LentOverLine(Line, tag="lent-over"):
-    """That migration is over."""
+    """The migration of a `LentLine` is over."""
 
     owner: int
     lockspace: str
@@ -146,7 +146,7 @@ class RestartLine(Line, tag="restart"):
 
 
 class DoubtLine(Line, tag="doubt"):
-    """Locks may be held that no line names: the journal before this one was not whole, and not all is accounted for yet."""
+    """Locks may be held that no line names: the journal before this one was not whole, and not all of it is settled yet."""
 
     why: str
 
@@ -174,7 +174,7 @@ AnyLine = (
 
 
 def text_of(path: str) -> str:
-    """Paths are bytes, JSON is text: whatever is not plain ASCII is percent-encoded."""
+    """A path (bytes) as JSON text: everything but plain ASCII is percent-encoded."""
     if path.isascii() and "%" not in path:
         return path
     return urllib.parse.quote(path, safe="/ :;,=+@~()[]{}!$&'*#?|<>", errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""What the manager's things look like in the journal."""
+"""Journal lines for the manager's objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from holdfast.model import Mode, Resource
 
 
 def owner_lines(owner: Owner) -> list[jn.Line]:
-    """An owner, and behind it what marks one that is unknown, or that keeps locks for its descendants."""
+    """An owner's line, then a line if it is unknown, or if it keeps locks for its descendants."""
     process, name = owner.process_id, owner.name
     line = jn.OwnerLine(
         owner.id, process.pid, process.start_ticks, text_of(name.name), name.uuid, name.domain_id

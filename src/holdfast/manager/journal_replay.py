@@ -1,7 +1,7 @@
-"""What a journal says: its lines, replayed to the state that they lead to, and what is wrong with it.
+"""Replays a journal: its lines give the saved state, and a description of any damage.
 
 Pure: bytes to values. A journal that was damaged, cut inside an append or written by another version is recognized
-(`SavedState.is_whole`); it proves that somebody held something, and never that nobody does.
+(`SavedState.is_whole`); it may prove that a lock was held, never that none is.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SavedOwner:
 
 @dataclass(slots=True)
 class SavedClaims:
-    """A lock as the journal has it."""
+    """A lock with its claims, from the journal."""
 
     id: int
     backend: str
@@ -67,7 +67,7 @@ class SavedClaims:
 
 @dataclass(slots=True)
 class SavedState:
-    """Everything that a journal says; `damage` names what could not be read or does not fit its checksum."""
+    """The state from a journal; `damage` names what could not be read or does not fit its checksum."""
 
     boot: str = ""
     host: str = ""
@@ -99,7 +99,7 @@ class SavedState:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it names a boot and every line could be read. Else something is missing, nobody knows what."""
+        """Whether it names a boot and every line could be read. Else unknown lines are missing."""
         return bool(self.boot) and not self.damage and not self.carried_doubt
 
     @property
@@ -141,7 +141,7 @@ def replay(raw: bytes) -> SavedState:
 
 
 def replay_with_extent(raw: bytes, record: bytes) -> SavedState:
-    """As `replay`, with the extent that is kept beside the journal: one that lacks something by that is damaged."""
+    """As `replay`, and a journal that is shorter than the extent beside it counts as damaged."""
     state = replay(raw)
     if state.boot and not state.damage:
         state.damage = what_is_missing(state.boot, state.series, len(raw), record)
@@ -165,7 +165,7 @@ def _lock(state: SavedState, line: LockLine) -> None:
     keys = tuple(FileKey(*key) for key in line.keys)
     for file in keys[:1]:
         state.ended_keys.pop(file, None)
-        # It was taken for this lock, so an earlier one of it is over, although its end can't be read.
+        # This lock was taken, so an earlier lock of the same file is over, although its end can't be read.
         if (earlier := state.lock_of_key.get(file, line.id)) != line.id:
             state.locks.pop(earlier, None)
         state.lock_of_key[file] = line.id
@@ -223,8 +223,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
         case ModeLine(lock_id, mode):
             if lock_id in state.locks:
                 state.locks[lock_id].mode = Mode(mode)
-        case IncarnationLine(lockspace, told):
-            state.incarnations[lockspace] = told.encode()
+        case IncarnationLine(lockspace, incarnation):
+            state.incarnations[lockspace] = incarnation.encode()
         case UnknownLine(owner_id):
             state.unknown[owner_id] = line
         case RestartLine():

@@ -1,9 +1,8 @@
-"""Turns: between two awaits the world moves, so whoever waits for storage first takes the turn.
+"""Key locks: state may change between two awaits, so a task that waits for storage first takes the key lock.
 
-A turn is held on a resource name, a file key or a lock while a storage call about it is under way.  Others who
-need the same thing wait for its end and then look again from the start; nobody decides on what was
-true before the wait.  Names are taken before keys, and who holds a key never waits for a name:
-no circle can arise.
+A key lock is held on a resource name, a file key or a lock while a storage call about it is under way. Other tasks that
+need the same thing wait for its end and then start over; no decision uses state from before the wait. Names are locked
+before keys, and the holder of a key never waits for a name, so there is no deadlock.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ T = TypeVar("T")
 
 
 class KeyLocks:
-    """Who is at work on what."""
+    """The key locks that are held, with their waiters."""
 
     __slots__ = ("on",)
 
     def __init__(self) -> None:
         self.on: dict[Hashable, list[asyncio.Future[None]]] = {}
-        """The turns that are on now, and who waits for them; only to be looked into."""
+        """The key locks that are held, with the futures of their waiters; others may only read it."""
 
     def take(self, thing: Hashable) -> None:
         self.on[thing] = []
@@ -43,7 +42,7 @@ class KeyLocks:
             eager_tasks.resolve(waiter, None)
 
     async def wait(self, thing: Hashable) -> None:
-        """Returns when the turn that is on now has ended; another may have begun since."""
+        """Returns when the present holder has ended; there may be another one by then."""
         waiters = self.on.get(thing)
         if waiters is not None:
             future = asyncio.get_running_loop().create_future()
@@ -51,13 +50,13 @@ class KeyLocks:
             await future
 
     async def holding(self, things: Sequence[Hashable], work: Coroutine[Any, Any, T]) -> T:
-        """Do the work; if it has to wait, hold the turn on these things until it has ended."""
+        """Do the work; if it has to wait, hold the key locks on these things until it has ended."""
         try:
             waits_for = work.send(None)
         except StopIteration as end:
             result: T = end.value
             return result
-        # Nothing else has run since the first step, so it is early enough to take the turns now.
+        # Nothing else has run since the first step, so it is early enough to take the key locks now.
         free = [thing for thing in things if not self.is_locked(thing)]
         for thing in free:
             self.take(thing)

@@ -1,15 +1,15 @@
-"""The lock manager: who may hold.  Every frontend comes here, every backend is asked from here.
+"""The lock manager decides which owner may hold a lock. All frontends call it, and it calls all backends.
 
-Use cases: an owner is registered, acquires, releases, dies; a connection that spoke for it closes.
-The order inside each is what matters:
+Use cases: an owner is registered, acquires, releases, dies; a connection that spoke for it closes. The order of the steps
+matters for safety:
 
-acquire   take the turn on the name ─ open ─ compare keys with what this host holds ─ take the turn on
-          the keys ─ take the lock ─ enter it in the table ─ journal ─ answer
-release   leave the table ─ journal ─ take the turn on the lock ─ let go ─ answer
-death     seen by pidfd, or by a conflict that asks whether the holder still lives: release everything
+acquire   key lock on the name ─ open ─ compare keys with what this host holds ─ key locks on the keys
+          ─ take the lock ─ enter it in the table ─ journal ─ answer
+release   leave the table ─ journal ─ key lock on the lock ─ release it ─ answer
+death     seen by pidfd, or by a conflict that checks whether the holder still lives: release everything
 lost connection of the owner itself, process alive: stop it, wait for its death, then release
 
-A refusal is an exception of the `errors` tree; failed storage comes as an answer from below and becomes one here.
+A refusal is an exception of the `errors` tree; backends return failed storage, which is raised as one here.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 refused_users = LimitedLog(log)
-"""Refusals to users other than root, who can ask in a loop; each is an event all the same."""
+"""Logged refusals to users other than root, who can ask in a loop; each refusal is an event all the same."""
 
 REOPEN_ATTEMPTS_MAX = 100
-"""Times that a lock file may vanish between open and lock before we call it an error: each needs another release."""
+"""How often a lock file may vanish between open and lock before that is an error: each time needs another release."""
 OnLeftBehind = Callable[[str, str], Awaitable[None]]
-"""Backend and lease; raises a `LockError` while that can't be told."""
+"""Called with backend and lease; raises a `LockError` while the answer is not known."""
 
 GoesWith = Callable[[Owner, HostLock], tuple[HostLock, Resource] | None]
 
@@ -91,7 +91,7 @@ async def _can_not_be_found_out(backend: str, lease: str) -> None:
 
 
 class Outcome(enum.Enum):
-    """What one attempt to acquire a lock came to."""
+    """The result of one attempt to acquire a lock."""
 
     ACQUIRED = enum.auto()
     """A claim is new, or its mode has changed."""
@@ -102,7 +102,7 @@ class Outcome(enum.Enum):
 
 
 class LockManager:
-    """See the module.  Everything runs on one event loop."""
+    """The use cases of locking. Everything runs on one event loop."""
 
     def __init__(
         self,
@@ -201,8 +201,8 @@ class LockManager:
         """A connection speaks for this owner from now on; `unregister` ends that.
 
         `until_closed`: the process keeps locks for its descendants, which may outlive it. When it has ended, a lock that
-        it did not release stays until no process of this host has the disk open. `family`: the control group that they
-        are in. Then the lock stays until nobody is in it either, for one of them may not have opened the disk yet.
+        it did not release stays until no process of this host has the disk open. `family`: their control group. Then the
+        lock also stays until the group is empty, as a process in it may not have opened the disk yet.
         """
         if len(self.owners) >= self._owners_max and self.owners.with_pid(pid) is None:
             raise Refused(reason=f"more than {self._owners_max} owners (limits.owners_max)")
@@ -213,11 +213,11 @@ class LockManager:
         return owner
 
     def unregister(self, owner: Owner, *, holder: bool, why: str) -> None:
-        """A connection closed.  `holder`: it was the owner process's own, so its end means the owner's."""
+        """A connection closed. `holder`: it belonged to the owner process, so its close means that the process exited."""
         owner.connections -= 1
         if self.closing or owner.gone:
             return
-        # The end of a process that we watch is told by the kernel; here it is asked only where it decides.
+        # The kernel reports the end of a process that we watch; here it is checked only where it decides.
         if (holder or owner.process is None) and not owner.alive():
             self.owner_ended(owner)
         elif holder and self.table.holds_any(owner.id):
@@ -235,11 +235,11 @@ class LockManager:
         self.events.emit(ev.OWNER_STOPPED, owner=owner.name, pid=owner.pid, detail=what)
 
     def stop_owner(self, owner: Owner, why: str) -> None:
-        """End an owner's process; its locks go when it has died."""
+        """End an owner's process; its locks are released when it has died."""
         eager_tasks.start(self._stopper.stop(owner, why))
 
     def owner_ended(self, owner: Owner) -> None:
-        """The process has ended (or nobody speaks for an unseen one): its claims are over."""
+        """The process has ended, or an invisible one has no connection left: release its claims."""
         if owner.gone or self.closing:
             return
         owner.gone = True
@@ -279,7 +279,7 @@ class LockManager:
     # --- acquire ---
 
     async def acquire(self, owner: Owner, want: AcquireRequest) -> bool:
-        """Hold a resource for an owner.  True if it is newly claimed or its mode changed, False if it was so already.
+        """Hold a resource for an owner. True if it is newly claimed or its mode changed, False if nothing changed.
 
         Raises an error of the `LockError` tree; then nothing has changed.
         """
@@ -288,7 +288,7 @@ class LockManager:
         return await self.acquire_waiting(owner, want)
 
     async def acquire_waiting(self, owner: Owner, want: AcquireRequest) -> bool:
-        """As `acquire`, for a request that `acquire_nowait` has answered with RETRY."""
+        """As `acquire`, for a request for which `acquire_nowait` returned RETRY."""
         resource = want.resource
         try:
             want = await self._hashed.meant(owner, want)
@@ -321,7 +321,7 @@ class LockManager:
             elif (lock := self.table.named(resource)) is not None:
                 done = await self._acquire_known(owner, want, lock)
             elif want.hashed is not None and (lock := self.table.named(want.hashed)) is not None:
-                # From a daemon that named leases by hashes: the disk is in use, under another lease.
+                # It was taken by a daemon that named leases by hashes: the disk is in use, under another lease.
                 done = await self._acquire_known(
                     owner, want._replace(resource=want.hashed, hashed=None), lock
                 )
@@ -355,7 +355,7 @@ class LockManager:
         return Outcome.RETRY
 
     async def _acquire_new(self, owner: Owner, want: AcquireRequest) -> Outcome:
-        """For a name that no lock has."""
+        """Acquire a name that no lock has."""
         route = self.routing.route(want.resource, want.path)
         if owner.process is None and route.backend.capabilities.fenced:
             raise Refused(
@@ -434,17 +434,17 @@ class LockManager:
         return Outcome.ACQUIRED
 
     def _starts(self, owner: Owner) -> bool:
-        """Whether an owner asks for a VM that did not run before, or that nobody can say so of."""
+        """Whether the owner's VM did not run before, or may not have."""
         domains = self._domains
         return domains is None or not ran_before(domains.look(owner.name.name, owner.name.uuid, owner.pid))
 
     async def _acquire_known(self, owner: Owner, want: AcquireRequest, lock: HostLock) -> Outcome:
-        """For a file on which this host has a lock, by this name or another."""
+        """Acquire a file on which this host has a lock, by this name or another."""
         if owner.gone:
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
         if want.only is not None and want.only not in lock.keys:
             raise _another_disk(want)
-        # The keys too: the same disk may just be taken through another lock file.
+        # The keys too: the same disk may be being taken through another lock file.
         if self.key_locks.on and (busy := self.key_locks.first_taken((lock, *lock.keys))) is not None:
             await self.key_locks.wait(busy)
             return Outcome.RETRY
@@ -462,7 +462,7 @@ class LockManager:
             case Convert(mode) if mode > lock.mode:
                 await self._strengthen(owner, want, lock, mode)
             case _ if (owner.id, want.resource) in lock.departing:
-                # Its migration failed, and libvirt asks for what it released: a claim like any other, if it guards anything.
+                # Its migration failed, and libvirt asks for what it released: a claim like any other, if the lock is held.
                 if why := self.why_lost(lock):
                     raise Refused(reason=f"{want.resource.name} can't be used now: {why}")
             case _ if lock.claims.get(owner.id, {}).get(want.resource) is want.mode:
@@ -490,14 +490,14 @@ class LockManager:
         if isinstance(refused, IoFailed):
             raise storage_failed(refused)
         self.book.converted(lock, mode)
-        if owner.gone:  # its claims on this lock are being given up, and the lock with them
+        if owner.gone:  # its claims on this lock are being released, and the lock with them
             raise OwnerGone(pid=owner.pid, name=want.resource.name)
 
     async def _make_way(
         self, owner: Owner, want: AcquireRequest, others: Iterable[int], keys: Sequence[Key]
     ) -> None:
-        """Refuse, unless an owner in the way has ended and the news just hasn't arrived, or is an unknown one that
-        turns out to be the asking owner or to be over. After that the state must be read again.
+        """Refuse, unless a conflicting owner has ended without its end being reported yet, or is unknown and proves to be
+        the asking owner or to be over. After that the state must be read again.
         """
         dead = [o for i in others if (o := self.owners.get(i)) is not None and not o.gone and not o.alive()]
         if dead:
@@ -520,13 +520,13 @@ class LockManager:
     # --- release ---
 
     async def release(self, owner: Owner, resource: Resource) -> None:
-        """Give up one claim.  Raises `ResourceNotLocked` or `NotAnOwner`: quiet answers, not alarms."""
+        """Release one claim. Raises `ResourceNotLocked` or `NotAnOwner`, which are normal results, not alarms."""
         rest = self.begin_release(owner, resource)
         if rest is not None:
             await rest
 
     def begin_release(self, owner: Owner, resource: Resource) -> Coroutine[Any, Any, None] | None:
-        """None: it is released.  Else what remains to be done."""
+        """None if it was released at once; otherwise a coroutine that releases it."""
         lock = self.table.named(resource)
         if lock is None or self.key_locks.on or resource not in lock.claims.get(owner.id, ()):
             return self._release(owner, resource)
@@ -535,7 +535,7 @@ class LockManager:
     def _begin_giving_up(
         self, owner: Owner, lock: HostLock, resource: Resource
     ) -> Coroutine[Any, Any, None] | None:
-        """Nothing is under way with the lock, and the claim is there."""
+        """Begin to release a claim that exists, on a lock with no operation under way."""
         if self._second_acquires.is_undone(owner, resource):
             return None
         if self.departures.holds_back(owner, lock, resource):
@@ -555,7 +555,7 @@ class LockManager:
         self._released(owner)
 
     async def _release(self, owner: Owner, resource: Resource) -> None:
-        """With all the waiting that there may be."""
+        """Release one claim, with all necessary waits."""
         if self.claimed(owner, resource) is None:
             resource = await self._hashed.claimed(owner, resource)
         if resource.lockspace and self.table.named(resource) is None:
@@ -593,7 +593,7 @@ class LockManager:
         return self.table.named(resource)
 
     async def _give_up(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
-        """End a claim with all the waiting that there may be, when nobody has the turn on its lock."""
+        """End a claim with all necessary waits, when no task has the key lock on its lock."""
         if (rest := self._drop_claim(owner, lock, resource)) is not None:
             await rest
         self._released(owner)
@@ -601,9 +601,9 @@ class LockManager:
     def _drop_claim(
         self, owner: Owner, lock: HostLock, resource: Resource
     ) -> Coroutine[Any, Any, object] | None:
-        """End one claim, and the lock with the last one.  Nobody has the turn on the lock now.
+        """End one claim, and the lock with the last one. No task has the key lock on the lock now.
 
-        What it answers has to be awaited at once.
+        The caller must await the result immediately.
         """
         rest = self._drop_one(owner, lock, resource)
         also = self.goes_with(owner, lock) if self.goes_with is not None else None
@@ -627,14 +627,14 @@ class LockManager:
         if left.last:
             if lock.held is None or lock.held.release_nowait():
                 return None
-            # New acquires of this file must wait until it is really free: by its name and by its keys.
+            # New acquires of this file must wait, by its name and by its keys, until it is really free.
             return self.key_locks.holding((lock, resource, *lock.keys), lock.held.release())
         if left.mode_needed is not None and left.mode_needed < lock.mode and lock.held is not None:
             return self._weaken(lock, left.mode_needed)
         return None
 
     async def _weaken(self, lock: HostLock, mode: Mode) -> None:
-        """The strongest claim went: hold no more than the others need.  Holding more for a while is safe."""
+        """The strongest claim ended: hold no more than the others need. Holding more for a while is safe."""
         rest = next((o for i in lock.claims if (o := self.owners.get(i)) is not None), None)
         if rest is None or lock.held is None:
             return
@@ -676,14 +676,14 @@ class LockManager:
         return backend.protection(lock.path)
 
     def why_lost(self, lock: HostLock) -> str:
-        """Why a lock guards nothing now: it could not be taken again, or its lockspace is lost; empty if it is held."""
+        """Why a lock protects nothing now: it could not be retaken, or its lockspace is lost; empty if it is held."""
         if lock.held is None:
             return lock.lost_reason or "it is not held"
         backend: object = self.backends.get(lock.backend)
         return backend.lost if isinstance(backend, MayBeLost) else ""
 
     def note(self, owner: Owner) -> OwnerNote:
-        """What is left behind in lock files and leases, for people and for a next daemon."""
+        """The note that is written to lock files and leases, for people and for the next daemon."""
         return OwnerNote(owner.name, owner.pid, owner.process_id.start_ticks)
 
     def remember_incarnation(self, lockspace: str, state: str) -> None:
@@ -691,7 +691,7 @@ class LockManager:
         self.book.remember(lockspace, state)
 
     def journal_lines(self, *, everybody: bool = False) -> list[jn.Line]:
-        """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""
+        """The whole state as lines, to rewrite the journal; `everybody`: also owners that hold nothing."""
         return self.book.lines(self.lockspaces, self.owners, everybody=everybody)
 
 

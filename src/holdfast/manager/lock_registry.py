@@ -1,8 +1,7 @@
-"""The lock book: what this host holds stands in the table, in the journal and in the descriptor store, and is told as news.
+"""Applies each change of a lock to table, journal, descriptor store and event stream, in crash-safe order.
 
-Every change is made in all of them here, in an order that a kill at any moment leaves right (`journal` draws it): a
-claim is written down before anybody is told of it, and its end before the lock is let go.  Locks that were lost and come
-back are `lost_locks`'.
+`journal` draws that order: a claim is recorded before it is reported, and its end before the lock is released. Locks that
+were lost and are retaken are handled by `lost_locks`.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from holdfast.system.host.process import Family
 HostLock = Lock[Held]
 
 HAD_LOCKS_MAX = 20_000
-"""Processes remembered to have had a lock; as many as owners."""
+"""Processes that are remembered to have had a lock; as many as owners."""
 
 
 class LockRegistry:
-    """See the module.  ``keep`` puts a lock's descriptor into the descriptor store, or takes it out (None)."""
+    """Records locks. `keep` puts a lock's descriptor into the descriptor store, or removes it (None)."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class LockRegistry:
         """Locks, by number, that were found held and could not be written into the journal since."""
 
     def had_locks(self, process: ProcessId | None) -> None:
-        """This process has had a lock here, now or under an earlier daemon: it may get it back on a full disk."""
+        """Remember that this process has or had a lock here: it may get it back on a full disk."""
         if process is not None and process.start_ticks:
             self._had_locks.pop(process, None)
             self._had_locks[process] = None
@@ -77,22 +76,22 @@ class LockRegistry:
                 del self._had_locks[next(iter(self._had_locks))]
 
     def remember(self, lockspace: str, state: str) -> None:
-        """Write an incarnation into the journal; a failure counts as one of the journal: it is written later."""
+        """Write an incarnation to the journal; a failure is handled as any of the journal: it is written later."""
         self.incarnations[lockspace] = state
         self._journal.append_end(jn.IncarnationLine(lockspace, state))
 
     def owe_restart(self, lockspace: str, uuid: str, name: str) -> None:
-        """The next daemon owes it as well; a failure counts as one of the journal: it is written later."""
+        """Record that a domain is to be restarted, also by the next daemon; a failed write is repeated later."""
         self.restarts.setdefault(lockspace, {})[uuid] = name
         self._journal.append_end(jn.RestartLine(lockspace, uuid, text_of(name)))
 
     def restart_is_tried(self, lockspace: str, uuid: str) -> None:
-        """It has been started, or can't be."""
+        """Record that a restart was tried, with or without success."""
         name = self.restarts.get(lockspace, {}).pop(uuid, "")
         self._journal.append_end(jn.RestartLine(lockspace, uuid, text_of(name), owed=False))
 
     def restored(self, lock: HostLock, owner: Owner) -> None:
-        """A lock that stands in the table already, held, for an owner found after a restart: store and journal follow."""
+        """Add a held lock of the table, of an owner found after a restart, to descriptor store and journal."""
         if self._keep is not None and lock.held is not None:
             self._keep(lock.id, lock.held.descriptor())
         lines = [claim_line(lock, owner.id, name, mode) for name, mode in lock.claims[owner.id].items()]
@@ -103,7 +102,7 @@ class LockRegistry:
             self._unrecorded.add(lock.id)
 
     def adopted(self, lock: HostLock, before: Owner, owner: Owner, resource: Resource) -> None:
-        """An unknown owner's claims on a lock become one claim of `owner` under this name; the lock is never let go.
+        """An unknown owner's claims on a lock become one claim of `owner` under this name; the lock stays held.
         OSError: the journal can't be written, and nothing has changed.
         """
         strongest = max(lock.claims[before.id].values())
@@ -112,7 +111,7 @@ class LockRegistry:
         self._hand_over(lock, before, owner, {resource: strongest})
 
     def attributed(self, lock: HostLock, before: Owner, owner: Owner) -> None:
-        """An unknown owner's claims on a lock are `owner`'s, as they are."""
+        """An unknown owner's claims on a lock become `owner`'s, unchanged."""
         self._hand_over(lock, before, owner, dict(lock.claims[before.id]))
 
     def _hand_over(self, lock: HostLock, before: Owner, owner: Owner, claims: dict[Resource, Mode]) -> None:
@@ -124,7 +123,7 @@ class LockRegistry:
         try:
             self._record(owner, *(claim_line(lock, owner.id, name, mode) for name, mode in claims.items()))
         except OSError:
-            pass  # as above
+            pass  # the claim counts all the same; the journal is rewritten later
         self._journal.append_end(*(unclaim_line(lock, before.id, name) for name in old))
         for name, mode in claims.items():
             self._tell(ev.ADOPTED, owner, name, mode)
@@ -132,7 +131,7 @@ class LockRegistry:
     def enter(
         self, owner: Owner, want: AcquireRequest, backend: Backend, keys: tuple[Key, ...], held: Held
     ) -> None:
-        """A lock that was just taken, and its first claim.  OSError: the journal can't be written; nothing has changed."""
+        """Enter a new lock with its first claim. OSError: the journal can't be written; nothing has changed."""
         lock: HostLock = Lock(
             lock_id=self._table.next_id(),
             backend=backend.name,
@@ -158,7 +157,7 @@ class LockRegistry:
         self._tell(ev.ACQUIRED, owner, want.resource, want.mode)
 
     def claim(self, owner: Owner, want: AcquireRequest, lock: HostLock, *, converted: bool) -> None:
-        """One more claim on a lock, or another mode of one.  OSError: as above."""
+        """Add a claim, or change its mode. OSError: the journal can't be written; nothing has changed."""
         self._write_what_is_missing(lock)
         self._record(owner, claim_line(lock, owner.id, want.resource, want.mode))
         self._table.claim(lock, owner.id, want.resource, want.mode)
@@ -166,7 +165,7 @@ class LockRegistry:
         self._tell(ev.CONVERTED if converted else ev.ACQUIRED, owner, want.resource, want.mode)
 
     def unclaim(self, owner: Owner, lock: HostLock, resource: Resource) -> Unclaimed:
-        """The end of a claim; with the last one goes the lock, which is then to be let go."""
+        """End a claim; with the last one the lock leaves the table, and the caller has to release it."""
         left = self._table.unclaim(lock, owner.id, resource)
         self._journal.append_end(unclaim_line(lock, owner.id, resource))
         self._tell(ev.RELEASED, owner, resource, lock.mode)
@@ -177,22 +176,22 @@ class LockRegistry:
         return left
 
     def departs(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
-        """A claim was released for a migration, and stands until that is over.  If the journal can't be written, the next
-        daemon takes it for one that was not released.
+        """A claim was released for a migration, and stays until that is over. If the journal can't be written, the next
+        daemon treats it as not released.
         """
         lock.departing.add((owner.id, resource))
         self._journal.append_end(departing_line(lock, owner.id, resource))
         self._tell(ev.DEPARTING, owner, resource, lock.claims[owner.id][resource])
 
     def stayed(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
-        """The guest of such a claim runs on here: it is like any other."""
+        """The guest of a departing claim continues here: it is a claim like any other again."""
         lock.departing.discard((owner.id, resource))
         mode = lock.claims[owner.id][resource]
         self._journal.append_end(claim_line(lock, owner.id, resource, mode))
         self._tell(ev.STAYED, owner, resource, mode)
 
     def lends(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
-        """A claim that is about to be let go for a migration, and is to be taken back if the guest stays."""
+        """Record a claim that is about to be released for a migration, and has to be taken back if the guest stays."""
         how = lock.claims[owner.id][resource], lock.create
         self.lent[owner.id, resource] = how
         self._journal.append_end(lent_line(owner.id, resource, *how))
@@ -202,12 +201,12 @@ class LockRegistry:
             self._journal.append_end(lent_over_line(owner_id, resource))
 
     def converted(self, lock: HostLock, mode: Mode) -> None:
-        """The lock itself is held in another mode now."""
+        """Record that the lock itself is held in another mode now."""
         lock.mode = mode
         self._journal.append_end(jn.ModeLine(lock.id, int(mode)))
 
     def doubt_is_over(self) -> None:
-        """Everything that a placeholder stood for has a lock of its own, or is over: the next daemon need not doubt."""
+        """Every lock of the placeholders has its own entry, or is over: the next daemon need not doubt the journal."""
         self._journal.compact()
 
     def until_closed(self, owner: Owner, family: Family | None) -> None:
@@ -221,11 +220,11 @@ class LockRegistry:
                 raise Refused(reason=f"the journal can't be written: {e.strerror}") from e
 
     def needs(self, owner: Owner) -> bool:
-        """Whether it holds something, or is to hold again what it lent."""
+        """Whether the owner holds a lock, or may take back one that it lent."""
         return self._table.holds_any(owner.id) or any(owner_id == owner.id for owner_id, _ in self.lent)
 
     def owner_gone(self, owner: Owner) -> None:
-        """It holds nothing any more, and nobody speaks for it."""
+        """Record that the owner holds nothing and has no connection any more."""
         for key in [key for key in self.lent if key[0] == owner.id]:
             del self.lent[key]
         if owner.journaled:
@@ -233,7 +232,7 @@ class LockRegistry:
             self._journal.append_end(jn.OwnerGoneLine(owner.id))
 
     def lines(self, lockspaces: FileLockspaces, owners: Owners, *, everybody: bool) -> list[jn.Line]:
-        """The whole state as lines, for a journal written anew; `everybody`: owners that hold nothing too."""
+        """The whole state as lines, to rewrite the journal; `everybody`: also owners that hold nothing."""
         lines: list[jn.Line] = [
             jn.LockspaceLine(text_of(p), lockspaces.made_on_demand(p)) for p in lockspaces.known()
         ]
@@ -267,7 +266,7 @@ class LockRegistry:
 
     def _record(self, owner: Owner, *lines: jn.Line) -> None:
         process = owner.process_id
-        # A VM that is paused has let go of its locks: what it had, it gets back.
+        # A paused VM has released its locks: it gets back those that it had.
         urgent = process in self._had_locks
         if owner.journaled:
             self._journal.append(*lines, urgent=urgent)

@@ -1,13 +1,13 @@
-"""File locks of VMs that a start can find although the journal is lost, or is not to be believed.
+"""Finds file locks of running VMs at a start with a lost or doubtful journal.
 
 A file lock ends with the daemon that held it, unless a descriptor store keeps it; then only the journal says which locks
-are to be taken again. Where the journal is in doubt, two other places name running VMs and their disks:
+must be taken again. Where the journal is in doubt, two other places name running VMs and their disks:
 
     lock directories     the owner record in a lock file names host, VM, pid and start time
     libvirt              the status file of a running domain names pid and disks
 
-Each lock that is found so and that nobody holds by now is taken again, for its owner. One that somebody else has is reported
-as lost and touches no VM: what is found here is no proof that the lock was held.
+Each lock that is found so and that is free now is taken again, for its owner. A lock with another holder is reported as
+lost, and no VM is touched: a find is no proof that the lock was held.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ RUNNING = "running"
 
 
 class LockSearch:
-    """See the module."""
+    """Searches lock directories and libvirt's status files."""
 
     def __init__(self, manager: LockManager, *, domains: DomainStatus | None) -> None:
         self._manager = manager
         self._domains = domains
 
     async def search(self, why: str) -> None:
-        """Take again what is found; `why` the journal is in doubt. After the locks of the journal stand in the table."""
+        """Take the found locks again, after the journal's locks are in the table. `why`: the journal's doubt."""
         for backend in list(self._manager.backends):
             await self._in_directory(backend, why)
         for domain in self._domains.running() if self._domains is not None else ():
@@ -75,7 +75,7 @@ class LockSearch:
         for disk in domain.disks:
             resource = Resource("", disk.path)
             backend = self._manager.routing.route(resource).backend
-            # Leases are found on storage; a lock file in a directory has its record.
+            # Leases are found on storage, and lock files in a directory by their records.
             if backend.lock_path(resource) != disk.path or self._manager.table.named(resource) is not None:
                 continue
             owner = self._manager.owners.find(domain.pid, OwnerName(domain.name, domain.uuid))

@@ -1,15 +1,14 @@
-"""Who holds what on this host, and what may join it: compatibility, and nothing else.
+"""The lock table: the locks and claims of this host, and which claims are compatible.
 
-A `Lock` is what a backend holds once for the whole host: one lock file or lease.  Owners have *claims* on it, by
-resource name: one name is claimed once however often it is acquired, and two names of one file are two
-claims on one lock, so that letting go of one name keeps the other protected.  The lock's mode is the
-strongest mode claimed.
+A `Lock` is what a backend holds once for the whole host: one lock file or lease. Owners have *claims* on it, by resource
+name: one name is claimed once however often it is acquired, and two names of one file are two claims on one lock, so that
+the release of one name keeps the other protected. The lock's mode is the strongest mode claimed.
 
-Locks are found by name and by key.  The first key of a lock is that of its lock file: the same first key is the
-same lock.  Any further common key means the same disk behind different lock files: each keeps its lock
-file, but their claims exclude one another.
+Locks are found by name and by key. The first key of a lock is that of its lock file: the same first key is the same lock.
+Any further common key means the same disk under different lock files: each keeps its lock file, but their claims exclude one
+another.
 
-No I/O, no clock, no tasks in here: see `lock_manager` for what happens between the decisions.
+No I/O, no clock, no tasks: `lock_manager` does everything between the decisions.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ HeldT = TypeVar("HeldT")
 
 
 class Lock(Generic[HeldT]):
-    """One lock of this host and everybody who has a claim on it."""
+    """One lock of this host with all claims on it."""
 
     __slots__ = (
         "backend",
@@ -96,7 +95,7 @@ class Convert(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """These owners are in the way."""
+    """The claims of these owners exclude it."""
 
     owner_ids: tuple[int, ...]
 
@@ -106,7 +105,7 @@ JOIN = Join()
 
 
 class Unclaimed(NamedTuple):
-    """What is left of a lock after a claim was given up: nothing, or a mode that would do."""
+    """What remains of a lock after a claim was released: nothing, or a mode that suffices."""
 
     last: bool
     mode_needed: Mode | None
@@ -126,12 +125,12 @@ class LockTable(Generic[HeldT]):
         self._last_id = 0
 
     def next_id(self) -> int:
-        """A number that no lock has had, also none that came back from the journal."""
+        """A number that no lock has had, including those restored from the journal."""
         self._last_id += 1
         return self._last_id
 
     def reserve(self, numbers: Iterable[int]) -> None:
-        """These numbers are of locks that are yet to come back."""
+        """Don't use these numbers: locks that will be restored have them."""
         self._last_id = max(self._last_id, *numbers, 0)
 
     def __len__(self) -> int:
@@ -144,7 +143,7 @@ class LockTable(Generic[HeldT]):
         return self._by_name.get(resource)
 
     def knows_none(self, keys: Iterable[Key]) -> bool:
-        """Whether no lock has any of these keys: then nobody is in the way."""
+        """Whether no lock has any of these keys, so that no claim can conflict."""
         return self._by_key.keys().isdisjoint(keys)
 
     def of_lock_file(self, key: Key) -> Lock[HeldT] | None:
@@ -155,7 +154,7 @@ class LockTable(Generic[HeldT]):
         return None
 
     def with_key(self, key: Key) -> list[Lock[HeldT]]:
-        """Every lock of one disk, by lock file or by the disk behind it."""
+        """Every lock of one disk, by the key of its lock file or of the disk."""
         return list(self._by_key.get(key, ()))
 
     def of_owner(self, owner_id: int) -> list[Lock[HeldT]]:
@@ -167,7 +166,7 @@ class LockTable(Generic[HeldT]):
     # --- decisions ---
 
     def decide(self, lock: Lock[HeldT], owner_id: int, resource: Resource, mode: Mode) -> Decision:
-        """What an owner's wish for this lock, under this name, comes to."""
+        """Decides an owner's request for this lock under this name."""
         others = self.in_the_way(owner_id, mode, keys=lock.keys, lock=lock)
         if others:
             return Conflict(others)
@@ -206,7 +205,7 @@ class LockTable(Generic[HeldT]):
             self._by_key.setdefault(key, []).append(lock)
 
     def learn(self, lock: Lock[HeldT], keys: Iterable[Key]) -> None:
-        """Another name of the lock's file tells more: the disk behind it, say.  From now on that counts too."""
+        """Add keys that another name of the lock's file has shown, such as that of the disk; they count from now on."""
         new = tuple(key for key in keys if key not in lock.keys)
         lock.keys += new
         for key in new:
@@ -218,7 +217,7 @@ class LockTable(Generic[HeldT]):
         self._by_owner.setdefault(owner_id, {})[lock] = None
 
     def unclaim(self, lock: Lock[HeldT], owner_id: int, resource: Resource) -> Unclaimed:
-        """Give up one claim; the names that nobody claims any more are gone at once."""
+        """Remove one claim, and names without any claim."""
         names = lock.claims[owner_id]
         del names[resource]
         lock.departing.discard((owner_id, resource))
@@ -238,7 +237,7 @@ class LockTable(Generic[HeldT]):
         )
 
     def remove(self, lock: Lock[HeldT]) -> None:
-        """Take a lock without claims out of the table."""
+        """Remove a lock without claims from the table."""
         del self._locks[lock.id]
         for key in lock.keys:
             left = self._by_key[key]

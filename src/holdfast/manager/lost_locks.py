@@ -1,6 +1,6 @@
 """Locks that are claimed but not held: right after a restart, and as long as they can't be retaken.
 
-They stand in the table with their claims, so nobody else of this host gets them; `regain` makes them whole.
+They are in the table with their claims, so no other owner of this host gets them; `regain` takes them again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ DeadHolder = Callable[[Iterable[tuple[int, int]], str], int | None]
 
 
 class LostLocks:
-    """Puts locks back.  ``keep``: the descriptor store, if there is one.  ``dead_holder``: the pid of a daemon that was
-    killed and can't let go of a lock on one of these files (device, inode) or on this path; None if there is none.
+    """Retakes locks. `keep`: the descriptor store, if there is one. `dead_holder`: the pid of a daemon that was killed and
+    whose lock on one of these files (device, inode) or on this path the kernel can't release yet; None if there is none.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LostLocks:
         return lock
 
     async def reread(self, lock: Lock[Held]) -> str:
-        """Give up a held lock that storage does not say is held; why, or empty if it is held. Nothing is written."""
+        """Mark a held lock as lost if storage does not show it as held; why, or empty if it does. Nothing is written."""
         return await self._key_locks.holding((lock,), self._reread(lock))
 
     async def _reread(self, lock: Lock[Held]) -> str:
@@ -79,7 +79,7 @@ class LostLocks:
         return why
 
     async def regain(self, lock: Lock[Held], fd: int | None = None) -> bool:
-        """Hold a lost lock again: by the descriptor that was kept, or anew.  `lock.lost_reason` tells why not."""
+        """Hold a lost lock again, by the descriptor `fd` if it was kept. If that fails, `lock.lost_reason` says why."""
         return await self._key_locks.holding((lock,), self._regain(lock, fd))
 
     async def _regain(self, lock: Lock[Held], fd: int | None) -> bool:
@@ -96,7 +96,7 @@ class LostLocks:
             path=lock.path,
             keys=tuple(FileKey(*k) for k in lock.keys),
         )
-        dead = self._dead_holder(lock.keys, lock.path)  # before: it may let go while we try
+        dead = self._dead_holder(lock.keys, lock.path)  # before the attempt, as its lock may end during that
         try:
             outcome = await backend.adopt(saved, fd)
         except LockError as error:
@@ -108,8 +108,8 @@ class LostLocks:
             )
             lock.lost_reason, lock.lost_for_certain = reason, False
         elif isinstance(outcome, HeldElsewhere):
-            told = "; ".join(str(h) for h in self._descriptions.with_programs(outcome.holders))
-            lock.lost_reason, lock.lost_for_certain = f"it was taken by {told}", True
+            holders = "; ".join(str(h) for h in self._descriptions.with_programs(outcome.holders))
+            lock.lost_reason, lock.lost_for_certain = f"it was taken by {holders}", True
         elif isinstance(outcome, Stale):
             lock.lost_reason, lock.lost_for_certain = "another file has its path now", False
         elif isinstance(outcome, IoFailed):
@@ -125,7 +125,7 @@ class LostLocks:
         return lock.held is not None
 
     def _is_no_more_than_held(self, lock: Lock[Held]) -> None:
-        """A journal that was cut, or a conversion that was under way, may have left claims to more than storage says."""
+        """Reduces claims to the mode on storage: a cut journal or an interrupted conversion may claim more."""
         held: object = lock.held
         if lock.mode is Mode.EXCLUSIVE and isinstance(held, MayBeShared) and held.is_shared:
             lock.mode = Mode.SHARED
@@ -134,7 +134,7 @@ class LostLocks:
                     self._table.claim(lock, owner_id, resource, Mode.SHARED)
 
     async def drop(self, lock: Lock[Held]) -> None:
-        """Let go of a lock whose owners are all gone, without a word."""
+        """Release a lock whose owners are all gone, without logging."""
         for owner_id in list(lock.claims):
             for resource in list(lock.claims[owner_id]):
                 self._table.unclaim(lock, owner_id, resource)

@@ -1,24 +1,24 @@
-"""What libvirt's status file says about a migration, and what that means for a lock: one table, and nothing else.
+"""Decides from libvirt's status file what a migration means for a lock, by one table.
 
-libvirt sends RELEASE when the guest has stopped on the source, before QEMU hands over.  If the target dies in between,
-QEMU lets the guest run on at the source, and libvirt acquires nothing (libvirt-hooks-lvm.md 0.7; seen with 9.0, 11.3 and
-12.8).  So that RELEASE means "the guest's processors stand", not "the disk is free".  What it came to stands in the status
-file (libvirt-hooks-lvm.md 2.2), where ``-`` is any word:
+libvirt sends RELEASE when the guest has stopped on the source, before QEMU hands over. If the target dies in between, QEMU
+continues the guest at the source, and libvirt acquires nothing (libvirt-hooks-lvm.md 0.7; seen with 9.0, 11.3 and 12.8). So
+that RELEASE means "the guest's processors are stopped", not "the disk is free". The outcome is in the status file
+(libvirt-hooks-lvm.md 2.2), where `-` is any word:
 
     job             phase                                      state, reason          RELEASE now      held back before
-    migration out   none, perform2, begin3, perform3,          paused, post-copy…     let go           let go
-                    confirm3_cancelled                         -                      held back        held on
-                    perform3_done, confirm3                    -                      let go           let go
-                    a word that is not known                   -                      let go           let go, and said
-    none, another   -                                          running, shutdown,     let go           never given up
+    migration out   none, perform2, begin3, perform3,          paused, post-copy…     released         released
+                    confirm3_cancelled                         -                      held back        still held
+                    perform3_done, confirm3                    -                      released         released
+                    an unknown word                            -                      released         released, logged
+    none, another   -                                          running, shutdown,     released         kept as a claim
                                                                pmsuspended
-                                                               paused, migration      let go           held on
-                                                               paused; crashed; …     let go           let go
-                                                               not known              let go           let go, and said
-    there is no file, or it is another process's                                      let go           held on
+                                                               paused, migration      released         still held
+                                                               paused; crashed; …     released         released
+                                                               an unknown word        released         released, logged
+    there is no file, or it is another process's                                      released         still held
 
-*Paused, migration* without a job is a source whose libvirtd was restarted: QEMU may let the guest run on by itself.  A
-file that can't be read proves nothing: the lock is held on until QEMU ends.
+*Paused, migration* without a job is a source whose libvirtd was restarted: QEMU may continue the guest by itself. A file
+that can't be read proves nothing: the lock stays held until QEMU ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from holdfast.system.libvirt.domains import Domain
 OUT, IN = "migration out", "migration in"
 OTHER_JOBS = frozenset(("", "start", "save", "dump", "snapshot", "backup", IN))
 PHASES_OPEN = frozenset(("", "none", "perform2", "begin3", "perform3", "confirm3_cancelled"))
-"""The guest may still go on at the source."""
+"""The guest may still continue at the source."""
 PHASES_DONE = frozenset(("perform3_done", "confirm3"))
 """The source's QEMU has closed its disks for writing."""
 PHASE_ACQUIRES = "finish3"
@@ -52,12 +52,12 @@ class Outcome(enum.Enum):
 
 
 def holds_back(domain: Domain | None) -> bool:
-    """Whether a RELEASE for this VM, now, is a migration's, and leaves open who will have the disk."""
+    """Whether a RELEASE for this VM now is part of a migration that may still fail, so that the guest may continue here."""
     return domain is not None and domain.async_job == OUT and outcome(domain) is Outcome.OPEN
 
 
 def outcome(domain: Domain | None) -> Outcome:
-    """What has become of the migration out of a VM."""
+    """The outcome of a VM's migration to another host."""
     if domain is None:
         return Outcome.OPEN
     if domain.async_job == OUT:
@@ -72,8 +72,8 @@ def outcome(domain: Domain | None) -> Outcome:
 
 
 def stands(domain: Domain | None) -> bool:
-    """Whether a guest has stopped for its migration, by words that are known: then libvirt has sent RELEASE, whether or
-    not a daemon heard it.
+    """Whether a guest has stopped for its migration, by known words: then libvirt has sent RELEASE, whether or not a daemon
+    received it.
     """
     return (
         domain is not None
@@ -84,26 +84,26 @@ def stands(domain: Domain | None) -> bool:
 
 
 def has_left(domain: Domain | None) -> bool:
-    """Whether a guest has left this host for certain, by words that are known."""
+    """Whether a guest has certainly left this host, by known words."""
     if domain is None or not stands(domain):
         return False
     return domain.phase in PHASES_DONE or domain.reason.startswith(POST_COPY)
 
 
 def is_arriving(domain: Domain | None) -> bool:
-    """Whether an ACQUIRE for this VM, now, is that of a target whose source is about to let go."""
+    """Whether an ACQUIRE for this VM now comes from a migration's target, whose source is about to release."""
     return domain is not None and domain.async_job == IN and domain.phase == PHASE_ACQUIRES
 
 
 def ran_before(domain: Domain | None) -> bool:
-    """Whether a VM that asks for its disks ran before, here or on the host that it comes from."""
+    """Whether a VM that acquires its disks ran before, here or on its migration's source."""
     if domain is None:
         return False
     return domain.async_job == IN or (domain.state == "paused" and domain.reason not in ("", STARTING_UP))
 
 
 def not_understood(domain: Domain | None) -> str:
-    """The words of a status file that are not known, by which nothing was held back; empty if all are."""
+    """The unknown words of a status file, because of which nothing was held back; empty if all are known."""
     if domain is None:
         return ""
     if domain.async_job == OUT:

@@ -1,11 +1,11 @@
 """Disks of running VMs whose rule names another backend by now: the VM has the lock that it was started with.
 
-libvirt asks again only when the VM is resumed or started. Until then a host that goes by the new rule would not meet the
-old lock. So this daemon takes the disk's lease as well, for the same owner, under the name of the lease: it is in the table
-and the journal like any other, a loss of its lockspace stops the VM, and it is given up with the lock that it accompanies.
+libvirt acquires again only when the VM is resumed or started. Until then a host that uses the new rule would not conflict
+with the old lock. So this daemon takes the disk's lease as well, for the same owner, under the name of the lease: it is in
+the table and the journal like any other, a loss of its lockspace stops the VM, and it is released with the old lock.
 
-Only leases are taken so. For a rule that leads from leases to files there is a problem in `status` and `doctor`, and no
-more: two names of one file in one table would be two locks.
+Only leases are taken so. A rule that leads from leases to files is only reported as a problem in `status` and `doctor`: two
+names of one file in one table would be two locks.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from holdfast.system.files.ofd_lock import IoFailed
 log = logging.getLogger(__name__)
 
 AGAIN_S = 30.0
-"""Between two attempts for leases that could not be taken: the lockspace is not joined yet, or another host has them."""
+"""Between two attempts for leases that were refused: the lockspace is not joined yet, or another host has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class MovedDisk:
-    """A claim whose rule names `backend` now."""
+    """A claim on a disk whose rule names `backend` now."""
 
     owner: Owner
     resource: Resource
@@ -52,7 +52,7 @@ class MovedDisk:
 
 
 class MovedDisks:
-    """See the module."""
+    """Takes the leases that new rules demand for running VMs."""
 
     def __init__(self, manager: LockManager, *, clock: Clock) -> None:
         self._manager = manager
@@ -62,7 +62,7 @@ class MovedDisks:
         self._refused: dict[tuple[int, Resource], str] = {}
 
     def begin(self) -> None:
-        """Every lock that is to be held again stands in the table. Rules change with a new daemon only."""
+        """Begin, when all restored locks are in the table. Rules change only with a new daemon."""
         moved = any(True for _ in self._moved())
         if moved or any(
             _is_lease(self._manager, lock, name) for lock in self._manager.table for name in lock.names()
@@ -74,15 +74,15 @@ class MovedDisks:
             )
 
     def joined(self) -> None:
-        """A lockspace is joined: leases of it can be had."""
+        """A lockspace was joined, so its leases can be acquired: try again."""
         self._news.set()
 
     def problems(self) -> list[str]:
-        """For operators: each VM whose disk has the lock of an old rule, and how it gets the one of the new rule."""
+        """Messages for operators: each VM whose disk has the lock of an old rule, and how it gets that of the new rule."""
         return [f"{moved}; {self._what_else(moved)}; {_fix(moved.owner)}" for moved in self._moved()]
 
     def goes_with(self, owner: Owner, lock: HostLock) -> tuple[HostLock, Resource] | None:
-        """The lease that was taken along with a lock which an owner has given up, and its name; None if there is none."""
+        """The lease, with its name, that was taken in addition to a lock that the owner has released; None without one."""
         if owner.id in lock.claims:
             return None
         return next(((also, name) for also, name in self._leases(owner, lock)), None)
@@ -102,7 +102,7 @@ class MovedDisks:
                         yield MovedDisk(owner, resource, mode, lock, backend.name)
 
     def _leases(self, owner: Owner, lock: HostLock) -> Iterator[tuple[HostLock, Resource]]:
-        """Leases of an owner, by the lease's own name, of the disk that a lock is for."""
+        """Leases that an owner holds, by the lease's own name, on the disk of a lock."""
         for other in self._manager.table.of_owner(owner.id):
             if other is not lock and not set(other.keys[1:]).isdisjoint(lock.keys):
                 for name in other.claims[owner.id]:
@@ -132,7 +132,7 @@ class MovedDisks:
                 each.cancel()
 
     async def _guarded(self, moved: MovedDisk) -> bool:
-        """Whether nothing is left to do for one."""
+        """Whether nothing is left to do for this disk."""
         backend = self._manager.routing.leases.get(moved.backend)
         if backend is None or any(self._leases(moved.owner, moved.lock)):
             return True
@@ -151,7 +151,7 @@ class MovedDisks:
         return False
 
     async def _take(self, moved: MovedDisk, backend: LeaseBackend) -> str:
-        """Take the lease as well; why not, or nothing."""
+        """Take the lease as well. Returns why that failed, or empty."""
         manager, owner = self._manager, moved.owner
         lease, _ = await backend.names.of(moved.resource)
         candidate = await backend.open(moved.resource, create=Creation.NONE)
@@ -190,7 +190,7 @@ class MovedDisks:
 
 
 def _is_lease(manager: LockManager, lock: HostLock, resource: Resource) -> bool:
-    """Whether a claim goes by the name of the lease itself, and by no disk."""
+    """Whether a claim has the name of the lease itself, not of a disk."""
     backend = manager.routing.leases.get(lock.backend)
     return backend is not None and bool(lock.keys) and lock.keys[0] == backend.names.key(resource.name)
 

@@ -1,12 +1,12 @@
-"""Owners: the processes that hold, and how we know that they live.
+"""Owners: the processes that hold locks, and the check whether they live.
 
-An owner is one process for ever: its pid pinned by a pidfd, named across daemon restarts by its start time.
-Any number of connections may speak for it.  An owner whose process we cannot see (it is in another PID
-namespace, or it has already ended when libvirtd speaks for it) lives as long as a connection does that
-registered it; libvirt leaves one open in QEMU for QEMU's whole life.
+An owner is always one process: its pid is pinned by a pidfd, and its start time identifies it across daemon restarts. Any
+number of connections may speak for it. An owner whose process is not visible (it is in another PID namespace, or has ended
+before libvirtd speaks for it) lives as long as a connection that registered it; libvirt leaves one open in QEMU for QEMU's
+whole life.
 
-An *unknown* owner stands for somebody that a damaged or lost journal no longer names. Nothing is concluded from the
-absence of its process: it lives until `unknown_locks` has proven that it is over.
+An *unknown* owner represents one that a damaged or lost journal no longer names. Nothing is concluded from the absence of
+its process: it lives until `unknown_locks` has proven that it is over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from holdfast.system.host.process import Family, Process, Processes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What is left of an owner that could not be attributed."""
+    """The remaining facts about an owner that could not be attributed."""
 
     why: str
     """What could not be read, for people."""
@@ -34,7 +34,7 @@ class Evidence:
 
 
 class Owner:
-    """One owner.  ``connections`` counts those that registered it and are open; ``unknown`` is set for an unknown one."""
+    """One owner. `connections` counts open ones that registered it; `unknown` is set for an unknown one."""
 
     __slots__ = (
         "connections",
@@ -68,7 +68,7 @@ class Owner:
         """The processes that it keeps locks for, where they have a control group of their own."""
 
     def signal(self, number: int) -> None:
-        """To its process, if we see it; to all that it keeps locks for too, also when it has ended itself."""
+        """Signal its process, if visible, and all processes for which it keeps locks, also after its own end."""
         alive = self.process is not None and self.alive()
         # The kernel kills a whole group at once: nobody forks away from that.
         if self.family is not None and (number == signal.SIGKILL or not alive):
@@ -97,7 +97,7 @@ class Owner:
 
 
 class Owners:
-    """Every owner that holds something or is spoken for."""
+    """Every owner that holds a lock or has a connection."""
 
     def __init__(self, processes: Processes, on_exit: Callable[[Owner], None]) -> None:
         self._processes = processes
@@ -119,29 +119,29 @@ class Owners:
         return self._by_pid.get(pid)
 
     def find(self, pid: int, name: OwnerName) -> Owner:
-        """The owner that this pid is now, made known if it is new."""
+        """The owner with this pid; a new one is added."""
         owner = self._by_pid.get(pid)
         if owner is not None and owner.process is not None:
             if owner.process.alive():
-                # It pins the pid: nobody else can have got it.
+                # It pins the pid: no other process can have it.
                 owner.name = name
                 return owner
-            self._on_exit(owner)  # the pid is free for another process; the news of its end is still queued
+            self._on_exit(owner)  # the pid is free for another process; the report of its end is still queued
             owner = None
         process = self._processes.open(pid)
         if owner is not None:
             if process is None:
                 owner.name = name
                 return owner
-            self._on_exit(owner)  # what we took for that pid without seeing it was somebody else
+            self._on_exit(owner)  # the invisible owner with that pid was another process
         return self.add(pid, name, process)
 
     def reserve(self, numbers: Iterable[int]) -> None:
-        """These numbers stand in the journal: until it is rewritten, no other owner may have one of them."""
+        """Don't use these numbers for new owners: the journal has them until it is rewritten."""
         self._last_id = max(self._last_id, *numbers, 0)
 
     def add(self, pid: int, name: OwnerName, process: Process | None, *, owner_id: int = 0) -> Owner:
-        """A new owner; with its old id if it comes back from the journal."""
+        """Add an owner; `owner_id` is its old number if it comes from the journal."""
         if not owner_id:
             self._last_id += 1
             owner_id = self._last_id
@@ -154,7 +154,7 @@ class Owners:
         return owner
 
     def add_unknown(self, name: OwnerName, evidence: Evidence, *, owner_id: int = 0) -> Owner:
-        """An owner that nothing finds by its pid: another process may have that by now."""
+        """Add an unknown owner. It is not found by its pid, as another process may have that by now."""
         if not owner_id:
             self._last_id += 1
             owner_id = self._last_id
@@ -168,7 +168,7 @@ class Owners:
         self._by_id[owner.id] = owner
 
     def known_process(self, process: ProcessId, name: OwnerName) -> Owner | None:
-        """The owner that this very process is, made known if it is new; None if the process has ended."""
+        """The owner of exactly this process; a new one is added; None if the process has ended."""
         owner = self._by_pid.get(process.pid)
         if owner is not None and owner.process_id == process:
             return owner
@@ -196,7 +196,7 @@ class Owners:
         return self._processes.family(path) if path else None
 
     def forget(self, owner: Owner) -> None:
-        """No longer of interest: nothing held, nobody speaks for it."""
+        """Remove an owner that holds nothing and has no connection."""
         self._by_id.pop(owner.id, None)
         if self._by_pid.get(owner.pid) is owner:
             del self._by_pid[owner.pid]

@@ -1,10 +1,10 @@
 """Stopping an owner: SIGTERM, SIGKILL, and its locks only after its death.
 
-virtlockd lets go first and kills afterwards, so for some time two VMs can write one disk; it also makes all
-others wait meanwhile.  Here the locks stay until the kernel says that the process has ended, and
-nobody waits but who wants those very locks.
+virtlockd releases first and kills afterwards, so for some time two VMs can write one disk; it also makes all other requests
+wait meanwhile. Here the locks stay until the kernel reports that the process has ended, and only requests for these locks
+wait.
 
-    t = 0      the connection closed.  Normally the process is just ending: give it a moment
+    t = 0      the connection closed. Usually the process is just ending: give it a moment
     GRACE      still alive: SIGTERM
     + TERM     still alive: SIGKILL
     then       wait for its end, however long (a process in uninterruptible sleep still writes), and say so
@@ -29,14 +29,14 @@ REMIND_S = 30.0
 
 
 class ProcessStopper:
-    """Runs the ladder for one owner at a time; `on_stopped` is told what was done."""
+    """Runs these steps for owners; `on_stopped` is called with a description of each step."""
 
     def __init__(self, clock: Clock, on_stopped: Callable[[Owner, str], None]) -> None:
         self._clock = clock
         self._on_stopped = on_stopped
 
     async def stop(self, owner: Owner, why: str) -> None:
-        """Returns when the owner's process has ended; its locks are let go by whoever watches it."""
+        """Returns when the owner's process has ended; the watcher of the process releases its locks."""
         if owner.stopping or owner.process is None:
             return
         owner.stopping = why

@@ -1,4 +1,4 @@
-"""What the daemon tells about itself: owners, locks, and who holds a disk by any of its names."""
+"""Read-only queries: owners, locks, and the holders of a disk by any of its names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNTIL_MIGRATED = "held until the migration ends"
 
 
 def shown(text: str) -> str:
-    """JSON and terminals are UTF-8: a path that is not is shown with replacement marks."""
+    """The text for JSON and terminals, which are UTF-8: other bytes of a path are shown as replacement marks."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -78,7 +78,7 @@ class Inspection:
         ]
 
     def _called(self, lock: HostLock, resource: Resource) -> str:
-        """A lease that is held under its own name (`moved_disks`) is shown as the disk that it is for, if that is known."""
+        """The shown name: for a lease that is held under its own name (`moved_disks`) its disk, if that is known."""
         backend = self._manager.routing.leases.get(lock.backend)
         if backend is not None and not resource.lockspace:
             return backend.names.path_of(resource.name)

@@ -1,12 +1,12 @@
-"""An owner acquires what it holds: does it go on with its disk, or get the same disk a second time?
+"""Policy for an owner that acquires what it holds: does it continue with its disk, or attach the same disk twice?
 
-The calls are the same (ADR 0006), but a VM that has a disk twice must not pass, and if QEMU refuses the second one, libvirt
-undoes it by a RELEASE that must not free the disk in use.  libvirt's own word on the VM helps:
+The calls are the same (ADR 0006), but a VM with the same disk twice must be refused, and if QEMU refuses the second one,
+libvirt undoes it by a RELEASE that must not free the disk in use. libvirt's status of the VM decides:
 
 * listed twice among its disks: refused;
-* not running (it resumes), or an image below the top (a block job): it goes on;
-* running: a guest's reboot, or an attach that QEMU is about to refuse.  Granted; a release follows that undoes only the
-  attach, and is told from real ones (a suspend, a migration) by what the VM does then.
+* not running (it resumes), or an image below the top (a block job): granted;
+* running: a guest's reboot, or an attach that QEMU is about to refuse. Granted; a release follows that undoes only the
+  attach, and is distinguished from real ones (a suspend, a migration) by what the VM does then.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ and libvirt then releases once (an attach) or twice (a block copy)."""
 
 
 class ReacquirePolicy:
-    """Remembers the doubtful ones.  ``domains`` None: nobody to ask, every one is granted."""
+    """Remembers doubtful second acquires. `domains` None: there is no status, and every one is granted."""
 
     def __init__(self, domains: DomainStatus | None, clock: Clock) -> None:
         self._domains = domains
@@ -37,7 +37,7 @@ class ReacquirePolicy:
         self._acquired: dict[tuple[int, Resource], Instant] = {}
 
     def question(self, owner: Owner, resource: Resource, holder: Callable[[], Holder]) -> None:
-        """Raises `DiskTwice` for a disk that the VM would have twice; else it is granted."""
+        """Raises `DiskTwice` for a disk that the VM would have twice; else the acquire is granted."""
         if self._domains is None:
             return
         domain = self._domains.look(owner.name.name, owner.name.uuid, owner.pid)
@@ -58,7 +58,7 @@ class ReacquirePolicy:
         if since is None:
             return False
         domain = self._domains.look(owner.name.name, owner.name.uuid, owner.pid)
-        # A suspend releases twice, the second time when libvirt has noted it; all else that lets go is a job.
+        # A suspend releases twice, the second time after libvirt has noted it; every other release is a job's.
         if domain is not None and (domain.state != "running" or domain.async_job):
             return False
         twice = domain is not None and _is_twice(resource, domain)
@@ -78,5 +78,5 @@ def _is_twice(resource: Resource, domain: Domain) -> bool:
 
 
 def _means(resource: Resource, path: str) -> bool:
-    """Whether a resource is named after a disk: by its path, or by its hash in a lockspace."""
+    """Whether a resource is named after the disk `path`: by the path, or by its hash in a lockspace."""
     return resource.name == path or resource.name == indirect_name(path)

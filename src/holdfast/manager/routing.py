@@ -13,9 +13,9 @@ from holdfast.model import Protection, Resource
 
 
 class Route(NamedTuple):
-    """The backend of a resource, and the protection that is demanded of it: of every lock, and of a VM that starts.
+    """The backend of a resource, and the minimum protection: of every lock, and at a VM's start.
 
-    A VM that ran before keeps its disks: refusing it would take them away from a guest that is only paused or migrated.
+    A VM that ran before keeps its disks: a refusal would take them away from a guest that is only paused or migrated.
     """
 
     backend: Backend
@@ -39,7 +39,7 @@ class Rule:
         self._matches = re.compile(fnmatch.translate(pattern)).match
 
     def matches(self, resource: Resource, path: str = "") -> bool:
-        """`path`: of the disk that a name in a lockspace stands for, if that is known."""
+        """Whether the rule is for a resource. `path`: of the disk that a name in a lockspace means, if that is known."""
         if self.of_lockspace:
             return bool(resource.lockspace) and self._matches(resource.lockspace) is not None
         path = path or ("" if resource.lockspace else resource.name)
@@ -57,9 +57,9 @@ class Routing:
         """Those whose locks are leases, found once: a check of a runtime protocol takes 17 us."""
 
     def route(self, resource: Resource, path: str = "") -> Route:
-        """See `Rule.matches`. A disk in a lockspace that has no lease keeps its place there, whatever backend the rule of
-        its path names: that is the lock file that all others know, also those that don't know the path (another host, a
-        disk that is being attached). What the rule demands is demanded all the same.
+        """The route of a resource; `path` as in `Rule.matches`. A disk in a lockspace that has no lease keeps its lock file
+        there, whatever backend the rule of its path names: all others use that file, also those that don't know the path
+        (another host, a disk that is being attached). The rule's minimum protection applies all the same.
         """
         found = self._first(resource, path)
         if not path or not resource.lockspace or found.backend.capabilities.fenced:

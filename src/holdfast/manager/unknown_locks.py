@@ -1,8 +1,8 @@
-"""Locks whose owner could not be attributed: held as unknown until it is proven who has them, or that nobody has.
+"""Locks of unknown owners: held until it is proven which owner has them, or that none has.
 
-A journal, a state file or a descriptor store that is lost or damaged says nothing about who holds what. So whatever the
-next daemon finds and can't attribute, a lease of this host's incarnation, a descriptor that was kept, a line without its
-owner, becomes a lock of an *unknown owner*. Nobody is refused less because of it, and no VM is touched.
+A journal, a state file or a descriptor store that is lost or damaged proves nothing about holders. So everything that the
+next daemon finds and can't attribute (a lease of this host's incarnation, a descriptor that was kept, a line without its
+owner) becomes a lock of an *unknown owner*. It excludes others like any lock, and no VM is touched.
 
 Three things end it:
 
@@ -11,8 +11,8 @@ Three things end it:
     adopted      the asking owner of an ACQUIRE or RELEASE is that process; or the named process is over, the asker has
                  the disk open or libvirt's status file lists the disk for it, and no other process has it open. If the
                  asker has neither, the lock is settled for it at once, and it has to acquire it
-    settled      the named process is over, and no process of this host has the disk open: asked again and again.
-                 Or an operator says so by name (`settle`), which is refused while a process has the disk open
+    settled      the named process is over, and no process of this host has the disk open: checked again and again.
+                 Or by an operator's order (`settle`), which is refused while a process has the disk open
 
 A process that doesn't have a disk open can't write to it, and one that opens it now has to ask for the lock first, which
 an unknown owner holds. A process that can't be inspected counts as one that has it open.
@@ -46,11 +46,11 @@ SETTLE_S_MAX = 10.0
 """Between two attempts to prove an end: soon after a restart, seldom on a host that waits for an operator."""
 
 DiskKey = Callable[[str], Awaitable[FileKey | None]]
-"""What the file or device at a path is, asked on its storage; None if that can't be told."""
+"""Identifies the file or device at a path, on the worker of its storage; None if that is not known."""
 
 
 class Relation(enum.Enum):
-    """What an unknown owner is to the owner that asks."""
+    """The relation of an unknown owner to the asking owner."""
 
     NONE = "not known, or another one that lives"
     SAME = "the asking owner itself"
@@ -58,8 +58,8 @@ class Relation(enum.Enum):
 
 
 class UnknownLocks:
-    """See the module. ``end``: releases everything of an owner that is over; ``audit``: a line for the operators' record;
-    ``on_attributed``: a lock was found held for an owner that lives.
+    """Holds and settles locks of unknown owners. `end` releases everything of an owner that is over; `audit` writes a line
+    to the operators' record; `on_attributed` is called when a lock was found held for an owner that lives.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class UnknownLocks:
     # --- they begin ---
 
     def owner(self, name: OwnerName, evidence: Evidence, *, owner_id: int = 0) -> Owner:
-        """An owner for what can't be attributed."""
+        """A new unknown owner."""
         self._start_settling()
         return self._owners.add_unknown(name, evidence, owner_id=owner_id)
 
     def becomes(self, owner: Owner, evidence: Evidence) -> None:
-        """A known owner whose end can't be seen any more is an unknown one from now on."""
+        """Make a known owner unknown, as its end can't be seen any more."""
         self._owners.forget(owner)
         self._owners.keep_unknown(owner, evidence)
         self._start_settling()
@@ -142,7 +142,7 @@ class UnknownLocks:
         evidence: Evidence,
         lock_id: int = 0,
     ) -> HostLock:
-        """Enter a lock that was found held and that no claim accounts for."""
+        """Enter a lock that was found held without a claim."""
         owner = self.owner(name, evidence) if _is_unasked(held) else self.attributed(name, evidence)
         lock: HostLock = Lock(
             lock_id=lock_id or self._table.next_id(),
@@ -165,7 +165,7 @@ class UnknownLocks:
         return lock
 
     def hold_place(self, backend: str, what: str, why: str) -> None:
-        """Enter a placeholder for all locks of a backend that may be held and can't be named yet."""
+        """Enter a placeholder for all locks of a backend that may be held and are not known yet."""
         owner = self.owner(OwnerName(""), Evidence(why=why))
         lock: HostLock = Lock(
             lock_id=self._table.next_id(),
@@ -183,11 +183,11 @@ class UnknownLocks:
         self._table.claim(lock, owner.id, Resource(what, backend), Mode.EXCLUSIVE)
 
     def has_place(self, backends: Collection[str]) -> bool:
-        """Whether a placeholder stands for locks of one of these backends."""
+        """Whether there is a placeholder for locks of one of these backends."""
         return any(lock.stands_for and lock.backend in backends for lock in self._table)
 
     def drop_place(self, backend: str) -> None:
-        """Everything that a backend's placeholder stood for has a lock of its own by now."""
+        """Remove a backend's placeholder: all of its locks have entries by now."""
         for lock in self.locks:
             if lock.stands_for and lock.backend == backend:
                 for owner_id in list(lock.claims):
@@ -205,7 +205,7 @@ class UnknownLocks:
         self._events.emit(ev.UNKNOWN, owner.name, owner.pid, resource, mode, owner.unknown.why)
 
     async def read_note(self, lock: HostLock) -> None:
-        """What stands beside a lock that was taken again may attribute its unknown claims: a note names its process."""
+        """Attribute the unknown claims of a retaken lock by the note beside it, which names a process."""
         held = lock.held
         notes: object = held
         if not isinstance(notes, NotesOwner) or not self._unknown_claimants(lock) or _is_unasked(notes):
@@ -224,8 +224,8 @@ class UnknownLocks:
                 owner.unknown = replace(owner.unknown, process=process, disk=owner.unknown.disk or disk)
 
     async def keep_for_noted(self, lock: HostLock, ended: Collection[ProcessId]) -> bool:
-        """Keep a lock whose owners have ended, by the journal, for another process that lives and that the note beside it
-        names: an older copy of the journal may have been put back, and the lock taken since. Whether it was kept.
+        """Keep a lock whose owners have ended by the journal, if the note beside it names another process that lives: an
+        older copy of the journal may have been restored, and the lock taken since. Whether it was kept.
         """
         held: object = lock.held
         if not isinstance(held, NotesOwner):
@@ -252,7 +252,7 @@ class UnknownLocks:
         owners = [owner for i in lock.claims if (owner := self._owners.get(i)) is not None]
         return [owner for owner in owners if owner.unknown is not None]
 
-    # --- adopted by whoever asks ---
+    # --- adopted by the asking owner ---
 
     async def adopt(
         self, asker: Owner, resource: Resource, lock: HostLock, *, to_release: bool = False
@@ -260,9 +260,9 @@ class UnknownLocks:
         """Give a lock's unknown claims to the asking owner if they are proven to be its own; end those that are proven to be
         over. Whether any were.
 
-        Its own are never let go on the way. What is over is: a lease may have been won by a daemon that was killed before
-        it had asked whether other hosts share it, so whoever wants it now has to win it. With a claim of a known owner on
-        it, nothing is changed. Raises `Refused` for a lease that other hosts may share, unless it is only given up.
+        The asker's own claims stay held throughout. Claims that are over are released: a daemon may have won the lease and
+        been killed before it checked whether other hosts share it, so the asker has to acquire it. With a claim of a known
+        owner on it, nothing changes. Raises `Refused` for a lease that other hosts may share, unless it is only released.
         """
         claimants = [
             owner for i in lock.claims if i != asker.id and (owner := self._owners.get(i)) is not None
@@ -321,7 +321,7 @@ class UnknownLocks:
         return Relation.NONE if evidence.unseen else Relation.OVER
 
     def _is_listed(self, asker: Owner, resource: Resource) -> bool:
-        """Whether libvirt's status file lists the disk for this very process."""
+        """Whether libvirt's status file lists the disk for exactly this process."""
         if self._domains is None:
             return False
         domain = self._domains.look(asker.name.name, asker.name.uuid, asker.pid)
@@ -362,7 +362,7 @@ class UnknownLocks:
             await held.ask_sharers()
 
     async def _is_over(self, owner: Owner) -> bool:
-        """Whether it is proven that whoever it was has ended."""
+        """Whether the unknown owner has provably ended."""
         evidence = owner.unknown
         locks = self._locks_of(owner)
         if evidence is None or evidence.unseen or any(lock.stands_for for lock in locks):
@@ -372,7 +372,7 @@ class UnknownLocks:
         for lock in locks:
             users = await self._users(lock, (evidence.disk,))
             if users is None:
-                # No disk is known. The key file of a <lease> has none: then the end of the process is all there is.
+                # No disk is known. The key file of a <lease> has none: then the end of the process is the only proof.
                 named = evidence.process is not None and evidence.process.start_ticks != 0
                 if not (named and _is_of_no_disk(lock)):
                     return False
@@ -399,10 +399,10 @@ class UnknownLocks:
     # --- settled by an operator ---
 
     async def settle(self, what: str, operator: str) -> str:
-        """End the unknown claims on a lock, named by its number, path or resource, on an operator's word.
+        """End the unknown claims on a lock, named by its number, path or resource, by an operator's order.
 
-        The text says what was done. Raises `Refused` for a lock that has a known owner, for one whose disk a process has
-        open, and where that can't be told.
+        Returns a text about what was done. Raises `Refused` for a lock that has a known owner, for one whose disk a process
+        has open, and where that is not known.
         """
         if not operator.strip():
             raise Refused(
@@ -440,12 +440,12 @@ class UnknownLocks:
 
 
 def _is_unasked(held: object) -> bool:
-    """Whether other hosts may share it: its owner can't be shown to have been granted it."""
+    """Whether other hosts may share it: it is not proven that its owner was granted it."""
     return isinstance(held, MayHaveSharers) and held.sharers_unasked
 
 
 def _disk_keys(lock: HostLock) -> list[FileKey]:
-    """The keys of the disk itself: not of a lease, nor of a lock file that was made for the lock."""
+    """The keys of the disk itself, without those of a lease or of a lock file made for the lock."""
     first_is_disk = not lock.create and not any(name.lockspace for name in lock.names())
     keys = lock.keys if first_is_disk else lock.keys[1:]
     return [FileKey(*key) for key in keys if key[0] >= KEY_OF_BLOCK_DEVICE]
