@@ -1,12 +1,12 @@
-"""From a configuration and the ports of a system to one object graph: what a daemon runs is what the simulator plays.
+"""Builds the object graph from a configuration and the ports of a system; daemon and simulator run the same one.
 
     Config ──────┐
                  ├─► build ─► Parts ─► their life, in `lifecycle`
     SystemPorts ─┘
         of this host: `system_ports`; of a simulated one: `testing.machine_ports`
 
-What a simulated host does not have stays outside, in `daemon`: listening sockets, signals, exec, and the frontend of the
-control socket.
+Parts that a simulated host does not have are in `daemon`: listening sockets, signals, exec, and the frontend of the control
+socket.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ BREAKS_FILE = "broken-leases.log"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemPorts:
-    """Everything of `system` that a daemon is built over."""
+    """The ports of `system` that a daemon uses."""
 
     pid: int
     uid: int
@@ -98,7 +98,7 @@ class SystemPorts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseWatchers:
-    """Callbacks for an onlooker, each called before the graph acts on the same news: the simulator's checkers."""
+    """Callbacks for an observer such as the simulator's checkers, each called before the graph handles the same event."""
 
     on_joined: Callable[[LockspaceSupervisor], None] = lambda _: None
     on_lost: Callable[[LockspaceSupervisor, str], None] = lambda _, __: None
@@ -109,7 +109,7 @@ class LeaseWatchers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The object graph of one daemon, as far as others work with it."""
+    """The parts of a daemon's object graph that other modules use."""
 
     config: Config
     ports: SystemPorts
@@ -138,7 +138,7 @@ def build(
     before: Before,
     watchers: LeaseWatchers | None = None,
 ) -> Parts:
-    """The whole graph; raises `ConfigError`. Nothing runs and nothing is sent before `lifecycle` says so."""
+    """The whole graph; raises `ConfigError`. Nothing runs and nothing is sent before `lifecycle` starts it."""
     clock, processes, host = ports.clock, ports.processes, ports.identity.node
     leases = HostLockspaces(
         ports=ports.leases,
@@ -282,7 +282,7 @@ def _connect(
     moved: MovedDisks,
     watchers: LeaseWatchers,
 ) -> None:
-    """News of lockspaces go to the onlooker, then to the ladder."""
+    """Connects lockspace callbacks: first to the observer, then to the escalation."""
 
     def joined(supervisor: LockspaceSupervisor) -> None:
         watchers.on_joined(supervisor)
@@ -336,7 +336,7 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
 
 
 def _route(config: Config, backend: Backend, rule: DiskRule | None) -> Route:
-    """Leases are there to exclude other hosts: unless a rule says what it demands, a VM starts only if they do."""
+    """The route of a rule. Leases serve to exclude other hosts: unless the rule has a minimum, a VM starts only if so."""
     says = rule is not None and rule.require_protection is not None
     start_min = Protection.CROSS_HOST if backend.capabilities.fenced and not says else Protection.NONE
     return Route(backend, configuration.protection_min(config, rule), start_min)

@@ -1,4 +1,4 @@
-"""A configuration whose backends are tried out, for those who only ask if it is right and what its backends are worth."""
+"""Checks a configuration by making its backends, without running them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from holdfast.system.files.storage_executor import InlineStorage
 
 
 def ports_for_a_look(config: Config, mounts: MountTable) -> BackendPorts:
-    """For backends that are made and asked what they are worth, and never hold anything."""
+    """Ports for backends that are only made and asked for their protection, and never hold a lock."""
     leases = HostLockspaces(
         ports=lease_host_ports(()), clock=SystemClock(), identity=HostIdentity("", "", "")
     )
@@ -35,7 +35,7 @@ def ports_for_a_look(config: Config, mounts: MountTable) -> BackendPorts:
 
 
 def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
-    """The configuration with its backends tried out, and everything wrong with it."""
+    """The configuration after a check of its backends, and all problems with it."""
     config, problems = configuration.check(file, environ=os.environ, uid=os.geteuid())
     if config is not None:
         problems.extend(problems_of(config))
@@ -43,7 +43,7 @@ def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
 
 
 def remarks_of(config: Config) -> list[str]:
-    """What a configuration without problems means that its operator may not expect."""
+    """Warnings about a valid configuration's effects that its operator may not expect."""
     return [
         remark
         for name, table in config.backend.items()

@@ -1,10 +1,10 @@
-"""The daemon: sockets, signals and exec around the object graph that `build` makes, from start to end.
+"""The daemon: sockets, signals and exec around the object graph from `build`, from start to end.
 
     start     (`holdfastd` has claimed the run directory and found inherited descriptors)
               journal ─ adopt owners and locks ─ listen ─ READY
     SIGUSR1   (also SIGHUP, `holdfast reload`) check that the program on disk may take over ─ exec it with everything open
     SIGTERM   put off while storage hangs that would keep this process from ending, and VMs need locks on other storage; then
-              stop listening, leave locks and VMs as they are: the journal and the descriptor store keep them
+              stop listening, keep locks and VMs as they are, by journal and descriptor store
 
 This is the only module that knows every layer.
 """
@@ -52,12 +52,12 @@ log = logging.getLogger("holdfast")
 VIRTLOCKD_SOCKET_MODE = 0o700
 """As virtlockd's own (virtlockd-rpc.md 1)."""
 GC_THRESHOLD = 20_000
-"""Objects more before the collector looks for cycles: requests make many objects and hardly any cycle."""
+"""New objects before the garbage collector searches for cycles: requests make many objects and hardly any cycle."""
 PUT_OFF_LOOK_S = 1.0
 STOP_SAID_AGAIN_S = 30.0
 """A stop that is put off says each `PUT_OFF_LOOK_S` that it needs so much longer; a daemon that is dead says nothing."""
 STATUS_CHARS_MAX = 2000
-"""Of what `systemctl status` shows: the first reasons of a refusal."""
+"""Length of the text for `systemctl status`: the first reasons of a refusal."""
 SIGNS_OF_LIFE = 4
 """So many within the time in which the service manager wants one: a busy host may be late with three."""
 EXIT_SOCKET = 71
@@ -133,7 +133,7 @@ class Daemon:
     # --- start ---
 
     async def run(self) -> None:
-        """Serve until told to stop."""
+        """Serve until a stop is requested."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._loop.add_signal_handler(number, self._ask_to_stop)
         for number in (signal.SIGUSR1, signal.SIGHUP):
@@ -165,7 +165,7 @@ class Daemon:
         await self._shut_down()
 
     def _show_life(self, every_s: float) -> None:
-        """By a timer of the loop, so that a loop that stands still shows none."""
+        """Send watchdog messages to systemd by a timer of the loop, so that a blocked loop sends none."""
         self.notifier.alive()
         self._loop.call_later(every_s, self._show_life, every_s)
 
@@ -196,7 +196,7 @@ class Daemon:
             config.control.max_clients,
             self.control,
         )
-        # One that was passed on, or comes from systemd, was made for the configuration before, or for root alone.
+        # A socket that was passed on, or is systemd's, was made for the earlier configuration, or for root only.
         try:
             fds.open_socket_to(config.control_socket, gid)
         except OSError as e:
@@ -299,14 +299,14 @@ class Daemon:
 
     def _ask_to_stop(self) -> None:
         if self._stop_asked:
-            eager_tasks.resolve(self._stop, None)  # somebody wants it for sure
+            eager_tasks.resolve(self._stop, None)  # a second request stops at once
         else:
             self._stop_asked = True
             eager_tasks.start(self._stop_when_safe())
 
     async def _stop_when_safe(self) -> None:
-        """A process with a thread that hangs in storage can't end. Its successor would start late, and meanwhile the
-        lockspaces on healthy storage would not be renewed. So the stop waits as long as that would cost a VM its locks.
+        """Stop once no VM loses its locks by that. A process with a thread that hangs in storage can't end: its successor
+        would start late, and meanwhile the lockspaces on healthy storage would not be renewed.
         """
         asked = time.monotonic()
         while (waited_s := time.monotonic() - asked) < lifecycle.IN_FLIGHT_WAIT_S and GATE.inside(

@@ -1,8 +1,8 @@
-"""From one daemon to the next: what is passed on at a re-exec, and what a new daemon makes of what it finds.
+"""Handover from one daemon to the next: the state passed on at a re-exec, and its adoption by the new daemon.
 
 A new daemon finds, in any mix: a re-exec state, descriptors that systemd kept, a journal.  The order of adoption matters:
 
-    owners ─ their connections, on hold ─ locks ─ descriptors that no line explains ─ connections go on
+    owners ─ their connections, on hold ─ locks ─ descriptors without a journal line ─ connections resume
 
 A request that the last program had read but not answered is served only when every lock is back in the table.
 """
@@ -39,11 +39,11 @@ log = logging.getLogger("holdfast")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Before:
-    """What a start knows of the daemons before it, beside what it inherits and what the journal says.
+    """What a start knows of earlier daemons, in addition to inherited descriptors and the journal.
 
-    ``renamed``: backends that a journal calls by another name, and what they are called now. ``leases_held``: leases of
-    this boot are held, or may be. ``daemon_was_here``: a daemon of this boot has run, whatever the journal says.
-    ``configuration``: the one in force, for the next program.
+    `renamed`: old to new names of backends in the journal. `leases_held`: leases of this boot are held, or may be.
+    `daemon_was_here`: a daemon of this boot has run, whatever the journal says. `configuration`: the one in force, for the
+    next program.
     """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ EventRecord = tuple[int, float, str, str, str, int, str, str, int, str]
 
 
 class Handover:
-    """Both ends of it.  ``store`` puts a descriptor into systemd's store, or takes a name out (None)."""
+    """Both ends of the handover. `store` puts a descriptor into systemd's store, or removes a name (None)."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Handover:
             if lock_id in state.locks:
                 continue
             if lock_id in state.ended and state.is_whole:
-                # Its end was journaled before the last daemon could let go of it.
+                # Its end was journaled before the last daemon could release it.
                 self._drop(lock_id, fd)
             elif not await self._found.hold(lock_id, fd, self._manager.doubt):
                 self._drop(lock_id, fd)
@@ -137,16 +137,16 @@ class Handover:
                 self._manager.owners.forget(owner)
 
     async def _start_leases(self) -> None:
-        """Every claim that is known stands in the table."""
+        """Start the lockspaces, when all known claims are in the table."""
         if self._manager.doubt:
             self._leases.hold_places(self._manager.unknown, self._manager.doubt)
         await self._leases.start()
 
     def _believed(self, state: SavedState, *, has_descriptors: bool) -> SavedState:
-        """What of the journal is to be believed; `manager.doubt` says why it may not be all.
+        """The part of the journal that is believed; `manager.doubt` says why that may not be all.
 
-        A whole journal of another boot settles everything: no process of that boot lives. Unless something of this boot
-        says that there was a daemon: then the journal is a stale one.
+        After a whole journal of another boot nothing is held, as no process of that boot lives. But if anything of this boot
+        shows that a daemon has run, the journal is stale.
         """
         earlier = has_descriptors or self._leases.has_earlier_life or self._before.daemon_was_here
         if state.is_whole and state.boot == self._boot:
@@ -188,14 +188,14 @@ class Handover:
             )
 
     def _adopt_stored(self, named: list[tuple[str, int]], living: dict[int, Owner]) -> dict[int, int]:
-        """Connections from systemd's store go on; locks are returned by number."""
+        """Resume connections from systemd's store; returns the descriptors of locks by lock number."""
         locks: dict[int, int] = {}
         for name, fd in named:
             kind, _, rest = name.partition("-")
             number, _, owner_number = rest.partition("-")
             if kind == "lock" and number.isdigit():
                 if int(number) in locks:
-                    # Stored twice, where the kernel can't tell systemd that it is the same (kcmp(2)).
+                    # Stored twice, where systemd can't find out by kcmp(2) that it is the same.
                     os.close(fd)
                 else:
                     locks[int(number)] = fd
@@ -218,7 +218,7 @@ class Handover:
         for c in self._virtlockd.connections:
             leftovers = c.leftovers()
             if leftovers is None:
-                continue  # amid an oversized message: the client sees its connection close
+                continue  # within an oversized message: the client sees its connection close
             connections.append(
                 fds.SavedConnection(
                     c.fileno(), c.owner.id if c.owner else 0, c.restricted, *leftovers, c.kept

@@ -1,7 +1,7 @@
-"""The configuration in force, kept in RUN_DIR beside the journal, and what a start makes of it.
+"""The configuration in force, kept in RUN_DIR beside the journal, and the choice of one at a start.
 
-A start with locks of this boot must not stop guarding them because somebody has edited a file meanwhile. So each start
-and reload first keeps the configuration that it works with, and the next start chooses:
+A start with locks of this boot must not stop protecting them because a file was edited meanwhile. So each start and reload
+first keeps the configuration that it works with, and the next start chooses:
 
     on disk                                               locks held     in force
     can't be used (not TOML, a key of another version)    none           nothing: the start ends with the reason
@@ -11,8 +11,8 @@ and reload first keeps the configuration that it works with, and the next start 
 
 A journal that is damaged, missing or of another boot beside a kept configuration of this boot may have held anything: it
 counts as "some" (ADR 0137).
-The file is read leniently, for the program that wrote it may have been another version. One that can't be used is reported
-and ignored.
+The file is read leniently, as another version of the program may have written it. A file that can't be used is reported and
+ignored.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ _RUN_DIR = re.compile(r"""^\s*run_dir\s*=\s*["']([^"'\n]+)["']""", re.MULTILINE)
 class Kept:
     """A configuration that was in force in this boot.
 
-    ``renamed`` has tables that the journal may still call by a name from before it; ``dropped`` what this version does not
-    know, or can't use any more. ``text`` has it all.
+    `renamed`: tables that the journal may still call by an earlier name; `dropped`: keys that this version does not know or
+    can't use any more. `text` has all of it.
     """
 
     config: Config
@@ -70,11 +70,11 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What a start works with.
+    """The configuration and facts for a start.
 
-    ``file`` is what the command line names; ``kept_because`` says why the configuration on disk is not in force;
-    ``renamed`` is what the journal's backends are called now; ``leases_held``: leases of this boot are held, or may be;
-    ``daemon_was_here``: a daemon of this boot has kept its configuration.
+    `file`: from the command line; `kept_because`: why the configuration on disk is not in force; `renamed`: present names
+    of the journal's backends; `leases_held`: leases of this boot are held, or may be; `daemon_was_here`: a daemon of this
+    boot has kept its configuration.
     """
 
     config: Config
@@ -87,7 +87,7 @@ class Start:
     kept_text: str = ""
 
     def before(self, boot: str) -> Before:
-        """What the object graph is built with. A kept configuration goes on as it is, with what this version can't use."""
+        """The input for the object graph. A kept configuration is passed on unchanged, with keys this version can't use."""
         return Before(
             renamed=self.renamed,
             leases_held=self.leases_held,
@@ -111,7 +111,7 @@ def encode(config: Config, boot: str, renamed: Mapping[str, str]) -> str:
 
 
 def decode(text: str, name: str, boot: str) -> Kept | Unreadable:
-    """What `encode` made of a configuration, perhaps in another version."""
+    """The configuration from a text of `encode`, perhaps of another version."""
     head, _, rest = text.partition("\n")
     found = _BOOT.match(head)
     if found is None:
@@ -157,7 +157,7 @@ def load(run_dir: str, boot: str) -> Kept | Unreadable:
 
 
 def store(config: Config, text: str) -> str:
-    """Keep it; why that failed, or empty."""
+    """Keep the configuration. Returns why that failed, or empty."""
     try:
         replace_regular(kept_path(config.run_dir), text.encode("utf-8", "surrogateescape"))
     except OSError as e:
@@ -172,7 +172,7 @@ def in_force(file: str | None) -> Config | None:
 
 
 def run_dir_of(file: str | None) -> str:
-    """Where files that can't be used as they stand say that the run directory is."""
+    """The run directory that files name which otherwise can't be used."""
     found = ""
     for path in configuration.files(file, environ=os.environ, uid=os.geteuid()):
         try:
@@ -190,7 +190,7 @@ def run_dir_of(file: str | None) -> str:
 def choose(
     file: str | None, config: Config | None, problems: list[ConfigError], inherited: Inherited
 ) -> Start | None:
-    """What to start with; None if the configuration on disk can't be used and nothing speaks for the kept one."""
+    """The configuration for a start; None if that on disk can't be used and there is no reason to use the kept one."""
     boot = boot_id()
     usable = config if config is not None and not problems else None
     run_dir = usable.run_dir if usable is not None else run_dir_of(file)
@@ -222,10 +222,9 @@ def decide(
     journal: Callable[[Config], SavedState],
     copies: Callable[[Config], Callable[[str], Sequence[StatePort]]],
 ) -> Start | None:
-    """`choose`, over what was read: ``usable`` is the configuration on disk, None if it has these problems.
+    """As `choose`, with the files read already: `usable` is the configuration on disk, None if it has these problems.
 
-    ``journal`` reads the one that a configuration names; ``copies`` has the files of incarnations that it names, by
-    lockspace.
+    `journal` reads the journal that a configuration names; `copies` has the incarnation files that it names, by lockspace.
     """
     if isinstance(kept, Unreadable):
         if usable is None:
@@ -263,7 +262,7 @@ def decide(
 
 
 def may_hold_locks(config: Config, inherited: Inherited) -> bool:
-    """Whether a start with this configuration finds locks of this boot, or can't say that there are none."""
+    """Whether a start with this configuration finds locks of this boot, or can't exclude them."""
     saved = _journal(config, inherited)
     if not saved.is_whole:
         # A journal is missing where no daemon of this boot has run yet, too.
@@ -281,7 +280,7 @@ def is_older_than_the_last_daemon(run_dir: str) -> bool:
 
 
 def _renamed(kept: Kept, new: Config) -> dict[str, str]:
-    """Names that a journal of this boot may have, and what they are called now."""
+    """Backend names that a journal of this boot may have, with their present names."""
     places = same_backend(kept.config, new)
     earlier = {
         old: places.get(name, name) for old, name in kept.renamed.items() if old not in kept.config.backend
@@ -302,12 +301,12 @@ def _journal(config: Config, inherited: Inherited) -> SavedState:
 def held_in(
     state: SavedState, kept: Kept, boot: str, files: Callable[[str], Sequence[StatePort]]
 ) -> list[HeldNeed]:
-    """What the locks of a journal need, beside a kept configuration of this boot; one that is not whole may have had locks
-    of every backend.
+    """The needs of a journal's locks, beside a kept configuration of this boot; a journal that is not whole may have had
+    locks of every backend.
     """
     config = kept.config
     if state.is_whole and state.boot != boot:
-        state = SavedState()  # a stale one: it says nothing of the daemon that has kept this configuration
+        state = SavedState()  # stale: it is not of the daemon that has kept this configuration
     locks: dict[str, list[SavedClaims]] = {}
     for lock in state.locks.values():
         locks.setdefault(kept.renamed.get(lock.backend, lock.backend), []).append(lock)
@@ -351,7 +350,7 @@ def _last_host_id(
     boot: str,
     files: Callable[[str], Sequence[StatePort]],
 ) -> int | None:
-    """This host's id in a backend's lockspace, as any copy remembers it; None if none does, or there is none."""
+    """This host's id in a backend's lockspace, from any copy of its incarnation; None if there is none."""
     table = config.backend.get(backend, {})
     if table.get("driver") != "paxos":
         return None

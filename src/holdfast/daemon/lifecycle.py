@@ -1,8 +1,8 @@
-"""The life of one daemon over its `Parts`, in the order that safety asks for; the daemon and the simulator go through it.
+"""The life of one daemon over its `Parts`, in the order that safety requires; used by the daemon and the simulator.
 
-start    adopt: owners ─ leases go on ─ locks │ begin: journal compacted │ clients are served │ account_for_left_behind
-reload   ask why not │ pause: nothing new begins, what is under way ends │ Handover.state │ exec; if that fails: go_on
-stop     nothing new ─ what is under way ends ─ lockspaces are left that nobody uses ─ journal compacted
+start    adopt: owners ─ leases resumed ─ locks │ begin: journal compacted │ clients are served │ account_for_left_behind
+reload   ask why not │ pause: no new requests, present ones end │ Handover.state │ exec; if that fails: go_on
+stop     no new requests ─ present ones end ─ unused lockspaces are left ─ journal compacted
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from holdfast.system.block_io.request_gate import listed
 log = logging.getLogger("holdfast")
 
 IN_FLIGHT_WAIT_S = 2.0
-"""How long a re-exec or a stop waits for requests that wait for storage; what is left is asked again or undone."""
+"""How long a re-exec or a stop waits for requests to storage; remaining ones are repeated or undone."""
 IN_FLIGHT_PAUSE_S = 0.01
-"""Between two questions whether requests are still under way; most end in a few milliseconds."""
+"""Between two checks whether requests are still under way; most end in a few milliseconds."""
 
 
 async def adopt(parts: Parts) -> None:
@@ -28,12 +28,12 @@ async def adopt(parts: Parts) -> None:
 
 
 def begin(parts: Parts) -> None:
-    """After `adopt`, right before clients are served: the journal says what is held now, and nothing else."""
+    """After `adopt`, right before clients are served: rewrite the journal, so that it has exactly what is held now."""
     parts.journal.compact()
 
 
 def account_for_left_behind(parts: Parts) -> None:
-    """After `begin`. Not earlier: every lock that is to be held again has to stand in the table."""
+    """After `begin`, not earlier: all restored locks have to be in the table."""
     parts.collector.begin()
     parts.rereading.begin()
     parts.moved.begin()
@@ -46,7 +46,7 @@ async def reload(
     execute: Callable[[], None],
     busy: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Become the program on disk, if it may take over; else go on as we are, and return the reasons.
+    """Become the program on disk, if it may take over; else resume service, and return the reasons.
 
     `why_not` asks it, and returns its reasons. `execute` does not return unless it raises OSError. `busy` reports requests
     that came by other ways than connections.
@@ -64,7 +64,7 @@ async def _reload(
     busy: Callable[[], bool],
 ) -> list[str]:
     gate = parts.ports.gate
-    # A request that hangs by now is not worth a pause of all others.
+    # Don't pause all requests if one of them hangs already.
     if why := parts.leases.why_not_reexec() or listed(gate.inside(at_least_s=IN_FLIGHT_WAIT_S)):
         return [why]
     if reasons := await why_not():
@@ -85,7 +85,7 @@ async def _reload(
 
 
 async def _close_gate(parts: Parts) -> str:
-    """No request begins from now on; returns which ones have not ended in time, for exec would wait for them."""
+    """Let no request begin from now on; returns those that have not ended in time, for which exec would wait."""
     gate, clock = parts.ports.gate, parts.ports.clock
     gate.close()
     until = clock.now() + IN_FLIGHT_WAIT_S
@@ -95,7 +95,7 @@ async def _close_gate(parts: Parts) -> str:
 
 
 async def _pause(parts: Parts, busy: Callable[[], bool]) -> None:
-    """No connection takes a further request, and what is under way gets a little time to end."""
+    """Stop reading requests from connections, and give those under way a little time to end."""
     clock, connections = parts.ports.clock, parts.virtlockd.connections
     for connection in list(connections):
         connection.hold()
@@ -107,14 +107,14 @@ async def _pause(parts: Parts, busy: Callable[[], bool]) -> None:
 async def stop(parts: Parts, close: Callable[[], None]) -> None:
     """Leave: locks end with this process (unless a descriptor store keeps them), VMs and the journal stay.
 
-    `close` ends what serves clients, once nothing new is to begin.
+    `close` closes listeners and connections, after no new request may begin.
     """
     manager = parts.manager
     parts.events.emit(ev.DAEMON_STOPPING, pid=parts.ports.pid)
     log.info("stopping; %d locks stay in the journal, no VM is touched", len(manager.table))
     manager.closing = True
     close()
-    # What an owner that has just ended rested on is being given back: that needs the lockspace.
+    # Locks of an owner that has just ended are being released, which needs the lockspace.
     await parts.ports.all_ended(IN_FLIGHT_WAIT_S)
     await parts.leases.stop()
     parts.journal.compact()

@@ -1,7 +1,7 @@
-"""The leases' part of the object graph: lockspaces, their threads, the heartbeat, the watchdog.
+"""The leases' part of the object graph: lockspaces, their threads, the lease monitor, the watchdog.
 
-A host has one heartbeat and one watchdog, whatever number of lockspaces its backends name. They come to be when the
-first backend asks for a lockspace; nothing runs before `start`.
+A host has one lease monitor and one watchdog for all lockspaces of its backends. They are made when the first backend asks
+for a lockspace; nothing runs before `start`.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ from holdfast.system.watchdog.device import Watchdog
 log = logging.getLogger("holdfast")
 
 FIRST_TRY_WAIT_S = 10.0
-"""How long the start waits to learn whether the last terms go on; other backends' locks wait with it."""
+"""How long the start waits until it is known whether the last incarnations resume; other backends' locks wait too."""
 LEAVE_WAIT_S = 5.0
 LEAVE_CALL_WAIT_S = 30.0
 """Freeing a host id is two requests; longer means that storage hangs."""
 LEAVE_LOOK_S = 0.02
-"""Between two looks at whether all is left."""
+"""Between two checks whether all lockspaces are left."""
 WATCHDOG_FD_NAME = "watchdog"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseHostPorts:
-    """What a host with leases needs of its system."""
+    """Ports of the system for a host with leases."""
 
     threads: LeaseThreads
     """For renewals: each with a disk and a clock of its own."""
     start_heart: Callable[[Coroutine[Any, Any, None], Callable[[object], None]], None]
-    """Run the heartbeat on a thread of its own; the second argument is called there with how it ended."""
+    """Run the lease monitor on a thread of its own; the second argument is called there with its result."""
     heart_clock: ProtocolClock
     watchdog: Callable[[WatchdogSpec, int | None], Watchdog]
     """The driver of that choice; it goes on with the descriptor of an earlier program if there is one."""
@@ -80,11 +80,11 @@ class LeaseHostPorts:
     space_locks: SpaceLocks
     """One lock per lockspace on this host, whatever directories its daemons have."""
     directories: tuple[str, str]
-    """(run_dir, state_dir): they tell this daemon from another one of this host."""
+    """(run_dir, state_dir), which identify this daemon among those of this host."""
     identities: DiskIdentities
     rng: Rng
     token: Callable[[], str]
-    """Random digits for a name that no other host and no earlier term has used."""
+    """Random digits for a name that no other host and no earlier incarnation has used."""
     generation_min: Callable[[], int]
     """The least generation of a claim that is made now: seconds since 1970."""
     reread_s: float
@@ -123,8 +123,8 @@ class StoredWatchdog:
 
 
 class HostLockspaces:
-    """See the module. ``in_use`` tells whether anybody rests on a lease of one of these backends, ``in_doubt`` whether a
-    placeholder stands for leases of one of them.
+    """All lockspaces of this host. `in_use` returns whether an owner depends on a lease of one of these backends,
+    `in_doubt` whether there is a placeholder for leases of one of them.
     """
 
     def __init__(
@@ -141,8 +141,8 @@ class HostLockspaces:
         predecessors: Predecessors | None = None,
         space_locks: Mapping[str, int] | None = None,
     ) -> None:
-        """``watchdog``: of an earlier daemon, open and armed; ``watchdog_needed``: locks may be held that it guards.
-        ``lockspace_locks``: the locks of lockspaces that an earlier program has passed on, by lockspace.
+        """`watchdog`: of an earlier daemon, open and armed; `watchdog_needed`: locks may be held that depend on it.
+        `lockspace_locks`: the locks of lockspaces that an earlier program has passed on, by lockspace.
         """
         self._ports = ports
         self._clock = clock
@@ -184,7 +184,7 @@ class HostLockspaces:
 
     @property
     def refusals(self) -> list[str]:
-        """Why lockspaces are not used by this daemon although this host could be in them: another one of its daemons may."""
+        """Why this daemon does not use lockspaces that this host could join: another of its daemons may use them."""
         return [supervisor.use.refused for supervisor in self.supervisors if supervisor.use.refused]
 
     def backends_of(self, supervisor: LockspaceSupervisor) -> set[str]:
@@ -241,7 +241,7 @@ class HostLockspaces:
         return supervisor
 
     def _watchdog(self, choice: WatchdogSpec) -> Watchdog:
-        """The configured one; as long as locks need the one that an earlier daemon has armed, that one."""
+        """The configured watchdog, or that of an earlier daemon as long as locks need it."""
         passed = self._passed
         if passed is not None and not passed.fits(choice.driver, choice.path, choice.fire_timeout_s):
             if self._passed_needed:
@@ -265,7 +265,7 @@ class HostLockspaces:
         return StoredWatchdog(driver, self._watchdog_closed)
 
     def _stop_unfit(self) -> None:
-        """A watchdog that is armed, and that nothing here feeds: stop it by the driver that armed it."""
+        """Stop an armed watchdog that nothing here feeds, by the driver that armed it."""
         unfit, self._unfit = self._unfit, None
         if unfit is None:
             return
@@ -281,7 +281,7 @@ class HostLockspaces:
         self._forget_watchdog()
 
     def _why_not_start(self, lockspace: str) -> str:
-        """A request of a dead daemon may still land there, over what we would write (ADR 0121, 0129, 0134)."""
+        """Why not, or empty: a dead daemon's request may still land there, over our writes (ADR 0121, 0129, 0134)."""
         pid = self._predecessors.inside(lanes_of(lockspace))
         return (
             f"an earlier daemon (pid {pid}) still has a request inside its storage" if pid is not None else ""
@@ -295,7 +295,7 @@ class HostLockspaces:
 
     @property
     def has_earlier_life(self) -> bool:
-        """Whether an earlier daemon of this boot was in one of the lockspaces, as far as any copy says."""
+        """Whether an earlier daemon of this boot was in one of the lockspaces, according to any copy."""
         return any(supervisor.has_earlier_life for supervisor in self.supervisors)
 
     @property
@@ -308,7 +308,7 @@ class HostLockspaces:
         ]
 
     def hold_places(self, unknown: UnknownLocks, why: str) -> None:
-        """The journal doesn't tell which leases an earlier daemon of this boot held: until storage was read, any of them."""
+        """The journal does not show which leases an earlier daemon of this boot held: until storage is read, maybe any."""
         for supervisor, backends in self._supervisors.values():
             if supervisor.has_earlier_life:
                 for backend in sorted(backends):
@@ -317,7 +317,7 @@ class HostLockspaces:
     # --- life ---
 
     async def start(self) -> None:
-        """Start everything; returns when it is known which last terms go on, or is taking too long."""
+        """Start everything; returns when it is known which last incarnations resume, or after a time limit."""
         for passed in self._space_locks.values():
             self._ports.space_locks.drop(passed)
         self._space_locks.clear()
@@ -333,7 +333,7 @@ class HostLockspaces:
             done: asyncio.Future[None] = loop.create_future()
             supervisor.start(partial(eager_tasks.resolve, done, None))
             if supervisor.resuming:
-                tried.append(done)  # a new term takes its time, and nobody rests on it yet
+                tried.append(done)  # a claim takes long, and no owner depends on it yet
         if tried:
             await asyncio.wait(tried, timeout=FIRST_TRY_WAIT_S)
 
@@ -348,7 +348,7 @@ class HostLockspaces:
 
     def _heart_stopped(self, result: object) -> None:
         if isinstance(result, BaseException):
-            # Nobody measures any more: not fed, the watchdog resets this host; say why while there is time.
+            # Leases are not measured any more, so the unfed watchdog will reset this host: log why while there is time.
             log.critical("the heartbeat stopped: %r", result)
             for supervisor in self.supervisors:
                 self._ports.threads.tell(supervisor.heart_stopped)
@@ -357,7 +357,7 @@ class HostLockspaces:
         if (watchdog := self.armed_watchdog()) is not None:
             self._store.store(WATCHDOG_FD_NAME, watchdog.fd)
             for tag in sorted(self._tags() - {watchdog.tag}):
-                self._store.store(tag, None)  # two that differ would say nothing
+                self._store.store(tag, None)  # two different names would be ambiguous
             self._store.mark(watchdog.tag)
         self.on_joined(supervisor)
 
@@ -368,17 +368,17 @@ class HostLockspaces:
         self.on_over(supervisor)
 
     def _watchdog_closed(self) -> None:
-        """On the thread that closed it; the store hears of it in order, before a later join stores the next one."""
+        """On the thread that closed it; the store is updated in order, before a later join stores the next one."""
         if self._loop is not None:
             eager_tasks.tell_loop(self._loop, self._forget_watchdog)
 
     def _forget_watchdog(self) -> None:
-        """The store has nothing of it any more: neither the descriptor nor the names that say what armed it."""
+        """Remove the watchdog from the store: its descriptor and the names that record what armed it."""
         for name in (WATCHDOG_FD_NAME, *sorted(self._tags())):
             self._store.store(name, None)
 
     def _tags(self) -> set[str]:
-        """The names in the store that say what armed a watchdog: those that were found there, and ours."""
+        """The names in the store that record what armed a watchdog: those found there, and ours."""
         tags = set(self._passed.tags) if self._passed is not None else set()
         if (by := self._armed_by) is not None:
             tags.add(PassedWatchdog(-1, by.driver, by.path, by.fire_timeout_s).tag)
@@ -393,21 +393,21 @@ class HostLockspaces:
         return self._lease_monitor.watchdog_descriptor() if self._lease_monitor is not None else None
 
     def armed_watchdog(self) -> PassedWatchdog | None:
-        """What the next program has to feed; None if there is nothing."""
+        """The watchdog that the next program has to feed; None without one."""
         fd, by = self.watchdog_descriptor(), self._armed_by
         if fd is None or by is None:
             return None
         return PassedWatchdog(fd, by.driver, by.path, by.fire_timeout_s)
 
     def why_not_reexec(self) -> str:
-        """A re-exec waits for every request inside the kernel: not while storage is late."""
+        """Why not, or empty: a re-exec waits for every request inside the kernel, so storage must not be late."""
         for supervisor in self.supervisors:
             if supervisor.late:
                 return f"lockspace {supervisor.name} is not renewed in time: its storage may hang"
         return ""
 
     def leave(self, supervisor: LockspaceSupervisor, on_left: Callable[[], None] = lambda: None) -> None:
-        """Leave a lockspace that nobody uses. `on_left` is called when it is left, or can't be."""
+        """Leave an unused lockspace. `on_left` is called when it is left, or that has failed."""
         self.on_leaving(supervisor)
         supervisor.leave(on_left)
 
@@ -423,7 +423,7 @@ class HostLockspaces:
         ]
 
     async def stop(self) -> None:
-        """Leave every lockspace on which nobody rests; the others are to be gone on with in time."""
+        """Leave unused lockspaces; those in use stay joined and must be resumed before they expire."""
         left = []
         for supervisor, backends in self._supervisors.values():
             if self._in_use(backends):
@@ -453,7 +453,7 @@ class HostLockspaces:
 
 
 class LeaseSpaceCalls:
-    """What the control socket asks of all this. ``leases`` counts the locks of some backends."""
+    """Lockspace calls of the control socket. `leases` counts the locks of some backends."""
 
     def __init__(
         self,
@@ -568,12 +568,12 @@ def _told_of(view: HostView, records: HostRecords | None) -> HostInfo:
 
 
 def lane_of_leases(lockspace: str) -> str:
-    """The lane through which this host's requests go into the leases of a lockspace."""
+    """The name of the worker pool for requests to the leases of a lockspace."""
     return f"leases of {lockspace}"
 
 
 def lanes_of(lockspace: str) -> tuple[str, str]:
-    """The lanes through which this host's requests go into a lockspace and its leases."""
+    """The names of the worker pools for requests to a lockspace and to its leases."""
     return f"lockspace {lockspace}", lane_of_leases(lockspace)
 
 

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StartError as e:
         log.error("%s", e)
         code = e.code
-    # Neither threads that wait for dead storage nor a log that nobody reads may keep a daemon from ending.
+    # Neither threads that wait for dead storage nor a full log pipe may keep a daemon from ending.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
@@ -111,7 +111,7 @@ def why_not_beside_virtlockd() -> str:
 
 
 def take_nobodys_place(start: kept_config.Start, inherited: fds.Inherited) -> None:
-    """Raises `StartError` beside a virtlockd. A start that holds locks, or may, guards them all the same."""
+    """Raises `StartError` beside a virtlockd, except for a start that holds locks, or may: it must protect them."""
     if start.config.virtlockd.socket != configuration.SYSTEM_VIRTLOCKD_SOCKET or inherited.reexec is not None:
         return
     reason = why_not_beside_virtlockd()
@@ -123,7 +123,7 @@ def take_nobodys_place(start: kept_config.Start, inherited: fds.Inherited) -> No
 
 
 def check(options: argparse.Namespace, config: Config | None, problems: list[ConfigError]) -> int:
-    """--check-config and --show-config; a daemon that is asked to reload has the former done (`reload`)."""
+    """--check-config and --show-config; a daemon runs the former before a reload (`reload`)."""
     if options.check_config:
         reasons = reload.answer(os.environ, None if problems else config)
         if reasons is not None:
@@ -170,8 +170,8 @@ def serve(start: kept_config.Start, inherited: fds.Inherited) -> int:
 
 
 def claim_directories(config: Config, reexec: fds.ReexecState | None) -> DaemonLocks:
-    """One daemon at a time uses a run directory or a state directory, whose terms are this host's. Called before anything
-    is read there; raises `StartError`.
+    """Lock the run directory and the state directory, which one daemon uses at a time. Called before anything is read
+    there; raises `StartError`.
     """
     dead: list[DeadButStuck] = []
     taken = []

@@ -1,4 +1,4 @@
-"""A reload: whether the program and the configuration on disk may take over, decided before anything is given up.
+"""A reload: checks whether the program and the configuration on disk may take over, before anything is released.
 
     running daemon                                     program on disk (--check-config)
     ── environment HOLDFAST_RELOAD_CHECK=FILE ───────► reads FILE: version of the re-exec state, configuration in
@@ -6,8 +6,8 @@
     ◄─ CHECKED, reasons ──────────────────────────────  compares with the configuration on disk
     no reasons: exec; else all stays as it is
 
-The new program compares, for it knows best what it understands. An older release knows nothing of the variable: it
-checks the configuration alone and does not say CHECKED, and the running daemon compares by itself.
+The new program compares, as it knows best what it understands. An older release does not know the variable: it checks only
+the configuration and does not print CHECKED, and the running daemon compares by itself.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ CHECK_BYTES_MAX = 2 * kept_config.KEPT_BYTES_MAX
 CHECK_TIMEOUT_S = 60.0
 """For the program on disk to say whether it can start."""
 KEEP_AGAIN_S = 10.0
-"""Between two tries to keep the configuration in force: a full disk is not emptied in less."""
+"""Between two attempts to keep the configuration in force: a full disk is not emptied in less."""
 
 
 class ReloadCheck(msgspec.Struct, frozen=True):
-    """What a running daemon gives to the dry run of the next program. Later versions only add fields with defaults."""
+    """A running daemon's input for the dry run of the next program. Later versions only add fields with defaults."""
 
     state_version: int
     configuration: str
@@ -86,7 +86,7 @@ def answer(environ: Mapping[str, str], config: Config | None) -> list[str] | Non
 
 
 def held_needs(manager: LockManager, leases: HostLockspaces) -> list[HeldNeed]:
-    """What is held at this moment needs, by backend."""
+    """The needs of the locks that are held now, by backend."""
     host_ids = {name: k.host_id for k in leases.supervisors for name in leases.backends_of(k)}
     locks: dict[str, list[HostLock]] = {}
     for lock in manager.table:
@@ -112,10 +112,9 @@ def _user(manager: LockManager, lock: HostLock) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextProgram:
-    """The program and the configuration on disk, as a running daemon asks them.
+    """Checks the program and the configuration on disk for a running daemon.
 
-    ``in_force`` is the configuration in force as text (`kept_config.encode`) and as values; ``file`` the one that the
-    command line names.
+    `in_force`: the configuration in force as text (`kept_config.encode`) and as values; `file`: from the command line.
     """
 
     commands: Commands
@@ -145,7 +144,7 @@ class NextProgram:
             return []
         reasons = self._compare(held)
         if not reasons:
-            # An older release keeps no configuration: what is kept would soon be wrong.
+            # An older release keeps no configuration, so the kept one would soon be out of date.
             with contextlib.suppress(OSError):
                 os.unlink(kept_config.kept_path(self.in_force.run_dir))
         return reasons
@@ -164,7 +163,7 @@ class NextProgram:
 
 
 class ConfigurationInForce:
-    """Keeps it for the next start, and reports what is wrong with the one on disk. ``file``: of the command line."""
+    """Keeps it for the next start, and reports problems with the one on disk. `file`: from the command line."""
 
     def __init__(
         self, config: Config, *, file: str | None, text: str, held: Callable[[], list[HeldNeed]]
@@ -179,7 +178,7 @@ class ConfigurationInForce:
         """Why it can't be kept at the moment; empty if it is."""
 
     def keep(self) -> None:
-        """Write it, or say why that fails."""
+        """Write it, or log why that fails."""
         before, self.failing = self.failing, kept_config.store(self._config, self._text)
         if self.failing and not before:
             log.error("the configuration in force can't be kept in %s: %s", self._path, self.failing)
@@ -187,7 +186,7 @@ class ConfigurationInForce:
             log.warning("the configuration in force is kept in %s again", self._path)
 
     async def keep_trying(self, clock: Clock) -> None:
-        """After a failure, until it is there."""
+        """After a failure, repeat until it is written."""
         while self.failing:
             await clock.sleep(KEEP_AGAIN_S)
             self.keep()
@@ -197,7 +196,7 @@ class ConfigurationInForce:
         return kept_config.kept_path(self._config.run_dir)
 
     def problems(self) -> list[str]:
-        """What an operator has to put right: of keeping it, and of the one on disk."""
+        """Problems for an operator to fix: with keeping it, and with the one on disk."""
         found = []
         if self.failing:
             found.append(

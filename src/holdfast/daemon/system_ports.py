@@ -1,4 +1,4 @@
-"""The ports of a real host, over which `build` makes the object graph of a daemon. The simulator has its own."""
+"""The ports of a real host, from which `build` makes the object graph of a daemon. The simulator has its own."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def system_ports(
 def lease_host_ports(
     copy_dirs: Sequence[str], *, host_locks: str = "", directories: tuple[str, str] = ("", "")
 ) -> LeaseHostPorts:
-    """Nothing is opened or started before somebody asks for it. `copy_dirs`: local directories that each keep this host's
-    incarnations: one that survives a reboot first, one of this boot alone. `host_locks` and `directories` are needed by who
-    joins: where lockspaces have their lock on this host, and (run_dir, state_dir), by which daemons are told apart.
+    """Opens and starts nothing before it is needed. `copy_dirs`: local directories that each keep this host's incarnations:
+    one that survives a reboot first, one of this boot only. Joining needs `host_locks`, the directory of lockspace locks
+    on this host, and `directories`, the (run_dir, state_dir) that identify a daemon.
     """
     return LeaseHostPorts(
         threads=SystemLeaseThreads(prepare_thread),
@@ -149,8 +149,8 @@ def _watchdog(choice: WatchdogSpec, fd: int | None) -> Watchdog:
 
 
 def machine_of(node: str, *ids: str, is_hardware: bool) -> str:
-    """One digest of what tells this machine from others: names and ids, as far as they can be read. Empty for a virtual
-    machine: an HA manager may start another instance with the same ids while this one is paused or cut off (safety.md A7).
+    """One digest of the names and ids that identify this machine, as far as they can be read. Empty for a virtual machine:
+    an HA manager may start another instance with the same ids while this one is paused or cut off (safety.md A7).
     """
     if not is_hardware:
         return ""

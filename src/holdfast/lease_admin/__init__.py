@@ -1,1 +1,1 @@
-"""Operators' orders about leases: broken, collected, freed with their host; and what a lost lockspace does to owners."""
+"""Operators' orders about leases: break, collect, free with their host; and the reaction to a lost lockspace."""

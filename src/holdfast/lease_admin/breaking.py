@@ -1,6 +1,6 @@
-"""Freeing a lease by an operator's order: with a proof, or with a named person's word, and never without a record.
+"""Frees a lease by an operator's order: with a proof, or by the attestation of a named person, and with a record.
 
-The record is written before anything is done, so that no break is without one.
+The record is written first, so that no break is without one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class LeaseBreaker:
-    """``record`` keeps one line for good, or raises OSError. ``spaces``: the lockspaces of this host."""
+    """Breaks leases. `record` appends one line permanently, or raises OSError; `spaces`: the lockspaces of this host."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class LeaseBreaker:
         self._record = record
 
     async def break_lease(self, path: str, *, attest_off: str, operator: str) -> str:
-        """The proof; raises a `LockError` of its reason if there is none."""
+        """Break the lease of a disk; returns the proof. Raises a `LockError` with the reason if there is none."""
         if attest_off and not operator:
             raise Refused(reason="who attests that a host is off has to give a name (--operator)")
         resource = Resource("", path)
@@ -84,7 +84,7 @@ class LeaseBreaker:
         return str(views[0].host_id)
 
     def broken(self, resource: Resource, operator: str, proof: str) -> None:
-        """Tell everybody."""
+        """Log and announce a broken lease."""
         by, about = operator or "proof alone", ev.logged(ev.LEASE_BROKEN, None, resource)
         log.critical("lease of %s was broken by %s: %s", resource, by, proof, extra=about)
         self._manager.events.emit(

@@ -1,7 +1,7 @@
-"""Taking out leases that nobody holds.
+"""Removes leases that no host holds.
 
-A host's own leases are free to itself on storage, so what this daemon holds is known from the lock table alone: a lease
-is tried only while no lock has it, and with the turn on its key, so that no start of this host comes between.
+To a host its own leases are free on storage, so only the lock table knows what this daemon holds: a lease is tried only
+while no lock has it, and with the key lock on its key, so that no start of this host interferes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ALL_OTHERS = "every other lease"
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """One lease: taken out (or would be), or why it stays."""
+    """One lease: removed (or would be), or why it stays."""
 
     backend: str
     name: str
@@ -38,7 +38,7 @@ class Collected:
 
 
 class LeaseCollector:
-    """See the module."""
+    """Collects leases, and accounts for those that an earlier daemon left."""
 
     def __init__(self, manager: LockManager, *, clock: Clock) -> None:
         self._manager = manager
@@ -54,7 +54,7 @@ class LeaseCollector:
         """
 
     async def collect(self, *, dry_run: bool) -> list[Collected]:
-        """Of every backend with leases; raises a `LockError` if there is none, or none can be asked."""
+        """Collect leases of every backend that has them; raises a `LockError` if there is none, or none can be read."""
         backends = [b for b in self._manager.backends.values() if isinstance(b, LeaseBackend)]
         if not backends:
             raise Refused(reason='no backend has leases (driver = "paxos")')
@@ -64,7 +64,7 @@ class LeaseCollector:
             try:
                 await self._collect_of(backend, collected, dry_run=dry_run)
             except LockError as e:
-                # One lockspace that this host is not in, or one sick storage, keeps nothing of the others.
+                # A lockspace that this host is not in, or failing storage, does not stop the others.
                 failed.append(e)
                 collected.append(Collected(backend.name, ALL_OTHERS, str(e)))
         if len(failed) == len(backends):
@@ -77,18 +77,18 @@ class LeaseCollector:
         maintenance = backend.maintenance
         if not dry_run:
             await maintenance.free_of_older_terms()
-        # One after the other: this is nobody's hurry.
+        # One after the other: it is not urgent.
         for name in await maintenance.lease_names():
             taking = partial(maintenance.take_out, name, dry_run=dry_run)
             collected.append(Collected(backend.name, name, await self._one(backend, name, taking)))
-        for stray in await maintenance.unindexed():
-            taking = partial(maintenance.take_out_stray, stray, dry_run=dry_run)
-            kept_because = await self._one(backend, stray.name, taking)
-            shown = f"{stray.name} at {stray.offset_bytes}, which its name does not lead to"
+        for unindexed in await maintenance.unindexed():
+            taking = partial(maintenance.take_out_stray, unindexed, dry_run=dry_run)
+            kept_because = await self._one(backend, unindexed.name, taking)
+            shown = f"{unindexed.name} at {unindexed.offset_bytes}, which its name does not lead to"
             collected.append(Collected(backend.name, shown, kept_because))
 
     def begin(self) -> None:
-        """Every lock that is to be held again stands in the table: backends that resumed are read from now on."""
+        """All restored locks are in the table: read the resumed backends from now on."""
         self._begun = True
         waiting, self._waiting = self._waiting, set()
         self.account_for_left_behind(waiting)
@@ -101,7 +101,7 @@ class LeaseCollector:
             self._waiting.update(backends)
 
     def account_for_left_behind(self, backends: Collection[str]) -> None:
-        """After an incarnation of an earlier daemon was resumed: hold or free what that daemon had and no lock here has.
+        """After an incarnation of an earlier daemon was resumed: hold or free that daemon's leases which no lock here has.
 
         As long as this host lives, no other host may take those leases. So storage that fails is read again, until the
         incarnation ends.
@@ -111,7 +111,7 @@ class LeaseCollector:
                 eager_tasks.start(self._account_for_all(backend))
 
     async def account_for(self, backend_name: str, name: str) -> None:
-        """The same for one lease that an acquire met; raises a `LockError` while storage doesn't tell."""
+        """Account for one lease that an acquire found; raises a `LockError` while storage does not answer."""
         backend = self._manager.backends[backend_name]
         assert isinstance(backend, LeaseBackend)
         await self._taken_up(backend, name, backend.names.key(name))
@@ -124,7 +124,7 @@ class LeaseCollector:
             try:
                 if names is None:
                     await backend.maintenance.free_own()
-                    # All of them, whatever they are named after: one of ours may be held for a VM.
+                    # All of them, whatever made their names: a VM may depend on one of ours.
                     names = await backend.maintenance.all_names()
                 names = [name for name in names if not await self._accounted_for(backend, name)]
             except StorageFailed as e:
@@ -140,8 +140,8 @@ class LeaseCollector:
                     return
 
     async def _accounted_for(self, backend: LeaseBackend, name: str) -> bool:
-        """Whether there is nothing left to do.  If not, storage fails, or did when this daemon wanted to resume what it
-        found in the journal: should its owner end before it can be, nothing else gives it back.
+        """Whether nothing is left to do. If not, storage fails, or failed when this daemon tried to resume a lease of the
+        journal: if its owner ends before that succeeds, nothing else releases it.
         """
         key = backend.names.key(name)
         lock = self._manager.table.of_lock_file(key)
@@ -169,7 +169,7 @@ class LeaseCollector:
         await manager.key_locks.holding((key,), self._take_up(backend, name, key))
 
     async def _take_up(self, backend: LeaseBackend, name: str, key: FileKey) -> None:
-        """With the turn on its key until the lock stands in the table: no start of this host comes between."""
+        """Called with the key lock on its key until the lock is in the table, so that no start of this host interferes."""
         if key in self.ended and await self._is_of_ended(backend, name, self.ended[key]):
             if await backend.maintenance.free_left_behind(name):
                 log.warning("lease %s was left behind by an earlier daemon; it is free now", name)
@@ -194,7 +194,7 @@ class LeaseCollector:
         )
 
     async def _is_of_ended(self, backend: LeaseBackend, name: str, ended: Collection[ProcessId]) -> bool:
-        """Whether the last of this host that took it, as its note says, is one that has let go of it."""
+        """Whether the last owner of this host, by the lease's note, is one that has released it."""
         process = await backend.maintenance.noted_process(name)
         return process is None or process in ended
 
@@ -211,7 +211,7 @@ class LeaseCollector:
             return str(e)
 
     def _in_use(self, key: FileKey) -> str:
-        """Why nobody else of this host may try that lease now; empty if it may be tried."""
+        """Why no other operation of this host may try that lease now; empty if it may be tried."""
         if self._manager.table.of_lock_file(key) is not None:
             return "held here"
         return "being taken here" if self._manager.key_locks.is_locked(key) else ""

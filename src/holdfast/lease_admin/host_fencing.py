@@ -1,9 +1,9 @@
-"""All leases of a host that somebody has switched off, freed by one order.
+"""Frees all leases of a host that was switched off, by one order.
 
-Who gives it (an operator, or a fencing agent after STONITH) attests that the host is off. Each lease is then broken as
-by an order for it alone (`breaking`), with the same proof: the word counts only while the looks of this daemon
-show the host's record silent for 3 of its io_timeouts. A host that renews in one lockspace is not off in another, so
-nothing is done anywhere before it is silent everywhere.
+The caller (an operator, or a fencing agent after STONITH) attests that the host is off. Each lease is then broken as by an
+order for it alone (`breaking`), with the same proof: the attestation counts only if this daemon has seen the host's record
+unchanged for 3 of its io_timeouts. A host that renews in one lockspace is not off in another, so nothing is done anywhere
+before it is silent everywhere.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LeaseFreed:
 
 @dataclass(frozen=True, slots=True)
 class HostFenced:
-    """One term of the host in one lockspace. `seconds_left`: of the silence that its word needs."""
+    """One incarnation of the host in one lockspace. `seconds_left`: until the attestation may be accepted."""
 
     lockspace: str
     view: HostView
@@ -68,14 +68,14 @@ class HostFenced:
 
 
 class HostFencer:
-    """See the module."""
+    """Frees the leases of fenced hosts."""
 
     def __init__(self, manager: LockManager, breaker: LeaseBreaker) -> None:
         self._manager = manager
         self._breaker = breaker
 
     async def fence(self, spaces: Iterable[Space], host: str, operator: str) -> list[HostFenced]:
-        """Raises a `LockError` if the order can't be taken; else what came of it, for each term of that host."""
+        """The results for each incarnation of that host; raises a `LockError` if the order can't be accepted."""
         if not host:
             raise Refused(reason="name the host that is off: its name or host id")
         if not operator:
@@ -101,7 +101,7 @@ class HostFencer:
         return fenced
 
     def _terms(self, spaces: Sequence[Space], host: str) -> list[tuple[Space, HostFenced]]:
-        """The terms of the host that is meant, in each of these lockspaces where it has one."""
+        """The incarnations of the named host, in each of these lockspaces where it has one."""
         members: dict[str, Membership] = {}
         candidates: list[Candidate] = []
         for space in spaces:
@@ -127,8 +127,8 @@ class HostFencer:
         return found
 
     async def _marked(self, space: Space, term: HostFenced, operator: str) -> str:
-        """Mark the term as dead where the format has a mark: hosts with sanlock then free its leases too, and its leases of
-        other backends' are free to all.
+        """Mark the incarnation as dead where the format has a mark: hosts with sanlock then free its leases too, and its
+        leases of other backends are free to all.
         """
         member, view = space.membership(), term.view
         backend = self._backend_in(space)
@@ -152,7 +152,7 @@ class HostFencer:
         return came
 
     def _backend_in(self, space: Space) -> LeaseBackend | None:
-        """One through which storage of that lockspace is reached."""
+        """A backend that reaches the storage of that lockspace."""
         for backend in self._manager.backends.values():
             if isinstance(backend, LeaseBackend) and backend.presence.name == space.name:
                 return backend
@@ -162,7 +162,7 @@ class HostFencer:
         found: list[LeaseFreed] = []
         for backend in self._manager.backends.values():
             if isinstance(backend, LeaseBackend) and backend.presence.name == space.name:
-                # One after the other, as the record is read for each: a host that comes back amid it is believed.
+                # One after the other, as the record is read for each: a host that comes back meanwhile keeps the rest.
                 for name in await backend.maintenance.all_names():
                     if not name.startswith(UNFINISHED_PREFIX):
                         found += await self._free(backend, name, term.view, operator)
@@ -171,7 +171,7 @@ class HostFencer:
     async def _free(
         self, backend: LeaseBackend, name: str, view: HostView, operator: str
     ) -> list[LeaseFreed]:
-        """What became of one lease; empty if it is none of that host's."""
+        """The result for one lease; empty if it is not that host's."""
         manager, key = self._manager, backend.names.key(name)
         resource = Resource("", backend.names.path_of(name))
         term = (view.host_id, Generation(view.generation or 0))
@@ -179,7 +179,7 @@ class HostFencer:
             terms = await backend.maintenance.claims_of_term(name, term, older_too=view.no_timeout)
             if not terms:
                 return []
-            resource = Resource("", backend.names.path_of(name))  # its holder may have told
+            resource = Resource("", backend.names.path_of(name))  # known if its holder's note names the disk
             if manager.table.of_lock_file(key) is not None:
                 raise Refused(reason="it is shared with a VM of this host, which goes on holding it")
             if manager.key_locks.is_locked(key):
@@ -187,21 +187,21 @@ class HostFencer:
             proof = await manager.key_locks.holding((key,), backend.maintenance.break_of(name, terms))
         except LockError as e:
             if isinstance(e, LeaseUnusable) and not backend.names.makes(name):
-                return []  # no lease, but something else that is kept there
+                return []  # not a lease, but something else that is kept there
             self._breaker.write("refused", resource.name, str(view.host_id), operator, str(e))
             return [LeaseFreed(backend.name, name, resource.name, False, str(e))]
         if not proof:
-            return []  # it was given up just now
+            return []  # it was released just now
         self._breaker.write("broken", resource.name, str(view.host_id), operator, proof)
         self._breaker.broken(resource, operator, proof)
         return [LeaseFreed(backend.name, name, resource.name, True, proof)]
 
 
 def _seconds_left(member: Membership, view: HostView) -> float | None:
-    """Of the silence without which nobody's word counts; None if it is over, or if the host is gone by proof."""
+    """Seconds until an attestation about this host may be accepted; None if it may be now or the host is proven gone."""
     if view.state in (HostState.FREE, HostState.DEAD):
         return None
     bound_s = silence_s(member.timing.of_host(view.io_timeout_s, view.name, view.disputed), view)
     if view.unchanged_s > bound_s and not view.changed_at_latest_look:
         return None
-    return max(0.0, bound_s - view.unchanged_s) + member.timing.renewal_s / 2  # a look has to show it
+    return max(0.0, bound_s - view.unchanged_s) + member.timing.renewal_s / 2  # a read has to show it

@@ -1,10 +1,10 @@
-"""Which host a person means who says a name: exactly one, or a refusal with those that may be meant.
+"""Finds the host that an operator names: exactly one, or a refusal with those that may be meant.
 
-Freeing the leases of the wrong host lets two virtual machines write, so a name that two hosts have names none. A host says
-its whole name itself (`supervision.host_records`); without that its delta lease has as much of it as fits, and of what an
-earlier version cut nobody can tell the rest. A record that was given back (FREE) makes no name ambiguous: hosts leave such a
-one when they change their ids. One that is DEAD does: the host that was switched off may be that one, while another of its
-name has lost its storage and runs on.
+Freeing the leases of the wrong host lets two virtual machines write, so a name that two hosts have is refused. A host's
+whole name is in its host record (`supervision.host_records`); without that its delta lease has as much of it as fits, and
+the rest of a name that an earlier version cut is not known. A record that was given back (FREE) makes no name ambiguous:
+hosts leave one when they change their ids. A DEAD record does: the host that was switched off may be that one, while
+another of its name has lost its storage and still runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from holdfast.supervision.lockspace_port import NotAMember
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A host of a lockspace, and what it says of itself, if that can be believed."""
+    """A host of a lockspace, with its host record if that can be believed."""
 
     lockspace: str
     view: HostView
@@ -46,7 +46,7 @@ class Candidate:
         if not is_called(name, self.view.host_id, self.view.name):
             return False
         exact = name in (str(self.view.host_id), self.view.name, node_of(self.view.name))
-        return exact or self.said is None  # digits of a name may be another name's; its own word counts more
+        return exact or self.said is None  # two names may have the same digits; its host record decides
 
     def may_be_meant_by(self, name: str) -> bool:
         """Whether its record was written by an earlier version, which cut the name, and begins like this one."""

@@ -1,7 +1,7 @@
-"""Carries out the ladder of `supervision.recovery`: pauses, stops and kills the owners that rested on a lost lockspace.
+"""Carries out `supervision.escalation`: pauses, stops and kills the owners that depended on a lost lockspace.
 
-Runs beside everything else, one task per lost lockspace. Owners are found in the lock table each time, so one that has
-let go of its locks meanwhile (libvirt does so when a VM is paused) is left in peace.
+One background task per lost lockspace. Owners are read from the lock table each time, so an owner whose locks were released
+meanwhile (libvirt does that when a VM is paused) is left alone.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from holdfast.system.libvirt.virsh import DomainControl
 log = logging.getLogger(__name__)
 
 STEP_S = 0.2
-"""As sanlock: five looks a second at who is still there."""
+"""Between two checks for remaining owners: five a second, as sanlock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """A lockspace that was lost, and what rested on it."""
+    """A lockspace that was lost, and the backends that depended on it."""
 
     lockspace: str
     reason: str
@@ -45,7 +45,7 @@ class Loss:
 
 
 class LockspaceLoss:
-    """See the module. ``actions``: what each backend's table says of `on_lockfailure`; ``resets``: those with
+    """Reacts to lost lockspaces. `actions`: `on_lockfailure` of each backend's table; `resets`: the backends with
     `on_loss = "reset"`.
     """
 
@@ -81,8 +81,8 @@ class LockspaceLoss:
         return sum(self._may_be_of(lock, backends) for lock in self._manager.table)
 
     def _may_be_of(self, lock: HostLock, backends: Collection[str]) -> bool:
-        """Whether a lock's lease is in the lockspace of these backends. One whose backend is in no table any more, or can't
-        be made, may be in any lockspace: it counts for each, for leaving one that a VM needs costs its disks.
+        """Whether a lock's lease is in the lockspace of these backends. If its backend is in no table any more, or can't be
+        made, it may be in any lockspace and counts for each: leaving a lockspace that a VM needs costs its disks.
         """
         if lock.backend in backends:
             return True
@@ -90,14 +90,14 @@ class LockspaceLoss:
         return is_lease and lock.backend not in self._manager.routing.leases
 
     def lost(self, loss: Loss) -> None:
-        """Act first, log second: nothing that a log line might wait for may come before the first step of the ladder."""
+        """Act first, log second: a log call may block, so it must not precede the first step of the escalation."""
         lost = self._announce(loss)
         eager_tasks.start(self._recover(loss))
         for line, about in lost:
             log.critical("LEASE LOST: %s", line, extra=about)
 
     def joined(self, lockspace: str) -> None:
-        """It is joined (again): what was stopped to be restarted is started."""
+        """The lockspace is joined again: start the VMs that were stopped to be restarted."""
         self._manager.events.emit(ev.LOCKSPACE_JOINED, detail=lockspace)
         for uuid in self._marked.pop(lockspace, set()):
             eager_tasks.start(self._domains.mark(uuid, ""), lambda _: None)
@@ -107,11 +107,11 @@ class LockspaceLoss:
     async def _start_again(self, lockspace: str, uuid: str, name: str) -> None:
         owner = OwnerName(name, uuid)
         if any(each.name.uuid == uuid and each.alive() for each in self._manager.owners):
-            self._manager.book.restart_is_tried(lockspace, uuid)  # it never ended, or somebody was quicker
+            self._manager.book.restart_is_tried(lockspace, uuid)  # it never ended, or was started already
             return
         log.warning("starting %s again: lockspace %s is joined", name, lockspace)
         started = await self._domains.start(uuid)
-        # Not before: a daemon that ends meanwhile leaves it to the next one, and a second start harms nobody.
+        # Not before: if this daemon ends meanwhile, the next one starts it, and a second start does no harm.
         self._manager.book.restart_is_tried(lockspace, uuid)
         kind = ev.OWNER_RESTARTED if started else ev.OWNER_NOT_RESTARTED
         self._manager.events.emit(kind, owner=owner, detail=f"lockspace {lockspace} is joined")
@@ -122,7 +122,7 @@ class LockspaceLoss:
             )
 
     def _announce(self, loss: Loss) -> list[tuple[str, dict[str, object]]]:
-        """Emit the events, which only fills a bounded memory; the lines for the log."""
+        """Emit the events, which only fills a bounded memory; returns the lines for the log."""
         lines = []
         self._manager.events.emit(ev.LOCKSPACE_LOST, detail=f"{loss.lockspace}: {loss.reason}")
         for owner in self._users(loss):
@@ -147,7 +147,7 @@ class LockspaceLoss:
         return list(found.values())
 
     def _action(self, loss: Loss, owner: Owner) -> LockFailureAction:
-        """What libvirt's live XML says, else what the backend's table says. Only the table may say `ignore`."""
+        """The action from libvirt's live XML, else from the backend's table. Only the table may say `ignore`."""
         configured = {
             self._actions.get(lock.backend, LockFailureAction.PAUSE)
             for lock in self._manager.table.of_owner(owner.id)
@@ -177,7 +177,7 @@ class LockspaceLoss:
         return action
 
     async def _recover(self, loss: Loss) -> None:
-        ladder = Escalation(loss.timing, lost_at=loss.lost_at, renewed_at=loss.renewed_at)
+        escalation = Escalation(loss.timing, lost_at=loss.lost_at, renewed_at=loss.renewed_at)
         decided: dict[int, LockFailureAction] = {}
         met: dict[int, Owner] = {}
         while not self._manager.closing:
@@ -185,11 +185,11 @@ class LockspaceLoss:
             met |= users
             for owner in users.values():
                 if not owner.alive():
-                    self._manager.owner_ended(owner)  # the news of its end is still under way
+                    self._manager.owner_ended(owner)  # its end is not reported yet
                 elif owner.id not in decided:
                     decided[owner.id] = self._action(loss, owner)
             wanted = {i: decided.get(i, LockFailureAction.PAUSE) for i in users}
-            for action in ladder.step(self._clock.now(), wanted):
+            for action in escalation.step(self._clock.now(), wanted):
                 if isinstance(action, AllGone):
                     log.warning("lockspace %s: nobody rests on it any more", loss.lockspace)
                     if not self._is_to_be_reset(loss, met.values()):
@@ -199,10 +199,10 @@ class LockspaceLoss:
             await self._clock.sleep(STEP_S)
 
     def _is_to_be_reset(self, loss: Loss, met: Iterable[Owner]) -> bool:
-        """Whether the watchdog is left unfed, although nobody uses the lockspace any more.
+        """Whether the watchdog stays unfed, although the lockspace has no users any more.
 
         A process that has ended may have writes under way, in the page cache or on a path that hangs, and they would land
-        after another host has taken over. What libvirt has paused has none: QEMU drains and flushes before it says so.
+        after another host has taken over. A VM that libvirt has paused has none: QEMU drains and flushes before it reports.
         """
         ended = [str(owner) for owner in met if not owner.alive()]
         if not ended or self._resets.isdisjoint(loss.backends):
@@ -245,7 +245,7 @@ class LockspaceLoss:
         log.critical("%s: action on lock failure: %s", owner, action.value, extra=about)
 
     async def _suspend(self, loss: Loss, owner: Owner) -> None:
-        """libvirt releases its locks when it has paused it; until then it is still a user."""
+        """Pause the VM. libvirt releases its locks after that; until then it is still a user."""
         uuid = owner.name.uuid
         if await self._domains.suspend(uuid):
             reason = f"paused because lockspace {loss.lockspace} was lost: {loss.reason}"

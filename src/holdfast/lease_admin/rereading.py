@@ -1,8 +1,8 @@
-"""Held leases are read again now and then: a lease area that an operator restored from a backup says that it is free.
+"""Reads held leases again periodically: a lease area that an operator restored from a backup shows the lease as free.
 
-The protocol never reads a lease that it holds, so it would not notice before the lease is given up, and another host may
-win the lease meanwhile (safety.md A8). A lease whose sectors don't say what this host wrote is taken again, if nobody else
-has it; else it is a lost lock like one of a start (`recovery`): log, event and the configured action.
+The protocol never reads a lease that it holds, so it would not notice before the release, and another host may win the
+lease meanwhile (safety.md A8). A lease whose sectors are not what this host wrote is taken again, if no other host has it;
+else it is a lost lock as after a restart (`adoption`): log, event and the configured action.
 
 One lease at a time, each after `ROUND_S`, or `PAUSE_MIN_S` times the number of leases if that is longer.
 """
@@ -22,13 +22,13 @@ from holdfast.system.clock import Clock
 log = logging.getLogger(__name__)
 
 ROUND_S = 60.0
-"""Within so long each held lease is read again."""
+"""Each held lease is read again within this time."""
 PAUSE_MIN_S = 0.5
 """Between two reads: a host with thousands of leases must not read all day."""
 
 
 class LeaseRereading:
-    """See the module. ``round_s``: 0 for never."""
+    """Rereads held leases. `round_s`: 0 for never."""
 
     def __init__(self, manager: LockManager, recovery: Recovery, *, clock: Clock, round_s: float) -> None:
         self._manager = manager
@@ -38,7 +38,7 @@ class LeaseRereading:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Every lock that is to be held again stands in the table."""
+        """Begin, when all restored locks are in the table."""
         if self._round_s:
             self._task = eager_tasks.keep_watch(self._for_ever(), "held leases are not read again any more")
 
@@ -60,7 +60,7 @@ class LeaseRereading:
             return
         if not await held.why_not_held():
             return
-        # Something else may have been done with it meanwhile: only what is read while nothing is counts.
+        # Another operation may be under way on the lease: only a read without one counts.
         if why := await self._manager.lost.reread(lock):
             log.critical("%s: %s: it is taken again, unless another host has it", lock.path, why)
             if await self._manager.lost.regain(lock):
