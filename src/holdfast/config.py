@@ -1,9 +1,9 @@
 """Configuration: TOML files to typed values, with every rule checked in one place.
 
-`/etc/holdfast/holdfast.toml`, then `/etc/holdfast/conf.d/*.toml` in name order: a later file overrules single keys, adds
-backends, and adds its [[disk]] rules behind those before it.  Nothing is guessed: an unknown key,
-a value of the wrong kind and a rule that can never match are refused, each with file, key and fix.  Without
-any file the defaults below hold: the system's paths for root, XDG directories for anybody else.
+`/etc/holdfast/holdfast.toml`, then `/etc/holdfast/conf.d/*.toml` in name order: a later file overrides single keys, adds
+backends, and appends its [[disk]] rules. Nothing is guessed: an unknown key, a value of the wrong kind and a rule that can
+never match are refused, each with file, key and fix. Without any file the defaults below are used: the system's paths for
+root, XDG directories for other users.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class LimitsTable(_Table, frozen=True):
 
 
 class RecoveryTable(_Table, frozen=True):
-    """[recovery]: what happens to a VM whose lock somebody else has after a restart of the daemon."""
+    """[recovery]: what happens to a VM whose lock has another holder after a restart of the daemon."""
 
     on_lock_lost: Literal["pause", "poweroff", "ignore"] = "pause"
     libvirt_uri: str = "qemu:///system"
@@ -82,7 +82,7 @@ class DiskRule(_Table, frozen=True):
 
 
 class Config(_Table, frozen=True):
-    """All of it.  `sources` are the files read, in order."""
+    """The whole configuration. `sources` are the files read, in order."""
 
     run_dir: str
     state_dir: str
@@ -139,7 +139,7 @@ _TOP = (
 
 
 def default_file(environ: Mapping[str, str], uid: int) -> str:
-    """Where the configuration is looked for when nobody names a file."""
+    """The path of the configuration if no file is named."""
     if uid == 0:
         return SYSTEM_FILE
     base = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME", "/"), ".config")
@@ -179,7 +179,7 @@ def load(file: str | None, *, environ: Mapping[str, str], uid: int) -> Config:
 def check(
     file: str | None, *, environ: Mapping[str, str], uid: int
 ) -> tuple[Config | None, list[ConfigError]]:
-    """The configuration and everything wrong with it; no configuration if it can't be made sense of.
+    """The configuration and all problems with it; no configuration if it can't be interpreted.
 
     `file` None means the default place, where it may be missing; a file that is named must be there.
     """
@@ -233,7 +233,7 @@ def load_lenient(
     if config is not None:
         wrong = list(validate(config, reader.origins))
         if [problem.facts["key"] for problem in wrong] == ["control.group"]:
-            # The group has gone from this host: then the socket is root's alone.
+            # The group does not exist on this host any more: then only root may use the socket.
             config = msgspec.structs.replace(
                 config, control=msgspec.structs.replace(config.control, group="")
             )
@@ -252,7 +252,7 @@ def drop_key(tree: dict[str, Any], place: tuple[str | int, ...]) -> None:
 
 
 class _Reader:
-    """Gathers tables from files; remembers which key came from which file."""
+    """Merges tables from files; remembers the file of each key."""
 
     def __init__(self) -> None:
         self.problems: list[ConfigError] = []
@@ -381,7 +381,7 @@ class _Reader:
 
 
 def content(path: str) -> bytes:
-    """A regular file's content, or a byte more than is allowed; raises OSError at once for a FIFO or a directory."""
+    """A regular file's content, at most one byte more than allowed; raises OSError at once for a FIFO or a directory."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as f:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -398,7 +398,7 @@ def _place(where: str) -> tuple[str | int, ...]:
 
 
 def _plain(text: str) -> str:
-    """msgspec's words in an admin's."""
+    """msgspec's message in an administrator's words."""
     for theirs, ours in (
         ("Expected", "expected"),
         ("`int`", "a whole number"),
@@ -415,7 +415,7 @@ def _plain(text: str) -> str:
 
 
 def validate(config: Config, origins: Mapping[str, str]) -> Iterator[ConfigError]:
-    """Every rule between values, each with the values."""
+    """Checks the rules between values; a problem names the values."""
 
     def problem(key: str, reason: str, file: str = "") -> ConfigError:
         return ConfigError(file=file or origins.get(key, config.source()), key=key, reason=reason)
@@ -501,7 +501,7 @@ def covers(wide: str, narrow: str) -> bool:
 
 
 def protection_min(config: Config, rule: DiskRule | None) -> Protection:
-    """What is demanded of every lock of a rule, or of those that no rule names."""
+    """The minimum protection of every lock of a rule; None: of the locks without a rule."""
     return Protection(max(config.require_protection, (rule.require_protection if rule else 0) or 0))
 
 

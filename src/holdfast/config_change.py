@@ -1,14 +1,13 @@
-"""What a change of the configuration takes from locks that are held.
+"""Finds changes of the configuration that would remove what held locks need.
 
-A held lock needs some of the configuration for as long as it is held: the lockspace that its lease is in, this host's id
-there, the watchdog that guards it. A reload, or a start that finds locks of this boot, compares the configuration in
-force with the one on disk:
+A held lock needs parts of the configuration for as long as it is held: the lockspace of its lease, this host's id there, the
+watchdog. A reload, or a start that finds locks of this boot, compares the configuration in force with the one on disk:
 
     differences    what held locks need and would not have any more: the change is refused, key by key
     same_backend   where the tables of the old configuration are in the new one, whatever they are called there
 
-A table is found by what it stands for, not by its name: leases by lockspace and directory or device, lock files by their
-directory. So a table may be renamed while its locks are held. What no held lock needs may change or go.
+A table is identified by its storage, not by its name: leases by lockspace and directory or device, lock files by their
+directory. So a table may be renamed while its locks are held. Anything that no held lock needs may change or be removed.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ LEASE_KEYS = ("name_by", "io_timeout_s", "fire_timeout_s", "watchdog", "watchdog
 
 
 class HeldNeed(msgspec.Struct, frozen=True, kw_only=True):
-    """Locks of one backend that are held. ``users`` names some of them; ``host_id`` is the one in use, if it is known.
+    """Held locks of one backend. `users` names some of their owners; `host_id` is the one in use, if it is known.
 
-    ``count`` 0: some may be held, for the journal can't be read whole.
+    `count` 0: some may be held, as the journal can't be read whole.
     """
 
     backend: str
@@ -82,7 +81,7 @@ def differences(old: Config, new: Config, held: Sequence[HeldNeed]) -> list[str]
     for need in held:
         table = old.backend.get(need.backend)
         if table is None or table.get("driver") == ABSENT:
-            continue  # lost already: no configuration takes more from it
+            continue  # lost already: no configuration makes that worse
         if need.backend in places:
             found += _changed_keys(need, table, places[need.backend], new.backend[places[need.backend]])
         else:
@@ -105,7 +104,7 @@ def same_backend(old: Config, new: Config) -> Mapping[str, str]:
 
 
 def _what(table: Mapping[str, Any]) -> tuple[object, ...]:
-    """What a table stands for; two tables with the same answer find each other's locks."""
+    """The identity of a table's storage; two tables with the same one find each other's locks."""
     driver = table.get("driver")
     match driver:
         case "paxos":
@@ -125,7 +124,7 @@ def _what(table: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _lost_table(need: HeldNeed, table: Mapping[str, Any], new: Config) -> Iterator[str]:
-    """Of a table that is not there any more: the keys that differ in the one of its name, or that it is gone."""
+    """Differences for a removed table: the keys that differ in the new one of its name, or that it is gone."""
     theirs = new.backend.get(need.backend)
     if theirs is None:
         yield f"backend.{need.backend}: is removed, but {need}; put the table back"
@@ -146,7 +145,7 @@ def _lost_table(need: HeldNeed, table: Mapping[str, Any], new: Config) -> Iterat
 def _changed_keys(
     need: HeldNeed, table: Mapping[str, Any], new_name: str, theirs: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Of a table that is there, under that name or another one."""
+    """Changed keys of a table that still exists, under that name or another one."""
     if table.get("driver") != "paxos":
         return
     before, after = table.get("host_id"), theirs.get("host_id")
@@ -163,7 +162,7 @@ def _changed_keys(
 
 
 def _effective(table: Mapping[str, Any], key: str) -> object:
-    """The value that a driver takes, whether the key is spelled out or not."""
+    """The value that a driver uses: that of the key, or its default."""
     if table.get("driver") != "paxos":
         return _path(table.get(key)) if key == "directory" else table.get(key)
     if key in ("directory", "device"):

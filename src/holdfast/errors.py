@@ -1,7 +1,7 @@
 """One tree of refusals, one table to wire codes.
 
-A refusal names the facts: every class carries a template over its own keyword attributes, so a frontend
-never composes text, and the same error reads the same in virsh, in the CLI and in the log.
+A refusal names the facts: every class has a template over its own keyword attributes, so a frontend never composes text,
+and an error has the same text in virsh, in the CLI and in the log.
 Codes and domains are libvirt's (virtlockd-rpc.md 2.3); the words of the templates keep the beginning that
 virtlockd's own messages have, because scripts match on them.
 """
@@ -40,7 +40,7 @@ class ConfigError(HoldfastError):
 
 
 class UnknownKey(ConfigError):
-    """A key that this version does not know; ``place`` leads to it through the tables of the file."""
+    """A key that this version does not know; `place` is its path through the tables of the file."""
 
     def __init__(self, *, file: str, key: str, reason: str, place: tuple[str | int, ...]) -> None:
         self.place = place
@@ -60,14 +60,14 @@ class ResourceBusy(LockError):
     def __init__(self, resource: Resource, holders: Iterable[Holder], note: str = "") -> None:
         self.resource = resource
         self.holders = tuple(holders)
-        told = "; ".join(str(h) for h in self.holders[:HOLDERS_TOLD_MAX])
+        named = "; ".join(str(h) for h in self.holders[:HOLDERS_TOLD_MAX])
         if len(self.holders) > HOLDERS_TOLD_MAX:
-            told += f"; and {len(self.holders) - HOLDERS_TOLD_MAX} more"
-        super().__init__(name=resource.name, holders=told + note)
+            named += f"; and {len(self.holders) - HOLDERS_TOLD_MAX} more"
+        super().__init__(name=resource.name, holders=named + note)
 
 
 HOLDERS_TOLD_MAX = 4
-"""Holders named in one message: a shared disk may have fifty, an error line may not."""
+"""Holders named in one message: a shared disk may have fifty, too many for an error line."""
 
 
 class DiskTwice(ResourceBusy):
@@ -142,7 +142,7 @@ class StorageFailed(LockError):
 
 
 class FailedCall(Protocol):
-    """What a failed system call tells of itself (`system.file_lock.IoFailed`)."""
+    """The facts of a failed system call (`system.files.ofd_lock.IoFailed`)."""
 
     @property
     def what(self) -> str: ...
@@ -191,19 +191,19 @@ class LockspaceAbsent(LockError):
 
 
 class LeaseUnusable(LockError):
-    """The lease itself is in a state in which nobody may take it, or storage failed amid taking it."""
+    """The lease is in a state in which no host may take it, or storage failed during the acquire."""
 
     template = "lease of '{name}' at {place} can't be taken: {reason}"
 
 
 class AttemptLeft(LeaseUnusable):
-    """An earlier daemon of this host tried to take it and was killed; the next host that races has to decide for that
-    attempt, until it is withdrawn. No VM depends on it.
+    """An earlier daemon of this host tried to take it and was killed; until the attempt is withdrawn, another host's ballot
+    has to decide for it. No VM depends on it.
     """
 
 
 class DiskNotKnown(LockError):
-    """A disk by its hash, where its path decides."""
+    """A disk is named by its hash, and a rule or lease depends on its path, which is not known."""
 
     template = (
         "no disk of {owner} in libvirt's status file has the name {name}, by which libvirt asks for it in {lockspace} "

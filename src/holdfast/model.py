@@ -1,9 +1,8 @@
-"""The words that every layer shares (docs/glossary.md).
+"""Types that all layers share (docs/glossary.md).
 
-A *resource* is a name in a lockspace; a *lock* is what the VM side asks for; an *owner* is the process
-(normally a QEMU) that holds; a *holder* is what we can tell somebody else about an owner, on this host
-or another.  Times: an `Instant` is ours (CLOCK_BOOTTIME, seconds); wall-clock times exist only to be
-shown to people and are plain floats named ``*_wall_s``.
+A *resource* is a name in a lockspace; a *lock* is what a VM acquires; an *owner* is the process (normally a QEMU) that
+holds; a *holder* describes an owner, on this host or another, to others. Times: an `Instant` is CLOCK_BOOTTIME in seconds;
+wall-clock times are only shown to people and are plain floats named `*_wall_s`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, NewType
 
 Instant = NewType("Instant", float)
-"""Seconds of CLOCK_BOOTTIME on this host: goes on during suspend, never set back."""
+"""Seconds of CLOCK_BOOTTIME on this host: runs during suspend, is never set back."""
 
 SANLOCK = "sanlock"
 """The program of a holder whose host has a name that only sanlock gives: a lease names hosts, and no VM."""
@@ -35,7 +34,7 @@ class Mode(enum.IntEnum):
 
 
 class Protection(enum.IntEnum):
-    """What a held lock is worth: who is excluded, and whether a dead host is made harmless first."""
+    """The worth of a held lock: which other owners are excluded, and whether a dead host is made harmless first."""
 
     NONE = 0
     SAME_HOST = 1
@@ -68,7 +67,7 @@ class Resource(NamedTuple):
 
 
 class AcquireRequest(NamedTuple):
-    """One wish of an acquire: the resource, how, and whether its lock file may be made."""
+    """One request of an acquire: the resource, the mode, and whether its lock file may be made."""
 
     resource: Resource
     mode: Mode
@@ -82,9 +81,9 @@ class AcquireRequest(NamedTuple):
 
 
 class ProcessId(NamedTuple):
-    """A process for ever: pids are reused, a pid with its start time is not.
+    """A unique process: pids are reused, a pid with its start time is not.
 
-    ``start_ticks`` is field 22 of /proc/PID/stat (clock ticks since boot); 0 = no such process is visible.
+    `start_ticks` is field 22 of /proc/PID/stat (clock ticks since boot); 0: no such process is visible.
     """
 
     pid: int
@@ -92,7 +91,7 @@ class ProcessId(NamedTuple):
 
 
 class OwnerName(NamedTuple):
-    """What an owner calls itself at REGISTER: for people, never for decisions."""
+    """An owner's name from its REGISTER: for people, never for decisions."""
 
     name: str
     uuid: str = ""
@@ -101,11 +100,11 @@ class OwnerName(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Somebody who holds a resource, as far as known.  Unknown facts are empty or None.
+    """A holder of a resource, as far as known. Unknown facts are empty or None.
 
-    ``source`` says how we know: ``table`` (this daemon), ``record`` (owner record in a lock file), ``lease`` (a lease
-    on shared storage), ``kernel`` (fcntl F_GETLK, /proc/locks), ``journal`` (a daemon that no longer runs), ``qemu``.
-    ``host_id`` and ``alive_s_ago`` (the age of its host's last renewal as seen from here) are of a lease.
+    `source` of the facts: `table` (this daemon), `record` (owner record in a lock file), `lease` (a lease on shared
+    storage), `kernel` (fcntl F_GETLK, /proc/locks), `journal` (a daemon that no longer runs), `qemu`. Only a lease has
+    `host_id` and `alive_s_ago` (the age of its host's last renewal as seen from here).
     """
 
     name: str = ""
@@ -159,14 +158,14 @@ class Holder:
 
 
 def printable(text: str) -> str:
-    """What storage says that others write to, for terminals and logs: control characters are spelled out."""
+    """A text from storage that others write, for terminals and logs: control characters are escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def wall_text(wall_s: float) -> str:
-    """A wall-clock time as people of any host read it: UTC, to the second."""
+    """A wall-clock time for people on any host: UTC, to the second."""
     try:
         return datetime.datetime.fromtimestamp(wall_s, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError, OSError):

@@ -336,7 +336,7 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
 
 
 def _route(config: Config, backend: Backend, rule: DiskRule | None) -> Route:
-    """The route of a rule. Leases serve to exclude other hosts: unless the rule has a minimum, a VM starts only if so."""
+    """The route of a rule. Leases serve to exclude other hosts: if no minimum is set, a VM starts only if they do."""
     says = rule is not None and rule.require_protection is not None
     start_min = Protection.CROSS_HOST if backend.capabilities.fenced and not says else Protection.NONE
     return Route(backend, configuration.protection_min(config, rule), start_min)

@@ -1,1 +1,1 @@
-"""Bytes in, replies out: each frontend translates one protocol into calls of the manager."""
+"""Frontends: each translates one protocol into calls of the manager, and its results into replies."""

@@ -1,8 +1,8 @@
-"""Listening sockets: who may connect, how many, and what happens when there are too many.
+"""Listening sockets: admission of peers, and a limit on their number.
 
-A listener accepts, asks the kernel who the peer is (SO_PEERCRED), and hands the connection on.  At its cap it
-stops accepting, as virtlockd does: further clients wait in the backlog and are served when one leaves; the log
-says so once, clearly.  Out of descriptors it pauses instead of spinning.
+A listener accepts, reads the peer's credentials (SO_PEERCRED), and passes the connection on. At its cap it stops accepting,
+as virtlockd does: further clients wait in the backlog and are served when one leaves; that is logged once. Out of
+descriptors it pauses instead of spinning.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Peer(NamedTuple):
     gid: int
 
 
-# Plain integers: what the socket module makes of them costs more than the system calls.
+# Plain integers: the socket module's enumerations cost more than the system calls.
 _SOCKETS, _PEER_CREDENTIALS = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
 _UNIX, _STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 
@@ -47,7 +47,7 @@ def peer_of(sock: socket.SocketType) -> Peer:
 
 
 class Listener:
-    """One listening socket.  `admit` gives the reason to refuse a peer, or an empty text.
+    """One listening socket. `admit` returns the reason to refuse a peer, or an empty text.
 
     `serve` takes over an admitted socket; the frontend calls `left` when that connection has closed.
     """
@@ -71,7 +71,7 @@ class Listener:
         self._readiness = readiness
         self._admit = admit
         self._serve = serve
-        # At the cap each client that leaves lets one in, which may be at the clients' speed.
+        # At the cap each client that leaves admits another, at a rate that clients may control.
         self._full = LimitedLog(log, logging.ERROR)
         self._refused = LimitedLog(log)
         self._accepting = False
@@ -106,7 +106,7 @@ class Listener:
             self._pause()
             return
         try:
-            # Not accept(): its sockets take longer to make than the kernel's do, and each request of libvirt's is one.
+            # Not accept(): making its socket object takes longer than the system call, and each libvirt request needs one.
             fd, _ = self.socket._accept()  # type: ignore[attr-defined]
             sock = socket.SocketType(_UNIX, _STREAM, 0, fd)
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
@@ -131,7 +131,7 @@ class Listener:
         self.clients += 1
 
     def left(self) -> None:
-        """A connection has closed: its place is free."""
+        """A connection has closed: accept another one."""
         self.clients -= 1
         if not self._accepting and self._resume_later is None:
             self._accept_again()

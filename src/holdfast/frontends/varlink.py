@@ -1,8 +1,7 @@
-"""The control frontend: Varlink on a socket, for the holdfast command and for anybody's tools.
+"""The control frontend: Varlink on a socket, for the holdfast command and other tools.
 
-Introspection comes with it (org.varlink.service), so `varlinkctl introspect` shows what is below.  Root and the
-configured group may connect. A user other than root acquires only for its own processes, and only disks that it may open
-itself (ADR 0161).
+It has introspection (org.varlink.service), so `varlinkctl introspect` shows the interface. Root and the configured group may
+connect. A user other than root acquires only for its own processes, and only disks that it may open itself (ADR 0161).
 No `from __future__ import annotations` here: asyncvarlink reads the types at run time.
 """
 
@@ -56,7 +55,7 @@ from holdfast.system.logs.log_limit import LimitedLog
 log = logging.getLogger(__name__)
 
 EVENTS_BEHIND_MAX = 4096
-"""Events that wait for one slow follower; then the oldest are dropped, and it can tell by the numbers."""
+"""Events that wait for one slow follower; then the oldest are dropped, which it notices by the numbers."""
 
 
 RESERVED_PLACES = 8
@@ -247,7 +246,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         if self._rights is None:
             return AcquireRequest(resource, mode)
         rights = self._rights
-        # In a lane of the user's own, on whatever storage it is: what the path leads to may change at any moment.
+        # On the user's own workers, whatever the storage: the target of the path may change at any moment.
         opened = await self._storage.run(
             f"user {rights.uid}",
             disk.path,
@@ -297,7 +296,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
             raise not_permitted("only root may do that")
 
     def _may_speak_for(self, pid: int) -> ProcessId | None:
-        """The process, if only that one may be meant; None for a peer that may speak for any."""
+        """The process to which the peer is restricted; None for a peer that may speak for any."""
         if self._peer.uid == 0:
             return None
         process = process_of(pid, self._peer.uid)
@@ -306,7 +305,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         return process
 
     def _must_be(self, owner: Owner, process: ProcessId | None) -> None:
-        """The process that was asked about may have ended since, and its pid be another's."""
+        """Check the owner's process: the requested one may have ended since, and another may have its pid."""
         if process is not None and owner.process_id != process:
             raise not_permitted(f"process {process.pid} has ended")
 
@@ -331,7 +330,7 @@ def event_info(event: Event) -> EventInfo:
 
 
 class UserLocks:
-    """How many locks this host may hold for further ones to be granted to users other than root."""
+    """Limits the number of locks up to which users other than root are granted further ones."""
 
     def __init__(self, locks_max: int) -> None:
         self._locks_max = locks_max
@@ -352,10 +351,10 @@ class UserLocks:
 
 
 class Places:
-    """Who has how many of the control socket's places.
+    """Counts the control socket's connections by user.
 
     Root and the daemon's own user may have all of them. Any other user has at most a quarter, and all others together leave
-    some free: an operator must be able to break a lease while somebody's script holds connections.
+    some free: an operator must be able to break a lease while a user's script holds connections.
     """
 
     def __init__(self, clients_max: int, privileged: tuple[int, ...]) -> None:
@@ -365,7 +364,7 @@ class Places:
         self._taken: Counter[int] = Counter()
 
     def refusal(self, uid: int) -> str:
-        """Why this user gets no further place; empty if it does."""
+        """Why this user gets no further connection; empty if it does."""
         if uid in self._privileged:
             return ""
         if self._taken[uid] >= self._user_max:

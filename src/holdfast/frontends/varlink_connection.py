@@ -1,8 +1,8 @@
-"""One Varlink client: its socket, its messages one after the other, and the bounds that keep it from harming others.
+"""One Varlink client: its socket, its messages one after the other, and the bounds that protect other clients.
 
 asyncvarlink converts and dispatches calls; this module reads and writes the socket itself, because the library's transport
 has no bounds: it copies an unfinished message with each read (8 MB without a NUL took half a minute of the event loop),
-reads for as long as a client sends, and keeps replies that nobody fetches.
+reads for as long as a client sends, and keeps replies that the client does not read.
 
     bytes ─► buffer (at most MESSAGE_BYTES_MAX) ─► one call at a time ─► reply ─► socket … full: nothing is read or served
                 │ too long, not UTF-8, no JSON object, no call                       until the client has read it
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES_MAX = 1 << 20
 """A thousand disks with long paths in one Acquire, twice over."""
 READ_BYTES = 64 << 10
-"""Of one read; between two reads everybody else is served."""
+"""Size of one read; between two reads other clients are served."""
 DRAIN_READS_MAX = 64
-"""Reads that throw away what a disconnected client had sent: more than the kernel buffers for one socket."""
+"""Reads that discard the input of a disconnected client: more than the kernel buffers for one socket."""
 _END = b"\0"
 
 malformed = LimitedLog(log)
@@ -49,7 +49,7 @@ FOLLOWING = frozenset(("WatchEvents",))
 
 
 class Malformed(Exception):
-    """Bytes that are no Varlink call; the text says why."""
+    """The bytes are not a Varlink call; the text says why."""
 
 
 def decode(raw: bytes) -> VarlinkMethodCall:
@@ -98,7 +98,7 @@ def _odd_text(value: JSONValue) -> str:
 
 
 class VarlinkConnection(VarlinkInterfaceServerProtocol):
-    """See the module. `gone` is called once, when the connection has closed."""
+    """One client, served on the event loop. `gone` is called once, when the connection has closed."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
         self._serve()
 
     def _next_message(self) -> bytes | None:
-        """Taken from the buffer; None if none is whole. Raises `Malformed` if none can become whole within the bound."""
+        """Take a message from the buffer; None if none is whole. Raises `Malformed` if none can become whole within it."""
         end = self._buffer.find(_END, self._searched)
         if end > MESSAGE_BYTES_MAX or (end < 0 and len(self._buffer) > MESSAGE_BYTES_MAX):
             raise Malformed(f"the message is longer than {MESSAGE_BYTES_MAX} bytes")
@@ -175,7 +175,7 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
         return raw
 
     def _serve(self) -> None:
-        """Serve what is in the buffer, one call after the other, as far as nothing has to be waited for."""
+        """Serve the calls in the buffer one after the other, until one has to wait."""
         if self._serving:
             return
         self._serving = True
@@ -305,8 +305,8 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
         self.leave()
 
     def leave(self) -> None:
-        """The client has gone, or must go: what it was reading ends, what it has sent is thrown away. A call that changes
-        something goes on to its end: half of an Acquire or of a Release would leave a lease that nobody can have.
+        """The client has gone, or must go: its streaming calls end, its unread input is discarded. A call that changes
+        state runs to its end: half of an Acquire or of a Release would leave a lease that no owner can take.
         """
         if self._closed:
             return
@@ -325,7 +325,7 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
 
 
 def _drain(sock: socket.socket) -> None:
-    """Unread bytes would make the kernel throw away the reply that the client has not read yet."""
+    """Read the rest: unread bytes would make the kernel discard the reply that the client has not read yet."""
     try:
         sock.shutdown(socket.SHUT_RD)
         for _ in range(DRAIN_READS_MAX):

@@ -1,11 +1,11 @@
-"""The virtlockd frontend: libvirt's lockd plugin connects here and finds what it knows.
+"""The virtlockd frontend: serves libvirt's lockd plugin with virtlockd's protocol.
 
-One connection is a state: not registered, registered for an owner, restricted.  Requests of one
-connection are served one after the other; while one waits for storage nothing more is read from that client,
-and nobody else waits.  Check order, codes and texts follow virtlockd-rpc.md 3.1.
+A connection has a state: not registered, registered for an owner, restricted. Requests of one connection are served one
+after the other; while one waits for storage, no more is read from that client, and no other client waits. Check order,
+codes and texts follow virtlockd-rpc.md 3.1.
 
-A connection whose peer *is* the owner's process is libvirt's leaked descriptor in QEMU: its end means that QEMU has
-ended.  All others are libvirtd speaking for a VM, and may come and go.
+A connection whose peer *is* the owner's process is libvirt's leaked descriptor in QEMU: its end means that QEMU has ended.
+All others are libvirtd's, on behalf of a VM, and may come and go.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class VirtlockdConnection:
         if carried:
             self._received(carried)
         elif not unsent:
-            self._on_readable()  # the first request is mostly there already, and its client waits
+            self._on_readable()  # the first request is usually there already, and its client waits
         if not self._queue:
             self._read_on()
 
@@ -120,7 +120,7 @@ class VirtlockdConnection:
         return self._fd
 
     def leftovers(self) -> tuple[bytes, bytes] | None:
-        """(received but not answered, answered but not sent), to go on after a re-exec; None if that is impossible."""
+        """(received but not answered, answered but not sent), to resume after a re-exec; None if that is impossible."""
         if self._splitter is not None and not self._splitter.resumable:
             return None
         waiting = ([self._current] if self._current is not None else []) + list(self._queue)
@@ -144,7 +144,7 @@ class VirtlockdConnection:
     # --- reading ---
 
     def _read_on(self) -> None:
-        # One that has unsent replies is watched for writing; it is read on when they are gone.
+        # A client with unsent replies is watched for writing; reading continues when they are sent.
         if not (self._reading or self._closed or self._held or self._out):
             self._reading = True
             self._readiness.add(self._fd, self._on_readable)
@@ -194,14 +194,14 @@ class VirtlockdConnection:
     # --- serving ---
 
     def _pump(self) -> None:
-        """Serve what is queued, one after the other, as far as nothing has to be waited for."""
+        """Serve the queued requests one after the other, until one has to wait."""
         if self._pumping:
             return
         self._pumping = True
         while self._queue and not (self._busy or self._out or self._closed or self._held):
             self._serve(self._queue.pop(0))
         self._pumping = False
-        if self._queue:  # it gets its answers first: what waits is at most one read
+        if self._queue:  # it gets its answers first: at most one read is queued
             self._read_no_more()
         elif not (self._reading or self._out):
             self._read_on()
@@ -271,7 +271,7 @@ class VirtlockdConnection:
         if self._closed:
             return
         self._closed = True
-        # systemd has a copy of a kept one, which would be watched on.
+        # systemd has a copy of a kept one, which the loop would still watch.
         unwatch = self._readiness.remove if self.kept else self._readiness.forget
         if self._reading or self._out:
             unwatch(self._fd)
@@ -283,7 +283,7 @@ class VirtlockdConnection:
 
 
 class VirtlockdFrontend:
-    """All virtlockd clients.  `keep` puts a QEMU's connection into the descriptor store (or takes it out: fd None)."""
+    """All virtlockd clients. `keep` puts a QEMU's connection into the descriptor store (fd None: removes it)."""
 
     def __init__(
         self,
@@ -322,7 +322,7 @@ class VirtlockdFrontend:
         unsent: bytes = b"",
         kept: str = "",
     ) -> None:
-        """A connection from before a restart will go on as it was, from `serve_adopted` on."""
+        """Restore a connection from before a restart; `serve_adopted` resumes it."""
         connection = VirtlockdConnection(self, sock, peer)
         self.connections[connection] = None
         if self.listener is not None:
@@ -335,12 +335,12 @@ class VirtlockdFrontend:
         self._adopted.append((connection, carried, unsent))
 
     def serve_adopted(self) -> None:
-        """Not before the locks are back in the table: an end of file now ends claims, a request asks for them."""
+        """Resume adopted connections, after the locks are in the table: an end of file ends claims, a request reads them."""
         adopted, self._adopted = self._adopted, []
         for connection, carried, unsent in adopted:
             try:
                 connection.start(carried=carried, unsent=unsent)
-            except Exception:  # one client's trouble must not end the daemon here: all locks would go with it
+            except Exception:  # one client's error must not end the daemon here: all locks would end with it
                 log.exception("the connection of pid %d could not go on", connection.peer.pid)
 
     def closed(self, connection: VirtlockdConnection) -> None:
@@ -362,7 +362,7 @@ class VirtlockdFrontend:
     def answer(
         self, connection: VirtlockdConnection, message: rpc.Message
     ) -> bytes | Coroutine[Any, Any, bytes]:
-        """The whole reply to a CALL, or what will find it out; empty bytes ask for the connection to be closed."""
+        """The whole reply to a CALL, or a coroutine that returns it; empty bytes: close the connection."""
         header = message.header
         try:
             rest = self._begin(connection, message)
@@ -380,7 +380,7 @@ class VirtlockdFrontend:
     def _begin(
         self, connection: VirtlockdConnection, message: rpc.Message
     ) -> Coroutine[Any, Any, object] | None:
-        """Serve a CALL as far as nothing has to be waited for; None: it is done."""
+        """Serve a CALL; None if it is done, else a coroutine for the part that has to wait."""
         header, payload = message
         procedure = header.procedure
         if header.status != rpc.STATUS_OK:
@@ -442,7 +442,7 @@ class VirtlockdFrontend:
             self._manager.unregister(before, holder=False, why="its connection registered another owner")
 
     def _keep_connection(self, connection: VirtlockdConnection, owner: Owner) -> None:
-        """Only QEMU's own connection outlives its request: it is worth a place in the descriptor store."""
+        """Store QEMU's own connection in the descriptor store: it is the only kind that outlives its request."""
         if self._keep is not None and owner.pid == connection.peer.pid:
             self._kept_count += 1
             connection.kept = f"conn-{self._kept_count}-{owner.id}"
@@ -454,7 +454,7 @@ class VirtlockdFrontend:
 
 
 class _Confused(Exception):
-    """Descriptors are never part of this protocol: a client that sends some is not answered any more."""
+    """A client sent descriptors, which this protocol never has: it gets no further answers."""
 
 
 def _failure(header: rpc.Header, error: Exception) -> bytes:
@@ -476,7 +476,7 @@ def _uuid_text(raw: bytes) -> str:
 
 
 def error_reply(header: rpc.Header, error: HoldfastError) -> bytes:
-    """An error of ours as libvirt's wire knows it (virtlockd-rpc.md 2.3)."""
+    """One of our errors in libvirt's wire format (virtlockd-rpc.md 2.3)."""
     code = libvirt_code(error)
     detail = str(error)
     if isinstance(error, UnsupportedFlags):
