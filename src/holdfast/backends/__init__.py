@@ -1,1 +1,1 @@
-"""How a lock is held: one module per driver behind the `Backend` protocol."""
+"""Backends: ways to hold a lock, one module or package per driver, with the `Backend` protocol."""

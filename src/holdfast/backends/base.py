@@ -122,7 +122,7 @@ class Candidate(Protocol):
     """A lock that could be taken: its file or lease is known, nothing is locked yet."""
 
     keys: tuple[FileKey, ...]
-    """Of the lock first, then of the disk behind it; two resources with a common key are one disk."""
+    """First the key of the lock, then of the disk; two resources with a common key are one disk."""
 
     async def take(self, mode: Mode, note: OwnerNote) -> TakeOutcome: ...
 

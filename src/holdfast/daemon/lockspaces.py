@@ -70,7 +70,7 @@ class LeaseHostPorts:
     """Run the lease monitor on a thread of its own; the second argument is called there with its result."""
     heart_clock: ProtocolClock
     watchdog: Callable[[WatchdogSpec, int | None], Watchdog]
-    """The driver of that choice; it goes on with the descriptor of an earlier program if there is one."""
+    """The driver of that choice; it uses the descriptor of an earlier program if there is one."""
     storage: Callable[[str], LeaseStorage]
     """Storage for the leases of a lockspace, with workers of its own."""
     writes_in_flight: Callable[[str], Callable[[], bool]]
@@ -90,12 +90,12 @@ class LeaseHostPorts:
     reread_s: float
     """Within so long each held lease is read again; 0: never."""
     host_records: Callable[[str, str], HostRecordFiles] | None = None
-    """(lockspace, path): what its hosts say of themselves; None: they say nothing."""
+    """(lockspace, path): files of its host records; None: it has none."""
 
 
 class StoredWatchdog:
     """A watchdog whose descriptor the service manager stores. The kernel stops a device when its last copy is closed, and
-    lets nobody open it before: after a disarm the store must let go of its copy, too, or the host is reset.
+    refuses to open it before: after a disarm the store must close its copy, too, or the host is reset.
     """
 
     def __init__(self, driver: Watchdog, closed: Callable[[], None]) -> None:
@@ -159,7 +159,7 @@ class HostLockspaces:
         self._unfit: PassedWatchdog | None = watchdog
         self._armed_by: WatchdogSpec | None = None
         self.problems: list[str] = []
-        """What an operator has to put right."""
+        """Problems that an operator has to fix."""
         self._choice: WatchdogSpec | None = None
         self._lease_monitor: LeaseMonitor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

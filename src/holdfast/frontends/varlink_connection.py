@@ -123,7 +123,7 @@ class VarlinkConnection(VarlinkInterfaceServerProtocol):
         """Of the replies that are in `_out`."""
         self._call: asyncio.Future[None] | None = None
         self._follows = False
-        """Whether that call would go on for ever (`FOLLOWING`)."""
+        """Whether that call would never end (`FOLLOWING`)."""
         """The call that is being served."""
         self._serving = False
         self._reading = False

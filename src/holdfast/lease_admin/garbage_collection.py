@@ -49,8 +49,8 @@ class LeaseCollector:
         self._attempts: dict[str, set[str]] = {}
         """By backend: leases that no VM has, and of which an attempt of an earlier daemon is still to be withdrawn."""
         self.ended: Mapping[FileKey, Collection[ProcessId]] = {}
-        """Leases whose end the last daemon has recorded, and the processes that have let go of them. Of a journal that was
-        cut between two appends nothing is seen: so the end of one process says nothing about a lease that another took.
+        """Leases whose end the last daemon has recorded, and the processes that have released them. A journal that was cut
+        between two appends seems whole: so the end of one process proves nothing about a lease that another took.
         """
 
     async def collect(self, *, dry_run: bool) -> list[Collected]:

@@ -89,7 +89,7 @@ class Departures:
         """The departing ones; an entry whose claim departs no more is dropped at the next read."""
         self._watching = False
         self.on_refused: Callable[[Owner, str], Awaitable[None]] = _nobody_acts
-        """Acts on a VM that runs on here while somebody else has the lock that it lent, by its `on_lockfailure`."""
+        """Acts, by `on_lockfailure`, on a VM that continues here while the lock that it lent has another holder."""
         self.not_understood: dict[str, str] = {}
         """By VM: words of its status file that are not known, for as long as this daemon runs."""
 

@@ -191,7 +191,7 @@ class LockManager:
         self.on_left_behind: OnLeftBehind = _can_not_be_found_out
         """Finds out for whom this host holds a lease that no lock here accounts for: it is held or free afterwards."""
         self.goes_with: GoesWith | None = None
-        """What an owner gives up with a lock that it has given up (`moved_disks`); None: nothing in any case."""
+        """The lease that is released with a lock that its owner has released (`moved_disks`); None: never any."""
         self.doubt = ""
         """Why the last daemon's journal is not all that was held; empty if it is."""
 

@@ -65,7 +65,7 @@ class Lock(Generic[HeldT]):
         self.since_wall_s = since_wall_s
         self.lost_reason = ""
         self.lost_for_certain = False
-        """Whether somebody else has it now, rather than that we can't tell."""
+        """Whether it certainly has another holder now; False if that is not known."""
         self.stands_for = ""
         """Of a placeholder: the locks that may be held and can't be named (all leases of a lost journal, say)."""
         self.doubt = ""

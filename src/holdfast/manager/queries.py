@@ -56,7 +56,7 @@ class Inspection:
         return [info for lock in self._manager.table for info in self._claims(lock)]
 
     async def holders_of(self, path: str) -> list[HolderInfo]:
-        """Everybody with a claim on a disk: by this path, by its hash in a lockspace, by the file behind it."""
+        """All claims on a disk: by this path, by its hash in a lockspace, by its file."""
         hashed = indirect_name(path)
         table = self._manager.table
         found: dict[HostLock, None] = {}

@@ -85,7 +85,7 @@ class MonitoredLease:
         return self.expiry.phase
 
     def is_over(self) -> bool:
-        """Whether the lease is lost or given up, so that it may not be renewed any more."""
+        """Whether the lease is lost or dismissed, so that it may not be renewed any more."""
         return self._corrupt or self._dismissed or self.phase >= Phase.FAIL
 
     def fails_in_s(self) -> float:

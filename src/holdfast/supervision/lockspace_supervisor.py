@@ -133,7 +133,7 @@ class LockspaceSupervisor:
         self.host_name = ""
         self.generation: int | None = None
         self.gone_on = False
-        """Whether the present term was begun by an earlier daemon."""
+        """Whether the present incarnation was begun by an earlier daemon."""
         self.incarnation: Incarnation | None = None
         """The present one, once joined."""
         self.not_remembered = ""
@@ -172,7 +172,7 @@ class LockspaceSupervisor:
         self._life = 0
         """Counts renewal threads, and waits to start one: news of one that is over is ignored."""
         self._thread_runs = False
-        """Of the last life, whether it is over or not: it may be about to renew its term."""
+        """The last renewal loop, whether it has ended or not: it may be about to renew its incarnation."""
 
     # --- state ---
 

@@ -307,7 +307,7 @@ class RenewalLoop:
             if self._leaving:
                 return await self._leave(area, held, watched)
             if watched.is_over():
-                # A late write would make others believe in a host that has given up.
+                # A late write would make others believe in a host that has stopped renewing.
                 return self._lost(watched, "not renewed in time")
             outcome = await delta.renew(
                 area,

@@ -230,9 +230,9 @@ class PaxosBackend:
         self._unsettled: dict[str, tuple[HeldLease, Found]] = {}
         self.maintenance = PaxosMaintenance(self)
         self._silent: set[str] = set()
-        """Leases for which an errand is under way that nobody waits for any more."""
+        """Leases with an offloaded job under way whose caller has timed out."""
         self._promises: dict[str, _Left] = {}
-        """What releases have left in our blocks, for the next acquire of the same term."""
+        """Prepared ballots that releases left in our blocks, for the next acquire of the same membership."""
         self._adoptions = asyncio.Semaphore(ADOPTIONS_MAX)
 
     # --- which lease ---

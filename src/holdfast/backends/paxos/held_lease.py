@@ -149,13 +149,13 @@ class HeldLease:
         self.member = member
         self.lease: Lease | None = None
         self.trouble = ""
-        """Why giving it up has not worked yet."""
+        """Why the release has not succeeded yet."""
         self.sharers_unasked: dict[HostId, Generation] = {}
-        """Shared holds beside our leader, when it was taken up. The daemon that won it was killed, perhaps before it asked
-        whether they stand; a VM may have it, or nobody was ever granted it.
+        """Shared holds beside our leader when the lease was resumed. The daemon that won it was killed, perhaps before it
+        checked them; a VM may have the lease, or no owner was ever granted it.
         """
         self.promise: PreparedBallot | None = None
-        """What our block says about the next version, once it is given up (`Released`)."""
+        """The prepared ballot in our block for the next version, after the release (`Released`)."""
         self._ports = ports
         self._clock = HomeClock(ports.clock)
         self._on_settled = on_settled
