@@ -129,7 +129,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod
     def JoinLeaseSpace(self, *, name: str) -> None:  # noqa: N802
-        """Begin to join a lockspace that was left; ListLeaseSpaces tells how far it is."""
+        """Begin to join a lockspace that was left; ListLeaseSpaces reports its progress."""
         self._must_be_root()
         try:
             self._lease_spaces.join(name)

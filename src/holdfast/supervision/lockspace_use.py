@@ -43,7 +43,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class LockspaceUse:
-    """This daemon's use of one lockspace. `take` on the thread that joins, the rest on the event loop; never two at once.
+    """This daemon's use of one lockspace. `take` on the thread that joins, everything else on the event loop; never two at once.
 
     `stuck` returns the pid of one of these dead daemons that may still have a request inside this lockspace.
     """
