@@ -1,4 +1,4 @@
-"""Docstrings and comments are plain English with the field's terms (docs/glossary.md): these words are the house's, or nobody's."""
+"""Docstrings and comments are plain English with the field's terms (docs/glossary.md); these words are to be avoided."""
 
 from __future__ import annotations
 
