@@ -7,6 +7,7 @@ term that has ended.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -193,3 +194,38 @@ def test_damaged_record_refuses_a_new_term_and_lets_the_last_one_go_on(
     assert exists(vm)
     assert refusal(first, disk) != ""
     assert f"pid {first.pid}, run_dir {first.run_dir}" in waits_on(second, "vms")
+
+
+@pytest.mark.parametrize("journal_too", [False, True], ids=["state_dir", "state_dir and journal"])
+def test_copied_state_directory_gives_a_second_daemon_of_the_boot_nothing_of_the_first(
+    make_one: MakeOne, place: Path, journal_too: bool
+) -> None:
+    """The copy remembers the first one's term, and is of this boot: the record of who uses the lockspace still stands."""
+    first = make_one("first", "vms").start()
+    first.says(JOINED.format("vms"))
+    disk = make_disk(place / "vms")
+    vm = first.vm([disk])
+    joined_as = generation(place, "vms")
+    second = make_one("second", "vms")
+    shutil.copytree(place / "first" / "state", place / "second" / "state", dirs_exist_ok=True)
+    if journal_too:
+        second.run_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copy(first.run_dir / "journal", second.run_dir / "journal")
+    assert second.spawn().wait(60) == 1
+    second.says(
+        "state_dir or run_dir of this daemon is a copy, or was copied: it has the incarnation of lockspace vms"
+    )
+    assert f"(pid {first.pid}, run_dir {first.run_dir}, " in second.log_text()
+    assert "SIGKILL" not in second.log_text()
+    assert exists(vm)
+    assert first.holders(disk) == [("vm", vm, True)]
+    first.kill()
+    second.start()  # that term goes on in one of the two, whichever is first
+    second.says("lockspace vms: gone on with as")
+    assert refusal(second, disk) != ""
+    copied = second.pid
+    assert first.spawn().wait(60) == 1
+    assert f"in which another holdfastd of this host runs (pid {copied}, " in first.log_text()
+    assert exists(vm)
+    assert refusal(second, disk) != ""
+    assert generation(place, "vms") == joined_as

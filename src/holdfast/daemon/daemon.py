@@ -36,11 +36,14 @@ from holdfast.frontends.listener import Listener
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.manager import events as ev
+from holdfast.supervision.host_identity import decode_term
+from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.request_gate import GATE, listed
 from holdfast.system.epoll import Readiness
 from holdfast.system.files.daemon_lock import DaemonLocks
 from holdfast.system.files.mounts import MountTable
+from holdfast.system.files.regular_file import Unreadable, read_regular
 from holdfast.system.files.storage_executor import gate_name
 from holdfast.system.host import descriptors as fds
 from holdfast.system.host.commands import CommandProcess
@@ -60,6 +63,7 @@ STATUS_CHARS_MAX = 2000
 """Length of the text for `systemctl status`: the first reasons of a refusal."""
 SIGNS_OF_LIFE = 4
 """So many within the time in which the service manager wants one: a busy host may be late with three."""
+EXIT_ERROR = 1
 EXIT_SOCKET = 71
 """EX_OSERR of <sysexits.h>; the codes of the holdfast command (cli/exits) mean other things."""
 
@@ -145,6 +149,9 @@ class Daemon:
             self._open_listeners()
             if self._in_force.failing:
                 eager_tasks.start(self._in_force.keep_trying(self.parts.ports.clock))
+            for supervisor in self.leases.supervisors:
+                if why := copied_from(supervisor):
+                    raise StartError(why, EXIT_ERROR)
             await lifecycle.adopt(self.parts)
         except BaseException:
             self._close_listeners()
@@ -387,6 +394,32 @@ class Daemon:
             self._own,
         )
         fds.exec_with(state, sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
+
+
+def copied_from(supervisor: LockspaceSupervisor) -> str:
+    """Why this daemon must not start: what it remembers of a lockspace is what a living daemon of this host goes by.
+
+    It would take that one's VMs for its own, and the lease that it can't resume for a lost one: it would kill them.
+    """
+    term, (users, pid) = supervisor.remembered, supervisor.use.living_others()
+    if term is None or not pid:
+        return ""
+    for user in users:
+        for directory in (user.run_dir, user.state_dir):
+            raw = read_regular(f"{directory}/lockspace-{supervisor.name}.json", INCARNATION_BYTES_MAX)
+            theirs = None if isinstance(raw, Unreadable) else decode_term(raw)
+            if theirs is None or (theirs.host_name, theirs.generation) != (term.host_name, term.generation):
+                continue
+            return (
+                "state_dir or run_dir of this daemon is a copy, or was copied: it has the incarnation of lockspace "
+                f"{supervisor.name} in which another holdfastd of this host runs (pid {pid}, {user}): stop that one, "
+                "or start this one with empty directories"
+            )
+    return ""
+
+
+INCARNATION_BYTES_MAX = 1 << 16
+"""Some hundred bytes, with names of any length."""
 
 
 def _program(pid: int) -> str:

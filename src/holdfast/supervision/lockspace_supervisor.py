@@ -209,8 +209,13 @@ class LockspaceSupervisor:
     @property
     def has_earlier_life(self) -> bool:
         """Whether an earlier daemon of this boot was in it, according to any copy: VMs may depend on that."""
+        return self.remembered is not None
+
+    @property
+    def remembered(self) -> Incarnation | None:
+        """The incarnation of this boot that the copies name."""
         term = self._copies.newest(self._identity.boot)
-        return term is not None and term.boot == self._identity.boot
+        return term if term is not None and term.boot == self._identity.boot else None
 
     def hosts(self) -> tuple[HostView, ...]:
         return self._lockspace.hosts() if self._lockspace is not None else ()

@@ -43,7 +43,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class LockspaceUse:
-    """This daemon's use of one lockspace. `take` on the thread that joins, everything else on the event loop; never two at once.
+    """This daemon's use of one lockspace. `take` runs on the joining thread, all else on the event loop; never two at once.
 
     `stuck` returns the pid of one of these dead daemons that may still have a request inside this lockspace.
     """
@@ -82,6 +82,13 @@ class LockspaceUse:
             if user != self._us:
                 return self._refusal(user, self._lock.holder())
         return ""
+
+    def living_others(self) -> tuple[tuple[User, ...], int]:
+        """The other users, and the pid of the living process that has the lock; 0 if none has it, or this daemon has."""
+        users = self._users()
+        if self._lock.held or isinstance(users, Unreadable):
+            return (), 0
+        return tuple(user for user in users if user != self._us), self._lock.holder()
 
     def take(self, *, resuming: bool, patient: bool = True) -> str:
         """Lock and record the lockspace before anything is claimed or renewed. Returns why that failed, or empty. If the
