@@ -14,7 +14,7 @@ Any later ballot of this version finds v in some block and can only decide v aga
 unique because number modulo max_hosts names the host. Blocks of older versions do not count; a block of a
 newer version means that this one is long decided (abort).
 
-Differences from sanlock, none of which it can tell from a slow sanlock host:
+Differences from sanlock, none of which it can distinguish from a slow sanlock host:
 
 * sanlock writes bal and inp as 0 in phase 1, so a retry forgets what it had accepted, which is sound only
   as long as nobody retries after a completed phase 2. Here phase 1 keeps them, as in the paper, so a retry
@@ -41,11 +41,11 @@ Differences from sanlock, none of which it can tell from a slow sanlock host:
       acquire               look: the leader and dblock[p] as they were left, nobody ahead of b
                             phase 2 of ballot b for lver 6
 
-  No shared hold can be missing in that look although its leader and its blocks are of slightly different moments: whoever
-  shares has won a version first, and then this is not the leader any more that the promise goes with.
+  That read can miss no shared hold although its leader and its blocks are of slightly different moments: a sharer has won
+  a version first, and then the leader is not the one of the prepared ballot any more.
 
-  Nor need it be a look at all blocks, if the promise was on disk while the leader still named p (ADR 0132). What that look
-  is made for is what others have accepted for lver 6 below b, and that is nothing:
+  The read need not cover all blocks if the prepared ballot was on disk while the leader still named p (ADR 0132). It would
+  only show what others have accepted for lver 6 below b, and that is nothing:
 
       release of lver 5     dblock[p] = promise b ─ the leader is read: lver 5, p has it ─ leader lver 5 free
                             └── from here on, who looks sees b                           └── from here on, others may
@@ -141,7 +141,7 @@ def next_mbal(greatest_mbal: int, host_id: HostId, max_hosts: int) -> int | None
 class PreparedBallot:
     """What a release has left on disk: the leader that it freed, and in our block phase 1 for the version after it.
 
-    `before_free`: it was there while that leader still named us, so whoever begins a ballot for that version sees it.
+    `before_free`: it was there while that leader still named us, so a host that begins a ballot for that version sees it.
     """
 
     leader: Leader
@@ -150,8 +150,8 @@ class PreparedBallot:
 
 
 def prepare_next(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock | None:
-    """What the owner of this leader may leave in his block instead of his value when he gives it up: it says so, as any
-    block about a newer version does (`takeover`), and begins his ballot for that version. None where numbers end.
+    """The block that the owner of this leader may write at its release: it says that the lease is given up, as any block
+    about a newer version does (`takeover`), and is phase 1 of the owner's ballot for that version. None where numbers end.
 
     RELEASED is for sanlock, which looks at the flag alone.
     """
@@ -162,10 +162,10 @@ def prepare_next(own: HostBlock, leader: Leader, host_id: HostId) -> HostBlock |
 
 
 def is_still_valid(promise: PreparedBallot, seen: Snapshot, host_id: HostId) -> bool:
-    """Whether this look ends phase 1: the lease is as the release left it, and nobody is seen ahead of the promise.
+    """Whether this read ends phase 1: the lease is as the release left it, and no host is ahead of the prepared ballot.
 
-    A glance does only if no vote can be from before the promise. Such a vote may be decided, and whoever votes above it
-    without having seen it misleads the next ballot, even if he finds out a moment later (ADR 0127).
+    A partial read is enough only if no vote can be older than the prepared ballot. Such a vote may be decided, and a host
+    that votes above it without having seen it misleads the next ballot, even if it notices a moment later (ADR 0127).
     """
     if not (seen.of_all or promise.before_free):
         return False

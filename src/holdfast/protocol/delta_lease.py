@@ -15,7 +15,7 @@ made again counts from an older value, and a host id and generation that two hos
 generation does not: our own claims wait for that proof, but sanlock takes an id of its own name again at once
 (`host_status`).
 
-What a write rests on must be fresh. Between reading "this host is dead" and writing our name anything may
+What justifies a write must be fresh. Between reading "this host is dead" and writing our name anything may
 happen:
 
     host A                                       host B
@@ -28,7 +28,7 @@ time, twice the io_timeout, covers exactly such a read and the write after it.
 
 That a pause came between the look at the clock and the write can be seen only afterwards. So a claim whose
 write was not through within the settling time of that read is none, whatever stands on disk: its record may
-lie over that of a host that holds the id and has not noticed yet. Whoever wants the id then has to watch it
+lie over that of a host that holds the id and has not noticed yet. A host that wants the id then has to watch it
 for its dead bound, under another name.
 
 Where leases never expire by time (NO_TIMEOUT, sanlock 4 and later) no time is such a proof: an id that another host has
@@ -69,15 +69,13 @@ FRESH_READS_MAX = 3
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who wants which id. The name must be one that no other host, and no earlier life of this one, has
-    used.
-    """
+    """A host's wish for a host id. No other host, and no earlier incarnation of this one, may have used the name."""
 
     host_id: HostId
     host_name: str
     timing: Timing
     only_if_free: bool = False
-    """It was chosen because nobody had it, so whoever has it meanwhile keeps it, dead or alive: there are others."""
+    """The id was chosen because it was free: a host that has it meanwhile keeps it, dead or alive, as there are others."""
     generation_min: int = 1
     """Seconds since 1970, by this host's clock: no earlier claim on any copy of this area had as much."""
 
@@ -191,7 +189,7 @@ class _Read:
 
 @dataclass(frozen=True, slots=True)
 class NotResumed:
-    """The term that was to be gone on with is over, or cannot be proven to stand."""
+    """The incarnation that should be resumed is over, or can't be proven to stand."""
 
     reason: str
     given_back: bool = False

@@ -1,4 +1,4 @@
-"""How old is our own lease? A machine that cannot block: told what happened, it says what must be done.
+"""The age of our own lease: a state machine that cannot block. It is stepped with events and returns actions.
 
 The renewal writes to storage and may hang there; this machine measures. It is stepped by something that
 never waits for storage, at least once a second, with our clock and the latest news.
@@ -10,7 +10,7 @@ never waits for storage, at least once a second, with our clock and the latest n
 The age of a lease counts from the moment *before* its renewal was written, because that is the timestamp
 others see:
 
-    our host      t0 sample clock    t1 write issued  ..... storage hangs .....  t2 written, we are told
+    our host      t0 sample clock    t1 write issued  ..... storage hangs .....  t2 the write returns
     another host                                                       t1.5 sees the new timestamp
 
     The other host may count from t1.5, never from before t0. Counting from t2 we would believe ourselves
@@ -61,7 +61,7 @@ Event = Renewed | Corrupted | Ticked
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Tell the watchdog that this lease is good until then, and not a moment longer."""
+    """Feed the watchdog: this lease is good until then, and not a moment longer."""
 
     until: Instant
 
@@ -90,7 +90,7 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """Others may take over from now on; whoever still runs here runs unprotected."""
+    """Others may take over from now on; an owner that still runs here runs unprotected."""
 
     age_s: float
 

@@ -1,4 +1,4 @@
-"""Who is alive? A table of the other hosts of a lockspace, made of nothing but samples of their delta leases.
+"""Liveness of the other hosts of a lockspace: a table made of nothing but samples of their delta leases.
 
 A host is alive as long as its record changes. Its timestamps come from a clock that we do not know, so the
 only question asked of one is whether it equals the previous sample; how long it has been equal is measured
@@ -154,7 +154,7 @@ class HostView:
 
     @property
     def note(self) -> str:
-        """What a person should know beside the state; mostly nothing."""
+        """What a person should know beside the state; usually empty."""
         if self.fault:
             return self.fault
         if self.disputed:

@@ -1,12 +1,11 @@
-"""A paxos lease's area: its sectors, a look at all of them, and how a new one comes to be.
+"""A paxos lease's area: its sectors, a read of all of them, and how a new one is made.
 
-A look (`Snapshot`) is one read from sector 0 over the blocks of hosts 1..num_hosts, and not a sector more:
-a lease formatted for 64 hosts costs 33 KiB per look, one for 2000 hosts a whole MiB. How many hosts the
-lease serves stands in its leader, so the first look of all is made for `hosts_expected` and repeated if the
-leader says more.
+A `Snapshot` is one read from sector 0 over the blocks of hosts 1..num_hosts, and not a sector more: of a lease
+formatted for 64 hosts it takes 33 KiB, of one for 2000 hosts a whole MiB. How many hosts the lease serves stands in its
+leader, so the very first read is made for `hosts_expected` and repeated if the leader says more.
 
-A *glance* is for the first step of a race, whose ballots look at everybody anyway: where a look is large it shows only the
-leader, our own block, and that of the owner whom the leader names; he has mostly promised something (`prepare_next`).
+A *partial read* is for the first step of an acquire, whose ballots read all blocks anyway: of a large lease it has only the
+leader, our own block, and that of the owner that the leader names, which usually holds a prepared ballot (`prepare_next`).
 
 A read of several sectors is not atomic: the leader may be older than a block read with it. Nothing here
 assumes otherwise.
@@ -34,10 +33,10 @@ INIT_TIMEOUT_S = 60
 
 _NEVER_WRITTEN_BYTES = bytes(HOST_BLOCK_BYTES)
 GLANCED_AT_TOGETHER_BYTES = 64 * KIB
-"""A read of so much takes no longer than two of a sector each; a look for 126 hosts is no more."""
+"""A read of so much takes no longer than two of a sector each; that of a lease for 126 hosts is no larger."""
 _ZEROS = tuple(bytes(sectors * SECTOR_512) for sectors in (64, 8))
-"""Host blocks that are looked at in one go: mostly nobody of them has ever written, and 2000 single looks cost more than
-reading them all.
+"""Host blocks are compared with zeros in such chunks: most were never written, and 2000 single slices cost more than the
+read of them all.
 """
 _RECORDS_MAX = 1000
 
@@ -169,8 +168,8 @@ class LeaseArea:
         return self._decode(host_id, raw, hosts)
 
     async def read_partial(self, host_id: HostId, timeout_s: float) -> Snapshot | Malformed | IoFailed:
-        """Enough to begin a race with, at a fraction of the reading. Another host's block that can't be read is left out:
-        the leader may tell by itself that the lease is held, and every ballot looks at all of them.
+        """Enough to begin an acquire with, for a fraction of the reading. Another host's block that can't be read is left
+        out: the leader may show by itself that the lease is held, and every ballot reads all of them.
         """
         together = glance_bytes(self.geometry, self.hosts_expected, host_id)
         raw = await self.disk.read(self.offset_bytes, together, timeout_s=timeout_s)
@@ -193,7 +192,7 @@ class LeaseArea:
         return Snapshot(leader, blocks, of_all=False)
 
     def partial_snapshot(self, leader: Leader, host_id: HostId, raw: bytes) -> Snapshot | None:
-        """A glance at what has just been read from the begin of the area, if that tells as much."""
+        """A partial read made of what was just read from the beginning of the area; None if that is too little."""
         if leader.geometry != self.geometry:
             return None
         if len(raw) >= self.geometry.lease_span_bytes(leader.num_hosts):

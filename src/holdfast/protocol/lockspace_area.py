@@ -1,10 +1,10 @@
-"""A lockspace's area: where the delta leases are, how a new one comes to be, how an old one is found.
+"""A lockspace's area: where the delta leases are, how a new one is made, how an old one is found.
 
-Whoever knows a path, an offset and a name can open a lockspace: its first record says the sizes.
+A path, an offset and a name are enough to open a lockspace: its first record says the sizes.
 Initialising takes two writes, and the area is a lockspace only after the second: until then host 1's record
 has no magic number, so a crash leaves an area that every host refuses instead of one that is half old. It
-is not locked against anything, so it refuses an area that already is a lockspace unless told that this was
-proven harmless.
+is not locked against anything, so it refuses an area that already is a lockspace unless the caller says
+that this was proven harmless.
 """
 
 import errno

@@ -29,12 +29,12 @@ class MissedTerms:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """One term of our own host in a lockspace.
+    """One incarnation of our own host in a lockspace.
 
     `may_write` is asked right before each write to a lease: a host whose delta lease has failed issues no
-    more of them. `view` tells what the table of hosts knows. `beside_others`: a host that may be none of Holdfast's uses the
-    lockspace, or did. All three answer from memory, at once. `missed` is kept for as
-    long as the term lasts, in which no two looks at the other hosts are further apart than its fail bound.
+    more of them. `view` returns what the table of hosts knows. `beside_others`: a host that may be none of Holdfast's
+    uses the lockspace, or did. All three answer from memory, at once. `missed` is kept for as
+    long as the incarnation lasts, in which no two reads of the other hosts are further apart than its fail bound.
     """
 
     lockspace: LockspaceArea

@@ -1,9 +1,9 @@
-"""Racing for the next version of a lease: from the first look to the leader that names us.
+"""Acquiring the next version of a lease: from the first read to the leader that names us.
 
-The very first look is a glance; if a ballot then meets others whom that did not show, it is a look at all. If the first
-one shows what we had promised when we gave the lease up, the first ballot mostly begins with phase 2 (`is_still_valid`).
+The very first read is a partial one; if a ballot then meets hosts that it did not show, all blocks are read. If the first
+one shows the prepared ballot of our last release, the first ballot usually begins with phase 2 (`is_still_valid`).
 
-    look -> may it be taken from its owner? -> ballot for lver + 1 -> write the leader
+    read -> may it be taken from its owner? -> ballot for lver + 1 -> write the leader
      ^            |                              |          |              |
      |            Busy, HostUnknown              outbid:    the leader     another host's value was decided:
      |                                           again      moved          its leader is written for it,
@@ -32,12 +32,12 @@ finished a ballot for another one needs no lease of its own on the resource, so 
     releases                                                      lver 6 ... releases, lver 7 ... releases
                                   leader lver 5 lands           blocks say 7, the leader says 5
 
-No ballot for lver 6 can mend that: its block would be below those of lver 7. But whoever began a ballot for
-lver 7 had seen leader 6, and that its owner was gone. So after a few more looks the race is run for the
+No ballot for lver 6 can mend that: its block would be below those of lver 7. But a host that began a ballot
+for lver 7 had seen leader 6, and that its owner was gone. So after a few more reads the ballot is for the
 newest version that any block is about, whatever the leader says. If that version was decided, the block of
 the host that decided it still says so, and the ballot brings its leader back; if not, it may be won.
 
-If a race ends without a decision while our own value may stand in our block, another host may still decide
+If an attempt ends without a decision while our own value may stand in our block, another host may still decide
 it and make us the owner. Then the outcome is `InDoubt`: the resource stays unusable here until it was
 withdrawn.
 """
@@ -99,9 +99,9 @@ class AcquireIntent:
     on_wait: OnWait = ignore_wait
     attested: Attested = NOBODY_ATTESTED
     partial_snapshot: Snapshot | None = None
-    """What a glance has just shown, with no write of ours in flight: the race begins with it."""
+    """A partial read made just now, with no write of ours in flight: the first attempt begins with it."""
     promise: PreparedBallot | None = None
-    """What this process has left behind when it gave the lease up; told to one race only."""
+    """What the last release of this process left in our block; passed to one acquire only."""
 
 
 async def acquire_version(
@@ -185,7 +185,7 @@ class _Acquisition:
                 return self._ended(verdict, leader)
 
     async def _look(self) -> Snapshot | Malformed | IoFailed:
-        """Mostly nobody else is about, so a race begins with a glance; its ballots tell if somebody was."""
+        """The first read is partial, as other hosts rarely compete; the ballots find out if one did."""
         self._starts += 1
         if self._starts == 1 and self._intent.partial_snapshot is not None:
             return self._intent.partial_snapshot
@@ -291,7 +291,7 @@ class _Acquisition:
             return self._ended(LockspaceLost(), leader)
         failed = await self._area.write_leader(committed, member.io_timeout_s)
         if failed is not None:
-            # Whoever was decided, our leader may still land: nothing else may be done here until it has.
+            # Whichever host was decided, our leader may still land: nothing else may be done here until it has.
             return InDoubt(failed, own, self._intent.mode)
         self._named = member.is_named_by(value)
         won = self._named and not own.dblock.is_released

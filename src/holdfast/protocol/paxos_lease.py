@@ -3,8 +3,8 @@
     exclusive   the leader names the host; no other host has a shared hold
     shared      the leader is free; the host's own block says SHARED with the host's generation
 
-A shared acquirer wins the leader like anybody, writes its shared hold, and frees the leader again. So
-whoever wins the leader after it sees the hold, and an exclusive acquirer refuses if the sharer lives. The
+A shared acquirer wins the leader as any other, writes its shared hold, and frees the leader again. So
+every later winner of the leader sees the hold, and an exclusive acquirer refuses if the sharer lives. The
 order of writes is everything: hold first, leader second, in one direction as in the other.
 
     host 1 (shared)                               host 2 (exclusive)
@@ -13,7 +13,7 @@ order of writes is everything: hold first, leader second, in one direction as in
                                                   reads host 1's delta lease: alive -> frees leader, SharedBy
 
 A dead sharer's block is left as it is, where sanlock overwrites it with zeros: its owner may come back
-while we write, and then we would take back a promise of a living host. A stale hold is recognised by its
+while we write, and then we would take back what a living host has promised in a ballot. A stale hold is recognised by its
 generation.
 """
 
@@ -75,9 +75,9 @@ async def acquire_exclusive(
 ) -> AcquireOutcome:
     """Acquire the lease for this host alone; `wait` for the dead bound of an owner that may be dead.
 
-    `attested`: terms of hosts that a person vouches to be off, for which the dead bound need not pass.
-    `partial_snapshot`: what a glance has just shown, with no write of ours in flight.
-    `promise`: what the last release of it by this very term has left in our block (`Released`), told once.
+    `attested`: incarnations of hosts that a person vouches to be off, for which the dead bound need not pass.
+    `partial_snapshot`: a partial read made just now, with no write of ours in flight.
+    `promise`: what the last release by this incarnation left in our block (`Released`), passed once.
     """
     intent = AcquireIntent(
         wanted_lver=wanted_lver,
@@ -134,7 +134,7 @@ async def acquire_shared(
 
 
 def _held_for_a_moment(leader: Leader) -> bool:
-    """A leader written for another host does not tell whether that host wants it only for a moment."""
+    """A leader written for another host does not show whether that host wants it only for a moment."""
     return leader.short_hold or leader.write_id != leader.owner_id
 
 

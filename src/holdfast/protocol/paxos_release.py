@@ -2,16 +2,16 @@
 
 The order is always our block first, the leader second. The block keeps all its values, with a flag that
 says RELEASED: a slow host may still write an older leader over ours, and then these values are what the
-next ballot finds. Blocks of zeros would let that ballot decide anew what was decided long ago.
+next ballot finds. Blocks of zeros would let that ballot decide again what was decided long ago.
 
-Where all hosts are Holdfast's, a release promises the next version in the same write (ADR 0126). sanlock can't bring an
-older leader forward over such a promise, so beside its hosts the block keeps the values of its own version, as theirs do
+Where all hosts are Holdfast's, a release prepares the next version in the same write (ADR 0126). sanlock can't bring an
+older leader forward over a prepared ballot, so beside its hosts the block keeps the values of its own version, as theirs do
 (ADR 0195).
 
 A leader that another host wrote on our behalf is not freed by us, because that host may still be about to
 write it again. The flag in our block releases it.
 
-Whoever asked to give something up has given it up, whatever the disk says: a failed release or downgrade is
+What the caller asked to give up is given up, whatever the disk says: a failed release or downgrade is
 repeated until it succeeds, and the resource is not acquired again here before.
 """
 

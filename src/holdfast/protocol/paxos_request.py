@@ -2,7 +2,7 @@
 
 A requester writes the version it wants, which must be newer than the present one, into the lease's request
 record and sets the holder's bit in its own delta lease; the holder reads the record when it sees the bit.
-Nothing is acknowledged, and nobody clears the record: the version is what tells a request from yesterday's.
+Nothing is acknowledged, and no host clears the record: the version distinguishes a request from an old one.
 
     requester                                   holder (lver 7)
     request lver 8, sets the holder's bit
@@ -12,7 +12,7 @@ Nothing is acknowledged, and nobody clears the record: the version is what tells
                                                 sees some bit: request for 8 <= 9: stale, ignored
 
 A shared hold has no version of its own (others move the leader on while it stands), so a record can't be
-told from a stale one: requests to sharers are ignored.
+distinguished from a stale one: requests to sharers are ignored.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Requested:
 
 @dataclass(frozen=True, slots=True)
 class NobodyHolds:
-    """The lease is free: nothing was written, and nobody has to be told."""
+    """The lease is free: nothing was written, and no host needs a message."""
 
 
 @dataclass(frozen=True, slots=True)

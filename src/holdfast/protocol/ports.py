@@ -14,7 +14,7 @@ Clock
 * `now` never goes backwards, counts suspended time, and runs at the same rate on all hosts of a lockspace.
 * `sleep` returns not before the time has passed; later is always possible.
 
-Whoever wants to abandon a waiting coroutine cancels it from outside: any exception of the caller's that a
+A caller abandons a waiting coroutine by cancelling it from outside: any exception of the caller's that a
 port raises passes through this package unhandled.
 """
 

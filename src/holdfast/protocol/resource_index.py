@@ -1,19 +1,19 @@
-"""The resource index at work: finding a lease by its name, making one, taking one out.
+"""Operations on the resource index: finding a lease by its name, making one, removing one.
 
 Looking up needs no lock. Changes are made under the index's own lease, one host at a time, in an order that a crash
 at any point leaves harmless:
 
-    create   own index lease ─ look for the name ─ lowest free entry ─ make the lease ─ write the entry ─ give back
-             a crash leaves a lease without an entry: nobody finds it, and the next create may use its place
+    create   own index lease ─ find the name     ─ lowest free entry ─ make the lease ─ write the entry ─ give back
+             a crash leaves a lease without an entry: no host finds it, and the next create may use its place
     delete   own index lease ─ (the caller owns the lease) ─ clear the lease ─ clear the entry ─ give back
-             a crash leaves an entry whose lease is cleared: nobody can win it, and the next create makes it again
+             a crash leaves an entry whose lease is cleared: no host can win it, and the next create makes it again
 
 An area without an entry is used only if it holds nothing that anybody may hold: zeros, a cleared lease, or a lease of
-this lockspace that was never owned. Entries beyond what sanlock hosts can reach are not used. A *stray* is a lease without
-an entry that was owned: its leader landed late, on top of the clearing. Its place is lost until somebody takes it out.
+this lockspace that was never owned. Entries beyond what sanlock hosts can reach are not used. An *unindexed* lease has no
+entry and was owned: its leader landed late, on top of the clearing. Its place is lost until it is removed (`lease gc`).
 
-Where a lease was before, the new one goes on with its versions, and the blocks stay as they are: what hosts have
-promised in them is promised (ADR 0103), and a write of theirs that comes late finds itself old.
+Where a lease was before, the new one continues its versions, and the blocks stay as they are: ballots recorded in them
+stay binding (ADR 0103), and a late write has an older version and loses.
 """
 
 import errno
@@ -146,7 +146,7 @@ class UnindexedLease:
 
 
 async def unindexed(index: Index, timeout_s: float) -> list[UnindexedLease] | IoFailed:
-    """Every stray. Who is just making a lease is not among them: what has never been owned is none."""
+    """Every unindexed lease. One that is being made is not among them, as it was never owned."""
     found: list[UnindexedLease] = []
     for number in _without_entry(index):
         raw = await _first_sector(index, number, timeout_s)
@@ -190,7 +190,7 @@ async def _made_again_if_cleared(
     may_write: Callable[[], bool],
     version: int,
 ) -> Created | LockspaceLost | IoFailed:
-    """The name has an entry; whoever took its lease out may have come no further than clearing it."""
+    """For a name that has an entry: the host that removed its lease may have come no further than clearing it."""
     raw = await _first_sector(index, number, timeout_s)
     if isinstance(raw, IoFailed):
         return raw
@@ -297,5 +297,5 @@ async def _write_entry(
 
 
 def is_cleared(found: Malformed) -> bool:
-    """Whether this is a lease that was taken out on purpose."""
+    """Whether this is a lease that was removed on purpose."""
     return found.reason is Reason.CLEARED

@@ -15,20 +15,20 @@ write, so it says in its own block that it gave the lease up:
     leader left alone                           leader says "host 1", host 1 is alive, yet the lease is free
 
 The flag counts only if the block is about this version: an old flag says nothing about a new lease. A block
-about a newer version says by itself that its host has given this one up, for nobody races for the next version
-of a lease that he holds; it has to say so, because racing takes the flag away:
+about a newer version says by itself that its host has given this one up, for no host begins a ballot for the next
+version of a lease that it holds; it has to say so, because that ballot takes the flag away:
 
     host 3 (for host 1)                         host 1                    host 2
     its write of leader 5, owner 1, hangs       released 5
                                                 begins a ballot for 6     decides itself for 6, writes leader 6
     leader 5, owner 1, lands                    gives up
 
-An owner's term may be newer than its host's record: the lockspace was made anew, or another host's claim that had hung
-landed on top of it. Whoever held that term finds his record gone and stops, so it is over when it was missed for the dead
-bound: from when this host first knew of it, all looks have shown one and the same older generation, whoever renews that.
+An owner's generation may be newer than its host's record: the lockspace was made again, or another host's claim that had
+hung landed on top of it. The host of that generation finds its record gone and stops, so it is over when it was missed for
+the dead bound: since this host first knew of it, all reads have shown one and the same older generation.
 
 None of these bounds is a proof where leases never expire by time (NO_TIMEOUT, sanlock 4 and later): there an owner is
-over only if its record was seen free, or a person vouches that it is off. Nobody waits for anything else.
+over only if its record was seen free, or a person vouches that it is off. There is nothing else to wait for.
 """
 
 import math
@@ -122,7 +122,7 @@ def attested_off(
 ) -> bool:
     """Whether a person's word may stand for the dead bound: only of a host that has in fact stopped renewing.
 
-    A host that is off does not renew. Whoever names the wrong host, or one that came back, is contradicted by its
+    A host that is off does not renew. A word about the wrong host, or one that came back, is contradicted by its
     record, for a healthy host changes it within two io_timeouts; looks have to have shown it unchanged for three.
 
     The word is about the term that stands in the lockspace. Where leases never expire by time it may also be about an
@@ -179,7 +179,7 @@ async def may_take_over(
     on_wait: OnWait,
     attested: Attested = NOBODY_ATTESTED,
 ) -> OwnerVerdict:
-    """Judge the owner that `leader` names; wait for its dead bound if told so."""
+    """Judge the owner that `leader` names; wait for its dead bound if `wait` says so."""
     if leader.is_free or member.owns(leader):
         return MayTakeOver(waited=False)
     if leader.owner_id == member.host_id and leader.owner_generation < member.generation:
@@ -232,7 +232,7 @@ async def _watch_owner(
             watch = watch or _begin_watch(view, record, term, clock.now())
             if HostTimestamp(record.timestamp) != watch.timestamp:
                 return Busy(leader, record.host_name.text, 0.0)
-            # Who waits may learn more than that the host lived a while ago; who does not wait is told just that.
+            # A caller that waits may learn more; one that does not wait learns only that the host was alive recently.
             never = record.is_no_timeout or view.no_timeout
             if view.changed_at_latest_look or ((not wait or never) and view.state is HostState.LIVE):
                 return Busy(leader, record.host_name.text, clock.now() - watch.since)
