@@ -167,7 +167,7 @@ class LeaseSpaceInfo:
 
 @dataclass
 class CollectedLease:
-    """One lease of a collection; ``kept_because`` is empty if it was taken out, or would be."""
+    """One lease of a collection; ``kept_because`` is empty if it was removed, or would be."""
 
     backend: str
     name: str

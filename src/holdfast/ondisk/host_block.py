@@ -9,11 +9,11 @@
         48  checksum
         52  flags  RELEASED: this host has given the lease up (outside the checksum)
        128  mode block: flags (SHARED), 4 bytes of padding, generation of the sharer (no checksum)
-       256  note: what Holdfast tells people about the holder; no record of the format
+       256  note: Holdfast's words for people about the holder; no record of the format
 
 mbal, bal and inp are Disk Paxos' names (Gafni and Lamport). A block without any byte set was never written;
 that is the only valid block whose checksum does not match. Bytes that belong to neither record may hold
-anything, so a note may stand there: sanlock never looks, and writes it over with its own block only.
+anything, so a note may stand there: sanlock never reads it, and writes it over with its own block only.
 """
 
 import struct

@@ -2,7 +2,7 @@
 
 Sector 0 of the lease's area. The owner is the host (owner_id, owner_generation) unless `timestamp` is 0,
 which means free. `lver` grows by one with every committed ballot. The record may be written by another host
-than the owner it names (a ballot is finished by whoever gets there first): `write_id` says who wrote it,
+than the owner it names (a ballot is finished by the host that gets there first): `write_id` names the writer,
 and it matters at release.
 
 Two leaders are equal when all their 200 bytes are; the protocol restarts whenever a re-read leader is not

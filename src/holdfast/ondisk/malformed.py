@@ -1,7 +1,7 @@
 """The answer for bytes that are not the record one hoped to find.
 
 A sector of a shared disk may hold anything: zeros, another program's data, half of a record, a record of
-another lockspace at the same place. None of it may raise, because whoever reads it (a renewal, a ballot)
+another lockspace at the same place. None of it may raise, because its reader (a renewal, a ballot)
 has to decide what to do next; so decoding answers with `Malformed`, which names the facts and leaves the
 decision to the caller. Which number a frontend makes of a reason is not decided here: it depends on the
 record and on the peer.

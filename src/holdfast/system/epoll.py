@@ -40,7 +40,7 @@ READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 class Readiness:
     """Calls back when a descriptor is ready; level-triggered.
 
-    A callback may close its own or any other descriptor.  One that was closed amid a round, and whose number was
+    A callback may close its own or any other descriptor.  One that was closed during a round, and whose number was
     given out again, may see one call too many: callbacks read without blocking and find nothing.
     """
 
@@ -95,7 +95,7 @@ class Readiness:
             elif now > leave_at:
                 return
             if eager_tasks.under_way():
-                return  # whoever waits for storage must not wait for the next client
+                return  # a caller that waits for storage must not wait for the next client
             events = poll(0, EVENTS_PER_POLL)
             sleep_at = now + self._spin_s
             while not events and monotonic() < sleep_at:

@@ -53,7 +53,7 @@ class SimulatedClock:
         return sum(not future.done() for _, _, future in self._sleepers)
 
     async def advance(self, duration_s: float) -> None:
-        """Let time pass; whoever wakes acts at its own moment, in order."""
+        """Let time pass; each sleeper that wakes acts at its own moment, in order."""
         end = self._now + duration_s
         await settle()
         while self._sleepers and self._sleepers[0][0] <= end:
@@ -162,7 +162,7 @@ class SimulatedProcesses:
         return pid in self._living
 
     def end(self, pid: int) -> None:
-        """The process ends; whoever watches it is told from the event loop."""
+        """The process ends; its watchers are called from the event loop."""
         process_id = self._living.pop(pid)
         for process in [p for p in self._pinned if p.id == process_id]:
             self._news.append(process)

@@ -63,7 +63,7 @@ class New(NamedTuple):
 
 
 class ResourceCall(NamedTuple):
-    """CREATE, DELETE, ACQUIRE and RELEASE share one shape; the procedure number tells them apart."""
+    """CREATE, DELETE, ACQUIRE and RELEASE share one shape; the procedure number distinguishes them."""
 
     path: str
     name: str
@@ -86,7 +86,7 @@ Call = Register | Restrict | New | ResourceCall | CreateLockspace
 def decode(procedure: int, payload: bytes) -> Call | None:
     """The call in a payload; None for a procedure that does not exist; `xdr.XdrError` if it is not there."""
     if PROC_CREATE_RESOURCE <= procedure <= PROC_RELEASE_RESOURCE:
-        # Mostly a disk in the direct lockspace, whose path is empty.
+        # Usually a disk in the direct lockspace, whose path is empty.
         path, offset = ("", 4) if payload.startswith(_EMPTY_STRING) else _string_at(payload, 0)
         name, offset = _string_at(payload, offset)
         if len(payload) < offset + 4:

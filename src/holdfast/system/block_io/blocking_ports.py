@@ -3,9 +3,9 @@
 A renewal must not wait for its turn in an event loop that serves clients. So it runs on a thread that does nothing
 else, over ports whose coroutines never suspend; one `send` then runs the whole coroutine to its end.
 
-Whoever wants such a thread to stop interrupts its clock: the `sleep` that it is in, and every later one, raises
-`Interrupted`, which passes through protocol code unhandled. A sleep never ends early otherwise: protocols rest on
-the time having passed.
+Such a thread is stopped by interrupting its clock: the `sleep` that it is in, and every later one, raises
+`Interrupted`, which passes through protocol code unhandled. A sleep never ends early otherwise: protocols depend
+on the time having passed.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """The `Disk` port over real storage: O_DIRECT, bounded waits, nothing forgotten.
 
-Requests run on the workers of a lane (`worker_pool`), use one open file (`disk_file`), and writes in flight are remembered
+Requests run on the threads of a `worker_pool`, use one open file (`disk_file`), and writes in flight are remembered
 per device (`inflight_writes`).
-Two faces give the same port to two kinds of caller:
+Two classes give the same port to two kinds of caller:
 
     BlockingDisk     its coroutines never suspend: for a dedicated thread, driven by `blocking_ports`
     SuspendingDisk   its coroutines suspend on asyncio
 
-Whoever comes on an errand (`offload`) is on a worker already, so either face calls the kernel there and then.
+An offloaded job (`offload`) is on a worker already, so for it either class calls the kernel directly.
 
 Every failure is an answer. EINVAL is the answer for a request that is not made of whole sectors, EMSGSIZE for one
-beyond the end, ETIMEDOUT for one given up: `in_flight` then tells whether a write may still happen.
+beyond the end, ETIMEDOUT for one given up: `in_flight` then says whether a write may still happen.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class _Disk(ABC):
             put = self._kernel.write_from(self._file.fd, view, offset_bytes)
             return None if put == len(content) else IoFailed(errno.EMSGSIZE)
 
-    # --- for whoever is on a worker already ---
+    # --- for offloaded jobs, which are on a worker already ---
 
     def _read_here(
         self, errand: OffloadedJob, offset_bytes: int, length_bytes: int, timeout_s: float
@@ -210,7 +210,7 @@ class _Disk(ABC):
 
 
 class BlockingDisk(_Disk):
-    """The `Disk` port for a thread of its own: whoever awaits is blocked, and nothing ever suspends."""
+    """The `Disk` port for a thread of its own: an await blocks that thread, and nothing ever suspends."""
 
     async def _on_worker(self, issue: Issue[T], timeout_s: float, *, is_write: bool) -> T | IoFailed:
         done = threading.Event()
@@ -315,7 +315,7 @@ async def open_suspending(
     kernel: Kernel = REAL_KERNEL,
     devices: InflightByDevice = DEVICE_WRITES,
 ) -> SuspendingDisk | IoFailed:
-    """The same for asyncio, or for an errand."""
+    """The `Disk` port for asyncio, and for an offloaded job."""
     if (errand := offload.here()) is not None:
         file = errand.request(timeout_s, open_file, path, writable, exclusive, kernel, devices)
         return file if isinstance(file, IoFailed) else SuspendingDisk(file, lane, kernel)

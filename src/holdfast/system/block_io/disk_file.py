@@ -94,7 +94,7 @@ class OpenFile:
             self._users -= 1
             last = self._users == 0
         if last:
-            # What it may fail with tells nothing new: each write was told its own fate.
+            # Its error adds nothing: each write has reported its own result.
             with contextlib.suppress(OSError):
                 os.close(self.fd)
 

@@ -1,6 +1,6 @@
 """Which sectors have a write of ours under way: the memory that keeps an old write from landing on a newer one.
 
-A write that nobody waits for any more may still reach the disk. What the protocols need is that nothing of ours
+A write that no caller waits for any more may still reach the disk. What the protocols need is that nothing of ours
 is written to the same sectors until the kernel has said how it ended:
 
     writer                     kernel                       disk
@@ -9,8 +9,8 @@ is written to the same sectors until the kernel has said how it ended:
     settled() returns   ◄────  v1 completed
     write v2            ────►                               v2
 
-The memory belongs to the device, not to the open file: whoever closes a path and opens it again, or opens it
-twice, or by another name, meets the same writes in flight. It lives as long as an open file or a write needs it.
+The memory belongs to the device, not to the open file: a path that is closed and opened again, or opened
+twice, or by another name, has the same writes in flight. It lives as long as an open file or a write needs it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class InflightWrites:
             return token
 
     def end(self, token: object) -> None:
-        """The write has completed, or was never issued. Wakes whoever waited for just that."""
+        """The write has completed, or was never issued. Wakes the waiters for just that."""
         with self._lock:
             del self._writes[token]
             if not self._waiters:
@@ -75,7 +75,7 @@ class InflightWrites:
         wake()
 
     def forget(self, wake: Callable[[], None]) -> None:
-        """Whoever waited with `wake` waits no more."""
+        """The caller that waited with `wake` waits no more."""
         with self._lock:
             self._waiters = [w for w in self._waiters if w[2] is not wake]
 
@@ -96,7 +96,7 @@ class InflightByDevice:
         )
 
     def in_flight(self, whose: str) -> Callable[[], bool]:
-        """Tells, whenever it is asked, whether a write of theirs that is in flight now still is, to any device or file.
+        """A function that says whether a write of theirs that is in flight now still is, to any device or file.
 
         `whose`: the name of the disk lane that they go through. What begins later does not count.
         """

@@ -49,7 +49,7 @@ class LeaseDisk(Disk, Protocol):
 
 
 class LeaseStorage(Offload, Protocol):
-    """The port. What is sent on an errand may use all of it, and the disks opened by it."""
+    """The port. An offloaded job may use all of it, and the disks opened by it."""
 
     async def open(self, path: str, *, writable: bool = True) -> LeaseDisk | IoFailed: ...
 

@@ -1,15 +1,15 @@
-"""Errands: lease protocols that run where their disk is, on a worker, one request after the other without a way home.
+"""Offloaded jobs: whole lease protocols run on a worker of their storage, instead of one request at a time from the loop.
 
 A lease takes a dozen requests, one after the other. Were each handed from the event loop to a worker and its answer
-back, the handing would take longer than the disk. So the whole coroutine is taken to a worker; the ports that it awaits
-there (`disk`, `lease_files`) find themselves on an errand and call the kernel themselves:
+back, the handing would take longer than the disk. So a worker runs the whole coroutine; the ports that it awaits there
+(`disk`, `lease_files`) notice that they are in a job and call the kernel themselves:
 
     event loop    run ──► waits … ─────────────────────────────────────────── answer ─►
     worker             └─ read, write, read … pause ─┐   ┌─ write, read … end ─┘
-    event loop                                       └ … ┘  what can't be done there is done at home
+    event loop                                       └ … ┘  what can't be done there is done on the loop
 
-Nobody waits longer than one request may take. Whoever has waited so long is told `TimedOut`, and the errand goes on: what
-it comes home with later must still be put right by whoever sent it, for it may have won a lease that nobody wants any more.
+No caller waits longer than one request may take. After that it gets `TimedOut`, and the job keeps running. The caller must
+undo the late result, for the job may have won a lease that is not wanted any more.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LOOK_AGAIN_S = 1.0
-"""How often somebody who waits looks after an errand that has no request under way: it computes, or is at home."""
+"""How often a waiting caller checks a job that has no request under way: it computes, or is on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimedOut(Generic[T]):
-    """Storage is silent; `over` has what the errand came home with, however late, or what it raised."""
+    """Storage is silent; `over` gets the result of the job, however late, or what it raised."""
 
     over: asyncio.Future[T | IoFailed]
 
@@ -171,7 +171,7 @@ _here = _Here()
 
 
 def here() -> OffloadedJob | None:
-    """The errand that the calling thread is on, if any: it may block, for at most one request at a time."""
+    """The job that the calling thread runs, if any: it may block, for at most one request at a time."""
     return _here.errand
 
 
@@ -188,7 +188,7 @@ async def at_home(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 class HomeClock:
-    """A clock for errands: they sleep at home, so that no worker does."""
+    """A clock for jobs: they sleep on the event loop, so that no worker does."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

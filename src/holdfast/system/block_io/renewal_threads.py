@@ -1,7 +1,7 @@
-"""Threads that keep leases honest, started for whoever asks: each with a disk and a clock of its own.
+"""Threads that renew leases, each with a disk and a clock of its own.
 
-A renewal runs on a thread over blocking ports (`blocking_ports`); its lane is its own, so leases that hang cannot use
-up its workers. What a thread has to tell is called on the event loop, in order.
+A renewal runs on a thread over blocking ports (`blocking_ports`); its worker pool is its own, so leases that hang
+can't use up its workers. A thread reports by callbacks on the event loop, in order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ is tried thousands of times, and each try may leave a thread in the kernel."""
 
 
 class FoundDisk(Disk, Protocol):
-    """A disk that tells what was found when it was opened."""
+    """A disk that reports what was found when it was opened."""
 
     @property
     def facts(self) -> DiskFacts: ...

@@ -71,7 +71,7 @@ def _ignore(_: object) -> None:
 
 
 class Request(Generic[T]):
-    """One thing to do on a worker. `on_end` always runs once, when it is over; `on_done` tells who still waits;
+    """One thing to do on a worker. `on_end` always runs once, when it is over; `on_done` wakes the caller if it still waits;
     `undo` gets a result that came too late for that.
     """
 
@@ -196,7 +196,7 @@ class WorkerPool:
                 result = request.perform(buffer)
             except BaseException as e:  # carried to the caller, whatever it is
                 error = e
-            # First the accounts, then the news: whoever is woken finds the sectors free.
+            # Release the sectors before waking the waiter, so that it can write them at once.
             request.on_end()
             with self._lock:
                 request._state, request._result, request._error = _State.DONE, result, error

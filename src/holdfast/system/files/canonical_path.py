@@ -21,7 +21,7 @@ LINKS_MAX = 40
 """As the kernel's: a path with more links in a row leads nowhere."""
 NAME_BYTES_MAX = 1024
 WARNED_MAX = 10_000
-"""Paths that are remembered so as to warn once of each; then the memory starts anew."""
+"""Paths that are remembered so as to warn once of each; then the memory starts again."""
 
 
 def canonical_path(path: str, sysfs: str = "/sys") -> str:

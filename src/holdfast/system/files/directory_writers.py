@@ -1,6 +1,6 @@
-"""Who besides the daemon may make and remove files in a directory.
+"""The users besides the daemon that may make and remove files in a directory.
 
-Whoever can write to a directory of lock files can remove one while it is held, and a second host gets a new file and the
+A user who can write to a directory of lock files can remove one while it is held, and a second host gets a new file and the
 lock. With leases it is the same, and the other host's guests write.
 """
 

@@ -1,9 +1,9 @@
-"""Which file system a path is on, told without touching that file system.
+"""The file system that a path is on, found out without touching that file system.
 
 Anything on a network file system may block for ever when the server is away: even stat().  So the question
 "may I do this on the event loop?" is answered from the mount table and from symbolic links that lie on
 local mounts alone; the walk stops at the first component on a mount that may block.
-The same table tells what a lock there is worth (does it reach other hosts?) and whether it works at all.
+The same table says what a lock there is worth (does it reach other hosts?) and whether it works at all.
 """
 
 from __future__ import annotations

@@ -228,12 +228,12 @@ def locked_file(fd: int, path: str) -> LockedFile | None:
 
 
 def unlock(fd: int) -> None:
-    """Take the lock off the open file description, whoever else has a descriptor of it; raises OSError."""
+    """Take the lock off the open file description, whatever other descriptors of it there are; raises OSError."""
     fcntl.fcntl(fd, F_OFD_SETLK, _UNLOCKED)
 
 
 def query_lock(fd: int, mode: Mode) -> ForeignLock:
-    """Whose lock would refuse `mode` on this file now, as far as the kernel tells (F_OFD_GETLK)."""
+    """Whose lock would refuse `mode` on this file now, as far as the kernel says (F_OFD_GETLK)."""
     try:
         answer = fcntl.fcntl(fd, F_OFD_GETLK, _PACKED[mode])
     except OSError:

@@ -113,7 +113,7 @@ def _locks_of_process(pid: int, path: str, device: int, inode: int) -> list[Kern
             ours = [lock for lock in locks if lock is not None and lock.kind == "OFDLCK"]
             link = f"/proc/{pid}/fd/{number}"
             # `stat` may ask a server that is silent, so other files are left out before (promises.md F6). overlayfs shows
-            # the inode number of another file in fdinfo, and the path tells there.
+            # the inode number of another file in fdinfo, and the path decides there.
             if not any(lock.inode == inode for lock in ours) and not (ours and os.readlink(link) == path):
                 continue
             status = os.stat(link)

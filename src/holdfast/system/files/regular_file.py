@@ -20,7 +20,7 @@ class NotAFile(OSError):
     """Something else has the path of a file; the text names the path, what is there, and what to do."""
 
     def __str__(self) -> str:
-        return self.strerror or ""  # the number of the error tells nothing more
+        return self.strerror or ""  # the number of the error adds nothing
 
 
 @dataclass(frozen=True, slots=True)

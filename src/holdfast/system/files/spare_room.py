@@ -1,6 +1,6 @@
 """Room that is kept back on a file system for what must be written although it is full.
 
-It is a file of its own whose bytes are allocated. Whoever has to write makes it shorter first, and takes what that gives
+It is a file of its own whose bytes are allocated. A writer makes it shorter first, and uses what that gives
 back; it grows again as soon as the file system has room. Others may be quicker to take what was given back: then there is
 less of it, and nothing is promised.
 """

@@ -6,8 +6,8 @@ A process that starts a program closes its descriptors in the new one first, and
     child           └─ close(lease file on a dead path) …… hangs
 
 So this is started before any storage is opened, by its path and with nothing of Holdfast's: it shall stay small. Each
-line on its socket is one program to run, each line back tells how one ended. It ends with the daemon; what it has
-started goes on by itself.
+line on its socket is one program to run, each line back says how one ended. It ends with the daemon; the programs
+that it has started run on.
 """
 
 import json

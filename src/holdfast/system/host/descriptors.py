@@ -1,6 +1,6 @@
 """Descriptors that outlive this daemon: systemd's socket activation and descriptor store, and our own re-exec.
 
-Three ways a daemon finds descriptors at its start, all told apart by name:
+Three ways a daemon finds descriptors at its start, all distinguished by name:
 * systemd's sockets (sd_listen_fds(3)): LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES;
 * what an earlier daemon gave to systemd's descriptor store (sd_pid_notify_with_fds(3)), in the same variables: ``lock-N``,
   ``conn-N-OWNER``, ``watchdog``, and an empty file whose name says what armed that: ``watchdog-DRIVER-SECONDS-PATH``;
@@ -119,7 +119,7 @@ class Notifier:
         """Keep an empty file under a name, once."""
         if not self.stores:
             return
-        self.store(name, None)  # systemd tells two files apart, but keeps both under one name
+        self.store(name, None)  # systemd distinguishes two files, but keeps both under one name
         empty = os.memfd_create("holdfast-mark", os.MFD_CLOEXEC)
         try:
             self.store(name, empty)
@@ -327,7 +327,7 @@ def exec_with(
 
 
 def socket_in_use(path: str) -> int | None:
-    """The pid that listens at a socket path; 0 if it can't be told; None if nobody does."""
+    """The pid that listens at a socket path; 0 if it can't be found out; None if no process does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(2)
         try:

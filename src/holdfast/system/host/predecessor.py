@@ -1,4 +1,4 @@
-"""An earlier daemon that was killed while a request was inside the kernel, and how the next one tells it from a living one.
+"""An earlier daemon that was killed while a request was inside the kernel, and how the next one recognizes that.
 
 SIGKILL ends a thread as soon as it returns from the kernel. One inside a request to storage that hangs does not return.
 The process is then a *zombie leader with threads*: it runs no instruction any more, its parent can't reap it, and its
@@ -37,7 +37,7 @@ LOCKED_AGE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class StuckTask:
-    """A thread that SIGKILL waits for, inside the kernel. `start_ticks` tells it from a later one of that number."""
+    """A thread that SIGKILL waits for, inside the kernel. `start_ticks` distinguishes it from a later one of that number."""
 
     tid: int
     name: str

@@ -1,6 +1,6 @@
-"""Processes as a port: who is that pid for ever, does it live, and a signal that can't hit a stranger.
+"""Processes as a port: one process pinned, whether it lives, and a signal that can't hit another one.
 
-A pid alone names whoever has it today.  A pidfd pins one process: it turns readable when that process has ended
+A pid alone names the process that has it today.  A pidfd pins one process: it turns readable when that process has ended
 (also as a zombie that nobody reaps), and while it has not, the kernel cannot give its number to another.
 The start time (/proc/PID/stat field 22, proc(5)) names the process across a restart of the daemon.
 """

@@ -1,7 +1,7 @@
-"""Habits of a program that must act in time: memory that is there, priority for the threads that keep leases.
+"""Best effort of a program that must act in time: locked memory, and priority for the threads that renew leases.
 
-Renewing late is safe and costly (VMs are stopped), so these are habits, not conditions: what the kernel does not
-permit is told once and gone on without.
+Renewing late is safe and costly (VMs are stopped), so these are no conditions: what the kernel does not
+permit is logged once, and the daemon runs without it.
 """
 
 from __future__ import annotations

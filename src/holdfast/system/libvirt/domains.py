@@ -1,8 +1,8 @@
 """libvirt's own files about a domain: what it is doing, and which disks it has.
 
 libvirt keeps /run/libvirt/qemu/NAME.xml for each running VM (libvirt-integration.md section 4).  It is the only thing
-that tells the good reasons to acquire a disk twice (a guest reboot, a resume, a second commit into one base) from a bad
-one: the same disk attached a second time.  Files are only read; one that can't be parsed is no answer, not an error.
+that separates the good reasons to acquire a disk twice (a guest reboot, a resume, a second commit into one base) from a
+bad one: the same disk attached a second time.  Files are only read; one that can't be parsed is no answer, not an error.
 """
 
 from __future__ import annotations

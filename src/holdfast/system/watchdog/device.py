@@ -51,7 +51,7 @@ class WatchdogRefused(Exception):
 
 
 class Watchdog(Protocol):
-    """The port that the heartbeat feeds. Nothing here may block."""
+    """The port through which the lease monitor feeds it. Nothing here may block."""
 
     @property
     def fences(self) -> bool:
@@ -64,7 +64,7 @@ class Watchdog(Protocol):
         """All leases are good until then. The first call arms it. False: not fed, and the host may be reset."""
 
     def disarm(self) -> None:
-        """No lease is held any more, and whoever used one is provably gone."""
+        """No lease is held any more, and all users of one are provably gone."""
 
     def descriptor(self) -> int | None:
         """What has to stay open for a next program to go on feeding; None if there is nothing."""
@@ -142,7 +142,7 @@ class DeviceWatchdog:
         self._now = now
         self._kernel = kernel or RealDeviceKernel()
         self._fd: int | None = fd
-        # Then its timeout is set anew before it is fed: the earlier program may have had another one.
+        # Then its timeout is set again before it is fed: the earlier program may have had another one.
         self._shortened = fd is not None
         self.identity = ""
 

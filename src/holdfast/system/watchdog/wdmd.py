@@ -126,7 +126,7 @@ class WdmdWatchdog:
         self._broken = ""
         """Why nothing is sent on this connection any more."""
         self._ended = False
-        """wdmd has closed it, so nothing that it was told there counts any more."""
+        """wdmd has closed it, so nothing that was sent there counts any more."""
         self._unread = b""
         self._told_until: Instant | None = None
 
