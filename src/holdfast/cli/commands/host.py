@@ -95,7 +95,7 @@ def fenced(context: Context, name: str, operator: str, lockspace: str, wait: boo
 def list_hosts(path: str, offset: int, watch: float | None, fire_timeout: int, as_json: bool) -> None:
     """Every host id that was ever used: its name, generation, timestamp and state, and what the host says of itself.
 
-    Timestamps come from clocks of the hosts' own, so one look tells FREE ids from used ones and no more: whether a
+    Timestamps come from clocks of the hosts' own, so one read shows which ids are FREE and no more: whether a
     host is alive shows in its record changing. A healthy host renews every 2 x io_timeout.
 
     HOST (its whole name), VERSION and FIRE_TIMEOUT are what a host with holdfast has written beside a lockspace in a

@@ -1,4 +1,4 @@
-"""Checks of domains' disks: is each one locked, by a lock that reaches whoever could write it, under one name?"""
+"""Checks of domains' disks: is each one locked, by a lock that reaches every host that could write it, under one name?"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What is on a path of shared storage, area by area, as records and for eyes.
 
-Areas are found by their first record; what that says about sizes tells where the next one begins. Hosts are called
-by name where their lockspace is on the same path or was named, and only for the very generation that owns: another
-generation of an id is another term, perhaps another host.
+Areas are found by their first record; its sizes say where the next one begins. Hosts are called by name where their
+lockspace is on the same path or was named, and only for the very generation that owns: another generation of an id is
+another incarnation, perhaps of another host.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HostNames = dict[tuple[str, int, int], str]
 
 @dataclass
 class Area:
-    """One area; `told` differs by kind: lockspace, lease, index, other."""
+    """One area; its contents differ by kind: lockspace, lease, index, other."""
 
     offset: int
     kind: str

@@ -1,7 +1,7 @@
-"""What one look, or two, at a lockspace tell about its hosts.
+"""What one read, or two, of a lockspace show of its hosts.
 
 A timestamp is a reading of the other host's own clock, so its value says nothing here; that it *changes* says that
-the host lives. The table that judges this is the daemon's own (`protocol.host_status`), fed with one or two looks.
+the host lives. The table that judges this is the daemon's own (`protocol.host_status`), fed with one or two reads.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Foreign:
 
     what: str
     is_known: bool = False
-    """Whether they are told by a signature."""
+    """Whether a signature shows that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def lvb_of(raw: bytes, lease: Leader) -> str:
 
 
 def describe(found: Found, raw: bytes) -> str:
-    """One sentence for whoever is about to overwrite it."""
+    """One sentence for a user who is about to overwrite it."""
     match found:
         case Blank():
             return "nothing"
@@ -226,5 +226,5 @@ def _described(holders: Holders) -> str:
 
 
 def is_reusable(found: Found) -> bool:
-    """Whether a new area may be made here without being told twice."""
+    """Whether a new area may be made here without --force."""
     return isinstance(found, Blank | ClearedLease)

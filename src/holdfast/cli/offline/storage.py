@@ -80,7 +80,7 @@ def failed(path: str, what: str, failure: IoFailed) -> UsageError:
 
 
 def not_an_area(disk: BlockingDisk) -> UsageError:
-    """For a path that holds nothing of the format: what it holds instead, as far as its beginning tells."""
+    """For a path that holds nothing of the format: what it holds instead, as far as its beginning shows."""
     facts, head = disk.facts, read(disk, 0, SECTOR_4096)
     if facts.is_block_device:
         kind = f"a block device of {facts.size_bytes} bytes"
@@ -130,7 +130,7 @@ def _existing(path: str, writable: bool) -> Iterator[BlockingDisk]:
         closed = threading.Event()
         disk.close(closed.set)
         lane.close()
-        # A device that is still open can't be had exclusively by whoever comes next.
+        # A device that is still open can't be opened exclusively by the next caller.
         closed.wait(CLOSE_PATIENCE_S)
 
 

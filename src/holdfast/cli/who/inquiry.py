@@ -137,7 +137,7 @@ class _Inquiry:
         return answer
 
     def lock(self, name: str) -> Answer | None:
-        """By the key of a `<lease>`, or a hash: whoever has a lock of that name here; None if nobody has."""
+        """By the key of a `<lease>`, or a hash: the holders of a lock of that name here; None if there is none."""
         if self._client is None:
             return None
         holders = [h for h in self._client.locks() if h.name == name]
@@ -380,7 +380,7 @@ class _Inquiry:
         return found
 
     def _ask_storage(self, answer: Answer, path: str, lock_files: list[str]) -> bool | None:
-        """Whether some lock manager has it, here or on another host; None if it can't be told."""
+        """Whether some lock manager has it, here or on another host; None if that can't be found out."""
         answers: list[bool] = []
         for file in lock_files or [path]:
             try:

@@ -1,10 +1,10 @@
-"""Who holds a disk's leases, from storage alone: the leader, the shared holds, the notes behind them, the hosts' records.
+"""The holders of a disk's leases, from storage alone: leader, shared holds, the notes after them, the hosts' records.
 
 A disk has more than one lease where libvirt may name it in more than one way: by its path, and in each lockspace
 directory of qemu-lockd.conf (`places.libvirt_names`). Each is read; any of them that is held makes the disk held.
 
-One look can't tell whether a host lives, for timestamps are readings of the hosts' own clocks; the daemon, if it runs,
-has been looking all the time, and its word is added. Nothing is written, and no lease is made.
+One read can't show whether a host lives, for timestamps are readings of the hosts' own clocks; the daemon, if it runs,
+has read them all the time, and its answer is added. Nothing is written, and no lease is made.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _INDEX_TIMEOUT_S = 30.0
 
 @dataclass
 class LeaseSeen:
-    """What storage tells of one disk's lease. `holders`: of terms that are not over."""
+    """What storage shows of one disk's lease. `holders`: of incarnations that are not over."""
 
     backend: str
     place: str
