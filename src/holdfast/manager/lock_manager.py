@@ -60,7 +60,7 @@ from holdfast.manager.lost_locks import DeadHolder, LostLocks
 from holdfast.manager.migration_roles import ran_before
 from holdfast.manager.owners import Owner, Owners
 from holdfast.manager.process_stopper import ProcessStopper
-from holdfast.manager.reacquire import ReacquirePolicy
+from holdfast.manager.repeated_acquire import RepeatedAcquirePolicy
 from holdfast.manager.routing import Route, Routing
 from holdfast.manager.unknown_locks import DiskKey, UnknownLocks
 from holdfast.model import AcquireRequest, Mode, OwnerName, Protection, Resource
@@ -148,7 +148,7 @@ class LockManager:
         self._open_files = open_files
         self._clock = clock
         self._domains = domains
-        self._second_acquires = ReacquirePolicy(domains, clock)
+        self._second_acquires = RepeatedAcquirePolicy(domains, clock)
         self._arrivals = Arrivals(domains, clock, acquire_wait_s)
         self._hashed = HashedNames(
             routing,

@@ -28,7 +28,7 @@ UNDO_S = 10.0
 and libvirt then releases once (an attach) or twice (a block copy)."""
 
 
-class ReacquirePolicy:
+class RepeatedAcquirePolicy:
     """Remembers doubtful second acquires. `domains` None: there is no status, and every one is granted."""
 
     def __init__(self, domains: DomainStatus | None, clock: Clock) -> None:

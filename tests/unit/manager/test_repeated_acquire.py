@@ -9,7 +9,7 @@ import pytest
 
 from holdfast.errors import DiskTwice
 from holdfast.manager.owners import Owner
-from holdfast.manager.reacquire import UNDO_S, ReacquirePolicy
+from holdfast.manager.repeated_acquire import UNDO_S, RepeatedAcquirePolicy
 from holdfast.model import Holder, OwnerName, Resource
 from holdfast.system.libvirt.domains import Disk, Domain
 from holdfast.testing.fakes import SimulatedClock
@@ -38,7 +38,7 @@ class Scene:
 
     def __init__(self, at_acquire: Domain | None = None) -> None:
         self.status, self.clock = Status(), SimulatedClock()
-        self.rule = ReacquirePolicy(self.status, self.clock)
+        self.rule = RepeatedAcquirePolicy(self.status, self.clock)
         self.owner = Owner(1, 7, OwnerName("web1", ""), None)
         self.status.now = at_acquire if at_acquire is not None else domain()
         self.rule.question(self.owner, DISK, Holder)
