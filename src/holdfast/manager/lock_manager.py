@@ -33,6 +33,9 @@ from holdfast.backends.base import (
 from holdfast.errors import (
     DiskNotKnown,
     HoldfastError,
+    LockspaceNotDirectory,
+    LockspaceUnknown,
+    NameRefused,
     NotAnOwner,
     OwnerGone,
     ProtectionTooWeak,
@@ -88,6 +91,10 @@ GoesWith = Callable[[Owner, HostLock], tuple[HostLock, Resource] | None]
 
 async def _can_not_be_found_out(backend: str, lease: str) -> None:
     raise Refused(reason=f"lease {lease} of backend '{backend}' is held by this host for an unknown owner")
+
+
+SAY_ALL = (DiskNotKnown, OwnerGone, LockspaceUnknown, LockspaceNotDirectory, NameRefused)
+"""Refusals to which words about the disk add nothing: they are about something else, most in virtlockd's own words."""
 
 
 class Outcome(enum.Enum):
@@ -300,7 +307,7 @@ class LockManager:
             return outcome is Outcome.ACQUIRED
         except HoldfastError as error:
             holders = error.holders if isinstance(error, ResourceBusy) else ()
-            if not isinstance(error, (DiskNotKnown, OwnerGone)):
+            if not isinstance(error, SAY_ALL):
                 error.add(await self._hashed.words(owner, want, holders))
             self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
             about = ev.logged(ev.REFUSED, owner.name, resource, holders[0].host if holders else "")
