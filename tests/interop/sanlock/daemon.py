@@ -163,3 +163,8 @@ def beside_holdfastd(
 def held(outcome: Holder | str) -> Holder:
     assert isinstance(outcome, Holder), outcome
     return outcome
+
+
+def as_holder(outcome: Holder | str) -> Holder | None:
+    """None if it was refused."""
+    return outcome if isinstance(outcome, Holder) else None
