@@ -193,7 +193,8 @@ def test_daemon_that_guards_vms_is_replaced_although_a_virtlockd_was_started(
     machine.run("cp", "/bin/sleep", "/run/virtlockd")
     machine.run("systemd-run", "--unit=by-hand", "/run/virtlockd", "600")
     try:
-        assert machine.try_run("pgrep", "-x", "virtlockd").stdout
+        # Debian 13's systemd says that it is started before its executor has become the program.
+        wait_until(lambda: machine.try_run("pgrep", "-x", "virtlockd").stdout, "the other virtlockd to run")
         machine.run("kill", "-KILL", before)
         wait_until(lambda: main_pid(machine) not in ("0", before), "another daemon runs")
         wait_until(lambda: owner_names(machine) == ["web1"], "the owner is known again")
