@@ -175,6 +175,8 @@ class _Observation:
     io_timeout_s: int
     no_timeout: bool
     """Whether this term has ever shown it."""
+    names: tuple[str, ...]
+    """The hosts that have shown this term (`SeenTerm.names`); of a record that can't be read, those of the one before."""
 
 
 class HostTable:
@@ -232,14 +234,13 @@ class HostTable:
             no_timeout=seen.no_timeout,
             marked_by=seen.record.marked_by if seen.record.is_marked_dead else None,
             terms=terms,
-            disputed=self._disputed(host_id, seen, seen.record),
+            disputed=self._disputed(seen, seen.record),
         )
 
-    def _disputed(self, host_id: HostId, seen: _Observation, record: DeltaLease) -> str:
-        term = next((t for t in self._terms.get(host_id, ()) if t.generation == record.generation), None)
-        if term is None or len(term.names) < 2 or self._has_stood_for_dead_bound(seen):
+    def _disputed(self, seen: _Observation, record: DeltaLease) -> str:
+        if len(seen.names) < 2 or self._has_stood_for_dead_bound(seen):
             return ""
-        return next(name for name in reversed(term.names) if name != record.host_name.text)
+        return next(name for name in reversed(seen.names) if name != record.host_name.text)
 
     def _state(self, host_id: HostId, seen: _Observation, record: DeltaLease, now: Instant) -> HostState:
         if record.is_free:
@@ -278,6 +279,7 @@ class HostTable:
             changed_at=now if before is not None else None,
             io_timeout_s=io_timeout_s,
             no_timeout=no_timeout,
+            names=self._terms[host_id][-1].names if host_id in self._terms else (),
         )
         return self._notifications(host_id, record, sector) if before is not None else []
 
@@ -298,7 +300,7 @@ class HostTable:
         if before is not None and isinstance(before.record, DeltaLease) and older:
             was_of = Generation(before.record.generation)
             given_back = before.record.is_free or before.record.is_marked_dead
-            ended = given_back and not self._disputed(host_id, before, before.record)
+            ended = given_back and not self._disputed(before, before.record)
             ended = ended or self._is_dead(host_id, before)
             older = [replace(t, seen_to_end=ended) if t.generation == was_of else t for t in older]
         seen = SeenTerm(
@@ -314,8 +316,7 @@ class HostTable:
         return host_id != self._own_id and self._has_stood_for_dead_bound(seen)
 
     def _bounds(self, seen: _Observation) -> Timing:
-        name = seen.record.host_name.text if isinstance(seen.record, DeltaLease) else ""
-        return self._timing.of_host(seen.io_timeout_s, name)
+        return self._timing.of_host(seen.io_timeout_s, *seen.names)
 
     def _has_stood_for_dead_bound(self, seen: _Observation) -> bool:
         """Whether looks prove that; never in a lockspace where time proves nothing."""
@@ -342,7 +343,8 @@ def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
     """
     if fresh.generation > term:
         return any(seen.generation == term and seen.seen_to_end for seen in view.terms)
-    if (fresh.is_free or fresh.is_marked_dead) and fresh.generation == term and not view.disputed:
+    given_back = (fresh.is_free or fresh.is_marked_dead) and fresh.generation == term
+    if given_back and not view.disputed and not _is_of_another_host(fresh, view):
         return True
     return (
         view.state is HostState.DEAD
@@ -351,6 +353,11 @@ def proven_gone(term: Generation, fresh: DeltaLease, view: HostView) -> bool:
         and view.generation == fresh.generation == term
         and view.timestamp == HostTimestamp(fresh.timestamp)
     )
+
+
+def _is_of_another_host(fresh: DeltaLease, view: HostView) -> bool:
+    """Whether a record shows another name than the table has seen for its generation: what disputes it landed just now."""
+    return view.generation == fresh.generation and view.name not in ("", fresh.host_name.text)
 
 
 def succeeded_left_s(
@@ -379,10 +386,11 @@ def _same_proof_of_life(before: _Observation, record: DeltaLease | Malformed, se
         # Somebody writes there; whatever it means, it does not mean that this host is dead.
         return before.sector == sector
     old = before.record
-    same = (old.owner_id, old.generation, old.timestamp) == (
+    same = (old.owner_id, old.generation, old.timestamp, old.host_name.text) == (
         record.owner_id,
         record.generation,
         record.timestamp,
+        record.host_name.text,
     )
     return (
         same

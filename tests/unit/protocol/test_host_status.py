@@ -290,6 +290,35 @@ def test_older_term_that_any_other_program_had_counts_60_s_too(before: DeltaLeas
     assert succeeded_left_s(Generation(3), rejoined, view, Instant(1), SHORT) == dead_s
 
 
+def test_longer_bound_counts_if_two_programs_have_shown_one_term() -> None:
+    hosts = HostTable("LS1", OWN, SHORT)
+    look(hosts, 0, ALIVE)
+    look(hosts, 1, replace(OF_HOLDFAST, timestamp=20))
+    look(hosts, 20, replace(OF_HOLDFAST, timestamp=20))
+    view = hosts.view(OTHER, Instant(20))
+    assert (view.state, view.disputed) == (HostState.FAIL, "beta")
+    look(hosts, 70, replace(OF_HOLDFAST, timestamp=20))
+    assert hosts.view(OTHER, Instant(70)).state is HostState.DEAD
+
+
+def test_free_record_of_another_name_than_the_table_has_seen_is_no_proof() -> None:
+    """It was written on top of the record of a member just now."""
+    hosts = table()
+    look(hosts, 0, ALIVE)
+    freed = replace(ALIVE, timestamp=0)
+    of_gamma = replace(freed, host_name=PaddedName.of("gamma"))
+    assert proven_gone(Generation(3), freed, hosts.view(OTHER, Instant(0)))
+    assert not proven_gone(Generation(3), of_gamma, hosts.view(OTHER, Instant(0)))
+
+
+def test_another_name_is_a_change_although_the_timestamp_is_the_same() -> None:
+    hosts = table()
+    look(hosts, 0, ALIVE)
+    look(hosts, 1, replace(ALIVE, host_name=PaddedName.of("gamma")))
+    assert hosts.view(OTHER, Instant(1)).disputed == "beta"
+    assert hosts.view(OTHER, Instant(1)).changed_at == Instant(1)
+
+
 def test_terms_of_one_host_are_kept_up_to_a_bound() -> None:
     hosts = table()
     for generation in range(3, 3 + TERMS_KEPT_MAX + 5):
