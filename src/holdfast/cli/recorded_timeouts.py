@@ -15,6 +15,8 @@ from holdfast.cli.offline import storage
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096
 
+HOSTS_NAMED_MAX = 4
+
 Tables = Mapping[str, Mapping[str, object]]
 
 
@@ -55,22 +57,19 @@ def differing(name: str, table: Mapping[str, object]) -> str:
 def _words(name: str, space: str, ours: int, others: list[DeltaLease]) -> str:
     unused = [each.io_timeout_s for each in others if each.is_free]
     used = [f"host_id {each.owner_id} {each.io_timeout_s} s" for each in others if not each.is_free]
-    told = []
+    parts = []
     if unused:
-        told.append(
+        parts.append(
             f"{len(unused)} host ids that nobody has now say {max(unused)} s: the first join of one waits by that"
         )
     if used:
-        more = f" and {len(used) - HOSTS_TOLD_MAX} more" if len(used) > HOSTS_TOLD_MAX else ""
-        told.append(
-            f"{', '.join(used[:HOSTS_TOLD_MAX])}{more}: other hosts judge these by that, and this one by its own"
+        more = f" and {len(used) - HOSTS_NAMED_MAX} more" if len(used) > HOSTS_NAMED_MAX else ""
+        parts.append(
+            f"{', '.join(used[:HOSTS_NAMED_MAX])}{more}: other hosts judge these by that, and this one by its own"
         )
-    if not told:
+    if not parts:
         return ""
     return (
         f"io_timeout_s = {ours} (backend '{name}') is what this host goes by, but the records of lockspace {space} say "
-        f"otherwise: {'; '.join(told)}"
+        f"otherwise: {'; '.join(parts)}"
     )
-
-
-HOSTS_TOLD_MAX = 4

@@ -37,13 +37,14 @@ from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.manager import events as ev
 from holdfast.supervision.host_identity import decode_term
+from holdfast.supervision.incarnation_copies import copy_path
 from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.request_gate import GATE, listed
 from holdfast.system.epoll import Readiness
 from holdfast.system.files.daemon_lock import DaemonLocks
 from holdfast.system.files.mounts import MountTable
-from holdfast.system.files.regular_file import Unreadable, read_regular
+from holdfast.system.files.state_file import StateFile
 from holdfast.system.files.storage_executor import gate_name
 from holdfast.system.host import descriptors as fds
 from holdfast.system.host.commands import CommandProcess
@@ -406,8 +407,7 @@ def copied_from(supervisor: LockspaceSupervisor) -> str:
         return ""
     for user in users:
         for directory in (user.run_dir, user.state_dir):
-            raw = read_regular(f"{directory}/lockspace-{supervisor.name}.json", INCARNATION_BYTES_MAX)
-            theirs = None if isinstance(raw, Unreadable) else decode_term(raw)
+            theirs = decode_term(StateFile(copy_path(directory, supervisor.name)).read())
             if theirs is None or (theirs.host_name, theirs.generation) != (term.host_name, term.generation):
                 continue
             return (
@@ -416,10 +416,6 @@ def copied_from(supervisor: LockspaceSupervisor) -> str:
                 "or start this one with empty directories"
             )
     return ""
-
-
-INCARNATION_BYTES_MAX = 1 << 16
-"""Some hundred bytes, with names of any length."""
 
 
 def _program(pid: int) -> str:

@@ -18,7 +18,7 @@ from holdfast import config as configuration
 from holdfast.config import Config
 from holdfast.daemon import kept_config, reload
 from holdfast.daemon.check_config import check_config, remarks_of
-from holdfast.daemon.daemon import Daemon, StartError
+from holdfast.daemon.daemon import EXIT_ERROR, Daemon, StartError
 from holdfast.errors import ConfigError
 from holdfast.system.block_io.thread_name import name_this_process
 from holdfast.system.files import daemon_lock
@@ -32,7 +32,7 @@ from holdfast.system.logs.log_queue import log_to
 
 log = logging.getLogger("holdfast")
 
-EXIT_OK, EXIT_ERROR, EXIT_REFUSED, EXIT_CONFIG = 0, 1, 75, 78
+EXIT_OK, EXIT_REFUSED, EXIT_CONFIG = 0, 75, 78
 """2 is for arguments (argparse), 75 and 78 are EX_TEMPFAIL and EX_CONFIG of <sysexits.h>; the unit does not start it again
 after 75.
 """

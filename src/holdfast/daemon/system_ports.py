@@ -17,6 +17,7 @@ from holdfast.daemon.lockspaces import LeaseHostPorts, lane_of_leases
 from holdfast.lease_admin.rereading import ROUND_S
 from holdfast.protocol.timing import NAME_TOKEN_DIGITS
 from holdfast.supervision.host_identity import HostIdentity
+from holdfast.supervision.incarnation_copies import copy_path
 from holdfast.supervision.lockspace_port import WatchdogSpec
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.blocking_ports import BlockingClock, start_thread
@@ -108,9 +109,7 @@ def lease_host_ports(
         watchdog=_watchdog,
         storage=_lease_storage,
         writes_in_flight=lambda lockspace: DEVICE_WRITES.in_flight(lane_of_leases(lockspace)),
-        incarnation_files=lambda lockspace: [
-            StateFile(f"{place}/lockspace-{lockspace}.json") for place in copy_dirs
-        ],
+        incarnation_files=lambda lockspace: [StateFile(copy_path(place, lockspace)) for place in copy_dirs],
         space_locks=SystemSpaceLocks(host_locks),
         directories=directories,
         identities=SystemDiskIdentities(),

@@ -93,7 +93,7 @@ async def _can_not_be_found_out(backend: str, lease: str) -> None:
     raise Refused(reason=f"lease {lease} of backend '{backend}' is held by this host for an unknown owner")
 
 
-SAY_ALL = (DiskNotKnown, OwnerGone, LockspaceUnknown, LockspaceNotDirectory, NameRefused)
+COMPLETE_REFUSALS = (DiskNotKnown, OwnerGone, LockspaceUnknown, LockspaceNotDirectory, NameRefused)
 """Refusals to which words about the disk add nothing: they are about something else, most in virtlockd's own words."""
 
 
@@ -307,7 +307,7 @@ class LockManager:
             return outcome is Outcome.ACQUIRED
         except HoldfastError as error:
             holders = error.holders if isinstance(error, ResourceBusy) else ()
-            if not isinstance(error, SAY_ALL):
+            if not isinstance(error, COMPLETE_REFUSALS):
                 error.add(await self._hashed.words(owner, want, holders))
             self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
             about = ev.logged(ev.REFUSED, owner.name, resource, holders[0].host if holders else "")

@@ -20,6 +20,11 @@ from holdfast.supervision.host_identity import Incarnation, decode_term, encode_
 from holdfast.system.files.state_file import StatePort
 
 
+def copy_path(directory: str, lockspace: str) -> str:
+    """The file in a state_dir or run_dir that keeps a daemon's incarnation in a lockspace."""
+    return f"{directory}/lockspace-{lockspace}.json"
+
+
 class IncarnationCopies:
     """The copies of one lockspace. `carried`: further ones that are only read, such as the journal's."""
 

@@ -12,10 +12,8 @@ from contextlib import suppress
 from functools import partial
 
 from holdfast.backends.paxos.config import WATCHDOG_DEVICE_DEFAULT, WDMD_SOCKET_DEFAULT, lockspace_spec
-from holdfast.cli.recorded_timeouts import differing
+from holdfast.cli.recorded_timeouts import Tables, differing
 from holdfast.system.files.bounded_question import Silent, answer_in_time
-
-Tables = Mapping[str, Mapping[str, object]]
 
 
 def missing(tables: Tables) -> list[str]:
@@ -25,12 +23,12 @@ def missing(tables: Tables) -> list[str]:
 
 def remarkable(tables: Tables) -> list[str]:
     """What is there and may be used, but is not what its operator may expect."""
-    told = []
+    texts = []
     for name, table in tables.items():
         if table.get("driver") == "paxos":
             with suppress(Silent):
-                told.append(answer_in_time(partial(differing, name, table)))
-    return [each for each in told if each]
+                texts.append(answer_in_time(partial(differing, name, table)))
+    return [each for each in texts if each]
 
 
 def _of_backend(name: str, table: Mapping[str, object]) -> Iterator[str]:
