@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.peers import wait_for_socket
@@ -26,9 +28,29 @@ SPACE = "__LIBVIRT__DISKS__"
 IO_TIMEOUT_S = 1
 """Joining is quick then; how long an acquire takes does not depend on it."""
 JOIN_TIMEOUT_S = 60.0
+FIRE_TIMEOUT_S = 60
+"""sanlock's; it can't be changed there."""
 
-Pair = Callable[[], float]
-"""Acquires a lease and releases it; returns the seconds that the acquire took."""
+
+@dataclass(frozen=True, slots=True)
+class LeaseCalls:
+    """The two calls for one lease; each returns why it was refused, empty if it was not."""
+
+    acquire: Callable[[], str]
+    release: Callable[[], str]
+
+    def pair(self) -> float:
+        """Acquires the lease and releases it; returns the seconds that the acquire took."""
+        begin = time.perf_counter()
+        refused = self.acquire()
+        took = time.perf_counter() - begin
+        if refused or (refused := self.release()):
+            raise RuntimeError(f"refused: {refused}")
+        return took
+
+
+CallsOf = Callable[[str], LeaseCalls]
+"""From the path of a disk to the calls for its lease, as one owner makes them."""
 
 
 def lease_name(disk: str) -> str:
@@ -39,13 +61,14 @@ def lease_name(disk: str) -> str:
 class LeaseDirectory:
     """A lockspace and the disks whose leases are benchmarked."""
 
-    def __init__(self, place: Path, hosts_max: int) -> None:
+    def __init__(self, place: Path, hosts_max: int, name: str = SPACE) -> None:
         self.place = place
         self.hosts_max = hosts_max
+        self.name = name
         self.leases = place / "leases"
         self.leases.mkdir(parents=True)
-        self.space = self.leases / SPACE
-        command = ("lockspace", "init", str(self.space), "--name", SPACE, "--hosts-max", str(hosts_max))
+        self.space = self.leases / name
+        command = ("lockspace", "init", str(self.space), "--name", name, "--hosts-max", str(hosts_max))
         subprocess.run([program("holdfast"), *command], check=True, stdout=subprocess.DEVNULL)
 
     def disk(self, number: int) -> str:
@@ -59,12 +82,15 @@ def program(name: str) -> str:
 
 
 class LeasingHoldfastd:
-    """Host 1 of the lockspace."""
+    """Host 1 of the lockspace, or of several: disks have their leases in the directory that they lie beside."""
 
     name = "holdfastd"
 
-    def __init__(self, directory: LeaseDirectory) -> None:
+    def __init__(
+        self, directory: LeaseDirectory, *others: LeaseDirectory, fire_timeout_s: int = FIRE_TIMEOUT_S
+    ) -> None:
         self.directory = directory
+        self._directories = (directory, *others)
         self._place = directory.place / "holdfastd"
         self._place.mkdir()
         self.socket = str(self._place / "s")
@@ -73,9 +99,13 @@ class LeasingHoldfastd:
             f'run_dir = "{self._place}/run"\nstate_dir = "{self._place}/state"\n'
             f'host_locks = "{self._place}/lockspaces"\n'
             f'[virtlockd]\nsocket = "{self.socket}"\nmax_clients = 5000\n'
-            f'[backend.leases]\ndriver = "paxos"\ndirectory = "{directory.leases}"\nhost_id = 1\nwatchdog = "none"\n'
-            f"hosts_max = {directory.hosts_max}\nio_timeout_s = {IO_TIMEOUT_S}\ncross_host = true\n"
-            '[[disk]]\nmatch = "*"\nbackend = "leases"\n'
+            + "".join(
+                f'[backend.leases{number}]\ndriver = "paxos"\ndirectory = "{each.leases}"\nlockspace = "{each.name}"\n'
+                f'host_id = 1\nwatchdog = "none"\nhosts_max = {each.hosts_max}\nio_timeout_s = {IO_TIMEOUT_S}\n'
+                f"fire_timeout_s = {fire_timeout_s}\ncross_host = true\n"
+                f'[[disk]]\nmatch = "{each.place}/*"\nbackend = "leases{number}"\n'
+                for number, each in enumerate(self._directories)
+            )
         )
         self._log = self._place / "log"
         with self._log.open("wb") as log:
@@ -87,34 +117,32 @@ class LeasingHoldfastd:
         return self.process.pid
 
     def wait_joined(self) -> None:
-        until(lambda: b"generation" in self._log.read_bytes(), "holdfastd to join")
+        everywhere = len(self._directories)
+        until(lambda: self._log.read_bytes().count(b" generation ") >= everywhere, "holdfastd to join")
 
-    def pair(self, disk: str) -> Pair:
+    def connect(self) -> CallsOf:
         """Registers the calling process."""
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self.socket)
 
-        def call(request: bytes) -> None:
+        def call(request: bytes) -> str:
             connection.sendall(request)
             reply = connection.recv(4096)
-            if len(reply) != REPLY_BYTES:
-                raise RuntimeError(f"refused: {reply[28:]!r}")
+            return "" if len(reply) == REPLY_BYTES else repr(reply[REPLY_BYTES:])
 
         pid = os.getpid()
-        call(frame(wire.PROC_REGISTER, 0, wire.Register(pid.to_bytes(16), f"vm{pid}", 1, pid, 0).encode()))
-        payload = wire.ResourceCall("", disk, 0).encode()
-        acquire, release = (
-            frame(p, 1, payload) for p in (wire.PROC_ACQUIRE_RESOURCE, wire.PROC_RELEASE_RESOURCE)
-        )
+        register = wire.Register(pid.to_bytes(16), f"vm{pid}", 1, pid, 0).encode()
+        if refused := call(frame(wire.PROC_REGISTER, 0, register)):
+            raise RuntimeError(f"refused: {refused}")
 
-        def pair() -> float:
-            begin = time.perf_counter()
-            call(acquire)
-            took = time.perf_counter() - begin
-            call(release)
-            return took
+        def calls(disk: str) -> LeaseCalls:
+            payload = wire.ResourceCall("", disk, 0).encode()
+            acquire, release = (
+                frame(p, 1, payload) for p in (wire.PROC_ACQUIRE_RESOURCE, wire.PROC_RELEASE_RESOURCE)
+            )
+            return LeaseCalls(lambda: call(acquire), lambda: call(release))
 
-        return pair
+        return calls
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -147,12 +175,13 @@ class _Resource(ctypes.Structure):
 
 
 class Sanlock:
-    """Host 2 of the lockspace."""
+    """Host 2 of the lockspace, or of several."""
 
     name = "sanlock"
 
-    def __init__(self, directory: LeaseDirectory) -> None:
+    def __init__(self, directory: LeaseDirectory, *others: LeaseDirectory) -> None:
         self.directory = directory
+        self._directories = (directory, *others)
         run = directory.place / "sanlock"
         run.mkdir()
         self._environment = {"SANLOCK_PRIVILEGED": "0", "SANLOCK_RUN_DIR": str(run)}
@@ -179,32 +208,39 @@ class Sanlock:
         ).returncode
 
     def wait_joined(self) -> None:
-        if self._client(
-            "add_lockspace", "-s", f"{SPACE}:2:{self.directory.space}:0", "-o", str(IO_TIMEOUT_S)
-        ):
-            raise RuntimeError("sanlock could not join the lockspace")
+        with ThreadPoolExecutor(len(self._directories)) as each:
+            if any(each.map(self._join, self._directories)):
+                raise RuntimeError("sanlock could not join the lockspace")
 
-    def pair(self, disk: str) -> Pair:
+    def _join(self, directory: LeaseDirectory) -> int:
+        place = f"{directory.name}:2:{directory.space}:0"
+        return self._client("add_lockspace", "-s", place, "-o", str(IO_TIMEOUT_S))
+
+    def connect(self) -> CallsOf:
         """Registers the calling process."""
         os.environ.update(self._environment)
         library = ctypes.CDLL("libsanlock_client.so.1")
-        name = lease_name(disk)
-        place = _Disk(path=str(self.directory.leases / name).encode(), offset=0)
-        resource = _Resource(lockspace_name=SPACE.encode(), name=name.encode(), num_disks=1, disk=place)
-        resources = (ctypes.POINTER(_Resource) * 1)(ctypes.pointer(resource))
         connection = library.sanlock_register()
         if connection < 0:
             raise RuntimeError(f"sanlock_register: {connection}")
 
-        def pair() -> float:
-            begin = time.perf_counter()
-            refused = library.sanlock_acquire(connection, -1, 0, 1, resources, None)
-            took = time.perf_counter() - begin
-            if refused or library.sanlock_release(connection, -1, 0, 1, resources):
-                raise RuntimeError(f"sanlock refused: {refused}")
-            return took
+        def answer(number: int) -> str:
+            return f"error {number}" if number else ""
 
-        return pair
+        def calls(disk: str) -> LeaseCalls:
+            directory = next(d for d in self._directories if Path(disk).parent == d.place)
+            name = lease_name(disk)
+            place = _Disk(path=str(directory.leases / name).encode(), offset=0)
+            resource = _Resource(
+                lockspace_name=directory.name.encode(), name=name.encode(), num_disks=1, disk=place
+            )
+            resources = (ctypes.POINTER(_Resource) * 1)(ctypes.pointer(resource))
+            return LeaseCalls(
+                lambda: answer(library.sanlock_acquire(connection, -1, 0, 1, resources, None)),
+                lambda: answer(library.sanlock_release(connection, -1, 0, 1, resources)),
+            )
+
+        return calls
 
     def stop(self) -> None:
         self._client("shutdown", "-f", "1")
@@ -238,7 +274,7 @@ class Client:
             try:
                 os.close(self._ask)
                 os.close(self._answer)
-                pair = peer.pair(disk)
+                pair = peer.connect()(disk).pair
                 os.write(answer, b"ready\n")
                 while request := os.read(ask, 64):
                     took = [pair() for _ in range(int(request))]
