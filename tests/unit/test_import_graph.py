@@ -103,6 +103,7 @@ CONFIGURED = frozenset(
         "daemon.system_ports",
         "daemon.build",
         "daemon.kept_config",
+        "daemon.kept_file",
         "daemon.reload",
         "config",
         "config_change",

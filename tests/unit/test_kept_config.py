@@ -11,7 +11,7 @@ import pytest
 from holdfast.backends.paxos.names import LEASE_KEY_DEVICE
 from holdfast.config import Config
 from holdfast.config_change import HeldNeed
-from holdfast.daemon import kept_config
+from holdfast.daemon import kept_config, kept_file
 from holdfast.daemon.handover import may_hold_leases
 from holdfast.daemon.kept_config import Kept
 from holdfast.daemon.system_ports import lease_host_ports
@@ -130,8 +130,8 @@ def test_kept_configuration_is_older_than_a_daemon_that_took_another_number_of_t
     """A dead daemon that is stuck in storage still has the first one."""
     run_lock = tmp_path / daemon_lock.RUN_LOCK
     assert daemon_lock.claimed_last_ns(str(run_lock)) == 0
-    second, kept_file = Path(f"{run_lock}.1"), tmp_path / kept_config.KEPT_FILE
-    for seconds, file in enumerate((run_lock, kept_file, second)):
+    second, kept = Path(f"{run_lock}.1"), tmp_path / kept_file.KEPT_FILE
+    for seconds, file in enumerate((run_lock, kept, second)):
         file.write_text("")
         os.utime(file, (seconds, seconds))
     assert daemon_lock.claimed_last_ns(str(run_lock)) == second.stat().st_mtime_ns

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import inspect
 import logging
+import os
 import resource
+import socket
+import struct
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +27,7 @@ from holdfast.manager.key_locks import KeyLocks
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.model import Mode, Protection, Resource
 from holdfast.system import eager_tasks
-from holdfast.system.files.proc_locks import parse_lock
+from holdfast.system.files.proc_locks import locks_on, parse_lock, processes_with
 from holdfast.system.host import realtime
 from holdfast.system.host.commands import CommandProcess, Ended
 from holdfast.system.libvirt.domains import read_domain
@@ -226,6 +232,34 @@ def test_events_are_numbered_kept_up_to_a_bound_and_told_to_listeners() -> None:
 
 
 # --- /proc/locks ---
+
+
+def test_processes_with_a_lock_are_found_without_reading_about_sockets_and_pipes(tmp_path: Path) -> None:
+    """A host with a thousand VMs has a hundred thousand of those open."""
+    opened: list[str] = []
+    watching = True
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open":
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(heard)
+    path = str(tmp_path / "disk.img")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    pair = socket.socketpair()
+    try:
+        byte_0 = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)  # struct flock of <fcntl.h>
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, byte_0)
+        (found,) = [p for p in processes_with(path, locks_on(path)) if p.pid == os.getpid()]
+        assert found.lock.of_lock_manager
+        read = [name for name in opened if name.startswith(f"/proc/{os.getpid()}/fdinfo/")]
+        assert f"/proc/{os.getpid()}/fdinfo/{fd}" in read
+        assert not {f"/proc/{os.getpid()}/fdinfo/{end.fileno()}" for end in pair} & set(read)
+    finally:
+        watching = False
+        os.close(fd)
+        for end in pair:
+            end.close()
 
 
 def test_lines_of_proc_locks_are_understood() -> None:

@@ -34,12 +34,13 @@ class Context:
 
     def config(self) -> Config:
         """The configuration on disk, or the one in force with a word on stderr; ends the command if there is none."""
-        from holdfast.daemon.kept_config import in_force
         from holdfast.errors import ConfigError
 
         try:
             return self._on_disk()
         except ConfigError as e:
+            from holdfast.daemon.kept_config import in_force
+
             kept = in_force(self.config_file)
             if kept is None:
                 fail(str(e), exits.BAD_CONFIG)
@@ -48,12 +49,13 @@ class Context:
 
     def backends(self) -> Mapping[str, Mapping[str, object]]:
         """The tables of the configuration on disk, or of the one in force; none without a word if there is neither."""
-        from holdfast.daemon.kept_config import in_force
         from holdfast.errors import ConfigError
 
         try:
             return self._on_disk().backend
         except ConfigError:
+            from holdfast.daemon.kept_config import in_force
+
             kept = in_force(self.config_file)
             return kept.backend if kept is not None else {}
 
@@ -73,7 +75,6 @@ class Context:
     def control_socket(self) -> str:
         """Also of a daemon whose configuration on disk can't be read by anybody."""
         from holdfast.config import CONTROL_SOCKET_NAME
-        from holdfast.daemon.kept_config import in_force, run_dir_of
         from holdfast.errors import ConfigError
 
         if self.socket:
@@ -81,6 +82,9 @@ class Context:
         try:
             return self._on_disk().control_socket
         except ConfigError as e:
+            from holdfast.daemon.kept_config import in_force
+            from holdfast.daemon.kept_file import run_dir_of
+
             kept = in_force(self.config_file)
             click.echo(f"holdfast: {printable(str(e))}; asking the daemon that runs", err=True)
             return kept.control_socket if kept else f"{run_dir_of(self.config_file)}/{CONTROL_SOCKET_NAME}"

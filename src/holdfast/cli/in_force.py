@@ -1,14 +1,32 @@
 """Whether the configuration on disk is the one that the daemon works with.
 
 Each start and reload keeps the configuration in force in RUN_DIR (`kept_config`), so a command can compare without
-the daemon.
+the daemon. To learn what this version makes of that file takes the whole program, and time that a person notices
+(`kept_config`); where it says the same as the files on disk, word for word, nobody needs that.
 """
 
 from __future__ import annotations
 
 from holdfast.config import Config
+from holdfast.daemon import kept_file
+from holdfast.system.files.regular_file import Unreadable
+from holdfast.system.host.process import boot_id
 
 KEYS_NAMED_MAX = 6
+
+
+def edited(on_disk: Config, config_file: str | None) -> str:
+    """The keys of the configuration on disk that are not loaded, as `not_loaded`."""
+    run_dir = kept_file.run_dir_of(config_file)
+    text = kept_file.read(run_dir)
+    if isinstance(text, Unreadable):
+        return ""
+    written = kept_file.decode(text, kept_file.kept_path(run_dir), boot_id())
+    if isinstance(written, Unreadable) or not not_loaded(on_disk, written.config):
+        return ""
+    from holdfast.daemon import kept_config
+
+    return not_loaded(on_disk, kept_config.in_force(config_file))
 
 
 def not_loaded(on_disk: Config, in_force: Config | None) -> str:

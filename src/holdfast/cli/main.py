@@ -67,9 +67,8 @@ def status(context: Context, as_json: bool) -> None:
     from holdfast import config
     from holdfast.cli import render
     from holdfast.cli.commands.status import Answer
-    from holdfast.cli.in_force import not_loaded
+    from holdfast.cli.in_force import edited
     from holdfast.cli.unlocked import unlocked_disks
-    from holdfast.daemon import kept_config
     from holdfast.errors import ConfigError
 
     with context.connect() as client:
@@ -80,7 +79,7 @@ def status(context: Context, as_json: bool) -> None:
         except ConfigError as e:
             answer.edited = str(e)
         else:
-            answer.edited = not_loaded(on_disk, kept_config.in_force(context.config_file))
+            answer.edited = edited(on_disk, context.config_file)
     if as_json:
         render.as_json(answer.as_object())
     else:

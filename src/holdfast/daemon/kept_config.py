@@ -11,26 +11,26 @@ first keeps the configuration that it works with, and the next start chooses:
 
 A journal that is damaged, missing or of another boot beside a kept configuration of this boot may have held anything: it
 counts as "some" (ADR 0137).
-The file is read leniently, as another version of the program may have written it. A file that can't be used is reported and
-ignored.
+The file (`kept_file`) is read leniently, as another version of the program may have written it. A file that can't be used
+is reported and ignored.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from holdfast import __version__
 from holdfast import config as configuration
 from holdfast.backends.paxos.config import LIBVIRT_LOCKSPACE
 from holdfast.config import Config
 from holdfast.config_change import ABSENT, USERS_NAMED_MAX, HeldNeed, differences, same_backend
+from holdfast.daemon import kept_file
 from holdfast.daemon.check_config import problems_of
 from holdfast.daemon.handover import Before, may_hold_leases
+from holdfast.daemon.kept_file import encode, kept_path, run_dir_of
 from holdfast.daemon.system_ports import lease_host_ports
 from holdfast.errors import ConfigError, UnknownKey
 from holdfast.manager.journal_replay import SavedClaims, SavedState, replay, replay_with_extent
@@ -38,20 +38,13 @@ from holdfast.model import OwnerName
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.system.files.daemon_lock import RUN_LOCK, claimed_last_ns
 from holdfast.system.files.fixed_record import SystemFixedRecord
-from holdfast.system.files.regular_file import Unreadable, read_regular, replace_regular
+from holdfast.system.files.regular_file import Unreadable, read_regular
 from holdfast.system.files.state_file import StatePort
 from holdfast.system.host.descriptors import Inherited
 from holdfast.system.host.process import boot_id
 
-KEPT_FILE = "config-in-force.toml"
-KEPT_BYTES_MAX = 4 * configuration.CONFIG_BYTES_MAX
-"""All files together, with every default spelled out."""
 JOURNAL_BYTES_MAX = 256 << 20
 """As much as a re-exec state may have; a larger one counts as damaged."""
-
-_BOOT = re.compile(r"# holdfastd (?P<version>\S+), boot (?P<boot>\S+):")
-_RENAMED = "# renamed: "
-_RUN_DIR = re.compile(r"""^\s*run_dir\s*=\s*["']([^"'\n]+)["']""", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,38 +89,15 @@ class Start:
         )
 
 
-# --- the file ---
-
-
-def kept_path(run_dir: str) -> str:
-    return f"{run_dir}/{KEPT_FILE}"
-
-
-def encode(config: Config, boot: str, renamed: Mapping[str, str]) -> str:
-    lines = [f"# holdfastd {__version__}, boot {boot}: the configuration in force, written by holdfastd"]
-    if renamed:
-        lines.append(f"{_RENAMED}{msgspec.json.encode(dict(renamed)).decode()}")
-    return "\n".join(lines) + "\n" + configuration.to_toml(config)
+# --- the file, as this version can use it ---
 
 
 def decode(text: str, name: str, boot: str) -> Kept | Unreadable:
-    """The configuration from a text of `encode`, perhaps of another version."""
-    head, _, rest = text.partition("\n")
-    found = _BOOT.match(head)
-    if found is None:
-        return Unreadable("its first line names no boot")
-    if found["boot"] != boot:
-        return Unreadable("it is of another boot", missing=True)
-    renamed: dict[str, str] = {}
-    if rest.startswith(_RENAMED):
-        try:
-            renamed = msgspec.json.decode(rest.split("\n", 1)[0][len(_RENAMED) :], type=dict[str, str])
-        except msgspec.DecodeError as e:
-            return Unreadable(f"its second line can't be read: {e}")
-    config, problems = configuration.load_lenient(text, name, environ=os.environ, uid=os.geteuid())
-    dropped = [str(each) for each in problems]
-    if config is None:
-        return Unreadable(dropped[0])
+    """The configuration from a text of `kept_file.encode`, perhaps of another version."""
+    written = kept_file.decode(text, name, boot)
+    if isinstance(written, Unreadable):
+        return written
+    config, dropped = written.config, list(written.dropped)
     while unusable := problems_of(config):
         problem = unusable[0]
         backends = {each: dict(table) for each, table in config.backend.items()}
@@ -142,46 +112,18 @@ def decode(text: str, name: str, boot: str) -> Kept | Unreadable:
             backends[at_fault[0]] = {"driver": ABSENT, "reason": str(problem.facts["reason"])}
         dropped.append(str(problem))
         config = msgspec.structs.replace(config, backend=backends)
-    return Kept(config, text, renamed, tuple(dropped))
+    return Kept(config, text, written.renamed, tuple(dropped))
 
 
 def load(run_dir: str, boot: str) -> Kept | Unreadable:
-    path = kept_path(run_dir)
-    raw = read_regular(path, KEPT_BYTES_MAX)
-    if isinstance(raw, Unreadable):
-        return raw
-    try:
-        return decode(raw.decode(), path, boot)
-    except UnicodeDecodeError as e:
-        return Unreadable(f"it is not UTF-8 at byte {e.start}")
-
-
-def store(config: Config, text: str) -> str:
-    """Keep the configuration. Returns why that failed, or empty."""
-    try:
-        replace_regular(kept_path(config.run_dir), text.encode("utf-8", "surrogateescape"))
-    except OSError as e:
-        return e.strerror or str(e)
-    return ""
+    text = kept_file.read(run_dir)
+    return text if isinstance(text, Unreadable) else decode(text, kept_path(run_dir), boot)
 
 
 def in_force(file: str | None) -> Config | None:
     """The kept configuration, for commands whose configuration on disk can't be used."""
     found = load(run_dir_of(file), boot_id())
     return found.config if isinstance(found, Kept) else None
-
-
-def run_dir_of(file: str | None) -> str:
-    """The run directory that files name which otherwise can't be used."""
-    found = ""
-    for path in configuration.files(file, environ=os.environ, uid=os.geteuid()):
-        try:
-            text = configuration.content(path).decode("utf-8", "replace")
-        except OSError:
-            continue
-        for match in _RUN_DIR.finditer(text):
-            found = match[1]
-    return found or configuration.default_paths(os.environ, os.geteuid())["run_dir"]
 
 
 # --- the choice ---

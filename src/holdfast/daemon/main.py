@@ -16,7 +16,7 @@ import uvloop
 from holdfast import __version__
 from holdfast import config as configuration
 from holdfast.config import Config
-from holdfast.daemon import kept_config, reload
+from holdfast.daemon import kept_config, kept_file, reload
 from holdfast.daemon.check_config import check_config, remarks_of
 from holdfast.daemon.daemon import EXIT_ERROR, Daemon, StartError
 from holdfast.errors import ConfigError
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error(
             "the configuration on disk is not used: %s; going on with the one kept in %s",
             reason,
-            kept_config.kept_path(start.config.run_dir),
+            kept_file.kept_path(start.config.run_dir),
         )
     try:
         take_nobodys_place(start, inherited)

@@ -25,7 +25,7 @@ from holdfast import config as configuration
 from holdfast.config import Config
 from holdfast.config_change import USERS_NAMED_MAX, HeldNeed, differences
 from holdfast.control.api import CONFIGURATION_PROBLEM
-from holdfast.daemon import kept_config
+from holdfast.daemon import kept_config, kept_file
 from holdfast.daemon.check_config import check_config
 from holdfast.daemon.lockspaces import HostLockspaces
 from holdfast.errors import ConfigError
@@ -43,7 +43,7 @@ VARIABLE = "HOLDFAST_RELOAD_CHECK"
 CHECK_FILE = "reload-check.json"
 CHECKED = "holdfastd: compared with what is held"
 """The first line of a program that understands the variable."""
-CHECK_BYTES_MAX = 2 * kept_config.KEPT_BYTES_MAX
+CHECK_BYTES_MAX = 2 * kept_file.KEPT_BYTES_MAX
 CHECK_TIMEOUT_S = 60.0
 """For the program on disk to say whether it can start."""
 KEEP_AGAIN_S = 10.0
@@ -114,7 +114,7 @@ def _user(manager: LockManager, lock: HostLock) -> str:
 class NextProgram:
     """Checks the program and the configuration on disk for a running daemon.
 
-    `in_force`: the configuration in force as text (`kept_config.encode`) and as values; `file`: from the command line.
+    `in_force`: the configuration in force as text (`kept_file.encode`) and as values; `file`: from the command line.
     """
 
     commands: Commands
@@ -146,7 +146,7 @@ class NextProgram:
         if not reasons:
             # An older release keeps no configuration, so the kept one would soon be out of date.
             with contextlib.suppress(OSError):
-                os.unlink(kept_config.kept_path(self.in_force.run_dir))
+                os.unlink(kept_file.kept_path(self.in_force.run_dir))
         return reasons
 
     def _compare(self, held: Sequence[HeldNeed]) -> list[str]:
@@ -179,7 +179,7 @@ class ConfigurationInForce:
 
     def keep(self) -> None:
         """Write it, or log why that fails."""
-        before, self.failing = self.failing, kept_config.store(self._config, self._text)
+        before, self.failing = self.failing, kept_file.store(self._config, self._text)
         if self.failing and not before:
             log.error("the configuration in force can't be kept in %s: %s", self._path, self.failing)
         elif before and not self.failing:
@@ -193,7 +193,7 @@ class ConfigurationInForce:
 
     @property
     def _path(self) -> str:
-        return kept_config.kept_path(self._config.run_dir)
+        return kept_file.kept_path(self._config.run_dir)
 
     def problems(self) -> list[str]:
         """Problems for an operator to fix: with keeping it, and with the one on disk."""

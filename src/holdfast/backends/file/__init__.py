@@ -1,5 +1,1 @@
 """The file backend: locks on the disks themselves or on files beside them, as virtlockd takes them."""
-
-from holdfast.backends.file.backend import driver
-
-__all__ = ["driver"]

@@ -74,9 +74,12 @@ class Answer:
 def ask(config: Config, socket: str, what: str, *, root: str = "/") -> Answer:
     """The answer for a path, or for a VM's name or UUID. `root`: where libvirt's files are."""
     inquiry = _Inquiry(config, socket, root)
-    if "/" in what or os.path.exists(what):
-        return inquiry.disk(os.path.abspath(what))
-    return inquiry.lock(what) or inquiry.lease(what) or inquiry.domain(what)
+    try:
+        if "/" in what or os.path.exists(what):
+            return inquiry.disk(os.path.abspath(what))
+        return inquiry.lock(what) or inquiry.lease(what) or inquiry.domain(what)
+    finally:
+        inquiry.disconnect()
 
 
 class _Inquiry:
@@ -95,6 +98,11 @@ class _Inquiry:
         self._journal: SavedState | None = None
         self._silent: set[str] = set()
         """Directories that did not answer."""
+
+    def disconnect(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     # --- a VM ---
 
@@ -280,7 +288,7 @@ class _Inquiry:
             str(t["directory"]) for t in self._config.backend.values() if isinstance(t.get("directory"), str)
         ]
         directories += libvirt_lockspaces(self._root)
-        directories += self._saved().lockspaces
+        directories += self._lockspaces()
         found = []
         for directory in dict.fromkeys(directories):
             file = f"{directory}/{hashed}"
@@ -293,6 +301,20 @@ class _Inquiry:
                     f"{directory} did not answer within {ANSWER_S:g} s: a lock file there may say more"
                 )
         return found
+
+    def _lockspaces(self) -> list[str]:
+        """The directories that libvirt made lockspaces in. With the daemon down its journal is read, which takes longer than
+        the whole of the answer on a host with a thousand VMs.
+        """
+        if self._client is not None:
+            try:
+                return self._client.status().lockspaces
+            except CallRefused:
+                pass
+            except DaemonUnreachable as e:
+                self.disconnect()  # a second question would wait as long
+                self._down = str(e)
+        return list(self._saved().lockspaces)
 
     def _saved(self) -> SavedState:
         if self._journal is None:

@@ -108,13 +108,16 @@ def _locks_of_process(pid: int, path: str, device: int, inode: int) -> list[Kern
         return []
     for number in numbers:
         try:
+            link = f"/proc/{pid}/fd/{number}"
+            target = os.readlink(link)
+            if not target.startswith("/"):
+                continue  # a socket, a pipe, an eventfd: most of what a host with many VMs has open
             with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as f:
                 locks = [parse_lock(line.split()[2:]) for line in f if line.startswith("lock:")]
             ours = [lock for lock in locks if lock is not None and lock.kind == "OFDLCK"]
-            link = f"/proc/{pid}/fd/{number}"
             # `stat` may ask a server that is silent, so other files are left out before (promises.md F6). overlayfs shows
             # the inode number of another file in fdinfo, and the path decides there.
-            if not any(lock.inode == inode for lock in ours) and not (ours and os.readlink(link) == path):
+            if not any(lock.inode == inode for lock in ours) and not (ours and target == path):
                 continue
             status = os.stat(link)
         except OSError:

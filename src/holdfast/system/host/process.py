@@ -13,11 +13,13 @@ import os
 import select
 import signal
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from holdfast.model import ProcessId
-from holdfast.system.epoll import Readiness
 from holdfast.system.host import cgroups
+
+if TYPE_CHECKING:
+    from holdfast.system.epoll import Readiness
 
 
 class Process(Protocol):
