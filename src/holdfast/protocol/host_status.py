@@ -197,8 +197,8 @@ class HostTable:
         if isinstance(event, Sampled):
             for host_id, sector in event.sectors.items():
                 actions += self._look(now, event.begun_at, host_id, sector)
-        for host_id in self._observations:
-            before, after = self._states.get(host_id, HostState.UNKNOWN), self.view(host_id, now).state
+        for host_id, seen in self._observations.items():
+            before, after = self._states.get(host_id, HostState.UNKNOWN), self._state(host_id, seen, now)
             if before is not after:
                 self._states[host_id] = after
                 actions.append(StateChanged(host_id, before, after))
@@ -214,7 +214,7 @@ class HostTable:
             return HostView(host_id=host_id, state=HostState.UNKNOWN, terms=terms, fault=str(seen.record))
         dead_s = self._bounds(seen).dead_s
         unchanged_s = seen.confirmed_at - seen.unchanged_since
-        state = self._state(host_id, seen, seen.record, now)
+        state = self._state(host_id, seen, now)
         dying = state in (HostState.LIVE, HostState.FAIL, HostState.UNKNOWN) and host_id != self._own_id
         return HostView(
             host_id=host_id,
@@ -242,7 +242,10 @@ class HostTable:
             return ""
         return next(name for name in reversed(seen.names) if name != record.host_name.text)
 
-    def _state(self, host_id: HostId, seen: _Observation, record: DeltaLease, now: Instant) -> HostState:
+    def _state(self, host_id: HostId, seen: _Observation, now: Instant) -> HostState:
+        record = seen.record
+        if isinstance(record, Malformed):
+            return HostState.UNKNOWN
         if record.is_free:
             return HostState.FREE
         if host_id == self._own_id:
@@ -255,12 +258,16 @@ class HostTable:
         return HostState.LIVE if seen.changed_at is not None else HostState.UNKNOWN
 
     def _look(self, now: Instant, begun_at: Instant, host_id: HostId, sector: bytes) -> list[Action]:
-        record = DeltaLease.decode(sector)
-        if isinstance(record, DeltaLease):
-            record = record.verify(self._space_name, host_id) or record
         before = self._observations.get(host_id)
         if before is not None and begun_at < before.confirmed_at:
             return []  # An older look that was reported late says nothing new.
+        if before is not None and sector == before.sector:
+            # Nothing is new but the time. Most records of a great lockspace are like this, and decoding takes longest.
+            self._observations[host_id] = replace(before, confirmed_at=begun_at)
+            return []
+        record = DeltaLease.decode(sector)
+        if isinstance(record, DeltaLease):
+            record = record.verify(self._space_name, host_id) or record
         if before is not None and _same_proof_of_life(before, record, sector):
             # A mark changes nothing that says how long the host has been silent.
             self._observations[host_id] = replace(before, record=record, confirmed_at=begun_at, sector=sector)

@@ -1,6 +1,10 @@
 """Who is alive: judged by changes that were seen, never by what a foreign clock says."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 
 import pytest
 
@@ -61,6 +65,50 @@ def test_a_host_is_live_only_after_its_record_was_seen_to_change() -> None:
     assert state(hosts, 10) is HostState.UNKNOWN
     look(hosts, 12, replace(ALIVE, timestamp=502))
     assert state(hosts, 12) is HostState.LIVE
+
+
+@contextmanager
+def decoded() -> Iterator[list[int]]:
+    """How many records are decoded in the body."""
+    decode, count = DeltaLease.decode.__func__.__code__, [0]  # type: ignore[attr-defined]
+
+    def called(frame: FrameType, event: str, _argument: object) -> None:
+        count[0] += event == "call" and frame.f_code is decode
+
+    before = sys.getprofile()
+    sys.setprofile(called)
+    try:
+        yield count
+    finally:
+        sys.setprofile(before)
+
+
+def test_a_record_is_decoded_only_when_it_has_changed() -> None:
+    """Two thousand records that stand still cost no more than a comparison each (bench/scale.py)."""
+    hosts = table()
+    with decoded() as count:
+        look(hosts, 10, ALIVE)
+        for at in range(12, 200, 2):
+            look(hosts, at, ALIVE)
+        assert count == [1]
+        look(hosts, 200, replace(ALIVE, timestamp=501))
+        assert count == [2]
+
+
+@pytest.mark.parametrize(
+    "record", [ALIVE, FRESH, b"no record".ljust(512, b"\0")], ids=["host", "free", "bad"]
+)
+def test_an_equal_sector_proves_as_much_as_its_record(record: DeltaLease | bytes) -> None:
+    """The time that it is unchanged goes on; a look that was reported late does not take it back."""
+    hosts = table()
+    look(hosts, 10, record)
+    look(hosts, 90, record)
+    look(hosts, 91, record, begun=50)
+    view = hosts.view(OTHER, Instant(91))
+    expected = {"host": HostState.DEAD, "free": HostState.FREE, "bad": HostState.UNKNOWN}
+    kind = "bad" if isinstance(record, bytes) else "free" if record.is_free else "host"
+    assert view.state is expected[kind]
+    assert view.unchanged_s == (0 if kind == "bad" else 80)
 
 
 def test_fail_and_dead_come_strictly_after_their_bounds() -> None:
