@@ -80,6 +80,33 @@ def test_lock_file_of_an_owner_that_has_ended_goes_when_nobody_has_its_disk_open
     run(scene)
 
 
+def test_record_that_names_another_disk_than_its_file_is_for_is_not_believed(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk("indirect/disk.img")
+        await w.manager.acquire(w.owner(1), want(disk))
+        lock_file = w.locks_directory / indirect_name(disk)
+        lock_file.write_bytes(lock_file.read_bytes().replace(disk.encode(), disk[:-1].encode() + b"_"))
+        w = await after(w, tmp_path)
+        assert [list(lock.names()) for lock in w.manager.table] == [
+            [Resource(str(w.locks_directory), lock_file.name)]
+        ]
+
+    run(scene)
+
+
+def test_owner_releases_by_its_path_the_lock_that_was_found_by_its_lock_file(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk("indirect/disk.img")
+        await w.manager.acquire(w.owner(1, "web1"), want(disk))
+        w = await after(w, tmp_path)
+        await w.manager.release(w.owner(1, "web1"), Resource("", disk))
+        assert not (w.locks_directory / indirect_name(disk)).exists()
+
+    run(scene)
+
+
 def test_lock_files_of_other_hosts_and_foreign_files_are_left_alone(tmp_path: Path) -> None:
     async def scene() -> None:
         w = World(tmp_path)

@@ -396,7 +396,14 @@ class FileBackend:
             return Recognized(resource=Resource("", path), create=False, noted=noted) if path else None
         if directory != self.directory:
             return None
-        return Recognized(resource=Resource(directory, name), create=True, noted=self.recorded_owner(fd))
+        noted = self.recorded_owner(fd)
+        return Recognized(resource=self._resource(name, noted), create=True, noted=noted)
+
+    def _resource(self, name: str, noted: NotedOwner) -> Resource:
+        """What a lock file of the directory is for: the disk in its record, if the file's name is the hash of that."""
+        if noted.disk and indirect_name(noted.disk) == name:
+            return Resource("", noted.disk)
+        return Resource(self.directory, name)
 
     async def left_files(self) -> list[LeftFile]:
         """See `KeepsDescriptors`: lists the lock directory, and reads each small file in it."""
@@ -416,14 +423,14 @@ class FileBackend:
             ours = [h for h in self.read_records(opened.fd) if h.host == self._host and h.pid]
             self.files.close(opened.fd)
             if len(ours) == 1:
-                (holder,) = ours
+                noted = _noted(ours[0])
                 found.append(
                     LeftFile(
                         path=path,
                         key=opened.key,
-                        resource=Resource(self.directory, name),
-                        mode=holder.mode or Mode.EXCLUSIVE,
-                        noted=_noted(holder),
+                        resource=self._resource(name, noted),
+                        mode=ours[0].mode or Mode.EXCLUSIVE,
+                        noted=noted,
                     )
                 )
         return found
