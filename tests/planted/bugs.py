@@ -686,6 +686,48 @@ BUGS = (
         "::test_lease_is_given_up_with_the_lock_and_the_vm_that_asks_again_has_the_lease_alone",
     ),
     _in(
+        "manager.unknown_locks",
+        "adopted-is-not-guarded",
+        "a lock that a VM adopts after the start is not guarded by the lease of a new rule",
+        "it is %s's now\", resource, owner, asker)\n            self.on_known(lock)",
+        "it is %s's now\", resource, owner, asker)",
+        "daemon/test_moved_disks.py"
+        "::test_lock_that_is_attributed_only_when_its_vm_asks_again_is_guarded_from_then_on",
+    ),
+    _in(
+        "manager.lost_locks",
+        "regained-is-not-guarded",
+        "a lock that is held again after the start is not guarded by the lease of a new rule",
+        "            self.on_regained(lock)",
+        "            pass",
+        "daemon/test_moved_disks.py::test_lock_that_is_held_again_only_later_is_guarded_from_then_on",
+    ),
+    _in(
+        "lease_admin.garbage_collection",
+        "two-locks-of-one-name",
+        "a lease that was taken beside a file lock gets its name when the journal is lost",
+        "if self._manager.table.named(resource) is not None:",
+        "if False:",
+        "daemon/test_moved_disks.py::test_both_locks_are_found_and_go_together_when_the_journal_is_lost",
+    ),
+    _in(
+        "backends.file.backend",
+        "found-under-its-hash",
+        "a lock file that is found without a journal is not the disk's that its record names",
+        "if noted.disk and indirect_name(noted.disk) == name:",
+        "if False:",
+        "daemon/test_moved_disks.py::test_both_locks_are_found_and_go_together_when_the_journal_is_lost",
+    ),
+    _in(
+        "manager.moved_disks",
+        "hashed-is-not-guarded",
+        "a disk that libvirt names by a hash is not guarded by the lease of a new rule",
+        "if leases and lock.create and lock.backend not in leases:",
+        "if False:",
+        "daemon/test_moved_disks.py"
+        "::test_disk_that_libvirt_names_by_a_hash_is_guarded_by_the_lease_of_its_path",
+    ),
+    _in(
         "daemon.build",
         "local-leases-will-do",
         "a VM starts with leases that no other host can see",

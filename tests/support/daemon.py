@@ -21,7 +21,9 @@ from holdfast.testing.virtlockd_client import CallFailed, VirtlockdClient
 from tests.support.polling import wait_until
 
 BIN = Path(sys.executable).parent
-CLONE_NEWUTS = 0x04000000  # linux/sched.h
+CLONE_NEWNS, CLONE_NEWUTS = 0x00020000, 0x04000000  # linux/sched.h
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # linux/mount.h
+LIBVIRT_STATUS = Path("/run/libvirt/qemu")
 READY = "is ready"
 GOES_ON = "goes on"
 
@@ -243,6 +245,26 @@ def called(node: str) -> Callable[[], None]:
         socket.sethostname(node)
 
     return rename
+
+
+def with_status_files(directory: Path) -> Callable[[], None]:
+    """For a child before it begins (Popen's preexec_fn): libvirt's status files are those in a directory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def mount(what: str, where: Path, kind: str | None, flags: int) -> None:
+        kind_raw = None if kind is None else kind.encode()
+        if libc.mount(what.encode(), str(where).encode(), kind_raw, flags, None) != 0:
+            raise OSError(ctypes.get_errno(), f"mount {what} on {where}")
+
+    def private() -> None:
+        if libc.unshare(CLONE_NEWNS) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        mount("none", Path("/"), None, MS_REC | MS_PRIVATE)
+        mount("holdfast-test", Path("/run"), "tmpfs", 0)
+        LIBVIRT_STATUS.mkdir(parents=True)
+        mount(str(directory), LIBVIRT_STATUS, None, MS_BIND)
+
+    return private
 
 
 def exists(pid: int) -> bool:

@@ -282,7 +282,7 @@ def _connect(
     moved: MovedDisks,
     watchers: LeaseWatchers,
 ) -> None:
-    """Connects lockspace callbacks: first to the observer, then to the escalation."""
+    """Connects lockspace callbacks: first to the observer, then to the escalation; and news of locks to `moved`."""
 
     def joined(supervisor: LockspaceSupervisor) -> None:
         watchers.on_joined(supervisor)
@@ -317,6 +317,7 @@ def _connect(
 
     leases.on_joined, leases.on_lost, leases.on_leaving = joined, lost, watchers.on_leaving
     leases.on_over = over
+    manager.unknown.on_known = manager.lost.on_regained = moved.known
 
 
 def build_routing(config: Config, ports: BackendPorts) -> Routing:

@@ -16,7 +16,7 @@ from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.errors import AttemptLeft, LockError, Refused, StorageFailed
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence
-from holdfast.model import ProcessId
+from holdfast.model import DIRECT_LOCKSPACE, ProcessId, Resource
 from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
@@ -183,10 +183,14 @@ class LeaseCollector:
             if lease == name and identity.key is not None:
                 keys += (identity.key,)
         why = self._manager.doubt or "the journal doesn't name it"
+        resource = left.resource
+        if self._manager.table.named(resource) is not None:
+            # The disk has a lock of another backend, beside which an earlier daemon took the lease (`moved_disks`).
+            resource = Resource(DIRECT_LOCKSPACE, name)
         self._manager.unknown.hold(
             backend=backend.name,
             held=left.held,
-            resource=left.resource,
+            resource=resource,
             mode=left.mode,
             keys=keys,
             name=left.noted.owner,

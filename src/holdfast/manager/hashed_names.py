@@ -93,6 +93,10 @@ class HashedNames:
                 path = ""
         return Resource(DIRECT_LOCKSPACE, path) if path else resource
 
+    async def path(self, owner: Owner, resource: Resource) -> str:
+        """The disk that a hashed name stands for, by the VM's status file as it is now; empty if none is known."""
+        return await self._path(owner, resource, wait_s=0.0)
+
     async def words(self, owner: Owner, want: AcquireRequest, holders: Iterable[Holder]) -> str:
         """What a refusal says beside a name that stands for a disk: which disk, or which it may be; empty for a path.
 

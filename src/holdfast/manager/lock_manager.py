@@ -524,6 +524,10 @@ class LockManager:
         lock = self.table.named(resource)
         return None if lock is None else lock.claims.get(owner.id, {}).get(resource)
 
+    async def path_of(self, owner: Owner, resource: Resource) -> str:
+        """The path of the disk that libvirt names by a hash, by the VM's status file as it is now; empty if not known."""
+        return await self._hashed.path(owner, resource)
+
     # --- release ---
 
     async def release(self, owner: Owner, resource: Resource) -> None:

@@ -40,6 +40,8 @@ class LostLocks:
         self._backends = backends
         self._descriptions = descriptions
         self._keep = keep
+        self.on_regained: Callable[[Lock[Held]], None] = lambda _: None
+        """Called with each lock that is held again."""
 
     def restore(self, saved: SavedClaims, owners: Iterable[int]) -> Lock[Held]:
         """A lock from the journal, claimed again but not yet held."""
@@ -122,6 +124,7 @@ class LostLocks:
             self._is_no_more_than_held(lock)
             if self._keep is not None:
                 self._keep(lock.id, outcome.descriptor())
+            self.on_regained(lock)
         return lock.held is not None
 
     def _is_no_more_than_held(self, lock: Lock[Held]) -> None:

@@ -4,6 +4,9 @@ libvirt acquires again only when the VM is resumed or started. Until then a host
 with the old lock. So this daemon takes the disk's lease as well, for the same owner, under the name of the lease: it is in
 the table and the journal like any other, a loss of its lockspace stops the VM, and it is released with the old lock.
 
+Which locks those are is found at the daemon's start, and for each lock that it can hold or attribute only later, then. The
+rule of a disk that libvirt names by a hash is known when the VM's status file shows its path.
+
 Only leases are taken so. A rule that leads from leases to files is only reported as a problem in `status` and `doctor`: two
 names of one file in one table would be two locks.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from holdfast.backends.base import Creation, HeldElsewhere, LeftBehind, Stale
@@ -32,6 +35,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 30.0
 """Between two attempts for leases that were refused: the lockspace is not joined yet, or another host has them."""
+READ_PAUSE_S = 0.001
+"""Between two status files that are read for the paths of hashed names, so that requests are served meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,17 @@ class MovedDisk:
     mode: Mode
     lock: HostLock
     backend: str
+    disk: Resource
+    """The disk by its path: `resource`, or what that hash stands for."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether the owner still has the claim."""
+        return not self.owner.gone and self.resource in self.lock.claims.get(self.owner.id, {})
 
     def __str__(self) -> str:
         return (
-            f"{MOVED_PROBLEM}{self.resource} of {self.owner} is of backend '{self.lock.backend}', and its rule names "
+            f"{MOVED_PROBLEM}{self.disk} of {self.owner} is of backend '{self.lock.backend}', and its rule names "
             f"'{self.backend}'"
         )
 
@@ -58,28 +70,52 @@ class MovedDisks:
         self._manager = manager
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
+        self._begun = False
         self._news = asyncio.Event()
         self._refused: dict[tuple[int, Resource], str] = {}
+        self._paths: dict[tuple[int, Resource], str] = {}
+        """By owner and hashed name: the path of the disk."""
+        self._unclear: dict[tuple[int, Resource], HostLock] = {}
+        """By owner and hashed name: locks of disks whose path is not known yet."""
 
     def begin(self) -> None:
         """Begin, when all restored locks are in the table. Rules change only with a new daemon."""
-        moved = any(True for _ in self._moved())
-        if moved or any(
-            _is_lease(self._manager, lock, name) for lock in self._manager.table for name in lock.names()
-        ):
-            self._manager.goes_with = self.goes_with
-        if moved:
-            self._task = eager_tasks.keep_watch(
-                self._until_none_is_left(), "disks whose rule names leases are not guarded any more"
-            )
+        self._begun = True
+        self._watch(self._manager.table)
 
     def joined(self) -> None:
         """A lockspace was joined, so its leases can be acquired: try again."""
         self._news.set()
 
+    def known(self, lock: HostLock) -> None:
+        """A lock of an earlier daemon is held again, or attributed to an owner, maybe after `begin`."""
+        self._watch((lock,))
+
+    def _watch(self, locks: Iterable[HostLock]) -> None:
+        """Guard those of some locks whose rule names leases, from now on."""
+        if not self._begun:
+            return
+        moved = taken = False
+        for lock in locks:
+            self._unclear.update((key, lock) for key in self._hashed(lock))
+            moved = moved or any(self._moved_of(lock))
+            taken = taken or any(_is_lease(self._manager, lock, name) for name in lock.names())
+        if moved or taken or self._unclear:
+            self._manager.goes_with = self.goes_with
+        if moved or self._unclear:
+            self._news.set()
+            if self._task is None or self._task.done():
+                self._task = eager_tasks.keep_watch(
+                    self._until_none_is_left(), "disks whose rule names leases are not guarded any more"
+                )
+
     def problems(self) -> list[str]:
         """Messages for operators: each VM whose disk has the lock of an old rule, and how it gets that of the new rule."""
-        return [f"{moved}; {self._what_else(moved)}; {_fix(moved.owner)}" for moved in self._moved()]
+        return [f"{moved}; {self._what_else(moved)}; {_fix(moved.owner)}" for moved in self._moved()] + [
+            f"{MOVED_PROBLEM}{resource} of {owner} may be of another backend than its rule names: libvirt's status file of "
+            f"the VM shows no disk with that hash; {_fix(owner)}"
+            for owner, resource in self._still_unclear()
+        ]
 
     def goes_with(self, owner: Owner, lock: HostLock) -> tuple[HostLock, Resource] | None:
         """The lease, with its name, that was taken in addition to a lock that the owner has released; None without one."""
@@ -88,18 +124,47 @@ class MovedDisks:
         return next(((also, name) for also, name in self._leases(owner, lock)), None)
 
     def _moved(self) -> Iterator[MovedDisk]:
+        for lock in self._manager.table:
+            yield from self._moved_of(lock)
+
+    def _moved_of(self, lock: HostLock) -> Iterator[MovedDisk]:
         manager = self._manager
-        for lock in manager.table:
-            for owner_id, names in list(lock.claims.items()):
-                owner = manager.owners.get(owner_id)
-                if owner is None or owner.gone or owner.unknown is not None or lock.held is None:
-                    continue
-                for resource, mode in list(names.items()):
-                    if resource.lockspace or _is_lease(manager, lock, resource):
-                        continue
-                    backend = manager.routing.route(resource).backend
-                    if backend.name != lock.backend:
-                        yield MovedDisk(owner, resource, mode, lock, backend.name)
+        for owner, resource, mode in self._claims(lock):
+            path = self._paths.get((owner.id, resource), "")
+            if _is_lease(manager, lock, resource) or (resource.lockspace and not path):
+                continue
+            backend = manager.routing.route(resource, path).backend
+            if backend.name != lock.backend and (not path or backend.name in manager.routing.leases):
+                disk = Resource(DIRECT_LOCKSPACE, path) if path else resource
+                yield MovedDisk(owner, resource, mode, lock, backend.name, disk)
+
+    def _claims(self, lock: HostLock) -> Iterator[tuple[Owner, Resource, Mode]]:
+        """The claims of known owners on a lock that is held."""
+        for owner_id, names in list(lock.claims.items()):
+            owner = self._manager.owners.get(owner_id)
+            if owner is None or owner.gone or owner.unknown is not None or lock.held is None:
+                continue
+            for resource, mode in list(names.items()):
+                yield owner, resource, mode
+
+    def _hashed(self, lock: HostLock) -> Iterator[tuple[int, Resource]]:
+        """Claims by a hash, (owner, name), whose rule may name leases.
+
+        Only the lock file of a disk is made with its lock: that of a <lease> is there before.
+        """
+        leases = self._manager.routing.leases
+        if leases and lock.create and lock.backend not in leases:
+            for owner, resource, _ in self._claims(lock):
+                if resource.lockspace and (owner.id, resource) not in self._paths:
+                    yield owner.id, resource
+
+    def _still_unclear(self) -> Iterator[tuple[Owner, Resource]]:
+        for (owner_id, resource), lock in list(self._unclear.items()):
+            owner = self._manager.owners.get(owner_id)
+            if owner is not None and not owner.gone and resource in lock.claims.get(owner_id, {}):
+                yield owner, resource
+            else:
+                del self._unclear[owner_id, resource]
 
     def _leases(self, owner: Owner, lock: HostLock) -> Iterator[tuple[HostLock, Resource]]:
         """Leases that an owner holds, by the lease's own name, on the disk of a lock."""
@@ -118,10 +183,10 @@ class MovedDisks:
     async def _until_none_is_left(self) -> None:
         while not self._manager.closing:
             self._news.clear()
-            left = False
+            left = not await self._paths_are_known()
             for moved in list(self._moved()):
                 left = not await self._guarded(moved) or left
-            if not left:
+            if not left and not self._news.is_set():
                 return
             waited = {
                 asyncio.ensure_future(self._news.wait()),
@@ -130,6 +195,20 @@ class MovedDisks:
             _, rest = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             for each in rest:
                 each.cancel()
+
+    async def _paths_are_known(self) -> bool:
+        """Read the paths of disks that libvirt names by a hash; whether all are known."""
+        for owner, resource in list(self._still_unclear()):
+            try:
+                path = await self._manager.path_of(owner, resource)
+            except LockError as e:
+                log.info("the path of %s of %s can't be read: %s", resource, owner, e)
+                path = ""
+            if path:
+                self._paths[owner.id, resource] = path
+                self._unclear.pop((owner.id, resource), None)
+            await self._clock.sleep(READ_PAUSE_S)
+        return not self._unclear
 
     async def _guarded(self, moved: MovedDisk) -> bool:
         """Whether nothing is left to do for this disk."""
@@ -153,14 +232,23 @@ class MovedDisks:
     async def _take(self, moved: MovedDisk, backend: LeaseBackend) -> str:
         """Take the lease as well. Returns why that failed, or empty."""
         manager, owner = self._manager, moved.owner
-        lease, _ = await backend.names.of(moved.resource)
-        candidate = await backend.open(moved.resource, create=Creation.NONE)
+        lease, _ = await backend.names.of(moved.disk)
+        name = Resource(DIRECT_LOCKSPACE, lease)
+        candidate = await backend.open(moved.disk, create=Creation.NONE)
         if isinstance(candidate, IoFailed):
             return str(candidate)
         keys = candidate.keys
         if manager.key_locks.is_locked(moved.lock) or manager.key_locks.first_taken(keys) is not None:
             return "something else is being done with it"
+        if not keys[1:]:
+            return "its disk can't be read, so the lease could not be released with the lock"
         if (twin := manager.table.of_lock_file(keys[0])) is not None:
+            # A daemon that was killed may have taken it, and its journal may be lost.
+            await manager.unknown.adopt(owner, name, twin)
+            if name in twin.claims.get(owner.id, {}) and moved.stands:
+                for lock in (twin, moved.lock):
+                    manager.table.learn(lock, keys[1:])
+                return ""
             return f"this host holds lease {lease} for {', '.join(str(manager.owners.get(i)) for i in twin.claims)}"
         if manager.table.in_the_way(owner.id, moved.mode, keys=keys):
             return "another owner has the disk"
@@ -176,16 +264,16 @@ class MovedDisks:
             return f"it is held by {'; '.join(str(holder) for holder in outcome.holders)}"
         if isinstance(outcome, IoFailed):
             return str(outcome)
-        if owner.gone or moved.resource not in moved.lock.claims.get(owner.id, {}):
+        if not moved.stands:
             await outcome.release()
             return ""
         try:
-            manager.book.enter(
-                owner, AcquireRequest(Resource(DIRECT_LOCKSPACE, lease), moved.mode), backend, keys, outcome
-            )
+            manager.book.enter(owner, AcquireRequest(name, moved.mode), backend, keys, outcome)
         except OSError as e:
             await outcome.release()
             return f"the journal can't record it: {e.strerror}"
+        # The lock file of a hash, or of a disk on other storage, shows no disk: its lease is found by the disk's key.
+        manager.table.learn(moved.lock, keys[1:])
         return ""
 
 

@@ -90,6 +90,8 @@ class UnknownLocks:
         self._audit = audit
         self._is_closing = is_closing
         self._on_attributed = on_attributed
+        self.on_known: Callable[[HostLock], None] = lambda _: None
+        """Called with each lock that an owner has that is known, after it was found held or was held for an unknown one."""
         self._settling = False
 
     # --- what there is ---
@@ -160,6 +162,7 @@ class UnknownLocks:
         if owner.unknown is None:
             log.warning("%s is held for %s, as its note says", resource, owner)
             self._on_attributed(owner)
+            self.on_known(lock)
         else:
             self.report(owner, resource, mode)
         return lock
@@ -220,6 +223,7 @@ class UnknownLocks:
                 self._book.attributed(lock, owner, known)
                 log.warning("%s is held for %s, as its note says", lock.path, known)
                 self._on_attributed(known)
+                self.on_known(lock)
                 self._forget_if_idle(owner)
             elif owner.unknown is not None and owner.unknown.process is None:
                 owner.unknown = replace(owner.unknown, process=process, disk=owner.unknown.disk or disk)
@@ -247,6 +251,7 @@ class UnknownLocks:
                 log.warning("%s is held for %s, as its note says, although %s", resource, owner, why)
             else:
                 self.report(owner, resource, mode)
+        self.on_known(lock)
         return True
 
     def _unknown_claimants(self, lock: HostLock) -> list[Owner]:
@@ -298,6 +303,7 @@ class UnknownLocks:
                     reason=f"the journal can't record whose {resource.name} is: {e.strerror}; free space for it"
                 ) from e
             log.warning("%s was held for an %s; it is %s's now", resource, owner, asker)
+            self.on_known(lock)
             self._forget_if_idle(owner)
         return True
 

@@ -53,6 +53,7 @@ def test_lock_file_that_names_a_living_owner_of_this_host_is_locked_again(tmp_pa
         assert locked(str(lock_file))
         owner = w.manager.owners.with_pid(1)
         assert owner is not None and owner.unknown is None, "pid and start time are in the record"
+        assert [list(lock.names()) for lock in w.known] == [[Resource("", disk)]], "the record names the disk"
         w.processes.end(1)
         await w.clock.advance(1)
         assert not lock_file.exists()

@@ -59,6 +59,7 @@ def test_older_journal_does_not_free_what_another_process_has_taken_since(
             (owner,) = [w.manager.owners.get(i) for i in lock.claims]
             assert owner is not None
             assert (owner.pid, owner.name.name, owner.unknown) == (OTHER, "db1", None)
+            assert w.known == [lock, lock], "held again, then attributed"
             assert [lock.claims.keys() for lock in w.saved().locks.values()] == [{owner.id}]
             w.processes.end(OTHER)
             await settle()
@@ -139,6 +140,7 @@ def test_owner_that_has_the_disk_open_adopts_its_unknown_lock(tmp_path: Path, ho
             await w.manager.acquire(owner, want(disk))
             assert len(w.manager.unknown) == 0
             assert locked(disk)
+            assert w.known[1:] == [w.manager.table.named(Resource("", disk))]
             again = replay(w.file.read())
             assert list(again.locks[1].claims) == [owner.id]
         await w.manager.release(owner, Resource("", disk))
@@ -189,6 +191,7 @@ def test_lock_that_others_may_share_is_nobodys_before_they_are_asked(tmp_path: P
         held.others_live = False
         await w.clock.advance(30)
         assert len(w.manager.unknown) == 0
+        assert w.known == [lock, lock], "held again, then attributed by its note"
         await w.manager.acquire(owner, want(disk))
         assert list(lock.claims) == [owner.id]
 

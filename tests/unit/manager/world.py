@@ -19,6 +19,7 @@ from holdfast.manager.journal import Journal
 from holdfast.manager.journal_kinds import Line
 from holdfast.manager.journal_replay import SavedState
 from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.lost_locks import DeadHolder
 from holdfast.manager.owners import Owner
 from holdfast.manager.routing import Route, Routing, Rule
@@ -146,6 +147,9 @@ class World:
             lends=lends,
             identify=identify,
         )
+        self.known: list[HostLock] = []
+        """Locks that are held again, or were attributed to an owner."""
+        self.manager.unknown.on_known = self.manager.lost.on_regained = self.known.append
         self.libvirt = NoLibvirt()
         self.recovery = Recovery(
             self.manager,
