@@ -20,12 +20,13 @@ from holdfast.backends.base import Backend, BackendPorts
 from holdfast.backends.registry import make_backend
 from holdfast.config import Config, DiskRule
 from holdfast.daemon.handover import Before, Handover, lock_name
+from holdfast.daemon.lockspace_reactions import LockspaceReactions, Observer
 from holdfast.daemon.lockspaces import WATCHDOG_FD_NAME, HostLockspaces, LeaseHostPorts, LeaseSpaceCalls
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.lease_admin.breaking import LeaseBreaker
 from holdfast.lease_admin.garbage_collection import LeaseCollector
 from holdfast.lease_admin.host_fencing import HostFencer
-from holdfast.lease_admin.lockspace_loss import LockspaceLoss, Loss
+from holdfast.lease_admin.lockspace_loss import LockspaceLoss
 from holdfast.lease_admin.rereading import LeaseRereading
 from holdfast.manager.adoption import Recovery
 from holdfast.manager.events import Events
@@ -37,9 +38,8 @@ from holdfast.manager.lock_search import LockSearch
 from holdfast.manager.moved_disks import MovedDisks
 from holdfast.manager.queries import Inspection
 from holdfast.manager.routing import Route, Routing, Rule
-from holdfast.model import Instant, LockFailureAction, Protection
-from holdfast.supervision.host_identity import HostIdentity, encode_term
-from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
+from holdfast.model import LockFailureAction, Protection
+from holdfast.supervision.host_identity import HostIdentity
 from holdfast.system.block_io.request_gate import Gate
 from holdfast.system.clock import Clock
 from holdfast.system.epoll import Readiness
@@ -97,17 +97,6 @@ class SystemPorts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseWatchers:
-    """Callbacks for an observer such as the simulator's checkers, each called before the graph handles the same event."""
-
-    on_joined: Callable[[LockspaceSupervisor], None] = lambda _: None
-    on_lost: Callable[[LockspaceSupervisor, str], None] = lambda _, __: None
-    on_users_gone: Callable[[LockspaceSupervisor], None] = lambda _: None
-    """After a loss: every owner that used a lease of this lockspace has ended."""
-    on_leaving: Callable[[LockspaceSupervisor], None] = lambda _: None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """The parts of a daemon's object graph that other modules use."""
 
@@ -136,9 +125,12 @@ def build(
     ports: SystemPorts,
     inherited: Inherited,
     before: Before,
-    watchers: LeaseWatchers | None = None,
+    observe: Observer = lambda _: None,
 ) -> Parts:
-    """The whole graph; raises `ConfigError`. Nothing runs and nothing is sent before `lifecycle` starts it."""
+    """The whole graph; raises `ConfigError`. Nothing runs and nothing is sent before `lifecycle` starts it.
+
+    `observe`: see `lockspace_reactions`.
+    """
     clock, processes, host = ports.clock, ports.processes, ports.identity.node
     leases = HostLockspaces(
         ports=ports.leases,
@@ -146,6 +138,7 @@ def build(
         identity=ports.identity,
         in_use=lambda backends: lease_recovery.in_use(set(backends)),
         in_doubt=lambda backends: manager.unknown.has_place(set(backends)),
+        report=lambda news: reactions.react(news),  # noqa: PLW0108 - there are none yet
         store=ports.store,
         watchdog=inherited.take_watchdog(WATCHDOG_FD_NAME),
         watchdog_needed=before.leases_held,
@@ -197,9 +190,18 @@ def build(
         status=ports.status,
         actions={name: backend.on_lockfailure for name, backend in routing.leases.items()},
         resets={name for name, backend in routing.leases.items() if backend.resets},
+        report=lambda news: reactions.react(news),  # noqa: PLW0108 - there are none yet
     )
     collector, moved = LeaseCollector(manager, clock=clock), MovedDisks(manager, clock=clock)
-    _connect(leases, manager, collector, lease_recovery, moved, watchers or LeaseWatchers())
+    manager.unknown.on_known = manager.lost.on_regained = moved.known
+    reactions = LockspaceReactions(
+        leases=leases,
+        manager=manager,
+        collector=collector,
+        loss=lease_recovery,
+        moved=moved,
+        observe=observe,
+    )
     recovery = Recovery(
         manager,
         processes=processes,
@@ -272,52 +274,6 @@ async def _disk_key(ports: SystemPorts, path: str) -> FileKey | None:
 
 async def _identify(ports: SystemPorts, path: str) -> DiskIdentity:
     return await ports.storage.call(path, lambda: ports.leases.identities.look(path))
-
-
-def _connect(
-    leases: HostLockspaces,
-    manager: LockManager,
-    collector: LeaseCollector,
-    lease_recovery: LockspaceLoss,
-    moved: MovedDisks,
-    watchers: LeaseWatchers,
-) -> None:
-    """Connects lockspace callbacks: first to the observer, then to the escalation; and news of locks to `moved`."""
-
-    def joined(supervisor: LockspaceSupervisor) -> None:
-        watchers.on_joined(supervisor)
-        if supervisor.incarnation is not None:
-            manager.remember_incarnation(supervisor.name, encode_term(supervisor.incarnation))
-        if supervisor.gone_on:
-            collector.resumed(leases.backends_of(supervisor))
-        lease_recovery.joined(supervisor.name)
-        moved.joined()
-
-    def users_gone(supervisor: LockspaceSupervisor) -> None:
-        watchers.on_users_gone(supervisor)
-        supervisor.users_gone()
-
-    def lost(supervisor: LockspaceSupervisor, reason: str) -> None:
-        watchers.on_lost(supervisor, reason)
-        lease_recovery.lost(
-            Loss(
-                lockspace=supervisor.name,
-                reason=reason,
-                backends=leases.backends_of(supervisor),
-                timing=supervisor.timing,
-                lost_at=Instant(supervisor.lost_at or 0.0),
-                renewed_at=None if supervisor.grace_from is None else Instant(supervisor.grace_from),
-                on_all_gone=partial(users_gone, supervisor),
-            )
-        )
-
-    def over(supervisor: LockspaceSupervisor) -> None:
-        for backend in leases.backends_of(supervisor):
-            manager.unknown.drop_place(backend)
-
-    leases.on_joined, leases.on_lost, leases.on_leaving = joined, lost, watchers.on_leaving
-    leases.on_over = over
-    manager.unknown.on_known = manager.lost.on_regained = moved.known
 
 
 def build_routing(config: Config, ports: BackendPorts) -> Routing:

@@ -28,12 +28,12 @@ from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.lease_monitor import LeaseMonitor
+from holdfast.supervision.lockspace_news import Joined, Leaving, LockspaceNews
 from holdfast.supervision.lockspace_port import LockspacePort, NotAMember, WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import (
     LockspaceSpec,
     LockspaceState,
     LockspaceSupervisor,
-    SupervisorNews,
 )
 from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.system import eager_tasks
@@ -124,7 +124,7 @@ class StoredWatchdog:
 
 class HostLockspaces:
     """All lockspaces of this host. `in_use` returns whether an owner depends on a lease of one of these backends,
-    `in_doubt` whether there is a placeholder for leases of one of them.
+    `in_doubt` whether there is a placeholder for leases of one of them. `report` gets the news of every lockspace.
     """
 
     def __init__(
@@ -135,6 +135,7 @@ class HostLockspaces:
         identity: HostIdentity,
         in_use: Callable[[Iterable[str]], bool] = lambda _: False,
         in_doubt: Callable[[Iterable[str]], bool] = lambda _: False,
+        report: Callable[[LockspaceNews], None] = lambda _: None,
         store: DescriptorStore | None = None,
         watchdog: PassedWatchdog | None = None,
         watchdog_needed: bool = False,
@@ -164,10 +165,7 @@ class HostLockspaces:
         self._lease_monitor: LeaseMonitor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._supervisors: dict[str, tuple[LockspaceSupervisor, set[str]]] = {}
-        self.on_joined: Callable[[LockspaceSupervisor], None] = lambda _: None
-        self.on_lost: Callable[[LockspaceSupervisor, str], None] = lambda _, __: None
-        self.on_leaving: Callable[[LockspaceSupervisor], None] = lambda _: None
-        self.on_over: Callable[[LockspaceSupervisor], None] = lambda _: None
+        self._report = report
 
     def ports(self) -> LeasePorts:
         return LeasePorts(
@@ -187,8 +185,12 @@ class HostLockspaces:
         """Why this daemon does not use lockspaces that this host could join: another of its daemons may use them."""
         return [supervisor.use.refused for supervisor in self.supervisors if supervisor.use.refused]
 
-    def backends_of(self, supervisor: LockspaceSupervisor) -> set[str]:
-        return self._supervisors[supervisor.name][1]
+    def backends_of(self, lockspace: str) -> set[str]:
+        return self._supervisors[lockspace][1]
+
+    def users_gone(self, lockspace: str) -> None:
+        """See `LockspaceSupervisor.users_gone`."""
+        self._supervisors[lockspace][0].users_gone()
 
     def _lockspace(self, spec: LockspaceSpec, backend: str, choice: WatchdogSpec) -> LockspacePort:
         if self._choice not in (None, choice):
@@ -227,7 +229,7 @@ class HostLockspaces:
             in_use=lambda: self._in_use(backends),
             lease_writes=partial(ports.writes_in_flight, spec.name),
             spawn=eager_tasks.start,
-            news=SupervisorNews(on_joined=self._joined, on_lost=self._lost, on_over=self._over),
+            report=self._news,
             generation_min=ports.generation_min,
             may_start=partial(self._why_not_start, spec.name),
             is_in_doubt=lambda: self._in_doubt(backends),
@@ -353,19 +355,18 @@ class HostLockspaces:
             for supervisor in self.supervisors:
                 self._ports.threads.tell(supervisor.heart_stopped)
 
-    def _joined(self, supervisor: LockspaceSupervisor) -> None:
+    def _news(self, news: LockspaceNews) -> None:
+        if isinstance(news, Joined):
+            self._store_watchdog()
+        self._report(news)
+
+    def _store_watchdog(self) -> None:
+        """Put the armed watchdog into the store, before anything depends on the lease."""
         if (watchdog := self.armed_watchdog()) is not None:
             self._store.store(WATCHDOG_FD_NAME, watchdog.fd)
             for tag in sorted(self._tags() - {watchdog.tag}):
                 self._store.store(tag, None)  # two different names would be ambiguous
             self._store.mark(watchdog.tag)
-        self.on_joined(supervisor)
-
-    def _lost(self, supervisor: LockspaceSupervisor, reason: str) -> None:
-        self.on_lost(supervisor, reason)
-
-    def _over(self, supervisor: LockspaceSupervisor) -> None:
-        self.on_over(supervisor)
 
     def _watchdog_closed(self) -> None:
         """On the thread that closed it; the store is updated in order, before a later join stores the next one."""
@@ -408,7 +409,7 @@ class HostLockspaces:
 
     def leave(self, supervisor: LockspaceSupervisor, on_left: Callable[[], None] = lambda: None) -> None:
         """Leave an unused lockspace. `on_left` is called when it is left, or that has failed."""
-        self.on_leaving(supervisor)
+        self._report(Leaving(supervisor.name))
         supervisor.leave(on_left)
 
     def used_beside(self, stuck_lanes: Collection[str]) -> list[str]:
@@ -479,7 +480,7 @@ class LeaseSpaceCalls:
 
     async def leave(self, name: str) -> None:
         supervisor = self._keeper(name)
-        backends = self._host.backends_of(supervisor)
+        backends = self._host.backends_of(name)
         if held := self._leases(backends):
             raise Refused(
                 reason=f"{held} leases of lockspace '{name}' are held here: stop or migrate their VMs first"
@@ -542,8 +543,8 @@ class LeaseSpaceCalls:
             renewed_s_ago=None if renewed_at is None else max(0.0, self._now() - renewed_at),
             fails_in_s=supervisor.fails_in_s if joined else None,
             fenced=supervisor.fences,
-            backends=sorted(self._host.backends_of(supervisor)),
-            leases=self._leases(self._host.backends_of(supervisor)),
+            backends=sorted(self._host.backends_of(supervisor.name)),
+            leases=self._leases(self._host.backends_of(supervisor.name)),
             hosts=[_told_of(view, supervisor.records) for view in supervisor.hosts()],
             fire_timeout_s=supervisor.timing.fire_timeout_s,
             misfits=supervisor.records.misfits if supervisor.records is not None else "",

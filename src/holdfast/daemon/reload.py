@@ -87,7 +87,7 @@ def answer(environ: Mapping[str, str], config: Config | None) -> list[str] | Non
 
 def held_needs(manager: LockManager, leases: HostLockspaces) -> list[HeldNeed]:
     """The needs of the locks that are held now, by backend."""
-    host_ids = {name: k.host_id for k in leases.supervisors for name in leases.backends_of(k)}
+    host_ids = {name: k.host_id for k in leases.supervisors for name in leases.backends_of(k.name)}
     locks: dict[str, list[HostLock]] = {}
     for lock in manager.table:
         locks.setdefault(lock.backend, []).append(lock)

@@ -17,9 +17,9 @@ from holdfast.manager import events as ev
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
-from holdfast.model import Instant, LockFailureAction, OwnerName
-from holdfast.protocol.timing import Timing
+from holdfast.model import LockFailureAction, OwnerName
 from holdfast.supervision.escalation import Act, AllGone, Escalation, Kill, LadderAction, OutOfTime, Terminate
+from holdfast.supervision.lockspace_news import Lost, UsersGone
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.libvirt.domains import DomainStatus
@@ -31,22 +31,25 @@ STEP_S = 0.2
 """Between two checks for remaining owners: five a second, as sanlock."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Loss:
     """A lockspace that was lost, and the backends that depended on it."""
 
-    lockspace: str
-    reason: str
+    news: Lost
     backends: Collection[str]
-    timing: Timing
-    lost_at: Instant
-    renewed_at: Instant | None
-    on_all_gone: Callable[[], None]
+
+    @property
+    def lockspace(self) -> str:
+        return self.news.lockspace
+
+    @property
+    def reason(self) -> str:
+        return self.news.reason
 
 
 class LockspaceLoss:
     """Reacts to lost lockspaces. `actions`: `on_lockfailure` of each backend's table; `resets`: the backends with
-    `on_loss = "reset"`.
+    `on_loss = "reset"`; `report` gets `UsersGone` when all owners of a lost lockspace are gone.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class LockspaceLoss:
         status: DomainStatus | None,
         actions: Mapping[str, LockFailureAction],
         resets: Collection[str] = (),
+        report: Callable[[UsersGone], None],
     ) -> None:
         self._manager = manager
         self._clock = clock
@@ -65,6 +69,7 @@ class LockspaceLoss:
         self._status = status
         self._actions = actions
         self._resets = frozenset(resets)
+        self._report = report
         self._marked: dict[str, set[str]] = {}
         """By lockspace: UUIDs of domains whose metadata says why they are paused."""
 
@@ -177,7 +182,8 @@ class LockspaceLoss:
         return action
 
     async def _recover(self, loss: Loss) -> None:
-        escalation = Escalation(loss.timing, lost_at=loss.lost_at, renewed_at=loss.renewed_at)
+        news = loss.news
+        escalation = Escalation(news.timing, lost_at=news.lost_at, renewed_at=news.renewed_at)
         decided: dict[int, LockFailureAction] = {}
         met: dict[int, Owner] = {}
         while not self._manager.closing:
@@ -193,7 +199,7 @@ class LockspaceLoss:
                 if isinstance(action, AllGone):
                     log.warning("lockspace %s: nobody rests on it any more", loss.lockspace)
                     if not self._is_to_be_reset(loss, met.values()):
-                        loss.on_all_gone()
+                        self._report(UsersGone(loss.lockspace))
                     return
                 self._perform(loss, users, action)
             await self._clock.sleep(STEP_S)

@@ -34,12 +34,14 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.ports import Clock as ProtocolClock
 from holdfast.protocol.ports import Disk
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.types import HostId, IoFailed, Waiting
+from holdfast.protocol.types import HostId, Instant, IoFailed, Waiting
+from holdfast.supervision import lockspace_news
 from holdfast.supervision.host_identity import HostIdChooser, HostIdentity, Incarnation, JoinPlan
 from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_errors import NotJoined, through_page_cache
 from holdfast.supervision.lease_monitor import LeaseMonitor
+from holdfast.supervision.lockspace_news import Joined, LockspaceNews, Over
 from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.supervision.lockspace_use import LockspaceUse
 from holdfast.supervision.renewal import Left, Lost, News, RenewalLoop
@@ -87,22 +89,11 @@ class LockspaceState(enum.Enum):
     LEFT = "left"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SupervisorNews:
-    """Callbacks of the layer above, invoked on the event loop."""
-
-    on_joined: Callable[[LockspaceSupervisor], None] = lambda _: None
-    on_lost: Callable[[LockspaceSupervisor, str], None] = lambda _, __: None
-    on_expiring: Callable[[LockspaceSupervisor, float], None] = lambda _, __: None
-    on_over: Callable[[LockspaceSupervisor], None] = lambda _: None
-    """The incarnation that was to be resumed is over, and no VM depends on it: no lock that can't be named is held in it."""
-
-
 class LockspaceSupervisor:
     """Supervises one lockspace. What its callables return: `token` random digits for a fresh name, `in_use` whether an
     owner depends on the lockspace, `lease_writes` see `RenewalLoop`, `may_start` why nothing may be begun in it now
     (empty: it may), `generation_min` the least generation of a claim made now, `is_in_doubt` whether locks that can't be
-    named yet may depend on its last incarnation.
+    named yet may depend on its last incarnation. `report` gets the news, on the event loop.
     """
 
     def __init__(
@@ -119,7 +110,7 @@ class LockspaceSupervisor:
         in_use: Callable[[], bool],
         lease_writes: Callable[[], Callable[[], bool]],
         spawn: Callable[..., object],
-        news: SupervisorNews,
+        report: Callable[[LockspaceNews], None],
         generation_min: Callable[[], int] = lambda: 1,
         may_start: Callable[[], str] = lambda: "",
         is_in_doubt: Callable[[], bool] = lambda: False,
@@ -153,7 +144,7 @@ class LockspaceSupervisor:
         """The record that the last try has seen to change."""
         self._plan_tried: JoinPlan | None = None
         self._spawn = spawn
-        self._news = news
+        self._report = report
         self._generation_min = generation_min
         self._may_start = may_start
         self._is_in_doubt = is_in_doubt
@@ -167,7 +158,6 @@ class LockspaceSupervisor:
         """Of the record that is being claimed; 0 if it says none."""
         self._resuming = False
         self._wanted = True
-        self._lost_at: float | None = None
         self._on_first_try: list[Callable[[], None]] = []
         self._life = 0
         """Counts renewal threads, and waits to start one: news of one that is over is ignored."""
@@ -238,21 +228,16 @@ class LockspaceSupervisor:
         )
 
     @property
-    def renewed_at(self) -> float | None:
+    def renewed_at(self) -> Instant | None:
         return self._lockspace.renewed_at if self._lockspace is not None else None
 
     @property
-    def grace_from(self) -> float | None:
+    def grace_from(self) -> Instant | None:
         """From which renewal the grace of owners counts after a loss; None if they have none: the age of their lease is not
         known, or another host has this host's id, so others may take their disks by now.
         """
         taken = self._lockspace is not None and self._lockspace.taken
         return None if taken else self.renewed_at
-
-    @property
-    def lost_at(self) -> float | None:
-        """When the loss became known, by our clock; None if it is not lost."""
-        return self._lost_at
 
     @property
     def timing(self) -> Timing:
@@ -356,7 +341,6 @@ class LockspaceSupervisor:
         self._resuming = resumption is not None or searches
         self._lockspace = None
         self._member = None
-        self._lost_at = None
         self._become(LockspaceState.JOINING, "resuming its last incarnation" if self._resuming else "")
         users_gone = not in_use
         if self._resuming and in_use:
@@ -445,7 +429,7 @@ class LockspaceSupervisor:
         def on_end(result: object) -> None:
             self._thread_runs = False
             if number == self._life and result is True:
-                self._news.on_over(self)
+                self._report(Over(self.name))
             elif number != self._life and self._wanted and self.state is LockspaceState.ABSENT:
                 self._join(may_resume=False)
 
@@ -581,7 +565,7 @@ class LockspaceSupervisor:
             self._other_io_timeout(term),
         )
         self._first_try_done()
-        self._news.on_joined(self)
+        self._report(Joined(self.name, term, self.gone_on))
         if self.records is not None:
             self.records.begin(
                 self.records.tend(
@@ -611,16 +595,15 @@ class LockspaceSupervisor:
         log.warning(
             "lockspace %s: renewals are late, the last one is %.0f s old%s", self.name, age_s, self._trouble
         )
-        self._news.on_expiring(self, age_s)
 
     def _lost(self, reason: str) -> None:
         if self.state in (LockspaceState.LOST, LockspaceState.LEFT):
             return
-        self._lost_at = self._clock.now()
+        lost_at = self._clock.now()
         reason += self._trouble
         self._become(LockspaceState.LOST, reason)
         log.critical("lockspace %s is LOST: %s", self.name, reason)
-        self._news.on_lost(self, reason)
+        self._report(lockspace_news.Lost(self.name, reason, self.timing, lost_at, self.grace_from))
 
     def _ended(self, result: object) -> None:
         """The renewal thread is over."""
@@ -635,7 +618,7 @@ class LockspaceSupervisor:
                 self._lost(reason)
             case NotJoined(reason, holder, is_over=is_over):
                 if is_over and self._resuming:
-                    self._news.on_over(self)
+                    self._report(Over(self.name))
                 if holder is not None:
                     self._leave_to(holder)
                 self._not_joined(reason)

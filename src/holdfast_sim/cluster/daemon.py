@@ -16,7 +16,7 @@ from typing import Any
 from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable
 from holdfast.config_change import differences
 from holdfast.daemon import kept_config, lifecycle
-from holdfast.daemon.build import LeaseWatchers, build
+from holdfast.daemon.build import build
 from holdfast.daemon.kept_config import Kept, Start
 from holdfast.daemon.reload import held_needs
 from holdfast.errors import ConfigError
@@ -192,12 +192,7 @@ class ManagedDaemon:
             ports,
             inherited,
             self._before,
-            LeaseWatchers(
-                on_joined=lambda supervisor: self.seats[supervisor.name].joined(),
-                on_lost=lambda supervisor, reason: self.seats[supervisor.name].lost(reason),
-                on_users_gone=lambda supervisor: self.seats[supervisor.name].users_gone(),
-                on_leaving=lambda supervisor: self.seats[supervisor.name].leaving(),
-            ),
+            lambda news: self.seats[news.lockspace].observe(news),
         )
         self.manager = self.parts.manager
         supervisors = {supervisor.name: supervisor for supervisor in self.parts.leases.supervisors}

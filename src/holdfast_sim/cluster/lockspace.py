@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from holdfast.protocol.membership import Membership
+from holdfast.supervision.lockspace_news import Joined, Leaving, LockspaceNews, Lost, Over, UsersGone
 from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
 from holdfast_sim.check.host_ids import Incarnation
 from holdfast_sim.cluster.protocol_daemon import Space
@@ -64,7 +65,7 @@ class ManagedSeat:
         if any(desk.vm is not None or desk.busy for desk in self.desks.values()) or self.member is None:
             return False
         if self.daemon.parts.lease_recovery.in_use(
-            set(self.daemon.parts.leases.backends_of(self.supervisor))
+            set(self.daemon.parts.leases.backends_of(self.supervisor.name))
         ):
             return False
         with self.daemon.process.loop.entered():
@@ -76,7 +77,23 @@ class ManagedSeat:
 
     # --- news, before the daemon acts on them ---
 
-    def joined(self) -> None:
+    def observe(self, news: LockspaceNews) -> None:
+        match news:
+            case Joined():
+                self._joined()
+            case Lost(_, reason):
+                self._lost(reason)
+            case UsersGone():
+                self._users_gone()
+            case Leaving():
+                if self.term is not None:
+                    self.term.dismissed = self._settled
+            case Over():
+                pass
+            case _:
+                assert_never(news)
+
+    def _joined(self) -> None:
         member, daemon = self.member, self.daemon
         if member is not None:
             daemon.checkers.terms.joined(
@@ -90,7 +107,7 @@ class ManagedSeat:
                 )
             )
 
-    def lost(self, reason: str) -> None:
+    def _lost(self, reason: str) -> None:
         daemon, term = self.daemon, self.term
         daemon.world.tell(daemon.machine.name, f"has lost {self.space.name}: {reason}")
         if self.supervisor.use.refused and term is not None and term.vms:
@@ -108,11 +125,7 @@ class ManagedSeat:
                     daemon.machine,
                 )
 
-    def leaving(self) -> None:
-        if self.term is not None:
-            self.term.dismissed = self._settled
-
-    def users_gone(self) -> None:
+    def _users_gone(self) -> None:
         daemon, term = self.daemon, self.term
         if term is None:
             return

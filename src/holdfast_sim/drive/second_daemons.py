@@ -18,11 +18,12 @@ import msgspec
 
 from holdfast.config import Config
 from holdfast.daemon import lifecycle
-from holdfast.daemon.build import LeaseWatchers, build
+from holdfast.daemon.build import build
 from holdfast.daemon.kept_config import Start
 from holdfast.model import LockFailureAction
 from holdfast.protocol.timing import Timing
-from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
+from holdfast.supervision.lockspace_news import Joined, LockspaceNews
+from holdfast.supervision.lockspace_supervisor import LockspaceState
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon, configured
 from holdfast_sim.cluster.protocol_daemon import Space
@@ -76,7 +77,7 @@ class SecondDaemon:
             fed=lambda driver: driver,
         )
         before = Start(config=config).before(ports.identity.boot)
-        self.parts = build(config, ports, state.inherited(), before, LeaseWatchers(on_joined=self._joined))
+        self.parts = build(config, ports, state.inherited(), before, self._observe)
         self.serving = False
         self.process.spawn(self._start())
 
@@ -86,8 +87,9 @@ class SecondDaemon:
         self.serving = True
         lifecycle.account_for_left_behind(self.parts)
 
-    def _joined(self, supervisor: LockspaceSupervisor) -> None:
-        self.machine.world.tell(self.machine.name, f"its second daemon has joined {supervisor.name}")
+    def _observe(self, news: LockspaceNews) -> None:
+        if isinstance(news, Joined):
+            self.machine.world.tell(self.machine.name, f"its second daemon has joined {news.lockspace}")
 
     def joined(self, lockspace: str) -> bool:
         return any(

@@ -13,6 +13,7 @@ from holdfast.manager import events as ev
 from holdfast.manager.journal_replay import replay
 from holdfast.model import Instant, LockFailureAction
 from holdfast.protocol.timing import Timing
+from holdfast.supervision.lockspace_news import Lost
 from holdfast.system.libvirt.domains import Domain
 from holdfast.testing.fakes import settle
 
@@ -37,6 +38,7 @@ def recovery_of(
     status: Status | None = None,
     *,
     resets: bool = False,
+    gone: list[str] | None = None,
 ) -> LockspaceLoss:
     return LockspaceLoss(
         w.manager,
@@ -45,20 +47,16 @@ def recovery_of(
         status=status,  # type: ignore[arg-type]
         actions={"file": action},
         resets={"file"} if resets else (),
+        report=lambda news: None if gone is None else gone.append(news.lockspace),
     )
 
 
-def lose(w: World, recovery: LockspaceLoss, gone: list[str] | None = None) -> None:
+def lose(w: World, recovery: LockspaceLoss) -> None:
     now = Instant(w.clock.now())
     recovery.lost(
         Loss(
-            lockspace=SPACE,
-            reason="not renewed in time",
-            backends=["file"],
-            timing=TIMING,
-            lost_at=now,
-            renewed_at=Instant(now - TIMING.fail_s),
-            on_all_gone=lambda: None if gone is None else gone.append(SPACE),
+            Lost(SPACE, "not renewed in time", TIMING, lost_at=now, renewed_at=Instant(now - TIMING.fail_s)),
+            ["file"],
         )
     )
 
@@ -154,7 +152,7 @@ def test_host_is_reset_for_vms_that_ended_where_the_table_says_so(
         w.libvirt.suspends = True
         owner, disk = w.owner(VM, "web1"), want(w.disk())
         await w.manager.acquire(owner, disk)
-        lose(w, recovery_of(w, LockFailureAction.PAUSE, resets=resets), gone)
+        lose(w, recovery_of(w, LockFailureAction.PAUSE, resets=resets, gone=gone))
         await w.clock.advance(1)
         assert not gone
         if killed:

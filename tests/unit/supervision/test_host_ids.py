@@ -23,7 +23,6 @@ from holdfast.supervision.lockspace_supervisor import (
     LockspaceSpec,
     LockspaceState,
     LockspaceSupervisor,
-    SupervisorNews,
 )
 from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.system.block_io.renewal_threads import Life
@@ -84,7 +83,7 @@ class Box:
             in_use=lambda: False,
             lease_writes=lambda: lambda: False,
             spawn=host.spawn,
-            news=SupervisorNews(),
+            report=lambda _: None,
         )
         self.supervisor.start()
         return self.supervisor

@@ -16,7 +16,6 @@ from holdfast.supervision.lockspace_supervisor import (
     LockspaceSpec,
     LockspaceState,
     LockspaceSupervisor,
-    SupervisorNews,
 )
 from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.system.block_io.renewal_threads import Life
@@ -52,7 +51,7 @@ class Rig:
             in_use=lambda: False,
             lease_writes=lambda: lambda: self.lease_write_under_way,
             spawn=self.host.spawn,
-            news=SupervisorNews(),
+            report=lambda _: None,
         )
 
     # --- the port of threads ---

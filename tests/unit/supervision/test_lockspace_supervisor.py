@@ -11,16 +11,17 @@ from tests.unit.supervision.rig import TIMING, RecordedWatchdog
 from holdfast.model import Instant
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.types import Generation, HostId, IoFailed
+from holdfast.supervision import lockspace_news
 from holdfast.supervision.host_identity import HostIdentity, JoinPlan
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lease_monitor import LeaseMonitor
+from holdfast.supervision.lockspace_news import LockspaceNews
 from holdfast.supervision.lockspace_supervisor import (
     RESUME_WAIT_S,
     LockspaceSpec,
     LockspaceState,
     LockspaceSupervisor,
-    SupervisorNews,
 )
 from holdfast.supervision.lockspace_use import LockspaceUse, User
 from holdfast.supervision.renewal import Left, Lost
@@ -89,14 +90,17 @@ class Rig:
             in_use=lambda: in_use,
             lease_writes=lambda: lambda: False,
             spawn=self.waiting.append,
-            news=SupervisorNews(
-                on_lost=lambda _, reason: self.lost.append(reason),
-                on_over=lambda supervisor: self.over.append(supervisor.name),
-            ),
+            report=self.read,
             may_start=why_not,
             is_in_doubt=lambda: in_use and self.clock.slept_s < DOUBT_S,
         )
         self.supervisor.start()
+
+    def read(self, news: LockspaceNews) -> None:
+        if isinstance(news, lockspace_news.Lost):
+            self.lost.append(news.reason)
+        elif isinstance(news, lockspace_news.Over):
+            self.over.append(news.lockspace)
 
     def wait(self) -> None:
         """Whatever waits for a time has it pass, until it ends or another waits."""
