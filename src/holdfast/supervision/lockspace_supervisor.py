@@ -14,8 +14,8 @@ those VMs are gone.
 New locks are refused until every copy is written: a lock that depends on an incarnation that the next daemon does not
 know would kill its VM. Before all of it the lockspace is this daemon's alone on its host (`lockspace_use`).
 
-Everything here runs on the event loop; the renewal runs on a thread (`LeaseThreads`) and reports by callbacks. There is
-one such thread at a time (ADR 0134): a lockspace is joined again when that of the lost incarnation has ended.
+Everything here runs on the event loop; the renewal runs on a thread (`LeaseThreads`) and reports `RenewalNews`. There is one
+such thread at a time (ADR 0134): a lockspace is joined again when that of the lost incarnation has ended.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import assert_never
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol.expiry import Phase
@@ -41,10 +42,10 @@ from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_errors import NotJoined, through_page_cache
 from holdfast.supervision.lease_monitor import LeaseMonitor
-from holdfast.supervision.lockspace_news import Joined, LockspaceNews, Over
+from holdfast.supervision.lockspace_news import LockspaceNews, Over
 from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.supervision.lockspace_use import LockspaceUse
-from holdfast.supervision.renewal import Left, Lost, News, RenewalLoop
+from holdfast.supervision.renewal import Expiring, Joined, Left, Lost, RenewalLoop, RenewalNews
 from holdfast.system.block_io.blocking_ports import Interrupted
 from holdfast.system.block_io.renewal_threads import FoundDisk, LeaseThreads, Life
 from holdfast.system.clock import Clock
@@ -485,15 +486,10 @@ class LockspaceSupervisor:
     def _make(
         self, plan: JoinPlan, disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None], number: int
     ) -> RenewalLoop:
-        def tell(callback: Callable[[], None]) -> None:
-            self._threads.tell(lambda: callback() if number == self._life else None)
+        def report(news: RenewalNews) -> None:
+            if isinstance(news, Joined | Expiring | Lost):
+                self._threads.tell(lambda: self._read(plan, news) if number == self._life else None)
 
-        news = News(
-            on_joined=lambda member: tell(lambda: self._joined(plan, member)),
-            on_expiring=lambda age_s: tell(lambda: self._expiring(age_s)),
-            on_lost=lambda reason: tell(lambda: self._lost(reason)),
-            on_wait=self._on_wait,
-        )
         return RenewalLoop(
             name=self.name,
             disk=disk,
@@ -503,7 +499,8 @@ class LockspaceSupervisor:
             timing=plan.timing,
             clock=clock,
             lease_monitor=self._lease_monitor,
-            news=news,
+            report=report,
+            on_wait=self._on_wait,
             interrupt=interrupt,
             resumed=plan.resumed,
             only_if_free=plan.only_if_free,
@@ -528,7 +525,19 @@ class LockspaceSupervisor:
             f"io_timeout_s = {term.io_timeout_s} counts from now on"
         )
 
-    # --- results of the renewal thread ---
+    # --- news and results of the renewal thread ---
+
+    def _read(self, plan: JoinPlan, news: Joined | Expiring | Lost) -> None:
+        """News of the present renewal, in order; those of an earlier one are dropped before."""
+        match news:
+            case Joined(member):
+                self._joined(plan, member)
+            case Expiring(age_s):
+                self._expiring(age_s)
+            case Lost(reason):
+                self._lost(reason)
+            case _:
+                assert_never(news)
 
     def _joined(self, plan: JoinPlan, member: Membership) -> None:
         if self.state is not LockspaceState.JOINING:
@@ -565,7 +574,7 @@ class LockspaceSupervisor:
             self._other_io_timeout(term),
         )
         self._first_try_done()
-        self._report(Joined(self.name, term, self.gone_on))
+        self._report(lockspace_news.Joined(self.name, term, self.gone_on))
         if self.records is not None:
             self.records.begin(
                 self.records.tend(
@@ -597,6 +606,7 @@ class LockspaceSupervisor:
         )
 
     def _lost(self, reason: str) -> None:
+        """A loss is reported by the lease monitor, and by the end of the thread: the first counts."""
         if self.state in (LockspaceState.LOST, LockspaceState.LEFT):
             return
         lost_at = self._clock.now()

@@ -32,7 +32,7 @@ from holdfast.protocol.ports import Clock, Disk
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import Generation, HostId, Instant, IoFailed, OnWait, ignore_wait
 from holdfast.supervision.join_errors import NotJoined, refused
-from holdfast.supervision.lease_monitor import LeaseMonitor, MonitoredLease, OnExpiring, OnLost
+from holdfast.supervision.lease_monitor import LeaseMonitor, MonitoredLease
 from holdfast.supervision.peer_monitor import PeerMonitor
 from holdfast.system.block_io.blocking_ports import Interrupted
 from holdfast.system.watchdog.device import WatchdogRefused
@@ -71,17 +71,30 @@ class Lost:
 Ended = NotJoined | Left | Lost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class News:
-    """Callbacks of the layer above, invoked on the renewal or the lease monitor's thread; they must not block."""
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The lease is held, and renewed from now on."""
 
-    on_joined: Callable[[Membership], None] = lambda _: None
-    on_expiring: OnExpiring = lambda _: None
-    on_lost: OnLost = lambda _: None
-    on_expired: OnLost = lambda _: None
-    on_host_changed: Callable[[StateChanged], None] = lambda _: None
-    on_notified: Callable[[Notified], None] = lambda _: None
-    on_wait: OnWait = ignore_wait
+    member: Membership
+
+
+@dataclass(frozen=True, slots=True)
+class Expiring:
+    """Renewals are late; the lease is this old."""
+
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The dead bound of a lost lease has passed."""
+
+    reason: str
+
+
+RenewalNews = Joined | Expiring | Lost | Expired | StateChanged | Notified
+"""What happens to a membership while it lasts. A loss is reported by the lease monitor, and ends `run` as well: either may
+be first, with the same value."""
 
 
 class RenewalLoop:
@@ -98,7 +111,8 @@ class RenewalLoop:
         timing: Timing,
         clock: Clock,
         lease_monitor: LeaseMonitor,
-        news: News,
+        report: Callable[[RenewalNews], None],
+        on_wait: OnWait = ignore_wait,
         interrupt: Callable[[], None] = lambda: None,
         resumed: Generation | None = None,
         only_if_free: bool = False,
@@ -111,6 +125,9 @@ class RenewalLoop:
         `only_if_free`, `generation_min`: see `delta_lease.Claim`. `is_found`: the host id was found, not configured.
         `lease_writes` takes stock of our writes to leases, elsewhere than on `disk`, that are under way; it returns a
         function that reports whether one of these may still land. Both are called from any thread.
+
+        `report` gets the news on the renewal or the lease monitor's thread, and must not block; `on_wait` is called on the
+        renewal thread while a claim waits.
         """
         self.name = name
         self.standing = Standing.JOINING
@@ -126,7 +143,8 @@ class RenewalLoop:
         self._lease_writes = lease_writes
         self._clock = clock
         self._lease_monitor = lease_monitor
-        self._news = news
+        self._report = report
+        self._on_wait = on_wait
         self._interrupt = interrupt
         self._leaving = False
         self._watched: MonitoredLease | None = None
@@ -202,7 +220,7 @@ class RenewalLoop:
         area, held, watched, hosts = joined
         self._watched, self._hosts = watched, hosts
         self.standing = Standing.JOINED
-        self._news.on_joined(self._membership(area, held, watched, hosts))
+        self._report(Joined(self._membership(area, held, watched, hosts)))
         return await self._keep(area, held, watched, hosts)
 
     async def _join(self) -> tuple[LockspaceArea, delta.Held, MonitoredLease, PeerMonitor] | NotJoined:
@@ -220,7 +238,7 @@ class RenewalLoop:
             self._lease_monitor.prove()
         except WatchdogRefused as e:
             return NotJoined(f"watchdog: {e}")
-        held = await delta.acquire(area, self._clock, claim, self._news.on_wait)
+        held = await delta.acquire(area, self._clock, claim, self._on_wait)
         if not isinstance(held, delta.Held):
             return refused(self.name, claim, held, is_found=self._is_found)
         watched = self._watch(held)
@@ -275,9 +293,9 @@ class RenewalLoop:
             self.name,
             self._claim.timing,
             held.renewed_at,
-            on_expiring=self._news.on_expiring,
-            on_lost=self._news.on_lost,
-            on_expired=self._news.on_expired,
+            on_expiring=lambda age_s: self._report(Expiring(age_s)),
+            on_lost=lambda reason: self._report(Lost(reason)),
+            on_expired=lambda reason: self._report(Expired(reason)),
         )
 
     def _membership(
@@ -368,10 +386,7 @@ class RenewalLoop:
 
     def _tell(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
-            if isinstance(action, StateChanged):
-                self._news.on_host_changed(action)
-            else:
-                self._news.on_notified(action)
+            self._report(action)
 
 
 def _told(failed: IoFailed) -> str:

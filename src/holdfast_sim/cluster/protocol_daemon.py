@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import assert_never
 
 from holdfast.ondisk.geometry import Geometry
 from holdfast.ondisk.request import Request
@@ -27,7 +28,7 @@ from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId, Instant
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lease_monitor import LeaseMonitor
-from holdfast.supervision.renewal import Left, Lost, News, RenewalLoop
+from holdfast.supervision.renewal import Expired, Expiring, Joined, Left, Lost, RenewalLoop, RenewalNews
 from holdfast.system.watchdog.device import DeviceWatchdog, Watchdog
 from holdfast_sim.check.host_ids import Incarnation
 from holdfast_sim.check.leases import Checkers
@@ -156,12 +157,7 @@ class Seat:
                 timing=daemon.timing,
                 clock=clock,
                 lease_monitor=daemon.lease_monitor,
-                news=News(
-                    on_joined=self._joined,
-                    on_lost=self._lost,
-                    on_host_changed=self._host_changed,
-                    on_notified=self._notified,
-                ),
+                report=self._read,
                 interrupt=clock.interrupt,
             )
             ended = await self.lockspace.run()
@@ -179,6 +175,21 @@ class Seat:
                         daemon.checkers.terms.is_over(self.term, "left")
                         self.term = None
             await self.clock.sleep(random.uniform(0.5, 4))
+
+    def _read(self, news: RenewalNews) -> None:
+        match news:
+            case Joined(member):
+                self._joined(member)
+            case Lost(reason):
+                self._lost(reason)
+            case StateChanged():
+                self._host_changed(news)
+            case Notified():
+                self._notified()
+            case Expiring() | Expired():
+                pass
+            case _:
+                assert_never(news)
 
     def _joined(self, member: Membership) -> None:
         self.member = member
@@ -223,7 +234,7 @@ class Seat:
             (view,) = [view for view in self.lockspace.hosts() if view.host_id == change.host_id]
             self.daemon.checkers.terms.seen_dead(self.term, change.host_id, view.generation or 0)
 
-    def _notified(self, _: Notified) -> None:
+    def _notified(self) -> None:
         for desk in self.desks.values():
             self.daemon.process.spawn(desk.answer_request())
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from tests.unit.protocol.simulated import Faults, Host, SimulatedDisk, Task, World
 
@@ -13,7 +14,7 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId, Instant
 from holdfast.supervision.lease_monitor import LeaseMonitor
-from holdfast.supervision.renewal import Ended, News, RenewalLoop
+from holdfast.supervision.renewal import Ended, Expired, Expiring, Joined, Lost, RenewalLoop, RenewalNews
 from holdfast.system.watchdog.device import WatchdogRefused
 
 TIMING = Timing(10, 60)
@@ -73,17 +74,23 @@ class Told:
     notified: list[Notified] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
 
-    def news(self) -> News:
-        world = self.world
-        return News(
-            on_joined=lambda member: self.joined.append((world.now, member)),
-            on_expiring=lambda _: self.expiring.append(world.now),
-            on_lost=lambda reason: self.lost.append((world.now, reason)),
-            on_expired=lambda _: self.expired.append(world.now),
-            on_host_changed=self.hosts.append,
-            on_notified=self.notified.append,
-            on_wait=lambda waiting: self.waits.append(waiting.reason),
-        )
+    def read(self, news: RenewalNews) -> None:
+        now = self.world.now
+        match news:
+            case Joined(member):
+                self.joined.append((now, member))
+            case Expiring():
+                self.expiring.append(now)
+            case Lost(reason):
+                self.lost.append((now, reason))
+            case Expired():
+                self.expired.append(now)
+            case StateChanged():
+                self.hosts.append(news)
+            case Notified():
+                self.notified.append(news)
+            case _:
+                assert_never(news)
 
 
 @dataclass
@@ -125,7 +132,8 @@ class Supervised:
             timing=timing,
             clock=self.host.clock,
             lease_monitor=self.lease_monitor,
-            news=told.news(),
+            report=told.read,
+            on_wait=lambda waiting: told.waits.append(waiting.reason),
             lease_writes=lease_writes,
         )
         return Member(lockspace, told, self.host.spawn(lockspace.run()), disk)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from holdfast.ondisk.geometry import DEFAULT
 from holdfast.protocol import lockspace_area
-from holdfast.protocol.host_status import HostState
+from holdfast.protocol.host_status import HostState, StateChanged
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId
 from holdfast.supervision.lease_monitor import LeaseMonitor
-from holdfast.supervision.renewal import Left, News, RenewalLoop
+from holdfast.supervision.renewal import Joined, Left, RenewalLoop, RenewalNews
 from holdfast.system.block_io.blocking_ports import BlockingClock, run_blocking, start_thread
 from holdfast.system.block_io.disk import BlockingDisk, open_blocking
 from holdfast.system.block_io.worker_pool import WorkerPool
@@ -33,9 +33,12 @@ def test_a_host_joins_renews_and_leaves_on_threads_of_its_own(tmp_path: Path) ->
     members: list[Membership] = []
     ends: list[object] = []
 
-    def on_joined(member: Membership) -> None:
-        members.append(member)
-        joined.set()
+    def read(news: RenewalNews) -> None:
+        if isinstance(news, Joined):
+            members.append(news.member)
+            joined.set()
+        elif isinstance(news, StateChanged):
+            seen.set()
 
     def on_end(result: object) -> None:
         ends.append(result)
@@ -52,7 +55,7 @@ def test_a_host_joins_renews_and_leaves_on_threads_of_its_own(tmp_path: Path) ->
         timing=Timing(1),
         clock=clock,
         lease_monitor=lease_monitor,
-        news=News(on_joined=on_joined, on_host_changed=lambda _: seen.set()),
+        report=read,
         interrupt=clock.interrupt,
     )
     start_thread("heartbeat", lease_monitor.run(), lambda _: None)
