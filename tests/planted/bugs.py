@@ -644,10 +644,10 @@ BUGS = (
         "unit/manager/test_lockspace_loss.py::test_restart_is_owed_over_a_restart_of_the_daemon",
     ),
     _in(
-        "supervision.lockspace_supervisor",
+        "supervision.lockspace_entry",
         "page-cache-will-do",
         "storage that refuses O_DIRECT is joined like any other",
-        "if not (disk.facts.direct or self.spec.page_cache):",
+        "if not (disk.facts.direct or self._spec.page_cache):",
         "if False:",
         "daemon/test_restored_areas.py::test_storage_that_refuses_o_direct_is_joined_by_an_operators_word_only",
     ),

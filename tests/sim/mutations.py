@@ -894,7 +894,7 @@ MUTATIONS = (
         "in_use=lambda: False,",
     ),
     _in(
-        "daemon.lockspaces",
+        "daemon.host_watchdog",
         "store-keeps-watchdog",
         "the descriptor store keeps a watchdog that was let go of (found by seed 26)",
         "        if was_open and self._driver.descriptor() is None:",

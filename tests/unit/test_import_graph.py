@@ -23,7 +23,15 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(("daemon.system_ports",)),
     frozenset(("daemon.lifecycle",)),
     frozenset(("daemon.build",)),
-    frozenset(("daemon.handover", "daemon.lockspace_reactions", "daemon.lockspaces")),
+    frozenset(
+        (
+            "daemon.handover",
+            "daemon.host_watchdog",
+            "daemon.lockspace_calls",
+            "daemon.lockspace_reactions",
+            "daemon.lockspaces",
+        )
+    ),
     frozenset(("frontends", "control")),
     frozenset(("lease_admin",)),
     frozenset(("manager",)),

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.protocol.ports import Rng
-from holdfast.supervision.lockspace_port import LockspacePort, WatchdogSpec
-from holdfast.supervision.lockspace_supervisor import LockspaceSpec
+from holdfast.supervision.lockspace_port import LockspacePort, LockspaceSpec, WatchdogSpec
 from holdfast.system.block_io.lease_files import LeaseStorage
 from holdfast.system.clock import Clock
 from holdfast.system.files.disk_identity import DiskIdentities

@@ -20,8 +20,10 @@ from holdfast.backends.base import Backend, BackendPorts
 from holdfast.backends.registry import make_backend
 from holdfast.config import Config, DiskRule
 from holdfast.daemon.handover import Before, Handover, lock_name
+from holdfast.daemon.host_watchdog import WATCHDOG_FD_NAME
+from holdfast.daemon.lockspace_calls import LeaseSpaceCalls
 from holdfast.daemon.lockspace_reactions import LockspaceReactions, Observer
-from holdfast.daemon.lockspaces import WATCHDOG_FD_NAME, HostLockspaces, LeaseHostPorts, LeaseSpaceCalls
+from holdfast.daemon.lockspaces import HostLockspaces, LeaseHostPorts
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.lease_admin.breaking import LeaseBreaker
 from holdfast.lease_admin.garbage_collection import LeaseCollector

@@ -14,24 +14,17 @@ from functools import partial
 from typing import Any
 
 from holdfast.backends.base import LeasePorts
-from holdfast.control.api import CollectedLease, FencedHost, FencedLease, HostInfo, LeaseSpaceInfo
-from holdfast.errors import Refused
-from holdfast.lease_admin.breaking import LeaseBreaker
-from holdfast.lease_admin.garbage_collection import LeaseCollector
-from holdfast.lease_admin.host_fencing import HostFencer
+from holdfast.daemon.host_watchdog import HostWatchdog, words_of
 from holdfast.manager.unknown_locks import UnknownLocks
-from holdfast.protocol.host_status import HostView
 from holdfast.protocol.ports import Clock as ProtocolClock
 from holdfast.protocol.ports import Rng
-from holdfast.protocol.types import Instant
 from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.lease_monitor import LeaseMonitor
 from holdfast.supervision.lockspace_news import Joined, Leaving, LockspaceNews
-from holdfast.supervision.lockspace_port import LockspacePort, NotAMember, WatchdogSpec
+from holdfast.supervision.lockspace_port import LockspacePort, LockspaceSpec, WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import (
-    LockspaceSpec,
     LockspaceState,
     LockspaceSupervisor,
 )
@@ -53,11 +46,9 @@ log = logging.getLogger("holdfast")
 FIRST_TRY_WAIT_S = 10.0
 """How long the start waits until it is known whether the last incarnations resume; other backends' locks wait too."""
 LEAVE_WAIT_S = 5.0
-LEAVE_CALL_WAIT_S = 30.0
 """Freeing a host id is two requests; longer means that storage hangs."""
 LEAVE_LOOK_S = 0.02
 """Between two checks whether all lockspaces are left."""
-WATCHDOG_FD_NAME = "watchdog"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,35 +84,6 @@ class LeaseHostPorts:
     """(lockspace, path): files of its host records; None: it has none."""
 
 
-class StoredWatchdog:
-    """A watchdog whose descriptor the service manager stores. The kernel stops a device when its last copy is closed, and
-    refuses to open it before: after a disarm the store must close its copy, too, or the host is reset.
-    """
-
-    def __init__(self, driver: Watchdog, closed: Callable[[], None]) -> None:
-        self._driver = driver
-        self._closed = closed
-
-    @property
-    def fences(self) -> bool:
-        return self._driver.fences
-
-    def prove(self) -> None:
-        self._driver.prove()
-
-    def feed(self, until: Instant) -> bool:
-        return self._driver.feed(until)
-
-    def disarm(self) -> None:
-        was_open = self._driver.descriptor() is not None
-        self._driver.disarm()
-        if was_open and self._driver.descriptor() is None:
-            self._closed()
-
-    def descriptor(self) -> int | None:
-        return self._driver.descriptor()
-
-
 class HostLockspaces:
     """All lockspaces of this host. `in_use` returns whether an owner depends on a lease of one of these backends,
     `in_doubt` whether there is a placeholder for leases of one of them. `report` gets the news of every lockspace.
@@ -153,17 +115,15 @@ class HostLockspaces:
         """Incarnations that the journal has, by lockspace."""
         self._in_use = in_use
         self._in_doubt = in_doubt
-        self._store = store if store is not None else NoStore()
         self._space_locks = dict(space_locks or {})
-        self._passed = watchdog
-        self._passed_needed = watchdog_needed
-        self._unfit: PassedWatchdog | None = watchdog
-        self._armed_by: WatchdogSpec | None = None
-        self.problems: list[str] = []
-        """Problems that an operator has to fix."""
+        self._watchdog = HostWatchdog(
+            make=ports.watchdog,
+            store=store if store is not None else NoStore(),
+            passed=watchdog,
+            needed=watchdog_needed,
+        )
         self._choice: WatchdogSpec | None = None
         self._lease_monitor: LeaseMonitor | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._supervisors: dict[str, tuple[LockspaceSupervisor, set[str]]] = {}
         self._report = report
 
@@ -185,6 +145,11 @@ class HostLockspaces:
         """Why this daemon does not use lockspaces that this host could join: another of its daemons may use them."""
         return [supervisor.use.refused for supervisor in self.supervisors if supervisor.use.refused]
 
+    @property
+    def problems(self) -> list[str]:
+        """Problems that an operator has to fix."""
+        return self._watchdog.problems
+
     def backends_of(self, lockspace: str) -> set[str]:
         return self._supervisors[lockspace][1]
 
@@ -195,7 +160,7 @@ class HostLockspaces:
     def _lockspace(self, spec: LockspaceSpec, backend: str, choice: WatchdogSpec) -> LockspacePort:
         if self._choice not in (None, choice):
             raise ValueError(
-                f"watchdog: a host has one, but another backend says {_words(self._choice)}, this one {_words(choice)}"
+                f"watchdog: a host has one, but another backend says {words_of(self._choice)}, this one {words_of(choice)}"
             )
         known = self._supervisors.get(spec.name)
         if known is not None:
@@ -206,7 +171,9 @@ class HostLockspaces:
         ports = self._ports
         if self._lease_monitor is None:
             self._choice = choice
-            self._lease_monitor = LeaseMonitor(clock=ports.heart_clock, watchdog=self._watchdog(choice))
+            self._lease_monitor = LeaseMonitor(
+                clock=ports.heart_clock, watchdog=self._watchdog.driver(choice)
+            )
         backends = {backend}
         supervisor = LockspaceSupervisor(
             spec,
@@ -241,46 +208,6 @@ class HostLockspaces:
         )
         self._supervisors[spec.name] = supervisor, backends
         return supervisor
-
-    def _watchdog(self, choice: WatchdogSpec) -> Watchdog:
-        """The configured watchdog, or that of an earlier daemon as long as locks need it."""
-        passed = self._passed
-        if passed is not None and not passed.fits(choice.driver, choice.path, choice.fire_timeout_s):
-            if self._passed_needed:
-                armed = WatchdogSpec(
-                    passed.driver,
-                    passed.path or choice.path,
-                    passed.fire_timeout_s or choice.fire_timeout_s,
-                )
-                self.problems.append(
-                    f"the watchdog stays {_words(armed)}, which guards held locks, where {_words(choice)} is configured: "
-                    "when no VM of this host holds a lease any more, restart holdfastd"
-                )
-                log.error("%s", self.problems[-1])
-                choice = armed
-            else:
-                passed = None
-        if passed is not None:
-            self._unfit = None
-        self._armed_by = choice
-        driver = self._ports.watchdog(choice, passed.fd if passed is not None else None)
-        return StoredWatchdog(driver, self._watchdog_closed)
-
-    def _stop_unfit(self) -> None:
-        """Stop an armed watchdog that nothing here feeds, by the driver that armed it."""
-        unfit, self._unfit = self._unfit, None
-        if unfit is None:
-            return
-        armed = WatchdogSpec(*unfit.armed_with)
-        if self._passed_needed or any(supervisor.use.others() for supervisor in self.supervisors):
-            log.critical(
-                "the watchdog %s is armed for leases that no configured backend knows: this host is reset",
-                _words(armed),
-            )
-            return
-        self._ports.watchdog(armed, unfit.fd).disarm()
-        log.warning("the watchdog %s of an earlier daemon is stopped: no lock needs it", _words(armed))
-        self._forget_watchdog()
 
     def _why_not_start(self, lockspace: str) -> str:
         """Why not, or empty: a dead daemon's request may still land there, over our writes (ADR 0121, 0129, 0134)."""
@@ -323,12 +250,13 @@ class HostLockspaces:
         for passed in self._space_locks.values():
             self._ports.space_locks.drop(passed)
         self._space_locks.clear()
-        self._stop_unfit()
+        self._watchdog.stop_unfit(lambda: any(supervisor.use.others() for supervisor in self.supervisors))
         if self._lease_monitor is None:
             return
-        if self._passed is not None:
+        if self._watchdog.passed is not None:
             self._owe_others(self._lease_monitor)
-        loop = self._loop = asyncio.get_running_loop()
+        self._watchdog.begin()
+        loop = asyncio.get_running_loop()
         self._ports.start_heart(self._lease_monitor.run(), self._heart_stopped)
         tried = []
         for supervisor in self.supervisors:
@@ -357,33 +285,8 @@ class HostLockspaces:
 
     def _news(self, news: LockspaceNews) -> None:
         if isinstance(news, Joined):
-            self._store_watchdog()
+            self._watchdog.store_armed(self.watchdog_descriptor())
         self._report(news)
-
-    def _store_watchdog(self) -> None:
-        """Put the armed watchdog into the store, before anything depends on the lease."""
-        if (watchdog := self.armed_watchdog()) is not None:
-            self._store.store(WATCHDOG_FD_NAME, watchdog.fd)
-            for tag in sorted(self._tags() - {watchdog.tag}):
-                self._store.store(tag, None)  # two different names would be ambiguous
-            self._store.mark(watchdog.tag)
-
-    def _watchdog_closed(self) -> None:
-        """On the thread that closed it; the store is updated in order, before a later join stores the next one."""
-        if self._loop is not None:
-            eager_tasks.tell_loop(self._loop, self._forget_watchdog)
-
-    def _forget_watchdog(self) -> None:
-        """Remove the watchdog from the store: its descriptor and the names that record what armed it."""
-        for name in (WATCHDOG_FD_NAME, *sorted(self._tags())):
-            self._store.store(name, None)
-
-    def _tags(self) -> set[str]:
-        """The names in the store that record what armed a watchdog: those found there, and ours."""
-        tags = set(self._passed.tags) if self._passed is not None else set()
-        if (by := self._armed_by) is not None:
-            tags.add(PassedWatchdog(-1, by.driver, by.path, by.fire_timeout_s).tag)
-        return tags
 
     def space_locks(self) -> dict[str, int]:
         """The locks of lockspaces that are held, for the next program."""
@@ -395,10 +298,7 @@ class HostLockspaces:
 
     def armed_watchdog(self) -> PassedWatchdog | None:
         """The watchdog that the next program has to feed; None without one."""
-        fd, by = self.watchdog_descriptor(), self._armed_by
-        if fd is None or by is None:
-            return None
-        return PassedWatchdog(fd, by.driver, by.path, by.fire_timeout_s)
+        return self._watchdog.armed(self.watchdog_descriptor())
 
     def why_not_reexec(self) -> str:
         """Why not, or empty: a re-exec waits for every request inside the kernel, so storage must not be late."""
@@ -450,122 +350,7 @@ class HostLockspaces:
                     _fate(supervisor),
                 )
         if self.watchdog_descriptor() is None:
-            self._forget_watchdog()
-
-
-class LeaseSpaceCalls:
-    """Lockspace calls of the control socket. `leases` counts the locks of some backends."""
-
-    def __init__(
-        self,
-        host: HostLockspaces,
-        leases: Callable[[Iterable[str]], int],
-        now: Callable[[], float],
-        collector: LeaseCollector,
-        breaker: LeaseBreaker,
-        fencer: HostFencer,
-    ) -> None:
-        self._collector = collector
-        self._breaker = breaker
-        self._fencer = fencer
-        self._host = host
-        self._leases = leases
-        self._now = now
-
-    def told(self) -> list[LeaseSpaceInfo]:
-        return [self._told(supervisor) for supervisor in self._host.supervisors]
-
-    def join(self, name: str) -> None:
-        self._keeper(name).join()
-
-    async def leave(self, name: str) -> None:
-        supervisor = self._keeper(name)
-        backends = self._host.backends_of(name)
-        if held := self._leases(backends):
-            raise Refused(
-                reason=f"{held} leases of lockspace '{name}' are held here: stop or migrate their VMs first"
-            )
-        if supervisor.state is LockspaceState.LOST:
-            raise Refused(reason=f"lockspace '{name}' is lost; it is joined again when its users are gone")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._host.leave(supervisor, partial(eager_tasks.resolve, done, None))
-        await asyncio.wait((done,), timeout=LEAVE_CALL_WAIT_S)
-
-    async def collect(self, dry_run: bool) -> list[CollectedLease]:
-        found = await self._collector.collect(dry_run=dry_run)
-        return [CollectedLease(each.backend, each.name, each.kept_because) for each in found]
-
-    async def break_lease(self, path: str, attest_off: str, operator: str) -> str:
-        return await self._breaker.break_lease(path, attest_off=attest_off, operator=operator)
-
-    async def fence_host(self, host: str, operator: str, lockspace: str) -> list[FencedHost]:
-        spaces = [self._keeper(lockspace)] if lockspace else self._host.supervisors
-        return [
-            FencedHost(
-                lockspace=each.lockspace,
-                host_id=each.view.host_id,
-                host_name=each.view.name,
-                generation=each.view.generation or 0,
-                timestamp=each.view.timestamp.written if each.view.timestamp else 0,
-                io_timeout_s=each.view.io_timeout_s,
-                unchanged_s=each.view.unchanged_s,
-                seconds_left=each.seconds_left,
-                mark=each.mark,
-                node=each.node,
-                refused=each.refused,
-                leases=[
-                    FencedLease(le.backend, le.lease, le.resource, le.freed, le.detail) for le in each.leases
-                ],
-            )
-            for each in await self._fencer.fence(spaces, host, operator)
-        ]
-
-    def _keeper(self, name: str) -> LockspaceSupervisor:
-        for supervisor in self._host.supervisors:
-            if supervisor.name == name:
-                return supervisor
-        known = ", ".join(k.name for k in self._host.supervisors) or "none"
-        raise Refused(reason=f"no backend names a lockspace '{name}'; known: {known}")
-
-    def _told(self, supervisor: LockspaceSupervisor) -> LeaseSpaceInfo:
-        renewed_at = supervisor.renewed_at
-        member = supervisor.membership()
-        joined = not isinstance(member, NotAMember)
-        return LeaseSpaceInfo(
-            name=supervisor.name,
-            path=supervisor.spec.path,
-            state=supervisor.state.value,
-            reason=supervisor.reason,
-            seconds_left=member.seconds_left if isinstance(member, NotAMember) else None,
-            host_id=supervisor.host_id or 0,
-            host_name=supervisor.host_name,
-            generation=supervisor.generation or 0,
-            renewed_s_ago=None if renewed_at is None else max(0.0, self._now() - renewed_at),
-            fails_in_s=supervisor.fails_in_s if joined else None,
-            fenced=supervisor.fences,
-            backends=sorted(self._host.backends_of(supervisor.name)),
-            leases=self._leases(self._host.backends_of(supervisor.name)),
-            hosts=[_told_of(view, supervisor.records) for view in supervisor.hosts()],
-            fire_timeout_s=supervisor.timing.fire_timeout_s,
-            misfits=supervisor.records.misfits if supervisor.records is not None else "",
-        )
-
-
-def _told_of(view: HostView, records: HostRecords | None) -> HostInfo:
-    said = records.of(view) if records is not None else None
-    return HostInfo(
-        host_id=view.host_id,
-        name=view.name,
-        state=view.state.name,
-        generation=view.generation or 0,
-        io_timeout_s=view.io_timeout_s,
-        unchanged_s=view.unchanged_s,
-        dead_in_s=view.dead_in_s,
-        note=view.note,
-        node=said.node if said is not None else "",
-        version=said.version if said is not None else "",
-        fire_timeout_s=said.fire_timeout_s if said is not None else 0,
-    )
+            self._watchdog.forget()
 
 
 def lane_of_leases(lockspace: str) -> str:
@@ -584,7 +369,3 @@ def _leaving(supervisor: LockspaceSupervisor) -> bool:
 
 def _fate(supervisor: LockspaceSupervisor) -> str:
     return "this host is reset" if supervisor.fences else "another host may take them over"
-
-
-def _words(choice: WatchdogSpec | None) -> str:
-    return f'"{choice.driver}" {choice.path} {choice.fire_timeout_s} s' if choice is not None else "nothing"

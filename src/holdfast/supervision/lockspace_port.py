@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.protocol.membership import Membership
+from holdfast.protocol.timing import Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,20 @@ class WatchdogSpec:
     driver: str
     path: str
     fire_timeout_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockspaceSpec:
+    """A lockspace as a backend's table names it. `host_id` None: that of this host's name, else a free one."""
+
+    name: str
+    path: str
+    host_id: int | None
+    hosts_max: int | None
+    timing: Timing
+    offset_bytes: int = 0
+    page_cache: bool = False
+    """Whether storage that refuses O_DIRECT will do: the operator vouches that no other host uses it."""
 
 
 class LockspacePort(Protocol):

@@ -24,7 +24,6 @@ import enum
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import assert_never
 
 from holdfast.ondisk.delta import DeltaLease
@@ -40,10 +39,11 @@ from holdfast.supervision import lockspace_news
 from holdfast.supervision.host_identity import HostIdChooser, HostIdentity, Incarnation, JoinPlan
 from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.join_errors import NotJoined, through_page_cache
+from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lease_monitor import LeaseMonitor
+from holdfast.supervision.lockspace_entry import LockspaceEntry
 from holdfast.supervision.lockspace_news import LockspaceNews, Over
-from holdfast.supervision.lockspace_port import NotAMember
+from holdfast.supervision.lockspace_port import LockspaceSpec, NotAMember
 from holdfast.supervision.lockspace_use import LockspaceUse
 from holdfast.supervision.renewal import Expiring, Joined, Left, Lost, RenewalLoop, RenewalNews
 from holdfast.system.block_io.blocking_ports import Interrupted
@@ -63,20 +63,6 @@ JOIN_PAUSE_S = 5.0
 """Between a join that failed and the next: soon enough for a storage that has come back."""
 REMEMBER_PAUSE_S = 2.0
 """Between two tries to write the incarnation down: new locks are refused until then."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockspaceSpec:
-    """A lockspace as a backend's table names it. `host_id` None: that of this host's name, else a free one."""
-
-    name: str
-    path: str
-    host_id: int | None
-    hosts_max: int | None
-    timing: Timing
-    offset_bytes: int = 0
-    page_cache: bool = False
-    """Whether storage that refuses O_DIRECT will do: the operator vouches that no other host uses it."""
 
 
 class LockspaceState(enum.Enum):
@@ -328,6 +314,7 @@ class LockspaceSupervisor:
             on_wait=self._on_wait,
             others=self._others,
         )
+        entry = LockspaceEntry(self.spec, chooser, records=self.records, fences=lambda: self.fences)
         in_use = self._in_use()
         resumption = chooser.resumption(term, in_use=in_use) if may_resume else None
         if resumption is not None and self.spec.host_id not in (None, resumption.host_id):
@@ -368,14 +355,14 @@ class LockspaceSupervisor:
                     self.name
                 )  # was blocked for VMs of another daemon, which has left in good order
             try:
-                plan = resumption or await self._plan(
-                    chooser, disk, clock, term, users_gone=users_gone, searches=searches
+                plan = resumption or await entry.plan(
+                    disk, clock, term, users_gone=users_gone, searches=searches
                 )
             except Interrupted:  # it is left before it is joined
                 return NotJoined("joining was broken off")
             if isinstance(plan, NotJoined):
                 return plan
-            if unfit := await self._unfit(disk, plan, term):
+            if unfit := await entry.unfit(disk, plan, term):
                 return NotJoined(unfit)
             self._plan_tried = plan
             lockspace = self._lockspace = self._make(plan, disk, clock, interrupt, number)
@@ -439,49 +426,6 @@ class LockspaceSupervisor:
                 self._thread_runs = True
                 self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
             await self._clock.sleep(JOIN_PAUSE_S)
-
-    async def _plan(
-        self,
-        chooser: HostIdChooser,
-        disk: Disk,
-        clock: ProtocolClock,
-        term: Incarnation | None,
-        *,
-        users_gone: bool,
-        searches: bool,
-    ) -> JoinPlan | NotJoined:
-        area = await open_area(disk, self.spec.offset_bytes, self.name, self.spec.timing.io_timeout_s)
-        if isinstance(area, Corrupt):
-            return NotJoined(
-                f"{self.spec.path} holds no lockspace {self.name}: {area.found}; {area.found.fix or _INIT}"
-            )
-        if isinstance(area, IoFailed):
-            return NotJoined(f"storage {self.spec.path} failed: errno {area.errno}")
-        if searches:
-            log.error(
-                "lockspace %s: no copy of this host's incarnation can be read; searching storage for it",
-                self.name,
-            )
-            return await chooser.search(area, clock, fences=self.fences)
-        return await chooser.plan(area, clock, term, users_gone=users_gone)
-
-    async def _unfit(self, disk: FoundDisk, plan: JoinPlan, term: Incarnation | None) -> str:
-        """Why storage or timeouts keep this host out; empty if they don't."""
-        if not (disk.facts.direct or self.spec.page_cache):
-            if plan.resumed is None:
-                return through_page_cache(self.spec.path)
-            # VMs depend on it already.
-            log.error("lockspace %s: %s", self.name, through_page_cache(self.spec.path))
-        return await self._misfit(disk, plan.timing, term) if plan.resumed is None else ""
-
-    async def _misfit(self, disk: Disk, timing: Timing, term: Incarnation | None) -> str:
-        records = self.records
-        if records is None or not records.differing(timing.fire_timeout_s):
-            return ""
-        area = await open_area(disk, self.spec.offset_bytes, self.name, timing.io_timeout_s)
-        if isinstance(area, Corrupt | IoFailed):
-            return ""  # joining itself reports why
-        return await records.misfit(area, timing, term)
 
     def _make(
         self, plan: JoinPlan, disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None], number: int
@@ -694,9 +638,3 @@ class LockspaceSupervisor:
 
     def _become(self, state: LockspaceState, reason: str) -> None:
         self.state, self.reason, self._waiting_until = state, reason, None
-
-
-_INIT = (
-    "mount the storage, or make one with 'holdfast lockspace init'; over a damaged one, which other hosts may still be in, "
-    "only when no VM rests on it on any host (--force)"
-)

@@ -19,8 +19,8 @@ from tests.unit.supervision.rig import TIMING, Supervised, record_of, world_with
 from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.host_names import is_of_node
 from holdfast.supervision.incarnation_copies import IncarnationCopies
+from holdfast.supervision.lockspace_port import LockspaceSpec
 from holdfast.supervision.lockspace_supervisor import (
-    LockspaceSpec,
     LockspaceState,
     LockspaceSupervisor,
 )

@@ -11,9 +11,8 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.types import HostId
 from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.lockspace_port import NotAMember
+from holdfast.supervision.lockspace_port import LockspaceSpec, NotAMember
 from holdfast.supervision.lockspace_supervisor import (
-    LockspaceSpec,
     LockspaceState,
     LockspaceSupervisor,
 )

@@ -17,9 +17,9 @@ from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lease_monitor import LeaseMonitor
 from holdfast.supervision.lockspace_news import LockspaceNews
+from holdfast.supervision.lockspace_port import LockspaceSpec
 from holdfast.supervision.lockspace_supervisor import (
     RESUME_WAIT_S,
-    LockspaceSpec,
     LockspaceState,
     LockspaceSupervisor,
 )

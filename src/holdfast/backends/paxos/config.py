@@ -27,8 +27,7 @@ from holdfast.protocol.timing import (
     IO_TIMEOUT_MAX_S,
     Timing,
 )
-from holdfast.supervision.lockspace_port import WatchdogSpec
-from holdfast.supervision.lockspace_supervisor import LockspaceSpec
+from holdfast.supervision.lockspace_port import LockspaceSpec, WatchdogSpec
 from holdfast.system.files.mounts import MountTable
 
 LIBVIRT_LOCKSPACE = "__LIBVIRT__DISKS__"
