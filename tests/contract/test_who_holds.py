@@ -20,8 +20,9 @@ from holdfast.backends.naming import NameBy, indirect_name, lease_name
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.cli.libvirt_files import LOCKD_CONF, scsi_id_of
 from holdfast.cli.offline import dump, storage
+from holdfast.cli.who.evidence import LeaseSeen
 from holdfast.cli.who.inquiry import ask
-from holdfast.cli.who.leases import LeaseSeen, look
+from holdfast.cli.who.leases import look
 from holdfast.config import Config
 from holdfast.errors import LeaseUnusable
 from holdfast.model import Mode, Resource

@@ -12,7 +12,8 @@ from holdfast import config as configuration
 from holdfast.backends.file import owner_record
 from holdfast.cli.commands.status import Answer as Status
 from holdfast.cli.unlocked import unlocked_disks
-from holdfast.cli.who.inquiry import Answer, ask
+from holdfast.cli.who.inquiry import ask
+from holdfast.cli.who.report import Answer
 from holdfast.model import Mode, OwnerName
 from holdfast.system.files.ofd_lock import IoFailed, SystemLockFiles
 

@@ -90,8 +90,11 @@ def scsi_id_of(wwid: str) -> str:
     return digit + re.sub(r"\s+", "_", number.strip())
 
 
-def domains(root: str = "/") -> Iterator[Domain]:
-    """Every domain that is defined or running, a running one with its pid."""
+def domains(root: str = "/", unread: list[str] | None = None) -> Iterator[Domain]:
+    """Every domain that is defined or running, a running one with its pid.
+
+    `unread` gets the paths of status files of running domains that are there and can't be read.
+    """
     seen: set[str] = set()
     pools = tuple(os.path.join(root, each.lstrip("/")) for each in DIRECTORIES)
     running = sorted(glob.glob(os.path.join(root, RUNNING, "*.xml")))
@@ -101,6 +104,8 @@ def domains(root: str = "/") -> Iterator[Domain]:
         if domain is not None and domain.name not in seen:
             seen.add(domain.name)
             yield domain
+        elif domain is None and unread is not None and path in running and os.path.exists(path):
+            unread.append(path)
 
 
 def domain_disks(name: str, root: str = "/") -> list[str]:

@@ -150,8 +150,9 @@ def list_command(context: Context, owners: bool, as_json: bool) -> None:
 def who(context: Context, what: str, as_json: bool) -> None:
     """Who holds a disk (or: which disks a VM holds), over all layers, and what to do next.
 
-    Asks holdfastd, then the lock file's owner record, the kernel's lock table and QEMU's own image locks;
-    works when the daemon is down.
+    Asks holdfastd (or reads its journal), lock files and their owner records, the kernel's lock table, QEMU's own image
+    locks, leases on shared storage and libvirt's files; works when the daemon is down. A source that can't be read
+    leaves nothing free.
 
     \b
     holdfast who /dev/vg/web
@@ -160,11 +161,11 @@ def who(context: Context, what: str, as_json: bool) -> None:
     Exit 0: somebody holds or uses it; 3: nobody does; 4: it can't be determined, or it is no disk.
     """
     from holdfast.cli import render
-    from holdfast.cli.who.inquiry import Answer, ask
+    from holdfast.cli.who.inquiry import ask
 
     if not what:
         raise click.UsageError("PATH-OR-DOMAIN is empty")
-    answer: Answer = ask(context.config(), context.control_socket(), what)
+    answer = ask(context.config(), context.control_socket(), what)
     if as_json:
         render.as_json(answer)
     else:

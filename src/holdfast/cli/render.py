@@ -14,7 +14,7 @@ from holdfast.model import printable, wall_text
 
 if TYPE_CHECKING:
     from holdfast.cli.doctor.findings import Finding
-    from holdfast.cli.who.inquiry import Answer
+    from holdfast.cli.who.report import Answer
 
 
 def as_json(value: object) -> None:

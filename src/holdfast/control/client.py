@@ -34,11 +34,14 @@ CALL_TIMEOUT_S = 60.0
 
 
 class DaemonUnreachable(Exception):
-    """Nobody answers at the control socket; `not_permitted`: perhaps somebody does, but not to this user."""
+    """Nobody answers at the control socket; `not_permitted`: perhaps somebody does, but not to this user; `not_running`: no
+    process serves it.
+    """
 
-    def __init__(self, text: str, *, not_permitted: bool = False) -> None:
+    def __init__(self, text: str, *, not_permitted: bool = False, not_running: bool = False) -> None:
         super().__init__(text)
         self.not_permitted = not_permitted
+        self.not_running = not_running
 
 
 class CallRefused(Exception):
@@ -67,7 +70,10 @@ class ControlClient:
                     f"this user may not connect to holdfastd at {path}: be root, or a member of control.group",
                     not_permitted=True,
                 ) from None
-            raise DaemonUnreachable(f"holdfastd does not answer at {path}: {e.strerror or e}") from None
+            gone = isinstance(e, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError))
+            raise DaemonUnreachable(
+                f"holdfastd does not answer at {path}: {e.strerror or e}", not_running=gone
+            ) from None
 
     def __enter__(self) -> ControlClient:
         return self

@@ -11,8 +11,8 @@ from collections.abc import Collection
 from functools import partial
 
 from holdfast.cli.libvirt_files import domains
+from holdfast.cli.who.evidence import Unreadable, Use
 from holdfast.system.files.bounded_question import Silent, answer_in_time
-from holdfast.system.libvirt.domains import Domain
 
 _KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISCHR, "a character device"), (stat.S_ISFIFO, "a FIFO"))
 
@@ -28,20 +28,24 @@ def no_disk(path: str) -> str:
     return next((word for test, word in _KINDS if test(mode)), "a socket")
 
 
-def users(path: str, open_in: Collection[int], root: str) -> list[tuple[Domain, str]]:
+def users(path: str, open_in: Collection[int], root: str) -> tuple[Use, ...] | Unreadable:
     """Running VMs and how they use it. `open_in`: the QEMUs that have it open; `root`: where libvirt's files are."""
-    found: list[tuple[Domain, str]] = []
-    for domain in domains(root):
+    found: list[Use] = []
+    unread: list[str] = []
+    for domain in domains(root, unread):
         alive = domain.pid is not None and os.path.exists(f"/proc/{domain.pid}")
         if not alive or any(disk.path == path for disk in domain.disks):
             continue  # its own disk: locks say who has that
         if path in domain.backing:
-            found.append((domain, "as the image below its own"))
+            found.append(Use(domain.name, domain.pid, "as the image below its own"))
         elif path in domain.readonly:
-            found.append((domain, "to read"))
+            found.append(Use(domain.name, domain.pid, "to read"))
         elif domain.pid in open_in:
-            found.append((domain, "below one of its disks, or for a job"))
-    return found
+            found.append(Use(domain.name, domain.pid, "below one of its disks, or for a job"))
+    if unread and not found:
+        reason = f"{unread[0]} can't be read: the VM that it is about may use the disk without a lock"
+        return Unreadable("libvirt's file about a running VM", reason)
+    return tuple(found)
 
 
 def _mode(path: str) -> int:

@@ -1,7 +1,7 @@
 """The holders of a disk's leases, from storage alone: leader, shared holds, the notes after them, the hosts' records.
 
 A disk has more than one lease where libvirt may name it in more than one way: by its path, and in each lockspace
-directory of qemu-lockd.conf (`places.libvirt_names`). Each is read; any of them that is held makes the disk held.
+directory of qemu-lockd.conf (`libvirt_files.libvirt_names`). Each is read; any of them that is held makes the disk held.
 
 One read can't show whether a host lives, for timestamps are readings of the hosts' own clocks; the daemon, if it runs,
 has read them all the time, and its answer is added. Nothing is written, and no lease is made.
@@ -11,29 +11,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import assert_never
 
 from holdfast.backends.naming import NameBy, lease_name
 from holdfast.backends.paxos import owner_note
 from holdfast.backends.paxos.config import LIBVIRT_LOCKSPACE
 from holdfast.cli.offline import storage
 from holdfast.cli.offline.identify import blocks_of, shown
+from holdfast.cli.who.evidence import LeaseClaim, LeaseSeen, Unreadable
 from holdfast.control.api import HostInfo, LeaseSpaceInfo
-from holdfast.model import Holder, Mode, Resource
+from holdfast.model import Resource
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096
 from holdfast.ondisk.host_block import note_of
 from holdfast.ondisk.leader import Leader
-from holdfast.protocol.holders import (
-    Exclusive,
-    Free,
-    Released,
-    Shared,
-    Unclear,
-    claims_of,
-    holders_of,
-)
+from holdfast.protocol.holders import Claim, Unclear, claims_of, holders_of
 from holdfast.protocol.resource_index import Index, read_index
 from holdfast.protocol.takeover import NEVER_BY_TIME
 from holdfast.system.block_io.blocking_ports import run_blocking
@@ -41,17 +32,6 @@ from holdfast.system.block_io.disk import BlockingDisk
 from holdfast.system.files.disk_identity import DiskIdentity
 
 _INDEX_TIMEOUT_S = 30.0
-
-
-@dataclass
-class LeaseSeen:
-    """What storage shows of one disk's lease. `holders`: of incarnations that are not over."""
-
-    backend: str
-    place: str
-    holders: list[Holder] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-    unreadable: str = ""
 
 
 def look(
@@ -68,29 +48,32 @@ def look(
     return [each for each in seen if each is not None]
 
 
+def unreadable(place: str, reason: str) -> Unreadable:
+    """For a lease of which something could not be read."""
+    return Unreadable("its lease", f"lease {place}: {reason}")
+
+
 def _look(
     backend: str, table: Mapping[str, object], name: str, spaces: list[LeaseSpaceInfo]
 ) -> LeaseSeen | None:
     space = str(table.get("lockspace", LIBVIRT_LOCKSPACE))
     seen_by_daemon = next((each for each in spaces if each.name == space), None)
     directory = str(table.get("directory", ""))
-    seen = LeaseSeen(backend, f"{directory}/{name}" if directory else str(table.get("device", "")))
+    place = f"{directory}/{name}" if directory else str(table.get("device", ""))
     try:
         if directory:
-            if not _is_there(seen.place, f"{directory}/{space}"):
+            if not _is_there(place, f"{directory}/{space}"):
                 return None
-            with storage.opened(seen.place) as disk, storage.opened(f"{directory}/{space}") as hosts:
-                _read(seen, disk, 0, hosts, seen_by_daemon)
-        else:
-            with storage.opened(seen.place) as disk:
-                offset = _find(disk, space, name)
-                if offset is None:
-                    return None
-                seen.place = f"{seen.place}:{offset}"
-                _read(seen, disk, offset, disk, seen_by_daemon)
+            with storage.opened(place) as disk, storage.opened(f"{directory}/{space}") as hosts:
+                return _read(backend, place, disk, 0, hosts, seen_by_daemon)
+        with storage.opened(place) as disk:
+            offset = _find(disk, space, name)
+            if offset is None:
+                return None
+            place = f"{place}:{offset}"
+            return _read(backend, place, disk, offset, disk, seen_by_daemon)
     except storage.UsageError as e:
-        seen.unreadable = str(e)
-    return seen
+        return LeaseSeen(backend, place, unreadable=unreadable(place, str(e)))
 
 
 def _is_there(lease: str, lockspace: str) -> bool:
@@ -124,71 +107,51 @@ def _find(disk: BlockingDisk, space: str, name: str) -> int | None:
 
 
 def _read(
-    seen: LeaseSeen, disk: BlockingDisk, offset: int, hosts: BlockingDisk, told: LeaseSpaceInfo | None
-) -> None:
+    backend: str,
+    place: str,
+    disk: BlockingDisk,
+    offset: int,
+    hosts: BlockingDisk,
+    by_daemon: LeaseSpaceInfo | None,
+) -> LeaseSeen:
+    """`hosts`: where the hosts' records are; `by_daemon`: what this host's daemon knows of them, if it runs."""
     leader = Leader.decode(storage.read(disk, offset, SECTOR_4096))
     if not isinstance(leader, Leader):
-        seen.unreadable = f"{leader}; {leader.fix}" if leader.fix else str(leader)
-        return
+        why = f"{leader}; {leader.fix}" if leader.fix else str(leader)
+        return LeaseSeen(backend, place, unreadable=unreadable(place, why))
     geometry = leader.geometry
     raw = storage.read(disk, offset, geometry.lease_span_bytes(leader.num_hosts))
-    holders = holders_of(leader, blocks_of(raw, leader))
-    for claim in claims_of(holders):
-        host_id, generation = claim.term
-        at = geometry.host_block_offset_bytes(host_id)
-        _claim(seen, hosts, host_id, generation, claim.mode, raw[at : at + geometry.sector_bytes], told)
-    match holders:
-        case Free():
-            seen.lines.append(f"free at version {leader.lver}")
-        case Released((host_id, _)):
-            seen.lines.append(f"free at version {leader.lver}: host_id {host_id} gave it up")
-        case Exclusive((host_id, _), releasing=True):
-            seen.lines.append(
-                f"host_id {host_id} gave it up, but its last write has not reached storage: it counts as held until that "
-                "host repeats the write, or is proven dead"
-            )
-        case Exclusive() | Shared():
-            pass
-        case Unclear():
-            seen.unreadable = str(holders)
-            seen.lines.append(str(holders))
-        case _:
-            assert_never(holders)
+    known = holders_of(leader, blocks_of(raw, leader))
+    found: list[LeaseClaim] = []
+    for claim in claims_of(known):
+        at = geometry.host_block_offset_bytes(claim.term[0])
+        found.append(_claim(claim, hosts, raw[at : at + geometry.sector_bytes], by_daemon))
+    damaged = unreadable(place, str(known)) if isinstance(known, Unclear) else None
+    return LeaseSeen(backend, place, leader.lver, known, tuple(found), damaged)
 
 
-def _claim(
-    seen: LeaseSeen,
-    hosts: BlockingDisk,
-    host_id: int,
-    generation: int,
-    mode: Mode,
-    sector: bytes,
-    told: LeaseSpaceInfo | None,
-) -> None:
+def _claim(claim: Claim, hosts: BlockingDisk, sector: bytes, by_daemon: LeaseSpaceInfo | None) -> LeaseClaim:
+    host_id, generation = claim.term
     record = _record(hosts, host_id)
     # A newer generation alone proves nothing about an older term, except to its own host (ADR 0141).
-    own_earlier = told is not None and told.host_id == host_id and told.generation > generation
+    own_earlier = by_daemon is not None and by_daemon.host_id == host_id and by_daemon.generation > generation
     ended = record is not None and (record.is_free or record.is_marked_dead)
     over = own_earlier or (record is not None and ended and record.generation == generation)
     newer = record.generation if record is not None and record.generation > generation else 0
-    view = next((h for h in told.hosts if h.host_id == host_id), None) if told is not None else None
-    own = told is not None and told.host_id == host_id and told.generation == generation
+    view = next((h for h in by_daemon.hosts if h.host_id == host_id), None) if by_daemon is not None else None
+    own = by_daemon is not None and by_daemon.host_id == host_id and by_daemon.generation == generation
     alive = view.unchanged_s if view is not None and view.state == "LIVE" and not newer else None
-    if own and told is not None:
-        alive = told.renewed_s_ago
+    if own and by_daemon is not None:
+        alive = by_daemon.renewed_s_ago
     holder = owner_note.decode(
         note_of(sector),
         host=shown(record.host_name) if record is not None else "",
         host_id=host_id,
-        mode=mode,
+        mode=claim.mode,
         alive_s_ago=alive,
         remark=_remark(over, own, newer, view, never=record is not None and record.is_no_timeout),
     )
-    if over:
-        seen.lines.append(f"left by {holder}: that term of the host is over, so the next start may take it")
-    else:
-        seen.holders.append(holder)
-        seen.lines.append(f"{mode.word} lease of {holder}")
+    return LeaseClaim(holder, claim.mode, over)
 
 
 def _remark(over: bool, own: bool, newer: int, view: HostInfo | None, *, never: bool) -> str:
