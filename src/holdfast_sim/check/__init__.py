@@ -1,1 +1,1 @@
-"""What must never happen, checked from outside."""
+"""Checkers of the safety claims, outside the code under test."""

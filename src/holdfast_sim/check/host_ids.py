@@ -1,6 +1,7 @@
-"""Terms of hosts in lockspaces: who has which host id, and when each term has to be over (I8, I10, expiry before takeover).
+"""Incarnations of hosts in lockspaces: which host has which host id, and when each incarnation must be over (I8, I10, expiry
+before takeover).
 
-`claimed` and `landed` are told what happens to delta leases; the rest tells itself who joins, who is seen dead, who feeds.
+`claimed` and `landed` are called for writes of delta leases; the other calls report joins, hosts seen dead, and feedings.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from holdfast_sim.world import World
 
 FAIL_FACTOR_OF_THE_SPEC = 8
 TIMESTAMP_SLACK_S = 1.0
-"""A record tells whole seconds, rounded down."""
+"""The timestamp in a record is in whole seconds, rounded down."""
 ROUNDING_S = 0.001
 LONG_OURS_S = 20.0
-"""Longer than a claim takes from its write to joining."""
+"""Longer than the time between the write of a claim and the join."""
 
 
 def node_of(record: DeltaLease) -> str:
@@ -28,7 +29,7 @@ def node_of(record: DeltaLease) -> str:
 
 @dataclass(eq=False)
 class Incarnation:
-    """A host in a lockspace, from joining until it left, was reset, or gave up with all its owners gone."""
+    """A host in a lockspace, from its join until it leaves, is reset, or gives up after all its owners have ended."""
 
     machine: Machine
     process: Process
@@ -38,11 +39,11 @@ class Incarnation:
     io_timeout_s: int
     over: bool = False
     dismissed: Callable[[], bool] = lambda: False
-    """Whether its owners are gone and nothing it wrote may still land: then nothing rests on it any more."""
+    """Whether its owners have ended and none of its writes may still take effect: then nothing depends on it."""
     written: int = 0
-    """The timestamp of the last renewal that landed."""
+    """The timestamp of the last renewal that took effect on storage."""
     landed_at: float = 0.0
-    """When it did, in true time."""
+    """When that renewal took effect, in true time."""
     beliefs: dict[str, Mode] = field(default_factory=dict)
     vms: dict[str, VirtualMachine] = field(default_factory=dict)
 
@@ -51,24 +52,24 @@ class Incarnation:
 
     @property
     def is_left(self) -> bool:
-        """Whether its daemon has died with no owner: nothing depends on it, and an operator may rightly call it off."""
+        """Whether its daemon has died without owners: nothing depends on it, and an operator may confirm that it is off."""
         return self.process is not self.machine.process and not self.vms
 
     @property
     def fails_at(self) -> float:
-        """By the machine's clock, and not a moment later."""
+        """When its lease fails, by the machine's clock."""
         return self.written + TIMESTAMP_SLACK_S + FAIL_FACTOR_OF_THE_SPEC * self.io_timeout_s
 
 
 class TermCheckers:
-    """All terms that are not over, and the records that are on the disks."""
+    """All incarnations that are not over, and the records on the disks."""
 
     def __init__(self, world: World, fire_timeout_s: int) -> None:
         self.world = world
         self.fire_timeout_s = fire_timeout_s
         self.running: list[Incarnation] = []
         self.ids_are_found = False
-        """Whether hosts find their ids for themselves: then nobody takes one that another host has had."""
+        """Whether hosts choose their host ids (``auto``): then no host may take one that another host has had."""
         self._host_ids: dict[tuple[str, Machine], int] = {}
         self._records: dict[tuple[str, int], DeltaLease] = {}
         self._recorded_at: dict[tuple[str, int], float] = {}
@@ -77,13 +78,13 @@ class TermCheckers:
         self._renewals: dict[tuple[Process, str, int], DeltaLease] = {}
         self._names: dict[tuple[str, int], set[str]] = {}
         self._over_by_record: dict[tuple[str, int], int] = {}
-        """The newest generation of each id that a record has shown free, or marked as dead."""
+        """For each host id, the newest generation that a record has shown free or marked as dead."""
         self._members: set[tuple[Process, str, int, int]] = set()
 
     # --- delta leases ---
 
     def claimed(self, disk: str, process: Process, host_id: int, content: bytes) -> None:
-        """A claim or renewal is issued. Who may choose does not wait until the holder of an id is dead."""
+        """A claim or renewal is issued. A host that chooses its id must not wait for the holder of one to die."""
         if not self.ids_are_found:
             return
         ours, theirs = DeltaLease.decode(content), self._records.get((disk, host_id))
@@ -112,7 +113,7 @@ class TermCheckers:
             self._over_by_record.setdefault((disk, host_id), record.generation)
             self._over_by_record[disk, host_id] = max(record.generation, self._over_by_record[disk, host_id])
         self._recorded_at[disk, host_id] = self.world.now
-        # A claim that hung, of an id that the host never had, is held up by nothing; whom it hits will notice.
+        # No rule stops a delayed claim of an id that the host never had; the owner of the id will notice it.
         was_member = (process, disk, host_id, record.generation) in self._members
         if record.generation < generation and was_member:
             self.world.fail(
@@ -120,7 +121,7 @@ class TermCheckers:
             )
         self._generations[disk, host_id] = record.generation
         for term in self.of(disk, host_id):
-            # The daemon's next life renews a term once before anybody is told that it goes on.
+            # The next daemon renews an incarnation once before it reports that it has resumed it.
             if process not in (term.process, term.machine.process):
                 if (term.vms or term.beliefs) and record.generation > term.generation:
                     self.world.fail(
@@ -140,14 +141,14 @@ class TermCheckers:
                 self._await_death(term)
 
     def proven_over(self, disk: str, host_id: int, generation: int) -> bool:
-        """Whether a record has shown that generation free or marked as dead, or a newer one."""
+        """Whether a record has shown that generation, or a newer one, free or marked as dead."""
         return generation <= self._over_by_record.get((disk, host_id), -1)
 
     def names_of(self, disk: str, host_id: int) -> set[str]:
-        """The nodes that have had an id."""
+        """Names of all hosts that have had a host id."""
         return self._names.get((disk, host_id), set())
 
-    # --- terms ---
+    # --- incarnations ---
 
     def joined(self, term: Incarnation) -> None:
         for other in list(self.running):
@@ -156,7 +157,7 @@ class TermCheckers:
             if other.machine is term.machine and other.generation == term.generation:
                 self._gone_on_with(other, term.process)
                 return
-            # Nobody rests on a term that its daemon's next life could not go on with, and had no need to; nor on one that
+            # Nothing depends on an incarnation that the next daemon could not resume and did not need; nor on one that
             # was left although its host id could not be freed.
             over = other.machine is term.machine or other.process is not other.machine.process
             if (over or other.dismissed()) and not other.vms:
@@ -170,7 +171,7 @@ class TermCheckers:
                 )
         before = self._host_ids.get((term.disk, term.machine), term.host_id)
         record = self._records.get((term.disk, before))
-        # A claim that landed late left its name elsewhere; who forgets its id may find that one first.
+        # A late claim has left the host's name in another record; a host that forgot its id may find that record first.
         long_ours = self.world.now - self._named_since.get((term.disk, term.host_id), 0.0) > LONG_OURS_S
         if (
             before != term.host_id
@@ -183,7 +184,7 @@ class TermCheckers:
         self.running.append(term)
         renewal = self._renewals.get((term.process, term.disk, term.host_id))
         if renewal is None:
-            # Its daemon was killed when it had told that nobody rests on the term any more; the next one goes on with it.
+            # Its daemon was killed after it had reported that nothing depends on the incarnation; the next one resumes it.
             of_it = (term.machine.name, term.disk, term.host_id)
             earlier = [
                 r for (p, disk, host_id), r in self._renewals.items() if (p.name, disk, host_id) == of_it
@@ -198,7 +199,7 @@ class TermCheckers:
         self._await_death(term)
 
     def _gone_on_with(self, term: Incarnation, process: Process) -> None:
-        """A restarted daemon goes on with the term of the one before it."""
+        """A restarted daemon resumes the incarnation of the one before it."""
         term.process = process
         self._members.add((process, term.disk, term.host_id, term.generation))
         self.world.tell(term.machine.name, f"goes on with its term {term.host_id}/{term.generation}")
@@ -215,7 +216,7 @@ class TermCheckers:
             self.is_over(term, "reset")
 
     def seen_dead(self, observer: Incarnation, host_id: int, generation: int) -> None:
-        """A host is told dead: nothing of that term may run."""
+        """Another host is reported dead: nothing of that incarnation may run."""
         self.world.tell(observer.machine.name, f"sees host_id {host_id} generation {generation} dead")
         for term in self.of(observer.disk, host_id):
             if term.generation == generation and (term.vms or term.beliefs):
@@ -230,7 +231,7 @@ class TermCheckers:
         return [t for t in self.running if t.disk == disk and t.host_id == host_id]
 
     def _await_death(self, term: Incarnation) -> None:
-        """Nothing of a term is left at the dead bound of its last renewal."""
+        """Check that nothing of an incarnation is left at the dead bound of its last renewal."""
         written = term.written
         dead_at = term.fails_at + self.fire_timeout_s + ROUNDING_S
         self.world.at(term.machine.true_time_of(dead_at), lambda: self._outlived(term, written))
@@ -244,13 +245,13 @@ class TermCheckers:
             )
 
     def fed(self, machine: Machine) -> None:
-        """The heartbeat has just fed the watchdog, or chosen not to."""
+        """The lease monitor has just fed the watchdog, or decided not to."""
         if machine.watchdog.fires_at is None:
             return
         fires_at = (machine.watchdog.fires_at - machine.true_time_of(0)) * machine.rate
         for term in self.running:
             if term.dismissed():
-                term.dismissed = lambda: True  # for good: what is written later is the next term's
+                term.dismissed = lambda: True  # for ever: later writes belong to the next incarnation
             if (
                 term.machine is machine
                 and not (term.dismissed() or term.is_left)

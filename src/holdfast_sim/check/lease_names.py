@@ -1,7 +1,7 @@
-"""Which lease the name of a resource leads to, at any moment: by storage alone, as an observer of every landing sees it.
+"""Which lease belongs to the name of a resource at any moment, derived from every write that takes effect on storage.
 
-A lease may be made, taken out, and made again elsewhere; what lands on one that has lost its name, or not got it yet,
-is seen but concerns no resource. Names come from a fixed list, from a directory, or from a resource index.
+A lease may be created, removed, and created again at another place. Writes to a lease that has lost its name, or has not
+got one yet, are recorded but belong to no resource. Names come from a fixed list, a directory, or a resource index.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from holdfast.ondisk.rindex import RindexHeader
 from holdfast_sim.storage.disk import SharedDisk
 
 INDEX_AREA = 1
-"""Behind the lockspace."""
+"""The resource index is the area after the lockspace."""
 
 
 @dataclass(eq=False)
 class LeasePlace:
-    """One lease, from when it was made until another one is made in its place, and what was seen of it."""
+    """One lease, from its creation until another one is created in its place, with the state that was observed."""
 
     disk: str
     resource: str
     offset: int
     begins_at: int = 0
-    """The version that it goes on from."""
+    """The version in the leader when it was created; the next owner has a greater one."""
     decided: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     mbal: dict[int, int] = field(default_factory=dict)
     leader: Leader | None = None
-    """What landed there last."""
+    """The last leader record that was written."""
 
 
 OnUnnamed = Callable[[LeasePlace, str], None]
-"""(the lease that has just lost its name, who took it away)"""
+"""(lease that has just lost its name, process that removed the name)"""
 
 
 class NamedLeases:
-    """Of all disks. ``resource_of`` tells what a lease is about by its own name."""
+    """The leases of all disks. ``resource_of`` maps a lease's own name to its resource."""
 
     def __init__(self, geometry: Geometry, on_unnamed: OnUnnamed) -> None:
         self._geometry = geometry
@@ -57,11 +57,11 @@ class NamedLeases:
         return self._named.get((place.disk, place.resource)) is place
 
     def made(self, disk: str, resource: str, offset: int, begins_at: int = 0) -> LeasePlace:
-        """A lease that was never owned is there from now on, whatever was there before."""
+        """Record a lease that has never had an owner at this place; it replaces the one before it."""
         before = self.at(disk, offset // self._geometry.align_bytes)
         place = LeasePlace(disk, resource, offset, begins_at)
         if before is not None and before.resource == resource and self.is_named(before):
-            self._named[disk, resource] = place  # its entry was there all the time
+            self._named[disk, resource] = place  # its entry did not change
         self._by_area[disk, offset // self._geometry.align_bytes] = place
         return place
 
@@ -74,7 +74,7 @@ class NamedLeases:
             self._on_unnamed(place, who)
 
     def index_landed(self, disk: SharedDisk, resource_of: Callable[[str], str], who: str) -> None:
-        """Entries have come and gone."""
+        """Apply a write to the index: entries may have been added and removed."""
         begin = INDEX_AREA * self._geometry.align_bytes
         raw = bytes(disk.content[begin : begin + self._geometry.align_bytes])
         header = RindexHeader.decode(raw)

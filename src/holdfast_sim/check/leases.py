@@ -1,19 +1,19 @@
-"""What must never be, looked at from outside: the five claims and the invariants of the format.
+"""Checks the safety claims and the invariants of the format from outside.
 
-The checkers see what no host sees: true time, every byte that lands, every lease that somebody believes in, every
-virtual machine that runs. They take nothing from the code under test but its records' layout and io_timeout.
+The checkers see what no host sees: true time, every byte that takes effect on storage, every lease that a host believes
+it holds, every virtual machine that runs. Of the code under test they use the layout of records and io_timeout alone.
 
-    claim                 who looks
-    exclusion             `runs`, `believes`: no two hosts, one of them exclusive; never a machine without a lease
-    expiry                `_supersedes`, `seen_dead`, `_outlived`, `fed`: nobody takes what a living term believes in,
-                          nobody lives beyond the dead bound of the last renewal that landed, no ping beyond the fail bound
-    no lock unprotected   `runs`: the watchdog counts, and the lease is young enough
-    nothing lost          `believes` and every landing: while somebody believes, the record that says so is on disk
-    liveness              `simulation`: after all faults have healed, everything can be had again, in bounded time
-    no reset in vain      `machine`: a watchdog that fires while only the descriptor store has it open, and the daemon lives
+    claim                 checked in
+    exclusion             `runs`, `believes`: no two hosts hold a lease if one hold is exclusive; no VM without a lease
+    expiry                `_supersedes`, `seen_dead`, `_outlived`, `fed`: no host takes what a live incarnation believes it
+                          holds, none outlives the dead bound of its last renewal on storage, no ping after its fail bound
+    no lock unprotected   `runs`: the watchdog is armed, and the last renewal is recent enough
+    nothing lost          `believes` and every write: while a host believes it holds a lease, the lease's record says so
+    liveness              `run/seed`: after all faults have healed every lease can be acquired in bounded time
+    no reset in vain      `host/machine`: no watchdog fires while only the descriptor store has it open and the daemon lives
 
-What is about terms and delta leases is in `host_ids`. The numbers behind I are those of the invariants in
-spec/sanlock-disk.md, section 9.
+Incarnations and delta leases are checked in `host_ids`. Numbers after I are those of the invariants in
+docs/specs/sanlock-disk.md, section 9.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from holdfast_sim.world import World
 
 
 class Checkers:
-    """All of them, over one world: who believes in what, what runs, and what lands on leases."""
+    """All checkers of one world: which hosts believe they hold what, which VMs run, and every write to a lease."""
 
     def __init__(self, world: World, geometry: Geometry, fire_timeout_s: int) -> None:
         self.world = world
@@ -47,31 +47,31 @@ class Checkers:
         self.never_by_time = False
         """Whether leases never expire by time in these lockspaces."""
         self.called_off: set[str] = set()
-        """Hosts that somebody has called off, by name or host id."""
+        """Hosts that an operator has confirmed to be off, by name or host id."""
         self._resource_of: dict[str, Callable[[str], str]] = {}
         self._disks: dict[str, SharedDisk] = {}
 
     def watch(self, disk: SharedDisk) -> None:
-        """Look at a disk whose first area is a lockspace."""
+        """Watch a disk whose first area is a lockspace."""
         self._disks[disk.name] = disk
         disk.on_landed = self._landed
         disk.on_issued = self._issued
 
     def watch_fixed(self, disk: SharedDisk, resources: dict[str, int]) -> None:
-        """Leases that were made beforehand at those offsets, and stay."""
+        """Watch leases that were created beforehand at those offsets and are never removed."""
         self.watch(disk)
         for resource, offset in resources.items():
             self.leases.named(self.leases.made(disk.name, resource, offset))
 
     def watch_index(self, disk: SharedDisk, resource_of: Callable[[str], str]) -> None:
-        """Leases that come and go, by the index behind the lockspace."""
+        """Watch leases that are created and removed, by the resource index after the lockspace."""
         self.watch(disk)
         self._resource_of[disk.name] = resource_of
         internal = (INDEX_AREA + 1) * self.geometry.align_bytes
         self.leases.named(self.leases.made(disk.name, "", internal))
 
     def _unnamed(self, place: LeasePlace, who: str) -> None:
-        """A lease was taken out, or its entry lost: nobody may hold it."""
+        """A lease was removed, or its index entry was lost: no host may hold it."""
         self.world.tell(who, f"takes out the lease of {place.resource}")
         for term in self.terms.running:
             if term.disk == place.disk and place.resource in term.beliefs:
@@ -79,10 +79,10 @@ class Checkers:
                     "nothing lost", f"{who} takes {place.resource} out, which {term} holds", who, term.machine
                 )
 
-    # --- who believes, what runs ---
+    # --- holds, and VMs that run ---
 
     def believes(self, term: Incarnation, resource: str, mode: Mode) -> None:
-        """A host holds a lease now."""
+        """A host believes that it holds a lease from now on."""
         if term.over:
             return
         for other in self.terms.running:
@@ -104,7 +104,7 @@ class Checkers:
             self.world.tell(term.machine.name, f"gives up {resource}")
 
     def runs(self, term: Incarnation, resource: str, vm: VirtualMachine) -> None:
-        """A virtual machine is let loose on a disk."""
+        """A virtual machine begins to run on a disk."""
         if resource not in term.beliefs:
             self.world.fail("exclusion", f"{vm.name} runs on {term} without a lease", term.machine)
         machine = term.machine
@@ -125,20 +125,20 @@ class Checkers:
             self.world.tell(term.machine.name, f"{vm.name} has stopped")
 
     def writes_no_more(self, vm: VirtualMachine) -> None:
-        """A virtual machine has ended, or stands for good: nothing rests on its lease."""
+        """A virtual machine has ended, or has stopped for ever: nothing depends on its lease."""
         for term in [t for t in self.terms.running if t.vms.get(vm.resource) is vm]:
             self.stopped(term, vm.resource)
             self.gave_up(term, vm.resource)
 
     def answers(self, machine: Machine, resource: str, requested: int, held: int) -> None:
-        """A holder gives up because it was asked to."""
+        """A holder gives the lease up, because another host requested it."""
         if requested <= held:
             self.world.fail(
                 "no owner stopped in vain", f"{resource} lver {held}, the request is for {requested}", machine
             )
 
     def _stands_on_disk(self, term: Incarnation, resource: str) -> None:
-        """I3, I11: while a host believes, its own block carries its value, or its shared hold."""
+        """I3, I11: while a host believes that it holds the lease, its own block has its value, or its shared hold."""
         mode = term.beliefs[resource]
         place = self.leases.of(term.disk, resource)
         if place is None:
@@ -147,7 +147,7 @@ class Checkers:
             )
             return
         block = self._block(place, term.host_id)
-        # A sharer that is about to become exclusive takes its hold away when it has won, before it says so.
+        # A sharer that converts to exclusive removes its shared hold after it has won, and before it reports that.
         stands = (block.dblock.inp, block.dblock.inp2) == (
             term.host_id,
             term.generation,
@@ -161,7 +161,7 @@ class Checkers:
                 term.machine,
             )
 
-    # --- what lands on the disks ---
+    # --- writes that take effect on the disks ---
 
     def _block(self, place: LeasePlace, host_id: int) -> HostBlock:
         at = place.offset + self.geometry.host_block_offset_bytes(host_id)
@@ -175,14 +175,14 @@ class Checkers:
         return record.generation if isinstance(record, DeltaLease) else 0
 
     def _issued(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
-        """I14: what a process issues, it issues under a lease that has not failed, as far as it has looked."""
+        """I14: a process issues writes only while its delta lease has not failed, by the last time it has read."""
         claims = offset < self.geometry.align_bytes
         slot = offset // self.geometry.sector_bytes + 1
         if claims:
             self.terms.claimed(disk.name, process, slot, content)
         for term in self.terms.running:
             if claims and (slot, self._generation_of(content)) != (term.host_id, term.generation):
-                continue  # a new claim, after all owners of the old term are gone
+                continue  # a new claim, after all owners of the old incarnation have ended
             if term.process is process and term.disk == disk.name and term.machine.last_look >= term.fails_at:
                 self.world.fail(
                     "I14 no write after expiry",
@@ -221,7 +221,7 @@ class Checkers:
         resource_of = self._resource_of[disk.name]
         made = self.leases.made(disk.name, resource_of(leader.resource_name.text), offset, leader.lver)
         if before is not None:
-            # What was promised and decided there outlives a lease: its blocks stay.
+            # Ballots and decisions there outlive the lease, as its host blocks stay.
             made.mbal.update(before.mbal)
             made.decided.update(before.decided)
             made.begins_at = max(made.begins_at, before.begins_at)
@@ -253,9 +253,9 @@ class Checkers:
             self._supersedes(place, process, leader)
 
     def _supersedes(self, place: LeasePlace, process: Process, leader: Leader) -> None:
-        """I9: a new owner, while a term that is not over believes in it exclusively."""
+        """I9: no new owner while a live incarnation believes that it holds the lease exclusively."""
         if not self.leases.is_named(place):
-            return  # whoever wins it finds that it has lost its name
+            return  # its winner finds that it has lost its name
         for term in self.terms.running:
             if term.disk != place.disk or term.beliefs.get(place.resource) is not Mode.EXCLUSIVE:
                 continue
@@ -272,7 +272,7 @@ class Checkers:
     def _is_no_takeover_by_time(
         self, place: LeasePlace, process: Process, before: Leader, leader: Leader
     ) -> None:
-        """Whoever had it gave it up, is seen free or marked, is called off, or is the new owner's own host."""
+        """The old owner gave it up, its record was free or marked, it was confirmed off, or it is the new owner's host."""
         if before.is_free or before.owner_id == leader.owner_id or not self.leases.is_named(place):
             return
         block = self._block(place, before.owner_id).dblock
@@ -303,7 +303,7 @@ class Checkers:
 
     def _block_landed(self, place: LeasePlace, process: Process, host_id: int, content: bytes) -> None:
         if not any(content) and host_id not in place.mbal:
-            return  # a lease is being made where none was before
+            return  # a lease is being created where there was none
         block = HostBlock.decode(content)
         assert isinstance(block, HostBlock), block
         dblock = block.dblock
@@ -318,7 +318,7 @@ class Checkers:
         if dblock.bal > dblock.mbal or (dblock.inp == 0) != (dblock.bal == 0):
             self.world.fail("I7 blocks make sense", f"host_id {host_id}: {dblock}", who)
         for term in self.terms.of(place.disk, host_id):
-            # The fencing of a host clears the ballots of a term whose daemon died with no owner, though its machine may run.
+            # Fencing clears the ballots of an incarnation whose daemon died without owners, though its machine may run.
             if term.process is not process and not (term.is_left and not term.beliefs):
                 self.world.fail(
                     "I13 everyone writes his own", f"{who} wrote the block of host_id {host_id}", who
