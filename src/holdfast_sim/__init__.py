@@ -1,1 +1,1 @@
-"""The simulator: whole hosts with virtual time and nasty storage, one history for each seed (docs/safety.md)."""
+"""Simulator: whole hosts, virtual time, storage that fails, hangs and reorders; one history per seed (docs/safety.md)."""

@@ -1,8 +1,8 @@
-"""An asyncio event loop for one simulated process: time is the world's, and it stops when its process does.
+"""An asyncio event loop for one simulated process: it runs on the world's time and stops when its process does.
 
-Shipping code uses asyncio's tasks, futures and waits as they are. What they need of a loop is little: call this soon,
-call that later. All of it becomes events of the world that belong to the process; nothing here waits, polls or has a
-thread. Whatever else one could ask of a loop (sockets, executors, signals) belongs to `system` and is missing on purpose.
+Shipping code uses asyncio's own tasks, futures and waits. They need little of a loop: `call_soon` and `call_at`. Both
+become events of the world that belong to the process; the loop itself never blocks, polls or starts a thread. The other
+parts of a loop (sockets, executors, signals) belong to `system` and are missing on purpose.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Process:
-    """A running program of one machine. Frozen, it does nothing; gone, it never does anything again."""
+    """A running program of one machine. While it is frozen none of its events run; after its end none ever runs again."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
@@ -37,10 +37,10 @@ class Process:
         self._stall: tuple[int, float, str] | None = None
         self._inside_call = False
         self._resumed_at = -1.0
-        """When the last stall ended: the step that it hit runs at that moment, and is not hit again (docs/safety.md)."""
+        """When the last stall ended: the interrupted step runs at that moment and is not stalled again (docs/safety.md)."""
 
     def freeze(self, seconds: float) -> None:
-        """Stop it between two of its steps, as SIGSTOP or a starved scheduler does."""
+        """Stop it between two of its steps, as SIGSTOP or an overloaded scheduler does."""
         until = self.world.now + seconds
         if self.alive and until > self.frozen_until:
             self.stopped = True
@@ -54,7 +54,7 @@ class Process:
                 self.world.at(self.world.now, self.deferred.popleft(), self)
 
     def heal(self) -> None:
-        """Whatever holds it up, or was to hold it up, ends."""
+        """End the present freeze and cancel a stall that has been arranged."""
         self._stall = None
         self.frozen_until = self.world.now
         self.world.at(self.world.now, self._thaw)
@@ -65,13 +65,13 @@ class Process:
         self.loop.ended()
 
     def stall_in(self, calls: int, seconds: float, kind: str = "") -> None:
-        """Freeze it inside the `calls`-th call of a port from now on (of that kind): between a look at the clock and
-        what follows from it, or between a decision and the device.
+        """Freeze it inside the `calls`-th call of a port from now on (of that kind, if one is named): after it read the
+        clock and before it acts on the time, or after a decision and before the write to the device.
         """
         self._stall = (calls, seconds, kind)
 
     def port(self, kind: str) -> None:
-        """What every port that does not suspend calls first: here the process may lose its processor."""
+        """Called first by every port that does not suspend: here the process may lose its CPU."""
         if not self.alive:
             raise ProcessGone
         if self._stall is None or self.world.depth > 1 or self.world.now == self._resumed_at:
@@ -146,7 +146,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
             world.at(world.now, self._turn, self._process)
         return handle
 
-    # Threads of a real process call this one; here everything is one thread.
+    # A real process calls this one from other threads; the simulator has only one thread.
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_later(  # type: ignore[override]
@@ -170,7 +170,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Nothing to tidy: a cancelled timer's event does nothing."""
+        """Nothing to do: the event of a cancelled timer does nothing."""
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
@@ -183,7 +183,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[T]:
         task = asyncio.Task(coro, loop=self, name=name, context=context)
-        # Kept, so that nothing depends on when garbage is collected.
+        # Referenced here, so that the history does not depend on the garbage collector.
         self._tasks[id(task)] = task
         task.add_done_callback(self._task_done)
         return task
@@ -196,7 +196,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         if self._process.alive and not isinstance(error, ProcessGone | Violation):
             self._process.world.bug(self._process.name, f"{context.get('message')}: {error!r}")
 
-    # --- what the world does with it ---
+    # --- used by the world ---
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -209,7 +209,7 @@ class ProcessLoop(asyncio.AbstractEventLoop):
 
     @contextmanager
     def left(self) -> Iterator[None]:
-        """Step out of a running task, so that the loops of others can turn meanwhile."""
+        """Leave the running task for a while, so that the loops of other processes can run."""
         task = asyncio.current_task(self) if self.is_running() else None
         before = events._get_running_loop()
         if task is not None:
@@ -223,15 +223,15 @@ class ProcessLoop(asyncio.AbstractEventLoop):
                 tasks._enter_task(self, task)
 
     def ended(self) -> None:
-        """The process is gone: what its tasks wait for never comes, and nobody shall hear of it.
+        """Close all tasks, because the process has ended: what they wait for never happens.
 
-        They are closed here and now: what the collector of garbage closes, it closes at any time and in any order.
+        They are closed explicitly, because the garbage collector would close them at any time and in any order.
         """
         for task in list(self._tasks.values()):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             coroutine = task.get_coro()
             if inspect.iscoroutine(coroutine) or inspect.isgenerator(coroutine):
-                # What tidies up by asking a port is told that there is none; one that is running ends there, too.
+                # Cleanup code that calls a port gets `ProcessGone`; a coroutine that is running ends there too.
                 with contextlib.suppress(BaseException):
                     coroutine.close()
         self._ready.clear()

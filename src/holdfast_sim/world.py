@@ -1,12 +1,12 @@
-"""One seed, one history: virtual time, chance, and the queue of what is to happen.
+"""One seed, one history: virtual time, random choices, and the queue of scheduled events.
 
-Everything in the simulator is an event at a moment of true time, which no host can read. Events happen one after the
-other in one thread, in the order of their moments and, within one, in the order in which they were arranged; chance
-comes from one generator. So a seed is a whole history, the same on every machine and at every run.
+Everything in the simulator is an event at a moment of true time, which no host can read. Events run one after the
+other in one thread, ordered by time and, at the same time, by the order in which they were scheduled. All random choices
+come from one generator. So a seed determines a whole history, which is the same on every machine and in every run.
 
-An event may belong to a process. While that process is frozen its events are kept back; once it is gone they are
-dropped. A process can also be stopped in the middle of its code, at any call of a port that does not suspend: `run`
-is then called again from within, and the others go on.
+An event may belong to a process. While that process is frozen its events are deferred; after its end they are dropped.
+A process can also be stopped in the middle of its code, in any call of a port that does not suspend: `run` is then
+called again from within that call, and all other processes continue.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from random import Random
 from typing import Protocol
 
 EVENTS_MAX = 3_000_000
-"""No history has more; beyond it something turns in a circle."""
+"""No correct history has more; beyond this number some process loops forever."""
 
 Happen = Callable[[], None]
 
 
 class Runner(Protocol):
-    """Whom an event belongs to."""
+    """The process that an event belongs to."""
 
     alive: bool
     stopped: bool
@@ -32,7 +32,7 @@ class Runner(Protocol):
 
 
 class Violation(AssertionError):
-    """The simulated cluster did what must never happen. `parties` are the hosts that it is about, most guilty first."""
+    """The simulated cluster broke a safety claim. `parties`: its hosts, the most likely cause first."""
 
     def __init__(self, claim: str, what: str, parties: tuple[str, ...] = ()) -> None:
         super().__init__(f"{claim}: {what}")
@@ -42,11 +42,11 @@ class Violation(AssertionError):
 
 
 class ProcessGone(BaseException):
-    """Raised at any port of a process that does not exist any more; nobody of shipping code may catch it."""
+    """Raised by every port of a process that no longer exists; shipping code must not catch it."""
 
 
 class World:
-    """Time, chance and the events to come."""
+    """Time, the random generator and the scheduled events."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -60,11 +60,11 @@ class World:
         self._serial = 0
 
     def tell(self, who: str, what: str) -> None:
-        """Write a line into the history."""
+        """Append a line to the history."""
         self.lines.append((self.now, who, what))
 
     def fail(self, claim: str, what: str, *parties: object) -> None:
-        """A checker has seen what must not be. The first one counts; the history ends with it."""
+        """Report a violation that a checker has found, and raise it. Only the first one counts; it ends the history."""
         if self.violation is None:
             names = tuple(map(str, parties))
             self.violation = Violation(claim, what, names)
@@ -72,7 +72,7 @@ class World:
         raise self.violation
 
     def bug(self, who: str, what: str) -> None:
-        """Shipping code raised what nobody caught."""
+        """Report an exception of shipping code that was not caught."""
         if self.violation is None:
             self.violation = Violation("no unexpected exception", f"{who}: {what}", (who,))
             self.tell(who, f"BUG {what}")
@@ -85,7 +85,7 @@ class World:
         self.at(self.now + seconds, happen, runner)
 
     def run(self, until: float) -> None:
-        """Let everything happen that is arranged up to that moment. May be called from within an event."""
+        """Run all events that are due up to that time. May be called from within an event."""
         self.depth += 1
         try:
             while self._queue and self._queue[0][0] <= until:
@@ -95,7 +95,7 @@ class World:
             self.depth -= 1
 
     def run_while(self, waiting: Callable[[], bool], until: float) -> bool:
-        """Let things happen while somebody waits; False if the moment came first."""
+        """Run events while `waiting()` is true; False if the time was reached first."""
         while waiting():
             if not self._queue or self._queue[0][0] > until:
                 self.now = max(self.now, until)
@@ -105,7 +105,7 @@ class World:
 
     def _happen(self) -> None:
         moment, _, runner, happen = heapq.heappop(self._queue)
-        # A nested run may have gone further than the moment of what it left behind.
+        # A nested run may already have advanced the time beyond this event's moment.
         self.now = max(self.now, moment)
         if runner is not None:
             if not runner.alive:
@@ -119,7 +119,7 @@ class World:
         try:
             happen()
         except ProcessGone:
-            pass  # somebody asked a process something, and it died answering
+            pass  # a process that was called has ended during the call
         if self.violation is not None:
-            # It may have been raised inside a task, which keeps what it raises to itself.
+            # It may have been raised inside a task, where the exception does not reach this loop.
             raise self.violation
