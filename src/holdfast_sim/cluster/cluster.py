@@ -1,7 +1,7 @@
 """Hosts that share lockspaces and leases, put together for one seed.
 
-A `Scenario` is drawn from the seed: how many hosts, their io_timeouts, the geometry, how nasty the storage is and how
-often the nemesis strikes. The `Cluster` has the disks formatted and starts the daemons.
+A `Scenario` is drawn from the seed: the number of hosts, their io_timeouts, the geometry, the fault rates of storage and
+how often the nemesis acts. The `Cluster` formats the disks and starts the daemons.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from holdfast_sim.world import World
 
 
 class Places(enum.Enum):
-    """Where leases are."""
+    """How leases are stored."""
 
     FIXED = "behind their lockspace, made beforehand"
     DIRECTORY = "files in a shared directory, made on demand"
@@ -40,7 +40,7 @@ class Places(enum.Enum):
 
 
 class Kind(enum.Enum):
-    """Where a scenario looks."""
+    """Which faults and which code a scenario concentrates on."""
 
     GENERAL = "everything, a little of each"
     STORM = "one lease, everybody wants it, requests are late: what ballots are for"
@@ -50,7 +50,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Scenario:
-    """What one seed is about."""
+    """The parameters of one seed."""
 
     kind: Kind
     hosts: int
@@ -66,21 +66,21 @@ class Scenario:
     twin: bool
     """The last host is configured with the host id of the first one."""
     stubborn_rate: float
-    """How many virtual machines cannot be killed."""
+    """The share of virtual machines that cannot be killed, 0 to 1."""
     places: Places = Places.FIXED
     auto_ids: bool = False
-    """All hosts are configured with ``host_id = "auto"``, and come up at the same moment."""
+    """All hosts are configured with ``host_id = "auto"``, and start at the same time."""
     hosts_max: int = prepared.FEW_HOSTS
     lease_hosts: int = prepared.FEW_HOSTS
-    """How many hosts leases are formatted for."""
+    """The number of hosts that leases are formatted for."""
     wdmd: bool = False
-    """The watchdog device is wdmd's."""
+    """wdmd has the watchdog device open, and daemons use it through wdmd."""
     made: tuple[int, int] = prepared.OLDEST
     """Version and flags of the lockspaces."""
     foreign: int = 0
-    """The number of a host whose names are none that Holdfast gives; 0: no host's."""
+    """Number of the host whose names Holdfast would never give, as if it ran sanlock; 0: none."""
     orders_every_s: float = 0.0
-    """How often an operator orders something: leases taken out, a lease broken. 0: never."""
+    """Mean seconds between orders of an operator: removing leases, breaking a lease. 0: never."""
 
     @classmethod
     def drawn(cls, random: Random, hosts: int | None) -> Scenario:
@@ -137,7 +137,7 @@ class Scenario:
             "places": random.choice((Places.DIRECTORY, Places.DEVICE)),
             "auto_ids": auto_ids,
             "twin": general.twin and not auto_ids,
-            # A claim that landed late leaves an id behind; so there are a few more than hosts.
+            # A late claim uses up a host id, so there are a few more ids than hosts.
             "hosts_max": random.choice((general.hosts + 2, prepared.FEW_HOSTS)),
             "wdmd": random.random() < 0.35,
             "orders_every_s": random.choice((2.0, 6.0, 20.0)),
@@ -191,16 +191,16 @@ class Cluster:
         for disk in self.disks:
             disk.manners = scenario.manners
         self.below: dict[tuple[str, str], SharedDirectory] = {}
-        """By machine and root: what a directory shows where it is not mounted."""
+        """By machine and root: what is in the directory below the mount point."""
         self.machines = tuple(self._machine(f"host{n + 1}") for n in range(scenario.hosts))
         self.daemons: dict[str, Daemon | ManagedDaemon] = {}
         self.start_pauses_s: tuple[float, ...] = (0.2, 1.0, 5.0, 15.0)
-        """How long it may take until a daemon that has ended is started again: the last one is too long for its leases."""
+        """Seconds from the end of a daemon to its next start; the longest one is longer than its leases last."""
         self.before_start: Callable[[Machine, MachineState], None] = lambda _, __: None
         self.after_kill: Callable[[Machine, MachineState], None] = lambda _, __: None
-        """What befalls the state that a daemon finds."""
+        """Hooks that damage the state which the next daemon reads."""
         self.quiet = False
-        """Nothing goes wrong but with that state: no lease is lost that was renewed in time."""
+        """Only that state is damaged: a lease that was renewed in time must not be lost."""
         self.states = (
             {
                 machine.name: MachineState(machine, partial(self._wdmd, machine, number))
@@ -245,7 +245,7 @@ class Cluster:
         return 1 if self.scenario.twin and number == self.scenario.hosts else number
 
     def _booted(self, machine: Machine, number: int) -> None:
-        """systemd starts the daemon, unless an older one of the same boot still hangs in the kernel."""
+        """systemd starts the daemon, unless an earlier one of the same boot still has requests in the kernel."""
         if machine.process_lingers:
             self._daemon_in(1.0, machine, number)
             return
@@ -254,7 +254,7 @@ class Cluster:
             state = self.states[machine.name]
             state.booted()
             self.before_start(machine, state)
-            if not state.reexec:  # the reload has compared what is on disk with what is held
+            if not state.reexec:  # the reload has compared the configuration on disk with the held locks
                 state.edit()
             self.daemons[machine.name] = ManagedDaemon(
                 machine=machine,
@@ -280,12 +280,12 @@ class Cluster:
             )
         random = self.world.random
         if self.scenario.kind is Kind.TWINS and machine.process is not None and random.random() < 0.7:
-            # A claim is a handful of calls: somewhere among them, for longer than another's claim takes.
+            # A claim makes a few calls: stall it in one of them, for longer than the claim of another host takes.
             kind, calls = random.choice((("disk", 4), ("clock", 8)))
             machine.process.stall_in(random.randrange(calls), random.choice((3.0, 5.0, 10.0)), kind)
 
     def _configuration(self, number: int, timing: Timing) -> Config:
-        """As it was written: an operator may have changed what is done about a lost lease."""
+        """Restore the configuration as first written: an operator may have changed what follows the loss of a lease."""
         scenario, random = self.scenario, self.world.random
         few = scenario.lease_hosts == prepared.FEW_HOSTS
         return configured(
@@ -299,7 +299,7 @@ class Cluster:
         )
 
     def _killed(self, machine: Machine, number: int) -> None:
-        """libvirt ends the starts that were under way; systemd starts the daemon again, sooner or later."""
+        """libvirt ends the starts that were under way; systemd starts the daemon again after some time."""
         if self.scenario.kind is not Kind.MANAGED:
             return
         self.states[machine.name].daemon_gone()
@@ -308,7 +308,7 @@ class Cluster:
         self._daemon_in(self.world.random.choice(self.start_pauses_s), machine, number)
 
     def _executed(self, machine: Machine, number: int) -> None:
-        """The next program begins when the kernel has ended the threads of the one before, and finds what that had open."""
+        """The next program begins when the kernel has ended the threads of the one before; it inherits open descriptors."""
         self.states[machine.name].processes.daemon_gone()
         self._starts_end(machine)
         self._daemon_in(self.world.random.choice((0.3, 1.0)), machine, number)
@@ -326,7 +326,7 @@ class Cluster:
         )
 
     def _wdmd(self, machine: Machine, number: int) -> SimulatedWdmd | None:
-        """Of both generations by turns, the newer one first."""
+        """The machines get both generations of wdmd in turn, the newer one first."""
         if not self.scenario.wdmd:
             return None
         return SimulatedWdmd(

@@ -1,11 +1,11 @@
 """holdfastd in the simulator: the object graph that ships, made by `build`, through the life that ships, in `lifecycle`.
 
-    below:   `managed_ports`: threads that are tasks, disks, clocks, processes and files of this machine
-    beside:  checkers, by a wrapped watchdog driver and by the news of lockspaces
+    below:   `managed_ports`: threads that are tasks; disks, clocks, processes and files of this machine
+    beside:  checkers, by a wrapped watchdog driver and by callbacks of lockspaces
 
-The daemon may be killed, stopped or reloaded under running virtual machines: the next one goes on with the term and
-adopts their locks, or the ladder stops them. The checkers follow a virtual machine, not the daemon: what it needs must
-stand all the time. A lockspace of it is a `ManagedSeat`, a disk a `ManagedDesk`.
+The daemon may be killed, stopped or reloaded under running virtual machines: the next one resumes the incarnation and
+adopts their locks, or the escalation stops them. The checkers follow a virtual machine, not the daemon: its lease must be
+held as long as it may run. A lockspace of the daemon is a `ManagedSeat`, a disk a `ManagedDesk`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from holdfast_sim.storage.files import SimulatedStorage, Volume
 from holdfast_sim.world import ProcessGone
 
 NO_LOCKS = DaemonLocks(-1, -1, Predecessors(()))
-"""The simulated machine has one daemon at a time: its directories need no lock."""
+"""Locks nothing: a simulated machine runs one daemon at a time in its directories."""
 
 
 class Libvirt:
-    """`DomainControl`: pauses a domain and has its lock released, or does not answer."""
+    """`DomainControl`: pauses a domain and releases its lock, or does not answer."""
 
     def __init__(self, daemon: ManagedDaemon) -> None:
         self._daemon = daemon
@@ -75,7 +75,7 @@ def configured(
     watchdog: str,
     on_lockfailure: LockFailureAction,
 ) -> Config:
-    """What an operator writes for such a host: a backend for each lockspace, and a rule for each disk."""
+    """The configuration that an operator writes for such a host: a backend per lockspace, a rule per disk."""
 
     def table(space: Space, volume: Volume) -> dict[str, Any]:
         return {
@@ -102,7 +102,7 @@ def configured(
                 space.name: table(space, volume)
                 for space, volume in zip(spaces, volumes.values(), strict=True)
             },
-            "file": {"driver": "file"},  # every configuration has it
+            "file": {"driver": "file"},  # the backend of built-in defaults, so every configuration has it
         },
         disk=tuple(
             DiskRule(
@@ -117,7 +117,7 @@ def configured(
 
 
 def _chosen(state: MachineState, written: Config, inherited: Inherited, boot: str) -> Start | None:
-    """What `kept_config.choose` reads on a real host, and what it makes of that."""
+    """The configuration that a start uses, as `kept_config.choose` decides on a real host."""
     reexec = inherited.reexec
     kept: Kept | Unreadable = Unreadable("", missing=True)
     if text := reexec.configuration if reexec is not None else state.kept:
@@ -155,7 +155,7 @@ class ManagedDaemon:
         checkers: Checkers,
         quiet: bool = False,
     ) -> None:
-        """`quiet`: nothing goes wrong on this host but with its state."""
+        """`quiet`: only its state is damaged on this host; there are no other faults."""
         self.machine = machine
         self.state = state
         self.world = machine.world
@@ -221,10 +221,10 @@ class ManagedDaemon:
         self.serving = True
         lifecycle.account_for_left_behind(self.parts)
 
-    # --- what operators do with it ---
+    # --- orders of operators ---
 
     async def reload(self) -> None:
-        """`systemctl reload`: the daemon becomes the program on disk, with everything open."""
+        """`systemctl reload`: the daemon executes the program on disk and keeps its descriptors."""
         if not self.serving:
             return
         self.world.tell(self.machine.name, "its daemon is to reload")
@@ -255,7 +255,7 @@ class ManagedDaemon:
         raise ProcessGone
 
     async def stop(self) -> None:
-        """`systemctl restart`: it stops in good order, and is started again."""
+        """`systemctl restart`: an orderly stop, and a start."""
         if not self.serving:
             return
         self.world.tell(self.machine.name, "its daemon is to stop")
@@ -275,7 +275,7 @@ class ManagedDaemon:
                 self.checks_that_it_is_lost(desk, f"gets signal {number}")
 
     def checks_that_it_is_lost(self, desk: ManagedDesk, what: str) -> None:
-        """A virtual machine is touched only after the lockspace of its lease was lost."""
+        """Check that a virtual machine is paused or killed only after the lockspace of its lease was lost."""
         if desk.seat.supervisor.state is not LockspaceState.LOST:
             self.world.fail(
                 "doubt kills nobody",

@@ -1,4 +1,4 @@
-"""One lockspace of one whole daemon, as operators and checkers see it: its keeper, its disks, its term."""
+"""One lockspace of a whole daemon, as operators and checkers see it: its supervisor, its disks, its incarnation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 LEFT_LEAST_S = 2.0
-"""Times io_timeout: with so much left of its lease, a host whose storage works has no reason to lose it."""
+"""Times io_timeout: with so much time left on its lease, a host whose storage works must not lose it."""
 
 
 class ManagedSeat:
-    """One lockspace of one daemon, and the checkers' view of its term."""
+    """One lockspace of one daemon, with the incarnation as the checkers see it."""
 
     def __init__(
         self, daemon: ManagedDaemon, space: Space, volume: Volume, supervisor: LockspaceSupervisor
@@ -75,7 +75,7 @@ class ManagedSeat:
     def _settled(self) -> bool:
         return not self.daemon.machine.paths[self.space.name].may_land_for(self.daemon.process)
 
-    # --- news, before the daemon acts on them ---
+    # --- callbacks, before the daemon acts on them ---
 
     def observe(self, news: LockspaceNews) -> None:
         match news:

@@ -1,11 +1,11 @@
-"""A daemon of the simulator: shipping supervision and protocols, composed as the real one composes them.
+"""A stand-in of the daemon: shipping supervision and protocols, composed as the real daemon composes them.
 
-    Daemon   one process: a heartbeat with its watchdog, and a seat in every lockspace
-    Seat     joins, renews, tells; stops the owners of a lockspace that is lost, and joins again when they are gone
-    Desk     one resource on one host: acquires, converts and gives up for the virtual machines that want it
+    Daemon   one process: a lease monitor with its watchdog, and a seat in every lockspace
+    Seat     one lockspace: joins and renews; after a loss it stops the owners and joins again when they have ended
+    Desk     one resource on one host: acquires, converts and releases for the virtual machines that want it
 
-What it decides itself is only what belongs to the layers above: who is started, stopped and killed, and when. It tells
-the checkers what it believes, exactly when a user of the protocols would begin or cease to rely on it.
+It decides only what the layers above would decide: which virtual machine is started, stopped or killed, and when. It
+reports to the checkers which leases it holds, at the moments when a user of the protocols may rely on it.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from holdfast_sim.check.leases import Checkers
 from holdfast_sim.host.machine import Machine, MachineClock, VirtualMachine
 
 KILL_MAX_S = 3.0
-"""From the order to kill a virtual machine that can be killed to its end."""
+"""Seconds from the kill of a virtual machine to its end, at most; stubborn ones do not end."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """A lockspace and the resources whose leases lie behind it on the same disk."""
+    """A lockspace and the resources whose leases are on the same disk."""
 
     name: str
     resources: tuple[str, ...]
 
 
 class CheckedWatchdog:
-    """The shipping driver, with a look at what it did to the device."""
+    """The shipping driver; after each call a checker reads the state of the device."""
 
     fences = True
 
@@ -86,7 +86,7 @@ class Daemon:
         lease_of: Callable[[str], str],
         foreign_name: bool,
     ) -> None:
-        """`foreign_name`: it calls itself as no host of Holdfast's does, so it may run sanlock, as far as others see."""
+        """`foreign_name`: a name that Holdfast would never give, so that other hosts take it for a host of sanlock's."""
         self.lease_of = lease_of
         self.machine = machine
         self.world = machine.world
@@ -143,7 +143,7 @@ class Seat:
             if not self.stay:
                 await self.clock.sleep(1)
                 continue
-            # A name that no other host and no earlier life has used: the claim of an id rests on it.
+            # No other host and no earlier life may have used the name: the claim of a host id depends on that.
             name = f"{daemon.machine.name}.{random.getrandbits(48):012x}"
             if daemon.foreign_name:
                 name += ".lan"
@@ -208,7 +208,7 @@ class Seat:
         self.daemon.process.spawn(self._stop_owners())
 
     async def _stop_owners(self) -> None:
-        """Kill whoever can be killed; the lease is let go only when nobody is left."""
+        """Kill the owners that can be killed; the lockspace is given up only when all have ended."""
         term, lockspace = self.term, self.lockspace
         assert term is not None and lockspace is not None
         random = self.daemon.world.random
@@ -221,7 +221,7 @@ class Seat:
             self.daemon.checkers.gave_up(term, resource)
         for desk in self.desks.values():
             desk.lost()
-        # The heartbeat waits for the same, and only then forgets the lease.
+        # The lease monitor waits for the same, and only then drops the lease.
         term.dismissed = lambda: not self.disk.in_flight(0, 2**63)
         lockspace.users_gone()
         while self.disk.in_flight(0, 2**63):
@@ -239,7 +239,7 @@ class Seat:
             self.daemon.process.spawn(desk.answer_request())
 
     def leave(self) -> bool:
-        """Only when nobody uses it."""
+        """Leave the lockspace if nothing uses it; whether it did."""
         idle = all(desk.lease is None and not desk.busy for desk in self.desks.values())
         if idle and self.member is not None and self.lockspace is not None:
             self.stay = False
@@ -252,7 +252,7 @@ class Seat:
 
 
 class Desk:
-    """One resource, as one host uses it: at most one thing is done to it at a time."""
+    """One resource, as one host uses it: one operation at a time."""
 
     def __init__(self, seat: Seat, resource: str, offset_bytes: int) -> None:
         daemon = seat.daemon
@@ -283,7 +283,7 @@ class Desk:
         finally:
             self.busy = False
 
-    # --- what a virtual machine wants ---
+    # --- orders for virtual machines ---
 
     async def start(self, mode: Mode, *, wait: bool) -> None:
         await self.exclusively(lambda member: self._start(member, mode, wait))
@@ -311,7 +311,7 @@ class Desk:
             self._let_run(outcome)
 
     def _stands(self, member: Membership) -> bool:
-        """Between the answer and now the lockspace may have been lost."""
+        """Whether the lockspace of the answer is still joined: it may have been lost since."""
         return self.seat.member is member and member.may_write()
 
     def _let_run(self, lease: Lease) -> None:
@@ -389,7 +389,7 @@ class Desk:
     # --- requests ---
 
     async def ask_for(self) -> None:
-        """Ask whoever holds it to give it up."""
+        """Request the lease from its holder."""
         member, lockspace = self.seat.member, self.seat.lockspace
         if member is None or lockspace is None:
             return

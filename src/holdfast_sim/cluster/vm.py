@@ -1,7 +1,7 @@
-"""One disk on one host of the whole daemon: the virtual machine that has it, and what libvirt does about it.
+"""One disk on one host of the whole daemon: the virtual machine that has it, and libvirt's calls for it.
 
 A virtual machine is a process that registers, acquires, and only then runs; it ends when it is stopped, killed by the
-ladder, or its machine is reset.
+escalation, or its machine is reset.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def resource_of(name: str) -> Resource:
 
 
 def lease_of(name: str) -> str:
-    """The lease that the backend looks for: named by the disk's path."""
+    """The name of the disk's lease, as the backend derives it from the path."""
     return lease_name(resource_of(name), NameBy.PATH_MD5, DiskIdentity())
 
 
 class ManagedDesk:
-    """One disk on one host: the virtual machine that has it, and what libvirt does about it."""
+    """One disk on one host: the virtual machine that has it, and libvirt's calls for it."""
 
     def __init__(self, seat: ManagedSeat, resource: str) -> None:
         self.seat = seat
@@ -55,13 +55,13 @@ class ManagedDesk:
 
     @property
     def lease(self) -> VirtualMachine | None:
-        """What counts as held: a virtual machine that was let run."""
+        """The virtual machine that holds the disk: one that has begun to run."""
         vm = self.vm
         return vm if vm is not None and vm.held else None
 
     async def start(self, mode: LeaseMode, *, wait: bool, arriving: bool = False) -> None:
-        """`arriving`: the guest comes from another host, whose lock is about to be let go."""
-        del wait  # the backend never waits for a death
+        """`arriving`: the guest migrates here from another host, which is about to release its lock."""
+        del wait  # the backend never waits until a host is dead
         if self.busy or self.vm is not None or not self.seat.daemon.serving:
             return
         self.busy = True
@@ -94,7 +94,7 @@ class ManagedDesk:
         term = self.seat.term
         if vm.running and term is not None:
             self._is_remembered(vm, term, may_be_adopted=was_unknown)
-            # libvirt lets the guest's processors go only now.
+            # libvirt starts the guest's CPUs only now.
             vm.held = True
             if status is not None:
                 status.write(vm)
@@ -102,8 +102,8 @@ class ManagedDesk:
             daemon.checkers.runs(term, self.resource, vm)
 
     def _is_remembered(self, vm: VirtualMachine, term: Incarnation, *, may_be_adopted: bool) -> None:
-        """The next daemon finds the claim in the journal, and each copy of the incarnation. A lock that is adopted is none
-        of those that have to be refused while a copy can't be written.
+        """Check that the next daemon will find the claim in the journal, and each copy of the incarnation. Adopted locks are
+        exempt: unlike new ones they are not refused while a copy can't be written.
         """
         daemon = self.seat.daemon
         saved = replay(daemon.state.journal.raw)
@@ -171,7 +171,7 @@ class ManagedDesk:
                 self.seat.daemon.state.processes.end(vm.pid)
 
     async def _release(self, vm: VirtualMachine) -> None:
-        """The guest stands still; libvirt has its lock released over the connection that registered it."""
+        """The guest is paused; libvirt releases its lock over the connection that registered it."""
         daemon = self.seat.daemon
         owner = self._owner(vm.pid)
         if owner is None:
@@ -186,7 +186,7 @@ class ManagedDesk:
     # --- a guest that migrates away ---
 
     async def released_for_migration(self, vm: VirtualMachine) -> None:
-        """The guest stands, and may yet run on here: what it needs must stand, whatever the daemon makes of this."""
+        """The guest is paused and may still be resumed here: its lease must stay held, whatever the daemon does."""
         daemon = self.seat.daemon
         try:
             owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
@@ -195,7 +195,7 @@ class ManagedDesk:
             daemon.world.tell(daemon.machine.name, f"release of {self.resource}: {refusal}")
 
     async def acquired_again(self, vm: VirtualMachine) -> None:
-        """libvirt wants to let a guest run on here whose migration failed."""
+        """libvirt resumes a guest here, as its migration failed."""
         daemon = self.seat.daemon
         try:
             owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
@@ -220,7 +220,7 @@ class ManagedDesk:
             yield from lock.claims.values()
 
     async def convert(self) -> None:
-        """Make it exclusive, or shared. Libvirt has no call for it yet; the manager can."""
+        """Convert the lock to exclusive or shared. libvirt has no call for that yet; the manager supports it."""
         vm, term = self.lease, self.seat.term
         owner = self._owner(vm.pid) if vm is not None else None
         if vm is None or owner is None or term is None or self.busy or not self.seat.daemon.serving:
@@ -240,7 +240,7 @@ class ManagedDesk:
     async def _convert(self, vm: VirtualMachine, owner: Owner, term: Incarnation, wanted: Mode) -> None:
         daemon = self.seat.daemon
         if wanted is Mode.SHARED:
-            # The guest writes no more from the order on; what it rests on must stand all the time, either way.
+            # The guest stops writing at this order; in both cases its lease must stay held throughout.
             daemon.checkers.believes(term, self.resource, LeaseMode.SHARED)
         try:
             await daemon.manager.acquire(owner, AcquireRequest(resource_of(self.resource), wanted))
@@ -252,7 +252,7 @@ class ManagedDesk:
             daemon.checkers.believes(term, self.resource, _lease_mode(wanted))
 
     async def ask_for(self) -> None:
-        """Requests come from sanlock's clients, which are not served yet."""
+        """Does nothing: requests come from clients of sanlock, which are not served yet."""
 
 
 def _lease_mode(mode: Mode) -> LeaseMode:
