@@ -1,14 +1,14 @@
-"""Storage that several hosts share, as nasty as `protocol.ports` allows it to be.
+"""Storage that several hosts share, with every fault that `protocol.ports` allows.
 
-    SharedDisk   the device: its bytes, the requests under way, how it behaves at present
-    Path         one host's way to it: open, answering errors, or hanging until it is mended
-    PathDisk     the `Disk` port of one process over one path, over all of the device or an extent of it
+    SharedDisk   the device: its bytes, the requests under way, its present fault profile
+    Path         one host's path to it: working, failing, or hanging until it is repaired
+    PathDisk     the `Disk` port of one process over one path, for the whole device or an extent of it
 
-A sector is atomic, nothing else is. A write takes effect at some moment between its issue and its completion; one of
-several sectors does so sector by sector. A read sees each sector at a moment of its own within the read, so it may be
-torn, and all of it may be as old as the read itself (slow answers are stale answers). Who gives up hears of a time-out;
-the write still lands later, in any order with others. A failed write may have landed or not. When a host is reset,
-what has not landed yet never will.
+A sector is atomic, nothing else is. A write takes effect at some moment between its issue and its completion, a long one
+sector by sector. A read sees each sector at a different moment within the read, so it may be torn, and all of it may be
+as old as the start of the read (slow answers are stale answers). A caller that gives up gets a timeout; its write still
+takes effect later, in any order with others. A failed write may have taken effect or not. After the reset of a host its
+pending writes never take effect.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from holdfast_sim.event_loop import Process
 from holdfast_sim.world import World
 
 LATENCY_LEAST_S = 0.0015
-"""No request is quicker. What the drift of two clocks may take from the bounds has to fit into it."""
+"""No request is faster. The drift of two clocks must not shorten a bound by more than this."""
 HANDOVER_MAX_S = 0.004
-"""From the call of the port to the kernel: a worker thread has to be woken."""
+"""From the call of the port to the kernel, as a worker thread has to be woken."""
 SECTORS_APART_MAX = 16
-"""Of a long write so many sectors land one by one, those that say something; the rest, mostly zeros, at once."""
+"""So many sectors of a long write, those with content, take effect one by one; the rest together."""
 
 
 @dataclass
 class FaultProfile:
-    """How the device behaves; the nemesis changes it. Rates are per request."""
+    """The fault rates of the device, per request; the nemesis changes them."""
 
     latency_s: float = 0.02
     error_rate: float = 0.0
@@ -54,7 +54,7 @@ class _Read:
 
 @dataclass(eq=False)
 class Write:
-    """A write that the kernel of a host has taken on."""
+    """A write that the kernel of a host has accepted."""
 
     process: Process
     offset: int
@@ -71,13 +71,13 @@ class Write:
 
     @property
     def changes(self) -> bool:
-        """Whether anything of it may still land."""
+        """Whether any part of it may still take effect."""
         return True
 
 
 @dataclass(eq=False)
 class NameRequest(Write):
-    """What is asked about names of files: open, link, unlink, list. Takes effect in steps, each at one moment."""
+    """A request about names of files: open, link, unlink, list. It takes effect in steps, each at one moment."""
 
     steps: tuple[Callable[[], object], ...] = ()
     only_looks: bool = True
@@ -102,7 +102,7 @@ OnLanded = Callable[["SharedDisk", Process, int, bytes], None]
 
 
 class SharedDisk:
-    """One device. `on_issued` and `on_landed` are where the checkers look on."""
+    """One device. `on_issued` and `on_landed` are callbacks of the checkers."""
 
     def __init__(self, world: World, name: str, size_bytes: int, sector_bytes: int, number: int = 0) -> None:
         self.world = world
@@ -116,7 +116,7 @@ class SharedDisk:
         self.on_landed: OnLanded = lambda *_: None
         self._reads: list[_Read] = []
 
-    # --- what a request goes through ---
+    # --- the stages of a request ---
 
     def latency(self) -> float:
         random, manners = self.world.random, self.manners
@@ -141,7 +141,7 @@ class SharedDisk:
         return read
 
     def end_read(self, read: _Read) -> bytes:
-        """What the read saw: every sector at a moment between its begin and now."""
+        """The result of the read: every sector as it was at some moment between the start of the read and now."""
         self._reads.remove(read)
         if not read.landed:
             return read.before
@@ -174,7 +174,7 @@ class SharedDisk:
 
 
 class Path:
-    """One machine's way to a device."""
+    """One machine's path to a device."""
 
     def __init__(self, disk: SharedDisk) -> None:
         self.disk = disk
@@ -184,7 +184,7 @@ class Path:
         self.writes: list[Write] = []
 
     def through(self, proceed: Callable[[], None]) -> None:
-        """Go on now, or when the path is mended."""
+        """Continue now, or when the path works again."""
         if self.hanging:
             self._held_up.append(proceed)
         else:
@@ -197,7 +197,7 @@ class Path:
             self.disk.world.after(self.disk.world.random.uniform(0, 0.5), proceed)
 
     def reset(self) -> None:
-        """The machine is off: nothing that was on its way arrives."""
+        """The machine is off: its pending requests never take effect."""
         self._held_up.clear()
         for write in self.writes:
             write.cancelled = True
@@ -214,7 +214,7 @@ class Path:
             return
         write.failed = self.errors or disk.fails()
         took = disk.write_latency(write.offset)
-        # Nobody knows of a failed write whether it took effect before it failed.
+        # A failed write may have taken effect before it failed.
         write.effective = not write.failed or (not self.errors and world.random.random() < 0.5)
         for offset, piece in _pieces(write, disk.sector_bytes):
             world.after(
@@ -241,15 +241,15 @@ class Path:
         world.after(took + 1e-6, lambda: self.through(lambda: self._complete(request)))
 
     def process_gone(self, process: Process) -> None:
-        """What the kernel was given goes on; the rest was only wished for."""
+        """The process has ended: the kernel completes the requests that it has; the others never reach it."""
         self.writes = [w for w in self.writes if w.process is not process or w.handed_over]
 
     def busy_for(self, process: Process) -> bool:
-        """Whether the kernel still works for a process: until then it cannot go away."""
+        """Whether the kernel still has requests of a process: it can't exit before they have ended."""
         return any(w.process is process for w in self.writes)
 
     def may_land_for(self, process: Process) -> bool:
-        """Whether anything that a process has asked for may still change what is stored."""
+        """Whether a request of the process may still change the stored bytes."""
         return any(w.process is process and w.changes for w in self.writes)
 
     def _complete(self, write: Write) -> None:
@@ -262,7 +262,7 @@ class Path:
 
 
 def _pieces(write: Write, size: int) -> list[tuple[int, bytes]]:
-    """A write as it lands: its sectors, each by itself."""
+    """The parts of a write, each of which takes effect separately."""
     apart = len(write.content)
     if apart > 4 * SECTORS_APART_MAX * size:
         apart = SECTORS_APART_MAX * size
@@ -273,7 +273,7 @@ def _pieces(write: Write, size: int) -> list[tuple[int, bytes]]:
 
 
 class PathDisk:
-    """The `Disk` port of one process. Remembers its writes in flight as `system.sector_writes` does."""
+    """The `Disk` port of one process. Tracks its writes in flight as `system.block_io.inflight_writes` does."""
 
     def __init__(self, process: Process, path: Path, begin: int = 0, size: int | None = None) -> None:
         self._process = process
@@ -282,7 +282,7 @@ class PathDisk:
         self._size = size
 
     def _extent(self, offset_bytes: int, length_bytes: int) -> tuple[int, int]:
-        """Where that is on the device, cut at the end of what was opened."""
+        """The range on the device, cut at the end of the opened extent."""
         size = len(self._path.disk.content) if self._size is None else self._size
         return self._begin + offset_bytes, max(0, min(length_bytes, size - offset_bytes))
 
@@ -328,12 +328,12 @@ class PathDisk:
         return IoFailed(errno.EIO) if write.failed else None
 
     async def _handed_over(self, write: W, issue: Callable[[W], None], timeout_s: float) -> None:
-        """Returns when it is done, or after that time."""
+        """Wait until it is done, or until the timeout is over."""
         world = self._path.disk.world
         answered = self._future()
         write.waiters.append(lambda: _resolve(answered, None))
         self._path.writes.append(write)
-        # The worker belongs to the process: one that is frozen or gone hands nothing over.
+        # The worker belongs to the process: that of a frozen or ended process delivers nothing.
         handover_s = world.random.uniform(0, HANDOVER_MAX_S)
         world.after(handover_s, lambda: issue(write), self._process)
         world.after(timeout_s, lambda: _resolve(answered, None))

@@ -1,14 +1,14 @@
-"""Files that hosts share, or one device with all leases on it: the kernel's part of `system.lease_storage`, simulated.
+"""Files that hosts share, or one device with all leases on it: the kernel's part of `system.block_io.lease_files`.
 
-    SharedDirectory    names, and the files behind them; a file is an extent of the device, which no other file ever gets
+    SharedDirectory    names and their files; a file is an extent of the device that no other file ever gets
     Volume             where a lockspace and its leases are: a directory, or a device
     SimulatedStorage   the `LeaseStorage` port of one process, over the paths of its machine
     OpenedPath         the `LeaseDisk` port
 
-A name appears and goes at one moment each, between the issue of the request and its completion. Who gives up hears of a
-time-out, and it happens all the same; a failed request may have happened or not. A file without a name stays what it is
-for those who have it open. A directory can be unmounted under a running daemon: what it has open stays open, and its
-path shows what is below the mount point.
+A name appears or disappears at one moment, between the issue of the request and its completion. A caller that gives up
+gets a timeout, and the request still takes effect; a failed request may have taken effect or not. A file without a name
+stays usable for processes that have it open. A directory can be unmounted under a running daemon: open files stay open,
+and its path shows what is below the mount point.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from holdfast_sim.storage.disk import NameRequest, Path, PathDisk, SharedDisk
 T = TypeVar("T")
 NEVER_S = 1e6
 OnName = Callable[[str, "File", str], None]
-"""(name, the file that got or lost it, who did it)"""
+"""(name, the file that got or lost it, the process that did it)"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class File:
 
 
 class SharedDirectory:
-    """Names of one directory. The first file is at the begin of the device."""
+    """Names of one directory. The first file is at the start of the device."""
 
     def __init__(self, disk: SharedDisk, align_bytes: int) -> None:
         self.disk = disk
@@ -93,11 +93,11 @@ class Volume:
     directory: SharedDirectory | None
     lockspace_path: str
     lease_hosts: int
-    """How many hosts its leases are made for."""
+    """The number of hosts that its leases are created for."""
 
 
 class OpenedPath(PathDisk):
-    """See `LeaseDisk`."""
+    """An open lease file or device: the `LeaseDisk` port."""
 
     def __init__(
         self, storage: SimulatedStorage, process: Process, path: Path, file: File, name: str
@@ -121,15 +121,15 @@ class OpenedPath(PathDisk):
         return found == (self.facts.file_system, self.facts.inode)
 
     def close(self) -> None:
-        """Nothing to close: requests belong to the kernel."""
+        """Does nothing: pending requests belong to the kernel."""
 
 
 PATIENCE = 0.5, 4.0
-"""For how many times its timeout somebody waits for a whole errand, which is several requests."""
+"""How many timeouts a caller waits for a whole offloaded job, which makes several requests."""
 
 
 class SimulatedStorage(SimulatedErrands):
-    """See the module. A request hangs with the path, and is cancelled by a reset only."""
+    """The `LeaseStorage` port of one process. A request hangs while its path does; only a reset cancels it."""
 
     def __init__(self, process: Process, machine: Machine, volumes: Mapping[str, Volume]) -> None:
         super().__init__(lambda: machine.world.random.uniform(*PATIENCE))
@@ -174,7 +174,7 @@ class SimulatedStorage(SimulatedErrands):
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             directory.unlink(name, self._process.name)
 
-        # It is not given up: see the port.
+        # This wait is never given up, as the port requires.
         failed = await self._asked(self._way(directory.disk), (unlink,), NEVER_S, changes=True)
         return failed if isinstance(failed, IoFailed) else None
 
@@ -189,7 +189,7 @@ class SimulatedStorage(SimulatedErrands):
         file = await self._asked(way, (find,), OPEN_TIMEOUT_S)
         return file if isinstance(file, IoFailed) else (way.disk.number, file.number)
 
-    # --- which file a path means, at this moment ---
+    # --- which file a path leads to at this moment ---
 
     def _looked_up(self, path: str) -> tuple[Path, Callable[[], File]]:
         device = self._volumes.get(path)

@@ -1,7 +1,7 @@
-"""Storage as operators prepare it before the first daemon starts: what `holdfast lockspace init` and `lease init` leave.
+"""Storage as operators prepare it before the first daemon starts, with `holdfast lockspace init` and `lease init`.
 
-fixed        a lockspace, and behind it one lease for each resource
-directory    a lockspace's file in a shared directory; leases are made on demand
+fixed        a lockspace, followed by one lease for each resource
+directory    a lockspace's file in a shared directory; leases are created on demand
 device       a lockspace, a resource index with its lease, and room for the leases of its entries
 """
 
@@ -21,16 +21,16 @@ from holdfast_sim.storage.files import File, SharedDirectory, Volume
 from holdfast_sim.world import World
 
 FEW_HOSTS = 8
-"""What leases are formatted for: more than there are hosts, fewer than a glance shows."""
+"""The number of hosts that leases are formatted for: more than the hosts, fewer than a partial read covers."""
 SPARE_ENTRIES = 2
-"""Places of an index beyond the resources, so that one that was taken out need not be made in its old place."""
+"""More places in an index than resources, so that a removed lease may be created at another place."""
 INDEX_AT = 1
 OLDEST = (delta.VERSION, 0)
 """Version and flags of a lockspace."""
 
 
 def many_hosts(geometry: Geometry) -> int:
-    """The least number of hosts of a lease all of whose blocks a glance does not show."""
+    """The least number of hosts for which a partial read does not cover all blocks of a lease."""
     return GLANCED_AT_TOGETHER_BYTES // geometry.sector_bytes - 1
 
 
@@ -41,7 +41,7 @@ def _lockspace(geometry: Geometry, space: Space, made: tuple[int, int] = OLDEST)
 
 
 def _resource_of(space: Space) -> Callable[[str], str]:
-    """By the name of a lease; others are nobody's."""
+    """The resource by the name of its lease; other leases belong to no resource."""
     known = {lease_of(resource): resource for resource in space.resources}
     return lambda name: known.get(name, "")
 
@@ -110,7 +110,7 @@ def device(
 def below_mount_point(
     world: World, geometry: Geometry, space: Space, hosts: int, host: str, number: int
 ) -> SharedDirectory:
-    """A local directory with leases that are no use: somebody made them before the shared one was mounted there."""
+    """A local directory with leases that protect nothing: they were created before the shared one was mounted over it."""
     disk = SharedDisk(world, f"{host}-below-{space.name}", 0, geometry.sector_bytes, number)
     local = SharedDirectory(disk, geometry.align_bytes)
     for resource in space.resources:
