@@ -1,12 +1,12 @@
 """Configurations that operators edit under running virtual machines, before a start and before a reload.
 
-    harmless   backends are renamed: what is held is found under the new name
+    harmless   backends are renamed: held locks are found under the new name
     takes      a lockspace that is in use gets another host id, another timeout or directory, or is removed;
-               or the file can't be read at all: a reload is refused, a start goes on with the kept configuration
+               or the file can't be read at all: a reload is refused, a start uses the kept configuration
 
-Each edit starts from what was written when the machine was set up. What takes something is written only while a virtual
-machine of that lockspace runs: with nothing held, it would be in force, and this host would be another one from then on.
-Drawn from a generator of its own, so that a seed without edits plays what it played before.
+Each edit starts from the configuration that was written when the machine was set up. An edit that takes something is made
+only while a virtual machine of that lockspace runs: with nothing held it would come into force, and the host would be a
+different one from then on. Choices come from a separate generator, so that a seed without edits keeps its history.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.ports import Edited, MachineState
 
 RATES = (0.0, 0.0, 0.3, 0.7)
-"""How many starts and reloads find an edited configuration; 0: none, in half of the seeds."""
+"""The share of starts and reloads that find an edited configuration; 0 (none) in half of the seeds."""
 
 Tables = Mapping[str, dict[str, Any]]
 
@@ -33,7 +33,7 @@ def _as_written(config: Config) -> Config | None:
 
 
 class ConfigEdits:
-    """Strikes before each start and each reload, until `heal`."""
+    """May edit before each start and each reload, until `heal`."""
 
     def __init__(self, cluster: Cluster, rate: float, random: Random) -> None:
         self._cluster = cluster
@@ -46,7 +46,7 @@ class ConfigEdits:
                 state.edit = lambda machine=machine, state=state: self._edit(machine, state)  # type: ignore[misc]
 
     def heal(self) -> None:
-        """From now on the configuration is the one that was written at first."""
+        """Restore the configuration that was written first, and make no more edits."""
         self._stopped = True
         for state in self._cluster.states.values():
             state.edited, state.takes = _as_written, ""
@@ -68,7 +68,7 @@ class ConfigEdits:
 
 
 def _with(config: Config, names: Mapping[str, str], tables: Tables) -> Config:
-    """The same with other tables; `names` maps those of the old one to those of the new one."""
+    """The configuration with other tables; `names` maps old table names to new ones."""
     return msgspec.structs.replace(
         config,
         default_backend=names.get(config.default_backend, next(iter(tables))),
@@ -97,7 +97,7 @@ def _removed(name: str) -> Edited:
 
 
 def _changed(key: str, value: Callable[[dict[str, Any]], object]) -> Callable[[str], Edited]:
-    """Under another name, so that the lockspace alone tells which table it is."""
+    """Rename the backends, so that only the lockspace shows which table is which."""
 
     def edited_table(name: str) -> Edited:
         def edited(config: Config) -> Config:
@@ -117,7 +117,7 @@ def _unreadable(name: str) -> Edited:
 
 
 def _another_host_id(table: dict[str, Any]) -> int:
-    """One that nobody has: the last one that fits. A host that found its own may have that one already."""
+    """A host id that no host has: the last valid one. A host with ``auto`` may have that one already."""
     return int(table["hosts_max"])
 
 

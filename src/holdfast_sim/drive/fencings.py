@@ -1,11 +1,11 @@
-"""Hosts that an operator or a fencing agent calls off: `holdfast host fenced`, with the mark where the format has one.
+"""Hosts that an operator or a fencing agent confirms to be off: `holdfast host fenced`, with the mark if the format has one.
 
 Lockspaces of sanlock's later formats carry the mark DEAD_EXT (ADR 0172), and may say that leases never expire by time
-(NO_TIMEOUT, ADR 0171). A word is true, as that of `orders`: about a host that has no power, or a host that is switched off
-as soon as it is seen silent. It may boot again while its mark is on the way to storage.
+(NO_TIMEOUT, ADR 0171). A confirmation is true, as an attestation in `operator`: the host has no power, or is switched off as
+soon as it is silent. It may boot again while its mark is on the way to storage.
 
-A checker asks that where leases never expire by time none is taken by time: whoever wins one whose owner did not give it
-up has its free record, its mark, or somebody's word. Drawn from a generator of its own.
+A checker requires that leases which never expire by time are not taken by time: unless the old owner gave the lease up, the
+new one needs its free record, its mark, or an operator's confirmation. Choices come from a separate generator.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from holdfast_sim.drive.operator import switch_off_if_silent
 from holdfast_sim.host.machine import Machine
 
 CALL_S = 5.0
-"""Between two rounds in which hosts that are gone are called off."""
+"""Seconds between two rounds in which hosts that are gone are confirmed to be off."""
 EVERY_S = 6.0
-"""How often somebody is fenced, in the whole cluster."""
+"""Mean seconds between two fencings in the whole cluster."""
 
 
 class Format(enum.Enum):
-    """What a lockspace was made with."""
+    """The format of a lockspace."""
 
     PLAIN = (delta.VERSION, 0)
     MARKS = (delta.VERSION_4, 0)
@@ -45,7 +45,7 @@ class Format(enum.Enum):
 
 @dataclass
 class Fencings:
-    """One at a time, at random moments, until `stopped`."""
+    """Fences one host at a time, at random moments, until `stopped`."""
 
     cluster: Cluster
     format: Format
@@ -88,7 +88,7 @@ class Fencings:
             switch_off_if_silent(self.cluster, disk, named, name, lambda: order.done() or not daemon.alive)
 
     def call_off_the_gone(self, daemons: Sequence[ManagedDaemon | Daemon]) -> None:
-        """In the end: whoever is in the records and not there any more is called off by one who can know."""
+        """At the end of a seed: confirm all hosts off that have a record and are gone."""
         now = self.cluster.world.now
         if self.format is not Format.NO_TIMEOUT or now < self._called_at + CALL_S:
             return
@@ -106,7 +106,7 @@ class Fencings:
                 self._freed_by_hand(space.name, used)
 
     def _freed_by_hand(self, space: str, used: Collection[int | None]) -> None:
-        """Nobody is in it who could call anybody off: a person who knows that no host is writes their ids free."""
+        """The lockspace has no member that could confirm a host off: an operator writes the records of gone hosts free."""
         disk = next(volume.disk for volume in self.cluster.volumes.values() if volume.disk.name == space)
         geometry = self.cluster.scenario.geometry
         for host_id in range(1, geometry.hosts_max + 1):
@@ -119,7 +119,7 @@ class Fencings:
 
 
 async def fence(daemon: ManagedDaemon, host: str, spaces: Sequence[LockspaceSupervisor] = ()) -> None:
-    """In all lockspaces, if none are named."""
+    """Fence the host; in all lockspaces if none are named."""
     name, world = daemon.machine.name, daemon.world
     fencer = HostFencer(daemon.manager, daemon.parts.breaker)
     daemon.checkers.called_off.update((host, host.partition(".")[0]))

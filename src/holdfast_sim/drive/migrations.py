@@ -1,14 +1,14 @@
-"""Guests that migrate between machines as libvirt does it, and what goes wrong at each step (ADR 0180).
+"""Guests that migrate between machines as libvirt does it, with faults at each step (ADR 0180).
 
-    source   copies memory ─ RELEASE ─ guest stands ─┬─ hands over: `perform3_done`, or post-copy ─ ends, or acquires again
+    source   copies memory ─ RELEASE ─ guest paused ─┬─ hands over: `perform3_done`, or post-copy ─ ends, or acquires again
                                                      ├─ the target dies, or the job is aborted: the guest runs on
                                                      └─ its QEMU ends
     target                                           └─ `finish3`: ACQUIRE, then the guest runs, or the target ends
 
-Until it hands over QEMU may let the guest run on at any moment, and asks nobody. So for the checkers the guest runs, and its
-lease has to stand, until then. In between daemons of either side are reloaded, stopped and killed, RELEASE finds no daemon,
-libvirtd is restarted, and the status file can't be read. A checker asks that a lock whose guest has left is let go
-soon. Drawn from a generator of its own, so that a seed without migrations plays what it played before.
+Until it hands over, QEMU may resume the guest at any moment without asking. So for the checkers the guest runs until
+then, and its lease must stay held. Meanwhile daemons of either side are reloaded, stopped and killed, RELEASE finds no
+daemon, libvirtd is restarted, and the status file can't be read. A checker requires that a lock whose guest has left is
+released soon. Choices come from a separate generator, so that a seed without migrations keeps its history.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from holdfast_sim.host.machine import Machine, VirtualMachine
 from holdfast_sim.host.status_files import StatusFiles
 
 OFTEN_S = (0.0, 0.0, 3.0, 10.0)
-"""How often a guest begins to migrate, in the whole cluster; 0: never, in half of the seeds."""
+"""Mean seconds between two migrations in the whole cluster; 0 (never) in half of the seeds."""
 ANSWER_S = 0.02
-"""Between two looks whether a daemon has answered."""
+"""Seconds between two checks whether a daemon has answered."""
 SERVES_S_MAX = 8.0
-"""How long libvirt's connection waits for a daemon that is started again; beyond it its call fails."""
+"""How long a call of libvirt waits for a daemon that is being restarted, before it fails."""
 LET_GO_S_MAX = 3.0
-"""How long a daemon that runs may take to see that a guest has left, and to let go of its lock."""
+"""How long a running daemon may take to notice that a guest has left, and to release its lock."""
 LOOK_S = 0.25
 HAND_OVER_S = (0.02, 0.3, 2.0, 6.0)
-"""How long a guest stands before QEMU hands over; the longer ones leave time for restarts."""
+"""How long a guest is paused before QEMU hands over; the longer times leave room for restarts."""
 STRIKES = 0.4
-"""How often something happens to a daemon at one of the moments that matter."""
+"""How often a daemon is disturbed at one of the critical moments."""
 
 Steps = Iterator[float]
-"""What libvirt does, and how long it waits, in seconds, between two steps."""
+"""The steps of libvirt, with the seconds that it waits between them."""
 
 
 class Migration:
-    """One, from its begin until `over`. ``in_peace``: nothing goes wrong, and it has to arrive."""
+    """One migration, from its start until `over`. ``in_peace``: there are no faults, and the guest must arrive."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Migration:
         yield from self._ends()
 
     def _runs_on(self) -> Steps:
-        """The target dies, or the job is aborted: QEMU lets the guest run on, and libvirt hears of it later."""
+        """The target dies, or the job is aborted: QEMU resumes the guest, and libvirt is notified later."""
         self._still_guarded()
         if self._random.random() < 0.3:
             yield from self._unreadable()
@@ -163,7 +163,7 @@ class Migration:
         self._still_guarded()
 
     def _libvirt_restarts(self) -> Steps:
-        """It knows of no job any more, and QEMU goes on by itself."""
+        """It has forgotten the job, and QEMU continues by itself."""
         self._says("paused", "migration", job="")
         yield self._random.uniform(0.1, 4)
         yield from self._random.choice((self._runs_on_unnoticed, self._ends))()
@@ -183,7 +183,7 @@ class Migration:
         yield 0
 
     def _still_guarded(self) -> None:
-        """A guest that somebody has paused is not let go by QEMU."""
+        """A guest that an operator has paused is not resumed by QEMU."""
         if self._vm.paused:
             return
         self._world.tell(self._here.name, f"{self._vm.name} runs on here, its migration failed")
@@ -213,7 +213,7 @@ class Migration:
         return daemon if isinstance(daemon, ManagedDaemon) and serves else None
 
     def _calls(self, machine: Machine, what: str) -> Steps:
-        """A call of libvirt, which waits for a daemon that is being started, and fails with one that dies."""
+        """A call of libvirt: it waits for a daemon that is being started, and fails if the daemon dies."""
         until = self._world.now + SERVES_S_MAX
         while (daemon := self._daemon(machine)) is None:
             if self._world.now > until or not machine.up or self._random.random() < 0.05:
@@ -233,7 +233,7 @@ class Migration:
         if what == "released_for_migration" and task.done():
             self._heard = True
 
-    # --- what happens to daemons meanwhile ---
+    # --- faults of daemons meanwhile ---
 
     def _strikes(self) -> None:
         if self._in_peace or self._random.random() >= STRIKES:
@@ -257,7 +257,7 @@ class Migration:
     # --- the checker ---
 
     def _is_let_go(self) -> None:
-        """A lock that libvirt has released, and whose guest has left, is not held until QEMU ends."""
+        """Check that a lock that libvirt has released is not held until QEMU ends, once its guest has left."""
         if self._heard:
             self._world.after(LOOK_S, lambda: self._look(None, 0.0))
 
@@ -284,7 +284,7 @@ class Migration:
 
 
 class Migrations:
-    """One begins now and then, until `stopped`."""
+    """Starts migrations at random moments, until `stopped`."""
 
     def __init__(self, cluster: Cluster, every_s: float, random: Random) -> None:
         self._cluster = cluster
@@ -315,7 +315,7 @@ class Migrations:
             Migration(self._cluster, self._random, here, vm, there, in_peace=False)
 
     def _may_migrate(self, machine: Machine, vm: VirtualMachine) -> bool:
-        """It runs, libvirt has nothing else to do with it, and nobody shares its disk."""
+        """Whether it may migrate: it runs, libvirt has no other job for it, and its disk is not shared."""
         daemon = self._cluster.daemons.get(machine.name)
         if not isinstance(daemon, ManagedDaemon) or daemon.desk_of(vm.resource).busy:
             return False

@@ -1,7 +1,7 @@
-"""Who makes things go wrong: pauses, kills, power, storage. Until it is told to heal everything.
+"""The nemesis injects faults: pauses, kills, loss of power, failing storage. At the end it heals everything.
 
-It strikes at random moments, and follows up: a pause is often as long as one of the bounds that the protocols rest on,
-and a host whose storage hangs is left so until just before or just after it has lost its leases.
+It acts at random moments, and its durations are chosen with care: a pause is often as long as one of the bounds that the
+protocols depend on, and a path hangs until just before or just after its host has lost its leases.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from holdfast_sim.storage.disk import FaultProfile, Path
 
 
 class Nemesis:
-    """Bad luck, drawn from the seed."""
+    """Injects faults at random moments, drawn from the seed."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -63,10 +63,10 @@ class Nemesis:
                 (0.5, self._wipe),
             ]
         if scenario.made[1] & FLAG_NO_TIMEOUT:
-            # A host that has forgotten its name needs a person who takes its id from it.
+            # A host that has forgotten its name needs an operator who frees its old host id.
             self._deeds = [deed for deed in self._deeds if deed[1] != self._wipe]
         if scenario.wdmd:
-            # Its clock stands still meanwhile, so the bound that it was told last moves (ADR 0109).
+            # wdmd's clock does not count a suspend, so the expiry that it was given last moves (ADR 0109).
             self._deeds = [deed for deed in self._deeds if deed[1] != self._suspend]
         if scenario.kind is Kind.TWINS:
             self._deeds = [
@@ -79,7 +79,7 @@ class Nemesis:
         self._next()
 
     def heal(self) -> None:
-        """From now on nothing goes wrong any more."""
+        """End all faults, and inject no more."""
         self.stopped = True
         self.world.tell("", "everything heals")
         for disk in self.cluster.disks:
@@ -111,7 +111,7 @@ class Nemesis:
         random = self.world.random
         return random.choice(self._bounds_s) * random.uniform(0.7, 1.3)
 
-    # --- deeds ---
+    # --- the faults ---
 
     def _pause(self, machine: Machine) -> None:
         seconds = self._about_a_bound()
@@ -135,7 +135,7 @@ class Nemesis:
         machine.kill_process("killed")
 
     def _hang_and_kill(self, machine: Machine) -> None:
-        """An operator restarts the daemon because one storage hangs; it stays so for longer than the lease."""
+        """An operator restarts the daemon because one storage hangs, for longer than the lease lasts."""
         path = machine.paths[self.world.random.choice(list(machine.paths))]
         self.world.tell(machine.name, f"its path to {path.disk.name} hangs for long")
         path.hanging = True
@@ -143,7 +143,7 @@ class Nemesis:
         self.world.after(self.world.random.uniform(0, 4), lambda: machine.kill_process("restarted"))
 
     def _convert_and_kill(self, machine: Machine) -> None:
-        """The daemon dies while storage, journal and virtual machine are not of one mind."""
+        """The daemon dies during a conversion, while storage, journal and virtual machine differ."""
         daemon = self.cluster.daemons.get(machine.name)
         if daemon is None or not daemon.alive:
             return
@@ -173,12 +173,12 @@ class Nemesis:
         self.world.after(seconds, path.mend)
 
     def _lose_watchdog(self, machine: Machine) -> None:
-        """Its driver is unloaded, or somebody else has it: only who opens it notices."""
+        """The driver is unloaded, or another program has the device: only an open notices that."""
         machine.watchdog.missing = True
         self.world.after(self._about_a_bound(), lambda: setattr(machine.watchdog, "missing", False))
 
     def _unmount(self, machine: Machine) -> None:
-        """Somebody unmounts a lease directory lazily: what is open stays so, its path shows what is below."""
+        """A lease directory is unmounted lazily: open files stay open, its path shows what is below the mount point."""
         roots = [v.root for v in self.cluster.volumes.values() if v.directory is not None]
         if not roots:
             return
@@ -192,7 +192,7 @@ class Nemesis:
         self.world.after(self._about_a_bound(), mounted)
 
     def _wipe(self, machine: Machine) -> None:
-        """What the machine remembers of its terms is gone, as after it was installed anew."""
+        """The machine loses its record of its incarnations, as after a new installation."""
         self.world.tell(machine.name, "forgets its terms")
         self.cluster.forget_terms(machine)
 

@@ -1,8 +1,9 @@
-"""What operators order of the whole daemon: leases taken out, leases broken by proof, by a true word, by a wrong name.
+"""Orders of operators to the whole daemon: removing leases, and breaking them by proof, by a true attestation, or with a
+wrong name.
 
-An attestation is about a host that is really off, as ADR 0114 asks for, or names a host that lives and is contradicted
-by its record. A host that hangs while it is attested to be off would be two writers by the operator's own hand; so here
-it is switched off as soon as it is seen silent, before the looks of a daemon could show it so.
+An attestation is about a host that is really off, as ADR 0114 requires, or names a live host and is contradicted by its
+record. A false attestation about a host that hangs would cause two writers, by the operator's fault; so here such a host
+is switched off as soon as it is silent, before a daemon could have read its record often enough to believe it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from holdfast_sim.cluster.vm import ManagedDesk, resource_of
 from holdfast_sim.host.machine import Machine
 
 SILENT_FACTOR = 2.6
-"""Of io_timeout: more than a healthy host takes to renew, less than the three that an attestation needs."""
+"""Times io_timeout: more than a healthy host takes to renew, less than the three that an attestation needs."""
 LOOK_S = 0.05
 
 
 class OperatorActions:
-    """One order at a time, at random moments, until told to stop."""
+    """Gives one order at a time, at random moments, until `stopped`."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -67,7 +68,7 @@ class OperatorActions:
 def switch_off_if_silent(
     cluster: Cluster, disk: str, named: Machine, name: str, answered: Callable[[], bool]
 ) -> None:
-    """Whoever is named had better be off when the looks could show it so."""
+    """Switch the named host off if it is silent, before a daemon could conclude from its record that it is."""
     if answered():
         return
     for term in list(cluster.checkers.terms.running):
@@ -79,7 +80,7 @@ def switch_off_if_silent(
 
 
 async def collect(daemon: ManagedDaemon, *, dry_run: bool = False) -> list[str]:
-    """Take out what nobody holds; why the others stay."""
+    """Remove the leases that no host holds; the reasons why the others stay."""
     try:
         found = await daemon.parts.collector.collect(dry_run=dry_run)
     except LockError as refusal:

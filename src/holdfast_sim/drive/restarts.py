@@ -1,6 +1,6 @@
-"""Restarts in good order, as operators and package upgrades make them: reloads, and stops that are followed by a start.
+"""Orderly restarts, by operators and package upgrades: reloads, and stops that are followed by a start.
 
-Drawn from a generator of its own, so that a seed without them plays what it played before there were any.
+Choices come from a separate generator, so that a seed without restarts keeps its history.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon
 
 OFTEN_S = (0.0, 0.0, 5.0, 15.0)
-"""How often, in the whole cluster; 0: never, in half of the seeds."""
+"""Mean seconds between two restarts in the whole cluster; 0 (never) in half of the seeds."""
 
 
 class Restarts:
-    """One at a time, at random moments, until `stopped`."""
+    """Restarts one daemon at a time, at random moments, until `stopped`."""
 
     def __init__(self, cluster: Cluster, every_s: float, random: Random) -> None:
         self._cluster = cluster

@@ -1,11 +1,11 @@
-"""A second daemon on a managed machine: an operator starts it with directories of its own, beside the one of systemd.
+"""A second daemon on a managed machine: an operator starts it with its own directories, beside the one of systemd.
 
-    build ─ lifecycle    the graph that ships, over state files, journal and process table of its own
+    its own              the shipping graph of `build` and `lifecycle`, with state files, journal and process table
     the machine's        paths to storage, clock, name and identity, host-wide locks (`lockspace_locks`)
 
-It serves no virtual machine: it joins whatever it may, and leaves, or is killed and started again. It has no watchdog, as
-the first one has the device. While it is in a lockspace nothing of the first one may be: neither its membership nor a
-virtual machine with a lease there. Drawn from a generator of its own, so that a seed without it plays what it played before.
+It serves no virtual machine: it joins every lockspace that it may, and leaves, or is killed and started again. It has no
+watchdog, as the first one has the device. While it is in a lockspace, the first one must not be, and no virtual machine
+may have a lease there. Choices come from a separate generator, so that a seed without it keeps its history.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from holdfast_sim.host.ports import MachineState, managed_ports
 from holdfast_sim.storage.files import SimulatedStorage, Volume
 
 OFTEN_S = (0.0, 0.0, 0.0, 8.0)
-"""How often one is started, in the whole cluster; 0: never, in three quarters of the seeds."""
+"""Mean seconds between two starts in the whole cluster; 0 (never) in three quarters of the seeds."""
 DIRECTORIES = ("/run/second", "/var/lib/second")
 LIFE_MAX_S = 30.0
-"""From its start to its stop or kill: it may try to join several times."""
+"""Seconds from its start to its stop or kill: time for several attempts to join."""
 FIRST_DIES, FIRST_LEAVES = 0.4, 0.4
-"""How often the first daemon was killed just before, or was taken out of the lockspaces that nobody uses."""
+"""How often the first daemon was killed just before, or has left the lockspaces that are not in use."""
 AWAY_MAX_S = 25.0
-"""How long that stays out of them."""
+"""How long the first daemon stays out of them."""
 LOOK_S = 0.25
-"""Between two looks of the checker, and of the operator who tidies up."""
+"""Seconds between two checks of the checker, and of the operator who tidies up."""
 
 
 class NoDomains:
@@ -59,7 +59,7 @@ class NoDomains:
 
 
 class SecondDaemon:
-    """One life of it."""
+    """One run of the second daemon."""
 
     def __init__(
         self, machine: Machine, state: MachineState, config: Config, volumes: Mapping[str, Volume]
@@ -114,13 +114,13 @@ class SecondDaemon:
 
 @dataclass(eq=False)
 class _Place:
-    """Where a machine's second daemon lives."""
+    """The state of a machine's second daemon, over its runs."""
 
     state: MachineState
     config: Config
     daemon: SecondDaemon | None = None
     ends_badly: bool = False
-    """Whether its last life was ended by a kill: an operator starts it again."""
+    """Whether its last run was ended by a kill: an operator starts it again."""
 
     @property
     def alive(self) -> bool:
@@ -128,7 +128,7 @@ class _Place:
 
 
 class SecondDaemons:
-    """At most one per machine at a time, until `heal`; then each whose record stands is started, and stopped in order."""
+    """Starts at most one per machine at a time, until `heal`; then starts each that left a record, and stops it orderly."""
 
     def __init__(self, cluster: Cluster, every_s: float, random: Random) -> None:
         self._cluster = cluster
@@ -151,7 +151,7 @@ class SecondDaemons:
                 place.daemon.process.end()
 
     def heal(self) -> None:
-        """From now on nobody starts another one, and those that are there leave."""
+        """Start no more of them, and stop those that run."""
         self._stopped = True
         if self._places:
             self._tidy_up()
@@ -209,7 +209,7 @@ class SecondDaemons:
         self._world.after(life_s, lambda: self._end(place, daemon, is_killed))
 
     def _begin(self, machine: Machine, boot: int) -> bool:
-        """Unless the power went off meanwhile, or the last one still hangs in the kernel."""
+        """Start one, unless the power is off or the last one still has requests in the kernel."""
         place = self._places[machine.name]
         if not machine.up or machine.boots != boot or place.alive:
             return False
@@ -232,7 +232,7 @@ class SecondDaemons:
         place.state.daemon_gone()
         place.ends_badly = True
         boot = daemon.machine.boots
-        # Its record may keep the first daemon out: so it is started once more, and ends in some other way.
+        # Its record may keep the first daemon out: so it is started once more, and not killed.
         self._world.after(self._random.uniform(1, 10), lambda: self._start(daemon.machine, boot))
 
     def _tidy_up(self) -> None:

@@ -1,13 +1,13 @@
-"""What befalls the state that one daemon leaves to the next: lost, cut, damaged, stale, of another version; full disks.
+"""Damages the state that one daemon leaves to the next: lost, cut, damaged, stale, of another version; full disks.
 
-    before a start   the journal, one or two of the three copies of the incarnation, the timeout of the watchdog that is
-                     handed on; a virtual machine ends unseen; a disk stays full for a while
-    after a kill     the descriptor store forgets the watchdog
+    before a start   the journal, one or two of the three copies of the incarnation, the timeout of the inherited watchdog;
+                     a virtual machine ends unnoticed; a disk stays full for a while
+    after a kill     the descriptor store loses the watchdog
     after a start    another virtual machine of this host wants a disk that is in use
 
-One of the three copies of an incarnation (state_dir, RUN_DIR, journal) stays right, over several starts too: a host that
-has lost all of them and its journal does not know that it ever ran. Drawn from a generator of its own, so that a seed
-without any of it plays what it played before.
+One of the three copies of an incarnation (state_dir, RUN_DIR, journal) stays intact, over several starts too: a host that
+has lost all of them and its journal can't know that it ever ran. Choices come from a separate generator, so that a seed
+without any damage keeps its history.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.ports import MachineState, StateFile
 
 FULL_MAX_S = 20.0
-"""How long a disk stays full: longer than the daemon takes to start and to serve."""
+"""How many seconds a disk stays full: longer than the daemon takes to start and to serve."""
 RIVAL_SOON_S, RIVAL_MAX_S = 1.5, 15.0
-"""After a start, how late another virtual machine wants the disk: before and after what was left is accounted for."""
+"""Seconds from a start until another VM wants the disk: before and after the left state is accounted for."""
 SEEMINGLY_WHOLE = 0.25
-"""Of the journals that are damaged, how many still replay without a fault."""
+"""The share of damaged journals that still replay without a fault."""
 MEMBERS_MAX = 2
-"""Of the copies of an incarnation that are damaged at once; the third one stays."""
+"""How many copies of an incarnation are damaged at the same time; the third one stays intact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plagues:
-    """How bad it is. ``rate``: of each kind, per start. ``kills_every_s``: daemons are killed so often, for nothing else;
-    0: never. ``quiet``: nothing else goes wrong, so nothing but this can be to blame.
+    """Rates of damage. ``rate``: of each kind, per start. ``kills_every_s``: mean seconds between kills of daemons that only
+    serve this; 0: never. ``quiet``: there are no other faults, so a failure can have no other cause.
     """
 
     rate: float = 0.0
@@ -59,7 +59,7 @@ NO_PLAGUES = Plagues()
 
 
 class StateDamage:
-    """Strikes at each start of a daemon, until `heal`."""
+    """Damages state at each start of a daemon, until `heal`."""
 
     def __init__(self, cluster: Cluster, plagues: Plagues, random: Random) -> None:
         self._cluster = cluster
@@ -67,7 +67,7 @@ class StateDamage:
         self._plagues = plagues
         self._random = random
         self._backups = _beside(random)
-        """For what looks whole: of its own, so that other kinds strike as they did."""
+        """A separate generator for damage that looks intact, so that other kinds keep their draws."""
         self._stopped = False
         if plagues.rate:
             cluster.before_start = self._before_start
@@ -76,7 +76,7 @@ class StateDamage:
             self._next_kill()
 
     def heal(self) -> None:
-        """From now on disks have room, and nothing is damaged any more."""
+        """Free the full disks, and damage nothing any more."""
         self._stopped = True
         for state in self._cluster.states.values():
             state.journal.room_bytes = None
@@ -122,7 +122,7 @@ class StateDamage:
                 state.processes.end(vm.pid)
 
     def _damage_copies_of_incarnations(self, machine: Machine, state: MachineState) -> None:
-        """At most two of three: a program that was executed has the journal of the one before in its memory."""
+        """Damages at most two of three; after an exec the journal is not read, as the program has inherited its content."""
         members: list[Callable[[], None]] = []
         if self._strikes() and state.journal.raw and not state.reexec:
             members.append(lambda: self._damage_journal(machine, state))
@@ -134,14 +134,14 @@ class StateDamage:
         for damage in members[:MEMBERS_MAX]:
             damage()
         for name, term in known.items():
-            # What a start damaged stays so if that daemon is killed before it writes: the last copy is not damaged as well.
+            # If that daemon was killed before it wrote, earlier damage is still there: the last intact copy is spared.
             if term is not None and self._newest(state, name) != term:
                 file = state.run_files[name]
                 file.raw = file.written = encode_term(term).encode()
 
     @staticmethod
     def _newest(state: MachineState, lockspace: str) -> Incarnation | None:
-        """What the copies say that this machine's incarnation is, the journal's among them."""
+        """The incarnation of this machine according to each copy, the journal's among them."""
         files = [
             StateFile() if lockspace not in each else each[lockspace]
             for each in (state.state_files, state.run_files)
@@ -159,7 +159,7 @@ class StateDamage:
         state.journal.size_bytes = len(raw)
 
     def _seemingly_whole(self, state: MachineState) -> tuple[str, bytes]:
-        """A journal that replays without a fault; the extent beside it is as it was, or lost as well."""
+        """Replace it with a journal that replays without a fault; the extent file stays as it was, or is lost too."""
         raw = state.journal.raw
         if self._backups.random() < 0.3:
             state.journal_extent.raw = self._backups.choice(
@@ -202,11 +202,11 @@ class StateDamage:
     # --- after a kill, after a start ---
 
     def _after_kill(self, machine: Machine, state: MachineState) -> None:
-        """systemd closes what it kept, as a unit without a descriptor store that is stopped; the device is pinged by it.
+        """systemd closes the descriptors that it kept, as it does for a stopped unit without a store; that pings the device.
 
-        Not when a lease of this host is over already, nor while the device has a longer timeout than ours, which a daemon
-        that was killed at once had not put right: that would move its reset beyond the bound, which the argument excludes
-        by assumption (seed 5016).
+        Not when a lease of this host has already failed, nor while the device has a longer timeout than ours, which a
+        daemon that was killed early had not corrected: the ping would delay the reset beyond the bound, which the safety
+        argument excludes by assumption (seed 5016).
         """
         kept = any(name == WATCHDOG_FD_NAME for name, _ in state.store.named)
         young = all(
@@ -229,7 +229,7 @@ class StateDamage:
 
 
 def _beside(random: Random) -> Random:
-    """Another generator, drawn without a draw from this one."""
+    """A second generator, derived from the state of this one without a draw from it."""
     copy = Random()
     copy.setstate(random.getstate())
     return Random(copy.random())
@@ -249,7 +249,7 @@ def _nothing(raw: bytes, random: Random) -> bytes:
 
 
 def _a_line(kind: bytes) -> Damaged:
-    """A line of that kind can't be read any more; any line if there is none."""
+    """Damage a line of that kind so that it can't be parsed; any line if there is none."""
 
     def damaged(raw: bytes, random: Random) -> bytes:
         lines = _lines(raw)
@@ -262,7 +262,7 @@ def _a_line(kind: bytes) -> Damaged:
 
 
 def _owner_of_another_process(raw: bytes, random: Random) -> bytes:
-    """The line can be read, and names a process that is not there; only its checksum tells."""
+    """The line can be parsed, and names a process that does not exist; only its checksum shows the damage."""
     lines = _lines(raw)
     found = [n for n, line in enumerate(lines) if line.startswith(b'["owner"')]
     if not found:
@@ -284,7 +284,7 @@ def _cut_between_lines(raw: bytes, random: Random) -> bytes:
 
 
 def _cut_between_appends(raw: bytes, random: Random) -> bytes:
-    """Its last lines are gone, and the last one left is a checksum that fits."""
+    """The last lines are lost, and the last one left is a checksum that fits."""
     lines = _lines(raw)
     ends = [n for n, line in enumerate(lines) if line.startswith(b'["sum"')]
     return b"".join(lines[: random.choice(ends) + 1]) if ends else raw
@@ -298,14 +298,14 @@ def _flipped(raw: bytes, random: Random) -> bytes:
 
 
 def _with_start(change: Callable[[list[object]], None]) -> Damaged:
-    """A whole journal, its checksum right, whose first line says something else."""
+    """A complete journal with correct checksums, whose first line has another content."""
 
     def damaged(raw: bytes, random: Random) -> bytes:
         lines = [line for line in _lines(raw) if not line.startswith(b'["sum"')]
         try:
             start: list[object] = msgspec.json.decode(lines[0], type=list)
         except (IndexError, msgspec.DecodeError):
-            return raw  # damaged before, and not rewritten since
+            return raw  # damaged earlier, and not rewritten since
         change(start)
         body = b"".join([msgspec.json.encode(start) + b"\n", *lines[1:]])
         return b'%b["sum",%d]\n' % (body, zlib.crc32(body))

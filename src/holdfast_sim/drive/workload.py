@@ -1,4 +1,4 @@
-"""What people and libvirt do to the hosts: start, stop, share, convert, migrate, ask for; and machines that crash."""
+"""Orders of users and libvirt: start, stop, share, convert, migrate, request; and virtual machines that crash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from holdfast_sim.cluster.vm import ManagedDesk
 
 
 class Workload:
-    """One act at a time, at random moments, until told to stop."""
+    """Gives one order at a time, at random moments, until `stopped`."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -46,7 +46,7 @@ class Workload:
             self._migrate(desk)
 
     def _migrate(self, desk: Desk | ManagedDesk) -> None:
-        """As libvirt does it: the source lets go, then the destination starts."""
+        """As libvirt does it: the source releases, then the destination starts."""
         others = [
             d for d in self.cluster.daemons.values() if d.alive and d.machine is not desk.seat.daemon.machine
         ]
@@ -63,5 +63,5 @@ class Workload:
 
 
 def spawn(desk: Desk | ManagedDesk, what: str, *args: object, **options: object) -> None:
-    """Let the daemon of a desk do it."""
+    """Run it as a task of the desk's daemon."""
     desk.seat.daemon.process.spawn(getattr(desk, what)(*args, **options))
