@@ -1,6 +1,6 @@
-"""The host-wide locks of lockspaces in the simulator: one table for each boot of a machine, shared by its daemons.
+"""The host-wide locks of lockspaces in the simulator: one table per boot of a machine, shared by its daemons.
 
-A lock is its process's, and free when that has ended. What is passed to the next program, by its number, stays taken.
+A lock belongs to a process and is free when that has ended. One that is passed to the next program, by number, stays held.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from holdfast_sim.event_loop import Process
 
 @dataclass(eq=False)
 class Entry:
-    """Of one lockspace."""
+    """The lock and the record of one lockspace."""
 
     number: int
     owner: Process | None = None
@@ -26,12 +26,12 @@ class Entry:
 
 
 class HostTable:
-    """What `/run/holdfast/lockspaces` is on a real host; gone after a reset, as everything in /run."""
+    """The equivalent of `/run/holdfast/lockspaces` on a real host; lost at a reset, as all of /run."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self.full = False
-        """Whether its file system has no room."""
+        """Whether its file system is full."""
 
     def entry(self, lockspace: str) -> Entry:
         return self._entries.setdefault(lockspace, Entry(len(self._entries) + 1))
@@ -41,7 +41,7 @@ class HostTable:
         return directory.encode() in self.entry(lockspace).raw
 
     def executed(self, process: Process) -> None:
-        """It becomes its next program, with everything open."""
+        """The process executes its next program and keeps its descriptors."""
         for entry in self._entries.values():
             if entry.owner is process:
                 entry.passed = True
@@ -53,7 +53,7 @@ class HostTable:
 
 
 class TableLocks:
-    """`SpaceLocks` for one process. `lingers`: whether the kernel still works for a process that has ended."""
+    """`SpaceLocks` of one process. `lingers`: whether the kernel still has requests of an ended process."""
 
     def __init__(self, table: HostTable, process: Process, lingers: Callable[[Process], bool]) -> None:
         self._table = table
@@ -71,7 +71,7 @@ class TableLocks:
 
 
 class TableLock:
-    """`SpaceLock` for one process."""
+    """`SpaceLock` of one process."""
 
     def __init__(
         self,

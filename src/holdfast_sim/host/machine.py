@@ -1,12 +1,12 @@
 """A simulated host below the daemon: power, clock, watchdog, virtual machines, paths to storage.
 
-    Machine          what is on while the power is; reset ends all of it and boots again
-    MachineClock     CLOCK_BOOTTIME of a machine for one thread of one process: a rate of its own, counts suspended time
-    WatchdogDevice   /dev/watchdog as Linux has it: a countdown in hardware that no software state can hold up
+    Machine          everything that runs while the power is on; a reset ends all of it and boots again
+    MachineClock     CLOCK_BOOTTIME of a machine for one thread of one process: has a rate of its own, counts suspended time
+    WatchdogDevice   /dev/watchdog as Linux has it: a hardware countdown that continues in every state of the software
     VirtualMachine   runs, and so writes to its disk, until it is stopped, killed, or its machine is reset
 
-The drift of a clock stays within the assumption of the safety argument: rates of two hosts differ by less than storage's
-least latency in one dead bound. The watchdog counts in true time, and goes on while the machine is suspended.
+The drift of a clock stays within the assumption of the safety argument: over one dead bound, the clocks of two hosts drift
+apart by less than storage's least latency. The watchdog counts in true time, also while the machine is suspended.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
     from holdfast_sim.storage.files import SharedDirectory
 
 DRIFT_MAX = 20e-6
-"""Between the clock of a host and true time. Twice this in 30 s is 1.2 ms: below the least latency."""
+"""Greatest drift of a host's clock from true time. Twice this in 30 s is 1.2 ms, below the least latency."""
 DAEMON, STORE = "daemon", "store"
-"""Who may have a copy of a descriptor: the daemon, and systemd for the next one."""
+"""Holders of a copy of a descriptor: the daemon, and systemd, which keeps it for the next daemon."""
 DEVICE_FD = 3
-"""The watchdog device's, in every process that has it open."""
+"""The number of the watchdog device's descriptor, in every process that has it open."""
 SLEEP_LATE_S = 0.03
-"""How late a sleeper usually wakes."""
+"""How many seconds late a sleeping thread usually wakes."""
 
 
 @dataclass(eq=False)
 class VirtualMachine:
-    """An owner. `stubborn`: it cannot be killed, as a process that hangs in the kernel; only a reset ends it."""
+    """An owner. `stubborn`: like a process that hangs in the kernel it cannot be killed; only a reset ends it."""
 
     name: str
     machine: Machine
@@ -62,7 +62,7 @@ class VirtualMachine:
     pid: int = 0
     resource: str = ""
     migrating: bool = False
-    """libvirt has a job with it, and starts nothing else meanwhile."""
+    """libvirt migrates it, and starts no other job with it meanwhile."""
 
     @property
     def uuid(self) -> str:
@@ -80,8 +80,8 @@ class VirtualMachine:
 class WatchdogDevice:
     """The `DeviceKernel` of system.watchdog over a countdown that resets the machine.
 
-    The kernel lets only one open it. What was opened may have copies: the daemon's and systemd's, in its descriptor store.
-    The kernel hears of a close when the last copy is closed, and stops the countdown only then.
+    Only one open is possible at a time. Its descriptor may have copies: the daemon's and the one in systemd's descriptor
+    store. The kernel sees a close only when the last copy is closed, and stops the countdown only then.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -91,9 +91,9 @@ class WatchdogDevice:
         self._magic = False
         self.fires_at: float | None = None
         self.copies: set[str] = set()
-        """Who has it open: DAEMON, STORE."""
+        """The holders of a copy of the descriptor: DAEMON, STORE."""
         self.lent = True
-        """A stand-in of a daemon knows no store: something keeps it open when that dies, and lets the next one open it."""
+        """True where the stand-in of a daemon runs, which has no store: the device stays open over its death."""
         self.missing = False
 
     def off(self) -> None:
@@ -124,7 +124,7 @@ class WatchdogDevice:
         machine.reset("its watchdog fires")
 
     def close_copy(self, whose: str) -> None:
-        """After the last one it stops, if the last word written was the magic one; else it is pinged once more."""
+        """After the last close the countdown stops if the magic character was written last; else the close pings it."""
         if whose in self.copies:
             self.copies.remove(whose)
             if self.copies:
@@ -136,15 +136,15 @@ class WatchdogDevice:
 
     @property
     def timeout_s(self) -> int:
-        """From the next ping on."""
+        """The timeout that counts from the next ping on."""
         return self._timeout_s
 
     def set_timeout(self, timeout_s: int) -> None:
-        """Somebody else has set another one; it counts from the next ping on."""
+        """Set the timeout, as another program may; it counts from the next ping on."""
         self._timeout_s = timeout_s
 
     def pet(self, timeout_s: int) -> None:
-        """By wdmd, which has the device open: it does not stop with our daemon."""
+        """A ping by wdmd, which has the device open and outlives our daemon."""
         self._timeout_s = timeout_s
         self._ping()
 
@@ -203,7 +203,7 @@ class MachineClock:
         now = self._machine.boottime()
         if self._process not in self._machine.beside:
             self._machine.last_look = now
-        # Whoever loses its processor here acts upon a time that has passed.
+        # A process that loses its CPU here acts on an old time.
         self._process.port("clock")
         return now
 
@@ -237,7 +237,7 @@ def _wake(woken: asyncio.Future[None]) -> None:
 
 
 class Machine:
-    """One host. What runs on it is told of a boot by `on_boot`."""
+    """One host. `on_boot` is called at each boot."""
 
     def __init__(self, world: World, name: str, disks: tuple[SharedDisk, ...]) -> None:
         self.world = world
@@ -247,10 +247,10 @@ class Machine:
         self.watchdog = WatchdogDevice(self)
         self.paths = {disk.name: Path(disk) for disk in disks}
         self.unmounted: dict[str, SharedDirectory] = {}
-        """Of directories that are not mounted at present: what is below."""
+        """For each directory that is not mounted at present: the directory below the mount point."""
         self.process: Process | None = None
         self.beside: list[Process] = []
-        """Second daemons, which an operator has started beside `process`."""
+        """Second daemons that an operator has started beside `process`."""
         self.host_table = HostTable()
         self.vms: list[VirtualMachine] = []
         self.last_look = Instant(0.0)
@@ -275,21 +275,21 @@ class Machine:
         return instant / self.rate + self._booted_at
 
     def port(self) -> None:
-        """Devices of the machine are used by its daemon only."""
+        """Lose the CPU here, if a stall is due: only the daemon uses the machine's devices."""
         if self.process is not None:
             self.process.port("device")
 
     def disk_of(self, process: Process, name: str) -> PathDisk:
         return PathDisk(process, self.paths[name])
 
-    # --- what happens to it ---
+    # --- faults ---
 
     def start_process(self) -> Process:
         self.process = Process(self.world, self.name)
         return self.process
 
     def kill_process(self, why: str) -> None:
-        """The daemon dies; virtual machines, the watchdog and the kernel go on."""
+        """The daemon dies; virtual machines, the watchdog and the kernel continue."""
         process = self.process
         if process is None or not process.alive:
             return
@@ -302,7 +302,7 @@ class Machine:
         self.on_killed()
 
     def exec_process(self) -> None:
-        """The daemon becomes its next program: threads and memory are gone, what it has open stays open."""
+        """The daemon executes its next program: threads and memory are lost, descriptors stay open."""
         process = self.process
         assert process is not None
         self.world.tell(self.name, "its daemon becomes the next program")
@@ -314,20 +314,20 @@ class Machine:
 
     @property
     def process_lingers(self) -> bool:
-        """A killed process is gone only when the kernel has finished its requests."""
+        """Whether the kernel still has requests of the daemon: a killed process ends only when those have."""
         return self.process is not None and self.lingers(self.process)
 
     def lingers(self, process: Process) -> bool:
         return any(path.busy_for(process) for path in self.paths.values())
 
     def suspend(self, seconds: float) -> None:
-        """Everything but the watchdog stands still; the clock will have counted it."""
+        """Everything but the watchdog stops for a while; the clock counts that time."""
         for process in (self.process, *self.beside):
             if process is not None:
                 process.freeze(seconds)
 
     def reset(self, why: str) -> None:
-        """Power off and on again."""
+        """Power off, and a new boot."""
         if not self.up:
             return
         self.up = False

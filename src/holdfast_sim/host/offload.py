@@ -1,4 +1,4 @@
-"""Errands in the simulator: they suspend like everybody else there, and whoever sent one loses patience at random times."""
+"""Offloaded jobs in the simulator: they suspend like all simulated code, and their callers time out at random."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class SimulatedErrands:
-    """`Offload`. ``patience`` draws for how many times its timeout somebody waits for a whole errand."""
+    """`Offload`. ``patience`` draws how many timeouts a caller waits for a whole job."""
 
     def __init__(self, patience: Callable[[], float]) -> None:
         self._patience = patience

@@ -1,10 +1,10 @@
-"""What a whole daemon meets of `system` on a simulated machine: processes, files, threads, names of disks.
+"""The ports of `system` that a whole daemon uses on a simulated machine: processes, files, threads, names of disks.
 
-    MachineState    what the machine keeps beside its daemon: journal, state files, process table, configuration.
-                    They outlive a daemon, and some a reset; a nemesis damages them here
-    managed_ports   the `SystemPorts` of one life of the daemon over all that
+    MachineState    state of the machine beside its daemon: journal, state files, process table, configuration. It
+                    outlives a daemon, and parts of it a reset; faults damage it here
+    managed_ports   the `SystemPorts` of one run of the daemon over that state
 
-What a simulated machine does not have refuses to be used: connections, lock files, mounts but the root.
+Parts that a simulated machine does not have raise when they are used: connections, lock files, mounts but the root.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ from holdfast_sim.world import ProcessGone, Violation
 
 
 class MachineProcesses(SimulatedProcesses):
-    """The process table of one machine; it outlives a daemon, and what a dead daemon watched concerns nobody."""
+    """The process table of one machine; it outlives a daemon, and drops the watches of a dead one."""
 
     def __init__(self, machine: Machine) -> None:
         super().__init__()
         self._machine = machine
         self.on_end: Callable[[int], None] = lambda _: None
         self.on_signal: Callable[[int, int], None] = lambda _, __: None
-        """(pid, signal), before it arrives."""
+        """Called with (pid, signal) before the signal is delivered."""
         self.pids = iter(range(1000, 1_000_000))
 
     def end(self, pid: int) -> None:
@@ -79,16 +79,16 @@ class MachineProcesses(SimulatedProcesses):
 
 
 class StateFile:
-    """A small file that is replaced whole, on a disk of the machine's own: it survives a reset."""
+    """A small file that is replaced as a whole, on a local disk: it survives a reset."""
 
     def __init__(self) -> None:
         self.raw = b""
         self.written = b""
-        """What a daemon wrote last, or found after a restart; what an operator does to it later is not in it."""
+        """What a daemon wrote or read last, without later changes by an operator."""
         self.earlier: list[bytes] = []
-        """Older contents: what a backup that is restored brings back."""
+        """Older contents, for a backup that is restored."""
         self.full = False
-        """Whether its disk has no room."""
+        """Whether its disk is full."""
 
     def read(self) -> bytes:
         return self.raw
@@ -102,11 +102,11 @@ class StateFile:
 
 
 Edited = Callable[[Config], Config | None]
-"""What an operator makes of a configuration; None: nothing that can be read."""
+"""An operator's edit of a configuration; None: the file can't be read any more."""
 
 
 class MachineState:
-    """What a machine keeps beside its daemon: until the next boot, or for ever."""
+    """The state of a machine beside its daemon, kept until the next boot or for ever."""
 
     def __init__(
         self,
@@ -114,14 +114,14 @@ class MachineState:
         new_wdmd: Callable[[], SimulatedWdmd | None],
         directories: tuple[str, str] = ("/run/holdfast", "/var/lib/holdfast"),
     ) -> None:
-        """`directories`: (run_dir, state_dir) of the daemon that finds this."""
+        """`directories`: (run_dir, state_dir) of the daemon that uses this state."""
         self.machine = machine
         self.directories = directories
         self._new_wdmd = new_wdmd
         self.wdmd: SimulatedWdmd | None = None
         self.state_files: dict[str, StateFile] = {}
         self.run_files: dict[str, StateFile] = {}
-        """Those of RUN_DIR: gone after a reset."""
+        """State files in RUN_DIR, lost at a reset."""
         self._boot = -1
         machine.watchdog.lent = False
         self.store = Store(self)
@@ -131,23 +131,23 @@ class MachineState:
         self.journal = SimulatedAppendFile()
         self.journal_extent = SimulatedRecord()
         self.rivals: set[int] = set()
-        """Processes that want a disk which another virtual machine of this host has."""
+        """Processes that want a disk which another virtual machine of this host holds."""
         self.edit: Callable[[], None] = lambda: None
-        """Before a start and before a reload: an operator may edit the configuration files."""
+        """Called before a start and before a reload: an operator may edit the configuration files."""
         self.edited: Edited = lambda config: config
-        """What has been done to the configuration files since the machine was set up."""
+        """The edit of the configuration files since the machine was set up."""
         self.takes = ""
-        """What of that a virtual machine that runs needs; empty if nothing."""
+        """What this edit takes from a virtual machine that runs; empty for nothing."""
         self.kept = ""
         """The configuration in force, in RUN_DIR."""
         self.generation_min: Callable[[], int] = lambda: 1
-        """What its clock says of the date; 1: that it has none, so that generations count from what storage says."""
+        """Its date; 1: unknown, so that generations count from the records on storage."""
         self.reread_s = 0.0
-        """How often held leases are read again; 0: never, as nobody restores them."""
+        """Seconds between two reads of held leases; 0: never, as no area is restored from a backup."""
         self.status: StatusFiles | None = None
-        """libvirt's status files; None where nothing migrates, and nobody reads them."""
+        """libvirt's status files; None where there are no migrations, so that they are not read."""
         self.records: dict[str, list[str]] = {}
-        """Lines of files that only grow: the record of leases that were broken."""
+        """Lines of files that are only appended to: the record of broken leases."""
 
     def booted(self) -> None:
         if self._boot != self.machine.boots:
@@ -165,7 +165,7 @@ class MachineState:
             self.reexec = b""
 
     def inherited(self) -> Inherited:
-        """What the next daemon finds: the state of the one that it was executed by, or the descriptor store."""
+        """The state that the next daemon inherits: from the daemon that executed it, or from the descriptor store."""
         if self.reexec:
             raw, self.reexec = self.reexec, b""
             return Inherited(reexec=decode_state(raw))
@@ -182,13 +182,13 @@ class MachineState:
         return [*self.state_files.values(), *self.run_files.values()]
 
     def daemon_gone(self) -> None:
-        """The kernel closes what it had open."""
+        """The daemon has ended: the kernel closes its descriptors."""
         self.processes.daemon_gone()
         if self.wdmd is not None:
             self.wdmd.close_copies(DAEMON)
 
     def copied(self, fd: int, whose: str) -> None:
-        """The watchdog's descriptor has one more copy."""
+        """Record one more copy of the watchdog's descriptor."""
         if fd == MARK:
             return
         if self.wdmd is not None:
@@ -206,7 +206,7 @@ class MachineState:
 
 
 MARK = -1
-"""The descriptor of an empty file, of which nothing but the name matters."""
+"""The descriptor of an empty file, of which only the name matters."""
 
 
 class Identities:
@@ -244,17 +244,17 @@ class Threads:
 
 
 class NoConnections(Readiness):
-    """There are no sockets here."""
+    """The simulator has no sockets."""
 
     def __init__(self) -> None:
-        """Without an epoll."""
+        """Creates no epoll."""
 
     def add(self, fd: int, callback: Callable[[], None], events: int = READ) -> None:
         raise NotImplementedError(f"descriptor {fd}: sockets are not simulated")
 
 
 class NoLockFiles(SystemLockFiles):
-    """File locks are the kernel's, and not simulated."""
+    """The simulator has no file locks."""
 
     def open(
         self, path: str, *, create: bool, disk: str = "", follow: bool = True
@@ -263,27 +263,27 @@ class NoLockFiles(SystemLockFiles):
 
 
 class NoGate:
-    """Requests of a simulated process end with it: its exec waits for none."""
+    """Always open: requests of a simulated process end with it, so an exec waits for none."""
 
     def inside(self, *, at_least_s: float = 0.0) -> list[Inside]:
         return []
 
     def close(self) -> None:
-        """There is nobody to hold up."""
+        """Does nothing: there are no requests to stop."""
 
     def open(self) -> None:
-        """It is never closed."""
+        """Does nothing: it is never closed."""
 
 
 class DiskFiles(LockspaceFiles):
-    """Disks exist, each as a file of its own."""
+    """Every disk exists, each as a different file."""
 
     def key(self, path: str) -> FileKey | None:
         return FileKey(1, zlib.crc32(path.encode()))
 
 
 class OpenDisks:
-    """`OpenFiles`: a virtual machine has its disk open from when libvirt lets it run, and as long as its process lives."""
+    """`OpenFiles`: a virtual machine has its disk open from the moment it may run until its process ends."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -302,16 +302,16 @@ class OnlyRoot(MountTable):
         self.changes = 1
 
     def refresh(self) -> None:
-        """It never changes."""
+        """Does nothing: the table never changes."""
 
     def close(self) -> None:
-        """It has nothing open."""
+        """Does nothing: it has no descriptors."""
 
 
 class Store:
-    """`DescriptorStore`: systemd's. What a daemon puts there is there for the next one, until the machine is reset.
+    """`DescriptorStore`: systemd's. It keeps the descriptors of a daemon for the next one, until the machine is reset.
 
-    Locks are leases here, which have no descriptors: what is stored is the watchdog's, and what armed it.
+    Locks are leases here, which have no descriptors: it stores the watchdog's, and the state that belongs to it.
     """
 
     stores = True
@@ -346,7 +346,7 @@ def managed_ports(
     busy: Callable[[], bool],
     fed: Callable[[Watchdog], Watchdog],
 ) -> SystemPorts:
-    """The ports of one life of the daemon. `busy`: a request of a client is under way. `fed` wraps the shipping watchdog
+    """The ports of one run of the daemon. `busy`: a request of a client is under way. `fed` wraps the shipping watchdog
     driver for the checkers.
     """
     clock = MachineClock(process, machine)
@@ -358,7 +358,7 @@ def managed_ports(
         return lambda: any(write.changes and write in path.writes for write in seen)
 
     def start_heart(life: Coroutine[Any, Any, None], on_end: Callable[[object], None]) -> None:
-        process.spawn(life)  # how it fails is found by the world: nothing here may make it fail
+        process.spawn(life)  # the world reports its failure: nothing may raise here
 
     def watchdog(choice: WatchdogSpec, fd: int | None) -> Watchdog:
         now = MachineClock(process, machine).now
@@ -367,7 +367,7 @@ def managed_ports(
         if choice.driver == "device":
             return fed(DeviceWatchdog(choice.path, choice.fire_timeout_s, now, machine.watchdog, fd=fd))
         assert state.wdmd is not None
-        # No host is suspended here, so its two clocks are one.
+        # Suspended time is not simulated here, so both clocks are the same.
         return fed(
             WdmdWatchdog(
                 choice.fire_timeout_s,

@@ -1,7 +1,7 @@
-"""libvirt's status files of one simulated machine: what they say of each virtual machine, and news of changes.
+"""libvirt's status files of one simulated machine: the state of each virtual machine, and notifications of changes.
 
-StatusFiles   the folder: written by libvirt, gone after a reset; it outlives a daemon
-StatusPort    the `DomainStatus` of one life of the daemon over it; news may be lost, as inotify's are when they overflow
+StatusFiles   the folder: written by libvirt, lost at a reset; it outlives a daemon
+StatusPort    its `DomainStatus` for one run of the daemon; notifications may be lost, as inotify's at an overflow
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from holdfast_sim.event_loop import Process
 from holdfast_sim.host.machine import VirtualMachine
 
 NEWS_LOST = 0.3
-"""How many changes nobody is told of: the daemon reads the files from time to time as well."""
+"""The share of changes without a notification: the daemon also reads the files from time to time."""
 
 OnChange = Callable[[str], None]
 
 
 class StatusFiles:
-    """By name of the virtual machine."""
+    """Status by the name of the virtual machine."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
@@ -37,7 +37,7 @@ class StatusFiles:
         job: str = "",
         phase: str = "",
     ) -> None:
-        """libvirt saves what it knows of a domain."""
+        """libvirt writes the status of a domain."""
         self._files[vm.name] = Domain(
             name=vm.name,
             uuid=vm.uuid,
@@ -52,16 +52,16 @@ class StatusFiles:
         self._changed(vm.name)
 
     def remove(self, vm: VirtualMachine) -> None:
-        """Its process has ended."""
+        """Remove the file of a virtual machine whose process has ended."""
         if self._files.pop(vm.name, None) is not None:
             self._changed(vm.name)
 
     def hide(self, vm: VirtualMachine, *, hidden: bool) -> None:
-        """The file can't be read for a while."""
+        """Make the file unreadable for a while."""
         (self._unreadable.add if hidden else self._unreadable.discard)(vm.name)
 
     def reset(self) -> None:
-        """They are in memory."""
+        """Remove all files: /run is in memory."""
         self._files.clear()
         self._unreadable.clear()
         self._watchers.clear()
@@ -90,7 +90,7 @@ class StatusFiles:
 
 
 class StatusPort:
-    """`DomainStatus` and `WatchedStatus`."""
+    """`DomainStatus` and `WatchedStatus` of one run of the daemon."""
 
     def __init__(self, files: StatusFiles, process: Process) -> None:
         self._files = files

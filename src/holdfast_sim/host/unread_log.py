@@ -1,7 +1,7 @@
-"""A log that nobody reads: what shipping code logs goes through the shipping queue, whose reader hangs now and then.
+"""A log whose reader hangs at times: log records of shipping code pass through the shipping queue to it.
 
-One log for the whole cluster, small enough to overflow. It draws from a generator of its own and makes no events, so that
-a seed plays what it played without it: how far the reader has come follows from the time at the next line.
+One log for the whole cluster, small enough to overflow. It has a separate generator and makes no events, so that it does
+not change a seed's history: how much has been read is computed from the time at the next record.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from holdfast.system.logs.log_queue import LineBuffer, lost_text
 from holdfast_sim.world import World
 
 BUFFER_BYTES_MAX = 4000
-"""Some twenty lines."""
+"""About twenty lines."""
 READS_S, HANGS_S = 10.0, 20.0
-"""How long the reader reads, and hangs, on average."""
+"""Mean seconds for which the reader reads, and for which it hangs."""
 _LOST = "lines of the log were lost"
 
 
 class UnreadLog:
-    """`offer` for each record; `close` at the end of a seed, when the log is read again."""
+    """Call `offer` for each record, and `close` at the end of a seed, when the log is read again."""
 
     def __init__(self, world: World, random: Random) -> None:
         self._world = world
@@ -31,7 +31,7 @@ class UnreadLog:
         self.offered = 0
         self.written = 0
         self.reported = 0
-        """Lines whose loss the log itself reports."""
+        """The number of lost lines that the log itself reports."""
 
     def offer(self, record: logging.LogRecord) -> None:
         self._read_until(self._world.now)
@@ -42,7 +42,7 @@ class UnreadLog:
             self._world.fail("a log that nobody reads", f"{self._buffer.queued_bytes} bytes are queued")
 
     def close(self) -> None:
-        """Everything that is queued is written; what is not was reported."""
+        """Write everything that is queued, and check that all lost lines were reported."""
         self._read()
         if (lost := self.offered - self.written) != self.reported:
             what = f"{lost} lines are missing, and {self.reported} are reported lost"

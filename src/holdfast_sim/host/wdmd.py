@@ -1,13 +1,13 @@
-"""wdmd as spec/sanlock-disk.md 5.3 has it, on a simulated machine: it has the watchdog device, and tests its clients.
+"""wdmd on a simulated machine, as in docs/specs/sanlock-disk.md 5.3: it has the watchdog device, and tests its clients.
 
-Every few seconds it looks at each client's expiry: none is near, it pings the device; one will have expired by the next
-test, it closes the device without the disarm character (which counts as a last ping) and looks again every second. It is
-a program of its own: it lives on when holdfastd dies, and what a dead client told it last still counts. It is not
-stalled here; one that is moves the bound, as the specification says of the real one.
+Every few seconds it tests each client's expiry. If none is near, it pings the device. If one will have expired by the next
+test, it closes the device without the disarm character (which counts as a last ping) and tests again every second. It is a
+separate program: it survives the death of holdfastd, and the last expiry of a dead client still counts. It is not stalled
+here; a stall would move the bound, as the specification says of the real one.
 
-Both generations: one has the device open by itself (from the first connection on: before that nobody could tell), the
-other opens it when it is asked to, closes it when its last client has gone, and takes all other messages meanwhile
-without a word.
+Both generations are simulated: one has the device open by itself (here from the first connection on, which makes no
+difference), the other opens it on request, closes it when its last client has gone, and silently accepts all other
+messages meanwhile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from holdfast_sim.host.machine import Machine
 
 CLOSED_LOOK_S = 1
-"""Between two tests while the device is closed."""
+"""Seconds between two tests while the device is closed."""
 _FIRST_FD = 10
 
 
@@ -34,19 +34,19 @@ def looks_every_s(fire_timeout_s: int) -> int:
 
 @dataclass(eq=False)
 class Client:
-    """What wdmd knows of a connection; `expire` 0: nothing."""
+    """A connection, as wdmd sees it. `expire` 0: it has no expiry."""
 
     fd: int
     copies: set[str] = field(default_factory=set)
-    """Who has the connection open: DAEMON, STORE. wdmd hears of a close when the last one is closed."""
+    """Holders of a copy of the descriptor: DAEMON, STORE. wdmd sees a close when the last copy is closed."""
     registered: bool = False
     kept: bool = False
-    """Whether it holds wdmd's reference count."""
+    """Whether it has a reference in wdmd's count."""
     expire: int = 0
 
 
 class SimulatedWdmd:
-    """From one boot of its machine to the reset. `looked` is told after each touch of the device."""
+    """wdmd from one boot of its machine to the reset. `looked` is called after each access to the device."""
 
     def __init__(
         self, machine: Machine, fire_timeout_s: int, looked: Callable[[], None], *, opens_when_asked: bool
@@ -58,7 +58,7 @@ class SimulatedWdmd:
         self._interval_s = looks_every_s(fire_timeout_s)
         self._opens_when_asked = opens_when_asked
         self._opened = 0
-        """The number of the present opening of the device; 0 while it is closed in peace."""
+        """The number of the present opening of the device; 0 after a close that disarmed it."""
         self._openings = 0
         self._last_keepalive = 0
         self._closed_unclean = False
@@ -66,7 +66,7 @@ class SimulatedWdmd:
         self._fds = _FIRST_FD
 
     def connection(self, fd: int | None) -> WdmdConnection:
-        """A new socket, or the one that an earlier program left open."""
+        """A new connection, or the one that an earlier program left open."""
         if fd is None:
             self._fds += 1
             return WdmdConnection(self, Client(self._fds, {DAEMON}))
@@ -77,7 +77,7 @@ class SimulatedWdmd:
             self._clients[fd].copies.add(whose)
 
     def close_copy(self, client: Client, whose: str) -> None:
-        """An entry with an expiry stays after the last one, and will expire."""
+        """Close one copy. After the last one, an entry with an expiry stays and will expire."""
         client.copies.discard(whose)
         if not client.copies and not client.expire:
             self._clients.pop(client.fd, None)
@@ -86,7 +86,7 @@ class SimulatedWdmd:
                 self._machine.watchdog.off()
 
     def close_copies(self, whose: str, fd: int | None = None) -> None:
-        """Of all connections, or of one: its holder is gone, or lets go of it."""
+        """Close a holder's copies of all connections, or of one."""
         for client in [c for c in self._clients.values() if fd in (None, c.fd)]:
             self.close_copy(client, whose)
 
@@ -100,7 +100,7 @@ class SimulatedWdmd:
             self._open(self._fire_timeout_s)
 
     def told(self, client: Client, raw: bytes) -> bytes:
-        """A message; the answer, if it has one."""
+        """Handle a message; returns the reply, if there is one."""
         command, fire_s, _, expire, _ = wdmd.unpack(raw)
         match command:
             case wdmd.REGISTER:
@@ -146,13 +146,13 @@ class SimulatedWdmd:
         now = int(self._machine.boottime())
         failing = any(c.expire and now >= c.expire - self._interval_s for c in self._clients.values())
         if not failing or not self._closed_unclean:
-            self._ping()  # to close it is a ping as well
+            self._ping()  # the close is a ping too
         self._closed_unclean = failing
         self._test_in(CLOSED_LOOK_S if failing else self._interval_s)
 
 
 class WdmdConnection:
-    """The `Connection` port of system.wdmd. Messages arrive at once; their sender may lose its processor before."""
+    """The `Connection` port of system.watchdog.wdmd. Messages arrive without delay; before, the sender may lose its CPU."""
 
     def __init__(self, server: SimulatedWdmd, client: Client) -> None:
         self._server = server
