@@ -1,1 +1,1 @@
-"""Seeds played, one or many, and their histories."""
+"""Runs seeds, one or many, and prints their histories."""

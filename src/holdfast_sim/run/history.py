@@ -1,4 +1,4 @@
-"""A history as a drawing of two columns: the host that a violation is about on the left, the others on the right.
+"""A history in two columns: the host that a violation is about on the left, the others on the right.
 
 12.481  joined space1 as host_id 1 generation 1
 13.002                                           host2: is suspended for 7.1 s
@@ -14,11 +14,11 @@ Line = tuple[float, str, str]
 
 COLUMN_CHARS = 56
 LINES_MAX = 80
-"""What is shown of a history: its end; the begin of one has rarely to do with it."""
+"""So many lines at the end of a history are shown; earlier ones rarely matter."""
 
 
 def drawn(lines: Sequence[Line], parties: Sequence[str], lines_max: int = LINES_MAX) -> Iterator[str]:
-    """The last lines of a history, for people."""
+    """The last lines of a history, as text."""
     left = parties[0] if parties else next((who for _, who, _ in reversed(lines) if who), "")
     yield f"{'true time':>10}  {left:<{COLUMN_CHARS}}  others"
     for moment, who, what in lines[-lines_max:]:

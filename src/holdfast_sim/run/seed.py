@@ -1,8 +1,8 @@
-"""One seed from begin to verdict: a time of trouble, then everything heals and must work.
+"""One seed from start to verdict: a phase with faults, then everything heals and must work.
 
-The safety phase is watched by the checkers alone. In the liveness phase virtual machines are stopped, faults end, hosts
-that are down come back; then each host in turn must get every lease: at first within the dead bound of whoever may have
-died with it, and once that is through, at once. A holder that is asked for a lease must give it up.
+In the safety phase only the checkers judge. In the liveness phase virtual machines are stopped, faults end, and hosts that
+are down start; then each host in turn must acquire every lease: at first within the dead bound of a host that may have died
+with it, and afterwards without delay. A holder that gets a request for a lease must give it up.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from holdfast_sim.world import ProcessGone, Violation, World
 
 NEVER_S = 1e9
 UNKNOWN_MAX_S = 3 * SETTLE_S_MAX
-"""Until every unknown lock whose virtual machine has ended is settled: two attempts, and time to take it up."""
+"""Seconds until every unknown lock of an ended virtual machine is settled: two attempts, and time to begin."""
 FOREIGN = 0.25
-"""In how many seeds one host may be one of sanlock's, as far as the others see."""
+"""The share of seeds in which the other hosts may take one host for a host of sanlock's."""
 MIGRATED_S_MAX = 20.0
-"""A migration in peace takes a few seconds, and a target may wait for ten."""
+"""Seconds: a migration without faults takes a few, and a target may wait for ten."""
 BOOT_MAX_S = 40.0
-"""From reset to a daemon that runs."""
+"""Seconds from a reset until a daemon runs."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one seed."""
+    """The result of one seed."""
 
     seed: int
     violation: str
@@ -82,18 +82,18 @@ def play(
     foreign_names: bool | None = None,
     made: Format | None = None,
 ) -> Verdict:
-    """Play one seed. Deterministic but for `real_s`. `lease_hosts`: how many hosts leases are formatted for.
-    `restarts_every_s`: how often daemons are restarted in good order; 0: never. `plagues`: what befalls their state.
-    `edits`: how many starts and reloads find an edited configuration, 0 to 1. `seconds_every_s`: how often an operator
-    starts a second daemon on a machine; 0: never. `migrations_every_s`: how often a guest begins to migrate; 0: never.
-    `foreign_names`: whether a host calls itself as no host of Holdfast's does, where the stand-in of a daemon plays.
-    `made`: what lockspaces were made with, where the whole daemon plays.
+    """Play one seed. Deterministic but for `real_s`; arguments that are None are drawn from the seed.
+    `lease_hosts`: how many hosts leases are formatted for. `plagues`: rates of damage to daemons' state.
+    `edits`: the share of starts and reloads that find an edited configuration, 0 to 1. `restarts_every_s`,
+    `seconds_every_s`, `migrations_every_s`: mean seconds between orderly restarts, starts of a second daemon, and
+    migrations; 0: never. `foreign_names`: whether a host has a name that Holdfast would never give, where the
+    stand-in of the daemon runs. `made`: the format of lockspaces, where the whole daemon runs.
     """
     begun = time.perf_counter()
     world = World(seed)
     scenario = Scenario.drawn(world.random, hosts)
     if lease_hosts is None:
-        # From a generator of its own: who says how many has the same history otherwise.
+        # From a separate generator, so that passing the number changes nothing else in the history.
         lease_hosts = Random(f"lease hosts {seed}").choice((FEW_HOSTS, many_hosts(scenario.geometry)))
     foreign_chance = Random(f"foreign names {seed}")
     is_foreign = foreign_chance.random() < FOREIGN if foreign_names is None else foreign_names
@@ -106,7 +106,7 @@ def play(
     if plagues is None:
         plagues = Plagues.drawn(damage_chance)
     if scenario.kind is not Kind.MANAGED or made is Format.NO_TIMEOUT:
-        plagues = NO_PLAGUES  # who forgets its name there needs a person
+        plagues = NO_PLAGUES  # a host that forgets its name there needs an operator
     if plagues.quiet:
         scenario = replace(
             scenario, manners=FaultProfile(scenario.manners.latency_s), trouble_every_s=NEVER_S, twin=False
@@ -116,7 +116,7 @@ def play(
     damage = StateDamage(cluster, plagues, damage_chance)
 
     def often(what: str, choices: Sequence[float], wanted: float | None) -> tuple[float, Random]:
-        """How often the whole daemon meets something, and the generator of its own that it is drawn from."""
+        """Mean seconds between two faults of a kind, for the whole daemon; and the separate generator for them."""
         rng = Random(f"{what} {seed}")
         drawn = rng.choice(choices)
         if scenario.kind is not Kind.MANAGED:
@@ -154,7 +154,7 @@ def play(
 
 
 class _Listener(logging.Handler):
-    """What shipping code logs goes to a log that is not always read; exceptions that it did not expect are bugs."""
+    """Passes log records of shipping code to a log that is not always read; unexpected exceptions are bugs."""
 
     def __init__(self, world: World, unread: UnreadLog) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class _Play:
         io_s = max(scenario.io_timeouts_s)
         fire_s = scenario.fire_timeout_s
         if scenario.foreign:
-            fire_s = max(fire_s, FIRE_TIMEOUT_DEFAULT_S)  # which the others count for the host of that name
+            fire_s = max(fire_s, FIRE_TIMEOUT_DEFAULT_S)  # the others assume it for the host of that name
         self.dead_s = 8 * io_s + fire_s
         self.renewal_s = 2 * io_s
 
@@ -219,7 +219,7 @@ class _Play:
         self.damage.heal()
         self.edits.heal()
         self.seconds.heal()
-        # Requests that are already late take their time, and may cost their host its lease.
+        # Requests that are already delayed end in their time, and their host may lose its lease by them.
         self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s + self.dead_s)
         self._everybody_comes_back()
         self._nobody_holds_on()
@@ -242,7 +242,7 @@ class _Play:
         self._within(bound_s, self._all_joined, "every host is in its lockspaces again")
 
     def _all_joined(self) -> bool:
-        """All but those who have been given another's host id."""
+        """All daemons but those that are configured with another's host id."""
         daemons = self._daemons()
         for daemon in daemons:
             for seat in daemon.seats.values():
@@ -250,7 +250,7 @@ class _Play:
         ids = {self.cluster.host_id(n) for n in range(1, self.cluster.scenario.hosts + 1)}
         for space in self.cluster.spaces:
             joined = {s.host_id for s in (d.seats[space.name] for d in daemons) if s.member is not None}
-            # Which ids hosts find for themselves is for the checkers; here they have to find one each.
+            # The checkers judge which ids the hosts choose; here each host must get one.
             if len(joined) != len(ids) or (joined != ids and not self.cluster.scenario.auto_ids):
                 self.fencings.call_off_the_gone(daemons)
                 return False
@@ -273,8 +273,8 @@ class _Play:
     def _each_in_turn(self, space: str, resource: str) -> None:
         desks = [d.seats[space].desks[resource] for d in self._daemons() if d.seats[space].member is not None]
         for number, desk in enumerate(desks):
-            # Owners and sharers that nobody has seen alive have to be watched for their dead bound, each. A host that has
-            # just joined did not see how the earlier terms of the others ended: these count for the dead bound.
+            # Owners and sharers that were never seen alive must be watched for their dead bound, each. A host that has just
+            # joined did not see the end of the others' earlier incarnations: these count for the dead bound.
             unseen_s = 4 * self.dead_s if number == 0 else self.dead_s + 6 * self.renewal_s
             self._gets(desk, unseen_s, wait=number == 0)
             if number + 1 < len(desks) and isinstance(desk, Desk):
@@ -285,7 +285,7 @@ class _Play:
                 self._is_given_up(desk, self.renewal_s, "at once")
 
     def _migrates(self, space: str, resource: str) -> None:
-        """Where nothing goes wrong a guest arrives, and its lock with it."""
+        """Check that without faults a guest arrives, and its lock with it."""
         members = [d for d in self._daemons() if d.seats[space].member is not None]
         desks = [desk for d in members if isinstance(desk := d.seats[space].desks[resource], ManagedDesk)]
         if len(desks) < 2:
@@ -303,7 +303,7 @@ class _Play:
         self._is_given_up(there, self.renewal_s, "at once")
 
     def _all_are_taken_out(self) -> None:
-        """Nobody holds anything: one host after the other can take the leases out, and they are made again."""
+        """With no lease held, each host in turn must be able to remove the leases, which are then created again."""
         for daemon in self._daemons():
             assert isinstance(daemon, ManagedDaemon)
             if any(seat.member is None for seat in daemon.seats.values()):
@@ -333,7 +333,7 @@ class _Play:
         )
 
     def _collected_if(self, said: str, *refusals: str) -> None:
-        """An operator does what a refusal asks for, on every host."""
+        """An operator does what a refusal demands, on every host."""
         if any(said in refusal for refusal in refusals):
             for daemon in self._daemons():
                 assert isinstance(daemon, ManagedDaemon)

@@ -1,4 +1,4 @@
-"""Many seeds, one process per processor: seeds are independent, and each is deterministic in itself."""
+"""Many seeds, one process per CPU: seeds are independent, and each is deterministic."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from functools import partial
 from holdfast_sim.run.seed import Verdict, play
 
 CHUNK = 4
-"""Seeds that a worker takes at a time: enough to hide what handing over costs."""
+"""Seeds per task of a worker: enough to hide the cost of passing them."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a campaign."""
+    """The result of a campaign."""
 
     seeds: int
     violations: tuple[Verdict, ...]
@@ -28,7 +28,7 @@ class Outcome:
 
 
 def verdicts(first: int, seeds: int, hosts: int | None, jobs: int) -> Iterator[Verdict]:
-    """One for each seed, in order."""
+    """The verdicts, one per seed, in order."""
     wanted = range(first, first + seeds)
     if jobs <= 1 or seeds <= CHUNK:
         yield from (play(seed, hosts) for seed in wanted)
@@ -38,7 +38,7 @@ def verdicts(first: int, seeds: int, hosts: int | None, jobs: int) -> Iterator[V
 
 
 def _briefly(seed: int, hosts: int | None) -> Verdict:
-    """Histories of sound seeds are not worth their way from one process to another."""
+    """Drop the history of a sound seed: passing it between processes costs more than it is worth."""
     verdict = play(seed, hosts)
     return verdict if not verdict.sound else verdict.without_history()
 
@@ -51,7 +51,7 @@ def run(
     jobs: int | None = None,
     on_verdict: Callable[[Verdict], None] = lambda _: None,
 ) -> Outcome:
-    """Play seeds first, first + 1, … and tell of each."""
+    """Play seeds first, first + 1, … and report each."""
     begun = time.perf_counter()
     played, events, acquired, virtual_s = 0, 0, 0, 0.0
     violations: list[Verdict] = []
