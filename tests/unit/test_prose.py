@@ -9,9 +9,12 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-import holdfast
+import pytest
 
-SOURCE = Path(holdfast.__file__).parent
+import holdfast
+import holdfast_sim
+
+PACKAGES = (Path(holdfast.__file__).parent, Path(holdfast_sim.__file__).parent)
 AVOIDED = re.compile(
     r"\b(told|tells?|whoever|anew|amid|errands?|heartbeat|taken out|rests? on|gone on with|come home|mostly)\b",
     re.IGNORECASE,
@@ -46,10 +49,11 @@ def avoided(text: str) -> list[str]:
     ]
 
 
-def test_prose_of_the_package_has_none_of_these_words() -> None:
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_prose_of_a_package_has_none_of_these_words(package: Path) -> None:
     found = [
-        f"{path.relative_to(SOURCE)}:{each}"
-        for path in sorted(SOURCE.rglob("*.py"))
+        f"{path.relative_to(package)}:{each}"
+        for path in sorted(package.rglob("*.py"))
         for each in avoided(path.read_text())
     ]
     assert not found, "\n".join(found)
