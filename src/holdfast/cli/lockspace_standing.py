@@ -30,10 +30,10 @@ LOOK_S = 0.5
 """Between two looks at a join: a person sees the seconds count down."""
 
 
-def show(told: Sequence[LeaseSpaceInfo]) -> None:
-    if not told:
+def show(spaces: Sequence[LeaseSpaceInfo]) -> None:
+    if not spaces:
         click.echo('no backend has leases: see driver = "paxos" in the configuration')
-    for each in told:
+    for each in spaces:
         click.echo(headline(each))
         if each.misfits:
             click.echo(f"  {each.misfits}")

@@ -134,13 +134,13 @@ def list_command(context: Context, owners: bool, as_json: bool) -> None:
     from holdfast.cli.unlocked import unlocked_disks
 
     with context.connect() as client:
-        told: list[Any] = client.owners() if owners else [*client.locks(), *unlocked_disks()]
+        listed: list[Any] = client.owners() if owners else [*client.locks(), *unlocked_disks()]
     if as_json:
-        render.as_json(told)
+        render.as_json(listed)
     elif owners:
-        render.owners(told)
+        render.owners(listed)
     else:
-        render.locks(told)
+        render.locks(listed)
 
 
 @cli.command()

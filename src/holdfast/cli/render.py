@@ -57,7 +57,7 @@ def _mode(h: HolderInfo) -> str:
     return f"{h.mode}, {h.until}" if h.until else h.mode
 
 
-def locks(told: Sequence[HolderInfo]) -> None:
+def locks(claims: Sequence[HolderInfo]) -> None:
     rows = [
         (
             h.resource,
@@ -67,12 +67,12 @@ def locks(told: Sequence[HolderInfo]) -> None:
             protection(h.protection, h.protection_word),
             h.backend,
         )
-        for h in told
+        for h in claims
     ]
     table(("DISK", "MODE", "OWNER", "SINCE", "PROTECTION", "BACKEND"), rows)
 
 
-def owners(told: Sequence[OwnerInfo]) -> None:
+def owners(infos: Sequence[OwnerInfo]) -> None:
     rows = [
         (
             o.name,
@@ -82,51 +82,53 @@ def owners(told: Sequence[OwnerInfo]) -> None:
             protection(o.protection, o.protection_word),
             f"being stopped: {o.stopping}" if o.stopping else ("running" if o.alive else "ended"),
         )
-        for o in told
+        for o in infos
     ]
     table(("OWNER", "UUID", "PID", "LOCKS", "PROTECTION", "STATE"), rows)
 
 
-def status_lines(told: StatusInfo) -> list[str]:
+def status_lines(status: StatusInfo) -> list[str]:
     """What the daemon says of itself."""
-    lost = click.style(f", {told.locks_lost} LOST", fg="red", bold=True) if told.locks_lost else ""
-    if told.locks_unknown:
-        lost += click.style(f", {told.locks_unknown} of UNKNOWN owners", fg="red", bold=True)
-    if told.locks_departing:
-        lost += f", {told.locks_departing} until a migration ends"
+    lost = click.style(f", {status.locks_lost} LOST", fg="red", bold=True) if status.locks_lost else ""
+    if status.locks_unknown:
+        lost += click.style(f", {status.locks_unknown} of UNKNOWN owners", fg="red", bold=True)
+    if status.locks_departing:
+        lost += f", {status.locks_departing} until a migration ends"
     lines = [
-        f"holdfastd {told.version} on {told.host}, pid {told.pid}, since {wall_text(told.started)}",
-        f"locks        {told.locks}{lost}, of {told.owners} owners",
-        f"connections  {told.connections} of {told.connections_max} at {told.virtlockd_socket}",
-        f"journal      {told.journal if told.journal == 'ok' else click.style(told.journal, fg='red')}",
-        f"restarts     {'descriptor store keeps locks' if told.descriptor_store else 'locks are retaken at start'}",
+        f"holdfastd {status.version} on {status.host}, pid {status.pid}, since {wall_text(status.started)}",
+        f"locks        {status.locks}{lost}, of {status.owners} owners",
+        f"connections  {status.connections} of {status.connections_max} at {status.virtlockd_socket}",
+        f"journal      {status.journal if status.journal == 'ok' else click.style(status.journal, fg='red')}",
+        f"restarts     {'descriptor store keeps locks' if status.descriptor_store else 'locks are retaken at start'}",
     ]
-    if told.locks_unknown:
-        why = f"{told.doubt}: " if told.doubt else ""
+    if status.locks_unknown:
+        why = f"{status.doubt}: " if status.doubt else ""
         text = (
-            f"{why}{told.locks_unknown} locks could not be attributed and stay held; 'holdfast doctor' shows them. "
+            f"{why}{status.locks_unknown} locks could not be attributed and stay held; 'holdfast doctor' shows them. "
             "If their lockspace were lost now, only a reset of this host would stop their VMs"
         )
         lines.append(f"doubt        {click.style(text, fg='red')}")
-    for b in told.backends:
-        mark = " (default)" if b.name == told.default_backend else ""
+    for b in status.backends:
+        mark = " (default)" if b.name == status.default_backend else ""
         lines.append(f"backend      {b.name}{mark}: driver {b.driver}; {', '.join(b.capabilities)}")
-    lines += [f"waiting for  {w}" for w in told.storage_waiting]
-    lines += [f"lock files   of libvirt's lockspace {each}" for each in told.lockspaces]
-    lines.append(f"config       {', '.join(told.config_files) or 'built-in defaults'}")
+    lines += [f"waiting for  {w}" for w in status.storage_waiting]
+    lines += [f"lock files   of libvirt's lockspace {each}" for each in status.lockspaces]
+    lines.append(f"config       {', '.join(status.config_files) or 'built-in defaults'}")
     return lines
 
 
-def answer(told: Answer) -> None:
+def answer(report: Answer) -> None:
     """Holders, layer by layer, then the next safe step."""
-    colour = {"held": "yellow", "free": "green"}.get(told.verdict, "red")
-    click.echo(f"{printable(told.subject)}: {click.style(printable(told.headline), fg=colour, bold=True)}")
-    for layer in told.layers:
+    colour = {"held": "yellow", "free": "green"}.get(report.verdict, "red")
+    click.echo(
+        f"{printable(report.subject)}: {click.style(printable(report.headline), fg=colour, bold=True)}"
+    )
+    for layer in report.layers:
         for line in layer.lines:
             click.echo(f"  {layer.name:<12} {printable(line)}")
-    for note in told.notes:
+    for note in report.notes:
         click.echo(f"  {'note':<12} {printable(note)}")
-    click.echo(f"next: {printable(told.next_step)}")
+    click.echo(f"next: {printable(report.next_step)}")
 
 
 def event_text(e: EventInfo) -> str:
@@ -149,14 +151,14 @@ def event_json(e: EventInfo) -> None:
     click.echo(msgspec.json.encode(e).decode())
 
 
-def findings(told: Sequence[Finding]) -> None:
+def findings(found: Sequence[Finding]) -> None:
     colours = {"ok": "green", "note": "cyan", "problem": "red"}
-    for f in told:
+    for f in found:
         severity = click.style(f"{f.severity:<8}", fg=colours[f.severity], bold=True)
         click.echo(f"{severity} {f.id:<5} {f.check}: {printable(f.facts)}")
         if f.fix:
             click.echo(f"{'':<14} fix: {printable(f.fix)}")
-    problems = sum(f.severity == "problem" for f in told)
+    problems = sum(f.severity == "problem" for f in found)
     click.echo(f"{problems} to fix" if problems else "nothing to fix")
-    if any(f.id for f in told):
+    if any(f.id for f in found):
         click.echo("holdfast doctor --explain ID says what a finding means")

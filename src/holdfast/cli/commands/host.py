@@ -69,14 +69,14 @@ def fenced(context: Context, name: str, operator: str, lockspace: str, wait: boo
     from holdfast.cli.commands.host_fenced import fence, show
 
     with context.connect() as client:
-        told = fence(client, name, operator=operator, lockspace=lockspace, wait=wait)
+        hosts = fence(client, name, operator=operator, lockspace=lockspace, wait=wait)
     if as_json:
-        render.as_json(told)
+        render.as_json(hosts)
     else:
-        show(told)
-    if any(each.refused for each in told):
+        show(hosts)
+    if any(each.refused for each in hosts):
         sys.exit(exits.REFUSED)
-    if any(not lease.freed for each in told for lease in each.leases):
+    if any(not lease.freed for each in hosts for lease in each.leases):
         sys.exit(exits.DEGRADED)
 
 
@@ -123,11 +123,11 @@ def _list(path: str, offset: int, watch: float | None, fire_timeout: int, as_jso
     timing = Timing(10, fire_timeout)
     said = records_beside(path)  # while this program has one thread
     with storage.opened(path) as disk:
-        told = look_at_hosts(disk, offset, BlockingClock(), timing, watch, said)
+        seen = look_at_hosts(disk, offset, BlockingClock(), timing, watch, said)
     if as_json:
-        render.as_json(told)
+        render.as_json(seen)
         return
-    click.echo(f"lockspace {told.lockspace!r} in {path} at {offset}: {told.geometry}")
+    click.echo(f"lockspace {seen.lockspace!r} in {path} at {offset}: {seen.geometry}")
     rows = [
         (
             str(h.host_id),
@@ -141,7 +141,7 @@ def _list(path: str, offset: int, watch: float | None, fire_timeout: int, as_jso
             str(h.fire_timeout) if h.fire_timeout else UNSAID,
             h.note,
         )
-        for h in told.hosts
+        for h in seen.hosts
     ]
     if rows:
         render.table(COLUMNS, rows)

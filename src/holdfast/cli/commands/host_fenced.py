@@ -22,24 +22,24 @@ def fence(client: ControlClient, host: str, *, operator: str, lockspace: str, wa
     renewals: dict[tuple[str, int], int] = {}
     while True:
         try:
-            told = client.fence_host(host, operator=operator, lockspace=lockspace)
+            hosts = client.fence_host(host, operator=operator, lockspace=lockspace)
         except CallRefused as e:
             if e.kind != "HostNotKnown":
                 raise
             click.echo(f"holdfast: {e}", err=True)
             sys.exit(exits.UNKNOWN)
-        waiting = [each for each in told if each.seconds_left is not None]
-        for each in told:
+        waiting = [each for each in hosts if each.seconds_left is not None]
+        for each in hosts:
             key = (each.lockspace, each.host_id)
             if each.timestamp != before.setdefault(key, each.timestamp):
                 renewals[key] = renewals.get(key, 0) + 1
                 before[key] = each.timestamp
         if not waiting or not wait:
-            return told
+            return hosts
         for each in waiting:
             if renewals.get((each.lockspace, each.host_id), 0) > RENEWALS_MAX:
                 each.refused = "it goes on renewing: it is not off"
-                return told
+                return hosts
         longest = max(waiting, key=lambda each: each.seconds_left or 0.0)
         _progress(longest)
         time.sleep(LOOK_S)
@@ -54,8 +54,8 @@ def _progress(each: FencedHost) -> None:
     click.echo(f"\r\x1b[K{text}" if sys.stderr.isatty() else text, nl=not sys.stderr.isatty(), err=True)
 
 
-def show(told: list[FencedHost]) -> None:
-    for each in told:
+def show(hosts: list[FencedHost]) -> None:
+    for each in hosts:
         called = f"{each.node or each.host_name} (host_id {each.host_id}) in {each.lockspace}"
         if each.refused:
             click.echo(f"{called}: refused: {each.refused}", err=True)

@@ -34,15 +34,15 @@ def gc(context: Context, dry_run: bool, as_json: bool) -> None:
     from holdfast.cli import render
 
     with context.connect() as client:
-        told = client.collect_leases(dry_run=dry_run)
+        leases = client.collect_leases(dry_run=dry_run)
     if as_json:
-        render.as_json(told)
+        render.as_json(leases)
         return
-    for each in told:
+    for each in leases:
         if each.kept_because:
             click.echo(f"{each.name} ({each.backend}) stays: {each.kept_because}")
-    out = sum(not each.kept_because for each in told)
-    click.echo(f"{out} of {len(told)} leases {'could be' if dry_run else 'were'} taken out")
+    out = sum(not each.kept_because for each in leases)
+    click.echo(f"{out} of {len(leases)} leases {'could be' if dry_run else 'were'} taken out")
 
 
 @lease.command("init")
@@ -175,12 +175,12 @@ def dump(path: str, offset: int | None, lockspace_path: str | None, as_json: boo
     with storage.reporting(as_json):
         names = _names(lockspace_path) if lockspace_path else {}
         with storage.opened(path) as disk:
-            told = dump.dump(disk, offset, names)
+            dumped = dump.dump(disk, offset, names)
     if as_json:
-        render.as_json(told)
+        render.as_json(dumped)
     else:
-        dump.show(told)
-    if all(each.kind == "other" for each in told.areas):
+        dump.show(dumped)
+    if all(each.kind == "other" for each in dumped.areas):
         sys.exit(exits.UNKNOWN)
 
 

@@ -32,12 +32,12 @@ def list_command(context: Context, as_json: bool) -> None:
     from holdfast.cli import lockspace_standing, render
 
     with context.connect() as client:
-        told = client.lease_spaces()
+        spaces = client.lease_spaces()
     if as_json:
-        render.as_json(told)
+        render.as_json(spaces)
     else:
-        lockspace_standing.show(told)
-    if any(each.state != "joined" for each in told):
+        lockspace_standing.show(spaces)
+    if any(each.state != "joined" for each in spaces):
         sys.exit(exits.DEGRADED)
 
 

@@ -150,7 +150,7 @@ def _keep(socket: str, disks: Sequence[DiskWish], command: list[str], go: int, n
             if family:
                 cgroups.enter(family)
             _become(command)
-        _tell(news, _Started(pid, start_ticks(pid)))
+        _send(news, _Started(pid, start_ticks(pid)))
         os.write(known_write, b"\n")
         _leave_the_terminal(news)
         code = _stay(pid, news)
@@ -160,7 +160,7 @@ def _keep(socket: str, disks: Sequence[DiskWish], command: list[str], go: int, n
                 client.release(pid=os.getpid(), paths=[disk.path for disk in disks])
         cgroups.remove(family)
         # Only now: a script that waits for the command's end finds its disks free.
-        _tell(news, _Ended(code, []))
+        _send(news, _Ended(code, []))
         os._exit(exits.OK)
     finally:
         os._exit(exits.NOT_EXECUTABLE)
@@ -219,11 +219,11 @@ def _stay(command: int, news: int) -> int:
             return code
         # Asked again with each end: one that forks into the background just now may be missed once.
         if not runs and not reported and (left := [each.pid for each in descendants(os.getpid())]):
-            _tell(news, _Ended(code, left))
+            _send(news, _Ended(code, left))
             reported = True
 
 
-def _tell(news: int, what: _News) -> None:
+def _send(news: int, what: _News) -> None:
     """The other side may have been killed meanwhile."""
     with contextlib.suppress(BrokenPipeError):
         os.write(news, msgspec.json.encode(what) + b"\n")

@@ -46,11 +46,11 @@ def sim(seeds: int, first: int, hosts: int | None, jobs: int | None, as_json: bo
             "the simulator is not installed on a host: run it in a checkout (make sim, or .venv/bin/holdfast sim)"
         ) from None
 
-    def told(verdict: Verdict) -> None:
+    def report(verdict: Verdict) -> None:
         if not verdict.sound and not as_json:
             click.echo(f"seed {verdict.seed}: {verdict.violation}")
 
-    outcome = sweep.run(first, seeds, hosts=hosts, jobs=jobs, on_verdict=told)
+    outcome = sweep.run(first, seeds, hosts=hosts, jobs=jobs, on_verdict=report)
     if as_json:
         from holdfast.cli import render
 

@@ -129,11 +129,11 @@ def _readable(scene: Scene, file: str, conf: ConfFile, relative: str) -> Iterato
 
 def _lens_stops_at(scene: Scene, file: str, relative: str) -> int:
     """The line that libvirt's own augeas lens, where it is installed, can't read: a key that it does not know. 0: none."""
-    told = scene.host.output(
+    output = scene.host.output(
         "augtool", "--noautoload", "--transform", f"{LENSES[relative]} incl {file}",
         "print", f"/augeas/files{file}/error/line",
     )  # fmt: skip
-    number = told.rpartition(" = ")[2].strip().strip('"')
+    number = output.rpartition(" = ")[2].strip().strip('"')
     return int(number) if number.isdigit() else 0
 
 

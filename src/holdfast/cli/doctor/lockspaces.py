@@ -132,7 +132,7 @@ def _look(path: str, space: str) -> tuple[bool, Writers, list[str], list[str]]:
 
 def _joined(scene: Scene, name: str, table: Mapping[str, object]) -> Iterator[Finding]:
     space = lockspace_spec(table).name
-    told = next((each for each in scene.spaces or () if each.name == space), None)
+    info = next((each for each in scene.spaces or () if each.name == space), None)
     if table.get("watchdog") == "none":
         yield found(
             "HF065",
@@ -141,30 +141,30 @@ def _joined(scene: Scene, name: str, table: Mapping[str, object]) -> Iterator[Fi
             'watchdog = "device" or "wdmd" in that table, when no VM of this host has a lease there; then: '
             "holdfast reload",
         )
-    if told is not None and told.state == "joined":
-        if table.get("device") and not table.get("cross_host") and _is_alone(told):
+    if info is not None and info.state == "joined":
+        if table.get("device") and not table.get("cross_host") and _is_alone(info):
             yield found(
                 "HF074",
                 f"{space}: {table['device']} is not shown to be shared: no other host has been seen in it",
                 "join it on another host and ask there and here again; cross_host = true says that it is shared",
             )
-        yield fine("lockspace", f"{space}: joined as host_id {told.host_id}")
+        yield fine("lockspace", f"{space}: joined as host_id {info.host_id}")
         return
-    trouble = list(_watchdog(scene, table, told))
+    trouble = list(_watchdog(scene, table, info))
     yield from trouble
-    if told is not None and not trouble:
-        yield _not_joined(table, told)
+    if info is not None and not trouble:
+        yield _not_joined(table, info)
 
 
 def _is_alone(space: LeaseSpaceInfo) -> bool:
     return all(host.host_id == space.host_id for host in space.hosts)
 
 
-def _not_joined(table: Mapping[str, object], told: LeaseSpaceInfo) -> Finding:
-    reason = f": {told.reason}" if told.reason else ""
-    left = f"; {told.seconds_left:.0f} s left" if told.seconds_left is not None else ""
-    facts = f"{told.name} is {told.state}{reason}{left}"
-    if "is held by" in told.reason or "another host id" in told.reason:
+def _not_joined(table: Mapping[str, object], info: LeaseSpaceInfo) -> Finding:
+    reason = f": {info.reason}" if info.reason else ""
+    left = f"; {info.seconds_left:.0f} s left" if info.seconds_left is not None else ""
+    facts = f"{info.name} is {info.state}{reason}{left}"
+    if "is held by" in info.reason or "another host id" in info.reason:
         fix = (
             "remove this host's remembered id (see the reason), then: holdfast lockspace join"
             if table.get("host_id") == "auto"
@@ -172,15 +172,15 @@ def _not_joined(table: Mapping[str, object], told: LeaseSpaceInfo) -> Finding:
         )
         return found("HF069", facts, fix)
     fixes = {
-        "left": f"holdfast lockspace join -- {shlex.quote(told.name)}",
+        "left": f"holdfast lockspace join -- {shlex.quote(info.name)}",
         "lost": "when the storage answers again it is joined by itself; its VMs were stopped or paused: holdfast events",
-        "failed": "correct what the reason names; then: holdfast lockspace join -- " + shlex.quote(told.name),
+        "failed": "correct what the reason names; then: holdfast lockspace join -- " + shlex.quote(info.name),
     }
     waiting = "it is joined by itself when the reason has gone; progress: holdfast lockspace list"
-    return found("HF064", facts, fixes.get(told.state, waiting))
+    return found("HF064", facts, fixes.get(info.state, waiting))
 
 
-def _watchdog(scene: Scene, table: Mapping[str, object], told: LeaseSpaceInfo | None) -> Iterator[Finding]:
+def _watchdog(scene: Scene, table: Mapping[str, object], info: LeaseSpaceInfo | None) -> Iterator[Finding]:
     """What keeps a host without a watchdog from joining: there is none, or somebody else has it."""
     kind = table.get("watchdog")
     if kind == "device":
@@ -194,7 +194,7 @@ def _watchdog(scene: Scene, table: Mapping[str, object], told: LeaseSpaceInfo | 
         }
         users = sorted({pid for each in names for pid in scene.host.openers(each)} - {daemon, 0})
         programs = {each.pid: each for each in scene.programs()}
-        if users and not (1 in users and told is not None and told.fenced):
+        if users and not (1 in users and info is not None and info.fenced):
             who = ", ".join(
                 f"{programs[pid].name if pid in programs else 'a process'} (pid {pid})" for pid in users
             )

@@ -78,10 +78,10 @@ def _lacking(scene: Scene, domain: Domain) -> list[str]:
 def other_backend(scene: Scene) -> Iterator[Finding]:
     """A lock that is of another backend than its rule names now: other hosts ask elsewhere."""
     stale: dict[tuple[str, str], list[HolderInfo]] = {}
-    told = scene.status.problems if scene.status is not None else []
+    problems = scene.status.problems if scene.status is not None else []
     paths = {indirect_name(disk.path): disk.path for domain in scene.domains for disk in domain.disks}
     for lock in scene.locks:
-        if not lock.held or any(each.startswith(f"{MOVED_PROBLEM}{lock.resource} ") for each in told):
+        if not lock.held or any(each.startswith(f"{MOVED_PROBLEM}{lock.resource} ") for each in problems):
             continue  # not held, or the daemon says so itself
         path = paths.get(lock.name, "" if lock.lockspace else lock.name)
         route = scene.routing.route(Resource(lock.lockspace or DIRECT_LOCKSPACE, lock.name), path)

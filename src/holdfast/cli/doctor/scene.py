@@ -99,8 +99,8 @@ class ThisHost:
         return found
 
     def unit(self, name: str) -> Mapping[str, str]:
-        told = self.output("systemctl", "show", "--no-pager", "-p", ",".join(UNIT_KEYS), "--", name)
-        return dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
+        output = self.output("systemctl", "show", "--no-pager", "-p", ",".join(UNIT_KEYS), "--", name)
+        return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
 
     def lockers(self, path: str) -> Sequence[int]:
         def look() -> list[int]:

@@ -103,8 +103,8 @@ def _problems(scene: Scene, s: StatusInfo) -> Iterator[Finding]:
                 "update holdfast to a version that knows this libvirt; until then migrate VMs paused (virsh suspend)",
             )
         elif problem.startswith(MOVED_PROBLEM):
-            told, _, fix = problem.rpartition("; ")
-            yield found("HF092", told, fix)
+            facts, _, fix = problem.rpartition("; ")
+            yield found("HF092", facts, fix)
         elif problem.startswith(CONFIGURATION_PROBLEM):
             # A reload changes nothing that a lock needs: one that would is refused, with the reasons.
             yield found(

@@ -90,11 +90,11 @@ def _is_shared(scene: Scene, which: list[str]) -> bool:
 
 def _auto_activated(scene: Scene, groups: list[str]) -> list[str]:
     """Those that LVM says are activated by themselves; of a group that it says nothing of, nothing is known."""
-    told = scene.host.output(
+    output = scene.host.output(
         "vgs", "--noheadings", "--readonly", "--separator", "|", "-o", "vg_name,autoactivation"
     )
     activated = []
-    for line in told.splitlines():
+    for line in output.splitlines():
         group, _, state = line.strip().partition("|")
         if group in groups and state.strip() in ("enabled", "1"):
             activated.append(group)

@@ -67,21 +67,21 @@ def dump(disk: BlockingDisk, offset_bytes: int | None, names: HostNames) -> Dump
     """Everything on the path, or the one area at `offset_bytes`. Raises `UsageError` where the path holds nothing of the
     format, and nothing that is left of it.
     """
-    told = Dump(disk.facts.path, disk.facts.how)
+    result = Dump(disk.facts.path, disk.facts.how)
     found = list(_areas(disk, offset_bytes or 0, 1 if offset_bytes is not None else AREAS_LOOKED_AT_MAX))
     if offset_bytes is None and all(isinstance(record, Blank | Foreign) for _, _, record in found):
         raise storage.not_an_area(disk)
     for _, raw, record in found:
         if isinstance(record, DeltaLease):
             names.update(names_in(record, raw))
-    told.areas = [
+    result.areas = [
         _area(offset, raw, record, names)
         for offset, raw, record in found
         if offset_bytes is not None or not isinstance(record, Blank)
     ]
     if found and offset_bytes is None and found[-1][0] + len(found[-1][1]) < disk.facts.size_bytes - MIB:
-        told.looked_at_all = False
-    return told
+        result.looked_at_all = False
+    return result
 
 
 def names_in(first: DeltaLease, raw: bytes) -> HostNames:
@@ -249,21 +249,21 @@ def _index(header: RindexHeader, raw: bytes) -> dict[str, Any]:
     }
 
 
-def show(told: Dump) -> None:
+def show(result: Dump) -> None:
     """The same for eyes: one line for each area, its hosts or blocks below it."""
-    click.echo(f"{told.path} ({told.access})")
-    for area in told.areas:
+    click.echo(f"{result.path} ({result.access})")
+    for area in result.areas:
         for line in _LINES[area.kind](area.told):
             click.echo(f"{area.offset:>12}  {line}")
-    if not told.areas:
+    if not result.areas:
         click.echo("nothing")
-    if not told.looked_at_all:
+    if not result.looked_at_all:
         click.echo(f"the first {AREAS_LOOKED_AT_MAX} areas; name a later one with --offset")
 
 
-def _lockspace_lines(told: dict[str, Any]) -> Iterator[str]:
-    yield f"lockspace {told['lockspace']}  {told['geometry']}  version {told['version']}"
-    for host in told["hosts"]:
+def _lockspace_lines(area: dict[str, Any]) -> Iterator[str]:
+    yield f"lockspace {area['lockspace']}  {area['geometry']}  version {area['version']}"
+    for host in area["hosts"]:
         if "name" not in host:
             yield f"  host_id {host['host_id']}  unreadable: {host['fault']}"
             continue
@@ -279,33 +279,33 @@ def _lockspace_lines(told: dict[str, Any]) -> Iterator[str]:
         yield line + (f"  unusable: {host['fault']}" if host["fault"] else "")
 
 
-def _lease_lines(told: dict[str, Any]) -> Iterator[str]:
+def _lease_lines(area: dict[str, Any]) -> Iterator[str]:
     owners = ", ".join(
         f"{o['name'] or 'host_id ' + str(o['host_id'])} (host_id {o['host_id']} generation {o['generation']}, "
         f"{o['mode']}{', VM ' + o['vm'] if o['vm'] else ''})"
-        for o in told["owners"]
+        for o in area["owners"]
     )
     yield (
-        f"lease {told['lockspace']}:{told['resource']}  {told['geometry']}  version {told['version']}  lver {told['lver']}  "
-        f"hosts {told['num_hosts']}  {owners or ('unclear' if told['unclear'] else 'free')}"
+        f"lease {area['lockspace']}:{area['resource']}  {area['geometry']}  version {area['version']}  lver {area['lver']}  "
+        f"hosts {area['num_hosts']}  {owners or ('unclear' if area['unclear'] else 'free')}"
     )
-    for disk in told["disks"]:
+    for disk in area["disks"]:
         yield f"  disk {disk}"
-    if told["lvb"]:
-        yield f"  sector 2002  {told['lvb']}"
-    writer = told["written_by"]
+    if area["lvb"]:
+        yield f"  sector 2002  {area['lvb']}"
+    writer = area["written_by"]
     yield (
-        f"  leader  owner_id {told['owner_id']} generation {told['owner_generation']} timestamp "
-        f"{told['timestamp']}  written by host_id {writer['host_id']} generation {writer['generation']}"
-        + ("  short hold" if told["short_hold"] else "")
-        + ("  CAW" if told["caw"] else "")
+        f"  leader  owner_id {area['owner_id']} generation {area['owner_generation']} timestamp "
+        f"{area['timestamp']}  written by host_id {writer['host_id']} generation {writer['generation']}"
+        + ("  short hold" if area["short_hold"] else "")
+        + ("  CAW" if area["caw"] else "")
     )
-    request = told["request"]
+    request = area["request"]
     if request.get("fault"):
         yield f"  request  unreadable: {request['fault']}"
     elif request["lver"]:
         yield f"  request  lver {request['lver']} force_mode {request['force_mode']}"
-    for block in told["blocks"]:
+    for block in area["blocks"]:
         if "fault" in block:
             yield f"  block of host_id {block['host_id']}  unreadable: {block['fault']}"
             continue
@@ -314,14 +314,14 @@ def _lease_lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"  block of host_id {block['host_id']}  {numbers}{'  RELEASED' if block['released'] else ''}{shared}"
 
 
-def _index_lines(told: dict[str, Any]) -> Iterator[str]:
-    yield f"index of lockspace {told['lockspace']}  {told['geometry']}  {len(told['entries'])} of {told['entries_max']}"
-    for entry in told["entries"]:
+def _index_lines(area: dict[str, Any]) -> Iterator[str]:
+    yield f"index of lockspace {area['lockspace']}  {area['geometry']}  {len(area['entries'])} of {area['entries_max']}"
+    for entry in area["entries"]:
         yield f"  {entry['index']}: {entry['resource']} at {entry['offset']}"
 
 
-def _other_lines(told: dict[str, Any]) -> Iterator[str]:
-    yield told["what"]
+def _other_lines(area: dict[str, Any]) -> Iterator[str]:
+    yield area["what"]
 
 
 _LINES = {"lockspace": _lockspace_lines, "lease": _lease_lines, "index": _index_lines, "other": _other_lines}

@@ -68,7 +68,7 @@ def look_at_hosts(
     if watch_s is not None:
         run_blocking(clock.sleep(watch_s))
         raw = _look(disk, offset_bytes, first, clock, table)
-    told = HostsSeen(disk.facts.path, offset_bytes, shown(first.space_name), str(first.geometry), watch_s)
+    result = HostsSeen(disk.facts.path, offset_bytes, shown(first.space_name), str(first.geometry), watch_s)
     now = clock.now()
     for host_id, record in hosts_of(raw, first.geometry).items():
         view = table.view(HostId(host_id), now)
@@ -76,8 +76,8 @@ def look_at_hosts(
         own = said.get(host_id)
         if own is not None and isinstance(record, DeltaLease) and own.is_about(record):
             seen.node, seen.version, seen.fire_timeout = own.node, own.version, own.fire_timeout_s
-        told.hosts.append(seen)
-    return told
+        result.hosts.append(seen)
+    return result
 
 
 def records_beside(path: str) -> dict[int, HostRecord]:

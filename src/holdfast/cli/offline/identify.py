@@ -20,7 +20,7 @@ from holdfast.ondisk.rindex import RindexHeader
 from holdfast.protocol.holders import Exclusive, Free, Holders, Released, Shared, Unclear, holders_of
 from holdfast.protocol.types import HostId
 
-_NAMES_TOLD_MAX = 4
+_NAMES_MAX = 4
 # (offset, bytes, what it is): enough to warn a person about the common cases, not a file(1).
 _SIGNATURES = (
     (0, b"QFI\xfb", "a qcow2 image"),
@@ -196,9 +196,9 @@ def _describe_lockspace(first: DeltaLease, raw: bytes) -> str:
         for host_id, record in hosts.items()
         if isinstance(record, DeltaLease) and not record.is_free
     ]
-    told = ", ".join(held[:_NAMES_TOLD_MAX])
-    more = f" and {len(held) - _NAMES_TOLD_MAX} more" if len(held) > _NAMES_TOLD_MAX else ""
-    users = f"in use by {told}{more}" if held else "used by no host now"
+    names = ", ".join(held[:_NAMES_MAX])
+    more = f" and {len(held) - _NAMES_MAX} more" if len(held) > _NAMES_MAX else ""
+    users = f"in use by {names}{more}" if held else "used by no host now"
     return f"lockspace {shown(first.space_name)!r} ({first.geometry}), {users}"
 
 
@@ -216,7 +216,7 @@ def _described(holders: Holders) -> str:
         case Exclusive((host_id, generation)):
             return f"owned by host_id {host_id} generation {generation}"
         case Shared(sharers):
-            hosts = ", ".join(str(host_id) for host_id, _ in sharers[:_NAMES_TOLD_MAX])
+            hosts = ", ".join(str(host_id) for host_id, _ in sharers[:_NAMES_MAX])
             return f"shared by host_id {hosts}"
         case Unclear(_, known):
             rest = "" if isinstance(known, Free | Released) else f"{_described(known)}; "
