@@ -137,7 +137,7 @@ class TestFileInLockspace(_OnDirectory):
 
 def test_nothing_is_done_at_once_on_storage_that_may_block(tmp_path: Path) -> None:
     class OnLane(InlineStorage):
-        def lane(self, path: str) -> str:
+        def pool(self, path: str) -> str:
             return "nfs /srv"
 
     async def scene() -> None:

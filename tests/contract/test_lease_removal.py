@@ -439,21 +439,21 @@ def test_lease_stays_as_it_is_when_its_directory_is_unmounted_amid_the_removal(t
 
 def test_removal_of_a_name_is_waited_for_and_counts_as_a_write_that_may_land(tmp_path: Path) -> None:
     async def scene() -> None:
-        lane, devices, hung = WorkerPool("lane", workers=1), InflightByDevice(), threading.Event()
-        storage = SystemLeaseStorage(lane, devices=devices)
-        lane.submit(Request(lambda _: hung.wait(), on_done=lambda: None))
+        pool, devices, hung = WorkerPool("pool", workers=1), InflightByDevice(), threading.Event()
+        storage = SystemLeaseStorage(pool, devices=devices)
+        pool.submit(Request(lambda _: hung.wait(), on_done=lambda: None))
         (tmp_path / "lease").touch()
         found = (tmp_path / "lease").stat()
         facts = DiskFacts(str(tmp_path / "lease"), True, False, 0, 0, found.st_dev, found.st_ino)
         removal = asyncio.get_running_loop().create_task(storage.remove(facts))
         await asyncio.sleep(0)
-        under_way = devices.in_flight("lane")
+        under_way = devices.in_flight("pool")
         assert under_way()
         assert not removal.done()
         hung.set()
         assert await removal is None
         assert not under_way()
         assert not (tmp_path / "lease").exists()
-        lane.close()
+        pool.close()
 
     asyncio.run(scene())

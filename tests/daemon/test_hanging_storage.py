@@ -66,7 +66,7 @@ class Scene:
         began: dict[int, float] = {}
 
         def hangs() -> bool:
-            names = {thread_name.of_lane(f"{what} {SPACE}") for what in ("lockspace", "leases of")}
+            names = {thread_name.of_pool(f"{what} {SPACE}") for what in ("lockspace", "leases of")}
             now = time.monotonic()
             inside = {tid for tid, name, waits_in in threads(self.alpha.pid) if name in names and waits_in}
             for tid in list(began):

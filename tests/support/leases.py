@@ -103,9 +103,9 @@ _joined: list[tuple[BlockingDisk, WorkerPool]] = []
 
 def close_all() -> None:
     """What the hosts of a test had open: their tests are many, and a process may have 1024 descriptors."""
-    for disk, lane in _joined:
+    for disk, pool in _joined:
         disk.close()
-        lane.close()
+        pool.close()
     _joined.clear()
 
 
@@ -128,17 +128,17 @@ class HostLockspaces:
     """Of its record, beside the align flag."""
 
     def __post_init__(self) -> None:
-        self.lane = WorkerPool(self.name)
+        self.pool = WorkerPool(self.name)
         self.devices = InflightByDevice()
-        self.storage = SystemLeaseStorage(self.lane, kernel=self.kernel, devices=self.devices)
+        self.storage = SystemLeaseStorage(self.pool, kernel=self.kernel, devices=self.devices)
         self.presence = StandingPresence(self.join())
 
     def join(self) -> Membership:
         """Write the record of this generation; the membership of it."""
         self.write_record(timestamp=100 + self.generation)
-        disk = open_blocking(str(self.lockspace), self.lane, kernel=self.kernel, devices=self.devices)
+        disk = open_blocking(str(self.lockspace), self.pool, kernel=self.kernel, devices=self.devices)
         assert not isinstance(disk, IoFailed), disk
-        _joined.append((disk, self.lane))
+        _joined.append((disk, self.pool))
         return Membership(
             lockspace=LockspaceArea(disk, 0, self.geometry, SPACE, self.version),
             host_id=HostId(self.host_id),

@@ -404,7 +404,7 @@ def test_every_listed_exception_is_still_needed() -> None:
         ("daemon", "from asyncio import timeout", "rule 6", "asyncio.timeout"),
         (
             "manager.key_locks",
-            "from holdfast.manager.key_locks import Turns",
+            "from holdfast.manager.key_locks import KeyLocks",
             "rule 7",
             "the circle manager.key_locks > manager.key_locks",
         ),

@@ -31,7 +31,7 @@ from holdfast.daemon import lifecycle
 from holdfast.daemon.build import build
 from holdfast.daemon.kept_config import Start
 from holdfast.daemon.reload import ConfigurationInForce, NextProgram, held_needs
-from holdfast.daemon.system_ports import laned_storage, system_ports
+from holdfast.daemon.system_ports import pooled_storage, system_ports
 from holdfast.frontends.listener import Listener
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.frontends.virtlockd import VirtlockdFrontend
@@ -96,7 +96,7 @@ class Daemon:
         self.notifier = fds.Notifier(os.environ)
         self._readiness = Readiness(self._loop)
         mounts = MountTable()
-        self._storage = laned_storage(config, mounts)
+        self._storage = pooled_storage(config, mounts)
         self.commands = CommandProcess()
         ports = system_ports(
             config,
@@ -335,13 +335,13 @@ class Daemon:
         stuck = GATE.inside(at_least_s=lifecycle.IN_FLIGHT_WAIT_S)
         if not stuck:
             return ""
-        lanes = {each.lane for each in stuck}
-        suffers = [f"lockspace {name}" for name in self.leases.used_beside(lanes)]
+        pools = {each.pool for each in stuck}
+        suffers = [f"lockspace {name}" for name in self.leases.used_beside(pools)]
         if not self.notifier.stores:
             files = sum(
                 lock.held is not None
                 and lock.held.descriptor() is not None
-                and gate_name(self._storage.lane(lock.path)) not in lanes
+                and gate_name(self._storage.pool(lock.path)) not in pools
                 for lock in self.manager.table
             )
             suffers += [f"{files} locks on files"] if files else []

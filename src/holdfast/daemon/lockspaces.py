@@ -189,7 +189,7 @@ class HostLockspaces:
                 spec.name,
                 ports.space_locks.of(spec.name, self._space_locks.pop(spec.name, -1)),
                 User(self._identity.boot, *ports.directories),
-                stuck=lambda dead: dead.inside(lanes_of(spec.name)),
+                stuck=lambda dead: dead.inside(pools_of(spec.name)),
             ),
             identity=self._identity,
             token=ports.token,
@@ -211,7 +211,7 @@ class HostLockspaces:
 
     def _why_not_start(self, lockspace: str) -> str:
         """Why not, or empty: a dead daemon's request may still land there, over our writes (ADR 0121, 0129, 0134)."""
-        pid = self._predecessors.inside(lanes_of(lockspace))
+        pid = self._predecessors.inside(pools_of(lockspace))
         return (
             f"an earlier daemon (pid {pid}) still has a request inside its storage" if pid is not None else ""
         )
@@ -312,7 +312,7 @@ class HostLockspaces:
         self._report(Leaving(supervisor.name))
         supervisor.leave(on_left)
 
-    def used_beside(self, stuck_lanes: Collection[str]) -> list[str]:
+    def used_beside(self, stuck_pools: Collection[str]) -> list[str]:
         """The lockspaces in use that are renewed in time, and whose storage is none of these."""
         return [
             supervisor.name
@@ -320,7 +320,7 @@ class HostLockspaces:
             if supervisor.state is LockspaceState.JOINED
             and not supervisor.late
             and self._in_use(backends)
-            and not any(lane in stuck_lanes for lane in lanes_of(supervisor.name))
+            and not any(pool in stuck_pools for pool in pools_of(supervisor.name))
         ]
 
     async def stop(self) -> None:
@@ -353,14 +353,14 @@ class HostLockspaces:
             self._watchdog.forget()
 
 
-def lane_of_leases(lockspace: str) -> str:
+def pool_of_leases(lockspace: str) -> str:
     """The name of the worker pool for requests to the leases of a lockspace."""
     return f"leases of {lockspace}"
 
 
-def lanes_of(lockspace: str) -> tuple[str, str]:
+def pools_of(lockspace: str) -> tuple[str, str]:
     """The names of the worker pools for requests to a lockspace and to its leases."""
-    return f"lockspace {lockspace}", lane_of_leases(lockspace)
+    return f"lockspace {lockspace}", pool_of_leases(lockspace)
 
 
 def _leaving(supervisor: LockspaceSupervisor) -> bool:

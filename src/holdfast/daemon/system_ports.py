@@ -13,7 +13,7 @@ from typing import Any
 
 from holdfast.config import Config
 from holdfast.daemon.build import SystemPorts
-from holdfast.daemon.lockspaces import LeaseHostPorts, lane_of_leases
+from holdfast.daemon.lockspaces import LeaseHostPorts, pool_of_leases
 from holdfast.lease_admin.rereading import ROUND_S
 from holdfast.protocol.timing import NAME_TOKEN_DIGITS
 from holdfast.supervision.host_identity import HostIdentity
@@ -50,7 +50,7 @@ from holdfast.system.watchdog.device import DeviceWatchdog, NoWatchdog, Watchdog
 from holdfast.system.watchdog.wdmd import WdmdWatchdog
 
 
-def laned_storage(config: Config, mounts: MountTable) -> StorageExecutor:
+def pooled_storage(config: Config, mounts: MountTable) -> StorageExecutor:
     return StorageExecutor(mounts, timeout_s=config.limits.storage_timeout_s, now=time.monotonic)
 
 
@@ -108,7 +108,7 @@ def lease_host_ports(
         heart_clock=BlockingClock(),
         watchdog=_watchdog,
         storage=_lease_storage,
-        writes_in_flight=lambda lockspace: DEVICE_WRITES.in_flight(lane_of_leases(lockspace)),
+        writes_in_flight=lambda lockspace: DEVICE_WRITES.in_flight(pool_of_leases(lockspace)),
         incarnation_files=lambda lockspace: [StateFile(copy_path(place, lockspace)) for place in copy_dirs],
         space_locks=SystemSpaceLocks(host_locks),
         directories=directories,
@@ -133,7 +133,7 @@ async def _prepared(life: Coroutine[Any, Any, None]) -> None:
 
 
 def _lease_storage(lockspace: str) -> LeaseStorage:
-    return SystemLeaseStorage(WorkerPool(lane_of_leases(lockspace)))
+    return SystemLeaseStorage(WorkerPool(pool_of_leases(lockspace)))
 
 
 def _watchdog(choice: WatchdogSpec, fd: int | None) -> Watchdog:

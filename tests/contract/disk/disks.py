@@ -110,7 +110,7 @@ class _Real:
         self.sector_bytes = sector_bytes
         self.path = path
         self.kernel = UnrulyKernel()
-        self.lane = WorkerPool("test")
+        self.pool = WorkerPool("test")
         self.devices = InflightByDevice()
         self.disk: BlockingDisk | SuspendingDisk
 
@@ -140,13 +140,13 @@ class _Real:
     def close(self) -> None:
         self.kernel.let_go()
         self.disk.close()
-        self.lane.close()
+        self.pool.close()
 
 
 class Blocking(_Real):
     def __init__(self, path: str, sector_bytes: int) -> None:
         super().__init__(path, sector_bytes)
-        opened = open_blocking(path, self.lane, kernel=self.kernel, devices=self.devices)
+        opened = open_blocking(path, self.pool, kernel=self.kernel, devices=self.devices)
         assert not isinstance(opened, IoFailed), opened
         self.disk = opened
 
@@ -157,7 +157,7 @@ class Blocking(_Real):
 class Suspending(_Real):
     def __init__(self, path: str, sector_bytes: int) -> None:
         super().__init__(path, sector_bytes)
-        opened = asyncio.run(open_suspending(path, self.lane, kernel=self.kernel, devices=self.devices))
+        opened = asyncio.run(open_suspending(path, self.pool, kernel=self.kernel, devices=self.devices))
         assert not isinstance(opened, IoFailed), opened
         self.disk = opened
 

@@ -60,8 +60,8 @@ def test_threads_of_tries_to_join_are_bounded_and_the_first_try_after_it_works(
 
 def test_closing_a_file_whose_storage_hangs_holds_up_nobody(storage: FaultyStorage) -> None:
     async def scene() -> None:
-        lane = WorkerPool("b")
-        disk = await open_suspending(str(storage.at / "lockspace"), lane)
+        pool = WorkerPool("b")
+        disk = await open_suspending(str(storage.at / "lockspace"), pool)
         assert not isinstance(disk, IoFailed)
         storage.stall()
         closed = threading.Event()
@@ -72,7 +72,7 @@ def test_closing_a_file_whose_storage_hangs_holds_up_nobody(storage: FaultyStora
 
         threading.Thread(target=close, daemon=True).start()
         assert closed.wait(10)
-        lane.close()
+        pool.close()
         assert threads_of("b")  # the worker that closes it
         storage.healthy()
         wait_until(lambda: not threads_of("b"), "it to be closed")

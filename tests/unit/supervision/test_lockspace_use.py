@@ -248,22 +248,22 @@ def test_names_that_look_alike_have_locks_of_their_own(tmp_path: Path) -> None:
 class Stuck(ProcTasks):
     """Whoever holds a lock was killed, and a thread of it hangs in a storage."""
 
-    def __init__(self, lane: str) -> None:
+    def __init__(self, pool: str) -> None:
         super().__init__()
-        self._lane = lane
+        self._pool = pool
 
     def fate(self, pid: int) -> JobFate:
-        return DeadButStuck(pid, (StuckTask(1, thread_name.of_lane(self._lane), 1),)) if pid else Alive(pid)
+        return DeadButStuck(pid, (StuckTask(1, thread_name.of_pool(self._pool), 1),)) if pid else Alive(pid)
 
     def is_still_there(self, pid: int, task: StuckTask) -> bool:
         return True
 
 
-@pytest.mark.parametrize(("lane", "waits"), [("lockspace vms", True), ("lockspace other", False)])
+@pytest.mark.parametrize(("pool", "waits"), [("lockspace vms", True), ("lockspace other", False)])
 def test_dead_but_stuck_daemon_keeps_only_the_lockspace_that_it_is_stuck_in(
-    tmp_path: Path, living: subprocess.Popen[bytes], lane: str, waits: bool
+    tmp_path: Path, living: subprocess.Popen[bytes], pool: str, waits: bool
 ) -> None:
-    lock = SystemSpaceLocks(str(tmp_path), Stuck(lane)).of(NAME)
+    lock = SystemSpaceLocks(str(tmp_path), Stuck(pool)).of(NAME)
     back = use(tmp_path, THEIRS, lock)
     told = back.take(resuming=False)
     assert ("still has a request inside its storage" in told) == waits

@@ -23,8 +23,8 @@ AMPLE_S = 60.0
 def test_a_host_joins_renews_and_leaves_on_threads_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "lockspace"
     path.touch()
-    lane = WorkerPool("vms")
-    disk = open_blocking(str(path), lane)
+    pool = WorkerPool("vms")
+    disk = open_blocking(str(path), pool)
     assert isinstance(disk, BlockingDisk)
     made = run_blocking(lockspace_area.init(disk, 0, DEFAULT, "vms", io_timeout_s=1, overwrite=True))
     assert made == lockspace_area.Initialised(DEFAULT)
@@ -69,4 +69,4 @@ def test_a_host_joins_renews_and_leaves_on_threads_of_its_own(tmp_path: Path) ->
     assert ends == [Left(released=True)]
     heart_clock.interrupt()
     disk.close()
-    lane.close()
+    pool.close()

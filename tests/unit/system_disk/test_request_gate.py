@@ -17,18 +17,18 @@ def performing(function: Callable[[], object]) -> Request[object]:
     return Request(lambda _: function())
 
 
-def test_request_that_hangs_is_inside_under_the_name_of_its_lane_until_it_ends() -> None:
+def test_request_that_hangs_is_inside_under_the_name_of_its_pool_until_it_ends() -> None:
     gate, hangs = RequestGate(), threading.Event()
-    lane = WorkerPool("leases of A", gate=gate)
-    lane.submit(performing(hangs.wait))
+    pool = WorkerPool("leases of A", gate=gate)
+    pool.submit(performing(hangs.wait))
     wait_until(lambda: gate.inside(at_least_s=0.2), "the request to be inside for a while")
     (inside,) = gate.inside()
-    assert inside.lane == "leases of A"
+    assert inside.pool == "leases of A"
     assert str(inside).startswith("leases of A: a request has not ended for ")
     assert not gate.inside(at_least_s=1000.0)
     hangs.set()
     wait_until(lambda: not gate.inside(), "the gate to be empty")
-    lane.close()
+    pool.close()
 
 
 def test_what_follows_a_request_is_inside_too() -> None:
@@ -39,61 +39,61 @@ def test_what_follows_a_request_is_inside_too() -> None:
         began.set()
         hangs.wait()
 
-    lane = WorkerPool("A", gate=gate)
-    lane.finish(end)
+    pool = WorkerPool("A", gate=gate)
+    pool.finish(end)
     assert began.wait(30)
     assert gate.inside()
     hangs.set()
     wait_until(lambda: not gate.inside(), "the gate to be empty")
-    lane.close()
+    pool.close()
 
 
 def test_closed_gate_lets_end_what_has_begun_and_begins_nothing_new() -> None:
     gate, hangs = RequestGate(), threading.Event()
-    lane = WorkerPool("A", workers=2, gate=gate)
-    lane.submit(performing(hangs.wait))
+    pool = WorkerPool("A", workers=2, gate=gate)
+    pool.submit(performing(hangs.wait))
     wait_until(gate.inside, "the first to be inside")
     gate.close()
     done = threading.Event()
     second = performing(lambda: None)
     second.on_done = done.set
-    lane.submit(second)
+    pool.submit(second)
     hangs.set()
     wait_until(lambda: not gate.inside(), "the first to end")
     assert not done.wait(0.2)
     gate.open()
     assert done.wait(30)
-    lane.close()
+    pool.close()
 
 
 def test_request_that_waits_at_the_gate_can_still_be_withdrawn() -> None:
     """Else its caller had to count it as one that may reach the disk, for nothing."""
     gate, ran = RequestGate(), threading.Event()
     gate.close()
-    lane = WorkerPool("A", gate=gate)
+    pool = WorkerPool("A", gate=gate)
     request = performing(ran.set)
-    lane.submit(request)
-    wait_until(lambda: lane._queue.qsize() == 0, "a worker to have it before the gate")
-    assert lane.give_up(request) is JobFate.WITHDRAWN
+    pool.submit(request)
+    wait_until(lambda: pool._queue.qsize() == 0, "a worker to have it before the gate")
+    assert pool.give_up(request) is JobFate.WITHDRAWN
     gate.open()
     last = threading.Event()
-    lane.submit(performing(last.set))
+    pool.submit(performing(last.set))
     assert last.wait(30)
     assert not ran.is_set()
-    lane.close()
+    pool.close()
 
 
 def test_places_of_workers_that_ended_are_forgotten() -> None:
     gate = RequestGate()
     for _ in range(3):
-        lane = WorkerPool("A", gate=gate)
-        lane.submit(performing(lambda: None))
-        lane.close()
-        wait_until(lambda lane=lane: not lane.workers, "its workers to end")  # type: ignore[misc]
+        pool = WorkerPool("A", gate=gate)
+        pool.submit(performing(lambda: None))
+        pool.close()
+        wait_until(lambda pool=pool: not pool.workers, "its workers to end")  # type: ignore[misc]
     wait_until(lambda: not gate._places, "the gate to know none of them")
 
 
-def test_worker_has_the_name_of_its_lane_for_the_next_daemon_to_read() -> None:
+def test_worker_has_the_name_of_its_pool_for_the_next_daemon_to_read() -> None:
     names: list[str] = []
     done = threading.Event()
 
@@ -101,9 +101,9 @@ def test_worker_has_the_name_of_its_lane_for_the_next_daemon_to_read() -> None:
         names.append(Path("/proc/thread-self/comm").read_text().strip())
         done.set()
 
-    lane = WorkerPool("leases of A", gate=RequestGate())
-    lane.submit(performing(read))
+    pool = WorkerPool("leases of A", gate=RequestGate())
+    pool.submit(performing(read))
     assert done.wait(30)
-    lane.close()
-    assert names == [thread_name.of_lane("leases of A")]
+    pool.close()
+    assert names == [thread_name.of_pool("leases of A")]
     assert len(names[0]) == 15

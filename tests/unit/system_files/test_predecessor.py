@@ -107,11 +107,11 @@ def test_own_process_is_alive() -> None:
     assert ProcTasks().fate(os.getpid()) == Alive(os.getpid())
 
 
-def test_stuck_thread_is_inside_the_storage_of_its_lane_only_and_one_without_a_name_anywhere(
+def test_stuck_thread_is_inside_the_storage_of_its_pool_only_and_one_without_a_name_anywhere(
     tmp_path: Path,
 ) -> None:
     task(tmp_path, PID, "Z")
-    task(tmp_path, 701, "D", pending=KILLED, name=thread_name.of_lane("leases of A"))
+    task(tmp_path, 701, "D", pending=KILLED, name=thread_name.of_pool("leases of A"))
     tasks = ProcTasks(str(tmp_path))
     dead = tasks.fate(PID)
     assert isinstance(dead, DeadButStuck)
@@ -125,18 +125,18 @@ def test_stuck_thread_is_inside_the_storage_of_its_lane_only_and_one_without_a_n
 
 
 def test_stuck_thread_is_inside_until_it_exits_or_its_number_is_anothers(tmp_path: Path) -> None:
-    lane = "lockspace A"
+    pool = "lockspace A"
     task(tmp_path, PID, "Z")
-    task(tmp_path, 701, "D", pending=KILLED, name=thread_name.of_lane(lane))
+    task(tmp_path, 701, "D", pending=KILLED, name=thread_name.of_pool(pool))
     tasks = ProcTasks(str(tmp_path))
     dead = tasks.fate(PID)
     assert isinstance(dead, DeadButStuck)
     before = Predecessors([dead], tasks)
-    assert before.inside([lane]) == PID
-    task(tmp_path, 701, "D", flags=EXITING, name=thread_name.of_lane(lane))
-    assert before.inside([lane]) is None
-    task(tmp_path, 701, "D", pending=KILLED, name=thread_name.of_lane(lane), start=9000)
-    assert before.inside([lane]) is None
+    assert before.inside([pool]) == PID
+    task(tmp_path, 701, "D", flags=EXITING, name=thread_name.of_pool(pool))
+    assert before.inside([pool]) is None
+    task(tmp_path, 701, "D", pending=KILLED, name=thread_name.of_pool(pool), start=9000)
+    assert before.inside([pool]) is None
 
 
 def test_locks_of_a_dead_daemon_are_read_from_its_threads(tmp_path: Path) -> None:

@@ -52,14 +52,14 @@ PROTECTIONS_MAX = 10_000
 class HeldFile:
     """One locked descriptor."""
 
-    __slots__ = ("_backend", "_disk", "_fd", "_lane", "_mode", "_recorded", "create", "path")
+    __slots__ = ("_backend", "_disk", "_fd", "_mode", "_pool", "_recorded", "create", "path")
 
     def __init__(
-        self, backend: FileBackend, fd: int, path: str, lane: str, mode: Mode, *, create: bool, disk: str = ""
+        self, backend: FileBackend, fd: int, path: str, pool: str, mode: Mode, *, create: bool, disk: str = ""
     ) -> None:
         self._backend = backend
         self._disk = disk
-        self._lane = lane
+        self._pool = pool
         self._fd = fd
         self._mode = mode
         self._recorded = False
@@ -84,7 +84,7 @@ class HeldFile:
         if not self.create:
             return NotedOwner()
         backend = self._backend
-        return await backend.storage.run(self._lane, self.path, lambda: backend.recorded_owner(self._fd))
+        return await backend.storage.run(self._pool, self.path, lambda: backend.recorded_owner(self._fd))
 
     async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
         backend = self._backend
@@ -100,16 +100,16 @@ class HeldFile:
                     self.record(note)
             return refused
 
-        return await backend.storage.run(self._lane, self.path, work, patient=True)
+        return await backend.storage.run(self._pool, self.path, work, patient=True)
 
     async def release(self) -> None:
         if not self.release_nowait():
             fd, self._fd = self._fd, -1
-            await self._backend.storage.run(self._lane, self.path, lambda: self._let_go(fd), patient=True)
+            await self._backend.storage.run(self._pool, self.path, lambda: self._let_go(fd), patient=True)
 
     def release_nowait(self) -> bool:
         if self._fd >= 0:
-            if self._lane:
+            if self._pool:
                 return False
             fd, self._fd = self._fd, -1
             self._let_go(fd)
@@ -142,30 +142,30 @@ class HeldFile:
 class OpenFile:
     """An opened, not yet locked, lock file."""
 
-    __slots__ = ("_backend", "_creation", "_disk", "_fd", "_lane", "_path", "keys")
+    __slots__ = ("_backend", "_creation", "_disk", "_fd", "_path", "_pool", "keys")
 
     def __init__(
         self,
         backend: FileBackend,
         opened: OpenedFile,
         path: str,
-        lane: str,
+        pool: str,
         creation: Creation,
         disk: str = "",
     ) -> None:
         self._backend = backend
         self._disk = disk
-        self._lane = lane
+        self._pool = pool
         self._fd = opened.fd
         self._path = path
         self._creation = creation
         self.keys: tuple[FileKey, ...] = (opened.key,) if opened.disk is None else (opened.key, opened.disk)
 
     async def take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Stale | IoFailed:
-        if not self._lane:
+        if not self._pool:
             return self._take(mode, note)
         return await self._backend.storage.run(
-            self._lane, self._path, lambda: self._take(mode, note), undo=_let_go_late
+            self._pool, self._path, lambda: self._take(mode, note), undo=_let_go_late
         )
 
     def _take(self, mode: Mode, note: OwnerNote) -> HeldFile | HeldElsewhere | Stale | IoFailed:
@@ -174,14 +174,14 @@ class OpenFile:
         own_file = creation is not Creation.NONE
         if own_file:
             self._backend.trust.meet(self._path.rpartition("/")[0])
-        taken = self._backend.lock_file(self._fd, self._path, self._lane, mode, creation, self._disk)
+        taken = self._backend.lock_file(self._fd, self._path, self._pool, mode, creation, self._disk)
         if own_file and isinstance(taken, HeldFile):
             taken.record(note)
         return taken
 
     async def abandon(self) -> None:
         await self._backend.storage.run(
-            self._lane, self._path, lambda: self._backend.files.close(self._fd), patient=True
+            self._pool, self._path, lambda: self._backend.files.close(self._fd), patient=True
         )
 
 
@@ -235,46 +235,46 @@ class FileBackend:
             create = Creation.TEMPORARY
             if not resource.lockspace and (not self._may_block(resource.name) or self._may_block(path)):
                 disk = resource.name  # elsewhere the inode is optional: don't risk blocking for it
-        opened, lane = await self._open(path, create=create is not Creation.NONE, disk=disk)
+        opened, pool = await self._open(path, create=create is not Creation.NONE, disk=disk)
         if isinstance(opened, IoFailed):
             return opened
         self._warnings.met(disk, opened.canonical)
-        return OpenFile(self, opened, path, lane, create, "" if resource.lockspace else resource.name)
+        return OpenFile(self, opened, path, pool, create, "" if resource.lockspace else resource.name)
 
     def take_nowait(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], HeldFile] | None:
         """Fast path for direct locks. Anything that creates or writes a lock file takes the general path."""
         if self.directory or resource.lockspace:
             return None
         path = resource.name
-        opened, lane = self._open_at_once(path, create=False)
+        opened, pool = self._open_at_once(path, create=False)
         if opened is None or isinstance(opened, IoFailed):
             return None
         if self.files.lock(opened.fd, mode, path) is not None:
             self.files.close(opened.fd)
             return None
-        return (opened.key,), HeldFile(self, opened.fd, path, lane, mode, create=False)
+        return (opened.key,), HeldFile(self, opened.fd, path, pool, mode, create=False)
 
     def _open_at_once(
         self, path: str, *, create: bool, disk: str = ""
     ) -> tuple[OpenedFile | IoFailed | None, str]:
         """The opened file, or None if that may block; and the name of its storage's worker pool."""
-        lane = self.storage.lane(path)
-        if lane:
-            return None, lane
+        pool = self.storage.pool(path)
+        if pool:
+            return None, pool
         opened = self.files.open(path, create=create, disk=disk, follow=False)
         if isinstance(opened, IoFailed) and opened.errno == errno.ELOOP:
-            return None, self.storage.lane_of_link(path)
-        return opened, lane
+            return None, self.storage.pool_of_link(path)
+        return opened, pool
 
     async def _open(self, path: str, *, create: bool, disk: str = "") -> tuple[OpenedFile | IoFailed, str]:
         """The opened file and the name of its storage's worker pool."""
-        opened, lane = self._open_at_once(path, create=create, disk=disk)
+        opened, pool = self._open_at_once(path, create=create, disk=disk)
         if opened is None:
             files = self.files
             opened = await self.storage.run(
-                lane, path, lambda: files.open(path, create=create, disk=disk), undo=self._close_opened
+                pool, path, lambda: files.open(path, create=create, disk=disk), undo=self._close_opened
             )
-        return opened, lane
+        return opened, pool
 
     def _may_block(self, path: str) -> bool:
         return self._mounts.mount_of(path).may_block
@@ -291,9 +291,9 @@ class FileBackend:
         """
         path = saved.path
         if fd is not None:
-            kept, lane = fd, self.storage.lane(path) or self.storage.lane_of_link(path)
+            kept, pool = fd, self.storage.pool(path) or self.storage.pool_of_link(path)
         else:
-            opened, lane = await self._open(path, create=saved.create)
+            opened, pool = await self._open(path, create=saved.create)
             if isinstance(opened, IoFailed):
                 return opened
             if not saved.create and opened.key != saved.keys[0]:
@@ -304,22 +304,22 @@ class FileBackend:
         def work() -> HeldFile | HeldElsewhere | Stale | IoFailed:
             creation = Creation.TEMPORARY if saved.create else Creation.NONE
             disk = "" if saved.resource.lockspace else saved.resource.name
-            taken = self.lock_file(kept, path, lane, saved.mode, creation, disk)
+            taken = self.lock_file(kept, path, pool, saved.mode, creation, disk)
             if isinstance(taken, HeldFile) and (saved.create or saved.resource.lockspace):
                 taken.note_recorded()
             return taken
 
-        return await self.storage.run(lane, path, work, undo=_let_go_late)
+        return await self.storage.run(pool, path, work, undo=_let_go_late)
 
     def lock_file(
-        self, fd: int, path: str, lane: str, mode: Mode, creation: Creation, disk: str
+        self, fd: int, path: str, pool: str, mode: Mode, creation: Creation, disk: str
     ) -> HeldFile | HeldElsewhere | Stale | IoFailed:
         """Lock an open file, or close it; storage thread."""
         files = self.files
         refused = files.lock(fd, mode, path)
         if refused is None:
             if creation is Creation.NONE or files.same_file(fd, path):
-                return HeldFile(self, fd, path, lane, mode, create=creation is Creation.TEMPORARY, disk=disk)
+                return HeldFile(self, fd, path, pool, mode, create=creation is Creation.TEMPORARY, disk=disk)
             files.close(fd)
             return Stale()
         answer: HeldElsewhere | IoFailed
@@ -409,8 +409,8 @@ class FileBackend:
         """See `KeepsDescriptors`: lists the lock directory, and reads each small file in it."""
         if not self.directory:
             return []
-        lane = self.storage.lane(self.directory) or self.storage.lane_of_link(self.directory)
-        return await self.storage.run(lane, self.directory, self._left_files, patient=True)
+        pool = self.storage.pool(self.directory) or self.storage.pool_of_link(self.directory)
+        return await self.storage.run(pool, self.directory, self._left_files, patient=True)
 
     def _left_files(self) -> list[LeftFile]:
         """Storage thread."""

@@ -119,17 +119,17 @@ def opened(path: str, *, writable: bool = False, create: bool = False) -> Iterat
 
 @contextmanager
 def _existing(path: str, writable: bool) -> Iterator[BlockingDisk]:
-    lane = WorkerPool(path)
-    disk = open_blocking(path, lane, writable=writable, exclusive=writable)
+    pool = WorkerPool(path)
+    disk = open_blocking(path, pool, writable=writable, exclusive=writable)
     if isinstance(disk, IoFailed):
-        lane.close()
+        pool.close()
         raise failed(path, "cannot open", disk)
     try:
         yield disk
     finally:
         closed = threading.Event()
         disk.close(closed.set)
-        lane.close()
+        pool.close()
         # A device that is still open can't be opened exclusively by the next caller.
         closed.wait(CLOSE_PATIENCE_S)
 

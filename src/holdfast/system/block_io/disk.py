@@ -41,7 +41,7 @@ from holdfast.system.block_io.pool_calls import future_and_wake, in_time, on_wor
 from holdfast.system.block_io.worker_pool import (
     AlignedBuffer,
     JobFate,
-    LaneFull,
+    PoolFull,
     Request,
     WorkerPool,
     do_nothing,
@@ -60,9 +60,9 @@ OPEN_TIMEOUT_S = 10.0
 class _Disk(ABC):
     """What both faces share: how requests are made, issued, and given up."""
 
-    def __init__(self, file: OpenFile, lane: WorkerPool, kernel: Kernel) -> None:
+    def __init__(self, file: OpenFile, pool: WorkerPool, kernel: Kernel) -> None:
         self._file = file
-        self._lane = lane
+        self._pool = pool
         self._kernel = kernel
         self._closed = False
         self.must_be_named = False
@@ -107,7 +107,7 @@ class _Disk(ABC):
         if offload.here() is not None:
             leave()
         else:
-            self._lane.finish(leave)
+            self._pool.finish(leave)
 
     def _read_request(
         self, offset_bytes: int, length_bytes: int, on_done: Callable[[], None]
@@ -138,7 +138,7 @@ class _Disk(ABC):
         if failed := self._refused(offset_bytes, len(content)):
             return failed
         file = self._file
-        token = file.writes.begin(offset_bytes, len(content), self._lane.name)
+        token = file.writes.begin(offset_bytes, len(content), self._pool.name)
         if token is None:
             return IoFailed(errno.EBUSY, in_flight=True)
 
@@ -177,7 +177,7 @@ class _Disk(ABC):
         if failed := self._refused(offset_bytes, len(content)):
             return failed
         file = self._file
-        token = file.writes.begin(offset_bytes, len(content), self._lane.name)
+        token = file.writes.begin(offset_bytes, len(content), self._pool.name)
         if token is None:
             return IoFailed(errno.EBUSY, in_flight=True)
         file.enter()
@@ -195,15 +195,15 @@ class _Disk(ABC):
 
     def _issued(self, request: Request[T]) -> Request[T] | IoFailed:
         try:
-            self._lane.submit(request)
-        except LaneFull:
+            self._pool.submit(request)
+        except PoolFull:
             request.on_end()
             return IoFailed(errno.EBUSY)
         return request
 
     def _answer(self, request: Request[T], is_write: bool) -> T | IoFailed:
         """The end of the caller's patience: whatever there is by now."""
-        fate = self._lane.give_up(request)
+        fate = self._pool.give_up(request)
         if fate is JobFate.COMPLETED:
             return request.result()
         return IoFailed(errno.ETIMEDOUT, in_flight=is_write and fate is JobFate.IN_FLIGHT)
@@ -237,7 +237,7 @@ class SuspendingDisk(_Disk):
         try:
             await in_time(done, timeout_s)
         except asyncio.CancelledError:
-            self._lane.give_up(request)
+            self._pool.give_up(request)
             raise
         return self._answer(request, is_write)
 
@@ -255,7 +255,7 @@ class SuspendingDisk(_Disk):
 
     async def is_named(self) -> bool:
         """Whether the path still names what is open here: a file may have been removed or replaced."""
-        return await on_worker(self._lane, lambda: is_named(self.facts), OPEN_TIMEOUT_S) is True
+        return await on_worker(self._pool, lambda: is_named(self.facts), OPEN_TIMEOUT_S) is True
 
 
 D = TypeVar("D", bound=_Disk)
@@ -279,17 +279,17 @@ def _open_request(
 
 
 def _opened(
-    face: type[D], request: Request[OpenFile | IoFailed], lane: WorkerPool, kernel: Kernel
+    face: type[D], request: Request[OpenFile | IoFailed], pool: WorkerPool, kernel: Kernel
 ) -> D | IoFailed:
-    if lane.give_up(request) is not JobFate.COMPLETED:
+    if pool.give_up(request) is not JobFate.COMPLETED:
         return IoFailed(errno.ETIMEDOUT)
     file = request.result()
-    return file if isinstance(file, IoFailed) else face(file, lane, kernel)
+    return file if isinstance(file, IoFailed) else face(file, pool, kernel)
 
 
 def open_blocking(
     path: str,
-    lane: WorkerPool,
+    pool: WorkerPool,
     *,
     writable: bool = True,
     exclusive: bool = False,
@@ -300,14 +300,14 @@ def open_blocking(
     """Open an existing file or block device on a worker: even that may hang."""
     done = threading.Event()
     request = _open_request(path, writable, exclusive, kernel, devices, done.set)
-    lane.submit(request)
+    pool.submit(request)
     done.wait(timeout_s)
-    return _opened(BlockingDisk, request, lane, kernel)
+    return _opened(BlockingDisk, request, pool, kernel)
 
 
 async def open_suspending(
     path: str,
-    lane: WorkerPool,
+    pool: WorkerPool,
     *,
     writable: bool = True,
     exclusive: bool = False,
@@ -318,9 +318,9 @@ async def open_suspending(
     """The `Disk` port for asyncio, and for an offloaded job."""
     if (errand := offload.here()) is not None:
         file = errand.request(timeout_s, open_file, path, writable, exclusive, kernel, devices)
-        return file if isinstance(file, IoFailed) else SuspendingDisk(file, lane, kernel)
+        return file if isinstance(file, IoFailed) else SuspendingDisk(file, pool, kernel)
     done, wake = future_and_wake()
     request = _open_request(path, writable, exclusive, kernel, devices, wake)
-    lane.submit(request)
+    pool.submit(request)
     await in_time(done, timeout_s)
-    return _opened(SuspendingDisk, request, lane, kernel)
+    return _opened(SuspendingDisk, request, pool, kernel)

@@ -98,7 +98,7 @@ class InflightByDevice:
     def in_flight(self, whose: str) -> Callable[[], bool]:
         """A function that says whether a write of theirs that is in flight now still is, to any device or file.
 
-        `whose`: the name of the disk lane that they go through. What begins later does not count.
+        `whose`: the name of the worker pool that they go through. What begins later does not count.
         """
         with self._lock:
             known = list(self._by_identity.values())

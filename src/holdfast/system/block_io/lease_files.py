@@ -6,7 +6,7 @@ make the same one at once end with one file, and nobody ever sees half of it:
     host 1   write .holdfast-x1 ── link to NAME: made
     host 2   write .holdfast-x2 ──────────────── link to NAME: exists: host 1's will do
 
-Everything runs on the workers of the given lane; storage that hangs ends in `IoFailed(ETIMEDOUT)`.
+Everything runs on the workers of the given pool; storage that hangs ends in `IoFailed(ETIMEDOUT)`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from holdfast.system.block_io.disk_file import DEVICE_WRITES, REAL_KERNEL, DiskF
 from holdfast.system.block_io.inflight_writes import InflightByDevice
 from holdfast.system.block_io.offload import Offload, PoolOffload
 from holdfast.system.block_io.pool_calls import future_and_wake, on_worker
-from holdfast.system.block_io.worker_pool import LaneFull, Request, WorkerPool
+from holdfast.system.block_io.worker_pool import PoolFull, Request, WorkerPool
 
 UNFINISHED_PREFIX = ".holdfast-"
 """Lease files that are being made; one that is an hour old was left by a crash."""
@@ -69,31 +69,31 @@ class SystemLeaseStorage(PoolOffload):
     """The kernel's own."""
 
     def __init__(
-        self, lane: WorkerPool, *, kernel: Kernel = REAL_KERNEL, devices: InflightByDevice = DEVICE_WRITES
+        self, pool: WorkerPool, *, kernel: Kernel = REAL_KERNEL, devices: InflightByDevice = DEVICE_WRITES
     ) -> None:
-        super().__init__(lane)
+        super().__init__(pool)
         self._kernel = kernel
         self._devices = devices
 
     async def open(self, path: str, *, writable: bool = True) -> SuspendingDisk | IoFailed:
         return await open_suspending(
-            path, self._lane, writable=writable, kernel=self._kernel, devices=self._devices
+            path, self._pool, writable=writable, kernel=self._kernel, devices=self._devices
         )
 
     async def make(self, path: str, content: bytes, *, like: str) -> IoFailed | None:
-        failed = await on_worker(self._lane, lambda: _make(path, content, like), MAKE_TIMEOUT_S)
+        failed = await on_worker(self._pool, lambda: _make(path, content, like), MAKE_TIMEOUT_S)
         return failed if isinstance(failed, IoFailed) else None
 
     async def remove(self, facts: DiskFacts) -> IoFailed | None:
         writes = self._devices.of(("name", facts.path))
-        token = writes.begin(0, 1, self._lane.name)
+        token = writes.begin(0, 1, self._pool.name)
         if token is None:
             return IoFailed(errno.EBUSY, in_flight=True)
         done, wake = future_and_wake()
         request = Request(lambda _: answered(_unlink, facts), on_done=wake, on_end=lambda: writes.end(token))
         try:
-            self._lane.submit(request)
-        except LaneFull:
+            self._pool.submit(request)
+        except PoolFull:
             writes.end(token)
             return IoFailed(errno.EBUSY)
         await done
@@ -107,7 +107,7 @@ class SystemLeaseStorage(PoolOffload):
                 raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             return sorted(found)
 
-        return await on_worker(self._lane, look, OPEN_TIMEOUT_S)
+        return await on_worker(self._pool, look, OPEN_TIMEOUT_S)
 
 
 def _make(path: str, content: bytes, like: str) -> None:

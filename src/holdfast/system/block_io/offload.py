@@ -27,7 +27,7 @@ from holdfast.protocol.ports import Clock
 from holdfast.protocol.types import Instant, IoFailed
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.answers import answered
-from holdfast.system.block_io.worker_pool import AlignedBuffer, JobFate, LaneFull, Request, WorkerPool
+from holdfast.system.block_io.worker_pool import AlignedBuffer, JobFate, PoolFull, Request, WorkerPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,13 +68,13 @@ class _Raised:
 class OffloadedJob:
     """One coroutine on its way. `until` is when its request under way, if any, has taken too long (`time.monotonic`)."""
 
-    __slots__ = ("_answer", "_lane", "_loop", "_over", "_request", "_timer", "_work", "buffer", "until")
+    __slots__ = ("_answer", "_loop", "_over", "_pool", "_request", "_timer", "_work", "buffer", "until")
 
-    def __init__(self, work: Coroutine[Any, Any, Any], lane: WorkerPool) -> None:
+    def __init__(self, work: Coroutine[Any, Any, Any], pool: WorkerPool) -> None:
         self.buffer: AlignedBuffer  # the worker's, as long as it is there
         self.until: float | None = None
         self._work = work
-        self._lane = lane
+        self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[Any] = self._loop.create_future()
         self._over: asyncio.Future[Any] | None = None
@@ -85,8 +85,8 @@ class OffloadedJob:
         self.until = time.monotonic() + timeout_s
         self._request = Request(lambda buffer: self._step(buffer, self._work.send, None))
         try:
-            self._lane.submit(self._request)
-        except LaneFull:
+            self._pool.submit(self._request)
+        except PoolFull:
             self._work.close()
             return IoFailed(errno.EBUSY)
         self._timer = self._loop.call_later(timeout_s, self._look_after)
@@ -143,9 +143,9 @@ class OffloadedJob:
             go_on, value = self._work.throw, e
         while True:
             try:
-                self._lane.submit(Request(lambda buffer: self._step(buffer, go_on, value)))
+                self._pool.submit(Request(lambda buffer: self._step(buffer, go_on, value)))
                 return
-            except LaneFull:  # it is half done: there is no refusing any more
+            except PoolFull:  # it is half done: there is no refusing any more
                 await asyncio.sleep(LOOK_AGAIN_S)
 
     def _look_after(self) -> None:
@@ -155,7 +155,7 @@ class OffloadedJob:
             self._timer = self._loop.call_later(left_s, self._look_after)
             return
         assert self._request is not None
-        if self._lane.give_up(self._request) is JobFate.WITHDRAWN:
+        if self._pool.give_up(self._request) is JobFate.WITHDRAWN:
             self._work.close()
             eager_tasks.resolve(self._answer, IoFailed(errno.ETIMEDOUT))
         elif not self._answer.done():
@@ -199,11 +199,11 @@ class HomeClock:
 
 
 class PoolOffload:
-    """`Offload` on the workers of a lane."""
+    """`Offload` on the workers of a pool."""
 
-    def __init__(self, lane: WorkerPool) -> None:
-        self._lane = lane
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
 
     async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | TimedOut[T]:
-        answer: T | IoFailed | TimedOut[T] = await OffloadedJob(work, self._lane).run(timeout_s)
+        answer: T | IoFailed | TimedOut[T] = await OffloadedJob(work, self._pool).run(timeout_s)
         return answer

@@ -1,4 +1,4 @@
-"""Calls from asyncio on the workers of a disk lane: the caller waits so long and no longer, the worker stays."""
+"""Calls from asyncio on the workers of a pool: the caller waits so long and no longer, the worker stays with its call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from holdfast.protocol.types import IoFailed
 from holdfast.system import eager_tasks
 from holdfast.system.block_io import offload
 from holdfast.system.block_io.answers import answered
-from holdfast.system.block_io.worker_pool import JobFate, LaneFull, Request, WorkerPool
+from holdfast.system.block_io.worker_pool import JobFate, PoolFull, Request, WorkerPool
 
 T = TypeVar("T")
 
@@ -39,17 +39,17 @@ async def in_time(done: asyncio.Future[None], timeout_s: float) -> None:
         timer.cancel()
 
 
-async def on_worker(lane: WorkerPool, function: Callable[[], T], timeout_s: float) -> T | IoFailed:
-    """Run it on a worker of the lane; a system call that fails, or does not end in time, is an answer."""
+async def on_worker(pool: WorkerPool, function: Callable[[], T], timeout_s: float) -> T | IoFailed:
+    """Run it on a worker of the pool; a system call that fails, or does not end in time, is an answer."""
     if (errand := offload.here()) is not None:
         return errand.request(timeout_s, function)
     done, wake = future_and_wake()
     request: Request[T | IoFailed] = Request(lambda _: answered(function), on_done=wake)
     try:
-        lane.submit(request)
-    except LaneFull:
+        pool.submit(request)
+    except PoolFull:
         return IoFailed(errno.EBUSY)
     await in_time(done, timeout_s)
-    if lane.give_up(request) is not JobFate.COMPLETED:
+    if pool.give_up(request) is not JobFate.COMPLETED:
         return IoFailed(errno.ETIMEDOUT)
     return request.result()

@@ -60,7 +60,7 @@ class SystemLeaseThreads:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prepare = prepare
         self._left: dict[str, list[WorkerPool]] = {}
-        """For each path the lanes of earlier tries that are not through yet."""
+        """For each path the pools of earlier attempts that have not ended yet."""
 
     def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -71,11 +71,11 @@ class SystemLeaseThreads:
             left = self._left[path] = [each for each in self._left.get(path, []) if each.workers]
             if sum(each.workers for each in left) >= HANGING_MAX:
                 return IoFailed(errno.ETIMEDOUT)
-            lane = WorkerPool(name, RENEWAL_WORKERS)
-            left.append(lane)
-            disk = open_blocking(path, lane, timeout_s=self._open_timeout_s)
+            pool = WorkerPool(name, RENEWAL_WORKERS)
+            left.append(pool)
+            disk = open_blocking(path, pool, timeout_s=self._open_timeout_s)
             if isinstance(disk, IoFailed):
-                lane.close()
+                pool.close()
                 return disk
             # Hosts that open the path from now on must be in the same file, or they don't see us renew.
             disk.must_be_named = True
@@ -83,7 +83,7 @@ class SystemLeaseThreads:
                 return await life(disk, clock, clock.interrupt)
             finally:
                 disk.close()
-                lane.close()
+                pool.close()
 
         start_thread(name, whole(), lambda result: self.tell(lambda: on_end(result)))
 

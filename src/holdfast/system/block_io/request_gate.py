@@ -29,18 +29,18 @@ OPEN_WAIT_S = 5.0
 class Inside:
     """A request that has begun and has not ended."""
 
-    lane: str
+    pool: str
     for_s: float
 
     def __str__(self) -> str:
-        return f"{self.lane}: a request has not ended for {self.for_s:.0f} s"
+        return f"{self.pool}: a request has not ended for {self.for_s:.0f} s"
 
 
 class Gate(Protocol):
     """The port: what closes the gate, and who is inside."""
 
     def inside(self, *, at_least_s: float = 0.0) -> list[Inside]:
-        """The requests that began so long ago and have not ended; for each lane the oldest, the oldest first."""
+        """The requests that began so long ago and have not ended; for each pool the oldest, the oldest first."""
 
     def close(self) -> None:
         """From now on no request begins."""
@@ -56,11 +56,11 @@ def listed(requests: list[Inside]) -> str:
 class Place:
     """One worker's place at the gate. Only that worker writes to it."""
 
-    __slots__ = ("_gate", "begun", "lane")
+    __slots__ = ("_gate", "begun", "pool")
 
-    def __init__(self, gate: RequestGate, lane: str) -> None:
+    def __init__(self, gate: RequestGate, pool: str) -> None:
         self._gate = gate
-        self.lane = lane
+        self.pool = pool
         self.begun = 0.0
         """When its request began, by `time.monotonic`; 0 if it is not inside."""
 
@@ -85,9 +85,9 @@ class RequestGate:
         self._lock = threading.Lock()
         self._places: set[Place] = set()
 
-    def place(self, lane: str) -> Place:
+    def place(self, pool: str) -> Place:
         """For a worker that begins its life."""
-        place = Place(self, lane)
+        place = Place(self, pool)
         with self._lock:
             self._places.add(place)
         return place
@@ -111,7 +111,7 @@ class RequestGate:
         self._opened.wait(OPEN_WAIT_S)
 
     def inside(self, *, at_least_s: float = 0.0) -> list[Inside]:
-        """The requests that began so long ago and have not ended; for each lane the oldest, the oldest first."""
+        """The requests that began so long ago and have not ended; for each pool the oldest, the oldest first."""
         now = time.monotonic()
         oldest: dict[str, float] = {}
         with self._lock:
@@ -119,8 +119,8 @@ class RequestGate:
         for place in places:
             begun = place.begun
             if begun and now - begun >= at_least_s:
-                oldest[place.lane] = min(begun, oldest.get(place.lane, begun))
-        return [Inside(lane, now - begun) for lane, begun in sorted(oldest.items(), key=lambda each: each[1])]
+                oldest[place.pool] = min(begun, oldest.get(place.pool, begun))
+        return [Inside(pool, now - begun) for pool, begun in sorted(oldest.items(), key=lambda each: each[1])]
 
 
 GATE = RequestGate()

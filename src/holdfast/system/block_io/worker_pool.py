@@ -8,8 +8,8 @@ and may give it up; the worker stays with it until the kernel answers:
 
 A request that nobody has begun when its caller gives up is withdrawn: it will never reach the disk.
 
-A *lane* is a queue with a few workers. Each lockspace has a lane of its own, so a storage that hangs all workers of
-one lane hangs that lane only. A worker owns its buffer (page-aligned, as O_DIRECT wants it): a read that completes
+A *pool* is a queue with a few workers. Each lockspace has a pool of its own, so a storage that hangs all workers of
+one pool hangs that pool only. A worker owns its buffer (page-aligned, as O_DIRECT wants it): a read that completes
 late scribbles over memory that nobody else uses.
 """
 
@@ -28,14 +28,14 @@ from holdfast.system.block_io.thread_name import name_this_thread
 T = TypeVar("T")
 
 WORKERS_DEFAULT = 4
-"""As many stuck requests until a lane is out of workers; sanlock gives a lockspace four slots too."""
+"""As many stuck requests until a pool is out of workers; sanlock gives a lockspace four slots too."""
 REQUESTS_WAITING_MAX = 1024
 """Requests not begun, those withdrawn among them: behind workers that all hang, there is no point in queueing more."""
 _BUFFER_KEPT_BYTES_MAX = 1 << 20
 """A worker keeps a buffer for the usual area; formatting 8 MiB once shall not cost 8 MiB for ever."""
 
 
-class LaneFull(Exception):
+class PoolFull(Exception):
     """More requests wait than callers could; nothing was issued."""
 
 
@@ -112,7 +112,7 @@ class JobFate(enum.Enum):
 
 
 class WorkerPool:
-    """A queue and its workers. They start when there is work for them and stay until the lane is closed."""
+    """A queue and its workers. They start when there is work for them and stay until the pool is closed."""
 
     def __init__(self, name: str, workers: int = WORKERS_DEFAULT, gate: RequestGate = GATE) -> None:
         self.name = name
@@ -129,9 +129,9 @@ class WorkerPool:
     def submit(self, request: Request[T]) -> None:
         with self._lock:
             if self._closed:
-                raise RuntimeError(f"lane {self.name} is closed")
+                raise RuntimeError(f"pool {self.name} is closed")
             if self._queue.qsize() >= REQUESTS_WAITING_MAX:
-                raise LaneFull
+                raise PoolFull
         self._put(request)
 
     def finish(self, last: Callable[[], None]) -> None:
@@ -170,7 +170,7 @@ class WorkerPool:
 
     @property
     def workers(self) -> int:
-        """Threads that it has; those of a closed lane hang inside the kernel, or are about to end."""
+        """Threads that it has; those of a closed pool hang inside the kernel, or are about to end."""
         return self._workers
 
     def close(self) -> None:

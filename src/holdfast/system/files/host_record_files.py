@@ -1,4 +1,4 @@
-"""Records of hosts beside a lockspace's file, as a port: read and replaced on a lane of their own.
+"""Records of hosts beside a lockspace's file, as a port: read and replaced by a worker pool of their own.
 
 They are for information, so everything here is bounded and fails quietly: a reason instead of an answer. A lockspace on a
 block device has no records (docs/specs/host-records.md).
@@ -37,16 +37,16 @@ class HostRecordFiles(Protocol):
 class SystemHostRecordFiles:
     """Files beside the lockspace's file at ``path``."""
 
-    def __init__(self, path: str, lane: WorkerPool) -> None:
+    def __init__(self, path: str, pool: WorkerPool) -> None:
         self._path = path
-        self._lane = lane
+        self._pool = pool
 
     async def read_all(self) -> Mapping[int, bytes] | str:
-        found = await on_worker(self._lane, lambda: read_records(self._path), ANSWER_S)
+        found = await on_worker(self._pool, lambda: read_records(self._path), ANSWER_S)
         return os.strerror(found.errno) if isinstance(found, IoFailed) else found
 
     async def replace(self, host_id: int, raw: bytes) -> str:
-        failed = await on_worker(self._lane, lambda: replace_record(self._path, host_id, raw), ANSWER_S)
+        failed = await on_worker(self._pool, lambda: replace_record(self._path, host_id, raw), ANSWER_S)
         return os.strerror(failed.errno) if isinstance(failed, IoFailed) else failed
 
 

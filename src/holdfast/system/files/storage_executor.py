@@ -1,11 +1,11 @@
-"""Calls that may block run beside the event loop, one lane per file system, so that one sick storage
-holds up nobody but those who asked for it.
+"""Calls that may block run beside the event loop, by one worker pool per file system, so that one sick storage
+delays only its own callers.
 
-A path on a local file system is served at once, inline: no thread, no suspension.  Everything else
-goes to its lane: a queue and a few threads that exist only while there is work.  A call that does
-not answer in time is given up by its caller; when its answer comes late, the lane undoes it.
+A call on a local file system runs inline: no thread, no suspension. Every other call runs by the pool of its
+storage: a queue and a few threads that exist only while there is work. The caller gives up a call that does not
+return in time; when it returns late, the pool undoes it.
 
-    caller ──► lane "nfs /srv" ──► thread: open() … hangs … returns fd
+    caller ──► pool "nfs /srv" ──► thread: open() … hangs … returns fd
        │ gives up after timeout_s                      │
        └── StorageSilent                               └─► undo(fd): closed, nothing leaks
 """
@@ -27,11 +27,11 @@ from holdfast.system.files.mounts import MountTable
 
 T = TypeVar("T")
 
-LANE_THREADS_MAX = 4
-"""Threads of one lane: lock calls are short, a hung server hangs them all the same."""
-LANES_MAX = 128
+POOL_THREADS_MAX = 4
+"""Threads of one pool: lock calls are short, a hung server hangs them all the same."""
+POOLS_MAX = 128
 """File systems with work under way at once: 50 hosts' worth of NFS exports; above it something is wrong."""
-LANE_QUEUE_MAX = 4096
+POOL_QUEUE_MAX = 4096
 """Calls that wait for one file system; a VM start has a handful."""
 THREAD_IDLE_S = 5.0
 """How long a thread waits for more before it ends: no thread on an idle host."""
@@ -43,41 +43,41 @@ VERDICT_AGE_S = 30.0
 class Storage(Protocol):
     """The port: run calls on the storage that a path is on."""
 
-    def lane(self, path: str) -> str:
-        """Where calls on this path run; empty for inline.  An inline call must not follow a symbolic link at its end."""
+    def pool(self, path: str) -> str:
+        """Name of the worker pool for calls on this path; empty: inline. Inline calls must not follow a link at its end."""
 
-    def lane_of_link(self, path: str) -> str:
-        """The same for a path whose last component turned out to be a symbolic link."""
+    def pool_of_link(self, path: str) -> str:
+        """The name for a path whose last component has turned out to be a symbolic link."""
 
     async def run(
         self,
-        lane: str,
+        pool: str,
         path: str,
         function: Callable[[], T],
         *,
         undo: Callable[[T], None] | None = None,
         patient: bool = False,
     ) -> T:
-        """The function's result, from a lane.  Raises `StorageSilent` after the bound, unless `patient`."""
+        """Run it by that pool and return its result. Raises `StorageSilent` after the bound, unless `patient`."""
 
     async def call(
         self, path: str, function: Callable[[], T], *, undo: Callable[[T], None] | None = None
     ) -> T:
-        """`run` in whatever lane the path, links followed, belongs to."""
+        """`run` by the pool of the path, links followed."""
 
 
 class InlineStorage:
     """Every call at once, for tools that have no loop to hold up and for tests."""
 
-    def lane(self, path: str) -> str:
+    def pool(self, path: str) -> str:
         return ""
 
-    def lane_of_link(self, path: str) -> str:
+    def pool_of_link(self, path: str) -> str:
         return ""
 
     async def run(
         self,
-        lane: str,
+        pool: str,
         path: str,
         function: Callable[[], T],
         *,
@@ -92,12 +92,12 @@ class InlineStorage:
         return function()
 
 
-def gate_name(lane: str) -> str:
-    """What a lane of this kind is called at the gate, and in reasons that an admin reads."""
-    return f"storage {lane}"
+def gate_name(pool: str) -> str:
+    """The name of such a pool at the gate, and in reasons that an admin reads."""
+    return f"storage {pool}"
 
 
-class _Lane:
+class _Pool:
     """A queue and the threads that empty it."""
 
     def __init__(self, name: str, gate: RequestGate) -> None:
@@ -112,13 +112,13 @@ class _Lane:
     def submit(self, job: Callable[[], None]) -> None:
         with self._lock:
             self.pending += 1
-            start = self._idle < self.pending and self._threads < LANE_THREADS_MAX
+            start = self._idle < self.pending and self._threads < POOL_THREADS_MAX
             if start:
                 self._threads += 1
                 self._idle += 1
         self._queue.put(job)
         if start:
-            threading.Thread(target=self._work, name=f"lane {self.name}", daemon=True).start()
+            threading.Thread(target=self._work, name=f"pool {self.name}", daemon=True).start()
 
     def _work(self) -> None:
         name_this_thread(self.name)
@@ -154,7 +154,7 @@ class _Lane:
 
 
 class StorageExecutor:
-    """Inline for local file systems, a lane for each one that may block."""
+    """Runs calls inline for local file systems, and by a pool for each storage that may block."""
 
     def __init__(
         self, mounts: MountTable, *, timeout_s: float, now: Callable[[], float], gate: RequestGate = GATE
@@ -163,11 +163,11 @@ class StorageExecutor:
         self._mounts = mounts
         self._timeout_s = timeout_s
         self._now = now
-        self._lanes: dict[str, _Lane] = {}
+        self._pools: dict[str, _Pool] = {}
         self._verdicts: dict[str, tuple[float, str]] = {}
         self._verdicts_of = 0
 
-    def lane(self, path: str) -> str:
+    def pool(self, path: str) -> str:
         if path.startswith("/dev/"):
             # Opening a device may wait for the device (a path that queues, a drive that spins up).
             return "device " + path
@@ -187,7 +187,7 @@ class StorageExecutor:
             return f"{mounted.type} {mounted.point}"
         return known[1]
 
-    def lane_of_link(self, path: str) -> str:
+    def pool_of_link(self, path: str) -> str:
         mount, resolved = self._mounts.locate(path)
         if mount.may_block:
             return f"{mount.type} {mount.point}"
@@ -196,21 +196,21 @@ class StorageExecutor:
     async def call(
         self, path: str, function: Callable[[], T], *, undo: Callable[[T], None] | None = None
     ) -> T:
-        name = self.lane(path) or (self.lane_of_link(path) if os.path.islink(path) else "")
-        return await self._in_lane(name, path, function, undo, False) if name else function()
+        name = self.pool(path) or (self.pool_of_link(path) if os.path.islink(path) else "")
+        return await self._in_pool(name, path, function, undo, False) if name else function()
 
     async def run(
         self,
-        lane: str,
+        pool: str,
         path: str,
         function: Callable[[], T],
         *,
         undo: Callable[[T], None] | None = None,
         patient: bool = False,
     ) -> T:
-        return await self._in_lane(lane, path, function, undo, patient) if lane else function()
+        return await self._in_pool(pool, path, function, undo, patient) if pool else function()
 
-    async def _in_lane(
+    async def _in_pool(
         self,
         name: str,
         path: str,
@@ -218,7 +218,7 @@ class StorageExecutor:
         undo: Callable[[T], None] | None,
         patient: bool,
     ) -> T:
-        lane = self._lane(name)
+        pool = self._pool(name)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         guard = threading.Lock()
@@ -238,7 +238,7 @@ class StorageExecutor:
             elif undo is not None:
                 undo(result)
 
-        lane.submit(job)
+        pool.submit(job)
         if patient:
             return await future
         # wait(), not wait_for(): a timeout must not race with a result that is already on its way.
@@ -250,21 +250,21 @@ class StorageExecutor:
                 raise StorageSilent(path=path, timeout_s=f"{self._timeout_s:g}")
         return await future
 
-    def _lane(self, name: str) -> _Lane:
-        lane = self._lanes.get(name)
-        if lane is None:
-            if len(self._lanes) >= LANES_MAX:
-                self._lanes = {n: each for n, each in self._lanes.items() if not each.empty}
-            if len(self._lanes) >= LANES_MAX:
+    def _pool(self, name: str) -> _Pool:
+        pool = self._pools.get(name)
+        if pool is None:
+            if len(self._pools) >= POOLS_MAX:
+                self._pools = {n: each for n, each in self._pools.items() if not each.empty}
+            if len(self._pools) >= POOLS_MAX:
                 raise Refused(
-                    reason=f"{LANES_MAX} storages have calls that do not end; see 'holdfast doctor'"
+                    reason=f"{POOLS_MAX} storages have calls that do not end; see 'holdfast doctor'"
                 )
-            lane = self._lanes[name] = _Lane(name, self._gate)
-        if lane.pending >= LANE_QUEUE_MAX:
-            raise Refused(reason=f"{LANE_QUEUE_MAX} calls already wait for the storage '{name}'")
-        return lane
+            pool = self._pools[name] = _Pool(name, self._gate)
+        if pool.pending >= POOL_QUEUE_MAX:
+            raise Refused(reason=f"{POOL_QUEUE_MAX} calls already wait for the storage '{name}'")
+        return pool
 
     @property
     def waiting(self) -> dict[str, int]:
-        """Calls not yet begun, by lane, for status."""
-        return {name: lane.pending for name, lane in self._lanes.items() if lane.pending}
+        """Calls not yet begun, by pool, for status."""
+        return {name: pool.pending for name, pool in self._pools.items() if pool.pending}

@@ -43,11 +43,11 @@ class StuckTask:
     name: str
     start_ticks: int
 
-    def may_be_in(self, lanes: Iterable[str]) -> bool:
-        """Whether its request may be to the storage of one of these lanes; a thread without a name may be anywhere."""
+    def may_be_in(self, pools: Iterable[str]) -> bool:
+        """Whether its request may be to the storage of one of these pools; a thread without a name may be anywhere."""
         if not self.name.startswith(thread_name.PREFIX):
             return True
-        return self.name in {thread_name.of_lane(lane) for lane in lanes}
+        return self.name in {thread_name.of_pool(pool) for pool in pools}
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +232,9 @@ class Predecessors:
     def pids(self) -> list[int]:
         return sorted(self._dead)
 
-    def inside(self, lanes: Iterable[str]) -> int | None:
-        """The pid of one that may still have a request inside the storage of one of these lanes."""
-        wanted = tuple(lanes)
+    def inside(self, pools: Iterable[str]) -> int | None:
+        """The pid of one that may still have a request inside the storage of one of these pools."""
+        wanted = tuple(pools)
         for dead in self._dead.values():
             for task in dead.tasks:
                 if task.may_be_in(wanted) and self._tasks.is_still_there(dead.pid, task):
