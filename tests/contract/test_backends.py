@@ -248,7 +248,7 @@ def test_descriptor_carries_the_lock_to_the_next_daemon_without_a_gap(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("table", "told"),
+    ("table", "expected"),
     [
         (
             {"driver": "file", "directroy": "/x"},
@@ -260,10 +260,10 @@ def test_descriptor_carries_the_lock_to_the_next_daemon_without_a_gap(tmp_path: 
         ({"driver": "paxos-of-the-future"}, "no driver 'paxos-of-the-future' is installed; known: file, nop"),
     ],
 )
-def test_backend_table_that_is_wrong_is_refused_with_the_fix(table: dict[str, object], told: str) -> None:
+def test_backend_table_that_is_wrong_is_refused_with_the_fix(table: dict[str, object], expected: str) -> None:
     with pytest.raises(ConfigError) as refused:
         make_backend("b", table, ports(), file="holdfast.toml")
-    assert told in str(refused.value)
+    assert expected in str(refused.value)
     assert "holdfast.toml: backend.b" in str(refused.value)
 
 

@@ -118,9 +118,9 @@ def test_lease_is_refused_for_every_use_and_stays_as_it_is(
                 assert CAW_FIX in str(refused.value)
                 assert "--force" not in str(refused.value)
         assert place.read_bytes() == raw
-        told = CliRunner().invoke(cli, ["lease", "dump", str(place), "--json"])
+        result = CliRunner().invoke(cli, ["lease", "dump", str(place), "--json"])
         shown = next(
-            a["told"] for a in json.loads(told.output)["areas"] if a["kind"] == "lease" and a["told"]["caw"]
+            a["told"] for a in json.loads(result.output)["areas"] if a["kind"] == "lease" and a["told"]["caw"]
         )
         assert (shown["owner_id"], shown["resource"]) == (2, name)
 

@@ -236,8 +236,8 @@ def test_conversion_that_hangs_ends_as_the_manager_was_told(tmp_path: Path, mode
         if mode is Mode.SHARED:
             assert await held.convert(Mode.EXCLUSIVE, NOTE) is None
         gate = s.kernel.holding[BLOCK_OF_ONE] = threading.Event()
-        told = await held.convert(mode, NOTE)
-        assert (told is None) == (mode is Mode.SHARED)
+        ended = await held.convert(mode, NOTE)
+        assert (ended is None) == (mode is Mode.SHARED)
         assert isinstance(await held.convert(Mode.EXCLUSIVE, NOTE), IoFailed)
         gate.set()
 

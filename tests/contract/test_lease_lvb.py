@@ -62,8 +62,8 @@ def test_lease_that_keeps_something_there_is_not_taken_out_and_its_uses_leave_it
             await assert_held(await take(s.two, s.world(), mode)).release()
         assert await s.one.maintenance.break_lease(s.resource, "") == "nobody held it"
         assert placed.lvb() == UUID
-        told = CliRunner().invoke(cli, ["lease", "dump", str(placed.path), "--json"])
-        leases = [area["told"] for area in json.loads(told.output)["areas"] if area["kind"] == "lease"]
+        result = CliRunner().invoke(cli, ["lease", "dump", str(placed.path), "--json"])
+        leases = [area["told"] for area in json.loads(result.output)["areas"] if area["kind"] == "lease"]
         assert UUID.rstrip(b"\0").decode() in [lease["lvb"] for lease in leases]
 
     play(scene)

@@ -233,7 +233,7 @@ def test_protection_follows_watchdog_and_reach(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"", "shorter than a lease"),
         (bytes(512), "shorter than a lease"),
@@ -242,12 +242,12 @@ def test_protection_follows_watchdog_and_reach(tmp_path: Path) -> None:
     ],
 )
 def test_lease_file_that_holds_no_lease_is_refused_and_left_as_it_is(
-    tmp_path: Path, content: bytes, told: str
+    tmp_path: Path, content: bytes, expected: str
 ) -> None:
     async def scene() -> None:
         s = Scene(tmp_path / "leases")
         s.lease_file.write_bytes(content)
-        with pytest.raises(LeaseUnusable, match=told):
+        with pytest.raises(LeaseUnusable, match=expected):
             await tried(s.one, s.resource)
         assert s.lease_file.read_bytes() == content
 

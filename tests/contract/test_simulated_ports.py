@@ -87,15 +87,15 @@ def test_end_of_a_watched_process_is_told_once_from_the_event_loop(table: Table)
         assert process.alive()
         assert process.id.pid == pid
         assert process.id.start_ticks > 0
-        told: list[int] = []
-        process.watch(lambda: told.append(pid))
+        calls: list[int] = []
+        process.watch(lambda: calls.append(pid))
         table.end(pid)
-        assert not told, "never from within the call that ends it"
-        await until(lambda: bool(told))
+        assert not calls, "never from within the call that ends it"
+        await until(lambda: bool(calls))
         assert not process.alive()
         process.signal(signal.SIGTERM)
         await asyncio.sleep(0)
-        assert told == [pid]
+        assert calls == [pid]
         process.close()
 
     asyncio.run(scene())
@@ -107,14 +107,14 @@ def test_closed_process_is_told_nothing(table: Table) -> None:
         process, other = ports.open(pid), ports.open(pid)
         assert process is not None
         assert other is not None
-        told: list[str] = []
-        process.watch(lambda: told.append("closed"))
-        other.watch(lambda: told.append("open"))
+        calls: list[str] = []
+        process.watch(lambda: calls.append("closed"))
+        other.watch(lambda: calls.append("open"))
         process.close()
         process.close()
         table.end(pid)
-        await until(lambda: bool(told))
-        assert told == ["open"]
+        await until(lambda: bool(calls))
+        assert calls == ["open"]
         assert not process.alive()
         other.close()
 

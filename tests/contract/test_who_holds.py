@@ -101,9 +101,9 @@ def test_the_callers_agree_on_every_image(tmp_path: Path, position: int) -> None
     assert any(line.startswith("free at version") for line in seen.lines) == (not image.is_held)
 
     # `holdfast lease dump`
-    told = s.dumped()
-    assert [(o["host_id"], o["mode"]) for o in told["owners"]] == [(c.term[0], c.mode.word) for c in claims]
-    assert told["unclear"] == list(image.damaged)
+    answer = s.dumped()
+    assert [(o["host_id"], o["mode"]) for o in answer["owners"]] == [(c.term[0], c.mode.word) for c in claims]
+    assert answer["unclear"] == list(image.damaged)
 
     # a start, and what its refusal says
     started = run(_started(s))

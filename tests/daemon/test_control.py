@@ -41,9 +41,9 @@ def raw_call(path: str, method: str, **parameters: object) -> dict[str, Any]:
 
 
 def test_service_tells_its_interfaces_to_any_varlink_client(shared_daemon: Holdfastd) -> None:
-    told = raw_call(shared_daemon.control, "org.varlink.service.GetInfo")["parameters"]
-    assert told["product"] == "holdfastd"
-    assert set(told["interfaces"]) == {"org.varlink.service", "io.holdfast.Control"}
+    answer = raw_call(shared_daemon.control, "org.varlink.service.GetInfo")["parameters"]
+    assert answer["product"] == "holdfastd"
+    assert set(answer["interfaces"]) == {"org.varlink.service", "io.holdfast.Control"}
     text = raw_call(
         shared_daemon.control, "org.varlink.service.GetInterfaceDescription", interface="io.holdfast.Control"
     )["parameters"]["description"]
@@ -243,17 +243,17 @@ def test_who_answers_from_journal_kernel_and_owner_record_when_the_daemon_is_dow
     disk = make_disk(place)
     vm = daemon.vm([disk], name="web1")
     daemon.kill()
-    told = daemon.cli_json("who", str(disk))
-    journal = [line for layer in told["layers"] if layer["name"] == "journal" for line in layer["lines"]]
+    answer = daemon.cli_json("who", str(disk))
+    journal = [line for layer in answer["layers"] if layer["name"] == "journal" for line in layer["lines"]]
     assert f"exclusive lock of web1 (pid {vm}, still running); holdfastd will retake it" in journal[0]
-    assert "start holdfastd" in told["next_step"]
-    records = [line for layer in told["layers"] if layer["name"] == "lock file" for line in layer["lines"]]
+    assert "start holdfastd" in answer["next_step"]
+    records = [line for layer in answer["layers"] if layer["name"] == "lock file" for line in layer["lines"]]
     assert "web1" in records[0]
     other = make_daemon(name="other", extra=backend, top='default_backend = "shared"').start()
     thief = other.vm([disk], name="thief")
-    told = daemon.cli_json("who", str(disk))
-    assert told["verdict"] == "held"
-    kernel = [line for layer in told["layers"] if layer["name"] == "kernel" for line in layer["lines"]]
+    answer = daemon.cli_json("who", str(disk))
+    assert answer["verdict"] == "held"
+    kernel = [line for layer in answer["layers"] if layer["name"] == "kernel" for line in layer["lines"]]
     assert f"holdfastd (pid {other.pid})" in kernel[0]
     assert exists(thief)
 
@@ -311,5 +311,5 @@ def test_disk_is_found_by_its_hash_in_a_lockspace(daemon: Holdfastd, place: Path
 
 
 def test_completion_scripts_are_offered(daemon: Holdfastd) -> None:
-    told = daemon.cli(environ={"_HOLDFAST_COMPLETE": "bash_source"})
-    assert "complete" in told.stdout
+    result = daemon.cli(environ={"_HOLDFAST_COMPLETE": "bash_source"})
+    assert "complete" in result.stdout

@@ -326,8 +326,8 @@ def test_stop_goes_on_when_no_lock_on_healthy_storage_is_held_any_more(scene: Sc
 def test_doctor_and_who_answer_while_storage_hangs(scene: Scene) -> None:
     s = scene.start("faulty", "sound")
     s.hang()
-    told = s.alpha.cli("doctor")
-    assert "did not answer within 5 s" in told.stdout
+    result = s.alpha.cli("doctor")
+    assert "did not answer within 5 s" in result.stdout
     assert "sound" in s.alpha.cli("who", str(s.disks["sound"])).stdout
 
 

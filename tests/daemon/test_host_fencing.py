@@ -44,9 +44,9 @@ def test_host_that_renews_and_this_very_host_are_not_off_whatever_anybody_says(
     disk = make_disk(place)
     vm = alpha.vm([disk], name="web1")
     wait_until(lambda: "alive" in refusal(beta, disk), "beta to see alpha")
-    told = beta.cli("host", "fenced", "1", *DOE)
-    assert (told.returncode, "a host that renews is not off" in told.stderr) == (75, True)
-    assert "it has to be silent for" in told.stderr
+    result = beta.cli("host", "fenced", "1", *DOE)
+    assert (result.returncode, "a host that renews is not off" in result.stderr) == (75, True)
+    assert "it has to be silent for" in result.stderr
     waited = beta.cli("host", "fenced", "1", *DOE, "--wait", "--json")
     assert waited.returncode == 75
     (host,) = json.loads(waited.stdout)
@@ -96,11 +96,11 @@ def test_leases_of_a_host_that_is_off_are_free_before_the_dead_bound_and_no_othe
     for vm in vms:
         alpha.end_vm(vm)
     died = time.monotonic()
-    told = beta.cli("host", "fenced", name, *DOE, "--wait", "--json")
+    result = beta.cli("host", "fenced", name, *DOE, "--wait", "--json")
     took_s = time.monotonic() - died
-    assert told.returncode == 6, told.stderr  # one is shared by a host that lives
+    assert result.returncode == 6, result.stderr  # one is shared by a host that lives
     assert 3 * IO_TIMEOUT_S - 2 <= took_s < DEAD_S - 2 * IO_TIMEOUT_S
-    (host,) = json.loads(told.stdout)
+    (host,) = json.loads(result.stdout)
     assert (host["lockspace"], host["host_id"], host["host_name"], host["refused"]) == (SPACE, 1, name, "")
     by_disk = {each["resource"]: each for each in host["leases"]}
     assert set(by_disk) == {str(web), str(shared), str(both)}
@@ -158,9 +158,9 @@ def test_host_that_is_off_is_marked_as_dead_where_the_format_has_a_mark(
     time.sleep(DEAD_S + 1)
     assert "never expire by time" in refusal(beta, disk)
     assert "never expire by time" in beta.cli("who", str(disk)).stdout
-    told = beta.cli("host", "fenced", "1", *DOE, "--wait", "--json")
-    assert told.returncode == 0, told.stderr
-    (host,) = json.loads(told.stdout)
+    result = beta.cli("host", "fenced", "1", *DOE, "--wait", "--json")
+    assert result.returncode == 0, result.stderr
+    (host,) = json.loads(result.stdout)
     assert host["mark"] == "marked as dead (DEAD_EXT) for all hosts"
     assert [each["freed"] for each in host["leases"]] == [True]
     assert record_of(leases, 1) == before.marked_dead(2, record_of(leases, 2).generation)

@@ -35,10 +35,10 @@ def test_host_that_is_off_is_found_by_its_whole_name_and_no_other_is_touched(
         host.kill()  # before its VM: nothing is given back
         host.stop_all()
         host.pids.clear()
-    told = three.cli("host", "fenced", TWO, *DOE, "--wait")
-    assert told.returncode == 0, told.stderr
-    assert "(host_id 2)" in told.stdout
-    assert "(host_id 1)" not in told.stdout
+    result = three.cli("host", "fenced", TWO, *DOE, "--wait")
+    assert result.returncode == 0, result.stderr
+    assert "(host_id 2)" in result.stdout
+    assert "(host_id 1)" not in result.stdout
     assert refusal(three, disks[1]) == ""
     recorded = (three.directory / "state" / "broken-leases.log").read_text()
     assert str(disks[1]) in recorded
@@ -69,10 +69,10 @@ def test_name_that_two_hosts_have_is_refused_with_their_ids(
     assert "host_id 1 of lockspace" in broken.stderr
     assert "host_id 2 of lockspace" in broken.stderr
     assert "say the host id of the one that is meant" in broken.stderr
-    told = three.cli("host", "fenced", "localhost", *DOE)
-    assert told.returncode == 75
-    assert "host_id 1 of lockspace" in told.stderr
-    assert "host_id 2 of lockspace" in told.stderr
-    told = three.cli("host", "fenced", "2", *DOE, "--wait")
-    assert told.returncode == 6, "what the living namesake shares stays"
+    result = three.cli("host", "fenced", "localhost", *DOE)
+    assert result.returncode == 75
+    assert "host_id 1 of lockspace" in result.stderr
+    assert "host_id 2 of lockspace" in result.stderr
+    result = three.cli("host", "fenced", "2", *DOE, "--wait")
+    assert result.returncode == 6, "what the living namesake shares stays"
     assert refusal(three, disk) == ""

@@ -43,12 +43,12 @@ def test_whole_names_versions_and_fire_timeouts_are_shown(make_host: MakeHost, l
     says(one.start(preexec_fn=called(ONE)), leases, 1)
     two.start(preexec_fn=called(TWO)).says("joined as host_id 2")
     wait_until(lambda: said(leases, 2), "the record of the second host")
-    told = two.cli_json("host", "list", str(leases / SPACE))["hosts"]
-    assert [(h["node"], h["version"], h["fire_timeout"]) for h in told] == [
+    answer = two.cli_json("host", "list", str(leases / SPACE))["hosts"]
+    assert [(h["node"], h["version"], h["fire_timeout"]) for h in answer] == [
         (ONE, __version__, FIRE_TIMEOUT_S),
         (TWO, __version__, FIRE_TIMEOUT_S),
     ]
-    assert told[0]["name"][:20] == told[1]["name"][:20]
+    assert answer[0]["name"][:20] == answer[1]["name"][:20]
 
     def seen() -> list[tuple[str, str, int]]:
         (space,) = two.cli_json("lockspace", "list")

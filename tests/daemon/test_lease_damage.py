@@ -26,11 +26,11 @@ def damage(path: Path, sector: int, content: bytes = b"\xa5" * SECTOR) -> None:
         f.write(content)
 
 
-def assert_told(told: str, lease: Path, what: str) -> None:
+def assert_told(text: str, lease: Path, what: str) -> None:
     """Place, fault and fix."""
-    assert str(lease) in told
-    assert what in told
-    assert "holdfast lease init --force" in told
+    assert str(lease) in text
+    assert what in text
+    assert "holdfast lease init --force" in text
 
 
 def renewed(leases: Path, host_id: int = 1) -> None:
@@ -58,10 +58,10 @@ def test_full_storage_refuses_a_new_lease_and_keeps_those_that_are_held(
         # Every byte of it has its place on storage: no write to it can find it full.
         found = lease_file(full, disk).stat()
         assert found.st_blocks * 512 >= found.st_size == MIB
-    told = refusal(alpha, make_disk(place, "one-too-many.img"))
-    assert str(lease_file(full, place / "one-too-many.img")) in told
-    assert "No space left on device" in told
-    assert "holdfast lease gc" in told
+    text = refusal(alpha, make_disk(place, "one-too-many.img"))
+    assert str(lease_file(full, place / "one-too-many.img")) in text
+    assert "No space left on device" in text
+    assert "holdfast lease gc" in text
     assert set(leases_in(full)) == {lease_file(full, disk) for disk in disks}
     renewed(full)
     assert all(exists(vm) for vm in vms)
@@ -98,11 +98,11 @@ def test_damaged_leases_are_refused_with_place_and_fix_and_concern_nobody_else(
         alpha.end_vm(vm)
     wait_until(lambda: not any(alpha.holders(disk) for disk in disks.values()), "the releases")
     wait_until(lambda: refusal(beta, disks["sound"]) == "", "the sound lease to be free")
-    told = wait_until(lambda: refusal(alpha, disks["leader"]), "a refusal")
-    assert "magic number" in told
-    assert "holdfast lease init --force" in told
-    told = "not yet released on storage (leader: magic number of another record (found 0xa5a5a5a5"
-    assert alpha.count(told) == 1
+    text = wait_until(lambda: refusal(alpha, disks["leader"]), "a refusal")
+    assert "magic number" in text
+    assert "holdfast lease init --force" in text
+    text = "not yet released on storage (leader: magic number of another record (found 0xa5a5a5a5"
+    assert alpha.count(text) == 1
     wait_until(lambda: refusal(beta, disks["block"]) == "", "the lease whose block was written anew")
     damage(files["block"], 2)
     assert_told(refusal(beta, disks["block"]), files["block"], "checksum")

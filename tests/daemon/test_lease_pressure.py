@@ -140,12 +140,12 @@ def test_renewals_keep_their_bound_without_memory_and_processor_to_spare(
         # As old as it is by the very clock that it was written by.
         ages.append(time.clock_gettime(time.CLOCK_BOOTTIME) - record(leases, 1).timestamp)
         time.sleep(0.1)
-    told = f"ages {sorted(ages)[-5:]} s, {major_faults(alpha) - faults_before} major faults"
-    print(told)
+    figures = f"ages {sorted(ages)[-5:]} s, {major_faults(alpha) - faults_before} major faults"
+    print(figures)
     assert group.reclaimed() > before, "there was no pressure"
     # Timestamps are whole seconds, rounded down.
-    assert max(ages) < FAIL_S, told
-    assert sorted(ages)[len(ages) // 2] < 2 * IO_TIMEOUT_S + 2, told
+    assert max(ages) < FAIL_S, figures
+    assert sorted(ages)[len(ages) // 2] < 2 * IO_TIMEOUT_S + 2, figures
     assert record(leases, 1).timestamp - first > PRESSURE_S - FAIL_S
     assert record(leases, 1).generation == generation
     assert exists(vm)

@@ -140,17 +140,17 @@ def test_owners_of_the_faulty_lockspace_are_stopped_in_time_and_nobody_else(scen
     renewed = s.record().timestamp
     assert s.last_keepalive() <= renewed + FAIL_S
     assert time.clock_gettime(time.CLOCK_BOOTTIME) >= renewed + FAIL_S
-    told = s.last_keepalive()
+    latest = s.last_keepalive()
     s.serves_all_but_faulty()
     assert "lost" in refusal(s.host, make_disk(s.place / "faulty", "another.img"))
-    wait_until(lambda: not exists(s.vms["faulty"]) or s.last_keepalive() != told, "the VM to be stopped")
+    wait_until(lambda: not exists(s.vms["faulty"]) or s.last_keepalive() != latest, "the VM to be stopped")
     assert not exists(s.vms["faulty"]), "the watchdog was fed while a VM rested on a lost lease"
     s.others_live()
     s.serves_all_but_faulty()
     s.storage.healthy()
     wait_until(lambda: s.record().generation > s.generation, "the lockspace to be joined again")
     wait_until(lambda: refusal(s.host, s.disks["faulty"]) == "", "the disk to be had again")
-    wait_until(lambda: s.last_keepalive() > told, "the watchdog to be fed again")
+    wait_until(lambda: s.last_keepalive() > latest, "the watchdog to be fed again")
     s.others_live()
     events = s.events()
     kinds = [event["kind"] for event in events]
@@ -197,9 +197,9 @@ def test_stop_right_behind_the_last_vm_waits_for_its_lease_and_lets_go_of_the_wa
     s.storage.delay(0.2)
     s.end_vms()
     s.host.kill(signal.SIGTERM)
-    told = s.watchdog.said[-1]
-    wait_until(lambda: told[-1] == CLOSED, "the connection to wdmd to be closed")
-    assert told[-3:-1] == LET_GO
+    latest = s.watchdog.said[-1]
+    wait_until(lambda: latest[-1] == CLOSED, "the connection to wdmd to be closed")
+    assert latest[-3:-1] == LET_GO
     assert s.lease_is_free()
     assert s.record().is_free
 
@@ -215,10 +215,10 @@ def test_stop_while_a_lease_write_hangs_says_that_the_watchdog_stays_armed(scene
     assert "this host is reset" in s.host.log_text()
     assert f"lockspace {OTHER_SPACE} could not be left" not in s.host.log_text()
     assert not s.record().is_free
-    told = s.watchdog.said[-1]
+    latest = s.watchdog.said[-1]
     s.storage.healthy()
-    wait_until(lambda: told[-1] == CLOSED, "the connection to wdmd to be closed")
-    assert told[-3:-1] != LET_GO
+    wait_until(lambda: latest[-1] == CLOSED, "the connection to wdmd to be closed")
+    assert latest[-3:-1] != LET_GO
 
 
 def test_stop_waits_for_the_write_of_its_record_that_it_has_given_up(scene: Scene) -> None:
@@ -229,10 +229,10 @@ def test_stop_waits_for_the_write_of_its_record_that_it_has_given_up(scene: Scen
     assert s.host.process is not None
     s.host.process.send_signal(signal.SIGTERM)
     s.host.says("host id not given back")
-    told = s.watchdog.said[-1]
+    latest = s.watchdog.said[-1]
     s.storage.healthy()
-    wait_until(lambda: told[-1] == CLOSED, "the connection to wdmd to be closed")
-    assert told[-3:-1] == LET_GO
+    wait_until(lambda: latest[-1] == CLOSED, "the connection to wdmd to be closed")
+    assert latest[-3:-1] == LET_GO
 
 
 def test_lockspace_that_is_lost_while_it_is_left_is_not_joined_again(scene: Scene) -> None:

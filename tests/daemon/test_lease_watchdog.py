@@ -111,14 +111,14 @@ def test_daemon_that_is_paused_starves_the_watchdog_in_time_and_feeds_it_when_it
     joined(host.start())
     vm = host.vm([make_disk(place)], name="web1")
     os.kill(host.pid, signal.SIGSTOP)
-    told = wdmd_double.expires(0)[-1]
+    latest = wdmd_double.expires(0)[-1]
     time.sleep(FAIL_S + 1)
-    assert wdmd_double.expires(0)[-1] == told <= monotonic()
+    assert wdmd_double.expires(0)[-1] == latest <= monotonic()
     os.kill(host.pid, signal.SIGCONT)
     # No libvirt here: asked in vain to pause it, it is terminated after half the grace of 15 s.
-    wait_until(lambda: not exists(vm) or is_fed_again(wdmd_double, told), "the VM to be stopped")
+    wait_until(lambda: not exists(vm) or is_fed_again(wdmd_double, latest), "the VM to be stopped")
     assert not exists(vm), "the watchdog was fed, or let go of, while a VM rested on a lost lease"
-    wait_until(lambda: is_fed_again(wdmd_double, told), "it to be fed again")
+    wait_until(lambda: is_fed_again(wdmd_double, latest), "it to be fed again")
 
 
 def test_watchdog_stays_unfed_for_vms_that_ended_where_a_reset_is_asked_for(
@@ -128,13 +128,13 @@ def test_watchdog_stays_unfed_for_vms_that_ended_where_a_reset_is_asked_for(
     joined(host.start())
     vm = host.vm([make_disk(place)], name="web1")
     os.kill(host.pid, signal.SIGSTOP)
-    told = wdmd_double.expires(0)[-1]
+    latest = wdmd_double.expires(0)[-1]
     time.sleep(FAIL_S + 1)
     os.kill(host.pid, signal.SIGCONT)
     wait_until(lambda: not exists(vm), "the VM to be stopped")
     host.says("ended and may have writes under way: the watchdog resets this host")
     time.sleep(2 * FEEDS_S)
-    assert not is_fed_again(wdmd_double, told)
+    assert not is_fed_again(wdmd_double, latest)
     assert "lost: not renewed" in refusal(host, make_disk(place, "another.img"))
 
 
@@ -142,8 +142,8 @@ FEEDS_S = 2
 """A renewal, and a feeding, with io_timeout 1."""
 
 
-def is_fed_again(double: Wdmd, told: int) -> bool:
-    return double.expires(0)[-1] != told or len(double.said) > 1
+def is_fed_again(double: Wdmd, before: int) -> bool:
+    return double.expires(0)[-1] != before or len(double.said) > 1
 
 
 def test_lockspace_is_not_joined_without_the_watchdog_that_is_promised(
@@ -249,12 +249,12 @@ def test_watchdog_that_guards_vms_of_other_directories_is_neither_stopped_nor_fe
             )
         host.config.write_text(f'{written}[backend.other]\nlockspace = "other"\n{table}')
         connection = len(wdmd_double.said) - 1
-        told = wdmd_double.expires(connection)[-1]
+        latest = wdmd_double.expires(connection)[-1]
         manager.start()
         host.says("the watchdog that an earlier daemon has armed is not fed: lockspace")
         tries = [f"lockspace {space} is not joined" for space in (SPACE, "other")]
         wait_until(lambda: all(host.count(each) >= 3 for each in tries), "each to be tried three times")
-        assert wdmd_double.expires(connection)[-1] == told
+        assert wdmd_double.expires(connection)[-1] == latest
         assert len(wdmd_double.said) == connection + 1
         assert (wdmd.REFCOUNT_CLEAR, 0) not in wdmd_double.said[connection]
         assert exists(vm)

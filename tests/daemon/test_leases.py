@@ -42,12 +42,12 @@ def test_start_before_the_lockspace_is_joined_is_refused_while_other_backends_se
 ) -> None:
     (place / "local").mkdir()
     alpha = make_host("alpha", 1).start()
-    told = refusal(alpha, make_disk(place))
-    assert f"this host is not in lockspace {SPACE} now: joining" in told
+    text = refusal(alpha, make_disk(place))
+    assert f"this host is not in lockspace {SPACE} now: joining" in text
     assert refusal(alpha, make_disk(place / "local")) == ""
     joined(alpha)
     assert refusal(alpha, place / "disk.img") == ""
-    assert " s left" in told or "joining" in told
+    assert " s left" in text or "joining" in text
 
 
 def test_refused_start_names_vm_host_and_id_of_the_other_host(make_host: MakeHost, place: Path) -> None:
@@ -55,10 +55,10 @@ def test_refused_start_names_vm_host_and_id_of_the_other_host(make_host: MakeHos
     disk = make_disk(place)
     joined(alpha), joined(beta)
     vm = alpha.vm([disk], name="web1")
-    told = wait_until(lambda: refusal(beta, disk), "a refusal")
-    assert "is locked by VM web1" in told
-    assert f"on host {os.uname().nodename}." in told
-    assert "(host_id 1)" in told
+    text = wait_until(lambda: refusal(beta, disk), "a refusal")
+    assert "is locked by VM web1" in text
+    assert f"on host {os.uname().nodename}." in text
+    assert "(host_id 1)" in text
     alpha.end_vm(vm)
     wait_until(lambda: refusal(beta, disk) == "", "the lease to be free")
 
@@ -107,13 +107,13 @@ def test_dead_host_is_taken_over_after_the_bound_and_not_before(make_host: MakeH
     renewed = record_time = time.monotonic()
     alpha.kill()
     alpha.end_vm(vm)
-    told = ""
+    text = ""
     while answer := refusal(beta, disk):
-        told = answer
+        text = answer
         time.sleep(0.1)
-        assert time.monotonic() < record_time + DEAD_S + 10, told
+        assert time.monotonic() < record_time + DEAD_S + 10, text
     took_s = time.monotonic() - renewed
-    assert "its leases can be taken over in" in told
+    assert "its leases can be taken over in" in text
     # It was renewed up to one interval before it was killed, and seen up to one interval later.
     assert DEAD_S - 2 * IO_TIMEOUT_S < took_s < DEAD_S + 3 * 2 * IO_TIMEOUT_S
 
@@ -154,8 +154,8 @@ def test_host_that_was_suspended_until_another_took_over_leaves_the_others_lease
     before = lease.read_bytes()
     os.kill(alpha.pid, signal.SIGCONT)
     wait_until(lambda: record(leases, 1).generation > first, "the lockspace to be joined again")
-    told = wait_until(lambda: refusal(alpha, disk), "a refusal")
-    assert "VM web2" in told or "not in lockspace" in told
+    text = wait_until(lambda: refusal(alpha, disk), "a refusal")
+    assert "VM web2" in text or "not in lockspace" in text
     wait_until(lambda: "VM web2" in refusal(alpha, disk), "alpha to name the holder")
     # Its attempts were refused before it wrote anything but its own block.
     assert lease.read_bytes()[: 2 * 512] == before[: 2 * 512]
@@ -240,8 +240,8 @@ def test_operator_sees_leaves_and_joins_lockspaces(make_host: MakeHost, place: P
     second = record(leases, 1).generation
     assert second > first
     assert f"joined as host_id 1 generation {second}" in again.stdout
-    (told,) = alpha.cli_json("lockspace", "list")
-    assert (told["name"], told["state"]) == (SPACE, "joined")
+    (answer,) = alpha.cli_json("lockspace", "list")
+    assert (answer["name"], answer["state"]) == (SPACE, "joined")
 
 
 def test_collection_takes_out_what_nobody_holds_and_nothing_else(
@@ -258,11 +258,11 @@ def test_collection_takes_out_what_nobody_holds_and_nothing_else(
     looked = alpha.cli("lease", "gc", "--dry-run")
     assert "1 of 3 leases could be taken out" in looked.stdout
     assert leases_in(leases) == before
-    told = {each["kept_because"] for each in alpha.cli_json("lease", "gc")}
-    assert len(told) == 3
-    assert "held here" in told
-    assert "" in told
-    assert any("VM web2" in why for why in told)
+    answer = {each["kept_because"] for each in alpha.cli_json("lease", "gc")}
+    assert len(answer) == 3
+    assert "held here" in answer
+    assert "" in answer
+    assert any("VM web2" in why for why in answer)
     assert len(leases_in(leases)) == len(before) - 1
     assert refusal(beta, mine)
     assert refusal(alpha, theirs)
@@ -427,15 +427,15 @@ def test_owner_of_a_term_that_a_new_lockspace_does_not_know_is_over_after_its_de
 
 def test_leases_on_a_file_system_of_this_host_alone_start_no_vm(make_host: MakeHost, place: Path) -> None:
     alpha = make_host("alpha", 1)
-    told = alpha.config.read_text()
-    alpha.config.write_text(told.replace("cross_host = true\n", ""))
+    written = alpha.config.read_text()
+    alpha.config.write_text(written.replace("cross_host = true\n", ""))
     joined(alpha.start())
     disk = make_disk(place)
     assert "needs protection level 2 (across hosts) but backend 'leases' gives 1" in refusal(alpha, disk)
     ran = alpha.cli("run", "--disk", str(disk), "--", "true")
     assert ran.returncode != 0
     assert "is local to this host" in ran.stderr
-    alpha.config.write_text(told)
+    alpha.config.write_text(written)
     alpha.kill(signal.SIGTERM)
     alpha.start()
     wait_until(lambda: refusal(alpha, disk) == "", "the disk to be had")

@@ -78,8 +78,8 @@ def test_second_daemon_with_other_directories_joins_when_the_first_has_left_in_g
     second.says(JOINED.format("other"))
     other = make_disk(place / "other")
 
-    told = waits_on(second, "vms")
-    assert f"(pid {first.pid}, run_dir {first.run_dir}, state_dir {place}/first/state)" in told
+    waiting = waits_on(second, "vms")
+    assert f"(pid {first.pid}, run_dir {first.run_dir}, state_dir {place}/first/state)" in waiting
     assert "is not in lockspace vms" in refusal(second, disk)
     assert refusal(second, other) == ""
     (listed,) = [each for each in second.cli_json("lockspace", "list") if each["name"] == "vms"]
@@ -95,9 +95,9 @@ def test_second_daemon_with_other_directories_joins_when_the_first_has_left_in_g
 
     joined_as = generation(place, "vms")
     first.kill()
-    told = waits_on(second, "vms")
-    assert f"has ended (run_dir {first.run_dir}, state_dir {place}/first/state)" in told
-    assert "start it once with these directories" in told
+    waiting = waits_on(second, "vms")
+    assert f"has ended (run_dir {first.run_dir}, state_dir {place}/first/state)" in waiting
+    assert "start it once with these directories" in waiting
     assert "is not in lockspace vms" in refusal(second, disk)
     assert refusal(second, other) == ""
     assert generation(place, "vms") == joined_as
@@ -186,9 +186,9 @@ def test_damaged_record_refuses_a_new_term_and_lets_the_last_one_go_on(
     assert json.loads(record.read_bytes())["users"][0]["run_dir"] == str(first.run_dir)
     record.write_bytes(record.read_bytes()[:-5])
     second = make_one("second", "vms").start()
-    told = waits_on(second, "vms")
-    assert str(record) in told
-    assert "remove that file" in told
+    waiting = waits_on(second, "vms")
+    assert str(record) in waiting
+    assert "remove that file" in waiting
     first.start()
     first.says("lockspace vms: gone on with as")
     assert exists(vm)

@@ -137,9 +137,9 @@ EDITS: list[tuple[Edit, str]] = [
 NAMES = ["backend removed", "directory", "host_id", "state_dir"]
 
 
-@pytest.mark.parametrize(("change", "told"), EDITS, ids=NAMES)
+@pytest.mark.parametrize(("change", "expected"), EDITS, ids=NAMES)
 def test_reload_that_takes_what_a_held_lock_needs_is_refused_with_key_values_and_locks(
-    watch: Watch, place: Path, change: Edit, told: str
+    watch: Watch, place: Path, change: Edit, expected: str
 ) -> None:
     alpha = watch.alpha
     before = edit(alpha, lambda text: change(text, place))
@@ -147,15 +147,15 @@ def test_reload_that_takes_what_a_held_lock_needs_is_refused_with_key_values_and
     pid = alpha.pid
     done = alpha.cli("reload")
     assert done.returncode == REFUSED_EXIT, done
-    assert told in done.stderr
+    assert expected in done.stderr
     assert f"web1: {watch.disk}" in done.stderr
     assert "1 lock is held" in done.stderr
     answer = alpha.cli("reload", "--json")
     assert (answer.returncode, json.loads(answer.stdout)["ok"]) == (REFUSED_EXIT, False)
-    assert any(told in reason for reason in json.loads(answer.stdout)["reasons"])
+    assert any(expected in reason for reason in json.loads(answer.stdout)["reasons"])
     os.kill(alpha.pid, signal.SIGUSR1)  # as scripts do it
     wait_until(lambda: alpha.count("reload refused: ") >= 3, "the third refusal")
-    is_red(alpha, told)
+    is_red(alpha, expected)
     watch.stays_well()
     if change is without_the_backend:
         watch.stays_well_beyond_the_dead_bound()
@@ -166,18 +166,18 @@ def test_reload_that_takes_what_a_held_lock_needs_is_refused_with_key_values_and
     watch.all_is_well()
 
 
-@pytest.mark.parametrize(("change", "told"), EDITS, ids=NAMES)
+@pytest.mark.parametrize(("change", "expected"), EDITS, ids=NAMES)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["restart", "crash"])
 def test_start_goes_on_with_the_configuration_that_held_locks_need(
-    watch: Watch, place: Path, change: Edit, told: str, how: int
+    watch: Watch, place: Path, change: Edit, expected: str, how: int
 ) -> None:
     alpha = watch.alpha
     before = edit(alpha, lambda text: change(text, place))
     alpha.kill(how)
     alpha.start()
     assert "the configuration on disk is not used: " in alpha.log_text()
-    assert told in alpha.log_text()
-    is_red(alpha, told)
+    assert expected in alpha.log_text()
+    is_red(alpha, expected)
     watch.stays_well()
     if change is without_the_backend and how == signal.SIGKILL:
         watch.stays_well_beyond_the_dead_bound()
@@ -195,18 +195,20 @@ BROKEN: list[tuple[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("more", "told"), BROKEN, ids=["syntax", "value", "unknown key", "unknown driver"])
+@pytest.mark.parametrize(
+    ("more", "expected"), BROKEN, ids=["syntax", "value", "unknown key", "unknown driver"]
+)
 def test_start_with_a_configuration_that_can_not_be_used_goes_on_guarding(
-    watch: Watch, more: str, told: str
+    watch: Watch, more: str, expected: str
 ) -> None:
     alpha = watch.alpha
     before = edit(alpha, lambda text: text + more)
     alpha.kill(signal.SIGTERM)
     alpha.start()
-    is_red(alpha, told)
+    is_red(alpha, expected)
     done = alpha.cli("reload")
     assert done.returncode == REFUSED_EXIT
-    assert told in done.stderr
+    assert expected in done.stderr
     watch.stays_well()
     alpha.config.write_text(before)
     assert alpha.cli("reload").returncode == 0
@@ -214,15 +216,15 @@ def test_start_with_a_configuration_that_can_not_be_used_goes_on_guarding(
     watch.all_is_well()
 
 
-@pytest.mark.parametrize(("more", "told"), BROKEN[:3], ids=["syntax", "value", "unknown key"])
+@pytest.mark.parametrize(("more", "expected"), BROKEN[:3], ids=["syntax", "value", "unknown key"])
 def test_start_with_a_broken_configuration_ends_with_the_reason_when_nothing_is_held(
-    daemon: Holdfastd, more: str, told: str
+    daemon: Holdfastd, more: str, expected: str
 ) -> None:
     daemon.kill(signal.SIGTERM)
     edit(daemon, lambda text: text + more)
     process = daemon.spawn()
     assert process.wait(timeout=30) == 78
-    assert told in daemon.log_text()
+    assert expected in daemon.log_text()
 
 
 def test_lost_snippet_does_not_take_the_lockspace_of_running_vms(
@@ -442,8 +444,8 @@ def test_backend_that_can_not_be_made_any_more_refuses_and_the_others_go_on_guar
     is_red(alpha, "no driver 'gone' is installed")
     watch.stays_well()
     (place / "gone").mkdir()
-    told = refusal(alpha, make_disk(place / "gone"))
-    assert "backend 'gone' can't be used: no driver 'gone' is installed" in told
+    why = refusal(alpha, make_disk(place / "gone"))
+    assert "backend 'gone' can't be used: no driver 'gone' is installed" in why
     assert gone.strip() in kept.read_text()  # it may be installed again
     alpha.config.write_text(before)
     assert alpha.cli("reload").returncode == 0
@@ -487,9 +489,9 @@ def dry_run(host: Holdfastd, check: Any) -> subprocess.CompletedProcess[str]:
 
 def test_program_that_knows_no_state_of_that_version_says_so_before_the_exec(daemon: Holdfastd) -> None:
     kept = (daemon.run_dir / "config-in-force.toml").read_text()
-    told = dry_run(daemon, {"state_version": 999, "configuration": kept, "held": []})
-    assert told.returncode == 78
-    assert "a state of version 999, this program knows 1" in told.stderr
+    result = dry_run(daemon, {"state_version": 999, "configuration": kept, "held": []})
+    assert result.returncode == 78
+    assert "a state of version 999, this program knows 1" in result.stderr
     assert dry_run(daemon, {"state_version": 1, "configuration": kept, "held": []}).returncode == 0
     # What it can't make sense of it leaves to the daemon that asks.
     unasked = dry_run(daemon, "noise")
@@ -580,10 +582,16 @@ WATCHDOGS: list[tuple[Callable[[str, Path], str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "told"), WATCHDOGS, ids=["none", "device", "fire timeout"])
+@pytest.mark.parametrize(("change", "expected"), WATCHDOGS, ids=["none", "device", "fire timeout"])
 @pytest.mark.parametrize("how", ["reload", "start"])
 def test_watchdog_of_held_leases_is_not_exchanged_and_goes_on_being_fed(
-    fenced: Holdfastd, manager: ServiceManager, place: Path, double: Wdmd, change: Edit, told: str, how: str
+    fenced: Holdfastd,
+    manager: ServiceManager,
+    place: Path,
+    double: Wdmd,
+    change: Edit,
+    expected: str,
+    how: str,
 ) -> None:
     vm = fenced.vm([make_disk(place)], name="web1")
     edit(fenced, lambda text: change(text, place))
@@ -591,11 +599,11 @@ def test_watchdog_of_held_leases_is_not_exchanged_and_goes_on_being_fed(
     if how == "reload":
         done = fenced.cli("reload")
         assert done.returncode == REFUSED_EXIT
-        assert told in done.stderr
+        assert expected in done.stderr
     else:
         fenced.kill()
         manager.start()
-    is_red(fenced, told)
+    is_red(fenced, expected)
     is_still_fed(double)
     assert exists(vm)
     assert fenced.holders(place / "disk.img") == [("web1", vm, True)]

@@ -28,9 +28,9 @@ def edit(daemon: Holdfastd, old: str, new: str) -> None:
 
 
 def degraded(daemon: Holdfastd) -> list[str]:
-    told = daemon.cli("status", "--json")
-    reasons: list[str] = json.loads(told.stdout)["degraded"]
-    assert told.returncode == (exits.DEGRADED if reasons else exits.OK)
+    result = daemon.cli("status", "--json")
+    reasons: list[str] = json.loads(result.stdout)["degraded"]
+    assert result.returncode == (exits.DEGRADED if reasons else exits.OK)
     return reasons
 
 
@@ -69,8 +69,8 @@ def test_broken_configuration_blinds_no_command_that_asks(daemon: Holdfastd, bro
     status = daemon.cli("status")
     assert status.returncode == exits.DEGRADED
     assert f"holdfastd {json.loads(daemon.cli('status', '--json').stdout)['version']}" in status.stdout
-    told = daemon.cli("who", "/nowhere/x.img")
-    assert told.returncode == (exits.UNKNOWN if kept else exits.BAD_CONFIG), (
+    result = daemon.cli("who", "/nowhere/x.img")
+    assert result.returncode == (exits.UNKNOWN if kept else exits.BAD_CONFIG), (
         "without its backends nobody knows"
     )
 
@@ -86,12 +86,12 @@ def asked(*command: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def error(told: subprocess.CompletedProcess[str]) -> tuple[int, str]:
+def error(result: subprocess.CompletedProcess[str]) -> tuple[int, str]:
     """The exit code, which the object has too, and the error."""
-    answer: dict[str, Any] = json.loads(told.stdout)
+    answer: dict[str, Any] = json.loads(result.stdout)
     assert answer["ok"] is False
-    assert answer["exit"] == told.returncode
-    return told.returncode, answer["error"]
+    assert answer["exit"] == result.returncode
+    return result.returncode, answer["error"]
 
 
 def test_errors_with_json_are_objects(daemon: Holdfastd, place: Path) -> None:
@@ -119,9 +119,9 @@ def test_run_that_is_refused_says_so_as_an_object_beside_the_output_of_the_comma
 ) -> None:
     disk = make_disk(place)
     daemon.vm([disk], name="web1")
-    told = daemon.cli("run", "--json", "--disk", str(disk), "--", "echo", "x")
-    assert (told.returncode, told.stdout) == (exits.REFUSED, "")
-    answer = json.loads(told.stderr)
+    result = daemon.cli("run", "--json", "--disk", str(disk), "--", "echo", "x")
+    assert (result.returncode, result.stdout) == (exits.REFUSED, "")
+    answer = json.loads(result.stderr)
     assert (answer["ok"], answer["exit"], "web1" in answer["error"]) == (False, exits.REFUSED, True)
 
 
@@ -162,15 +162,15 @@ def as_nobody(place: Path, *command: str, before: str = "true") -> subprocess.Co
 def test_user_who_may_not_connect_is_told_so(daemon: Holdfastd, place: Path) -> None:
     for directory in (place, daemon.directory, daemon.run_dir):
         os.chmod(directory, 0o755)
-    told = as_nobody(place, "--socket", str(daemon.control), "list", "--json")
-    assert told.returncode == exits.NOT_PERMITTED
-    assert "be root, or a member of control.group" in json.loads(told.stdout)["error"]
+    result = as_nobody(place, "--socket", str(daemon.control), "list", "--json")
+    assert result.returncode == exits.NOT_PERMITTED
+    assert "be root, or a member of control.group" in json.loads(result.stdout)["error"]
 
 
 def test_user_without_a_daemon_of_its_own_asks_the_systems(place: Path) -> None:
-    told = as_nobody(place, "status", before="mkdir -m 755 /run/holdfast")
-    assert told.returncode == exits.UNREACHABLE
-    assert "holdfastd does not answer at /run/holdfast/io.holdfast.Control" in told.stderr
+    result = as_nobody(place, "status", before="mkdir -m 755 /run/holdfast")
+    assert result.returncode == exits.UNREACHABLE
+    assert "holdfastd does not answer at /run/holdfast/io.holdfast.Control" in result.stderr
     assert f"{place}/.cache/holdfast" in as_nobody(place, "status").stderr
 
 
@@ -178,16 +178,16 @@ def test_who_says_that_a_user_does_not_see_everything(daemon: Holdfastd, place: 
     disk = make_disk(place)
     os.chmod(disk, 0o644)
     daemon.vm([disk], name="web1")
-    told = as_nobody(place, "who", str(disk))
-    assert "this user is not root" in told.stdout
-    assert "sudo holdfast who" in told.stdout
-    assert "run this on the other hosts" not in told.stdout
+    result = as_nobody(place, "who", str(disk))
+    assert "this user is not root" in result.stdout
+    assert "sudo holdfast who" in result.stdout
+    assert "run this on the other hosts" not in result.stdout
 
 
 def test_doctor_of_a_user_is_red_and_begins_with_that(place: Path) -> None:
-    told = as_nobody(place, "doctor", "--json")
-    assert told.returncode == exits.PROBLEMS
-    assert next(each["id"] for each in json.loads(told.stdout) if each["id"]) == "HF004"
+    result = as_nobody(place, "doctor", "--json")
+    assert result.returncode == exits.PROBLEMS
+    assert next(each["id"] for each in json.loads(result.stdout) if each["id"]) == "HF004"
 
 
 # --- what a reload and a restart change ---
@@ -251,14 +251,14 @@ def test_check_config_names_what_this_host_lacks(make_daemon: Factory, place: Pa
         f'watchdog_device = "{place}/watchdog"\n[backend.shared]\ndriver = "file"\ndirectory = "{place}/locks"\n'
     )
     daemon = make_daemon(table)
-    told = daemon.cli("check-config")
-    assert told.returncode == exits.PROBLEMS
-    assert [line.split(":")[1].strip() for line in told.stderr.splitlines()] == [
+    result = daemon.cli("check-config")
+    assert result.returncode == exits.PROBLEMS
+    assert [line.split(":")[1].strip() for line in result.stderr.splitlines()] == [
         "backend.san.watchdog_device",
         "backend.san.lockspace",
         "backend.shared.directory",
     ]
-    assert "configuration can be used" in told.stdout
+    assert "configuration can be used" in result.stdout
     (place / "watchdog").touch()
     assert "is no watchdog device" in daemon.cli("check-config").stderr
     assert len(daemon.cli_json("check-config")["missing"]) == 3
@@ -285,12 +285,12 @@ def test_io_timeout_of_the_lockspace_and_the_configured_one_are_tied_together(
     assert "io_timeout 10 s" in elsewhere.stdout
     made_by_hand = daemon.cli("lockspace", "init", str(space), "--name", "vms", "--io-timeout", "2")
     assert "--io-timeout 2 differs from io_timeout_s = 1, by which this host will go" in made_by_hand.stderr
-    told = daemon.cli("check-config")
-    assert told.returncode == exits.OK
-    assert "io_timeout_s = 1 (backend 'san') is what this host goes by" in told.stderr
-    assert "2000 host ids that nobody has now say 2 s" in told.stderr
+    result = daemon.cli("check-config")
+    assert result.returncode == exits.OK
+    assert "io_timeout_s = 1 (backend 'san') is what this host goes by" in result.stderr
+    assert "2000 host ids that nobody has now say 2 s" in result.stderr
     (note,) = daemon.cli_json("check-config")["notes"]
-    assert f"note: {note}\n" == told.stderr
+    assert f"note: {note}\n" == result.stderr
     (finding,) = daemon.cli_json("doctor", "--only", "HF075")
     assert (finding["severity"], finding["facts"]) == ("note", note)
     joined(daemon.start()).says(
@@ -304,10 +304,10 @@ def test_io_timeout_of_the_lockspace_and_the_configured_one_are_tied_together(
 @pytest.mark.parametrize("path", ["/dev/null", "/", "fifo"])
 def test_who_calls_nothing_free_that_is_no_disk(daemon: Holdfastd, place: Path, path: str) -> None:
     os.mkfifo(place / "fifo")
-    told = daemon.cli("who", str(place / path))
-    assert told.returncode == exits.UNKNOWN
-    assert "no disk of a VM" in told.stdout
-    assert "free" not in told.stdout
+    result = daemon.cli("who", str(place / path))
+    assert result.returncode == exits.UNKNOWN
+    assert "no disk of a VM" in result.stdout
+    assert "free" not in result.stdout
 
 
 def test_who_finds_a_lock_by_its_bare_name(daemon: Holdfastd, place: Path) -> None:
@@ -322,9 +322,9 @@ def test_who_finds_a_lock_by_its_bare_name(daemon: Holdfastd, place: Path) -> No
     with daemon.client() as client:
         client.create_lockspace(str(space))
     daemon.vm(["key1"], name="web2", lockspace=str(space))
-    told = daemon.cli("who", "key1")
-    assert told.returncode == exits.OK
-    assert "held by web2" in told.stdout
+    result = daemon.cli("who", "key1")
+    assert result.returncode == exits.OK
+    assert "held by web2" in result.stdout
 
 
 # --- how answers look ---
@@ -368,9 +368,9 @@ def test_dump_of_what_is_no_lease_exits_with_a_code_of_its_own(daemon: Holdfastd
         ("fifo", exits.FAILED, "it is a FIFO; name a regular file or a block device"),
         (".", exits.FAILED, "it is a directory; name a file in that directory"),
     ):
-        told = daemon.cli("lease", "dump", str(place / name))
-        assert (told.returncode, told.stdout) == (code, ""), name
-        assert kind in told.stderr
+        result = daemon.cli("lease", "dump", str(place / name))
+        assert (result.returncode, result.stdout) == (code, ""), name
+        assert kind in result.stderr
         assert daemon.cli_json("lease", "dump", str(place / name))["ok"] is False
     made = daemon.cli("lockspace", "init", str(place / "space"), "--name", "vms", "--hosts-max", "64")
     assert "for 64 hosts (it has room for 2000)" in made.stdout

@@ -42,10 +42,10 @@ def test_refused_start_names_the_other_hosts_vm_and_migration_carries_the_lease(
     disk, data = lab.storage.image("web"), lab.storage.image("data")
     vm = lab.vm(lab.alpha, "web1", Disk(disk), Disk(data, "vdb")).start()
     assert (owner(lab, disk), owner(lab, data)) == (1, 1)
-    told = lab.vm(lab.beta, "web2", disk).refused("start")
-    assert "is locked by VM web1" in told
-    assert "on host alpha." in told
-    assert "(host_id 1)" in told
+    text = lab.vm(lab.beta, "web2", disk).refused("start")
+    assert "is locked by VM web1" in text
+    assert "on host alpha." in text
+    assert "(host_id 1)" in text
     for target, host_id in ((lab.beta, 2), (lab.alpha, 1)):
         vm.migrate(target)
         vm.assert_writes()
@@ -70,8 +70,8 @@ def test_shared_disk_is_shared_across_hosts_and_alone_for_nobody(lease_lab: Lab)
     ]
     for member in members:
         member.start()
-    told = lab.vm(lab.beta, "alone", shared).refused("start")
-    assert "is locked by" in told
+    text = lab.vm(lab.beta, "alone", shared).refused("start")
+    assert "is locked by" in text
     for member in members:
         member.destroy()
     until(lambda: lab.vm(lab.beta, "alone2", shared).start() is not None, "it to be free")
@@ -85,16 +85,16 @@ def test_host_that_dies_is_taken_over_after_the_bound_and_not_before(lease_lab: 
     assert "alive" in rescue.refused("start")
     died = time.monotonic()
     power_off(lab, lab.alpha)
-    told = ""
+    text = ""
     while time.monotonic() < died + DEAD_S + 15:
         try:
             rescue.virsh("start")
             break
         except Exception as refused:
-            told = str(refused)
+            text = str(refused)
             time.sleep(0.5)
     took_s = time.monotonic() - died
-    assert "can be taken over in" in told
+    assert "can be taken over in" in text
     assert DEAD_S - 2 * RENEWAL_S < took_s < DEAD_S + 3 * RENEWAL_S + 2
     rescue.assert_writes()
     assert owner(lab, disk) == 2
@@ -115,11 +115,11 @@ def test_guests_of_a_host_that_an_operator_calls_off_start_elsewhere_long_before
     assert "VM guest0" in rescues[0].refused("start")
     died = time.monotonic()
     power_off(lab, lab.alpha)
-    told = lab.lockd[lab.beta].holdfast("host", "fenced", "alpha", "--operator", "J. Doe", "--wait")
+    result = lab.lockd[lab.beta].holdfast("host", "fenced", "alpha", "--operator", "J. Doe", "--wait")
     # The other guest's disk is one that this host has never met: its lease says which disk it is for.
     for number, disk in enumerate(disks):
-        assert f": {disk.path} (" in told
-        assert f"free: VM guest{number} on host alpha." in told
+        assert f": {disk.path} (" in result
+        assert f"free: VM guest{number} on host alpha." in result
     for rescue in rescues:
         rescue.start()
     assert time.monotonic() - died < DEAD_S / 2
@@ -170,8 +170,8 @@ def test_disk_that_one_libvirt_names_by_a_hash_has_the_lease_of_its_path(hashed_
         vm.assert_writes()
         assert (owner(lab, disk), owner(lab, data)) == (host_id, host_id)
     more = lab.storage.image("hashed-more")
-    told = vm.refused("attach-disk", more.path, "vdc")
-    assert "it can't be attached to a running VM" in told
+    text = vm.refused("attach-disk", more.path, "vdc")
+    assert "it can't be attached to a running VM" in text
     vm.destroy()
     until(lambda: owner(lab, disk) == 0, "the lease to be free")
     lab.vm(lab.beta, "h3", disk).start()

@@ -56,9 +56,9 @@ def test_as_many_hosts_as_asked_for() -> None:
 
 def test_the_command_says_how_much_was_played() -> None:
     result = CliRunner().invoke(cli, ["sim", "--first", "7", "--seeds", "2", "--jobs", "1", "--json"])
-    told = json.loads(result.stdout)
+    answer = json.loads(result.stdout)
     assert result.exit_code == 0
-    assert (told["first"], told["seeds"], told["violations"]) == (7, 2, [])
+    assert (answer["first"], answer["seeds"], answer["violations"]) == (7, 2, [])
 
 
 def test_a_violation_is_drawn_in_two_columns_and_ends_the_command_with_1(

@@ -186,11 +186,11 @@ class Holdfastd:
             _be_a_vm(self.socket, disks, name, ignoring, lockspace, flags, register, tell)
         os.close(tell)
         self.pids.append(pid)
-        told = b""
+        output = b""
         while part := os.read(ready, 65536):
-            told += part
+            output += part
         os.close(ready)
-        assert told == b".", f"VM {name} could not start: {told.decode(errors='replace')}"
+        assert output == b".", f"VM {name} could not start: {output.decode(errors='replace')}"
         return pid
 
     def end_vm(self, pid: int, number: int = signal.SIGKILL) -> None:

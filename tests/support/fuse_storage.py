@@ -372,8 +372,8 @@ class FaultyStorage:
 
     def _expect(self, word: str) -> None:
         assert self._process.stdout is not None
-        told = self._process.stdout.readline().strip()
-        assert told == word, f"the faulty storage said {told!r}, not {word!r}"
+        line = self._process.stdout.readline().strip()
+        assert line == word, f"the faulty storage said {line!r}, not {word!r}"
 
 
 if __name__ == "__main__":

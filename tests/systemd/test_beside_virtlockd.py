@@ -56,8 +56,8 @@ def virtlockd(machine: Machine) -> str:
 
 
 def problems(machine: Machine) -> dict[str, dict[str, str]]:
-    told = json.loads(machine.try_run(HOLDFAST, "doctor", "--json").stdout)
-    return {each["id"]: each for each in told if each["severity"] == "problem"}
+    result = json.loads(machine.try_run(HOLDFAST, "doctor", "--json").stdout)
+    return {each["id"]: each for each in result if each["severity"] == "problem"}
 
 
 TRIES = (
@@ -73,16 +73,16 @@ def test_nothing_that_starts_holdfast_beside_virtlockd_kills_a_vm(machine: Machi
     before = virtlockd(machine)
     assert before
     for command in TRIES:
-        told = machine.try_run(*command)
+        result = machine.try_run(*command)
         assert virtlockd(machine) == before, command
         assert vm.process.poll() is None, command
         assert machine.show("holdfastd.service", "MainPID") != before, (
             f"{command}: systemd took virtlockd for it"
         )
         assert machine.show("holdfastd.service", "ActiveState") != "active", command
-        assert (told.returncode == 0) is (command[1] == "daemon-reload" or command[-1].endswith(".socket")), (
-            command
-        )
+        assert (result.returncode == 0) is (
+            command[1] == "daemon-reload" or command[-1].endswith(".socket")
+        ), command
     assert machine.show("holdfastd.service", "ExecMainStatus") == "75"
     reason = machine.try_run(f"{HOLDFAST}d", "--check-virtlockd")
     assert f"virtlockd (pid {before}) runs, and VMs that hold locks in it would be killed" in reason.stderr

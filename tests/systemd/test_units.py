@@ -127,10 +127,10 @@ def owner_names(machine: Machine) -> list[str]:
 
 
 def test_units_have_no_errors(machine: Machine) -> None:
-    told = machine.try_run("systemd-analyze", "verify", "--man=no", "holdfastd.service", "holdfastd.socket")
+    result = machine.try_run("systemd-analyze", "verify", "--man=no", "holdfastd.service", "holdfastd.socket")
     complaints = [
         line
-        for line in (told.stdout + told.stderr).splitlines()
+        for line in (result.stdout + result.stderr).splitlines()
         if "holdfastd" in line and "FileDescriptorStorePreserve" not in line  # systemd 254 and later
     ]
     assert complaints == []

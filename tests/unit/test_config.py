@@ -91,14 +91,16 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "key", "told"), REFUSALS, ids=[f"{k}: {t[:20]}" for _, k, t in REFUSALS])
-def test_refusal_names_file_key_and_fix(tmp_path: Path, text: str, key: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "key", "expected"), REFUSALS, ids=[f"{k}: {t[:20]}" for _, k, t in REFUSALS]
+)
+def test_refusal_names_file_key_and_fix(tmp_path: Path, text: str, key: str, expected: str) -> None:
     found = problems(tmp_path, text)
     assert found, "it was accepted"
     (problem, *_) = [p for p in found if p.facts["key"] == key] or found
     assert problem.facts["key"] == key
     assert problem.facts["file"] == str(tmp_path / "holdfast.toml")
-    assert told in str(problem)
+    assert expected in str(problem)
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
@@ -353,8 +355,8 @@ def test_any_text_is_a_configuration_or_a_config_error(text: str) -> None:
 
 
 def lenient(text: str) -> tuple[Config | None, list[str]]:
-    config, told = cf.load_lenient(text, "kept", environ=ROOT, uid=0)
-    return config, [str(each) for each in told]
+    config, reasons = cf.load_lenient(text, "kept", environ=ROOT, uid=0)
+    return config, [str(each) for each in reasons]
 
 
 def test_keys_that_this_version_does_not_know_are_dropped_and_the_rest_is_in_force() -> None:
@@ -378,9 +380,9 @@ def test_keys_that_this_version_does_not_know_are_dropped_and_the_rest_is_in_for
     ids=["syntax", "kind", "rule", "too many"],
 )
 def test_what_can_not_be_made_sense_of_by_dropping_keys_is_refused(text: str) -> None:
-    config, told = lenient(text)
+    config, reasons = lenient(text)
     assert config is None
-    assert told
+    assert reasons
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "dangling link"])

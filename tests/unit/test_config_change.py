@@ -64,10 +64,10 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), REFUSED)
-def test_what_a_held_lease_needs_may_not_change(changes: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("changes", "expected"), REFUSED)
+def test_what_a_held_lease_needs_may_not_change(changes: dict[str, Any], expected: str) -> None:
     old, new = config(leases=LEASES), config(leases=changed(LEASES, **changes))
-    assert f"{told}, but {NAMED}" in differences(old, new, [NEED])
+    assert f"{expected}, but {NAMED}" in differences(old, new, [NEED])
     assert differences(old, new, []) == []
 
 

@@ -36,14 +36,14 @@ def test_every_refusal_that_may_travel_to_libvirt_has_its_code(cls: type[Holdfas
 
 
 def test_codes_are_libvirts() -> None:
-    told = {c.__name__: (k.code, k.domain) for c, k in LIBVIRT_CODES.items()}
-    assert told["ResourceBusy"] == told["ResourceNotLocked"] == told["ResourceInUse"] == (87, 51)
-    assert told["NotAnOwner"] == told["LockspaceNotDirectory"] == (1, 51)
-    assert told["LockspaceUnknown"] == told["LockspaceExists"] == (1, 7)
-    assert told["DefaultLockspaceExists"] == told["NotRegistered"] == (55, 7)
-    assert told["StorageFailed"] == (38, 51)
-    assert told["LockFileCreateFailed"] == (38, 0)
-    assert (told["UnsupportedFlags"], told["Restricted"], told["RpcError"]) == ((8, 7), (29, 7), (39, 7))
+    codes = {c.__name__: (k.code, k.domain) for c, k in LIBVIRT_CODES.items()}
+    assert codes["ResourceBusy"] == codes["ResourceNotLocked"] == codes["ResourceInUse"] == (87, 51)
+    assert codes["NotAnOwner"] == codes["LockspaceNotDirectory"] == (1, 51)
+    assert codes["LockspaceUnknown"] == codes["LockspaceExists"] == (1, 7)
+    assert codes["DefaultLockspaceExists"] == codes["NotRegistered"] == (55, 7)
+    assert codes["StorageFailed"] == (38, 51)
+    assert codes["LockFileCreateFailed"] == (38, 0)
+    assert (codes["UnsupportedFlags"], codes["Restricted"], codes["RpcError"]) == ((8, 7), (29, 7), (39, 7))
 
 
 def test_error_outside_the_table_is_an_internal_error() -> None:

@@ -53,7 +53,7 @@ def test_a_case_that_kept_every_bound_is_sound() -> None:
     ],
 )
 def test_a_broken_bound_is_told(case: Case, word: str) -> None:
-    assert any(word in told for told in case.broken()), case.broken()
+    assert any(word in reason for reason in case.broken()), case.broken()
 
 
 def test_a_lease_that_changed_hands_between_the_looks_is_judged_by_the_kinder_one() -> None:

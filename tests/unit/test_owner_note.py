@@ -27,8 +27,8 @@ def holder(raw: bytes) -> Holder:
 
 def test_vm_and_disk_are_told_from_the_sector_that_was_written() -> None:
     raw = note_of(HostBlock().sector(512, encoded()))
-    told = holder(raw)
-    assert (told.name, told.uuid, told.pid, told.since_wall_s) == ("web1", UUID, 4711, 1_700_000_000)
+    owner = holder(raw)
+    assert (owner.name, owner.uuid, owner.pid, owner.since_wall_s) == ("web1", UUID, 4711, 1_700_000_000)
     assert (owner_note.vm_of(raw), owner_note.disk_of(raw)) == ("web1", "/srv/images/web.raw")
 
 
@@ -36,11 +36,11 @@ def test_vm_and_disk_are_told_from_the_sector_that_was_written() -> None:
 def test_whatever_they_are_called_it_fits_and_the_vm_goes_first(name: str, disk: str) -> None:
     raw = encoded(name, disk)
     assert len(raw) <= NOTE_BYTES_MAX
-    told = holder(raw)
-    assert (told.uuid, told.pid) == (UUID, 4711)
+    owner = holder(raw)
+    assert (owner.uuid, owner.pid) == (UUID, 4711)
     shown = name.encode("utf-8", "replace").decode()
-    assert shown.startswith(told.name)
-    if told.name != shown:
+    assert shown.startswith(owner.name)
+    if owner.name != shown:
         assert not owner_note.disk_of(raw)
 
 
@@ -70,8 +70,8 @@ def test_what_can_not_be_read_is_nothing(raw: bytes) -> None:
 )
 def test_holder_without_a_note_is_named_by_what_its_host_is(host: str, text: str) -> None:
     """The words used to be "another host or process that left no owner record on host alpha (host_id 1)"."""
-    told = owner_note.decode(b"", host=host, host_id=1, mode=Mode.EXCLUSIVE, alive_s_ago=0.2)
-    assert str(told) == text
+    owner = owner_note.decode(b"", host=host, host_id=1, mode=Mode.EXCLUSIVE, alive_s_ago=0.2)
+    assert str(owner) == text
 
 
 def test_what_would_move_a_terminal_or_forge_a_line_of_the_log_is_spelled_out() -> None:

@@ -43,7 +43,7 @@ def made(*tables: dict[str, object]) -> list[PaxosBackend]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"directory": None}, "needs exactly one of directory"),
         ({"device": "/dev/vg/locks"}, "needs exactly one of directory"),
@@ -71,11 +71,13 @@ def made(*tables: dict[str, object]) -> list[PaxosBackend]:
         ({"hostid": 1}, "unknown key 'hostid'"),
     ],
 )
-def test_value_that_can_not_be_used_is_refused_with_the_fix(changes: dict[str, object], told: str) -> None:
+def test_value_that_can_not_be_used_is_refused_with_the_fix(
+    changes: dict[str, object], expected: str
+) -> None:
     table = {k: v for k, v in {**GOOD, **changes}.items() if v is not None}
     with pytest.raises(ConfigError) as refused:
         made(table)
-    assert told in str(refused.value)
+    assert expected in str(refused.value)
     assert str(refused.value).startswith("holdfast.toml: backend.b0: ")
 
 

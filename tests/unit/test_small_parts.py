@@ -341,8 +341,8 @@ def test_disk_is_a_path_and_perhaps_a_mode(tmp_path: Path) -> None:
     assert parse_disk(f"{disk}:exclusive") == DiskWish(str(disk))
     assert parse_disk(f"{disk}:ro") is None
     assert parse_disk(f"{odd}:exclusive") == DiskWish(str(odd))
-    for text, told in (("", "no path"), (":ro", "no path"), (f"{tmp_path}/none", "must exist")):
-        with pytest.raises(BadDisk, match=told):
+    for text, found in (("", "no path"), (":ro", "no path"), (f"{tmp_path}/none", "must exist")):
+        with pytest.raises(BadDisk, match=found):
             parse_disk(text)
 
 
@@ -350,7 +350,7 @@ def test_warning_of_a_limit_names_the_one_in_force_and_what_the_unit_needs() -> 
     """It named the directive as if it were the value (review, M9)."""
     soft, _ = resource.getrlimit(resource.RLIMIT_RTPRIO)
     in_force = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
-    told = realtime.limit_words(resource.RLIMIT_RTPRIO, "LimitRTPRIO=1")
-    assert told == (
+    text = realtime.limit_words(resource.RLIMIT_RTPRIO, "LimitRTPRIO=1")
+    assert text == (
         f"the limit in force is {in_force}; the unit needs LimitRTPRIO=1, and so does what it runs in"
     )

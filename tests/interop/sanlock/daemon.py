@@ -77,8 +77,8 @@ class SanlockDaemon:
                 self._holders.append(Holder(self, resource, process))
                 return self._holders[-1]
             time.sleep(0.05)
-        told, _ = process.communicate()
-        return told or f"exit status {process.returncode}"
+        text, _ = process.communicate()
+        return text or f"exit status {process.returncode}"
 
     def kill(self) -> None:
         """The daemon alone: who holds leases through it runs on."""

@@ -71,8 +71,8 @@ def beside() -> Iterator[Beside]:
 def test_each_refuses_what_the_other_holds_and_takes_what_it_gives_up(beside: Beside) -> None:
     disk, lease = beside.made("a.img")
     theirs = held(beside.sanlock.hold(lease))
-    told = wait_until(lambda: beside.refusal(disk), "a refusal")
-    assert "on host the-real-one (host_id 1)" in told
+    text = wait_until(lambda: beside.refusal(disk), "a refusal")
+    assert "on host the-real-one (host_id 1)" in text
     theirs.release()
     wait_until(lambda: beside.refusal(disk) == "", "the lease to be free")
     vm = beside.holdfastd.vm([disk], name="web1")
@@ -191,9 +191,9 @@ def test_lease_of_a_sanlock_host_that_rejoined_at_once_stays_its_owners_until_it
     beside.sanlock.client("add_lockspace", "-s", f"{SPACE}:1:{lockspace}:0", "-o", str(IO_TIMEOUT_S))
     assert _generation(lockspace) == 2
     assert time.monotonic() - died < DEAD_S / 2, "it took the large delay, so this test shows nothing"
-    told = beside.holdfastd.cli("who", str(disk)).stdout
-    assert "its host has joined anew since (generation 2)" in told
-    assert "may take it" not in told
+    result = beside.holdfastd.cli("who", str(disk)).stdout
+    assert "its host has joined anew since (generation 2)" in result
+    assert "may take it" not in result
     while beside.refusal(disk):
         assert theirs.runs()
         time.sleep(0.2)

@@ -48,9 +48,9 @@ class Between:
 
     def looked_up(self, name: str) -> int | None:
         """Where sanlock's daemon finds a lease by the index; None if it finds none."""
-        told = self.sanlock.client("lookup", "-x", self.index, "-e", name, check=False)
-        found = re.search(rf"{name}:(\d+)", told) or re.search(r"offset (\d+)", told)
-        return int(found.group(1)) if found and "done 0" in told else None
+        result = self.sanlock.client("lookup", "-x", self.index, "-e", name, check=False)
+        found = re.search(rf"{name}:(\d+)", result) or re.search(r"offset (\d+)", result)
+        return int(found.group(1)) if found and "done 0" in result else None
 
     def lease(self, name: str) -> str:
         offset = self.looked_up(name)
@@ -98,8 +98,8 @@ def test_leases_made_by_either_are_found_held_and_refused_by_the_other(between: 
     b.sanlock.client("create", "-x", b.index, "-e", their_lease)
     at = b.looked_up(their_lease)
     holder = held(b.sanlock.hold(b.lease(their_lease)))
-    told = wait_until(lambda: b.refusal(theirs), "a refusal")
-    assert "on host the-real-one (host_id 1)" in told
+    text = wait_until(lambda: b.refusal(theirs), "a refusal")
+    assert "on host the-real-one (host_id 1)" in text
     holder.release()
     wait_until(lambda: b.refusal(theirs) == "", "the lease to be free")
     assert b.looked_up(their_lease) == at, "holdfastd has made a second one"
@@ -150,7 +150,7 @@ def test_full_index_or_device_is_told_with_the_fix(between: Between) -> None:
     b = between
     for n in range(ENTRIES):
         assert b.refusal(b.disk(f"{n}.img")[0]) == ""
-    told = b.refusal(b.disk("one-too-many.img")[0])
-    assert str(b.device) in told
+    text = b.refusal(b.disk("one-too-many.img")[0])
+    assert str(b.device) in text
     # sanlock's own index has 16000 entries here too, but the device ends behind the eighth lease.
-    assert f"all {ENTRIES} entries of its index that have room on it are used; 'holdfast lease gc'" in told
+    assert f"all {ENTRIES} entries of its index that have room on it are used; 'holdfast lease gc'" in text

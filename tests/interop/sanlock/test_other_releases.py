@@ -229,8 +229,8 @@ def test_they_exclude_each_other_and_share_in_areas_of_its_making_of_every_geome
             blank_file(place, space.geometry.align_bytes)
             direct("init", "-r", lease, *sizes(space.geometry), program=here.program)
             theirs = held(sanlock.hold(lease))
-            told = wait_until(lambda: here.refusal(disk), "a refusal")
-            assert "on host real-1 (host_id 1)" in told
+            text = wait_until(lambda: here.refusal(disk), "a refusal")
+            assert "on host real-1 (host_id 1)" in text
             theirs.release()
             wait_until(lambda: here.refusal(disk) == "", "the lease to be free")
             # Made by us, and used by its program.

@@ -171,7 +171,7 @@ def test_random_calls_get_the_same_codes_except_for_the_listed_differences(
     daemons: tuple[Daemon, Daemon] = (theirs, ours)
     clients = [[d.client() for _ in range(CONNECTIONS)] for d in daemons]
     state = State()
-    told: list[str] = []
+    found: list[str] = []
     try:
         for connection in range(CONNECTIONS):
             first = Step(connection, wire.PROC_REGISTER, owner=connection)
@@ -186,13 +186,13 @@ def test_random_calls_get_the_same_codes_except_for_the_listed_differences(
             theirs_said, ours_said = (
                 perform(pool[step.connection], step, d) for pool, d in zip(clients, directories, strict=True)
             )
-            told.append(f"{step}: virtlockd {theirs_said}, holdfastd {ours_said}")
+            found.append(f"{step}: virtlockd {theirs_said}, holdfastd {ours_said}")
             if theirs_said != ours_said or _reacquire(state, step, (87, 51), ours_said):
                 explained = [
                     what for what, explains, _ in DIFFERENCES if explains(state, step, theirs_said, ours_said)
                 ]
                 same = theirs_said == ours_said
-                assert explained or same, "\n".join(told)
+                assert explained or same, "\n".join(found)
                 # From here on the two daemons rightly disagree about this resource.
                 state.diverged.add((step.space, step.name))
                 if step.space == "unknown":

@@ -206,23 +206,23 @@ def domain_xml(name: str, *disks: str) -> str:
 
 
 def status(**changes: Any) -> StatusInfo:
-    told = StatusInfo(
+    info = StatusInfo(
         version="1", host="h", pid=DAEMON, started=0.0, owners=0, locks=0, locks_lost=0, connections=0, connections_max=1,
         lockspaces=[], backends=[], default_backend="file", virtlockd_socket="", journal="ok", descriptor_store=True,
         storage_waiting=[], config_files=[], last_event=0, problems=[],
     )  # fmt: skip
     for key, value in changes.items():
-        setattr(told, key, value)
-    return told
+        setattr(info, key, value)
+    return info
 
 
 def space(
     name: str = "__LIBVIRT__DISKS__", state: str = "joined", reason: str = "", **changes: Any
 ) -> LeaseSpaceInfo:
-    told = LeaseSpaceInfo(
+    info = LeaseSpaceInfo(
         name=name, path="", state=state, reason=reason, seconds_left=None, host_id=1, host_name="h", generation=1,
         renewed_s_ago=1.0, fails_in_s=79.0, fenced=True, backends=["san"], leases=0, hosts=[],
     )  # fmt: skip
     for key, value in changes.items():
-        setattr(told, key, value)
-    return told
+        setattr(info, key, value)
+    return info

@@ -52,8 +52,8 @@ def space(*others: HostInfo, fire_timeout_s: int = 60, misfits: str = "") -> Lea
     )
 
 
-def found(told: LeaseSpaceInfo) -> list[tuple[str, str]]:
-    return [(each.severity, f"{each.facts}; {each.fix}") for each in hosts(SimpleNamespace(spaces=[told]))]  # type: ignore[arg-type]
+def found(space: LeaseSpaceInfo) -> list[tuple[str, str]]:
+    return [(each.severity, f"{each.facts}; {each.fix}") for each in hosts(SimpleNamespace(spaces=[space]))]  # type: ignore[arg-type]
 
 
 def test_hosts_that_agree_and_have_names_of_their_own_are_no_finding() -> None:

@@ -320,9 +320,9 @@ RED: dict[str, tuple[Callable[[Machine], None], str]] = {
 def test_seeded_fault_is_a_problem_with_facts_and_a_fix(machine: Machine, row: str) -> None:
     seed, id = RED[row]
     seed(machine)
-    told = [each for each in machine.findings() if each.id == id]
-    assert told, machine.findings()
-    assert all(each.severity == "problem" and each.facts and each.fix for each in told)
+    findings = [each for each in machine.findings() if each.id == id]
+    assert findings, machine.findings()
+    assert all(each.severity == "problem" and each.facts and each.fix for each in findings)
     assert "HF012" not in machine.ids()
 
 

@@ -53,10 +53,10 @@ def test_each_exit_code_has_one_meaning() -> None:
 
 
 def test_explain_prints_the_page_of_a_finding_and_checks_nothing() -> None:
-    told = CliRunner().invoke(cli, ["--socket", "/nowhere", "doctor", "--explain", "hf022"])
-    assert told.exit_code == 0
-    assert told.output.startswith("### HF022 ")
-    assert "virtlockd kills every VM that holds a lock" in told.output
+    result = CliRunner().invoke(cli, ["--socket", "/nowhere", "doctor", "--explain", "hf022"])
+    assert result.exit_code == 0
+    assert result.output.startswith("### HF022 ")
+    assert "virtlockd kills every VM that holds a lock" in result.output
     assert len(json.loads(CliRunner().invoke(cli, ["doctor", "--explain", "all", "--json"]).output)) == len(
         RULES
     )
@@ -64,16 +64,16 @@ def test_explain_prints_the_page_of_a_finding_and_checks_nothing() -> None:
 
 @pytest.mark.parametrize("option", ["--explain", "--only"])
 def test_finding_that_does_not_exist_is_a_mistake_on_the_command_line(option: str) -> None:
-    told = CliRunner().invoke(cli, ["doctor", option, "HF999"])
-    assert told.exit_code == exits.USAGE
-    assert "there is no finding HF999" in told.output
+    result = CliRunner().invoke(cli, ["doctor", option, "HF999"])
+    assert result.exit_code == exits.USAGE
+    assert "there is no finding HF999" in result.output
 
 
 def test_only_reports_and_counts_those_findings_alone(tmp_path: Path) -> None:
     config = tmp_path / "holdfast.toml"
     config.write_text(f'run_dir = "{tmp_path}/run"\n[virtlockd]\nsocket = "{tmp_path}/sock"\n')
     arguments = ["--config", str(config), "doctor", "--root", str(tmp_path), "--json"]
-    told = CliRunner().invoke(cli, [*arguments, "--only", "HF020,hf032"])
-    assert {each["id"] for each in json.loads(told.output)} == {"HF020"}
-    assert told.exit_code == exits.PROBLEMS
+    result = CliRunner().invoke(cli, [*arguments, "--only", "HF020,hf032"])
+    assert {each["id"] for each in json.loads(result.output)} == {"HF020"}
+    assert result.exit_code == exits.PROBLEMS
     assert CliRunner().invoke(cli, [*arguments, "--only", "HF032"]).exit_code == exits.OK

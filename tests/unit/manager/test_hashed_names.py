@@ -267,9 +267,9 @@ def test_refusal_of_a_hash_without_a_lease_names_the_disk(tmp_path: Path) -> Non
         world = World(tmp_path, status=Status("/srv/a.img"))
         hashed = want(indirect_name("/srv/a.img"), lockspace=space, create=True)
         assert await acquired(world, 8, hashed)
-        told = await refusal(world, 7, hashed)
-        assert told.startswith(f"Lockspace resource '{hashed.resource.name}' is locked by VM vm8")
-        assert told.endswith(f"; it is the disk /srv/a.img, which libvirt asks for in {space}")
+        text = await refusal(world, 7, hashed)
+        assert text.startswith(f"Lockspace resource '{hashed.resource.name}' is locked by VM vm8")
+        assert text.endswith(f"; it is the disk /srv/a.img, which libvirt asks for in {space}")
 
     run(scene)
 
@@ -294,9 +294,9 @@ def test_refusal_of_a_hash_that_nobody_knows_says_so_and_names_the_disks_of_the_
         world = World(tmp_path, status=Status("/srv/b.img", "/srv/c\x1b.img"))
         hashed = want(indirect_name("/srv/a.img"), lockspace=space, create=True)
         assert await acquired(world, 8, hashed)
-        told = await refusal(world, 7, hashed)
-        assert "its disk is not known" in told
-        assert "none of the disks in its status file (/srv/b.img, /srv/c\\x1b.img)" in told
+        text = await refusal(world, 7, hashed)
+        assert "its disk is not known" in text
+        assert "none of the disks in its status file (/srv/b.img, /srv/c\\x1b.img)" in text
 
     run(scene)
 

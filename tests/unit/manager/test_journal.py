@@ -46,9 +46,9 @@ def journal_on(file: SimulatedAppendFile, lines: list[jn.Line] | None = None) ->
 
 def content(state: SavedState) -> dict[str, object]:
     """What a state says, without how it was read."""
-    told = dataclasses.asdict(state)
-    del told["lines"], told["damage"]
-    return told
+    fields = dataclasses.asdict(state)
+    del fields["lines"], fields["damage"]
+    return fields
 
 
 @given(TEXTS)

@@ -137,13 +137,13 @@ class LockTableMachine(RuleBasedStateMachine):
 
     @invariant()
     def table_says_what_the_model_says(self) -> None:
-        told = {
+        claims = {
             (owner, name): mode
             for lock in self.table
             for owner, names in lock.claims.items()
             for name, mode in names.items()
         }
-        assert told == self.model.claims
+        assert claims == self.model.claims
 
     @invariant()
     def every_lock_is_as_strong_as_its_strongest_claim_and_no_stronger(self) -> None:
@@ -226,6 +226,6 @@ def test_name_that_knows_the_disk_teaches_a_lock_that_was_made_without_knowing_i
     table: LockTable[str] = LockTable()
     first = lock_of(table, Resource("/locks", "same-lock-file"), Mode.SHARED, 2)
     lock_of(table, Resource("/other", "hash-of-disk"), Mode.SHARED, 1)
-    told = Resource("/locks", "hash-of-disk")
-    table.learn(first, KEYS[told])
-    assert table.decide(first, 2, told, Mode.EXCLUSIVE) == Conflict((1,))
+    hashed = Resource("/locks", "hash-of-disk")
+    table.learn(first, KEYS[hashed])
+    assert table.decide(first, 2, hashed, Mode.EXCLUSIVE) == Conflict((1,))

@@ -63,10 +63,10 @@ def test_a_greater_major_version_and_unknown_flags_are_newer_and_never_made_agai
 ) -> None:
     fault = answer_of(record)
     assert fault.reason is Reason.NEWER
-    for told in (failure(fault), fix_of(fault), describe(identify(record.encode()), record.encode())):
-        assert "--force" not in told
-        assert MAKE_ANEW not in told
-        assert "a damaged" not in told
+    for found in (failure(fault), fix_of(fault), describe(identify(record.encode()), record.encode())):
+        assert "--force" not in found
+        assert MAKE_ANEW not in found
+        assert "a damaged" not in found
     assert "create_old_delta_disk_version" in failure(fault)
     assert "create_old_paxos_disk_version" in failure(fault)
     assert isinstance(identify(record.encode()), Newer)

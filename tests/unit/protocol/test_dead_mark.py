@@ -50,8 +50,8 @@ def test_marked_host_is_dead_at_first_sight_and_only_while_the_mark_stands() -> 
     hosts = table()
     look(hosts, 10, PLAIN)
     look(hosts, 12, replace(PLAIN, timestamp=502))
-    told = look(hosts, 14, replace(MARKED, timestamp=502))
-    assert told == (StateChanged(OTHER, HostState.LIVE, HostState.DEAD),)
+    changes = look(hosts, 14, replace(MARKED, timestamp=502))
+    assert changes == (StateChanged(OTHER, HostState.LIVE, HostState.DEAD),)
     view = hosts.view(OTHER, Instant(14))
     assert (view.marked_by, view.note) == ((1, 7), "marked dead (DEAD_EXT) by host_id 1")
     # It lived, and its renewal was just being written: the mark is gone.

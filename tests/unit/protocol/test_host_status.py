@@ -196,8 +196,8 @@ def test_changes_of_state_and_notifications_are_told() -> None:
     assert look(hosts, 10, FRESH) == (StateChanged(OTHER, HostState.UNKNOWN, HostState.FREE),)
     event = Event(generation=1, number=2, argument=3)
     sector = replace(ALIVE, event=event).sector({OWN})
-    told = look(hosts, 12, sector)
-    assert told == (
+    changes = look(hosts, 12, sector)
+    assert changes == (
         Notified(OTHER, Generation(3), event),
         StateChanged(OTHER, HostState.FREE, HostState.LIVE),
     )

@@ -126,9 +126,9 @@ def test_owner_that_was_silent_for_ever_keeps_its_lease_and_nobody_waits_for_it(
         s.seen_unchanged_for(seconds)
         begun = s.world.now
         for wait in (False, True):
-            told = s.verdict(wait=wait)
-            assert isinstance(told, NeverByTime), told
-            assert NEVER_BY_TIME in str(told)
+            verdict = s.verdict(wait=wait)
+            assert isinstance(verdict, NeverByTime), verdict
+            assert NEVER_BY_TIME in str(verdict)
         assert s.world.now - begun < 1
     s.shows(timestamp=0)
     assert isinstance(s.verdict(), MayTakeOver)
@@ -164,9 +164,9 @@ def test_term_that_does_not_stand_in_the_lockspace_is_never_over_by_time(generat
         generation_since=Instant(0),
         terms=(SeenTerm(present, Instant(0), 1, no_timeout=True),),
     )
-    told = s.verdict(wait=True)
-    assert isinstance(told, NeverByTime)
-    assert f"generation {generation}" in str(told)
+    verdict = s.verdict(wait=True)
+    assert isinstance(verdict, NeverByTime)
+    assert f"generation {generation}" in str(verdict)
     if generation == 0:
         left_s = missed_left_s(s.member(), OWNER, Generation(1), s.record, Instant(FOR_EVER_S))
         assert left_s == math.inf

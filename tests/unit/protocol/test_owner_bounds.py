@@ -129,9 +129,9 @@ class Scene:
 
 def test_an_owner_with_a_greater_io_timeout_is_waited_for_by_its_own_bound() -> None:
     s = Scene(io_timeout_s=SLOWER_IO_S)
-    told = s.verdict()
-    assert isinstance(told, HostUnknown)
-    assert told.dead_in_s > OUR_TIMING.dead_s
+    verdict = s.verdict()
+    assert isinstance(verdict, HostUnknown)
+    assert verdict.dead_in_s > OUR_TIMING.dead_s
     begun = s.world.now
     assert isinstance(s.verdict(wait=True), MayTakeOver)
     assert s.world.now - begun > SLOWER_DEAD_S > OUR_TIMING.dead_s
@@ -141,9 +141,9 @@ def test_an_owner_is_taken_over_only_by_a_read_that_began_after_its_bound() -> N
     """A read that began before may show what the disk held before: the owner may have renewed since."""
     s = Scene(took_s=1.5)
     s.seen_unchanged_for(OUR_TIMING.dead_s - 0.5)
-    told = s.verdict()
-    assert isinstance(told, HostUnknown), "the read ended after the bound, but began before it"
-    assert 0 <= told.dead_in_s <= 0.5
+    verdict = s.verdict()
+    assert isinstance(verdict, HostUnknown), "the read ended after the bound, but began before it"
+    assert 0 <= verdict.dead_in_s <= 0.5
     s.seen_unchanged_for(OUR_TIMING.dead_s + 0.5)
     assert isinstance(s.verdict(), MayTakeOver)
 

@@ -40,8 +40,8 @@ def test_a_broken_order_is_told_by_name_with_both_values(io_timeout_s: int, fire
 
 
 def test_without_fire_timeout_another_host_would_take_over_while_owners_are_stopped() -> None:
-    told = [str(each) for each in Timing(10, 0).broken()]
-    assert told[0] == "fail 80 s must be below dead 80 s: owners are stopped before another host takes over"
+    found = [str(each) for each in Timing(10, 0).broken()]
+    assert found[0] == "fail 80 s must be below dead 80 s: owners are stopped before another host takes over"
 
 
 @pytest.mark.parametrize(("fire", "grace"), [(120, 40), (60, 40), (59, 15), (30, 15), (29, 0), (1, 0)])

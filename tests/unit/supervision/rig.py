@@ -121,7 +121,7 @@ class Supervised:
         timing: Timing = TIMING,
         lease_writes: Callable[[], Callable[[], bool]] = lambda: lambda: False,
     ) -> Member:
-        told = Told(self.world)
+        reports = Told(self.world)
         disk = SimulatedDisk(self.host)
         lockspace = RenewalLoop(
             name=space,
@@ -132,11 +132,11 @@ class Supervised:
             timing=timing,
             clock=self.host.clock,
             lease_monitor=self.lease_monitor,
-            report=told.read,
-            on_wait=lambda waiting: told.waits.append(waiting.reason),
+            report=reports.read,
+            on_wait=lambda waiting: reports.waits.append(waiting.reason),
             lease_writes=lease_writes,
         )
-        return Member(lockspace, told, self.host.spawn(lockspace.run()), disk)
+        return Member(lockspace, reports, self.host.spawn(lockspace.run()), disk)
 
     def joined(self, host_id: int, **options: object) -> Member:
         member = self.join(host_id, **options)  # type: ignore[arg-type]

@@ -216,9 +216,9 @@ def test_record_that_can_not_be_written_is_said_once_and_tried_again(
 
 
 def test_others_are_read_until_each_has_said_something_that_can_be_believed() -> None:
-    told = Files(ALPHA)
-    records = tended(told, 5, views=(view(), view(host_id=HostId(3), state=HostState.FREE)))
-    assert told.reads == 1
+    files = Files(ALPHA)
+    records = tended(files, 5, views=(view(), view(host_id=HostId(3), state=HostState.FREE)))
+    assert files.reads == 1
     assert "alpha.example.org" in records.misfits
     silent = Files()
     tended(silent, 5, views=(view(),))

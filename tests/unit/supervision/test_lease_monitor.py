@@ -46,17 +46,17 @@ def test_a_renewal_that_is_reported_while_the_clock_is_read_counts_at_the_next_b
 def test_a_listener_that_fails_keeps_nobody_else_from_being_told(caplog: pytest.LogCaptureFixture) -> None:
     clock = RacingClock()
     lease_monitor = LeaseMonitor(clock=clock, watchdog=NoWatchdog())
-    told: list[str] = []
+    calls: list[str] = []
 
     def broken(_: str) -> None:
         raise ZeroDivisionError
 
     lease_monitor.watch("A", TIMING, Instant(100), on_lost=broken)
-    lease_monitor.watch("B", TIMING, Instant(100), on_lost=told.append)
+    lease_monitor.watch("B", TIMING, Instant(100), on_lost=calls.append)
     clock.time += TIMING.fail_s
     with caplog.at_level(logging.ERROR):
         lease_monitor.beat()
-    assert len(told) == 1
+    assert len(calls) == 1
     assert "lockspace A: a callback failed" in caplog.text
 
 

@@ -423,7 +423,7 @@ def test_a_newcomer_with_the_next_id_is_seen_and_heard_at_the_next_look() -> Non
     two = beta.joined(2)
     two.lockspace.notify(HostId(1))
     world.run(until=world.now + 3 * TIMING.renewal_s)
-    assert [told.sender_id for told in one.told.notified]
+    assert [found.sender_id for found in one.told.notified]
 
 
 def test_a_notified_host_is_told_who_notified_it() -> None:

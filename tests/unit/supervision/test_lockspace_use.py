@@ -68,9 +68,9 @@ def living(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_living_daemon_with_other_directories_is_named_and_refuses_another(
     tmp_path: Path, living: subprocess.Popen[bytes]
 ) -> None:
-    told = use(tmp_path).take(resuming=False)
-    assert f"lockspace vms is used by another holdfastd of this host (pid {living.pid}, {THEIRS})" in told
-    assert "stop that one" in told
+    conflict = use(tmp_path).take(resuming=False)
+    assert f"lockspace vms is used by another holdfastd of this host (pid {living.pid}, {THEIRS})" in conflict
+    assert "stop that one" in conflict
 
 
 def test_lock_alone_refuses_when_the_record_was_removed(
@@ -87,9 +87,9 @@ def test_killed_daemons_record_refuses_another_one_and_its_lock_stays_free_for_i
     living.kill()
     living.wait()
     ours = use(tmp_path)
-    told = ours.take(resuming=False)
-    assert "has ended (run_dir /run/b, state_dir /var/b)" in told
-    assert "start it once with these directories" in told
+    conflict = ours.take(resuming=False)
+    assert "has ended (run_dir /run/b, state_dir /var/b)" in conflict
+    assert "start it once with these directories" in conflict
     assert ours.descriptor() is None
     back = use(tmp_path, THEIRS)
     assert back.take(resuming=False) == ""
@@ -122,9 +122,9 @@ def test_damaged_record_counts_as_anothers_until_a_term_of_this_daemon_goes_on(
     record = Path(lock_at(tmp_path).path)
     record.write_bytes(raw)
     ours = use(tmp_path)
-    told = ours.take(resuming=False)
-    assert str(record) in told
-    assert "can't be read" in told
+    conflict = ours.take(resuming=False)
+    assert str(record) in conflict
+    assert "can't be read" in conflict
     assert ours.take(resuming=True) == ""
     ours.leave()
     assert use(tmp_path).take(resuming=False) == ""
@@ -175,9 +175,9 @@ def test_who_is_refused_by_a_record_does_not_try_the_lock(tmp_path: Path) -> Non
 def test_full_disk_refuses_what_is_new_and_leaves_the_lock(tmp_path: Path) -> None:
     lock = Full(f"{tmp_path}/vms", ProcTasks())
     ours = use(tmp_path, lock=lock)
-    told = ours.take(resuming=False)
-    assert "No space left" in told
-    assert "host_locks" in told
+    conflict = ours.take(resuming=False)
+    assert "No space left" in conflict
+    assert "host_locks" in conflict
     assert not lock.held
     lock.full = False
     assert ours.take(resuming=False) == ""
@@ -265,7 +265,7 @@ def test_dead_but_stuck_daemon_keeps_only_the_lockspace_that_it_is_stuck_in(
 ) -> None:
     lock = SystemSpaceLocks(str(tmp_path), Stuck(pool)).of(NAME)
     back = use(tmp_path, THEIRS, lock)
-    told = back.take(resuming=False)
-    assert ("still has a request inside its storage" in told) == waits
+    conflict = back.take(resuming=False)
+    assert ("still has a request inside its storage" in conflict) == waits
     assert lock.held
     assert (tmp_path / "vms" / "lock.1").exists()

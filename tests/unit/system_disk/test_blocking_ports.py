@@ -19,16 +19,16 @@ def test_sleep_returns_not_before_the_time_has_passed() -> None:
 
 
 def test_an_interrupted_thread_ends_its_sleep_at_once_and_that_is_told() -> None:
-    clock, ended, told = BlockingClock(), threading.Event(), []
+    clock, ended, found = BlockingClock(), threading.Event(), []
 
     def on_end(result: object) -> None:
-        told.append(result)
+        found.append(result)
         ended.set()
 
     start_thread("sleeper", clock.sleep(3600), on_end)
     clock.interrupt()
     assert ended.wait(AMPLE_S)
-    assert isinstance(told[0], Interrupted)
+    assert isinstance(found[0], Interrupted)
     with pytest.raises(Interrupted):
         run_blocking(clock.sleep(0))
 
