@@ -18,6 +18,7 @@ from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
 from holdfast.ondisk.padded_name import PaddedName
 
+IO_TIMEOUT_S = 1.0
 DEAD_S = 14.0
 """8 io_timeouts and the fire timeout of these hosts."""
 
@@ -44,6 +45,50 @@ def test_lockspace_restored_from_a_snapshot_gives_nobody_the_leases_of_a_running
         time.sleep(0.1)
     assert not exists(vm), "gamma was granted the disk while the VM of alpha ran"
     wait_until(lambda: not refusal(gamma, disk), "the lease of a host that has ended")
+
+
+def test_new_host_of_an_id_does_not_get_the_leases_of_the_host_that_had_it(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    """Red before: with the id it took them at once, while the VM ran whose daemon could not notice (ADR 0184)."""
+    lockspace = leases / SPACE
+    before = lockspace.read_bytes()
+    alpha, gamma = make_host("alpha", 1).start(), make_host("gamma", 1)
+    alpha.says("generation")
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    alpha.kill()
+    with lockspace.open("r+b") as f:
+        f.write(before)
+    gamma.start()
+    gamma.says("joined as host_id 1")
+    joined = time.monotonic()
+    refused = refusal(gamma, disk)
+    assert "of this host's id may be another host" in refused
+    assert exists(vm)
+    wait_until(lambda: not refusal(gamma, disk), "the dead bound of the id's former host")
+    assert time.monotonic() - joined > DEAD_S - 2 * IO_TIMEOUT_S
+
+
+def test_restored_lease_that_names_a_host_which_has_it_not_is_freed_there(
+    make_host: MakeHost, place: Path, leases: Path
+) -> None:
+    """Red before: nobody could free it but a restart of that host's daemon."""
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    alpha.says("generation")
+    beta.says("generation")
+    disk = make_disk(place)
+    vm = alpha.vm([disk], name="web1")
+    (lease,) = (each for each in leases.iterdir() if len(each.name) == 32)
+    while_held = lease.read_bytes()
+    alpha.end_vm(vm)
+    wait_until(lambda: not refusal(beta, disk), "the lease to be free")
+    lease.write_bytes(while_held)
+    assert "locked by" in refusal(beta, disk)
+    wait_until(
+        lambda: alpha.cli("lease", "gc").returncode == 0 and not refusal(beta, disk),
+        "'lease gc' on the host that the lease names",
+    )
 
 
 def test_owners_get_no_grace_when_another_host_has_the_id(

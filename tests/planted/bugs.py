@@ -27,6 +27,31 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 BUGS = (
     _in(
+        "protocol.paxos_acquire",
+        "former-sharer-written-over",
+        "a shared hold that another host has under this host's id is written over",
+        "        if term >= member.generation or member.has_ended((member.host_id, term)):",
+        "        if True:",
+        "unit/protocol/test_former_user.py"
+        "::test_lease_of_an_older_generation_is_not_taken_with_the_host_id[exclusive-shared]",
+    ),
+    _in(
+        "protocol.delta_lease",
+        "proof-forgotten-by-renewal",
+        "a renewal forgets what the claimed record proved, so own leases wait for the dead bound",
+        "    renewed = Held(claim, record, begun_at, ended_generation=held.ended_generation)",
+        "    renewed = Held(claim, record, begun_at)",
+        "unit/protocol/test_former_user.py::test_proof_is_kept_by_renewals",
+    ),
+    _in(
+        "supervision.host_identity",
+        "damaged-proof-believed",
+        "a damaged copy of an incarnation proves generations over that are not",
+        "    if found.ended_check != _ended_check(raw, found.ended_generation):",
+        "    if False:",
+        "unit/protocol/test_former_user.py::test_damaged_proof_counts_as_none",
+    ),
+    _in(
         "protocol.host_status",
         "just-landed-is-not-disputed",
         "a free record that another host has just written over a member's ends the member's generation",

@@ -143,6 +143,7 @@ class HostLockspaces:
             lockspace=LockspaceArea(disk, 0, self.geometry, SPACE, self.version),
             host_id=HostId(self.host_id),
             generation=Generation(self.generation),
+            ended_generation=self.generation - 1,  # this host has had the id all the time
             timing=TIMING,
             may_write=lambda: self.may_write,
             view=self._view,

@@ -22,6 +22,9 @@ from holdfast.system.block_io.offload import TimedOut
 from holdfast.system.files.disk_identity import DiskIdentity
 from holdfast.system.files.ofd_lock import FileKey
 
+UNACCOUNTED = "an earlier daemon of this host took it, and it is not known yet for whom; try again"
+"""The refusal while leases of an earlier daemon are being read, or storage fails."""
+
 
 @dataclass(frozen=True, slots=True)
 class LeftLease:

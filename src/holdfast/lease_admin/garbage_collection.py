@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from holdfast.backends.lease_backend import LeaseBackend
+from holdfast.backends.lease_backend import UNACCOUNTED, LeaseBackend
 from holdfast.errors import AttemptLeft, LockError, Refused, StorageFailed
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence
@@ -80,7 +80,14 @@ class LeaseCollector:
         # One after the other: it is not urgent.
         for name in await maintenance.lease_names():
             taking = partial(maintenance.take_out, name, dry_run=dry_run)
-            collected.append(Collected(backend.name, name, await self._one(backend, name, taking)))
+            kept_because = await self._one(backend, name, taking)
+            if (
+                kept_because == UNACCOUNTED
+                and not dry_run
+                and await self._is_accounted_for(backend.name, name)
+            ):
+                kept_because = await self._one(backend, name, taking)
+            collected.append(Collected(backend.name, name, kept_because))
         for unindexed in await maintenance.unindexed():
             taking = partial(maintenance.take_out_stray, unindexed, dry_run=dry_run)
             kept_because = await self._one(backend, unindexed.name, taking)
@@ -115,6 +122,17 @@ class LeaseCollector:
         backend = self._manager.backends[backend_name]
         assert isinstance(backend, LeaseBackend)
         await self._taken_up(backend, name, backend.names.key(name))
+
+    async def _is_accounted_for(self, backend_name: str, name: str) -> bool:
+        """Hold or free a lease that only storage says this host has: an earlier daemon left it, or it was restored from an
+        older copy. Whether it was possible.
+        """
+        try:
+            await self.account_for(backend_name, name)
+        except LockError as e:
+            log.warning("lease %s, which storage says this host has, can't be accounted for: %s", name, e)
+            return False
+        return True
 
     async def _account_for_all(self, backend: LeaseBackend) -> None:
         incarnation = backend.presence.membership()

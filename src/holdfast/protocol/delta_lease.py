@@ -78,6 +78,8 @@ class Claim:
     """The id was chosen because it was free: a host that has it meanwhile keeps it, dead or alive, as there are others."""
     generation_min: int = 1
     """Seconds since 1970, by this host's clock: no earlier claim on any copy of this area had as much."""
+    ended_generation: int = 0
+    """For an incarnation that is resumed: what `Held.ended_generation` was when it was claimed; 0 if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,10 @@ class Held:
     record: DeltaLease
     renewed_at: Instant
     certain: bool = True
+    ended_generation: int = 0
+    """Of this host id: the record that was claimed proved every generation up to this one over. One that was never used
+    proves nothing, for a lockspace may be made again under running hosts.
+    """
 
     @property
     def generation(self) -> Generation:
@@ -210,15 +216,19 @@ async def acquire(
     held.
     """
     begun = clock.now()
+    ended: int | None = None
     if busy := area.busy(claim.host_id):
         return busy
     for _ in range(CLAIMS_MAX):
         justified = await _read_claimable(area, clock, claim, on_wait)
         if not isinstance(justified, _Read):
             return justified
+        if ended is None:  # the next record that is read is our own
+            ended = 0 if justified.record.is_never_used else justified.record.generation
         outcome = await _write_and_settle(area, clock, claim, justified, on_wait)
         if not isinstance(outcome, Held):
             return outcome
+        outcome = replace(outcome, ended_generation=ended)
         if clock.now() - outcome.renewed_at >= claim.timing.fail_s:
             # Held, but already too old to be worn: claim again, now that our own io_timeout is on disk.
             continue
@@ -250,7 +260,13 @@ async def resume(
         return record
     if isinstance(record, Malformed):
         return Corrupt(record)
-    held = Held(claim, replace(record, event=NO_EVENT), Instant(float(record.timestamp)), certain=False)
+    held = Held(
+        claim,
+        replace(record, event=NO_EVENT),
+        Instant(float(record.timestamp)),
+        certain=False,
+        ended_generation=claim.ended_generation,
+    )
     age_s = clock.now() - held.renewed_at
     if record.generation != generation or not _is_ours(record, held):
         return NotResumed(f"host id {claim.host_id} is host {record.host_name}'s by now")
@@ -402,7 +418,8 @@ async def renew(
     failed = await area.write_sector(claim.host_id, record.sector(others), timing.renewal_write_timeout_s)
     if failed is not None:
         return RenewalFailed(replace(held, certain=False), failed, sectors, read_at)
-    return Renewed(Held(claim, record, begun_at), sectors, read_at)
+    renewed = Held(claim, record, begun_at, ended_generation=held.ended_generation)
+    return Renewed(renewed, sectors, read_at)
 
 
 def _is_about(mark: DeltaLease, held: Held) -> bool:

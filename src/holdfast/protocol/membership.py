@@ -45,10 +45,19 @@ class Membership:
     view: Callable[[HostId], HostView]
     missed: MissedTerms = field(default_factory=MissedTerms)
     beside_others: Callable[[], bool] = lambda: False
+    ended_generation: int = 0
+    """What the record that was claimed proved: every generation of this host id up to this one is over."""
 
     @property
     def io_timeout_s(self) -> int:
         return self.timing.io_timeout_s
+
+    def has_ended(self, term: tuple[HostId, Generation]) -> bool:
+        """Whether an earlier incarnation of our host id is proven to be over. One between the record that was claimed and
+        our own is not: another host's, if the lockspace was restored from an older copy or made again.
+        """
+        host_id, generation = term
+        return host_id == self.host_id and generation <= self.ended_generation
 
     def owns(self, leader: Leader) -> bool:
         """Whether this leader names this very term of our host."""

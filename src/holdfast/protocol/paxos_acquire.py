@@ -60,6 +60,7 @@ from holdfast.protocol.ballot import (
     is_still_valid,
     next_mbal,
 )
+from holdfast.protocol.holders import shared_by
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_outcomes import (
@@ -74,7 +75,15 @@ from holdfast.protocol.paxos_outcomes import (
     WrongVersion,
 )
 from holdfast.protocol.ports import Clock, Rng
-from holdfast.protocol.takeover import NOBODY_ATTESTED, Attested, LeaderChanged, MayTakeOver, may_take_over
+from holdfast.protocol.takeover import (
+    NOBODY_ATTESTED,
+    Attested,
+    FormerUser,
+    LeaderChanged,
+    MayTakeOver,
+    former_user,
+    may_take_over,
+)
 from holdfast.protocol.types import Generation, HostId, IoFailed, OnWait, ignore_wait, timestamp_of
 
 # Each start means that somebody else has got on; two hosts that race for seconds need a handful.
@@ -158,6 +167,10 @@ class _Acquisition:
         refusal = self._refusal_at_sight(seen)
         if refusal is not None:
             return self._ended(refusal, leader)
+        if (former := shared_by(seen.block(member.host_id))) is not None:
+            stands = await self._former_sharer(former)
+            if not isinstance(stands, MayTakeOver):
+                return self._ended(stands, leader)
         if seen.greatest_lver > leader.lver + 1:
             if self._behind < BEHIND_MAX or self._behind >= 2 * BEHIND_MAX:
                 return await self._leader_is_behind(leader, seen.greatest_lver)
@@ -191,6 +204,13 @@ class _Acquisition:
             return self._intent.partial_snapshot
         look = self._area.read_partial if self._starts == 1 else self._area.look
         return await look(self._member.host_id, self._member.io_timeout_s)
+
+    async def _former_sharer(self, term: Generation) -> MayTakeOver | FormerUser | Malformed | IoFailed:
+        """Whether the shared hold in our own block is over: our first write would take it away."""
+        member = self._member
+        if term >= member.generation or member.has_ended((member.host_id, term)):
+            return MayTakeOver(waited=False)
+        return await former_user(member, self._clock, term)
 
     def _refusal_at_sight(self, seen: Snapshot) -> Refusal | None:
         member, intent = self._member, self._intent

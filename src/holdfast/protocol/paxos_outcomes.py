@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from holdfast.ondisk.host_block import HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
-from holdfast.protocol.takeover import Busy, HostUnknown, NeverByTime
+from holdfast.protocol.takeover import Busy, FormerUser, HostUnknown, NeverByTime
 from holdfast.protocol.types import Generation, HostId, IoFailed
 
 
@@ -64,6 +64,7 @@ Refusal = (
     Busy
     | HostUnknown
     | NeverByTime
+    | FormerUser
     | WrongVersion
     | AlreadyShared
     | Contended

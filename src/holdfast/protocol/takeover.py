@@ -1,7 +1,7 @@
 """May a lease be taken from the owner that its leader names?
 
-Yes at once if it is free, if it is ours, or if an earlier term of our own host id owned it. Otherwise the
-owner's delta lease, read afresh, has to prove that the owner's term is over; if it proves neither life nor
+Yes at once if it is free, if it is ours, or if a term of our own host id owned it that was over when we claimed the id.
+Otherwise the owner's delta lease, read afresh, has to prove that the owner's term is over; if it proves neither life nor
 death, the proof is the unchanged record over the owner's dead bound, ended by a look that began after it.
 
 Whether anybody owns the leader at all is decided by `holders`, before anything else. When the leader was written by
@@ -108,6 +108,22 @@ def older_term_stays(host: str, generation: int, older: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class FormerUser:
+    """An older generation of our own host id has it, and may be another host that still runs; infinite: no time will prove
+    its end.
+    """
+
+    generation: Generation
+    dead_in_s: float
+
+    def __str__(self) -> str:
+        host = f"generation {self.generation} of this host's id may be another host, if the lockspace was made again"
+        if self.dead_in_s == math.inf:
+            return f"{host}; {NEVER_BY_TIME}"
+        return f"{host}; if it is over, its leases can be taken over in {self.dead_in_s:.0f} s"
+
+
+@dataclass(frozen=True, slots=True)
 class LeaderChanged:
     """While we waited, the lease has moved on."""
 
@@ -157,7 +173,9 @@ def silence_s(timing: Timing, view: HostView) -> int:
     return timing.renewal_s + timing.io_timeout_s
 
 
-OwnerVerdict = MayTakeOver | Busy | HostUnknown | NeverByTime | LeaderChanged | Malformed | IoFailed
+OwnerVerdict = (
+    MayTakeOver | Busy | HostUnknown | NeverByTime | FormerUser | LeaderChanged | Malformed | IoFailed
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +200,8 @@ async def may_take_over(
     """Judge the owner that `leader` names; wait for its dead bound if `wait` says so."""
     if leader.is_free or member.owns(leader):
         return MayTakeOver(waited=False)
-    if leader.owner_id == member.host_id and leader.owner_generation < member.generation:
+    owner = HostId(leader.owner_id), Generation(leader.owner_generation)
+    if member.has_ended(owner):
         return MayTakeOver(waited=False)
     block: HostBlock | Malformed | None = None
     if needs_owner_block(leader):
@@ -195,10 +214,31 @@ async def may_take_over(
             return MayTakeOver(waited=False)
         case OwnerUnclear(_, fault):
             return fault
+        case Exclusive() if leader.owner_id == member.host_id and leader.owner_generation < member.generation:
+            return await former_user(member, clock, Generation(leader.owner_generation))
         case Exclusive():
             return await _watch_owner(
                 area, member, clock, leader, wait=wait, on_wait=on_wait, attested=attested
             )
+
+
+async def former_user(
+    member: Membership, clock: Clock, term: Generation
+) -> MayTakeOver | FormerUser | Malformed | IoFailed:
+    """Judge an older generation of our own host id that was not proven over when we claimed the id.
+
+    The lockspace was restored from an older copy or made again, so we found the id free under another host. That one
+    finds our record at its next renewal, and is over when ours has stood for the dead bound, like any other generation
+    that a newer one has succeeded.
+    """
+    looked_at = clock.now()
+    record = await member.lockspace.read_record(member.host_id, member.io_timeout_s)
+    if not isinstance(record, DeltaLease):
+        return record
+    left_s = math.inf
+    if record.generation == member.generation:
+        left_s = succeeded_left_s(term, record, member.view(member.host_id), looked_at, member.timing)
+    return MayTakeOver(waited=False) if left_s < 0 else FormerUser(term, left_s)
 
 
 async def _watch_owner(

@@ -50,6 +50,8 @@ class Incarnation(msgspec.Struct, frozen=True, kw_only=True):
     fire_timeout_s: int
     joined_at: float = 0.0
     """Seconds of CLOCK_BOOTTIME when it was joined or resumed; 0 in what an older daemon wrote."""
+    ended_generation: int = 0
+    """`delta_lease.Held.ended_generation`; 0, nothing, in what an older daemon wrote."""
 
     @property
     def timing(self) -> Timing:
@@ -68,14 +70,28 @@ class Incarnation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Checked(Incarnation, frozen=True, kw_only=True):
-    """An `Incarnation` as it is written: with the checksum (zlib.crc32) of the rest; None in files of older daemons."""
+    """An `Incarnation` as it is written: with the checksum (zlib.crc32) of what all versions have written; None in files of
+    older daemons. `ended_generation` has a checksum of its own, so that an older daemon can read the rest.
+    """
 
     check: int | None = None
+    ended_check: int | None = None
+
+
+def _raw(incarnation: Incarnation) -> bytes:
+    """What all versions write."""
+    fields = [name for name in Incarnation.__struct_fields__ if name != "ended_generation"]
+    return msgspec.json.encode({name: getattr(incarnation, name) for name in fields})
 
 
 def encode_term(incarnation: Incarnation) -> str:
-    raw = msgspec.json.encode(incarnation)
-    return f'{raw[:-1].decode()},"check":{zlib.crc32(raw)}}}'
+    raw, ended = _raw(incarnation), incarnation.ended_generation
+    checks = f'"check":{zlib.crc32(raw)},"ended_generation":{ended},"ended_check":{_ended_check(raw, ended)}'
+    return f"{raw[:-1].decode()},{checks}}}"
+
+
+def _ended_check(raw: bytes, ended_generation: int) -> int:
+    return zlib.crc32(b"%d" % ended_generation, zlib.crc32(raw))
 
 
 def decode_term(raw: bytes) -> Incarnation | None:
@@ -89,7 +105,10 @@ def decode_term(raw: bytes) -> Incarnation | None:
     if found is None:
         return None
     incarnation = Incarnation(**{name: getattr(found, name) for name in Incarnation.__struct_fields__})
-    fits = found.check is None or found.check == zlib.crc32(msgspec.json.encode(incarnation))
+    raw = _raw(incarnation)
+    fits = found.check is None or found.check == zlib.crc32(raw)
+    if found.ended_check != _ended_check(raw, found.ended_generation):
+        incarnation = msgspec.structs.replace(incarnation, ended_generation=0)
     return incarnation if fits and incarnation.is_possible else None
 
 
@@ -114,6 +133,8 @@ class JoinPlan:
     timing: Timing
     resumed: Generation | None = None
     only_if_free: bool = False
+    ended_generation: int = 0
+    """Of the incarnation that is resumed: see `Incarnation`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +166,7 @@ class HostIdChooser:
             incarnation.host_name,
             incarnation.timing,
             Generation(incarnation.generation),
+            ended_generation=incarnation.ended_generation,
         )
 
     async def search(self, area: LockspaceArea, clock: Clock, *, fences: bool) -> JoinPlan | NotJoined:

@@ -447,6 +447,7 @@ class LockspaceSupervisor:
             on_wait=self._on_wait,
             interrupt=interrupt,
             resumed=plan.resumed,
+            ended_generation=plan.ended_generation,
             only_if_free=plan.only_if_free,
             is_found=self.spec.host_id is None,
             generation_min=self._generation_min(),
@@ -496,6 +497,7 @@ class LockspaceSupervisor:
             io_timeout_s=plan.timing.io_timeout_s,
             fire_timeout_s=plan.timing.fire_timeout_s,
             joined_at=self._clock.now(),
+            ended_generation=member.ended_generation,
         )
         # Written before any lock may depend on this incarnation: the next daemon has to know it.
         self.not_remembered = self._copies.write(term) or self.use.incomplete

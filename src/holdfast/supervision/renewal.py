@@ -115,6 +115,7 @@ class RenewalLoop:
         on_wait: OnWait = ignore_wait,
         interrupt: Callable[[], None] = lambda: None,
         resumed: Generation | None = None,
+        ended_generation: int = 0,
         only_if_free: bool = False,
         is_found: bool = False,
         generation_min: int = 1,
@@ -122,9 +123,9 @@ class RenewalLoop:
     ) -> None:
         """`resumed`: the generation that an earlier process of this boot held, to be resumed instead of claiming.
 
-        `only_if_free`, `generation_min`: see `delta_lease.Claim`. `is_found`: the host id was found, not configured.
-        `lease_writes` takes stock of our writes to leases, elsewhere than on `disk`, that are under way; it returns a
-        function that reports whether one of these may still land. Both are called from any thread.
+        `ended_generation`, `only_if_free`, `generation_min`: see `delta_lease.Claim`. `is_found`: the host id was found,
+        not configured. `lease_writes` takes stock of our writes to leases, elsewhere than on `disk`, that are under way; it
+        returns a function that reports whether one of these may still land. Both are called from any thread.
 
         `report` gets the news on the renewal or the lease monitor's thread, and must not block; `on_wait` is called on the
         renewal thread while a claim waits.
@@ -137,7 +138,7 @@ class RenewalLoop:
         """Whether it was lost because another host has this host's id."""
         self._disk = disk
         self._offset_bytes = offset_bytes
-        self._claim = delta.Claim(host_id, host_name, timing, only_if_free, generation_min)
+        self._claim = delta.Claim(host_id, host_name, timing, only_if_free, generation_min, ended_generation)
         self._resumed = resumed
         self._is_found = is_found
         self._lease_writes = lease_writes
@@ -305,6 +306,7 @@ class RenewalLoop:
             lockspace=area,
             host_id=self._claim.host_id,
             generation=held.generation,
+            ended_generation=held.ended_generation,
             timing=self._claim.timing,
             may_write=watched.may_write,
             view=lambda host_id: hosts.view(host_id, self._clock.now()),

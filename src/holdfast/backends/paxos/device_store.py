@@ -38,7 +38,7 @@ from holdfast.protocol.resource_index import (
     read_index,
     unindexed,
 )
-from holdfast.protocol.takeover import Busy, HostUnknown
+from holdfast.protocol.takeover import Busy, FormerUser, HostUnknown
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.lease_files import LeaseDisk, LeaseStorage
 from holdfast.system.block_io.offload import at_home
@@ -252,7 +252,7 @@ class DeviceStore:
 
     async def _change(
         self, change: _Change, member: Membership, work: IndexWork
-    ) -> int | Unusable | StorageFailed | Busy | HostUnknown | Contended | InDoubt | None:
+    ) -> int | Unusable | StorageFailed | Busy | HostUnknown | FormerUser | Contended | InDoubt | None:
         try:
             disk = await self._storage.open(self._path)
             if isinstance(disk, IoFailed):
@@ -272,7 +272,7 @@ class DeviceStore:
         match taken:
             case IoFailed():
                 return StorageFailed(self._path, taken)
-            case Busy() | HostUnknown() | Contended() | InDoubt():
+            case Busy() | HostUnknown() | FormerUser() | Contended() | InDoubt():
                 return taken
             case _:
                 return Unusable(self._path, f"the index's own lease: {taken}")

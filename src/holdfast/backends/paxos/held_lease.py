@@ -351,17 +351,13 @@ class HeldLease:
     async def who_holds(self) -> str:
         """A text that names a seeming holder, by one read that proves nothing; empty if there is none.
 
-        An owner that was an earlier incarnation of this host is over, as for a start (`takeover`).
+        An owner that was an incarnation of this host id before it was claimed is over, as for a start (`takeover`).
         """
         seen = await self._look()
         if not isinstance(seen, Snapshot):
             return str(seen)
-        host_id, generation = self._term
-        claims = [
-            claim
-            for claim in claims_against(_holders(seen), self._term)
-            if claim.term[0] != host_id or claim.term[1] > generation
-        ]
+        holders = _holders(seen)
+        claims = [c for c in claims_against(holders, self._term) if not self.member.has_ended(c.term)]
         if claims and claims[0].mode is Mode.EXCLUSIVE:
             return f"host_id {claims[0].term[0]} has it"
         others = ", ".join(str(claim.term[0]) for claim in claims)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.backends.base import HeldElsewhere, LeftBehind
-from holdfast.backends.lease_backend import LeftLease
+from holdfast.backends.lease_backend import UNACCOUNTED, LeftLease
 from holdfast.backends.paxos import owner_note
 from holdfast.backends.paxos.breaking import UNPROVEN, Claimant, clear_holds
 from holdfast.backends.paxos.held_lease import HeldLease
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LVB_KEPT = "its sector 2002 has to outlive it (libvirt keeps there which VM owns the disk)"
-UNACCOUNTED = "an earlier daemon of this host took it, and it is not known yet for whom; try again"
-"""The refusal while leases of an earlier daemon are being read, or storage fails."""
 
 
 def _listed(found: list[T] | Unusable | StorageFailed) -> list[T]:

@@ -30,7 +30,14 @@ from holdfast.protocol.paxos_outcomes import (
     WrongVersion,
 )
 from holdfast.protocol.paxos_release import Lease
-from holdfast.protocol.takeover import NEVER_BY_TIME, Busy, HostUnknown, NeverByTime, older_term_stays
+from holdfast.protocol.takeover import (
+    NEVER_BY_TIME,
+    Busy,
+    FormerUser,
+    HostUnknown,
+    NeverByTime,
+    older_term_stays,
+)
 from holdfast.protocol.types import Generation, HostId, IoFailed
 
 TAKEN_OUT = "it has just been taken out by another host"
@@ -65,6 +72,8 @@ class Refusals:
                     f"not known to be alive; if it is dead, its leases can be taken over in {dead_in_s:.0f} s"
                 )
                 return await self._owner(HostId(leader.owner_id), leader.lver, None, remark)
+            case FormerUser():
+                return await self._former_user(str(refusal))
             case NeverByTime(leader):
                 return await self._owner(HostId(leader.owner_id), leader.lver, None, str(refusal))
             case SharedBy(hosts):
@@ -90,6 +99,15 @@ class Refusals:
                 raise TypeError(f"no refusal: {refusal!r}")
             case _:
                 assert_never(refusal)
+
+    async def _former_user(self, remark: str) -> HeldElsewhere:
+        """Named by the note after our own block, if that is still the former user's."""
+        host_id = self._member.host_id
+        read = await self._area.read_note(host_id, self._member.io_timeout_s)
+        note = b"" if read is None else read[1]
+        mode = Mode.SHARED if read is not None and read[0].mode.is_shared else Mode.EXCLUSIVE
+        holder = owner_note.decode(note, host="", host_id=host_id, mode=mode, alive_s_ago=None, remark=remark)
+        return HeldElsewhere((holder,))
 
     def _unusable(self, reason: str) -> LeaseUnusable:
         return LeaseUnusable(name=self._area.resource_name, place=self._place, reason=reason)
