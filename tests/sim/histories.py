@@ -35,7 +35,8 @@ SEEDS = range(300)
 SECONDS_EVERY_S = 8.0
 MIGRATIONS_EVERY_S = 3.0
 FORMATS = {"marks": Format.MARKS, "no timeout": Format.NO_TIMEOUT}
-LATER_KINDS = ("second", "migrations", *FORMATS)
+RESTORED_EVERY_S = 12.0
+LATER_KINDS = ("second", "migrations", "restored", *FORMATS)
 
 Key = tuple[str, int]
 """(part of the record, seed)"""
@@ -67,6 +68,7 @@ def digest(key: Key) -> str:
             migrations_every_s=0,
             foreign_names=False,
             made=Format.PLAIN,
+            restored_every_s=0,
         )
     else:
         verdict = play(
@@ -75,6 +77,7 @@ def digest(key: Key) -> str:
             migrations_every_s=MIGRATIONS_EVERY_S if part == "migrations" else 0,
             foreign_names=part == "foreign",
             made=FORMATS.get(part, Format.PLAIN),
+            restored_every_s=RESTORED_EVERY_S if part == "restored" else 0,
         )
     whole = json.dumps([verdict.lines, verdict.violation, verdict.events, verdict.acquired])
     return hashlib.sha256(whole.encode()).hexdigest()[:16]

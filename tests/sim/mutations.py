@@ -70,6 +70,7 @@ NEAR: dict[str, int] = {
     "no-timeout-ignored": 20,
     "older-term-over-by-time": 20,
     "lost-and-acquired-again": 5107,
+    "older-generations-are-ours": 74,
 }
 """Where a bug takes long to find from seed 0: a seed that is known to find it. Seeds change with the simulator."""
 
@@ -97,6 +98,8 @@ class Mutation:
     """Whether only guests that migrate show it; likewise."""
     foreign: bool = False
     """Whether only hosts show it that may run sanlock; likewise."""
+    restored: bool = False
+    """Whether only lockspaces and leases that are restored show it; likewise."""
     made: str = "PLAIN"
     """The format of the lockspaces that show it: a name of `fencings.Format`."""
 
@@ -119,6 +122,7 @@ def _in(
     seconds: bool = False,
     migrations: bool = False,
     foreign: bool = False,
+    restored: bool = False,
     made: str = "PLAIN",
 ) -> Mutation:
     return Mutation(
@@ -133,6 +137,7 @@ def _in(
         seconds=seconds,
         migrations=migrations,
         foreign=foreign,
+        restored=restored,
         made=made,
     )
 
@@ -220,6 +225,31 @@ MUTATIONS = (
         "        if any(term.seconds_left is not None for _, term in found):",
         "        if False:",
         made="MARKS",
+    ),
+    # --- lockspaces and leases that are restored ---
+    _in(
+        "protocol.membership",
+        "older-generations-are-ours",
+        "every older generation of a host id is taken for an earlier life of the host that has it now (found by seed 78)",
+        "        return host_id == self.host_id and generation <= self.ended_generation",
+        "        return host_id == self.host_id and generation < self.generation",
+        restored=True,
+    ),
+    _in(
+        "protocol.delta_lease",
+        "generation-from-the-record",
+        "generations count from what storage says, whatever the date",
+        "        generation=max(justified.generation + 1, claim.generation_min),",
+        "        generation=justified.generation + 1,",
+        restored=True,
+    ),
+    _in(
+        "lease_admin.rereading",
+        "held-leases-not-reread",
+        "nobody reads a held lease again",
+        "        if not await held.why_not_held():",
+        "        if True:",
+        restored=True,
     ),
     # --- guests that migrate ---
     _in(
@@ -369,8 +399,8 @@ MUTATIONS = (
         "protocol.delta_lease",
         "age-after-write",
         "the age of a renewal counts from after its write",
-        "return Renewed(Held(claim, record, begun_at), sectors, read_at)",
-        "return Renewed(Held(claim, record, clock.now()), sectors, read_at)",
+        "renewed = Held(claim, record, begun_at, ended",
+        "renewed = Held(claim, record, clock.now(), ended",
     ),
     _in(
         "protocol.delta_lease",
@@ -1233,19 +1263,21 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
 
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
     needs_managed = mutation.damage or mutation.edits or mutation.seconds or mutation.migrations
-    needs_managed = needs_managed or mutation.made != "PLAIN"
+    needs_managed = needs_managed or mutation.restored or mutation.made != "PLAIN"
+    restarted = mutation.restarts or mutation.damage or mutation.edits or mutation.restored
     for number in range(seeds_max):
         if needs_managed and Scenario.drawn(Random(first + number), None).kind is not Kind.MANAGED:
             continue  # it has no state to damage, no configuration, and no status files
         verdict = play(
             first + number,
-            restarts_every_s=None if mutation.restarts or mutation.damage or mutation.edits else 0,
+            restarts_every_s=None if restarted else 0,
             plagues=plagues[mutation.damage],
             edits=0.7 if mutation.edits else 0.0,
             seconds_every_s=8.0 if mutation.seconds else 0.0,
             migrations_every_s=3.0 if mutation.migrations else 0.0,
             foreign_names=mutation.foreign,
             made=Format[mutation.made],
+            restored_every_s=12.0 if mutation.restored else 0.0,
         )
         if not verdict.sound:
             return number + 1, verdict.violation

@@ -6,7 +6,7 @@ before takeover).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from holdfast.ondisk.delta import DeltaLease
@@ -46,6 +46,9 @@ class Incarnation:
     """When that renewal took effect, in true time."""
     beliefs: dict[str, Mode] = field(default_factory=dict)
     vms: dict[str, VirtualMachine] = field(default_factory=dict)
+    is_restored_away: bool = False
+    """An operator has put back an older lockspace: another host may find this host id free, and take it, before this one
+    notices."""
 
     def __str__(self) -> str:
         return f"{self.machine} (host_id {self.host_id} generation {self.generation})"
@@ -80,6 +83,9 @@ class TermCheckers:
         self._over_by_record: dict[tuple[str, int], int] = {}
         """For each host id, the newest generation that a record has shown free or marked as dead."""
         self._members: set[tuple[Process, str, int, int]] = set()
+        self._restored_at: dict[str, float] = {}
+        self._machines: dict[tuple[str, int, int], Machine] = {}
+        """The machine that has ever been a member by that host id and generation."""
 
     # --- delta leases ---
 
@@ -123,7 +129,8 @@ class TermCheckers:
         for term in self.of(disk, host_id):
             # The next daemon renews an incarnation once before it reports that it has resumed it.
             if process not in (term.process, term.machine.process):
-                if (term.vms or term.beliefs) and record.generation > term.generation:
+                used = (term.vms or term.beliefs) and not term.is_restored_away
+                if used and record.generation > term.generation:
                     self.world.fail(
                         "expiry before takeover",
                         f"{process.name} takes host_id {host_id} from {term}",
@@ -140,6 +147,19 @@ class TermCheckers:
                 term.written, term.landed_at = record.timestamp, self.world.now
                 self._await_death(term)
 
+    def restored(self, disk: str, records: Mapping[int, DeltaLease]) -> None:
+        """An older state of all records is on the disk now."""
+        self._restored_at[disk] = self.world.now
+        for term in self.running:
+            term.is_restored_away |= term.disk == disk
+        for host_id, record in records.items():
+            known = self._records.get((disk, host_id))
+            if known is None or node_of(known) != node_of(record):
+                self._named_since[disk, host_id] = self.world.now
+            self._records[disk, host_id] = record
+            self._recorded_at[disk, host_id] = self.world.now
+            self._generations[disk, host_id] = record.generation
+
     def proven_over(self, disk: str, host_id: int, generation: int) -> bool:
         """Whether a record has shown that generation, or a newer one, free or marked as dead."""
         return generation <= self._over_by_record.get((disk, host_id), -1)
@@ -151,6 +171,11 @@ class TermCheckers:
     # --- incarnations ---
 
     def joined(self, term: Incarnation) -> None:
+        first = self._machines.setdefault((term.disk, term.host_id, term.generation), term.machine)
+        if first is not term.machine:
+            self.world.fail(
+                "no generation twice", f"{term} has joined, and {first} was that before", term.machine, first
+            )
         for other in list(self.running):
             if (other.disk, other.host_id) != (term.disk, term.host_id):
                 continue
@@ -162,6 +187,8 @@ class TermCheckers:
             over = other.machine is term.machine or other.process is not other.machine.process
             if (over or other.dismissed()) and not other.vms:
                 self.is_over(other, "succeeded")
+            elif other.is_restored_away and other.machine is not term.machine:
+                self.world.tell(term.machine.name, f"has the host id of {other}, which has to end")
             else:
                 self.world.fail(
                     "I8 one host has a host id",
@@ -178,6 +205,7 @@ class TermCheckers:
             and record is not None
             and node_of(record) == term.machine.name
             and not long_ours
+            and self.world.now - self._restored_at.get(term.disk, -LONG_OURS_S) >= LONG_OURS_S
         ):
             self.world.fail("I8 one host has a host id", f"{term} had host_id {before} before", term.machine)
         self._host_ids[term.disk, term.machine] = term.host_id

@@ -32,6 +32,10 @@ class LeasePlace:
     mbal: dict[int, int] = field(default_factory=dict)
     leader: Leader | None = None
     """The last leader record that was written."""
+    is_restored: bool = False
+    """An older copy was put there: what was seen to land since it was made says nothing of what lands now."""
+    was_restored: bool = False
+    """An older copy was put there once: a host that remembers the newer state may write a block of that at any time."""
 
 
 OnUnnamed = Callable[[LeasePlace, str], None]
@@ -52,6 +56,10 @@ class NamedLeases:
 
     def at(self, disk: str, area: int) -> LeasePlace | None:
         return self._by_area.get((disk, area))
+
+    def named_on(self, disk: str) -> list[LeasePlace]:
+        """Every lease of a disk that its name leads to now."""
+        return [place for (on, _), place in self._named.items() if on == disk]
 
     def is_named(self, place: LeasePlace) -> bool:
         return self._named.get((place.disk, place.resource)) is place

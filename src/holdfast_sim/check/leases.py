@@ -50,6 +50,8 @@ class Checkers:
         """Hosts that an operator has confirmed to be off, by name or host id."""
         self._resource_of: dict[str, Callable[[str], str]] = {}
         self._disks: dict[str, SharedDisk] = {}
+        self._unsettled: set[tuple[str, str]] = set()
+        """Leases by disk and resource that were restored, and may not be what their holders wrote."""
 
     def watch(self, disk: SharedDisk) -> None:
         """Watch a disk whose first area is a lockspace."""
@@ -79,11 +81,68 @@ class Checkers:
                     "nothing lost", f"{who} takes {place.resource} out, which {term} holds", who, term.machine
                 )
 
+    # --- what operators put back ---
+
+    def lockspace_restored(self, disk: SharedDisk) -> None:
+        """An older state of a whole lockspace is on the disk."""
+        geometry = self.geometry
+        records = {}
+        for host_id in range(1, geometry.hosts_max + 1):
+            at = geometry.delta_offset_bytes(host_id)
+            record = DeltaLease.decode(bytes(disk.content[at : at + geometry.sector_bytes]))
+            if isinstance(record, DeltaLease):
+                records[host_id] = record
+        self.terms.restored(disk.name, records)
+
+    def lease_restored(self, disk: str, resource: str) -> None:
+        """An older state of a lease is on the disk. Until `restored_lease_noticed` nobody can know what it says."""
+        self._unsettled.add((disk, resource))
+        place = self.leases.of(disk, resource)
+        if place is not None:
+            place.is_restored = place.was_restored = True
+        for term in self.terms.running:
+            if term.disk == disk:
+                self.gave_up(term, resource)
+
+    def is_unsettled(self, disk: str, resource: str) -> bool:
+        """Whether the lease was restored, and its holder need not have noticed yet."""
+        return (disk, resource) in self._unsettled
+
+    def restored_lease_noticed(self, disk: str, resource: str) -> None:
+        """From now on storage counts again: a virtual machine that runs on has its lease there, alone or shared."""
+        self._unsettled.discard((disk, resource))
+        place = self.leases.of(disk, resource)
+        if place is not None:
+            self._goes_on_from_storage(place)
+        for term in list(self.terms.running):
+            vm = term.vms.get(resource) if term.disk == disk else None
+            if vm is None or resource in term.beliefs:
+                continue
+            self.world.tell(term.machine.name, f"{vm.name} has run on since its lease was restored")
+            block = None if place is None else self._block(place, term.host_id)
+            shared = block is not None and block.mode.is_shared and block.mode.generation == term.generation
+            self.believes(term, resource, Mode.SHARED if shared else Mode.EXCLUSIVE)
+
+    def _goes_on_from_storage(self, place: LeasePlace) -> None:
+        """Versions and ballots grow from those that stand there now."""
+        at, size = place.offset, self.geometry.sector_bytes
+        leader = Leader.decode(bytes(self._disks[place.disk].content[at : at + size]))
+        place.leader = leader if isinstance(leader, Leader) else None
+        place.decided.clear()
+        place.is_restored = False
+        hosts = leader.max_hosts if isinstance(leader, Leader) else 0
+        place.mbal = {host_id: self._block(place, host_id).dblock.mbal for host_id in range(1, hosts + 1)}
+        place.begins_at = leader.lver if isinstance(leader, Leader) else 0
+
     # --- holds, and VMs that run ---
 
     def believes(self, term: Incarnation, resource: str, mode: Mode) -> None:
         """A host believes that it holds a lease from now on."""
         if term.over:
+            return
+        if self.is_unsettled(term.disk, resource):
+            # It may have been won just before an older copy was restored: that counts when the holder has read it again.
+            self.acquired += 1
             return
         for other in self.terms.running:
             others = other.beliefs.get(resource) if other.disk == term.disk and other is not term else None
@@ -105,7 +164,7 @@ class Checkers:
 
     def runs(self, term: Incarnation, resource: str, vm: VirtualMachine) -> None:
         """A virtual machine begins to run on a disk."""
-        if resource not in term.beliefs:
+        if resource not in term.beliefs and not self.is_unsettled(term.disk, resource):
             self.world.fail("exclusion", f"{vm.name} runs on {term} without a lease", term.machine)
         machine = term.machine
         if machine.watchdog.fires_at is None:
@@ -139,6 +198,8 @@ class Checkers:
 
     def _stands_on_disk(self, term: Incarnation, resource: str) -> None:
         """I3, I11: while a host believes that it holds the lease, its own block has its value, or its shared hold."""
+        if self.is_unsettled(term.disk, resource):
+            return
         mode = term.beliefs[resource]
         place = self.leases.of(term.disk, resource)
         if place is None:
@@ -220,7 +281,10 @@ class Checkers:
             self.world.fail("nothing lost", f"a new lease is made over that of {before.resource}")
         resource_of = self._resource_of[disk.name]
         made = self.leases.made(disk.name, resource_of(leader.resource_name.text), offset, leader.lver)
-        if before is not None:
+        made.was_restored = before is not None and before.was_restored
+        if before is not None and before.is_restored:
+            self._goes_on_from_storage(made)
+        elif before is not None:
             # Ballots and decisions there outlive the lease, as its host blocks stay.
             made.mbal.update(before.mbal)
             made.decided.update(before.decided)
@@ -235,6 +299,8 @@ class Checkers:
                 )
             return
         before, place.leader = place.leader, leader
+        if place.is_restored:
+            return
         if leader.is_free:
             self._freed(place, process, leader)
             return
@@ -247,7 +313,7 @@ class Checkers:
             self.world.fail(
                 "I2 a version has one owner", f"lver {leader.lver}: {known}, then {value}", process.name
             )
-        if leader.lver > newest + 1:
+        if leader.lver > newest + 1 and not place.was_restored:
             self.world.fail("I4 versions follow each other", f"from {newest} to {leader.lver}", process.name)
         if leader.lver > newest:
             self._supersedes(place, process, leader)
@@ -308,7 +374,7 @@ class Checkers:
         assert isinstance(block, HostBlock), block
         dblock = block.dblock
         who = process.name
-        if dblock.mbal < place.mbal.get(host_id, 0):
+        if dblock.mbal < place.mbal.get(host_id, 0) and not place.is_restored:
             self.world.fail(
                 "I6 ballots grow", f"host_id {host_id} took back a promise of {place.resource}: {dblock}", who
             )
@@ -317,9 +383,13 @@ class Checkers:
             self.world.fail("I6 ballots name their host", f"host_id {host_id}: mbal {dblock.mbal}", who)
         if dblock.bal > dblock.mbal or (dblock.inp == 0) != (dblock.bal == 0):
             self.world.fail("I7 blocks make sense", f"host_id {host_id}: {dblock}", who)
-        for term in self.terms.of(place.disk, host_id):
+        terms = self.terms.of(place.disk, host_id)
+        # Two hosts have the id until the next renewal of one shows it an older lockspace that was put back (ADR 0184).
+        is_shared_id = any(term.is_restored_away for term in terms)
+        for term in terms:
             # Fencing clears the ballots of an incarnation whose daemon died without owners, though its machine may run.
-            if term.process is not process and not (term.is_left and not term.beliefs):
+            others = term.process is not process and not (term.is_left and not term.beliefs)
+            if others and not is_shared_id:
                 self.world.fail(
                     "I13 everyone writes his own", f"{who} wrote the block of host_id {host_id}", who
                 )

@@ -200,7 +200,7 @@ class ManagedDaemon:
             space.name: ManagedSeat(self, space, volume, supervisors[space.name])
             for space, volume in zip(spaces, volumes.values(), strict=True)
         }
-        self.serving = False
+        self.serving = self._is_reloading = False
         self.world.tell(machine.name, "its daemon starts")
         self.process.spawn(self._start())
 
@@ -235,6 +235,8 @@ class ManagedDaemon:
 
     async def _why_not_next(self) -> list[str]:
         await self.clock.sleep(self.world.random.uniform(0.2, 2))
+        if self._is_reloading:
+            return ["another reload is under way"]
         self.state.edit()
         wanted = self.state.edited(self._written)
         if wanted is None:
@@ -246,7 +248,7 @@ class ManagedDaemon:
             return reasons
         if self.state.takes:
             self.world.fail("nothing stops guarding", f"a reload gives up: {self.state.takes}", self.machine)
-        self.serving = False
+        self.serving, self._is_reloading = False, True
         return []
 
     def _execute_next(self) -> None:
@@ -275,8 +277,9 @@ class ManagedDaemon:
                 self.checks_that_it_is_lost(desk, f"gets signal {number}")
 
     def checks_that_it_is_lost(self, desk: ManagedDesk, what: str) -> None:
-        """Check that a virtual machine is paused or killed only after the lockspace of its lease was lost."""
-        if desk.seat.supervisor.state is not LockspaceState.LOST:
+        """Check that a virtual machine is paused or killed only after its lease or lockspace was lost."""
+        was_restored = self.checkers.is_unsettled(desk.seat.space.name, desk.resource)
+        if desk.seat.supervisor.state is not LockspaceState.LOST and not was_restored:
             self.world.fail(
                 "doubt kills nobody",
                 f"{desk.vm and desk.vm.name} {what}, and {desk.seat.space.name} is {desk.seat.supervisor.state.value}",

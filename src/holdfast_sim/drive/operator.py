@@ -104,3 +104,11 @@ async def _break(daemon: ManagedDaemon, desk: ManagedDesk, attest_off: str = "")
         world.tell(name, f"does not break {desk.resource}: {refusal}")
     else:
         world.tell(name, f"has broken {desk.resource}: {proof}")
+
+
+async def settle(daemon: ManagedDaemon, lock: str) -> None:
+    """An operator says that no virtual machine has a lock whose owner is not known."""
+    try:
+        await daemon.manager.unknown.settle(lock, "operator")
+    except LockError as refusal:
+        daemon.world.tell(daemon.machine.name, f"does not settle lock {lock}: {refusal}")

@@ -27,8 +27,10 @@ from holdfast_sim.drive.fencings import Fencings, Format
 from holdfast_sim.drive.migrations import OFTEN_S as MIGRATIONS_OFTEN_S
 from holdfast_sim.drive.migrations import Migrations
 from holdfast_sim.drive.nemesis import Nemesis
-from holdfast_sim.drive.operator import OperatorActions, collect
+from holdfast_sim.drive.operator import OperatorActions, collect, settle
 from holdfast_sim.drive.restarts import OFTEN_S, Restarts
+from holdfast_sim.drive.restored_areas import OFTEN_S as RESTORED_OFTEN_S
+from holdfast_sim.drive.restored_areas import RestoredAreas, without_other_trouble
 from holdfast_sim.drive.second_daemons import OFTEN_S as SECONDS_OFTEN_S
 from holdfast_sim.drive.second_daemons import SecondDaemons
 from holdfast_sim.drive.state_damage import NO_PLAGUES, Plagues, StateDamage
@@ -81,6 +83,7 @@ def play(
     migrations_every_s: float | None = None,
     foreign_names: bool | None = None,
     made: Format | None = None,
+    restored_every_s: float | None = None,
 ) -> Verdict:
     """Play one seed. Deterministic but for `real_s`; arguments that are None are drawn from the seed.
     `lease_hosts`: how many hosts leases are formatted for. `plagues`: rates of damage to daemons' state.
@@ -88,6 +91,8 @@ def play(
     `seconds_every_s`, `migrations_every_s`: mean seconds between orderly restarts, starts of a second daemon, and
     migrations; 0: never. `foreign_names`: whether a host has a name that Holdfast would never give, where the
     stand-in of the daemon runs. `made`: the format of lockspaces, where the whole daemon runs.
+    `restored_every_s`: mean seconds between restores of a lockspace or lease from an older copy, where the whole daemon
+    runs and leases expire by time; 0: never.
     """
     begun = time.perf_counter()
     world = World(seed)
@@ -97,16 +102,19 @@ def play(
         lease_hosts = Random(f"lease hosts {seed}").choice((FEW_HOSTS, many_hosts(scenario.geometry)))
     foreign_chance = Random(f"foreign names {seed}")
     is_foreign = foreign_chance.random() < FOREIGN if foreign_names is None else foreign_names
-    scenario = replace(scenario, foreign=foreign_chance.randint(1, scenario.hosts) if is_foreign else 0)
+    foreign = foreign_chance.randint(1, scenario.hosts) if is_foreign else 0
     format_chance = Random(f"formats {seed}")
     drawn_format = Format.drawn(format_chance)
     made = Format.PLAIN if scenario.kind is not Kind.MANAGED else (made or drawn_format)
-    scenario = replace(scenario, made=made.value)
+    scenario = replace(scenario, foreign=foreign, made=made.value)
     damage_chance = Random(f"damage {seed}")
-    if plagues is None:
-        plagues = Plagues.drawn(damage_chance)
-    if scenario.kind is not Kind.MANAGED or made is Format.NO_TIMEOUT:
-        plagues = NO_PLAGUES  # a host that forgets its name there needs an operator
+    if (plagues, seconds_every_s, migrations_every_s) != (None, None, None):
+        restored_every_s = restored_every_s or 0.0  # the caller wants what is not played beside it
+    plagues = _plagues(damage_chance, scenario.kind, made, plagues)
+    restored_s, restored_chance = _restored(seed, scenario.kind, made, restored_every_s)
+    if restored_s:
+        plagues, scenario = NO_PLAGUES, without_other_trouble(scenario)
+        migrations_every_s = seconds_every_s = 0.0
     if plagues.quiet:
         scenario = replace(
             scenario, manners=FaultProfile(scenario.manners.latency_s), trouble_every_s=NEVER_S, twin=False
@@ -128,11 +136,12 @@ def play(
     seconds = SecondDaemons(cluster, *often("second daemons", SECONDS_OFTEN_S, seconds_every_s))
     migrations = Migrations(cluster, *often("migrations", MIGRATIONS_OFTEN_S, migrations_every_s))
     fencings = Fencings(cluster, made, format_chance)
+    restored = RestoredAreas(cluster, restored_s, restored_chance)
     violation: Violation | None = None
     unread = UnreadLog(world, Random(f"unread log {seed}"))
     with _listening(world, unread):
         try:
-            _Play(cluster, restarts, damage, edits_made, seconds, migrations, fencings).all()
+            _Play(cluster, restarts, damage, edits_made, seconds, migrations, fencings, restored).all()
             unread.close()
         except Violation as found:
             violation = found
@@ -151,6 +160,21 @@ def play(
         virtual_s=world.now,
         real_s=time.perf_counter() - begun,
     )
+
+
+def _plagues(rng: Random, kind: Kind, made: Format, wanted: Plagues | None) -> Plagues:
+    plagues = Plagues.drawn(rng) if wanted is None else wanted
+    # A host that forgets its name where leases never expire by time needs a person.
+    return plagues if kind is Kind.MANAGED and made is not Format.NO_TIMEOUT else NO_PLAGUES
+
+
+def _restored(seed: int, kind: Kind, made: Format, wanted: float | None) -> tuple[float, Random]:
+    """How often an area is restored, and the generator of its own that it is drawn from."""
+    rng = Random(f"restored areas {seed}")
+    drawn = rng.choice(RESTORED_OFTEN_S)
+    if kind is not Kind.MANAGED or made is Format.NO_TIMEOUT:
+        return 0.0, rng  # without time nobody gets the leases of hosts that a lockspace has forgotten
+    return drawn if wanted is None else wanted, rng
 
 
 class _Listener(logging.Handler):
@@ -189,11 +213,13 @@ class _Play:
         seconds: SecondDaemons,
         migrations: Migrations,
         fencings: Fencings,
+        restored: RestoredAreas,
     ) -> None:
         self.cluster = cluster
         self.seconds = seconds
         self.migrations = migrations
         self.fencings = fencings
+        self.restored = restored
         self.damage = damage
         self.edits = edits
         self.restarts = restarts
@@ -214,7 +240,7 @@ class _Play:
         )
         self.world.run(self.cluster.scenario.duration_s)
         workload.stopped = orders.stopped = self.restarts.stopped = True
-        self.migrations.stopped = self.fencings.stopped = True
+        self.migrations.stopped = self.fencings.stopped = self.restored.stopped = True
         nemesis.heal()
         self.damage.heal()
         self.edits.heal()
@@ -268,7 +294,17 @@ class _Play:
         self._within(UNKNOWN_MAX_S, self._nothing_is_unknown, "no lock is held for an unknown owner")
 
     def _nothing_is_unknown(self) -> bool:
+        if self.restored.are_played:
+            self._settled_by_hand()
         return not any(isinstance(d, ManagedDaemon) and len(d.manager.unknown) for d in self._daemons())
+
+    def _settled_by_hand(self) -> None:
+        """A lease may be restored without the note of its holder: nothing but an operator's word ends what is held then."""
+        for daemon in self._daemons():
+            assert isinstance(daemon, ManagedDaemon)
+            for lock in daemon.manager.unknown.locks:
+                if not any(name.name.startswith("/") for name in lock.names()):
+                    daemon.process.spawn(settle(daemon, str(lock.id)))
 
     def _each_in_turn(self, space: str, resource: str) -> None:
         desks = [d.seats[space].desks[resource] for d in self._daemons() if d.seats[space].member is not None]
@@ -344,6 +380,8 @@ class _Play:
             if desk.lease is None and not desk.busy:
                 self._collected_if("'holdfast lease gc' frees some", desk.last_refusal)
                 self._collected_if("'holdfast lease gc' on that host", desk.last_refusal)
+                if self.restored.are_played:  # a copy may name a host that does not have it: docs/backends.md
+                    self._collected_if("is locked by", desk.last_refusal)
                 if "host fenced" in desk.last_refusal:
                     self.fencings.call_off_the_gone(self._daemons())
                 spawn(desk, "start", Mode.EXCLUSIVE, wait=wait)

@@ -166,11 +166,19 @@ class SharedDisk:
     def land(self, write: Write, offset: int, content: bytes) -> None:
         if write.cancelled or not write.effective:
             return
+        self._change(offset, content)
+        self.on_landed(self, write.process, offset, content)
+
+    def put(self, offset: int, content: bytes) -> None:
+        """Written at one moment by somebody who is none of the hosts; requests that are under way land later."""
+        for at in range(0, len(content), self.sector_bytes):
+            self._change(offset + at, content[at : at + self.sector_bytes])
+
+    def _change(self, offset: int, content: bytes) -> None:
         self.content[offset : offset + len(content)] = content
         for read in self._reads:
             if offset < read.offset + read.length and read.offset < offset + len(content):
                 read.landed.append((self.world.now, offset, content))
-        self.on_landed(self, write.process, offset, content)
 
 
 class Path:
