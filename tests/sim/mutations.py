@@ -58,7 +58,7 @@ NEAR: dict[str, int] = {
     "no-placeholder": 174,
     "damaged-copy-believed": 215,
     "weakened-by-journal": 555,
-    "own-lease-granted": 180,
+    "own-lease-granted": 314,
     "upkeep-held-for-ever": 877,
     "kept-timeout-believed": 48,
     "left-behind-is-freed": 20,
