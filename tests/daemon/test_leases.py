@@ -209,7 +209,8 @@ def test_lockspace_that_is_not_there_yet_is_joined_when_it_comes(
     (leases / SPACE).unlink()
     alpha = make_host("alpha", 1).start()
     alpha.says("No such file or directory")
-    assert "No such file" in refusal(alpha, make_disk(place))
+    disk = make_disk(place)
+    wait_until(lambda: "No such file" in refusal(alpha, disk), "a refusal between two attempts to join")
     make_lockspace(leases / SPACE)
     joined(alpha)
     assert refusal(alpha, place / "disk.img") == ""

@@ -12,7 +12,8 @@ from tests.support.daemon import Holdfastd, make_disk
 
 from holdfast import config as configuration
 from holdfast.backends.naming import indirect_name
-from holdfast.cli.who.inquiry import ask
+from holdfast.cli.who.evidence import OwnerRecords
+from holdfast.cli.who.gather import Sources
 
 OF_THE_DAEMON = {"asyncio", "asyncvarlink", "ssl", "holdfast.backends.base", "holdfast.daemon.build"}
 OF_A_CALL = {"msgspec", "holdfast.config", "holdfast.control.client"}
@@ -72,8 +73,11 @@ def test_who_learns_of_libvirts_lockspaces_from_the_daemon_and_reads_no_journal(
     try:
         for is_up in (True, False):
             opened.clear()
-            ask(config, config.control_socket, str(disk))
-            assert str(space / indirect_name(str(disk))) in opened
+            with Sources(config, config.control_socket, "/") as sources:
+                records = sources.disk(str(disk)).records
+            assert str(space / indirect_name(str(disk))) in {
+                each.file for each in records if isinstance(each, OwnerRecords)
+            }
             assert (config.journal_path in opened) is not is_up
             if is_up:
                 daemon.kill()
