@@ -64,6 +64,8 @@ class Migration:
         self._in_peace = in_peace
         self._heard = False
         """Whether a daemon answered RELEASE."""
+        self._is_asked_for_again = False
+        """Whether libvirt wants the lock here again: it may be refused for storage that fails, and is kept then."""
         self.over = False
         self.arrived = False
         vm.migrating = True
@@ -127,6 +129,7 @@ class Migration:
             yield from self._ends()
             return
         self._says("paused", "migration", "confirm3_cancelled")
+        self._is_asked_for_again = True
         yield from self._calls(self._here, "acquired_again")
         if self._vm.paused:
             self._says("paused", "migration failed", job="")
@@ -263,7 +266,7 @@ class Migration:
 
     def _look(self, before: ManagedDaemon | None, since_s: float) -> None:
         vm, resource = self._vm, resource_of(self._vm.resource)
-        if not vm.running or not vm.paused or self.over:
+        if not vm.running or not vm.paused or self.over or self._is_asked_for_again:
             return
         daemon = self._daemon(self._here)
         claimed = False
