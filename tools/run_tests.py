@@ -30,8 +30,15 @@ class Tier:
 
 
 LANES = (
-    (Tier("unit", 120), Tier("sim", 360), Tier("contract", 90), Tier("systemd", 180), Tier("e2e", 600)),
-    (Tier("interop", 600), Tier("daemon", 600, processes=4), Tier("planted", 120)),
+    (
+        Tier("unit", 120),
+        Tier("sim", 360),
+        Tier("contract", 90),
+        Tier("systemd", 180),
+        Tier("planted", 240),
+        Tier("daemon", 600, processes=4),
+    ),
+    (Tier("interop", 600), Tier("e2e", 600)),
 )
 
 
