@@ -200,7 +200,7 @@ def test_both_locks_are_found_and_go_together_when_the_journal_is_lost(
         libvirt.register(pid=pid, name="web1")
         libvirt.release(str(disk))
         assert refusal(beta, disk) == ""
-    assert alpha.cli_json("list") == []
+    wait_until(lambda: alpha.cli_json("list") == [], "the doubt about other leases to end")
 
 
 def test_disk_that_libvirt_names_by_a_hash_is_guarded_by_the_lease_of_its_path(

@@ -33,8 +33,10 @@ from holdfast.system.files.ofd_lock import IoFailed
 
 log = logging.getLogger(__name__)
 
-AGAIN_S = 30.0
-"""Between two attempts for leases that were refused: the lockspace is not joined yet, or another host has them."""
+AGAIN_FIRST_S, AGAIN_S = 1.0, 30.0
+"""Between two attempts for leases that were refused, at first and at most, doubling: the lockspace is not joined yet, a
+start has not found yet what an earlier daemon held, or another host has them.
+"""
 READ_PAUSE_S = 0.001
 """Between two status files that are read for the paths of hashed names, so that requests are served meanwhile."""
 
@@ -181,7 +183,10 @@ class MovedDisks:
         return f"'{moved.backend}' does not guard it ({why}): a host that goes by the new rule can start a second VM on it"
 
     async def _until_none_is_left(self) -> None:
+        again_s = AGAIN_FIRST_S
         while not self._manager.closing:
+            if self._news.is_set():
+                again_s = AGAIN_FIRST_S
             self._news.clear()
             left = not await self._paths_are_known()
             for moved in list(self._moved()):
@@ -190,11 +195,12 @@ class MovedDisks:
                 return
             waited = {
                 asyncio.ensure_future(self._news.wait()),
-                asyncio.ensure_future(self._clock.sleep(AGAIN_S)),
+                asyncio.ensure_future(self._clock.sleep(again_s)),
             }
             _, rest = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             for each in rest:
                 each.cancel()
+            again_s = min(2 * again_s, AGAIN_S)
 
     async def _paths_are_known(self) -> bool:
         """Read the paths of disks that libvirt names by a hash; whether all are known."""
