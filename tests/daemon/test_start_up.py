@@ -21,10 +21,10 @@ OF_A_CALL = {"msgspec", "holdfast.config", "holdfast.control.client"}
 
 def loaded_by(daemon: Holdfastd, *words: str) -> set[str]:
     """The modules that a command imports, as Python's own list has them (-X importtime)."""
-    told = daemon.cli(*words, environ={"PYTHONPROFILEIMPORTTIME": "1"})
-    lines = [line for line in told.stderr.splitlines() if line.startswith("import time:")]
+    shown = daemon.cli(*words, environ={"PYTHONPROFILEIMPORTTIME": "1"})
+    lines = [line for line in shown.stderr.splitlines() if line.startswith("import time:")]
     found = {line.rpartition("|")[2].strip() for line in lines}
-    assert "holdfast.cli.main" in found, told.stderr
+    assert "holdfast.cli.main" in found, shown.stderr
     return found
 
 

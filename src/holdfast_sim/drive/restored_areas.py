@@ -38,7 +38,7 @@ NOTICED_MAX_S = 60.0
 """Attempts that end in a time-out are repeated; by then one must have ended otherwise."""
 LOOK_S = 0.5
 EPOCH_S = 1_700_000_000
-"""The date at the begin of a history."""
+"""The date when a history begins, in seconds since 1970."""
 LOCKSPACES = 0.5
 """Of what is restored, how much is a lockspace."""
 
