@@ -229,3 +229,21 @@ def test_copied_state_directory_gives_a_second_daemon_of_the_boot_nothing_of_the
     assert exists(vm)
     assert refusal(second, disk) != ""
     assert generation(place, "vms") == joined_as
+
+
+def test_two_recorded_daemons_without_vms_do_not_keep_each_other_out(make_one: MakeOne, place: Path) -> None:
+    """One resumed its incarnation beside the other's record, which is left behind, and was killed (seed 99001491)."""
+    first = make_one("first", "vms", "mine").start()
+    first.says(JOINED.format("vms"))
+    record = place / "host" / "vms" / "users.json"
+    users = json.loads(record.read_bytes())["users"]
+    first.kill()
+    second = make_one("second", "vms", "other")
+    theirs = {**users[0], "run_dir": str(second.run_dir), "state_dir": f"{place}/second/state"}
+    record.write_bytes(json.dumps({"users": [*users, theirs]}).encode())
+    second.start()
+    assert f"has ended (run_dir {first.run_dir}, " in waits_on(second, "vms")
+    first.start()
+    disk = make_disk(place / "vms")
+    wait_until(lambda: refusal(first, disk) == "", "the first daemon to be in its lockspace again")
+    assert str(second.run_dir) not in record.read_text()

@@ -785,6 +785,33 @@ BUGS = (
         "if False:",
         "daemon/test_restored_areas.py::test_lockspace_in_use_is_not_made_again",
     ),
+    _in(
+        "supervision.lockspace_use",
+        "refused-record-left",
+        "two daemons that are recorded in a lockspace keep each other out although no VM depends on one of them",
+        "if users_gone and self._is_recorded() and not self._lock.held:",
+        "if False:",
+        "unit/supervision/test_lockspace_use.py"
+        "::test_refused_daemon_that_no_vm_depends_on_does_not_keep_the_other_one_out",
+    ),
+    _in(
+        "supervision.lockspace_use",
+        "refused-record-removed-under-vms",
+        "a refused daemon forgets an incarnation that its VMs may depend on",
+        "if users_gone and self._lock.held and self._stuck(self._dead) is None:",
+        "if self._lock.held and self._stuck(self._dead) is None:",
+        "unit/supervision/test_lockspace_use.py"
+        "::test_refused_daemon_stays_recorded_as_long_as_vms_may_depend_on_it",
+    ),
+    _in(
+        "supervision.lockspace_use",
+        "refused-record-removed-beside-late-write",
+        "a refused daemon's record goes while a dead one of it may write",
+        "if users_gone and self._lock.held and self._stuck(self._dead) is None:",
+        "if users_gone and self._lock.held:",
+        "unit/supervision/test_lockspace_use.py"
+        "::test_refused_daemon_stays_recorded_while_a_dead_one_of_it_may_write",
+    ),
     # --- who holds a disk: evidence to verdict ---
     _in(
         "cli.who.verdict",

@@ -70,6 +70,9 @@ FOUND_SINCE = (
     97000612,  # gc freed nothing anywhere while its host was not in one of its lockspaces
     97002972,  # a word about the host in a record freed the lease of another one that had shown the same term
 )
+FOUND_WITH_RESTORED_AREAS = (
+    99001491,  # two daemons of one host, each with a record in a lockspace, kept each other out for ever
+)
 
 
 @pytest.mark.parametrize("seed", PINNED)
@@ -91,4 +94,10 @@ def test_a_seed_that_once_found_a_bug_is_sound(seed: int) -> None:
 @pytest.mark.parametrize("seed", FOUND_SINCE)
 def test_a_seed_that_found_a_bug_as_it_is_drawn_today_is_sound(seed: int) -> None:
     verdict = play(seed, restored_every_s=0)
+    assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
+
+
+@pytest.mark.parametrize("seed", FOUND_WITH_RESTORED_AREAS)
+def test_a_seed_that_found_a_bug_with_restored_areas_is_sound(seed: int) -> None:
+    verdict = play(seed)
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

@@ -348,7 +348,7 @@ class LockspaceSupervisor:
 
         async def life(disk: FoundDisk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
             self._interrupt = interrupt
-            if refused := self.use.take(resuming=resumption is not None and in_use):
+            if refused := self.use.take(resuming=resumption is not None and in_use, users_gone=users_gone):
                 return NotJoined(refused)
             if users_gone and resumption is None:
                 self._lease_monitor.settle(

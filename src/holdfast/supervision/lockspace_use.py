@@ -9,11 +9,15 @@ stands until the lockspace was left in good order.
     daemon remembers                                                proves that it is this daemon's own
     no record                                                       joined: an older daemon left none
 
+A daemon that is refused, and that no virtual machine depends on, removes its own record: two daemons that had left one each
+would keep each other out until the host is started again.
+
 A user is identified by its pair of directories, which have all that a daemon knows of its virtual machines.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -90,20 +94,22 @@ class LockspaceUse:
             return (), 0
         return tuple(user for user in users if user != self._us), self._lock.holder()
 
-    def take(self, *, resuming: bool, patient: bool = True) -> str:
+    def take(self, *, resuming: bool, users_gone: bool = False, patient: bool = True) -> str:
         """Lock and record the lockspace before anything is claimed or renewed. Returns why that failed, or empty. If the
         lock is held already, only the record is compared.
 
         `resuming`: virtual machines may depend on an incarnation that this daemon remembers. Then neither a record nor a
-        file that can't be written is a refusal: `incomplete` reports it. May wait for a few seconds if `patient`.
+        file that can't be written is a refusal: `incomplete` reports it. `users_gone`: no virtual machine depends on what an
+        earlier daemon of these directories did there, so this daemon would end that one's incarnation; a refusal because of
+        another's record then removes our own. May wait for a few seconds if `patient`.
         """
-        self.refused = self._take(resuming, patient)
+        self.refused = self._take(resuming, users_gone, patient)
         return self.refused
 
-    def _take(self, resuming: bool, patient: bool) -> str:
+    def _take(self, resuming: bool, users_gone: bool, patient: bool) -> str:
         self.incomplete = ""
         if not resuming and (why := self.others()):
-            self.leave()
+            self._stand_back(users_gone)
             return why
         if not self._lock.held:
             try:
@@ -115,7 +121,7 @@ class LockspaceUse:
                 return "" if resuming else self._unwritten()
         # Under the lock: a record that was read before may be out of date.
         if not resuming and (why := self.others()):
-            self.leave()
+            self._stand_back(users_gone)
             return why
         if not resuming and (pid := self._stuck(self._dead)) is not None:
             return f"an earlier daemon (pid {pid}) still has a request inside its storage"
@@ -129,6 +135,22 @@ class LockspaceUse:
         """Retry what `incomplete` reports; does not wait."""
         if self.incomplete:
             self.incomplete = self.take(resuming=True, patient=False) or self.incomplete
+
+    def _stand_back(self, users_gone: bool) -> None:
+        """Another one's record refuses this daemon: leave the lock to the other one, and our record only if virtual machines
+        may depend on it, or a dead daemon of ours may still write.
+        """
+        if users_gone and self._is_recorded() and not self._lock.held:
+            with contextlib.suppress(InUse, OSError):
+                self._dead = self._lock.lock(patient=False)
+        if users_gone and self._lock.held and self._stuck(self._dead) is None:
+            self.leave()
+        else:
+            self._lock.unlock()
+
+    def _is_recorded(self) -> bool:
+        users = self._users()
+        return not isinstance(users, Unreadable) and self._us in users
 
     def leave(self) -> None:
         """Remove the record: no virtual machine depends on the lockspace any more. No effect without the lock."""

@@ -150,8 +150,36 @@ def test_term_that_could_not_go_on_leaves_the_lock_to_the_other_daemon(tmp_path:
     killed(tmp_path, THEIRS)
     ours = use(tmp_path)
     assert ours.take(resuming=True) == ""
-    assert str(THEIRS) in ours.take(resuming=False)
+    assert str(THEIRS) in ours.take(resuming=False, users_gone=True)
     assert use(tmp_path, THEIRS).take(resuming=False) == ""
+
+
+def both_recorded(place: Path) -> None:
+    """Ours was resumed beside the record of the other daemon, and both have ended."""
+    killed(place, THEIRS)
+    lock = lock_at(place)
+    assert use(place, OURS, lock).take(resuming=True) == ""
+    lock.unlock()
+
+
+def test_refused_daemon_that_no_vm_depends_on_does_not_keep_the_other_one_out(tmp_path: Path) -> None:
+    both_recorded(tmp_path)
+    lock = lock_at(tmp_path)
+    assert str(THEIRS) in use(tmp_path, lock=lock).take(resuming=False, users_gone=True)
+    assert not lock.held
+    assert use(tmp_path, THEIRS).take(resuming=False, users_gone=True) == ""
+
+
+def test_refused_daemon_stays_recorded_as_long_as_vms_may_depend_on_it(tmp_path: Path) -> None:
+    """Its incarnation is searched for on storage."""
+    both_recorded(tmp_path)
+    lock = lock_at(tmp_path)
+    ours = use(tmp_path, lock=lock)
+    assert str(THEIRS) in ours.take(resuming=False)
+    lock.lock(patient=False)  # as it was passed on by a reload
+    assert str(THEIRS) in ours.take(resuming=False)
+    assert not lock.held
+    assert str(OURS) in use(tmp_path, THEIRS).take(resuming=False)
 
 
 class Counting(SystemSpaceLock):
@@ -269,3 +297,16 @@ def test_dead_but_stuck_daemon_keeps_only_the_lockspace_that_it_is_stuck_in(
     assert ("still has a request inside its storage" in conflict) == waits
     assert lock.held
     assert (tmp_path / "vms" / "lock.1").exists()
+
+
+@pytest.mark.parametrize(("pool", "stays"), [("lockspace vms", True), ("lockspace other", False)])
+def test_refused_daemon_stays_recorded_while_a_dead_one_of_it_may_write(
+    tmp_path: Path, living: subprocess.Popen[bytes], pool: str, stays: bool
+) -> None:
+    stuck = SystemSpaceLocks(str(tmp_path), Stuck(pool)).of(NAME)
+    assert use(tmp_path, OURS, stuck).take(resuming=True) == ""
+    stuck.unlock()
+    assert str(THEIRS) in use(tmp_path, OURS, stuck).take(resuming=False, users_gone=True)
+    record = lock_at(tmp_path).read()
+    assert isinstance(record, bytes)
+    assert (b"/run/a" in record) == stays
