@@ -29,14 +29,17 @@ from holdfast.backends.base import (
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.backends.paxos.names import key_of_lease
-from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName
+from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName, StorageFailed
 from holdfast.model import Mode, Protection, Resource
 from holdfast.ondisk import areas, delta
 from holdfast.ondisk.geometry import GEOMETRIES, MIB, Geometry
 from holdfast.ondisk.host_block import NOTE_OFFSET_BYTES, HostBlock
 from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.malformed import Malformed
+from holdfast.protocol import types
 from holdfast.protocol.host_status import HostState, SeenTerm
-from holdfast.protocol.types import Generation
+from holdfast.protocol.lease_area import LeaseArea, Snapshot
+from holdfast.protocol.types import Generation, HostId
 from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system.block_io.disk_file import RealKernel
 from holdfast.system.files.ofd_lock import FileKey, IoFailed
@@ -623,6 +626,43 @@ def test_lease_that_a_killed_daemon_left_is_no_free_lease_to_the_next_one(tmp_pa
         assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
         await left.held.release()
         assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
+
+    play(scene)
+
+
+@pytest.mark.parametrize("order", ["take", "break", "gc"])
+def test_lease_that_a_killed_daemon_left_is_not_free_after_a_read_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """The ballot reads again, and takes our own lease for free: it would take away what a VM depends on (seed 100004249)."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).forget()
+        next_daemon = twin(s.alpha).backend(s.directory)
+        reads = 0
+        read_partial = LeaseArea.read_partial
+
+        async def read_once_failing(
+            area: LeaseArea, host_id: HostId, timeout_s: float
+        ) -> Snapshot | Malformed | types.IoFailed:
+            nonlocal reads
+            reads += 1
+            return types.IoFailed(errno.EIO) if reads == 1 else await read_partial(area, host_id, timeout_s)
+
+        monkeypatch.setattr(LeaseArea, "read_partial", read_once_failing)
+        monkeypatch.setattr(LeaseArea, "partial_snapshot", lambda *_: None)  # it was not opened a moment ago
+        if order == "take":
+            assert isinstance(await take(next_daemon, s.world(), Mode.EXCLUSIVE), IoFailed)
+        elif order == "break":
+            with pytest.raises(StorageFailed, match="Input/output error"):
+                await next_daemon.maintenance.break_lease(s.world().resource, "")
+        else:
+            why = await next_daemon.maintenance.take_out(s.lease_file.name, dry_run=False)
+            assert "Input/output error" in why
+        assert reads == 1
+        monkeypatch.undo()
+        assert isinstance(await take(s.two, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
 
     play(scene)
 

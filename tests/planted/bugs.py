@@ -812,6 +812,33 @@ BUGS = (
         "unit/supervision/test_lockspace_use.py"
         "::test_refused_daemon_stays_recorded_while_a_dead_one_of_it_may_write",
     ),
+    _in(
+        "protocol.delta_lease",
+        "chosen-id-taken-from-another-host",
+        "a host that chose an id for its own record takes it from the host that was restored there",
+        "if claim.only_of and not first.host_name.says(claim.only_of):",
+        "if False:",
+        "unit/protocol/test_delta_lease.py"
+        "::test_id_that_another_host_has_by_now_is_left_to_it_if_it_was_chosen_for_a_name",
+    ),
+    _in(
+        "supervision.renewal",
+        "notified-by-own-io-timeout",
+        "a host with a longer io_timeout does not see the bit by which another one asks it to read its requests",
+        "timing.of_host(max(theirs_s, timing.io_timeout_s)).notify_s",
+        "timing.notify_s",
+        "unit/supervision/test_lockspace.py::test_host_that_renews_rarely_is_notified_by_one_that_renews_often",
+    ),
+    _in(
+        "backends.paxos.held_lease",
+        "own-lease-broken-after-a-failed-read",
+        "after one failed read `lease break` and gc take away a lease of this host that no lock here accounts for",
+        "            if not isinstance(seen, Snapshot):\n                return seen  # a second read",
+        "            if not isinstance(seen, Snapshot):\n                return await acquire_lease("
+        "self.area, self.member, self._ports, mode, attested=attested)  # a second read",
+        "contract/test_paxos_backend.py"
+        "::test_lease_that_a_killed_daemon_left_is_not_free_after_a_read_that_failed",
+    ),
     # --- who holds a disk: evidence to verdict ---
     _in(
         "cli.who.verdict",

@@ -72,6 +72,9 @@ FOUND_SINCE = (
 )
 FOUND_WITH_RESTORED_AREAS = (
     99001491,  # two daemons of one host, each with a record in a lockspace, kept each other out for ever
+    100000694,  # a lockspace was restored between the choice of a host id and its claim: another host's id was taken
+    100001598,  # a request of a host with a short io_timeout stood between two looks of one with a longer
+    100004249,  # one failed read, and a daemon without its journal broke a lease that a VM of this host had
 )
 
 

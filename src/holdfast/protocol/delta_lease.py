@@ -78,6 +78,10 @@ class Claim:
     """The id was chosen because it was free: a host that has it meanwhile keeps it, dead or alive, as there are others."""
     generation_min: int = 1
     """Seconds since 1970, by this host's clock: no earlier claim on any copy of this area had as much."""
+    only_of: str = ""
+    """The host name of the record for which the id was chosen: a record of any other host is left to that one, dead or
+    alive; empty: every host that has the id is waited for.
+    """
     ended_generation: int = 0
     """For an incarnation that is resumed: what `Held.ended_generation` was when it was claimed; 0 if that is not known."""
 
@@ -302,6 +306,8 @@ async def _read_claimable(
     if claim.only_if_free or (first.is_no_timeout and not first.is_marked_dead):
         # Where leases never expire by time, a host id does not either.
         return HostIdBusy(first)
+    if claim.only_of and not first.host_name.says(claim.only_of):
+        return HostIdBusy(first)  # the lockspace was restored since the id was chosen
     seen_at = clock.now()
     dead_s = claim.timing.of_host(first.io_timeout_s, first.host_name.text).dead_s
     poll_s = claim.timing.renewal_s

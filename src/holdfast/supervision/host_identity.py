@@ -125,7 +125,8 @@ class HostIdentity:
 class JoinPlan:
     """How to join: the id and the name to claim it under; `resumed`: the generation to resume instead.
 
-    `only_if_free`: a host that claimed it first keeps it, and we find another id.
+    `only_if_free`: a host that claimed it first keeps it, and we find another id. `only_of`: so does every host but the one
+    of this name.
     """
 
     host_id: HostId
@@ -133,6 +134,7 @@ class JoinPlan:
     timing: Timing
     resumed: Generation | None = None
     only_if_free: bool = False
+    only_of: str = ""
     ended_generation: int = 0
     """Of the incarnation that is resumed: see `Incarnation`."""
 
@@ -230,15 +232,18 @@ class HostIdChooser:
             ours = await self._is_ours(area, clock, incarnation, users_gone)
             if ours is not None:
                 return JoinPlan(
-                    HostId(incarnation.host_id), incarnation.host_name if ours else name, self.timing
+                    HostId(incarnation.host_id),
+                    incarnation.host_name if ours else name,
+                    self.timing,
+                    only_of=incarnation.host_name if self.host_id is None else "",
                 )
         if self.host_id is not None:
             return JoinPlan(self.host_id, name, self.timing)
         found = await self._find_id(area)
         if isinstance(found, NotJoined):
             return found
-        host_id, ours = found
-        return JoinPlan(host_id, name, self.timing, only_if_free=not ours)
+        host_id, called = found
+        return JoinPlan(host_id, name, self.timing, only_if_free=not called, only_of=called)
 
     async def _is_ours(
         self, area: LockspaceArea, clock: Clock, incarnation: Incarnation, users_gone: bool
@@ -282,8 +287,8 @@ class HostIdChooser:
     def _is_another_hosts(self, host_id: HostId, record: DeltaLease) -> bool:
         return not record.is_free and (host_id, record.host_name.text) in self.others
 
-    async def _find_id(self, area: LockspaceArea) -> tuple[HostId, bool] | NotJoined:
-        """The host id of our node's name, else one that was never used, else a free one; and whether it is our own."""
+    async def _find_id(self, area: LockspaceArea) -> tuple[HostId, str] | NotJoined:
+        """The host id of our node's name, with the host name in its record; else one that was never used, or a free one."""
         hosts = min(self.hosts_max or area.geometry.hosts_max, area.geometry.hosts_max)
         sectors = await area.read_sectors(hosts, self.timing.io_timeout_s)
         if isinstance(sectors, IoFailed):
@@ -299,7 +304,7 @@ class HostIdChooser:
             if self._is_another_hosts(host_id, record):
                 continue
             if not record.is_never_used and is_of_node(record.host_name.text, self.identity.node):
-                return host_id, True
+                return host_id, record.host_name.text
             if record.is_never_used:
                 unused = unused or host_id
             elif record.is_free:
@@ -310,7 +315,7 @@ class HostIdChooser:
                 f"all {hosts} host ids of lockspace {area.space_name} are taken: raise hosts_max, or make a lockspace that "
                 "serves more hosts ('holdfast host list' shows whose they are)"
             )
-        return found, False
+        return found, ""
 
 
 def _is_of(record: DeltaLease, incarnation: Incarnation) -> bool:

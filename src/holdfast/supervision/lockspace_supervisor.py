@@ -449,6 +449,7 @@ class LockspaceSupervisor:
             resumed=plan.resumed,
             ended_generation=plan.ended_generation,
             only_if_free=plan.only_if_free,
+            only_of=plan.only_of,
             is_found=self.spec.host_id is None,
             generation_min=self._generation_min(),
             lease_writes=self._lease_writes,

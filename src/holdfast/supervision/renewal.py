@@ -117,15 +117,16 @@ class RenewalLoop:
         resumed: Generation | None = None,
         ended_generation: int = 0,
         only_if_free: bool = False,
+        only_of: str = "",
         is_found: bool = False,
         generation_min: int = 1,
         lease_writes: Callable[[], Callable[[], bool]] = lambda: lambda: False,
     ) -> None:
         """`resumed`: the generation that an earlier process of this boot held, to be resumed instead of claiming.
 
-        `ended_generation`, `only_if_free`, `generation_min`: see `delta_lease.Claim`. `is_found`: the host id was found,
-        not configured. `lease_writes` takes stock of our writes to leases, elsewhere than on `disk`, that are under way; it
-        returns a function that reports whether one of these may still land. Both are called from any thread.
+        `ended_generation`, `only_if_free`, `only_of`, `generation_min`: see `delta_lease.Claim`. `is_found`: the host id was
+        found, not configured. `lease_writes` takes stock of our writes to leases, elsewhere than on `disk`, that are under
+        way; it returns a function that reports whether one of these may still land. Both are called from any thread.
 
         `report` gets the news on the renewal or the lease monitor's thread, and must not block; `on_wait` is called on the
         renewal thread while a claim waits.
@@ -138,7 +139,9 @@ class RenewalLoop:
         """Whether it was lost because another host has this host's id."""
         self._disk = disk
         self._offset_bytes = offset_bytes
-        self._claim = delta.Claim(host_id, host_name, timing, only_if_free, generation_min, ended_generation)
+        self._claim = delta.Claim(
+            host_id, host_name, timing, only_if_free, generation_min, only_of, ended_generation
+        )
         self._resumed = resumed
         self._is_found = is_found
         self._lease_writes = lease_writes
@@ -198,9 +201,11 @@ class RenewalLoop:
         return self._hosts.views(self._clock.now()) if self._hosts is not None else ()
 
     def notify(self, host_id: HostId) -> None:
-        """Make a host read its requests: its bit is set in our renewals for a while."""
+        """Make a host read its requests: its bit is set in our renewals for a while, by the slower one's io_timeout."""
+        now, timing = self._clock.now(), self._claim.timing
+        theirs_s = self._hosts.view(host_id, now).io_timeout_s if self._hosts is not None else 0
         with self._notify_lock:
-            self._notified_until[host_id] = self._clock.now() + self._claim.timing.notify_s
+            self._notified_until[host_id] = now + timing.of_host(max(theirs_s, timing.io_timeout_s)).notify_s
 
     # --- the renewal thread ---
 

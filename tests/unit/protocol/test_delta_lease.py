@@ -130,6 +130,21 @@ def test_a_dead_hosts_id_is_taken_only_after_its_dead_bound(seed: int) -> None:
     assert task.result.generation == 2
 
 
+def test_id_that_another_host_has_by_now_is_left_to_it_if_it_was_chosen_for_a_name() -> None:
+    """The lockspace was restored between the choice and the claim (seed 100000694)."""
+    world = new_world()
+    held_by(world.host("alpha"))
+    beta = world.host("beta")
+    begun = world.now
+    chosen = replace(claim_of(beta), only_of="beta-before")
+    outcome = beta.run(delta.acquire(area_of(beta), beta.clock, chosen))
+    assert isinstance(outcome, delta.HostIdBusy)
+    assert world.now - begun < TIMING.dead_s
+    assert on_disk(world).host_name.text == "alpha"
+    waiting = replace(claim_of(beta), only_of="alpha")
+    assert isinstance(beta.run(delta.acquire(area_of(beta), beta.clock, waiting)), delta.Held)
+
+
 def test_the_same_name_takes_its_id_back_at_once() -> None:
     world = new_world()
     held_by(world.host("alpha"))

@@ -75,6 +75,12 @@ def claimed(found: JoinPlan | NotJoined) -> tuple[int, str]:
     return found.host_id, found.host_name
 
 
+def chosen_name(world: World, chooser: HostIdChooser, term: Incarnation | None = None) -> str:
+    found = plan(world, chooser, term)
+    assert isinstance(found, JoinPlan), found
+    return found.only_of
+
+
 def test_term_of_this_boot_is_gone_on_with() -> None:
     same_boot = replace_term(boot="boot-2")
     found = chooser().resumption(same_boot, in_use=False)
@@ -286,6 +292,17 @@ def test_id_that_went_to_another_host_is_not_claimed_again() -> None:
     put(world, 3, "beta.aaaaaaaaaaaa", 8)
     assert claimed(plan(world, chooser(), TERM)) == (1, f"alpha.{TOKEN}")
     assert claimed(plan(world, chooser(3), TERM)) == (3, f"alpha.{TOKEN}")
+
+
+def test_id_that_a_host_chooses_is_that_of_the_name_in_its_record_only() -> None:
+    """Between the choice and the claim the lockspace may be restored; a configured id is claimed from whoever has it."""
+    world = world_with_lockspaces()
+    put(world, 4, "alpha.aaaaaaaaaaaa")
+    assert chosen_name(world, chooser()) == "alpha.aaaaaaaaaaaa"
+    put(world, 3, OLD_NAME, 7)
+    assert chosen_name(world, chooser(), TERM) == OLD_NAME
+    assert chosen_name(world, chooser(3), TERM) == ""
+    assert chosen_name(world, chooser(5)) == ""
 
 
 def test_id_is_found_by_the_nodes_name_then_among_the_unused_then_among_the_free() -> None:

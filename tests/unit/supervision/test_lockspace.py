@@ -439,6 +439,18 @@ def test_a_notified_host_is_told_who_notified_it() -> None:
     assert len(two.told.notified) == 0
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_host_that_renews_rarely_is_notified_by_one_that_renews_often(seed: int) -> None:
+    """A bit that stands for three renewals of the fast one may lie between two looks of the slow one (seed 100001598)."""
+    world = world_with_lockspaces(seed)
+    fast, slow = Supervised(world, "alpha"), Supervised(world, "beta")
+    one, two = fast.joined(1, timing=Timing(1, 60)), slow.joined(2, timing=Timing(10, 60))
+    world.run(until=world.now + 60 + seed)
+    one.lockspace.notify(HostId(2))
+    world.run(until=world.now + 40)
+    assert {n.sender_id for n in two.told.notified} == {1}
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_on_unreliable_storage_no_feeding_ever_comes_after_the_bound(seed: int) -> None:
     faults = Faults(latency_s=3, error_rate=0.1, stall_rate=0.1, stall_max_s=100)

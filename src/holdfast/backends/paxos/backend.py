@@ -363,7 +363,11 @@ class PaxosBackend:
         if isinstance(found, IoFailed):
             return found
         seen = found.partial_snapshot or await found.area.read_partial(member.host_id, member.io_timeout_s)
-        if isinstance(seen, Snapshot) and is_held_by(member, seen) and member.may_write():
+        if not isinstance(seen, Snapshot):
+            return _Attempt(
+                found, seen
+            )  # the ballot reads again, and does not ask whether the lease is ours already
+        if is_held_by(member, seen) and member.may_write():
             # To the protocol a host's own lease is free. But no lock of this process has this one: see `LeftBehind`.
             found.disk.close()
             return LeftBehind(lease)
@@ -373,7 +377,7 @@ class PaxosBackend:
             member,
             self.ports,
             mode,
-            partial_snapshot=seen if isinstance(seen, Snapshot) else None,
+            partial_snapshot=seen,
             promise=left.promise if left is not None and left.is_of(found.area, member) else None,
         )
         named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)

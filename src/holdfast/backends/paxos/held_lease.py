@@ -195,8 +195,9 @@ class HeldLease:
 
         async def work() -> AcquireOutcome | LeftBehind:
             seen = await self.area.read_partial(self.member.host_id, self.member.io_timeout_s)
-            partial_snapshot = seen if isinstance(seen, Snapshot) else None
-            if partial_snapshot is not None and is_held_by(self.member, partial_snapshot):
+            if not isinstance(seen, Snapshot):
+                return seen  # a second read, by the ballot, would not ask whether the lease is ours already
+            if is_held_by(self.member, seen):
                 return LeftBehind(self.area.resource_name)
             return await acquire_lease(
                 self.area,
@@ -204,7 +205,7 @@ class HeldLease:
                 self._ports,
                 mode,
                 attested=attested,
-                partial_snapshot=partial_snapshot,
+                partial_snapshot=seen,
             )
 
         result = await self._ports.offload.run(work(), self.member.io_timeout_s)

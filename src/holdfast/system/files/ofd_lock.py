@@ -53,6 +53,9 @@ class IoFailed:
     reason: str = ""
     """Instead of the text of the error number, where that says too little."""
 
+    def __str__(self) -> str:
+        return f"{self.what} {self.path}: {self.reason or os.strerror(self.errno)}"
+
 
 class OpenedFile(NamedTuple):
     fd: int
