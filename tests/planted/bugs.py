@@ -839,6 +839,16 @@ BUGS = (
         "contract/test_paxos_backend.py"
         "::test_lease_that_a_killed_daemon_left_is_not_free_after_a_read_that_failed",
     ),
+    _in(
+        "protocol.paxos_release",
+        "release-asks-too-early",
+        "a release asks whether it may write, then reads the clock for something else, then writes",
+        "    promises = may_promise and not member.beside_others()  # reads the clock, so it comes before the question below\n"
+        "    if not member.may_write():\n        return LockspaceLost()\n    own = lease.own\n",
+        "    if not member.may_write():\n        return LockspaceLost()\n"
+        "    promises = may_promise and not member.beside_others()\n    own = lease.own\n",
+        "unit/protocol/test_paxos_lease.py::test_release_asks_last_whether_it_may_write",
+    ),
     # --- who holds a disk: evidence to verdict ---
     _in(
         "cli.who.verdict",

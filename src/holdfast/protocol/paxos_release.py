@@ -99,12 +99,15 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
     An owner who wrote the leader himself promises the next version in the same write: his value for this one is in the
     leader, and no host of Holdfast's needs it for a ballot any more.
     """
+    may_promise = lease.mode is Mode.EXCLUSIVE and lease.leader.write_id == member.host_id
+    promises = (
+        may_promise and not member.beside_others()
+    )  # reads the clock, so it comes before the question below
     if not member.may_write():
         return LockspaceLost()
     own = lease.own
     next_phase_one: HostBlock | None = None
-    may_promise = lease.mode is Mode.EXCLUSIVE and lease.leader.write_id == member.host_id
-    if may_promise and not member.beside_others():
+    if promises:
         next_phase_one = prepare_next(own, lease.leader, member.host_id)
     elif may_promise or lease.mode is Mode.SHARED:
         # An upgrade that was refused has moved our ballots on, or an earlier attempt has promised when no other host was

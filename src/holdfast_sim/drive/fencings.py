@@ -18,6 +18,7 @@ from random import Random
 from holdfast.errors import LockError
 from holdfast.lease_admin.host_fencing import HostFencer
 from holdfast.ondisk import delta
+from holdfast.ondisk.leader import Leader
 from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon
@@ -104,6 +105,7 @@ class Fencings:
                         seat.daemon.process.spawn(fence(seat.daemon, view.name, [seat.supervisor]))
             if not members:
                 self._freed_by_hand(space.name, used)
+            self._leases_freed_by_hand(space.name)
 
     def _freed_by_hand(self, space: str, used: Collection[int | None]) -> None:
         """The lockspace has no member that could confirm a host off: an operator writes the records of gone hosts free."""
@@ -116,6 +118,34 @@ class Fencings:
                 continue
             disk.content[at : at + geometry.sector_bytes] = replace(record, timestamp=0).sector()
             self.cluster.world.tell("", f"host id {host_id} of {space} is freed by hand")
+
+    def _leases_freed_by_hand(self, space: str) -> None:
+        """Leases of a generation that the record of its host id has left behind, and that does not run any more: a late claim
+        of another host took the id, so nothing proves to the next user of the id that the first one is over (ADR 0184).
+        """
+        disk = next(volume.disk for volume in self.cluster.volumes.values() if volume.disk.name == space)
+        geometry = self.cluster.scenario.geometry
+        for place in self.cluster.checkers.leases.named_on(space):
+            leader = Leader.decode(bytes(disk.content[place.offset : place.offset + geometry.sector_bytes]))
+            if not isinstance(leader, Leader) or leader.is_free:
+                continue
+            at = geometry.delta_offset_bytes(leader.owner_id)
+            record = delta.DeltaLease.decode(bytes(disk.content[at : at + geometry.sector_bytes]))
+            runs = any(
+                (term.disk, term.host_id, term.generation)
+                == (space, leader.owner_id, leader.owner_generation)
+                for term in self.cluster.checkers.terms.running
+            )
+            if (
+                isinstance(record, delta.DeltaLease)
+                and record.generation > leader.owner_generation
+                and not runs
+            ):
+                place.leader = replace(leader, timestamp=0)
+                disk.content[place.offset : place.offset + geometry.sector_bytes] = (
+                    place.leader.sector().ljust(geometry.sector_bytes, b"\0")
+                )
+                self.cluster.world.tell("", f"the lease of {place.resource} in {space} is freed by hand")
 
 
 async def fence(daemon: ManagedDaemon, host: str, spaces: Sequence[LockspaceSupervisor] = ()) -> None:

@@ -133,6 +133,24 @@ def test_a_held_lease_is_refused_by_name_and_free_after_release() -> None:
     assert cluster.leader() == second.leader
 
 
+def test_release_asks_last_whether_it_may_write() -> None:
+    """To ask who else is there reads the clock, and the lease may fail meanwhile (seed 101000160)."""
+    cluster = Cluster(2)
+    one, _ = cluster.join(1, 2)
+    lease = held(exclusive(one))
+    fails: list[bool] = []
+
+    def asked_for_others() -> bool:
+        fails.append(True)
+        return False
+
+    one.member = replace(one.member, may_write=lambda: not fails, beside_others=asked_for_others)
+    before = cluster.block(1)
+    assert isinstance(release(one, lease), paxos_release.LockspaceLost)
+    assert fails
+    assert cluster.block(1) == before
+
+
 def given_up(node: Node, lease: Lease) -> PreparedBallot:
     """Released; what it promised."""
     released = release(node, lease)
