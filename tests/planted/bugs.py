@@ -843,11 +843,19 @@ BUGS = (
         "protocol.paxos_release",
         "release-asks-too-early",
         "a release asks whether it may write, then reads the clock for something else, then writes",
-        "    promises = may_promise and not member.beside_others()  # reads the clock, so it comes before the question below\n"
+        "    promises = may_promise and not member.beside_others()  # reads the clock: before the question below\n"
         "    if not member.may_write():\n        return LockspaceLost()\n    own = lease.own\n",
         "    if not member.may_write():\n        return LockspaceLost()\n"
         "    promises = may_promise and not member.beside_others()\n    own = lease.own\n",
         "unit/protocol/test_paxos_lease.py::test_release_asks_last_whether_it_may_write",
+    ),
+    _in(
+        "manager.departures",
+        "released-before-it-was-found",
+        "a lock is held until QEMU ends whose RELEASE came before it was found, if its guest stopped just after",
+        "            self._to_stop.add(owner.id)\n",
+        "            pass\n",
+        "unit/manager/test_departures.py::test_lock_that_is_found_by_its_note_departs_if_its_guest_has_stopped",
     ),
     # --- who holds a disk: evidence to verdict ---
     _in(

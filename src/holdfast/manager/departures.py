@@ -87,6 +87,8 @@ class Departures:
         self._lends = lends
         self._claims: dict[tuple[int, Resource], HostLock] = {}
         """The departing ones; an entry whose claim departs no more is dropped at the next read."""
+        self._to_stop: set[int] = set()
+        """Owners that migrate away, with locks that were found for them: their RELEASE may have come before that."""
         self._watching = False
         self.on_refused: Callable[[Owner, str], Awaitable[None]] = _nobody_acts
         """Acts, by `on_lockfailure`, on a VM that continues here while the lock that it lent has another holder."""
@@ -178,8 +180,18 @@ class Departures:
         """A lock was found held for an owner by its note, not by the journal: its RELEASE may have been answered before
         storage or the journal was lost.
         """
-        if self._domains is not None and self._depart_if_it_stands(owner):
+        if self._domains is None:
+            return
+        if self._depart_if_it_stands(owner):
             self._watch()
+        elif holds_back(self._status_of(owner)):
+            # It is still to stop, or has just stopped and its RELEASE came before the lock was found.
+            self._to_stop.add(owner.id)
+            self._watch()
+
+    def _has_stopped(self, owner: Owner) -> bool:
+        """Whether a guest that was to stop for its migration has stopped, and departs now, or does not migrate any more."""
+        return self._depart_if_it_stands(owner) or not holds_back(self._status_of(owner))
 
     def _depart_if_it_stands(self, owner: Owner) -> bool:
         """Marks all claims of a guest that has stopped for its migration as departing; whether it has."""
@@ -208,7 +220,7 @@ class Departures:
         news = self._domains
         stop: Callable[[], None] = news.watch(self.read) if isinstance(news, WatchedStatus) else _no_news
         try:
-            while not self._is_closing() and (self._claims or self._book.lent):
+            while not self._is_closing() and (self._claims or self._book.lent or self._to_stop):
                 await self._clock.sleep(READ_S)
                 self.read()
         finally:
@@ -219,6 +231,10 @@ class Departures:
         """Read the status of the departing guests, or of the one of that name, and act on it."""
         if self._is_closing():
             return
+        for owner_id in list(self._to_stop):
+            owner = self._owners.get(owner_id)
+            if owner is None or owner.gone or self._has_stopped(owner):
+                self._to_stop.discard(owner_id)
         for (owner_id, resource), lock in list(self._claims.items()):
             if (owner_id, resource) not in lock.departing:
                 del self._claims[owner_id, resource]

@@ -590,11 +590,17 @@ class LockManager:
     async def _adopted(self, owner: Owner, resource: Resource, lock: HostLock | None) -> HostLock | None:
         """The unknown lock that an owner may release under that name, now its own; None if there is none."""
         if lock is None:
-            candidate = await self.routing.route(resource).backend.open(resource, create=Creation.NONE)
-            if isinstance(candidate, IoFailed):
-                return None
-            lock = self.table.of_lock_file(candidate.keys[0]) if candidate.keys else None
-            await candidate.abandon()
+            backend = self.routing.route(resource).backend
+            if (leases := self.routing.leases.get(backend.name)) is not None:
+                # To open one is refused while no new lease may be taken; this one is held.
+                lease, _ = await leases.names.of(resource)
+                lock = self.table.of_lock_file(leases.names.key(lease))
+            else:
+                candidate = await backend.open(resource, create=Creation.NONE)
+                if isinstance(candidate, IoFailed):
+                    return None
+                lock = self.table.of_lock_file(candidate.keys[0]) if candidate.keys else None
+                await candidate.abandon()
         if (
             lock is None
             or self.key_locks.is_locked(lock)

@@ -100,9 +100,7 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
     leader, and no host of Holdfast's needs it for a ballot any more.
     """
     may_promise = lease.mode is Mode.EXCLUSIVE and lease.leader.write_id == member.host_id
-    promises = (
-        may_promise and not member.beside_others()
-    )  # reads the clock, so it comes before the question below
+    promises = may_promise and not member.beside_others()  # reads the clock: before the question below
     if not member.may_write():
         return LockspaceLost()
     own = lease.own
