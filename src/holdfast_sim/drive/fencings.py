@@ -120,8 +120,8 @@ class Fencings:
             self.cluster.world.tell("", f"host id {host_id} of {space} is freed by hand")
 
     def _leases_freed_by_hand(self, space: str) -> None:
-        """Leases of a generation that the record of its host id has left behind, and that does not run any more: a late claim
-        of another host took the id, so nothing proves to the next user of the id that the first one is over (ADR 0184).
+        """Leases of a generation that the record of its host id has left behind, and that does not run any more: a late
+        claim of another host took the id, so nothing proves to the id's next user that the first one is over (ADR 0184).
         """
         disk = next(volume.disk for volume in self.cluster.volumes.values() if volume.disk.name == space)
         geometry = self.cluster.scenario.geometry

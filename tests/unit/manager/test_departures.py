@@ -427,8 +427,8 @@ def test_next_daemon_leaves_a_guest_alone_that_runs_or_whose_words_are_not_known
 def test_lock_that_is_found_by_its_note_departs_if_its_guest_has_stopped(
     tmp_path: Path, stopped: bool
 ) -> None:
-    """Storage failed while it was let go, or the journal was lost: nothing else says that libvirt released it. Its RELEASE may
-    come just before its lock is found, and the word that it has stopped just after (seed 101003612).
+    """Storage failed while it was let go, or the journal was lost: nothing else says that libvirt released it. Its RELEASE
+    may come just before its lock is found, and the word that it has stopped just after (seed 101003612).
     """
 
     async def what(s: Scene) -> None:
