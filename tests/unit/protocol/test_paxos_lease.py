@@ -146,7 +146,7 @@ def test_release_asks_last_whether_it_may_write() -> None:
 
     one.member = replace(one.member, may_write=lambda: not fails, beside_others=asked_for_others)
     before = cluster.block(1)
-    assert isinstance(release(one, lease), paxos_release.LockspaceLost)
+    assert isinstance(release(one, lease), LockspaceLost)
     assert fails
     assert cluster.block(1) == before
 
