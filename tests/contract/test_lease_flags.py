@@ -10,13 +10,14 @@ from tests.contract.test_paxos_backend import Scene, play
 from tests.support.leases import HostLockspaces, twin
 
 from holdfast.backends.base import HeldElsewhere
+from holdfast.errors import LeaseUnusable
 from holdfast.model import Mode
 from holdfast.ondisk import delta
 from holdfast.ondisk.delta import FLAG_NO_TIMEOUT
 from holdfast.ondisk.geometry import MIB
 from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.leader import Leader
-from holdfast.protocol.host_status import HostState, HostView
+from holdfast.protocol.host_status import HostState, HostView, SeenTerm
 from holdfast.protocol.takeover import NEVER_BY_TIME
 from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant
 from holdfast.supervision.lockspace_port import NotAMember
@@ -69,6 +70,33 @@ def test_leases_of_a_silent_host_stay_until_an_order_about_it_frees_those_of_its
         assert isinstance(block, HostBlock)
         assert not block.mode.is_shared
         await held.release()
+
+    play(scene)
+
+
+def test_order_about_an_older_term_does_not_write_the_block_of_a_host_that_is_back(tmp_path: Path) -> None:
+    """That its older term is over was proven by a mark; it writes that block itself (seed 102001570)."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", version=delta.VERSION_5)
+        assert_held(await take(s.one, s.world(), Mode.SHARED))
+        twin(s.alpha, generation=2, flags=FLAG_NO_TIMEOUT)
+        sees_silent(s.beta, 2, HostState.LIVE)
+        member = s.beta.presence.member
+        assert not isinstance(member, NotAMember)
+        view = replace(
+            member.view(HostId(1)),
+            unchanged_s=0.0,
+            terms=(SeenTerm(Generation(1), Instant(0.0), 1, seen_to_end=True),),
+        )
+        s.beta.presence.member = replace(member, view=lambda _: view)
+        before = s.lease_file.read_bytes()
+        with pytest.raises(
+            LeaseUnusable, match="generation 1 stands in the block of host id 1, which a host has again"
+        ):
+            await s.two.maintenance.break_lease(s.world().resource, "1")
+        at = s.alpha.geometry.host_block_offset_bytes(1)
+        assert s.lease_file.read_bytes()[at : at + 512] == before[at : at + 512]
 
     play(scene)
 

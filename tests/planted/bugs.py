@@ -857,6 +857,15 @@ BUGS = (
         "            pass\n",
         "unit/manager/test_departures.py::test_lock_that_is_found_by_its_note_departs_if_its_guest_has_stopped",
     ),
+    _in(
+        "backends.paxos.breaking",
+        "block-of-a-host-that-is-back-written",
+        "an order about an older term writes the block of the host that has the id again",
+        "            stands = HoldStands((host_id, incarnation))\n            continue\n",
+        "            stands = HoldStands((host_id, incarnation))\n",
+        "contract/test_lease_flags.py"
+        "::test_order_about_an_older_term_does_not_write_the_block_of_a_host_that_is_back",
+    ),
     # --- who holds a disk: evidence to verdict ---
     _in(
         "cli.who.verdict",

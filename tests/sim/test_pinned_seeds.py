@@ -78,6 +78,7 @@ FOUND_WITH_RESTORED_AREAS = (
     101000160,  # a release read the clock once more between the question whether it may write and the write
     101000944,  # the same
     101003612,  # a RELEASE came before the lock was found whose journal line was lost, the word of the stop after
+    102001570,  # an order about an older term wrote the block of the host that had the id again
     101001616,  # leases never expire: those of a host whose id a late claim took are freed by hand (checker)
 )
 

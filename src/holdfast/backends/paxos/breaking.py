@@ -15,7 +15,7 @@ from holdfast.ondisk.host_block import NO_MODE, HostBlock
 from holdfast.protocol.host_status import HostState, HostView, proven_gone
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.takeover import Attested, word_covers
+from holdfast.protocol.takeover import Attested, attested_off, word_covers
 from holdfast.protocol.types import Generation, HostId, IoFailed
 from holdfast.supervision.host_names import is_called
 
@@ -25,8 +25,25 @@ UNPROVEN = (
 )
 
 
-async def clear_holds(area: LeaseArea, member: Membership, attested: Attested) -> IoFailed | None:
+@dataclass(frozen=True, slots=True)
+class HoldStands:
+    """A shared hold of an attested incarnation that is left to the host which has its host id by now."""
+
+    term: tuple[HostId, Generation]
+
+    def __str__(self) -> str:
+        host_id, generation = self.term
+        return (
+            f"the shared hold of generation {generation} stands in the block of host id {host_id}, which a host has again: "
+            "that host frees it ('holdfast lease gc' there)"
+        )
+
+
+async def clear_holds(
+    area: LeaseArea, member: Membership, attested: Attested
+) -> IoFailed | HoldStands | None:
     """Clear the shared holds of attested incarnations in their hosts' blocks. We must hold the lease exclusively."""
+    stands: HoldStands | None = None
     for host_id, incarnation in sorted(attested):
         if host_id > area.hosts_expected:
             continue
@@ -47,10 +64,17 @@ async def clear_holds(area: LeaseArea, member: Membership, attested: Attested) -
             or not member.may_write()
         ):
             continue
+        view = member.view(host_id)
+        if record.generation > incarnation and not attested_off(
+            attested, host_id, incarnation, record, view, member.timing
+        ):
+            # The end of that term was proven otherwise, and the host id's present user writes this block.
+            stands = HoldStands((host_id, incarnation))
+            continue
         cleared = replace(block, mode=NO_MODE)
         if failed := await replace(area, note=b"").write_block(host_id, cleared, member.io_timeout_s):
             return failed
-    return None
+    return stands
 
 
 @dataclass(frozen=True, slots=True)

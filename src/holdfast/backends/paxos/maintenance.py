@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from holdfast.backends.base import HeldElsewhere, LeftBehind
 from holdfast.backends.lease_backend import UNACCOUNTED, LeftLease
 from holdfast.backends.paxos import owner_note
-from holdfast.backends.paxos.breaking import UNPROVEN, Claimant, clear_holds
+from holdfast.backends.paxos.breaking import UNPROVEN, Claimant, HoldStands, clear_holds
 from holdfast.backends.paxos.held_lease import HeldLease
 from holdfast.backends.paxos.lease_store import Found, StorageFailed, Unusable
 from holdfast.backends.paxos.refusals import TAKEN_OUT
@@ -144,13 +144,15 @@ class PaxosMaintenance:
                     raise ResourceBusy(resource, refused.holders, note=UNPROVEN)
                 raise storage_failed(refused)
             failed = await self._clear_holds(found, holding, attested)
+            if isinstance(failed, HoldStands):
+                raise LeaseUnusable(name=resource.name, place=found.place, reason=str(failed))
             if failed is not None:
                 raise storage_failed(IoFailed("Unable to clear a shared hold in", found.place, failed.errno))
             return "; ".join(host.proof(attested) for host in hosts)
 
     async def _clear_holds(
         self, found: Found, holding: HeldLease, attested: Attested
-    ) -> types.IoFailed | None:
+    ) -> types.IoFailed | HoldStands | None:
         """Clear shared holds and release the lease, but not while a write to another host's block is in flight."""
         timeout_s = holding.member.io_timeout_s
         result = await self._backend.ports.offload.run(
@@ -162,7 +164,9 @@ class PaxosMaintenance:
         await holding.release()
         return result
 
-    async def _released_late(self, holding: HeldLease, silent: TimedOut[types.IoFailed | None]) -> None:
+    async def _released_late(
+        self, holding: HeldLease, silent: TimedOut[types.IoFailed | HoldStands | None]
+    ) -> None:
         await silent.over
         await holding.release()
         self._backend.tidy(holding)
