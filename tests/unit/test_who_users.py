@@ -77,7 +77,9 @@ def test_disks_that_libvirt_never_locks_are_at_level_0_in_list_and_status(tmp_pa
         False,
     )
     answer = Status(status(), [], [disk])
-    assert answer.as_object()["unlocked_disks"] == [{"disk": "rbd:pool/image (vda)", "owner": "ceph"}]
+    assert answer.as_object()["unlocked_disks"] == [
+        {"disk": "rbd:pool/image (vda)", "owner": "ceph", "reason": "libvirt's lock plugin never asks for it"}
+    ]
     assert answer.degraded == [], "nothing has failed: it is what libvirt does"
 
 
@@ -106,3 +108,92 @@ def test_key_of_a_lease_element_leads_to_its_file(tmp_path: Path) -> None:
         holder.close(opened.fd)
     assert asked(tmp_path, "key2").headline == "holds nothing that is known here"
     assert "for a <lease>: holdfast who TARGET/LOCKSPACE/KEY" in asked(tmp_path, "key2").next_step
+
+
+# --- a VM and each of its disks ---
+
+NBD = (
+    "<disk type='network'><source protocol='nbd' name='export1'><host name='localhost' port='10809'/></source>"
+    "<target dev='vda'/></disk>"
+)
+VOLUME = "<disk type='volume'><source pool='images' volume='web.img'/><target dev='vda'/></disk>"
+UNKNOWN = "<disk type='ram'><source size='1'/><target dev='vda'/></disk>"
+
+
+def lines(answer: Answer, layer: str) -> list[str]:
+    return [line for each in answer.layers if each.name == layer for line in each.lines]
+
+
+@pytest.mark.parametrize(
+    ("disk", "name", "why"),
+    [
+        (NBD, "nbd://localhost:10809/export1 (vda)", "libvirt's lock plugin never asks for it"),
+        (UNKNOWN, "type='ram' (vda)", "whether libvirt asks a lock for it is not known"),
+    ],
+    ids=["network", "unknown"],
+)
+def test_vm_with_a_disk_that_libvirt_never_locks_is_named(
+    tmp_path: Path, disk: str, name: str, why: str
+) -> None:
+    """public-reports.md 5, script r10."""
+    running(tmp_path, "web1", disk)
+    answer = asked(tmp_path, "web1")
+    assert (answer.verdict, answer.headline) == ("held", f"runs with {name} without a lock")
+    (line,) = lines(answer, "not locked")
+    assert line.startswith(f"{name}: protection 0: {why}")
+    (listed,) = unlocked_disks(str(tmp_path))
+    assert (listed.resource, listed.protection) == (name, 0)
+    assert listed.protection_note.startswith(why)
+    running(tmp_path, "web1", disk, pid=(1 << 22) + 1)
+    assert asked(tmp_path, "web1").verdict != "held", "it has ended"
+
+
+def test_running_vm_with_a_volume_that_can_not_be_found_is_not_called_free(tmp_path: Path) -> None:
+    running(tmp_path, "web1", VOLUME)
+    answer = asked(tmp_path, "web1")
+    assert (answer.verdict, answer.headline) == (
+        "unknown",
+        "can't be told: the path of its disk images/web.img (vda) is not known",
+    )
+    assert lines(answer, "disk")[0].startswith(
+        "images/web.img (vda): its path is not known: no file of libvirt"
+    )
+
+
+def test_vm_whose_status_file_can_not_be_read_is_not_called_free(tmp_path: Path) -> None:
+    running(tmp_path, "web1", NBD)
+    file = tmp_path / "run/libvirt/qemu/web1.xml"
+    file.write_text(file.read_text()[:80])
+    answer = asked(tmp_path, "web1")
+    assert (answer.verdict, answer.headline) == (
+        "unknown",
+        "can't be told: libvirt's file about it can't be read",
+    )
+    assert str(file) in answer.notes[-1]
+
+
+STORE = (
+    "<disk type='file'><source file='{top}'><dataStore type='file'><source file='{base}'/></dataStore></source>"
+    "<target dev='vda'/></disk>"
+)
+
+
+def test_parts_of_a_vm_are_shown_as_not_locked(tmp_path: Path, base: Path) -> None:
+    top = tmp_path / "top.img"
+    top.touch()
+    running(tmp_path, "web1", BACKING.format(base=base, top=top), ISO.format(base="/iso"))
+    answer = asked(tmp_path, "web1")
+    assert lines(answer, "not locked") == [f"backing image {base}"]
+    assert lines(answer, "only read") == ["/iso"]
+
+
+def test_data_file_of_a_running_vm_is_its_own(tmp_path: Path, base: Path) -> None:
+    running(tmp_path, "web1", STORE.format(base=base, top=tmp_path / "top.img"))
+    answer = asked(tmp_path, base)
+    assert (answer.verdict, answer.headline) == (
+        "held",
+        "in use by VM web1 as the data file of its own image",
+    )
+    assert (
+        answer.next_step == "it is that VM's own, which writes it: nothing else may use it while the VM runs"
+    )

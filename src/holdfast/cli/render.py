@@ -51,7 +51,7 @@ def owner_text(name: str, pid: int) -> str:
 
 def _mode(h: HolderInfo) -> str:
     if h.source == "libvirt":
-        return h.mode
+        return f"{h.mode}: {h.protection_note}"
     if not h.held:
         return f"LOST: {h.lost_reason}"
     return f"{h.mode}, {h.until}" if h.until else h.mode

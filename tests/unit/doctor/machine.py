@@ -161,12 +161,13 @@ class Machine:
         config, problems = configuration.check(str(self.config), environ=os.environ, uid=0)
         assert config is not None, problems
         down = self.status is None
+        unread: list[str] = []
         return Scene(
             str(self.root),
             config,
             build_routing(config, ports_for_a_look(config, self.mounts)),
             self.mounts,
-            list(domains(str(self.root))),
+            list(domains(str(self.root), unread)),
             self.status,
             [] if down else self.owners,
             [] if down else self.locks,
@@ -176,6 +177,7 @@ class Machine:
             config_file=str(self.config),
             in_force=self.in_force,
             not_permitted=self.not_permitted,
+            unread=unread,
         )
 
     def findings(self) -> list[Finding]:

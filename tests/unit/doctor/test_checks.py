@@ -383,12 +383,44 @@ def test_every_kind_that_libvirt_does_not_lock_is_named(machine: Machine, kind: 
 def test_volume_of_a_pool_is_the_file_that_libvirt_locks(machine: Machine) -> None:
     machine.start("web1", "<disk type='volume'><source pool='images' volume='web1.img'/></disk>")
     assert "images/web1.img of web1" in machine.one("HF087").facts
+    assert "web1 (pid 4242) runs without any lock" in machine.one("HF090").facts, "script r11"
+    machine.lock("web1", "/srv/images/web1.img")
+    assert machine.ids() == {"HF087"}, "it has as many locks as volumes"
+    machine.locks.clear()
+    assert "web1 (pid 4242) has no lock on images/web1.img" in machine.one("HF091").facts
+    machine.owners.clear()
     pool = "<pool type='dir'><name>images</name><target><path>/srv/images</path></target></pool>"
     machine.file("etc/libvirt/storage/images.xml", pool)
     assert "HF087" not in machine.ids()
     assert machine.ids() == {"HF090"}, "it runs without a lock on that file"
     machine.lock("web1", "/srv/images/web1.img")
     assert machine.ids() == set()
+
+
+def test_disk_of_a_kind_that_is_not_known_is_named_with_its_reason(machine: Machine) -> None:
+    machine.start("web1", "<disk type='ram'><source size='1'/><target dev='vda'/></disk>")
+    finding = machine.one("HF083")
+    assert "type='ram' (vda) of web1: whether libvirt asks a lock for it is not known" in finding.facts
+    assert "virsh dumpxml" in finding.fix
+
+
+def test_what_no_lock_guards_beside_the_disks_is_a_note(machine: Machine) -> None:
+    chain = "<backingStore type='file'><source file='/srv/base.img'/></backingStore>"
+    disk = f"<disk type='file'><source file='/srv/top.img'/>{chain}<target dev='vda'/></disk>"
+    machine.start("web1", disk)
+    machine.lock("web1", "/srv/top.img")
+    assert machine.problems() == set()
+    assert "backing image of vda /srv/base.img (web1): not locked" in machine.one("HF089").facts
+    machine.host.processes.pop()
+    assert "HF089" not in machine.ids(), "it has ended"
+
+
+def test_status_file_that_can_not_be_read_is_a_problem(machine: Machine) -> None:
+    path = machine.file("run/libvirt/qemu/web1.xml", "<domstatus pid='4242'><domain>")
+    facts = machine.one("HF095").facts
+    assert facts.startswith(f"{path} can't be read (it is no XML: no element found")
+    path.write_text("<domstatus/>")
+    assert "there is no domain in it" in machine.one("HF095").facts
 
 
 def test_lock_of_a_backend_that_was_only_renamed_is_fine(machine: Machine) -> None:

@@ -17,6 +17,9 @@ from holdfast.cli.render import status_lines
 from holdfast.control.api import CONFIGURATION_PROBLEM, HolderInfo, LeaseSpaceInfo, StatusInfo
 from holdfast.model import printable
 
+UNLOCKED_SHOWN_MAX = 16
+"""A host with hundreds of network disks would hide the rest of its state."""
+
 
 def with_keys(problem: str, edited: str) -> str:
     """The daemon says that its configuration is not the one on disk; a command that can read both says where."""
@@ -66,17 +69,22 @@ class Answer:
                 {"name": each.name, "state": each.state, "reason": each.reason, "host_id": each.host_id}
                 for each in self.spaces
             ],
-            "unlocked_disks": [{"disk": each.resource, "owner": each.owner} for each in self.unlocked],
+            "unlocked_disks": [
+                {"disk": each.resource, "owner": each.owner, "reason": each.protection_note}
+                for each in self.unlocked
+            ],
         }
 
     def show(self) -> None:
         lines = status_lines(self.daemon)
         lines += [f"lockspace    {printable(lockspace_standing.headline(each))}" for each in self.spaces]
         if self.unlocked:
-            which = ", ".join(f"{each.resource} of {each.owner}" for each in self.unlocked)
-            lines.append(
-                f"not locked   {len(self.unlocked)} disks at protection 0, for libvirt asks no lock: {printable(which)}"
-            )
+            lines += [
+                f"not locked   protection 0: {printable(f'{each.resource} of {each.owner}: {each.protection_note}')}"
+                for each in self.unlocked[:UNLOCKED_SHOWN_MAX]
+            ]
+            if len(self.unlocked) > UNLOCKED_SHOWN_MAX:
+                lines.append(f"not locked   {len(self.unlocked) - UNLOCKED_SHOWN_MAX} more: holdfast list")
         click.echo("\n".join(lines))
         for reason in self.degraded:
             click.echo(click.style(f"DEGRADED     {printable(reason)}", fg="red", bold=True))

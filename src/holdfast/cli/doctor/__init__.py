@@ -54,9 +54,11 @@ CHECKS: Sequence[Check] = (
     lock_directories.mounts,
     disks.disks,
     disks.unlocked,
+    disks.beside_disks,
     disks.names,
     disks.shared_by_domains,
     running.running,
+    running.unread,
     running.other_backend,
     running.outside_libvirt,
     running.migrations,
@@ -80,12 +82,13 @@ def examine(
     else:
         findings.append(fine("configuration", ", ".join(config.sources) or "built-in defaults"))
     mounts = MountTable()
+    unread: list[str] = []
     scene = Scene(
         root,
         config,
         build_routing(config, ports_for_a_look(config, mounts)),
         mounts,
-        list(domains(root)),
+        list(domains(root, unread)),
         None,
         [],
         [],
@@ -94,6 +97,7 @@ def examine(
         host=host or ThisHost(),
         config_file=config_file,
         in_force=in_force,
+        unread=unread,
     )
     try:
         with ControlClient(socket or config.control_socket, timeout_s=ANSWER_S) as client:

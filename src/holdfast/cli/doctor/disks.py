@@ -15,6 +15,7 @@ from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, libvirt_lockspaces
 from holdfast.model import DIRECT_LOCKSPACE, Protection, Resource
 from holdfast.system.files.canonical_path import canonical_path
 from holdfast.system.files.mounts import is_block_device
+from holdfast.system.libvirt.domain_disks import Kind
 
 UNCACHED = ("none", "directsync")
 
@@ -95,21 +96,40 @@ def _toml(text: str) -> str:
 
 
 def unlocked(scene: Scene) -> Iterator[Finding]:
-    """Kinds of disks that libvirt asks no lock for, and volumes that can't be found."""
-    which = [f"{what} of {domain.name}" for domain in scene.domains for what in domain.unlocked]
-    if which:
+    """Kinds of disks that libvirt asks no lock for or that are not known, and volumes that can't be found."""
+    reasons: dict[tuple[bool, str], list[str]] = {}
+    for domain in scene.domains:
+        for disk in domain.unlocked:
+            case = (disk.kind is Kind.UNKNOWN, disk.why_unlocked)
+            reasons.setdefault(case, []).append(f"{disk} of {domain.name}")
+    for (unknown, why), which in reasons.items():
         yield found(
             "HF083",
-            f"{some(which)}: libvirt asks no lock for such disks, whatever its lock manager: protection level 0",
-            "use the host's own driver (rbd map, iscsiadm, nvme connect) and give the VM the block device, under leases "
-            "(docs/backends.md); else make sure by other means that no second VM has them",
+            f"{some(which)}: {why}{'' if unknown else ', whatever the lock manager'}: protection level 0",
+            "make sure by other means that no second VM has them, and report the <disk> element (virsh dumpxml)"
+            if unknown
+            else "use the host's own driver (rbd map, iscsiadm, nvme connect) and give the VM the block device, under "
+            "leases (docs/backends.md); else make sure by other means that no second VM has them",
         )
-    lost = [f"{what} of {domain.name}" for domain in scene.domains for what in domain.unresolved]
+    lost = [
+        f"{disk} of {domain.name} ({disk.reason})" for domain in scene.domains for disk in domain.unresolved
+    ]
     if lost:
         yield found(
             "HF087",
             f"{some(lost)}: the path of these volumes (pool/volume) is not known here",
             "see which path the running VM has: virsh domblklist; then: holdfast who PATH",
+        )
+
+
+def beside_disks(scene: Scene) -> Iterator[Finding]:
+    """Images below disks, data files, NVRAM and TPM state of VMs that run."""
+    which = [f"{part} ({domain.name})" for domain in scene.running() for part in domain.unguarded]
+    if which:
+        yield found(
+            "HF089",
+            f"{some(which)}: not locked, for libvirt asks a lock for top images alone",
+            "nothing to do if no other VM writes them; those of one VM: holdfast who VM",
         )
 
 

@@ -438,7 +438,8 @@ _ALL = (
         "Disks that libvirt never asks a lock for",
         "libvirt's lock plugin is asked for `file` and `block` disks (and `dir`, `volume` that lead to one). "
         "Network disks (rbd, iscsi, "
-        "nbd, ...), `nvme`, `vhostuser` and the like are at protection level 0 with every lock manager.",
+        "nbd, ...), `nvme`, `vhostuser` and the like are at protection level 0 with every lock manager. So are disks of a "
+        "type that Holdfast does not know, as far as it can tell.",
     ),
     _note(
         "HF084",
@@ -470,6 +471,14 @@ _ALL = (
         "disks",
         "Disks under a backend that locks nothing",
         "Driver `nop` is for disks that something else guards. Without that, two VMs may write one disk.",
+    ),
+    _note(
+        "HF089",
+        "beside disks",
+        "Images below disks, data files, NVRAM and TPM state have no lock",
+        "libvirt asks a lock for the top image of each disk. Two VMs may have one of these: images below are meant to be "
+        "shared by readers, but a commit writes into them; a data file (`<dataStore>`), NVRAM and TPM state are meant for "
+        "one VM.",
     ),
     # --- virtual machines that run ---
     _problem(
@@ -503,6 +512,12 @@ _ALL = (
         "migrations",
         "A migration that fails at the wrong moment leaves a gap",
         'With `migration_peers = "any"` a lock is released when libvirt says so, and taken back if the guest stays.',
+    ),
+    _problem(
+        "HF095",
+        "running VM",
+        "libvirt's file about a running VM can't be read",
+        "What it says is what doctor, `who` and the daemon know of the VM's disks.",
     ),
     # --- hosts beside each other, the storage below ---
     _problem(

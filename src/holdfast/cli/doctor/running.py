@@ -12,7 +12,8 @@ from holdfast.cli.doctor.scene import Program, Scene, some
 from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, read_settings
 from holdfast.control.api import MOVED_PROBLEM, HolderInfo
 from holdfast.model import DIRECT_LOCKSPACE, Resource
-from holdfast.system.libvirt.domains import Domain
+from holdfast.system.libvirt.domains import XML_BYTES_MAX, Domain
+from holdfast.system.libvirt.xml_text import NotUnderstood, read
 
 QEMU_PREFIXES = ("qemu-system-", "qemu-kvm", "kvm")
 
@@ -23,7 +24,7 @@ def running(scene: Scene) -> Iterator[Finding]:
         return
     known = {o.pid for o in scene.owners}
     every = scene.running()
-    strangers = [d for d in every if d.disks and d.pid not in known]
+    strangers = [d for d in every if (d.disks or d.unresolved) and d.pid not in known]
     partly = [(d, lacking) for d in every if d.pid in known and (lacking := _lacking(scene, d))]
     for domain in strangers:
         yield found(
@@ -68,11 +69,27 @@ def _lacking(scene: Scene, domain: Domain) -> list[str]:
         return []
     held = {lock.name for lock in scene.locks if lock.pid == domain.pid}
     indirect = any(len(name) != 0 and not name.startswith("/") for name in held)
-    return [
-        disk.path
-        for disk in domain.disks
-        if disk.path not in held and indirect_name(disk.path) not in held and not indirect
-    ]
+    if indirect:
+        return []
+    lacking = [disk.path for disk in domain.disks if disk.path not in held]
+    spare = held - {disk.path for disk in domain.disks}
+    # No lock can be attributed to a volume whose path is not known, but there has to be one for each.
+    return lacking + [str(disk) for disk in domain.unresolved[len(spare) :]]
+
+
+def unread(scene: Scene) -> Iterator[Finding]:
+    """VMs that run and whose disks can't be known."""
+    for path in scene.unread:
+        try:
+            read(path, XML_BYTES_MAX)
+            why = "there is no domain in it"
+        except NotUnderstood as e:
+            why = str(e)
+        yield found(
+            "HF095",
+            f"{path} can't be read ({why}): which disks that VM has, and under which locks, is not known",
+            "see which VMs run: virsh list; libvirt writes the file again when the VM is suspended and resumed",
+        )
 
 
 def other_backend(scene: Scene) -> Iterator[Finding]:

@@ -176,6 +176,8 @@ class Scene:
     config_file: str | None = None
     in_force: Config | None = None
     not_permitted: bool = False
+    unread: list[str] = field(default_factory=list)
+    """libvirt's files about running VMs that can't be read."""
     _programs: Sequence[Program] | None = None
 
     def path(self, relative: str) -> str:

@@ -13,8 +13,18 @@ from functools import partial
 from holdfast.cli.libvirt_files import domains
 from holdfast.cli.who.evidence import Unreadable, Use
 from holdfast.system.files.bounded_question import Silent, answer_in_time
+from holdfast.system.libvirt.domain_disks import Role
 
 _KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISCHR, "a character device"), (stat.S_ISFIFO, "a FIFO"))
+
+_AS = {
+    Role.BELOW: "the image below its own",
+    Role.DATA: "the data file of its own image",
+    Role.COPY: "the target of a copy",
+    Role.NVRAM: "its NVRAM",
+    Role.TPM: "its TPM state",
+}
+_WRITTEN = frozenset((Role.DATA, Role.COPY, Role.NVRAM, Role.TPM))
 
 
 def no_disk(path: str) -> str:
@@ -36,8 +46,9 @@ def users(path: str, open_in: Collection[int], root: str) -> tuple[Use, ...] | U
         alive = domain.pid is not None and os.path.exists(f"/proc/{domain.pid}")
         if not alive or any(disk.path == path for disk in domain.disks):
             continue  # its own disk: locks say who has that
-        if path in domain.backing:
-            found.append(Use(domain.name, domain.pid, "as the image below its own"))
+        part = next((each for each in domain.unguarded if each.path == path), None)
+        if part is not None:
+            found.append(Use(domain.name, domain.pid, f"as {_AS[part.role]}", part.role in _WRITTEN))
         elif path in domain.readonly:
             found.append(Use(domain.name, domain.pid, "to read"))
         elif domain.pid in open_in:

@@ -16,6 +16,8 @@ from holdfast.protocol.holders import Exclusive, Free, Known, Released, Shared, 
 if TYPE_CHECKING:
     from holdfast.control.api import HolderInfo
     from holdfast.system.files.proc_locks import LockingProcess
+    from holdfast.system.libvirt.domain_disks import DomainDisk
+    from holdfast.system.libvirt.domains import Domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,8 @@ class Use:
     vm: str
     pid: int | None
     how: str
+    writes: bool = False
+    """It is the VM's own file (NVRAM, a data file), which it writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +234,15 @@ class VmEvidence:
     """Of its definition, or known by its claims."""
     unasked: int = 0
     """How many more disks it has: only so many are asked about."""
+    domain: Domain | Unreadable | None = None
+    """libvirt's file about it."""
+    runs: bool = False
+    """Its QEMU does, by that file."""
+
+    @property
+    def unlocked(self) -> tuple[DomainDisk, ...]:
+        """Disks without a lock for their kind, whether it runs or not."""
+        return () if self.domain is None or isinstance(self.domain, Unreadable) else self.domain.unlocked
 
 
 @dataclass(frozen=True, slots=True)

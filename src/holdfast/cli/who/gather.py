@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from holdfast.backends.file import owner_record
 from holdfast.backends.naming import indirect_name
-from holdfast.cli.libvirt_files import domain_disks, lease_paths, libvirt_lockspaces, libvirt_names
+from holdfast.cli.libvirt_files import domain_disks, domains, lease_paths, libvirt_lockspaces, libvirt_names
 from holdfast.cli.who.disk_users import no_disk, users
 from holdfast.cli.who.evidence import (
     Evidence,
@@ -46,6 +46,7 @@ from holdfast.system.files.disk_identity import DiskIdentity, SystemDiskIdentiti
 from holdfast.system.files.proc_locks import locks_on, processes_with, refused_by
 from holdfast.system.files.regular_file import open_regular
 from holdfast.system.host.process import boot_id, start_ticks
+from holdfast.system.libvirt.domains import SUFFIX, Domain
 
 T = TypeVar("T")
 
@@ -102,6 +103,21 @@ class Sources:
             # A claim in a hash lockspace is one of the disks that we know by path.
             disks |= {c.resource for c in claims if c.name not in hashes}
         return sorted(disks)
+
+    def domain(self, vm: str) -> Domain | Unreadable | None:
+        """What libvirt's file says of a VM; None if there is no such VM here."""
+        unread: list[str] = []
+        every = list(domains(self._root, unread))
+        found = next((each for each in every if vm in (each.name, each.uuid)), None)
+        if found is not None and found.pid is not None:
+            return found
+        for path in unread:
+            name = os.path.basename(path).removesuffix(SUFFIX)
+            if name == vm or (found is not None and name == found.name):
+                return Unreadable(
+                    "libvirt's file about it", f"{path} can't be read: which disks it has is not known"
+                )
+        return found
 
     def lease_files(self, key: str) -> list[str]:
         """The files that stand for `<lease>` elements with that key."""

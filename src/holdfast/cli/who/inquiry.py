@@ -15,6 +15,7 @@ from holdfast.cli.who.gather import Sources
 from holdfast.cli.who.report import Answer, about_disk, about_vm
 from holdfast.cli.who.verdict import conclude, conclude_vm
 from holdfast.config import Config
+from holdfast.system.libvirt.domains import Domain
 
 DISKS_SHOWN_MAX = 64
 
@@ -77,5 +78,14 @@ def _vm(sources: Sources, name: str) -> Answer:
         judged.append(Judged(path, verdict))
         answers.append(about_disk(disk, verdict))
     unasked = max(0, len(paths) - DISKS_SHOWN_MAX)
-    evidence = VmEvidence(name, sources.host, claims, tuple(judged), unasked)
+    domain = sources.domain(name)
+    evidence = VmEvidence(
+        name,
+        sources.host,
+        claims,
+        tuple(judged),
+        unasked,
+        domain,
+        isinstance(domain, Domain) and domain.runs(),
+    )
     return about_vm(evidence, conclude_vm(evidence), answers, is_root=sources.is_root)

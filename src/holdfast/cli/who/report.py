@@ -93,10 +93,16 @@ def about_vm(evidence: VmEvidence, verdict: Verdict, disks: list[Answer], *, is_
     claims = list(e.daemon) if isinstance(e.daemon, tuple) else []
     answer = Answer(e.name, verdict.state, verdict.headline, verdict.next_step, holders=claims, disks=disks)
     answer.add("disk", [f"{disk.path}: {disk.verdict.headline}" for disk in e.disks])
+    if e.domain is not None and not isinstance(e.domain, Unreadable):
+        answer.add("disk", [f"{d}: its path is not known: {d.reason}" for d in e.domain.unresolved])
+        unlocked = [f"{d}: protection 0: {d.why_unlocked}" for d in e.domain.unlocked]
+        answer.add("not locked", unlocked + [str(part) for part in e.domain.unguarded])
+        answer.add("only read", sorted(e.domain.readonly))
     if not is_root:
         answer.notes.append(NOT_ROOT)
-    if isinstance(e.daemon, NotRunning | Unreadable):
-        answer.notes.append(e.daemon.reason)
+    answer.notes += [
+        each.reason for each in (e.daemon, e.domain) if isinstance(each, NotRunning | Unreadable)
+    ]
     return answer
 
 

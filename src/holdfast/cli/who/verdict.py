@@ -153,7 +153,9 @@ def _used_without_lock(e: Evidence) -> Verdict | None:
     return Verdict(
         "held",
         f"in use by VM {e.uses[0].vm}{more} {e.uses[0].how}",
-        "other VMs may read it too; nothing may write to it while they run",
+        "it is that VM's own, which writes it: nothing else may use it while the VM runs"
+        if e.uses[0].writes
+        else "other VMs may read it too; nothing may write to it while they run",
         () if e.qemus else _crash_note(e),
     )
 
@@ -236,13 +238,27 @@ def conclude_vm(evidence: VmEvidence) -> Verdict:
     if isinstance(e.daemon, tuple) and e.daemon:
         return Verdict(
             "held",
-            f"holds {len(e.daemon)} disk{'s' if len(e.daemon) != 1 else ''}",
+            f"holds {len(e.daemon)} disk{'s' if len(e.daemon) != 1 else ''}{_without_lock(e)}",
             f"its disks are in use; stop the VM (virsh shutdown {e.name}) before anything else uses them",
         )
     worst = next((disk for disk in e.disks if disk.verdict.state != "free"), None)
     if worst is not None:
         v = worst.verdict
         return Verdict(v.state, f"its disk {worst.path}: {v.headline}", v.next_step)
+    if e.runs and e.unlocked:
+        return Verdict(
+            "held",
+            f"runs{_without_lock(e)}",
+            "no lock keeps a second VM from these disks: see to it yourself that none has them, here or on another host",
+        )
+    if isinstance(e.domain, Unreadable):
+        return Verdict("unknown", f"can't be told: {e.domain.source} can't be read", "see the notes")
+    if e.domain is not None and e.runs and e.domain.unresolved:
+        return Verdict(
+            "unknown",
+            f"can't be told: the path of its disk {e.domain.unresolved[0]} is not known",
+            f"see which path it has: virsh domblklist {e.name}; then: holdfast who PATH",
+        )
     if isinstance(e.daemon, Unreadable):
         return Verdict("unknown", f"can't be told: {e.daemon.source} can't be read", "see the notes")
     if e.unasked:
@@ -261,3 +277,11 @@ def conclude_vm(evidence: VmEvidence) -> Verdict:
         f"check the name with: virsh list --all; for one disk: holdfast who /path (host {e.host}); for a <lease>: "
         "holdfast who TARGET/LOCKSPACE/KEY",
     )
+
+
+def _without_lock(e: VmEvidence) -> str:
+    """What is said of disks that have no lock for their kind."""
+    if not e.runs or not e.unlocked:
+        return ""
+    more = f" and {len(e.unlocked) - 1} more" if len(e.unlocked) > 1 else ""
+    return f" with {e.unlocked[0]}{more} without a lock"

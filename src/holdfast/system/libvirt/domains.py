@@ -3,6 +3,7 @@
 libvirt keeps /run/libvirt/qemu/NAME.xml for each running VM (libvirt-integration.md section 4).  It is the only thing
 that separates the good reasons to acquire a disk twice (a guest reboot, a resume, a second commit into one base) from a
 bad one: the same disk attached a second time.  Files are only read; one that can't be parsed is no answer, not an error.
+Which disks there are, and which of them libvirt locks, `domain_disks` knows.
 """
 
 from __future__ import annotations
@@ -14,13 +15,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from holdfast.system.files.folder_watch import watch_folder
-from holdfast.system.libvirt.storage_pools import DIRECTORIES, volume_path
+from holdfast.system.libvirt.domain_disks import (
+    LOCKED_KINDS,
+    Access,
+    DomainDisk,
+    Part,
+    Pools,
+    Role,
+    disks_of,
+    parts_of,
+)
+from holdfast.system.libvirt.storage_pools import DIRECTORIES
+from holdfast.system.libvirt.xml_text import NotUnderstood, parse, read
 
 if TYPE_CHECKING:
     from holdfast.system.epoll import Readiness
 
 SUFFIX = ".xml"
-Pools = tuple[str, ...]
 XML_BYTES_MAX = 4 << 20
 """A domain with a thousand disks stays below; libvirt's own RPC strings end there."""
 
@@ -43,7 +54,7 @@ class Domain:
     uuid: str
     disks: tuple[Disk, ...]
     backing: frozenset[str]
-    """Paths of images below the top ones, which libvirt locks only for block jobs."""
+    """Paths of images below the top ones and of data files, which libvirt locks only for block jobs."""
     pid: int | None
     state: str
     async_job: str = ""
@@ -54,14 +65,37 @@ class Domain:
     """Of the state: ``booted``, ``migration``, ``post-copy``."""
     on_lockfailure: str = ""
     """pause, poweroff, restart or ignore; empty if the domain does not say."""
-    unlocked: tuple[str, ...] = ()
-    """Writable disks that libvirt asks no lock for, whatever its lock manager (libvirt-integration.md 2.1), for people."""
-    readonly: frozenset[str] = frozenset()
-    """Paths of disks that it only reads: CD-ROMs, and disks that are <readonly/>."""
-    unresolved: tuple[str, ...] = ()
-    """Volumes of storage pools whose path is not known."""
+    every: tuple[DomainDisk, ...] = ()
+    """Each <disk> of whatever kind, also those that libvirt locks never."""
+    parts: tuple[Part, ...] = ()
+    """What is the domain's own, and no disk: NVRAM and TPM state."""
     leases: tuple[str, ...] = ()
     """Of its <lease> elements: the files that stand for them, as libvirt names them (libvirt-integration.md 2.4)."""
+
+    def runs(self) -> bool:
+        """Whether its process is there."""
+        return self.pid is not None and os.path.exists(f"/proc/{self.pid}")
+
+    @property
+    def readonly(self) -> frozenset[str]:
+        """Paths of disks that it only reads: CD-ROMs, and disks that are <readonly/>."""
+        return frozenset(each.path for each in self.every if each.access is Access.READ_ONLY and each.path)
+
+    @property
+    def unlocked(self) -> tuple[DomainDisk, ...]:
+        """Disks that it may write and that have no lock, whatever the lock manager: each says why."""
+        return tuple(each for each in self.every if each.why_unlocked)
+
+    @property
+    def unresolved(self) -> tuple[DomainDisk, ...]:
+        """Disks that libvirt asks a lock for, by a path that is not known: volumes of storage pools."""
+        return tuple(each for each in self.every if each.is_asked_for and not each.path)
+
+    @property
+    def unguarded(self) -> tuple[Part, ...]:
+        """What no lock guards beside the disks themselves: images below, data files, NVRAM, TPM state."""
+        parts = (*(part for disk in self.every for part in disk.parts), *self.parts)
+        return tuple(part for part in parts if part.role is not Role.COPY or part.kind not in LOCKED_KINDS)
 
 
 class DomainStatus(Protocol):
@@ -123,35 +157,57 @@ def status_directory(environ: Mapping[str, str], uid: int) -> str:
     return os.path.join(environ.get("XDG_RUNTIME_DIR", "/nonexistent"), "libvirt", "qemu", "run")
 
 
-def read_domain(path: str, pools: tuple[str, ...] = DIRECTORIES) -> Domain | None:
+def read_domain(path: str, pools: Pools = DIRECTORIES) -> Domain | None:
     """A domain from its definition or from libvirt's status file. `pools`: where the files of storage pools are."""
     try:
-        if os.path.getsize(path) > XML_BYTES_MAX:
-            return None
-        tree = ET.parse(path).getroot()
-    except (OSError, ET.ParseError, ValueError):
+        return domain_in(read(path, XML_BYTES_MAX), pools)
+    except NotUnderstood:
         return None
+
+
+def parse_domain(raw: bytes, pools: Pools = DIRECTORIES) -> Domain:
+    """The same from a text. Raises `NotUnderstood`."""
+    return domain_in(parse(raw), pools)
+
+
+def domain_in(tree: ET.Element, pools: Pools) -> Domain:
+    """The same from its root element. Raises `NotUnderstood` if there is no domain in it."""
     element = tree if tree.tag == "domain" else tree.find(".//domain")
     if element is None:
-        return None
+        raise NotUnderstood("there is no <domain> in it")
     running = tree.tag == "domstatus"
-    pid = tree.get("pid", "") if running else ""
+    every = disks_of(element, pools)
     return Domain(
         name=element.findtext("name", ""),
         uuid=element.findtext("uuid", ""),
-        disks=tuple(_disks(element, pools)),
-        backing=frozenset(_backing(element, pools)),
-        pid=int(pid) if pid.isdigit() else None,
+        disks=tuple(
+            Disk(disk.path, disk.access is Access.SHARED, disk.cache)
+            for disk in every
+            if disk.is_asked_for and disk.path
+        ),
+        backing=frozenset(
+            part.path
+            for disk in every
+            for part in disk.parts
+            if part.role in (Role.BELOW, Role.DATA) and part.path
+        ),
+        pid=_pid(tree.get("pid", "")) if running else None,
         state=tree.get("state", "") if running else "",
         async_job=_async_job(tree) if running else "",
         phase=_phase(tree) if running else "",
         reason=tree.get("reason", "") if running else "",
         on_lockfailure=element.findtext("on_lockfailure", "").strip(),
-        unlocked=tuple(_unlocked(element)),
-        readonly=frozenset(_readonly(element, pools)),
-        unresolved=tuple(_unresolved(element, pools)),
+        every=every,
+        parts=parts_of(element, pools),
         leases=tuple(_leases(element)),
     )
+
+
+PID_DIGITS_MAX = 10
+
+
+def _pid(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= PID_DIGITS_MAX else None
 
 
 def _async_job(status: ET.Element) -> str:
@@ -165,72 +221,9 @@ def _phase(status: ET.Element) -> str:
     return job.get("phase", "") if job is not None else ""
 
 
-def _disks(domain: ET.Element, pools: Pools) -> Iterator[Disk]:
-    for disk in _writable(domain):
-        path = _path(disk, pools)
-        if path:
-            driver = disk.find("driver")
-            cache = driver.get("cache", "") if driver is not None else ""
-            yield Disk(path, disk.find("shareable") is not None, "" if cache == "default" else cache)
-
-
-def _writable(domain: ET.Element) -> Iterator[ET.Element]:
-    for disk in domain.findall("./devices/disk"):
-        if disk.find("readonly") is None and disk.get("device") != "cdrom":
-            yield disk
-
-
-def _readonly(domain: ET.Element, pools: Pools) -> Iterator[str]:
-    for disk in domain.findall("./devices/disk"):
-        if (disk.find("readonly") is not None or disk.get("device") == "cdrom") and (
-            path := _path(disk, pools)
-        ):
-            yield path
-
-
-def _unlocked(domain: ET.Element) -> Iterator[str]:
-    for disk in _writable(domain):
-        kind = disk.get("type", "")
-        source = disk.find("source")
-        if kind in LOCKED_KINDS or source is None:
-            continue
-        what = source.get("name") or source.get("path") or source.get("namespace") or ""
-        target = disk.find("target")
-        where = f" ({target.get('dev', '')})" if target is not None else ""
-        yield f"{source.get('protocol') or kind}:{what}{where}"
-
-
-def _unresolved(domain: ET.Element, pools: Pools) -> Iterator[str]:
-    for disk in _writable(domain):
-        source = disk.find("source")
-        if disk.get("type") == "volume" and source is not None and not _path(disk, pools):
-            yield f"{source.get('pool', '')}/{source.get('volume', '')}"
-
-
 def _leases(domain: ET.Element) -> Iterator[str]:
     for lease in domain.findall("./devices/lease"):
         target, key = lease.find("target"), lease.findtext("key", "")
         space = lease.findtext("lockspace", "")
         if target is not None and key and space and (path := target.get("path", "")):
             yield f"{path}/{space}/{key}"
-
-
-def _backing(domain: ET.Element, pools: Pools) -> Iterator[str]:
-    for store in domain.findall("./devices/disk//backingStore"):
-        if path := _path(store, pools):
-            yield path
-
-
-LOCKED_KINDS = ("file", "block", "dir", "volume")
-"""What libvirt's lock plugins are asked for; ``dir`` is accepted read-only alone, a volume leads to one of the others."""
-
-
-def _path(element: ET.Element, pools: Pools) -> str:
-    source = element.find("source")
-    if source is None:
-        return ""
-    kind = element.get("type", "")
-    if kind == "volume":
-        return volume_path(source.get("pool", ""), source.get("volume", ""), pools)
-    attribute = {"file": "file", "block": "dev", "dir": "dir"}.get(kind)
-    return source.get(attribute, "") if attribute else ""
