@@ -949,6 +949,14 @@ BUGS = (
         "daemon/test_kinds_of_disks.py::test_running_vm_with_a_volume_and_no_lock_is_found",
     ),
     _in(
+        "manager.repeated_acquire",
+        "volume-detached-once-is-free",
+        "a volume of a lost pool that a VM has twice is freed when it detaches one of the two",
+        "_may_be_twice(resource, domain)\n        if",
+        "_is_twice(resource, domain)\n        if",
+        "unit/manager/test_repeated_acquire.py::test_volume_that_is_attached_twice_stays_held_when_one_is_detached",
+    ),
+    _in(
         "system.libvirt.xml_text",
         "entities-expanded",
         "a file with a document type is read, and its entities grow",

@@ -61,7 +61,7 @@ class RepeatedAcquirePolicy:
         # A suspend releases twice, the second time after libvirt has noted it; every other release is a job's.
         if domain is not None and (domain.state != "running" or domain.async_job):
             return False
-        twice = domain is not None and _is_twice(resource, domain)
+        twice = domain is not None and _may_be_twice(resource, domain)
         if not twice and self._clock.now() - since > UNDO_S:
             return False
         log.warning("%s keeps %s: the release after a second acquire undoes only that", owner, resource)
@@ -75,6 +75,21 @@ class RepeatedAcquirePolicy:
 
 def _is_twice(resource: Resource, domain: Domain) -> bool:
     return sum(_means(resource, disk.path) for disk in domain.disks) > 1
+
+
+def _may_be_twice(resource: Resource, domain: Domain) -> bool:
+    """The same with volumes of storage pools whose paths are not known: libvirt has asked for one of them by its path."""
+    if _is_twice(resource, domain):
+        return True
+    volumes = [disk.name for disk in domain.unresolved]
+    known = next((disk.path for disk in domain.disks if _means(resource, disk.path)), "")
+    if known:
+        return any(_last_part(name) == _last_part(known) for name in volumes)
+    return len(set(volumes)) < len(volumes)
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _means(resource: Resource, path: str) -> bool:

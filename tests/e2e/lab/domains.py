@@ -58,11 +58,47 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """A <disk> that is a volume of a storage pool of its host."""
+
+    pool: str
+    volume: str
+    target: str = "vda"
+
+    def xml(self) -> str:
+        """The element."""
+        return (
+            f"<disk type='volume' device='disk'><driver name='qemu' type='raw'/>"
+            f"<source pool={quoteattr(self.pool)} volume={quoteattr(self.volume)}/>"
+            f"<target dev='{self.target}' bus='virtio'/></disk>"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NbdDisk:
+    """A <disk> that QEMU reaches over the network, at its own host."""
+
+    export: str
+    target: str = "vda"
+
+    def xml(self) -> str:
+        """The element."""
+        return (
+            f"<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
+            f"<source protocol='nbd' name={quoteattr(self.export)}><host name='localhost'/></source>"
+            f"<target dev='{self.target}' bus='virtio'/></disk>"
+        )
+
+
+Device = Disk | Lease | Volume | NbdDisk
+
+
+@dataclass(frozen=True, slots=True)
 class Domain:
     """A whole guest.  Its uuid follows from its name, so that the same guest can be defined on both hosts."""
 
     name: str
-    devices: tuple[Disk | Lease, ...]
+    devices: tuple[Device, ...]
     emulator: Path
     on_poweroff: Literal["destroy", "restart"] = "destroy"
 

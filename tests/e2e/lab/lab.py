@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.e2e.lab.daemons import LEASES, Daemon, Kind, Libvirtd, LockDaemon, LockMode
-from tests.e2e.lab.domains import Disk, Domain, Lease
+from tests.e2e.lab.domains import Device, Disk, Domain
 from tests.e2e.lab.hosts import NAMES, Host
 from tests.e2e.lab.kernel_locks import Mode, hashed_name, probe
 from tests.e2e.lab.polling import until
@@ -117,7 +117,7 @@ class Lab:
         self,
         host: Host,
         name: str,
-        *devices: Image | Disk | Lease,
+        *devices: Image | Device,
         on_poweroff: str = "destroy",
         qemu_locks_its_images: bool = False,
     ) -> Vm:

@@ -4,6 +4,7 @@ The rows are what libvirt's status file said in traced runs of a real libvirtd a
 """
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from holdfast.errors import DiskTwice
 from holdfast.manager.owners import Owner
 from holdfast.manager.repeated_acquire import UNDO_S, RepeatedAcquirePolicy
 from holdfast.model import Holder, OwnerName, Resource
+from holdfast.system.libvirt.domain_disks import Access, DomainDisk, Kind
 from holdfast.system.libvirt.domains import Disk, Domain
 from holdfast.testing.fakes import SimulatedClock
 
@@ -88,6 +90,30 @@ def test_disk_attached_twice_in_spite_of_all_stays_held_whenever_one_is_detached
     assert not scene.lets_go(now=domain(times=2))
     scene.wait(1)
     assert scene.lets_go(now=domain(times=1)), "the last of the two"
+
+
+def volumes(*names: str, files: int = 0) -> Domain:
+    """A VM with volumes whose paths are not known, as libvirt 9.0 lists them when their pool is gone."""
+    lost = (DomainDisk("vda", Kind.VOLUME, Access.EXCLUSIVE, name) for name in names)
+    return replace(domain(times=files), every=tuple(lost))
+
+
+@pytest.mark.parametrize(
+    ("now", "kept"),
+    [
+        (volumes("images/web.raw", "images/web.raw"), True),
+        (volumes("images/web.raw", files=1), True),
+        (volumes("images/web.raw"), False),
+        (volumes("images/web.raw", "images/data.raw"), False),
+        (volumes("images/data.raw", files=1), False),
+    ],
+    ids=["twice", "as a file too", "once", "beside another", "another"],
+)
+def test_volume_that_is_attached_twice_stays_held_when_one_is_detached(now: Domain, kept: bool) -> None:
+    """public-reports.md 2: the running VM's lock was freed, and the next host started."""
+    scene = Scene()
+    scene.wait(UNDO_S * 100)
+    assert scene.lets_go(now=now) is not kept
 
 
 def test_disk_that_is_listed_twice_is_refused() -> None:
