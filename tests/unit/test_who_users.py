@@ -148,6 +148,30 @@ def test_vm_with_a_disk_that_libvirt_never_locks_is_named(
     assert asked(tmp_path, "web1").verdict != "held", "it has ended"
 
 
+def test_disk_without_a_path_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    name = "nbd://localhost:10809/export1"
+    answer = asked(tmp_path, name)
+    assert (answer.subject, answer.verdict) == (name, "unknown"), "another host may use it"
+    running(tmp_path, "web1", NBD)
+    answer = asked(tmp_path, name)
+    assert (answer.verdict, answer.headline) == ("held", "in use by VM web1 without a lock")
+    assert lines(answer, "libvirt")[0].endswith("without a lock: libvirt's lock plugin never asks for it")
+    (tmp_path / "run/libvirt/qemu/web1.xml").write_text("<domstatus")
+    answer = asked(tmp_path, name)
+    assert (answer.verdict, len(answer.notes)) == ("unknown", 1)
+    running(
+        tmp_path, "web2", NBD.replace("protocol='nbd' name='export1'", "protocol='rbd' name='pool/image'")
+    )
+    assert asked(tmp_path, "rbd:pool/image").headline == "in use by VM web2 without a lock"
+    socket = "nbd+unix:///export1?socket=/run/nbd.sock"
+    assert f"holdfast who '{socket}'" in asked(tmp_path, socket).next_step, "safe to paste"
+    assert asked(tmp_path, "vhostuser:/run/vhost.sock").subject == "vhostuser:/run/vhost.sock"
+    file = tmp_path / "rbd:pool"
+    file.mkdir()
+    (file / "image").touch()
+    assert asked(tmp_path, file / "image").subject == str(file / "image")
+
+
 def test_running_vm_with_a_volume_that_can_not_be_found_is_not_called_free(tmp_path: Path) -> None:
     running(tmp_path, "web1", VOLUME)
     answer = asked(tmp_path, "web1")

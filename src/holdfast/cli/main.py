@@ -157,6 +157,7 @@ def who(context: Context, what: str, as_json: bool) -> None:
     \b
     holdfast who /dev/vg/web
     holdfast who web1
+    holdfast who rbd:pool/image
 
     Exit 0: somebody holds or uses it; 3: nobody does; 4: it can't be determined, or it is no disk.
     """

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from holdfast.cli.libvirt_files import domains
 from holdfast.cli.who.evidence import Unreadable, Use
 from holdfast.system.files.bounded_question import Silent, answer_in_time
-from holdfast.system.libvirt.domain_disks import Role
+from holdfast.system.libvirt.domain_disks import Access, Role
 
 _KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISCHR, "a character device"), (stat.S_ISFIFO, "a FIFO"))
 
@@ -43,8 +43,7 @@ def users(path: str, open_in: Collection[int], root: str) -> tuple[Use, ...] | U
     found: list[Use] = []
     unread: list[str] = []
     for domain in domains(root, unread):
-        alive = domain.pid is not None and os.path.exists(f"/proc/{domain.pid}")
-        if not alive or any(disk.path == path for disk in domain.disks):
+        if not domain.runs() or any(disk.path == path for disk in domain.disks):
             continue  # its own disk: locks say who has that
         part = next((each for each in domain.unguarded if each.path == path), None)
         if part is not None:
@@ -53,6 +52,24 @@ def users(path: str, open_in: Collection[int], root: str) -> tuple[Use, ...] | U
             found.append(Use(domain.name, domain.pid, "to read"))
         elif domain.pid in open_in:
             found.append(Use(domain.name, domain.pid, "below one of its disks, or for a job"))
+    return _all(found, unread)
+
+
+def users_of_name(name: str, root: str) -> tuple[Use, ...] | Unreadable:
+    """Running VMs with a disk that has no path but this name, and how they use it."""
+    unread: list[str] = []
+    found = [
+        Use(domain.name, domain.pid, "to read" if disk.access is Access.READ_ONLY else "without a lock")
+        for domain in domains(root, unread)
+        if domain.runs()
+        for disk in domain.every
+        if disk.name == name and not disk.path
+    ]
+    return _all(found, unread)
+
+
+def _all(found: Sequence[Use], unread: Sequence[str]) -> tuple[Use, ...] | Unreadable:
+    """A file that can't be read may name a user; with one that is known the answer is "held" anyway."""
     if unread and not found:
         reason = f"{unread[0]} can't be read: the VM that it is about may use the disk without a lock"
         return Unreadable("libvirt's file about a running VM", reason)

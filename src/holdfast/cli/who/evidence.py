@@ -164,6 +164,8 @@ class Evidence:
     is_root: bool = True
     no_disk: str = ""
     """What the path is, if no VM can have it as a disk; then nothing else was asked."""
+    never_locked: bool = False
+    """The subject is the name of a disk without a path (``rbd:pool/image``); then only `uses` was asked."""
     daemon: tuple[HolderInfo, ...] | NotRunning | Unreadable = ()
     """The control socket: every claim on the disk at this host, lost ones too."""
     journal: tuple[JournalClaim, ...] | Unreadable = ()

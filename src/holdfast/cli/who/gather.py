@@ -24,7 +24,7 @@ from typing import TypeVar
 from holdfast.backends.file import owner_record
 from holdfast.backends.naming import indirect_name
 from holdfast.cli.libvirt_files import domain_disks, domains, lease_paths, libvirt_lockspaces, libvirt_names
-from holdfast.cli.who.disk_users import no_disk, users
+from holdfast.cli.who.disk_users import no_disk, users, users_of_name
 from holdfast.cli.who.evidence import (
     Evidence,
     ImageLocks,
@@ -124,6 +124,12 @@ class Sources:
         return lease_paths(key, self._root)
 
     # --- a disk ---
+
+    def disk_without_path(self, name: str) -> Evidence:
+        """By a name such as ``rbd:pool/image``."""
+        return Evidence(
+            name, self.host, self.is_root, never_locked=True, uses=users_of_name(name, self._root)
+        )
 
     def disk(self, path: str, *, is_lock_file: bool = False) -> Evidence:
         """`is_lock_file`: it stands for a `<lease>`, so what is written in it is an owner's record, and no guest's."""

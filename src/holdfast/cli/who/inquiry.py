@@ -7,6 +7,7 @@ is shown. Here is only what the question may mean: a path, the key of a `<lease>
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import replace
 
@@ -18,11 +19,16 @@ from holdfast.config import Config
 from holdfast.system.libvirt.domains import Domain
 
 DISKS_SHOWN_MAX = 64
+_WITHOUT_PATH = re.compile(r"[a-z][a-z0-9+]*:.*/")
+"""A name such as nbd://host:10809/export, rbd:pool/image: no VM and no path is called so."""
 
 
 def ask(config: Config, socket: str, what: str, *, root: str = "/") -> Answer:
     """The answer for a path, or for a VM's name or UUID. `root`: where libvirt's files are."""
     with Sources(config, socket, root) as sources:
+        if _WITHOUT_PATH.match(what) and not os.path.exists(what):
+            evidence = sources.disk_without_path(what)
+            return about_disk(evidence, conclude(evidence))
         if "/" in what or os.path.exists(what):
             return _disk(sources, os.path.abspath(what))
         return _lock(sources, what) or _lease(sources, what) or _vm(sources, what)

@@ -21,6 +21,7 @@ from holdfast.cli.who.evidence import (
     VmEvidence,
 )
 from holdfast.model import wall_text
+from holdfast.system.libvirt.domain_disks import NEVER_ASKED
 
 if TYPE_CHECKING:
     from holdfast.control.api import HolderInfo
@@ -77,9 +78,10 @@ def about_disk(evidence: Evidence, verdict: Verdict) -> Answer:
     answer.add("QEMU", list(_open_images(e)))
     answer.add("lease", [f"{line} ({seen.place})" for seen in e.leases for line in seen.lines])
     uses = e.uses if isinstance(e.uses, tuple) else ()
+    why = NEVER_ASKED if e.never_locked else "libvirt locks the top images alone"
     answer.add(
         "libvirt",
-        [f"VM {use.vm} (pid {use.pid}) has it {use.how}: libvirt locks the top images alone" for use in uses],
+        [f"VM {use.vm} (pid {use.pid}) has it {use.how}: {why}" for use in uses],
     )
     answer.notes = [*_notes(e), *verdict.notes]
     if not e.is_root:

@@ -6,6 +6,7 @@ called free only if its lease, or a trial of its lock, says so and every source 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 
 from holdfast.cli.who.evidence import (
@@ -35,6 +36,24 @@ def _no_disk(e: Evidence) -> Verdict | None:
     if not e.no_disk:
         return None
     return Verdict("unknown", f"{e.no_disk}: no disk of a VM", "name a disk's path, or a VM: holdfast list")
+
+
+def _never_locked(e: Evidence) -> Verdict | None:
+    """A disk without a path: libvirt's files name the VMs of this host, and nothing names those of others."""
+    if not e.never_locked:
+        return None
+    again = f"holdfast who {shlex.quote(e.subject)}"
+    if isinstance(e.uses, tuple) and e.uses:
+        return Verdict(
+            "held",
+            f"in use by VM {e.uses[0].vm}{_more(e.uses)} {e.uses[0].how}",
+            f"no lock keeps a second VM from it: ask on every host that reaches it: {again}",
+        )
+    return Verdict(
+        "unknown",
+        "no VM of this host is known to use it, and no lock says whether others do",
+        f"ask on every host that reaches it: {again}; or ask its server, which knows its clients",
+    )
 
 
 def _held_here(e: Evidence) -> Verdict | None:
@@ -190,6 +209,7 @@ def _free(e: Evidence) -> Verdict | None:
 
 _RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
     _no_disk,
+    _never_locked,
     _held_here,
     _lease_held,
     _lease_unreadable,
@@ -257,7 +277,7 @@ def conclude_vm(evidence: VmEvidence) -> Verdict:
         return Verdict(
             "unknown",
             f"can't be told: the path of its disk {e.domain.unresolved[0]} is not known",
-            f"see which path it has: virsh domblklist {e.name}; then: holdfast who PATH",
+            f"see which path it has: virsh domblklist -- {shlex.quote(e.name)}; then: holdfast who PATH",
         )
     if isinstance(e.daemon, Unreadable):
         return Verdict("unknown", f"can't be told: {e.daemon.source} can't be read", "see the notes")
