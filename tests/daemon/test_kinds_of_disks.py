@@ -53,14 +53,22 @@ def ids(findings: list[dict[str, str]], subject: str) -> set[str]:
 
 
 @pytest.mark.parametrize("version", ["9.0", "11.3"])
-def test_vm_with_an_nbd_disk_is_named_by_every_command(command: Command, place: Path, version: str) -> None:
-    running(place, version, "nbd")
+def test_vm_with_an_nbd_disk_is_named_by_every_command(
+    daemon: Holdfastd, command: Command, place: Path, version: str
+) -> None:
+    pid = running(place, version, "nbd")
     name = "nbd://localhost:10809/export1 (vda)"
     assert ids(command("doctor")[0], name) == {"HF083"}
     listed = {each["resource"]: each for each in command("list")[0]}
     assert (listed[name]["owner"], listed[name]["protection"]) == ("nbd", 0)
     assert listed[name]["protection_note"] == "libvirt's lock plugin never asks for it"
     assert {each["disk"] for each in command("status")[0]["unlocked_disks"]} == set(listed)
+    with daemon.client() as libvirt:
+        libvirt.register(pid=pid, name="nbd")
+        (owner,) = command("list", "--owners")[0]
+        assert (owner["name"], owner["protection"]) == ("nbd", 0), (
+            "libvirt registers it, and asks for nothing"
+        )
     answer, code = command("who", "nbd")
     assert (answer["verdict"], code) == ("held", exits.OK)
     assert name in answer["headline"]

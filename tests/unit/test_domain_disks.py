@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from holdfast.system.libvirt.domain_disks import NEVER_ASKED, Access, DomainDisk, Kind, Role
 from holdfast.system.libvirt.domains import Domain, parse_domain, read_domain
+from holdfast.system.libvirt.storage_pools import find_volume
 from holdfast.system.libvirt.xml_text import NotUnderstood
 
 FIXTURES = Path(__file__).resolve().parents[1] / "data"
@@ -294,12 +296,25 @@ def test_one_network_disk_has_one_name() -> None:
         (b"<domain/><domain/>", "no XML"),
         (b"<?xml version='1.0' encoding='nonsense'?><domain/>", "no XML"),
         (b"<pool/>", "there is no <domain> in it"),
+        ("<!DOCTYPE d [<!ENTITY a 'b'>]><domain><name>&a;</name></domain>".encode("utf-16"), "document type"),
+        (
+            "<!DOCTYPE d [<!ENTITY a 'b'>]><domain><name>&a;</name></domain>".encode("utf-16-le"),
+            "document type",
+        ),
+        (b"<?xml version='1.0'?><!DOCTYPE d><domain/>", "document type"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><!DOCTYPE d><domain/>", "document type"),
         (b"<!DOCTYPE d [<!ENTITY a 'aaaaaaaa'>]><domain><name>&a;</name></domain>", "document type"),
     ],
 )
 def test_what_is_no_domain_is_one_named_error(raw: bytes, reason: str) -> None:
     with pytest.raises(NotUnderstood, match=reason):
         parse_domain(raw, ())
+
+
+def test_declaration_and_a_comment_about_document_types_are_fine() -> None:
+    raw = "<?xml version='1.0' encoding='UTF-16'?><!-- no <!DOCTYPE d> --><domain><name>\N{SNOWMAN}</name></domain>"
+    assert parse_domain(raw.encode("utf-16"), ()).name == "\N{SNOWMAN}"
+    assert parse_domain(raw.replace("16", "8").encode(), ()).name == "\N{SNOWMAN}"
 
 
 def test_entities_are_refused_before_they_grow() -> None:
@@ -357,6 +372,21 @@ def test_damaged_files_give_a_domain_or_the_named_error(raw: bytes, data: st.Dat
         _value_or_error(raw[:at] + raw[at + data.draw(st.integers(1, 200)) :])
     else:
         _value_or_error(raw[:at] + data.draw(st.binary(min_size=1, max_size=4)) + raw[at + 1 :])
+
+
+POOL_FILES = [path.read_bytes() for path in sorted(FIXTURES.glob("libvirt-*/*-storage/*.xml"))]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.one_of(st.binary(max_size=64), st.sampled_from(POOL_FILES)), st.integers(0, 600), st.binary(max_size=3)
+)
+def test_damaged_pool_gives_a_path_a_name_or_a_reason(raw: bytes, at: int, changed: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "p.xml").write_bytes(raw[:at] + changed + raw[at + 1 :])
+        found = find_volume("p", "a.img", (folder,))
+    assert sum(map(bool, (found.path, found.network_name, found.reason))) == 1
+    assert not found.path or found.path.startswith("/")
 
 
 def _value_or_error(raw: bytes) -> None:

@@ -131,10 +131,11 @@ def list_command(context: Context, owners: bool, as_json: bool) -> None:
     holdfast list --owners --json
     """
     from holdfast.cli import render
-    from holdfast.cli.unlocked import unlocked_disks
+    from holdfast.cli.unlocked import unlocked_disks, weakest
 
     with context.connect() as client:
-        listed: list[Any] = client.owners() if owners else [*client.locks(), *unlocked_disks()]
+        unlocked = unlocked_disks()
+        listed: list[Any] = weakest(client.owners(), unlocked) if owners else [*client.locks(), *unlocked]
     if as_json:
         render.as_json(listed)
     elif owners:

@@ -7,9 +7,11 @@ beside what the daemon says.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from dataclasses import replace
 
 from holdfast.cli.libvirt_files import domains
-from holdfast.control.api import HolderInfo
+from holdfast.control.api import HolderInfo, OwnerInfo
 from holdfast.model import Protection
 
 SOURCE = "libvirt"
@@ -29,3 +31,13 @@ def unlocked_disks(root: str = "/") -> list[HolderInfo]:
         if domain.pid is not None and domain.runs()
         for disk in domain.unlocked
     ]  # fmt: skip
+
+
+def weakest(owners: Sequence[OwnerInfo], unlocked: Sequence[HolderInfo]) -> list[OwnerInfo]:
+    """The owners with the level of their weakest disk, which for a VM with such a disk is 0."""
+    bare = {each.pid for each in unlocked}
+    none = Protection.NONE
+    return [
+        replace(each, protection=int(none), protection_word=none.word) if each.pid in bare else each
+        for each in owners
+    ]
