@@ -1,4 +1,8 @@
-"""Every kind of disk, as libvirt 9.0, 11.3 and 12.8 write it: none is dropped, each has its mode, name and reason."""
+"""Every kind of disk, as libvirt 9.0, 11.3 and 12.8 write it: none is dropped, each has its mode, name and reason.
+
+The files are of the real programs (12.8 writes an empty source for a drive without a medium), shortened; those of pools that
+no libvirt here has a driver for say so.
+"""
 
 from __future__ import annotations
 
@@ -169,8 +173,9 @@ def test_parts_that_only_newer_libvirt_has_are_shown() -> None:
 
 
 def test_drive_without_a_medium_is_no_disk_without_a_lock() -> None:
-    (drive,) = fixture("9.0", "running-nvram").every
-    assert (drive.kind, drive.why_unlocked, drive.is_asked_for) == (Kind.EMPTY, "", False)
+    for version in VERSIONS:
+        (drive,) = fixture(version, "running-nvram").every
+        assert (drive.kind, drive.why_unlocked, drive.is_asked_for) == (Kind.EMPTY, "", False)
     floppy = disk("<disk type='file' device='floppy'><source startupPolicy='optional'/></disk>")
     assert (floppy.kind, floppy.why_unlocked) == (Kind.EMPTY, "")
 

@@ -108,7 +108,7 @@ def domains(root: str = "/", unread: list[str] | None = None) -> Iterator[Domain
             unread.append(path)
 
 
-def domain_disks(name: str, root: str = "/") -> list[str]:
+def lockable_paths(name: str, root: str = "/") -> list[str]:
     """The lockable disks of a domain, by name or UUID."""
     return [d.path for domain in domains(root) if name in (domain.name, domain.uuid) for d in domain.disks]
 

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from holdfast.backends.file import owner_record
 from holdfast.backends.naming import indirect_name
-from holdfast.cli.libvirt_files import domain_disks, domains, lease_paths, libvirt_lockspaces, libvirt_names
+from holdfast.cli.libvirt_files import domains, lease_paths, libvirt_lockspaces, libvirt_names, lockable_paths
 from holdfast.cli.who.disk_users import no_disk, users, users_of_name
 from holdfast.cli.who.evidence import (
     Evidence,
@@ -97,7 +97,7 @@ class Sources:
 
     def disks_of(self, vm: str, claims: Claims) -> list[str]:
         """Paths of its disks, by its definition and its claims."""
-        disks = set(domain_disks(vm, self._root))
+        disks = set(lockable_paths(vm, self._root))
         hashes = {indirect_name(d) for d in disks}
         if isinstance(claims, tuple):
             # A claim in a hash lockspace is one of the disks that we know by path.
