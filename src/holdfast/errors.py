@@ -196,6 +196,10 @@ class LeaseUnusable(LockError):
     template = "lease of '{name}' at {place} can't be taken: {reason}"
 
 
+class NotOnLease(LeaseUnusable):
+    """The host that is attested to be off has no claim on the lease."""
+
+
 class AttemptLeft(LeaseUnusable):
     """An earlier daemon of this host tried to take it and was killed; until the attempt is withdrawn, another host's ballot
     has to decide for it. No VM depends on it.

@@ -22,6 +22,10 @@ DIRECT_LOCKSPACE = ""
 """The lockspace whose resource names are the paths of the disks themselves (virtlockd-rpc.md 3.3)."""
 
 
+IDENTITY_LOCKSPACE = "holdfast:identity"
+"""The lockspace of disks by what they are (`manager/identity_locks`): no path, so no client can name it."""
+
+
 class Mode(enum.IntEnum):
     """How strongly a lock excludes; the larger value includes the smaller one."""
 
@@ -64,6 +68,12 @@ class Resource(NamedTuple):
 
     def __str__(self) -> str:
         return self.name if not self.lockspace else f"{self.lockspace}/{self.name}"
+
+
+def resource_of(text: str) -> Resource:
+    """The disk or identity whose `str` that is."""
+    identity = text.removeprefix(f"{IDENTITY_LOCKSPACE}/")
+    return Resource(DIRECT_LOCKSPACE, text) if identity == text else Resource(IDENTITY_LOCKSPACE, identity)
 
 
 class AcquireRequest(NamedTuple):

@@ -866,6 +866,49 @@ BUGS = (
         "contract/test_lease_flags.py"
         "::test_order_about_an_older_term_does_not_write_the_block_of_a_host_that_is_back",
     ),
+    # --- one disk under two paths ---
+    _in(
+        "manager.identity_locks",
+        "identity-not-released",
+        "the lease of what a disk is stays when its path is released",
+        "            found = other, identity\n",
+        "            pass\n",
+        "daemon/test_identity.py::test_second_path_to_a_disk_is_refused_with_the_holder_and_the_way_out",
+    ),
+    _in(
+        "manager.identity_locks",
+        "identity-released-too-early",
+        "the lease of what a disk is goes with the first of two paths of one owner",
+        "                return None  # another path of this owner leads to the disk\n",
+        "                continue\n",
+        "daemon/test_identity.py"
+        "::test_owner_with_two_paths_keeps_what_the_disk_is_until_it_has_released_both",
+    ),
+    _in(
+        "manager.identity_locks",
+        "identity-kept-after-a-refusal",
+        "an owner that was refused a disk by its path keeps the lease of what it is",
+        "            await self._as_before(owner, second, before)\n            raise\n",
+        "            raise\n",
+        "daemon/test_identity.py"
+        "::test_path_that_is_held_by_its_path_alone_is_refused_and_leaves_its_identity_free",
+    ),
+    _in(
+        "manager.identity_locks",
+        "running-machine-forgotten",
+        "a machine that ran before its rule said so gets no lease of what its disk is",
+        "        if self._begun and any(True for _ in self._paths()):\n",
+        "        if False:\n",
+        "daemon/test_identity.py::test_running_vm_gets_the_second_lease_or_is_left_alone_and_named",
+    ),
+    _in(
+        "system.files.strong_identity",
+        "repeated-names-count",
+        "a name that a clone keeps counts as what a disk is",
+        '    known = kind in ("naa", "eui", "uuid") and dot',
+        "    known = dot",
+        "unit/test_strong_identity.py::test_names_of_makers_count_and_those_that_repeat_do_not",
+    ),
     # --- who holds a disk: evidence to verdict ---
     _in(
         "cli.who.verdict",

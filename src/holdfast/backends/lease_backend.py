@@ -22,6 +22,8 @@ from holdfast.system.block_io.offload import TimedOut
 from holdfast.system.files.disk_identity import DiskIdentity
 from holdfast.system.files.ofd_lock import FileKey
 
+NOBODY_HELD = "nobody held it"
+"""The proof of a break that found no holder."""
 UNACCOUNTED = "an earlier daemon of this host took it, and it is not known yet for whom; try again"
 """The refusal while leases of an earlier daemon are being read, or storage fails."""
 
@@ -45,6 +47,9 @@ class LeaseNaming(Protocol):
 
     async def of(self, resource: Resource) -> tuple[str, DiskIdentity]:
         """The name of its lease, and what the disk is; raises a `LockError`. May wait for the storage of the disk."""
+
+    async def identity(self, resource: Resource) -> Resource | None:
+        """What the disk at a path is, as a resource with a lease of its own (`manager/identity_locks`); None without one."""
 
     def makes(self, name: str) -> bool:
         """Whether this backend may have given that name: leases that others named are not ours to remove."""

@@ -13,6 +13,7 @@ CONFIGURATION_PROBLEM = "the configuration on disk "
 """How those of `StatusInfo.problems` begin that say that it is not in force."""
 MIGRATION_PROBLEM = "libvirt's status file of "
 """How those of `StatusInfo.problems` begin that name words of libvirt which the daemon does not know."""
+IDENTITY_PROBLEM = "the disk "
 MOVED_PROBLEM = "the lock on "
 """How those begin that name a disk whose rule names another backend than that of its lock; they end with the fix."""
 ERROR_PROTOCOL = f"{INTERFACE}.ProtocolViolation"
@@ -90,6 +91,8 @@ class HolderInfo:
     """Why its owner could not be attributed; empty for a known one."""
     until: str = ""
     """What ends it, for one that its owner has released already: a migration; else empty."""
+    identity: str = ""
+    """What the disk is, if its owner has the lease of that too; then no other path leads around the lock."""
 
 
 @dataclass

@@ -34,6 +34,7 @@ from holdfast.manager.adoption import Recovery
 from holdfast.manager.events import Events
 from holdfast.manager.file_lockspaces import FileLockspaces
 from holdfast.manager.found_descriptors import FoundDescriptors
+from holdfast.manager.identity_locks import IdentityLocks
 from holdfast.manager.journal import Journal
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_search import LockSearch
@@ -116,6 +117,7 @@ class Parts:
     collector: LeaseCollector
     rereading: LeaseRereading
     moved: MovedDisks
+    identities: IdentityLocks
     breaker: LeaseBreaker
     inspection: Inspection
     virtlockd: VirtlockdFrontend
@@ -195,6 +197,7 @@ def build(
         report=lambda news: reactions.react(news),  # noqa: PLW0108 - there are none yet
     )
     collector, moved = LeaseCollector(manager, clock=clock), MovedDisks(manager, clock=clock)
+    identities = IdentityLocks(manager, clock=clock)
     manager.unknown.on_known = manager.lost.on_regained = moved.known
     reactions = LockspaceReactions(
         leases=leases,
@@ -202,6 +205,7 @@ def build(
         collector=collector,
         loss=lease_recovery,
         moved=moved,
+        identities=identities,
         observe=observe,
     )
     recovery = Recovery(
@@ -246,6 +250,7 @@ def build(
         collector=collector,
         rereading=LeaseRereading(manager, recovery, clock=clock, round_s=ports.leases.reread_s),
         moved=moved,
+        identities=identities,
         breaker=breaker,
         inspection=Inspection(manager, files=ports.lockspace_files, storage=ports.storage, host=host),
         virtlockd=virtlockd,
@@ -298,4 +303,5 @@ def _route(config: Config, backend: Backend, rule: DiskRule | None) -> Route:
     """The route of a rule. Leases serve to exclude other hosts: if no minimum is set, a VM starts only if they do."""
     says = rule is not None and rule.require_protection is not None
     start_min = Protection.CROSS_HOST if backend.capabilities.fenced and not says else Protection.NONE
-    return Route(backend, configuration.protection_min(config, rule), start_min)
+    by_identity = rule is not None and rule.identity == "auto"
+    return Route(backend, configuration.protection_min(config, rule), start_min, by_identity)

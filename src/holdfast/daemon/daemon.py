@@ -300,6 +300,7 @@ class Daemon:
                 *self.leases.losses,
                 *manager.departures.problems(),
                 *self.parts.moved.problems(),
+                *self.parts.identities.problems(),
             ],
         )
 

@@ -37,6 +37,7 @@ def account_for_left_behind(parts: Parts) -> None:
     parts.collector.begin()
     parts.rereading.begin()
     parts.moved.begin()
+    parts.identities.begin()
 
 
 async def reload(

@@ -8,6 +8,7 @@ from typing import assert_never
 from holdfast.daemon.lockspaces import HostLockspaces
 from holdfast.lease_admin.garbage_collection import LeaseCollector
 from holdfast.lease_admin.lockspace_loss import LockspaceLoss, Loss
+from holdfast.manager.identity_locks import IdentityLocks
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.moved_disks import MovedDisks
 from holdfast.supervision.host_identity import encode_term
@@ -28,6 +29,7 @@ class LockspaceReactions:
         collector: LeaseCollector,
         loss: LockspaceLoss,
         moved: MovedDisks,
+        identities: IdentityLocks,
         observe: Observer,
     ) -> None:
         self._leases = leases
@@ -35,6 +37,7 @@ class LockspaceReactions:
         self._collector = collector
         self._loss = loss
         self._moved = moved
+        self._identities = identities
         self._observe = observe
 
     def react(self, news: LockspaceNews) -> None:
@@ -47,6 +50,7 @@ class LockspaceReactions:
                     self._collector.resumed(self._leases.backends_of(lockspace))
                 self._loss.joined(lockspace)
                 self._moved.joined()
+                self._identities.joined()
             case Lost(lockspace):
                 self._loss.lost(Loss(news, self._leases.backends_of(lockspace)))
             case UsersGone(lockspace):

@@ -9,8 +9,8 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 
-from holdfast.backends.lease_backend import LeaseBackend
-from holdfast.errors import LockError, Refused, ResourceBusy
+from holdfast.backends.lease_backend import NOBODY_HELD, LeaseBackend
+from holdfast.errors import LockError, NotOnLease, Refused, ResourceBusy
 from holdfast.lease_admin.host_meant import Space, candidates_of, meant
 from holdfast.manager import events as ev
 from holdfast.manager.lock_manager import LockManager
@@ -42,12 +42,32 @@ class LeaseBreaker:
         if attest_off and not operator:
             raise Refused(reason="who attests that a host is off has to give a name (--operator)")
         resource = Resource("", path)
-        manager = self._manager
-        backend = manager.routing.route(resource).backend
+        route = self._manager.routing.route(resource)
+        backend = route.backend
         if not isinstance(backend, LeaseBackend):
             raise Refused(
                 reason=f"disk '{path}' has no lease: backend '{backend.name}' holds it by other means"
             )
+        identity = await backend.names.identity(resource) if route.by_identity else None
+        if identity is None:
+            return await self._break(resource, backend, path, attest_off, operator)
+        proofs: list[str] = []
+        not_on_it: NotOnLease | None = None
+        for each, called in ((resource, path), (identity, f"{path} ({identity.name})")):
+            try:
+                proofs.append(await self._break(each, backend, called, attest_off, operator))
+            except NotOnLease as e:  # the host may have called the disk by another path
+                not_on_it = not_on_it or e
+        if not_on_it is not None and not proofs:
+            raise not_on_it
+        proven = dict.fromkeys(proof for proof in proofs if proof != NOBODY_HELD)
+        return "; ".join(proven) or NOBODY_HELD
+
+    async def _break(
+        self, resource: Resource, backend: LeaseBackend, path: str, attest_off: str, operator: str
+    ) -> str:
+        """Break one lease of a disk, by its path or its identity; `path` is for the record."""
+        manager = self._manager
         lease, _ = await backend.names.of(resource)
         key = backend.names.key(lease)
         lock = manager.table.of_lock_file(key)

@@ -18,7 +18,7 @@ import enum
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from holdfast.backends.base import (
     Candidate,
@@ -85,6 +85,17 @@ REOPEN_ATTEMPTS_MAX = 100
 """How often a lock file may vanish between open and lock before that is an error: each time needs another release."""
 OnLeftBehind = Callable[[str, str], Awaitable[None]]
 """Called with backend and lease; raises a `LockError` while the answer is not known."""
+
+
+class Identities(Protocol):
+    """The second locks of disks, by what they are (`identity_locks`)."""
+
+    async def acquire(self, owner: Owner, want: AcquireRequest) -> Outcome:
+        """Acquire a disk by its identity and by its path."""
+
+    def released_with(self, owner: Owner, lock: HostLock) -> tuple[HostLock, Resource] | None:
+        """The lock, with its name, that is released after one that its owner has released."""
+
 
 GoesWith = Callable[[Owner, HostLock], tuple[HostLock, Resource] | None]
 
@@ -197,6 +208,8 @@ class LockManager:
         )
         self.on_left_behind: OnLeftBehind = _can_not_be_found_out
         """Finds out for whom this host holds a lease that no lock here accounts for: it is held or free afterwards."""
+        self.identities: Identities | None = None
+        """Acquires and releases what disks are with their paths (`identity_locks`); None: only paths count."""
         self.goes_with: GoesWith | None = None
         """The lease that is released with a lock that its owner has released (`moved_disks`); None: never any."""
         self.doubt = ""
@@ -303,7 +316,7 @@ class LockManager:
             if resource.lockspace:
                 self.lockspaces.check_name(resource)
                 await self.lockspaces.need(resource.lockspace, make=True)
-            outcome = await self._arrivals.tries(owner, lambda: self._acquire_now(owner, want))
+            outcome = await self._arrivals.tries(owner, lambda: self._acquire_all(owner, want))
             return outcome is Outcome.ACQUIRED
         except HoldfastError as error:
             holders = error.holders if isinstance(error, ResourceBusy) else ()
@@ -317,7 +330,14 @@ class LockManager:
                 refused_users.write("refused %s to %s: %s", resource, owner, error, about=about)
             raise
 
-    async def _acquire_now(self, owner: Owner, want: AcquireRequest) -> Outcome:
+    async def _acquire_all(self, owner: Owner, want: AcquireRequest) -> Outcome:
+        """The resource, and what its disk is."""
+        if self.identities is None:
+            return await self.acquire_one(owner, want)
+        return await self.identities.acquire(owner, want)
+
+    async def acquire_one(self, owner: Owner, want: AcquireRequest) -> Outcome:
+        """Acquire a resource alone, with all necessary waits; raises as `acquire`."""
         resource = want.resource
         done = Outcome.RETRY
         while done is Outcome.RETRY:
@@ -623,14 +643,26 @@ class LockManager:
         The caller must await the result immediately.
         """
         rest = self._drop_one(owner, lock, resource)
-        also = self.goes_with(owner, lock) if self.goes_with is not None else None
-        return rest if also is None else self._drop_both(rest, owner, *also)
+        also = [
+            found
+            for find in (self.goes_with, self.identities.released_with if self.identities else None)
+            if find is not None and (found := find(owner, lock)) is not None
+        ]
+        return self._drop_all(rest, owner, also) if also else rest
 
-    async def _drop_both(
-        self, rest: Coroutine[Any, Any, object] | None, owner: Owner, lock: HostLock, resource: Resource
+    async def _drop_all(
+        self,
+        rest: Coroutine[Any, Any, object] | None,
+        owner: Owner,
+        also: Iterable[tuple[HostLock, Resource]],
     ) -> None:
         if rest is not None:
             await rest
+        for lock, resource in also:
+            await self.release_one(owner, lock, resource)
+
+    async def release_one(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
+        """End a claim alone, if it still exists, with all necessary waits."""
         while self.key_locks.is_locked(lock):
             await self.key_locks.wait(lock)
         if resource in lock.claims.get(owner.id, {}):

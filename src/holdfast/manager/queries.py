@@ -8,7 +8,7 @@ from holdfast.backends.naming import indirect_name
 from holdfast.control.api import HolderInfo, OwnerInfo
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
-from holdfast.model import Mode, Resource
+from holdfast.model import IDENTITY_LOCKSPACE, Mode, Resource
 from holdfast.system.files.lockspace_files import LockspaceFiles
 from holdfast.system.files.ofd_lock import FileKey
 from holdfast.system.files.storage_executor import Storage
@@ -45,7 +45,7 @@ class Inspection:
                     alive=owner.alive(),
                     stopping=owner.stopping,
                     connections=owner.connections,
-                    locks=len(locks),
+                    locks=sum(1 for lock in locks if self._is_shown(owner.id, lock)),
                     protection=None if weakest is None else int(weakest),
                     protection_word="" if weakest is None else weakest.word,
                 )
@@ -53,7 +53,17 @@ class Inspection:
         return found
 
     def locks(self) -> list[HolderInfo]:
+        """Every claim on a disk; the lock of its identity is shown with it."""
         return [info for lock in self._manager.table for info in self._claims(lock)]
+
+    def _identity(self, owner_id: int, lock: HostLock) -> str:
+        """What the disk of a lock is, if the owner has the lock of that, too; else empty."""
+        for other in self._manager.table.of_owner(owner_id):
+            if other is not lock and not set(other.keys[1:]).isdisjoint(lock.keys[1:]):
+                for name in other.claims[owner_id]:
+                    if name.lockspace == IDENTITY_LOCKSPACE:
+                        return name.name
+        return ""
 
     async def holders_of(self, path: str) -> list[HolderInfo]:
         """All claims on a disk: by this path, by its hash in a lockspace, by its file."""
@@ -75,7 +85,17 @@ class Inspection:
             self._info(lock, owner_id, resource, mode)
             for owner_id, names in lock.claims.items()
             for resource, mode in names.items()
+            if self._is_shown(owner_id, lock)
         ]
+
+    def _is_shown(self, owner_id: int, lock: HostLock) -> bool:
+        """False for the lock of an identity that is shown with a path of the same owner."""
+        if not any(name.lockspace == IDENTITY_LOCKSPACE for name in lock.claims.get(owner_id, ())):
+            return True
+        return all(
+            other is lock or set(other.keys[1:]).isdisjoint(lock.keys[1:])
+            for other in self._manager.table.of_owner(owner_id)
+        )
 
     def _called(self, lock: HostLock, resource: Resource) -> str:
         """The shown name: for a lease that is held under its own name (`moved_disks`) its disk, if that is known."""
@@ -106,6 +126,7 @@ class Inspection:
             held=not lost,
             lost_reason=shown(lost),
             number=lock.id,
+            identity="" if resource.lockspace else shown(self._identity(owner_id, lock)),
             until=UNTIL_MIGRATED if (owner_id, resource) in lock.departing else "",
             unknown=shown(owner.unknown.why) if owner is not None and owner.unknown is not None else "",
         )

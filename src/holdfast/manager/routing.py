@@ -21,6 +21,8 @@ class Route(NamedTuple):
     backend: Backend
     protection_min: Protection
     start_min: Protection = Protection.NONE
+    by_identity: bool = False
+    """Whether a disk with a lease has one by its identity, too."""
 
     @property
     def min_at_start(self) -> Protection:

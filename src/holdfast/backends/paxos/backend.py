@@ -112,7 +112,8 @@ class PaxosHeld:
             # Its last change has not ended yet, or will be retried soon. Or the lockspace was lost during it.
             return IoFailed("Unable to convert lease", self.path, errno.EAGAIN)
         disk = owner_note.disk_of(holding.area.note) or self._disk
-        holding.area = self._backend.noted(holding.area, note, disk)
+        path = owner_note.path_of(holding.area.note)
+        holding.area = self._backend.noted(holding.area, note, disk, path)
         refused = await holding.convert(mode)
         return None if refused is None else await self._backend.refusal(self._found, holding, refused)
 
@@ -371,7 +372,7 @@ class PaxosBackend:
             # To the protocol a host's own lease is free. But no lock of this process has this one: see `LeftBehind`.
             found.disk.close()
             return LeftBehind(lease)
-        found = replace(found, area=self.noted(found.area, note, str(resource)))
+        found = replace(found, area=self.noted(found.area, note, str(resource), self.names.disk_of(resource)))
         outcome = await acquire_lease(
             found.area,
             member,
@@ -428,9 +429,9 @@ class PaxosBackend:
         disk = "" if resource.name == holding.area.resource_name else str(resource)
         return PaxosHeld(self, found, holding, disk)
 
-    def noted(self, area: LeaseArea, note: OwnerNote, disk: str) -> LeaseArea:
+    def noted(self, area: LeaseArea, note: OwnerNote, disk: str, path: str) -> LeaseArea:
         """The area, with a note of owner and disk after every block that is written there."""
-        return replace(area, note=owner_note.encode(note, self.ports.clock.wall(), disk))
+        return replace(area, note=owner_note.encode(note, self.ports.clock.wall(), disk, path))
 
     def holding(self, found: Found, member: Membership) -> HeldLease:
         holding = HeldLease(

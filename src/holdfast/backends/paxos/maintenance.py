@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.backends.base import HeldElsewhere, LeftBehind
-from holdfast.backends.lease_backend import UNACCOUNTED, LeftLease
+from holdfast.backends.lease_backend import NOBODY_HELD, UNACCOUNTED, LeftLease
 from holdfast.backends.paxos import owner_note
 from holdfast.backends.paxos.breaking import UNPROVEN, Claimant, HoldStands, clear_holds
 from holdfast.backends.paxos.held_lease import HeldLease
 from holdfast.backends.paxos.lease_store import Found, StorageFailed, Unusable
 from holdfast.backends.paxos.refusals import TAKEN_OUT
-from holdfast.errors import AttemptLeft, LeaseUnusable, ResourceBusy, storage_failed
-from holdfast.model import Mode, ProcessId, Resource, printable
+from holdfast.errors import AttemptLeft, LeaseUnusable, NotOnLease, ResourceBusy, storage_failed
+from holdfast.model import Mode, ProcessId, Resource, printable, resource_of
 from holdfast.ondisk.delta import FLAGS_MEAN_FROM, DeltaLease
 from holdfast.ondisk.record_layout import major_of
 from holdfast.protocol import types
@@ -66,7 +66,7 @@ class PaxosMaintenance:
                 named = ", ".join(str(host) for host in hosts) or "nobody"
                 place = self._backend.places.place(lease)
                 reason = f"host {attest_off} is not on it, but {named}"
-                raise LeaseUnusable(name=resource.name, place=place, reason=reason)
+                raise NotOnLease(name=resource.name, place=place, reason=reason)
             if len({host_id for host_id, _ in attested}) > 1:
                 named = " or ".join(str(host) for host in hosts if host.term in attested)
                 place = self._backend.places.place(lease)
@@ -75,7 +75,7 @@ class PaxosMaintenance:
             return attested
 
         lease, _ = await self._backend.names.of(resource)
-        return await self._break(resource, lease, attest) or "nobody held it"
+        return await self._break(resource, lease, attest) or NOBODY_HELD
 
     async def claims_of_term(
         self, lease: str, incarnation: HostTerm, *, older_too: bool
@@ -310,7 +310,7 @@ class PaxosMaintenance:
             await self.free_left_behind(name)
             return None
         noted = owner_note.noted(note)
-        resource = Resource("", noted.disk or self._backend.names.path_of(name))
+        resource = resource_of(owner_note.disk_of(note) or self._backend.names.path_of(name))
         holding = self._backend.holding(found, member)
         self._backend.unsettled(holding, found)
         resumed = await holding.resume(mode)

@@ -10,7 +10,7 @@ import logging
 
 from holdfast.backends.naming import NameBy, lease_name
 from holdfast.errors import NoLeaseName
-from holdfast.model import Resource
+from holdfast.model import DIRECT_LOCKSPACE, IDENTITY_LOCKSPACE, Resource
 from holdfast.ondisk.padded_name import NAME_BYTES
 from holdfast.system.files.canonical_path import PathWarnings
 from holdfast.system.files.disk_identity import DiskIdentities, DiskIdentity
@@ -39,6 +39,8 @@ class LeaseNames:
         self._identities = identities
         self._paths: dict[str, str] = {}
         self._hints: dict[str, str] = {}
+        self._disks: dict[str, str] = {}
+        """By identity: the path by which the disk was asked for last."""
         self._warnings = PathWarnings(backend)
 
     @property
@@ -57,7 +59,7 @@ class LeaseNames:
                 backend=self._backend,
                 fix="give it to another backend by a [[disk]] rule, or name leases by path there",
             )
-        if self._by_path:
+        if self._by_path and not resource.lockspace:
             self._warnings.met(resource.name, identity.canonical)
         if len(self._paths) > ALIASES_MAX:
             self._paths.clear()
@@ -67,10 +69,28 @@ class LeaseNames:
             log.warning("%s and %s are one disk: both have lease %s", before, resource, lease)
         return lease, identity
 
+    async def identity(self, resource: Resource) -> Resource | None:
+        """What the disk at a path is, as a resource with a lease of its own; None if leases go by that anyway, or if it has
+        no name that is the same on all hosts. May wait for the storage of the disk.
+        """
+        if not self._by_path:
+            return None
+        disk = await self._identity(resource)
+        if not disk.strong:
+            return None
+        if len(self._disks) > ALIASES_MAX:
+            self._disks.clear()
+        self._disks[disk.strong] = resource.name
+        return Resource(IDENTITY_LOCKSPACE, disk.strong)
+
+    def disk_of(self, identity: Resource) -> str:
+        """The path by which a disk was asked for whose identity that is; empty if that is not known, or it is a path."""
+        return self._disks.get(identity.name, "") if identity.lockspace == IDENTITY_LOCKSPACE else ""
+
     async def _identity(self, resource: Resource) -> DiskIdentity:
-        if resource.lockspace:
+        path = self.disk_of(resource) or ("" if resource.lockspace else resource.name)
+        if not path or resource.lockspace not in (DIRECT_LOCKSPACE, IDENTITY_LOCKSPACE):
             return DiskIdentity()
-        path = resource.name
         return await self._storage.call(path, lambda: self._identities.look(path))
 
     def told(self, resource: Resource) -> str:

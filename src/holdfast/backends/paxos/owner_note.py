@@ -27,6 +27,8 @@ class _Note(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str = ""
     uuid: str = ""
     disk: str = ""
+    path: str = ""
+    """The path of the disk, in the lease of its identity."""
     maintenance: bool = False
     """No VM's: a daemon has it for a moment, to break it, to take it out or to free it."""
 
@@ -44,15 +46,19 @@ def is_of_upkeep(raw: bytes) -> bool:
     return _told(raw).maintenance
 
 
-def encode(note: OwnerNote, since_wall_s: float, disk: str) -> bytes:
-    """The disk is left out where there is no room for it; then a name too long for the place is cut, never the rest."""
+def encode(note: OwnerNote, since_wall_s: float, disk: str, path: str = "") -> bytes:
+    """`path`, then the disk, is left out where there is no room for it; then a name too long for the place is cut, never the
+    rest.
+    """
     name = note.owner.name.encode("utf-8", "replace").decode()
     disk = disk.encode("utf-8", "replace").decode()
     uuid = note.owner.uuid[:36]
     start = note.start_ticks
-    whole = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid, disk))
-    if len(whole) <= NOTE_BYTES_MAX:
-        return whole
+    path = path.encode("utf-8", "replace").decode()
+    for each in (path, "") if path else ("",):
+        whole = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid, disk, each))
+        if len(whole) <= NOTE_BYTES_MAX:
+            return whole
     while True:
         raw = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid))
         if len(raw) <= NOTE_BYTES_MAX or not name:
@@ -78,6 +84,7 @@ def decode(
         host_id=host_id,
         alive_s_ago=alive_s_ago,
         remark=remark,
+        disk=_shown(result.path or result.disk),
     )
 
 
@@ -88,7 +95,15 @@ def vm_of(raw: bytes) -> str:
 
 def disk_of(raw: bytes) -> str:
     """The path of the disk that a note names; empty if it names none, or one that can't be shown."""
-    disk = _told(raw).disk
+    return _shown(_told(raw).disk)
+
+
+def path_of(raw: bytes) -> str:
+    """The path beside an identity that a note names; empty if it names none, or one that can't be shown."""
+    return _shown(_told(raw).path)
+
+
+def _shown(disk: str) -> str:
     return disk if disk.isprintable() else ""
 
 
@@ -96,7 +111,7 @@ def noted(raw: bytes) -> NotedOwner:
     """The owner in a note, for the host that wrote it; all empty without a note that can be read."""
     note = _told(raw)
     process = ProcessId(note.pid, note.start) if note.pid > 0 else None
-    return NotedOwner(process, OwnerName(note.name, note.uuid), disk_of(raw))
+    return NotedOwner(process, OwnerName(note.name, note.uuid), path_of(raw) or disk_of(raw))
 
 
 def _told(raw: bytes) -> _Note:

@@ -519,6 +519,13 @@ _ALL = (
         "libvirt's file about a running VM can't be read",
         "What it says is what doctor, `who` and the daemon know of the VM's disks.",
     ),
+    _problem(
+        "HF096",
+        "running VM",
+        "A running VM has its disk by path only",
+        "Two paths to one disk have two leases. The lease of what the disk is excludes every path, and this VM does not "
+        "have it: another host has, or it can't be taken. No VM is stopped for that.",
+    ),
     # --- hosts beside each other, the storage below ---
     _problem(
         "HF100",

@@ -9,7 +9,13 @@ from holdfast.cli.commands.status import with_keys
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Program, Scene
 from holdfast.cli.in_force import not_loaded
-from holdfast.control.api import CONFIGURATION_PROBLEM, MIGRATION_PROBLEM, MOVED_PROBLEM, StatusInfo
+from holdfast.control.api import (
+    CONFIGURATION_PROBLEM,
+    IDENTITY_PROBLEM,
+    MIGRATION_PROBLEM,
+    MOVED_PROBLEM,
+    StatusInfo,
+)
 
 START = "systemctl enable --now holdfastd.socket holdfastd.service"
 
@@ -105,6 +111,9 @@ def _problems(scene: Scene, s: StatusInfo) -> Iterator[Finding]:
         elif problem.startswith(MOVED_PROBLEM):
             facts, _, fix = problem.rpartition("; ")
             yield found("HF092", facts, fix)
+        elif problem.startswith(IDENTITY_PROBLEM):
+            facts, what, fix = problem.partition("; holdfast who ")
+            yield found("HF096", facts, f"{what[2:]}{fix}")
         elif problem.startswith(CONFIGURATION_PROBLEM):
             # A reload changes nothing that a lock needs: one that would is refused, with the reasons.
             yield found(

@@ -19,7 +19,7 @@ from holdfast.cli.offline import storage
 from holdfast.cli.offline.identify import blocks_of, shown
 from holdfast.cli.who.evidence import LeaseClaim, LeaseSeen, Unreadable
 from holdfast.control.api import HostInfo, LeaseSpaceInfo
-from holdfast.model import Resource
+from holdfast.model import IDENTITY_LOCKSPACE, Resource
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096
 from holdfast.ondisk.host_block import note_of
@@ -41,8 +41,12 @@ def look(
     disk: DiskIdentity,
     spaces: list[LeaseSpaceInfo],
 ) -> list[LeaseSeen]:
-    """The leases of a disk in one backend, under all names that libvirt may give it; those that nobody made are left out."""
+    """The leases of a disk in one backend, under all names that libvirt may give it and under its identity; those that
+    nobody made are left out.
+    """
     by = NameBy(str(table.get("name_by", NameBy.PATH_MD5.value)))
+    if by in (NameBy.PATH_MD5, NameBy.PATH_SHA256) and disk.strong:
+        resources = [*resources, Resource(IDENTITY_LOCKSPACE, disk.strong)]
     names = dict.fromkeys(lease_name(resource, by, disk) for resource in resources)
     seen = (_look(backend, table, name, spaces) for name in names if name)
     return [each for each in seen if each is not None]

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from holdfast.system.files.canonical_path import canonical_path
 from holdfast.system.files.ofd_lock import FileKey, key_of
+from holdfast.system.files.strong_identity import strong_identity
 
 _NAME_BYTES_MAX = 1024
 _LVM_PREFIX = "LVM-"
@@ -29,6 +30,8 @@ class DiskIdentity:
     wwid: str = ""
     canonical: str = ""
     """Its canonical path (`canonical_path`)."""
+    strong: str = ""
+    """What it is on every host (`strong_identity`)."""
 
 
 class DiskIdentities(Protocol):
@@ -50,13 +53,15 @@ class SystemDiskIdentities:
             return DiskIdentity()
         canonical = canonical_path(path, self._sysfs)
         if not stat.S_ISBLK(status.st_mode):
-            return DiskIdentity(key_of(status), canonical=canonical)
+            return DiskIdentity(key_of(status), canonical=canonical, strong=strong_identity(path))
         device = f"{self._sysfs}/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         mapped = _read(f"{device}/dm/uuid")
         wwid = _read(f"{device}/device/wwid") or _read(f"{device}/wwid")
         if mapped.startswith(_MULTIPATH_PREFIX):
             wwid = mapped.removeprefix(_MULTIPATH_PREFIX)
-        return DiskIdentity(key_of(status), lvm_uuid_of(mapped), wwid, canonical)
+        lvm_uuid = lvm_uuid_of(mapped)
+        strong = strong_identity(path, sysfs=self._sysfs, lvm_uuid=lvm_uuid)
+        return DiskIdentity(key_of(status), lvm_uuid, wwid, canonical, strong)
 
 
 def lvm_uuid_of(mapped: str) -> str:

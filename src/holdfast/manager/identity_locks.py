@@ -1,0 +1,205 @@
+"""A disk with a lease has a second one, named after what the disk is, so that no path leads around the first (ADR 0197).
+
+Leases are named by paths, as sanlock's are: two hosts that call one image /srv/pool/a and /srv/link/a have a lease each. The
+*identity* of a disk (`system/files/strong_identity`) is the same on every host that can reach it, and so is its lease:
+
+    acquire    the identity, then the path: of two aliases one always wins, and hosts that know the path alone (sanlock.so,
+               an older Holdfast) still exclude and are excluded
+    weaken     the path, then the identity
+    release    the path, then the identity, when no other name of the owner leads to the disk
+
+The identity's lock is in the table and the journal like any other, under `IDENTITY_LOCKSPACE`, which no client can name. A
+disk without such an identity has the lease of its path only, and so has one without identity = "auto" in its rule.
+
+A virtual machine that runs with the lease of its path only (started by an older version, or while its identity could not be
+read) gets the second one in the background. If another host has it, the machine is not touched: `problems` names both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+from collections.abc import Iterator
+
+from holdfast.control.api import IDENTITY_PROBLEM
+from holdfast.errors import LockError, ResourceBusy
+from holdfast.manager.lock_manager import LockManager, Outcome
+from holdfast.manager.lock_registry import HostLock
+from holdfast.manager.owners import Owner
+from holdfast.model import DIRECT_LOCKSPACE, IDENTITY_LOCKSPACE, AcquireRequest, Mode, Resource, printable
+from holdfast.system import eager_tasks
+from holdfast.system.clock import Clock
+
+log = logging.getLogger(__name__)
+
+AGAIN_FIRST_S, AGAIN_S = 1.0, 30.0
+"""Between two attempts for a running machine, at first and at most, doubling."""
+ALIAS_NOTE = (
+    "; that VM calls the disk by another path, and leases go by what a disk is. If they are two disks all the same (a "
+    'clone that kept its identity), set identity = "path" in the [[disk]] rule of this path, on all hosts'
+)
+
+
+class IdentityLocks:
+    """The second lease of disks. On the event loop."""
+
+    def __init__(self, manager: LockManager, *, clock: Clock) -> None:
+        self._manager = manager
+        self._clock = clock
+        self._begun = False
+        self._task: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self._refused: dict[tuple[int, Resource], str] = {}
+        """By owner and path: why a running machine has no lease of its disk's identity."""
+        manager.identities = self
+
+    # --- with the lock of the path ---
+
+    async def acquire(self, owner: Owner, want: AcquireRequest) -> Outcome:
+        """Acquire a disk by its identity and by its path; raises as `LockManager.acquire`, and then nothing has changed."""
+        manager = self._manager
+        identity = await self._of(want.resource)
+        if identity is None:
+            return await manager.acquire_one(owner, want)
+        second = AcquireRequest(identity, want.mode, path=want.resource.name)
+        before = manager.claimed(owner, identity)
+        if before is not None and before > want.mode:
+            outcome = await manager.acquire_one(owner, want)
+            await manager.acquire_one(owner, second)
+            return outcome
+        try:
+            await manager.acquire_one(owner, second)
+        except ResourceBusy as busy:
+            note = ALIAS_NOTE if _is_alias(busy, want.resource) else ""
+            raise ResourceBusy(want.resource, busy.holders, note) from None
+        except LockError as error:
+            error.add(f"; {identity.name} is what {printable(want.resource.name)} is")
+            raise
+        try:
+            return await manager.acquire_one(owner, want)
+        except BaseException:
+            await self._as_before(owner, second, before)
+            raise
+
+    async def _as_before(self, owner: Owner, second: AcquireRequest, before: Mode | None) -> None:
+        """Undo the acquire of an identity whose path was refused."""
+        manager = self._manager
+        lock = manager.table.named(second.resource)
+        if lock is None or second.resource not in lock.claims.get(owner.id, {}) or owner.gone:
+            return
+        if before is None:
+            await manager.release_one(owner, lock, second.resource)
+        elif before is not second.mode:
+            await manager.acquire_one(owner, second._replace(mode=before))
+
+    async def _of(self, resource: Resource) -> Resource | None:
+        """The identity of a disk that has a lease by its path; None if it has none, or need not have one."""
+        if resource.lockspace != DIRECT_LOCKSPACE or not resource.name.startswith("/"):
+            return None
+        route = self._manager.routing.route(resource)
+        backend = self._manager.routing.leases.get(route.backend.name)
+        if backend is None or not route.by_identity:
+            return None
+        return await backend.names.identity(resource)
+
+    def released_with(self, owner: Owner, lock: HostLock) -> tuple[HostLock, Resource] | None:
+        """The identity's lock, with its name, that is released after the last path of an owner to its disk."""
+        if owner.id in lock.claims:
+            return None
+        found: tuple[HostLock, Resource] | None = None
+        for other in self._manager.table.of_owner(owner.id):
+            if other is lock or set(other.keys[1:]).isdisjoint(lock.keys[1:]):
+                continue
+            identity = next((n for n in other.claims[owner.id] if n.lockspace == IDENTITY_LOCKSPACE), None)
+            if identity is None:
+                return None  # another path of this owner leads to the disk
+            found = other, identity
+        return found
+
+    # --- machines that run already ---
+
+    def begin(self) -> None:
+        """Begin, when all restored locks are in the table."""
+        self._begun = True
+        self.joined()
+
+    def joined(self) -> None:
+        """A lockspace was joined, or locks became known: try for those that have no lease of their identity."""
+        if self._begun and any(True for _ in self._paths()):
+            self._news.set()
+            if self._task is None or self._task.done():
+                self._task = eager_tasks.keep_watch(
+                    self._until_all_have_one(),
+                    "running machines get no lease of their disks' identity any more",
+                )
+
+    def problems(self) -> list[str]:
+        """Messages for operators: each running machine whose disk another path may lead to, and why."""
+        return [
+            f"{IDENTITY_PROBLEM}{printable(resource.name)} of {owner} has the lease of its path, and not that of what it "
+            f"is: {why}; a host that calls the disk by another path can start a second VM on it; "
+            f"holdfast who {shlex.quote(resource.name)}; if two VMs have it, end one of them in good order"
+            for owner, resource, _ in self._paths()
+            if (why := self._refused.get((owner.id, resource), ""))
+        ]
+
+    def _paths(self) -> Iterator[tuple[Owner, Resource, Mode]]:
+        """The claims of living, known owners on leases by path."""
+        manager = self._manager
+        for lock in manager.table:
+            if lock.backend not in manager.routing.leases or lock.held is None:
+                continue
+            for owner_id, names in list(lock.claims.items()):
+                owner = manager.owners.get(owner_id)
+                if owner is None or owner.gone or owner.unknown is not None:
+                    continue
+                for resource, mode in list(names.items()):
+                    if resource.lockspace == DIRECT_LOCKSPACE and (owner_id, resource) not in lock.departing:
+                        yield owner, resource, mode
+
+    async def _until_all_have_one(self) -> None:
+        again_s = AGAIN_FIRST_S
+        while not self._manager.closing:
+            if self._news.is_set():
+                again_s = AGAIN_FIRST_S
+            self._news.clear()
+            left = False
+            for owner, resource, mode in list(self._paths()):
+                left = not await self._has_one(owner, resource, mode) or left
+            if not left and not self._news.is_set():
+                return
+            waited = {
+                asyncio.ensure_future(self._news.wait()),
+                asyncio.ensure_future(self._clock.sleep(again_s)),
+            }
+            _, rest = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            for each in rest:
+                each.cancel()
+            again_s = min(2 * again_s, AGAIN_S)
+
+    async def _has_one(self, owner: Owner, resource: Resource, mode: Mode) -> bool:
+        """Whether nothing is left to do for this claim."""
+        manager, key = self._manager, (owner.id, resource)
+        identity = await self._of(resource)
+        if identity is None or (manager.claimed(owner, identity) or 0) >= mode:
+            self._refused.pop(key, None)
+            return True
+        try:
+            await manager.acquire_one(owner, AcquireRequest(identity, mode, path=resource.name))
+        except LockError as e:
+            if self._refused.get(key) != str(e):
+                log.error("%s of %s has no lease of what it is: %s", resource, owner, e)
+            self._refused[key] = str(e)
+            return False
+        self._refused.pop(key, None)
+        if manager.claimed(owner, resource) is None:  # released meanwhile
+            await self._as_before(owner, AcquireRequest(identity, mode), None)
+        else:
+            log.info("%s of %s: the lease of what it is (%s) is held too", resource, owner, identity.name)
+        return True
+
+
+def _is_alias(busy: ResourceBusy, path: Resource) -> bool:
+    """Whether the holders call the disk otherwise, as far as they say."""
+    return any(holder.disk.startswith("/") and holder.disk != path.name for holder in busy.holders)

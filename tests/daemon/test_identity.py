@@ -1,0 +1,140 @@
+"""One disk under two paths, on two hosts: with identity = "auto" the second start is refused (ADR 0197).
+
+Both daemons run on one kernel, so a file has the same handle for both, as on NFS.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from tests.daemon.conftest import MakeHost
+from tests.support.daemon import Holdfastd, bystander, exists, make_disk, refusal
+from tests.support.polling import wait_until
+
+from holdfast.testing.virtlockd_client import SHARED
+
+AUTO = '[[disk]]\nmatch = "*/images/*"\nbackend = "leases"\nidentity = "auto"\n'
+LINKED = '[[disk]]\nmatch = "*/link/*"\nbackend = "leases"\nidentity = "auto"\n'
+JOINED = "joined as host_id"
+
+
+@pytest.fixture
+def disk(place: Path) -> Path:
+    (place / "images").mkdir()
+    (place / "link").symlink_to("images")
+    return make_disk(place / "images")
+
+
+def alias_of(disk: Path) -> Path:
+    return disk.parent.parent / "link" / disk.name
+
+
+def two(make_host: MakeHost, rules: str = AUTO + LINKED) -> tuple[Holdfastd, Holdfastd]:
+    alpha, beta = make_host("alpha", 1, rules).start(), make_host("beta", 2, rules).start()
+    alpha.says(JOINED)
+    beta.says(JOINED)
+    return alpha, beta
+
+
+def test_second_path_to_a_disk_is_refused_with_the_holder_and_the_way_out(
+    make_host: MakeHost, disk: Path
+) -> None:
+    alpha, beta = two(make_host)
+    vm = alpha.vm([disk], name="web1")
+    refused = refusal(beta, alias_of(disk))
+    assert f"'{alias_of(disk)}' is locked by VM web1" in refused
+    assert "calls the disk by another path" in refused
+    assert 'identity = "path"' in refused
+    plain = refusal(beta, disk)
+    assert "is locked by VM web1" in plain
+    assert "another path" not in plain
+    alpha.end_vm(vm)
+    wait_until(lambda: refusal(beta, alias_of(disk)) == "", "both leases to be free")
+    assert refusal(alpha, disk) == "", "what was refused or released left nothing"
+
+
+def test_path_that_is_held_by_its_path_alone_is_refused_and_leaves_its_identity_free(
+    make_host: MakeHost, disk: Path
+) -> None:
+    """A host that knows paths only (sanlock.so, an older version) excludes and is excluded."""
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2, AUTO + LINKED).start()
+    for host in (alpha, beta):
+        host.says(JOINED)
+    vm = alpha.vm([disk], name="web1")
+    assert "is locked by VM web1" in refusal(beta, disk)
+    assert beta.cli_json("list") == []
+    assert refusal(beta, alias_of(disk)) == "", "as before: the other host does not know it by what it is"
+    alpha.end_vm(vm)
+    wait_until(lambda: refusal(beta, disk) == "", "the lease of the path")
+
+
+def test_owner_with_two_paths_keeps_what_the_disk_is_until_it_has_released_both(
+    make_host: MakeHost, disk: Path
+) -> None:
+    alpha, beta = two(make_host)
+    with alpha.client() as libvirt:
+        libvirt.register(pid=bystander(11), name="web1")
+        libvirt.acquire(str(disk))
+        libvirt.acquire(str(alias_of(disk)))
+        libvirt.release(str(disk))
+        assert "is locked by VM web1" in refusal(beta, disk)
+        libvirt.release(str(alias_of(disk)))
+    assert refusal(beta, disk) == ""
+
+
+def test_sharers_share_by_any_path_and_exclude_who_wants_it_alone(make_host: MakeHost, disk: Path) -> None:
+    alpha, beta = two(make_host)
+    with alpha.client() as one, beta.client() as other:
+        one.register(pid=bystander(12), name="web1")
+        other.register(pid=bystander(13), name="web2")
+        one.acquire(str(disk), flags=SHARED)
+        other.acquire(str(alias_of(disk)), flags=SHARED)
+        assert "web" in refusal(beta, disk)
+        other.release(str(alias_of(disk)))
+        one.acquire(str(disk))  # alone, now
+        assert "is locked by" in refusal(beta, alias_of(disk), flags=SHARED)
+        one.acquire(str(disk), flags=SHARED)
+        assert refusal(beta, alias_of(disk), flags=SHARED) == ""
+        one.release(str(disk))
+    assert refusal(beta, alias_of(disk)) == ""
+
+
+def test_both_leases_outlive_a_kill_and_are_shown_as_one_disk(make_host: MakeHost, disk: Path) -> None:
+    alpha, beta = two(make_host)
+    vm = alpha.vm([disk], name="web1")
+    (shown,) = alpha.cli_json("list")
+    assert (shown["name"], shown["owner"]) == (str(disk), "web1")
+    assert shown["identity"]
+    assert "web1" in beta.cli("who", str(alias_of(disk))).stdout
+    alpha.kill(signal.SIGKILL)
+    alpha.start()
+    alpha.says("gone on with as")
+    wait_until(lambda: len(alpha.cli_json("list")) == 1, "the locks to be held again")
+    assert "is locked by VM web1" in refusal(beta, alias_of(disk))
+    alpha.end_vm(vm)
+    wait_until(lambda: refusal(beta, alias_of(disk)) == "", "both leases to be free")
+
+
+def test_running_vm_gets_the_second_lease_or_is_left_alone_and_named(make_host: MakeHost, disk: Path) -> None:
+    """The rule said "path" when it was started, and another host started a VM by another path meanwhile."""
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2, AUTO + LINKED).start()
+    for host in (alpha, beta):
+        host.says(JOINED)
+    first = alpha.vm([disk], name="web1")
+    second = beta.vm([alias_of(disk)], name="web2")
+    alpha.config.write_text(alpha.config.read_text().replace("[[disk]]", AUTO + "[[disk]]", 1))
+    alpha.reexec()
+
+    def problem() -> str:
+        return alpha.cli("doctor").stdout
+
+    wait_until(lambda: "has the lease of its path" in problem(), "the disk to be named")
+    assert "web2" in problem()
+    assert "web1" in problem()
+    assert exists(first)
+    assert exists(second)
+    beta.end_vm(second)
+    wait_until(lambda: "has the lease of its path" not in problem(), "the second lease")
+    assert "is locked by VM web1" in refusal(beta, alias_of(disk))
