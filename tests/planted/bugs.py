@@ -1007,4 +1007,47 @@ BUGS = (
         "        pass\n",
         "unit/test_domain_disks.py::test_entities_are_refused_before_they_grow",
     ),
+    _in(
+        "manager.prepared_locks",
+        "prepared-lock-stays",
+        "a lock that was prepared for a start is not released when its libvirtd has ended",
+        "                self.give_up(owner)\n                return",
+        "                return",
+        "unit/manager/test_prepared_locks.py"
+        "::test_end_of_libvirtd_frees_them_when_there_is_neither_status_file_nor_qemu",
+    ),
+    _in(
+        "manager.prepared_locks",
+        "prepared-lock-goes-under-qemu",
+        "a lock that was prepared for a start is released with its libvirtd, although a process has the disk open",
+        "        owner.until_closed = True\n        self._end(owner)",
+        "        self._end(owner)",
+        "unit/manager/test_prepared_locks.py"
+        "::test_end_of_libvirtd_frees_them_when_there_is_neither_status_file_nor_qemu",
+    ),
+    _in(
+        "manager.lock_registry",
+        "gap-at-the-hand-over",
+        "the journal ends a prepared claim before it has the claim of the VM's process",
+        "        old = list(lock.claims[before.id])\n",
+        "        old = list(lock.claims[before.id])\n"
+        "        self._journal.append_end(*(unclaim_line(lock, before.id, name) for name in old))\n",
+        "unit/manager/test_prepared_locks.py::test_register_makes_prepared_locks_those_of_qemu_without_a_gap",
+    ),
+    _in(
+        "manager.prepared_locks",
+        "released-at-the-hand-over",
+        "a process that registers takes nothing over: what was prepared is released, and it has to acquire it",
+        "                self._book.started(lock, prepared, owner)\n",
+        "                self._end(prepared)\n",
+        "unit/manager/test_prepared_locks.py::test_gap_between_prepare_and_acquire_lets_nobody_in",
+    ),
+    _in(
+        "manager.preparation",
+        "incoming-takes-a-lock",
+        "the disks of an arriving guest are taken, while it runs on the source",
+        "            await self._check_holders(name, wants)\n            return None\n",
+        "            await self._check_holders(name, wants)\n",
+        "unit/manager/test_prepared_locks.py::test_arriving_guest_takes_nothing",
+    ),
 )

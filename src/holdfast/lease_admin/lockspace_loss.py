@@ -190,7 +190,11 @@ class LockspaceLoss:
             users = {owner.id: owner for owner in self._users(loss)}
             met |= users
             for owner in users.values():
-                if not owner.alive():
+                if owner.prepared is not None:
+                    # It has no process that could be stopped, and its VM gets no lock any more.
+                    self._manager.prepared.give_up(owner)
+                    decided[owner.id] = LockFailureAction.IGNORE
+                elif not owner.alive():
                     self._manager.owner_ended(owner)  # its end is not reported yet
                 elif owner.id not in decided:
                     decided[owner.id] = self._action(loss, owner)

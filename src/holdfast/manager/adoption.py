@@ -90,6 +90,8 @@ class Recovery:
 
     def _owner(self, state: SavedState, saved: SavedOwner) -> Owner | None:
         """None if it is proven that it has ended."""
+        if saved.prepared is not None and state.is_whole:
+            return self._manager.prepared.restored(saved.name, saved.prepared, owner_id=saved.id)
         was_unknown = state.unknown.get(saved.id)
         process = self._processes.open(saved.process.pid) if saved.process.start_ticks else None
         if process is not None and process.id != saved.process:
@@ -97,7 +99,8 @@ class Recovery:
             process = None
         if process is not None:
             return self._manager.owners.add(saved.process.pid, saved.name, process, owner_id=saved.id)
-        if was_unknown is not None or (saved.process.start_ticks and not state.is_whole):
+        doubtful = saved.prepared is not None or (saved.process.start_ticks and not state.is_whole)
+        if was_unknown is not None or doubtful:
             evidence = Evidence(
                 why=was_unknown.why if was_unknown is not None else state.doubt,
                 process=saved.process if saved.process.pid > 0 else None,

@@ -37,6 +37,8 @@ UNKNOWN = "lock-unknown"
 """A lock is held for an owner that could not be attributed."""
 ADOPTED = "lock-adopted"
 """The owner of an unknown lock asked for it, and is proven to be its owner."""
+STARTED = "lock-started"
+"""A lock that was prepared for a start is its process's now."""
 SETTLED = "lock-settled"
 """The owner of an unknown lock is proven, or attested by an operator, to be over."""
 LEASE_BROKEN = "lease-broken"
@@ -65,6 +67,7 @@ KINDS = (
     LEASE_LOST,
     UNKNOWN,
     ADOPTED,
+    STARTED,
     SETTLED,
     LEASE_BROKEN,
     HOST_FENCED,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from holdfast.backends.base import Held
 from holdfast.manager.lock_table import Key, Lock, LockTable
-from holdfast.manager.owners import Owners
+from holdfast.manager.owners import BEING_STARTED, Owners
 from holdfast.model import Holder, Resource
 
 
@@ -38,7 +38,8 @@ class HolderDescriptions:
         return Holder(
             name=owner.name.name,
             uuid=owner.name.uuid,
-            pid=owner.pid,
+            pid=owner.pid or None,
+            remark=BEING_STARTED if owner.prepared is not None else "",
             host=self._host,
             mode=lock.mode_of(owner_id) if lock is not None else None,
             since_wall_s=lock.since_wall_s if lock is not None else None,

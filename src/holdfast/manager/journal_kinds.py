@@ -130,6 +130,16 @@ class UnknownLine(Line, tag="unknown"):
     unseen: bool = False
 
 
+class PreparedLine(Line, tag="prepared"):
+    """The owner of that number is a VM that is being started, and has no process yet (ADR 0196). `pid` and `start` are those
+    of the libvirtd that starts it. An older daemon holds its locks for an unknown owner.
+    """
+
+    owner: int
+    pid: int
+    start: int
+
+
 class SeriesLine(Line, tag="series"):
     """Which rewriting of the journal this is, counted from 1; its length is kept beside it (`journal_extent`)."""
 
@@ -167,6 +177,7 @@ AnyLine = (
     | SumLine
     | IncarnationLine
     | UnknownLine
+    | PreparedLine
     | SeriesLine
     | RestartLine
     | DoubtLine

@@ -12,7 +12,7 @@ from holdfast.model import Mode, Resource
 
 
 def owner_lines(owner: Owner) -> list[jn.Line]:
-    """An owner's line, then a line if it is unknown, or if it keeps locks for its descendants."""
+    """An owner's line, then a line if it is unknown or being started, or if it keeps locks for its descendants."""
     process, name = owner.process_id, owner.name
     line = jn.OwnerLine(
         owner.id, process.pid, process.start_ticks, text_of(name.name), name.uuid, name.domain_id
@@ -20,6 +20,8 @@ def owner_lines(owner: Owner) -> list[jn.Line]:
     lines: list[jn.Line] = [line]
     if owner.until_closed:
         lines.append(until_closed_line(owner))
+    if owner.prepared is not None:
+        lines.append(jn.PreparedLine(owner.id, owner.prepared.pid, owner.prepared.start_ticks))
     if owner.unknown is not None:
         lines.append(jn.UnknownLine(owner.id, text_of(owner.unknown.why), owner.unknown.unseen))
     return lines

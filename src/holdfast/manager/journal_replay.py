@@ -26,6 +26,7 @@ from holdfast.manager.journal_kinds import (
     ModeLine,
     OwnerGoneLine,
     OwnerLine,
+    PreparedLine,
     RestartLine,
     SeriesLine,
     StartLine,
@@ -48,6 +49,8 @@ class SavedOwner:
     name: OwnerName
     until_closed: bool = False
     family: str = ""
+    prepared: ProcessId | None = None
+    """The libvirtd that was about to start it, for a VM without a process."""
 
 
 @dataclass(slots=True)
@@ -193,9 +196,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.owners[owner_id] = SavedOwner(
                 owner_id, ProcessId(pid, start), OwnerName(path_of(name), uuid, domain_id)
             )
-        case UntilClosedLine(owner_id, family):
-            state.owners[owner_id].until_closed = True
-            state.owners[owner_id].family = path_of(family)
+        case UntilClosedLine() | PreparedLine():
+            _apply_to_owner(state.owners[line.owner], line)
         case OwnerGoneLine(owner_id):
             for lock in state.locks.values():
                 _claim_ended(state, lock, owner_id)
@@ -235,6 +237,14 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.carried_doubt = path_of(why)
         case SumLine():
             pass  # `replay` has compared it
+
+
+def _apply_to_owner(owner: SavedOwner, line: UntilClosedLine | PreparedLine) -> None:
+    match line:
+        case UntilClosedLine(_, family):
+            owner.until_closed, owner.family = True, path_of(family)
+        case PreparedLine(_, pid, start):
+            owner.prepared = ProcessId(pid, start)
 
 
 def _apply_migration(state: SavedState, line: DepartingLine | LentLine | LentOverLine) -> None:

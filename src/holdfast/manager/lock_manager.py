@@ -62,6 +62,7 @@ from holdfast.manager.lock_table import Conflict, Convert, Key, LockTable
 from holdfast.manager.lost_locks import DeadHolder, LostLocks
 from holdfast.manager.migration_roles import ran_before
 from holdfast.manager.owners import Owner, Owners
+from holdfast.manager.prepared_locks import PreparedLocks
 from holdfast.manager.process_stopper import ProcessStopper
 from holdfast.manager.repeated_acquire import RepeatedAcquirePolicy
 from holdfast.manager.routing import Route, Routing
@@ -206,6 +207,16 @@ class LockManager:
             is_closing=lambda: self.closing,
             on_attributed=self.departures.found,
         )
+        self.prepared = PreparedLocks(
+            table=self.table,
+            owners=self.owners,
+            book=self.book,
+            clock=clock,
+            domains=domains,
+            end=self.owner_ended,
+            idle=self._forget_if_idle,
+            is_closing=lambda: self.closing,
+        )
         self.on_left_behind: OnLeftBehind = _can_not_be_found_out
         """Finds out for whom this host holds a lease that no lock here accounts for: it is held or free afterwards."""
         self.identities: Identities | None = None
@@ -224,13 +235,19 @@ class LockManager:
         it did not release stays until no process of this host has the disk open. `family`: their control group. Then the
         lock also stays until the group is empty, as a process in it may not have opened the disk yet.
         """
-        if len(self.owners) >= self._owners_max and self.owners.with_pid(pid) is None:
-            raise Refused(reason=f"more than {self._owners_max} owners (limits.owners_max)")
+        if self.owners.with_pid(pid) is None:
+            self.room_for_another()
         owner = self.owners.find(pid, name)
         if until_closed and not owner.until_closed:
             self.book.until_closed(owner, self.owners.family(family))
         owner.connections += 1
+        self.prepared.started(owner)
         return owner
+
+    def room_for_another(self) -> None:
+        """Raises `Refused` if there may be no further owner."""
+        if len(self.owners) >= self._owners_max:
+            raise Refused(reason=f"more than {self._owners_max} owners (limits.owners_max)")
 
     def unregister(self, owner: Owner, *, holder: bool, why: str) -> None:
         """A connection closed. `holder`: it belonged to the owner process, so its close means that the process exited."""
@@ -317,6 +334,8 @@ class LockManager:
                 self.lockspaces.check_name(resource)
                 await self.lockspaces.need(resource.lockspace, make=True)
             outcome = await self._arrivals.tries(owner, lambda: self._acquire_all(owner, want))
+            for prepared in self.prepared.asked(owner, resource) if owner.unasked else ():
+                await self.release(owner, prepared)
             return outcome is Outcome.ACQUIRED
         except HoldfastError as error:
             holders = error.holders if isinstance(error, ResourceBusy) else ()
@@ -384,7 +403,7 @@ class LockManager:
     async def _acquire_new(self, owner: Owner, want: AcquireRequest) -> Outcome:
         """Acquire a name that no lock has."""
         route = self.routing.route(want.resource, want.path)
-        if owner.process is None and route.backend.capabilities.fenced:
+        if owner.process is None and owner.prepared is None and route.backend.capabilities.fenced:
             raise Refused(
                 reason=f"process {owner.pid} is not visible to holdfastd (another PID namespace?): the owner of a lease "
                 "must be one that can be stopped when the lease is lost"
@@ -530,6 +549,8 @@ class LockManager:
         if dead:
             for each in dead:
                 self.owner_ended(each)
+            return
+        if self.prepared.started(owner):
             return
         if len(self.unknown):
             claimed = {lock for i in others for lock in self.table.of_owner(i)}

@@ -114,7 +114,20 @@ class LockRegistry:
         """An unknown owner's claims on a lock become `owner`'s, unchanged."""
         self._hand_over(lock, before, owner, dict(lock.claims[before.id]))
 
-    def _hand_over(self, lock: HostLock, before: Owner, owner: Owner, claims: dict[Resource, Mode]) -> None:
+    def started(self, lock: HostLock, before: Owner, owner: Owner) -> None:
+        """The claims of a VM that was being started become those of its process, unchanged. The lock stays held, and the
+        journal has the new claims before the old ones end.
+        """
+        self._hand_over(lock, before, owner, dict(lock.claims[before.id]), ev.STARTED)
+
+    def _hand_over(
+        self,
+        lock: HostLock,
+        before: Owner,
+        owner: Owner,
+        claims: dict[Resource, Mode],
+        kind: str = ev.ADOPTED,
+    ) -> None:
         old = list(lock.claims[before.id])
         for name, mode in claims.items():
             self._table.claim(lock, owner.id, name, mode)
@@ -126,7 +139,7 @@ class LockRegistry:
             pass  # the claim counts all the same; the journal is rewritten later
         self._journal.append_end(*(unclaim_line(lock, before.id, name) for name in old))
         for name, mode in claims.items():
-            self._tell(ev.ADOPTED, owner, name, mode)
+            self._tell(kind, owner, name, mode)
 
     def enter(
         self, owner: Owner, want: AcquireRequest, backend: Backend, keys: tuple[Key, ...], held: Held

@@ -5,6 +5,9 @@ number of connections may speak for it. An owner whose process is not visible (i
 before libvirtd speaks for it) lives as long as a connection that registered it; libvirt leaves one open in QEMU for QEMU's
 whole life.
 
+A *prepared* owner is a VM that libvirt is about to start, and has no process yet (`prepared_locks`): it is found by its
+UUID, and lives until a process registers for it, or its start is over.
+
 An *unknown* owner represents one that a damaged or lost journal no longer names. Nothing is concluded from the absence of
 its process: it lives until `unknown_locks` has proven that it is over.
 """
@@ -15,8 +18,11 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from holdfast.model import OwnerName, ProcessId
+from holdfast.model import OwnerName, ProcessId, Resource
 from holdfast.system.host.process import Family, Process, Processes
+
+BEING_STARTED = "being started"
+"""What is said of a VM whose locks are prepared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +50,10 @@ class Owner:
         "journaled",
         "name",
         "pid",
+        "prepared",
         "process",
         "stopping",
+        "unasked",
         "unknown",
         "until_closed",
     )
@@ -61,6 +69,10 @@ class Owner:
         """Why we are ending its process; empty if we are not."""
         self.gone = False
         self.unknown: Evidence | None = None
+        self.prepared: ProcessId | None = None
+        """Of a VM that is being started, and has no process of its own yet: the libvirtd that starts it."""
+        self.unasked: set[Resource] = set()
+        """What was prepared for its start, and libvirt has not asked for yet."""
         self.until_closed = False
         """It keeps locks for its descendants: when it has ended, each stays until no process has that disk open."""
 
@@ -79,7 +91,7 @@ class Owner:
     def alive(self) -> bool:
         if self.gone:
             return False
-        if self.unknown is not None:
+        if self.unknown is not None or self.prepared is not None:
             return True  # until its end is proven, which ends the owner
         return self.process.alive() if self.process is not None else self.connections > 0
 
@@ -93,6 +105,8 @@ class Owner:
         if self.unknown is not None:
             named = f"{self.name.name}, " if self.name.name else ""
             return f"{named}unknown owner ({self.unknown.why})"
+        if self.prepared is not None:
+            return f"{self.name.name} ({BEING_STARTED} by process {self.prepared.pid})"
         return f"{self.name.name or 'unnamed owner'} (pid {self.pid})"
 
 
@@ -142,10 +156,7 @@ class Owners:
 
     def add(self, pid: int, name: OwnerName, process: Process | None, *, owner_id: int = 0) -> Owner:
         """Add an owner; `owner_id` is its old number if it comes from the journal."""
-        if not owner_id:
-            self._last_id += 1
-            owner_id = self._last_id
-        self._last_id = max(self._last_id, owner_id)
+        owner_id = self._number(owner_id)
         owner = Owner(owner_id, pid, name, process)
         self._by_pid[pid] = owner
         self._by_id[owner_id] = owner
@@ -155,13 +166,24 @@ class Owners:
 
     def add_unknown(self, name: OwnerName, evidence: Evidence, *, owner_id: int = 0) -> Owner:
         """Add an unknown owner. It is not found by its pid, as another process may have that by now."""
+        owner = Owner(self._number(owner_id), evidence.process.pid if evidence.process else 0, name, None)
+        self.keep_unknown(owner, evidence)
+        return owner
+
+    def add_prepared(self, name: OwnerName, libvirtd: ProcessId, *, owner_id: int = 0) -> Owner:
+        """Add a VM that is being started. Its pid is 0: the process that starts it is not the VM's, and gets no signal."""
+        owner = Owner(self._number(owner_id), 0, name, None)
+        owner.prepared = libvirtd
+        self._by_id[owner.id] = owner
+        return owner
+
+    def _number(self, owner_id: int) -> int:
+        """A new owner's number, or the old one if it comes from the journal."""
         if not owner_id:
             self._last_id += 1
             owner_id = self._last_id
         self._last_id = max(self._last_id, owner_id)
-        owner = Owner(owner_id, evidence.process.pid if evidence.process else 0, name, None)
-        self.keep_unknown(owner, evidence)
-        return owner
+        return owner_id
 
     def keep_unknown(self, owner: Owner, evidence: Evidence) -> None:
         owner.unknown = evidence
@@ -178,6 +200,16 @@ class Owners:
                 found.close()
             return None
         return self.add(process.pid, name, found)
+
+    def watched(self, process: ProcessId, on_exit: Callable[[], None]) -> Process | None:
+        """Exactly this process, pinned, with `on_exit` called once at its end; None if it has ended."""
+        found = self._processes.open(process.pid)
+        if found is not None and found.id != process:
+            found.close()
+            found = None
+        if found is not None:
+            found.watch(on_exit)
+        return found
 
     def process_lives(self, process: ProcessId) -> bool:
         """Whether that process lives; with start_ticks 0, whether any process has its pid."""

@@ -67,6 +67,10 @@ class Inspection:
 
     async def holders_of(self, path: str) -> list[HolderInfo]:
         """All claims on a disk: by this path, by its hash in a lockspace, by its file."""
+        return [info for lock in await self.locks_of(path) for info in self._claims(lock)]
+
+    async def locks_of(self, path: str) -> list[HostLock]:
+        """The locks on a disk, by the same names."""
         hashed = indirect_name(path)
         table = self._manager.table
         found: dict[HostLock, None] = {}
@@ -78,7 +82,7 @@ class Inspection:
         key: FileKey | None = await self._storage.call(path, lambda: self._files.key(path))
         if key is not None:
             found.update(dict.fromkeys(table.with_key(key)))
-        return [info for lock in found for info in self._claims(lock)]
+        return list(found)
 
     def _claims(self, lock: HostLock) -> list[HolderInfo]:
         return [

@@ -1,0 +1,98 @@
+"""Answers libvirt's hook about a VM: acquires the disks of a start, all or none, and checks those of an arriving guest.
+
+A `prepare` that follows `migrate` of the same guest is an *incoming* migration: its disks are held by the source until the
+switch-over, when libvirt's ACQUIRE here takes them. So nothing is taken, and it is only checked that the guest of each
+known holder is this one. That it is incoming is remembered in memory alone: a daemon that was restarted meanwhile treats
+it as a start, which takes nothing that another host holds.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from holdfast.errors import Refused, ResourceBusy, StorageFailed
+from holdfast.manager.all_or_none import acquire_all
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.owners import Owner
+from holdfast.manager.queries import Inspection
+from holdfast.model import AcquireRequest, Instant, Mode, OwnerName, ProcessId
+from holdfast.system.clock import Clock
+
+INCOMING_S = 60.0
+"""Between `migrate` and `prepare` libvirt needs milliseconds; if no `prepare` comes, the next start is an ordinary one."""
+INCOMING_MAX = 1000
+"""Guests that arrive at once; a host runs hundreds."""
+
+
+class Preparation:
+    """What libvirt's hook asks for."""
+
+    def __init__(self, manager: LockManager, inspection: Inspection, clock: Clock) -> None:
+        self._manager = manager
+        self._inspection = inspection
+        self._clock = clock
+        self._incoming: dict[tuple[str, ProcessId], Instant] = {}
+
+    def arrives(self, uuid: str, libvirtd: ProcessId) -> None:
+        """`migrate`: the next `prepare` of this guest by this libvirtd is incoming."""
+        self._incoming[uuid, libvirtd] = self._clock.now()
+        while len(self._incoming) > INCOMING_MAX:
+            del self._incoming[next(iter(self._incoming))]
+
+    async def prepare(
+        self, name: OwnerName, libvirtd: ProcessId, wants: Sequence[AcquireRequest]
+    ) -> Owner | None:
+        """`prepare`: hold these disks for the VM until its process registers; None for an incoming guest.
+
+        Raises an error of the `LockError` tree; then nothing has changed.
+        """
+        if not name.uuid:
+            raise Refused(reason=f"VM {name.name} has no UUID: locks are prepared for a UUID")
+        since = self._incoming.pop((name.uuid, libvirtd), None)
+        if since is not None and self._clock.now() - since < INCOMING_S:
+            await self._check_holders(name, wants)
+            return None
+        prepared = self._manager.prepared
+        prepared.release(name.uuid, libvirtd)  # of a start that came to nothing
+        self._manager.room_for_another()
+        owner = prepared.begin(name, libvirtd)
+        owner.connections += 1
+        try:
+            await self._acquire(owner, list(wants))
+            await self._check_holders(name, wants)
+        except BaseException:
+            prepared.abandon(owner)
+            raise
+        finally:
+            owner.connections -= 1
+        return owner
+
+    async def _acquire(self, owner: Owner, wants: list[AcquireRequest]) -> None:
+        """All disks that exist: libvirt itself refuses a VM without one of its disks, or drops the disk."""
+        while True:
+            try:
+                return await acquire_all(self._manager, owner, wants)
+            except StorageFailed as error:
+                there = [want for want in wants if want.resource.name != error.facts["path"]]
+                if error.errno != errno.ENOENT or len(there) == len(wants):
+                    raise
+                wants = there
+
+    def release(self, uuid: str, libvirtd: ProcessId) -> None:
+        """`release`: nothing of this guest runs here."""
+        self._incoming.pop((uuid, libvirtd), None)
+        self._manager.prepared.release(uuid, libvirtd)
+
+    async def _check_holders(self, name: OwnerName, wants: Sequence[AcquireRequest]) -> None:
+        """Raises `ResourceBusy` for a disk that another VM of this host has by any name, also by the hash of its path."""
+        for want in wants:
+            for lock in await self._inspection.locks_of(want.resource.name):
+                others = [
+                    self._manager.descriptions.holder(owner.id, None, lock.keys, lock)
+                    for owner_id in lock.claims
+                    if (owner := self._manager.owners.get(owner_id)) is not None and owner.alive()
+                    if owner.name.uuid != name.uuid and Mode.EXCLUSIVE in (lock.mode_of(owner_id), want.mode)
+                ]
+                if others:
+                    raise ResourceBusy(want.resource, others)

@@ -1,0 +1,383 @@
+"""Locks of VMs that are being started: prepared by libvirt's hook, then their QEMU's without a gap."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.unit.manager.world import HOST, World, locked, run, want
+
+from holdfast.backends.naming import indirect_name
+from holdfast.errors import ResourceBusy
+from holdfast.manager import events as ev
+from holdfast.manager.journal_replay import replay
+from holdfast.manager.owners import Owner
+from holdfast.manager.preparation import INCOMING_S, Preparation
+from holdfast.manager.prepared_locks import STATUS_CHECK_S
+from holdfast.manager.queries import Inspection
+from holdfast.model import AcquireRequest, Mode, OwnerName, ProcessId, Resource
+from holdfast.system.files.lockspace_files import LockspaceFiles
+from holdfast.system.files.ofd_lock import FileKey
+from holdfast.system.files.storage_executor import InlineStorage
+from holdfast.system.libvirt.domains import Disk, Domain
+from holdfast.testing.fakes import settle
+
+LIBVIRTD, QEMU, OTHER = 100, 200, 300
+WEB = OwnerName("web1", "uuid-web1")
+
+
+class StatusFiles:
+    """libvirt's status files; a test says of which UUIDs there is one."""
+
+    def __init__(self) -> None:
+        self.uuids: set[str] = set()
+        self.domain: Domain | None = None
+        """What there is of whichever VM is looked for."""
+
+    def look(self, name: str, uuid: str, pid: int) -> Domain | None:
+        return self.domain
+
+    def running(self) -> list[Domain]:
+        return [
+            Domain(name=uuid, uuid=uuid, disks=(), backing=frozenset(), pid=None, state="paused")
+            for uuid in self.uuids
+        ]
+
+
+class Host:
+    """A host with a libvirtd whose hook asks; `before`: its holdfastd was killed, and this is the next one."""
+
+    def __init__(self, directory: Path, before: Host | None = None, *, leases: bool = False) -> None:
+        self.status: StatusFiles = before.status if before else StatusFiles()
+        world = before.world if before else None
+        self.world: World = World(directory, before=world, status=self.status, leases=leases)
+        self.manager = self.world.manager
+        inspection = Inspection(self.manager, files=LockspaceFiles(), storage=InlineStorage(), host=HOST)
+        self.preparation = Preparation(self.manager, inspection, self.world.clock)
+        self.libvirtd: ProcessId = (
+            before.libvirtd if before else self.world.processes.start(LIBVIRTD, program="libvirtd")
+        )
+
+    async def prepare(self, *disks: str, name: OwnerName = WEB, mode: Mode = Mode.EXCLUSIVE) -> Owner | None:
+        wants: Sequence[AcquireRequest] = [want(disk, mode) for disk in disks]
+        return await self.preparation.prepare(name, self.libvirtd, wants)
+
+    def qemu(self, pid: int = QEMU, name: OwnerName = WEB) -> Owner:
+        """libvirt's child registers; its connection is kept open by QEMU."""
+        self.world.processes.start(pid)
+        return self.manager.register(pid, name)
+
+    async def restarted(self) -> Host:
+        """The next daemon, after this one was killed."""
+        self.world.crash()
+        after = Host(self.world.directory, self)
+        saved = after.world.saved()
+        await after.world.recovery.locks(saved, after.world.recovery.owners(saved), {})
+        return after
+
+    async def passes(self, seconds: float) -> None:
+        await self.world.clock.advance(seconds)
+        await settle()
+
+
+def owners_of(host: Host, disk: str) -> list[int]:
+    """The pids that claim a disk; 0 for a VM without a process."""
+    lock = host.manager.table.named(Resource("", disk))
+    owners = host.manager.owners
+    return [] if lock is None else [o.pid for i in lock.claims if (o := owners.get(i)) is not None]
+
+
+def test_second_start_is_refused_with_the_name_of_the_vm_that_is_being_started(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk()
+        await host.prepare(disk)
+        assert locked(disk)
+        with pytest.raises(ResourceBusy, match=r"VM web1 \(uuid uuid-web1\) on host alpha.*being started"):
+            await host.prepare(disk, name=OwnerName("web2", "uuid-web2"))
+        assert len(host.manager.owners) == 1, "the refused VM is forgotten"
+
+    run(scene)
+
+
+def test_all_disks_are_prepared_or_none(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        taken, free = host.world.disk("z.img"), host.world.disk("a.img")
+        await host.manager.acquire(host.world.owner(OTHER), want(taken))
+        with pytest.raises(ResourceBusy, match="vm300"):
+            await host.prepare(free, taken)
+        assert not locked(free)
+
+    run(scene)
+
+
+def test_disk_that_is_not_there_is_left_to_libvirt(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk("a.img")
+        assert await host.prepare(disk, str(tmp_path / "b.img")) is not None
+        assert owners_of(host, disk) == [0]
+
+    run(scene)
+
+
+def test_register_makes_prepared_locks_those_of_qemu_without_a_gap(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk()
+        await host.prepare(disk)
+        before = len(host.world.file.raw)
+        qemu = host.qemu()
+        assert owners_of(host, disk) == [QEMU]
+        assert len(host.manager.owners) == 1
+        # At each line of the journal somebody has it: a daemon that is killed there finds it held.
+        added = host.world.file.raw[before:].splitlines(keepends=True)
+        for end in range(len(added) + 1):
+            state = replay(host.world.file.raw[:before] + b"".join(added[:end]))
+            assert [lock for lock in state.locks.values() if lock.claims], added[:end]
+        assert not await host.manager.acquire(qemu, want(disk)), "libvirt's ACQUIRE finds it held"
+        await host.manager.release(qemu, Resource("", disk))
+        assert not locked(disk), "from the ACQUIRE on it follows libvirt"
+        kinds = [e.kind for e in host.world.events.recent()]
+        assert kinds == [ev.ACQUIRED, ev.STARTED, ev.RELEASED]
+
+    run(scene)
+
+
+def test_gap_between_prepare_and_acquire_lets_nobody_in(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk, other = host.world.disk(), host.world.owner(OTHER)
+        await host.prepare(disk)
+        for step in (lambda: None, host.qemu):
+            step()
+            with pytest.raises(ResourceBusy, match="web1"):
+                await host.manager.acquire(other, want(disk))
+
+    run(scene)
+
+
+def test_start_that_is_left_paused_keeps_its_disks_until_qemu_ends(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk()
+        await host.prepare(disk)
+        host.qemu()
+        await host.passes(3600)
+        assert locked(disk)
+        host.world.processes.end(QEMU)
+        await settle()
+        assert not locked(disk)
+
+    run(scene)
+
+
+def test_release_of_the_guest_frees_what_its_start_did_not_use(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk, kept = host.world.disk(), host.world.disk("kept.img")
+        other = OwnerName("web2", "uuid-web2")
+        await host.prepare(disk)
+        await host.prepare(kept, name=other)
+        host.preparation.release(WEB.uuid, host.libvirtd)
+        await settle()
+        assert not locked(disk)
+        assert locked(kept), "that guest's start is still under way"
+
+    run(scene)
+
+
+def test_release_by_another_libvirtd_frees_nothing_while_the_first_one_lives(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk, second = host.world.disk(), host.world.processes.start(LIBVIRTD + 1)
+        await host.prepare(disk)
+        host.preparation.release(WEB.uuid, second)
+        await settle()
+        assert locked(disk)
+        host.status.uuids.add(WEB.uuid)
+        host.world.processes.end(LIBVIRTD)
+        await settle()
+        host.preparation.release(WEB.uuid, second)
+        await settle()
+        assert not locked(disk)
+
+    run(scene)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_end_of_libvirtd_frees_them_when_there_is_neither_status_file_nor_qemu(
+    tmp_path: Path, restarts: bool
+) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk()
+        await host.prepare(disk)
+        lock = host.manager.table.named(Resource("", disk))
+        assert lock is not None
+        host.status.uuids.add(WEB.uuid)
+        host.world.open_files.open[QEMU] = {FileKey(*lock.keys[0])}
+        host.world.processes.end(LIBVIRTD)
+        if restarts:
+            host = await host.restarted()
+        await host.passes(10 * STATUS_CHECK_S)
+        assert locked(disk), "libvirt's status file says that the VM is there"
+        host.status.uuids.clear()
+        await host.passes(10 * STATUS_CHECK_S)
+        assert locked(disk), "some process has the disk open"
+        host.world.open_files.open.clear()
+        await host.passes(20.0)
+        assert not locked(disk)
+        assert not len(host.manager.table)
+
+    run(scene)
+
+
+def test_killed_daemon_keeps_them_for_the_same_start(tmp_path: Path) -> None:
+    async def scene() -> None:
+        first = Host(tmp_path)
+        disk = first.world.disk()
+        await first.prepare(disk)
+        host = await first.restarted()
+        assert locked(disk)
+        await host.passes(10 * STATUS_CHECK_S)
+        with pytest.raises(ResourceBusy, match="web1"):
+            await host.manager.acquire(host.world.owner(OTHER), want(disk))
+        host.qemu()
+        assert owners_of(host, disk) == [QEMU]
+
+    run(scene)
+
+
+def test_with_a_damaged_journal_they_stay_for_whoever_has_the_disk_open(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk()
+        await host.prepare(disk)
+        host.world.crash()
+        host.world.file.raw += b"[damage"
+        after = Host(tmp_path, host)
+        saved = after.world.saved()
+        await after.world.recovery.locks(saved, after.world.recovery.owners(saved), {})
+        assert len(after.manager.unknown) == 1
+        assert locked(disk)
+        lock = after.manager.table.named(Resource("", disk))
+        assert lock is not None
+        qemu = after.qemu()
+        after.world.open_files.open[QEMU] = {FileKey(*lock.keys[0])}
+        with pytest.raises(ResourceBusy, match="web1"):
+            await after.manager.acquire(after.world.owner(OTHER), want(disk))
+        await after.manager.acquire(qemu, want(disk))
+        assert owners_of(after, disk) == [QEMU]
+
+    run(scene)
+
+
+def test_lease_is_prepared_for_a_vm_without_a_process(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path, leases=True)
+        disk = host.world.disk("leased/disk.img")
+        await host.prepare(disk)
+        assert owners_of(host, disk) == [0]
+        assert not host.world.processes.signals
+
+    run(scene)
+
+
+def test_start_after_one_that_came_to_nothing_takes_its_place(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk()
+        await host.prepare(disk)
+        await host.prepare(disk)
+        await settle()
+        assert owners_of(host, disk) == [0]
+        assert len(host.manager.owners) == 1
+
+    run(scene)
+
+
+def test_shareable_disks_are_prepared_shared(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk()
+        await host.prepare(disk, mode=Mode.SHARED)
+        await host.prepare(disk, mode=Mode.SHARED, name=OwnerName("web2", "uuid-web2"))
+        with pytest.raises(ResourceBusy, match="web1"):
+            await host.prepare(disk, name=OwnerName("web3", "uuid-web3"))
+
+    run(scene)
+
+
+def test_disk_that_libvirt_asks_for_by_its_hash_follows_that_lock(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk, other = host.world.disk(), host.world.disk("other.img")
+        await host.manager.lockspaces.create(str(host.world.locks_directory))
+        hashed = want(indirect_name(disk), lockspace=str(host.world.locks_directory), create=True)
+        await host.prepare(disk, other)
+        qemu = host.qemu()
+        disks = (Disk(disk, shareable=False), Disk(other, shareable=False))
+        host.status.domain = Domain(WEB.name, WEB.uuid, disks, frozenset(), QEMU, "paused")
+        await host.manager.acquire(qemu, hashed)
+        assert not locked(disk), "the lock by the path is not held beside that by the hash"
+        assert locked(other)
+        with pytest.raises(ResourceBusy, match="web1"):
+            await host.prepare(disk, name=OwnerName("web2", "uuid-web2"))
+        assert not locked(disk)
+        await host.manager.release(qemu, hashed.resource)
+        await host.prepare(disk, name=OwnerName("web2", "uuid-web2"))
+
+    run(scene)
+
+
+# --- incoming ---
+
+
+def test_arriving_guest_takes_nothing(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk()
+        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        assert await host.prepare(disk) is None
+        assert not locked(disk)
+        assert await host.prepare(disk) is not None, "only the first prepare after migrate is incoming"
+
+    run(scene)
+
+
+def test_arriving_guest_is_refused_where_another_vm_has_its_disk(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk, own = host.world.disk(), host.world.disk("own.img")
+        alias = str(tmp_path / "alias.img")
+        os.symlink(disk, alias)
+        await host.manager.acquire(host.world.owner(OTHER), want(disk))
+        await host.manager.acquire(host.qemu(), want(own))
+        for path in (disk, alias):
+            host.preparation.arrives(WEB.uuid, host.libvirtd)
+            with pytest.raises(ResourceBusy, match="vm300"):
+                await host.prepare(path)
+        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        assert await host.prepare(own) is None, "its holder runs this very VM"
+
+    run(scene)
+
+
+def test_migrate_without_prepare_is_forgotten(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk()
+        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        await host.passes(INCOMING_S)
+        assert await host.prepare(disk) is not None
+        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        host.preparation.release(WEB.uuid, host.libvirtd)
+        assert await host.prepare(disk) is not None
+        host.preparation.arrives(WEB.uuid, ProcessId(LIBVIRTD + 1, 1))
+        assert await host.prepare(disk) is not None, "another libvirtd's guest"
+
+    run(scene)
