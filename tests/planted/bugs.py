@@ -1008,6 +1008,14 @@ BUGS = (
         "unit/test_domain_disks.py::test_entities_are_refused_before_they_grow",
     ),
     _in(
+        "frontends.varlink",
+        "caller-of-the-hook-believed",
+        "any process may prepare locks in the name of a libvirtd that has not called it",
+        "        if caller is None or caller != ProcessId(libvirtd.pid, libvirtd.start_ticks):",
+        "        caller = ProcessId(libvirtd.pid, libvirtd.start_ticks)\n        if False:",
+        "daemon/test_qemu_hook.py::test_only_the_process_that_calls_the_hook_can_be_its_libvirtd",
+    ),
+    _in(
         "manager.prepared_locks",
         "prepared-lock-stays",
         "a lock that was prepared for a start is not released when its libvirtd has ended",

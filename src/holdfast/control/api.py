@@ -219,6 +219,20 @@ class DiskWish:
     shared: bool = False
 
 
+HOOK_TAKES = "prepare"
+HOOK_ARRIVES = "migrate"
+HOOK_ENDS = "release"
+"""The operations of libvirt's hook that holdfastd is asked about (libvirt-hooks-lvm.md 1.1)."""
+
+
+@dataclass
+class Starter:
+    """The libvirtd that called the hook: its pid, and its start time in clock ticks since boot."""
+
+    pid: int
+    start_ticks: int
+
+
 @dataclass
 class Holders:
     holders: list[HolderInfo] = field(default_factory=list)

@@ -23,6 +23,7 @@ from holdfast.control.api import (
     HolderInfo,
     LeaseSpaceInfo,
     OwnerInfo,
+    Starter,
     StatusInfo,
 )
 
@@ -144,6 +145,17 @@ class ControlClient:
 
     def release(self, *, pid: int, paths: list[str]) -> None:
         self._call("Release", {"pid": pid, "paths": paths})
+
+    def hook(self, operation: str, *, name: str, uuid: str, libvirtd: Starter, disks: list[DiskWish]) -> None:
+        """libvirt's hook was called for a guest. Raises `CallRefused` with the reason if its disks can't be had."""
+        parameters = {
+            "operation": operation,
+            "name": name,
+            "uuid": uuid,
+            "libvirtd": libvirtd,
+            "disks": disks,
+        }
+        self._call("Hook", parameters)
 
     def events(self, *, after: int, follow: bool) -> Iterator[EventInfo]:
         """Events as they come; ends when the daemon says so or goes away."""

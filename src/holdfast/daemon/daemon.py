@@ -36,6 +36,7 @@ from holdfast.frontends.listener import Listener
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.manager import events as ev
+from holdfast.manager.preparation import Preparation
 from holdfast.supervision.host_identity import decode_term
 from holdfast.supervision.incarnation_copies import copy_path
 from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
@@ -126,6 +127,7 @@ class Daemon:
             idle_timeout_s=config.control.idle_timeout_s,
             storage=self._storage,
             user_locks_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // USER_LOCKS_SHARE,
+            preparation=Preparation(self.manager, self.parts.inspection, ports.clock),
         )
         self.listeners: dict[str, Listener] = {}
         held = partial(held_needs, self.manager, self.leases)

@@ -24,6 +24,9 @@ from holdfast.control.api import (
     ERROR_NOT_PERMITTED,
     ERROR_REFUSED,
     ERROR_TOO_MANY,
+    HOOK_ARRIVES,
+    HOOK_ENDS,
+    HOOK_TAKES,
     INTERFACE,
     PRODUCT,
     URL,
@@ -35,6 +38,7 @@ from holdfast.control.api import (
     HolderInfo,
     LeaseSpaceInfo,
     OwnerInfo,
+    Starter,
     StatusInfo,
 )
 from holdfast.errors import HoldfastError, Refused, storage_failed
@@ -44,11 +48,12 @@ from holdfast.manager.all_or_none import LOCKS_PER_ACQUIRE_MAX, acquire_all
 from holdfast.manager.events import Event
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
+from holdfast.manager.preparation import Preparation
 from holdfast.manager.queries import Inspection, shown
 from holdfast.model import DIRECT_LOCKSPACE, AcquireRequest, Mode, OwnerName, ProcessId, Resource
 from holdfast.system.files.ofd_lock import IoFailed, close_opened
 from holdfast.system.files.storage_executor import Storage
-from holdfast.system.host.peer import is_directory_of, peer_groups, process_of
+from holdfast.system.host.peer import is_directory_of, parent_of, peer_groups, process_of
 from holdfast.system.host.peer_rights import Rights, open_as
 from holdfast.system.logs.log_limit import LimitedLog
 
@@ -99,8 +104,10 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         rights: Rights | None,
         storage: Storage,
         user_locks: "UserLocks",
+        preparation: Preparation,
     ) -> None:
         self._reload = reload
+        self._preparation = preparation
         self._user_locks = user_locks
         self._rights = rights
         """Of a peer that is neither root nor the daemon's own user: what it may lock is what it may open."""
@@ -271,6 +278,49 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         except HoldfastError as error:
             raise refused(error) from None
 
+    @varlinkmethod
+    async def Hook(  # noqa: N802
+        self, *, operation: str, name: str, uuid: str, libvirtd: Starter, disks: list[DiskWish]
+    ) -> None:
+        """libvirt's hook was called for a guest: hold its disks until its QEMU registers (`prepare`), expect that it arrives
+        (`migrate`), or nothing of it runs (`release`). `libvirtd` must be the process that has called the hook.
+        """
+        self._must_be_root()
+        caller = parent_of(self._peer.pid)
+        if caller is None or caller != ProcessId(libvirtd.pid, libvirtd.start_ticks):
+            raise not_permitted(
+                f"process {libvirtd.pid} is not the one that called the hook, process {self._peer.pid}: "
+                "a script that calls it must use exec"
+            )
+        if operation == HOOK_ARRIVES:
+            self._preparation.arrives(uuid, caller)
+        elif operation == HOOK_ENDS:
+            self._preparation.release(uuid, caller)
+        elif operation == HOOK_TAKES:
+            await self._prepare(OwnerName(name, uuid), caller, disks)
+        else:
+            raise refused(
+                Refused(reason=f"operation: '{operation}' is none of the hook's that need holdfastd")
+            )
+
+    async def _prepare(self, name: OwnerName, libvirtd: ProcessId, disks: list[DiskWish]) -> None:
+        for disk in disks:
+            if not disk.path.startswith("/"):
+                raise refused(Refused(reason=f"disks: path '{disk.path}' must be absolute"))
+        wants = [
+            AcquireRequest(
+                Resource(DIRECT_LOCKSPACE, disk.path), Mode.SHARED if disk.shared else Mode.EXCLUSIVE
+            )
+            for disk in disks
+        ]
+        try:
+            owner = await self._preparation.prepare(name, libvirtd, wants)
+        except HoldfastError as error:
+            raise refused(error) from None
+        if owner is not None and parent_of(self._peer.pid) != libvirtd:
+            # The hook has ended before its answer, so libvirt takes this start for failed.
+            self._manager.prepared.abandon(owner)
+
     @varlinkmethod(return_parameter="event", delay_generator=False)
     async def WatchEvents(self, *, after: int, follow: bool) -> AsyncIterator[EventInfo | None]:  # noqa: N802
         """Kept events with a number above `after`, then (with `follow`) each as it happens; a last empty one ends it."""
@@ -402,10 +452,12 @@ class ControlFrontend:
         idle_timeout_s: float,
         storage: Storage,
         user_locks_max: int,
+        preparation: Preparation,
     ) -> None:
         """`reload` returns only when it is refused, with the reasons."""
         self._reload = reload
         self._user_locks = UserLocks(user_locks_max)
+        self._preparation = preparation
         self._storage = storage
         self._lease_spaces = lease_spaces
         self._manager = manager
@@ -446,6 +498,7 @@ class ControlFrontend:
                 self._rights_of(peer, sock),
                 self._storage,
                 self._user_locks,
+                self._preparation,
             )
         )
         connection = VarlinkConnection(

@@ -14,7 +14,7 @@ import stat
 import struct
 
 from holdfast.model import ProcessId
-from holdfast.system.host.process import start_ticks
+from holdfast.system.host.process import parent_pid, start_ticks
 
 _SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13
 _GROUPS_MAX = 65536
@@ -53,6 +53,25 @@ def process_of(pid: int, uid: int) -> ProcessId | None:
     finally:
         os.close(pidfd)
     return ProcessId(pid, started) if owner == uid and started else None
+
+
+def parent_of(pid: int) -> ProcessId | None:
+    """The process that started this one and still lives, as it is now; None if that can't be said."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (OSError, OverflowError):
+        return None
+    try:
+        parent = parent_pid(pid)
+        started = start_ticks(parent)
+        # A child whose parent has ended gets another one: the same number twice is the same process in between.
+        same = parent_pid(pid) == parent
+        signal.pidfd_send_signal(pidfd, 0)
+    except OSError:
+        return None
+    finally:
+        os.close(pidfd)
+    return ProcessId(parent, started) if same and parent > 0 and started else None
 
 
 def is_directory_of(path: str, uid: int) -> bool:

@@ -85,6 +85,13 @@ def start_ticks(pid: int) -> int:
     return int(raw[raw.rindex(b")") + 2 :].split(b" ", 20)[19])
 
 
+def parent_pid(pid: int) -> int:
+    """Field 4 of /proc/PID/stat. Raises OSError."""
+    with open(f"/proc/{pid}/stat", "rb") as f:
+        raw = f.read(1024)
+    return int(raw[raw.rindex(b")") + 2 :].split(b" ", 2)[1])
+
+
 def descendants(pid: int) -> list[ProcessId]:
     """Every living process that has this one as an ancestor (zombies have ended); complete if it is a subreaper."""
     children: dict[int, list[tuple[ProcessId, bytes]]] = {}

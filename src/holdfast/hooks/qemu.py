@@ -1,0 +1,151 @@
+"""`holdfast-qemu-hook`: libvirt's hook for QEMU, which asks holdfastd for a VM's disks before QEMU opens them.
+
+libvirt calls it as `GUESTNAME OPERATION SUBOP EXTRA` with the domain's XML on stdin, and waits (libvirt-hooks-lvm.md 1.1):
+
+    migrate     a guest is about to arrive: the next `prepare` takes nothing             never fails
+    prepare     its disks are held for it, or the start fails with the holder's name     fails in doubt
+    release     nothing of it runs: what was prepared and not used is released           never fails
+    others      nothing                                                                  never fail
+
+A failure of `reconnect` or `started` would have libvirt kill a QEMU that runs, and one of `stopped` and `release` is ignored
+by libvirt. Nothing is written to stdout: in `migrate` and `restore` libvirt takes that for the new XML. The reason of a
+failure is one line on stderr, which virsh shows. libvirt is never called: it would wait for this program.
+
+Each start of a VM waits for this program, so it imports only what an operation needs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # not typing's: its import takes as long as a call of holdfastd
+    from collections.abc import Sequence
+    from types import FrameType
+
+    from holdfast.system.libvirt.domains import Domain
+
+LIMIT_S = 30.0
+"""For the whole call: while a hook runs, every question about its VM waits, and libvirt itself has no limit."""
+XML_BYTES_MAX = 4 << 20
+"""As for libvirt's status files: a domain with a thousand disks stays below."""
+CONTROL_SOCKET = "/run/holdfast/io.holdfast.Control"
+"""Of a configuration without `run_dir` and `control.socket`; the script names another one by --socket."""
+ASKED = ("migrate", "prepare", "release")
+MUST_HOLD = "prepare"
+"""The operation that fails if holdfastd does not grant the disks."""
+OK, FAILED = 0, 1
+
+
+class HookFailed(Exception):
+    """Why a VM must not be started, in one sentence with the fix."""
+
+
+def main() -> None:
+    """The entry point. It leaves at once, without the interpreter's last steps, which can fail on a full disk."""
+    os._exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of one call; the reason of a failure is on stderr."""
+    operation = ""
+    try:
+        socket = CONTROL_SOCKET
+        if arguments[:1] == ["--socket"]:
+            socket, arguments = arguments[1], arguments[2:]
+        guest, operation = arguments[0], arguments[1]
+        xml = _read_stdin()
+        if operation in ASKED:
+            _limit_time()
+            _ask(socket, guest, operation, xml)
+    except HookFailed as e:
+        return _said(operation, str(e))
+    except IndexError:
+        return _said(
+            operation, "usage: [--socket PATH] GUESTNAME OPERATION SUBOP EXTRA, as libvirt calls its hooks"
+        )
+    except BaseException as e:
+        return _said(operation, f"{type(e).__name__}: {e}; this is an error in Holdfast, please report it")
+    return OK
+
+
+def _said(operation: str, why: str) -> int:
+    line = " ".join(f"holdfast: {why}".split()) + "\n"
+    try:
+        os.write(2, line.encode("utf-8", "replace"))
+    except OSError:
+        pass  # stderr is closed or its disk is full; the exit code counts
+    return FAILED if operation == MUST_HOLD else OK
+
+
+def _read_stdin() -> bytes:
+    """All of it, up to the limit: libvirt gets no error from a pipe that nobody reads. Empty if it is closed."""
+    parts, size = [], 0
+    try:
+        while size <= XML_BYTES_MAX and (part := os.read(0, 1 << 16)):
+            parts.append(part)
+            size += len(part)
+    except OSError:
+        pass
+    return b"".join(parts)
+
+
+def _limit_time() -> None:
+    import signal
+
+    def over(_: int, __: FrameType | None) -> None:
+        raise HookFailed(
+            f"holdfastd did not grant the disks within {LIMIT_S:g} s; 'holdfast status' names storage that does not answer"
+        )
+
+    signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+
+
+def _ask(socket: str, guest: str, operation: str, xml: bytes) -> None:
+    from holdfast.system.libvirt.domains import parse_domain
+    from holdfast.system.libvirt.xml_text import NotUnderstood
+
+    if len(xml) > XML_BYTES_MAX:
+        raise HookFailed(
+            f"the XML of {guest} has more than {XML_BYTES_MAX} bytes: remove disks or metadata from it"
+        )
+    try:
+        domain = parse_domain(xml)
+    except NotUnderstood as e:
+        raise HookFailed(f"the XML of {guest} on stdin: {e}; libvirt calls this hook, with the XML") from None
+    if operation == MUST_HOLD and not domain.disks:
+        return
+    from holdfast.control.api import DiskWish, Starter
+    from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
+    from holdfast.system.host.process import start_ticks
+
+    disks = [DiskWish(disk.path, disk.shareable) for disk in domain.disks] if operation == MUST_HOLD else []
+    libvirtd = os.getppid()
+    try:
+        with ControlClient(socket, timeout_s=LIMIT_S) as daemon:
+            daemon.hook(
+                operation,
+                name=guest,
+                uuid=domain.uuid,
+                libvirtd=Starter(libvirtd, start_ticks(libvirtd)),
+                disks=disks,
+            )
+    except DaemonUnreachable as e:
+        raise HookFailed(_unreachable(guest, domain, str(e))) from None
+    except CallRefused as e:
+        if e.kind.endswith("MethodNotFound"):
+            raise HookFailed("holdfastd is older than this hook: systemctl reload holdfastd") from None
+        raise HookFailed(str(e)) from None
+
+
+def _unreachable(guest: str, domain: Domain, why: str) -> str:
+    return (
+        f"{why}; so nobody knows whether another VM has the {len(domain.disks)} writable disks of {guest}: "
+        "systemctl start holdfastd.socket holdfastd.service; systemctl status holdfastd.service"
+    )
+
+
+if __name__ == "__main__":
+    main()
