@@ -21,6 +21,8 @@ from holdfast.system.libvirt.storage_pools import DIRECTORIES
 
 QEMU_CONF = "etc/libvirt/qemu.conf"
 LOCKD_CONF = "etc/libvirt/qemu-lockd.conf"
+HOOK = "etc/libvirt/hooks/qemu.d/holdfast"
+"""Where docs/install.md puts packaging/libvirt/qemu-hook."""
 DOMAINS = "etc/libvirt/qemu"
 RUNNING = "run/libvirt/qemu"
 

@@ -347,6 +347,18 @@ def test_seeded_fault_that_harms_nobody_yet_is_a_note(machine: Machine, row: str
     assert machine.problems() == set()
 
 
+HOOK = "etc/libvirt/hooks/qemu.d/holdfast"
+
+
+@pytest.mark.parametrize("text", ["", 'lock_manager = "nop"\n', 'lock_manager = "sanlock"\n'])
+def test_hook_without_lock_manager_is_a_problem(machine: Machine, text: str) -> None:
+    machine.qemu(text)
+    assert "HF041" not in machine.ids()
+    machine.file(HOOK)
+    assert machine.one("HF041").severity == "problem"
+    assert "lock_manager" in machine.one("HF041").fix
+
+
 def healthy(m: Machine) -> None:
     m.define("spare", SHARED_DISK)
 
@@ -358,6 +370,10 @@ def healthy_with_leases(m: Machine) -> None:
     m.file("etc/chrony/chrony.conf", "maxslewrate 500\n")
     m.host.outputs["vgs"] = "  vg|\n"
     m.host.outputs["dmsetup"] = "mpatha: 0 20 multipath 0 0 1 1 service-time 0 1 2 8:16 1\n"
+
+
+def healthy_with_the_hook(m: Machine) -> None:
+    m.file(HOOK)
 
 
 def require_lease_is_harmless(m: Machine) -> None:
@@ -375,6 +391,7 @@ def sanlock_is_configured_beside(m: Machine) -> None:
 FINE = {
     "a healthy host": healthy,
     "a healthy host with leases": healthy_with_leases,
+    "a healthy host with the hook": healthy_with_the_hook,
     "5": require_lease_is_harmless,
     "6b": single_quotes,
     "32": sanlock_is_configured_beside,

@@ -42,6 +42,7 @@ CHECKS: Sequence[Check] = (
     units.units,
     libvirt.qemu_conf,
     libvirt.lockd_conf,
+    libvirt.hook,
     libvirt.read_too_early,
     libvirt.other_drivers,
     lock_directories.lock_directories,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Scene, some
 from holdfast.cli.libvirt_conf import ConfFile
-from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, read_conf
+from holdfast.cli.libvirt_files import HOOK, LOCKD_CONF, QEMU_CONF, read_conf
 from holdfast.system.files.regular_file import Unreadable
 from holdfast.system.libvirt.domains import read_domain
 
@@ -108,6 +108,26 @@ def _hashed(scene: Scene, file: str, conf: ConfFile) -> Iterator[Finding]:
             f"{file} sets {', '.join(used)}, and backend '{leases[0]}' has leases: libvirt asks for disks by hashes",
             "where all disks have leases: shut down or migrate this host's VMs, remove these lines, then: "
             f"{restart(scene)}; where other disks need the lock files, start VMs with all their disks",
+        )
+
+
+def hook(scene: Scene) -> Iterator[Finding]:
+    """The hook holds disks from a start on; it does not replace the lock manager (ADR 0196)."""
+    file, qemu = scene.path(HOOK), scene.path(QEMU_CONF)
+    conf = read_conf(qemu)
+    if not os.path.lexists(file) or (isinstance(conf, Unreadable) and not conf.missing):
+        return
+    manager = None if isinstance(conf, Unreadable) else conf.get("lock_manager")
+    if manager is None or manager.value != "lockd":
+        has = (
+            "no lock_manager"
+            if manager is None
+            else f"lock_manager = {manager.value!r} (line {manager.line})"
+        )
+        yield found(
+            "HF041",
+            f"{file} is installed, and {qemu} has {has}",
+            f'write lock_manager = "lockd" into {qemu}, or remove {file}; then: {restart(scene)}',
         )
 
 

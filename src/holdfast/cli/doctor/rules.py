@@ -259,6 +259,13 @@ _ALL = (
         "which comes with "
         "libvirt, knows its keys, and wants double quotes, where libvirt accepts others too.",
     ),
+    _problem(
+        "HF041",
+        "libvirt's hook",
+        "The hook is installed, and libvirt asks no holdfastd for locks",
+        "A VM's disks are held from its start by the hook alone. A hot-plugged disk has no lock, a suspended VM keeps "
+        "its disks, and a VM that has migrated to this host runs without any lock.",
+    ),
     # --- lock directories and mounts ---
     _problem(
         "HF050",
