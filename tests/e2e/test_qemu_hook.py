@@ -1,0 +1,179 @@
+"""The hook that asks holdfastd at `prepare`: on one host the refusal names the holder, before QEMU opens anything.
+
+Here QEMU has its own image locks, as it is delivered: without the hook its error comes first, and names nobody.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import clean
+from tests.e2e.lab.daemons import Kind
+from tests.e2e.lab.domains import Disk
+from tests.e2e.lab.lab import Lab, LabFactory
+
+pytestmark = pytest.mark.holdfast_only("virtlockd has no hook")
+SCRIPT = Path(__file__).parents[2] / "packaging" / "libvirt" / "qemu-hook"
+
+
+def install(lab: Lab) -> None:
+    """As docs/install.md says, with this checkout's programs; libvirtd reads which hooks there are when it starts."""
+    text = SCRIPT.read_text().replace("PATH=", f"PATH={Path(sys.executable).parent}:")
+    for host in lab.hosts:
+        hook = host.folder / "etc-libvirt" / "hooks" / "qemu.d" / "holdfast"
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(text)
+        hook.chmod(0o755)
+        restart_libvirtd(lab, host.name)
+
+
+def remove(lab: Lab) -> None:
+    for host in lab.hosts:
+        (host.folder / "etc-libvirt" / "hooks" / "qemu.d" / "holdfast").unlink()
+        restart_libvirtd(lab, host.name)
+
+
+def restart_libvirtd(lab: Lab, name: str) -> None:
+    (libvirtd,) = [daemon for host, daemon in lab.libvirtd.items() if host.name == name]
+    libvirtd.stop()
+    libvirtd.start()
+
+
+@pytest.fixture(params=["direct", "indirect", "leases"])
+def hooked_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) -> Iterator[Lab]:
+    """A lab with the hook on both hosts."""
+    lab = make_lab((kind, kind), request.param)
+    for scene in clean(request, lab):
+        install(lab)
+        yield scene
+        lab.reset()
+        remove(lab)
+
+
+def assert_told_by_the_hook(error: str, *words: str) -> None:
+    """virsh's error is the hook's, in one line, with the holder."""
+    assert "Hook script execution failed" in error, error
+    assert "holdfast: Lockspace resource '" in error, error
+    assert "write" not in error, error
+    for word in words:
+        assert word in error, error
+
+
+def test_second_start_on_one_host_is_refused_by_the_hook_with_the_holders_name(hooked_lab: Lab) -> None:
+    lab = hooked_lab
+    disk = lab.storage.image("web")
+    holder = lab.vm(lab.alpha, "web1", disk, qemu_locks_its_images=True).start()
+    second = lab.vm(lab.alpha, "web2", disk, qemu_locks_its_images=True)
+    assert_told_by_the_hook(
+        second.refused("start"),
+        f"VM web1 (uuid {holder.domain.uuid}, pid {holder.inner_pid}) on host alpha",
+    )
+    assert second.state.startswith("shut off")
+    holder.assert_writes()
+    assert disk.boots == 1
+    holder.destroy()
+    lab.wait_free(disk)
+    second.start()
+
+
+def test_without_the_hook_qemu_refuses_first_and_names_nobody(direct_lab: Lab) -> None:
+    lab = direct_lab
+    disk = lab.storage.image("web")
+    lab.vm(lab.alpha, "web1", disk, qemu_locks_its_images=True).start()
+    error = lab.vm(lab.alpha, "web2", disk, qemu_locks_its_images=True).refused("start")
+    assert "web1" not in error, error
+
+
+def test_life_of_a_vm_with_the_hook_leaves_no_lock(hooked_lab: Lab) -> None:
+    lab = hooked_lab
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk, qemu_locks_its_images=True).start()
+    assert owners(lab) == [("web1", vm.inner_pid)]
+    vm.virsh("suspend")
+    assert owners(lab) == [], "a suspended VM holds no lock"
+    vm.virsh("resume")
+    vm.assert_writes()
+    assert owners(lab) == [("web1", vm.inner_pid)]
+    vm.destroy()
+    lab.wait_free(disk)
+    vm.start()
+    vm.kill_qemu()
+    lab.wait_free(disk)
+    assert owners(lab) == []
+
+
+def test_paused_start_keeps_its_disk_until_it_ends(hooked_lab: Lab) -> None:
+    lab = hooked_lab
+    disk = lab.storage.image("web")
+    paused = lab.vm(lab.alpha, "web1", disk, qemu_locks_its_images=True)
+    paused.virsh("start", "--paused")
+    assert owners(lab) == [("web1", paused.inner_pid)]
+    second = lab.vm(lab.alpha, "web2", disk, qemu_locks_its_images=True)
+    assert_told_by_the_hook(second.refused("start"), "VM web1 (")
+    lab.lockd[lab.alpha].kill()
+    lab.lockd[lab.alpha].start()
+    assert owners(lab) == [("web1", paused.inner_pid)]
+    paused.virsh("resume")
+    paused.assert_writes()
+    paused.destroy()
+    lab.wait_free(disk)
+    paused.virsh("start", "--paused")
+    paused.destroy()
+    lab.wait_free(disk)
+    second.start()
+
+
+def test_start_that_fails_after_prepare_leaves_no_lock(hooked_lab: Lab) -> None:
+    lab = hooked_lab
+    disk, missing = lab.storage.image("web"), lab.storage.image("gone")
+    vm = lab.vm(lab.alpha, "web1", Disk(disk), Disk(missing, "vdb"), qemu_locks_its_images=True)
+    missing.file.unlink()
+    assert "No such file" in vm.refused("start")
+    lab.wait_free(disk)
+    assert owners(lab) == []
+
+
+def test_migration_there_and_back_passes_with_the_hook(hooked_lab: Lab) -> None:
+    lab = hooked_lab
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    for target in (lab.beta, lab.alpha):
+        vm.migrate(target)
+        vm.assert_writes()
+        assert disk.boots == 1
+    assert owners(lab) == [("web1", vm.inner_pid)]
+    vm.destroy()
+    lab.wait_free(disk)
+
+
+def test_start_without_the_daemon_fails_with_the_fix(hooked_lab: Lab) -> None:
+    lab = hooked_lab
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk)
+    lab.lockd[lab.alpha].stop()
+    error = vm.refused("start")
+    lab.lockd[lab.alpha].start()
+    assert "holdfastd does not answer" in error, error
+    assert "systemctl start holdfastd.socket" in error, error
+    vm.start()
+
+
+def test_libvirtd_that_is_killed_keeps_and_frees_the_locks_of_its_vms(hooked_lab: Lab) -> None:
+    lab = hooked_lab
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk, qemu_locks_its_images=True).start()
+    lab.libvirtd[lab.alpha].kill()
+    lab.libvirtd[lab.alpha].start()
+    vm.assert_writes()
+    assert owners(lab) == [("web1", vm.inner_pid)]
+    vm.destroy()
+    lab.wait_free(disk)
+
+
+def owners(lab: Lab) -> list[tuple[str, int]]:
+    """The VMs that hold a lock on alpha, with their pids."""
+    told = json.loads(lab.lockd[lab.alpha].holdfast("list", "--json"))
+    return sorted({(str(each["owner"]), int(each["pid"])) for each in told})
