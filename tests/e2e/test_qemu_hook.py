@@ -97,6 +97,10 @@ def test_life_of_a_vm_with_the_hook_leaves_no_lock(hooked_lab: Lab) -> None:
     vm.virsh("resume")
     vm.assert_writes()
     assert owners(lab) == [("web1", vm.inner_pid)]
+    vm.virsh("managedsave")
+    lab.wait_free(disk)
+    vm.start()
+    assert owners(lab) == [("web1", vm.inner_pid)]
     vm.destroy()
     lab.wait_free(disk)
     vm.start()

@@ -66,6 +66,8 @@ class Preparation:
             raise
         finally:
             owner.connections -= 1
+        if not self._manager.table.holds_any(owner.id):
+            prepared.abandon(owner)  # none of its disks is there
         return owner
 
     async def _acquire(self, owner: Owner, wants: list[AcquireRequest]) -> None:

@@ -64,6 +64,8 @@ class PreparedLocks:
         """Those that may hold a lock, with those that have ended and whose disks are not closed yet."""
         self._libvirtds: dict[int, Process] = {}
         """By owner: the libvirtd that starts it, while it lives."""
+        self._orphans: list[Owner] = []
+        """Those whose libvirtd has ended."""
 
     def of(self, uuid: str) -> list[Owner]:
         """The prepared owners of that UUID, at most one of which has not ended."""
@@ -143,16 +145,18 @@ class PreparedLocks:
         return process is not None and process.alive()
 
     def _libvirtd_ended(self, owner: Owner) -> None:
-        eager_tasks.start(self._wait_for_end(owner))
+        self._orphans.append(owner)
+        if len(self._orphans) == 1:
+            eager_tasks.start(self._wait_for_ends())
 
-    async def _wait_for_end(self, owner: Owner) -> None:
-        """Wait until no status file is of that UUID either; it is its QEMU that has the disk open, if there is one."""
-        await self._clock.sleep(STATUS_CHECK_S)  # also for a start of this daemon, which adopts meanwhile
-        while not (self._is_closing() or owner.gone):
-            if not self._has_status(owner.name.uuid):
-                self.give_up(owner)
-                return
+    async def _wait_for_ends(self) -> None:
+        """Give up each whose UUID has no status file either: if it has a QEMU, that has the disk open."""
+        while self._orphans:
+            # Also before the first round: the start of this daemon, which adopts locks, may be under way.
             await self._clock.sleep(STATUS_CHECK_S)
-
-    def _has_status(self, uuid: str) -> bool:
-        return self._domains is not None and any(each.uuid == uuid for each in self._domains.running())
+            if self._is_closing():
+                return
+            there = {each.uuid for each in self._domains.running()} if self._domains is not None else set()
+            for owner in [each for each in self._orphans if not each.gone and each.name.uuid not in there]:
+                self.give_up(owner)
+            self._orphans = [each for each in self._orphans if not each.gone]

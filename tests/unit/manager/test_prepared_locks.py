@@ -10,7 +10,7 @@ import pytest
 from tests.unit.manager.world import HOST, World, locked, run, want
 
 from holdfast.backends.naming import indirect_name
-from holdfast.errors import ResourceBusy
+from holdfast.errors import OwnerGone, ResourceBusy
 from holdfast.manager import events as ev
 from holdfast.manager.journal_replay import replay
 from holdfast.manager.owners import Owner
@@ -49,10 +49,12 @@ class StatusFiles:
 class Host:
     """A host with a libvirtd whose hook asks; `before`: its holdfastd was killed, and this is the next one."""
 
-    def __init__(self, directory: Path, before: Host | None = None, *, leases: bool = False) -> None:
+    def __init__(
+        self, directory: Path, before: Host | None = None, *, leases: bool = False, slow: bool = False
+    ) -> None:
         self.status: StatusFiles = before.status if before else StatusFiles()
         world = before.world if before else None
-        self.world: World = World(directory, before=world, status=self.status, leases=leases)
+        self.world: World = World(directory, before=world, status=self.status, leases=leases, slow=slow)
         self.manager = self.world.manager
         inspection = Inspection(self.manager, files=LockspaceFiles(), storage=InlineStorage(), host=HOST)
         self.preparation = Preparation(self.manager, inspection, self.world.clock)
@@ -120,6 +122,8 @@ def test_disk_that_is_not_there_is_left_to_libvirt(tmp_path: Path) -> None:
         disk = host.world.disk("a.img")
         assert await host.prepare(disk, str(tmp_path / "b.img")) is not None
         assert owners_of(host, disk) == [0]
+        await host.prepare(str(tmp_path / "c.img"), name=OwnerName("web2", "uuid-web2"))
+        assert len(host.manager.owners) == 1, "a VM that holds nothing is forgotten"
 
     run(scene)
 
@@ -272,6 +276,52 @@ def test_with_a_damaged_journal_they_stay_for_whoever_has_the_disk_open(tmp_path
             await after.manager.acquire(after.world.owner(OTHER), want(disk))
         await after.manager.acquire(qemu, want(disk))
         assert owners_of(after, disk) == [QEMU]
+
+    run(scene)
+
+
+def test_vms_of_a_libvirtd_that_has_ended_are_freed_each_when_it_is_gone(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disks = {n: host.world.disk(f"{n}.img") for n in range(5)}
+        for n, disk in disks.items():
+            await host.prepare(disk, name=OwnerName(f"vm{n}", f"uuid-{n}"))
+            host.status.uuids.add(f"uuid-{n}")
+        host.world.processes.end(LIBVIRTD)
+        for n, disk in disks.items():
+            await host.passes(10 * STATUS_CHECK_S)
+            assert locked(disk)
+            host.status.uuids.remove(f"uuid-{n}")
+            await host.passes(2 * STATUS_CHECK_S)
+            assert not locked(disk)
+
+    run(scene)
+
+
+@pytest.mark.parametrize("then", ["release", "the start again"])
+def test_start_that_libvirt_gives_up_while_storage_is_slow_leaves_nothing(tmp_path: Path, then: str) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path, slow=True)
+        disk, gates = host.world.disk(), host.world.slow.gates
+        first = host.world.start(host.prepare(disk))
+        await gates.waits_for(f"take {disk}")
+        again = None
+        if then == "release":
+            host.preparation.release(WEB.uuid, host.libvirtd)
+        else:
+            again = host.world.start(host.prepare(disk))
+        await settle()
+        gates.open_gate = True
+        gates.let_all_go()
+        with pytest.raises(OwnerGone):
+            await first
+        if again is None:
+            assert not locked(disk)
+            assert not len(host.manager.owners)
+        else:
+            assert await again is not None
+            assert owners_of(host, disk) == [0]
+            assert len(host.manager.owners) == 1
 
     run(scene)
 

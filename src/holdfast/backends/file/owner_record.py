@@ -93,7 +93,7 @@ def decode(raw: bytes) -> list[Holder]:
             Holder(
                 name=r.name,
                 uuid=r.uuid,
-                pid=r.pid,
+                pid=r.pid or None,  # 0 of a VM that was being started
                 host=r.host,
                 mode=mode,
                 since_wall_s=r.since,
