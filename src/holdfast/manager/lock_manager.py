@@ -335,7 +335,8 @@ class LockManager:
                 await self.lockspaces.need(resource.lockspace, make=True)
             outcome = await self._arrivals.tries(owner, lambda: self._acquire_all(owner, want))
             for prepared in self.prepared.asked(owner, resource) if owner.unasked else ():
-                await self.release(owner, prepared)
+                if self.claimed(owner, prepared) is not None:
+                    await self.release(owner, prepared)
             return outcome is Outcome.ACQUIRED
         except HoldfastError as error:
             holders = error.holders if isinstance(error, ResourceBusy) else ()

@@ -362,7 +362,8 @@ def test_shareable_disks_are_prepared_shared(tmp_path: Path) -> None:
     run(scene)
 
 
-def test_disk_that_libvirt_asks_for_by_its_hash_follows_that_lock(tmp_path: Path) -> None:
+@pytest.mark.parametrize("released", [False, True])
+def test_disk_that_libvirt_asks_for_by_its_hash_follows_that_lock(tmp_path: Path, released: bool) -> None:
     async def scene() -> None:
         host = Host(tmp_path)
         disk, other = host.world.disk(), host.world.disk("other.img")
@@ -371,6 +372,8 @@ def test_disk_that_libvirt_asks_for_by_its_hash_follows_that_lock(tmp_path: Path
         await host.prepare(disk, other)
         qemu = host.qemu()
         disks = (Disk(disk, shareable=False), Disk(other, shareable=False))
+        if released:
+            await host.manager.release(qemu, Resource("", disk))
         host.status.domain = Domain(WEB.name, WEB.uuid, disks, frozenset(), QEMU, "paused")
         await host.manager.acquire(qemu, hashed)
         assert not locked(disk), "the lock by the path is not held beside that by the hash"
