@@ -159,6 +159,8 @@ def test_disks_that_are_shared_or_only_read(daemon: Holdfastd, place: Path, disk
     image = make_disk(place, "install.iso")
     assert call(daemon, "prepare", xml("web1", WEB, image, flag="<readonly/>")).returncode == 0
     assert not locked(image)
+    done = call(daemon, "prepare", xml("web1", WEB, image, flag="<transient/>"))
+    assert (done.returncode, locked(image)) == (0, False), "libvirt locks its overlay"
 
 
 def test_arriving_guest_takes_nothing(daemon: Holdfastd, disk: Path) -> None:

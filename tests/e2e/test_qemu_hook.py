@@ -153,6 +153,16 @@ def test_migration_there_and_back_passes_with_the_hook(hooked_lab: Lab) -> None:
     lab.wait_free(disk)
 
 
+def test_transient_disk_is_left_to_the_lock_on_its_overlay(hooked_lab: Lab) -> None:
+    lab = hooked_lab
+    disk = lab.storage.image("kiosk")
+    vm = lab.vm(lab.alpha, "kiosk1", Disk(disk, transient=True))
+    vm.virsh("start")
+    assert lab.lock(disk) is None
+    vm.destroy()
+    assert owners(lab) == []
+
+
 def test_start_without_the_daemon_fails_with_the_fix(hooked_lab: Lab) -> None:
     lab = hooked_lab
     disk = lab.storage.image("web")

@@ -55,9 +55,10 @@ def run(arguments: Sequence[str]) -> int:
         if arguments[:1] == ["--socket"]:
             socket, arguments = arguments[1], arguments[2:]
         guest, operation = arguments[0], arguments[1]
-        xml = _read_stdin()
         if operation in ASKED:
             _limit_time()
+        xml = _read_stdin()
+        if operation in ASKED:
             _ask(socket, guest, operation, xml)
     except HookFailed as e:
         return _said(operation, str(e))
@@ -115,13 +116,14 @@ def _ask(socket: str, guest: str, operation: str, xml: bytes) -> None:
         domain = parse_domain(xml)
     except NotUnderstood as e:
         raise HookFailed(f"the XML of {guest} on stdin: {e}; libvirt calls this hook, with the XML") from None
-    if operation == MUST_HOLD and not domain.disks:
+    wanted = [disk for disk in domain.disks if not disk.transient] if operation == MUST_HOLD else []
+    if operation == MUST_HOLD and not wanted:
         return
     from holdfast.control.api import DiskWish, Starter
     from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
     from holdfast.system.host.process import start_ticks
 
-    disks = [DiskWish(disk.path, disk.shareable) for disk in domain.disks] if operation == MUST_HOLD else []
+    disks = [DiskWish(disk.path, disk.shareable) for disk in wanted]
     libvirtd = os.getppid()
     try:
         with ControlClient(socket, timeout_s=LIMIT_S) as daemon:

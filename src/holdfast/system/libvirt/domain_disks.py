@@ -100,6 +100,8 @@ class DomainDisk:
     reason: str = ""
     """Why it is UNKNOWN, or why the path of a volume is not known."""
     parts: tuple[Part, ...] = ()
+    transient: bool = False
+    """Whether QEMU writes to an overlay that libvirt makes at the start."""
 
     @property
     def is_asked_for(self) -> bool:
@@ -150,6 +152,7 @@ def _disk(disk: ET.Element, pools: Pools) -> DomainDisk:
         target=where,
         kind=place.kind,
         access=_access(disk),
+        transient=disk.find("transient") is not None,
         name=place.name,
         path=place.path,
         cache="" if cache == "default" else cache,

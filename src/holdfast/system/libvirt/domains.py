@@ -44,6 +44,8 @@ class Disk:
     shareable: bool
     cache: str = ""
     """QEMU's cache mode as the domain has it; empty for the default."""
+    transient: bool = False
+    """Whether QEMU writes to an overlay that libvirt makes at the start: libvirt locks that, and not this path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ def domain_in(tree: ET.Element, pools: Pools) -> Domain:
         name=element.findtext("name", ""),
         uuid=element.findtext("uuid", ""),
         disks=tuple(
-            Disk(disk.path, disk.access is Access.SHARED, disk.cache)
+            Disk(disk.path, disk.access is Access.SHARED, disk.cache, disk.transient)
             for disk in every
             if disk.is_asked_for and disk.path
         ),
