@@ -304,8 +304,8 @@ MUTATIONS = (
         "manager.departures",
         "found-by-note-stays",
         "a lock that was found by its note stays its guest's who has left (found by seed 1420)",
-        "        if self._domains is not None and self._depart_if_it_stands(owner):",
-        "        if False:",
+        "        if self._domains is None:\n            return\n        if self._depart_if_it_stands(owner):",
+        "        return\n        if self._depart_if_it_stands(owner):",
         migrations=True,
     ),
     _in(
