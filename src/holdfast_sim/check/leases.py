@@ -387,8 +387,10 @@ class Checkers:
         # Two hosts have the id until the next renewal of one shows it an older lockspace that was put back (ADR 0184).
         is_shared_id = any(term.is_restored_away for term in terms)
         for term in terms:
-            # Fencing clears the ballots of an incarnation whose daemon died without owners, though its machine may run.
-            others = term.process is not process and not (term.is_left and not term.beliefs)
+            # Fencing clears the holds of an incarnation whose daemon died without owners, though its machine may run; and of
+            # one that was left, and whose host id could not be freed.
+            unused = (term.is_left or term.dismissed()) and not (term.beliefs or term.vms)
+            others = term.process is not process and not unused
             if others and not is_shared_id:
                 self.world.fail(
                     "I13 everyone writes his own", f"{who} wrote the block of host_id {host_id}", who
