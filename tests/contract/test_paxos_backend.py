@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import logging
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -340,6 +341,29 @@ def test_lease_is_not_made_where_the_lockspace_is_not(tmp_path: Path) -> None:
         with pytest.raises(LeaseUnusable, match="is it mounted"):
             await tried(s.one, s.resource)
         assert not s.lease_file.exists()
+
+    play(scene)
+
+
+def test_directory_that_is_not_mounted_is_not_one_without_leases(tmp_path: Path) -> None:
+    """An empty mount point would account for every lease that a lost journal may have held (seed 103001399)."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE)).forget()
+        names = await s.one.maintenance.all_names()
+        assert s.lease_file.name in names
+        hidden = tmp_path / "hidden"
+        s.directory.rename(hidden)
+        s.directory.mkdir()
+        with pytest.raises(StorageFailed, match="No such file"):
+            await s.one.maintenance.all_names()
+        make_lockspace(s.lockspace)
+        with pytest.raises(StorageFailed, match="Stale file handle"):
+            await s.one.maintenance.all_names()
+        shutil.rmtree(s.directory)
+        hidden.rename(s.directory)
+        assert await s.one.maintenance.all_names() == names
 
     play(scene)
 

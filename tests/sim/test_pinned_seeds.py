@@ -80,6 +80,7 @@ FOUND_WITH_RESTORED_AREAS = (
     101003612,  # a RELEASE came before the lock was found whose journal line was lost, the word of the stop after
     102001570,  # an order about an older term wrote the block of the host that had the id again
     103000733,  # an operator called a host off that had left a lockspace, and could not free its host id (checker)
+    103001399,  # an unmounted lease directory was taken for one without leases, after a journal was lost
     101001616,  # leases never expire: those of a host whose id a late claim took are freed by hand (checker)
 )
 

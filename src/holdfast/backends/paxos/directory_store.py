@@ -67,9 +67,19 @@ class DirectoryStore:
         return finding
 
     async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
+        # Where the directory is not mounted, an empty one may be in its place: that holds no proof that no lease is held.
+        away = await self._away(member)
         found = await self._storage.names(self._directory)
         if isinstance(found, IoFailed):
             return StorageFailed(self._directory, found)
+        if away is None:
+            away = await self._away(member)
+        if away is not None:
+            return (
+                away
+                if isinstance(away, StorageFailed)
+                else StorageFailed(self._directory, IoFailed(errno.ESTALE))
+            )
         lockspace = os.path.basename(self._lockspace_path)
         return [name for name in found if name != lockspace and not is_record_name(name, lockspace)]
 
@@ -100,14 +110,8 @@ class DirectoryStore:
         return await found.disk.is_named()
 
     async def _make(self, member: Membership, path: str, name: str) -> Unusable | StorageFailed | None:
-        # Open the lockspace's file as it is in the directory now, not as it was at joining.
-        there = await self._storage.open(self._lockspace_path, writable=False)
-        if isinstance(there, IoFailed):
-            return StorageFailed(self._lockspace_path, there)
-        strayed = self._strayed(member, there.facts.file_system, there.facts.inode)
-        there.close()
-        if strayed is not None:
-            return strayed
+        if (away := await self._away(member)) is not None:
+            return away
         space = member.lockspace
         leader = areas.fresh_leader(
             space.geometry, space.space_name, name, self._num_hosts, version=space.lease_version
@@ -118,6 +122,15 @@ class DirectoryStore:
         if failed is None or failed.errno == errno.EEXIST:
             return None
         return StorageFailed(path, failed)
+
+    async def _away(self, member: Membership) -> Unusable | StorageFailed | None:
+        """Why the directory is not that of the lockspace that was joined, by the lockspace's file as it is there now."""
+        there = await self._storage.open(self._lockspace_path, writable=False)
+        if isinstance(there, IoFailed):
+            return StorageFailed(self._lockspace_path, there)
+        strayed = self._strayed(member, there.facts.file_system, there.facts.inode)
+        there.close()
+        return strayed
 
     def _strayed(self, member: Membership, file_system: int, inode: int | None = None) -> Unusable | None:
         """The refusal for a directory that is not the one of the lockspace that was joined."""
