@@ -17,7 +17,6 @@ read) gets the second one in the background. If another host has it, the machine
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shlex
 from collections.abc import Iterator
@@ -27,14 +26,12 @@ from holdfast.errors import LockError, ResourceBusy
 from holdfast.manager.lock_manager import LockManager, Outcome
 from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
+from holdfast.manager.repeated_attempts import RepeatedAttempts
 from holdfast.model import DIRECT_LOCKSPACE, IDENTITY_LOCKSPACE, AcquireRequest, Mode, Resource, printable
-from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 
 log = logging.getLogger(__name__)
 
-AGAIN_FIRST_S, AGAIN_S = 1.0, 30.0
-"""Between two attempts for a running machine, at first and at most, doubling."""
 ALIAS_NOTE = (
     "; that VM calls the disk by another path, and leases go by what a disk is. If they are two disks all the same (a "
     'clone that kept its identity), set identity = "path" in the [[disk]] rule of this path, on all hosts'
@@ -46,10 +43,13 @@ class IdentityLocks:
 
     def __init__(self, manager: LockManager, *, clock: Clock) -> None:
         self._manager = manager
-        self._clock = clock
         self._begun = False
-        self._task: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()
+        self._attempts = RepeatedAttempts(
+            self._all_have_one,
+            clock=clock,
+            is_closing=lambda: manager.closing,
+            failed="running machines get no lease of their disks' identity any more",
+        )
         self._refused: dict[tuple[int, Resource], str] = {}
         """By owner and path: why a running machine has no lease of its disk's identity."""
         manager.identities = self
@@ -127,12 +127,7 @@ class IdentityLocks:
     def joined(self) -> None:
         """A lockspace was joined, or locks became known: try for those that have no lease of their identity."""
         if self._begun and any(True for _ in self._paths()):
-            self._news.set()
-            if self._task is None or self._task.done():
-                self._task = eager_tasks.keep_watch(
-                    self._until_all_have_one(),
-                    "running machines get no lease of their disks' identity any more",
-                )
+            self._attempts.begin()
 
     def problems(self) -> list[str]:
         """Messages for operators: each running machine whose disk another path may lead to, and why."""
@@ -158,25 +153,12 @@ class IdentityLocks:
                     if resource.lockspace == DIRECT_LOCKSPACE and (owner_id, resource) not in lock.departing:
                         yield owner, resource, mode
 
-    async def _until_all_have_one(self) -> None:
-        again_s = AGAIN_FIRST_S
-        while not self._manager.closing:
-            if self._news.is_set():
-                again_s = AGAIN_FIRST_S
-            self._news.clear()
-            left = False
-            for owner, resource, mode in list(self._paths()):
-                left = not await self._has_one(owner, resource, mode) or left
-            if not left and not self._news.is_set():
-                return
-            waited = {
-                asyncio.ensure_future(self._news.wait()),
-                asyncio.ensure_future(self._clock.sleep(again_s)),
-            }
-            _, rest = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            for each in rest:
-                each.cancel()
-            again_s = min(2 * again_s, AGAIN_S)
+    async def _all_have_one(self) -> bool:
+        """One attempt for every claim; whether nothing is left to do."""
+        done = True
+        for owner, resource, mode in list(self._paths()):
+            done = await self._has_one(owner, resource, mode) and done
+        return done
 
     async def _has_one(self, owner: Owner, resource: Resource, mode: Mode) -> bool:
         """Whether nothing is left to do for this claim."""

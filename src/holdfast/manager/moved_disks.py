@@ -13,7 +13,6 @@ names of one file in one table would be two locks.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shlex
 from collections.abc import Iterable, Iterator
@@ -26,17 +25,13 @@ from holdfast.errors import LockError
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
+from holdfast.manager.repeated_attempts import RepeatedAttempts
 from holdfast.model import DIRECT_LOCKSPACE, AcquireRequest, Mode, Resource
-from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.files.ofd_lock import IoFailed
 
 log = logging.getLogger(__name__)
 
-AGAIN_FIRST_S, AGAIN_S = 1.0, 30.0
-"""Between two attempts for leases that were refused, at first and at most, doubling: the lockspace is not joined yet, a
-start has not found yet what an earlier daemon held, or another host has them.
-"""
 READ_PAUSE_S = 0.001
 """Between two status files that are read for the paths of hashed names, so that requests are served meanwhile."""
 
@@ -71,9 +66,13 @@ class MovedDisks:
     def __init__(self, manager: LockManager, *, clock: Clock) -> None:
         self._manager = manager
         self._clock = clock
-        self._task: asyncio.Task[None] | None = None
         self._begun = False
-        self._news = asyncio.Event()
+        self._attempts = RepeatedAttempts(
+            self._all_guarded,
+            clock=clock,
+            is_closing=lambda: manager.closing,
+            failed="disks whose rule names leases are not guarded any more",
+        )
         self._refused: dict[tuple[int, Resource], str] = {}
         self._paths: dict[tuple[int, Resource], str] = {}
         """By owner and hashed name: the path of the disk."""
@@ -87,7 +86,7 @@ class MovedDisks:
 
     def joined(self) -> None:
         """A lockspace was joined, so its leases can be acquired: try again."""
-        self._news.set()
+        self._attempts.news()
 
     def known(self, lock: HostLock) -> None:
         """A lock of an earlier daemon is held again, or attributed to an owner, maybe after `begin`."""
@@ -105,11 +104,7 @@ class MovedDisks:
         if moved or taken or self._unclear:
             self._manager.goes_with = self.goes_with
         if moved or self._unclear:
-            self._news.set()
-            if self._task is None or self._task.done():
-                self._task = eager_tasks.keep_watch(
-                    self._until_none_is_left(), "disks whose rule names leases are not guarded any more"
-                )
+            self._attempts.begin()
 
     def problems(self) -> list[str]:
         """Messages for operators: each VM whose disk has the lock of an old rule, and how it gets that of the new rule."""
@@ -182,25 +177,12 @@ class MovedDisks:
         why = self._refused.get((moved.owner.id, moved.resource), "it is no lease")
         return f"'{moved.backend}' does not guard it ({why}): a host that goes by the new rule can start a second VM on it"
 
-    async def _until_none_is_left(self) -> None:
-        again_s = AGAIN_FIRST_S
-        while not self._manager.closing:
-            if self._news.is_set():
-                again_s = AGAIN_FIRST_S
-            self._news.clear()
-            left = not await self._paths_are_known()
-            for moved in list(self._moved()):
-                left = not await self._guarded(moved) or left
-            if not left and not self._news.is_set():
-                return
-            waited = {
-                asyncio.ensure_future(self._news.wait()),
-                asyncio.ensure_future(self._clock.sleep(again_s)),
-            }
-            _, rest = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            for each in rest:
-                each.cancel()
-            again_s = min(2 * again_s, AGAIN_S)
+    async def _all_guarded(self) -> bool:
+        """One attempt for every disk; whether nothing is left to do."""
+        done = await self._paths_are_known()
+        for moved in list(self._moved()):
+            done = await self._guarded(moved) and done
+        return done
 
     async def _paths_are_known(self) -> bool:
         """Read the paths of disks that libvirt names by a hash; whether all are known."""
