@@ -33,12 +33,10 @@ LANES = (
     (
         Tier("unit", 120),
         Tier("sim", 360),
-        Tier("contract", 90),
-        Tier("systemd", 180),
-        Tier("planted", 240),
+        Tier("planted", 360),
         Tier("daemon", 600, processes=4),
     ),
-    (Tier("interop", 600), Tier("e2e", 600)),
+    (Tier("contract", 90), Tier("systemd", 180), Tier("interop", 600), Tier("e2e", 660)),
 )
 
 
