@@ -189,5 +189,5 @@ def test_libvirtd_that_is_killed_keeps_and_frees_the_locks_of_its_vms(hooked_lab
 
 def owners(lab: Lab) -> list[tuple[str, int]]:
     """The VMs that hold a lock on alpha, with their pids."""
-    told = json.loads(lab.lockd[lab.alpha].holdfast("list", "--json"))
-    return sorted({(str(each["owner"]), int(each["pid"])) for each in told})
+    listed = json.loads(lab.lockd[lab.alpha].holdfast("list", "--json"))
+    return sorted({(str(each["owner"]), int(each["pid"])) for each in listed})

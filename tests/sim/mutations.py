@@ -804,7 +804,7 @@ MUTATIONS = (
     _in(
         "backends.paxos.maintenance",
         "break-without-proof",
-        "whoever is on a lease that is to be broken counts as attested to be off",
+        "every host on a lease that is to be broken counts as attested to be off",
         "host.term for host in hosts if attest_off and host.is_called(attest_off))",
         "host.term for host in hosts)",
     ),

@@ -295,7 +295,7 @@ def test_id_that_went_to_another_host_is_not_claimed_again() -> None:
 
 
 def test_id_that_a_host_chooses_is_that_of_the_name_in_its_record_only() -> None:
-    """Between the choice and the claim the lockspace may be restored; a configured id is claimed from whoever has it."""
+    """Between the choice and the claim the lockspace may be restored; a configured id is claimed from any host."""
     world = world_with_lockspaces()
     put(world, 4, "alpha.aaaaaaaaaaaa")
     assert chosen_name(world, chooser()) == "alpha.aaaaaaaaaaaa"
