@@ -905,7 +905,7 @@ BUGS = (
         "manager.identity_locks",
         "running-machine-forgotten",
         "a machine that ran before its rule said so gets no lease of what its disk is",
-        "        if self._begun and any(True for _ in self._paths()):\n",
+        "        if self._begun and self._is_wanted and any(True for _ in self._paths()):\n",
         "        if False:\n",
         "daemon/test_identity.py::test_running_vm_gets_the_second_lease_or_is_left_alone_and_named",
     ),

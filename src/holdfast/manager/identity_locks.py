@@ -44,6 +44,7 @@ class IdentityLocks:
     def __init__(self, manager: LockManager, *, clock: Clock) -> None:
         self._manager = manager
         self._begun = False
+        self._is_wanted = any(rule.route.by_identity for rule in manager.routing.rules)
         self._attempts = RepeatedAttempts(
             self._all_have_one,
             clock=clock,
@@ -108,10 +109,8 @@ class IdentityLocks:
         if owner.id in lock.claims:
             return None
         found: tuple[HostLock, Resource] | None = None
-        for other in self._manager.table.of_owner(owner.id):
-            if other is lock or set(other.keys[1:]).isdisjoint(lock.keys[1:]):
-                continue
-            identity = next((n for n in other.claims[owner.id] if n.lockspace == IDENTITY_LOCKSPACE), None)
+        for other in self._manager.table.others_on_disk(owner.id, lock):
+            identity = identity_in(other, owner.id)
             if identity is None:
                 return None  # another path of this owner leads to the disk
             found = other, identity
@@ -126,7 +125,7 @@ class IdentityLocks:
 
     def joined(self) -> None:
         """A lockspace was joined, or locks became known: try for those that have no lease of their identity."""
-        if self._begun and any(True for _ in self._paths()):
+        if self._begun and self._is_wanted and any(True for _ in self._paths()):
             self._attempts.begin()
 
     def problems(self) -> list[str]:
@@ -134,7 +133,7 @@ class IdentityLocks:
         return [
             f"{IDENTITY_PROBLEM}{printable(resource.name)} of {owner} has the lease of its path, and not that of what it "
             f"is: {why}; a host that calls the disk by another path can start a second VM on it; "
-            f"holdfast who {shlex.quote(resource.name)}; if two VMs have it, end one of them in good order"
+            f"if two VMs have it, end one of them in good order: holdfast who {shlex.quote(resource.name)}"
             for owner, resource, _ in self._paths()
             if (why := self._refused.get((owner.id, resource), ""))
         ]
@@ -180,6 +179,12 @@ class IdentityLocks:
         else:
             log.info("%s of %s: the lease of what it is (%s) is held too", resource, owner, identity.name)
         return True
+
+
+def identity_in(lock: HostLock, owner_id: int) -> Resource | None:
+    """The identity that an owner claims by a lock; None if it is the lock of a path."""
+    names = lock.claims.get(owner_id, ())
+    return next((name for name in names if name.lockspace == IDENTITY_LOCKSPACE), None)
 
 
 def _is_alias(busy: ResourceBusy, path: Resource) -> bool:

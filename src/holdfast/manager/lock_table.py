@@ -160,6 +160,12 @@ class LockTable(Generic[HeldT]):
     def of_owner(self, owner_id: int) -> list[Lock[HeldT]]:
         return list(self._by_owner.get(owner_id, ()))
 
+    def others_on_disk(self, owner_id: int, lock: Lock[HeldT]) -> Iterator[Lock[HeldT]]:
+        """The other locks of an owner that lead to the disk of a lock, by the keys behind their first."""
+        for other in self.of_owner(owner_id):
+            if other is not lock and not set(other.keys[1:]).isdisjoint(lock.keys):
+                yield other
+
     def holds_any(self, owner_id: int) -> bool:
         return owner_id in self._by_owner
 

@@ -165,11 +165,10 @@ class MovedDisks:
 
     def _leases(self, owner: Owner, lock: HostLock) -> Iterator[tuple[HostLock, Resource]]:
         """Leases that an owner holds, by the lease's own name, on the disk of a lock."""
-        for other in self._manager.table.of_owner(owner.id):
-            if other is not lock and not set(other.keys[1:]).isdisjoint(lock.keys):
-                for name in other.claims[owner.id]:
-                    if _is_lease(self._manager, other, name):
-                        yield other, name
+        for other in self._manager.table.others_on_disk(owner.id, lock):
+            for name in other.claims[owner.id]:
+                if _is_lease(self._manager, other, name):
+                    yield other, name
 
     def _what_else(self, moved: MovedDisk) -> str:
         if any(lock.backend == moved.backend for lock, _ in self._leases(moved.owner, moved.lock)):

@@ -6,9 +6,10 @@ import os
 
 from holdfast.backends.naming import indirect_name
 from holdfast.control.api import HolderInfo, OwnerInfo
+from holdfast.manager.identity_locks import identity_in
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
-from holdfast.model import IDENTITY_LOCKSPACE, Mode, Resource
+from holdfast.model import Mode, Resource
 from holdfast.system.files.lockspace_files import LockspaceFiles
 from holdfast.system.files.ofd_lock import FileKey
 from holdfast.system.files.storage_executor import Storage
@@ -58,11 +59,9 @@ class Inspection:
 
     def _identity(self, owner_id: int, lock: HostLock) -> str:
         """What the disk of a lock is, if the owner has the lock of that, too; else empty."""
-        for other in self._manager.table.of_owner(owner_id):
-            if other is not lock and not set(other.keys[1:]).isdisjoint(lock.keys[1:]):
-                for name in other.claims[owner_id]:
-                    if name.lockspace == IDENTITY_LOCKSPACE:
-                        return name.name
+        for other in self._manager.table.others_on_disk(owner_id, lock):
+            if (identity := identity_in(other, owner_id)) is not None:
+                return identity.name
         return ""
 
     async def holders_of(self, path: str) -> list[HolderInfo]:
@@ -94,11 +93,8 @@ class Inspection:
 
     def _is_shown(self, owner_id: int, lock: HostLock) -> bool:
         """False for the lock of an identity that is shown with a path of the same owner."""
-        if not any(name.lockspace == IDENTITY_LOCKSPACE for name in lock.claims.get(owner_id, ())):
-            return True
-        return all(
-            other is lock or set(other.keys[1:]).isdisjoint(lock.keys[1:])
-            for other in self._manager.table.of_owner(owner_id)
+        return identity_in(lock, owner_id) is None or not any(
+            self._manager.table.others_on_disk(owner_id, lock)
         )
 
     def _called(self, lock: HostLock, resource: Resource) -> str:

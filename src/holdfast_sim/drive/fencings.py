@@ -19,12 +19,14 @@ from holdfast.errors import LockError
 from holdfast.lease_admin.host_fencing import HostFencer
 from holdfast.ondisk import delta
 from holdfast.ondisk.leader import Leader
+from holdfast.ondisk.malformed import Malformed
 from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon
 from holdfast_sim.cluster.protocol_daemon import Daemon
 from holdfast_sim.drive.operator import switch_off_if_silent
 from holdfast_sim.host.machine import Machine
+from holdfast_sim.storage.disk import SharedDisk
 
 CALL_S = 5.0
 """Seconds between two rounds in which hosts that are gone are confirmed to be off."""
@@ -112,12 +114,16 @@ class Fencings:
         disk = next(volume.disk for volume in self.cluster.volumes.values() if volume.disk.name == space)
         geometry = self.cluster.scenario.geometry
         for host_id in range(1, geometry.hosts_max + 1):
-            at = geometry.delta_offset_bytes(host_id)
-            record = delta.DeltaLease.decode(bytes(disk.content[at : at + geometry.sector_bytes]))
+            at, record = geometry.delta_offset_bytes(host_id), self._record(disk, host_id)
             if host_id in used or not isinstance(record, delta.DeltaLease) or record.is_free:
                 continue
             disk.content[at : at + geometry.sector_bytes] = replace(record, timestamp=0).sector()
             self.cluster.world.tell("", f"host id {host_id} of {space} is freed by hand")
+
+    def _record(self, disk: SharedDisk, host_id: int) -> delta.DeltaLease | Malformed:
+        geometry = self.cluster.scenario.geometry
+        at = geometry.delta_offset_bytes(host_id)
+        return delta.DeltaLease.decode(bytes(disk.content[at : at + geometry.sector_bytes]))
 
     def _leases_freed_by_hand(self, space: str) -> None:
         """Leases of a generation that the record of its host id has left behind, and that does not run any more: a late
@@ -129,8 +135,7 @@ class Fencings:
             leader = Leader.decode(bytes(disk.content[place.offset : place.offset + geometry.sector_bytes]))
             if not isinstance(leader, Leader) or leader.is_free:
                 continue
-            at = geometry.delta_offset_bytes(leader.owner_id)
-            record = delta.DeltaLease.decode(bytes(disk.content[at : at + geometry.sector_bytes]))
+            record = self._record(disk, leader.owner_id)
             runs = any(
                 (term.disk, term.host_id, term.generation)
                 == (space, leader.owner_id, leader.owner_generation)

@@ -213,6 +213,9 @@ class Identities:
     def look(self, path: str) -> DiskIdentity:
         return DiskIdentity()
 
+    def strong(self, path: str) -> str:
+        return ""
+
 
 class Threads:
     """`LeaseThreads`: each thread is a task with a disk and a clock of its own."""

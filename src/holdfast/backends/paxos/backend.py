@@ -365,9 +365,8 @@ class PaxosBackend:
             return found
         seen = found.partial_snapshot or await found.area.read_partial(member.host_id, member.io_timeout_s)
         if not isinstance(seen, Snapshot):
-            return _Attempt(
-                found, seen
-            )  # the ballot reads again, and does not ask whether the lease is ours already
+            # The ballot would read again, and not ask whether the lease is ours already.
+            return _Attempt(found, seen)
         if is_held_by(member, seen) and member.may_write():
             # To the protocol a host's own lease is free. But no lock of this process has this one: see `LeftBehind`.
             found.disk.close()

@@ -75,13 +75,13 @@ class LeaseNames:
         """
         if not self._by_path:
             return None
-        disk = await self._identity(resource)
-        if not disk.strong:
+        strong = await self._storage.call(resource.name, lambda: self._identities.strong(resource.name))
+        if not strong:
             return None
         if len(self._disks) > ALIASES_MAX:
             self._disks.clear()
-        self._disks[disk.strong] = resource.name
-        return Resource(IDENTITY_LOCKSPACE, disk.strong)
+        self._disks[strong] = resource.name
+        return Resource(IDENTITY_LOCKSPACE, strong)
 
     def disk_of(self, identity: Resource) -> str:
         """The path by which a disk was asked for whose identity that is; empty if that is not known, or it is a path."""

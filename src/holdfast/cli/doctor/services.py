@@ -112,7 +112,7 @@ def _problems(scene: Scene, s: StatusInfo) -> Iterator[Finding]:
             facts, _, fix = problem.rpartition("; ")
             yield found("HF092", facts, fix)
         elif problem.startswith(IDENTITY_PROBLEM):
-            facts, what, fix = problem.partition("; holdfast who ")
+            facts, what, fix = problem.partition("; if two VMs have it")
             yield found("HF096", facts, f"{what[2:]}{fix}")
         elif problem.startswith(CONFIGURATION_PROBLEM):
             # A reload changes nothing that a lock needs: one that would is refused, with the reasons.

@@ -252,10 +252,15 @@ class Sources:
         spaces = self._ask(lambda client: client.lease_spaces())
         if not isinstance(spaces, list):
             spaces = []  # the daemon would only add whether the hosts live
+        identities = SystemDiskIdentities()
         try:
-            disk = answer_in_time(partial(SystemDiskIdentities().look, path), ANSWER_S)
+            disk = answer_in_time(partial(identities.look, path), ANSWER_S)
+            strong = answer_in_time(partial(identities.strong, path), ANSWER_S)
         except Silent:
-            disk = DiskIdentity()  # as for a path that is not there; `_in_time` says that it does not answer
+            disk, strong = (
+                DiskIdentity(),
+                "",
+            )  # as for a path that is not there; `_in_time` says that it does not answer
         resources = libvirt_names(path, disk, self._root)
         found: list[LeaseSeen] = []
         for name, table in tables.items():
@@ -263,7 +268,7 @@ class Sources:
             try:
                 if where in self._silent:
                     raise Silent
-                reading = partial(leases.look, name, table, resources, disk, spaces)
+                reading = partial(leases.look, name, table, resources, disk, spaces, strong)
                 found += answer_in_time(reading, LEASES_ANSWER_S)
             except Silent:
                 reason = "its storage did not answer in time"

@@ -40,13 +40,14 @@ def look(
     resources: Sequence[Resource],
     disk: DiskIdentity,
     spaces: list[LeaseSpaceInfo],
+    strong: str = "",
 ) -> list[LeaseSeen]:
-    """The leases of a disk in one backend, under all names that libvirt may give it and under its identity; those that
-    nobody made are left out.
+    """The leases of a disk in one backend, under all names that libvirt may give it and under its identity (`strong`);
+    those that nobody made are left out.
     """
     by = NameBy(str(table.get("name_by", NameBy.PATH_MD5.value)))
-    if by in (NameBy.PATH_MD5, NameBy.PATH_SHA256) and disk.strong:
-        resources = [*resources, Resource(IDENTITY_LOCKSPACE, disk.strong)]
+    if by in (NameBy.PATH_MD5, NameBy.PATH_SHA256) and strong:
+        resources = [*resources, Resource(IDENTITY_LOCKSPACE, strong)]
     names = dict.fromkeys(lease_name(resource, by, disk) for resource in resources)
     seen = (_look(backend, table, name, spaces) for name in names if name)
     return [each for each in seen if each is not None]

@@ -30,14 +30,15 @@ class DiskIdentity:
     wwid: str = ""
     canonical: str = ""
     """Its canonical path (`canonical_path`)."""
-    strong: str = ""
-    """What it is on every host (`strong_identity`)."""
 
 
 class DiskIdentities(Protocol):
-    """The port. `look` may block on the file system that the path is on."""
+    """The port. Both may block on the file system that the path is on."""
 
     def look(self, path: str) -> DiskIdentity: ...
+
+    def strong(self, path: str) -> str:
+        """What the disk is on every host (`strong_identity`); empty if nothing says that."""
 
 
 class SystemDiskIdentities:
@@ -53,15 +54,16 @@ class SystemDiskIdentities:
             return DiskIdentity()
         canonical = canonical_path(path, self._sysfs)
         if not stat.S_ISBLK(status.st_mode):
-            return DiskIdentity(key_of(status), canonical=canonical, strong=strong_identity(path))
+            return DiskIdentity(key_of(status), canonical=canonical)
         device = f"{self._sysfs}/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         mapped = _read(f"{device}/dm/uuid")
         wwid = _read(f"{device}/device/wwid") or _read(f"{device}/wwid")
         if mapped.startswith(_MULTIPATH_PREFIX):
             wwid = mapped.removeprefix(_MULTIPATH_PREFIX)
-        lvm_uuid = lvm_uuid_of(mapped)
-        strong = strong_identity(path, sysfs=self._sysfs, lvm_uuid=lvm_uuid)
-        return DiskIdentity(key_of(status), lvm_uuid, wwid, canonical, strong)
+        return DiskIdentity(key_of(status), lvm_uuid_of(mapped), wwid, canonical)
+
+    def strong(self, path: str) -> str:
+        return strong_identity(path, sysfs=self._sysfs, lvm_uuid=self.look(path).lvm_uuid)
 
 
 def lvm_uuid_of(mapped: str) -> str:
