@@ -71,7 +71,7 @@ def test_lock_directory_that_others_may_write_is_warned_about_once_and_by_doctor
     for name in ("one.img", "two.img"):
         assert refusal(daemon, make_disk(place, name)) == ""
     assert daemon.count("may write in") == 1
-    assert f"WARNING backend 'shared': {who}" in daemon.log_text()
+    daemon.says(f"WARNING backend 'shared': {who}")
     found = [f for f in daemon.cli_json("doctor") if f["id"] == "HF051"]
     assert [f["severity"] for f in found] == ["problem"]
 
@@ -113,4 +113,4 @@ def test_lease_directory_of_a_group_is_served_and_noted(
     with host.client() as client:
         client.register(pid=bystander(), name="vm")
         client.acquire(str(make_disk(place)))
-    assert "may write in" in host.log_text()
+    host.says("may write in")

@@ -144,7 +144,7 @@ def test_damaged_record_of_this_host_stops_its_vms_at_once_and_no_other_host(
     vm, kept = beta.vm([mine], name="web1"), alpha.vm([theirs], name="web2")
     damage(leases / SPACE, 1)
     wait_until(lambda: not exists(vm), "the VM to be stopped")
-    assert "this host's record is damaged: delta lease: magic number" in beta.log_text()
+    beta.says("this host's record is damaged: delta lease: magic number")
     assert "delta lease: magic number" in wait_until(lambda: refusal(beta, mine), "a refusal")
     renewed(leases)
     assert exists(kept)

@@ -86,7 +86,7 @@ def test_leases_go_on_over_a_restart_in_the_same_term(
     else:
         alpha.kill(signal.SIGKILL if how == "kill" else signal.SIGTERM)
         alpha.start()
-    assert f"gone on with as host_id 1, generation {generation}" in alpha.log_text()
+    alpha.says(f"gone on with as host_id 1, generation {generation}")
     assert record(leases, 1).generation == generation
     until = time.monotonic() + DEAD_S + 2
     while time.monotonic() < until:
@@ -174,7 +174,7 @@ def test_vms_of_a_term_that_can_not_be_gone_on_with_are_stopped(
     time.sleep(FAIL_S + 1)
     alpha.start()
     wait_until(lambda: not exists(vm), "the VM to be stopped")
-    assert "its last renewal is" in alpha.log_text()
+    alpha.says("its last renewal is")
     wait_until(lambda: refusal(alpha, disk) == "", "the disk to be had again")
     assert record(leases, 1).generation > first
 

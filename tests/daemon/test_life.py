@@ -324,7 +324,7 @@ def test_damaged_journal_is_told_and_what_can_be_read_is_used(daemon: Holdfastd,
     journal = daemon.run_dir / "journal"
     journal.write_bytes(journal.read_bytes() + b'["claim",' + b"[" * 100_000)
     daemon.start()
-    assert "is damaged" in daemon.log_text()
+    daemon.says("is damaged")
     assert daemon.holders(disk) == [("web1", vm, True)]
 
 
@@ -375,8 +375,8 @@ def test_stale_socket_of_a_crash_is_no_obstacle(daemon: Holdfastd) -> None:
 def test_configuration_that_is_wrong_ends_the_start_with_2_and_every_problem(make_daemon: Factory) -> None:
     daemon = make_daemon(extra="[limits]\nowners_max = 1\n[nonsense]\n")
     assert daemon.spawn().wait(60) == 78
-    assert "limits.owners_max" in daemon.log_text()
-    assert "nonsense: is not known" in daemon.log_text()
+    daemon.says("limits.owners_max")
+    daemon.says("nonsense: is not known")
 
 
 # --- a full disk ---

@@ -175,8 +175,8 @@ def test_start_goes_on_with_the_configuration_that_held_locks_need(
     before = edit(alpha, lambda text: change(text, place))
     alpha.kill(how)
     alpha.start()
-    assert "the configuration on disk is not used: " in alpha.log_text()
-    assert expected in alpha.log_text()
+    alpha.says("the configuration on disk is not used: ")
+    alpha.says(expected)
     is_red(alpha, expected)
     watch.stays_well()
     if change is without_the_backend and how == signal.SIGKILL:
@@ -224,7 +224,7 @@ def test_start_with_a_broken_configuration_ends_with_the_reason_when_nothing_is_
     edit(daemon, lambda text: text + more)
     process = daemon.spawn()
     assert process.wait(timeout=30) == 78
-    assert expected in daemon.log_text()
+    daemon.says(expected)
 
 
 def test_lost_snippet_does_not_take_the_lockspace_of_running_vms(
@@ -324,7 +324,7 @@ def test_reload_into_another_state_directory_takes_the_lock_of_that_one(
     assert alpha.cli("reload").returncode == 0
     edit(beta, lambda text: text.replace(f"{place}/beta/state", f"{place}/elsewhere"))
     assert beta.spawn().wait(timeout=60) == 1
-    assert f"another holdfastd (pid {alpha.pid}) uses {place}/elsewhere" in beta.log_text()
+    beta.says(f"another holdfastd (pid {alpha.pid}) uses {place}/elsewhere")
     joined(alpha)
 
 
@@ -404,8 +404,8 @@ def test_kept_configuration_of_a_newer_version_is_used_without_the_keys_that_thi
     edit(alpha, lambda text: text + "[virtlockd\n")
     alpha.kill()
     alpha.start()
-    assert "limits.from_the_future: is not known" in alpha.log_text()
-    assert "unknown key 'shine'" in alpha.log_text()
+    alpha.says("limits.from_the_future: is not known")
+    alpha.says("unknown key 'shine'")
     watch.all_is_well()
 
 
@@ -422,7 +422,7 @@ def test_kept_configuration_that_is_older_than_the_last_daemon_is_ignored(
     started = (alpha.run_dir / "holdfastd.pid").stat().st_mtime
     os.utime(kept, (started - 1, started - 1))
     alpha.start()
-    assert "has run since it was written" in alpha.log_text()
+    alpha.says("has run since it was written")
     assert problems(alpha) == []
     assert exists(vm)
     assert not record(leases, 1).is_free
@@ -466,7 +466,7 @@ def test_damaged_journal_counts_as_locks_that_may_be_held(watch: Watch, damage: 
         journal.unlink()
     edit(alpha, lambda text: text.replace("host_id = 1", "host_id = 3"))
     alpha.start()
-    assert "the configuration on disk is not used: backend.leases.host_id: 1 -> 3" in alpha.log_text()
+    alpha.says("the configuration on disk is not used: backend.leases.host_id: 1 -> 3")
     alpha.says("gone on with as host_id 1")
     assert exists(watch.vm)
 
