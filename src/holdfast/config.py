@@ -79,7 +79,7 @@ class DiskRule(_Table, frozen=True):
     lockspace: str | None = None
     require_protection: Annotated[int, msgspec.Meta(ge=0, le=3)] | None = None
     """None: what the backend's driver demands of a VM that starts."""
-    identity: Literal["auto", "path"] = "path"
+    identity: Literal["auto", "path"] = "auto"
     """Whether a disk with a lease has one by what it is too, or by its path only (ADR 0197)."""
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -98,14 +99,21 @@ def leases(place: Path) -> Path:
 
 @pytest.fixture
 def make_host(make_daemon: Factory, leases: Path) -> MakeHost:
-    def make(name: str, host_id: int | str, more: str = "") -> Holdfastd:
+    def make(name: str, host_id: int | str, more: str = "", *, identity: str = "") -> Holdfastd:
         host = json.dumps(host_id)
         return make_daemon(
             f'[backend.leases]\ndriver = "paxos"\ndirectory = "{leases}"\nhost_id = {host}\n'
             f'watchdog = "none"\nio_timeout_s = {IO_TIMEOUT_S}\nfire_timeout_s = {FIRE_TIMEOUT_S}\n'
             f"cross_host = true\n{more}\n"
-            '[[disk]]\nmatch = "*/local/*"\nbackend = "file"\n[[disk]]\nmatch = "*"\nbackend = "leases"\n',
+            '[[disk]]\nmatch = "*/local/*"\nbackend = "file"\n[[disk]]\nmatch = "*"\nbackend = "leases"\n'
+            + (f'identity = "{identity}"\n' if identity else ""),
             name=name,
         )
 
     return make
+
+
+@pytest.fixture
+def make_host_by_path(make_host: MakeHost) -> MakeHost:
+    """Hosts that know a disk by its path only, so that it has one lease: for tests that count leases."""
+    return partial(make_host, identity="path")

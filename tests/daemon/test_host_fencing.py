@@ -67,11 +67,11 @@ def test_host_that_renews_and_this_very_host_are_not_off_whatever_anybody_says(
 
 @pytest.mark.parametrize("device", [False, True])
 def test_leases_of_a_host_that_is_off_are_free_before_the_dead_bound_and_no_others(
-    make_host: MakeHost, place: Path, leases: Path, device: bool
+    make_host_by_path: MakeHost, place: Path, leases: Path, device: bool
 ) -> None:
     if device:
         make_lockspace(leases / SPACE, index_entries=8)
-    hosts = [make_host(name, number) for number, name in enumerate(("alpha", "beta", "gamma"), 1)]
+    hosts = [make_host_by_path(name, number) for number, name in enumerate(("alpha", "beta", "gamma"), 1)]
     for host in hosts:
         if device:
             on_device(host, leases)
@@ -144,11 +144,11 @@ def record_of(leases: Path, host_id: int) -> DeltaLease:
 
 
 def test_host_that_is_off_is_marked_as_dead_where_the_format_has_a_mark(
-    make_host: MakeHost, place: Path, leases: Path
+    make_host_by_path: MakeHost, place: Path, leases: Path
 ) -> None:
     """In a lockspace of sanlock 4 and later: hosts with sanlock then free its leases too."""
     make_lockspace(leases / SPACE, version=delta.VERSION_5, flags=FLAG_NO_TIMEOUT)
-    alpha, beta = pair(make_host)
+    alpha, beta = pair(make_host_by_path)
     disk = make_disk(place)
     vm = alpha.vm([disk], name="web1")
     wait_until(lambda: "alive" in refusal(beta, disk), "beta to see alpha")

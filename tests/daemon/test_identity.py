@@ -1,4 +1,4 @@
-"""One disk under two paths, on two hosts: with identity = "auto" the second start is refused (ADR 0197).
+"""One disk under two paths, on two hosts: the second start is refused (ADR 0197).
 
 Both daemons run on one kernel, so a file has the same handle for both, as on NFS.
 """
@@ -15,8 +15,6 @@ from tests.support.polling import wait_until
 
 from holdfast.testing.virtlockd_client import SHARED
 
-AUTO = '[[disk]]\nmatch = "*/images/*"\nbackend = "leases"\nidentity = "auto"\n'
-LINKED = '[[disk]]\nmatch = "*/link/*"\nbackend = "leases"\nidentity = "auto"\n'
 JOINED = "joined as host_id"
 
 
@@ -31,8 +29,8 @@ def alias_of(disk: Path) -> Path:
     return disk.parent.parent / "link" / disk.name
 
 
-def two(make_host: MakeHost, rules: str = AUTO + LINKED) -> tuple[Holdfastd, Holdfastd]:
-    alpha, beta = make_host("alpha", 1, rules).start(), make_host("beta", 2, rules).start()
+def two(make_host: MakeHost) -> tuple[Holdfastd, Holdfastd]:
+    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
     alpha.says(JOINED)
     beta.says(JOINED)
     return alpha, beta
@@ -59,7 +57,7 @@ def test_path_that_is_held_by_its_path_alone_is_refused_and_leaves_its_identity_
     make_host: MakeHost, disk: Path
 ) -> None:
     """A host that knows paths only (sanlock.so, an older version) excludes and is excluded."""
-    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2, AUTO + LINKED).start()
+    alpha, beta = make_host("alpha", 1, identity="path").start(), make_host("beta", 2).start()
     for host in (alpha, beta):
         host.says(JOINED)
     vm = alpha.vm([disk], name="web1")
@@ -119,12 +117,12 @@ def test_both_leases_outlive_a_kill_and_are_shown_as_one_disk(make_host: MakeHos
 
 def test_running_vm_gets_the_second_lease_or_is_left_alone_and_named(make_host: MakeHost, disk: Path) -> None:
     """The rule said "path" when it was started, and another host started a VM by another path meanwhile."""
-    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2, AUTO + LINKED).start()
+    alpha, beta = make_host("alpha", 1, identity="path").start(), make_host("beta", 2).start()
     for host in (alpha, beta):
         host.says(JOINED)
     first = alpha.vm([disk], name="web1")
     second = beta.vm([alias_of(disk)], name="web2")
-    alpha.config.write_text(alpha.config.read_text().replace("[[disk]]", AUTO + "[[disk]]", 1))
+    alpha.config.write_text(alpha.config.read_text().replace('identity = "path"', ""))
     alpha.reexec()
 
     def problem() -> str:
@@ -138,3 +136,24 @@ def test_running_vm_gets_the_second_lease_or_is_left_alone_and_named(make_host: 
     beta.end_vm(second)
     wait_until(lambda: "has the lease of its path" not in problem(), "the second lease")
     assert "is locked by VM web1" in refusal(beta, alias_of(disk))
+
+
+def test_identity_is_released_with_its_path_after_the_journal_was_lost(
+    make_host: MakeHost, disk: Path
+) -> None:
+    """Locks that are found by their notes come without the keys of their disk."""
+    alpha, beta = two(make_host)
+    pid = bystander(14)
+    with alpha.client() as libvirt:
+        libvirt.register(pid=pid, name="web1")
+        libvirt.acquire(str(disk))
+        alpha.kill(signal.SIGKILL)
+    (alpha.run_dir / "journal").unlink()
+    alpha.start()
+    wait_until(lambda: len(alpha.cli_json("list")) > 0, "the locks to be found")
+    assert "is locked by VM web1" in refusal(beta, alias_of(disk))
+    with alpha.client() as libvirt:
+        libvirt.register(pid=pid, name="web1")
+        libvirt.release(str(disk))
+        wait_until(lambda: refusal(beta, alias_of(disk)) == "", "both leases to be free, while the VM runs")
+    assert exists(pid)

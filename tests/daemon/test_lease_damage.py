@@ -48,9 +48,9 @@ def full(place: Path, leases: Path) -> Iterator[Path]:
 
 
 def test_full_storage_refuses_a_new_lease_and_keeps_those_that_are_held(
-    make_host: MakeHost, place: Path, full: Path
+    make_host_by_path: MakeHost, place: Path, full: Path
 ) -> None:
-    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    alpha, beta = make_host_by_path("alpha", 1).start(), make_host_by_path("beta", 2).start()
     joined(alpha), joined(beta)
     disks = [make_disk(place, f"{n}.img") for n in range(2)]
     vms = [alpha.vm([disk], name=disk.stem) for disk in disks]
@@ -73,9 +73,9 @@ def test_full_storage_refuses_a_new_lease_and_keeps_those_that_are_held(
 
 
 def test_damaged_leases_are_refused_with_place_and_fix_and_concern_nobody_else(
-    make_host: MakeHost, place: Path, leases: Path
+    make_host_by_path: MakeHost, place: Path, leases: Path
 ) -> None:
-    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    alpha, beta = make_host_by_path("alpha", 1).start(), make_host_by_path("beta", 2).start()
     joined(alpha), joined(beta)
     disks = {name: make_disk(place, f"{name}.img") for name in ("leader", "block", "cut", "sound")}
     vms = {name: alpha.vm([disk], name=name) for name, disk in disks.items()}

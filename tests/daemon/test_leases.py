@@ -139,9 +139,9 @@ def test_host_that_was_suspended_beyond_its_lease_stops_its_vms_and_joins_again(
 
 
 def test_host_that_was_suspended_until_another_took_over_leaves_the_others_lease_alone(
-    make_host: MakeHost, place: Path, leases: Path
+    make_host_by_path: MakeHost, place: Path, leases: Path
 ) -> None:
-    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    alpha, beta = make_host_by_path("alpha", 1).start(), make_host_by_path("beta", 2).start()
     joined(alpha), joined(beta)
     disk = make_disk(place)
     vm = alpha.vm([disk], name="web1")
@@ -216,8 +216,10 @@ def test_lockspace_that_is_not_there_yet_is_joined_when_it_comes(
     assert refusal(alpha, place / "disk.img") == ""
 
 
-def test_operator_sees_leaves_and_joins_lockspaces(make_host: MakeHost, place: Path, leases: Path) -> None:
-    alpha = make_host("alpha", 1).start()
+def test_operator_sees_leaves_and_joins_lockspaces(
+    make_host_by_path: MakeHost, place: Path, leases: Path
+) -> None:
+    alpha = make_host_by_path("alpha", 1).start()
     listed = alpha.cli("lockspace", "list")
     assert (listed.returncode == 0) is (": joined" in listed.stdout), "6 as long as it is not"
     joined(alpha)
@@ -246,9 +248,9 @@ def test_operator_sees_leaves_and_joins_lockspaces(make_host: MakeHost, place: P
 
 
 def test_collection_takes_out_what_nobody_holds_and_nothing_else(
-    make_host: MakeHost, place: Path, leases: Path
+    make_host_by_path: MakeHost, place: Path, leases: Path
 ) -> None:
-    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    alpha, beta = make_host_by_path("alpha", 1).start(), make_host_by_path("beta", 2).start()
     joined(alpha), joined(beta)
     mine, theirs, free = (make_disk(place, f"{name}.img") for name in ("mine", "theirs", "free"))
     alpha.vm([mine], name="web1")
@@ -280,10 +282,10 @@ def on_device(host: Holdfastd, leases: Path) -> None:
 
 
 def test_collection_wins_back_the_place_of_a_lease_on_which_a_late_leader_landed(
-    make_host: MakeHost, place: Path, leases: Path
+    make_host_by_path: MakeHost, place: Path, leases: Path
 ) -> None:
     make_lockspace(leases / SPACE, index_entries=1)
-    alpha, beta = make_host("alpha", 1), make_host("beta", 2)
+    alpha, beta = make_host_by_path("alpha", 1), make_host_by_path("beta", 2)
     for host in (alpha, beta):
         on_device(host, leases)
         joined(host.start())
@@ -378,9 +380,9 @@ def test_lease_is_broken_with_a_proof_or_a_named_persons_word_and_that_is_record
 
 
 def test_lease_that_a_killed_daemon_had_not_written_down_is_free_when_nobody_has_its_disk(
-    make_host: MakeHost, place: Path
+    make_host_by_path: MakeHost, place: Path
 ) -> None:
-    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    alpha, beta = make_host_by_path("alpha", 1).start(), make_host_by_path("beta", 2).start()
     joined(alpha), joined(beta)
     disk, other = make_disk(place), make_disk(place, "other.img")
     vm = alpha.vm([disk], name="web1")
@@ -443,10 +445,10 @@ def test_leases_on_a_file_system_of_this_host_alone_start_no_vm(make_host: MakeH
 
 
 def test_collection_goes_through_the_lockspaces_that_can_be_asked(
-    make_host: MakeHost, place: Path, leases: Path
+    make_host_by_path: MakeHost, place: Path, leases: Path
 ) -> None:
     make_lockspace(leases / "other", name="other")
-    alpha = make_host("alpha", 1)
+    alpha = make_host_by_path("alpha", 1)
     table = alpha.config.read_text().split("[backend.leases]")[1].split("[[disk]]")[0]
     alpha.config.write_text(f'{alpha.config.read_text()}\n[backend.a]\nlockspace = "other"\n{table}')
     joined(alpha.start())

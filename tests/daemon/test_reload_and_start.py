@@ -269,7 +269,7 @@ def test_renamed_backend_keeps_its_locks_and_its_lockspace_can_not_be_left(
     assert (lock["backend"], lock["held"]) == ("san", True)
     left = alpha.cli("lockspace", "leave", SPACE)
     assert left.returncode != 0
-    assert "1 leases of lockspace" in left.stderr
+    assert "2 leases of lockspace" in left.stderr
     watch.stays_well()
     alpha.kill(signal.SIGTERM)  # must not leave the lockspace by itself either
     assert not record(leases, 1).is_free

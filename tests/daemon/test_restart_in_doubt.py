@@ -134,10 +134,10 @@ def test_damaged_journal_frees_no_lease_of_a_running_vm(
 
 
 def test_lost_journal_is_said_in_status_and_doctor_until_all_is_attributed(
-    make_host: MakeHost, place: Path
+    make_host_by_path: MakeHost, place: Path
 ) -> None:
     """The note of a lease that an older daemon took has no start time: its process can't be told from a later one."""
-    alpha = make_host("a", 1).start()
+    alpha = make_host_by_path("a", 1).start()
     disk = make_disk(place)
     alpha.says("generation")
     vm = alpha.vm([disk], name="web1")
@@ -167,9 +167,9 @@ def _forget_start_times(leases: Path) -> None:
         lease.write_bytes(raw[:at] + b" " * (end - at) + raw[end:])
 
 
-def test_unknown_owner_that_asks_again_gets_its_own_lock(make_host: MakeHost, place: Path) -> None:
+def test_unknown_owner_that_asks_again_gets_its_own_lock(make_host_by_path: MakeHost, place: Path) -> None:
     """A guest that reboots, or is resumed: libvirt asks again for the very process that holds the lease."""
-    alpha, beta = make_host("a", 1).start(), make_host("b", 2).start()
+    alpha, beta = make_host_by_path("a", 1).start(), make_host_by_path("b", 2).start()
     disk = make_disk(place)
     for host in (alpha, beta):
         host.says("generation")
@@ -194,9 +194,9 @@ def test_unknown_owner_that_asks_again_gets_its_own_lock(make_host: MakeHost, pl
 
 
 def test_unknown_lock_may_be_released_by_the_owner_that_its_note_names(
-    make_host: MakeHost, place: Path
+    make_host_by_path: MakeHost, place: Path
 ) -> None:
-    alpha, beta = make_host("a", 1).start(), make_host("b", 2).start()
+    alpha, beta = make_host_by_path("a", 1).start(), make_host_by_path("b", 2).start()
     disk = make_disk(place)
     for host in (alpha, beta):
         host.says("generation")
@@ -216,9 +216,9 @@ def test_unknown_lock_may_be_released_by_the_owner_that_its_note_names(
 
 
 def test_unknown_lock_is_not_settled_while_a_process_has_the_disk_open(
-    make_host: MakeHost, place: Path
+    make_host_by_path: MakeHost, place: Path
 ) -> None:
-    alpha, beta = make_host("a", 1).start(), make_host("b", 2).start()
+    alpha, beta = make_host_by_path("a", 1).start(), make_host_by_path("b", 2).start()
     disk = make_disk(place)
     for host in (alpha, beta):
         host.says("generation")

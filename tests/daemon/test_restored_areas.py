@@ -71,10 +71,10 @@ def test_new_host_of_an_id_does_not_get_the_leases_of_the_host_that_had_it(
 
 
 def test_restored_lease_that_names_a_host_which_has_it_not_is_freed_there(
-    make_host: MakeHost, place: Path, leases: Path
+    make_host_by_path: MakeHost, place: Path, leases: Path
 ) -> None:
     """Red before: nobody could free it but a restart of that host's daemon."""
-    alpha, beta = make_host("alpha", 1).start(), make_host("beta", 2).start()
+    alpha, beta = make_host_by_path("alpha", 1).start(), make_host_by_path("beta", 2).start()
     alpha.says("generation")
     beta.says("generation")
     disk = make_disk(place)

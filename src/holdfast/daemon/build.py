@@ -303,5 +303,5 @@ def _route(config: Config, backend: Backend, rule: DiskRule | None) -> Route:
     """The route of a rule. Leases serve to exclude other hosts: if no minimum is set, a VM starts only if they do."""
     says = rule is not None and rule.require_protection is not None
     start_min = Protection.CROSS_HOST if backend.capabilities.fenced and not says else Protection.NONE
-    by_identity = rule is not None and rule.identity == "auto"
+    by_identity = rule is None or rule.identity == "auto"
     return Route(backend, configuration.protection_min(config, rule), start_min, by_identity)

@@ -36,6 +36,7 @@ from holdfast.frontends.listener import Listener
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.manager import events as ev
+from holdfast.manager.identity_locks import disks
 from holdfast.manager.preparation import Preparation
 from holdfast.supervision.host_identity import decode_term
 from holdfast.supervision.incarnation_copies import copy_path
@@ -181,7 +182,7 @@ class Daemon:
 
     def _announce(self) -> None:
         again = self._inherited.reexec is not None
-        held = len(self.manager.table)
+        held = sum(1 for _ in disks(self.manager.table))
         text = f"serving {self.config.virtlockd.socket}; {len(self.manager.owners)} owners, {held} locks"
         self.events.emit(
             ev.DAEMON_RESTARTED if again or held else ev.DAEMON_STARTED, pid=os.getpid(), detail=text
@@ -265,7 +266,7 @@ class Daemon:
             pid=os.getpid(),
             started=self._started_wall_s,
             owners=len(manager.owners),
-            locks=len(manager.table),
+            locks=sum(1 for _ in disks(manager.table)),
             locks_lost=sum(1 for lock in manager.table if manager.why_lost(lock) and not lock.stands_for),
             locks_unknown=len(manager.unknown.locks),
             locks_departing=len(manager.departures),

@@ -34,7 +34,7 @@ from holdfast.daemon.kept_file import encode, kept_path, run_dir_of
 from holdfast.daemon.system_ports import lease_host_ports
 from holdfast.errors import ConfigError, UnknownKey
 from holdfast.manager.journal_replay import SavedClaims, SavedState, replay, replay_with_extent
-from holdfast.model import OwnerName
+from holdfast.model import IDENTITY_LOCKSPACE, OwnerName
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.system.files.daemon_lock import RUN_LOCK, claimed_last_ns
 from holdfast.system.files.fixed_record import SystemFixedRecord
@@ -259,7 +259,7 @@ def held_in(
             users=tuple(_user(state, lock) for lock in found[:USERS_NAMED_MAX]),
             host_id=_last_host_id(state, config, name, boot, files),
         )
-        for name, found in locks.items()
+        for name, found in ((name, _by_path(locks)) for name, locks in locks.items())
     ]
     if not state.is_whole:
         needs += [
@@ -268,6 +268,16 @@ def held_in(
             if name not in locks
         ]
     return needs
+
+
+def _by_path(locks: list[SavedClaims]) -> list[SavedClaims]:
+    """The locks as people count them: those of identities go with their paths."""
+    paths = [
+        lock
+        for lock in locks
+        if any(name.lockspace != IDENTITY_LOCKSPACE for names in lock.claims.values() for name in names)
+    ]
+    return paths or locks
 
 
 def _user(state: SavedState, lock: SavedClaims) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from holdfast.daemon.build import Parts
 from holdfast.manager import events as ev
+from holdfast.manager.identity_locks import disks
 from holdfast.system.block_io.request_gate import listed
 
 log = logging.getLogger("holdfast")
@@ -112,7 +113,7 @@ async def stop(parts: Parts, close: Callable[[], None]) -> None:
     """
     manager = parts.manager
     parts.events.emit(ev.DAEMON_STOPPING, pid=parts.ports.pid)
-    log.info("stopping; %d locks stay in the journal, no VM is touched", len(manager.table))
+    log.info("stopping; %d locks stay in the journal, no VM is touched", sum(1 for _ in disks(manager.table)))
     manager.closing = True
     close()
     # Locks of an owner that has just ended are being released, which needs the lockspace.

@@ -29,6 +29,7 @@ from holdfast.daemon import kept_config, kept_file
 from holdfast.daemon.check_config import check_config
 from holdfast.daemon.lockspaces import HostLockspaces
 from holdfast.errors import ConfigError
+from holdfast.manager.identity_locks import disks
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
 from holdfast.system.clock import Clock
@@ -89,7 +90,7 @@ def held_needs(manager: LockManager, leases: HostLockspaces) -> list[HeldNeed]:
     """The needs of the locks that are held now, by backend."""
     host_ids = {name: k.host_id for k in leases.supervisors for name in leases.backends_of(k.name)}
     locks: dict[str, list[HostLock]] = {}
-    for lock in manager.table:
+    for lock in disks(manager.table):
         locks.setdefault(lock.backend, []).append(lock)
     return [
         HeldNeed(

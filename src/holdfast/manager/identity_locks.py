@@ -12,7 +12,9 @@ The identity's lock is in the table and the journal like any other, under `IDENT
 disk without such an identity has the lease of its path only, and so has one without identity = "auto" in its rule.
 
 A virtual machine that runs with the lease of its path only (started by an older version, or while its identity could not be
-read) gets the second one in the background. If another host has it, the machine is not touched: `problems` names both.
+read) gets the second one in the background. If another host has it, the machine is not touched: `problems` names both. An
+identity that no path of its owner leads to any more is released there, too: a release came before a restarted daemon knew
+which identity belongs to the path.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ import logging
 import shlex
 from collections.abc import Iterator
 
+from holdfast.backends.base import Held
 from holdfast.control.api import IDENTITY_PROBLEM
 from holdfast.errors import LockError, ResourceBusy
 from holdfast.manager.lock_manager import LockManager, Outcome
 from holdfast.manager.lock_registry import HostLock
+from holdfast.manager.lock_table import LockTable
 from holdfast.manager.owners import Owner
 from holdfast.manager.repeated_attempts import RepeatedAttempts
 from holdfast.model import DIRECT_LOCKSPACE, IDENTITY_LOCKSPACE, AcquireRequest, Mode, Resource, printable
@@ -51,6 +55,10 @@ class IdentityLocks:
             is_closing=lambda: manager.closing,
             failed="running machines get no lease of their disks' identity any more",
         )
+        self._of_paths: dict[int, dict[Resource, Resource]] = {}
+        """By owner and path: the identity of each claim of this owner, as far as it was read since the start."""
+        self._under_way: set[tuple[int, Resource]] = set()
+        """By owner and identity: acquires that have not got as far as the path."""
         self._refused: dict[tuple[int, Resource], str] = {}
         """By owner and path: why a running machine has no lease of its disk's identity."""
         manager.identities = self
@@ -63,6 +71,20 @@ class IdentityLocks:
         identity = await self._of(want.resource)
         if identity is None:
             return await manager.acquire_one(owner, want)
+        key = (owner.id, identity)
+        is_first = key not in self._under_way
+        self._under_way.add(key)
+        try:
+            outcome = await self._acquire_both(owner, want, identity)
+        finally:
+            if is_first:
+                self._under_way.discard(key)
+        if manager.claimed(owner, want.resource) is not None:
+            self._of_paths.setdefault(owner.id, {})[want.resource] = identity
+        return outcome
+
+    async def _acquire_both(self, owner: Owner, want: AcquireRequest, identity: Resource) -> Outcome:
+        manager = self._manager
         second = AcquireRequest(identity, want.mode, path=want.resource.name)
         before = manager.claimed(owner, identity)
         if before is not None and before > want.mode:
@@ -104,17 +126,27 @@ class IdentityLocks:
             return None
         return await backend.names.identity(resource)
 
-    def released_with(self, owner: Owner, lock: HostLock) -> tuple[HostLock, Resource] | None:
+    def released_with(self, owner: Owner, lock: HostLock, path: Resource) -> tuple[HostLock, Resource] | None:
         """The identity's lock, with its name, that is released after the last path of an owner to its disk."""
-        if owner.id in lock.claims:
+        if path.lockspace == IDENTITY_LOCKSPACE:
             return None
-        found: tuple[HostLock, Resource] | None = None
-        for other in self._manager.table.others_on_disk(owner.id, lock):
-            identity = identity_in(other, owner.id)
-            if identity is None:
+        table, of_paths = self._manager.table, self._of_paths.get(owner.id, {})
+        known = of_paths.pop(path, None)
+        if not of_paths:
+            self._of_paths.pop(owner.id, None)
+        if owner.id in lock.claims or known in of_paths.values():
+            return None
+        found = table.named(known) if known is not None else None
+        for other in table.others_on_disk(owner.id, lock):
+            if identity_in(other, owner.id) is None:
                 return None  # another path of this owner leads to the disk
-            found = other, identity
-        return found
+            found = other
+        identity = identity_in(found, owner.id) if found is not None else None
+        if found is not None and identity is not None:
+            return found, identity
+        if self._begun and not owner.gone and self._has_any(owner.id):
+            self._attempts.begin()  # the lock was found without the keys of its disk
+        return None
 
     # --- machines that run already ---
 
@@ -125,8 +157,16 @@ class IdentityLocks:
 
     def joined(self) -> None:
         """A lockspace was joined, or locks became known: try for those that have no lease of their identity."""
-        if self._begun and self._is_wanted and any(True for _ in self._paths()):
+        if not self._begun:
+            return
+        is_wanted = self._is_wanted and any(True for _ in self._paths())
+        if is_wanted or any(
+            self._has_any(owner_id) for lock in self._manager.table for owner_id in lock.claims
+        ):
             self._attempts.begin()
+
+    def _has_any(self, owner_id: int) -> bool:
+        return any(identity_in(lock, owner_id) is not None for lock in self._manager.table.of_owner(owner_id))
 
     def problems(self) -> list[str]:
         """Messages for operators: each running machine whose disk another path may lead to, and why."""
@@ -155,14 +195,41 @@ class IdentityLocks:
     async def _all_have_one(self) -> bool:
         """One attempt for every claim; whether nothing is left to do."""
         done = True
+        for gone in [each for each in self._of_paths if self._manager.owners.get(each) is None]:
+            del self._of_paths[gone]
         for owner, resource, mode in list(self._paths()):
             done = await self._has_one(owner, resource, mode) and done
+        for lock in list(self._manager.table):
+            for owner_id in list(lock.claims):
+                await self._release_left_over(owner_id, lock)
         return done
+
+    async def _release_left_over(self, owner_id: int, lock: HostLock) -> None:
+        """Release an identity that none of its owner's paths leads to; in doubt it stays until the owner ends."""
+        manager = self._manager
+        owner, identity = manager.owners.get(owner_id), identity_in(lock, owner_id)
+        if owner is None or owner.gone or owner.unknown is not None or identity is None:
+            return
+        names = [name for other in manager.table.of_owner(owner_id) for name in other.claims[owner_id]]
+        paths = [name for name in names if name.lockspace != IDENTITY_LOCKSPACE]
+        known = self._of_paths.get(owner_id, {})
+        for path in [path for path in paths if path not in known]:
+            found = await self._of(path)
+            if found is not None and manager.claimed(owner, path) is not None:
+                self._of_paths.setdefault(owner_id, {})[path] = found
+        known = self._of_paths.get(owner_id, {})
+        is_needed = identity in known.values() or any(path not in known for path in paths)
+        if is_needed or owner.gone or (owner_id, identity) in self._under_way:
+            return
+        log.info("%s has released the paths of %s: it is released too", owner, identity.name)
+        await manager.release_one(owner, lock, identity)
 
     async def _has_one(self, owner: Owner, resource: Resource, mode: Mode) -> bool:
         """Whether nothing is left to do for this claim."""
         manager, key = self._manager, (owner.id, resource)
         identity = await self._of(resource)
+        if identity is not None and manager.claimed(owner, resource) is not None:
+            self._of_paths.setdefault(owner.id, {})[resource] = identity
         if identity is None or (manager.claimed(owner, identity) or 0) >= mode:
             self._refused.pop(key, None)
             return True
@@ -185,6 +252,20 @@ def identity_in(lock: HostLock, owner_id: int) -> Resource | None:
     """The identity that an owner claims by a lock; None if it is the lock of a path."""
     names = lock.claims.get(owner_id, ())
     return next((name for name in names if name.lockspace == IDENTITY_LOCKSPACE), None)
+
+
+def is_shown_with_a_path(table: LockTable[Held], owner_id: int, lock: HostLock) -> bool:
+    """Whether a lock is that of an identity, and its owner has a path to the same disk."""
+    return identity_in(lock, owner_id) is not None and any(table.others_on_disk(owner_id, lock))
+
+
+def disks(table: LockTable[Held]) -> Iterator[HostLock]:
+    """The locks as people count them: an identity goes with its path."""
+    for lock in table:
+        if not lock.claims or not all(
+            is_shown_with_a_path(table, owner_id, lock) for owner_id in lock.claims
+        ):
+            yield lock
 
 
 def _is_alias(busy: ResourceBusy, path: Resource) -> bool:

@@ -94,8 +94,8 @@ class Identities(Protocol):
     async def acquire(self, owner: Owner, want: AcquireRequest) -> Outcome:
         """Acquire a disk by its identity and by its path."""
 
-    def released_with(self, owner: Owner, lock: HostLock) -> tuple[HostLock, Resource] | None:
-        """The lock, with its name, that is released after one that its owner has released."""
+    def released_with(self, owner: Owner, lock: HostLock, path: Resource) -> tuple[HostLock, Resource] | None:
+        """The lock, with its name, that is released after that path, which its owner has released."""
 
 
 GoesWith = Callable[[Owner, HostLock], tuple[HostLock, Resource] | None]
@@ -665,11 +665,9 @@ class LockManager:
         The caller must await the result immediately.
         """
         rest = self._drop_one(owner, lock, resource)
-        also = [
-            found
-            for find in (self.goes_with, self.identities.released_with if self.identities else None)
-            if find is not None and (found := find(owner, lock)) is not None
-        ]
+        moved = self.goes_with(owner, lock) if self.goes_with is not None else None
+        identity = self.identities.released_with(owner, lock, resource) if self.identities else None
+        also = [found for found in (moved, identity) if found is not None]
         return self._drop_all(rest, owner, also) if also else rest
 
     async def _drop_all(

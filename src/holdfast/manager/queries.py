@@ -6,7 +6,7 @@ import os
 
 from holdfast.backends.naming import indirect_name
 from holdfast.control.api import HolderInfo, OwnerInfo
-from holdfast.manager.identity_locks import identity_in
+from holdfast.manager.identity_locks import identity_in, is_shown_with_a_path
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
 from holdfast.model import Mode, Resource
@@ -46,7 +46,7 @@ class Inspection:
                     alive=owner.alive(),
                     stopping=owner.stopping,
                     connections=owner.connections,
-                    locks=sum(1 for lock in locks if self._is_shown(owner.id, lock)),
+                    locks=sum(not is_shown_with_a_path(table, owner.id, lock) for lock in locks),
                     protection=None if weakest is None else int(weakest),
                     protection_word="" if weakest is None else weakest.word,
                 )
@@ -88,14 +88,8 @@ class Inspection:
             self._info(lock, owner_id, resource, mode)
             for owner_id, names in lock.claims.items()
             for resource, mode in names.items()
-            if self._is_shown(owner_id, lock)
+            if not is_shown_with_a_path(self._manager.table, owner_id, lock)
         ]
-
-    def _is_shown(self, owner_id: int, lock: HostLock) -> bool:
-        """False for the lock of an identity that is shown with a path of the same owner."""
-        return identity_in(lock, owner_id) is None or not any(
-            self._manager.table.others_on_disk(owner_id, lock)
-        )
 
     def _called(self, lock: HostLock, resource: Resource) -> str:
         """The shown name: for a lease that is held under its own name (`moved_disks`) its disk, if that is known."""

@@ -138,7 +138,7 @@ class Holder:
 
 @contextmanager
 def beside_holdfastd(
-    place: Path, leases: str, lockspace: str, io_timeout_s: int
+    place: Path, leases: str, lockspace: str, io_timeout_s: int, *, identity: str = "auto"
 ) -> Iterator[tuple[SanlockDaemon, Holdfastd]]:
     """A real sanlock daemon as host 1 and holdfastd as host 2 of a lockspace, both joined.
 
@@ -147,7 +147,8 @@ def beside_holdfastd(
     holdfastd = Holdfastd(
         place / "d",
         f'[backend.leases]\ndriver = "paxos"\n{leases}\nhost_id = 2\nwatchdog = "none"\n'
-        f'io_timeout_s = {io_timeout_s}\n[[disk]]\nmatch = "*"\nbackend = "leases"\n',
+        f'io_timeout_s = {io_timeout_s}\n[[disk]]\nmatch = "*"\nbackend = "leases"\n'
+        f'identity = "{identity}"\n',
     ).start()
     sanlock = SanlockDaemon(place, "the-real-one")
     try:

@@ -87,7 +87,9 @@ def between(request: pytest.FixtureRequest) -> Iterator[Between]:
     device = place / "device"
     request.param(device)
     leases = f'device = "{device}"\nlockspace = "{SPACE}"'
-    with beside_holdfastd(place, leases, f"{SPACE}:1:{device}:0", IO_TIMEOUT_S) as (sanlock, holdfastd):
+    space = f"{SPACE}:1:{device}:0"
+    # The places of a small index are counted: one for each disk.
+    with beside_holdfastd(place, leases, space, IO_TIMEOUT_S, identity="path") as (sanlock, holdfastd):
         yield Between(sanlock, holdfastd, place, device)
 
 
