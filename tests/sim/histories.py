@@ -26,6 +26,7 @@ from holdfast_sim.cluster.cluster import Kind, Scenario
 from holdfast_sim.drive.fencings import Format
 from holdfast_sim.drive.state_damage import NO_PLAGUES
 from holdfast_sim.run.seed import play
+from holdfast_sim.storage.disk_names import Naming
 from holdfast_sim.storage.prepared import FEW_HOSTS
 
 RECORD = Path(__file__).with_suffix(".json")
@@ -36,7 +37,8 @@ SECONDS_EVERY_S = 8.0
 MIGRATIONS_EVERY_S = 3.0
 FORMATS = {"marks": Format.MARKS, "no timeout": Format.NO_TIMEOUT}
 RESTORED_EVERY_S = 12.0
-LATER_KINDS = ("second", "migrations", "restored", *FORMATS)
+NAMINGS = {"aliases": Naming.ALIASES, "late": Naming.LATE}
+LATER_KINDS = ("second", "migrations", "restored", *FORMATS, *NAMINGS)
 
 Key = tuple[str, int]
 """(part of the record, seed)"""
@@ -69,6 +71,7 @@ def digest(key: Key) -> str:
             foreign_names=False,
             made=Format.PLAIN,
             restored_every_s=0,
+            naming=Naming.ONE,
         )
     else:
         verdict = play(
@@ -78,6 +81,7 @@ def digest(key: Key) -> str:
             foreign_names=part == "foreign",
             made=FORMATS.get(part, Format.PLAIN),
             restored_every_s=RESTORED_EVERY_S if part == "restored" else 0,
+            naming=NAMINGS.get(part, Naming.ONE),
         )
     whole = json.dumps([verdict.lines, verdict.violation, verdict.events, verdict.acquired])
     return hashlib.sha256(whole.encode()).hexdigest()[:16]

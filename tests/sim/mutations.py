@@ -28,6 +28,7 @@ SEEDS_MAX = 400
 SEEDS_NEAR = 60
 """Within so many, from `near`, each of them is found by the tests."""
 NEAR: dict[str, int] = {
+    "running-vm-forgotten": 98,
     "lost-end-not-seen": 1636,
     "dead-without-watchdog": 30,
     "age-after-write": 64,
@@ -105,6 +106,8 @@ class Mutation:
     """Whether only lockspaces and leases that are restored show it; likewise."""
     made: str = "PLAIN"
     """The format of the lockspaces that show it: a name of `fencings.Format`."""
+    naming: str = "ONE"
+    """How hosts name disks in the histories that show it: a name of `disk_names.Naming`."""
 
     @property
     def near(self) -> int:
@@ -127,6 +130,7 @@ def _in(
     foreign: bool = False,
     restored: bool = False,
     made: str = "PLAIN",
+    naming: str = "ONE",
 ) -> Mutation:
     return Mutation(
         name,
@@ -142,6 +146,7 @@ def _in(
         foreign=foreign,
         restored=restored,
         made=made,
+        naming=naming,
     )
 
 
@@ -253,6 +258,40 @@ MUTATIONS = (
         "        if not await held.why_not_held():",
         "        if True:",
         restored=True,
+    ),
+    # --- disks with two names ---
+    _in(
+        "manager.identity_locks",
+        "path-first",
+        "the lease of a path is taken before that of what the disk is",
+        "        if before is not None and before > want.mode:\n",
+        "        if True:\n",
+        naming="ALIASES",
+    ),
+    _in(
+        "manager.identity_locks",
+        "identity-not-released",
+        "the lease of what a disk is stays when its paths are released",
+        "            return found, identity\n",
+        "            return None\n",
+        migrations=True,
+        naming="ALIASES",
+    ),
+    _in(
+        "manager.identity_locks",
+        "identity-not-taken",
+        "a disk has the lease of its path only, although what it is can be read",
+        "        if identity is None:\n            return await manager.acquire_one(owner, want)\n",
+        "        if True:\n            return await manager.acquire_one(owner, want)\n",
+        naming="ALIASES",
+    ),
+    _in(
+        "manager.identity_locks",
+        "running-vm-forgotten",
+        "a virtual machine that ran before its host knew identities never gets that of its disk",
+        "            done = await self._has_one(owner, resource, mode) and done\n",
+        "            pass\n",
+        naming="LATE",
     ),
     # --- guests that migrate ---
     _in(
@@ -1263,10 +1302,11 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     from holdfast_sim.drive.fencings import Format
     from holdfast_sim.drive.state_damage import NO_PLAGUES, Plagues
     from holdfast_sim.run.seed import play
+    from holdfast_sim.storage.disk_names import Naming
 
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
     needs_managed = mutation.damage or mutation.edits or mutation.seconds or mutation.migrations
-    needs_managed = needs_managed or mutation.restored or mutation.made != "PLAIN"
+    needs_managed = needs_managed or mutation.restored or mutation.made != "PLAIN" or mutation.naming != "ONE"
     restarted = mutation.restarts or mutation.damage or mutation.edits or mutation.restored
     for number in range(seeds_max):
         if needs_managed and Scenario.drawn(Random(first + number), None).kind is not Kind.MANAGED:
@@ -1281,6 +1321,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
             foreign_names=mutation.foreign,
             made=Format[mutation.made],
             restored_every_s=12.0 if mutation.restored else 0.0,
+            naming=Naming[mutation.naming],
         )
         if not verdict.sound:
             return number + 1, verdict.violation

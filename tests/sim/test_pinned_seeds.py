@@ -12,6 +12,7 @@ from holdfast_sim.drive.fencings import Format
 from holdfast_sim.drive.state_damage import NO_PLAGUES
 from holdfast_sim.run import history
 from holdfast_sim.run.seed import play
+from holdfast_sim.storage.disk_names import Naming
 from holdfast_sim.storage.prepared import FEW_HOSTS
 
 PINNED = (
@@ -97,17 +98,18 @@ def test_a_seed_that_once_found_a_bug_is_sound(seed: int) -> None:
         migrations_every_s=0,
         foreign_names=False,
         made=Format.PLAIN,
+        naming=Naming.ONE,
     )  # as it was before there were others
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
 
 
 @pytest.mark.parametrize("seed", FOUND_SINCE)
 def test_a_seed_that_found_a_bug_as_it_is_drawn_today_is_sound(seed: int) -> None:
-    verdict = play(seed, restored_every_s=0)
+    verdict = play(seed, restored_every_s=0, naming=Naming.ONE)
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
 
 
 @pytest.mark.parametrize("seed", FOUND_WITH_RESTORED_AREAS)
 def test_a_seed_that_found_a_bug_with_restored_areas_is_sound(seed: int) -> None:
-    verdict = play(seed)
+    verdict = play(seed, naming=Naming.ONE)
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

@@ -406,9 +406,11 @@ def _hunted(name: str, seeds_max: int) -> tuple[int, str]:
     (mutation,) = [each for each in UNTUNED if each.name == name]
     sys.meta_path.insert(0, MutatingFinder(mutation))
     from holdfast_sim.run.seed import play
+    from holdfast_sim.storage.disk_names import Naming
 
     for seed in range(seeds_max):
-        verdict = play(seed, restored_every_s=0)  # which came after the figures of docs/safety.md
+        # Both came after the figures of docs/safety.md.
+        verdict = play(seed, restored_every_s=0, naming=Naming.ONE)
         if not verdict.sound:
             return seed + 1, verdict.violation
     return seeds_max, ""

@@ -4,6 +4,7 @@ The checkers see what no host sees: true time, every byte that takes effect on s
 it holds, every virtual machine that runs. Of the code under test they use the layout of records and io_timeout alone.
 
     claim                 checked in
+    identity first        `_is_in_order`: with aliases, a daemon has the lease of what a disk is before that of a path
     exclusion             `runs`, `believes`: no two hosts hold a lease if one hold is exclusive; no VM without a lease
     expiry                `_supersedes`, `seen_dead`, `_outlived`, `fed`: no host takes what a live incarnation believes it
                           holds, none outlives the dead bound of its last renewal on storage, no ping after its fail bound
@@ -44,6 +45,8 @@ class Checkers:
         self.acquired = 0
         self.takeovers = 0
         self.leases = NamedLeases(geometry, self._unnamed)
+        self.first: Callable[[Process, str], str] = lambda _, __: ""
+        """The lease that a daemon has to hold before the other one, which it is about to take; empty for none."""
         self.never_by_time = False
         """Whether leases never expire by time in these lockspaces."""
         self.called_off: set[str] = set()
@@ -188,6 +191,8 @@ class Checkers:
         for term in [t for t in self.terms.running if t.vms.get(vm.resource) is vm]:
             self.stopped(term, vm.resource)
             self.gave_up(term, vm.resource)
+            if vm.beside:
+                self.gave_up(term, vm.beside)
 
     def answers(self, machine: Machine, resource: str, requested: int, held: int) -> None:
         """A holder gives the lease up, because another host requested it."""
@@ -251,6 +256,36 @@ class Checkers:
                     f"it is {term.machine.last_look:.1f}",
                     term.machine,
                 )
+        self._is_in_order(disk, process, offset, content)
+
+    def _is_in_order(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
+        """A daemon becomes the owner of a path's lease only while it has that of what the disk is (ADR 0197)."""
+        area, within = divmod(offset, self.geometry.align_bytes)
+        place = self.leases.at(disk.name, area)
+        first = self.first(process, place.resource) if place is not None and within == 0 else ""
+        identity = self.leases.of(disk.name, first) if first else None
+        leader = Leader.decode(content) if first else None
+        if place is None or not isinstance(leader, Leader) or leader.is_free:
+            return
+        value = (leader.owner_id, leader.owner_generation)
+        mine = any(
+            term.process is process and term.disk == disk.name and (term.host_id, term.generation) == value
+            for term in self.terms.running
+        )
+        restored = place.was_restored or identity is None or identity.was_restored
+        if mine and not restored and not (identity and self._has(identity, *value)):
+            self.world.fail(
+                "identity first", f"{process.name} takes {place.resource}, and not what it is", process.name
+            )
+
+    def _has(self, place: LeasePlace, host_id: int, generation: int) -> bool:
+        """Whether an incarnation is the owner of a lease, or shares it."""
+        mode = self._block(place, host_id).mode
+        leader = place.leader
+        owns = leader is not None and not leader.is_free and leader.owner_id == host_id
+        return (owns and leader is not None and leader.owner_generation == generation) or (
+            mode.is_shared and mode.generation == generation
+        )
 
     def _landed(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
         area, within = divmod(offset, self.geometry.align_bytes)

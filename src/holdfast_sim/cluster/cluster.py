@@ -21,12 +21,13 @@ from holdfast.protocol.timing import Timing
 from holdfast_sim.check.leases import Checkers
 from holdfast_sim.cluster.daemon import ManagedDaemon, configured
 from holdfast_sim.cluster.protocol_daemon import Daemon, Space
-from holdfast_sim.cluster.vm import lease_of
+from holdfast_sim.event_loop import Process
 from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.ports import MachineState
 from holdfast_sim.host.wdmd import SimulatedWdmd
 from holdfast_sim.storage import prepared
 from holdfast_sim.storage.disk import FaultProfile
+from holdfast_sim.storage.disk_names import DiskNames, Naming, lease_of, resource_of
 from holdfast_sim.storage.files import SharedDirectory, Volume
 from holdfast_sim.world import World
 
@@ -77,6 +78,9 @@ class Scenario:
     """wdmd has the watchdog device open, and daemons use it through wdmd."""
     made: tuple[int, int] = prepared.OLDEST
     """Version and flags of the lockspaces."""
+    naming: Naming = Naming.ONE
+    updates_at_s: tuple[float, ...] = ()
+    """With LATE names: when each host gets a daemon that knows identities."""
     foreign: int = 0
     """Number of the host whose names Holdfast would never give, as if it ran sanlock; 0: none."""
     orders_every_s: float = 0.0
@@ -182,6 +186,8 @@ class Cluster:
         self.checkers = Checkers(world, scenario.geometry, scenario.fire_timeout_s)
         self.checkers.terms.ids_are_found = scenario.auto_ids
         self.checkers.never_by_time = bool(scenario.made[1] & FLAG_NO_TIMEOUT)
+        self.names = DiskNames(scenario.naming)
+        self.checkers.first = self._first
         self.spaces = tuple(
             Space(f"space{n + 1}", tuple(f"disk{n + 1}{'ab'[m]}" for m in range(scenario.resources)))
             for n in range(scenario.spaces)
@@ -216,6 +222,8 @@ class Cluster:
             machine.on_reset = lambda machine=machine: self._reset(machine)  # type: ignore[misc]
             spread_s = 0.2 if scenario.kind is Kind.TWINS or scenario.auto_ids else 3.0
             self._daemon_in(world.random.uniform(0, spread_s), machine, number)
+        for machine, at_s in zip(self.machines, scenario.updates_at_s, strict=False):
+            world.after(at_s, lambda machine=machine: machine.kill_process("updated"))  # type: ignore[misc]
 
     def _formatted(self, space: Space) -> Volume:
         world, geometry, checkers = self.world, self.scenario.geometry, self.checkers
@@ -225,9 +233,13 @@ class Cluster:
             case Places.FIXED:
                 return prepared.fixed(world, geometry, space, hosts, checkers)
             case Places.DIRECTORY:
-                return prepared.directory(world, geometry, space, hosts, number, checkers, self.scenario.made)
+                return prepared.directory(
+                    world, geometry, space, hosts, number, checkers, self.scenario.made, self.names
+                )
             case Places.DEVICE:
-                return prepared.device(world, geometry, space, hosts, number, checkers, self.scenario.made)
+                return prepared.device(
+                    world, geometry, space, hosts, number, checkers, self.scenario.made, self.names
+                )
 
     def _machine(self, name: str) -> Machine:
         local = []
@@ -235,7 +247,13 @@ class Cluster:
             if volume.directory is not None:
                 number = 100 + len(self.below)
                 below = prepared.below_mount_point(
-                    self.world, self.scenario.geometry, space, self.scenario.lease_hosts, name, number
+                    self.world,
+                    self.scenario.geometry,
+                    space,
+                    self.scenario.lease_hosts,
+                    name,
+                    number,
+                    self.names,
                 )
                 self.below[name, volume.root] = below
                 local.append(below.disk)
@@ -264,6 +282,7 @@ class Cluster:
                 volumes=self.volumes,
                 stubborn_rate=self.scenario.stubborn_rate,
                 checkers=self.checkers,
+                names=self.names,
                 quiet=self.quiet,
             )
         else:
@@ -296,7 +315,29 @@ class Cluster:
             timing=timing,
             watchdog="wdmd" if scenario.wdmd else "device",
             on_lockfailure=random.choice((LockFailureAction.PAUSE, LockFailureAction.POWEROFF)),
+            names=self.names,
+            by_identity=self.is_updated(number),
         )
+
+    def _first(self, process: Process, resource: str) -> str:
+        """Repairs of an attempt that failed are no attempt: they take a lease to release it."""
+        disk = self.names.first(resource)
+        daemon = next((d for d in self.daemons.values() if d.process is process), None)
+        if not disk or not isinstance(daemon, ManagedDaemon):
+            return ""
+        under_way = daemon.manager.key_locks.on
+        paths = [n for n in self.names.paths if resource_of(disk, n) in under_way]
+        return disk if resource in [self.names.beside(disk, n) for n in paths] else ""
+
+    def is_updated(self, number: int) -> bool:
+        """Whether the daemon that a host starts now knows disks by what they are."""
+        match self.scenario.naming:
+            case Naming.ONE:
+                return False
+            case Naming.ALIASES:
+                return True
+            case Naming.LATE:
+                return self.world.now >= self.scenario.updates_at_s[number - 1]
 
     def _killed(self, machine: Machine, number: int) -> None:
         """libvirt ends the starts that were under way; systemd starts the daemon again after some time."""

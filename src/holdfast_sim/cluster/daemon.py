@@ -31,9 +31,10 @@ from holdfast.system.host.predecessor import Predecessors
 from holdfast_sim.check.leases import Checkers
 from holdfast_sim.cluster.lockspace import ManagedSeat
 from holdfast_sim.cluster.protocol_daemon import CheckedWatchdog, Space
-from holdfast_sim.cluster.vm import ManagedDesk, resource_of
+from holdfast_sim.cluster.vm import ManagedDesk
 from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.ports import MachineState, StateFile, managed_ports
+from holdfast_sim.storage.disk_names import DiskNames, resource_of
 from holdfast_sim.storage.files import SimulatedStorage, Volume
 from holdfast_sim.world import ProcessGone
 
@@ -74,8 +75,10 @@ def configured(
     timing: Timing,
     watchdog: str,
     on_lockfailure: LockFailureAction,
+    names: DiskNames,
+    by_identity: bool,
 ) -> Config:
-    """The configuration that an operator writes for such a host: a backend per lockspace, a rule per disk."""
+    """The configuration that an operator writes for such a host: a backend per lockspace, a rule per path."""
 
     def table(space: Space, volume: Volume) -> dict[str, Any]:
         return {
@@ -107,11 +110,13 @@ def configured(
         disk=tuple(
             DiskRule(
                 backend=space.name,
-                match=resource_of(resource).name,
+                match=resource_of(resource, path).name,
                 require_protection=Protection.FENCED.value,
+                identity="auto" if by_identity else "path",
             )
             for space in spaces
             for resource in space.resources
+            for path in names.paths
         ),
     )
 
@@ -153,6 +158,7 @@ class ManagedDaemon:
         volumes: Mapping[str, Volume],
         stubborn_rate: float,
         checkers: Checkers,
+        names: DiskNames,
         quiet: bool = False,
     ) -> None:
         """`quiet`: only its state is damaged on this host; there are no other faults."""
@@ -162,6 +168,7 @@ class ManagedDaemon:
         self.process = machine.start_process()
         self.stubborn_rate = stubborn_rate
         self.checkers = checkers
+        self.names = names
         self.quiet = quiet
         state.processes.on_end = self._vm_ended
         state.processes.on_signal = self._signalled
@@ -173,6 +180,7 @@ class ManagedDaemon:
             domains=Libvirt(self),
             busy=self._busy,
             fed=lambda driver: CheckedWatchdog(driver, lambda: checkers.terms.fed(machine)),
+            names=names,
         )
         self.clock = ports.clock
         inherited = state.inherited()
@@ -278,7 +286,10 @@ class ManagedDaemon:
 
     def checks_that_it_is_lost(self, desk: ManagedDesk, what: str) -> None:
         """Check that a virtual machine is paused or killed only after its lease or lockspace was lost."""
-        was_restored = self.checkers.is_unsettled(desk.seat.space.name, desk.resource)
+        was_restored = any(
+            self.checkers.is_unsettled(desk.seat.space.name, name)
+            for name in self.names.leases(desk.resource).values()
+        )
         if desk.seat.supervisor.state is not LockspaceState.LOST and not was_restored:
             self.world.fail(
                 "doubt kills nobody",

@@ -10,7 +10,6 @@ import signal
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from holdfast.backends.naming import NameBy, lease_name
 from holdfast.errors import LockError
 from holdfast.manager import migration_roles
 from holdfast.manager.journal_replay import replay
@@ -18,23 +17,14 @@ from holdfast.manager.owners import Owner
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.supervision.host_identity import decode_term
-from holdfast.system.files.disk_identity import DiskIdentity
 from holdfast_sim.host.machine import VirtualMachine
+from holdfast_sim.storage.disk_names import disk_of, resource_of
 
 if TYPE_CHECKING:
     from holdfast_sim.check.host_ids import Incarnation
     from holdfast_sim.cluster.lockspace import ManagedSeat
 
 UNKILLABLE = frozenset((signal.SIGTERM, signal.SIGKILL))
-
-
-def resource_of(name: str) -> Resource:
-    return Resource("", f"/disks/{name}")
-
-
-def lease_of(name: str) -> str:
-    """The name of the disk's lease, as the backend derives it from the path."""
-    return lease_name(resource_of(name), NameBy.PATH_MD5, DiskIdentity())
 
 
 class ManagedDesk:
@@ -74,7 +64,16 @@ class ManagedDesk:
         daemon = self.seat.daemon
         stubborn = daemon.world.random.random() < daemon.stubborn_rate
         pid = next(daemon.state.processes.pids)
-        vm = VirtualMachine(f"vm{pid}", daemon.machine, stubborn, pid=pid, resource=self.resource)
+        path = self._path()
+        vm = VirtualMachine(
+            f"vm{pid}",
+            daemon.machine,
+            stubborn,
+            pid=pid,
+            resource=self.resource,
+            disk=resource_of(self.resource, path).name,
+            beside=daemon.names.beside(self.resource, path),
+        )
         daemon.state.processes.start(pid, ignoring=UNKILLABLE if stubborn else frozenset())
         daemon.machine.vms.append(vm)
         status = daemon.state.status
@@ -84,7 +83,7 @@ class ManagedDesk:
         owner = daemon.manager.register(pid, OwnerName(vm.name, vm.uuid, pid))
         was_unknown = len(daemon.manager.unknown) > 0
         try:
-            await daemon.manager.acquire(owner, AcquireRequest(resource_of(self.resource), mode))
+            await daemon.manager.acquire(owner, AcquireRequest(Resource("", vm.disk), mode))
         except LockError as refusal:
             self.last_refusal = f"{type(refusal).__name__}: {refusal}"
             daemon.world.tell(daemon.machine.name, f"refuses {self.resource}: {self.last_refusal}")
@@ -98,8 +97,19 @@ class ManagedDesk:
             vm.held = True
             if status is not None:
                 status.write(vm)
-            daemon.checkers.believes(term, self.resource, _lease_mode(mode))
+            self._believes(term, vm, _lease_mode(mode))
             daemon.checkers.runs(term, self.resource, vm)
+
+    def _path(self) -> int:
+        """The number of the path by which a virtual machine calls the disk."""
+        paths = self.seat.daemon.names.paths
+        return self.seat.daemon.world.random.choice(paths) if len(paths) > 1 else 0
+
+    def _believes(self, term: Incarnation, vm: VirtualMachine, mode: LeaseMode) -> None:
+        """Every lease of the disk is believed to be held from now on."""
+        self.seat.daemon.checkers.believes(term, self.resource, mode)
+        if vm.beside:
+            self.seat.daemon.checkers.believes(term, vm.beside, mode)
 
     def _is_remembered(self, vm: VirtualMachine, term: Incarnation, *, may_be_adopted: bool) -> None:
         """Check that the next daemon will find the claim in the journal, and each copy of the incarnation. Adopted locks are
@@ -135,7 +145,8 @@ class ManagedDesk:
         rivals.add(pid)
         try:
             owner = daemon.manager.register(pid, OwnerName(f"rival{pid}", f"uuid-{pid}", pid))
-            await daemon.manager.acquire(owner, AcquireRequest(resource_of(self.resource), Mode.EXCLUSIVE))
+            want = AcquireRequest(resource_of(self.resource, self._path()), Mode.EXCLUSIVE)
+            await daemon.manager.acquire(owner, want)
         except LockError as refusal:
             daemon.world.tell(daemon.machine.name, f"refuses {self.resource} to a rival: {refusal}")
         else:
@@ -179,7 +190,7 @@ class ManagedDesk:
         vm.paused = True
         daemon.checkers.writes_no_more(vm)
         try:
-            await daemon.manager.release(owner, resource_of(self.resource))
+            await daemon.manager.release(owner, Resource("", vm.disk))
         except LockError as refusal:
             daemon.world.tell(daemon.machine.name, f"release of {self.resource}: {refusal}")
 
@@ -190,7 +201,7 @@ class ManagedDesk:
         daemon = self.seat.daemon
         try:
             owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
-            await daemon.manager.release(owner, resource_of(self.resource))
+            await daemon.manager.release(owner, Resource("", vm.disk))
         except LockError as refusal:
             daemon.world.tell(daemon.machine.name, f"release of {self.resource}: {refusal}")
 
@@ -199,21 +210,21 @@ class ManagedDesk:
         daemon = self.seat.daemon
         try:
             owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
-            await daemon.manager.acquire(owner, AcquireRequest(resource_of(self.resource), Mode.EXCLUSIVE))
+            await daemon.manager.acquire(owner, AcquireRequest(Resource("", vm.disk), Mode.EXCLUSIVE))
         except LockError as refusal:
             daemon.world.tell(daemon.machine.name, f"refuses {self.resource} to {vm.name}: {refusal}")
             return
         term = self.seat.term
         if vm.running and vm.paused and term is not None:
             vm.paused = False
-            daemon.checkers.believes(term, self.resource, LeaseMode.EXCLUSIVE)
+            self._believes(term, vm, LeaseMode.EXCLUSIVE)
             daemon.checkers.runs(term, self.resource, vm)
 
     def _owner(self, pid: int) -> Owner | None:
         return self.seat.daemon.manager.owners.with_pid(pid)
 
     def _in_table(self) -> bool:
-        return any(resource_of(self.resource) in names for names in self._claims())
+        return any(disk_of(name) == self.resource for names in self._claims() for name in names)
 
     def _claims(self) -> Iterator[Mapping[Resource, Mode]]:
         for lock in self.seat.daemon.manager.table:
@@ -241,15 +252,15 @@ class ManagedDesk:
         daemon = self.seat.daemon
         if wanted is Mode.SHARED:
             # The guest stops writing at this order; in both cases its lease must stay held throughout.
-            daemon.checkers.believes(term, self.resource, LeaseMode.SHARED)
+            self._believes(term, vm, LeaseMode.SHARED)
         try:
-            await daemon.manager.acquire(owner, AcquireRequest(resource_of(self.resource), wanted))
+            await daemon.manager.acquire(owner, AcquireRequest(Resource("", vm.disk), wanted))
         except LockError as refusal:
             self.last_refusal = f"{type(refusal).__name__}: {refusal}"
             daemon.world.tell(daemon.machine.name, f"does not convert {self.resource}: {self.last_refusal}")
             return
         if vm.running and not vm.paused and not term.over and term.vms.get(self.resource) is vm:
-            daemon.checkers.believes(term, self.resource, _lease_mode(wanted))
+            self._believes(term, vm, _lease_mode(wanted))
 
     async def ask_for(self) -> None:
         """Does nothing: requests come from clients of sanlock, which are not served yet."""

@@ -75,7 +75,10 @@ def _with(config: Config, names: Mapping[str, str], tables: Tables) -> Config:
         backend=dict(tables),
         disk=tuple(
             DiskRule(
-                backend=names[rule.backend], match=rule.match, require_protection=rule.require_protection
+                backend=names[rule.backend],
+                match=rule.match,
+                require_protection=rule.require_protection,
+                identity=rule.identity,
             )
             for rule in config.disk
             if rule.backend in names

@@ -20,9 +20,9 @@ from holdfast.manager.migration_roles import OUT
 from holdfast.protocol.paxos_release import Mode
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon
-from holdfast_sim.cluster.vm import resource_of
 from holdfast_sim.host.machine import Machine, VirtualMachine
 from holdfast_sim.host.status_files import StatusFiles
+from holdfast_sim.storage.disk_names import disk_of
 
 OFTEN_S = (0.0, 0.0, 3.0, 10.0)
 """Mean seconds between two migrations in the whole cluster; 0 (never) in half of the seeds."""
@@ -265,20 +265,22 @@ class Migration:
             self._world.after(LOOK_S, lambda: self._look(None, 0.0))
 
     def _look(self, before: ManagedDaemon | None, since_s: float) -> None:
-        vm, resource = self._vm, resource_of(self._vm.resource)
+        vm = self._vm
         if not vm.running or not vm.paused or self.over or self._is_asked_for_again:
             return
         daemon = self._daemon(self._here)
         claimed = False
         if daemon is not None and not daemon.process.stopped:
             manager = daemon.manager
-            owner, lock = manager.owners.with_pid(vm.pid), manager.table.named(resource)
+            owner = manager.owners.with_pid(vm.pid)
             claimed = (
                 owner is not None
                 and owner.unknown is None
-                and lock is not None
-                and owner.id in lock.claims
-                and not manager.key_locks.is_locked(lock)
+                and any(
+                    vm.resource in map(disk_of, lock.claims[owner.id])
+                    and not manager.key_locks.is_locked(lock)
+                    for lock in manager.table.of_owner(owner.id)
+                )
             )
         since_s = since_s + LOOK_S if claimed and daemon is before else 0.0
         if since_s > LET_GO_S_MAX:

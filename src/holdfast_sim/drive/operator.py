@@ -13,8 +13,9 @@ from collections.abc import Callable
 from holdfast.errors import LockError
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon
-from holdfast_sim.cluster.vm import ManagedDesk, resource_of
+from holdfast_sim.cluster.vm import ManagedDesk
 from holdfast_sim.host.machine import Machine
+from holdfast_sim.storage.disk_names import resource_of
 
 SILENT_FACTOR = 2.6
 """Times io_timeout: more than a healthy host takes to renew, less than the three that an attestation needs."""
@@ -98,7 +99,9 @@ async def _break(daemon: ManagedDaemon, desk: ManagedDesk, attest_off: str = "")
     daemon.checkers.called_off.add(attest_off)
     try:
         proof = await daemon.parts.breaker.break_lease(
-            resource_of(desk.resource).name, attest_off=attest_off, operator=operator
+            resource_of(desk.resource, desk.seat.daemon.names.paths[-1]).name,
+            attest_off=attest_off,
+            operator=operator,
         )
     except LockError as refusal:
         world.tell(name, f"does not break {desk.resource}: {refusal}")

@@ -20,9 +20,9 @@ from holdfast_sim.check.lease_names import LeasePlace
 from holdfast_sim.cluster.cluster import Cluster, Scenario
 from holdfast_sim.cluster.daemon import ManagedDaemon
 from holdfast_sim.cluster.protocol_daemon import Daemon
-from holdfast_sim.cluster.vm import resource_of
 from holdfast_sim.host.machine import Machine
 from holdfast_sim.storage.disk import FaultProfile, SharedDisk
+from holdfast_sim.storage.disk_names import base, disk_of
 
 OFTEN_S = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 12.0, 30.0)
 """How often something is restored, in the whole cluster; 0: never, in three of four seeds."""
@@ -140,8 +140,9 @@ class RestoredAreas:
         """Whether a daemon is still trying to take a lock again that a virtual machine runs on."""
         for daemon in self._cluster.daemons.values():
             assert isinstance(daemon, ManagedDaemon)
-            locks = [lock for lock in daemon.manager.table if resource_of(resource) in lock.names()]
-            if any(lock.held is None for lock in locks) and daemon.desk_of(resource).vm is not None:
+            disk = base(resource)
+            locks = [lock for lock in daemon.manager.table if disk in map(disk_of, lock.names())]
+            if any(lock.held is None for lock in locks) and daemon.desk_of(disk).vm is not None:
                 return True
         return False
 
@@ -164,7 +165,7 @@ class RestoredAreas:
                     *(
                         self._served_since[t.machine]
                         for t in self._cluster.checkers.terms.running
-                        if resource in t.vms
+                        if base(resource) in t.vms
                     ),
                 ]
             )

@@ -30,6 +30,7 @@ from holdfast_sim.cluster.protocol_daemon import Space
 from holdfast_sim.event_loop import Process
 from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.ports import MachineState, managed_ports
+from holdfast_sim.storage.disk_names import DiskNames
 from holdfast_sim.storage.files import SimulatedStorage, Volume
 
 OFTEN_S = (0.0, 0.0, 0.0, 8.0)
@@ -62,7 +63,12 @@ class SecondDaemon:
     """One run of the second daemon."""
 
     def __init__(
-        self, machine: Machine, state: MachineState, config: Config, volumes: Mapping[str, Volume]
+        self,
+        machine: Machine,
+        state: MachineState,
+        config: Config,
+        volumes: Mapping[str, Volume],
+        names: DiskNames,
     ) -> None:
         self.machine = machine
         self.process = Process(machine.world, machine.name)
@@ -75,6 +81,7 @@ class SecondDaemon:
             domains=NoDomains(),
             busy=lambda: False,
             fed=lambda driver: driver,
+            names=names,
         )
         before = Start(config=config).before(ports.identity.boot)
         self.parts = build(config, ports, state.inherited(), before, self._observe)
@@ -166,6 +173,8 @@ class SecondDaemons:
             timing=Timing(scenario.io_timeouts_s[number - 1], scenario.fire_timeout_s),
             watchdog="none",
             on_lockfailure=LockFailureAction.PAUSE,
+            names=self._cluster.names,
+            by_identity=self._cluster.is_updated(number),
         )
         run_dir, state_dir = DIRECTORIES
         return msgspec.structs.replace(config, run_dir=run_dir, state_dir=state_dir)
@@ -218,7 +227,9 @@ class SecondDaemons:
         place.state.booted()
         self._world.tell(machine.name, "a second daemon starts")
         place.ends_badly = False
-        place.daemon = SecondDaemon(machine, place.state, place.config, self._cluster.volumes)
+        place.daemon = SecondDaemon(
+            machine, place.state, place.config, self._cluster.volumes, self._cluster.names
+        )
         return True
 
     def _end(self, place: _Place, daemon: SecondDaemon, is_killed: bool) -> None:

@@ -61,16 +61,16 @@ class VirtualMachine:
     held: bool = False
     pid: int = 0
     resource: str = ""
+    disk: str = ""
+    """The path by which its definition names the disk."""
+    beside: str = ""
+    """The checkers' name of the lease that it has beside the disk's own; empty for none."""
     migrating: bool = False
     """libvirt migrates it, and starts no other job with it meanwhile."""
 
     @property
     def uuid(self) -> str:
         return f"uuid-{self.pid}"
-
-    @property
-    def disk(self) -> str:
-        return f"/disks/{self.resource}"
 
     @property
     def writes(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from holdfast.config import Config
 from holdfast.daemon.build import SystemPorts
 from holdfast.daemon.lockspaces import LeaseHostPorts
-from holdfast.model import ProcessId
+from holdfast.model import DIRECT_LOCKSPACE, ProcessId, Resource
 from holdfast.protocol.timing import NAME_TOKEN_DIGITS
 from holdfast.protocol.types import IoFailed
 from holdfast.supervision.host_identity import HostIdentity
@@ -45,6 +45,7 @@ from holdfast_sim.host.lockspace_locks import TableLocks
 from holdfast_sim.host.machine import DAEMON, STORE, Machine, MachineClock
 from holdfast_sim.host.status_files import StatusFiles, StatusPort
 from holdfast_sim.host.wdmd import SimulatedWdmd
+from holdfast_sim.storage.disk_names import DiskNames, Naming, disk_of, resource_of, strong_of
 from holdfast_sim.storage.files import SimulatedStorage
 from holdfast_sim.world import ProcessGone, Violation
 
@@ -209,14 +210,6 @@ MARK = -1
 """The descriptor of an empty file, of which only the name matters."""
 
 
-class Identities:
-    def look(self, path: str) -> DiskIdentity:
-        return DiskIdentity()
-
-    def strong(self, path: str) -> str:
-        return ""
-
-
 class Threads:
     """`LeaseThreads`: each thread is a task with a disk and a clock of its own."""
 
@@ -279,10 +272,26 @@ class NoGate:
 
 
 class DiskFiles(LockspaceFiles):
-    """Every disk exists, each as a different file."""
+    """Every disk exists, each as a different file, under all its paths."""
 
     def key(self, path: str) -> FileKey | None:
-        return FileKey(1, zlib.crc32(path.encode()))
+        disk = disk_of(Resource(DIRECT_LOCKSPACE, path))
+        return FileKey(1, zlib.crc32((resource_of(disk).name if disk else path).encode()))
+
+
+class Identities:
+    """`DiskIdentities`: every disk has a name that is the same on all hosts. Where each has one path, that is all that is
+    known of it.
+    """
+
+    def __init__(self, names: DiskNames) -> None:
+        self._names = names
+
+    def look(self, path: str) -> DiskIdentity:
+        return DiskIdentity(None if self._names.naming is Naming.ONE else DiskFiles().key(path))
+
+    def strong(self, path: str) -> str:
+        return strong_of(path)
 
 
 class OpenDisks:
@@ -348,6 +357,7 @@ def managed_ports(
     domains: DomainControl,
     busy: Callable[[], bool],
     fed: Callable[[Watchdog], Watchdog],
+    names: DiskNames,
 ) -> SystemPorts:
     """The ports of one run of the daemon. `busy`: a request of a client is under way. `fed` wraps the shipping watchdog
     driver for the checkers.
@@ -426,7 +436,7 @@ def managed_ports(
             ],
             space_locks=TableLocks(machine.host_table, process, machine.lingers),
             directories=state.directories,
-            identities=Identities(),
+            identities=Identities(names),
             rng=random,
             token=lambda: f"{random.getrandbits(4 * NAME_TOKEN_DIGITS):0{NAME_TOKEN_DIGITS}x}",
             generation_min=state.generation_min,

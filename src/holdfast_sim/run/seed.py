@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from holdfast.manager.unknown_locks import SETTLE_S_MAX
+from holdfast.model import IDENTITY_LOCKSPACE, Resource
 from holdfast.protocol.paxos_release import Mode
 from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S
 from holdfast.system import eager_tasks
@@ -37,6 +38,7 @@ from holdfast_sim.drive.state_damage import NO_PLAGUES, Plagues, StateDamage
 from holdfast_sim.drive.workload import Workload, spawn
 from holdfast_sim.host.unread_log import UnreadLog
 from holdfast_sim.storage.disk import FaultProfile
+from holdfast_sim.storage.disk_names import Naming, disk_of, strong_of
 from holdfast_sim.storage.prepared import FEW_HOSTS, many_hosts
 from holdfast_sim.world import ProcessGone, Violation, World
 
@@ -47,6 +49,10 @@ FOREIGN = 0.25
 """The share of seeds in which the other hosts may take one host for a host of sanlock's."""
 MIGRATED_S_MAX = 20.0
 """Seconds: a migration without faults takes a few, and a target may wait for ten."""
+NAMINGS = {Naming.ONE: 0.6, Naming.ALIASES: 0.25, Naming.LATE: 0.15}
+"""The shares of seeds of the whole daemon, by the names of disks."""
+GUARDED_S_MAX = 120.0
+"""Seconds until every virtual machine that runs has the lease of what its disk is: attempts come every 30."""
 BOOT_MAX_S = 40.0
 """Seconds from a reset until a daemon runs."""
 
@@ -84,6 +90,7 @@ def play(
     foreign_names: bool | None = None,
     made: Format | None = None,
     restored_every_s: float | None = None,
+    naming: Naming | None = None,
 ) -> Verdict:
     """Play one seed. Deterministic but for `real_s`; arguments that are None are drawn from the seed.
     `lease_hosts`: how many hosts leases are formatted for. `plagues`: rates of damage to daemons' state.
@@ -92,7 +99,7 @@ def play(
     migrations; 0: never. `foreign_names`: whether a host has a name that Holdfast would never give, where the
     stand-in of the daemon runs. `made`: the format of lockspaces, where the whole daemon runs.
     `restored_every_s`: mean seconds between restores of a lockspace or lease from an older copy, where the whole daemon
-    runs and leases expire by time; 0: never.
+    runs and leases expire by time; 0: never. `naming`: how hosts name disks, where the whole daemon runs.
     """
     begun = time.perf_counter()
     world = World(seed)
@@ -106,7 +113,7 @@ def play(
     format_chance = Random(f"formats {seed}")
     drawn_format = Format.drawn(format_chance)
     made = Format.PLAIN if scenario.kind is not Kind.MANAGED else (made or drawn_format)
-    scenario = replace(scenario, foreign=foreign, made=made.value)
+    scenario = _named(seed, replace(scenario, foreign=foreign, made=made.value), naming)
     damage_chance = Random(f"damage {seed}")
     if (plagues, seconds_every_s, migrations_every_s) != (None, None, None):
         restored_every_s = restored_every_s or 0.0  # the caller wants what is not played beside it
@@ -160,6 +167,17 @@ def play(
         virtual_s=world.now,
         real_s=time.perf_counter() - begun,
     )
+
+
+def _named(seed: int, scenario: Scenario, wanted: Naming | None) -> Scenario:
+    """The scenario with its names of disks, and the moment of each host's update, from a generator of their own."""
+    rng = Random(f"names of disks {seed}")
+    (drawn,) = rng.choices(*zip(*NAMINGS.items(), strict=True))
+    if scenario.kind is not Kind.MANAGED:
+        return scenario
+    times_s = tuple(rng.uniform(0.3, 0.95) * scenario.duration_s for _ in range(scenario.hosts))
+    naming = drawn if wanted is None else wanted
+    return replace(scenario, naming=naming, updates_at_s=times_s if naming is Naming.LATE else ())
 
 
 def _plagues(rng: Random, kind: Kind, made: Format, wanted: Plagues | None) -> Plagues:
@@ -248,6 +266,10 @@ class _Play:
         # Requests that are already delayed end in their time, and their host may lose its lease by them.
         self.world.run(self.world.now + self.cluster.scenario.manners.late_max_s + self.dead_s)
         self._everybody_comes_back()
+        if self.cluster.scenario.naming is Naming.LATE:
+            self._within(
+                GUARDED_S_MAX, self._all_have_identities, "every running guest has its disk's identity"
+            )
         self._nobody_holds_on()
         for space in self.cluster.spaces:
             for resource in space.resources:
@@ -282,6 +304,24 @@ class _Play:
                 return False
         return True
 
+    def _all_have_identities(self) -> bool:
+        """Of all virtual machines that run with the lease of their path: or the daemon names what is in the way."""
+        for daemon in self._daemons():
+            assert isinstance(daemon, ManagedDaemon)
+            refused = " ".join(daemon.parts.identities.problems())
+            for desk in daemon.desks:
+                vm = desk.lease
+                owner = daemon.manager.owners.with_pid(vm.pid) if vm is not None else None
+                if vm is None or desk.busy or owner is None or vm.disk in refused:
+                    continue
+                names = [n for lock in daemon.manager.table for n in lock.claims.get(owner.id, ())]
+                if (
+                    Resource("", vm.disk) in names
+                    and Resource(IDENTITY_LOCKSPACE, strong_of(vm.disk)) not in names
+                ):
+                    return False
+        return True
+
     def _nobody_holds_on(self) -> None:
         def idle() -> bool:
             desks = [desk for daemon in self._daemons() for desk in daemon.desks]
@@ -303,7 +343,7 @@ class _Play:
         for daemon in self._daemons():
             assert isinstance(daemon, ManagedDaemon)
             for lock in daemon.manager.unknown.locks:
-                if not any(name.name.startswith("/") for name in lock.names()):
+                if not any(disk_of(name) for name in lock.names()):
                     daemon.process.spawn(settle(daemon, str(lock.id)))
 
     def _each_in_turn(self, space: str, resource: str) -> None:

@@ -15,8 +15,8 @@ from holdfast.ondisk.rindex import INTERNAL_LEASE_NAME
 from holdfast.protocol.lease_area import GLANCED_AT_TOGETHER_BYTES
 from holdfast_sim.check.leases import Checkers
 from holdfast_sim.cluster.protocol_daemon import Space
-from holdfast_sim.cluster.vm import lease_of
 from holdfast_sim.storage.disk import SharedDisk
+from holdfast_sim.storage.disk_names import DiskNames, lease_of
 from holdfast_sim.storage.files import File, SharedDirectory, Volume
 from holdfast_sim.world import World
 
@@ -27,6 +27,7 @@ SPARE_ENTRIES = 2
 INDEX_AT = 1
 OLDEST = (delta.VERSION, 0)
 """Version and flags of a lockspace."""
+ONE_PATH = DiskNames()
 
 
 def many_hosts(geometry: Geometry) -> int:
@@ -40,9 +41,13 @@ def _lockspace(geometry: Geometry, space: Space, made: tuple[int, int] = OLDEST)
     return first + area[len(first) :]
 
 
-def _resource_of(space: Space) -> Callable[[str], str]:
+def _leases(space: Space, names: DiskNames) -> dict[str, str]:
+    return {lease: of for disk in space.resources for lease, of in names.leases(disk).items()}
+
+
+def _resource_of(space: Space, names: DiskNames) -> Callable[[str], str]:
     """The resource by the name of its lease; other leases belong to no resource."""
-    known = {lease_of(resource): resource for resource in space.resources}
+    known = _leases(space, names)
     return lambda name: known.get(name, "")
 
 
@@ -68,11 +73,12 @@ def directory(
     number: int,
     checkers: Checkers,
     made: tuple[int, int] = OLDEST,
+    names: DiskNames = ONE_PATH,
 ) -> Volume:
     disk = SharedDisk(world, space.name, 0, geometry.sector_bytes, number)
     shared = SharedDirectory(disk, geometry.align_bytes)
     shared.link(space.name, shared.make(_lockspace(geometry, space, made)), "")
-    resource_of = _resource_of(space)
+    resource_of = _resource_of(space, names)
 
     def linked(name: str, file: File, who: str) -> None:
         if resource_of(name):
@@ -94,8 +100,9 @@ def device(
     number: int,
     checkers: Checkers,
     made: tuple[int, int] = OLDEST,
+    names: DiskNames = ONE_PATH,
 ) -> Volume:
-    entries = len(space.resources) + SPARE_ENTRIES
+    entries = len(_leases(space, names)) + SPARE_ENTRIES
     size = geometry.align_bytes
     disk = SharedDisk(world, space.name, size * (INDEX_AT + 2 + entries), geometry.sector_bytes, number)
     header = areas.rindex_header(geometry, space.name, INDEX_AT * size, entries)
@@ -103,17 +110,23 @@ def device(
     image = _lockspace(geometry, space, made) + areas.rindex_area(header) + areas.lease_area(internal)
     disk.content[: len(image)] = image
     disk.leader_offsets = frozenset((INDEX_AT + 1 + n) * size for n in range(entries + 1))
-    checkers.watch_index(disk, _resource_of(space))
+    checkers.watch_index(disk, _resource_of(space, names))
     return Volume(f"/dev/{space.name}", disk, None, f"/dev/{space.name}", hosts)
 
 
 def below_mount_point(
-    world: World, geometry: Geometry, space: Space, hosts: int, host: str, number: int
+    world: World,
+    geometry: Geometry,
+    space: Space,
+    hosts: int,
+    host: str,
+    number: int,
+    names: DiskNames = ONE_PATH,
 ) -> SharedDirectory:
     """A local directory with leases that protect nothing: they were created before the shared one was mounted over it."""
     disk = SharedDisk(world, f"{host}-below-{space.name}", 0, geometry.sector_bytes, number)
     local = SharedDirectory(disk, geometry.align_bytes)
-    for resource in space.resources:
-        leader = areas.fresh_leader(geometry, space.name, lease_of(resource), hosts)
-        local.link(lease_of(resource), local.make(areas.lease_area(leader)), host)
+    for lease in _leases(space, names):
+        leader = areas.fresh_leader(geometry, space.name, lease, hosts)
+        local.link(lease, local.make(areas.lease_area(leader)), host)
     return local
