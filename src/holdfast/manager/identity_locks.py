@@ -12,9 +12,8 @@ The identity's lock is in the table and the journal like any other, under `IDENT
 disk without such an identity has the lease of its path only, and so has one without identity = "auto" in its rule.
 
 A virtual machine that runs with the lease of its path only (started by an older version, or while its identity could not be
-read) gets the second one in the background. If another host has it, the machine is not touched: `problems` names both. An
-identity that no path of its owner leads to any more is released there, too: a release came before a restarted daemon knew
-which identity belongs to the path.
+read) gets the second one in the background. If another host has it, the machine is not touched: `problems` names both. There
+an identity is released, too, whose path was released before a restarted daemon knew that they belong together.
 """
 
 from __future__ import annotations
@@ -57,6 +56,8 @@ class IdentityLocks:
         )
         self._of_paths: dict[int, dict[Resource, Resource]] = {}
         """By owner and path: the identity of each claim of this owner, as far as it was read since the start."""
+        self._parted: set[tuple[int, Resource]] = set()
+        """By owner and path: released paths, the identity of which was not known then."""
         self._under_way: set[tuple[int, Resource]] = set()
         """By owner and identity: acquires that have not got as far as the path."""
         self._refused: dict[tuple[int, Resource], str] = {}
@@ -144,8 +145,9 @@ class IdentityLocks:
         identity = identity_in(found, owner.id) if found is not None else None
         if found is not None and identity is not None:
             return found, identity
-        if self._begun and not owner.gone and self._has_any(owner.id):
-            self._attempts.begin()  # the lock was found without the keys of its disk
+        if not owner.gone and any(identity_in(other, owner.id) for other in table.of_owner(owner.id)):
+            self._parted.add((owner.id, path))  # the lock was found without the keys of its disk
+            self._attempts.begin()
         return None
 
     # --- machines that run already ---
@@ -157,16 +159,8 @@ class IdentityLocks:
 
     def joined(self) -> None:
         """A lockspace was joined, or locks became known: try for those that have no lease of their identity."""
-        if not self._begun:
-            return
-        is_wanted = self._is_wanted and any(True for _ in self._paths())
-        if is_wanted or any(
-            self._has_any(owner_id) for lock in self._manager.table for owner_id in lock.claims
-        ):
+        if self._begun and self._is_wanted and any(True for _ in self._paths()):
             self._attempts.begin()
-
-    def _has_any(self, owner_id: int) -> bool:
-        return any(identity_in(lock, owner_id) is not None for lock in self._manager.table.of_owner(owner_id))
 
     def problems(self) -> list[str]:
         """Messages for operators: each running machine whose disk another path may lead to, and why."""
@@ -199,30 +193,32 @@ class IdentityLocks:
             del self._of_paths[gone]
         for owner, resource, mode in list(self._paths()):
             done = await self._has_one(owner, resource, mode) and done
-        for lock in list(self._manager.table):
-            for owner_id in list(lock.claims):
-                await self._release_left_over(owner_id, lock)
+        for owner_id, path in list(self._parted):
+            done = await self._identity_goes_with(owner_id, path) and done
         return done
 
-    async def _release_left_over(self, owner_id: int, lock: HostLock) -> None:
-        """Release an identity that none of its owner's paths leads to; in doubt it stays until the owner ends."""
-        manager = self._manager
-        owner, identity = manager.owners.get(owner_id), identity_in(lock, owner_id)
-        if owner is None or owner.gone or owner.unknown is not None or identity is None:
-            return
-        names = [name for other in manager.table.of_owner(owner_id) for name in other.claims[owner_id]]
-        paths = [name for name in names if name.lockspace != IDENTITY_LOCKSPACE]
-        known = self._of_paths.get(owner_id, {})
-        for path in [path for path in paths if path not in known]:
-            found = await self._of(path)
-            if found is not None and manager.claimed(owner, path) is not None:
-                self._of_paths.setdefault(owner_id, {})[path] = found
-        known = self._of_paths.get(owner_id, {})
-        is_needed = identity in known.values() or any(path not in known for path in paths)
-        if is_needed or owner.gone or (owner_id, identity) in self._under_way:
-            return
-        log.info("%s has released the paths of %s: it is released too", owner, identity.name)
-        await manager.release_one(owner, lock, identity)
+    async def _identity_goes_with(self, owner_id: int, path: Resource) -> bool:
+        """Whether nothing is left to do for a path whose RELEASE came before its identity was known. In doubt the identity
+        stays held until the owner ends: only a release that was seen frees anything.
+        """
+        manager, owner = self._manager, self._manager.owners.get(owner_id)
+        if owner is not None and not owner.gone and manager.unknown.locks:
+            return False  # another path of this owner may still be found
+        identity, paths = await self._of(path), self._paths_of(owner_id)
+        others = [await self._of(other) for other in paths]
+        if paths != self._paths_of(owner_id):
+            return False
+        self._parted.discard((owner_id, path))
+        lock = manager.table.named(identity) if identity is not None else None
+        is_needed = identity in others or None in others or (owner_id, identity) in self._under_way
+        if owner is not None and lock is not None and identity is not None and not is_needed:
+            await manager.release_one(owner, lock, identity)
+        return True
+
+    def _paths_of(self, owner_id: int) -> list[Resource]:
+        """Every claim of an owner but those of identities."""
+        names = [name for lock in self._manager.table.of_owner(owner_id) for name in lock.claims[owner_id]]
+        return [name for name in names if name.lockspace != IDENTITY_LOCKSPACE]
 
     async def _has_one(self, owner: Owner, resource: Resource, mode: Mode) -> bool:
         """Whether nothing is left to do for this claim."""
