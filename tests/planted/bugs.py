@@ -720,6 +720,22 @@ BUGS = (
         "::test_lock_that_is_attributed_only_when_its_vm_asks_again_is_guarded_from_then_on",
     ),
     _in(
+        "manager.lock_manager",
+        "adopted-under-another-name",
+        "the unknown lock of a path is adopted under the name of another path, or of what the disk is",
+        "is_of_disk_only=not its_own):",
+        "is_of_disk_only=False):",
+        "unit/manager/test_unknown_locks.py::test_unknown_lock_of_another_path_to_the_disk_keeps_its_name",
+    ),
+    _in(
+        "manager.identity_locks",
+        "unread-identity-stays",
+        "the identity of a path that is released before its identity is known stays held",
+        "            self._parted.add((owner.id, path))  # the lock was found without the keys of its disk\n",
+        "",
+        "daemon/test_identity.py::test_identity_is_released_with_its_path_after_the_journal_was_lost",
+    ),
+    _in(
         "manager.lost_locks",
         "regained-is-not-guarded",
         "a lock that is held again after the start is not guarded by the lease of a new rule",

@@ -84,6 +84,11 @@ FOUND_WITH_RESTORED_AREAS = (
     103001399,  # an unmounted lease directory was taken for one without leases, after a journal was lost
     101001616,  # leases never expire: those of a host whose id a late claim took are freed by hand (checker)
 )
+FOUND_WITH_ALIASES = (
+    4058,  # a journal without the line of a path, and the next daemon released what its disk is under a running VM
+    4352,  # a stale journal claims for a VM that has stopped what another host has taken since (checker)
+    4546,  # the unknown lock of a path was adopted under the name of what its disk is: a reload gave it up unseen
+)
 
 
 @pytest.mark.parametrize("seed", PINNED)
@@ -112,4 +117,10 @@ def test_a_seed_that_found_a_bug_as_it_is_drawn_today_is_sound(seed: int) -> Non
 @pytest.mark.parametrize("seed", FOUND_WITH_RESTORED_AREAS)
 def test_a_seed_that_found_a_bug_with_restored_areas_is_sound(seed: int) -> None:
     verdict = play(seed, naming=Naming.ONE)
+    assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
+
+
+@pytest.mark.parametrize("seed", FOUND_WITH_ALIASES)
+def test_a_seed_that_found_a_bug_with_two_paths_to_a_disk_is_sound(seed: int) -> None:
+    verdict = play(seed, naming=Naming.ALIASES)
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

@@ -556,8 +556,10 @@ class LockManager:
         if len(self.unknown):
             claimed = {lock for i in others for lock in self.table.of_owner(i)}
             for lock in claimed:
-                named = self.table.named(want.resource) is lock or not set(keys).isdisjoint(lock.keys)
-                if named and await self.unknown.adopt(owner, want.resource, lock):
+                its_own = self.table.named(want.resource) is lock or keys[:1] == lock.keys[:1] != ()
+                if not its_own and set(keys).isdisjoint(lock.keys):
+                    continue
+                if await self.unknown.adopt(owner, want.resource, lock, is_of_disk_only=not its_own):
                     return
         raise ResourceBusy(want.resource, [self.descriptions.holder(i, want.resource, keys) for i in others])
 

@@ -261,14 +261,22 @@ class UnknownLocks:
     # --- adopted by the asking owner ---
 
     async def adopt(
-        self, asker: Owner, resource: Resource, lock: HostLock, *, to_release: bool = False
+        self,
+        asker: Owner,
+        resource: Resource,
+        lock: HostLock,
+        *,
+        to_release: bool = False,
+        is_of_disk_only: bool = False,
     ) -> bool:
         """Give a lock's unknown claims to the asking owner if they are proven to be its own; end those that are proven to be
         over. Whether any were.
 
         The asker's own claims stay held throughout. Claims that are over are released: a daemon may have won the lease and
         been killed before it checked whether other hosts share it, so the asker has to acquire it. With a claim of a known
-        owner on it, nothing changes. Raises `Refused` for a lease that other hosts may share, unless it is only released.
+        owner on it, nothing changes. `is_of_disk_only`: the lock is on the same disk, but it is not the one that the
+        resource would get (another path's, or that of what the disk is), so its claims keep their names. Raises `Refused`
+        for a lease that other hosts may share, unless it is only released.
         """
         claimants = [
             owner for i in lock.claims if i != asker.id and (owner := self._owners.get(i)) is not None
@@ -297,7 +305,10 @@ class UnknownLocks:
                 self._settled(owner, f"{asker} asks for it, and no process of this host has its disk open")
                 continue
             try:
-                self._book.adopted(lock, owner, asker, resource)
+                if is_of_disk_only:
+                    self._book.attributed(lock, owner, asker)
+                else:
+                    self._book.adopted(lock, owner, asker, resource)
             except OSError as e:
                 raise Refused(
                     reason=f"the journal can't record whose {resource.name} is: {e.strerror}; free space for it"

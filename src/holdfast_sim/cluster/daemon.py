@@ -290,7 +290,12 @@ class ManagedDaemon:
             self.checkers.is_unsettled(desk.seat.space.name, name)
             for name in self.names.leases(desk.resource).values()
         )
-        if desk.seat.supervisor.state is not LockspaceState.LOST and not was_restored:
+        is_taken = any(
+            desk.resource in term.beliefs
+            for term in self.checkers.terms.running
+            if term.disk == desk.seat.space.name and term.machine is not self.machine
+        )
+        if desk.seat.supervisor.state is not LockspaceState.LOST and not (was_restored or is_taken):
             self.world.fail(
                 "doubt kills nobody",
                 f"{desk.vm and desk.vm.name} {what}, and {desk.seat.space.name} is {desk.seat.supervisor.state.value}",

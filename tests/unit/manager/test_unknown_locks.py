@@ -150,6 +150,35 @@ def test_owner_that_has_the_disk_open_adopts_its_unknown_lock(tmp_path: Path, ho
     run(scene)
 
 
+def test_unknown_lock_of_another_path_to_the_disk_keeps_its_name(tmp_path: Path) -> None:
+    """Each path has a lock file of its own: under one name both would be one lock, and one of them nobody's."""
+
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk("indirect/disk.img")
+        alias = str(Path(disk).with_name("alias.img"))
+        os.symlink(disk, alias)
+        await w.manager.acquire(w.owner(VM, "web1"), want(disk))
+        held = w.manager.table.named(Resource("", disk))
+        assert held is not None
+        w.crash()
+        damage_owner_line(w)
+        os.truncate(held.path, 0)  # its note would say whose it is
+        have_open(w, disk, VM)
+        w = await restarted(w, tmp_path)
+        assert len(w.manager.unknown) == 1
+        owner = w.owner(VM, "web1")
+        await w.manager.acquire(owner, want(alias))
+        assert len(w.manager.unknown) == 0
+        for path in (disk, alias):
+            lock = w.manager.table.named(Resource("", path))
+            assert lock is not None
+            assert list(lock.claims) == [owner.id]
+            assert list(lock.names()) == [Resource("", path)]
+
+    run(scene)
+
+
 class _PerhapsShared:
     """A held lock beside which other hosts may share the disk."""
 
