@@ -18,6 +18,7 @@ an identity is released, too, whose path was released before a restarted daemon 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shlex
 from collections.abc import Iterator
@@ -102,7 +103,7 @@ class IdentityLocks:
             raise
         try:
             return await manager.acquire_one(owner, want)
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             await self._as_before(owner, second, before)
             raise
 
