@@ -38,7 +38,6 @@ ALL = (
     "attach",
     "new",
 )
-NEVER_FAIL = tuple(each for each in ALL if each != "prepare")
 
 
 def xml(name: str, vm: uuid.UUID, *disks: Path | str, flag: str = "") -> bytes:
@@ -50,10 +49,21 @@ def xml(name: str, vm: uuid.UUID, *disks: Path | str, flag: str = "") -> bytes:
 
 
 def call(
-    daemon: Holdfastd, operation: str, text: bytes, *, name: str = "web1", between: bool = False
+    daemon: Holdfastd,
+    operation: str,
+    text: bytes,
+    *,
+    name: str = "web1",
+    between: bool = False,
+    qemu_conf: str | None = 'lock_manager = "lockd"\n',
 ) -> subprocess.CompletedProcess[bytes]:
-    """libvirt's call. `between`: by a libvirtd that has ended when this returns."""
-    command = [HOOK, "--socket", daemon.control, name, operation, "begin", "-"]
+    """libvirt's call. `between`: by a libvirtd that has ended when this returns. `qemu_conf`: libvirt's, if it has one."""
+    conf = Path(daemon.control).with_name("qemu.conf")
+    conf.parent.mkdir(exist_ok=True)
+    conf.unlink(missing_ok=True)
+    if qemu_conf is not None:
+        conf.write_text(qemu_conf)
+    command = [HOOK, "--socket", daemon.control, "--qemu-conf", str(conf), name, operation, "begin", "-"]
     if between:
         command = ["sh", "-c", '"$@"; exit $?', "libvirtd", *command]
     return subprocess.run(command, input=text, capture_output=True, timeout=100, check=False)
@@ -169,6 +179,31 @@ def test_arriving_guest_takes_nothing(daemon: Holdfastd, disk: Path) -> None:
     assert not locked(disk)
 
 
+@pytest.mark.parametrize(
+    ("qemu_conf", "has"),
+    [
+        ("# nothing\n", "has no lock_manager"),
+        ('lock_manager = "nop"\n', "has lock_manager = 'nop', line 1"),
+        ('user = "root"\nlock_manager = "sanlock"\n', "has lock_manager = 'sanlock', line 2"),
+        ('user = root\nlock_manager = "lockd"\n', "line 1: expected"),
+        (None, "can't be read: it is not there"),
+    ],
+)
+def test_guest_does_not_arrive_where_libvirt_asks_nobody_for_locks(
+    daemon: Holdfastd, place: Path, disk: Path, qemu_conf: str | None, has: str
+) -> None:
+    done = call(daemon, "migrate", xml("web1", WEB, disk), qemu_conf=qemu_conf)
+    assert (done.returncode, done.stdout) == (1, b""), done.stderr
+    (line,) = done.stderr.decode().splitlines()
+    assert "web1 would run on this host without a lock on its 1 writable disks" in line
+    assert has in line
+    assert line.endswith("""write lock_manager = "lockd" into that file, then: systemctl restart libvirtd""")
+    assert call(daemon, "prepare", xml("web1", WEB, disk), qemu_conf=qemu_conf).returncode == 0
+    assert locked(disk), "it is a start: no guest arrives"
+    for without in (xml("web2", OTHER), xml("web2", OTHER, disk, flag="<readonly/>")):
+        assert call(daemon, "migrate", without, name="web2", qemu_conf=qemu_conf).returncode == 0
+
+
 def test_without_a_daemon_a_start_fails_with_the_fix(make_daemon: Factory, disk: Path) -> None:
     daemon = make_daemon()
     done = call(daemon, "prepare", xml("web1", WEB, disk))
@@ -180,12 +215,14 @@ def test_without_a_daemon_a_start_fails_with_the_fix(make_daemon: Factory, disk:
 
 
 def test_daemon_that_does_not_answer_fails_a_start_in_time(
-    daemon: Holdfastd, disk: Path, monkeypatch: pytest.MonkeyPatch
+    daemon: Holdfastd, place: Path, disk: Path
 ) -> None:
+    conf = place / "qemu.conf"
+    conf.write_text('lock_manager = "lockd"\n')
     daemon.send_signal(signal.SIGSTOP)
     limited = (
         f"import sys; from holdfast.hooks import qemu; qemu.LIMIT_S = 0.5; sys.argv[1:] = ['--socket', "
-        f"{daemon.control!r}, 'web1', sys.argv[1], 'begin', '-']; qemu.main()"
+        f"{daemon.control!r}, '--qemu-conf', {str(conf)!r}, 'web1', sys.argv[1], 'begin', '-']; qemu.main()"
     )
     for operation, code in (("prepare", 1), ("release", 0), ("migrate", 0)):
         done = subprocess.run(
@@ -203,7 +240,9 @@ def test_daemon_that_does_not_answer_fails_a_start_in_time(
 
 @pytest.mark.parametrize("operation", ALL)
 @pytest.mark.parametrize("stdin", ["garbage", "nothing", "closed", "long"])
-def test_only_prepare_can_fail(make_daemon: Factory, operation: str, stdin: str) -> None:
+def test_no_other_operation_than_prepare_fails_in_doubt(
+    make_daemon: Factory, operation: str, stdin: str
+) -> None:
     daemon = make_daemon()
     text = {"garbage": b"<domain", "long": b" " * (hook.XML_BYTES_MAX + 1)}.get(stdin, b"")
     words = ["web1", operation, "begin", "-"]
@@ -230,25 +269,14 @@ def test_full_disk_and_closed_streams_change_no_exit_code(
 ) -> None:
     daemon = make_daemon()
     for operation in ALL:
+        words = ["--socket", daemon.control, "--qemu-conf", "/nonexistent", "web1", operation, "begin", "-"]
         done = subprocess.run(
-            [
-                "sh",
-                "-c",
-                f'exec "$@" {streams}',
-                "sh",
-                HOOK,
-                "--socket",
-                daemon.control,
-                "web1",
-                operation,
-                "begin",
-                "-",
-            ],
+            ["sh", "-c", f'exec "$@" {streams}', "sh", HOOK, *words],
             input=xml("web1", WEB, disk),
             timeout=100,
             check=False,
         )
-        assert done.returncode == (1 if operation == "prepare" else 0), operation
+        assert done.returncode == (1 if operation in ("prepare", "migrate") else 0), operation
 
 
 def test_socket_that_is_asked_without_options_is_the_default_one() -> None:

@@ -3,6 +3,7 @@
 Here QEMU has its own image locks, as it is delivered: without the hook its error comes first, and names nobody.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from tests.e2e.conftest import clean
 from tests.e2e.lab.daemons import Kind
 from tests.e2e.lab.domains import Disk
+from tests.e2e.lab.hosts import Host
 from tests.e2e.lab.lab import Lab, LabFactory
 
 pytestmark = pytest.mark.holdfast_only("virtlockd has no hook")
@@ -173,6 +175,42 @@ def test_start_without_the_daemon_fails_with_the_fix(hooked_lab: Lab) -> None:
     assert "holdfastd does not answer" in error, error
     assert "systemctl start holdfastd.socket" in error, error
     vm.start()
+
+
+@pytest.mark.parametrize("hooked_lab", ["leases"], indirect=True)
+def test_guest_does_not_migrate_without_a_lock_manager(hooked_lab: Lab) -> None:
+    """The target's hook says so at once. A source without one releases nothing, so the target gets no lock."""
+    lab = hooked_lab
+    disk = lab.storage.image("web")
+    for without in (lab.beta, lab.alpha):
+        with no_lock_manager(lab, without):
+            vm = lab.vm(lab.alpha, "web1", disk, qemu_locks_its_images=True)
+            vm.virsh("start")
+            error = vm.migrate_refused(lab.beta)
+            if without is lab.beta:
+                assert "web1 would run on this host without a lock on its 1 writable disks" in error, error
+                assert "/etc/libvirt/qemu.conf has no lock_manager" in error, error
+            else:
+                assert f"VM web1 (uuid {vm.domain.uuid}) on host alpha" in error, error
+            vm.assert_writes()
+            assert lab.beta.virsh("list", "--name") == ""
+            other = lab.vm(lab.beta, "web2", disk, qemu_locks_its_images=True)
+            assert_told_by_the_hook(other.refused("start"), "VM web1")
+            vm.destroy()
+            lab.wait_free(disk)
+            vm.virsh("undefine")
+
+
+@contextlib.contextmanager
+def no_lock_manager(lab: Lab, host: Host) -> Iterator[None]:
+    """libvirt on this host asks nobody for locks."""
+    conf = host.path("/etc/libvirt/qemu.conf")
+    text = conf.read_text()
+    conf.write_text(text.replace('lock_manager = "lockd"\n', ""))
+    restart_libvirtd(lab, host.name)
+    yield
+    conf.write_text(text)
+    restart_libvirtd(lab, host.name)
 
 
 def test_libvirtd_that_is_killed_keeps_and_frees_the_locks_of_its_vms(hooked_lab: Lab) -> None:

@@ -2,10 +2,14 @@
 
 libvirt calls it as `GUESTNAME OPERATION SUBOP EXTRA` with the domain's XML on stdin, and waits (libvirt-hooks-lvm.md 1.1):
 
-    migrate     a guest is about to arrive: the next `prepare` takes nothing             never fails
+    migrate     a guest is about to arrive: the next `prepare` takes nothing             fails if it would run without a lock
     prepare     its disks are held for it, or the start fails with the holder's name     fails in doubt
     release     nothing of it runs: what was prepared and not used is released           never fails
     others      nothing                                                                  never fail
+
+libvirt calls `migrate` on the target alone, before anything of the guest is there. If this host's libvirt asks nobody for
+locks (`lock_manager`), the guest would run here with no lock on its disks, while its source has released them: what the hook
+holds for a start is not held for an arriving guest. So that migration is refused, and the guest runs on at its source.
 
 A failure of `reconnect` or `started` would have libvirt kill a QEMU that runs, and one of `stopped` and `release` is ignored
 by libvirt. Nothing is written to stdout: in `migrate` and `restore` libvirt takes that for the new XML. The reason of a
@@ -32,14 +36,21 @@ XML_BYTES_MAX = 4 << 20
 """As for libvirt's status files: a domain with a thousand disks stays below."""
 CONTROL_SOCKET = "/run/holdfast/io.holdfast.Control"
 """Of a configuration without `run_dir` and `control.socket`; the script names another one by --socket."""
+QEMU_CONF = "/etc/libvirt/qemu.conf"
+"""libvirt's, as nearly all builds have it; the script names another one by --qemu-conf."""
 ASKED = ("migrate", "prepare", "release")
 MUST_HOLD = "prepare"
 """The operation that fails if holdfastd does not grant the disks."""
+ARRIVES = "migrate"
 OK, FAILED = 0, 1
 
 
 class HookFailed(Exception):
     """Why a VM must not be started, in one sentence with the fix."""
+
+
+class MigrationRefused(HookFailed):
+    """Why a guest must not arrive, in the same way."""
 
 
 def main() -> None:
@@ -51,20 +62,25 @@ def run(arguments: Sequence[str]) -> int:
     """The exit code of one call; the reason of a failure is on stderr."""
     operation = ""
     try:
-        socket = CONTROL_SOCKET
-        if arguments[:1] == ["--socket"]:
-            socket, arguments = arguments[1], arguments[2:]
+        places = {"--socket": CONTROL_SOCKET, "--qemu-conf": QEMU_CONF}
+        while arguments[0] in places:
+            places[arguments[0]], arguments = arguments[1], arguments[2:]
+        socket = places["--socket"]
         guest, operation = arguments[0], arguments[1]
         if operation in ASKED:
             _limit_time()
         xml = _read_stdin()
         if operation in ASKED:
-            _ask(socket, guest, operation, xml)
+            _ask(socket, places["--qemu-conf"], guest, operation, xml)
+    except MigrationRefused as e:
+        _said(operation, str(e))
+        return FAILED
     except HookFailed as e:
         return _said(operation, str(e))
     except IndexError:
         return _said(
-            operation, "usage: [--socket PATH] GUESTNAME OPERATION SUBOP EXTRA, as libvirt calls its hooks"
+            operation,
+            "usage: [--socket PATH] [--qemu-conf PATH] GUESTNAME OPERATION SUBOP EXTRA, as libvirt calls its hooks",
         )
     except BaseException as e:
         return _said(operation, f"{type(e).__name__}: {e}; this is an error in Holdfast, please report it")
@@ -104,7 +120,7 @@ def _limit_time() -> None:
     signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
 
 
-def _ask(socket: str, guest: str, operation: str, xml: bytes) -> None:
+def _ask(socket: str, qemu_conf: str, guest: str, operation: str, xml: bytes) -> None:
     from holdfast.system.libvirt.domains import parse_domain
     from holdfast.system.libvirt.xml_text import NotUnderstood
 
@@ -117,6 +133,8 @@ def _ask(socket: str, guest: str, operation: str, xml: bytes) -> None:
     except NotUnderstood as e:
         raise HookFailed(f"the XML of {guest} on stdin: {e}; libvirt calls this hook, with the XML") from None
     wanted = [disk for disk in domain.disks if not disk.transient] if operation == MUST_HOLD else []
+    if operation == ARRIVES and domain.disks:
+        _must_ask_for_locks(qemu_conf, guest, domain)
     if operation == MUST_HOLD and not wanted:
         return
     from holdfast.control.api import DiskWish, Starter
@@ -140,6 +158,38 @@ def _ask(socket: str, guest: str, operation: str, xml: bytes) -> None:
         if e.kind.endswith("MethodNotFound"):
             raise HookFailed("holdfastd is older than this hook: systemctl reload holdfastd") from None
         raise HookFailed(str(e)) from None
+
+
+def _must_ask_for_locks(qemu_conf: str, guest: str, domain: Domain) -> None:
+    """Raises `MigrationRefused` unless this host's libvirt asks holdfastd for locks, as far as its configuration says."""
+    from holdfast.cli.libvirt_files import read_conf
+    from holdfast.system.files.regular_file import Unreadable
+
+    conf = read_conf(qemu_conf)
+    if isinstance(conf, Unreadable):
+        has = f"{qemu_conf} can't be read: {conf.reason}"
+    elif conf.text("lock_manager") == "lockd":
+        return
+    elif conf.error:
+        has = f"{qemu_conf}, line {conf.error_line}: {conf.error}"
+    elif (found := conf.get("lock_manager")) is None:
+        has = f"{qemu_conf} has no lock_manager"
+    else:
+        has = f"{qemu_conf} has lock_manager = {found.value!r}, line {found.line}"
+    raise MigrationRefused(
+        f"{guest} would run on this host without a lock on its {len(domain.disks)} writable disks, for its libvirt does not "
+        f'ask holdfastd ({has}): write lock_manager = "lockd" into that file, then: systemctl restart {_libvirtd()}'
+    )
+
+
+def _libvirtd() -> str:
+    """The unit of the libvirt daemon that has called."""
+    try:
+        with open(f"/proc/{os.getppid()}/comm") as file:
+            name = file.read().strip()
+    except OSError:
+        name = ""
+    return "virtqemud" if name == "virtqemud" else "libvirtd"
 
 
 def _unreachable(guest: str, domain: Domain, why: str) -> str:

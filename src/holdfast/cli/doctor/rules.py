@@ -264,7 +264,7 @@ _ALL = (
         "libvirt's hook",
         "The hook is installed, and libvirt asks no holdfastd for locks",
         "A VM's disks are held from its start by the hook alone. A hot-plugged disk has no lock, a suspended VM keeps "
-        "its disks, and a VM that has migrated to this host runs without any lock.",
+        "its disks, and one that arrives by a migration would run without any lock: the hook refuses that migration.",
     ),
     # --- lock directories and mounts ---
     _problem(
