@@ -16,6 +16,8 @@ from tests.e2e.lab.daemons import Kind
 from tests.e2e.lab.domains import Disk
 from tests.e2e.lab.hosts import Host
 from tests.e2e.lab.lab import Lab, LabFactory
+from tests.e2e.lab.polling import until
+from tests.e2e.lab.switchover import HELD, release_unanswered
 
 pytestmark = pytest.mark.holdfast_only("virtlockd has no hook")
 SCRIPT = Path(__file__).parents[2] / "packaging" / "libvirt" / "qemu-hook"
@@ -183,7 +185,7 @@ def test_guest_does_not_migrate_without_a_lock_manager(hooked_lab: Lab) -> None:
     lab = hooked_lab
     disk = lab.storage.image("web")
     for without in (lab.beta, lab.alpha):
-        with no_lock_manager(lab, without):
+        with configured(lab, without, "qemu.conf", 'lock_manager = "lockd"\n', ""):
             vm = lab.vm(lab.alpha, "web1", disk, qemu_locks_its_images=True)
             vm.virsh("start")
             error = vm.migrate_refused(lab.beta)
@@ -202,15 +204,68 @@ def test_guest_does_not_migrate_without_a_lock_manager(hooked_lab: Lab) -> None:
 
 
 @contextlib.contextmanager
-def no_lock_manager(lab: Lab, host: Host) -> Iterator[None]:
-    """libvirt on this host asks nobody for locks."""
-    conf = host.path("/etc/libvirt/qemu.conf")
+def configured(lab: Lab, host: Host, file: str, line: str, instead: str) -> Iterator[None]:
+    """libvirt on this host, with another line in a file of its configuration."""
+    conf = host.path(f"/etc/libvirt/{file}")
     text = conf.read_text()
-    conf.write_text(text.replace('lock_manager = "lockd"\n', ""))
+    assert line in text
+    conf.write_text(text.replace(line, instead))
     restart_libvirtd(lab, host.name)
     yield
     conf.write_text(text)
     restart_libvirtd(lab, host.name)
+
+
+@pytest.fixture
+def unasked_lab(hooked_lab: Lab) -> Iterator[Lab]:
+    """One whose libvirt asks a lock for no disk by itself: only the hook does."""
+    lab = hooked_lab
+    none = "auto_disk_leases = 0\nrequire_lease_for_disks = 0\n"
+    with contextlib.ExitStack() as stack:
+        for host in lab.hosts:
+            stack.enter_context(configured(lab, host, "qemu-lockd.conf", "auto_disk_leases = 1\n", none))
+        yield lab
+        lab.reset()
+
+
+@pytest.mark.parametrize("hooked_lab", ["leases"], indirect=True)
+def test_disk_that_libvirt_never_asks_for_is_held_over_migration_suspend_and_restart(
+    unasked_lab: Lab,
+) -> None:
+    lab = unasked_lab
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    for target, source in ((lab.beta, lab.alpha), (lab.alpha, lab.beta)):
+        vm.migrate(target)
+        vm.assert_writes()
+        assert owners(lab, target) == [("web1", vm.inner_pid)]
+        assert owners(lab, source) == []
+        vm.virsh("suspend")
+        lab.lockd[target].kill()
+        lab.lockd[target].start()
+        assert_told_by_the_hook(lab.vm(source, "web2", disk).refused("start"), "VM web1 (")
+        vm.virsh("resume")
+        vm.assert_writes()
+    assert disk.boots == 1
+    vm.destroy()
+    lab.wait_free(disk)
+    assert owners(lab) == []
+
+
+@pytest.mark.parametrize("hooked_lab", ["leases"], indirect=True)
+def test_failed_migration_leaves_such_a_disk_with_the_guest_that_runs_on(unasked_lab: Lab) -> None:
+    lab = unasked_lab
+    disk = lab.storage.image("web")
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    with release_unanswered(lab, vm, lab.beta) as migration:
+        lab.vm_at(lab.beta, vm).process.kill()
+    assert migration.communicate()[1]
+    vm.wait_state("running")
+    vm.assert_writes()
+    assert_told_by_the_hook(lab.vm(lab.beta, "web2", disk).refused("start"), "VM web1 (")
+    assert owners(lab) == [("web1", vm.inner_pid)]
+    assert owners(lab, lab.beta) == []
+    until(lambda: HELD not in lab.lockd[lab.alpha].holdfast("list"), "the lock to be like any other")
 
 
 def test_libvirtd_that_is_killed_keeps_and_frees_the_locks_of_its_vms(hooked_lab: Lab) -> None:
@@ -225,7 +280,7 @@ def test_libvirtd_that_is_killed_keeps_and_frees_the_locks_of_its_vms(hooked_lab
     lab.wait_free(disk)
 
 
-def owners(lab: Lab) -> list[tuple[str, int]]:
-    """The VMs that hold a lock on alpha, with their pids."""
-    listed = json.loads(lab.lockd[lab.alpha].holdfast("list", "--json"))
+def owners(lab: Lab, host: Host | None = None) -> list[tuple[str, int]]:
+    """The VMs that hold a lock on a host, which is alpha unless it is named, with their pids."""
+    listed = json.loads(lab.lockd[host or lab.alpha].holdfast("list", "--json"))
     return sorted({(str(each["owner"]), int(each["pid"])) for each in listed})

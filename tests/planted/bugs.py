@@ -1040,6 +1040,24 @@ BUGS = (
         "daemon/test_qemu_hook.py::test_only_the_process_that_calls_the_hook_can_be_its_libvirtd",
     ),
     _in(
+        "manager.unasked_disks",
+        "arriving-disk-not-taken",
+        "a guest that arrives runs without a lock on the disks that libvirt never asks for",
+        "return self._acquire(owner, missing) if missing else None",
+        "return None",
+        "unit/manager/test_prepared_locks.py"
+        "::test_disks_that_libvirt_never_asks_for_are_taken_in_finish3_and_held_until_qemu_ends",
+    ),
+    _in(
+        "manager.unasked_disks",
+        "leaving-disk-kept",
+        "a source keeps the disk that libvirt never releases of a guest that has left, so the target does not get it",
+        "                self._manager.departures.go_with(owner, owner.unasked)\n",
+        "                pass\n",
+        "unit/manager/test_prepared_locks.py"
+        "::test_source_holds_what_libvirt_never_releases_until_the_guest_has_left",
+    ),
+    _in(
         "manager.prepared_locks",
         "prepared-lock-stays",
         "a lock that was prepared for a start is not released when its libvirtd has ended",

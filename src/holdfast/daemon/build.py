@@ -41,6 +41,7 @@ from holdfast.manager.lock_search import LockSearch
 from holdfast.manager.moved_disks import MovedDisks
 from holdfast.manager.queries import Inspection
 from holdfast.manager.routing import Route, Routing, Rule
+from holdfast.manager.unasked_disks import UnaskedDisks
 from holdfast.model import LockFailureAction, Protection
 from holdfast.supervision.host_identity import HostIdentity
 from holdfast.system.block_io.request_gate import Gate
@@ -221,6 +222,7 @@ def build(
         uid=ports.uid,
         readiness=ports.readiness,
         keep=ports.store.store if ports.store.stores else None,
+        unasked=UnaskedDisks(manager, ports.status),
     )
     breaker = LeaseBreaker(
         manager,

@@ -317,7 +317,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
             owner = await self._preparation.prepare(name, libvirtd, wants)
         except HoldfastError as error:
             raise refused(error) from None
-        if owner is not None and parent_of(self._peer.pid) != libvirtd:
+        if parent_of(self._peer.pid) != libvirtd:
             # The hook has ended before its answer, so libvirt takes this start for failed.
             self._manager.prepared.abandon(owner)
 

@@ -28,6 +28,7 @@ from holdfast.errors import (
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.manager.lock_manager import LockManager, Outcome
 from holdfast.manager.owners import Owner
+from holdfast.manager.unasked_disks import UnaskedDisks
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.system import eager_tasks
 from holdfast.system.epoll import WRITE, Readiness
@@ -283,7 +284,9 @@ class VirtlockdConnection:
 
 
 class VirtlockdFrontend:
-    """All virtlockd clients. `keep` puts a QEMU's connection into the descriptor store (fd None: removes it)."""
+    """All virtlockd clients. `keep` puts a QEMU's connection into the descriptor store (fd None: removes it). `unasked`
+    follows libvirt for what it never asks for; None: there is no such thing.
+    """
 
     def __init__(
         self,
@@ -292,8 +295,10 @@ class VirtlockdFrontend:
         uid: int,
         readiness: Readiness,
         keep: Callable[[str, int | None], None] | None = None,
+        unasked: UnaskedDisks | None = None,
     ) -> None:
         self._manager = manager
+        self._unasked = unasked
         self._uid = uid
         self.readiness = readiness
         self._keep = keep
@@ -402,8 +407,7 @@ class VirtlockdFrontend:
             raise Restricted()
         owner = connection.owner
         if isinstance(call, wire.Register):
-            self._register(connection, call)
-            return None
+            return self._register(connection, call)
         if owner is None:
             raise NotRegistered()
         if isinstance(call, wire.ResourceCall):
@@ -433,13 +437,19 @@ class VirtlockdFrontend:
             return manager.create_resource(resource)
         return manager.delete_resource(resource)
 
-    def _register(self, connection: VirtlockdConnection, call: wire.Register) -> None:
+    def _register(
+        self, connection: VirtlockdConnection, call: wire.Register
+    ) -> Coroutine[Any, Any, None] | None:
         if call.domain_id == 0:
             raise NotRegistered()
         owner = self._manager.register(call.pid, OwnerName(call.name, _uuid_text(call.uuid), call.domain_id))
         before, connection.owner = connection.owner, owner
         if before is not None:
             self._manager.unregister(before, holder=False, why="its connection registered another owner")
+        # QEMU registers itself before it runs; later ones come from libvirtd, for one operation each.
+        if owner.unasked and self._unasked is not None and owner.pid != connection.peer.pid:
+            return self._unasked.registered(owner)
+        return None
 
     def _keep_connection(self, connection: VirtlockdConnection, owner: Owner) -> None:
         """Store QEMU's own connection in the descriptor store: it is the only kind that outlives its request."""

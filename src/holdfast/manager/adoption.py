@@ -75,6 +75,7 @@ class Recovery:
                 owner.journaled = True
                 self._manager.book.had_locks(owner.process_id)
                 owner.until_closed = saved.until_closed
+                owner.unasked = dict(saved.unasked)
                 owner.family = self._manager.owners.family(saved.family)
                 living[saved.id] = owner
         for lock in state.locks.values():

@@ -16,7 +16,7 @@ another holder by then, `on_refused` acts on the VM.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from holdfast.backends.base import Held
 from holdfast.control.api import MIGRATION_PROBLEM
@@ -129,6 +129,18 @@ class Departures:
         self._claims[owner.id, resource] = lock
         self._watch()
         return True
+
+    def go_with(self, owner: Owner, resources: Iterable[Resource]) -> None:
+        """libvirt stops a guest for its migration: what it never releases is held on like the rest, and never lent."""
+        for resource in resources:
+            lock = self._table.named(resource)
+            if lock is None or resource not in lock.claims.get(owner.id, {}):
+                continue
+            if (owner.id, resource) not in lock.departing:
+                self._book.departs(owner, lock, resource)
+            self._claims[owner.id, resource] = lock
+        if self._claims:
+            self._watch()
 
     def _status_of(self, owner: Owner) -> Domain | None:
         assert self._domains is not None
@@ -270,6 +282,7 @@ class Departures:
         while self._key_locks.is_locked(lock):
             await self._key_locks.wait(lock)
         if (owner.id, resource) in lock.departing and not self._is_closing():
+            self._book.asked(owner, resource)
             await self._give_up(owner, lock, resource)
 
     # --- lent ---

@@ -140,6 +140,25 @@ class PreparedLine(Line, tag="prepared"):
     start: int
 
 
+class UnaskedLine(Line, tag="unasked"):
+    """libvirt's hook wants this held for the owner until its end, unless libvirt itself asks for it (`unasked_disks`). An
+    older daemon holds what is held, and takes nothing more.
+    """
+
+    owner: int
+    lockspace: str
+    name: str
+    mode: int
+
+
+class AskedLine(Line, tag="asked"):
+    """libvirt has asked for what an `UnaskedLine` names, or has released it: from here on it follows libvirt."""
+
+    owner: int
+    lockspace: str
+    name: str
+
+
 class SeriesLine(Line, tag="series"):
     """Which rewriting of the journal this is, counted from 1; its length is kept beside it (`journal_extent`)."""
 
@@ -178,6 +197,8 @@ AnyLine = (
     | IncarnationLine
     | UnknownLine
     | PreparedLine
+    | UnaskedLine
+    | AskedLine
     | SeriesLine
     | RestartLine
     | DoubtLine

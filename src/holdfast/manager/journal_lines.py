@@ -12,7 +12,9 @@ from holdfast.model import Mode, Resource
 
 
 def owner_lines(owner: Owner) -> list[jn.Line]:
-    """An owner's line, then a line if it is unknown or being started, or if it keeps locks for its descendants."""
+    """An owner's line, then lines if it is unknown or being started, if it keeps locks for its descendants, and for what
+    only the hook asks for.
+    """
     process, name = owner.process_id, owner.name
     line = jn.OwnerLine(
         owner.id, process.pid, process.start_ticks, text_of(name.name), name.uuid, name.domain_id
@@ -24,7 +26,16 @@ def owner_lines(owner: Owner) -> list[jn.Line]:
         lines.append(jn.PreparedLine(owner.id, owner.prepared.pid, owner.prepared.start_ticks))
     if owner.unknown is not None:
         lines.append(jn.UnknownLine(owner.id, text_of(owner.unknown.why), owner.unknown.unseen))
+    lines.extend(unasked_line(owner.id, resource, mode) for resource, mode in owner.unasked.items())
     return lines
+
+
+def unasked_line(owner_id: int, resource: Resource, mode: Mode) -> jn.Line:
+    return jn.UnaskedLine(owner_id, text_of(resource.lockspace), text_of(resource.name), int(mode))
+
+
+def asked_line(owner_id: int, resource: Resource) -> jn.Line:
+    return jn.AskedLine(owner_id, text_of(resource.lockspace), text_of(resource.name))
 
 
 def until_closed_line(owner: Owner) -> jn.Line:

@@ -15,6 +15,7 @@ from holdfast.manager.journal_extent import what_is_missing
 from holdfast.manager.journal_kinds import (
     VERSION,
     AnyLine,
+    AskedLine,
     ClaimLine,
     DepartingLine,
     DoubtLine,
@@ -31,6 +32,7 @@ from holdfast.manager.journal_kinds import (
     SeriesLine,
     StartLine,
     SumLine,
+    UnaskedLine,
     UnclaimLine,
     UnknownLine,
     UntilClosedLine,
@@ -51,6 +53,8 @@ class SavedOwner:
     family: str = ""
     prepared: ProcessId | None = None
     """The libvirtd that was about to start it, for a VM without a process."""
+    unasked: dict[Resource, Mode] = field(default_factory=dict)
+    """What only the hook has asked for so far."""
 
 
 @dataclass(slots=True)
@@ -196,7 +200,7 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.owners[owner_id] = SavedOwner(
                 owner_id, ProcessId(pid, start), OwnerName(path_of(name), uuid, domain_id)
             )
-        case UntilClosedLine() | PreparedLine():
+        case UntilClosedLine() | PreparedLine() | UnaskedLine() | AskedLine():
             _apply_to_owner(state.owners[line.owner], line)
         case OwnerGoneLine(owner_id):
             for lock in state.locks.values():
@@ -239,12 +243,18 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             pass  # `replay` has compared it
 
 
-def _apply_to_owner(owner: SavedOwner, line: UntilClosedLine | PreparedLine) -> None:
+def _apply_to_owner(
+    owner: SavedOwner, line: UntilClosedLine | PreparedLine | UnaskedLine | AskedLine
+) -> None:
     match line:
         case UntilClosedLine(_, family):
             owner.until_closed, owner.family = True, path_of(family)
         case PreparedLine(_, pid, start):
             owner.prepared = ProcessId(pid, start)
+        case UnaskedLine(_, lockspace, name, mode):
+            owner.unasked[Resource(path_of(lockspace), path_of(name))] = Mode(mode)
+        case AskedLine(_, lockspace, name):
+            owner.unasked.pop(Resource(path_of(lockspace), path_of(name)), None)
 
 
 def _apply_migration(state: SavedState, line: DepartingLine | LentLine | LentOverLine) -> None:

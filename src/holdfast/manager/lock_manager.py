@@ -324,8 +324,8 @@ class LockManager:
             return True
         return await self.acquire_waiting(owner, want)
 
-    async def acquire_waiting(self, owner: Owner, want: AcquireRequest) -> bool:
-        """As `acquire`, for a request for which `acquire_nowait` returned RETRY."""
+    async def acquire_waiting(self, owner: Owner, want: AcquireRequest, *, by_hook: bool = False) -> bool:
+        """As `acquire`, for a request for which `acquire_nowait` returned RETRY. `by_hook`: libvirt does not ask for it."""
         resource = want.resource
         try:
             want = await self._hashed.meant(owner, want)
@@ -334,7 +334,7 @@ class LockManager:
                 self.lockspaces.check_name(resource)
                 await self.lockspaces.need(resource.lockspace, make=True)
             outcome = await self._arrivals.tries(owner, lambda: self._acquire_all(owner, want))
-            for prepared in self.prepared.asked(owner, resource) if owner.unasked else ():
+            for prepared in self.prepared.asked(owner, resource) if owner.unasked and not by_hook else ():
                 if self.claimed(owner, prepared) is not None:
                     await self.release(owner, prepared)
             return outcome is Outcome.ACQUIRED
@@ -383,6 +383,8 @@ class LockManager:
         """
         resource = want.resource
         if self.key_locks.on or owner.gone or want.create or resource.lockspace or want.only is not None:
+            return Outcome.RETRY
+        if owner.unasked:
             return Outcome.RETRY
         route = self.routing.route(resource)
         if route.min_at_start or self.table.named(resource) is not None:
@@ -591,6 +593,8 @@ class LockManager:
         self, owner: Owner, lock: HostLock, resource: Resource
     ) -> Coroutine[Any, Any, None] | None:
         """Begin to release a claim that exists, on a lock with no operation under way."""
+        if owner.unasked:
+            self.book.asked(owner, resource)
         if self._second_acquires.is_undone(owner, resource):
             return None
         if self.departures.holds_back(owner, lock, resource):

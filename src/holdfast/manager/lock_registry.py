@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from holdfast.backends.base import Backend, Held
 from holdfast.errors import Refused
@@ -19,12 +19,14 @@ from holdfast.manager.file_lockspaces import FileLockspaces
 from holdfast.manager.journal import Journal
 from holdfast.manager.journal_kinds import text_of
 from holdfast.manager.journal_lines import (
+    asked_line,
     claim_line,
     departing_line,
     lent_line,
     lent_over_line,
     lock_line,
     owner_lines,
+    unasked_line,
     unclaim_line,
     until_closed_line,
 )
@@ -141,6 +143,22 @@ class LockRegistry:
         for name, mode in claims.items():
             self._tell(kind, owner, name, mode)
 
+    def wanted_by_hook(self, owner: Owner, wants: Mapping[Resource, Mode]) -> None:
+        """libvirt's hook wants these held for an owner. OSError: the journal can't be written, and nothing has changed."""
+        before = dict(owner.unasked)
+        owner.unasked.update(wants)
+        lines = [unasked_line(owner.id, *want) for want in wants.items()] if owner.journaled else []
+        try:
+            self._record(owner, *lines)
+        except OSError:
+            owner.unasked = before
+            raise
+
+    def asked(self, owner: Owner, resource: Resource) -> None:
+        """libvirt asks for a disk of the hook, or has released it: from here on it follows libvirt."""
+        if owner.unasked.pop(resource, None) is not None and owner.journaled:
+            self._journal.append_end(asked_line(owner.id, resource))
+
     def enter(
         self, owner: Owner, want: AcquireRequest, backend: Backend, keys: tuple[Key, ...], held: Held
     ) -> None:
@@ -233,8 +251,10 @@ class LockRegistry:
                 raise Refused(reason=f"the journal can't be written: {e.strerror}") from e
 
     def needs(self, owner: Owner) -> bool:
-        """Whether the owner holds a lock, or may take back one that it lent."""
-        return self._table.holds_any(owner.id) or any(owner_id == owner.id for owner_id, _ in self.lent)
+        """Whether the owner holds a lock, is to hold one, or may take back one that it lent."""
+        if owner.unasked or self._table.holds_any(owner.id):
+            return True
+        return any(owner_id == owner.id for owner_id, _ in self.lent)
 
     def owner_gone(self, owner: Owner) -> None:
         """Record that the owner holds nothing and has no connection any more."""

@@ -18,7 +18,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from holdfast.model import OwnerName, ProcessId, Resource
+from holdfast.model import Mode, OwnerName, ProcessId, Resource
 from holdfast.system.host.process import Family, Process, Processes
 
 BEING_STARTED = "being started"
@@ -71,8 +71,8 @@ class Owner:
         self.unknown: Evidence | None = None
         self.prepared: ProcessId | None = None
         """Of a VM that is being started, and has no process of its own yet: the libvirtd that starts it."""
-        self.unasked: set[Resource] = set()
-        """What was prepared for its start, and libvirt has not asked for yet."""
+        self.unasked: dict[Resource, Mode] = {}
+        """What the hook wants held for it, and libvirt has not asked for yet (`unasked_disks`)."""
         self.until_closed = False
         """It keeps locks for its descendants: when it has ended, each stays until no process has that disk open."""
 

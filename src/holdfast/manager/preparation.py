@@ -1,9 +1,10 @@
 """Answers libvirt's hook about a VM: acquires the disks of a start, all or none, and checks those of an arriving guest.
 
 A `prepare` that follows `migrate` of the same guest is an *incoming* migration: its disks are held by the source until the
-switch-over, when libvirt's ACQUIRE here takes them. So nothing is taken, and it is only checked that the guest of each
-known holder is this one. That it is incoming is remembered in memory alone: a daemon that was restarted meanwhile treats
-it as a start, which takes nothing that another host holds.
+switch-over. So nothing is taken yet, and it is only checked that the guest of each known holder is this one. Its disks are
+taken in `finish3`, when libvirt connects again (`unasked_disks`), also those that it never asks for; until then the journal
+has them. That a guest arrives is remembered in memory alone: a daemon that was restarted between `migrate` and `prepare`
+treats it as a start, which takes nothing that another host holds.
 """
 
 from __future__ import annotations
@@ -40,35 +41,48 @@ class Preparation:
         while len(self._incoming) > INCOMING_MAX:
             del self._incoming[next(iter(self._incoming))]
 
-    async def prepare(
-        self, name: OwnerName, libvirtd: ProcessId, wants: Sequence[AcquireRequest]
-    ) -> Owner | None:
-        """`prepare`: hold these disks for the VM until its process registers; None for an incoming guest.
+    async def prepare(self, name: OwnerName, libvirtd: ProcessId, wants: Sequence[AcquireRequest]) -> Owner:
+        """`prepare`: hold these disks for the VM until its process registers; those of an incoming guest from `finish3` on.
 
         Raises an error of the `LockError` tree; then nothing has changed.
         """
         if not name.uuid:
             raise Refused(reason=f"VM {name.name} has no UUID: locks are prepared for a UUID")
-        since = self._incoming.pop((name.uuid, libvirtd), None)
-        if since is not None and self._clock.now() - since < INCOMING_S:
-            await self._check_holders(name, wants)
-            return None
         prepared = self._manager.prepared
+        since = self._incoming.pop((name.uuid, libvirtd), None)
+        arrives = since is not None and self._clock.now() - since < INCOMING_S
         prepared.release(name.uuid, libvirtd)  # of a start that came to nothing
         self._manager.room_for_another()
         owner = prepared.begin(name, libvirtd)
         owner.connections += 1
         try:
-            await self._acquire(owner, list(wants))
+            if not arrives:
+                await self._acquire(owner, list(wants))
             await self._check_holders(name, wants)
+            self._remember(owner, wants, arrives=arrives)
         except BaseException:
             prepared.abandon(owner)
             raise
         finally:
             owner.connections -= 1
-        if not self._manager.table.holds_any(owner.id):
+        if not owner.unasked:
             prepared.abandon(owner)  # none of its disks is there
         return owner
+
+    def _remember(self, owner: Owner, wants: Sequence[AcquireRequest], *, arrives: bool) -> None:
+        there = {
+            want.resource: want.mode
+            for want in wants
+            if arrives or self._manager.claimed(owner, want.resource) is not None
+        }
+        if not there or owner.gone:
+            return
+        try:
+            self._manager.book.wanted_by_hook(owner, there)
+        except OSError as e:
+            raise Refused(
+                reason=f"the journal can't record the disks: {e.strerror}; free space for it"
+            ) from e
 
     async def _acquire(self, owner: Owner, wants: list[AcquireRequest]) -> None:
         """All disks that exist: libvirt itself refuses a VM without one of its disks, or drops the disk."""

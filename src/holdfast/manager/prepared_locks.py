@@ -18,6 +18,7 @@ lockspace is lost.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from holdfast.backends.base import Held
@@ -30,6 +31,8 @@ from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.host.process import Process
 from holdfast.system.libvirt.domains import DomainStatus
+
+log = logging.getLogger(__name__)
 
 STATUS_CHECK_S = 2.0
 """Between two reads of the status files after the end of a libvirtd: the next one of its VMs begins seconds later."""
@@ -100,20 +103,27 @@ class PreparedLocks:
             return False
         done = False
         for prepared in self.of(owner.name.uuid):
+            if prepared.unasked:
+                try:
+                    self._book.wanted_by_hook(owner, prepared.unasked)
+                except OSError as e:  # it counts all the same; the journal is rewritten later
+                    log.warning("what libvirt never asks for of %s is not in the journal: %s", owner, e)
+                    owner.unasked.update(prepared.unasked)
             for lock in self._table.of_owner(prepared.id):
-                owner.unasked.update(lock.claims[prepared.id])
                 self._book.started(lock, prepared, owner)
                 done = True
+            prepared.unasked = {}
             self._forget(prepared)
         return done
 
     def asked(self, owner: Owner, resource: Resource) -> list[Resource]:
         """libvirt was granted this for an owner: what was prepared under another name of the disk, and is to be released."""
-        owner.unasked.discard(resource)
+        self._book.asked(owner, resource)
         if not resource.lockspace:
             return []
         same = [each for each in owner.unasked if indirect_name(each.name) == resource.name]
-        owner.unasked.difference_update(same)
+        for each in same:
+            self._book.asked(owner, each)
         return same
 
     def release(self, uuid: str, libvirtd: ProcessId) -> None:

@@ -13,10 +13,12 @@ from holdfast.backends.naming import indirect_name
 from holdfast.errors import OwnerGone, ResourceBusy
 from holdfast.manager import events as ev
 from holdfast.manager.journal_replay import replay
+from holdfast.manager.migration_roles import IN, OUT
 from holdfast.manager.owners import Owner
 from holdfast.manager.preparation import INCOMING_S, Preparation
 from holdfast.manager.prepared_locks import STATUS_CHECK_S
 from holdfast.manager.queries import Inspection
+from holdfast.manager.unasked_disks import UnaskedDisks
 from holdfast.model import AcquireRequest, Mode, OwnerName, ProcessId, Resource
 from holdfast.system.files.lockspace_files import LockspaceFiles
 from holdfast.system.files.ofd_lock import FileKey
@@ -50,11 +52,26 @@ class Host:
     """A host with a libvirtd whose hook asks; `before`: its holdfastd was killed, and this is the next one."""
 
     def __init__(
-        self, directory: Path, before: Host | None = None, *, leases: bool = False, slow: bool = False
+        self,
+        directory: Path,
+        before: Host | None = None,
+        *,
+        leases: bool = False,
+        slow: bool = False,
+        acquire_wait_s: float = 0.0,
+        lends: bool = False,
     ) -> None:
         self.status: StatusFiles = before.status if before else StatusFiles()
         world = before.world if before else None
-        self.world: World = World(directory, before=world, status=self.status, leases=leases, slow=slow)
+        self.world: World = World(
+            directory,
+            before=world,
+            status=self.status,
+            leases=leases,
+            slow=slow,
+            acquire_wait_s=acquire_wait_s,
+            lends=lends,
+        )
         self.manager = self.world.manager
         inspection = Inspection(self.manager, files=LockspaceFiles(), storage=InlineStorage(), host=HOST)
         self.preparation = Preparation(self.manager, inspection, self.world.clock)
@@ -62,7 +79,7 @@ class Host:
             before.libvirtd if before else self.world.processes.start(LIBVIRTD, program="libvirtd")
         )
 
-    async def prepare(self, *disks: str, name: OwnerName = WEB, mode: Mode = Mode.EXCLUSIVE) -> Owner | None:
+    async def prepare(self, *disks: str, name: OwnerName = WEB, mode: Mode = Mode.EXCLUSIVE) -> Owner:
         wants: Sequence[AcquireRequest] = [want(disk, mode) for disk in disks]
         return await self.preparation.prepare(name, self.libvirtd, wants)
 
@@ -70,6 +87,26 @@ class Host:
         """libvirt's child registers; its connection is kept open by QEMU."""
         self.world.processes.start(pid)
         return self.manager.register(pid, name)
+
+    async def registers(self, owner: Owner) -> None:
+        """libvirtd connects for a VM that runs, as for each operation on it."""
+        rest = UnaskedDisks(self.manager, self.status).registered(owner)
+        if rest is not None:
+            await rest
+
+    def says(self, state: str, reason: str = "", job: str = "", phase: str = "", pid: int = QEMU) -> None:
+        """libvirt's status file of the VM."""
+        self.status.domain = Domain(
+            WEB.name, WEB.uuid, (), frozenset(), pid, state, async_job=job, phase=phase, reason=reason
+        )
+
+    async def arrived(self, *disks: str) -> Owner:
+        """A guest whose disks only the hook asks for, up to `finish3` on the target: it is about to run."""
+        self.preparation.arrives(WEB.uuid, self.libvirtd)
+        await self.prepare(*disks)
+        qemu = self.qemu()
+        self.says("paused", "migration", IN, "finish3")
+        return qemu
 
     async def restarted(self) -> Host:
         """The next daemon, after this one was killed."""
@@ -120,7 +157,7 @@ def test_disk_that_is_not_there_is_left_to_libvirt(tmp_path: Path) -> None:
     async def scene() -> None:
         host = Host(tmp_path)
         disk = host.world.disk("a.img")
-        assert await host.prepare(disk, str(tmp_path / "b.img")) is not None
+        await host.prepare(disk, str(tmp_path / "b.img"))
         assert owners_of(host, disk) == [0]
         await host.prepare(str(tmp_path / "c.img"), name=OwnerName("web2", "uuid-web2"))
         assert len(host.manager.owners) == 1, "a VM that holds nothing is forgotten"
@@ -319,7 +356,7 @@ def test_start_that_libvirt_gives_up_while_storage_is_slow_leaves_nothing(tmp_pa
             assert not locked(disk)
             assert not len(host.manager.owners)
         else:
-            assert await again is not None
+            await again
             assert owners_of(host, disk) == [0]
             assert len(host.manager.owners) == 1
 
@@ -395,9 +432,10 @@ def test_arriving_guest_takes_nothing(tmp_path: Path) -> None:
         host = Host(tmp_path)
         disk = host.world.disk()
         host.preparation.arrives(WEB.uuid, host.libvirtd)
-        assert await host.prepare(disk) is None
+        await host.prepare(disk)
         assert not locked(disk)
-        assert await host.prepare(disk) is not None, "only the first prepare after migrate is incoming"
+        await host.prepare(disk)
+        assert locked(disk), "only the first prepare after migrate is incoming"
 
     run(scene)
 
@@ -415,7 +453,7 @@ def test_arriving_guest_is_refused_where_another_vm_has_its_disk(tmp_path: Path)
             with pytest.raises(ResourceBusy, match="vm300"):
                 await host.prepare(path)
         host.preparation.arrives(WEB.uuid, host.libvirtd)
-        assert await host.prepare(own) is None, "its holder runs this very VM"
+        await host.prepare(own)  # its holder runs this very VM
 
     run(scene)
 
@@ -426,11 +464,149 @@ def test_migrate_without_prepare_is_forgotten(tmp_path: Path) -> None:
         disk = host.world.disk()
         host.preparation.arrives(WEB.uuid, host.libvirtd)
         await host.passes(INCOMING_S)
-        assert await host.prepare(disk) is not None
+        await host.prepare(disk)
+        assert locked(disk)
+        host.preparation.release(WEB.uuid, host.libvirtd)
         host.preparation.arrives(WEB.uuid, host.libvirtd)
         host.preparation.release(WEB.uuid, host.libvirtd)
-        assert await host.prepare(disk) is not None
+        await host.prepare(disk)
+        assert locked(disk)
+        host.preparation.release(WEB.uuid, host.libvirtd)
         host.preparation.arrives(WEB.uuid, ProcessId(LIBVIRTD + 1, 1))
-        assert await host.prepare(disk) is not None, "another libvirtd's guest"
+        await host.prepare(disk)
+        assert locked(disk), "another libvirtd's guest arrives"
+
+    run(scene)
+
+
+# --- what libvirt never asks for, over a migration ---
+
+
+def test_disks_that_libvirt_never_asks_for_are_taken_in_finish3_and_held_until_qemu_ends(
+    tmp_path: Path,
+) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disks = [host.world.disk(f"{n}.img") for n in "ab"]
+        qemu = await host.arrived(*disks)
+        assert not any(map(locked, disks)), "the source has them"
+        await host.registers(qemu)
+        assert [owners_of(host, disk) for disk in disks] == [[QEMU], [QEMU]]
+        for state in ("running", "paused", "running"):
+            host.says(state, "user")
+            await host.registers(qemu)
+            assert all(map(locked, disks)), state
+        host.world.processes.end(QEMU)
+        await settle()
+        assert not any(map(locked, disks))
+        assert not len(host.manager.owners)
+
+    run(scene)
+
+
+@pytest.mark.parametrize("after", ["prepare", "REGISTER"])
+def test_killed_daemon_still_takes_what_an_arriving_guest_needs(tmp_path: Path, after: str) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        disk = host.world.disk()
+        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        await host.prepare(disk)
+        if after == "REGISTER":
+            host.qemu()
+        host = await host.restarted()
+        qemu = host.manager.owners.with_pid(QEMU) if after == "REGISTER" else host.qemu()
+        assert qemu is not None
+        host.says("paused", "migration", IN, "finish3")
+        await host.registers(qemu)
+        assert owners_of(host, disk) == [QEMU]
+
+    run(scene)
+
+
+@pytest.mark.parametrize("lets_go", [True, False])
+def test_target_waits_for_the_source_to_let_go_and_fails_after_that(tmp_path: Path, lets_go: bool) -> None:
+    async def scene() -> None:
+        for name in ("source", "target"):
+            (tmp_path / name).mkdir()
+        source, host = World(tmp_path / "source"), Host(tmp_path / "target", acquire_wait_s=10.0)
+        free, disk = host.world.disk("a.img"), host.world.disk("z.img")
+        guest = source.owner(1)
+        await source.manager.acquire(guest, want(disk))
+        qemu = await host.arrived(free, disk)
+        asked = host.world.start(host.registers(qemu))
+        await host.passes(5.0)
+        assert not asked.done()
+        if lets_go:
+            await source.manager.release(guest, Resource("", disk))
+            await host.passes(1.0)
+            await asked
+            assert owners_of(host, disk) == [QEMU]
+            return
+        await host.passes(6.0)
+        with pytest.raises(ResourceBusy):
+            await asked
+        assert not locked(free), "all or none"
+        await source.manager.release(guest, Resource("", disk))
+        await host.registers(qemu)
+        assert owners_of(host, free) == owners_of(host, disk) == [QEMU], "the next operation takes them"
+
+    run(scene)
+
+
+@pytest.mark.parametrize("ends", ["it leaves", "it stays", "QEMU ends"])
+@pytest.mark.parametrize("lends", [False, True])
+def test_source_holds_what_libvirt_never_releases_until_the_guest_has_left(
+    tmp_path: Path, ends: str, lends: bool
+) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path, lends=lends)
+        disk = host.world.disk()
+        await host.prepare(disk)
+        qemu = host.qemu()
+        host.says("running", "booted")
+        await host.registers(qemu)
+        host.says("running", "booted", OUT, "perform3")
+        await host.registers(qemu)
+        host.says("paused", "migration", OUT, "perform3")
+        await host.passes(60.0)
+        assert locked(disk)
+        if ends == "it leaves":
+            host.says("paused", "migration", OUT, "perform3_done")
+            await host.passes(1.0)
+            assert not locked(disk)
+            await host.registers(qemu)
+            assert not locked(disk), "it is the target's"
+            return
+        if ends == "it stays":
+            host.says("running", "unpaused")
+            await host.passes(1.0)
+            await host.registers(qemu)
+            host.says("paused", "user")
+            await host.passes(60.0)
+            assert locked(disk)
+        host.world.processes.end(QEMU)
+        await settle()
+        assert not locked(disk)
+
+    run(scene)
+
+
+def test_disk_that_libvirt_asks_for_or_releases_follows_libvirt_from_then_on(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        asked, released, unasked = (host.world.disk(f"{n}.img") for n in "abc")
+        await host.prepare(asked, released, unasked)
+        qemu = host.qemu()
+        await host.manager.acquire(qemu, want(asked))
+        await host.manager.release(qemu, Resource("", asked))
+        await host.manager.release(qemu, Resource("", released))
+        for again in (False, True):
+            if again:
+                host = await host.restarted()
+                restored = host.manager.owners.with_pid(QEMU)
+                assert restored is not None
+                qemu = restored
+            await host.registers(qemu)
+            assert [owners_of(host, disk) for disk in (asked, released, unasked)] == [[], [], [QEMU]]
 
     run(scene)
