@@ -132,6 +132,8 @@ class Holder:
     """Start time of the process, for the host that it runs on (`ProcessId`); 0 if not known."""
     disk: str = ""
     """What it calls the disk, for its own host; empty if not known."""
+    libvirtd: int = 0
+    """Of a VM that had no process yet when this was noted: the pid of the libvirtd that has started it; 0 if not known."""
 
     def __str__(self) -> str:
         if self.name:
@@ -149,6 +151,8 @@ class Holder:
         inside = [f"uuid {self.uuid}"] if self.uuid else []
         if self.pid is not None:
             inside.append(f"pid {self.pid}")
+        elif self.libvirtd:
+            inside.append(f"started by libvirtd, pid {self.libvirtd}")
         text = f"{who} ({', '.join(inside)})" if inside else who
         if self.host:
             text += f" on host {self.host}"

@@ -193,7 +193,7 @@ def test_guest_does_not_migrate_without_a_lock_manager(hooked_lab: Lab) -> None:
                 assert "web1 would run on this host without a lock on its 1 writable disks" in error, error
                 assert "/etc/libvirt/qemu.conf has no lock_manager" in error, error
             else:
-                assert f"VM web1 (uuid {vm.domain.uuid}) on host alpha" in error, error
+                assert f"VM web1 (uuid {vm.domain.uuid}, started by libvirtd, pid " in error, error
             vm.assert_writes()
             assert lab.beta.virsh("list", "--name") == ""
             other = lab.vm(lab.beta, "web2", disk, qemu_locks_its_images=True)

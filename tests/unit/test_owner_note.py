@@ -32,6 +32,14 @@ def test_vm_and_disk_are_told_from_the_sector_that_was_written() -> None:
     assert (owner_note.vm_of(raw), owner_note.disk_of(raw)) == ("web1", "/srv/images/web.raw")
 
 
+def test_vm_that_has_no_process_yet_is_named_with_the_libvirtd_that_starts_it() -> None:
+    raw = owner_note.encode(OwnerNote(OwnerName("web1", UUID), 0, 0, 812), 1_700_000_000.5, "/srv/web.raw")
+    owner = holder(note_of(HostBlock().sector(512, raw)))
+    assert (owner.pid, owner.libvirtd) == (None, 812)
+    assert f"VM web1 (uuid {UUID}, started by libvirtd, pid 812) on host alpha" in str(owner)
+    assert owner_note.noted(raw).process is None, "libvirtd is no owner, whose end would free the lease"
+
+
 @given(name=st.text(max_size=400), disk=st.text(max_size=400))
 def test_whatever_they_are_called_it_fits_and_the_vm_goes_first(name: str, disk: str) -> None:
     raw = encoded(name, disk)

@@ -48,6 +48,8 @@ class OwnerNote(NamedTuple):
     pid: int
     start_ticks: int = 0
     """Start time of that process (`ProcessId`); 0 if it is not known."""
+    libvirtd: int = 0
+    """The pid of the libvirtd that starts it, for a VM that has no process yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -759,7 +759,8 @@ class LockManager:
 
     def note(self, owner: Owner) -> OwnerNote:
         """The note that is written to lock files and leases, for people and for the next daemon."""
-        return OwnerNote(owner.name, owner.pid, owner.process_id.start_ticks)
+        libvirtd = owner.prepared.pid if owner.prepared is not None else 0
+        return OwnerNote(owner.name, owner.pid, owner.process_id.start_ticks, libvirtd)
 
     def remember_incarnation(self, lockspace: str, state: str) -> None:
         """Keep a copy of this host's incarnation in the journal, beside the locks that depend on it."""

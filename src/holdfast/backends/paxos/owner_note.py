@@ -29,6 +29,8 @@ class _Note(msgspec.Struct, frozen=True, omit_defaults=True):
     disk: str = ""
     path: str = ""
     """The path of the disk, in the lease of its identity."""
+    libvirtd: int = 0
+    """The pid of the libvirtd that was about to start the VM, which had no process yet: nothing is concluded from that."""
     maintenance: bool = False
     """No VM's: a daemon has it for a moment, to break it, to take it out or to free it."""
 
@@ -55,12 +57,13 @@ def encode(note: OwnerNote, since_wall_s: float, disk: str, path: str = "") -> b
     uuid = note.owner.uuid[:36]
     start = note.start_ticks
     path = path.encode("utf-8", "replace").decode()
+    libvirtd = note.libvirtd
     for each in (path, "") if path else ("",):
-        whole = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid, disk, each))
+        whole = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid, disk, each, libvirtd))
         if len(whole) <= NOTE_BYTES_MAX:
             return whole
     while True:
-        raw = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid))
+        raw = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid, libvirtd=libvirtd))
         if len(raw) <= NOTE_BYTES_MAX or not name:
             return raw[:NOTE_BYTES_MAX]
         name = name[: max(0, len(name) - max(1, (len(raw) - NOTE_BYTES_MAX) // 4))]
@@ -85,6 +88,7 @@ def decode(
         alive_s_ago=alive_s_ago,
         remark=remark,
         disk=_shown(result.path or result.disk),
+        libvirtd=result.libvirtd,
     )
 
 
