@@ -117,6 +117,11 @@ class Config(_Table, frozen=True):
     def extent_path(self) -> str:
         return f"{self.run_dir}/journal.extent"
 
+    @property
+    def host_files(self) -> str:
+        """Where the lock files of NVRAM and TPM state are."""
+        return f"{self.run_dir}/host-files"
+
     def source(self) -> str:
         """For messages that belong to no single file."""
         return self.sources[0] if self.sources else "built-in configuration"

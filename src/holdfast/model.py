@@ -26,6 +26,10 @@ IDENTITY_LOCKSPACE = "holdfast:identity"
 """The lockspace of disks by what they are (`manager/identity_locks`): no path, so no client can name it."""
 
 
+HOST_LOCKSPACE = "holdfast:host"
+"""The lockspace of a VM's own files that no other host has (NVRAM, TPM state), by their paths (`unasked_disks`)."""
+
+
 class Mode(enum.IntEnum):
     """How strongly a lock excludes; the larger value includes the smaller one."""
 
@@ -67,7 +71,7 @@ class Resource(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return self.name if not self.lockspace else f"{self.lockspace}/{self.name}"
+        return self.name if self.lockspace in ("", HOST_LOCKSPACE) else f"{self.lockspace}/{self.name}"
 
 
 def resource_of(text: str) -> Resource:

@@ -21,7 +21,9 @@ from holdfast.config import CONTROL_SOCKET_NAME
 from holdfast.control.api import DiskWish, HolderInfo, Starter
 from holdfast.control.client import CallRefused
 from holdfast.hooks import qemu as hook
+from holdfast.model import HOST_LOCKSPACE
 from holdfast.system.host.process import start_ticks
+from holdfast.testing.virtlockd_client import CallFailed
 
 HOOK = str(BIN / "holdfast-qemu-hook")
 SCRIPT = Path(__file__).parents[2] / "packaging" / "libvirt" / "qemu-hook"
@@ -46,6 +48,14 @@ def xml(name: str, vm: uuid.UUID, *disks: Path | str, flag: str = "") -> bytes:
         for n, disk in enumerate(disks)
     )
     return f"<domain type='kvm' id='1'><name>{name}</name><uuid>{vm}</uuid><devices>{listed}</devices></domain>".encode()
+
+
+def with_own_files(text: bytes, nvram: str, tpm: str = "") -> bytes:
+    """The same VM with an NVRAM file, and with a TPM whose state is in a directory."""
+    backend = f"<backend type='emulator'><source type='dir' path='{tpm}'/></backend>" if tpm else ""
+    devices = f"<devices><tpm model='tpm-crb'>{backend}</tpm>" if tpm else "<devices>"
+    os_element = f"<os><nvram template='/usr/share/vars.fd'>{nvram}</nvram></os>" if nvram else ""
+    return text.replace(b"<devices>", f"{os_element}{devices}".encode())
 
 
 def call(
@@ -202,6 +212,79 @@ def test_guest_does_not_arrive_where_libvirt_asks_nobody_for_locks(
     assert locked(disk), "it is a start: no guest arrives"
     for without in (xml("web2", OTHER), xml("web2", OTHER, disk, flag="<readonly/>")):
         assert call(daemon, "migrate", without, name="web2", qemu_conf=qemu_conf).returncode == 0
+
+
+@pytest.mark.parametrize("which", ["nvram", "tpm", "alias", "as a disk"])
+def test_second_vm_with_the_same_nvram_or_tpm_state_is_refused(
+    daemon: Holdfastd, place: Path, disk: Path, which: str
+) -> None:
+    nvram, tpm = place / "vars.fd", place / "tpm"
+    nvram.write_bytes(b"vars")
+    done = call(daemon, "prepare", with_own_files(xml("web1", WEB, disk), str(nvram), str(tpm)))
+    assert done.returncode == 0, done.stderr
+    alias = place / "alias.fd"
+    alias.symlink_to(nvram)
+    own = make_disk(place, "own.img")
+    second = {
+        "nvram": with_own_files(xml("web2", OTHER, own), str(nvram)),
+        "tpm": with_own_files(xml("web2", OTHER, own), "", str(tpm)),
+        "alias": with_own_files(xml("web2", OTHER, own), str(alias)),
+        "as a disk": xml("web2", OTHER, own, nvram),
+    }[which]
+    done = call(daemon, "prepare", second, name="web2")
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert f"is locked by VM web1 (uuid {WEB})" in line, line
+    assert not locked(own), "all or none"
+    assert call(daemon, "release", xml("web1", WEB)).returncode == 0
+    done = call(daemon, "prepare", second, name="web2")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("end", ["kill", "reload", "none"])
+def test_nvram_and_tpm_state_are_held_until_qemu_ends_and_are_listed(
+    daemon: Holdfastd, place: Path, disk: Path, qemu: int, end: str
+) -> None:
+    nvram, tpm = place / "vars.fd", place / "tpm"
+    text = with_own_files(xml("web1", WEB, disk), str(nvram), str(tpm))
+    assert call(daemon, "prepare", text).returncode == 0
+    with daemon.client() as libvirt:
+        libvirt.register(pid=qemu, name="web1", uuid=str(WEB))
+        libvirt.acquire(str(disk))
+        libvirt.release(str(disk))
+    if end == "kill":
+        daemon.kill()
+        daemon.start()
+    elif end == "reload":
+        daemon.reexec()
+    found = {each.name: each for each in admin_locks(daemon)}
+    assert set(found) == {str(nvram), str(tpm)}
+    for path in (nvram, tpm):
+        each = found[str(path)]
+        assert (each.resource, each.owner, each.pid, each.held) == (str(path), "web1", qemu, True)
+        assert (each.backend, each.protection, each.protection_note) == (
+            "this host",
+            1,
+            "only this host has the file",
+        )
+    with daemon.admin() as admin:
+        assert [owner.protection for owner in admin.owners()] == [None], "they are no disks"
+        assert [each.name for each in admin.status().backends] == ["file"]
+    done = call(daemon, "prepare", with_own_files(xml("web2", OTHER), str(nvram)), name="web2")
+    assert done.returncode == 1
+    os.kill(qemu, signal.SIGKILL)
+    wait_until(lambda: not admin_locks(daemon), "all locks to be free")
+    wait_until(lambda: not list(Path(daemon.control).with_name("host-files").iterdir()), "no lock file left")
+
+
+def test_client_can_not_name_an_own_file(daemon: Holdfastd, place: Path, qemu: int) -> None:
+    nvram = place / "vars.fd"
+    nvram.write_bytes(b"vars")
+    with daemon.client() as libvirt:
+        libvirt.register(pid=qemu, name="web1", uuid=str(WEB))
+        with pytest.raises(CallFailed, match="must not contain '/'"):
+            libvirt.acquire(str(nvram), lockspace=HOST_LOCKSPACE)
+    assert not admin_locks(daemon)
 
 
 def test_without_a_daemon_a_start_fails_with_the_fix(make_daemon: Factory, disk: Path) -> None:

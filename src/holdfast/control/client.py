@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -146,15 +146,26 @@ class ControlClient:
     def release(self, *, pid: int, paths: list[str]) -> None:
         self._call("Release", {"pid": pid, "paths": paths})
 
-    def hook(self, operation: str, *, name: str, uuid: str, libvirtd: Starter, disks: list[DiskWish]) -> None:
+    def hook(
+        self,
+        operation: str,
+        *,
+        name: str,
+        uuid: str,
+        libvirtd: Starter,
+        disks: list[DiskWish],
+        own_files: Sequence[str] = (),
+    ) -> None:
         """libvirt's hook was called for a guest. Raises `CallRefused` with the reason if its disks can't be had."""
-        parameters = {
+        parameters: dict[str, object] = {
             "operation": operation,
             "name": name,
             "uuid": uuid,
             "libvirtd": libvirtd,
             "disks": disks,
         }
+        if own_files:
+            parameters["own_files"] = own_files
         self._call("Hook", parameters)
 
     def events(self, *, after: int, follow: bool) -> Iterator[EventInfo]:

@@ -17,6 +17,7 @@ from functools import partial
 
 from holdfast import config as configuration
 from holdfast.backends.base import Backend, BackendPorts
+from holdfast.backends.file.host_files import HostFilesBackend
 from holdfast.backends.registry import make_backend
 from holdfast.config import Config, DiskRule
 from holdfast.daemon.handover import Before, Handover, lock_name
@@ -298,7 +299,12 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
         )
         for rule in config.disk
     ]
-    return Routing(rules, _route(config, backends[config.default_backend], None), backends)
+    return Routing(
+        rules,
+        _route(config, backends[config.default_backend], None),
+        backends,
+        host_files=HostFilesBackend(ports, directory=config.host_files),
+    )
 
 
 def _route(config: Config, backend: Backend, rule: DiskRule | None) -> Route:

@@ -128,7 +128,7 @@ class Daemon:
             idle_timeout_s=config.control.idle_timeout_s,
             storage=self._storage,
             user_locks_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // USER_LOCKS_SHARE,
-            preparation=Preparation(self.manager, self.parts.inspection, ports.clock),
+            preparation=Preparation(self.manager, self.parts.inspection, ports.clock, mounts=ports.mounts),
         )
         self.listeners: dict[str, Listener] = {}
         held = partial(held_needs, self.manager, self.leases)
@@ -285,6 +285,7 @@ class Daemon:
                     ],
                 )
                 for name, backend in self.parts.routing.backends.items()
+                if name in config.backend
             ],
             default_backend=config.default_backend,
             virtlockd_socket=config.virtlockd.socket,

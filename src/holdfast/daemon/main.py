@@ -154,7 +154,11 @@ def serve(start: kept_config.Start, inherited: fds.Inherited) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    for directory, mode in ((config.run_dir, 0o755), (config.state_dir, 0o700)):
+    for directory, mode in (
+        (config.run_dir, 0o755),
+        (config.state_dir, 0o700),
+        (config.host_files, 0o700),
+    ):
         try:
             os.makedirs(directory, mode=mode, exist_ok=True)
         except OSError as e:

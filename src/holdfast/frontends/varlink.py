@@ -280,10 +280,18 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod
     async def Hook(  # noqa: N802
-        self, *, operation: str, name: str, uuid: str, libvirtd: Starter, disks: list[DiskWish]
+        self,
+        *,
+        operation: str,
+        name: str,
+        uuid: str,
+        libvirtd: Starter,
+        disks: list[DiskWish],
+        own_files: list[str] | None = None,
     ) -> None:
         """libvirt's hook was called for a guest: hold its disks until its QEMU registers (`prepare`), expect that it arrives
-        (`migrate`), or nothing of it runs (`release`). `libvirtd` must be the process that has called the hook.
+        (`migrate`), or nothing of it runs (`release`). `libvirtd` must be the process that has called the hook. `own_files`:
+        NVRAM and TPM state, which have a lock within this host, if they are local.
         """
         self._must_be_root()
         caller = parent_of(self._peer.pid)
@@ -297,16 +305,18 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         elif operation == HOOK_ENDS:
             self._preparation.release(uuid, caller)
         elif operation == HOOK_TAKES:
-            await self._prepare(OwnerName(name, uuid), caller, disks)
+            await self._prepare(OwnerName(name, uuid), caller, disks, own_files or [])
         else:
             raise refused(
                 Refused(reason=f"operation: '{operation}' is none of the hook's that need holdfastd")
             )
 
-    async def _prepare(self, name: OwnerName, libvirtd: ProcessId, disks: list[DiskWish]) -> None:
-        for disk in disks:
-            if not disk.path.startswith("/"):
-                raise refused(Refused(reason=f"disks: path '{disk.path}' must be absolute"))
+    async def _prepare(
+        self, name: OwnerName, libvirtd: ProcessId, disks: list[DiskWish], own_files: list[str]
+    ) -> None:
+        for path in (*(disk.path for disk in disks), *own_files):
+            if not path.startswith("/"):
+                raise refused(Refused(reason=f"disks: path '{path}' must be absolute"))
         wants = [
             AcquireRequest(
                 Resource(DIRECT_LOCKSPACE, disk.path), Mode.SHARED if disk.shared else Mode.EXCLUSIVE
@@ -314,6 +324,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
             for disk in disks
         ]
         try:
+            wants += self._preparation.own_files(own_files)
             owner = await self._preparation.prepare(name, libvirtd, wants)
         except HoldfastError as error:
             raise refused(error) from None

@@ -42,6 +42,8 @@ ASKED = ("migrate", "prepare", "release")
 MUST_HOLD = "prepare"
 """The operation that fails if holdfastd does not grant the disks."""
 ARRIVES = "migrate"
+OWN_KINDS = ("file", "dir")
+"""Of a VM's NVRAM and TPM state: only these can be local."""
 OK, FAILED = 0, 1
 
 
@@ -135,7 +137,8 @@ def _ask(socket: str, qemu_conf: str, guest: str, operation: str, xml: bytes) ->
     wanted = [disk for disk in domain.disks if not disk.transient] if operation == MUST_HOLD else []
     if operation == ARRIVES and domain.disks:
         _must_ask_for_locks(qemu_conf, guest, domain)
-    if operation == MUST_HOLD and not wanted:
+    own_files = [part.path for part in domain.parts if part.path and part.kind in OWN_KINDS]
+    if operation == MUST_HOLD and not (wanted or own_files):
         return
     from holdfast.control.api import DiskWish, Starter
     from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
@@ -151,11 +154,12 @@ def _ask(socket: str, qemu_conf: str, guest: str, operation: str, xml: bytes) ->
                 uuid=domain.uuid,
                 libvirtd=Starter(libvirtd, start_ticks(libvirtd)),
                 disks=disks,
+                own_files=own_files if operation == MUST_HOLD else (),
             )
     except DaemonUnreachable as e:
         raise HookFailed(_unreachable(guest, domain, str(e))) from None
     except CallRefused as e:
-        if e.kind.endswith("MethodNotFound"):
+        if e.kind.endswith(("MethodNotFound", "InvalidParameter")):
             raise HookFailed("holdfastd is older than this hook: systemctl reload holdfastd") from None
         raise HookFailed(str(e)) from None
 

@@ -67,7 +67,7 @@ from holdfast.manager.process_stopper import ProcessStopper
 from holdfast.manager.repeated_acquire import RepeatedAcquirePolicy
 from holdfast.manager.routing import Route, Routing
 from holdfast.manager.unknown_locks import DiskKey, UnknownLocks
-from holdfast.model import AcquireRequest, Mode, OwnerName, Protection, Resource
+from holdfast.model import HOST_LOCKSPACE, AcquireRequest, Mode, OwnerName, Protection, Resource
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.files.ofd_lock import IoFailed
@@ -330,7 +330,8 @@ class LockManager:
         try:
             want = await self._hashed.meant(owner, want)
             resource = want.resource
-            if resource.lockspace:
+            own_file = resource.lockspace == HOST_LOCKSPACE and (by_hook or owner.prepared is not None)
+            if resource.lockspace and not own_file:
                 self.lockspaces.check_name(resource)
                 await self.lockspaces.need(resource.lockspace, make=True)
             outcome = await self._arrivals.tries(owner, lambda: self._acquire_all(owner, want))
@@ -340,7 +341,7 @@ class LockManager:
             return outcome is Outcome.ACQUIRED
         except HoldfastError as error:
             holders = error.holders if isinstance(error, ResourceBusy) else ()
-            if not isinstance(error, COMPLETE_REFUSALS):
+            if not isinstance(error, COMPLETE_REFUSALS) and resource.lockspace != HOST_LOCKSPACE:
                 error.add(await self._hashed.words(owner, want, holders))
             self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
             about = ev.logged(ev.REFUSED, owner.name, resource, holders[0].host if holders else "")

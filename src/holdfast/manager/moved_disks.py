@@ -26,7 +26,7 @@ from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
 from holdfast.manager.repeated_attempts import RepeatedAttempts
-from holdfast.model import DIRECT_LOCKSPACE, AcquireRequest, Mode, Resource
+from holdfast.model import DIRECT_LOCKSPACE, HOST_LOCKSPACE, AcquireRequest, Mode, Resource
 from holdfast.system.clock import Clock
 from holdfast.system.files.ofd_lock import IoFailed
 
@@ -152,7 +152,9 @@ class MovedDisks:
         leases = self._manager.routing.leases
         if leases and lock.create and lock.backend not in leases:
             for owner, resource, _ in self._claims(lock):
-                if resource.lockspace and (owner.id, resource) not in self._paths:
+                if resource.lockspace in (DIRECT_LOCKSPACE, HOST_LOCKSPACE):
+                    continue
+                if (owner.id, resource) not in self._paths:
                     yield owner.id, resource
 
     def _still_unclear(self) -> Iterator[tuple[Owner, Resource]]:

@@ -17,8 +17,9 @@ from holdfast.manager.all_or_none import acquire_all
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.manager.queries import Inspection
-from holdfast.model import AcquireRequest, Instant, Mode, OwnerName, ProcessId
+from holdfast.model import HOST_LOCKSPACE, AcquireRequest, Instant, Mode, OwnerName, ProcessId, Resource
 from holdfast.system.clock import Clock
+from holdfast.system.files.mounts import MountTable
 
 INCOMING_S = 60.0
 """Between `migrate` and `prepare` libvirt needs milliseconds; if no `prepare` comes, the next start is an ordinary one."""
@@ -29,11 +30,22 @@ INCOMING_MAX = 1000
 class Preparation:
     """What libvirt's hook asks for."""
 
-    def __init__(self, manager: LockManager, inspection: Inspection, clock: Clock) -> None:
+    def __init__(
+        self, manager: LockManager, inspection: Inspection, clock: Clock, *, mounts: MountTable
+    ) -> None:
         self._manager = manager
         self._inspection = inspection
         self._clock = clock
+        self._mounts = mounts
         self._incoming: dict[tuple[str, ProcessId], Instant] = {}
+
+    def own_files(self, paths: Sequence[str]) -> list[AcquireRequest]:
+        """The locks on a VM's own files (NVRAM, TPM state): of those on a local file system, for the others have none."""
+        return [
+            AcquireRequest(Resource(HOST_LOCKSPACE, path), Mode.EXCLUSIVE)
+            for path in paths
+            if not self._mounts.locate(path)[0].may_block
+        ]
 
     def arrives(self, uuid: str, libvirtd: ProcessId) -> None:
         """`migrate`: the next `prepare` of this guest by this libvirtd is incoming."""

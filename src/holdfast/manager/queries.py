@@ -9,7 +9,7 @@ from holdfast.control.api import HolderInfo, OwnerInfo
 from holdfast.manager.identity_locks import identity_in, is_shown_with_a_path
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
-from holdfast.model import Mode, Resource
+from holdfast.model import HOST_LOCKSPACE, Mode, Resource
 from holdfast.system.files.lockspace_files import LockspaceFiles
 from holdfast.system.files.ofd_lock import FileKey
 from holdfast.system.files.storage_executor import Storage
@@ -36,7 +36,9 @@ class Inspection:
         found = []
         for owner in self._manager.owners:
             locks = table.of_owner(owner.id)
-            weakest = min((self._manager.protection(lock)[0] for lock in locks), default=None)
+            # What only this host has could not be guarded better, and is no disk.
+            disks = [lock for lock in locks if not _is_own_file(owner.id, lock)]
+            weakest = min((self._manager.protection(lock)[0] for lock in disks), default=None)
             found.append(
                 OwnerInfo(
                     name=shown(owner.name.name),
@@ -74,6 +76,7 @@ class Inspection:
         table = self._manager.table
         found: dict[HostLock, None] = {}
         names = [Resource("", path), Resource(os.path.dirname(path), os.path.basename(path))]
+        names.append(Resource(HOST_LOCKSPACE, path))
         names += [Resource(space, hashed) for space in self._manager.lockspaces.known()]
         for name in names:
             if (lock := table.named(name)) is not None:
@@ -124,3 +127,7 @@ class Inspection:
             until=UNTIL_MIGRATED if (owner_id, resource) in lock.departing else "",
             unknown=shown(owner.unknown.why) if owner is not None and owner.unknown is not None else "",
         )
+
+
+def _is_own_file(owner_id: int, lock: HostLock) -> bool:
+    return any(name.lockspace == HOST_LOCKSPACE for name in lock.claims.get(owner_id, ()))

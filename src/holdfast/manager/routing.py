@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from holdfast.backends.base import Backend
 from holdfast.backends.lease_backend import LeaseBackend
-from holdfast.model import Protection, Resource
+from holdfast.model import HOST_LOCKSPACE, Protection, Resource
 
 
 class Route(NamedTuple):
@@ -51,10 +51,21 @@ class Rule:
 class Routing:
     """All rules and the default."""
 
-    def __init__(self, rules: Sequence[Rule], default: Route, backends: Mapping[str, Backend]) -> None:
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        default: Route,
+        backends: Mapping[str, Backend],
+        *,
+        host_files: Backend | None = None,
+    ) -> None:
+        """`host_files` holds what only this host has, whatever the rules say; None: there is no such thing."""
         self.rules = tuple(rules)
         self.default = default
         self.backends = dict(backends)
+        self._host_files = None if host_files is None else Route(host_files, Protection.NONE)
+        if host_files is not None:
+            self.backends[host_files.name] = host_files
         self.leases = {name: b for name, b in self.backends.items() if isinstance(b, LeaseBackend)}
         """Those whose locks are leases, found once: a check of a runtime protocol takes 17 us."""
 
@@ -63,6 +74,8 @@ class Routing:
         there, whatever backend the rule of its path names: all others use that file, also those that don't know the path
         (another host, a disk that is being attached). The rule's minimum protection applies all the same.
         """
+        if resource.lockspace == HOST_LOCKSPACE and self._host_files is not None:
+            return self._host_files
         found = self._first(resource, path)
         if not path or not resource.lockspace or found.backend.capabilities.fenced:
             return found

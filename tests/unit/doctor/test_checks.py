@@ -12,6 +12,7 @@ import pytest
 from tests.support.leases import SPACE, make_lockspace
 from tests.unit.doctor.machine import Machine, space, status
 
+from holdfast.backends.file import host_files
 from holdfast.backends.naming import indirect_name
 from holdfast.cli import doctor
 from holdfast.cli.doctor import examine
@@ -19,6 +20,7 @@ from holdfast.cli.doctor.findings import Finding, fine
 from holdfast.cli.doctor.lock_directories import try_locks
 from holdfast.cli.doctor.scene import Program, Scene
 from holdfast.control.api import MIGRATION_PROBLEM, MOVED_PROBLEM, HostInfo
+from holdfast.model import HOST_LOCKSPACE
 
 
 def told(machine: Machine) -> str:
@@ -413,6 +415,15 @@ def test_what_no_lock_guards_beside_the_disks_is_a_note(machine: Machine) -> Non
     assert "backing image of vda /srv/base.img (web1): not locked" in machine.one("HF089").facts
     machine.host.processes.pop()
     assert "HF089" not in machine.ids(), "it has ended"
+
+
+def test_tpm_state_that_is_held_within_the_host_is_no_finding(machine: Machine) -> None:
+    tpm = "<tpm model='tpm-crb'><backend type='emulator'><source type='dir' path='/var/tpm'/></backend></tpm>"
+    machine.start("web1", tpm)
+    assert "TPM state /var/tpm (web1)" in machine.one("HF089").facts
+    machine.lock("web1", "/var/tpm", space=HOST_LOCKSPACE, backend=host_files.NAME)
+    assert "HF089" not in machine.ids()
+    assert machine.problems() == set()
 
 
 def test_status_file_that_can_not_be_read_is_a_problem(machine: Machine) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.unit.manager.world import HOST, World, locked, run, want
+from tests.unit.manager.world import HOST, MOUNTS, World, locked, run, want
 
 from holdfast.backends.naming import indirect_name
 from holdfast.errors import OwnerGone, ResourceBusy
@@ -19,8 +19,9 @@ from holdfast.manager.preparation import INCOMING_S, Preparation
 from holdfast.manager.prepared_locks import STATUS_CHECK_S
 from holdfast.manager.queries import Inspection
 from holdfast.manager.unasked_disks import UnaskedDisks
-from holdfast.model import AcquireRequest, Mode, OwnerName, ProcessId, Resource
+from holdfast.model import HOST_LOCKSPACE, AcquireRequest, Mode, OwnerName, ProcessId, Resource
 from holdfast.system.files.lockspace_files import LockspaceFiles
+from holdfast.system.files.mounts import Mount, MountTable
 from holdfast.system.files.ofd_lock import FileKey
 from holdfast.system.files.storage_executor import InlineStorage
 from holdfast.system.libvirt.domains import Disk, Domain
@@ -74,7 +75,7 @@ class Host:
         )
         self.manager = self.world.manager
         inspection = Inspection(self.manager, files=LockspaceFiles(), storage=InlineStorage(), host=HOST)
-        self.preparation = Preparation(self.manager, inspection, self.world.clock)
+        self.preparation = Preparation(self.manager, inspection, self.world.clock, mounts=MOUNTS)
         self.libvirtd: ProcessId = (
             before.libvirtd if before else self.world.processes.start(LIBVIRTD, program="libvirtd")
         )
@@ -475,6 +476,31 @@ def test_migrate_without_prepare_is_forgotten(tmp_path: Path) -> None:
         host.preparation.arrives(WEB.uuid, ProcessId(LIBVIRTD + 1, 1))
         await host.prepare(disk)
         assert locked(disk), "another libvirtd's guest arrives"
+
+    run(scene)
+
+
+# --- what is a VM's own ---
+
+
+class Nfs(MountTable):
+    """Everything below /shared is on a file server."""
+
+    def locate(self, path: str) -> tuple[Mount, str]:
+        where, options = ("nfs4", "/shared") if path.startswith("/shared/") else ("ext4", "/")
+        return Mount(options, where, "", frozenset()), path
+
+
+def test_own_files_have_a_lock_if_only_this_host_has_them(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        inspection = Inspection(host.manager, files=LockspaceFiles(), storage=InlineStorage(), host=HOST)
+        preparation = Preparation(host.manager, inspection, host.world.clock, mounts=Nfs())
+        wants = preparation.own_files(["/var/vars.fd", "/shared/vars.fd", "/var/swtpm/tpm2"])
+        assert [want.resource for want in wants] == [
+            Resource(HOST_LOCKSPACE, "/var/vars.fd"),
+            Resource(HOST_LOCKSPACE, "/var/swtpm/tpm2"),
+        ]
 
     run(scene)
 

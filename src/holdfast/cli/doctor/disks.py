@@ -12,7 +12,7 @@ from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Scene, some
 from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_settings
-from holdfast.model import DIRECT_LOCKSPACE, Protection, Resource
+from holdfast.model import DIRECT_LOCKSPACE, HOST_LOCKSPACE, Protection, Resource
 from holdfast.system.files.canonical_path import canonical_path
 from holdfast.system.files.mounts import is_block_device
 from holdfast.system.libvirt.domain_disks import Kind
@@ -124,7 +124,13 @@ def unlocked(scene: Scene) -> Iterator[Finding]:
 
 def beside_disks(scene: Scene) -> Iterator[Finding]:
     """Images below disks, data files, NVRAM and TPM state of VMs that run."""
-    which = [f"{part} ({domain.name})" for domain in scene.running() for part in domain.unguarded]
+    guarded = {lock.name for lock in scene.locks if lock.held and lock.lockspace == HOST_LOCKSPACE}
+    which = [
+        f"{part} ({domain.name})"
+        for domain in scene.running()
+        for part in domain.unguarded
+        if not part.path or part.path not in guarded
+    ]
     if which:
         yield found(
             "HF089",

@@ -485,7 +485,7 @@ _ALL = (
         "Images below disks, data files, NVRAM and TPM state have no lock",
         "libvirt asks a lock for the top image of each disk. Two VMs may have one of these: images below are meant to be "
         "shared by readers, but a commit writes into them; a data file (`<dataStore>`), NVRAM and TPM state are meant for "
-        "one VM.",
+        "one VM. With the hook (docs/install.md), NVRAM and TPM state on a local file system are held for one.",
     ),
     # --- virtual machines that run ---
     _problem(

@@ -20,7 +20,7 @@ from holdfast.cli.who.evidence import (
     Verdict,
     VmEvidence,
 )
-from holdfast.model import wall_text
+from holdfast.model import HOST_LOCKSPACE, wall_text
 from holdfast.system.libvirt.domain_disks import NEVER_ASKED
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def about_vm(evidence: VmEvidence, verdict: Verdict, disks: list[Answer], *, is_
     if e.domain is not None and not isinstance(e.domain, Unreadable):
         answer.add("disk", [f"{d}: its path is not known: {d.reason}" for d in e.domain.unresolved])
         unlocked = [f"{d}: protection 0: {d.why_unlocked}" for d in e.domain.unlocked]
-        answer.add("not locked", unlocked + [str(part) for part in e.domain.unguarded])
+        guarded = {claim.name for claim in claims if claim.held and claim.lockspace == HOST_LOCKSPACE}
+        parts = [str(part) for part in e.domain.unguarded if not part.path or part.path not in guarded]
+        answer.add("not locked", unlocked + parts)
         answer.add("only read", sorted(e.domain.readonly))
     if not is_root:
         answer.notes.append(NOT_ROOT)
