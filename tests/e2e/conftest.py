@@ -95,16 +95,18 @@ def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabFactory]:
                     pytrace=False,
                 )
     programs = Programs.build(base)
-    labs: dict[tuple[tuple[Kind, Kind], LockMode], Lab] = {}
+    labs: dict[tuple[tuple[Kind, Kind], LockMode, bool], Lab] = {}
 
-    def make(kinds: tuple[Kind, Kind], mode: LockMode) -> Lab:
-        if (kinds, mode) not in labs:
-            folder = base / f"{kinds[0]}-{kinds[1]}-{mode}"
+    def make(kinds: tuple[Kind, Kind], mode: LockMode, *, hook: bool = False) -> Lab:
+        if (kinds, mode, hook) not in labs:
+            folder = base / f"{kinds[0]}-{kinds[1]}-{mode}{'-hook' if hook else ''}"
             # One cache for all hosts: probing QEMU's abilities takes libvirt seconds.
-            lab = Lab(folder=folder, cache=base / "cache", programs=programs, kinds=kinds, mode=mode)
+            lab = Lab(
+                folder=folder, cache=base / "cache", programs=programs, kinds=kinds, mode=mode, hook=hook
+            )
             lab.up()
-            labs[kinds, mode] = lab
-        return labs[kinds, mode]
+            labs[kinds, mode, hook] = lab
+        return labs[kinds, mode, hook]
 
     yield make
     for lab in labs.values():
@@ -139,6 +141,29 @@ def direct_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind)
 def any_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) -> Iterator[Lab]:
     """For what must hold either way."""
     yield from clean(request, make_lab((kind, kind), request.param))
+
+
+@pytest.fixture(params=["direct", "indirect", "leases"])
+def hooked_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) -> Iterator[Lab]:
+    """A lab with libvirt's hook on both hosts: holdfastd is asked before QEMU is there."""
+    yield from clean(request, make_lab((kind, kind), request.param, hook=True))
+
+
+_HOOK = pytest.mark.holdfast_only("virtlockd has no hook")
+
+
+@pytest.fixture(
+    params=[
+        "indirect",
+        "direct",
+        pytest.param("indirect, hook", marks=_HOOK),
+        pytest.param("direct, hook", marks=_HOOK),
+    ]
+)
+def start_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) -> Iterator[Lab]:
+    """For what a start does either way, with the hook and without it."""
+    mode, _, hook = request.param.partition(", ")
+    yield from clean(request, make_lab((kind, kind), mode, hook=bool(hook)))
 
 
 @pytest.fixture

@@ -5,56 +5,24 @@ Here QEMU has its own image locks, as it is delivered: without the hook its erro
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import clean
-from tests.e2e.lab.daemons import Kind
 from tests.e2e.lab.domains import Disk
 from tests.e2e.lab.hosts import Host
-from tests.e2e.lab.lab import Lab, LabFactory
+from tests.e2e.lab.lab import Lab
 from tests.e2e.lab.polling import until
 from tests.e2e.lab.switchover import HELD, release_unanswered
+from tests.e2e.lab.vms import Vm
 
 pytestmark = pytest.mark.holdfast_only("virtlockd has no hook")
-SCRIPT = Path(__file__).parents[2] / "packaging" / "libvirt" / "qemu-hook"
-
-
-def install(lab: Lab) -> None:
-    """As docs/install.md says, with this checkout's programs; libvirtd reads which hooks there are when it starts."""
-    text = SCRIPT.read_text().replace("PATH=", f"PATH={Path(sys.executable).parent}:")
-    for host in lab.hosts:
-        hook = host.folder / "etc-libvirt" / "hooks" / "qemu.d" / "holdfast"
-        hook.parent.mkdir(exist_ok=True)
-        hook.write_text(text)
-        hook.chmod(0o755)
-        restart_libvirtd(lab, host.name)
-
-
-def remove(lab: Lab) -> None:
-    for host in lab.hosts:
-        (host.folder / "etc-libvirt" / "hooks" / "qemu.d" / "holdfast").unlink()
-        restart_libvirtd(lab, host.name)
 
 
 def restart_libvirtd(lab: Lab, name: str) -> None:
     (libvirtd,) = [daemon for host, daemon in lab.libvirtd.items() if host.name == name]
     libvirtd.stop()
     libvirtd.start()
-
-
-@pytest.fixture(params=["direct", "indirect", "leases"])
-def hooked_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) -> Iterator[Lab]:
-    """A lab with the hook on both hosts."""
-    lab = make_lab((kind, kind), request.param)
-    for scene in clean(request, lab):
-        install(lab)
-        yield scene
-        lab.reset()
-        remove(lab)
 
 
 def assert_told_by_the_hook(error: str, *words: str) -> None:
@@ -266,6 +234,61 @@ def test_failed_migration_leaves_such_a_disk_with_the_guest_that_runs_on(unasked
     assert owners(lab) == [("web1", vm.inner_pid)]
     assert owners(lab, lab.beta) == []
     until(lambda: HELD not in lab.lockd[lab.alpha].holdfast("list"), "the lock to be like any other")
+
+
+FLASH_BYTES = 1 << 18
+FOREVER = b"\xeb\xfe".ljust(16, b"\xff")
+"""`jmp $` where the processor starts, 16 bytes below the end of the flash."""
+NVRAM = "/var/lib/libvirt/vars/web.fd"
+
+
+def give_nvram(lab: Lab, vm: Vm) -> None:
+    """Firmware that does nothing, and an NVRAM file of the host's own, as a definition with UEFI has it."""
+    code = lab.storage.folder / "images" / "code.fd"
+    code.write_bytes(bytes(FLASH_BYTES - len(FOREVER)) + FOREVER)
+    for host in lab.hosts:
+        vars_file = host.path(NVRAM)
+        vars_file.parent.mkdir(exist_ok=True)
+        vars_file.write_bytes(bytes(FLASH_BYTES))
+    firmware = f"<loader readonly='yes' type='pflash'>/srv/images/code.fd</loader><nvram>{NVRAM}</nvram></os>"
+    file = vm.host.folder / f"{vm.name}.xml"
+    file.write_text(vm.domain.xml().replace("</os>", firmware))
+    vm.host.virsh("define", str(file))
+
+
+@pytest.mark.parametrize("hooked_lab", ["leases"], indirect=True)
+def test_nvram_that_only_this_host_has_is_held_by_one_vm_and_goes_with_it(hooked_lab: Lab) -> None:
+    lab = hooked_lab
+    vm = lab.vm(lab.alpha, "web1", lab.storage.image("web"), qemu_locks_its_images=True)
+    second = lab.vm(lab.alpha, "web2", lab.storage.image("web"), qemu_locks_its_images=True)
+    for each in (vm, second):
+        give_nvram(lab, each)
+    for host in (lab.alpha, lab.beta):
+        if host is lab.alpha:
+            vm.virsh("start")
+        else:
+            vm.migrate(host)
+            second.virsh("start")
+            second.destroy()
+        assert (NVRAM, "web1", vm.inner_pid, "this host") in own_files(lab, host)
+    assert own_files(lab, lab.alpha) == []
+    vm.migrate(lab.alpha)
+    error = second.refused("start")
+    assert f"holdfast: Lockspace resource '{NVRAM}' is locked by VM web1 (" in error, error
+    assert owners(lab) == [("web1", vm.inner_pid)]
+    vm.destroy()
+    until(lambda: own_files(lab, lab.alpha) == [], "the NVRAM to be free")
+    second.virsh("start")
+
+
+def own_files(lab: Lab, host: Host) -> list[tuple[str, str, int, str]]:
+    """The files that VMs hold within a host: path, VM, pid and backend."""
+    listed = json.loads(lab.lockd[host].holdfast("list", "--json"))
+    return [
+        (each["resource"], each["owner"], each["pid"], each["backend"])
+        for each in listed
+        if each["lockspace"] == "holdfast:host"
+    ]
 
 
 def test_libvirtd_that_is_killed_keeps_and_frees_the_locks_of_its_vms(hooked_lab: Lab) -> None:

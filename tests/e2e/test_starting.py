@@ -10,8 +10,8 @@ from tests.e2e.lab.refusals import assert_refused, assert_told_holder
 from tests.e2e.lab.storage import Image
 
 
-def test_running_vm_holds_its_disk_and_shutdown_frees_it(any_lab: Lab) -> None:
-    lab = any_lab
+def test_running_vm_holds_its_disk_and_shutdown_frees_it(start_lab: Lab) -> None:
+    lab = start_lab
     disk = lab.storage.image("web")
     vm = lab.vm(lab.alpha, "web1", disk).start()
     assert lab.lock(disk) == "write"
@@ -22,8 +22,8 @@ def test_running_vm_holds_its_disk_and_shutdown_frees_it(any_lab: Lab) -> None:
     assert disk.boots == 2
 
 
-def test_second_vm_on_the_host_is_refused_and_told_the_holder(any_lab: Lab) -> None:
-    lab = any_lab
+def test_second_vm_on_the_host_is_refused_and_told_the_holder(start_lab: Lab) -> None:
+    lab = start_lab
     disk = lab.storage.image("web")
     holder = lab.vm(lab.alpha, "web1", disk).start()
     second = lab.vm(lab.alpha, "web2", disk)
@@ -54,9 +54,9 @@ def test_second_host_is_refused_by_the_lock_on_the_image_itself(direct_lab: Lab)
     assert disk.boots == 1
 
 
-def test_the_same_vm_does_not_start_on_a_second_host(any_lab: Lab) -> None:
+def test_the_same_vm_does_not_start_on_a_second_host(start_lab: Lab) -> None:
     """A high-availability manager that lost sight of alpha starts the very same guest on beta."""
-    lab = any_lab
+    lab = start_lab
     disk = lab.storage.image("web")
     running = lab.vm(lab.alpha, "web1", disk).start()
     assert_refused(lab.vm(lab.beta, "web1", disk).refused("start"))
@@ -64,8 +64,8 @@ def test_the_same_vm_does_not_start_on_a_second_host(any_lab: Lab) -> None:
     assert disk.boots == 1
 
 
-def test_of_two_hosts_that_start_at_once_exactly_one_wins(any_lab: Lab) -> None:
-    lab = any_lab
+def test_of_two_hosts_that_start_at_once_exactly_one_wins(start_lab: Lab) -> None:
+    lab = start_lab
     disk = lab.storage.image("web")
     vms = [lab.vm(host, f"web-{host.name}", disk) for host in lab.hosts]
     racers = [vm.host.start_virsh("start", vm.name) for vm in vms]
@@ -77,8 +77,8 @@ def test_of_two_hosts_that_start_at_once_exactly_one_wins(any_lab: Lab) -> None:
     assert disk.boots == 1
 
 
-def test_nothing_is_kept_of_a_start_that_got_only_some_disks(any_lab: Lab) -> None:
-    lab = any_lab
+def test_nothing_is_kept_of_a_start_that_got_only_some_disks(start_lab: Lab) -> None:
+    lab = start_lab
     own, contested = lab.storage.image("own"), lab.storage.image("contested")
     holder = lab.vm(lab.beta, "holder", contested).start()
     greedy = lab.vm(lab.alpha, "greedy", Disk(own), Disk(contested, "vdb"))
@@ -110,9 +110,9 @@ def test_another_name_of_a_held_image_is_refused_too(direct_lab: Lab, alias: str
     assert_refused(holder.refused("start"))
 
 
-def test_one_image_twice_in_one_vm_is_refused(any_lab: Lab) -> None:
+def test_one_image_twice_in_one_vm_is_refused(start_lab: Lab) -> None:
     """A mistake in the guest's definition would otherwise make it the second writer of its own disk."""
-    lab = any_lab
+    lab = start_lab
     disk = lab.storage.image("web")
     assert_refused(lab.vm(lab.alpha, "web1", Disk(disk), Disk(disk, "vdb")).refused("start"))
     lab.wait_free(disk)
@@ -134,8 +134,8 @@ def test_readonly_disk_is_not_locked_and_serves_many(lab: Lab) -> None:
     assert lab.lock(template) == "write"
 
 
-def test_shareable_disk_is_shared_across_hosts_and_closed_to_a_single_writer(any_lab: Lab) -> None:
-    lab = any_lab
+def test_shareable_disk_is_shared_across_hosts_and_closed_to_a_single_writer(start_lab: Lab) -> None:
+    lab = start_lab
     shared = lab.storage.image("cluster")
     members = [
         lab.vm(host, name, Disk(lab.storage.image("own")), Disk(shared, "vdb", shareable=True)).start()
@@ -199,8 +199,8 @@ def test_paused_start_takes_no_lock_until_it_is_resumed(any_lab: Lab) -> None:
     assert lab.lock(disk) == "write"
 
 
-def test_killed_qemu_leaves_the_disk_free_and_the_next_start_works_at_once(any_lab: Lab) -> None:
-    lab = any_lab
+def test_killed_qemu_leaves_the_disk_free_and_the_next_start_works_at_once(start_lab: Lab) -> None:
+    lab = start_lab
     disk = lab.storage.image("web")
     vm = lab.vm(lab.alpha, "web1", disk).start()
     vm.kill_qemu()

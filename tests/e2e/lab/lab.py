@@ -7,8 +7,9 @@ it.
 
 import os
 import shutil
-from collections.abc import Callable
+import sys
 from pathlib import Path
+from typing import Protocol
 
 from tests.e2e.lab.daemons import LEASES, Daemon, Kind, Libvirtd, LockDaemon, LockMode
 from tests.e2e.lab.domains import Device, Disk, Domain
@@ -20,6 +21,7 @@ from tests.e2e.lab.storage import DEVICE_BYTES, IMAGE_BYTES, Image, LoopDevice, 
 from tests.e2e.lab.vms import Vm
 from tests.support.leases import SPACE, make_lockspace
 
+HOOK = Path(__file__).parents[3] / "packaging" / "libvirt" / "qemu-hook"
 MARK = "===="
 ASK_GUESTS = f"echo {MARK}; list --name; echo {MARK}; list --name --all --persistent"
 
@@ -28,9 +30,17 @@ class Lab:
     """The whole: `alpha`, `beta`, what runs on them and what they share."""
 
     def __init__(
-        self, *, folder: Path, cache: Path, programs: Programs, kinds: tuple[Kind, Kind], mode: LockMode
+        self,
+        *,
+        folder: Path,
+        cache: Path,
+        programs: Programs,
+        kinds: tuple[Kind, Kind],
+        mode: LockMode,
+        hook: bool = False,
     ) -> None:
         self.mode = mode
+        self._hook = hook
         self._folder = folder
         self._programs = programs
         self.storage = SharedFolder(folder / "shared", programs.boot_sector)
@@ -60,6 +70,8 @@ class Lab:
                 )
             for host in self.hosts:
                 host.up({device.path: device.device for device in self.devices})
+            if self._hook:
+                self._install_hook()
             self.alpha.connect_to(self.beta)
             if self.mode in LEASES:
                 leases = self.storage.folder / "disk-leases"
@@ -69,6 +81,15 @@ class Lab:
         except BaseException:
             self.down()
             raise
+
+    def _install_hook(self) -> None:
+        """As docs/install.md says, with this checkout's programs; libvirtd reads which hooks there are when it starts."""
+        text = HOOK.read_text().replace("PATH=", f"PATH={Path(sys.executable).parent}:")
+        for host in self.hosts:
+            file = host.folder / "etc-libvirt" / "hooks" / "qemu.d" / "holdfast"
+            file.parent.mkdir(parents=True)
+            file.write_text(text)
+            file.chmod(0o755)
 
     def down(self) -> None:
         """End the hosts with all that runs on them; give the devices back; remove the files."""
@@ -190,8 +211,13 @@ def removal(said: str) -> str:
     """The virsh commands that end and forget the guests which an earlier answer to `ASK_GUESTS` listed."""
     _, running, persistent = said.rsplit(MARK, 2)
     commands = [f"destroy {name}" for name in running.split()]
-    commands += [f"undefine {name} --managed-save --snapshots-metadata" for name in persistent.split()]
+    commands += [
+        f"undefine {name} --managed-save --snapshots-metadata --keep-nvram" for name in persistent.split()
+    ]
     return "; ".join([*commands, ASK_GUESTS])
 
 
-LabFactory = Callable[[tuple[Kind, Kind], LockMode], Lab]
+class LabFactory(Protocol):
+    """Brings up labs; `hook`: with libvirt's hook on all hosts."""
+
+    def __call__(self, kinds: tuple[Kind, Kind], mode: LockMode, *, hook: bool = False) -> Lab: ...
