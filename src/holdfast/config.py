@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from holdfast import config_hook
+from holdfast.config_hook import HookAction
 from holdfast.errors import ConfigError, UnknownKey
 from holdfast.model import Protection
 
@@ -104,6 +106,9 @@ class Config(_Table, frozen=True):
     disk: tuple[DiskRule, ...] = ()
     sources: tuple[str, ...] = ()
     rule_sources: tuple[str, ...] = ()
+    hook_actions: tuple[HookAction, ...] = ()
+    """[[hook.actions]]."""
+    action_sources: tuple[str, ...] = ()
 
     @property
     def control_socket(self) -> str:
@@ -268,6 +273,7 @@ class _Reader:
         self._tables: dict[str, dict[str, Any]] = {name: {} for name in _TABLES}
         self._backends: dict[str, dict[str, Any]] = {}
         self._rules: list[tuple[str, str, Any]] = []
+        self._actions: list[tuple[str, str, Any]] = []
         self._sources: list[str] = []
 
     def _problem(self, file: str, key: str, reason: str) -> None:
@@ -304,8 +310,12 @@ class _Reader:
                 self._take_backends(path, value)
             elif key == "disk":
                 self._take_rules(path, value)
+            elif key == "hook":
+                self._take_hook(path, value)
             else:
-                known = ", ".join((*_TOP, *(f"[{t}]" for t in _TABLES), "[backend.NAME]", "[[disk]]"))
+                known = ", ".join(
+                    (*_TOP, *(f"[{t}]" for t in _TABLES), "[backend.NAME]", "[[disk]]", "[[hook.actions]]")
+                )
                 self._unknown(path, key, f"is not known; known are {known}", (key,))
 
     def _take_table(self, path: str, name: str, value: object) -> None:
@@ -335,19 +345,35 @@ class _Reader:
             self._problem(path, "disk", f"more than {RULES_MAX} rules")
         return None
 
+    def _take_hook(self, path: str, value: object) -> None:
+        if not isinstance(value, dict):
+            return self._problem(path, "hook", "must be a table: write [[hook.actions]]")
+        for key, each in value.items():
+            if key != "actions":
+                self._unknown(path, f"hook.{key}", "is not known; known here are actions", ("hook", key))
+            elif not isinstance(each, list):
+                self._problem(path, "hook.actions", "must be an array of tables: write [[hook.actions]]")
+            else:
+                for table in each:
+                    self._actions.append((path, f"hook.actions[{len(self._actions) + 1}]", table))
+        if len(self._actions) > RULES_MAX:
+            self._problem(path, "hook.actions", f"more than {RULES_MAX} rules")
+        return None
+
     def build(self, paths: Mapping[str, str]) -> Config | None:
         tables = {}
         for name, kind in _TABLES.items():
             origin = next((f for k, f in self.origins.items() if k.startswith(f"{name}.")), "configuration")
             tables[name] = self._convert(origin, name, self._tables[name], kind)
         rules = [(file, self._convert(file, key, table, DiskRule)) for file, key, table in self._rules]
+        actions = [(file, self._convert(file, key, table, HookAction)) for file, key, table in self._actions]
         top = self._convert(
             next((self.origins[k] for k in _TOP if k in self.origins), "configuration"),
             "",
             {**{key: paths[key] for key in ("run_dir", "state_dir", "host_locks")}, **self._top},
             Config,
         )
-        if top is None or None in tables.values() or any(r is None for _, r in rules):
+        if top is None or None in tables.values() or any(r is None for _, r in (*rules, *actions)):
             return None
         virtlockd = tables["virtlockd"]
         if not virtlockd.socket:
@@ -364,10 +390,12 @@ class _Reader:
             disk=tuple(r for _, r in rules),
             sources=tuple(self._sources),
             rule_sources=tuple(f for f, _ in rules),
+            hook_actions=tuple(a for _, a in actions),
+            action_sources=tuple(f for f, _ in actions),
         )
         return config
 
-    def _convert(self, file: str, where: str, table: object, kind: type[_Table]) -> Any:
+    def _convert(self, file: str, where: str, table: object, kind: type[msgspec.Struct]) -> Any:
         try:
             return msgspec.convert(table, kind)
         except msgspec.ValidationError as e:
@@ -398,9 +426,9 @@ def content(path: str) -> bytes:
 
 def _place(where: str) -> tuple[str | int, ...]:
     """The table that a key such as `disk[2]` or `limits` names; empty for the top."""
-    rule = re.fullmatch(r"disk\[(\d+)\]", where)
+    rule = re.fullmatch(r"(disk|hook\.actions)\[(\d+)\]", where)
     if rule is not None:
-        return ("disk", int(rule[1]) - 1)
+        return (*rule[1].split("."), int(rule[2]) - 1)
     return (where,) if where else ()
 
 
@@ -458,6 +486,10 @@ def validate(config: Config, origins: Mapping[str, str]) -> Iterator[ConfigError
         if not isinstance(table.get("driver"), str):
             yield problem(f"backend.{name}", 'misses the key driver, such as driver = "file"')
     yield from _validate_rules(config)
+    for number, event, reason in config_hook.problems(config.hook_actions, covers):
+        yield ConfigError(
+            file=config.action_sources[number - 1], key=f"hook.actions[{number}].{event}", reason=reason
+        )
 
 
 def _no_backend(name: str, config: Config) -> str:
@@ -527,6 +559,11 @@ def to_toml(config: Config) -> str:
         lines += ["", "[[disk]]"]
         for key in rule.__struct_fields__:
             if (value := getattr(rule, key)) is not None:
+                lines.append(f"{key} = {_value(value)}")
+    for action in config.hook_actions:
+        lines += ["", "[[hook.actions]]"]
+        for key in action.__struct_fields__:
+            if (value := getattr(action, key)) is not None:
                 lines.append(f"{key} = {_value(value)}")
     return "\n".join(lines) + "\n"
 

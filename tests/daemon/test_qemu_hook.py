@@ -277,6 +277,23 @@ def test_nvram_and_tpm_state_are_held_until_qemu_ends_and_are_listed(
     wait_until(lambda: not list(Path(daemon.control).with_name("host-files").iterdir()), "no lock file left")
 
 
+def test_policy_of_the_site_is_told_in_virshs_error(make_daemon: Factory, place: Path) -> None:
+    daemon = make_daemon(
+        "[[hook.actions]]\nmatch = '*/alone-*'\nprepare = 'exclusive'\nmigrate = 'exclusive'\n"
+    ).start()
+    disk, other = make_disk(place, "alone-1.img"), make_disk(place, "other.img")
+    done = call(daemon, "prepare", xml("web1", WEB, disk, flag="<shareable/>"))
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert f"{disk} is <shareable/> in the domain's XML, and hook.actions[1] '*/alone-*'" in line
+    for vm, name in ((WEB, "web1"), (OTHER, "web2")):
+        assert call(daemon, "migrate", xml(name, vm, disk, other), name=name).returncode == 0
+    prepared(daemon, disk)
+    assert locked(disk), "an arriving guest must have it before QEMU is there"
+    done = call(daemon, "prepare", xml("web2", OTHER, disk), name="web2")
+    assert b"is locked by VM web1" in done.stderr
+
+
 def test_client_can_not_name_an_own_file(daemon: Holdfastd, place: Path, qemu: int) -> None:
     nvram = place / "vars.fd"
     nvram.write_bytes(b"vars")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from holdfast import config as cf
 from holdfast.config import Config, covers
+from holdfast.config_hook import HookAction
 from holdfast.errors import ConfigError
 from holdfast.model import Protection
 
@@ -85,6 +86,64 @@ REFUSALS = [
         "<= 3",
     ),
     ("disk = [3]", "disk[1]", "expected a table"),
+    ("hook = 3", "hook", "must be a table: write [[hook.actions]]"),
+    ("[hook]\nlimit = 3", "hook.limit", "is not known; known here are actions"),
+    ("[hook.actions]\nprepare = 'exclusive'", "hook.actions", "must be an array of tables"),
+    ("[[hook.actions]]\nprepare = 'exclusive'", "hook.actions[1]", "misses the key"),
+    (
+        "[[hook.actions]]\nmatch = '/a'\nsuspend = 'unlock'",
+        "hook.actions[1].suspend",
+        "is not known; known here",
+    ),
+    (
+        "[[hook.actions]]\nmatch = '/a'\nmigrate = 'ex'",
+        "hook.actions[1].migrate",
+        "not one of the known values",
+    ),
+    ("[[hook.actions]]\nmatch = 'a'\nmigrate = 'shared'", "hook.actions[1].match", 'write "/a"'),
+    ("[[hook.actions]]\nmatch = '/a'", "hook.actions[1].match", "has no event"),
+    *(
+        (
+            f"[[hook.actions]]\nmatch = '/a'\n{event} = 'unlock'",
+            f"hook.actions[1].{event}",
+            f'would start a VM without a lock on its disk: write {event} = "exclusive", or "shared" for disks',
+        )
+        for event in ("prepare", "restore", "start")
+    ),
+    *(
+        (
+            f"[[hook.actions]]\nmatch = '/a'\n{event} = 'unlock'",
+            f"hook.actions[1].{event}",
+            "unlock would free the disk of a VM that runs: leave it out",
+        )
+        for event in ("started", "reconnect")
+    ),
+    *(
+        (
+            f"[[hook.actions]]\nmatch = '/a'\nprepare = 'exclusive'\n{event} = 'shared'",
+            f"hook.actions[1].{event}",
+            f'shared is not what prepare says, exclusive: write {event} = "exclusive"',
+        )
+        for event in ("restore", "start", "started", "reconnect")
+    ),
+    (
+        "[[hook.actions]]\nmatch = '/a'\nstart = 'exclusive'",
+        "hook.actions[1].start",
+        'exclusive is what the disk has since prepare: write prepare = "exclusive"',
+    ),
+    *(
+        (
+            f"[[hook.actions]]\nmatch = '/a'\n{event} = 'shared'",
+            f"hook.actions[1].{event}",
+            f'shared would hold a disk for a VM that has ended: write {event} = "unlock"',
+        )
+        for event in ("stopped", "release")
+    ),
+    (
+        "[[hook.actions]]\nmatch = '/a/*'\nmigrate = 'shared'\n[[hook.actions]]\nmatch = '/a/b'\nmigrate = 'unlock'",
+        "hook.actions[2].match",
+        "hook.actions[1] '/a/*' comes first and takes all of it",
+    ),
     ("run_dir = ", "syntax", "is not TOML"),
     ("run_dir = '/a'\nrun_dir = '/b'", "syntax", "is not TOML"),
     ("a" * (cf.CONFIG_BYTES_MAX + 1), "file", "is larger than"),
@@ -226,6 +285,24 @@ def test_stricter_of_the_two_protections_counts(tmp_path: Path) -> None:
     assert cf.protection_min(config, None) is Protection.SAME_HOST
 
 
+@pytest.mark.parametrize("held", ["exclusive", "shared"])
+def test_policy_of_the_hook_may_say_whatever_keeps_a_disk_locked_while_its_vm_runs(
+    tmp_path: Path, held: str
+) -> None:
+    events = "".join(
+        f"{event} = '{held}'\n" for event in ("prepare", "restore", "start", "started", "reconnect")
+    )
+    for migrate in ("exclusive", "shared", "unlock"):
+        text = f"[[hook.actions]]\nmatch = '/a'\n{events}migrate = '{migrate}'\nstopped = 'unlock'\nrelease = 'unlock'\n"
+        assert not problems(tmp_path, text)
+    write(tmp_path, "[[hook.actions]]\nmatch = '/b'\nstart = 'unlock'\n", "conf.d/10.toml")
+    _, (problem,) = cf.check(str(tmp_path / "holdfast.toml"), environ=ROOT, uid=0)
+    assert (problem.facts["key"], Path(str(problem.facts["file"])).name) == (
+        "hook.actions[2].start",
+        "10.toml",
+    )
+
+
 PRINTABLE = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=12)
 VALUES = st.recursive(
     PRINTABLE | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False),
@@ -254,6 +331,17 @@ CONFIGS = st.builds(
         max_size=2,
         unique_by=lambda r: r.match,
     ).map(tuple),
+    hook_actions=st.lists(
+        st.builds(
+            HookAction,
+            match=PRINTABLE.map(lambda t: "/" + t),
+            prepare=st.sampled_from(("exclusive", "shared")),
+            migrate=st.sampled_from(("exclusive", "shared", "unlock", None)),
+            stopped=st.sampled_from(("unlock", None)),
+        ),
+        max_size=2,
+        unique_by=lambda r: r.match,
+    ).map(tuple),
 )
 
 
@@ -268,7 +356,7 @@ def test_printed_configuration_loads_to_the_same(config: Config) -> None:
             assert all("comes first and takes all of it" in str(p) for p in found)
             return
     assert read is not None
-    same = msgspec.structs.replace(read, sources=(), rule_sources=())
+    same = msgspec.structs.replace(read, sources=(), rule_sources=(), action_sources=())
     assert same == config
 
 
@@ -363,10 +451,14 @@ def test_keys_that_this_version_does_not_know_are_dropped_and_the_rest_is_in_for
     config, dropped = lenient(
         "shiny = 1\nrun_dir = '/x'\n[limits]\nspeed = 3\nowners_max = 9\n[future]\na = 1\n"
         "[[disk]]\nmatch = '/a'\nbackend = 'file'\n[[disk]]\nmatch = '/b'\nbackend = 'file'\nhue = 'red'\n"
+        "[hook]\nlimit = 3\n[[hook.actions]]\nmatch = '/a'\nmigrate = 'shared'\nsuspend = 'unlock'\n"
     )
     assert config is not None
     assert (config.run_dir, config.limits.owners_max, len(config.disk)) == ("/x", 9, 2)
-    assert [d.split(": ")[1] for d in dropped] == ["shiny", "future", "limits.speed", "disk[2].hue"]
+    assert [action.migrate for action in config.hook_actions] == ["shared"]
+    assert sorted(d.split(": ")[1] for d in dropped) == sorted(
+        ["shiny", "future", "limits.speed", "disk[2].hue", "hook.limit", "hook.actions[1].suspend"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from holdfast.frontends.listener import Listener
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.manager import events as ev
+from holdfast.manager.hook_policy import HookPolicy
 from holdfast.manager.identity_locks import disks
 from holdfast.manager.preparation import Preparation
 from holdfast.supervision.host_identity import decode_term
@@ -128,7 +129,15 @@ class Daemon:
             idle_timeout_s=config.control.idle_timeout_s,
             storage=self._storage,
             user_locks_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // USER_LOCKS_SHARE,
-            preparation=Preparation(self.manager, self.parts.inspection, ports.clock, mounts=ports.mounts),
+            preparation=Preparation(
+                self.manager,
+                self.parts.inspection,
+                ports.clock,
+                mounts=ports.mounts,
+                policy=HookPolicy(
+                    (each.match, each.prepare or "", each.migrate or "") for each in config.hook_actions
+                ),
+            ),
         )
         self.listeners: dict[str, Listener] = {}
         held = partial(held_needs, self.manager, self.leases)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from holdfast.errors import Refused, ResourceBusy, StorageFailed
 from holdfast.manager.all_or_none import acquire_all
+from holdfast.manager.hook_policy import HookPolicy
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.manager.queries import Inspection
@@ -31,12 +32,19 @@ class Preparation:
     """What libvirt's hook asks for."""
 
     def __init__(
-        self, manager: LockManager, inspection: Inspection, clock: Clock, *, mounts: MountTable
+        self,
+        manager: LockManager,
+        inspection: Inspection,
+        clock: Clock,
+        *,
+        mounts: MountTable,
+        policy: HookPolicy,
     ) -> None:
         self._manager = manager
         self._inspection = inspection
         self._clock = clock
         self._mounts = mounts
+        self._policy = policy
         self._incoming: dict[tuple[str, ProcessId], Instant] = {}
 
     def own_files(self, paths: Sequence[str]) -> list[AcquireRequest]:
@@ -60,6 +68,7 @@ class Preparation:
         """
         if not name.uuid:
             raise Refused(reason=f"VM {name.name} has no UUID: locks are prepared for a UUID")
+        self._policy.check(wants)
         prepared = self._manager.prepared
         since = self._incoming.pop((name.uuid, libvirtd), None)
         arrives = since is not None and self._clock.now() - since < INCOMING_S
@@ -68,8 +77,7 @@ class Preparation:
         owner = prepared.begin(name, libvirtd)
         owner.connections += 1
         try:
-            if not arrives:
-                await self._acquire(owner, list(wants))
+            await self._acquire(owner, self._policy.at_arrival(wants) if arrives else list(wants))
             await self._check_holders(name, wants)
             self._remember(owner, wants, arrives=arrives)
         except BaseException:

@@ -46,7 +46,7 @@ class UnaskedDisks:
         missing = [
             AcquireRequest(resource, mode)
             for resource, mode in owner.unasked.items()
-            if self._manager.claimed(owner, resource) is None
+            if (self._manager.claimed(owner, resource) or 0) < mode
         ]
         return self._acquire(owner, missing) if missing else None
 
@@ -54,8 +54,10 @@ class UnaskedDisks:
         taken = []
         try:
             for want in sorted(missing):
+                is_new = self._manager.claimed(owner, want.resource) is None
                 await self._manager.acquire_waiting(owner, want, by_hook=True)
-                taken.append(want.resource)
+                if is_new:
+                    taken.append(want.resource)
         except BaseException:
             for resource in reversed(taken):
                 if (lock := self._manager.table.named(resource)) is not None:

@@ -10,8 +10,9 @@ import pytest
 from tests.unit.manager.world import HOST, MOUNTS, World, locked, run, want
 
 from holdfast.backends.naming import indirect_name
-from holdfast.errors import OwnerGone, ResourceBusy
+from holdfast.errors import OwnerGone, Refused, ResourceBusy
 from holdfast.manager import events as ev
+from holdfast.manager.hook_policy import HookPolicy
 from holdfast.manager.journal_replay import replay
 from holdfast.manager.migration_roles import IN, OUT
 from holdfast.manager.owners import Owner
@@ -61,6 +62,7 @@ class Host:
         slow: bool = False,
         acquire_wait_s: float = 0.0,
         lends: bool = False,
+        policy: Sequence[tuple[str, str, str]] = (),
     ) -> None:
         self.status: StatusFiles = before.status if before else StatusFiles()
         world = before.world if before else None
@@ -75,7 +77,9 @@ class Host:
         )
         self.manager = self.world.manager
         inspection = Inspection(self.manager, files=LockspaceFiles(), storage=InlineStorage(), host=HOST)
-        self.preparation = Preparation(self.manager, inspection, self.world.clock, mounts=MOUNTS)
+        self.preparation = Preparation(
+            self.manager, inspection, self.world.clock, mounts=MOUNTS, policy=HookPolicy(policy)
+        )
         self.libvirtd: ProcessId = (
             before.libvirtd if before else self.world.processes.start(LIBVIRTD, program="libvirtd")
         )
@@ -495,7 +499,9 @@ def test_own_files_have_a_lock_if_only_this_host_has_them(tmp_path: Path) -> Non
     async def scene() -> None:
         host = Host(tmp_path)
         inspection = Inspection(host.manager, files=LockspaceFiles(), storage=InlineStorage(), host=HOST)
-        preparation = Preparation(host.manager, inspection, host.world.clock, mounts=Nfs())
+        preparation = Preparation(
+            host.manager, inspection, host.world.clock, mounts=Nfs(), policy=HookPolicy()
+        )
         wants = preparation.own_files(["/var/vars.fd", "/shared/vars.fd", "/var/swtpm/tpm2"])
         assert [want.resource for want in wants] == [
             Resource(HOST_LOCKSPACE, "/var/vars.fd"),
@@ -634,5 +640,63 @@ def test_disk_that_libvirt_asks_for_or_releases_follows_libvirt_from_then_on(tmp
                 qemu = restored
             await host.registers(qemu)
             assert [owners_of(host, disk) for disk in (asked, released, unasked)] == [[], [], [QEMU]]
+
+    run(scene)
+
+
+# --- a site's own policy ---
+
+
+@pytest.mark.parametrize("demanded", [Mode.EXCLUSIVE, Mode.SHARED])
+def test_start_is_refused_whose_disk_is_not_as_its_rule_demands(tmp_path: Path, demanded: Mode) -> None:
+    async def scene() -> None:
+        rules = [("*/free.img", "", ""), ("*.img", demanded.word, "")]
+        host = Host(tmp_path, policy=rules)
+        disk, free = host.world.disk(), host.world.disk("free.img")
+        other = Mode.SHARED if demanded is Mode.EXCLUSIVE else Mode.EXCLUSIVE
+        with pytest.raises(Refused, match=rf"hook.actions\[2\] '\*.img' has prepare = \"{demanded.word}\""):
+            await host.prepare(disk, mode=other)
+        assert not locked(disk)
+        await host.prepare(disk, mode=demanded)
+        await host.prepare(free, mode=other, name=OwnerName("web2", "uuid-web2"))
+        assert locked(disk)
+        assert locked(free), "the first rule that matches counts"
+
+    run(scene)
+
+
+def test_guest_does_not_arrive_before_its_source_lets_go_if_its_rule_says_so(tmp_path: Path) -> None:
+    async def scene() -> None:
+        for name in ("source", "target"):
+            (tmp_path / name).mkdir()
+        source = World(tmp_path / "source")
+        host = Host(tmp_path / "target", policy=[("*", "", "exclusive")])
+        disk, guest = host.world.disk(), source.owner(1)
+        await source.manager.acquire(guest, want(disk))
+        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        with pytest.raises(ResourceBusy):
+            await host.prepare(disk)
+        await source.manager.release(guest, Resource("", disk))
+        qemu = await host.arrived(disk)
+        assert owners_of(host, disk) == [QEMU]
+        await host.registers(qemu)
+        assert owners_of(host, disk) == [QEMU]
+
+    run(scene)
+
+
+@pytest.mark.parametrize("shareable", [False, True])
+def test_guest_that_arrives_shared_runs_with_what_its_disk_needs(tmp_path: Path, shareable: bool) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path, policy=[("*", "", "shared")])
+        disk = host.world.disk()
+        mode = Mode.SHARED if shareable else Mode.EXCLUSIVE
+        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        await host.prepare(disk, mode=mode)
+        qemu = host.qemu()
+        assert host.manager.claimed(qemu, Resource("", disk)) is Mode.SHARED
+        host.says("paused", "migration", IN, "finish3")
+        await host.registers(qemu)
+        assert host.manager.claimed(qemu, Resource("", disk)) is mode
 
     run(scene)
