@@ -233,6 +233,10 @@ class Log(NamedTuple):
 
     text: bytes = b""
 
+    @property
+    def result(self) -> int:
+        return Result.OK
+
     def encode(self, request: Header) -> bytes:
         return reply_header(request, result=len(self.text)).encode() + self.text
 

@@ -1,0 +1,289 @@
+"""All clients of sanlock's protocol: which command goes where, and what is answered without the engine.
+
+A command that is bound to a registered client is checked twice: at its header, where a refusal goes out at once, and
+when it is whole, where the client is marked as busy. So half a request keeps nobody's client busy.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from holdfast.frontends.listener import Listener, Peer
+from holdfast.frontends.sanlock.client_records import client_record, name_of_command
+from holdfast.frontends.sanlock.clients import Client, Clients, bound_to_client
+from holdfast.frontends.sanlock.connection import Answer, SanlockConnection
+from holdfast.frontends.sanlock.event_channels import EventChannels
+from holdfast.frontends.sanlock.service import SanlockService
+from holdfast.system.epoll import Readiness
+from holdfast.wire.sanlock import replies, request_table
+from holdfast.wire.sanlock import requests as r
+from holdfast.wire.sanlock.command import EVERY_COMMAND, Command, Served, served
+from holdfast.wire.sanlock.flags import RestrictFlag
+from holdfast.wire.sanlock.framer import Framed
+from holdfast.wire.sanlock.header import EXIT_HEADER, Header
+from holdfast.wire.sanlock.result import Result
+from holdfast.wire.sanlock.state_records import StateRecord
+from holdfast.wire.sanlock.structures import EventCallback
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 4096
+"""sanlock has 1024 slots and promises 1000 clients; a registered client of ours costs a descriptor and 2 KiB."""
+UPTO_DAEMON, UPTO_CLIENTS, UPTO_LOCKSPACES = 1, 2, 3
+"""STATUS ends behind these records."""
+
+
+class SanlockFrontend:
+    """`version` is what VERSION answers, as 0xMMmmpp00; `commands` are those that are not dropped as unknown."""
+
+    def __init__(
+        self,
+        service: SanlockService,
+        *,
+        readiness: Readiness,
+        version: int,
+        commands: frozenset[Command] = EVERY_COMMAND,
+    ) -> None:
+        self._service = service
+        self._version = version
+        self.readiness = readiness
+        self.commands = commands
+        self.clients = Clients()
+        self.connections: dict[SanlockConnection, None] = {}
+        self.listener: Listener | None = None
+        self._channels = EventChannels()
+        self._catching_up = False
+        self._ending = False
+        s = service
+        self._at_once: dict[type, Callable[[Any], replies.Reply]] = {
+            r.Status: self._status,
+            r.LogDump: lambda _: s.log_dump(),
+            r.HostStatus: s.host_status,
+            r.Renewal: s.renewal,
+            r.GetLockspaces: s.get_lockspaces,
+            r.GetHosts: s.get_hosts,
+            r.SetConfig: s.set_config,
+            r.EndEvent: self._end_event,
+        }
+        self._in_time: dict[type, Callable[[Any], Coroutine[Any, Any, replies.Reply]]] = {
+            r.ShutdownWait: s.shutdown_wait,
+            r.AddLockspace: s.add_lockspace,
+            r.RemLockspace: s.rem_lockspace,
+            r.InqLockspace: s.inq_lockspace,
+            r.ExamineLockspace: s.examine_lockspace,
+            r.ExamineResource: s.examine_resource,
+            r.SetEvent: s.set_event,
+            r.Request: s.request,
+            r.Align: s.align,
+            r.WriteLockspace: s.write_lockspace,
+            r.ReadLockspace: s.read_lockspace,
+            r.ReadLockspaceHost: s.read_lockspace_host,
+            r.InitLockspaceHost: s.init_lockspace_host,
+            r.SetHost: s.set_host,
+            r.WriteResource: s.write_resource,
+            r.ReadResource: s.read_resource,
+            r.ReadResourceOwners: s.read_resource_owners,
+            r.SetLvb: s.set_lvb,
+            r.GetLvb: s.get_lvb,
+            r.FormatRindex: s.format_rindex,
+            r.RebuildRindex: s.rebuild_rindex,
+            r.UpdateRindex: s.update_rindex,
+            r.LookupRindex: s.lookup_rindex,
+            r.CreateResource: s.create_resource,
+            r.DeleteResource: s.delete_resource,
+        }
+        self._for_client: dict[type, Callable[[Client, Any], Coroutine[Any, Any, replies.Reply]]] = {
+            r.Acquire: s.acquire,
+            r.Acquire2: s.acquire2,
+            r.Release: s.release,
+            r.Inquire: s.inquire,
+            r.Convert: s.convert,
+            r.Killpath: s.killpath,
+        }
+
+    # --- connections ---
+
+    def serve(self, sock: socket.SocketType, peer: Peer) -> None:
+        client = self.clients.add(pid=peer.pid, fd=sock.fileno())
+        connection = SanlockConnection(self, sock, peer, client)
+        self.connections[connection] = None
+        connection.start()
+
+    def hung_up(self, connection: SanlockConnection) -> None:
+        """A client has gone while its connection waits for a command's end."""
+        client = connection.client
+        client.dead = True
+        if client.registered and client.active is not None:
+            self._service.client_died(client)
+
+    def closed(self, connection: SanlockConnection) -> None:
+        del self.connections[connection]
+        self._channels.remove(connection)
+        if self.listener is not None:
+            self.listener.left()
+        client = connection.client
+        client.connected = False
+        known, client.dead = client.dead, True
+        if client.active is None:
+            self._gone(client)
+        elif not known:
+            self._service.client_died(client)
+
+    def _gone(self, client: Client) -> None:
+        self.clients.remove(client)
+        if client.registered and not self._ending:
+            self._service.client_closed(client)
+
+    def close(self) -> None:
+        """The daemon ends: that is no client's end, and none is reported."""
+        self._ending = True
+        if self.listener is not None:
+            self.listener.close()
+        for connection in list(self.connections):
+            connection.close()
+
+    # --- events ---
+
+    def publish(self, lockspace: str, event: EventCallback) -> None:
+        """An event of this lockspace, to everybody who waits for it."""
+        self._channels.publish(lockspace, event)
+
+    def lockspace_gone(self, lockspace: str) -> None:
+        """Its event channels end."""
+        self._channels.close_all(lockspace)
+
+    # --- requests ---
+
+    def admit(self, connection: SanlockConnection, header: Header) -> Result | None:
+        """At a header: the result that refuses it, before its body is read."""
+        client = connection.client
+        client.last = Command(header.command)
+        if not client.registered:
+            client.name = name_of_command(client.last)
+        if not bound_to_client(header):
+            return None
+        found = self._target(connection, header)
+        return found if isinstance(found, Result) else None
+
+    def _target(self, connection: SanlockConnection, header: Header) -> Client | Result:
+        found = self.clients.target(connection.client, header)
+        if found is Result.ESRCH and self._caught_up(connection, header):
+            found = self.clients.target(connection.client, header)
+        return found
+
+    def _caught_up(self, asking: SanlockConnection, header: Header) -> bool:
+        """Read what that process has sent: its REGISTER may have come before this command, and be served later.
+
+        False if that is under way already.
+        """
+        if self._catching_up:
+            return False
+        self._catching_up = True
+        for connection in list(self.connections):
+            if (
+                connection is not asking
+                and connection.peer.pid == header.data2
+                and not connection.client.registered
+            ):
+                connection.catch_up()
+        self._catching_up = False
+        return True
+
+    def answer(self, connection: SanlockConnection, framed: Framed) -> Answer | Coroutine[Any, Any, Answer]:
+        header = framed.header
+        if framed.refused is not None:
+            return Answer(replies.refusal(header, framed.body, framed.refused).encode(header))
+        closes = served(Command(header.command)) is Served.CLOSES
+        try:
+            return self._begin(connection, framed)
+        except Exception:
+            return Answer(_failure(header, framed.body), closes=closes)
+
+    def _begin(self, connection: SanlockConnection, framed: Framed) -> Answer | Coroutine[Any, Any, Answer]:
+        header = framed.header
+        request = request_table.decode(header, framed.body)
+        match request:
+            case r.Register():
+                self.clients.register(connection.client)
+                return Answer()
+            case r.Restrict():
+                connection.client.restricted = request.flags
+                if request.flags & RestrictFlag.ALL:
+                    connection.restrict()
+                return Answer(replies.Plain().encode(header))
+            case r.Version():
+                return Answer(replies.Plain(Result.OK, self._version).encode(header))
+            case r.Shutdown():
+                self._service.shutdown(request)
+                return Answer(closes=True)
+            case r.RegEvent():
+                return self._reg_event(connection, header, request)
+            case _:
+                pass
+        kind = type(request)
+        if kind in self._at_once:
+            return Answer(self._at_once[kind](request).encode(header), closes=True)
+        if kind in self._in_time:
+            return self._finish(framed, self._in_time[kind](request))
+        target = self._target(connection, header)
+        if isinstance(target, Result):
+            return Answer(replies.Plain(target).encode(header))
+        target.active = Command(header.command)
+        if isinstance(request, r.Acquire | r.Acquire2):
+            target.name = request.options.owner_name.text
+        return self._finish_for(target, framed, self._for_client[kind](target, request))
+
+    async def _finish(self, framed: Framed, rest: Coroutine[Any, Any, replies.Reply]) -> Answer:
+        header = framed.header
+        try:
+            reply = await rest
+        except Exception:
+            return Answer(_failure(header, framed.body))
+        if header.command == Command.SHUTDOWN_WAIT and reply.result == Result.OK:
+            return Answer(EXIT_HEADER.encode(), closes=True)
+        return Answer(reply.encode(header))
+
+    async def _finish_for(
+        self, target: Client, framed: Framed, rest: Coroutine[Any, Any, replies.Reply]
+    ) -> Answer:
+        try:
+            return await self._finish(framed, rest)
+        finally:
+            target.active = None
+            if not target.connected:
+                self._gone(target)
+
+    # --- answered here ---
+
+    def _status(self, request: r.Status) -> replies.Records:
+        state = self._service.status()
+        records: tuple[StateRecord, ...] = (state.daemon,)
+        if request.upto != UPTO_DAEMON:
+            records += state.threads + tuple(map(client_record, self.clients.in_order()))
+            if request.upto != UPTO_CLIENTS:
+                records += state.lockspaces
+                if request.upto != UPTO_LOCKSPACES:
+                    records += state.resources
+        return replies.Records(Result.OK, records)
+
+    def _reg_event(self, connection: SanlockConnection, header: Header, request: r.RegEvent) -> Answer:
+        result = self._service.event_lockspace(request.lockspace).result
+        if result == Result.OK:
+            result = self._channels.add(request.lockspace.name, connection)
+        good = result == Result.OK
+        return Answer(replies.Plain(result).encode(header), closes=not good, events=good)
+
+    def _end_event(self, request: r.EndEvent) -> replies.Plain:
+        reply = self._service.event_lockspace(request.lockspace)
+        if reply.result == Result.OK:
+            self._channels.close_ended(request.lockspace.name)
+        return reply
+
+
+def _failure(header: Header, body: bytes) -> bytes:
+    """The answer to a command whose service failed unexpectedly; called while that is handled."""
+    log.exception("unexpected failure serving %s of a sanlock client", Command(header.command).name)
+    return replies.refusal(header, body, Result.ERROR).encode(header)
