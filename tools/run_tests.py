@@ -36,7 +36,7 @@ LANES = (
         Tier("planted", 360),
         Tier("daemon", 600, processes=4),
     ),
-    (Tier("contract", 90), Tier("systemd", 180), Tier("interop", 600), Tier("e2e", 660)),
+    (Tier("contract", 90), Tier("systemd", 180), Tier("interop", 680), Tier("e2e", 660)),
 )
 
 

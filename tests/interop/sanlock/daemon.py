@@ -26,7 +26,14 @@ def installed_version() -> tuple[int, ...]:
 class SanlockDaemon:
     """One daemon process, one host."""
 
-    def __init__(self, directory: Path, host_name: str, program: Program | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        host_name: str,
+        program: Program | None = None,
+        *,
+        options: tuple[str, ...] = (),
+    ) -> None:
         self._program = (program or installed()).command
         self._run_dir = directory / "run"
         self._run_dir.mkdir(exist_ok=True)
@@ -38,7 +45,7 @@ class SanlockDaemon:
         arguments = ["-D", "-w", "0", "-l", "0", "-h", "0", "-U", "root", "-G", "root", "-o", "1"]
         self._holders: list[Holder] = []
         self._log = (directory / f"{host_name[:8]}.log").open("wb")
-        self._command = [*self._program, "daemon", *arguments, "-e", host_name]
+        self._command = [*self._program, "daemon", *arguments, "-e", host_name, *options]
         self._start()
 
     def _start(self) -> None:
@@ -79,6 +86,10 @@ class SanlockDaemon:
             time.sleep(0.05)
         text, _ = process.communicate()
         return text or f"exit status {process.returncode}"
+
+    @property
+    def socket_path(self) -> Path:
+        return self._run_dir / "sanlock.sock"
 
     def kill(self) -> None:
         """The daemon alone: who holds leases through it runs on."""

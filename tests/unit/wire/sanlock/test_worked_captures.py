@@ -163,6 +163,14 @@ def test_captured_answer_is_read_and_written(name: str) -> None:
     assert answer.encode(request_header(command)) == raw
 
 
+def test_byte_that_sanlock_sends_with_a_space_says_nothing() -> None:
+    raw = octets("10202804 01000000 09000000 00000000 21000000 00000000 afffffff 02000000") + b"L"
+    assert replies.decode(Command.INQUIRE, raw) == replies.ClientState(Result.ELIBSCN, 2, "")
+    good = octets("10202804 01000000 09000000 00000000 21000000 00000000 00000000 02000000") + b"L"
+    with pytest.raises(MalformedMessage, match="ends with a NUL"):
+        replies.decode(Command.INQUIRE, good)
+
+
 def test_captured_event_is_read_and_written() -> None:
     raw = octets(
         "10202804 01000000 01000000 00000000 50000000 00000000 00000000 00000000"
