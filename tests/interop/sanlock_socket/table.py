@@ -98,7 +98,7 @@ _IO = "needs a device that fails single reads or writes; a file has no such bloc
 _RACE = "needs two hosts' writes in one order of several, within a millisecond"
 _INTERNAL = "never in an answer: the reason of a failed renewal, which `status -D` and the log show"
 NOT_PLAYED = {
-    "2.1/-25": "needs an acquire that outlives its client: the next storage that stalls is the engine's own test",
+    "2.1/-25": "needs an acquire that outlives its client, so storage that stalls",
     "2.1/-116": "needs all workers busy while a client ends; an acquire for a dead client is refused before (-16, -3)",
     "2.1/1": "internal: clients see 0",
     "2.1/-201": "no command was seen to answer it",

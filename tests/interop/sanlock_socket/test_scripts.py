@@ -62,7 +62,7 @@ def test_script_beside_them_is_answered_as_well(name: str, beside: dict[str, Fut
     beside[name].result(timeout=SCRIPT_S)
 
 
-def test_every_row_has_a_script_or_a_reason_why_not() -> None:
+def test_every_row_has_a_script_or_a_reason_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     rows = table.rows()
     assert len(rows) == len(set(rows))
     without = [row for row in rows if not table.scripts_of(row) and row not in table.NOT_PLAYED]
@@ -72,9 +72,13 @@ def test_every_row_has_a_script_or_a_reason_why_not() -> None:
     named = {row.split(" ")[0] for row in rows}
     stale = (table.PLAYED.keys() | table.NOT_PLAYED.keys()) - named
     assert not stale, f"the page has no such rows: {stale}"
-    print(f"{len(rows)} rows, {len(table.NOT_PLAYED)} of them not played:")
+    by_reason: dict[str, list[str]] = {}
     for row, reason in table.NOT_PLAYED.items():
-        print(f"  {row}: {reason}")
+        by_reason.setdefault(reason, []).append(row)
+    with capsys.disabled():
+        print(f"\n{len(rows)} rows of sanlock-socket.md, {len(table.NOT_PLAYED)} of them not played:")
+        for reason, names in by_reason.items():
+            print(f"  {', '.join(names)}: {reason}")
 
 
 def test_page_says_what_the_code_does_with_the_connection() -> None:

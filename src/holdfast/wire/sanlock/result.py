@@ -27,11 +27,8 @@ class Result(IntEnum):
     ESRCH = -3, "no registered client has this pid"
     EIO = -5, "the storage failed"
     E2BIG = -7, "more resources than one call may have, or a value block of more bytes than a sector"
+    EAGAIN = -11, "the lockspace or resource is on its way out, held shared by living hosts, or not read yet"
     ENOMEM = -12, "SET_LVB with a length below that of its resource"
-    EAGAIN = (
-        -11,
-        "the lockspace or the resource is on its way out, held shared by living hosts, or not read yet",
-    )
     EBUSY = -16, "the client is busy, dying or not registered; or what should be removed is in use"
     EEXIST = -17, "the lockspace is joined already, or this host holds the resource"
     ENODEV = -19, "the lockspace's path can't be opened"
