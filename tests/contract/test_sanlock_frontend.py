@@ -348,6 +348,28 @@ def test_clients_that_all_name_a_process_that_never_registers_are_all_refused(tm
     played(tmp_path, scene)
 
 
+def test_client_whose_request_was_read_early_is_not_taken_for_gone(tmp_path: Path) -> None:
+    """Its descriptor was ready in the same round, and what comes of that is called when its command is under way."""
+
+    async def scene(stage: Scene) -> None:
+        adding, asking = stage.peer(), stage.peer()
+        assert await adding.is_alive()
+        assert await asking.is_alive()
+        stage.service.joining.clear()
+        raw = request_table.encode(r.Inquire(0, r.Target(PID)))
+        asking.put(raw[:16])
+        adding.put(r.AddLockspace(0, 1, LS))
+        asking.put(raw[16:])
+        assert (await asking.answer())[1].result == Result.ESRCH
+        assert stage.service.seen == [r.AddLockspace(0, 1, LS)]
+        assert not any(client.dead for client in stage.frontend.clients.in_order())
+        stage.service.joining.set()
+        assert (await adding.answer())[1].result == Result.OK
+        assert await adding.is_alive()
+
+    played(tmp_path, scene)
+
+
 # --- whose leases a command is about ---
 
 

@@ -152,8 +152,17 @@ class SanlockConnection:
         self.close()
 
     def _on_hangup(self) -> None:
-        self._unwatch()
-        self._frontend.hung_up(self)
+        if self._has_hung_up():
+            self._unwatch()
+            self._frontend.hung_up(self)
+
+    def _has_hung_up(self) -> bool:
+        """Whether the other end is closed: an event of the same round whose bytes were read early leads here too."""
+        try:
+            self._sock.send(b"", _SEND_FLAGS)
+        except OSError:
+            return True
+        return False
 
     # --- serving ---
 
