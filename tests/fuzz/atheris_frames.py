@@ -28,6 +28,10 @@ with atheris.instrument_imports(include=["holdfast"]):
     from holdfast.wire import libvirt_rpc as rpc
     from holdfast.wire import virtlockd as wire
     from holdfast.wire import xdr
+    from holdfast.wire.sanlock import replies, request_table, state_string
+    from holdfast.wire.sanlock.command import Command
+    from holdfast.wire.sanlock.framer import KEPT_BYTES_MAX, Framed, Framer
+    from holdfast.wire.sanlock.malformed import MalformedMessage
 
 CONFIG_FILE = os.path.join(tempfile.mkdtemp(prefix="holdfast-fuzz-"), "holdfast.toml")
 
@@ -102,8 +106,42 @@ def sectors(raw: bytes) -> None:
         list(entries(found, raw))
 
 
+def sanlock_requests(raw: bytes) -> None:
+    """The framer, in two cuts: the same requests, each of them readable, and bounded memory."""
+
+    def run(chunks: list[bytes]) -> list[Framed]:
+        framer = Framer()
+        found: list[Framed] = []
+        for chunk in chunks:
+            framer.feed(chunk)
+            while (framed := framer.next()) is not None:
+                found.append(framed)
+            assert framer.waiting_bytes <= KEPT_BYTES_MAX
+        return found
+
+    middle = raw[0] if raw else 0
+    whole = run([raw])
+    assert whole == run([raw[:middle], raw[middle:]])
+    for framed in whole:
+        if framed.refused is None:
+            request = request_table.decode(framed.header, framed.body)
+            (again,) = run([request_table.encode(request)])
+            assert request_table.decode(again.header, again.body) == request
+        else:
+            replies.refusal(framed.header, framed.body, framed.refused).encode(framed.header)
+
+
+def sanlock_answers(raw: bytes) -> None:
+    with contextlib.suppress(MalformedMessage):
+        replies.decode(Command(raw[0] % len(Command) + 1) if raw else Command.STATUS, raw[1:])
+    with contextlib.suppress(MalformedMessage):
+        state_string.parse(raw.decode("utf-8", "surrogateescape"))
+
+
 TARGETS = (
     sectors,
+    sanlock_requests,
+    sanlock_answers,
     frames,
     lambda raw: calls(raw[0] % 10 if raw else 0, raw[1:]),
     journals,

@@ -1133,4 +1133,55 @@ BUGS = (
         "for event in BEFORE:",
         "unit/test_config.py::test_refusal_names_file_key_and_fix",
     ),
+    _in(
+        "wire.sanlock.framer",
+        "refused-body-is-kept",
+        "a client that announces 2^32 disks makes the daemon keep whatever it sends",
+        "        if not self._refused or self._piece <= RESOURCE_BYTES:",
+        "        if True:",
+        "unit/wire/sanlock/test_framer.py::test_four_thousand_million_disks_are_counted_away_without_memory",
+    ),
+    _in(
+        "wire.sanlock.request_table",
+        "refused-early-out-of-sync",
+        "the disks of a refused resource are read as the next request",
+        "    yield Piece(count * s.DISK_BYTES, refused)",
+        "    yield Piece(0 if refused else count * s.DISK_BYTES, refused)",
+        "contract/test_sanlock_frontend.py"
+        "::test_too_many_resources_and_disks_are_refused_at_once_and_leave_the_stream_in_sync",
+    ),
+    _in(
+        "frontends.sanlock.frontend",
+        "register-overtaken",
+        "a command by pid is refused although that process's REGISTER arrived before it",
+        "        if self._catching_up:\n            return False",
+        "        if True:\n            return False",
+        "contract/test_sanlock_frontend.py"
+        "::test_register_is_seen_before_a_command_that_another_client_sent_after_it",
+    ),
+    _in(
+        "frontends.sanlock.frontend",
+        "dead-client-never-cleaned-up",
+        "the leases of a client that died while another acquired for it are never released",
+        "            if not target.connected:",
+        "            if False:",
+        "contract/test_sanlock_frontend.py"
+        "::test_client_that_dies_while_another_acquires_for_it_is_cleaned_up_behind_that",
+    ),
+    _in(
+        "frontends.sanlock.frontend",
+        "daemons-end-is-the-clients-end",
+        "a stop of the daemon counts as the death of every registered client: their leases are released",
+        "        if client.registered and not self._ending:",
+        "        if client.registered:",
+        "contract/test_sanlock_frontend.py::test_end_of_the_daemon_is_no_clients_end",
+    ),
+    _in(
+        "frontends.sanlock.clients",
+        "killed-client-acquires",
+        "a client that is being killed for a lost lockspace gets new leases",
+        "        if found.kill_count and header.command in _ACQUIRE:",
+        "        if False:",
+        "contract/test_sanlock_frontend.py::test_client_that_is_being_killed_may_release_but_not_acquire",
+    ),
 )
