@@ -33,28 +33,13 @@ from holdfast.wire.sanlock.flags import (
 )
 from holdfast.wire.sanlock.header import EXIT_HEADER, HEADER_BYTES
 from holdfast.wire.sanlock.result import Result
-from holdfast.wire.sanlock.state_records import RecordType
+from holdfast.wire.sanlock.state_records import KEYS, RecordType
 from holdfast.wire.sanlock.state_string import parse
 
 OK = replies.Plain()
 TICK_S = 1.0
 """Of the daemon's main loop."""
 SIZES_512 = SizeFlag.ALIGN_1M | SizeFlag.SECTOR_512
-DAEMON_KEYS = (
-    "our_host_name use_watchdog high_priority mlock_level quiet_fail debug_renew debug_clients debug_cmds "
-    "renewal_history_size gid uid sh_retries max_sectors_kb_ignore max_sectors_kb_align max_sectors_kb_num "
-    "max_worker_threads write_init_io_timeout use_aio kill_grace_seconds helper_pid helper_kill_fd "
-    "helper_full_count helper_last_status monotime version_str version_num version_hex smproto_hex"
-)
-CLIENT_KEYS = "ci fd pid flags restricted cmd_active cmd_last pid_dead kill_count kill_last suspend need_free"
-LOCKSPACE_KEYS = (
-    "list space_id io_timeout sector_size align_size host_generation renew_fail space_dead killing_pids used_retries "
-    "external_used used_by_orphans renewal_read_extend_sec set_max_sectors_kb corrupt_result acquire_last_result "
-    "renewal_last_result acquire_last_attempt acquire_last_success renewal_last_attempt renewal_last_success"
-)
-RESOURCE_KEYS = "list flags sector_size align_size lver reused res_id token_id"
-HOST_KEYS = "last_check last_live last_req owner_id owner_generation timestamp io_timeout owner_name"
-RENEWAL_KEYS = "timestamp read_ms write_ms next_timeouts next_errors"
 
 
 def stays(client: SocketClient) -> bool:
@@ -251,21 +236,21 @@ def status_streams_records_and_ends(scene: Scene) -> None:
     types = [each.type for each in records]
     assert types == sorted(types)
     assert types[0] == RecordType.DAEMON
-    assert " ".join(records[0].words) == DAEMON_KEYS
+    assert tuple(records[0].words) == KEYS[RecordType.DAEMON]
     clients = [each for each in records if each.type == RecordType.CLIENT]
-    assert all(" ".join(each.words) == CLIENT_KEYS for each in clients)
+    assert all(tuple(each.words) == KEYS[RecordType.CLIENT] for each in clients)
     assert [each.name.text for each in clients[:2]] == ["helper", "listener"]
     assert [each.words["ci"] for each in clients[:2]] == ["0", "1"]
     (holder,) = [each for each in clients if each.data32 == process.pid]
     assert (holder.name.text, holder.words["cmd_last"]) == ("web2", str(Command.ACQUIRE.value))
     assert [each.data32 for each in clients if each.name.text == "status"] == [2**32 - 1]
     (space,) = [each for each in records if each.type == RecordType.LOCKSPACE and each.name.text == NAME]
-    assert " ".join(space.words) == LOCKSPACE_KEYS
+    assert tuple(space.words) == KEYS[RecordType.LOCKSPACE]
     assert (space.data64, space.words["list"], space.words["io_timeout"]) == (1, "spaces", str(IO_TIMEOUT_S))
     assert isinstance(space.attached, s.Lockspace)
     assert space.attached.disk == scene.lockspace.disk
     (held,) = [each for each in records if each.type == RecordType.RESOURCE and each.name == lease.name]
-    assert " ".join(held.words) == RESOURCE_KEYS
+    assert tuple(held.words) == KEYS[RecordType.RESOURCE]
     assert (held.data32, held.data64, held.words["list"]) == (process.pid, 1, "held")
     assert isinstance(held.attached, s.Resource)
     assert held.attached.disks == lease.disks
@@ -359,7 +344,7 @@ def examine_answers_0_always(scene: Scene) -> None:
 def host_status_streams_the_hosts_and_ends(scene: Scene) -> None:
     records = scene.one.client().asked(r.HostStatus(scene.of(scene.one)), replies.Records).records
     assert [(each.type, each.data32) for each in records] == [(RecordType.HOST, 1), (RecordType.HOST, 2)]
-    assert all(" ".join(each.words) == HOST_KEYS for each in records)
+    assert all(tuple(each.words) == KEYS[RecordType.HOST] for each in records)
     assert [each.words["owner_name"] for each in records] == ["host-1", "host-2"]
     assert all(each.data64 for each in records)
     unknown = scene.one.client().ask(r.HostStatus(s.Lockspace.of("none")))
@@ -371,7 +356,7 @@ def renewal_streams_the_history_and_ends(scene: Scene) -> None:
     found = scene.one.client().asked(r.Renewal(scene.of(scene.one)), replies.Records)
     assert (found.result, found.data2) == (Result.OK, IO_TIMEOUT_S)
     assert {each.type for each in found.records} == {RecordType.RENEWAL}
-    assert all(" ".join(each.words) == RENEWAL_KEYS for each in found.records)
+    assert all(tuple(each.words) == KEYS[RecordType.RENEWAL] for each in found.records)
     assert (found.records[0].words["read_ms"], found.records[0].words["write_ms"]) == ("0", "0")
     times = [each.data64 for each in found.records]
     assert times == sorted(times)

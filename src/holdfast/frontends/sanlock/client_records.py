@@ -30,7 +30,7 @@ def client_record(client: Client) -> StateRecord:
         RecordType.CLIENT,
         data32=pid & PID_NONE,
         name=PaddedName(name.ljust(NAME_BYTES, b"\0")),
-        text=key_words(words),
+        text=key_words(RecordType.CLIENT, words),
     )
 
 

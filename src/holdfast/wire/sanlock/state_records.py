@@ -33,6 +33,38 @@ class RecordType(IntEnum):
     RESOURCE_THREAD = 8
 
 
+KEYS: dict[int, tuple[str, ...]] = {
+    kind: tuple(words.split())
+    for kind, words in (
+        (
+            RecordType.DAEMON,
+            "our_host_name use_watchdog high_priority mlock_level quiet_fail debug_renew debug_clients debug_cmds "
+            "renewal_history_size gid uid sh_retries max_sectors_kb_ignore max_sectors_kb_align max_sectors_kb_num "
+            "max_worker_threads write_init_io_timeout use_aio kill_grace_seconds helper_pid helper_kill_fd "
+            "helper_full_count helper_last_status monotime version_str version_num version_hex smproto_hex",
+        ),
+        (
+            RecordType.CLIENT,
+            "ci fd pid flags restricted cmd_active cmd_last pid_dead kill_count kill_last suspend need_free",
+        ),
+        (
+            RecordType.LOCKSPACE,
+            "list space_id io_timeout sector_size align_size host_generation renew_fail space_dead killing_pids "
+            "used_retries external_used used_by_orphans renewal_read_extend_sec set_max_sectors_kb corrupt_result "
+            "acquire_last_result renewal_last_result acquire_last_attempt acquire_last_success renewal_last_attempt "
+            "renewal_last_success",
+        ),
+        (RecordType.RESOURCE, "list flags sector_size align_size lver reused res_id token_id"),
+        (
+            RecordType.HOST,
+            "last_check last_live last_req owner_id owner_generation timestamp io_timeout owner_name",
+        ),
+        (RecordType.RENEWAL, "timestamp read_ms write_ms next_timeouts next_errors"),
+    )
+}
+"""What a record's text says, in this order, in sanlock 3.8.5; later ones say more (newer-sanlock.md 3)."""
+
+
 class StateRecord(NamedTuple):
     """One record; which of the numbers mean what depends on the type. `attached` goes with LOCKSPACE and RESOURCE."""
 
@@ -86,9 +118,13 @@ def encode_text(text: str) -> bytes:
     return raw[: TEXT_BYTES_MAX - 1] + b"\0"
 
 
-def key_words(words: dict[str, object]) -> str:
-    """`key=value` words, in order."""
-    return " ".join(f"{key}={value}" for key, value in words.items())
+def key_words(kind: RecordType, words: dict[str, object]) -> str:
+    """`key=value` words in the order of `KEYS`, then those that 3.8.5 does not have; ValueError if one is missing."""
+    known = KEYS.get(kind, ())
+    if missing := [key for key in known if key not in words]:
+        raise ValueError(f"a record of type {kind.name} needs {', '.join(missing)}")
+    ordered = {key: words[key] for key in known} | words
+    return " ".join(f"{key}={value}" for key, value in ordered.items())
 
 
 def decode_records(raw: Raw, start: int = 0) -> tuple[StateRecord, ...]:

@@ -34,7 +34,7 @@ from holdfast.wire.sanlock.header import HEADER_BYTES, Header, decode_header, re
 from holdfast.wire.sanlock.malformed import MalformedMessage
 from holdfast.wire.sanlock.requests import SetLvb
 from holdfast.wire.sanlock.result import Result, described
-from holdfast.wire.sanlock.state_records import RecordType, StateRecord, decode_records
+from holdfast.wire.sanlock.state_records import RecordType, StateRecord, decode_records, key_words
 from holdfast.wire.sanlock.state_string import parse, state_string
 
 STRUCTURES: dict[str, tuple[int, st.SearchStrategy[Any], Callable[..., Any]]] = {
@@ -218,6 +218,16 @@ def test_record_text_is_cut_at_its_limit() -> None:
     found, end = StateRecord.decode(record.encode())
     assert end == 80 + 4096
     assert found.text == record.text[:4095]
+
+
+def test_record_says_its_keys_in_sanlocks_order_and_new_ones_behind() -> None:
+    values: dict[str, object] = {"next_errors": 4, "later": 5, "timestamp": 0, "read_ms": 1, "write_ms": 2}
+    with pytest.raises(ValueError, match="RENEWAL needs next_timeouts"):
+        key_words(RecordType.RENEWAL, values)
+    text = key_words(RecordType.RENEWAL, values | {"next_timeouts": 3})
+    assert text == "timestamp=0 read_ms=1 write_ms=2 next_timeouts=3 next_errors=4 later=5"
+    record = StateRecord(RecordType.RENEWAL, text=text)
+    assert record.words["later"] == "5"
 
 
 def test_more_lockspaces_than_a_megabyte_are_none() -> None:
