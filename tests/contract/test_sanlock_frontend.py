@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from tests.support.sanlock_service import FakeService
 
-from holdfast.frontends.listener import Listener
 from holdfast.frontends.sanlock.clients import FIRST_CLIENT_ID
 from holdfast.frontends.sanlock.event_channels import CHANNELS_MAX
 from holdfast.frontends.sanlock.frontend import SanlockFrontend
@@ -100,16 +99,7 @@ class Scene:
         self.path = place / "sanlock.sock"
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(str(self.path))
-        self.frontend.listener = Listener(
-            "sanlock",
-            sock,
-            clients_max=2000,
-            cap_key="none",
-            readiness=self.readiness,
-            admit=lambda peer, sock: "",
-            serve=self.frontend.serve,
-        )
-        self.frontend.listener.start()
+        self.frontend.listen(sock, cap_key="none")
         self.peers: list[Peer] = []
 
     def peer(self) -> Peer:
@@ -670,10 +660,18 @@ def test_client_that_has_only_stopped_sending_gets_its_answers(tmp_path: Path) -
 
 def test_end_of_the_daemon_is_no_clients_end(tmp_path: Path) -> None:
     async def scene(stage: Scene) -> None:
-        vm = await stage.registered()
+        vm, acquiring, waiting = await stage.registered(), await stage.registered(), stage.peer()
+        stage.service.gate.clear()
+        acquiring.put(r.Acquire(0, r.OWN, (ONE,)))
+        waiting.put(r.ShutdownWait(1))
+        await stage.until(lambda: bool(stage.service.seen) and len(stage.frontend.clients) == 3)
         stage.frontend.close()
-        assert not await vm.rest()
-        assert not stage.service.closed
+        for peer in (vm, acquiring, waiting):
+            assert not await peer.rest()
+        stage.service.gate.set()
+        stage.service.exits.set()
+        await stage.until(lambda: not len(stage.frontend.clients))
+        assert (stage.service.closed, stage.service.died) == ([], [])
 
     played(tmp_path, scene)
 

@@ -19,7 +19,6 @@ import pytest
 from tests.interop.sanlock_socket.client import Process
 from tests.support.sanlock_service import FakeService
 
-from holdfast.frontends.listener import Listener
 from holdfast.frontends.sanlock.frontend import SanlockFrontend
 from holdfast.system.epoll import Readiness
 from holdfast.wire.sanlock import requests as r
@@ -52,16 +51,7 @@ class Served:
         self.frontend = SanlockFrontend(self.service, readiness=readiness, version=VERSION_NUMBER)
         sock = socket.socket(socket.AF_UNIX)
         sock.bind(str(self.path))
-        self.frontend.listener = Listener(
-            "sanlock",
-            sock,
-            clients_max=100,
-            cap_key="none",
-            readiness=readiness,
-            admit=lambda peer, sock: "",
-            serve=self.frontend.serve,
-        )
-        self.frontend.listener.start()
+        self.frontend.listen(sock, cap_key="none")
         self._ready.set()
         await self._over.wait()
         self.frontend.close()

@@ -106,6 +106,19 @@ class SanlockFrontend:
 
     # --- connections ---
 
+    def listen(self, sock: socket.socket, *, clients_max: int = CONNECTIONS_MAX, cap_key: str) -> None:
+        """Begin to accept; `cap_key` is the configuration's name for the bound. Who may connect, the socket's mode says."""
+        self.listener = Listener(
+            "sanlock",
+            sock,
+            clients_max=clients_max,
+            cap_key=cap_key,
+            readiness=self.readiness,
+            admit=lambda peer, sock: "",
+            serve=self.serve,
+        )
+        self.listener.start()
+
     def serve(self, sock: socket.SocketType, peer: Peer) -> None:
         client = self.clients.add(pid=peer.pid, fd=sock.fileno())
         connection = SanlockConnection(self, sock, peer, client)
@@ -129,7 +142,7 @@ class SanlockFrontend:
         known, client.dead = client.dead, True
         if client.active is None:
             self._gone(client)
-        elif not known:
+        elif not known and not self._ending:
             self._service.client_died(client)
 
     def _gone(self, client: Client) -> None:
