@@ -1,7 +1,7 @@
 """Two hosts with a daemon each in one lockspace, and what scripts need: fresh leases, clients, processes that hold.
 
 Scripts know a daemon by its socket alone, so that they can be played to any program that serves sanlock's clients:
-`START` has one start for each. Today that is the real sanlock.
+`START` has one start for each. Today those are real sanlocks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Protocol
 
 from tests.interop.sanlock.daemon import SanlockDaemon
 from tests.interop.sanlock.direct import blank_file, read_at, write_at
+from tests.interop.sanlock.programs import of_release
 from tests.interop.sanlock_socket.client import Process, SocketClient
 from tests.support.polling import wait_until
 
@@ -41,6 +42,9 @@ class Daemon(Protocol):
 
 START: dict[str, Callable[[Path, str, tuple[str, ...]], Daemon]] = {
     "sanlock": lambda directory, name, options: SanlockDaemon(directory, name, options=options),
+    "sanlock-of-trixie": lambda directory, name, options: SanlockDaemon(
+        directory, name, of_release("trixie"), options=options
+    ),
 }
 """By program: starts a daemon with its files in a directory, a host name, and options as sanlock's."""
 

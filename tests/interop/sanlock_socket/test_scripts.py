@@ -19,7 +19,7 @@ from holdfast.wire.sanlock.command import Command, Served, served
 
 pytestmark = pytest.mark.interop
 
-PROGRAMS = tuple(START)
+PROGRAMS = [name if name == "sanlock" else pytest.param(name, marks=pytest.mark.long) for name in START]
 SCRIPT_S = 100
 SCRIPTS: dict[str, Callable[[Scene], None]] = {
     name: getattr(module, name)
