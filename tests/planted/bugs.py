@@ -895,9 +895,9 @@ BUGS = (
         "manager.identity_locks",
         "identity-not-released",
         "the lease of what a disk is stays when its path is released",
-        "            found = other, identity\n",
-        "            pass\n",
-        "daemon/test_identity.py::test_second_path_to_a_disk_is_refused_with_the_holder_and_the_way_out",
+        "            return found, identity\n",
+        "            return None\n",
+        "daemon/test_identity.py::test_owner_with_two_paths_keeps_what_the_disk_is_until_it_has_released_both",
     ),
     _in(
         "manager.identity_locks",

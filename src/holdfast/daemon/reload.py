@@ -89,9 +89,12 @@ def answer(environ: Mapping[str, str], config: Config | None) -> list[str] | Non
 def held_needs(manager: LockManager, leases: HostLockspaces) -> list[HeldNeed]:
     """The needs of the locks that are held now, by backend."""
     host_ids = {name: k.host_id for k in leases.supervisors for name in leases.backends_of(k.name)}
+    counted = set(disks(manager.table))
     locks: dict[str, list[HostLock]] = {}
-    for lock in disks(manager.table):
+    for lock in manager.table:
         locks.setdefault(lock.backend, []).append(lock)
+    # The lock of a path may be of another backend than that of its identity: each backend with a lock has a need.
+    locks = {name: [lock for lock in found if lock in counted] or found for name, found in locks.items()}
     return [
         HeldNeed(
             backend=name,
