@@ -105,6 +105,8 @@ def test_both_leases_outlive_a_kill_and_are_shown_as_one_disk(make_host: MakeHos
     (shown,) = alpha.cli_json("list")
     assert (shown["name"], shown["owner"]) == (str(disk), "web1")
     assert shown["identity"]
+    assert shown["known_by"] == "identity"
+    assert alpha.cli("list").stdout.splitlines()[-1].endswith("\tidentity")
     assert "web1" in beta.cli("who", str(alias_of(disk))).stdout
     alpha.kill(signal.SIGKILL)
     alpha.start()
@@ -121,6 +123,7 @@ def test_running_vm_gets_the_second_lease_or_is_left_alone_and_named(make_host: 
     for host in (alpha, beta):
         host.says(JOINED)
     first = alpha.vm([disk], name="web1")
+    assert alpha.cli("list").stdout.splitlines()[-1].endswith("\tpath")
     second = beta.vm([alias_of(disk)], name="web2")
     alpha.config.write_text(alpha.config.read_text().replace('identity = "path"', ""))
     alpha.reexec()

@@ -66,10 +66,11 @@ def locks(claims: Sequence[HolderInfo]) -> None:
             wall_text(h.since) if h.since is not None else "",
             protection(h.protection, h.protection_word),
             h.backend,
+            h.known_by,
         )
         for h in claims
     ]
-    table(("DISK", "MODE", "OWNER", "SINCE", "PROTECTION", "BACKEND"), rows)
+    table(("DISK", "MODE", "OWNER", "SINCE", "PROTECTION", "BACKEND", "KNOWN BY"), rows)
 
 
 def owners(infos: Sequence[OwnerInfo]) -> None:

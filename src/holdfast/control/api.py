@@ -93,6 +93,8 @@ class HolderInfo:
     """What ends it, for one that its owner has released already: a migration; else empty."""
     identity: str = ""
     """What the disk is, if its owner has the lease of that too; then no other path leads around the lock."""
+    known_by: str = ""
+    """Of a disk with a lease: "identity", or "path": another path leads around the lock; else empty."""
 
 
 @dataclass

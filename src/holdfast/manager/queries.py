@@ -105,6 +105,8 @@ class Inspection:
         owner = self._manager.owners.get(owner_id)
         protection, note = self._manager.protection(lock)
         lost = self._manager.why_lost(lock)
+        identity = "" if resource.lockspace else self._identity(owner_id, lock)
+        by_path = not resource.lockspace and lock.backend in self._manager.routing.leases
         return HolderInfo(
             resource=shown(self._called(lock, resource)),
             lockspace=shown(resource.lockspace),
@@ -123,7 +125,8 @@ class Inspection:
             held=not lost,
             lost_reason=shown(lost),
             number=lock.id,
-            identity="" if resource.lockspace else shown(self._identity(owner_id, lock)),
+            identity=shown(identity),
+            known_by="identity" if identity else "path" if by_path else "",
             until=UNTIL_MIGRATED if (owner_id, resource) in lock.departing else "",
             unknown=shown(owner.unknown.why) if owner is not None and owner.unknown is not None else "",
         )
