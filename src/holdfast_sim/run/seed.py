@@ -314,6 +314,8 @@ class _Play:
                 owner = daemon.manager.owners.with_pid(vm.pid) if vm is not None else None
                 if vm is None or desk.busy or owner is None or vm.disk in refused:
                     continue
+                if not daemon.manager.routing.route(Resource("", vm.disk)).by_identity:
+                    continue  # its configuration could not be read, and it uses the one before the update
                 names = [n for lock in daemon.manager.table for n in lock.claims.get(owner.id, ())]
                 if (
                     Resource("", vm.disk) in names
