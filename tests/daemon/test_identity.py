@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.conftest import MakeHost
-from tests.support.daemon import Holdfastd, bystander, exists, make_disk, refusal
+from tests.support.daemon import Factory, Holdfastd, bystander, exists, make_disk, refusal
 from tests.support.polling import wait_until
 
 from holdfast.testing.virtlockd_client import SHARED
@@ -131,13 +131,13 @@ def test_running_vm_gets_the_second_lease_or_is_left_alone_and_named(make_host: 
     def problem() -> str:
         return alpha.cli("doctor").stdout
 
-    wait_until(lambda: "has the lease of its path" in problem(), "the disk to be named")
+    wait_until(lambda: "has the lock of its path" in problem(), "the disk to be named")
     assert "web2" in problem()
     assert "web1" in problem()
     assert exists(first)
     assert exists(second)
     beta.end_vm(second)
-    wait_until(lambda: "has the lease of its path" not in problem(), "the second lease")
+    wait_until(lambda: "has the lock of its path" not in problem(), "the second lease")
     assert "is locked by VM web1" in refusal(beta, alias_of(disk))
 
 
@@ -160,3 +160,67 @@ def test_identity_is_released_with_its_path_after_the_journal_was_lost(
         libvirt.release(str(disk))
         wait_until(lambda: refusal(beta, alias_of(disk)) == "", "both leases to be free, while the VM runs")
     assert exists(pid)
+
+
+@pytest.fixture
+def in_directory(make_daemon: Factory, place: Path) -> tuple[Holdfastd, Holdfastd]:
+    """Two hosts with one lock directory, as on NFS."""
+    (place / "locks").mkdir()
+    shared = f'[backend.shared]\ndriver = "file"\ndirectory = "{place}/locks"\ncross_host = true\n'
+    rule = '[[disk]]\nmatch = "*"\nbackend = "shared"\n'
+    return make_daemon(shared + rule, name="alpha").start(), make_daemon(shared + rule, name="beta").start()
+
+
+def test_second_path_is_refused_in_a_lock_directory_also_over_a_kill(
+    in_directory: tuple[Holdfastd, Holdfastd], disk: Path, place: Path
+) -> None:
+    alpha, beta = in_directory
+    vm = alpha.vm([disk], name="web1")
+    assert len(list((place / "locks").iterdir())) == 2
+    (shown,) = alpha.cli_json("list")
+    assert (shown["name"], shown["known_by"]) == (str(disk), "identity")
+    for again in (False, True):
+        if again:
+            alpha.kill(signal.SIGKILL)
+            alpha.start()
+            wait_until(lambda: len(alpha.cli_json("list")) == 1, "the locks to be held again")
+        refused = refusal(beta, alias_of(disk))
+        assert f"'{alias_of(disk)}' is locked by VM web1" in refused
+        assert "calls the disk by another path" in refused
+        assert "web1" in beta.cli("who", str(alias_of(disk))).stdout
+        assert "another path" not in refusal(beta, disk)
+    alpha.end_vm(vm)
+    wait_until(lambda: refusal(beta, alias_of(disk)) == "", "both locks to be free")
+    wait_until(lambda: not list((place / "locks").iterdir()), "the lock files to be removed")
+
+
+def test_both_locks_of_a_directory_are_found_without_the_journal(
+    in_directory: tuple[Holdfastd, Holdfastd], disk: Path
+) -> None:
+    alpha, beta = in_directory
+    pid = bystander(15)
+    with alpha.client() as libvirt:
+        libvirt.register(pid=pid, name="web1")
+        libvirt.acquire(str(disk))
+        alpha.kill(signal.SIGKILL)
+    (alpha.run_dir / "journal").unlink()
+    alpha.start()
+    wait_until(lambda: "web1" in refusal(beta, alias_of(disk)), "the locks to be found")
+    with alpha.client() as libvirt:
+        libvirt.register(pid=pid, name="web1")
+        libvirt.release(str(disk))
+        wait_until(lambda: refusal(beta, alias_of(disk)) == "", "both locks to be free, while the VM runs")
+    assert exists(pid)
+
+
+def test_lock_directory_of_one_host_has_one_file_for_a_disk(
+    make_daemon: Factory, disk: Path, place: Path
+) -> None:
+    (place / "locks").mkdir()
+    host = make_daemon(
+        f'[backend.own]\ndriver = "file"\ndirectory = "{place}/locks"\n[[disk]]\nmatch = "*"\nbackend = "own"\n'
+    ).start()
+    vm = host.vm([disk], name="web1")
+    assert len(list((place / "locks").iterdir())) == 1
+    assert "web1" in refusal(host, alias_of(disk)), "the inode excludes"
+    host.end_vm(vm)

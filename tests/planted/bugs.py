@@ -728,6 +728,22 @@ BUGS = (
         "unit/manager/test_unknown_locks.py::test_unknown_lock_of_another_path_to_the_disk_keeps_its_name",
     ),
     _in(
+        "backends.file.backend",
+        "lock-directory-by-path-only",
+        "a lock directory that other hosts see has no lock for what a disk is",
+        "        self._disks[strong] = resource.name\n        return Resource(IDENTITY_LOCKSPACE, strong)",
+        "        return None",
+        "daemon/test_identity.py::test_second_path_is_refused_in_a_lock_directory_also_over_a_kill",
+    ),
+    _in(
+        "backends.file.backend",
+        "identity-file-not-recognized",
+        "a lock file of what a disk is is found without the journal, and nobody knows what it is for",
+        "        if strong and indirect_name(str(identity)) == name:",
+        "        if False:",
+        "daemon/test_identity.py::test_both_locks_of_a_directory_are_found_without_the_journal",
+    ),
+    _in(
         "manager.identity_locks",
         "unread-identity-stays",
         "the identity of a path that is released before its identity is known stays held",

@@ -201,6 +201,16 @@ class KeepsDescriptors(Protocol):
 
 
 @runtime_checkable
+class LocksIdentities(Protocol):
+    """A backend that may have a second lock for a disk, by what it is on every host (ADR 0197)."""
+
+    async def identity(self, resource: Resource) -> Resource | None:
+        """What the disk at a path is, as a resource; None if its lock does not reach other hosts, or if it has no name that
+        is the same on all of them. May wait for the storage of the disk.
+        """
+
+
+@runtime_checkable
 class MayBeShared(Protocol):
     """A held lock that knows whether it is shared; it may be, whatever a journal says."""
 
@@ -266,6 +276,8 @@ class BackendPorts:
     clock: Clock
     host: str
     leases: LeasePorts | None = None
+    identities: DiskIdentities | None = None
+    """For drivers whose locks reach other hosts and are not leases; None where nothing is locked."""
 
 
 Driver = Callable[[str, Mapping[str, object], BackendPorts], Backend]

@@ -160,6 +160,7 @@ def build(
             clock=clock,
             host=host,
             leases=leases.ports(),
+            identities=ports.leases.identities,
         ),
     )
     journal = Journal(

@@ -1,6 +1,7 @@
-"""A disk with a lease has a second one, named after what the disk is, so that no path leads around the first (ADR 0197).
+"""A disk whose lock reaches other hosts has a second one, named after what the disk is: no path leads around it (ADR 0197).
 
-Leases are named by paths, as sanlock's are: two hosts that call one image /srv/pool/a and /srv/link/a have a lease each. The
+Leases and lock files are named by paths, as sanlock's and libvirt's are: two hosts that call one image /srv/pool/a and
+/srv/link/a have one each. The
 *identity* of a disk (`system/files/strong_identity`) is the same on every host that can reach it, and so is its lease:
 
     acquire    the identity, then the path: of two aliases one always wins, and hosts that know the path alone (sanlock.so,
@@ -9,7 +10,7 @@ Leases are named by paths, as sanlock's are: two hosts that call one image /srv/
     release    the path, then the identity, when no other name of the owner leads to the disk
 
 The identity's lock is in the table and the journal like any other, under `IDENTITY_LOCKSPACE`, which no client can name. A
-disk without such an identity has the lease of its path only, and so has one without identity = "auto" in its rule.
+disk without such an identity has the lock of its path only, and so has one with identity = "path" in its rule.
 
 A virtual machine that runs with the lease of its path only (started by an older version, or while its identity could not be
 read) gets the second one in the background. If another host has it, the machine is not touched: `problems` names both. There
@@ -37,7 +38,7 @@ from holdfast.system.clock import Clock
 log = logging.getLogger(__name__)
 
 ALIAS_NOTE = (
-    "; that VM calls the disk by another path, and leases go by what a disk is. If they are two disks all the same (a "
+    "; that VM calls the disk by another path, and locks go by what a disk is. If they are two disks all the same (a "
     'clone that kept its identity), set identity = "path" in the [[disk]] rule of this path, on all hosts'
 )
 
@@ -123,10 +124,10 @@ class IdentityLocks:
         if resource.lockspace != DIRECT_LOCKSPACE or not resource.name.startswith("/"):
             return None
         route = self._manager.routing.route(resource)
-        backend = self._manager.routing.leases.get(route.backend.name)
-        if backend is None or not route.by_identity:
+        identify = self._manager.routing.identities.get(route.backend.name)
+        if identify is None or not route.by_identity:
             return None
-        return await backend.names.identity(resource)
+        return await identify(resource)
 
     def released_with(self, owner: Owner, lock: HostLock, path: Resource) -> tuple[HostLock, Resource] | None:
         """The identity's lock, with its name, that is released after the last path of an owner to its disk."""
@@ -166,7 +167,7 @@ class IdentityLocks:
     def problems(self) -> list[str]:
         """Messages for operators: each running machine whose disk another path may lead to, and why."""
         return [
-            f"{IDENTITY_PROBLEM}{printable(resource.name)} of {owner} has the lease of its path, and not that of what it "
+            f"{IDENTITY_PROBLEM}{printable(resource.name)} of {owner} has the lock of its path, and not that of what it "
             f"is: {why}; a host that calls the disk by another path can start a second VM on it; "
             f"if two VMs have it, end one of them in good order: holdfast who {shlex.quote(resource.name)}"
             for owner, resource, _ in self._paths()
@@ -177,7 +178,7 @@ class IdentityLocks:
         """The claims of living, known owners on leases by path."""
         manager = self._manager
         for lock in manager.table:
-            if lock.backend not in manager.routing.leases or lock.held is None:
+            if lock.backend not in manager.routing.identities or lock.held is None:
                 continue
             for owner_id, names in list(lock.claims.items()):
                 owner = manager.owners.get(owner_id)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from holdfast.backends.base import Backend
+from holdfast.backends.base import Backend, LocksIdentities
 from holdfast.backends.lease_backend import LeaseBackend
-from holdfast.model import HOST_LOCKSPACE, Protection, Resource
+from holdfast.model import HOST_LOCKSPACE, IDENTITY_LOCKSPACE, Protection, Resource
+
+Identify = Callable[[Resource], Awaitable[Resource | None]]
 
 
 class Route(NamedTuple):
@@ -22,7 +24,7 @@ class Route(NamedTuple):
     protection_min: Protection
     start_min: Protection = Protection.NONE
     by_identity: bool = False
-    """Whether a disk with a lease has one by its identity, too."""
+    """Whether a disk whose lock reaches other hosts has one by its identity, too."""
 
     @property
     def min_at_start(self) -> Protection:
@@ -68,6 +70,11 @@ class Routing:
             self.backends[host_files.name] = host_files
         self.leases = {name: b for name, b in self.backends.items() if isinstance(b, LeaseBackend)}
         """Those whose locks are leases, found once: a check of a runtime protocol takes 17 us."""
+        self.identities: dict[str, Identify] = {
+            **{name: b.identity for name, b in self.backends.items() if isinstance(b, LocksIdentities)},
+            **{name: b.names.identity for name, b in self.leases.items()},
+        }
+        """Those that may have a second lock for a disk, by what it is."""
 
     def route(self, resource: Resource, path: str = "") -> Route:
         """The route of a resource; `path` as in `Rule.matches`. A disk in a lockspace that has no lease keeps its lock file
@@ -77,6 +84,8 @@ class Routing:
         if resource.lockspace == HOST_LOCKSPACE and self._host_files is not None:
             return self._host_files
         found = self._first(resource, path)
+        if resource.lockspace == IDENTITY_LOCKSPACE:
+            return found
         if not path or not resource.lockspace or found.backend.capabilities.fenced:
             return found
         place = self._first(resource, "")

@@ -3,7 +3,8 @@
 Which file that is:
 * *direct*: the disk itself, for a path in the direct lockspace, when the backend has no ``directory``;
 * *indirect*: a file named by the SHA-256 of the path in ``directory`` - the same name that libvirt's
-  ``file_lockspace_dir`` gives, so a host that runs virtlockd with that setting is excluded too;
+  ``file_lockspace_dir`` gives, so a host that runs virtlockd with that setting is excluded too; if other hosts see the
+  directory, a second file there is named by what the disk is on all of them (ADR 0197);
 * in a directory lockspace that libvirt made: the file LOCKSPACE/NAME.
 
 An indirect lock file is made for the lock and removed with it. Between opening and locking, the last holder may have
@@ -38,13 +39,15 @@ from holdfast.backends.base import (
 from holdfast.backends.directory_trust import DirectoryTrust
 from holdfast.backends.file import owner_record
 from holdfast.backends.naming import indirect_name
-from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
+from holdfast.model import IDENTITY_LOCKSPACE, Holder, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.system.files.canonical_path import PathWarnings
 from holdfast.system.files.ofd_lock import FileKey, ForeignLock, IoFailed, OpenedFile
 
 log = logging.getLogger(__name__)
 
 
+DISKS_MAX = 100_000
+"""Paths remembered by what their disks are; when full, all are forgotten."""
 PROTECTIONS_MAX = 10_000
 """Directories whose protection is cached; when full, the cache is emptied."""
 
@@ -218,6 +221,9 @@ class FileBackend:
         self._protections_of = 0
         self._warnings = PathWarnings(name)
         self.trust = DirectoryTrust(name, ports.files)
+        self._identities = ports.identities
+        self._disks: dict[str, str] = {}
+        """By identity: the path by which the disk was asked for last."""
 
     # --- which file ---
 
@@ -228,18 +234,39 @@ class FileBackend:
             return f"{resource.lockspace}/{resource.name}"
         return f"{self.directory}/{indirect_name(resource.name)}" if self.directory else resource.name
 
+    async def identity(self, resource: Resource) -> Resource | None:
+        """See `LocksIdentities`."""
+        identities = self._identities
+        if identities is None or not self.directory or resource.lockspace:
+            return None
+        if self.protection(self.lock_path(resource))[0] < Protection.CROSS_HOST:
+            return None  # on one host the inode excludes
+        strong = await self.storage.call(resource.name, lambda: identities.strong(resource.name))
+        if not strong:
+            return None
+        if len(self._disks) > DISKS_MAX:
+            self._disks.clear()
+        self._disks[strong] = resource.name
+        return Resource(IDENTITY_LOCKSPACE, strong)
+
+    def _disk_of(self, resource: Resource) -> str:
+        """The path of the disk that a lock is for, where the lock does not lie in a lockspace of libvirt's."""
+        if resource.lockspace == IDENTITY_LOCKSPACE:
+            return self._disks.get(resource.name, "")
+        return "" if resource.lockspace else resource.name
+
     async def open(self, resource: Resource, *, create: Creation) -> OpenFile | IoFailed:
         path = self.lock_path(resource)
-        disk = ""
+        disk, named = "", self._disk_of(resource)
         if self.directory:
             create = Creation.TEMPORARY
-            if not resource.lockspace and (not self._may_block(resource.name) or self._may_block(path)):
-                disk = resource.name  # elsewhere the inode is optional: don't risk blocking for it
+            if named and (not self._may_block(named) or self._may_block(path)):
+                disk = named  # elsewhere the inode is optional: don't risk blocking for it
         opened, pool = await self._open(path, create=create is not Creation.NONE, disk=disk)
         if isinstance(opened, IoFailed):
             return opened
         self._warnings.met(disk, opened.canonical)
-        return OpenFile(self, opened, path, pool, create, "" if resource.lockspace else resource.name)
+        return OpenFile(self, opened, path, pool, create, named)
 
     def take_nowait(self, resource: Resource, mode: Mode) -> tuple[tuple[FileKey, ...], HeldFile] | None:
         """Fast path for direct locks. Anything that creates or writes a lock file takes the general path."""
@@ -400,9 +427,13 @@ class FileBackend:
         return Recognized(resource=self._resource(name, noted), create=True, noted=noted)
 
     def _resource(self, name: str, noted: NotedOwner) -> Resource:
-        """What a lock file of the directory is for: the disk in its record, if the file's name is the hash of that."""
+        """What a lock file is for: the disk in its record, or what that is, if the file's name is the hash of it."""
         if noted.disk and indirect_name(noted.disk) == name:
             return Resource("", noted.disk)
+        strong = self._identities.strong(noted.disk) if noted.disk and self._identities is not None else ""
+        identity = Resource(IDENTITY_LOCKSPACE, strong)
+        if strong and indirect_name(str(identity)) == name:
+            return identity
         return Resource(self.directory, name)
 
     async def left_files(self) -> list[LeftFile]:

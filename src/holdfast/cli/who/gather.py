@@ -19,6 +19,7 @@ import socket as sockets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import product
 from typing import TypeVar
 
 from holdfast.backends.file import owner_record
@@ -41,6 +42,7 @@ from holdfast.config import Config
 from holdfast.control.api import HolderInfo
 from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.manager.journal_replay import SavedState, replay
+from holdfast.model import IDENTITY_LOCKSPACE, Resource
 from holdfast.system.files.bounded_question import ANSWER_S, Silent, answer_in_time
 from holdfast.system.files.disk_identity import DiskIdentity, SystemDiskIdentities
 from holdfast.system.files.proc_locks import locks_on, processes_with, refused_by
@@ -162,7 +164,13 @@ class Sources:
 
     def _lock_files(self, path: str) -> tuple[list[str], list[Unreadable]]:
         """Lock files that stand for a disk: in the configured directories, and where libvirt keeps its own."""
-        hashed = indirect_name(path)
+        names = [indirect_name(path)]
+        try:
+            strong = answer_in_time(partial(SystemDiskIdentities().strong, path), ANSWER_S)
+        except Silent:
+            strong = ""  # as for a path that is not there; `_in_time` says that it does not answer
+        if strong:
+            names.append(indirect_name(str(Resource(IDENTITY_LOCKSPACE, strong))))
         directories = [
             str(t["directory"]) for t in self._config.backend.values() if isinstance(t.get("directory"), str)
         ]
@@ -170,8 +178,8 @@ class Sources:
         directories += self._lockspaces
         found: list[str] = []
         unread: list[Unreadable] = []
-        for directory in dict.fromkeys(directories):
-            file = f"{directory}/{hashed}"
+        for directory, name in product(dict.fromkeys(directories), names):
+            file = f"{directory}/{name}"
             try:
                 answer_in_time(partial(_stat, file), ANSWER_S)
                 found.append(file)
