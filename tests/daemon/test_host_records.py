@@ -63,6 +63,25 @@ def test_whole_names_versions_and_fire_timeouts_are_shown(make_host: MakeHost, l
     assert "host-" not in two.cli("lease", "gc", "--dry-run").stdout
 
 
+def test_host_that_locks_disks_by_their_paths_alone_is_named(make_host: MakeHost, leases: Path) -> None:
+    says(make_host("one", 1).start(), leases, 1)
+    path = leases / f"{SPACE}.host-1"
+    newer = host_record.decode(path.read_bytes())
+    assert newer is not None
+    path.write_bytes(host_record.encode(msgspec.structs.replace(newer, identities=False)))
+    two = says(make_host("two", 2).start(), leases, 2)
+    named = "(host_id 1): locks disks by their paths alone"
+    wait_until(lambda: named in two.cli("lockspace", "list").stdout, "the older host to be named")
+    three = make_host("three", 3)
+    path.write_bytes(host_record.encode(newer))
+    says(three.start(), leases, 3)
+    wait_until(
+        lambda: sum(h["identities"] for h in three.cli_json("lockspace", "list")[0]["hosts"]) == 3,
+        "all three",
+    )
+    assert "paths alone" not in three.cli("lockspace", "list").stdout
+
+
 def test_record_that_is_stale_damaged_or_missing_says_nothing(make_host: MakeHost, leases: Path) -> None:
     one = says(make_host("one", 1).start(), leases, 1)
     path = leases / f"{SPACE}.host-1"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from holdfast.cli import exits, render
-from holdfast.control.api import LeaseSpaceInfo
+from holdfast.control.api import HostInfo, LeaseSpaceInfo
 from holdfast.control.client import ControlClient
 
 COLUMNS = (
@@ -37,6 +37,11 @@ def show(spaces: Sequence[LeaseSpaceInfo]) -> None:
         click.echo(headline(each))
         if each.misfits:
             click.echo(f"  {each.misfits}")
+        if by_path := [h for h in each.hosts if h.host_id != each.host_id and _knows_paths_only(each, h)]:
+            called = ", ".join(f"{h.node or h.name} (host_id {h.host_id})" for h in by_path)
+            click.echo(
+                f"  {called}: locks disks by their paths alone; another path to a disk is not refused there"
+            )
         rows = [
             (
                 str(h.host_id),
@@ -54,6 +59,12 @@ def show(spaces: Sequence[LeaseSpaceInfo]) -> None:
         ]
         if rows:
             render.table(COLUMNS, rows)
+
+
+def _knows_paths_only(space: LeaseSpaceInfo, host: HostInfo) -> bool:
+    """Whether a present host has no locks on what disks are, or does not say so; on a device nobody says anything."""
+    says = any(h.identities for h in space.hosts if h.host_id == space.host_id)
+    return says and host.state not in ("FREE", "DEAD") and not host.identities
 
 
 def headline(each: LeaseSpaceInfo) -> str:

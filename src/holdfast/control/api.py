@@ -144,6 +144,8 @@ class HostInfo:
     """Of its holdfastd; likewise."""
     fire_timeout_s: int = 0
     """Of its watchdog; likewise 0."""
+    identities: bool = False
+    """Whether it says that it has locks on what disks are, beside those of their paths."""
 
 
 @dataclass

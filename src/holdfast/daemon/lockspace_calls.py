@@ -134,4 +134,5 @@ def _told_of(view: HostView, records: HostRecords | None) -> HostInfo:
         node=said.node if said is not None else "",
         version=said.version if said is not None else "",
         fire_timeout_s=said.fire_timeout_s if said is not None else 0,
+        identities=said is not None and said.identities,
     )

@@ -45,6 +45,8 @@ class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The kernel's name for its boot."""
     io_timeout_s: int
     fire_timeout_s: int
+    identities: bool = False
+    """Whether it has locks on what disks are, beside those of their paths (ADR 0197)."""
 
     def is_about(self, record: DeltaLease) -> bool:
         """Whether it is of the term that this delta lease is of."""

@@ -109,6 +109,7 @@ class HostRecords:
             boot=incarnation.boot,
             io_timeout_s=incarnation.io_timeout_s,
             fire_timeout_s=incarnation.fire_timeout_s,
+            identities=True,
         )
         before = self.unpublished
         self.unpublished = await self._files.replace(incarnation.host_id, host_record.encode(record))

@@ -33,6 +33,7 @@ RECORD = HostRecord(
     boot="0b5c",
     io_timeout_s=10,
     fire_timeout_s=60,
+    identities=True,
 )
 DELTA = DeltaLease(
     geometry=DEFAULT,
@@ -59,7 +60,7 @@ def test_worked_example_of_the_specification() -> None:
     body = (
         b'{"holdfast_host_record":1,"lockspace":"vms","host_id":3,"generation":1795243323,'
         b'"host_name":"compute-0017.rack-04.clou~5be1a90c.3f9c20b1a7d4","node":"compute-0017.rack-04.cloud.example.org",'
-        b'"version":"0.1.0","boot":"0b5c","io_timeout_s":10,"fire_timeout_s":60'
+        b'"version":"0.1.0","boot":"0b5c","io_timeout_s":10,"fire_timeout_s":60,"identities":true'
     )
     check = zlib.crc32(body + b"}")
     assert encode(RECORD) == body + b',"check":%d}\n' % check
