@@ -919,8 +919,8 @@ BUGS = (
         "manager.identity_locks",
         "identity-released-too-early",
         "the lease of what a disk is goes with the first of two paths of one owner",
-        "                return None  # another path of this owner leads to the disk\n",
-        "                continue\n",
+        "        if owner.id in lock.claims or known in of_paths.values():\n            return None\n",
+        "        if known is not None and (held := table.named(known)) is not None:\n            return held, known\n",
         "daemon/test_identity.py"
         "::test_owner_with_two_paths_keeps_what_the_disk_is_until_it_has_released_both",
     ),

@@ -270,7 +270,7 @@ MUTATIONS = (
     ),
     _in(
         "manager.identity_locks",
-        "identity-not-released",
+        "identity-kept",
         "the lease of what a disk is stays when its paths are released",
         "            return found, identity\n",
         "            return None\n",
