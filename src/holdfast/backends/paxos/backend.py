@@ -229,6 +229,8 @@ class PaxosBackend:
         self._reach_note = reach_note
         self.ports = ports
         self._unsettled: dict[str, tuple[HeldLease, Found]] = {}
+        self._tried: dict[str, asyncio.Event] = {}
+        """Leases that maintenance uses for a moment, until it is over."""
         self.maintenance = PaxosMaintenance(self)
         self._silent: set[str] = set()
         """Leases with an offloaded job under way whose caller has timed out."""
@@ -245,6 +247,8 @@ class PaxosBackend:
             raise LockspaceAbsent(name=resource.name, lockspace=self.presence.name, reason=refused)
         if untrusted := await self._untrusted():
             raise LeaseUnusable(name=resource.name, place=self.places.place(lease), reason=untrusted)
+        while (over := self._tried.get(lease)) is not None:
+            await over.wait()  # a VM must not be refused because this daemon reads what nobody holds
         self._check_settled(resource, lease)
         keys: tuple[FileKey, ...] = (self.names.key(lease),)
         if identity.key is not None:
@@ -448,10 +452,15 @@ class PaxosBackend:
         found = replace(found, area=replace(found.area, note=owner_note.UPKEEP))
         holding = self.holding(found, member)
         self.unsettled(holding, found)
+        name, over = found.area.resource_name, asyncio.Event()
+        self._tried[name] = over
         try:
             yield holding
         finally:
             self.tidy(holding)
+            if self._tried.get(name) is over:
+                del self._tried[name]
+            over.set()
 
     def unsettled(self, holding: HeldLease, found: Found) -> None:
         """Until it is cleaned up, no other operation of this host may open that lease."""
