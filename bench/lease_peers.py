@@ -82,12 +82,19 @@ def program(name: str) -> str:
 
 
 class LeasingHoldfastd:
-    """Host 1 of the lockspace, or of several: disks have their leases in the directory that they lie beside."""
+    """Host 1 of the lockspace, or of several: disks have their leases in the directory that they lie beside.
+
+    `identity`: "path" as sanlock, one lease for a disk; "auto" as users have it, with a second one by what it is.
+    """
 
     name = "holdfastd"
 
     def __init__(
-        self, directory: LeaseDirectory, *others: LeaseDirectory, fire_timeout_s: int = FIRE_TIMEOUT_S
+        self,
+        directory: LeaseDirectory,
+        *others: LeaseDirectory,
+        fire_timeout_s: int = FIRE_TIMEOUT_S,
+        identity: str = "path",
     ) -> None:
         self.directory = directory
         self._directories = (directory, *others)
@@ -104,6 +111,7 @@ class LeasingHoldfastd:
                 f'host_id = 1\nwatchdog = "none"\nhosts_max = {each.hosts_max}\nio_timeout_s = {IO_TIMEOUT_S}\n'
                 f"fire_timeout_s = {fire_timeout_s}\ncross_host = true\n"
                 f'[[disk]]\nmatch = "{each.place}/*"\nbackend = "leases{number}"\n'
+                f'identity = "{identity}"\n'
                 for number, each in enumerate(self._directories)
             )
         )

@@ -19,7 +19,6 @@ import socket as sockets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import product
 from typing import TypeVar
 
 from holdfast.backends.file import owner_record
@@ -178,19 +177,23 @@ class Sources:
         directories += self._lockspaces
         found: list[str] = []
         unread: list[Unreadable] = []
-        for directory, name in product(dict.fromkeys(directories), names):
-            file = f"{directory}/{name}"
-            try:
-                answer_in_time(partial(_stat, file), ANSWER_S)
-                found.append(file)
-            except (FileNotFoundError, NotADirectoryError):
-                pass
-            except OSError as e:
-                unread.append(Unreadable(directory, f"{file}: {e.strerror}"))
-            except Silent:
-                self._silent.add(directory)
-                reason = f"{directory} did not answer within {ANSWER_S:g} s: a lock file there may say more"
-                unread.append(Unreadable(directory, reason))
+        for directory in dict.fromkeys(directories):
+            for file in (f"{directory}/{name}" for name in names):
+                try:
+                    answer_in_time(partial(_stat, file), ANSWER_S)
+                    found.append(file)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                except OSError as e:
+                    unread.append(Unreadable(directory, f"{file}: {e.strerror}"))
+                    break
+                except Silent:
+                    self._silent.add(directory)
+                    reason = (
+                        f"{directory} did not answer within {ANSWER_S:g} s: a lock file there may say more"
+                    )
+                    unread.append(Unreadable(directory, reason))
+                    break
         return found, unread
 
     @cached_property
