@@ -141,25 +141,49 @@ def test_running_vm_gets_the_second_lease_or_is_left_alone_and_named(make_host: 
     assert "is locked by VM web1" in refusal(beta, alias_of(disk))
 
 
+def test_running_vm_gets_the_second_lease_without_a_rule_for_its_disk(
+    make_host: MakeHost, disk: Path
+) -> None:
+    """Its disk goes by the default backend."""
+    alpha, beta = make_host("alpha", 1, identity="path").start(), make_host("beta", 2).start()
+    for host in (alpha, beta):
+        host.says(JOINED)
+    alpha.vm([disk], name="web1")
+    backends, _, _ = alpha.config.read_text().partition("[[disk]]")
+    alpha.config.write_text(f'default_backend = "leases"\n{backends}')
+    alpha.reexec()
+    wait_until(lambda: "is locked by VM web1" in refusal(beta, alias_of(disk)), "the second lease")
+
+
+def started_again_without_journal(host: Holdfastd, disk: Path, number: int) -> int:
+    """A VM got the disk, and its host's daemon was killed and lost the journal; the VM's pid."""
+    pid = bystander(number)
+    with host.client() as libvirt:
+        libvirt.register(pid=pid, name="web1")
+        libvirt.acquire(str(disk))
+        host.kill(signal.SIGKILL)
+    (host.run_dir / "journal").unlink()
+    host.start()
+    return pid
+
+
+def is_free_when_the_path_is_released(host: Holdfastd, other: Holdfastd, disk: Path, pid: int) -> None:
+    with host.client() as libvirt:
+        libvirt.register(pid=pid, name="web1")
+        libvirt.release(str(disk))
+        wait_until(lambda: refusal(other, alias_of(disk)) == "", "both locks to be free, while the VM runs")
+    assert exists(pid)
+
+
 def test_identity_is_released_with_its_path_after_the_journal_was_lost(
     make_host: MakeHost, disk: Path
 ) -> None:
     """Locks that are found by their notes come without the keys of their disk."""
     alpha, beta = two(make_host)
-    pid = bystander(14)
-    with alpha.client() as libvirt:
-        libvirt.register(pid=pid, name="web1")
-        libvirt.acquire(str(disk))
-        alpha.kill(signal.SIGKILL)
-    (alpha.run_dir / "journal").unlink()
-    alpha.start()
+    pid = started_again_without_journal(alpha, disk, 14)
     wait_until(lambda: len(alpha.cli_json("list")) > 0, "the locks to be found")
     assert "is locked by VM web1" in refusal(beta, alias_of(disk))
-    with alpha.client() as libvirt:
-        libvirt.register(pid=pid, name="web1")
-        libvirt.release(str(disk))
-        wait_until(lambda: refusal(beta, alias_of(disk)) == "", "both leases to be free, while the VM runs")
-    assert exists(pid)
+    is_free_when_the_path_is_released(alpha, beta, disk, pid)
 
 
 @pytest.fixture
@@ -198,19 +222,9 @@ def test_both_locks_of_a_directory_are_found_without_the_journal(
     in_directory: tuple[Holdfastd, Holdfastd], disk: Path
 ) -> None:
     alpha, beta = in_directory
-    pid = bystander(15)
-    with alpha.client() as libvirt:
-        libvirt.register(pid=pid, name="web1")
-        libvirt.acquire(str(disk))
-        alpha.kill(signal.SIGKILL)
-    (alpha.run_dir / "journal").unlink()
-    alpha.start()
+    pid = started_again_without_journal(alpha, disk, 15)
     wait_until(lambda: "web1" in refusal(beta, alias_of(disk)), "the locks to be found")
-    with alpha.client() as libvirt:
-        libvirt.register(pid=pid, name="web1")
-        libvirt.release(str(disk))
-        wait_until(lambda: refusal(beta, alias_of(disk)) == "", "both locks to be free, while the VM runs")
-    assert exists(pid)
+    is_free_when_the_path_is_released(alpha, beta, disk, pid)
 
 
 def test_lock_directory_of_one_host_has_one_file_for_a_disk(

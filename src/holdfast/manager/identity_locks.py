@@ -1,8 +1,8 @@
 """A disk whose lock reaches other hosts has a second one, named after what the disk is: no path leads around it (ADR 0197).
 
 Leases and lock files are named by paths, as sanlock's and libvirt's are: two hosts that call one image /srv/pool/a and
-/srv/link/a have one each. The
-*identity* of a disk (`system/files/strong_identity`) is the same on every host that can reach it, and so is its lease:
+/srv/link/a have one each. The *identity* of a disk (`system/files/strong_identity`) is the same on every host that can reach
+it, and so is its lock:
 
     acquire    the identity, then the path: of two aliases one always wins, and hosts that know the path alone (sanlock.so,
                an older Holdfast) still exclude and are excluded
@@ -49,7 +49,8 @@ class IdentityLocks:
     def __init__(self, manager: LockManager, *, clock: Clock) -> None:
         self._manager = manager
         self._begun = False
-        self._is_wanted = any(rule.route.by_identity for rule in manager.routing.rules)
+        routes = (manager.routing.default, *(rule.route for rule in manager.routing.rules))
+        self._is_wanted = any(route.by_identity for route in routes)
         self._attempts = RepeatedAttempts(
             self._all_have_one,
             clock=clock,

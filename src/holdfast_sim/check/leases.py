@@ -280,12 +280,13 @@ class Checkers:
 
     def _has(self, place: LeasePlace, host_id: int, generation: int) -> bool:
         """Whether an incarnation is the owner of a lease, or shares it."""
-        mode = self._block(place, host_id).mode
-        leader = place.leader
-        owns = leader is not None and not leader.is_free and leader.owner_id == host_id
-        return (owns and leader is not None and leader.owner_generation == generation) or (
-            mode.is_shared and mode.generation == generation
+        mode, leader = self._block(place, host_id).mode, place.leader
+        if mode.is_shared and mode.generation == generation:
+            return True
+        owner = (
+            (leader.owner_id, leader.owner_generation) if leader is not None and not leader.is_free else None
         )
+        return owner == (host_id, generation)
 
     def _landed(self, disk: SharedDisk, process: Process, offset: int, content: bytes) -> None:
         area, within = divmod(offset, self.geometry.align_bytes)

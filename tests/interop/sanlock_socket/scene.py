@@ -158,7 +158,7 @@ class Scene:
         return read_at(self.leases, resource.disks[0].offset_bytes + at_bytes, DEFAULT.sector_bytes)
 
     def overwrite(self, resource: s.Resource, at_bytes: int, raw: bytes) -> None:
-        """Bytes of its area, whoever else writes there."""
+        """Write bytes of its area directly; a daemon may write there, too."""
         sector = at_bytes - at_bytes % DEFAULT.sector_bytes
         old = bytearray(self.sector(resource, sector))
         old[at_bytes - sector : at_bytes - sector + len(raw)] = raw

@@ -38,6 +38,7 @@ from holdfast.backends.base import (
 )
 from holdfast.backends.directory_trust import DirectoryTrust
 from holdfast.backends.file import owner_record
+from holdfast.backends.known_identities import KnownIdentities
 from holdfast.backends.naming import indirect_name
 from holdfast.model import IDENTITY_LOCKSPACE, Holder, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.system.files.canonical_path import PathWarnings
@@ -46,8 +47,6 @@ from holdfast.system.files.ofd_lock import FileKey, ForeignLock, IoFailed, Opene
 log = logging.getLogger(__name__)
 
 
-DISKS_MAX = 100_000
-"""Paths remembered by what their disks are; when full, all are forgotten."""
 PROTECTIONS_MAX = 10_000
 """Directories whose protection is cached; when full, the cache is emptied."""
 
@@ -222,8 +221,9 @@ class FileBackend:
         self._warnings = PathWarnings(name)
         self.trust = DirectoryTrust(name, ports.files)
         self._identities = ports.identities
-        self._disks: dict[str, str] = {}
-        """By identity: the path by which the disk was asked for last."""
+        self._known = (
+            KnownIdentities(ports.storage, ports.identities) if ports.identities is not None else None
+        )
 
     # --- which file ---
 
@@ -236,24 +236,17 @@ class FileBackend:
 
     async def identity(self, resource: Resource) -> Resource | None:
         """See `LocksIdentities`."""
-        identities = self._identities
-        if identities is None or not self.directory or resource.lockspace:
+        if self._known is None or not self.directory or resource.lockspace:
             return None
         if self.protection(self.lock_path(resource))[0] < Protection.CROSS_HOST:
             return None  # on one host the inode excludes
-        strong = await self.storage.call(resource.name, lambda: identities.strong(resource.name))
-        if not strong:
-            return None
-        if len(self._disks) > DISKS_MAX:
-            self._disks.clear()
-        self._disks[strong] = resource.name
-        return Resource(IDENTITY_LOCKSPACE, strong)
+        return await self._known.of(resource.name)
 
     def _disk_of(self, resource: Resource) -> str:
         """The path of the disk that a lock is for, where the lock does not lie in a lockspace of libvirt's."""
-        if resource.lockspace == IDENTITY_LOCKSPACE:
-            return self._disks.get(resource.name, "")
-        return "" if resource.lockspace else resource.name
+        if resource.lockspace:
+            return self._known.path_of(resource) if self._known is not None else ""
+        return resource.name
 
     async def open(self, resource: Resource, *, create: Creation) -> OpenFile | IoFailed:
         path = self.lock_path(resource)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 
+from holdfast.backends.known_identities import KnownIdentities
 from holdfast.backends.naming import NameBy, lease_name
 from holdfast.errors import NoLeaseName
 from holdfast.model import DIRECT_LOCKSPACE, IDENTITY_LOCKSPACE, Resource
@@ -39,8 +40,7 @@ class LeaseNames:
         self._identities = identities
         self._paths: dict[str, str] = {}
         self._hints: dict[str, str] = {}
-        self._disks: dict[str, str] = {}
-        """By identity: the path by which the disk was asked for last."""
+        self._known = KnownIdentities(storage, identities)
         self._warnings = PathWarnings(backend)
 
     @property
@@ -75,17 +75,11 @@ class LeaseNames:
         """
         if not self._by_path:
             return None
-        strong = await self._storage.call(resource.name, lambda: self._identities.strong(resource.name))
-        if not strong:
-            return None
-        if len(self._disks) > ALIASES_MAX:
-            self._disks.clear()
-        self._disks[strong] = resource.name
-        return Resource(IDENTITY_LOCKSPACE, strong)
+        return await self._known.of(resource.name)
 
     def disk_of(self, identity: Resource) -> str:
         """The path by which a disk was asked for whose identity that is; empty if that is not known, or it is a path."""
-        return self._disks.get(identity.name, "") if identity.lockspace == IDENTITY_LOCKSPACE else ""
+        return self._known.path_of(identity)
 
     async def _identity(self, resource: Resource) -> DiskIdentity:
         path = self.disk_of(resource) or ("" if resource.lockspace else resource.name)

@@ -136,11 +136,12 @@ class Sources:
         """`is_lock_file`: it stands for a `<lease>`, so what is written in it is an owner's record, and no guest's."""
         if kind := no_disk(path):
             return Evidence(path, self.host, self.is_root, no_disk=kind)
-        lock_files, directories = self._lock_files(path)
+        disk, strong = _identity_of(path)
+        lock_files, directories = self._lock_files(path, strong)
         lock_files += [path] * is_lock_file
         holders = self._ask(lambda client: client.holders(path))
         daemon = tuple(holders) if isinstance(holders, list) else holders
-        leases = self._leases(path)
+        leases = self._leases(path, disk, strong)
         files = {
             file: _in_time(file, is_lock_file=file in lock_files)
             for file in dict.fromkeys([path, *lock_files])
@@ -161,13 +162,9 @@ class Sources:
             uses=() if held else users(path, _pids(files), self._root),
         )
 
-    def _lock_files(self, path: str) -> tuple[list[str], list[Unreadable]]:
+    def _lock_files(self, path: str, strong: str) -> tuple[list[str], list[Unreadable]]:
         """Lock files that stand for a disk: in the configured directories, and where libvirt keeps its own."""
         names = [indirect_name(path)]
-        try:
-            strong = answer_in_time(partial(SystemDiskIdentities().strong, path), ANSWER_S)
-        except Silent:
-            strong = ""  # as for a path that is not there; `_in_time` says that it does not answer
         if strong:
             names.append(indirect_name(str(Resource(IDENTITY_LOCKSPACE, strong))))
         directories = [
@@ -253,7 +250,7 @@ class Sources:
             return Unreadable(JOURNAL, f"{self._config.journal_path}: {saved.doubt}")
         return tuple(found)
 
-    def _leases(self, path: str) -> tuple[LeaseSeen, ...]:
+    def _leases(self, path: str, disk: DiskIdentity, strong: str) -> tuple[LeaseSeen, ...]:
         """What storage says in every backend whose locks are leases."""
         tables = {n: t for n, t in self._config.backend.items() if t.get("driver") == "paxos"}
         if not tables:
@@ -263,15 +260,6 @@ class Sources:
         spaces = self._ask(lambda client: client.lease_spaces())
         if not isinstance(spaces, list):
             spaces = []  # the daemon would only add whether the hosts live
-        identities = SystemDiskIdentities()
-        try:
-            disk = answer_in_time(partial(identities.look, path), ANSWER_S)
-            strong = answer_in_time(partial(identities.strong, path), ANSWER_S)
-        except Silent:
-            disk, strong = (
-                DiskIdentity(),
-                "",
-            )  # as for a path that is not there; `_in_time` says that it does not answer
         resources = libvirt_names(path, disk, self._root)
         found: list[LeaseSeen] = []
         for name, table in tables.items():
@@ -285,6 +273,16 @@ class Sources:
                 reason = "its storage did not answer in time"
                 found.append(LeaseSeen(name, where, unreadable=leases.unreadable(where, reason)))
         return tuple(found)
+
+
+def _identity_of(path: str) -> tuple[DiskIdentity, str]:
+    """What the disk at a path is on this host, and on every host."""
+    identities = SystemDiskIdentities()
+    try:
+        disk = answer_in_time(partial(identities.look, path), ANSWER_S)
+        return disk, answer_in_time(partial(identities.strong, path), ANSWER_S)
+    except Silent:
+        return DiskIdentity(), ""  # as for a path that is not there; `_in_time` says that it does not answer
 
 
 # --- one file ---
