@@ -31,6 +31,10 @@ from holdfast_sim.storage.disk_names import DiskNames, Naming, lease_of, resourc
 from holdfast_sim.storage.files import SharedDirectory, Volume
 from holdfast_sim.world import World
 
+EPOCH_S = 1_700_000_000
+"""The date when a history begins, in seconds since 1970."""
+NEVER_S = 1e9
+
 
 class Places(enum.Enum):
     """How leases are stored."""
@@ -85,6 +89,11 @@ class Scenario:
     """Number of the host whose names Holdfast would never give, as if it ran sanlock; 0: none."""
     orders_every_s: float = 0.0
     """Mean seconds between orders of an operator: removing leases, breaking a lease. 0: never."""
+
+    def without_other_trouble(self) -> Scenario:
+        """The same hosts with storage that only takes its time."""
+        manners = FaultProfile(self.manners.latency_s)
+        return replace(self, manners=manners, trouble_every_s=NEVER_S, twin=False)
 
     @classmethod
     def drawn(cls, random: Random, hosts: int | None) -> Scenario:
@@ -224,6 +233,12 @@ class Cluster:
             self._daemon_in(world.random.uniform(0, spread_s), machine, number)
         for machine, at_s in zip(self.machines, scenario.updates_at_s, strict=False):
             world.after(at_s, lambda machine=machine: machine.kill_process("updated"))  # type: ignore[misc]
+
+    def hosts_know_the_date(self) -> None:
+        """From now on claims count their generation from the date; before, each host's date is 1970."""
+        self.checkers.terms.hosts_know_the_date = True
+        for state in self.states.values():
+            state.generation_min = lambda: int(self.world.now) + EPOCH_S
 
     def _formatted(self, space: Space) -> Volume:
         world, geometry, checkers = self.world, self.scenario.geometry, self.checkers

@@ -59,8 +59,7 @@ class Fencings:
     def __post_init__(self) -> None:
         if self.format is Format.PLAIN:
             return
-        for state in self.cluster.states.values():
-            state.generation_min = lambda: int(self.cluster.world.now) + 1_700_000_000
+        self.cluster.hosts_know_the_date()
         self._next()
 
     def _next(self) -> None:

@@ -12,16 +12,16 @@ Drawn from a generator of its own, so that a seed in which nobody restores anyth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 from holdfast.ondisk.leader import Leader
 from holdfast_sim.check.lease_names import LeasePlace
-from holdfast_sim.cluster.cluster import Cluster, Scenario
+from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon
 from holdfast_sim.cluster.protocol_daemon import Daemon
 from holdfast_sim.host.machine import Machine
-from holdfast_sim.storage.disk import FaultProfile, SharedDisk
+from holdfast_sim.storage.disk import SharedDisk
 from holdfast_sim.storage.disk_names import base, disk_of
 
 OFTEN_S = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 12.0, 30.0)
@@ -33,25 +33,11 @@ REREAD_S = 5.0
 NOTICED_S = 2 * REREAD_S + 6.0
 """Until a daemon that serves has read every lease that was restored: a round may have begun just before, and an attempt to
 take it again, or a kill, takes its time."""
-NEVER_S = 1e9
 NOTICED_MAX_S = 60.0
 """Attempts that end in a time-out are repeated; by then one must have ended otherwise."""
 LOOK_S = 0.5
-EPOCH_S = 1_700_000_000
-"""The date when a history begins, in seconds since 1970."""
 LOCKSPACES = 0.5
 """Of what is restored, how much is a lockspace."""
-
-
-def without_other_trouble(scenario: Scenario) -> Scenario:
-    """The same hosts with storage that only takes its time; every virtual machine can be killed."""
-    return replace(
-        scenario,
-        manners=FaultProfile(scenario.manners.latency_s),
-        trouble_every_s=NEVER_S,
-        twin=False,
-        stubborn_rate=0.0,
-    )
 
 
 @dataclass(frozen=True)
@@ -81,8 +67,8 @@ class RestoredAreas:
         self.are_played = bool(every_s)
         if not every_s:
             return
+        cluster.hosts_know_the_date()
         for state in cluster.states.values():
-            state.generation_min = lambda: int(self._world.now) + EPOCH_S
             state.reread_s = REREAD_S
         self._copy()
         self._look()

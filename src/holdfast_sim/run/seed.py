@@ -31,18 +31,16 @@ from holdfast_sim.drive.nemesis import Nemesis
 from holdfast_sim.drive.operator import OperatorActions, collect, settle
 from holdfast_sim.drive.restarts import OFTEN_S, Restarts
 from holdfast_sim.drive.restored_areas import OFTEN_S as RESTORED_OFTEN_S
-from holdfast_sim.drive.restored_areas import RestoredAreas, without_other_trouble
+from holdfast_sim.drive.restored_areas import RestoredAreas
 from holdfast_sim.drive.second_daemons import OFTEN_S as SECONDS_OFTEN_S
 from holdfast_sim.drive.second_daemons import SecondDaemons
 from holdfast_sim.drive.state_damage import NO_PLAGUES, Plagues, StateDamage
 from holdfast_sim.drive.workload import Workload, spawn
 from holdfast_sim.host.unread_log import UnreadLog
-from holdfast_sim.storage.disk import FaultProfile
 from holdfast_sim.storage.disk_names import Naming, disk_of, strong_of
 from holdfast_sim.storage.prepared import FEW_HOSTS, many_hosts
 from holdfast_sim.world import ProcessGone, Violation, World
 
-NEVER_S = 1e9
 UNKNOWN_MAX_S = 3 * SETTLE_S_MAX
 """Seconds until every unknown lock of an ended virtual machine is settled: two attempts, and time to begin."""
 FOREIGN = 0.25
@@ -120,12 +118,11 @@ def play(
     plagues = _plagues(damage_chance, scenario.kind, made, plagues)
     restored_s, restored_chance = _restored(seed, scenario.kind, made, restored_every_s)
     if restored_s:
-        plagues, scenario = NO_PLAGUES, without_other_trouble(scenario)
+        # Every virtual machine can be killed.
+        plagues, scenario = NO_PLAGUES, replace(scenario.without_other_trouble(), stubborn_rate=0.0)
         migrations_every_s = seconds_every_s = 0.0
     if plagues.quiet:
-        scenario = replace(
-            scenario, manners=FaultProfile(scenario.manners.latency_s), trouble_every_s=NEVER_S, twin=False
-        )
+        scenario = scenario.without_other_trouble()
     cluster = Cluster(world, replace(scenario, lease_hosts=lease_hosts))
     cluster.quiet = plagues.quiet
     damage = StateDamage(cluster, plagues, damage_chance)
