@@ -11,15 +11,18 @@ from tests.contract.test_paxos_backend import Scene, play
 from tests.support.leases import SPACE, entry_count
 
 from holdfast.backends.base import HeldElsewhere, Stale
+from holdfast.backends.lease_backend import UNACCOUNTED
+from holdfast.backends.paxos import owner_note
 from holdfast.backends.paxos.lease_store import Finding, Found
+from holdfast.backends.paxos.maintenance import FREED_THERE
 from holdfast.errors import LeaseUnusable
 from holdfast.lease_admin.garbage_collection import LeaseCollector
 from holdfast.manager.key_locks import KeyLocks
 from holdfast.manager.lock_table import LockTable
-from holdfast.model import Mode, Resource
+from holdfast.model import Mode, ProcessId, Resource
 from holdfast.ondisk import areas, rindex
 from holdfast.ondisk.geometry import DEFAULT
-from holdfast.ondisk.host_block import HostBlock
+from holdfast.ondisk.host_block import NOTE_BYTES_MAX, NOTE_OFFSET_BYTES, HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol.membership import Membership
@@ -98,6 +101,13 @@ def test_entry_whose_lease_was_cleared_by_a_collector_that_died_is_made_again(tm
     play(scene)
 
 
+VM_NOTE = owner_note.encode(NOTE._replace(start_ticks=99), 0.0, "/disks/disk")
+
+
+def lives(_: ProcessId) -> bool:
+    return False
+
+
 async def late_leader(s: Scene, *, is_free: bool = True, name: str = "") -> UnindexedLease:
     """A lease was taken out by host 1, and a leader of host 2 lands on it afterwards."""
     held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
@@ -119,9 +129,9 @@ def test_place_of_a_lease_that_its_name_does_not_lead_to_is_won_back(tmp_path: P
         assert await s.one.maintenance.unindexed() == [stray]
         # Whoever wants the lease gets another place, and is not concerned by what becomes of the old one.
         held = assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE))
-        assert await s.one.maintenance.take_out_stray(stray, dry_run=True) == ""
+        assert await s.one.maintenance.take_out_stray(stray, dry_run=True, has_ended=lives) == ""
         assert await s.one.maintenance.unindexed() == [stray]
-        assert await s.one.maintenance.take_out_stray(stray, dry_run=False) == ""
+        assert await s.one.maintenance.take_out_stray(stray, dry_run=False, has_ended=lives) == ""
         assert await s.one.maintenance.unindexed() == []
         assert isinstance(await take(s.one, s.world(), Mode.EXCLUSIVE), HeldElsewhere)
         await held.release()
@@ -139,8 +149,44 @@ def test_place_is_not_won_back_while_a_living_host_may_rest_on_it(tmp_path: Path
         stray = await late_leader(s, is_free=False)
         before = device_leader(s)
         for dry_run in (True, False):
-            assert "host_id 2" in await s.one.maintenance.take_out_stray(stray, dry_run=dry_run)
+            kept = await s.one.maintenance.take_out_stray(stray, dry_run=dry_run, has_ended=lives)
+            assert "host_id 2" in kept
+            assert dry_run or kept.endswith(FREED_THERE)
         assert device_leader(s) == before
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("note", "ended", "kept"),
+    [
+        (owner_note.UPKEEP, False, ""),
+        (VM_NOTE, True, ""),
+        (VM_NOTE, False, UNACCOUNTED),
+        (b"", True, UNACCOUNTED),
+    ],
+    ids=["maintenance", "ended", "alive", "unknown"],
+)
+def test_stray_that_names_this_host_goes_if_its_note_says_that_nobody_has_it(
+    tmp_path: Path, note: bytes, ended: bool, kept: str
+) -> None:
+    """The ballot of host 2 ends what host 1 had begun before it took the lease out: storage says that host 1 has it."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases", device=True)
+        stray = await late_leader(s)
+        assert "host_id 1" in await s.two.maintenance.take_out_stray(stray, dry_run=False, has_ended=lives)
+        at = 3 * DEFAULT.align_bytes + 2 * DEFAULT.sector_bytes + NOTE_OFFSET_BYTES
+        written(s, at, note.ljust(NOTE_BYTES_MAX, b"\0"))
+        asked: list[ProcessId] = []
+
+        def has_ended(process: ProcessId) -> bool:
+            asked.append(process)
+            return ended
+
+        assert await s.one.maintenance.take_out_stray(stray, dry_run=False, has_ended=has_ended) == kept
+        assert bool(await s.one.maintenance.unindexed()) is bool(kept)
+        assert asked == ([ProcessId(4711, 99)] if note == VM_NOTE else [])
 
     play(scene)
 
@@ -182,10 +228,10 @@ def test_stray_is_not_opened_while_this_host_is_giving_that_lease_up(tmp_path: P
         found = await s.one.look_up_stray(member, stray)
         assert isinstance(found, Found)
         with s.one.trying(found, member), pytest.raises(LeaseUnusable, match="still giving it up"):
-            await s.one.maintenance.take_out_stray(stray, dry_run=False)
-        assert await s.one.maintenance.take_out_stray(stray, dry_run=False) == ""
+            await s.one.maintenance.take_out_stray(stray, dry_run=False, has_ended=lives)
+        assert await s.one.maintenance.take_out_stray(stray, dry_run=False, has_ended=lives) == ""
         with pytest.raises(LeaseUnusable, match="taken out by another host"):
-            await s.one.maintenance.take_out_stray(stray, dry_run=False)
+            await s.one.maintenance.take_out_stray(stray, dry_run=False, has_ended=lives)
 
     play(scene)
 

@@ -1200,4 +1200,22 @@ BUGS = (
         "        if False:",
         "contract/test_sanlock_frontend.py::test_client_that_is_being_killed_may_release_but_not_acquire",
     ),
+    _in(
+        "backends.paxos.maintenance",
+        "own-stray-of-a-living-vm-goes",
+        "a lease that no name leads to is taken from a process of this host that lives",
+        "        return owner_note.is_of_upkeep(note) or (process is not None and has_ended(process))",
+        "        return True",
+        "contract/test_device_store.py"
+        "::test_stray_that_names_this_host_goes_if_its_note_says_that_nobody_has_it[alive]",
+    ),
+    _in(
+        "manager.identity_locks",
+        "departing-has-an-identity",
+        "a VM that is being migrated away counts as one that needs no lease of what its disk is, also if it stays",
+        "            return False  # it goes with the VM",
+        "            return True  # it goes with the VM",
+        "sim/test_pinned_seeds.py"
+        "::test_a_seed_that_found_a_bug_as_it_is_drawn_with_these_names_is_sound[106002982-Naming.LATE]",
+    ),
 )

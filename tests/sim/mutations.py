@@ -859,8 +859,8 @@ MUTATIONS = (
         "backends.paxos.maintenance",
         "collected-while-shared",
         "a collection takes a lease shared before it takes it out",
-        "acquire_unless_held(Mode.EXCLUSIVE)\n            if isinstance(outcome, LeftBehind):\n                return",
-        "acquire_unless_held(Mode.SHARED)\n            if isinstance(outcome, LeftBehind):\n                return",
+        "acquire_unless_held(Mode.EXCLUSIVE)\n            if isinstance(outcome, LeftBehind):\n                if has",
+        "acquire_unless_held(Mode.SHARED)\n            if isinstance(outcome, LeftBehind):\n                if has",
     ),
     _in(
         "backends.paxos.backend",

@@ -89,6 +89,14 @@ FOUND_WITH_ALIASES = (
     4352,  # a stale journal claims for a VM that has stopped what another host has taken since (checker)
     4546,  # the unknown lock of a path was adopted under the name of what its disk is: a reload gave it up unseen
 )
+FOUND_AS_DRAWN = (
+    (106002658, Naming.ONE),  # a late record made a generation repeat where no host knows the date (checker)
+    (106002982, Naming.LATE),  # a VM whose migration failed never got the lease of what its disk is
+    (
+        106003634,
+        Naming.ONE,
+    ),  # the lease that a host had taken out named it again, by a late ballot of another
+)
 
 
 @pytest.mark.parametrize("seed", PINNED)
@@ -123,4 +131,10 @@ def test_a_seed_that_found_a_bug_with_restored_areas_is_sound(seed: int) -> None
 @pytest.mark.parametrize("seed", FOUND_WITH_ALIASES)
 def test_a_seed_that_found_a_bug_with_two_paths_to_a_disk_is_sound(seed: int) -> None:
     verdict = play(seed, naming=Naming.ALIASES)
+    assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
+
+
+@pytest.mark.parametrize(("seed", "naming"), FOUND_AS_DRAWN)
+def test_a_seed_that_found_a_bug_as_it_is_drawn_with_these_names_is_sound(seed: int, naming: Naming) -> None:
+    verdict = play(seed, naming=naming)
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

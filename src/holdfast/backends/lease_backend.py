@@ -6,6 +6,7 @@ of that. `isinstance(backend, LeaseBackend)` checks for the parts; `backends/pax
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -92,8 +93,12 @@ class LeaseMaintenance(Protocol):
     async def take_out(self, name: str, *, dry_run: bool) -> str:
         """Remove a lease that no host holds, proven by taking it; empty, or why it stays."""
 
-    async def take_out_stray(self, unindexed: UnindexedLease, *, dry_run: bool) -> str:
-        """Remove an unindexed lease that no host holds, proven by taking it; empty, or why it stays."""
+    async def take_out_stray(
+        self, unindexed: UnindexedLease, *, dry_run: bool, has_ended: Callable[[ProcessId], bool]
+    ) -> str:
+        """Remove an unindexed lease that no host holds, proven by taking it; empty, or why it stays. This host's own is
+        removed if it was taken for maintenance, or for a process that `has_ended`.
+        """
 
     async def take_up(self, name: str) -> LeftLease | None:
         """Hold the lease if storage shows this incarnation of this host as holder; None if no VM may depend on it."""

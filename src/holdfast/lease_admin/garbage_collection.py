@@ -89,10 +89,15 @@ class LeaseCollector:
                 kept_because = await self._one(backend, name, taking)
             collected.append(Collected(backend.name, name, kept_because))
         for unindexed in await maintenance.unindexed():
-            taking = partial(maintenance.take_out_stray, unindexed, dry_run=dry_run)
+            taking = partial(
+                maintenance.take_out_stray, unindexed, dry_run=dry_run, has_ended=self._has_ended
+            )
             kept_because = await self._one(backend, unindexed.name, taking)
             shown = f"{unindexed.name} at {unindexed.offset_bytes}, which its name does not lead to"
             collected.append(Collected(backend.name, shown, kept_because))
+
+    def _has_ended(self, process: ProcessId) -> bool:
+        return not self._manager.owners.process_lives(process)
 
     def begin(self) -> None:
         """All restored locks are in the table: read the resumed backends from now on."""

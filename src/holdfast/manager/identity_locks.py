@@ -186,7 +186,7 @@ class IdentityLocks:
                 if owner is None or owner.gone or owner.unknown is not None:
                     continue
                 for resource, mode in list(names.items()):
-                    if resource.lockspace == DIRECT_LOCKSPACE and (owner_id, resource) not in lock.departing:
+                    if resource.lockspace == DIRECT_LOCKSPACE:
                         yield owner, resource, mode
 
     async def _all_have_one(self) -> bool:
@@ -226,6 +226,9 @@ class IdentityLocks:
     async def _has_one(self, owner: Owner, resource: Resource, mode: Mode) -> bool:
         """Whether nothing is left to do for this claim."""
         manager, key = self._manager, (owner.id, resource)
+        lock = manager.table.named(resource)
+        if lock is not None and key in lock.departing:
+            return False  # it goes with the VM; but if the migration fails, the VM runs on here
         identity = await self._of(resource)
         if identity is not None and manager.claimed(owner, resource) is not None:
             self._of_paths.setdefault(owner.id, {})[resource] = identity

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FREED_THERE = "'holdfast lease gc' on that host frees it if no VM there has it"
 LVB_KEPT = "its sector 2002 has to outlive it (libvirt keeps there which VM owns the disk)"
 
 
@@ -225,30 +226,46 @@ class PaxosMaintenance:
             return os.strerror(found.errno)
         return await self._removed(member, found, dry_run=dry_run)
 
-    async def take_out_stray(self, unindexed: UnindexedLease, *, dry_run: bool) -> str:
-        """Remove an unindexed lease that no host holds, proven by taking it; empty, or why it stays."""
+    async def take_out_stray(
+        self, unindexed: UnindexedLease, *, dry_run: bool, has_ended: Callable[[ProcessId], bool]
+    ) -> str:
+        """Remove an unindexed lease that no host holds, proven by taking it; empty, or why it stays.
+
+        A late write of another host's ballot can name this host as holder again, after it has removed the lease (simulator,
+        seed 106003634). Only this host can free that then, and does if its own note is of maintenance, or of a process that
+        `has_ended`.
+        """
         member = self._backend.member(Resource("", unindexed.name))
         found = await self._backend.look_up_stray(member, unindexed)
         if isinstance(found, IoFailed):
             return os.strerror(found.errno)
-        return await self._removed(member, found, dry_run=dry_run, is_stray=True)
+        return await self._removed(member, found, dry_run=dry_run, has_ended=has_ended)
 
     async def _removed(
-        self, member: Membership, found: Found, *, dry_run: bool, is_stray: bool = False
+        self,
+        member: Membership,
+        found: Found,
+        *,
+        dry_run: bool,
+        has_ended: Callable[[ProcessId], bool] | None = None,
     ) -> str:
+        """`has_ended`: for an unindexed lease."""
         name = found.area.resource_name
         with self._backend.trying(found, member) as holding:
             if dry_run:
                 return await holding.who_holds() or await self._kept_by_lvb(found, member)
             outcome = await holding.acquire_unless_held(Mode.EXCLUSIVE)
             if isinstance(outcome, LeftBehind):
-                return UNACCOUNTED
+                if has_ended is None or not await self._is_of_nobody(found, member, has_ended):
+                    return UNACCOUNTED
+                outcome = await holding.acquire(Mode.EXCLUSIVE)
             if not isinstance(outcome, Lease):
                 result = await self._backend.refusal(found, holding, outcome)
-                return (
-                    "; ".join(map(str, result.holders)) if isinstance(result, HeldElsewhere) else str(result)
-                )
-            if not is_stray and not await self._backend.still_there(found, holding):
+                if not isinstance(result, HeldElsewhere):
+                    return str(result)
+                holders = "; ".join(map(str, result.holders))
+                return holders if has_ended is None else f"{holders}; {FREED_THERE}"
+            if has_ended is None and not await self._backend.still_there(found, holding):
                 return TAKEN_OUT
             if belongs := await self._kept_by_lvb(found, member):
                 await holding.release()
@@ -259,6 +276,14 @@ class PaxosMaintenance:
                 return ""
             await holding.release()
             return kept.reason if isinstance(kept, Unusable) else os.strerror(kept.failed.errno)
+
+    async def _is_of_nobody(
+        self, found: Found, member: Membership, has_ended: Callable[[ProcessId], bool]
+    ) -> bool:
+        """Whether our own note says that no owner of this host has the lease. One that can't be read says nothing."""
+        note = await self.own_note(found, member)
+        process = owner_note.noted(note).process
+        return owner_note.is_of_upkeep(note) or (process is not None and has_ended(process))
 
     async def _kept_by_lvb(self, found: Found, member: Membership) -> str:
         """Why a lease that no host holds must stay; empty if it may be removed."""
