@@ -24,6 +24,7 @@ from holdfast import config_hook
 from holdfast.config_hook import HookAction
 from holdfast.errors import ConfigError, UnknownKey
 from holdfast.model import Protection
+from holdfast.network_disk import is_network_name
 
 SYSTEM_FILE = "/etc/holdfast/holdfast.toml"
 HOST_LOCKS_DEFAULT = "/run/holdfast/lockspaces"
@@ -74,7 +75,9 @@ class RecoveryTable(_Table, frozen=True):
 
 
 class DiskRule(_Table, frozen=True):
-    """[[disk]]: `match` is a glob over disk paths, `lockspace` one over lockspace paths; first match wins."""
+    """[[disk]]: `match` is a glob over disk paths, or over names of network disks if it begins with their protocol;
+    `lockspace` is one over lockspace paths; first match wins.
+    """
 
     backend: str
     match: str | None = None
@@ -507,7 +510,8 @@ def _validate_rules(config: Config) -> Iterator[ConfigError]:
         assert pattern is not None
         if rule.backend not in config.backend:
             yield ConfigError(file=file, key=f"{key}.backend", reason=_no_backend(rule.backend, config))
-        if not pattern.startswith(("/", "*", "[", "?")):
+        of_network = word == "match" and is_network_name(pattern)
+        if not pattern.startswith(("/", "*", "[", "?")) and not of_network:
             yield ConfigError(
                 file=file,
                 key=f"{key}.{word}",
@@ -515,7 +519,7 @@ def _validate_rules(config: Config) -> Iterator[ConfigError]:
             )
         for other_number, other in earlier:
             theirs = other.match if word == "match" else other.lockspace
-            if theirs is not None and covers(theirs, pattern):
+            if theirs is not None and is_network_name(theirs) is of_network and covers(theirs, pattern):
                 yield ConfigError(
                     file=file,
                     key=f"{key}.{word}",

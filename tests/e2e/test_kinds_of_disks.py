@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.lab.domains import NbdDisk, Volume
+from tests.e2e.lab.domains import NetworkDisk, Volume
 from tests.e2e.lab.hosts import CommandError, Host
 from tests.e2e.lab.lab import Lab
 from tests.e2e.lab.polling import until
@@ -62,7 +62,7 @@ def test_network_disk_has_no_lock_and_every_command_says_so(direct_lab: Lab) -> 
     image = lab.storage.image("web")
     server = lab.alpha.spawn("nbd", "qemu-nbd", "-t", "-f", "raw", "-x", "export1", "-e", "4", image.path)
     until(lambda: ":10809" in lab.alpha.run("ss", "-ltn"), "the NBD server to listen")
-    vm = lab.vm(lab.alpha, "web1", NbdDisk("export1"))
+    vm = lab.vm(lab.alpha, "web1", NetworkDisk("nbd", "export1"))
     vm.virsh("start")
     vm.assert_writes(image)
     name = "nbd://localhost:10809/export1 (vda)"

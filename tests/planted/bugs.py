@@ -1137,8 +1137,8 @@ BUGS = (
         "hooks.qemu",
         "guest-arrives-where-nobody-asks",
         "a guest migrates to a host whose libvirt asks nobody for locks, and runs there without any",
-        "        _must_ask_for_locks(qemu_conf, guest, domain)",
-        "        pass",
+        "    if unasked and domain.disks:",
+        "    if False:",
         "daemon/test_qemu_hook.py::test_guest_does_not_arrive_where_libvirt_asks_nobody_for_locks",
     ),
     _in(
@@ -1217,5 +1217,29 @@ BUGS = (
         "            return True  # it goes with the VM",
         "sim/test_pinned_seeds.py"
         "::test_a_seed_that_found_a_bug_as_it_is_drawn_with_these_names_is_sound[106002982-Naming.LATE]",
+    ),
+    _in(
+        "manager.routing",
+        "paths-take-network-disks",
+        "a rule for paths takes disks that are reached over a network",
+        "        return bool(path) and is_network_name(path) is self.of_network and self._matches(path) is not None",
+        "        return bool(path) and self._matches(path) is not None",
+        "unit/test_small_parts.py::test_first_rule_that_matches_chooses_the_backend[resource5-network]",
+    ),
+    _in(
+        "hooks.qemu",
+        "network-disks-not-asked-for",
+        "the hook asks for no disk that is reached over a network",
+        "    networked = domain.networked if operation in (MUST_HOLD, ARRIVES) else ()",
+        "    networked = ()",
+        "daemon/test_network_disks.py::test_second_start_is_refused_on_both_hosts_and_named_everywhere",
+    ),
+    _in(
+        "manager.preparation",
+        "arrives-unconnected",
+        "a guest with a network disk arrives where libvirt will not connect, so nobody takes its lease",
+        "        if unasked and (found := self.over_network(wants)):",
+        "        if False and (found := self.over_network(wants)):",
+        "daemon/test_network_disks.py::test_guest_does_not_arrive_where_libvirt_will_not_connect",
     ),
 )

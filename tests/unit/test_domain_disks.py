@@ -44,8 +44,8 @@ def disk(element: str, pools: tuple[str, ...] = ()) -> DomainDisk:
 IQN = "iqn.2026-11.example:disks"
 DEFINED: list[tuple[str, Kind, Access, str, str]] = [
     ("9.0", Kind.NETWORK, EXCLUSIVE, "rbd:pool/image@s1", ""),
-    ("9.0", Kind.NETWORK, EXCLUSIVE, f"iscsi://san.example:3260/{IQN}/3", ""),
-    ("9.0", Kind.NETWORK, EXCLUSIVE, "gluster://g1.example:24007/vol/dir/a.img", ""),
+    ("9.0", Kind.NETWORK, EXCLUSIVE, f"iscsi:{IQN}/3", ""),
+    ("9.0", Kind.NETWORK, EXCLUSIVE, "gluster:vol/dir/a.img", ""),
     ("9.0", Kind.NETWORK, READ_ONLY, "https://web.example:443/images/a.iso", ""),
     ("9.0", Kind.NETWORK, EXCLUSIVE, "ssh://ssh.example:22/images/b.img", ""),
     ("9.0", Kind.NETWORK, EXCLUSIVE, "nfs://nfs.example/export/a.img", ""),
@@ -67,7 +67,7 @@ def test_each_kind_of_a_definition_is_read(version: str) -> None:
     wanted = [each[1:] for each in DEFINED if each[0] in has]
     if version == "9.0":  # its folder has the file of that pool: QEMU itself reaches the target
         lost = wanted.index((Kind.VOLUME, EXCLUSIVE, "iscsi/unit:0:0:1", ""))
-        wanted[lost] = (Kind.NETWORK, EXCLUSIVE, f"iscsi://san.example:3260/{IQN}/1", "")
+        wanted[lost] = (Kind.NETWORK, EXCLUSIVE, f"iscsi:{IQN}/1", "")
     domain = fixture(version, "defined-kinds")
     assert [(d.kind, d.access, d.name, d.path) for d in domain.every] == wanted
     assert [d.path for d in domain.disks] == ["/dev/vg/web"], (
@@ -154,7 +154,7 @@ def test_vhostuser_disk_of_a_running_vm_has_no_lock(version: str) -> None:
     [
         ("running-nvram", "NVRAM /srv/vars.fd"),
         ("defined-nvram-file", "NVRAM /srv/vars.fd"),
-        ("defined-nvram-net", "NVRAM iscsi://san.example:3260/iqn.2026-11.example:vars/0"),
+        ("defined-nvram-net", "NVRAM iscsi:iqn.2026-11.example:vars/0"),
         ("defined-kinds", "TPM state /var/lib/libvirt/swtpm/11111111-1111-4111-8111-111111111106/tpm2"),
     ],
 )
@@ -198,11 +198,11 @@ def test_cd_is_only_read_and_a_floppy_is_written() -> None:
             "9.0",
             "pool='iscsi' volume='unit:0:0:4' mode='direct'",
             Kind.NETWORK,
-            f"iscsi://san.example:3260/{IQN}/4",
+            f"iscsi:{IQN}/4",
         ),
         ("12.8", "pool='ceph' volume='a'", Kind.NETWORK, "rbd:pool/a"),
-        ("12.8", "pool='gluster' volume='a'", Kind.NETWORK, "gluster://g1.example:24007/vol/sub/a"),
-        ("12.8", "pool='direct' volume='unit:0:0:4'", Kind.NETWORK, f"iscsi://san.example:3260/{IQN}/4"),
+        ("12.8", "pool='gluster' volume='a'", Kind.NETWORK, "gluster:vol/sub/a"),
+        ("12.8", "pool='direct' volume='unit:0:0:4'", Kind.NETWORK, f"iscsi:{IQN}/4"),
         ("12.8", "pool='sheep' volume='a'", Kind.NETWORK, "sheepdog:a"),
         ("12.8", "pool='x' volume='a' actualType='block' dev='/dev/vg/a'", Kind.VOLUME, "/dev/vg/a"),
         ("12.8", "pool='ceph' volume='a' actualType='network'", Kind.NETWORK, "rbd:pool/a"),
@@ -276,18 +276,19 @@ def test_one_network_disk_has_one_name() -> None:
         "<host name='San.example'/>",
         "<host name='san.example' port='3260'/>",
         "<host name='san.example' port='3260' transport='tcp'/>",
+        "<host name='portal2.example' port='860'/>",
     )
     names = {
         disk(f"<disk type='network'><source protocol='iscsi' name='{name}'>{host}</source></disk>").name
         for host in ways
         for name in (IQN, f"{IQN}/0")
     }
-    assert names == {f"iscsi://san.example:3260/{IQN}/0"}
+    assert names == {f"iscsi:{IQN}/0"}
     source = "<source protocol='gluster' name='v/a'><host name='{}'/><host name='{}'/></source>"
     first, second = (
         disk(f"<disk type='network'>{source.format(*each)}</disk>").name for each in (("b", "a"), ("a", "b"))
     )
-    assert first == second == "gluster://a:24007,b:24007/v/a"
+    assert first == second == "gluster:v/a"
 
 
 # --- files that libvirt did not write ---

@@ -40,7 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(("system",)),
     frozenset(("protocol", "wire")),
     frozenset(("ondisk",)),
-    frozenset(("model", "errors", "config", "config_change", "config_hook", "control.api")),
+    frozenset(("model", "errors", "config", "config_change", "config_hook", "control.api", "network_disk")),
 )
 """From the top down; a module is on the floor of the longest name that it begins with. `testing` and the simulator stand
 beside the house: they may import everything, and nothing imports them.

@@ -40,11 +40,14 @@ AMPLE_S = 30.0
 
 
 def routing() -> Routing:
-    routes = {name: Route(NopBackend(name), Protection.NONE) for name in ("a", "b", "spaces", "default")}
+    names = ("a", "b", "spaces", "network", "default")
+    routes = {name: Route(NopBackend(name), Protection.NONE) for name in names}
     rules = [
         Rule("/dev/vg/*", routes["a"], of_lockspace=False),
         Rule("/dev/*", routes["b"], of_lockspace=False),
         Rule("/srv/*", routes["spaces"], of_lockspace=True),
+        Rule("*web*", routes["b"], of_lockspace=False),
+        Rule("rbd:*", routes["network"], of_lockspace=False),
     ]
     return Routing(rules, routes["default"], {n: r.backend for n, r in routes.items()})
 
@@ -56,6 +59,10 @@ def routing() -> Routing:
         (Resource("", "/dev/vg/x/y"), "a"),
         (Resource("", "/dev/sda"), "b"),
         (Resource("", "/srv/x"), "default"),
+        (Resource("", "/vms/web"), "b"),
+        (Resource("", "rbd:vms/web"), "network"),
+        (Resource("", "nbd://host:10809/web"), "default"),
+        (Resource("", "rbd-web"), "b"),
         (Resource("/srv/locks", "n"), "spaces"),
         (Resource("/dev/vg/x", "n"), "default"),
     ],

@@ -69,7 +69,7 @@ def test_disks_that_libvirt_never_locks_are_at_level_0_in_list_and_status(tmp_pa
         "ceph",
         "<disk type='network'><source protocol='rbd' name='pool/image'/><target dev='vda'/></disk>",
     )
-    (disk,) = unlocked_disks(str(tmp_path))
+    (disk,) = unlocked_disks(list, str(tmp_path))
     assert (disk.resource, disk.owner, disk.protection, disk.held) == (
         "rbd:pool/image (vda)",
         "ceph",
@@ -141,7 +141,7 @@ def test_vm_with_a_disk_that_libvirt_never_locks_is_named(
     assert (answer.verdict, answer.headline) == ("held", f"runs with {name} without a lock")
     (line,) = lines(answer, "not locked")
     assert line.startswith(f"{name}: protection 0: {why}")
-    (listed,) = unlocked_disks(str(tmp_path))
+    (listed,) = unlocked_disks(list, str(tmp_path))
     assert (listed.resource, listed.protection) == (name, 0)
     assert listed.protection_note.startswith(why)
     running(tmp_path, "web1", disk, pid=(1 << 22) + 1)

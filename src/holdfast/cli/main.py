@@ -72,7 +72,7 @@ def status(context: Context, as_json: bool) -> None:
     from holdfast.errors import ConfigError
 
     with context.connect() as client:
-        answer = Answer(client.status(), client.lease_spaces(), unlocked_disks())
+        answer = Answer(client.status(), client.lease_spaces(), unlocked_disks(client.locks))
     if context.socket is None:
         try:
             on_disk = config.load(context.config_file, environ=os.environ, uid=os.geteuid())
@@ -134,8 +134,9 @@ def list_command(context: Context, owners: bool, as_json: bool) -> None:
     from holdfast.cli.unlocked import unlocked_disks, weakest
 
     with context.connect() as client:
-        unlocked = unlocked_disks()
-        listed: list[Any] = weakest(client.owners(), unlocked) if owners else [*client.locks(), *unlocked]
+        locks = client.locks()
+        unlocked = unlocked_disks(lambda: locks)
+        listed: list[Any] = weakest(client.owners(), unlocked) if owners else [*locks, *unlocked]
     if as_json:
         render.as_json(listed)
     elif owners:

@@ -1,13 +1,13 @@
-"""Disks of running VMs that have no lock for their kind: at protection level 0, whatever the daemon holds.
+"""Disks of running VMs that have no lock for their kind: at protection level 0.
 
-The daemon never hears of them (libvirt-integration.md 2.1), so commands read them from libvirt's status files, and show them
-beside what the daemon says.
+libvirt asks for none of them (libvirt-integration.md 2.1), so commands read them from libvirt's status files, and show them
+beside what the daemon says. For a network disk that a rule names, its hook has asked.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from holdfast.cli.libvirt_files import domains
@@ -17,19 +17,22 @@ from holdfast.model import Protection
 SOURCE = "libvirt"
 
 
-def unlocked_disks(root: str = "/") -> list[HolderInfo]:
-    """One entry for each, like those of the daemon but not held."""
+def unlocked_disks(locks: Callable[[], Sequence[HolderInfo]], root: str = "/") -> list[HolderInfo]:
+    """One entry for each, like those of the daemon but not held. `locks`: what the daemon holds, if it has to be asked."""
     host = socket.gethostname()
+    running = [each for each in domains(root) if each.pid is not None and each.runs()]
+    over_network = any(domain.networked for domain in running)
+    held = {(lock.pid, lock.name) for lock in (locks() if over_network else ()) if lock.held}
     return [
         HolderInfo(
             resource=str(disk), lockspace="", name=disk.name, mode="not locked", owner=domain.name, owner_uuid=domain.uuid,
-            pid=domain.pid, host=host, since=None, backend="", path="", protection=int(Protection.NONE),
+            pid=domain.pid or 0, host=host, since=None, backend="", path="", protection=int(Protection.NONE),
             protection_word=Protection.NONE.word, protection_note=disk.why_unlocked, held=False, lost_reason="",
             source=SOURCE,
         )
-        for domain in domains(root)
-        if domain.pid is not None and domain.runs()
+        for domain in running
         for disk in domain.unlocked
+        if (domain.pid, disk.name) not in held
     ]  # fmt: skip
 
 

@@ -94,7 +94,9 @@ class HolderInfo:
     identity: str = ""
     """What the disk is, if its owner has the lease of that too; then no other path leads around the lock."""
     known_by: str = ""
-    """Of a disk with a lease: "identity", or "path": another path leads around the lock; else empty."""
+    """Of a disk with a lease: "identity", or "path": another path leads around the lock; "name" of a disk that is reached
+    over a network; else empty.
+    """
 
 
 @dataclass

@@ -155,8 +155,13 @@ class ControlClient:
         libvirtd: Starter,
         disks: list[DiskWish],
         own_files: Sequence[str] = (),
+        network_disks: Sequence[DiskWish] = (),
+        unasked_because: str = "",
     ) -> None:
-        """libvirt's hook was called for a guest. Raises `CallRefused` with the reason if its disks can't be had."""
+        """libvirt's hook was called for a guest. Raises `CallRefused` with the reason if its disks can't be had.
+
+        `network_disks`: by their names; `unasked_because`: why libvirt will ask for no lock of this guest, empty if it will.
+        """
         parameters: dict[str, object] = {
             "operation": operation,
             "name": name,
@@ -166,6 +171,10 @@ class ControlClient:
         }
         if own_files:
             parameters["own_files"] = own_files
+        if network_disks:
+            parameters["network_disks"] = network_disks
+        if unasked_because:
+            parameters["unasked_because"] = unasked_because
         self._call("Hook", parameters)
 
     def events(self, *, after: int, follow: bool) -> Iterator[EventInfo]:

@@ -11,13 +11,14 @@ socket.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from holdfast import config as configuration
 from holdfast.backends.base import Backend, BackendPorts
 from holdfast.backends.file.host_files import HostFilesBackend
+from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.backends.registry import make_backend
 from holdfast.config import Config, DiskRule
 from holdfast.daemon.handover import Before, Handover, lock_name
@@ -25,6 +26,7 @@ from holdfast.daemon.host_watchdog import WATCHDOG_FD_NAME
 from holdfast.daemon.lockspace_calls import LeaseSpaceCalls
 from holdfast.daemon.lockspace_reactions import LockspaceReactions, Observer
 from holdfast.daemon.lockspaces import HostLockspaces, LeaseHostPorts
+from holdfast.errors import ConfigError
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.lease_admin.breaking import LeaseBreaker
 from holdfast.lease_admin.garbage_collection import LeaseCollector
@@ -44,6 +46,7 @@ from holdfast.manager.queries import Inspection
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.manager.unasked_disks import UnaskedDisks
 from holdfast.model import LockFailureAction, Protection
+from holdfast.network_disk import is_network_name
 from holdfast.supervision.host_identity import HostIdentity
 from holdfast.system.block_io.request_gate import Gate
 from holdfast.system.clock import Clock
@@ -292,6 +295,7 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
     backends = {
         name: make_backend(name, table, ports, file=config.source()) for name, table in config.backend.items()
     }
+    _check_network_rules(config, backends)
     rules = [
         Rule(
             rule.match if rule.match is not None else rule.lockspace or "",
@@ -306,6 +310,21 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
         backends,
         host_files=HostFilesBackend(ports, directory=config.host_files),
     )
+
+
+def _check_network_rules(config: Config, backends: Mapping[str, Backend]) -> None:
+    """Raises `ConfigError`: a disk that is reached over a network has no file and no device of the host to lock."""
+    for number, (file, rule) in enumerate(zip(config.rule_sources, config.disk, strict=True), 1):
+        backend = backends[rule.backend]
+        if rule.match is None or not is_network_name(rule.match):
+            continue
+        if not isinstance(backend, LeaseBackend) or not backend.names.by_path:
+            raise ConfigError(
+                file=file,
+                key=f"disk[{number}].backend",
+                reason=f"'{rule.backend}' can't lock disks that are reached over a network ('{rule.match}'): "
+                'name one with driver = "paxos" that names leases by path (name_by)',
+            )
 
 
 def _route(config: Config, backend: Backend, rule: DiskRule | None) -> Route:

@@ -288,10 +288,14 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         libvirtd: Starter,
         disks: list[DiskWish],
         own_files: list[str] | None = None,
+        network_disks: list[DiskWish] | None = None,
+        unasked_because: str | None = None,
     ) -> None:
         """libvirt's hook was called for a guest: hold its disks until its QEMU registers (`prepare`), expect that it arrives
         (`migrate`), or nothing of it runs (`release`). `libvirtd` must be the process that has called the hook. `own_files`:
-        NVRAM and TPM state, which have a lock within this host, if they are local.
+        NVRAM and TPM state, which have a lock within this host, if they are local. `network_disks`: by their names, of which
+        those have a lock that a rule names. `unasked_because`: why libvirt will not connect for an arriving guest; then one
+        with such disks is refused.
         """
         self._must_be_root()
         caller = parent_of(self._peer.pid)
@@ -301,30 +305,35 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
                 "a script that calls it must use exec"
             )
         if operation == HOOK_ARRIVES:
+            try:
+                self._preparation.must_connect(name, _wants(network_disks), unasked_because or "")
+            except HoldfastError as error:
+                raise refused(error) from None
             self._preparation.arrives(uuid, caller)
         elif operation == HOOK_ENDS:
             self._preparation.release(uuid, caller)
         elif operation == HOOK_TAKES:
-            await self._prepare(OwnerName(name, uuid), caller, disks, own_files or [])
+            await self._prepare(OwnerName(name, uuid), caller, disks, own_files or [], _wants(network_disks))
         else:
             raise refused(
                 Refused(reason=f"operation: '{operation}' is none of the hook's that need holdfastd")
             )
 
     async def _prepare(
-        self, name: OwnerName, libvirtd: ProcessId, disks: list[DiskWish], own_files: list[str]
+        self,
+        name: OwnerName,
+        libvirtd: ProcessId,
+        disks: list[DiskWish],
+        own_files: list[str],
+        over_network: list[AcquireRequest],
     ) -> None:
         for path in (*(disk.path for disk in disks), *own_files):
             if not path.startswith("/"):
                 raise refused(Refused(reason=f"disks: path '{path}' must be absolute"))
-        wants = [
-            AcquireRequest(
-                Resource(DIRECT_LOCKSPACE, disk.path), Mode.SHARED if disk.shared else Mode.EXCLUSIVE
-            )
-            for disk in disks
-        ]
+        wants = _wants(disks)
         try:
             wants += self._preparation.own_files(own_files)
+            wants += self._preparation.over_network(over_network)
             owner = await self._preparation.prepare(name, libvirtd, wants)
         except HoldfastError as error:
             raise refused(error) from None
@@ -444,6 +453,13 @@ class Places:
         self._taken[uid] -= 1
         if not self._taken[uid]:
             del self._taken[uid]
+
+
+def _wants(disks: list[DiskWish] | None) -> list[AcquireRequest]:
+    return [
+        AcquireRequest(Resource(DIRECT_LOCKSPACE, disk.path), Mode.SHARED if disk.shared else Mode.EXCLUSIVE)
+        for disk in disks or []
+    ]
 
 
 class ControlFrontend:

@@ -44,6 +44,8 @@ MUST_HOLD = "prepare"
 ARRIVES = "migrate"
 OWN_KINDS = ("file", "dir")
 """Of a VM's NVRAM and TPM state: only these can be local."""
+SHARED = "shared"
+"""`Access` of a disk that is <shareable/>."""
 OK, FAILED = 0, 1
 
 
@@ -135,16 +137,21 @@ def _ask(socket: str, qemu_conf: str, guest: str, operation: str, xml: bytes) ->
     except NotUnderstood as e:
         raise HookFailed(f"the XML of {guest} on stdin: {e}; libvirt calls this hook, with the XML") from None
     wanted = [disk for disk in domain.disks if not disk.transient] if operation == MUST_HOLD else []
-    if operation == ARRIVES and domain.disks:
-        _must_ask_for_locks(qemu_conf, guest, domain)
+    networked = domain.networked if operation in (MUST_HOLD, ARRIVES) else ()
+    unasked = _why_unasked(qemu_conf) if operation == ARRIVES and (domain.disks or networked) else ""
+    if unasked and domain.disks:
+        raise MigrationRefused(
+            f"{guest} would run on this host without a lock on its {len(domain.disks)} writable disks: {unasked}"
+        )
     own_files = [part.path for part in domain.parts if part.path and part.kind in OWN_KINDS]
-    if operation == MUST_HOLD and not (wanted or own_files):
+    if operation == MUST_HOLD and not (wanted or own_files or networked):
         return
     from holdfast.control.api import DiskWish, Starter
     from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
     from holdfast.system.host.process import start_ticks
 
     disks = [DiskWish(disk.path, disk.shareable) for disk in wanted]
+    network_disks = [DiskWish(disk.name, disk.access == SHARED) for disk in networked]
     libvirtd = os.getppid()
     try:
         with ControlClient(socket, timeout_s=LIMIT_S) as daemon:
@@ -155,17 +162,21 @@ def _ask(socket: str, qemu_conf: str, guest: str, operation: str, xml: bytes) ->
                 libvirtd=Starter(libvirtd, start_ticks(libvirtd)),
                 disks=disks,
                 own_files=own_files if operation == MUST_HOLD else (),
+                network_disks=network_disks if operation == MUST_HOLD or unasked else (),
+                unasked_because=unasked,
             )
     except DaemonUnreachable as e:
         raise HookFailed(_unreachable(guest, domain, str(e))) from None
     except CallRefused as e:
+        if unasked and not e.kind.endswith(("MethodNotFound", "InvalidParameter")):
+            raise MigrationRefused(str(e)) from None
         if e.kind.endswith(("MethodNotFound", "InvalidParameter")):
             raise HookFailed("holdfastd is older than this hook: systemctl reload holdfastd") from None
         raise HookFailed(str(e)) from None
 
 
-def _must_ask_for_locks(qemu_conf: str, guest: str, domain: Domain) -> None:
-    """Raises `MigrationRefused` unless this host's libvirt asks holdfastd for locks, as far as its configuration says."""
+def _why_unasked(qemu_conf: str) -> str:
+    """Why this host's libvirt asks holdfastd for no locks, as far as its configuration says; empty if it asks."""
     from holdfast.cli.libvirt_files import read_conf
     from holdfast.system.files.regular_file import Unreadable
 
@@ -173,16 +184,16 @@ def _must_ask_for_locks(qemu_conf: str, guest: str, domain: Domain) -> None:
     if isinstance(conf, Unreadable):
         has = f"{qemu_conf} can't be read: {conf.reason}"
     elif conf.text("lock_manager") == "lockd":
-        return
+        return ""
     elif conf.error:
         has = f"{qemu_conf}, line {conf.error_line}: {conf.error}"
     elif (found := conf.get("lock_manager")) is None:
         has = f"{qemu_conf} has no lock_manager"
     else:
         has = f"{qemu_conf} has lock_manager = {found.value!r}, line {found.line}"
-    raise MigrationRefused(
-        f"{guest} would run on this host without a lock on its {len(domain.disks)} writable disks, for its libvirt does not "
-        f'ask holdfastd ({has}): write lock_manager = "lockd" into that file, then: systemctl restart {_libvirtd()}'
+    return (
+        f"libvirt does not ask holdfastd here ({has}): "
+        f'write lock_manager = "lockd" into that file, then: systemctl restart {_libvirtd()}'
     )
 
 

@@ -55,6 +55,19 @@ class Preparation:
             if not self._mounts.locate(path)[0].may_block
         ]
 
+    def over_network(self, wants: Sequence[AcquireRequest]) -> list[AcquireRequest]:
+        """The disks that are reached over a network and have a lock: those that a rule names."""
+        return [want for want in wants if self._manager.routing.locks_network_disk(want.resource)]
+
+    def must_connect(self, guest: str, wants: Sequence[AcquireRequest], unasked: str) -> None:
+        """`migrate`: raises `Refused` for a guest with disks that only the hook protects if libvirt does not connect when it
+        is about to run, for the reason in `unasked`.
+        """
+        if unasked and (found := self.over_network(wants)):
+            raise Refused(
+                reason=f"{guest} would run on this host without a lock on {found[0].resource.name}: {unasked}"
+            )
+
     def arrives(self, uuid: str, libvirtd: ProcessId) -> None:
         """`migrate`: the next `prepare` of this guest by this libvirtd is incoming."""
         self._incoming[uuid, libvirtd] = self._clock.now()

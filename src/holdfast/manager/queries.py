@@ -10,6 +10,7 @@ from holdfast.manager.identity_locks import identity_in, is_shown_with_a_path
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
 from holdfast.model import HOST_LOCKSPACE, Mode, Resource
+from holdfast.network_disk import is_network_name
 from holdfast.system.files.lockspace_files import LockspaceFiles
 from holdfast.system.files.ofd_lock import FileKey
 from holdfast.system.files.storage_executor import Storage
@@ -106,7 +107,9 @@ class Inspection:
         protection, note = self._manager.protection(lock)
         lost = self._manager.why_lost(lock)
         identity = "" if resource.lockspace else self._identity(owner_id, lock)
-        by_path = not resource.lockspace and lock.backend in self._manager.routing.leases
+        known_by = "identity" if identity else ""
+        if not (known_by or resource.lockspace) and lock.backend in self._manager.routing.leases:
+            known_by = "name" if is_network_name(resource.name) else "path"
         return HolderInfo(
             resource=shown(self._called(lock, resource)),
             lockspace=shown(resource.lockspace),
@@ -126,7 +129,7 @@ class Inspection:
             lost_reason=shown(lost),
             number=lock.id,
             identity=shown(identity),
-            known_by="identity" if identity else "path" if by_path else "",
+            known_by=known_by,
             until=UNTIL_MIGRATED if (owner_id, resource) in lock.departing else "",
             unknown=shown(owner.unknown.why) if owner is not None and owner.unknown is not None else "",
         )

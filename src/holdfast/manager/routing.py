@@ -10,6 +10,7 @@ from typing import NamedTuple
 from holdfast.backends.base import Backend, LocksIdentities
 from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.model import HOST_LOCKSPACE, IDENTITY_LOCKSPACE, Protection, Resource
+from holdfast.network_disk import is_network_name
 
 Identify = Callable[[Resource], Awaitable[Resource | None]]
 
@@ -32,13 +33,17 @@ class Route(NamedTuple):
 
 
 class Rule:
-    """One [[disk]] table: a glob over disk paths (direct lockspace) or over lockspace paths."""
+    """One [[disk]] table: a glob over lockspace paths, or over disk paths in the direct lockspace.
 
-    __slots__ = ("_matches", "of_lockspace", "pattern", "route")
+    One that begins with a protocol is over names of disks that are reached over a network, so "*" is for paths alone.
+    """
+
+    __slots__ = ("_matches", "of_lockspace", "of_network", "pattern", "route")
 
     def __init__(self, pattern: str, route: Route, *, of_lockspace: bool) -> None:
         self.pattern = pattern
         self.of_lockspace = of_lockspace
+        self.of_network = not of_lockspace and is_network_name(pattern)
         self.route = route
         self._matches = re.compile(fnmatch.translate(pattern)).match
 
@@ -47,7 +52,7 @@ class Rule:
         if self.of_lockspace:
             return bool(resource.lockspace) and self._matches(resource.lockspace) is not None
         path = path or ("" if resource.lockspace else resource.name)
-        return bool(path) and self._matches(path) is not None
+        return bool(path) and is_network_name(path) is self.of_network and self._matches(path) is not None
 
 
 class Routing:
@@ -90,6 +95,10 @@ class Routing:
             return found
         place = self._first(resource, "")
         return found if place.backend.capabilities.fenced else found._replace(backend=place.backend)
+
+    def locks_network_disk(self, resource: Resource) -> bool:
+        """Whether a rule names this disk that is reached over a network; only then it has a lock."""
+        return any(rule.of_network and rule.matches(resource) for rule in self.rules)
 
     def _first(self, resource: Resource, path: str) -> Route:
         for rule in self.rules:

@@ -64,6 +64,14 @@ cross_host = true
 [[disk]]
 match = "/srv/*"
 backend = "leases"
+
+[[disk]]
+match = "nbd:*"
+backend = "leases"
+
+[[disk]]
+match = "iscsi:*"
+backend = "leases"
 """
 
 # The filter halves the time of a start: without it libvirt asks QEMU for 400 features of the processor, one by one.

@@ -75,22 +75,25 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
-class NbdDisk:
-    """A <disk> that QEMU reaches over the network, at its own host."""
+class NetworkDisk:
+    """A <disk> that QEMU reaches over a network, by default at its own host."""
 
-    export: str
+    protocol: Literal["nbd", "iscsi"]
+    name: str
+    server: str = "localhost"
     target: str = "vda"
 
     def xml(self) -> str:
         """The element."""
         return (
             f"<disk type='network' device='disk'><driver name='qemu' type='raw'/>"
-            f"<source protocol='nbd' name={quoteattr(self.export)}><host name='localhost'/></source>"
+            f"<source protocol='{self.protocol}' name={quoteattr(self.name)}>"
+            f"<host name={quoteattr(self.server)}/></source>"
             f"<target dev='{self.target}' bus='virtio'/></disk>"
         )
 
 
-Device = Disk | Lease | Volume | NbdDisk
+Device = Disk | Lease | Volume | NetworkDisk
 
 
 @dataclass(frozen=True, slots=True)

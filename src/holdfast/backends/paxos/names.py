@@ -12,6 +12,7 @@ from holdfast.backends.known_identities import KnownIdentities
 from holdfast.backends.naming import NameBy, lease_name
 from holdfast.errors import NoLeaseName
 from holdfast.model import DIRECT_LOCKSPACE, IDENTITY_LOCKSPACE, Resource
+from holdfast.network_disk import is_network_name
 from holdfast.ondisk.padded_name import NAME_BYTES
 from holdfast.system.files.canonical_path import PathWarnings
 from holdfast.system.files.disk_identity import DiskIdentities, DiskIdentity
@@ -59,7 +60,7 @@ class LeaseNames:
                 backend=self._backend,
                 fix="give it to another backend by a [[disk]] rule, or name leases by path there",
             )
-        if self._by_path and not resource.lockspace:
+        if self._by_path and not resource.lockspace and identity.canonical:
             self._warnings.met(resource.name, identity.canonical)
         if len(self._paths) > ALIASES_MAX:
             self._paths.clear()
@@ -85,6 +86,8 @@ class LeaseNames:
         path = self.disk_of(resource) or ("" if resource.lockspace else resource.name)
         if not path or resource.lockspace not in (DIRECT_LOCKSPACE, IDENTITY_LOCKSPACE):
             return DiskIdentity()
+        if is_network_name(path):
+            return DiskIdentity()  # QEMU alone reaches it
         return await self._storage.call(path, lambda: self._identities.look(path))
 
     def told(self, resource: Resource) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 
@@ -11,11 +12,12 @@ from holdfast.backends.nop import NopBackend
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Scene, some
-from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_settings
+from holdfast.cli.libvirt_files import HOOK, LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_settings
 from holdfast.model import DIRECT_LOCKSPACE, HOST_LOCKSPACE, Protection, Resource
 from holdfast.system.files.canonical_path import canonical_path
 from holdfast.system.files.mounts import is_block_device
-from holdfast.system.libvirt.domain_disks import Kind
+from holdfast.system.libvirt.domain_disks import DomainDisk, Kind
+from holdfast.system.libvirt.domains import Domain
 
 UNCACHED = ("none", "directsync")
 
@@ -98,8 +100,15 @@ def _toml(text: str) -> str:
 def unlocked(scene: Scene) -> Iterator[Finding]:
     """Kinds of disks that libvirt asks no lock for or that are not known, and volumes that can't be found."""
     reasons: dict[tuple[bool, str], list[str]] = {}
+    asked: list[str] = []
     for domain in scene.domains:
         for disk in domain.unlocked:
+            if disk.kind is Kind.NETWORK and scene.routing.locks_network_disk(
+                Resource(DIRECT_LOCKSPACE, disk.name)
+            ):
+                if not _has_asked(scene, domain, disk):
+                    asked.append(f"{disk} of {domain.name}")
+                continue
             case = (disk.kind is Kind.UNKNOWN, disk.why_unlocked)
             reasons.setdefault(case, []).append(f"{disk} of {domain.name}")
     for (unknown, why), which in reasons.items():
@@ -108,8 +117,15 @@ def unlocked(scene: Scene) -> Iterator[Finding]:
             f"{some(which)}: {why}{'' if unknown else ', whatever the lock manager'}: protection level 0",
             "make sure by other means that no second VM has them, and report the <disk> element (virsh dumpxml)"
             if unknown
-            else "use the host's own driver (rbd map, iscsiadm, nvme connect) and give the VM the block device, under "
-            "leases (docs/backends.md); else make sure by other means that no second VM has them",
+            else "install libvirt's hook, and write a rule that names network disks (docs/protection.md); or use the host's "
+            "own driver (rbd map, iscsiadm, nvme connect) and give the VM the block device, under leases; else make sure by "
+            "other means that no second VM has them",
+        )
+    if asked:
+        yield found(
+            "HF083",
+            f"{some(asked)}: a rule names them, and libvirt's hook has not asked for them: protection level 0",
+            f"if {scene.path(HOOK)} is missing, install it (docs/install.md); then restart these VMs",
         )
     lost = [
         f"{disk} of {domain.name} ({disk.reason})" for domain in scene.domains for disk in domain.unresolved
@@ -120,6 +136,13 @@ def unlocked(scene: Scene) -> Iterator[Finding]:
             f"{some(lost)}: the path of these volumes (pool/volume) is not known here",
             "see which path the running VM has: virsh domblklist; then: holdfast who PATH",
         )
+
+
+def _has_asked(scene: Scene, domain: Domain, disk: DomainDisk) -> bool:
+    """Whether the hook holds a network disk for a VM that runs; of another one, whether it would ask."""
+    if domain.pid is None:
+        return os.path.lexists(scene.path(HOOK))
+    return any(lock.held and (lock.pid, lock.name) == (domain.pid, disk.name) for lock in scene.locks)
 
 
 def beside_disks(scene: Scene) -> Iterator[Finding]:

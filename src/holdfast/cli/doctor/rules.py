@@ -446,7 +446,8 @@ _ALL = (
         "libvirt's lock plugin is asked for `file` and `block` disks (and `dir`, `volume` that lead to one). "
         "Network disks (rbd, iscsi, "
         "nbd, ...), `nvme`, `vhostuser` and the like are at protection level 0 with every lock manager. So are disks of a "
-        "type that Holdfast does not know, as far as it can tell.",
+        "type that Holdfast does not know, as far as it can tell. Network disks that a rule names get a lease by "
+        "libvirt's hook ([protection.md](protection.md#network-disks)): here is named which of them it has not asked for.",
     ),
     _note(
         "HF084",

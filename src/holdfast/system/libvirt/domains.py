@@ -19,6 +19,7 @@ from holdfast.system.libvirt.domain_disks import (
     LOCKED_KINDS,
     Access,
     DomainDisk,
+    Kind,
     Part,
     Pools,
     Role,
@@ -82,6 +83,13 @@ class Domain:
     def readonly(self) -> frozenset[str]:
         """Paths of disks that it only reads: CD-ROMs, and disks that are <readonly/>."""
         return frozenset(each.path for each in self.every if each.access is Access.READ_ONLY and each.path)
+
+    @property
+    def networked(self) -> tuple[DomainDisk, ...]:
+        """Disks that it may write and that are reached over a network: libvirt asks no lock for them."""
+        return tuple(
+            each for each in self.unlocked if each.kind is Kind.NETWORK and each.name and not each.transient
+        )
 
     @property
     def unlocked(self) -> tuple[DomainDisk, ...]:

@@ -1,9 +1,10 @@
 """Names of disks that are reached over a network: one text for one disk, however its XML spells it. PURE.
 
-    rbd:pool/image@snapshot    nbd://host:10809/export    nbd+unix:///export?socket=/path    iscsi://host:3260/IQN/LUN
+    rbd:pool/image@snapshot    nbd://host:10809/export    nbd+unix:///export?socket=/path    iscsi:IQN/LUN
 
-A port that is missing is the protocol's own; host names are in lower case, several are sorted. Ceph and Sheepdog find a disk
-by its name in the cluster, whichever server is asked, so their servers are no part of the name.
+A port that is missing is the protocol's own; host names are in lower case, several are sorted. Ceph, Gluster and Sheepdog
+find a disk by its name in the cluster, whichever server is asked, and an iSCSI target has one name in the world, whichever
+portal leads to it (RFC 7143, 4.2.7): so their servers are no part of the name. Two clusters can have a disk of one name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ PORTS = {
     "vxhs": "9999",
 }
 """What libvirt uses where the XML has no port."""
-BY_CLUSTER = frozenset(("rbd", "sheepdog"))
+BY_CLUSTER = frozenset(("rbd", "sheepdog", "gluster", "iscsi"))
+"""Protocols whose disks have one name, whichever server is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,10 @@ def network_name(
     """`name` is what the XML has: POOL/IMAGE, an export, IQN/LUN, a path."""
     hosts = list(hosts)
     marked = f"{name}@{snapshot}" if snapshot else name
-    if protocol in BY_CLUSTER:
-        return f"{protocol}:{marked}"
     if protocol == "iscsi" and "/" not in name:
         marked = f"{name}/0"
+    if protocol in BY_CLUSTER:
+        return f"{protocol}:{marked.lstrip('/')}"
     path = marked.lstrip("/") + (f"?{query}" if query else "")
     for host in hosts:
         if host.socket:
