@@ -13,6 +13,7 @@ from tests.e2e.lab.domains import Disk
 from tests.e2e.lab.hosts import Host
 from tests.e2e.lab.lab import Lab
 from tests.e2e.lab.polling import until
+from tests.e2e.lab.refusals import assert_told_by_the_hook
 from tests.e2e.lab.switchover import HELD, release_unanswered
 from tests.e2e.lab.vms import Vm
 
@@ -23,15 +24,6 @@ def restart_libvirtd(lab: Lab, name: str) -> None:
     (libvirtd,) = [daemon for host, daemon in lab.libvirtd.items() if host.name == name]
     libvirtd.stop()
     libvirtd.start()
-
-
-def assert_told_by_the_hook(error: str, *words: str) -> None:
-    """virsh's error is the hook's, in one line, with the holder."""
-    assert "Hook script execution failed" in error, error
-    assert "holdfast: Lockspace resource '" in error, error
-    assert "write" not in error, error
-    for word in words:
-        assert word in error, error
 
 
 def test_second_start_on_one_host_is_refused_by_the_hook_with_the_holders_name(hooked_lab: Lab) -> None:

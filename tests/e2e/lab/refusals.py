@@ -25,3 +25,12 @@ def assert_told_holder(error: str, holder: Vm, *, asked: Host, lab: Lab) -> None
     assert f"uuid {holder.domain.uuid}" in error, error
     assert f"pid {holder.inner_pid}" in error, error
     assert f"on host {holder.host.name}" in error, error
+
+
+def assert_told_by_the_hook(error: str, *words: str) -> None:
+    """virsh's error is the hook's, in one line, with the holder."""
+    assert "Hook script execution failed" in error, error
+    assert "holdfast: Lockspace resource '" in error, error
+    assert "write" not in error, error
+    for word in words:
+        assert word in error, error
