@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 help:
 	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
 	@echo "make test    set up what the tests need (Debian packages too, when root) and run them all"
-	@echo "make test-all   the same and the tests that wait for minutes, for dead bounds of real sanlocks (TESTS='--tiers interop')"
+	@echo "make test-all   the same and the tests that wait for minutes, for dead bounds of real sanlocks; and e2e with libvirt's hook on all hosts (TESTS='--tiers interop')"
 	@echo "make test-on DISTRO=trixie   both in another Debian release (bookworm, trixie, forky): root, mmdebstrap (TESTS=)"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make quick   the same and the unit tests: between two edits"
@@ -41,6 +41,7 @@ test:
 
 test-all:
 	@$(MAKE) -s test TESTS="--all $(TESTS)"
+	@$(BIN)/python tools/run_tests.py -m "not long" --hook tests/e2e
 
 check: $(STAMP)
 	@$(BIN)/ruff check --no-cache src tests bench lab tools

@@ -1,5 +1,7 @@
 """Brings the lab up once per run and hands every scenario a clean one.
 
+`--hook` gives every host with holdfastd libvirt's hook: what holds without it holds with it.
+
 `--lockd=virtlockd` runs the scenarios against Debian's daemon, to tell a fault of Holdfast from a fault of
 the scenario.  What virtlockd is known to get wrong is marked `virtlockd_fails`; in that run such a test
 must fail.
@@ -28,12 +30,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="holdfastd",
         help="the lock daemon of the end-to-end tests' hosts",
     )
+    parser.addoption(
+        "--hook",
+        action="store_true",
+        help="libvirt's hook on every host of the end-to-end tests that has holdfastd",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "virtlockd_fails(reason): Debian's virtlockd is known to fail this scenario"
     )
+    config.addinivalue_line("markers", "without_hook(reason): is about a host that has no hook of libvirt's")
     config.addinivalue_line("markers", "holdfast_only(reason): means nothing with Debian's virtlockd alone")
 
 
@@ -45,7 +53,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.timeout(SCENARIO_LIMIT_S))
-            if virtlockd and item.get_closest_marker("holdfast_only"):
+            other = (virtlockd and item.get_closest_marker("holdfast_only")) or (
+                config.getoption("--hook", False) and item.get_closest_marker("without_hook")
+            )
+            if other:
                 dropped.append(item)
                 continue
             known = item.get_closest_marker("virtlockd_fails")
@@ -81,7 +92,9 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture(scope="session")
-def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabFactory]:
+def make_lab(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LabFactory]:
     """Brings up labs; they stay up until the run ends, and a second call gets the same one."""
     problem = missing()
     if problem:
@@ -97,7 +110,10 @@ def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabFactory]:
     programs = Programs.build(base)
     labs: dict[tuple[tuple[Kind, Kind], LockMode, bool], Lab] = {}
 
+    always = request.config.getoption("--hook", False)
+
     def make(kinds: tuple[Kind, Kind], mode: LockMode, *, hook: bool = False) -> Lab:
+        hook = hook or always
         if (kinds, mode, hook) not in labs:
             folder = base / f"{kinds[0]}-{kinds[1]}-{mode}{'-hook' if hook else ''}"
             # One cache for all hosts: probing QEMU's abilities takes libvirt seconds.

@@ -43,6 +43,7 @@ def test_second_start_on_one_host_is_refused_by_the_hook_with_the_holders_name(h
     second.start()
 
 
+@pytest.mark.without_hook("QEMU's own error comes first")
 def test_without_the_hook_qemu_refuses_first_and_names_nobody(direct_lab: Lab) -> None:
     lab = direct_lab
     disk = lab.storage.image("web")

@@ -86,6 +86,8 @@ class Lab:
         """As docs/install.md says, with this checkout's programs; libvirtd reads which hooks there are when it starts."""
         text = HOOK.read_text().replace("PATH=", f"PATH={Path(sys.executable).parent}:")
         for host in self.hosts:
+            if self.lockd[host].kind != "holdfastd":
+                continue
             file = host.folder / "etc-libvirt" / "hooks" / "qemu.d" / "holdfast"
             file.parent.mkdir(parents=True)
             file.write_text(text)
@@ -218,6 +220,6 @@ def removal(said: str) -> str:
 
 
 class LabFactory(Protocol):
-    """Brings up labs; `hook`: with libvirt's hook on all hosts."""
+    """Brings up labs; `hook`: with libvirt's hook on all hosts that have holdfastd."""
 
     def __call__(self, kinds: tuple[Kind, Kind], mode: LockMode, *, hook: bool = False) -> Lab: ...
