@@ -40,7 +40,7 @@ class Lab:
         hook: bool = False,
     ) -> None:
         self.mode = mode
-        self._hook = hook
+        self.hook = hook
         self._folder = folder
         self._programs = programs
         self.storage = SharedFolder(folder / "shared", programs.boot_sector)
@@ -70,7 +70,7 @@ class Lab:
                 )
             for host in self.hosts:
                 host.up({device.path: device.device for device in self.devices})
-            if self._hook:
+            if self.hook:
                 self._install_hook()
             self.alpha.connect_to(self.beta)
             if self.mode in LEASES:

@@ -23,7 +23,9 @@ def assert_told_holder(error: str, holder: Vm, *, asked: Host, lab: Lab) -> None
         return  # it never says
     assert f"VM {holder.name} " in error, error
     assert f"uuid {holder.domain.uuid}" in error, error
-    assert f"pid {holder.inner_pid}" in error, error
+    # What another host reads was written before there was a QEMU, if the hook asked.
+    if asked is holder.host or not lab.hook:
+        assert f"pid {holder.inner_pid}" in error, error
     assert f"on host {holder.host.name}" in error, error
 
 
