@@ -314,13 +314,13 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
 
 def _check_network_rules(config: Config, backends: Mapping[str, Backend]) -> None:
     """Raises `ConfigError`: a disk that is reached over a network has no file and no device of the host to lock."""
-    for number, (file, rule) in enumerate(zip(config.rule_sources, config.disk, strict=True), 1):
+    for number, rule in enumerate(config.disk, 1):
         backend = backends[rule.backend]
         if rule.match is None or not is_network_name(rule.match):
             continue
         if not isinstance(backend, LeaseBackend) or not backend.names.by_path:
             raise ConfigError(
-                file=file,
+                file=config.source(),
                 key=f"disk[{number}].backend",
                 reason=f"'{rule.backend}' can't lock disks that are reached over a network ('{rule.match}'): "
                 'name one with driver = "paxos" that names leases by path (name_by)',
