@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-all test-on check quick sim bench lab fuzz clean setup
+.PHONY: help run test test-all test-on check quick sim bench lab fuzz man clean setup
 
 help:
 	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
@@ -17,6 +17,7 @@ help:
 	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
 	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
 	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 50 minutes (CASES=)"
+	@echo "make man     manual pages of the commands, the daemon, the hook and the configuration, into build/man"
 	@echo "make fuzz    fuzzing of what is read from clients, files and storage (atheris), of both sockets and of lease storage, each of a live daemon (FUZZ_S=)"
 
 $(STAMP): pyproject.toml tools/setup-venv
@@ -77,6 +78,9 @@ fuzz: $(STAMP)
 	@$(BIN)/python tests/fuzz/atheris_frames.py -max_total_time=$$(( $(FUZZ_S) / 3 ))
 	@$(BIN)/python -m tests.fuzz.live_sockets $$(( $(FUZZ_S) / 3 ))
 	@$(BIN)/python -m tests.fuzz.damaged_storage $$(( $(FUZZ_S) / 3 ))
+
+man: $(STAMP)
+	@$(BIN)/python tools/man_pages.py build/man
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -38,7 +38,8 @@ after 75.
 """
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+def argument_parser() -> argparse.ArgumentParser:
+    """Of holdfastd's options; its manual is made from it."""
     parser = argparse.ArgumentParser(
         prog="holdfastd",
         description="Locks the disks of virtual machines: speaks virtlockd's protocol to libvirt. "
@@ -57,11 +58,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"exit with {EXIT_REFUSED} if a real virtlockd runs, in whose place holdfastd would be; else with 0",
     )
     parser.add_argument("-V", "--version", action="version", version=f"holdfastd {__version__}")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    options = argument_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     if options.check_virtlockd:
         reason = why_not_beside_virtlockd()
         if reason:
