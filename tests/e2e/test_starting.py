@@ -183,6 +183,7 @@ def test_vm_without_a_writable_disk_starts(lab: Lab) -> None:
     assert lab.lock(medium) is None
 
 
+@pytest.mark.without_hook("with it a paused start keeps what it had from prepare on")
 def test_paused_start_takes_no_lock_until_it_is_resumed(any_lab: Lab) -> None:
     lab = any_lab
     disk = lab.storage.image("web")

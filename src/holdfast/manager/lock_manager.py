@@ -340,16 +340,22 @@ class LockManager:
                     await self.release(owner, prepared)
             return outcome is Outcome.ACQUIRED
         except HoldfastError as error:
-            holders = error.holders if isinstance(error, ResourceBusy) else ()
             if not isinstance(error, COMPLETE_REFUSALS) and resource.lockspace != HOST_LOCKSPACE:
+                holders = error.holders if isinstance(error, ResourceBusy) else ()
                 error.add(await self._hashed.words(owner, want, holders))
-            self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
-            about = ev.logged(ev.REFUSED, owner.name, resource, holders[0].host if holders else "")
-            if want.only is None:
-                log.warning("refused %s to %s: %s", resource, owner, error, extra=about)
-            else:
-                refused_users.write("refused %s to %s: %s", resource, owner, error, about=about)
+            self.report_refusal(owner, want, error)
             raise
+
+    def report_refusal(self, owner: Owner, want: AcquireRequest, error: HoldfastError) -> None:
+        """An event, and a line of the log: users' own refusals are logged with a limit."""
+        resource = want.resource
+        holders = error.holders if isinstance(error, ResourceBusy) else ()
+        self.events.emit(ev.REFUSED, owner.name, owner.pid, resource, want.mode, str(error))
+        about = ev.logged(ev.REFUSED, owner.name, resource, holders[0].host if holders else "")
+        if want.only is None:
+            log.warning("refused %s to %s: %s", resource, owner, error, extra=about)
+        else:
+            refused_users.write("refused %s to %s: %s", resource, owner, error, about=about)
 
     async def _acquire_all(self, owner: Owner, want: AcquireRequest) -> Outcome:
         """The resource, and what its disk is."""

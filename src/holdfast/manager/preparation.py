@@ -91,7 +91,7 @@ class Preparation:
         owner.connections += 1
         try:
             await self._acquire(owner, self._policy.at_arrival(wants) if arrives else list(wants))
-            await self._check_holders(name, wants)
+            await self._check_holders(owner, wants)
             self._remember(owner, wants, arrives=arrives)
         except BaseException:
             prepared.abandon(owner)
@@ -133,7 +133,7 @@ class Preparation:
         self._incoming.pop((uuid, libvirtd), None)
         self._manager.prepared.release(uuid, libvirtd)
 
-    async def _check_holders(self, name: OwnerName, wants: Sequence[AcquireRequest]) -> None:
+    async def _check_holders(self, asking: Owner, wants: Sequence[AcquireRequest]) -> None:
         """Raises `ResourceBusy` for a disk that another VM of this host has by any name, also by the hash of its path."""
         for want in wants:
             for lock in await self._inspection.locks_of(want.resource.name):
@@ -141,7 +141,10 @@ class Preparation:
                     self._manager.descriptions.holder(owner.id, None, lock.keys, lock)
                     for owner_id in lock.claims
                     if (owner := self._manager.owners.get(owner_id)) is not None and owner.alive()
-                    if owner.name.uuid != name.uuid and Mode.EXCLUSIVE in (lock.mode_of(owner_id), want.mode)
+                    if owner.name.uuid != asking.name.uuid
+                    and Mode.EXCLUSIVE in (lock.mode_of(owner_id), want.mode)
                 ]
                 if others:
-                    raise ResourceBusy(want.resource, others)
+                    busy = ResourceBusy(want.resource, others)
+                    self._manager.report_refusal(asking, want, busy)
+                    raise busy

@@ -457,6 +457,8 @@ def test_arriving_guest_is_refused_where_another_vm_has_its_disk(tmp_path: Path)
             host.preparation.arrives(WEB.uuid, host.libvirtd)
             with pytest.raises(ResourceBusy, match="vm300"):
                 await host.prepare(path)
+            refused = [e for e in host.manager.events.recent() if e.kind == ev.REFUSED]
+            assert (str(refused[-1].owner), refused[-1].resource) == (str(WEB), Resource("", path))
         host.preparation.arrives(WEB.uuid, host.libvirtd)
         await host.prepare(own)  # its holder runs this very VM
 
