@@ -1242,4 +1242,13 @@ BUGS = (
         "        if False and (found := self.over_network(wants)):",
         "daemon/test_network_disks.py::test_guest_does_not_arrive_where_libvirt_will_not_connect",
     ),
+    _in(
+        "manager.lock_manager",
+        "waits-for-an-end-that-can-not-come",
+        "a daemon that goes down asks for ever for the lock of an owner that has ended",
+        "        if self.closing:\n            raise self._busy(want, others, keys)\n",
+        "",
+        "unit/manager/test_lock_manager.py"
+        "::test_lock_of_an_ended_owner_is_refused_while_the_daemon_goes_down",
+    ),
 )

@@ -554,7 +554,11 @@ class LockManager:
     ) -> None:
         """Refuse, unless a conflicting owner has ended without its end being reported yet, or is unknown and proves to be
         the asking owner or to be over. After that the state must be read again.
+
+        While the daemon is going down no owner's end counts: the same state would be read for ever (seed 107002195).
         """
+        if self.closing:
+            raise self._busy(want, others, keys)
         dead = [o for i in others if (o := self.owners.get(i)) is not None and not o.gone and not o.alive()]
         if dead:
             for each in dead:
@@ -570,7 +574,10 @@ class LockManager:
                     continue
                 if await self.unknown.adopt(owner, want.resource, lock, is_of_disk_only=not its_own):
                     return
-        raise ResourceBusy(want.resource, [self.descriptions.holder(i, want.resource, keys) for i in others])
+        raise self._busy(want, others, keys)
+
+    def _busy(self, want: AcquireRequest, others: Iterable[int], keys: Sequence[Key]) -> ResourceBusy:
+        return ResourceBusy(want.resource, [self.descriptions.holder(i, want.resource, keys) for i in others])
 
     def claimed(self, owner: Owner, resource: Resource) -> Mode | None:
         """The mode in which an owner claims a resource; None if it does not."""

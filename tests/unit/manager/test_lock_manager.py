@@ -573,6 +573,24 @@ def test_locks_of_the_living_are_held_again_and_those_of_the_dead_are_not(tmp_pa
     run(scene)
 
 
+@pytest.mark.timeout(30)
+def test_lock_of_an_ended_owner_is_refused_while_the_daemon_goes_down(tmp_path: Path) -> None:
+    """Nothing ends any more then: to wait for that end would keep the event loop busy for ever."""
+
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk()
+        await w.manager.acquire(w.owner(1), want(disk))
+        second = w.owner(2)
+        w.manager.closing = True
+        w.processes.end(1)
+        with pytest.raises(ResourceBusy, match="vm1"):
+            await w.manager.acquire(second, want(disk))
+        assert locked(disk)
+
+    run(scene)
+
+
 def test_reused_pid_is_not_taken_for_the_owner_of_the_journal(tmp_path: Path) -> None:
     async def scene() -> None:
         w = World(tmp_path)
