@@ -57,8 +57,12 @@ class LockError(HoldfastError):
 class ResourceBusy(LockError):
     template = "Lockspace resource '{name}' is locked by {holders}"
 
-    def __init__(self, resource: Resource, holders: Iterable[Holder], note: str = "") -> None:
+    def __init__(
+        self, resource: Resource, holders: Iterable[Holder], note: str = "", cause: object = None
+    ) -> None:
         self.resource = resource
+        self.cause = cause
+        """Of another host's hold: the refusal of the protocol that has found it; None for a hold of this host."""
         self.holders = tuple(holders)
         named = "; ".join(str(h) for h in self.holders[:HOLDERS_TOLD_MAX])
         if len(self.holders) > HOLDERS_TOLD_MAX:

@@ -25,6 +25,9 @@ DIRECT_LOCKSPACE = ""
 IDENTITY_LOCKSPACE = "holdfast:identity"
 """The lockspace of disks by what they are (`manager/identity_locks`): no path, so no client can name it."""
 
+SANLOCK_PREFIX = "sanlock:"
+"""Before a lockspace's name: its leases by the names that sanlock's clients give them. No path, either."""
+
 
 HOST_LOCKSPACE = "holdfast:host"
 """The lockspace of a VM's own files that no other host has (NVRAM, TPM state), by their paths (`unasked_disks`)."""

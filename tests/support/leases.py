@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 from holdfast.backends.naming import NameBy
+from holdfast.backends.paxos.area_backend import AreaBackend
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.backends.paxos.device_store import DeviceStore
 from holdfast.backends.paxos.directory_store import DirectoryStore
@@ -201,6 +202,29 @@ class HostLockspaces:
             storage=InlineStorage(),
             identities=SystemDiskIdentities(),
         )
+
+    def area_backend(
+        self, *, beside: PaxosBackend | None = None, spawn: Callable[..., object] = eager_tasks.start
+    ) -> AreaBackend:
+        """For leases of sanlock's clients."""
+        return AreaBackend(
+            presence=self.presence,
+            leases=self.storage,
+            ports=HoldingPorts(offload=self.storage, clock=self.clock, rng=Random(self.host_id), spawn=spawn),
+            storage=InlineStorage(),
+            identities=SystemDiskIdentities(),
+            beside=beside,
+        )
+
+
+def make_area(
+    path: Path, offset_bytes: int, name: str, geometry: Geometry = DEFAULT, *, space: str = SPACE
+) -> None:
+    """A free lease at a place, as `sanlock client init` makes it."""
+    raw = areas.lease_area(areas.fresh_leader(geometry, space, name, None))
+    with path.open("r+b" if path.exists() else "w+b") as f:
+        f.seek(offset_bytes)
+        f.write(raw)
 
 
 def entry_count(path: Path, geometry: Geometry = DEFAULT) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
@@ -57,6 +57,8 @@ class HeldElsewhere:
     """The lock is held outside this daemon: by another host, or by another program on this one."""
 
     holders: tuple[Holder, ...]
+    cause: object = field(default=None, compare=False)
+    """The protocol's refusal, if a protocol has refused it; the frontend of that protocol's clients needs to know which."""
 
 
 @dataclass(frozen=True, slots=True)

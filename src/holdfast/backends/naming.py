@@ -23,6 +23,8 @@ class NameBy(enum.Enum):
     """The first 48 of the 64 digits of libvirt's hash lockspaces: a lease name has no room for more."""
     LVM_UUID = "lvm-uuid"
     SCSI_WWID = "scsi-wwid"
+    RESOURCE = "resource"
+    """The resource's own name, as sanlock's clients give it; for no disk, so it can't be configured."""
 
 
 def indirect_name(path: str) -> str:
@@ -35,6 +37,8 @@ def lease_name(resource: Resource, by: NameBy, disk: DiskIdentity) -> str:
 
     A resource in a directory lockspace has a key and no disk with an identity, so it is named by its whole name.
     """
+    if by is NameBy.RESOURCE:
+        return resource.name
     text = str(resource).encode("utf-8", "surrogateescape")
     if by is NameBy.PATH_SHA256:
         return hashlib.sha256(text).hexdigest()[:NAME_BYTES]

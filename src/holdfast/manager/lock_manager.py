@@ -474,7 +474,8 @@ class LockManager:
             await self.on_left_behind(route.backend.name, outcome.lease)
             return Outcome.RETRY
         if isinstance(outcome, HeldElsewhere):
-            raise ResourceBusy(want.resource, self.descriptions.with_programs(outcome.holders))
+            holders = self.descriptions.with_programs(outcome.holders)
+            raise ResourceBusy(want.resource, holders, cause=outcome.cause)
         if isinstance(outcome, IoFailed):
             raise storage_failed(outcome)
         if owner.gone:
@@ -542,7 +543,8 @@ class LockManager:
         things = (lock, *lock.keys)
         refused = await self.key_locks.holding(things, lock.held.convert(mode, self.note(owner)))
         if isinstance(refused, HeldElsewhere):
-            raise ResourceBusy(want.resource, self.descriptions.with_programs(refused.holders))
+            holders = self.descriptions.with_programs(refused.holders)
+            raise ResourceBusy(want.resource, holders, cause=refused.cause)
         if isinstance(refused, IoFailed):
             raise storage_failed(refused)
         self.book.converted(lock, mode)

@@ -107,6 +107,7 @@ async def acquire_shared(
     clock: Clock,
     rng: Rng,
     *,
+    wanted_lver: int = 0,
     wait: bool = False,
     on_wait: OnWait = ignore_wait,
     partial_snapshot: Snapshot | None = None,
@@ -114,7 +115,12 @@ async def acquire_shared(
 ) -> AcquireOutcome:
     """Acquire the lease together with any other hosts that hold it shared."""
     intent = AcquireIntent(
-        short_hold=True, wait=wait, on_wait=on_wait, partial_snapshot=partial_snapshot, promise=promise
+        short_hold=True,
+        wanted_lver=wanted_lver,
+        wait=wait,
+        on_wait=on_wait,
+        partial_snapshot=partial_snapshot,
+        promise=promise,
     )
     won = await acquire_version(area, member, clock, rng, intent)
     intent = replace(intent, partial_snapshot=None, promise=None)

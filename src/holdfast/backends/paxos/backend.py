@@ -238,6 +238,11 @@ class PaxosBackend:
         """Prepared ballots that releases left in our blocks, for the next acquire of the same membership."""
         self._adoptions = asyncio.Semaphore(ADOPTIONS_MAX)
 
+    def share_leases(self, other: PaxosBackend) -> None:
+        """Both are of one lockspace: neither opens a lease that the other is just using or giving up."""
+        self._unsettled, self._tried = other._unsettled, other._tried
+        self._silent, self._promises = other._silent, other._promises
+
     # --- which lease ---
 
     async def open(self, resource: Resource, *, create: Creation) -> LeaseCandidate | IoFailed:
@@ -383,6 +388,7 @@ class PaxosBackend:
             mode,
             partial_snapshot=seen,
             promise=left.promise if left is not None and left.is_of(found.area, member) else None,
+            wanted_lver=found.wanted_lver,
         )
         named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)
         return _Attempt(found, outcome, named)
@@ -568,8 +574,8 @@ def _opened_or_told(resource: Resource, found: Found | Unusable | StorageFailed)
     match found:
         case Found():
             return found
-        case Unusable(place, reason):
-            raise LeaseUnusable(name=resource.name, place=place, reason=reason)
+        case Unusable(place, reason, cause):
+            raise LeaseUnusable(name=resource.name, place=place, reason=reason, cause=cause)
         case StorageFailed(place, failed) if failed.errno in (errno.ENOSPC, errno.EDQUOT):
             raise LeaseUnusable(
                 name=resource.name, place=place, reason=f"{os.strerror(failed.errno)}: {_MAKE_ROOM}"

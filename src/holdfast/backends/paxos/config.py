@@ -55,6 +55,8 @@ KEYS = (
     "page_cache",
 )
 
+_NAMES_BY = [each.value for each in NameBy if each is not NameBy.RESOURCE]
+
 
 def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> PaxosBackend:
     unknown_keys(table, KEYS)
@@ -88,7 +90,7 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
         name,
         presence=presence,
         places=places,
-        name_by=NameBy(_one_of(table, "name_by", [each.value for each in NameBy], NameBy.PATH_MD5.value)),
+        name_by=NameBy(_one_of(table, "name_by", _NAMES_BY, NameBy.PATH_MD5.value)),
         on_lockfailure=LockFailureAction(
             _one_of(
                 table,

@@ -119,15 +119,29 @@ async def acquire_lease(
     attested: Attested = NOBODY_ATTESTED,
     partial_snapshot: Snapshot | None = None,
     promise: PreparedBallot | None = None,
+    wanted_lver: int = 0,
 ) -> AcquireOutcome:
-    """Take a lease, within an offloaded job."""
+    """Take a lease, within an offloaded job; only at version `wanted_lver` unless that is 0."""
     clock = HomeClock(ports.clock)
     if mode is Mode.SHARED:
         return await acquire_shared(
-            area, member, clock, ports.rng, partial_snapshot=partial_snapshot, promise=promise
+            area,
+            member,
+            clock,
+            ports.rng,
+            wanted_lver=wanted_lver,
+            partial_snapshot=partial_snapshot,
+            promise=promise,
         )
     return await acquire_exclusive(
-        area, member, clock, ports.rng, attested=attested, partial_snapshot=partial_snapshot, promise=promise
+        area,
+        member,
+        clock,
+        ports.rng,
+        wanted_lver=wanted_lver,
+        attested=attested,
+        partial_snapshot=partial_snapshot,
+        promise=promise,
     )
 
 

@@ -1,7 +1,7 @@
 """The `LeaseStore` protocol: finds, makes and removes leases; and the results of opening one.
 
 A lease is made on demand, where the lockspace is. `directory_store` keeps one file per lease, `device_store` areas on one
-path that are found by a resource index.
+path that are found by a resource index. `area_store` finds leases that others have made, where its callers say.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Found:
     place: str
     partial_snapshot: Snapshot | None = None
     """What was seen of it when it was opened, if that was enough to begin a race with at once."""
+    wanted_lver: int = 0
+    """The only version that is to be acquired; 0: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Unusable:
 
     place: str
     reason: str
+    cause: Malformed | IoFailed | None = None
+    """What was read there instead, where that is all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +115,14 @@ async def opened(
     raw = await disk.read(offset_bytes, length, timeout_s=member.io_timeout_s)
     if isinstance(raw, IoFailed):
         if raw.errno == errno.EMSGSIZE:
-            return Unusable(place, f"it is shorter than a lease; {MAKE_ANEW}")
+            return Unusable(place, f"it is shorter than a lease; {MAKE_ANEW}", raw)
         return StorageFailed(place, raw)
     leader = leader_of(raw)
     space = member.lockspace.space_name
     fault = leader if isinstance(leader, Malformed) else leader.verify(space, name, member.host_id)
     if fault is not None:
         gone = (is_cleared(fault) and not says_caw(raw)) or not await disk.is_named()
-        return Removed() if gone else Unusable(place, _reason(fault, raw))
+        return Removed() if gone else Unusable(place, _reason(fault, raw), fault)
     assert isinstance(leader, Leader)
     area = LeaseArea(disk, offset_bytes, leader.geometry, space, name, hosts_expected=leader.num_hosts)
     return Found(area, disk, place, area.partial_snapshot(leader, member.host_id, raw) if quiet else None)

@@ -7,6 +7,7 @@ note after the owner's block. A real sanlock leaves no note; then only the host 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import assert_never
 
 from holdfast.backends.base import HeldElsewhere
@@ -64,6 +65,10 @@ class Refusals:
 
     async def told(self, refusal: Refusal | SharedBy | Lease | InDoubt) -> HeldElsewhere | IoFailed:
         """The holders, or a failed request; raises `LeaseUnusable` for everything else."""
+        told = await self._told(refusal)
+        return replace(told, cause=refusal) if isinstance(told, HeldElsewhere) else told
+
+    async def _told(self, refusal: Refusal | SharedBy | Lease | InDoubt) -> HeldElsewhere | IoFailed:
         match refusal:
             case Busy(leader, _, seen_s):
                 return await self._owner(HostId(leader.owner_id), leader.lver, seen_s, "")
@@ -81,20 +86,26 @@ class Refusals:
             case IoFailed():
                 return refusal
             case Malformed():
-                raise self._unusable(failure(refusal))
+                raise self._unusable(failure(refusal), refusal)
             case Contended(ballots):
-                raise self._unusable(f"other hosts were quicker in {ballots} ballots; try again")
+                raise self._unusable(f"other hosts were quicker in {ballots} ballots; try again", refusal)
             case LeaderBehind(leader, lver_seen):
                 raise self._unusable(
                     f"its leader is at version {leader.lver}, but a host's block is at {lver_seen}: "
-                    "a record was written over with an older one"
+                    "a record was written over with an older one",
+                    refusal,
                 )
             case LockspaceLost():
-                raise self._unusable("this host has just lost the lockspace")
+                raise self._unusable("this host has just lost the lockspace", refusal)
             case ClearedByAnother():
-                raise self._unusable("another host has written over this host's block, as if it were dead")
-            case AlreadyShared() | WrongVersion():
-                raise self._unusable(f"it is not as it should be: {type(refusal).__name__}")
+                reason = "another host has written over this host's block, as if it were dead"
+                raise self._unusable(reason, refusal)
+            case WrongVersion(leader):
+                raise self._unusable(
+                    f"it is at version {leader.lver}, and another one was asked for", refusal
+                )
+            case AlreadyShared():
+                raise self._unusable(f"it is not as it should be: {type(refusal).__name__}", refusal)
             case Lease() | InDoubt():
                 raise TypeError(f"no refusal: {refusal!r}")
             case _:
@@ -109,8 +120,8 @@ class Refusals:
         holder = owner_note.decode(note, host="", host_id=host_id, mode=mode, alive_s_ago=None, remark=remark)
         return HeldElsewhere((holder,))
 
-    def _unusable(self, reason: str) -> LeaseUnusable:
-        return LeaseUnusable(name=self._area.resource_name, place=self._place, reason=reason)
+    def _unusable(self, reason: str, cause: Refusal) -> LeaseUnusable:
+        return LeaseUnusable(name=self._area.resource_name, place=self._place, reason=reason, cause=cause)
 
     async def _owner(self, host_id: HostId, lver: int, seen_s: float | None, remark: str) -> HeldElsewhere:
         read = await self._area.read_note(host_id, self._member.io_timeout_s)

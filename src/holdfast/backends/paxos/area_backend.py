@@ -1,0 +1,60 @@
+"""The leases of sanlock's clients in one lockspace: a `PaxosBackend` whose leases are where the clients say.
+
+A configured backend of the same lockspace has the same keys for the same lease names, so that the lock table excludes its
+VMs and these clients from each other.
+"""
+
+from __future__ import annotations
+
+from holdfast.backends.base import HeldElsewhere, SavedLock, Stale
+from holdfast.backends.naming import NameBy
+from holdfast.backends.paxos.area_store import AreaStore, area_of
+from holdfast.backends.paxos.backend import PaxosBackend, PaxosHeld
+from holdfast.backends.paxos.held_lease import HoldingPorts
+from holdfast.model import SANLOCK_PREFIX, LockFailureAction, Protection, Resource
+from holdfast.supervision.lockspace_port import LockspacePort
+from holdfast.system.block_io.lease_files import LeaseStorage
+from holdfast.system.files.disk_identity import DiskIdentities
+from holdfast.system.files.ofd_lock import IoFailed
+from holdfast.system.files.storage_executor import Storage
+
+
+def resource_in(lockspace: str, name: str) -> Resource:
+    """A lease of sanlock's clients as a resource of the manager."""
+    return Resource(SANLOCK_PREFIX + lockspace, name)
+
+
+class AreaBackend(PaxosBackend):
+    """`leases` is the storage of the lockspace's leases, `beside` a configured backend of the same lockspace."""
+
+    def __init__(
+        self,
+        *,
+        presence: LockspacePort,
+        leases: LeaseStorage,
+        ports: HoldingPorts,
+        storage: Storage,
+        identities: DiskIdentities,
+        beside: PaxosBackend | None = None,
+    ) -> None:
+        self.areas = AreaStore(leases)
+        super().__init__(
+            SANLOCK_PREFIX + presence.name,
+            presence=presence,
+            places=self.areas,
+            name_by=NameBy.RESOURCE,
+            on_lockfailure=LockFailureAction.POWEROFF,
+            reach=Protection.CROSS_HOST,
+            reach_note="",
+            ports=ports,
+            storage=storage,
+            identities=identities,
+        )
+        if beside is not None:
+            self.share_leases(beside)
+
+    async def adopt(self, saved: SavedLock, fd: int | None) -> PaxosHeld | HeldElsewhere | Stale | IoFailed:
+        """As any other lease; where it is says the journal."""
+        if (area := area_of(saved.path)) is not None:
+            self.areas.put(saved.resource.name, area)
+        return await super().adopt(saved, fd)
