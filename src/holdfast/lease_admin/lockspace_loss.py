@@ -194,6 +194,9 @@ class LockspaceLoss:
                     # It has no process that could be stopped, and its VM gets no lock any more.
                     self._manager.prepared.give_up(owner)
                     decided[owner.id] = LockFailureAction.IGNORE
+                elif owner.keeps_orphans:
+                    self._manager.end_orphans(owner)  # there is nobody to be stopped, as in sanlock
+                    decided[owner.id] = LockFailureAction.IGNORE
                 elif not owner.alive():
                     self._manager.owner_ended(owner)  # its end is not reported yet
                 elif owner.id not in decided:

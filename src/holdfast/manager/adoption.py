@@ -24,7 +24,7 @@ from holdfast.manager.journal_replay import SavedOwner, SavedState
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Evidence, Owner
-from holdfast.model import LockFailureAction, OwnerName, ProcessId
+from holdfast.model import LockFailureAction, OwnerName, ProcessId, Resource
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.host.process import Processes
@@ -76,6 +76,7 @@ class Recovery:
                 self._manager.book.had_locks(owner.process_id)
                 owner.until_closed = saved.until_closed
                 owner.unasked = dict(saved.unasked)
+                owner.persistent = set(saved.persistent)
                 owner.family = self._manager.owners.family(saved.family)
                 living[saved.id] = owner
         for lock in state.locks.values():
@@ -93,6 +94,8 @@ class Recovery:
         """None if it is proven that it has ended."""
         if saved.prepared is not None and state.is_whole:
             return self._manager.prepared.restored(saved.name, saved.prepared, owner_id=saved.id)
+        if saved.keeps_orphans:
+            return self._manager.owners.add_orphan_keeper(saved.name, owner_id=saved.id)
         was_unknown = state.unknown.get(saved.id)
         process = self._processes.open(saved.process.pid) if saved.process.start_ticks else None
         if process is not None and process.id != saved.process:
@@ -108,6 +111,8 @@ class Recovery:
                 unseen=was_unknown is not None and was_unknown.unseen,
             )
             return self._manager.unknown.owner(saved.name, evidence, owner_id=saved.id)
+        if saved.persistent:
+            return self._manager.owners.add_orphan_keeper(saved.name, owner_id=saved.id)
         if saved.process.start_ticks and not saved.until_closed:
             return None
         # An ended owner that kept locks for its descendants is restored: `owner_ended` decides.
@@ -133,7 +138,7 @@ class Recovery:
         manager = self._manager
         restored = []
         for saved in state.locks.values():
-            claimants = [i for i in saved.claims if i in living]
+            claimants = [i for i, names in saved.claims.items() if _still_claims(living.get(i), names)]
             restored.append((saved, manager.lost.restore(saved, claimants or list(saved.claims)), claimants))
         await ready()
         for saved, lock, claimants in restored:
@@ -247,3 +252,10 @@ class Recovery:
                     resource=resource,
                     mode=mode,
                 )
+
+
+def _still_claims(owner: Owner | None, names: Collection[Resource]) -> bool:
+    """Whether an owner of the journal still claims a lock under these names; a keeper has what was persistent alone."""
+    if owner is None:
+        return False
+    return not owner.keeps_orphans or not owner.persistent.isdisjoint(names)

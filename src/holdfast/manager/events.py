@@ -39,6 +39,8 @@ ADOPTED = "lock-adopted"
 """The owner of an unknown lock asked for it, and is proven to be its owner."""
 STARTED = "lock-started"
 """A lock that was prepared for a start is its process's now."""
+ORPHANED = "lock-orphaned"
+"""A client of sanlock's protocol has ended, and what it held persistently stays held."""
 SETTLED = "lock-settled"
 """The owner of an unknown lock is proven, or attested by an operator, to be over."""
 LEASE_BROKEN = "lease-broken"
@@ -68,6 +70,7 @@ KINDS = (
     UNKNOWN,
     ADOPTED,
     STARTED,
+    ORPHANED,
     SETTLED,
     LEASE_BROKEN,
     HOST_FENCED,

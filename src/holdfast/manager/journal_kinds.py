@@ -159,6 +159,23 @@ class AskedLine(Line, tag="asked"):
     name: str
 
 
+class PersistentLine(Line, tag="persistent"):
+    """The owner is a client of sanlock's protocol, and this lease is to outlive it as an orphan; `stays` False: not any
+    more. An older daemon releases it when the client's process has ended, as any other.
+    """
+
+    owner: int
+    lockspace: str
+    name: str
+    stays: bool = True
+
+
+class OrphansLine(Line, tag="orphans"):
+    """The owner of that number keeps leases of a client that has ended. An older daemon holds them for an unknown owner."""
+
+    owner: int
+
+
 class SeriesLine(Line, tag="series"):
     """Which rewriting of the journal this is, counted from 1; its length is kept beside it (`journal_extent`)."""
 
@@ -199,6 +216,8 @@ AnyLine = (
     | PreparedLine
     | UnaskedLine
     | AskedLine
+    | PersistentLine
+    | OrphansLine
     | SeriesLine
     | RestartLine
     | DoubtLine

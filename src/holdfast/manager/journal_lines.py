@@ -12,8 +12,8 @@ from holdfast.model import Mode, Resource
 
 
 def owner_lines(owner: Owner) -> list[jn.Line]:
-    """An owner's line, then lines if it is unknown or being started, if it keeps locks for its descendants, and for what
-    only the hook asks for.
+    """An owner's line, then lines if it is unknown or being started, if it keeps locks for its descendants or orphans, and
+    for what only the hook asks for or what is to outlive it.
     """
     process, name = owner.process_id, owner.name
     line = jn.OwnerLine(
@@ -26,8 +26,15 @@ def owner_lines(owner: Owner) -> list[jn.Line]:
         lines.append(jn.PreparedLine(owner.id, owner.prepared.pid, owner.prepared.start_ticks))
     if owner.unknown is not None:
         lines.append(jn.UnknownLine(owner.id, text_of(owner.unknown.why), owner.unknown.unseen))
+    if owner.keeps_orphans:
+        lines.append(jn.OrphansLine(owner.id))
     lines.extend(unasked_line(owner.id, resource, mode) for resource, mode in owner.unasked.items())
+    lines.extend(persistent_line(owner.id, resource) for resource in sorted(owner.persistent))
     return lines
+
+
+def persistent_line(owner_id: int, resource: Resource, *, stays: bool = True) -> jn.Line:
+    return jn.PersistentLine(owner_id, text_of(resource.lockspace), text_of(resource.name), stays)
 
 
 def unasked_line(owner_id: int, resource: Resource, mode: Mode) -> jn.Line:

@@ -25,8 +25,10 @@ from holdfast.manager.journal_kinds import (
     LockLine,
     LockspaceLine,
     ModeLine,
+    OrphansLine,
     OwnerGoneLine,
     OwnerLine,
+    PersistentLine,
     PreparedLine,
     RestartLine,
     SeriesLine,
@@ -55,6 +57,9 @@ class SavedOwner:
     """The libvirtd that was about to start it, for a VM without a process."""
     unasked: dict[Resource, Mode] = field(default_factory=dict)
     """What only the hook has asked for so far."""
+    persistent: set[Resource] = field(default_factory=set)
+    """What is to outlive it, for a client of sanlock's protocol."""
+    keeps_orphans: bool = False
 
 
 @dataclass(slots=True)
@@ -200,7 +205,14 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.owners[owner_id] = SavedOwner(
                 owner_id, ProcessId(pid, start), OwnerName(path_of(name), uuid, domain_id)
             )
-        case UntilClosedLine() | PreparedLine() | UnaskedLine() | AskedLine():
+        case (
+            UntilClosedLine()
+            | PreparedLine()
+            | UnaskedLine()
+            | AskedLine()
+            | PersistentLine()
+            | OrphansLine()
+        ):
             _apply_to_owner(state.owners[line.owner], line)
         case OwnerGoneLine(owner_id):
             for lock in state.locks.values():
@@ -244,7 +256,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
 
 
 def _apply_to_owner(
-    owner: SavedOwner, line: UntilClosedLine | PreparedLine | UnaskedLine | AskedLine
+    owner: SavedOwner,
+    line: UntilClosedLine | PreparedLine | UnaskedLine | AskedLine | PersistentLine | OrphansLine,
 ) -> None:
     match line:
         case UntilClosedLine(_, family):
@@ -255,6 +268,11 @@ def _apply_to_owner(
             owner.unasked[Resource(path_of(lockspace), path_of(name))] = Mode(mode)
         case AskedLine(_, lockspace, name):
             owner.unasked.pop(Resource(path_of(lockspace), path_of(name)), None)
+        case PersistentLine(_, lockspace, name, stays):
+            resource = Resource(path_of(lockspace), path_of(name))
+            (owner.persistent.add if stays else owner.persistent.discard)(resource)
+        case OrphansLine():
+            owner.keeps_orphans = True
 
 
 def _apply_migration(state: SavedState, line: DepartingLine | LentLine | LentOverLine) -> None:

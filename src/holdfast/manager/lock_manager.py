@@ -277,8 +277,13 @@ class LockManager:
 
     def owner_ended(self, owner: Owner) -> None:
         """The process has ended, or an invisible one has no connection left: release its claims."""
-        if owner.gone or self.closing:
+        if owner.gone or self.closing or owner.clients:
             return
+        orphans = [o for o in self.table.of_owner(owner.id) if owner.persistent & o.claims[owner.id].keys()]
+        if orphans and not owner.keeps_orphans:
+            keeper = self.owners.add_orphan_keeper(owner.name)
+            for orphan in orphans:
+                self.book.orphaned(orphan, owner, keeper)
         owner.gone = True
         locks = self.table.of_owner(owner.id)
         if locks:
@@ -292,6 +297,10 @@ class LockManager:
         if not self.table.holds_any(owner.id):
             self.book.owner_gone(owner)
             self.owners.forget(owner)
+
+    def end_orphans(self, keeper: Owner) -> None:
+        """Release all that a keeper of orphans has."""
+        self.owner_ended(keeper)
 
     async def _release_dead(self, owner: Owner, lock: HostLock) -> None:
         if owner.until_closed:

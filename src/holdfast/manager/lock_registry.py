@@ -26,6 +26,7 @@ from holdfast.manager.journal_lines import (
     lent_over_line,
     lock_line,
     owner_lines,
+    persistent_line,
     unasked_line,
     unclaim_line,
     until_closed_line,
@@ -121,6 +122,37 @@ class LockRegistry:
         journal has the new claims before the old ones end.
         """
         self._hand_over(lock, before, owner, dict(lock.claims[before.id]), ev.STARTED)
+
+    def persists(self, owner: Owner, resource: Resource) -> None:
+        """A client's lease is to outlive it. OSError: the journal can't be written, and nothing has changed."""
+        if resource in owner.persistent:
+            return
+        self._record(owner, persistent_line(owner.id, resource))
+        owner.persistent.add(resource)
+
+    def persists_no_more(self, owner: Owner, resource: Resource) -> None:
+        if resource in owner.persistent:
+            owner.persistent.discard(resource)
+            if owner.journaled:
+                self._journal.append_end(persistent_line(owner.id, resource, stays=False))
+
+    def orphaned(self, lock: HostLock, before: Owner, keeper: Owner) -> None:
+        """An ended client's claims on a lock become those of a keeper of orphans; the lock stays held."""
+        self._to_keeper_or_back(lock, before, keeper, ev.ORPHANED)
+
+    def taken_up(self, lock: HostLock, keeper: Owner, owner: Owner) -> None:
+        """A client has asked for an orphan: its claims are the client's now, and the lock stays held."""
+        self._to_keeper_or_back(lock, keeper, owner, ev.ADOPTED)
+
+    def _to_keeper_or_back(self, lock: HostLock, before: Owner, after: Owner, kind: str) -> None:
+        claims = dict(lock.claims[before.id])
+        after.persistent |= before.persistent & claims.keys()
+        lines = [persistent_line(after.id, name) for name in claims if name in after.persistent]
+        if after.journaled:
+            self._journal.append_end(*lines)  # else they go with its own line
+        self._hand_over(lock, before, after, claims, kind)
+        for name in claims:
+            self.persists_no_more(before, name)
 
     def _hand_over(
         self,

@@ -8,6 +8,9 @@ whole life.
 A *prepared* owner is a VM that libvirt is about to start, and has no process yet (`prepared_locks`): it is found by its
 UUID, and lives until a process registers for it, or its start is over.
 
+A client of sanlock's protocol is its connection, which descendants may keep open: while one is open, the end of the process
+is no end of the owner. Leases that are to outlive their client are kept by an *orphan keeper*, which has no process.
+
 An *unknown* owner represents one that a damaged or lost journal no longer names. Nothing is concluded from the absence of
 its process: it lives until `unknown_locks` has proven that it is over.
 """
@@ -43,12 +46,15 @@ class Owner:
     """One owner. `connections` counts open ones that registered it; `unknown` is set for an unknown one."""
 
     __slots__ = (
+        "clients",
         "connections",
         "family",
         "gone",
         "id",
         "journaled",
+        "keeps_orphans",
         "name",
+        "persistent",
         "pid",
         "prepared",
         "process",
@@ -76,6 +82,13 @@ class Owner:
         self.until_closed = False
         """It keeps locks for its descendants: when it has ended, each stays until no process has that disk open."""
 
+        self.clients = 0
+        """Open connections of sanlock's clients among them: descendants of the process may keep one open."""
+        self.persistent: set[Resource] = set()
+        """What stays held when its client ends without releasing it (`client_leases`)."""
+        self.keeps_orphans = False
+        """It stands for clients that have ended, and keeps what they held persistently."""
+
         self.family: Family | None = None
         """The processes that it keeps locks for, where they have a control group of their own."""
 
@@ -93,6 +106,8 @@ class Owner:
             return False
         if self.unknown is not None or self.prepared is not None:
             return True  # until its end is proven, which ends the owner
+        if self.clients or self.keeps_orphans:
+            return True
         return self.process.alive() if self.process is not None else self.connections > 0
 
     @property
@@ -107,6 +122,8 @@ class Owner:
             return f"{named}unknown owner ({self.unknown.why})"
         if self.prepared is not None:
             return f"{self.name.name} ({BEING_STARTED} by process {self.prepared.pid})"
+        if self.keeps_orphans:
+            return f"{self.name.name or 'unnamed owner'} (ended; its leases are orphans)"
         return f"{self.name.name or 'unnamed owner'} (pid {self.pid})"
 
 
@@ -174,6 +191,13 @@ class Owners:
         """Add a VM that is being started. Its pid is 0: the process that starts it is not the VM's, and gets no signal."""
         owner = Owner(self._number(owner_id), 0, name, None)
         owner.prepared = libvirtd
+        self._by_id[owner.id] = owner
+        return owner
+
+    def add_orphan_keeper(self, name: OwnerName, *, owner_id: int = 0) -> Owner:
+        """Add the keeper of what a client held persistently that has ended. Its pid is 0: no signal is for it."""
+        owner = Owner(self._number(owner_id), 0, name, None)
+        owner.keeps_orphans = True
         self._by_id[owner.id] = owner
         return owner
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from holdfast.backends.base import Backend, LocksIdentities
 from holdfast.backends.lease_backend import LeaseBackend
-from holdfast.model import HOST_LOCKSPACE, IDENTITY_LOCKSPACE, Protection, Resource
+from holdfast.errors import LockspaceAbsent
+from holdfast.model import HOST_LOCKSPACE, IDENTITY_LOCKSPACE, SANLOCK_PREFIX, Protection, Resource
 from holdfast.network_disk import is_network_name
 
 Identify = Callable[[Resource], Awaitable[Resource | None]]
@@ -88,6 +89,8 @@ class Routing:
         """
         if resource.lockspace == HOST_LOCKSPACE and self._host_files is not None:
             return self._host_files
+        if resource.lockspace.startswith(SANLOCK_PREFIX):
+            return self._of_clients(resource)
         found = self._first(resource, path)
         if resource.lockspace == IDENTITY_LOCKSPACE:
             return found
@@ -99,6 +102,25 @@ class Routing:
     def locks_network_disk(self, resource: Resource) -> bool:
         """Whether a rule names this disk that is reached over a network; only then it has a lock."""
         return any(rule.of_network and rule.matches(resource) for rule in self.rules)
+
+    def add_clients_leases(self, backend: Backend) -> None:
+        """A lockspace has leases of sanlock's clients from now on: in the backend `sanlock:` and its name."""
+        if not isinstance(backend, LeaseBackend):
+            raise TypeError(f"backend '{backend.name}' has no leases")
+        self.backends[backend.name] = self.leases[backend.name] = backend
+
+    def remove_clients_leases(self, name: str) -> None:
+        """This host has left that lockspace, and nobody here has a lease in it."""
+        self.backends.pop(name, None)
+        self.leases.pop(name, None)
+
+    def _of_clients(self, resource: Resource) -> Route:
+        """No rule, and no default: such a name means something in its own lockspace alone."""
+        backend = self.leases.get(resource.lockspace)
+        if backend is None:
+            space = resource.lockspace.removeprefix(SANLOCK_PREFIX)
+            raise LockspaceAbsent(name=resource.name, lockspace=space, reason="it has not joined")
+        return Route(backend, Protection.NONE)
 
     def _first(self, resource: Resource, path: str) -> Route:
         for rule in self.rules:

@@ -259,6 +259,12 @@ class LeaseArea:
             return b"" if raw.errno == errno.EMSGSIZE else raw
         return raw.rstrip(b"\0")
 
+    async def write_lvb(self, value: bytes, timeout_s: float) -> IoFailed | None:
+        """Write sector 2002, for the exclusive owner; ValueError where the area has no such sector."""
+        at = self.offset_bytes + self.geometry.lvb_offset_bytes
+        sector = value.ljust(self.geometry.sector_bytes, b"\0")
+        return await self.disk.write(at, sector, timeout_s=timeout_s)
+
     def busy(self) -> IoFailed | None:
         """The refusal while a write of ours is in flight: what is read now may change under the reader's
         hands.

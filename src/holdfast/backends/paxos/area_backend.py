@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from holdfast.backends.base import HeldElsewhere, SavedLock, Stale
 from holdfast.backends.naming import NameBy
-from holdfast.backends.paxos.area_store import AreaStore, area_of
-from holdfast.backends.paxos.backend import PaxosBackend, PaxosHeld
+from holdfast.backends.paxos.area_store import GONE, Area, AreaStore, area_of
+from holdfast.backends.paxos.backend import PaxosBackend, PaxosHeld, opened_or_told
 from holdfast.backends.paxos.held_lease import HoldingPorts
+from holdfast.backends.paxos.lease_store import Removed
+from holdfast.errors import storage_failed
 from holdfast.model import SANLOCK_PREFIX, LockFailureAction, Protection, Resource
+from holdfast.protocol.paxos_request import Cleared, Force, RequestOutcome, clear, request
 from holdfast.supervision.lockspace_port import LockspacePort
 from holdfast.system.block_io.lease_files import LeaseStorage
+from holdfast.system.block_io.offload import TimedOut
 from holdfast.system.files.disk_identity import DiskIdentities
 from holdfast.system.files.ofd_lock import IoFailed
 from holdfast.system.files.storage_executor import Storage
@@ -52,6 +56,34 @@ class AreaBackend(PaxosBackend):
         )
         if beside is not None:
             self.share_leases(beside)
+
+    async def ask_holder(
+        self, name: str, area: Area, force: Force | None, lver: int | None
+    ) -> RequestOutcome | Cleared:
+        """Write a request for version `lver` of a lease, the next one when None; `force` None: take any request back.
+
+        Raises a `LockError`.
+        """
+        resource = resource_in(self.presence.name, name)
+        member = self.member(resource)
+
+        async def work() -> RequestOutcome | Cleared | IoFailed:
+            finding = await self.areas.open(member, name, area)
+            found = opened_or_told(resource, finding if not isinstance(finding, Removed) else GONE)
+            if isinstance(found, IoFailed):
+                return found
+            try:
+                if force is None:
+                    return await clear(found.area, member)
+                return await request(found.area, member, force, lver)
+            finally:
+                found.disk.close()
+
+        done = await self.ports.offload.run(work(), member.io_timeout_s)
+        outcome = await done.over if isinstance(done, TimedOut) else done
+        if isinstance(outcome, IoFailed):
+            raise storage_failed(outcome)
+        return outcome
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> PaxosHeld | HeldElsewhere | Stale | IoFailed:
         """As any other lease; where it is says the journal."""

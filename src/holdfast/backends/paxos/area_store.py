@@ -7,6 +7,7 @@ are. No lease but those that were asked for is known here.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -72,6 +73,10 @@ class AreaStore:
         area = self._areas.get(name)
         if area is None:
             return Unusable(name, "no client has said where it is")
+        return await self.open(member, name, area)
+
+    async def open(self, member: Membership, name: str, area: Area) -> Finding:
+        """Open a lease at a place that need not be the one that is remembered."""
         place = str(area)
         disk = await self._storage.open(area.path)
         if isinstance(disk, IoFailed):
@@ -107,4 +112,6 @@ class AreaStore:
         return await found.disk.is_named()
 
 
+GONE = StorageFailed("the lease", IoFailed(errno.ENOENT))
+"""Its path leads to another file by now."""
 _CLEARED = Malformed("leader", Reason.CLEARED, "a cleared lease", "a lease")

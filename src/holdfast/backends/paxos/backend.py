@@ -46,13 +46,14 @@ from holdfast.backends.paxos.names import LeaseNames
 from holdfast.backends.paxos.refusals import TAKEN_OUT, Refusals
 from holdfast.errors import LeaseUnusable, LockspaceAbsent
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
+from holdfast.ondisk.geometry import Geometry
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol import types
 from holdfast.protocol.ballot import PreparedBallot
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_lease import AcquireOutcome
-from holdfast.protocol.paxos_outcomes import InDoubt
+from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.protocol.resource_index import UnindexedLease, is_cleared
@@ -105,6 +106,37 @@ class PaxosHeld:
     async def why_not_held(self) -> str:
         """See `Rereadable`."""
         return await self._holding.why_not_held()
+
+    @property
+    def lver(self) -> int:
+        """The version under which it is held; of a shared hold, the one by which it was taken."""
+        lease = self._holding.lease
+        return 0 if lease is None else lease.lver
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._holding.area.geometry
+
+    async def read_value_block(self) -> bytes | IoFailed:
+        """The lease's lvb: a whole sector."""
+        read = await self._backend.ports.answer(
+            self._holding.read_value_block(), self._holding.member.io_timeout_s
+        )
+        return (
+            _io_failed("Unable to read lvb of lease", self.path, read)
+            if isinstance(read, types.IoFailed)
+            else read
+        )
+
+    async def write_value_block(self, value: bytes) -> IoFailed | None:
+        """Write the lvb, for its exclusive owner only. Waits for as long as that takes: what lands later could land on what
+        the next owner has written.
+        """
+        holding = self._holding
+        work = holding.write_value_block(value)
+        done = await self._backend.ports.offload.run(work, holding.member.io_timeout_s)
+        failed = await done.over if isinstance(done, TimedOut) else done
+        return None if failed is None else _io_failed("Unable to write lvb of lease", self.path, failed)
 
     async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
         holding = self._holding
@@ -269,6 +301,10 @@ class PaxosBackend:
             raise LockspaceAbsent(name=resource.name, lockspace=self.presence.name, reason=str(member))
         return member
 
+    def is_giving_up(self, lease: str) -> bool:
+        """Whether a release of that lease is still being repeated, or its storage was silent."""
+        return lease in self._unsettled or lease in self._silent
+
     def _check_settled(self, resource: Resource, lease: str) -> None:
         if lease in self._unsettled or lease in self._silent:
             known = self._unsettled.get(lease)
@@ -303,7 +339,7 @@ class PaxosBackend:
         for _ in range(VANISHED_MAX):
             found = await self.places.find(member, lease)
             if not isinstance(found, Removed):
-                return _opened_or_told(resource, found)
+                return opened_or_told(resource, found)
         raise LeaseUnusable(
             name=resource.name,
             place=self.places.place(lease),
@@ -319,7 +355,7 @@ class PaxosBackend:
             raise LeaseUnusable(
                 name=unindexed.name, place=self.places.place(unindexed.name), reason=TAKEN_OUT
             )
-        return _opened_or_told(resource, found)
+        return opened_or_told(resource, found)
 
     # --- taking ---
 
@@ -431,7 +467,10 @@ class PaxosBackend:
             holding.forget()
             self.tidy(holding)
             raise LeaseUnusable(
-                name=resource.name, place=found.place, reason="this host has just lost or left the lockspace"
+                name=resource.name,
+                place=found.place,
+                reason="this host has just lost or left the lockspace",
+                cause=LockspaceLost(),
             )
         del self._unsettled[holding.area.resource_name]
         # If a lease was resumed and its note can't be read, only the lease's name is known.
@@ -569,7 +608,7 @@ def _io_failed(what: str, place: str, failed: types.IoFailed) -> IoFailed:
     return IoFailed(what, place, failed.errno)
 
 
-def _opened_or_told(resource: Resource, found: Found | Unusable | StorageFailed) -> Found | IoFailed:
+def opened_or_told(resource: Resource, found: Found | Unusable | StorageFailed) -> Found | IoFailed:
     """Converts the result of finding a lease; raises `LeaseUnusable`."""
     match found:
         case Found():

@@ -378,6 +378,17 @@ class HeldLease:
         others = ", ".join(str(claim.term[0]) for claim in claims)
         return f"shared by host_id {others}" if others else ""
 
+    async def read_value_block(self) -> bytes | IoFailed:
+        """In an offloaded job: the lvb, a whole sector."""
+        read = await self.area.read_lvb(self.member.io_timeout_s)
+        return read if isinstance(read, IoFailed) else read.ljust(self.area.geometry.sector_bytes, b"\0")
+
+    async def write_value_block(self, value: bytes) -> IoFailed | None:
+        """In an offloaded job."""
+        if not self.member.may_write() or self.lease is None or self.lease.mode is not LeaseMode.EXCLUSIVE:
+            return IoFailed(errno.ESTALE)
+        return await self.area.write_lvb(value, self.member.io_timeout_s)
+
     # --- changing ---
 
     async def convert(self, mode: Mode) -> AcquireOutcome | None:

@@ -1,0 +1,472 @@
+"""Commands about leases of sanlock's clients: ACQUIRE, RELEASE, INQUIRE, CONVERT, value blocks, requests (2.3 to 2.5).
+
+A client's lease is a claim of its process in the lock table (`manager/client_leases`), and one lease table decides for all
+frontends. What sanlock counts by connection is counted here: who has which lease, and what is just being acquired.
+
+    ACQUIRE   every lockspace is joined ─ one lease after the other: not here, else on storage ─ the first refusal gives
+              those of this call back ─ the client lives, and its lockspaces are joined still ─ answer
+    the end   what is persistent and the last hold of this host becomes an orphan, all else is released
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from holdfast.backends.paxos.area_backend import AreaBackend, resource_in
+from holdfast.backends.paxos.area_store import Area
+from holdfast.backends.paxos.backend import PaxosHeld
+from holdfast.errors import HoldfastError, ResourceBusy
+from holdfast.frontends.sanlock.clients import Client
+from holdfast.frontends.sanlock.held_resources import HeldResource, HeldResources
+from holdfast.frontends.sanlock.lease_results import may_end_by_time, of_errno, of_error, of_request
+from holdfast.frontends.sanlock.named_holder import named_holder
+from holdfast.frontends.sanlock.resource_records import records_of
+from holdfast.manager.client_leases import ClientLeases
+from holdfast.manager.lock_registry import HostLock
+from holdfast.manager.owners import Owner
+from holdfast.model import SANLOCK_PREFIX, AcquireRequest, Mode
+from holdfast.model import Resource as Key
+from holdfast.protocol.paxos_request import Force, Requested
+from holdfast.protocol.types import HostId
+from holdfast.supervision.lockspace_port import NotAMember
+from holdfast.system import eager_tasks
+from holdfast.system.clock import Clock
+from holdfast.system.files.ofd_lock import IoFailed
+from holdfast.wire.sanlock import replies
+from holdfast.wire.sanlock import requests as r
+from holdfast.wire.sanlock.flags import (
+    SIZES,
+    AcquireFlag,
+    ConvertFlag,
+    ForceMode,
+    ReleaseFlag,
+    RequestFlag,
+    ResourceFlag,
+)
+from holdfast.wire.sanlock.result import Result
+from holdfast.wire.sanlock.state_records import StateRecord
+from holdfast.wire.sanlock.structures import Resource
+
+log = logging.getLogger(__name__)
+
+DEAD_OWNER_POLL_S = 1.0
+"""How often an ACQUIRE that waits for a dead owner tries again, as often as sanlock reads that host's record."""
+VALUE_BLOCK_BYTES_MAX = 4096
+
+
+class LeasesOfLockspaces(Protocol):
+    """The lockspaces that this host is in, or has to leave still."""
+
+    def backend_of(self, lockspace: str) -> AreaBackend | None:
+        """Holds the leases of clients in that lockspace; None if this host is not in it."""
+
+
+class _Refused(NamedTuple):
+    result: int
+    holder: replies.Holder | None = None
+
+
+class ResourceCommands:
+    """`notify` sets the bit of a host in our record of that lockspace, which has it read its request records."""
+
+    def __init__(
+        self,
+        leases: ClientLeases,
+        lockspaces: LeasesOfLockspaces,
+        *,
+        clock: Clock,
+        notify: Callable[[str, HostId], None],
+    ) -> None:
+        self._leases = leases
+        self._lockspaces = lockspaces
+        self._clock = clock
+        self._notify = notify
+        self.held = HeldResources()
+        self.killpaths: dict[Client, r.Killpath] = {}
+        """What the clients want run when their leases are to end."""
+        self._owners: dict[Client, Owner] = {}
+
+    # --- clients ---
+
+    def client_died(self, client: Client) -> None:
+        """An ACQUIRE that waits sees `Client.dead`."""
+
+    def client_closed(self, client: Client) -> None:
+        self.killpaths.pop(client, None)
+        if client in self._owners:
+            eager_tasks.start(self._end(client))
+
+    async def _end(self, client: Client) -> None:
+        for held in self.held.of(client):
+            if held.persistent and not self.held.others(held):
+                self.held.remove(held)
+                self._leases.orphan(held.owner, held.key)
+            else:
+                await self._give_up(held)
+        self._leases.closed(self._owners.pop(client))
+
+    def _owner(self, client: Client, name: str) -> Owner:
+        owner = self._owners.get(client)
+        if owner is None:
+            owner = self._owners[client] = self._leases.opened(client.pid, name)
+        else:
+            self._leases.renamed(owner, name)
+        return owner
+
+    async def killpath(self, client: Client, request: r.Killpath) -> replies.Plain:
+        before = self.killpaths.get(client)
+        sticky = before.flags if before is not None else 0
+        self.killpaths[client] = request._replace(flags=request.flags | sticky)
+        return replies.Plain()
+
+    # --- ACQUIRE ---
+
+    async def acquire(self, client: Client, request: r.Acquire) -> replies.Plain:
+        refused = await self._acquire_all(client, request)
+        return replies.Plain(Result.OK if refused is None else refused.result)
+
+    async def acquire2(self, client: Client, request: r.Acquire2) -> replies.Plain | replies.Holder:
+        refused = await self._acquire_all(client, request)
+        if refused is None:
+            return replies.Plain()
+        return refused.holder or replies.Plain(refused.result)
+
+    async def _acquire_all(self, client: Client, request: r.Acquire | r.Acquire2) -> _Refused | None:
+        for resource in request.resources:
+            if (result := self._not_possible(resource)) is not None:
+                return _Refused(result)
+        if any(self._joined(resource.lockspace.text) is None for resource in request.resources):
+            return _Refused(Result.ENOSPC)
+        if not request.resources:
+            return None
+        try:
+            owner = self._owner(client, request.options.owner_name.text)
+        except HoldfastError as error:
+            log.warning("refused ACQUIRE to %s: %s", client, error)
+            return _Refused(of_error(error))
+        taken: list[HeldResource] = []
+        for resource in request.resources:
+            got = await self._acquire_one(client, owner, resource, request.flags)
+            if isinstance(got, _Refused):
+                await self._give_back(taken)
+                return got
+            taken.append(got)
+        if client.dead:
+            await self._give_back(taken)
+            return _Refused(Result.ENOTTY)
+        if any(self._joined(resource.lockspace.text) is None for resource in request.resources):
+            await self._give_back(taken)
+            return _Refused(Result.ENOSPC)
+        return None
+
+    def _not_possible(self, resource: Resource) -> Result | None:
+        if len(resource.disks) > 1:
+            log.warning("refused %s: a lease on several disks is not supported", resource.name)
+            return Result.EINVAL
+        if resource.flags & ResourceFlag.NUM_HOSTS:
+            log.warning("refused %s: its number of hosts is not changed by ACQUIRE here", resource.name)
+            return Result.EINVAL
+        return None
+
+    def _joined(self, lockspace: str) -> AreaBackend | None:
+        backend = self._lockspaces.backend_of(lockspace)
+        if backend is None or isinstance(backend.presence.membership(), NotAMember):
+            return None
+        return backend
+
+    async def _acquire_one(
+        self, client: Client, owner: Owner, resource: Resource, flags: int
+    ) -> HeldResource | _Refused:
+        key = resource_in(resource.lockspace.text, resource.name.text)
+        mode = Mode.SHARED if resource.flags & ResourceFlag.SHARED else Mode.EXCLUSIVE
+        if key in self.held.releasing:
+            return _Refused(Result.EAGAIN)
+        if key in self.held.adding:
+            return _Refused(Result.EBUSY)
+        holders = self.held.holders(key)
+        if holders and (
+            mode is Mode.EXCLUSIVE
+            or any(each.mode is Mode.EXCLUSIVE or each.client is client for each in holders)
+        ):
+            return _Refused(Result.EEXIST)
+        if not holders and (orphan := self._orphan(owner, key, mode, flags)) is not None:
+            if isinstance(orphan, Result):
+                return _Refused(orphan)
+            return await self._got(client, owner, resource, mode, flags, orphan)
+        self.held.adding[key] = client, resource
+        try:
+            locked = await self._acquire_new(client, owner, AcquireRequest(key, mode), resource, flags)
+            if isinstance(locked, _Refused):
+                return locked
+            return await self._got(client, owner, resource, mode, flags, locked)
+        finally:
+            del self.held.adding[key]
+
+    def _orphan(self, owner: Owner, name: Key, mode: Mode, flags: int) -> HostLock | Result | None:
+        """The orphan of that name, which is the client's now; None if there is none."""
+        keeper = self._leases.keeper(name)
+        wants_orphans = flags & (AcquireFlag.ORPHAN | AcquireFlag.ORPHAN_ONLY)
+        if keeper is None:
+            return Result.ENOENT if flags & AcquireFlag.ORPHAN_ONLY else None
+        if not wants_orphans or self._leases.claimed(keeper, name) is not mode:
+            return Result.EUCLEAN
+        lock = self._leases.held(name)
+        if lock is None or lock.held is None:
+            return Result.EAGAIN  # it is being taken again after a restart
+        return self._leases.take_up(keeper, owner, name)
+
+    async def _acquire_new(
+        self, client: Client, owner: Owner, want: AcquireRequest, resource: Resource, flags: int
+    ) -> HostLock | _Refused:
+        """Acquire what no client has; waits for an owner that may be dead."""
+        backend = self._joined(resource.lockspace.text)
+        if backend is None:
+            return _Refused(Result.ENOSPC)
+        if self._leases.with_key(backend.names.key(want.resource.name)) is None:
+            disk = resource.disks[0]
+            lver = resource.lver if resource.flags & ResourceFlag.LVER else 0
+            backend.areas.put(want.resource.name, Area(disk.path, disk.offset_bytes, lver))
+        persistent = bool(resource.flags & ResourceFlag.PERSISTENT)
+        return await self._patiently(
+            client, owner, want, persistent, nowait=bool(flags & AcquireFlag.OWNER_NOWAIT), backend=backend
+        )
+
+    async def _patiently(
+        self,
+        client: Client,
+        owner: Owner,
+        want: AcquireRequest,
+        persistent: bool,
+        *,
+        nowait: bool,
+        backend: AreaBackend,
+    ) -> HostLock | _Refused:
+        while True:
+            try:
+                return await self._leases.acquire(owner, want, persistent=persistent)
+            except HoldfastError as error:
+                cause = error.cause if isinstance(error, ResourceBusy) else None
+                left_s = may_end_by_time(cause)
+                if left_s is None or nowait or client.dead:
+                    log.warning("refused %s to %s: %s", want.resource, client, error)
+                    self._leases.refused(owner, want, str(error))
+                    result = of_error(error, shared=want.mode is Mode.SHARED)
+                    return _Refused(result, named_holder(result, error, backend))
+            await self._clock.sleep(min(max(left_s, 0.0) + 0.1, DEAD_OWNER_POLL_S))
+
+    async def _got(
+        self, client: Client, owner: Owner, resource: Resource, mode: Mode, flags: int, lock: HostLock
+    ) -> HeldResource | _Refused:
+        """A client has a lease by the table; enter it here, with its value block."""
+        held = HeldResource(
+            client=client,
+            owner=owner,
+            key=resource_in(resource.lockspace.text, resource.name.text),
+            wire=resource,
+            mode=mode,
+            lver=0,
+            persistent=bool(resource.flags & ResourceFlag.PERSISTENT),
+            has_value_block=bool(flags & AcquireFlag.LVB),
+        )
+        if not held.persistent:
+            self._leases.no_more_persistent(owner, held.key)
+        self.held.add(held)
+        lease: object = lock.held
+        if not isinstance(lease, PaxosHeld):
+            await self._give_up(held)
+            return _Refused(Result.ERROR)
+        held.lver = lease.lver if mode is Mode.EXCLUSIVE else resource.lver
+        sizes = lease.geometry
+        held.size_flags = SIZES[sizes.sector_bytes, sizes.align_bytes]
+        if held.has_value_block:
+            if not sizes.has_lvb:
+                log.warning("refused %s to %s: a lease of %s has no value block", held.key, client, sizes)
+                await self._give_up(held)
+                return _Refused(Result.EINVAL)
+            read = await lease.read_value_block()
+            if isinstance(read, IoFailed):
+                await self._give_up(held)
+                return _Refused(of_errno(read.errno))
+            held.read_block = read
+        return held
+
+    async def _give_back(self, taken: Sequence[HeldResource]) -> None:
+        for held in reversed(taken):
+            await self._give_up(held)
+
+    # --- RELEASE ---
+
+    async def release(self, client: Client, request: r.Release) -> replies.Plain:
+        if request.flags & ReleaseFlag.ORPHAN:
+            return await self._release_orphans(request.resources)
+        if request.flags & (ReleaseFlag.RENAME | ReleaseFlag.NO_DISK):
+            log.warning("refused RELEASE of %s with flags %#x: not supported", client, request.flags)
+            return replies.Plain(Result.EINVAL)
+        result = Result.OK
+        if request.flags & ReleaseFlag.ALL:
+            wanted: list[HeldResource | None] = list(self.held.of(client))
+        else:
+            wanted = [
+                self.held.one(client, resource_in(each.lockspace.text, each.name.text))
+                for each in request.resources
+            ]
+        for held in wanted:
+            done = Result.FAILED if held is None else await self._give_up(held)
+            result = done if done is not Result.OK else result
+        if not self.held.of(client):
+            client.kill_count = 0  # it has saved itself
+        return replies.Plain(result)
+
+    async def _give_up(self, held: HeldResource) -> Result:
+        """End one client's hold; the lease is released with the last hold of its process."""
+        if self.held.one(held.client, held.key) is not held:
+            return Result.FAILED
+        await self._write_value_block(held)
+        others = self.held.others(held)
+        self.held.remove(held)
+        if any(each.owner is held.owner for each in others):
+            return Result.OK
+        if not others:
+            self.held.releasing[held.key] = held
+        try:
+            await self._leases.release(held.owner, held.key)
+        finally:
+            self.held.releasing.pop(held.key, None)
+        backend = self._lockspaces.backend_of(held.wire.lockspace.text)
+        if backend is None or isinstance(backend.presence.membership(), NotAMember):
+            return Result.OK  # nothing is written any more
+        if self._leases.held(held.key) is None:
+            backend.areas.forget(held.key.name)
+        return Result.AIO_TIMEOUT if backend.is_giving_up(held.key.name) else Result.OK
+
+    async def _release_orphans(self, resources: Sequence[Resource]) -> replies.Plain:
+        """How many are released."""
+        count = 0
+        for wanted in resources[:1]:
+            for keeper, key, _ in self._leases.orphans(SANLOCK_PREFIX + wanted.lockspace.text):
+                if not wanted.name.text or key.name == wanted.name.text:
+                    eager_tasks.start(self._leases.release_orphan(keeper, key))
+                    count += 1
+        return replies.Plain(count)
+
+    # --- STATUS, INQUIRE, CONVERT ---
+
+    def resource_records(self) -> tuple[StateRecord, ...]:
+        """Those of STATUS, also of orphans in lockspaces that this host has left since."""
+        orphans = [
+            (key, lock)
+            for lockspace in self._leases.lockspaces()
+            for _, key, lock in self._leases.orphans(lockspace)
+        ]
+        return records_of(self.held, orphans)
+
+    async def inquire(self, client: Client, request: r.Inquire) -> replies.ClientState:
+        return replies.ClientState.of(tuple(held.described() for held in self.held.of(client)))
+
+    async def convert(self, client: Client, request: r.Convert) -> replies.Plain:
+        resource = request.resource
+        key = resource_in(resource.lockspace.text, resource.name.text)
+        held = self.held.one(client, key)
+        if held is None:
+            return replies.Plain(Result.ENOENT)
+        mode = Mode.SHARED if resource.flags & ResourceFlag.SHARED else Mode.EXCLUSIVE
+        if mode is held.mode:
+            return replies.Plain(Result.EALREADY)
+        backend = self._joined(resource.lockspace.text)
+        if backend is None:
+            return replies.Plain(Result.ENOSPC)
+        if mode is Mode.EXCLUSIVE and self.held.others(held):
+            return replies.Plain(Result.EAGAIN)
+        if mode is Mode.SHARED:
+            await self._write_value_block(held)
+        self.held.adding[key] = client, resource
+        try:
+            lock = await self._patiently(
+                client,
+                held.owner,
+                AcquireRequest(key, mode),
+                held.persistent,
+                nowait=bool(request.flags & ConvertFlag.OWNER_NOWAIT),
+                backend=backend,
+            )
+        finally:
+            del self.held.adding[key]
+        if isinstance(lock, _Refused):
+            on_this_host = lock.result == Result.EEXIST
+            return replies.Plain(Result.EAGAIN if on_this_host else lock.result)
+        held.mode = mode
+        lease: object = lock.held
+        if isinstance(lease, PaxosHeld) and mode is Mode.EXCLUSIVE:
+            held.lver = lease.lver
+        return replies.Plain()
+
+    # --- value blocks ---
+
+    async def set_lvb(self, request: r.SetLvb) -> replies.Plain:
+        held = self._with_value_block(request.resource)
+        if isinstance(held, Result):
+            return replies.Plain(held)
+        if len(request.value_block) > len(held.read_block):
+            return replies.Plain(Result.E2BIG)
+        if held.mode is Mode.SHARED:
+            return replies.Plain(Result.EINVAL)  # only an owner that is alone may write it
+        held.value_block = request.value_block
+        return replies.Plain()
+
+    async def get_lvb(self, request: r.GetLvb) -> replies.ValueBlock:
+        held = self._with_value_block(request.resource)
+        if isinstance(held, Result):
+            return replies.ValueBlock(held)
+        block = held.read_block
+        if held.value_block is not None:
+            block = held.value_block.ljust(len(block), b"\0")
+        wanted = request.wanted_bytes or len(block)
+        return replies.ValueBlock(Result.OK, block[:wanted])
+
+    def _with_value_block(self, resource: Resource) -> HeldResource | Result:
+        holders = self.held.holders(resource_in(resource.lockspace.text, resource.name.text))
+        if not holders:
+            return Result.ENOENT
+        return next((each for each in holders if each.has_value_block), Result.EINVAL)
+
+    async def _write_value_block(self, held: HeldResource) -> None:
+        """What SET_LVB has set; a failure is logged, as the release goes on."""
+        block = held.value_block
+        lock = self._leases.held(held.key)
+        lease: object = lock.held if lock is not None else None
+        if block is None or held.mode is not Mode.EXCLUSIVE or not isinstance(lease, PaxosHeld):
+            return
+        held.value_block = None
+        if (failed := await lease.write_value_block(block)) is not None:
+            log.error("value block of %s is lost: %s", held.key, failed)
+        else:
+            held.read_block = block.ljust(len(held.read_block), b"\0")
+
+    # --- REQUEST ---
+
+    async def request(self, request: r.Request) -> replies.Plain:
+        resource = request.resource
+        if (impossible := self._not_possible(resource)) is not None:
+            return replies.Plain(impossible)
+        backend = self._joined(resource.lockspace.text)
+        if backend is None:
+            return replies.Plain(Result.ENOSPC)
+        force = None
+        if request.force_mode != ForceMode.NONE or resource.lver:
+            if request.force_mode not in (ForceMode.FORCE, ForceMode.GRACEFUL):
+                return replies.Plain(Result.EINVAL)
+            force = Force.FORCE if request.force_mode == ForceMode.FORCE else Force.GRACEFUL
+        disk = resource.disks[0]
+        lver = None if request.flags & RequestFlag.NEXT_LVER else resource.lver
+        try:
+            outcome = await backend.ask_holder(
+                resource.name.text, Area(disk.path, disk.offset_bytes), force, lver
+            )
+        except HoldfastError as error:
+            log.warning("refused REQUEST for %s: %s", resource.name, error)
+            return replies.Plain(of_error(error))
+        if isinstance(outcome, Requested):
+            self._notify(resource.lockspace.text, outcome.notify)
+        return replies.Plain(of_request(outcome))
