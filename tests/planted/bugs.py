@@ -1318,14 +1318,6 @@ BUGS = (
         "contract/test_sanlock_resources.py::test_orphan_is_one_after_a_restart[while the daemon is down]",
     ),
     _in(
-        "manager.adoption",
-        "keeper-ends-with-the-daemon",
-        "an orphan belongs to an unknown owner after a restart",
-        "        if saved.keeps_orphans:",
-        "        if False:",
-        "contract/test_sanlock_resources.py::test_orphan_is_one_after_a_restart[before]",
-    ),
-    _in(
         "backends.paxos.area_backend",
         "place-forgotten-by-restart",
         "a restart does not find the lease of a client that lives",
