@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from holdfast.errors import ResourceBusy
 from holdfast.manager import events as ev
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.ondisk.geometry import GEOMETRIES, MIB
+from holdfast.ondisk.padded_name import PaddedName
 from holdfast.ondisk.request import Request
 from holdfast.protocol.host_status import HostState
 from holdfast.wire.sanlock import replies, structures
@@ -269,6 +271,51 @@ def test_release(tmp_path: Path) -> None:
         assert await site.release(one, flags=ReleaseFlag.ALL) == Result.OK
         assert s.leader("R1").is_free
         assert one.kill_count == 0
+
+    played(scene)
+
+
+def test_release_may_rename_a_lease(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Storage(tmp_path, "R1")
+        site, other = Site(s), Site(s, host_id=2)
+        one = site.client(ONE)
+        old, new = s.resource("R1"), s.resource("R1")._replace(name=PaddedName.of("new"))
+        rename = ReleaseFlag.RENAME
+        assert await site.release(one, old, new, flags=rename) == Result.FAILED
+        assert await site.acquire(one, s.resource("R1", SHARED)) == Result.OK
+        assert await site.release(one, old, new, flags=rename) == Result.EINVAL
+        assert await site.convert(one, old) == Result.OK
+        assert await site.release(one, old, flags=rename) == Result.EINVAL
+        assert await site.release(one, old, new, flags=rename) == Result.OK
+        assert (s.leader("R1").resource_name.text, s.leader("R1").is_free) == ("new", True)
+        assert await site.acquire(one, old) == Result.LEADER_RESOURCE
+        for where, client in ((site, one), (other, other.client(TWO))):
+            assert await where.acquire(client, new) == Result.OK
+            assert await where.release(client, new) == Result.OK
+
+    played(scene)
+
+
+@pytest.mark.parametrize(
+    ("change", "result"),
+    [({"lver": 40}, Result.RELEASE_LVER_3), ({"owner_id": 2}, Result.RELEASE_OWNER_3)],
+    ids=["another version", "another owner"],
+)
+def test_release_of_a_lease_that_was_written_over(
+    tmp_path: Path, change: dict[str, int], result: Result
+) -> None:
+    async def scene() -> None:
+        s = Storage(tmp_path, "R1")
+        site = Site(s)
+        one = site.client(ONE)
+        assert await site.acquire(one, s.resource("R1")) == Result.OK
+        other = dataclasses.replace(s.leader("R1"), **change)  # type: ignore[arg-type]
+        with s.path.open("r+b") as f:
+            f.seek(MIB)
+            f.write(other.sector())
+        assert await site.release(one, s.resource("R1")) == result
+        assert s.leader("R1") == other
 
     played(scene)
 

@@ -21,6 +21,7 @@ from enum import Enum
 from holdfast.ondisk.host_block import FLAG_RELEASED, NO_MODE, HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
+from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol.ballot import PreparedBallot, prepare_next
 from holdfast.protocol.lease_area import LeaseArea
 from holdfast.protocol.membership import Membership
@@ -93,8 +94,11 @@ DowngradeOutcome = Lease | DowngradeFailed
 WithdrawOutcome = Withdrawn | ReleaseFailed | LockspaceLost
 
 
-async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Lease) -> ReleaseOutcome:
-    """Give the lease up. Our block first, the leader second; may be repeated after a failure.
+async def release(
+    area: LeaseArea, member: Membership, clock: Clock, lease: Lease, *, renamed: str = ""
+) -> ReleaseOutcome:
+    """Give the lease up. Our block first, the leader second; may be repeated after a failure. `renamed`: the free leader of
+    an exclusive lease is another resource's, in the same write.
 
     An owner who wrote the leader himself promises the next version in the same write: his value for this one is in the
     leader, and no host of Holdfast's needs it for a ballot any more.
@@ -122,7 +126,7 @@ async def release(area: LeaseArea, member: Membership, clock: Clock, lease: Leas
     block_failed = await area.write_block(member.host_id, left, member.io_timeout_s)
     if not lease.owns_leader:
         return ReleaseFailed(block_failed) if block_failed else Released()
-    freed = await _free_leader(area, member, clock, lease.leader, next_phase_one)
+    freed = await _free_leader(area, member, clock, lease.leader, next_phase_one, renamed)
     if isinstance(freed, Released) and block_failed:
         # The flag in our block may be all that releases a leader that another host wrote for us; and a shared hold that
         # an upgrade could not take away may still stand there, for everybody to respect as long as we live.
@@ -193,7 +197,12 @@ def _released(own: HostBlock, mode: ModeBlock) -> HostBlock:
 
 
 async def _free_leader(
-    area: LeaseArea, member: Membership, clock: Clock, ours: Leader, next_phase_one: HostBlock | None = None
+    area: LeaseArea,
+    member: Membership,
+    clock: Clock,
+    ours: Leader,
+    next_phase_one: HostBlock | None = None,
+    renamed: str = "",
 ) -> Released | NotHeld | ReleaseFailed | LockspaceLost:
     """Write the leader free if it is still exactly the one that we wrote. `next_phase_one`: what our block says by then."""
     found = await area.read_leader(member.host_id, member.io_timeout_s)
@@ -214,6 +223,7 @@ async def _free_leader(
         write_id=member.host_id,
         write_generation=member.generation,
         write_timestamp=timestamp_of(clock.now()),
+        resource_name=PaddedName.of(renamed) if renamed else found.resource_name,
     )
     if not member.may_write():
         return LockspaceLost()

@@ -47,6 +47,7 @@ from holdfast.backends.paxos.refusals import TAKEN_OUT, Refusals
 from holdfast.errors import LeaseUnusable, LockspaceAbsent
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
 from holdfast.ondisk.geometry import Geometry
+from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol import types
 from holdfast.protocol.ballot import PreparedBallot
@@ -116,6 +117,15 @@ class PaxosHeld:
     @property
     def geometry(self) -> Geometry:
         return self._holding.area.geometry
+
+    @property
+    def found_instead(self) -> Leader | None:
+        """The leader that its release found on storage, if others had written over ours."""
+        return self._holding.found_instead
+
+    def rename_at_release(self, name: str) -> None:
+        """The release makes it a free lease of that name; only of an exclusive one."""
+        self._holding.renamed = name
 
     async def read_value_block(self) -> bytes | IoFailed:
         """The lease's lvb: a whole sector."""

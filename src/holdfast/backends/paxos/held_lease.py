@@ -25,6 +25,7 @@ from holdfast.backends.base import LeftBehind
 from holdfast.backends.paxos.refusals import failure
 from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
+from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.ballot import PreparedBallot
 from holdfast.protocol.holders import (
@@ -170,6 +171,10 @@ class HeldLease:
         """
         self.promise: PreparedBallot | None = None
         """The prepared ballot in our block for the next version, after the release (`Released`)."""
+        self.found_instead: Leader | None = None
+        """The leader that the release found on storage, if it was not ours any more."""
+        self.renamed = ""
+        """What the lease is called from its release on; empty: the same."""
         self._ports = ports
         self._clock = HomeClock(ports.clock)
         self._on_settled = on_settled
@@ -551,7 +556,7 @@ class HeldLease:
 
     async def _release(self, lease: Lease) -> ReleaseOutcome:
         """In an offloaded job."""
-        outcome = await release(self.area, self.member, self._clock, lease)
+        outcome = await release(self.area, self.member, self._clock, lease, renamed=self.renamed)
         if isinstance(outcome, Released):
             self._close()
         return outcome
@@ -563,6 +568,7 @@ class HeldLease:
             case LockspaceLost():
                 pass
             case NotHeld(found):
+                self.found_instead = found
                 log.error(
                     "lease %s: released, but the leader on storage was host %d's at version %d, not ours at %d",
                     self.area.resource_name,

@@ -14,6 +14,7 @@ from holdfast.errors import (
     ResourceNotLocked,
     StorageFailed,
 )
+from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.paxos_lease import SharedBy
 from holdfast.protocol.paxos_outcomes import (
@@ -136,6 +137,13 @@ def of_error(error: HoldfastError, *, shared: bool = False) -> Result:
 
 def _of_cause(cause: object, shared: bool) -> Result:
     return of_refusal(cause, shared=shared) if isinstance(cause, Refusal | SharedBy) else Result.ERROR
+
+
+def of_release(lver: int, found_instead: Leader | None) -> Result:
+    """What has become of a RELEASE; `found_instead`: the leader that others have written meanwhile."""
+    if found_instead is None:
+        return Result.OK
+    return Result.RELEASE_LVER_3 if found_instead.lver != lver else Result.RELEASE_OWNER_3
 
 
 def of_request(outcome: RequestOutcome | Cleared) -> Result:

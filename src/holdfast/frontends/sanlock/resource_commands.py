@@ -20,7 +20,13 @@ from holdfast.backends.paxos.backend import PaxosHeld
 from holdfast.errors import HoldfastError, ResourceBusy
 from holdfast.frontends.sanlock.clients import Client
 from holdfast.frontends.sanlock.held_resources import HeldResource, HeldResources
-from holdfast.frontends.sanlock.lease_results import may_end_by_time, of_errno, of_error, of_request
+from holdfast.frontends.sanlock.lease_results import (
+    may_end_by_time,
+    of_errno,
+    of_error,
+    of_release,
+    of_request,
+)
 from holdfast.frontends.sanlock.named_holder import named_holder
 from holdfast.frontends.sanlock.resource_records import records_of
 from holdfast.manager.client_leases import ClientLeases
@@ -301,9 +307,11 @@ class ResourceCommands:
     async def release(self, client: Client, request: r.Release) -> replies.Plain:
         if request.flags & ReleaseFlag.ORPHAN:
             return await self._release_orphans(request.resources)
-        if request.flags & (ReleaseFlag.RENAME | ReleaseFlag.NO_DISK):
-            log.warning("refused RELEASE of %s with flags %#x: not supported", client, request.flags)
+        if request.flags & ReleaseFlag.NO_DISK:
+            log.warning("refused RELEASE of %s: to forget a lease that stays on storage", client)
             return replies.Plain(Result.EINVAL)
+        if request.flags & ReleaseFlag.RENAME:
+            return replies.Plain(await self._release_renamed(client, request.resources))
         result = Result.OK
         if request.flags & ReleaseFlag.ALL:
             wanted: list[HeldResource | None] = list(self.held.of(client))
@@ -319,10 +327,27 @@ class ResourceCommands:
             client.kill_count = 0  # it has saved itself
         return replies.Plain(result)
 
+    async def _release_renamed(self, client: Client, resources: Sequence[Resource]) -> Result:
+        """The first one is released, and is a free lease of the second one's name then."""
+        if len(resources) != 2 or not resources[1].name.text:
+            return Result.EINVAL
+        old, new = resources
+        held = self.held.one(client, resource_in(old.lockspace.text, old.name.text))
+        if held is None:
+            return Result.FAILED
+        lock = self._leases.held(held.key)
+        lease: object = lock.held if lock is not None else None
+        if held.mode is not Mode.EXCLUSIVE or not isinstance(lease, PaxosHeld):
+            return Result.EINVAL
+        lease.rename_at_release(new.name.text)
+        return await self._give_up(held)
+
     async def _give_up(self, held: HeldResource) -> Result:
         """End one client's hold; the lease is released with the last hold of its process."""
         if self.held.one(held.client, held.key) is not held:
             return Result.FAILED
+        lock = self._leases.held(held.key)
+        lease: object = lock.held if lock is not None else None
         await self._write_value_block(held)
         others = self.held.others(held)
         self.held.remove(held)
@@ -339,7 +364,9 @@ class ResourceCommands:
             return Result.OK  # nothing is written any more
         if self._leases.held(held.key) is None:
             backend.areas.forget(held.key.name)
-        return Result.AIO_TIMEOUT if backend.is_giving_up(held.key.name) else Result.OK
+        if backend.is_giving_up(held.key.name):
+            return Result.AIO_TIMEOUT
+        return of_release(held.lver, lease.found_instead) if isinstance(lease, PaxosHeld) else Result.OK
 
     async def _release_orphans(self, resources: Sequence[Resource]) -> replies.Plain:
         """How many are released."""
