@@ -92,8 +92,8 @@ class Peer:
 class Scene:
     """A frontend with its listener, and its clients."""
 
-    def __init__(self, place: Path) -> None:
-        self.service = FakeService()
+    def __init__(self, place: Path, service: FakeService | None = None) -> None:
+        self.service = service or FakeService()
         self.readiness = Readiness(asyncio.get_running_loop())
         self.frontend = SanlockFrontend(self.service, readiness=self.readiness, version=VERSION_NUMBER)
         self.path = place / "sanlock.sock"

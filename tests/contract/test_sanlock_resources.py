@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
+from tests.contract.test_sanlock_frontend import Scene as SocketScene
 from tests.support.leases import SPACE, lease_file
 from tests.support.sanlock_clients import LVER, PERSISTENT, SHARED, Site, Storage, comes, played
+from tests.support.sanlock_service import FakeService
 
 from holdfast.errors import ResourceBusy
+from holdfast.frontends.sanlock.clients import Client
+from holdfast.frontends.sanlock.resource_commands import ResourceCommands
 from holdfast.manager import events as ev
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.ondisk.geometry import GEOMETRIES, MIB
@@ -507,6 +512,59 @@ def test_lockspace_that_is_left_writes_nothing(tmp_path: Path) -> None:
         assert await site.acquire(site.client(TWO), s.resource("R1")) == Result.ENOSPC
         assert await site.release(one, s.resource("R1")) == Result.OK
         assert s.leader("R1") == before
+
+    played(scene)
+
+
+# --- over a socket ---
+
+
+class PartOfAnEngine(FakeService):
+    """Serves what is about leases; what is about lockspaces is a fake's."""
+
+    def __init__(self, commands: ResourceCommands) -> None:
+        super().__init__()
+        self._commands = commands
+
+    def client_died(self, client: Client) -> None:
+        self._commands.client_died(client)
+
+    def client_closed(self, client: Client) -> None:
+        self._commands.client_closed(client)
+
+    async def acquire(self, client: Client, request: r.Acquire | r.Acquire2) -> replies.Plain:
+        return await self._commands.acquire(client, r.Acquire(*request))
+
+    async def release(self, client: Client, request: r.Release) -> replies.Plain:
+        return await self._commands.release(client, request)
+
+    async def inquire(self, client: Client, request: r.Inquire) -> replies.ClientState:
+        return await self._commands.inquire(client, request)
+
+
+def test_clients_over_a_socket(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Storage(tmp_path / "srv", "R1", "R2")
+        site = Site(s)
+        site.world.processes.start(os.getpid())
+        stage = SocketScene(tmp_path, PartOfAnEngine(site.commands))
+        try:
+            one, two = await stage.registered(), await stage.registered()
+            assert await one.ask(r.Acquire(0, r.OWN, (s.resource("R1"), s.resource("R2")))) == replies.Plain()
+            busy = await two.ask(r.Acquire(0, r.OWN, (s.resource("R2"),)))
+            assert busy == replies.Plain(Result.EEXIST)
+            assert await stage.peer().ask(r.Inquire(0, r.Target(os.getpid()))) == replies.ClientState(
+                Result.OK, 2, f"{SPACE}:R1:{s.path}:{MIB}:1 {SPACE}:R2:{s.path}:{2 * MIB}:1"
+            )
+            assert await one.ask(r.Release(0, r.OWN, (s.resource("R2"),))) == replies.Plain()
+            assert await two.ask(r.Acquire(0, r.OWN, (s.resource("R2"),))) == replies.Plain()
+            one.close()
+            await comes(lambda: s.leader("R1").is_free)
+            assert not s.leader("R2").is_free, "it is another client's of the same process"
+        finally:
+            stage.close()
+        await asyncio.sleep(0.05)
+        assert not s.leader("R2").is_free, "the daemon's end is no client's end"
 
     played(scene)
 
