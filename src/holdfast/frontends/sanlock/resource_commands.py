@@ -20,21 +20,21 @@ from holdfast.backends.paxos.backend import PaxosHeld
 from holdfast.errors import HoldfastError, ResourceBusy
 from holdfast.frontends.sanlock.clients import Client
 from holdfast.frontends.sanlock.held_resources import HeldResource, HeldResources
+from holdfast.frontends.sanlock.holder_request import ask_holder
 from holdfast.frontends.sanlock.lease_results import (
     may_end_by_time,
     of_errno,
     of_error,
     of_release,
-    of_request,
 )
 from holdfast.frontends.sanlock.named_holder import named_holder
 from holdfast.frontends.sanlock.resource_records import records_of
+from holdfast.frontends.sanlock.value_blocks import ValueBlocks
 from holdfast.manager.client_leases import ClientLeases
 from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
 from holdfast.model import SANLOCK_PREFIX, AcquireRequest, Mode
 from holdfast.model import Resource as Key
-from holdfast.protocol.paxos_request import Force, Requested
 from holdfast.protocol.types import HostId
 from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system import eager_tasks
@@ -46,9 +46,7 @@ from holdfast.wire.sanlock.flags import (
     SIZES,
     AcquireFlag,
     ConvertFlag,
-    ForceMode,
     ReleaseFlag,
-    RequestFlag,
     ResourceFlag,
 )
 from holdfast.wire.sanlock.result import Result
@@ -59,7 +57,6 @@ log = logging.getLogger(__name__)
 
 DEAD_OWNER_POLL_S = 1.0
 """How often an ACQUIRE that waits for a dead owner tries again, as often as sanlock reads that host's record."""
-VALUE_BLOCK_BYTES_MAX = 4096
 
 
 class LeasesOfLockspaces(Protocol):
@@ -93,6 +90,7 @@ class ResourceCommands:
         self.killpaths: dict[Client, r.Killpath] = {}
         """What the clients want run when their leases are to end."""
         self._owners: dict[Client, Owner] = {}
+        self._value_blocks = ValueBlocks(self.held, leases)
 
     # --- clients ---
 
@@ -348,7 +346,7 @@ class ResourceCommands:
             return Result.FAILED
         lock = self._leases.held(held.key)
         lease: object = lock.held if lock is not None else None
-        await self._write_value_block(held)
+        await self._value_blocks.write(held)
         others = self.held.others(held)
         self.held.remove(held)
         if any(each.owner is held.owner for each in others):
@@ -407,7 +405,7 @@ class ResourceCommands:
         if mode is Mode.EXCLUSIVE and self.held.others(held):
             return replies.Plain(Result.EAGAIN)
         if mode is Mode.SHARED:
-            await self._write_value_block(held)
+            await self._value_blocks.write(held)
         self.held.adding[key] = client, resource
         try:
             lock = await self._patiently(
@@ -429,71 +427,18 @@ class ResourceCommands:
             held.lver = lease.lver
         return replies.Plain()
 
-    # --- value blocks ---
+    # --- value blocks, requests ---
 
     async def set_lvb(self, request: r.SetLvb) -> replies.Plain:
-        held = self._with_value_block(request.resource)
-        if isinstance(held, Result):
-            return replies.Plain(held)
-        if len(request.value_block) > len(held.read_block):
-            return replies.Plain(Result.E2BIG)
-        if held.mode is Mode.SHARED:
-            return replies.Plain(Result.EINVAL)  # only an owner that is alone may write it
-        held.value_block = request.value_block
-        return replies.Plain()
+        return await self._value_blocks.set_lvb(request)
 
     async def get_lvb(self, request: r.GetLvb) -> replies.ValueBlock:
-        held = self._with_value_block(request.resource)
-        if isinstance(held, Result):
-            return replies.ValueBlock(held)
-        block = held.read_block
-        if held.value_block is not None:
-            block = held.value_block.ljust(len(block), b"\0")
-        wanted = request.wanted_bytes or len(block)
-        return replies.ValueBlock(Result.OK, block[:wanted])
-
-    def _with_value_block(self, resource: Resource) -> HeldResource | Result:
-        holders = self.held.holders(resource_in(resource.lockspace.text, resource.name.text))
-        if not holders:
-            return Result.ENOENT
-        return next((each for each in holders if each.has_value_block), Result.EINVAL)
-
-    async def _write_value_block(self, held: HeldResource) -> None:
-        """What SET_LVB has set; a failure is logged, as the release goes on."""
-        block = held.value_block
-        lock = self._leases.held(held.key)
-        lease: object = lock.held if lock is not None else None
-        if block is None or held.mode is not Mode.EXCLUSIVE or not isinstance(lease, PaxosHeld):
-            return
-        held.value_block = None
-        if (failed := await lease.write_value_block(block)) is not None:
-            log.error("value block of %s is lost: %s", held.key, failed)
-        else:
-            held.read_block = block.ljust(len(held.read_block), b"\0")
-
-    # --- REQUEST ---
+        return await self._value_blocks.get_lvb(request)
 
     async def request(self, request: r.Request) -> replies.Plain:
-        resource = request.resource
-        if (impossible := self._not_possible(resource)) is not None:
+        if (impossible := self._not_possible(request.resource)) is not None:
             return replies.Plain(impossible)
-        backend = self._joined(resource.lockspace.text)
+        backend = self._joined(request.resource.lockspace.text)
         if backend is None:
             return replies.Plain(Result.ENOSPC)
-        force = None
-        if request.force_mode != ForceMode.NONE or resource.lver:
-            if request.force_mode not in (ForceMode.FORCE, ForceMode.GRACEFUL):
-                return replies.Plain(Result.EINVAL)
-            force = Force.FORCE if request.force_mode == ForceMode.FORCE else Force.GRACEFUL
-        disk = resource.disks[0]
-        lver = None if request.flags & RequestFlag.NEXT_LVER else resource.lver
-        try:
-            outcome = await backend.ask_holder(
-                resource.name.text, Area(disk.path, disk.offset_bytes), force, lver
-            )
-        except HoldfastError as error:
-            log.warning("refused REQUEST for %s: %s", resource.name, error)
-            return replies.Plain(of_error(error))
-        if isinstance(outcome, Requested):
-            self._notify(resource.lockspace.text, outcome.notify)
-        return replies.Plain(of_request(outcome))
+        return replies.Plain(await ask_holder(backend, request, self._notify))
