@@ -429,6 +429,27 @@ def test_orphan_that_is_taken_up_without_persistent_ends_with_its_client(tmp_pat
     played(scene)
 
 
+def test_orphan_of_a_refused_call_is_an_orphan_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Storage(tmp_path, "R1", "R2", geometry=GEOMETRIES[1])
+        site = Site(s)
+        one, two = site.client(ONE), site.client(TWO)
+        assert await site.acquire(one, s.resource("R1", PERSISTENT), owner_name="lvm") == Result.OK
+        await site.close(one)
+        three = site.client(THREE)
+        assert await site.acquire(three, s.resource("R2")) == Result.OK
+        assert await site.acquire(two, s.resource("R1"), s.resource("R2"), flags=ORPHAN) == Result.EEXIST
+        assert not s.leader("R1").is_free
+        assert await site.acquire(two, s.resource("R1")) == Result.EUCLEAN
+        assert await site.acquire(two, s.resource("R1"), flags=ORPHAN | LVB) == Result.EINVAL
+        assert not s.leader("R1").is_free
+        after, _ = await site.restarted()
+        assert await after.acquire(after.client(TWO), s.resource("R1")) == Result.EUCLEAN
+        assert s.leader("R1").lver == 1
+
+    played(scene)
+
+
 # --- restarts ---
 
 

@@ -161,7 +161,7 @@ class AskedLine(Line, tag="asked"):
 
 class PersistentLine(Line, tag="persistent"):
     """The owner is a client of sanlock's protocol, and this lease is to outlive it as an orphan; `stays` False: not any
-    more. An older daemon releases it when the client's process has ended, as any other.
+    more. An older daemon doubts the journal, and frees nothing whose owner it does not find.
     """
 
     owner: int

@@ -27,6 +27,8 @@ class HeldResource:
     mode: Mode
     lver: int
     persistent: bool
+    was_orphan: bool = False
+    """It was held before the client asked for it."""
     has_value_block: bool = False
     value_block: bytes | None = None
     """What SET_LVB has set and no release or conversion has written yet."""

@@ -198,7 +198,7 @@ class ResourceCommands:
         if not holders and (orphan := self._orphan(owner, key, mode, flags)) is not None:
             if isinstance(orphan, Result):
                 return _Refused(orphan)
-            return await self._got(client, owner, resource, mode, flags, orphan)
+            return await self._got(client, owner, resource, mode, flags, orphan, was_orphan=True)
         self.held.adding[key] = client, resource
         try:
             locked = await self._acquire_new(client, owner, AcquireRequest(key, mode), resource, flags)
@@ -261,7 +261,15 @@ class ResourceCommands:
             await self._clock.sleep(min(max(left_s, 0.0) + 0.1, DEAD_OWNER_POLL_S))
 
     async def _got(
-        self, client: Client, owner: Owner, resource: Resource, mode: Mode, flags: int, lock: HostLock
+        self,
+        client: Client,
+        owner: Owner,
+        resource: Resource,
+        mode: Mode,
+        flags: int,
+        lock: HostLock,
+        *,
+        was_orphan: bool = False,
     ) -> HeldResource | _Refused:
         """A client has a lease by the table; enter it here, with its value block."""
         held = HeldResource(
@@ -272,6 +280,7 @@ class ResourceCommands:
             mode=mode,
             lver=0,
             persistent=bool(resource.flags & ResourceFlag.PERSISTENT),
+            was_orphan=was_orphan,
             has_value_block=bool(flags & AcquireFlag.LVB),
         )
         if not held.persistent:
@@ -279,7 +288,7 @@ class ResourceCommands:
         self.held.add(held)
         lease: object = lock.held
         if not isinstance(lease, PaxosHeld):
-            await self._give_up(held)
+            await self._undo(held)
             return _Refused(Result.ERROR)
         held.lver = lease.lver if mode is Mode.EXCLUSIVE else resource.lver
         sizes = lease.geometry
@@ -287,17 +296,25 @@ class ResourceCommands:
         if held.has_value_block:
             if not sizes.has_lvb:
                 log.warning("refused %s to %s: a lease of %s has no value block", held.key, client, sizes)
-                await self._give_up(held)
+                await self._undo(held)
                 return _Refused(Result.EINVAL)
             read = await lease.read_value_block()
             if isinstance(read, IoFailed):
-                await self._give_up(held)
+                await self._undo(held)
                 return _Refused(of_errno(read.errno))
             held.read_block = read
         return held
 
     async def _give_back(self, taken: Sequence[HeldResource]) -> None:
         for held in reversed(taken):
+            await self._undo(held)
+
+    async def _undo(self, held: HeldResource) -> None:
+        """The call is refused: a lease that was an orphan before is one again, and not free."""
+        if held.was_orphan:
+            self.held.remove(held)
+            self._leases.orphan(held.owner, held.key)
+        else:
             await self._give_up(held)
 
     # --- RELEASE ---
