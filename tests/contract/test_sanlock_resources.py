@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from tests.contract.test_sanlock_frontend import Scene as SocketScene
-from tests.support.leases import SPACE, lease_file
+from tests.support.leases import SPACE, TIMING, lease_file
 from tests.support.sanlock_clients import LVER, PERSISTENT, SHARED, Site, Storage, comes, played
 from tests.support.sanlock_service import FakeService
 
 from holdfast.errors import ResourceBusy
 from holdfast.frontends.sanlock.clients import Client
 from holdfast.frontends.sanlock.resource_commands import ResourceCommands
+from holdfast.lease_admin.lockspace_loss import LockspaceLoss, Loss
 from holdfast.manager import events as ev
-from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
+from holdfast.model import AcquireRequest, Instant, Mode, OwnerName, Resource
 from holdfast.ondisk.geometry import GEOMETRIES, MIB
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.ondisk.request import Request
 from holdfast.protocol.host_status import HostState
+from holdfast.supervision.lockspace_news import Lost
 from holdfast.wire.sanlock import replies, structures
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock.flags import AcquireFlag, ForceMode, ReleaseFlag, RequestFlag, ResourceFlag
@@ -533,6 +536,43 @@ def test_lockspace_that_is_left_writes_nothing(tmp_path: Path) -> None:
         assert await site.acquire(site.client(TWO), s.resource("R1")) == Result.ENOSPC
         assert await site.release(one, s.resource("R1")) == Result.OK
         assert s.leader("R1") == before
+
+    played(scene)
+
+
+def test_lost_lockspace_stops_its_clients_and_ends_its_orphans(tmp_path: Path) -> None:
+    async def scene() -> None:
+        s = Storage(tmp_path, "R1", "R2")
+        site = Site(s)
+        one, two = site.client(ONE), site.client(TWO)
+        assert await site.acquire(one, s.resource("R1", PERSISTENT)) == Result.OK
+        await site.close(one)
+        assert await site.acquire(two, s.resource("R2")) == Result.OK
+        gone: list[str] = []
+        recovery = LockspaceLoss(
+            site.manager,
+            clock=site.world.clock,
+            domains=site.world.libvirt,
+            status=None,
+            actions={},
+            report=lambda news: gone.append(news.lockspace),
+        )
+        now = Instant(site.world.clock.now())
+        renewed_at = Instant(now - TIMING.fail_s)
+        site.leave()
+        news = Lost(SPACE, "not renewed in time", TIMING, lost_at=now, renewed_at=renewed_at)
+        recovery.lost(Loss(news, [site.backend.name]))
+        await site.world.clock.advance(1)
+        assert site.claims("R1") == {}
+        assert site.world.processes.signals == [(TWO, signal.SIGTERM)]
+        assert gone == [], "a client's process lives"
+        await comes(lambda: not site.world.processes.is_running(TWO))
+        await site.world.clock.advance(1)
+        assert gone == [], "its connection is open: a descendant may have it"
+        await site.close(two)
+        await site.world.clock.advance(1)
+        assert gone == [SPACE]
+        assert not s.leader("R2").is_free, "nothing is written any more"
 
     played(scene)
 

@@ -154,7 +154,7 @@ class LockspaceLoss:
     def _action(self, loss: Loss, owner: Owner) -> LockFailureAction:
         """The action from libvirt's live XML, else from the backend's table. Only the table may say `ignore`."""
         configured = {
-            self._actions.get(lock.backend, LockFailureAction.PAUSE)
+            self._configured(lock.backend)
             for lock in self._manager.table.of_owner(owner.id)
             if self._may_be_of(lock, loss.backends)
         }
@@ -180,6 +180,13 @@ class LockspaceLoss:
                 action.value,
             )
         return action
+
+    def _configured(self, backend: str) -> LockFailureAction:
+        """Of a backend's table; that of sanlock's clients has none, and says by itself."""
+        if (action := self._actions.get(backend)) is not None:
+            return action
+        leases = self._manager.routing.leases.get(backend)
+        return LockFailureAction.PAUSE if leases is None else leases.on_lockfailure
 
     async def _recover(self, loss: Loss) -> None:
         news = loss.news
