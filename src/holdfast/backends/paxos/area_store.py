@@ -17,12 +17,12 @@ from holdfast.backends.paxos.lease_store import (
     Removed,
     StorageFailed,
     Unusable,
+    WithoutIndex,
     opened,
 )
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.resource_index import UnindexedLease
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.lease_files import LeaseStorage
 
@@ -47,7 +47,7 @@ def area_of(place: str) -> Area | None:
     return Area(path, int(offset)) if path and offset.isascii() and offset.isdigit() else None
 
 
-class AreaStore:
+class AreaStore(WithoutIndex):
     """Leases at places that are said before they are asked for, by name."""
 
     def __init__(self, storage: LeaseStorage) -> None:
@@ -93,15 +93,6 @@ class AreaStore:
 
     async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
         return sorted(self._areas)
-
-    async def unindexed(self, member: Membership) -> list[UnindexedLease] | Unusable | StorageFailed:
-        return []
-
-    async def open_stray(self, member: Membership, unindexed: UnindexedLease) -> Finding:
-        return Removed()
-
-    async def free_own(self, member: Membership) -> StorageFailed | None:
-        return None
 
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader

@@ -20,6 +20,7 @@ from holdfast.backends.paxos.lease_store import (
     Removed,
     StorageFailed,
     Unusable,
+    WithoutIndex,
     clear,
     opened,
 )
@@ -27,12 +28,11 @@ from holdfast.ondisk import areas
 from holdfast.ondisk.host_record import is_record_name
 from holdfast.ondisk.leader import Leader
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.resource_index import UnindexedLease
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.lease_files import LeaseStorage
 
 
-class DirectoryStore:
+class DirectoryStore(WithoutIndex):
     """Files in a directory; `lockspace_path` is the lockspace's own file in it."""
 
     def __init__(
@@ -82,15 +82,6 @@ class DirectoryStore:
             )
         lockspace = os.path.basename(self._lockspace_path)
         return [name for name in found if name != lockspace and not is_record_name(name, lockspace)]
-
-    async def unindexed(self, member: Membership) -> list[UnindexedLease] | Unusable | StorageFailed:
-        return []  # every file has a name
-
-    async def open_stray(self, member: Membership, unindexed: UnindexedLease) -> Finding:
-        return Removed()
-
-    async def free_own(self, member: Membership) -> StorageFailed | None:
-        return None
 
     async def remove(
         self, member: Membership, found: Found, name: str, leader: Leader

@@ -92,6 +92,19 @@ class LeaseStore(Protocol):
         """Whether the name of a lease that was just won still leads to it. No other host removes it from now on."""
 
 
+class WithoutIndex:
+    """The part of a store whose leases need no index: each is where its name leads."""
+
+    async def unindexed(self, member: Membership) -> list[UnindexedLease] | Unusable | StorageFailed:
+        return []
+
+    async def open_stray(self, member: Membership, unindexed: UnindexedLease) -> Finding:
+        return Removed()
+
+    async def free_own(self, member: Membership) -> StorageFailed | None:
+        return None
+
+
 async def clear(member: Membership, found: Found, leader: Leader) -> StorageFailed | Unusable | None:
     """Write that the lease of this leader is removed: no host can win it from then on."""
     if not member.may_write():
