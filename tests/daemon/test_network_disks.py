@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,31 @@ def test_arriving_guest_gets_its_disk_when_it_is_about_to_run(hosts: tuple[Holdf
     (lock,) = beta.cli_json("list")
     assert (lock["name"], lock["owner"]) == (NAME, "web1")
     assert "is locked by VM web1" in refused(alpha)
+
+
+@pytest.mark.parametrize("runs_on", [True, False])
+def test_lock_whose_journal_is_lost_lasts_as_long_as_the_process_of_its_note(
+    hosts: tuple[Holdfastd, Holdfastd], runs_on: bool
+) -> None:
+    alpha, beta = hosts
+    for operation in ("migrate", "prepare"):
+        assert call(beta, operation, guest("web1", WEB)).returncode == 0
+    qemu = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
+    with beta.client() as libvirt:
+        libvirt.register(pid=qemu.pid, name="web1", uuid=str(WEB))
+    beta.kill()
+    for file in Path(beta.control).parent.glob("journal*"):
+        file.unlink()
+    if not runs_on:
+        qemu.kill()
+        qemu.wait()
+    beta.start()
+    if runs_on:
+        beta.says(f"{NAME} is held for web1")
+        assert "is locked by VM web1" in refused(alpha)
+        qemu.kill()
+        qemu.wait()
+    wait_until(lambda: refused(alpha) == "", "the lock to end with its process")
 
 
 def test_guest_does_not_arrive_where_libvirt_will_not_connect(hosts: tuple[Holdfastd, Holdfastd]) -> None:

@@ -33,6 +33,7 @@ from holdfast.manager.lock_registry import HostLock, LockRegistry
 from holdfast.manager.lock_table import Key, Lock, LockTable
 from holdfast.manager.owners import Evidence, Owner, Owners
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
+from holdfast.network_disk import is_network_name
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.files.ofd_lock import FileKey
@@ -390,7 +391,8 @@ class UnknownLocks:
         for lock in locks:
             users = await self._users(lock, (evidence.disk,))
             if users is None:
-                # No disk is known. The key file of a <lease> has none: then the end of the process is the only proof.
+                # No disk is known. The key file of a <lease> has none, and one that is reached over a network is open in no
+                # process of this host: then the end of the process is the only proof.
                 named = evidence.process is not None and evidence.process.start_ticks != 0
                 if not (named and _is_of_no_disk(lock)):
                     return False
@@ -470,7 +472,7 @@ def _disk_keys(lock: HostLock) -> list[FileKey]:
 
 
 def _is_of_no_disk(lock: HostLock) -> bool:
-    return not lock.create and all(name.lockspace for name in lock.names())
+    return not lock.create and all(name.lockspace or is_network_name(name.name) for name in lock.names())
 
 
 def _names_of(lock: HostLock) -> set[str]:
