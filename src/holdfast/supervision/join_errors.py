@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 from dataclasses import dataclass
 from typing import assert_never
 
 from holdfast.ondisk.delta import DeltaLease
+from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.delta_lease import Claim, HostIdBusy, TooSlow
 from holdfast.protocol.lockspace_area import Corrupt
 from holdfast.protocol.types import IoFailed
 from holdfast.supervision.host_names import node_of
 
 
+class Hindrance(enum.Enum):
+    """What kept this host out that is neither a record nor a failed request."""
+
+    WATCHDOG = "the watchdog does not work"
+    HOST_ID = "the host id is out of the lockspace's range"
+    BROKEN_OFF = "it was left before it was joined"
+
+
+@dataclass(frozen=True, slots=True)
+class NotOpened:
+    """Its storage can't be opened."""
+
+    errno: int
+
+
 @dataclass(frozen=True, slots=True)
 class NotJoined:
     """The lockspace was not joined. `holder` is the record of the host that has our id, if that is why. `is_over`: no VM of
-    this host depends on the incarnation that was to be resumed.
+    this host depends on the incarnation that was to be resumed. `cause`: for callers that make a code of it; None if only
+    words say it, or `holder` does.
     """
 
     reason: str
     holder: DeltaLease | None = None
     is_over: bool = False
+    cause: Malformed | IoFailed | NotOpened | Hindrance | None = None
 
 
 def _sectors(number: int) -> str:
@@ -74,7 +93,7 @@ def refused(
             )
         case Corrupt(found):
             fix = f"; {found.fix}" if found.fix else ""
-            return NotJoined(f"lockspace {lockspace} cannot be used: {found}{fix}")
+            return NotJoined(f"lockspace {lockspace} cannot be used: {found}{fix}", cause=found)
         case TooSlow(waited_s):
             return NotJoined(
                 f"storage of lockspace {lockspace} is too slow for io_timeout {claim.timing.io_timeout_s} s "
@@ -83,7 +102,8 @@ def refused(
         case IoFailed(number, in_flight):
             late = ", and a write is still in flight" if in_flight else ""
             return NotJoined(
-                f"storage of lockspace {lockspace} failed: {os.strerror(number)}{late}{_sectors(number)}"
+                f"storage of lockspace {lockspace} failed: {os.strerror(number)}{late}{_sectors(number)}",
+                cause=outcome,
             )
         case _:
             assert_never(outcome)

@@ -49,10 +49,11 @@ class LockspaceEntry:
         area = await open_area(disk, self._spec.offset_bytes, self._spec.name, self._spec.timing.io_timeout_s)
         if isinstance(area, Corrupt):
             return NotJoined(
-                f"{self._spec.path} holds no lockspace {self._spec.name}: {area.found}; {area.found.fix or _INIT}"
+                f"{self._spec.path} holds no lockspace {self._spec.name}: {area.found}; {area.found.fix or _INIT}",
+                cause=area.found,
             )
         if isinstance(area, IoFailed):
-            return NotJoined(f"storage {self._spec.path} failed: errno {area.errno}")
+            return NotJoined(f"storage {self._spec.path} failed: errno {area.errno}", cause=area)
         if searches:
             log.error(
                 "lockspace %s: no copy of this host's incarnation can be read; searching storage for it",

@@ -39,7 +39,7 @@ from holdfast.supervision import lockspace_news
 from holdfast.supervision.host_identity import HostIdChooser, HostIdentity, Incarnation, JoinPlan
 from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.join_errors import NotJoined
+from holdfast.supervision.join_errors import Hindrance, NotJoined, NotOpened
 from holdfast.supervision.lease_monitor import LeaseMonitor
 from holdfast.supervision.lockspace_entry import LockspaceEntry
 from holdfast.supervision.lockspace_news import LockspaceNews, Over
@@ -144,7 +144,10 @@ class LockspaceSupervisor:
         self._recorded_io_timeout_s = 0
         """Of the record that is being claimed; 0 if it says none."""
         self._resuming = False
-        self._wanted = True
+        self._wanted = self._retries = True
+        """`_retries`: whether it is joined again after a try that failed, and after a loss."""
+        self.failure: NotJoined | None = None
+        """Of the last try; None while it is under way, or if it has joined."""
         self._on_first_try: list[Callable[[], None]] = []
         self._life = 0
         """Counts renewal threads, and waits to start one: news of one that is over is ignored."""
@@ -203,6 +206,11 @@ class LockspaceSupervisor:
         return self._resuming
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it is left, and nothing of it can reach storage any more: it may be forgotten."""
+        return self.state is LockspaceState.LEFT and not self._thread_runs and not self.guarded
+
+    @property
     def late(self) -> bool:
         """Whether renewals are late, or over."""
         return self._lockspace is not None and (self._lockspace.phase or Phase.OK) is not Phase.OK
@@ -238,6 +246,13 @@ class LockspaceSupervisor:
         self._wanted = True
         self._join(may_resume=True)
 
+    def try_once(self, on_end: Callable[[], None]) -> None:
+        """Join; a try that fails is the last one, and a loss the end. `on_end` is called when it is joined or `failure` says
+        why not. An incarnation that is resumed is tried for as `start` does.
+        """
+        self._retries = False
+        self.start(on_end)
+
     def join(self) -> None:
         """Join again after it was left."""
         if self.state is LockspaceState.LEFT:
@@ -251,6 +266,9 @@ class LockspaceSupervisor:
             if self.state is LockspaceState.ABSENT and not self._thread_runs:
                 self._give_up_use()
             self._become(LockspaceState.LEFT, "")
+            if not self._retries:
+                self.failure = NotJoined("joining was broken off", cause=Hindrance.BROKEN_OFF)
+                self._first_try_done()
             on_left()
             return
         self._on_first_try.append(on_left)
@@ -284,7 +302,11 @@ class LockspaceSupervisor:
             self._lockspace.users_gone()
         self._life += 1
         self._lease_monitor.settle(self.name)
-        if not self._wanted:  # it was lost while it was being left
+        if (
+            not self._wanted or not self._retries
+        ):  # it was lost while it was being left, or is not tried again
+            if not self._retries and not self._thread_runs:
+                self._give_up_use()
             self._become(LockspaceState.LEFT, "")
             return
         self._become(LockspaceState.ABSENT, "all its users were stopped")
@@ -329,6 +351,7 @@ class LockspaceSupervisor:
         self._resuming = resumption is not None or searches
         self._lockspace = None
         self._member = None
+        self.failure = None
         self._become(LockspaceState.JOINING, "resuming its last incarnation" if self._resuming else "")
         users_gone = not in_use
         if self._resuming and in_use:
@@ -343,8 +366,8 @@ class LockspaceSupervisor:
                 self._ended(result)
                 if self.state is LockspaceState.LOST and (resumption is not None or searches):
                     self._spawn(self._look_until_over(chooser, resumption, number))
-            elif self._wanted and self.state is LockspaceState.ABSENT:
-                self._join(may_resume=False)
+            else:
+                self._former_ended()
 
         async def life(disk: FoundDisk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
             self._interrupt = interrupt
@@ -359,7 +382,7 @@ class LockspaceSupervisor:
                     disk, clock, term, users_gone=users_gone, searches=searches
                 )
             except Interrupted:  # it is left before it is joined
-                return NotJoined("joining was broken off")
+                return NotJoined("joining was broken off", cause=Hindrance.BROKEN_OFF)
             if isinstance(plan, NotJoined):
                 return plan
             if unfit := await entry.unfit(disk, plan, term):
@@ -384,7 +407,7 @@ class LockspaceSupervisor:
         if self._wanted and self.state is LockspaceState.JOINING:
             self._threads.start_on_disk(f"lockspace {self.name}", self.spec.path, life, on_end)
         else:
-            on_end(NotJoined("joining was broken off"))
+            on_end(NotJoined("joining was broken off", cause=Hindrance.BROKEN_OFF))
 
     async def _join_when_allowed(self, may_resume: bool, number: int) -> None:
         until = self._clock.now() + max(RESUME_WAIT_S, 2 * self.spec.timing.io_timeout_s)
@@ -574,23 +597,35 @@ class LockspaceSupervisor:
             case Lost(reason):
                 self._lost(reason)
             case NotJoined(reason, holder, is_over=is_over):
+                self.failure = result
                 if is_over and self._resuming:
                     self._report(Over(self.name))
                 if holder is not None:
                     self._leave_to(holder)
                 self._not_joined(reason)
             case IoFailed(errno):
-                self._not_joined(f"{self.spec.path} can't be opened: {os.strerror(errno)}")
+                reason = f"{self.spec.path} can't be opened: {os.strerror(errno)}"
+                self.failure = NotJoined(reason, cause=NotOpened(errno))
+                self._not_joined(reason)
             case BaseException():
                 log.error("lockspace %s: the renewal failed unexpectedly", self.name, exc_info=result)
                 if self.state is LockspaceState.JOINED:
                     self._lost(f"the renewal failed unexpectedly: {result!r}")
                 else:
-                    self._not_joined(f"joining failed unexpectedly: {result!r}")
+                    reason = f"joining failed unexpectedly: {result!r}"
+                    self.failure = NotJoined(reason)
+                    self._not_joined(reason)
             case _:
                 raise TypeError(f"a renewal can't end in {result!r}")
         if self.state in (LockspaceState.LEFT, LockspaceState.LOST):
             self._first_try_done()
+
+    def _former_ended(self) -> None:
+        """The renewal thread of a lost incarnation is over: nothing of it can reach storage."""
+        if self._wanted and self.state is LockspaceState.ABSENT:
+            self._join(may_resume=False)
+        elif not self._retries and self.state is LockspaceState.LEFT:
+            self._give_up_use()
 
     def _leave_to(self, holder: DeltaLease) -> None:
         """The host id that was tried is another host's, or a late write of an earlier attempt of ours has landed there. That
@@ -608,7 +643,7 @@ class LockspaceSupervisor:
     def _not_joined(self, reason: str) -> None:
         log.warning("lockspace %s is not joined: %s", self.name, reason)
         resuming, self._resuming = self._resuming, False
-        if not self._wanted:
+        if not self._wanted or not (self._retries or resuming):
             self._give_up_use()
             self._become(LockspaceState.LEFT, "")
             self._first_try_done()
@@ -617,7 +652,8 @@ class LockspaceSupervisor:
             self._first_try_done()
         elif resuming:
             self._lease_monitor.settle(self.name)
-            self._first_try_done()
+            if self._retries:
+                self._first_try_done()
             self._join(may_resume=False)
         else:
             self._become(LockspaceState.ABSENT, reason)

@@ -31,7 +31,7 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.ports import Clock, Disk
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import Generation, HostId, Instant, IoFailed, OnWait, ignore_wait
-from holdfast.supervision.join_errors import NotJoined, refused
+from holdfast.supervision.join_errors import Hindrance, NotJoined, refused
 from holdfast.supervision.lease_monitor import LeaseMonitor, MonitoredLease
 from holdfast.supervision.peer_monitor import PeerMonitor
 from holdfast.system.block_io.blocking_ports import Interrupted
@@ -213,7 +213,7 @@ class RenewalLoop:
         try:
             ended = await self._run()
         except Interrupted:
-            ended = NotJoined("joining was broken off")
+            ended = NotJoined("joining was broken off", cause=Hindrance.BROKEN_OFF)
         self.standing = {NotJoined: Standing.NOT_JOINED, Left: Standing.LEFT, Lost: Standing.LOST}[
             type(ended)
         ]
@@ -238,19 +238,23 @@ class RenewalLoop:
             return refused(self.name, claim, area)
         if not 1 <= claim.host_id <= area.geometry.hosts_max:
             return NotJoined(
-                f"host id {claim.host_id} is not within 1..{area.geometry.hosts_max} of lockspace {self.name}"
+                f"host id {claim.host_id} is not within 1..{area.geometry.hosts_max} of lockspace {self.name}",
+                cause=Hindrance.HOST_ID,
             )
         try:
             self._lease_monitor.prove()
         except WatchdogRefused as e:
-            return NotJoined(f"watchdog: {e}")
+            return NotJoined(f"watchdog: {e}", cause=Hindrance.WATCHDOG)
         held = await delta.acquire(area, self._clock, claim, self._on_wait)
         if not isinstance(held, delta.Held):
             return refused(self.name, claim, held, is_found=self._is_found)
         watched = self._watch(held)
         if watched is None:
             await delta.release(area, self._clock, held)
-            return NotJoined("the watchdog is not fed: it failed, or another lockspace of this host is lost")
+            return NotJoined(
+                "the watchdog is not fed: it failed, or another lockspace of this host is lost",
+                cause=Hindrance.WATCHDOG,
+            )
         return area, held, watched, PeerMonitor(self.name, claim.host_id, area.geometry, claim.timing)
 
     async def _go_on(

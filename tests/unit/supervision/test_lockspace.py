@@ -12,7 +12,7 @@ from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId, Instant
-from holdfast.supervision.join_errors import NotJoined
+from holdfast.supervision.join_errors import Hindrance, NotJoined
 from holdfast.supervision.peer_monitor import NEWCOMERS, WIDE_LOOK_EVERY, PeerMonitor
 from holdfast.supervision.renewal import Left, Lost, Standing
 
@@ -122,7 +122,7 @@ def test_a_watchdog_that_does_not_work_refuses_the_join_and_leaves_the_id_free()
     alpha.watchdog.refusal = "no such device"
     member = alpha.join(1)
     world.run(member.task)
-    assert member.task.result == NotJoined("watchdog: no such device")
+    assert member.task.result == NotJoined("watchdog: no such device", cause=Hindrance.WATCHDOG)
     assert not world.writes
     alpha.watchdog.refusal, alpha.watchdog.dumb = "", True
     member = alpha.join(1)

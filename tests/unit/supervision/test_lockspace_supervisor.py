@@ -14,7 +14,7 @@ from holdfast.protocol.types import Generation, HostId, IoFailed
 from holdfast.supervision import lockspace_news
 from holdfast.supervision.host_identity import HostIdentity, JoinPlan
 from holdfast.supervision.incarnation_copies import IncarnationCopies
-from holdfast.supervision.join_errors import NotJoined
+from holdfast.supervision.join_errors import Hindrance, NotJoined, NotOpened
 from holdfast.supervision.lease_monitor import LeaseMonitor
 from holdfast.supervision.lockspace_news import LockspaceNews
 from holdfast.supervision.lockspace_port import LockspaceSpec
@@ -69,7 +69,14 @@ DOUBT_S = 12.0
 class Rig:
     """A keeper that has joined, as far as it knows."""
 
-    def __init__(self, place: Path, *, why_not: Callable[[], str] = lambda: "", in_use: bool = False) -> None:
+    def __init__(
+        self,
+        place: Path,
+        *,
+        why_not: Callable[[], str] = lambda: "",
+        in_use: bool = False,
+        begin: Callable[[LockspaceSupervisor], None] = LockspaceSupervisor.start,
+    ) -> None:
         self.host = host = World(1, size_bytes=0).host("alpha")
         self.threads = Threads()
         self.clock = PassingClock()
@@ -94,7 +101,7 @@ class Rig:
             may_start=why_not,
             is_in_doubt=lambda: in_use and self.clock.slept_s < DOUBT_S,
         )
-        self.supervisor.start()
+        begin(self.supervisor)
 
     def read(self, news: LockspaceNews) -> None:
         if isinstance(news, lockspace_news.Lost):
@@ -291,3 +298,64 @@ def test_keeper_that_leaves_and_joins_while_a_request_may_land_begins_once(tmp_p
     rig.supervisor.join()
     rig.wait()
     assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.JOINING, 1)
+
+
+class Once:
+    """A keeper that tries once; `ends` counts how often the end of the try was reported."""
+
+    def __init__(self, place: Path, *, why_not: Callable[[], str] = lambda: "") -> None:
+        self.ends = 0
+        self.rig = Rig(place, why_not=why_not, begin=lambda supervisor: supervisor.try_once(self.end))
+        self.supervisor, self.threads = self.rig.supervisor, self.rig.threads
+
+    def end(self) -> None:
+        self.ends += 1
+
+    def facts(self) -> tuple[LockspaceState, NotJoined | None, int, int]:
+        """State, failure, reported ends, begun threads."""
+        keeper = self.supervisor
+        return keeper.state, keeper.failure, self.ends, len(self.threads.ends)
+
+    def has_ended(self) -> bool:
+        return self.supervisor.has_ended
+
+
+def test_a_single_try_that_fails_is_the_last_and_says_why(tmp_path: Path) -> None:
+    once = Once(tmp_path)
+    assert once.facts() == (LockspaceState.JOINING, None, 0, 1)
+    failed = NotJoined("no such id", cause=Hindrance.HOST_ID)
+    once.threads.ends[0](failed)
+    once.rig.wait()
+    assert once.facts() == (LockspaceState.LEFT, failed, 1, 1)
+    assert once.has_ended()
+
+
+def test_a_single_try_whose_storage_can_not_be_opened_says_so(tmp_path: Path) -> None:
+    once = Once(tmp_path)
+    once.threads.ends[0](IoFailed(2))
+    failure = once.supervisor.failure
+    assert failure is not None
+    assert failure.cause == NotOpened(2)
+
+
+def test_a_lockspace_that_is_tried_once_is_not_joined_again_after_a_loss(tmp_path: Path) -> None:
+    once = Once(tmp_path)
+    once.supervisor._become(LockspaceState.JOINED, "")
+    once.supervisor.heart_stopped()
+    once.supervisor.users_gone()
+    assert once.supervisor.state is LockspaceState.LEFT
+    assert not once.has_ended()  # its thread may still write
+    once.threads.ends[0](Lost("too late"))
+    once.rig.wait()
+    assert once.has_ended()
+    assert len(once.threads.ends) == 1
+
+
+def test_leaving_before_anything_was_begun_ends_the_single_try(tmp_path: Path) -> None:
+    once = Once(tmp_path, why_not=lambda: "an earlier daemon hangs")
+    once.supervisor.leave()
+    failure = once.supervisor.failure
+    assert failure is not None
+    assert (failure.cause, once.ends) == (Hindrance.BROKEN_OFF, 1)
+    for work in once.rig.waiting:
+        work.close()
