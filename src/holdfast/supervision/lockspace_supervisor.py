@@ -302,12 +302,9 @@ class LockspaceSupervisor:
             self._lockspace.users_gone()
         self._life += 1
         self._lease_monitor.settle(self.name)
-        if (
-            not self._wanted or not self._retries
-        ):  # it was lost while it was being left, or is not tried again
-            if not self._retries and not self._thread_runs:
-                self._give_up_use()
+        if not (self._wanted and self._retries):  # it was lost while it was being left, or is tried once
             self._become(LockspaceState.LEFT, "")
+            self._forget_use()
             return
         self._become(LockspaceState.ABSENT, "all its users were stopped")
         self._join(may_resume=False)
@@ -349,9 +346,7 @@ class LockspaceSupervisor:
             )
         searches = may_resume and resumption is None and in_use
         self._resuming = resumption is not None or searches
-        self._lockspace = None
-        self._member = None
-        self.failure = None
+        self._lockspace = self._member = self.failure = None
         self._become(LockspaceState.JOINING, "resuming its last incarnation" if self._resuming else "")
         users_gone = not in_use
         if self._resuming and in_use:
@@ -366,8 +361,10 @@ class LockspaceSupervisor:
                 self._ended(result)
                 if self.state is LockspaceState.LOST and (resumption is not None or searches):
                     self._spawn(self._look_until_over(chooser, resumption, number))
+            elif self._wanted and self.state is LockspaceState.ABSENT:
+                self._join(may_resume=False)
             else:
-                self._former_ended()
+                self._forget_use()
 
         async def life(disk: FoundDisk, clock: ProtocolClock, interrupt: Callable[[], None]) -> object:
             self._interrupt = interrupt
@@ -620,13 +617,6 @@ class LockspaceSupervisor:
         if self.state in (LockspaceState.LEFT, LockspaceState.LOST):
             self._first_try_done()
 
-    def _former_ended(self) -> None:
-        """The renewal thread of a lost incarnation is over: nothing of it can reach storage."""
-        if self._wanted and self.state is LockspaceState.ABSENT:
-            self._join(may_resume=False)
-        elif not self._retries and self.state is LockspaceState.LEFT:
-            self._give_up_use()
-
     def _leave_to(self, holder: DeltaLease) -> None:
         """The host id that was tried is another host's, or a late write of an earlier attempt of ours has landed there. That
         lands once: a record that changes twice while it is watched under the same name is renewed by another host, which
@@ -664,6 +654,11 @@ class LockspaceSupervisor:
         """No VM of this host is known to depend on the lockspace: another daemon may use it."""
         if not self._in_use():
             self.use.leave()
+
+    def _forget_use(self) -> None:
+        """After a loss, if it is not joined again. While a write may land, no other daemon of this host may join either."""
+        if not self._retries and self.has_ended:
+            self._give_up_use()
 
     async def _join_later(self) -> None:
         await self._clock.sleep(JOIN_PAUSE_S)

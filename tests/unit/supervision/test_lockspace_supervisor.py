@@ -340,15 +340,28 @@ def test_a_single_try_whose_storage_can_not_be_opened_says_so(tmp_path: Path) ->
 
 def test_a_lockspace_that_is_tried_once_is_not_joined_again_after_a_loss(tmp_path: Path) -> None:
     once = Once(tmp_path)
+    use = once.supervisor.use
+    assert not use.take(resuming=False)
     once.supervisor._become(LockspaceState.JOINED, "")
     once.supervisor.heart_stopped()
     once.supervisor.users_gone()
     assert once.supervisor.state is LockspaceState.LEFT
-    assert not once.has_ended()  # its thread may still write
+    assert not once.has_ended()  # its thread may still write, so no other daemon of this host may join either
+    assert use.descriptor() is not None
     once.threads.ends[0](Lost("too late"))
     once.rig.wait()
     assert once.has_ended()
+    assert use.descriptor() is None
     assert len(once.threads.ends) == 1
+
+
+def test_a_loss_that_ends_behind_its_thread_lets_other_daemons_of_this_host_join(tmp_path: Path) -> None:
+    once = Once(tmp_path)
+    assert not once.supervisor.use.take(resuming=False)
+    once.threads.ends[0](Lost("somebody else has written this host's record"))
+    once.supervisor.users_gone()
+    assert once.has_ended()
+    assert once.supervisor.use.descriptor() is None
 
 
 def test_leaving_before_anything_was_begun_ends_the_single_try(tmp_path: Path) -> None:
