@@ -27,6 +27,22 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 BUGS = (
     _in(
+        "daemon.client_lockspaces",
+        "used-lockspace-removed",
+        "a client of sanlock's protocol removes a lockspace on which owners depend",
+        "        if self._host.is_in_use(named.name):",
+        "        if False:",
+        "unit/test_client_lockspaces.py::test_a_lockspace_on_which_owners_depend_is_not_removed",
+    ),
+    _in(
+        "daemon.client_lockspaces",
+        "configured-lockspace-removed",
+        "a client of sanlock's protocol removes a lockspace that a backend names",
+        "        if named.name not in self._added:",
+        "        if False:",
+        "unit/test_client_lockspaces.py::test_a_configured_lockspace_is_no_clients_to_remove",
+    ),
+    _in(
         "supervision.lockspace_supervisor",
         "left-lockspace-still-written",
         "a lockspace counts as ended while a thread of it may still write, so it is joined a second time beside that",

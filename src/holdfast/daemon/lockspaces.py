@@ -124,6 +124,7 @@ class HostLockspaces:
         )
         self._choice: WatchdogSpec | None = None
         self._lease_monitor: LeaseMonitor | None = None
+        self._monitor_runs = False
         self._supervisors: dict[str, tuple[LockspaceSupervisor, set[str]]] = {}
         self._report = report
 
@@ -253,11 +254,8 @@ class HostLockspaces:
         self._watchdog.stop_unfit(lambda: any(supervisor.use.others() for supervisor in self.supervisors))
         if self._lease_monitor is None:
             return
-        if self._watchdog.passed is not None:
-            self._owe_others(self._lease_monitor)
-        self._watchdog.begin()
+        self._begin_monitor(self._lease_monitor)
         loop = asyncio.get_running_loop()
-        self._ports.start_heart(self._lease_monitor.run(), self._heart_stopped)
         tried = []
         for supervisor in self.supervisors:
             done: asyncio.Future[None] = loop.create_future()
@@ -266,6 +264,37 @@ class HostLockspaces:
                 tried.append(done)  # a claim takes long, and no owner depends on it yet
         if tried:
             await asyncio.wait(tried, timeout=FIRST_TRY_WAIT_S)
+
+    def _begin_monitor(self, lease_monitor: LeaseMonitor) -> None:
+        self._monitor_runs = True
+        if self._watchdog.passed is not None:
+            self._owe_others(lease_monitor)
+        self._watchdog.begin()
+        self._ports.start_heart(lease_monitor.run(), self._heart_stopped)
+
+    def for_clients(self, spec: LockspaceSpec, backend: str, watchdog: WatchdogSpec) -> LockspaceSupervisor:
+        """A supervisor at run time, for a lockspace that no backend names; not started yet. With the first lockspace of this
+        host the lease monitor starts; `watchdog` is chosen only then.
+        """
+        if spec.name in self._supervisors:
+            raise ValueError(f"lockspace '{spec.name}' is there already")
+        self._lockspace(spec, backend, self._choice or watchdog)
+        if self._lease_monitor is not None and not self._monitor_runs:
+            self._begin_monitor(self._lease_monitor)
+        return self._supervisors[spec.name][0]
+
+    def forget(self, lockspace: str) -> None:
+        """Drop a lockspace that has ended; a lock on this host that it still has is the next one's of that name."""
+        supervisor, _ = self._supervisors[lockspace]
+        if not supervisor.has_ended:
+            raise ValueError(f"lockspace '{lockspace}' has not ended")
+        del self._supervisors[lockspace]
+        if (held := supervisor.use.descriptor()) is not None:
+            self._space_locks[lockspace] = held
+
+    def is_in_use(self, lockspace: str) -> bool:
+        """Whether an owner depends on a lease of it."""
+        return self._in_use(self._supervisors[lockspace][1])
 
     def _owe_others(self, lease_monitor: LeaseMonitor) -> None:
         """The watchdog that was passed on may guard virtual machines of a daemon with other directories: this one can't

@@ -1,0 +1,228 @@
+"""Lockspaces that clients add and remove, over the host's real ones; threads end when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tests.unit.supervision.test_lockspace_supervisor import PassingClock, Threads
+
+from holdfast.daemon.client_lockspaces import ClientLockspaces, Named, Removal, Standing
+from holdfast.daemon.lockspaces import HostLockspaces, LeaseHostPorts
+from holdfast.protocol.timing import Timing
+from holdfast.supervision.host_identity import HostIdentity
+from holdfast.supervision.join_errors import Hindrance, NotJoined
+from holdfast.supervision.lockspace_port import LockspaceSpec, WatchdogSpec
+from holdfast.supervision.lockspace_supervisor import LockspaceState
+from holdfast.supervision.renewal import Left, Lost
+from holdfast.system.files.lockspace_locks import SystemSpaceLocks
+from holdfast.system.files.state_file import StateFile
+from holdfast.system.watchdog.device import NoWatchdog
+
+NONE = WatchdogSpec("none", "", 60)
+
+
+class YieldingClock(PassingClock):
+    """Lets the other tasks run while the time passes."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds)
+        await asyncio.sleep(0)
+
+
+def spec(name: str = "A", *, path: str = "/a", host_id: int = 1) -> LockspaceSpec:
+    return LockspaceSpec(name=name, path=path, host_id=host_id, hosts_max=None, timing=Timing(10, 60))
+
+
+def named(name: str = "A", *, path: str = "/a", offset: int = 0, host_id: int = 1) -> Named:
+    return Named(name, path, offset, host_id)
+
+
+class Host:
+    """A host of which `configured` are lockspaces of a backend; `used` are the backends that owners depend on."""
+
+    def __init__(self, place: Path, *configured: LockspaceSpec) -> None:
+        self.threads = Threads()
+        self.hearts = 0
+        self.used: set[str] = set()
+        clock = YieldingClock()
+        ports = LeaseHostPorts(
+            threads=self.threads,
+            start_heart=self._start_heart,
+            heart_clock=clock,
+            watchdog=lambda _, __: NoWatchdog(),
+            storage=cast(Any, None),
+            writes_in_flight=lambda _: lambda: False,
+            incarnation_files=lambda name: [StateFile(str(place / f"term-{name}"))],
+            space_locks=SystemSpaceLocks(str(place / "host")),
+            directories=("/run/a", "/var/a"),
+            identities=cast(Any, None),
+            rng=cast(Any, None),
+            token=lambda: "0" * 12,
+            generation_min=lambda: 1,
+            reread_s=0.0,
+        )
+        self.host = HostLockspaces(
+            ports=ports,
+            clock=clock,
+            identity=HostIdentity(node="alpha", boot="b", machine="m"),
+            in_use=self._in_use,
+        )
+        for each in configured:
+            self.host.ports().lockspace(each, "disks", NONE)
+        self.clients = ClientLockspaces(self.host, clock=clock, watchdog=NONE)
+
+    def _start_heart(self, life: Coroutine[Any, Any, None], on_end: Callable[[object], None]) -> None:
+        life.close()
+        self.hearts += 1
+
+    def _in_use(self, backends: Iterable[str]) -> bool:
+        return bool(self.used & set(backends))
+
+    async def joined(self, wanted: LockspaceSpec | None = None) -> None:
+        """A client has added it, as far as its supervisor knows."""
+        adding = asyncio.ensure_future(self.clients.add(wanted or spec()))
+        await asyncio.sleep(0)
+        supervisor = self.host.supervisors[-1]
+        supervisor._become(LockspaceState.JOINED, "")
+        supervisor._first_try_done()
+        assert await adding is None
+
+    async def refusal(self) -> Removal | None:
+        """Of a removal by a client; None if it is under way instead."""
+        removing = asyncio.ensure_future(self.clients.remove(named()))
+        await asyncio.sleep(0)
+        return removing.result() if removing.done() else None
+
+
+def test_the_first_lockspace_of_a_host_starts_the_lease_monitor_and_the_second_does_not(
+    tmp_path: Path,
+) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        await host.host.start()
+        assert host.hearts == 0
+        await host.joined()
+        await host.joined(spec("B", path="/b"))
+        assert host.hearts == 1
+
+    asyncio.run(scene())
+
+
+def test_a_client_sees_a_lockspace_while_it_is_added_and_what_conflicts_with_it(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        seen = host.clients.standing
+        assert seen(named()) is Standing.ABSENT
+        adding = asyncio.ensure_future(host.clients.add(spec()))
+        await asyncio.sleep(0)
+        assert seen(named()) is seen(named(host_id=0)) is Standing.ADDING
+        for other in (named(host_id=2), named(path="/b"), named(offset=1 << 20), named("B")):
+            assert seen(other) is Standing.OTHER
+        assert await host.clients.add(spec()) is Standing.ADDING
+        assert await host.clients.add(spec("B")) is Standing.OTHER
+        failed = NotJoined("out of range", cause=Hindrance.HOST_ID)
+        host.threads.ends[0](failed)
+        assert await adding == failed
+        assert seen(named()) is Standing.ABSENT
+        assert not host.host.supervisors
+
+    asyncio.run(scene())
+
+
+def test_an_unused_lockspace_of_a_client_is_left_and_can_be_added_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        await host.joined()
+        assert await host.clients.add(spec()) is Standing.JOINED
+        removing = asyncio.ensure_future(host.clients.remove(named()))
+        await asyncio.sleep(0)
+        assert host.clients.standing(named()) is Standing.REMOVING
+        assert await host.clients.remove(named()) is Removal.REMOVING
+        assert await host.clients.add(spec()) is Standing.REMOVING
+        host.threads.ends[0](Left(released=True))
+        assert await removing is Removal.DONE
+        assert await host.clients.remove(named()) is Removal.ABSENT
+        await host.joined()
+
+    asyncio.run(scene())
+
+
+def test_a_lockspace_on_which_owners_depend_is_not_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        await host.joined()
+        host.used.add("sanlock:A")
+        assert await host.refusal() is Removal.BUSY
+        assert host.clients.standing(named()) is Standing.JOINED
+
+    asyncio.run(scene())
+    assert "owners depend on it" in caplog.text
+
+
+def test_a_configured_lockspace_is_no_clients_to_remove(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path, spec())
+        host.host.supervisors[0]._become(LockspaceState.JOINED, "")
+        assert await host.clients.add(spec()) is Standing.JOINED
+        assert await host.refusal() is Removal.BUSY
+        assert host.clients.standing(named()) is Standing.JOINED
+
+    asyncio.run(scene())
+    assert "it is configured" in caplog.text
+
+
+def test_an_add_that_is_removed_meanwhile_ends(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        adding = asyncio.ensure_future(host.clients.add(spec()))
+        await asyncio.sleep(0)
+        removing = asyncio.ensure_future(host.clients.remove(named()))
+        await asyncio.sleep(0)
+        assert not adding.done()
+        broken_off = NotJoined("joining was broken off", cause=Hindrance.BROKEN_OFF)
+        host.threads.ends[0](broken_off)
+        assert (await adding, await removing) == (broken_off, Removal.DONE)
+
+    asyncio.run(scene())
+
+
+def test_a_lost_lockspace_is_being_removed_until_its_thread_has_ended(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        await host.joined()
+        supervisor = host.host.supervisors[0]
+        supervisor.heart_stopped()
+        assert host.clients.standing(named()) is Standing.JOINED  # its owners are being stopped
+        host.host.users_gone("A")
+        assert host.clients.standing(named()) is Standing.REMOVING
+        assert await host.clients.add(spec()) is Standing.REMOVING
+        host.threads.ends[0](Lost("the heartbeat stopped"))
+        assert host.clients.standing(named()) is Standing.ABSENT
+        await host.joined()
+
+    asyncio.run(scene())
+
+
+def test_a_lock_of_this_host_that_is_still_held_is_that_of_the_next_one_of_its_name(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        await host.joined()
+        assert not host.host.supervisors[0].use.take(resuming=False)
+        held = host.host.supervisors[0].use.descriptor()
+        removing = asyncio.ensure_future(host.clients.remove(named()))
+        await asyncio.sleep(0)
+        host.threads.ends[0](Left(released=False, reason="its storage hangs"))
+        assert await removing is Removal.DONE
+        await host.joined()
+        assert held is not None
+        assert host.host.space_locks() == {"A": held}
+
+    asyncio.run(scene())
