@@ -27,6 +27,15 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 BUGS = (
     _in(
+        "manager.lock_registry",
+        "added-lockspace-not-rewritten",
+        "a journal that is rewritten forgets the lockspaces that clients of sanlock's protocol have added",
+        "        lines.extend(self.added.values())\n",
+        "",
+        "unit/manager/test_added_lockspaces.py"
+        "::test_a_lockspace_that_was_added_is_read_back_with_all_its_values[True]",
+    ),
+    _in(
         "daemon.client_lockspaces",
         "used-lockspace-removed",
         "a client of sanlock's protocol removes a lockspace on which owners depend",

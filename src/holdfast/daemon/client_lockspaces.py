@@ -4,7 +4,7 @@
       └─ failed: gone, the client gets the reason; nobody tries again
 
 One that a backend names in the configuration is seen here, too, but no client can remove it. NOT wired into the daemon
-yet: what a client adds is in no journal, so a restart would forget it.
+yet: nothing writes what a client adds into the journal (`SanlockLockspaceLine`), or joins it again after a restart.
 """
 
 from __future__ import annotations

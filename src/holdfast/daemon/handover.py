@@ -98,6 +98,7 @@ class Handover:
         self._leases.carry(state.incarnations)
         self._manager.book.restarts = state.restarts
         state = self._believed(state, has_descriptors=_has_locks(inherited))
+        self._manager.book.added = state.added
         for lock in state.locks.values():
             lock.backend = self._before.renamed.get(lock.backend, lock.backend)
         self._manager.lockspaces.restore(state.lockspaces)

@@ -191,6 +191,21 @@ class RestartLine(Line, tag="restart"):
     owed: bool = True
 
 
+class SanlockLockspaceLine(Line, tag="sanlock-lockspace"):
+    """A client of sanlock's protocol has added this lockspace, to be joined again by the next daemon; `stays` False: it was
+    removed. An older daemon does not join it.
+    """
+
+    name: str
+    path: str
+    offset_bytes: int
+    sector_bytes: int
+    align_bytes: int
+    host_id: int
+    io_timeout_s: int
+    stays: bool = True
+
+
 class DoubtLine(Line, tag="doubt"):
     """Locks may be held that no line names: the journal before this one was not whole, and not all of it is settled yet."""
 
@@ -220,6 +235,7 @@ AnyLine = (
     | OrphansLine
     | SeriesLine
     | RestartLine
+    | SanlockLockspaceLine
     | DoubtLine
 )
 

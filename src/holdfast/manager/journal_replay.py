@@ -31,6 +31,7 @@ from holdfast.manager.journal_kinds import (
     PersistentLine,
     PreparedLine,
     RestartLine,
+    SanlockLockspaceLine,
     SeriesLine,
     StartLine,
     SumLine,
@@ -88,6 +89,8 @@ class SavedState:
     locks: dict[int, SavedClaims] = field(default_factory=dict)
     incarnations: dict[str, bytes] = field(default_factory=dict)
     """By lockspace: the content of its state file."""
+    added: dict[str, SanlockLockspaceLine] = field(default_factory=dict)
+    """By name: the lockspaces that clients of sanlock's protocol have added."""
     restarts: dict[str, dict[str, str]] = field(default_factory=dict)
     """By lockspace: UUIDs and names of domains that are to be started when it is joined."""
     unknown: dict[int, UnknownLine] = field(default_factory=dict)
@@ -193,6 +196,12 @@ def _restart(state: SavedState, line: RestartLine) -> None:
         owing[line.uuid] = path_of(line.name)
 
 
+def _added(state: SavedState, line: SanlockLockspaceLine) -> None:
+    state.added.pop(line.name, None)
+    if line.stays:
+        state.added[line.name] = line
+
+
 def _apply(state: SavedState, line: AnyLine) -> None:
     match line:
         case StartLine(version, boot, host):
@@ -247,6 +256,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             state.unknown[owner_id] = line
         case RestartLine():
             _restart(state, line)
+        case SanlockLockspaceLine():
+            _added(state, line)
         case SeriesLine(series):
             state.series = series
         case DoubtLine(why):

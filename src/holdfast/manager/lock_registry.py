@@ -10,6 +10,8 @@ import errno
 import os
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from holdfast.backends.base import Backend, Held
 from holdfast.errors import Refused
 from holdfast.manager import events as ev
@@ -66,6 +68,8 @@ class LockRegistry:
         """By lockspace: UUIDs and names of domains that were stopped for its loss, to be started when it is joined."""
         self.lent: dict[tuple[int, Resource], tuple[Mode, bool]] = {}
         """By owner and name: what was let go for a migration that may fail; its mode, and whether a file was made for it."""
+        self.added: dict[str, jn.SanlockLockspaceLine] = {}
+        """By name, as in the journal: the lockspaces that clients of sanlock's protocol have added."""
         self._had_locks: dict[ProcessId, None] = {}
         self._unrecorded: set[int] = set()
         """Locks, by number, that were found held and could not be written into the journal since."""
@@ -82,6 +86,16 @@ class LockRegistry:
         """Write an incarnation to the journal; a failure is handled as any of the journal: it is written later."""
         self.incarnations[lockspace] = state
         self._journal.append_end(jn.IncarnationLine(lockspace, state))
+
+    def lockspace_added(self, line: jn.SanlockLockspaceLine) -> None:
+        """Record it for the next daemon; a failed write is repeated later."""
+        self.added[line.name] = line
+        self._journal.append_end(line)
+
+    def lockspace_removed(self, name: str) -> None:
+        """Record that the next daemon is not to join it. `name` as in its line."""
+        if (line := self.added.pop(name, None)) is not None:
+            self._journal.append_end(msgspec.structs.replace(line, stays=False))
 
     def owe_restart(self, lockspace: str, uuid: str, name: str) -> None:
         """Record that a domain is to be restarted, also by the next daemon; a failed write is repeated later."""
@@ -302,6 +316,7 @@ class LockRegistry:
             jn.LockspaceLine(text_of(p), lockspaces.made_on_demand(p)) for p in lockspaces.known()
         ]
         lines.extend(jn.IncarnationLine(space, state) for space, state in self.incarnations.items())
+        lines.extend(self.added.values())
         lines.extend(
             jn.RestartLine(space, uuid, text_of(name))
             for space, owed in self.restarts.items()
