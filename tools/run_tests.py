@@ -33,10 +33,10 @@ LANES = (
     (
         Tier("unit", 120),
         Tier("sim", 360),
-        Tier("planted", 360),
-        Tier("daemon", 600, processes=4),
+        Tier("planted", 420),
+        Tier("daemon", 660, processes=4),
     ),
-    (Tier("contract", 90), Tier("systemd", 180), Tier("interop", 680), Tier("e2e", 660)),
+    (Tier("contract", 90), Tier("systemd", 180), Tier("interop", 680), Tier("e2e", 720)),
 )
 
 
