@@ -29,11 +29,11 @@ def show_log() -> None:
     """Every log record of the daemons becomes a line of the history."""
     emit = run_seed._Listener.emit
 
-    def told(listener: run_seed._Listener, record: logging.LogRecord) -> None:
+    def shown(listener: run_seed._Listener, record: logging.LogRecord) -> None:
         listener._world.tell("log", f"{record.levelname[:4].lower()} {record.getMessage()}")
         emit(listener, record)
 
-    run_seed._Listener.emit = told  # type: ignore[method-assign, assignment]
+    run_seed._Listener.emit = shown  # type: ignore[method-assign, assignment]
     logging.getLogger("holdfast").setLevel(logging.DEBUG)
 
 

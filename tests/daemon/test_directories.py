@@ -70,7 +70,7 @@ def test_lock_directory_that_others_may_write_is_warned_about_once_and_by_doctor
     daemon = with_lock_directory(make_daemon, locks).start()
     for name in ("one.img", "two.img"):
         assert refusal(daemon, make_disk(place, name)) == ""
-    assert daemon.count("may write in") == 1
+    daemon.says_once("may write in")
     daemon.says(f"WARNING backend 'shared': {who}")
     found = [f for f in daemon.cli_json("doctor") if f["id"] == "HF051"]
     assert [f["severity"] for f in found] == ["problem"]

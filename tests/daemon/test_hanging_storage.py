@@ -301,7 +301,7 @@ def test_stop_is_put_off_while_a_request_hangs_and_goes_on_when_it_has_ended(sce
         s.alpha.says(f"VMs need lockspace {OTHER_SPACE}")
         s.healthy_one_goes_on()
         assert refusal(s.alpha, make_disk(s.place / "local", "another.img")) == ""
-        assert s.alpha.count("the stop is put off") == 1
+        s.alpha.says_once("the stop is put off")
         asked = [each for each in said if "EXTEND_TIMEOUT_USEC=30000000" in each]
         assert asked[0].startswith("STATUS=the stop is put off: ")
         assert len(asked) >= s.fail_s / 2, "it must ask again before the time is over"

@@ -156,7 +156,7 @@ def test_owners_of_the_faulty_lockspace_are_stopped_in_time_and_nobody_else(scen
     kinds = [event["kind"] for event in events]
     assert kinds.index("lockspace-lost") < kinds.index("lease-lost") < kinds.index("owner-died")
     assert {e["owner"] for e in events if e["kind"] in ("lease-lost", "owner-stopped")} == {"faulty"}
-    assert s.host.count("is LOST") == 1
+    s.host.says_once("is LOST")
 
 
 def test_storage_that_is_slow_but_within_io_timeout_costs_nothing(scene: Scene) -> None:

@@ -398,7 +398,7 @@ def test_lease_that_a_killed_daemon_had_not_written_down_is_free_when_nobody_has
     time.sleep(2)
     assert refusal(beta, other)
     assert alpha.holders(other) == [("web2", kept, True)]
-    assert alpha.count("settled: no process") == 1
+    alpha.says_once("settled: no process")
 
 
 def test_owner_of_a_term_that_a_new_lockspace_does_not_know_is_over_after_its_dead_bound(

@@ -139,6 +139,11 @@ class Holdfastd:
     def says(self, text: str) -> None:
         wait_until(lambda: text in self.log_text(), f"the log to say '{text}'")
 
+    def says_once(self, text: str) -> None:
+        """The log is written by a thread of its own: wait for a first line, and then there must not be a second."""
+        self.says(text)
+        assert self.count(text) == 1, self.log_text()
+
     def client(self) -> VirtlockdClient:
         return VirtlockdClient(self.socket, timeout_s=60)
 
