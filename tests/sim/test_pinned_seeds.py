@@ -93,6 +93,10 @@ FOUND_AS_DRAWN = (
     (106002658, Naming.ONE),  # a late record made a generation repeat where no host knows the date (checker)
     (106002982, Naming.LATE),  # a VM whose migration failed never got the lease of what its disk is
     (106003634, Naming.ONE),  # a lease that a host had removed named it again, by a late ballot of another
+    (
+        109001132,
+        Naming.LATE,
+    ),  # a VM whose lock was lost for some seconds never got the lease of what its disk is
     (107002195, Naming.ONE),  # a daemon that was going down tried to get a dead owner's lock for ever
 )
 

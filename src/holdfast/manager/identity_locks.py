@@ -179,7 +179,7 @@ class IdentityLocks:
         """The claims of living, known owners on leases by path."""
         manager = self._manager
         for lock in manager.table:
-            if lock.backend not in manager.routing.identities or lock.held is None:
+            if lock.backend not in manager.routing.identities:
                 continue
             for owner_id, names in list(lock.claims.items()):
                 owner = manager.owners.get(owner_id)
@@ -227,8 +227,9 @@ class IdentityLocks:
         """Whether nothing is left to do for this claim."""
         manager, key = self._manager, (owner.id, resource)
         lock = manager.table.named(resource)
-        if lock is not None and key in lock.departing:
-            return False  # it goes with the VM; but if the migration fails, the VM runs on here
+        if lock is not None and (lock.held is None or key in lock.departing):
+            # It is lost, and may be held again; or goes with the VM, which runs on here if its migration fails.
+            return False
         identity = await self._of(resource)
         if identity is not None and manager.claimed(owner, resource) is not None:
             self._of_paths.setdefault(owner.id, {})[resource] = identity
