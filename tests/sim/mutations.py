@@ -65,7 +65,7 @@ NEAR: dict[str, int] = {
     "left-behind-is-freed": 20,
     "stale-copy-preferred": 172,
     "record-left-behind": 50,
-    "found-by-note-stays": 689,
+    "found-by-note-stays": 66,
     "promise-taken-back": 151,
     "index-of-older-terms-kept": 1247,
     "no-timeout-ignored": 441,
