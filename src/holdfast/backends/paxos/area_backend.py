@@ -9,7 +9,7 @@ from __future__ import annotations
 from holdfast.backends.base import HeldElsewhere, SavedLock, Stale
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.area_store import GONE, Area, AreaStore, area_of
-from holdfast.backends.paxos.backend import PaxosBackend, PaxosHeld, opened_or_told
+from holdfast.backends.paxos.backend import PaxosBackend, PaxosHeld, found_or_refused
 from holdfast.backends.paxos.held_lease import HoldingPorts
 from holdfast.backends.paxos.lease_store import Removed
 from holdfast.errors import storage_failed
@@ -69,7 +69,7 @@ class AreaBackend(PaxosBackend):
 
         async def work() -> RequestOutcome | Cleared | IoFailed:
             finding = await self.areas.open(member, name, area)
-            found = opened_or_told(resource, finding if not isinstance(finding, Removed) else GONE)
+            found = found_or_refused(resource, finding if not isinstance(finding, Removed) else GONE)
             if isinstance(found, IoFailed):
                 return found
             try:

@@ -316,7 +316,7 @@ class PaxosBackend:
         return lease in self._unsettled or lease in self._silent
 
     def _check_settled(self, resource: Resource, lease: str) -> None:
-        if lease in self._unsettled or lease in self._silent:
+        if self.is_giving_up(lease):
             known = self._unsettled.get(lease)
             trouble = (known[0].trouble if known is not None else "") or "its storage failed before"
             raise LeaseUnusable(
@@ -349,7 +349,7 @@ class PaxosBackend:
         for _ in range(VANISHED_MAX):
             found = await self.places.find(member, lease)
             if not isinstance(found, Removed):
-                return opened_or_told(resource, found)
+                return found_or_refused(resource, found)
         raise LeaseUnusable(
             name=resource.name,
             place=self.places.place(lease),
@@ -365,7 +365,7 @@ class PaxosBackend:
             raise LeaseUnusable(
                 name=unindexed.name, place=self.places.place(unindexed.name), reason=TAKEN_OUT
             )
-        return opened_or_told(resource, found)
+        return found_or_refused(resource, found)
 
     # --- taking ---
 
@@ -618,7 +618,7 @@ def _io_failed(what: str, place: str, failed: types.IoFailed) -> IoFailed:
     return IoFailed(what, place, failed.errno)
 
 
-def opened_or_told(resource: Resource, found: Found | Unusable | StorageFailed) -> Found | IoFailed:
+def found_or_refused(resource: Resource, found: Found | Unusable | StorageFailed) -> Found | IoFailed:
     """Converts the result of finding a lease; raises `LeaseUnusable`."""
     match found:
         case Found():

@@ -65,8 +65,8 @@ class Refusals:
 
     async def told(self, refusal: Refusal | SharedBy | Lease | InDoubt) -> HeldElsewhere | IoFailed:
         """The holders, or a failed request; raises `LeaseUnusable` for everything else."""
-        told = await self._told(refusal)
-        return replace(told, cause=refusal) if isinstance(told, HeldElsewhere) else told
+        result = await self._told(refusal)
+        return replace(result, cause=refusal) if isinstance(result, HeldElsewhere) else result
 
     async def _told(self, refusal: Refusal | SharedBy | Lease | InDoubt) -> HeldElsewhere | IoFailed:
         match refusal:
