@@ -123,6 +123,7 @@ def main(arguments: list[str]) -> int:
         names = wanted
     elif arguments:
         return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
+    os.sync()  # what was just installed is written back now, not under leases with timeouts of a second
     first, second = (Lane(tiers, live=n == 0, long_too=long_too) for n, tiers in enumerate(lanes_of(names)))
     beside = threading.Thread(target=second.run)
     beside.start()

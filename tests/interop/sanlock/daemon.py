@@ -91,8 +91,12 @@ class SanlockDaemon:
     def socket_path(self) -> Path:
         return self._run_dir / "sanlock.sock"
 
+    def stalls(self) -> int:
+        """How often a request of its to storage has taken longer than its I/O timeout, as its log says."""
+        return Path(self._log.name).read_text(errors="replace").count("aio timeout")
+
     def kill(self) -> None:
-        """The daemon alone: who holds leases through it runs on."""
+        """The daemon alone: processes that hold leases by it run on."""
         self._process.kill()
         self._process.wait()
 

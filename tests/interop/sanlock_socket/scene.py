@@ -36,6 +36,9 @@ class Daemon(Protocol):
 
     @property
     def socket_path(self) -> Path: ...
+    def stalls(self) -> int:
+        """How often its storage has not answered within the I/O timeout."""
+
     def kill(self) -> None: ...
     def stop(self) -> None: ...
 
@@ -177,6 +180,10 @@ class Scene:
             yield host
         finally:
             host.close()
+
+    def stalls(self) -> int:
+        """How often the storage of this machine has not answered one of the two hosts in time."""
+        return sum(host.daemon.stalls() for host in (self.one, self.two))
 
     def close_clients(self) -> None:
         """After each script."""
