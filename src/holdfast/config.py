@@ -35,6 +35,8 @@ CONFIG_BYTES_MAX = 1 << 20
 DROPPED_KEYS_MAX = 100
 """Keys that `load_lenient` drops: more of them is no configuration of a neighbouring version."""
 RULES_MAX = 1000
+SANLOCK_VERSION = r"([1-9]\d?)\.(\d{1,2})(?:\.(\d{1,2}))?"
+"""Major, minor, micro: a byte each in what clients get."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 
@@ -57,6 +59,20 @@ class ControlTable(_Table, frozen=True):
     group: str = ""
     max_clients: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
     idle_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 300.0
+
+
+class SanlockTable(_Table, frozen=True):
+    """[sanlock]: the socket for unmodified clients of sanlock; without `socket` there is none."""
+
+    socket: str = ""
+    group: str = ""
+    max_clients: Annotated[int, msgspec.Meta(ge=8, le=100_000)] = 4096
+    version: str = "3.9.5"
+    """What clients that ask for sanlock's version get."""
+    watchdog: Literal["device", "wdmd", "none"] | None = None
+    """Of lockspaces that clients add; None: as the backends with leases say."""
+    watchdog_device: str = ""
+    fire_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60
 
 
 class LimitsTable(_Table, frozen=True):
@@ -103,6 +119,7 @@ class Config(_Table, frozen=True):
     migration_peers: Literal["holdfast", "any"] = "holdfast"
     virtlockd: VirtlockdTable = VirtlockdTable()
     control: ControlTable = ControlTable()
+    sanlock: SanlockTable = SanlockTable()
     limits: LimitsTable = LimitsTable()
     recovery: RecoveryTable = RecoveryTable()
     backend: dict[str, dict[str, Any]] = {}
@@ -139,6 +156,7 @@ CONTROL_SOCKET_NAME = "io.holdfast.Control"
 _TABLES: dict[str, type[_Table]] = {
     "virtlockd": VirtlockdTable,
     "control": ControlTable,
+    "sanlock": SanlockTable,
     "limits": LimitsTable,
     "recovery": RecoveryTable,
 }
@@ -247,15 +265,18 @@ def load_lenient(
             drop_key(tree, problem.place)
     if config is not None:
         wrong = list(validate(config, reader.origins))
-        if [problem.facts["key"] for problem in wrong] == ["control.group"]:
-            # The group does not exist on this host any more: then only root may use the socket.
-            config = msgspec.structs.replace(
-                config, control=msgspec.structs.replace(config.control, group="")
-            )
+        if wrong and {problem.facts["key"] for problem in wrong} <= {"control.group", "sanlock.group"}:
+            # A group does not exist on this host any more: then only root may use the socket.
+            config = msgspec.structs.replace(config, **_without_groups(config, wrong))
             dropped += wrong
         else:
             reader.problems.extend(wrong)
     return (None, reader.problems) if reader.problems else (config, dropped)
+
+
+def _without_groups(config: Config, wrong: list[ConfigError]) -> dict[str, Any]:
+    names = {str(problem.facts["key"]).partition(".")[0] for problem in wrong}
+    return {name: msgspec.structs.replace(getattr(config, name), group="") for name in names}
 
 
 def drop_key(tree: dict[str, Any], place: tuple[str | int, ...]) -> None:
@@ -387,6 +408,7 @@ class _Reader:
             top,
             virtlockd=virtlockd,
             control=tables["control"],
+            sanlock=tables["sanlock"],
             limits=tables["limits"],
             recovery=tables["recovery"],
             backend=backends,
@@ -464,6 +486,7 @@ def validate(config: Config, origins: Mapping[str, str]) -> Iterator[ConfigError
         ("host_locks", config.host_locks),
         ("virtlockd.socket", config.virtlockd.socket),
         ("control.socket", config.control_socket),
+        ("sanlock.socket", config.sanlock.socket or "/"),
     ):
         if not path.startswith("/"):
             yield problem(key, f"must be an absolute path, not '{path}'")
@@ -476,13 +499,22 @@ def validate(config: Config, origins: Mapping[str, str]) -> Iterator[ConfigError
             )
     if config.virtlockd.socket == config.control_socket:
         yield problem("control.socket", f"is the same as virtlockd.socket, {config.control_socket}")
-    if config.control.group:
+    if config.sanlock.socket in (config.control_socket, config.virtlockd.socket):
+        yield problem("sanlock.socket", f"is the same as another socket, {config.sanlock.socket}")
+    if not re.fullmatch(SANLOCK_VERSION, config.sanlock.version):
+        yield problem(
+            "sanlock.version",
+            f"must be a version of sanlock such as \"3.9.5\", not '{config.sanlock.version}'",
+        )
+    if config.sanlock.watchdog in (None, "none") and config.sanlock.watchdog_device:
+        yield problem("sanlock.watchdog_device", 'is for watchdog = "device" (and "wdmd": its socket)')
+    for key, group in (("control.group", config.control.group), ("sanlock.group", config.sanlock.group)):
+        if not group:
+            continue
         try:
-            grp.getgrnam(config.control.group)
+            grp.getgrnam(group)
         except (KeyError, ValueError):
-            yield problem(
-                "control.group", f"no group '{config.control.group}' on this host; create it or leave it out"
-            )
+            yield problem(key, f"no group '{group}' on this host; create it or leave it out")
     if config.default_backend not in config.backend:
         yield problem("default_backend", _no_backend(config.default_backend, config))
     for name, table in config.backend.items():
@@ -555,7 +587,11 @@ def to_toml(config: Config) -> str:
     for name in _TABLES:
         table = getattr(config, name)
         lines += ["", f"[{name}]"]
-        lines += [f"{key} = {_value(getattr(table, key))}" for key in table.__struct_fields__]
+        lines += [
+            f"{key} = {_value(value)}"
+            for key in table.__struct_fields__
+            if (value := getattr(table, key)) is not None
+        ]
     for name, backend in config.backend.items():
         lines += ["", f"[backend.{_key(name)}]"]
         lines += [f"{_key(key)} = {_value(value)}" for key, value in backend.items()]

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from holdfast.config import Config
+from holdfast.model import SANLOCK_PREFIX
 
 USERS_NAMED_MAX = 3
 """Of the locks that need a key: enough to recognise them, few enough for one line of a log."""
@@ -79,6 +80,9 @@ def differences(old: Config, new: Config, held: Sequence[HeldNeed]) -> list[str]
     ]
     places = same_backend(old, new)
     for need in held:
+        if need.backend.startswith(SANLOCK_PREFIX):
+            found += _of_clients(need, old, new, places)
+            continue
         table = old.backend.get(need.backend)
         if table is None or table.get("driver") == ABSENT:
             continue  # lost already: no configuration makes that worse
@@ -87,6 +91,31 @@ def differences(old: Config, new: Config, held: Sequence[HeldNeed]) -> list[str]
         else:
             found += _lost_table(need, table, new)
     return found
+
+
+def _of_clients(need: HeldNeed, old: Config, new: Config, places: Mapping[str, str]) -> Iterator[str]:
+    """Differences for leases of sanlock's clients: their socket and watchdog, and what a table says of their lockspace."""
+    before, after = old.sanlock, new.sanlock
+    if before.socket and not after.socket:
+        yield _changed("sanlock.socket", before.socket, after.socket, str(need))
+    for key in ("watchdog", "watchdog_device", "fire_timeout_s"):
+        if getattr(before, key) != getattr(after, key):
+            yield _changed(f"sanlock.{key}", getattr(before, key), getattr(after, key), str(need))
+    lockspace = need.backend.removeprefix(SANLOCK_PREFIX)
+    for name, table in old.backend.items():
+        if _names(table, lockspace):
+            if name in places:
+                yield from _changed_keys(need, table, places[name], new.backend[places[name]])
+            else:
+                yield from _lost_table(msgspec.structs.replace(need, backend=name), table, new)
+    known = {places.get(name, "") for name, table in old.backend.items() if _names(table, lockspace)}
+    for name, table in new.backend.items():
+        if _names(table, lockspace) and not known:
+            yield f"backend.{name}.lockspace: is {lockspace}, which a client of sanlock has added, and {need}"
+
+
+def _names(table: Mapping[str, Any], lockspace: str) -> bool:
+    return table.get("driver") == "paxos" and _lease_value(table, "lockspace") == lockspace
 
 
 def same_backend(old: Config, new: Config) -> Mapping[str, str]:

@@ -10,12 +10,15 @@ from typing import Any, cast
 import pytest
 from tests.unit.supervision.test_lockspace_supervisor import PassingClock, Threads
 
+from holdfast.daemon.client_backends import ClientBackends
 from holdfast.daemon.client_lockspaces import ClientLockspaces, Named, Removal, Standing
 from holdfast.daemon.lockspaces import HostLockspaces, LeaseHostPorts
+from holdfast.manager.journal_kinds import SanlockLockspaceLine
+from holdfast.manager.lock_registry import LockRegistry
 from holdfast.protocol.timing import Timing
 from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.join_errors import Hindrance, NotJoined
-from holdfast.supervision.lockspace_port import LockspaceSpec, WatchdogSpec
+from holdfast.supervision.lockspace_port import LockspacePort, LockspaceSpec, WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import LockspaceState
 from holdfast.supervision.renewal import Left, Lost
 from holdfast.system.files.lockspace_locks import SystemSpaceLocks
@@ -39,6 +42,32 @@ def spec(name: str = "A", *, path: str = "/a", host_id: int = 1) -> LockspaceSpe
 
 def named(name: str = "A", *, path: str = "/a", offset: int = 0, host_id: int = 1) -> Named:
     return Named(name, path, offset, host_id)
+
+
+class Backends:
+    """Which lockspaces have a backend for clients' leases."""
+
+    def __init__(self) -> None:
+        self.there: set[str] = set()
+
+    def add(self, presence: LockspacePort) -> None:
+        self.there.add(presence.name)
+
+    def remove(self, lockspace: str) -> None:
+        self.there.discard(lockspace)
+
+
+class Book:
+    """What the journal says clients have added."""
+
+    def __init__(self) -> None:
+        self.added: dict[str, SanlockLockspaceLine] = {}
+
+    def lockspace_added(self, line: SanlockLockspaceLine) -> None:
+        self.added[line.name] = line
+
+    def lockspace_removed(self, name: str) -> None:
+        self.added.pop(name, None)
 
 
 class Host:
@@ -73,7 +102,15 @@ class Host:
         )
         for each in configured:
             self.host.ports().lockspace(each, "disks", NONE)
-        self.clients = ClientLockspaces(self.host, clock=clock, watchdog=NONE)
+        self.backends = Backends()
+        self.book = Book()
+        self.clients = ClientLockspaces(
+            self.host,
+            backends=cast(ClientBackends, self.backends),
+            book=cast(LockRegistry, self.book),
+            clock=clock,
+            watchdog=NONE,
+        )
 
     def _start_heart(self, life: Coroutine[Any, Any, None], on_end: Callable[[object], None]) -> None:
         life.close()
@@ -224,5 +261,71 @@ def test_a_lock_of_this_host_that_is_still_held_is_that_of_the_next_one_of_its_n
         await host.joined()
         assert held is not None
         assert host.host.space_locks() == {"A": held}
+
+    asyncio.run(scene())
+
+
+def test_what_a_client_adds_is_in_the_journal_until_it_is_left(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        await host.joined()
+        assert host.book.added.keys() == host.backends.there == {"A"}
+        removing = asyncio.ensure_future(host.clients.remove(named()))
+        await asyncio.sleep(0)
+        host.threads.ends[0](Left(released=True))
+        assert await removing is Removal.DONE
+        assert not host.book.added
+        assert not host.backends.there
+
+    asyncio.run(scene())
+
+
+def test_a_try_that_fails_leaves_nothing_in_the_journal(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        adding = asyncio.ensure_future(host.clients.add(spec()))
+        await asyncio.sleep(0)
+        assert host.book.added.keys() == {"A"}  # before it is joined
+        host.threads.ends[0](NotJoined("no"))
+        assert isinstance(await adding, NotJoined)
+        assert not host.book.added
+        assert not host.backends.there
+
+    asyncio.run(scene())
+
+
+def test_the_next_daemon_joins_again_what_a_client_had_added_and_a_loss_is_its_end(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        await host.joined()
+        after = Host(tmp_path)
+        after.clients.restore(host.book.added)
+        assert after.backends.there == {"A"}
+        assert after.host.supervisors[0].spec == spec()
+        starting = asyncio.ensure_future(after.host.start())
+        await asyncio.sleep(0)
+        await starting
+        assert after.hearts == 1
+        assert after.clients.standing(named()) is Standing.ADDING
+        after.host.supervisors[0]._become(LockspaceState.JOINED, "")
+        after.host.supervisors[0]._retries = False  # as `_joined` leaves it
+        after.host.supervisors[0].heart_stopped()
+        after.host.users_gone("A")
+        after.threads.ends[0](Lost("the heartbeat stopped"))
+        assert after.clients.standing(named()) is Standing.ABSENT
+
+    asyncio.run(scene())
+
+
+def test_a_lockspace_that_is_configured_now_is_not_a_clients_any_more(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        await host.joined()
+        after = Host(tmp_path, spec())
+        after.clients.restore(host.book.added)
+        after.clients.serve_configured()
+        assert after.backends.there == {"A"}
+        assert after.host.backends_of("A") == {"disks", "sanlock:A"}
+        assert await after.refusal() is Removal.BUSY
 
     asyncio.run(scene())

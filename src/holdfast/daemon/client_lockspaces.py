@@ -3,8 +3,8 @@
     ADDING ──► JOINED ──► REMOVING ──► gone
       └─ failed: gone, the client gets the reason; nobody tries again
 
-One that a backend names in the configuration is seen here, too, but no client can remove it. NOT wired into the daemon
-yet: nothing writes what a client adds into the journal (`SanlockLockspaceLine`), or joins it again after a restart.
+One that a backend names in the configuration is seen here, too, but no client can remove it. What a client adds is in the
+journal before it is joined, and the next daemon joins it again.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
+from holdfast.daemon.client_backends import ClientBackends
 from holdfast.daemon.lockspaces import HostLockspaces
+from holdfast.manager.journal_kinds import SanlockLockspaceLine, path_of, text_of
+from holdfast.manager.lock_registry import LockRegistry
 from holdfast.model import SANLOCK_PREFIX
+from holdfast.protocol.timing import Timing
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lockspace_port import LockspaceSpec, WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
@@ -60,11 +65,46 @@ class Named(NamedTuple):
 class ClientLockspaces:
     """`watchdog` is chosen with the first lockspace of a host of which no backend names one."""
 
-    def __init__(self, host: HostLockspaces, *, clock: Clock, watchdog: WatchdogSpec) -> None:
+    def __init__(
+        self,
+        host: HostLockspaces,
+        *,
+        backends: ClientBackends,
+        book: LockRegistry,
+        clock: Clock,
+        watchdog: WatchdogSpec,
+    ) -> None:
         self._host = host
+        self._backends = backends
+        self._book = book
         self._clock = clock
         self._watchdog = watchdog
         self._added: set[str] = set()
+
+    def restore(self, added: Mapping[str, SanlockLockspaceLine]) -> None:
+        """Before locks are adopted: what the journal says clients have added. `HostLockspaces.start` joins it again."""
+        for line in added.values():
+            name, fire_s = path_of(line.name), self._watchdog.fire_timeout_s
+            spec = LockspaceSpec(
+                name=name,
+                path=path_of(line.path),
+                host_id=line.host_id,
+                hosts_max=None,
+                timing=Timing(line.io_timeout_s, fire_s),
+                offset_bytes=line.offset_bytes,
+            )
+            if any(supervisor.name == name for supervisor in self._host.supervisors):
+                log.warning("lockspace %s, which a client of sanlock had added, is configured now", name)
+                continue
+            supervisor = self._host.restored_for_clients(spec, SANLOCK_PREFIX + name, self._watchdog)
+            self._added.add(name)
+            self._backends.add(supervisor)
+
+    def serve_configured(self) -> None:
+        """Clients may have leases in the lockspaces of configured backends, too."""
+        for supervisor in self._host.supervisors:
+            self._host.serve_clients(supervisor.name, SANLOCK_PREFIX + supervisor.name)
+            self._backends.add(supervisor)
 
     def standing(self, named: Named) -> Standing:
         """From memory."""
@@ -96,8 +136,20 @@ class ClientLockspaces:
         before = self.standing(Named(spec.name, spec.path, spec.offset_bytes, spec.host_id or 0))
         if before is not Standing.ABSENT:
             return before
+        self._book.lockspace_added(
+            SanlockLockspaceLine(
+                name=text_of(spec.name),
+                path=text_of(spec.path),
+                offset_bytes=spec.offset_bytes,
+                sector_bytes=0,
+                align_bytes=0,
+                host_id=spec.host_id or 0,
+                io_timeout_s=spec.timing.io_timeout_s,
+            )
+        )
         supervisor = self._host.for_clients(spec, SANLOCK_PREFIX + spec.name, self._watchdog)
         self._added.add(spec.name)
+        self._backends.add(supervisor)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         supervisor.try_once(partial(eager_tasks.resolve, done, None))
         await done
@@ -130,4 +182,6 @@ class ClientLockspaces:
         for supervisor in self._host.supervisors:
             if supervisor.name in self._added and supervisor.has_ended:
                 self._added.discard(supervisor.name)
+                self._backends.remove(supervisor.name)
+                self._book.lockspace_removed(text_of(supervisor.name))
                 self._host.forget(supervisor.name)

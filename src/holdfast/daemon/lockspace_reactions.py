@@ -12,7 +12,15 @@ from holdfast.manager.identity_locks import IdentityLocks
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.moved_disks import MovedDisks
 from holdfast.supervision.host_identity import encode_term
-from holdfast.supervision.lockspace_news import Joined, Leaving, LockspaceNews, Lost, Over, UsersGone
+from holdfast.supervision.lockspace_news import (
+    Joined,
+    Leaving,
+    LockspaceNews,
+    Lost,
+    Notified,
+    Over,
+    UsersGone,
+)
 
 Observer = Callable[[LockspaceNews], None]
 """An observer such as the simulator's checkers: it gets each news before the daemon reacts to it."""
@@ -39,6 +47,8 @@ class LockspaceReactions:
         self._moved = moved
         self._identities = identities
         self._observe = observe
+        self.on_notified: Callable[[Notified], None] = lambda _: None
+        """Of the frontend whose clients have events and requests."""
 
     def react(self, news: LockspaceNews) -> None:
         """Called on the event loop, in order; returns when the first step of each reaction is done."""
@@ -60,5 +70,7 @@ class LockspaceReactions:
                     self._manager.unknown.drop_place(backend)
             case Leaving():
                 pass
+            case Notified():
+                self.on_notified(news)
             case _:
                 assert_never(news)

@@ -126,6 +126,8 @@ class HostLockspaces:
         self._lease_monitor: LeaseMonitor | None = None
         self._monitor_runs = False
         self._supervisors: dict[str, tuple[LockspaceSupervisor, set[str]]] = {}
+        self._of_clients: set[str] = set()
+        """Lockspaces that no backend names: clients have added them."""
         self._report = report
 
     def ports(self) -> LeasePorts:
@@ -259,7 +261,8 @@ class HostLockspaces:
         tried = []
         for supervisor in self.supervisors:
             done: asyncio.Future[None] = loop.create_future()
-            supervisor.start(partial(eager_tasks.resolve, done, None))
+            begin = supervisor.rejoin if supervisor.name in self._of_clients else supervisor.start
+            begin(partial(eager_tasks.resolve, done, None))
             if supervisor.resuming:
                 tried.append(done)  # a claim takes long, and no owner depends on it yet
         if tried:
@@ -276,12 +279,32 @@ class HostLockspaces:
         """A supervisor at run time, for a lockspace that no backend names; not started yet. With the first lockspace of this
         host the lease monitor starts; `watchdog` is chosen only then.
         """
+        supervisor = self.restored_for_clients(spec, backend, watchdog)
+        if self._lease_monitor is not None and not self._monitor_runs:
+            self._begin_monitor(self._lease_monitor)
+        return supervisor
+
+    def restored_for_clients(
+        self, spec: LockspaceSpec, backend: str, watchdog: WatchdogSpec
+    ) -> LockspaceSupervisor:
+        """The same before `start`, for a lockspace that an earlier daemon was in: `start` joins it again."""
         if spec.name in self._supervisors:
             raise ValueError(f"lockspace '{spec.name}' is there already")
         self._lockspace(spec, backend, self._choice or watchdog)
-        if self._lease_monitor is not None and not self._monitor_runs:
-            self._begin_monitor(self._lease_monitor)
+        self._of_clients.add(spec.name)
         return self._supervisors[spec.name][0]
+
+    def serve_clients(self, lockspace: str, backend: str) -> LockspaceSupervisor:
+        """A configured lockspace has one backend more, for leases of sanlock's clients."""
+        supervisor, backends = self._supervisors[lockspace]
+        backends.add(backend)
+        return supervisor
+
+    def conflict(self, watchdog: WatchdogSpec) -> str:
+        """Why clients' lockspaces can't have this watchdog: a host has one. Empty if they can."""
+        if self._choice in (None, watchdog):
+            return ""
+        return f"a host has one watchdog, and a backend says {words_of(self._choice)}, this table {words_of(watchdog)}"
 
     def forget(self, lockspace: str) -> None:
         """Drop a lockspace that has ended; a lock on this host that it still has is the next one's of that name."""
@@ -289,6 +312,7 @@ class HostLockspaces:
         if not supervisor.has_ended:
             raise ValueError(f"lockspace '{lockspace}' has not ended")
         del self._supervisors[lockspace]
+        self._of_clients.discard(lockspace)
         if (held := supervisor.use.descriptor()) is not None:
             self._space_locks[lockspace] = held
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from holdfast.ondisk.delta import Event
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.types import Instant
+from holdfast.protocol.types import Generation, HostId, Instant
 from holdfast.supervision.host_identity import Incarnation
 
 
@@ -60,4 +61,16 @@ class Over:
     lockspace: str
 
 
-LockspaceNews = Joined | Lost | UsersGone | Leaving | Over
+@dataclass(frozen=True, slots=True)
+class Notified:
+    """Another host has set this host's bit: it has an event for its clients, or a request for a lease that is held here. It
+    comes with each renewal of that host while the bit is set.
+    """
+
+    lockspace: str
+    host_id: HostId
+    generation: Generation
+    event: Event
+
+
+LockspaceNews = Joined | Lost | UsersGone | Leaving | Over | Notified

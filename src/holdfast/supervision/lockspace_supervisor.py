@@ -28,7 +28,7 @@ from typing import assert_never
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol.expiry import Phase
-from holdfast.protocol.host_status import HostView
+from holdfast.protocol.host_status import HostView, Notified
 from holdfast.protocol.lockspace_area import Corrupt, open_area
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.ports import Clock as ProtocolClock
@@ -82,6 +82,9 @@ class LockspaceSupervisor:
     (empty: it may), `generation_min` the least generation of a claim made now, `is_in_doubt` whether locks that can't be
     named yet may depend on its last incarnation. `report` gets the news, on the event loop.
     """
+
+    _ends_with_loss = False
+    """Whether, once it is joined, a loss is the end (`rejoin`)."""
 
     def __init__(
         self,
@@ -201,6 +204,16 @@ class LockspaceSupervisor:
         return self._lockspace.hosts() if self._lockspace is not None else ()
 
     @property
+    def renewal(self) -> RenewalLoop | None:
+        """The present renewal, or the last one; None before the first join."""
+        return self._lockspace
+
+    @property
+    def member(self) -> Membership | None:
+        """The present membership, also while new locks are refused; None unless it is joined."""
+        return self._member if self.state is LockspaceState.JOINED else None
+
+    @property
     def resuming(self) -> bool:
         """Whether it is still open if the last incarnation can be resumed."""
         return self._resuming
@@ -252,6 +265,11 @@ class LockspaceSupervisor:
         """
         self._retries = False
         self.start(on_end)
+
+    def rejoin(self, on_first_try: Callable[[], None]) -> None:
+        """Join what an earlier daemon was in by `try_once`: as `start`, and a loss is the end once it is joined."""
+        self._ends_with_loss = True
+        self.start(on_first_try)
 
     def join(self) -> None:
         """Join again after it was left."""
@@ -451,7 +469,7 @@ class LockspaceSupervisor:
         self, plan: JoinPlan, disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None], number: int
     ) -> RenewalLoop:
         def report(news: RenewalNews) -> None:
-            if isinstance(news, Joined | Expiring | Lost):
+            if isinstance(news, Joined | Expiring | Lost | Notified):
                 self._threads.tell(lambda: self._read(plan, news) if number == self._life else None)
 
         return RenewalLoop(
@@ -493,7 +511,7 @@ class LockspaceSupervisor:
 
     # --- news and results of the renewal thread ---
 
-    def _read(self, plan: JoinPlan, news: Joined | Expiring | Lost) -> None:
+    def _read(self, plan: JoinPlan, news: Joined | Expiring | Lost | Notified) -> None:
         """News of the present renewal, in order; those of an earlier one are dropped before."""
         match news:
             case Joined(member):
@@ -502,6 +520,8 @@ class LockspaceSupervisor:
                 self._expiring(age_s)
             case Lost(reason):
                 self._lost(reason)
+            case Notified(host_id, generation, event):
+                self._report(lockspace_news.Notified(self.name, host_id, generation, event))
             case _:
                 assert_never(news)
 
@@ -528,6 +548,8 @@ class LockspaceSupervisor:
         self.host_id, self.host_name, self.generation = term.host_id, term.host_name, term.generation
         self._member = member
         self.gone_on = self._resuming
+        if self._ends_with_loss:
+            self._retries = False
         how = "gone on with" if self._resuming else "joined"  # tests and scripts match on these words
         self._resuming = False
         self._become(LockspaceState.JOINED, "")

@@ -19,10 +19,12 @@ import enum
 import errno
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
+from holdfast.ondisk.delta import NO_EVENT, Event
 from holdfast.protocol import delta_lease as delta
 from holdfast.protocol.expiry import Phase
 from holdfast.protocol.host_status import Action, HostView, Notified, StateChanged
@@ -97,6 +99,22 @@ RenewalNews = Joined | Expiring | Lost | Expired | StateChanged | Notified
 be first, with the same value."""
 
 
+class RenewalTimes(NamedTuple):
+    """One renewal: the timestamp that it wrote (seconds of our clock), and how long its read and its write took. `next_`:
+    those that failed between it and the next one that succeeded.
+    """
+
+    timestamp: int
+    read_ms: int = 0
+    write_ms: int = 0
+    next_timeouts: int = 0
+    next_errors: int = 0
+
+
+HISTORY_MAX = 180
+"""Renewals that are remembered: as sanlock, an hour with its io_timeout of 10 s."""
+
+
 class RenewalLoop:
     """This host's membership in one lockspace. It needs a disk and a clock of its own, and runs once."""
 
@@ -155,6 +173,11 @@ class RenewalLoop:
         self._hosts: PeerMonitor | None = None
         self._notify_lock = threading.Lock()
         self._notified_until: dict[HostId, float] = {}
+        self._event = NO_EVENT
+        self.history: deque[RenewalTimes] = deque(maxlen=HISTORY_MAX)
+        """Of the last renewals that succeeded, oldest first."""
+        self._failures = RenewalTimes(0)
+        """Failed renewals since the last one that succeeded, to be counted at that one."""
 
     # --- called from any thread ---
 
@@ -206,6 +229,14 @@ class RenewalLoop:
         theirs_s = self._hosts.view(host_id, now).io_timeout_s if self._hosts is not None else 0
         with self._notify_lock:
             self._notified_until[host_id] = now + timing.of_host(max(theirs_s, timing.io_timeout_s)).notify_s
+
+    def notify_no_more(self, host_id: HostId) -> None:
+        with self._notify_lock:
+            self._notified_until.pop(host_id, None)
+
+    def post_event(self, event: Event) -> None:
+        """Our renewals carry it from now on; `NO_EVENT` takes it back."""
+        self._event = event
 
     # --- the renewal thread ---
 
@@ -342,6 +373,7 @@ class RenewalLoop:
                 area,
                 self._clock,
                 held,
+                event=self._event,
                 notified=self._to_notify(),
                 hosts_watched=hosts.hosts_to_read(),
                 is_over=watched.is_over,
@@ -350,10 +382,16 @@ class RenewalLoop:
                 case delta.Renewed(held, sectors, read_at):
                     self.trouble = ""
                     watched.renewed(held.renewed_at)
+                    self._remember(held, read_at)
                     due = held.renewed_at + self._claim.timing.renewal_s
                     self._tell(hosts.looked(self._clock.now(), read_at, sectors))
                 case delta.RenewalFailed(held, failed, sectors, read_at):
                     self.trouble = _told(failed)
+                    late = failed.errno == errno.ETIMEDOUT
+                    self._failures = self._failures._replace(
+                        next_timeouts=self._failures.next_timeouts + late,
+                        next_errors=self._failures.next_errors + (not late),
+                    )
                     due = self._clock.now() + RETRY_PAUSE_S
                     changes = hosts.ticked(self._clock.now())
                     if sectors is not None:
@@ -373,6 +411,20 @@ class RenewalLoop:
                     return self._lost(watched, "not renewed in time")
                 case _:
                     assert_never(outcome)
+
+    def _remember(self, held: delta.Held, read_at: Instant) -> None:
+        began, failures, self._failures = held.renewed_at, self._failures, RenewalTimes(0)
+        if self.history and (failures.next_timeouts or failures.next_errors):
+            self.history[-1] = self.history[-1]._replace(
+                next_timeouts=failures.next_timeouts, next_errors=failures.next_errors
+            )
+        self.history.append(
+            RenewalTimes(
+                held.record.timestamp,
+                round((began - read_at) * 1000),
+                round((self._clock.now() - began) * 1000),
+            )
+        )
 
     def _lost(self, watched: MonitoredLease, reason: str) -> Lost:
         watched.corrupted(reason)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from holdfast.protocol.membership import Membership
-from holdfast.supervision.lockspace_news import Joined, Leaving, LockspaceNews, Lost, Over, UsersGone
+from holdfast.supervision.lockspace_news import (
+    Joined,
+    Leaving,
+    LockspaceNews,
+    Lost,
+    Notified,
+    Over,
+    UsersGone,
+)
 from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
 from holdfast_sim.check.host_ids import Incarnation
 from holdfast_sim.cluster.protocol_daemon import Space
@@ -88,7 +96,7 @@ class ManagedSeat:
             case Leaving():
                 if self.term is not None:
                     self.term.dismissed = self._settled
-            case Over():
+            case Over() | Notified():
                 pass
             case _:
                 assert_never(news)

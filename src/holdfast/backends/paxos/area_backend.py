@@ -6,6 +6,8 @@ VMs and these clients from each other.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from holdfast.backends.base import HeldElsewhere, SavedLock, Stale
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.area_store import GONE, Area, AreaStore, area_of
@@ -26,6 +28,14 @@ from holdfast.system.files.storage_executor import Storage
 def resource_in(lockspace: str, name: str) -> Resource:
     """A lease of sanlock's clients as a resource of the manager."""
     return Resource(SANLOCK_PREFIX + lockspace, name)
+
+
+def in_lockspace(backends: Iterable[object], presence: LockspacePort) -> PaxosBackend | None:
+    """The configured one of these backends whose leases are in that lockspace."""
+    for backend in backends:
+        if isinstance(backend, PaxosBackend) and backend.presence is presence:
+            return backend
+    return None
 
 
 class AreaBackend(PaxosBackend):
