@@ -11,7 +11,7 @@ import pytest
 from tests.unit.supervision.test_lockspace_supervisor import PassingClock, Threads
 
 from holdfast.daemon.client_backends import ClientBackends
-from holdfast.daemon.client_lockspaces import ClientLockspaces, Named, Removal, Standing
+from holdfast.daemon.client_lockspaces import ClientLockspaces
 from holdfast.daemon.lockspaces import HostLockspaces, LeaseHostPorts
 from holdfast.manager.journal_kinds import SanlockLockspaceLine
 from holdfast.manager.lock_registry import LockRegistry
@@ -20,6 +20,7 @@ from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.join_errors import Hindrance, NotJoined
 from holdfast.supervision.lockspace_port import LockspacePort, LockspaceSpec, WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import LockspaceState
+from holdfast.supervision.named_lockspace import Named, Removal, Standing
 from holdfast.supervision.renewal import Left, Lost
 from holdfast.system.files.lockspace_locks import SystemSpaceLocks
 from holdfast.system.files.state_file import StateFile

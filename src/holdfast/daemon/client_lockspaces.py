@@ -10,11 +10,9 @@ journal before it is joined, and the next daemon joins it again.
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 from holdfast.daemon.client_backends import ClientBackends
 from holdfast.daemon.lockspaces import HostLockspaces
@@ -25,6 +23,7 @@ from holdfast.protocol.timing import Timing
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lockspace_port import LockspaceSpec, WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
+from holdfast.supervision.named_lockspace import Named, Removal, Standing
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 
@@ -32,34 +31,6 @@ log = logging.getLogger(__name__)
 
 END_LOOK_S = 0.1
 """Between two checks whether a lockspace that is left has ended."""
-
-
-class Standing(enum.Enum):
-    """Of a lockspace that a client names."""
-
-    ABSENT = "this host is not in it"
-    ADDING = "it is being joined"
-    JOINED = "this host is in it, or has just lost it"
-    REMOVING = "it is being left"
-    OTHER = "its name, or its place, is another lockspace's here"
-
-
-class Removal(enum.Enum):
-    """What has become of a removal."""
-
-    DONE = "it is left"
-    ABSENT = "this host is not in it"
-    REMOVING = "it is being left already"
-    BUSY = "owners depend on it, or it is configured"
-
-
-class Named(NamedTuple):
-    """What identifies a lockspace; `host_id` 0 stands for any."""
-
-    name: str
-    path: str
-    offset_bytes: int
-    host_id: int
 
 
 class ClientLockspaces:
