@@ -11,6 +11,9 @@ migration, no second lease.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
 from holdfast.errors import HoldfastError, Refused
 from holdfast.manager import events as ev
 from holdfast.manager.lock_manager import LockManager
@@ -18,6 +21,8 @@ from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
 from holdfast.model import SANLOCK_PREFIX, AcquireRequest, Mode, OwnerName, Resource
 from holdfast.system.files.ofd_lock import FileKey
+
+T = TypeVar("T")
 
 
 class ClientLeases:
@@ -60,6 +65,13 @@ class ClientLeases:
     def with_key(self, key: FileKey) -> HostLock | None:
         """The lock of a lease by its key: also of a disk of libvirt's that has the same lease."""
         return self._manager.table.of_lock_file(key)
+
+    async def while_not_taken(self, keys: Sequence[FileKey], work: Coroutine[Any, Any, T]) -> T:
+        """Do work on storage while nobody on this host takes or releases a lease with one of these keys."""
+        locks = self._manager.key_locks
+        while (busy := locks.first_taken(keys)) is not None:
+            await locks.wait(busy)
+        return await locks.holding(keys, work)
 
     def claimed(self, owner: Owner, resource: Resource) -> Mode | None:
         return self._manager.claimed(owner, resource)
