@@ -15,7 +15,6 @@ from holdfast.frontends.sanlock.area_guard import AreaGuard
 from holdfast.frontends.sanlock.engine_ports import ForeignAreas
 from holdfast.frontends.sanlock.foreign_areas import (
     Refused,
-    geometry_of_flags,
     new_geometry,
     opened,
     read,
@@ -110,7 +109,8 @@ class AreaCommands:
         wanted = request.resource
         try:
             async with self._of_resource(wanted) as disk:
-                leader = await self._read_leader(disk, wanted)
+                space, name = wanted.lockspace.text or None, wanted.name.text or None
+                leader = await read_leader(disk, wanted.disks[0], space, name)
         except Refused as refused:
             return replies.ResourceRead(refused.result, wanted)
         return replies.ResourceRead(Result.OK, _described(wanted, leader))
@@ -119,12 +119,17 @@ class AreaCommands:
         wanted = request.resource
         try:
             async with self._of_resource(wanted) as disk:
-                leader = await self._read_leader(disk, wanted)
+                space, name = wanted.lockspace.text, wanted.name.text
+                leader = await read_leader(disk, wanted.disks[0], space, name, nothing=Result.EINVAL)
+                said = wanted.flags & SIZE_FLAGS
+                if said not in (0, size_flags(leader.geometry)):
+                    raise Refused(Result.EINVAL)
                 span = leader.geometry.lease_span_bytes(leader.num_hosts)
                 raw = await read(disk, wanted.disks[0].offset_bytes, span)
         except Refused as refused:
             return replies.OwnersRead(refused.result, wanted)
-        found, hosts = _described(wanted, leader), []
+        found = _described(wanted, leader)._replace(flags=wanted.flags)
+        hosts = []
         blocks = _blocks(raw, leader)
         if any(isinstance(block, Malformed) for block in blocks.values()):
             return replies.OwnersRead(Result.DBLOCK_CHECKSUM, wanted)
@@ -142,13 +147,6 @@ class AreaCommands:
             log.warning("refused %s: a lease on several disks is not supported", resource.name)
             raise Refused(Result.EINVAL)
         return opened(self._areas, resource.disks[0].path, writable=writable)
-
-    async def _read_leader(self, disk: LeaseDisk, wanted: s.Resource) -> Leader:
-        leader = await read_leader(disk, wanted.disks[0], wanted.lockspace.text, wanted.name.text)
-        said = geometry_of_flags(wanted.flags)
-        if said is not None and said != leader.geometry:
-            raise Refused(Result.EINVAL)
-        return leader
 
     # --- writing ---
 

@@ -17,7 +17,7 @@ from holdfast.ondisk import geometry as geometries
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import SECTOR_4096, Geometry
 from holdfast.ondisk.leader import Leader
-from holdfast.ondisk.malformed import Malformed
+from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.disk_file import DiskFacts
 from holdfast.system.block_io.lease_files import LeaseDisk
@@ -122,7 +122,7 @@ async def read_lockspace(disk: LeaseDisk, place: Disk, name: str, host_id: int) 
     if isinstance(first, Malformed):
         raise Refused(of_record(first))
     if host_id > first.geometry.hosts_max:
-        raise Refused(Result.ADDLS_INVALID_HOSTID)
+        raise Refused(Result.LEADER_MAGIC)  # there is no record for it
     at = place.offset_bytes + first.geometry.delta_offset_bytes(host_id)
     sector = await read(disk, at, first.geometry.sector_bytes)
     record = DeltaLease.decode(sector)
@@ -133,13 +133,20 @@ async def read_lockspace(disk: LeaseDisk, place: Disk, name: str, host_id: int) 
     return LockspaceThere(first, record, sector)
 
 
-async def read_leader(disk: LeaseDisk, place: Disk, space: str, name: str) -> Leader:
-    """Raises `Refused`; an empty name matches any."""
+async def read_leader(
+    disk: LeaseDisk,
+    place: Disk,
+    space: str | None,
+    name: str | None,
+    *,
+    nothing: Result = Result.LEADER_MAGIC,
+) -> Leader:
+    """Raises `Refused`, with `nothing` where there was never a lease; a name that is None matches any."""
     leader = Leader.decode(await read(disk, place.offset_bytes, SECTOR_4096))
     if isinstance(leader, Malformed):
-        raise Refused(of_malformed(leader))
-    if space and not leader.space_name.says(space):
+        raise Refused(nothing if leader.reason is Reason.MAGIC else of_malformed(leader))
+    if space is not None and not leader.space_name.says(space):
         raise Refused(Result.LEADER_LOCKSPACE)
-    if name and not leader.resource_name.says(name):
+    if name is not None and not leader.resource_name.says(name):
         raise Refused(Result.LEADER_RESOURCE)
     return leader

@@ -61,7 +61,7 @@ class HostMarks:
                 there = await read_lockspace(disk, wanted.disk, wanted.name.text, 1)
                 geometry = there.geometry
                 if wanted.host_id > geometry.hosts_max:
-                    raise Refused(Result.ADDLS_INVALID_HOSTID)
+                    raise Refused(Result.EINVAL)
                 if there.record.write_fault() is not None:
                     raise Refused(Result.WRONG_CAW)
                 if wanted.flags & LockspaceFlag.NO_TIMEOUT and not there.record.is_no_timeout:

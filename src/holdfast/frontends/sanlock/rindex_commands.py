@@ -134,37 +134,33 @@ class RindexCommands:
                 return s.RindexEntry(offset_bytes=_slot(index, free))
             if offset:
                 number = _number(index, offset)
-                entered = dict(index.entries()).get(number)
-                if entered is None and not name:
-                    raise Refused(Result.ENOENT)
-                if name and (entered is None or not entered.name.says(name)):
+                entered = dict(index.entries()).get(number, RindexEntry())
+                if name and not entered.name.says(name):
                     raise Refused(Result.RINDEX_DIFF)
-                assert entered is not None
                 return s.RindexEntry(entered.name, offset)
             found = index.find(name)
             if found is None:
                 raise Refused(Result.ENOENT)
             return s.RindexEntry(request.entry.name, _slot(index, found))
 
-        return await self._answered(request.rindex, request.entry, work, writable=False)
+        return await self._answered(request.rindex, work, writable=False)
 
     async def update(self, request: r.UpdateRindex) -> replies.IndexEntry:
         """One entry, as the client says, without the index's lease."""
-        flags = request.flags | request.rindex.flags
-        add, remove = flags & UpdateRindexFlag.ADD, flags & UpdateRindexFlag.REM
+        add, remove = request.flags & UpdateRindexFlag.ADD, request.flags & UpdateRindexFlag.REM
         name, offset = request.entry.name, request.entry.offset_bytes
 
         async def work(disk: LeaseDisk, member: Membership) -> s.RindexEntry:
-            if not name.text or not offset or not (add or remove):
+            if not offset or not (remove or (add and name.text)):
                 raise Refused(Result.EINVAL)
             index = await _read(disk, request.rindex)
             number = _number(index, offset)
             self._guard.refuse_index(disk, index.header.space_name.text)
             entry = RindexEntry(offset_bytes=offset, name=name) if add else RindexEntry()
             await _enter(index, disk, number, entry, member)
-            return s.RindexEntry(name, offset)
+            return s.RindexEntry(name, offset) if add else s.RindexEntry()
 
-        return await self._answered(request.rindex, request.entry, work)
+        return await self._answered(request.rindex, work)
 
     # --- CREATE, DELETE, REBUILD ---
 
@@ -196,7 +192,7 @@ class RindexCommands:
                 case IoFailed():
                     raise Refused(code_of(made))
 
-        return await self._answered(request.rindex, request.entry, work)
+        return await self._answered(request.rindex, work)
 
     async def delete(self, request: r.DeleteResource) -> replies.IndexEntry:
         """First the lease is cleared, then its entry: the other way round a host that knows its place could still win it."""
@@ -218,7 +214,7 @@ class RindexCommands:
                 _landed(await clear_entry(index, number, member.io_timeout_s, may_write=member.may_write))
             return s.RindexEntry()
 
-        return await self._answered(request.rindex, request.entry, work)
+        return await self._answered(request.rindex, work)
 
     async def rebuild(self, request: r.RebuildRindex) -> replies.Plain:
         """Write the whole index, by what the leases themselves are called."""
@@ -240,7 +236,7 @@ class RindexCommands:
                 done(await owned.write(at, bytes(area), timeout_s=INIT_TIMEOUT_S))
             return s.RindexEntry()
 
-        answer = await self._answered(request.rindex, s.RindexEntry(), work)
+        answer = await self._answered(request.rindex, work)
         return replies.Plain(answer.result)
 
     # --- what they share ---
@@ -248,19 +244,18 @@ class RindexCommands:
     async def _answered(
         self,
         wanted: s.Rindex,
-        entry: s.RindexEntry,
         work: Callable[[LeaseDisk, Membership], Coroutine[Any, Any, s.RindexEntry]],
         *,
         writable: bool = True,
     ) -> replies.IndexEntry:
-        """The answer; the client's own entry with every error."""
+        """The answer; an entry of zeros with every error."""
         try:
             async with self._alone(wanted.lockspace.text):
                 member = self._member(wanted.lockspace.text)
                 async with opened(self._areas, wanted.disk.path, writable=writable) as disk:
                     return replies.IndexEntry(Result.OK, await work(disk, member))
         except Refused as refused:
-            return replies.IndexEntry(refused.result, entry)
+            return replies.IndexEntry(refused.result, s.RindexEntry())
 
     def _member(self, space: str) -> Membership:
         backend = self._backends.backend_of(space)
