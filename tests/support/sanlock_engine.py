@@ -147,8 +147,9 @@ class FakeLockspaces:
     def set_uses(self, lockspace: str, uses: Uses) -> None:
         self.marks[lockspace] = uses
 
-    def set_io_timeout(self, lockspace: str, io_timeout_s: int) -> None:
+    def set_io_timeout(self, lockspace: str, io_timeout_s: int) -> bool:
         self.calls.append(("io_timeout", lockspace, io_timeout_s))
+        return True
 
     def post_event(self, lockspace: str, event: Event) -> None:
         self.calls.append(("event", lockspace, event))

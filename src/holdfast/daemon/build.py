@@ -21,6 +21,9 @@ from holdfast.backends.file.host_files import HostFilesBackend
 from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.backends.registry import make_backend
 from holdfast.config import Config, DiskRule
+from holdfast.config_change import WATCHDOG_DEVICE_DEFAULTS
+from holdfast.daemon.client_backends import ClientBackends
+from holdfast.daemon.client_lockspaces import ClientLockspaces
 from holdfast.daemon.handover import Before, Handover, lock_name
 from holdfast.daemon.host_watchdog import WATCHDOG_FD_NAME
 from holdfast.daemon.lockspace_calls import LeaseSpaceCalls
@@ -48,6 +51,7 @@ from holdfast.manager.unasked_disks import UnaskedDisks
 from holdfast.model import LockFailureAction, Protection
 from holdfast.network_disk import is_network_name
 from holdfast.supervision.host_identity import HostIdentity
+from holdfast.supervision.lockspace_port import WatchdogSpec
 from holdfast.system.block_io.request_gate import Gate
 from holdfast.system.clock import Clock
 from holdfast.system.epoll import Readiness
@@ -118,6 +122,10 @@ class Parts:
     leases: HostLockspaces
     lease_recovery: LockspaceLoss
     lease_calls: LeaseSpaceCalls
+    reactions: LockspaceReactions
+    clients: ClientLockspaces
+    """Those that sanlock's clients add and remove."""
+    client_backends: ClientBackends
     recovery: Recovery
     collector: LeaseCollector
     rereading: LeaseRereading
@@ -214,6 +222,25 @@ def build(
         identities=identities,
         observe=observe,
     )
+    client_backends = ClientBackends(
+        routing,
+        leases=ports.leases.storage,
+        storage=ports.storage,
+        identities=ports.leases.identities,
+        clock=clock,
+        rng=ports.leases.rng,
+    )
+    clients = ClientLockspaces(
+        leases,
+        backends=client_backends,
+        book=manager.book,
+        clock=clock,
+        watchdog=_watchdog_of_clients(config, leases),
+        in_doubt=lambda backends: manager.unknown.has_place(set(backends)),
+        others=lambda backends: lease_recovery.users_beside_clients(set(backends)),
+    )
+    if config.sanlock.socket:
+        clients.serve_configured()
     recovery = Recovery(
         manager,
         processes=processes,
@@ -253,6 +280,9 @@ def build(
             breaker,
             HostFencer(manager, breaker),
         ),
+        reactions=reactions,
+        clients=clients,
+        client_backends=client_backends,
         recovery=recovery,
         collector=collector,
         rereading=LeaseRereading(manager, recovery, clock=clock, round_s=ports.leases.reread_s),
@@ -274,8 +304,31 @@ def build(
             found=FoundDescriptors(manager, storage=ports.storage),
             search=LockSearch(manager, domains=ports.status),
             before=before,
+            join_again=clients.restore if config.sanlock.socket else clients.forget,
         ),
     )
+
+
+def _watchdog_of_clients(config: Config, leases: HostLockspaces) -> WatchdogSpec:
+    """Of the lockspaces that clients add; raises `ConfigError`."""
+    table = config.sanlock
+
+    def problem(reason: str) -> ConfigError:
+        return ConfigError(file=config.source(), key="sanlock.watchdog", reason=reason)
+
+    if table.watchdog is None:
+        if leases.watchdog is None and table.socket:
+            raise problem(
+                'is needed, as no backend with leases has one: "device" (this host is reset when it loses its leases), '
+                '"wdmd" (the same by sanlock\'s daemon), or "none" (nothing resets a host that hangs; its disks may be '
+                "written twice)"
+            )
+        return leases.watchdog or WatchdogSpec("none", "", table.fire_timeout_s)
+    path = table.watchdog_device or WATCHDOG_DEVICE_DEFAULTS[table.watchdog]
+    wanted = WatchdogSpec(table.watchdog, path, table.fire_timeout_s)
+    if table.socket and (conflict := leases.conflict(wanted)):
+        raise problem(conflict)
+    return wanted
 
 
 def _keep_lock(store: DescriptorStore, lock_id: int, fd: int | None) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+
+import msgspec
 
 from holdfast.daemon.client_backends import ClientBackends
 from holdfast.daemon.lockspaces import HostLockspaces
@@ -34,7 +36,9 @@ END_LOOK_S = 0.1
 
 
 class ClientLockspaces:
-    """`watchdog` is chosen with the first lockspace of a host of which no backend names one."""
+    """`watchdog` is chosen with the first lockspace of a host of which no backend names one. `in_doubt` returns whether
+    locks that can't be named may depend on these backends, `others` who depends on them and is no client of sanlock's.
+    """
 
     def __init__(
         self,
@@ -44,8 +48,13 @@ class ClientLockspaces:
         book: LockRegistry,
         clock: Clock,
         watchdog: WatchdogSpec,
+        in_doubt: Callable[[Collection[str]], bool] = lambda _: False,
+        others: Callable[[Collection[str]], list[str]] = lambda _: [],
     ) -> None:
         self._host = host
+        self._in_doubt = in_doubt
+        self._others = others
+        self._uses: dict[str, int] = {}
         self._backends = backends
         self._book = book
         self._clock = clock
@@ -70,6 +79,46 @@ class ClientLockspaces:
             supervisor = self._host.restored_for_clients(spec, SANLOCK_PREFIX + name, self._watchdog)
             self._added.add(name)
             self._backends.add(supervisor)
+
+    def forget(self, added: Mapping[str, SanlockLockspaceLine]) -> None:
+        """In place of `restore`, where sanlock's clients are not served any more. None of them has a lease: a change of the
+        configuration is refused while one has.
+        """
+        for name in list(added):
+            log.warning(
+                "lockspace %s, which a client of sanlock had added, is not joined: there is no [sanlock] socket",
+                name,
+            )
+            self._book.lockspace_removed(name)
+
+    @property
+    def present(self) -> list[tuple[LockspaceSupervisor, Standing]]:
+        """The lockspaces of this host that clients see, in the order in which they came."""
+        self._forget_ended()
+        found = [(supervisor, self._standing(supervisor)) for supervisor in self._host.supervisors]
+        return [(supervisor, standing) for supervisor, standing in found if standing is not Standing.OTHER]
+
+    def why_not_removed(self, lockspace: str) -> str:
+        """Why no client may remove it or write over it; empty if one may. Its clients' own leases are no reason."""
+        if lockspace not in self._added:
+            return "it is configured"
+        backends = self._host.backends_of(lockspace)
+        if self._in_doubt(backends):
+            return "locks that can't be named may depend on it"
+        others = self._others(backends)
+        return f"{', '.join(others)} depends on it" if others else ""
+
+    def uses(self, lockspace: str) -> int:
+        """The marks that clients have set, as a number of theirs; 0: none."""
+        line = self._book.added.get(text_of(lockspace))
+        return line.uses if line is not None else self._uses.get(lockspace, 0)
+
+    def set_uses(self, lockspace: str, uses: int) -> None:
+        """The next daemon has the marks of what a client has added, too."""
+        if (line := self._book.added.get(text_of(lockspace))) is not None:
+            self._book.lockspace_added(msgspec.structs.replace(line, uses=uses))
+        else:
+            self._uses[lockspace] = uses
 
     def serve_configured(self) -> None:
         """Clients may have leases in the lockspaces of configured backends, too."""
@@ -139,7 +188,7 @@ class ClientLockspaces:
         if named.name not in self._added:
             log.warning("lockspace %s is not removed for a client: it is configured", named.name)
             return Removal.BUSY
-        if self._host.is_in_use(named.name):
+        if self._host.is_in_use(named.name) or self._in_doubt(self._host.backends_of(named.name)):
             log.warning("lockspace %s is not removed for a client: owners depend on it", named.name)
             return Removal.BUSY
         supervisor = next(each for each in self._host.supervisors if each.name == named.name)

@@ -31,10 +31,10 @@ from holdfast.daemon import lifecycle
 from holdfast.daemon.build import build
 from holdfast.daemon.kept_config import Start
 from holdfast.daemon.reload import ConfigurationInForce, NextProgram, held_needs
+from holdfast.daemon.sanlock_socket import SanlockSocket
 from holdfast.daemon.system_ports import pooled_storage, system_ports
-from holdfast.frontends.listener import Listener
+from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
-from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.manager import events as ev
 from holdfast.manager.hook_policy import HookPolicy
 from holdfast.manager.identity_locks import disks
@@ -139,6 +139,17 @@ class Daemon:
                 ),
             ),
         )
+        self.sanlock = (
+            SanlockSocket(
+                self.parts,
+                lockspaces=self.parts.clients,
+                backends=self.parts.client_backends,
+                commands=self.commands,
+                end=self._ask_to_stop,
+            )
+            if config.sanlock.socket
+            else None
+        )
         self.listeners: dict[str, Listener] = {}
         held = partial(held_needs, self.manager, self.leases)
         self._in_force = ConfigurationInForce(config, file=start.file, text=before.configuration, held=held)
@@ -156,7 +167,7 @@ class Daemon:
         for number in (signal.SIGUSR1, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
-        if self.leases.supervisors:
+        if self.leases.supervisors or self.sanlock is not None:
             await self.commands.start()  # now: later its start would wait for storage that hangs
         try:
             self._open_listeners()
@@ -173,7 +184,7 @@ class Daemon:
         for listener in self.listeners.values():
             listener.start()
         lifecycle.account_for_left_behind(self.parts)
-        if self.leases.supervisors:
+        if self.leases.supervisors or self.sanlock is not None:
             lock_memory()
         gc.collect()
         gc.freeze()
@@ -207,15 +218,28 @@ class Daemon:
             config.virtlockd.socket,
             lambda: self._bind(config.virtlockd.socket, VIRTLOCKD_SOCKET_MODE, None),
             config.virtlockd.max_clients,
-            self.virtlockd,
+            self.virtlockd.admit,
+            self.virtlockd.serve,
         )
         self.control.listener = self._listener(
             "control",
             config.control_socket,
             lambda: self._bind(config.control_socket, 0o600 if gid is None else 0o660, gid),
             config.control.max_clients,
-            self.control,
+            self.control.admit,
+            self.control.serve,
         )
+        if self.sanlock is not None:
+            table = config.sanlock
+            of_clients = grp.getgrnam(table.group).gr_gid if table.group else None
+            self.sanlock.frontend.listener = self._listener(
+                "sanlock",
+                table.socket,
+                lambda: self._bind(table.socket, 0o600 if of_clients is None else 0o660, of_clients),
+                table.max_clients,
+                lambda peer, sock: "",  # the socket's mode says who may connect
+                self.sanlock.frontend.serve,
+            )
         # A socket that was passed on, or is systemd's, was made for the earlier configuration, or for root only.
         try:
             fds.open_socket_to(config.control_socket, gid)
@@ -228,7 +252,8 @@ class Daemon:
         path: str,
         bind: Callable[[], socket.socket],
         clients_max: int,
-        frontend: VirtlockdFrontend | ControlFrontend,
+        admit: Callable[[Peer, socket.SocketType], str],
+        serve: Callable[[socket.SocketType, Peer], None],
     ) -> Listener:
         reexec = self._inherited.reexec
         if reexec is not None and name in reexec.listeners:
@@ -244,8 +269,8 @@ class Daemon:
             clients_max=clients_max,
             cap_key=f"{name}.max_clients",
             readiness=self._readiness,
-            admit=frontend.admit,
-            serve=frontend.serve,
+            admit=admit,
+            serve=serve,
         )
         return self.listeners[name]
 
@@ -368,6 +393,8 @@ class Daemon:
     def _close_clients(self) -> None:
         self._close_listeners()
         self.control.close_all()
+        if self.sanlock is not None:
+            self.sanlock.frontend.close()
 
     def _close_listeners(self) -> None:
         for listener in self.listeners.values():

@@ -25,6 +25,7 @@ from holdfast.manager.adoption import Recovery
 from holdfast.manager.events import Event, Events
 from holdfast.manager.found_descriptors import FoundDescriptors
 from holdfast.manager.journal import Journal
+from holdfast.manager.journal_kinds import SanlockLockspaceLine
 from holdfast.manager.journal_replay import SavedState, replay
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_search import LockSearch
@@ -56,7 +57,9 @@ EventRecord = tuple[int, float, str, str, str, int, str, str, int, str]
 
 
 class Handover:
-    """Both ends of the handover. `store` puts a descriptor into systemd's store, or removes a name (None)."""
+    """Both ends of the handover. `store` puts a descriptor into systemd's store, or removes a name (None). `join_again`
+    makes the lockspaces that sanlock's clients have added, before any lock is adopted.
+    """
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Handover:
         found: FoundDescriptors,
         search: LockSearch,
         before: Before,
+        join_again: Callable[[Mapping[str, SanlockLockspaceLine]], None],
     ) -> None:
         self._manager = manager
         self._recovery = recovery
@@ -86,6 +90,7 @@ class Handover:
         self._found = found
         self._search = search
         self._before = before
+        self._join_again = join_again
 
     # --- taking over ---
 
@@ -98,7 +103,8 @@ class Handover:
         self._leases.carry(state.incarnations)
         self._manager.book.restarts = state.restarts
         state = self._believed(state, has_descriptors=_has_locks(inherited))
-        self._manager.book.added = state.added
+        self._manager.book.added = dict(state.added)
+        self._join_again(state.added)
         for lock in state.locks.values():
             lock.backend = self._before.renamed.get(lock.backend, lock.backend)
         self._manager.lockspaces.restore(state.lockspaces)

@@ -300,6 +300,11 @@ class HostLockspaces:
         backends.add(backend)
         return supervisor
 
+    @property
+    def watchdog(self) -> WatchdogSpec | None:
+        """The watchdog of this host's lockspaces; None if there is no lockspace yet."""
+        return self._choice
+
     def conflict(self, watchdog: WatchdogSpec) -> str:
         """Why clients' lockspaces can't have this watchdog: a host has one. Empty if they can."""
         if self._choice in (None, watchdog):

@@ -70,6 +70,8 @@ class LockspaceLoss:
         self._actions = actions
         self._resets = frozenset(resets)
         self._report = report
+        self.stop_client: Callable[[Owner, signal.Signals], bool] = lambda _, __: False
+        """Stops a client of sanlock's protocol in its own way, in place of this signal; False if the owner is none."""
         self._marked: dict[str, set[str]] = {}
         """By lockspace: UUIDs of domains whose metadata says why they are paused."""
 
@@ -80,6 +82,12 @@ class LockspaceLoss:
             self._may_be_of(lock, backends) and any(owners.get(i) is not None for i in lock.claims)
             for lock in self._manager.table
         )
+
+    def users_beside_clients(self, backends: Collection[str]) -> list[str]:
+        """Owners that depend on these backends, but for clients of sanlock's protocol and their orphans."""
+        owners = {i for lock in self._manager.table if self._may_be_of(lock, backends) for i in lock.claims}
+        found = [self._manager.owners.get(i) for i in sorted(owners)]
+        return [str(each) for each in found if each is not None and not (each.clients or each.keeps_orphans)]
 
     def count(self, backends: Collection[str]) -> int:
         """Locks of these backends, the backends of one lockspace."""
@@ -152,7 +160,11 @@ class LockspaceLoss:
         return list(found.values())
 
     def _action(self, loss: Loss, owner: Owner) -> LockFailureAction:
-        """The action from libvirt's live XML, else from the backend's table. Only the table may say `ignore`."""
+        """The action from libvirt's live XML, else from the backend's table. Only the table may say `ignore`. What a client
+        of sanlock's protocol wants, it has said itself (`stop_client`).
+        """
+        if owner.clients:
+            return LockFailureAction.POWEROFF
         configured = {
             self._configured(lock.backend)
             for lock in self._manager.table.of_owner(owner.id)
@@ -272,7 +284,8 @@ class LockspaceLoss:
             self._marked.setdefault(loss.lockspace, set()).add(uuid)
             await self._domains.mark(uuid, reason)
 
-    @staticmethod
-    def _signal(owner: Owner, number: signal.Signals) -> None:
+    def _signal(self, owner: Owner, number: signal.Signals) -> None:
+        if self.stop_client(owner, number):
+            return
         owner.signal(number)
         log.critical("%s still rests on a lost lease: %s", owner, number.name)

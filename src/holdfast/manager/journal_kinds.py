@@ -204,6 +204,8 @@ class SanlockLockspaceLine(Line, tag="sanlock-lockspace"):
     host_id: int
     io_timeout_s: int
     stays: bool = True
+    uses: int = 0
+    """Marks of clients (SET_CONFIG): it is not left while it has one."""
 
 
 class DoubtLine(Line, tag="doubt"):

@@ -7,6 +7,7 @@ Scripts know a daemon by its socket alone, so that they can be played to any pro
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.interop.sanlock.daemon import SanlockDaemon
 from tests.interop.sanlock.direct import blank_file, read_at, write_at
 from tests.interop.sanlock.programs import of_release
 from tests.interop.sanlock_socket.client import Process, SocketClient
+from tests.support.daemon import Holdfastd
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.geometry import DEFAULT, MIB
@@ -39,11 +41,41 @@ class Daemon(Protocol):
     def stalls(self) -> int:
         """How often its storage has not answered within the I/O timeout."""
 
-    def kill(self) -> None: ...
+    def kill(self) -> object: ...
     def stop(self) -> None: ...
 
 
+class HoldfastDaemon(Holdfastd):
+    """holdfastd in sanlock's place; a restart keeps what it had."""
+
+    @property
+    def socket_path(self) -> Path:
+        return self.directory / "sanlock.sock"
+
+    def stalls(self) -> int:
+        return 0
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        return super().kill(number)
+
+    def stop(self) -> None:
+        self.stop_all()
+
+
+def holdfast(directory: Path, name: str, options: tuple[str, ...]) -> HoldfastDaemon:
+    table = f'[sanlock]\nsocket = "{directory}/sanlock.sock"\n'
+    if options == ("-w", "1"):
+        table += f'watchdog = "wdmd"\nwatchdog_device = "{directory}/no-wdmd"'
+    else:
+        assert not options, f"holdfastd has no {options}"
+        table += 'watchdog = "none"'
+    daemon = HoldfastDaemon(directory, table)
+    daemon.start()
+    return daemon
+
+
 START: dict[str, Callable[[Path, str, tuple[str, ...]], Daemon]] = {
+    "holdfast": holdfast,
     "sanlock": lambda directory, name, options: SanlockDaemon(directory, name, options=options),
     "sanlock-of-trixie": lambda directory, name, options: SanlockDaemon(
         directory, name, of_release("trixie"), options=options

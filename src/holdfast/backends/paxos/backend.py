@@ -57,6 +57,7 @@ from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import Lease
 from holdfast.protocol.paxos_release import Mode as LeaseMode
+from holdfast.protocol.paxos_request import Force
 from holdfast.protocol.resource_index import UnindexedLease, is_cleared
 from holdfast.supervision.lockspace_port import LockspacePort, NotAMember
 from holdfast.system.block_io.offload import TimedOut
@@ -126,6 +127,11 @@ class PaxosHeld:
     def rename_at_release(self, name: str) -> None:
         """The release makes it a free lease of that name; only of an exclusive one."""
         self._holding.renamed = name
+
+    async def asked(self) -> Force | None:
+        """What another host asks of this exclusive lease, by its request record; None also where that can't be read."""
+        asked = await self._backend.ports.answer(self._holding.asked(), self._holding.member.io_timeout_s)
+        return asked if isinstance(asked, Force) else None
 
     async def read_value_block(self) -> bytes | IoFailed:
         """The lease's lvb: a whole sector."""

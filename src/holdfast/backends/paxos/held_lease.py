@@ -27,6 +27,7 @@ from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
+from holdfast.ondisk.request import Request
 from holdfast.protocol.ballot import PreparedBallot
 from holdfast.protocol.holders import (
     Exclusive,
@@ -62,6 +63,7 @@ from holdfast.protocol.paxos_release import (
     withdraw,
 )
 from holdfast.protocol.paxos_release import Mode as LeaseMode
+from holdfast.protocol.paxos_request import Force, asked_of_holder
 from holdfast.protocol.ports import Rng
 from holdfast.protocol.takeover import NOBODY_ATTESTED, Attested
 from holdfast.protocol.types import Generation, HostId, IoFailed
@@ -393,6 +395,13 @@ class HeldLease:
         if not self.member.may_write() or self.lease is None or self.lease.mode is not LeaseMode.EXCLUSIVE:
             return IoFailed(errno.ESTALE)
         return await self.area.write_lvb(value, self.member.io_timeout_s)
+
+    async def asked(self) -> Force | None:
+        """In an offloaded job: what another host asks of this exclusive hold; None also where that can't be read."""
+        found = await self.area.read_request(self.member.io_timeout_s)
+        if self.lease is None or not isinstance(found, Request):
+            return None
+        return asked_of_holder(found, self.lease)
 
     # --- changing ---
 

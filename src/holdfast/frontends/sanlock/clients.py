@@ -102,6 +102,10 @@ class Clients:
             if not same_pid:
                 del self._registered[client.pid]
 
+    def of_process(self, pid: int) -> list[Client]:
+        """Its registered connections that are open, by their slots."""
+        return [client for client in self._registered.get(pid, ()) if not client.dead]
+
     def target(self, sender: Client, header: Header) -> Client | Result:
         """Whose leases this command is about, or the result that refuses it, in the order of sanlock-socket.md 2.2."""
         target = target_of(header)

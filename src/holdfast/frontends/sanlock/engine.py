@@ -19,6 +19,7 @@ from holdfast.frontends.sanlock.area_commands import AreaCommands
 from holdfast.frontends.sanlock.area_guard import AreaGuard
 from holdfast.frontends.sanlock.clients import Client
 from holdfast.frontends.sanlock.engine_ports import Daemon, ForeignAreas, LockspaceFacts, Lockspaces
+from holdfast.frontends.sanlock.held_resources import HeldResource
 from holdfast.frontends.sanlock.host_events import HostEvents
 from holdfast.frontends.sanlock.host_marks import HostMarks
 from holdfast.frontends.sanlock.lockspace_commands import LeasesOfLockspaces, LockspaceCommands
@@ -91,6 +92,10 @@ class SanlockEngine(SanlockService):
         name = SANLOCK_PREFIX + lockspace
         held = self._resources.held.newest_first()
         return sorted({each.client for each in held if each.key.lockspace == name})
+
+    def held(self) -> list[HeldResource]:
+        """All leases of clients."""
+        return self._resources.held.newest_first()
 
     def killpath_of(self, client: Client) -> r.Killpath | None:
         """What a client wants run when its leases are to end."""

@@ -109,8 +109,8 @@ class LockspaceFacts(Protocol):
     def set_uses(self, lockspace: str, uses: Uses) -> None:
         """A restart must not forget them."""
 
-    def set_io_timeout(self, lockspace: str, io_timeout_s: int) -> None:
-        """Of a joined lockspace: on storage with the next renewal."""
+    def set_io_timeout(self, lockspace: str, io_timeout_s: int) -> bool:
+        """Of a joined lockspace: on storage with the next renewal. False: it stays as it is."""
 
     def post_event(self, lockspace: str, event: Event) -> None:
         """Our renewals carry it from now on, until it is replaced; `NO_EVENT` takes it back."""

@@ -232,8 +232,8 @@ class LockspaceCommands:
             case ConfigOrder.USED_BY_ORPHANS | ConfigOrder.UNUSED_BY_ORPHANS:
                 uses = uses._replace(used_by_orphans=request.order == ConfigOrder.USED_BY_ORPHANS)
             case ConfigOrder.IO_TIMEOUT if 0 < request.seconds <= IO_TIMEOUT_MAX_S:
-                self._facts.set_io_timeout(view.name, request.seconds)
-                return replies.Plain()
+                done = self._facts.set_io_timeout(view.name, request.seconds)
+                return replies.Plain(Result.OK if done else Result.EINVAL)
             case _:
                 return replies.Plain(Result.EINVAL)
         self._facts.set_uses(view.name, uses)

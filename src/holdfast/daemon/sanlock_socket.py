@@ -1,0 +1,172 @@
+"""The socket for sanlock's clients: frontend and engine over the lockspaces, owners and leases of this daemon.
+
+What the engine asks of the daemon around it is answered here (`engine_ports`), and what the daemon learns of a lockspace
+that its clients have to know goes from here to them: events, requests of other hosts, a loss.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+
+from holdfast.config import SANLOCK_VERSION, Config
+from holdfast.daemon.build import Parts
+from holdfast.daemon.client_backends import ClientBackends
+from holdfast.daemon.client_facts import ClientFacts
+from holdfast.daemon.client_lockspaces import ClientLockspaces
+from holdfast.frontends.sanlock.client_stopper import ClientStopper
+from holdfast.frontends.sanlock.clients import Client
+from holdfast.frontends.sanlock.engine import SanlockEngine
+from holdfast.frontends.sanlock.engine_ports import DaemonFacts
+from holdfast.frontends.sanlock.frontend import SanlockFrontend
+from holdfast.frontends.sanlock.holder_asked import HolderAsked
+from holdfast.manager.client_leases import ClientLeases
+from holdfast.manager.owners import Owner
+from holdfast.protocol.timing import Timing
+from holdfast.supervision.join_errors import NotJoined
+from holdfast.supervision.lockspace_news import Notified
+from holdfast.supervision.lockspace_port import LockspaceSpec
+from holdfast.supervision.named_lockspace import Named, Removal, Standing
+from holdfast.supervision.renewal import HISTORY_MAX
+from holdfast.system.host.commands import Commands
+from holdfast.system.logs.recent_lines import RecentLines
+from holdfast.wire.sanlock.command import COMMANDS_OF_5, EVERY_COMMAND
+from holdfast.wire.sanlock.structures import EventCallback, HostEvent
+
+IO_TIMEOUT_DEFAULT_S = 10
+"""Of a lockspace whose client says none."""
+AREAS = "areas of sanlock's clients"
+"""The workers for storage at places that clients name."""
+
+
+class _Lockspaces:
+    """`engine_ports.Lockspaces`."""
+
+    def __init__(self, lockspaces: ClientLockspaces, stop_clients: Callable[[str], Awaitable[None]]) -> None:
+        self._lockspaces = lockspaces
+        self._stop_clients = stop_clients
+
+    def standing(self, named: Named) -> Standing:
+        return self._lockspaces.standing(named)
+
+    async def add(self, spec: LockspaceSpec) -> NotJoined | Standing | None:
+        return await self._lockspaces.add(spec)
+
+    async def remove(self, named: Named) -> Removal:
+        return await self._lockspaces.remove(named)
+
+    def why_not_removed(self, lockspace: str) -> str:
+        return self._lockspaces.why_not_removed(lockspace)
+
+    async def stop_clients(self, lockspace: str) -> None:
+        await self._stop_clients(lockspace)
+
+
+class _Daemon:
+    """`engine_ports.Daemon`."""
+
+    def __init__(self, parts: Parts, facts: DaemonFacts, end: Callable[[], None]) -> None:
+        self._parts = parts
+        self._facts = facts
+        self._end = end
+        self._lines = RecentLines()
+        logging.getLogger().addHandler(self._lines)
+
+    def facts(self) -> DaemonFacts:
+        return self._facts
+
+    def log_text(self) -> bytes:
+        return self._lines.text()
+
+    def why_not_ended(self) -> str:
+        owners = self._parts.manager.owners
+        others = [str(owner) for owner in owners if not owner.clients and not owner.keeps_orphans]
+        return f"{', '.join(others[:3])}: its locks are held here" if others else ""
+
+    async def end(self) -> None:
+        self._end()
+
+
+class SanlockSocket:
+    """Made when the configuration names a socket. `end` has the daemon exit."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        lockspaces: ClientLockspaces,
+        backends: ClientBackends,
+        commands: Commands,
+        end: Callable[[], None],
+    ) -> None:
+        config, manager = parts.config, parts.manager
+        leases = ClientLeases(manager)
+        self.stopper = ClientStopper(
+            clients_in=lambda lockspace: self.engine.clients_in(lockspace),  # noqa: PLW0108 - it is made below
+            clients_of=self._clients_of,
+            killpath_of=lambda client: self.engine.killpath_of(client),  # noqa: PLW0108
+            owner_of=manager.owners.with_pid,
+            run=commands.run,
+            clock=parts.ports.clock,
+        )
+        self._asked = HolderAsked(leases, held=lambda: self.engine.held(), asked=self.stopper.asked)  # noqa: PLW0108
+        facts = ClientFacts(lockspaces, examine=self._asked.examine)
+        version = version_number(config.sanlock.version)
+        self.engine = SanlockEngine(
+            lockspaces=_Lockspaces(lockspaces, self.stopper.stop_all),
+            facts=facts,
+            daemon=_Daemon(parts, _facts(config, parts, version), end),
+            leases=leases,
+            backends=backends,
+            areas=parts.ports.leases.storage(AREAS),
+            clock=parts.ports.clock,
+            gone=lambda lockspace: self.frontend.lockspace_gone(lockspace),  # noqa: PLW0108
+        )
+        self.frontend = SanlockFrontend(
+            self.engine,
+            readiness=parts.ports.readiness,
+            version=version,
+            commands=COMMANDS_OF_5 if version >> 24 >= 5 else EVERY_COMMAND,
+        )
+        parts.lease_recovery.stop_client = self._lost
+        parts.reactions.on_notified = self._notified
+
+    def _clients_of(self, pid: int) -> Sequence[Client]:
+        return self.frontend.clients.of_process(pid)
+
+    def _lost(self, owner: Owner, number: signal.Signals) -> bool:
+        return self.stopper.lost(owner, number)
+
+    def _notified(self, news: Notified) -> None:
+        event = news.event
+        if event.number:
+            seen = HostEvent(0, event.generation, event.number, event.argument)
+            self.frontend.publish(
+                news.lockspace, EventCallback(seen, int(news.host_id), int(news.generation))
+            )
+        self._asked.examine(news.lockspace)
+
+
+def version_number(text: str) -> int:
+    """0xMMmmpp00 of a version that the configuration has checked."""
+    found = re.fullmatch(SANLOCK_VERSION, text)
+    if found is None:
+        raise ValueError(f"'{text}' is no version of sanlock")
+    major, minor, micro = (int(part or 0) for part in found.groups())
+    return major << 24 | minor << 16 | micro << 8
+
+
+def _facts(config: Config, parts: Parts, version: int) -> DaemonFacts:
+    table = config.sanlock
+    return DaemonFacts(
+        host_name=parts.ports.identity.node,
+        version=version,
+        use_watchdog=table.watchdog != "none",
+        io_timeout_s=IO_TIMEOUT_DEFAULT_S,
+        fire_timeout_s=table.fire_timeout_s,
+        kill_grace_s=int(Timing(IO_TIMEOUT_DEFAULT_S, table.fire_timeout_s).grace_s),
+        renewal_history=HISTORY_MAX,
+        uid=parts.ports.uid,
+    )
