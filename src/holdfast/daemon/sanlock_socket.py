@@ -112,11 +112,11 @@ class SanlockSocket:
             clock=parts.ports.clock,
         )
         self._asked = HolderAsked(leases, held=lambda: self.engine.held(), asked=self.stopper.asked)  # noqa: PLW0108
-        facts = ClientFacts(lockspaces, examine=self._asked.examine)
+        self._facts = ClientFacts(lockspaces, examine=self._asked.examine)
         version = version_number(config.sanlock.version)
         self.engine = SanlockEngine(
             lockspaces=_Lockspaces(lockspaces, self.stopper.stop_all),
-            facts=facts,
+            facts=self._facts,
             daemon=_Daemon(parts, _facts(config, parts, version), end),
             leases=leases,
             backends=backends,
@@ -133,6 +133,10 @@ class SanlockSocket:
         parts.lease_recovery.stop_client = self._lost
         parts.reactions.on_notified = self._notified
 
+    def _host_id(self, lockspace: str) -> int:
+        """This host's, for which the event is meant."""
+        return next((view.host_id for view in self._facts.views() if view.name == lockspace), 0)
+
     def _clients_of(self, pid: int) -> Sequence[Client]:
         return self.frontend.clients.of_process(pid)
 
@@ -142,7 +146,7 @@ class SanlockSocket:
     def _notified(self, news: Notified) -> None:
         event = news.event
         if event.number:
-            seen = HostEvent(0, event.generation, event.number, event.argument)
+            seen = HostEvent(self._host_id(news.lockspace), event.generation, event.number, event.argument)
             self.frontend.publish(
                 news.lockspace, EventCallback(seen, int(news.host_id), int(news.generation))
             )

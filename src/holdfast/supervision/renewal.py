@@ -100,7 +100,7 @@ be first, with the same value."""
 
 
 class RenewalTimes(NamedTuple):
-    """One renewal: the timestamp that it wrote (seconds of our clock), and how long its read and its write took. `next_`:
+    """One renewal, or the join, of 0 ms: the timestamp that it wrote (seconds of our clock), and how long its read and its write took. `next_`:
     those that failed between it and the next one that succeeded.
     """
 
@@ -257,6 +257,7 @@ class RenewalLoop:
         area, held, watched, hosts = joined
         self._watched, self._hosts = watched, hosts
         self.standing = Standing.JOINED
+        self.history.append(RenewalTimes(held.record.timestamp))
         self._report(Joined(self._membership(area, held, watched, hosts)))
         return await self._keep(area, held, watched, hosts)
 

@@ -275,7 +275,7 @@ def log_dump_says_its_size_in_data_and_ends(scene: Scene) -> None:
     log = client.asked(r.LogDump(), replies.Log)
     assert client.header is not None
     assert client.header.length == HEADER_BYTES
-    assert f"{NAME}:1:".encode() in log.text
+    assert scene.log_of_a_join in log.text
 
 
 # --- lockspaces ---
@@ -355,7 +355,9 @@ def host_status_streams_the_hosts_and_ends(scene: Scene) -> None:
     records = scene.one.client().asked(r.HostStatus(scene.of(scene.one)), replies.Records).records
     assert [(each.type, each.data32) for each in records] == [(RecordType.HOST, 1), (RecordType.HOST, 2)]
     assert all(map(says_its_keys, records))
-    assert [each.words["owner_name"] for each in records] == ["host-1", "host-2"]
+    assert [each.words["owner_name"] for each in records] == [
+        scene.record_of(host).host_name.text for host in (scene.one, scene.two)
+    ]
     assert all(each.data64 for each in records)
     unknown = scene.one.client().ask(r.HostStatus(s.Lockspace.of("none")))
     assert unknown == replies.Records(Result.ENOSPC)
@@ -383,8 +385,8 @@ def get_hosts_lists_used_ids_or_the_one_that_is_asked_for(scene: Scene) -> None:
         return found.hosts
 
     assert [(h.host_id, h.generation, h.io_timeout_s, h.state) for h in hosts(0)] == [
-        (1, 1, IO_TIMEOUT_S, HostState.LIVE),
-        (2, 1, IO_TIMEOUT_S, HostState.LIVE),
+        (1, scene.record_of(scene.one).generation, IO_TIMEOUT_S, HostState.LIVE),
+        (2, scene.record_of(scene.two).generation, IO_TIMEOUT_S, HostState.LIVE),
     ]
     (free,) = hosts(3)
     assert (free.host_id, free.generation, free.timestamp, free.state) == (3, 0, 0, HostState.FREE)
@@ -396,11 +398,11 @@ def event_reaches_the_other_hosts_channel(scene: Scene) -> None:
     channel, quiet = scene.one.client(), scene.one.client()
     assert channel.ask(r.RegEvent(scene.of(scene.one))) == OK
     assert quiet.ask(r.RegEvent(scene.of(scene.one))) == OK
-    event = s.HostEvent(1, 1, 0xABC, 0xDEF)
+    event = s.HostEvent(1, scene.record_of(scene.one).generation, 0xABC, 0xDEF)
     assert scene.two.result(r.SetEvent(0, scene.of(scene.two), event)) == Result.OK
     for _ in range(2):  # at each renewal of the sender while its bit is set
         raw = channel.receive(s.EVENT_CALLBACK_BYTES)
-        assert s.EventCallback.decode(raw) == s.EventCallback(event, 2, 1)
+        assert s.EventCallback.decode(raw) == s.EventCallback(event, 2, scene.record_of(scene.two).generation)
     channel.send(b"\1\0\0\0")
     assert scene.one.result(r.EndEvent(scene.of(scene.one))) == Result.OK
     assert len(channel.rest()) % s.EVENT_CALLBACK_BYTES == 0
@@ -454,7 +456,8 @@ def owners_are_the_exclusive_one_or_those_that_share(scene: Scene) -> None:
     assert (owners().result, owners().hosts) == (Result.OK, ())
     process = holding(scene.one, lease)
     (host,) = owners().hosts
-    assert (host.host_id, host.generation, host.io_timeout_s, host.flags) == (1, 1, 0, 0)
+    assert (host.host_id, host.io_timeout_s, host.flags) == (1, 0, 0)
+    assert host.generation == scene.record_of(scene.one).generation
     assert host.timestamp
     assert owners().resource.lver == 1
     assert process.client.result(r.Release(ReleaseFlag.ALL, r.OWN, ())) == Result.OK

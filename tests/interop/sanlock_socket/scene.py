@@ -20,6 +20,7 @@ from tests.interop.sanlock_socket.client import Process, SocketClient
 from tests.support.daemon import Holdfastd
 from tests.support.polling import wait_until
 
+from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.wire.sanlock import replies
 from holdfast.wire.sanlock import requests as r
@@ -166,6 +167,18 @@ class Scene:
     def of(self, host: Host) -> s.Lockspace:
         """The lockspace as that host names it."""
         return self.lockspace._replace(host_id=host.host_id)
+
+    def record_of(self, host: Host) -> DeltaLease:
+        """That host's delta lease, read from storage. sanlock's generation is 1 here; Holdfast's is of the date."""
+        at = DEFAULT.delta_offset_bytes(host.host_id)
+        record = DeltaLease.decode(read_at(Path(self.lockspace.disk.path), at, DEFAULT.sector_bytes))
+        assert isinstance(record, DeltaLease), record
+        return record
+
+    @property
+    def log_of_a_join(self) -> bytes:
+        """A piece of the line by which the daemon logs that it has joined the lockspace."""
+        return b"lockspace LS: joined as host_id 1" if self.start == "holdfast" else b"LS:1:"
 
     def new_lockspace(self, name: str, *, by: Host | None = None) -> s.Lockspace:
         """Written in a file of its name, with host id 1."""

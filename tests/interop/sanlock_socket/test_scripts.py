@@ -19,7 +19,9 @@ from holdfast.wire.sanlock.command import Command, Served, served
 
 pytestmark = pytest.mark.interop
 
-PROGRAMS = [name if name in ("sanlock", "holdfast") else pytest.param(name, marks=pytest.mark.long) for name in START]
+PROGRAMS = [
+    name if name in ("sanlock", "holdfast") else pytest.param(name, marks=pytest.mark.long) for name in START
+]
 SCRIPT_S = 100
 TRIES = 3
 """Of a script during which the machine's storage took longer than the I/O timeout, a second: its answers are of that."""

@@ -36,6 +36,16 @@ UPTO_DAEMON, UPTO_CLIENTS, UPTO_LOCKSPACES = 1, 2, 3
 """STATUS ends behind these records."""
 
 
+def _own_slot(client_id: int, name: str) -> Client:
+    client = Client(client_id, pid=-1, fd=-1)
+    client.name = name
+    return client
+
+
+_OWN_SLOTS = (_own_slot(0, "helper"), _own_slot(1, "listener"))
+"""sanlock's own, which its clients are used to see in STATUS."""
+
+
 class SanlockFrontend:
     """`version` is what VERSION answers, as 0xMMmmpp00; `commands` are those that are not dropped as unknown."""
 
@@ -275,7 +285,7 @@ class SanlockFrontend:
         state = self._service.status()
         records: tuple[StateRecord, ...] = (state.daemon,)
         if request.upto != UPTO_DAEMON:
-            records += state.threads + tuple(map(client_record, self.clients.in_order()))
+            records += state.threads + tuple(map(client_record, (*_OWN_SLOTS, *self.clients.in_order())))
             if request.upto != UPTO_CLIENTS:
                 records += state.lockspaces
                 if request.upto != UPTO_LOCKSPACES:
