@@ -16,7 +16,9 @@ from tests.support.sanlock_service import FakeService
 from holdfast.frontends.sanlock.clients import FIRST_CLIENT_ID
 from holdfast.frontends.sanlock.event_channels import CHANNELS_MAX
 from holdfast.frontends.sanlock.frontend import SanlockFrontend
+from holdfast.ondisk.delta import Event
 from holdfast.ondisk.padded_name import PaddedName
+from holdfast.protocol.types import Generation, HostId
 from holdfast.system.epoll import Readiness
 from holdfast.wire.sanlock import replies, request_table
 from holdfast.wire.sanlock import requests as r
@@ -695,7 +697,7 @@ def test_eleven_hundred_clients_are_served(tmp_path: Path) -> None:
         peers[-1].put(r.Status(2))
         found = replies.decode(Command.STATUS, await peers[-1].rest())
         assert isinstance(found, replies.Records)
-        assert len(found.records) == 1101
+        assert len(found.records) == 1103  # the daemon, sanlock's own two, the clients
 
     played(tmp_path, scene)
 
@@ -709,14 +711,20 @@ def test_status_lists_clients_between_the_daemon_and_its_lockspaces(tmp_path: Pa
         assert (await vm.ask(r.Restrict(RestrictFlag.SIGTERM))).result == Result.OK
         options = s.Options(PaddedName.of("web1"))
         assert (await vm.ask(r.Acquire(0, r.OWN, (ONE,), options))).result == Result.OK
-        for upto, types in ((1, [1]), (2, [1, 2, 2]), (3, [1, 2, 2, 3]), (0, [1, 2, 2, 3, 4])):
+        for upto, types in (
+            (1, [1]),
+            (2, [1, 2, 2, 2, 2]),
+            (3, [1, 2, 2, 2, 2, 3]),
+            (0, [1, 2, 2, 2, 2, 3, 4]),
+        ):
             asking = stage.peer()
             asking.put(r.Status(upto))
             found = replies.decode(Command.STATUS, await asking.rest())
             assert isinstance(found, replies.Records)
             assert [record.type for record in found.records] == types
             if upto != 1:
-                client, ours = found.records[1:3]
+                assert [each.name.text for each in found.records[1:3]] == ["helper", "listener"]
+                client, ours = found.records[3:5]
                 assert (client.name.text, client.data32) == ("web1", PID)
                 assert tuple(client.words) == KEYS[RecordType.CLIENT]
                 assert client.words["restricted"] == "4"
@@ -727,6 +735,7 @@ def test_status_lists_clients_between_the_daemon_and_its_lockspaces(tmp_path: Pa
 
 
 EVENT = s.EventCallback(s.HostEvent(1, 1, 0xABC, 0xDEF), 2, 1)
+PUBLISHED = 1, Event(1, 0xABC, 0xDEF), (HostId(2), Generation(1))
 
 
 def test_event_channel_gets_events_until_the_client_ends_it(tmp_path: Path) -> None:
@@ -736,8 +745,8 @@ def test_event_channel_gets_events_until_the_client_ends_it(tmp_path: Path) -> N
         assert await channel.is_alive()
         assert (await channel.ask(r.RegEvent(LS))).result == Result.OK
         for _ in range(2):
-            stage.frontend.publish("LS", EVENT)
-            stage.frontend.publish("another", EVENT)
+            stage.frontend.publish("LS", *PUBLISHED)
+            stage.frontend.publish("another", *PUBLISHED)
             assert s.EventCallback.decode(await channel.raw(80)) == EVENT
         channel.put(b"\1\0\0\0")
         other.put(r.EndEvent(LS))
@@ -756,7 +765,7 @@ def test_requests_on_an_event_channel_are_not_served(tmp_path: Path) -> None:
         channel.put(r.Version(), r.Version())
         other.put(r.EndEvent(LS))
         await other.rest()
-        stage.frontend.publish("LS", EVENT)  # it was not ended by these bytes
+        stage.frontend.publish("LS", *PUBLISHED)  # it was not ended by these bytes
         assert await channel.raw(80) == EVENT.encode()
         channel.sock.shutdown(socket.SHUT_WR)
         assert not await channel.rest()
@@ -790,7 +799,7 @@ def test_channel_that_is_not_read_is_closed_when_it_is_full(tmp_path: Path) -> N
         channel = stage.peer()
         assert (await channel.ask(r.RegEvent(LS))).result == Result.OK
         for _ in range(100_000):
-            stage.frontend.publish("LS", EVENT)
+            stage.frontend.publish("LS", *PUBLISHED)
             if not stage.frontend.connections:
                 break
         assert not stage.frontend.connections

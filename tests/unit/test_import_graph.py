@@ -25,6 +25,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(("daemon.build",)),
     frozenset(
         (
+            "daemon.client_backends",
+            "daemon.client_lockspaces",
             "daemon.handover",
             "daemon.host_watchdog",
             "daemon.lockspace_calls",

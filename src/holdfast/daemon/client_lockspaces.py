@@ -58,13 +58,13 @@ class ClientLockspaces:
         self._backends = backends
         self._book = book
         self._clock = clock
-        self._watchdog = watchdog
+        self.watchdog = watchdog
         self._added: set[str] = set()
 
     def restore(self, added: Mapping[str, SanlockLockspaceLine]) -> None:
         """Before locks are adopted: what the journal says clients have added. `HostLockspaces.start` joins it again."""
         for line in added.values():
-            name, fire_s = path_of(line.name), self._watchdog.fire_timeout_s
+            name, fire_s = path_of(line.name), self.watchdog.fire_timeout_s
             spec = LockspaceSpec(
                 name=name,
                 path=path_of(line.path),
@@ -76,7 +76,7 @@ class ClientLockspaces:
             if any(supervisor.name == name for supervisor in self._host.supervisors):
                 log.warning("lockspace %s, which a client of sanlock had added, is configured now", name)
                 continue
-            supervisor = self._host.restored_for_clients(spec, SANLOCK_PREFIX + name, self._watchdog)
+            supervisor = self._host.restored_for_clients(spec, SANLOCK_PREFIX + name, self.watchdog)
             self._added.add(name)
             self._backends.add(supervisor)
 
@@ -167,7 +167,7 @@ class ClientLockspaces:
                 io_timeout_s=spec.timing.io_timeout_s,
             )
         )
-        supervisor = self._host.for_clients(spec, SANLOCK_PREFIX + spec.name, self._watchdog)
+        supervisor = self._host.for_clients(spec, SANLOCK_PREFIX + spec.name, self.watchdog)
         self._added.add(spec.name)
         self._backends.add(supervisor)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -145,6 +145,8 @@ class Daemon:
                 lockspaces=self.parts.clients,
                 backends=self.parts.client_backends,
                 commands=self.commands,
+                version=config.sanlock.version,
+                watchdog=self.parts.clients.watchdog,
                 end=self._ask_to_stop,
             )
             if config.sanlock.socket

@@ -7,11 +7,9 @@ that its clients have to know goes from here to them: events, requests of other 
 from __future__ import annotations
 
 import logging
-import re
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 
-from holdfast.config import SANLOCK_VERSION, Config
 from holdfast.daemon.build import Parts
 from holdfast.daemon.client_backends import ClientBackends
 from holdfast.daemon.client_facts import ClientFacts
@@ -22,18 +20,17 @@ from holdfast.frontends.sanlock.engine import SanlockEngine
 from holdfast.frontends.sanlock.engine_ports import DaemonFacts
 from holdfast.frontends.sanlock.frontend import SanlockFrontend
 from holdfast.frontends.sanlock.holder_asked import HolderAsked
+from holdfast.frontends.sanlock.version import commands_of, version_number
 from holdfast.manager.client_leases import ClientLeases
 from holdfast.manager.owners import Owner
 from holdfast.protocol.timing import Timing
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lockspace_news import Notified
-from holdfast.supervision.lockspace_port import LockspaceSpec
+from holdfast.supervision.lockspace_port import LockspaceSpec, WatchdogSpec
 from holdfast.supervision.named_lockspace import Named, Removal, Standing
 from holdfast.supervision.renewal import HISTORY_MAX
 from holdfast.system.host.commands import Commands
 from holdfast.system.logs.recent_lines import RecentLines
-from holdfast.wire.sanlock.command import COMMANDS_OF_5, EVERY_COMMAND
-from holdfast.wire.sanlock.structures import EventCallback, HostEvent
 
 IO_TIMEOUT_DEFAULT_S = 10
 """Of a lockspace whose client says none."""
@@ -90,7 +87,9 @@ class _Daemon:
 
 
 class SanlockSocket:
-    """Made when the configuration names a socket. `end` has the daemon exit."""
+    """Made when the configuration names a socket. `version`: of the sanlock it stands in for; `watchdog`: of the lockspaces
+    that clients add. `end` has the daemon exit.
+    """
 
     def __init__(
         self,
@@ -99,9 +98,11 @@ class SanlockSocket:
         lockspaces: ClientLockspaces,
         backends: ClientBackends,
         commands: Commands,
+        version: str,
+        watchdog: WatchdogSpec,
         end: Callable[[], None],
     ) -> None:
-        config, manager = parts.config, parts.manager
+        manager = parts.manager
         leases = ClientLeases(manager)
         self.stopper = ClientStopper(
             clients_in=lambda lockspace: self.engine.clients_in(lockspace),  # noqa: PLW0108 - it is made below
@@ -113,11 +114,11 @@ class SanlockSocket:
         )
         self._asked = HolderAsked(leases, held=lambda: self.engine.held(), asked=self.stopper.asked)  # noqa: PLW0108
         self._facts = ClientFacts(lockspaces, examine=self._asked.examine)
-        version = version_number(config.sanlock.version)
+        number = version_number(version)
         self.engine = SanlockEngine(
             lockspaces=_Lockspaces(lockspaces, self.stopper.stop_all),
             facts=self._facts,
-            daemon=_Daemon(parts, _facts(config, parts, version), end),
+            daemon=_Daemon(parts, _facts(parts, number, watchdog), end),
             leases=leases,
             backends=backends,
             areas=parts.ports.leases.storage(AREAS),
@@ -127,8 +128,8 @@ class SanlockSocket:
         self.frontend = SanlockFrontend(
             self.engine,
             readiness=parts.ports.readiness,
-            version=version,
-            commands=COMMANDS_OF_5 if version >> 24 >= 5 else EVERY_COMMAND,
+            version=number,
+            commands=commands_of(number),
         )
         parts.lease_recovery.stop_client = self._lost
         parts.reactions.on_notified = self._notified
@@ -144,33 +145,20 @@ class SanlockSocket:
         return self.stopper.lost(owner, number)
 
     def _notified(self, news: Notified) -> None:
-        event = news.event
-        if event.number:
-            seen = HostEvent(self._host_id(news.lockspace), event.generation, event.number, event.argument)
-            self.frontend.publish(
-                news.lockspace, EventCallback(seen, int(news.host_id), int(news.generation))
-            )
+        if news.event.number:
+            ours = self._host_id(news.lockspace)
+            self.frontend.publish(news.lockspace, ours, news.event, (news.host_id, news.generation))
         self._asked.examine(news.lockspace)
 
 
-def version_number(text: str) -> int:
-    """0xMMmmpp00 of a version that the configuration has checked."""
-    found = re.fullmatch(SANLOCK_VERSION, text)
-    if found is None:
-        raise ValueError(f"'{text}' is no version of sanlock")
-    major, minor, micro = (int(part or 0) for part in found.groups())
-    return major << 24 | minor << 16 | micro << 8
-
-
-def _facts(config: Config, parts: Parts, version: int) -> DaemonFacts:
-    table = config.sanlock
+def _facts(parts: Parts, version: int, watchdog: WatchdogSpec) -> DaemonFacts:
     return DaemonFacts(
         host_name=parts.ports.identity.node,
         version=version,
-        use_watchdog=table.watchdog != "none",
+        use_watchdog=watchdog.driver != "none",
         io_timeout_s=IO_TIMEOUT_DEFAULT_S,
-        fire_timeout_s=table.fire_timeout_s,
-        kill_grace_s=int(Timing(IO_TIMEOUT_DEFAULT_S, table.fire_timeout_s).grace_s),
+        fire_timeout_s=watchdog.fire_timeout_s,
+        kill_grace_s=int(Timing(IO_TIMEOUT_DEFAULT_S, watchdog.fire_timeout_s).grace_s),
         renewal_history=HISTORY_MAX,
         uid=parts.ports.uid,
     )

@@ -100,8 +100,8 @@ be first, with the same value."""
 
 
 class RenewalTimes(NamedTuple):
-    """One renewal, or the join, of 0 ms: the timestamp that it wrote (seconds of our clock), and how long its read and its write took. `next_`:
-    those that failed between it and the next one that succeeded.
+    """One renewal, or the join, of 0 ms: the timestamp that it wrote (seconds of our clock), how long its read and write
+    took. `next_`: those that failed between it and the next one that succeeded.
     """
 
     timestamp: int

@@ -29,6 +29,7 @@ from holdfast.wire.sanlock.flags import AddFlag, HostState
 from holdfast.wire.sanlock.result import Result, described
 
 IO_TIMEOUT_S = 1
+GRACE_S, HOLDFAST_GRACE_S, HOLDFAST_FIRE_TIMEOUT_S = 6, 15, 30
 LEASES = 160
 """Places for leases in one file: each script takes its own."""
 NAME = "LS"
@@ -65,7 +66,9 @@ class HoldfastDaemon(Holdfastd):
 
 def holdfast(directory: Path, name: str, options: tuple[str, ...]) -> HoldfastDaemon:
     table = f'[sanlock]\nsocket = "{directory}/sanlock.sock"\n'
-    if options == ("-w", "1"):
+    if options == ("-g", str(HOLDFAST_GRACE_S)):
+        table += f'watchdog = "none"\nfire_timeout_s = {HOLDFAST_FIRE_TIMEOUT_S}'
+    elif options == ("-w", "1"):
         table += f'watchdog = "wdmd"\nwatchdog_device = "{directory}/no-wdmd"'
     else:
         assert not options, f"holdfastd has no {options}"
@@ -174,6 +177,16 @@ class Scene:
         record = DeltaLease.decode(read_at(Path(self.lockspace.disk.path), at, DEFAULT.sector_bytes))
         assert isinstance(record, DeltaLease), record
         return record
+
+    @property
+    def grace_s(self) -> int:
+        """How long clients of a lost lockspace are asked before they are killed; Holdfast's is of the fire timeout."""
+        return HOLDFAST_GRACE_S if self.start == "holdfast" else GRACE_S
+
+    @property
+    def ticks_s(self) -> float:
+        """More than one signal is sent in this time: sanlock sends one a second, Holdfast one in five for a loss."""
+        return 7.0 if self.start == "holdfast" else 3.0
 
     @property
     def log_of_a_join(self) -> bytes:

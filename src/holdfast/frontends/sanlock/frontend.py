@@ -17,6 +17,8 @@ from holdfast.frontends.sanlock.clients import Client, Clients, bound_to_client
 from holdfast.frontends.sanlock.connection import Answer, SanlockConnection
 from holdfast.frontends.sanlock.event_channels import EventChannels
 from holdfast.frontends.sanlock.service import SanlockService
+from holdfast.ondisk.delta import Event
+from holdfast.protocol.types import Generation, HostId
 from holdfast.system.epoll import Readiness
 from holdfast.wire.sanlock import replies, request_table
 from holdfast.wire.sanlock import requests as r
@@ -26,7 +28,7 @@ from holdfast.wire.sanlock.framer import Framed
 from holdfast.wire.sanlock.header import EXIT_HEADER, Header
 from holdfast.wire.sanlock.result import Result
 from holdfast.wire.sanlock.state_records import StateRecord
-from holdfast.wire.sanlock.structures import EventCallback
+from holdfast.wire.sanlock.structures import EventCallback, HostEvent
 
 log = logging.getLogger(__name__)
 
@@ -170,9 +172,12 @@ class SanlockFrontend:
 
     # --- events ---
 
-    def publish(self, lockspace: str, event: EventCallback) -> None:
-        """An event of this lockspace, to everybody who waits for it."""
-        self._channels.publish(lockspace, event)
+    def publish(
+        self, lockspace: str, to_host_id: int, event: Event, sender: tuple[HostId, Generation]
+    ) -> None:
+        """An event for that host of this lockspace, to all clients that wait for it."""
+        seen = HostEvent(to_host_id, event.generation, event.number, event.argument)
+        self._channels.publish(lockspace, EventCallback(seen, int(sender[0]), int(sender[1])))
 
     def lockspace_gone(self, lockspace: str) -> None:
         """Its event channels end."""
