@@ -383,9 +383,10 @@ class RenewalLoop:
                 case delta.Renewed(held, sectors, read_at):
                     self.trouble = ""
                     watched.renewed(held.renewed_at)
-                    self._remember(held, read_at)
                     due = held.renewed_at + self._claim.timing.renewal_s
-                    self._tell(hosts.looked(self._clock.now(), read_at, sectors))
+                    now = self._clock.now()
+                    self._remember(held, read_at, now)
+                    self._tell(hosts.looked(now, read_at, sectors))
                 case delta.RenewalFailed(held, failed, sectors, read_at):
                     self.trouble = _told(failed)
                     late = failed.errno == errno.ETIMEDOUT
@@ -413,7 +414,7 @@ class RenewalLoop:
                 case _:
                     assert_never(outcome)
 
-    def _remember(self, held: delta.Held, read_at: Instant) -> None:
+    def _remember(self, held: delta.Held, read_at: Instant, now: Instant) -> None:
         began, failures, self._failures = held.renewed_at, self._failures, RenewalTimes(0)
         if self.history and (failures.next_timeouts or failures.next_errors):
             self.history[-1] = self.history[-1]._replace(
@@ -423,7 +424,7 @@ class RenewalLoop:
             RenewalTimes(
                 held.record.timestamp,
                 round((began - read_at) * 1000),
-                round((self._clock.now() - began) * 1000),
+                round((now - began) * 1000),
             )
         )
 
