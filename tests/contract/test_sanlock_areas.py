@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from tests.support.leases import SPACE, lease_file, make_lockspace
-from tests.support.sanlock_clients import SHARED, Storage, played
+from tests.support.sanlock_clients import SHARED, Storage, comes, played
 from tests.support.sanlock_engine import EngineSite, blank
 
 from holdfast.backends.paxos.names import key_of_lease
+from holdfast.frontends.sanlock.engine import SanlockEngine
+from holdfast.frontends.sanlock.service import SanlockService
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.ondisk import areas, delta
 from holdfast.ondisk.delta import DeltaLease
@@ -23,6 +26,7 @@ from holdfast.ondisk.host_block import HostBlock, ModeBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol.membership import Membership
+from holdfast.system.block_io.disk_file import REAL_KERNEL
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock import structures as s
 from holdfast.wire.sanlock.flags import (
@@ -214,11 +218,18 @@ def test_write_waits_for_the_lease_that_a_vm_is_just_taking(tmp_path: Path) -> N
         assert lock is not None
         await site.manager.release_one(owner, lock, name)  # the lease is made, and free
         lease = lease_file(st.directory, disk)
+        gate = Gate(0)  # the write of its leader, the last step of taking it
+        site.host.storage._kernel = gate
         taking = asyncio.ensure_future(site.manager.acquire_one(owner, AcquireRequest(name, Mode.EXCLUSIVE)))
-        while not site.manager.key_locks.is_locked(key_of_lease(SPACE, lease.name)):
-            await asyncio.sleep(0)
+        waiters = site.manager.key_locks.on
+        await comes(lambda: key_of_lease(SPACE, lease.name) in waiters)
+        site.host.storage._kernel = REAL_KERNEL
+        writing = asyncio.ensure_future(wrote(site, s.Resource.of("X", "Y", s.Disk(str(lease)))))
+        await comes(lambda: writing.done() or waiters.get(key_of_lease(SPACE, lease.name)))
+        assert not writing.done()
         assert site.manager.table.named(name) is None
-        assert await wrote(site, s.Resource.of("X", "Y", s.Disk(str(lease)))) == Result.EBUSY
+        gate.opened.set()
+        assert await writing == Result.EBUSY
         await taking
         leader = Leader.decode(lease.read_bytes()[:512])
         assert isinstance(leader, Leader)
@@ -560,3 +571,61 @@ def test_index_needs_the_lockspace(tmp_path: Path) -> None:
             assert made.result == Result.ENOSPC
 
     played(scene)
+
+
+class Gate:
+    """Writes to these bytes wait until it is opened."""
+
+    def __init__(self, offset_bytes: int) -> None:
+        self._at = offset_bytes
+        self.opened = threading.Event()
+
+    def open(self, path: str, flags: int) -> int:
+        return os.open(path, flags)
+
+    def read_into(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        return os.preadv(fd, [buffer], offset_bytes)
+
+    def write_from(self, fd: int, buffer: memoryview, offset_bytes: int) -> int:
+        if offset_bytes == self._at:
+            self.opened.wait()
+        return os.pwritev(fd, [buffer], offset_bytes)
+
+
+def test_index_stays_ours_until_a_write_that_was_given_up_has_landed(tmp_path: Path) -> None:
+    async def scene() -> None:
+        st = Storage(tmp_path, "R1")
+        site = EngineSite(st)
+        path = blank(tmp_path / "index", 8 * MIB)
+        index = index_of(path)
+
+        async def create(name: str) -> int:
+            made = r.CreateResource(0, 0, index, s.RindexEntry(PaddedName.of(name)))
+            return (await site.engine.create_resource(made)).result
+
+        def internal_lease() -> Leader:
+            leader = Leader.decode(path.read_bytes()[MIB : MIB + 512])
+            assert isinstance(leader, Leader)
+            return leader
+
+        assert (await site.engine.format_rindex(r.FormatRindex(index))).result == Result.OK
+        gate = Gate(DEFAULT.sector_bytes)
+        site.host.storage._kernel = gate
+        assert await create("a") == Result.AIO_TIMEOUT
+        assert not internal_lease().is_free
+        assert await create("b") == Result.EBUSY
+        lockspace = s.Lockspace.of(SPACE, 1, str(st.lockspace))
+        assert (await site.engine.rem_lockspace(r.RemLockspace(0, lockspace))).result == Result.EBUSY
+        gate.opened.set()
+        await comes(lambda: internal_lease().is_free)
+        await comes(lambda: not site.engine._rindexes.is_in_use(SPACE))
+        assert await create("a") == Result.EEXIST, "the entry has landed"
+        assert await create("b") == Result.OK
+
+    played(scene)
+
+
+def test_every_command_is_the_engines_own() -> None:
+    """One that is inherited from the port would answer with None."""
+    wanted = {name for name in vars(SanlockService) if not name.startswith("_")}
+    assert wanted <= set(vars(SanlockEngine))

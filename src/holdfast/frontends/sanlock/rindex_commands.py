@@ -294,7 +294,7 @@ class RindexCommands:
             space = wanted.lockspace.text
             if holding is None:
                 disk.close()
-            elif disk.in_flight(0, _WHOLE_DEVICE_BYTES) or not holding.done:
+            elif not holding.done:
                 self._late.add(space)
                 await self._end(disk, holding, space)
             else:
