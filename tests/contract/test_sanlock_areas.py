@@ -180,6 +180,25 @@ def test_areas_that_reach_into_a_held_lease_are_not_written(tmp_path: Path) -> N
     played(scene)
 
 
+def test_lease_in_a_file_that_ends_soon_is_seen(tmp_path: Path) -> None:
+    async def scene() -> None:
+        site = EngineSite(Storage(tmp_path, "R1"))
+        leader = replace(
+            areas.fresh_leader(DEFAULT, SPACE, "L", 2),
+            owner_id=1,
+            owner_generation=1,
+            timestamp=5,
+            lver=1,
+            write_id=1,
+        )
+        path = tmp_path / "short"
+        path.write_bytes(areas.lease_area(leader)[: DEFAULT.lease_span_bytes(2)])
+        with unchanged(path):
+            assert await wrote(site, s.Resource.of("X", "Y", s.Disk(str(path)))) == Result.EBUSY
+
+    played(scene)
+
+
 def test_lease_is_not_taken_while_it_is_written_over(tmp_path: Path) -> None:
     async def scene() -> None:
         st = Storage(tmp_path, "R1", "R2")

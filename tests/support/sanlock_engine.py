@@ -10,6 +10,7 @@ from holdfast.frontends.sanlock.engine import SanlockEngine
 from holdfast.frontends.sanlock.engine_ports import (
     NO_USES,
     DaemonFacts,
+    ForeignAreas,
     LockspaceView,
     RenewalRecord,
     Uses,
@@ -21,6 +22,7 @@ from holdfast.protocol.types import Generation, HostId, HostTimestamp
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lockspace_port import LockspaceSpec
 from holdfast.supervision.named_lockspace import Named, Removal, Standing
+from holdfast.wire.sanlock import replies
 from holdfast.wire.sanlock import requests as r
 from tests.support.leases import SPACE, TIMING
 from tests.support.sanlock_clients import Site, Storage
@@ -196,7 +198,14 @@ class FakeDaemon:
 class EngineSite(Site):
     """A host in SPACE, with real leases, the lock manager, and the engine."""
 
-    def __init__(self, storage: Storage, *, host_id: int = 1, lockd: bool = False) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        host_id: int = 1,
+        lockd: bool = False,
+        areas: ForeignAreas | None = None,
+    ) -> None:
         super().__init__(storage, host_id=host_id, lockd=lockd)
         self.spaces = FakeLockspaces()
         self.spaces.known[SPACE] = view_of(SPACE, str(storage.lockspace), host_id=host_id)
@@ -209,10 +218,15 @@ class EngineSite(Site):
             daemon=self.daemon,
             leases=self.leases,
             backends=self,
-            areas=self.host.storage,
+            areas=areas or self.host.storage,
             clock=self.world.clock,
             gone=self.gone.append,
         )
+
+    async def ask(self, request: r.AnyRequest) -> replies.Reply:
+        """A command on an area."""
+        reply: replies.Reply = await getattr(self.engine, METHODS[type(request)])(request)
+        return reply
 
 
 def blank(path: Path, length_bytes: int) -> Path:

@@ -27,7 +27,7 @@ from holdfast.frontends.sanlock.foreign_areas import READ_TIMEOUT_S, Refused, co
 from holdfast.manager.client_leases import ClientLeases
 from holdfast.model import SANLOCK_PREFIX
 from holdfast.ondisk.delta import DeltaLease
-from holdfast.ondisk.geometry import GEOMETRIES, MIB, SECTOR_4096
+from holdfast.ondisk.geometry import GEOMETRIES, MIB, SECTOR_512, SECTOR_4096
 from holdfast.ondisk.host_block import HostBlock
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
@@ -82,11 +82,9 @@ class AreaGuard:
         """Do a client's write to these bytes; raises `Refused` if they have to stay, or if it fails."""
         found: list[_Lease] = []
         for at in range(max(0, begin - begin % MIB - _ALIGN_MAX + MIB), begin + length, MIB):
-            raw = await disk.read(at, SECTOR_4096, timeout_s=READ_TIMEOUT_S)
-            if isinstance(raw, IoFailed):
-                if raw.errno == errno.EMSGSIZE:
-                    break  # beyond the end there is nothing
-                raise Refused(code_of(raw))
+            raw = await _read_beginning(disk, at)
+            if raw is None:
+                break
             lease = await self._examine(disk, at, raw, begin, begin + length)
             if lease is not None:
                 found.append(lease)
@@ -192,6 +190,17 @@ class AreaGuard:
         member = self._member(space)
         if member is not None and HostId(host_id) == member.host_id:
             _refuse(disk, f"the record of host id {host_id} of lockspace {space}", "this host has it")
+
+
+async def _read_beginning(disk: LeaseDisk, at: int) -> bytes | None:
+    """Of what may be an area; None at the end of the storage."""
+    for length in (SECTOR_4096, SECTOR_512):
+        raw = await disk.read(at, length, timeout_s=READ_TIMEOUT_S)
+        if not isinstance(raw, IoFailed):
+            return raw
+        if raw.errno != errno.EMSGSIZE:
+            raise Refused(code_of(raw))
+    return None
 
 
 def _reaches(at: int, length: int, begin: int, end: int) -> bool:
