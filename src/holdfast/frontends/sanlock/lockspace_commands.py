@@ -140,6 +140,7 @@ class LockspaceCommands:
             timing=Timing(io_timeout_s, facts.fire_timeout_s),
             offset_bytes=place.offset_bytes,
         )
+        log.info("ADD_LOCKSPACE %s:%d:%s:%d", place.name, place.host_id, place.path, place.offset_bytes)
         if request.flags & AddFlag.ASYNC:
             eager_tasks.start(self._add(spec))
             return replies.Plain()
