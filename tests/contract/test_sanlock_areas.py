@@ -20,6 +20,7 @@ from holdfast.frontends.sanlock.engine import SanlockEngine
 from holdfast.frontends.sanlock.service import SanlockService
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.ondisk import areas, delta
+from holdfast.ondisk import leader as leaders
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT, GEOMETRIES, MIB, Geometry
 from holdfast.ondisk.host_block import HostBlock, ModeBlock
@@ -329,6 +330,28 @@ def test_lockspace_is_written_and_read_in_every_size(tmp_path: Path) -> None:
             found = await site.engine.read_lockspace(r.ReadLockspace(wanted))
             assert (found.result, found.io_timeout_s) == (Result.OK, 1)
             assert (found.lockspace.name.text, found.lockspace.flags) == ("W", flags_of(geometry))
+
+    played(scene)
+
+
+def test_flags_of_newer_versions_are_said(tmp_path: Path) -> None:
+    async def scene() -> None:
+        site = EngineSite(Storage(tmp_path, "R1"))
+        path = tmp_path / "newer"
+        for flags, expected in (
+            (delta.FLAG_NO_TIMEOUT, LockspaceFlag.NO_TIMEOUT),
+            (delta.FLAG_CAW, LockspaceFlag.USING_CAW),
+        ):
+            record = areas.fresh_delta_lease(DEFAULT, "W", version=delta.VERSION_5, flags=flags)
+            path.write_bytes(record.encode().ljust(MIB, b"\0"))
+            wanted = s.Lockspace.of("W", 1, str(path))
+            found = await site.engine.read_lockspace(r.ReadLockspace(wanted))
+            assert (found.result, found.lockspace.flags) == (Result.OK, flags_of(DEFAULT) | expected)
+        leader = areas.fresh_leader(DEFAULT, "W", "R", version=leaders.VERSION_7)
+        leader = replace(leader, flags=leader.flags | leaders.FLAG_CAW)
+        path.write_bytes(leader.encode().ljust(MIB, b"\0"))
+        read = await site.engine.read_resource(r.ReadResource(s.Resource.of("W", "R", s.Disk(str(path)))))
+        assert (read.result, read.resource.flags) == (Result.OK, flags_of(DEFAULT) | ResourceFlag.USING_CAW)
 
     played(scene)
 

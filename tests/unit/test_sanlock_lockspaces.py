@@ -421,8 +421,11 @@ def test_event_is_posted_and_its_host_notified() -> None:
         assert await host.event(s.HostEvent(2, 5, 0xABC, 0xDEF)) == Result.OK
         assert host.called("event") == [("LS", Event(5, 0xABC, 0xDEF))]
         assert host.called("notify") == [("LS", 2)]
-        assert await host.event(s.HostEvent(2, 5, 0xABC, 0xDEF)) == Result.OK, "the same one again"
+        assert await host.event(s.HostEvent(2, 6, 0xABC, 1)) == Result.OK, "its number is the same"
         assert await host.event(s.HostEvent(2, 5, 1, 1)) == Result.EBUSY
+        assert await host.event(s.HostEvent(3)) == Result.OK, "no event takes the other one back"
+        assert host.called("event")[-1] == ("LS", NO_EVENT)
+        assert await host.event(s.HostEvent(2, 5, 0xABC, 0xDEF)) == Result.OK
         assert await host.event(s.HostEvent(2, 5, 1, 1), SetEventFlag.REPLACE_EVENT) == Result.OK
         await host.clock.advance(6.1)
         assert await host.event(s.HostEvent(2, 5, 2, 2)) == Result.OK, "the other one has had its time"

@@ -101,6 +101,8 @@ class AreaCommands:
             there = await read_lockspace(disk, wanted.disk, wanted.name.text, host_id)
         record = there.record
         flags = size_flags(there.geometry) | (LockspaceFlag.NO_TIMEOUT if record.is_no_timeout else 0)
+        if record.write_fault() is not None:
+            flags |= LockspaceFlag.USING_CAW
         host = s.Host(record.owner_id, record.generation, record.timestamp, record.io_timeout_s)
         found = wanted._replace(name=record.space_name, host_id=host_id, flags=int(flags))
         return found, host, record.io_timeout_s
@@ -211,6 +213,8 @@ class AreaCommands:
 def _described(wanted: s.Resource, leader: Leader) -> s.Resource:
     """The client's structure, with what stands on storage."""
     flags = wanted.flags & ~SIZE_FLAGS | size_flags(leader.geometry)
+    if leader.uses_caw:
+        flags |= ResourceFlag.USING_CAW
     return wanted._replace(
         lockspace=leader.space_name, name=leader.resource_name, lver=leader.lver, flags=int(flags)
     )

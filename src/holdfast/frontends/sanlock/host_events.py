@@ -55,9 +55,10 @@ class HostEvents:
         return seen.get(HostId(host_id)) or 0
 
     def _would_clobber(self, view: LockspaceView, event: Event) -> bool:
-        """Whether another event stands there that its receivers may not have read yet."""
+        """Whether another event stands there that its receivers may not have read yet: one of another number."""
         before, generation, since = self._posted.get(view.name, (NO_EVENT, 0, Instant(0.0)))
-        if not before.number or generation != view.generation or before == event:
+        numbers = before.number, event.number
+        if 0 in numbers or generation != view.generation or before.number == event.number:
             return False
         return self._clock.now() - since < BITMAP_FACTOR * view.io_timeout_s
 
