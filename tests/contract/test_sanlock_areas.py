@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+from hypothesis import given, settings, strategies
+from tests.support import sanlock_values as values
 from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.sanlock_clients import SHARED, Storage, comes, played
-from tests.support.sanlock_engine import EngineSite, blank
+from tests.support.sanlock_engine import METHODS, EngineSite, blank
 
 from holdfast.backends.paxos.names import key_of_lease
 from holdfast.frontends.sanlock.engine import SanlockEngine
@@ -28,6 +32,7 @@ from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol.membership import Membership
 from holdfast.system.block_io.disk_file import REAL_KERNEL
+from holdfast.wire.sanlock import replies, request_table
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock import structures as s
 from holdfast.wire.sanlock.flags import (
@@ -40,6 +45,7 @@ from holdfast.wire.sanlock.flags import (
     WriteLockspaceFlag,
     WriteResourceFlag,
 )
+from holdfast.wire.sanlock.header import request_header
 from holdfast.wire.sanlock.result import Result
 
 ONE, TWO = 101, 102
@@ -671,3 +677,79 @@ def test_every_command_is_the_engines_own() -> None:
     """One that is inherited from the port would answer with None."""
     wanted = {name for name in vars(SanlockService) if not name.startswith("_")}
     assert wanted <= set(vars(SanlockEngine))
+
+
+@pytest.mark.parametrize("offset_bytes", [1 << 63, (1 << 64) - MIB, (1 << 63) - MIB])
+def test_offset_beyond_those_of_the_kernel_is_refused(tmp_path: Path, offset_bytes: int) -> None:
+    async def scene() -> None:
+        site = EngineSite(Storage(tmp_path, "R1"))
+        path = blank(tmp_path / "W", MIB)
+        place = s.Resource.of("X", "Y", s.Disk(str(path), offset_bytes))
+        for request in (r.ReadResource(place), r.ReadResourceOwners(place), r.WriteResource(0, 0, 0, place)):
+            assert (await site.ask(request)).result in (Result.EINVAL, Result.EMSGSIZE, -errno.EFBIG)
+        assert path.stat().st_size == MIB
+
+    played(scene)
+
+
+def test_whatever_a_client_sends_is_answered(tmp_path: Path) -> None:
+    """With a code, never with an exception; and what is held stays."""
+    st = Storage(tmp_path, "R1")
+    path = blank(tmp_path / "some", 4 * MIB)
+    index = blank(tmp_path / "index", 8 * MIB)
+    site = EngineSite(st)
+    site.spaces.in_the_way[SPACE] = CONFIGURED
+    places = strategies.sampled_from([str(path), str(index), str(st.lockspace), str(tmp_path), "/none", ""])
+    offsets = strategies.one_of(
+        strategies.sampled_from([0, MIB, 2 * MIB, 512, 777, 1 << 31, 1 << 63, (1 << 64) - MIB]), values.U64
+    )
+    names = strategies.one_of(
+        strategies.sampled_from([PaddedName.of(SPACE), PaddedName.of("R1")]), values.NAMES
+    )
+    flags = strategies.one_of(strategies.sampled_from([0, 1, *map(int, SIZES.values())]), values.U32)
+    disks = strategies.builds(s.Disk, places, offsets)
+    lockspaces = strategies.builds(s.Lockspace, names, values.U64, flags, disks)
+    indexes = strategies.builds(s.Rindex, names, flags, values.U32, disks)
+    entries = strategies.builds(s.RindexEntry, names, offsets, flags)
+    resources = strategies.builds(
+        lambda space, name, lver, bits, disk: s.Resource(space, name, lver, 0, 0, bits, 1, (disk,)),
+        names,
+        names,
+        values.U64,
+        flags,
+        disks,
+    )
+    fields = {
+        s.Lockspace: lockspaces,
+        s.Rindex: indexes,
+        s.RindexEntry: entries,
+        s.Resource: resources,
+        s.Disk: disks,
+        s.Host: values.HOSTS,
+        s.HostRecord: values.RECORDS,
+    }
+    of_type = {
+        name: fields.get(kind, flags) for request in METHODS for name, kind in get_type_hints(request).items()
+    }
+    requests = strategies.one_of(
+        *(
+            strategies.builds(request, **{name: of_type[name] for name in get_type_hints(request)})
+            for request in METHODS
+        )
+    )
+    lockspace = st.lockspace.read_bytes()
+
+    @given(requests)
+    @settings(max_examples=200, deadline=None)
+    def answered(request: r.AnyRequest) -> None:
+        async def go() -> None:
+            reply = await site.ask(request)
+            command = request_table.command_of(request)
+            assert replies.decode(command, reply.encode(request_header(command))).result == int(reply.result)
+
+        asyncio.run(go())
+        if isinstance(request, r.InitLockspaceHost):
+            st.lockspace.write_bytes(lockspace)  # it may make the record of any other host
+        assert st.lockspace.read_bytes() == lockspace
+
+    answered()

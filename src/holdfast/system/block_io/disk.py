@@ -53,6 +53,8 @@ Issue = Callable[[Callable[[], None]], Request[T] | IoFailed]
 
 SECTOR_BYTES_MIN = 512
 """No device has smaller sectors; one with larger ones refuses smaller requests itself."""
+OFFSET_BYTES_MAX = (1 << 63) - 1
+"""The kernel's, whose offsets have a sign; clients name offsets of 64 bits."""
 OPEN_TIMEOUT_S = 10.0
 """Opening looks at the device once: as long as one default io_timeout."""
 
@@ -191,7 +193,8 @@ class _Disk(ABC):
         if self._closed:
             return IoFailed(errno.EBADF)
         aligned = offset_bytes % SECTOR_BYTES_MIN == 0 and length_bytes % SECTOR_BYTES_MIN == 0
-        return None if aligned and offset_bytes >= 0 and length_bytes > 0 else IoFailed(errno.EINVAL)
+        within = 0 <= offset_bytes <= OFFSET_BYTES_MAX - length_bytes
+        return None if aligned and within and length_bytes > 0 else IoFailed(errno.EINVAL)
 
     def _issued(self, request: Request[T]) -> Request[T] | IoFailed:
         try:
