@@ -1,0 +1,114 @@
+"""A real holdfastd in sanlock's place: what its clients hold outlives every end of the daemon (issue 15)."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.interop.sanlock_socket.scene import HoldfastDaemon, Host, Scene, head, holding
+from tests.support.polling import wait_until
+
+from holdfast.wire.sanlock import replies
+from holdfast.wire.sanlock import requests as r
+from holdfast.wire.sanlock.flags import AcquireFlag, ReleaseFlag, RemoveFlag, ResourceFlag
+from holdfast.wire.sanlock.result import Result
+from holdfast.wire.sanlock.structures import Resource
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with tempfile.TemporaryDirectory(prefix="hf", dir="/tmp") as place:
+        stage = Scene("holdfast", Path(place))
+        try:
+            yield stage
+        finally:
+            stage.close()
+
+
+@pytest.fixture(autouse=True)
+def _close(scene: Scene) -> Iterator[None]:
+    yield
+    scene.close_clients()
+
+
+def daemon_of(host: Host) -> HoldfastDaemon:
+    assert isinstance(host.daemon, HoldfastDaemon)
+    return host.daemon
+
+
+def end_and_start(host: Host, way: str) -> None:
+    daemon = daemon_of(host)
+    if way == "reexec":
+        daemon.reexec()
+    else:
+        daemon.kill(signal.SIGKILL if way == "kill" else signal.SIGTERM)
+        daemon.start()
+
+
+def owners(scene: Scene, lease: Resource) -> list[int]:
+    """By storage, as the other host reads it."""
+    found = scene.two.client().asked(r.ReadResourceOwners(lease), replies.OwnersRead)
+    return [each.host_id for each in found.hosts]
+
+
+@pytest.mark.parametrize("way", ["kill", "stop", "reexec"])
+def test_a_clients_lease_outlives_the_daemon_and_ends_with_its_process(scene: Scene, way: str) -> None:
+    lease, shared = scene.lease(), scene.lease()
+    process = holding(scene.one, lease, shared._replace(flags=ResourceFlag.SHARED))
+    end_and_start(scene.one, way)
+    assert scene.one.is_in(scene.of(scene.one)), "the lockspace that a client had added"
+    assert owners(scene, lease) == [1]
+    assert owners(scene, shared) == [1]
+    other = scene.one.process()
+    assert other.client.result(r.Acquire(0, r.OWN, (lease,))) == Result.EEXIST
+    theirs = scene.two.process()
+    asked = r.Acquire(AcquireFlag.OWNER_NOWAIT, r.OWN, (lease,))
+    assert theirs.client.result(asked) == Result.ACQUIRE_IDLIVE
+    # Its owner is no client of this daemon any more, so nobody may take the lockspace from it.
+    if way != "reexec":
+        assert scene.one.result(r.RemLockspace(RemoveFlag.UNUSED, scene.of(scene.one))) == Result.EBUSY
+    assert process.runs()
+    process.close()
+    wait_until(lambda: owners(scene, lease) == [] == owners(scene, shared), "its leases to be free")
+    assert theirs.client.result(asked) == Result.OK
+
+
+def test_an_orphan_outlives_the_daemon_until_it_is_asked_for(scene: Scene) -> None:
+    lease = scene.lease()
+    wanted = lease._replace(flags=ResourceFlag.PERSISTENT)
+    holding(scene.one, wanted).close()
+    end_and_start(scene.one, "kill")
+    assert owners(scene, lease) == [1]
+    assert scene.one.process().client.result(r.Acquire(0, r.OWN, (wanted,))) == Result.EUCLEAN
+    user = holding(scene.one, wanted, flags=AcquireFlag.ORPHAN_ONLY)
+    assert user.client.result(r.Release(0, r.OWN, (head(lease),))) == Result.OK
+    assert owners(scene, lease) == []
+
+
+def test_a_lockspace_that_was_removed_is_not_joined_by_the_next_daemon(scene: Scene) -> None:
+    host = scene.another_host("removes", host_id=1)
+    lockspace = scene.new_lockspace("LEFT", by=host)
+    host.join(lockspace)
+    kept = scene.new_lockspace("KEPT", by=host)
+    host.join(kept)
+    assert host.result(r.RemLockspace(0, lockspace)) == Result.OK
+    end_and_start(host, "kill")
+    assert host.result(r.InqLockspace(0, lockspace)) == Result.ENOENT
+    wait_until(lambda: host.is_in(kept), "the other one to be joined again")
+
+
+def test_a_reload_that_drops_the_socket_is_refused_while_a_client_holds_a_lease(scene: Scene) -> None:
+    lease = scene.lease()
+    process = holding(scene.one, lease)
+    daemon = daemon_of(scene.one)
+    before = daemon.config.read_text()
+    try:
+        daemon.config.write_text(before.replace("[sanlock]\nsocket", "[sanlock]\n# socket"))
+        daemon.send_signal(signal.SIGUSR1)
+        daemon.says("sanlock.socket: ")
+    finally:
+        daemon.config.write_text(before)
+    assert process.client.result(r.Release(ReleaseFlag.ALL, r.OWN, ())) == Result.OK
