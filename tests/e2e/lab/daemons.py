@@ -17,7 +17,9 @@ from tests.e2e.lab.hosts import CommandError, Host, Spawned
 from tests.e2e.lab.polling import until
 from tests.e2e.lab.processes import Process
 
-Kind = Literal["virtlockd", "holdfastd", "sanlock"]
+Kind = Literal["virtlockd", "holdfastd", "sanlock", "in sanlock's place"]
+"""`in sanlock's place`: holdfastd with sanlock's socket, and libvirt's sanlock plugin."""
+WITH_SANLOCKS_PLUGIN: tuple[Kind, ...] = ("sanlock", "in sanlock's place")
 LockMode = Literal["indirect", "direct", "leases", "hashed leases"]
 """How libvirt asks, and what holds; with hashed leases alpha's libvirt sends hashes and beta's sends paths."""
 
@@ -72,6 +74,15 @@ backend = "leases"
 [[disk]]
 match = "iscsi:*"
 backend = "leases"
+"""
+
+# In sanlock's place: no lockspace of its own, libvirt's plugin adds it.
+SANLOCK_SOCKET = "/run/sanlock/sanlock.sock"
+SANLOCKS_PLACE_TOML = f"""
+[sanlock]
+socket = "{SANLOCK_SOCKET}"
+watchdog = "none"
+fire_timeout_s = 30
 """
 
 # The filter halves the time of a start: without it libvirt asks QEMU for 400 features of the processor, one by one.
@@ -209,9 +220,11 @@ class LockDaemon(Daemon):
         self.mode = mode
         self._configuration = host.folder / ("virtlockd.conf" if kind == "virtlockd" else "holdfast.toml")
         leases = LEASES_TOML.format(number=host.number) if mode in LEASES else ""
+        if kind == "in sanlock's place":
+            leases = SANLOCKS_PLACE_TOML
         holdfast = HOLDFAST_TOML + leases
         self._configuration.write_text(VIRTLOCKD_CONF if kind == "virtlockd" else holdfast)
-        if kind == "sanlock":
+        if kind in WITH_SANLOCKS_PLUGIN:
             (host.folder / "run" / "sanlock").mkdir(parents=True)
         self._under_manager = False
         self._main_pid_file = host.folder / "lockd-main.pid"
@@ -263,7 +276,7 @@ class LockDaemon(Daemon):
             f"{self.kind} on {self.host.name} to re-exec",
         )
         # Asking virtlockd whether it is ready would break its next re-exec, if our connection still stood.
-        if self.kind == "holdfastd":
+        if self.kind in ("holdfastd", "in sanlock's place"):
             until(lambda: not self.is_up or self._answers(), f"{self.kind} on {self.host.name} to answer")
         assert self.is_up, f"{self.kind} did not survive SIGUSR1:\n{self.said}"
 
@@ -307,7 +320,7 @@ class LockDaemon(Daemon):
 
     def _answers(self) -> bool:
         if self.kind == "sanlock":
-            return self.host.path("/run/sanlock/sanlock.sock").exists()
+            return self.host.path(SANLOCK_SOCKET).exists()
         try:
             self.connect().close()
         except OSError:
@@ -326,7 +339,7 @@ class Libvirtd(Daemon):
         for folder in ("qemu/networks", "hooks"):
             (etc / folder).mkdir(parents=True)
         (etc / "qemu.conf").write_text(
-            QEMU_CONF.format(lock_manager="sanlock" if kind == "sanlock" else "lockd")
+            QEMU_CONF.format(lock_manager="sanlock" if kind in WITH_SANLOCKS_PLUGIN else "lockd")
         )
         (etc / "qemu-sanlock.conf").write_text(SANLOCK_CONF.format(number=host.number))
         (etc / "libvirtd.conf").write_text(LIBVIRTD_CONF.format(address=host.address, uuid=host.uuid))
