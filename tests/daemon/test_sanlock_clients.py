@@ -76,6 +76,32 @@ def test_a_clients_lease_outlives_the_daemon_and_ends_with_its_process(scene: Sc
     assert theirs.client.result(asked) == Result.OK
 
 
+@pytest.mark.parametrize("way", ["kill", "stop", "reexec"])
+def test_commands_by_pid_find_a_process_that_an_earlier_daemon_had_registered(scene: Scene, way: str) -> None:
+    """As libvirtd sends them for a VM: it suspends, resumes, unplugs."""
+    lease = scene.lease()
+    process = holding(scene.one, lease)
+    end_and_start(scene.one, way)
+    by_pid, libvirtd = r.Target(process.pid), scene.one.client()
+    state = libvirtd.asked(r.Inquire(0, by_pid), replies.ClientState)
+    assert state.result == Result.OK
+    assert lease.name.text in str(state)
+    assert libvirtd.result(r.Release(0, by_pid, (head(lease),))) == Result.OK
+    assert owners(scene, lease) == []
+    end_and_start(scene.one, way)
+    # A stopped daemon leaves a lockspace in which nobody has a lease: the next one claims its host id.
+    wait_until(lambda: scene.one.is_in(scene.of(scene.one)), "the lockspace to be joined again")
+    libvirtd = scene.one.client()
+    assert libvirtd.result(r.Acquire(0, by_pid, (lease,))) == Result.OK, (
+        "it holds nothing, and is known all the same"
+    )
+    assert owners(scene, lease) == [1]
+    assert libvirtd.result(r.Acquire(0, by_pid, (lease,))) == Result.EEXIST
+    process.close()
+    wait_until(lambda: owners(scene, lease) == [], "its lease to be free")
+    wait_until(lambda: libvirtd.result(r.Inquire(0, by_pid)) == Result.ESRCH, "it to be forgotten")
+
+
 def test_an_orphan_outlives_the_daemon_until_it_is_asked_for(scene: Scene) -> None:
     lease = scene.lease()
     wanted = lease._replace(flags=ResourceFlag.PERSISTENT)

@@ -54,6 +54,13 @@ def test_guest_keeps_its_lease_over_a_restart_of_the_daemon(both: Lab) -> None:
     both.vm(both.alpha, "thief", disk).refused("start")
     both.vm(both.beta, "thief2", disk).refused("start")
     vm.assert_writes()
+    vm.virsh("suspend")
+    until(lambda: owner(both, disk) == 0, "the lease to be free")
+    both.lockd[both.beta].kill()
+    both.lockd[both.beta].start()
+    vm.virsh("resume")
+    assert owner(both, disk) == both.beta.number
+    vm.assert_writes()
     vm.destroy()
     until(lambda: owner(both, disk) == 0, "the lease to be free")
 

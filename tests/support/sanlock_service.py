@@ -33,6 +33,9 @@ class FakeService:
         self.exits = asyncio.Event()
         self.fails = False
 
+    def client_registered(self, client: Client, kept: Client | None) -> None:
+        pass
+
     def client_died(self, client: Client) -> None:
         self.died.append(client.pid)
 

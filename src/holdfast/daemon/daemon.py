@@ -183,6 +183,8 @@ class Daemon:
             self._close_listeners()
             raise
         lifecycle.begin(self.parts)
+        if self.sanlock is not None:
+            self.sanlock.restore()
         for listener in self.listeners.values():
             listener.start()
         lifecycle.account_for_left_behind(self.parts)

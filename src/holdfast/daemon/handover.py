@@ -138,6 +138,7 @@ class Handover:
                     self._manager.owner_ended(owner)
             elif not (
                 owner.connections
+                or owner.registered
                 or self._manager.table.holds_any(owner.id)
                 or self._manager.departures.lends_for(owner)
             ):

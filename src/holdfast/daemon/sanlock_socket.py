@@ -103,7 +103,7 @@ class SanlockSocket:
         end: Callable[[], None],
     ) -> None:
         manager = parts.manager
-        leases = ClientLeases(manager)
+        leases = self._leases = ClientLeases(manager)
         self.stopper = ClientStopper(
             clients_in=lambda lockspace: self.engine.clients_in(lockspace),  # noqa: PLW0108 - it is made below
             clients_of=self._clients_of,
@@ -132,7 +132,17 @@ class SanlockSocket:
             commands=commands_of(number),
         )
         parts.lease_recovery.stop_client = self._lost
+        manager.on_client_ended = self._client_ended
         parts.reactions.on_notified = self._notified
+
+    def restore(self) -> None:
+        """When locks are adopted, before clients are served: processes that an earlier daemon had registered."""
+        for owner in self._leases.of_earlier_daemon():
+            self.engine.restore(self.frontend.keep(owner.pid), owner)
+
+    def _client_ended(self, owner: Owner) -> None:
+        self.engine.kept_ended(owner)
+        self.frontend.kept_ended(owner.pid)
 
     def _host_id(self, lockspace: str) -> int:
         """This host's, for which the event is meant."""

@@ -77,6 +77,7 @@ class Recovery:
                 owner.until_closed = saved.until_closed
                 owner.unasked = dict(saved.unasked)
                 owner.persistent = set(saved.persistent)
+                owner.registered = saved.registered and owner.process is not None
                 owner.family = self._manager.owners.family(saved.family)
                 living[saved.id] = owner
         for lock in state.locks.values():

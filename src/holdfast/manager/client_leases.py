@@ -43,7 +43,21 @@ class ClientLeases:
             shown = OwnerName(name or manager.owners.program(pid) or str(pid))
         owner = manager.register(pid, shown)
         owner.clients += 1
+        manager.book.registered(owner)
         return owner
+
+    def of_earlier_daemon(self) -> list[Owner]:
+        """The registered processes whose connections have ended with an earlier daemon."""
+        return [owner for owner in self._manager.owners if owner.registered and not owner.clients]
+
+    def of_owner(self, owner: Owner) -> list[tuple[Resource, Mode, HostLock]]:
+        """All that it has in lockspaces of sanlock's clients."""
+        return [
+            (resource, mode, lock)
+            for lock in self._manager.table.of_owner(owner.id)
+            for resource, mode in lock.claims[owner.id].items()
+            if resource.lockspace.startswith(SANLOCK_PREFIX)
+        ]
 
     def renamed(self, owner: Owner, name: str) -> None:
         if name and not owner.name.uuid:
@@ -52,8 +66,10 @@ class ClientLeases:
     def closed(self, owner: Owner) -> None:
         """A connection has ended, after its leases were released or orphaned."""
         owner.clients -= 1
-        if owner.clients <= 0 and not owner.alive():
-            self._manager.owner_ended(owner)
+        if owner.clients <= 0:
+            self._manager.book.no_more_registered(owner)
+            if not owner.alive():
+                self._manager.owner_ended(owner)
         self._manager.unregister(owner, holder=False, why="")
 
     # --- leases ---

@@ -170,6 +170,15 @@ class PersistentLine(Line, tag="persistent"):
     stays: bool = True
 
 
+class ClientLine(Line, tag="client"):
+    """The owner is a registered client of sanlock's protocol, with or without leases; `stays` False: not any more. An older
+    daemon keeps its leases, and does not know its pid.
+    """
+
+    owner: int
+    stays: bool = True
+
+
 class OrphansLine(Line, tag="orphans"):
     """The owner of that number keeps leases of a client that has ended. An older daemon holds them for an unknown owner."""
 
@@ -234,6 +243,7 @@ AnyLine = (
     | UnaskedLine
     | AskedLine
     | PersistentLine
+    | ClientLine
     | OrphansLine
     | SeriesLine
     | RestartLine

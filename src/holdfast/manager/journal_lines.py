@@ -28,6 +28,8 @@ def owner_lines(owner: Owner) -> list[jn.Line]:
         lines.append(jn.UnknownLine(owner.id, text_of(owner.unknown.why), owner.unknown.unseen))
     if owner.keeps_orphans:
         lines.append(jn.OrphansLine(owner.id))
+    if owner.registered:
+        lines.append(jn.ClientLine(owner.id))
     lines.extend(unasked_line(owner.id, resource, mode) for resource, mode in owner.unasked.items())
     lines.extend(persistent_line(owner.id, resource) for resource in sorted(owner.persistent))
     return lines

@@ -17,6 +17,7 @@ from holdfast.manager.journal_kinds import (
     AnyLine,
     AskedLine,
     ClaimLine,
+    ClientLine,
     DepartingLine,
     DoubtLine,
     IncarnationLine,
@@ -61,6 +62,8 @@ class SavedOwner:
     persistent: set[Resource] = field(default_factory=set)
     """What is to outlive it, for a client of sanlock's protocol."""
     keeps_orphans: bool = False
+    registered: bool = False
+    """As a client of sanlock's protocol."""
 
 
 @dataclass(slots=True)
@@ -221,6 +224,7 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             | AskedLine()
             | PersistentLine()
             | OrphansLine()
+            | ClientLine()
         ):
             _apply_to_owner(state.owners[line.owner], line)
         case OwnerGoneLine(owner_id):
@@ -268,7 +272,13 @@ def _apply(state: SavedState, line: AnyLine) -> None:
 
 def _apply_to_owner(
     owner: SavedOwner,
-    line: UntilClosedLine | PreparedLine | UnaskedLine | AskedLine | PersistentLine | OrphansLine,
+    line: UntilClosedLine
+    | PreparedLine
+    | UnaskedLine
+    | AskedLine
+    | PersistentLine
+    | OrphansLine
+    | ClientLine,
 ) -> None:
     match line:
         case UntilClosedLine(_, family):
@@ -284,6 +294,8 @@ def _apply_to_owner(
             (owner.persistent.add if stays else owner.persistent.discard)(resource)
         case OrphansLine():
             owner.keeps_orphans = True
+        case ClientLine(_, stays):
+            owner.registered = stays
 
 
 def _apply_migration(state: SavedState, line: DepartingLine | LentLine | LentOverLine) -> None:

@@ -160,6 +160,8 @@ class LockManager:
             keep=keep,
             dead_holder=dead_holder,
         )
+        self.on_client_ended: Callable[[Owner], None] = lambda _: None
+        """A registered client of sanlock's protocol whose connection an earlier daemon had has ended."""
         self.closing = False
         """True once the daemon is going down: lost connections and owners mean nothing any more."""
         self.book = LockRegistry(table=self.table, journal=journal, events=events, clock=clock, keep=keep)
@@ -285,6 +287,8 @@ class LockManager:
             for orphan in orphans:
                 self.book.orphaned(orphan, owner, keeper)
         owner.gone = True
+        if owner.registered:
+            self.on_client_ended(owner)
         locks = self.table.of_owner(owner.id)
         if locks:
             what = "locks stay until their disks are closed" if owner.until_closed else "locks released"

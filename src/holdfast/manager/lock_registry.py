@@ -7,6 +7,7 @@ were lost and are retaken are handled by `lost_locks`.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable, Mapping
 
@@ -40,6 +41,8 @@ from holdfast.system.clock import Clock
 from holdfast.system.host.process import Family
 
 HostLock = Lock[Held]
+
+log = logging.getLogger(__name__)
 
 HAD_LOCKS_MAX = 20_000
 """Processes that are remembered to have had a lock; as many as owners."""
@@ -136,6 +139,26 @@ class LockRegistry:
         journal has the new claims before the old ones end.
         """
         self._hand_over(lock, before, owner, dict(lock.claims[before.id]), ev.STARTED)
+
+    def registered(self, owner: Owner) -> None:
+        """The owner is a client of sanlock's protocol: the next daemon knows its pid, also if it holds nothing."""
+        if owner.registered:
+            return
+        owner.registered = True
+        try:
+            if owner.journaled:
+                self._journal.append(jn.ClientLine(owner.id))
+            else:
+                self._journal.append(*owner_lines(owner))
+                owner.journaled = True
+        except OSError as e:
+            log.error("the journal can't record that %s is registered: %s", owner, e.strerror)
+
+    def no_more_registered(self, owner: Owner) -> None:
+        if owner.registered:
+            owner.registered = False
+            if owner.journaled:
+                self._journal.append_end(jn.ClientLine(owner.id, stays=False))
 
     def persists(self, owner: Owner, resource: Resource) -> None:
         """A client's lease is to outlive it. OSError: the journal can't be written, and nothing has changed."""
@@ -297,8 +320,8 @@ class LockRegistry:
                 raise Refused(reason=f"the journal can't be written: {e.strerror}") from e
 
     def needs(self, owner: Owner) -> bool:
-        """Whether the owner holds a lock, is to hold one, or may take back one that it lent."""
-        if owner.unasked or self._table.holds_any(owner.id):
+        """Whether the owner holds a lock, is to hold one, may take back one that it lent, or is a registered client."""
+        if owner.unasked or owner.registered or self._table.holds_any(owner.id):
             return True
         return any(owner_id == owner.id for owner_id, _ in self.lent)
 

@@ -58,6 +58,7 @@ class Owner:
         "pid",
         "prepared",
         "process",
+        "registered",
         "stopping",
         "unasked",
         "unknown",
@@ -84,6 +85,8 @@ class Owner:
 
         self.clients = 0
         """Open connections of sanlock's clients among them: descendants of the process may keep one open."""
+        self.registered = False
+        """It is a client of sanlock's protocol, also if an earlier daemon had its connection."""
         self.persistent: set[Resource] = set()
         """What stays held when its client ends without releasing it (`client_leases`)."""
         self.keeps_orphans = False

@@ -28,6 +28,7 @@ class Client:
         "connected",
         "dead",
         "fd",
+        "kept",
         "kill_count",
         "kill_last_s",
         "last",
@@ -44,6 +45,8 @@ class Client:
         self.registered = False
         self.connected = True
         """Its connection is open on our side."""
+        self.kept = False
+        """An earlier daemon had its connection: commands by its pid are for it until its process ends."""
         self.dead = False
         """Its process has ended the connection."""
         self.active: Command | None = None
@@ -91,6 +94,16 @@ class Clients:
             client.registered = True
             client.name = str(client.pid)
             bisect.insort(self._registered.setdefault(client.pid, []), client)
+
+    def add_kept(self, pid: int) -> Client:
+        """A registered process whose connection an earlier daemon had."""
+        client = self.add(pid=pid, fd=-1)
+        client.kept = True
+        self.register(client)
+        return client
+
+    def kept_of(self, pid: int) -> Client | None:
+        return next((client for client in self._registered.get(pid, ()) if client.kept), None)
 
     def remove(self, client: Client) -> None:
         """Give its slot to the next one."""

@@ -28,6 +28,7 @@ from holdfast.frontends.sanlock.resource_commands import ResourceCommands
 from holdfast.frontends.sanlock.rindex_commands import RindexCommands
 from holdfast.frontends.sanlock.service import DaemonState, SanlockService
 from holdfast.manager.client_leases import ClientLeases
+from holdfast.manager.owners import Owner
 from holdfast.model import SANLOCK_PREFIX
 from holdfast.protocol.membership import Membership
 from holdfast.system import eager_tasks
@@ -87,6 +88,14 @@ class SanlockEngine(SanlockService):
 
     # --- for the daemon ---
 
+    def restore(self, client: Client, owner: Owner) -> None:
+        """A process that was registered with an earlier daemon has what the lock table says."""
+        self._resources.restore(client, owner)
+
+    def kept_ended(self, owner: Owner) -> None:
+        """Such a process has ended; the manager releases what it had."""
+        self._resources.kept_ended(owner)
+
     def clients_in(self, lockspace: str) -> list[Client]:
         """The clients with a lease there, each once: those that are stopped when it is lost or removed."""
         name = SANLOCK_PREFIX + lockspace
@@ -107,6 +116,9 @@ class SanlockEngine(SanlockService):
         return found if isinstance(found, Membership) else None
 
     # --- registered clients ---
+
+    def client_registered(self, client: Client, kept: Client | None) -> None:
+        self._resources.client_registered(client, kept)
 
     def client_died(self, client: Client) -> None:
         self._resources.client_died(client)

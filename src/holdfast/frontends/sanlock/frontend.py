@@ -183,6 +183,29 @@ class SanlockFrontend:
         """Its event channels end."""
         self._channels.close_all(lockspace)
 
+    # --- over a restart ---
+
+    def keep(self, pid: int) -> Client:
+        """A process that was registered with an earlier daemon."""
+        return self.clients.add_kept(pid)
+
+    def kept_ended(self, pid: int) -> None:
+        """Such a process has ended."""
+        if (client := self.clients.kept_of(pid)) is not None:
+            client.dead = True
+            self.clients.remove(client)
+
+    def _register(self, client: Client) -> None:
+        if client.registered:
+            return
+        kept = self.clients.kept_of(client.pid)
+        if kept is not None and kept.active is not None:
+            kept = None  # a command by its pid is under way for it: it stays beside the new one
+        if kept is not None:
+            self.clients.remove(kept)
+        self.clients.register(client)
+        self._service.client_registered(client, kept)
+
     # --- requests ---
 
     def admit(self, connection: SanlockConnection, header: Header) -> Result | None:
@@ -235,7 +258,7 @@ class SanlockFrontend:
         request = request_table.decode(header, framed.body)
         match request:
             case r.Register():
-                self.clients.register(connection.client)
+                self._register(connection.client)
                 return Answer()
             case r.Restrict():
                 connection.client.restricted = request.flags

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from holdfast.backends.paxos.area_backend import AreaBackend, resource_in
-from holdfast.backends.paxos.area_store import Area
+from holdfast.backends.paxos.area_store import Area, area_of
 from holdfast.backends.paxos.backend import PaxosHeld
 from holdfast.errors import HoldfastError, ResourceBusy
 from holdfast.frontends.sanlock.clients import Client
@@ -51,7 +51,7 @@ from holdfast.wire.sanlock.flags import (
 )
 from holdfast.wire.sanlock.result import Result
 from holdfast.wire.sanlock.state_records import StateRecord
-from holdfast.wire.sanlock.structures import Resource
+from holdfast.wire.sanlock.structures import Disk, Resource
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,54 @@ class ResourceCommands:
         self._value_blocks = ValueBlocks(self.held, leases)
 
     # --- clients ---
+
+    def client_registered(self, client: Client, kept: Client | None) -> None:
+        """`kept`: the same process as an earlier daemon had it; what it has is this connection's now."""
+        try:
+            owner = self._owner(client, "")
+        except HoldfastError as error:
+            log.warning("%s is registered without an owner: %s", client, error)
+            return
+        if kept is not None:
+            self._owners.pop(kept, None)
+            for held in self.held.of(kept):
+                self.held.remove(held)
+                held.client, held.owner = client, owner
+                self.held.add(held)
+
+    def restore(self, client: Client, owner: Owner) -> None:
+        """Enter what a process that was registered with an earlier daemon holds by the lock table."""
+        self._owners[client] = owner
+        for key, mode, lock in self._leases.of_owner(owner):
+            area = area_of(lock.path)
+            if area is None:
+                continue
+            lease: object = lock.held
+            sizes = lease.geometry if isinstance(lease, PaxosHeld) else None
+            self.held.add(
+                HeldResource(
+                    client=client,
+                    owner=owner,
+                    key=key,
+                    wire=Resource.of(
+                        key.lockspace.removeprefix(SANLOCK_PREFIX),
+                        key.name,
+                        Disk(area.path, area.offset_bytes),
+                        flags=ResourceFlag.SHARED if mode is Mode.SHARED else 0,
+                    ),
+                    mode=mode,
+                    lver=lease.lver if isinstance(lease, PaxosHeld) else 0,
+                    persistent=key in owner.persistent,
+                    size_flags=SIZES[sizes.sector_bytes, sizes.align_bytes] if sizes is not None else 0,
+                )
+            )
+
+    def kept_ended(self, owner: Owner) -> None:
+        """Its locks are the manager's to release."""
+        for client in [each for each, of in self._owners.items() if of is owner and each.kept]:
+            for held in self.held.of(client):
+                self.held.remove(held)
+            del self._owners[client]
 
     def client_died(self, client: Client) -> None:
         """An ACQUIRE that waits sees `Client.dead`."""
