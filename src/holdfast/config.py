@@ -12,6 +12,7 @@ import errno
 import fnmatch
 import grp
 import os
+import pwd
 import re
 import stat
 import tomllib
@@ -66,6 +67,8 @@ class SanlockTable(_Table, frozen=True):
 
     socket: str = ""
     group: str = ""
+    user: str = ""
+    """With whose rights files and devices are opened that clients have written; empty: root's."""
     max_clients: Annotated[int, msgspec.Meta(ge=8, le=100_000)] = 4096
     version: str = "3.9.5"
     """What clients that ask for sanlock's version get."""
@@ -508,6 +511,18 @@ def validate(config: Config, origins: Mapping[str, str]) -> Iterator[ConfigError
         )
     if config.sanlock.watchdog in (None, "none") and config.sanlock.watchdog_device:
         yield problem("sanlock.watchdog_device", 'is for watchdog = "device" (and "wdmd": its socket)')
+    if config.sanlock.group and not config.sanlock.user:
+        yield problem(
+            "sanlock.user",
+            "is needed with group: clients have files written, with that user's rights and not with root's",
+        )
+    if config.sanlock.user:
+        try:
+            pwd.getpwnam(config.sanlock.user)
+        except (KeyError, ValueError):
+            yield problem(
+                "sanlock.user", f"no user '{config.sanlock.user}' on this host; create it or leave it out"
+            )
     for key, group in (("control.group", config.control.group), ("sanlock.group", config.sanlock.group)):
         if not group:
             continue

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.interop.sanlock.direct import blank_file
+from tests.interop.sanlock_socket.client import SocketClient
 from tests.interop.sanlock_socket.scene import HoldfastDaemon, Host, Scene, head, holding
 from tests.support.polling import wait_until
 
@@ -15,7 +18,7 @@ from holdfast.wire.sanlock import replies
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock.flags import AcquireFlag, ReleaseFlag, RemoveFlag, ResourceFlag
 from holdfast.wire.sanlock.result import Result
-from holdfast.wire.sanlock.structures import Resource
+from holdfast.wire.sanlock.structures import Lockspace, Resource
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +141,23 @@ def test_a_reload_that_drops_the_socket_is_refused_while_a_client_holds_a_lease(
     finally:
         daemon.config.write_text(before)
     assert process.client.result(r.Release(ReleaseFlag.ALL, r.OWN, ())) == Result.OK
+
+
+def test_what_clients_have_written_is_opened_with_their_users_rights(scene: Scene) -> None:
+    """The daemon is root, and whoever may connect could have any file of the host written over."""
+    scene.place.chmod(0o755)
+    directory = scene.place / "of-a-user"
+    table = f'[sanlock]\nsocket = "{directory}/sanlock.sock"\nwatchdog = "none"\ngroup = "nogroup"\nuser = "nobody"'
+    daemon = HoldfastDaemon(directory, table)
+    daemon.start()
+    try:
+        assert os.stat(daemon.socket_path).st_mode & 0o777 == 0o660
+        for mode, expected in ((0o600, Result.ENODEV), (0o666, Result.OK)):
+            path = blank_file(directory / f"area-{mode:o}", 8 << 20)
+            path.chmod(mode)
+            client = SocketClient(daemon.socket_path)
+            lockspace = Lockspace.of("L", 1, str(path))
+            assert client.result(r.WriteLockspace(0, 0, 1, lockspace)) == expected
+            assert any(path.read_bytes()) is (expected == Result.OK)
+    finally:
+        daemon.stop_all()

@@ -60,6 +60,16 @@ REFUSALS = [
     ("[control]\nmax_clients = 0", "control.max_clients", ">= 1"),
     ("[control]\ngroup = 'nobody-has-this-group'", "control.group", "create it or leave it out"),
     (
+        "[sanlock]\ngroup = 'nobody-has-this-group'\nuser = 'root'",
+        "sanlock.group",
+        "create it or leave it out",
+    ),
+    ("[sanlock]\ngroup = 'root'", "sanlock.user", "is needed with group"),
+    ("[sanlock]\nuser = 'nobody-has-this-name'", "sanlock.user", "create it or leave it out"),
+    ("[sanlock]\nversion = 'three'", "sanlock.version", "a version of sanlock"),
+    ("[sanlock]\nsocket = 'sanlock.sock'", "sanlock.socket", "absolute path"),
+    ("[sanlock]\nwatchdog_device = '/dev/watchdog0'", "sanlock.watchdog_device", "is for watchdog"),
+    (
         "[virtlockd]\nsocket = '/s'\n[control]\nsocket = '/s'",
         "control.socket",
         "is the same as virtlockd.socket",

@@ -31,8 +31,8 @@ from holdfast.daemon import lifecycle
 from holdfast.daemon.build import build
 from holdfast.daemon.kept_config import Start
 from holdfast.daemon.reload import ConfigurationInForce, NextProgram, held_needs
-from holdfast.daemon.sanlock_socket import SanlockSocket
-from holdfast.daemon.system_ports import pooled_storage, system_ports
+from holdfast.daemon.sanlock_socket import AREAS, SanlockSocket
+from holdfast.daemon.system_ports import pooled_storage, system_ports, users_lease_storage
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.manager import events as ev
@@ -145,6 +145,7 @@ class Daemon:
                 lockspaces=self.parts.clients,
                 backends=self.parts.client_backends,
                 commands=self.commands,
+                areas=users_lease_storage(AREAS, config.sanlock.user) if config.sanlock.user else None,
                 version=config.sanlock.version,
                 watchdog=self.parts.clients.watchdog,
                 end=self._ask_to_stop,

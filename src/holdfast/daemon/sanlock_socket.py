@@ -29,6 +29,7 @@ from holdfast.supervision.lockspace_news import Notified
 from holdfast.supervision.lockspace_port import LockspaceSpec, WatchdogSpec
 from holdfast.supervision.named_lockspace import Named, Removal, Standing
 from holdfast.supervision.renewal import HISTORY_MAX
+from holdfast.system.block_io.lease_files import LeaseStorage
 from holdfast.system.host.commands import Commands
 from holdfast.system.logs.recent_lines import RecentLines
 
@@ -88,7 +89,8 @@ class _Daemon:
 
 class SanlockSocket:
     """Made when the configuration names a socket. `version`: of the sanlock it stands in for; `watchdog`: of the lockspaces
-    that clients add. `end` has the daemon exit.
+    that clients add; `areas`: storage at places that they name, None: with the daemon's own rights. `end` has the daemon
+    exit.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class SanlockSocket:
         lockspaces: ClientLockspaces,
         backends: ClientBackends,
         commands: Commands,
+        areas: LeaseStorage | None,
         version: str,
         watchdog: WatchdogSpec,
         end: Callable[[], None],
@@ -121,7 +124,7 @@ class SanlockSocket:
             daemon=_Daemon(parts, _facts(parts, number, watchdog), end),
             leases=leases,
             backends=backends,
-            areas=parts.ports.leases.storage(AREAS),
+            areas=areas if areas is not None else parts.ports.leases.storage(AREAS),
             clock=parts.ports.clock,
             gone=lambda lockspace: self.frontend.lockspace_gone(lockspace),  # noqa: PLW0108
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -25,6 +26,7 @@ from holdfast.system.block_io.disk_file import DEVICE_WRITES
 from holdfast.system.block_io.lease_files import LeaseStorage, SystemLeaseStorage
 from holdfast.system.block_io.renewal_threads import SystemLeaseThreads
 from holdfast.system.block_io.request_gate import GATE
+from holdfast.system.block_io.users_leases import UsersLeaseStorage
 from holdfast.system.block_io.worker_pool import WorkerPool
 from holdfast.system.clock import SystemClock
 from holdfast.system.epoll import Readiness
@@ -41,6 +43,7 @@ from holdfast.system.files.state_file import StateFile, append_line
 from holdfast.system.files.storage_executor import StorageExecutor
 from holdfast.system.host.commands import Commands
 from holdfast.system.host.descriptors import DescriptorStore
+from holdfast.system.host.peer_rights import Rights
 from holdfast.system.host.predecessor import Predecessors
 from holdfast.system.host.process import SystemProcesses, boot_id, host_name, is_proven_hardware, machine_ids
 from holdfast.system.host.realtime import prepare_thread
@@ -134,6 +137,14 @@ async def _prepared(life: Coroutine[Any, Any, None]) -> None:
 
 def _lease_storage(lockspace: str) -> LeaseStorage:
     return SystemLeaseStorage(WorkerPool(pool_of_leases(lockspace)))
+
+
+def users_lease_storage(workers: str, user: str) -> LeaseStorage:
+    """Storage opened with the rights of that user of this host, with workers of that name; KeyError: there is none."""
+    found = pwd.getpwnam(user)
+    groups = tuple(os.getgrouplist(user, found.pw_gid))
+    rights = Rights(uid=found.pw_uid, gid=found.pw_gid, groups=groups)
+    return UsersLeaseStorage(WorkerPool(pool_of_leases(workers)), rights)
 
 
 def _watchdog(choice: WatchdogSpec, fd: int | None) -> Watchdog:
