@@ -158,6 +158,7 @@ def test_what_clients_have_written_is_opened_with_their_users_rights(scene: Scen
             client = SocketClient(daemon.socket_path)
             lockspace = Lockspace.of("L", 1, str(path))
             assert client.result(r.WriteLockspace(0, 0, 1, lockspace)) == expected
+            client.close()
             assert any(path.read_bytes()) is (expected == Result.OK)
     finally:
         daemon.stop_all()
