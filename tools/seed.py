@@ -30,7 +30,7 @@ def show_log() -> None:
     emit = run_seed._Listener.emit
 
     def shown(listener: run_seed._Listener, record: logging.LogRecord) -> None:
-        listener._world.tell("log", f"{record.levelname[:4].lower()} {record.getMessage()}")
+        listener._world.record("log", f"{record.levelname[:4].lower()} {record.getMessage()}")
         emit(listener, record)
 
     run_seed._Listener.emit = shown  # type: ignore[method-assign, assignment]
@@ -44,7 +44,7 @@ def show_records() -> None:
     def said(checkers: host_ids.TermCheckers, disk: str, process: Process, host_id: int, raw: bytes) -> None:
         record = DeltaLease.decode(raw)
         assert isinstance(record, DeltaLease), record
-        checkers.world.tell(
+        checkers.world.record(
             process.name,
             f"RECORD {disk}/{host_id} = {record.host_name} generation {record.generation}"
             f" timestamp {record.timestamp}",
@@ -63,7 +63,7 @@ def show_leases() -> None:
         sector = within // checkers.geometry.sector_bytes
         if area:
             found = Leader.decode(raw) if sector == 0 else HostBlock.decode(raw) if sector >= 2 else "index"
-            checkers.world.tell(process.name, f"LEASE {disk.name} area {area} sector {sector}: {found}")
+            checkers.world.record(process.name, f"LEASE {disk.name} area {area} sector {sector}: {found}")
         landed(checkers, disk, process, offset, raw)
 
     LeaseCheckers._landed = said  # type: ignore[method-assign, assignment]

@@ -82,7 +82,7 @@ class Process:
         self._stall = (calls - 1, seconds, wanted) if calls > 0 else None
         if calls > 0:
             return
-        self.world.tell(self.name, f"loses its processor for {seconds:.1f} s inside a call ({kind})")
+        self.world.record(self.name, f"loses its processor for {seconds:.1f} s inside a call ({kind})")
         self._inside_call = True
         self.freeze(seconds)
         with self.loop.left():

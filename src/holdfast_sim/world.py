@@ -59,7 +59,7 @@ class World:
         self._queue: list[tuple[float, int, Runner | None, Happen]] = []
         self._serial = 0
 
-    def tell(self, who: str, what: str) -> None:
+    def record(self, who: str, what: str) -> None:
         """Append a line to the history."""
         self.lines.append((self.now, who, what))
 
@@ -68,14 +68,14 @@ class World:
         if self.violation is None:
             names = tuple(map(str, parties))
             self.violation = Violation(claim, what, names)
-            self.tell(names[0] if names else "", f"VIOLATION of {claim}: {what}")
+            self.record(names[0] if names else "", f"VIOLATION of {claim}: {what}")
         raise self.violation
 
     def bug(self, who: str, what: str) -> None:
         """Report an exception of shipping code that was not caught."""
         if self.violation is None:
             self.violation = Violation("no unexpected exception", f"{who}: {what}", (who,))
-            self.tell(who, f"BUG {what}")
+            self.record(who, f"BUG {what}")
 
     def at(self, moment: float, happen: Happen, runner: Runner | None = None) -> None:
         self._serial += 1

@@ -191,7 +191,7 @@ def test_program_is_run_from_the_first_step_of_a_started_coroutine() -> None:
         loop.call_soon(lambda: eager_tasks.start(running, ended.set_result))
         await asyncio.wait((ended,), timeout=AMPLE_S)
         assert ended.done()
-        assert (ended.result().code, ended.result().told) == (0, "hello")
+        assert (ended.result().code, ended.result().output) == (0, "hello")
         writer.close()
         await writer.wait_closed()
         assert commands._process is not None

@@ -124,7 +124,7 @@ class HostWatchdog:
     def _closed(self) -> None:
         """On the thread that closed it; the store is updated in order, before a later join stores the next one."""
         if self._loop is not None:
-            eager_tasks.tell_loop(self._loop, self.forget)
+            eager_tasks.post_to_loop(self._loop, self.forget)
 
     def forget(self) -> None:
         """Remove the watchdog from the store: its descriptor and the names that record what armed it."""

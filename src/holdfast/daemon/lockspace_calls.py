@@ -41,8 +41,8 @@ class LeaseSpaceCalls:
         self._leases = leases
         self._now = now
 
-    def told(self) -> list[LeaseSpaceInfo]:
-        return [self._told(supervisor) for supervisor in self._host.supervisors]
+    def infos(self) -> list[LeaseSpaceInfo]:
+        return [self._info(supervisor) for supervisor in self._host.supervisors]
 
     def join(self, name: str) -> None:
         self._keeper(name).join()
@@ -96,7 +96,7 @@ class LeaseSpaceCalls:
         known = ", ".join(k.name for k in self._host.supervisors) or "none"
         raise Refused(reason=f"no backend names a lockspace '{name}'; known: {known}")
 
-    def _told(self, supervisor: LockspaceSupervisor) -> LeaseSpaceInfo:
+    def _info(self, supervisor: LockspaceSupervisor) -> LeaseSpaceInfo:
         renewed_at = supervisor.renewed_at
         member = supervisor.membership()
         joined = not isinstance(member, NotAMember)
@@ -114,13 +114,13 @@ class LeaseSpaceCalls:
             fenced=supervisor.fences,
             backends=sorted(self._host.backends_of(supervisor.name)),
             leases=self._leases(self._host.backends_of(supervisor.name)),
-            hosts=[_told_of(view, supervisor.records) for view in supervisor.hosts()],
+            hosts=[_host_info(view, supervisor.records) for view in supervisor.hosts()],
             fire_timeout_s=supervisor.timing.fire_timeout_s,
             misfits=supervisor.records.misfits if supervisor.records is not None else "",
         )
 
 
-def _told_of(view: HostView, records: HostRecords | None) -> HostInfo:
+def _host_info(view: HostView, records: HostRecords | None) -> HostInfo:
     said = records.of(view) if records is not None else None
     return HostInfo(
         host_id=view.host_id,

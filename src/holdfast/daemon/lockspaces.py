@@ -339,7 +339,7 @@ class HostLockspaces:
             # Leases are not measured any more, so the unfed watchdog will reset this host: log why while there is time.
             log.critical("the heartbeat stopped: %r", result)
             for supervisor in self.supervisors:
-                self._ports.threads.tell(supervisor.heart_stopped)
+                self._ports.threads.call_soon(supervisor.heart_stopped)
 
     def _news(self, news: LockspaceNews) -> None:
         if isinstance(news, Joined):

@@ -141,10 +141,10 @@ class NextProgram:
         ended = await self.commands.run(command, CHECK_TIMEOUT_S)
         with contextlib.suppress(OSError):
             os.unlink(path)
-        said = [line.removeprefix("holdfastd: ") for line in ended.told.splitlines() if line != CHECKED]
+        said = [line.removeprefix("holdfastd: ") for line in ended.output.splitlines() if line != CHECKED]
         if ended.code != 0:
             return said or ["the program on disk can't start, and does not say why"]
-        if CHECKED in ended.told.splitlines():
+        if CHECKED in ended.output.splitlines():
             return []
         reasons = self._compare(held)
         if not reasons:

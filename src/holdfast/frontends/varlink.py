@@ -82,7 +82,7 @@ def refused(error: HoldfastError) -> GenericVarlinkErrorReply:
 class LeaseSpaces(Protocol):
     """The lockspaces of leases; refusals are errors of the `LockError` tree."""
 
-    def told(self) -> list[LeaseSpaceInfo]: ...
+    def infos(self) -> list[LeaseSpaceInfo]: ...
     def join(self, name: str) -> None: ...
     async def leave(self, name: str) -> None: ...
     async def collect(self, dry_run: bool) -> list[CollectedLease]: ...
@@ -132,7 +132,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
 
     @varlinkmethod(return_parameter="lockspaces")
     def ListLeaseSpaces(self) -> list[LeaseSpaceInfo]:  # noqa: N802
-        return self._lease_spaces.told()
+        return self._lease_spaces.infos()
 
     @varlinkmethod
     def JoinLeaseSpace(self, *, name: str) -> None:  # noqa: N802

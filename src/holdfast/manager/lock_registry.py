@@ -210,7 +210,7 @@ class LockRegistry:
             pass  # the claim counts all the same; the journal is rewritten later
         self._journal.append_end(*(unclaim_line(lock, before.id, name) for name in old))
         for name, mode in claims.items():
-            self._tell(kind, owner, name, mode)
+            self._emit(kind, owner, name, mode)
 
     def wanted_by_hook(self, owner: Owner, wants: Mapping[Resource, Mode]) -> None:
         """libvirt's hook wants these held for an owner. OSError: the journal can't be written, and nothing has changed."""
@@ -254,7 +254,7 @@ class LockRegistry:
             self._table.unclaim(lock, owner.id, want.resource)
             self._table.remove(lock)
             raise
-        self._tell(ev.ACQUIRED, owner, want.resource, want.mode)
+        self._emit(ev.ACQUIRED, owner, want.resource, want.mode)
 
     def claim(self, owner: Owner, want: AcquireRequest, lock: HostLock, *, converted: bool) -> None:
         """Add a claim, or change its mode. OSError: the journal can't be written; nothing has changed."""
@@ -262,13 +262,13 @@ class LockRegistry:
         self._record(owner, claim_line(lock, owner.id, want.resource, want.mode))
         self._table.claim(lock, owner.id, want.resource, want.mode)
         lock.departing.discard((owner.id, want.resource))
-        self._tell(ev.CONVERTED if converted else ev.ACQUIRED, owner, want.resource, want.mode)
+        self._emit(ev.CONVERTED if converted else ev.ACQUIRED, owner, want.resource, want.mode)
 
     def unclaim(self, owner: Owner, lock: HostLock, resource: Resource) -> Unclaimed:
         """End a claim; with the last one the lock leaves the table, and the caller has to release it."""
         left = self._table.unclaim(lock, owner.id, resource)
         self._journal.append_end(unclaim_line(lock, owner.id, resource))
-        self._tell(ev.RELEASED, owner, resource, lock.mode)
+        self._emit(ev.RELEASED, owner, resource, lock.mode)
         if left.last:
             self._table.remove(lock)
             if self._keep is not None and lock.held is not None:
@@ -281,14 +281,14 @@ class LockRegistry:
         """
         lock.departing.add((owner.id, resource))
         self._journal.append_end(departing_line(lock, owner.id, resource))
-        self._tell(ev.DEPARTING, owner, resource, lock.claims[owner.id][resource])
+        self._emit(ev.DEPARTING, owner, resource, lock.claims[owner.id][resource])
 
     def stayed(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
         """The guest of a departing claim continues here: it is a claim like any other again."""
         lock.departing.discard((owner.id, resource))
         mode = lock.claims[owner.id][resource]
         self._journal.append_end(claim_line(lock, owner.id, resource, mode))
-        self._tell(ev.STAYED, owner, resource, mode)
+        self._emit(ev.STAYED, owner, resource, mode)
 
     def lends(self, owner: Owner, lock: HostLock, resource: Resource) -> None:
         """Record a claim that is about to be released for a migration, and has to be taken back if the guest stays."""
@@ -378,5 +378,5 @@ class LockRegistry:
             owner.journaled = True
         self.had_locks(process)
 
-    def _tell(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:
+    def _emit(self, kind: str, owner: Owner, resource: Resource, mode: Mode) -> None:
         self._events.emit(kind, owner.name, owner.pid, resource, mode)

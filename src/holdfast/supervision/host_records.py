@@ -42,7 +42,7 @@ class HostRecords:
         self._files = files
         self._identity = identity
         self._found: Mapping[int, HostRecord] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self.has_place = True
         """Whether the lockspace is where records can be, as far as it is known."""
@@ -168,8 +168,8 @@ class HostRecords:
             f"{_DIFFER}: {', '.join(others)}, and this host {fire_timeout_s} s: who has less takes over too early; set "
             "fire_timeout_s to the same on all hosts, 60 beside sanlock"
         )
-        if not self._told.issuperset(others):
-            self._told = set(others)
+        if not self._reported.issuperset(others):
+            self._reported = set(others)
             log.error("lockspace %s: %s", self._lockspace, text)
         return text
 

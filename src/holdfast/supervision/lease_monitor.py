@@ -227,12 +227,12 @@ class LeaseMonitor:
             # First the queue, then the clock: the other way round, a result could be later than the clock's value.
             news = [(watched, watched.take_news()) for watched in self._watched]
             now = self._clock.now()
-            happened = [(watched, watched.step(now, told)) for watched, told in news]
+            happened = [(watched, watched.step(now, queued)) for watched, queued in news]
             self._feed()
         for watched, actions in happened:
             for action in actions:
                 try:
-                    _tell(watched, action)
+                    _call_back(watched, action)
                 except Exception:
                     log.exception("lockspace %s: a callback failed", watched.name)
 
@@ -250,7 +250,7 @@ class LeaseMonitor:
         return fed
 
 
-def _tell(watched: MonitoredLease, action: expiry.Action) -> None:
+def _call_back(watched: MonitoredLease, action: expiry.Action) -> None:
     match action:
         case expiry.Warn(age_s):
             watched.on_expiring(age_s)

@@ -470,7 +470,7 @@ class LockspaceSupervisor:
     ) -> RenewalLoop:
         def report(news: RenewalNews) -> None:
             if isinstance(news, Joined | Expiring | Lost | Notified):
-                self._threads.tell(lambda: self._read(plan, news) if number == self._life else None)
+                self._threads.call_soon(lambda: self._read(plan, news) if number == self._life else None)
 
         return RenewalLoop(
             name=self.name,

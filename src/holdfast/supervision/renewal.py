@@ -386,9 +386,9 @@ class RenewalLoop:
                     due = held.renewed_at + self._claim.timing.renewal_s
                     now = self._clock.now()
                     self._remember(held, read_at, now)
-                    self._tell(hosts.looked(now, read_at, sectors))
+                    self._report_all(hosts.looked(now, read_at, sectors))
                 case delta.RenewalFailed(held, failed, sectors, read_at):
-                    self.trouble = _told(failed)
+                    self.trouble = _failure_text(failed)
                     late = failed.errno == errno.ETIMEDOUT
                     self._failures = self._failures._replace(
                         next_timeouts=self._failures.next_timeouts + late,
@@ -398,7 +398,7 @@ class RenewalLoop:
                     changes = hosts.ticked(self._clock.now())
                     if sectors is not None:
                         changes += hosts.looked(self._clock.now(), read_at, sectors)
-                    self._tell(changes)
+                    self._report_all(changes)
                 case delta.NotOurs(found):
                     self.taken = not found.is_free
                     return self._lost(watched, f"{found.host_name} has taken host id {self._claim.host_id}")
@@ -449,12 +449,12 @@ class RenewalLoop:
             self._notified_until = {h: until for h, until in self._notified_until.items() if until > now}
             return tuple(self._notified_until)
 
-    def _tell(self, actions: tuple[Action, ...]) -> None:
+    def _report_all(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
             self._report(action)
 
 
-def _told(failed: IoFailed) -> str:
+def _failure_text(failed: IoFailed) -> str:
     if failed.errno in (errno.ENOENT, errno.ESTALE):
         return (
             "the path of the lockspace does not name its file any more: it was deleted, replaced or unmounted"

@@ -192,7 +192,7 @@ class TermCheckers:
             if (over or other.dismissed()) and not other.vms:
                 self.is_over(other, "succeeded")
             elif other.is_restored_away and other.machine is not term.machine:
-                self.world.tell(term.machine.name, f"has the host id of {other}, which has to end")
+                self.world.record(term.machine.name, f"has the host id of {other}, which has to end")
             else:
                 self.world.fail(
                     "I8 one host has a host id",
@@ -225,7 +225,7 @@ class TermCheckers:
         term.written = renewal.timestamp
         term.landed_at = self.world.now
         self._members.add((term.process, term.disk, term.host_id, term.generation))
-        self.world.tell(
+        self.world.record(
             term.machine.name, f"joined {term.disk} as host_id {term.host_id} generation {term.generation}"
         )
         self._await_death(term)
@@ -234,14 +234,14 @@ class TermCheckers:
         """A restarted daemon resumes the incarnation of the one before it."""
         term.process = process
         self._members.add((process, term.disk, term.host_id, term.generation))
-        self.world.tell(term.machine.name, f"goes on with its term {term.host_id}/{term.generation}")
+        self.world.record(term.machine.name, f"goes on with its term {term.host_id}/{term.generation}")
 
     def is_over(self, term: Incarnation, why: str) -> None:
         if not term.over:
             term.over = True
             self.running.remove(term)
             term.beliefs.clear()
-            self.world.tell(term.machine.name, f"its term {term.host_id}/{term.generation} is over: {why}")
+            self.world.record(term.machine.name, f"its term {term.host_id}/{term.generation} is over: {why}")
 
     def machine_reset(self, machine: Machine) -> None:
         for term in [t for t in self.running if t.machine is machine]:
@@ -249,7 +249,7 @@ class TermCheckers:
 
     def seen_dead(self, observer: Incarnation, host_id: int, generation: int) -> None:
         """Another host is reported dead: nothing of that incarnation may run."""
-        self.world.tell(observer.machine.name, f"sees host_id {host_id} generation {generation} dead")
+        self.world.record(observer.machine.name, f"sees host_id {host_id} generation {generation} dead")
         for term in self.of(observer.disk, host_id):
             if term.generation == generation and (term.vms or term.beliefs):
                 self.world.fail(

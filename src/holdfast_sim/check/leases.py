@@ -77,7 +77,7 @@ class Checkers:
 
     def _unnamed(self, place: LeasePlace, who: str) -> None:
         """A lease was removed, or its index entry was lost: no host may hold it."""
-        self.world.tell(who, f"takes out the lease of {place.resource}")
+        self.world.record(who, f"takes out the lease of {place.resource}")
         for term in self.terms.running:
             if term.disk == place.disk and place.resource in term.beliefs:
                 self.world.fail(
@@ -121,7 +121,7 @@ class Checkers:
             vm = term.vms.get(resource) if term.disk == disk else None
             if vm is None or resource in term.beliefs:
                 continue
-            self.world.tell(term.machine.name, f"{vm.name} has run on since its lease was restored")
+            self.world.record(term.machine.name, f"{vm.name} has run on since its lease was restored")
             block = None if place is None else self._block(place, term.host_id)
             shared = block is not None and block.mode.is_shared and block.mode.generation == term.generation
             self.believes(term, resource, Mode.SHARED if shared else Mode.EXCLUSIVE)
@@ -158,12 +158,12 @@ class Checkers:
                 )
         term.beliefs[resource] = mode
         self.acquired += 1
-        self.world.tell(term.machine.name, f"holds {resource} {mode.value}")
+        self.world.record(term.machine.name, f"holds {resource} {mode.value}")
         self._stands_on_disk(term, resource)
 
     def gave_up(self, term: Incarnation, resource: str) -> None:
         if term.beliefs.pop(resource, None) is not None:
-            self.world.tell(term.machine.name, f"gives up {resource}")
+            self.world.record(term.machine.name, f"gives up {resource}")
 
     def runs(self, term: Incarnation, resource: str, vm: VirtualMachine) -> None:
         """A virtual machine begins to run on a disk."""
@@ -179,12 +179,12 @@ class Checkers:
                 "no lock without protection", f"{vm.name} runs on {term}, whose lease has failed", machine
             )
         term.vms[resource] = vm
-        self.world.tell(machine.name, f"{vm.name} runs on {resource}")
+        self.world.record(machine.name, f"{vm.name} runs on {resource}")
 
     def stopped(self, term: Incarnation, resource: str) -> None:
         vm = term.vms.pop(resource, None)
         if vm is not None:
-            self.world.tell(term.machine.name, f"{vm.name} has stopped")
+            self.world.record(term.machine.name, f"{vm.name} has stopped")
 
     def writes_no_more(self, vm: VirtualMachine) -> None:
         """A virtual machine has ended, or has stopped for ever: nothing depends on its lease."""

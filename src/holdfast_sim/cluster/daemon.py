@@ -209,7 +209,7 @@ class ManagedDaemon:
             for space, volume in zip(spaces, volumes.values(), strict=True)
         }
         self.serving = self._is_reloading = False
-        self.world.tell(machine.name, "its daemon starts")
+        self.world.record(machine.name, "its daemon starts")
         self.process.spawn(self._start())
 
     @property
@@ -235,7 +235,7 @@ class ManagedDaemon:
         """`systemctl reload`: the daemon executes the program on disk and keeps its descriptors."""
         if not self.serving:
             return
-        self.world.tell(self.machine.name, "its daemon is to reload")
+        self.world.record(self.machine.name, "its daemon is to reload")
         await lifecycle.reload(
             self.parts, why_not=self._why_not_next, execute=self._execute_next, busy=self._busy
         )
@@ -268,7 +268,7 @@ class ManagedDaemon:
         """`systemctl restart`: an orderly stop, and a start."""
         if not self.serving:
             return
-        self.world.tell(self.machine.name, "its daemon is to stop")
+        self.world.record(self.machine.name, "its daemon is to stop")
         await lifecycle.stop(self.parts, self._close_clients)
         self.machine.kill_process("stopped")
         raise ProcessGone

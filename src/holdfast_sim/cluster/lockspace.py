@@ -117,7 +117,7 @@ class ManagedSeat:
 
     def _lost(self, reason: str) -> None:
         daemon, term = self.daemon, self.term
-        daemon.world.tell(daemon.machine.name, f"has lost {self.space.name}: {reason}")
+        daemon.world.record(daemon.machine.name, f"has lost {self.space.name}: {reason}")
         if self.supervisor.use.refused and term is not None and term.vms:
             daemon.world.fail(
                 "one daemon of a host in a lockspace",

@@ -104,7 +104,7 @@ class Daemon:
         )
         self.process.spawn(self.lease_monitor.run())
         self.seats = {space.name: Seat(self, space) for space in spaces}
-        self.world.tell(machine.name, "its daemon starts")
+        self.world.record(machine.name, "its daemon starts")
 
     @property
     def alive(self) -> bool:
@@ -204,7 +204,7 @@ class Seat:
         self.daemon.checkers.terms.joined(self.term)
 
     def _lost(self, reason: str) -> None:
-        self.daemon.world.tell(self.daemon.machine.name, f"has lost {self.space.name}: {reason}")
+        self.daemon.world.record(self.daemon.machine.name, f"has lost {self.space.name}: {reason}")
         self.daemon.process.spawn(self._stop_owners())
 
     async def _stop_owners(self) -> None:
@@ -299,12 +299,12 @@ class Desk:
 
     async def _take(self, member: Membership, outcome: AcquireOutcome) -> None:
         if isinstance(outcome, InDoubt):
-            self._tell(f"is in doubt about {self.resource}: {type(outcome.refusal).__name__}")
+            self._record(f"is in doubt about {self.resource}: {type(outcome.refusal).__name__}")
             await self._withdrawn(member, outcome)
             return
         if not isinstance(outcome, Lease):
             self.last_refusal = repr(outcome)
-            self._tell(f"does not get {self.resource}: {type(outcome).__name__}")
+            self._record(f"does not get {self.resource}: {type(outcome).__name__}")
             return
         if self._stands(member):
             self.lease = outcome
@@ -341,7 +341,7 @@ class Desk:
             outcome = await paxos_release.release(self.area, member, self.seat.clock, lease)
             if isinstance(outcome, Released | NotHeld | LockspaceLost):
                 self.promise = outcome.promise if isinstance(outcome, Released) else None
-                self._tell(f"has released {self.resource}: {type(outcome).__name__}")
+                self._record(f"has released {self.resource}: {type(outcome).__name__}")
                 return
             await self.seat.clock.sleep(member.io_timeout_s)
 
@@ -395,7 +395,7 @@ class Desk:
             return
         outcome = await paxos_request.request(self.area, member, paxos_request.Force.GRACEFUL)
         if isinstance(outcome, paxos_request.Requested):
-            self._tell(f"requests {self.resource} lver {outcome.lver} of host_id {outcome.notify}")
+            self._record(f"requests {self.resource} lver {outcome.lver} of host_id {outcome.notify}")
             lockspace.notify(outcome.notify)
 
     async def answer_request(self) -> None:
@@ -407,8 +407,8 @@ class Desk:
             return
         if paxos_request.asked_of_holder(found, lease) is not None:
             self.seat.daemon.checkers.answers(self.seat.daemon.machine, self.resource, found.lver, lease.lver)
-            self._tell(f"gives {self.resource} up on request")
+            self._record(f"gives {self.resource} up on request")
             await self.stop()
 
-    def _tell(self, what: str) -> None:
-        self.seat.daemon.world.tell(self.seat.daemon.machine.name, what)
+    def _record(self, what: str) -> None:
+        self.seat.daemon.world.record(self.seat.daemon.machine.name, what)

@@ -86,7 +86,7 @@ class ManagedDesk:
             await daemon.manager.acquire(owner, AcquireRequest(Resource("", vm.disk), mode))
         except LockError as refusal:
             self.last_refusal = f"{type(refusal).__name__}: {refusal}"
-            daemon.world.tell(daemon.machine.name, f"refuses {self.resource}: {self.last_refusal}")
+            daemon.world.record(daemon.machine.name, f"refuses {self.resource}: {self.last_refusal}")
             if vm.running:
                 daemon.state.processes.end(pid)
             return
@@ -148,7 +148,7 @@ class ManagedDesk:
             want = AcquireRequest(resource_of(self.resource, self._path()), Mode.EXCLUSIVE)
             await daemon.manager.acquire(owner, want)
         except LockError as refusal:
-            daemon.world.tell(daemon.machine.name, f"refuses {self.resource} to a rival: {refusal}")
+            daemon.world.record(daemon.machine.name, f"refuses {self.resource} to a rival: {refusal}")
         else:
             vm = self.lease
             if vm is not None and vm.writes:
@@ -192,7 +192,7 @@ class ManagedDesk:
         try:
             await daemon.manager.release(owner, Resource("", vm.disk))
         except LockError as refusal:
-            daemon.world.tell(daemon.machine.name, f"release of {self.resource}: {refusal}")
+            daemon.world.record(daemon.machine.name, f"release of {self.resource}: {refusal}")
 
     # --- a guest that migrates away ---
 
@@ -203,7 +203,7 @@ class ManagedDesk:
             owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
             await daemon.manager.release(owner, Resource("", vm.disk))
         except LockError as refusal:
-            daemon.world.tell(daemon.machine.name, f"release of {self.resource}: {refusal}")
+            daemon.world.record(daemon.machine.name, f"release of {self.resource}: {refusal}")
 
     async def acquired_again(self, vm: VirtualMachine) -> None:
         """libvirt resumes a guest here, as its migration failed."""
@@ -212,7 +212,7 @@ class ManagedDesk:
             owner = daemon.manager.register(vm.pid, OwnerName(vm.name, vm.uuid, vm.pid))
             await daemon.manager.acquire(owner, AcquireRequest(Resource("", vm.disk), Mode.EXCLUSIVE))
         except LockError as refusal:
-            daemon.world.tell(daemon.machine.name, f"refuses {self.resource} to {vm.name}: {refusal}")
+            daemon.world.record(daemon.machine.name, f"refuses {self.resource} to {vm.name}: {refusal}")
             return
         term = self.seat.term
         if vm.running and vm.paused and term is not None:
@@ -257,7 +257,7 @@ class ManagedDesk:
             await daemon.manager.acquire(owner, AcquireRequest(Resource("", vm.disk), wanted))
         except LockError as refusal:
             self.last_refusal = f"{type(refusal).__name__}: {refusal}"
-            daemon.world.tell(daemon.machine.name, f"does not convert {self.resource}: {self.last_refusal}")
+            daemon.world.record(daemon.machine.name, f"does not convert {self.resource}: {self.last_refusal}")
             return
         if vm.running and not vm.paused and not term.over and term.vms.get(self.resource) is vm:
             self._believes(term, vm, _lease_mode(wanted))

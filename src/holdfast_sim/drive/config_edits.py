@@ -59,12 +59,12 @@ class ConfigEdits:
         in_use = [space.name for space in self._cluster.spaces if used.intersection(space.resources)]
         if not in_use or self._random.random() < 0.4:
             state.edited = _renamed
-            self._cluster.world.tell(machine.name, "its backends are renamed in its configuration")
+            self._cluster.world.record(machine.name, "its backends are renamed in its configuration")
             return
         name = self._random.choice(in_use)
         what, edited = self._random.choice(TAKING)
         state.edited, state.takes = edited(name), f"{name} {what}"
-        self._cluster.world.tell(machine.name, f"its configuration is edited: {state.takes}")
+        self._cluster.world.record(machine.name, f"its configuration is edited: {state.takes}")
 
 
 def _with(config: Config, names: Mapping[str, str], tables: Tables) -> Config:

@@ -117,7 +117,7 @@ class Fencings:
             if host_id in used or not isinstance(record, delta.DeltaLease) or record.is_free:
                 continue
             disk.content[at : at + geometry.sector_bytes] = replace(record, timestamp=0).sector()
-            self.cluster.world.tell("", f"host id {host_id} of {space} is freed by hand")
+            self.cluster.world.record("", f"host id {host_id} of {space} is freed by hand")
 
     def _record(self, disk: SharedDisk, host_id: int) -> delta.DeltaLease | Malformed:
         geometry = self.cluster.scenario.geometry
@@ -149,7 +149,7 @@ class Fencings:
                 disk.content[place.offset : place.offset + geometry.sector_bytes] = (
                     place.leader.sector().ljust(geometry.sector_bytes, b"\0")
                 )
-                self.cluster.world.tell("", f"the lease of {place.resource} in {space} is freed by hand")
+                self.cluster.world.record("", f"the lease of {place.resource} in {space} is freed by hand")
 
 
 async def fence(daemon: ManagedDaemon, host: str, spaces: Sequence[LockspaceSupervisor] = ()) -> None:
@@ -160,7 +160,7 @@ async def fence(daemon: ManagedDaemon, host: str, spaces: Sequence[LockspaceSupe
     try:
         for each in await fencer.fence(spaces or daemon.parts.leases.supervisors, host, "operator"):
             freed = sum(lease.freed for lease in each.leases)
-            told = each.refused or f"{freed} leases freed, {each.mark or 'no mark'}"
-            world.tell(name, f"fences {host} in {each.lockspace}: {told}")
+            said = each.refused or f"{freed} leases freed, {each.mark or 'no mark'}"
+            world.record(name, f"fences {host} in {each.lockspace}: {said}")
     except LockError as refusal:
-        world.tell(name, f"does not fence {host}: {refusal}")
+        world.record(name, f"does not fence {host}: {refusal}")

@@ -70,7 +70,7 @@ class Migration:
         self.arrived = False
         vm.migrating = True
         self._steps = self._all()
-        self._world.tell(here.name, f"{vm.name} begins to migrate to {there}")
+        self._world.record(here.name, f"{vm.name} begins to migrate to {there}")
         self._go_on()
 
     def _go_on(self) -> None:
@@ -111,7 +111,7 @@ class Migration:
         return status
 
     def _closes_disks(self) -> None:
-        self._world.tell(self._here.name, f"{self._vm.name} hands over to {self._there}")
+        self._world.record(self._here.name, f"{self._vm.name} hands over to {self._there}")
         self._vm.paused = True
         self._cluster.checkers.writes_no_more(self._vm)
 
@@ -136,7 +136,7 @@ class Migration:
             yield self._random.uniform(1, 5)
             yield from self._ends()
         else:
-            self._world.tell(self._here.name, f"{self._vm.name} runs on here, which it had left")
+            self._world.record(self._here.name, f"{self._vm.name} runs on here, which it had left")
             self._says("running", "migration canceled", job="")
 
     def _post_copy(self) -> Steps:
@@ -189,7 +189,7 @@ class Migration:
         """A guest that an operator has paused is not resumed by QEMU."""
         if self._vm.paused:
             return
-        self._world.tell(self._here.name, f"{self._vm.name} runs on here, its migration failed")
+        self._world.record(self._here.name, f"{self._vm.name} runs on here, its migration failed")
         for term in self._cluster.checkers.terms.running:
             if term.vms.get(self._vm.resource) is self._vm and self._vm.resource in term.beliefs:
                 return
@@ -206,7 +206,7 @@ class Migration:
         vm = next((vm for vm in self._there.vms if vm.resource == self._vm.resource and vm.held), None)
         self.arrived = vm is not None
         if vm is not None:
-            self._world.tell(self._there.name, f"{self._vm.name} runs here, as {vm.name}")
+            self._world.record(self._there.name, f"{self._vm.name} runs here, as {vm.name}")
 
     # --- calls to daemons ---
 
@@ -220,7 +220,7 @@ class Migration:
         until = self._world.now + SERVES_S_MAX
         while (daemon := self._daemon(machine)) is None:
             if self._world.now > until or not machine.up or self._random.random() < 0.05:
-                self._world.tell(machine.name, "libvirt finds no lock daemon")
+                self._world.record(machine.name, "libvirt finds no lock daemon")
                 return
             yield 0.2
         desk = daemon.desk_of(self._vm.resource)

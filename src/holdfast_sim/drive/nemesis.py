@@ -81,7 +81,7 @@ class Nemesis:
     def heal(self) -> None:
         """End all faults, and inject no more."""
         self.stopped = True
-        self.world.tell("", "everything heals")
+        self.world.record("", "everything heals")
         for disk in self.cluster.disks:
             disk.manners = FaultProfile(latency_s=0.005)
         for machine in self.cluster.machines:
@@ -116,7 +116,7 @@ class Nemesis:
     def _pause(self, machine: Machine) -> None:
         seconds = self._about_a_bound()
         if machine.process is not None and machine.process.alive:
-            self.world.tell(machine.name, f"its daemon is stopped for {seconds:.1f} s")
+            self.world.record(machine.name, f"its daemon is stopped for {seconds:.1f} s")
             machine.process.freeze(seconds)
 
     def _stall(self, machine: Machine) -> None:
@@ -128,7 +128,7 @@ class Nemesis:
 
     def _suspend(self, machine: Machine) -> None:
         seconds = self._about_a_bound()
-        self.world.tell(machine.name, f"is suspended for {seconds:.1f} s")
+        self.world.record(machine.name, f"is suspended for {seconds:.1f} s")
         machine.suspend(seconds)
 
     def _kill(self, machine: Machine) -> None:
@@ -137,7 +137,7 @@ class Nemesis:
     def _hang_and_kill(self, machine: Machine) -> None:
         """An operator restarts the daemon because one storage hangs, for longer than the lease lasts."""
         path = machine.paths[self.world.random.choice(list(machine.paths))]
-        self.world.tell(machine.name, f"its path to {path.disk.name} hangs for long")
+        self.world.record(machine.name, f"its path to {path.disk.name} hangs for long")
         path.hanging = True
         self.world.after(2.5 * max(self._bounds_s), path.mend)
         self.world.after(self.world.random.uniform(0, 4), lambda: machine.kill_process("restarted"))
@@ -168,7 +168,7 @@ class Nemesis:
     def _trouble(self, machine: Machine, what: str, make: Callable[[Path], None]) -> None:
         name = self.world.random.choice(list(machine.paths))
         path, seconds = machine.paths[name], self._about_a_bound()
-        self.world.tell(machine.name, f"its path to {name} {what} for {seconds:.1f} s")
+        self.world.record(machine.name, f"its path to {name} {what} for {seconds:.1f} s")
         make(path)
         self.world.after(seconds, path.mend)
 
@@ -183,7 +183,7 @@ class Nemesis:
         if not roots:
             return
         root = self.world.random.choice(roots)
-        self.world.tell(machine.name, f"{root} is unmounted")
+        self.world.record(machine.name, f"{root} is unmounted")
         machine.unmounted[root] = self.cluster.below[machine.name, root]
 
         def mounted() -> None:
@@ -193,7 +193,7 @@ class Nemesis:
 
     def _wipe(self, machine: Machine) -> None:
         """The machine loses its record of its incarnations, as after a new installation."""
-        self.world.tell(machine.name, "forgets its terms")
+        self.world.record(machine.name, "forgets its terms")
         self.cluster.forget_terms(machine)
 
     def _leave(self, machine: Machine) -> None:
@@ -204,5 +204,5 @@ class Nemesis:
         seats: list[Seat | ManagedSeat] = [*daemon.seats.values()]
         seat = self.world.random.choice(seats)
         if seat.leave():
-            self.world.tell(machine.name, f"leaves {seat.space.name}")
+            self.world.record(machine.name, f"leaves {seat.space.name}")
             self.world.after(self.world.random.uniform(1, 20), lambda: setattr(seat, "stay", True))

@@ -87,14 +87,14 @@ async def collect(daemon: ManagedDaemon, *, dry_run: bool = False) -> list[str]:
     except LockError as refusal:
         return [str(refusal)]
     out = sum(not lease.kept_because for lease in found)
-    daemon.world.tell(daemon.machine.name, f"{'would take' if dry_run else 'has taken'} {out} leases out")
+    daemon.world.record(daemon.machine.name, f"{'would take' if dry_run else 'has taken'} {out} leases out")
     return [lease.kept_because for lease in found if lease.kept_because]
 
 
 async def _break(daemon: ManagedDaemon, desk: ManagedDesk, attest_off: str = "") -> None:
     name, world = daemon.machine.name, daemon.world
     said = f" ({attest_off} is off)" if attest_off else ""
-    world.tell(name, f"is to break {desk.resource}{said}")
+    world.record(name, f"is to break {desk.resource}{said}")
     operator = "operator" if attest_off else ""
     daemon.checkers.called_off.add(attest_off)
     try:
@@ -104,9 +104,9 @@ async def _break(daemon: ManagedDaemon, desk: ManagedDesk, attest_off: str = "")
             operator=operator,
         )
     except LockError as refusal:
-        world.tell(name, f"does not break {desk.resource}: {refusal}")
+        world.record(name, f"does not break {desk.resource}: {refusal}")
     else:
-        world.tell(name, f"has broken {desk.resource}: {proof}")
+        world.record(name, f"has broken {desk.resource}: {proof}")
 
 
 async def settle(daemon: ManagedDaemon, lock: str) -> None:
@@ -114,4 +114,4 @@ async def settle(daemon: ManagedDaemon, lock: str) -> None:
     try:
         await daemon.manager.unknown.settle(lock, "operator")
     except LockError as refusal:
-        daemon.world.tell(daemon.machine.name, f"does not settle lock {lock}: {refusal}")
+        daemon.world.record(daemon.machine.name, f"does not settle lock {lock}: {refusal}")

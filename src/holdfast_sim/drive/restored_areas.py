@@ -104,7 +104,7 @@ class RestoredAreas:
     def _restore_lockspace(self, disk: SharedDisk) -> None:
         copies = [copy for copy in self._copies[disk.name] if copy.place is None]
         copy = copies[0] if self._rng.random() < 0.4 else self._rng.choice(copies)
-        self._world.tell("", f"{disk.name} is {'made again' if copy is copies[0] else 'restored'}")
+        self._world.record("", f"{disk.name} is {'made again' if copy is copies[0] else 'restored'}")
         self._put(disk, copy)
         self._cluster.checkers.lockspace_restored(disk)
 
@@ -117,7 +117,7 @@ class RestoredAreas:
             return
         copy = self._rng.choice(copies)
         assert copy.place is not None
-        self._world.tell("", f"the lease of {copy.place.resource} is restored")
+        self._world.record("", f"the lease of {copy.place.resource} is restored")
         self._put(disk, copy)
         self._cluster.checkers.lease_restored(disk.name, copy.place.resource)
         self._restored_at[disk.name, copy.place.resource] = self._world.now

@@ -96,7 +96,7 @@ class SecondDaemon:
 
     def _observe(self, news: LockspaceNews) -> None:
         if isinstance(news, Joined):
-            self.machine.world.tell(self.machine.name, f"its second daemon has joined {news.lockspace}")
+            self.machine.world.record(self.machine.name, f"its second daemon has joined {news.lockspace}")
 
     def joined(self, lockspace: str) -> bool:
         return any(
@@ -112,8 +112,8 @@ class SecondDaemon:
     def end(self, why: str) -> None:
         if self.process.alive:
             for refusal in self.parts.leases.refusals:
-                self.machine.world.tell(self.machine.name, f"its second daemon is kept out: {refusal}")
-            self.machine.world.tell(self.machine.name, f"its second daemon ends: {why}")
+                self.machine.world.record(self.machine.name, f"its second daemon is kept out: {refusal}")
+            self.machine.world.record(self.machine.name, f"its second daemon ends: {why}")
             self.process.end()
             for path in self.machine.paths.values():
                 path.process_gone(self.process)
@@ -205,7 +205,7 @@ class SecondDaemons:
             return
         for seat in first.seats.values():
             if seat.leave():
-                self._world.tell(machine.name, f"leaves {seat.space.name} to its second daemon")
+                self._world.record(machine.name, f"leaves {seat.space.name} to its second daemon")
                 self._world.after(away_s, lambda seat=seat: setattr(seat, "stay", True))  # type: ignore[misc]
 
     def _start(self, machine: Machine, boot: int) -> None:
@@ -225,7 +225,7 @@ class SecondDaemons:
         if place.daemon is not None and machine.lingers(place.daemon.process):
             return False
         place.state.booted()
-        self._world.tell(machine.name, "a second daemon starts")
+        self._world.record(machine.name, "a second daemon starts")
         place.ends_badly = False
         place.daemon = SecondDaemon(
             machine, place.state, place.config, self._cluster.volumes, self._cluster.names

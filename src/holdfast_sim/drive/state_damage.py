@@ -107,18 +107,18 @@ class StateDamage:
         if self._strikes(0.4):
             self._fill_disks(machine, state)
         if self._strikes(0.4) and state.wdmd is None:
-            self._tell(machine, "its watchdog has another timeout")
+            self._record(machine, "its watchdog has another timeout")
             machine.watchdog.set_timeout(self._random.choice((2, 40, 60)))
         for latest_s in (RIVAL_SOON_S, RIVAL_MAX_S):
             self._world.after(self._random.uniform(0.1, latest_s), lambda: self._rival(machine))
 
-    def _tell(self, machine: Machine, what: str) -> None:
-        self._world.tell(machine.name, what)
+    def _record(self, machine: Machine, what: str) -> None:
+        self._world.record(machine.name, what)
 
     def _some_end(self, machine: Machine, state: MachineState) -> None:
         for vm in [vm for vm in machine.vms if vm.held and vm.running]:
             if self._strikes(0.5):
-                self._tell(machine, f"{vm.name} ends unseen")
+                self._record(machine, f"{vm.name} ends unseen")
                 state.processes.end(vm.pid)
 
     def _damage_copies_of_incarnations(self, machine: Machine, state: MachineState) -> None:
@@ -154,7 +154,7 @@ class StateDamage:
         raw = damaged(state.journal.raw, self._random)
         if self._backups.random() < SEEMINGLY_WHOLE:
             what, raw = self._seemingly_whole(state)
-        self._tell(machine, f"its journal is {what}")
+        self._record(machine, f"its journal is {what}")
         state.journal.raw = raw
         state.journal.size_bytes = len(raw)
 
@@ -181,13 +181,13 @@ class StateDamage:
                 raw = self._random.choice((_flipped, _cut))(file.raw, self._random)
             elif what == "stale":
                 raw = self._random.choice(file.earlier) if file.earlier else b""
-            self._tell(machine, f"its copy of {lockspace} in {where} is {what}")
+            self._record(machine, f"its copy of {lockspace} in {where} is {what}")
             file.raw = file.written = raw
 
     def _fill_disks(self, machine: Machine, state: MachineState) -> None:
         which = self._random.choice(("journal", "state_dir", "RUN_DIR"))
         seconds = self._random.uniform(0.5, FULL_MAX_S)
-        self._tell(machine, f"the disk of its {which} is full for {seconds:.1f} s")
+        self._record(machine, f"the disk of its {which} is full for {seconds:.1f} s")
         if which in ("journal", "RUN_DIR"):
             journal = state.journal
             journal.room_bytes = len(journal.raw) + self._random.choice((0, 100, 400))
@@ -216,7 +216,7 @@ class StateDamage:
         )
         ours = machine.watchdog.timeout_s <= self._cluster.scenario.fire_timeout_s
         if not self._stopped and kept and young and self._strikes(0.4) and ours:
-            self._tell(machine, "systemd forgets its watchdog")
+            self._record(machine, "systemd forgets its watchdog")
             state.store.store(WATCHDOG_FD_NAME, None)
 
     def _rival(self, machine: Machine) -> None:

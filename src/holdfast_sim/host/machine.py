@@ -293,7 +293,7 @@ class Machine:
         process = self.process
         if process is None or not process.alive:
             return
-        self.world.tell(self.name, f"its daemon dies: {why}")
+        self.world.record(self.name, f"its daemon dies: {why}")
         process.end()
         for path in self.paths.values():
             path.process_gone(process)
@@ -305,7 +305,7 @@ class Machine:
         """The daemon executes its next program: threads and memory are lost, descriptors stay open."""
         process = self.process
         assert process is not None
-        self.world.tell(self.name, "its daemon becomes the next program")
+        self.world.record(self.name, "its daemon becomes the next program")
         self.host_table.executed(process)
         process.end()
         for path in self.paths.values():
@@ -331,7 +331,7 @@ class Machine:
         if not self.up:
             return
         self.up = False
-        self.world.tell(self.name, f"is reset: {why}")
+        self.world.record(self.name, f"is reset: {why}")
         if self.process is not None and self.process.alive:
             self.process.end()
         for process in self.beside:
@@ -353,5 +353,5 @@ class Machine:
         self.process = None
         self.host_table = HostTable()
         self._start_clock()
-        self.world.tell(self.name, "boots")
+        self.world.record(self.name, "boots")
         self.on_boot()

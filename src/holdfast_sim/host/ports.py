@@ -231,11 +231,11 @@ class Threads:
                 raise
             except BaseException as e:  # carried, as a real thread's end is
                 result = e
-            self.tell(lambda: on_end(result))
+            self.call_soon(lambda: on_end(result))
 
         self._process.spawn(whole())
 
-    def tell(self, callback: Callable[[], None]) -> None:
+    def call_soon(self, callback: Callable[[], None]) -> None:
         self._process.loop.call_soon(callback)
 
 

@@ -99,7 +99,7 @@ class SimulatedWdmd:
         if not self._opens_when_asked:
             self._open(self._fire_timeout_s)
 
-    def told(self, client: Client, raw: bytes) -> bytes:
+    def receive(self, client: Client, raw: bytes) -> bytes:
         """Handle a message; returns the reply, if there is one."""
         command, fire_s, _, expire, _ = wdmd.unpack(raw)
         match command:
@@ -177,7 +177,7 @@ class WdmdConnection:
     def send(self, raw: bytes, flags: int = 0) -> int:
         self._server._machine.port()
         for at in range(0, len(raw), wdmd.MESSAGE_BYTES):
-            self._answers += self._server.told(self._client, raw[at : at + wdmd.MESSAGE_BYTES])
+            self._answers += self._server.receive(self._client, raw[at : at + wdmd.MESSAGE_BYTES])
         return len(raw)
 
     def recv(self, size: int, flags: int = 0) -> bytes:

@@ -82,7 +82,7 @@ def directory(
 
     def linked(name: str, file: File, who: str) -> None:
         if resource_of(name):
-            world.tell(who, f"makes the lease of {resource_of(name)}")
+            world.record(who, f"makes the lease of {resource_of(name)}")
             checkers.leases.named(checkers.leases.made(disk.name, resource_of(name), file.offset))
             disk.leader_offsets |= {file.offset}
 

@@ -64,7 +64,7 @@ class Box:
 
                 host.spawn(whole())
 
-            def tell(self, callback: Callable[[], None]) -> None:
+            def call_soon(self, callback: Callable[[], None]) -> None:
                 callback()
 
         self.supervisor = LockspaceSupervisor(

@@ -58,11 +58,11 @@ class Rig:
     def start_on_disk(self, name: str, path: str, life: Life, on_end: Callable[[object], None]) -> None:
         async def whole() -> None:
             result = await life(self.disk, self.host.clock, lambda: None)
-            self.tell(lambda: on_end(result))
+            self.call_soon(lambda: on_end(result))
 
         self.host.spawn(whole())
 
-    def tell(self, callback: Callable[[], None]) -> None:
+    def call_soon(self, callback: Callable[[], None]) -> None:
         if self.behind:
             self._news.append(callback)
         else:

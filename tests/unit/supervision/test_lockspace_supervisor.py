@@ -42,7 +42,7 @@ class Threads:
         self.lives.append(life)
         self.ends.append(on_end)
 
-    def tell(self, callback: Callable[[], None]) -> None:
+    def call_soon(self, callback: Callable[[], None]) -> None:
         callback()
 
 

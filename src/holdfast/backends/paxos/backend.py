@@ -545,7 +545,7 @@ class PaxosBackend:
         """The result for the manager when a lease was not won."""
         refusals = Refusals(found.area, holding.member, found.place)
         result = await self.ports.answer(
-            refusals.told(outcome.refusal if isinstance(outcome, InDoubt) else outcome),
+            refusals.describe(outcome.refusal if isinstance(outcome, InDoubt) else outcome),
             holding.member.io_timeout_s,
         )
         return (
@@ -612,7 +612,7 @@ class PaxosBackend:
         return Protection.FENCED, ""
 
     def lock_path(self, resource: Resource) -> str:
-        return self.places.place(self.names.told(resource))
+        return self.places.place(self.names.shown(resource))
 
 
 _MAKE_ROOM = "make room for a new lease, or have 'holdfast lease gc' take out leases that nobody holds"

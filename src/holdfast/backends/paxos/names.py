@@ -90,7 +90,7 @@ class LeaseNames:
             return DiskIdentity()  # QEMU alone reaches it
         return await self._storage.call(path, lambda: self._identities.look(path))
 
-    def told(self, resource: Resource) -> str:
+    def shown(self, resource: Resource) -> str:
         """The name of its lease as text for people, without asking the disk."""
         if self._by_path or resource.lockspace:
             return lease_name(resource, self._by, DiskIdentity())
@@ -98,7 +98,7 @@ class LeaseNames:
 
     def hint(self, lease: str, disk: str) -> None:
         """Remember a disk's name from another host's note. For display only: it is never opened or compared."""
-        if disk and (not self._by_path or self.told(Resource("", disk)) == lease):
+        if disk and (not self._by_path or self.shown(Resource("", disk)) == lease):
             if len(self._hints) > ALIASES_MAX:
                 self._hints.clear()
             self._hints[lease] = disk

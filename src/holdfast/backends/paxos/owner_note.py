@@ -45,7 +45,7 @@ UPKEEP = _encode(_Note(1, 0, 0, maintenance=True))
 
 def is_of_upkeep(raw: bytes) -> bool:
     """Whether the note is of a lease held for maintenance; False without a note that can be read."""
-    return _told(raw).maintenance
+    return _read(raw).maintenance
 
 
 def encode(note: OwnerNote, since_wall_s: float, disk: str, path: str = "") -> bytes:
@@ -73,7 +73,7 @@ def decode(
     raw: bytes, *, host: str, host_id: int, mode: Mode, alive_s_ago: float | None, remark: str = ""
 ) -> Holder:
     """The holder that a note names; without a note that can be read, the host alone, and whether it has sanlock."""
-    result = _told(raw)
+    result = _read(raw)
     foreign = bool(host) and not raw.startswith(_MAGIC) and not node_of(host)
     return Holder(
         program=SANLOCK if foreign else "",
@@ -94,17 +94,17 @@ def decode(
 
 def vm_of(raw: bytes) -> str:
     """The name of the owner that a note names; empty if it names none."""
-    return printable(_told(raw).name)
+    return printable(_read(raw).name)
 
 
 def disk_of(raw: bytes) -> str:
     """The path of the disk that a note names; empty if it names none, or one that can't be shown."""
-    return _shown(_told(raw).disk)
+    return _shown(_read(raw).disk)
 
 
 def path_of(raw: bytes) -> str:
     """The path beside an identity that a note names; empty if it names none, or one that can't be shown."""
-    return _shown(_told(raw).path)
+    return _shown(_read(raw).path)
 
 
 def _shown(disk: str) -> str:
@@ -113,12 +113,12 @@ def _shown(disk: str) -> str:
 
 def noted(raw: bytes) -> NotedOwner:
     """The owner in a note, for the host that wrote it; all empty without a note that can be read."""
-    note = _told(raw)
+    note = _read(raw)
     process = ProcessId(note.pid, note.start) if note.pid > 0 else None
     return NotedOwner(process, OwnerName(note.name, note.uuid), path_of(raw) or disk_of(raw))
 
 
-def _told(raw: bytes) -> _Note:
+def _read(raw: bytes) -> _Note:
     if raw.startswith(_MAGIC):
         try:
             return _decoder.decode(raw)

@@ -63,12 +63,12 @@ class Refusals:
         self._member = member
         self._place = place
 
-    async def told(self, refusal: Refusal | SharedBy | Lease | InDoubt) -> HeldElsewhere | IoFailed:
+    async def describe(self, refusal: Refusal | SharedBy | Lease | InDoubt) -> HeldElsewhere | IoFailed:
         """The holders, or a failed request; raises `LeaseUnusable` for everything else."""
-        result = await self._told(refusal)
+        result = await self._described(refusal)
         return replace(result, cause=refusal) if isinstance(result, HeldElsewhere) else result
 
-    async def _told(self, refusal: Refusal | SharedBy | Lease | InDoubt) -> HeldElsewhere | IoFailed:
+    async def _described(self, refusal: Refusal | SharedBy | Lease | InDoubt) -> HeldElsewhere | IoFailed:
         match refusal:
             case Busy(leader, _, seen_s):
                 return await self._owner(HostId(leader.owner_id), leader.lver, seen_s, "")

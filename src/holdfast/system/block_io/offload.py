@@ -108,7 +108,7 @@ class OffloadedJob:
             left = _Raised(e)
         finally:
             _here.errand = None
-        eager_tasks.tell_loop(self._loop, self._came_home, left)
+        eager_tasks.post_to_loop(self._loop, self._came_home, left)
 
     def request(
         self, timeout_s: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs

@@ -22,7 +22,7 @@ def future_and_wake() -> tuple[asyncio.Future[None], Callable[[], None]]:
     done: asyncio.Future[None] = loop.create_future()
 
     def wake() -> None:
-        eager_tasks.tell_loop(loop, eager_tasks.resolve, done, None)
+        eager_tasks.post_to_loop(loop, eager_tasks.resolve, done, None)
 
     return done, wake
 

@@ -45,7 +45,7 @@ class LeaseThreads(Protocol):
         """Run it over the disk at `path`. `on_end` gets its result, `IoFailed` if the path can't be opened, or
         what it raised; called on the event loop."""
 
-    def tell(self, callback: Callable[[], None]) -> None:
+    def call_soon(self, callback: Callable[[], None]) -> None:
         """From such a thread: have it called on the event loop."""
 
 
@@ -85,8 +85,8 @@ class SystemLeaseThreads:
                 disk.close()
                 pool.close()
 
-        start_thread(name, whole(), lambda result: self.tell(lambda: on_end(result)))
+        start_thread(name, whole(), lambda result: self.call_soon(lambda: on_end(result)))
 
-    def tell(self, callback: Callable[[], None]) -> None:
+    def call_soon(self, callback: Callable[[], None]) -> None:
         assert self._loop is not None
-        eager_tasks.tell_loop(self._loop, callback)
+        eager_tasks.post_to_loop(self._loop, callback)

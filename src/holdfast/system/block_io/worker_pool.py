@@ -200,8 +200,8 @@ class WorkerPool:
             request.on_end()
             with self._lock:
                 request._state, request._result, request._error = _State.DONE, result, error
-                told = not request._given_up
-            if told:
+                awaited = not request._given_up
+            if awaited:
                 request.on_done()
             elif error is None:
                 request.undo(result)

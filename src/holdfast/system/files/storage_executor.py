@@ -228,13 +228,13 @@ class StorageExecutor:
             try:
                 result = function()
             except BaseException as e:  # carried to the caller, whatever it is
-                eager_tasks.tell_loop(loop, eager_tasks.fail, future, e)
+                eager_tasks.post_to_loop(loop, eager_tasks.fail, future, e)
                 return
             with guard:
                 state["done"] = True
                 late = state["given_up"]
             if not late:
-                eager_tasks.tell_loop(loop, eager_tasks.resolve, future, result)
+                eager_tasks.post_to_loop(loop, eager_tasks.resolve, future, result)
             elif undo is not None:
                 undo(result)
 

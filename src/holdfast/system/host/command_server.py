@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 
-TOLD_BYTES_MAX = 16384
+OUTPUT_BYTES_MAX = 16384
 """So much of a program's output is passed on: error messages, and a line has to have an end."""
 
 
@@ -35,13 +35,13 @@ def main() -> None:
                 timeout=timeout_s,
                 check=False,
             )
-            code, told = done.returncode, done.stdout[:TOLD_BYTES_MAX].decode(errors="replace").strip()
+            code, output = done.returncode, done.stdout[:OUTPUT_BYTES_MAX].decode(errors="replace").strip()
         except subprocess.TimeoutExpired:
-            code, told = -1, f"did not answer within {timeout_s:g} s"
+            code, output = -1, f"did not answer within {timeout_s:g} s"
         except OSError as e:
-            code, told = -1, f"can't be started: {e.strerror}"
+            code, output = -1, f"can't be started: {e.strerror}"
         with lock:
-            channel.sendall(json.dumps([number, code, told]).encode() + b"\n")
+            channel.sendall(json.dumps([number, code, output]).encode() + b"\n")
 
     with channel.makefile("rb") as lines:
         for line in lines:

@@ -35,7 +35,7 @@ class Ended:
     """How a program ended: its exit status, or -1 if there is none, and what it said or why it was not run."""
 
     code: int
-    told: str
+    output: str
 
 
 class Commands(Protocol):
@@ -82,9 +82,9 @@ class CommandProcess:
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
-                number, code, told = json.loads(line)
+                number, code, output = json.loads(line)
                 if number in self._waiting:
-                    eager_tasks.resolve(self._waiting[number], Ended(code, told))
+                    eager_tasks.resolve(self._waiting[number], Ended(code, output))
         except OSError as e:
             log.debug("command server: %s", e)
         self._writer = None

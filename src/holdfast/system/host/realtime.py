@@ -17,7 +17,7 @@ _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 PRIORITY = 1
 """The least real-time priority: before every ordinary thread, behind whatever an admin made urgent."""
 
-_told: set[str] = set()
+_logged: set[str] = set()
 
 
 def lock_memory() -> bool:
@@ -27,7 +27,7 @@ def lock_memory() -> bool:
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
         return True
     why = os.strerror(ctypes.get_errno())
-    _tell_once(
+    _log_once(
         f"memory can't be locked: {why} ({limit_words(resource.RLIMIT_MEMLOCK, 'LimitMEMLOCK=infinity')})"
     )
     return False
@@ -39,7 +39,7 @@ def prepare_thread() -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(PRIORITY))
     except OSError as e:
         limit = limit_words(resource.RLIMIT_RTPRIO, f"LimitRTPRIO={PRIORITY}")
-        _tell_once(f"no real-time priority for the threads that keep leases: {e.strerror} ({limit})")
+        _log_once(f"no real-time priority for the threads that keep leases: {e.strerror} ({limit})")
 
 
 def limit_words(number: int, wanted: str) -> str:
@@ -49,7 +49,7 @@ def limit_words(number: int, wanted: str) -> str:
     return f"the limit in force is {in_force}; the unit needs {wanted}, and so does what it runs in"
 
 
-def _tell_once(text: str) -> None:
-    if text not in _told:
-        _told.add(text)
+def _log_once(text: str) -> None:
+    if text not in _logged:
+        _logged.add(text)
         log.warning("%s", text)

@@ -62,5 +62,5 @@ class VirshDomainControl:
             ("virsh", "-q", "-c", self._uri, verb, uuid, *more), SUSPEND_TIMEOUT_S
         )
         if ended.code != 0:
-            log.warning("virsh %s %s: %s", verb, uuid, ended.told or f"exit status {ended.code}")
+            log.warning("virsh %s %s: %s", verb, uuid, ended.output or f"exit status {ended.code}")
         return ended.code == 0

@@ -128,7 +128,7 @@ class WdmdWatchdog:
         self._ended = False
         """wdmd has closed it, so nothing that was sent there counts any more."""
         self._unread = b""
-        self._told_until: Instant | None = None
+        self._reported_until: Instant | None = None
 
     def prove(self) -> None:
         if self._socket is not None:
@@ -165,7 +165,7 @@ class WdmdWatchdog:
         self._read_answers()
         if self._broken:
             return False
-        if until == self._told_until:
+        if until == self._reported_until:
             return True  # wdmd knows, and counts by itself
         expire = int(their_now + (until - now))  # downwards: a part of a second earlier, never later
         if expire <= their_now:
@@ -179,7 +179,7 @@ class WdmdWatchdog:
         if not self._send(messages):
             return False
         self._registered = self._asked_for_device = True
-        self._told_until = until
+        self._reported_until = until
         return True
 
     def disarm(self) -> None:
@@ -196,7 +196,7 @@ class WdmdWatchdog:
         """Close the connection; what was known of it says nothing about the next one."""
         if self._socket is not None:
             self._socket.close()
-        self._socket, self._registered, self._told_until, self._unread = None, False, None, b""
+        self._socket, self._registered, self._reported_until, self._unread = None, False, None, b""
         self._asked_for_device, self._broken, self._ended = False, "", False
 
     def _send(self, messages: bytes) -> bool:
