@@ -7,7 +7,7 @@ beside what the daemon says. For a network disk that a rule names, its hook has 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from holdfast.cli.libvirt_files import domains
@@ -22,7 +22,7 @@ def unlocked_disks(locks: Callable[[], Sequence[HolderInfo]], root: str = "/") -
     host = socket.gethostname()
     running = [each for each in domains(root) if each.pid is not None and each.runs()]
     over_network = any(domain.networked for domain in running)
-    held = {(lock.pid, lock.name) for lock in (locks() if over_network else ()) if lock.held}
+    held = held_names(locks() if over_network else ())
     return [
         HolderInfo(
             resource=str(disk), lockspace="", name=disk.name, mode="not locked", owner=domain.name, owner_uuid=domain.uuid,
@@ -34,6 +34,11 @@ def unlocked_disks(locks: Callable[[], Sequence[HolderInfo]], root: str = "/") -
         for disk in domain.unlocked
         if (domain.pid, disk.name) not in held
     ]  # fmt: skip
+
+
+def held_names(locks: Iterable[HolderInfo]) -> frozenset[tuple[int, str]]:
+    """The locks that the daemon holds: the owner's pid with the name of the disk."""
+    return frozenset((lock.pid, lock.name) for lock in locks if lock.held)
 
 
 def weakest(owners: Sequence[OwnerInfo], unlocked: Sequence[HolderInfo]) -> list[OwnerInfo]:

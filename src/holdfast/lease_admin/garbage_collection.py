@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 ALL_OTHERS = "every other lease"
 """The name in the answer of what a backend that can't be asked has."""
+ATTEMPTS_MAX = 2
+"""Of a lease that no lock accounts for: the second comes after it was accounted for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +81,29 @@ class LeaseCollector:
             await maintenance.free_of_older_terms()
         # One after the other: it is not urgent.
         for name in await maintenance.lease_names():
-            taking = partial(maintenance.take_out, name, dry_run=dry_run)
-            kept_because = await self._one(backend, name, taking)
-            if (
-                kept_because == UNACCOUNTED
-                and not dry_run
-                and await self._is_accounted_for(backend.name, name)
-            ):
-                kept_because = await self._one(backend, name, taking)
+            kept_because = await self._collect_one(backend, name, dry_run=dry_run)
             collected.append(Collected(backend.name, name, kept_because))
         for unindexed in await maintenance.unindexed():
             taking = partial(
                 maintenance.take_out_stray, unindexed, dry_run=dry_run, has_ended=self._has_ended
             )
-            kept_because = await self._one(backend, unindexed.name, taking)
+            kept_because = await self._unless_in_use(backend, unindexed.name, taking)
             shown = f"{unindexed.name} at {unindexed.offset_bytes}, which its name does not lead to"
             collected.append(Collected(backend.name, shown, kept_because))
+
+    async def _collect_one(self, backend: LeaseBackend, name: str, *, dry_run: bool) -> str:
+        """Remove a lease, or show that it could be; why it stays, empty if it does not."""
+        taking = partial(backend.maintenance.take_out, name, dry_run=dry_run)
+        attempts_left = 1 if dry_run else ATTEMPTS_MAX
+        while True:
+            kept_because = await self._unless_in_use(backend, name, taking)
+            attempts_left -= 1
+            if (
+                kept_because != UNACCOUNTED
+                or not attempts_left
+                or not await self._is_accounted_for(backend.name, name)
+            ):
+                return kept_because
 
     def _has_ended(self, process: ProcessId) -> bool:
         return not self._manager.owners.process_lives(process)
@@ -225,7 +234,7 @@ class LeaseCollector:
         process = await backend.maintenance.noted_process(name)
         return process is None or process in ended
 
-    async def _one(
+    async def _unless_in_use(
         self, backend: LeaseBackend, name: str, taking: Callable[[], Coroutine[Any, Any, str]]
     ) -> str:
         manager = self._manager

@@ -11,7 +11,7 @@ from holdfast.backends.base import Backend, LocksIdentities
 from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.errors import LockspaceAbsent
 from holdfast.model import HOST_LOCKSPACE, IDENTITY_LOCKSPACE, SANLOCK_PREFIX, Protection, Resource
-from holdfast.network_disk import is_network_name
+from holdfast.network_disk import is_network_name, names_network_disk
 
 Identify = Callable[[Resource], Awaitable[Resource | None]]
 
@@ -101,7 +101,8 @@ class Routing:
 
     def locks_network_disk(self, resource: Resource) -> bool:
         """Whether a rule names this disk that is reached over a network; only then it has a lock."""
-        return any(rule.of_network and rule.matches(resource) for rule in self.rules)
+        globs = (rule.pattern for rule in self.rules if not rule.of_lockspace)
+        return not resource.lockspace and names_network_disk(globs, resource.name)
 
     def add_clients_leases(self, backend: Backend) -> None:
         """A lockspace has leases of sanlock's clients from now on: in the backend `sanlock:` and its name."""

@@ -13,6 +13,7 @@ from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Scene, some
 from holdfast.cli.libvirt_files import HOOK, LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_settings
+from holdfast.cli.unlocked import held_names
 from holdfast.model import DIRECT_LOCKSPACE, HOST_LOCKSPACE, Protection, Resource
 from holdfast.system.files.canonical_path import canonical_path
 from holdfast.system.files.mounts import is_block_device
@@ -142,7 +143,7 @@ def _has_asked(scene: Scene, domain: Domain, disk: DomainDisk) -> bool:
     """Whether the hook holds a network disk for a VM that runs; of another one, whether it would ask."""
     if domain.pid is None:
         return os.path.lexists(scene.path(HOOK))
-    return any(lock.held and (lock.pid, lock.name) == (domain.pid, disk.name) for lock in scene.locks)
+    return (domain.pid, disk.name) in held_names(scene.locks)
 
 
 def beside_disks(scene: Scene) -> Iterator[Finding]:

@@ -18,7 +18,6 @@ import os
 import socket as sockets
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -43,7 +42,7 @@ from holdfast.control.api import HolderInfo
 from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.manager.journal_replay import SavedState, replay
 from holdfast.model import IDENTITY_LOCKSPACE, Resource
-from holdfast.network_disk import is_network_name
+from holdfast.network_disk import names_network_disk
 from holdfast.system.files.bounded_question import ANSWER_S, Silent, answer_in_time
 from holdfast.system.files.disk_identity import DiskIdentity, SystemDiskIdentities
 from holdfast.system.files.proc_locks import locks_on, processes_with, refused_by
@@ -131,7 +130,8 @@ class Sources:
     def disk_without_path(self, name: str) -> Evidence:
         """By a name such as ``rbd:pool/image``."""
         uses = users_of_name(name, self._root)
-        if not self._has_rule(name):
+        globs = (rule.match for rule in self._config.disk if rule.match is not None)
+        if not names_network_disk(globs, name):
             return Evidence(name, self.host, self.is_root, never_locked=True, uses=uses)
         holders = self._ask(lambda client: client.holders(name))
         daemon = tuple(holders) if isinstance(holders, list) else holders
@@ -145,11 +145,6 @@ class Sources:
             leases=self._leases(name, DiskIdentity(), ""),
             uses=() if held else uses,
         )
-
-    def _has_rule(self, name: str) -> bool:
-        """Whether a rule gives a lock to a disk that is reached over a network."""
-        globs = (rule.match for rule in self._config.disk if rule.match is not None)
-        return any(is_network_name(glob) and fnmatchcase(name, glob) for glob in globs)
 
     def disk(self, path: str, *, is_lock_file: bool = False) -> Evidence:
         """`is_lock_file`: it stands for a `<lease>`, so what is written in it is an owner's record, and no guest's."""
