@@ -241,7 +241,9 @@ def test_collector_takes_strays_out_too_and_says_where_they_are(tmp_path: Path) 
         s = Scene(tmp_path / "leases", device=True)
         stray = await late_leader(s)
         key_locks = KeyLocks()
-        manager = SimpleNamespace(backends={s.one.name: s.one}, key_locks=key_locks, table=LockTable())
+        manager = SimpleNamespace(
+            backends={s.one.name: s.one}, key_locks=key_locks, table=LockTable(), acquirer=SimpleNamespace()
+        )
         collector = LeaseCollector(manager, clock=SimulatedClock())  # type: ignore[arg-type]
         key = s.one.names.key(stray.name)
         key_locks.take(key)

@@ -349,6 +349,7 @@ def freeing_manager(backend: PaxosBackend, table: LockTable[Held]) -> SimpleName
         closing=False,
         doubt="",
         unknown=SimpleNamespace(hold=hold, drop_place=lambda _: None),
+        acquirer=SimpleNamespace(),
     )
 
 

@@ -467,7 +467,7 @@ BUGS = (
         "::test_name_that_is_exchanged_meanwhile_leads_to_a_file_or_to_a_refusal",
     ),
     _in(
-        "manager.lock_manager",
+        "manager.acquire",
         "another-disk-than-the-checked-one",
         "the path may lead to another disk by the time the lock of one that the user may open is taken",
         "if want.only is not None and want.only not in keys:",
@@ -851,7 +851,7 @@ BUGS = (
         "manager.moved_disks",
         "lease-outlives-its-lock",
         "the lease that was taken along stays when the VM gives its lock up",
-        "            self._manager.goes_with = self.goes_with",
+        "            self._manager.releaser.goes_with = self.goes_with",
         "            pass",
         "daemon/test_moved_disks.py"
         "::test_lease_is_given_up_with_the_lock_and_the_vm_that_asks_again_has_the_lease_alone",
@@ -866,7 +866,7 @@ BUGS = (
         "::test_lock_that_is_attributed_only_when_its_vm_asks_again_is_guarded_from_then_on",
     ),
     _in(
-        "manager.lock_manager",
+        "manager.acquire",
         "adopted-under-another-name",
         "the unknown lock of a path is adopted under the name of another path, or of what the disk is",
         "is_of_disk_only=not its_own):",
@@ -1389,10 +1389,10 @@ BUGS = (
         "daemon/test_network_disks.py::test_guest_does_not_arrive_where_libvirt_will_not_connect",
     ),
     _in(
-        "manager.lock_manager",
+        "manager.acquire",
         "waits-for-an-end-that-can-not-come",
         "a daemon that goes down asks for ever for the lock of an owner that has ended",
-        "        if self.closing:\n            raise self._busy(want, others, keys)\n",
+        "        if self._is_closing():\n            raise self._busy(want, others, keys)\n",
         "",
         "unit/manager/test_lock_manager.py"
         "::test_lock_of_an_ended_owner_is_refused_while_the_daemon_goes_down",

@@ -351,10 +351,10 @@ MUTATIONS = (
         migrations=True,
     ),
     _in(
-        "manager.lock_manager",
+        "manager.acquire",
         "lost-and-acquired-again",
         "a guest whose migration failed runs on although its lockspace is lost (found by seed 1764)",
-        "                if why := self.why_lost(lock):\n                    raise Refused(",
+        "                if why := self._state.why_lost(lock):\n                    raise Refused(",
         '                if why := "":\n                    raise Refused(',
         migrations=True,
     ),

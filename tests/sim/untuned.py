@@ -292,7 +292,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # RUN_DIR is full: the lease is won, its line can't be written, the VM is refused and ends. Nothing in this daemon
     # has the lease, and storage says that this host does: no other host can start the disk.
     _in(
-        "manager.lock_manager",
+        "manager.acquire",
         "unjournaled-lease-stays-held",
         "A lock that is refused because the journal can't record it is not let go.",
         "            await outcome.release()\n            raise Refused(\n",

@@ -26,7 +26,8 @@ from holdfast.errors import (
     libvirt_code,
 )
 from holdfast.frontends.listener import Listener, Peer
-from holdfast.manager.lock_manager import LockManager, Outcome
+from holdfast.manager.acquire import Outcome
+from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
 from holdfast.manager.unasked_disks import UnaskedDisks
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource

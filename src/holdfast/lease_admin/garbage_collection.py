@@ -45,7 +45,7 @@ class LeaseCollector:
     def __init__(self, manager: LockManager, *, clock: Clock) -> None:
         self._manager = manager
         self._clock = clock
-        manager.on_left_behind = self.account_for
+        manager.acquirer.on_left_behind = self.account_for
         self._begun = False
         self._waiting: set[str] = set()
         self._attempts: dict[str, set[str]] = {}

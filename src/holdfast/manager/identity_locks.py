@@ -27,7 +27,8 @@ from collections.abc import Iterator
 from holdfast.backends.base import Held
 from holdfast.control.api import IDENTITY_PROBLEM
 from holdfast.errors import LockError, ResourceBusy
-from holdfast.manager.lock_manager import LockManager, Outcome
+from holdfast.manager.acquire import Outcome
+from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.lock_table import LockTable
 from holdfast.manager.owners import Owner
@@ -65,7 +66,7 @@ class IdentityLocks:
         """By owner and identity: acquires that have not got as far as the path."""
         self._refused: dict[tuple[int, Resource], str] = {}
         """By owner and path: why a running machine has no lease of its disk's identity."""
-        manager.identities = self
+        manager.acquirer.identities = manager.releaser.identities = self
 
     # --- with the lock of the path ---
 

@@ -102,7 +102,7 @@ class MovedDisks:
             moved = moved or any(self._moved_of(lock))
             taken = taken or any(_is_lease(self._manager, lock, name) for name in lock.names())
         if moved or taken or self._unclear:
-            self._manager.goes_with = self.goes_with
+            self._manager.releaser.goes_with = self.goes_with
         if moved or self._unclear:
             self._attempts.begin()
 
@@ -245,7 +245,7 @@ class MovedDisks:
             (moved.lock, *keys), candidate.take(moved.mode, manager.note(owner))
         )
         if isinstance(outcome, LeftBehind):
-            await manager.on_left_behind(backend.name, outcome.lease)
+            await manager.acquirer.on_left_behind(backend.name, outcome.lease)
             return "what an earlier daemon held of it is found out first"
         if isinstance(outcome, Stale):
             return "it has just been removed"
