@@ -467,6 +467,14 @@ BUGS = (
         "::test_name_that_is_exchanged_meanwhile_leads_to_a_file_or_to_a_refusal",
     ),
     _in(
+        "network_disk",
+        "rule-for-all-paths-names-network-disks",
+        "a rule for every path counts as one that gives network disks a lock",
+        "any(is_network_name(glob) and fnmatchcase(name, glob)",
+        "any(fnmatchcase(name, glob)",
+        "unit/test_small_parts.py::test_rule_for_every_path_names_no_network_disk",
+    ),
+    _in(
         "manager.acquire",
         "another-disk-than-the-checked-one",
         "the path may lead to another disk by the time the lock of one that the user may open is taken",

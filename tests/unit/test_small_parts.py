@@ -26,6 +26,7 @@ from holdfast.manager.events import EVENTS_KEPT_MAX, Event, Events
 from holdfast.manager.key_locks import KeyLocks
 from holdfast.manager.routing import Route, Routing, Rule
 from holdfast.model import Mode, Protection, Resource
+from holdfast.network_disk import names_network_disk
 from holdfast.system import eager_tasks
 from holdfast.system.files.proc_locks import locks_on, parse_lock, processes_with
 from holdfast.system.host import realtime
@@ -361,3 +362,8 @@ def test_warning_of_a_limit_names_the_one_in_force_and_what_the_unit_needs() -> 
     assert text == (
         f"the limit in force is {in_force}; the unit needs LimitRTPRIO=1, and so does what it runs in"
     )
+
+
+def test_rule_for_every_path_names_no_network_disk() -> None:
+    assert names_network_disk(["/srv/*", "rbd:pool/*"], "rbd:pool/a")
+    assert not names_network_disk(["*", "/srv/*", "rbd:other/*"], "rbd:pool/a")
