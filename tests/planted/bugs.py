@@ -88,7 +88,7 @@ BUGS = (
         "a reload drops sanlock's socket while a client holds a lease: the next daemon forgets it",
         "        if need.backend.startswith(SANLOCK_PREFIX):",
         "        if False:",
-        "daemon/test_sanlock_clients.py::test_a_reload_that_drops_the_socket_is_refused_while_a_client_holds_a_lease",
+        "unit/test_config_change.py::test_what_leases_of_sanlocks_clients_need_may_not_change",
     ),
     _in(
         "manager.adoption",

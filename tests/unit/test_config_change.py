@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos import config as paxos_table
-from holdfast.config import Config
+from holdfast.config import Config, SanlockTable
 from holdfast.config_change import (
     LEASE_DEFAULTS,
     WATCHDOG_DEVICE_DEFAULTS,
@@ -194,3 +195,44 @@ def test_defaults_are_those_of_the_driver() -> None:
         "none": "",
     }
     assert (drivers, devices) == (LEASE_DEFAULTS, WATCHDOG_DEVICE_DEFAULTS)
+
+
+# --- leases of sanlock's clients ---
+
+CLIENTS = HeldNeed(backend="sanlock:__LIBVIRT__DISKS__", count=2, users=("VM web1: R1",), host_id=1)
+
+
+def with_socket(
+    *, socket: str = "/run/s.sock", watchdog: Any = "wdmd", fire_s: int = 60, **backends: Any
+) -> Config:
+    table = SanlockTable(socket=socket, watchdog=watchdog, fire_timeout_s=fire_s)
+    return msgspec.structs.replace(config(**backends), sanlock=table)
+
+
+@pytest.mark.parametrize(
+    ("new", "key"),
+    [
+        (with_socket(socket=""), "sanlock.socket: "),
+        (with_socket(watchdog="none"), "sanlock.watchdog: "),
+        (with_socket(fire_s=30), "sanlock.fire_timeout_s: 60 -> 30"),
+        # Another storage under the name of their lockspace would hold other leases for theirs.
+        (with_socket(leases=LEASES), "backend.leases.lockspace: "),
+    ],
+)
+def test_what_leases_of_sanlocks_clients_need_may_not_change(new: Config, key: str) -> None:
+    (refusal,) = differences(with_socket(), new, [CLIENTS])
+    assert refusal.startswith(key)
+    assert "2 locks are held as host_id 1 (VM web1: R1, ...)" in refusal
+    assert differences(with_socket(), new, []) == []
+
+
+def test_a_table_that_names_the_lockspace_of_clients_may_not_change_either() -> None:
+    old = with_socket(leases=LEASES)
+    assert differences(old, old, [CLIENTS]) == []
+    assert differences(old, with_socket(renamed=LEASES), [CLIENTS]) == []
+    (moved,) = differences(old, with_socket(leases=changed(LEASES, directory="/srv/other")), [CLIENTS])
+    assert moved.startswith("backend.leases.directory: ")
+    (gone,) = differences(old, with_socket(), [CLIENTS])
+    assert gone.startswith("backend.leases: is removed")
+    other = changed(LEASES, lockspace="OTHER")
+    assert differences(with_socket(), with_socket(leases=other), [CLIENTS]) == []
