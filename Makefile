@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-all test-on check quick sim bench lab fuzz man clean setup
+.PHONY: help run test test-all test-on check quick sim bench lab fuzz man deb clean setup
 
 help:
 	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
 	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 50 minutes (CASES=)"
 	@echo "make man     manual pages of the commands, the daemon, the hook and the configuration, into build/man"
+	@echo "make deb     Debian packages for this release, or for another one (DISTRO=trixie), into build/deb"
 	@echo "make fuzz    fuzzing of what is read from clients, files and storage (atheris), of both sockets and of lease storage, each of a live daemon (FUZZ_S=)"
 
 $(STAMP): pyproject.toml tools/setup-venv
@@ -81,6 +82,9 @@ fuzz: $(STAMP)
 
 man: $(STAMP)
 	@$(BIN)/python tools/man_pages.py build/man
+
+deb:
+	@tools/deb $(DISTRO)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
