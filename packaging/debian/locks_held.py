@@ -9,6 +9,7 @@ Exit 0: nobody. 1: the owners that it printed. 2: it can't be determined, and st
 
 import json
 import os
+import select
 import subprocess
 import sys
 
@@ -83,7 +84,9 @@ def offline():
             owner = state.owners.get(owner_id)
             if owner is None or owner_id in state.unknown:
                 found.append(f"an unknown owner: {lock.path}")
-            elif has_no_process(owner) or may_live(owner.process.pid, owner.process.start_ticks):
+            elif has_no_process(owner):
+                found.append(f"{owner.name.name or 'a process'}: {lock.path} (start holdfastd: it finds out whether it ended)")
+            elif may_live(owner.process.pid, owner.process.start_ticks):
                 found.append(f"{owner.name.name or 'a process'} (pid {owner.process.pid}): {lock.path}")
     if not found and raw and not state.is_whole:
         raise Doubt(f"{run_dir}/journal is damaged: {state.doubt}")
@@ -103,14 +106,22 @@ def has_no_process(owner):
 
 
 def may_live(pid, start_ticks):
+    """False if that process has ended, also as a zombie that nobody reaps; one with a thread in the kernel lives."""
+    try:
+        pinned = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-    except FileNotFoundError:
-        return not os.path.exists("/proc/self/stat")
-    except OSError:
+        same = start_ticks == 0 or int(fields[19]) == start_ticks
+        return same and not select.select([pinned], [], [], 0)[0]
+    except (OSError, ValueError, IndexError):
         return True
-    return start_ticks == 0 or int(fields[19]) == start_ticks
+    finally:
+        os.close(pinned)
 
 
 def main():
