@@ -11,7 +11,7 @@ if f"{sys.version_info[0]}.{sys.version_info[1]}" != "@VERSION@":
     os.execv("/usr/bin/python@VERSION@", ["/usr/bin/python@VERSION@", "-I", *sys.argv])
 
 sys.dont_write_bytecode = True  # the maintainer scripts write and remove it
-sys.path.insert(0, "/usr/lib/holdfast/python@VERSION@")
+sys.path.insert(0, "/usr/lib/holdfast/lib")
 
 from @MODULE@ import main
 

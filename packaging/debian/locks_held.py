@@ -13,7 +13,6 @@ import select
 import subprocess
 import sys
 
-VERSION = "@VERSION@"
 UNREACHABLE = 69
 ANSWER_S = 60
 SHOWN_MAX = 50
@@ -56,7 +55,7 @@ def owners_of(listed):
 
 def offline():
     """The owners of the journal of this boot that may still live."""
-    sys.path.insert(0, f"/usr/lib/holdfast/python{VERSION}")
+    sys.path.insert(0, "/usr/lib/holdfast/lib")
     sys.dont_write_bytecode = True
     from holdfast.daemon import kept_file
     from holdfast.manager.journal_replay import replay_with_extent

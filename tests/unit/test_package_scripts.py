@@ -64,9 +64,10 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     made = Host(tmp_path)
-    for each in ("run/systemd/system", "proc", "usr/lib/holdfast/python3.99", "var/lib"):
+    for each in ("run/systemd/system", "proc", "usr/lib/holdfast/lib", "var/lib"):
         (tmp_path / each).mkdir(parents=True)
     made.program("bin/systemctl", SYSTEMCTL)
+    made.program("usr/bin/holdfastd", "#!/usr/bin/python3.99 -I\n")
     made.program("usr/lib/holdfast/package/locks-held", LOCKS_HELD)
     made.program(HOOK, (DEBIAN.parent / "libvirt" / "qemu-hook").read_text())
     return made
