@@ -5,6 +5,7 @@
     locks-held --offline   reads the journal only
 
 Exit 0: nobody. 1: the owners that it printed. 2: it can't be determined, and stderr says why; that is not "nobody".
+3: the journal names nobody, and no daemon answered: that is "nobody" only if none runs.
 """
 
 import json
@@ -14,6 +15,7 @@ import subprocess
 import sys
 
 UNREACHABLE = 69
+NO_ANSWER = 3
 ANSWER_S = 60
 SHOWN_MAX = 50
 
@@ -125,9 +127,10 @@ def may_live(pid, start_ticks):
 
 def main():
     try:
+        free = 0
         found = offline() if sys.argv[1:] == ["--offline"] else online()
         if found is None:
-            found = offline()
+            free, found = NO_ANSWER, offline()
     except Doubt as e:
         print(e, file=sys.stderr)
         return 2
@@ -135,7 +138,7 @@ def main():
         print(f"  {line}")
     if len(found) > SHOWN_MAX:
         print(f"  and {len(found) - SHOWN_MAX} more")
-    return 1 if found else 0
+    return 1 if found else free
 
 
 if __name__ == "__main__":

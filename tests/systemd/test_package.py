@@ -162,6 +162,13 @@ def test_life_of_a_package(root: Root) -> None:
     root.ok("holdfastd >/tmp/log & daemon=$!")
     root.wait("/usr/lib/holdfast/package/locks-held")
 
+    # One that runs and can't be asked is not taken for none, whatever the journal says.
+    root.ok("mv /run/holdfast/io.holdfast.Control /run/holdfast/elsewhere")
+    code, said = root.run("dpkg -r holdfast")
+    assert code != 0
+    assert "does not answer" in said
+    root.ok("mv /run/holdfast/elsewhere /run/holdfast/io.holdfast.Control")
+
     # A daemon that no systemd stops is not left without its package.
     code, said = root.run("dpkg -r holdfast")
     assert code != 0

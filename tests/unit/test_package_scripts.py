@@ -107,6 +107,20 @@ def test_doubt_refuses_a_removal(host: Host) -> None:
     assert not any("stop" in call for call in host.calls())
 
 
+def test_daemon_that_runs_and_does_not_answer_refuses_a_removal(host: Host) -> None:
+    host.runs(77, "/usr/bin/python3.11", "-I", "/usr/bin/holdfastd")
+    done = host.run("prerm", "remove", CODE="3")
+    assert done.returncode == 1
+    assert "holdfastd runs (pid 77) and does not answer" in done.stderr
+    assert not any("stop" in call for call in host.calls())
+    assert (host.root / HOOK).exists()
+
+
+def test_no_daemon_and_nobody_in_the_journal_lets_the_package_go(host: Host) -> None:
+    assert host.run("prerm", "remove", CODE="3").returncode == 0
+    assert not (host.root / HOOK).exists()
+
+
 def test_vm_that_comes_during_a_removal_refuses_it_and_the_hook_is_back(host: Host) -> None:
     assert host.run("prerm", "remove", HELD_AT="2").returncode == 1
     assert (host.root / HOOK).exists()
