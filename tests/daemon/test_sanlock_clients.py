@@ -9,14 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.sanlock.direct import blank_file
+from tests.interop.sanlock.direct import blank_file, write_at
 from tests.interop.sanlock_socket.client import SocketClient
 from tests.interop.sanlock_socket.scene import HoldfastDaemon, Host, Scene, head, holding
 from tests.support.polling import wait_until
 
+from holdfast.ondisk.geometry import DEFAULT
 from holdfast.wire.sanlock import replies
 from holdfast.wire.sanlock import requests as r
-from holdfast.wire.sanlock.flags import AcquireFlag, ReleaseFlag, RemoveFlag, ResourceFlag
+from holdfast.wire.sanlock.flags import (
+    AcquireFlag,
+    KillpathFlag,
+    ReleaseFlag,
+    RemoveFlag,
+    ResourceFlag,
+    RestrictFlag,
+)
 from holdfast.wire.sanlock.result import Result
 from holdfast.wire.sanlock.structures import Lockspace, Resource
 
@@ -162,3 +170,22 @@ def test_what_clients_have_written_is_opened_with_their_users_rights(scene: Scen
             assert any(path.read_bytes()) is (expected == Result.OK)
     finally:
         daemon.stop_all()
+
+
+def test_how_a_client_wants_to_be_stopped_is_known_to_the_next_daemon(scene: Scene) -> None:
+    host = scene.another_host("stops", "-g", str(scene.grace_s))
+    lockspace = scene.new_lockspace("STOPS", by=host)
+    host.join(lockspace)
+    leases = [scene.lease(lockspace="STOPS", by=host) for _ in range(2)]
+    with_path, restricted = (holding(host, each) for each in leases)
+    ran = scene.place / "killpath-ran"
+    killpath = r.Killpath(KillpathFlag.PID, r.OWN, "/usr/bin/mkdir", f"-p {ran}/a\\ b")
+    assert with_path.client.result(killpath) == Result.OK
+    assert restricted.client.result(r.Restrict(RestrictFlag.SIGTERM)) == Result.OK
+    end_and_start(host, "kill")
+    # Its own record is another's: the lockspace is lost at the next renewal.
+    write_at(scene.place / "STOPS", DEFAULT.delta_offset_bytes(1), bytes(DEFAULT.sector_bytes))
+    wait_until((ran / "a b").is_dir, "the killpath")
+    assert restricted.wait_killed(), "SIGKILL in SIGTERM's place, at once"
+    assert not with_path.terms()
+    assert with_path.runs()

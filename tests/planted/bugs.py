@@ -91,6 +91,14 @@ BUGS = (
         "unit/test_config_change.py::test_what_leases_of_sanlocks_clients_need_may_not_change",
     ),
     _in(
+        "frontends.sanlock.resource_commands",
+        "killpath-forgotten",
+        "a restart forgets what a client wants run in place of a signal: libvirt's on_lockfailure is not carried out",
+        "        self._owners[client] = owner\n        wishes = owner.wishes\n",
+        "        self._owners[client] = owner\n        wishes = Wishes()\n",
+        "daemon/test_sanlock_clients.py::test_how_a_client_wants_to_be_stopped_is_known_to_the_next_daemon",
+    ),
+    _in(
         "manager.adoption",
         "orphan-is-a-clients",
         "a restart takes the keeper of orphans for a registered process: any client by its pid may use an orphan",

@@ -36,6 +36,9 @@ class FakeService:
     def client_registered(self, client: Client, kept: Client | None) -> None:
         pass
 
+    def client_restricted(self, client: Client) -> None:
+        pass
+
     def client_died(self, client: Client) -> None:
         self.died.append(client.pid)
 

@@ -163,7 +163,7 @@ class LockspaceLoss:
         """The action from libvirt's live XML, else from the backend's table. Only the table may say `ignore`. What a client
         of sanlock's protocol wants, it has said itself (`stop_client`).
         """
-        if owner.clients:
+        if owner.registered:
             return LockFailureAction.POWEROFF
         configured = {
             self._configured(lock.backend)

@@ -78,6 +78,7 @@ class Recovery:
                 owner.unasked = dict(saved.unasked)
                 owner.persistent = set(saved.persistent)
                 owner.registered = saved.registered and owner.process is not None
+                owner.wishes = saved.wishes
                 owner.family = self._manager.owners.family(saved.family)
                 living[saved.id] = owner
         for lock in state.locks.values():

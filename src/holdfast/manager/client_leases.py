@@ -18,7 +18,7 @@ from holdfast.errors import HoldfastError, Refused
 from holdfast.manager import events as ev
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
-from holdfast.manager.owners import Owner
+from holdfast.manager.owners import Owner, Wishes
 from holdfast.model import SANLOCK_PREFIX, AcquireRequest, Mode, OwnerName, Resource
 from holdfast.system.files.ofd_lock import FileKey
 
@@ -45,6 +45,10 @@ class ClientLeases:
         owner.clients += 1
         manager.book.registered(owner)
         return owner
+
+    def wishes(self, owner: Owner, wishes: Wishes) -> None:
+        """How a client wants to be stopped when its leases have to end."""
+        self._manager.book.wishes(owner, wishes)
 
     def of_earlier_daemon(self) -> list[Owner]:
         """The registered processes whose connections have ended with an earlier daemon."""

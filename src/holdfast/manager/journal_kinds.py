@@ -177,6 +177,10 @@ class ClientLine(Line, tag="client"):
 
     owner: int
     stays: bool = True
+    restricted: int = 0
+    killpath_flags: int = 0
+    killpath: str = ""
+    arguments: str = ""
 
 
 class OrphansLine(Line, tag="orphans"):

@@ -29,10 +29,21 @@ def owner_lines(owner: Owner) -> list[jn.Line]:
     if owner.keeps_orphans:
         lines.append(jn.OrphansLine(owner.id))
     if owner.registered:
-        lines.append(jn.ClientLine(owner.id))
+        lines.append(client_line(owner))
     lines.extend(unasked_line(owner.id, resource, mode) for resource, mode in owner.unasked.items())
     lines.extend(persistent_line(owner.id, resource) for resource in sorted(owner.persistent))
     return lines
+
+
+def client_line(owner: Owner) -> jn.Line:
+    wishes = owner.wishes
+    return jn.ClientLine(
+        owner.id,
+        restricted=wishes.restricted,
+        killpath_flags=wishes.killpath_flags,
+        killpath=text_of(wishes.killpath),
+        arguments=text_of(wishes.arguments),
+    )
 
 
 def persistent_line(owner_id: int, resource: Resource, *, stays: bool = True) -> jn.Line:

@@ -42,6 +42,7 @@ from holdfast.manager.journal_kinds import (
     UntilClosedLine,
     path_of,
 )
+from holdfast.manager.owners import NO_WISHES, Wishes
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
 from holdfast.system.files.ofd_lock import FileKey
 
@@ -64,6 +65,7 @@ class SavedOwner:
     keeps_orphans: bool = False
     registered: bool = False
     """As a client of sanlock's protocol."""
+    wishes: Wishes = NO_WISHES
 
 
 @dataclass(slots=True)
@@ -294,8 +296,9 @@ def _apply_to_owner(
             (owner.persistent.add if stays else owner.persistent.discard)(resource)
         case OrphansLine():
             owner.keeps_orphans = True
-        case ClientLine(_, stays):
+        case ClientLine(_, stays, restricted, flags, killpath, arguments):
             owner.registered = stays
+            owner.wishes = Wishes(restricted, flags, path_of(killpath), path_of(arguments))
 
 
 def _apply_migration(state: SavedState, line: DepartingLine | LentLine | LentOverLine) -> None:

@@ -24,6 +24,7 @@ from holdfast.manager.journal_kinds import text_of
 from holdfast.manager.journal_lines import (
     asked_line,
     claim_line,
+    client_line,
     departing_line,
     lent_line,
     lent_over_line,
@@ -35,7 +36,7 @@ from holdfast.manager.journal_lines import (
     until_closed_line,
 )
 from holdfast.manager.lock_table import Key, Lock, LockTable, Unclaimed
-from holdfast.manager.owners import Owner, Owners
+from holdfast.manager.owners import NO_WISHES, Owner, Owners, Wishes
 from holdfast.model import AcquireRequest, Mode, ProcessId, Resource
 from holdfast.system.clock import Clock
 from holdfast.system.host.process import Family
@@ -147,16 +148,23 @@ class LockRegistry:
         owner.registered = True
         try:
             if owner.journaled:
-                self._journal.append(jn.ClientLine(owner.id))
+                self._journal.append(client_line(owner))
             else:
                 self._journal.append(*owner_lines(owner))
                 owner.journaled = True
         except OSError as e:
             log.error("the journal can't record that %s is registered: %s", owner, e.strerror)
 
+    def wishes(self, owner: Owner, wishes: Wishes) -> None:
+        """How a registered client wants to be stopped: the next daemon knows that, too."""
+        if owner.wishes != wishes:
+            owner.wishes = wishes
+            if owner.registered and owner.journaled:
+                self._journal.append_end(client_line(owner))
+
     def no_more_registered(self, owner: Owner) -> None:
         if owner.registered:
-            owner.registered = False
+            owner.registered, owner.wishes = False, NO_WISHES
             if owner.journaled:
                 self._journal.append_end(jn.ClientLine(owner.id, stays=False))
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
 from holdfast.system.host.process import Family, Process, Processes
@@ -40,6 +41,20 @@ class Evidence:
     """What the owner calls its disk; empty if that is not known."""
     unseen: bool = False
     """Whether it ran where this daemon sees no processes (another PID namespace): nothing here proves its end."""
+
+
+class Wishes(NamedTuple):
+    """What a client of sanlock's protocol has asked for, in case its leases have to end: which signals it must not get (bits
+    of RESTRICT), and a command that is to be run instead (KILLPATH; its flags, path and arguments).
+    """
+
+    restricted: int = 0
+    killpath_flags: int = 0
+    killpath: str = ""
+    arguments: str = ""
+
+
+NO_WISHES = Wishes()
 
 
 class Owner:
@@ -63,6 +78,7 @@ class Owner:
         "unasked",
         "unknown",
         "until_closed",
+        "wishes",
     )
 
     def __init__(self, owner_id: int, pid: int, name: OwnerName, process: Process | None) -> None:
@@ -87,6 +103,8 @@ class Owner:
         """Open connections of sanlock's clients among them: descendants of the process may keep one open."""
         self.registered = False
         """It is a client of sanlock's protocol, also if an earlier daemon had its connection."""
+        self.wishes = NO_WISHES
+        """How it wants to be stopped, as a client of sanlock's protocol."""
         self.persistent: set[Resource] = set()
         """What stays held when its client ends without releasing it (`client_leases`)."""
         self.keeps_orphans = False

@@ -57,7 +57,7 @@ class ClientStopper:
 
     def lost(self, owner: Owner, number: signal.Signals) -> bool:
         """A lockspace is lost, and this owner is to get this signal. False if it is no client's process."""
-        clients = list(self._clients_of(owner.pid)) if owner.clients else []
+        clients = list(self._clients_of(owner.pid)) if owner.registered else []
         for client in clients:
             killpath = self._killpath_of(client)
             if number is signal.SIGTERM and killpath is not None:

@@ -120,6 +120,9 @@ class SanlockEngine(SanlockService):
     def client_registered(self, client: Client, kept: Client | None) -> None:
         self._resources.client_registered(client, kept)
 
+    def client_restricted(self, client: Client) -> None:
+        self._resources.client_restricted(client)
+
     def client_died(self, client: Client) -> None:
         self._resources.client_died(client)
 

@@ -262,6 +262,7 @@ class SanlockFrontend:
                 return Answer()
             case r.Restrict():
                 connection.client.restricted = request.flags
+                self._service.client_restricted(connection.client)
                 if request.flags & RestrictFlag.ALL:
                     connection.restrict()
                 return Answer(replies.Plain().encode(header))

@@ -32,7 +32,7 @@ from holdfast.frontends.sanlock.resource_records import records_of
 from holdfast.frontends.sanlock.value_blocks import ValueBlocks
 from holdfast.manager.client_leases import ClientLeases
 from holdfast.manager.lock_registry import HostLock
-from holdfast.manager.owners import Owner
+from holdfast.manager.owners import Owner, Wishes
 from holdfast.model import SANLOCK_PREFIX, AcquireRequest, Mode
 from holdfast.model import Resource as Key
 from holdfast.protocol.types import HostId
@@ -101,16 +101,31 @@ class ResourceCommands:
         except HoldfastError as error:
             log.warning("%s is registered without an owner: %s", client, error)
             return
+        self.client_restricted(client)
         if kept is not None:
             self._owners.pop(kept, None)
+            self.killpaths.pop(kept, None)
             for held in self.held.of(kept):
                 self.held.remove(held)
                 held.client, held.owner = client, owner
                 self.held.add(held)
 
+    def client_restricted(self, client: Client) -> None:
+        """Have the next daemon know how this client wants to be stopped."""
+        owner, killpath = self._owners.get(client), self.killpaths.get(client)
+        if owner is not None:
+            command = (killpath.flags, killpath.path, killpath.arguments) if killpath is not None else ()
+            self._leases.wishes(owner, Wishes(client.restricted, *command))
+
     def restore(self, client: Client, owner: Owner) -> None:
         """Enter what a process that was registered with an earlier daemon holds by the lock table."""
         self._owners[client] = owner
+        wishes = owner.wishes
+        client.restricted = wishes.restricted
+        if wishes.killpath:
+            self.killpaths[client] = r.Killpath(
+                wishes.killpath_flags, r.OWN, wishes.killpath, wishes.arguments
+            )
         for key, mode, lock in self._leases.of_owner(owner):
             area = area_of(lock.path)
             if area is None:
@@ -141,6 +156,7 @@ class ResourceCommands:
             for held in self.held.of(client):
                 self.held.remove(held)
             del self._owners[client]
+            self.killpaths.pop(client, None)
 
     def client_died(self, client: Client) -> None:
         """An ACQUIRE that waits sees `Client.dead`."""
@@ -171,6 +187,7 @@ class ResourceCommands:
         before = self.killpaths.get(client)
         sticky = before.flags if before is not None else 0
         self.killpaths[client] = request._replace(flags=request.flags | sticky)
+        self.client_restricted(client)
         return replies.Plain()
 
     # --- ACQUIRE ---

@@ -34,6 +34,9 @@ class SanlockService(Protocol):
     def client_registered(self, client: Client, kept: Client | None) -> None:
         """Its process is a client from now on. `kept`: the same process as an earlier daemon had it, which is over now."""
 
+    def client_restricted(self, client: Client) -> None:
+        """RESTRICT has come on its connection; `client.restricted` has its flags."""
+
     def client_died(self, client: Client) -> None:
         """Its connection ended while a command of its is under way: that should end soon. `client_closed` follows."""
 
