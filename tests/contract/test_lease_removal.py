@@ -458,3 +458,29 @@ def test_removal_of_a_name_is_waited_for_and_counts_as_a_write_that_may_land(tmp
         pool.close()
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("lists_all", [True, False])
+def test_placeholder_stays_where_nobody_can_list_the_leases(lists_all: bool) -> None:
+    """The journal is damaged, and leases of sanlock's clients are where only these clients know."""
+
+    async def scene() -> None:
+        dropped: list[str] = []
+
+        async def nothing() -> list[str]:
+            return []
+
+        incarnation = SimpleNamespace(io_timeout_s=1)
+        backend = SimpleNamespace(
+            name="sanlock:LS",
+            presence=SimpleNamespace(membership=lambda: incarnation),
+            maintenance=SimpleNamespace(free_own=nothing, all_names=nothing, lists_all=lists_all),
+        )
+        manager = SimpleNamespace(
+            unknown=SimpleNamespace(drop_place=dropped.append), acquirer=SimpleNamespace(), closing=False
+        )
+        collector = LeaseCollector(manager, clock=SimulatedClock())  # type: ignore[arg-type]
+        await collector._account_for_all(backend)
+        assert dropped == (["sanlock:LS"] if lists_all else [])
+
+    asyncio.run(scene())

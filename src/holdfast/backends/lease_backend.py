@@ -81,6 +81,10 @@ class LeaseMaintenance(Protocol):
     ) -> Marked | NotMarked | IoFailed | TimedOut[Marked | NotMarked | IoFailed]:
         """Mark a host's incarnation as dead in its record, where the format has a mark (`protocol/dead_mark`)."""
 
+    @property
+    def lists_all(self) -> bool:
+        """Whether `all_names` has every lease that this host may hold."""
+
     async def all_names(self) -> list[str]:
         """Every lease on the storage of this backend."""
 

@@ -164,7 +164,9 @@ class LeaseCollector:
             except LockError as e:
                 log.warning("leases that may have been left behind can't be read: %s", e)
                 return
-            if names is not None and self._attempts[backend.name].issuperset(names):
+            # What sanlock's clients held is found when they ask for it: until then it may be held.
+            is_complete = names is not None and backend.maintenance.lists_all
+            if is_complete and self._attempts[backend.name].issuperset(names or ()):
                 self._manager.unknown.drop_place(backend.name)
             if names != []:
                 await self._clock.sleep(2 * incarnation.io_timeout_s)

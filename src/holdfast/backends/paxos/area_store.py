@@ -50,6 +50,8 @@ def area_of(place: str) -> Area | None:
 class AreaStore(WithoutIndex):
     """Leases at places that are said before they are asked for, by name."""
 
+    lists_all = False
+
     def __init__(self, storage: LeaseStorage) -> None:
         self._storage = storage
         self._areas: dict[str, Area] = {}

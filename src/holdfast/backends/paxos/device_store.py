@@ -54,6 +54,8 @@ _WHOLE_DEVICE_BYTES = 1 << 62
 class DeviceStore:
     """Areas on one path, found by the resource index, which directly follows the lockspace."""
 
+    lists_all = True
+
     def __init__(
         self,
         path: str,

@@ -35,6 +35,8 @@ from holdfast.system.block_io.lease_files import LeaseStorage
 class DirectoryStore(WithoutIndex):
     """Files in a directory; `lockspace_path` is the lockspace's own file in it."""
 
+    lists_all = True
+
     def __init__(
         self, directory: str, lockspace_path: str, storage: LeaseStorage, num_hosts: int | None
     ) -> None:

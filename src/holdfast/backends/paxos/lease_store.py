@@ -62,6 +62,9 @@ Finding = Found | Unusable | Removed | StorageFailed
 class LeaseStore(Protocol):
     """How a backend finds leases."""
 
+    lists_all: bool
+    """Whether `names` has every lease; False where only clients say where leases are."""
+
     def place(self, name: str) -> str:
         """Where the lease of that name is, as text for people."""
 

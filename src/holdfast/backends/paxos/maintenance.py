@@ -208,6 +208,10 @@ class PaxosMaintenance:
         """Leases that this backend may have made, judged by their names; raises a `LockError`."""
         return [name for name in await self.all_names() if self._backend.names.makes(name)]
 
+    @property
+    def lists_all(self) -> bool:
+        return self._backend.places.lists_all
+
     async def all_names(self) -> list[str]:
         """All leases, including those that others named; raises a `LockError`."""
         return _listed(await self._backend.places.names(self._backend.member(Resource("", ""))))
