@@ -19,6 +19,7 @@ from markdown_it.token import Token
 
 from holdfast import __version__
 from holdfast.cli.main import cli
+from holdfast.daemon import sanlockd
 from holdfast.daemon.main import argument_parser
 from holdfast.hooks import qemu
 
@@ -26,10 +27,17 @@ ROOT = Path(__file__).parents[1]
 DESCRIPTIONS = {
     "holdfast.toml": "configuration of holdfastd",
     "holdfastd": "lock daemon for virtual machine disks, in virtlockd's place",
+    "holdfast-sanlockd": "holdfastd in the place of sanlock's daemon",
     "holdfast-qemu-hook": "libvirt's hook that asks holdfastd for a VM's disks before QEMU opens them",
 }
 FILES = "/etc/holdfast/holdfast.toml, /run/holdfast, /var/lib/holdfast: see holdfast.toml(5)."
-SEE_ALSO = ("holdfast(1)", "holdfastd(8)", "holdfast.toml(5)", "holdfast-qemu-hook(8)")
+SEE_ALSO = (
+    "holdfast(1)",
+    "holdfastd(8)",
+    "holdfast.toml(5)",
+    "holdfast-qemu-hook(8)",
+    "holdfast-sanlockd(8)",
+)
 
 
 def escaped(text: str) -> str:
@@ -120,10 +128,19 @@ def of_daemon() -> str:
 
 
 def of_hook() -> str:
-    page = heading("holdfast-qemu-hook", 8, DESCRIPTIONS["holdfast-qemu-hook"])
     options = "[--socket PATH] [--qemu-conf PATH] GUESTNAME OPERATION SUBOP EXTRA"
-    page += f".SH SYNOPSIS\n\\fB{escaped('holdfast-qemu-hook')}\\fR {escaped(options)}\n.SH DESCRIPTION\n"
-    first, *rest = (qemu.__doc__ or "").strip().split("\n\n")
+    return of_docstring("holdfast-qemu-hook", options, qemu.__doc__)
+
+
+def of_sanlockd() -> str:
+    return of_docstring("holdfast-sanlockd", "[daemon] [OPTION VALUE]...", sanlockd.__doc__)
+
+
+def of_docstring(name: str, options: str, docstring: str | None) -> str:
+    """A program whose manual is its module's docstring."""
+    page = heading(name, 8, DESCRIPTIONS[name])
+    page += f".SH SYNOPSIS\n\\fB{escaped(name)}\\fR {escaped(options)}\n.SH DESCRIPTION\n"
+    first, *rest = (docstring or "").strip().split("\n\n")
     page += f"{escaped(' '.join(first.split()))}\n"
     for part in rest:
         lines = part.splitlines()
@@ -131,7 +148,7 @@ def of_hook() -> str:
             page += ".PP\n.nf\n" + "\n".join(escaped(line) for line in lines) + "\n.fi\n"
         else:
             page += f".PP\n{escaped(' '.join(part.split()))}\n"
-    return page + closing("holdfast-qemu-hook(8)")
+    return page + closing(f"{name}(8)")
 
 
 # --- Markdown ---
@@ -224,6 +241,7 @@ def pages() -> dict[str, str]:
     found = {f"{each.command_path.replace(' ', '-')}.1": of_command(each) for each in commands(cli, top)}
     found["holdfastd.8"] = of_daemon()
     found["holdfast-qemu-hook.8"] = of_hook()
+    found["holdfast-sanlockd.8"] = of_sanlockd()
     found["holdfast.toml.5"] = of_configuration()
     return found
 

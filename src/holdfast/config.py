@@ -76,6 +76,8 @@ class SanlockTable(_Table, frozen=True):
     """Of lockspaces that clients add; None: as the backends with leases say."""
     watchdog_device: str = ""
     fire_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60
+    io_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=255)] = 10
+    """Of a lockspace whose client says none."""
 
 
 class LimitsTable(_Table, frozen=True):
@@ -598,36 +600,36 @@ def protection_min(config: Config, rule: DiskRule | None) -> Protection:
 def to_toml(config: Config) -> str:
     """The whole effective configuration, as TOML that loads to the same."""
     lines = [f"# from: {', '.join(config.sources) or 'built-in defaults'}"]
-    lines += [f"{key} = {_value(getattr(config, key))}" for key in _TOP]
+    lines += [f"{key} = {to_toml_value(getattr(config, key))}" for key in _TOP]
     for name in _TABLES:
         table = getattr(config, name)
         lines += ["", f"[{name}]"]
         lines += [
-            f"{key} = {_value(value)}"
+            f"{key} = {to_toml_value(value)}"
             for key in table.__struct_fields__
             if (value := getattr(table, key)) is not None
         ]
     for name, backend in config.backend.items():
         lines += ["", f"[backend.{_key(name)}]"]
-        lines += [f"{_key(key)} = {_value(value)}" for key, value in backend.items()]
+        lines += [f"{_key(key)} = {to_toml_value(value)}" for key, value in backend.items()]
     for rule in config.disk:
         lines += ["", "[[disk]]"]
         for key in rule.__struct_fields__:
             if (value := getattr(rule, key)) is not None:
-                lines.append(f"{key} = {_value(value)}")
+                lines.append(f"{key} = {to_toml_value(value)}")
     for action in config.hook_actions:
         lines += ["", "[[hook.actions]]"]
         for key in action.__struct_fields__:
             if (value := getattr(action, key)) is not None:
-                lines.append(f"{key} = {_value(value)}")
+                lines.append(f"{key} = {to_toml_value(value)}")
     return "\n".join(lines) + "\n"
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else to_toml_value(name)
 
 
-def _value(value: object) -> str:
+def to_toml_value(value: object) -> str:
     match value:
         case bool():
             return "true" if value else "false"
@@ -637,8 +639,8 @@ def _value(value: object) -> str:
             # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
             return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
         case list() | tuple():
-            return "[" + ", ".join(_value(v) for v in value) + "]"
+            return "[" + ", ".join(to_toml_value(v) for v in value) + "]"
         case dict():
-            return "{ " + ", ".join(f"{_key(str(k))} = {_value(v)}" for k, v in value.items()) + " }"
+            return "{ " + ", ".join(f"{_key(str(k))} = {to_toml_value(v)}" for k, v in value.items()) + " }"
         case _:
-            return _value(str(value))
+            return to_toml_value(str(value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.interop.sanlock.direct import blank_file, write_at
 from tests.interop.sanlock_socket.client import SocketClient
 from tests.interop.sanlock_socket.scene import HoldfastDaemon, Host, Scene, head, holding
+from tests.support.daemon import BIN, listens
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.geometry import DEFAULT
@@ -190,3 +192,47 @@ def test_how_a_client_wants_to_be_stopped_is_known_to_the_next_daemon(scene: Sce
     assert restricted.wait_killed(), "SIGKILL in SIGTERM's place, at once"
     assert not with_path.terms()
     assert with_path.runs()
+
+
+def test_it_takes_the_options_of_sanlocks_daemon(scene: Scene) -> None:
+    directory = scene.place / "as-sanlock"
+    directory.mkdir()
+    command = [
+        str(BIN / "holdfast-sanlockd"),
+        "daemon",
+        "-D",
+        "-w",
+        "0",
+        "-U",
+        "root",
+        "-G",
+        "root",
+        "-o",
+        "1",
+    ]
+    environment = {**os.environ, "SANLOCK_RUN_DIR": str(directory)}
+
+    def start() -> subprocess.Popen[bytes]:
+        with (directory / "log").open("ab") as log:
+            return subprocess.Popen(command, env=environment, stderr=log)
+
+    def answers() -> bool:
+        return listens(str(directory / "sanlock.sock"))
+
+    process = start()
+    try:
+        wait_until(answers, "it to listen")
+        client = SocketClient(directory / "sanlock.sock")
+        assert client.result(r.Version()) == Result.OK
+        client.close()
+        second = start()
+        assert second.wait(30) == 1, "another instance runs"
+        process.kill()
+        process.wait()
+        process = start()
+        wait_until(answers, "the next one to listen")
+        process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: "goes on" in (directory / "log").read_text(), "it to be itself after a reload")
+    finally:
+        process.kill()
+        process.wait()

@@ -116,6 +116,7 @@ SIMULATOR_COMMAND = "the command that runs the testing kit, imported only when i
 CONFIGURED = frozenset(
     (
         "daemon.main",
+        "daemon.sanlockd",
         "daemon.daemon",
         "daemon.check_config",
         "daemon.system_ports",

@@ -147,6 +147,7 @@ class Daemon:
                 commands=self.commands,
                 areas=users_lease_storage(AREAS, config.sanlock.user) if config.sanlock.user else None,
                 version=config.sanlock.version,
+                io_timeout_s=config.sanlock.io_timeout_s,
                 watchdog=self.parts.clients.watchdog,
                 end=self._ask_to_stop,
             )

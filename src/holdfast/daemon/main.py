@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import uvloop
 
@@ -61,7 +61,8 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, exit_code: Callable[[int], int] = int) -> int:
+    """`exit_code`: another program's code for one of ours."""
     options = argument_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     if options.check_virtlockd:
         reason = why_not_beside_virtlockd()
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Neither threads that wait for dead storage nor a full log pipe may keep a daemon from ending.
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(code)
+    os._exit(exit_code(code))
 
 
 def why_not_beside_virtlockd() -> str:

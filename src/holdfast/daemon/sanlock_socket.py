@@ -33,8 +33,6 @@ from holdfast.system.block_io.lease_files import LeaseStorage
 from holdfast.system.host.commands import Commands
 from holdfast.system.logs.recent_lines import RecentLines
 
-IO_TIMEOUT_DEFAULT_S = 10
-"""Of a lockspace whose client says none."""
 AREAS = "areas of sanlock's clients"
 """The workers for storage at places that clients name."""
 
@@ -102,6 +100,7 @@ class SanlockSocket:
         commands: Commands,
         areas: LeaseStorage | None,
         version: str,
+        io_timeout_s: int,
         watchdog: WatchdogSpec,
         end: Callable[[], None],
     ) -> None:
@@ -121,7 +120,7 @@ class SanlockSocket:
         self.engine = SanlockEngine(
             lockspaces=_Lockspaces(lockspaces, self.stopper.stop_all),
             facts=self._facts,
-            daemon=_Daemon(parts, _facts(parts, number, watchdog), end),
+            daemon=_Daemon(parts, _facts(parts, number, io_timeout_s, watchdog), end),
             leases=leases,
             backends=backends,
             areas=areas if areas is not None else parts.ports.leases.storage(AREAS),
@@ -164,14 +163,14 @@ class SanlockSocket:
         self._asked.examine(news.lockspace)
 
 
-def _facts(parts: Parts, version: int, watchdog: WatchdogSpec) -> DaemonFacts:
+def _facts(parts: Parts, version: int, io_timeout_s: int, watchdog: WatchdogSpec) -> DaemonFacts:
     return DaemonFacts(
         host_name=parts.ports.identity.node,
         version=version,
         use_watchdog=watchdog.driver != "none",
-        io_timeout_s=IO_TIMEOUT_DEFAULT_S,
+        io_timeout_s=io_timeout_s,
         fire_timeout_s=watchdog.fire_timeout_s,
-        kill_grace_s=int(Timing(IO_TIMEOUT_DEFAULT_S, watchdog.fire_timeout_s).grace_s),
+        kill_grace_s=int(Timing(io_timeout_s, watchdog.fire_timeout_s).grace_s),
         renewal_history=HISTORY_MAX,
         uid=parts.ports.uid,
     )
