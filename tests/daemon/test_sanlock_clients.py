@@ -118,8 +118,10 @@ def test_commands_by_pid_find_a_process_that_an_earlier_daemon_had_registered(sc
 def test_an_orphan_outlives_the_daemon_until_it_is_asked_for(scene: Scene) -> None:
     lease = scene.lease()
     wanted = lease._replace(flags=ResourceFlag.PERSISTENT)
-    holding(scene.one, wanted).close()
-    end_and_start(scene.one, "kill")
+    process = holding(scene.one, wanted)
+    daemon_of(scene.one).kill()
+    process.close()  # nobody has noticed
+    daemon_of(scene.one).start()
     assert owners(scene, lease) == [1]
     assert scene.one.process().client.result(r.Acquire(0, r.OWN, (wanted,))) == Result.EUCLEAN
     user = holding(scene.one, wanted, flags=AcquireFlag.ORPHAN_ONLY)
