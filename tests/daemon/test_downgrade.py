@@ -75,3 +75,37 @@ def test_vm_keeps_its_disks_over_a_downgrade_and_back(
     assert alpha.cli_json("status")["locks_unknown"] == 0
     assert "LOST" not in alpha.log_text()
     alpha.end_vm(vm)
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="the older release grants no lease on Python 3.12 and later"
+)
+def test_vm_keeps_its_disks_over_a_reload_to_the_present_layout(
+    make_host: MakeHost, place: Path, released: Path
+) -> None:
+    """The release before ADR 0189 re-executes: its process becomes the present program, with all it has open."""
+    alpha, beta = make_host("a", 1), make_host("b", 2).start()
+    alpha.config.write_text(alpha.config.read_text().replace("host_locks", "# host_locks"))
+    program = place / "program"
+    program.symlink_to(released)
+    alpha.start(environ={"PYTHONPATH": str(program)})
+    for host in (alpha, beta):
+        host.says("generation")
+    (place / "local").mkdir()
+    disks = [make_disk(place), make_disk(place / "local", "own.img")]
+    vm = alpha.vm(disks, name="web1")
+    pid, of_the_present = alpha.pid, alpha.run_dir / "host-files"
+    assert not of_the_present.exists()
+    program.unlink()
+    program.symlink_to(Path(__file__).parents[2] / "src")
+    alpha.reexec()
+    assert alpha.pid == pid
+    assert of_the_present.is_dir()
+    for disk in disks:
+        assert {(name, held) for name, _, held in alpha.holders(disk)} == {("web1", True)}
+        assert refusal(alpha, disk)
+    assert refusal(beta, disks[0])
+    assert exists(vm)
+    assert alpha.cli_json("status")["locks_unknown"] == 0
+    assert "LOST" not in alpha.log_text()
+    alpha.end_vm(vm)
