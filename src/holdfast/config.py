@@ -270,8 +270,12 @@ def load_lenient(
             drop_key(tree, problem.place)
     if config is not None:
         wrong = list(validate(config, reader.origins))
-        if wrong and {problem.facts["key"] for problem in wrong} <= {"control.group", "sanlock.group"}:
-            # A group does not exist on this host any more: then only root may use the socket.
+        if wrong and {problem.facts["key"] for problem in wrong} <= {
+            "control.group",
+            "sanlock.group",
+            "sanlock.user",
+        }:
+            # A group or a user does not exist on this host any more: then only root may use the socket.
             config = msgspec.structs.replace(config, **_without_groups(config, wrong))
             dropped += wrong
         else:
@@ -281,7 +285,12 @@ def load_lenient(
 
 def _without_groups(config: Config, wrong: list[ConfigError]) -> dict[str, Any]:
     names = {str(problem.facts["key"]).partition(".")[0] for problem in wrong}
-    return {name: msgspec.structs.replace(getattr(config, name), group="") for name in names}
+    without: dict[str, Any] = {}
+    if "control" in names:
+        without["control"] = msgspec.structs.replace(config.control, group="")
+    if "sanlock" in names:
+        without["sanlock"] = msgspec.structs.replace(config.sanlock, group="", user="")
+    return without
 
 
 def drop_key(tree: dict[str, Any], place: tuple[str | int, ...]) -> None:
