@@ -34,9 +34,10 @@ LANES = (
         Tier("unit", 120),
         Tier("sim", 360),
         Tier("planted", 420),
-        Tier("daemon", 660, processes=4),
+        Tier("daemon", 700, processes=4),
+        Tier("systemd", 180),
     ),
-    (Tier("contract", 90), Tier("systemd", 180), Tier("interop", 680), Tier("e2e", 720)),
+    (Tier("contract", 100), Tier("interop", 700), Tier("e2e", 760)),
 )
 
 
