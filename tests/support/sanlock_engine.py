@@ -173,13 +173,14 @@ class FakeDaemon:
     log: bytes = b"2026-01-01 a line\n"
     stays: str = ""
     ended: int = 0
+    io_timeout_s: int = 10
 
     def facts(self) -> DaemonFacts:
         return DaemonFacts(
             host_name="host-1",
             version=0x03090500,
             use_watchdog=True,
-            io_timeout_s=10,
+            io_timeout_s=self.io_timeout_s,
             fire_timeout_s=TIMING.fire_timeout_s,
             kill_grace_s=TIMING.grace_s,
             renewal_history=180,

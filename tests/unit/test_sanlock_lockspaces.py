@@ -251,6 +251,7 @@ def test_removed_lockspace_is_shown_leaving_for_a_moment() -> None:
         await host.clock.advance(REMOVING_SHOWN_S / 2)
         assert host.commands.backend_of("LS") is None, "nobody may acquire there any more"
         assert await host.add(LS) == Result.EAGAIN
+        assert await host.inquire(LS) == Result.EINPROGRESS, "it is left already"
         assert not removal.done()
         assert await ends(removal, host) == Result.OK
         assert host.gone == ["LS"]

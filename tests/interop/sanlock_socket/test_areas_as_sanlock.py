@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.interop.sanlock.daemon import SanlockDaemon
+from tests.interop.sanlock.daemon import SanlockDaemon, installed_version
 from tests.interop.sanlock_socket.client import SocketClient
 from tests.support.leases import SPACE
 from tests.support.sanlock_clients import Storage
@@ -208,6 +208,8 @@ class Two:
             each.mkdir()
         self.daemon = SanlockDaemon(place, "host-1")
         self.site = EngineSite(Storage(self.ours))
+        if installed_version() >= (3, 9):
+            self.site.daemon.io_timeout_s = IO_TIMEOUT_S  # its option -o counts where clients say none
         joined = s.Lockspace.of(SPACE, 1, str(blank(self.theirs / SPACE, MIB)))
         for request in (
             r.WriteLockspace(0, 0, IO_TIMEOUT_S, joined),

@@ -96,7 +96,9 @@ class LockspaceCommands:
     def standing(self, place: Named) -> Standing:
         """As clients shall see it."""
         found = self._lockspaces.standing(place)
-        return Standing.REMOVING if found is Standing.JOINED and self._removing.get(place.name) else found
+        # Also when it is left already, for the moment that it is shown so.
+        shown = found in (Standing.JOINED, Standing.ABSENT) and self._removing.get(place.name)
+        return Standing.REMOVING if shown else found
 
     def views(self) -> list[LockspaceView]:
         return [
