@@ -86,11 +86,17 @@ def differences(old: Config, new: Config, held: Sequence[HeldNeed]) -> list[str]
         table = old.backend.get(need.backend)
         if table is None or table.get("driver") == ABSENT:
             continue  # lost already: no configuration makes that worse
-        if need.backend in places:
-            found += _changed_keys(need, table, places[need.backend], new.backend[places[need.backend]])
-        else:
-            found += _lost_table(need, table, new)
+        found += _of_table(need, table, new, places)
     return found
+
+
+def _of_table(
+    need: HeldNeed, table: Mapping[str, Any], new: Config, places: Mapping[str, str]
+) -> Iterator[str]:
+    if need.backend in places:
+        name = places[need.backend]
+        return _changed_keys(need, table, name, new.backend[name])
+    return _lost_table(need, table, new)
 
 
 def _of_clients(need: HeldNeed, old: Config, new: Config, places: Mapping[str, str]) -> Iterator[str]:
@@ -102,15 +108,11 @@ def _of_clients(need: HeldNeed, old: Config, new: Config, places: Mapping[str, s
         if getattr(before, key) != getattr(after, key):
             yield _changed(f"sanlock.{key}", getattr(before, key), getattr(after, key), str(need))
     lockspace = need.backend.removeprefix(SANLOCK_PREFIX)
-    for name, table in old.backend.items():
-        if _names(table, lockspace):
-            if name in places:
-                yield from _changed_keys(need, table, places[name], new.backend[places[name]])
-            else:
-                yield from _lost_table(msgspec.structs.replace(need, backend=name), table, new)
-    known = {places.get(name, "") for name, table in old.backend.items() if _names(table, lockspace)}
+    named = {name: table for name, table in old.backend.items() if _names(table, lockspace)}
+    for name, table in named.items():
+        yield from _of_table(msgspec.structs.replace(need, backend=name), table, new, places)
     for name, table in new.backend.items():
-        if _names(table, lockspace) and not known:
+        if not named and _names(table, lockspace):
             yield f"backend.{name}.lockspace: is {lockspace}, which a client of sanlock has added, and {need}"
 
 

@@ -51,6 +51,15 @@ def version_of(host: Holdfastd) -> str:
         )
 
 
+def has_all(alpha: Holdfastd, beta: Holdfastd, disks: list[Path]) -> None:
+    """alpha's VM has every disk, and nobody else gets one."""
+    for disk in disks:
+        # A release without identities lists the lease of what the disk is beside that of its path.
+        assert {(name, held) for name, _, held in alpha.holders(disk)} == {("web1", True)}
+        assert refusal(alpha, disk)
+    assert refusal(beta, disks[0])
+
+
 @pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="the older release grants no lease on Python 3.12 and later"
 )
@@ -66,11 +75,7 @@ def test_vm_keeps_its_disks_over_a_downgrade_and_back(
     for by in (released, released, None, None):
         started(alpha, by=by)
         assert version_of(alpha) == (str(by) if by is not None else os.environ.get("PYTHONPATH", ""))
-        for disk in disks:
-            # A release without identities lists the lease of what the disk is beside that of its path.
-            assert {(name, held) for name, _, held in alpha.holders(disk)} == {("web1", True)}
-            assert refusal(alpha, disk)
-        assert refusal(beta, disks[0])
+        has_all(alpha, beta, disks)
         assert exists(vm)
     assert alpha.cli_json("status")["locks_unknown"] == 0
     assert "LOST" not in alpha.log_text()
@@ -101,10 +106,7 @@ def test_vm_keeps_its_disks_over_a_reload_to_the_present_layout(
     alpha.reexec()
     assert alpha.pid == pid
     assert of_the_present.is_dir()
-    for disk in disks:
-        assert {(name, held) for name, _, held in alpha.holders(disk)} == {("web1", True)}
-        assert refusal(alpha, disk)
-    assert refusal(beta, disks[0])
+    has_all(alpha, beta, disks)
     assert exists(vm)
     assert alpha.cli_json("status")["locks_unknown"] == 0
     assert "LOST" not in alpha.log_text()

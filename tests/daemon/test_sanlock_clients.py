@@ -156,7 +156,7 @@ def test_a_reload_that_drops_the_socket_is_refused_while_a_client_holds_a_lease(
 
 
 def test_what_clients_have_written_is_opened_with_their_users_rights(scene: Scene) -> None:
-    """The daemon is root, and whoever may connect could have any file of the host written over."""
+    """The daemon is root: with its rights, every client of the group could have any file of the host written over."""
     scene.place.chmod(0o755)
     directory = scene.place / "of-a-user"
     table = f'[sanlock]\nsocket = "{directory}/sanlock.sock"\nwatchdog = "none"\ngroup = "nogroup"\nuser = "nobody"'

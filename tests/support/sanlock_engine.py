@@ -12,7 +12,6 @@ from holdfast.frontends.sanlock.engine_ports import (
     DaemonFacts,
     ForeignAreas,
     LockspaceView,
-    RenewalRecord,
     Uses,
 )
 from holdfast.ondisk.delta import Event
@@ -22,6 +21,7 @@ from holdfast.protocol.types import Generation, HostId, HostTimestamp
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lockspace_port import LockspaceSpec
 from holdfast.supervision.named_lockspace import Named, Removal, Standing
+from holdfast.supervision.renewal import RenewalTimes
 from holdfast.wire.sanlock import replies
 from holdfast.wire.sanlock import requests as r
 from tests.support.leases import SPACE, TIMING
@@ -82,7 +82,7 @@ class FakeLockspaces:
     known: dict[str, LockspaceView] = field(default_factory=dict)
     in_the_way: dict[str, str] = field(default_factory=dict)
     seen_hosts: dict[str, list[HostView]] = field(default_factory=dict)
-    history: dict[str, list[RenewalRecord]] = field(default_factory=dict)
+    history: dict[str, list[RenewalTimes]] = field(default_factory=dict)
     marks: dict[str, Uses] = field(default_factory=dict)
     calls: list[tuple[object, ...]] = field(default_factory=list)
     fails: NotJoined | None = None
@@ -140,7 +140,7 @@ class FakeLockspaces:
     def hosts(self, lockspace: str) -> list[HostView]:
         return self.seen_hosts.get(lockspace, [])
 
-    def renewals(self, lockspace: str) -> list[RenewalRecord]:
+    def renewals(self, lockspace: str) -> list[RenewalTimes]:
         return self.history.get(lockspace, [])
 
     def uses(self, lockspace: str) -> Uses:
@@ -168,7 +168,7 @@ class FakeLockspaces:
 
 @dataclass
 class FakeDaemon:
-    """`Daemon` in memory; `ended` counts how often it was told to end."""
+    """`Daemon` in memory; `ended` counts the calls that end it."""
 
     log: bytes = b"2026-01-01 a line\n"
     stays: str = ""

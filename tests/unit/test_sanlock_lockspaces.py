@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from tests.support.sanlock_engine import FakeDaemon, FakeLockspaces, host_view, view_of
 
-from holdfast.frontends.sanlock.engine_ports import NO_USES, RenewalRecord, Uses
+from holdfast.frontends.sanlock.engine_ports import NO_USES, Uses
 from holdfast.frontends.sanlock.host_events import HostEvents
 from holdfast.frontends.sanlock.join_results import of_not_joined
 from holdfast.frontends.sanlock.lockspace_commands import REMOVING_SHOWN_S, LockspaceCommands
@@ -25,6 +25,7 @@ from holdfast.protocol.types import IoFailed
 from holdfast.supervision.join_errors import Hindrance, NotJoined, NotOpened
 from holdfast.supervision.lockspace_port import LockspaceSpec
 from holdfast.supervision.named_lockspace import Removal, Standing
+from holdfast.supervision.renewal import RenewalTimes
 from holdfast.testing.fakes import SimulatedClock, settle
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock import structures as s
@@ -499,7 +500,7 @@ def test_lists_have_sanlocks_order_and_words() -> None:
 
 def test_hosts_and_history_are_records() -> None:
     async def scene(host: Host) -> None:
-        host.spaces.history["LS"] = [RenewalRecord(10), RenewalRecord(12, 1, 2, 3, 4)]
+        host.spaces.history["LS"] = [RenewalTimes(10), RenewalTimes(12, 1, 2, 3, 4)]
         hosts = host.questions.host_status(r.HostStatus(LS))
         assert [(each.type, each.data32, each.data64) for each in hosts.records] == [
             (RecordType.HOST, 1, 50),

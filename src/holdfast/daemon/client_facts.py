@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 
 from holdfast.daemon.client_lockspaces import ClientLockspaces
-from holdfast.frontends.sanlock.engine_ports import LockspaceView, RenewalRecord, Uses
+from holdfast.frontends.sanlock.engine_ports import LockspaceView, Uses
 from holdfast.ondisk.delta import Event
 from holdfast.protocol.host_status import HostView
 from holdfast.protocol.types import HostId
 from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
 from holdfast.supervision.named_lockspace import Standing
+from holdfast.supervision.renewal import RenewalLoop, RenewalTimes
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +35,17 @@ class ClientFacts:
                 return supervisor
         return None
 
+    def _renewal(self, lockspace: str) -> RenewalLoop | None:
+        supervisor = self._supervisor(lockspace)
+        return supervisor.renewal if supervisor is not None else None
+
     def hosts(self, lockspace: str) -> Sequence[HostView]:
         supervisor = self._supervisor(lockspace)
         return supervisor.hosts() if supervisor is not None else ()
 
-    def renewals(self, lockspace: str) -> Sequence[RenewalRecord]:
-        supervisor = self._supervisor(lockspace)
-        renewal = supervisor.renewal if supervisor is not None else None
-        return [RenewalRecord(*each) for each in list(renewal.history)] if renewal is not None else []
+    def renewals(self, lockspace: str) -> Sequence[RenewalTimes]:
+        renewal = self._renewal(lockspace)
+        return list(renewal.history) if renewal is not None else []
 
     def uses(self, lockspace: str) -> Uses:
         number = self._lockspaces.uses(lockspace)
@@ -65,19 +69,16 @@ class ClientFacts:
         return False
 
     def post_event(self, lockspace: str, event: Event) -> None:
-        supervisor = self._supervisor(lockspace)
-        if supervisor is not None and supervisor.renewal is not None:
-            supervisor.renewal.post_event(event)
+        if (renewal := self._renewal(lockspace)) is not None:
+            renewal.post_event(event)
 
     def notify(self, lockspace: str, host_id: HostId) -> None:
-        supervisor = self._supervisor(lockspace)
-        if supervisor is not None and supervisor.renewal is not None:
-            supervisor.renewal.notify(host_id)
+        if (renewal := self._renewal(lockspace)) is not None:
+            renewal.notify(host_id)
 
     def notify_no_more(self, lockspace: str, host_id: HostId) -> None:
-        supervisor = self._supervisor(lockspace)
-        if supervisor is not None and supervisor.renewal is not None:
-            supervisor.renewal.notify_no_more(host_id)
+        if (renewal := self._renewal(lockspace)) is not None:
+            renewal.notify_no_more(host_id)
 
     def examine(self, lockspace: str, resource: str) -> None:
         self._examine(lockspace, resource)

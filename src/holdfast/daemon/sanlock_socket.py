@@ -7,7 +7,6 @@ that its clients have to know goes from here to them: events, requests of other 
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Awaitable, Callable, Sequence
 
 from holdfast.daemon.build import Parts
@@ -133,7 +132,7 @@ class SanlockSocket:
             version=number,
             commands=commands_of(number),
         )
-        parts.lease_recovery.stop_client = self._lost
+        parts.lease_recovery.stop_client = self.stopper.lost
         manager.on_client_ended = self._client_ended
         parts.reactions.on_notified = self._notified
 
@@ -152,9 +151,6 @@ class SanlockSocket:
 
     def _clients_of(self, pid: int) -> Sequence[Client]:
         return self.frontend.clients.of_process(pid)
-
-    def _lost(self, owner: Owner, number: signal.Signals) -> bool:
-        return self.stopper.lost(owner, number)
 
     def _notified(self, news: Notified) -> None:
         if news.event.number:

@@ -16,19 +16,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from holdfast.backends.paxos.config import IO_TIMEOUT_DEFAULT_S
 from holdfast.config import HOST_LOCKS_DEFAULT, to_toml_value
 from holdfast.daemon import main as holdfastd
 from holdfast.daemon.daemon import EXIT_SOCKET
-from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, Timing
+from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, IO_TIMEOUT_MAX_S, Timing
 from holdfast.system.files.regular_file import Unreadable, read_regular, replace_regular
 
 RUN_DIR, CONF = "/run/sanlock", "/etc/sanlock/sanlock.conf"
 STATE_DIR = "/var/lib/holdfast-sanlockd"
 SANLOCKS_USER = "sanlock"
 CONF_BYTES_MAX = 1 << 16
-IO_TIMEOUT_DEFAULT_S = 10
 EXIT_USAGE = 1
-"""sanlock's for whatever is wrong, also for another instance."""
+"""sanlock's for every failure, also where another instance runs."""
 
 _OPTIONS: Mapping[str, str] = {
     "-D": "",
@@ -131,7 +131,7 @@ def settings_of(options: Sequence[str], conf: str) -> Settings:
             settings.remarks.append(f"{key} is not used: {_DIFFERENT[key]}")
         elif key not in _WITHOUT_EFFECT and key not in _USED:
             settings.remarks.append(f"{key} is not known and not used")
-    settings.io_timeout_s = _number(given, "io_timeout", IO_TIMEOUT_DEFAULT_S, 1, 255)
+    settings.io_timeout_s = _number(given, "io_timeout", IO_TIMEOUT_DEFAULT_S, 1, IO_TIMEOUT_MAX_S)
     settings.fire_timeout_s = _number(given, "watchdog_fire_timeout", FIRE_TIMEOUT_DEFAULT_S, 1, 3600)
     settings.watchdog = "wdmd" if _number(given, "use_watchdog", 1, 0, 1) else "none"
     timing = Timing(settings.io_timeout_s, settings.fire_timeout_s)

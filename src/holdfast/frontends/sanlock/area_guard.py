@@ -18,12 +18,12 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from holdfast.backends.paxos.area_backend import AreaBackend, resource_in
+from holdfast.backends.paxos.area_backend import resource_in
 from holdfast.backends.paxos.names import key_of_lease
 from holdfast.frontends.sanlock.engine_ports import LockspaceView
-from holdfast.frontends.sanlock.foreign_areas import READ_TIMEOUT_S, Refused, code_of
+from holdfast.frontends.sanlock.foreign_areas import READ_TIMEOUT_S, Refused, code_of, read
 from holdfast.manager.client_leases import ClientLeases
 from holdfast.model import SANLOCK_PREFIX
 from holdfast.ondisk.delta import DeltaLease
@@ -43,10 +43,6 @@ log = logging.getLogger(__name__)
 _ALIGN_MAX = max(each.align_bytes for each in GEOMETRIES)
 
 
-class Backends(Protocol):
-    def backend_of(self, lockspace: str) -> AreaBackend | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Lease:
     """A lease that stands there. `is_ours`: by its record this incarnation of this host has it."""
@@ -57,18 +53,20 @@ class _Lease:
 
 
 class AreaGuard:
-    """`views` are the lockspaces of this host; `why_not_removed` see `engine_ports.Lockspaces`."""
+    """`member` returns this host's membership in a lockspace, if it has one, `views` all lockspaces of this host;
+    `why_not_removed`: see `engine_ports.Lockspaces`.
+    """
 
     def __init__(
         self,
         leases: ClientLeases,
-        backends: Backends,
         *,
+        member: Callable[[str], Membership | None],
         views: Callable[[], list[LockspaceView]],
         why_not_removed: Callable[[str], str],
     ) -> None:
         self._leases = leases
-        self._backends = backends
+        self._member = member
         self._views = views
         self._why_not_removed = why_not_removed
 
@@ -131,10 +129,7 @@ class AreaGuard:
         if member.host_id > leader.num_hosts:
             return _Lease(space, name, is_ours=False)
         block_at = at + leader.geometry.host_block_offset_bytes(member.host_id)
-        raw = await disk.read(block_at, leader.geometry.sector_bytes, timeout_s=READ_TIMEOUT_S)
-        if isinstance(raw, IoFailed):
-            raise Refused(code_of(raw))
-        block = HostBlock.decode(raw)
+        block = HostBlock.decode(await read(disk, block_at, leader.geometry.sector_bytes))
         shared = isinstance(block, Malformed) or shared_by(block) == member.generation
         return _Lease(space, name, is_ours=shared)
 
@@ -144,20 +139,12 @@ class AreaGuard:
         if member is None or member.host_id > first.geometry.hosts_max:
             return
         own_at = at + first.geometry.delta_offset_bytes(member.host_id)
-        raw = await disk.read(own_at, first.geometry.sector_bytes, timeout_s=READ_TIMEOUT_S)
-        if isinstance(raw, IoFailed):
-            raise Refused(code_of(raw))
-        own = DeltaLease.decode(raw)
+        own = DeltaLease.decode(await read(disk, own_at, first.geometry.sector_bytes))
         if isinstance(own, Malformed) or (own.owner_id, own.generation) == (
             member.host_id,
             member.generation,
         ):
             self._refuse_lockspace(disk, space)
-
-    def _member(self, space: str) -> Membership | None:
-        backend = self._backends.backend_of(space)
-        found = backend.presence.membership() if backend is not None else None
-        return found if isinstance(found, Membership) else None
 
     # --- what has to stay ---
 

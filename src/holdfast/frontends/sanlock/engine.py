@@ -18,11 +18,17 @@ from holdfast.backends.paxos.area_backend import AreaBackend
 from holdfast.frontends.sanlock.area_commands import AreaCommands
 from holdfast.frontends.sanlock.area_guard import AreaGuard
 from holdfast.frontends.sanlock.clients import Client
-from holdfast.frontends.sanlock.engine_ports import Daemon, ForeignAreas, LockspaceFacts, Lockspaces
+from holdfast.frontends.sanlock.engine_ports import (
+    Daemon,
+    ForeignAreas,
+    LeasesOfLockspaces,
+    LockspaceFacts,
+    Lockspaces,
+)
 from holdfast.frontends.sanlock.held_resources import HeldResource
 from holdfast.frontends.sanlock.host_events import HostEvents
 from holdfast.frontends.sanlock.host_marks import HostMarks
-from holdfast.frontends.sanlock.lockspace_commands import LeasesOfLockspaces, LockspaceCommands
+from holdfast.frontends.sanlock.lockspace_commands import LockspaceCommands
 from holdfast.frontends.sanlock.lockspace_questions import LockspaceQuestions
 from holdfast.frontends.sanlock.resource_commands import ResourceCommands
 from holdfast.frontends.sanlock.rindex_commands import RindexCommands
@@ -59,7 +65,7 @@ class SanlockEngine(SanlockService):
         self._backends = backends
         guard = AreaGuard(
             leases,
-            backends,
+            member=self._member,
             views=lambda: list(facts.views()),
             why_not_removed=lockspaces.why_not_removed,
         )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from holdfast.backends.paxos.area_backend import AreaBackend
 from holdfast.ondisk.delta import Event
 from holdfast.ondisk.geometry import Geometry
 from holdfast.protocol.host_status import HostView
@@ -17,6 +18,7 @@ from holdfast.protocol.types import HostId, IoFailed
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lockspace_port import LockspaceSpec
 from holdfast.supervision.named_lockspace import Named, Removal, Standing
+from holdfast.supervision.renewal import RenewalTimes
 from holdfast.system.block_io.lease_files import LeaseDisk
 
 
@@ -47,16 +49,6 @@ class LockspaceView:
     renewed_at_s: int = 0
 
 
-class RenewalRecord(NamedTuple):
-    """One renewal of a lockspace's history. The first one is the join, of 0 ms."""
-
-    timestamp: int
-    read_ms: int = 0
-    write_ms: int = 0
-    next_timeouts: int = 0
-    next_errors: int = 0
-
-
 class Uses(NamedTuple):
     """SET_CONFIG's marks. A lockspace with such a use is not left, as with a process that can't be killed."""
 
@@ -65,6 +57,13 @@ class Uses(NamedTuple):
 
 
 NO_USES = Uses()
+
+
+class LeasesOfLockspaces(Protocol):
+    """The lockspaces that this host is in, or has to leave still."""
+
+    def backend_of(self, lockspace: str) -> AreaBackend | None:
+        """Holds the leases of clients in that lockspace; None if this host is not in it."""
 
 
 class Lockspaces(Protocol):
@@ -101,7 +100,7 @@ class LockspaceFacts(Protocol):
     def hosts(self, lockspace: str) -> Sequence[HostView]:
         """The hosts that were ever seen to use an id, by ascending id; none until the first renewal was evaluated."""
 
-    def renewals(self, lockspace: str) -> Sequence[RenewalRecord]:
+    def renewals(self, lockspace: str) -> Sequence[RenewalTimes]:
         """The history, oldest first."""
 
     def uses(self, lockspace: str) -> Uses: ...

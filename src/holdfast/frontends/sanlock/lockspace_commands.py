@@ -14,12 +14,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from holdfast.backends.paxos.area_backend import AreaBackend
 from holdfast.frontends.sanlock.engine_ports import (
     NO_USES,
     Daemon,
+    LeasesOfLockspaces,
     LockspaceFacts,
     Lockspaces,
     LockspaceView,
@@ -47,12 +47,6 @@ USE_POLL_S = 0.2
 """How often a removal checks whether a lockspace is used still, as sanlock while it recovers one."""
 REMOVING_SHOWN_S = 1.0
 """sanlock's main loop shows a lockspace as being removed for a tick of this length at least."""
-
-
-class LeasesOfLockspaces(Protocol):
-    """See `resource_commands.LeasesOfLockspaces`."""
-
-    def backend_of(self, lockspace: str) -> AreaBackend | None: ...
 
 
 def named(lockspace: s.Lockspace) -> Named:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from holdfast.frontends.sanlock.engine_ports import DaemonFacts, LockspaceView, RenewalRecord, Uses
+from holdfast.frontends.sanlock.engine_ports import DaemonFacts, LockspaceView, Uses
 from holdfast.ondisk.padded_name import NAME_BYTES, PaddedName
 from holdfast.protocol.host_status import HostState as Seen
 from holdfast.protocol.host_status import HostView
 from holdfast.supervision.named_lockspace import Standing
+from holdfast.supervision.renewal import RenewalTimes
 from holdfast.wire.sanlock import structures as s
 from holdfast.wire.sanlock.flags import HostFlag, HostState, LockspaceFlag
 from holdfast.wire.sanlock.result import Result
@@ -83,7 +84,7 @@ def host_record(view: HostView) -> StateRecord:
     )
 
 
-def renewal_record(renewal: RenewalRecord) -> StateRecord:
+def renewal_record(renewal: RenewalTimes) -> StateRecord:
     """RENEWAL's."""
     return StateRecord(
         RecordType.RENEWAL,

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from holdfast.backends.paxos.area_backend import AreaBackend, resource_in
 from holdfast.backends.paxos.area_store import Area, area_of
 from holdfast.backends.paxos.backend import PaxosHeld
 from holdfast.errors import HoldfastError, ResourceBusy
 from holdfast.frontends.sanlock.clients import Client
+from holdfast.frontends.sanlock.engine_ports import LeasesOfLockspaces
 from holdfast.frontends.sanlock.held_resources import HeldResource, HeldResources
 from holdfast.frontends.sanlock.holder_request import ask_holder
 from holdfast.frontends.sanlock.lease_results import (
@@ -57,13 +58,6 @@ log = logging.getLogger(__name__)
 
 DEAD_OWNER_POLL_S = 1.0
 """How often an ACQUIRE that waits for a dead owner tries again, as often as sanlock reads that host's record."""
-
-
-class LeasesOfLockspaces(Protocol):
-    """The lockspaces that this host is in, or has to leave still."""
-
-    def backend_of(self, lockspace: str) -> AreaBackend | None:
-        """Holds the leases of clients in that lockspace; None if this host is not in it."""
 
 
 class _Refused(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any
 
 from holdfast.backends.paxos.held_lease import HeldLease
 from holdfast.frontends.sanlock.area_commands import AreaCommands
-from holdfast.frontends.sanlock.area_guard import AreaGuard, Backends
-from holdfast.frontends.sanlock.engine_ports import ForeignAreas
+from holdfast.frontends.sanlock.area_guard import AreaGuard
+from holdfast.frontends.sanlock.engine_ports import ForeignAreas, LeasesOfLockspaces
 from holdfast.frontends.sanlock.foreign_areas import (
     READ_TIMEOUT_S,
     Refused,
@@ -78,7 +78,7 @@ class RindexCommands:
         self,
         areas: ForeignAreas,
         guard: AreaGuard,
-        backends: Backends,
+        backends: LeasesOfLockspaces,
         areas_made: AreaCommands,
         *,
         clock: Clock,
