@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.daemon import BIN, Factory, Holdfastd, bystander, exists, locked, make_disk
+from tests.support.daemon import BIN, Factory, Holdfastd, bystander, exists, locked, make_disk, refusal
 from tests.support.polling import wait_until
 from tests.support.users import ADM, NOBODY, OWN_PID, Call, NotServed, ask_as_nobody
 from tests.support.varlink_client import locks_by_asyncvarlink
@@ -313,3 +313,28 @@ def test_disk_is_found_by_its_hash_in_a_lockspace(daemon: Holdfastd, place: Path
 def test_completion_scripts_are_offered(daemon: Holdfastd) -> None:
     result = daemon.cli(environ={"_HOLDFAST_COMPLETE": "bash_source"})
     assert "complete" in result.stdout
+
+
+def test_why_names_the_holder_of_the_last_refusal_and_events_are_chosen(
+    shared_daemon: Holdfastd, place: Path
+) -> None:
+    disk = make_disk(place, "why.img")
+    vm = shared_daemon.vm([disk], name="web1")
+    assert refusal(shared_daemon, disk)
+    for subject in ("rival", str(disk)):
+        done = shared_daemon.cli("why", subject)
+        assert done.returncode == 0, done.stderr
+        assert f"rival (pid {bystander(7)}) was refused {disk} (exclusive)" in done.stdout
+        assert "Now: held by web1" in done.stdout
+        assert "next: " in done.stdout
+    nothing = shared_daemon.cli("why", "web1")
+    assert nothing.returncode == 3
+    assert "refused nothing" in nothing.stdout
+    shown = shared_daemon.cli("events", "--since", "1h", "--kind", "refused", "--json").stdout.splitlines()
+    assert {json.loads(line)["kind"] for line in shown} == {"refused"}
+    wrong = shared_daemon.cli("events", "--kind", "refusal")
+    assert wrong.returncode == 2
+    assert "lock-lost" in wrong.stderr
+    shared_daemon.end_vm(vm)
+    assert not refusal(shared_daemon, disk)
+    assert "next: none" in shared_daemon.cli("why", "rival").stdout

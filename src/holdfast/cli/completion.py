@@ -42,6 +42,14 @@ def host_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str)
     return sorted(name for name in names if name.startswith(incomplete))
 
 
+def event_kinds(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The last of several with commas between them."""
+    from holdfast.manager.events import KINDS
+
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + kind for kind in KINDS if kind.startswith(last)]
+
+
 def _spaces(ctx: click.Context) -> list[LeaseSpaceInfo]:
     from holdfast.cli.context import Context
     from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable

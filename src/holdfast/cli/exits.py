@@ -25,7 +25,7 @@ MEANINGS = {
     OK: "done; nothing is wrong; somebody holds the disk (`who`)",
     FAILED: "the command could not do it; the text on stderr says why",
     USAGE: "the command line is wrong",
-    FREE: "nobody holds the disk (`who`)",
+    FREE: "nobody holds the disk (`who`); nothing was refused or lost (`why`)",
     UNKNOWN: "it can't be determined, or there is no such host",
     PROBLEMS: "there is something to fix (`doctor`; `check-config`: this host lacks what the configuration names)",
     DEGRADED: "protection is degraded now (`status`, `lockspace list`, `lockspace join`), or part of an order was not done "

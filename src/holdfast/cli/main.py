@@ -15,8 +15,9 @@ import click
 from holdfast import __version__
 from holdfast.cli import exits
 from holdfast.cli.commands import host, lease, lockspace, sim
-from holdfast.cli.completion import FILE, FILE_OR_DOMAIN, host_names
+from holdfast.cli.completion import FILE, FILE_OR_DOMAIN, event_kinds, host_names
 from holdfast.cli.context import Context, HelpfulGroup, json_option
+from holdfast.model import printable, wall_text
 
 
 @click.group(
@@ -180,25 +181,97 @@ def who(context: Context, what: str, as_json: bool) -> None:
 @click.option(
     "-f", "--follow", is_flag=True, help="Go on with each event as it happens, over restarts of the daemon."
 )
+@click.option(
+    "--kind",
+    "kinds",
+    metavar="KIND,...",
+    default="",
+    shell_complete=event_kinds,
+    help="These kinds alone, such as refused,lock-lost.",
+)
+@click.option(
+    "--since",
+    metavar="TIME",
+    default="",
+    help="From then on: 10min, 2h or 1d (ago), or '2026-11-28 14:05' by this host's clock.",
+)
 @json_option
 @click.pass_obj
-def events(context: Context, follow: bool, as_json: bool) -> None:
+def events(context: Context, follow: bool, kinds: str, since: str, as_json: bool) -> None:
     """What happened: acquired, refused, released, owner died, lock lost, daemon restarted.
 
     \b
-    holdfast events
+    holdfast events --since 1h --kind refused,lock-lost
     holdfast events -f --json | jq .kind
     """
-    from holdfast.cli import render
-    from holdfast.cli.commands.events import follow_events
+    import time
 
+    from holdfast.cli import render
+    from holdfast.cli.commands.events import Wanted, follow_events, moment
+    from holdfast.manager.events import KINDS
+
+    chosen = frozenset(kind.strip() for kind in kinds.split(",") if kind.strip())
+    if unknown := sorted(chosen.difference(KINDS)):
+        raise click.UsageError(f"--kind: there is no {', '.join(unknown)}; kinds are {', '.join(KINDS)}")
+    try:
+        wanted = Wanted(chosen, moment(since, time.time()) if since else 0.0)
+    except ValueError as e:
+        raise click.UsageError(f"--since: {e}") from None
     show = render.event_json if as_json else render.event
     if follow:
-        follow_events(context.control_socket(), show)
+        follow_events(context.control_socket(), show, wanted)
         return
     with context.connect() as client:
         for event in client.events(after=0, follow=False):
-            show(event)
+            if event in wanted:
+                show(event)
+
+
+@cli.command()
+@click.argument("what", metavar="VM-OR-DISK", type=FILE_OR_DOMAIN)
+@json_option
+@click.pass_obj
+def why(context: Context, what: str, as_json: bool) -> None:
+    """Why a VM was refused, or lost its lock: the last time, what has become of it, and what to do next.
+
+    Reads the events that holdfastd keeps since its start (the newest 1000), and what 'holdfast who' says now.
+
+    \b
+    holdfast why web1
+    holdfast why /srv/images/web.img
+
+    Exit 0: here it is; 3: nothing was refused, and no lock was lost; 69: no daemon.
+    """
+    import time
+
+    from holdfast.cli import render
+    from holdfast.cli.commands.why import last_trouble, paragraph
+    from holdfast.cli.who.inquiry import ask
+
+    if not what:
+        raise click.UsageError("VM-OR-DISK is empty")
+    with context.connect() as client:
+        trouble = last_trouble(client.events(after=0, follow=False), what)
+        began = client.status().started
+    if trouble is None:
+        if as_json:
+            render.as_json({"ok": True, "subject": what, "event": None, "mended": None, "now": None})
+        else:
+            since = wall_text(began)
+            click.echo(
+                printable(
+                    f"{what}: holdfastd has refused nothing of it, and lost no lock, since its start ({since})"
+                )
+            )
+        sys.exit(exits.FREE)
+    disk = trouble.event.resource
+    now = ask(context.config(), context.control_socket(), disk) if disk else None
+    if as_json:
+        render.as_json(
+            {"ok": True, "subject": what, "event": trouble.event, "mended": trouble.mended, "now": now}
+        )
+    else:
+        click.echo(paragraph(trouble, now, time.time()))
 
 
 @cli.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
