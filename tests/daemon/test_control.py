@@ -150,6 +150,8 @@ def test_exit_codes_tell_the_answer(daemon: Holdfastd, place: Path) -> None:
         (0, ("who", str(disk))),
         (3, ("who", str(free))),
         (0, ("events",)),
+        (0, ("top",)),
+        (0, ("host", "list")),
         (0, ("check-config",)),
         (0, ("--help",)),
         (2, ("nonsense",)),
@@ -164,7 +166,15 @@ def test_exit_codes_tell_the_answer(daemon: Holdfastd, place: Path) -> None:
         ended = daemon.cli(*arguments)
         assert ended.returncode == code, f"{arguments}: {ended.stdout}{ended.stderr}"
     daemon.kill()
-    for arguments in (("status",), ("list",), ("events",), ("run", "--", "true")):
+    for arguments in (
+        ("status",),
+        ("list",),
+        ("events",),
+        ("top",),
+        ("why", "web1"),
+        ("host", "list"),
+        ("run", "--", "true"),
+    ):
         assert daemon.cli(*arguments).returncode == 69
     daemon.config.write_text("nonsense = 1\n")
     ended = daemon.cli("check-config")

@@ -228,6 +228,35 @@ def events(context: Context, follow: bool, kinds: str, since: str, as_json: bool
 
 
 @cli.command()
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.2),
+    default=2.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds between two pictures.",
+)
+@click.option("--once", is_flag=True, help="Print one picture of any length, and end.")
+@click.pass_obj
+def top(context: Context, interval: float, once: bool) -> None:
+    """Live: hosts of every lockspace and the seconds until one counts as dead, locks, protection, recent events.
+
+    What is lost, unknown or least protected comes first. Ctrl-C ends it. Where the output is no terminal one picture is
+    printed.
+
+    \b
+    holdfast top
+    holdfast top --once > now.txt
+    """
+    from holdfast.cli.commands.top import watch
+
+    try:
+        watch(context.connect, interval, once=once)
+    except KeyboardInterrupt:
+        sys.exit(exits.SIGNAL_BASE + 2)
+
+
+@cli.command()
 @click.argument("what", metavar="VM-OR-DISK", type=FILE_OR_DOMAIN)
 @json_option
 @click.pass_obj

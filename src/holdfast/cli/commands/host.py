@@ -81,7 +81,7 @@ def fenced(context: Context, name: str, operator: str, lockspace: str, wait: boo
 
 
 @host.command("list")
-@click.argument("path", metavar="LOCKSPACE-PATH", type=FILE)
+@click.argument("path", metavar="[LOCKSPACE-PATH]", type=FILE, required=False)
 @offset_option
 @click.option(
     "--watch",
@@ -92,8 +92,14 @@ def fenced(context: Context, name: str, operator: str, lockspace: str, wait: boo
 @click.option("--fire-timeout", type=click.IntRange(0), default=60, show_default=True, metavar="S",
               help="The watchdog's, the same on all hosts.")  # fmt: skip
 @json_option
-def list_hosts(path: str, offset: int, watch: float | None, fire_timeout: int, as_json: bool) -> None:
+@click.pass_obj
+def list_hosts(
+    context: Context, path: str | None, offset: int, watch: float | None, fire_timeout: int, as_json: bool
+) -> None:
     """Every host id that was ever used: its name, generation, timestamp and state, and what the host says of itself.
+
+    Without a path: the hosts of all lockspaces as this host's holdfastd sees them, with the seconds until one counts as
+    dead, as in 'holdfast lockspace list'. With the path of a lockspace its records are read, and no daemon is asked.
 
     Timestamps come from clocks of the hosts' own, so one read shows which ids are FREE and no more: whether a
     host is alive shows in its record changing. A healthy host renews every 2 x io_timeout.
@@ -102,13 +108,28 @@ def list_hosts(path: str, offset: int, watch: float | None, fire_timeout: int, a
     file; "-": it says nothing that can be believed, as one with sanlock.
 
     \b
+    holdfast host list
     holdfast host list /srv/shared/lockspace
     holdfast host list /dev/vg/locks --watch 25
     """
     from holdfast.cli.offline.storage import reporting
 
+    if path is None:
+        _seen_by_the_daemon(context, as_json)
+        return
     with reporting(as_json):
         _list(path, offset, watch, fire_timeout, as_json)
+
+
+def _seen_by_the_daemon(context: Context, as_json: bool) -> None:
+    from holdfast.cli import lockspace_standing, render
+
+    with context.connect() as client:
+        spaces = client.lease_spaces()
+    if as_json:
+        render.as_json(spaces)
+    else:
+        lockspace_standing.show(spaces)
 
 
 def _list(path: str, offset: int, watch: float | None, fire_timeout: int, as_json: bool) -> None:
