@@ -24,7 +24,11 @@ from tests.support.leases import SPACE, make_lockspace
 from holdfast.cli import exits
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "situations").glob("*.md")),
+]
 PROGRAMS = ("holdfast", "holdfastd", "make", "systemctl", "install", "python3", "virsh", "ln")
 FOLLOWS_S = 3.0
 """A command that follows events is ended after so long."""
