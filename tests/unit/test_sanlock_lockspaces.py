@@ -487,11 +487,11 @@ def test_lists_have_sanlocks_order_and_words() -> None:
             host.spaces.known[name] = view_of(name, f"/{name}", standing=standing)
         host.spaces.marks["LS"] = Uses(used=True)
         found = host.questions.lockspaces().lockspaces
-        assert [(each.name.text, each.flags) for each in found] == [("LS", 0), ("D", 0), ("C", 2), ("B", 1)]
+        assert [(each.name.text, each.flags) for each in found] == [("D", 0), ("LS", 0), ("C", 2), ("B", 1)]
         status = host.questions.status()
         assert [each.words["list"] for each in status.lockspaces] == ["spaces", "spaces", "add", "rem"]
-        assert [each.words["space_id"] for each in status.lockspaces] == ["1", "4", "2", "3"]
-        assert status.lockspaces[0].words["external_used"] == "1"
+        assert [each.words["space_id"] for each in status.lockspaces] == ["4", "1", "2", "3"]
+        assert status.lockspaces[1].words["external_used"] == "1"
         assert status.daemon.words["version_str"] == "3.9.5"
         assert status.daemon.words["version_hex"] == "03090500"
 

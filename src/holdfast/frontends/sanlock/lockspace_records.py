@@ -39,9 +39,20 @@ def lockspace_of(view: LockspaceView) -> s.Lockspace:
 
 
 def listed(views: Iterable[LockspaceView]) -> tuple[s.Lockspace, ...]:
-    """GET_LOCKSPACES': joined ones, those that are being removed, those that are being added."""
-    ordered = sorted(views, key=lambda view: _ORDER_OF_LIST.index(view.standing))
-    return tuple(map(lockspace_of, ordered))
+    """GET_LOCKSPACES': joined ones, those that are being removed, those that are being added; each newest first."""
+    return tuple(lockspace_of(view) for _, view in _ordered(views, _ORDER_OF_LIST))
+
+
+def _ordered(
+    views: Iterable[LockspaceView], standings: Sequence[Standing]
+) -> list[tuple[int, LockspaceView]]:
+    """With their numbers, from 1. Those that end together are the oldest first, as sanlock moves its newest first."""
+
+    def place(each: tuple[int, LockspaceView]) -> tuple[int, int]:
+        number, view = each
+        return standings.index(view.standing), number if view.standing is Standing.REMOVING else -number
+
+    return sorted(enumerate(views, 1), key=place)
 
 
 # --- hosts ---
@@ -98,8 +109,10 @@ def renewal_record(renewal: RenewalTimes) -> StateRecord:
 
 def lockspace_records(views: Sequence[LockspaceView], uses: dict[str, Uses]) -> tuple[StateRecord, ...]:
     """In sanlock's order: joined, being added, being removed; numbered as they were added."""
-    numbered = sorted(enumerate(views, 1), key=lambda each: _ORDER_OF_STATUS.index(each[1].standing))
-    return tuple(_lockspace_record(number, view, uses.get(view.name, Uses())) for number, view in numbered)
+    return tuple(
+        _lockspace_record(number, view, uses.get(view.name, Uses()))
+        for number, view in _ordered(views, _ORDER_OF_STATUS)
+    )
 
 
 def _lockspace_record(number: int, view: LockspaceView, uses: Uses) -> StateRecord:
