@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,11 @@ from pathlib import Path
 
 from tests.interop.sanlock_socket.scene import Host, Scene
 
+COMMAND_S = 60
+_VARIES = re.compile(
+    r"\b(timestamp|gen|pid|p|fd|owner_generation|write_generation|checksum|write_timestamp) \w+"
+)
+"""Of two runs, in lines of sanlock's command: a word, and the number that follows it."""
 PYTHON = "/usr/bin/python3"
 """The one that has the package: its module is compiled for Debian's Python."""
 WRONG_GENERATION = 99
@@ -100,6 +106,8 @@ class Transcript:
     scene: Scene
     lines: list[str] = field(default_factory=list)
     called: set[str] = field(default_factory=set)
+    unseen: frozenset[bytes] = frozenset()
+    """Lockspaces of scripts that are played beside this one."""
     _clients: list[PythonClient] = field(default_factory=list)
 
     def client(self, host: Host) -> PythonClient:
@@ -121,14 +129,32 @@ class Transcript:
         line = f"{what} -> {self._in_words(found)!r}".replace(str(self.scene.place), "PLACE")
         for number, client in enumerate(self._clients):
             line = line.replace(f"'pid': {client.pid}", f"'pid': that of process {number}")
+            line = line.replace(f"-p {client.pid}", f"-p that of process {number}")
         self.lines.append(line)
+
+    def command(self, label: str, host: Host, *arguments: str) -> tuple[int, str]:
+        """sanlock's command line at that host's daemon; written down as exit status and lines."""
+        done = subprocess.run(
+            ["sanlock", *arguments],
+            env={**os.environ, "SANLOCK_RUN_DIR": str(host.daemon.socket_path.parent)},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        lines = [_VARIES.sub(r"\1 N", line.rstrip()) for line in done.stdout.splitlines()]
+        self.say(f"{label} {' '.join(arguments)}", (done.returncode, [line for line in lines if line]))
+        return done.returncode, done.stdout
 
     def _in_words(self, found: object) -> object:
         if isinstance(found, dict):
             return {key: self._of_key(key, each) for key, each in found.items()}
         if isinstance(found, list):
-            return [self._in_words(each) for each in found]
+            return [self._in_words(each) for each in found if not self._is_unseen(each)]
         return found
+
+    def _is_unseen(self, found: object) -> bool:
+        return isinstance(found, dict) and found.get("lockspace") in self.unseen
 
     def _of_key(self, key: str, found: object) -> object:
         if key in ("generation", "from_generation") and found and found != WRONG_GENERATION:

@@ -1,4 +1,4 @@
-"""python3-sanlock, unmodified: every function of it, called beside Debian's sanlock and beside holdfastd.
+"""python3-sanlock, unmodified: every function of it, and what vdsm does with it, beside Debian's sanlock and ours.
 
 Both are asked the same, in the same order, at the same time; what they answer is compared line by line.
 """
@@ -21,6 +21,7 @@ from tests.interop.sanlock_socket.python_client import (
     has_python_sanlock,
 )
 from tests.interop.sanlock_socket.scene import IO_TIMEOUT_S, NAME, Scene
+from tests.interop.sanlock_socket.vdsm_calls import DOMAIN, fencing, vdsm
 from tests.support.polling import wait_until
 
 from holdfast.ondisk.geometry import MIB
@@ -67,6 +68,7 @@ def played(script: Script, scene: Scene) -> Transcript:
 def lockspaces(t: Transcript) -> None:
     """Written, read, added, inquired, removed."""
     one = t.writes("one", t.client(t.scene.one))
+    t.unseen = frozenset((DOMAIN,))
     file, large = blank_file(t.scene.place / "py", 2 * MIB), blank_file(t.scene.place / "py8", 16 * MIB)
     path = str(file)
     one("get_alignment", path)
@@ -246,7 +248,7 @@ def without_a_daemon(t: Transcript) -> None:
         one(name, *args, **kwargs)
 
 
-SCRIPTS: tuple[Script, ...] = (lockspaces, resources, requests, events, without_a_daemon)
+SCRIPTS: tuple[Script, ...] = (lockspaces, resources, requests, events, without_a_daemon, vdsm, fencing)
 
 
 @pytest.fixture(scope="module")
