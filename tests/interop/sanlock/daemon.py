@@ -153,17 +153,18 @@ class Holder:
 
 @contextmanager
 def beside_holdfastd(
-    place: Path, leases: str, lockspace: str, io_timeout_s: int, *, identity: str = "auto"
+    place: Path, leases: str, lockspace: str, io_timeout_s: int, *, identity: str = "auto", more: str = ""
 ) -> Iterator[tuple[SanlockDaemon, Holdfastd]]:
     """A real sanlock daemon as host 1 and holdfastd as host 2 of a lockspace, both joined.
 
-    `leases`: what the table of holdfastd's backend says beside that; `lockspace`: as sanlock names its place.
+    `leases`: what the table of holdfastd's backend says beside that; `lockspace`: as sanlock names its place; `more`:
+    other tables of holdfastd's.
     """
     holdfastd = Holdfastd(
         place / "d",
         f'[backend.leases]\ndriver = "paxos"\n{leases}\nhost_id = 2\nwatchdog = "none"\n'
         f'io_timeout_s = {io_timeout_s}\n[[disk]]\nmatch = "*"\nbackend = "leases"\n'
-        f'identity = "{identity}"\n',
+        f'identity = "{identity}"\n{more}\n',
     ).start()
     sanlock = SanlockDaemon(place, "the-real-one")
     try:
