@@ -157,6 +157,7 @@ EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
     ("rule 4", "cli.context", "config"): "the command's way to the daemon's socket is in the configuration",
     ("rule 4", "cli.doctor.scene", "config"): "its checks are about the configuration itself",
     ("rule 4", "cli.in_force", "config"): "it compares two configurations for those checks",
+    ("rule 4", "cli.sanlock_settings", "config"): "it writes a configuration file: values as TOML has them",
     (
         "rule 4",
         "cli.who.inquiry",

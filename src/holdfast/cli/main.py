@@ -452,6 +452,37 @@ def check_config(context: Context, as_json: bool) -> None:
     sys.exit(exits.BAD_CONFIG if problems else exits.PROBLEMS if lacking else exits.OK)
 
 
+@cli.command("import-sanlock")
+@click.option("--root", default="/", hidden=True, help="Read the files below this directory.")
+@json_option
+def import_sanlock(root: str, as_json: bool) -> None:
+    """Print a holdfast.toml for this host's configuration of sanlock; on stderr what it can't carry over.
+
+    Reads qemu-sanlock.conf of libvirt, the options in /etc/default/sanlock and /etc/sysconfig/sanlock, and sanlock.conf.
+    Changes nothing. With the result holdfastd is in sanlock's place, and the leases are those that libvirt has made.
+
+    \b
+    holdfast import-sanlock > /etc/holdfast/holdfast.toml
+    holdfast check-config
+
+    Exit 0: printed; 78: a file can't be used.
+    """
+    from holdfast.cli import render
+    from holdfast.cli.commands.import_sanlock import NotImported, read
+    from holdfast.cli.context import fail
+
+    try:
+        found = read(root)
+    except NotImported as e:
+        fail(str(e), exits.BAD_CONFIG)
+    if as_json:
+        render.as_json({"toml": found.toml, "remarks": list(found.remarks)})
+        return
+    click.echo(found.toml, nl=False)
+    for remark in found.remarks:
+        click.echo(f"note: {printable(remark)}", err=True)
+
+
 @cli.command()
 @click.option("--only", metavar="ID,...", help="Report these findings alone, such as HF022.")
 @click.option(
