@@ -206,7 +206,8 @@ class Guarded:
 
     def owner(self) -> tuple[int, int]:
         """Of the VM's lease by storage: host id, and how often it was acquired."""
-        leader = Leader.decode(self.lease.read_bytes()[: DEFAULT.sector_bytes])
+        with self.lease.open("rb") as f:  # a client may have written far behind it
+            leader = Leader.decode(f.read(DEFAULT.sector_bytes))
         assert isinstance(leader, Leader), leader
         return leader.owner_id, leader.lver
 

@@ -108,14 +108,14 @@ def make_lab(
                     pytrace=False,
                 )
     programs = Programs.build(base)
-    labs: dict[tuple[tuple[Kind, Kind], LockMode, bool], Lab] = {}
+    labs: dict[tuple[tuple[Kind, ...], LockMode, bool], Lab] = {}
 
     always = request.config.getoption("--hook", False)
 
-    def make(kinds: tuple[Kind, Kind], mode: LockMode, *, hook: bool = False) -> Lab:
+    def make(kinds: tuple[Kind, ...], mode: LockMode, *, hook: bool = False) -> Lab:
         hook = hook or always
         if (kinds, mode, hook) not in labs:
-            folder = base / f"{kinds[0]}-{kinds[1]}-{mode}{'-hook' if hook else ''}"
+            folder = base / f"{'-'.join(kinds)}-{mode}{'-hook' if hook else ''}"
             # One cache for all hosts: probing QEMU's abilities takes libvirt seconds.
             lab = Lab(
                 folder=folder, cache=base / "cache", programs=programs, kinds=kinds, mode=mode, hook=hook

@@ -20,8 +20,10 @@ from tests.e2e.lab.processes import Process
 Kind = Literal["virtlockd", "holdfastd", "sanlock", "in sanlock's place"]
 """`in sanlock's place`: holdfastd with sanlock's socket, and libvirt's sanlock plugin."""
 WITH_SANLOCKS_PLUGIN: tuple[Kind, ...] = ("sanlock", "in sanlock's place")
-LockMode = Literal["indirect", "direct", "leases", "hashed leases"]
+LockMode = Literal["indirect", "direct", "leases", "hashed leases", "leases with sanlock's times"]
 """How libvirt asks, and what holds; with hashed leases alpha's libvirt sends hashes and beta's sends paths."""
+FIRE_TIMEOUT_S, SANLOCKS_FIRE_TIMEOUT_S = 30, 60
+"""All hosts of a lockspace need the same where one of them dies; sanlock's can't be changed."""
 
 SOCKET = "/run/libvirt/virtlockd-sock"
 
@@ -51,14 +53,15 @@ match = "/dev/lab/*"
 backend = "shared"
 """
 
-# Leases that fail after 8 s, VMs that get 15 s to end, and a dead host that is taken over after 38 s.
+# Leases that fail after 8 s, VMs that get 15 s to end (with sanlock's times 40 s), and a dead host that is taken over after
+# 38 s (68 s).
 LEASES_TOML = """
 [backend.leases]
 driver = "paxos"
 directory = "/srv/disk-leases"
 host_id = {number}
 io_timeout_s = 1
-fire_timeout_s = 30
+fire_timeout_s = {fire_timeout_s}
 watchdog = "none"
 hosts_max = 8
 cross_host = true
@@ -82,7 +85,7 @@ SANLOCKS_PLACE_TOML = f"""
 [sanlock]
 socket = "{SANLOCK_SOCKET}"
 watchdog = "none"
-fire_timeout_s = 30
+fire_timeout_s = {{fire_timeout_s}}
 """
 
 # The filter halves the time of a start: without it libvirt asks QEMU for 400 features of the processor, one by one.
@@ -138,10 +141,11 @@ keepalive_interval = -1
 log_outputs = "3:stderr"
 """
 
-LEASES = ("leases", "hashed leases")
+LEASES = ("leases", "hashed leases", "leases with sanlock's times")
 QEMU_LOCKD_CONF = {
     "direct": "auto_disk_leases = 1\n",
     "leases": "auto_disk_leases = 1\n",
+    "leases with sanlock's times": "auto_disk_leases = 1\n",
     "indirect": 'auto_disk_leases = 1\nfile_lockspace_dir = "/srv/lockd"\n',
 }
 QEMU_LOCKD_CONF["hashed leases"] = QEMU_LOCKD_CONF["indirect"]
@@ -219,9 +223,10 @@ class LockDaemon(Daemon):
         self.kind = kind
         self.mode = mode
         self._configuration = host.folder / ("virtlockd.conf" if kind == "virtlockd" else "holdfast.toml")
-        leases = LEASES_TOML.format(number=host.number) if mode in LEASES else ""
+        fire = SANLOCKS_FIRE_TIMEOUT_S if mode == "leases with sanlock's times" else FIRE_TIMEOUT_S
+        leases = LEASES_TOML.format(number=host.number, fire_timeout_s=fire) if mode in LEASES else ""
         if kind == "in sanlock's place":
-            leases = SANLOCKS_PLACE_TOML
+            leases = SANLOCKS_PLACE_TOML.format(fire_timeout_s=fire)
         holdfast = HOLDFAST_TOML + leases
         self._configuration.write_text(VIRTLOCKD_CONF if kind == "virtlockd" else holdfast)
         if kind in WITH_SANLOCKS_PLUGIN:

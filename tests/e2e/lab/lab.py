@@ -1,4 +1,4 @@
-"""Two hosts, their daemons and their storage, brought up as one and taken down without a trace.
+"""Two hosts or three, their daemons and their storage, brought up as one and taken down without a trace.
 
 A lab is made for a lock daemon per host and a way of asking for locks (direct or indirect).  It also knows
 the answer that every scenario comes back to: which file carries the kernel lock of a disk, and who holds
@@ -35,7 +35,7 @@ class Lab:
         folder: Path,
         cache: Path,
         programs: Programs,
-        kinds: tuple[Kind, Kind],
+        kinds: tuple[Kind, ...],
         mode: LockMode,
         hook: bool = False,
     ) -> None:
@@ -48,13 +48,13 @@ class Lab:
         self.hosts: list[Host] = []
         self.lockd: dict[Host, LockDaemon] = {}
         self.libvirtd: dict[Host, Libvirtd] = {}
-        for name, kind in zip(NAMES, kinds, strict=True):
+        for name, kind in zip(NAMES[: len(kinds)], kinds, strict=True):
             host = Host(name=name, folder=folder / name, shared=self.storage.folder, cache=cache)
             host.folder.mkdir()
             self.hosts.append(host)
             self.lockd[host] = LockDaemon(host, kind, mode)
             self.libvirtd[host] = Libvirtd(host, kind, mode)
-        self.alpha, self.beta = self.hosts
+        self.alpha, self.beta = self.hosts[:2]
         self._used = False
 
     def up(self) -> None:
@@ -73,6 +73,8 @@ class Lab:
             if self.hook:
                 self._install_hook()
             self.alpha.connect_to(self.beta)
+            for alone in self.hosts[2:]:  # its libvirtd listens all the same
+                alone.run("ip", "address", "add", f"{alone.address}/32", "dev", "lo")
             if self.mode in LEASES:
                 leases = self.storage.folder / "disk-leases"
                 leases.mkdir()
@@ -104,7 +106,7 @@ class Lab:
 
     @property
     def daemons(self) -> list[Daemon]:
-        """All four."""
+        """Of all hosts, the lock daemons first."""
         return [*self.lockd.values(), *self.libvirtd.values()]
 
     def start_daemons(self) -> None:
@@ -126,15 +128,15 @@ class Lab:
         if self._used:
             for host in self.hosts:
                 host.kill_guests()
-            orders = [ASK_GUESTS, ASK_GUESTS]
+            orders = [ASK_GUESTS] * len(self.hosts)
             until(lambda: self._carry_out(orders), "all guests to be gone")
             self._used = False
 
     def _carry_out(self, orders: list[str]) -> bool:
-        """Give each host its virsh commands, both at once, and replace them by what is left to do: nothing?"""
+        """Give each host its virsh commands, all at once, and replace them by what is left to do: nothing?"""
         running = [host.start_virsh(order) for host, order in zip(self.hosts, orders, strict=True)]
         orders[:] = [removal(virsh.communicate()[0]) for virsh in running]
-        return orders == [ASK_GUESTS, ASK_GUESTS]
+        return all(order == ASK_GUESTS for order in orders)
 
     def vm(
         self,
@@ -222,4 +224,4 @@ def removal(said: str) -> str:
 class LabFactory(Protocol):
     """Brings up labs; `hook`: with libvirt's hook on all hosts that have holdfastd."""
 
-    def __call__(self, kinds: tuple[Kind, Kind], mode: LockMode, *, hook: bool = False) -> Lab: ...
+    def __call__(self, kinds: tuple[Kind, ...], mode: LockMode, *, hook: bool = False) -> Lab: ...
