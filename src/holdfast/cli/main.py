@@ -14,7 +14,7 @@ import click
 
 from holdfast import __version__
 from holdfast.cli import exits
-from holdfast.cli.commands import host, lease, lockspace, sim
+from holdfast.cli.commands import host, import_sanlock, lease, lockspace, sim
 from holdfast.cli.completion import FILE, FILE_OR_DOMAIN, event_kinds, host_names
 from holdfast.cli.context import Context, HelpfulGroup, json_option
 from holdfast.model import printable, wall_text
@@ -452,37 +452,6 @@ def check_config(context: Context, as_json: bool) -> None:
     sys.exit(exits.BAD_CONFIG if problems else exits.PROBLEMS if lacking else exits.OK)
 
 
-@cli.command("import-sanlock")
-@click.option("--root", default="/", hidden=True, help="Read the files below this directory.")
-@json_option
-def import_sanlock(root: str, as_json: bool) -> None:
-    """Print a holdfast.toml for this host's configuration of sanlock; on stderr what it can't carry over.
-
-    Reads qemu-sanlock.conf of libvirt, the options in /etc/default/sanlock and /etc/sysconfig/sanlock, and sanlock.conf.
-    Changes nothing. With the result holdfastd is in sanlock's place, and the leases are those that libvirt has made.
-
-    \b
-    holdfast import-sanlock > /etc/holdfast/holdfast.toml
-    holdfast check-config
-
-    Exit 0: printed; 78: a file can't be used.
-    """
-    from holdfast.cli import render
-    from holdfast.cli.commands.import_sanlock import NotImported, read
-    from holdfast.cli.context import fail
-
-    try:
-        found = read(root)
-    except NotImported as e:
-        fail(str(e), exits.BAD_CONFIG)
-    if as_json:
-        render.as_json({"toml": found.toml, "remarks": list(found.remarks)})
-        return
-    click.echo(found.toml, nl=False)
-    for remark in found.remarks:
-        click.echo(f"note: {printable(remark)}", err=True)
-
-
 @cli.command()
 @click.option("--only", metavar="ID,...", help="Report these findings alone, such as HF022.")
 @click.option(
@@ -533,6 +502,7 @@ def doctor(context: Context, only: str | None, explain: str | None, root: str, a
 cli.add_command(lockspace.lockspace)
 cli.add_command(lease.lease)
 cli.add_command(host.host)
+cli.add_command(import_sanlock.import_sanlock)
 cli.add_command(sim.sim)
 
 

@@ -1,52 +1,39 @@
-"""`holdfast import-sanlock`: reads how sanlock and libvirt's sanlock plugin are configured here, for a holdfast.toml."""
+"""`holdfast import-sanlock`: a holdfast.toml for a host that runs sanlock."""
 
 from __future__ import annotations
 
-import os
+import click
 
-from holdfast.cli.libvirt_files import read_conf
-from holdfast.cli.sanlock_settings import Imported, imported, options_of
-from holdfast.daemon.sanlockd import CONF, CONF_BYTES_MAX, Unusable, settings_of
-from holdfast.system.files.regular_file import Unreadable, read_regular
-
-PLUGIN_CONF = "etc/libvirt/qemu-sanlock.conf"
-OPTION_FILES = ("etc/sysconfig/sanlock", "etc/default/sanlock")
-"""As our unit reads them: the later one wins."""
+from holdfast.cli import exits
+from holdfast.cli.context import fail, json_option
+from holdfast.model import printable
 
 
-class NotImported(Exception):
-    """A file can't be read or used; the text names it and the reason."""
+@click.command("import-sanlock")
+@click.option("--root", default="/", hidden=True, help="Read the files below this directory.")
+@json_option
+def import_sanlock(root: str, as_json: bool) -> None:
+    """Print a holdfast.toml for this host's configuration of sanlock; on stderr what it can't carry over.
 
+    Reads qemu-sanlock.conf of libvirt, the options in /etc/default/sanlock and /etc/sysconfig/sanlock, and sanlock.conf.
+    Changes nothing. With the result holdfastd is in sanlock's place, and the leases are those that libvirt has made.
 
-def read(root: str = "/") -> Imported:
-    """What the files below `root` come to; raises `NotImported`."""
-    sources: list[str] = []
-    texts = [_text(os.path.join(root, name), sources) for name in OPTION_FILES]
+    \b
+    holdfast import-sanlock > /etc/holdfast/holdfast.toml
+    holdfast check-config
+
+    Exit 0: printed; 78: a file can't be used.
+    """
+    from holdfast.cli import render
+    from holdfast.cli.sanlock_files import NotImported, read
+
     try:
-        options = options_of(texts)
-    except ValueError as e:
-        raise NotImported(f"{' or '.join(sources)}: {e}") from None
-    conf = _text(os.path.join(root, CONF.lstrip("/")), sources)
-    try:
-        settings = settings_of(options, conf)
-    except Unusable as e:
-        raise NotImported(f"sanlock's options: {e}") from None
-    path = os.path.join(root, PLUGIN_CONF)
-    plugin = read_conf(path)
-    if isinstance(plugin, Unreadable):
-        if not plugin.missing:
-            raise NotImported(f"{path}: {plugin.reason}")
-        return imported(None, settings, sources)
-    if plugin.error:
-        raise NotImported(f"{path}, line {plugin.error_line}: {plugin.error}")
-    return imported(plugin, settings, [path, *sources])
-
-
-def _text(path: str, sources: list[str]) -> str:
-    raw = read_regular(path, CONF_BYTES_MAX)
-    if isinstance(raw, Unreadable):
-        if raw.missing:
-            return ""
-        raise NotImported(f"{path}: {raw.reason}")
-    sources.append(path)
-    return raw.decode("utf-8", "replace")
+        found = read(root)
+    except NotImported as e:
+        fail(str(e), exits.BAD_CONFIG)
+    if as_json:
+        render.as_json({"toml": found.toml, "remarks": list(found.remarks)})
+        return
+    click.echo(found.toml, nl=False)
+    for remark in found.remarks:
+        click.echo(f"note: {printable(remark)}", err=True)
