@@ -103,3 +103,22 @@ def test_guest_migrates_to_the_host_with_sanlocks_plugin_and_back(both: Lab) -> 
     finally:
         (more / "peers.toml").unlink()
         both.lockd[both.alpha].reexec()
+
+
+@pytest.fixture
+def moving(request: pytest.FixtureRequest, make_lab: LabFactory) -> Iterator[Lab]:
+    """alpha has been moved from sanlock to Holdfast in its place already; beta has sanlock still."""
+    yield from clean(request, make_lab(("in sanlock's place", "sanlock"), "leases with sanlock's times"))
+
+
+@pytest.mark.long
+def test_site_moves_host_by_host_while_its_guests_run(moving: Lab) -> None:
+    disk = moving.storage.image("web")
+    vm = moving.vm(moving.beta, "web1", disk).start()
+    for target in (moving.alpha, moving.beta, moving.alpha):
+        vm.migrate(target)
+        vm.assert_writes()
+        assert owner(moving, disk) == target.number
+        for number, host in enumerate(moving.hosts):
+            moving.vm(host, f"thief{number}", disk).refused("start")
+    assert disk.boots == 1
