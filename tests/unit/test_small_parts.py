@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import socket
+import stat
 import struct
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from holdfast.system import eager_tasks
 from holdfast.system.files.proc_locks import locks_on, parse_lock, processes_with
 from holdfast.system.host import realtime
 from holdfast.system.host.commands import CommandProcess, Ended
+from holdfast.system.host.descriptors import bind_socket
 from holdfast.system.libvirt.domains import read_domain
 from holdfast.testing.fakes import SimulatedClock, settle
 
@@ -367,3 +369,16 @@ def test_warning_of_a_limit_names_the_one_in_force_and_what_the_unit_needs() -> 
 def test_rule_for_every_path_names_no_network_disk() -> None:
     assert names_network_disk(["/srv/*", "rbd:pool/*"], "rbd:pool/a")
     assert not names_network_disk(["*", "/srv/*", "rbd:other/*"], "rbd:pool/a")
+
+
+def test_directory_of_a_socket_is_open_to_its_users_whatever_the_umask(tmp_path: Path) -> None:
+    """Our units have UMask=0077, and nobody but root would reach a socket of the group sanlock."""
+    path = tmp_path / "made" / "run" / "sanlock.sock"
+    before = os.umask(0o077)
+    try:
+        bind_socket(str(path), mode=0o660).close()
+    finally:
+        os.umask(before)
+    expected = 0o755 if os.geteuid() == 0 else 0o700
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (path.parent, path.parent.parent)] == [expected] * 2
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660

@@ -386,7 +386,12 @@ def _listens_at(fd: int) -> str:
 
 def bind_socket(path: str, *, mode: int, gid: int | None = None) -> socket.socket:
     """A listening socket at a path, made under its final mode; a stale one is replaced."""
-    os.makedirs(os.path.dirname(path), mode=0o755 if os.geteuid() == 0 else 0o700, exist_ok=True)
+    # Whatever the unit's UMask= is: who may use the socket has to reach it.
+    before = os.umask(0o022 if os.geteuid() == 0 else 0o077)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    finally:
+        os.umask(before)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
