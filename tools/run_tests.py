@@ -1,4 +1,4 @@
-"""`make test`'s pytest: tier by tier, in two lanes that take about as long, because one of them mostly waits: for a real
+"""`make test`'s pytest: tier by tier, in two lanes that take about as long, because much of it is waiting: for a real
 sanlock's timeouts, and for leases that daemons lose.
 
     tools/run_tests.py                      all tiers, without the tests that wait for minutes (marked `long`)
@@ -28,17 +28,23 @@ class Tier:
     """About one and a half times what it takes on two idle cores, beside the other lane."""
     processes: int = 1
     """How many run its tests at once: of those that mostly wait, for leases that expire and for daemons that start."""
+    spread: str = "load"
+    """pytest-xdist's --dist: one process runs all tests of a file or group, where they share what a host has once."""
 
 
 LANES = (
     (
         Tier("unit", 120),
-        Tier("sim", 360),
         Tier("planted", 420),
         Tier("daemon", 700, processes=4),
         Tier("systemd", 180),
     ),
-    (Tier("contract", 100), Tier("interop", 700), Tier("e2e", 760)),
+    (
+        Tier("contract", 100),
+        Tier("interop", 400, processes=3, spread="loadgroup"),
+        Tier("sim", 420),
+        Tier("e2e", 760, processes=2, spread="loadfile"),
+    ),
 )
 
 
@@ -107,7 +113,9 @@ class Lane:
 
 
 def _spread(tier: Tier) -> list[str]:
-    return ["-n", str(tier.processes)] if tier.processes > 1 else []
+    if tier.processes == 1:
+        return []
+    return ["-n", str(tier.processes), "--dist", tier.spread]
 
 
 def lanes_of(names: list[str]) -> tuple[list[Tier], list[Tier]]:

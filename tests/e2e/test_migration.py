@@ -4,11 +4,17 @@ libvirt releases on the source when the guest has stopped there, and acquires on
 guest goes on.  When something goes wrong the source has to get its locks back.
 """
 
+import pytest
+
 from tests.e2e.lab.domains import Disk
+from tests.e2e.lab.hosts import CommandError
 from tests.e2e.lab.kernel_locks import Waiter
 from tests.e2e.lab.lab import Lab
 from tests.e2e.lab.polling import until
 from tests.e2e.lab.refusals import assert_refused, assert_told_holder
+
+RACES_MAX = 5
+"""Migrations until the target has lost one race for the lock against a process that waits for it."""
 
 
 def test_live_migration_there_and_back_carries_the_lock(any_lab: Lab) -> None:
@@ -171,15 +177,27 @@ def test_migration_refused_by_the_destinations_lock_goes_on_at_the_source(direct
 
 
 def test_vm_whose_lock_was_taken_between_the_hosts_stays_paused_and_can_be_resumed(direct_lab: Lab) -> None:
-    """Nobody holds the disk between the hosts.  A stranger that takes it then stops both from running."""
+    """Nobody holds the disk between the hosts.  A stranger that takes it then stops both from running.
+
+    The kernel wakes who waits for a lock, and does not hand it over: a busy machine may let the target be faster.
+    """
     lab = direct_lab
     disk = lab.storage.image("web")
     vm = lab.vm(lab.alpha, "web1", disk).start()
-    with Waiter(lab.lock_file(disk)) as stranger:
-        assert_refused(vm.migrate_refused(lab.beta))
-        assert stranger.was_granted
-        assert vm.state.startswith("paused")
-        assert_refused(vm.refused("resume"))
+    for _ in range(RACES_MAX):
+        with Waiter(lab.lock_file(disk)) as stranger:
+            try:
+                vm.migrate(lab.beta)
+            except CommandError as failed:
+                assert_refused(failed.stderr)
+                assert stranger.was_granted
+                assert vm.state.startswith("paused")
+                assert_refused(vm.refused("resume"))
+                break
+            assert not stranger.was_granted
+        vm.migrate(lab.alpha)
+    else:
+        pytest.fail(f"the target was faster {RACES_MAX} times")
     vm.virsh("resume")
     vm.assert_writes()
     assert lab.lock(disk) == "write"
