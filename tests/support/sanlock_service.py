@@ -157,6 +157,12 @@ class FakeService:
     async def rem_lockspace(self, request: r.RemLockspace) -> replies.Plain:
         return replies.Plain(self._joined(request.lockspace.name, Result.ENOENT))
 
+    async def add_lockspace_again(self, request: r.AddLockspace) -> replies.Plain:
+        return await self.add_lockspace(request)
+
+    async def rem_lockspace_again(self, request: r.RemLockspace) -> replies.Plain:
+        return await self.rem_lockspace(request)
+
     async def inq_lockspace(self, request: r.InqLockspace) -> replies.Plain:
         self._note(request)
         return replies.Plain(self._joined(request.lockspace.name, Result.ENOENT))

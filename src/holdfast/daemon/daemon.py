@@ -25,10 +25,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
 from holdfast import __version__
 from holdfast.control.api import BackendInfo, StatusInfo
 from holdfast.daemon import lifecycle
 from holdfast.daemon.build import build
+from holdfast.daemon.kept_clients import KeptClients
 from holdfast.daemon.kept_config import Start
 from holdfast.daemon.reload import ConfigurationInForce, NextProgram, held_needs
 from holdfast.daemon.sanlock_socket import AREAS, SanlockSocket
@@ -139,11 +142,13 @@ class Daemon:
                 ),
             ),
         )
+        kept = KeptClients(inherited, ports.store, served=bool(config.sanlock.socket))
         self.sanlock = (
             SanlockSocket(
                 self.parts,
                 lockspaces=self.parts.clients,
                 backends=self.parts.client_backends,
+                kept=kept,
                 commands=self.commands,
                 areas=users_lease_storage(AREAS, config.sanlock.user) if config.sanlock.user else None,
                 version=config.sanlock.version,
@@ -184,9 +189,11 @@ class Daemon:
         except BaseException:
             self._close_listeners()
             raise
-        lifecycle.begin(self.parts)
         if self.sanlock is not None:
             self.sanlock.restore()
+        lifecycle.begin(self.parts)
+        if self.sanlock is not None:
+            self.sanlock.serve_adopted()
         for listener in self.listeners.values():
             listener.start()
         lifecycle.account_for_left_behind(self.parts)
@@ -426,7 +433,10 @@ class Daemon:
         try:
             self.notifier.reloading(int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6))
             reasons = await lifecycle.reload(
-                self.parts, why_not=self._next.why_not, execute=self._execute_next
+                self.parts,
+                why_not=self._next.why_not,
+                execute=self._execute_next,
+                clients=self.sanlock.frontend.connections if self.sanlock is not None else {},
             )
             self._in_force.keep()  # removed if the program on disk is an older one, which does not take over now
             self.notifier.ready(f"reload refused: {'; '.join(reasons)}"[:STATUS_CHARS_MAX])
@@ -441,6 +451,11 @@ class Daemon:
             self._self_bound,
             self._own,
         )
+        if self.sanlock is not None and self._next.takes_clients:
+            clients, slots = self.sanlock.passed_on()
+            state = msgspec.structs.replace(state, clients=clients, client_slots=slots)
+        elif self.sanlock is not None:
+            self.sanlock.lets_go()
         fds.exec_with(state, sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
 
 

@@ -8,7 +8,8 @@ stop     no new requests ─ present ones end ─ unused lockspaces are left ─
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from typing import Protocol
 
 from holdfast.daemon.build import Parts
 from holdfast.manager import events as ev
@@ -21,6 +22,15 @@ IN_FLIGHT_WAIT_S = 2.0
 """How long a re-exec or a stop waits for requests to storage; remaining ones are repeated or undone."""
 IN_FLIGHT_PAUSE_S = 0.01
 """Between two checks whether requests are still under way; most end in a few milliseconds."""
+
+
+class Paused(Protocol):
+    """A connection that takes no further request for a while."""
+
+    @property
+    def busy(self) -> bool: ...
+    def hold(self) -> None: ...
+    def go_on(self) -> None: ...
 
 
 async def adopt(parts: Parts) -> None:
@@ -47,13 +57,14 @@ async def reload(
     why_not: Callable[[], Awaitable[list[str]]],
     execute: Callable[[], None],
     busy: Callable[[], bool] = lambda: False,
+    clients: Collection[Paused] = (),
 ) -> list[str]:
     """Become the program on disk, if it may take over; else resume service, and return the reasons.
 
     `why_not` asks it, and returns its reasons. `execute` does not return unless it raises OSError. `busy` reports requests
-    that came by other ways than connections.
+    that came by other ways than connections. `clients`: connections beside libvirt's, as they are at each moment.
     """
-    reasons = await _reload(parts, why_not, execute, busy)
+    reasons = await _reload(parts, why_not, execute, busy, clients)
     for reason in reasons:
         log.error("reload refused: %s", reason)
     return reasons
@@ -64,6 +75,7 @@ async def _reload(
     why_not: Callable[[], Awaitable[list[str]]],
     execute: Callable[[], None],
     busy: Callable[[], bool],
+    clients: Collection[Paused],
 ) -> list[str]:
     gate = parts.ports.gate
     # Don't pause all requests if one of them hangs already.
@@ -71,7 +83,7 @@ async def _reload(
         return [why]
     if reasons := await why_not():
         return reasons
-    await _pause(parts, busy)
+    await _pause(parts, busy, clients)
     try:
         if why := await _close_gate(parts):
             return [why]
@@ -81,7 +93,7 @@ async def _reload(
         return [f"re-exec failed: {e}; going on as before"]
     finally:
         gate.open()
-        for connection in list(parts.virtlockd.connections):
+        for connection in (*parts.virtlockd.connections, *clients):
             connection.go_on()
     return ["re-exec failed; going on as before"]
 
@@ -96,13 +108,13 @@ async def _close_gate(parts: Parts) -> str:
     return listed(inside)
 
 
-async def _pause(parts: Parts, busy: Callable[[], bool]) -> None:
+async def _pause(parts: Parts, busy: Callable[[], bool], clients: Collection[Paused]) -> None:
     """Stop reading requests from connections, and give those under way a little time to end."""
     clock, connections = parts.ports.clock, parts.virtlockd.connections
-    for connection in list(connections):
+    for connection in (*connections, *clients):
         connection.hold()
     deadline = clock.now() + IN_FLIGHT_WAIT_S
-    while (busy() or any(c.busy for c in connections)) and clock.now() < deadline:
+    while (busy() or any(c.busy for c in (*connections, *clients))) and clock.now() < deadline:
         await clock.sleep(IN_FLIGHT_PAUSE_S)
 
 

@@ -130,6 +130,7 @@ def check(options: argparse.Namespace, config: Config | None, problems: list[Con
         reasons = reload.answer(os.environ, None if problems else config)
         if reasons is not None:
             print(reload.CHECKED, file=sys.stderr)
+            print(reload.TAKES_CLIENTS, file=sys.stderr)
         for reason in reasons or ():
             print(f"holdfastd: {reason}", file=sys.stderr)
         if reasons:

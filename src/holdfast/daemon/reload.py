@@ -44,6 +44,8 @@ VARIABLE = "HOLDFAST_RELOAD_CHECK"
 CHECK_FILE = "reload-check.json"
 CHECKED = "holdfastd: compared with what is held"
 """The first line of a program that understands the variable."""
+TAKES_CLIENTS = "holdfastd: goes on with connections of sanlock's clients"
+"""Another line of a program that does."""
 CHECK_BYTES_MAX = 2 * kept_file.KEPT_BYTES_MAX
 CHECK_TIMEOUT_S = 60.0
 """For the program on disk to say whether it can start."""
@@ -114,7 +116,7 @@ def _user(manager: LockManager, lock: HostLock) -> str:
     return lock.path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class NextProgram:
     """Checks the program and the configuration on disk for a running daemon.
 
@@ -126,6 +128,8 @@ class NextProgram:
     in_force: Config
     text: str
     held: Callable[[], list[HeldNeed]]
+    takes_clients: bool = False
+    """Whether it goes on with connections of sanlock's clients, when it was asked."""
 
     async def why_not(self) -> list[str]:
         """Why they may not take over; empty if they may."""
@@ -141,10 +145,12 @@ class NextProgram:
         ended = await self.commands.run(command, CHECK_TIMEOUT_S)
         with contextlib.suppress(OSError):
             os.unlink(path)
-        said = [line.removeprefix("holdfastd: ") for line in ended.output.splitlines() if line != CHECKED]
+        lines = ended.output.splitlines()
+        said = [line.removeprefix("holdfastd: ") for line in lines if line not in (CHECKED, TAKES_CLIENTS)]
+        self.takes_clients = TAKES_CLIENTS in lines
         if ended.code != 0:
             return said or ["the program on disk can't start, and does not say why"]
-        if CHECKED in ended.output.splitlines():
+        if CHECKED in lines:
             return []
         reasons = self._compare(held)
         if not reasons:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from holdfast.daemon.build import Parts
 from holdfast.daemon.client_backends import ClientBackends
 from holdfast.daemon.client_facts import ClientFacts
 from holdfast.daemon.client_lockspaces import ClientLockspaces
+from holdfast.daemon.kept_clients import KeptClients
 from holdfast.frontends.sanlock.client_stopper import ClientStopper
 from holdfast.frontends.sanlock.clients import Client
 from holdfast.frontends.sanlock.engine import SanlockEngine
@@ -30,6 +32,7 @@ from holdfast.supervision.named_lockspace import Named, Removal, Standing
 from holdfast.supervision.renewal import HISTORY_MAX
 from holdfast.system.block_io.lease_files import LeaseStorage
 from holdfast.system.host.commands import Commands
+from holdfast.system.host.descriptors import SavedClient
 from holdfast.system.logs.recent_lines import RecentLines
 
 AREAS = "areas of sanlock's clients"
@@ -86,8 +89,8 @@ class _Daemon:
 
 class SanlockSocket:
     """Made when the configuration names a socket. `version`: of the sanlock it stands in for; `watchdog`: of the lockspaces
-    that clients add; `areas`: storage at places that they name, None: with the daemon's own rights. `end` has the daemon
-    exit.
+    that clients add; `areas`: storage at places that they name, None: with the daemon's own rights; `kept`: connections
+    from an earlier daemon. `end` has the daemon exit.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class SanlockSocket:
         *,
         lockspaces: ClientLockspaces,
         backends: ClientBackends,
+        kept: KeptClients,
         commands: Commands,
         areas: LeaseStorage | None,
         version: str,
@@ -126,20 +130,45 @@ class SanlockSocket:
             clock=parts.ports.clock,
             gone=lambda lockspace: self.frontend.lockspace_gone(lockspace),  # noqa: PLW0108
         )
+        self._kept = kept
         self.frontend = SanlockFrontend(
             self.engine,
             readiness=parts.ports.readiness,
             version=number,
             commands=commands_of(number),
+            slots=kept.slots,
+            keep=kept.keep,
         )
         parts.lease_recovery.stop_client = self.stopper.lost
+        parts.recovery.connected = kept.owners
         manager.on_client_ended = self._client_ended
         parts.reactions.on_notified = self._notified
 
     def restore(self) -> None:
-        """When locks are adopted, before clients are served: processes that an earlier daemon had registered."""
+        """When locks are adopted: connections and processes that an earlier daemon had registered have what they had."""
+        connected: dict[int, list[Client]] = {}
+        for each in self._kept.found:
+            client = self.frontend.adopt(each.client_id, each.sock, each.peer, each.entry, each.left)
+            if client.registered:
+                connected.setdefault(each.entry.owner, []).append(client)
         for owner in self._leases.of_earlier_daemon():
-            self.engine.restore(self.frontend.keep(owner.pid), owner)
+            mine = [client for client in connected.get(owner.id, ()) if client.pid == owner.pid]
+            keep = partial(self.frontend.keep_process, owner.pid)
+            self.engine.restore(owner, mine, self._kept.pending, keep)
+
+    def serve_adopted(self) -> None:
+        """When the journal has all of that: their connections resume."""
+        self.frontend.serve_adopted()
+
+    def passed_on(self) -> tuple[list[SavedClient], int]:
+        """For a re-exec."""
+        left = (connection.leftovers() for connection in self.frontend.connections)
+        return self._kept.passed_on(each for each in left if each is not None)
+
+    def lets_go(self) -> None:
+        """The next program knows no connections of sanlock's clients: they end with this one."""
+        for connection in self.frontend.connections:
+            self._kept.keep(connection.client.client_id, None)
 
     def _client_ended(self, owner: Owner) -> None:
         self.engine.kept_ended(owner)

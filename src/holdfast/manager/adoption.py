@@ -59,6 +59,8 @@ class Recovery:
         self._clock = clock
         self._domains = domains
         self._on_lock_lost = on_lock_lost
+        self.connected: Mapping[tuple[int, int], int] = {}
+        """By number and pid of the owner: how many connections of sanlock's clients have outlived the last daemon."""
         self._pending = 0
         self._retrying = False
         self._acted: set[int] = set()
@@ -77,8 +79,11 @@ class Recovery:
                 owner.until_closed = saved.until_closed
                 owner.unasked = dict(saved.unasked)
                 owner.persistent = set(saved.persistent)
-                owner.registered = saved.registered and owner.process is not None
-                owner.wishes = saved.wishes
+                if saved.registered:
+                    owner.clients = self.connected.get((saved.id, saved.process.pid), 0)
+                    owner.connections += owner.clients
+                owner.registered = saved.registered and (owner.process is not None or owner.clients > 0)
+                owner.wishes, owner.holds = saved.wishes, dict(saved.holds)
                 owner.family = self._manager.owners.family(saved.family)
                 living[saved.id] = owner
         for lock in state.locks.values():
@@ -105,6 +110,9 @@ class Recovery:
             process = None
         if process is not None:
             return self._manager.owners.add(saved.process.pid, saved.name, process, owner_id=saved.id)
+        if saved.registered and self.connected.get((saved.id, saved.process.pid)):
+            # The process has ended; a descendant has its connection open.
+            return self._manager.owners.add(saved.process.pid, saved.name, None, owner_id=saved.id)
         doubtful = saved.prepared is not None or (saved.process.start_ticks and not state.is_whole)
         if was_unknown is not None or doubtful:
             evidence = Evidence(

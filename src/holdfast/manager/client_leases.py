@@ -18,7 +18,7 @@ from holdfast.errors import HoldfastError, Refused
 from holdfast.manager import events as ev
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
-from holdfast.manager.owners import Owner, Wishes
+from holdfast.manager.owners import NO_HOLD, Hold, Owner, Wishes
 from holdfast.model import SANLOCK_PREFIX, AcquireRequest, Mode, OwnerName, Resource
 from holdfast.system.files.ofd_lock import FileKey
 
@@ -51,8 +51,59 @@ class ClientLeases:
         self._manager.book.wishes(owner, wishes)
 
     def of_earlier_daemon(self) -> list[Owner]:
-        """The registered processes whose connections have ended with an earlier daemon."""
-        return [owner for owner in self._manager.owners if owner.registered and not owner.clients]
+        """The registered processes, when a daemon begins."""
+        return [owner for owner in self._manager.owners if owner.registered]
+
+    def begins_to_hold(
+        self,
+        owner: Owner,
+        client_id: int,
+        resource: Resource,
+        request: int,
+        *,
+        value_block: bool,
+        was_orphan: bool,
+    ) -> None:
+        """Before a connection of that process gets a lease: by which command. Raises `Refused`."""
+        try:
+            self._manager.book.holds(
+                owner, client_id, resource, Hold(request, value_block=value_block, was_orphan=was_orphan)
+            )
+        except OSError as e:
+            raise Refused(reason=f"the journal can't record a lease: {e.strerror}; free space for it") from e
+
+    def holds_no_more(self, owner: Owner, client_id: int, resource: Resource, request: int) -> None:
+        """Before a connection's lease is released, or what is left of it becomes another's."""
+        before = owner.holds.get((client_id, resource))
+        if before is not None and before.stays:
+            self._manager.book.holds(owner, client_id, resource, Hold(request, stays=False))
+
+    def released_by(self, owner: Owner, client_id: int, request: int) -> set[Resource]:
+        """What that command has released, or is about to."""
+        return {
+            resource
+            for (each, resource), hold in owner.holds.items()
+            if each == client_id and not hold.stays and hold.request == request
+        }
+
+    def moves_hold(self, owner: Owner, client_id: int, resource: Resource, after: int) -> None:
+        """Another connection of that process has it now."""
+        hold = owner.holds.get((client_id, resource), NO_HOLD)
+        try:
+            self._manager.book.holds(owner, after, resource, hold)
+        except OSError:
+            owner.holds[after, resource] = hold  # the journal is rewritten later
+        self.holds_no_more(owner, client_id, resource, hold.request)
+        owner.holds.pop((client_id, resource), None)
+
+    def forget_released(self, owner: Owner, client_id: int, request: int) -> None:
+        """A further command of that connection begins: all earlier ones are answered."""
+        for key in [
+            key
+            for key, hold in owner.holds.items()
+            if key[0] == client_id and not hold.stays and hold.request != request
+        ]:
+            del owner.holds[key]
 
     def of_owner(self, owner: Owner) -> list[tuple[Resource, Mode, HostLock]]:
         """All that it has in lockspaces of sanlock's clients."""

@@ -183,6 +183,22 @@ class ClientLine(Line, tag="client"):
     arguments: str = ""
 
 
+class HoldLine(Line, tag="hold"):
+    """A connection of a registered client (by its client id) holds a lease of its owner, or is about to acquire it; `stays`
+    False: not any more, or it is about to release it. `request` is the number of the client's command that does so, for a
+    daemon that finds that command unanswered (ADR 0204). An older daemon has the lease by the claim of the process.
+    """
+
+    owner: int
+    client: int
+    lockspace: str
+    name: str
+    request: int
+    stays: bool = True
+    value_block: bool = False
+    was_orphan: bool = False
+
+
 class OrphansLine(Line, tag="orphans"):
     """The owner of that number keeps leases of a client that has ended. An older daemon holds them for an unknown owner."""
 
@@ -248,6 +264,7 @@ AnyLine = (
     | AskedLine
     | PersistentLine
     | ClientLine
+    | HoldLine
     | OrphansLine
     | SeriesLine
     | RestartLine

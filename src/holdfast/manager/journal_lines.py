@@ -7,7 +7,7 @@ from typing import Any
 from holdfast.manager import journal_kinds as jn
 from holdfast.manager.journal_kinds import text_of
 from holdfast.manager.lock_table import Lock
-from holdfast.manager.owners import Owner
+from holdfast.manager.owners import Hold, Owner
 from holdfast.model import Mode, Resource
 
 
@@ -32,6 +32,7 @@ def owner_lines(owner: Owner) -> list[jn.Line]:
         lines.append(client_line(owner))
     lines.extend(unasked_line(owner.id, resource, mode) for resource, mode in owner.unasked.items())
     lines.extend(persistent_line(owner.id, resource) for resource in sorted(owner.persistent))
+    lines.extend(hold_line(owner.id, *key, hold) for key, hold in owner.holds.items())
     return lines
 
 
@@ -48,6 +49,10 @@ def client_line(owner: Owner) -> jn.Line:
 
 def persistent_line(owner_id: int, resource: Resource, *, stays: bool = True) -> jn.Line:
     return jn.PersistentLine(owner_id, text_of(resource.lockspace), text_of(resource.name), stays)
+
+
+def hold_line(owner_id: int, client_id: int, resource: Resource, hold: Hold) -> jn.Line:
+    return jn.HoldLine(owner_id, client_id, text_of(resource.lockspace), text_of(resource.name), *hold)
 
 
 def unasked_line(owner_id: int, resource: Resource, mode: Mode) -> jn.Line:

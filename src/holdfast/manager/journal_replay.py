@@ -20,6 +20,7 @@ from holdfast.manager.journal_kinds import (
     ClientLine,
     DepartingLine,
     DoubtLine,
+    HoldLine,
     IncarnationLine,
     LentLine,
     LentOverLine,
@@ -42,7 +43,7 @@ from holdfast.manager.journal_kinds import (
     UntilClosedLine,
     path_of,
 )
-from holdfast.manager.owners import NO_WISHES, Wishes
+from holdfast.manager.owners import NO_WISHES, Hold, Wishes
 from holdfast.model import Mode, OwnerName, ProcessId, Resource
 from holdfast.system.files.ofd_lock import FileKey
 
@@ -66,6 +67,8 @@ class SavedOwner:
     registered: bool = False
     """As a client of sanlock's protocol."""
     wishes: Wishes = NO_WISHES
+    holds: dict[tuple[int, Resource], Hold] = field(default_factory=dict)
+    """By client id and lease: what each of its connections has of it, or had."""
 
 
 @dataclass(slots=True)
@@ -227,6 +230,7 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             | PersistentLine()
             | OrphansLine()
             | ClientLine()
+            | HoldLine()
         ):
             _apply_to_owner(state.owners[line.owner], line)
         case OwnerGoneLine(owner_id):
@@ -280,7 +284,8 @@ def _apply_to_owner(
     | AskedLine
     | PersistentLine
     | OrphansLine
-    | ClientLine,
+    | ClientLine
+    | HoldLine,
 ) -> None:
     match line:
         case UntilClosedLine(_, family):
@@ -299,6 +304,11 @@ def _apply_to_owner(
         case ClientLine(_, stays, restricted, flags, killpath, arguments):
             owner.registered = stays
             owner.wishes = Wishes(restricted, flags, path_of(killpath), path_of(arguments))
+        case HoldLine(_, client_id, lockspace, name):
+            resource = Resource(path_of(lockspace), path_of(name))
+            owner.holds[client_id, resource] = Hold(
+                line.request, line.stays, line.value_block, line.was_orphan
+            )
 
 
 def _apply_migration(state: SavedState, line: DepartingLine | LentLine | LentOverLine) -> None:

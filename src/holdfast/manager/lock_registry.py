@@ -26,6 +26,7 @@ from holdfast.manager.journal_lines import (
     claim_line,
     client_line,
     departing_line,
+    hold_line,
     lent_line,
     lent_over_line,
     lock_line,
@@ -36,7 +37,7 @@ from holdfast.manager.journal_lines import (
     until_closed_line,
 )
 from holdfast.manager.lock_table import Key, Lock, LockTable, Unclaimed
-from holdfast.manager.owners import NO_WISHES, Owner, Owners, Wishes
+from holdfast.manager.owners import NO_WISHES, Hold, Owner, Owners, Wishes
 from holdfast.model import AcquireRequest, Mode, ProcessId, Resource
 from holdfast.system.clock import Clock
 from holdfast.system.host.process import Family
@@ -167,6 +168,19 @@ class LockRegistry:
             owner.registered, owner.wishes = False, NO_WISHES
             if owner.journaled:
                 self._journal.append_end(jn.ClientLine(owner.id, stays=False))
+
+    def holds(self, owner: Owner, client_id: int, resource: Resource, hold: Hold) -> None:
+        """What a client's connection has of a lease, or is about to have: written before the claim that it is about, so that
+        no claim is there without it. OSError: the journal can't be written, and nothing has changed.
+        """
+        if owner.holds.get((client_id, resource)) == hold:
+            return
+        line = hold_line(owner.id, client_id, resource, hold)
+        if hold.stays:
+            self._record(owner, line)
+        elif owner.journaled:
+            self._journal.append_end(line)
+        owner.holds[client_id, resource] = hold
 
     def persists(self, owner: Owner, resource: Resource) -> None:
         """A client's lease is to outlive it. OSError: the journal can't be written, and nothing has changed."""

@@ -57,6 +57,21 @@ class Wishes(NamedTuple):
 NO_WISHES = Wishes()
 
 
+class Hold(NamedTuple):
+    """What one connection of a client of sanlock's protocol has of a lease of its process. `request`: the number of the
+    command that acquired or released it (`stays` False), or is about to.
+    """
+
+    request: int
+    stays: bool = True
+    value_block: bool = False
+    was_orphan: bool = False
+
+
+NO_HOLD = Hold(0)
+"""Of a lease that an earlier release has granted, which recorded none."""
+
+
 class Owner:
     """One owner. `connections` counts open ones that registered it; `unknown` is set for an unknown one."""
 
@@ -65,6 +80,7 @@ class Owner:
         "connections",
         "family",
         "gone",
+        "holds",
         "id",
         "journaled",
         "keeps_orphans",
@@ -107,6 +123,8 @@ class Owner:
         """How it wants to be stopped, as a client of sanlock's protocol."""
         self.persistent: set[Resource] = set()
         """What stays held when its client ends without releasing it (`client_leases`)."""
+        self.holds: dict[tuple[int, Resource], Hold] = {}
+        """By client id and lease: which of its connections has what, as a client of sanlock's protocol."""
         self.keeps_orphans = False
         """It stands for clients that have ended, and keeps what they held persistently."""
 

@@ -35,6 +35,8 @@ STAY_S = 0.005
 """How long a burst may keep the rest of the event loop (timers, the control socket) waiting."""
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+READ_ONCE = select.EPOLLIN | select.EPOLLET
+"""Once for what is there now, and then for each further arrival and the end: for bytes that stay unread."""
 
 
 class Readiness:

@@ -332,7 +332,7 @@ class Store:
         self._state = state
         self.named: list[tuple[str, int]] = []
 
-    def store(self, name: str, fd: int | None) -> None:
+    def store(self, name: str, fd: int | None, *, until_removed: bool = False) -> None:
         if fd is not None:
             if (name, fd) not in self.named:
                 self.named.append((name, fd))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import heapq
 
+from holdfast.frontends.sanlock.connection_slots import Slot
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock.command import Command, Served, served
 from holdfast.wire.sanlock.header import Header
@@ -20,7 +21,7 @@ FIRST_CLIENT_ID = 2
 
 
 class Client:
-    """One connection as commands and `status` see it. The service writes `kill_count` and `kill_last_s` alone."""
+    """One connection as commands and `status` see it. `kill_count`, `kill_last_s` and `owner_id` are the service's."""
 
     __slots__ = (
         "active",
@@ -33,9 +34,12 @@ class Client:
         "kill_last_s",
         "last",
         "name",
+        "owner_id",
         "pid",
         "registered",
+        "request",
         "restricted",
+        "slot",
     )
 
     def __init__(self, client_id: int, *, pid: int, fd: int) -> None:
@@ -60,6 +64,12 @@ class Client:
         self.kill_count = 0
         """How often it was signalled because its lockspace failed or leaves; 0: it is not being killed."""
         self.kill_last_s = 0
+        self.request = 0
+        """The number of the command that is under way for it, or was the last one: what it does is marked with that."""
+        self.owner_id = 0
+        """The number of its owner; 0: it has none."""
+        self.slot: Slot | None = None
+        """What the next daemon finds of its connection."""
 
     def __str__(self) -> str:
         return f"client {self.client_id} (pid {self.pid})"
@@ -74,6 +84,7 @@ class Clients:
     def __init__(self) -> None:
         self._by_id: dict[int, Client] = {}
         self._free: list[int] = []
+        self._next = FIRST_CLIENT_ID
         self._registered: dict[int, list[Client]] = {}
 
     def __len__(self) -> int:
@@ -85,7 +96,19 @@ class Clients:
 
     def add(self, *, pid: int, fd: int) -> Client:
         """In the first free slot."""
-        client_id = heapq.heappop(self._free) if self._free else FIRST_CLIENT_ID + len(self._by_id)
+        return self.add_at(self._free[0] if self._free else self._next, pid=pid, fd=fd)
+
+    def add_at(self, client_id: int, *, pid: int, fd: int) -> Client:
+        """In this slot, which is free: of a connection that an earlier daemon had there."""
+        if client_id >= self._next:
+            for skipped in range(self._next, client_id):
+                heapq.heappush(self._free, skipped)
+            self._next = client_id + 1
+        elif self._free[0] == client_id:
+            heapq.heappop(self._free)
+        else:
+            self._free.remove(client_id)
+            heapq.heapify(self._free)
         client = self._by_id[client_id] = Client(client_id, pid=pid, fd=fd)
         return client
 

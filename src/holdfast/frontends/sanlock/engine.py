@@ -12,7 +12,7 @@ rindex_commands      resource indexes
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 from holdfast.backends.paxos.area_backend import AreaBackend
 from holdfast.frontends.sanlock.area_commands import AreaCommands
@@ -94,9 +94,11 @@ class SanlockEngine(SanlockService):
 
     # --- for the daemon ---
 
-    def restore(self, client: Client, owner: Owner) -> None:
-        """A process that was registered with an earlier daemon has what the lock table says."""
-        self._resources.restore(client, owner)
+    def restore(
+        self, owner: Owner, connected: Sequence[Client], pending: Collection[int], keep: Callable[[], Client]
+    ) -> None:
+        """A process that was registered with an earlier daemon has what the lock table says (`ResourceCommands.restore`)."""
+        self._resources.restore(owner, connected, pending, keep)
 
     def kept_ended(self, owner: Owner) -> None:
         """Such a process has ended; the manager releases what it had."""
@@ -201,6 +203,12 @@ class SanlockEngine(SanlockService):
 
     async def rem_lockspace(self, request: r.RemLockspace) -> replies.Plain:
         return await self._lockspaces.remove(request)
+
+    async def add_lockspace_again(self, request: r.AddLockspace) -> replies.Plain:
+        return await self._lockspaces.add_again(request)
+
+    async def rem_lockspace_again(self, request: r.RemLockspace) -> replies.Plain:
+        return await self._lockspaces.remove_again(request)
 
     async def inq_lockspace(self, request: r.InqLockspace) -> replies.Plain:
         return await self._lockspaces.inquire(request)

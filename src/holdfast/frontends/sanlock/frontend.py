@@ -14,10 +14,12 @@ from typing import Any
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.sanlock.client_records import client_record, name_of_command
 from holdfast.frontends.sanlock.clients import Client, Clients, bound_to_client
-from holdfast.frontends.sanlock.connection import Answer, SanlockConnection
+from holdfast.frontends.sanlock.connection import Answer, Leftovers, SanlockConnection
+from holdfast.frontends.sanlock.connection_slots import CHANNEL, REGISTERED, Entry, Slots
 from holdfast.frontends.sanlock.event_channels import EventChannels
 from holdfast.frontends.sanlock.service import SanlockService
 from holdfast.ondisk.delta import Event
+from holdfast.ondisk.padded_name import NAME_BYTES, PaddedName
 from holdfast.protocol.types import Generation, HostId
 from holdfast.system.epoll import Readiness
 from holdfast.wire.sanlock import replies, request_table
@@ -44,12 +46,39 @@ def _own_slot(client_id: int, name: str) -> Client:
     return client
 
 
+_MAY_BE_REPEATED = frozenset(
+    (
+        r.AddLockspace,
+        r.RemLockspace,
+        r.InqLockspace,
+        r.ExamineLockspace,
+        r.ExamineResource,
+        r.SetEvent,
+        r.Request,
+        r.Align,
+        r.WriteLockspace,
+        r.WriteResource,
+        r.ReadLockspace,
+        r.ReadLockspaceHost,
+        r.ReadResource,
+        r.ReadResourceOwners,
+        r.SetLvb,
+        r.GetLvb,
+        r.LookupRindex,
+    )
+)
+"""Of the commands that are not bound to a client: carried out twice, they come to the same. After a crash within any other
+one the connection is closed, as nobody knows whether it was carried out.
+"""
 _OWN_SLOTS = (_own_slot(0, "helper"), _own_slot(1, "listener"))
 """sanlock's own, which its clients are used to see in STATUS."""
 
 
 class SanlockFrontend:
-    """`version` is what VERSION answers, as 0xMMmmpp00; `commands` are those that are not dropped as unknown."""
+    """`version` is what VERSION answers, as 0xMMmmpp00; `commands` are those that are not dropped as unknown. `slots` has
+    what the next daemon finds of each connection, and `keep` has one outlive this daemon (None: not any more), by its
+    client id; without `slots`, connections end with it.
+    """
 
     def __init__(
         self,
@@ -58,6 +87,8 @@ class SanlockFrontend:
         readiness: Readiness,
         version: int,
         commands: frozenset[Command] = EVERY_COMMAND,
+        slots: Slots | None = None,
+        keep: Callable[[int, int | None], None] = lambda _id, _fd: None,
     ) -> None:
         self._service = service
         self._version = version
@@ -68,7 +99,11 @@ class SanlockFrontend:
         self.listener: Listener | None = None
         self._channels = EventChannels()
         self._catching_up = False
-        self._ending = False
+        self._slots = slots
+        self._keep = keep
+        self._adopted: list[tuple[SanlockConnection, Entry, Leftovers | None]] = []
+        self._last_request = 0  # without slots
+        self.is_ending = False
         s = service
         self._at_once: dict[type, Callable[[Any], replies.Reply]] = {
             r.Status: self._status,
@@ -107,6 +142,11 @@ class SanlockFrontend:
             r.CreateResource: s.create_resource,
             r.DeleteResource: s.delete_resource,
         }
+        self._again: dict[type, Callable[[Any], Coroutine[Any, Any, replies.Reply]]] = {
+            **self._in_time,
+            r.AddLockspace: s.add_lockspace_again,
+            r.RemLockspace: s.rem_lockspace_again,
+        }
         self._for_client: dict[type, Callable[[Client, Any], Coroutine[Any, Any, replies.Reply]]] = {
             r.Acquire: s.acquire,
             r.Acquire2: s.acquire2,
@@ -133,9 +173,19 @@ class SanlockFrontend:
 
     def serve(self, sock: socket.SocketType, peer: Peer) -> None:
         client = self.clients.add(pid=peer.pid, fd=sock.fileno())
+        client.slot = self._slots.of(client.client_id) if self._slots is not None else None
         connection = SanlockConnection(self, sock, peer, client)
         self.connections[connection] = None
         connection.start()
+
+    def keep(self, client: Client, fd: int | None) -> None:
+        self._keep(client.client_id, fd)
+
+    def next_request(self) -> int:
+        if self._slots is not None:
+            return self._slots.next_request()
+        self._last_request += 1
+        return self._last_request
 
     def hung_up(self, connection: SanlockConnection) -> None:
         """A client has gone while its connection waits for a command's end."""
@@ -154,17 +204,17 @@ class SanlockFrontend:
         known, client.dead = client.dead, True
         if client.active is None:
             self._gone(client)
-        elif not known and not self._ending:
+        elif not known and not self.is_ending:
             self._service.client_died(client)
 
     def _gone(self, client: Client) -> None:
         self.clients.remove(client)
-        if client.registered and not self._ending:
+        if client.registered and not self.is_ending:
             self._service.client_closed(client)
 
     def close(self) -> None:
         """The daemon ends: that is no client's end, and none is reported."""
-        self._ending = True
+        self.is_ending = True
         if self.listener is not None:
             self.listener.close()
         for connection in list(self.connections):
@@ -185,8 +235,38 @@ class SanlockFrontend:
 
     # --- over a restart ---
 
-    def keep(self, pid: int) -> Client:
-        """A process that was registered with an earlier daemon."""
+    def adopt(
+        self, client_id: int, sock: socket.SocketType, peer: Peer, entry: Entry, left: Leftovers | None
+    ) -> Client:
+        """A connection that an earlier daemon had; `serve_adopted` resumes it. `left` as a re-exec has passed it on."""
+        client = self.clients.add_at(client_id, pid=peer.pid, fd=sock.fileno())
+        client.slot = self._slots.of(client_id) if self._slots is not None else None
+        client.restricted, client.owner_id = entry.restricted, entry.owner
+        connection = SanlockConnection(self, sock, peer, client)
+        if entry.kind & REGISTERED:
+            self.clients.register(client)
+        client.name = entry.name.decode("utf-8", "surrogateescape")
+        if entry.restricted & RestrictFlag.ALL:
+            connection.restrict()
+        if entry.kind & CHANNEL:
+            self._channels.add(PaddedName(entry.lockspace.ljust(NAME_BYTES, b"\0")), connection)
+        self.connections[connection] = None
+        if self.listener is not None:
+            self.listener.adopted()
+        self._adopted.append((connection, entry, left))
+        return client
+
+    def serve_adopted(self) -> None:
+        """Resume them, when what they hold is known: an end of file ends it, and a request is about it."""
+        adopted, self._adopted = self._adopted, []
+        for connection, entry, left in adopted:
+            try:
+                connection.resume(entry, left)
+            except Exception:  # one client's error must not end the daemon here
+                log.exception("the connection of %s could not go on", connection.client)
+
+    def keep_process(self, pid: int) -> Client:
+        """A process that was registered with an earlier daemon, on a connection that is gone."""
         return self.clients.add_kept(pid)
 
     def kept_ended(self, pid: int) -> None:
@@ -259,10 +339,12 @@ class SanlockFrontend:
         match request:
             case r.Register():
                 self._register(connection.client)
+                connection.note()
                 return Answer()
             case r.Restrict():
                 connection.client.restricted = request.flags
                 self._service.client_restricted(connection.client)
+                connection.changed()
                 if request.flags & RestrictFlag.ALL:
                     connection.restrict()
                 return Answer(replies.Plain().encode(header))
@@ -279,13 +361,26 @@ class SanlockFrontend:
         if kind in self._at_once:
             return Answer(self._at_once[kind](request).encode(header), closes=True)
         if kind in self._in_time:
-            return self._finish(framed, self._in_time[kind](request))
+            if connection.was_begun and kind not in _MAY_BE_REPEATED:
+                log.warning(
+                    "%s has to ask again: an earlier daemon has begun with its %s",
+                    connection.client,
+                    kind.__name__,
+                )
+                return Answer(closes=True)
+            connection.begun()
+            return self._finish(
+                framed, (self._again if connection.was_begun else self._in_time)[kind](request)
+            )
         target = self._target(connection, header)
         if isinstance(target, Result):
             return Answer(replies.Plain(target).encode(header))
         target.active = Command(header.command)
+        target.request = connection.begun()
         if isinstance(request, r.Acquire | r.Acquire2):
             target.name = request.options.owner_name.text
+            if target.slot is not None:
+                target.slot.name(target.name)
         return self._finish_for(target, framed, self._for_client[kind](target, request))
 
     async def _finish(self, framed: Framed, rest: Coroutine[Any, Any, replies.Reply]) -> Answer:
@@ -326,7 +421,10 @@ class SanlockFrontend:
         if result == Result.OK:
             result = self._channels.add(request.lockspace.name, connection)
         good = result == Result.OK
-        return Answer(replies.Plain(result).encode(header), closes=not good, events=good)
+        lockspace = request.lockspace.name.text.encode("utf-8", "surrogateescape")
+        return Answer(
+            replies.Plain(result).encode(header), closes=not good, events=lockspace if good else b""
+        )
 
     def _end_event(self, request: r.EndEvent) -> replies.Plain:
         reply = self._service.event_lockspace(request.lockspace)

@@ -29,6 +29,8 @@ class HeldResource:
     persistent: bool
     was_orphan: bool = False
     """It was held before the client asked for it."""
+    by_request: int = 0
+    """The number of an ACQUIRE or CONVERT that an earlier daemon had begun and not answered, if that has brought it."""
     has_value_block: bool = False
     value_block: bytes | None = None
     """What SET_LVB has set and no release or conversion has written yet."""

@@ -142,6 +142,15 @@ class LockspaceCommands:
             return replies.Plain()
         return replies.Plain(await self._add(spec))
 
+    async def add_again(self, request: r.AddLockspace) -> replies.Plain:
+        """As `add`, for a request with which an earlier daemon had begun: this one joins the lockspace again already."""
+        place = named(request.lockspace)
+        while not request.flags & AddFlag.ASYNC and self._lockspaces.standing(place) is Standing.ADDING:
+            await self._clock.sleep(INQUIRE_POLL_S)
+        if self._lockspaces.standing(place) in (Standing.ADDING, Standing.JOINED):
+            return replies.Plain()
+        return await self.add(request)
+
     async def _add(self, spec: LockspaceSpec) -> Result:
         match await self._lockspaces.add(spec):
             case None:
@@ -179,6 +188,11 @@ class LockspaceCommands:
             eager_tasks.start(self._remove(place))
             return replies.Plain()
         return replies.Plain(await self._remove(place))
+
+    async def remove_again(self, request: r.RemLockspace) -> replies.Plain:
+        """As `remove`, for a request with which an earlier daemon had begun: it may have removed it."""
+        reply = await self.remove(request)
+        return replies.Plain() if reply.result == Result.ENOENT else reply
 
     def _stands_in_the_way(self, lockspace: str) -> bool:
         if why := self._lockspaces.why_not_removed(lockspace):

@@ -11,7 +11,7 @@ frontends. What sanlock counts by connection is counted here: who has which leas
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from holdfast.backends.paxos.area_backend import AreaBackend, resource_in
@@ -33,7 +33,7 @@ from holdfast.frontends.sanlock.resource_records import records_of
 from holdfast.frontends.sanlock.value_blocks import ValueBlocks
 from holdfast.manager.client_leases import ClientLeases
 from holdfast.manager.lock_registry import HostLock
-from holdfast.manager.owners import Owner, Wishes
+from holdfast.manager.owners import NO_HOLD, Hold, Owner, Wishes
 from holdfast.model import SANLOCK_PREFIX, AcquireRequest, Mode
 from holdfast.model import Resource as Key
 from holdfast.protocol.types import HostId
@@ -103,6 +103,7 @@ class ResourceCommands:
                 self.held.remove(held)
                 held.client, held.owner = client, owner
                 self.held.add(held)
+                self._leases.moves_hold(owner, kept.client_id, held.key, client.client_id)
 
     def client_restricted(self, client: Client) -> None:
         """Have the next daemon know how this client wants to be stopped."""
@@ -111,38 +112,95 @@ class ResourceCommands:
             command = (killpath.flags, killpath.path, killpath.arguments) if killpath is not None else ()
             self._leases.wishes(owner, Wishes(client.restricted, *command))
 
-    def restore(self, client: Client, owner: Owner) -> None:
-        """Enter what a process that was registered with an earlier daemon holds by the lock table."""
+    def restore(
+        self, owner: Owner, connected: Sequence[Client], pending: Collection[int], keep: Callable[[], Client]
+    ) -> None:
+        """Enter what a process that was registered with an earlier daemon holds by the lock table: for those of its
+        connections that are here still, else for a client without one, which `keep` makes. `pending`: the numbers of the
+        requests that the earlier daemon had begun and not answered.
+        """
+        clients = {client.client_id: client for client in connected}
+        if not clients:
+            kept = keep()
+            clients[kept.client_id] = kept
+        for client in clients.values():
+            self._enter_client(client, owner)
+        before, owner.holds = owner.holds, {}
+        for key, mode, lock in self._leases.of_owner(owner):
+            of_key = {client_id: hold for (client_id, each), hold in before.items() if each == key}
+            if not of_key and len(clients) == 1:
+                of_key = {next(iter(clients)): NO_HOLD}  # the journal of a release that wrote no holds
+            # A release that was begun, and of which the claim's end was not written.
+            of_key = {i: hold for i, hold in of_key.items() if hold.stays or hold.request in pending}
+            if any(hold.stays for hold in of_key.values()):
+                of_key = {i: hold for i, hold in of_key.items() if hold.stays}
+            for client_id, hold in (of_key or {0: NO_HOLD}).items():
+                client = clients.get(client_id) or self._without_connection(clients, owner, keep)
+                # Numbers are unique while their memory is there: what is answered has none.
+                number = hold.request if hold.request in pending else 0
+                owner.holds[client.client_id, key] = hold._replace(request=number)
+                if self.held.one(client, key) is None:
+                    self._enter(client, owner, key, mode, lock, hold, pending)
+        for place, hold in before.items():
+            if place not in owner.holds and not hold.stays and hold.request in pending:
+                owner.holds[place] = hold
+
+    def _without_connection(
+        self, clients: dict[int, Client], owner: Owner, keep: Callable[[], Client]
+    ) -> Client:
+        """Has what was a connection's of this process that is gone, until the process ends."""
+        kept = next((client for client in clients.values() if client.kept), None)
+        if kept is None:
+            kept = keep()
+            clients[kept.client_id] = kept
+            self._enter_client(kept, owner)
+        return kept
+
+    def _enter_client(self, client: Client, owner: Owner) -> None:
         self._owners[client] = owner
         wishes = owner.wishes
-        client.restricted = wishes.restricted
+        client.owner_id = owner.id
+        client.restricted = client.restricted or wishes.restricted
         if wishes.killpath:
             self.killpaths[client] = r.Killpath(
                 wishes.killpath_flags, r.OWN, wishes.killpath, wishes.arguments
             )
-        for key, mode, lock in self._leases.of_owner(owner):
-            area = area_of(lock.path)
-            if area is None:
-                continue
-            lease: object = lock.held
-            sizes = lease.geometry if isinstance(lease, PaxosHeld) else None
-            self.held.add(
-                HeldResource(
-                    client=client,
-                    owner=owner,
-                    key=key,
-                    wire=Resource.of(
-                        key.lockspace.removeprefix(SANLOCK_PREFIX),
-                        key.name,
-                        Disk(area.path, area.offset_bytes),
-                        flags=ResourceFlag.SHARED if mode is Mode.SHARED else 0,
-                    ),
-                    mode=mode,
-                    lver=lease.lver if isinstance(lease, PaxosHeld) else 0,
-                    persistent=key in owner.persistent,
-                    size_flags=SIZES[sizes.sector_bytes, sizes.align_bytes] if sizes is not None else 0,
-                )
+
+    def _enter(
+        self,
+        client: Client,
+        owner: Owner,
+        key: Key,
+        mode: Mode,
+        lock: HostLock,
+        hold: Hold,
+        pending: Collection[int],
+    ) -> None:
+        area = area_of(lock.path)
+        if area is None:
+            return
+        lease: object = lock.held
+        sizes = lease.geometry if isinstance(lease, PaxosHeld) else None
+        self.held.add(
+            HeldResource(
+                client=client,
+                owner=owner,
+                key=key,
+                wire=Resource.of(
+                    key.lockspace.removeprefix(SANLOCK_PREFIX),
+                    key.name,
+                    Disk(area.path, area.offset_bytes),
+                    flags=ResourceFlag.SHARED if mode is Mode.SHARED else 0,
+                ),
+                mode=mode,
+                lver=lease.lver if isinstance(lease, PaxosHeld) else 0,
+                persistent=key in owner.persistent,
+                was_orphan=hold.was_orphan,
+                by_request=hold.request if hold.stays and hold.request in pending else 0,
+                has_value_block=hold.value_block,
+                size_flags=SIZES[sizes.sector_bytes, sizes.align_bytes] if sizes is not None else 0,
             )
+        )
 
     def kept_ended(self, owner: Owner) -> None:
         """Its locks are the manager's to release."""
@@ -163,8 +221,7 @@ class ResourceCommands:
     async def _end(self, client: Client) -> None:
         for held in self.held.of(client):
             if held.persistent and not self.held.others(held):
-                self.held.remove(held)
-                self._leases.orphan(held.owner, held.key)
+                self._becomes_orphan(held)
             else:
                 await self._give_up(held)
         self._leases.closed(self._owners.pop(client))
@@ -173,6 +230,7 @@ class ResourceCommands:
         owner = self._owners.get(client)
         if owner is None:
             owner = self._owners[client] = self._leases.opened(client.pid, name)
+            client.owner_id = owner.id
         else:
             self._leases.renamed(owner, name)
         return owner
@@ -209,6 +267,7 @@ class ResourceCommands:
         except HoldfastError as error:
             log.warning("refused ACQUIRE to %s: %s", client, error)
             return _Refused(of_error(error))
+        self._leases.forget_released(owner, client.client_id, client.request)
         taken: list[HeldResource] = []
         for resource in request.resources:
             got = await self._acquire_one(client, owner, resource, request.flags)
@@ -248,37 +307,66 @@ class ResourceCommands:
             return _Refused(Result.EAGAIN)
         if key in self.held.adding:
             return _Refused(Result.EBUSY)
+        mine = self.held.one(client, key)
+        if mine is not None and mine.by_request and mine.by_request == client.request:
+            return await self._got_before(mine, resource, flags)
         holders = self.held.holders(key)
         if holders and (
             mode is Mode.EXCLUSIVE
             or any(each.mode is Mode.EXCLUSIVE or each.client is client for each in holders)
         ):
             return _Refused(Result.EEXIST)
-        if not holders and (orphan := self._orphan(owner, key, mode, flags)) is not None:
-            if isinstance(orphan, Result):
-                return _Refused(orphan)
+        keeper = self._leases.keeper(key) if not holders else None
+        if (result := self._why_no_orphan(keeper, key, mode, flags)) is not None:
+            return _Refused(result)
+        try:
+            self._leases.begins_to_hold(
+                owner,
+                client.client_id,
+                key,
+                client.request,
+                value_block=bool(flags & AcquireFlag.LVB),
+                was_orphan=keeper is not None,
+            )
+        except HoldfastError as error:
+            return _Refused(of_error(error))
+        if keeper is not None:
+            orphan = self._leases.take_up(keeper, owner, key)
             return await self._got(client, owner, resource, mode, flags, orphan, was_orphan=True)
         self.held.adding[key] = client, resource
         try:
             locked = await self._acquire_new(client, owner, AcquireRequest(key, mode), resource, flags)
             if isinstance(locked, _Refused):
+                self._leases.holds_no_more(owner, client.client_id, key, client.request)
                 return locked
             return await self._got(client, owner, resource, mode, flags, locked)
         finally:
             del self.held.adding[key]
 
-    def _orphan(self, owner: Owner, name: Key, mode: Mode, flags: int) -> HostLock | Result | None:
-        """The orphan of that name, which is the client's now; None if there is none."""
-        keeper = self._leases.keeper(name)
+    def _why_no_orphan(self, keeper: Owner | None, name: Key, mode: Mode, flags: int) -> Result | None:
+        """Why the client can't have the orphan of that name, or can't have it without there being one."""
         wants_orphans = flags & (AcquireFlag.ORPHAN | AcquireFlag.ORPHAN_ONLY)
         if keeper is None:
-            return Result.ENOENT if flags & AcquireFlag.ORPHAN_ONLY else None
+            none_here = not self.held.holders(name)
+            return Result.ENOENT if flags & AcquireFlag.ORPHAN_ONLY and none_here else None
         if not wants_orphans or self._leases.claimed(keeper, name) is not mode:
             return Result.EUCLEAN
         lock = self._leases.held(name)
+        # Without a lease it is being taken again after a restart.
+        return Result.EAGAIN if lock is None or lock.held is None else None
+
+    async def _got_before(
+        self, held: HeldResource, resource: Resource, flags: int
+    ) -> HeldResource | _Refused:
+        """This very request has brought it, and an earlier daemon ended before the answer."""
+        held.by_request = 0
+        held.wire, held.has_value_block = resource, bool(flags & AcquireFlag.LVB)
+        held.persistent = bool(resource.flags & ResourceFlag.PERSISTENT)
+        lock = self._leases.held(held.key)
         if lock is None or lock.held is None:
-            return Result.EAGAIN  # it is being taken again after a restart
-        return self._leases.take_up(keeper, owner, name)
+            await self._undo(held)
+            return _Refused(Result.EAGAIN)  # it could not be taken again
+        return await self._complete(held, lock)
 
     async def _acquire_new(
         self, client: Client, owner: Owner, want: AcquireRequest, resource: Resource, flags: int
@@ -342,14 +430,18 @@ class ResourceCommands:
             was_orphan=was_orphan,
             has_value_block=bool(flags & AcquireFlag.LVB),
         )
-        if not held.persistent:
-            self._leases.no_more_persistent(owner, held.key)
         self.held.add(held)
+        return await self._complete(held, lock)
+
+    async def _complete(self, held: HeldResource, lock: HostLock) -> HeldResource | _Refused:
+        client = held.client
+        if not held.persistent:
+            self._leases.no_more_persistent(held.owner, held.key)
         lease: object = lock.held
         if not isinstance(lease, PaxosHeld):
             await self._undo(held)
             return _Refused(Result.ERROR)
-        held.lver = lease.lver if mode is Mode.EXCLUSIVE else resource.lver
+        held.lver = lease.lver if held.mode is Mode.EXCLUSIVE else held.wire.lver
         sizes = lease.geometry
         held.size_flags = SIZES[sizes.sector_bytes, sizes.align_bytes]
         if held.has_value_block:
@@ -371,10 +463,14 @@ class ResourceCommands:
     async def _undo(self, held: HeldResource) -> None:
         """The call is refused: a lease that was an orphan before is one again, and not free."""
         if held.was_orphan:
-            self.held.remove(held)
-            self._leases.orphan(held.owner, held.key)
+            self._becomes_orphan(held)
         else:
             await self._give_up(held)
+
+    def _becomes_orphan(self, held: HeldResource) -> None:
+        self.held.remove(held)
+        self._leases.holds_no_more(held.owner, held.client.client_id, held.key, held.client.request)
+        self._leases.orphan(held.owner, held.key)
 
     # --- RELEASE ---
 
@@ -387,19 +483,32 @@ class ResourceCommands:
         if request.flags & ReleaseFlag.RENAME:
             return replies.Plain(await self._release_renamed(client, request.resources))
         result = Result.OK
+        before = self._released_before(client)
         if request.flags & ReleaseFlag.ALL:
-            wanted: list[HeldResource | None] = list(self.held.of(client))
+            for held in self.held.of(client):
+                done = await self._give_up(held)
+                result = done if done is not Result.OK else result
         else:
-            wanted = [
-                self.held.one(client, resource_in(each.lockspace.text, each.name.text))
-                for each in request.resources
-            ]
-        for held in wanted:
-            done = Result.FAILED if held is None else await self._give_up(held)
-            result = done if done is not Result.OK else result
+            for each in request.resources:
+                done = await self._release_one(client, each, before)
+                result = done if done is not Result.OK else result
         if not self.held.of(client):
             client.kill_count = 0  # it has saved itself
         return replies.Plain(result)
+
+    async def _release_one(self, client: Client, named: Resource, before: Collection[Key]) -> Result:
+        key = resource_in(named.lockspace.text, named.name.text)
+        held = self.held.one(client, key)
+        if held is None:
+            return Result.OK if key in before else Result.FAILED
+        return await self._give_up(held)
+
+    def _released_before(self, client: Client) -> Collection[Key]:
+        """What this very request has released already, if an earlier daemon had begun with it."""
+        if (owner := self._owners.get(client)) is None:
+            return ()
+        self._leases.forget_released(owner, client.client_id, client.request)
+        return self._leases.released_by(owner, client.client_id, client.request)
 
     async def _release_renamed(self, client: Client, resources: Sequence[Resource]) -> Result:
         """The first one is released, and is a free lease of the second one's name then."""
@@ -425,6 +534,7 @@ class ResourceCommands:
         await self._value_blocks.write(held)
         others = self.held.others(held)
         self.held.remove(held)
+        self._leases.holds_no_more(held.owner, held.client.client_id, held.key, held.client.request)
         if any(each.owner is held.owner for each in others):
             return Result.OK
         if not others:
@@ -474,7 +584,8 @@ class ResourceCommands:
             return replies.Plain(Result.ENOENT)
         mode = Mode.SHARED if resource.flags & ResourceFlag.SHARED else Mode.EXCLUSIVE
         if mode is held.mode:
-            return replies.Plain(Result.EALREADY)
+            by_this = held.by_request and held.by_request == client.request
+            return replies.Plain(Result.OK if by_this else Result.EALREADY)
         backend = self._joined(resource.lockspace.text)
         if backend is None:
             return replies.Plain(Result.ENOSPC)
@@ -482,6 +593,17 @@ class ResourceCommands:
             return replies.Plain(Result.EAGAIN)
         if mode is Mode.SHARED:
             await self._value_blocks.write(held)
+        try:
+            self._leases.begins_to_hold(
+                held.owner,
+                client.client_id,
+                key,
+                client.request,
+                value_block=held.has_value_block,
+                was_orphan=held.was_orphan,
+            )
+        except HoldfastError as error:
+            return replies.Plain(of_error(error))
         self.held.adding[key] = client, resource
         try:
             lock = await self._patiently(

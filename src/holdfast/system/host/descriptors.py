@@ -3,7 +3,8 @@
 Three ways a daemon finds descriptors at its start, all distinguished by name:
 * systemd's sockets (sd_listen_fds(3)): LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES;
 * what an earlier daemon gave to systemd's descriptor store (sd_pid_notify_with_fds(3)), in the same variables: ``lock-N``,
-  ``conn-N-OWNER``, ``watchdog``, and an empty file whose name says what armed that: ``watchdog-DRIVER-SECONDS-PATH``;
+  ``conn-N-OWNER``, ``sanlock-slots``, ``watchdog``, and an empty file whose name says what armed that:
+  ``watchdog-DRIVER-SECONDS-PATH``;
 * a re-exec of our own: one memory file, named by HOLDFAST_REEXEC, that lists everything.
 """
 
@@ -44,8 +45,10 @@ class DescriptorStore(Protocol):
     stores: bool
     """Whether there is such a store."""
 
-    def store(self, name: str, fd: int | None) -> None:
-        """Keep a descriptor under a name, or let it go (None); quiet where there is no store."""
+    def store(self, name: str, fd: int | None, *, until_removed: bool = False) -> None:
+        """Keep a descriptor under a name, or let it go (None); quiet where there is no store. `until_removed`: also when its
+        other end is closed.
+        """
 
     def mark(self, name: str) -> None:
         """Keep an empty file under a name, once: the next daemon reads the name. `store` lets it go."""
@@ -56,7 +59,7 @@ class NoStore:
 
     stores = False
 
-    def store(self, name: str, fd: int | None) -> None:
+    def store(self, name: str, fd: int | None, *, until_removed: bool = False) -> None:
         """Nothing is kept."""
 
     def mark(self, name: str) -> None:
@@ -106,14 +109,15 @@ class Notifier:
     def stopping(self) -> None:
         self.send("STOPPING=1")
 
-    def store(self, name: str, fd: int | None) -> None:
+    def store(self, name: str, fd: int | None, *, until_removed: bool = False) -> None:
         """Keep a descriptor under a name, or let it go (None)."""
         if not self.stores:
             return
         if fd is None:
             self.send(f"FDSTOREREMOVE=1\nFDNAME={name}")
         else:
-            self.send(f"FDSTORE=1\nFDNAME={name}", [fd])
+            unpolled = "FDPOLL=0\n" if until_removed else ""
+            self.send(f"FDSTORE=1\n{unpolled}FDNAME={name}", [fd])
 
     def mark(self, name: str) -> None:
         """Keep an empty file under a name, once."""
@@ -146,6 +150,17 @@ class SavedConnection(msgspec.Struct, array_like=True, frozen=True):
     kept: str
 
 
+class SavedClient(msgspec.Struct, array_like=True, frozen=True):
+    """A client of sanlock's socket at the moment of a re-exec: `unsent` is the rest of an answer, behind which it `closes`
+    or not.
+    """
+
+    client_id: int
+    fd: int
+    unsent: bytes = b""
+    closes: bool = False
+
+
 class ReexecState(msgspec.Struct, frozen=True):
     """Everything that one program image hands to the next."""
 
@@ -166,6 +181,9 @@ class ReexecState(msgspec.Struct, frozen=True):
     """The configuration in force, as it is kept in the run directory."""
     space_locks: dict[str, int] = {}
     """The lock of each lockspace that is used, by its name."""
+    clients: list[SavedClient] = []
+    client_slots: int = -1
+    """The memory with what is to be known of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +314,12 @@ def _all_fds(state: ReexecState) -> list[int]:
         *state.locks.values(),
         *state.space_locks.values(),
         *(c.fd for c in state.connections),
-        *(fd for fd in (state.lock_fd, state.watchdog_fd, state.state_lock_fd) if fd >= 0),
+        *(c.fd for c in state.clients),
+        *(
+            fd
+            for fd in (state.lock_fd, state.watchdog_fd, state.state_lock_fd, state.client_slots)
+            if fd >= 0
+        ),
     ]
 
 

@@ -75,6 +75,16 @@ class Framer:
         return len(self._unread) + len(self._body) + (HEADER_BYTES if self._header else 0)
 
     @property
+    def is_dropping(self) -> bool:
+        """Whether the body of a refused request is still to come, and is counted away."""
+        return self._refused and self._header is not None
+
+    @property
+    def unserved_bytes(self) -> int:
+        """How many of the bytes that were fed belong to requests that have not come out, whole or refused."""
+        return len(self._unread) if self.is_dropping else self.waiting_bytes
+
+    @property
     def unfinished(self) -> Header | None:
         """The header whose body is not whole yet, if that was not refused: the connection's end makes it a short body."""
         return None if self._refused else self._header
