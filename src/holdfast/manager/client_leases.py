@@ -76,12 +76,14 @@ class ClientLeases:
         """Before a connection's lease is released, or what is left of it becomes another's."""
         before = owner.holds.get((client_id, resource))
         if before is not None and before.stays:
-            self._manager.book.holds(owner, client_id, resource, Hold(request, stays=False))
+            lock = self.held(resource)
+            path = lock.path if lock is not None else ""
+            self._manager.book.holds(owner, client_id, resource, Hold(request, stays=False, path=path))
 
-    def released_by(self, owner: Owner, client_id: int, request: int) -> set[Resource]:
-        """What that command has released, or is about to."""
+    def released_by(self, owner: Owner, client_id: int, request: int) -> dict[Resource, str]:
+        """What that command has released, or is about to, with the paths of the locks."""
         return {
-            resource
+            resource: hold.path
             for (each, resource), hold in owner.holds.items()
             if each == client_id and not hold.stays and hold.request == request
         }

@@ -197,6 +197,7 @@ class HoldLine(Line, tag="hold"):
     stays: bool = True
     value_block: bool = False
     was_orphan: bool = False
+    path: str = ""
 
 
 class OrphansLine(Line, tag="orphans"):

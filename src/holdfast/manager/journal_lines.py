@@ -52,6 +52,7 @@ def persistent_line(owner_id: int, resource: Resource, *, stays: bool = True) ->
 
 
 def hold_line(owner_id: int, client_id: int, resource: Resource, hold: Hold) -> jn.Line:
+    hold = hold._replace(path=text_of(hold.path))
     return jn.HoldLine(owner_id, client_id, text_of(resource.lockspace), text_of(resource.name), *hold)
 
 

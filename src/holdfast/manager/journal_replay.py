@@ -307,7 +307,7 @@ def _apply_to_owner(
         case HoldLine(_, client_id, lockspace, name):
             resource = Resource(path_of(lockspace), path_of(name))
             owner.holds[client_id, resource] = Hold(
-                line.request, line.stays, line.value_block, line.was_orphan
+                line.request, line.stays, line.value_block, line.was_orphan, path_of(line.path)
             )
 
 

@@ -66,6 +66,8 @@ class Hold(NamedTuple):
     stays: bool = True
     value_block: bool = False
     was_orphan: bool = False
+    path: str = ""
+    """Of the lock that is released: where a release that was cut short can be made up for."""
 
 
 NO_HOLD = Hold(0)

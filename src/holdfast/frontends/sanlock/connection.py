@@ -7,7 +7,7 @@ end.
 Requests are read without being removed from the socket (MSG_PEEK); that comes with the answer. So the next daemon, which
 gets the socket, finds there what was not answered (ADR 0203):
 
-    a request is whole │ its number in the slot │ carried out │ BROKEN │ answer sent │ request removed │ GOOD
+    a request is whole │ its number in the slot │ carried out │ BROKEN │ request removed │ answer sent │ GOOD
                        └── killed here: the next daemon answers ──┘    └── killed here: it closes ──┘
 """
 
@@ -144,6 +144,7 @@ class SanlockConnection:
         sock.setsockopt(_SOCKET_LEVEL, _SO_PEEK_OFF, 0)  # also after another daemon had it
 
     def start(self) -> None:
+        self._store()  # before anything is read: no request of its is lost from here on
         self.catch_up()  # the first request is usually there already
         self._read_on()
 
@@ -212,7 +213,7 @@ class SanlockConnection:
         )
 
     def _store(self) -> None:
-        """It waits for its client, or its client for an answer: have it outlive this daemon."""
+        """Have it outlive this daemon."""
         if not self._stored and self.client.slot is not None:
             self._stored = True
             self.note()
@@ -231,7 +232,6 @@ class SanlockConnection:
     def _read_on(self) -> None:
         if not (self._watched or self._busy or self._out or self._closed or self._held):
             self._watched = True
-            self._store()
             add = self._frontend.readiness.add
             if self._events:
                 add(self._fd, self._on_event_bytes)
@@ -342,7 +342,6 @@ class SanlockConnection:
             return
         self._busy = True
         if not eager_tasks.start(answer, self._finished):
-            self._store()
             self._unwatch()
             self._watched = True
             self._frontend.readiness.add(self._fd, self._on_hangup, _HANGUP_ONLY)
@@ -364,14 +363,14 @@ class SanlockConnection:
             self._events = self._changed = True
             self._lockspace = answer.events
             self._unwatch()  # its bytes mean something else from here on
-        self._send(answer.raw)
-        if not self._closed:
-            self._remove_served()
+        # Before the answer: a client that has it may have us killed at once.
+        self._remove_served()
         self.was_begun = False
-        if self._request:
+        if self._request and not self._closed:
             self._request = 0
-            if slot is not None and not self._closed:
+            if slot is not None:
                 slot.request(0)
+        self._send(answer.raw)
         if not self._out:
             self._sent()
 

@@ -11,7 +11,7 @@ frontends. What sanlock counts by connection is counted here: who has which leas
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from holdfast.backends.paxos.area_backend import AreaBackend, resource_in
@@ -481,13 +481,16 @@ class ResourceCommands:
             log.warning("refused RELEASE of %s: to forget a lease that stays on storage", client)
             return replies.Plain(Result.EINVAL)
         if request.flags & ReleaseFlag.RENAME:
-            return replies.Plain(await self._release_renamed(client, request.resources))
+            before = self._released_before(client)
+            return replies.Plain(await self._release_renamed(client, request.resources, before))
         result = Result.OK
         before = self._released_before(client)
         if request.flags & ReleaseFlag.ALL:
             for held in self.held.of(client):
                 done = await self._give_up(held)
                 result = done if done is not Result.OK else result
+            for key, path in before.items():
+                await self._release_on_storage(client, key, path)
         else:
             for each in request.resources:
                 done = await self._release_one(client, each, before)
@@ -496,26 +499,53 @@ class ResourceCommands:
             client.kill_count = 0  # it has saved itself
         return replies.Plain(result)
 
-    async def _release_one(self, client: Client, named: Resource, before: Collection[Key]) -> Result:
+    async def _release_one(self, client: Client, named: Resource, before: Mapping[Key, str]) -> Result:
         key = resource_in(named.lockspace.text, named.name.text)
         held = self.held.one(client, key)
-        if held is None:
-            return Result.OK if key in before else Result.FAILED
-        return await self._give_up(held)
+        if held is not None:
+            return await self._give_up(held)
+        if key not in before:
+            return Result.FAILED
+        await self._release_on_storage(client, key, before[key])
+        return Result.OK
 
-    def _released_before(self, client: Client) -> Collection[Key]:
-        """What this very request has released already, if an earlier daemon had begun with it."""
+    async def _release_on_storage(self, client: Client, key: Key, path: str, *, new_name: str = "") -> None:
+        """An earlier daemon may have ended between the journal and the write: then this host has the lease for nobody."""
+        owner, area = self._owners.get(client), area_of(path)
+        backend = self._joined(key.lockspace.removeprefix(SANLOCK_PREFIX))
+        if owner is None or area is None or backend is None or self._leases.held(key) is not None:
+            return
+        backend.areas.put(key.name, area)
+        try:
+            lock = await self._leases.acquire(owner, AcquireRequest(key, Mode.EXCLUSIVE), persistent=False)
+        except HoldfastError as error:
+            log.info("%s was released for %s before: %s", key, client, error)
+        else:
+            lease: object = lock.held
+            if new_name and isinstance(lease, PaxosHeld):
+                lease.rename_at_release(new_name)
+            await self._leases.release(owner, key)
+        backend.areas.forget(key.name)
+
+    def _released_before(self, client: Client) -> Mapping[Key, str]:
+        """What this very request has released already, if an earlier daemon had begun with it; with the locks' paths."""
         if (owner := self._owners.get(client)) is None:
-            return ()
+            return {}
         self._leases.forget_released(owner, client.client_id, client.request)
         return self._leases.released_by(owner, client.client_id, client.request)
 
-    async def _release_renamed(self, client: Client, resources: Sequence[Resource]) -> Result:
+    async def _release_renamed(
+        self, client: Client, resources: Sequence[Resource], before: Mapping[Key, str]
+    ) -> Result:
         """The first one is released, and is a free lease of the second one's name then."""
         if len(resources) != 2 or not resources[1].name.text:
             return Result.EINVAL
         old, new = resources
-        held = self.held.one(client, resource_in(old.lockspace.text, old.name.text))
+        key = resource_in(old.lockspace.text, old.name.text)
+        held = self.held.one(client, key)
+        if held is None and key in before:
+            await self._release_on_storage(client, key, before[key], new_name=new.name.text)
+            return Result.OK
         if held is None:
             return Result.FAILED
         lock = self._leases.held(held.key)
