@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from holdfast.backends.paxos.area_backend import AreaBackend, resource_in
@@ -170,18 +172,37 @@ class Site:
 
     # --- restarts ---
 
-    async def restarted(self, *, member_again: bool = True) -> tuple[Site, SavedState]:
-        """The daemon is killed, and the next one has adopted what it found."""
+    async def restarted(
+        self, *, connected: Sequence[Client] = (), pending: Collection[int] = ()
+    ) -> tuple[Site, SavedState]:
+        """The daemon is killed, and the next one has adopted what it found: also these connections, and the requests with
+        these numbers, which it has to answer.
+        """
         self.world.crash()
         after = Site(self.storage, before=self, lockd=self.lockd is not None)
         state = after.world.saved()
+        after.world.recovery.connected = Counter((each.owner_id, each.pid) for each in connected)
         living = after.world.recovery.owners(state)
         task = asyncio.get_running_loop().create_task(after.world.recovery.locks(state, living, {}))
         await comes(lambda: _step(after, task))
         for owner in living.values():
             if not owner.alive():
                 after.manager.owner_ended(owner)
+        for owner in living.values():
+            mine = [after._adopted(each) for each in connected if each.owner_id == owner.id]
+            if mine:
+                after.commands.restore(owner, mine, pending, partial(after._clients.add_kept, owner.pid))
         return after, state
+
+    def _adopted(self, before: Client) -> Client:
+        client = self._clients.add_at(before.client_id, pid=before.pid, fd=before.fd)
+        client.owner_id, client.request = before.owner_id, before.request
+        self._clients.register(client)
+        return client
+
+    def same(self, before: Client) -> Client:
+        """That connection, as this daemon has it."""
+        return next(each for each in self._clients.in_order() if each.client_id == before.client_id)
 
 
 def _step(site: Site, task: asyncio.Task[None]) -> bool:

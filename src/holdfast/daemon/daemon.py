@@ -192,11 +192,11 @@ class Daemon:
         if self.sanlock is not None:
             self.sanlock.restore()
         lifecycle.begin(self.parts)
-        if self.sanlock is not None:
-            self.sanlock.serve_adopted()
         for listener in self.listeners.values():
             listener.start()
         lifecycle.account_for_left_behind(self.parts)
+        if self.sanlock is not None:
+            self.sanlock.serve_adopted()
         if self.leases.supervisors or self.sanlock is not None:
             lock_memory()
         gc.collect()
