@@ -8,6 +8,7 @@ import pytest
 from tests.support.sanlock_clients import PERSISTENT, SHARED, Site, Storage, comes, played
 
 from holdfast.frontends.sanlock.clients import Client
+from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock import structures
 from holdfast.wire.sanlock.flags import AcquireFlag, ReleaseFlag
 from holdfast.wire.sanlock.result import Result
@@ -140,5 +141,24 @@ def test_descendant_with_the_connection_keeps_the_leases(tmp_path: Path) -> None
         assert site.claims("a")
         await site.close(site.same(client))
         assert not site.claims("a")
+
+    played(scene)
+
+
+def test_value_block_is_read_and_written_on(tmp_path: Path) -> None:
+    async def scene() -> None:
+        storage = Storage(tmp_path, "a")
+        site = Site(storage)
+        client, wanted = site.client(10), storage.resource("a")
+        assert await site.acquire(client, wanted, flags=AcquireFlag.LVB) == Result.OK
+        assert (await site.commands.set_lvb(r.SetLvb(wanted, b"one"))).result == Result.OK
+        assert await site.release(client, wanted) == Result.OK
+        assert await site.acquire(client, wanted, flags=AcquireFlag.LVB) == Result.OK
+        site, _ = await site.restarted(connected=[client])
+        assert (await site.commands.get_lvb(r.GetLvb(3, wanted))).value_block == b"one"
+        assert (await site.commands.set_lvb(r.SetLvb(wanted, b"two"))).result == Result.OK
+        assert await site.release(site.same(client), wanted) == Result.OK
+        assert await site.acquire(site.same(client), wanted, flags=AcquireFlag.LVB) == Result.OK
+        assert (await site.commands.get_lvb(r.GetLvb(3, wanted))).value_block == b"two"
 
     played(scene)

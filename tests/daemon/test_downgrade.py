@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.daemon.conftest import MakeHost
 from tests.support.daemon import Holdfastd, exists, make_disk, refusal
+
+from holdfast.backends.paxos.names import LEASE_KEY_DEVICE
+from holdfast.manager import journal_kinds as jn
 
 RELEASED = Path(__file__).parents[1] / "data" / "released-b4c5068.tar.xz"
 
@@ -111,3 +116,29 @@ def test_vm_keeps_its_disks_over_a_reload_to_the_present_layout(
     assert alpha.cli_json("status")["locks_unknown"] == 0
     assert "LOST" not in alpha.log_text()
     alpha.end_vm(vm)
+
+
+def test_older_release_has_the_leases_of_sanlocks_clients_by_their_journal(released: Path) -> None:
+    """It skips the lines about connections, and frees nothing because of them."""
+    lines = [
+        jn.OwnerLine(7, os.getpid(), 5, "qemu", "", 0),
+        jn.ClientLine(7),
+        jn.HoldLine(7, 2, "sanlock:LS", "R1", 9),
+        jn.LockLine(3, "sanlock:LS", "/leases:1048576", False, 2, ((LEASE_KEY_DEVICE, 4),), 1.0),
+        jn.ClaimLine(3, 7, "sanlock:LS", "R1", 2),
+        jn.HoldLine(7, 2, "sanlock:LS", "R2", 9, False, path="/leases:2097152"),
+        jn.UnclaimLine(4, 7, "sanlock:LS", "R2"),
+    ]
+    raw = msgspec.json.Encoder().encode_lines([jn.StartLine(jn.VERSION, "boot", "host"), *lines])
+    program = (
+        "import sys\nfrom holdfast.manager.journal import replay\nstate = replay(sys.stdin.buffer.read())\n"
+        "print([(lock.path, [*lock.claims]) for lock in state.locks.values()])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        input=raw,
+        env={**os.environ, "PYTHONPATH": str(released)},
+        capture_output=True,
+        check=False,
+    )
+    assert ran.stdout.decode().strip() == "[('/leases:1048576', [7])]", ran.stderr.decode()

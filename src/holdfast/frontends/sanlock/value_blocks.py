@@ -9,8 +9,10 @@ import logging
 from holdfast.backends.paxos.area_backend import resource_in
 from holdfast.backends.paxos.backend import PaxosHeld
 from holdfast.frontends.sanlock.held_resources import HeldResource, HeldResources
+from holdfast.frontends.sanlock.lease_results import of_errno
 from holdfast.manager.client_leases import ClientLeases
 from holdfast.model import Mode
+from holdfast.system.files.ofd_lock import IoFailed
 from holdfast.wire.sanlock import replies
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock.result import Result
@@ -27,8 +29,8 @@ class ValueBlocks:
         self._leases = leases
 
     async def set_lvb(self, request: r.SetLvb) -> replies.Plain:
-        held = self._with_value_block(request.resource)
-        if isinstance(held, Result):
+        held = await self._with_value_block(request.resource)
+        if not isinstance(held, HeldResource):
             return replies.Plain(held)
         if len(request.value_block) > len(held.read_block):
             return replies.Plain(Result.E2BIG)
@@ -38,8 +40,8 @@ class ValueBlocks:
         return replies.Plain()
 
     async def get_lvb(self, request: r.GetLvb) -> replies.ValueBlock:
-        held = self._with_value_block(request.resource)
-        if isinstance(held, Result):
+        held = await self._with_value_block(request.resource)
+        if not isinstance(held, HeldResource):
             return replies.ValueBlock(held)
         block = held.read_block
         if held.value_block is not None:
@@ -47,11 +49,23 @@ class ValueBlocks:
         wanted = request.wanted_bytes or len(block)
         return replies.ValueBlock(Result.OK, block[:wanted])
 
-    def _with_value_block(self, resource: Resource) -> HeldResource | Result:
+    async def _with_value_block(self, resource: Resource) -> HeldResource | int:
         holders = self._held.holders(resource_in(resource.lockspace.text, resource.name.text))
         if not holders:
             return Result.ENOENT
-        return next((each for each in holders if each.has_value_block), Result.EINVAL)
+        held = next((each for each in holders if each.has_value_block), None)
+        if held is None:
+            return Result.EINVAL
+        if not held.read_block:  # an earlier daemon had read it
+            lock = self._leases.held(held.key)
+            lease: object = lock.held if lock is not None else None
+            if not isinstance(lease, PaxosHeld):
+                return Result.EAGAIN
+            read = await lease.read_value_block()
+            if isinstance(read, IoFailed):
+                return of_errno(read.errno)
+            held.read_block = read
+        return held
 
     async def write(self, held: HeldResource) -> None:
         """What SET_LVB has set; a failure is logged, as the release goes on."""
