@@ -167,8 +167,7 @@ def test_each_connection_of_a_process_has_its_own_leases(
     assert clients[1].result(r.Release(ReleaseFlag.ALL, r.OWN, ())) == Result.OK
 
 
-@pytest.mark.parametrize("step", ["read", "one", "done"])
-@pytest.mark.parametrize("by_pid", [False, True])
+@pytest.mark.parametrize(("step", "by_pid"), [("read", False), ("one", False), ("done", True)])
 def test_an_acquire_is_answered_by_the_next_daemon(
     scene: Scene, daemon: ServedDaemon, step: str, by_pid: bool
 ) -> None:
@@ -207,7 +206,7 @@ def test_an_acquire_that_is_repeated_gives_back_its_own_leases_only(
     assert owners(scene, wanted) == []
 
 
-@pytest.mark.parametrize("step", ["read", "unclaimed", "done"])
+@pytest.mark.parametrize("step", ["unclaimed", "done"])
 def test_a_release_is_answered_by_the_next_daemon(scene: Scene, daemon: ServedDaemon, step: str) -> None:
     lease, never = scene.lease(), scene.lease()
     process = holding(scene.one, lease)
@@ -234,6 +233,7 @@ def test_a_conversion_is_answered_by_the_next_daemon(scene: Scene, daemon: Serve
     assert process.client.result(r.Convert(ConvertFlag.OWNER_NOWAIT, r.OWN, lease)) == Result.OK
 
 
+@pytest.mark.long
 def test_lockspaces_that_are_added_and_removed_meanwhile(scene: Scene, daemon: ServedDaemon) -> None:
     lockspace = scene.new_lockspace("MEANWHILE")
     client = scene.one.client()
