@@ -107,8 +107,10 @@ def test_without_their_memory_all_are_closed() -> None:
 def test_without_a_socket_for_them_all_are_closed() -> None:
     earlier = Earlier()
     earlier.connection(2, GOOD)
-    kept = KeptClients(Inherited(named=list(earlier.named)), Store(), served=False)
+    store = Store()
+    kept = KeptClients(Inherited(named=list(earlier.named)), store, served=False)
     assert not kept.found
+    assert store.removed == [MEMORY_NAME, "conn-2-0"]
     assert earlier.is_closed(0)
     earlier.close(kept)
 

@@ -19,6 +19,7 @@ from holdfast.frontends.sanlock.connection_slots import (
     BROKEN,
     GOOD,
     REGISTERED,
+    SLOT_BYTES,
     SLOTS_BYTES,
     Entry,
     Slots,
@@ -60,9 +61,11 @@ class KeptClients:
             memories.append(reexec.client_slots)
         for fd in memories[:-1]:
             os.close(fd)
-        self._memory = KeptMemory(SLOTS_BYTES, memories[-1] if memories else -1)
-        if served and not self._memory.was_there:
+        size_bytes = SLOTS_BYTES if served else SLOT_BYTES
+        self._memory = KeptMemory(size_bytes, memories[-1] if memories else -1)
+        if memories and not self._memory.was_there:
             store.store(MEMORY_NAME, None)
+        if served and not self._memory.was_there:
             store.store(MEMORY_NAME, self._memory.fd)
         self.slots = Slots(self._memory.raw)
         self.found: list[FoundClient] = []
@@ -72,7 +75,7 @@ class KeptClients:
 
     def _find(self, saved: SavedClient, *, by_reexec: bool, served: bool) -> None:
         sock = socket.socket(fileno=saved.fd)
-        slot = self.slots.of(saved.client_id)
+        slot = self.slots.of(saved.client_id) if served else None
         entry = slot.read() if slot is not None else Entry(BROKEN)
         is_good = entry.state == GOOD or (by_reexec and bool(saved.unsent))
         is_its_own = entry.inode == inode_of(saved.fd)
