@@ -28,6 +28,7 @@ from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.resource_index import UnindexedLease
 from holdfast.supervision.lockspace_port import NotAMember
+from holdfast.system.block_io.offload import Job
 from holdfast.testing.conformance import NOTE, assert_held, opened, take
 from holdfast.testing.fakes import SimulatedClock
 
@@ -60,8 +61,8 @@ def test_lease_that_loses_its_entry_is_not_won_by_whoever_has_found_it_before(
         await assert_held(await take(s.two, s.world(), Mode.EXCLUSIVE)).release()
         find = s.two.places.find
 
-        async def find_in_time(member: Membership, name: str) -> Finding:
-            found = await find(member, name)
+        async def find_in_time(job: Job, member: Membership, name: str) -> Finding:
+            found = await find(job, member, name)
             without_entry(s)
             return found
 

@@ -21,7 +21,7 @@ from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.protocol.lease_area import glance_bytes
 from holdfast.protocol.types import HostId
 from holdfast.supervision.lockspace_port import NotAMember
-from holdfast.system.block_io.disk import SuspendingDisk
+from holdfast.system.block_io.disk import BlockingDisk, JobDisk
 from holdfast.system.block_io.disk_file import RealKernel
 from holdfast.system.files.ofd_lock import IoFailed
 from holdfast.testing.conformance import NOTE, assert_held, take
@@ -303,16 +303,16 @@ def test_lease_won_at_the_moment_of_the_loss_is_not_handed_out(
     async def scene() -> None:
         s = FaultyScene(tmp_path / "leases")
         await s.made()
-        named = SuspendingDisk.is_named
+        named = JobDisk.is_named
 
-        async def is_named(disk: SuspendingDisk) -> bool:
+        async def is_named(disk: JobDisk) -> bool:
             if how == "lost":
                 s.alpha.may_write = False
             else:
                 s.alpha.presence.member = NotAMember("leaving")
             return await named(disk)
 
-        monkeypatch.setattr(SuspendingDisk, "is_named", is_named)
+        monkeypatch.setattr(JobDisk, "is_named", is_named)
         with pytest.raises(LeaseUnusable, match="just lost or left the lockspace"):
             await take(s.one, s.world(), Mode.EXCLUSIVE)
 
@@ -343,5 +343,26 @@ def test_index_stays_ours_until_our_late_write_to_it_has_landed(tmp_path: Path) 
             except LeaseUnusable:
                 continue
         assert entry_count(s.lockspace) == 2
+
+    play(scene)
+
+
+def test_job_that_reads_the_records_of_hosts_waits_for_no_other_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lockspace's disk is one whose callers wait for a worker: jobs on all workers would wait for ever (ADR 0183)."""
+
+    async def nobody(*_: object, **__: object) -> None:
+        raise AssertionError("a job has used the disk of the renewal thread")
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        held = assert_held(await take(s.one, s.world(), Mode.EXCLUSIVE))
+        monkeypatch.setattr(BlockingDisk, "_on_worker", nobody)
+        refused = await take(s.two, s.world(), Mode.EXCLUSIVE)
+        assert isinstance(refused, HeldElsewhere)
+        await held.release()
+        for first in (s.one, s.two):
+            await assert_held(await take(first, s.world(), Mode.SHARED)).release()
 
     play(scene)

@@ -418,7 +418,7 @@ def test_lease_stays_as_it_is_when_its_directory_is_unmounted_amid_the_removal(t
         name, member = s.lease_file.name, s.alpha.presence.membership()
         assert not isinstance(member, NotAMember)
         places = DirectoryStore(str(s.directory), str(s.lockspace), s.alpha.storage, 8)
-        found = await places.find(member, name)
+        found = await s.alpha.storage.run(lambda job: places.find(job, member, name), member.io_timeout_s)
         assert isinstance(found, Found)
         shared = tmp_path / "shared"
         s.directory.rename(shared)

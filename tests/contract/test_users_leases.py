@@ -16,6 +16,7 @@ from holdfast.ondisk.geometry import MIB
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.disk import SuspendingDisk
 from holdfast.system.block_io.lease_files import SystemLeaseStorage
+from holdfast.system.block_io.offload import Job
 from holdfast.system.block_io.users_leases import UsersLeaseStorage
 from holdfast.system.block_io.worker_pool import WorkerPool
 from holdfast.system.host.peer_rights import Rights
@@ -90,10 +91,10 @@ def test_path_that_is_exchanged_in_between_is_not_opened(
     opens = SystemLeaseStorage.open
 
     async def exchanged(
-        self: SystemLeaseStorage, path: str, *, writable: bool = True
+        self: SystemLeaseStorage, path: str, *, writable: bool = True, job: Job | None = None
     ) -> SuspendingDisk | IoFailed:
         os.replace(secret, path)
-        return await opens(self, path, writable=writable)
+        return await opens(self, path, writable=writable, job=job)
 
     monkeypatch.setattr(SystemLeaseStorage, "open", exchanged)
     assert opened(pool, path) == errno.ESTALE

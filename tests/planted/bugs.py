@@ -1073,11 +1073,19 @@ BUGS = (
     ),
     _in(
         "backends.paxos.held_lease",
+        "job-waits-for-another-worker",
+        "a job reads other hosts' records by the renewal thread's disk, whose callers wait for a worker",
+        "area_in(job, area), member_in(job, member), JobClock(",
+        "area_in(job, area), member, JobClock(",
+        "contract/test_lease_faults.py::test_job_that_reads_the_records_of_hosts_waits_for_no_other_worker",
+    ),
+    _in(
+        "backends.paxos.held_lease",
         "own-lease-broken-after-a-failed-read",
         "after one failed read `lease break` and gc take away a lease of this host that no lock here accounts for",
         "            if not isinstance(seen, Snapshot):\n                return seen  # a second read",
         "            if not isinstance(seen, Snapshot):\n                return await acquire_lease("
-        "self.area, self.member, self._ports, mode, attested=attested)  # a second read",
+        "job, self.area, self.member, self._ports, mode, attested=attested)  # a second read",
         "contract/test_paxos_backend.py"
         "::test_lease_that_a_killed_daemon_left_is_not_free_after_a_read_that_failed",
     ),

@@ -785,8 +785,9 @@ MUTATIONS = (
         "backends.paxos.held_lease",
         "let-go-to-convert",
         "a shared hold is let go before it is made exclusive",
-        "work = upgrade(self.area, self.member, self._clock, self._ports.rng, lease)",
-        "await self._let_go(lease)\n        work = acquire_lease(self.area, self.member, self._ports, mode)",
+        "taken = await self._ports.offload.run(lambda job: self._upgrade(job, lease)",
+        "await self._let_go(lease)\n        taken = await self._ports.offload.run("
+        "lambda job: acquire_lease(job, self.area, self.member, self._ports, mode)",
     ),
     _in(
         "backends.paxos.held_lease",
@@ -866,7 +867,7 @@ MUTATIONS = (
         "backends.paxos.backend",
         "name-not-asked-again",
         "whoever wins a lease does not ask whether it still has its name (found by seed 106)",
-        "named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)",
+        "named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease, job)",
         "named = True",
     ),
     _in(

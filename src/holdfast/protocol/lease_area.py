@@ -146,6 +146,18 @@ class LeaseArea:
     note: bytes = b""
     """Goes with every write of our block, behind its records (`host_block.NOTE_OFFSET_BYTES`): words for people."""
 
+    def over(self, disk: Disk) -> "LeaseArea":
+        """The same area over another port to the same path."""
+        return LeaseArea(
+            disk,
+            self.offset_bytes,
+            self.geometry,
+            self.space_name,
+            self.resource_name,
+            self.hosts_expected,
+            self.note,
+        )
+
     async def read_leader(self, host_id: HostId, timeout_s: float) -> Leader | Malformed | IoFailed:
         raw = await self.disk.read(self.offset_bytes, self.geometry.sector_bytes, timeout_s=timeout_s)
         return raw if isinstance(raw, IoFailed) else self._decode_leader(host_id, raw)

@@ -1,12 +1,13 @@
 """What the lease protocols need to know of the lockspace that their host has joined."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from holdfast.ondisk.host_block import Value
 from holdfast.ondisk.leader import Leader
 from holdfast.protocol.host_status import HostView
 from holdfast.protocol.lockspace_area import LockspaceArea
+from holdfast.protocol.ports import Disk
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import Generation, HostId, Instant
 
@@ -47,6 +48,10 @@ class Membership:
     beside_others: Callable[[], bool] = lambda: False
     ended_generation: int = 0
     """What the record that was claimed proved: every generation of this host id up to this one is over."""
+
+    def over(self, disk: Disk) -> "Membership":
+        """The same membership over another port to the lockspace's path."""
+        return replace(self, lockspace=replace(self.lockspace, disk=disk))
 
     @property
     def io_timeout_s(self) -> int:

@@ -23,6 +23,7 @@ from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.disk import OPEN_TIMEOUT_S
 from holdfast.system.block_io.disk_file import DiskFacts
 from holdfast.system.block_io.lease_files import MAKE_TIMEOUT_S, UNFINISHED_PREFIX
+from holdfast.system.block_io.offload import Job
 from holdfast_sim.event_loop import Process
 from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.offload import SimulatedErrands
@@ -139,12 +140,14 @@ class SimulatedStorage(SimulatedErrands):
 
     # --- the port ---
 
-    async def open(self, path: str, *, writable: bool = True) -> OpenedPath | IoFailed:
+    async def open(
+        self, path: str, *, writable: bool = True, job: Job | None = None
+    ) -> OpenedPath | IoFailed:
         way, find = self._looked_up(path)
         file = await self._asked(way, (find,), OPEN_TIMEOUT_S)
         return file if isinstance(file, IoFailed) else OpenedPath(self, self._process, way, file, path)
 
-    async def make(self, path: str, content: bytes, *, like: str) -> IoFailed | None:
+    async def make(self, path: str, content: bytes, *, like: str, job: Job | None = None) -> IoFailed | None:
         directory = self._directory(os.path.dirname(path))
         name, who = os.path.basename(path), self._process.name
         temporary = ""

@@ -12,14 +12,14 @@ from holdfast.backends.base import HeldElsewhere, SavedLock, Stale
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.area_store import GONE, Area, AreaStore, area_of
 from holdfast.backends.paxos.backend import PaxosBackend, PaxosHeld, found_or_refused
-from holdfast.backends.paxos.held_lease import HoldingPorts
+from holdfast.backends.paxos.held_lease import HoldingPorts, area_in, member_in
 from holdfast.backends.paxos.lease_store import Removed
 from holdfast.errors import storage_failed
 from holdfast.model import SANLOCK_PREFIX, LockFailureAction, Protection, Resource
 from holdfast.protocol.paxos_request import Cleared, Force, RequestOutcome, clear, request
 from holdfast.supervision.lockspace_port import LockspacePort
 from holdfast.system.block_io.lease_files import LeaseStorage
-from holdfast.system.block_io.offload import TimedOut
+from holdfast.system.block_io.offload import Job, TimedOut
 from holdfast.system.files.disk_identity import DiskIdentities
 from holdfast.system.files.ofd_lock import IoFailed
 from holdfast.system.files.storage_executor import Storage
@@ -77,19 +77,20 @@ class AreaBackend(PaxosBackend):
         resource = resource_in(self.presence.name, name)
         member = self.member(resource)
 
-        async def work() -> RequestOutcome | Cleared | IoFailed:
-            finding = await self.areas.open(member, name, area)
+        async def work(job: Job) -> RequestOutcome | Cleared | IoFailed:
+            finding = await self.areas.open(job, member, name, area)
             found = found_or_refused(resource, finding if not isinstance(finding, Removed) else GONE)
             if isinstance(found, IoFailed):
                 return found
             try:
+                lease = area_in(job, found.area)
                 if force is None:
-                    return await clear(found.area, member)
-                return await request(found.area, member, force, lver)
+                    return await clear(lease, member)
+                return await request(lease, member_in(job, member), force, lver)
             finally:
-                found.disk.close()
+                job.disk(found.disk).close()
 
-        done = await self.ports.offload.run(work(), member.io_timeout_s)
+        done = await self.ports.offload.run(work, member.io_timeout_s)
         outcome = await done.over if isinstance(done, TimedOut) else done
         if isinstance(outcome, IoFailed):
             raise storage_failed(outcome)

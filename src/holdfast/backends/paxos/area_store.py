@@ -18,6 +18,7 @@ from holdfast.backends.paxos.lease_store import (
     StorageFailed,
     Unusable,
     WithoutIndex,
+    disk_in,
     opened,
 )
 from holdfast.ondisk.leader import Leader
@@ -25,6 +26,7 @@ from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.lease_files import LeaseStorage
+from holdfast.system.block_io.offload import Job
 
 AREAS_MAX = 100_000
 """Places that are remembered; the oldest is forgotten first. One is needed while its lease is being taken or adopted."""
@@ -71,25 +73,25 @@ class AreaStore(WithoutIndex):
         area = self._areas.get(name)
         return name if area is None else str(area)
 
-    async def find(self, member: Membership, name: str) -> Finding:
+    async def find(self, job: Job, member: Membership, name: str) -> Finding:
         area = self._areas.get(name)
         if area is None:
             return Unusable(name, "no client has said where it is")
-        return await self.open(member, name, area)
+        return await self.open(job, member, name, area)
 
-    async def open(self, member: Membership, name: str, area: Area) -> Finding:
+    async def open(self, job: Job, member: Membership, name: str, area: Area) -> Finding:
         """Open a lease at a place that need not be the one that is remembered."""
         place = str(area)
-        disk = await self._storage.open(area.path)
+        disk = await self._storage.open(area.path, job=job)
         if isinstance(disk, IoFailed):
             return StorageFailed(place, disk)
-        finding = await opened(disk, area.offset_bytes, member, name, place, None)
-        if isinstance(finding, Removed) and await disk.is_named():
+        finding = await opened(job, disk, area.offset_bytes, member, name, place, None)
+        if isinstance(finding, Removed) and await job.disk(disk).is_named():
             finding = Unusable(place, str(_CLEARED), _CLEARED)
         if isinstance(finding, Unusable) and isinstance(finding.cause, IoFailed):
             finding = StorageFailed(place, finding.cause)
         if not isinstance(finding, Found):
-            disk.close()
+            job.disk(disk).close()
             return finding
         return replace(finding, wanted_lver=area.wanted_lver)
 
@@ -101,8 +103,8 @@ class AreaStore(WithoutIndex):
     ) -> Unusable | StorageFailed | None:
         return Unusable(found.place, "it belongs to the program that has made it")
 
-    async def still_there(self, member: Membership, found: Found, name: str) -> bool:
-        return await found.disk.is_named()
+    async def still_there(self, member: Membership, found: Found, name: str, job: Job | None = None) -> bool:
+        return await disk_in(job, found.disk).is_named()
 
 
 GONE = StorageFailed("the lease", IoFailed(errno.ENOENT))

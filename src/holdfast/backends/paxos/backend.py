@@ -22,10 +22,9 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from holdfast.backends.base import (
     Capabilities,
@@ -39,7 +38,14 @@ from holdfast.backends.base import (
 )
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos import owner_note
-from holdfast.backends.paxos.held_lease import HeldLease, HoldingPorts, acquire_lease, is_held_by
+from holdfast.backends.paxos.held_lease import (
+    HeldLease,
+    HoldingPorts,
+    acquire_lease,
+    area_in,
+    is_held_by,
+    member_in,
+)
 from holdfast.backends.paxos.lease_store import Found, LeaseStore, Removed, StorageFailed, Unusable
 from holdfast.backends.paxos.maintenance import PaxosMaintenance
 from holdfast.backends.paxos.names import LeaseNames
@@ -60,7 +66,7 @@ from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.protocol.paxos_request import Force
 from holdfast.protocol.resource_index import UnindexedLease, is_cleared
 from holdfast.supervision.lockspace_port import LockspacePort, NotAMember
-from holdfast.system.block_io.offload import TimedOut
+from holdfast.system.block_io.offload import Job, TimedOut, Work
 from holdfast.system.files.disk_identity import DiskIdentities
 from holdfast.system.files.ofd_lock import FileKey, IoFailed
 from holdfast.system.files.storage_executor import Storage
@@ -130,13 +136,13 @@ class PaxosHeld:
 
     async def asked(self) -> Force | None:
         """What another host asks of this exclusive lease, by its request record; None also where that can't be read."""
-        asked = await self._backend.ports.answer(self._holding.asked(), self._holding.member.io_timeout_s)
+        asked = await self._backend.ports.answer(self._holding.asked, self._holding.member.io_timeout_s)
         return asked if isinstance(asked, Force) else None
 
     async def read_value_block(self) -> bytes | IoFailed:
         """The lease's lvb: a whole sector."""
         read = await self._backend.ports.answer(
-            self._holding.read_value_block(), self._holding.member.io_timeout_s
+            self._holding.read_value_block, self._holding.member.io_timeout_s
         )
         return (
             _io_failed("Unable to read lvb of lease", self.path, read)
@@ -149,8 +155,9 @@ class PaxosHeld:
         the next owner has written.
         """
         holding = self._holding
-        work = holding.write_value_block(value)
-        done = await self._backend.ports.offload.run(work, holding.member.io_timeout_s)
+        done = await self._backend.ports.offload.run(
+            lambda job: holding.write_value_block(job, value), holding.member.io_timeout_s
+        )
         failed = await done.over if isinstance(done, TimedOut) else done
         return None if failed is None else _io_failed("Unable to write lvb of lease", self.path, failed)
 
@@ -334,26 +341,27 @@ class PaxosBackend:
     async def look_up(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
         """Find the lease by an offloaded job of its own."""
         self._check_settled(resource, lease)
-        return await self._looked_up(self._find(member, resource, lease), member, lease)
+        return await self._looked_up(lambda job: self._find(job, member, resource, lease), member, lease)
 
     async def look_up_stray(self, member: Membership, unindexed: UnindexedLease) -> Found | IoFailed:
         """Find an unindexed lease by an offloaded job of its own."""
         resource = Resource("", unindexed.name)
         self._check_settled(resource, unindexed.name)
-        return await self._looked_up(self._open_stray(member, resource, unindexed), member, unindexed.name)
+        return await self._looked_up(
+            lambda job: self._open_stray(job, member, resource, unindexed), member, unindexed.name
+        )
 
     async def _looked_up(
-        self, finding: Coroutine[Any, Any, Found | IoFailed], member: Membership, lease: str
+        self, finding: Work[Found | IoFailed], member: Membership, lease: str
     ) -> Found | IoFailed:
         result = await self.ports.answer(finding, member.io_timeout_s, undo=_close_found)
         if isinstance(result, types.IoFailed):
             return _io_failed("Unable to open lease", self.places.place(lease), result)
         return result
 
-    async def _find(self, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
-        """In an offloaded job."""
+    async def _find(self, job: Job, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
         for _ in range(VANISHED_MAX):
-            found = await self.places.find(member, lease)
+            found = await self.places.find(job, member, lease)
             if not isinstance(found, Removed):
                 return found_or_refused(resource, found)
         raise LeaseUnusable(
@@ -363,10 +371,9 @@ class PaxosBackend:
         )
 
     async def _open_stray(
-        self, member: Membership, resource: Resource, unindexed: UnindexedLease
+        self, job: Job, member: Membership, resource: Resource, unindexed: UnindexedLease
     ) -> Found | IoFailed:
-        """In an offloaded job."""
-        found = await self.places.open_stray(member, unindexed)
+        found = await self.places.open_stray(job, member, unindexed)
         if isinstance(found, Removed):
             raise LeaseUnusable(
                 name=unindexed.name, place=self.places.place(unindexed.name), reason=TAKEN_OUT
@@ -382,7 +389,7 @@ class PaxosBackend:
         # No number may be used for two ballots, so the prepared ballot is passed to this attempt only.
         left = self._promises.pop(lease, None)
         attempt = await self.ports.offload.run(
-            self._attempt(lease, member, resource, mode, note, left),
+            lambda job: self._attempt(job, lease, member, resource, mode, note, left),
             member.io_timeout_s,
         )
         if isinstance(attempt, TimedOut):
@@ -413,6 +420,7 @@ class PaxosBackend:
 
     async def _attempt(
         self,
+        job: Job,
         lease: str,
         member: Membership,
         resource: Resource,
@@ -420,20 +428,22 @@ class PaxosBackend:
         note: OwnerNote,
         left: _Left | None,
     ) -> _Attempt | LeftBehind | IoFailed:
-        """In an offloaded job."""
-        found = await self._find(member, resource, lease)
+        found = await self._find(job, member, resource, lease)
         if isinstance(found, IoFailed):
             return found
-        seen = found.partial_snapshot or await found.area.read_partial(member.host_id, member.io_timeout_s)
+        seen = found.partial_snapshot or await area_in(job, found.area).read_partial(
+            member.host_id, member.io_timeout_s
+        )
         if not isinstance(seen, Snapshot):
             # The ballot would read again, and not ask whether the lease is ours already.
             return _Attempt(found, seen)
         if is_held_by(member, seen) and member.may_write():
             # To the protocol a host's own lease is free. But no lock of this process has this one: see `LeftBehind`.
-            found.disk.close()
+            job.disk(found.disk).close()
             return LeftBehind(lease)
         found = replace(found, area=self.noted(found.area, note, str(resource), self.names.disk_of(resource)))
         outcome = await acquire_lease(
+            job,
             found.area,
             member,
             self.ports,
@@ -442,7 +452,7 @@ class PaxosBackend:
             promise=left.promise if left is not None and left.is_of(found.area, member) else None,
             wanted_lver=found.wanted_lver,
         )
-        named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease)
+        named = not isinstance(outcome, Lease) or await self.places.still_there(member, found, lease, job)
         return _Attempt(found, outcome, named)
 
     async def _give_back(
@@ -503,7 +513,7 @@ class PaxosBackend:
             member,
             self.ports,
             on_settled=lambda: self.tidy(holding),
-            close=found.disk.close,
+            disk=found.disk,
         )
         return holding
 
@@ -543,11 +553,13 @@ class PaxosBackend:
         self, found: Found, holding: HeldLease, outcome: AcquireOutcome
     ) -> HeldElsewhere | IoFailed:
         """The result for the manager when a lease was not won."""
-        refusals = Refusals(found.area, holding.member, found.place)
-        result = await self.ports.answer(
-            refusals.describe(outcome.refusal if isinstance(outcome, InDoubt) else outcome),
-            holding.member.io_timeout_s,
-        )
+        refused = outcome.refusal if isinstance(outcome, InDoubt) else outcome
+
+        async def describe(job: Job) -> HeldElsewhere | types.IoFailed:
+            area, member = area_in(job, found.area), member_in(job, holding.member)
+            return await Refusals(area, member, found.place).describe(refused)
+
+        result = await self.ports.answer(describe, holding.member.io_timeout_s)
         return (
             _io_failed("Unable to acquire lease", found.place, result)
             if isinstance(result, types.IoFailed)

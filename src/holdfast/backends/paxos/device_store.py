@@ -18,6 +18,7 @@ from holdfast.backends.paxos.lease_store import (
     StorageFailed,
     Unusable,
     clear,
+    disk_in,
     opened,
 )
 from holdfast.model import Mode
@@ -41,7 +42,7 @@ from holdfast.protocol.resource_index import (
 from holdfast.protocol.takeover import Busy, FormerUser, HostUnknown
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.lease_files import LeaseDisk, LeaseStorage
-from holdfast.system.block_io.offload import at_home
+from holdfast.system.block_io.offload import Job
 
 T = TypeVar("T")
 
@@ -74,62 +75,62 @@ class DeviceStore:
         known = self._known.get(name)
         return f"{self._path}:{name}" if known is None else f"{self._path}:{known}"
 
-    async def find(self, member: Membership, name: str) -> Finding:
-        return await self._opening(lambda disk: self._find(disk, member, name))
+    async def find(self, job: Job, member: Membership, name: str) -> Finding:
+        return await self._opening(job, lambda disk: self._find(job, disk, member, name))
 
-    async def open_stray(self, member: Membership, unindexed: UnindexedLease) -> Finding:
+    async def open_stray(self, job: Job, member: Membership, unindexed: UnindexedLease) -> Finding:
         return await self._opening(
-            lambda disk: self._opened(disk, unindexed.offset_bytes, member, unindexed.name)
+            job, lambda disk: self._opened(job, disk, unindexed.offset_bytes, member, unindexed.name)
         )
 
-    async def _opening(self, find: Callable[[LeaseDisk], Awaitable[Finding]]) -> Finding:
+    async def _opening(self, job: Job, find: Callable[[LeaseDisk], Awaitable[Finding]]) -> Finding:
         """Open the path; it stays open with the lease that is found on it."""
-        disk = await self._storage.open(self._path)
+        disk = await self._storage.open(self._path, job=job)
         if isinstance(disk, IoFailed):
             return StorageFailed(self._path, disk)
         finding = await find(disk)
         if not isinstance(finding, Found):
-            disk.close()
+            job.disk(disk).close()
         return finding
 
-    async def _find(self, disk: LeaseDisk, member: Membership, name: str) -> Finding:
-        if (remembered := await self._remembered(disk, member, name)) is not None:
+    async def _find(self, job: Job, disk: LeaseDisk, member: Membership, name: str) -> Finding:
+        if (remembered := await self._remembered(job, disk, member, name)) is not None:
             return remembered
-        index = await self._index(disk, member)
+        index = await self._index(job.disk(disk), member)
         if not isinstance(index, Index):
             return index
         number = index.find(name)
         finding: Finding = Removed()
         if number is not None:
-            finding = await self._opened(disk, index.lease(number, name).offset_bytes, member, name)
+            finding = await self._opened(job, disk, index.lease(number, name).offset_bytes, member, name)
         if isinstance(finding, Removed):
             # A change of the index keeps its lease until failures are repaired: too long for an offloaded job.
-            made = await at_home(lambda: self._create(member, name))
+            made = await job.on_loop(lambda: self._create(member, name))
             if not isinstance(made, int):
                 return made
-            finding = await self._opened(disk, index.lease(made, name).offset_bytes, member, name)
+            finding = await self._opened(job, disk, index.lease(made, name).offset_bytes, member, name)
         if isinstance(finding, Found):
             self._known[name] = finding.area.offset_bytes
         return finding
 
-    async def _remembered(self, disk: LeaseDisk, member: Membership, name: str) -> Finding | None:
+    async def _remembered(self, job: Job, disk: LeaseDisk, member: Membership, name: str) -> Finding | None:
         """The lease at its cached place, if the index still has it there; None: search the index."""
         known = self._known.get(name)
         if known is None:
             return None
-        leads_there = await self._leads_to(disk, member, name, known)
+        leads_there = await self._leads_to(job.disk(disk), member, name, known)
         if isinstance(leads_there, IoFailed):
             return StorageFailed(self._path, leads_there)
         if not leads_there:
             return None
-        found = await self._opened(disk, known, member, name)
+        found = await self._opened(job, disk, known, member, name)
         if not isinstance(found, Unusable | Removed):
             return found
         self._known.pop(name, None)  # removed, and its place may be another lease's by now
         return None
 
-    async def _opened(self, disk: LeaseDisk, at: int, member: Membership, name: str) -> Finding:
-        return await opened(disk, at, member, name, f"{self._path}:{at}", self._num_hosts)
+    async def _opened(self, job: Job, disk: LeaseDisk, at: int, member: Membership, name: str) -> Finding:
+        return await opened(job, disk, at, member, name, f"{self._path}:{at}", self._num_hosts)
 
     async def _index(self, disk: LeaseDisk, member: Membership) -> Index | Unusable | StorageFailed:
         at = member.lockspace.offset_bytes + member.lockspace.geometry.align_bytes
@@ -207,8 +208,9 @@ class DeviceStore:
             await self._ports.clock.sleep(member.io_timeout_s)
         return False  # nothing is written any more in any case
 
-    async def still_there(self, member: Membership, found: Found, name: str) -> bool:
-        return await self._leads_to(found.disk, member, name, found.area.offset_bytes) is True
+    async def still_there(self, member: Membership, found: Found, name: str, job: Job | None = None) -> bool:
+        disk = disk_in(job, found.disk)
+        return await self._leads_to(disk, member, name, found.area.offset_bytes) is True
 
     async def _leads_to(
         self, disk: LeaseDisk, member: Membership, name: str, offset_bytes: int

@@ -22,6 +22,7 @@ from holdfast.backends.paxos.lease_store import (
     Unusable,
     WithoutIndex,
     clear,
+    disk_in,
     opened,
 )
 from holdfast.ondisk import areas
@@ -30,6 +31,7 @@ from holdfast.ondisk.leader import Leader
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.lease_files import LeaseStorage
+from holdfast.system.block_io.offload import Job
 
 
 class DirectoryStore(WithoutIndex):
@@ -48,24 +50,24 @@ class DirectoryStore(WithoutIndex):
     def place(self, name: str) -> str:
         return f"{self._directory}/{name}"
 
-    async def find(self, member: Membership, name: str) -> Finding:
+    async def find(self, job: Job, member: Membership, name: str) -> Finding:
         path = self.place(name)
-        disk = await self._storage.open(path)
+        disk = await self._storage.open(path, job=job)
         if isinstance(disk, IoFailed) and disk.errno == errno.ENOENT:
-            failed = await self._make(member, path, name)
+            failed = await self._make(job, member, path, name)
             if failed is not None:
                 return failed
-            disk = await self._storage.open(path)
+            disk = await self._storage.open(path, job=job)
             if isinstance(disk, IoFailed) and disk.errno == errno.ENOENT:
                 return Removed()
         if isinstance(disk, IoFailed):
             return StorageFailed(path, disk)
         if (strayed := self._strayed(member, disk.facts.file_system)) is not None:
-            disk.close()
+            job.disk(disk).close()
             return strayed
-        finding = await opened(disk, 0, member, name, path, self._num_hosts)
+        finding = await opened(job, disk, 0, member, name, path, self._num_hosts)
         if not isinstance(finding, Found):
-            disk.close()
+            job.disk(disk).close()
         return finding
 
     async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
@@ -99,11 +101,13 @@ class DirectoryStore(WithoutIndex):
         await clear(member, found, leader)
         return None  # the rest has no name, so no host can use it
 
-    async def still_there(self, member: Membership, found: Found, name: str) -> bool:
-        return await found.disk.is_named()
+    async def still_there(self, member: Membership, found: Found, name: str, job: Job | None = None) -> bool:
+        return await disk_in(job, found.disk).is_named()
 
-    async def _make(self, member: Membership, path: str, name: str) -> Unusable | StorageFailed | None:
-        if (away := await self._away(member)) is not None:
+    async def _make(
+        self, job: Job, member: Membership, path: str, name: str
+    ) -> Unusable | StorageFailed | None:
+        if (away := await self._away(member, job)) is not None:
             return away
         space = member.lockspace
         leader = areas.fresh_leader(
@@ -111,18 +115,18 @@ class DirectoryStore(WithoutIndex):
         )
         if not member.may_write():
             return Unusable(path, "the lockspace has been lost")
-        failed = await self._storage.make(path, areas.lease_area(leader), like=self._lockspace_path)
+        failed = await self._storage.make(path, areas.lease_area(leader), like=self._lockspace_path, job=job)
         if failed is None or failed.errno == errno.EEXIST:
             return None
         return StorageFailed(path, failed)
 
-    async def _away(self, member: Membership) -> Unusable | StorageFailed | None:
+    async def _away(self, member: Membership, job: Job | None = None) -> Unusable | StorageFailed | None:
         """Why the directory is not that of the lockspace that was joined, by the lockspace's file as it is there now."""
-        there = await self._storage.open(self._lockspace_path, writable=False)
+        there = await self._storage.open(self._lockspace_path, writable=False, job=job)
         if isinstance(there, IoFailed):
             return StorageFailed(self._lockspace_path, there)
         strayed = self._strayed(member, there.facts.file_system, there.facts.inode)
-        there.close()
+        disk_in(job, there).close()
         return strayed
 
     def _strayed(self, member: Membership, file_system: int, inode: int | None = None) -> Unusable | None:

@@ -67,7 +67,8 @@ from holdfast.protocol.paxos_request import Force, asked_of_holder
 from holdfast.protocol.ports import Rng
 from holdfast.protocol.takeover import NOBODY_ATTESTED, Attested
 from holdfast.protocol.types import Generation, HostId, IoFailed
-from holdfast.system.block_io.offload import HomeClock, Offload, TimedOut
+from holdfast.system.block_io.lease_files import LeaseDisk
+from holdfast.system.block_io.offload import Job, JobClock, Offload, TimedOut, Work
 from holdfast.system.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class HoldingPorts:
 
     async def answer(
         self,
-        work: Coroutine[Any, Any, T],
+        work: Work[T],
         timeout_s: float,
         *,
         undo: Callable[[T | IoFailed], object] = lambda _: None,
@@ -113,7 +114,18 @@ class HoldingPorts:
         return IoFailed(errno.ETIMEDOUT)
 
 
+def area_in(job: Job, area: LeaseArea) -> LeaseArea:
+    """The lease as the job reads and writes it."""
+    return area.over(job.disk(area.disk))
+
+
+def member_in(job: Job, member: Membership) -> Membership:
+    """The membership for protocols that the job runs: they read other hosts' records."""
+    return member.over(job.disk(member.lockspace.disk))
+
+
 async def acquire_lease(
+    job: Job,
     area: LeaseArea,
     member: Membership,
     ports: HoldingPorts,
@@ -125,7 +137,7 @@ async def acquire_lease(
     wanted_lver: int = 0,
 ) -> AcquireOutcome:
     """Take a lease, within an offloaded job; only at version `wanted_lver` unless that is 0."""
-    clock = HomeClock(ports.clock)
+    area, member, clock = area_in(job, area), member_in(job, member), JobClock(ports.clock, job)
     if mode is Mode.SHARED:
         return await acquire_shared(
             area,
@@ -149,8 +161,8 @@ async def acquire_lease(
 
 
 class HeldLease:
-    """A lease and its repairs, on the event loop. `on_settled` is called whenever the background work has ended; `close`
-    closes the disk of a released lease, in the job that released it.
+    """A lease and its repairs, on the event loop. `on_settled` is called whenever the background work has ended; `disk`
+    is closed by the job that releases the lease.
     """
 
     def __init__(
@@ -160,7 +172,7 @@ class HeldLease:
         ports: HoldingPorts,
         *,
         on_settled: Callable[[], None] = lambda: None,
-        close: Callable[[], None] = lambda: None,
+        disk: LeaseDisk | None = None,
     ) -> None:
         self.area = area
         self.member = member
@@ -178,14 +190,16 @@ class HeldLease:
         self.renamed = ""
         """What the lease is called from its release on; empty: the same."""
         self._ports = ports
-        self._clock = HomeClock(ports.clock)
         self._on_settled = on_settled
-        self._close = close
+        self._disk = disk
         self._doubt: InDoubt | None = None
         self._late: tuple[asyncio.Future[Any], Callable[[Any], object]] | None = None
         self._given_up = False
         self._weaken = False
         self._settling = False
+
+    def _clock(self, job: Job) -> JobClock:
+        return JobClock(self._ports.clock, job)
 
     @property
     def unsettled(self) -> bool:
@@ -200,8 +214,10 @@ class HeldLease:
 
     async def acquire(self, mode: Mode, attested: Attested = NOBODY_ATTESTED) -> AcquireOutcome:
         """Take it; the outcome is `InDoubt` only with the withdrawal already under way."""
-        work = acquire_lease(self.area, self.member, self._ports, mode, attested=attested)
-        result = await self._ports.offload.run(work, self.member.io_timeout_s)
+        result = await self._ports.offload.run(
+            lambda job: acquire_lease(job, self.area, self.member, self._ports, mode, attested=attested),
+            self.member.io_timeout_s,
+        )
         if isinstance(result, TimedOut):
             self._put_right_late(result, self._acquired_late)
             return IoFailed(errno.ETIMEDOUT, in_flight=True)
@@ -214,13 +230,14 @@ class HeldLease:
         may depend on a lease that an earlier daemon of this incarnation took.
         """
 
-        async def work() -> AcquireOutcome | LeftBehind:
-            seen = await self.area.read_partial(self.member.host_id, self.member.io_timeout_s)
+        async def work(job: Job) -> AcquireOutcome | LeftBehind:
+            seen = await area_in(job, self.area).read_partial(self.member.host_id, self.member.io_timeout_s)
             if not isinstance(seen, Snapshot):
                 return seen  # a second read, by the ballot, would not ask whether the lease is ours already
             if is_held_by(self.member, seen):
                 return LeftBehind(self.area.resource_name)
             return await acquire_lease(
+                job,
                 self.area,
                 self.member,
                 self._ports,
@@ -229,7 +246,7 @@ class HeldLease:
                 partial_snapshot=seen,
             )
 
-        result = await self._ports.offload.run(work(), self.member.io_timeout_s)
+        result = await self._ports.offload.run(work, self.member.io_timeout_s)
         if isinstance(result, TimedOut):
             self._put_right_late(result, self._acquired_late)
             return IoFailed(errno.ETIMEDOUT, in_flight=True)
@@ -262,8 +279,10 @@ class HeldLease:
             self._doubt = outcome
 
     async def _look(self) -> Snapshot | Malformed | IoFailed:
-        timeout_s = self.member.io_timeout_s
-        return await self._ports.answer(self.area.look(self.member.host_id, timeout_s), timeout_s)
+        host_id, timeout_s = self.member.host_id, self.member.io_timeout_s
+        return await self._ports.answer(
+            lambda job: area_in(job, self.area).look(host_id, timeout_s), timeout_s
+        )
 
     async def _left_shared(self) -> Lease | IoFailed | None:
         seen = await self._look()
@@ -304,8 +323,13 @@ class HeldLease:
 
     async def ask_sharers(self) -> None:
         """See `MayHaveSharers`; silent storage proves nothing."""
-        work = living_sharers(self.area, self.member, self._clock, self.sharers_unasked)
-        if await self._ports.answer(work, self.member.io_timeout_s) == {}:
+        living = await self._ports.answer(
+            lambda job: living_sharers(
+                area_in(job, self.area), member_in(job, self.member), self._clock(job), self.sharers_unasked
+            ),
+            self.member.io_timeout_s,
+        )
+        if living == {}:
             self.sharers_unasked = {}
 
     def _shared(self, seen: Snapshot) -> Lease:
@@ -347,7 +371,9 @@ class HeldLease:
         if lease is None or self._settling or not self.member.may_write():
             return ""
         host_id, timeout_s = self.member.host_id, self.member.io_timeout_s
-        seen = await self._ports.answer(self.area.read_partial(host_id, timeout_s), timeout_s)
+        seen = await self._ports.answer(
+            lambda job: area_in(job, self.area).read_partial(host_id, timeout_s), timeout_s
+        )
         if isinstance(seen, IoFailed) or self.lease is not lease or self._settling:
             return ""
         if isinstance(seen, Malformed):
@@ -385,20 +411,20 @@ class HeldLease:
         others = ", ".join(str(claim.term[0]) for claim in claims)
         return f"shared by host_id {others}" if others else ""
 
-    async def read_value_block(self) -> bytes | IoFailed:
-        """In an offloaded job: the lvb, a whole sector."""
-        read = await self.area.read_lvb(self.member.io_timeout_s)
+    async def read_value_block(self, job: Job) -> bytes | IoFailed:
+        """The lvb, a whole sector."""
+        read = await area_in(job, self.area).read_lvb(self.member.io_timeout_s)
         return read if isinstance(read, IoFailed) else read.ljust(self.area.geometry.sector_bytes, b"\0")
 
-    async def write_value_block(self, value: bytes) -> IoFailed | None:
-        """In an offloaded job."""
+    async def write_value_block(self, job: Job, value: bytes) -> IoFailed | None:
+        """For the exclusive owner."""
         if not self.member.may_write() or self.lease is None or self.lease.mode is not LeaseMode.EXCLUSIVE:
             return IoFailed(errno.ESTALE)
-        return await self.area.write_lvb(value, self.member.io_timeout_s)
+        return await area_in(job, self.area).write_lvb(value, self.member.io_timeout_s)
 
-    async def asked(self) -> Force | None:
-        """In an offloaded job: what another host asks of this exclusive hold; None also where that can't be read."""
-        found = await self.area.read_request(self.member.io_timeout_s)
+    async def asked(self, job: Job) -> Force | None:
+        """What another host asks of this exclusive hold; None also where that can't be read."""
+        found = await area_in(job, self.area).read_request(self.member.io_timeout_s)
         if self.lease is None or not isinstance(found, Request):
             return None
         return asked_of_holder(found, self.lease)
@@ -417,8 +443,7 @@ class HeldLease:
             return None
         if lease.mode is LeaseMode.EXCLUSIVE:
             return None
-        work = upgrade(self.area, self.member, self._clock, self._ports.rng, lease)
-        taken = await self._ports.offload.run(work, self.member.io_timeout_s)
+        taken = await self._ports.offload.run(lambda job: self._upgrade(job, lease), self.member.io_timeout_s)
         if isinstance(taken, TimedOut):
             self._put_right_late(taken, self._upgraded_late)
             return IoFailed(errno.ETIMEDOUT, in_flight=True)
@@ -429,6 +454,10 @@ class HeldLease:
             self._doubted(taken)
         return taken
 
+    async def _upgrade(self, job: Job, lease: Lease) -> AcquireOutcome:
+        member = member_in(job, self.member)
+        return await upgrade(area_in(job, self.area), member, self._clock(job), self._ports.rng, lease)
+
     def _upgraded_late(self, taken: AcquireOutcome) -> None:
         if isinstance(taken, Lease):
             self.lease, self._weaken = taken, True  # whoever wanted more has been refused
@@ -438,7 +467,8 @@ class HeldLease:
     async def _downgrade(self, lease: Lease) -> bool:
         """Whether there is nothing left to be done."""
         result = await self._ports.offload.run(
-            downgrade(self.area, self.member, self._clock, lease), self.member.io_timeout_s
+            lambda job: downgrade(area_in(job, self.area), self.member, self._clock(job), lease),
+            self.member.io_timeout_s,
         )
         if isinstance(result, TimedOut):
             self._late = result.over, self._downgraded
@@ -513,7 +543,10 @@ class HeldLease:
             if await self._is_taken_out(Reason.RESOURCE_NAME):
                 self._drop()  # our block there is about the other lease by now
                 return True
-            ended = await self._patiently(withdraw(self.area, self.member, self._clock, self._doubt))
+            doubt = self._doubt
+            ended = await self._patiently(
+                lambda job: withdraw(area_in(job, self.area), self.member, self._clock(job), doubt)
+            )
             match ended:
                 case Withdrawn():
                     self._doubt = None
@@ -530,44 +563,51 @@ class HeldLease:
             if await self._is_taken_out(*TAKEN_OUT):
                 self._drop()  # it was free by then, and its place may be another lease's
                 return True
-            return self._released(self.lease, await self._patiently(self._release(self.lease)))
+            lease = self.lease
+            return self._released(lease, await self._patiently(lambda job: self._release(job, lease)))
         if self._weaken or (self.lease.mode is LeaseMode.SHARED and self.lease.owns_leader):
-            return self._downgraded(await self._patiently(self._downgrade_again(self.lease)))
+            lease = self.lease
+            return self._downgraded(await self._patiently(lambda job: self._downgrade_again(job, lease)))
         return True
 
-    async def _downgrade_again(self, lease: Lease) -> Lease | DowngradeFailed:
-        """In an offloaded job. Reads our block again: since the lease was taken, an upgrade in doubt has raised its ballot
-        numbers, which stay binding.
+    async def _downgrade_again(self, job: Job, lease: Lease) -> Lease | DowngradeFailed:
+        """Reads our block again: since the lease was taken, an upgrade in doubt has raised its ballot numbers, which stay
+        binding.
         """
-        if busy := self.area.busy():
+        area = area_in(job, self.area)
+        if busy := area.busy():
             return DowngradeFailed(lease, busy)
-        own = await self.area.read_block(self.member.host_id, self.member.io_timeout_s)
+        own = await area.read_block(self.member.host_id, self.member.io_timeout_s)
         if not isinstance(own, HostBlock):
             return DowngradeFailed(lease, own)
-        return await downgrade(self.area, self.member, self._clock, replace(lease, own=own))
+        return await downgrade(area, self.member, self._clock(job), replace(lease, own=own))
 
     async def _is_taken_out(self, *reasons: Reason) -> bool:
-        timeout_s = self.member.io_timeout_s
-        leader = await self._ports.answer(self.area.read_leader(self.member.host_id, timeout_s), timeout_s)
+        host_id, timeout_s = self.member.host_id, self.member.io_timeout_s
+        leader = await self._ports.answer(
+            lambda job: area_in(job, self.area).read_leader(host_id, timeout_s), timeout_s
+        )
         return isinstance(leader, Malformed) and leader.reason in reasons
 
-    async def _patiently(self, work: Coroutine[Any, Any, T]) -> T | IoFailed:
+    async def _patiently(self, work: Work[T]) -> T | IoFailed:
         result = await self._ports.offload.run(work, self.member.io_timeout_s)
         return await result.over if isinstance(result, TimedOut) else result
 
     async def _let_go(self, lease: Lease) -> bool:
         """Whether there is nothing left to be done."""
-        result = await self._ports.offload.run(self._release(lease), self.member.io_timeout_s)
+        result = await self._ports.offload.run(
+            lambda job: self._release(job, lease), self.member.io_timeout_s
+        )
         if isinstance(result, TimedOut):
             self._late = result.over, lambda outcome: self._released(lease, outcome)
             return False
         return self._released(lease, result)
 
-    async def _release(self, lease: Lease) -> ReleaseOutcome:
-        """In an offloaded job."""
-        outcome = await release(self.area, self.member, self._clock, lease, renamed=self.renamed)
-        if isinstance(outcome, Released):
-            self._close()
+    async def _release(self, job: Job, lease: Lease) -> ReleaseOutcome:
+        area = area_in(job, self.area)
+        outcome = await release(area, self.member, self._clock(job), lease, renamed=self.renamed)
+        if isinstance(outcome, Released) and self._disk is not None:
+            job.disk(self._disk).close()
         return outcome
 
     def _released(self, lease: Lease, outcome: ReleaseOutcome | IoFailed) -> bool:

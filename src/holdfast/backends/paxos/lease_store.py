@@ -18,6 +18,7 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.resource_index import UnindexedLease, is_cleared
 from holdfast.protocol.types import IoFailed
 from holdfast.system.block_io.lease_files import LeaseDisk
+from holdfast.system.block_io.offload import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ Finding = Found | Unusable | Removed | StorageFailed
 
 
 class LeaseStore(Protocol):
-    """How a backend finds leases."""
+    """How a backend finds leases. What is given a `job` is done by that offloaded job, everything else on the event loop."""
 
     lists_all: bool
     """Whether `names` has every lease; False where only clients say where leases are."""
@@ -68,7 +69,7 @@ class LeaseStore(Protocol):
     def place(self, name: str) -> str:
         """Where the lease of that name is, as text for people."""
 
-    async def find(self, member: Membership, name: str) -> Finding:
+    async def find(self, job: Job, member: Membership, name: str) -> Finding:
         """Open the lease of that name; a missing one is made."""
 
     async def names(self, member: Membership) -> list[str] | Unusable | StorageFailed:
@@ -77,7 +78,7 @@ class LeaseStore(Protocol):
     async def unindexed(self, member: Membership) -> list[UnindexedLease] | Unusable | StorageFailed:
         """Leases to which no name leads, and which still occupy space."""
 
-    async def open_stray(self, member: Membership, unindexed: UnindexedLease) -> Finding:
+    async def open_stray(self, job: Job, member: Membership, unindexed: UnindexedLease) -> Finding:
         """Open an unindexed lease, for removal only: owning it protects nothing."""
 
     async def free_own(self, member: Membership) -> StorageFailed | None:
@@ -91,7 +92,7 @@ class LeaseStore(Protocol):
         None: it is removed, and nothing may be written there any more. Else it is certain that it is not, and stays so.
         """
 
-    async def still_there(self, member: Membership, found: Found, name: str) -> bool:
+    async def still_there(self, member: Membership, found: Found, name: str, job: Job | None = None) -> bool:
         """Whether the name of a lease that was just won still leads to it. No other host removes it from now on."""
 
 
@@ -101,11 +102,16 @@ class WithoutIndex:
     async def unindexed(self, member: Membership) -> list[UnindexedLease] | Unusable | StorageFailed:
         return []
 
-    async def open_stray(self, member: Membership, unindexed: UnindexedLease) -> Finding:
+    async def open_stray(self, job: Job, member: Membership, unindexed: UnindexedLease) -> Finding:
         return Removed()
 
     async def free_own(self, member: Membership) -> StorageFailed | None:
         return None
+
+
+def disk_in(job: Job | None, disk: LeaseDisk) -> LeaseDisk:
+    """The disk as the job uses it, or as the event loop does."""
+    return disk if job is None else job.disk(disk)
 
 
 async def clear(member: Membership, found: Found, leader: Leader) -> StorageFailed | Unusable | None:
@@ -119,7 +125,13 @@ async def clear(member: Membership, found: Found, leader: Leader) -> StorageFail
 
 
 async def opened(
-    disk: LeaseDisk, offset_bytes: int, member: Membership, name: str, place: str, num_hosts: int | None
+    job: Job,
+    disk: LeaseDisk,
+    offset_bytes: int,
+    member: Membership,
+    name: str,
+    place: str,
+    num_hosts: int | None,
 ) -> Finding:
     """The lease in an open path, with the sizes from its leader. The path stays open in any case.
 
@@ -128,7 +140,8 @@ async def opened(
     geometry = member.lockspace.geometry
     length = glance_bytes(geometry, num_hosts or geometry.hosts_max, member.host_id)
     quiet = not disk.in_flight(offset_bytes, length)
-    raw = await disk.read(offset_bytes, length, timeout_s=member.io_timeout_s)
+    jobs_disk = job.disk(disk)
+    raw = await jobs_disk.read(offset_bytes, length, timeout_s=member.io_timeout_s)
     if isinstance(raw, IoFailed):
         if raw.errno == errno.EMSGSIZE:
             return Unusable(place, f"it is shorter than a lease; {MAKE_ANEW}", raw)
@@ -137,7 +150,7 @@ async def opened(
     space = member.lockspace.space_name
     fault = leader if isinstance(leader, Malformed) else leader.verify(space, name, member.host_id)
     if fault is not None:
-        gone = (is_cleared(fault) and not says_caw(raw)) or not await disk.is_named()
+        gone = (is_cleared(fault) and not says_caw(raw)) or not await jobs_disk.is_named()
         return Removed() if gone else Unusable(place, _reason(fault, raw), fault)
     assert isinstance(leader, Leader)
     area = LeaseArea(disk, offset_bytes, leader.geometry, space, name, hosts_expected=leader.num_hosts)

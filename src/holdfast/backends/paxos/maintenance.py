@@ -15,7 +15,7 @@ from holdfast.backends.base import HeldElsewhere, LeftBehind
 from holdfast.backends.lease_backend import NOBODY_HELD, UNACCOUNTED, LeftLease
 from holdfast.backends.paxos import owner_note
 from holdfast.backends.paxos.breaking import UNPROVEN, Claimant, HoldStands, clear_holds
-from holdfast.backends.paxos.held_lease import HeldLease
+from holdfast.backends.paxos.held_lease import HeldLease, area_in, member_in
 from holdfast.backends.paxos.lease_store import Found, StorageFailed, Unusable
 from holdfast.backends.paxos.refusals import TAKEN_OUT
 from holdfast.errors import AttemptLeft, LeaseUnusable, NotOnLease, ResourceBusy, storage_failed
@@ -157,7 +157,8 @@ class PaxosMaintenance:
         """Clear shared holds and release the lease, but not while a write to another host's block is in flight."""
         timeout_s = holding.member.io_timeout_s
         result = await self._backend.ports.offload.run(
-            clear_holds(found.area, holding.member, attested), timeout_s
+            lambda job: clear_holds(area_in(job, found.area), member_in(job, holding.member), attested),
+            timeout_s,
         )
         if isinstance(result, TimedOut):
             self._backend.ports.spawn(self._released_late(holding, result))
@@ -183,7 +184,9 @@ class PaxosMaintenance:
     async def _note(self, found: Found, member: Membership, host_id: HostId) -> bytes:
         """The note after a host's block; empty if that can't be read."""
         timeout_s = member.io_timeout_s
-        read = await self._backend.ports.answer(found.area.read_note(host_id, timeout_s), timeout_s)
+        read = await self._backend.ports.answer(
+            lambda job: area_in(job, found.area).read_note(host_id, timeout_s), timeout_s
+        )
         return read[1] if isinstance(read, tuple) else b""
 
     async def own_note(self, found: Found, member: Membership) -> bytes:
@@ -192,15 +195,18 @@ class PaxosMaintenance:
 
     async def _record(self, member: Membership, host_id: HostId) -> DeltaLease | None:
         timeout_s = member.io_timeout_s
-        record = await self._backend.ports.answer(member.lockspace.read_record(host_id, timeout_s), timeout_s)
+        record = await self._backend.ports.answer(
+            lambda job: member_in(job, member).lockspace.read_record(host_id, timeout_s), timeout_s
+        )
         return record if isinstance(record, DeltaLease) else None
 
     async def mark_dead(
         self, member: Membership, host_id: HostId, generation: Generation, timestamp: HostTimestamp
     ) -> Marked | NotMarked | types.IoFailed | TimedOut[Marked | NotMarked | types.IoFailed]:
         """See `LeaseMaintenance`."""
-        marking = mark_dead(member, host_id, generation, timestamp)
-        return await self._backend.ports.offload.run(marking, member.io_timeout_s)
+        return await self._backend.ports.offload.run(
+            lambda job: mark_dead(member_in(job, member), host_id, generation, timestamp), member.io_timeout_s
+        )
 
     # --- removing leases ---
 
@@ -292,7 +298,9 @@ class PaxosMaintenance:
     async def _kept_by_lvb(self, found: Found, member: Membership) -> str:
         """Why a lease that no host holds must stay; empty if it may be removed."""
         timeout_s = member.io_timeout_s
-        lvb = await self._backend.ports.answer(found.area.read_lvb(timeout_s), timeout_s)
+        lvb = await self._backend.ports.answer(
+            lambda job: area_in(job, found.area).read_lvb(timeout_s), timeout_s
+        )
         if isinstance(lvb, types.IoFailed):
             return os.strerror(lvb.errno)
         return f"{LVB_KEPT}: {printable(lvb.decode('utf-8', 'replace'))}" if lvb else ""
@@ -366,7 +374,9 @@ class PaxosMaintenance:
         and the disk of `found` is closed.
         """
         timeout_s = member.io_timeout_s
-        read = await self._backend.ports.answer(found.area.read_note(member.host_id, timeout_s), timeout_s)
+        read = await self._backend.ports.answer(
+            lambda job: area_in(job, found.area).read_note(member.host_id, timeout_s), timeout_s
+        )
         if not isinstance(read, tuple):
             found.disk.close()
             raise storage_failed(IoFailed("Unable to read lease", found.place, errno.EIO))

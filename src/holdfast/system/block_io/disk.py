@@ -2,12 +2,11 @@
 
 Requests run on the threads of a `worker_pool`, use one open file (`disk_file`), and writes in flight are remembered
 per device (`inflight_writes`).
-Two classes give the same port to two kinds of caller:
+Three classes give the same port to three kinds of caller:
 
     BlockingDisk     its coroutines never suspend: for a dedicated thread, driven by `blocking_ports`
     SuspendingDisk   its coroutines suspend on asyncio
-
-An offloaded job (`offload`) is on a worker already, so for it either class calls the kernel directly.
+    JobDisk          for an offloaded job (`offload`), over either: it is on a worker already, and calls the kernel itself
 
 Every failure is an answer. EINVAL is the answer for a request that is not made of whole sectors, EMSGSIZE for one
 beyond the end, ETIMEDOUT for one given up: `in_flight` then says whether a write may still happen.
@@ -19,12 +18,11 @@ import asyncio
 import errno
 import os
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
 from holdfast.protocol.types import IoFailed
-from holdfast.system.block_io import offload
 from holdfast.system.block_io.answers import answered
 from holdfast.system.block_io.disk_file import (
     DEVICE_WRITES,
@@ -36,7 +34,7 @@ from holdfast.system.block_io.disk_file import (
     open_file,
 )
 from holdfast.system.block_io.inflight_writes import InflightByDevice
-from holdfast.system.block_io.offload import OffloadedJob
+from holdfast.system.block_io.offload import Job, OffloadedJob, WorkersDisk
 from holdfast.system.block_io.pool_calls import future_and_wake, in_time, on_worker
 from holdfast.system.block_io.worker_pool import (
     AlignedBuffer,
@@ -59,7 +57,7 @@ OPEN_TIMEOUT_S = 10.0
 """Opening looks at the device once: as long as one default io_timeout."""
 
 
-class _Disk(ABC):
+class _Disk(WorkersDisk):
     """What both faces share: how requests are made, issued, and given up."""
 
     def __init__(self, file: OpenFile, pool: WorkerPool, kernel: Kernel) -> None:
@@ -75,15 +73,11 @@ class _Disk(ABC):
         return self._file.facts
 
     async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
-        if (errand := offload.here()) is not None:
-            return self._read_here(errand, offset_bytes, length_bytes, timeout_s)
         return await self._on_worker(
             lambda wake: self._read_request(offset_bytes, length_bytes, wake), timeout_s, is_write=False
         )
 
     async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
-        if (errand := offload.here()) is not None:
-            return self._write_here(errand, offset_bytes, content, timeout_s)
         return await self._on_worker(
             lambda wake: self._write_request(offset_bytes, content, wake), timeout_s, is_write=True
         )
@@ -91,6 +85,17 @@ class _Disk(ABC):
     @abstractmethod
     async def _on_worker(self, issue: Issue[T], timeout_s: float, *, is_write: bool) -> T | IoFailed:
         """Issue a request and wait for its end, in this face's way, for so long."""
+
+    @abstractmethod
+    async def settled(self, offset_bytes: int, length_bytes: int) -> None:
+        """See `Disk`."""
+
+    async def is_named(self) -> bool:
+        """Whether the path still names what is open here: a file may have been removed or replaced."""
+        return await on_worker(self._pool, lambda: is_named(self.facts), OPEN_TIMEOUT_S) is True
+
+    def within(self, job: OffloadedJob) -> JobDisk:
+        return JobDisk(self, job)
 
     def in_flight(self, offset_bytes: int, length_bytes: int) -> bool:
         """Whether a write of ours to these bytes has not completed yet."""
@@ -106,10 +111,13 @@ class _Disk(ABC):
             self._file.leave()
             on_closed()
 
-        if offload.here() is not None:
-            leave()
-        else:
-            self._pool.finish(leave)
+        self._pool.finish(leave)
+
+    def close_here(self) -> None:
+        """As `close`, on a worker: it is closed when this returns."""
+        if not self._closed:
+            self._closed = True
+            self._file.leave()
 
     def _read_request(
         self, offset_bytes: int, length_bytes: int, on_done: Callable[[], None]
@@ -162,19 +170,19 @@ class _Disk(ABC):
 
     # --- for offloaded jobs, which are on a worker already ---
 
-    def _read_here(
-        self, errand: OffloadedJob, offset_bytes: int, length_bytes: int, timeout_s: float
+    def read_here(
+        self, job: OffloadedJob, offset_bytes: int, length_bytes: int, timeout_s: float
     ) -> bytes | IoFailed:
         if failed := self._refused(offset_bytes, length_bytes):
             return failed
         self._file.enter()
         try:
-            return errand.request(timeout_s, self._read, errand.buffer, offset_bytes, length_bytes)
+            return job.request(timeout_s, self._read, job.buffer, offset_bytes, length_bytes)
         finally:
             self._file.leave()
 
-    def _write_here(
-        self, errand: OffloadedJob, offset_bytes: int, content: bytes, timeout_s: float
+    def write_here(
+        self, job: OffloadedJob, offset_bytes: int, content: bytes, timeout_s: float
     ) -> IoFailed | None:
         if failed := self._refused(offset_bytes, len(content)):
             return failed
@@ -184,7 +192,7 @@ class _Disk(ABC):
             return IoFailed(errno.EBUSY, in_flight=True)
         file.enter()
         try:
-            return errand.request(timeout_s, self._write, errand.buffer, offset_bytes, content)
+            return job.request(timeout_s, self._write, job.buffer, offset_bytes, content)
         finally:
             file.writes.end(token)
             file.leave()
@@ -245,10 +253,6 @@ class SuspendingDisk(_Disk):
         return self._answer(request, is_write)
 
     async def settled(self, offset_bytes: int, length_bytes: int) -> None:
-        # That may take for ever: not on a worker.
-        await offload.at_home(lambda: self._settled(offset_bytes, length_bytes))
-
-    async def _settled(self, offset_bytes: int, length_bytes: int) -> None:
         done, wake = future_and_wake()
         self._file.writes.when_settled(offset_bytes, length_bytes, wake)
         try:
@@ -256,9 +260,38 @@ class SuspendingDisk(_Disk):
         finally:
             self._file.writes.forget(wake)
 
+
+class JobDisk:
+    """The `Disk` port for an offloaded job, over a disk that stays open beyond it."""
+
+    __slots__ = ("_disk", "_job")
+
+    def __init__(self, disk: _Disk, job: OffloadedJob) -> None:
+        self._disk = disk
+        self._job = job
+
+    @property
+    def facts(self) -> DiskFacts:
+        return self._disk.facts
+
+    async def read(self, offset_bytes: int, length_bytes: int, *, timeout_s: float) -> bytes | IoFailed:
+        return self._disk.read_here(self._job, offset_bytes, length_bytes, timeout_s)
+
+    async def write(self, offset_bytes: int, content: bytes, *, timeout_s: float) -> IoFailed | None:
+        return self._disk.write_here(self._job, offset_bytes, content, timeout_s)
+
+    def in_flight(self, offset_bytes: int, length_bytes: int) -> bool:
+        return self._disk.in_flight(offset_bytes, length_bytes)
+
+    async def settled(self, offset_bytes: int, length_bytes: int) -> None:
+        # That may take for ever: not on a worker.
+        await self._job.on_loop(lambda: self._disk.settled(offset_bytes, length_bytes))
+
     async def is_named(self) -> bool:
-        """Whether the path still names what is open here: a file may have been removed or replaced."""
-        return await on_worker(self._pool, lambda: is_named(self.facts), OPEN_TIMEOUT_S) is True
+        return self._job.request(OPEN_TIMEOUT_S, is_named, self._disk.facts) is True
+
+    def close(self) -> None:
+        self._disk.close_here()
 
 
 D = TypeVar("D", bound=_Disk)
@@ -317,10 +350,11 @@ async def open_suspending(
     timeout_s: float = OPEN_TIMEOUT_S,
     kernel: Kernel = REAL_KERNEL,
     devices: InflightByDevice = DEVICE_WRITES,
+    job: Job | None = None,
 ) -> SuspendingDisk | IoFailed:
-    """The `Disk` port for asyncio, and for an offloaded job."""
-    if (errand := offload.here()) is not None:
-        file = errand.request(timeout_s, open_file, path, writable, exclusive, kernel, devices)
+    """The `Disk` port for asyncio; `job` is the offloaded job that opens it, which gets its own of it by `Job.disk`."""
+    if job is not None:
+        file = job.request(timeout_s, open_file, path, writable, exclusive, kernel, devices)
         return file if isinstance(file, IoFailed) else SuspendingDisk(file, pool, kernel)
     done, wake = future_and_wake()
     request = _open_request(path, writable, exclusive, kernel, devices, wake)

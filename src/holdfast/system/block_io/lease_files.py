@@ -24,7 +24,7 @@ from holdfast.system.block_io.answers import answered
 from holdfast.system.block_io.disk import OPEN_TIMEOUT_S, SuspendingDisk, open_suspending
 from holdfast.system.block_io.disk_file import DEVICE_WRITES, REAL_KERNEL, DiskFacts, Kernel
 from holdfast.system.block_io.inflight_writes import InflightByDevice
-from holdfast.system.block_io.offload import Offload, PoolOffload
+from holdfast.system.block_io.offload import Job, Offload, PoolOffload
 from holdfast.system.block_io.pool_calls import future_and_wake, on_worker
 from holdfast.system.block_io.worker_pool import PoolFull, Request, WorkerPool
 
@@ -49,11 +49,12 @@ class LeaseDisk(Disk, Protocol):
 
 
 class LeaseStorage(Offload, Protocol):
-    """The port. An offloaded job may use all of it, and the disks opened by it."""
+    """The port. `job` is the offloaded job that calls; without one it is called on the event loop."""
 
-    async def open(self, path: str, *, writable: bool = True) -> LeaseDisk | IoFailed: ...
+    async def open(self, path: str, *, writable: bool = True, job: Job | None = None) -> LeaseDisk | IoFailed:
+        """For the event loop in any case: a job uses it by `Job.disk`."""
 
-    async def make(self, path: str, content: bytes, *, like: str) -> IoFailed | None:
+    async def make(self, path: str, content: bytes, *, like: str, job: Job | None = None) -> IoFailed | None:
         """A new file with that content, owned as `like` is; EEXIST if there is one already."""
 
     async def remove(self, facts: DiskFacts) -> IoFailed | None:
@@ -75,13 +76,15 @@ class SystemLeaseStorage(PoolOffload):
         self._kernel = kernel
         self._devices = devices
 
-    async def open(self, path: str, *, writable: bool = True) -> SuspendingDisk | IoFailed:
+    async def open(
+        self, path: str, *, writable: bool = True, job: Job | None = None
+    ) -> SuspendingDisk | IoFailed:
         return await open_suspending(
-            path, self._pool, writable=writable, kernel=self._kernel, devices=self._devices
+            path, self._pool, writable=writable, kernel=self._kernel, devices=self._devices, job=job
         )
 
-    async def make(self, path: str, content: bytes, *, like: str) -> IoFailed | None:
-        failed = await on_worker(self._pool, lambda: _make(path, content, like), MAKE_TIMEOUT_S)
+    async def make(self, path: str, content: bytes, *, like: str, job: Job | None = None) -> IoFailed | None:
+        failed = await on_worker(self._pool, lambda: _make(path, content, like), MAKE_TIMEOUT_S, job)
         return failed if isinstance(failed, IoFailed) else None
 
     async def remove(self, facts: DiskFacts) -> IoFailed | None:

@@ -1,8 +1,8 @@
 """Offloaded jobs: whole lease protocols run on a worker of their storage, instead of one request at a time from the loop.
 
 A lease takes a dozen requests, one after the other. Were each handed from the event loop to a worker and its answer
-back, the handing would take longer than the disk. So a worker runs the whole coroutine; the ports that it awaits there
-(`disk`, `lease_files`) notice that they are in a job and call the kernel themselves:
+back, the handing would take longer than the disk. So a worker runs the whole coroutine, which is given its `Job`: the
+disks that it gets from that call the kernel themselves:
 
     event loop    run ──► waits … ─────────────────────────────────────────── answer ─►
     worker             └─ read, write, read … pause ─┐   ┌─ write, read … end ─┘
@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import threading
 import time
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
-from holdfast.protocol.ports import Clock
+from holdfast.protocol.ports import Clock, Disk
 from holdfast.protocol.types import Instant, IoFailed
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.answers import answered
@@ -31,6 +31,7 @@ from holdfast.system.block_io.worker_pool import AlignedBuffer, JobFate, PoolFul
 
 P = ParamSpec("P")
 T = TypeVar("T")
+D = TypeVar("D", bound=Disk)
 
 LOOK_AGAIN_S = 1.0
 """How often a waiting caller checks a job that has no request under way: it computes, or is on the event loop."""
@@ -43,15 +44,40 @@ class TimedOut(Generic[T]):
     over: asyncio.Future[T | IoFailed]
 
 
+class Job(Protocol):
+    """What work is given when it is offloaded: its ports on the worker that runs it. Of use only within that work."""
+
+    def disk(self, disk: D) -> D:
+        """The same open path, whose requests are made by this job."""
+
+    def request(
+        self, timeout_s: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | IoFailed:
+        """One request, on this very thread; a system call that fails is an answer."""
+
+    async def on_loop(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Have it done on the event loop; the job waits without a worker."""
+
+
+Work = Callable[[Job], Coroutine[Any, Any, T]]
+
+
 class Offload(Protocol):
     """The port."""
 
-    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | TimedOut[T]:
+    async def run(self, work: Work[T], timeout_s: float) -> T | IoFailed | TimedOut[T]:
         """Take the work to the disk. `IoFailed` is for work that was not begun: no worker was free within `timeout_s`."""
 
 
+class WorkersDisk(ABC):
+    """A disk whose requests are made by workers: an offloaded job, that is on one already, makes its own."""
+
+    @abstractmethod
+    def within(self, job: OffloadedJob) -> Disk: ...
+
+
 @dataclass(frozen=True, slots=True)
-class _AtHome:
+class _OnLoop:
     work: Callable[[], Coroutine[Any, Any, Any]]
 
 
@@ -66,14 +92,16 @@ class _Raised:
 
 
 class OffloadedJob:
-    """One coroutine on its way. `until` is when its request under way, if any, has taken too long (`time.monotonic`)."""
+    """One coroutine on its way: `Job`. `until` is when its request under way, if any, has taken too long
+    (`time.monotonic`).
+    """
 
     __slots__ = ("_answer", "_loop", "_over", "_pool", "_request", "_timer", "_work", "buffer", "until")
 
-    def __init__(self, work: Coroutine[Any, Any, Any], pool: WorkerPool) -> None:
+    def __init__(self, work: Work[Any], pool: WorkerPool) -> None:
         self.buffer: AlignedBuffer  # the worker's, as long as it is there
         self.until: float | None = None
-        self._work = work
+        self._work = work(self)
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[Any] = self._loop.create_future()
@@ -99,33 +127,35 @@ class OffloadedJob:
 
     def _step(self, buffer: AlignedBuffer, go_on: Callable[[Any], Any], value: Any) -> None:
         self.buffer, self.until = buffer, None
-        _here.errand = self
         try:
             left: object = go_on(value)
         except StopIteration as end:
             left = _Ended(end.value)
-        except BaseException as e:  # carried home, whatever it is
+        except BaseException as e:  # carried to the loop, whatever it is
             left = _Raised(e)
-        finally:
-            _here.errand = None
-        eager_tasks.post_to_loop(self._loop, self._came_home, left)
+        eager_tasks.post_to_loop(self._loop, self._left_worker, left)
+
+    def disk(self, disk: D) -> D:
+        return cast(D, disk.within(self)) if isinstance(disk, WorkersDisk) else disk
 
     def request(
         self, timeout_s: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T | IoFailed:
-        """One request, on this very thread; a system call that fails is an answer."""
         self.until = time.monotonic() + timeout_s
         try:
             return answered(call, *args, **kwargs)
         finally:
             self.until = None
 
-    # --- at home ---
+    async def on_loop(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return await _leave(work)
 
-    def _came_home(self, left: object) -> None:
+    # --- on the event loop ---
+
+    def _left_worker(self, left: object) -> None:
         match left:
-            case _AtHome(work):
-                eager_tasks.start(self._at_home(work))
+            case _OnLoop(work):
+                eager_tasks.start(self._do_on_loop(work))
             case _Ended(result):
                 eager_tasks.resolve(self._over or self._answer, result)
             case _Raised(error):
@@ -135,7 +165,7 @@ class OffloadedJob:
                 error = RuntimeError(f"{self._work!r} waited on a worker for {left!r}")
                 eager_tasks.fail(self._over or self._answer, error)
 
-    async def _at_home(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    async def _do_on_loop(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         go_on: Callable[[Any], Any] = self._work.send
         try:
             value = await work()
@@ -163,39 +193,23 @@ class OffloadedJob:
             self._answer.set_result(TimedOut(self._over))
 
 
-class _Here(threading.local):
-    errand: OffloadedJob | None = None
-
-
-_here = _Here()
-
-
-def here() -> OffloadedJob | None:
-    """The job that the calling thread runs, if any: it may block, for at most one request at a time."""
-    return _here.errand
-
-
 @types.coroutine
-def _leave(work: Callable[[], Coroutine[Any, Any, T]]) -> Generator[_AtHome, T, T]:
-    return (yield _AtHome(work))
+def _leave(work: Callable[[], Coroutine[Any, Any, T]]) -> Generator[_OnLoop, T, T]:
+    return (yield _OnLoop(work))
 
 
-async def at_home(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Have it done on the event loop, from wherever this is called."""
-    if _here.errand is None:
-        return await work()
-    return await _leave(work)
+class JobClock:
+    """A job's clock: it sleeps on the event loop, so that no worker does."""
 
+    __slots__ = ("_clock", "_job", "now")
 
-class HomeClock:
-    """A clock for jobs: they sleep on the event loop, so that no worker does."""
-
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, job: Job) -> None:
         self._clock = clock
+        self._job = job
         self.now: Callable[[], Instant] = clock.now
 
     async def sleep(self, seconds: float) -> None:
-        await at_home(lambda: self._clock.sleep(seconds))
+        await self._job.on_loop(lambda: self._clock.sleep(seconds))
 
 
 class PoolOffload:
@@ -204,6 +218,6 @@ class PoolOffload:
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
 
-    async def run(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T | IoFailed | TimedOut[T]:
+    async def run(self, work: Work[T], timeout_s: float) -> T | IoFailed | TimedOut[T]:
         answer: T | IoFailed | TimedOut[T] = await OffloadedJob(work, self._pool).run(timeout_s)
         return answer

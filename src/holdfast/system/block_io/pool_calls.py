@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from holdfast.protocol.types import IoFailed
 from holdfast.system import eager_tasks
-from holdfast.system.block_io import offload
 from holdfast.system.block_io.answers import answered
+from holdfast.system.block_io.offload import Job
 from holdfast.system.block_io.worker_pool import JobFate, PoolFull, Request, WorkerPool
 
 T = TypeVar("T")
@@ -39,10 +39,14 @@ async def in_time(done: asyncio.Future[None], timeout_s: float) -> None:
         timer.cancel()
 
 
-async def on_worker(pool: WorkerPool, function: Callable[[], T], timeout_s: float) -> T | IoFailed:
-    """Run it on a worker of the pool; a system call that fails, or does not end in time, is an answer."""
-    if (errand := offload.here()) is not None:
-        return errand.request(timeout_s, function)
+async def on_worker(
+    pool: WorkerPool, function: Callable[[], T], timeout_s: float, job: Job | None = None
+) -> T | IoFailed:
+    """Run it on a worker of the pool, in a job on that job's; a system call that fails, or does not end in time, is an
+    answer.
+    """
+    if job is not None:
+        return job.request(timeout_s, function)
     done, wake = future_and_wake()
     request: Request[T | IoFailed] = Request(lambda _: answered(function), on_done=wake)
     try:

@@ -16,6 +16,7 @@ from holdfast.system.block_io.disk import OPEN_TIMEOUT_S, SuspendingDisk
 from holdfast.system.block_io.disk_file import DEVICE_WRITES, REAL_KERNEL, DiskFacts, Kernel
 from holdfast.system.block_io.inflight_writes import InflightByDevice
 from holdfast.system.block_io.lease_files import SystemLeaseStorage
+from holdfast.system.block_io.offload import Job
 from holdfast.system.block_io.pool_calls import on_worker
 from holdfast.system.block_io.worker_pool import WorkerPool
 from holdfast.system.files import ofd_lock
@@ -37,13 +38,17 @@ class UsersLeaseStorage(SystemLeaseStorage):
         self._workers = pool
         self._rights = rights
 
-    async def open(self, path: str, *, writable: bool = True) -> SuspendingDisk | IoFailed:
+    async def open(
+        self, path: str, *, writable: bool = True, job: Job | None = None
+    ) -> SuspendingDisk | IoFailed:
         """EACCES where the user may not open it; ESTALE if the path leads to another file meanwhile."""
-        theirs = await on_worker(self._workers, lambda: self._open_as_user(path, writable), OPEN_TIMEOUT_S)
+        theirs = await on_worker(
+            self._workers, lambda: self._open_as_user(path, writable), OPEN_TIMEOUT_S, job
+        )
         if isinstance(theirs, IoFailed):
             return theirs
         try:
-            disk = await super().open(path, writable=writable)
+            disk = await super().open(path, writable=writable, job=job)
             if isinstance(disk, SuspendingDisk) and not _is_same(theirs, disk.facts):
                 disk.close()
                 return IoFailed(errno.ESTALE)
