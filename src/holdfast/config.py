@@ -1,4 +1,4 @@
-"""Configuration: TOML files to typed values, with every rule checked in one place.
+"""Configuration: TOML files to typed values (written again by `config_toml`), every rule checked by `config_rules`.
 
 `/etc/holdfast/holdfast.toml`, then `/etc/holdfast/conf.d/*.toml` in name order: a later file overrides single keys, adds
 backends, and appends its [[disk]] rules. Nothing is guessed: an unknown key, a value of the wrong kind and a rule that can
@@ -9,35 +9,27 @@ root, XDG directories for other users.
 from __future__ import annotations
 
 import errno
-import fnmatch
-import grp
 import os
-import pwd
 import re
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from holdfast import config_hook
 from holdfast.config_hook import HookAction
+from holdfast.config_rules import validate
 from holdfast.errors import ConfigError, UnknownKey
 from holdfast.model import Protection
-from holdfast.network_disk import is_network_name
 
 SYSTEM_FILE = "/etc/holdfast/holdfast.toml"
 HOST_LOCKS_DEFAULT = "/run/holdfast/lockspaces"
 SYSTEM_VIRTLOCKD_SOCKET = "/run/libvirt/virtlockd-sock"
-SOCKET_PATH_BYTES_MAX = 107
-"""sun_path of <sys/un.h> less its NUL: a longer path cannot be bound."""
 CONFIG_BYTES_MAX = 1 << 20
 DROPPED_KEYS_MAX = 100
 """Keys that `load_lenient` drops: more of them is no configuration of a neighbouring version."""
 RULES_MAX = 1000
-SANLOCK_VERSION = r"([1-9]\d?)\.(\d{1,2})(?:\.(\d{1,2}))?"
-"""Major, minor, micro: a byte each in what clients get."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 
@@ -158,14 +150,14 @@ class Config(_Table, frozen=True):
 
 
 CONTROL_SOCKET_NAME = "io.holdfast.Control"
-_TABLES: dict[str, type[_Table]] = {
+TABLES: dict[str, type[_Table]] = {
     "virtlockd": VirtlockdTable,
     "control": ControlTable,
     "sanlock": SanlockTable,
     "limits": LimitsTable,
     "recovery": RecoveryTable,
 }
-_TOP = (
+TOP = (
     "run_dir",
     "state_dir",
     "host_locks",
@@ -308,7 +300,7 @@ class _Reader:
         self.problems: list[ConfigError] = []
         self.origins: dict[str, str] = {}
         self._top: dict[str, Any] = {}
-        self._tables: dict[str, dict[str, Any]] = {name: {} for name in _TABLES}
+        self._tables: dict[str, dict[str, Any]] = {name: {} for name in TABLES}
         self._backends: dict[str, dict[str, Any]] = {}
         self._rules: list[tuple[str, str, Any]] = []
         self._actions: list[tuple[str, str, Any]] = []
@@ -339,10 +331,10 @@ class _Reader:
         """The tables of one file."""
         self._sources.append(path)
         for key, value in tree.items():
-            if key in _TOP:
+            if key in TOP:
                 self._top[key] = value
                 self.origins[key] = path
-            elif key in _TABLES:
+            elif key in TABLES:
                 self._take_table(path, key, value)
             elif key == "backend":
                 self._take_backends(path, value)
@@ -352,7 +344,7 @@ class _Reader:
                 self._take_hook(path, value)
             else:
                 known = ", ".join(
-                    (*_TOP, *(f"[{t}]" for t in _TABLES), "[backend.NAME]", "[[disk]]", "[[hook.actions]]")
+                    (*TOP, *(f"[{t}]" for t in TABLES), "[backend.NAME]", "[[disk]]", "[[hook.actions]]")
                 )
                 self._unknown(path, key, f"is not known; known are {known}", (key,))
 
@@ -400,13 +392,13 @@ class _Reader:
 
     def build(self, paths: Mapping[str, str]) -> Config | None:
         tables = {}
-        for name, kind in _TABLES.items():
+        for name, kind in TABLES.items():
             origin = next((f for k, f in self.origins.items() if k.startswith(f"{name}.")), "configuration")
             tables[name] = self._convert(origin, name, self._tables[name], kind)
         rules = [(file, self._convert(file, key, table, DiskRule)) for file, key, table in self._rules]
         actions = [(file, self._convert(file, key, table, HookAction)) for file, key, table in self._actions]
         top = self._convert(
-            next((self.origins[k] for k in _TOP if k in self.origins), "configuration"),
+            next((self.origins[k] for k in TOP if k in self.origins), "configuration"),
             "",
             {**{key: paths[key] for key in ("run_dir", "state_dir", "host_locks")}, **self._top},
             Config,
@@ -488,168 +480,6 @@ def _plain(text: str) -> str:
     return text
 
 
-def validate(config: Config, origins: Mapping[str, str]) -> Iterator[ConfigError]:
-    """Checks the rules between values; a problem names the values."""
-
-    def problem(key: str, reason: str, file: str = "") -> ConfigError:
-        return ConfigError(file=file or origins.get(key, config.source()), key=key, reason=reason)
-
-    for key, path in (
-        ("run_dir", config.run_dir),
-        ("state_dir", config.state_dir),
-        ("host_locks", config.host_locks),
-        ("virtlockd.socket", config.virtlockd.socket),
-        ("control.socket", config.control_socket),
-        ("sanlock.socket", config.sanlock.socket or "/"),
-    ):
-        if not path.startswith("/"):
-            yield problem(key, f"must be an absolute path, not '{path}'")
-        elif "\0" in path:
-            yield problem(key, "must not contain a NUL byte")
-        elif key.endswith("socket") and len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
-            yield problem(
-                key,
-                f"is {len(os.fsencode(path))} bytes long, a socket path has at most {SOCKET_PATH_BYTES_MAX}",
-            )
-    if config.virtlockd.socket == config.control_socket:
-        yield problem("control.socket", f"is the same as virtlockd.socket, {config.control_socket}")
-    if config.sanlock.socket in (config.control_socket, config.virtlockd.socket):
-        yield problem("sanlock.socket", f"is the same as another socket, {config.sanlock.socket}")
-    if not re.fullmatch(SANLOCK_VERSION, config.sanlock.version):
-        yield problem(
-            "sanlock.version",
-            f"must be a version of sanlock such as \"3.9.5\", not '{config.sanlock.version}'",
-        )
-    if config.sanlock.watchdog in (None, "none") and config.sanlock.watchdog_device:
-        yield problem("sanlock.watchdog_device", 'is for watchdog = "device" (and "wdmd": its socket)')
-    if config.sanlock.group and not config.sanlock.user:
-        yield problem(
-            "sanlock.user",
-            "is needed with group: clients have files written, with that user's rights and not with root's",
-        )
-    if config.sanlock.user:
-        try:
-            pwd.getpwnam(config.sanlock.user)
-        except (KeyError, ValueError):
-            yield problem(
-                "sanlock.user", f"no user '{config.sanlock.user}' on this host; create it or leave it out"
-            )
-    for key, group in (("control.group", config.control.group), ("sanlock.group", config.sanlock.group)):
-        if not group:
-            continue
-        try:
-            grp.getgrnam(group)
-        except (KeyError, ValueError):
-            yield problem(key, f"no group '{group}' on this host; create it or leave it out")
-    if config.default_backend not in config.backend:
-        yield problem("default_backend", _no_backend(config.default_backend, config))
-    for name, table in config.backend.items():
-        if not isinstance(table.get("driver"), str):
-            yield problem(f"backend.{name}", 'misses the key driver, such as driver = "file"')
-    yield from _validate_rules(config)
-    for number, event, reason in config_hook.problems(config.hook_actions, covers):
-        yield ConfigError(
-            file=config.action_sources[number - 1], key=f"hook.actions[{number}].{event}", reason=reason
-        )
-
-
-def _no_backend(name: str, config: Config) -> str:
-    return f"no [backend.{name}] is configured; configured are: {', '.join(sorted(config.backend))}"
-
-
-def _validate_rules(config: Config) -> Iterator[ConfigError]:
-    earlier: list[tuple[int, DiskRule]] = []
-    for number, (file, rule) in enumerate(zip(config.rule_sources, config.disk, strict=True), 1):
-        key = f"disk[{number}]"
-        if (rule.match is None) == (rule.lockspace is None):
-            yield ConfigError(file=file, key=key, reason="needs exactly one of match = and lockspace =")
-            continue
-        word, pattern = ("match", rule.match) if rule.match is not None else ("lockspace", rule.lockspace)
-        assert pattern is not None
-        if rule.backend not in config.backend:
-            yield ConfigError(file=file, key=f"{key}.backend", reason=_no_backend(rule.backend, config))
-        of_network = word == "match" and is_network_name(pattern)
-        if not pattern.startswith(("/", "*", "[", "?")) and not of_network:
-            yield ConfigError(
-                file=file,
-                key=f"{key}.{word}",
-                reason=f'\'{pattern}\' can\'t match: paths are absolute; write "/{pattern}" or "*/{pattern}"',
-            )
-        for other_number, other in earlier:
-            theirs = other.match if word == "match" else other.lockspace
-            if theirs is not None and is_network_name(theirs) is of_network and covers(theirs, pattern):
-                yield ConfigError(
-                    file=file,
-                    key=f"{key}.{word}",
-                    reason=f"'{pattern}' can't match: disk[{other_number}] '{theirs}' comes first and takes all of it; "
-                    "put the narrower rule first",
-                )
-                break
-        earlier.append((number, rule))
-
-
-def covers(wide: str, narrow: str) -> bool:
-    """Whether a glob surely matches everything that another one matches.
-
-    Only for patterns whose sole wildcard is '*': then matching the other pattern's text is enough, as no
-    literal of `wide` can have stood for a wildcard of `narrow`.
-    """
-    if wide == narrow:
-        return True
-    if any(c in wide for c in "?[]") or "[" in narrow:
-        return False
-    return fnmatch.fnmatchcase(narrow, wide)
-
-
 def protection_min(config: Config, rule: DiskRule | None) -> Protection:
     """The minimum protection of every lock of a rule; None: of the locks without a rule."""
     return Protection(max(config.require_protection, (rule.require_protection if rule else 0) or 0))
-
-
-def to_toml(config: Config) -> str:
-    """The whole effective configuration, as TOML that loads to the same."""
-    lines = [f"# from: {', '.join(config.sources) or 'built-in defaults'}"]
-    lines += [f"{key} = {to_toml_value(getattr(config, key))}" for key in _TOP]
-    for name in _TABLES:
-        table = getattr(config, name)
-        lines += ["", f"[{name}]"]
-        lines += [
-            f"{key} = {to_toml_value(value)}"
-            for key in table.__struct_fields__
-            if (value := getattr(table, key)) is not None
-        ]
-    for name, backend in config.backend.items():
-        lines += ["", f"[backend.{_key(name)}]"]
-        lines += [f"{_key(key)} = {to_toml_value(value)}" for key, value in backend.items()]
-    for rule in config.disk:
-        lines += ["", "[[disk]]"]
-        for key in rule.__struct_fields__:
-            if (value := getattr(rule, key)) is not None:
-                lines.append(f"{key} = {to_toml_value(value)}")
-    for action in config.hook_actions:
-        lines += ["", "[[hook.actions]]"]
-        for key in action.__struct_fields__:
-            if (value := getattr(action, key)) is not None:
-                lines.append(f"{key} = {to_toml_value(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else to_toml_value(name)
-
-
-def to_toml_value(value: object) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return repr(value)
-        case str():
-            # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
-            return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
-        case list() | tuple():
-            return "[" + ", ".join(to_toml_value(v) for v in value) + "]"
-        case dict():
-            return "{ " + ", ".join(f"{_key(str(k))} = {to_toml_value(v)}" for k, v in value.items()) + " }"
-        case _:
-            return to_toml_value(str(value))

@@ -16,8 +16,9 @@ from tests.support.leases import SPACE, HostLockspaces, entry_count, twin
 
 from holdfast.backends.base import Creation, Held, SavedLock, Stale
 from holdfast.backends.naming import NameBy
-from holdfast.backends.paxos.backend import PaxosBackend, PaxosHeld
+from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.backends.paxos.directory_store import DirectoryStore
+from holdfast.backends.paxos.held import PaxosHeld
 from holdfast.backends.paxos.held_lease import HeldLease
 from holdfast.backends.paxos.lease_store import Found, StorageFailed, Unusable
 from holdfast.backends.paxos.names import made_by_us

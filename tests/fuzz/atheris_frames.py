@@ -15,7 +15,7 @@ import tempfile
 import atheris
 
 with atheris.instrument_imports(include=["holdfast"]):
-    from holdfast import config
+    from holdfast import config, config_toml
     from holdfast.backends.file import owner_record
     from holdfast.backends.paxos import owner_note
     from holdfast.cli.offline import identify
@@ -82,7 +82,7 @@ def configurations(raw: bytes) -> None:
     read, problems = config.check(CONFIG_FILE, environ={"HOME": "/root"}, uid=0)
     assert (read is None) == bool(problems)
     if read is not None:
-        config.to_toml(read)
+        config_toml.to_toml(read)
 
 
 RECORDS = (DeltaLease, Leader, HostBlock, Request, RindexHeader, RindexEntry)

@@ -1072,7 +1072,7 @@ BUGS = (
         "unit/supervision/test_lockspace.py::test_host_that_renews_rarely_is_notified_by_one_that_renews_often",
     ),
     _in(
-        "backends.paxos.held_lease",
+        "backends.paxos.lease_jobs",
         "job-waits-for-another-worker",
         "a job reads other hosts' records by the renewal thread's disk, whose callers wait for a worker",
         "area_in(job, area), member_in(job, member), JobClock(",

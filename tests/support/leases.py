@@ -14,7 +14,7 @@ from holdfast.backends.paxos.area_backend import AreaBackend
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.backends.paxos.device_store import DeviceStore
 from holdfast.backends.paxos.directory_store import DirectoryStore
-from holdfast.backends.paxos.held_lease import HoldingPorts
+from holdfast.backends.paxos.lease_jobs import HoldingPorts
 from holdfast.backends.paxos.lease_store import LeaseStore
 from holdfast.model import LockFailureAction, Protection
 from holdfast.ondisk import areas, delta, rindex

@@ -11,8 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from holdfast import config as cf
-from holdfast.config import Config, covers
+from holdfast.config import Config
 from holdfast.config_hook import HookAction
+from holdfast.config_rules import covers
+from holdfast.config_toml import to_toml
 from holdfast.errors import ConfigError
 from holdfast.model import Protection
 
@@ -360,7 +362,7 @@ def test_printed_configuration_loads_to_the_same(config: Config) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as directory:
-        path = write(Path(directory), cf.to_toml(config))
+        path = write(Path(directory), to_toml(config))
         read, found = cf.check(path, environ=ROOT, uid=0)
         if found:  # a rule may be covered by the other one: that is its own refusal, not the printing's
             assert all("comes first and takes all of it" in str(p) for p in found)
@@ -446,7 +448,7 @@ def test_any_text_is_a_configuration_or_a_config_error(text: str) -> None:
             with pytest.raises(ConfigError):
                 cf.load(path, environ=ROOT, uid=0)
         else:
-            cf.to_toml(config)
+            to_toml(config)
 
 
 # --- a configuration that another version has written ---

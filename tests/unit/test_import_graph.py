@@ -42,7 +42,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(("system",)),
     frozenset(("protocol", "wire")),
     frozenset(("ondisk",)),
-    frozenset(("model", "errors", "config", "config_change", "config_hook", "control.api", "network_disk")),
+    frozenset(
+        (
+            "model",
+            "errors",
+            "config",
+            "config_change",
+            "config_hook",
+            "config_rules",
+            "config_toml",
+            "control.api",
+            "network_disk",
+        )
+    ),
 )
 """From the top down; a module is on the floor of the longest name that it begins with. `testing` and the simulator stand
 beside the house: they may import everything, and nothing imports them.
@@ -126,6 +138,8 @@ CONFIGURED = frozenset(
         "daemon.reload",
         "config",
         "config_change",
+        "config_rules",
+        "config_toml",
     )
 )
 """The composition root, where Config stops, and what reads or compares configurations for it."""
@@ -157,7 +171,6 @@ EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
     ("rule 4", "cli.context", "config"): "the command's way to the daemon's socket is in the configuration",
     ("rule 4", "cli.doctor.scene", "config"): "its checks are about the configuration itself",
     ("rule 4", "cli.in_force", "config"): "it compares two configurations for those checks",
-    ("rule 4", "cli.sanlock_settings", "config"): "it writes a configuration file: values as TOML has them",
     (
         "rule 4",
         "cli.who.inquiry",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from holdfast.backends.paxos.config import LIBVIRT_LOCKSPACE
 from holdfast.cli.libvirt_conf import ConfFile
-from holdfast.config import to_toml_value
+from holdfast.config_toml import to_toml_value
 from holdfast.daemon.sanlockd import RUN_DIR, Settings
 from holdfast.ondisk.geometry import HOSTS_MAX_LIMIT
 from holdfast.protocol.timing import IO_TIMEOUT_MAX_S

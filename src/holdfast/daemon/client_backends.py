@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast.backends.paxos.area_backend import AreaBackend, in_lockspace
-from holdfast.backends.paxos.held_lease import HoldingPorts
+from holdfast.backends.paxos.lease_jobs import HoldingPorts
 from holdfast.manager.routing import Routing
 from holdfast.model import SANLOCK_PREFIX
 from holdfast.protocol.ports import Rng

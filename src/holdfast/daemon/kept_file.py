@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from holdfast import __version__
+from holdfast import __version__, config_toml
 from holdfast import config as configuration
 from holdfast.config import Config
 from holdfast.system.files.regular_file import Unreadable, read_regular, replace_regular
@@ -44,7 +44,7 @@ def encode(config: Config, boot: str, renamed: Mapping[str, str]) -> str:
     lines = [f"# holdfastd {__version__}, boot {boot}: the configuration in force, written by holdfastd"]
     if renamed:
         lines.append(f"{_RENAMED}{msgspec.json.encode(dict(renamed)).decode()}")
-    return "\n".join(lines) + "\n" + configuration.to_toml(config)
+    return "\n".join(lines) + "\n" + config_toml.to_toml(config)
 
 
 def decode(text: str, name: str, boot: str) -> Written | Unreadable:

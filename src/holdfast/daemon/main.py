@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import uvloop
 
-from holdfast import __version__
+from holdfast import __version__, config_toml
 from holdfast import config as configuration
 from holdfast.config import Config
 from holdfast.daemon import kept_config, kept_file, reload
@@ -140,7 +140,7 @@ def check(options: argparse.Namespace, config: Config | None, problems: list[Con
     if config is None or problems:
         return EXIT_CONFIG
     if options.show_config:
-        print(configuration.to_toml(config), end="")
+        print(config_toml.to_toml(config), end="")
         return EXIT_OK
     for remark in remarks_of(config):
         print(f"holdfastd: note: {remark}", file=sys.stderr)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import msgspec
 
 from holdfast import config as configuration
+from holdfast import config_toml
 from holdfast.config import Config
 from holdfast.config_change import USERS_NAMED_MAX, HeldNeed, differences
 from holdfast.control.api import CONFIGURATION_PROBLEM
@@ -243,4 +244,4 @@ def _signatures(file: str | None) -> Iterable[tuple[object, ...]]:
 
 def _values(config: Config) -> str:
     """All values, without the files that they came from."""
-    return configuration.to_toml(msgspec.structs.replace(config, sources=()))
+    return config_toml.to_toml(msgspec.structs.replace(config, sources=()))

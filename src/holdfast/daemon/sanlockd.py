@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.backends.paxos.config import IO_TIMEOUT_DEFAULT_S
-from holdfast.config import HOST_LOCKS_DEFAULT, to_toml_value
+from holdfast.config import HOST_LOCKS_DEFAULT
+from holdfast.config_toml import to_toml_value
 from holdfast.daemon import main as holdfastd
 from holdfast.daemon.daemon import EXIT_SOCKET
 from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, IO_TIMEOUT_MAX_S, Timing

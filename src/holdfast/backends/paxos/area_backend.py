@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from holdfast.backends.base import HeldElsewhere, SavedLock, Stale
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.area_store import GONE, Area, AreaStore, area_of
-from holdfast.backends.paxos.backend import PaxosBackend, PaxosHeld, found_or_refused
-from holdfast.backends.paxos.held_lease import HoldingPorts, area_in, member_in
+from holdfast.backends.paxos.backend import PaxosBackend
+from holdfast.backends.paxos.held import PaxosHeld
+from holdfast.backends.paxos.lease_failures import found_or_refused
+from holdfast.backends.paxos.lease_jobs import HoldingPorts, area_in, member_in
 from holdfast.backends.paxos.lease_store import Removed
 from holdfast.errors import storage_failed
 from holdfast.model import SANLOCK_PREFIX, LockFailureAction, Protection, Resource

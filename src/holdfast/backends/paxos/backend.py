@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,29 +30,23 @@ from holdfast.backends.base import (
     Creation,
     HeldElsewhere,
     LeftBehind,
-    NotedOwner,
     OwnerNote,
     SavedLock,
     Stale,
 )
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos import owner_note
-from holdfast.backends.paxos.held_lease import (
-    HeldLease,
-    HoldingPorts,
-    acquire_lease,
-    area_in,
-    is_held_by,
-    member_in,
-)
-from holdfast.backends.paxos.lease_store import Found, LeaseStore, Removed, StorageFailed, Unusable
+from holdfast.backends.paxos.held import PaxosHeld as PaxosHeld  # noqa: PLC0414  # callers have it from here
+from holdfast.backends.paxos.held_lease import HeldLease
+from holdfast.backends.paxos.lease_failures import found_or_refused, io_failed
+from holdfast.backends.paxos.lease_jobs import HoldingPorts, acquire_lease, area_in, member_in
+from holdfast.backends.paxos.lease_reading import is_held_by
+from holdfast.backends.paxos.lease_store import Found, LeaseStore, Removed
 from holdfast.backends.paxos.maintenance import PaxosMaintenance
 from holdfast.backends.paxos.names import LeaseNames
 from holdfast.backends.paxos.refusals import TAKEN_OUT, Refusals
 from holdfast.errors import LeaseUnusable, LockspaceAbsent
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
-from holdfast.ondisk.geometry import Geometry
-from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol import types
 from holdfast.protocol.ballot import PreparedBallot
@@ -62,8 +55,6 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import Lease
-from holdfast.protocol.paxos_release import Mode as LeaseMode
-from holdfast.protocol.paxos_request import Force
 from holdfast.protocol.resource_index import UnindexedLease, is_cleared
 from holdfast.supervision.lockspace_port import LockspacePort, NotAMember
 from holdfast.system.block_io.offload import Job, TimedOut, Work
@@ -78,116 +69,6 @@ ADOPTIONS_MAX = 64
 within its io_timeout, and among 1024 others at most; one that got no worker would count as a lost lease."""
 PROMISES_MAX = 10_000
 """Recently released leases whose prepared ballots are kept; an acquire of any other takes two requests more."""
-
-
-class PaxosHeld:
-    """A lease that this host has won."""
-
-    __slots__ = ("_backend", "_disk", "_found", "_holding", "create", "path")
-
-    def __init__(self, backend: PaxosBackend, found: Found, holding: HeldLease, disk: str) -> None:
-        self._backend = backend
-        self._found = found
-        self._holding = holding
-        self._disk = disk
-        self.path = found.place
-        self.create = False
-
-    def descriptor(self) -> int | None:
-        return None
-
-    @property
-    def is_shared(self) -> bool:
-        """See `MayBeShared`."""
-        lease = self._holding.lease
-        return lease is not None and lease.mode is LeaseMode.SHARED
-
-    @property
-    def sharers_unasked(self) -> bool:
-        """See `MayHaveSharers`."""
-        return bool(self._holding.sharers_unasked)
-
-    async def ask_sharers(self) -> None:
-        """See `MayHaveSharers`."""
-        await self._holding.ask_sharers()
-
-    async def why_not_held(self) -> str:
-        """See `Rereadable`."""
-        return await self._holding.why_not_held()
-
-    @property
-    def lver(self) -> int:
-        """The version under which it is held; of a shared hold, the one by which it was taken."""
-        lease = self._holding.lease
-        return 0 if lease is None else lease.lver
-
-    @property
-    def geometry(self) -> Geometry:
-        return self._holding.area.geometry
-
-    @property
-    def found_instead(self) -> Leader | None:
-        """The leader that its release found on storage, if others had written over ours."""
-        return self._holding.found_instead
-
-    def rename_at_release(self, name: str) -> None:
-        """The release makes it a free lease of that name; only of an exclusive one."""
-        self._holding.renamed = name
-
-    async def asked(self) -> Force | None:
-        """What another host asks of this exclusive lease, by its request record; None also where that can't be read."""
-        asked = await self._backend.ports.answer(self._holding.asked, self._holding.member.io_timeout_s)
-        return asked if isinstance(asked, Force) else None
-
-    async def read_value_block(self) -> bytes | IoFailed:
-        """The lease's lvb: a whole sector."""
-        read = await self._backend.ports.answer(
-            self._holding.read_value_block, self._holding.member.io_timeout_s
-        )
-        return (
-            _io_failed("Unable to read lvb of lease", self.path, read)
-            if isinstance(read, types.IoFailed)
-            else read
-        )
-
-    async def write_value_block(self, value: bytes) -> IoFailed | None:
-        """Write the lvb, for its exclusive owner only. Waits for as long as that takes: what lands later could land on what
-        the next owner has written.
-        """
-        holding = self._holding
-        done = await self._backend.ports.offload.run(
-            lambda job: holding.write_value_block(job, value), holding.member.io_timeout_s
-        )
-        failed = await done.over if isinstance(done, TimedOut) else done
-        return None if failed is None else _io_failed("Unable to write lvb of lease", self.path, failed)
-
-    async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
-        holding = self._holding
-        if holding.unsettled or holding.lease is None:
-            # Its last change has not ended yet, or will be retried soon. Or the lockspace was lost during it.
-            return IoFailed("Unable to convert lease", self.path, errno.EAGAIN)
-        disk = owner_note.disk_of(holding.area.note) or self._disk
-        path = owner_note.path_of(holding.area.note)
-        holding.area = self._backend.noted(holding.area, note, disk, path)
-        refused = await holding.convert(mode)
-        return None if refused is None else await self._backend.refusal(self._found, holding, refused)
-
-    async def noted_owner(self) -> NotedOwner:
-        """See `NotesOwner`."""
-        return owner_note.noted(await self._backend.maintenance.own_note(self._found, self._holding.member))
-
-    async def release(self) -> None:
-        holding = self._holding
-        self._backend.unsettled(holding, self._found)
-        await holding.release()
-        self._backend.tidy(holding)
-
-    def release_nowait(self) -> bool:
-        return False
-
-    def forget(self) -> None:
-        self._holding.forget()
-        self._found.disk.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +237,7 @@ class PaxosBackend:
     ) -> Found | IoFailed:
         result = await self.ports.answer(finding, member.io_timeout_s, undo=_close_found)
         if isinstance(result, types.IoFailed):
-            return _io_failed("Unable to open lease", self.places.place(lease), result)
+            return io_failed("Unable to open lease", self.places.place(lease), result)
         return result
 
     async def _find(self, job: Job, member: Membership, resource: Resource, lease: str) -> Found | IoFailed:
@@ -397,7 +278,7 @@ class PaxosBackend:
             self.ports.spawn(self._give_back(lease, member, mode, attempt))
             attempt = types.IoFailed(errno.ETIMEDOUT)
         if isinstance(attempt, types.IoFailed):
-            return _io_failed("Unable to acquire lease", self.places.place(lease), attempt)
+            return io_failed("Unable to acquire lease", self.places.place(lease), attempt)
         if isinstance(attempt, IoFailed | LeftBehind):
             return attempt
         found = attempt.found
@@ -561,7 +442,7 @@ class PaxosBackend:
 
         result = await self.ports.answer(describe, holding.member.io_timeout_s)
         return (
-            _io_failed("Unable to acquire lease", found.place, result)
+            io_failed("Unable to acquire lease", found.place, result)
             if isinstance(result, types.IoFailed)
             else result
         )
@@ -627,28 +508,8 @@ class PaxosBackend:
         return self.places.place(self.names.shown(resource))
 
 
-_MAKE_ROOM = "make room for a new lease, or have 'holdfast lease gc' take out leases that nobody holds"
 VANISHED_MAX = 10
 """How often a lease may be removed between being found and opened: each time needs another host's action."""
-
-
-def _io_failed(what: str, place: str, failed: types.IoFailed) -> IoFailed:
-    return IoFailed(what, place, failed.errno)
-
-
-def found_or_refused(resource: Resource, found: Found | Unusable | StorageFailed) -> Found | IoFailed:
-    """Converts the result of finding a lease; raises `LeaseUnusable`."""
-    match found:
-        case Found():
-            return found
-        case Unusable(place, reason, cause):
-            raise LeaseUnusable(name=resource.name, place=place, reason=reason, cause=cause)
-        case StorageFailed(place, failed) if failed.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LeaseUnusable(
-                name=resource.name, place=place, reason=f"{os.strerror(failed.errno)}: {_MAKE_ROOM}"
-            )
-        case StorageFailed(place, failed):
-            return _io_failed("Unable to open lease", place, failed)
 
 
 def _close_found(result: object) -> None:

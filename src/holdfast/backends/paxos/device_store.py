@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar, assert_never
 
-from holdfast.backends.paxos.held_lease import HeldLease, HoldingPorts
+from holdfast.backends.paxos.held_lease import HeldLease
+from holdfast.backends.paxos.lease_jobs import HoldingPorts
 from holdfast.backends.paxos.lease_store import (
     Finding,
     Found,

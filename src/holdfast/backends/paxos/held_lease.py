@@ -17,11 +17,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar, assert_never
 
 from holdfast.backends.base import LeftBehind
+from holdfast.backends.paxos.lease_jobs import HoldingPorts, acquire_lease, area_in, member_in
+from holdfast.backends.paxos.lease_reading import (
+    LeaseReading,
+    holders_seen,
+    is_alone_with,
+    is_held_by,
+    is_shared_by,
+)
 from holdfast.backends.paxos.refusals import failure
 from holdfast.model import Mode
 from holdfast.ondisk.host_block import HostBlock
@@ -30,21 +38,12 @@ from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.ondisk.request import Request
 from holdfast.protocol.ballot import PreparedBallot
 from holdfast.protocol.holders import (
-    Exclusive,
-    Holders,
-    HostTerm,
     claims_against,
-    holders_of,
-    holds_alone,
-    may_yet_own,
-    shared_by,
 )
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_lease import (
     AcquireOutcome,
-    acquire_exclusive,
-    acquire_shared,
     living_sharers,
     upgrade,
 )
@@ -64,103 +63,16 @@ from holdfast.protocol.paxos_release import (
 )
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.protocol.paxos_request import Force, asked_of_holder
-from holdfast.protocol.ports import Rng
 from holdfast.protocol.takeover import NOBODY_ATTESTED, Attested
 from holdfast.protocol.types import Generation, HostId, IoFailed
 from holdfast.system.block_io.lease_files import LeaseDisk
-from holdfast.system.block_io.offload import Job, JobClock, Offload, TimedOut, Work
-from holdfast.system.clock import Clock
+from holdfast.system.block_io.offload import Job, JobClock, TimedOut, Work
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
-
-def _holders(seen: Snapshot) -> Holders:
-    return holders_of(seen.leader, seen.blocks)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HoldingPorts:
-    """The ports for taking and repairing leases. `spawn` runs a background task."""
-
-    offload: Offload
-    clock: Clock
-    rng: Rng
-    spawn: Spawn
-
-    async def answer(
-        self,
-        work: Work[T],
-        timeout_s: float,
-        *,
-        undo: Callable[[T | IoFailed], object] = lambda _: None,
-    ) -> T | IoFailed:
-        """The result of work that changes nothing on storage; silent storage is a failed request.
-
-        `undo` gets a result that came after the timeout.
-        """
-        result = await self.offload.run(work, timeout_s)
-        if not isinstance(result, TimedOut):
-            return result
-
-        def unasked(over: asyncio.Future[T | IoFailed]) -> None:
-            # The caller is gone, so drop errors too.
-            if not over.cancelled() and over.exception() is None:
-                undo(over.result())
-
-        result.over.add_done_callback(unasked)
-        return IoFailed(errno.ETIMEDOUT)
-
-
-def area_in(job: Job, area: LeaseArea) -> LeaseArea:
-    """The lease as the job reads and writes it."""
-    return area.over(job.disk(area.disk))
-
-
-def member_in(job: Job, member: Membership) -> Membership:
-    """The membership for protocols that the job runs: they read other hosts' records."""
-    return member.over(job.disk(member.lockspace.disk))
-
-
-async def acquire_lease(
-    job: Job,
-    area: LeaseArea,
-    member: Membership,
-    ports: HoldingPorts,
-    mode: Mode,
-    *,
-    attested: Attested = NOBODY_ATTESTED,
-    partial_snapshot: Snapshot | None = None,
-    promise: PreparedBallot | None = None,
-    wanted_lver: int = 0,
-) -> AcquireOutcome:
-    """Take a lease, within an offloaded job; only at version `wanted_lver` unless that is 0."""
-    area, member, clock = area_in(job, area), member_in(job, member), JobClock(ports.clock, job)
-    if mode is Mode.SHARED:
-        return await acquire_shared(
-            area,
-            member,
-            clock,
-            ports.rng,
-            wanted_lver=wanted_lver,
-            partial_snapshot=partial_snapshot,
-            promise=promise,
-        )
-    return await acquire_exclusive(
-        area,
-        member,
-        clock,
-        ports.rng,
-        wanted_lver=wanted_lver,
-        attested=attested,
-        partial_snapshot=partial_snapshot,
-        promise=promise,
-    )
-
-
-class HeldLease:
+class HeldLease(LeaseReading):
     """A lease and its repairs, on the event loop. `on_settled` is called whenever the background work has ended; `disk`
     is closed by the job that releases the lease.
     """
@@ -174,8 +86,7 @@ class HeldLease:
         on_settled: Callable[[], None] = lambda: None,
         disk: LeaseDisk | None = None,
     ) -> None:
-        self.area = area
-        self.member = member
+        super().__init__(area, member, ports)
         self.lease: Lease | None = None
         self.trouble = ""
         """Why the release has not succeeded yet."""
@@ -189,7 +100,6 @@ class HeldLease:
         """The leader that the release found on storage, if it was not ours any more."""
         self.renamed = ""
         """What the lease is called from its release on; empty: the same."""
-        self._ports = ports
         self._on_settled = on_settled
         self._disk = disk
         self._doubt: InDoubt | None = None
@@ -278,18 +188,12 @@ class HeldLease:
         elif isinstance(outcome, InDoubt):
             self._doubt = outcome
 
-    async def _look(self) -> Snapshot | Malformed | IoFailed:
-        host_id, timeout_s = self.member.host_id, self.member.io_timeout_s
-        return await self._ports.answer(
-            lambda job: area_in(job, self.area).look(host_id, timeout_s), timeout_s
-        )
-
     async def _left_shared(self) -> Lease | IoFailed | None:
-        seen = await self._look()
+        seen = await self.look()
         if not isinstance(seen, Snapshot):
             return seen if isinstance(seen, IoFailed) else None
         own = seen.block(self.member.host_id)
-        if not _is_shared_by(self.member, own):
+        if not is_shared_by(self.member, own):
             return None
         return self._shared(seen)
 
@@ -300,14 +204,14 @@ class HeldLease:
         Storage that does not answer proves nothing: a ballot for a lease that is held would remove our value from our
         block.
         """
-        seen = await self._look()
+        seen = await self.look()
         if not isinstance(seen, Snapshot):
             return seen
         own = seen.block(self.member.host_id)
         # All later writes to our block keep the owner's note: the next daemon may need it.
         self.area = replace(self.area, note=seen.own_note)
-        alone = _is_alone_with(self.member, seen)
-        if _is_shared_by(self.member, own) and not (alone and mode is Mode.EXCLUSIVE):
+        alone = is_alone_with(self.member, seen)
+        if is_shared_by(self.member, own) and not (alone and mode is Mode.EXCLUSIVE):
             # The journal may say exclusive, if it was cut: a ballot would remove our share from our block.
             self.lease = self._shared(seen)
             if self.lease.owns_leader:
@@ -316,7 +220,7 @@ class HeldLease:
             # The journal may say shared: a conversion was under way, or it was cut. A VM may write already, so the mode
             # stays exclusive until the lock is released.
             self.lease = Lease(LeaseMode.EXCLUSIVE, seen.leader, own, owns_leader=True)
-            holders = _holders(seen)
+            holders = holders_seen(seen)
             shared = claims_against(holders, self._term)
             self.sharers_unasked = {claim.term[0]: claim.term[1] for claim in shared}
         return self.lease
@@ -339,30 +243,6 @@ class HeldLease:
             LeaseMode.SHARED, seen.leader, seen.block(self.member.host_id), owns_leader=leader_is_ours
         )
 
-    async def held_mode(self) -> Mode | IoFailed | None:
-        """The mode in which storage shows this incarnation as holder; None if it does not."""
-        seen = await self._look()
-        if not isinstance(seen, Snapshot):
-            return seen if isinstance(seen, IoFailed) else None
-        if not is_held_by(self.member, seen):
-            return None
-        return Mode.EXCLUSIVE if _is_alone_with(self.member, seen) else Mode.SHARED
-
-    async def is_left_behind(self) -> bool | IoFailed:
-        """Whether storage shows that this incarnation has it, alone or shared, or may get it by another host's ballot."""
-        seen = await self._look()
-        if not isinstance(seen, Snapshot):
-            return seen if isinstance(seen, IoFailed) else False
-        own = seen.block(self.member.host_id)
-        holders = _holders(seen)
-        alone = isinstance(holders, Exclusive) and holders.owner == self._term
-        # An attempt that was not withdrawn: the next host's ballot has to decide for our value.
-        return alone or _is_shared_by(self.member, own) or may_yet_own(seen.leader, own, self._term)
-
-    @property
-    def _term(self) -> HostTerm:
-        return self.member.host_id, self.member.generation
-
     async def why_not_held(self) -> str:
         """See `Rereadable`. Our block decides, as no other host writes it: another host's leader of an older version may
         overwrite ours at any time (ADR 0120), and takes nothing from us.
@@ -380,7 +260,7 @@ class HeldLease:
             return f"its sectors on storage can't be read: {seen}"
         own, leader = seen.block(host_id), seen.leader
         if lease.mode is LeaseMode.SHARED:
-            return "" if _is_shared_by(self.member, own) else "its shared hold is not on storage any more"
+            return "" if is_shared_by(self.member, own) else "its shared hold is not on storage any more"
         value = own.dblock.accepted
         named = value is not None and (value.owner_id, value.generation) == self._term
         if not named or own.dblock.lver != lease.lver or own.dblock.is_released:
@@ -388,28 +268,6 @@ class HeldLease:
         if leader.lver > lease.lver or (leader.lver == lease.lver and not self.member.owns(leader)):
             return f"its leader names host_id {leader.owner_id} at version {leader.lver}"
         return ""
-
-    async def claims(self) -> list[HostTerm] | str:
-        """The incarnations of other hosts that one read shows on it, or why that is not known."""
-        seen = await self._look()
-        if not isinstance(seen, Snapshot):
-            return str(seen)
-        return [claim.term for claim in claims_against(_holders(seen), self._term)]
-
-    async def who_holds(self) -> str:
-        """A text that names a seeming holder, by one read that proves nothing; empty if there is none.
-
-        An owner that was an incarnation of this host id before it was claimed is over, as for a start (`takeover`).
-        """
-        seen = await self._look()
-        if not isinstance(seen, Snapshot):
-            return str(seen)
-        holders = _holders(seen)
-        claims = [c for c in claims_against(holders, self._term) if not self.member.has_ended(c.term)]
-        if claims and claims[0].mode is Mode.EXCLUSIVE:
-            return f"host_id {claims[0].term[0]} has it"
-        others = ", ".join(str(claim.term[0]) for claim in claims)
-        return f"shared by host_id {others}" if others else ""
 
     async def read_value_block(self, job: Job) -> bytes | IoFailed:
         """The lvb, a whole sector."""
@@ -642,17 +500,3 @@ class HeldLease:
 
     def _drop(self) -> None:
         self.lease, self._doubt = None, None
-
-
-def is_held_by(member: Membership, seen: Snapshot) -> bool:
-    """Whether storage shows this incarnation of our host as holder of the lease, alone or shared."""
-    return _is_alone_with(member, seen) or _is_shared_by(member, seen.block(member.host_id))
-
-
-def _is_shared_by(member: Membership, own: HostBlock) -> bool:
-    return shared_by(own) == member.generation
-
-
-def _is_alone_with(member: Membership, seen: Snapshot) -> bool:
-    """Whether the lease is proven to be ours alone."""
-    return holds_alone(seen.leader, seen.blocks, (member.host_id, member.generation))

@@ -15,7 +15,8 @@ from holdfast.backends.base import HeldElsewhere, LeftBehind
 from holdfast.backends.lease_backend import NOBODY_HELD, UNACCOUNTED, LeftLease
 from holdfast.backends.paxos import owner_note
 from holdfast.backends.paxos.breaking import UNPROVEN, Claimant, HoldStands, clear_holds
-from holdfast.backends.paxos.held_lease import HeldLease, area_in, member_in
+from holdfast.backends.paxos.held_lease import HeldLease
+from holdfast.backends.paxos.lease_jobs import area_in, member_in
 from holdfast.backends.paxos.lease_store import Found, StorageFailed, Unusable
 from holdfast.backends.paxos.refusals import TAKEN_OUT
 from holdfast.errors import AttemptLeft, LeaseUnusable, NotOnLease, ResourceBusy, storage_failed
