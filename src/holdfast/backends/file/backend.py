@@ -37,10 +37,10 @@ from holdfast.backends.base import (
     unknown_keys,
 )
 from holdfast.backends.directory_trust import DirectoryTrust
-from holdfast.backends.file import owner_record
+from holdfast.backends.file.lock_file_records import LockFileRecords, noted_by
 from holdfast.backends.known_identities import KnownIdentities
 from holdfast.backends.naming import indirect_name
-from holdfast.model import IDENTITY_LOCKSPACE, Holder, Mode, OwnerName, ProcessId, Protection, Resource
+from holdfast.model import IDENTITY_LOCKSPACE, Holder, Mode, Protection, Resource
 from holdfast.system.files.canonical_path import PathWarnings
 from holdfast.system.files.ofd_lock import FileKey, ForeignLock, IoFailed, OpenedFile
 
@@ -73,20 +73,20 @@ class HeldFile:
 
     def record(self, note: OwnerNote) -> None:
         """Write the owner's name to the lock file; storage thread. Best effort, unlike the lock."""
-        self._recorded = self._backend.write_record(
+        self._recorded = self._backend.records.write(
             self._fd, self._mode, note, self._disk, first=not self._recorded
         )
 
     def note_recorded(self) -> None:
         """After a restart: find out whether the record in the file is ours to blank."""
-        self._recorded = bool(self._backend.read_records(self._fd))
+        self._recorded = bool(self._backend.records.read(self._fd))
 
     async def noted_owner(self) -> NotedOwner:
         """See `NotesOwner`: only a lock file has a record."""
         if not self.create:
             return NotedOwner()
         backend = self._backend
-        return await backend.storage.run(self._pool, self.path, lambda: backend.recorded_owner(self._fd))
+        return await backend.storage.run(self._pool, self.path, lambda: backend.records.owner(self._fd))
 
     async def convert(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
         backend = self._backend
@@ -98,7 +98,7 @@ class HeldFile:
             if refused is None:
                 before, self._mode = self._mode, mode
                 if self._recorded and before is not mode:
-                    backend.blank_record(self._fd, before)
+                    backend.records.blank(self._fd, before)
                     self.record(note)
             return refused
 
@@ -126,7 +126,7 @@ class HeldFile:
                 if backend.files.same_file(fd, self.path) and (failed := backend.files.remove(self.path)):
                     log.warning("lock file %s stays behind: error %d", self.path, failed.errno)
             elif self._recorded:
-                backend.blank_record(fd, self._mode)
+                backend.records.blank(fd, self._mode)
         finally:
             # systemd closes its copy some time after our message; the next owner must not wait for that.
             for let_go in (backend.files.unlock, backend.files.close):
@@ -212,7 +212,7 @@ class FileBackend:
         self.directory = directory
         self.files = ports.files
         self.storage = ports.storage
-        self._clock = ports.clock
+        self.records = LockFileRecords(ports.files, ports.clock, ports.host)
         self._host = ports.host
         self._mounts = ports.mounts
         self._cross_host = cross_host
@@ -394,19 +394,11 @@ class FileBackend:
             return HeldElsewhere(
                 (Holder(pid=foreign.pid, host=self._host, mode=foreign.mode, source="kernel"),)
             )
-        holders = self.read_records(fd) if recorded else []
+        holders = self.records.read(fd) if recorded else []
         holders = [h for h in holders if h.mode is foreign.mode] or holders
         return HeldElsewhere(tuple(holders) or (Holder(mode=foreign.mode, source="kernel"),))
 
-    # --- the owner record ---
-
-    def read_records(self, fd: int) -> list[Holder]:
-        try:
-            if self.files.size(fd) > owner_record.RECORD_FILE_BYTES_MAX:
-                return []  # no lock file of ours: a disk
-            return owner_record.decode(self.files.read(fd, owner_record.RECORD_FILE_BYTES_MAX))
-        except OSError:
-            return []
+    # --- what a lock file's record says of it ---
 
     def recognize(self, fd: int, path: str) -> Recognized | None:
         """See `KeepsDescriptors`. A lock file has a record of its owner; a disk's content is its guest's."""
@@ -416,7 +408,7 @@ class FileBackend:
             return Recognized(resource=Resource("", path), create=False, noted=noted) if path else None
         if directory != self.directory:
             return None
-        noted = self.recorded_owner(fd)
+        noted = self.records.owner(fd)
         return Recognized(resource=self._resource(name, noted), create=True, noted=noted)
 
     def _resource(self, name: str, noted: NotedOwner) -> Resource:
@@ -444,10 +436,10 @@ class FileBackend:
             opened = self.files.open(path, create=False, follow=False)
             if isinstance(opened, IoFailed):
                 continue
-            ours = [h for h in self.read_records(opened.fd) if h.host == self._host and h.pid]
+            ours = [h for h in self.records.read(opened.fd) if h.host == self._host and h.pid]
             self.files.close(opened.fd)
             if len(ours) == 1:
-                noted = _noted(ours[0])
+                noted = noted_by(ours[0])
                 found.append(
                     LeftFile(
                         path=path,
@@ -458,61 +450,6 @@ class FileBackend:
                     )
                 )
         return found
-
-    def recorded_owner(self, fd: int) -> NotedOwner:
-        """The owner of this host that a lock file names, if there is exactly one; storage thread."""
-        ours = [h for h in self.read_records(fd) if h.host == self._host]
-        return _noted(ours[0]) if len(ours) == 1 else NotedOwner()
-
-    def write_record(self, fd: int, mode: Mode, note: OwnerNote, disk: str, *, first: bool) -> bool:
-        files = self.files
-        try:
-            if first:
-                size = files.size(fd)
-                if size > owner_record.RECORD_FILE_BYTES_MAX:
-                    return False
-                before = files.read(fd, size) if size else b""
-                if not owner_record.is_ours(before):
-                    return False
-                self._warn_of_stale(owner_record.decode(before), mode)
-            raw = owner_record.encode(
-                note.owner,
-                host=self._host,
-                pid=note.pid,
-                start_ticks=note.start_ticks,
-                mode=mode,
-                since_wall_s=self._clock.wall(),
-                disk=disk,
-            )
-            offset = owner_record.slot_of(self._host, mode) * owner_record.SLOT_BYTES
-            files.write(fd, raw, offset, truncate=mode is Mode.EXCLUSIVE)
-        except OSError as e:  # a full disk must not refuse a lock that is already held
-            log.warning("owner record not written: %s", e)
-            return False
-        return True
-
-    def _warn_of_stale(self, holders: list[Holder], mode: Mode) -> None:
-        """Warn: we have the lock, and the file still names an owner elsewhere, whose host or daemon has crashed."""
-        for h in holders:
-            if h.host != self._host and (mode is Mode.EXCLUSIVE or h.mode is Mode.EXCLUSIVE):
-                log.warning(
-                    "a lock file still named %s, who no longer has the lock: if host %s did not crash, "
-                    "look there for a VM that runs without its lock manager",
-                    h,
-                    h.host,
-                )
-
-    def blank_record(self, fd: int, mode: Mode) -> None:
-        try:
-            offset = owner_record.slot_of(self._host, mode) * owner_record.SLOT_BYTES
-            self.files.write(fd, owner_record.BLANK, offset, truncate=False)
-        except OSError as e:
-            log.warning("owner record not removed: %s", e)
-
-
-def _noted(holder: Holder) -> NotedOwner:
-    process = ProcessId(holder.pid, holder.start_ticks) if holder.pid else None
-    return NotedOwner(process, OwnerName(holder.name, holder.uuid), holder.disk)
 
 
 def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> FileBackend:
