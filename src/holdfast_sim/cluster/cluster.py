@@ -20,7 +20,8 @@ from holdfast.ondisk.geometry import GEOMETRIES, Geometry
 from holdfast.protocol.timing import Timing
 from holdfast_sim.check.leases import Checkers
 from holdfast_sim.cluster.daemon import ManagedDaemon, configured
-from holdfast_sim.cluster.protocol_daemon import Daemon, Space
+from holdfast_sim.cluster.protocol_daemon import Daemon
+from holdfast_sim.cluster.space import Space
 from holdfast_sim.event_loop import Process
 from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.ports import MachineState

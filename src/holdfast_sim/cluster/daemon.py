@@ -30,8 +30,9 @@ from holdfast.system.host.descriptors import Inherited, encode_state
 from holdfast.system.host.predecessor import Predecessors
 from holdfast_sim.check.leases import Checkers
 from holdfast_sim.cluster.lockspace import ManagedSeat
-from holdfast_sim.cluster.protocol_daemon import CheckedWatchdog, Space
+from holdfast_sim.cluster.space import Space
 from holdfast_sim.cluster.vm import ManagedDesk
+from holdfast_sim.host.checked_watchdog import CheckedWatchdog
 from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.ports import MachineState, StateFile, managed_ports
 from holdfast_sim.storage.disk_names import DiskNames, resource_of

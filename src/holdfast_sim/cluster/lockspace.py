@@ -16,7 +16,7 @@ from holdfast.supervision.lockspace_news import (
 )
 from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
 from holdfast_sim.check.host_ids import Incarnation
-from holdfast_sim.cluster.protocol_daemon import Space
+from holdfast_sim.cluster.space import Space
 from holdfast_sim.cluster.vm import ManagedDesk
 from holdfast_sim.storage.files import Volume
 

@@ -11,7 +11,6 @@ reports to the checkers which leases it holds, at the moments when a user of the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import assert_never
 
 from holdfast.ondisk.geometry import Geometry
@@ -25,49 +24,19 @@ from holdfast.protocol.paxos_lease import AcquireOutcome
 from holdfast.protocol.paxos_outcomes import InDoubt, LockspaceLost
 from holdfast.protocol.paxos_release import DowngradeFailed, Lease, Mode, NotHeld, Released, Withdrawn
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.types import HostId, Instant
+from holdfast.protocol.types import HostId
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lease_monitor import LeaseMonitor
 from holdfast.supervision.renewal import Expired, Expiring, Joined, Left, Lost, RenewalLoop, RenewalNews
-from holdfast.system.watchdog.device import DeviceWatchdog, Watchdog
+from holdfast.system.watchdog.device import DeviceWatchdog
 from holdfast_sim.check.host_ids import Incarnation
 from holdfast_sim.check.leases import Checkers
+from holdfast_sim.cluster.space import Space
+from holdfast_sim.host.checked_watchdog import CheckedWatchdog
 from holdfast_sim.host.machine import Machine, MachineClock, VirtualMachine
 
 KILL_MAX_S = 3.0
 """Seconds from the kill of a virtual machine to its end, at most; stubborn ones do not end."""
-
-
-@dataclass(frozen=True)
-class Space:
-    """A lockspace and the resources whose leases are on the same disk."""
-
-    name: str
-    resources: tuple[str, ...]
-
-
-class CheckedWatchdog:
-    """The shipping driver; after each call a checker reads the state of the device."""
-
-    fences = True
-
-    def __init__(self, driver: Watchdog, looked: Callable[[], None]) -> None:
-        self._driver = driver
-        self._looked = looked
-
-    def prove(self) -> None:
-        self._driver.prove()
-
-    def feed(self, until: Instant) -> bool:
-        fed = self._driver.feed(until)
-        self._looked()
-        return fed
-
-    def disarm(self) -> None:
-        self._driver.disarm()
-
-    def descriptor(self) -> int | None:
-        return self._driver.descriptor()
 
 
 class Daemon:

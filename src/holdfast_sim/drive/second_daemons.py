@@ -26,7 +26,7 @@ from holdfast.supervision.lockspace_news import Joined, LockspaceNews
 from holdfast.supervision.lockspace_supervisor import LockspaceState
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon, configured
-from holdfast_sim.cluster.protocol_daemon import Space
+from holdfast_sim.cluster.space import Space
 from holdfast_sim.event_loop import Process
 from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.ports import MachineState, managed_ports

@@ -14,7 +14,7 @@ from holdfast.ondisk.geometry import Geometry
 from holdfast.ondisk.rindex import INTERNAL_LEASE_NAME
 from holdfast.protocol.lease_area import GLANCED_AT_TOGETHER_BYTES
 from holdfast_sim.check.leases import Checkers
-from holdfast_sim.cluster.protocol_daemon import Space
+from holdfast_sim.cluster.space import Space
 from holdfast_sim.storage.disk import SharedDisk
 from holdfast_sim.storage.disk_names import DiskNames, lease_of
 from holdfast_sim.storage.files import File, SharedDirectory, Volume
