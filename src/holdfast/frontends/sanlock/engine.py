@@ -74,7 +74,14 @@ class SanlockEngine(SanlockService):
             return daemon.facts().io_timeout_s
 
         self._areas = AreaCommands(areas, guard, clock=clock, member=self._member, io_timeout_s=io_timeout_s)
-        self._marks = HostMarks(areas, guard, clock=clock, member=self._member, io_timeout_s=io_timeout_s)
+        self._marks = HostMarks(
+            areas,
+            guard,
+            clock=clock,
+            member=self._member,
+            backend=backends.backend_of,
+            io_timeout_s=io_timeout_s,
+        )
         self._rindexes = RindexCommands(areas, guard, backends, self._areas, clock=clock)
         self._lockspaces = LockspaceCommands(
             lockspaces,

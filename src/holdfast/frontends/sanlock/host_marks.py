@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from holdfast.backends.paxos.area_backend import AreaBackend
+from holdfast.backends.paxos.lease_jobs import member_in
 from holdfast.frontends.sanlock.area_guard import AreaGuard
 from holdfast.frontends.sanlock.engine_ports import ForeignAreas
 from holdfast.frontends.sanlock.foreign_areas import Refused, code_of, done, opened, read_lockspace
@@ -18,6 +20,7 @@ from holdfast.protocol.lease_area import INIT_TIMEOUT_S
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import IO_TIMEOUT_MAX_S
 from holdfast.protocol.types import Generation, HostId, HostTimestamp, IoFailed, timestamp_of
+from holdfast.system.block_io.offload import TimedOut
 from holdfast.system.clock import Clock
 from holdfast.wire.sanlock import replies
 from holdfast.wire.sanlock import requests as r
@@ -31,7 +34,7 @@ TIMESTAMP_NOW = 1
 
 
 class HostMarks:
-    """`member` returns this host's membership in a lockspace, if it has one."""
+    """`member` returns this host's membership in a lockspace, and `backend` the backend of its leases, if there is one."""
 
     def __init__(
         self,
@@ -40,12 +43,14 @@ class HostMarks:
         *,
         clock: Clock,
         member: Callable[[str], Membership | None],
+        backend: Callable[[str], AreaBackend | None],
         io_timeout_s: Callable[[], int],
     ) -> None:
         self._areas = areas
         self._guard = guard
         self._clock = clock
         self._member = member
+        self._backend = backend
         self._io_timeout_s = io_timeout_s
 
     async def init(self, request: r.InitLockspaceHost) -> replies.Plain:
@@ -90,17 +95,24 @@ class HostMarks:
         """Mark a term of another host as dead, by the client's word."""
         if request.mark != HostMark.DEAD_EXT:
             return replies.Plain(Result.EINVAL)
-        member = self._member(request.lockspace.name.text)
-        if member is None:
+        name = request.lockspace.name.text
+        backend, member = self._backend(name), self._member(name)
+        if backend is None or member is None:
             return replies.Plain(Result.ENOSPC)
         host_id = request.host.host_id
         if not 1 <= host_id <= member.lockspace.geometry.hosts_max or host_id == member.host_id:
             return replies.Plain(Result.EINVAL)
         if not can_be_marked(member.lockspace):
             return replies.Plain(Result.VERSION_INCOMPAT)
-        return replies.Plain(await self._mark(member, HostId(host_id), request.host.generation))
+        wanted = request.host.generation
+        done = await backend.ports.offload.run(
+            lambda job: self._mark(member_in(job, member), HostId(host_id), wanted), member.io_timeout_s
+        )
+        result = await done.over if isinstance(done, TimedOut) else done
+        return replies.Plain(code_of(result) if isinstance(result, IoFailed) else result)
 
     async def _mark(self, member: Membership, host_id: HostId, wanted: int) -> int:
+        """Runs on a worker: the membership's own disk is for the thread that renews."""
         record = await member.lockspace.read_record(host_id, member.io_timeout_s)
         if isinstance(record, IoFailed):
             return code_of(record)
