@@ -1327,7 +1327,7 @@ BUGS = (
         "unit/manager/test_prepared_locks.py::test_gap_between_prepare_and_acquire_lets_nobody_in",
     ),
     _in(
-        "manager.preparation",
+        "manager.hook_operations",
         "incoming-takes-a-lock",
         "the disks of an arriving guest are taken, while it runs on the source",
         "self._policy.at_arrival(wants) if arrives else list(wants)",
@@ -1335,7 +1335,7 @@ BUGS = (
         "unit/manager/test_prepared_locks.py::test_arriving_guest_takes_nothing",
     ),
     _in(
-        "manager.preparation",
+        "manager.hook_operations",
         "shared-nvram-held-here",
         "NVRAM on a file server gets a lock of this host alone, as if nobody else could have it",
         "            if not self._mounts.locate(path)[0].may_block\n",
@@ -1453,7 +1453,7 @@ BUGS = (
         "daemon/test_network_disks.py::test_second_start_is_refused_on_both_hosts_and_named_everywhere",
     ),
     _in(
-        "manager.preparation",
+        "manager.hook_operations",
         "arrives-unconnected",
         "a guest with a network disk arrives where libvirt will not connect, so nobody takes its lease",
         "        if unasked and (found := self.over_network(wants)):",

@@ -967,7 +967,7 @@ MUTATIONS = (
         "in_use=lambda: False,",
     ),
     _in(
-        "daemon.host_watchdog",
+        "daemon.watchdog_choice",
         "store-keeps-watchdog",
         "the descriptor store keeps a watchdog that was let go of (found by seed 26)",
         "        if was_open and self._driver.descriptor() is None:",

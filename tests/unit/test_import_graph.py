@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "daemon.client_backends",
             "daemon.client_lockspaces",
             "daemon.handover",
-            "daemon.host_watchdog",
+            "daemon.watchdog_choice",
             "daemon.lockspace_calls",
             "daemon.lockspace_reactions",
             "daemon.lockspaces",

@@ -25,10 +25,10 @@ from holdfast.config_change import WATCHDOG_DEVICE_DEFAULTS
 from holdfast.daemon.client_backends import ClientBackends
 from holdfast.daemon.client_lockspaces import ClientLockspaces
 from holdfast.daemon.handover import Before, Handover, lock_name
-from holdfast.daemon.host_watchdog import WATCHDOG_FD_NAME
 from holdfast.daemon.lockspace_calls import LeaseSpaceCalls
 from holdfast.daemon.lockspace_reactions import LockspaceReactions, Observer
 from holdfast.daemon.lockspaces import HostLockspaces, LeaseHostPorts
+from holdfast.daemon.watchdog_choice import WATCHDOG_FD_NAME
 from holdfast.errors import ConfigError
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.lease_admin.breaking import LeaseBreaker

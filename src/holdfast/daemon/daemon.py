@@ -39,9 +39,9 @@ from holdfast.daemon.system_ports import pooled_storage, system_ports, users_lea
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.manager import events as ev
+from holdfast.manager.hook_operations import HookOperations
 from holdfast.manager.hook_policy import HookPolicy
 from holdfast.manager.identity_locks import disks
-from holdfast.manager.preparation import Preparation
 from holdfast.supervision.host_identity import decode_term
 from holdfast.supervision.incarnation_copies import copy_path
 from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
@@ -132,7 +132,7 @@ class Daemon:
             idle_timeout_s=config.control.idle_timeout_s,
             storage=self._storage,
             user_locks_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // USER_LOCKS_SHARE,
-            preparation=Preparation(
+            hook_operations=HookOperations(
                 self.manager,
                 self.parts.inspection,
                 ports.clock,

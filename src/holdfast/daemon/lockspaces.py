@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from holdfast.backends.base import LeasePorts
-from holdfast.daemon.host_watchdog import HostWatchdog, words_of
+from holdfast.daemon.watchdog_choice import HostWatchdog, words_of
 from holdfast.manager.unknown_locks import UnknownLocks
 from holdfast.protocol.ports import Clock as ProtocolClock
 from holdfast.protocol.ports import Rng

@@ -46,9 +46,9 @@ from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink_connection import VarlinkConnection, refuse_client
 from holdfast.manager.all_or_none import LOCKS_PER_ACQUIRE_MAX, acquire_all
 from holdfast.manager.events import Event
+from holdfast.manager.hook_operations import HookOperations
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
-from holdfast.manager.preparation import Preparation
 from holdfast.manager.queries import Inspection, shown
 from holdfast.model import DIRECT_LOCKSPACE, AcquireRequest, Mode, OwnerName, ProcessId, Resource
 from holdfast.system.files.ofd_lock import IoFailed, close_opened
@@ -104,10 +104,10 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         rights: Rights | None,
         storage: Storage,
         user_locks: "UserLocks",
-        preparation: Preparation,
+        hook_operations: HookOperations,
     ) -> None:
         self._reload = reload
-        self._preparation = preparation
+        self._preparation = hook_operations
         self._user_locks = user_locks
         self._rights = rights
         """Of a peer that is neither root nor the daemon's own user: what it may lock is what it may open."""
@@ -479,12 +479,12 @@ class ControlFrontend:
         idle_timeout_s: float,
         storage: Storage,
         user_locks_max: int,
-        preparation: Preparation,
+        hook_operations: HookOperations,
     ) -> None:
         """`reload` returns only when it is refused, with the reasons."""
         self._reload = reload
         self._user_locks = UserLocks(user_locks_max)
-        self._preparation = preparation
+        self._preparation = hook_operations
         self._storage = storage
         self._lease_spaces = lease_spaces
         self._manager = manager

@@ -1,6 +1,6 @@
 """Prepared locks: held for a VM that libvirt is about to start, before QEMU opens its disks.
 
-libvirt's hook asks for all disks of a VM at `prepare` (`preparation`), when the VM has no process yet. So a *prepared
+libvirt's hook asks for all disks of a VM at `prepare` (`hook_operations`), when the VM has no process yet. So a *prepared
 owner* holds them, for the VM's UUID and the libvirtd that starts it:
 
     prepare ─ prepared ─┬─ REGISTER for that UUID            ─ the claims of its QEMU: from here on as all others

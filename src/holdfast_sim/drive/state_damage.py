@@ -19,7 +19,7 @@ from random import Random
 
 import msgspec
 
-from holdfast.daemon.host_watchdog import WATCHDOG_FD_NAME
+from holdfast.daemon.watchdog_choice import WATCHDOG_FD_NAME
 from holdfast.manager.journal_replay import replay
 from holdfast.supervision.host_identity import Incarnation, encode_term
 from holdfast.supervision.incarnation_copies import IncarnationCopies

@@ -12,11 +12,11 @@ from tests.unit.manager.world import HOST, MOUNTS, World, locked, run, want
 from holdfast.backends.naming import indirect_name
 from holdfast.errors import OwnerGone, Refused, ResourceBusy
 from holdfast.manager import events as ev
+from holdfast.manager.hook_operations import INCOMING_S, HookOperations
 from holdfast.manager.hook_policy import HookPolicy
 from holdfast.manager.journal_replay import replay
 from holdfast.manager.migration_roles import IN, OUT
 from holdfast.manager.owners import Owner
-from holdfast.manager.preparation import INCOMING_S, Preparation
 from holdfast.manager.prepared_locks import STATUS_CHECK_S
 from holdfast.manager.queries import Inspection
 from holdfast.manager.unasked_disks import UnaskedDisks
@@ -77,7 +77,7 @@ class Host:
         )
         self.manager = self.world.manager
         inspection = Inspection(self.manager, files=LockspaceFiles(), storage=InlineStorage(), host=HOST)
-        self.preparation = Preparation(
+        self.hook_operations = HookOperations(
             self.manager, inspection, self.world.clock, mounts=MOUNTS, policy=HookPolicy(policy)
         )
         self.libvirtd: ProcessId = (
@@ -86,7 +86,7 @@ class Host:
 
     async def prepare(self, *disks: str, name: OwnerName = WEB, mode: Mode = Mode.EXCLUSIVE) -> Owner:
         wants: Sequence[AcquireRequest] = [want(disk, mode) for disk in disks]
-        return await self.preparation.prepare(name, self.libvirtd, wants)
+        return await self.hook_operations.prepare(name, self.libvirtd, wants)
 
     def qemu(self, pid: int = QEMU, name: OwnerName = WEB) -> Owner:
         """libvirt's child registers; its connection is kept open by QEMU."""
@@ -107,7 +107,7 @@ class Host:
 
     async def arrived(self, *disks: str) -> Owner:
         """A guest whose disks only the hook asks for, up to `finish3` on the target: it is about to run."""
-        self.preparation.arrives(WEB.uuid, self.libvirtd)
+        self.hook_operations.arrives(WEB.uuid, self.libvirtd)
         await self.prepare(*disks)
         qemu = self.qemu()
         self.says("paused", "migration", IN, "finish3")
@@ -228,7 +228,7 @@ def test_release_of_the_guest_frees_what_its_start_did_not_use(tmp_path: Path) -
         other = OwnerName("web2", "uuid-web2")
         await host.prepare(disk)
         await host.prepare(kept, name=other)
-        host.preparation.release(WEB.uuid, host.libvirtd)
+        host.hook_operations.release(WEB.uuid, host.libvirtd)
         await settle()
         assert not locked(disk)
         assert locked(kept), "that guest's start is still under way"
@@ -241,13 +241,13 @@ def test_release_by_another_libvirtd_frees_nothing_while_the_first_one_lives(tmp
         host = Host(tmp_path)
         disk, second = host.world.disk(), host.world.processes.start(LIBVIRTD + 1)
         await host.prepare(disk)
-        host.preparation.release(WEB.uuid, second)
+        host.hook_operations.release(WEB.uuid, second)
         await settle()
         assert locked(disk)
         host.status.uuids.add(WEB.uuid)
         host.world.processes.end(LIBVIRTD)
         await settle()
-        host.preparation.release(WEB.uuid, second)
+        host.hook_operations.release(WEB.uuid, second)
         await settle()
         assert not locked(disk)
 
@@ -349,7 +349,7 @@ def test_start_that_libvirt_gives_up_while_storage_is_slow_leaves_nothing(tmp_pa
         await gates.waits_for(f"take {disk}")
         again = None
         if then == "release":
-            host.preparation.release(WEB.uuid, host.libvirtd)
+            host.hook_operations.release(WEB.uuid, host.libvirtd)
         else:
             again = host.world.start(host.prepare(disk))
         await settle()
@@ -436,7 +436,7 @@ def test_arriving_guest_takes_nothing(tmp_path: Path) -> None:
     async def scene() -> None:
         host = Host(tmp_path)
         disk = host.world.disk()
-        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        host.hook_operations.arrives(WEB.uuid, host.libvirtd)
         await host.prepare(disk)
         assert not locked(disk)
         await host.prepare(disk)
@@ -454,12 +454,12 @@ def test_arriving_guest_is_refused_where_another_vm_has_its_disk(tmp_path: Path)
         await host.manager.acquire(host.world.owner(OTHER), want(disk))
         await host.manager.acquire(host.qemu(), want(own))
         for path in (disk, alias):
-            host.preparation.arrives(WEB.uuid, host.libvirtd)
+            host.hook_operations.arrives(WEB.uuid, host.libvirtd)
             with pytest.raises(ResourceBusy, match="vm300"):
                 await host.prepare(path)
             refused = [e for e in host.manager.events.recent() if e.kind == ev.REFUSED]
             assert (str(refused[-1].owner), refused[-1].resource) == (str(WEB), Resource("", path))
-        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        host.hook_operations.arrives(WEB.uuid, host.libvirtd)
         await host.prepare(own)  # its holder runs this very VM
 
     run(scene)
@@ -469,17 +469,17 @@ def test_migrate_without_prepare_is_forgotten(tmp_path: Path) -> None:
     async def scene() -> None:
         host = Host(tmp_path)
         disk = host.world.disk()
-        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        host.hook_operations.arrives(WEB.uuid, host.libvirtd)
         await host.passes(INCOMING_S)
         await host.prepare(disk)
         assert locked(disk)
-        host.preparation.release(WEB.uuid, host.libvirtd)
-        host.preparation.arrives(WEB.uuid, host.libvirtd)
-        host.preparation.release(WEB.uuid, host.libvirtd)
+        host.hook_operations.release(WEB.uuid, host.libvirtd)
+        host.hook_operations.arrives(WEB.uuid, host.libvirtd)
+        host.hook_operations.release(WEB.uuid, host.libvirtd)
         await host.prepare(disk)
         assert locked(disk)
-        host.preparation.release(WEB.uuid, host.libvirtd)
-        host.preparation.arrives(WEB.uuid, ProcessId(LIBVIRTD + 1, 1))
+        host.hook_operations.release(WEB.uuid, host.libvirtd)
+        host.hook_operations.arrives(WEB.uuid, ProcessId(LIBVIRTD + 1, 1))
         await host.prepare(disk)
         assert locked(disk), "another libvirtd's guest arrives"
 
@@ -501,10 +501,10 @@ def test_own_files_have_a_lock_if_only_this_host_has_them(tmp_path: Path) -> Non
     async def scene() -> None:
         host = Host(tmp_path)
         inspection = Inspection(host.manager, files=LockspaceFiles(), storage=InlineStorage(), host=HOST)
-        preparation = Preparation(
+        hook_operations = HookOperations(
             host.manager, inspection, host.world.clock, mounts=Nfs(), policy=HookPolicy()
         )
-        wants = preparation.own_files(["/var/vars.fd", "/shared/vars.fd", "/var/swtpm/tpm2"])
+        wants = hook_operations.own_files(["/var/vars.fd", "/shared/vars.fd", "/var/swtpm/tpm2"])
         assert [want.resource for want in wants] == [
             Resource(HOST_LOCKSPACE, "/var/vars.fd"),
             Resource(HOST_LOCKSPACE, "/var/swtpm/tpm2"),
@@ -543,7 +543,7 @@ def test_killed_daemon_still_takes_what_an_arriving_guest_needs(tmp_path: Path, 
     async def scene() -> None:
         host = Host(tmp_path)
         disk = host.world.disk()
-        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        host.hook_operations.arrives(WEB.uuid, host.libvirtd)
         await host.prepare(disk)
         if after == "REGISTER":
             host.qemu()
@@ -675,7 +675,7 @@ def test_guest_does_not_arrive_before_its_source_lets_go_if_its_rule_says_so(tmp
         host = Host(tmp_path / "target", policy=[("*", "", "exclusive")])
         disk, guest = host.world.disk(), source.owner(1)
         await source.manager.acquire(guest, want(disk))
-        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        host.hook_operations.arrives(WEB.uuid, host.libvirtd)
         with pytest.raises(ResourceBusy):
             await host.prepare(disk)
         await source.manager.release(guest, Resource("", disk))
@@ -693,7 +693,7 @@ def test_guest_that_arrives_shared_runs_with_what_its_disk_needs(tmp_path: Path,
         host = Host(tmp_path, policy=[("*", "", "shared")])
         disk = host.world.disk()
         mode = Mode.SHARED if shareable else Mode.EXCLUSIVE
-        host.preparation.arrives(WEB.uuid, host.libvirtd)
+        host.hook_operations.arrives(WEB.uuid, host.libvirtd)
         await host.prepare(disk, mode=mode)
         qemu = host.qemu()
         assert host.manager.claimed(qemu, Resource("", disk)) is Mode.SHARED

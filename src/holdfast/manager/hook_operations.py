@@ -28,7 +28,7 @@ INCOMING_MAX = 1000
 """Guests that arrive at once; a host runs hundreds."""
 
 
-class Preparation:
+class HookOperations:
     """What libvirt's hook asks for."""
 
     def __init__(
