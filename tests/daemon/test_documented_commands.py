@@ -40,6 +40,7 @@ LIBVIRT_UNITS = {
     "virtlockd-admin.socket",
     "libvirtd",
     "chrony",
+    "sanlock.service",
 }
 PLACEHOLDERS = {
     "DISK": "{disk}",
@@ -65,7 +66,7 @@ def commands() -> list[Documented]:
         for number, line in enumerate(page.read_text().splitlines(), 1):
             block = line.startswith("    ")
             for text in [line.strip()] if block else re.findall(r"`([^`]+)`", line):
-                parts = re.split(r"&&|;", text.partition(" #")[0].replace("[", "").replace("]", ""))
+                parts = re.split(r"&&|;", re.split(r" #| > ", text)[0].replace("[", "").replace("]", ""))
                 found += [
                     Documented(f"{page.relative_to(ROOT)}:{number}", command, block)
                     for command in map(str.strip, parts)

@@ -332,13 +332,17 @@ def owner_that_may_be_dead(scene: Scene) -> None:
     name = PaddedName.of("silent")
     silent = dataclasses.replace(record, owner_id=SILENT_HOST, generation=1, host_name=name, timestamp=100)
     write_at(path, at, silent.sector())
-    scene.one.join(lockspace)
     lease = scene.lease(lockspace="SILENT")
     leader = Leader.decode(scene.sector(lease, 0))
     assert isinstance(leader, Leader)
     owned = dataclasses.replace(leader, owner_id=SILENT_HOST, owner_generation=1, timestamp=100, lver=1)
     scene.overwrite(lease, 0, owned.sector())
-    assert acquired(scene, lease, flags=AcquireFlag.OWNER_NOWAIT) == Result.ACQUIRE_OWNED_RETRY
+    process = scene.one.process()
+    scene.one.join(
+        lockspace
+    )  # last: after its next renewal sanlock takes a host that it saw for one that lives
+    request = r.Acquire(AcquireFlag.OWNER_NOWAIT, r.OWN, (lease,))
+    assert process.client.result(request) == Result.ACQUIRE_OWNED_RETRY
     assert scene.one.result(r.RemLockspace(RemoveFlag.ASYNC, lockspace)) == Result.OK
 
 
