@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from holdfast.backends.base import Turn
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.area_backend import AreaBackend
 from holdfast.backends.paxos.backend import PaxosBackend
-from holdfast.backends.paxos.device_store import DeviceStore
+from holdfast.backends.paxos.device_store import DeviceStore, IndexChange
 from holdfast.backends.paxos.directory_store import DirectoryStore
 from holdfast.backends.paxos.lease_jobs import HoldingPorts
 from holdfast.backends.paxos.lease_store import LeaseStore
@@ -123,6 +124,7 @@ class HostLockspaces:
     clock: Clock = field(default_factory=SimulatedClock)
     state_of: dict[int, HostState] = field(default_factory=dict)
     terms_of: dict[int, tuple[SeenTerm, ...]] = field(default_factory=dict)
+    turn: Turn[IndexChange] = field(default_factory=Turn)
     may_write: bool = True
     version: int = delta.VERSION
     flags: int = 0
@@ -189,7 +191,7 @@ class HostLockspaces:
         if directory is not None:
             places = DirectoryStore(str(directory), str(self.lockspace), self.storage, num_hosts)
         else:
-            places = DeviceStore(str(self.lockspace), self.storage, num_hosts, ports)
+            places = DeviceStore(str(self.lockspace), self.storage, num_hosts, ports, self.turn)
         return PaxosBackend(
             "leases",
             presence=self.presence,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.protocol.ports import Rng
@@ -26,6 +26,8 @@ from holdfast.system.files.disk_identity import DiskIdentities
 from holdfast.system.files.mounts import MountTable
 from holdfast.system.files.ofd_lock import FileKey, IoFailed, LockFiles
 from holdfast.system.files.storage_executor import Storage
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +257,13 @@ class NotesOwner(Protocol):
     async def noted_owner(self) -> NotedOwner: ...
 
 
+@dataclass(slots=True)
+class Turn(Generic[T]):
+    """One user at a time of a thing that this host has one of, whichever backend wants it."""
+
+    user: T | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasePorts:
     """Ports for drivers whose locks are leases."""
@@ -266,6 +275,8 @@ class LeasePorts:
     identities: DiskIdentities
     rng: Rng
     spawn: Callable[[Coroutine[Any, Any, Any]], object]
+    turns: dict[str, Turn[Any]] = field(default_factory=dict)
+    """By path: who changes the resource index there. Two backends may name one device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from holdfast.backends.base import BackendPorts, unknown_keys
+from holdfast.backends.base import BackendPorts, Turn, unknown_keys
 from holdfast.backends.directory_trust import DirectoryTrust
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.backend import PaxosBackend
@@ -77,7 +77,7 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
     if directory:
         places = DirectoryStore(directory, spec.path, storage, num_hosts)
     else:
-        places = DeviceStore(device, storage, num_hosts, holding)
+        places = DeviceStore(device, storage, num_hosts, holding, leases.turns.setdefault(device, Turn()))
     reach, reach_note = _reach(table, name, directory, ports.mounts)
     _check_on_lockfailure(table)
     on_loss = _one_of(table, "on_loss", [STOP, RESET], STOP)

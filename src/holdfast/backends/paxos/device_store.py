@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar, assert_never
 
+from holdfast.backends.base import Turn
 from holdfast.backends.paxos.held_lease import HeldLease
 from holdfast.backends.paxos.lease_jobs import HoldingPorts
 from holdfast.backends.paxos.lease_store import (
@@ -64,13 +65,15 @@ class DeviceStore:
         storage: LeaseStorage,
         num_hosts: int | None,
         ports: HoldingPorts,
+        turn: Turn[IndexChange],
     ) -> None:
+        """`turn`: who changes this index on this host; the same one for all stores of the path."""
         self._path = path
         self._storage = storage
         self._num_hosts = num_hosts
         self._ports = ports
         self._known: dict[str, int] = {}
-        self._changing: _Change | None = None
+        self._turn = turn
 
     def place(self, name: str) -> str:
         known = self._known.get(name)
@@ -247,16 +250,16 @@ class DeviceStore:
         taken: object = "this host is making another lease"
         while self._ports.clock.now() - begun <= INDEX_WAIT_S:
             # Another start on this host may be changing it, or its failed change is being repaired.
-            if self._changing is None:
-                self._changing = _Change()
-                taken = await self._change(self._changing, member, work)
+            if self._turn.user is None:
+                self._turn.user = change = IndexChange()
+                taken = await self._change(change, member, work)
                 if isinstance(taken, int | Unusable | StorageFailed | None):
                     return taken
             await self._ports.clock.sleep(self._ports.rng.uniform(0, _INDEX_PAUSE_MAX_S))
         return Unusable(self._path, f"the resource index is being changed ({taken}); try again")
 
     async def _change(
-        self, change: _Change, member: Membership, work: IndexWork
+        self, change: IndexChange, member: Membership, work: IndexWork
     ) -> int | Unusable | StorageFailed | Busy | HostUnknown | FormerUser | Contended | InDoubt | None:
         try:
             disk = await self._storage.open(self._path)
@@ -267,13 +270,13 @@ class DeviceStore:
             if not isinstance(index, Index):
                 return index
             change.holding = holding = HeldLease(
-                index.internal_lease(), member, self._ports, on_settled=self._changed
+                index.internal_lease(), member, self._ports, on_settled=lambda: self._changed(change)
             )
             taken = await holding.acquire(Mode.EXCLUSIVE)
             if isinstance(taken, Lease):
                 return await self._work_as_owner(disk, member, holding, work)
         finally:
-            self._changed()
+            self._changed(change)
         match taken:
             case IoFailed():
                 return StorageFailed(self._path, taken)
@@ -316,12 +319,13 @@ class DeviceStore:
     async def _release_when_settled(self, disk: LeaseDisk, holding: HeldLease) -> None:
         await disk.settled(0, _WHOLE_DEVICE_BYTES)
         await holding.release()
-        self._changed()
+        change = self._turn.user
+        if change is not None and change.holding is holding:
+            self._changed(change)
 
-    def _changed(self) -> None:
-        change = self._changing
-        if change is not None and (change.holding is None or change.holding.done):
-            self._changing = None
+    def _changed(self, change: IndexChange) -> None:
+        if self._turn.user is change and (change.holding is None or change.holding.done):
+            self._turn.user = None
             if change.disk is not None:
                 change.disk.close()
 
@@ -330,7 +334,7 @@ IndexWork = Callable[[Index], Awaitable[Created | IndexFull | LockspaceLost | Io
 
 
 @dataclass(slots=True)
-class _Change:
+class IndexChange:
     """A change of the index by this host, until it is complete or repaired."""
 
     disk: LeaseDisk | None = None
