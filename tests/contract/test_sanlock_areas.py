@@ -20,6 +20,7 @@ from tests.support.leases import SPACE, lease_file, make_lockspace
 from tests.support.sanlock_clients import SHARED, Storage, comes, played
 from tests.support.sanlock_engine import METHODS, EngineSite, blank
 
+from holdfast.backends.paxos.device_store import IndexChange
 from holdfast.backends.paxos.names import key_of_lease
 from holdfast.frontends.sanlock.engine import SanlockEngine
 from holdfast.frontends.sanlock.service import SanlockService
@@ -583,6 +584,33 @@ def test_name_is_created_once_and_a_held_lease_is_deleted_only_from_clients(tmp_
         assert (await site.engine.delete_resource(r.DeleteResource(index, name))).result == Result.ENOENT
         again = await site.engine.create_resource(r.CreateResource(0, 0, index, name))
         assert (again.result, again.entry.offset_bytes) == (Result.OK, 2 * MIB), "its place is used again"
+
+    played(scene)
+
+
+def test_an_index_is_not_changed_while_a_start_of_a_vm_changes_it(tmp_path: Path) -> None:
+    async def scene() -> None:
+        site = EngineSite(Storage(tmp_path, "R1"))
+        index = index_of(blank(tmp_path / "index", 8 * MIB))
+        assert (await site.engine.format_rindex(r.FormatRindex(index))).result == Result.OK
+        backend = site.backend_of(SPACE)
+        assert backend is not None
+        backend.index_turn.user = IndexChange()
+        name = s.RindexEntry(PaddedName.of("a"))
+        made = asyncio.ensure_future(site.engine.create_resource(r.CreateResource(0, 0, index, name)))
+        await asyncio.wait((made,), timeout=TAKEN_AT_ONCE_S)
+        await site.world.clock.advance(1)
+        assert not made.done()
+        assert (await site.engine.lookup_rindex(r.LookupRindex(index, name))).result == Result.EBUSY
+        backend.index_turn.user = None
+        await site.world.clock.advance(1)
+        assert (await made).result == Result.OK
+        assert backend.index_turn.user is None
+        assert (await site.engine.delete_resource(r.DeleteResource(index, name))).result == Result.OK
+        assert backend.index_turn.user is None
+        missing = index._replace(disk=s.Disk(str(tmp_path / "none")))
+        assert (await site.engine.delete_resource(r.DeleteResource(missing, name))).result != Result.OK
+        assert backend.index_turn.user is None, "nobody waits for a turn that came to nothing"
 
     played(scene)
 

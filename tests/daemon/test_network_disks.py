@@ -13,6 +13,8 @@ from tests.daemon.test_qemu_hook import OTHER, WEB, call
 from tests.support.daemon import Factory, Holdfastd, bystander
 from tests.support.polling import wait_until
 
+from holdfast.cli import exits
+
 RULE = '[[disk]]\nmatch = "nbd:*"\nbackend = "leases"\nrequire_protection = 2\n'
 NAME = "nbd://store.example:10809/web"
 JOINED = "joined as host_id"
@@ -79,6 +81,8 @@ def test_arriving_guest_gets_its_disk_when_it_is_about_to_run(hosts: tuple[Holdf
     assert call(beta, "prepare", guest("web1", WEB)).returncode == 0
     assert beta.cli_json("list") == []
     assert call(alpha, "release", guest("web1", WEB)).returncode == 0
+    # libvirt's switch-over takes longer than this; the lease is released on storage meanwhile.
+    wait_until(lambda: beta.cli("who", NAME).returncode == exits.FREE, "the lease to be released")
     with beta.client() as libvirt:
         libvirt.register(pid=bystander(32), name="web1", uuid=str(WEB))
     (lock,) = beta.cli_json("list")

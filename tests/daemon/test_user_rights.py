@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -112,7 +113,10 @@ def test_nobody_makes_the_daemon_open_what_is_no_disk(daemon: Holdfastd, things:
     for path in things.values():
         (answer,) = asked_by_nobody(daemon, path)
         assert answer.startswith(f"Unable to open resource {path}: "), answer
-    opened = {os.readlink(f"/proc/{daemon.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{daemon.pid}/fd")}
+    opened = set()
+    for fd in os.listdir(f"/proc/{daemon.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            opened.add(os.readlink(f"/proc/{daemon.pid}/fd/{fd}"))
     assert opened.isdisjoint({str(path) for path in things.values()} - {"/dev/null"})
 
 

@@ -276,7 +276,7 @@ class LeasePorts:
     rng: Rng
     spawn: Callable[[Coroutine[Any, Any, Any]], object]
     turns: dict[str, Turn[Any]] = field(default_factory=dict)
-    """By path: who changes the resource index there. Two backends may name one device."""
+    """By lockspace: who changes its resource index. Two backends may name one lockspace, under two names of one device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

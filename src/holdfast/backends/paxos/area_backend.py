@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from holdfast.backends.base import HeldElsewhere, SavedLock, Stale
+from holdfast.backends.base import HeldElsewhere, SavedLock, Stale, Turn
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.area_store import GONE, Area, AreaStore, area_of
 from holdfast.backends.paxos.backend import PaxosBackend
+from holdfast.backends.paxos.device_store import DeviceStore, IndexChange
 from holdfast.backends.paxos.held import PaxosHeld
 from holdfast.backends.paxos.lease_failures import found_or_refused
 from holdfast.backends.paxos.lease_jobs import HoldingPorts, area_in, member_in
@@ -66,8 +67,12 @@ class AreaBackend(PaxosBackend):
             storage=storage,
             identities=identities,
         )
+        self.index_turn: Turn[IndexChange] = Turn()
+        """Who of this host changes the lockspace's resource index: a configured backend of it does, too."""
         if beside is not None:
             self.share_leases(beside)
+            if isinstance(beside.places, DeviceStore):
+                self.index_turn = beside.places.turn
 
     async def ask_holder(
         self, name: str, area: Area, force: Force | None, lver: int | None

@@ -77,7 +77,7 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
     if directory:
         places = DirectoryStore(directory, spec.path, storage, num_hosts)
     else:
-        places = DeviceStore(device, storage, num_hosts, holding, leases.turns.setdefault(device, Turn()))
+        places = DeviceStore(device, storage, num_hosts, holding, leases.turns.setdefault(spec.name, Turn()))
     reach, reach_note = _reach(table, name, directory, ports.mounts)
     _check_on_lockfailure(table)
     on_loss = _one_of(table, "on_loss", [STOP, RESET], STOP)

@@ -73,7 +73,7 @@ class DeviceStore:
         self._num_hosts = num_hosts
         self._ports = ports
         self._known: dict[str, int] = {}
-        self._turn = turn
+        self.turn = turn
 
     def place(self, name: str) -> str:
         known = self._known.get(name)
@@ -250,8 +250,8 @@ class DeviceStore:
         taken: object = "this host is making another lease"
         while self._ports.clock.now() - begun <= INDEX_WAIT_S:
             # Another start on this host may be changing it, or its failed change is being repaired.
-            if self._turn.user is None:
-                self._turn.user = change = IndexChange()
+            if self.turn.user is None:
+                self.turn.user = change = IndexChange()
                 taken = await self._change(change, member, work)
                 if isinstance(taken, int | Unusable | StorageFailed | None):
                     return taken
@@ -319,13 +319,13 @@ class DeviceStore:
     async def _release_when_settled(self, disk: LeaseDisk, holding: HeldLease) -> None:
         await disk.settled(0, _WHOLE_DEVICE_BYTES)
         await holding.release()
-        change = self._turn.user
+        change = self.turn.user
         if change is not None and change.holding is holding:
             self._changed(change)
 
     def _changed(self, change: IndexChange) -> None:
-        if self._turn.user is change and (change.holding is None or change.holding.done):
-            self._turn.user = None
+        if self.turn.user is change and (change.holding is None or change.holding.done):
+            self.turn.user = None
             if change.disk is not None:
                 change.disk.close()
 

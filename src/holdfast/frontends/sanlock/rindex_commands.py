@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from holdfast.backends.base import Turn
+from holdfast.backends.paxos.area_backend import AreaBackend
+from holdfast.backends.paxos.device_store import INDEX_WAIT_S, IndexChange
 from holdfast.backends.paxos.held_lease import HeldLease
 from holdfast.frontends.sanlock.area_commands import AreaCommands
 from holdfast.frontends.sanlock.area_guard import AreaGuard
@@ -67,6 +70,8 @@ _MAGIC = MAGIC.to_bytes(4, "little")
 _NAME_AT = 104
 """Of a leader's resource name."""
 _WHOLE_DEVICE_BYTES = 1 << 62
+TURN_POLL_S = 0.02
+"""Between two checks whether another change of the index by this host has ended: one takes some milliseconds."""
 SETTLE_POLL_S = 1.0
 """Between two checks whether a release that failed has been repeated."""
 
@@ -278,13 +283,15 @@ class RindexCommands:
     async def _owned(self, wanted: s.Rindex, member: Membership) -> AsyncIterator[tuple[LeaseDisk, Index]]:
         """The index, read while this host owns its internal lease, on an open path of its own."""
         backend = self._backends.backend_of(wanted.lockspace.text)
+        assert backend is not None  # `member` is of it
+        turn = await self._turn(backend)
         disk = await self._areas.open(wanted.disk.path)
         if isinstance(disk, IoFailed):
+            turn.user = None
             raise Refused(code_of(disk))
         holding: HeldLease | None = None
         try:
             index = await _read(disk, wanted)
-            assert backend is not None  # `member` is of it
             holding = HeldLease(index.internal_lease(), member, backend.ports)
             taken = await holding.acquire(Mode.EXCLUSIVE)
             if not isinstance(taken, Lease):
@@ -292,34 +299,46 @@ class RindexCommands:
             yield disk, await _read(disk, wanted)
         finally:
             space = wanted.lockspace.text
-            if holding is None:
+            if holding is None or holding.done:
+                turn.user = None
                 disk.close()
-            elif not holding.done:
-                self._late.add(space)
-                await self._end(disk, holding, space)
             else:
-                disk.close()
+                self._late.add(space)
+                await self._end(disk, holding, space, turn)
 
-    async def _end(self, disk: LeaseDisk, holding: HeldLease, space: str) -> None:
+    async def _turn(self, backend: AreaBackend) -> Turn[IndexChange]:
+        """It is ours: this host has one block in the internal lease, and a start of a VM may be changing the index."""
+        turn, begun = backend.index_turn, self._clock.now()
+        while turn.user is not None:
+            if self._clock.now() - begun > INDEX_WAIT_S:
+                raise Refused(Result.EBUSY)
+            await self._clock.sleep(TURN_POLL_S)
+        turn.user = IndexChange()
+        return turn
+
+    async def _end(self, disk: LeaseDisk, holding: HeldLease, space: str, turn: Turn[IndexChange]) -> None:
         """Release the internal lease; later, if a write is under way: it may land on what another host writes next."""
-        if disk.in_flight(0, _WHOLE_DEVICE_BYTES):
-            eager_tasks.start(self._end_late(disk, holding, space))
-            return
-        if holding.lease is not None:
-            await holding.release()
-        if holding.done:
-            self._late.discard(space)
-            disk.close()
-        else:
-            eager_tasks.start(self._end_late(disk, holding, space))
+        if not disk.in_flight(0, _WHOLE_DEVICE_BYTES):
+            if holding.lease is not None:
+                await holding.release()
+            if holding.done:
+                self._ended(disk, space, turn)
+                return
+        eager_tasks.start(self._end_late(disk, holding, space, turn))
 
-    async def _end_late(self, disk: LeaseDisk, holding: HeldLease, space: str) -> None:
+    async def _end_late(
+        self, disk: LeaseDisk, holding: HeldLease, space: str, turn: Turn[IndexChange]
+    ) -> None:
         await disk.settled(0, _WHOLE_DEVICE_BYTES)
         if holding.lease is not None:
             await holding.release()
         while not holding.done:
             await self._clock.sleep(SETTLE_POLL_S)
+        self._ended(disk, space, turn)
+
+    def _ended(self, disk: LeaseDisk, space: str, turn: Turn[IndexChange]) -> None:
         self._late.discard(space)
+        turn.user = None
         disk.close()
 
 
