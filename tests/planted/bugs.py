@@ -1428,6 +1428,14 @@ BUGS = (
         "::test_stray_that_names_this_host_goes_if_its_note_says_that_nobody_has_it[alive]",
     ),
     _in(
+        "backends.paxos.config",
+        "each-backend-has-its-turn",
+        "two backends of one device take the lease of its index at once, with one host block",
+        "leases.turns.setdefault(device, Turn())",
+        "Turn()",
+        "sim/test_pinned_seeds.py::test_a_seed_that_found_a_bug_with_habits_is_sound",
+    ),
+    _in(
         "manager.identity_locks",
         "departing-has-an-identity",
         "a VM that is being migrated away counts as one that needs no lease of what its disk is, also if it stays",

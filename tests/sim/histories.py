@@ -24,6 +24,7 @@ from tests.sim.test_pinned_seeds import PINNED
 
 from holdfast_sim.cluster.cluster import Kind, Scenario
 from holdfast_sim.drive.fencings import Format
+from holdfast_sim.drive.habits import NO_HABITS
 from holdfast_sim.drive.state_damage import NO_PLAGUES
 from holdfast_sim.run.seed import play
 from holdfast_sim.storage.disk_names import Naming
@@ -72,6 +73,7 @@ def digest(key: Key) -> str:
             made=Format.PLAIN,
             restored_every_s=0,
             naming=Naming.ONE,
+            habits=NO_HABITS,
         )
     else:
         verdict = play(
@@ -82,6 +84,7 @@ def digest(key: Key) -> str:
             made=FORMATS.get(part, Format.PLAIN),
             restored_every_s=RESTORED_EVERY_S if part == "restored" else 0,
             naming=NAMINGS.get(part, Naming.ONE),
+            habits=NO_HABITS,
         )
     whole = json.dumps([verdict.lines, verdict.violation, verdict.events, verdict.acquired])
     return hashlib.sha256(whole.encode()).hexdigest()[:16]

@@ -1301,6 +1301,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     sys.meta_path.insert(0, MutatingFinder(mutation))
     from holdfast_sim.cluster.cluster import Kind, Scenario
     from holdfast_sim.drive.fencings import Format
+    from holdfast_sim.drive.habits import NO_HABITS
     from holdfast_sim.drive.state_damage import NO_PLAGUES, Plagues
     from holdfast_sim.run.seed import play
     from holdfast_sim.storage.disk_names import Naming
@@ -1323,6 +1324,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
             made=Format[mutation.made],
             restored_every_s=12.0 if mutation.restored else 0.0,
             naming=Naming[mutation.naming],
+            habits=NO_HABITS,
         )
         if not verdict.sound:
             return number + 1, verdict.violation

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast_sim.drive.fencings import Format
+from holdfast_sim.drive.habits import NO_HABITS
 from holdfast_sim.drive.state_damage import NO_PLAGUES
 from holdfast_sim.run import history
 from holdfast_sim.run.seed import play
@@ -89,6 +90,8 @@ FOUND_WITH_ALIASES = (
     4352,  # a stale journal claims for a VM that has stopped what another host has taken since (checker)
     4546,  # the unknown lock of a path was adopted under the name of what its disk is: a reload gave it up unseen
 )
+FOUND_WITH_HABITS = (112000002, 112000199, 112000248)
+"""Two backends of one lockspace took the lease of its index at once, with one host block (two backends)."""
 FOUND_AS_DRAWN = (
     (106002658, Naming.ONE),  # a late record made a generation repeat where no host knows the date (checker)
     (106002982, Naming.LATE),  # a VM whose migration failed never got the lease of what its disk is
@@ -114,29 +117,36 @@ def test_a_seed_that_once_found_a_bug_is_sound(seed: int) -> None:
         foreign_names=False,
         made=Format.PLAIN,
         naming=Naming.ONE,
+        habits=NO_HABITS,
     )  # as it was before there were others
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
 
 
 @pytest.mark.parametrize("seed", FOUND_SINCE)
 def test_a_seed_that_found_a_bug_as_it_is_drawn_today_is_sound(seed: int) -> None:
-    verdict = play(seed, restored_every_s=0, naming=Naming.ONE)
+    verdict = play(seed, restored_every_s=0, naming=Naming.ONE, habits=NO_HABITS)
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
 
 
 @pytest.mark.parametrize("seed", FOUND_WITH_RESTORED_AREAS)
 def test_a_seed_that_found_a_bug_with_restored_areas_is_sound(seed: int) -> None:
-    verdict = play(seed, naming=Naming.ONE)
+    verdict = play(seed, naming=Naming.ONE, habits=NO_HABITS)
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
 
 
 @pytest.mark.parametrize("seed", FOUND_WITH_ALIASES)
 def test_a_seed_that_found_a_bug_with_two_paths_to_a_disk_is_sound(seed: int) -> None:
-    verdict = play(seed, naming=Naming.ALIASES)
+    verdict = play(seed, naming=Naming.ALIASES, habits=NO_HABITS)
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
 
 
 @pytest.mark.parametrize(("seed", "naming"), FOUND_AS_DRAWN)
 def test_a_seed_that_found_a_bug_as_it_is_drawn_with_these_names_is_sound(seed: int, naming: Naming) -> None:
-    verdict = play(seed, naming=naming)
+    verdict = play(seed, naming=naming, habits=NO_HABITS)
+    assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
+
+
+@pytest.mark.parametrize("seed", FOUND_WITH_HABITS)
+def test_a_seed_that_found_a_bug_with_habits_is_sound(seed: int) -> None:
+    verdict = play(seed)
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

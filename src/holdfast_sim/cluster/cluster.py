@@ -35,6 +35,8 @@ from holdfast_sim.world import World
 EPOCH_S = 1_700_000_000
 """The date when a history begins, in seconds since 1970."""
 NEVER_S = 1e9
+IGNORING = 0.6
+"""The share of starts that find on_lockfailure = "ignore", where that may be."""
 
 
 class Places(enum.Enum):
@@ -88,6 +90,10 @@ class Scenario:
     """With LATE names: when each host gets a daemon that knows identities."""
     foreign: int = 0
     """Number of the host whose names Holdfast would never give, as if it ran sanlock; 0: none."""
+    ignores: bool = False
+    """Some starts find on_lockfailure = "ignore"."""
+    two_backends: bool = False
+    """Each lockspace is named by two backends."""
     orders_every_s: float = 0.0
     """Mean seconds between orders of an operator: removing leases, breaking a lease. 0: never."""
 
@@ -196,6 +202,7 @@ class Cluster:
         self.checkers = Checkers(world, scenario.geometry, scenario.fire_timeout_s)
         self.checkers.terms.ids_are_found = scenario.auto_ids
         self.checkers.never_by_time = bool(scenario.made[1] & FLAG_NO_TIMEOUT)
+        self._ignoring = Random(f"ignoring {world.seed}")
         self.names = DiskNames(scenario.naming)
         self.checkers.first = self._first
         self.spaces = tuple(
@@ -323,6 +330,10 @@ class Cluster:
         """Restore the configuration as first written: an operator may have changed what follows the loss of a lease."""
         scenario, random = self.scenario, self.world.random
         few = scenario.lease_hosts == prepared.FEW_HOSTS
+        on_lockfailure = random.choice((LockFailureAction.PAUSE, LockFailureAction.POWEROFF))
+        if scenario.ignores and self._ignoring.random() < IGNORING:
+            on_lockfailure = LockFailureAction.IGNORE
+            self.world.record(f"host{number}", "its virtual machines are to be left alone after a loss")
         return configured(
             self.spaces,
             self.volumes,
@@ -330,8 +341,9 @@ class Cluster:
             hosts_max=scenario.hosts_max if few else scenario.lease_hosts,
             timing=timing,
             watchdog="wdmd" if scenario.wdmd else "device",
-            on_lockfailure=random.choice((LockFailureAction.PAUSE, LockFailureAction.POWEROFF)),
+            on_lockfailure=on_lockfailure,
             names=self.names,
+            two_backends=scenario.two_backends,
             by_identity=self.is_updated(number),
         )
 

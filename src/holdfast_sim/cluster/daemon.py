@@ -43,6 +43,10 @@ NO_LOCKS = DaemonLocks(-1, -1, Predecessors(()))
 """Locks nothing: a simulated machine runs one daemon at a time in its directories."""
 
 
+SECOND = "-archive"
+"""What the name of a lockspace's second backend ends with."""
+
+
 class Libvirt:
     """`DomainControl`: pauses a domain and releases its lock, or does not answer."""
 
@@ -78,8 +82,14 @@ def configured(
     on_lockfailure: LockFailureAction,
     names: DiskNames,
     by_identity: bool,
+    two_backends: bool = False,
 ) -> Config:
-    """The configuration that an operator writes for such a host: a backend per lockspace, a rule per path."""
+    """The configuration that an operator writes for such a host: a backend per lockspace, a rule per path. `two_backends`:
+    a second one per lockspace, which the last disk there is of.
+    """
+
+    def backend_of(space: Space, resource: str) -> str:
+        return f"{space.name}{SECOND}" if two_backends and resource == space.resources[-1] else space.name
 
     def table(space: Space, volume: Volume) -> dict[str, Any]:
         return {
@@ -103,14 +113,15 @@ def configured(
         recovery=RecoveryTable(on_lock_lost="poweroff"),
         backend={
             **{
-                space.name: table(space, volume)
+                f"{space.name}{which}": table(space, volume)
                 for space, volume in zip(spaces, volumes.values(), strict=True)
+                for which in (("", SECOND) if two_backends else ("",))
             },
             "file": {"driver": "file"},  # the backend of built-in defaults, so every configuration has it
         },
         disk=tuple(
             DiskRule(
-                backend=space.name,
+                backend=backend_of(space, resource),
                 match=resource_of(resource, path).name,
                 require_protection=Protection.FENCED.value,
                 identity="auto" if by_identity else "path",

@@ -25,6 +25,7 @@ from holdfast_sim.cluster.protocol_daemon import Daemon, Desk
 from holdfast_sim.cluster.vm import ManagedDesk
 from holdfast_sim.drive.config_edits import RATES, ConfigEdits
 from holdfast_sim.drive.fencings import Fencings, Format
+from holdfast_sim.drive.habits import Habits
 from holdfast_sim.drive.migrations import OFTEN_S as MIGRATIONS_OFTEN_S
 from holdfast_sim.drive.migrations import Migrations
 from holdfast_sim.drive.nemesis import Nemesis
@@ -89,6 +90,7 @@ def play(
     made: Format | None = None,
     restored_every_s: float | None = None,
     naming: Naming | None = None,
+    habits: Habits | None = None,
 ) -> Verdict:
     """Play one seed. Deterministic but for `real_s`; arguments that are None are drawn from the seed.
     `lease_hosts`: how many hosts leases are formatted for. `plagues`: rates of damage to daemons' state.
@@ -97,17 +99,16 @@ def play(
     migrations; 0: never. `foreign_names`: whether a host has a name that Holdfast would never give, where the
     stand-in of the daemon runs. `made`: the format of lockspaces, where the whole daemon runs.
     `restored_every_s`: mean seconds between restores of a lockspace or lease from an older copy, where the whole daemon
-    runs and leases expire by time; 0: never. `naming`: how hosts name disks, where the whole daemon runs.
+    runs and leases expire by time; 0: never. `naming`: how hosts name disks, there too. `habits`: of the site.
     """
     begun = time.perf_counter()
     world = World(seed)
     scenario = Scenario.drawn(world.random, hosts)
+    scenario = (Habits.drawn(seed, scenario.kind) if habits is None else habits).at(seed, scenario)
     if lease_hosts is None:
         # From a separate generator, so that passing the number changes nothing else in the history.
         lease_hosts = Random(f"lease hosts {seed}").choice((FEW_HOSTS, many_hosts(scenario.geometry)))
-    foreign_chance = Random(f"foreign names {seed}")
-    is_foreign = foreign_chance.random() < FOREIGN if foreign_names is None else foreign_names
-    foreign = foreign_chance.randint(1, scenario.hosts) if is_foreign else 0
+    foreign = _foreign(seed, scenario.hosts, foreign_names)
     format_chance = Random(f"formats {seed}")
     drawn_format = Format.drawn(format_chance)
     made = Format.PLAIN if scenario.kind is not Kind.MANAGED else (made or drawn_format)
@@ -135,6 +136,7 @@ def play(
             return 0.0, rng
         return drawn if wanted is None else wanted, rng
 
+    edits = 0.0 if scenario.two_backends else edits  # an edit changes one backend of a lockspace
     edits_made = ConfigEdits(cluster, *often("edited configurations", RATES, edits))
     restarts = Restarts(cluster, *often("reloads and stops", OFTEN_S, restarts_every_s))
     seconds = SecondDaemons(cluster, *often("second daemons", SECONDS_OFTEN_S, seconds_every_s))
@@ -164,6 +166,13 @@ def play(
         virtual_s=world.now,
         real_s=time.perf_counter() - begun,
     )
+
+
+def _foreign(seed: int, hosts: int, wanted: bool | None) -> int:
+    """The number of the host with a foreign name; 0: none."""
+    rng = Random(f"foreign names {seed}")
+    is_foreign = rng.random() < FOREIGN if wanted is None else wanted
+    return rng.randint(1, hosts) if is_foreign else 0
 
 
 def _named(seed: int, scenario: Scenario, wanted: Naming | None) -> Scenario:

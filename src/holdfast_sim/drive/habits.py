@@ -1,0 +1,53 @@
+"""What a site does beside the ordinary: each habit is drawn for a share of seeds, from a generator of its own.
+
+A seed without habits keeps its history. Habits change the scenario alone; moves that need time have modules of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from random import Random
+
+from holdfast_sim.cluster.cluster import Kind, Scenario
+
+SHARE = 0.2
+"""Of the seeds of the kinds that can have it, for each habit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """`timeouts_differ`: hosts of one lockspace have different io_timeouts, as after a change that not all of them have yet.
+    `ignores`: backends may say on_lockfailure = "ignore". `two_backends`: each lockspace is named by two backends, and some
+    disks are of the second one.
+    """
+
+    timeouts_differ: bool = False
+    ignores: bool = False
+    two_backends: bool = False
+
+    @classmethod
+    def drawn(cls, seed: int, kind: Kind) -> Habits:
+        def has(what: str, *kinds: Kind) -> bool:
+            return Random(f"habit {what} {seed}").random() < SHARE and kind in kinds
+
+        return cls(
+            timeouts_differ=has("timeouts differ", Kind.MANAGED, Kind.TWINS),
+            ignores=has("ignores", Kind.MANAGED),
+            two_backends=has("two backends", Kind.MANAGED),
+        )
+
+    def at(self, seed: int, scenario: Scenario) -> Scenario:
+        """The scenario of a site with these habits."""
+        if self.timeouts_differ:
+            scenario = replace(scenario, io_timeouts_s=_differing(Random(f"io_timeouts {seed}"), scenario))
+        return replace(scenario, ignores=self.ignores, two_backends=self.two_backends)
+
+
+NO_HABITS = Habits()
+
+
+def _differing(rng: Random, scenario: Scenario) -> tuple[int, ...]:
+    """1 s and 2 s, each at least once."""
+    drawn = [1, 2, *(rng.choice((1, 2)) for _ in range(scenario.hosts - 2))]
+    rng.shuffle(drawn)
+    return tuple(drawn)
