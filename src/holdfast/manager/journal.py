@@ -173,7 +173,8 @@ class Journal:
             self._file.replace(self.image([*head, *lines]))
         except OSError as e:
             log.error("the journal can't be rewritten: %s", e)
-            self._lines_max = self._lines + COMPACT_LINES_MIN
+            if self._lines_max:  # else it lacks an end, and every line tries again to rewrite it
+                self._lines_max = self._lines + COMPACT_LINES_MIN
             return False
         self._is_cut = False
         self._lines = 2 + len(head) + len(lines)

@@ -219,6 +219,22 @@ def test_end_that_could_not_be_written_is_written_anew_with_the_next_line() -> N
     assert list(journal.load().locks) == [2, 3]
 
 
+def test_end_that_could_not_be_written_is_written_anew_also_after_other_lines_that_failed() -> None:
+    state: list[jn.Line] = [*claim(1, 1, "/a"), *claim(2, 2, "/b")]
+    file = SimulatedAppendFile()
+    journal = Journal(file, boot="boot-1", host="alpha", snapshot=lambda: state)
+    journal.append(*state)
+    file.room_bytes = 10
+    del state[:3]  # owner 1 lets go
+    journal.append_end(jn.UnclaimLine(1, 1, "", "/a"))
+    with pytest.raises(OSError, match="No space"):
+        journal.append(*claim(3, 3, "/c"))
+    file.room_bytes = None
+    state += claim(4, 4, "/d")
+    journal.append(*claim(4, 4, "/d"))
+    assert list(journal.load().locks) == [2, 4]
+
+
 def test_journal_is_rewritten_when_it_has_outgrown_the_state() -> None:
     state: list[jn.Line] = claim(1, 1, "/a")
     file = SimulatedAppendFile()
