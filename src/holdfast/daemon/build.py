@@ -11,7 +11,7 @@ socket.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,8 @@ from holdfast import config as configuration
 from holdfast.backends.base import Backend, BackendPorts
 from holdfast.backends.file.host_files import HostFilesBackend
 from holdfast.backends.lease_backend import LeaseBackend
+from holdfast.backends.paxos.area_backend import in_lockspace
+from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.backends.registry import make_backend
 from holdfast.config import Config, DiskRule
 from holdfast.config_change import WATCHDOG_DEVICE_DEFAULTS
@@ -348,6 +350,7 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
     backends = {
         name: make_backend(name, table, ports, file=config.source()) for name, table in config.backend.items()
     }
+    _share_leases(backends.values())
     _check_network_rules(config, backends)
     rules = [
         Rule(
@@ -363,6 +366,17 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
         backends,
         host_files=HostFilesBackend(ports, directory=config.host_files),
     )
+
+
+def _share_leases(backends: Iterable[Backend]) -> None:
+    """Backends of one lockspace share what this host is using or giving up there: it has one host block in each lease."""
+    before: list[Backend] = []
+    for backend in backends:
+        if isinstance(backend, PaxosBackend):
+            beside = in_lockspace(before, backend.presence)
+            if beside is not None:
+                backend.share_leases(beside)
+            before.append(backend)
 
 
 def _check_network_rules(config: Config, backends: Mapping[str, Backend]) -> None:
