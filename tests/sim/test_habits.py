@@ -43,6 +43,18 @@ def test_disks_are_locked_by_both_backends_of_a_lockspace() -> None:
     assert count(lines, "holds disk1a") > 5 and count(lines, "holds disk1b") > 5
 
 
+def test_hosts_that_are_called_off_in_haste_are_contradicted_by_their_records() -> None:
+    lines = lines_of(Habits(hasty=True))
+    assert count(lines, "and it is called off") > 20
+    assert count(lines, "does not break") > 100 and count(lines, "has to be silent") > 2
+
+
+def test_disks_are_unplugged_from_virtual_machines_while_run_dir_is_full() -> None:
+    lines = lines_of(Habits(full_disks=True))
+    assert count(lines, "its RUN_DIR is full") > 20 and count(lines, "lives on without") > 20
+    assert count(lines, "the journal can't record a new lock") > 5
+
+
 def test_each_habit_has_its_share_of_the_seeds_that_can_have_it() -> None:
     drawn = [Habits.drawn(seed, Kind.MANAGED) for seed in range(400)]
     for habit in Habits.__dataclass_fields__:

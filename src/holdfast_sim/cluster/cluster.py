@@ -94,6 +94,10 @@ class Scenario:
     """Some starts find on_lockfailure = "ignore"."""
     two_backends: bool = False
     """Each lockspace is named by two backends."""
+    hasty: bool = False
+    """An operator calls hosts off as soon as their storage is slow for a moment."""
+    full_disks: bool = False
+    """The disk of RUN_DIR is full now and then, and disks are unplugged from virtual machines that run."""
     orders_every_s: float = 0.0
     """Mean seconds between orders of an operator: removing leases, breaking a lease. 0: never."""
 

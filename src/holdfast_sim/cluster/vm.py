@@ -223,6 +223,21 @@ class ManagedDesk:
     def _owner(self, pid: int) -> Owner | None:
         return self.seat.daemon.manager.owners.with_pid(pid)
 
+    async def unplug(self) -> bool:
+        """The disk is unplugged, and its virtual machine lives on; whether that has happened."""
+        vm = self.lease
+        if vm is None or vm.migrating or self.busy or not self.seat.daemon.serving:
+            return False
+        self.busy = True
+        try:
+            await self._release(vm)
+        finally:
+            self.busy = False
+        if not vm.running or vm not in self.seat.daemon.machine.vms:
+            return False
+        self.seat.daemon.machine.vms.remove(vm)
+        return True
+
     def _in_table(self) -> bool:
         return any(disk_of(name) == self.resource for names in self._claims() for name in names)
 

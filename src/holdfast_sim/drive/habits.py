@@ -18,12 +18,15 @@ SHARE = 0.2
 class Habits:
     """`timeouts_differ`: hosts of one lockspace have different io_timeouts, as after a change that not all of them have yet.
     `ignores`: backends may say on_lockfailure = "ignore". `two_backends`: each lockspace is named by two backends, and some
-    disks are of the second one.
+    disks are of the second one. `hasty`: an operator calls hosts off whose storage is slow for a moment.
+    `full_disks`: RUN_DIR is full now and then, and disks are unplugged from virtual machines that run.
     """
 
     timeouts_differ: bool = False
     ignores: bool = False
     two_backends: bool = False
+    hasty: bool = False
+    full_disks: bool = False
 
     @classmethod
     def drawn(cls, seed: int, kind: Kind) -> Habits:
@@ -34,13 +37,21 @@ class Habits:
             timeouts_differ=has("timeouts differ", Kind.MANAGED, Kind.TWINS),
             ignores=has("ignores", Kind.MANAGED),
             two_backends=has("two backends", Kind.MANAGED),
+            hasty=has("hasty", Kind.MANAGED),
+            full_disks=has("full disks", Kind.MANAGED),
         )
 
     def at(self, seed: int, scenario: Scenario) -> Scenario:
         """The scenario of a site with these habits."""
         if self.timeouts_differ:
             scenario = replace(scenario, io_timeouts_s=_differing(Random(f"io_timeouts {seed}"), scenario))
-        return replace(scenario, ignores=self.ignores, two_backends=self.two_backends)
+        return replace(
+            scenario,
+            ignores=self.ignores,
+            two_backends=self.two_backends,
+            hasty=self.hasty,
+            full_disks=self.full_disks,
+        )
 
 
 NO_HABITS = Habits()

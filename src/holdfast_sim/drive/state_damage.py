@@ -6,7 +6,9 @@
     after a start    another virtual machine of this host wants a disk that is in use
 
 One of the three copies of an incarnation (state_dir, RUN_DIR, journal) stays intact, over several starts too: a host that
-has lost all of them and its journal can't know that it ever ran. Choices come from a separate generator, so that a seed
+has lost all of them and its journal can't know that it ever ran. At sites whose RUN_DIR fills up, that happens under a
+daemon that runs as well; there disks are unplugged, and a checker requires that the journal forgets a claim that has ended
+as soon as there is room. Choices come from a separate generator, so that a seed
 without any damage keeps its history.
 """
 
@@ -23,8 +25,10 @@ from holdfast.daemon.watchdog_choice import WATCHDOG_FD_NAME
 from holdfast.manager.journal_replay import replay
 from holdfast.supervision.host_identity import Incarnation, encode_term
 from holdfast.supervision.incarnation_copies import IncarnationCopies
+from holdfast.testing.fakes import SimulatedAppendFile
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon
+from holdfast_sim.cluster.vm import ManagedDesk
 from holdfast_sim.host.machine import Machine
 from holdfast_sim.host.ports import MachineState, StateFile
 
@@ -34,6 +38,11 @@ RIVAL_SOON_S, RIVAL_MAX_S = 1.5, 15.0
 """Seconds from a start until another VM wants the disk: before and after the left state is accounted for."""
 SEEMINGLY_WHOLE = 0.25
 """The share of damaged journals that still replay without a fault."""
+FILLS_EVERY_S, UNPLUGS_EVERY_S = 4.0, 2.0
+"""Mean seconds, in the whole cluster, between two full disks of RUN_DIR, and between two disks that are unplugged."""
+LIVES_ON_S = (3.0, 30.0)
+"""For how long a virtual machine lives on without the disk."""
+LOOK_S = 0.5
 MEMBERS_MAX = 2
 """How many copies of an incarnation are damaged at the same time; the third one stays intact."""
 
@@ -58,6 +67,24 @@ class Plagues:
 NO_PLAGUES = Plagues()
 
 
+@dataclass(eq=False)
+class _EndedClaim:
+    """Of a virtual machine that lives on. `before`: the journal when it had no room last."""
+
+    daemon: ManagedDaemon
+    pid: int
+    journal: SimulatedAppendFile
+    before: bytes
+
+    def is_named(self) -> bool:
+        """In the journal, and not in the table of the daemon that writes it."""
+        saved = replay(self.journal.raw)
+        ids = {i for i, owner in saved.owners.items() if owner.process.pid == self.pid}
+        owner = self.daemon.manager.owners.with_pid(self.pid)
+        holds = owner is not None and any(owner.id in lock.claims for lock in self.daemon.manager.table)
+        return not holds and any(ids.intersection(lock.claims) for lock in saved.locks.values())
+
+
 class StateDamage:
     """Damages state at each start of a daemon, until `heal`."""
 
@@ -74,6 +101,12 @@ class StateDamage:
             cluster.after_kill = self._after_kill
         if plagues.kills_every_s:
             self._next_kill()
+        self._full = Random(f"full disks {cluster.world.seed}")
+        self._ended: list[_EndedClaim] = []
+        if cluster.scenario.full_disks:
+            self._every(FILLS_EVERY_S, self._fill_run_dir)
+            self._every(UNPLUGS_EVERY_S, self._unplug)
+            self._look()
 
     def heal(self) -> None:
         """Free the full disks, and damage nothing any more."""
@@ -96,6 +129,58 @@ class StateDamage:
         machine = self._random.choice(self._cluster.machines)
         if machine.up:
             machine.kill_process("killed")
+
+    # --- under a daemon that runs ---
+
+    def _every(self, mean_s: float, strike: Callable[[], None]) -> None:
+        def struck() -> None:
+            if not self._stopped:
+                self._every(mean_s, strike)
+                strike()
+
+        self._world.after(self._full.expovariate(1 / mean_s), struck)
+
+    def _fill_run_dir(self) -> None:
+        machine = self._full.choice(self._cluster.machines)
+        journal, seconds = self._cluster.states[machine.name].journal, self._full.uniform(0.5, 8)
+        self._record(machine, f"its RUN_DIR is full for {seconds:.1f} s")
+        # With no room at all, a journal can't even be replaced by a shorter one: that takes a new file.
+        journal.room_bytes = self._full.choice((0, 0, len(journal.raw) + 100))
+        self._world.after(seconds, lambda: setattr(journal, "room_bytes", None))
+
+    def _unplug(self) -> None:
+        daemons = [d for d in self._cluster.daemons.values() if isinstance(d, ManagedDaemon) and d.serving]
+        desks = [desk for d in daemons if d.alive for desk in d.desks if desk.lease is not None]
+        if desks:
+            desk = self._full.choice(desks)
+            desk.seat.daemon.process.spawn(self._unplugged(desk))
+
+    async def _unplugged(self, desk: ManagedDesk) -> None:
+        daemon, vm = desk.seat.daemon, desk.lease
+        state = daemon.state
+        if state.status is not None or vm is None or not await desk.unplug():
+            return
+        self._record(daemon.machine, f"{vm.name} lives on without {desk.resource}")
+        self._ended.append(_EndedClaim(daemon, vm.pid, state.journal, state.journal.raw))
+        processes = state.processes
+        self._world.after(self._full.uniform(*LIVES_ON_S), lambda: processes.end(vm.pid))
+
+    def _look(self) -> None:
+        """Check that a journal with room in it, which was written since, does not name a claim that has ended."""
+        self._ended = [each for each in self._ended if each.daemon.alive]
+        for ended in list(self._ended):
+            if ended.journal.room_bytes is not None:
+                ended.before = ended.journal.raw
+            elif ended.journal.raw != ended.before:
+                self._ended.remove(ended)
+                if ended.is_named():
+                    self._world.fail(
+                        "nothing is locked for nobody",
+                        f"the journal names the claim of process {ended.pid}, which has ended, and it has room",
+                        ended.daemon.machine,
+                    )
+        if not self._stopped:
+            self._world.after(LOOK_S, self._look)
 
     # --- before a start ---
 
