@@ -36,7 +36,7 @@ LANES = (
     (
         Tier("unit", 120),
         Tier("planted", 420),
-        Tier("daemon", 700, processes=6),
+        Tier("daemon", 700, processes=5),
         Tier("systemd", 180),
     ),
     (

@@ -1431,7 +1431,7 @@ BUGS = (
         "backends.paxos.config",
         "each-backend-has-its-turn",
         "two backends of one device take the lease of its index at once, with one host block",
-        "leases.turns.setdefault(device, Turn())",
+        "leases.turns.setdefault(spec.name, Turn())",
         "Turn()",
         "sim/test_pinned_seeds.py::test_a_seed_that_found_a_bug_with_habits_is_sound",
     ),
