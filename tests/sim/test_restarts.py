@@ -13,6 +13,7 @@ from holdfast_sim.cluster.cluster import Cluster, Kind, Places, Scenario
 from holdfast_sim.cluster.daemon import ManagedDaemon
 from holdfast_sim.cluster.lockspace import ManagedSeat
 from holdfast_sim.drive.config_edits import TAKING
+from holdfast_sim.drive.habits import NO_HABITS
 from holdfast_sim.host.machine import DAEMON, STORE, VirtualMachine
 from holdfast_sim.run.seed import play
 from holdfast_sim.storage.disk import FaultProfile
@@ -148,6 +149,10 @@ def test_seeds_of_the_whole_daemon_have_reloads_and_stops_and_terms_that_go_on_a
 
 
 def test_seeds_of_the_whole_daemon_have_configurations_that_were_edited_in_each_way() -> None:
-    lines = [what for seed in range(180) for _, _, what in play(seed, edits=0.7, seconds_every_s=0).lines]
+    lines = [
+        what
+        for seed in range(180)
+        for _, _, what in play(seed, edits=0.7, seconds_every_s=0, habits=NO_HABITS).lines
+    ]
     for what in ("its backends are renamed", *(how for how, _ in TAKING)):
         assert sum(what in each for each in lines) > 2, what
