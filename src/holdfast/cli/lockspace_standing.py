@@ -30,6 +30,14 @@ LOOK_S = 0.5
 """Between two looks at a join: a person sees the seconds count down."""
 
 
+def answer(spaces: Sequence[LeaseSpaceInfo], *, as_json: bool) -> None:
+    """As an object, or for people."""
+    if as_json:
+        render.as_json(spaces)
+    else:
+        show(spaces)
+
+
 def show(spaces: Sequence[LeaseSpaceInfo]) -> None:
     if not spaces:
         click.echo('no backend has leases: see driver = "paxos" in the configuration')

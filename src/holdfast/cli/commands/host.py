@@ -122,14 +122,10 @@ def list_hosts(
 
 
 def _seen_by_the_daemon(context: Context, as_json: bool) -> None:
-    from holdfast.cli import lockspace_standing, render
+    from holdfast.cli import lockspace_standing
 
     with context.connect() as client:
-        spaces = client.lease_spaces()
-    if as_json:
-        render.as_json(spaces)
-    else:
-        lockspace_standing.show(spaces)
+        lockspace_standing.answer(client.lease_spaces(), as_json=as_json)
 
 
 def _list(path: str, offset: int, watch: float | None, fire_timeout: int, as_json: bool) -> None:

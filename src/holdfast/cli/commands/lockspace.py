@@ -29,14 +29,11 @@ def list_command(context: Context, as_json: bool) -> None:
 
     Exit 0: joined everywhere; 6: not, with the reason and the seconds left.
     """
-    from holdfast.cli import lockspace_standing, render
+    from holdfast.cli import lockspace_standing
 
     with context.connect() as client:
         spaces = client.lease_spaces()
-    if as_json:
-        render.as_json(spaces)
-    else:
-        lockspace_standing.show(spaces)
+    lockspace_standing.answer(spaces, as_json=as_json)
     if any(each.state != "joined" for each in spaces):
         sys.exit(exits.DEGRADED)
 
