@@ -162,8 +162,13 @@ class StateDamage:
             return
         self._record(daemon.machine, f"{vm.name} lives on without {desk.resource}")
         self._ended.append(_EndedClaim(daemon, vm.pid, state.journal, state.journal.raw))
-        processes = state.processes
-        self._world.after(self._full.uniform(*LIVES_ON_S), lambda: processes.end(vm.pid))
+        processes, pid = state.processes, vm.pid
+
+        def ends() -> None:
+            if processes.is_running(pid):  # the daemon may have stopped it before
+                processes.end(pid)
+
+        self._world.after(self._full.uniform(*LIVES_ON_S), ends)
 
     def _look(self) -> None:
         """Check that a journal with room in it, which was written since, does not name a claim that has ended."""
