@@ -1,4 +1,4 @@
-"""Which connections of an earlier daemon are gone on with, and which are closed."""
+"""Which connections of an earlier daemon are taken over, and which are closed."""
 
 from __future__ import annotations
 

@@ -84,7 +84,8 @@ class KeptClients:
             self.found.append(FoundClient(saved.client_id, sock, peer_of(sock), entry, left))
             return
         log.warning(
-            "the connection of a sanlock client (pid %d) ends: it can't be gone on with", peer_of(sock).pid
+            "the connection of a sanlock client (pid %d) ends: this daemon can't take it over",
+            peer_of(sock).pid,
         )
         sock.close()
         self.keep(saved.client_id, None)

@@ -45,7 +45,7 @@ VARIABLE = "HOLDFAST_RELOAD_CHECK"
 CHECK_FILE = "reload-check.json"
 CHECKED = "holdfastd: compared with what is held"
 """The first line of a program that understands the variable."""
-TAKES_CLIENTS = "holdfastd: goes on with connections of sanlock's clients"
+TAKES_CLIENTS = "holdfastd: takes over connections of sanlock's clients"
 """Another line of a program that does."""
 CHECK_BYTES_MAX = 2 * kept_file.KEPT_BYTES_MAX
 CHECK_TIMEOUT_S = 60.0
@@ -130,7 +130,7 @@ class NextProgram:
     text: str
     held: Callable[[], list[HeldNeed]]
     takes_clients: bool = False
-    """Whether it goes on with connections of sanlock's clients, when it was asked."""
+    """Whether it takes over connections of sanlock's clients, when it was asked."""
 
     async def why_not(self) -> list[str]:
         """Why they may not take over; empty if they may."""

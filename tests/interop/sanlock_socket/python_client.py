@@ -1,4 +1,4 @@
-"""Debian's python3-sanlock in a process of its own, told its calls one by one: a program as oVirt's vdsm is one.
+"""Debian's python3-sanlock in a process of its own, which gets its calls one by one: a program as oVirt's vdsm is one.
 
 What calls give is written down as a transcript, so that two daemons can be compared. Generations, timestamps and places
 differ between any two runs: they become words.

@@ -19,7 +19,7 @@ def import_sanlock(root: str, as_json: bool) -> None:
     Changes nothing. With the result holdfastd is in sanlock's place, and the leases are those that libvirt has made.
 
     \b
-    holdfast import-sanlock > /etc/holdfast/holdfast.toml
+    holdfast import-sanlock > holdfast.toml.new
     holdfast check-config
 
     Exit 0: printed; 78: a file can't be used.
