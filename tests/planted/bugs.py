@@ -1611,4 +1611,20 @@ BUGS = (
         "sim/test_pinned_seeds.py"
         "::test_a_seed_that_found_a_bug_as_it_is_drawn_with_these_names_is_sound[109001132-Naming.LATE]",
     ),
+    _in(
+        "backends.paxos.maintenance",
+        "clients-lease-is-a-disks",
+        "a client's lease that was found on storage is taken for a disk's, and is lost with the next restart",
+        "        is_clients = disk.startswith(SANLOCK_PREFIX)\n",
+        "        is_clients = False\n",
+        "daemon/test_sanlock_orphans.py::test_an_orphan_that_the_journal_has_lost_stays_held_over_every_restart[0]",
+    ),
+    _in(
+        "manager.lock_state",
+        "sharers-note-ends",
+        "a lease that clients share is let go with the one that its note names, when the journal is lost",
+        "    persists = resource in owner.persistent or is_shared_by_clients\n",
+        "    persists = resource in owner.persistent\n",
+        "daemon/test_sanlock_orphans.py::test_a_lease_that_clients_share_outlives_each_of_them_without_the_journal",
+    ),
 )

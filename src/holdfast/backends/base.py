@@ -52,6 +52,8 @@ class OwnerNote(NamedTuple):
     """Start time of that process (`ProcessId`); 0 if it is not known."""
     libvirtd: int = 0
     """The pid of the libvirtd that starts it, for a VM that has no process yet."""
+    persists: bool = False
+    """Whether the lock outlives that process, as an orphan of a client of sanlock's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,8 @@ class NotedOwner(NamedTuple):
     owner: OwnerName = NOBODY
     disk: str = ""
     """What the owner calls its disk."""
+    may_persist: bool = False
+    """Whether the lock may be one that outlives that process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

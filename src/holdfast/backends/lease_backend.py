@@ -37,6 +37,8 @@ class LeftLease:
     resource: Resource
     mode: Mode
     noted: NotedOwner
+    area: str = ""
+    """Where it is, as `path:offset`."""
 
 
 class LeaseNaming(Protocol):

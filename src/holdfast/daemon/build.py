@@ -241,6 +241,7 @@ def build(
         in_doubt=lambda backends: manager.unknown.has_place(set(backends)),
         others=lambda backends: lease_recovery.users_beside_clients(set(backends)),
     )
+    manager.unknown.may_be_clients = lambda lock: client_backends.serves(routing.leases.get(lock.backend))
     if config.sanlock.socket:
         clients.serve_configured()
     recovery = Recovery(

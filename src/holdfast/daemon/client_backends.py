@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.backends.paxos.area_backend import AreaBackend, in_lockspace
 from holdfast.backends.paxos.lease_jobs import HoldingPorts
 from holdfast.manager.routing import Routing
@@ -45,6 +46,10 @@ class ClientBackends:
     def backend_of(self, lockspace: str) -> AreaBackend | None:
         """None if this host is not in that lockspace, and is not about to join it."""
         return self._backends.get(lockspace)
+
+    def serves(self, backend: LeaseBackend | None) -> bool:
+        """Whether clients may have leases where that backend has its own."""
+        return backend is not None and backend.presence.name in self._backends
 
     def add(self, presence: LockspacePort) -> None:
         """A lockspace is there from now on; one that has its backend already keeps it."""

@@ -56,6 +56,7 @@ from holdfast.system.host import descriptors as fds
 from holdfast.system.host.commands import CommandProcess
 from holdfast.system.host.process import SystemProcesses
 from holdfast.system.host.realtime import lock_memory
+from holdfast.system.logs.recent_lines import RecentLines
 
 log = logging.getLogger("holdfast")
 
@@ -154,6 +155,7 @@ class Daemon:
                 version=config.sanlock.version,
                 io_timeout_s=config.sanlock.io_timeout_s,
                 watchdog=self.parts.clients.watchdog,
+                log_text=RecentLines.of_root().text,
                 end=self._ask_to_stop,
             )
             if config.sanlock.socket

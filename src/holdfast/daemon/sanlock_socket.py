@@ -6,17 +6,20 @@ that its clients have to know goes from here to them: events, requests of other 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
+from typing import Protocol
 
 from holdfast.daemon.build import Parts
 from holdfast.daemon.client_backends import ClientBackends
 from holdfast.daemon.client_facts import ClientFacts
 from holdfast.daemon.client_lockspaces import ClientLockspaces
-from holdfast.daemon.kept_clients import KeptClients
+from holdfast.daemon.kept_clients import FoundClient
 from holdfast.frontends.sanlock.client_stopper import ClientStopper
 from holdfast.frontends.sanlock.clients import Client
+from holdfast.frontends.sanlock.connection import Leftovers
+from holdfast.frontends.sanlock.connection_slots import Slots
 from holdfast.frontends.sanlock.engine import SanlockEngine
 from holdfast.frontends.sanlock.engine_ports import DaemonFacts
 from holdfast.frontends.sanlock.frontend import SanlockFrontend
@@ -33,7 +36,6 @@ from holdfast.supervision.renewal import HISTORY_MAX
 from holdfast.system.block_io.lease_files import LeaseStorage
 from holdfast.system.host.commands import Commands
 from holdfast.system.host.descriptors import SavedClient
-from holdfast.system.logs.recent_lines import RecentLines
 
 AREAS = "areas of sanlock's clients"
 """The workers for storage at places that clients name."""
@@ -65,18 +67,16 @@ class _Lockspaces:
 class _Daemon:
     """`engine_ports.Daemon`."""
 
-    def __init__(self, parts: Parts, facts: DaemonFacts, end: Callable[[], None]) -> None:
+    def __init__(
+        self, parts: Parts, facts: DaemonFacts, log_text: Callable[[], bytes], end: Callable[[], None]
+    ) -> None:
         self._parts = parts
         self._facts = facts
+        self.log_text = log_text
         self._end = end
-        self._lines = RecentLines()
-        logging.getLogger().addHandler(self._lines)
 
     def facts(self) -> DaemonFacts:
         return self._facts
-
-    def log_text(self) -> bytes:
-        return self._lines.text()
 
     def why_not_ended(self) -> str:
         owners = self._parts.manager.owners
@@ -87,10 +87,26 @@ class _Daemon:
         self._end()
 
 
+class KeptConnections(Protocol):
+    """Connections from one daemon to the next: `KeptClients`."""
+
+    @property
+    def slots(self) -> Slots | None: ...
+    @property
+    def found(self) -> Sequence[FoundClient]: ...
+    @property
+    def owners(self) -> Counter[tuple[int, int]]: ...
+    @property
+    def pending(self) -> Collection[int]: ...
+
+    def keep(self, client_id: int, fd: int | None) -> None: ...
+    def passed_on(self, connections: Iterable[Leftovers]) -> tuple[list[SavedClient], int]: ...
+
+
 class SanlockSocket:
     """Made when the configuration names a socket. `version`: of the sanlock it stands in for; `watchdog`: of the lockspaces
     that clients add; `areas`: storage at places that they name, None: with the daemon's own rights; `kept`: connections
-    from an earlier daemon. `end` has the daemon exit.
+    from an earlier daemon. `log_text`: the latest lines of its log. `end` has the daemon exit.
     """
 
     def __init__(
@@ -99,12 +115,13 @@ class SanlockSocket:
         *,
         lockspaces: ClientLockspaces,
         backends: ClientBackends,
-        kept: KeptClients,
+        kept: KeptConnections,
         commands: Commands,
         areas: LeaseStorage | None,
         version: str,
         io_timeout_s: int,
         watchdog: WatchdogSpec,
+        log_text: Callable[[], bytes],
         end: Callable[[], None],
     ) -> None:
         manager = parts.manager
@@ -123,7 +140,7 @@ class SanlockSocket:
         self.engine = SanlockEngine(
             lockspaces=_Lockspaces(lockspaces, self.stopper.stop_all),
             facts=self._facts,
-            daemon=_Daemon(parts, _facts(parts, number, io_timeout_s, watchdog), end),
+            daemon=_Daemon(parts, _facts(parts, number, io_timeout_s, watchdog), log_text, end),
             leases=leases,
             backends=backends,
             areas=areas if areas is not None else parts.ports.leases.storage(AREAS),

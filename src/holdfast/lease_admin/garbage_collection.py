@@ -16,7 +16,7 @@ from holdfast.backends.lease_backend import UNACCOUNTED, LeaseBackend
 from holdfast.errors import AttemptLeft, LockError, Refused, StorageFailed
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Evidence
-from holdfast.model import DIRECT_LOCKSPACE, ProcessId, Resource
+from holdfast.model import DIRECT_LOCKSPACE, SANLOCK_PREFIX, ProcessId, Resource
 from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
@@ -221,14 +221,24 @@ class LeaseCollector:
         if self._manager.table.named(resource) is not None:
             # The disk has a lock of another backend, beside which an earlier daemon took the lease (`moved_disks`).
             resource = Resource(DIRECT_LOCKSPACE, name)
+        # What a client of sanlock's has is adopted by the backend of these clients, which goes by the place of a lease.
+        is_clients = (
+            resource.lockspace.startswith(SANLOCK_PREFIX) and resource.lockspace in self._manager.backends
+        )
         self._manager.unknown.hold(
-            backend=backend.name,
+            backend=resource.lockspace if is_clients else backend.name,
+            path=left.area if is_clients else left.held.path,
             held=left.held,
             resource=resource,
             mode=left.mode,
             keys=keys,
             name=left.noted.owner,
-            evidence=Evidence(why=f"{why}; lease {name}", process=left.noted.process, disk=left.noted.disk),
+            evidence=Evidence(
+                why=f"{why}; lease {name}",
+                process=left.noted.process,
+                disk=left.noted.disk,
+                may_persist=left.noted.may_persist,
+            ),
         )
 
     async def _is_of_ended(self, backend: LeaseBackend, name: str, ended: Collection[ProcessId]) -> bool:

@@ -273,7 +273,9 @@ class LockAcquirer:
                     backend=backend.name,
                     fix=fix,
                 )
-        outcome = await self._key_locks.holding(keys, candidate.take(want.mode, note_of(owner)))
+        outcome = await self._key_locks.holding(
+            keys, candidate.take(want.mode, note_of(owner, want.resource, want.mode))
+        )
         if isinstance(outcome, Stale):
             return Outcome.RETRY
         if isinstance(outcome, LeftBehind):
@@ -347,7 +349,9 @@ class LockAcquirer:
     async def _strengthen(self, owner: Owner, want: AcquireRequest, lock: HostLock, mode: Mode) -> None:
         assert lock.held is not None
         things = (lock, *lock.keys)
-        refused = await self._key_locks.holding(things, lock.held.convert(mode, note_of(owner)))
+        refused = await self._key_locks.holding(
+            things, lock.held.convert(mode, note_of(owner, want.resource, mode))
+        )
         if isinstance(refused, HeldElsewhere):
             holders = self._descriptions.with_programs(refused.holders)
             raise ResourceBusy(want.resource, holders, cause=refused.cause)

@@ -354,9 +354,9 @@ class LockManager:
         """Why a lock protects nothing now; empty if it is held."""
         return self.state.why_lost(lock)
 
-    def note(self, owner: Owner) -> OwnerNote:
-        """The note that is written to lock files and leases, for people and for the next daemon."""
-        return note_of(owner)
+    def note(self, owner: Owner, resource: Resource, mode: Mode) -> OwnerNote:
+        """The note that is written to its lock file or lease, for people and for the next daemon."""
+        return note_of(owner, resource, mode)
 
     def remember_incarnation(self, lockspace: str, state: str) -> None:
         """Keep a copy of this host's incarnation in the journal, beside the locks that depend on it."""

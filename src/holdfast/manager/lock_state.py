@@ -16,7 +16,7 @@ from holdfast.manager.owners import Owner, Owners
 from holdfast.manager.repeated_acquire import RepeatedAcquirePolicy
 from holdfast.manager.routing import Routing
 from holdfast.manager.unknown_locks import UnknownLocks
-from holdfast.model import Mode, Resource
+from holdfast.model import SANLOCK_PREFIX, Mode, Resource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,11 @@ class LockState:
         return backend.lost if isinstance(backend, MayBeLost) else ""
 
 
-def note_of(owner: Owner) -> OwnerNote:
-    """The note that is written to lock files and leases, for people and for the next daemon."""
+def note_of(owner: Owner, resource: Resource, mode: Mode) -> OwnerNote:
+    """The note that is written to its lock file or lease, for people and for the next daemon. A lease that clients of
+    sanlock's share outlives each of them, as others of this host may have it, too, and one note names one.
+    """
     libvirtd = owner.prepared.pid if owner.prepared is not None else 0
-    return OwnerNote(owner.name, owner.pid, owner.process_id.start_ticks, libvirtd)
+    is_shared_by_clients = mode is Mode.SHARED and resource.lockspace.startswith(SANLOCK_PREFIX)
+    persists = resource in owner.persistent or is_shared_by_clients
+    return OwnerNote(owner.name, owner.pid, owner.process_id.start_ticks, libvirtd, persists)

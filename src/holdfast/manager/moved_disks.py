@@ -242,7 +242,7 @@ class MovedDisks:
         if manager.table.in_the_way(owner.id, moved.mode, keys=keys):
             return "another owner has the disk"
         outcome = await manager.key_locks.holding(
-            (moved.lock, *keys), candidate.take(moved.mode, manager.note(owner))
+            (moved.lock, *keys), candidate.take(moved.mode, manager.note(owner, name, moved.mode))
         )
         if isinstance(outcome, LeftBehind):
             await manager.acquirer.on_left_behind(backend.name, outcome.lease)

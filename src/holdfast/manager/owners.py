@@ -41,6 +41,8 @@ class Evidence:
     """What the owner calls its disk; empty if that is not known."""
     unseen: bool = False
     """Whether it ran where this daemon sees no processes (another PID namespace): nothing here proves its end."""
+    may_persist: bool = False
+    """Whether its lock may be one that outlives its process: an orphan of a client of sanlock's."""
 
 
 class Wishes(NamedTuple):

@@ -190,7 +190,8 @@ class LockReleaser:
         rest = next((o for i in lock.claims if (o := self._owners.get(i)) is not None), None)
         if rest is None or lock.held is None:
             return
-        refused = await self._key_locks.holding((lock,), lock.held.convert(mode, note_of(rest)))
+        note = note_of(rest, next(iter(lock.claims[rest.id])), mode)
+        refused = await self._key_locks.holding((lock,), lock.held.convert(mode, note))
         if refused is None:
             self._book.converted(lock, mode)
         else:

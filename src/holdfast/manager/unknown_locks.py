@@ -14,6 +14,9 @@ Three things end it:
     settled      the named process is over, and no process of this host has the disk open: checked again and again.
                  Or by an operator's order (`settle`), which is refused while a process has the disk open
 
+A lease of a client of sanlock's may be an orphan, which outlives every process: where clients are served, one whose note
+names no VM or disk is not settled by proof.
+
 A process that doesn't have a disk open can't write to it, and one that opens it now has to ask for the lock first, which
 an unknown owner holds. A process that can't be inspected counts as one that has it open.
 """
@@ -26,7 +29,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 
 from holdfast.backends.base import Held, MayHaveSharers, NotesOwner
-from holdfast.errors import Refused
+from holdfast.errors import LockError, Refused
 from holdfast.manager import events as ev
 from holdfast.manager.events import Events
 from holdfast.manager.lock_registry import HostLock, LockRegistry
@@ -93,6 +96,8 @@ class UnknownLocks:
         self._on_attributed = on_attributed
         self.on_known: Callable[[HostLock], None] = lambda _: None
         """Called with each lock that an owner has that is known, after it was found held or was held for an unknown one."""
+        self.may_be_clients: Callable[[HostLock], bool] = lambda _: False
+        """Whether sanlock's clients may have leases where that lock is."""
         self._settling = False
 
     # --- what there is ---
@@ -102,8 +107,9 @@ class UnknownLocks:
 
     @property
     def locks(self) -> list[HostLock]:
-        """Every lock that an unknown owner claims."""
-        return [lock for owner in self._owners if owner.unknown is not None for lock in self._locks_of(owner)]
+        """Every lock that an unknown owner claims, each once."""
+        unknown = [owner for owner in self._owners if owner.unknown is not None]
+        return list({lock.id: lock for owner in unknown for lock in self._locks_of(owner)}.values())
 
     def _locks_of(self, owner: Owner) -> list[HostLock]:
         return self._table.of_owner(owner.id)
@@ -144,14 +150,17 @@ class UnknownLocks:
         name: OwnerName,
         evidence: Evidence,
         lock_id: int = 0,
+        path: str = "",
     ) -> HostLock:
-        """Enter a lock that was found held without a claim."""
+        """Enter a lock that was found held without a claim. `path`: where its backend finds it again; empty: `held` says
+        that.
+        """
         owner = self.owner(name, evidence) if _is_unasked(held) else self.attributed(name, evidence)
         lock: HostLock = Lock(
             lock_id=lock_id or self._table.next_id(),
             backend=backend,
             held=held,
-            path=held.path,
+            path=path or held.path,
             create=held.create,
             mode=mode,
             keys=keys,
@@ -162,6 +171,8 @@ class UnknownLocks:
         self._book.restored(lock, owner)
         if owner.unknown is None:
             log.warning("%s is held for %s, as its note says", resource, owner)
+            if evidence.may_persist:
+                self._persists(owner, resource)
             self._on_attributed(owner)
             self.on_known(lock)
         else:
@@ -215,7 +226,8 @@ class UnknownLocks:
         # Most locks have no unknown claimant, and to ask whether a class has the methods of a protocol takes longest.
         if not self._unknown_claimants(lock) or not isinstance(notes, NotesOwner) or _is_unasked(notes):
             return
-        process, name, disk = await notes.noted_owner()
+        noted = await notes.noted_owner()
+        process, name, disk = noted.process, noted.owner, noted.disk
         if process is None or lock.held is not held:
             return
         for owner in self._unknown_claimants(lock):
@@ -223,6 +235,9 @@ class UnknownLocks:
             if known is not None:
                 self._book.attributed(lock, owner, known)
                 log.warning("%s is held for %s, as its note says", lock.path, known)
+                if noted.may_persist:
+                    for resource in lock.claims[known.id]:
+                        self._persists(known, resource)
                 self._on_attributed(known)
                 self.on_known(lock)
                 self._forget_if_idle(owner)
@@ -230,17 +245,21 @@ class UnknownLocks:
                 owner.unknown = replace(owner.unknown, process=process, disk=owner.unknown.disk or disk)
 
     async def keep_for_noted(self, lock: HostLock, ended: Collection[ProcessId]) -> bool:
-        """Keep a lock whose owners have ended by the journal, if the note beside it names another process that lives: an
-        older copy of the journal may have been restored, and the lock taken since. Whether it was kept.
+        """Keep a lock whose owners have ended by the journal, if the note beside it names another process that lives, or a
+        client of sanlock's, whose lease may be an orphan: an older copy of the journal may have been restored, and the lock
+        taken since. Whether it was kept.
         """
         held: object = lock.held
         if not isinstance(held, NotesOwner):
             return False
-        process, name, disk = await held.noted_owner()
-        if process is None or process in ended or not self._owners.process_lives(process):
+        noted = await held.noted_owner()
+        process, name, disk = noted.process, noted.owner, noted.disk
+        if process is None or process in ended:
+            return False
+        if not self._owners.process_lives(process) and not noted.may_persist:
             return False
         why = f"its note names process {process.pid}, and the journal others, which have ended"
-        evidence = Evidence(why=why, process=process, disk=disk)
+        evidence = Evidence(why=why, process=process, disk=disk, may_persist=noted.may_persist)
         owner = self.owner(name, evidence) if _is_unasked(held) else self.attributed(name, evidence)
         for former, names in [(i, dict(names)) for i, names in lock.claims.items()]:
             for resource, mode in names.items():
@@ -250,6 +269,8 @@ class UnknownLocks:
         for resource, mode in lock.claims[owner.id].items():
             if owner.unknown is None:
                 log.warning("%s is held for %s, as its note says, although %s", resource, owner, why)
+                if noted.may_persist:
+                    self._persists(owner, resource)
             else:
                 self.report(owner, resource, mode)
         self.on_known(lock)
@@ -335,6 +356,8 @@ class UnknownLocks:
         users = await self._users(lock, (resource.name, evidence.disk))
         if users is None or not users.complete or set(users.pids) - {me.pid}:
             return Relation.NONE
+        if await self._may_be_orphan(lock):
+            return Relation.NONE  # it belongs to no process
         if me.pid in users.pids or self._is_listed(asker, resource):
             return Relation.SAME
         return Relation.NONE if evidence.unseen else Relation.OVER
@@ -398,7 +421,29 @@ class UnknownLocks:
                     return False
             elif not users.none:
                 return False
+            if await self._may_be_orphan(lock):
+                return False
         return not self._is_closing()
+
+    async def _may_be_orphan(self, lock: HostLock) -> bool:
+        """Whether a client of sanlock's may have left the lease as an orphan, which outlives every process: of a client's
+        lease nothing but the journal says so. Only a note that names a VM or its disk shows that it is none.
+        """
+        held: object = lock.held
+        if not self.may_be_clients(lock) or not isinstance(held, NotesOwner):
+            return False
+        try:
+            noted = await held.noted_owner()
+        except LockError:
+            return True
+        return noted.may_persist or not (noted.owner.uuid or noted.disk)
+
+    def _persists(self, owner: Owner, resource: Resource) -> None:
+        """A lease that was attributed to a client by its note becomes an orphan with that client's end."""
+        try:
+            self._book.persists(owner, resource)
+        except OSError:
+            owner.persistent.add(resource)  # the note says so to the next daemon, too
 
     def _settled(self, owner: Owner, proof: str) -> None:
         for lock in self._locks_of(owner):

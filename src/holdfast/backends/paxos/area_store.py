@@ -3,11 +3,15 @@
 Such a lease is never made on demand, and never removed by us: its owner is the program that wrote it there (vdsm,
 lvmlockd, `sanlock client init`). What stands at its place decides its sector and area size, whatever those of the lockspace
 are. No lease but those that were asked for is known here.
+
+A lease beside the lockspace's file is refused while their directory is not mounted: libvirt's plugin makes its leases there,
+and below the mount point it would make one that no other host sees.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,12 +24,13 @@ from holdfast.backends.paxos.lease_store import (
     WithoutIndex,
     disk_in,
     opened,
+    strayed,
 )
 from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.types import IoFailed
-from holdfast.system.block_io.lease_files import LeaseStorage
+from holdfast.system.block_io.lease_files import LeaseDisk, LeaseStorage
 from holdfast.system.block_io.offload import Job
 
 AREAS_MAX = 100_000
@@ -85,6 +90,9 @@ class AreaStore(WithoutIndex):
         disk = await self._storage.open(area.path, job=job)
         if isinstance(disk, IoFailed):
             return StorageFailed(place, disk)
+        if (away := _below_mount_point(member, area, disk)) is not None:
+            job.disk(disk).close()
+            return away
         finding = await opened(job, disk, area.offset_bytes, member, name, place, None)
         if isinstance(finding, Removed) and await job.disk(disk).is_named():
             finding = Unusable(place, str(_CLEARED), _CLEARED)
@@ -105,6 +113,15 @@ class AreaStore(WithoutIndex):
 
     async def still_there(self, member: Membership, found: Found, name: str, job: Job | None = None) -> bool:
         return await disk_in(job, found.disk).is_named()
+
+
+def _below_mount_point(member: Membership, area: Area, disk: LeaseDisk) -> Unusable | None:
+    """The refusal for a lease beside the lockspace's file, on another file system than the one that was joined."""
+    directory = os.path.dirname(area.path)
+    joined = getattr(member.lockspace.disk, "facts", None)
+    if joined is None or disk.facts.is_block_device or os.path.dirname(joined.path) != directory:
+        return None
+    return strayed(member, directory, disk.facts.file_system)
 
 
 GONE = StorageFailed("the lease", IoFailed(errno.ENOENT))

@@ -24,6 +24,7 @@ from holdfast.backends.paxos.lease_store import (
     clear,
     disk_in,
     opened,
+    strayed,
 )
 from holdfast.ondisk import areas
 from holdfast.ondisk.host_record import is_record_name
@@ -62,9 +63,9 @@ class DirectoryStore(WithoutIndex):
                 return Removed()
         if isinstance(disk, IoFailed):
             return StorageFailed(path, disk)
-        if (strayed := self._strayed(member, disk.facts.file_system)) is not None:
+        if (away := strayed(member, self._directory, disk.facts.file_system)) is not None:
             job.disk(disk).close()
-            return strayed
+            return away
         finding = await opened(job, disk, 0, member, name, path, self._num_hosts)
         if not isinstance(finding, Found):
             job.disk(disk).close()
@@ -125,21 +126,9 @@ class DirectoryStore(WithoutIndex):
         there = await self._storage.open(self._lockspace_path, writable=False, job=job)
         if isinstance(there, IoFailed):
             return StorageFailed(self._lockspace_path, there)
-        strayed = self._strayed(member, there.facts.file_system, there.facts.inode)
+        away = strayed(member, self._directory, there.facts.file_system, there.facts.inode)
         disk_in(job, there).close()
-        return strayed
-
-    def _strayed(self, member: Membership, file_system: int, inode: int | None = None) -> Unusable | None:
-        """The refusal for a directory that is not the one of the lockspace that was joined."""
-        # A disk without facts is simulated, not a file: it can't be mounted elsewhere.
-        joined = getattr(member.lockspace.disk, "facts", None)
-        if joined is None or (joined.file_system == file_system and (inode is None or joined.inode == inode)):
-            return None
-        return Unusable(
-            self._directory,
-            f"the directory is not the one any more in which this host has joined lockspace "
-            f"{member.lockspace.space_name}: is it mounted?",
-        )
+        return away
 
 
 def lockspace_path(directory: str, name: str) -> str:

@@ -114,6 +114,24 @@ def disk_in(job: Job | None, disk: LeaseDisk) -> LeaseDisk:
     return disk if job is None else job.disk(disk)
 
 
+def strayed(
+    member: Membership, directory: str, file_system: int, inode: int | None = None
+) -> Unusable | None:
+    """The refusal for what is in the lockspace's directory by its path, and on another file system than the lockspace that
+    was joined: what is below the mount point protects nothing, as no other host sees it. `inode`: of the lockspace's file as
+    it is there now.
+    """
+    # A disk without facts is simulated, not a file: it can't be mounted elsewhere.
+    joined = getattr(member.lockspace.disk, "facts", None)
+    if joined is None or (joined.file_system == file_system and (inode is None or joined.inode == inode)):
+        return None
+    return Unusable(
+        directory,
+        f"the directory is not the one any more in which this host has joined lockspace "
+        f"{member.lockspace.space_name}: is it mounted?",
+    )
+
+
 async def clear(member: Membership, found: Found, leader: Leader) -> StorageFailed | Unusable | None:
     """Write that the lease of this leader is removed: no host can win it from then on."""
     if not member.may_write():

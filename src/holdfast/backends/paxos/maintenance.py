@@ -20,7 +20,7 @@ from holdfast.backends.paxos.lease_jobs import area_in, member_in
 from holdfast.backends.paxos.lease_store import Found, StorageFailed, Unusable
 from holdfast.backends.paxos.refusals import TAKEN_OUT
 from holdfast.errors import AttemptLeft, LeaseUnusable, NotOnLease, ResourceBusy, storage_failed
-from holdfast.model import Mode, ProcessId, Resource, printable, resource_of
+from holdfast.model import SANLOCK_PREFIX, Mode, ProcessId, Resource, printable, resource_of
 from holdfast.ondisk.delta import FLAGS_MEAN_FROM, DeltaLease
 from holdfast.ondisk.record_layout import major_of
 from holdfast.protocol import types
@@ -348,7 +348,10 @@ class PaxosMaintenance:
             await self.free_left_behind(name)
             return None
         noted = owner_note.noted(note)
-        resource = resource_of(owner_note.disk_of(note) or self._backend.names.path_of(name))
+        disk = owner_note.disk_of(note) or self._backend.names.path_of(name)
+        is_clients = disk.startswith(SANLOCK_PREFIX)
+        lockspace = self._backend.presence.name
+        resource = Resource(SANLOCK_PREFIX + lockspace, name) if is_clients else resource_of(disk)
         holding = self._backend.holding(found, member)
         self._backend.unsettled(holding, found)
         resumed = await holding.resume(mode)
@@ -358,7 +361,8 @@ class PaxosMaintenance:
             raise storage_failed(IoFailed("Unable to resume lease", found.place, failed))
         holding.area = replace(holding.area, note=note)
         held = self._backend.handed_out(found, holding, resource)
-        return LeftLease(held, resource, mode, noted)
+        area = f"{found.disk.facts.path}:{found.area.offset_bytes}"
+        return LeftLease(held, resource, mode, noted, area)
 
     async def noted_process(self, name: str) -> ProcessId | None:
         """The process that the note after our own block names; None without a note. Raises as `free_left_behind`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from holdfast.backends.base import NotedOwner, OwnerNote
-from holdfast.model import SANLOCK, Holder, Mode, OwnerName, ProcessId, printable
+from holdfast.model import SANLOCK, SANLOCK_PREFIX, Holder, Mode, OwnerName, ProcessId, printable
 from holdfast.ondisk.host_block import NOTE_BYTES_MAX
 from holdfast.supervision.host_names import node_of
 
@@ -33,8 +33,13 @@ class _Note(msgspec.Struct, frozen=True, omit_defaults=True):
     """The pid of the libvirtd that was about to start the VM, which had no process yet: nothing is concluded from that."""
     maintenance: bool = False
     """No VM's: a daemon has it for a moment, to break it, to take it out or to free it."""
+    persists: int = 0
+    """Of a lease of a client of sanlock's, whether it outlives that process as an orphan: `ENDS` or `PERSISTS`; 0: an older
+    daemon has not written that.
+    """
 
 
+ENDS, PERSISTS = 1, 2
 _encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(_Note)
 
@@ -58,12 +63,19 @@ def encode(note: OwnerNote, since_wall_s: float, disk: str, path: str = "") -> b
     start = note.start_ticks
     path = path.encode("utf-8", "replace").decode()
     libvirtd = note.libvirtd
+    persists = 0
+    if disk.startswith(SANLOCK_PREFIX):
+        persists = PERSISTS if note.persists else ENDS
     for each in (path, "") if path else ("",):
-        whole = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid, disk, each, libvirtd))
+        whole = _encode(
+            _Note(1, note.pid, int(since_wall_s), start, name, uuid, disk, each, libvirtd, persists=persists)
+        )
         if len(whole) <= NOTE_BYTES_MAX:
             return whole
     while True:
-        raw = _encode(_Note(1, note.pid, int(since_wall_s), start, name, uuid, libvirtd=libvirtd))
+        raw = _encode(
+            _Note(1, note.pid, int(since_wall_s), start, name, uuid, libvirtd=libvirtd, persists=persists)
+        )
         if len(raw) <= NOTE_BYTES_MAX or not name:
             return raw[:NOTE_BYTES_MAX]
         name = name[: max(0, len(name) - max(1, (len(raw) - NOTE_BYTES_MAX) // 4))]
@@ -115,7 +127,9 @@ def noted(raw: bytes) -> NotedOwner:
     """The owner in a note, for the host that wrote it; all empty without a note that can be read."""
     note = _read(raw)
     process = ProcessId(note.pid, note.start) if note.pid > 0 else None
-    return NotedOwner(process, OwnerName(note.name, note.uuid), path_of(raw) or disk_of(raw))
+    disk = path_of(raw) or disk_of(raw)
+    may_persist = note.persists == PERSISTS or (note.persists == 0 and disk.startswith(SANLOCK_PREFIX))
+    return NotedOwner(process, OwnerName(note.name, note.uuid), disk, may_persist)
 
 
 def _read(raw: bytes) -> _Note:

@@ -20,6 +20,13 @@ class RecentLines(logging.Handler):
         self.setFormatter(LineFormatter(journal=False))
         self._lines: deque[bytes] = deque(maxlen=LINES_MAX)
 
+    @classmethod
+    def of_root(cls) -> RecentLines:
+        """From now on."""
+        lines = cls()
+        logging.getLogger().addHandler(lines)
+        return lines
+
     def emit(self, record: logging.LogRecord) -> None:
         self._lines.append(self.format(record).encode("utf-8", "replace")[:LINE_BYTES_MAX])
 
