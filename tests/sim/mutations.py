@@ -28,6 +28,10 @@ SEEDS_MAX = 400
 SEEDS_NEAR = 60
 """Within so many, from `near`, each of them is found by the tests."""
 NEAR: dict[str, int] = {
+    "orphan-not-journaled": 18,
+    "orphan-is-the-askers": 240,
+    "attributed-client-leaves-none": 118,
+    "old-request-obeyed": 64,
     "running-vm-forgotten": 98,
     "lost-end-not-seen": 2160,
     "dead-without-watchdog": 30,
@@ -108,6 +112,8 @@ class Mutation:
     """The format of the lockspaces that show it: a name of `fencings.Format`."""
     naming: str = "ONE"
     """How hosts name disks in the histories that show it: a name of `disk_names.Naming`."""
+    clients: bool = False
+    """Whether only sanlock's clients show it; all others are hunted in histories without them."""
 
     @property
     def near(self) -> int:
@@ -131,6 +137,7 @@ def _in(
     restored: bool = False,
     made: str = "PLAIN",
     naming: str = "ONE",
+    clients: bool = False,
 ) -> Mutation:
     return Mutation(
         name,
@@ -147,10 +154,72 @@ def _in(
         restored=restored,
         made=made,
         naming=naming,
+        clients=clients,
     )
 
 
 MUTATIONS = (
+    # --- sanlock's clients ---
+    _in(
+        "frontends.sanlock.resource_commands",
+        "orphan-let-go",
+        "what a client holds persistently is released when the client ends",
+        "            if held.persistent and not self.held.others(held):\n",
+        "            if False:\n",
+        clients=True,
+    ),
+    _in(
+        "manager.lock_registry",
+        "orphan-not-journaled",
+        "the next daemon does not know that a lease outlives its client",
+        "        self._record(owner, persistent_line(owner.id, resource))\n",
+        "        pass\n",
+        restarts=True,
+        clients=True,
+    ),
+    _in(
+        "manager.unknown_locks",
+        "orphan-settled",
+        "an orphan that the journal has lost is let go when its client's process is over (found by seed 231)",
+        "        return noted.may_persist or not (noted.owner.uuid or noted.disk)\n",
+        "        return False\n",
+        damage="rough",
+        clients=True,
+    ),
+    _in(
+        "manager.unknown_locks",
+        "orphan-is-the-askers",
+        "an orphan that the journal has lost goes to a virtual machine that starts with its disk (found by seed 496)",
+        "            return Relation.NONE  # it belongs to no process\n",
+        "            pass\n",
+        damage="rough",
+        clients=True,
+    ),
+    _in(
+        "manager.unknown_locks",
+        "attributed-client-leaves-none",
+        "a lease that only its note attributes to a client is let go with that client (found by seed 1805)",
+        "            if evidence.may_persist:\n",
+        "            if False:\n",
+        damage="rough",
+        clients=True,
+    ),
+    _in(
+        "backends.paxos.area_store",
+        "lease-below-the-mount-point",
+        "a client gets a lease below the mount point of its lockspace's directory (found by seed 2)",
+        "        if (away := _below_mount_point(member, area, disk)) is not None:\n",
+        "        if False:\n",
+        clients=True,
+    ),
+    _in(
+        "protocol.paxos_request",
+        "old-request-obeyed",
+        "a request stops the client that got the lease by it",
+        "    if held.mode is Mode.SHARED or found.lver <= held.lver:\n",
+        "    if held.mode is Mode.SHARED or found.lver < held.lver:\n",
+        clients=True,
+    ),
     # --- second daemons ---
     _in(
         "supervision.lockspace_use",
@@ -899,7 +968,7 @@ MUTATIONS = (
         "if False:",
     ),
     _in(
-        "backends.paxos.directory_store",
+        "backends.paxos.lease_store",
         "strayed-not-seen",
         "a lease is taken in a directory that is not the one that was joined",
         "if joined is None or (",
@@ -1301,7 +1370,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     sys.meta_path.insert(0, MutatingFinder(mutation))
     from holdfast_sim.cluster.cluster import Kind, Scenario
     from holdfast_sim.drive.fencings import Format
-    from holdfast_sim.drive.habits import NO_HABITS
+    from holdfast_sim.drive.habits import Habits
     from holdfast_sim.drive.state_damage import NO_PLAGUES, Plagues
     from holdfast_sim.run.seed import play
     from holdfast_sim.storage.disk_names import Naming
@@ -1309,6 +1378,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
     needs_managed = mutation.damage or mutation.edits or mutation.seconds or mutation.migrations
     needs_managed = needs_managed or mutation.restored or mutation.made != "PLAIN" or mutation.naming != "ONE"
+    needs_managed = needs_managed or mutation.clients
     restarted = mutation.restarts or mutation.damage or mutation.edits or mutation.restored
     for number in range(seeds_max):
         if needs_managed and Scenario.drawn(Random(first + number), None).kind is not Kind.MANAGED:
@@ -1324,7 +1394,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
             made=Format[mutation.made],
             restored_every_s=12.0 if mutation.restored else 0.0,
             naming=Naming[mutation.naming],
-            habits=NO_HABITS,
+            habits=Habits(clients=mutation.clients),
         )
         if not verdict.sound:
             return number + 1, verdict.violation

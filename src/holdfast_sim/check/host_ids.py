@@ -46,6 +46,8 @@ class Incarnation:
     """When that renewal took effect, in true time."""
     beliefs: dict[str, Mode] = field(default_factory=dict)
     vms: dict[str, VirtualMachine] = field(default_factory=dict)
+    orphans: set[str] = field(default_factory=set)
+    """Leases that this host holds on for clients that have ended."""
     is_restored_away: bool = False
     """An operator has put back an older lockspace: another host may find this host id free, and take it, before this one
     notices."""

@@ -162,7 +162,7 @@ class Checkers:
         self._stands_on_disk(term, resource)
 
     def gave_up(self, term: Incarnation, resource: str) -> None:
-        if term.beliefs.pop(resource, None) is not None:
+        if resource not in term.orphans and term.beliefs.pop(resource, None) is not None:
             self.world.record(term.machine.name, f"gives up {resource}")
 
     def runs(self, term: Incarnation, resource: str, vm: VirtualMachine) -> None:
@@ -193,6 +193,19 @@ class Checkers:
             self.gave_up(term, vm.resource)
             if vm.beside:
                 self.gave_up(term, vm.beside)
+
+    def orphaned(self, vm: VirtualMachine) -> None:
+        """A client has ended, and its host holds its lease on."""
+        for term in [t for t in self.terms.running if t.vms.get(vm.resource) is vm]:
+            self.stopped(term, vm.resource)
+            term.orphans.add(vm.resource)
+            self.world.record(term.machine.name, f"keeps {vm.resource} as an orphan")
+
+    def orphan_ends(self, term: Incarnation, resource: str) -> None:
+        """It is released, or its lockspace is left."""
+        term.orphans.discard(resource)
+        if resource not in term.vms:
+            self.gave_up(term, resource)
 
     def answers(self, machine: Machine, resource: str, requested: int, held: int) -> None:
         """A holder gives the lease up, because another host requested it."""
@@ -305,7 +318,11 @@ class Checkers:
                 place = self._made(place, disk, offset, leader)
             if place is not None:
                 self._leader_landed(place, process, leader)
-        elif sector >= 2 and place is not None and len(content) == self.geometry.sector_bytes:
+        elif (
+            2 <= sector < self.geometry.hosts_max + 2
+            and place is not None
+            and len(content) == self.geometry.sector_bytes
+        ):
             self._block_landed(place, process, sector - 1, content)
 
     def _made(self, before: LeasePlace | None, disk: SharedDisk, offset: int, leader: Leader) -> LeasePlace:

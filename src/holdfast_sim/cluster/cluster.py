@@ -21,6 +21,7 @@ from holdfast.protocol.timing import Timing
 from holdfast_sim.check.leases import Checkers
 from holdfast_sim.cluster.daemon import ManagedDaemon, configured
 from holdfast_sim.cluster.protocol_daemon import Daemon
+from holdfast_sim.cluster.sanlock_clients import ClientSite
 from holdfast_sim.cluster.space import Space
 from holdfast_sim.event_loop import Process
 from holdfast_sim.host.machine import Machine
@@ -98,6 +99,8 @@ class Scenario:
     """An operator calls hosts off as soon as their storage is slow for a moment."""
     full_disks: bool = False
     """The disk of RUN_DIR is full now and then, and disks are unplugged from virtual machines that run."""
+    clients: bool = False
+    """sanlock's clients hold leases beside virtual machines."""
     orders_every_s: float = 0.0
     """Mean seconds between orders of an operator: removing leases, breaking a lease. 0: never."""
 
@@ -207,6 +210,7 @@ class Cluster:
         self.checkers.terms.ids_are_found = scenario.auto_ids
         self.checkers.never_by_time = bool(scenario.made[1] & FLAG_NO_TIMEOUT)
         self._ignoring = Random(f"ignoring {world.seed}")
+        self.site = ClientSite(world.seed) if scenario.clients else None
         self.names = DiskNames(scenario.naming)
         self.checkers.first = self._first
         self.spaces = tuple(
@@ -311,6 +315,7 @@ class Cluster:
                 checkers=self.checkers,
                 names=self.names,
                 quiet=self.quiet,
+                site=self.site,
             )
         else:
             self.daemons[machine.name] = Daemon(
@@ -348,6 +353,7 @@ class Cluster:
             on_lockfailure=on_lockfailure,
             names=self.names,
             two_backends=scenario.two_backends,
+            clients=scenario.clients,
             by_identity=self.is_updated(number),
         )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable
+from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable, SanlockTable
 from holdfast.config_change import differences
 from holdfast.daemon import kept_config, lifecycle
 from holdfast.daemon.build import build
@@ -30,6 +30,7 @@ from holdfast.system.host.descriptors import Inherited, encode_state
 from holdfast.system.host.predecessor import Predecessors
 from holdfast_sim.check.leases import Checkers
 from holdfast_sim.cluster.lockspace import ManagedSeat
+from holdfast_sim.cluster.sanlock_clients import ClientSite, HostClients
 from holdfast_sim.cluster.space import Space
 from holdfast_sim.cluster.vm import ManagedDesk
 from holdfast_sim.host.checked_watchdog import CheckedWatchdog
@@ -83,9 +84,10 @@ def configured(
     names: DiskNames,
     by_identity: bool,
     two_backends: bool = False,
+    clients: bool = False,
 ) -> Config:
     """The configuration that an operator writes for such a host: a backend per lockspace, a rule per path. `two_backends`:
-    a second one per lockspace, which the last disk there is of.
+    a second one per lockspace, which the last disk there is of. `clients`: sanlock's are served.
     """
 
     def backend_of(space: Space, resource: str) -> str:
@@ -110,6 +112,7 @@ def configured(
         state_dir="/var/lib/holdfast",
         default_backend=spaces[0].name,
         limits=LimitsTable(owners_max=100),
+        sanlock=SanlockTable(socket="/run/sanlock/sanlock.sock" if clients else ""),
         recovery=RecoveryTable(on_lock_lost="poweroff"),
         backend={
             **{
@@ -172,8 +175,11 @@ class ManagedDaemon:
         checkers: Checkers,
         names: DiskNames,
         quiet: bool = False,
+        site: ClientSite | None = None,
     ) -> None:
-        """`quiet`: only its state is damaged on this host; there are no other faults."""
+        """`quiet`: only its state is damaged on this host; there are no other faults. `site`: sanlock's clients, if they are
+        played.
+        """
         self.machine = machine
         self.state = state
         self.world = machine.world
@@ -215,6 +221,7 @@ class ManagedDaemon:
             lambda news: self.seats[news.lockspace].observe(news),
         )
         self.manager = self.parts.manager
+        self.clients = HostClients(self, site) if site is not None else None
         supervisors = {supervisor.name: supervisor for supervisor in self.parts.leases.supervisors}
         self.seats = {
             space.name: ManagedSeat(self, space, volume, supervisors[space.name])
@@ -237,9 +244,13 @@ class ManagedDaemon:
 
     async def _start(self) -> None:
         await lifecycle.adopt(self.parts)
+        if self.clients is not None:
+            self.clients.socket.restore()
         lifecycle.begin(self.parts)
         self.serving = True
         lifecycle.account_for_left_behind(self.parts)
+        if self.clients is not None:
+            await self.clients.connect_again()
 
     # --- orders of operators ---
 
@@ -287,6 +298,8 @@ class ManagedDaemon:
 
     def _close_clients(self) -> None:
         self.serving = False
+        if self.clients is not None:
+            self.clients.close()
 
     def _busy(self) -> bool:
         return any(desk.busy for desk in self.desks)
@@ -307,7 +320,10 @@ class ManagedDaemon:
             for term in self.checkers.terms.running
             if term.disk == desk.seat.space.name and term.machine is not self.machine
         )
-        if desk.seat.supervisor.state is not LockspaceState.LOST and not (was_restored or is_taken):
+        is_asked = self.clients is not None and self.clients.is_asked(desk)
+        if desk.seat.supervisor.state is not LockspaceState.LOST and not (
+            was_restored or is_taken or is_asked
+        ):
             self.world.fail(
                 "doubt kills nobody",
                 f"{desk.vm and desk.vm.name} {what}, and {desk.seat.space.name} is {desk.seat.supervisor.state.value}",
@@ -318,6 +334,11 @@ class ManagedDaemon:
         for vm in [vm for vm in self.machine.vms if vm.pid == pid]:
             vm.running = False
             self.machine.vms.remove(vm)
-            self.checkers.writes_no_more(vm)
+            if vm.is_persistent and vm.held:
+                self.checkers.orphaned(vm)
+            else:
+                self.checkers.writes_no_more(vm)
+            if self.clients is not None:
+                self.clients.ended(pid)
             if self.state.status is not None:
                 self.state.status.remove(vm)

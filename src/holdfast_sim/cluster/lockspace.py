@@ -76,6 +76,10 @@ class ManagedSeat:
             set(self.daemon.parts.leases.backends_of(self.supervisor.name))
         ):
             return False
+        term = self.term
+        if term is not None:
+            for orphan in sorted(term.orphans):
+                self.daemon.checkers.orphan_ends(term, orphan)
         with self.daemon.process.loop.entered():
             self.daemon.parts.leases.leave(self.supervisor)
         return True
@@ -141,6 +145,7 @@ class ManagedSeat:
             running = ", ".join(vm.name for vm in term.vms.values())
             daemon.world.fail("nothing lost", f"{term}: all users are gone, but {running}", daemon.machine)
         term.beliefs.clear()
+        term.orphans.clear()
         term.dismissed = self._settled
         daemon.process.spawn(self._over(term))
 

@@ -1,7 +1,7 @@
 """One disk on one host of the whole daemon: the virtual machine that has it, and libvirt's calls for it.
 
 A virtual machine is a process that registers, acquires, and only then runs; it ends when it is stopped, killed by the
-escalation, or its machine is reset.
+escalation, or its machine is reset. Where sanlock's clients are played, some of these processes are such clients.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from holdfast.manager.owners import Owner
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.supervision.host_identity import decode_term
+from holdfast_sim.cluster.sanlock_clients import ClientDesk
 from holdfast_sim.host.machine import VirtualMachine
 from holdfast_sim.storage.disk_names import disk_of, resource_of
 
@@ -35,6 +36,8 @@ class ManagedDesk:
         self.resource = resource
         self.busy = False
         self.last_refusal = ""
+        clients = seat.daemon.clients
+        self.of_clients = ClientDesk(self, clients) if clients is not None else None
 
     def __str__(self) -> str:
         return f"{self.seat.daemon.machine}:{self.resource}"
@@ -74,8 +77,14 @@ class ManagedDesk:
             disk=resource_of(self.resource, path).name,
             beside=daemon.names.beside(self.resource, path),
         )
+        of_clients = self.of_clients
+        vm.is_client = of_clients is not None and not arriving and of_clients.begins()
         daemon.state.processes.start(pid, ignoring=UNKILLABLE if stubborn else frozenset())
         daemon.machine.vms.append(vm)
+        if of_clients is not None and vm.is_client:
+            await of_clients.start(vm, _lease_mode(mode))
+            return
+        orphan = of_clients.orphan if of_clients is not None else None
         status = daemon.state.status
         if status is not None:
             job, phase = (migration_roles.IN, migration_roles.PHASE_ACQUIRES) if arriving else ("start", "")
@@ -92,26 +101,28 @@ class ManagedDesk:
             return
         term = self.seat.term
         if vm.running and term is not None:
-            self._is_remembered(vm, term, may_be_adopted=was_unknown)
+            self.is_remembered(vm, term, may_be_adopted=was_unknown)
             # libvirt starts the guest's CPUs only now.
             vm.held = True
             if status is not None:
                 status.write(vm)
-            self._believes(term, vm, _lease_mode(mode))
+            self.believes(term, vm, _lease_mode(mode))
             daemon.checkers.runs(term, self.resource, vm)
+            if self.resource in term.orphans and LeaseMode.EXCLUSIVE in (orphan, _lease_mode(mode)):
+                daemon.world.fail("exclusion", f"{vm.name} gets {self.resource}, an orphan", daemon.machine)
 
     def _path(self) -> int:
         """The number of the path by which a virtual machine calls the disk."""
         paths = self.seat.daemon.names.paths
         return self.seat.daemon.world.random.choice(paths) if len(paths) > 1 else 0
 
-    def _believes(self, term: Incarnation, vm: VirtualMachine, mode: LeaseMode) -> None:
+    def believes(self, term: Incarnation, vm: VirtualMachine, mode: LeaseMode) -> None:
         """Every lease of the disk is believed to be held from now on."""
         self.seat.daemon.checkers.believes(term, self.resource, mode)
         if vm.beside:
             self.seat.daemon.checkers.believes(term, vm.beside, mode)
 
-    def _is_remembered(self, vm: VirtualMachine, term: Incarnation, *, may_be_adopted: bool) -> None:
+    def is_remembered(self, vm: VirtualMachine, term: Incarnation, *, may_be_adopted: bool) -> None:
         """Check that the next daemon will find the claim in the journal, and each copy of the incarnation. Adopted locks are
         exempt: unlike new ones they are not refused while a copy can't be written.
         """
@@ -165,6 +176,9 @@ class ManagedDesk:
             return
         self.busy = True
         try:
+            if self.of_clients is not None and vm.is_client:
+                await self.of_clients.stop(vm)
+                return
             if self.seat.daemon.world.random.random() < 0.5:
                 await self._release(vm)
             if vm.running:
@@ -217,7 +231,7 @@ class ManagedDesk:
         term = self.seat.term
         if vm.running and vm.paused and term is not None:
             vm.paused = False
-            self._believes(term, vm, LeaseMode.EXCLUSIVE)
+            self.believes(term, vm, LeaseMode.EXCLUSIVE)
             daemon.checkers.runs(term, self.resource, vm)
 
     def _owner(self, pid: int) -> Owner | None:
@@ -226,7 +240,7 @@ class ManagedDesk:
     async def unplug(self) -> bool:
         """The disk is unplugged, and its virtual machine lives on; whether that has happened."""
         vm = self.lease
-        if vm is None or vm.migrating or self.busy or not self.seat.daemon.serving:
+        if vm is None or vm.migrating or vm.is_client or self.busy or not self.seat.daemon.serving:
             return False
         self.busy = True
         try:
@@ -248,6 +262,9 @@ class ManagedDesk:
     async def convert(self) -> None:
         """Convert the lock to exclusive or shared. libvirt has no call for that yet; the manager supports it."""
         vm, term = self.lease, self.seat.term
+        if self.of_clients is not None and vm is not None and vm.is_client:
+            await self._convert_client(self.of_clients, vm)
+            return
         owner = self._owner(vm.pid) if vm is not None else None
         if vm is None or owner is None or term is None or self.busy or not self.seat.daemon.serving:
             return
@@ -267,7 +284,7 @@ class ManagedDesk:
         daemon = self.seat.daemon
         if wanted is Mode.SHARED:
             # The guest stops writing at this order; in both cases its lease must stay held throughout.
-            self._believes(term, vm, LeaseMode.SHARED)
+            self.believes(term, vm, LeaseMode.SHARED)
         try:
             await daemon.manager.acquire(owner, AcquireRequest(Resource("", vm.disk), wanted))
         except LockError as refusal:
@@ -275,10 +292,36 @@ class ManagedDesk:
             daemon.world.record(daemon.machine.name, f"does not convert {self.resource}: {self.last_refusal}")
             return
         if vm.running and not vm.paused and not term.over and term.vms.get(self.resource) is vm:
-            self._believes(term, vm, _lease_mode(wanted))
+            self.believes(term, vm, _lease_mode(wanted))
+
+    async def _convert_client(self, of_clients: ClientDesk, vm: VirtualMachine) -> None:
+        if self.busy or not self.seat.daemon.serving:
+            return
+        self.busy = True
+        try:
+            await of_clients.convert(vm)
+        finally:
+            self.busy = False
+
+    @property
+    def has_orphan(self) -> bool:
+        """Whether this host holds the lease on for a client that has ended."""
+        return self.of_clients is not None and self.of_clients.is_orphan
+
+    def orphan_settled(self) -> None:
+        """An operator has given the word that nobody has it."""
+        term = self.seat.term
+        if term is not None:
+            self.seat.daemon.checkers.orphan_ends(term, self.resource)
+
+    async def release_orphan(self) -> None:
+        if self.of_clients is not None:
+            await self.of_clients.release_orphan()
 
     async def ask_for(self) -> None:
-        """Does nothing: requests come from clients of sanlock, which are not served yet."""
+        """A client of sanlock's asks the holder to give the lease up, where clients are played."""
+        if self.of_clients is not None and self.seat.daemon.serving:
+            await self.of_clients.ask_for()
 
 
 def _lease_mode(mode: Mode) -> LeaseMode:

@@ -19,7 +19,8 @@ class Habits:
     """`timeouts_differ`: hosts of one lockspace have different io_timeouts, as after a change that not all of them have yet.
     `ignores`: backends may say on_lockfailure = "ignore". `two_backends`: each lockspace is named by two backends, and some
     disks are of the second one. `hasty`: an operator calls hosts off whose storage is slow for a moment.
-    `full_disks`: RUN_DIR is full now and then, and disks are unplugged from virtual machines that run.
+    `full_disks`: RUN_DIR is full now and then, and disks are unplugged from virtual machines that run. `clients`: sanlock's
+    hold leases beside virtual machines; nobody removes leases there.
     """
 
     timeouts_differ: bool = False
@@ -27,6 +28,7 @@ class Habits:
     two_backends: bool = False
     hasty: bool = False
     full_disks: bool = False
+    clients: bool = False
 
     @classmethod
     def drawn(cls, seed: int, kind: Kind) -> Habits:
@@ -39,6 +41,7 @@ class Habits:
             two_backends=has("two backends", Kind.MANAGED),
             hasty=has("hasty", Kind.MANAGED),
             full_disks=has("full disks", Kind.MANAGED),
+            clients=has("clients", Kind.MANAGED),
         )
 
     def at(self, seed: int, scenario: Scenario) -> Scenario:
@@ -51,6 +54,8 @@ class Habits:
             two_backends=self.two_backends,
             hasty=self.hasty,
             full_disks=self.full_disks,
+            clients=self.clients,
+            orders_every_s=0.0 if self.clients else scenario.orders_every_s,
         )
 
 

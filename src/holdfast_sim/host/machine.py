@@ -67,6 +67,13 @@ class VirtualMachine:
     """The checkers' name of the lease that it has beside the disk's own; empty for none."""
     migrating: bool = False
     """libvirt migrates it, and starts no other job with it meanwhile."""
+    is_client: bool = False
+    """A process that is registered by sanlock's protocol, and no virtual machine of libvirt's."""
+    is_persistent: bool = False
+    """Its lease becomes an orphan when it ends."""
+    has_value_block: bool = False
+    held_since: float = 0.0
+    """When it asked for its lease, or asked for it exclusively, in true time."""
 
     @property
     def uuid(self) -> str:

@@ -117,7 +117,7 @@ def play(
     if (plagues, seconds_every_s, migrations_every_s) != (None, None, None):
         restored_every_s = restored_every_s or 0.0  # the caller wants what is not played beside it
     plagues = _plagues(damage_chance, scenario.kind, made, plagues)
-    restored_s, restored_chance = _restored(seed, scenario.kind, made, restored_every_s)
+    restored_s, restored_chance = _restored(seed, scenario, made, restored_every_s)
     if restored_s:
         # Every virtual machine can be killed.
         plagues, scenario = NO_PLAGUES, replace(scenario.without_other_trouble(), stubborn_rate=0.0)
@@ -136,7 +136,9 @@ def play(
             return 0.0, rng
         return drawn if wanted is None else wanted, rng
 
-    edits = 0.0 if scenario.two_backends else edits  # an edit changes one backend of a lockspace
+    edits = (
+        0.0 if scenario.two_backends or scenario.clients else edits
+    )  # an edit changes one backend of a lockspace
     edits_made = ConfigEdits(cluster, *often("edited configurations", RATES, edits))
     restarts = Restarts(cluster, *often("reloads and stops", OFTEN_S, restarts_every_s))
     seconds = SecondDaemons(cluster, *often("second daemons", SECONDS_OFTEN_S, seconds_every_s))
@@ -183,6 +185,8 @@ def _named(seed: int, scenario: Scenario, wanted: Naming | None) -> Scenario:
         return scenario
     times_s = tuple(rng.uniform(0.3, 0.95) * scenario.duration_s for _ in range(scenario.hosts))
     naming = drawn if wanted is None else wanted
+    if scenario.clients:
+        naming = Naming.ONE  # a client names a lease, and no disk
     return replace(scenario, naming=naming, updates_at_s=times_s if naming is Naming.LATE else ())
 
 
@@ -192,11 +196,11 @@ def _plagues(rng: Random, kind: Kind, made: Format, wanted: Plagues | None) -> P
     return plagues if kind is Kind.MANAGED and made is not Format.NO_TIMEOUT else NO_PLAGUES
 
 
-def _restored(seed: int, kind: Kind, made: Format, wanted: float | None) -> tuple[float, Random]:
+def _restored(seed: int, scenario: Scenario, made: Format, wanted: float | None) -> tuple[float, Random]:
     """How often an area is restored, and the generator of its own that it is drawn from."""
     rng = Random(f"restored areas {seed}")
     drawn = rng.choice(RESTORED_OFTEN_S)
-    if kind is not Kind.MANAGED or made is Format.NO_TIMEOUT:
+    if scenario.kind is not Kind.MANAGED or scenario.clients or made is Format.NO_TIMEOUT:
         return 0.0, rng  # without time nobody gets the leases of hosts that a lockspace has forgotten
     return drawn if wanted is None else wanted, rng
 
@@ -265,6 +269,8 @@ class _Play:
         self.world.run(self.cluster.scenario.duration_s)
         workload.stopped = orders.stopped = self.restarts.stopped = True
         self.migrations.stopped = self.fencings.stopped = self.restored.stopped = True
+        if self.cluster.site is not None:
+            self.cluster.site.stopped = True
         nemesis.heal()
         self.damage.heal()
         self.edits.heal()
@@ -336,22 +342,36 @@ class _Play:
             for desk in desks:
                 if desk.lease is not None and not desk.busy:
                     spawn(desk, "stop")
-            return all(desk.lease is None and not desk.busy for desk in desks)
+            return not self._releases_orphans() and all(
+                desk.lease is None and not desk.busy for desk in desks
+            )
 
         self._within(4 * self.dead_s, idle, "every host has let go")
         self._within(UNKNOWN_MAX_S, self._nothing_is_unknown, "no lock is held for an unknown owner")
 
+    def _releases_orphans(self) -> bool:
+        """Have clients release every orphan; whether there is one."""
+        desks = [desk for daemon in self._daemons() for desk in daemon.desks]
+        orphans = [desk for desk in desks if isinstance(desk, ManagedDesk) and desk.has_orphan]
+        for desk in orphans:
+            spawn(desk, "release_orphan")
+        return bool(orphans)
+
     def _nothing_is_unknown(self) -> bool:
-        if self.restored.are_played:
+        if self.restored.are_played or self.cluster.site is not None:
             self._settled_by_hand()
         return not any(isinstance(d, ManagedDaemon) and len(d.manager.unknown) for d in self._daemons())
 
     def _settled_by_hand(self) -> None:
-        """A lease may be restored without the note of its holder: nothing but an operator's word ends what is held then."""
+        """A lease may be restored without the note of its holder, and those of sanlock's clients may be anywhere: nothing
+        but an operator's word ends what is held then.
+        """
         for daemon in self._daemons():
             assert isinstance(daemon, ManagedDaemon)
             for lock in daemon.manager.unknown.locks:
-                if not any(disk_of(name) for name in lock.names()):
+                if self.cluster.site is not None or not any(disk_of(name) for name in lock.names()):
+                    for desk in daemon.desks:
+                        desk.orphan_settled()
                     daemon.process.spawn(settle(daemon, str(lock.id)))
 
     def _each_in_turn(self, space: str, resource: str) -> None:
@@ -428,6 +448,9 @@ class _Play:
             if desk.lease is None and not desk.busy:
                 self._collected_if("'holdfast lease gc' frees some", desk.last_refusal)
                 self._collected_if("'holdfast lease gc' on that host", desk.last_refusal)
+                if self.cluster.site is not None:
+                    self._settled_by_hand()
+                    self._releases_orphans()
                 if self.restored.are_played:  # a copy may name a host that does not have it: docs/backends.md
                     self._collected_if("is locked by", desk.last_refusal)
                 if "host fenced" in desk.last_refusal:
