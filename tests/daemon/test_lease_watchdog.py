@@ -5,21 +5,29 @@ wdmd's protocol is spoken by a double here; that the shipped client speaks it as
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.daemon.test_leases import FAIL_S, joined
+from tests.interop.sanlock.direct import blank_file
+from tests.interop.sanlock_socket.client import Process, SocketClient
 from tests.support.daemon import Factory, Holdfastd, exists, make_disk, refusal
 from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 from tests.support.service_manager import ServiceManager
-from tests.support.wdmd_double import FIRE_TIMEOUT_S, Generation, Wdmd
+from tests.support.wdmd_double import CLOSED, FIRE_TIMEOUT_S, Generation, Wdmd
 
+from holdfast.daemon.daemon import RESTART_SIGNAL
+from holdfast.ondisk.geometry import MIB
 from holdfast.system.watchdog import wdmd
+from holdfast.wire.sanlock import requests as r
+from holdfast.wire.sanlock.result import Result
+from holdfast.wire.sanlock.structures import Lockspace
 
 
 @pytest.fixture
@@ -103,6 +111,47 @@ def test_stop_with_a_vm_leaves_the_watchdog_counting(host: Holdfastd, place: Pat
     wait_until(lambda: wdmd_double.said[0][-1] == (0, 0), "the connection to be closed")
     assert 0 not in wdmd_double.expires(0)
     host.says("this host is reset")
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_restart_with_a_client_that_holds_nothing(
+    make_daemon: Factory, place: Path, wdmd_double: Wdmd, is_stored: bool
+) -> None:
+    """With a descriptor store the next daemon resumes the lockspace, and feeds the watchdog over the same connection.
+    Without one, as at a plain stop, the lockspace is left and the watchdog let go of: nobody could feed it.
+    """
+    host = make_daemon(
+        f'[sanlock]\nsocket = "{place}/sanlock.sock"\nwatchdog = "wdmd"\nfire_timeout_s = {FIRE_TIMEOUT_S}\n'
+        f'watchdog_device = "{place}/wdmd.sock"'
+    )
+    sockets = [("v", host.socket), ("control", host.control), ("sanlock", f"{place}/sanlock.sock")]
+    with contextlib.ExitStack() as ends:
+        start: Callable[[], object] = host.start
+        if is_stored:
+            manager = ServiceManager(place, host, sockets=sockets)
+            ends.callback(manager.close)
+            start = manager.start
+        start()
+        ends.callback(Process(place / "sanlock.sock").close)
+        client = SocketClient(place / "sanlock.sock")
+        ends.callback(client.close)
+        lockspace = Lockspace.of("LS", 1, str(blank_file(place / "LS", MIB)))
+        assert client.result(r.WriteLockspace(0, 0, 1, lockspace)) == Result.OK
+        assert client.result(r.AddLockspace(0, 1, lockspace)) == Result.OK
+        host.kill(RESTART_SIGNAL)
+        if not is_stored:
+            wait_until(lambda: wdmd_double.said[0][-1] == CLOSED, "the connection to be closed")
+            assert wdmd_double.said[0][-2] == (wdmd.REFCOUNT_CLEAR, 0)
+            return
+        before = len(wdmd_double.expires(0))
+        start()
+        wait_until(lambda: len(wdmd_double.expires(0)) > before, "the watchdog to be fed")
+        assert 0 not in wdmd_double.expires(0)
+        host.says("lockspace LS: gone on with")
+        host.kill(signal.SIGTERM)
+        wait_until(lambda: CLOSED in wdmd_double.said[0], "the connection to be closed")
+        assert wdmd_double.said[0][-2] == (wdmd.REFCOUNT_CLEAR, 0)
+        assert len(wdmd_double.said) == 1
 
 
 def test_daemon_that_is_paused_starves_the_watchdog_in_time_and_feeds_it_when_its_vms_are_gone(

@@ -27,6 +27,8 @@ from holdfast.wire.sanlock.header import HEADER_BYTES
 from holdfast.wire.sanlock.result import Result
 from holdfast.wire.sanlock.structures import Resource
 
+ENDS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM, "restart": signal.SIGQUIT}
+"""How the daemon ends, by the way to the next one; "restart" is RestartKillSignal= of the units."""
 KILL_POINTS = Path(__file__).parents[1] / "support" / "kill_points"
 
 
@@ -74,7 +76,7 @@ class ServedDaemon(HoldfastDaemon):
         if way == "reexec":
             self.reexec()
             return
-        self.kill(signal.SIGKILL if way == "kill" else signal.SIGTERM)
+        self.kill(ENDS[way])
         self.start()
 
     def stop(self) -> None:
@@ -146,6 +148,23 @@ def test_a_registered_connection_is_it_still_for_the_next_daemon(
     process.client.close()
     wait_until(lambda: owners(scene, lease) == [], "the lease to end with the connection")
     assert process.runs()
+
+
+def test_a_client_that_holds_nothing_has_its_lockspace_right_after_a_restart(
+    scene: Scene, daemon: ServedDaemon
+) -> None:
+    """A VM that is suspended: it is resumed while another daemon would still be claiming the host id."""
+    lease, process = scene.lease(), scene.one.process()
+    state_of(process.client)
+    before = scene.record_of(scene.one).generation
+    daemon.again("restart")
+    assert process.client.result(r.Acquire(0, r.OWN, (lease,))) == Result.OK
+    assert scene.record_of(scene.one).generation == before
+    process.close()
+    wait_until(lambda: owners(scene, lease) == [], "the lease to end with its process")
+    daemon.again("restart")  # nobody is registered any more
+    wait_until(lambda: scene.one.is_in(scene.of(scene.one)), "the join")
+    assert scene.record_of(scene.one).generation > before
 
 
 @pytest.mark.parametrize("way", ["kill", "reexec"])

@@ -27,6 +27,22 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 BUGS = (
     _in(
+        "daemon.lockspaces",
+        "restart-leaves-an-armed-watchdog-to-nobody",
+        "a restart stays in a lockspace although no store keeps the armed watchdog: wdmd resets the host",
+        "clients_stay = clients_stay and (self.watchdog_descriptor() is None or self._watchdog.is_kept)",
+        "clients_stay = clients_stay and True",
+        "daemon/test_lease_watchdog.py::test_restart_with_a_client_that_holds_nothing",
+    ),
+    _in(
+        "daemon.daemon",
+        "plain-stop-stays-armed",
+        "a daemon that is stopped for good stays in a lockspace for a client that holds nothing: the host is reset",
+        "        self._restarts = restarts",
+        "        self._restarts = True",
+        "daemon/test_lease_watchdog.py::test_restart_with_a_client_that_holds_nothing",
+    ),
+    _in(
         "frontends.sanlock.area_guard",
         "client-writes-over-vms-lease",
         "a client of sanlock's writes over a lease by which libvirt's other plugin has locked a disk",

@@ -3,7 +3,8 @@
     start     (`holdfastd` has claimed the run directory and found inherited descriptors)
               journal ─ adopt owners and locks ─ listen ─ READY
     SIGUSR1   (also SIGHUP, `holdfast reload`) check that the program on disk may take over ─ exec it with everything open
-    SIGTERM   put off while storage hangs that would keep this process from ending, and VMs need locks on other storage; then
+    SIGTERM   (also SIGINT, and SIGQUIT for a restart) put off while storage hangs that would keep this process from ending,
+              and VMs need locks on other storage; then
               stop listening, keep locks and VMs as they are, by journal and descriptor store
 
 This is the only module that knows every layer.
@@ -62,6 +63,8 @@ log = logging.getLogger("holdfast")
 
 VIRTLOCKD_SOCKET_MODE = 0o700
 """As virtlockd's own (virtlockd-rpc.md 1)."""
+RESTART_SIGNAL = signal.SIGQUIT
+"""RestartKillSignal= of our units: a stop of which the next start is already ordered (ADR 0186)."""
 GC_THRESHOLD = 20_000
 """New objects before the garbage collector searches for cycles: requests make many objects and hardly any cycle."""
 PUT_OFF_LOOK_S = 1.0
@@ -99,6 +102,7 @@ class Daemon:
         self._started_wall_s = time.time()
         self._reloading = False
         self._stop_asked = False
+        self._restarts = False
 
         self.notifier = fds.Notifier(os.environ)
         self._readiness = Readiness(self._loop)
@@ -173,8 +177,9 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until a stop is requested."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._ask_to_stop)
+        self._loop.add_signal_handler(RESTART_SIGNAL, self._ask_to_stop, True)
         for number in (signal.SIGUSR1, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
@@ -359,7 +364,9 @@ class Daemon:
 
     # --- end ---
 
-    def _ask_to_stop(self) -> None:
+    def _ask_to_stop(self, restarts: bool = False) -> None:
+        """`restarts`: the service manager starts the next daemon at once."""
+        self._restarts = restarts
         if self._stop_asked:
             eager_tasks.resolve(self._stop, None)  # a second request stops at once
         else:
@@ -403,7 +410,7 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         self.notifier.stopping()
-        await lifecycle.stop(self.parts, self._close_clients)
+        await lifecycle.stop(self.parts, self._close_clients, restarts=self._restarts)
 
     def _close_clients(self) -> None:
         self._close_listeners()

@@ -118,17 +118,18 @@ async def _pause(parts: Parts, busy: Callable[[], bool], clients: Collection[Pau
         await clock.sleep(IN_FLIGHT_PAUSE_S)
 
 
-async def stop(parts: Parts, close: Callable[[], None]) -> None:
+async def stop(parts: Parts, close: Callable[[], None], *, restarts: bool = False) -> None:
     """Leave: locks end with this process (unless a descriptor store keeps them), VMs and the journal stay.
 
-    `close` closes listeners and connections, after no new request may begin.
+    `close` closes listeners and connections, after no new request may begin. `restarts`: the next daemon follows.
     """
     manager = parts.manager
+    clients_live = any(owner.registered and owner.alive() for owner in manager.owners)
     parts.events.emit(ev.DAEMON_STOPPING, pid=parts.ports.pid)
     log.info("stopping; %d locks stay in the journal, no VM is touched", sum(1 for _ in disks(manager.table)))
     manager.closing = True
     close()
     # Locks of an owner that has just ended are being released, which needs the lockspace.
     await parts.ports.all_ended(IN_FLIGHT_WAIT_S)
-    await parts.leases.stop()
+    await parts.leases.stop(clients_stay=restarts and clients_live)
     parts.journal.compact()

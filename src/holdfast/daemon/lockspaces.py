@@ -381,16 +381,26 @@ class HostLockspaces:
             and not any(pool in stuck_pools for pool in pools_of(supervisor.name))
         ]
 
-    async def stop(self) -> None:
-        """Leave unused lockspaces; those in use stay joined and must be resumed before they expire."""
+    async def stop(self, *, clients_stay: bool = False) -> None:
+        """Leave unused lockspaces; those in use stay joined and must be resumed before they expire. `clients_stay`: so do
+        those that clients have added, as the next daemon follows at once (ADR 0186), if it can feed the watchdog.
+        """
         left = []
+        # Nobody can feed an armed watchdog that is not kept: closing a connection of wdmd's resets the host.
+        clients_stay = clients_stay and (self.watchdog_descriptor() is None or self._watchdog.is_kept)
         for supervisor, backends in self._supervisors.values():
+            is_well = supervisor.state is LockspaceState.JOINED and not supervisor.late
             if self._in_use(backends):
                 log.critical(
                     "leases of lockspace %s stay held: start holdfastd again within %.0f s, or %s",
                     supervisor.name,
                     supervisor.fails_in_s,
                     _fate(supervisor),
+                )
+            elif clients_stay and is_well and supervisor.name in self._of_clients:
+                log.warning(
+                    "lockspace %s stays joined over the restart of holdfastd, for clients that hold nothing in it now",
+                    supervisor.name,
                 )
             elif supervisor.state not in (LockspaceState.LOST, LockspaceState.LEFT):
                 left.append(supervisor)

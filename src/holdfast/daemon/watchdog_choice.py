@@ -69,6 +69,11 @@ class HostWatchdog:
         self.problems: list[str] = []
         """Problems that an operator has to fix."""
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the next program gets the descriptor also when this one ends."""
+        return self._store.stores
+
     def begin(self) -> None:
         """On the event loop, before a lease is claimed: from now on the store follows what the driver closes."""
         self._loop = asyncio.get_running_loop()
