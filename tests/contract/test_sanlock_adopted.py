@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 
 from tests.support.sanlock_service import FakeService
 
 from holdfast.frontends.listener import peer_of
 from holdfast.frontends.sanlock.connection_slots import GOOD, REGISTERED, SLOTS_BYTES, Entry, Slots
-from holdfast.frontends.sanlock.frontend import SanlockFrontend
+from holdfast.frontends.sanlock.frontend import UPTO_DAEMON, SanlockFrontend
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.system.epoll import Readiness
 from holdfast.wire.sanlock import replies, request_table
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock import structures as s
 from holdfast.wire.sanlock.command import Command
-from holdfast.wire.sanlock.flags import RestrictFlag
+from holdfast.wire.sanlock.flags import ReleaseFlag, RestrictFlag
 from holdfast.wire.sanlock.header import HEADER_BYTES
 
 ONE = s.Resource.of("LS", "R1", s.Disk("/lease", 1048576))
@@ -185,5 +186,48 @@ def test_daemon_that_ends_leaves_the_request_to_the_next_one() -> None:
         assert (daemon.entry.state, daemon.entry.request) == (GOOD, number)
         assert not daemon.kept
         daemon.close()
+
+    asyncio.run(scene())
+
+
+def test_what_depends_on_clients_of_an_earlier_daemon_waits_until_they_are_known() -> None:
+    """It is killed with thousands of leases: the next daemon can be asked at once what it is."""
+
+    async def scene() -> None:
+        daemon = Next(r.Acquire(0, r.OWN, (ONE,)))
+        daemon.frontend.admit_early([NUMBER])
+        clients = []
+        for _ in range(7):
+            ours, theirs = socket.socketpair()
+            theirs.settimeout(5)
+            daemon.frontend.serve(ours, peer_of(ours))
+            clients.append(theirs)
+        assert [each.client_id for each in daemon.frontend.clients.in_order()] == [2, 3, 4, 6, 7, 8, 9]
+        version, daemon_only, log, releases, lists, registers, gone = clients
+        by_pid = r.Target(os.getpid())
+        releases.sendall(request_table.encode(r.Release(ReleaseFlag.ALL, by_pid, ())))
+        lists.sendall(request_table.encode(r.Status()))
+        registers.sendall(request_table.encode(r.Register()))
+        gone.sendall(request_table.encode(r.Inquire(0, by_pid)))
+        gone.close()
+        for client, request in (
+            (version, r.Version()),
+            (daemon_only, r.Status(UPTO_DAEMON)),
+            (log, r.LogDump()),
+        ):
+            client.sendall(request_table.encode(request))
+            assert await asyncio.to_thread(client.recv, 4096)
+        waiting = releases, lists
+        assert not daemon.service.seen
+        assert not select.select(waiting, [], [], 0)[0], "doubt is not 'free'"
+        daemon.adopt()
+        assert await daemon.answer() == (Command.ACQUIRE, replies.Plain(0))
+        for each in waiting:
+            assert await asyncio.to_thread(each.recv, 4096)
+        assert [type(each) for each in daemon.service.seen[:2]] == [r.Acquire, r.Release], "the earlier first"
+        assert daemon.service.held[NUMBER] == []
+        daemon.close()
+        for each in clients:
+            each.close()
 
     asyncio.run(scene())

@@ -27,6 +27,22 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 BUGS = (
     _in(
+        "frontends.sanlock.frontend",
+        "client-served-before-leases-are-known",
+        "a command is carried out before the daemon knows what clients of an earlier one hold: STATUS shows no lease",
+        "if self._known is not None and not _is_known_at_once(header):",
+        "if False:",
+        "contract/test_sanlock_adopted.py::test_what_depends_on_clients_of_an_earlier_daemon_waits_until_they_are_known",
+    ),
+    _in(
+        "frontends.sanlock.clients",
+        "client-id-of-an-earlier-connection-given-away",
+        "a client that connects while leases are adopted gets the slot of a connection that outlived the last daemon",
+        "            self._take(client_id)\n        self._reserved.update(client_ids)",
+        "            pass",
+        "contract/test_sanlock_adopted.py::test_what_depends_on_clients_of_an_earlier_daemon_waits_until_they_are_known",
+    ),
+    _in(
         "daemon.lockspaces",
         "restart-leaves-an-armed-watchdog-to-nobody",
         "a restart stays in a lockspace although no store keeps the armed watchdog: wdmd resets the host",

@@ -183,6 +183,7 @@ class Daemon:
         for number in (signal.SIGUSR1, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
+        gc.set_threshold(GC_THRESHOLD)
         if self.leases.supervisors or self.sanlock is not None:
             await self.commands.start()  # now: later its start would wait for storage that hangs
         try:
@@ -192,6 +193,8 @@ class Daemon:
             for supervisor in self.leases.supervisors:
                 if why := copied_from(supervisor):
                     raise StartError(why, EXIT_ERROR)
+            if self.sanlock is not None:
+                self.sanlock.admit_early()
             await lifecycle.adopt(self.parts)
         except BaseException:
             self._close_listeners()
@@ -208,7 +211,6 @@ class Daemon:
             lock_memory()
         gc.collect()
         gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
         self._announce()
         if self.notifier.watched_s is not None:
             self._show_life(self.notifier.watched_s / SIGNS_OF_LIFE)

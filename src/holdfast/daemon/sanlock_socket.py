@@ -161,6 +161,10 @@ class SanlockSocket:
         manager.on_client_ended = self._client_ended
         parts.reactions.on_notified = self._notified
 
+    def admit_early(self) -> None:
+        """Before locks are adopted, which takes a second for a thousand: clients connect, and wait (ADR 0187)."""
+        self.frontend.admit_early({each.client_id for each in self._kept.found})
+
     def restore(self) -> None:
         """When locks are adopted: connections and processes that an earlier daemon had registered have what they had."""
         connected: dict[int, list[Client]] = {}

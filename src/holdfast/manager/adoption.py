@@ -37,6 +37,9 @@ RETRY_S = 5.0
 ADOPTION_WAIT_S = 10.0
 """How long the start waits for slow storage before it serves requests; the rest continues in the background."""
 
+BEGUN_AT_ONCE = 100
+"""So many locks are begun with before the event loop gets a turn: clients connect meanwhile."""
+
 
 async def _at_once() -> None:
     return None
@@ -151,7 +154,9 @@ class Recovery:
             claimants = [i for i, names in saved.claims.items() if _still_claims(living.get(i), names)]
             restored.append((saved, manager.lost.restore(saved, claimants or list(saved.claims)), claimants))
         await ready()
-        for saved, lock, claimants in restored:
+        for number, (saved, lock, claimants) in enumerate(restored, 1):
+            if not number % BEGUN_AT_ONCE:
+                await self._clock.sleep(0)
             if claimants and not lock.claims:
                 # Its last owner ended while we waited; storage does not know yet.
                 lock, claimants = manager.lost.restore(saved, list(saved.claims)), []  # noqa: PLW2901

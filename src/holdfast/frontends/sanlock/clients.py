@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+from collections.abc import Collection
 
 from holdfast.frontends.sanlock.connection_slots import Slot
 from holdfast.wire.sanlock import requests as r
@@ -85,6 +86,7 @@ class Clients:
         self._by_id: dict[int, Client] = {}
         self._free: list[int] = []
         self._next = FIRST_CLIENT_ID
+        self._reserved: set[int] = set()
         self._registered: dict[int, list[Client]] = {}
 
     def __len__(self) -> int:
@@ -98,9 +100,16 @@ class Clients:
         """In the first free slot."""
         return self.add_at(self._free[0] if self._free else self._next, pid=pid, fd=fd)
 
-    def add_at(self, client_id: int, *, pid: int, fd: int) -> Client:
-        """In this slot, which is free: of a connection that an earlier daemon had there."""
-        if client_id >= self._next:
+    def reserve(self, client_ids: Collection[int]) -> None:
+        """These slots are of connections that an earlier daemon had: `add` takes none of them."""
+        for client_id in client_ids:
+            self._take(client_id)
+        self._reserved.update(client_ids)
+
+    def _take(self, client_id: int) -> None:
+        if client_id in self._reserved:
+            self._reserved.remove(client_id)
+        elif client_id >= self._next:
             for skipped in range(self._next, client_id):
                 heapq.heappush(self._free, skipped)
             self._next = client_id + 1
@@ -109,6 +118,10 @@ class Clients:
         else:
             self._free.remove(client_id)
             heapq.heapify(self._free)
+
+    def add_at(self, client_id: int, *, pid: int, fd: int) -> Client:
+        """In this slot, which is free: of a connection that an earlier daemon had there."""
+        self._take(client_id)
         client = self._by_id[client_id] = Client(client_id, pid=pid, fd=fd)
         return client
 

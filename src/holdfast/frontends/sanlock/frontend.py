@@ -6,9 +6,10 @@ when it is whole, where the client is marked as busy. So half a request keeps no
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from holdfast.frontends.listener import Listener, Peer
@@ -102,6 +103,8 @@ class SanlockFrontend:
         self._slots = slots
         self._keep = keep
         self._adopted: list[tuple[SanlockConnection, Entry, Leftovers | None]] = []
+        self._known: asyncio.Event | None = None
+        self._counted: frozenset[int] = frozenset()
         self._last_request = 0  # without slots
         self.is_ending = False
         s = service
@@ -235,6 +238,28 @@ class SanlockFrontend:
 
     # --- over a restart ---
 
+    def admit_early(self, of_earlier: Collection[int]) -> None:
+        """Serve connections while it is not known yet what an earlier daemon's clients hold: what does not depend on that is
+        answered, and all else waits for `serve_adopted`. `of_earlier`: the numbers of clients that `adopt` will enter.
+        """
+        self.clients.reserve(of_earlier)
+        self._counted = frozenset(of_earlier)
+        self._known = asyncio.Event()
+        if self.listener is not None:
+            for _ in of_earlier:
+                self.listener.adopted()
+            self.listener.start()
+
+    async def _when_known(
+        self, known: asyncio.Event, connection: SanlockConnection, framed: Framed
+    ) -> Answer:
+        await known.wait()
+        header = framed.header
+        if (refused := self.admit(connection, header)) is not None:
+            return Answer(replies.refusal(header, framed.body, refused).encode(header))
+        answer = self.answer(connection, framed)
+        return answer if isinstance(answer, Answer) else await answer
+
     def adopt(
         self, client_id: int, sock: socket.SocketType, peer: Peer, entry: Entry, left: Leftovers | None
     ) -> Client:
@@ -251,7 +276,7 @@ class SanlockFrontend:
         if entry.kind & CHANNEL:
             self._channels.add(PaddedName(entry.lockspace.ljust(NAME_BYTES, b"\0")), connection)
         self.connections[connection] = None
-        if self.listener is not None:
+        if self.listener is not None and client_id not in self._counted:
             self.listener.adopted()
         self._adopted.append((connection, entry, left))
         return client
@@ -259,11 +284,14 @@ class SanlockFrontend:
     def serve_adopted(self) -> None:
         """Resume them, when what they hold is known: an end of file ends it, and a request is about it."""
         adopted, self._adopted = self._adopted, []
+        known, self._known = self._known, None
         for connection, entry, left in adopted:
             try:
                 connection.resume(entry, left)
             except Exception:  # one client's error must not end the daemon here
                 log.exception("the connection of %s could not go on", connection.client)
+        if known is not None:
+            known.set()
 
     def keep_process(self, pid: int) -> Client:
         """A process that was registered with an earlier daemon, on a connection that is gone."""
@@ -294,7 +322,7 @@ class SanlockFrontend:
         client.last = Command(header.command)
         if not client.registered:
             client.name = name_of_command(client.last)
-        if not bound_to_client(header):
+        if not bound_to_client(header) or self._known is not None:
             return None
         found = self._target(connection, header)
         return found if isinstance(found, Result) else None
@@ -327,6 +355,8 @@ class SanlockFrontend:
         header = framed.header
         if framed.refused is not None:
             return Answer(replies.refusal(header, framed.body, framed.refused).encode(header))
+        if self._known is not None and not _is_known_at_once(header):
+            return self._when_known(self._known, connection, framed)
         closes = served(Command(header.command)) is Served.CLOSES
         try:
             return self._begin(connection, framed)
@@ -431,6 +461,13 @@ class SanlockFrontend:
         if reply.result == Result.OK:
             self._channels.close_ended(request.lockspace.name)
         return reply
+
+
+def _is_known_at_once(header: Header) -> bool:
+    """Whether the answer does not depend on what clients of an earlier daemon hold."""
+    if header.command == Command.STATUS:
+        return header.data == UPTO_DAEMON
+    return header.command in (Command.VERSION, Command.LOG_DUMP)
 
 
 def _failure(header: Header, body: bytes) -> bytes:
