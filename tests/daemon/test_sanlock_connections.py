@@ -22,10 +22,17 @@ from tests.support.service_manager import ServiceManager
 from holdfast.wire.sanlock import replies, request_table
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock.command import Command
-from holdfast.wire.sanlock.flags import ConvertFlag, KillpathFlag, ReleaseFlag, ResourceFlag, RestrictFlag
+from holdfast.wire.sanlock.flags import (
+    ConvertFlag,
+    KillpathFlag,
+    ReleaseFlag,
+    ResourceFlag,
+    RestrictFlag,
+    SetEventFlag,
+)
 from holdfast.wire.sanlock.header import HEADER_BYTES
 from holdfast.wire.sanlock.result import Result
-from holdfast.wire.sanlock.structures import Resource
+from holdfast.wire.sanlock.structures import EVENT_CALLBACK_BYTES, EventCallback, HostEvent, Resource
 
 ENDS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM, "restart": signal.SIGQUIT}
 """How the daemon ends, by the way to the next one; "restart" is RestartKillSignal= of the units."""
@@ -331,3 +338,29 @@ def test_the_store_has_no_connection_that_has_ended(scene: Scene, daemon: Served
     wait_until(lambda: any(name.endswith("-0") for name in manager.names), "one to be stored")
     scene.close_clients()
     wait_until(lambda: not any(name.startswith("conn-") for name in manager.names), "none to be stored")
+
+
+@pytest.mark.parametrize("way", ["kill", "restart", "reexec"])
+def test_an_event_channel_goes_on(scene: Scene, daemon: ServedDaemon, way: str) -> None:
+    """An event that another host sets comes through the connection that an earlier daemon had, once it renews its record."""
+    channel = scene.one.client()
+    channel.send(r.RegEvent(scene.of(scene.one)))
+    assert channel.answer(Command.REG_EVENT).result == Result.OK
+    holding(scene.one, scene.lease())  # so that a restart stays in the lockspace
+    daemon.again(way)
+    here, there = scene.record_of(scene.one), scene.record_of(scene.two)
+    event = HostEvent(1, here.generation, EVENTS[way], 0xDEF)
+    setting = r.SetEvent(SetEventFlag.REPLACE_EVENT, scene.of(scene.two), event)  # that of an earlier script
+    assert scene.two.result(setting) == Result.OK
+    wait_until(lambda: event_on(channel) == EventCallback(event, 2, there.generation), "the event")
+    channel.send(b"\1\0\0\0")
+    assert scene.one.result(r.EndEvent(scene.of(scene.one))) == Result.OK
+    assert len(channel.rest()) % EVENT_CALLBACK_BYTES == 0
+
+
+EVENTS = {"kill": 0xA, "restart": 0xB, "reexec": 0xC}
+
+
+def event_on(channel: SocketClient) -> EventCallback:
+    """The next one; those of earlier scripts may come before it."""
+    return EventCallback.decode(channel.receive(EVENT_CALLBACK_BYTES))
