@@ -306,16 +306,20 @@ def test_release_may_rename_a_lease(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "result"),
-    [({"lver": 40}, Result.RELEASE_LVER_3), ({"owner_id": 2}, Result.RELEASE_OWNER_3)],
-    ids=["another version", "another owner"],
+    ("version", "change", "result"),
+    [
+        ("3.9.5", {"lver": 40}, Result.RELEASE_LVER_3),
+        ("4.2", {"owner_id": 2}, Result.RELEASE_OWNER_3),
+        ("5.1.1", {"lver": 40}, Result.RELEASE_LVER),
+        ("5.0", {"owner_id": 2}, Result.RELEASE_OWNER),
+    ],
 )
 def test_release_of_a_lease_that_was_written_over(
-    tmp_path: Path, change: dict[str, int], result: Result
+    tmp_path: Path, version: str, change: dict[str, int], result: Result
 ) -> None:
     async def scene() -> None:
         s = Storage(tmp_path, "R1")
-        site = Site(s)
+        site = Site(s, version=version)
         one = site.client(ONE)
         assert await site.acquire(one, s.resource("R1")) == Result.OK
         other = dataclasses.replace(s.leader("R1"), **change)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from holdfast.backends.paxos.area_backend import AreaBackend, resource_in
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.frontends.sanlock.clients import Client, Clients
 from holdfast.frontends.sanlock.resource_commands import ResourceCommands
+from holdfast.frontends.sanlock.version import is_of_5, version_number
 from holdfast.manager.client_leases import ClientLeases
 from holdfast.manager.journal_replay import SavedState
 from holdfast.manager.owners import Owner
@@ -87,6 +88,7 @@ class Site:
         host_id: int = 1,
         before: Site | None = None,
         lockd: bool = False,
+        version: str = "3.9.5",
     ) -> None:
         self.storage = storage
         work = storage.directory / f"host{host_id}"
@@ -113,6 +115,7 @@ class Site:
             self,
             clock=self.world.clock,
             notify=lambda space, host: self.notified.append((space, host)),
+            has_codes_of_5=is_of_5(version_number(version)),
         )
         self._clients = Clients()
 

@@ -3,6 +3,7 @@ flags, records."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from tests.interop.sanlock.daemon import SanlockDaemon
-from tests.interop.sanlock.direct import blank_file
+from tests.interop.sanlock.direct import blank_file, read_at, write_at
 from tests.interop.sanlock.programs import of_release
 from tests.interop.sanlock_socket.client import Process, SocketClient
 from tests.support.polling import wait_until
 
-from holdfast.ondisk.geometry import MIB
+from holdfast.ondisk.geometry import DEFAULT, MIB
+from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.padded_name import PaddedName
 from holdfast.wire.sanlock import replies, request_table
 from holdfast.wire.sanlock import requests as r
@@ -162,6 +164,20 @@ def test_client_id_names_a_process(pair: Pair) -> None:
     assert other.result(r.Release(ReleaseFlag.NO_DISK, target, (lease._replace(disks=()),))) == Result.OK
     owners = other.asked(r.ReadResourceOwners(lease), replies.OwnersRead)
     assert [each.host_id for each in owners.hosts] == [1]  # forgotten here, and still on disk
+
+
+@pytest.mark.parametrize(
+    ("change", "result"), [({"lver": 40}, Result.RELEASE_LVER), ({"owner_id": 2}, Result.RELEASE_OWNER)]
+)
+def test_release_of_a_lease_that_was_written_over(pair: Pair, change: dict[str, int], result: Result) -> None:
+    """Numbered anew since sanlock 3; ours are compared in contract/test_sanlock_resources.py."""
+    lease, process = pair.lease(), pair.process()
+    assert process.client.result(r.Acquire(0, r.OWN, (lease,))) == Result.OK
+    at = lease.disks[0].offset_bytes
+    leader = Leader.decode(read_at(pair.leases, at, DEFAULT.sector_bytes))
+    assert isinstance(leader, Leader)
+    write_at(pair.leases, at, dataclasses.replace(leader, **change).sector())  # type: ignore[arg-type]
+    assert process.client.result(r.Release(0, r.OWN, (lease._replace(disks=()),))) == result
 
 
 def test_record_of_a_host_is_read_made_and_marked(pair: Pair) -> None:

@@ -33,6 +33,7 @@ from holdfast.frontends.sanlock.lockspace_questions import LockspaceQuestions
 from holdfast.frontends.sanlock.resource_commands import ResourceCommands
 from holdfast.frontends.sanlock.rindex_commands import RindexCommands
 from holdfast.frontends.sanlock.service import DaemonState, SanlockService
+from holdfast.frontends.sanlock.version import is_of_5
 from holdfast.manager.client_leases import ClientLeases
 from holdfast.manager.owners import Owner
 from holdfast.model import SANLOCK_PREFIX
@@ -93,7 +94,13 @@ class SanlockEngine(SanlockService):
             index_in_use=self._rindexes.is_in_use,
             gone=gone,
         )
-        self._resources = ResourceCommands(leases, self._lockspaces, clock=clock, notify=facts.notify)
+        self._resources = ResourceCommands(
+            leases,
+            self._lockspaces,
+            clock=clock,
+            notify=facts.notify,
+            has_codes_of_5=is_of_5(daemon.facts().version),
+        )
         self._questions = LockspaceQuestions(
             self._lockspaces, facts, daemon, clock=clock, resources=self._resources.resource_records
         )

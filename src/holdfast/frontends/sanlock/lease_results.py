@@ -139,11 +139,15 @@ def _of_cause(cause: object, shared: bool) -> Result:
     return of_refusal(cause, shared=shared) if isinstance(cause, Refusal | SharedBy) else Result.ERROR
 
 
-def of_release(lver: int, found_instead: Leader | None) -> Result:
-    """What has become of a RELEASE; `found_instead`: the leader that others have written meanwhile."""
+def of_release(lver: int, found_instead: Leader | None, *, has_codes_of_5: bool) -> Result:
+    """What has become of a RELEASE; `found_instead`: the leader that others have written meanwhile. `has_codes_of_5`:
+    sanlock 5 has numbered these two codes anew (newer-sanlock.md 2).
+    """
     if found_instead is None:
         return Result.OK
-    return Result.RELEASE_LVER_3 if found_instead.lver != lver else Result.RELEASE_OWNER_3
+    if found_instead.lver != lver:
+        return Result.RELEASE_LVER if has_codes_of_5 else Result.RELEASE_LVER_3
+    return Result.RELEASE_OWNER if has_codes_of_5 else Result.RELEASE_OWNER_3
 
 
 def of_request(outcome: RequestOutcome | Cleared) -> Result:

@@ -67,7 +67,9 @@ class _Refused(NamedTuple):
 
 
 class ResourceCommands:
-    """`notify` sets the bit of a host in our record of that lockspace, which has it read its request records."""
+    """`notify` sets the bit of a host in our record of that lockspace, which has it read its request records.
+    `has_codes_of_5`: clients are answered as by sanlock 5.
+    """
 
     def __init__(
         self,
@@ -76,11 +78,13 @@ class ResourceCommands:
         *,
         clock: Clock,
         notify: Callable[[str, HostId], None],
+        has_codes_of_5: bool = False,
     ) -> None:
         self._leases = leases
         self._lockspaces = lockspaces
         self._clock = clock
         self._notify = notify
+        self._has_codes_of_5 = has_codes_of_5
         self.held = HeldResources()
         self.killpaths: dict[Client, r.Killpath] = {}
         """What the clients want run when their leases are to end."""
@@ -498,7 +502,9 @@ class ResourceCommands:
             backend.areas.forget(held.key.name)
         if backend.is_giving_up(held.key.name):
             return Result.AIO_TIMEOUT
-        return of_release(held.lver, lease.found_instead) if isinstance(lease, PaxosHeld) else Result.OK
+        if not isinstance(lease, PaxosHeld):
+            return Result.OK
+        return of_release(held.lver, lease.found_instead, has_codes_of_5=self._has_codes_of_5)
 
     async def _release_orphans(self, resources: Sequence[Resource]) -> replies.Plain:
         """How many are released."""

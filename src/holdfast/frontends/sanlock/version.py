@@ -11,6 +11,11 @@ def version_number(text: str) -> int:
     return major << 24 | minor << 16 | micro << 8
 
 
+def is_of_5(version: int) -> bool:
+    """Whether a version, as `version_number` returns it, is sanlock 5 or later."""
+    return version >> 24 >= 5
+
+
 def commands_of(version: int) -> frozenset[Command]:
     """The commands that are not dropped as unknown: sanlock 5 has no index, and four more."""
-    return COMMANDS_OF_5 if version >> 24 >= 5 else EVERY_COMMAND
+    return COMMANDS_OF_5 if is_of_5(version) else EVERY_COMMAND
