@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.interop.sanlock.direct import blank_file
 from tests.interop.sanlock_socket import scene as scenes
 from tests.interop.sanlock_socket.client import SocketClient
 from tests.interop.sanlock_socket.scene import HoldfastDaemon, Scene, head, holding
 from tests.support.polling import wait_until
 from tests.support.service_manager import ServiceManager
 
+from holdfast.ondisk.geometry import MIB
 from holdfast.wire.sanlock import replies, request_table
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock.command import Command
@@ -32,7 +34,7 @@ from holdfast.wire.sanlock.flags import (
 )
 from holdfast.wire.sanlock.header import HEADER_BYTES
 from holdfast.wire.sanlock.result import Result
-from holdfast.wire.sanlock.structures import EVENT_CALLBACK_BYTES, EventCallback, HostEvent, Resource
+from holdfast.wire.sanlock.structures import EVENT_CALLBACK_BYTES, Disk, EventCallback, HostEvent, Resource
 
 ENDS = {"kill": signal.SIGKILL, "stop": signal.SIGTERM, "restart": signal.SIGQUIT}
 """How the daemon ends, by the way to the next one; "restart" is RestartKillSignal= of the units."""
@@ -244,6 +246,33 @@ def test_a_release_is_answered_by_the_next_daemon(scene: Scene, daemon: ServedDa
     assert owners(scene, lease) == []
     assert process.client.result(r.Release(0, r.OWN, (head(lease),))) == Result.FAILED
     assert process.client.result(r.Release(0, r.OWN, (head(never),))) == Result.FAILED
+
+
+@pytest.mark.parametrize("ends", ["connection", "process"])
+def test_a_lease_whose_client_ends_with_the_daemon_is_free(
+    scene: Scene, daemon: ServedDaemon, ends: str
+) -> None:
+    """The journal has the end of the claim, storage has not, and nobody is left to ask for it once more."""
+    lease, shared, removed = scene.lease(), scene.lease(), blank_file(scene.place / f"removed-{ends}", MIB)
+    gone = Resource.of(scenes.NAME, f"GONE-{ends}", Disk(str(removed), 0))
+    assert scene.one.result(r.WriteResource(0, 0, 0, gone)) == Result.OK
+    process = holding(scene.one, lease)
+    other = holding(scene.one, shared._replace(flags=ResourceFlag.SHARED), gone)
+    assert other.client.result(r.Release(0, r.OWN, (head(gone),))) == Result.OK
+    removed.unlink()
+    daemon.dies_at("unclaimed RELEASE")
+    if ends == "connection":
+        process.client.close()
+    else:
+        process.close()
+    daemon.is_dead()
+    assert owners(scene, lease) == [1]
+    daemon.start()
+    wait_until(lambda: owners(scene, lease) == [], "the next daemon to free it")
+    daemon.says("was left behind by an earlier daemon; it is free now")
+    assert "may have been left behind" not in daemon.log_text(), "one that was removed is not asked for again"
+    assert owners(scene, shared) == [1]
+    assert other.client.result(r.Release(0, r.OWN, (head(shared),))) == Result.OK
 
 
 def test_a_conversion_is_answered_by_the_next_daemon(scene: Scene, daemon: ServedDaemon) -> None:

@@ -27,6 +27,22 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 BUGS = (
     _in(
+        "daemon.handover",
+        "clients-lease-left-behind",
+        "a client and the daemon end within one release: the lease stays this host's, and no lock of this host has it",
+        "            backend.areas.put(ended.name.name, area)",
+        "            pass",
+        "daemon/test_sanlock_connections.py::test_a_lease_whose_client_ends_with_the_daemon_is_free",
+    ),
+    _in(
+        "lease_admin.garbage_collection",
+        "removed-lease-is-asked-for-for-ever",
+        "a lease that a client has released and removed is read again and again after a crash",
+        "if e.errno == errno.ENOENT and not backend.maintenance.lists_all:",
+        "if False:",
+        "daemon/test_sanlock_connections.py::test_a_lease_whose_client_ends_with_the_daemon_is_free",
+    ),
+    _in(
         "frontends.sanlock.frontend",
         "event-channel-deaf-after-a-restart",
         "an event channel outlives the daemon, and gets no event any more",

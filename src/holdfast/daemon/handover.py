@@ -16,6 +16,8 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from holdfast.backends.paxos.area_backend import AreaBackend
+from holdfast.backends.paxos.area_store import area_of
 from holdfast.backends.paxos.names import LEASE_KEY_DEVICE
 from holdfast.daemon.lockspaces import HostLockspaces
 from holdfast.frontends.listener import peer_of
@@ -26,7 +28,7 @@ from holdfast.manager.events import Event, Events
 from holdfast.manager.found_descriptors import FoundDescriptors
 from holdfast.manager.journal import Journal
 from holdfast.manager.journal_kinds import SanlockLockspaceLine
-from holdfast.manager.journal_replay import SavedState, replay
+from holdfast.manager.journal_replay import EndedLock, SavedState, replay
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_search import LockSearch
 from holdfast.manager.owners import Owner
@@ -109,7 +111,10 @@ class Handover:
             lock.backend = self._before.renamed.get(lock.backend, lock.backend)
         self._manager.lockspaces.restore(state.lockspaces)
         living = self._recovery.owners(state)
-        self._collector.ended = state.ended_keys if state.is_whole else {}
+        if state.is_whole:
+            self._collector.ended = state.ended_keys
+            for ended in state.ended_locks.values():
+                self._ended_where_clients_say(ended)
         locks: dict[int, int] = {}
         if reexec is not None:
             self._adopt_reexec(reexec, living)
@@ -143,6 +148,17 @@ class Handover:
                 or self._manager.departures.lends_for(owner)
             ):
                 self._manager.owners.forget(owner)
+
+    def _ended_where_clients_say(self, ended: EndedLock) -> None:
+        """The last daemon may have ended before storage had the end of a lease of sanlock's clients. Only the journal says
+        where it is: have the collector read it, and free it.
+        """
+        backend: object = self._manager.routing.leases.get(
+            self._before.renamed.get(ended.backend, ended.backend)
+        )
+        area = area_of(ended.path)
+        if isinstance(backend, AreaBackend) and area is not None and ended.name is not None:
+            backend.areas.put(ended.name.name, area)
 
     async def _start_leases(self) -> None:
         """Start the lockspaces, when all known claims are in the table."""

@@ -6,6 +6,7 @@ while no lock has it, and with the key lock on its key, so that no start of this
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
@@ -188,6 +189,8 @@ class LeaseCollector:
             self._attempts[backend.name].add(name)
             return False
         except StorageFailed as e:
+            if e.errno == errno.ENOENT and not backend.maintenance.lists_all:
+                return True  # where a client had said that it is, there is no file any more
             log.warning("lease %s may have been left behind by an earlier daemon: %s; trying again", name, e)
             return False
         except LockError as e:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -84,6 +85,16 @@ class SavedClaims:
     since_wall_s: float
     claims: dict[int, dict[Resource, Mode]] = field(default_factory=dict)
     departing: set[tuple[int, Resource]] = field(default_factory=set)
+    last_name: Resource | None = None
+    """Of the claim that has ended last."""
+
+
+class EndedLock(NamedTuple):
+    """A lock whose end was recorded: its last name, and where it was. Storage may not have its end."""
+
+    backend: str
+    name: Resource | None
+    path: str
 
 
 @dataclass(slots=True)
@@ -109,6 +120,8 @@ class SavedState:
     """Locks whose end was recorded: the daemon was about to let go of them, or had."""
     ended_keys: dict[FileKey, set[ProcessId]] = field(default_factory=dict)
     """The lock files or leases of those, and whose claims on them have ended."""
+    ended_locks: dict[FileKey, EndedLock] = field(default_factory=dict)
+    """What these locks were."""
     ended_claims: dict[int, set[ProcessId]] = field(default_factory=dict)
     """By lock: whose claims on it have ended so far."""
     lock_of_key: dict[FileKey, int] = field(default_factory=dict)
@@ -176,18 +189,34 @@ def _end(state: SavedState, lock_id: int) -> None:
     state.ended.add(lock_id)
     for key in lock.keys[:1]:
         state.ended_keys[key] = state.ended_claims.pop(lock_id, set())
+        state.ended_locks[key] = EndedLock(lock.backend, lock.last_name, lock.path)
 
 
 def _claim_ended(state: SavedState, lock: SavedClaims, owner_id: int) -> None:
     owner = state.owners.get(owner_id)
-    if lock.claims.pop(owner_id, None) is not None and owner is not None:
+    names = lock.claims.pop(owner_id, None)
+    lock.last_name = next(iter(names or ()), lock.last_name)
+    if names is not None and owner is not None:
         state.ended_claims.setdefault(lock.id, set()).add(owner.process)
+
+
+def _unclaim(state: SavedState, line: UnclaimLine) -> None:
+    if (lock := state.locks.get(line.lock)) is None:
+        return
+    names = lock.claims.get(line.owner, {})
+    lock.last_name = Resource(path_of(line.lockspace), path_of(line.name))
+    names.pop(lock.last_name, None)
+    if not names:
+        _claim_ended(state, lock, line.owner)
+    if not lock.claims:
+        _end(state, line.lock)
 
 
 def _lock(state: SavedState, line: LockLine) -> None:
     keys = tuple(FileKey(*key) for key in line.keys)
     for file in keys[:1]:
         state.ended_keys.pop(file, None)
+        state.ended_locks.pop(file, None)
         # This lock was taken, so an earlier lock of the same file is over, although its end can't be read.
         if (earlier := state.lock_of_key.get(file, line.id)) != line.id:
             state.locks.pop(earlier, None)
@@ -247,16 +276,8 @@ def _apply(state: SavedState, line: AnyLine) -> None:
             lock.departing.discard((owner_id, resource))
         case DepartingLine() | LentLine() | LentOverLine():
             _apply_migration(state, line)
-        case UnclaimLine(lock_id, owner_id, lockspace, name):
-            if lock_id not in state.locks:
-                return
-            lock = state.locks[lock_id]
-            names = lock.claims.get(owner_id, {})
-            names.pop(Resource(path_of(lockspace), path_of(name)), None)
-            if not names:
-                _claim_ended(state, lock, owner_id)
-            if not lock.claims:
-                _end(state, lock_id)
+        case UnclaimLine():
+            _unclaim(state, line)
         case ModeLine(lock_id, mode):
             if lock_id in state.locks:
                 state.locks[lock_id].mode = Mode(mode)

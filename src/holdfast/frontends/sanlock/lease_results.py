@@ -141,7 +141,7 @@ def _of_cause(cause: object, shared: bool) -> Result:
 
 def of_release(lver: int, found_instead: Leader | None, *, has_codes_of_5: bool) -> Result:
     """What has become of a RELEASE; `found_instead`: the leader that others have written meanwhile. `has_codes_of_5`:
-    sanlock 5 has numbered these two codes anew (newer-sanlock.md 2).
+    sanlock 5 has other numbers for these two codes (newer-sanlock.md 2).
     """
     if found_instead is None:
         return Result.OK
