@@ -144,7 +144,14 @@ CONFIGURED = frozenset(
 )
 """The composition root, where Config stops, and what reads or compares configurations for it."""
 
+LVMLOCKD_CLIENT = (
+    "a client of another program's socket: its words stop here, in the port's own errors (ADR 0207)"
+)
 EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
+    ("rule 1, wire", "system.lvm.lvmlockd_client", "import of wire.lvmlockd"): LVMLOCKD_CLIENT,
+    ("rule 1, wire", "system.lvm.lvmlockd_client", "import of wire.lvmlockd.LvLock"): LVMLOCKD_CLIENT,
+    ("rule 1, wire", "system.lvm.lvmlockd_client", "import of wire.lvmlockd.Mode"): LVMLOCKD_CLIENT,
+    ("rule 1, wire", "system.lvm.lvmlockd_client", "import of wire.lvmlockd.OpResult"): LVMLOCKD_CLIENT,
     ("rule 5", "supervision.peer_monitor", "threading"): LOCKS_ONLY,
     ("rule 5", "supervision.renewal", "threading"): LOCKS_ONLY,
     ("rule 5", "supervision.lease_monitor", "threading"): LOCKS_ONLY,

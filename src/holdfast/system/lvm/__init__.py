@@ -1,0 +1,1 @@
+"""LVM's shared volume groups, as far as a lock is concerned."""
