@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -54,8 +55,15 @@ class FakePair:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[FakePair]:
-    made = FakePair(tmp_path)
+def place() -> Iterator[Path]:
+    """For sockets: their paths have to be short."""
+    with tempfile.TemporaryDirectory(prefix="hf", dir="/tmp") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def pair(place: Path) -> Iterator[FakePair]:
+    made = FakePair(place)
     yield made
     made.close()
 
@@ -70,7 +78,9 @@ class TestFake(LvmlockdContract):
                 one.query_lock_lv(lv)
             pair.daemons[1] = FakeLvmlockd(pair.socket_path(1), pair.modes, 1, ["vg"])
             assert one.query_lock_lv(lv) is EX
-            one.lock_lv(lv, SH)
+            pair.daemons[1].close()
+            pair.daemons[1] = FakeLvmlockd(pair.socket_path(1), pair.modes, 1, ["vg"])
+            one.lock_lv(lv, SH)  # by a connection to the daemon before
         assert pair.modes.of(lv.lv_uuid) == {1: SH}
 
     def test_vg_that_starts_is_not_active_yet(self, pair: FakePair) -> None:
@@ -129,9 +139,9 @@ class Saying:
         (b"x" * 70000, "longer than 65536"),
     ],
 )
-def test_what_is_no_answer_is_said_and_not_taken_for_a_mode(tmp_path: Path, answer: bytes, why: str) -> None:
+def test_what_is_no_answer_is_said_and_not_taken_for_a_mode(place: Path, answer: bytes, why: str) -> None:
     told = b'response = "OK"\nop_result = 0\nmode = "sh"\nnew_key = 3\n\n##\n'
-    daemon = Saying(tmp_path / "socket", answer, told)
+    daemon = Saying(place / "socket", answer, told)
     with LvmlockdClient(daemon.path, timeout_s=0.3) as client:
         with pytest.raises(NoAnswer, match=why):
             client.query_lock_lv(LV)
@@ -139,8 +149,8 @@ def test_what_is_no_answer_is_said_and_not_taken_for_a_mode(tmp_path: Path, answ
     daemon.close()
 
 
-def test_number_that_has_no_name_here_is_given_as_it_is(tmp_path: Path) -> None:
-    daemon = Saying(tmp_path / "socket", b'response = "OK"\nop_result = -999\nlm_result = 0\n\n##\n')
+def test_number_that_has_no_name_here_is_given_as_it_is(place: Path) -> None:
+    daemon = Saying(place / "socket", b'response = "OK"\nop_result = -999\nlm_result = 0\n\n##\n')
     with LvmlockdClient(daemon.path) as client, pytest.raises(LockManagerFailed, match="says -999") as raised:
         client.lock_lv(LV, EX)
     assert raised.value.result == -999

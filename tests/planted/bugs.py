@@ -1682,5 +1682,20 @@ BUGS = (
         "    persists = resource in owner.persistent or is_shared_by_clients\n",
         "    persists = resource in owner.persistent\n",
         "daemon/test_sanlock_orphans.py::test_a_lease_that_clients_share_outlives_each_of_them_without_the_journal",
+        "system.lvm.lvmlockd_client",
+        "lvmlockd-refusal-is-a-lock",
+        "lvmlockd's answer that another host holds an LV's lock is taken for one that this host has it",
+        "        if result in (OpResult.DONE, OpResult.HELD_SO_ALREADY):",
+        "        if result in (OpResult.DONE, OpResult.HELD_SO_ALREADY, OpResult.HELD_ELSEWHERE):",
+        "contract/test_lvmlockd_client.py::TestFake::test_exclusive_keeps_another_host_from_exclusive",
+    ),
+    _in(
+        "system.lvm.lvmlockd_client",
+        "lvmlockd-late-answer",
+        "what lvmlockd says too late is taken for its answer to the next request",
+        '        """What comes on this connection later would be taken for the answer to the next request, so it ends."""\n'
+        "        self.close()",
+        "        pass",
+        "contract/test_lvmlockd_client.py::test_what_is_no_answer_is_said_and_not_taken_for_a_mode",
     ),
 )

@@ -135,15 +135,10 @@ class LvmlockdClient:
         """The whole exchange has `timeout_s`: however slowly the answer comes, it is not waited for longer."""
         deadline = time.monotonic() + self._timeout_s
         try:
-            if self._socket is None:
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-                self._socket.settimeout(self._timeout_s)
-                self._socket.connect(self._path)
-            self._socket.settimeout(_left(deadline))
-            self._socket.sendall(request)
+            connection = self._sent(request, deadline)
             while True:
-                self._socket.settimeout(_left(deadline))
-                piece = self._socket.recv(_PIECE_BYTES)
+                connection.settimeout(_left(deadline))
+                piece = connection.recv(_PIECE_BYTES)
                 if not piece:
                     raise self._no_answer(what, "it closed the connection")
                 if messages := self._framer.feed(piece):
@@ -155,6 +150,21 @@ class LvmlockdClient:
         if len(messages) > 1:
             raise self._no_answer(what, "it answered more than once")
         return messages[0]
+
+    def _sent(self, request: bytes, deadline: float) -> socket.socket:
+        """On the connection that there is; on a new one if that is closed: lvmlockd was started again since."""
+        if self._socket is not None:
+            try:
+                self._socket.settimeout(_left(deadline))
+                self._socket.sendall(request)
+                return self._socket
+            except BrokenPipeError:
+                self.close()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(_left(deadline))
+        self._socket.connect(self._path)
+        self._socket.sendall(request)
+        return self._socket
 
     def _no_answer(self, what: str, why: str) -> NoAnswer:
         """What comes on this connection later would be taken for the answer to the next request, so it ends."""
