@@ -1682,6 +1682,8 @@ BUGS = (
         "    persists = resource in owner.persistent or is_shared_by_clients\n",
         "    persists = resource in owner.persistent\n",
         "daemon/test_sanlock_orphans.py::test_a_lease_that_clients_share_outlives_each_of_them_without_the_journal",
+    ),
+    _in(
         "system.lvm.lvmlockd_client",
         "lvmlockd-refusal-is-a-lock",
         "lvmlockd's answer that another host holds an LV's lock is taken for one that this host has it",
