@@ -173,10 +173,10 @@ def blank(directory: Path) -> Path:
 
 
 @contextmanager
-def loop_device(path: Path, sector_bytes: int) -> Iterator[str]:
-    """A block device over a file, as root."""
+def loop_device(path: Path, sector_bytes: int, *options: str) -> Iterator[str]:
+    """A block device over a file, as root; `options`: of losetup, for a part of the file."""
     made = subprocess.run(
-        ["losetup", "--show", "-f", "-b", str(sector_bytes), str(path)],
+        ["losetup", "--show", "-f", "-b", str(sector_bytes), *options, str(path)],
         capture_output=True,
         text=True,
         check=True,

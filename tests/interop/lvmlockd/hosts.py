@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.contract.disk.disks import loop_device
 from tests.support.daemon import BIN
 from tests.support.polling import wait_until
 
@@ -277,22 +278,6 @@ class Site:
 
 
 @contextlib.contextmanager
-def loop(image: Path, sector_bytes: int, *options: str) -> Iterator[str]:
-    """A loop device over (a part of) a file."""
-    made = subprocess.run(
-        ["losetup", "--find", "--show", "--sector-size", str(sector_bytes), *options, str(image)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    device = made.stdout.strip()
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
-
-
-@contextlib.contextmanager
 def disk(place: Path, sector_bytes: int) -> Iterator[Devices]:
     """A blank one of that sector size; the file is sparse."""
     image = place / "disk.img"
@@ -300,7 +285,7 @@ def disk(place: Path, sector_bytes: int) -> Iterator[Devices]:
     with image.open("wb") as file:
         file.truncate(_FIRST_EXTENT_BYTES + leases_bytes + _FOR_LVS_BYTES)
     part = ("--offset", str(_FIRST_EXTENT_BYTES), "--sizelimit", str(leases_bytes))
-    with loop(image, sector_bytes) as volume, loop(image, sector_bytes, *part) as leases:
+    with loop_device(image, sector_bytes) as volume, loop_device(image, sector_bytes, *part) as leases:
         yield Devices(volume, leases)
 
 

@@ -149,6 +149,7 @@ def test_lvchange_takes_converts_and_is_refused(scene: Scene) -> None:
     one.done("lvremove", "--yes", lv.path)
 
 
+@pytest.mark.long
 def test_metadata_changes_on_both_hosts_in_turn(scene: Scene) -> None:
     """The VG's lock and its value block: each host reads what the other one has written."""
     one, two, lv = scene.one, scene.two, scene.volume()
