@@ -37,15 +37,21 @@ def install_holdfast(python: Path) -> None:
 
 
 class Guests:
-    """h1 and h2, with a lease disk and an owned disk that both see."""
+    """h1 and h2, with disks that both see: one for leases and one that is owned, if nothing else is asked for."""
 
-    def __init__(self, place: Path, python: Path, sector_bytes: int) -> None:
+    def __init__(
+        self,
+        place: Path,
+        python: Path,
+        sector_bytes: int,
+        disks_mib: tuple[int, ...] = (LEASE_DISK_MIB, OWNED_DISK_MIB),
+    ) -> None:
         self.run_dir = place
         self.python = python
         self._environment = {
             **os.environ,
             "MH_RUN": str(place),
-            "MH_DISKS": f"{LEASE_DISK_MIB}:{sector_bytes},{OWNED_DISK_MIB}:{sector_bytes}",
+            "MH_DISKS": ",".join(f"{mib}:{sector_bytes}" for mib in disks_mib),
             "MH_SHARE": f"{python},{LAB / 'fencing' / 'in_guest'}",
         }
 

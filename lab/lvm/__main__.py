@@ -1,0 +1,179 @@
+"""`python -m lab.lvm [SUITE ...]`: what is shown in each suite, step by step, with its times."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lab import lvm
+from lab.fencing.guests import HOSTS, MICRO_HOSTS, Guests, LabError, install_holdfast
+from lab.lvm.host import DEAD_S, DISK, IO_TIMEOUT_S, VG, Host, Program
+
+SUITES: dict[str, tuple[tuple[Program, Program], int]] = {
+    "holdfast": (("holdfast", "holdfast"), 512),
+    "holdfast-4096": (("holdfast", "holdfast"), 4096),
+    "mixed": (("holdfast", "sanlock"), 512),
+    "sanlock": (("sanlock", "sanlock"), 512),
+}
+"""What serves sanlock's socket on h1 and h2; sector size."""
+DISK_MIB = 2048
+BOOT_TIMEOUT_S = 150
+TEXT = "written-on-{0}"
+
+
+class Suite:
+    """One pair of guests; each step leaves things as the next one needs them."""
+
+    def __init__(self, name: str, place: Path, python: Path) -> None:
+        programs, sector_bytes = SUITES[name]
+        self.name = name
+        self.guests = Guests(place, python, sector_bytes, (DISK_MIB,))
+        self.one, self.two = (
+            Host(self.guests, host, program) for host, program in zip(HOSTS, programs, strict=True)
+        )
+        self._began = time.monotonic()
+        self.uuid = ""
+
+    def say(self, text: str) -> None:
+        print(f"{self.name}: {time.monotonic() - self._began:5.0f} s  {text}", flush=True)
+
+    def run(self) -> None:
+        self.guests.mh("up", "2")
+        self.say("two guests are up")
+        for host in (self.one, self.two):
+            host.start()
+        self.set_up()
+        self.activate()
+        self.adopt()
+        self.take_over("the power of h1 is cut", lambda: self.guests.mh("kill", "h1"))
+        self.guests.mh("start", "h1")
+        self.back()
+        boot = self.guests.boot("h1")
+        self.take_over("h1's lock manager is killed", lambda: self.one.sh("kill -9 $(cat /srv/manager.pid)"))
+        self.guests.mh("wait", "-t", str(BOOT_TIMEOUT_S), "h1", boot)
+        self.say("h1 was reset by its watchdog, and has booted")
+        self.back()
+
+    def set_up(self) -> None:
+        one, two = self.one, self.two
+        one.lvm(f"vgcreate --yes --shared {VG} {DISK}")
+        one.lvm(f"vgchange --setautoactivation n {VG}")
+        two.start_vg()
+        one.lvm(f"lvcreate --yes -an --size 64M --name lv1 {VG}")
+        self.uuid = one.sh(f"lvs --noheadings -o lv_uuid {VG}/lv1 2>/dev/null")
+        self.say("a shared VG is started on both, with an LV")
+
+    def activate(self) -> None:
+        one, two = self.one, self.two
+        one.lvm(f"lvchange -aey {VG}/lv1")
+        self.write(one)
+        two.refused(f"lvchange -aey {VG}/lv1")
+        two.refused(f"lvchange -asy {VG}/lv1")
+        if two.sh(f"[ ! -e /dev/{VG}/lv1 ] && echo none") != "none":
+            raise LabError("h2 has a device for what it may not have")
+        self.say("h1 has the LV active and alone, h2 is refused and has no device")
+        one.sh(f"setsid sleep 1000 <>/dev/{VG}/lv1 >/dev/null 2>&1 & echo $! > /srv/user.pid")
+        one.converted("lv1", "sh")
+        two.lvm(f"lvchange -asy {VG}/lv1")
+        self.read(two, TEXT.format("h1"))
+        one.refused(f"lvchange -aey {VG}/lv1")
+        two.lvm(f"lvchange -an {VG}/lv1")
+        one.converted("lv1", "ex")
+        two.refused(f"lvchange -aey {VG}/lv1")
+        one.sh("kill $(cat /srv/user.pid)")
+        self.say("converted to shared and back while open, by lvmlockd's socket; h2 has read what h1 wrote")
+        one.lvm(f"for n in 1 2 3 4 5; do lvchange -an {VG}/lv1 && break; sleep 1; done")
+        two.lvm(f"lvchange -aey {VG}/lv1")
+        self.write(two)
+        one.refused(f"lvchange -aey {VG}/lv1")
+        two.lvm(f"lvchange -an {VG}/lv1")
+        one.lvm(f"lvchange -aey {VG}/lv1")
+        self.read(one, TEXT.format("h2"))
+        self.say("moved to h2 and back")
+
+    def adopt(self) -> None:
+        one, two = self.one, self.two
+        one.kill_lvmlockd()
+        two.refused(f"lvchange -aey {VG}/lv1")
+        one.start_lvmlockd()
+        one.wait(lambda: one.mode(self.uuid) == "ex", "the adoption")
+        two.refused(f"lvchange -aey {VG}/lv1")
+        one.lvm(f"lvchange -asy {VG}/lv1")
+        one.lvm(f"lvchange -aey {VG}/lv1")
+        self.say("lvmlockd of h1 was killed, and the next one has the lock")
+
+    def take_over(self, cause: str, strike: Callable[[], object]) -> None:
+        """h1 has it and dies; h2 gets it when h1 is dead for sure, and has what h1 wrote."""
+        one, two = self.one, self.two
+        self.write(one)
+        two.refused(f"lvchange -aey {VG}/lv1")
+        self.say(f"{cause}, with the LV active and alone there")
+        began = time.monotonic()
+        strike()
+        tries = 0
+        while (said := two.sh(f"lvchange -aey {VG}/lv1 2>&1; echo status $?")) != "status 0":
+            tries += 1
+            if "LV locked by other host" not in said:
+                raise LabError(f"h2 is refused for another reason: {said}")
+            if time.monotonic() > began + 3 * DEAD_S:
+                raise LabError(f"h2 did not get it: {said}")
+        took_s = time.monotonic() - began
+        self.read(two, TEXT.format("h1"))
+        self.say(f"h2 has it {took_s:.0f} s later, after {tries} refusals (dead for sure: {DEAD_S} s)")
+        if took_s < DEAD_S - 2 * IO_TIMEOUT_S - 1:
+            raise LabError("that is too early")
+
+    def back(self) -> None:
+        """h1 has booted, and gets the LV from h2."""
+        one, two = self.one, self.two
+        one.wait(lambda: self.guests.try_sh("h1", "true") is not None, "its boot")
+        one.start()
+        one.start_vg()
+        one.refused(f"lvchange -aey {VG}/lv1")
+        two.lvm(f"lvchange -an {VG}/lv1")
+        one.lvm(f"lvchange -aey {VG}/lv1")
+        self.say("h1 has the VG started again, and the LV from h2")
+
+    def write(self, host: Host) -> None:
+        text = TEXT.format(host.name)
+        host.sh(f"printf %-4096s {text} | dd of=/dev/{VG}/lv1 bs=4096 oflag=direct 2>/dev/null")
+
+    def read(self, host: Host, expected: str) -> None:
+        found = host.sh(f"dd if=/dev/{VG}/lv1 bs=4096 count=1 iflag=direct 2>/dev/null").split()
+        if found != [expected]:
+            raise LabError(f"{host.name} reads {found}, not {expected}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m lab.lvm", description=lvm.__doc__)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default: all")
+    wanted = parser.parse_args().suites or list(SUITES)
+    if unknown := [name for name in wanted if name not in SUITES]:
+        parser.error(f"there is no suite {', '.join(unknown)}")
+    subprocess.run([str(MICRO_HOSTS / "build")], check=True)
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="holdfast-lab-") as place:
+        python = Path(place) / "python"
+        install_holdfast(python)
+        for name in wanted:
+            suite = Suite(name, Path(place) / name, python)
+            try:
+                suite.run()
+                suite.say("done")
+            except LabError as e:
+                failed += 1
+                suite.say(f"FAILED: {e}")
+                for host in (suite.one, suite.two):
+                    print(f"--- {host.program} on {host.name}\n{host.log()}", flush=True)
+            finally:
+                suite.guests.down()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
