@@ -51,6 +51,14 @@ _NO_NEWS = re.compile(r"Activation disabled|Skipping zeroing|not zeroed")
 """Warnings of a lvm2 that is kept from device-mapper."""
 
 
+def lvmlockd_version() -> tuple[int, ...]:
+    """Of the one that this machine has: (2, 3, 16) in Debian 12."""
+    said = subprocess.run(["lvmlockd", "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"(\d+)\.(\d+)\.(\d+)", said.stdout + said.stderr)
+    assert found is not None, said
+    return tuple(map(int, found.groups()))
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
     """A command's end: its exit status, and what it printed without the warnings of `--driverloaded n`."""

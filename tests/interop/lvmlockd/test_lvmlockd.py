@@ -22,6 +22,7 @@ from tests.interop.lvmlockd.hosts import (
     Site,
     Volume,
     build_device_mapper,
+    lvmlockd_version,
     patiently,
     site,
 )
@@ -46,6 +47,12 @@ SCENES = {
     "holdfast-4096": (("holdfast", "holdfast"), 4096),
     "sanlock-4096": (("sanlock", "sanlock"), 4096),
 }
+OLD_LVMLOCKD = (2, 3, 16)
+"""Debian 12's. 2.03.31 (Debian 13) hangs when it adopts a lock, and in a `vgremove` after one that was refused; over the
+real sanlock as over Holdfast."""
+adopting = pytest.mark.skipif(
+    "lvmlockd_version() > OLD_LVMLOCKD", reason="this lvmlockd hangs when it adopts a lock"
+)
 DEFAULT = "holdfast"
 """The others are `long`: a site takes 10 s to set up, and what is expected of this one was seen with the real sanlock."""
 
@@ -161,6 +168,7 @@ def test_metadata_changes_on_both_hosts_in_turn(scene: Scene) -> None:
     one.done("lvremove", "--yes", lv.path)
 
 
+@adopting
 def test_lvmlockd_that_is_killed_adopts_its_locks(scene: Scene) -> None:
     one, two, alone, shared = scene.one, scene.two, scene.volume(), scene.volume()
     one.done("lvchange", "-aey", alone.path)
@@ -195,6 +203,7 @@ def fresh(request: pytest.FixtureRequest) -> Iterator[Scene]:
 
 
 @pytest.mark.long
+@adopting
 def test_lock_of_what_is_not_active_any_more_is_not_adopted(fresh: Scene) -> None:
     """It stays this host's, and neither this host nor another one gets it."""
     one, two, lv, closed = fresh.one, fresh.two, fresh.volume(), fresh.volume()
@@ -239,6 +248,8 @@ def test_vg_is_stopped_started_and_removed(fresh: Scene) -> None:
     fresh.site.start_vg(two)
     two.done("lvchange", "-aey", lv.path)
     two.done("lvchange", "-an", lv.path)
+    if lvmlockd_version() > OLD_LVMLOCKD:
+        return
     ran = one.lvm("vgremove", "--yes", VG)
     assert (ran.status, ran.lines[-1]) == (5, 'Lockspace for "vg" not stopped on other hosts'), ran
     two.done("vgchange", "--lock-stop", VG)
@@ -281,6 +292,7 @@ def test_holdfast_that_starts_its_next_program_keeps_the_locks_of_lvmlockd(fresh
 
 @pytest.mark.long
 @pytest.mark.parametrize("fresh", ["holdfast"], indirect=True)
+@adopting
 def test_holdfast_that_is_killed_holds_the_locks_and_lvmlockd_gets_them_by_a_restart(fresh: Scene) -> None:
     """There is no systemd here that keeps the connection."""
     one, two, lv, other = fresh.one, fresh.two, fresh.volume(), fresh.volume()
