@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import fcntl
 import json
-import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -48,15 +47,17 @@ class Modes:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[State]:
-        """Its content, for this caller alone; changes are written at the end."""
-        with open(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            text = file.read()
+        """Its content, for this caller alone; changes are written at the end. One that is killed changes nothing."""
+        with open(f"{self._path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            text = self._path.read_text() if self._path.exists() else ""
             state = State(**json.loads(text)) if text else State()
             yield state
-            file.seek(0)
-            file.truncate()
-            file.write(json.dumps({"held": state.held, "leases": state.leases}, indent=1))
+            after = json.dumps({"held": state.held, "leases": state.leases}, indent=1)
+            if after != text:
+                new = Path(f"{self._path}.new")
+                new.write_text(after)
+                new.replace(self._path)
 
     def add_lv(self, lock: LvLock) -> None:
         """It has its lease from now on, as `lvcreate` leaves it."""
