@@ -820,7 +820,7 @@ BUGS = (
         "unit/manager/test_departures.py::test_file_that_can_not_be_read_holds_the_lock_until_qemu_ends",
     ),
     _in(
-        "manager.migration_roles",
+        "system.libvirt.status_words",
         "cancelled-is-gone",
         "a migration that is being cancelled counts as one that went well",
         '"perform3", "confirm3_cancelled"))',

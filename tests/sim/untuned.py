@@ -302,7 +302,7 @@ UNTUNED: tuple[Mutation, ...] = (
     # A migration is cancelled while the guest stands at its source. libvirt's status file says "confirm3_cancelled"
     # when its RELEASE comes, and the guest runs on there, without a lock: another host starts the same disk.
     _in(
-        "manager.migration_roles",
+        "system.libvirt.status_words",
         "cancelled-migration-has-left",
         "A guest whose migration was cancelled counts as one that has left its host.",
         '"perform3", "confirm3_cancelled"))',

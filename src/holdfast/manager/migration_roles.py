@@ -26,21 +26,18 @@ from __future__ import annotations
 import enum
 
 from holdfast.system.libvirt.domains import Domain
-
-OUT, IN = "migration out", "migration in"
-OTHER_JOBS = frozenset(("", "start", "save", "dump", "snapshot", "backup", IN))
-PHASES_OPEN = frozenset(("", "none", "perform2", "begin3", "perform3", "confirm3_cancelled"))
-"""The guest may still continue at the source."""
-PHASES_DONE = frozenset(("perform3_done", "confirm3"))
-"""The source's QEMU has closed its disks for writing."""
-PHASE_ACQUIRES = "finish3"
-"""In it the target acquires; the source has reached `PHASES_DONE` by then."""
-POST_COPY = "post-copy"
-"""How the reasons of a source begin whose guest runs on the target already."""
-STARTING_UP = "starting up"
-"""Why a VM is paused that has not run yet."""
-RUNS = frozenset(("running", "shutdown", "pmsuspended"))
-STANDS = frozenset(("paused", "crashed", "shutoff"))
+from holdfast.system.libvirt.status_words import (
+    IN,
+    OTHER_JOBS,
+    OUT,
+    PHASE_ACQUIRES,
+    PHASES_DONE,
+    PHASES_OPEN,
+    POST_COPY,
+    RUNS,
+    STANDS,
+    STARTING_UP,
+)
 
 
 class Outcome(enum.Enum):

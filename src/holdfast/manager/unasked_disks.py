@@ -16,10 +16,11 @@ from collections.abc import Coroutine
 from typing import Any
 
 from holdfast.manager.lock_manager import LockManager
-from holdfast.manager.migration_roles import OUT, holds_back
+from holdfast.manager.migration_roles import holds_back
 from holdfast.manager.owners import Owner
 from holdfast.model import AcquireRequest
 from holdfast.system.libvirt.domains import DomainStatus
+from holdfast.system.libvirt.status_words import OUT
 
 
 class UnaskedDisks:

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from holdfast.errors import LockError
-from holdfast.manager import migration_roles
 from holdfast.manager.journal_replay import replay
 from holdfast.manager.owners import Owner
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
 from holdfast.protocol.paxos_release import Mode as LeaseMode
 from holdfast.supervision.host_identity import decode_term
+from holdfast.system.libvirt.status_words import IN, PHASE_ACQUIRES
 from holdfast_sim.cluster.sanlock_clients import ClientDesk
 from holdfast_sim.host.machine import VirtualMachine
 from holdfast_sim.storage.disk_names import disk_of, resource_of
@@ -87,7 +87,7 @@ class ManagedDesk:
         orphan = of_clients.orphan if of_clients is not None else None
         status = daemon.state.status
         if status is not None:
-            job, phase = (migration_roles.IN, migration_roles.PHASE_ACQUIRES) if arriving else ("start", "")
+            job, phase = (IN, PHASE_ACQUIRES) if arriving else ("start", "")
             status.write(vm, "paused", reason="starting up", job=job, phase=phase)
         owner = daemon.manager.register(pid, OwnerName(vm.name, vm.uuid, pid))
         was_unknown = len(daemon.manager.unknown) > 0

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
-from holdfast.manager.migration_roles import OUT
 from holdfast.protocol.paxos_release import Mode
+from holdfast.system.libvirt.status_words import OUT
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon
 from holdfast_sim.host.machine import Machine, VirtualMachine

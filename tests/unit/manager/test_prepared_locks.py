@@ -15,7 +15,6 @@ from holdfast.manager import events as ev
 from holdfast.manager.hook_operations import INCOMING_S, HookOperations
 from holdfast.manager.hook_policy import HookPolicy
 from holdfast.manager.journal_replay import replay
-from holdfast.manager.migration_roles import IN, OUT
 from holdfast.manager.owners import Owner
 from holdfast.manager.prepared_locks import STATUS_CHECK_S
 from holdfast.manager.queries import Inspection
@@ -26,6 +25,7 @@ from holdfast.system.files.mounts import Mount, MountTable
 from holdfast.system.files.ofd_lock import FileKey
 from holdfast.system.files.storage_executor import InlineStorage
 from holdfast.system.libvirt.domains import Disk, Domain
+from holdfast.system.libvirt.status_words import IN, OUT
 from holdfast.testing.fakes import settle
 
 LIBVIRTD, QEMU, OTHER = 100, 200, 300

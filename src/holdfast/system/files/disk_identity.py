@@ -68,13 +68,23 @@ class SystemDiskIdentities:
 
 def lvm_uuid_of(mapped: str) -> str:
     """The UUID as `lvs -o uuid` prints it, of a device mapper name LVM-<volume group><volume>; else empty."""
+    ids = lvm_uuids_of(mapped)
+    return ids[1] if ids is not None else ""
+
+
+def lvm_uuids_of(mapped: str) -> tuple[str, str] | None:
+    """The same with that of the volume group before it; None if the name is not a volume's."""
     ids = mapped.removeprefix(_LVM_PREFIX)
     # A suffix behind a dash marks an inner device of the volume (a snapshot's origin, a pool's data).
     if not mapped.startswith(_LVM_PREFIX) or len(ids) != 2 * _LVM_ID_CHARS:
-        return ""
-    volume, groups, at = ids[_LVM_ID_CHARS:], [], 0
+        return None
+    return _in_groups(ids[:_LVM_ID_CHARS]), _in_groups(ids[_LVM_ID_CHARS:])
+
+
+def _in_groups(text: str) -> str:
+    groups, at = [], 0
     for length in _LVM_GROUPS:
-        groups.append(volume[at : at + length])
+        groups.append(text[at : at + length])
         at += length
     return "-".join(groups)
 

@@ -118,6 +118,23 @@ class DomainStatus(Protocol):
         """Every domain that has a status file."""
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All status files of one moment, and whether that is all that there is."""
+
+    domains: tuple[Domain, ...] = ()
+    """Those whose QEMU lives, or has no pid yet; a file that outlived its QEMU, because libvirtd had ended, is none."""
+    unread: tuple[str, ...] = ()
+    """Files that can't be read or understood, and the folder if it can't be listed: a VM may be behind each."""
+
+
+class SurveyedStatus(Protocol):
+    """A port for those who act on a VM's absence: they must know whether it is proven."""
+
+    def survey(self) -> Survey:
+        """Every domain, and what can't be read."""
+
+
 @runtime_checkable
 class WatchedStatus(Protocol):
     """A port that also sends news; one that doesn't is asked from time to time."""
@@ -132,6 +149,8 @@ class LibvirtStatusFiles:
     def __init__(self, directory: str, readiness: Readiness | None = None) -> None:
         self._directory = directory
         self._readiness = readiness
+        self._known: dict[str, tuple[tuple[int, int, int], Domain]] = {}
+        """By path: the file that was read for the last survey, and what was in it."""
 
     def watch(self, on_change: Callable[[str], None]) -> Callable[[], None]:
         if self._readiness is None:
@@ -158,6 +177,33 @@ class LibvirtStatusFiles:
             return []
         paths = (os.path.join(self._directory, name) for name in names if name.endswith(SUFFIX))
         return [domain for path in paths if (domain := read_domain(path)) is not None]
+
+    def survey(self) -> Survey:
+        """See `SurveyedStatus`."""
+        try:
+            names = sorted(os.listdir(self._directory))
+        except OSError:
+            return Survey(unread=(self._directory,))
+        domains, unread = [], []
+        known, self._known = self._known, {}
+        for path in (os.path.join(self._directory, name) for name in names if name.endswith(SUFFIX)):
+            try:
+                status = os.stat(path)
+            except FileNotFoundError:
+                continue  # deleted since the listing
+            except OSError:
+                unread.append(path)
+                continue
+            # libvirt replaces the file as a whole.
+            version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            domain = known[path][1] if path in known and known[path][0] == version else read_domain(path)
+            if domain is None or domain.pid is None:
+                unread.append(path)
+                continue
+            self._known[path] = (version, domain)
+            if not domain.pid or domain.runs():
+                domains.append(domain)
+        return Survey(tuple(domains), tuple(unread))
 
 
 def status_directory(environ: Mapping[str, str], uid: int) -> str:
