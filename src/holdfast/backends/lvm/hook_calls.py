@@ -1,0 +1,113 @@
+"""libvirt's hook over volumes: active before libvirt looks for the device, deactivated when nothing of the VM runs.
+
+    migrate    the VM arrives: remembered, refused if a volume of it can't be active on two hosts
+    prepare    arrives: waits until another host shares the volume (the VM's source, which saw its own libvirt begin), then
+               activates it shared. Starts: activates it exclusively, or is refused at once, with the holder's name
+    release    what no other VM here uses is deactivated
+
+libvirt checks for the device after `prepare`, and before any other call (libvirt-hooks-lvm.md 0.6, 2.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes
+from holdfast.backends.lvm.kept import Announced
+from holdfast.backends.lvm.modes import Want
+from holdfast.backends.lvm.ports import Refused, Volume
+from holdfast.backends.lvm.reconciler import Reconciler
+from holdfast.model import Mode, ProcessId
+
+HANDOVER_WAIT_S = 30.0
+"""How long `prepare` of an arriving VM waits for its source to share: libvirt has no limit, its clients have one of 30 s."""
+
+
+class HookCalls:
+    """What the hook asks for, by UUID of the VM and by the libvirtd that calls it."""
+
+    def __init__(
+        self, host: HostVolumes, reconciler: Reconciler, *, handover_wait_s: float = HANDOVER_WAIT_S
+    ) -> None:
+        self._host = host
+        self._reconciler = reconciler
+        self._handover_wait_s = handover_wait_s
+
+    def migrate(self, uuid: str, libvirtd: ProcessId, volumes: Mapping[Volume, Mode]) -> str:
+        """A VM is about to arrive; empty, or why it can't."""
+        for volume, mode in volumes.items():
+            if volume.why_not_shared and mode is Mode.EXCLUSIVE:
+                return f"{volume} can't be migrated live: {volume.why_not_shared}; shut the VM down and start it there"
+        self._host.kept.announced[uuid] = Announced(arrives=True, libvirtd=libvirtd)
+        return self._host.saved()
+
+    async def prepare(self, uuid: str, libvirtd: ProcessId, volumes: Mapping[Volume, Mode]) -> str:
+        """Have the volumes of a VM active before libvirt looks for them; empty, or why the VM must not be started. Whatever
+        it answers, libvirt calls `release` if the VM comes to nothing.
+        """
+        before = self._host.kept.announced.get(uuid)
+        arrives = before is not None and before.arrives
+        self._host.kept.announced[uuid] = Announced(arrives, libvirtd, [volume.id for volume in volumes])
+        for volume in volumes:
+            self._host.kept.volumes[volume.id] = volume
+        if failed := self._host.saved():
+            return failed
+        until = self._host.clock.now() + self._handover_wait_s
+        for volume, mode in volumes.items():
+            waits = arrives and mode is Mode.EXCLUSIVE
+            why = await (self._arrives(volume, until) if waits else self._starts(uuid, volume, mode))
+            if why:
+                return why
+        return ""
+
+    async def _arrives(self, volume: Volume, until: float) -> str:
+        """Activate a volume shared as soon as another host shares it; that host's guest still runs."""
+        while True:
+            lease = await self._host.locks.lease(volume)
+            why = ""
+            if isinstance(lease, Refused):
+                why = f"its lease can't be read: {lease}"
+            elif lease.mode is Mode.SHARED and lease.others:
+                async with self._host.alone(volume):
+                    refused = await self._host.activate(volume, Mode.SHARED)
+                if refused is None:
+                    return ""
+                why = str(refused)
+            elif lease.others:
+                why = f"held by host {', '.join(lease.others)}, which does not hand over: is holdfastd running there?"
+            else:
+                why = "no other host holds it, so the VM's source has no lock on it: is holdfastd running there?"
+            if self._host.clock.now() >= until:
+                return f"{volume} is not shared for the migration within {self._handover_wait_s:g} s: {why}"
+            await self._host.clock.sleep(TRY_S_MIN)
+
+    async def _starts(self, uuid: str, volume: Volume, mode: Mode) -> str:
+        """Activate a volume for a VM that runs nowhere else, at once or not at all."""
+        if volume.why_not_shared:
+            mode = Mode.EXCLUSIVE
+        async with self._host.alone(volume):
+            for holding in self._host.holdings_on(volume):
+                if holding.vm.uuid != uuid and Mode.EXCLUSIVE in (mode, holding.mode):
+                    return f"{volume} is held by VM {holding.name} (pid {holding.vm.pid}) on this host"
+            if mode is Mode.SHARED:
+                lease = await self._host.locks.lease(volume)
+                if not isinstance(lease, Refused) and lease.mode is Mode.EXCLUSIVE and lease.others:
+                    # sanlock would try 8 times, for some 5 s.
+                    return f"{volume} is held by host {', '.join(lease.others)}"
+            held = await self._host.locks.query(volume)
+            if self._host.locks.is_active(volume):
+                if held is Mode.EXCLUSIVE or (held is mode):
+                    return ""
+                refused = await self._host.locks.lock(volume, mode)
+            else:
+                refused = await self._host.activate(volume, mode)
+            return "" if refused is None else await self._host.refusal(volume, refused)
+
+    async def release(self, uuid: str) -> None:
+        """Nothing of that VM runs here: give up what nobody else here uses. Never fails; what is refused is tried again."""
+        self._host.kept.announced.pop(uuid, None)
+        self._host.saved()
+        for volume in list(self._host.kept.volumes.values()):
+            if self._host.want(volume)[0] is Want.NOTHING:
+                await self._reconciler.settle(volume)
+        self._host.news.set()

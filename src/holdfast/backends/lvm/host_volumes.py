@@ -1,0 +1,190 @@
+"""What this host knows of its volumes: who uses each, what is remembered of them, and one request at a time for each.
+
+Status files are read when they are needed, never remembered. `kept` is what can't be read again; it is written before
+the deed that it allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from holdfast.backends.lvm.kept import Kept, NotUnderstood, Record, decode
+from holdfast.backends.lvm.modes import Use, Want, wanted
+from holdfast.backends.lvm.ports import LvId, LvLocks, Problem, Refused, Volume
+from holdfast.backends.lvm.roles import Role, role, unknown_words
+from holdfast.backends.lvm.volumes import Volumes
+from holdfast.backends.lvm.write_rules import Holding, Vm
+from holdfast.model import Mode, ProcessId
+from holdfast.system.clock import Clock
+from holdfast.system.libvirt.domains import Domain, Survey, SurveyedStatus
+
+log = logging.getLogger(__name__)
+
+TRY_S_MIN, TRY_S_MAX = 0.2, 2.0
+"""Between two tries of what was refused; each one costs the others who use this storage a few requests."""
+
+
+class HostVolumes:
+    """`lives`: whether a libvirtd that has announced a VM still runs. `news` is set when a pass over all is due."""
+
+    def __init__(
+        self,
+        *,
+        status: SurveyedStatus,
+        volumes: Volumes,
+        locks: LvLocks,
+        record: Record,
+        clock: Clock,
+        lives: Callable[[ProcessId], bool],
+    ) -> None:
+        self.volumes = volumes
+        self.locks = locks
+        self.clock = clock
+        self.news = asyncio.Event()
+        self.unread: tuple[str, ...] = ()
+        """Status files that could not be read at the last look."""
+        self.not_understood: dict[str, str] = {}
+        """By VM: words of its status file that are not known; it counts as the owner of its disks."""
+        self.kept = Kept()
+        self.record_damaged = ""
+        self._status = status
+        self._record = record
+        self._lives = lives
+        self._one_at_a_time: dict[LvId, asyncio.Lock] = {}
+        self._commands: dict[str, asyncio.Lock] = {}
+        """By volume group: LVM's commands wait for each other anyway, by its lock on the group."""
+        try:
+            self.kept = decode(record.read())
+        except NotUnderstood as e:
+            self.record_damaged = str(e)
+            log.error("the record of volumes is not understood, so none of them is deactivated: %s", e)
+        for volume in self.kept.volumes.values():
+            volumes.remember(volume)
+
+    # --- who uses what, by libvirt ---
+
+    def want(self, volume: Volume) -> tuple[Want, Mapping[Vm, tuple[Domain, Mode]]]:
+        """What this host should hold of a volume by what libvirt's files say now, and who uses it."""
+        survey = self.look()
+        uses: dict[Vm, tuple[Domain, Mode]] = {}
+        for domain in survey.domains:
+            modes = [
+                mode
+                for path, mode in disks_of(domain).items()
+                if (found := self.volumes.at(path)) is not None and found.id == volume.id
+            ]
+            vm = Vm(domain.uuid, domain.pid or 0)
+            # A disk that is being attached, or an image that a block job uses, is not in the file.
+            modes += [each.mode for each in self.kept.holdings.get(volume.id, ()) if is_of(domain, each.vm)]
+            if modes:
+                uses[vm] = (domain, max(modes))
+        if not survey.unread:
+            for holding in list(self.kept.holdings.get(volume.id, ())):
+                if not any(is_of(domain, holding.vm) for domain in survey.domains):
+                    self.drop(volume.id, holding.vm)  # its process has ended
+                    self.saved()
+        announced = any(volume.id in each.volumes for each in self.kept.announced.values())
+        roles = [Use(role(domain), mode) for domain, mode in uses.values()]
+        doubt = bool(survey.unread) or bool(self.record_damaged)
+        return (
+            wanted(roles, announced=announced, doubt=doubt, one_host=bool(volume.why_not_shared)),
+            uses,
+        )
+
+    def look(self) -> Survey:
+        """The status files; announced VMs that have one now, or whose libvirtd has ended, are announced no more."""
+        survey = self._status.survey()
+        self.unread = survey.unread
+        there = {domain.uuid for domain in survey.domains}
+        over = [
+            uuid
+            for uuid, each in self.kept.announced.items()
+            if (uuid in there and each.volumes) or (not survey.unread and not self._lives(each.libvirtd))
+        ]
+        for uuid in over:
+            del self.kept.announced[uuid]
+        if over:
+            self.saved()
+        self.not_understood = {
+            domain.name: words for domain in survey.domains if (words := unknown_words(domain))
+        }
+        return survey
+
+    def domain_of(self, vm: Vm) -> Domain | None:
+        return next((each for each in self._status.survey().domains if is_of(each, vm)), None)
+
+    def role_of(self, vm: Vm) -> Role:
+        domain = self.domain_of(vm)
+        return role(domain) if domain is not None else Role.OWNER
+
+    def holdings_on(self, volume: Volume) -> tuple[Holding, ...]:
+        """The grants of VMs that live."""
+        self.want(volume)
+        return tuple(self.kept.holdings.get(volume.id, ()))
+
+    # --- one request at a time ---
+
+    def alone(self, volume: Volume) -> asyncio.Lock:
+        return self._one_at_a_time.setdefault(volume.id, asyncio.Lock())
+
+    async def activate(self, volume: Volume, mode: Mode) -> Refused | None:
+        async with self._commands.setdefault(volume.vg_name, asyncio.Lock()):
+            return await self.locks.activate(volume, mode)
+
+    async def deactivate(self, volume: Volume) -> Refused | None:
+        async with self._commands.setdefault(volume.vg_name, asyncio.Lock()):
+            if self.want(volume)[0] is not Want.NOTHING:  # a VM was announced while another command ran
+                return None
+            return await self.locks.deactivate(volume)
+
+    async def refusal(self, volume: Volume, refused: Refused) -> str:
+        """A refusal in one sentence, which names the holders if a lease shows them."""
+        if refused.problem is Problem.HELD_ELSEWHERE:
+            lease = await self.locks.lease(volume)
+            if not isinstance(lease, Refused) and lease.others:
+                return f"{volume} is held by host {', '.join(lease.others)}"
+        return f"{volume}: {refused}"
+
+    # --- what is remembered ---
+
+    def hold(self, volume: Volume, holding: Holding) -> None:
+        others = [each for each in self.kept.holdings.get(volume.id, ()) if each.vm != holding.vm]
+        self.kept.holdings[volume.id] = [*others, holding]
+        self.kept.volumes.setdefault(volume.id, volume)
+
+    def drop(self, lv: LvId, vm: Vm) -> None:
+        left = [each for each in self.kept.holdings.get(lv, ()) if each.vm != vm]
+        if left:
+            self.kept.holdings[lv] = left
+        else:
+            self.kept.holdings.pop(lv, None)
+
+    def forget(self, volume: Volume) -> None:
+        """It is not active here, and nobody has announced that it will be."""
+        if volume.id in self.kept.volumes and self.want(volume)[0] is Want.NOTHING:
+            del self.kept.volumes[volume.id]
+            self.saved()
+
+    def saved(self) -> str:
+        """Write the record; empty, or why it can't be written."""
+        try:
+            self._record.replace(self.kept.encode())
+        except OSError as e:
+            log.error("the record of volumes can't be written: %s", e)
+            return f"the record of volumes can't be written: {e.strerror or e}"
+        return ""
+
+
+def is_of(domain: Domain, vm: Vm) -> bool:
+    """Whether a status file is of that process; it may have been written before there was one."""
+    return domain.uuid == vm.uuid and domain.pid in (None, 0, vm.pid)
+
+
+def disks_of(domain: Domain) -> dict[str, Mode]:
+    """The disks of a VM that may be volumes, with the mode in which it uses each."""
+    found = dict.fromkeys(domain.readonly, Mode.SHARED)
+    for disk in domain.disks:
+        found[disk.path] = Mode.SHARED if disk.shareable else Mode.EXCLUSIVE
+    return {path: mode for path, mode in found.items() if path.startswith("/dev/")}

@@ -1,0 +1,87 @@
+"""libvirt's ACQUIRE and RELEASE over volumes: which VM of this host may write, by `write_rules`, and what it needs first."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes
+from holdfast.backends.lvm.ports import Problem, Refused, Volume
+from holdfast.backends.lvm.roles import role
+from holdfast.backends.lvm.write_rules import Grant, Holding, Needs, Vm, on_acquire, on_release
+from holdfast.model import Mode
+
+ACQUIRE_WAIT_S = 5.0
+"""How long an ACQUIRE waits for an exclusive lock: a target that has just failed gives its own up in that time."""
+
+
+class WriteGrants:
+    """The grants of this host's VMs."""
+
+    def __init__(self, host: HostVolumes, *, acquire_wait_s: float = ACQUIRE_WAIT_S) -> None:
+        self._host = host
+        self._acquire_wait_s = acquire_wait_s
+
+    def of(self, volume: Volume) -> tuple[Holding, ...]:
+        """Which VMs of this host may write to it, or may again without asking."""
+        return tuple(self._host.kept.holdings.get(volume.id, ()))
+
+    async def acquire(self, vm: Vm, name: str, volume: Volume, mode: Mode) -> str:
+        """Let a VM write; empty, or why not. Waits up to `acquire_wait_s` for the mode that it needs."""
+        until = self._host.clock.now() + self._acquire_wait_s
+        while True:
+            async with self._host.alone(volume):
+                why = await self._acquired(vm, name, volume, mode)
+            if why is None:
+                return ""
+            if not isinstance(why, Refused):
+                return why
+            if self._host.clock.now() >= until:
+                return await self._host.refusal(volume, why)
+            await self._host.clock.sleep(TRY_S_MIN)
+
+    async def _acquired(self, vm: Vm, name: str, volume: Volume, mode: Mode) -> str | Refused | None:
+        held = await self._host.locks.query(volume)
+        for _ in range(2):
+            if isinstance(held, Refused):
+                return held
+            role_now = self._host.role_of(vm)
+            answer = on_acquire(vm, mode, role_now, held, self._host.holdings_on(volume))
+            if isinstance(answer, Holding):
+                return f"{volume} is held by VM {answer.name} (pid {answer.vm.pid}) on this host"
+            if answer is None:
+                self._host.hold(volume, Holding(vm, name, mode, Grant.HELD))
+                if failed := self._host.saved():
+                    self._host.drop(volume.id, vm)
+                    return failed
+                self._host.news.set()
+                return None
+            refused = await self._have(volume, answer)
+            if refused is not None:
+                return refused
+            held = await self._host.locks.query(volume)
+        return Refused(Problem.NO_ANSWER, "the lock is not held, although it was granted")
+
+    async def _have(self, volume: Volume, needs: Needs) -> Refused | None:
+        if self._host.locks.is_active(volume):
+            return await self._host.locks.lock(volume, needs.mode)
+        self._host.kept.volumes[volume.id] = volume
+        self._host.saved()
+        return await self._host.activate(volume, needs.mode)
+
+    def let_go(self, vm: Vm, volume: Volume) -> Grant | None:
+        """libvirt's RELEASE, answered at once: what becomes of the VM's grant; None: it is over.
+
+        The volume keeps its mode: it is given up when the VM's process has ended.
+        """
+        found = [each for each in self._host.kept.holdings.get(volume.id, ()) if each.vm == vm]
+        if not found:
+            return None
+        domain = self._host.domain_of(vm)
+        grant = on_release(role(domain) if domain is not None else None)
+        if grant is None:
+            self._host.drop(volume.id, vm)
+        else:
+            self._host.hold(volume, dataclasses.replace(found[0], grant=grant))
+        self._host.saved()
+        self._host.news.set()
+        return grant

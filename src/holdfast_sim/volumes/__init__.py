@@ -1,0 +1,1 @@
+"""Shared logical volumes: hosts with libvirt, lvmlockd and the reconciler, in histories of their own."""
