@@ -27,6 +27,7 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 BUGS = (
     _in(
+<<<<<<< HEAD
         "daemon.handover",
         "clients-lease-left-behind",
         "a client and the daemon end within one release: the lease stays this host's, and no lock of this host has it",
@@ -81,6 +82,62 @@ BUGS = (
         "        self._restarts = restarts",
         "        self._restarts = True",
         "daemon/test_lease_watchdog.py::test_restart_with_a_client_that_holds_nothing",
+=======
+        "backends.lvm.write_rules",
+        "shared-lock-grants",
+        "a VM that is no migration's target may write to a volume that its host holds shared",
+        "    if role is Role.FINISHING and held is Mode.SHARED:",
+        "    if held is Mode.SHARED:",
+        "sim/test_volume_histories.py::test_history_that_a_planted_bug_breaks_is_sound[5]",
+    ),
+    _in(
+        "backends.lvm.write_rules",
+        "source-asks-again-and-gets-it",
+        "a migration's source that asks again is granted by a shared lock: its target may have been, too",
+        "    if role is Role.FINISHING and held is Mode.SHARED:",
+        "    if role in (Role.FINISHING, Role.CAME_BACK) and held is Mode.SHARED:",
+        "sim/test_volume_histories.py::test_history_that_a_planted_bug_breaks_is_sound[5]",
+    ),
+    _in(
+        "backends.lvm.write_rules",
+        "release-of-a-source-is-free",
+        "a RELEASE during a migration frees the volume for other VMs of the host, and QEMU runs the guest again by itself",
+        "    return Grant.YIELDED if role in (None, Role.SOURCE",
+        "    return Grant.YIELDED if role in (None, Role.LEFT",
+        "sim/test_volume_histories.py::test_history_that_a_planted_bug_breaks_is_sound[6]",
+    ),
+    _in(
+        "backends.lvm.modes",
+        "deactivated-before-it-is-used",
+        "a volume is deactivated between the hook's prepare and the first status file of its VM",
+        "return Want.KEEP if uses or announced or doubt else Want.NOTHING",
+        "return Want.KEEP if uses or doubt else Want.NOTHING",
+        "sim/test_volume_histories.py::test_history_that_a_planted_bug_breaks_is_sound[6]",
+    ),
+    _in(
+        "backends.lvm.modes",
+        "unread-file-is-no-vm",
+        "a volume is deactivated although a status file can't be read",
+        "    return Want.KEEP if uses or announced or doubt else",
+        "    return Want.KEEP if uses or announced else",
+        "unit/lvm/test_reconciler.py::test_volume_stays_while_a_status_file_can_not_be_read",
+    ),
+    _in(
+        "backends.lvm.host_volumes",
+        "lock-of-an-active-volume-given-up",
+        "the lock of a volume is given up by lvmlockd's request, and the device stays",
+        "            return await self.locks.deactivate(volume)",
+        "            return await self.locks.lock(volume, None)",
+        "sim/test_volume_histories.py::test_history_that_a_planted_bug_breaks_is_sound[0]",
+    ),
+    _in(
+        "backends.lvm.hook_calls",
+        "arrives-at-an-unlocked-volume",
+        "a migration's target activates a volume that no other host shares: its source has no lock",
+        "elif lease.mode is Mode.SHARED and lease.others:",
+        "elif lease.mode is not Mode.EXCLUSIVE:",
+        "unit/lvm/test_reconciler.py::test_target_does_not_take_what_no_other_host_shares",
+>>>>>>> fa03992 (sim: hosts with shared volumes, and bugs planted for it)
     ),
     _in(
         "frontends.sanlock.area_guard",

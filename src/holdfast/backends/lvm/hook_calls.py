@@ -38,7 +38,8 @@ class HookCalls:
         for volume, mode in volumes.items():
             if volume.why_not_shared and mode is Mode.EXCLUSIVE:
                 return f"{volume} can't be migrated live: {volume.why_not_shared}; shut the VM down and start it there"
-        self._host.kept.announced[uuid] = Announced(arrives=True, libvirtd=libvirtd)
+        now = self._host.clock.now()
+        self._host.kept.announced[uuid] = Announced(arrives=True, libvirtd=libvirtd, answered_at=now)
         return self._host.saved()
 
     async def prepare(self, uuid: str, libvirtd: ProcessId, volumes: Mapping[Volume, Mode]) -> str:
@@ -47,11 +48,17 @@ class HookCalls:
         """
         before = self._host.kept.announced.get(uuid)
         arrives = before is not None and before.arrives
-        self._host.kept.announced[uuid] = Announced(arrives, libvirtd, [volume.id for volume in volumes])
+        announced = Announced(arrives, libvirtd, [volume.id for volume in volumes])
+        self._host.kept.announced[uuid] = announced
         for volume in volumes:
             self._host.kept.volumes[volume.id] = volume
         if failed := self._host.saved():
             return failed
+        why = await self._prepared(uuid, volumes, arrives=arrives)
+        announced.answered_at = self._host.clock.now()
+        return self._host.saved() or why
+
+    async def _prepared(self, uuid: str, volumes: Mapping[Volume, Mode], *, arrives: bool) -> str:
         until = self._host.clock.now() + self._handover_wait_s
         for volume, mode in volumes.items():
             waits = arrives and mode is Mode.EXCLUSIVE

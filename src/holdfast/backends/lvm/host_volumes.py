@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from holdfast.backends.lvm.kept import Kept, NotUnderstood, Record, decode
+from holdfast.backends.lvm.kept import Announced, Kept, NotUnderstood, Record, decode
 from holdfast.backends.lvm.modes import Use, Want, wanted
 from holdfast.backends.lvm.ports import LvId, LvLocks, Problem, Refused, Volume
 from holdfast.backends.lvm.roles import Role, role, unknown_words
@@ -24,6 +24,12 @@ log = logging.getLogger(__name__)
 
 TRY_S_MIN, TRY_S_MAX = 0.2, 2.0
 """Between two tries of what was refused; each one costs the others who use this storage a few requests."""
+
+
+ANNOUNCED_S = 120.0
+"""So long after `prepare` an announced VM has a status file, unless nothing came of it and `release` found no daemon. If it
+is later, its start fails for want of the device, and is free to be tried again.
+"""
 
 
 class HostVolumes:
@@ -60,6 +66,10 @@ class HostVolumes:
         except NotUnderstood as e:
             self.record_damaged = str(e)
             log.error("the record of volumes is not understood, so none of them is deactivated: %s", e)
+        # The hook failed with the daemon that it had asked, so libvirt has given up.
+        self.kept.announced = {
+            uuid: each for uuid, each in self.kept.announced.items() if each.answered_at is not None
+        }
         for volume in self.kept.volumes.values():
             volumes.remember(volume)
 
@@ -101,7 +111,8 @@ class HostVolumes:
         over = [
             uuid
             for uuid, each in self.kept.announced.items()
-            if (uuid in there and each.volumes) or (not survey.unread and not self._lives(each.libvirtd))
+            if (uuid in there and each.volumes)
+            or (not survey.unread and (not self._lives(each.libvirtd) or self._is_overdue(each)))
         ]
         for uuid in over:
             del self.kept.announced[uuid]
@@ -111,6 +122,10 @@ class HostVolumes:
             domain.name: words for domain in survey.domains if (words := unknown_words(domain))
         }
         return survey
+
+    def _is_overdue(self, announced: Announced) -> bool:
+        at = announced.answered_at
+        return at is not None and self.clock.now() - at > ANNOUNCED_S
 
     def domain_of(self, vm: Vm) -> Domain | None:
         return next((each for each in self._status.survey().domains if is_of(each, vm)), None)

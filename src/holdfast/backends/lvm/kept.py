@@ -42,6 +42,8 @@ class Announced:
     """The process that has announced it: without that, nothing comes of it."""
     volumes: list[LvId] = field(default_factory=list)
     """Empty until `prepare`."""
+    answered_at: float | None = None
+    """When the hook had its answer (boot time). None: it still waits, or it failed with the daemon that it had asked."""
 
 
 @dataclass(slots=True)
@@ -58,7 +60,8 @@ class Kept:
             {
                 "format": FORMAT,
                 "announced": [
-                    [uuid, each.arrives, each.libvirtd, each.volumes] for uuid, each in self.announced.items()
+                    [uuid, each.arrives, each.libvirtd, each.volumes, each.answered_at]
+                    for uuid, each in self.announced.items()
                 ],
                 "volumes": [
                     [
@@ -91,8 +94,9 @@ def decode(raw: bytes) -> Kept:
         saved: Any = json.loads(raw)
         if saved["format"] != FORMAT:
             raise NotUnderstood(f"it has format {saved['format']!r}, and this version knows {FORMAT}")
-        for uuid, arrives, libvirtd, volumes in saved["announced"]:
-            kept.announced[uuid] = Announced(arrives, ProcessId(*libvirtd), [LvId(*lv) for lv in volumes])
+        for uuid, arrives, libvirtd, volumes, answered_at in saved["announced"]:
+            ids = [LvId(*lv) for lv in volumes]
+            kept.announced[uuid] = Announced(arrives, ProcessId(*libvirtd), ids, answered_at)
         for lv, vg_name, lv_name, lock_type, vg_args, lv_args, lock_lv, why in saved["volumes"]:
             kept.volumes[LvId(*lv)] = Volume(
                 id=LvId(*lv),

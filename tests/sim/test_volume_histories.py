@@ -1,0 +1,55 @@
+"""Hosts with shared volumes, libvirt, lvmlockd and our reconciler in simulated histories, with faults at each step."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast_sim.volumes.volume_history import Outcome, play
+
+SEEDS = 50
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[Outcome]:
+    return [play(seed) for seed in range(SEEDS)]
+
+
+def test_histories_are_sound(outcomes: list[Outcome]) -> None:
+    assert {each.seed: each.violation for each in outcomes if each.violation} == {}
+
+
+@pytest.mark.parametrize("seed", [0, 5, 6])
+def test_history_that_a_planted_bug_breaks_is_sound(seed: int) -> None:
+    assert play(seed).violation == ""
+
+
+def test_history_is_the_same_each_time() -> None:
+    assert play(7) == play(7)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "ACQUIRE for v1 (1001): granted",
+        "RELEASE for v1 (1000): Grant.YIELDED",
+        "ACQUIRE for v1 (1000): no daemon",
+        "may run again by itself",
+        "running unpaused migration out perform3",
+        "paused migration migration out confirm3_cancelled",
+        "running migration canceled",
+        "is refused: /dev/vg/lv1 is held by host",
+        "is refused: /dev/vg/lv1 is held by VM",
+        "arrival of v1 is refused",
+        "lvmlockd: the volume group's lockspace is not started",
+        "status files can't be read",
+        "holdfastd is killed",
+        "libvirtd is killed",
+        "loses power",
+    ],
+)
+def test_histories_meet_each_case(outcomes: list[Outcome], what: str) -> None:
+    assert any(what in line for each in outcomes for _, _, line in each.lines)
+
+
+def test_guests_arrive(outcomes: list[Outcome]) -> None:
+    assert sum(each.arrived for each in outcomes) > SEEDS / 2
