@@ -27,7 +27,6 @@ def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: st
 
 BUGS = (
     _in(
-<<<<<<< HEAD
         "daemon.handover",
         "clients-lease-left-behind",
         "a client and the daemon end within one release: the lease stays this host's, and no lock of this host has it",
@@ -82,7 +81,8 @@ BUGS = (
         "        self._restarts = restarts",
         "        self._restarts = True",
         "daemon/test_lease_watchdog.py::test_restart_with_a_client_that_holds_nothing",
-=======
+    ),
+    _in(
         "backends.lvm.write_rules",
         "shared-lock-grants",
         "a VM that is no migration's target may write to a volume that its host holds shared",
@@ -137,7 +137,6 @@ BUGS = (
         "elif lease.mode is Mode.SHARED and lease.others:",
         "elif lease.mode is not Mode.EXCLUSIVE:",
         "unit/lvm/test_reconciler.py::test_target_does_not_take_what_no_other_host_shares",
->>>>>>> fa03992 (sim: hosts with shared volumes, and bugs planted for it)
     ),
     _in(
         "frontends.sanlock.area_guard",

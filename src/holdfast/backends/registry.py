@@ -12,10 +12,13 @@ from holdfast.backends import absent as absent_driver
 from holdfast.backends import nop as nop_driver
 from holdfast.backends.base import Backend, BackendPorts, Driver, KeyNotKnown
 from holdfast.backends.file import backend as file_driver
+from holdfast.backends.lvm import config as lvm_table
 from holdfast.backends.paxos import config
 from holdfast.errors import ConfigError, UnknownKey
 
 ENTRY_POINTS = "holdfast.backends"
+NOT_OFFERED = frozenset(("absent", "lvm"))
+"""What no configuration can ask for: a stand-in, and a driver that refuses every table so far."""
 
 
 def drivers() -> dict[str, importlib.metadata.EntryPoint]:
@@ -30,6 +33,7 @@ def make_backend(
     shipped: dict[str, Driver] = {
         "absent": absent_driver.driver,
         "file": file_driver.driver,
+        "lvm": lvm_table.driver,
         "nop": nop_driver.driver,
         "paxos": config.driver,
     }
@@ -41,7 +45,7 @@ def make_backend(
             raise ConfigError(
                 file=file,
                 key=f"backend.{name}.driver",
-                reason=f"no driver '{word}' is installed; known: {', '.join(sorted({*shipped, *known} - {'absent'}))}",
+                reason=f"no driver '{word}' is installed; known: {', '.join(sorted({*shipped, *known} - NOT_OFFERED))}",
             )
         driver = known[word].load()
     try:
