@@ -154,6 +154,11 @@ def test_device_that_is_no_volume_is_refused_without_asking_lvm(mapped: str | No
     assert says in str(found)
 
 
+def test_path_that_can_be_no_volume_is_not_given_to_lvm() -> None:
+    (found,) = find(Volumes(Devices(), Reports()), "-x")
+    assert isinstance(found, NoVolume)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{}", '{"report": []}', '{"report": [{"lv": []}]}', '{"report": [{"lv": [{"lv_name": "a"}]}]}'],

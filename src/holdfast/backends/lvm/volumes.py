@@ -121,7 +121,7 @@ class Volumes:
         """The volume at a path, by LVM's report unless its device is there and known; may take as long as an LVM command."""
         mapped = self._devices.uuid(path)
         if isinstance(mapped, NotMapped):
-            if not mapped.missing:
+            if not mapped.missing or not path.startswith("/dev/"):
                 return NoVolume(f"{path} {mapped.reason}, and driver lvm locks logical volumes alone")
         elif lvm_uuids_of(mapped) is None:
             return NoVolume(
