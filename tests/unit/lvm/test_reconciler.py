@@ -6,13 +6,14 @@ import asyncio
 import dataclasses
 
 import pytest
+from tests.unit.lvm.test_volumes import report
 from tests.unit.lvm.world import EX, LIBVIRTD, LV1, SH, V1, Host, World
 from tests.unit.manager.world import run
 
 from holdfast.backends.lvm.hook_calls import HANDOVER_WAIT_S
 from holdfast.backends.lvm.kept import decode
 from holdfast.backends.lvm.ports import Problem
-from holdfast.backends.lvm.reconciler import IDLE_S, UNFINISHED_S
+from holdfast.backends.lvm.reconciler import ASK_AGAIN_S, IDLE_S, UNFINISHED_S
 from holdfast.backends.lvm.write_grants import ACQUIRE_WAIT_S
 from holdfast.backends.lvm.write_rules import Grant, Vm
 from holdfast.model import Mode
@@ -514,6 +515,30 @@ def test_shared_disks_are_shared_and_an_exclusive_host_refuses_them_at_once() ->
         h2.locks.asked.clear()
         assert (await h2.hook.prepare("uuid-v2", LIBVIRTD, {LV1: SH})) == "/dev/vg/lv1 is held by host h1"
         assert changes(h2) == []
+
+    run(scene)
+
+
+def test_volume_of_a_vm_that_runs_already_is_found_by_lvms_report_and_then_kept_in_its_mode() -> None:
+    async def scene() -> None:
+        w = World()
+        (h1, _) = w.hosts
+        other = dataclasses.replace(LV1, lv_name="lv9")
+        h1.status.says("running", disk=other)
+        await h1.passes()
+        await settle()
+        await h1.passes()
+        assert h1.reports.asked == ["/dev/vg/lv9"]
+        assert h1.host.kept.volumes == {}
+        await w.clock.advance(ASK_AGAIN_S + 1)
+        h1.reports.text = report(lv_name="lv9")
+        await h1.passes()
+        await settle()
+        assert h1.host.news.is_set()
+        await h1.passes()
+        (found,) = h1.host.kept.volumes.values()
+        assert w.cluster.holders(found) == {"h1": EX}
+        assert len(h1.reports.asked) == 2
 
     run(scene)
 

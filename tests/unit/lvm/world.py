@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast.backends.lvm.hook_calls import HookCalls
 from holdfast.backends.lvm.host_volumes import HostVolumes
-from holdfast.backends.lvm.ports import Refused, Volume
+from holdfast.backends.lvm.ports import Problem, Refused, Volume
 from holdfast.backends.lvm.reconciler import Reconciler
 from holdfast.backends.lvm.volumes import Volumes
 from holdfast.backends.lvm.write_grants import WriteGrants
@@ -48,8 +48,15 @@ class Devices:
 
 
 class Reports:
+    """LVM's, of whichever volume; without a text it refuses."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.asked: list[str] = []
+
     async def report(self, path: str) -> str | Refused:
-        raise AssertionError(f"{path} is known")
+        self.asked.append(path)
+        return self.text or Refused(Problem.FAILED, "Failed to find logical volume")
 
 
 class Status:
@@ -86,14 +93,14 @@ class Host:
 
     def __init__(self, name: str, cluster: SharedLocks, clock: SimulatedClock) -> None:
         self.name, self.cluster, self.clock = name, cluster, clock
-        self.status, self.record = Status(), MemoryRecord()
+        self.status, self.record, self.reports = Status(), MemoryRecord(), Reports()
         self.locks = HostLocks(cluster, name)
         self.failures: list[str] = []
         self.libvirtd_lives = True
         self.restarted()
 
     def restarted(self) -> None:
-        volumes = Volumes(Devices(), Reports())
+        volumes = Volumes(Devices(), self.reports)
         volumes.remember(LV1)
         self.host = HostVolumes(
             status=self.status,

@@ -28,15 +28,18 @@ from holdfast.backends.lvm.host_volumes import TRY_S_MAX, TRY_S_MIN, HostVolumes
 from holdfast.backends.lvm.modes import Step, Want, step
 from holdfast.backends.lvm.ports import LvId, Problem, Refused, Volume
 from holdfast.backends.lvm.roles import role, runs
-from holdfast.backends.lvm.volumes import NoVolume
 from holdfast.backends.lvm.write_rules import Holding, Vm, by_status
 from holdfast.model import Instant, Mode
+from holdfast.system import eager_tasks
 from holdfast.system.libvirt.domains import Domain
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 5.0
 """Between two passes without news: inotify may lose some."""
+ASK_AGAIN_S = 60.0
+"""Between two questions to LVM about a disk that is no volume of a shared group: it may become one."""
+PATHS_MAX = 10_000
 UNFINISHED_S = 60.0
 """A hand-over that takes longer is shown to the operator."""
 
@@ -51,6 +54,8 @@ class Reconciler:
         self._on_lockfailure = on_lockfailure
         self._refused: dict[LvId, tuple[float, str]] = {}
         """Since when a volume could not be brought into its mode, and why."""
+        self._asked: dict[str, float] = {}
+        """By path of a disk that is no volume, or not known as one: when LVM may be asked again."""
         self._failed: set[tuple[LvId, Vm]] = set()
         """What `on_lockfailure` has been called for."""
 
@@ -110,17 +115,30 @@ class Reconciler:
     async def settle_all(self) -> bool:
         """One pass over all volumes of VMs here, and all that were activated for one; whether each is as it should be."""
         survey = self._host.look()
-        for domain in survey.domains:
-            for path in disks_of(domain):
-                if self._host.volumes.at(path) is None:
-                    found = await self._host.volumes.find(path)
-                    if isinstance(found, NoVolume):
-                        continue
-                volume = self._host.volumes.at(path)
-                if volume is not None and volume.id not in self._host.kept.volumes:
-                    self._host.kept.volumes[volume.id] = volume
-                    self._host.saved()
+        for path in {path for domain in survey.domains for path in disks_of(domain)}:
+            volume = self._host.volumes.at(path)
+            if volume is None:
+                self._find(path)
+            elif volume.id not in self._host.kept.volumes:
+                self._host.kept.volumes[volume.id] = volume
+                self._host.saved()
         return await self._settle_each(list(self._host.kept.volumes.values())) and not survey.unread
+
+    def _find(self, path: str) -> None:
+        """Have LVM asked which volume that is, beside the passes: it may take long, and most disks are none."""
+        now = self._host.clock.now()
+        if now < self._asked.get(path, now):
+            return
+        self._asked[path] = now + ASK_AGAIN_S
+        if len(self._asked) > PATHS_MAX:
+            self._asked.clear()
+
+        async def find() -> None:
+            found = await self._host.volumes.find(path)
+            if isinstance(found, Volume):
+                self._host.news.set()
+
+        eager_tasks.start(find())
 
     async def _settle_each(self, volumes: Collection[Volume]) -> bool:
         # All at once: a volume group whose storage hangs must not keep the others waiting.
