@@ -132,6 +132,14 @@ BUGS = (
     ),
     _in(
         "backends.lvm.hook_calls",
+        "arrives-after-its-libvirtd",
+        "a migration's target activates a volume for a VM that libvirt has given up, and nothing deactivates it",
+        'return "" if self._host.kept.announced.get(uuid) is announced else "libvirt has given it up"',
+        'return ""',
+        "unit/lvm/test_reconciler.py::test_arrival_whose_libvirtd_ends_while_it_waits_activates_nothing",
+    ),
+    _in(
+        "backends.lvm.hook_calls",
         "arrives-at-an-unlocked-volume",
         "a migration's target activates a volume that no other host shares: its source has no lock",
         "elif lease.mode is Mode.SHARED and lease.others:",

@@ -60,7 +60,7 @@ class Qemu:
         return Vm(f"uuid-{self.name}", self.pid)
 
 
-class SimulatedClock:
+class ProcessClock:
     """The `Clock` port of one process."""
 
     def __init__(self, process: Process) -> None:
@@ -78,12 +78,16 @@ class SimulatedClock:
         await woken
 
 
-class _Devices:
+class NoDevices:
+    """No device is asked: volumes are known by their paths."""
+
     def uuid(self, path: str) -> str | NotMapped:
         return NotMapped("is not there", missing=True)
 
 
-class _Reports:
+class NoReports:
+    """LVM is never asked."""
+
     async def report(self, path: str) -> str | Refused:
         raise AssertionError(f"{path} is known")
 
@@ -138,13 +142,13 @@ class Site:
         if not self.up or (self.daemon is not None and self.daemon.alive):
             return
         process = self.daemon = Process(self.world, self.name)
-        clock = SimulatedClock(process)
+        clock = ProcessClock(process)
 
         async def passes(what: str) -> None:
             longest_s = COMMAND_S if what.startswith(("activate", "deactivate")) else LOCK_S
             await clock.sleep(self.world.random.uniform(0.001, longest_s) / 2)
 
-        volumes = Volumes(_Devices(), _Reports())
+        volumes = Volumes(NoDevices(), NoReports())
         for volume in self.volumes:
             volumes.remember(volume)
         self.host = HostVolumes(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+
+from tests.unit.manager.world import run
 
 from holdfast.backends.lvm.hook_calls import HookCalls
 from holdfast.backends.lvm.host_volumes import HostVolumes
@@ -14,11 +16,11 @@ from holdfast.backends.lvm.volumes import Volumes
 from holdfast.backends.lvm.write_grants import WriteGrants
 from holdfast.backends.lvm.write_rules import Holding, Vm
 from holdfast.model import Mode, ProcessId
-from holdfast.system.files.mapped_device import NotMapped
 from holdfast.system.libvirt.domains import Disk, Domain, Survey
 from holdfast.system.libvirt.status_words import IN, OUT
 from holdfast.testing.fakes import SimulatedClock, settle
 from holdfast_sim.volumes.shared_locks import HostLocks, SharedLocks, volume_named
+from holdfast_sim.volumes.site import NoDevices
 
 LV1 = volume_named("lv1")
 LIBVIRTD = ProcessId(100, 1)
@@ -38,13 +40,6 @@ class MemoryRecord:
         if self.full:
             raise OSError(28, "No space left on device")
         self.raw = raw
-
-
-class Devices:
-    """No device is asked: volumes are known by their paths."""
-
-    def uuid(self, path: str) -> str | NotMapped:
-        return NotMapped("is not there", missing=True)
 
 
 class Reports:
@@ -100,7 +95,7 @@ class Host:
         self.restarted()
 
     def restarted(self) -> None:
-        volumes = Volumes(Devices(), self.reports)
+        volumes = Volumes(NoDevices(), self.reports)
         volumes.remember(LV1)
         self.host = HostVolumes(
             status=self.status,
@@ -168,6 +163,13 @@ class World:
     def modes(self) -> list[Mode | None]:
         return [host.mode for host in self.hosts]
 
+    async def migrates(self) -> tuple[Host, Host]:
+        """A VM runs on h1, and its migration to h2 is in its live phase."""
+        source, target = self.hosts[:2]
+        await source.starts()
+        await self.arrives(source, target)
+        return source, target
+
     async def arrives(self, source: Host, target: Host) -> None:
         """Up to the live phase of a migration."""
         source.status.says("running", "booted", OUT, "begin3")
@@ -192,3 +194,19 @@ class World:
         await self.clock.advance(seconds)
         assert task.done(), f"no answer within {seconds} s"
         return task.result()
+
+
+def scene(count: int = 2) -> Callable[[Callable[[World], Awaitable[None]]], Callable[[], None]]:
+    """A test with a world of so many hosts, on an event loop of its own."""
+
+    def made(body: Callable[[World], Awaitable[None]]) -> Callable[[], None]:
+        def test() -> None:
+            async def go() -> None:
+                await body(World(count))
+
+            run(go)
+
+        test.__name__, test.__doc__ = body.__name__, body.__doc__
+        return test
+
+    return made

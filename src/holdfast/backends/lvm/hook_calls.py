@@ -10,7 +10,7 @@ libvirt checks for the device after `prepare`, and before any other call (libvir
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes
 from holdfast.backends.lvm.kept import Announced
@@ -54,20 +54,28 @@ class HookCalls:
             self._host.kept.volumes[volume.id] = volume
         if failed := self._host.saved():
             return failed
-        why = await self._prepared(uuid, volumes, arrives=arrives)
+        why = await self._prepared(uuid, announced, volumes)
         announced.answered_at = self._host.clock.now()
         return self._host.saved() or why
 
-    async def _prepared(self, uuid: str, volumes: Mapping[Volume, Mode], *, arrives: bool) -> str:
+    async def _prepared(self, uuid: str, announced: Announced, volumes: Mapping[Volume, Mode]) -> str:
         until = self._host.clock.now() + self._handover_wait_s
+
+        def is_over() -> str:
+            """Why nothing is activated any more; empty while the VM is announced."""
+            self._host.look()
+            return "" if self._host.kept.announced.get(uuid) is announced else "libvirt has given it up"
+
         for volume, mode in volumes.items():
-            waits = arrives and mode is Mode.EXCLUSIVE
-            why = await (self._arrives(volume, until) if waits else self._starts(uuid, volume, mode))
+            if announced.arrives and mode is Mode.EXCLUSIVE:
+                why = await self._arrives(volume, until, is_over)
+            else:
+                why = await self._starts(uuid, volume, mode, is_over)
             if why:
                 return why
         return ""
 
-    async def _arrives(self, volume: Volume, until: float) -> str:
+    async def _arrives(self, volume: Volume, until: float, is_over: Callable[[], str]) -> str:
         """Activate a volume shared as soon as another host shares it; that host's guest still runs."""
         while True:
             lease = await self._host.locks.lease(volume)
@@ -76,6 +84,8 @@ class HookCalls:
                 why = f"its lease can't be read: {lease}"
             elif lease.mode is Mode.SHARED and lease.others:
                 async with self._host.alone(volume):
+                    if over := is_over():
+                        return over
                     refused = await self._host.activate(volume, Mode.SHARED)
                 if refused is None:
                     return ""
@@ -88,7 +98,7 @@ class HookCalls:
                 return f"{volume} is not shared for the migration within {self._handover_wait_s:g} s: {why}"
             await self._host.clock.sleep(TRY_S_MIN)
 
-    async def _starts(self, uuid: str, volume: Volume, mode: Mode) -> str:
+    async def _starts(self, uuid: str, volume: Volume, mode: Mode, is_over: Callable[[], str]) -> str:
         """Activate a volume for a VM that runs nowhere else, at once or not at all."""
         if volume.why_not_shared:
             mode = Mode.EXCLUSIVE
@@ -102,6 +112,8 @@ class HookCalls:
                     # sanlock would try 8 times, for some 5 s.
                     return f"{volume} is held by host {', '.join(lease.others)}"
             held = await self._host.locks.query(volume)
+            if over := is_over():
+                return over
             if self._host.locks.is_active(volume):
                 if held is Mode.EXCLUSIVE or (held is mode):
                     return ""

@@ -146,6 +146,9 @@ class HostVolumes:
 
     async def activate(self, volume: Volume, mode: Mode) -> Refused | None:
         async with self._commands.setdefault(volume.vg_name, asyncio.Lock()):
+            # What is not remembered would never be deactivated.
+            if self.kept.volumes.setdefault(volume.id, volume) is volume and (failed := self.saved()):
+                return Refused(Problem.FAILED, failed)
             return await self.locks.activate(volume, mode)
 
     async def deactivate(self, volume: Volume) -> Refused | None:

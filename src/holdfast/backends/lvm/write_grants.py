@@ -64,8 +64,6 @@ class WriteGrants:
     async def _have(self, volume: Volume, needs: Needs) -> Refused | None:
         if self._host.locks.is_active(volume):
             return await self._host.locks.lock(volume, needs.mode)
-        self._host.kept.volumes[volume.id] = volume
-        self._host.saved()
         return await self._host.activate(volume, needs.mode)
 
     def let_go(self, vm: Vm, volume: Volume) -> Grant | None:
