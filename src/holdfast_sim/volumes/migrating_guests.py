@@ -330,7 +330,8 @@ class Guests:
 
     def _cancelled(self, ends: Ends) -> Steps:
         """The guest runs on at its source, and libvirt asks for nothing."""
-        ends.source.writes(ends.qemu, "running", "unpaused", OUT, "confirm3_cancelled")
+        if not ends.source_is_gone():
+            ends.source.writes(ends.qemu, "running", "unpaused", OUT, "confirm3_cancelled")
         yield from self._abandoned(ends)
         if not ends.source_is_gone():
             ends.source.writes(ends.qemu, "running", "unpaused")
