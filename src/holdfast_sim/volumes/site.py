@@ -209,7 +209,9 @@ class Site:
         *,
         pid: int | None = None,
     ) -> None:
-        """libvirt writes the status of a VM."""
+        """libvirt writes the status of a VM, unless the host has lost its power since."""
+        if qemu.has_ended or not self.up:
+            return
         self.files[qemu.name] = Domain(
             qemu.name,
             qemu.vm.uuid,
