@@ -104,9 +104,11 @@ class Guests:
 
     def acquires(self, site: Site, qemu: Qemu) -> Answer:
         """Whether the daemon grants it: None without a daemon."""
-        answer = yield from self._asks(
-            site, lambda: site.grants.acquire(qemu.vm, qemu.name, qemu.volume, Mode.EXCLUSIVE)
-        )
+
+        async def call() -> object:
+            return str(await site.grants.acquire(qemu.vm, qemu.name, qemu.volume, Mode.EXCLUSIVE) or GRANTED)
+
+        answer = yield from self._asks(site, call)
         said = "no daemon" if answer is None else answer or "granted"
         self.world.record(site.name, f"ACQUIRE for {qemu.name} ({qemu.pid}): {said}")
         return answer

@@ -51,7 +51,7 @@ async def test_second_vm_on_the_same_host_is_refused_by_the_first_ones_grant(w: 
         "/dev/vg/lv1 is held by VM v1 (pid 7) on this host"
     )
     await h1.hook.release("uuid-v2")
-    assert (await h1.grants.acquire(Vm("uuid-v2", 8), "v2", LV1, EX)).endswith("VM v1 (pid 7) on this host")
+    assert (await h1.asks(Vm("uuid-v2", 8), "v2")).endswith("VM v1 (pid 7) on this host")
     assert w.modes == [EX, None]
 
 
@@ -202,7 +202,7 @@ async def test_yielded_grant_is_free_for_no_other_vm_of_its_host(w: World) -> No
     w.stops(source)
     await target.ends()
     w.cluster.take("h1", LV1, EX)  # whatever may have led to it
-    why = await source.grants.acquire(Vm("uuid-v2", 8), "v2", LV1, EX)
+    why = await source.asks(Vm("uuid-v2", 8), "v2")
     assert why == "/dev/vg/lv1 is held by VM v1 (pid 7) on this host"
 
 
@@ -318,6 +318,31 @@ async def test_arrival_whose_libvirtd_ends_while_it_waits_activates_nothing(w: W
     await w.clock.advance(1.0)
     assert answer.result() == "libvirt has given it up"
     assert w.modes == [SH, None]
+
+
+@scene()
+async def test_refusal_says_who_is_in_the_way_as_values_too(w: World) -> None:
+    h1, h2 = w.hosts
+    await h1.starts()
+    denied = await h1.grants.acquire(Vm("uuid-v2", 8), "v2", LV1, EX)
+    assert denied is not None
+    assert (denied.here, denied.hosts, denied.refused) == (h1.grants.of(LV1)[0], (), None)
+    answer = asyncio.ensure_future(h2.grants.acquire(Vm(V1, 9), "v1", LV1, EX))
+    await settle()
+    await w.clock.advance(ACQUIRE_WAIT_S + 1)
+    assert (denied := answer.result()) is not None
+    assert (denied.here, denied.hosts) == (None, ("h1",))
+    assert denied.refused is not None
+    assert denied.refused.problem is Problem.HELD_ELSEWHERE
+
+
+@scene()
+async def test_vm_that_asks_again_keeps_its_grant_although_the_record_can_not_be_written(w: World) -> None:
+    (h1, _) = w.hosts
+    await h1.starts()
+    h1.record.full = True
+    assert "can't be written" in await h1.acquires()
+    assert [each.grant for each in h1.grants.of(LV1)] == [Grant.HELD]
 
 
 @scene()

@@ -138,7 +138,11 @@ class Host:
         await self.passes()
 
     async def acquires(self, pid: int = 7, mode: Mode = EX) -> str:
-        return await self.grants.acquire(Vm(V1, pid), "v1", LV1, mode)
+        return await self.asks(Vm(V1, pid), "v1", mode)
+
+    async def asks(self, vm: Vm, name: str, mode: Mode = EX) -> str:
+        """The text of the refusal; empty: granted."""
+        return str(await self.grants.acquire(vm, name, LV1, mode) or "")
 
     def releases(self, pid: int = 7) -> object:
         return self.grants.let_go(Vm(V1, pid), LV1)

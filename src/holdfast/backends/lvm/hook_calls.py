@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes
+from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes, held_by, held_here
 from holdfast.backends.lvm.kept import Announced
 from holdfast.backends.lvm.modes import Want
 from holdfast.backends.lvm.ports import Refused, Volume
@@ -105,12 +105,12 @@ class HookCalls:
         async with self._host.alone(volume):
             for holding in self._host.holdings_on(volume):
                 if holding.vm.uuid != uuid and Mode.EXCLUSIVE in (mode, holding.mode):
-                    return f"{volume} is held by VM {holding.name} (pid {holding.vm.pid}) on this host"
+                    return held_here(volume, holding)
             if mode is Mode.SHARED:
                 lease = await self._host.locks.lease(volume)
                 if not isinstance(lease, Refused) and lease.mode is Mode.EXCLUSIVE and lease.others:
                     # sanlock would try 8 times, for some 5 s.
-                    return f"{volume} is held by host {', '.join(lease.others)}"
+                    return held_by(volume, lease.others)
             held = await self._host.locks.query(volume)
             if over := is_over():
                 return over
@@ -120,7 +120,7 @@ class HookCalls:
                 refused = await self._host.locks.lock(volume, mode)
             else:
                 refused = await self._host.activate(volume, mode)
-            return "" if refused is None else await self._host.refusal(volume, refused)
+            return "" if refused is None else (await self._host.refusal(volume, refused))[0]
 
     async def release(self, uuid: str) -> None:
         """Nothing of that VM runs here: give up what nobody else here uses. Never fails; what is refused is tried again."""

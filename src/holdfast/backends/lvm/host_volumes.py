@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from holdfast.backends.lvm.kept import Announced, Kept, NotUnderstood, Record, decode
 from holdfast.backends.lvm.modes import Use, Want, wanted
@@ -157,13 +157,13 @@ class HostVolumes:
                 return None
             return await self.locks.deactivate(volume)
 
-    async def refusal(self, volume: Volume, refused: Refused) -> str:
-        """A refusal in one sentence, which names the holders if a lease shows them."""
+    async def refusal(self, volume: Volume, refused: Refused) -> tuple[str, tuple[str, ...]]:
+        """A refusal in one sentence, and the hosts that hold the volume if its lease shows them."""
         if refused.problem is Problem.HELD_ELSEWHERE:
             lease = await self.locks.lease(volume)
             if not isinstance(lease, Refused) and lease.others:
-                return f"{volume} is held by host {', '.join(lease.others)}"
-        return f"{volume}: {refused}"
+                return held_by(volume, lease.others), lease.others
+        return f"{volume}: {refused}", ()
 
     # --- what is remembered ---
 
@@ -193,6 +193,16 @@ class HostVolumes:
             log.error("the record of volumes can't be written: %s", e)
             return f"the record of volumes can't be written: {e.strerror or e}"
         return ""
+
+
+def held_here(volume: Volume, holding: Holding) -> str:
+    """A refusal that names a VM of this host."""
+    return f"{volume} is held by VM {holding.name} (pid {holding.vm.pid}) on this host"
+
+
+def held_by(volume: Volume, hosts: Iterable[str]) -> str:
+    """A refusal that names other hosts."""
+    return f"{volume} is held by host {', '.join(hosts)}"
 
 
 def is_of(domain: Domain, vm: Vm) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
-from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes
+from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes, held_here
 from holdfast.backends.lvm.ports import Problem, Refused, Volume
 from holdfast.backends.lvm.roles import role
 from holdfast.backends.lvm.write_rules import Grant, Holding, Needs, Vm, on_acquire, on_release
@@ -12,6 +13,22 @@ from holdfast.model import Mode
 
 ACQUIRE_WAIT_S = 5.0
 """How long an ACQUIRE waits for an exclusive lock: a target that has just failed gives its own up in that time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Why a VM may not write, in one sentence, and who is in the way as far as that is known."""
+
+    text: str
+    here: Holding | None = None
+    """A VM of this host."""
+    hosts: tuple[str, ...] = ()
+    """Other hosts, by the lease."""
+    refused: Refused | None = None
+    """What lvmlockd or LVM did not do; None if that was not the reason."""
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class WriteGrants:
@@ -25,21 +42,20 @@ class WriteGrants:
         """Which VMs of this host may write to it, or may again without asking."""
         return tuple(self._host.kept.holdings.get(volume.id, ()))
 
-    async def acquire(self, vm: Vm, name: str, volume: Volume, mode: Mode) -> str:
-        """Let a VM write; empty, or why not. Waits up to `acquire_wait_s` for the mode that it needs."""
+    async def acquire(self, vm: Vm, name: str, volume: Volume, mode: Mode) -> Denied | None:
+        """Let a VM write; None, or why not. Waits up to `acquire_wait_s` for the mode that it needs."""
         until = self._host.clock.now() + self._acquire_wait_s
         while True:
             async with self._host.alone(volume):
                 why = await self._acquired(vm, name, volume, mode)
-            if why is None:
-                return ""
             if not isinstance(why, Refused):
                 return why
             if self._host.clock.now() >= until:
-                return await self._host.refusal(volume, why)
+                text, hosts = await self._host.refusal(volume, why)
+                return Denied(text, hosts=hosts, refused=why)
             await self._host.clock.sleep(TRY_S_MIN)
 
-    async def _acquired(self, vm: Vm, name: str, volume: Volume, mode: Mode) -> str | Refused | None:
+    async def _acquired(self, vm: Vm, name: str, volume: Volume, mode: Mode) -> Denied | Refused | None:
         held = await self._host.locks.query(volume)
         for _ in range(2):
             if isinstance(held, Refused):
@@ -47,12 +63,15 @@ class WriteGrants:
             role_now = self._host.role_of(vm)
             answer = on_acquire(vm, mode, role_now, held, self._host.holdings_on(volume))
             if isinstance(answer, Holding):
-                return f"{volume} is held by VM {answer.name} (pid {answer.vm.pid}) on this host"
+                return Denied(held_here(volume, answer), here=answer)
             if answer is None:
+                before = next((each for each in self.of(volume) if each.vm == vm), None)
                 self._host.hold(volume, Holding(vm, name, mode, Grant.HELD))
                 if failed := self._host.saved():
                     self._host.drop(volume.id, vm)
-                    return failed
+                    if before is not None:  # it may run by that
+                        self._host.hold(volume, before)
+                    return Denied(failed)
                 self._host.news.set()
                 return None
             refused = await self._have(volume, answer)
