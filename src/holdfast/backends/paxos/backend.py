@@ -36,7 +36,7 @@ from holdfast.backends.base import (
 )
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos import owner_note
-from holdfast.backends.paxos.held import PaxosHeld as PaxosHeld  # noqa: PLC0414  # callers have it from here
+from holdfast.backends.paxos.held import PaxosHeld
 from holdfast.backends.paxos.held_lease import HeldLease
 from holdfast.backends.paxos.lease_failures import found_or_refused, io_failed
 from holdfast.backends.paxos.lease_jobs import HoldingPorts, acquire_lease, area_in, member_in

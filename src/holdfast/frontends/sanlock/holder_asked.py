@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from holdfast.backends.paxos.backend import PaxosHeld
+from holdfast.backends.paxos.held import PaxosHeld
 from holdfast.frontends.sanlock.clients import Client
 from holdfast.frontends.sanlock.held_resources import HeldResource
 from holdfast.manager.client_leases import ClientLeases

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from holdfast.backends.paxos.area_backend import AreaBackend, resource_in
 from holdfast.backends.paxos.area_store import Area, area_of
-from holdfast.backends.paxos.backend import PaxosHeld
+from holdfast.backends.paxos.held import PaxosHeld
 from holdfast.errors import HoldfastError, ResourceBusy
 from holdfast.frontends.sanlock.clients import Client
 from holdfast.frontends.sanlock.engine_ports import LeasesOfLockspaces

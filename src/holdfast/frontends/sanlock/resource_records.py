@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from holdfast.backends.paxos.area_store import area_of
-from holdfast.backends.paxos.backend import PaxosHeld
+from holdfast.backends.paxos.held import PaxosHeld
 from holdfast.frontends.sanlock.held_resources import HeldResource, HeldResources
 from holdfast.manager.lock_registry import HostLock
 from holdfast.model import SANLOCK_PREFIX, Mode

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from holdfast.backends.paxos.area_store import area_of
-from holdfast.backends.paxos.backend import PaxosHeld
+from holdfast.backends.paxos.held import PaxosHeld
 from holdfast.frontends.sanlock.clients import Client
 from holdfast.frontends.sanlock.held_resources import HeldResource, HeldResources
 from holdfast.manager.client_leases import ClientLeases

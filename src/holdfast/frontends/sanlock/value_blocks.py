@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 
 from holdfast.backends.paxos.area_backend import resource_in
-from holdfast.backends.paxos.backend import PaxosHeld
+from holdfast.backends.paxos.held import PaxosHeld
 from holdfast.frontends.sanlock.held_resources import HeldResource, HeldResources
 from holdfast.frontends.sanlock.lease_results import of_errno
 from holdfast.manager.client_leases import ClientLeases
