@@ -24,6 +24,7 @@ FOUND = (
     2943,  # as 1634
     2970,  # as 1805
 )
+FOUND_AS_DRAWN = (113000863,)  # storage did not say in time whose an orphan was, and it was let go
 
 
 def test_clients_hold_convert_ask_and_leave_orphans() -> None:
@@ -48,6 +49,12 @@ def test_clients_hold_convert_ask_and_leave_orphans() -> None:
 def test_a_client_is_stopped_by_its_killpath() -> None:
     lines = [what for _, _, what in play(1805, habits=CLIENTS).lines]
     assert any("the killpath of client" in line for line in lines)
+
+
+@pytest.mark.parametrize("seed", FOUND_AS_DRAWN)
+def test_a_seed_that_found_a_bug_as_it_is_drawn_is_sound(seed: int) -> None:
+    verdict = play(seed)
+    assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
 
 
 @pytest.mark.parametrize("seed", FOUND)

@@ -35,7 +35,7 @@ from holdfast.manager.events import Events
 from holdfast.manager.lock_registry import HostLock, LockRegistry
 from holdfast.manager.lock_table import Key, Lock, LockTable
 from holdfast.manager.owners import Evidence, Owner, Owners
-from holdfast.model import Mode, OwnerName, ProcessId, Resource
+from holdfast.model import SANLOCK_PREFIX, Mode, OwnerName, ProcessId, Resource
 from holdfast.network_disk import is_network_name
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
@@ -430,6 +430,8 @@ class UnknownLocks:
         lease nothing but the journal says so. Only a note that names a VM or its disk shows that it is none.
         """
         held: object = lock.held
+        if held is None:  # storage has not said yet what it is
+            return any(name.lockspace.startswith(SANLOCK_PREFIX) for name in lock.names())
         if not self.may_be_clients(lock) or not isinstance(held, NotesOwner):
             return False
         try:
