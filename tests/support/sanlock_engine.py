@@ -174,11 +174,12 @@ class FakeDaemon:
     stays: str = ""
     ended: int = 0
     io_timeout_s: int = 10
+    version: int = 0x03090500
 
     def facts(self) -> DaemonFacts:
         return DaemonFacts(
             host_name="host-1",
-            version=0x03090500,
+            version=self.version,
             use_watchdog=True,
             io_timeout_s=self.io_timeout_s,
             fire_timeout_s=TIMING.fire_timeout_s,

@@ -397,6 +397,8 @@ def test_marks_are_for_joined_lockspaces() -> None:
     async def scene(host: Host) -> None:
         assert host.config(ConfigOrder.USED, lockspace=ABSENT) == Result.ENOENT
         assert host.config(99) == Result.EINVAL
+        assert host.config(ConfigOrder.IO_TIMEOUT, 3) == Result.EINVAL, "sanlock 3 does not know it"
+        host.daemon.version = 0x05010100
         assert host.config(ConfigOrder.IO_TIMEOUT, 0) == Result.EINVAL
         assert host.config(ConfigOrder.IO_TIMEOUT, 256) == Result.EINVAL
         assert host.config(ConfigOrder.IO_TIMEOUT, 3) == Result.OK

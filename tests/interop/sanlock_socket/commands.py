@@ -292,15 +292,17 @@ def lockspace_is_added_kept_and_removed(scene: Scene) -> None:
     assert client.ask(r.InqLockspace(0, lockspace._replace(host_id=0))) == OK
     assert client.ask(r.InqLockspace(0, lockspace._replace(host_id=2))) == replies.Plain(Result.ENOENT)
 
-    def order(number: int) -> int:
+    def order(number: int, seconds: int = 0) -> int:
         asking = scene.one.client()
-        result = asking.result(r.SetConfig(number, 0, lockspace))
+        result = asking.result(r.SetConfig(number, seconds, lockspace))
         assert asking.is_closed()
         return result
 
     for number in (ConfigOrder.USED_BY_ORPHANS, ConfigOrder.UNUSED_BY_ORPHANS, ConfigOrder.USED):
         assert order(number) == Result.OK
     assert order(99) == Result.EINVAL
+    # Only sanlock 5 changes it while the lockspace is joined (test_newer_commands.py).
+    assert order(ConfigOrder.IO_TIMEOUT, 3) == Result.EINVAL
     removing = scene.one.client()
     removing.send(r.RemLockspace(0, lockspace))
     time.sleep(2 * TICK_S)

@@ -25,6 +25,7 @@ from holdfast.frontends.sanlock.engine_ports import (
     LockspaceView,
 )
 from holdfast.frontends.sanlock.join_results import of_add, of_inquiry, of_not_joined, of_removal
+from holdfast.frontends.sanlock.version import is_of_5
 from holdfast.manager.client_leases import ClientLeases
 from holdfast.model import SANLOCK_PREFIX
 from holdfast.protocol.timing import IO_TIMEOUT_MAX_S, Timing
@@ -242,13 +243,17 @@ class LockspaceCommands:
                 uses = uses._replace(used=request.order == ConfigOrder.USED)
             case ConfigOrder.USED_BY_ORPHANS | ConfigOrder.UNUSED_BY_ORPHANS:
                 uses = uses._replace(used_by_orphans=request.order == ConfigOrder.USED_BY_ORPHANS)
-            case ConfigOrder.IO_TIMEOUT if 0 < request.seconds <= IO_TIMEOUT_MAX_S:
+            case ConfigOrder.IO_TIMEOUT if self._changes_io_timeout(request.seconds):
                 done = self._facts.set_io_timeout(view.name, request.seconds)
                 return replies.Plain(Result.OK if done else Result.EINVAL)
             case _:
                 return replies.Plain(Result.EINVAL)
         self._facts.set_uses(view.name, uses)
         return replies.Plain()
+
+    def _changes_io_timeout(self, seconds: int) -> bool:
+        """Whether clients may ask for that; sanlock 3 does not know the order (newer-sanlock.md 1.7)."""
+        return is_of_5(self._daemon.facts().version) and 0 < seconds <= IO_TIMEOUT_MAX_S
 
     def examine(self, lockspace: s.Lockspace | s.Resource) -> replies.Plain:
         """Answers 0 always, whatever there is to examine."""
