@@ -144,6 +144,19 @@ class LvmlockdContract:
             assert first.query_lock_lv(lv) is EX
             first.lock_lv(lv, UN)
 
+    def test_persistent_lock_outlives_one_of_a_client_on_top_of_it(self, pair: Pair) -> None:
+        lv = pair.new_lv()
+        with self.clients(pair) as (one, two):
+            one.lock_lv(lv, EX)
+            with self.client(pair, 1) as second:
+                second.lock_lv(lv, EX, persistent=False)
+            assert one.query_lock_lv(lv) is EX
+            with pytest.raises(HeldElsewhere):
+                two.lock_lv(lv, EX)
+            one.lock_lv(lv, UN)
+            two.lock_lv(lv, EX)
+            two.lock_lv(lv, UN)
+
     def test_vg_that_is_not_started_has_no_locks(self, pair: Pair) -> None:
         lv = pair.new_lv()
         other = LvLock("other", lv.lv_name, lv.lv_uuid, lv.vg_lock_args, lv.lv_lock_args)
