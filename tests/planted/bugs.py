@@ -131,6 +131,14 @@ BUGS = (
         "sim/test_volume_histories.py::test_history_that_a_planted_bug_breaks_is_sound[0]",
     ),
     _in(
+        "backends.lvm.host_locks",
+        "deactivated-without-lvmlockd",
+        "lvchange -an is called although lvmlockd does not answer: the device goes, and its lease stays",
+        "return held if isinstance(held, Refused) else await self._commands.deactivate(volume)",
+        "return await self._commands.deactivate(volume)",
+        "contract/test_lv_locks.py::test_lvmlockd_that_fails_is_an_answer_and_nothing_is_deactivated",
+    ),
+    _in(
         "backends.lvm.hook_calls",
         "arrives-after-its-libvirtd",
         "a migration's target activates a volume for a VM that libvirt has given up, and nothing deactivates it",
