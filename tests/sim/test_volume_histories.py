@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast_sim.volumes.volume_history import Outcome, play
+from holdfast_sim.volumes.volume_history import Outcome, play, play_killed
 
-SEEDS = 50
+SEEDS = 40
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +59,22 @@ def test_histories_meet_each_case(outcomes: list[Outcome], what: str) -> None:
 
 def test_guests_arrive(outcomes: list[Outcome]) -> None:
     assert sum(each.arrived for each in outcomes) > SEEDS / 2
+
+
+def test_daemon_of_either_host_is_killed_at_each_moment_of_a_migration() -> None:
+    """Every 0.2 s from its begin until after its end: the VM runs on one of them, and migrates again afterwards."""
+    undisturbed = play_killed(5, 0, 50.0)
+    assert undisturbed.violation == ""
+    begins, *_, ends = (
+        when
+        for when, _, what in undisturbed.lines
+        if when < 50.0 and ("migrates to" in what or "deleted" in what)
+    )
+    assert 1.5 < ends - begins < 6.0
+    moments = [number / 5 for number in range(int(5 * (ends - begins)) + 3)]
+    wrong = {}
+    for number in (0, 1):
+        for moment in moments:
+            if violation := play_killed(5, number, moment).violation:
+                wrong[number, moment] = violation
+    assert wrong == {}

@@ -13,6 +13,7 @@ Two or three hosts, one volume, two VMs that both have it as their disk, so that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -167,6 +168,23 @@ class History:
         self.world.run(FAULTS_S)
         self.heal()
 
+    def play_killed(self, number: int, after_s: float, away_s: float) -> None:
+        """A migration from the first host to the second, with one fault: a host's daemon ends after so many seconds,
+        and is away for a while.
+        """
+        world, source, target = self.world, self.sites[0], self.sites[1]
+        self.guests.quiet = True
+        for site in self.sites:
+            site.start_daemon()
+        self.guests.begin("v1", self.guests.start(source, "v1", self.volume))
+        world.run(8.0)
+        ((_, qemu),) = self.running()
+        self.guests.begin("v1", self.guests.migrate(source, qemu, target))
+        world.after(after_s, self.sites[number].kill_daemon)
+        world.after(after_s + away_s, self.sites[number].start_daemon)
+        world.run(FAULTS_S)
+        self.heal()
+
     def heal(self) -> None:
         """Faults end; what stands is destroyed by the admin; then all must be right, and work."""
         world, guests = self.world, self.guests
@@ -222,11 +240,21 @@ def _text(holders: dict[str, Mode]) -> str:
 def play(seed: int) -> Outcome:
     """The history of one seed; `violation` is empty if it is sound."""
     history = History(seed)
+    return _outcome(history, history.play)
+
+
+def play_killed(seed: int, number: int, after_s: float, away_s: float = 1.0) -> Outcome:
+    """The same for one migration, in which the daemon of one host is killed (`History.play_killed`)."""
+    history = History(seed)
+    return _outcome(history, lambda: history.play_killed(number, after_s, away_s))
+
+
+def _outcome(history: History, plays: Callable[[], None]) -> Outcome:
     violation = ""
     try:
-        history.play()
+        plays()
     except Violation as e:
         violation = str(e)
     for site in history.sites:
         site.kill_daemon()
-    return Outcome(seed, violation, tuple(history.world.lines), history.guests.arrived)
+    return Outcome(history.world.seed, violation, tuple(history.world.lines), history.guests.arrived)
