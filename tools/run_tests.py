@@ -40,9 +40,9 @@ LANES = (
         Tier("systemd", 180),
     ),
     (
-        Tier("contract", 100),
+        Tier("contract", 120),
         Tier("interop", 400, processes=3, spread="loadgroup"),
-        Tier("sim", 420),
+        Tier("sim", 500),
         Tier("e2e", 760, processes=2, spread="loadfile"),
     ),
 )
