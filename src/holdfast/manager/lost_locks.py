@@ -121,20 +121,26 @@ class LostLocks:
         else:
             lock.held = outcome
             lock.lost_reason, lock.lost_for_certain = "", False
-            self._is_no_more_than_held(lock)
+            self._is_as_held(lock)
             if self._keep is not None:
                 self._keep(lock.id, outcome.descriptor())
             self.on_regained(lock)
         return lock.held is not None
 
-    def _is_no_more_than_held(self, lock: Lock[Held]) -> None:
-        """Reduces claims to the mode on storage: a cut journal or an interrupted conversion may claim more."""
+    def _is_as_held(self, lock: Lock[Held]) -> None:
+        """Gives claims the mode on storage: a cut journal or an interrupted conversion may claim more. An older journal may
+        claim less: the one who has it alone shares it with nobody of this host.
+        """
         held: object = lock.held
-        if lock.mode is Mode.EXCLUSIVE and isinstance(held, MayBeShared) and held.is_shared:
-            lock.mode = Mode.SHARED
-            for owner_id, names in lock.claims.items():
-                for resource in list(names):
-                    self._table.claim(lock, owner_id, resource, Mode.SHARED)
+        if not isinstance(held, MayBeShared):
+            return
+        mode = Mode.SHARED if held.is_shared else Mode.EXCLUSIVE
+        if mode is lock.mode or (mode is Mode.EXCLUSIVE and len(lock.claims) > 1):
+            return
+        lock.mode = mode
+        for owner_id, names in lock.claims.items():
+            for resource in list(names):
+                self._table.claim(lock, owner_id, resource, mode)
 
     async def drop(self, lock: Lock[Held]) -> None:
         """Release a lock whose owners are all gone, without logging."""
