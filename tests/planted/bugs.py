@@ -1772,4 +1772,20 @@ BUGS = (
         "        pass",
         "contract/test_lvmlockd_client.py::test_what_is_no_answer_is_said_and_not_taken_for_a_mode",
     ),
+    _in(
+        "protocol.paxos_acquire",
+        "newer-blocks-win",
+        "blocks of a newer version win over a living owner of a lease that was restored",
+        "        if is_behind and not _owner_stands(seen):\n",
+        "        if is_behind:\n",
+        "sim/test_pinned_seeds.py::test_a_seed_that_found_a_bug_in_a_campaign_is_sound[113004299]",
+    ),
+    _in(
+        "manager.lost_locks",
+        "older-journal-shares",
+        "an older journal makes a lease that its owner has alone one that others of its host may share",
+        "        if mode is lock.mode or (mode is Mode.EXCLUSIVE and len(lock.claims) > 1):\n",
+        "        if mode is lock.mode or mode is Mode.EXCLUSIVE:\n",
+        "sim/test_pinned_seeds.py::test_a_seed_that_found_a_bug_in_a_campaign_is_sound[113004172]",
+    ),
 )

@@ -95,6 +95,11 @@ FOUND_WITH_HABITS = (
     112000248,  # the same
     330,  # a lease that one backend was still giving up was used by another one of its lockspace
 )
+FOUND_WITH_EVERYTHING = (
+    113004172,  # an older journal said shared of a lease that its owner had alone: another one of this host shared it
+    113004299,  # a lease was restored, acquired by one host, and then by one whose block was of a newer version
+    113004984,  # a lease was made where an older copy had none, and blocks of the newer one stood (checker)
+)
 FOUND_AS_DRAWN = (
     (106002658, Naming.ONE),  # a late record made a generation repeat where no host knows the date (checker)
     (106002982, Naming.LATE),  # a VM whose migration failed never got the lease of what its disk is
@@ -152,4 +157,10 @@ def test_a_seed_that_found_a_bug_as_it_is_drawn_with_these_names_is_sound(seed: 
 @pytest.mark.parametrize("seed", FOUND_WITH_HABITS)
 def test_a_seed_that_found_a_bug_with_habits_is_sound(seed: int) -> None:
     verdict = play(seed, restored_every_s=0, naming=Naming.ONE)
+    assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
+
+
+@pytest.mark.parametrize("seed", FOUND_WITH_EVERYTHING)
+def test_a_seed_that_found_a_bug_in_a_campaign_is_sound(seed: int) -> None:
+    verdict = play(seed)
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

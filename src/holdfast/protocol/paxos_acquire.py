@@ -36,6 +36,9 @@ No ballot for lver 6 can mend that: its block would be below those of lver 7. Bu
 for lver 7 had seen leader 6, and that its owner was gone. So after a few more reads the ballot is for the
 newest version that any block is about, whatever the leader says. If that version was decided, the block of
 the host that decided it still says so, and the ballot brings its leader back; if not, it may be won.
+In that history host 1 has released version 5 in its block, or is over. An owner whose block says neither keeps the
+lease while it lives: an older copy of the lease was put back, it has acquired that, and the newer blocks are those of
+hosts that wrote again since.
 
 If an attempt ends without a decision while our own value may stand in our block, another host may still decide
 it and make us the owner. Then the outcome is `InDoubt`: the resource stays unusable here until it was
@@ -171,11 +174,9 @@ class _Acquisition:
             stands = await self._former_sharer(former)
             if not isinstance(stands, MayTakeOver):
                 return self._ended(stands, leader)
-        if seen.greatest_lver > leader.lver + 1:
-            if self._behind < BEHIND_MAX or self._behind >= 2 * BEHIND_MAX:
-                return await self._leader_is_behind(leader, seen.greatest_lver)
-            self._behind += 1
-            return await self._compete(seen, seen.greatest_lver)
+        is_behind = seen.greatest_lver > leader.lver + 1
+        if is_behind and not _owner_stands(seen):
+            return await self._bring_forward(seen)
         verdict = await may_take_over(
             self._area,
             member,
@@ -188,6 +189,8 @@ class _Acquisition:
         match verdict:
             case LeaderChanged():
                 return _Again()
+            case MayTakeOver() if is_behind:
+                return await self._bring_forward(seen)
             case MayTakeOver(waited):
                 # What was seen before a long wait is no ground for a ballot: ballot numbers have grown since.
                 seen_now = await self._look_again(leader) if waited else seen
@@ -196,6 +199,13 @@ class _Acquisition:
                 return await self._compete(seen_now, leader.lver + 1)
             case _:
                 return self._ended(verdict, leader)
+
+    async def _bring_forward(self, seen: Snapshot) -> Won | Refusal | InDoubt | _Again:
+        """A ballot for the version that blocks have reached, after some more reads of a leader behind them."""
+        if self._behind < BEHIND_MAX or self._behind >= 2 * BEHIND_MAX:
+            return await self._leader_is_behind(seen.leader, seen.greatest_lver)
+        self._behind += 1
+        return await self._compete(seen, seen.greatest_lver)
 
     async def _look(self) -> Snapshot | Malformed | IoFailed:
         """The first read is partial, as other hosts rarely compete; the ballots find out if one did."""
@@ -355,6 +365,21 @@ class _Acquisition:
             return refusal
         exposed = own.dblock.inp == self._member.host_id and own.dblock.inp2 == self._member.generation
         return InDoubt(refusal, own, self._intent.mode) if exposed else refusal
+
+
+def _owner_stands(seen: Snapshot) -> bool:
+    """Whether the owner's own block is about this very version, and not released: then no host has begun a newer one while
+    the owner lived. Blocks that are newer all the same are those of a lease of which an older copy was put back; who has
+    acquired that copy since has it.
+    """
+    leader = seen.leader
+    dblock = seen.block(HostId(leader.owner_id)).dblock
+    decided = (dblock.lver, dblock.inp, dblock.inp2) == (
+        leader.lver,
+        leader.owner_id,
+        leader.owner_generation,
+    )
+    return decided and not leader.is_free and not dblock.is_released
 
 
 def _sharers_of(seen: Snapshot, own_id: HostId) -> dict[HostId, Generation]:

@@ -421,8 +421,8 @@ class Checkers:
                     )
 
     def _block_landed(self, place: LeasePlace, process: Process, host_id: int, content: bytes) -> None:
-        if not any(content) and host_id not in place.mbal:
-            return  # a lease is being created where there was none
+        if not any(content) and (host_id not in place.mbal or place.was_restored):
+            return  # a lease is being created where there was none, or none by the copy that was put back
         block = HostBlock.decode(content)
         assert isinstance(block, HostBlock), block
         dblock = block.dblock
