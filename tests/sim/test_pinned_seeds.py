@@ -6,10 +6,14 @@ kept by the mutation of the same name, which plants the bug again and has to be 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from random import Random
+
 import pytest
 
+from holdfast_sim.cluster.cluster import Scenario
 from holdfast_sim.drive.fencings import Format
-from holdfast_sim.drive.habits import NO_HABITS
+from holdfast_sim.drive.habits import NO_HABITS, Habits
 from holdfast_sim.drive.state_damage import NO_PLAGUES
 from holdfast_sim.run import history
 from holdfast_sim.run.seed import play
@@ -156,7 +160,10 @@ def test_a_seed_that_found_a_bug_as_it_is_drawn_with_these_names_is_sound(seed: 
 
 @pytest.mark.parametrize("seed", FOUND_WITH_HABITS)
 def test_a_seed_that_found_a_bug_with_habits_is_sound(seed: int) -> None:
-    verdict = play(seed, restored_every_s=0, naming=Naming.ONE)
+    habits = Habits.drawn(seed, Scenario.drawn(Random(seed), None).kind)
+    verdict = play(
+        seed, restored_every_s=0, naming=Naming.ONE, habits=replace(habits, clients=False)
+    )  # as it was before there were clients
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
 
 
