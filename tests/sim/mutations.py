@@ -29,9 +29,10 @@ SEEDS_NEAR = 60
 """Within so many, from `near`, each of them is found by the tests."""
 NEAR: dict[str, int] = {
     "orphan-not-journaled": 18,
+    "orphan-settled": 240,
     "orphan-is-the-askers": 240,
     "attributed-client-leaves-none": 118,
-    "old-request-obeyed": 64,
+    "old-request-obeyed": 118,
     "running-vm-forgotten": 98,
     "lost-end-not-seen": 2160,
     "dead-without-watchdog": 30,
