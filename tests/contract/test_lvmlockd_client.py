@@ -140,8 +140,8 @@ class Saying:
     ],
 )
 def test_what_is_no_answer_is_said_and_not_taken_for_a_mode(place: Path, answer: bytes, why: str) -> None:
-    told = b'response = "OK"\nop_result = 0\nmode = "sh"\nnew_key = 3\n\n##\n'
-    daemon = Saying(place / "socket", answer, told)
+    sent = b'response = "OK"\nop_result = 0\nmode = "sh"\nnew_key = 3\n\n##\n'
+    daemon = Saying(place / "socket", answer, sent)
     with LvmlockdClient(daemon.path, timeout_s=0.3) as client:
         with pytest.raises(NoAnswer, match=why):
             client.query_lock_lv(LV)

@@ -38,7 +38,7 @@ class Pair(Protocol):
         """An LV more that nobody has locked."""
 
     def kill_vg(self, host: int) -> None:
-        """The storage of its leases failed, as lvmlockd is told."""
+        """sanlock reports to lvmlockd that the storage of its leases failed."""
 
     def revive_vg(self, host: int, *used: LvLock) -> None:
         """After that: what it held of these is dropped, and the VG is started again."""

@@ -84,7 +84,7 @@ def test_volume_that_is_not_active_is_reported_and_then_known_by_its_path() -> N
     assert volumes.at("/dev/vg/lv1") is None
     (found,) = find(volumes, "/dev/vg/lv1")
     assert volumes.at("/dev/vg/lv1") is found
-    # Removed and made again under the name: reported anew, as the device may be another one by now.
+    # Removed and made again under the name: reported again, as the device may be another one by now.
     devices.uuids["lv1"] = f"LVM-{'x' * 64}"
     assert volumes.at("/dev/vg/lv1") is None
 
