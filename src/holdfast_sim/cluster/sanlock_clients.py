@@ -23,6 +23,7 @@ from holdfast.frontends.listener import Peer
 from holdfast.frontends.sanlock.connection import Answer, Leftovers
 from holdfast.frontends.sanlock.connection_slots import Slots
 from holdfast.frontends.sanlock.frontend import SanlockFrontend
+from holdfast.manager.lock_registry import HostLock
 from holdfast.protocol.paxos_release import Mode
 from holdfast.system.host.commands import Ended
 from holdfast.system.host.descriptors import SavedClient
@@ -259,10 +260,15 @@ class ClientDesk:
         return term.beliefs.get(resource)
 
     @property
+    def _lock(self) -> HostLock | None:
+        """The lease's, in the lock table."""
+        name = resource_in(self._desk.seat.space.name, lease_of(self._desk.resource))
+        return self._daemon.manager.table.named(name)
+
+    @property
     def is_orphan(self) -> bool:
         """Whether the daemon holds the lease for a client that has ended, by the lock table."""
-        manager = self._daemon.manager
-        lock = manager.table.named(resource_in(self._desk.seat.space.name, lease_of(self._desk.resource)))
+        manager, lock = self._daemon.manager, self._lock
         owners = [manager.owners.get(owner_id) for owner_id in lock.claims] if lock is not None else []
         return any(owner is not None and owner.keeps_orphans for owner in owners)
 
@@ -374,7 +380,7 @@ class ClientDesk:
             answer = await connection.ask(r.Release(0, r.OWN, (self._named(),)))
         else:
             answer = await self._clients.ask(r.Release(ReleaseFlag.ALL, r.Target(vm.pid), ()))
-        result = answer.result if answer is not None else None
+        result = answer and answer.result
         daemon.world.record(daemon.machine.name, f"{vm.name} releases {self._desk.resource}: {result}")
 
     def _named(self) -> Resource:
@@ -382,8 +388,7 @@ class ClientDesk:
 
     def _is_held(self, vm: VirtualMachine) -> bool:
         """Whether the process has the lease still, by the lock table."""
-        manager = self._daemon.manager
-        lock = manager.table.named(resource_in(self._desk.seat.space.name, lease_of(self._desk.resource)))
+        manager, lock = self._daemon.manager, self._lock
         owner = manager.owners.with_pid(vm.pid)
         return lock is not None and owner is not None and owner.id in lock.claims
 
@@ -394,7 +399,7 @@ class ClientDesk:
         self._daemon.checkers.orphan_ends(term, self._desk.resource)
         released = r.Release(ReleaseFlag.ORPHAN, r.OWN, (self._named(),))
         answer = await self._clients.ask(released, registered=True)
-        result = answer.result if answer is not None else None
+        result = answer and answer.result
         self._daemon.world.record(
             self._daemon.machine.name, f"{result} orphans of {self._desk.resource} are released"
         )
@@ -414,7 +419,7 @@ class ClientDesk:
         flags = ResourceFlag.SHARED if wanted is Mode.SHARED else 0
         begun_at = self._daemon.world.now
         answer = await connection.ask(r.Convert(0, r.OWN, self._named()._replace(flags=flags)))
-        result = answer.result if answer is not None else None
+        result = answer and answer.result
         daemon = self._daemon
         if result != Result.OK:
             daemon.world.record(
@@ -435,5 +440,5 @@ class ClientDesk:
             answer = await self._clients.ask(r.Request(RequestFlag.NEXT_LVER, force, resource))
         finally:
             site.has_asked(self._desk.resource, daemon.world.now)
-        result = answer.result if answer is not None else None
+        result = answer and answer.result
         daemon.world.record(daemon.machine.name, f"asks for {self._desk.resource}, {force.name}: {result}")

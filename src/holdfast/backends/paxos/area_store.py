@@ -23,6 +23,7 @@ from holdfast.backends.paxos.lease_store import (
     Unusable,
     WithoutIndex,
     disk_in,
+    lockspace_facts,
     opened,
     strayed,
 )
@@ -118,7 +119,7 @@ class AreaStore(WithoutIndex):
 def _below_mount_point(member: Membership, area: Area, disk: LeaseDisk) -> Unusable | None:
     """The refusal for a lease beside the lockspace's file, on another file system than the one that was joined."""
     directory = os.path.dirname(area.path)
-    joined = getattr(member.lockspace.disk, "facts", None)
+    joined = lockspace_facts(member)
     if joined is None or disk.facts.is_block_device or os.path.dirname(joined.path) != directory:
         return None
     return strayed(member, directory, disk.facts.file_system)

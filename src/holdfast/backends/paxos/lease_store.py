@@ -17,6 +17,7 @@ from holdfast.protocol.lease_area import LeaseArea, Snapshot, glance_bytes, lead
 from holdfast.protocol.membership import Membership
 from holdfast.protocol.resource_index import UnindexedLease, is_cleared
 from holdfast.protocol.types import IoFailed
+from holdfast.system.block_io.disk_file import DiskFacts
 from holdfast.system.block_io.lease_files import LeaseDisk
 from holdfast.system.block_io.offload import Job
 
@@ -114,6 +115,12 @@ def disk_in(job: Job | None, disk: LeaseDisk) -> LeaseDisk:
     return disk if job is None else job.disk(disk)
 
 
+def lockspace_facts(member: Membership) -> DiskFacts | None:
+    """Of the lockspace's file as it was joined; None of a disk that is no file: it can't be mounted elsewhere."""
+    facts: DiskFacts | None = getattr(member.lockspace.disk, "facts", None)
+    return facts
+
+
 def strayed(
     member: Membership, directory: str, file_system: int, inode: int | None = None
 ) -> Unusable | None:
@@ -121,8 +128,7 @@ def strayed(
     was joined: what is below the mount point protects nothing, as no other host sees it. `inode`: of the lockspace's file as
     it is there now.
     """
-    # A disk without facts is simulated, not a file: it can't be mounted elsewhere.
-    joined = getattr(member.lockspace.disk, "facts", None)
+    joined = lockspace_facts(member)
     if joined is None or (joined.file_system == file_system and (inode is None or joined.inode == inode)):
         return None
     return Unusable(
