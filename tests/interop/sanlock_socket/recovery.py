@@ -5,7 +5,9 @@ These scripts wait for seconds, so they are played beside all others, each with 
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 
 from tests.interop.sanlock.direct import write_at
 from tests.interop.sanlock_socket.scene import IO_TIMEOUT_S, Host, Scene, head, holding
@@ -66,7 +68,7 @@ def _failure(scene: Scene, host: Host) -> None:
     host.join(lockspace)
     leases = [scene.lease(lockspace="FAILING", by=host) for _ in range(5)]
     plain, with_path, gives_up, only_term = (holding(host, each) for each in leases[:4])
-    ran = scene.place / "killpath-ran"
+    ran = Path(tempfile.mkdtemp(dir=scene.place))
     killpath = r.Killpath(KillpathFlag.PID, r.OWN, "/usr/bin/mkdir", f"-p {ran}/a\\ b")
     assert with_path.client.result(killpath) == Result.OK
     assert only_term.client.result(r.Restrict(RestrictFlag.SIGKILL)) == Result.OK

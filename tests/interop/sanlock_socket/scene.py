@@ -143,6 +143,7 @@ class Scene:
         self.leases = blank_file(place / "leases", LEASES * MIB)
         self._numbers = itertools.count()
         self._others: list[Host] = []
+        self._stalls_of_lone_hosts = 0
         self.one = self.another_host("one")
         self.two = self.another_host("two", host_id=2)
         self._others.clear()
@@ -233,15 +234,16 @@ class Scene:
     @contextmanager
     def lone_host(self, name: str, *options: str) -> Iterator[Host]:
         """The same for a script that is played beside others."""
-        host = Host(self.start, self.place / name, 1, *options)
+        host = Host(self.start, self.place / f"{name}{next(self._numbers)}", 1, *options)
         try:
             yield host
         finally:
+            self._stalls_of_lone_hosts += host.daemon.stalls()
             host.close()
 
     def stalls(self) -> int:
-        """How often the storage of this machine has not answered one of the two hosts in time."""
-        return sum(host.daemon.stalls() for host in (self.one, self.two))
+        """How often the storage of this machine was late for one of the two hosts, or for a lone one that has ended."""
+        return self._stalls_of_lone_hosts + sum(host.daemon.stalls() for host in (self.one, self.two))
 
     def close_clients(self) -> None:
         """After each script."""
