@@ -1575,10 +1575,26 @@ BUGS = (
         "manager.journal",
         "owed-end-is-forgotten",
         "a journal that lacks an end is not rewritten soon if another line failed meanwhile",
-        "            if self._lines_max:  # else",
-        "            if True:  # else",
+        "            self._lines_max = self._lines + COMPACT_LINES_MIN\n            return False\n        self._is_cut",
+        "            self._lacks_an_end = False\n            return False\n        self._is_cut",
         "unit/manager/test_journal.py"
         "::test_end_that_could_not_be_written_is_written_anew_also_after_other_lines_that_failed",
+    ),
+    _in(
+        "manager.journal",
+        "owed-end-needs-a-line",
+        "a journal that could not be rewritten at the start, and then lacks an end, is not rewritten by the next line",
+        "        if self._lacks_an_end or self._lines > self._lines_max:",
+        "        if self._lines > (0 if self._lacks_an_end else self._lines_max):",
+        "unit/manager/test_journal.py::test_end_that_a_journal_which_never_fitted_lacks_is_written_with_the_next_line",
+    ),
+    _in(
+        "manager.journal",
+        "last-daemons-ends-stay",
+        "a journal that could not be rewritten at the start goes on naming what was over before",
+        "                self._lacks_an_end = True\n            self._lines_max",
+        "                pass\n            self._lines_max",
+        "unit/manager/test_journal.py::test_journal_that_never_fitted_is_rewritten_with_the_next_line",
     ),
     _in(
         "manager.identity_locks",

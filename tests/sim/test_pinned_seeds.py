@@ -103,6 +103,8 @@ FOUND_WITH_EVERYTHING = (
     113004172,  # an older journal said shared of a lease that its owner had alone: another one of this host shared it
     113004299,  # a lease was restored, acquired by one host, and then by one whose block was of a newer version
     113004984,  # a lease was made where an older copy had none, and blocks of the newer one stood (checker)
+    114000799,  # a journal lacked an end, had never been rewritten by its daemon, and was not when there was room
+    115000460,  # what a disk is was held as long as the release of its path waited for storage (checker)
 )
 FOUND_AS_DRAWN = (
     (106002658, Naming.ONE),  # a late record made a generation repeat where no host knows the date (checker)

@@ -254,7 +254,7 @@ UNTUNED: tuple[Mutation, ...] = (
         "manager.journal",
         "unwritten-end-never-rewritten",
         "A journal that could not record the end of a lock is not rewritten as soon as that works.",
-        "        except OSError:\n            self._lines_max = 0\n",
+        "        except OSError:\n            self._lacks_an_end = True\n",
         "        except OSError:\n            pass\n",
         damage="rough",
     ),

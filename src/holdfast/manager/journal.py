@@ -77,6 +77,8 @@ class Journal:
         self._last_series = 0
         self._lines = 0
         self._lines_max = COMPACT_LINES_MIN
+        self._lacks_an_end = False
+        """Whether the file names a claim, or an owner, that has ended: every line tries to rewrite it."""
         self._failed_bytes = 0
         self._is_cut = False
         self.failing = ""
@@ -104,7 +106,7 @@ class Journal:
         If the file is due to be rewritten, that happens *before* the lines: their changes may not be in the snapshot yet.
         They may also be there already, so replaying a line twice, or the end of an unknown claim, must do no harm.
         """
-        if self._lines > self._lines_max:
+        if self._lacks_an_end or self._lines > self._lines_max:
             self.compact()
         raw = _encode_lines(lines)
         try:
@@ -158,7 +160,7 @@ class Journal:
         try:
             self.append(*lines, urgent=True)
         except OSError:
-            self._lines_max = 0
+            self._lacks_an_end = True
 
     def image(self, lines: list[Line]) -> bytes:
         """A whole journal with these lines, checksum included."""
@@ -173,10 +175,11 @@ class Journal:
             self._file.replace(self.image([*head, *lines]))
         except OSError as e:
             log.error("the journal can't be rewritten: %s", e)
-            if self._lines_max:  # else it lacks an end, and every line tries again to rewrite it
-                self._lines_max = self._lines + COMPACT_LINES_MIN
+            if not self._lines:  # the last daemon's, which may name what was over before this one started
+                self._lacks_an_end = True
+            self._lines_max = self._lines + COMPACT_LINES_MIN
             return False
-        self._is_cut = False
+        self._is_cut = self._lacks_an_end = False
         self._lines = 2 + len(head) + len(lines)
         self._lines_max = max(COMPACT_LINES_MIN, COMPACT_FACTOR * self._lines)
         self._series = series

@@ -235,6 +235,35 @@ def test_end_that_could_not_be_written_is_written_anew_also_after_other_lines_th
     assert list(journal.load().locks) == [2, 4]
 
 
+def after_a_start_on_a_full_disk() -> tuple[SimulatedAppendFile, list[jn.Line], Journal]:
+    """The last daemon's journal names owners 1, 2 and 3; 3 is over, and the next daemon could not rewrite the file yet."""
+    state: list[jn.Line] = [*claim(1, 1, "/a"), *claim(2, 2, "/b")]
+    file = SimulatedAppendFile()
+    journal_on(file).append(*state, *claim(3, 3, "/c"))
+    journal = Journal(file, boot="boot-1", host="alpha", snapshot=lambda: state)
+    journal.load()
+    file.room_bytes = 10
+    assert not journal.compact()
+    return file, state, journal
+
+
+def test_end_that_a_journal_which_never_fitted_lacks_is_written_with_the_next_line() -> None:
+    file, state, journal = after_a_start_on_a_full_disk()
+    del state[:3]  # owner 1 lets go
+    journal.append_end(jn.UnclaimLine(1, 1, "", "/a"))
+    file.room_bytes = None
+    journal.append(jn.ModeLine(2, 2))
+    assert list(journal.load().locks) == [2]
+
+
+def test_journal_that_never_fitted_is_rewritten_with_the_next_line() -> None:
+    file, _, journal = after_a_start_on_a_full_disk()
+    assert list(journal.load().locks) == [1, 2, 3]
+    file.room_bytes = None
+    journal.append(jn.ModeLine(2, 2))
+    assert list(journal.load().locks) == [1, 2]
+
+
 def test_journal_is_rewritten_when_it_has_outgrown_the_state() -> None:
     state: list[jn.Line] = claim(1, 1, "/a")
     file = SimulatedAppendFile()
