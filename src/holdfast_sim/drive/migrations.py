@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
+from holdfast.model import Resource
 from holdfast.protocol.paxos_release import Mode
 from holdfast.system.libvirt.status_words import OUT
 from holdfast_sim.cluster.cluster import Cluster
@@ -276,6 +277,10 @@ class Migration:
             claimed = (
                 owner is not None
                 and owner.unknown is None
+                # What the disk is goes with its path, and that waits for storage.
+                and not any(
+                    isinstance(on, Resource) and disk_of(on) == vm.resource for on in manager.key_locks.on
+                )
                 and any(
                     vm.resource in map(disk_of, lock.claims[owner.id])
                     and not manager.key_locks.is_locked(lock)
