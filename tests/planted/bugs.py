@@ -1581,6 +1581,14 @@ BUGS = (
         "::test_end_that_could_not_be_written_is_written_anew_also_after_other_lines_that_failed",
     ),
     _in(
+        "manager.unknown_locks",
+        "settled-orphan-takes-all",
+        "an operator's word about an orphan ends the claims of VMs that share its lock",
+        "            elif owner is not None and owner.keeps_orphans:\n                await self._end",
+        "            elif owner is not None:\n                await self._end",
+        "unit/manager/test_unknown_locks.py::test_operator_settles_an_orphan_and_no_other_claim_of_its_lock",
+    ),
+    _in(
         "manager.journal",
         "owed-end-needs-a-line",
         "a journal that could not be rewritten at the start, and then lacks an end, is not rewritten by the next line",

@@ -105,6 +105,7 @@ FOUND_WITH_EVERYTHING = (
     113004984,  # a lease was made where an older copy had none, and blocks of the newer one stood (checker)
     114000799,  # a journal lacked an end, had never been rewritten by its daemon, and was not when there was room
     115000460,  # what a disk is was held as long as the release of its path waited for storage (checker)
+    116002161,  # an orphan had the name of a disk, by an older journal: no client and no operator could end it
 )
 FOUND_AS_DRAWN = (
     (106002658, Naming.ONE),  # a late record made a generation repeat where no host knows the date (checker)

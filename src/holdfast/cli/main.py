@@ -394,7 +394,8 @@ def settle_command(context: Context, lock: str, operator: str, as_json: bool) ->
     """Let go of a lock that is held for an unknown owner, on your word that its owner is over.
 
     After a restart with a lost or damaged journal, locks that can't be attributed are held for unknown owners. The
-    daemon settles them by itself when no process of this host has the disk open. This is for the rest.
+    daemon settles them by itself when no process of this host has the disk open. This is for the rest, and for orphans:
+    leases that a client of sanlock's protocol has left behind, which outlive every process.
 
     LOCK is the disk, or the number that 'holdfast list --json' shows. Refused while a process of this host has the disk
     open, and for a lock with a known owner: no VM can lose its lock by it.

@@ -130,6 +130,7 @@ class LockManager:
             disk_key=disk_key,
             domains=domains,
             end=self.owner_ended,
+            release=self.release_one,
             audit=audit,
             is_closing=lambda: self.closing,
             on_attributed=self.departures.found,

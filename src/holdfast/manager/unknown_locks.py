@@ -62,8 +62,9 @@ class Relation(enum.Enum):
 
 
 class UnknownLocks:
-    """Holds and settles locks of unknown owners. `end` releases everything of an owner that is over; `audit` writes a line
-    to the operators' record; `on_attributed` is called when a lock was found held for an owner that lives.
+    """Holds and settles locks of unknown owners. `end` releases everything of an owner that is over, `release` one claim of
+    an owner; `audit` writes a line to the operators' record; `on_attributed` is called when a lock was found held for an
+    owner that lives.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class UnknownLocks:
         disk_key: DiskKey,
         domains: DomainStatus | None,
         end: Callable[[Owner], None],
+        release: Callable[[Owner, HostLock, Resource], Awaitable[None]],
         audit: Callable[[str], None],
         is_closing: Callable[[], bool],
         on_attributed: Callable[[Owner], None],
@@ -91,6 +93,7 @@ class UnknownLocks:
         self._disk_key = disk_key
         self._domains = domains
         self._end = end
+        self._release = release
         self._audit = audit
         self._is_closing = is_closing
         self._on_attributed = on_attributed
@@ -466,16 +469,17 @@ class UnknownLocks:
     # --- settled by an operator ---
 
     async def settle(self, what: str, operator: str) -> str:
-        """End the unknown claims on a lock, named by its number, path or resource, by an operator's order.
+        """End the unknown claims on a lock, and those of orphans, by an operator's order. It is named by its number, path or
+        resource. An orphan may have the name of a disk, if the journal was lost: then no client can release it.
 
-        Returns a text about what was done. Raises `Refused` for a lock that has a known owner, for one whose disk a process
-        has open, and where that is not known.
+        Returns a text about what was done. Raises `Refused` for a lock that has known owners only, for one whose disk a
+        process beside these has open, and where that is not known.
         """
         if not operator.strip():
             raise Refused(
                 reason="an operator's name is needed: the word that the lock's owner is over is recorded"
             )
-        found = [lock for lock in self.locks if what in _names_of(lock)]
+        found = [lock for lock in (*self.locks, *self._orphans()) if what in _names_of(lock)]
         if not found:
             others = [lock for lock in self._table if what in _names_of(lock)]
             reason = (
@@ -485,10 +489,11 @@ class UnknownLocks:
         (lock, *more) = found
         if more:
             raise Refused(reason=f"{what} names {len(found)} locks: use a number, {_numbers(found)}")
-        evidence = [o.unknown for i in lock.claims if (o := self._owners.get(i)) is not None and o.unknown]
-        users = await self._users(lock, (each.disk for each in evidence))
-        if users is not None and users.pids:
-            raise Refused(reason=f"{what} is open in {_processes(users.pids)}: that may be its owner")
+        claimants = [owner for i in lock.claims if (owner := self._owners.get(i)) is not None]
+        users = await self._users(lock, (each.unknown.disk for each in claimants if each.unknown))
+        known = {each.pid for each in claimants if each.unknown is None and each.process is not None}
+        if users is not None and (strangers := set(users.pids) - known):
+            raise Refused(reason=f"{what} is open in {_processes(sorted(strangers))}: that may be its owner")
         if users is not None and not users.complete:
             unclear = _processes(users.unclear) if users.unclear else "some process"
             raise Refused(reason=f"{unclear} could not be inspected and may have {what} open; try again")
@@ -503,7 +508,28 @@ class UnknownLocks:
             owner = self._owners.get(owner_id)
             if owner is not None and owner.unknown is not None:
                 self._settled(owner, f"by {operator}'s word")
+            elif owner is not None and owner.keeps_orphans:
+                await self._end_orphan(owner, lock, f"by {operator}'s word")
         return f"{shown} is settled"
+
+    def _orphans(self) -> list[HostLock]:
+        """Locks that a keeper of orphans claims, and no unknown owner."""
+        return [
+            lock
+            for lock in self._table
+            if any((owner := self._owners.get(i)) is not None and owner.keeps_orphans for i in lock.claims)
+            and not self._unknown_claimants(lock)
+        ]
+
+    async def _end_orphan(self, keeper: Owner, lock: HostLock, proof: str) -> None:
+        for resource, mode in dict(lock.claims.get(keeper.id, {})).items():
+            about = ev.logged(ev.SETTLED, keeper.name, resource)
+            log.warning("%s was an orphan of %s; settled: %s", resource, keeper, proof, extra=about)
+            self._events.emit(ev.SETTLED, keeper.name, keeper.pid, resource, mode, proof)
+            self._book.persists_no_more(keeper, resource)
+            await self._release(keeper, lock, resource)
+        if not self._table.holds_any(keeper.id):
+            self._end(keeper)
 
 
 def _is_unasked(held: object) -> bool:

@@ -256,8 +256,13 @@ class ManagedDesk:
         return any(disk_of(name) == self.resource for names in self._claims() for name in names)
 
     def _claims(self) -> Iterator[Mapping[Resource, Mode]]:
-        for lock in self.seat.daemon.manager.table:
-            yield from lock.claims.values()
+        """Of all owners but keepers of orphans, which outlive their clients."""
+        manager = self.seat.daemon.manager
+        for lock in manager.table:
+            for owner_id, names in lock.claims.items():
+                owner = manager.owners.get(owner_id)
+                if owner is None or not owner.keeps_orphans:
+                    yield names
 
     async def convert(self) -> None:
         """Convert the lock to exclusive or shared. libvirt has no call for that yet; the manager supports it."""

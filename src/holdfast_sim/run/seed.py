@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
 
+from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.unknown_locks import SETTLE_S_MAX
 from holdfast.model import IDENTITY_LOCKSPACE, Resource
 from holdfast.protocol.paxos_release import Mode
@@ -360,7 +362,8 @@ class _Play:
     def _nothing_is_unknown(self) -> bool:
         if self.restored.are_played or self.cluster.site is not None:
             self._settled_by_hand()
-        return not any(isinstance(d, ManagedDaemon) and len(d.manager.unknown) for d in self._daemons())
+        managers = [d.manager for d in self._daemons() if isinstance(d, ManagedDaemon)]
+        return not any(len(manager.unknown) or _orphans_of_disks(manager) for manager in managers)
 
     def _settled_by_hand(self) -> None:
         """A lease may be restored without the note of its holder, and those of sanlock's clients may be anywhere: nothing
@@ -368,7 +371,7 @@ class _Play:
         """
         for daemon in self._daemons():
             assert isinstance(daemon, ManagedDaemon)
-            for lock in daemon.manager.unknown.locks:
+            for lock in (*daemon.manager.unknown.locks, *_orphans_of_disks(daemon.manager)):
                 if self.cluster.site is not None or not any(disk_of(name) for name in lock.names()):
                     for desk in daemon.desks:
                         desk.orphan_settled()
@@ -471,3 +474,13 @@ class _Play:
             if self.world.now >= end:
                 self.world.fail("liveness", f"not within {bound_s:.0f} s: {what}. {why()}")
             self.world.run(self.world.now + 0.5)
+
+
+def _orphans_of_disks(manager: LockManager) -> list[HostLock]:
+    """Orphans that no client can release by their lease's name: an old journal has named the disk instead."""
+    return [
+        lock
+        for lock in manager.table
+        if any((owner := manager.owners.get(i)) is not None and owner.keeps_orphans for i in lock.claims)
+        and any(disk_of(name) for name in lock.names())
+    ]

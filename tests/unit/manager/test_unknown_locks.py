@@ -320,6 +320,40 @@ def test_operator_settles_nothing_that_a_process_has_open_or_that_has_a_known_ow
     run(scene)
 
 
+def test_operator_settles_an_orphan_and_no_other_claim_of_its_lock(tmp_path: Path) -> None:
+    """Of a client whose lease got the name of a disk from an old journal: no client can release it by the lease's name."""
+
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk()
+        shared = want(disk, Mode.SHARED)
+        client, vm = w.owner(1), w.owner(2)
+        await w.manager.acquire(client, shared)
+        w.manager.book.persists(client, shared.resource)
+        await w.manager.acquire(vm, shared)
+        w.processes.end(client.pid)
+        await settle()
+        (lock,) = w.manager.table
+        assert [owner.keeps_orphans for i in lock.claims if (owner := w.manager.owners.get(i))] == [
+            False,
+            True,
+        ]
+        have_open(w, disk, 9)
+        with pytest.raises(Refused, match="open in process 9"):
+            await w.manager.unknown.settle(disk, "J. Doe")
+        w.open_files.open.clear()
+        have_open(w, disk, vm.pid)
+        assert "is settled" in await w.manager.unknown.settle(disk, "J. Doe")
+        assert list(lock.claims) == [vm.id]
+        assert not [owner for owner in w.manager.owners if owner.keeps_orphans]
+        (line,) = w.audit
+        assert disk in line
+        with pytest.raises(Refused, match="has a known owner"):
+            await w.manager.unknown.settle(disk, "J. Doe")
+
+    run(scene)
+
+
 def test_unknown_owner_stays_unknown_over_the_next_restart(tmp_path: Path) -> None:
     async def scene() -> None:
         w, disk = await unknown_lock(tmp_path)
