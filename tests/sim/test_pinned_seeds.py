@@ -106,6 +106,7 @@ FOUND_WITH_EVERYTHING = (
     114000799,  # a journal lacked an end, had never been rewritten by its daemon, and was not when there was room
     115000460,  # what a disk is was held as long as the release of its path waited for storage (checker)
     116002161,  # an orphan had the name of a disk, by an older journal: no client and no operator could end it
+    116004424,  # a lease that never expires, under the name that a guest has where it arrives (checker)
 )
 FOUND_AS_DRAWN = (
     (106002658, Naming.ONE),  # a late record made a generation repeat where no host knows the date (checker)
