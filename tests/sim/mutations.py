@@ -790,8 +790,8 @@ MUTATIONS = (
         "supervision.lease_monitor",
         "one-lease-is-enough",
         "the watchdog is fed while any lease is good",
-        "and all(watched.may_feed(now) for watched in self._watched)\n            and self._watchdog.feed(min(",
-        "and any(watched.may_feed(now) for watched in self._watched)\n            and self._watchdog.feed(max(",
+        "if not watched.may_feed(now))]\n        fed = not over and self._watchdog.feed(min(",
+        "if not any(w.may_feed(now) for w in self._watched))]\n        fed = not over and self._watchdog.feed(max(",
     ),
     _in(
         "supervision.lease_monitor",

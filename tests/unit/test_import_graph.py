@@ -38,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(("lease_admin",)),
     frozenset(("manager",)),
     frozenset(("backends",)),
+    frozenset(("flight",)),
     frozenset(("supervision",)),
     frozenset(("system",)),
     frozenset(("protocol", "wire")),

@@ -14,7 +14,7 @@ import click
 
 from holdfast import __version__
 from holdfast.cli import exits
-from holdfast.cli.commands import host, import_sanlock, lease, lockspace, sim
+from holdfast.cli.commands import explain_reset, host, import_sanlock, lease, lockspace, sim
 from holdfast.cli.completion import FILE, FILE_OR_DOMAIN, event_kinds, host_names
 from holdfast.cli.context import Context, HelpfulGroup, json_option
 from holdfast.model import printable, wall_text
@@ -504,6 +504,7 @@ cli.add_command(lockspace.lockspace)
 cli.add_command(lease.lease)
 cli.add_command(host.host)
 cli.add_command(import_sanlock.import_sanlock)
+cli.add_command(explain_reset.explain_reset)
 cli.add_command(sim.sim)
 
 

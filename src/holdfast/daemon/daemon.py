@@ -30,13 +30,14 @@ import msgspec
 
 from holdfast import __version__
 from holdfast.control.api import BackendInfo, StatusInfo
-from holdfast.daemon import lifecycle
+from holdfast.daemon import flight_notes, lifecycle
 from holdfast.daemon.build import build
 from holdfast.daemon.kept_clients import KeptClients
 from holdfast.daemon.kept_config import Start
 from holdfast.daemon.reload import ConfigurationInForce, NextProgram, held_needs
 from holdfast.daemon.sanlock_socket import AREAS, SanlockSocket
 from holdfast.daemon.system_ports import pooled_storage, system_ports, users_lease_storage
+from holdfast.flight.recorder import FlightRecorder
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.manager import events as ev
@@ -90,8 +91,18 @@ class StartError(Exception):
 class Daemon:
     """One running daemon."""
 
-    def __init__(self, start: Start, inherited: fds.Inherited, own: DaemonLocks) -> None:
+    def __init__(
+        self,
+        start: Start,
+        inherited: fds.Inherited,
+        own: DaemonLocks,
+        *,
+        recorder: FlightRecorder,
+        last_end: str,
+    ) -> None:
+        """`last_end`: how this host's last boot ended, by the flight recorder; empty if it does not say."""
         config = start.config
+        self._recorder = recorder
         self.config = config
         self._inherited = inherited
         self._own = own
@@ -117,6 +128,7 @@ class Daemon:
             store=self.notifier,
             commands=self.commands,
             predecessors=own.predecessors,
+            last_end=last_end,
         )
         self._host = ports.identity.node
         before = start.before(ports.identity.boot)
@@ -124,6 +136,7 @@ class Daemon:
         self.manager = self.parts.manager
         self.leases = self.parts.leases
         self.events = self.parts.events
+        flight_notes.of_events(recorder, self.events)
         self.virtlockd = self.parts.virtlockd
         self.control = ControlFrontend(
             self.manager,
@@ -214,6 +227,7 @@ class Daemon:
         self._announce()
         if self.notifier.watched_s is not None:
             self._show_life(self.notifier.watched_s / SIGNS_OF_LIFE)
+        flight_notes.of_life(self._recorder, self.leases, self._loop)
         await self._stop
         await self._shut_down()
 
@@ -361,6 +375,7 @@ class Daemon:
                 *manager.departures.problems(),
                 *self.parts.moved.problems(),
                 *self.parts.identities.problems(),
+                *self._recorder.problems(),
             ],
         )
 
@@ -443,6 +458,7 @@ class Daemon:
         self._reloading = True
         try:
             self.notifier.reloading(int(time.clock_gettime(time.CLOCK_MONOTONIC) * 1e6))
+            self._recorder.hurry()
             reasons = await lifecycle.reload(
                 self.parts,
                 why_not=self._next.why_not,

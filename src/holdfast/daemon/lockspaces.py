@@ -29,6 +29,7 @@ from holdfast.supervision.lockspace_supervisor import (
     LockspaceSupervisor,
 )
 from holdfast.supervision.lockspace_use import LockspaceUse, User
+from holdfast.supervision.lost_elsewhere import LostElsewhere
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.lease_files import LeaseStorage
 from holdfast.system.block_io.renewal_threads import LeaseThreads
@@ -82,6 +83,8 @@ class LeaseHostPorts:
     """Within so long each held lease is read again; 0: never."""
     host_records: Callable[[str, str], HostRecordFiles] | None = None
     """(lockspace, path): files of its host records; None: it has none."""
+    last_end: str = ""
+    """How this host's last boot ended, by the flight recorder; empty if that is not known."""
 
 
 class HostLockspaces:
@@ -129,6 +132,7 @@ class HostLockspaces:
         self._of_clients: set[str] = set()
         """Lockspaces that no backend names: clients have added them."""
         self._report = report
+        self._lost = LostElsewhere()
 
     def ports(self) -> LeasePorts:
         return LeasePorts(
@@ -204,7 +208,11 @@ class HostLockspaces:
             may_start=partial(self._why_not_start, spec.name),
             is_in_doubt=lambda: self._in_doubt(backends),
             records=HostRecords(
-                spec.name, spec.path, ports.host_records(spec.name, spec.path), self._identity
+                spec.name,
+                spec.path,
+                ports.host_records(spec.name, spec.path),
+                self._identity,
+                ports.last_end,
             )
             if ports.host_records is not None
             else None,
@@ -345,6 +353,11 @@ class HostLockspaces:
         if isinstance(news, Joined):
             self._watchdog.store_armed(self.watchdog_descriptor())
         self._report(news)
+        fences = self._lease_monitor is not None and self._lease_monitor.fences
+        if self._lost.heard(news, wall_s=self._clock.wall(), fences=fences):
+            for supervisor in self.supervisors:
+                if supervisor.records is not None:
+                    eager_tasks.start(supervisor.records.tell(self._lost.beside(supervisor.name)))
 
     def space_locks(self) -> dict[str, int]:
         """The locks of lockspaces that are held, for the next program."""

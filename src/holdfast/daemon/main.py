@@ -16,7 +16,7 @@ import uvloop
 from holdfast import __version__, config_toml
 from holdfast import config as configuration
 from holdfast.config import Config
-from holdfast.daemon import kept_config, kept_file, reload
+from holdfast.daemon import flight_notes, kept_config, kept_file, reload
 from holdfast.daemon.check_config import check_config, remarks_of
 from holdfast.daemon.daemon import EXIT_ERROR, Daemon, StartError
 from holdfast.errors import ConfigError
@@ -167,9 +167,10 @@ def serve(start: kept_config.Start, inherited: fds.Inherited) -> int:
         except OSError as e:
             raise StartError(f"{directory}: can't be made: {e.strerror}", EXIT_CONFIG) from e
     locks = claim_directories(config, inherited.reexec)
+    recorder, end = flight_notes.begin(config.state_dir)
 
     async def go() -> None:
-        await Daemon(start, inherited, locks).run()
+        await Daemon(start, inherited, locks, recorder=recorder, last_end=end).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(go())

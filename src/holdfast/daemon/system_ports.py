@@ -66,8 +66,11 @@ def system_ports(
     store: DescriptorStore,
     commands: Commands,
     predecessors: Predecessors,
+    last_end: str = "",
 ) -> SystemPorts:
-    """The ports of this host for a daemon of that configuration. The event loop that will serve has to run already."""
+    """The ports of this host for a daemon of that configuration. The event loop that will serve has to run already.
+    `last_end`: how this host's last boot ended, empty if that is not known.
+    """
     host, boot = host_name(), boot_id()
     return SystemPorts(
         pid=os.getpid(),
@@ -94,12 +97,17 @@ def system_ports(
             (config.state_dir, config.run_dir),
             host_locks=config.host_locks,
             directories=(os.path.realpath(config.run_dir), os.path.realpath(config.state_dir)),
+            last_end=last_end,
         ),
     )
 
 
 def lease_host_ports(
-    copy_dirs: Sequence[str], *, host_locks: str = "", directories: tuple[str, str] = ("", "")
+    copy_dirs: Sequence[str],
+    *,
+    host_locks: str = "",
+    directories: tuple[str, str] = ("", ""),
+    last_end: str = "",
 ) -> LeaseHostPorts:
     """Opens and starts nothing before it is needed. `copy_dirs`: local directories that each keep this host's incarnations:
     one that survives a reboot first, one of this boot only. Joining needs `host_locks`, the directory of lockspace locks
@@ -123,6 +131,7 @@ def lease_host_ports(
         host_records=lambda lockspace, path: SystemHostRecordFiles(
             path, WorkerPool(f"host records of {lockspace}", 1)
         ),
+        last_end=last_end,
     )
 
 

@@ -22,6 +22,8 @@ from holdfast.ondisk.record_layout import U64_MAX
 
 FORMAT = 1
 RECORD_BYTES_MAX = 4096
+END_BYTES_MAX = 1000
+"""Of each of the two texts about resets."""
 TEXT_BYTES_MAX = 256
 """Of one text: a host name has at most 255 bytes (RFC 1035)."""
 FIRE_TIMEOUT_MAX_S = 65535
@@ -47,6 +49,10 @@ class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
     fire_timeout_s: int
     identities: bool = False
     """Whether it has locks on what disks are, beside those of their paths (ADR 0197)."""
+    last_end: str = ""
+    """How its last boot ended, by its own flight recorder (ADR 0208); empty if it does not say."""
+    trouble: str = ""
+    """Which of its other lockspaces it has lost: its watchdog may reset it."""
 
     def is_about(self, record: DeltaLease) -> bool:
         """Whether it is of the term that this delta lease is of."""
@@ -66,7 +72,15 @@ class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
             and 1 <= self.io_timeout_s <= IO_TIMEOUT_MAX_S
             and 1 <= self.fire_timeout_s <= FIRE_TIMEOUT_MAX_S
             and all(1 <= len(text.encode("utf-8", "replace")) <= TEXT_BYTES_MAX for text in texts)
+            and all(
+                len(text.encode("utf-8", "replace")) <= END_BYTES_MAX
+                for text in (self.last_end, self.trouble)
+            )
         )
+
+
+_MAY_LACK = ("last_end", "trouble")
+"""Keys that are not written where they say nothing."""
 
 
 class _Checked(HostRecord, frozen=True, kw_only=True):
@@ -75,10 +89,20 @@ class _Checked(HostRecord, frozen=True, kw_only=True):
 
 
 def encode(record: HostRecord) -> bytes:
-    """ValueError if a value is out of its range, for then our code made it."""
+    """ValueError if a value is out of its range, for then our code made it. What is said of resets is left out if it does
+    not fit: quotes and the like take two bytes.
+    """
     if not record.is_possible:
         raise ValueError(f"no possible record of a host: {record}")
-    raw = msgspec.json.encode(record)
+    raw = _checked(record)
+    if len(raw) > RECORD_BYTES_MAX:
+        raw = _checked(msgspec.structs.replace(record, last_end="", trouble=""))
+    return raw
+
+
+def _checked(record: HostRecord) -> bytes:
+    said = msgspec.structs.asdict(record)
+    raw = msgspec.json.encode({key: value for key, value in said.items() if value or key not in _MAY_LACK})
     return raw[:-1] + f',"check":{zlib.crc32(raw)}}}\n'.encode()
 
 

@@ -36,8 +36,14 @@ PAUSE_RENEWALS = 3
 class HostRecords:
     """The host records of the lockspace at `path`. On the event loop, except for `misfit`."""
 
-    def __init__(self, lockspace: str, path: str, files: HostRecordFiles, identity: HostIdentity) -> None:
+    def __init__(
+        self, lockspace: str, path: str, files: HostRecordFiles, identity: HostIdentity, last_end: str = ""
+    ) -> None:
+        """`last_end`: how this host's last boot ended, at most `host_record.END_BYTES_MAX` bytes."""
         self._lockspace = lockspace
+        self._last_end = last_end
+        self._trouble = ""
+        self._present: Incarnation | None = None
         self._path = path
         self._files = files
         self._identity = identity
@@ -89,6 +95,7 @@ class HostRecords:
     ) -> None:
         """Write this host's record and read the others' as long as this is the present incarnation."""
         published = False
+        self._present = incarnation
         while is_present():
             published = published or await self.publish(incarnation)
             present = [view for view in views() if view.state not in (HostState.FREE, HostState.DEAD)]
@@ -96,6 +103,14 @@ class HostRecords:
                 await self.refresh()
             self.misfits = self.report(present, incarnation.fire_timeout_s)
             await clock.sleep(PAUSE_RENEWALS * incarnation.timing.renewal_s)
+        if self._present is incarnation:
+            self._present = None
+
+    async def tell(self, trouble: str) -> None:
+        """Write at once what threatens this host elsewhere, while it is a member here; empty: nothing does any more."""
+        changed, self._trouble = trouble != self._trouble, trouble
+        if changed and self._present is not None:
+            await self.publish(self._present)
 
     async def publish(self, incarnation: Incarnation) -> bool:
         """Write this host's record; False if it has to be tried again."""
@@ -110,6 +125,8 @@ class HostRecords:
             io_timeout_s=incarnation.io_timeout_s,
             fire_timeout_s=incarnation.fire_timeout_s,
             identities=True,
+            last_end=self._last_end,
+            trouble=self._trouble,
         )
         before = self.unpublished
         self.unpublished = await self._files.replace(incarnation.host_id, host_record.encode(record))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from holdfast.protocol import expiry
 from holdfast.protocol.expiry import Corrupted, Expiry, Phase, Renewed, Ticked
@@ -27,6 +27,7 @@ from holdfast.protocol.ports import Clock
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import Instant
 from holdfast.system.block_io.blocking_ports import Interrupted
+from holdfast.system.logs.log_lines import facts
 from holdfast.system.watchdog.device import Watchdog, WatchdogRefused
 
 log = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ class LeaseMonitor:
         # Also after a feeding that failed: it may have armed the device before it noticed that it was late.
         if not self._watched and not self._owed:
             self._watchdog.disarm()
-            self.starving = False
+            self._starves(False)
 
     async def run(self) -> None:
         try:
@@ -241,13 +242,27 @@ class LeaseMonitor:
         if not self._watched:
             return False
         now = self._clock.now()
-        fed = (
-            not self._owed
-            and all(watched.may_feed(now) for watched in self._watched)
-            and self._watchdog.feed(min(watched.expiry.fails_at for watched in self._watched))
-        )
-        self.starving = not fed
+        over = [*self._owed, *(watched.name for watched in self._watched if not watched.may_feed(now))]
+        fed = not over and self._watchdog.feed(min(watched.expiry.fails_at for watched in self._watched))
+        self._starves(not fed, over)
         return fed
+
+    def _starves(self, starving: bool, over: Sequence[str] = ()) -> None:
+        """Note whether the watchdog is left unfed, and log each change: it may be this host's last word."""
+        if starving == self.starving:
+            return
+        self.starving = starving
+        if not self._watchdog.fences:
+            return
+        if starving:
+            why = f"lockspace {', '.join(over)} may not be relied on" if over else "it refused"
+            log.error(
+                "the watchdog is not fed any more: %s; it resets this host unless that changes in time",
+                why,
+                extra=facts(event="watchdog-unfed"),
+            )
+        else:
+            log.warning("the watchdog is fed again, or is not needed", extra=facts(event="watchdog-fed"))
 
 
 def _call_back(watched: MonitoredLease, action: expiry.Action) -> None:

@@ -144,11 +144,12 @@ def lost_text(lines: int) -> str:
 
 def log_to(fd: int, level: str, *, journal: bool) -> None:
     """Log through a queue to this descriptor, and send there what Python itself would write to stderr, and wait for.
-    `journal`: journald reads it.
+    `journal`: journald reads it. Other handlers get lines of INFO also where this one is to have less.
     """
     queue = LogQueue(fd)
     queue.setFormatter(LineFormatter(journal=journal))
-    logging.basicConfig(level=level, handlers=[queue])
+    queue.setLevel(level)
+    logging.basicConfig(level=min(queue.level, logging.INFO), handlers=[queue])
     threading.excepthook = _thread_failed
     sys.unraisablehook = _failed_unheard
 
