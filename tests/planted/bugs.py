@@ -1581,6 +1581,23 @@ BUGS = (
         "::test_end_that_could_not_be_written_is_written_anew_also_after_other_lines_that_failed",
     ),
     _in(
+        "flight.recorder",
+        "last-words-not-synced",
+        "what announces a reset is not on stable storage when the watchdog fires",
+        "        if sync:",
+        "        if False:",
+        "unit/flight/test_recorder.py::test_urgent_note_is_synced_at_once",
+    ),
+    _in(
+        "supervision.host_records",
+        "trouble-over-anothers-record",
+        "a host that has lost a lockspace writes the record of a host id which may be another host's by now",
+        "        if self._present is incarnation:\n            self._present = None",
+        "        if self._present is incarnation:\n            pass",
+        "unit/supervision/test_lost_elsewhere.py"
+        "::test_trouble_is_written_at_once_by_a_member_and_by_nobody_else",
+    ),
+    _in(
         "manager.unknown_locks",
         "settled-orphan-takes-all",
         "an operator's word about an orphan ends the claims of VMs that share its lock",

@@ -43,8 +43,8 @@ def of_events(recorder: FlightRecorder, events: Events) -> None:
     """From now on every event is noted."""
 
     def noted(event: Event) -> None:
-        disk = str(event.resource) if event.resource is not None else ""
-        recorder.note(event.kind, event.detail, vm=event.owner.name if event.owner else "", disk=disk)
+        vm, disk = event.owner.name if event.owner else "", event.resource or ""
+        recorder.note(event.kind, event.detail, vm=vm, disk=disk)
 
     events.listen(noted)
 

@@ -115,31 +115,31 @@ class FlightRecorder(logging.Handler):
 
     # --- any thread ---
 
-    def note(self, kind: str, text: str = "", *, vm: str = "", disk: str = "", level: str = "") -> None:
-        """Queue one note; never waits and never raises."""
+    def note(self, kind: str, text: str = "", *, vm: str = "", disk: object = "", level: str = "") -> None:
+        """Queue one note; never waits and never raises. Where it is left out, it costs next to nothing."""
         at = self._wall()
-        note = Note(
-            at=at,
-            kind=kind,
-            text=printable(text)[: n.TEXT_CHARS_MAX],
-            level=level,
-            vm=printable(vm)[: n.TEXT_CHARS_MAX],
-            disk=printable(disk)[: n.TEXT_CHARS_MAX],
-            boot=self._boot if kind == n.START else "",
-        )
-        urgent = kind in URGENT or level in ("ERROR", "CRITICAL")
         with self._changed:
             admitted, left_out = self._limit.admits(kind, at)
             if left_out:
-                text = f"{left_out} more notes of kind {kind} in {KIND_PERIOD_S:.0f} s"
-                self._queue.append(Note(at=at, kind=n.LEFT_OUT, text=text))
+                said = f"{left_out} more notes of kind {kind} in {KIND_PERIOD_S:.0f} s"
+                self._queue.append(Note(at=at, kind=n.LEFT_OUT, text=said))
             if not admitted and kind not in URGENT:
                 return
             if len(self._queue) >= QUEUE_MAX:
                 self._lost += 1
                 return
-            self._queue.append(note)
-            self._urgent |= urgent
+            self._queue.append(
+                Note(
+                    at=at,
+                    kind=kind,
+                    text=_short(text),
+                    level=level,
+                    vm=_short(vm),
+                    disk=_short(str(disk)),
+                    boot=self._boot if kind == n.START else "",
+                )
+            )
+            self._urgent |= kind in URGENT or level in ("ERROR", "CRITICAL")
             self._changed.notify_all()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -245,3 +245,7 @@ class FlightRecorder(logging.Handler):
         fd, self._fd = self._fd, -1
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+def _short(text: str) -> str:
+    return printable(text)[: n.TEXT_CHARS_MAX]
