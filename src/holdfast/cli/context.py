@@ -37,7 +37,7 @@ class Context:
         from holdfast.errors import ConfigError
 
         try:
-            return self._on_disk()
+            return self.on_disk()
         except ConfigError as e:
             from holdfast.daemon.kept_config import in_force
 
@@ -52,14 +52,14 @@ class Context:
         from holdfast.errors import ConfigError
 
         try:
-            return self._on_disk().backend
+            return self.on_disk().backend
         except ConfigError:
             from holdfast.daemon.kept_config import in_force
 
             kept = in_force(self.config_file)
             return kept.backend if kept is not None else {}
 
-    def _on_disk(self) -> Config:
+    def on_disk(self) -> Config:
         from holdfast import config
 
         uid = os.geteuid()
@@ -80,7 +80,7 @@ class Context:
         if self.socket:
             return self.socket
         try:
-            return self._on_disk().control_socket
+            return self.on_disk().control_socket
         except ConfigError as e:
             from holdfast.daemon.kept_config import in_force
             from holdfast.daemon.kept_file import run_dir_of

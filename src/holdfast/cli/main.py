@@ -14,7 +14,18 @@ import click
 
 from holdfast import __version__
 from holdfast.cli import exits
-from holdfast.cli.commands import explain_reset, host, import_sanlock, lease, lockspace, sim
+from holdfast.cli.commands import (
+    config_show,
+    explain_reset,
+    host,
+    import_sanlock,
+    lease,
+    lockspace,
+    sim,
+    support_dump,
+    version,
+    vm,
+)
 from holdfast.cli.completion import FILE, FILE_OR_DOMAIN, event_kinds, host_names
 from holdfast.cli.context import Context, HelpfulGroup, json_option
 from holdfast.model import printable, wall_text
@@ -505,6 +516,10 @@ cli.add_command(lease.lease)
 cli.add_command(host.host)
 cli.add_command(import_sanlock.import_sanlock)
 cli.add_command(explain_reset.explain_reset)
+cli.add_command(config_show.config)
+cli.add_command(support_dump.support_dump)
+cli.add_command(version.version)
+cli.add_command(vm.vm)
 cli.add_command(sim.sim)
 
 
