@@ -27,7 +27,7 @@ MEANINGS = {
     USAGE: "the command line is wrong",
     FREE: "nobody holds the disk (`who`); nothing was refused or lost (`why`)",
     UNKNOWN: "it can't be determined, or there is no such host",
-    PROBLEMS: "there is something to fix (`doctor`; `check-config`: this host lacks what the configuration names)",
+    PROBLEMS: "there is something to fix (`doctor`, `setup`; `check-config`: this host lacks what the configuration names)",
     DEGRADED: "protection is degraded now (`status`, `lockspace list`, `lockspace join`), or part of an order was not done "
     "(`host fenced`)",
     UNREACHABLE: "no holdfastd answers",

@@ -21,6 +21,7 @@ from holdfast.cli.commands import (
     import_sanlock,
     lease,
     lockspace,
+    setup,
     sim,
     support_dump,
     version,
@@ -520,6 +521,7 @@ cli.add_command(config_show.config)
 cli.add_command(support_dump.support_dump)
 cli.add_command(version.version)
 cli.add_command(vm.vm)
+cli.add_command(setup.setup)
 cli.add_command(sim.sim)
 
 

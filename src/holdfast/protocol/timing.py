@@ -97,6 +97,14 @@ class Timing:
         return self.fail_s + self.fire_timeout_s
 
     @property
+    def stall_s(self) -> int:
+        """Storage that is silent for no longer costs no healthy host its lease.
+
+        At worst the silence begins with a renewal that is due, and the attempt that is under way at its end fails too.
+        """
+        return self.fail_s - 2 * self.renewal_s
+
+    @property
     def settle_s(self) -> int:
         """How long a claim on a host id must stand unchallenged before it is held."""
         return RENEWAL_FACTOR * self.io_timeout_s

@@ -36,6 +36,7 @@ class FakeHost:
         }
         self.locked: dict[str, list[int]] = {}
         self.opened: dict[str, list[int]] = {}
+        self.files_locked: dict[int, list[str]] = {}
         self.outputs: dict[str, str] = {}
         self.is_root = True
 
@@ -50,6 +51,9 @@ class FakeHost:
 
     def lockers(self, path: str) -> Sequence[int]:
         return self.locked.get(path, [])
+
+    def locked_by(self, pid: int) -> Sequence[str]:
+        return self.files_locked.get(pid, [])
 
     def openers(self, path: str) -> Sequence[int]:
         return self.opened.get(path, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from holdfast.cli.options import force_option, geometry_options, offset_option
 
 if TYPE_CHECKING:
     from holdfast.cli.context import Context
+    from holdfast.ondisk.geometry import Geometry
 
 
 @click.group()
@@ -122,20 +124,67 @@ def init(context: Context, /, path: str, as_json: bool, io_timeout: int | None, 
         )
 
 
-def _init(
+def _init(path: str, as_json: bool, *, offset: int, io_timeout: int, **options: Any) -> None:
+    from holdfast.cli import render
+
+    hosts_max = options["hosts_max"]
+    made = make(path, quiet=as_json, offset=offset, io_timeout=io_timeout, **options)
+    geometry = made.geometry
+    if as_json:
+        render.as_json(
+            {
+                "ok": True,
+                "path": path,
+                "offset": offset,
+                "lockspace": options["name"],
+                "sector": geometry.sector_bytes,
+                "align": geometry.align_bytes,
+                "hosts_max": geometry.hosts_max,
+                "io_timeout": io_timeout,
+                "index_entries": made.entries,
+                "overwritten": made.overwritten or None,
+                "access": made.how,
+            }
+        )
+        return
+    room = (
+        f"{geometry.hosts_max} hosts"
+        if hosts_max is None
+        else f"{hosts_max} hosts (it has room for {geometry.hosts_max})"
+    )
+    if made.overwritten:
+        click.echo(f"overwritten: {made.overwritten}")
+    index = f", with an index for {made.entries} leases" if made.entries else ""
+    click.echo(
+        f"lockspace {options['name']!r} made in {path} at {offset}: sectors and areas {geometry}, "
+        f"for {room}{index}, io_timeout {io_timeout} s ({made.how})"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A new lockspace: its sizes, the entries of its index, what was overwritten, and how its storage was written."""
+
+    geometry: Geometry
+    entries: int
+    overwritten: str
+    how: str
+
+
+def make(
     path: str,
-    as_json: bool,
     *,
     name: str,
     hosts_max: int | None,
     index: int | None,
-    sector: str | None,
-    align: str | None,
-    offset: int,
     io_timeout: int,
-    force: bool,
-) -> None:
-    from holdfast.cli import render
+    sector: str | None = None,
+    align: str | None = None,
+    offset: int = 0,
+    force: bool = False,
+    quiet: bool = True,
+) -> Made:
+    """Make a lockspace, as the options of `lockspace init` say; raises `storage.UsageError`."""
     from holdfast.cli.offline import storage
     from holdfast.cli.offline.format_index import make_index, room_for_index
     from holdfast.cli.offline.lockspace_before import generation_above
@@ -148,7 +197,7 @@ def _init(
     with storage.opened(path, writable=True, create=True) as disk:
         geometry = storage.choose_geometry(disk.facts, sector, align, hosts_max)
         overwritten = storage.require_room(disk, geometry, offset, force=force)
-        generation = generation_above(disk, offset, quiet=as_json)
+        generation = generation_above(disk, offset, quiet=quiet)
         entries = 0
         if index is not None:
             entries = room_for_index(disk, geometry, offset, index, force=force)
@@ -168,32 +217,4 @@ def _init(
         )
         if isinstance(made, IoFailed):
             raise storage.failed(path, "cannot write", made)
-        how = disk.facts.how
-    if as_json:
-        render.as_json(
-            {
-                "ok": True,
-                "path": path,
-                "offset": offset,
-                "lockspace": name,
-                "sector": geometry.sector_bytes,
-                "align": geometry.align_bytes,
-                "hosts_max": geometry.hosts_max,
-                "io_timeout": io_timeout,
-                "index_entries": entries,
-                "overwritten": overwritten or None,
-                "access": how,
-            }
-        )
-        return
-    room = (
-        f"{geometry.hosts_max} hosts"
-        if hosts_max is None
-        else f"{hosts_max} hosts (it has room for {geometry.hosts_max})"
-    )
-    if overwritten:
-        click.echo(f"overwritten: {overwritten}")
-    click.echo(
-        f"lockspace {name!r} made in {path} at {offset}: sectors and areas {geometry}, "
-        f"for {room}{f', with an index for {entries} leases' if entries else ''}, io_timeout {io_timeout} s ({how})"
-    )
+        return Made(geometry, entries, overwritten, disk.facts.how)

@@ -24,6 +24,7 @@ from holdfast.cli.doctor import (
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Host, Scene, ThisHost
 from holdfast.cli.libvirt_files import domains
+from holdfast.config import Config
 from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.daemon import kept_config
 from holdfast.system.files.mounts import MountTable
@@ -70,8 +71,7 @@ def examine(
     config_file: str | None, socket: str | None, root: str = "/", *, host: Host | None = None
 ) -> list[Finding]:
     """All findings, in the order of the checks."""
-    from holdfast.daemon.build import build_routing
-    from holdfast.daemon.check_config import check_config, ports_for_a_look
+    from holdfast.daemon.check_config import check_config
 
     config, problems = check_config(config_file)
     findings = [found("HF001", str(p), "correct it, then: holdfast reload") for p in problems]
@@ -82,6 +82,35 @@ def examine(
             return findings
     else:
         findings.append(fine("configuration", ", ".join(config.sources) or "built-in defaults"))
+    scene = _scene(config, in_force, config_file, socket, root, host)
+    for check in CHECKS:
+        findings += run(check, scene)
+    return findings
+
+
+def scene_of(
+    config_file: str | None, socket: str | None, root: str = "/", *, host: Host | None = None
+) -> Scene:
+    """What the checks would see by that configuration; raises `ConfigError` if it can't be used."""
+    from holdfast.daemon.check_config import check_config
+
+    config, problems = check_config(config_file)
+    if config is None or problems:
+        raise problems[0]
+    return _scene(config, kept_config.in_force(config_file), config_file, socket, root, host)
+
+
+def _scene(
+    config: Config,
+    in_force: Config | None,
+    config_file: str | None,
+    socket: str | None,
+    root: str,
+    host: Host | None,
+) -> Scene:
+    from holdfast.daemon.build import build_routing
+    from holdfast.daemon.check_config import ports_for_a_look
+
     mounts = MountTable()
     unread: list[str] = []
     scene = Scene(
@@ -107,9 +136,7 @@ def examine(
     except (DaemonUnreachable, CallRefused) as e:
         scene.unreachable = str(e)
         scene.not_permitted = isinstance(e, DaemonUnreachable) and e.not_permitted
-    for check in CHECKS:
-        findings += run(check, scene)
-    return findings
+    return scene
 
 
 def run(check: Check, scene: Scene) -> list[Finding]:

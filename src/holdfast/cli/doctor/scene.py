@@ -66,6 +66,9 @@ class Host(Protocol):
     def lockers(self, path: str) -> Sequence[int]:
         """The pids that have a lock of a lock manager on a file; empty if it can't be looked at."""
 
+    def locked_by(self, pid: int) -> Sequence[str]:
+        """The files that a process has locked, but for its pid file; those that can't be read are not among them."""
+
     def openers(self, path: str) -> Sequence[int]:
         """The pids that have a file or device open."""
 
@@ -111,6 +114,21 @@ class ThisHost:
             return answer_in_time(look)
         except (OSError, Silent):
             return ()
+
+    def locked_by(self, pid: int) -> Sequence[str]:
+        found = set()
+        try:
+            numbers = os.listdir(f"/proc/{pid}/fdinfo")
+        except OSError:
+            return ()  # it has ended
+        for number in numbers:
+            try:
+                with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii", errors="replace") as f:
+                    if "\nlock:" in f.read():
+                        found.add(os.readlink(f"/proc/{pid}/fd/{number}"))
+            except OSError:
+                continue  # it was closed meanwhile
+        return sorted(each for each in found if not each.endswith(".pid"))
 
     def openers(self, path: str) -> Sequence[int]:
         found = []

@@ -1,0 +1,141 @@
+"""PURE: what `holdfast setup` is asked for and what it knows of this host, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from holdfast.cli.doctor.findings import Finding
+from holdfast.protocol.timing import Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """The options. `leases` makes a lockspace where there is none, `join` wants one that others have made."""
+
+    leases: str = ""
+    join: str = ""
+    profile: str = ""
+    watchdog: str = ""
+    hosts_max: int = 64
+    hook: bool = False
+    timing: Timing | None = None
+    """What the first look made of all this; later ones, also of other runs, must come to the same."""
+
+    @property
+    def place(self) -> str:
+        """The directory, file or device of the lockspace; empty without leases."""
+        return self.join or self.leases
+
+
+@dataclass(frozen=True, slots=True)
+class HostThere:
+    """A host id that a host has: 0 for a fire timeout that it does not say."""
+
+    host_id: int
+    name: str
+    io_timeout_s: int
+    fire_timeout_s: int = 0
+    by_holdfast: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceSeen:
+    """What there is at the place of a lockspace.
+
+    `place` is the directory of lease files or the device, `path` the lockspace itself. `fault`: why it can't be used.
+    `name` is empty where there is no lockspace yet. `unused_io_timeout_s` is that of records which no host has.
+    """
+
+    place: str
+    path: str
+    is_device: bool
+    has_directory: bool = True
+    name: str = ""
+    sizes: str = ""
+    hosts_max: int = 0
+    unused_io_timeout_s: int = 0
+    hosts: tuple[HostThere, ...] = ()
+    fault: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Watchdog:
+    """`device`: the device is there. `used_by`: other programs that have it open. `wdmd`: wdmd's socket is there."""
+
+    device: bool = False
+    used_by: tuple[str, ...] = ()
+    wdmd: bool = False
+    nowayout: bool = False
+    timeout_max_s: int = 0
+    """The greatest one of the hardware; 0: it does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The configuration that the wishes come to; no text where the defaults are enough. `refusals`: why it can't be made."""
+
+    text: str = ""
+    reasons: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
+    timing: Timing | None = None
+    profile: str = ""
+    watchdog: str = ""
+    lockspace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where disks of domains lie. `shared`: other hosts may reach it; `level`: of the locks that its disks get now."""
+
+    where: str
+    kind: str
+    disks: tuple[str, ...]
+    shared: bool
+    level: int
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """This host. Empty texts mean that there is nothing to say against it."""
+
+    config_file: str
+    qemu_conf: str
+    """Paths of the two files."""
+    is_root: bool = True
+    systemd: bool = True
+    units_there: bool = True
+    cannot_edit: str = ""
+    """Why libvirt's files can't be edited by its lenses."""
+    lock_manager: str | None = None
+    libvirt_here: bool = True
+    virtlockd_users: tuple[str, ...] = ()
+    virtlockd_files: tuple[str, ...] = ()
+    """Locked by virtlockd for somebody who is none of libvirt's VMs that are known."""
+    virtlockd_pid: int = 0
+    virtlockd_units: tuple[str, ...] = ()
+    """Those of virtlockd's that run or are enabled, without aliases of ours."""
+    holdfastd_runs: bool = False
+    config_text: str | None = None
+    """The configuration file as it is; None: there is none."""
+    config_is_ours: bool = False
+    """As `setup` has written it."""
+    config_broken: str = ""
+    libvirt_active: tuple[str, ...] = ()
+    """Units of libvirt's that run, or did when setup began and have been stopped by it."""
+    libvirt_stopped: bool = False
+    chrony_drop_in: str = ""
+    """Where a setting for chrony goes; empty if its configuration reads no directory."""
+    chrony_unit: str = ""
+    hook_source: str = ""
+    hook_path: str = ""
+    hook_there: bool = False
+    storages: tuple[Storage, ...] = ()
+    joined: bool = True
+    """Whether the lockspace of the proposal is joined."""
+    findings: tuple[Finding, ...] = field(default=())
+    """`holdfast doctor`'s, judged by the configuration that is proposed, or by the one that stays."""
+
+    def has(self, *ids: str) -> bool:
+        return any(each.id in ids for each in self.findings)

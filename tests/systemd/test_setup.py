@@ -1,0 +1,118 @@
+"""`holdfast setup` on a host with virtlockd under a real systemd: protected, a no-op, back, and no file differs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.systemd.machine import Machine, require
+from tests.systemd.test_units import Vm
+
+pytestmark = pytest.mark.timeout(240)
+PROGRAMS = Path(sys.executable).parent
+PLACES = ("/etc/libvirt", "/etc/systemd/system")
+"""Where setup changes files and links."""
+AT_WORK = {"qemu-conf", "switch", "libvirt"}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """As Debian leaves it: virtlockd and libvirtd run, and libvirt asks nobody for locks."""
+    require()
+    machine = Machine(tmp_path_factory.mktemp("systemd"), tmp_path_factory.getbasetemp())
+    try:
+        machine.run("systemctl", "enable", "--now", "virtlockd.socket", "virtlockd-admin.socket")
+        machine.run("systemctl", "start", "virtlockd.service", "libvirtd.service")
+        yield machine
+    finally:
+        machine.close()
+
+
+def setup(machine: Machine, *options: str) -> tuple[int, dict[str, Any]]:
+    done = machine.try_run(
+        "env", f"PATH={PROGRAMS}:/usr/sbin:/usr/bin:/sbin:/bin", "holdfast", "setup", "--json", *options
+    )
+    assert done.stdout.startswith("{"), done.stdout + done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def files(machine: Machine) -> dict[str, tuple[str, int, bytes]]:
+    """Every file and link of `PLACES` but for those that a libvirtd writes by itself: a link's target, mode, content."""
+    found = {}
+    for place in PLACES:
+        top = Path(machine.path(place))
+        for path in sorted(top.rglob("*")):
+            by_itself = place == "/etc/libvirt" and ".xml" in path.suffixes
+            if by_itself or path.is_dir():
+                continue
+            state = path.lstat()
+            content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+            target = str(path.readlink()) if path.is_symlink() else ""
+            found[f"{place}/{path.relative_to(top)}"] = (target, state.st_mode, content)
+    return found
+
+
+def running(machine: Machine, program: str) -> bool:
+    return machine.try_run("pgrep", "-x", program).returncode == 0
+
+
+def test_host_is_protected_by_one_command_and_is_as_before_after_the_undo(
+    machine: Machine, tmp_path: Path
+) -> None:
+    before = files(machine)
+    code, dry = setup(machine, "--dry-run")
+    assert code == 5, dry
+    assert {each["id"] for each in dry["steps"]} == AT_WORK
+    assert '+lock_manager = "lockd"' in dry["steps"][0]["changes"]
+    assert files(machine) == before
+    assert running(machine, "virtlockd"), "a dry run changes nothing"
+
+    # A VM that has a lock in virtlockd would be killed.
+    disk = tmp_path / "web.img"
+    disk.touch()
+    vm = Vm(machine, disk, "web1")
+    try:
+        code, refused = setup(machine, "--yes")
+        assert code == 75, refused
+        assert any("KILLS" in each and str(disk) in each for each in refused["refused"]), refused
+        assert vm.process.poll() is None
+        assert files(machine) == before
+    finally:
+        vm.end()
+
+    code, done = setup(machine, "--yes")
+    assert code == 0, done
+    assert done["steps"] == []
+    assert not running(machine, "virtlockd")
+    assert machine.show("holdfastd.socket", "ActiveState") == "active"
+    assert machine.show("libvirtd.service", "ActiveState") == "active"
+    assert 'lock_manager = "lockd"' in Path(machine.path("/etc/libvirt/qemu.conf")).read_text()
+
+    protected = files(machine)
+    code, again = setup(machine, "--yes")
+    assert (code, again["done"]) == (0, []), again
+    assert files(machine) == protected
+
+    # While a VM has a lock here, virtlockd could not take it over.
+    vm = Vm(machine, disk, "web1")
+    try:
+        code, refused = setup(machine, "--undo", "--yes")
+        assert code == 75
+        assert "web1" in refused["refused"][0]
+        assert files(machine) == protected
+    finally:
+        vm.end()
+
+    code, undone = setup(machine, "--undo", "--yes")
+    assert code == 0, undone
+    assert files(machine) == before
+    assert not Path(machine.path("/var/lib/holdfast/setup")).exists()
+    assert machine.show("virtlockd.socket", "ActiveState") == "active"
+    assert machine.show("virtlockd.socket", "Id") == "virtlockd.socket"
+    assert machine.show("libvirtd.service", "ActiveState") == "active"
+    assert machine.show("holdfastd.service", "ActiveState") == "inactive"
