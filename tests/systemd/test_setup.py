@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +34,16 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         machine.close()
 
 
-def setup(machine: Machine, *options: str) -> tuple[int, dict[str, Any]]:
+def setup(machine: Machine, *options: str, config: Path | None = None) -> tuple[int, dict[str, Any]]:
+    named = ["--config", str(config)] if config else []
     done = machine.try_run(
-        "env", f"PATH={PROGRAMS}:/usr/sbin:/usr/bin:/sbin:/bin", "holdfast", "setup", "--json", *options
+        "env",
+        f"PATH={PROGRAMS}:/usr/sbin:/usr/bin:/sbin:/bin",
+        "holdfast",
+        *named,
+        "setup",
+        "--json",
+        *options,
     )
     assert done.stdout.startswith("{"), done.stdout + done.stderr
     return done.returncode, json.loads(done.stdout)
@@ -116,3 +124,46 @@ def test_host_is_protected_by_one_command_and_is_as_before_after_the_undo(
     assert machine.show("virtlockd.socket", "Id") == "virtlockd.socket"
     assert machine.show("libvirtd.service", "ActiveState") == "active"
     assert machine.show("holdfastd.service", "ActiveState") == "inactive"
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[str]:
+    """A block device that hosts are taken to share."""
+    backing = tmp_path / "device"
+    with backing.open("wb") as f:
+        f.truncate(64 << 20)
+    name = subprocess.run(
+        ["losetup", "--find", "--show", backing], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    yield name
+    subprocess.run(["losetup", "-d", name], check=True)
+
+
+@pytest.mark.long
+def test_leases_on_a_device_are_made_joined_and_given_up(
+    machine: Machine, device: str, tmp_path: Path
+) -> None:
+    """The unit is given a configuration file of its own, since /etc is read-only here."""
+    file = tmp_path / "holdfast.toml"
+    drop_in = Path(machine.path("/run/systemd/system/holdfastd.service.d/test.conf"))
+    drop_in.parent.mkdir()
+    drop_in.write_text(
+        f"[Service]\nExecStart=\nExecStart={PROGRAMS}/holdfastd -f {file}\nEnvironment=HOLDFAST_CONFIG={file}\n"
+    )
+    machine.run("systemctl", "daemon-reload")
+    before = files(machine)
+    wishes = ("--leases", device, "--profile", "fast", "--watchdog", "none", "--yes")
+    code, done = setup(machine, *wishes, config=file)
+    assert (code, done["steps"], done["refused"]) == (0, [], []), done
+    assert any("joined" in each for each in done["done"])
+    listed = json.loads(
+        machine.run(str(PROGRAMS / "holdfast"), "--config", str(file), "lockspace", "list", "--json")
+    )
+    assert [(each["name"], each["state"], each["host_id"]) for each in listed] == [("vms", "joined", 1)]
+    assert setup(machine, "--yes", config=file)[1]["done"] == [], "the wishes are remembered"
+    code, misfit = setup(machine, "--join", device, "--profile", "sanlock", "--dry-run", config=file)
+    assert code == 75
+    assert "does not fit" in misfit["refused"][0]
+    assert setup(machine, "--undo", "--yes", config=file)[0] == 0
+    assert files(machine) == before
+    assert not file.exists()

@@ -257,6 +257,23 @@ def test_daemon_that_does_not_answer_is_doubt_and_the_undo_is_refused(site: Site
     assert "who has locks is not known" in refusals(Record(str(site.root)), site.scene(None, None, ""))[0]
 
 
+def test_undo_of_a_setup_that_was_stopped_before_the_switch_leaves_virtlockd_and_its_vms_alone(
+    site: Site,
+) -> None:
+    before = site.snapshot()
+    site.systemd.fails = "stop libvirtd"
+    with pytest.raises(StepFailed):
+        site.setup()
+    assert site.snapshot() != before
+    site.systemd.fails = ""
+    site.machine.program(77, "virtlockd")
+    site.machine.start("web1", "/srv/web1.img")
+    site.systemd.commands.clear()
+    site.undo()
+    assert {k: v for k, v in site.snapshot().items() if "virtlockd.socket" not in k} == before
+    assert not any("disable" in each or "stop virtlockd" in each for each in site.systemd.commands)
+
+
 def test_damaged_record_is_refused_and_names_the_copies(site: Site) -> None:
     site.setup()
     (site.root / "var/lib/holdfast/setup/done.json").write_text("{")

@@ -230,6 +230,17 @@ def test_clock_rate_is_mended_where_chrony_reads_a_directory_and_else_left_to_a_
     assert left.by_hand[0].id == "HF070"
 
 
+def test_leases_of_deleted_disks_are_collected_where_the_timer_is_installed() -> None:
+    leases, finding = (
+        propose(Wishes(leases=DIRECTORY), EMPTY, WATCHDOG),
+        (found("HF072", "no timer", "enable it"),),
+    )
+    config = {"config_text": leases.text, "findings": finding}
+    assert ids(planned(leases, gc_timer_there=True, **config)) == ["lease-gc"]
+    without = planned(leases, **config)
+    assert (ids(without), without.by_hand[0].id) == ([], "HF072")
+
+
 def test_hook_is_installed_once_after_holdfastd_serves() -> None:
     asked = Wishes(hook=True)
     made = plan(asked, facts(hook_source="/usr/share/x", holdfastd_runs=False), Proposal(), None)

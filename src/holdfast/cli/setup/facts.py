@@ -128,6 +128,8 @@ class Facts:
     chrony_drop_in: str = ""
     """Where a setting for chrony goes; empty if its configuration reads no directory."""
     chrony_unit: str = ""
+    gc_timer_there: bool = False
+    """Whether the unit is installed."""
     hook_source: str = ""
     hook_path: str = ""
     hook_there: bool = False

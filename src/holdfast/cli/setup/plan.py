@@ -47,7 +47,6 @@ MENDED = frozenset(
         "HF041",
         "HF060",
         "HF064",
-        "HF072",
     ]
 )
 """Findings that a step or a refusal is about."""
@@ -158,7 +157,7 @@ def _steps(wishes: Wishes, facts: Facts, proposal: Proposal, space: SpaceSeen | 
             Run((("systemctl", "daemon-reload"), ("systemctl", "enable", "--now", *HOLDFAST_UNITS))),
             "stops and disables them",
         )
-    if proposal.text and facts.has("HF072"):
+    if proposal.text and facts.has("HF072") and facts.gc_timer_there:
         yield Step(
             "lease-gc",
             f"enable {GC_TIMER}",
@@ -237,7 +236,9 @@ def _by_hand(facts: Facts, proposal: Proposal) -> Iterator[ByHand]:
             "compare it with the proposal below, and take over what is missing; then: holdfast setup",
         )
     for each in facts.findings:
-        if not each.id or each.id in MENDED or (each.id == "HF070" and facts.chrony_drop_in):
+        if not each.id or each.id in MENDED:
+            continue
+        if (each.id == "HF070" and facts.chrony_drop_in) or (each.id == "HF072" and facts.gc_timer_there):
             continue
         fix = each.fix
         if each.id == "HF080" and not proposal.text:

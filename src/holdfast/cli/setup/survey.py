@@ -20,6 +20,7 @@ from holdfast.cli.libvirt_files import HOOK, QEMU_CONF, libvirt_lockspaces, read
 from holdfast.cli.setup import lens
 from holdfast.cli.setup.facts import Facts, Proposal, SpaceSeen, Storage, Watchdog, Wishes
 from holdfast.cli.setup.lockspace_there import look
+from holdfast.cli.setup.plan import GC_TIMER
 from holdfast.cli.setup.proposal import propose
 from holdfast.cli.setup.record import Record
 from holdfast.config import SYSTEM_FILE
@@ -160,6 +161,7 @@ def _facts(
         libvirt_stopped=bool(set(record.libvirt_active) - set(active)),
         chrony_drop_in=os.path.join(root, chrony[1], CHRONY_FILE) if chrony else "",
         chrony_unit=chrony[2] if chrony else "",
+        gc_timer_there=host.unit(GC_TIMER).get("LoadState") == "loaded",
         hook_source=next((each for each in HOOK_SOURCES if os.path.exists(each)), ""),
         hook_path=hook,
         hook_there=os.path.lexists(hook),

@@ -7,11 +7,11 @@ run without any. Refused before anything is changed where somebody has edited a 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from holdfast.cli.doctor import units
 from holdfast.cli.doctor.scene import Host, Scene
-from holdfast.cli.doctor.services import daemons
+from holdfast.cli.doctor.services import daemons, virtlockds
 from holdfast.cli.setup.execute import Say, StepFailed, run
 from holdfast.cli.setup.plan import GC_TIMER, HOLDFAST_UNITS
 from holdfast.cli.setup.record import FileKept, Record, digest
@@ -54,6 +54,8 @@ def holders(scene: Scene) -> list[str]:
     if scene.status is None:
         if daemons(scene):
             return [f"holdfastd runs and does not answer ({scene.unreachable}): who has locks is not known"]
+        if virtlockds(scene):
+            return []  # setup was stopped before virtlockd was: it still has every lock, and nothing here stops it
         running = [each.name for each in scene.running() if each.state != "paused"]
         if running:
             return [
@@ -83,7 +85,11 @@ def undo(record: Record, look: Callable[[], Scene], host: Host, say: Say) -> Non
             run(("systemctl", "start", *libvirt))
         raise StepFailed("; ".join(left))
     # What was enabled before setup stays.
-    ours = [each for each in _present(host, (GC_TIMER, *HOLDFAST_UNITS)) if each not in record.kept.enabled]
+    ours = [
+        each
+        for each in (GC_TIMER, *HOLDFAST_UNITS)
+        if each not in record.kept.enabled and _in_use(host, each)
+    ]
     if ours:
         say(f"stop and disable {', '.join(ours)}")
         run(("systemctl", "disable", "--now", *ours))
@@ -107,8 +113,9 @@ def undo(record: Record, look: Callable[[], Scene], host: Host, say: Say) -> Non
     record.remove()
 
 
-def _present(host: Host, names: Sequence[str]) -> list[str]:
-    return [each for each in names if host.unit(each).get("LoadState") == "loaded"]
+def _in_use(host: Host, name: str) -> bool:
+    unit = host.unit(name)
+    return unit.get("ActiveState") == "active" or unit.get("UnitFileState") == "enabled"
 
 
 def _restore(record: Record, kept: FileKept, say: Say) -> None:
