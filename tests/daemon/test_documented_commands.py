@@ -22,6 +22,7 @@ from tests.support.daemon import BIN, Holdfastd, make_disk
 from tests.support.leases import SPACE, make_lockspace
 
 from holdfast.cli import exits
+from holdfast.cli.commands.setup import setup
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -117,6 +118,9 @@ def test_documented_command_can_be_pasted(host: tuple[Holdfastd, Path], document
         assert set(units) <= ours | LIBVIRT_UNITS
     elif program == "install":
         assert all((ROOT / word).is_file() for word in words if word.startswith("packaging/"))
+    elif words[:1] == ["setup"]:
+        # It is about this whole machine: its options are read, and nothing is run.
+        setup.make_context("setup", words[1:])
     elif program in ("holdfast", "holdfastd") and (documented.in_block or not is_mention(program, words)):
         ours_run(daemon, place, program, words)
 
