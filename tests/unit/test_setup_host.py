@@ -18,7 +18,7 @@ from holdfast.cli.setup.execute import Executor, StepFailed
 from holdfast.cli.setup.facts import Wishes
 from holdfast.cli.setup.lockspace_there import look
 from holdfast.cli.setup.plan import plan
-from holdfast.cli.setup.record import Record, RecordUnusable
+from holdfast.cli.setup.record import Record, RecordUnusable, alone
 from holdfast.cli.setup.steps import Plan
 from holdfast.cli.setup.survey import Survey, survey
 from holdfast.cli.setup.undo import refusals, undo
@@ -43,10 +43,11 @@ class Systemd(FakeHost):
             "UnitFileState": "disabled",
             "MainPID": "0",
         }
-        names = ("holdfastd.socket", "holdfastd.service", "holdfast-lease-gc.timer", "virtlockd.socket",
-                 "virtlockd-admin.socket", "virtlockd.service", "libvirtd.service", "chrony.service")  # fmt: skip
+        sockets = ("holdfastd.socket", "virtlockd.socket", "virtlockd-admin.socket", "libvirtd.socket")
+        services = ("holdfastd.service", "virtlockd.service", "libvirtd.service", "chrony.service")
+        names = (*sockets, *services, "holdfast-lease-gc.timer")
         self.units = {each: {**loaded, "Id": each} for each in names}
-        for each in ("virtlockd.socket", "libvirtd.service"):
+        for each in ("virtlockd.socket", "libvirtd.socket", "libvirtd.service"):
             self.units[each].update(ActiveState="active", UnitFileState="enabled")
 
     def run(self, command: tuple[str, ...]) -> None:
@@ -195,7 +196,18 @@ def test_setup_again_is_a_no_op_and_the_undo_leaves_every_file_as_it_was(site: S
     assert not (site.root / "var/lib/holdfast/setup").exists()
 
 
-@pytest.mark.parametrize("fails", ["stop libvirtd", "disable --now", "enable --now", "restart libvirtd"])
+def test_libvirt_that_idles_is_reachable_again_after_setup_and_after_its_undo(site: Site) -> None:
+    site.systemd.units["libvirtd.service"]["ActiveState"] = "inactive"
+    site.setup()
+    assert site.systemd.units["libvirtd.socket"]["ActiveState"] == "active"
+    assert site.systemd.units["libvirtd.service"]["ActiveState"] == "inactive"
+    site.undo()
+    assert site.systemd.units["libvirtd.socket"]["ActiveState"] == "active"
+
+
+@pytest.mark.parametrize(
+    "fails", ["stop libvirtd", "disable --now", "enable --now", "restart libvirtd.socket"]
+)
 def test_setup_that_was_stopped_anywhere_is_finished_by_the_next_run(site: Site, fails: str) -> None:
     before = site.snapshot()
     site.systemd.fails = fails
@@ -231,7 +243,7 @@ def test_vm_that_appears_before_virtlockd_is_stopped_keeps_it_running(
     with pytest.raises(StepFailed, match="virtlockd is not stopped: web1"):
         site.setup()
     assert not any("disable" in each for each in site.systemd.commands)
-    assert site.systemd.commands[-1] == "systemctl start libvirtd.service"
+    assert site.systemd.commands[-1] == "systemctl start libvirtd.socket libvirtd.service"
 
 
 def test_undo_is_refused_where_a_file_was_edited_since_and_while_a_vm_has_a_lock(site: Site) -> None:
@@ -272,6 +284,17 @@ def test_undo_of_a_setup_that_was_stopped_before_the_switch_leaves_virtlockd_and
     site.undo()
     assert {k: v for k, v in site.snapshot().items() if "virtlockd.socket" not in k} == before
     assert not any("disable" in each or "stop virtlockd" in each for each in site.systemd.commands)
+
+
+def test_two_setups_at_once_are_one(tmp_path: Path) -> None:
+    with (
+        alone(str(tmp_path)),
+        pytest.raises(RecordUnusable, match="another holdfast setup runs"),
+        alone(str(tmp_path)),
+    ):
+        pass
+    with alone(str(tmp_path)):
+        pass
 
 
 def test_damaged_record_is_refused_and_names_the_copies(site: Site) -> None:

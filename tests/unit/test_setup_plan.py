@@ -13,7 +13,7 @@ from holdfast.cli.setup.facts import Facts, HostThere, Proposal, SpaceSeen, Watc
 from holdfast.cli.setup.plan import plan
 from holdfast.cli.setup.profiles import PROFILES, words
 from holdfast.cli.setup.proposal import propose
-from holdfast.cli.setup.steps import Plan, Switch, WriteFile
+from holdfast.cli.setup.steps import Plan, Run, Switch, WriteFile
 from holdfast.protocol.timing import Timing
 
 DIRECTORY = "/srv/shared/leases"
@@ -250,5 +250,12 @@ def test_hook_is_installed_once_after_holdfastd_serves() -> None:
 
 
 def test_libvirt_that_setup_has_stopped_is_started_again() -> None:
-    assert ids(planned(libvirt_stopped=True)) == ["libvirt"]
+    assert ids(planned(libvirt_active=(), libvirt_stopped=("libvirtd.socket",))) == ["libvirt"]
     assert ids(planned(findings=(found("HF035", "changed", "restart"),))) == ["libvirt"]
+
+
+def test_sockets_of_a_libvirt_that_idles_are_started_again_after_the_switch() -> None:
+    made = planned(libvirt_active=("libvirtd.socket",), virtlockd_units=("virtlockd.socket",))
+    assert ids(made) == ["switch", "libvirt"]
+    assert made.steps[1].action == Run((("systemctl", "restart", "libvirtd.socket"),))
+    assert ids(planned(libvirt_active=("libvirtd.socket",), lock_manager=None)) == ["qemu-conf"]

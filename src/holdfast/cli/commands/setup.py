@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -93,25 +95,27 @@ def setup(
     refused; 1: a step failed, what was done stays.
     """
     from holdfast.cli.setup.facts import Wishes
-    from holdfast.cli.setup.record import Record, RecordUnusable
+    from holdfast.cli.setup.record import Record, RecordUnusable, alone
 
     if leases and join:
         raise click.UsageError("--leases is for the first host, --join for the others")
+    leases, join = (os.path.abspath(each) if each else "" for each in (leases, join))
     wishes = Wishes(leases, join, profile or "", watchdog or "", hosts_max, hook)
     if not wishes.place and (wishes.profile or wishes.watchdog):
         raise click.UsageError("--profile and --watchdog are about leases: add --leases PATH or --join PATH")
     try:
-        record = Record(root)
+        with nullcontext() if dry_run else alone(root):
+            record = Record(root)
+            if undo:
+                _undo(context, record, root, dry_run=dry_run, yes=yes, as_json=as_json)
+                return
+            if record.exists and not wishes.place:
+                # A later run without options means the same as before, not the end of all leases.
+                before = record.kept.wishes
+                wishes = replace(before, hook=before.hook or hook)
+            _setup(context, record, wishes, root, dry_run=dry_run, yes=yes, as_json=as_json)
     except RecordUnusable as e:
         fail(str(e), exits.REFUSED)
-    if undo:
-        _undo(context, record, root, dry_run=dry_run, yes=yes, as_json=as_json)
-        return
-    if record.exists and not wishes.place:
-        # A later run without options means the same as before, not the end of all leases.
-        before = record.kept.wishes
-        wishes = replace(before, hook=before.hook or hook)
-    _setup(context, record, wishes, root, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 def _setup(

@@ -123,8 +123,9 @@ class Facts:
     """As `setup` has written it."""
     config_broken: str = ""
     libvirt_active: tuple[str, ...] = ()
-    """Units of libvirt's that run, or did when setup began and have been stopped by it."""
-    libvirt_stopped: bool = False
+    """Units of libvirt's that run: its sockets, and its daemon if it does not idle."""
+    libvirt_stopped: tuple[str, ...] = ()
+    """Those that ran when a setup began that is not finished, and don't run."""
     chrony_drop_in: str = ""
     """Where a setting for chrony goes; empty if its configuration reads no directory."""
     chrony_unit: str = ""
@@ -134,6 +135,8 @@ class Facts:
     hook_path: str = ""
     hook_there: bool = False
     storages: tuple[Storage, ...] = ()
+    lock_directories: tuple[str, ...] = ()
+    """Of qemu-lockd.conf."""
     joined: bool = True
     """Whether the lockspace of the proposal is joined."""
     findings: tuple[Finding, ...] = field(default=())

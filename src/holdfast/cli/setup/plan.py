@@ -173,12 +173,15 @@ def _steps(wishes: Wishes, facts: Facts, proposal: Proposal, space: SpaceSeen | 
             Reload(),
             "nothing: it is stopped",
         )
-    if facts.libvirt_active and (edits or switches or facts.has("HF035") or facts.libvirt_stopped):
+    # The switch stops what runs; its files are read by the daemon, which may idle.
+    daemons = _daemons(facts)
+    restarted = (*facts.libvirt_stopped, *(facts.libvirt_active if switches else daemons))
+    if restarted and (edits or switches or facts.has("HF035") or facts.libvirt_stopped):
         yield Step(
             "libvirt",
-            f"restart {', '.join(facts.libvirt_active)}",
+            f"restart {', '.join(restarted)}",
             "libvirt reads its files when it starts; no VM is touched",
-            Run((("systemctl", "restart", *facts.libvirt_active),)),
+            Run((("systemctl", "restart", *restarted),)),
             "starts it again with the files that were restored",
         )
     if wishes.hook and not facts.hook_there and facts.hook_source:
@@ -190,7 +193,7 @@ def _steps(wishes: Wishes, facts: Facts, proposal: Proposal, space: SpaceSeen | 
                 facts.hook_path,
                 mode=0o755,
                 source=facts.hook_source,
-                run=("systemctl", "restart", *facts.libvirt_active) if facts.libvirt_active else (),
+                run=("systemctl", "try-restart", *daemons) if daemons else (),
             ),
             "removes the file",
         )
@@ -202,6 +205,10 @@ def _steps(wishes: Wishes, facts: Facts, proposal: Proposal, space: SpaceSeen | 
             AwaitJoined(proposal.lockspace),
             "nothing: a daemon that is stopped leaves it",
         )
+
+
+def _daemons(facts: Facts) -> tuple[str, ...]:
+    return tuple(each for each in facts.libvirt_active if each.endswith(".service"))
 
 
 def _lockspace(wishes: Wishes, proposal: Proposal, space: SpaceSeen) -> Iterator[Step]:

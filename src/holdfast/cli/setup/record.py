@@ -7,17 +7,24 @@ edited by somebody since.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from holdfast.cli.setup.facts import Wishes
 from holdfast.cli.setup.steps import Step
-from holdfast.system.files.regular_file import Unreadable, read_regular, replace_regular, require_regular
+from holdfast.system.files.regular_file import (
+    Unreadable,
+    open_regular,
+    read_regular,
+    replace_regular,
+    require_regular,
+)
 
 DIRECTORY = "var/lib/holdfast/setup"
 FILE = "done.json"
@@ -67,6 +74,26 @@ class RecordUnusable(Exception):
 
 def digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
+
+
+@contextlib.contextmanager
+def alone(root: str = "/") -> Iterator[None]:
+    """One setup at a time; raises `RecordUnusable`. A user who may not write there is refused later, with the reason."""
+    path = os.path.join(root, f"{DIRECTORY}.lock")
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        fd = open_regular(path, os.O_RDWR | os.O_CREAT)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RecordUnusable("another holdfast setup runs on this host: wait until it has ended") from None
+    else:
+        yield
+    finally:
+        os.close(fd)
 
 
 class Record:

@@ -25,6 +25,10 @@ def show(plan: Plan, found: Survey, record: Record) -> None:
         click.echo("Storage of this host's VMs:")
     for each in found.facts.storages:
         click.echo(f"  {printable(words_of(each))}")
+    for directory in found.facts.lock_directories:
+        click.echo(
+            f"  lock files stay in {printable(directory)}, as qemu-lockd.conf says: hosts with virtlockd take part there"
+        )
     if plan.reasons:
         click.echo("Proposal:")
     for reason in plan.reasons:
@@ -129,6 +133,7 @@ def as_object(plan: Plan, found: Survey, *, done: Sequence[str] = (), failed: st
             }
             for each in facts.storages
         ],
+        "lock_directories": list(facts.lock_directories),
         "reasons": list(plan.reasons),
         "configuration": found.proposal.text,
     }

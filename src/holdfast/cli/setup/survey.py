@@ -7,7 +7,7 @@ from __future__ import annotations
 import glob
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from holdfast.cli import doctor
@@ -157,8 +157,8 @@ def _facts(
         config_text=text,
         config_is_ours=ours,
         config_broken=broken,
-        libvirt_active=_to_restart(active, record.libvirt_active),
-        libvirt_stopped=bool(set(record.libvirt_active) - set(active)),
+        libvirt_active=active,
+        libvirt_stopped=tuple(each for each in record.libvirt_active if each not in active),
         chrony_drop_in=os.path.join(root, chrony[1], CHRONY_FILE) if chrony else "",
         chrony_unit=chrony[2] if chrony else "",
         gc_timer_there=host.unit(GC_TIMER).get("LoadState") == "loaded",
@@ -166,16 +166,10 @@ def _facts(
         hook_path=hook,
         hook_there=os.path.lexists(hook),
         storages=tuple(_storages(scene)) if scene else (),
+        lock_directories=tuple(libvirt_lockspaces(root)),
         joined=_joined(scene, proposal.lockspace),
         findings=findings,
     )
-
-
-def _to_restart(active: Sequence[str], before: Sequence[str]) -> tuple[str, ...]:
-    """The daemons that run or ran, and the sockets that did and have been stopped."""
-    services = [each for each in dict.fromkeys((*active, *before)) if each.endswith(".service")]
-    stopped = [each for each in before if each.endswith(".socket") and each not in active]
-    return (*stopped, *services)
 
 
 def _virtlockd_units(host: Host, runs: bool) -> tuple[str, ...]:
