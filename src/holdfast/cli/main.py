@@ -28,7 +28,7 @@ from holdfast.cli.commands import (
     vm,
 )
 from holdfast.cli.completion import FILE, FILE_OR_DOMAIN, event_kinds, host_names
-from holdfast.cli.context import Context, HelpfulGroup, json_option
+from holdfast.cli.context import Context, HelpfulGroup, fail, json_option
 from holdfast.model import printable, wall_text
 
 
@@ -425,6 +425,48 @@ def settle_command(context: Context, lock: str, operator: str, as_json: bool) ->
         render.as_json({"ok": True, "lock": lock, "done": done})
     else:
         click.echo(done)
+
+
+@cli.command()
+@click.option(
+    "--textfile",
+    metavar="PATH",
+    type=FILE,
+    help="Write them to this file, for node_exporter's textfile collector, in place of stdout.",
+)
+@click.pass_obj
+def metrics(context: Context, textfile: str | None) -> None:
+    """Metrics of this host in Prometheus' text format: protection of each disk, lockspaces, what is degraded.
+
+    \b
+    holdfast metrics --textfile /var/lib/prometheus/node-exporter/holdfast.prom
+
+    Exit 0: written; 69: no daemon, which the metrics say too.
+    """
+    from holdfast.cli.commands import metrics as of
+    from holdfast.cli.commands.status import Answer
+    from holdfast.cli.unlocked import unlocked_disks
+    from holdfast.control.client import DaemonUnreachable
+
+    unreachable = ""
+    try:
+        with context.connect() as client:
+            locks = client.locks()
+            answer = Answer(client.status(), client.lease_spaces(), unlocked_disks(lambda: locks))
+            kinds = [each.kind for each in client.events(after=0, follow=False)]
+        found = list(of.samples(answer, locks, kinds))
+    except DaemonUnreachable as e:
+        unreachable, found = str(e), list(of.UNREACHABLE)
+    written = of.text(found)
+    if textfile is None:
+        click.echo(written, nl=False)
+    else:
+        try:
+            of.write(textfile, written)
+        except OSError as e:
+            fail(f"{textfile}: {e.strerror}", exits.FAILED)
+    if unreachable:
+        fail(unreachable, exits.UNREACHABLE)
 
 
 @cli.command("check-config")
