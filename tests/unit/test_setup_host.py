@@ -19,6 +19,7 @@ from holdfast.cli.setup.facts import Wishes
 from holdfast.cli.setup.lockspace_there import look
 from holdfast.cli.setup.plan import plan
 from holdfast.cli.setup.record import Record, RecordUnusable, alone
+from holdfast.cli.setup.show import difference
 from holdfast.cli.setup.steps import Plan
 from holdfast.cli.setup.survey import Survey, survey
 from holdfast.cli.setup.undo import refusals, undo
@@ -359,6 +360,7 @@ def test_own_configuration_is_replaced_and_an_edited_one_is_not(site: Site, shar
     edited = site.survey(wishes)
     assert not edited.facts.config_is_ours
     assert "configuration" not in [each.id for each in site.plan(wishes).steps]
+    assert difference(edited)[-1] == "-# mine"
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,10 @@ def test_configuration_of_somebody_else_is_never_overwritten() -> None:
     proposal = propose(Wishes(leases=DIRECTORY), EMPTY, WATCHDOG)
     foreign = planned(proposal=proposal, config_text="# mine\n")
     assert "configuration" not in ids(foreign)
-    assert any("not written by setup" in each.facts for each in foreign.by_hand)
+    assert "was not written by setup" in foreign.refusals[0]
+    assert planned(config_text="# mine\n").refusals == (), "it is used as it is"
+    not_joined = planned(config_text="# mine\n", findings=(found("HF064", "vms is not joined", "wait"),))
+    assert not_joined.by_hand[0].id == "HF064"
     for changes in ({"config_text": None}, {"config_text": "old", "config_is_ours": True}):
         ours = planned(proposal=proposal, **changes)
         (step,) = (each for each in ours.steps if each.id == "configuration")

@@ -45,11 +45,11 @@ MENDED = frozenset(
         "HF030",
         "HF035",
         "HF041",
-        "HF060",
-        "HF064",
     ]
 )
 """Findings that a step or a refusal is about."""
+MENDED_WITH_LEASES = frozenset(("HF060", "HF064"))
+"""Those of a lockspace that setup itself makes and joins."""
 SLEW_PPM = 500
 
 
@@ -57,6 +57,11 @@ def plan(wishes: Wishes, facts: Facts, proposal: Proposal, space: SpaceSeen | No
     refusals = tuple(_refusals(wishes, facts, proposal))
     steps = () if proposal.refusals else tuple(_steps(wishes, facts, proposal, space))
     return Plan(refusals, steps, tuple(_by_hand(facts, proposal)), proposal.reasons)
+
+
+def is_foreign(facts: Facts) -> bool:
+    """Whether the configuration is somebody else's, so that setup leaves it alone."""
+    return facts.config_text is not None and not facts.config_is_ours
 
 
 def _refusals(wishes: Wishes, facts: Facts, proposal: Proposal) -> Iterator[str]:
@@ -85,6 +90,11 @@ def _refusals(wishes: Wishes, facts: Facts, proposal: Proposal) -> Iterator[str]
             and "systemd" not in each.facts
         ):
             yield f"{each.facts}; {each.fix}"
+    if is_foreign(facts) and proposal.text not in ("", facts.config_text):
+        yield (
+            f"{facts.config_file} was not written by setup, or was edited since, and is left as it is: take over what the "
+            "difference shows, or move it away; without --leases and --join setup goes by what is there"
+        )
     if facts.cannot_edit and facts.lock_manager != "lockd":
         yield facts.cannot_edit
     kills = f"virtlockd (pid {facts.virtlockd_pid}) runs, and stopping it KILLS"
@@ -107,8 +117,7 @@ def _refusals(wishes: Wishes, facts: Facts, proposal: Proposal) -> Iterator[str]
 def _steps(wishes: Wishes, facts: Facts, proposal: Proposal, space: SpaceSeen | None) -> Iterator[Step]:
     if space is not None and not space.name:
         yield from _lockspace(wishes, proposal, space)
-    writable = facts.config_text is None or facts.config_is_ours
-    writes = writable and proposal.text not in ("", facts.config_text)
+    writes = not is_foreign(facts) and proposal.text not in ("", facts.config_text)
     if writes:
         yield Step(
             "configuration",
@@ -234,16 +243,8 @@ def _lockspace(wishes: Wishes, proposal: Proposal, space: SpaceSeen) -> Iterator
 
 
 def _by_hand(facts: Facts, proposal: Proposal) -> Iterator[ByHand]:
-    own = facts.config_text is not None and not facts.config_is_ours
-    if own and proposal.text not in ("", facts.config_text):
-        yield ByHand(
-            "",
-            "problem",
-            f"{facts.config_file} was not written by setup, or was edited since: it is left as it is",
-            "compare it with the proposal below, and take over what is missing; then: holdfast setup",
-        )
     for each in facts.findings:
-        if not each.id or each.id in MENDED:
+        if not each.id or each.id in MENDED or (proposal.text and each.id in MENDED_WITH_LEASES):
             continue
         if (each.id == "HF070" and facts.chrony_drop_in) or (each.id == "HF072" and facts.gc_timer_there):
             continue

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 import click
 
 from holdfast.cli.setup.execute import StepFailed, preview
 from holdfast.cli.setup.facts import Facts, Storage
+from holdfast.cli.setup.plan import is_foreign
 from holdfast.cli.setup.record import Record
 from holdfast.cli.setup.steps import Plan, Step
 from holdfast.cli.setup.survey import Survey
@@ -41,10 +43,8 @@ def show(plan: Plan, found: Survey, record: Record) -> None:
         for line in _preview(step):
             click.echo(f"     | {printable(line)}")
         click.echo(f"     undo: {step.undo}")
-    if _is_unwritten(plan, found):
-        click.echo("The configuration that setup would write:")
-        for line in found.proposal.text.splitlines():
-            click.echo(f"     | {printable(line)}")
+    for line in difference(found):
+        click.echo(f"  | {printable(line)}")
     if plan.by_hand:
         click.echo("By hand:")
     for hand in plan.by_hand:
@@ -56,13 +56,13 @@ def show(plan: Plan, found: Survey, record: Record) -> None:
         click.echo(f"{click.style('refused', fg='red', bold=True)}: {printable(refusal)}", err=True)
 
 
-def _is_unwritten(plan: Plan, found: Survey) -> bool:
+def difference(found: Survey) -> list[str]:
+    """From a configuration that is somebody else's to the proposal; empty if it is not, or if there is no proposal."""
     facts = found.facts
-    return (
-        found.proposal.text not in ("", facts.config_text or "")
-        and facts.config_text is not None
-        and not facts.config_is_ours
-    )
+    if not is_foreign(facts) or not found.proposal.text:
+        return []
+    old, new = (facts.config_text or "").splitlines(), found.proposal.text.splitlines()
+    return list(difflib.unified_diff(old, new, facts.config_file, "what setup would write", n=1, lineterm=""))
 
 
 def _preview(step: Step) -> Sequence[str]:
@@ -136,4 +136,5 @@ def as_object(plan: Plan, found: Survey, *, done: Sequence[str] = (), failed: st
         "lock_directories": list(facts.lock_directories),
         "reasons": list(plan.reasons),
         "configuration": found.proposal.text,
+        "configuration_difference": difference(found),
     }
