@@ -67,7 +67,7 @@ class Host(Protocol):
         """The pids that have a lock of a lock manager on a file; empty if it can't be looked at."""
 
     def locked_by(self, pid: int) -> Sequence[str]:
-        """The files that a process has locked, but for its pid file; those that can't be read are not among them."""
+        """The files that a process has locked, but for virtlockd's pid file; those that can't be read are not among them."""
 
     def openers(self, path: str) -> Sequence[int]:
         """The pids that have a file or device open."""
@@ -128,7 +128,7 @@ class ThisHost:
                         found.add(os.readlink(f"/proc/{pid}/fd/{number}"))
             except OSError:
                 continue  # it was closed meanwhile
-        return sorted(each for each in found if not each.endswith(".pid"))
+        return sorted(each for each in found if not each.endswith("/virtlockd.pid"))
 
     def openers(self, path: str) -> Sequence[int]:
         found = []
