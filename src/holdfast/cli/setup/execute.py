@@ -33,7 +33,7 @@ from holdfast.cli.setup.steps import (
     Switch,
     WriteFile,
 )
-from holdfast.cli.setup.survey import Survey, libvirt_units_to_stop, users_of_virtlockd
+from holdfast.cli.setup.survey import Survey, active_libvirt_units, users_of_virtlockd
 from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
 
 COMMAND_S = 180.0
@@ -136,7 +136,7 @@ class Executor:
 
     def _switch(self, action: Switch) -> None:
         """With libvirt stopped no VM starts between the last look and the stop of virtlockd, which would kill it."""
-        libvirt = libvirt_units_to_stop(self._host)
+        libvirt = active_libvirt_units(self._host)
         if libvirt:
             run(("systemctl", "stop", *libvirt))
         scene = self._look().scene

@@ -30,11 +30,7 @@ from holdfast.system.files.mounts import is_block_device
 from holdfast.system.files.regular_file import Unreadable, read_regular
 
 CONFIG_BYTES_MAX = 1 << 20
-LIBVIRT_UNITS = tuple(
-    f"{name}{kind}"
-    for name in ("libvirtd", "virtqemud")
-    for kind in (".socket", "-ro.socket", "-admin.socket", "-tcp.socket", "-tls.socket", ".service")
-)
+LIBVIRT_SOCKETS = ("", "-ro", "-admin", "-tcp", "-tls")
 CHRONY = (("etc/chrony/chrony.conf", "etc/chrony/conf.d", "chrony.service"),)
 """Debian's: its configuration, the directory that it includes, its unit."""
 CHRONY_FILE = "zz-holdfast.conf"
@@ -137,7 +133,7 @@ def _facts(
     service = host.unit("holdfastd.service")
     names, files = users_of_virtlockd(scene, host) if scene else ([], [])
     process = next(iter(virtlockds(scene)), None) if scene else None
-    active = tuple(each for each in LIBVIRT_UNITS if host.unit(each).get("ActiveState") == "active")
+    active = active_libvirt_units(host)
     chrony = next((each for each in CHRONY if os.path.isdir(os.path.join(root, each[1]))), None)
     hook = os.path.join(root, HOOK)
     return Facts(
@@ -242,7 +238,15 @@ def _storages(scene: Scene) -> list[Storage]:
     ]
 
 
-def libvirt_units_to_stop(host: Host) -> list[str]:
-    """Sockets first: they would start the daemon again."""
-    active = [each for each in LIBVIRT_UNITS if host.unit(each).get("ActiveState") == "active"]
-    return sorted(active, key=lambda each: each.endswith(".service"))
+def active_libvirt_units(host: Host) -> tuple[str, ...]:
+    """Sockets first: they would start a daemon again that is stopped before them."""
+    sockets, services = [], []
+    for daemon in ("libvirtd", "virtqemud"):
+        service = host.unit(f"{daemon}.service")
+        if service.get("LoadState") != "loaded":
+            continue
+        if service.get("ActiveState") == "active":
+            services.append(f"{daemon}.service")
+        names = [f"{daemon}{kind}.socket" for kind in LIBVIRT_SOCKETS]
+        sockets += [each for each in names if host.unit(each).get("ActiveState") == "active"]
+    return (*sockets, *services)

@@ -15,7 +15,7 @@ from holdfast.cli.doctor.services import daemons, virtlockds
 from holdfast.cli.setup.execute import Say, StepFailed, run
 from holdfast.cli.setup.plan import GC_TIMER, HOLDFAST_UNITS
 from holdfast.cli.setup.record import FileKept, Record, digest
-from holdfast.cli.setup.survey import libvirt_units_to_stop
+from holdfast.cli.setup.survey import active_libvirt_units
 from holdfast.system.files.regular_file import replace_regular
 
 
@@ -75,7 +75,7 @@ def holders(scene: Scene) -> list[str]:
 
 def undo(record: Record, look: Callable[[], Scene], host: Host, say: Say) -> None:
     """All of it; raises `StepFailed`, and can be called again then. Lockspaces on shared storage stay."""
-    libvirt = libvirt_units_to_stop(host)
+    libvirt = active_libvirt_units(host)
     wanted = [*libvirt, *(each for each in record.kept.libvirt_active if each not in libvirt)]
     say("stop libvirt, so that no VM starts meanwhile; VMs run on")
     if libvirt:
