@@ -10,6 +10,7 @@ from xml.sax.saxutils import quoteattr
 from tests.e2e.lab.storage import Image
 
 DomainUuid = uuid.UUID
+LockFailureAction = Literal["poweroff", "pause"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class Domain:
     devices: tuple[Device, ...]
     emulator: Path
     on_poweroff: Literal["destroy", "restart"] = "destroy"
+    on_lockfailure: LockFailureAction | None = None
 
     @property
     def uuid(self) -> DomainUuid:
@@ -113,11 +115,12 @@ class Domain:
     def xml(self) -> str:
         """The document for `virsh define`."""
         devices = "".join(device.xml() for device in self.devices)
+        action = f"<on_lockfailure>{self.on_lockfailure}</on_lockfailure>" if self.on_lockfailure else ""
         return (
             f"<domain type='qemu'><name>{self.name}</name><uuid>{self.uuid}</uuid>"
             f"<memory unit='MiB'>32</memory><vcpu>1</vcpu>"
             f"<os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>"
-            f"<on_poweroff>{self.on_poweroff}</on_poweroff>"
+            f"<on_poweroff>{self.on_poweroff}</on_poweroff>{action}"
             f"<devices><emulator>{self.emulator}</emulator>{devices}"
             f"<controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.e2e.lab.daemons import LEASES, Daemon, Kind, Libvirtd, LockDaemon, LockMode
-from tests.e2e.lab.domains import Device, Disk, Domain
+from tests.e2e.lab.domains import Device, Disk, Domain, LockFailureAction
 from tests.e2e.lab.hosts import NAMES, Host
 from tests.e2e.lab.kernel_locks import Mode, hashed_name, probe
 from tests.e2e.lab.polling import until
@@ -144,6 +144,7 @@ class Lab:
         name: str,
         *devices: Image | Device,
         on_poweroff: str = "destroy",
+        on_lockfailure: LockFailureAction | None = None,
         qemu_locks_its_images: bool = False,
     ) -> Vm:
         """Define a guest on a host; a bare image becomes its boot disk (vda)."""
@@ -153,6 +154,7 @@ class Lab:
             devices=wrapped,
             emulator=self._programs.qemu if qemu_locks_its_images else self._programs.qemu_without_own_locks,
             on_poweroff="restart" if on_poweroff == "restart" else "destroy",
+            on_lockfailure=on_lockfailure,
         )
         vm = Vm(domain, host)
         self._used = True
