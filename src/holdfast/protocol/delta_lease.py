@@ -273,7 +273,7 @@ async def resume(
     )
     age_s = clock.now() - held.renewed_at
     if record.generation != generation or not _is_ours(record, held):
-        return NotResumed(f"host id {claim.host_id} is host {record.host_name}'s by now")
+        return NotResumed(_whose(record, claim, generation))
     if record.is_free:
         return NotResumed(f"host id {claim.host_id} has been given back", given_back=True)
     if record.io_timeout_s != claim.timing.io_timeout_s:
@@ -286,7 +286,7 @@ async def resume(
         case MarkedDead() as marked:
             return NotResumed(str(marked))
         case NotOurs(found) | Diverged(found):
-            return NotResumed(f"host id {claim.host_id} is host {found.host_name}'s by now")
+            return NotResumed(_whose(found, claim, generation))
         case TooLate(age_s):
             return NotResumed(f"its last renewal is {age_s:.0f} s old")
         case Corrupt() as corrupt:
@@ -446,6 +446,18 @@ def _is_ours(found: DeltaLease, held: Held) -> bool:
     ours = held.record
     return (found.owner_id, found.generation) == (ours.owner_id, ours.generation) and found.host_name.says(
         held.claim.host_name
+    )
+
+
+def _whose(found: DeltaLease, claim: Claim, generation: Generation) -> str:
+    """Whose the host id is by now, as a log says it, if it is no longer that generation of the claim's host."""
+    if found.is_never_used:
+        return f"no host has had host id {claim.host_id} in this lockspace: it was initialized again, or restored"
+    if not found.host_name.says(claim.host_name):
+        whose = f"host {found.host_name}'s" if found.host_name.text else "that of a host without a name"
+        return f"host id {claim.host_id} is {whose} by now"
+    return (
+        f"the record of host id {claim.host_id} is of generation {found.generation} by now, not {generation}"
     )
 
 

@@ -653,8 +653,13 @@ class LockspaceSupervisor:
         self._suspect = seen
 
     def _not_joined(self, reason: str) -> None:
-        log.warning("lockspace %s is not joined: %s", self.name, reason)
         resuming, self._resuming = self._resuming, False
+        if resuming and self._wanted and not self._in_use():
+            log.info(
+                "lockspace %s: not resumed, as nothing depends on the last incarnation: %s", self.name, reason
+            )
+        else:
+            log.warning("lockspace %s is not joined: %s", self.name, reason)
         if not self._wanted or not (self._retries or resuming):
             self._give_up_use()
             self._become(LockspaceState.LEFT, "")

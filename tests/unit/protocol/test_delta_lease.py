@@ -19,7 +19,7 @@ from holdfast.protocol.lockspace_area import (
     open_area,
 )
 from holdfast.protocol.timing import Timing
-from holdfast.protocol.types import HostId, Instant, IoFailed
+from holdfast.protocol.types import Generation, HostId, Instant, IoFailed
 
 G512 = GEOMETRIES[0]
 ID = HostId(3)
@@ -425,6 +425,26 @@ def test_a_term_that_a_restart_finds_too_old_is_not_gone_on_with() -> None:
     world.run(until=world.now + TIMING.fail_s)
     gone = host.run(delta.resume(area_of(host), host.clock, claim_of(host), held.generation))
     assert isinstance(gone, delta.NotResumed)
+
+
+def test_a_term_that_is_over_is_reported_with_what_its_record_says() -> None:
+    world = new_world()
+    host = world.host("alpha")
+    held = held_by(host)
+    fresh = init(host.disk, 0, G512, "LS1", io_timeout_s=1, overwrite=True)
+
+    def reason(generation: int = held.generation) -> str:
+        gone = host.run(delta.resume(area_of(host), host.clock, claim_of(host), Generation(generation)))
+        assert isinstance(gone, delta.NotResumed)
+        return gone.reason
+
+    assert reason(9) == "the record of host id 3 is of generation 1 by now, not 9"
+    assert isinstance(host.run(delta.release(area_of(host), host.clock, held)), delta.Released)
+    assert reason() == "host id 3 has been given back"
+    held_by(world.host("beta"))
+    assert reason() == "host id 3 is host beta's by now"
+    assert isinstance(host.run(fresh), Initialised)
+    assert reason() == "no host has had host id 3 in this lockspace: it was initialized again, or restored"
 
 
 def test_a_host_id_of_a_silent_host_with_a_greater_io_timeout_is_claimed_after_its_own_bound() -> None:

@@ -231,6 +231,29 @@ def test_incarnation_that_was_given_back_is_reported_over_before_it_counts_as_lo
         work.close()
 
 
+def test_incarnation_that_is_over_and_unused_is_no_failure_to_join(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client of sanlock removes a lockspace, initializes it and adds it again: nothing is wrong with that."""
+    caplog.set_level("INFO")
+    rig.supervisor._become(LockspaceState.JOINING, "")
+    rig.supervisor._resuming = True
+    rig.threads.ends[0](NotJoined("host id 1 has been given back"))
+    assert [
+        (each.levelname, each.getMessage()) for each in caplog.records if "given back" in each.getMessage()
+    ] == [
+        (
+            "INFO",
+            "lockspace A: not resumed, as nothing depends on the last incarnation: host id 1 has been given back",
+        )
+    ]
+    assert (rig.supervisor.state, len(rig.threads.ends)) == (LockspaceState.JOINING, 2)
+    rig.threads.ends[1](NotJoined("storage failed"))
+    assert ("WARNING", "lockspace A is not joined: storage failed") in [
+        (each.levelname, each.getMessage()) for each in caplog.records
+    ]
+
+
 class LeftMeanwhile(SimulatedDisk):
     """A read from it is interrupted: the lockspace is being left."""
 
