@@ -27,7 +27,7 @@ from holdfast.wire.sanlock.command import Command, Served, served
 from holdfast.wire.sanlock.flags import ReleaseFlag, RestrictFlag
 from holdfast.wire.sanlock.header import EXIT_HEADER, HEADER_BYTES, decode_header, request_header
 from holdfast.wire.sanlock.result import Result
-from holdfast.wire.sanlock.state_records import KEYS, RecordType
+from holdfast.wire.sanlock.state_records import VERSION_3_9, RecordType, keys_of
 
 VERSION_NUMBER = 0x03090500
 WAIT_S = 10.0
@@ -726,7 +726,7 @@ def test_status_lists_clients_between_the_daemon_and_its_lockspaces(tmp_path: Pa
                 assert [each.name.text for each in found.records[1:3]] == ["helper", "listener"]
                 client, ours = found.records[3:5]
                 assert (client.name.text, client.data32) == ("web1", PID)
-                assert tuple(client.words) == KEYS[RecordType.CLIENT]
+                assert tuple(client.words) == keys_of(RecordType.CLIENT, VERSION_3_9)
                 assert client.words["restricted"] == "4"
                 assert client.words["cmd_last"] == "7"
                 assert (ours.name.text, ours.data32, ours.words["pid"]) == ("status", 2**32 - 1, "-1")

@@ -29,6 +29,7 @@ from holdfast.wire.sanlock import replies, structures
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock.flags import AcquireFlag, ForceMode, ReleaseFlag, RequestFlag, ResourceFlag
 from holdfast.wire.sanlock.result import Result
+from holdfast.wire.sanlock.state_records import VERSION_3_9
 
 ONE, TWO, THREE = 101, 102, 103
 LVB, ORPHAN, ORPHAN_ONLY, NOWAIT = (
@@ -735,7 +736,7 @@ def test_records_of_status(tmp_path: Path) -> None:
         assert await site.acquire(two, s.resource("R3", PERSISTENT)) == Result.OK
         await site.close(two)
         assert await site.acquire(one, s.resource("R1"), s.resource("R2", SHARED)) == Result.OK
-        records = site.commands.resource_records()
+        records = site.commands.resource_records(VERSION_3_9)
         seen = [(each.name.text, each.words["list"], each.data32, each.data64) for each in records]
         assert seen == [("R2", "held", 101, 0), ("R1", "held", 101, 1), ("R3", "orphan", 0, 1)]
         for each in records:

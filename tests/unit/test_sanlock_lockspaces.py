@@ -16,12 +16,13 @@ from holdfast.frontends.sanlock.host_events import HostEvents
 from holdfast.frontends.sanlock.join_results import of_not_joined
 from holdfast.frontends.sanlock.lockspace_commands import REMOVING_SHOWN_S, LockspaceCommands
 from holdfast.frontends.sanlock.lockspace_questions import LOG_BYTES_MAX, LockspaceQuestions
+from holdfast.frontends.sanlock.lockspace_records import host_record
 from holdfast.ondisk.areas import fresh_delta_lease
 from holdfast.ondisk.delta import NO_EVENT, Event
 from holdfast.ondisk.geometry import DEFAULT
 from holdfast.ondisk.malformed import Malformed, Reason
-from holdfast.protocol.host_status import HostState
-from holdfast.protocol.types import IoFailed
+from holdfast.protocol.host_status import HostState, HostView
+from holdfast.protocol.types import Generation, HostId, IoFailed
 from holdfast.supervision.join_errors import Hindrance, NotJoined, NotOpened
 from holdfast.supervision.lockspace_port import LockspaceSpec
 from holdfast.supervision.named_lockspace import Removal, Standing
@@ -40,7 +41,7 @@ from holdfast.wire.sanlock.flags import (
 )
 from holdfast.wire.sanlock.flags import HostState as Shown
 from holdfast.wire.sanlock.result import Result
-from holdfast.wire.sanlock.state_records import RecordType
+from holdfast.wire.sanlock.state_records import VERSION_5, RecordType, keys_of
 
 LS = s.Lockspace.of("LS", 1, "/ls")
 ABSENT = s.Lockspace.of("NEW", 1, "/new")
@@ -88,7 +89,7 @@ class Host:
             gone=self.gone.append,
         )
         self.questions = LockspaceQuestions(
-            self.commands, self.spaces, self.daemon, clock=self.clock, resources=lambda: ()
+            self.commands, self.spaces, self.daemon, clock=self.clock, resources=lambda _: ()
         )
         self.events = HostEvents(self.commands, self.spaces, clock=self.clock)
 
@@ -494,7 +495,7 @@ def test_lists_have_sanlocks_order_and_words() -> None:
         assert [each.words["list"] for each in status.lockspaces] == ["spaces", "spaces", "add", "rem"]
         assert [each.words["space_id"] for each in status.lockspaces] == ["4", "1", "2", "3"]
         assert status.lockspaces[1].words["external_used"] == "1"
-        assert status.daemon.words["version_str"] == "3.9.5"
+        assert status.daemon.words["version_str"] == status.daemon.words["version_num"] == "3.9.5"
         assert status.daemon.words["version_hex"] == "03090500"
 
     played(scene)
@@ -509,6 +510,7 @@ def test_hosts_and_history_are_records() -> None:
             (RecordType.HOST, 2, 50),
         ]
         assert hosts.records[0].words["owner_name"] == "host-1"
+        assert "dead_ext" not in hosts.records[0].words, "that is of sanlock 5"
         history = host.questions.renewal(r.Renewal(LS))
         assert (history.data2, [each.data64 for each in history.records]) == (1, [10, 12])
         assert history.records[1].text == "timestamp=12 read_ms=1 write_ms=2 next_timeouts=3 next_errors=4"
@@ -518,6 +520,21 @@ def test_hosts_and_history_are_records() -> None:
         assert host.questions.event_lockspace(ABSENT).result == Result.ENOENT
 
     played(scene)
+
+
+def test_host_that_is_marked_as_dead_is_shown_so_to_clients_of_sanlock_5() -> None:
+    marked = HostView(host_id=HostId(2), state=HostState.DEAD, generation=Generation(7), marked_by=(1, 3))
+    for own_host_id, wrote in ((1, "7"), (3, "0")):
+        words = host_record(marked, own_host_id, VERSION_5).words
+        assert tuple(words) == keys_of(RecordType.HOST, VERSION_5)
+        assert (words["dead_ext"], words["found_dead_ext_gen"], words["wrote_dead_ext_gen"]) == (
+            "1",
+            "7",
+            wrote,
+        )
+        assert (words["host_flags"], words["host_state"]) == ("0x15", "DEAD")
+    alive = host_record(HostView(host_id=HostId(2), state=HostState.LIVE), 1, VERSION_5).words
+    assert (alive["dead_ext"], alive["host_flags"], alive["host_state"]) == ("0", "0x3", "LIVE")
 
 
 def test_log_is_cut_at_its_beginning() -> None:

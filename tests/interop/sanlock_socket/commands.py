@@ -33,7 +33,7 @@ from holdfast.wire.sanlock.flags import (
 )
 from holdfast.wire.sanlock.header import EXIT_HEADER, HEADER_BYTES
 from holdfast.wire.sanlock.result import Result
-from holdfast.wire.sanlock.state_records import KEYS, RecordType, StateRecord
+from holdfast.wire.sanlock.state_records import RecordType, StateRecord, keys_of
 from holdfast.wire.sanlock.state_string import parse
 
 OK = replies.Plain()
@@ -46,10 +46,11 @@ SINCE_3_9 = (RecordType.WORKER, RecordType.RESOURCE_THREAD)
 """Records between the daemon's and the clients'."""
 
 
-def says_its_keys(record: StateRecord) -> bool:
-    """Whether its text has the keys of 3.8.5 in their order; later versions have more between them."""
-    known = KEYS[record.type]
-    return tuple(key for key in record.words if key in known) == known
+def says_its_keys(scene: Scene, record: StateRecord) -> bool:
+    """Whether its text has the keys of the version that its daemon answers, all of them and in their order."""
+    version = scene.one.client().ask(r.Version())
+    assert isinstance(version, replies.Plain)
+    return tuple(record.words) == keys_of(record.type, version.data2)
 
 
 def stays(client: SocketClient) -> bool:
@@ -246,21 +247,21 @@ def status_streams_records_and_ends(scene: Scene) -> None:
     types = [each.type for each in records if each.type not in SINCE_3_9]
     assert types == sorted(types)
     assert types[0] == RecordType.DAEMON
-    assert says_its_keys(records[0])
+    assert says_its_keys(scene, records[0])
     clients = [each for each in records if each.type == RecordType.CLIENT]
-    assert all(map(says_its_keys, clients))
+    assert all(says_its_keys(scene, each) for each in clients)
     assert [each.name.text for each in clients[:2]] == ["helper", "listener"]
     assert [each.words["ci"] for each in clients[:2]] == ["0", "1"]
     (holder,) = [each for each in clients if each.data32 == process.pid]
     assert (holder.name.text, holder.words["cmd_last"]) == ("web2", str(Command.ACQUIRE.value))
     assert [each.data32 for each in clients if each.name.text == "status"] == [2**32 - 1]
     (space,) = [each for each in records if each.type == RecordType.LOCKSPACE and each.name.text == NAME]
-    assert says_its_keys(space)
+    assert says_its_keys(scene, space)
     assert (space.data64, space.words["list"], space.words["io_timeout"]) == (1, "spaces", str(IO_TIMEOUT_S))
     assert isinstance(space.attached, s.Lockspace)
     assert space.attached.disk == scene.lockspace.disk
     (held,) = [each for each in records if each.type == RecordType.RESOURCE and each.name == lease.name]
-    assert says_its_keys(held)
+    assert says_its_keys(scene, held)
     assert (held.data32, held.data64, held.words["list"]) == (process.pid, 1, "held")
     assert isinstance(held.attached, s.Resource)
     assert held.attached.disks == lease.disks
@@ -356,7 +357,7 @@ def examine_answers_0_always(scene: Scene) -> None:
 def host_status_streams_the_hosts_and_ends(scene: Scene) -> None:
     records = scene.one.client().asked(r.HostStatus(scene.of(scene.one)), replies.Records).records
     assert [(each.type, each.data32) for each in records] == [(RecordType.HOST, 1), (RecordType.HOST, 2)]
-    assert all(map(says_its_keys, records))
+    assert all(says_its_keys(scene, each) for each in records)
     assert [each.words["owner_name"] for each in records] == [
         scene.record_of(host).host_name.text for host in (scene.one, scene.two)
     ]
@@ -370,7 +371,7 @@ def renewal_streams_the_history_and_ends(scene: Scene) -> None:
     found = scene.one.client().asked(r.Renewal(scene.of(scene.one)), replies.Records)
     assert (found.result, found.data2) == (Result.OK, IO_TIMEOUT_S)
     assert {each.type for each in found.records} == {RecordType.RENEWAL}
-    assert all(map(says_its_keys, found.records))
+    assert all(says_its_keys(scene, each) for each in found.records)
     assert (found.records[0].words["read_ms"], found.records[0].words["write_ms"]) == ("0", "0")
     times = [each.data64 for each in found.records]
     assert times == sorted(times)

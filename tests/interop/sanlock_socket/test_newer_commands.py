@@ -35,7 +35,7 @@ from holdfast.wire.sanlock.flags import (
 )
 from holdfast.wire.sanlock.header import request_header
 from holdfast.wire.sanlock.result import Result
-from holdfast.wire.sanlock.state_records import RecordType
+from holdfast.wire.sanlock.state_records import VERSION_5, RecordType, keys_of
 
 pytestmark = pytest.mark.interop
 
@@ -218,11 +218,20 @@ def test_io_timeout_of_a_joined_lockspace_can_not_be_nothing(pair: Pair) -> None
 
 
 def test_new_records_of_status_are_read(pair: Pair) -> None:
+    process = pair.process()
+    assert process.client.result(r.Acquire(0, r.OWN, (pair.lease(),))) == Result.OK
     records = pair.client().asked(r.Status(), replies.Records).records
     types = {each.type for each in records}
     assert RecordType.WORKER in types
     assert types <= set(RecordType)
-    assert "io_timeout" in records[0].words
+    whole = pair.of(0)
+    for asked in (r.HostStatus(whole), r.Renewal(whole)):
+        records += pair.client().asked(asked, replies.Records).records
+    without = RecordType.WORKER, RecordType.RESOURCE_THREAD
+    seen = [each for each in records if each.type not in without]
+    assert {each.type for each in seen} == set(RecordType) - set(without)
+    for each in seen:
+        assert tuple(each.words) == keys_of(each.type, VERSION_5)
 
 
 def test_every_new_command_is_played() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.frontends.sanlock.clients import Client
 from holdfast.ondisk.padded_name import NAME_BYTES, PaddedName
 from holdfast.wire.sanlock.command import Command
-from holdfast.wire.sanlock.state_records import PID_NONE, RecordType, StateRecord, key_words
+from holdfast.wire.sanlock.state_records import PID_NONE, VERSION_3_8_5, RecordType, StateRecord, key_words
 
 
 def client_record(client: Client) -> StateRecord:
@@ -30,7 +30,7 @@ def client_record(client: Client) -> StateRecord:
         RecordType.CLIENT,
         data32=pid & PID_NONE,
         name=PaddedName(name.ljust(NAME_BYTES, b"\0")),
-        text=key_words(RecordType.CLIENT, words),
+        text=key_words(RecordType.CLIENT, words, VERSION_3_8_5),  # the same in all later ones
     )
 
 

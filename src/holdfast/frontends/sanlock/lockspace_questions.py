@@ -29,7 +29,7 @@ LOG_BYTES_MAX = 1 << 20
 
 
 class LockspaceQuestions:
-    """`resources` gives STATUS's records of leases."""
+    """`resources` gives STATUS's records of leases, as a version of sanlock has them."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class LockspaceQuestions:
         daemon: Daemon,
         *,
         clock: Clock,
-        resources: Callable[[], tuple[StateRecord, ...]],
+        resources: Callable[[int], tuple[StateRecord, ...]],
     ) -> None:
         self._commands = commands
         self._facts = facts
@@ -47,12 +47,12 @@ class LockspaceQuestions:
         self._resources = resources
 
     def status(self) -> DaemonState:
-        views = self._commands.views()
+        facts, views = self._daemon.facts(), self._commands.views()
         uses = {view.name: self._facts.uses(view.name) for view in views}
         return DaemonState(
-            daemon=daemon_record(self._daemon.facts(), int(self._clock.now())),
-            lockspaces=lockspace_records(views, uses),
-            resources=self._resources(),
+            daemon=daemon_record(facts, int(self._clock.now())),
+            lockspaces=lockspace_records(views, uses, facts.version),
+            resources=self._resources(facts.version),
         )
 
     def log_dump(self) -> replies.Log:
@@ -80,7 +80,9 @@ class LockspaceQuestions:
         view = self._commands.joined(request.lockspace)
         if view is None:
             return replies.Records(Result.ENOSPC)
-        return replies.Records(Result.OK, tuple(map(host_record, self._facts.hosts(view.name))))
+        version = self._daemon.facts().version
+        hosts = self._facts.hosts(view.name)
+        return replies.Records(Result.OK, tuple(host_record(each, view.host_id, version) for each in hosts))
 
     def renewal(self, request: r.Renewal) -> replies.Records:
         view = self._commands.joined(request.lockspace)

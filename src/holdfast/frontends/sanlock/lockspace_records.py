@@ -13,7 +13,7 @@ from holdfast.supervision.renewal import RenewalTimes
 from holdfast.wire.sanlock import structures as s
 from holdfast.wire.sanlock.flags import HostFlag, HostState, LockspaceFlag
 from holdfast.wire.sanlock.result import Result
-from holdfast.wire.sanlock.state_records import RecordType, StateRecord, key_words
+from holdfast.wire.sanlock.state_records import NO_CAW, VERSION_3_8_5, RecordType, StateRecord, key_words
 
 _LISTED = {Standing.JOINED: "spaces", Standing.ADDING: "add", Standing.REMOVING: "rem"}
 _FLAG = {Standing.JOINED: 0, Standing.ADDING: LockspaceFlag.ADD, Standing.REMOVING: LockspaceFlag.REM}
@@ -72,26 +72,33 @@ def never_seen(host_id: int) -> s.Host:
     return s.Host(host_id, 0, 0, 0, HostState.FREE)
 
 
-def host_record(view: HostView) -> StateRecord:
-    """HOST_STATUS's."""
+def host_record(view: HostView, own_host_id: int, version: int) -> StateRecord:
+    """HOST_STATUS's, as that version of sanlock has it. `own_host_id`: of this host in the lockspace."""
     timestamp = view.timestamp.written if view.timestamp is not None else 0
     live = view.changed_at if view.changed_at is not None else view.unchanged_since
     checked = (view.unchanged_since or 0.0) + view.unchanged_s
+    generation, marked_by = view.generation or 0, view.marked_by
     words: dict[str, object] = {
         "last_check": int(checked),
         "last_live": int(live or 0.0),
         "last_req": 0,
         "owner_id": view.host_id,
-        "owner_generation": view.generation or 0,
+        "owner_generation": generation,
         "timestamp": timestamp,
         "io_timeout": view.io_timeout_s,
+        "no_timeout": int(view.no_timeout),
+        "dead_ext": int(marked_by is not None),
+        "found_dead_ext_gen": generation if marked_by is not None else 0,
+        "wrote_dead_ext_gen": generation if marked_by is not None and marked_by[0] == own_host_id else 0,
+        "host_flags": f"0x{host_of(view).flags:x}",
+        "host_state": view.state.name,
         "owner_name": view.name,
     }
     return StateRecord(
         RecordType.HOST,
         data32=view.host_id,
         data64=timestamp,
-        text=key_words(RecordType.HOST, words),
+        text=key_words(RecordType.HOST, words, version),
     )
 
 
@@ -100,25 +107,28 @@ def renewal_record(renewal: RenewalTimes) -> StateRecord:
     return StateRecord(
         RecordType.RENEWAL,
         data64=renewal.timestamp,
-        text=key_words(RecordType.RENEWAL, dict(renewal._asdict())),
+        text=key_words(RecordType.RENEWAL, dict(renewal._asdict()), VERSION_3_8_5),  # as in all later ones
     )
 
 
 # --- STATUS ---
 
 
-def lockspace_records(views: Sequence[LockspaceView], uses: dict[str, Uses]) -> tuple[StateRecord, ...]:
-    """In sanlock's order: joined, being added, being removed; numbered as they were added."""
+def lockspace_records(
+    views: Sequence[LockspaceView], uses: dict[str, Uses], version: int
+) -> tuple[StateRecord, ...]:
+    """As that version of sanlock has them, in its order: joined, being added, being removed; numbered as they were added."""
     return tuple(
-        _lockspace_record(number, view, uses.get(view.name, Uses()))
+        _lockspace_record(number, view, uses.get(view.name, Uses()), version)
         for number, view in _ordered(views, _ORDER_OF_STATUS)
     )
 
 
-def _lockspace_record(number: int, view: LockspaceView, uses: Uses) -> StateRecord:
+def _lockspace_record(number: int, view: LockspaceView, uses: Uses, version: int) -> StateRecord:
     words: dict[str, object] = {
         "list": _LISTED[view.standing],
         "space_id": number,
+        "version": f"0x{view.version:08x}",
         "io_timeout": view.io_timeout_s,
         "sector_size": view.geometry.sector_bytes if view.geometry else 0,
         "align_size": view.geometry.align_bytes if view.geometry else 0,
@@ -129,6 +139,9 @@ def _lockspace_record(number: int, view: LockspaceView, uses: Uses) -> StateReco
         "used_retries": 0,
         "external_used": int(uses.used),
         "used_by_orphans": int(uses.used_by_orphans),
+        "no_timeout": int(view.no_timeout),
+        "no_watchdog": 0,  # a lockspace without the daemon's watchdog is refused
+        **NO_CAW,
         "renewal_read_extend_sec": view.io_timeout_s,
         "set_max_sectors_kb": 0,
         "corrupt_result": view.corrupt_result,
@@ -143,7 +156,7 @@ def _lockspace_record(number: int, view: LockspaceView, uses: Uses) -> StateReco
         RecordType.LOCKSPACE,
         data64=view.host_id,
         name=cut_name(view.name),
-        text=key_words(RecordType.LOCKSPACE, words),
+        text=key_words(RecordType.LOCKSPACE, words, version),
         attached=lockspace_of(view),
     )
 
@@ -158,6 +171,7 @@ def daemon_record(facts: DaemonFacts, now_s: int) -> StateRecord:
         "mlock_level": 1,
         "quiet_fail": 1,
         "debug_renew": 0,
+        "debug_hosts": 1,
         "debug_clients": 0,
         "debug_cmds": "0x0",
         "renewal_history_size": facts.renewal_history,
@@ -168,6 +182,8 @@ def daemon_record(facts: DaemonFacts, now_s: int) -> StateRecord:
         "max_sectors_kb_align": 0,
         "max_sectors_kb_num": MAX_SECTORS_KB,
         "max_worker_threads": WORKER_THREADS,
+        "num_worker_threads": WORKER_THREADS,
+        "use_hugepages": "all",
         "write_init_io_timeout": WRITE_INIT_IO_TIMEOUT_S,
         "use_aio": 1,
         "kill_grace_seconds": facts.kill_grace_s,
@@ -177,12 +193,18 @@ def daemon_record(facts: DaemonFacts, now_s: int) -> StateRecord:
         "helper_last_status": 0,
         "monotime": now_s,
         "version_str": version,
-        "version_num": facts.version,
+        "version_num": version,  # as sanlock, in spite of its name
         "version_hex": f"{facts.version:08x}",
         "smproto_hex": "00000001",
         "io_timeout": facts.io_timeout_s,
+        "use_compare_and_write": "no",
         "watchdog_fire_timeout": facts.fire_timeout_s,
+        "create_delta_34": 1,
+        "create_delta_40": 0,
+        "create_paxos_64": 1,
     }
     return StateRecord(
-        RecordType.DAEMON, name=cut_name(facts.host_name), text=key_words(RecordType.DAEMON, words)
+        RecordType.DAEMON,
+        name=cut_name(facts.host_name),
+        text=key_words(RecordType.DAEMON, words, facts.version),
     )

@@ -518,14 +518,14 @@ class ResourceCommands:
 
     # --- STATUS, INQUIRE, CONVERT ---
 
-    def resource_records(self) -> tuple[StateRecord, ...]:
-        """Those of STATUS, also of orphans in lockspaces that this host has left since."""
+    def resource_records(self, version: int) -> tuple[StateRecord, ...]:
+        """Those of STATUS, as that version of sanlock has them; also of orphans in lockspaces that this host has left."""
         orphans = [
             (key, lock)
             for lockspace in self._leases.lockspaces()
             for _, key, lock in self._leases.orphans(lockspace)
         ]
-        return records_of(self.held, orphans)
+        return records_of(self.held, orphans, version)
 
     async def inquire(self, client: Client, request: r.Inquire) -> replies.ClientState:
         return replies.ClientState.of(tuple(held.described() for held in self.held.of(client)))

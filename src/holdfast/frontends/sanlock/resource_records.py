@@ -6,28 +6,29 @@ from collections.abc import Iterable
 
 from holdfast.backends.paxos.area_store import area_of
 from holdfast.backends.paxos.held import PaxosHeld
-from holdfast.frontends.sanlock.held_resources import HeldResource, HeldResources
+from holdfast.frontends.sanlock.clients import Client
+from holdfast.frontends.sanlock.held_resources import HeldResources
 from holdfast.manager.lock_registry import HostLock
 from holdfast.model import SANLOCK_PREFIX, Mode
 from holdfast.model import Resource as Key
 from holdfast.wire.sanlock.flags import SIZE_FLAGS, SIZES, ResourceFlag
-from holdfast.wire.sanlock.state_records import PID_NONE, RecordType, StateRecord, key_words
+from holdfast.wire.sanlock.state_records import NO_CAW, PID_NONE, RecordType, StateRecord, key_words
 from holdfast.wire.sanlock.structures import Disk, Resource
 
 _SIZES_OF = {int(flags): sizes for sizes, flags in SIZES.items()}
 
 
-def records_of(held: HeldResources, orphans: Iterable[tuple[Key, HostLock]]) -> tuple[StateRecord, ...]:
-    """In sanlock's order: held, being added, being released, orphans."""
-    records = [_of_holder(each, "held") for each in held.newest_first()]
-    records += [_record(resource, client.pid, "add") for client, resource in held.adding.values()]
-    records += [_of_holder(each, "rem") for each in held.releasing.values()]
-    records += [_record(_orphan(key, lock), 0, "orphan") for key, lock in orphans]
-    return tuple(records)
-
-
-def _of_holder(held: HeldResource, kind: str) -> StateRecord:
-    return _record(held.described(), held.client.pid, kind)
+def records_of(
+    held: HeldResources, orphans: Iterable[tuple[Key, HostLock]], version: int
+) -> tuple[StateRecord, ...]:
+    """In sanlock's order: held, being added, being released, orphans; as that version of it has them."""
+    seen: list[tuple[Resource, Client | None, str]] = [
+        *((each.described(), each.client, "held") for each in held.newest_first()),
+        *((resource, client, "add") for client, resource in held.adding.values()),
+        *((each.described(), each.client, "rem") for each in held.releasing.values()),
+        *((_orphan(key, lock), None, "orphan") for key, lock in orphans),
+    ]
+    return tuple(_record(resource, client, kind, version) for resource, client, kind in seen)
 
 
 def _orphan(key: Key, lock: HostLock) -> Resource:
@@ -42,7 +43,8 @@ def _orphan(key: Key, lock: HostLock) -> Resource:
     return resource._replace(flags=flags | sizes, lver=lease.lver)
 
 
-def _record(resource: Resource, pid: int, kind: str) -> StateRecord:
+def _record(resource: Resource, client: Client | None, kind: str, version: int) -> StateRecord:
+    pid = client.pid if client is not None else 0
     sector_bytes, align_bytes = _SIZES_OF.get(resource.flags & SIZE_FLAGS, (0, 0))
     words: dict[str, object] = {
         "list": kind,
@@ -52,13 +54,15 @@ def _record(resource: Resource, pid: int, kind: str) -> StateRecord:
         "lver": resource.lver,
         "reused": 0,
         "res_id": 0,
+        **NO_CAW,
         "token_id": 0,
+        "ci": client.client_id if client is not None else 0,
     }
     return StateRecord(
         RecordType.RESOURCE,
         data32=pid & PID_NONE,
         data64=resource.lver,
         name=resource.name,
-        text=key_words(RecordType.RESOURCE, words),
+        text=key_words(RecordType.RESOURCE, words, version),
         attached=resource,
     )

@@ -33,36 +33,50 @@ class RecordType(IntEnum):
     RESOURCE_THREAD = 8
 
 
-KEYS: dict[int, tuple[str, ...]] = {
-    kind: tuple(words.split())
-    for kind, words in (
-        (
-            RecordType.DAEMON,
-            "our_host_name use_watchdog high_priority mlock_level quiet_fail debug_renew debug_clients debug_cmds "
-            "renewal_history_size gid uid sh_retries max_sectors_kb_ignore max_sectors_kb_align max_sectors_kb_num "
-            "max_worker_threads write_init_io_timeout use_aio kill_grace_seconds helper_pid helper_kill_fd "
-            "helper_full_count helper_last_status monotime version_str version_num version_hex smproto_hex",
-        ),
-        (
-            RecordType.CLIENT,
-            "ci fd pid flags restricted cmd_active cmd_last pid_dead kill_count kill_last suspend need_free",
-        ),
-        (
-            RecordType.LOCKSPACE,
-            "list space_id io_timeout sector_size align_size host_generation renew_fail space_dead killing_pids "
-            "used_retries external_used used_by_orphans renewal_read_extend_sec set_max_sectors_kb corrupt_result "
-            "acquire_last_result renewal_last_result acquire_last_attempt acquire_last_success renewal_last_attempt "
-            "renewal_last_success",
-        ),
-        (RecordType.RESOURCE, "list flags sector_size align_size lver reused res_id token_id"),
-        (
-            RecordType.HOST,
-            "last_check last_live last_req owner_id owner_generation timestamp io_timeout owner_name",
-        ),
-        (RecordType.RENEWAL, "timestamp read_ms write_ms next_timeouts next_errors"),
-    )
+VERSION_3_8_5, VERSION_3_9, VERSION_5 = 0x03080500, 0x03090000, 0x05000000
+"""As VERSION answers them; from the second and the third one on records say more."""
+_SINCE = {"": 0, "3.9": VERSION_3_9, "5": VERSION_5}
+_WORDS = {
+    RecordType.DAEMON: (
+        "our_host_name use_watchdog high_priority mlock_level quiet_fail debug_renew debug_hosts@3.9 debug_clients "
+        "debug_cmds renewal_history_size gid uid sh_retries max_sectors_kb_ignore max_sectors_kb_align "
+        "max_sectors_kb_num max_worker_threads num_worker_threads@3.9 use_hugepages@3.9 write_init_io_timeout use_aio "
+        "io_timeout@3.9 use_compare_and_write@5 watchdog_fire_timeout@3.9 kill_grace_seconds helper_pid helper_kill_fd "
+        "helper_full_count helper_last_status monotime version_str version_num version_hex smproto_hex "
+        "create_delta_34@5 create_delta_40@5 create_paxos_64@5"
+    ),
+    RecordType.CLIENT: (
+        "ci fd pid flags restricted cmd_active cmd_last pid_dead kill_count kill_last suspend need_free"
+    ),
+    RecordType.LOCKSPACE: (
+        "list space_id version@5 io_timeout sector_size align_size host_generation renew_fail space_dead killing_pids "
+        "used_retries external_used used_by_orphans no_timeout@5 no_watchdog@5 caw@5 caw_dev@5 caw_off@5 "
+        "renewal_read_extend_sec set_max_sectors_kb corrupt_result acquire_last_result renewal_last_result "
+        "acquire_last_attempt acquire_last_success renewal_last_attempt renewal_last_success"
+    ),
+    RecordType.RESOURCE: (
+        "list flags sector_size align_size lver reused res_id caw@5 caw_dev@5 caw_off@5 token_id ci@3.9"
+    ),
+    RecordType.HOST: (
+        "last_check last_live last_req owner_id owner_generation timestamp io_timeout no_timeout@5 dead_ext@5 "
+        "found_dead_ext_gen@5 wrote_dead_ext_gen@5 host_flags@5 host_state@5 owner_name"
+    ),
+    RecordType.RENEWAL: "timestamp read_ms write_ms next_timeouts next_errors",
 }
-"""What a record's text says, in this order, in sanlock 3.8.5; later ones say more (newer-sanlock.md 3)."""
+"""What a record's text says, in this order; `@`: the version of sanlock from which on it does (sanlock-socket.md 2.9,
+newer-sanlock.md 3).
+"""
+
+
+NO_CAW: dict[str, object] = {"caw": 0, "caw_dev": "0:0", "caw_off": 0}
+"""Of a lockspace or a lease that is not written by COMPARE AND WRITE."""
+
+
+def keys_of(kind: int, version: int) -> tuple[str, ...]:
+    """The keys of a record, in order, in that version of sanlock, as VERSION answers it; none for an unknown type."""
+    words = _WORDS[RecordType(kind)].split() if kind in _WORDS else []
+    parted = (word.partition("@") for word in words)
+    return tuple(key for key, _, since in parted if _SINCE[since] <= version)
 
 
 class StateRecord(NamedTuple):
@@ -118,13 +132,12 @@ def encode_text(text: str) -> bytes:
     return raw[: TEXT_BYTES_MAX - 1] + b"\0"
 
 
-def key_words(kind: RecordType, words: dict[str, object]) -> str:
-    """`key=value` words in the order of `KEYS`, then those that 3.8.5 does not have; ValueError if one is missing."""
-    known = KEYS.get(kind, ())
+def key_words(kind: RecordType, words: dict[str, object], version: int) -> str:
+    """`key=value` words as that version of sanlock has them, whatever `words` has besides; ValueError if one is missing."""
+    known = keys_of(kind, version)
     if missing := [key for key in known if key not in words]:
         raise ValueError(f"a record of type {kind.name} needs {', '.join(missing)}")
-    ordered = {key: words[key] for key in known} | words
-    return " ".join(f"{key}={value}" for key, value in ordered.items())
+    return " ".join(f"{key}={words[key]}" for key in known)
 
 
 def decode_records(raw: Raw, start: int = 0) -> tuple[StateRecord, ...]:

@@ -34,7 +34,16 @@ from holdfast.wire.sanlock.header import HEADER_BYTES, Header, decode_header, re
 from holdfast.wire.sanlock.malformed import MalformedMessage
 from holdfast.wire.sanlock.requests import SetLvb
 from holdfast.wire.sanlock.result import Result, described
-from holdfast.wire.sanlock.state_records import RecordType, StateRecord, decode_records, key_words
+from holdfast.wire.sanlock.state_records import (
+    VERSION_3_8_5,
+    VERSION_3_9,
+    VERSION_5,
+    RecordType,
+    StateRecord,
+    decode_records,
+    key_words,
+    keys_of,
+)
 from holdfast.wire.sanlock.state_string import parse, state_string
 
 STRUCTURES: dict[str, tuple[int, st.SearchStrategy[Any], Callable[..., Any]]] = {
@@ -220,14 +229,18 @@ def test_record_text_is_cut_at_its_limit() -> None:
     assert found.text == record.text[:4095]
 
 
-def test_record_says_its_keys_in_sanlocks_order_and_new_ones_behind() -> None:
-    values: dict[str, object] = {"next_errors": 4, "later": 5, "timestamp": 0, "read_ms": 1, "write_ms": 2}
-    with pytest.raises(ValueError, match="RENEWAL needs next_timeouts"):
-        key_words(RecordType.RENEWAL, values)
-    text = key_words(RecordType.RENEWAL, values | {"next_timeouts": 3})
-    assert text == "timestamp=0 read_ms=1 write_ms=2 next_timeouts=3 next_errors=4 later=5"
-    record = StateRecord(RecordType.RENEWAL, text=text)
-    assert record.words["later"] == "5"
+def test_record_says_the_keys_of_a_version_in_its_order() -> None:
+    values: dict[str, object] = dict.fromkeys(keys_of(RecordType.RESOURCE, VERSION_5), 1)
+    shown = [key_words(RecordType.RESOURCE, values, each) for each in (VERSION_3_8_5, VERSION_3_9, VERSION_5)]
+    oldest = "list=1 flags=1 sector_size=1 align_size=1 lver=1 reused=1 res_id=1 token_id=1"
+    caw = "res_id=1 caw=1 caw_dev=1 caw_off=1"
+    assert shown == [oldest, f"{oldest} ci=1", f"{oldest} ci=1".replace("res_id=1", caw)]
+    del values["ci"]
+    assert key_words(RecordType.RESOURCE, values, VERSION_3_8_5) == oldest
+    with pytest.raises(ValueError, match="RESOURCE needs ci"):
+        key_words(RecordType.RESOURCE, values, VERSION_3_9)
+    assert StateRecord(RecordType.RESOURCE, text=shown[1]).words["ci"] == "1"
+    assert keys_of(99, VERSION_5) == ()
 
 
 def test_more_lockspaces_than_a_megabyte_are_none() -> None:
