@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bench.peers import wait_for_socket
 from bench.vms import REPLY_BYTES, frame
@@ -182,6 +183,43 @@ class _Resource(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class LeasePlace:
+    """A lease as clients of sanlock name it."""
+
+    lockspace: str
+    name: str
+    path: str
+    offset_bytes: int
+
+
+def libsanlock_calls(place_of: Callable[[str], LeasePlace]) -> CallsOf:
+    """Registers the calling process at the daemon of SANLOCK_RUN_DIR, through sanlock's own library."""
+    library = ctypes.CDLL("libsanlock_client.so.1")
+    connection = library.sanlock_register()
+    if connection < 0:
+        raise RuntimeError(f"sanlock_register: {connection}")
+
+    def answer(number: int) -> str:
+        return f"error {number}" if number else ""
+
+    def calls(disk: str) -> LeaseCalls:
+        place = place_of(disk)
+        resource = _Resource(
+            lockspace_name=place.lockspace.encode(),
+            name=place.name.encode(),
+            num_disks=1,
+            disk=_Disk(path=place.path.encode(), offset=place.offset_bytes),
+        )
+        resources = (ctypes.POINTER(_Resource) * 1)(ctypes.pointer(resource))
+        return LeaseCalls(
+            lambda: answer(library.sanlock_acquire(connection, -1, 0, 1, resources, None)),
+            lambda: answer(library.sanlock_release(connection, -1, 0, 1, resources)),
+        )
+
+    return calls
+
+
 class Sanlock:
     """Host 2 of the lockspace, or of several."""
 
@@ -227,28 +265,13 @@ class Sanlock:
     def connect(self) -> CallsOf:
         """Registers the calling process."""
         os.environ.update(self._environment)
-        library = ctypes.CDLL("libsanlock_client.so.1")
-        connection = library.sanlock_register()
-        if connection < 0:
-            raise RuntimeError(f"sanlock_register: {connection}")
 
-        def answer(number: int) -> str:
-            return f"error {number}" if number else ""
-
-        def calls(disk: str) -> LeaseCalls:
+        def place_of(disk: str) -> LeasePlace:
             directory = next(d for d in self._directories if Path(disk).parent == d.place)
             name = lease_name(disk)
-            place = _Disk(path=str(directory.leases / name).encode(), offset=0)
-            resource = _Resource(
-                lockspace_name=directory.name.encode(), name=name.encode(), num_disks=1, disk=place
-            )
-            resources = (ctypes.POINTER(_Resource) * 1)(ctypes.pointer(resource))
-            return LeaseCalls(
-                lambda: answer(library.sanlock_acquire(connection, -1, 0, 1, resources, None)),
-                lambda: answer(library.sanlock_release(connection, -1, 0, 1, resources)),
-            )
+            return LeasePlace(directory.name, name, str(directory.leases / name), 0)
 
-        return calls
+        return libsanlock_calls(place_of)
 
     def stop(self) -> None:
         self._client("shutdown", "-f", "1")
@@ -270,10 +293,16 @@ def until(happened: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
+class LeaseServer(Protocol):
+    """What a client can register at."""
+
+    def connect(self) -> CallsOf: ...
+
+
 class Client:
     """A process that acquires and releases one lease when told how often."""
 
-    def __init__(self, peer: LeasePeer, disk: str) -> None:
+    def __init__(self, peer: LeaseServer, disk: str) -> None:
         ask, self._ask = os.pipe()
         self._answer, answer = os.pipe()
         self.pid = os.fork()
