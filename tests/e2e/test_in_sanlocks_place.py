@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import clean
+from tests.e2e.lab.domains import Disk
 from tests.e2e.lab.lab import Lab, LabFactory
 from tests.e2e.lab.polling import until
+from tests.e2e.test_disk_changes import attach
 from tests.e2e.test_leases_on_shared_storage import owner
 
 pytestmark = pytest.mark.holdfast_only("is about holdfastd's own sockets")
@@ -43,6 +45,37 @@ def test_suspended_guest_gives_its_lease_up_and_takes_it_again(both: Lab) -> Non
     assert owner(both, disk) == both.beta.number
     vm.assert_writes()
     both.vm(both.alpha, "thief", disk).refused("start")
+
+
+DISKS_MAX = 8
+"""Leases of one call: sanlock's limit, and libvirt's."""
+
+
+def test_hot_plugged_disk_has_a_lease_while_it_is_plugged(both: Lab) -> None:
+    disk, data = both.storage.image("web"), both.storage.image("data")
+    vm = both.vm(both.beta, "web1", disk).start()
+    vm.virsh("attach-disk", *attach(vm, data, "sda"))
+    assert owner(both, data) == both.beta.number
+    both.vm(both.alpha, "thief", data).refused("start")
+    other = both.storage.image("other")
+    holder = both.vm(both.alpha, "holder", other).start()
+    assert "lock" in vm.refused("attach-disk", *attach(vm, other, "sdb"))
+    assert owner(both, other) == both.alpha.number
+    holder.assert_writes()
+    vm.virsh("detach-disk", "sda", "--live")
+    until(lambda: owner(both, data) == 0, "the lease to be free")
+    vm.assert_writes()
+    assert owner(both, disk) == both.beta.number
+
+
+def test_guest_with_more_disks_than_leases_of_one_call_is_refused_by_libvirt(both: Lab) -> None:
+    disks = [
+        Disk(both.storage.image(f"d{number}"), f"vd{chr(ord('a') + number)}")
+        for number in range(DISKS_MAX + 1)
+    ]
+    assert f"Too many resources {DISKS_MAX}" in both.vm(both.beta, "too-many", *disks).refused("start")
+    both.vm(both.beta, "enough", *disks[:-1]).start()
+    assert [owner(both, each.image) for each in disks[:-1] if each.image] == [both.beta.number] * DISKS_MAX
 
 
 def test_guest_keeps_its_lease_over_a_restart_of_the_daemon(both: Lab) -> None:
