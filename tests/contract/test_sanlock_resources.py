@@ -693,6 +693,28 @@ def test_value_block_that_would_lie_in_another_lease_is_refused(tmp_path: Path, 
 # --- requests ---
 
 
+def test_lease_on_several_disks_is_refused_by_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """sanlock 5 has dropped them; a request on the first disk alone would reach nobody."""
+
+    async def scene() -> None:
+        s = Storage(tmp_path, "R1")
+        site, other = Site(s), Site(s, host_id=2)
+        assert await other.acquire(other.client(ONE), s.resource("R1")) == Result.OK
+        before = s.path.read_bytes()
+        two = s.resource("R1")._replace(disks=s.resource("R1").disks * 2, num_disks=2)
+        request = r.Request(RequestFlag.NEXT_LVER, ForceMode.FORCE, two)
+        assert (await site.commands.request(request)).result == Result.EINVAL
+        assert await site.acquire(site.client(TWO), two) == Result.EINVAL
+        assert s.path.read_bytes() == before
+        assert site.notified == []
+
+    played(scene)
+    said = [each.getMessage() for each in caplog.records]
+    assert said == ["refused R1: a lease on several disks is not supported"] * 2
+
+
 def test_request(tmp_path: Path) -> None:
     async def scene() -> None:
         s = Storage(tmp_path, "R1")
