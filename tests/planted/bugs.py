@@ -83,6 +83,31 @@ BUGS = (
         "daemon/test_lease_watchdog.py::test_restart_with_a_client_that_holds_nothing",
     ),
     _in(
+        "manager.acquire",
+        "departing-claim-is-granted-unasked",
+        "a source that asks for its disk again is granted by its own departing claim: its target may write, too",
+        "        if asks:\n            await self._ask_again(owner, want, lock)",
+        "        if asks and (owner.id, want.resource) not in lock.departing:\n"
+        "            await self._ask_again(owner, want, lock)",
+        "unit/manager/test_knows_writers.py::test_guest_that_departs_and_asks_again_is_refused_while_its_target_may_write",
+    ),
+    _in(
+        "manager.departures",
+        "volume-is-lent",
+        "a volume's lock is released at a RELEASE for a migration, although its target shares it",
+        "        if self._lends and not isinstance(held, KnowsWriters):",
+        "        if self._lends:",
+        "unit/manager/test_knows_writers.py::test_lock_is_never_lent",
+    ),
+    _in(
+        "manager.release",
+        "writer-that-leaves-is-not-reported",
+        "a VM that gives up a shared volume is a writer of it until the last one does",
+        "        if owner.id not in lock.claims and isinstance(held, KnowsWriters):",
+        "        if left.last and isinstance(held, KnowsWriters):",
+        "unit/manager/test_knows_writers.py::test_lock_hears_of_each_owner_that_joins_or_leaves_and_of_its_end_last",
+    ),
+    _in(
         "backends.lvm.write_rules",
         "shared-lock-grants",
         "a VM that is no migration's target may write to a volume that its host holds shared",

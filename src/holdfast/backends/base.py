@@ -255,6 +255,19 @@ class MayBeLost(Protocol):
 
 
 @runtime_checkable
+class KnowsWriters(Protocol):
+    """A held lock that other hosts may share during a migration: this host having it does not show who may write (ADR 0216).
+    It stays this host's over a RELEASE, so it is never lent.
+    """
+
+    async def ask_again(self, mode: Mode, note: OwnerNote) -> HeldElsewhere | IoFailed | None:
+        """An owner asks for what it claims already, or joins the others: None if it may write now."""
+
+    def owner_left(self, note: OwnerNote) -> None:
+        """The last claim of an owner on it has ended, or came to nothing; does not wait, and never fails."""
+
+
+@runtime_checkable
 class NotesOwner(Protocol):
     """A held lock with its owner recorded beside it, in a lease's note or in an owner record."""
 

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
-from holdfast.backends.base import Candidate, Creation, HeldElsewhere, LeftBehind, Stale
+from holdfast.backends.base import Candidate, Creation, HeldElsewhere, KnowsWriters, LeftBehind, Stale
 from holdfast.errors import (
     DiskNotKnown,
     HoldfastError,
@@ -320,12 +320,14 @@ class LockAcquirer:
                 )
             return Outcome.RETRY
         decision = self._table.decide(lock, owner.id, want.resource, want.mode)
+        is_new = asks = True
         match decision:
             case Conflict(others):
                 await self._make_way(owner, want, others, lock.keys)
                 return Outcome.RETRY
             case Convert(mode) if mode > lock.mode:
                 await self._strengthen(owner, want, lock, mode)
+                asks = False
             case _ if (owner.id, want.resource) in lock.departing:
                 # Its migration failed, and libvirt asks for what it released: a claim like any other, if the lock is held.
                 if why := self._state.why_lost(lock):
@@ -337,7 +339,11 @@ class LockAcquirer:
                         want.resource,
                         lambda: self._descriptions.holder(owner.id, want.resource, lock.keys, lock),
                     )
-                return Outcome.UNCHANGED  # one hold, whatever the number of acquires
+                is_new = False
+        if asks:
+            await self._ask_again(owner, want, lock)
+        if not is_new:
+            return Outcome.UNCHANGED  # one hold, whatever the number of acquires
         try:
             self._book.claim(owner, want, lock, converted=isinstance(decision, Convert))
         except OSError as e:
@@ -345,6 +351,21 @@ class LockAcquirer:
         if isinstance(decision, Convert) and decision.mode < lock.mode:
             await self._releaser.weaken(lock, decision.mode)
         return Outcome.ACQUIRED
+
+    async def _ask_again(self, owner: Owner, want: AcquireRequest, lock: HostLock) -> None:
+        """Ask a lock that other hosts may share whether this owner may write now; raises if it may not."""
+        held: object = lock.held
+        if not isinstance(held, KnowsWriters):
+            return
+        note = note_of(owner, want.resource, want.mode)
+        refused = await self._key_locks.holding((lock, *lock.keys), held.ask_again(want.mode, note))
+        if isinstance(refused, HeldElsewhere):
+            raise ResourceBusy(want.resource, self._descriptions.with_programs(refused.holders))
+        if isinstance(refused, IoFailed):
+            raise storage_failed(refused)
+        if owner.gone:
+            held.owner_left(note)
+            raise OwnerGone(pid=owner.pid, name=want.resource.name)
 
     async def _strengthen(self, owner: Owner, want: AcquireRequest, lock: HostLock, mode: Mode) -> None:
         assert lock.held is not None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
-from holdfast.backends.base import Held
+from holdfast.backends.base import Held, KnowsWriters
 from holdfast.control.api import MIGRATION_PROBLEM
 from holdfast.errors import LockError
 from holdfast.manager import events as ev
@@ -118,7 +118,8 @@ class Departures:
             return False
         if departs:
             return True
-        if self._lends:
+        held: object = lock.held
+        if self._lends and not isinstance(held, KnowsWriters):
             self._book.lends(owner, lock, resource)
             log.info("%s lets go of %s for its migration, until the guest runs on here", owner, resource)
             self._watch()

@@ -90,7 +90,9 @@ class World:
         leases: bool = False,
         start_min: Protection = Protection.NONE,
         identify: Identify = nothing_known,
+        writers: Backend | None = None,
     ) -> None:
+        """`writers`: the backend of disks below /writers."""
         self.directory = directory
         self.clock: SimulatedClock = before.clock if before else SimulatedClock()
         self.processes: SimulatedProcesses = before.processes if before else SimulatedProcesses()
@@ -123,6 +125,9 @@ class World:
             fenced.capabilities = replace(fenced.capabilities, fenced=True)
             self.backends["leases"] = fenced
             rules.append(Rule("*/leased/*", Route(fenced, protection_min, start_min), of_lockspace=False))
+        if writers is not None:
+            self.backends[writers.name] = writers
+            rules.append(Rule("/writers/*", Route(writers, protection_min), of_lockspace=False))
         self.kept: dict[int, int] = {}
         """Descriptors in the descriptor store, by lock."""
         self.audit: list[str] = []
