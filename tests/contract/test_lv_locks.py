@@ -121,9 +121,8 @@ class OverTheSocket:
                 devices=lvm,
                 storage=InlineStorage(),
                 leases=SystemLeaseStorage(self._pool),
-                own_host_id=number,
             )
-            for number, (path, lvm) in enumerate(zip(paths, self._lvm, strict=True), 1)
+            for path, lvm in zip(paths, self._lvm, strict=True)
         ]
         self.one, self.two = locks
 

@@ -32,6 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "daemon.lockspace_calls",
             "daemon.lockspace_reactions",
             "daemon.lockspaces",
+            "daemon.volume_claims",
         )
     ),
     frozenset(("frontends", "control")),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from holdfast.backends.lvm.host_volumes import HostVolumes
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
 from holdfast.protocol.ports import Rng
 from holdfast.supervision.lockspace_port import LockspacePort, LockspaceSpec, WatchdogSpec
@@ -41,6 +42,8 @@ class Capabilities:
     """A held lock can be taken over by the next daemon through a descriptor or `adopt`."""
     fenced: bool
     names_foreign_holders: bool
+    by_path_alone: bool = False
+    """It refuses a name in a lockspace that stands for one of its disks, rather than have that locked by another backend."""
 
 
 class OwnerNote(NamedTuple):
@@ -308,6 +311,8 @@ class BackendPorts:
     leases: LeasePorts | None = None
     identities: DiskIdentities | None = None
     """For drivers whose locks reach other hosts and are not leases; None where nothing is locked."""
+    volumes: HostVolumes | None = None
+    """For driver lvm; None where nothing is locked."""
 
 
 Driver = Callable[[str, Mapping[str, object], BackendPorts], Backend]

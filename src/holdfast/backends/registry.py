@@ -18,7 +18,7 @@ from holdfast.errors import ConfigError, UnknownKey
 
 ENTRY_POINTS = "holdfast.backends"
 NOT_OFFERED = frozenset(("absent", "lvm"))
-"""What no configuration can ask for: a stand-in, and a driver that refuses every table so far."""
+"""What is not named to somebody who has misspelt a driver: a stand-in, and one that is experimental."""
 
 
 def drivers() -> dict[str, importlib.metadata.EntryPoint]:

@@ -19,6 +19,8 @@ from holdfast import config as configuration
 from holdfast.backends.base import Backend, BackendPorts
 from holdfast.backends.file.host_files import HostFilesBackend
 from holdfast.backends.lease_backend import LeaseBackend
+from holdfast.backends.lvm.backend import LvmBackend
+from holdfast.backends.lvm.host_volumes import HostVolumes
 from holdfast.backends.paxos.area_backend import in_lockspace
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.backends.registry import make_backend
@@ -30,6 +32,7 @@ from holdfast.daemon.handover import Before, Handover, lock_name
 from holdfast.daemon.lockspace_calls import LeaseSpaceCalls
 from holdfast.daemon.lockspace_reactions import LockspaceReactions, Observer
 from holdfast.daemon.lockspaces import HostLockspaces, LeaseHostPorts
+from holdfast.daemon.volume_claims import connect_volumes, volumes_of
 from holdfast.daemon.watchdog_choice import WATCHDOG_FD_NAME
 from holdfast.errors import ConfigError
 from holdfast.frontends.virtlockd import VirtlockdFrontend
@@ -108,6 +111,8 @@ class SystemPorts:
     predecessors: Predecessors
     """Daemons that were killed and still have requests inside storage that hangs."""
     leases: LeaseHostPorts
+    volumes: Callable[[], HostVolumes] | None = None
+    """Makes what driver lvm needs of this host; None: it has no LVM."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +138,8 @@ class Parts:
     rereading: LeaseRereading
     moved: MovedDisks
     identities: IdentityLocks
+    volumes: LvmBackend | None
+    """The backend with driver lvm, if one is configured."""
     breaker: LeaseBreaker
     inspection: Inspection
     virtlockd: VirtlockdFrontend
@@ -174,6 +181,7 @@ def build(
             host=host,
             leases=leases.ports(),
             identities=ports.leases.identities,
+            volumes=ports.volumes() if ports.volumes is not None and _uses_volumes(config) else None,
         ),
     )
     journal = Journal(
@@ -252,6 +260,9 @@ def build(
         on_lock_lost=LockFailureAction(config.recovery.on_lock_lost),
     )
     manager.departures.on_refused = recovery.act
+    volumes = volumes_of(routing.backends)
+    if volumes is not None and ports.volumes is not None:
+        connect_volumes(volumes, manager, recovery)
     virtlockd = VirtlockdFrontend(
         manager,
         uid=ports.uid,
@@ -291,6 +302,7 @@ def build(
         rereading=LeaseRereading(manager, recovery, clock=clock, round_s=ports.leases.reread_s),
         moved=moved,
         identities=identities,
+        volumes=volumes,
         breaker=breaker,
         inspection=Inspection(manager, files=ports.lockspace_files, storage=ports.storage, host=host),
         virtlockd=virtlockd,
@@ -310,6 +322,10 @@ def build(
             join_again=clients.restore if config.sanlock.socket else clients.forget,
         ),
     )
+
+
+def _uses_volumes(config: Config) -> bool:
+    return any(table.get("driver") == "lvm" for table in config.backend.values())
 
 
 def _watchdog_of_clients(config: Config, leases: HostLockspaces) -> WatchdogSpec:
@@ -352,6 +368,7 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
         name: make_backend(name, table, ports, file=config.source()) for name, table in config.backend.items()
     }
     _share_leases(backends.values())
+    _check_one_lvmlockd(config, backends)
     _check_network_rules(config, backends)
     rules = [
         Rule(
@@ -378,6 +395,18 @@ def _share_leases(backends: Iterable[Backend]) -> None:
             if beside is not None:
                 backend.share_leases(beside)
             before.append(backend)
+
+
+def _check_one_lvmlockd(config: Config, backends: Mapping[str, Backend]) -> None:
+    """Raises `ConfigError`: each backend with driver lvm would reconcile the volumes of the other one, too."""
+    names = [name for name, backend in backends.items() if isinstance(backend, LvmBackend)]
+    if len(names) > 1:
+        raise ConfigError(
+            file=config.source(),
+            key=f"backend.{names[1]}.driver",
+            reason=f"is lvm, as that of backend.{names[0]}: a host has one lvmlockd, so one backend serves all its volume "
+            f"groups; name '{names[0]}' in these rules",
+        )
 
 
 def _check_network_rules(config: Config, backends: Mapping[str, Backend]) -> None:

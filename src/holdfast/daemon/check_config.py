@@ -6,6 +6,7 @@ import os
 
 from holdfast import config as configuration
 from holdfast.backends.base import BackendPorts
+from holdfast.backends.lvm import config as lvm_table
 from holdfast.backends.paxos import config as paxos_table
 from holdfast.config import Config
 from holdfast.daemon.build import build_routing
@@ -44,12 +45,13 @@ def check_config(file: str | None) -> tuple[Config | None, list[ConfigError]]:
 
 def remarks_of(config: Config) -> list[str]:
     """Warnings about a valid configuration's effects that its operator may not expect."""
-    return [
-        remark
-        for name, table in config.backend.items()
-        if table.get("driver") == "paxos"
-        for remark in paxos_table.remarks(name, table)
-    ]
+    found: list[str] = []
+    for name, table in config.backend.items():
+        if table.get("driver") == "paxos":
+            found += paxos_table.remarks(name, table)
+        elif table.get("driver") == "lvm":
+            found += lvm_table.remarks(name)
+    return found
 
 
 def problems_of(config: Config) -> list[ConfigError]:

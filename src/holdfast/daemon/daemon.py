@@ -158,6 +158,7 @@ class Daemon:
                 policy=HookPolicy(
                     (each.match, each.prepare or "", each.migrate or "") for each in config.hook_actions
                 ),
+                volumes=self.parts.volumes,
             ),
         )
         kept = KeptClients(inherited, ports.store, served=bool(config.sanlock.socket))
@@ -197,7 +198,7 @@ class Daemon:
             self._loop.add_signal_handler(number, self._reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, fds.HELD_SIGNALS)
         gc.set_threshold(GC_THRESHOLD)
-        if self.leases.supervisors or self.sanlock is not None:
+        if self.leases.supervisors or self.sanlock is not None or self.parts.volumes is not None:
             await self.commands.start()  # now: later its start would wait for storage that hangs
         try:
             self._open_listeners()
@@ -376,6 +377,7 @@ class Daemon:
                 *self.parts.moved.problems(),
                 *self.parts.identities.problems(),
                 *self._recorder.problems(),
+                *(self.parts.volumes.problems() if self.parts.volumes is not None else ()),
             ],
         )
 

@@ -41,6 +41,8 @@ async def adopt(parts: Parts) -> None:
 def begin(parts: Parts) -> None:
     """After `adopt`, right before clients are served: rewrite the journal, so that it has exactly what is held now."""
     parts.journal.compact()
+    if parts.volumes is not None:
+        parts.volumes.adopted(journal_is_whole=not parts.manager.doubt)
 
 
 def account_for_left_behind(parts: Parts) -> None:
@@ -49,6 +51,8 @@ def account_for_left_behind(parts: Parts) -> None:
     parts.rereading.begin()
     parts.moved.begin()
     parts.identities.begin()
+    if parts.volumes is not None:
+        parts.volumes.begin(parts.ports.status)
 
 
 async def reload(
@@ -129,6 +133,8 @@ async def stop(parts: Parts, close: Callable[[], None], *, restarts: bool = Fals
     log.info("stopping; %d locks stay in the journal, no VM is touched", sum(1 for _ in disks(manager.table)))
     manager.closing = True
     close()
+    if parts.volumes is not None:
+        parts.volumes.stop()
     # Locks of an owner that has just ended are being released, which needs the lockspace.
     await parts.ports.all_ended(IN_FLIGHT_WAIT_S)
     await parts.leases.stop(clients_stay=restarts and clients_live)

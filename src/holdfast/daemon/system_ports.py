@@ -12,6 +12,10 @@ from functools import partial
 from random import SystemRandom
 from typing import Any
 
+from holdfast.backends.lvm.host_locks import HostLvLocks
+from holdfast.backends.lvm.host_volumes import HostVolumes
+from holdfast.backends.lvm.lvm_commands import LvmCommands
+from holdfast.backends.lvm.volumes import Volumes
 from holdfast.config import Config
 from holdfast.daemon.build import SystemPorts
 from holdfast.daemon.lockspaces import LeaseHostPorts, pool_of_leases
@@ -36,21 +40,35 @@ from holdfast.system.files.fixed_record import SystemFixedRecord
 from holdfast.system.files.host_record_files import SystemHostRecordFiles
 from holdfast.system.files.lockspace_files import LockspaceFiles
 from holdfast.system.files.lockspace_locks import SystemSpaceLocks
+from holdfast.system.files.mapped_device import SysfsMappedDevices
 from holdfast.system.files.mounts import MountTable
 from holdfast.system.files.ofd_lock import SystemLockFiles
 from holdfast.system.files.open_files import SystemOpenFiles, lock_keepers
-from holdfast.system.files.state_file import StateFile, append_line
+from holdfast.system.files.state_file import RecordFile, StateFile, append_line
 from holdfast.system.files.storage_executor import StorageExecutor
 from holdfast.system.host.commands import Commands
 from holdfast.system.host.descriptors import DescriptorStore
 from holdfast.system.host.peer_rights import Rights
 from holdfast.system.host.predecessor import Predecessors
-from holdfast.system.host.process import SystemProcesses, boot_id, host_name, is_proven_hardware, machine_ids
+from holdfast.system.host.process import (
+    SystemProcesses,
+    boot_id,
+    host_name,
+    is_proven_hardware,
+    machine_ids,
+    start_ticks,
+)
 from holdfast.system.host.realtime import prepare_thread
 from holdfast.system.libvirt.domains import LibvirtStatusFiles, status_directory
 from holdfast.system.libvirt.virsh import VirshDomainControl
+from holdfast.system.lvm.lvmlockd_client import LvmlockdClient
 from holdfast.system.watchdog.device import DeviceWatchdog, NoWatchdog, Watchdog
 from holdfast.system.watchdog.wdmd import WdmdWatchdog
+
+VOLUMES_FILE = "volumes.json"
+"""Of the run directory: `backends.lvm.kept`."""
+LEASES_OF_LVMLOCKD = "lvmlockd"
+"""The workers that read them."""
 
 
 def pooled_storage(config: Config, mounts: MountTable) -> StorageExecutor:
@@ -99,6 +117,26 @@ def system_ports(
             directories=(os.path.realpath(config.run_dir), os.path.realpath(config.state_dir)),
             last_end=last_end,
         ),
+        volumes=partial(host_volumes, config, storage, commands),
+    )
+
+
+def host_volumes(config: Config, storage: StorageExecutor, commands: Commands) -> HostVolumes:
+    """LVM, lvmlockd and the volumes of this host; what is remembered of them ends with the host's boot."""
+    lvm, devices = LvmCommands(commands), SysfsMappedDevices()
+    return HostVolumes(
+        status=LibvirtStatusFiles(status_directory(os.environ, os.geteuid())),
+        volumes=Volumes(devices, lvm),
+        locks=HostLvLocks(
+            client=LvmlockdClient,
+            commands=lvm,
+            devices=devices,
+            storage=storage,
+            leases=_lease_storage(LEASES_OF_LVMLOCKD),
+        ),
+        record=RecordFile(f"{config.run_dir}/{VOLUMES_FILE}"),
+        clock=SystemClock(),
+        lives=lambda process: start_ticks(process.pid) == process.start_ticks,
     )
 
 

@@ -307,11 +307,11 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         if operation == HOOK_ARRIVES:
             try:
                 self._preparation.must_connect(name, _wants(network_disks), unasked_because or "")
+                self._preparation.arrives(uuid, caller)
             except HoldfastError as error:
                 raise refused(error) from None
-            self._preparation.arrives(uuid, caller)
         elif operation == HOOK_ENDS:
-            self._preparation.release(uuid, caller)
+            await self._preparation.ended(uuid, caller)
         elif operation == HOOK_TAKES:
             await self._prepare(OwnerName(name, uuid), caller, disks, own_files or [], _wants(network_disks))
         else:

@@ -60,7 +60,10 @@ class HashedNames:
         by_path = [rule.route for rule in routing.rules if not rule.of_lockspace]
         self._leases = any(route.backend.capabilities.fenced for route in routes)
         self._depends = self._leases or bool(by_path)
-        self._must_know = self._leases or any(route.protection_min > Protection.NONE for route in by_path)
+        self._must_know = self._leases or any(
+            route.protection_min > Protection.NONE or route.backend.capabilities.by_path_alone
+            for route in by_path
+        )
 
     async def meant(self, owner: Owner, want: AcquireRequest) -> AcquireRequest:
         """The request with the disk's path: as its name, if the disk has a lease, else for the rules only.

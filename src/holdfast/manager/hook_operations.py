@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from typing import Protocol
 
 from holdfast.errors import Refused, ResourceBusy, StorageFailed
 from holdfast.manager.all_or_none import acquire_all
@@ -28,8 +29,21 @@ INCOMING_MAX = 1000
 """Guests that arrive at once; a host runs hundreds."""
 
 
+class PreparesVolumes(Protocol):
+    """Disks that have to be made active before libvirt looks for them (driver lvm)."""
+
+    def arrives(self, uuid: str, libvirtd: ProcessId) -> str:
+        """A VM is about to arrive; empty, or why it can't."""
+
+    async def prepare(self, uuid: str, libvirtd: ProcessId, wants: Sequence[AcquireRequest]) -> str:
+        """Have its disks active; empty, or why the VM must not be started."""
+
+    async def ended(self, uuid: str, libvirtd: ProcessId) -> None:
+        """Nothing of it runs here."""
+
+
 class HookOperations:
-    """What libvirt's hook asks for."""
+    """What libvirt's hook asks for. `volumes` None: no disk has to be made active."""
 
     def __init__(
         self,
@@ -39,12 +53,14 @@ class HookOperations:
         *,
         mounts: MountTable,
         policy: HookPolicy,
+        volumes: PreparesVolumes | None = None,
     ) -> None:
         self._manager = manager
         self._inspection = inspection
         self._clock = clock
         self._mounts = mounts
         self._policy = policy
+        self._volumes = volumes
         self._incoming: dict[tuple[str, ProcessId], Instant] = {}
 
     def own_files(self, paths: Sequence[str]) -> list[AcquireRequest]:
@@ -69,7 +85,9 @@ class HookOperations:
             )
 
     def arrives(self, uuid: str, libvirtd: ProcessId) -> None:
-        """`migrate`: the next `prepare` of this guest by this libvirtd is incoming."""
+        """`migrate`: the next `prepare` of this guest by this libvirtd is incoming. Raises `Refused`."""
+        if self._volumes is not None and (why := self._volumes.arrives(uuid, libvirtd)):
+            raise Refused(reason=why)
         self._incoming[uuid, libvirtd] = self._clock.now()
         while len(self._incoming) > INCOMING_MAX:
             del self._incoming[next(iter(self._incoming))]
@@ -86,6 +104,8 @@ class HookOperations:
         since = self._incoming.pop((name.uuid, libvirtd), None)
         arrives = since is not None and self._clock.now() - since < INCOMING_S
         prepared.release(name.uuid, libvirtd)  # of a start that came to nothing
+        if self._volumes is not None and (why := await self._volumes.prepare(name.uuid, libvirtd, wants)):
+            raise Refused(reason=why)
         self._manager.room_for_another()
         owner = prepared.begin(name, libvirtd)
         owner.connections += 1
@@ -129,9 +149,15 @@ class HookOperations:
                 wants = there
 
     def release(self, uuid: str, libvirtd: ProcessId) -> None:
-        """`release`: nothing of this guest runs here."""
+        """Its prepared locks are over."""
         self._incoming.pop((uuid, libvirtd), None)
         self._manager.prepared.release(uuid, libvirtd)
+
+    async def ended(self, uuid: str, libvirtd: ProcessId) -> None:
+        """`release`: nothing of this guest runs here. Waits until its volumes are given up, or that was refused once."""
+        self.release(uuid, libvirtd)
+        if self._volumes is not None:
+            await self._volumes.ended(uuid, libvirtd)
 
     async def _check_holders(self, asking: Owner, wants: Sequence[AcquireRequest]) -> None:
         """Raises `ResourceBusy` for a disk that another VM of this host has by any name, also by the hash of its path."""

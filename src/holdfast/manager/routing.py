@@ -94,7 +94,8 @@ class Routing:
         found = self._first(resource, path)
         if resource.lockspace == IDENTITY_LOCKSPACE:
             return found
-        if not path or not resource.lockspace or found.backend.capabilities.fenced:
+        able = found.backend.capabilities
+        if not path or not resource.lockspace or able.fenced or able.by_path_alone:
             return found
         place = self._first(resource, "")
         return found if place.backend.capabilities.fenced else found._replace(backend=place.backend)

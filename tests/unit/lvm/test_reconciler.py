@@ -90,7 +90,7 @@ async def test_source_that_does_not_share_has_the_target_give_up_and_runs_on(w: 
     assert target.hook.migrate(V1, LIBVIRTD, {LV1: EX}) == ""
     why = await w.within(target.hook.prepare(V1, LIBVIRTD, {LV1: EX}), HANDOVER_WAIT_S + 1)
     assert why == (
-        "/dev/vg/lv1 is not shared for the migration within 30 s: held by host h1, which does not hand over: is "
+        "/dev/vg/lv1 is not shared for the migration within 20 s: held by host h1, which does not hand over: is "
         "holdfastd running there?"
     )
     await target.hook.release(V1)

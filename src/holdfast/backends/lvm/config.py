@@ -1,24 +1,21 @@
-"""[backend.NAME] with driver = "lvm": the keys and their rules. The driver itself is refused: it can't lock anything yet.
-
-A key that is wrong is named first, so that a table can be written and checked ahead of the version that uses it.
-"""
+"""[backend.NAME] with driver = "lvm": the keys, their rules, and the values that this version can't serve yet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
 
 from holdfast.backends.base import BackendPorts, unknown_keys
+from holdfast.backends.lvm.backend import LvmBackend
 from holdfast.backends.lvm.hook_calls import HANDOVER_WAIT_S
 from holdfast.backends.lvm.write_grants import ACQUIRE_WAIT_S
 
 KEYS = ("activation", "guard", "handover_wait_s", "acquire_wait_s")
 ACTIVATIONS = ("exclusive", "shared")
 WAIT_S_MAX = 600
-NOT_USABLE = (
-    'driver "lvm" can\'t lock anything in this version: nothing asks lvmlockd yet, so its disks would have no lock. '
-    'Use driver = "paxos" for these disks (docs/shared-lvm.md)'
+NOT_THERE = (
+    "is not served in this version: leave it out. A volume is locked by LVM's lock alone, and active exclusively "
+    "(docs/shared-lvm.md)"
 )
 
 
@@ -50,19 +47,33 @@ def settings(table: Mapping[str, object]) -> Settings:
     return Settings(
         str(activation),
         guard,
-        _seconds(table, "handover_wait_s", HANDOVER_WAIT_S),
-        _seconds(table, "acquire_wait_s", ACQUIRE_WAIT_S),
+        _seconds(table, "handover_wait_s", HANDOVER_WAIT_S, most=HANDOVER_WAIT_S),
+        _seconds(table, "acquire_wait_s", ACQUIRE_WAIT_S, most=WAIT_S_MAX),
     )
 
 
-def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> NoReturn:
-    """Refuses, always: ValueError."""
-    settings(table)
-    raise ValueError(NOT_USABLE)
+def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> LvmBackend:
+    """Raises ValueError."""
+    found = settings(table)
+    if found.activation != ACTIVATIONS[0]:
+        raise ValueError(f'activation = "{found.activation}" {NOT_THERE}')
+    if found.guard:
+        raise ValueError(f'guard = "{found.guard}" {NOT_THERE}')
+    return LvmBackend(
+        name, ports.volumes, handover_wait_s=found.handover_wait_s, acquire_wait_s=found.acquire_wait_s
+    )
 
 
-def _seconds(table: Mapping[str, object], key: str, default: float) -> float:
+def remarks(name: str) -> list[str]:
+    """What an operator may not expect of a valid table."""
+    return [
+        f'backend.{name}: driver "lvm" is experimental: no live migration with real programs was seen with it '
+        "(docs/shared-lvm.md)"
+    ]
+
+
+def _seconds(table: Mapping[str, object], key: str, default: float, *, most: float) -> float:
     value = table.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= WAIT_S_MAX:
-        raise ValueError(f"{key} must be a number of seconds from 0 to {WAIT_S_MAX}, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise ValueError(f"{key} must be a number of seconds from 0 to {most:g}, not {value!r}")
     return float(value)

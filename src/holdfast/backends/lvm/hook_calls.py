@@ -19,8 +19,10 @@ from holdfast.backends.lvm.ports import Refused, Volume
 from holdfast.backends.lvm.reconciler import Reconciler
 from holdfast.model import Mode, ProcessId
 
-HANDOVER_WAIT_S = 30.0
-"""How long `prepare` of an arriving VM waits for its source to share: libvirt has no limit, its clients have one of 30 s."""
+HANDOVER_WAIT_S = 20.0
+"""How long `prepare` of an arriving VM waits for its source to share, by default and at most. The hook ends after 30 s, and
+so do libvirt's clients: a refusal has to come before that, and an activation after the wait takes up to 7.5 s.
+"""
 
 
 class HookCalls:
@@ -37,7 +39,7 @@ class HookCalls:
         """A VM is about to arrive; empty, or why it can't."""
         for volume, mode in volumes.items():
             if volume.why_not_shared and mode is Mode.EXCLUSIVE:
-                return f"{volume} can't be migrated live: {volume.why_not_shared}; shut the VM down and start it there"
+                return not_live(volume)
         now = self._host.clock.now()
         self._host.kept.announced[uuid] = Announced(arrives=True, libvirtd=libvirtd, answered_at=now)
         return self._host.saved()
@@ -77,6 +79,8 @@ class HookCalls:
 
     async def _arrives(self, volume: Volume, until: float, is_over: Callable[[], str]) -> str:
         """Activate a volume shared as soon as another host shares it; that host's guest still runs."""
+        if volume.why_not_shared:
+            return not_live(volume)
         while True:
             lease = await self._host.locks.lease(volume)
             why = ""
@@ -122,11 +126,21 @@ class HookCalls:
                 refused = await self._host.activate(volume, mode)
             return "" if refused is None else (await self._host.refusal(volume, refused))[0]
 
-    async def release(self, uuid: str) -> None:
-        """Nothing of that VM runs here: give up what nobody else here uses. Never fails; what is refused is tried again."""
-        self._host.kept.announced.pop(uuid, None)
+    async def release(self, uuid: str, libvirtd: ProcessId | None = None) -> None:
+        """Nothing of that VM runs here: give up what nobody else here uses. Never fails; what is refused is tried again.
+
+        `libvirtd`: the one that says so; what another one has announced that lives is not its business.
+        """
+        before = self._host.kept.announced.get(uuid)
+        if before is None or libvirtd in (None, before.libvirtd) or not self._host.lives(before.libvirtd):
+            self._host.kept.announced.pop(uuid, None)
         self._host.saved()
         for volume in list(self._host.kept.volumes.values()):
             if self._host.want(volume)[0] is Want.NOTHING:
                 await self._reconciler.settle(volume)
         self._host.news.set()
+
+
+def not_live(volume: Volume) -> str:
+    """The refusal of a migration of a volume that only one host can have active."""
+    return f"{volume} can't be migrated live: {volume.why_not_shared}; shut the VM down and start it there"

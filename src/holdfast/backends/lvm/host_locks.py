@@ -44,7 +44,7 @@ def lock_of(volume: Volume) -> LvLock:
 
 
 class HostLvLocks:
-    """`client`: makes one; `leases`: opens the devices with leases; `own_host_id`: lvmlockd's, of lvmlocal.conf."""
+    """`client`: makes one; `leases`: opens the devices with leases."""
 
     def __init__(
         self,
@@ -54,14 +54,14 @@ class HostLvLocks:
         devices: MappedDevices,
         storage: Storage,
         leases: LeaseStorage,
-        own_host_id: int,
     ) -> None:
         self._make_client = client
         self._commands = commands
         self._devices = devices
         self._storage = storage
         self._leases = leases
-        self._own_host_id = own_host_id
+        self._own_host_id = 0
+        """lvmlockd's, asked for once."""
         self._clients: dict[str, LvmlockdClient] = {}
         self._turns: dict[str, asyncio.Lock] = {}
 
@@ -86,7 +86,12 @@ class HostLvLocks:
         return held if isinstance(held, Refused) else await self._commands.deactivate(volume)
 
     async def lease(self, volume: Volume) -> LeaseSeen | Refused:
-        """See `LvLocks`."""
+        """See `LvLocks`. Refused while this host's id is not known: its own lock would be taken for another host's."""
+        if not self._own_host_id:
+            own = await self._commands.host_id()
+            if isinstance(own, Refused):
+                return Refused(own.problem, f"this host's id in LVM is not known: {own}")
+            self._own_host_id = own
         path = lease_device(volume.vg_name)
         disk = await self._leases.open(path, writable=False)
         if isinstance(disk, IoFailed):

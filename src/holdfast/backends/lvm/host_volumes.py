@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from holdfast.backends.lvm.kept import Announced, Kept, NotUnderstood, Record, decode
 from holdfast.backends.lvm.modes import Use, Want, wanted
 from holdfast.backends.lvm.ports import LvId, LvLocks, Problem, Refused, Volume
-from holdfast.backends.lvm.roles import Role, role, unknown_words
+from holdfast.backends.lvm.roles import Role, role, runs, unknown_words
 from holdfast.backends.lvm.volumes import Volumes
 from holdfast.backends.lvm.write_rules import Holding, Vm
 from holdfast.model import Mode, ProcessId
@@ -55,15 +55,19 @@ class HostVolumes:
         """By VM: words of its status file that are not known; it counts as the owner of its disks."""
         self.kept = Kept()
         self.record_damaged = ""
+        self.is_ours: Callable[[str], bool] = lambda _: True
+        """Whether the disk at a path is one for this driver, by the rules of the configuration."""
+        self.claims: Callable[[], Iterable[tuple[str, Holding]]] = lambda: ()
+        """By path: who writes by the manager's claims, without those that depart (`claims`)."""
         self._status = status
         self._record = record
-        self._lives = lives
+        self.lives = lives
         self._one_at_a_time: dict[LvId, asyncio.Lock] = {}
         self._commands: dict[str, asyncio.Lock] = {}
         """By volume group: LVM's commands wait for each other anyway, by its lock on the group."""
         try:
             self.kept = decode(record.read())
-        except NotUnderstood as e:
+        except (NotUnderstood, OSError) as e:
             self.record_damaged = str(e)
             log.error("the record of volumes is not understood, so none of them is deactivated: %s", e)
         # The hook failed with the daemon that it had asked, so libvirt has given up.
@@ -92,16 +96,32 @@ class HostVolumes:
                 uses[vm] = (domain, max(modes))
         if not survey.unread:
             for holding in list(self.kept.holdings.get(volume.id, ())):
-                if not any(is_of(domain, holding.vm) for domain in survey.domains):
+                if not holding.vm.is_program and not any(
+                    is_of(domain, holding.vm) for domain in survey.domains
+                ):
                     self.drop(volume.id, holding.vm)  # its process has ended
                     self.saved()
         announced = any(volume.id in each.volumes for each in self.kept.announced.values())
         roles = [Use(role(domain), mode) for domain, mode in uses.values()]
+        roles += [
+            Use(Role.OWNER, each.mode) for each in self.kept.holdings.get(volume.id, ()) if each.vm.is_program
+        ]
         doubt = bool(survey.unread) or bool(self.record_damaged)
         return (
             wanted(roles, announced=announced, doubt=doubt, one_host=bool(volume.why_not_shared)),
             uses,
         )
+
+    def runs_here(self, volume: Volume, vm: Vm, mode: Mode) -> Domain | None:
+        """Another VM of this host whose guest runs with the volume, by its status file, and that excludes this one: its
+        grant is gone if the record was lost.
+        """
+        for other, (domain, used) in self.want(volume)[1].items():
+            if is_of(domain, vm) or Mode.EXCLUSIVE not in (mode, used) or not other.pid:
+                continue
+            if runs(domain) and role(domain) is not Role.LEFT:
+                return domain
+        return None
 
     def look(self) -> Survey:
         """The status files; announced VMs that have one now, or whose libvirtd has ended, are announced no more."""
@@ -112,7 +132,7 @@ class HostVolumes:
             uuid
             for uuid, each in self.kept.announced.items()
             if (uuid in there and each.volumes)
-            or (not survey.unread and (not self._lives(each.libvirtd) or self._is_overdue(each)))
+            or (not survey.unread and (not self.lives(each.libvirtd) or self._is_overdue(each)))
         ]
         for uuid in over:
             del self.kept.announced[uuid]

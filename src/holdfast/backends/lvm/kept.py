@@ -22,7 +22,7 @@ class Record(Protocol):
     """The port: a small file that outlives the daemon, and not the host's boot."""
 
     def read(self) -> bytes:
-        """The content; empty if there is none."""
+        """The content; empty if there is none. Raises OSError."""
 
     def replace(self, raw: bytes) -> None:
         """Make it the content; raises OSError and leaves the old content."""

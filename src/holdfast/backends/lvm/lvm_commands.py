@@ -49,6 +49,17 @@ class LvmCommands:
         answer = await self._run(("lvs", "--reportformat", "json", "-o", FIELDS, path))
         return answer if isinstance(answer, Refused) else answer[max(answer.find("{"), 0) :]
 
+    async def host_id(self) -> int | Refused:
+        """This host's id in the lockspaces of its volume groups, by lvmlocal.conf."""
+        answer = await self._run(("lvmconfig", "local/host_id"))
+        if isinstance(answer, Refused):
+            return answer
+        for line in answer.splitlines():
+            key, _, value = line.strip().partition("=")
+            if key == "host_id" and value.isascii() and value.isdigit() and int(value) > 0:
+                return int(value)
+        return Refused(Problem.FAILED, f"lvmconfig local/host_id says no id: {answer[:200]!r}")
+
     async def _change(self, switch: str, volume: Volume) -> Refused | None:
         answer = await self._run(("lvchange", switch, f"{volume.vg_name}/{volume.lv_name}"))
         return answer if isinstance(answer, Refused) else None

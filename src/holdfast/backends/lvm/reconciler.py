@@ -24,6 +24,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 
+from holdfast.backends.lvm.claims import add_missing_grants
 from holdfast.backends.lvm.host_volumes import TRY_S_MAX, TRY_S_MIN, HostVolumes, disks_of
 from holdfast.backends.lvm.modes import Step, Want, step
 from holdfast.backends.lvm.ports import LvId, Problem, Refused, Volume
@@ -115,7 +116,10 @@ class Reconciler:
     async def settle_all(self) -> bool:
         """One pass over all volumes of VMs here, and all that were activated for one; whether each is as it should be."""
         survey = self._host.look()
+        add_missing_grants(self._host, survey)
         for path in {path for domain in survey.domains for path in disks_of(domain)}:
+            if not self._host.is_ours(path):
+                continue
             volume = self._host.volumes.at(path)
             if volume is None:
                 self._find(path)
@@ -194,6 +198,9 @@ class Reconciler:
         knows.
         """
         for holding in list(self._host.kept.holdings.get(volume.id, ())):
+            if holding.vm.is_program:
+                await self._settle_loss(volume, holding, seen)
+                continue
             if holding.vm not in uses:
                 continue  # `_want` has dropped it, or its file can't be read
             domain, _ = uses[holding.vm]
@@ -210,10 +217,17 @@ class Reconciler:
                 )
                 self._host.hold(volume, dataclasses.replace(holding, grant=grant))
                 self._host.saved()
-            held, refused = seen if seen is not None else (None, None)
-            is_lost = held is None and refused is not None and refused.problem is Problem.HELD_ELSEWHERE
-            if is_lost and runs(domain) and (volume.id, holding.vm) not in self._failed:
-                self._failed.add((volume.id, holding.vm))
-                why = f"this host has no lock on {volume} any more, and can't take it back: {refused}"
-                log.critical("LOCK LOST: VM %s runs here, and %s", holding.name, why)
-                await self._on_lockfailure(holding, why)
+            if runs(domain):
+                await self._settle_loss(volume, holding, seen)
+
+    async def _settle_loss(
+        self, volume: Volume, holding: Holding, seen: tuple[Mode | None, Refused | None] | None
+    ) -> None:
+        """Report a writer whose volume another host has, once."""
+        held, refused = seen if seen is not None else (None, None)
+        is_lost = held is None and refused is not None and refused.problem is Problem.HELD_ELSEWHERE
+        if is_lost and (volume.id, holding.vm) not in self._failed:
+            self._failed.add((volume.id, holding.vm))
+            why = f"this host has no lock on {volume} any more, and can't take it back: {refused}"
+            log.critical("LOCK LOST: %s runs here, and %s", holding.name or f"pid {holding.vm.pid}", why)
+            await self._on_lockfailure(holding, why)

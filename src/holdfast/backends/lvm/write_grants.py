@@ -64,6 +64,10 @@ class WriteGrants:
             answer = on_acquire(vm, mode, role_now, held, self._host.holdings_on(volume))
             if isinstance(answer, Holding):
                 return Denied(held_here(volume, answer), here=answer)
+            if (rival := self._host.runs_here(volume, vm, mode)) is not None:
+                return Denied(
+                    f"{volume} is used by VM {rival.name} (pid {rival.pid}): by libvirt's status file it runs on this host"
+                )
             if answer is None:
                 before = next((each for each in self.of(volume) if each.vm == vm), None)
                 self._host.hold(volume, Holding(vm, name, mode, Grant.HELD))
@@ -93,8 +97,10 @@ class WriteGrants:
         found = [each for each in self._host.kept.holdings.get(volume.id, ()) if each.vm == vm]
         if not found:
             return None
-        domain = self._host.domain_of(vm)
-        grant = on_release(role(domain) if domain is not None else None)
+        grant = None
+        if not vm.is_program:
+            domain = self._host.domain_of(vm)
+            grant = on_release(role(domain) if domain is not None else None)
         if grant is None:
             self._host.drop(volume.id, vm)
         else:

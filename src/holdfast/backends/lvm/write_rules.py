@@ -35,10 +35,16 @@ from holdfast.model import Mode
 
 
 class Vm(NamedTuple):
-    """One process of a VM."""
+    """One process of a VM, or of another program (`holdfast run`)."""
 
     uuid: str
+    """Empty for a program."""
     pid: int
+
+    @property
+    def is_program(self) -> bool:
+        """Whether libvirt knows nothing of it, so that no status file says what it does."""
+        return not self.uuid
 
 
 class Grant(enum.Enum):

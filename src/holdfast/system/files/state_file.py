@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from typing import Protocol
@@ -18,6 +19,7 @@ from holdfast.system.files.regular_file import (
 log = logging.getLogger(__name__)
 
 MEMORY_BYTES_MAX = 1 << 16
+RECORD_BYTES_MAX = 16 << 20
 
 
 class StatePort(Protocol):
@@ -47,6 +49,19 @@ class StateFile:
     def replace(self, raw: bytes) -> None:
         require_regular(self._path)
         replace_regular(self._path, raw, durable=True)
+
+
+class RecordFile(StateFile):
+    """One with a list in it. That it can't be read is no proof that it is empty."""
+
+    def read(self) -> bytes:
+        """The content; empty if there is no file. Raises OSError."""
+        found = read_regular(self._path, RECORD_BYTES_MAX)
+        if not isinstance(found, Unreadable):
+            return found
+        if found.missing:
+            return b""
+        raise OSError(errno.EIO, f"{self._path} can't be read: {found.reason}")
 
 
 def append_line(path: str, line: str) -> None:

@@ -1,0 +1,190 @@
+"""driver = "lvm" over two hosts: the daemon, the hook and libvirt's calls, with lvmlockd and LVM as stand-ins."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tests.support.daemon import BIN
+from tests.support.shared_volumes import EX, SH, Guest, Site, VolumeHost, made_site
+
+OUT, IN = "migration out", "migration in"
+Step = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def shared_site() -> Iterator[Site]:
+    place = Path(tempfile.mkdtemp(prefix="hf-"))
+    site = made_site(place)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(VolumeHost.starts, (site.h1, site.h2)))
+    yield site
+    for host in (site.h1, site.h2):
+        host.ends()
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Iterator[Site]:
+    yield shared_site
+
+
+@pytest.fixture
+def guest(site: Site, request: pytest.FixtureRequest) -> Iterator[Guest]:
+    made = site.guest(request.node.name[:40])
+    yield made
+    made.ends(site.h1, site.h2)
+
+
+def nothing(*_: VolumeHost) -> None:
+    """Happens between two steps, which concern these hosts."""
+
+
+def arrives(site: Site, guest: Guest, source: VolumeHost, target: VolumeHost, step: Step = nothing) -> None:
+    """A migration up to its live phase."""
+    guest.says(source, "running", "booted", OUT)
+    step(source)
+    assert target.hook("migrate", guest) == ""
+    assert target.hook("prepare", guest) == ""
+    assert site.held(guest) == {1: SH, 2: SH}
+    assert target.is_active(guest.lv)
+    guest.qemu(target)
+    guest.says(target, "paused", "starting up", IN, "prepare")
+    guest.says(source, "running", "booted", OUT, "perform3")
+    step(target)
+
+
+def migrates(site: Site, guest: Guest, source: VolumeHost, target: VolumeHost, step: Step = nothing) -> None:
+    arrives(site, guest, source, target, step)
+    assert guest.asks(source, releases=True) == ""
+    guest.says(source, "paused", "migration", OUT, "perform3")
+    step(source, target)
+    guest.says(source, "paused", "migration", OUT, "perform3_done")
+    guest.says(target, "paused", "migration", IN, "finish3")
+    step(source)
+    assert guest.asks(target) == ""
+    step(target)
+    guest.says(target, "running", "migrated")
+    step(target)
+    guest.is_gone(source)
+    site.becomes(guest, {1 if target is site.h1 else 2: EX})
+    assert not source.is_active(guest.lv)
+
+
+def test_start_refusal_on_both_hosts_and_end(site: Site, guest: Guest) -> None:
+    guest.starts(site.h1)
+    assert site.held(guest) == {1: EX}
+    rival = Guest("rival", guest.lv)
+    assert f"{guest.path} is held by host h1" in site.h2.hook("prepare", rival)
+    assert not site.h2.is_active(guest.lv)
+    assert site.h2.hook("release", rival) == ""
+    assert f"held by VM {guest.name}" in site.h1.hook("prepare", rival)
+    assert site.h1.hook("release", rival) == ""
+    assert site.held(guest) == {1: EX}
+    guest.is_gone(site.h1)
+    assert site.held(guest) == {}
+    assert not site.h1.is_active(guest.lv)
+    guest.starts(site.h2)
+    assert site.held(guest) == {2: EX}
+
+
+def test_migration_there_and_back_with_no_hand_step(site: Site, guest: Guest) -> None:
+    guest.starts(site.h1)
+    migrates(site, guest, site.h1, site.h2)
+    migrates(site, guest, site.h2, site.h1)
+
+
+def test_daemons_are_killed_after_each_step_of_a_migration(site: Site, guest: Guest) -> None:
+    def killed(*hosts: VolumeHost) -> None:
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            list(pool.map(VolumeHost.restarted, hosts))
+
+    guest.starts(site.h1)
+    killed(site.h1)
+    migrates(site, guest, site.h1, site.h2, killed)
+    killed(site.h2)
+    assert guest.asks(site.h2) == ""
+    assert f"{guest.path} is held by host h2" in site.h1.hook("prepare", Guest("rival", guest.lv))
+
+
+def test_cancelled_migration_gives_it_back_to_the_source(site: Site, guest: Guest) -> None:
+    guest.starts(site.h1)
+    arrives(site, guest, site.h1, site.h2)
+    guest.says(site.h1, "running", "booted", OUT, "confirm3_cancelled")
+    guest.says(site.h1, "running", "booted")
+    guest.is_gone(site.h2)
+    site.becomes(guest, {1: EX})
+    assert not site.h2.is_active(guest.lv)
+
+
+def test_guest_that_runs_on_by_itself_after_its_release_keeps_its_volume(site: Site, guest: Guest) -> None:
+    """Row 11a: the target dies after the source's RELEASE, and libvirt never asks again."""
+    guest.starts(site.h1)
+    arrives(site, guest, site.h1, site.h2)
+    assert guest.asks(site.h1, releases=True) == ""
+    guest.says(site.h1, "paused", "migration", OUT, "perform3")
+    guest.is_killed(site.h2)
+    guest.says(site.h1, "running", "unpaused", OUT, "confirm3_cancelled")
+    guest.says(site.h1, "running", "unpaused")
+    rival = Guest("rival", guest.lv)
+    assert site.h2.hook("prepare", rival) != ""
+    assert f"held by VM {guest.name}" in site.h1.hook("prepare", rival)
+    guest.is_gone(site.h2)
+    site.becomes(guest, {1: EX})
+    assert guest.asks(site.h1) == ""
+
+
+def test_source_that_asks_again_is_refused_while_its_target_may_write(site: Site, guest: Guest) -> None:
+    guest.starts(site.h1)
+    arrives(site, guest, site.h1, site.h2)
+    assert guest.asks(site.h1, releases=True) == ""
+    guest.says(site.h1, "paused", "migration", OUT, "perform3")
+    guest.says(site.h2, "paused", "migration", IN, "finish3")
+    assert guest.asks(site.h2) == ""
+    assert "host h2" in guest.asks(site.h1)
+    guest.is_gone(site.h2)
+    assert guest.asks(site.h1) == ""
+    assert site.held(guest) == {1: EX}
+
+
+def test_target_of_a_source_that_does_not_share_is_refused(site: Site, guest: Guest) -> None:
+    guest.starts(site.h1)
+    assert site.h2.hook("migrate", guest) == ""
+    assert "does not hand over" in site.h2.hook("prepare", guest)
+    assert site.h2.hook("release", guest) == ""
+    assert site.held(guest) == {1: EX}
+    assert not site.h2.is_active(guest.lv)
+
+
+def test_program_is_a_user_of_the_volume_until_it_ends(site: Site, guest: Guest) -> None:
+    assert site.h1.inside("lvchange", "-aey", f"vg/{guest.lv}").communicate(timeout=60)[0] == b""
+    assert site.held(guest) == {1: EX}
+    holdfast = (str(BIN / "holdfast"), "--config", str(site.h1.config))
+    program = site.h1.inside(
+        *holdfast, "run", "--disk", guest.path, "--", "sh", "-c", "echo runs; exec sleep 1000"
+    )
+    try:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"runs\n"
+        site.h1.restarted()  # and its first pass is over before its first answer to the hook's release
+        other = Guest("other", guest.lv)
+        assert "on this host" in site.h1.hook("prepare", other)
+        assert site.h1.hook("release", other) == ""
+        assert site.held(guest) == {1: EX}
+        assert site.h1.is_active(guest.lv)
+        assert "is held by host h1" in site.h2.hook("prepare", other)
+        assert site.h2.hook("release", other) == ""
+    finally:
+        program.terminate()
+        program.communicate(timeout=60)
+    site.becomes(guest, {})
+
+
+def test_volume_of_a_group_that_is_not_shared_is_refused_with_the_fix(site: Site) -> None:
+    guest = Guest("plain", "mine")
+    guest.path = "/dev/plain/mine"
+    assert "volume group plain is not shared" in site.h1.hook("prepare", guest)
