@@ -81,6 +81,8 @@ class Lvm:
         return "LVM-" + (self._volume.id.vg_uuid + self._volume.id.lv_uuid).replace("-", "")
 
     async def run(self, command: Sequence[str], timeout_s: float) -> Ended:
+        if command[0] == "lvmconfig":
+            return Ended(5, "  Configuration node local/host_id not found")
         assert (command[0], command[2]) == ("lvchange", f"{self._volume.vg_name}/{self._volume.lv_name}")
         modes = {
             "-aey": lvmlockd.Mode.EXCLUSIVE,
@@ -233,3 +235,16 @@ def test_lvmlockd_that_fails_is_an_answer_and_nothing_is_deactivated(pair: Pair,
         assert problem(await pair.two.activate(v, EX)) is Problem.HELD_ELSEWHERE
 
     play(scene)
+
+
+def test_lease_is_not_read_while_this_hosts_own_lock_would_look_like_anothers() -> None:
+    with tempfile.TemporaryDirectory(prefix="hf", dir="/tmp") as place:
+        pair = OverTheSocket(Path(place))
+
+        async def scene() -> None:
+            seen = await pair.one.lease(pair.volume)
+            assert isinstance(seen, Refused)
+            assert "this host's id in LVM is not known" in seen.detail
+
+        play(scene)
+        pair.close()

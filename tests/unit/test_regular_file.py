@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.system.files.regular_file import Unreadable, read_regular, replace_regular
+from holdfast.system.files.state_file import RecordFile
 
 
 def placed(kind: str, directory: Path) -> Path:
@@ -63,3 +64,14 @@ def test_planted_link_at_the_temporary_name_is_not_followed(tmp_path: Path) -> N
     replace_regular(str(tmp_path / "file"), b"ours")
     assert (tmp_path / "target").read_bytes() == b"theirs"
     assert (tmp_path / "file").read_bytes() == b"ours"
+
+
+def test_record_that_can_not_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    record = RecordFile(str(tmp_path / "volumes.json"))
+    assert record.read() == b""
+    record.replace(b"a list")
+    assert record.read() == b"a list"
+    (tmp_path / "volumes.json").unlink()
+    (tmp_path / "volumes.json").mkdir()
+    with pytest.raises(OSError, match="can't be read"):
+        record.read()

@@ -107,3 +107,27 @@ def test_report_that_fails_is_refused() -> None:
     assert asyncio.run(LvmCommands(commands).report("/dev/nosuch/a")) == Refused(
         Problem.FAILED, "Cannot process volume group nosuch"
     )
+
+
+@pytest.mark.parametrize(
+    ("output", "host_id"),
+    [
+        (LEAKED + "  host_id=7\n", 7),
+        ("host_id=0\n", 0),
+        ('host_id="7"\n', 0),
+        ("", 0),
+        ("  Configuration node local/host_id not found\n", 0),
+    ],
+)
+def test_hosts_id_is_a_number_above_zero_or_not_known(output: str, host_id: int) -> None:
+    commands = Commands(0, output)
+    found = asyncio.run(LvmCommands(commands).host_id())
+    assert commands.ran == [("lvmconfig", "local/host_id")]
+    if host_id:
+        assert found == host_id
+    else:
+        assert isinstance(found, Refused)
+
+
+def test_hosts_id_that_lvm_does_not_print_is_not_known() -> None:
+    assert isinstance(asyncio.run(LvmCommands(Commands(5, "  no")).host_id()), Refused)

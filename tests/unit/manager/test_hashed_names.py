@@ -1,12 +1,14 @@
 """Disks that libvirt names by a hash, where a lease or a rule goes by the path."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.unit.manager.test_knows_writers import Volumes
 from tests.unit.manager.world import World, locked, run, want
 
 from holdfast.backends.naming import indirect_name
-from holdfast.errors import DiskNotKnown, ProtectionTooWeak, ResourceBusy, ResourceNotLocked
+from holdfast.errors import DiskNotKnown, ProtectionTooWeak, Refused, ResourceBusy, ResourceNotLocked
 from holdfast.manager import events as ev
 from holdfast.manager.hashed_names import STATUS_WAIT_S, WORDS_WAIT_S
 from holdfast.model import AcquireRequest, Mode, Protection, Resource
@@ -310,5 +312,33 @@ def test_refusal_of_a_lease_element_says_that_it_is_no_disk(tmp_path: Path) -> N
         key = want("key1", lockspace=space)
         assert await world.manager.acquire(world.owner(8), key)
         assert (await refusal(world, 7, key)).endswith(f"; it is the <lease> {space}/key1, not a disk")
+
+    run(scene)
+
+
+def test_disk_that_is_locked_by_its_path_alone_gets_no_lock_file_in_the_lockspace_instead(
+    tmp_path: Path,
+) -> None:
+    """A volume (driver lvm) whose lock libvirt asks for by a hash: the file of the hash would keep no other host out."""
+    disk, space = "/writers/disk", lockspace(tmp_path)
+
+    async def scene() -> None:
+        volumes = Volumes()
+        volumes.capabilities = replace(volumes.capabilities, by_path_alone=True)
+        world = World(tmp_path, writers=volumes, status=Status(disk))
+        with pytest.raises(Refused, match="by its path"):
+            await world.manager.acquire(
+                world.owner(7), want(indirect_name(disk), lockspace=space, create=True)
+            )
+        assert len(world.manager.table) == 0
+        hidden = Status()
+        world = World(tmp_path, writers=volumes, status=hidden)
+        asking = world.start(
+            world.manager.acquire(world.owner(7), want(indirect_name(disk), lockspace=space, create=True))
+        )
+        await settle()
+        await world.clock.advance(STATUS_WAIT_S + 1)
+        with pytest.raises(DiskNotKnown):
+            await asking
 
     run(scene)

@@ -15,7 +15,7 @@ from holdfast.backends.base import (
     OwnerNote,
     SavedLock,
 )
-from holdfast.errors import ResourceBusy
+from holdfast.errors import Refused, ResourceBusy
 from holdfast.manager.departures import READ_S
 from holdfast.model import Holder, Mode, Protection, Resource
 from holdfast.system.files.ofd_lock import FileKey, IoFailed
@@ -45,6 +45,8 @@ class Volumes:
         self.create = False
 
     async def open(self, resource: Resource, *, create: Creation) -> Volumes | IoFailed:
+        if resource.lockspace:
+            raise Refused(reason="it is locked by its path")
         return self
 
     async def take(self, mode: Mode, note: OwnerNote) -> Volumes | HeldElsewhere:
