@@ -140,6 +140,14 @@ BUGS = (
         "unit/lvm/test_in_the_daemon.py::test_end_that_another_libvirtd_reports_ends_no_announcement_of_one_that_lives",
     ),
     _in(
+        "backends.lvm.backend",
+        "volume-by-another-path",
+        "two VMs of a host have one volume, by a path that driver lvm locks and by another path that another backend does",
+        "*([disk] if disk is not None else ())",
+        "*()",
+        "unit/lvm/test_in_the_daemon.py::test_lock_has_the_key_of_the_device_as_another_rule_may_lock_that_by_another_path",
+    ),
+    _in(
         "backends.lvm.reconciler",
         "volume-of-another-rule",
         "the lock of a volume is converted although its rule names another backend",

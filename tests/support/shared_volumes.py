@@ -119,7 +119,7 @@ class VolumeHost(Holdfastd):
         name = f"h{number}"
         super().__init__(
             place / name,
-            '[backend.san-lvm]\ndriver = "lvm"\nacquire_wait_s = 0.5\nhandover_wait_s = 1\n'
+            '[backend.san-lvm]\ndriver = "lvm"\nacquire_wait_s = 0.5\nhandover_wait_s = 5\n'
             '[[disk]]\nmatch = "/dev/vg/*"\nbackend = "san-lvm"\n[[disk]]\nmatch = "/dev/plain/*"\nbackend = "san-lvm"\n',
         )
         self.name, self._place = name, place
@@ -194,6 +194,19 @@ class VolumeHost(Holdfastd):
             env={**os.environ, "PATH": path},
             preexec_fn=self._mounts(),  # noqa: PLW1509 - it calls the kernel alone
         )
+
+    def refuses(self, guest: Guest) -> str:
+        """libvirt is about to start it, and is refused: why. It calls `release` then."""
+        why = self.hook("prepare", guest)
+        assert why, f"{guest.name} may be started"
+        assert self.hook("release", guest) == ""
+        return why
+
+    def who(self, path: str) -> tuple[int, str]:
+        """Exit code and words of `holdfast who`."""
+        asked = self.inside(str(BIN / "holdfast"), "--config", str(self.config), "who", path)
+        text = asked.communicate(timeout=60)[0].decode()
+        return asked.returncode, text
 
     def is_active(self, lv: str) -> bool:
         return (self.dev / "vg" / lv).exists()

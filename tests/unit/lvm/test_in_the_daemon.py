@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 
 import pytest
+from tests.unit.lvm.test_volumes import report
 from tests.unit.lvm.world import EX, LIBVIRTD, LV1, SH, V1, Host, World, scene
 
 from holdfast.backends.base import Creation, HeldElsewhere, OwnerNote
@@ -16,6 +17,7 @@ from holdfast.backends.lvm.ports import Problem
 from holdfast.backends.lvm.write_rules import Grant, Holding, Vm
 from holdfast.errors import Refused
 from holdfast.model import AcquireRequest, OwnerName, ProcessId, Resource
+from holdfast.system.files.ofd_lock import FileKey
 from holdfast.system.libvirt.domains import Disk, Domain
 from holdfast.system.libvirt.status_words import IN, OUT
 
@@ -225,6 +227,23 @@ async def test_disk_with_another_rule_is_left_as_it_is(w: World) -> None:
     wants = [AcquireRequest(DISK, EX), AcquireRequest(Resource("/space", str(LV1)), EX)]
     assert await backend(h1).prepare("uuid-v2", LIBVIRTD, wants) == ""
     assert w.modes == [SH, None]
+
+
+@scene()
+async def test_lock_has_the_key_of_the_device_as_another_rule_may_lock_that_by_another_path(w: World) -> None:
+    (h1, _) = w.hosts
+    assert await h1.locks.activate(LV1, EX) is None
+    h1.reports.text = report()
+    device = FileKey(-1, 64512)
+
+    async def disk_key(path: str) -> FileKey | None:
+        return device if path == str(LV1) else None
+
+    made = LvmBackend("san-lvm", h1.host, handover_wait_s=20.0, acquire_wait_s=5.0, disk_key=disk_key)
+    found = await made.open(DISK, create=Creation.NONE)
+    assert isinstance(found, VolumeLock)
+    assert found.keys[1:] == (device,)
+    assert found.keys[0].device not in (-1, -2)
 
 
 @scene()

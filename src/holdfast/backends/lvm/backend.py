@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from holdfast.backends.base import (
     Capabilities,
@@ -47,6 +47,9 @@ PROTECTION_NOTE = (
     'driver "lvm" is experimental: whether the watchdog resets a host that loses its leases is not checked'
 )
 NOT_SERVED = "volumes are not served here: this is no daemon of a host with LVM"
+
+
+DiskKey = Callable[[str], Awaitable[FileKey | None]]
 
 
 class VolumeLock:
@@ -134,9 +137,17 @@ class LvmBackend:
     )
 
     def __init__(
-        self, name: str, host: HostVolumes | None, *, handover_wait_s: float, acquire_wait_s: float
+        self,
+        name: str,
+        host: HostVolumes | None,
+        *,
+        handover_wait_s: float,
+        acquire_wait_s: float,
+        disk_key: DiskKey | None = None,
     ) -> None:
+        """`disk_key`: of the device at a path, None while it is not there: another rule may lock it under another path."""
         self.name = name
+        self._disk_key = disk_key
         self.on_lockfailure: OnLockFailure = _nobody_acts
         self._host = host
         self._task: asyncio.Task[None] | None = None
@@ -171,10 +182,11 @@ class LvmBackend:
             raise Refused(reason=str(found))
         if isinstance(found, ports.Refused):
             raise Refused(reason=f"{resource.name}: {found}")
-        return self._lock(found)
+        disk = await self._disk_key(resource.name) if self._disk_key is not None else None
+        return self._lock(found, *([disk] if disk is not None else ()))
 
-    def _lock(self, volume: Volume) -> VolumeLock:
-        return VolumeLock(volume, (key_of(volume),), self.host, self._grants)
+    def _lock(self, volume: Volume, *of_disk: FileKey) -> VolumeLock:
+        return VolumeLock(volume, (key_of(volume), *of_disk), self.host, self._grants)
 
     def take_nowait(self, resource: Resource, mode: Mode) -> None:
         """See `Backend`."""

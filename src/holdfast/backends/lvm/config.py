@@ -9,6 +9,7 @@ from holdfast.backends.base import BackendPorts, unknown_keys
 from holdfast.backends.lvm.backend import LvmBackend
 from holdfast.backends.lvm.hook_calls import HANDOVER_WAIT_S
 from holdfast.backends.lvm.write_grants import ACQUIRE_WAIT_S
+from holdfast.system.files.ofd_lock import FileKey
 
 KEYS = ("activation", "guard", "handover_wait_s", "acquire_wait_s")
 ACTIVATIONS = ("exclusive", "shared")
@@ -59,8 +60,19 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> LvmBa
         raise ValueError(f'activation = "{found.activation}" {NOT_THERE}')
     if found.guard:
         raise ValueError(f'guard = "{found.guard}" {NOT_THERE}')
+    identities = ports.identities
+
+    async def disk_key(path: str) -> FileKey | None:
+        if identities is None:
+            return None
+        return (await ports.storage.call(path, lambda: identities.look(path))).key
+
     return LvmBackend(
-        name, ports.volumes, handover_wait_s=found.handover_wait_s, acquire_wait_s=found.acquire_wait_s
+        name,
+        ports.volumes,
+        handover_wait_s=found.handover_wait_s,
+        acquire_wait_s=found.acquire_wait_s,
+        disk_key=disk_key,
     )
 
 

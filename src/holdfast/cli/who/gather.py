@@ -18,6 +18,7 @@ import os
 import socket as sockets
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -266,9 +267,10 @@ class Sources:
 
     def _leases(self, path: str, disk: DiskIdentity, strong: str) -> tuple[LeaseSeen, ...]:
         """What storage says in every backend whose locks are leases."""
+        volume = self._of_volume(path)
         tables = {n: t for n, t in self._config.backend.items() if t.get("driver") == "paxos"}
         if not tables:
-            return ()
+            return volume
         from holdfast.cli.who import leases
 
         spaces = self._ask(lambda client: client.lease_spaces())
@@ -286,7 +288,21 @@ class Sources:
             except Silent:
                 reason = "its storage did not answer in time"
                 found.append(LeaseSeen(name, where, unreadable=leases.unreadable(where, reason)))
-        return tuple(found)
+        return (*found, *volume)
+
+    def _of_volume(self, path: str) -> tuple[LeaseSeen, ...]:
+        """What storage says of LVM's lock, of a disk whose rule names driver lvm."""
+        rules = ((rule.match, rule.backend) for rule in self._config.disk if rule.match is not None)
+        of_default = self._config.default_backend
+        backend = next((name for glob, name in rules if fnmatchcase(path, glob)), of_default)
+        if self._config.backend.get(backend, {}).get("driver") != "lvm":
+            return ()
+        from holdfast.cli.who import volume_leases
+
+        try:
+            return (answer_in_time(partial(volume_leases.look, backend, path), LEASES_ANSWER_S),)
+        except Silent:
+            return (volume_leases.unreadable(backend, path, "LVM or its storage did not answer in time"),)
 
 
 def _identity_of(path: str) -> tuple[DiskIdentity, str]:

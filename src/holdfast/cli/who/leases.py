@@ -70,13 +70,13 @@ def _look(
             if not _is_there(place, f"{directory}/{space}"):
                 return None
             with storage.opened(place) as disk, storage.opened(f"{directory}/{space}") as hosts:
-                return _read(backend, place, disk, 0, hosts, seen_by_daemon)
+                return read(backend, place, disk, 0, hosts, seen_by_daemon)
         with storage.opened(place) as disk:
             offset = _find(disk, space, name)
             if offset is None:
                 return None
             place = f"{place}:{offset}"
-            return _read(backend, place, disk, offset, disk, seen_by_daemon)
+            return read(backend, place, disk, offset, disk, seen_by_daemon)
     except storage.UsageError as e:
         return LeaseSeen(backend, place, unreadable=unreadable(place, str(e)))
 
@@ -111,7 +111,7 @@ def _find(disk: BlockingDisk, space: str, name: str) -> int | None:
     return None if number is None else index.lease(number, name).offset_bytes
 
 
-def _read(
+def read(
     backend: str,
     place: str,
     disk: BlockingDisk,
@@ -119,7 +119,7 @@ def _read(
     hosts: BlockingDisk,
     by_daemon: LeaseSpaceInfo | None,
 ) -> LeaseSeen:
-    """`hosts`: where the hosts' records are; `by_daemon`: what this host's daemon knows of them, if it runs."""
+    """One lease. `hosts`: where the hosts' records are; `by_daemon`: what this host's daemon knows of them, if it runs."""
     leader = Leader.decode(storage.read(disk, offset, SECTOR_4096))
     if not isinstance(leader, Leader):
         why = f"{leader}; {leader.fix}" if leader.fix else str(leader)
