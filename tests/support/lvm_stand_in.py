@@ -8,6 +8,7 @@ process that has the device open. Words and exit codes are those of libvirt-hook
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -25,7 +26,7 @@ from holdfast.system.lvm.lvmlockd_client import (
 )
 
 MAJOR = 240
-"""Of the device nodes: one that no driver has, as nothing opens them."""
+"""Of the device nodes where the volume has none of its own: one that no driver has, as nothing opens them."""
 MODES = {"-aey": Mode.EXCLUSIVE, "-asy": Mode.SHARED, "-an": Mode.UNLOCKED}
 
 
@@ -69,7 +70,7 @@ def _changed(facts: dict[str, Any], switch: str, name: str) -> int:
     vg, lv = name.split("/")
     volume, mode = facts["volumes"][lv], MODES[switch]
     node = Path(f"/dev/{vg}/{lv}")
-    if mode is Mode.UNLOCKED and Path(facts["directory"], f"open-{lv}").exists():
+    if mode is Mode.UNLOCKED and (Path(facts["directory"], f"open-{lv}").exists() or _is_open(node)):
         print(f"  Logical volume {name} in use.", file=sys.stderr)
         return 5
     lock = LvLock(vg, lv, volume["uuid"], "1.0.0:lvmlock", f"1.0.0:{volume['at']}", lock_type="sanlock")
@@ -85,8 +86,17 @@ def _changed(facts: dict[str, Any], switch: str, name: str) -> int:
         print(f"  WARNING: lvmlockd process is not running.\n  {e}", file=sys.stderr)
         return 5
     if mode is not Mode.UNLOCKED and not node.exists():
-        os.mknod(node, 0o600 | stat.S_IFBLK, os.makedev(MAJOR, volume["minor"]))
+        os.mknod(node, 0o600 | stat.S_IFBLK, os.makedev(volume.get("major", MAJOR), volume["minor"]))
     return 0
+
+
+def _is_open(node: Path) -> bool:
+    """Whether a process of this host has it open."""
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(fd) == str(node):
+                return True
+    return False
 
 
 if __name__ == "__main__":

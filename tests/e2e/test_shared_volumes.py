@@ -1,0 +1,180 @@
+"""driver = "lvm" under real libvirtd and QEMU: live migration of a guest on a shared volume, with no `lvchange` by hand.
+
+lvmlockd is the fake, LVM a stand-in that makes and removes nodes of a loop device; libvirt, its hook and QEMU are real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from holdfast.testing.fake_lvmlockd import FakeLvmlockd
+from holdfast.wire.lvmlockd import Mode
+from tests.e2e.conftest import clean
+from tests.e2e.lab.daemons import HOLDFAST_TOML, Kind
+from tests.e2e.lab.domains import Disk
+from tests.e2e.lab.hosts import Host
+from tests.e2e.lab.lab import Lab, LabFactory
+from tests.e2e.lab.polling import until
+from tests.e2e.lab.storage import Image
+from tests.e2e.lab.switchover import stands_still, stopped
+from tests.support import lvm_stand_in
+from tests.support.shared_volumes import VG_UUID, LeasedModes, at, uuid_of
+
+pytestmark = pytest.mark.holdfast_only("virtlockd knows no volumes")
+
+EX, SH = Mode.EXCLUSIVE, Mode.SHARED
+PATH = "/dev/vg/lv0"
+MOUNTS = {
+    "/dev/mapper/vg-lvmlock": "/srv/volumes/leases",
+    "/sys/dev/block": "/srv/volumes/sysblock",
+    "/usr/local/sbin": "/run/lvm/bin",
+}
+LVM_TOML = f"""{HOLDFAST_TOML}
+[backend.san-lvm]
+driver = "lvm"
+
+[[disk]]
+match = "/dev/vg/*"
+backend = "san-lvm"
+"""
+
+
+class VolumeLab:
+    """A lab whose device sda is a volume of a shared volume group."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        device = lab.device("sda").file
+        self.image = Image(PATH, device)
+        number = device.stat().st_rdev
+        folder = lab.storage.folder / "volumes"
+        folder.mkdir()
+        self.modes = LeasedModes(folder / "modes", folder / "leases")
+        uuid = folder / "sysblock" / f"{os.major(number)}:{os.minor(number)}" / "dm" / "uuid"
+        uuid.parent.mkdir(parents=True)
+        uuid.write_text("LVM-" + (VG_UUID + uuid_of(0)).replace("-", "") + "\n")
+        self.daemons = [self._host(host, number) for host in lab.hosts]
+
+    def _host(self, host: Host, number: int) -> FakeLvmlockd:
+        folder = host.folder / "run" / "lvm"
+        (folder / "bin").mkdir(parents=True)
+        volume = {
+            "vg": "vg",
+            "uuid": uuid_of(0),
+            "at": at(0),
+            "major": os.major(number),
+            "minor": os.minor(number),
+        }
+        facts = {"host_id": host.number, "directory": "/proc", "vg_uuid": VG_UUID, "volumes": {"lv0": volume}}
+        (folder / "facts.json").write_text(json.dumps(facts))
+        for command in ("lvchange", "lvs", "lvmconfig"):
+            script = folder / "bin" / command
+            script.write_text(
+                f'#!/bin/sh\nexec {sys.executable} {lvm_stand_in.__file__} /run/lvm/facts.json {command} "$@"\n'
+            )
+            script.chmod(0o755)
+        host.run("mkdir", "-p", "/dev/vg", "/dev/mapper")
+        host.run("touch", "/dev/mapper/vg-lvmlock")
+        for mounted, source in MOUNTS.items():
+            host.run("mount", "--bind", source, mounted)
+        lockd = self.lab.lockd[host]
+        lockd._configuration.write_text(LVM_TOML)
+        fake = FakeLvmlockd(folder / "lvmlockd.socket", self.modes, host.number, ["vg"])
+        lockd.stop()
+        lockd.start()
+        return fake
+
+    def close(self) -> None:
+        """The lab is as it was."""
+        for host, daemon in zip(self.lab.hosts, self.daemons, strict=True):
+            lockd = self.lab.lockd[host]
+            lockd.stop()
+            lockd._configuration.write_text(HOLDFAST_TOML)
+            lockd.start()
+            daemon.close()
+            for mounted in MOUNTS:
+                host.run("umount", mounted)
+            shutil.rmtree(host.folder / "run" / "lvm")
+        shutil.rmtree(self.lab.storage.folder / "volumes")
+
+    @property
+    def held(self) -> dict[int, Mode]:
+        return self.modes.of(uuid_of(0))
+
+    def becomes(self, held: dict[int, Mode]) -> None:
+        until(lambda: self.held == held, f"{PATH} to be held as {held}")
+
+    def is_active(self, host: Host) -> bool:
+        return host.path(PATH).exists()
+
+
+@pytest.fixture
+def volume_lab(request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind) -> Iterator[VolumeLab]:
+    for lab in clean(request, make_lab((kind, kind), "direct", hook=True)):
+        made = VolumeLab(lab)
+        yield made
+        lab.reset()
+        made.close()
+
+
+def test_guest_on_a_shared_volume_migrates_there_and_back(volume_lab: VolumeLab) -> None:
+    lab, alpha, beta = volume_lab.lab, volume_lab.lab.alpha, volume_lab.lab.beta
+    vm = lab.vm(alpha, "web1", Disk(volume_lab.image)).start()
+    assert volume_lab.held == {1: EX}
+    said = lab.vm(beta, "web2", Disk(volume_lab.image)).refused("start")
+    assert "is held by host h1" in said
+    assert not volume_lab.is_active(beta)
+    for source, target, number in ((alpha, beta, 2), (beta, alpha, 1)):
+        vm.migrate(target)
+        vm.assert_writes()
+        volume_lab.becomes({number: EX})
+        assert not volume_lab.is_active(source)
+    assert volume_lab.image.boots == 1
+    vm.virsh("suspend")
+    vm.virsh("resume")
+    vm.assert_writes()
+    running = vm.start_slow_migration(beta)
+    assert volume_lab.held == {1: SH, 2: SH}
+    for host in lab.hosts:
+        lab.lockd[host].kill()
+    lab.start_daemons()
+    assert volume_lab.held == {1: SH, 2: SH}
+    vm.virsh("domjobabort")
+    running.communicate()
+    volume_lab.becomes({1: EX})
+    until(lambda: not volume_lab.is_active(beta), "the target to have let go")
+    vm.assert_writes()
+    vm.destroy()
+    volume_lab.becomes({})
+    assert not volume_lab.is_active(alpha)
+
+
+def test_guest_that_runs_on_after_its_release_is_the_only_one(volume_lab: VolumeLab) -> None:
+    """Row 11a: QEMU and libvirtd of the target are killed at the switch-over, and libvirt never asks again."""
+    lab, disk = volume_lab.lab, Disk(volume_lab.image)
+    vm = lab.vm(lab.alpha, "web1", disk).start()
+    migration = vm.start_slow_migration(lab.beta, "--p2p")
+    with stopped(lab.lockd[lab.alpha].process):
+        vm.virsh("migrate-setspeed", "1000")
+        until(lambda: stands_still(vm), "the guest to stop for the switch-over")
+        lab.libvirtd[lab.beta].kill()
+        lab.vm_at(lab.beta, vm).process.kill()
+    migration.communicate()
+    assert migration.returncode != 0
+    lab.start_daemons()
+    vm.wait_state("running")
+    vm.assert_writes()
+    for host, name in ((lab.beta, "thief"), (lab.alpha, "thief2")):
+        assert "held by" in lab.vm(host, name, disk).refused("start")
+    volume_lab.becomes({1: EX})
+    vm.assert_writes()
+    assert volume_lab.image.boots == 1
+    vm.migrate(lab.beta)
+    vm.assert_writes()
+    volume_lab.becomes({2: EX})
