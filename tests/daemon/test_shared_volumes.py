@@ -1,4 +1,7 @@
-"""driver = "lvm" over two hosts: the daemon, the hook and libvirt's calls, with lvmlockd and LVM as stand-ins."""
+"""driver = "lvm" over two hosts: the daemon, the hook and libvirt's calls, with lvmlockd and LVM as stand-ins.
+
+Migrations there and back, and cancelled ones, are in tests/e2e/test_shared_volumes.py, with the real libvirt.
+"""
 
 from __future__ import annotations
 
@@ -93,12 +96,6 @@ def test_start_refusal_on_both_hosts_and_end(site: Site, guest: Guest) -> None:
     assert site.held(guest) == {2: EX}
 
 
-def test_migration_there_and_back_with_no_hand_step(site: Site, guest: Guest) -> None:
-    guest.starts(site.h1)
-    migrates(site, guest, site.h1, site.h2)
-    migrates(site, guest, site.h2, site.h1)
-
-
 def test_daemons_are_killed_after_each_step_of_a_migration(site: Site, guest: Guest) -> None:
     def killed(*hosts: VolumeHost) -> None:
         with ThreadPoolExecutor(len(hosts)) as pool:
@@ -146,16 +143,6 @@ def test_lvmlockd_that_does_not_answer_refuses_and_deactivates_nothing(site: Sit
         away.rename(socket)
     site.becomes(guest, {})
     assert not site.h1.is_active(guest.lv)
-
-
-def test_cancelled_migration_gives_it_back_to_the_source(site: Site, guest: Guest) -> None:
-    guest.starts(site.h1)
-    arrives(site, guest, site.h1, site.h2)
-    guest.says(site.h1, "running", "booted", OUT, "confirm3_cancelled")
-    guest.says(site.h1, "running", "booted")
-    guest.is_gone(site.h2)
-    site.becomes(guest, {1: EX})
-    assert not site.h2.is_active(guest.lv)
 
 
 def test_guest_that_runs_on_by_itself_after_its_release_keeps_its_volume(site: Site, guest: Guest) -> None:
