@@ -68,11 +68,9 @@ def migrates(site: Site, guest: Guest, source: VolumeHost, target: VolumeHost, s
     step(source, target)
     guest.says(source, "paused", "migration", OUT, "perform3_done")
     guest.says(target, "paused", "migration", IN, "finish3")
-    step(source)
     assert guest.asks(target) == ""
     step(target)
     guest.says(target, "running", "migrated")
-    step(target)
     guest.is_gone(source)
     site.becomes(guest, {1 if target is site.h1 else 2: EX})
     assert not source.is_active(guest.lv)

@@ -119,7 +119,7 @@ class VolumeHost(Holdfastd):
         name = f"h{number}"
         super().__init__(
             place / name,
-            '[backend.san-lvm]\ndriver = "lvm"\nacquire_wait_s = 0.5\nhandover_wait_s = 5\n'
+            '[backend.san-lvm]\ndriver = "lvm"\nacquire_wait_s = 0.5\nhandover_wait_s = 4\n'
             '[[disk]]\nmatch = "/dev/vg/*"\nbackend = "san-lvm"\n[[disk]]\nmatch = "/dev/plain/*"\nbackend = "san-lvm"\n',
         )
         self.name, self._place = name, place
