@@ -72,7 +72,7 @@ NEAR: dict[str, int] = {
     "record-left-behind": 50,
     "found-by-note-stays": 66,
     "promise-taken-back": 151,
-    "index-of-older-terms-kept": 1247,
+    "index-of-older-terms-kept": 105,
     "no-timeout-ignored": 441,
     "older-term-over-by-time": 260,
     "lost-and-acquired-again": 5107,
