@@ -217,7 +217,7 @@ BUGS = (
         "a RELEASE during a migration frees the volume for other VMs of the host, and QEMU runs the guest again by itself",
         "    return Grant.YIELDED if role in (None, Role.SOURCE",
         "    return Grant.YIELDED if role in (None, Role.LEFT",
-        "sim/test_volume_histories.py::test_history_that_a_planted_bug_breaks_is_sound[6]",
+        "sim/test_volume_histories.py::test_history_that_a_planted_bug_breaks_is_sound[157]",
     ),
     _in(
         "backends.lvm.modes",
@@ -1940,7 +1940,7 @@ BUGS = (
         "an older journal makes a lease that its owner has alone one that others of its host may share",
         "        if mode is lock.mode or (mode is Mode.EXCLUSIVE and len(lock.claims) > 1):\n",
         "        if mode is lock.mode or mode is Mode.EXCLUSIVE:\n",
-        "sim/test_pinned_seeds.py::test_a_seed_that_found_a_bug_in_a_campaign_is_sound[113004172]",
+        "unit/manager/test_unknown_locks.py::test_mode_on_storage_counts_for_the_only_owner_of_a_retaken_lock",
     ),
     _in(
         "cli.setup.execute",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.unit.manager.test_lock_manager import restarted
@@ -456,5 +456,33 @@ def test_claim_on_a_lock_that_could_not_be_recorded_waits_for_the_lock_itself(tm
         saved = world.saved()
         assert saved.is_whole, saved.doubt
         assert len(saved.locks) == 1
+
+    run(scene)
+
+
+class HeldAlone:
+    """A lease that its host has for one owner, by what storage says."""
+
+    is_shared = False
+
+    def descriptor(self) -> None:
+        return None
+
+
+def test_mode_on_storage_counts_for_the_only_owner_of_a_retaken_lock(tmp_path: Path) -> None:
+    """An older journal says shared of a lease that its owner has had alone since: nobody else of this host may share it."""
+
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk = w.disk()
+        owner, other = w.owner(VM), w.owner(OTHER)
+        await w.manager.acquire(owner, want(disk, Mode.SHARED))
+        (lock,) = w.manager.table
+        really_held, lock.held = lock.held, cast("Any", HeldAlone())
+        w.manager.lost._is_as_held(lock)
+        assert (lock.mode, lock.claims[owner.id]) == (Mode.EXCLUSIVE, {Resource("", disk): Mode.EXCLUSIVE})
+        lock.held = really_held
+        with pytest.raises(ResourceBusy):
+            await w.manager.acquire(other, want(disk, Mode.SHARED))
 
     run(scene)
