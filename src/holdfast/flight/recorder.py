@@ -104,7 +104,11 @@ class FlightRecorder(logging.Handler):
         """Why notes can't be written now; empty if they can."""
 
     def start(self) -> None:
-        """Begin to write; the first note says which boot it is."""
+        """Begin to write; the first note says which boot it is. The file is opened here, before anybody is served, so
+        that the number of descriptors does not grow later.
+        """
+        with contextlib.suppress(OSError):  # the thread tries again, and says why
+            self._open()
         self.note(n.START, "holdfastd begins")
         threading.Thread(target=self._write_all, name="flight recorder", daemon=True).start()
 
