@@ -29,7 +29,7 @@ QEMU_CONF = '# The lock manager.\n#\n#lock_manager = "lockd"\n\nuser = "root"\n'
 
 
 class Systemd(FakeHost):
-    """A host whose units change as its systemctl is told to, by `run`: what it is given in place of processes."""
+    """A host whose units change as `run`, which is there in place of processes, asks its systemctl."""
 
     def __init__(self, machine: Machine) -> None:
         super().__init__()

@@ -146,8 +146,8 @@ def test_disk_that_hangs_holds_up_nobody_and_losses_are_counted(tmp_path: Path) 
     assert time.monotonic() - began < 10
     gate.open()
     recorder.flush()
-    (told,) = [note.text for note in kept(tmp_path) if note.kind == n.LEFT_OUT]
-    assert "could not be written in time" in told
+    (text,) = [note.text for note in kept(tmp_path) if note.kind == n.LEFT_OUT]
+    assert "could not be written in time" in text
 
 
 def test_file_that_cannot_be_written_is_a_problem_and_is_tried_again(

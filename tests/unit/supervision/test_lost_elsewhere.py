@@ -76,7 +76,7 @@ def test_trouble_is_written_at_once_by_a_member_and_by_nobody_else() -> None:
         present = True
         seen: list[HostRecord] = []
 
-        def told() -> HostRecord:
+        def written() -> HostRecord:
             record = host_record.decode(files.raw[2])
             assert record is not None
             return record
@@ -84,7 +84,7 @@ def test_trouble_is_written_at_once_by_a_member_and_by_nobody_else() -> None:
         def stops() -> None:
             nonlocal present
             present = False
-            seen.append(told())
+            seen.append(written())
 
         tending = records.tend(TERM, views=list, is_present=lambda: present, clock=Clock(stops))
         await tending
