@@ -108,6 +108,7 @@ FOUND_WITH_EVERYTHING = (
     116002161,  # an orphan had the name of a disk, by an older journal: no client and no operator could end it
     116004424,  # a lease that never expires, under the name that a guest has where it arrives (checker)
     117004243,  # a leader of an older version landed late, where leases never expire (checker)
+    118002858,  # a lease that never expires was freed by hand, and then given out (checker)
 )
 FOUND_AS_DRAWN = (
     (106002658, Naming.ONE),  # a late record made a generation repeat where no host knows the date (checker)
