@@ -32,8 +32,6 @@ class LeasePlace:
     mbal: dict[int, int] = field(default_factory=dict)
     leader: Leader | None = None
     """The last leader record that was written."""
-    newest: Leader | None = None
-    """The last one of the greatest version: a late one of an older version changes no owner, as the blocks are newer."""
     is_restored: bool = False
     """An older copy was put there: what was seen to land since it was made says nothing of what lands now."""
     was_restored: bool = False

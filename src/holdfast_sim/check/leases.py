@@ -130,7 +130,7 @@ class Checkers:
         """Versions and ballots grow from those that stand there now."""
         at, size = place.offset, self.geometry.sector_bytes
         leader = Leader.decode(bytes(self._disks[place.disk].content[at : at + size]))
-        place.leader = place.newest = leader if isinstance(leader, Leader) else None
+        place.leader = leader if isinstance(leader, Leader) else None
         place.decided.clear()
         place.is_restored = False
         hosts = leader.max_hosts if isinstance(leader, Leader) else 0
@@ -351,10 +351,9 @@ class Checkers:
                     "nothing lost", f"the lease of {place.resource} is cleared under its holder", process.name
                 )
             return
-        before, place.leader = place.newest, leader
+        before, place.leader = place.leader, leader
+        # One of an older version that lands late changes no owner: the blocks are newer.
         is_late = before is not None and leader.lver < before.lver
-        if not is_late:
-            place.newest = leader
         if place.is_restored:
             return
         if leader.is_free:

@@ -145,7 +145,7 @@ class Fencings:
                 and record.generation > leader.owner_generation
                 and not runs
             ):
-                place.leader = place.newest = replace(leader, timestamp=0)
+                place.leader = replace(leader, timestamp=0)
                 disk.content[place.offset : place.offset + geometry.sector_bytes] = (
                     place.leader.sector().ljust(geometry.sector_bytes, b"\0")
                 )
