@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from holdfast.backends.lvm.host_volumes import HostVolumes
 from holdfast.model import Holder, Mode, OwnerName, ProcessId, Protection, Resource
@@ -268,6 +268,18 @@ class KnowsWriters(Protocol):
 
     def owner_left(self, note: OwnerNote) -> None:
         """The last claim of an owner on it has ended, or came to nothing; does not wait, and never fails."""
+
+
+def knows_writers(held: object) -> TypeGuard[KnowsWriters]:
+    """As isinstance, which takes microseconds for a protocol; this is asked at each release."""
+    known = _KNOW_WRITERS.get(type(held))
+    if known is None:
+        known = _KNOW_WRITERS[type(held)] = isinstance(held, KnowsWriters)
+    return known
+
+
+_KNOW_WRITERS: dict[type, bool] = {}
+"""By class of held locks: each is asked once."""
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
-from holdfast.backends.base import Candidate, Creation, HeldElsewhere, KnowsWriters, LeftBehind, Stale
+from holdfast.backends.base import Candidate, Creation, HeldElsewhere, LeftBehind, Stale, knows_writers
 from holdfast.errors import (
     DiskNotKnown,
     HoldfastError,
@@ -355,7 +355,7 @@ class LockAcquirer:
     async def _ask_again(self, owner: Owner, want: AcquireRequest, lock: HostLock) -> None:
         """Ask a lock that other hosts may share whether this owner may write now; raises if it may not."""
         held: object = lock.held
-        if not isinstance(held, KnowsWriters):
+        if not knows_writers(held):
             return
         note = note_of(owner, want.resource, want.mode)
         refused = await self._key_locks.holding((lock, *lock.keys), held.ask_again(want.mode, note))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
-from holdfast.backends.base import Held, KnowsWriters
+from holdfast.backends.base import Held, knows_writers
 from holdfast.control.api import MIGRATION_PROBLEM
 from holdfast.errors import LockError
 from holdfast.manager import events as ev
@@ -119,7 +119,7 @@ class Departures:
         if departs:
             return True
         held: object = lock.held
-        if self._lends and not isinstance(held, KnowsWriters):
+        if self._lends and not knows_writers(held):
             self._book.lends(owner, lock, resource)
             log.info("%s lets go of %s for its migration, until the guest runs on here", owner, resource)
             self._watch()

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
-from holdfast.backends.base import Creation, KnowsWriters
+from holdfast.backends.base import Creation, knows_writers
 from holdfast.errors import NotAnOwner, ResourceNotLocked
 from holdfast.manager.departures import Departures
 from holdfast.manager.lock_registry import HostLock
@@ -177,7 +177,7 @@ class LockReleaser:
         left = self._book.unclaim(owner, lock, resource)
         self._repeated.forget(owner, resource)
         held: object = lock.held
-        if owner.id not in lock.claims and isinstance(held, KnowsWriters):
+        if owner.id not in lock.claims and knows_writers(held):
             held.owner_left(note_of(owner, resource, lock.mode))
         if left.last:
             if lock.held is None or lock.held.release_nowait():
