@@ -185,6 +185,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def cut_utf8(text: str, bytes_max: int) -> str:
+    """The beginning of a text that has at most so many bytes in UTF-8, and no part of a character."""
+    return text.encode("utf-8", "replace")[:bytes_max].decode("utf-8", "ignore")
+
+
 def wall_text(wall_s: float) -> str:
     """A wall-clock time for people on any host: UTC, to the second."""
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 import click
 
@@ -144,16 +143,16 @@ def list_command(context: Context, owners: bool, as_json: bool) -> None:
     holdfast list --owners --json
     """
     from holdfast.cli import render
-    from holdfast.cli.unlocked import unlocked_disks, weakest
+    from holdfast.cli.unlocked import unlocked_disks
 
+    if owners:
+        vm.show(context, as_json)
+        return
     with context.connect() as client:
         locks = client.locks()
-        unlocked = unlocked_disks(lambda: locks)
-        listed: list[Any] = weakest(client.owners(), unlocked) if owners else [*locks, *unlocked]
+    listed = [*locks, *unlocked_disks(lambda: locks)]
     if as_json:
         render.as_json(listed)
-    elif owners:
-        render.owners(listed)
     else:
         render.locks(listed)
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 from holdfast.flight import notes as n
 from holdfast.flight.notes import Note
-from holdfast.model import wall_text
+from holdfast.model import cut_utf8, wall_text
+from holdfast.ondisk.host_record import END_BYTES_MAX
 
 TAIL_MAX = 20
 """Notes that are shown: the last ones that are more than routine."""
 ROUTINE = frozenset(("acquired", "released", "converted", "lock-started", n.ALIVE, n.START))
-PARAGRAPH_BYTES_MAX = 1000
 UNFED_MAX_S = 600.0
 """A watchdog that was unfed for longer than that did not fire: the next daemon of that boot has fed it."""
 
@@ -94,7 +94,7 @@ def _of_boot(boot: str, notes: list[Note]) -> LastEnd:
 
 
 def paragraph(end: LastEnd) -> str:
-    """For people, at most PARAGRAPH_BYTES_MAX bytes of UTF-8."""
+    """For people, at most END_BYTES_MAX bytes of UTF-8, so that it fits the host's record."""
     last, why = wall_text(end.last), "".join(f" {each.rstrip('.')}." for each in end.why)
     if end.cause is Cause.ORDERLY:
         text = f"holdfastd was stopped in good order before that boot ended; its last note is of {last}.{why}"
@@ -109,4 +109,4 @@ def paragraph(end: LastEnd) -> str:
             "crash of the kernel, a person or a fencing device ended that boot, or holdfastd itself ended or hung and its "
             "watchdog fired."
         )
-    return text.encode("utf-8", "replace")[:PARAGRAPH_BYTES_MAX].decode("utf-8", "ignore")
+    return cut_utf8(text, END_BYTES_MAX)

@@ -479,7 +479,7 @@ class UnknownLocks:
             raise Refused(
                 reason="an operator's name is needed: the word that the lock's owner is over is recorded"
             )
-        found = [lock for lock in (*self.locks, *self._orphans()) if what in _names_of(lock)]
+        found = [lock for lock in (*self.locks, *self.orphans) if what in _names_of(lock)]
         if not found:
             others = [lock for lock in self._table if what in _names_of(lock)]
             reason = (
@@ -512,7 +512,8 @@ class UnknownLocks:
                 await self._end_orphan(owner, lock, f"by {operator}'s word")
         return f"{shown} is settled"
 
-    def _orphans(self) -> list[HostLock]:
+    @property
+    def orphans(self) -> list[HostLock]:
         """Locks that a keeper of orphans claims, and no unknown owner."""
         return [
             lock

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.model import printable, wall_text
+from holdfast.model import cut_utf8, printable, wall_text
 from holdfast.ondisk.host_record import END_BYTES_MAX
 from holdfast.supervision.lockspace_news import Joined, LockspaceNews, Lost, Over, UsersGone
 
@@ -34,4 +34,4 @@ class LostElsewhere:
     def beside(self, lockspace: str) -> str:
         """What its record says in this lockspace, at most END_BYTES_MAX bytes; empty if no other one is lost."""
         texts = "; ".join(text for name, text in sorted(self._lost.items()) if name != lockspace)
-        return printable(texts).encode("utf-8", "replace")[:END_BYTES_MAX].decode("utf-8", "ignore")
+        return cut_utf8(printable(texts), END_BYTES_MAX)

@@ -489,9 +489,4 @@ class _Play:
 
 def _orphans_of_disks(manager: LockManager) -> list[HostLock]:
     """Orphans that no client can release by their lease's name: an old journal has named the disk instead."""
-    return [
-        lock
-        for lock in manager.table
-        if any((owner := manager.owners.get(i)) is not None and owner.keeps_orphans for i in lock.claims)
-        and any(disk_of(name) for name in lock.names())
-    ]
+    return [lock for lock in manager.unknown.orphans if any(map(disk_of, lock.names()))]

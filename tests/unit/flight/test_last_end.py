@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.flight.last_end import PARAGRAPH_BYTES_MAX, UNFED_MAX_S, Cause, last_end, paragraph
+from holdfast.flight.last_end import UNFED_MAX_S, Cause, last_end, paragraph
 from holdfast.flight.notes import ALIVE, LOG, START, Note
+from holdfast.ondisk.host_record import END_BYTES_MAX
 
 AT = 1_700_000_000.0
 
@@ -90,7 +91,7 @@ def test_paragraph_is_bounded_and_whole_utf8() -> None:
         notes("a>", *((("lockspace-lost", f"S{n}: {'é' * 400}")) for n in range(9)), "now>"), "now"
     )
     assert found is not None
-    assert len(paragraph(found).encode()) <= PARAGRAPH_BYTES_MAX
+    assert len(paragraph(found).encode()) <= END_BYTES_MAX
 
 
 def test_lines_of_the_log_are_in_the_tail_and_signs_of_life_are_not() -> None:

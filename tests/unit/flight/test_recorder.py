@@ -12,8 +12,18 @@ from pathlib import Path
 import pytest
 
 from holdfast.flight import notes as n
+from holdfast.flight.last_end import ROUTINE
 from holdfast.flight.notes import Note
-from holdfast.flight.recorder import KIND_MAX, KIND_PERIOD_S, QUEUE_MAX, FlightRecorder, KindLimit
+from holdfast.flight.recorder import (
+    KIND_MAX,
+    KIND_PERIOD_S,
+    KINDS_OF_LOG,
+    QUEUE_MAX,
+    URGENT,
+    FlightRecorder,
+    KindLimit,
+)
+from holdfast.manager import events
 from holdfast.system.block_io.request_gate import RequestGate
 from holdfast.system.files.regular_file import Unreadable
 from holdfast.system.logs.log_lines import facts
@@ -181,3 +191,10 @@ def test_no_notes_and_unreadable_notes(tmp_path: Path) -> None:
     (tmp_path / n.DIRECTORY / n.LATEST).rmdir()
     (tmp_path / n.DIRECTORY / n.BEFORE).write_bytes(n.encode([Note(at=1.0, kind="x")]) + b"{}\n\xff\n")
     assert [note.kind for note in kept(tmp_path)] == ["x"]
+
+
+def test_kinds_that_the_recorder_and_its_verdict_name_are_those_of_events() -> None:
+    assert set(events.KINDS) | KINDS_OF_LOG >= URGENT
+    notes_of_ours = {n.ALIVE, n.START}
+    assert set(events.KINDS) | notes_of_ours >= ROUTINE
+    assert {events.DAEMON_STOPPING, events.LOCKSPACE_LOST, events.HOST_RESET_AWAITED} <= URGENT

@@ -28,6 +28,11 @@ def list_vms(context: Context, as_json: bool) -> None:
     \b
     holdfast vm list
     """
+    show(context, as_json)
+
+
+def show(context: Context, as_json: bool) -> None:
+    """Also for 'holdfast list --owners'."""
     from holdfast.cli import render
     from holdfast.cli.unlocked import unlocked_disks, weakest
 
