@@ -78,7 +78,7 @@ def test_host_id_whose_record_has_the_flag_is_neither_claimed_nor_marked() -> No
     claimed = host.run(delta_lease.acquire(area, host.clock, claim))
     assert isinstance(claimed, Corrupt)
     assert claimed.found.reason is Reason.CAW
-    member = Membership(area, HostId(1), Generation(1), TIMING, lambda: True, lambda _: None)  # type: ignore[arg-type,return-value]
+    member = Membership(area, HostId(1), Generation(1), lambda: TIMING, lambda: True, lambda _: None)  # type: ignore[arg-type,return-value]
     marked = host.run(mark_dead(member, HostId(3), Generation(4), HostTimestamp(500)))
     assert isinstance(marked, NotMarked)
     assert "COMPARE AND WRITE" in marked.reason

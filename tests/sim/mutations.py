@@ -106,6 +106,8 @@ class Mutation:
     """Whether only guests that migrate show it; likewise."""
     foreign: bool = False
     """Whether only hosts show it that may run sanlock; likewise."""
+    timeouts: bool = False
+    """Whether only hosts whose io_timeout is changed show it, among restarts; likewise."""
     restored: bool = False
     """Whether only lockspaces and leases that are restored show it; likewise."""
     made: str = "PLAIN"
@@ -138,6 +140,7 @@ def _in(
     made: str = "PLAIN",
     naming: str = "ONE",
     clients: bool = False,
+    timeouts: bool = False,
 ) -> Mutation:
     return Mutation(
         name,
@@ -155,6 +158,7 @@ def _in(
         made=made,
         naming=naming,
         clients=clients,
+        timeouts=timeouts,
     )
 
 
@@ -302,6 +306,18 @@ MUTATIONS = (
         "        if any(term.seconds_left is not None for _, term in found):",
         "        if False:",
         made="MARKS",
+    ),
+    # --- an io_timeout that is changed while the lockspace is joined ---
+    _in(
+        "supervision.renewal",
+        "raised-before-it-is-shown",
+        "a greater io_timeout counts as soon as it is asked for, before a record shows it",
+        "        self._next_io_timeout_s = io_timeout_s\n",
+        "        self._next_io_timeout_s = io_timeout_s\n"
+        "        raised = Timing(io_timeout_s, self.timing.fire_timeout_s)\n"
+        "        if self._watched is not None and raised.fail_s > self.timing.fail_s:\n"
+        "            self._watched.expiry._timing = raised\n",
+        timeouts=True,
     ),
     # --- lockspaces and leases that are restored ---
     _in(
@@ -1379,7 +1395,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
     needs_managed = mutation.damage or mutation.edits or mutation.seconds or mutation.migrations
     needs_managed = needs_managed or mutation.restored or mutation.made != "PLAIN" or mutation.naming != "ONE"
-    needs_managed = needs_managed or mutation.clients
+    needs_managed = needs_managed or mutation.clients or mutation.timeouts
     restarted = mutation.restarts or mutation.damage or mutation.edits or mutation.restored
     for number in range(seeds_max):
         if needs_managed and Scenario.drawn(Random(first + number), None).kind is not Kind.MANAGED:
@@ -1395,7 +1411,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
             made=Format[mutation.made],
             restored_every_s=12.0 if mutation.restored else 0.0,
             naming=Naming[mutation.naming],
-            habits=Habits(clients=mutation.clients),
+            habits=Habits(clients=mutation.clients, changed_timeouts=mutation.timeouts),
         )
         if not verdict.sound:
             return number + 1, verdict.violation

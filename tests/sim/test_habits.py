@@ -55,6 +55,13 @@ def test_disks_are_unplugged_from_virtual_machines_while_run_dir_is_full() -> No
     assert count(lines, "the journal can't record a new lock") > 5
 
 
+def test_io_timeouts_change_while_hosts_are_in_their_lockspaces() -> None:
+    lines = lines_of(Habits(changed_timeouts=True))
+    assert count(lines, "it is under way") > 30
+    assert count(lines, "has io_timeout 3") > 3 and count(lines, "has io_timeout 1") > 3
+    assert count(lines, "killed in a change") > 3
+
+
 def test_each_habit_has_its_share_of_the_seeds_that_can_have_it() -> None:
     drawn = [Habits.drawn(seed, Kind.MANAGED) for seed in range(400)]
     for habit in Habits.__dataclass_fields__:

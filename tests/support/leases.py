@@ -147,7 +147,7 @@ class HostLockspaces:
             host_id=HostId(self.host_id),
             generation=Generation(self.generation),
             ended_generation=self.generation - 1,  # this host has had the id all the time
-            timing=TIMING,
+            bounds=lambda: TIMING,
             may_write=lambda: self.may_write,
             view=self._view,
         )

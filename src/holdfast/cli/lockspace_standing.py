@@ -21,6 +21,7 @@ COLUMNS = (
     "DEAD IN",
     "HOST",
     "VERSION",
+    "IO_TIMEOUT",
     "FIRE_TIMEOUT",
     "NOTE",
 )
@@ -60,6 +61,7 @@ def show(spaces: Sequence[LeaseSpaceInfo]) -> None:
                 "" if h.dead_in_s is None else f"{h.dead_in_s:.0f} s",
                 h.node or UNSAID,
                 h.version or UNSAID,
+                f"{h.io_timeout_s} s" if h.io_timeout_s else UNSAID,
                 f"{h.fire_timeout_s} s" if h.fire_timeout_s else UNSAID,
                 h.note,
             )
@@ -85,8 +87,19 @@ def headline(each: LeaseSpaceInfo) -> str:
         text += f" as host_id {each.host_id} generation {each.generation}, {each.leases} leases"
         if each.renewed_s_ago is not None:
             text += f", renewed {each.renewed_s_ago:.0f} s ago"
+        if each.next_io_timeout_s:
+            text += f", io_timeout {each.io_timeout_s} s on its way to {each.next_io_timeout_s} s"
         text += "" if each.fenced else ', NOT FENCED (watchdog = "none")'
     return text
+
+
+def wait_for_io_timeout(client: ControlClient, name: str) -> LeaseSpaceInfo | None:
+    """Returns when the change of its io_timeout has ended, with how the lockspace stands then; None: it is not there."""
+    while True:
+        found = next((each for each in client.lease_spaces() if each.name == name), None)
+        if found is None or not found.next_io_timeout_s:
+            return found
+        time.sleep(LOOK_S)
 
 
 def wait_until_joined(client: ControlClient, name: str, *, as_json: bool = False) -> int:

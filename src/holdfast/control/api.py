@@ -172,6 +172,10 @@ class LeaseSpaceInfo:
     """This host's."""
     misfits: str = ""
     """Hosts whose timeouts don't fit this one's, and what to do; empty if there are none."""
+    io_timeout_s: int = 0
+    """This host's, by which its lease is counted now."""
+    next_io_timeout_s: int = 0
+    """To which it is being changed; 0: it is not."""
 
 
 @dataclass

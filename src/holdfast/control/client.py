@@ -105,6 +105,9 @@ class ControlClient:
     def join_lease_space(self, name: str) -> None:
         self._call("JoinLeaseSpace", {"name": name})
 
+    def set_io_timeout(self, name: str, io_timeout_s: int) -> None:
+        self._call("SetIoTimeout", {"name": name, "io_timeout_s": io_timeout_s})
+
     def leave_lease_space(self, name: str) -> None:
         self._call("LeaveLeaseSpace", {"name": name})
 

@@ -249,6 +249,7 @@ def build(
         in_doubt=lambda backends: manager.unknown.has_place(set(backends)),
         others=lambda backends: lease_recovery.users_beside_clients(set(backends)),
     )
+    reactions.on_incarnation = clients.note
     manager.unknown.may_be_clients = lambda lock: client_backends.serves(routing.leases.get(lock.backend))
     if config.sanlock.socket:
         clients.serve_configured()

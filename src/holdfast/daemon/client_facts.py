@@ -56,17 +56,16 @@ class ClientFacts:
         self._lockspaces.set_uses(lockspace, number)
 
     def set_io_timeout(self, lockspace: str, io_timeout_s: int) -> bool:
-        """Only what it is already: leases, watchdog and other hosts go by the one it was joined with."""
+        """Whether it is so, or is under way: the next renewals show it."""
         supervisor = self._supervisor(lockspace)
-        if supervisor is not None and supervisor.timing.io_timeout_s == io_timeout_s:
-            return True
-        log.warning(
-            "refused to change io_timeout of lockspace %s to %d s for a client while it is joined: leave it on all hosts "
-            "and add it again with that io_timeout",
-            lockspace,
-            io_timeout_s,
+        refused = (
+            supervisor.change_io_timeout(io_timeout_s) if supervisor is not None else "there is none of that name"
         )
-        return False
+        if refused:
+            log.warning(
+                "refused to change io_timeout of lockspace %s to %d s for a client: %s", lockspace, io_timeout_s, refused
+            )
+        return not refused
 
     def post_event(self, lockspace: str, event: Event) -> None:
         if (renewal := self._renewal(lockspace)) is not None:

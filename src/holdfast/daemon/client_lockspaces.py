@@ -22,6 +22,7 @@ from holdfast.manager.journal_kinds import SanlockLockspaceLine, path_of, text_o
 from holdfast.manager.lock_registry import LockRegistry
 from holdfast.model import SANLOCK_PREFIX
 from holdfast.protocol.timing import Timing
+from holdfast.supervision.host_identity import Incarnation
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lockspace_port import LockspaceSpec, WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
@@ -79,6 +80,14 @@ class ClientLockspaces:
             supervisor = self._host.restored_for_clients(spec, SANLOCK_PREFIX + name, self.watchdog)
             self._added.add(name)
             self._backends.add(supervisor)
+
+    def note(self, incarnation: Incarnation) -> None:
+        """What this host is in a lockspace by now: the next daemon joins what a client has added with its io_timeout."""
+        line = self._book.added.get(text_of(incarnation.lockspace))
+        if line is not None and not incarnation.next_io_timeout_s:
+            changed = msgspec.structs.replace(line, io_timeout_s=incarnation.io_timeout_s)
+            if changed != line:
+                self._book.lockspace_added(changed)
 
     def forget(self, added: Mapping[str, SanlockLockspaceLine]) -> None:
         """In place of `restore`, where sanlock's clients are not served any more. None of them has a lease: a change of the

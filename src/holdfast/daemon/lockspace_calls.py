@@ -13,6 +13,7 @@ from holdfast.lease_admin.breaking import LeaseBreaker
 from holdfast.lease_admin.garbage_collection import LeaseCollector
 from holdfast.lease_admin.host_fencing import HostFencer
 from holdfast.protocol.host_status import HostView
+from holdfast.protocol.timing import IO_TIMEOUT_MAX_S, IO_TIMEOUT_MIN_S
 from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
@@ -46,6 +47,13 @@ class LeaseSpaceCalls:
 
     def join(self, name: str) -> None:
         self._keeper(name).join()
+
+    def set_io_timeout(self, name: str, io_timeout_s: int) -> None:
+        """Raises `Refused`."""
+        if not IO_TIMEOUT_MIN_S <= io_timeout_s <= IO_TIMEOUT_MAX_S:
+            raise Refused(reason=f"io_timeout is {IO_TIMEOUT_MIN_S} to {IO_TIMEOUT_MAX_S} s, not {io_timeout_s}")
+        if refused := self._keeper(name).change_io_timeout(io_timeout_s):
+            raise Refused(reason=f"io_timeout of lockspace '{name}' is not changed: {refused}")
 
     async def leave(self, name: str) -> None:
         supervisor = self._keeper(name)
@@ -117,6 +125,8 @@ class LeaseSpaceCalls:
             hosts=[_host_info(view, supervisor.records) for view in supervisor.hosts()],
             fire_timeout_s=supervisor.timing.fire_timeout_s,
             misfits=supervisor.records.misfits if supervisor.records is not None else "",
+            io_timeout_s=supervisor.timing.io_timeout_s,
+            next_io_timeout_s=supervisor.incarnation.next_io_timeout_s if joined and supervisor.incarnation else 0,
         )
 
 

@@ -11,8 +11,9 @@ from holdfast.lease_admin.lockspace_loss import LockspaceLoss, Loss
 from holdfast.manager.identity_locks import IdentityLocks
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.moved_disks import MovedDisks
-from holdfast.supervision.host_identity import encode_term
+from holdfast.supervision.host_identity import Incarnation, encode_term
 from holdfast.supervision.lockspace_news import (
+    Changed,
     Joined,
     Leaving,
     LockspaceNews,
@@ -49,18 +50,22 @@ class LockspaceReactions:
         self._observe = observe
         self.on_notified: Callable[[Notified], None] = lambda _: None
         """Of the frontend whose clients have events and requests."""
+        self.on_incarnation: Callable[[Incarnation], None] = lambda _: None
+        """Of what remembers the lockspaces that clients have added: what this host is there now."""
 
     def react(self, news: LockspaceNews) -> None:
         """Called on the event loop, in order; returns when the first step of each reaction is done."""
         self._observe(news)
         match news:
             case Joined(lockspace, incarnation, resumed):
-                self._manager.remember_incarnation(lockspace, encode_term(incarnation))
+                self._remember(lockspace, incarnation)
                 if resumed:
                     self._collector.resumed(self._leases.backends_of(lockspace))
                 self._loss.joined(lockspace)
                 self._moved.joined()
                 self._identities.joined()
+            case Changed(lockspace, incarnation):
+                self._remember(lockspace, incarnation)
             case Lost(lockspace):
                 self._loss.lost(Loss(news, self._leases.backends_of(lockspace)))
             case UsersGone(lockspace):
@@ -74,3 +79,7 @@ class LockspaceReactions:
                 self.on_notified(news)
             case _:
                 assert_never(news)
+
+    def _remember(self, lockspace: str, incarnation: Incarnation) -> None:
+        self._manager.remember_incarnation(lockspace, encode_term(incarnation))
+        self.on_incarnation(incarnation)

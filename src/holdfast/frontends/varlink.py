@@ -85,6 +85,7 @@ class LeaseSpaces(Protocol):
     def infos(self) -> list[LeaseSpaceInfo]: ...
     def join(self, name: str) -> None: ...
     async def leave(self, name: str) -> None: ...
+    def set_io_timeout(self, name: str, io_timeout_s: int) -> None: ...
     async def collect(self, dry_run: bool) -> list[CollectedLease]: ...
     async def break_lease(self, path: str, attest_off: str, operator: str) -> str: ...
     async def fence_host(self, host: str, operator: str, lockspace: str) -> list[FencedHost]: ...
@@ -140,6 +141,15 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         self._must_be_root()
         try:
             self._lease_spaces.join(name)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod
+    def SetIoTimeout(self, *, name: str, io_timeout_s: int) -> None:  # noqa: N802
+        """Begin to change this host's io_timeout in a lockspace that it is in; ListLeaseSpaces reports its progress."""
+        self._must_be_root()
+        try:
+            self._lease_spaces.set_io_timeout(name, io_timeout_s)
         except HoldfastError as error:
             raise refused(error) from None
 

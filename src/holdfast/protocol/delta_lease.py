@@ -84,18 +84,27 @@ class Claim:
     """
     ended_generation: int = 0
     """For an incarnation that is resumed: what `Held.ended_generation` was when it was claimed; 0 if that is not known."""
+    next_io_timeout_s: int = 0
+    """For an incarnation that is resumed: the io_timeout to which it was being changed; its record may have that. 0: none."""
+
+    def with_io_timeout(self, io_timeout_s: int) -> "Claim":
+        return replace(self, timing=replace(self.timing, io_timeout_s=io_timeout_s))
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """A host id of ours, as last written. `certain` is False while the last write may or may not be on
-    disk.
+    disk. `claim.timing` has the bounds by which this host counts now.
     """
 
     claim: Claim
     record: DeltaLease
     renewed_at: Instant
     certain: bool = True
+    tried_io_timeout_s: int = 0
+    """That of a write which may or may not be on disk, if it is another one than the record's; 0: none."""
+    tried_timestamp: int = 0
+    """The latest of such writes."""
     ended_generation: int = 0
     """Of this host id: the record that was claimed proved every generation up to this one over. One that was never used
     proves nothing, for a lockspace may be made again under running hosts.
@@ -276,8 +285,11 @@ async def resume(
         return NotResumed(_whose(record, claim, generation))
     if record.is_free:
         return NotResumed(f"host id {claim.host_id} has been given back", given_back=True)
-    if record.io_timeout_s != claim.timing.io_timeout_s:
+    if record.io_timeout_s not in (claim.timing.io_timeout_s, claim.next_io_timeout_s or None):
         return NotResumed(f"its record says io_timeout {record.io_timeout_s} s")
+    # Others count by the record.
+    claim = claim.with_io_timeout(record.io_timeout_s)
+    held = replace(held, claim=claim)
     if not 0 <= age_s < claim.timing.fail_s:
         return NotResumed(f"its last renewal is {age_s:.0f} s old", age_s=age_s)
     match await renew(area, clock, held):
@@ -397,10 +409,13 @@ async def renew(
     notified: Collection[int] = (),
     hosts_watched: int = 0,
     is_over: Callable[[], bool] = lambda: False,
+    raised_io_timeout_s: int = 0,
 ) -> RenewOutcome:
     """Renew once. The one read serves the renewal and, for hosts 1..hosts_watched, the table of hosts.
 
     `is_over`: asked right before the write, whether this lease has been given up by now, however young it may be.
+    `raised_io_timeout_s`: write this greater io_timeout, and count by it from `Renewed` on, unless the timestamp is that of
+    the record before, as others may read a record again only when it has changed; 0: the claim's is written.
     """
     claim, timing = held.claim, held.claim.timing
     read_at = clock.now()
@@ -419,12 +434,18 @@ async def renew(
     begun_at = clock.now()
     if begun_at - held.renewed_at >= timing.fail_s or is_over():
         return TooLate(begun_at - held.renewed_at)
-    record = replace(held.record, timestamp=timestamp_of(begun_at), event=event)
+    timestamp, io_timeout_s = timestamp_of(begun_at), timing.io_timeout_s
+    if raised_io_timeout_s and timestamp > max(held.record.timestamp, held.tried_timestamp):
+        io_timeout_s = raised_io_timeout_s
+    record = replace(held.record, timestamp=timestamp, event=event, io_timeout_s=io_timeout_s)
     others = [host_id for host_id in notified if host_id != claim.host_id]
     failed = await area.write_sector(claim.host_id, record.sector(others), timing.renewal_write_timeout_s)
     if failed is not None:
-        return RenewalFailed(replace(held, certain=False), failed, sectors, read_at)
-    renewed = Held(claim, record, begun_at, ended_generation=held.ended_generation)
+        tried_s = io_timeout_s if io_timeout_s != held.record.io_timeout_s else held.tried_io_timeout_s
+        uncertain = replace(held, certain=False, tried_io_timeout_s=tried_s, tried_timestamp=timestamp)
+        return RenewalFailed(uncertain, failed, sectors, read_at)
+    counted_by = claim.with_io_timeout(io_timeout_s)
+    renewed = Held(counted_by, record, begun_at, ended_generation=held.ended_generation)
     return Renewed(renewed, sectors, read_at)
 
 
@@ -439,7 +460,10 @@ def _as_expected(held: Held, found: DeltaLease) -> DeltaLease:
     """
     if held.certain:
         return held.record
-    return replace(held.record, timestamp=found.timestamp, event=found.event)
+    io_timeout_s = held.record.io_timeout_s
+    if held.tried_io_timeout_s and found.io_timeout_s == held.tried_io_timeout_s:
+        io_timeout_s = found.io_timeout_s
+    return replace(held.record, timestamp=found.timestamp, event=found.event, io_timeout_s=io_timeout_s)
 
 
 def _is_ours(found: DeltaLease, held: Held) -> bool:

@@ -39,9 +39,19 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """A renewal is on disk; `begun_at` is the clock reading from before its write."""
+    """A renewal is on disk; `begun_at` is the clock reading from before its write. `raised`: the greater bounds by which
+    others count from this renewal on, as it shows them.
+    """
 
     begun_at: Instant
+    raised: Timing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """Count by these smaller bounds, before any record shows them; unless the lease is an old one by them."""
+
+    timing: Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ class Ticked:
     """Nothing happened but time."""
 
 
-Event = Renewed | Corrupted | Ticked
+Event = Renewed | Lowered | Corrupted | Ticked
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +126,11 @@ class Expiry:
         return self._phase
 
     @property
+    def timing(self) -> Timing:
+        """The bounds that count now."""
+        return self._timing
+
+    @property
     def renewed_at(self) -> Instant:
         return self._renewed_at
 
@@ -138,8 +153,10 @@ class Expiry:
         self._last_now = now
         actions = self._age(now)
         match event:
-            case Renewed(begun_at):
-                actions += self._renewed(now, begun_at)
+            case Renewed(begun_at, raised):
+                actions += self._renewed(now, begun_at, raised)
+            case Lowered(timing):
+                self._lower(now, timing)
             case Corrupted(reason):
                 actions += self._fail(now, reason)
             case Ticked():
@@ -165,7 +182,13 @@ class Expiry:
         self._phase = Phase.FAIL
         return (Fail(now - self._renewed_at, reason),)
 
-    def _renewed(self, now: Instant, begun_at: Instant) -> tuple[Action, ...]:
+    def _lower(self, now: Instant, timing: Timing) -> None:
+        if timing.fail_s > self._timing.fail_s or timing.fire_timeout_s != self._timing.fire_timeout_s:
+            raise ValueError(f"{timing} is not below {self._timing}")
+        if now - self._renewed_at < timing.warn_s:
+            self._timing = timing
+
+    def _renewed(self, now: Instant, begun_at: Instant, raised: Timing | None) -> tuple[Action, ...]:
         if begun_at > now:
             raise ValueError(f"a renewal begun at {begun_at} cannot be reported at {now}")
         # News may overtake each other between two threads; an older renewal never makes a lease older.
@@ -175,6 +198,8 @@ class Expiry:
             # Possible only after _age found the previous one younger than this one: it was not.
             return ()
         self._renewed_at = begun_at
+        if raised is not None:
+            self._timing = raised
         calmed: tuple[Action, ...] = ()
         if self._phase is Phase.WARN and now - begun_at < self._timing.warn_s:
             self._phase = Phase.OK

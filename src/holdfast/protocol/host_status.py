@@ -192,6 +192,11 @@ class HostTable:
         self._states: dict[HostId, HostState] = {}
         self._terms: dict[HostId, tuple[SeenTerm, ...]] = {}
 
+    def count_by(self, timing: Timing) -> None:
+        """Our own bounds are these by now; the greatest that they ever were stand for hosts that record none."""
+        if timing.io_timeout_s > self._timing.io_timeout_s:
+            self._timing = timing
+
     def step(self, now: Instant, event: Sampled | Ticked) -> tuple[Action, ...]:
         actions: list[Action] = []
         if isinstance(event, Sampled):

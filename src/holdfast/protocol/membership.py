@@ -33,15 +33,16 @@ class Membership:
     """One incarnation of our own host in a lockspace.
 
     `may_write` is asked right before each write to a lease: a host whose delta lease has failed issues no
-    more of them. `view` returns what the table of hosts knows. `beside_others`: a host that may be none of Holdfast's
-    uses the lockspace, or did. All three answer from memory, at once. `missed` is kept for as
-    long as the incarnation lasts, in which no two reads of the other hosts are further apart than its fail bound.
+    more of them. `bounds` returns those by which this host counts now, as its io_timeout may change. `view` returns what
+    the table of hosts knows. `beside_others`: a host that may be none of Holdfast's uses the lockspace, or did. All four
+    answer from memory, at once. `missed` is kept for as long as the incarnation lasts, in which no two reads of the other
+    hosts are further apart than its fail bound.
     """
 
     lockspace: LockspaceArea
     host_id: HostId
     generation: Generation
-    timing: Timing
+    bounds: Callable[[], Timing]
     may_write: Callable[[], bool]
     view: Callable[[HostId], HostView]
     missed: MissedTerms = field(default_factory=MissedTerms)
@@ -52,6 +53,10 @@ class Membership:
     def over(self, disk: Disk) -> "Membership":
         """The same membership over another port to the lockspace's path."""
         return replace(self, lockspace=replace(self.lockspace, disk=disk))
+
+    @property
+    def timing(self) -> Timing:
+        return self.bounds()
 
     @property
     def io_timeout_s(self) -> int:

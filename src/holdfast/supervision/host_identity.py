@@ -49,9 +49,13 @@ class Incarnation(msgspec.Struct, frozen=True, kw_only=True):
     io_timeout_s: int
     fire_timeout_s: int
     joined_at: float = 0.0
-    """Seconds of CLOCK_BOOTTIME when it was joined or resumed; 0 in what an older daemon wrote."""
+    """Seconds of CLOCK_BOOTTIME when it was joined or resumed, or its io_timeout changed: the latest copy counts. 0 in what
+    an older daemon wrote.
+    """
     ended_generation: int = 0
     """`delta_lease.Held.ended_generation`; 0, nothing, in what an older daemon wrote."""
+    next_io_timeout_s: int = 0
+    """To which it is being changed: the record on storage may have either; 0: it is not."""
 
     @property
     def timing(self) -> Timing:
@@ -64,6 +68,7 @@ class Incarnation(msgspec.Struct, frozen=True, kw_only=True):
             1 <= self.host_id <= HOSTS_MAX_LIMIT
             and 1 <= self.generation <= U64_MAX
             and 1 <= self.io_timeout_s <= IO_TIMEOUT_MAX_S
+            and 0 <= self.next_io_timeout_s <= IO_TIMEOUT_MAX_S
             and self.fire_timeout_s >= 1
             and 1 <= len(self.host_name.encode("utf-8", "replace")) <= HOST_NAME_BYTES_MAX
         )
@@ -71,27 +76,33 @@ class Incarnation(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Checked(Incarnation, frozen=True, kw_only=True):
     """An `Incarnation` as it is written: with the checksum (zlib.crc32) of what all versions have written; None in files of
-    older daemons. `ended_generation` has a checksum of its own, so that an older daemon can read the rest.
+    older daemons. What later versions have added has checksums of its own, so that an older daemon can read the rest.
     """
 
     check: int | None = None
     ended_check: int | None = None
+    next_check: int | None = None
+
+
+_ADDED = ("ended_generation", "next_io_timeout_s")
 
 
 def _raw(incarnation: Incarnation) -> bytes:
     """What all versions write."""
-    fields = [name for name in Incarnation.__struct_fields__ if name != "ended_generation"]
+    fields = [name for name in Incarnation.__struct_fields__ if name not in _ADDED]
     return msgspec.json.encode({name: getattr(incarnation, name) for name in fields})
 
 
 def encode_term(incarnation: Incarnation) -> str:
-    raw, ended = _raw(incarnation), incarnation.ended_generation
-    checks = f'"check":{zlib.crc32(raw)},"ended_generation":{ended},"ended_check":{_ended_check(raw, ended)}'
+    raw, ended, next_s = _raw(incarnation), incarnation.ended_generation, incarnation.next_io_timeout_s
+    checks = f'"check":{zlib.crc32(raw)},"ended_generation":{ended},"ended_check":{_check_of(raw, ended)}'
+    if next_s:
+        checks += f',"next_io_timeout_s":{next_s},"next_check":{_check_of(raw, next_s)}'
     return f"{raw[:-1].decode()},{checks}}}"
 
 
-def _ended_check(raw: bytes, ended_generation: int) -> int:
-    return zlib.crc32(b"%d" % ended_generation, zlib.crc32(raw))
+def _check_of(raw: bytes, added: int) -> int:
+    return zlib.crc32(b"%d" % added, zlib.crc32(raw))
 
 
 def decode_term(raw: bytes) -> Incarnation | None:
@@ -107,8 +118,10 @@ def decode_term(raw: bytes) -> Incarnation | None:
     incarnation = Incarnation(**{name: getattr(found, name) for name in Incarnation.__struct_fields__})
     raw = _raw(incarnation)
     fits = found.check is None or found.check == zlib.crc32(raw)
-    if found.ended_check != _ended_check(raw, found.ended_generation):
+    if found.ended_check != _check_of(raw, found.ended_generation):
         incarnation = msgspec.structs.replace(incarnation, ended_generation=0)
+    if found.next_check != _check_of(raw, found.next_io_timeout_s):
+        incarnation = msgspec.structs.replace(incarnation, next_io_timeout_s=0)
     return incarnation if fits and incarnation.is_possible else None
 
 
@@ -136,7 +149,8 @@ class JoinPlan:
     only_if_free: bool = False
     only_of: str = ""
     ended_generation: int = 0
-    """Of the incarnation that is resumed: see `Incarnation`."""
+    next_io_timeout_s: int = 0
+    """Both of the incarnation that is resumed: see `Incarnation`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +183,7 @@ class HostIdChooser:
             incarnation.timing,
             Generation(incarnation.generation),
             ended_generation=incarnation.ended_generation,
+            next_io_timeout_s=incarnation.next_io_timeout_s,
         )
 
     async def search(self, area: LockspaceArea, clock: Clock, *, fences: bool) -> JoinPlan | NotJoined:

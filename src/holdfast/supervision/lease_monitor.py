@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from holdfast.protocol import expiry
-from holdfast.protocol.expiry import Corrupted, Expiry, Phase, Renewed, Ticked
+from holdfast.protocol.expiry import Corrupted, Expiry, Lowered, Phase, Renewed, Ticked
 from holdfast.protocol.ports import Clock
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import Instant
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 BEAT_S = 1.0
 """How often ages are measured: a part of the shortest bound (8 s with io_timeout 1)."""
 
+News = Renewed | Lowered | Corrupted
+"""Of a lease, from its renewal."""
 OnExpiring = Callable[[float], None]
 """Renewals are late; the lease is this old (seconds)."""
 OnLost = Callable[[str], None]
@@ -62,14 +64,22 @@ class MonitoredLease:
         self.expiry = Expiry(timing, renewed_at)
         self.on_expiring, self.on_lost, self.on_expired = on_expiring, on_lost, on_expired
         self._lease_monitor = lease_monitor
-        self._inbox: deque[Renewed | Corrupted] = deque()
+        self._inbox: deque[News] = deque()
         self._corrupt = False
         self._retired = False
         self._dismissed = False
 
-    def renewed(self, begun_at: Instant) -> None:
-        """Report a renewal that is on disk; `begun_at` was read from the clock before its write."""
-        self._inbox.append(Renewed(begun_at))
+    def renewed(self, begun_at: Instant, raised: Timing | None = None) -> None:
+        """Report a renewal that is on disk; `begun_at` was read from the clock before its write. `raised`: the greater
+        bounds that it shows to others.
+        """
+        self._inbox.append(Renewed(begun_at, raised))
+
+    def lower(self, timing: Timing) -> None:
+        """Count by smaller bounds from the next beat on, if the lease is young by them; when `expiry.timing` says that it is
+        so, a record may show them.
+        """
+        self._inbox.append(Lowered(timing))
 
     def corrupted(self, reason: str) -> None:
         """Report that the record is not ours any more: the lease is over now, not at the next beat."""
@@ -109,10 +119,10 @@ class MonitoredLease:
     def may_feed(self, now: Instant) -> bool:
         return not self._corrupt and self.expiry.may_feed(now)
 
-    def take_news(self) -> list[Renewed | Corrupted]:
+    def take_news(self) -> list[News]:
         return [self._inbox.popleft() for _ in range(len(self._inbox))]
 
-    def step(self, now: Instant, news: list[Renewed | Corrupted]) -> tuple[expiry.Action, ...]:
+    def step(self, now: Instant, news: list[News]) -> tuple[expiry.Action, ...]:
         actions = self.expiry.step(now, Ticked())
         for each in news:
             actions += self.expiry.step(now, each)

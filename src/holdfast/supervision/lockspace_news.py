@@ -1,7 +1,9 @@
 """News of a lockspace, as values: what this host's membership comes to goes to one function, in order, on the event loop.
 
-    Joined ─┬─ Lost ─ UsersGone ─┬─ Joined …
-            └─ Leaving           └─ (left)        Over: the incarnation to be resumed has ended, and no VM depends on it
+    Joined ─ (Changed …) ─┬─ Lost ─ UsersGone ─┬─ Joined …
+                          └─ Leaving           └─ (left)
+
+    Over: the incarnation to be resumed has ended, and no VM depends on it
 
 `lockspace_supervisor` sends what it has become; `UsersGone` is the answer of the layer above to `Lost`. Each value names
 its lockspace and says all that its reader needs, as that was when it was sent.
@@ -24,6 +26,14 @@ class Joined:
     lockspace: str
     incarnation: Incarnation
     resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Its io_timeout is being changed, or has been: this is what is known of the incarnation from now on."""
+
+    lockspace: str
+    incarnation: Incarnation
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +83,4 @@ class Notified:
     event: Event
 
 
-LockspaceNews = Joined | Lost | UsersGone | Leaving | Over | Notified
+LockspaceNews = Joined | Changed | Lost | UsersGone | Leaving | Over | Notified

@@ -24,7 +24,10 @@ import enum
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import assert_never
+
+import msgspec
 
 from holdfast.ondisk.delta import DeltaLease
 from holdfast.protocol.expiry import Phase
@@ -45,7 +48,15 @@ from holdfast.supervision.lockspace_entry import LockspaceEntry
 from holdfast.supervision.lockspace_news import LockspaceNews, Over
 from holdfast.supervision.lockspace_port import LockspaceSpec, NotAMember
 from holdfast.supervision.lockspace_use import LockspaceUse
-from holdfast.supervision.renewal import Expiring, Joined, Left, Lost, RenewalLoop, RenewalNews
+from holdfast.supervision.renewal import (
+    Expiring,
+    IoTimeoutChanged,
+    Joined,
+    Left,
+    Lost,
+    RenewalLoop,
+    RenewalNews,
+)
 from holdfast.system.block_io.blocking_ports import Interrupted
 from holdfast.system.block_io.renewal_threads import FoundDisk, LeaseThreads, Life
 from holdfast.system.clock import Clock
@@ -106,7 +117,7 @@ class LockspaceSupervisor:
         is_in_doubt: Callable[[], bool] = lambda: False,
         records: HostRecords | None = None,
     ) -> None:
-        self.spec = spec
+        self.spec = self._configured = spec
         self.name = spec.name
         self.state = LockspaceState.ABSENT
         self.reason = "the daemon is starting"
@@ -274,6 +285,7 @@ class LockspaceSupervisor:
     def join(self) -> None:
         """Join again after it was left."""
         if self.state is LockspaceState.LEFT:
+            self.spec = self._configured
             self._wanted = True
             self._join(may_resume=False)
 
@@ -306,6 +318,36 @@ class LockspaceSupervisor:
         while lease_write():
             await self._clock.sleep(LEASE_WRITE_PAUSE_S)
         lockspace.leave()
+
+    def change_io_timeout(self, io_timeout_s: int) -> str:
+        """Begin to change this host's io_timeout while it is joined, leases and all. Returns why not; empty if it is so or
+        is under way, which takes two renewals; `lockspace_news.Changed` follows. The next join has it, too, unless the
+        lockspace was left on purpose.
+        """
+        term, renewal = self.incarnation, self._lockspace
+        timing = replace(self.timing, io_timeout_s=io_timeout_s)
+        if self.state is not LockspaceState.JOINED or term is None or renewal is None:
+            return f"lockspace '{self.name}' is not joined: {self.state.value}"
+        if io_timeout_s == (term.next_io_timeout_s or term.io_timeout_s):
+            return ""
+        if term.next_io_timeout_s:
+            return f"it is being changed to {term.next_io_timeout_s} s: wait until that is done"
+        if broken := timing.broken():
+            return "; ".join(map(str, broken))
+        if self.not_remembered:
+            return self.refuses_new()
+        changing = msgspec.structs.replace(
+            term, next_io_timeout_s=io_timeout_s, joined_at=self._clock.now()
+        )
+        if failed := self._copies.write(changing):
+            return f"that can't be written down ({failed}), and a restart has to know it: make that file writable"
+        self.incarnation = changing
+        self._report(lockspace_news.Changed(self.name, changing))
+        renewal.change_io_timeout(io_timeout_s)
+        log.warning(
+            "lockspace %s: io_timeout is being changed from %d to %d s", self.name, term.io_timeout_s, io_timeout_s
+        )
+        return ""
 
     def heart_stopped(self) -> None:
         """The lease monitor ended, so nothing may depend on the lease."""
@@ -469,7 +511,7 @@ class LockspaceSupervisor:
         self, plan: JoinPlan, disk: Disk, clock: ProtocolClock, interrupt: Callable[[], None], number: int
     ) -> RenewalLoop:
         def report(news: RenewalNews) -> None:
-            if isinstance(news, Joined | Expiring | Lost | Notified):
+            if isinstance(news, Joined | Expiring | Lost | Notified | IoTimeoutChanged):
                 self._threads.call_soon(lambda: self._read(plan, news) if number == self._life else None)
 
         return RenewalLoop(
@@ -486,6 +528,7 @@ class LockspaceSupervisor:
             interrupt=interrupt,
             resumed=plan.resumed,
             ended_generation=plan.ended_generation,
+            next_io_timeout_s=plan.next_io_timeout_s,
             only_if_free=plan.only_if_free,
             only_of=plan.only_of,
             is_found=self.spec.host_id is None,
@@ -511,7 +554,9 @@ class LockspaceSupervisor:
 
     # --- news and results of the renewal thread ---
 
-    def _read(self, plan: JoinPlan, news: Joined | Expiring | Lost | Notified) -> None:
+    def _read(
+        self, plan: JoinPlan, news: Joined | Expiring | Lost | Notified | IoTimeoutChanged
+    ) -> None:
         """News of the present renewal, in order; those of an earlier one are dropped before."""
         match news:
             case Joined(member):
@@ -520,6 +565,8 @@ class LockspaceSupervisor:
                 self._expiring(age_s)
             case Lost(reason):
                 self._lost(reason)
+            case IoTimeoutChanged(timing):
+                self._io_timeout_changed(timing)
             case Notified(host_id, generation, event):
                 self._report(lockspace_news.Notified(self.name, host_id, generation, event))
             case _:
@@ -535,16 +582,14 @@ class LockspaceSupervisor:
             host_name=plan.host_name,
             boot=self._identity.boot,
             machine=self._identity.machine,
-            io_timeout_s=plan.timing.io_timeout_s,
+            io_timeout_s=self.timing.io_timeout_s if self._lockspace else plan.timing.io_timeout_s,
             fire_timeout_s=plan.timing.fire_timeout_s,
             joined_at=self._clock.now(),
             ended_generation=member.ended_generation,
+            next_io_timeout_s=self._lockspace.next_io_timeout_s if self._lockspace else 0,
         )
         # Written before any lock may depend on this incarnation: the next daemon has to know it.
-        self.not_remembered = self._copies.write(term) or self.use.incomplete
-        if self.not_remembered:
-            log.error("lockspace %s: new locks are refused: %s", self.name, self.refuses_new())
-            self._spawn(self._remember(term))
+        self._write_down(term)
         self.host_id, self.host_name, self.generation = term.host_id, term.host_name, term.generation
         self._member = member
         self.gone_on = self._resuming
@@ -564,6 +609,9 @@ class LockspaceSupervisor:
         )
         self._first_try_done()
         self._report(lockspace_news.Joined(self.name, term, self.gone_on))
+        self._tend_records(term)
+
+    def _tend_records(self, term: Incarnation) -> None:
         if self.records is not None:
             self.records.begin(
                 self.records.tend(
@@ -573,6 +621,28 @@ class LockspaceSupervisor:
                     clock=self._clock,
                 )
             )
+
+    def _write_down(self, term: Incarnation) -> None:
+        """Write every copy, now or as soon as that is possible; until then no new lock may depend on it."""
+        self.not_remembered = self._copies.write(term) or self.use.incomplete
+        if self.not_remembered:
+            log.error("lockspace %s: new locks are refused: %s", self.name, self.refuses_new())
+            self._spawn(self._remember(term))
+
+    def _io_timeout_changed(self, timing: Timing) -> None:
+        if self.incarnation is None or self.state not in (LockspaceState.JOINED, LockspaceState.LEAVING):
+            return
+        term = self.incarnation = msgspec.structs.replace(
+            self.incarnation,
+            io_timeout_s=timing.io_timeout_s,
+            next_io_timeout_s=0,
+            joined_at=self._clock.now(),
+        )
+        self.spec = replace(self.spec, timing=timing)
+        self._write_down(term)
+        log.warning("lockspace %s: io_timeout is %d s from now on", self.name, timing.io_timeout_s)
+        self._report(lockspace_news.Changed(self.name, term))
+        self._tend_records(term)
 
     async def _remember(self, term: Incarnation) -> None:
         """Repeat the write until every copy is written, as long as this is the present incarnation."""

@@ -39,6 +39,11 @@ class PeerMonitor:
         wide = self._looks % WIDE_LOOK_EVERY == 0
         return self._geometry.hosts_max if wide else min(self._watched + NEWCOMERS, self._geometry.hosts_max)
 
+    def count_by(self, timing: Timing) -> None:
+        """This host's own bounds have grown: they stand for those of hosts that record none."""
+        with self._lock:
+            self._table.count_by(timing)
+
     def looked(self, now: Instant, read_at: Instant, sectors: bytes) -> tuple[Action, ...]:
         """Evaluate a sample; returns the state changes and notifications in it."""
         size = self._geometry.sector_bytes

@@ -11,6 +11,11 @@ It only renews; the lease monitor measures. A renewal that fails is tried again 
 lease monitor has reported the loss. A read that shows that the record is not ours any more ends the lease now.
 
 A lost lease starves the watchdog until `users_gone` is called: only the layer above can know that.
+
+The io_timeout changes while it is joined (`change_io_timeout`), and this host never counts for longer than others do:
+
+    raised    a renewal shows the greater one ─► it is counted by it from that renewal on
+    lowered   a renewal as before ─► the lease monitor counts by the smaller one ─► the next renewal shows it
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, assert_never
 
 from holdfast.ondisk.delta import NO_EVENT, Event
@@ -94,7 +99,14 @@ class Expired:
     reason: str
 
 
-RenewalNews = Joined | Expiring | Lost | Expired | StateChanged | Notified
+@dataclass(frozen=True, slots=True)
+class IoTimeoutChanged:
+    """A renewal shows the new io_timeout, and this host counts by it."""
+
+    timing: Timing
+
+
+RenewalNews = Joined | Expiring | Lost | Expired | StateChanged | Notified | IoTimeoutChanged
 """What happens to a membership while it lasts. A loss is reported by the lease monitor, and ends `run` as well: either may
 be first, with the same value."""
 
@@ -134,6 +146,7 @@ class RenewalLoop:
         interrupt: Callable[[], None] = lambda: None,
         resumed: Generation | None = None,
         ended_generation: int = 0,
+        next_io_timeout_s: int = 0,
         only_if_free: bool = False,
         only_of: str = "",
         is_found: bool = False,
@@ -142,9 +155,10 @@ class RenewalLoop:
     ) -> None:
         """`resumed`: the generation that an earlier process of this boot held, to be resumed instead of claiming.
 
-        `ended_generation`, `only_if_free`, `only_of`, `generation_min`: see `delta_lease.Claim`. `is_found`: the host id was
-        found, not configured. `lease_writes` takes stock of our writes to leases, elsewhere than on `disk`, that are under
-        way; it returns a function that reports whether one of these may still land. Both are called from any thread.
+        `ended_generation`, `next_io_timeout_s`, `only_if_free`, `only_of`, `generation_min`: see `delta_lease.Claim`.
+        `is_found`: the host id was found, not configured. `lease_writes` takes stock of our writes to leases, elsewhere than
+        on `disk`, that are under way; it returns a function that reports whether one of these may still land. Both are
+        called from any thread.
 
         `report` gets the news on the renewal or the lease monitor's thread, and must not block; `on_wait` is called on the
         renewal thread while a claim waits.
@@ -158,8 +172,16 @@ class RenewalLoop:
         self._disk = disk
         self._offset_bytes = offset_bytes
         self._claim = delta.Claim(
-            host_id, host_name, timing, only_if_free, generation_min, only_of, ended_generation
+            host_id,
+            host_name,
+            timing,
+            only_if_free,
+            generation_min,
+            only_of,
+            ended_generation,
+            next_io_timeout_s,
         )
+        self._next_io_timeout_s = next_io_timeout_s
         self._resumed = resumed
         self._is_found = is_found
         self._lease_writes = lease_writes
@@ -209,7 +231,21 @@ class RenewalLoop:
 
     @property
     def timing(self) -> Timing:
+        """The bounds by which this host counts now."""
         return self._claim.timing
+
+    @property
+    def next_io_timeout_s(self) -> int:
+        """To which it is being changed; 0: it is not."""
+        return self._next_io_timeout_s
+
+    def change_io_timeout(self, io_timeout_s: int) -> None:
+        """Another one from the next renewals on; `IoTimeoutChanged` follows. Whatever resumes this incarnation has to know
+        by now that its record may have either (`Claim.next_io_timeout_s`). One change at a time.
+        """
+        if self._next_io_timeout_s:
+            raise ValueError(f"it is being changed to {self._next_io_timeout_s} s")
+        self._next_io_timeout_s = io_timeout_s
 
     @property
     def renewed_at(self) -> Instant | None:
@@ -256,6 +292,8 @@ class RenewalLoop:
             return joined
         area, held, watched, hosts = joined
         self._watched, self._hosts = watched, hosts
+        if self._next_io_timeout_s == held.record.io_timeout_s:
+            self._next_io_timeout_s = 0
         self.standing = Standing.JOINED
         self.history.append(RenewalTimes(held.record.timestamp))
         self._report(Joined(self._membership(area, held, watched, hosts)))
@@ -309,11 +347,12 @@ class RenewalLoop:
             return NotJoined(held.reason, is_over=self._is_over(held))
         if not isinstance(held, delta.Held):
             return refused(self.name, claim, held)
+        self._claim = held.claim
         watched = self._watch(held)
         if watched is None:
             # Owners may depend on this lease, so it is not given back: others will see this host die.
             return NotJoined("the watchdog can't be fed")
-        return area, held, watched, PeerMonitor(self.name, claim.host_id, area.geometry, claim.timing)
+        return area, held, watched, PeerMonitor(self.name, claim.host_id, area.geometry, self.timing)
 
     def _is_over(self, found: delta.NotResumed) -> bool:
         """Whether no VM depends on the incarnation: it was given back in good order, which is done when it has no users. Or
@@ -348,7 +387,7 @@ class RenewalLoop:
             host_id=self._claim.host_id,
             generation=held.generation,
             ended_generation=held.ended_generation,
-            timing=self._claim.timing,
+            bounds=lambda: self.timing,
             may_write=watched.may_write,
             view=lambda host_id: hosts.view(host_id, self._clock.now()),
             beside_others=lambda: hosts.beside_others(self._clock.now()),
@@ -370,6 +409,7 @@ class RenewalLoop:
             if watched.is_over():
                 # A late write would make others believe in a host that has stopped renewing.
                 return self._lost(watched, "not renewed in time")
+            held = self._lowered(held, watched)
             outcome = await delta.renew(
                 area,
                 self._clock,
@@ -378,12 +418,15 @@ class RenewalLoop:
                 notified=self._to_notify(),
                 hosts_watched=hosts.hosts_to_read(),
                 is_over=watched.is_over,
+                raised_io_timeout_s=max(0, self._next_io_timeout_s - self.timing.io_timeout_s)
+                and self._next_io_timeout_s,
             )
             match outcome:
                 case delta.Renewed(held, sectors, read_at):
                     self.trouble = ""
-                    watched.renewed(held.renewed_at)
-                    due = held.renewed_at + self._claim.timing.renewal_s
+                    self._counted(held, watched, hosts)
+                    pace = self.timing.of_host(min(self._next_io_timeout_s, self.timing.io_timeout_s))
+                    due = held.renewed_at + pace.renewal_s
                     now = self._clock.now()
                     self._remember(held, read_at, now)
                     self._report_all(hosts.looked(now, read_at, sectors))
@@ -413,6 +456,28 @@ class RenewalLoop:
                     return self._lost(watched, "not renewed in time")
                 case _:
                     assert_never(outcome)
+
+    def _counted(self, held: delta.Held, watched: MonitoredLease, hosts: PeerMonitor) -> None:
+        """Count the lease from a renewal that is on disk, by other bounds if its io_timeout is being changed."""
+        raised = held.claim.timing if held.claim.timing != self.timing else None
+        watched.renewed(held.renewed_at, raised)
+        if raised is not None:
+            hosts.count_by(raised)
+            self._claim = held.claim
+        next_s = self._next_io_timeout_s
+        if 0 < next_s < self.timing.io_timeout_s:
+            watched.lower(held.claim.with_io_timeout(next_s).timing)
+        if next_s and next_s == held.record.io_timeout_s == self.timing.io_timeout_s:
+            self._next_io_timeout_s = 0
+            self._report(IoTimeoutChanged(self.timing))
+
+    def _lowered(self, held: delta.Held, watched: MonitoredLease) -> delta.Held:
+        """What is to be renewed: with the smaller io_timeout as soon as the lease monitor counts by it."""
+        counted_s, next_s = watched.expiry.timing.io_timeout_s, self._next_io_timeout_s
+        if counted_s != next_s or next_s >= self.timing.io_timeout_s:
+            return held
+        self._claim = held.claim.with_io_timeout(next_s)
+        return replace(held, claim=self._claim)
 
     def _remember(self, held: delta.Held, read_at: Instant, now: Instant) -> None:
         began, failures, self._failures = held.renewed_at, self._failures, RenewalTimes(0)

@@ -37,6 +37,9 @@ class Incarnation:
     host_id: int
     generation: int
     io_timeout_s: int
+    """As its record on storage shows it."""
+    ordered_io_timeout_s: int = 0
+    """To which an operator has it changed; 0: nobody has."""
     over: bool = False
     dismissed: Callable[[], bool] = lambda: False
     """Whether its owners have ended and none of its writes may still take effect: then nothing depends on it."""
@@ -149,8 +152,12 @@ class TermCheckers:
                         "nothing lost", f"{term} frees its host id, and still has {[*term.vms]}", term.machine
                     )
                 self.is_over(term, "released")
-            elif record.timestamp != term.written:
+            elif record.timestamp == term.written:
+                # Others may read it again only when its timestamp has changed.
+                term.io_timeout_s = min(term.io_timeout_s, record.io_timeout_s)
+            else:
                 term.written, term.landed_at = record.timestamp, self.world.now
+                term.io_timeout_s = record.io_timeout_s
                 self._await_death(term)
 
     def restored(self, disk: str, records: Mapping[int, DeltaLease]) -> None:

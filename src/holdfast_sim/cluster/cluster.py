@@ -101,6 +101,8 @@ class Scenario:
     """The disk of RUN_DIR is full now and then, and disks are unplugged from virtual machines that run."""
     clients: bool = False
     """sanlock's clients hold leases beside virtual machines."""
+    changed_timeouts: bool = False
+    """Operators change the io_timeout of hosts while they are in their lockspaces."""
     orders_every_s: float = 0.0
     """Mean seconds between orders of an operator: removing leases, breaking a lease. 0: never."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from holdfast.protocol.membership import Membership
 from holdfast.supervision.lockspace_news import (
+    Changed,
     Joined,
     Leaving,
     LockspaceNews,
@@ -93,14 +94,18 @@ class ManagedSeat:
         match news:
             case Joined():
                 self._joined()
-            case Lost(_, reason):
-                self._lost(reason)
+            case Lost(_, reason, timing):
+                self._lost(reason, timing.io_timeout_s)
             case UsersGone():
                 self._users_gone()
             case Leaving():
                 if self.term is not None:
                     self.term.dismissed = self._settled
-            case Over() | Notified():
+            case Changed(lockspace, incarnation) if not incarnation.next_io_timeout_s:
+                self.daemon.world.record(
+                    self.daemon.machine.name, f"has io_timeout {incarnation.io_timeout_s} in {lockspace}"
+                )
+            case Changed() | Over() | Notified():
                 pass
             case _:
                 assert_never(news)
@@ -119,7 +124,7 @@ class ManagedSeat:
                 )
             )
 
-    def _lost(self, reason: str) -> None:
+    def _lost(self, reason: str, io_timeout_s: int) -> None:
         daemon, term = self.daemon, self.term
         daemon.world.record(daemon.machine.name, f"has lost {self.space.name}: {reason}")
         if self.supervisor.use.refused and term is not None and term.vms:
@@ -129,6 +134,8 @@ class ManagedSeat:
                 daemon.machine,
             )
         if daemon.quiet and term is not None and term.vms:
+            if term.ordered_io_timeout_s:  # it may count by a smaller one than its record shows yet
+                term.io_timeout_s = min(term.io_timeout_s, max(io_timeout_s, term.ordered_io_timeout_s))
             left_s = term.fails_at - daemon.machine.boottime()
             if left_s > LEFT_LEAST_S * term.io_timeout_s:
                 daemon.world.fail(

@@ -27,7 +27,16 @@ from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lease_monitor import LeaseMonitor
-from holdfast.supervision.renewal import Expired, Expiring, Joined, Left, Lost, RenewalLoop, RenewalNews
+from holdfast.supervision.renewal import (
+    Expired,
+    Expiring,
+    IoTimeoutChanged,
+    Joined,
+    Left,
+    Lost,
+    RenewalLoop,
+    RenewalNews,
+)
 from holdfast.system.watchdog.device import DeviceWatchdog
 from holdfast_sim.check.host_ids import Incarnation
 from holdfast_sim.check.leases import Checkers
@@ -155,7 +164,7 @@ class Seat:
                 self._host_changed(news)
             case Notified():
                 self._notified()
-            case Expiring() | Expired():
+            case Expiring() | Expired() | IoTimeoutChanged():
                 pass
             case _:
                 assert_never(news)

@@ -20,7 +20,8 @@ class Habits:
     `ignores`: backends may say on_lockfailure = "ignore". `two_backends`: each lockspace is named by two backends, and some
     disks are of the second one. `hasty`: an operator calls hosts off whose storage is slow for a moment.
     `full_disks`: RUN_DIR is full now and then, and disks are unplugged from virtual machines that run. `clients`: sanlock's
-    hold leases beside virtual machines; nobody removes leases there.
+    hold leases beside virtual machines; nobody removes leases there. `changed_timeouts`: hosts get other io_timeouts
+    while they are in their lockspaces.
     """
 
     timeouts_differ: bool = False
@@ -29,6 +30,7 @@ class Habits:
     hasty: bool = False
     full_disks: bool = False
     clients: bool = False
+    changed_timeouts: bool = False
 
     @classmethod
     def drawn(cls, seed: int, kind: Kind) -> Habits:
@@ -42,6 +44,7 @@ class Habits:
             hasty=has("hasty", Kind.MANAGED),
             full_disks=has("full disks", Kind.MANAGED),
             clients=has("clients", Kind.MANAGED),
+            changed_timeouts=has("changed timeouts", Kind.MANAGED),
         )
 
     def at(self, seed: int, scenario: Scenario) -> Scenario:
@@ -55,6 +58,7 @@ class Habits:
             hasty=self.hasty,
             full_disks=self.full_disks,
             clients=self.clients,
+            changed_timeouts=self.changed_timeouts,
             orders_every_s=0.0 if self.clients else scenario.orders_every_s,
         )
 

@@ -165,7 +165,8 @@ class StateDamage:
         processes, pid = state.processes, vm.pid
 
         def ends() -> None:
-            if processes.is_running(pid):  # the daemon may have stopped it before
+            # The daemon may have stopped it before, and the next boot gives its pid to another.
+            if processes is state.processes and processes.is_running(pid):
                 processes.end(pid)
 
         self._world.after(self._full.uniform(*LIVES_ON_S), ends)

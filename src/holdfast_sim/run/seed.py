@@ -25,6 +25,7 @@ from holdfast_sim.cluster.cluster import Cluster, Kind, Scenario
 from holdfast_sim.cluster.daemon import ManagedDaemon
 from holdfast_sim.cluster.protocol_daemon import Daemon, Desk
 from holdfast_sim.cluster.vm import ManagedDesk
+from holdfast_sim.drive.changed_timeouts import CHANGED_TO_S, ChangedTimeouts
 from holdfast_sim.drive.config_edits import RATES, ConfigEdits
 from holdfast_sim.drive.fencings import Fencings, Format
 from holdfast_sim.drive.habits import Habits
@@ -153,7 +154,17 @@ def play(
     unread = UnreadLog(world, Random(f"unread log {seed}"))
     with _listening(world, unread):
         try:
-            _Play(cluster, restarts, damage, edits_made, seconds, migrations, fencings, restored).all()
+            _Play(
+                cluster,
+                restarts,
+                damage,
+                edits_made,
+                seconds,
+                migrations,
+                fencings,
+                restored,
+                ChangedTimeouts(cluster, Random(f"changed timeouts of {seed}")),
+            ).all()
             unread.close()
         except Violation as found:
             violation = found
@@ -246,18 +257,20 @@ class _Play:
         migrations: Migrations,
         fencings: Fencings,
         restored: RestoredAreas,
+        timeouts: ChangedTimeouts,
     ) -> None:
         self.cluster = cluster
         self.seconds = seconds
         self.migrations = migrations
         self.fencings = fencings
         self.restored = restored
+        self.timeouts = timeouts
         self.damage = damage
         self.edits = edits
         self.restarts = restarts
         self.world = cluster.world
         scenario = cluster.scenario
-        io_s = max(scenario.io_timeouts_s)
+        io_s = max(scenario.io_timeouts_s + (CHANGED_TO_S if scenario.changed_timeouts else ()))
         fire_s = scenario.fire_timeout_s
         if scenario.foreign:
             fire_s = max(fire_s, FIRE_TIMEOUT_DEFAULT_S)  # the others assume it for the host of that name
@@ -273,6 +286,7 @@ class _Play:
         self.world.run(self.cluster.scenario.duration_s)
         workload.stopped = orders.stopped = self.restarts.stopped = True
         self.migrations.stopped = self.fencings.stopped = self.restored.stopped = True
+        self.timeouts.stopped = True
         if self.cluster.site is not None:
             self.cluster.site.stopped = True
         nemesis.heal()

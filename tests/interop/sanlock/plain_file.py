@@ -101,7 +101,7 @@ class OurHost:
             lockspace=self.lockspace,
             host_id=self.claim.host_id,
             generation=outcome.generation,
-            timing=self.timing,
+            bounds=lambda: self.timing,
             may_write=lambda: not self.lost and self.clock.now() < self.held.renewed_at + self.timing.fail_s,
             view=lambda host_id: self.table.view(host_id, self.clock.now()),
         )

@@ -166,7 +166,7 @@ class Node:
             host_id=self.host_id,
             generation=self.held.generation,
             ended_generation=self.held.ended_generation,
-            timing=TIMING,
+            bounds=lambda: TIMING,
             may_write=lambda: self.running and self.expiry.may_write(self.host.clock.now()),
             view=lambda host_id: self.table.view(host_id, self.host.clock.now()),
         )

@@ -97,7 +97,7 @@ class Scene:
             LockspaceArea(self.disk, 0, DEFAULT, "LS"),
             host_id,
             Generation(1),
-            OUR_TIMING,
+            lambda: OUR_TIMING,
             may_write,
             lambda _: self.view,
         )

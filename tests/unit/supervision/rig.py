@@ -14,7 +14,16 @@ from holdfast.protocol.membership import Membership
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId, Instant
 from holdfast.supervision.lease_monitor import LeaseMonitor
-from holdfast.supervision.renewal import Ended, Expired, Expiring, Joined, Lost, RenewalLoop, RenewalNews
+from holdfast.supervision.renewal import (
+    Ended,
+    Expired,
+    Expiring,
+    IoTimeoutChanged,
+    Joined,
+    Lost,
+    RenewalLoop,
+    RenewalNews,
+)
 from holdfast.system.watchdog.device import WatchdogRefused
 
 TIMING = Timing(10, 60)
@@ -73,6 +82,7 @@ class Told:
     hosts: list[StateChanged] = field(default_factory=list)
     notified: list[Notified] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
+    io_timeouts: list[tuple[float, int]] = field(default_factory=list)
 
     def read(self, news: RenewalNews) -> None:
         now = self.world.now
@@ -83,6 +93,8 @@ class Told:
                 self.expiring.append(now)
             case Lost(reason):
                 self.lost.append((now, reason))
+            case IoTimeoutChanged(timing):
+                self.io_timeouts.append((now, timing.io_timeout_s))
             case Expired():
                 self.expired.append(now)
             case StateChanged():

@@ -174,7 +174,7 @@ def member(host_id: int = 1) -> Membership:
         lockspace=None,  # type: ignore[arg-type]
         host_id=HostId(host_id),
         generation=Generation(4),
-        timing=TIMING,
+        bounds=lambda: TIMING,
         may_write=lambda: True,
         view=lambda _: None,  # type: ignore[arg-type,return-value]
     )
