@@ -85,7 +85,7 @@ class Claim:
     ended_generation: int = 0
     """For an incarnation that is resumed: what `Held.ended_generation` was when it was claimed; 0 if that is not known."""
     next_io_timeout_s: int = 0
-    """For an incarnation that is resumed: the io_timeout to which it was being changed; its record may have that. 0: none."""
+    """For an incarnation that is resumed: the io_timeout to which it was being changed, as its record may say. 0: none."""
 
     def with_io_timeout(self, io_timeout_s: int) -> "Claim":
         return replace(self, timing=replace(self.timing, io_timeout_s=io_timeout_s))

@@ -132,6 +132,30 @@ def test_sanlock_neither_reads_nor_writes_the_record_of_a_host(beside: Beside) -
     assert opened(record, record.read_bytes), "a reader is seen"
 
 
+def test_sanlock_counts_by_the_io_timeout_that_a_renewal_has_shown_last(beside: Beside) -> None:
+    """Raised while it is joined: sanlock goes by it from the next renewal that it reads on, and calls no such host failed."""
+
+    def seen() -> str:
+        lines = beside.sanlock.client("host_status", "-s", SPACE, "-D").split("\n")
+        ours = [number for number, line in enumerate(lines) if line.startswith("2 ")]
+        return " ".join(lines[ours[0] :]) if ours else ""
+
+    raised_s = 3 * IO_TIMEOUT_S
+    _, lease = beside.made("a.img")
+    done = beside.holdfastd.cli("lockspace", "set", SPACE, "--io-timeout", str(raised_s))
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: f"io_timeout={raised_s}" in seen(), "sanlock to read the record")
+    renewed = time.monotonic()
+    beside.holdfastd.kill()
+    # By the io_timeout from before it has failed now; by the new one not yet.
+    while time.monotonic() < renewed + 8 * IO_TIMEOUT_S + 5:
+        time.sleep(1)
+    (ours,) = [
+        each for each in beside.sanlock.client("gets", "-h", "1").split("\n") if each.startswith("h 2 ")
+    ]
+    assert ours.endswith("LIVE"), ours
+
+
 def test_host_with_sanlock_says_nothing_and_doctor_knows_what_it_counts(beside: Beside) -> None:
     (space,) = beside.holdfastd.cli_json("lockspace", "list")
     by_id = {host["host_id"]: host for host in space["hosts"]}
