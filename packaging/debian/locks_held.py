@@ -86,7 +86,9 @@ def offline():
             if owner is None or owner_id in state.unknown:
                 found.append(f"an unknown owner: {lock.path}")
             elif has_no_process(owner):
-                found.append(f"{owner.name.name or 'a process'}: {lock.path} (start holdfastd: it finds out whether it ended)")
+                found.append(
+                    f"{owner.name.name or 'a process'}: {lock.path} (start holdfastd: it finds out whether it ended)"
+                )
             elif may_live(owner.process.pid, owner.process.start_ticks):
                 found.append(f"{owner.name.name or 'a process'} (pid {owner.process.pid}): {lock.path}")
     if not found and raw and not state.is_whole:

@@ -1,4 +1,4 @@
-"""`holdfast lockspace set`: the real daemon changes its io_timeout while a VM has a lease, also over a crash in the midst."""
+"""`holdfast lockspace set`: a real daemon changes its io_timeout while a VM has a lease, also over a crash in the midst."""
 
 from __future__ import annotations
 

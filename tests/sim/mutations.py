@@ -526,8 +526,8 @@ MUTATIONS = (
         "protocol.delta_lease",
         "age-after-write",
         "the age of a renewal counts from after its write",
-        "renewed = Held(claim, record, begun_at, ended",
-        "renewed = Held(claim, record, clock.now(), ended",
+        "renewed = Held(counted_by, record, begun_at, ended",
+        "renewed = Held(counted_by, record, clock.now(), ended",
     ),
     _in(
         "protocol.delta_lease",

@@ -59,11 +59,16 @@ class ClientFacts:
         """Whether it is so, or is under way: the next renewals show it."""
         supervisor = self._supervisor(lockspace)
         refused = (
-            supervisor.change_io_timeout(io_timeout_s) if supervisor is not None else "there is none of that name"
+            supervisor.change_io_timeout(io_timeout_s)
+            if supervisor is not None
+            else "there is none of that name"
         )
         if refused:
             log.warning(
-                "refused to change io_timeout of lockspace %s to %d s for a client: %s", lockspace, io_timeout_s, refused
+                "refused to change io_timeout of lockspace %s to %d s for a client: %s",
+                lockspace,
+                io_timeout_s,
+                refused,
             )
         return not refused
 

@@ -51,7 +51,9 @@ class LeaseSpaceCalls:
     def set_io_timeout(self, name: str, io_timeout_s: int) -> None:
         """Raises `Refused`."""
         if not IO_TIMEOUT_MIN_S <= io_timeout_s <= IO_TIMEOUT_MAX_S:
-            raise Refused(reason=f"io_timeout is {IO_TIMEOUT_MIN_S} to {IO_TIMEOUT_MAX_S} s, not {io_timeout_s}")
+            raise Refused(
+                reason=f"io_timeout is {IO_TIMEOUT_MIN_S} to {IO_TIMEOUT_MAX_S} s, not {io_timeout_s}"
+            )
         if refused := self._keeper(name).change_io_timeout(io_timeout_s):
             raise Refused(reason=f"io_timeout of lockspace '{name}' is not changed: {refused}")
 
@@ -126,7 +128,9 @@ class LeaseSpaceCalls:
             fire_timeout_s=supervisor.timing.fire_timeout_s,
             misfits=supervisor.records.misfits if supervisor.records is not None else "",
             io_timeout_s=supervisor.timing.io_timeout_s,
-            next_io_timeout_s=supervisor.incarnation.next_io_timeout_s if joined and supervisor.incarnation else 0,
+            next_io_timeout_s=supervisor.incarnation.next_io_timeout_s
+            if joined and supervisor.incarnation
+            else 0,
         )
 
 

@@ -336,16 +336,17 @@ class LockspaceSupervisor:
             return "; ".join(map(str, broken))
         if self.not_remembered:
             return self.refuses_new()
-        changing = msgspec.structs.replace(
-            term, next_io_timeout_s=io_timeout_s, joined_at=self._clock.now()
-        )
+        changing = msgspec.structs.replace(term, next_io_timeout_s=io_timeout_s, joined_at=self._clock.now())
         if failed := self._copies.write(changing):
             return f"that can't be written down ({failed}), and a restart has to know it: make that file writable"
         self.incarnation = changing
         self._report(lockspace_news.Changed(self.name, changing))
         renewal.change_io_timeout(io_timeout_s)
         log.warning(
-            "lockspace %s: io_timeout is being changed from %d to %d s", self.name, term.io_timeout_s, io_timeout_s
+            "lockspace %s: io_timeout is being changed from %d to %d s",
+            self.name,
+            term.io_timeout_s,
+            io_timeout_s,
         )
         return ""
 
@@ -554,9 +555,7 @@ class LockspaceSupervisor:
 
     # --- news and results of the renewal thread ---
 
-    def _read(
-        self, plan: JoinPlan, news: Joined | Expiring | Lost | Notified | IoTimeoutChanged
-    ) -> None:
+    def _read(self, plan: JoinPlan, news: Joined | Expiring | Lost | Notified | IoTimeoutChanged) -> None:
         """News of the present renewal, in order; those of an earlier one are dropped before."""
         match news:
             case Joined(member):

@@ -212,9 +212,20 @@ def test_own_host_alone_is_listed_when_that_is_asked_for(pair: Pair) -> None:
     assert [each.host_id for each in found.hosts] == [2]
 
 
-def test_io_timeout_of_a_joined_lockspace_can_not_be_nothing(pair: Pair) -> None:
-    for seconds, result in ((0, Result.EINVAL), (IO_TIMEOUT_S, Result.OK)):
+def test_io_timeout_of_a_joined_lockspace_changes_with_the_next_renewals(pair: Pair) -> None:
+    def shown() -> int:
+        return (
+            pair.client()
+            .asked(r.GetHosts(GetHostsFlag.LOCAL, pair.of(0)), replies.Hosts)
+            .hosts[0]
+            .io_timeout_s
+        )
+
+    for seconds, result in ((0, Result.EINVAL), (IO_TIMEOUT_S, Result.OK), (2 * IO_TIMEOUT_S, Result.OK)):
         assert pair.result(r.SetConfig(ConfigOrder.IO_TIMEOUT, seconds, pair.of(0))) == result
+    wait_until(lambda: shown() == 2 * IO_TIMEOUT_S, "the record to show the new one")
+    assert pair.result(r.SetConfig(ConfigOrder.IO_TIMEOUT, IO_TIMEOUT_S, pair.of(0))) == Result.OK
+    wait_until(lambda: shown() == IO_TIMEOUT_S, "the record to show the old one")
 
 
 def test_new_records_of_status_are_read(pair: Pair) -> None:

@@ -185,14 +185,18 @@ def test_a_write_that_may_have_raised_it_is_recognised_as_ours() -> None:
     again = host.run(delta.renew(area_of(host), host.clock, failed.held, raised_io_timeout_s=3))
     assert isinstance(again, delta.Renewed)
     # No other io_timeout is.
-    odd = delta.Held(again.held.claim, on_disk(world), again.held.renewed_at, certain=False, tried_io_timeout_s=2)
+    odd = delta.Held(
+        again.held.claim, on_disk(world), again.held.renewed_at, certain=False, tried_io_timeout_s=2
+    )
     world.content[at + 174 : at + 176] = (9).to_bytes(2, "little")
     assert isinstance(host.run(delta.renew(area_of(host), host.clock, odd)), delta.Diverged)
 
 
 @pytest.mark.parametrize(("before_s", "after_s"), [(1, 3), (3, 1)])
 @pytest.mark.parametrize("shown", ["before", "after"])
-def test_a_restart_in_the_midst_goes_by_what_the_record_shows(before_s: int, after_s: int, shown: str) -> None:
+def test_a_restart_in_the_midst_goes_by_what_the_record_shows(
+    before_s: int, after_s: int, shown: str
+) -> None:
     world = new_world()
     host = world.host("alpha")
     record_s = before_s if shown == "before" else after_s
@@ -329,7 +333,10 @@ def test_the_copies_know_of_a_change_before_it_begins_and_of_its_end(
     assert "being changed to 20 s" in supervisor.change_io_timeout(30)
     supervisor._io_timeout_changed(RAISED)
     assert io_timeouts(supervisor) == (20, 0) and supervisor.spec.timing == RAISED
-    assert [(n.incarnation.io_timeout_s, n.incarnation.next_io_timeout_s) for n in news] == [(10, 20), (20, 0)]
+    assert [(n.incarnation.io_timeout_s, n.incarnation.next_io_timeout_s) for n in news] == [
+        (10, 20),
+        (20, 0),
+    ]
     # The latest copy counts, also where another one is older.
     assert news[0].incarnation.joined_at <= news[1].incarnation.joined_at
 
