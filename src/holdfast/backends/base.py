@@ -222,6 +222,19 @@ class LocksIdentities(Protocol):
 
 
 @runtime_checkable
+class MayBeWeaker(Protocol):
+    """A held lock that may be less than its claims need. What there is of it is kept, and `convert` tries for the rest."""
+
+    weaker: str
+    """Why it is less; empty if it is not."""
+
+
+def why_weaker(held: object) -> str:
+    """Why a held lock is less than its claims need; empty if it is not."""
+    return held.weaker if isinstance(held, MayBeWeaker) else ""
+
+
+@runtime_checkable
 class MayBeShared(Protocol):
     """A held lock that knows whether it is shared; it may be, whatever a journal says."""
 

@@ -19,10 +19,12 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
+from holdfast.backends.base import why_weaker
 from holdfast.manager import events as ev
 from holdfast.manager.journal_replay import SavedOwner, SavedState
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
+from holdfast.manager.lock_state import note_of
 from holdfast.manager.owners import Evidence, Owner
 from holdfast.model import LockFailureAction, OwnerName, ProcessId, Resource
 from holdfast.system import eager_tasks
@@ -193,25 +195,30 @@ class Recovery:
             kept = regained and await manager.unknown.keep_for_noted(lock, gone)
             if not kept and lock.claims:  # else its guest ended meanwhile, and it went with it
                 await manager.lost.drop(lock)
-        elif not regained:
+        elif not regained or why_weaker(lock.held):
             self.lost(lock)
 
     def lost(self, lock: HostLock) -> None:
-        """Log and announce a lost lock, act if another holder is certain, and keep trying."""
+        """Log and announce a lost lock, act if another holder is certain, and keep trying. One that is held and less than
+        its claims need is announced alike; no VM is touched for it.
+        """
+        what, why = ("LOCK LOST", lock.lost_reason)
+        if lock.held is not None:
+            what, why = ("LOCK IN DOUBT", why_weaker(lock.held))
         for owner_id in list(lock.claims):
             owner = self._manager.owners.get(owner_id)
             if owner is None:
                 continue
             for resource, mode in lock.claims[owner_id].items():
                 about = ev.logged(ev.LOCK_LOST, owner.name, resource)
-                log.critical("LOCK LOST: %s of %s: %s", resource, owner, lock.lost_reason, extra=about)
+                log.critical("%s: %s of %s: %s", what, resource, owner, why, extra=about)
                 self._manager.events.emit(
                     ev.LOCK_LOST,
                     owner=owner.name,
                     pid=owner.pid,
                     resource=resource,
                     mode=mode,
-                    detail=lock.lost_reason,
+                    detail=why,
                 )
             # Of an unknown owner nothing is certain, so no process is touched for it.
             if lock.lost_for_certain and owner.unknown is None and owner.id not in self._acted:
@@ -241,17 +248,34 @@ class Recovery:
     async def _retry(self) -> None:
         while not self._manager.closing:
             await self._clock.sleep(RETRY_S)
-            lost = [lock for lock in self._manager.table if lock.held is None and lock.claims]
+            lost = [
+                lock
+                for lock in self._manager.table
+                if lock.claims and (lock.held is None or why_weaker(lock.held))
+            ]
             if not lost:
                 break
             for lock in lost:
                 if lock.claims and not self._manager.key_locks.is_locked(lock):
                     was_certain = lock.lost_for_certain
-                    if await self._manager.lost.regain(lock):
+                    if lock.held is not None:
+                        if await self._strengthened(lock):
+                            self.regained(lock)
+                    elif await self._manager.lost.regain(lock):
                         self.regained(lock)
                     elif lock.lost_for_certain and not was_certain:
                         self.lost(lock)
         self._retrying = False
+
+    async def _strengthened(self, lock: HostLock) -> bool:
+        claims = ((self._manager.owners.get(owner_id), names) for owner_id, names in lock.claims.items())
+        owner, resource = next(
+            ((owner, next(iter(names))) for owner, names in claims if owner is not None and names),
+            (None, None),
+        )
+        if owner is None or resource is None:
+            return False
+        return await self._manager.lost.strengthen(lock, note_of(owner, resource, lock.mode))
 
     def regained(self, lock: HostLock) -> None:
         """Log and announce a lost lock that is held again."""

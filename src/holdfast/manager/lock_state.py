@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.backends.base import Held, MayBeLost, OwnerNote
+from holdfast.backends.base import Held, MayBeLost, OwnerNote, why_weaker
 from holdfast.manager.events import Events
 from holdfast.manager.file_lockspaces import FileLockspaces
 from holdfast.manager.hashed_names import HashedNames
@@ -44,6 +44,8 @@ class LockState:
         """Why a lock protects nothing now: it could not be retaken, or its lockspace is lost; empty if it is held."""
         if lock.held is None:
             return lock.lost_reason or "it is not held"
+        if weaker := why_weaker(lock.held):
+            return weaker
         backend: object = self.routing.backends.get(lock.backend)
         return backend.lost if isinstance(backend, MayBeLost) else ""
 

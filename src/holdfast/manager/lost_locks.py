@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from holdfast.backends.base import Backend, Held, HeldElsewhere, MayBeShared, Rereadable, SavedLock, Stale
+from holdfast.backends.base import (
+    Backend,
+    Held,
+    HeldElsewhere,
+    MayBeShared,
+    OwnerNote,
+    Rereadable,
+    SavedLock,
+    Stale,
+)
 from holdfast.errors import LockError, storage_failed
 from holdfast.manager.holders import HolderDescriptions
 from holdfast.manager.journal_replay import SavedClaims
@@ -126,6 +135,15 @@ class LostLocks:
                 self._keep(lock.id, outcome.descriptor())
             self.on_regained(lock)
         return lock.held is not None
+
+    async def strengthen(self, lock: Lock[Held], note: OwnerNote) -> bool:
+        """Try to make a held lock what its claims need (`MayBeWeaker`)."""
+
+        async def work() -> bool:
+            held = lock.held
+            return held is not None and bool(lock.claims) and await held.convert(lock.mode, note) is None
+
+        return await self._key_locks.holding((lock,), work())
 
     def _is_as_held(self, lock: Lock[Held]) -> None:
         """Gives claims the mode on storage: a cut journal or an interrupted conversion may claim more. An older journal may

@@ -54,7 +54,7 @@ PROTECTIONS_MAX = 10_000
 class HeldFile:
     """One locked descriptor."""
 
-    __slots__ = ("_backend", "_disk", "_fd", "_mode", "_pool", "_recorded", "create", "path")
+    __slots__ = ("_backend", "_disk", "_fd", "_mode", "_pool", "_recorded", "create", "path", "weaker")
 
     def __init__(
         self, backend: FileBackend, fd: int, path: str, pool: str, mode: Mode, *, create: bool, disk: str = ""
@@ -67,6 +67,8 @@ class HeldFile:
         self._recorded = False
         self.path = path
         self.create = create
+        self.weaker = ""
+        """See `MayBeWeaker`."""
 
     def descriptor(self) -> int | None:
         return self._fd
@@ -97,6 +99,7 @@ class HeldFile:
                 return backend.elsewhere(self._fd, refused, recorded=self._recorded)
             if refused is None:
                 before, self._mode = self._mode, mode
+                self.weaker = ""
                 if self._recorded and before is not mode:
                     backend.records.blank(self._fd, before)
                     self.record(note)
@@ -304,7 +307,8 @@ class FileBackend:
             self.files.close(opened.fd)
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> HeldFile | HeldElsewhere | Stale | IoFailed:
-        """A kept descriptor has the lock: taking it again on that changes nothing.
+        """A kept descriptor has the lock: taking it again on that changes nothing. One that has less, after a live
+        switch from virtlockd, keeps that: closing it would let somebody have the disk exclusively.
 
         Without one the file is opened again. A temporary lock file may have been removed by a host that held it in
         between, and is made again; any other file must still be the one that was locked.
@@ -324,12 +328,27 @@ class FileBackend:
         def work() -> HeldFile | HeldElsewhere | Stale | IoFailed:
             creation = Creation.TEMPORARY if saved.create else Creation.NONE
             disk = "" if saved.resource.lockspace else saved.resource.name
-            taken = self.lock_file(kept, path, pool, saved.mode, creation, disk)
+            taken = self._shared_at_least(fd, saved, pool, disk) or self.lock_file(
+                kept, path, pool, saved.mode, creation, disk
+            )
             if isinstance(taken, HeldFile) and (saved.create or saved.resource.lockspace):
                 taken.note_recorded()
             return taken
 
         return await self.storage.run(pool, path, work, undo=_let_go_late)
+
+    def _shared_at_least(self, fd: int | None, saved: SavedLock, pool: str, disk: str) -> HeldFile | None:
+        """A kept descriptor whose lock is shared, and can't be made exclusive because another one is shared too; storage
+        thread.
+        """
+        files, path = self.files, saved.path
+        if fd is None or saved.mode is not Mode.EXCLUSIVE or files.lock(fd, saved.mode, path) is None:
+            return None
+        if files.lock(fd, Mode.SHARED, path) is not None:
+            return None
+        held = HeldFile(self, fd, path, pool, Mode.SHARED, create=saved.create, disk=disk)
+        held.weaker = "its lock is shared, not exclusive: somebody else has a shared lock on it too"
+        return held
 
     def lock_file(
         self, fd: int, path: str, pool: str, mode: Mode, creation: Creation, disk: str
