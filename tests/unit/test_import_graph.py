@@ -20,6 +20,7 @@ SOURCE = Path(holdfast.__file__).parent
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(("holdfastd", "daemon", "cli", "hooks")),
+    frozenset(("switch",)),
     frozenset(("daemon.system_ports",)),
     frozenset(("daemon.lifecycle",)),
     frozenset(("daemon.build",)),
@@ -91,6 +92,8 @@ PURE = (
     "cli.setup.proposal",
     "cli.setup.plan",
     "cli.setup.steps",
+    "switch.lock_conversion",
+    "switch.virtlockd_state",
 )
 IMPURE_MODULES = frozenset(
     ("os", "socket", "asyncio", "threading", "time", "random", "subprocess", "logging")

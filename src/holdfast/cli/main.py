@@ -23,6 +23,7 @@ from holdfast.cli.commands import (
     setup,
     sim,
     support_dump,
+    switch,
     version,
     vm,
 )
@@ -563,6 +564,7 @@ cli.add_command(support_dump.support_dump)
 cli.add_command(version.version)
 cli.add_command(vm.vm)
 cli.add_command(setup.setup)
+cli.add_command(switch.switch)
 cli.add_command(sim.sim)
 
 

@@ -216,6 +216,7 @@ class Daemon:
         if self.sanlock is not None:
             self.sanlock.restore()
         lifecycle.begin(self.parts)
+        self._inherited.taken()
         for listener in self.listeners.values():
             listener.start()
         lifecycle.account_for_left_behind(self.parts)

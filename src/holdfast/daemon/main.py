@@ -20,6 +20,8 @@ from holdfast.daemon import flight_notes, kept_config, kept_file, reload
 from holdfast.daemon.check_config import check_config, remarks_of
 from holdfast.daemon.daemon import EXIT_ERROR, Daemon, StartError
 from holdfast.errors import ConfigError
+from holdfast.switch.fetch import fetch
+from holdfast.switch.place import KEEPER
 from holdfast.system.block_io.thread_name import name_this_process
 from holdfast.system.files import daemon_lock
 from holdfast.system.files.daemon_lock import DaemonLocks
@@ -36,6 +38,10 @@ EXIT_OK, EXIT_REFUSED, EXIT_CONFIG = 0, 75, 78
 """2 is for arguments (argparse), 75 and 78 are EX_TEMPFAIL and EX_CONFIG of <sysexits.h>; the unit does not start it again
 after 75.
 """
+
+
+EXIT_UNAVAILABLE = 69
+"""EX_UNAVAILABLE; the unit starts it again."""
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -74,6 +80,10 @@ def main(arguments: Sequence[str] | None = None, *, exit_code: Callable[[int], i
         return check(options, config, problems)
     signal.pthread_sigmask(signal.SIG_BLOCK, fds.HELD_SIGNALS)
     inherited = fds.inherited(os.environ)
+    why_not = fetch_from_virtlockd(inherited, config)
+    if why_not:
+        print(f"holdfastd: {why_not}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
     start = kept_config.choose(options.config, config, problems, inherited)
     if start is None:
         for problem in problems:
@@ -99,6 +109,32 @@ def main(arguments: Sequence[str] | None = None, *, exit_code: Callable[[int], i
     logging.shutdown()
     sys.stdout.flush()
     os._exit(exit_code(code))
+
+
+def fetch_from_virtlockd(inherited: fds.Inherited, config: Config | None) -> str:
+    """After a live switch (ADR 0212): virtlockd's locks and connections, if a keeper has them. Returns why they can't be
+    had: then this start must not be one without them.
+    """
+    if (
+        inherited.reexec is not None
+        or config is None
+        or config.virtlockd.socket != configuration.SYSTEM_VIRTLOCKD_SOCKET
+    ):
+        return ""
+    try:
+        found = fetch(KEEPER)
+    except OSError as e:
+        return f"locks of a virtlockd that has ended are at {KEEPER}, and can't be fetched: {e}"
+    if found is not None:
+        inherited.reexec, inherited.taken = found
+        # Of a start that ended before the keeper let go: copies of the same.
+        copies = [(name, fd) for name, fd in inherited.named if name.startswith(("lock-", "conn-"))]
+        inherited.named = [each for each in inherited.named if each not in copies]
+        store = fds.Notifier(os.environ)
+        for name, fd in copies:
+            os.close(fd)
+            store.store(name, None)
+    return ""
 
 
 def why_not_beside_virtlockd() -> str:

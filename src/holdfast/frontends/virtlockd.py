@@ -338,6 +338,8 @@ class VirtlockdFrontend:
             owner.connections += 1
         connection.restricted = restricted
         connection.kept = kept
+        if restricted and owner is not None and not kept:  # virtlockd had no store
+            self._keep_connection(connection, owner)
         self._adopted.append((connection, carried, unsent))
 
     def serve_adopted(self) -> None:

@@ -49,6 +49,11 @@ _FIRST = b'["sum",0]\n'
 """The first line, which shows that a journal without any other checksum was cut. An older daemon wrote none at all."""
 
 
+def image(lines: list[Line]) -> bytes:
+    """A whole journal of these lines, of which the first is a `StartLine`; checksum included."""
+    return _FIRST + _encode_lines(lines)
+
+
 def _encode_lines(lines: Sequence[Line]) -> bytes:
     raw = _encoder.encode_lines(lines)
     return b'%b["sum",%d]\n' % (raw, zlib.crc32(raw))
@@ -164,7 +169,7 @@ class Journal:
 
     def image(self, lines: list[Line]) -> bytes:
         """A whole journal with these lines, checksum included."""
-        return _FIRST + _encode_lines([self._start, *lines])
+        return image([self._start, *lines])
 
     def compact(self) -> bool:
         """Rewrite the file from the live state; whether that worked. If not, the old file stays in use."""

@@ -31,6 +31,12 @@ _PACKED = {m: _FLOCK.pack(t, os.SEEK_SET, LOCK_START, LOCK_LENGTH, 0) for m, t i
 
 _UNLOCKED = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, LOCK_START, LOCK_LENGTH, 0)
 
+
+def packed_lock(mode: Mode | None) -> bytes:
+    """The kernel's request for a lock in this mode, or for none (`struct flock`)."""
+    return _UNLOCKED if mode is None else _PACKED[mode]
+
+
 _LINK_IN_PLACE = "a symbolic link has the name of the lock file; find out who made it, and remove it"
 
 F_OFD_GETLK, F_OFD_SETLK = 36, 37  # <fcntl.h>; named in Python's fcntl only where libc has them

@@ -244,11 +244,14 @@ class Inherited:
 
     named: list[tuple[str, int]] = field(default_factory=list)
     reexec: ReexecState | None = None
+    taken: Callable[[], None] = lambda: None
+    """To be called when all of `reexec` is held and recorded here: the one that had it before may go."""
     close: Callable[[int], None] = os.close
 
     def take_watchdog(self, name: str) -> PassedWatchdog | None:
         """The watchdog's descriptor, from a re-exec or from the store, where it has that name."""
-        if self.reexec is not None:
+        # What is fetched from a virtlockd comes beside the store, and has no watchdog.
+        if self.reexec is not None and (self.reexec.watchdog_fd >= 0 or not self.named):
             if self.reexec.watchdog_fd < 0:
                 return None
             return _passed(self.reexec.watchdog_fd, *self.reexec.watchdog, ())
