@@ -165,7 +165,12 @@ def test_default_host_with_virtlockd_is_switched_before_libvirt_reads_its_files(
 
 
 def test_vm_that_virtlockd_would_kill_is_named_and_nothing_is_done_about_it() -> None:
-    made = planned(virtlockd_pid=7, virtlockd_users=("web 1",), virtlockd_units=("virtlockd.service",))
+    made = planned(
+        virtlockd_pid=7,
+        virtlockd_users=("web 1",),
+        virtlockd_units=("virtlockd.service",),
+        virtlockd_not_live="it can't",
+    )
     (refusal,) = made.refusals
     assert "KILLS 1 VMs" in refusal
     assert "virsh suspend -- 'web 1' && holdfast setup; virsh resume -- 'web 1'" in refusal

@@ -30,6 +30,10 @@ ANSWER_S = 60.0
 LOOK_S = 0.02
 CONNECTIONS_S = 5.0
 """libvirt's own connections last as long as one operation."""
+NOT_REGISTERED = (
+    "has a connection to it and is no VM of libvirt's that runs, so it may not have registered, and virtlockd would lose "
+    "all its locks; end that process or its connection, and try again"
+)
 SYS_PIDFD_GETFD = 438
 PROC_BYTES_MAX = 1 << 20
 
@@ -129,15 +133,24 @@ def _sockets(pid: int) -> Iterator[socket.socket]:
         os.close(process)
 
 
+def why_not(pid: int, known: Collection[int]) -> str:
+    """Why a virtlockd can't be switched now; empty if it can. `known`: the processes whose connections are no reason."""
+    try:
+        if not place.program():
+            raise NotSwitched(f"{place.PROGRAM} is not installed beside the holdfast command")
+        if left := strangers(find(pid).pid, known):
+            raise NotSwitched(f"{', '.join(sorted(set(left)))} {NOT_REGISTERED}")
+    except (NotSwitched, OSError) as e:
+        return str(e)
+    return ""
+
+
 def wait_for_registered(pid: int, vms: Collection[int]) -> None:
     """Raises `NotSwitched` as long as there is a connection that may not be registered."""
     deadline = time.monotonic() + CONNECTIONS_S
     while left := strangers(pid, vms):
         if time.monotonic() > deadline:
-            raise NotSwitched(
-                f"virtlockd would lose all its locks: {', '.join(sorted(set(left)))} has a connection to it and is no VM of "
-                "libvirt's that runs, so it may not have registered; end that process or its connection, and try again"
-            )
+            raise NotSwitched(f"{', '.join(sorted(set(left)))} {NOT_REGISTERED}")
         time.sleep(LOOK_S)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -39,6 +39,7 @@ class FakeHost:
         self.files_locked: dict[int, list[str]] = {}
         self.outputs: dict[str, str] = {}
         self.is_root = True
+        self.not_switched = "this is no real host"
 
     def listener(self, path: str) -> int | None:
         return self.listens
@@ -57,6 +58,9 @@ class FakeHost:
 
     def openers(self, path: str) -> Sequence[int]:
         return self.opened.get(path, [])
+
+    def why_not_switched(self, pid: int, vms: Collection[int]) -> str:
+        return self.not_switched
 
     def output(self, *command: str) -> str:
         return self.outputs.get(command[0], "")

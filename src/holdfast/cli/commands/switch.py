@@ -44,6 +44,7 @@ def switch(context: Context, /, dry_run: bool, as_json: bool) -> None:
     """
     from holdfast.cli import doctor, render
     from holdfast.cli.doctor.services import virtlockds
+    from holdfast.cli.setup.survey import DIRECT_NEEDED, direct_backend, vms_of
     from holdfast.cli.switched import lacking
     from holdfast.control.client import DaemonUnreachable
     from holdfast.errors import ConfigError
@@ -60,14 +61,14 @@ def switch(context: Context, /, dry_run: bool, as_json: bool) -> None:
     running = virtlockds(scene)
     if len(running) != 1:
         fail(f"{len(running)} virtlockds run here, not one", exits.REFUSED)
-    vms = [each.pid for each in scene.running() if each.pid]
+    vms = vms_of(scene)
     pid = running[0].pid
     try:
         which = find(pid)
         backend = direct_backend(scene)
         if not backend:
             raise NotSwitched(
-                "no backend of holdfast.toml locks the files that virtlockd has locked: " + NEEDED
+                "no backend of holdfast.toml locks the files that virtlockd has locked: " + DIRECT_NEEDED
             )
         command = _command(context, scene)
         if dry_run:
@@ -89,22 +90,6 @@ def switch(context: Context, /, dry_run: bool, as_json: bool) -> None:
         for each in doubtful:
             click.echo(f"in doubt: {each}")
     sys.exit(exits.PROBLEMS if doubtful else exits.OK)
-
-
-NEEDED = '[backend.file] with driver = "file" and without a directory'
-
-
-def direct_backend(scene: Scene) -> str:
-    """holdfastd's name of the file driver that locks the files themselves, as virtlockd does; empty if there is none."""
-    config = scene.config
-    found = [
-        name
-        for name, table in config.backend.items()
-        if table.get("driver") == "file" and not table.get("directory")
-    ]
-    if config.default_backend in found:
-        return config.default_backend
-    return found[0] if found else ""
 
 
 def _command(context: Context, scene: Scene) -> list[str]:

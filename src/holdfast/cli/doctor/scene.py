@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -51,6 +51,9 @@ class Program:
     """In another mount namespace: a container's daemon is none of this host's. libvirt's QEMUs have one each."""
 
 
+LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
+
+
 class Host(Protocol):
     """The port."""
 
@@ -71,6 +74,9 @@ class Host(Protocol):
 
     def openers(self, path: str) -> Sequence[int]:
         """The pids that have a file or device open."""
+
+    def why_not_switched(self, pid: int, vms: Collection[int]) -> str:
+        """Why a virtlockd can't become holdfastd while these VMs run; empty if it can (ADR 0211)."""
 
     def output(self, *command: str) -> str:
         """What a command prints; empty if it is not installed, fails, or takes too long."""
@@ -104,6 +110,12 @@ class ThisHost:
     def unit(self, name: str) -> Mapping[str, str]:
         output = self.output("systemctl", "show", "--no-pager", "-p", ",".join(UNIT_KEYS), "--", name)
         return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+
+    def why_not_switched(self, pid: int, vms: Collection[int]) -> str:
+        from holdfast.switch.order import why_not
+
+        libvirt = [each.pid for each in self.programs() if each.name in LIBVIRT_DAEMONS]
+        return why_not(pid, {*vms, *libvirt})  # these are stopped, and then asked for again
 
     def lockers(self, path: str) -> Sequence[int]:
         def look() -> list[int]:

@@ -15,6 +15,7 @@ from typing import assert_never
 from holdfast.cli.commands.lockspace import make
 from holdfast.cli.commands.reload import NotReloaded, reload
 from holdfast.cli.doctor.scene import Host, Scene
+from holdfast.cli.doctor.services import virtlockds
 from holdfast.cli.offline.storage import UsageError
 from holdfast.cli.setup import lens
 from holdfast.cli.setup.facts import Wishes
@@ -31,13 +32,19 @@ from holdfast.cli.setup.steps import (
     Run,
     Step,
     Switch,
+    SwitchLive,
     WriteFile,
 )
-from holdfast.cli.setup.survey import Survey, active_libvirt_units, users_of_virtlockd
+from holdfast.cli.setup.survey import Survey, active_libvirt_units, users_of_virtlockd, vms_of
+from holdfast.cli.switched import lacking
 from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
+from holdfast.switch.order import NotSwitched, find, order
+from holdfast.switch.place import PROGRAM
+from holdfast.switch.program import KEEP
 
 COMMAND_S = 180.0
 """systemd gives a unit 90 s to start, and as much to stop."""
+KEEPER_UNIT = "holdfast-switch"
 JOIN_LOOK_S = 1.0
 JOIN_SPARE_S = 120.0
 """Beyond the greatest time that a join takes by the protocol."""
@@ -127,6 +134,8 @@ class Executor:
                     run(command)
             case Switch():
                 self._switch(action)
+            case SwitchLive():
+                self._switch_live(action)
             case Reload():
                 reload(_socket(found))
             case AwaitJoined():
@@ -148,9 +157,35 @@ class Executor:
                 f"virtlockd is not stopped: {', '.join(users)} may have locks in it, and would be killed; suspend or "
                 "migrate them, and run setup again"
             )
-        run(("systemctl", "disable", "--now", *action.stop))
-        run(("systemctl", "daemon-reload"))
-        run(("systemctl", "enable", "--now", *HOLDFAST_UNITS))
+        _change_units(action.stop)
+
+    def _switch_live(self, action: SwitchLive) -> None:
+        """virtlockd becomes a program of ours, which gives its locks to a keeper and ends; holdfastd fetches them there."""
+        libvirt = active_libvirt_units(self._host)
+        if libvirt:
+            run(("systemctl", "stop", *libvirt))
+        found = self._look()
+        scene = found.scene
+        try:
+            if scene is None:
+                raise NotSwitched("the configuration can't be used any more")
+            process = next(iter(virtlockds(scene)), None)
+            if process is None:
+                raise NotSwitched(
+                    "virtlockd has ended, and its locks with it, while its VMs run: holdfast doctor"
+                )
+            which = find(process.pid)
+            result = order(
+                which, vms_of(scene), command=(), backend=action.backend, say=self._say, keep=_keep
+            )
+        except (NotSwitched, StepFailed, OSError) as e:
+            if libvirt:
+                run(("systemctl", "start", *libvirt))
+            raise StepFailed(str(e)) from None
+        self._say(f"    {len(result.locks)} locks of virtlockd's are kept")
+        _change_units(action.stop)
+        for each in lacking(_socket(found), result):
+            self._say(f"    IN DOUBT: {each}")
 
     def _await_joined(self, name: str, found: Survey) -> None:
         timing = found.proposal.timing
@@ -173,6 +208,20 @@ class Executor:
                 if time.monotonic() > deadline:
                     raise StepFailed(f"not joined after {bound:.0f} s: {space.state}: {space.reason}")
                 time.sleep(JOIN_LOOK_S)
+
+
+def _change_units(virtlockd: Sequence[str]) -> None:
+    """virtlockd's go, holdfastd's come."""
+    run(("systemctl", "disable", "--now", *virtlockd))
+    run(("systemctl", "daemon-reload"))
+    run(("systemctl", "enable", "--now", *HOLDFAST_UNITS))
+
+
+def _keep(command: list[str]) -> None:
+    """A service of its own, which no stop of another one ends; raises `StepFailed`."""
+    wanted = ("SendSIGKILL=no", "OOMScoreAdjust=-900", "LimitNOFILE=262144")
+    options = [f"--property={each}" for each in wanted]
+    run(("systemd-run", "--quiet", "--collect", f"--unit={KEEPER_UNIT}", *options, *command))
 
 
 def _socket(found: Survey) -> str:
@@ -240,6 +289,18 @@ def preview(step: Step) -> list[str]:
             ]
         case Run():
             return [" ".join(each) for each in action.commands]
+        case SwitchLive():
+            return [
+                "systemctl stop (libvirt's units that run)",
+                "(check that every connection to virtlockd is a VM's)",
+                f"systemd-run --unit={KEEPER_UNIT} {PROGRAM} {KEEP}   # has the locks until holdfastd runs",
+                f"mount --bind {PROGRAM} (virtlockd's program)   # for a moment",
+                "kill -USR1 (virtlockd's pid)   # it becomes that program, with all locks and connections",
+                f"systemctl disable --now {' '.join(action.stop)}",
+                "systemctl daemon-reload",
+                f"systemctl enable --now {' '.join(HOLDFAST_UNITS)}   # fetches the locks",
+                "(check that it has every lock)",
+            ]
         case Switch():
             return [
                 "systemctl stop (libvirt's units that run)",

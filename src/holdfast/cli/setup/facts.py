@@ -113,6 +113,10 @@ class Facts:
     virtlockd_users: tuple[str, ...] = ()
     virtlockd_files: tuple[str, ...] = ()
     """Locked by virtlockd for somebody who is none of libvirt's VMs that are known."""
+    virtlockd_not_live: str = "it was not looked at"
+    """Why virtlockd can't become holdfastd while these run; empty if it can (ADR 0211)."""
+    direct_backend: str = ""
+    """holdfastd's backend that locks files themselves, as virtlockd does."""
     virtlockd_pid: int = 0
     virtlockd_units: tuple[str, ...] = ()
     """Those of virtlockd's that run or are enabled, without aliases of ours."""

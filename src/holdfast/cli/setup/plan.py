@@ -23,6 +23,7 @@ from holdfast.cli.setup.steps import (
     Run,
     Step,
     Switch,
+    SwitchLive,
     WriteFile,
 )
 
@@ -64,6 +65,11 @@ def is_foreign(facts: Facts) -> bool:
     return facts.config_text is not None and not facts.config_is_ours
 
 
+def has_locks(facts: Facts) -> bool:
+    """Whether virtlockd has a lock of somebody, or may have one."""
+    return bool(facts.virtlockd_users or facts.virtlockd_files)
+
+
 def _refusals(wishes: Wishes, facts: Facts, proposal: Proposal) -> Iterator[str]:
     if not facts.is_root:
         yield "this user is not root: sudo holdfast setup"
@@ -98,18 +104,21 @@ def _refusals(wishes: Wishes, facts: Facts, proposal: Proposal) -> Iterator[str]
     if facts.cannot_edit and facts.lock_manager != "lockd":
         yield facts.cannot_edit
     kills = f"virtlockd (pid {facts.virtlockd_pid}) runs, and stopping it KILLS"
+    bars = facts.virtlockd_not_live
     if facts.virtlockd_users:
         names = [shlex.quote(each) for each in facts.virtlockd_users]
         suspend = " && ".join(f"virsh suspend -- {each}" for each in names)
         resume = "; ".join(f"virsh resume -- {each}" for each in names)
-        yield (
-            f"{kills} {len(names)} VMs that have locks in it, or may: {', '.join(facts.virtlockd_users)}. Migrate them away "
-            f"or suspend them, then setup again, then resume: {suspend} && holdfast setup; {resume}"
-        )
-    elif facts.virtlockd_files:
+        if bars:
+            yield (
+                f"{kills} {len(names)} VMs that have locks in it, or may: {', '.join(facts.virtlockd_users)}. They can't be "
+                f"taken over while they run: {bars}. Mend that, and setup again; or migrate them away or suspend them, then "
+                f"setup again, then resume: {suspend} && holdfast setup; {resume}"
+            )
+    elif facts.virtlockd_files and bars:
         yield (
             f"{kills} who has locks in it, and it has some on {', '.join(facts.virtlockd_files)}: find out who that is "
-            "(holdfast who FILE), and end it first"
+            f"(holdfast who FILE), and end it first. It can't be taken over as it is: {bars}"
         )
     yield from proposal.refusals
 
@@ -150,7 +159,17 @@ def _steps(wishes: Wishes, facts: Facts, proposal: Proposal, space: SpaceSeen | 
             "restores the file",
         )
     switches = bool(facts.virtlockd_units)
-    if switches:
+    if switches and has_locks(facts):
+        yield Step(
+            "switch",
+            f"virtlockd becomes holdfastd while VMs run; disable {', '.join(facts.virtlockd_units)}; enable and start "
+            f"{' and '.join(HOLDFAST_UNITS)}",
+            f"it has locks of {', '.join(facts.virtlockd_users or facts.virtlockd_files)}. libvirt is stopped meanwhile, so "
+            "that no VM starts in between; none is suspended or stopped, and nobody can get a disk",
+            SwitchLive(facts.virtlockd_units, facts.direct_backend),
+            "the other way round, once no VM has a lock in holdfastd",
+        )
+    elif switches:
         yield Step(
             "switch",
             f"stop and disable {', '.join(facts.virtlockd_units)}; enable and start {' and '.join(HOLDFAST_UNITS)}",

@@ -62,6 +62,15 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
+class SwitchLive:
+    """virtlockd becomes holdfastd, with the locks and connections of VMs that run, while libvirt is stopped (ADR 0211)."""
+
+    stop: tuple[str, ...]
+    """Units of virtlockd's."""
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reload:
     """holdfastd takes the configuration on disk."""
 
@@ -71,7 +80,9 @@ class AwaitJoined:
     lockspace: str
 
 
-Action = EditLibvirt | WriteFile | MakeDirectory | MakeLockspace | Run | Switch | Reload | AwaitJoined
+Action = (
+    EditLibvirt | WriteFile | MakeDirectory | MakeLockspace | Run | Switch | SwitchLive | Reload | AwaitJoined
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from holdfast.system.files.mounts import is_block_device
 from holdfast.system.files.regular_file import Unreadable, read_regular
 
 CONFIG_BYTES_MAX = 1 << 20
+DIRECT_NEEDED = '[backend.file] with driver = "file" and without a directory'
 LIBVIRT_SOCKETS = ("", "-ro", "-admin", "-tcp", "-tls")
 CHRONY = (("etc/chrony/chrony.conf", "etc/chrony/conf.d", "chrony.service"),)
 """Debian's: its configuration, the directory that it includes, its unit."""
@@ -133,6 +134,7 @@ def _facts(
     service = host.unit("holdfastd.service")
     names, files = users_of_virtlockd(scene, host) if scene else ([], [])
     process = next(iter(virtlockds(scene)), None) if scene else None
+    backend = direct_backend(scene) if scene else ""
     active = active_libvirt_units(host)
     chrony = next((each for each in CHRONY if os.path.isdir(os.path.join(root, each[1]))), None)
     hook = os.path.join(root, HOOK)
@@ -147,6 +149,8 @@ def _facts(
         libvirt_here=not missing,
         virtlockd_users=tuple(names),
         virtlockd_files=tuple(files),
+        virtlockd_not_live=_not_live(scene, host, backend) if names or files else "",
+        direct_backend=backend,
         virtlockd_pid=process.pid if process else 0,
         virtlockd_units=_virtlockd_units(host, process is not None),
         holdfastd_runs=bool(scene and (scene.status is not None or daemons(scene))),
@@ -188,6 +192,38 @@ def users_of_virtlockd(scene: Scene, host: Host) -> tuple[list[str], list[str]]:
         names += [each.name for each in units.virtlockd_users(scene, process)]
         files += host.locked_by(process.pid)
     return names, [] if names else files
+
+
+def _not_live(scene: Scene | None, host: Host, backend: str) -> str:
+    """Why virtlockd can't become holdfastd as it is."""
+    if scene is None:
+        return "the configuration can't be used"
+    running = virtlockds(scene)
+    if len(running) != 1:
+        return f"{len(running)} virtlockds run here"
+    if daemons(scene) or scene.status is not None:
+        return "holdfastd runs as well; stop it first (systemctl stop holdfastd.service), if it has no lock (holdfast list)"
+    if not backend:
+        return f"no backend of the configuration locks the files that virtlockd has locked; it needs {DIRECT_NEEDED}"
+    return host.why_not_switched(running[0].pid, vms_of(scene))
+
+
+def vms_of(scene: Scene) -> list[int]:
+    """The processes of libvirt's VMs that run."""
+    return [each.pid for each in scene.running() if each.pid]
+
+
+def direct_backend(scene: Scene) -> str:
+    """holdfastd's name of the file driver that locks the files themselves, as virtlockd does; empty if there is none."""
+    config = scene.config
+    found = [
+        name
+        for name, table in config.backend.items()
+        if table.get("driver") == "file" and not table.get("directory")
+    ]
+    if config.default_backend in found:
+        return config.default_backend
+    return found[0] if found else ""
 
 
 def _joined(scene: Scene | None, lockspace: str) -> bool:
