@@ -95,6 +95,7 @@ def _become_holdfastd(plan: place.Plan, raw: bytes, state: VirtlockdState, wante
     if not os.access(plan.command[0], os.X_OK):
         return f"{plan.command[0]} can't be executed"
     facts = keeper.facts(plan.backend, {each.fd: each.fd for each in state.locks})
+    passed = _inheritable()
     locks = KernelRecordLocks()
     found = _converted(state, wanted, locks)
     if isinstance(found, str):
@@ -109,11 +110,14 @@ def _become_holdfastd(plan: place.Plan, raw: bytes, state: VirtlockdState, wante
             place.remove(plan.target)
         os.unlink(STATE_FILE)
         reexec = as_reexec(state, facts)
-        _close_on_exec()
+        _close_on_exec(passed)
         exec_with(reexec, plan.command[0], plan.command, os.environ)
         why = "it was not executed"
     except OSError as e:
         why = f"{plan.command[0]} can't be executed: {e}"
+    for fd in passed:  # virtlockd's again
+        with contextlib.suppress(OSError):
+            os.set_inheritable(fd, True)
     return _revert(why, raw, state, wanted, locks)
 
 
@@ -170,12 +174,21 @@ def _revert(
     return why
 
 
-def _close_on_exec() -> None:
-    """What holdfastd gets is made inheritable by the exec itself; whatever else virtlockd had ends here."""
+def _inheritable() -> list[int]:
+    """What virtlockd has passed on."""
+    found = []
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            with contextlib.suppress(OSError):
-                os.set_inheritable(int(name), False)
+        with contextlib.suppress(OSError):
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
+
+
+def _close_on_exec(fds: Iterable[int]) -> None:
+    """What holdfastd gets is made inheritable by the exec itself; whatever else virtlockd had ends with that."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.set_inheritable(fd, False)
 
 
 def _execute_virtlockd(plan: place.Plan | None, why: str, mask: Iterable[int]) -> NoReturn:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.daemon import BIN, exists, locked, make_disk
+from tests.support.daemon import BIN, listens, locked, make_disk
 from tests.support.polling import wait_until
 from tests.support.virtlockd import Virtlockd
 
 from holdfast.control.client import ControlClient
+from holdfast.system.host.process import start_ticks
 from holdfast.testing.virtlockd_client import CallFailed, VirtlockdClient
 
 VM = """
@@ -56,7 +57,13 @@ class Site:
         self.directory = directory
         self.virtlockd = Virtlockd(directory / "virtlockd")
         self.pid = self.virtlockd.process.pid
-        self.root = Path(f"/proc/{self.pid}/root")
+        self._anchor = subprocess.Popen(["nsenter", "-t", str(self.pid), "-m", "sleep", "600"])
+        """Has the namespace when virtlockd has ended."""
+        there = f"/proc/{self._anchor.pid}"
+        wait_until(
+            lambda: os.readlink(f"{there}/ns/mnt") != os.readlink("/proc/self/ns/mnt"), "it to be there"
+        )
+        self.root = Path(f"{there}/root")
         self.config = directory / "holdfast.toml"
         self.config.write_text(f'run_dir = "/run/holdfast"\nstate_dir = "{directory}/state"\n')
         (self.root / "run/libvirt/qemu").mkdir(parents=True)
@@ -65,7 +72,7 @@ class Site:
     def inside(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            ["nsenter", "-t", str(self.pid), "-m", *command],
+            ["nsenter", "-t", str(self._anchor.pid), "-m", *command],
             stdin=pipe, stdout=pipe, stderr=pipe, text=True, **options,
         )  # fmt: skip
 
@@ -121,6 +128,15 @@ class Site:
             vm.kill()
             vm.communicate()
         self.virtlockd.stop()
+        here = os.readlink(f"/proc/{self._anchor.pid}/ns/mnt")
+        for each in Path("/proc").glob("[0-9]*"):  # a keeper too
+            with contextlib.suppress(OSError):
+                if os.readlink(each / "ns/mnt") == here:
+                    os.kill(int(each.name), signal.SIGKILL)
+        self._anchor.wait()
+
+    def answers(self) -> bool:
+        return listens(str(self.root / "run/holdfast/io.holdfast.Control"))
 
 
 @pytest.fixture
@@ -169,7 +185,7 @@ def test_virtlockd_becomes_holdfastd_and_no_vm_notices(site: Site, tmp_path: Pat
     assert locked(disks[1])
     # Nothing is left in virtlockd's place.
     assert not (site.root / "run/virtlockd-restart-exec.json").exists()
-    assert "holdfast-virtlockd-switch" not in (Path(f"/proc/{site.pid}/mountinfo").read_text())
+    assert "holdfast-virtlockd-switch" not in Path(f"/proc/{site.pid}/mountinfo").read_text()
     assert (site.root / "usr/sbin/virtlockd").read_bytes()[:4] == b"\x7fELF"
 
 
@@ -209,17 +225,22 @@ def test_a_shared_rival_is_reported_and_the_lock_is_not_counted_as_exclusive(
     wait_until(lambda: site.holders()[0] == ("web1", str(disk), True), "the lock to be whole")
 
 
-@pytest.mark.parametrize("what", ["no plan", "state file that is cut"])
-def test_virtlockd_goes_on_when_anything_is_wrong(site: Site, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("what", ["no plan", "no program", "a program that can't be executed"])
+def test_virtlockd_goes_on_with_its_locks_when_anything_is_wrong(
+    site: Site, tmp_path: Path, what: str
+) -> None:
     disk = make_disk(tmp_path)
-    site.vm("web1", str(disk))
+    vm = site.vm("web1", str(disk))
     program = BIN / "holdfast-virtlockd-switch"
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"no program at all")
+    broken.chmod(0o755)
     order = {
         "pid": site.pid,
         "start": 1,
         "target": "/usr/sbin/virtlockd",
-        "by": [1, int(Path("/proc/1/stat").read_text().rsplit(")", 1)[1].split()[19])],
-        "command": [str(program)],
+        "by": [vm.pid, start_ticks(vm.pid)],  # somebody who lives
+        "command": [str(broken if "executed" in what else "/no/such/program")],
         "backend": "file",
     }
     script = (
@@ -227,18 +248,79 @@ def test_virtlockd_goes_on_when_anything_is_wrong(site: Site, tmp_path: Path, wh
         "mount --bind /usr/sbin/virtlockd /run/holdfast-switch/virtlockd && "
         f"mount --bind {program} /usr/sbin/virtlockd"
     )
-    put = site.inside("sh", "-c", script)
-    assert put.communicate()[1] == ""
+    assert site.inside("sh", "-c", script).communicate()[1] == ""
     if what != "no plan":
         (site.root / "run/holdfast-switch/plan.json").write_text(json.dumps(order))
-        # virtlockd writes it: what stands there is replaced, so the program that we name can't be executed.
-        order["command"] = ["/no/such/program"]
-        (site.root / "run/holdfast-switch/plan.json").write_text(json.dumps(order))
-    os.kill(site.pid, signal.SIGUSR1)
-    wait_until(lambda: "the real virtlockd is executed" in site.log(), "our program to give way")
-    wait_until(lambda: site.program().startswith("/usr/sbin/virtlockd"), "virtlockd to run")
-    assert site.refused(disk)
-    assert locked(disk)
-    assert exists(site.vms["web1"].pid)
+    with rival("exclusive", disk) as thief:
+        os.kill(site.pid, signal.SIGUSR1)
+        wait_until(lambda: "the real virtlockd is executed" in site.log(), "our program to give way")
+        wait_until(lambda: site.program().startswith("/usr/sbin/virtlockd"), "virtlockd to run")
+        assert site.refused(disk)
+        thief.kill()
+        assert thief.stdout is not None
+        assert thief.stdout.readline() == "", "it got the disk"
+    assert "POSIX" in Path("/proc/locks").read_text()
+    assert vm.poll() is None
+    # It is virtlockd's own lock again, and ends with its VM's connection.
     site.end("web1")
     wait_until(lambda: not locked(disk), "the lock to end with its VM")
+
+
+ORDER = """
+import subprocess, sys
+from holdfast.switch.order import NotSwitched, find, order
+vms, pid = [int(each) for each in sys.argv[2:]], int(sys.argv[1])
+try:
+    print(order(find(pid), vms, command=(), backend="file", keep=lambda command: subprocess.Popen(
+        command, start_new_session=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)).outcome, flush=True)
+except NotSwitched as e:
+    print("not switched:", e, flush=True)
+"""
+ASKS = "from holdfast.switch.fetch import fetch; print(len(fetch('/run/holdfast-switch/keeper')[0].locks))"
+
+
+@pytest.mark.parametrize("point", ["", "converted", "before"])
+def test_a_keeper_has_the_locks_whenever_the_switching_process_is_killed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    monkeypatch.setenv("HOLDFAST_SWITCH_STOP_AT", point)
+    site = Site(Path(tempfile.mkdtemp(dir=place)))
+    disks = [make_disk(tmp_path, f"disk{number}") for number in range(3)]
+    try:
+        for number, disk in enumerate(disks):
+            site.vm(f"vm{number}", str(disk))
+        pids = [str(vm.pid) for vm in site.vms.values()]
+        # Before the conversion the locks are the killed process's: somebody else may be faster than the keeper.
+        with rival("exclusive", *disks[: 0 if point == "before" else 3]) as thief:
+            ordered = site.inside(sys.executable, "-c", ORDER, str(site.pid), *pids)
+            if point:
+                wait_until(lambda: is_stopped(site.pid), "the switching process to stand still")
+                os.kill(site.pid, signal.SIGKILL)
+            assert ordered.stdout is not None
+            said = ordered.stdout.readline()
+            assert said == "kept\n", said + site.log()
+            site.virtlockd.process.wait(timeout=30)
+            ordered.kill()
+            ordered.communicate()
+            # A holdfastd that ends before it has said that all is safe leaves it where it was.
+            asked = site.inside(sys.executable, "-c", ASKS)
+            assert asked.communicate() == ("3\n", "")
+            holdfastd = site.inside(str(BIN / "holdfastd"), "--config", str(site.config))
+            names = [(f"vm{number}", str(disk), True) for number, disk in enumerate(disks)]
+            wait_until(lambda: site.answers() and site.holders() == names, "holdfastd to have all locks")
+            wait_until(lambda: not (site.root / "run/holdfast-switch/keeper").exists(), "the keeper to end")
+            assert "VM vm1 " in site.refused(disks[1])
+            thief.kill()
+            assert thief.stdout is not None
+            assert thief.stdout.readline() == "", "it got a disk"
+        site.end("vm0")
+        wait_until(lambda: not locked(disks[0]), "the lock to end with its VM")
+        holdfastd.kill()
+        holdfastd.communicate()
+    finally:
+        site.close()
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
