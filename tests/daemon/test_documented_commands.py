@@ -23,6 +23,7 @@ from tests.support.leases import SPACE, make_lockspace
 
 from holdfast.cli import exits
 from holdfast.cli.commands.setup import setup
+from holdfast.cli.commands.switch import switch
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -42,6 +43,7 @@ LIBVIRT_UNITS = {
     "libvirtd",
     "chrony",
     "sanlock.service",
+    "holdfast-switch",
 }
 PLACEHOLDERS = {
     "DISK": "{disk}",
@@ -121,6 +123,8 @@ def test_documented_command_can_be_pasted(host: tuple[Holdfastd, Path], document
     elif words[:1] == ["setup"]:
         # It is about this whole machine: its options are read, and nothing is run.
         setup.make_context("setup", words[1:])
+    elif words[:1] == ["switch"]:
+        switch.make_context("switch", words[1:])
     elif program in ("holdfast", "holdfastd") and (documented.in_block or not is_mention(program, words)):
         ours_run(daemon, place, program, words)
 

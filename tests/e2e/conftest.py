@@ -52,7 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.timeout(SCENARIO_LIMIT_S))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(SCENARIO_LIMIT_S))
             other = (virtlockd and item.get_closest_marker("holdfast_only")) or (
                 config.getoption("--hook", False) and item.get_closest_marker("without_hook")
             )

@@ -13,7 +13,7 @@ from holdfast.cli.setup.facts import Facts, HostThere, Proposal, SpaceSeen, Watc
 from holdfast.cli.setup.plan import plan
 from holdfast.cli.setup.profiles import PROFILES, words
 from holdfast.cli.setup.proposal import propose
-from holdfast.cli.setup.steps import Plan, Run, Switch, WriteFile
+from holdfast.cli.setup.steps import Plan, Run, Switch, SwitchLive, WriteFile
 from holdfast.protocol.timing import Timing
 
 DIRECTORY = "/srv/shared/leases"
@@ -162,6 +162,32 @@ def test_default_host_with_virtlockd_is_switched_before_libvirt_reads_its_files(
     assert ids(made) == ["qemu-conf", "switch", "libvirt"]
     assert made.steps[1].action == Switch(("virtlockd.socket",))
     assert made.by_hand == ()
+
+
+def test_virtlockd_with_locks_of_vms_becomes_holdfastd_where_it_can() -> None:
+    made = planned(
+        virtlockd_pid=7,
+        virtlockd_users=("web 1", "db"),
+        virtlockd_units=("virtlockd.service",),
+        virtlockd_not_live="",
+        direct_backend="file",
+    )
+    assert made.refusals == ()
+    step = made.steps[0]
+    assert (step.id, step.action) == ("switch", SwitchLive(("virtlockd.service",), "file"))
+    assert "web 1, db" in step.reason
+    assert ids(made) == ["switch", "libvirt"]
+
+
+def test_locks_of_somebody_unknown_are_taken_over_too() -> None:
+    found: dict[str, Any] = {
+        "virtlockd_pid": 7,
+        "virtlockd_files": ("/srv/a",),
+        "virtlockd_units": ("virtlockd.service",),
+    }
+    made = planned(**found, virtlockd_not_live="", direct_backend="file")
+    assert isinstance(made.steps[0].action, SwitchLive)
+    assert "holdfast who" in planned(**found, virtlockd_not_live="a stranger").refusals[0]
 
 
 def test_vm_that_virtlockd_would_kill_is_named_and_nothing_is_done_about_it() -> None:

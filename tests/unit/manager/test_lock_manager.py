@@ -22,6 +22,7 @@ from holdfast.manager import events as ev
 from holdfast.manager.all_or_none import acquire_all
 from holdfast.manager.lost_locks import DeadHolder
 from holdfast.model import LockFailureAction, Mode, Protection, Resource
+from holdfast.system.files.process_locks import KernelRecordLocks
 from holdfast.testing.fakes import settle
 
 
@@ -553,6 +554,44 @@ async def restarted(
     await after.clock.advance(1)
     await adoption
     return after
+
+
+def test_lock_that_came_shared_from_virtlockd_is_kept_in_doubt_until_it_is_whole(tmp_path: Path) -> None:
+    """A live switch (ADR 0211): the descriptor has a shared lock, and so has somebody else."""
+
+    async def scene() -> None:
+        w = World(tmp_path)
+        disk, owner = w.disk(), w.owner(1, "web1")
+        await w.manager.acquire(owner, want(disk))
+        w.crash()
+        kept, rival = (os.open(disk, os.O_RDWR) for _ in range(2))
+        for fd in (kept, rival):
+            assert KernelRecordLocks().ofd(fd, Mode.SHARED) == 0
+        after = World(tmp_path, before=w)
+        state = after.saved()
+        living = after.recovery.owners(state)
+        adoption = after.start(after.recovery.locks(state, living, dict.fromkeys(state.locks, kept)))
+        await after.clock.advance(1)
+        await adoption
+        lock = next(iter(after.manager.table))
+        assert "shared, not exclusive" in after.manager.why_lost(lock)
+        assert [e.kind for e in after.events.recent()][-1:] == [ev.LOCK_LOST]
+        with pytest.raises(ResourceBusy, match="web1"):
+            await after.manager.acquire(after.owner(2), want(disk, Mode.SHARED))
+        stranger = os.open(disk, os.O_RDWR)
+        assert KernelRecordLocks().ofd(stranger, Mode.EXCLUSIVE) != 0, "what there is of the lock is kept"
+        assert after.processes.is_running(1), "no VM is touched for a doubt"
+        os.close(rival)
+        await after.clock.advance(6)
+        await settle()
+        assert after.manager.why_lost(lock) == ""
+        assert KernelRecordLocks().ofd(stranger, Mode.SHARED) != 0
+        os.close(stranger)
+        after.processes.end(1)
+        await settle()
+        assert not locked(disk)
+
+    run(scene)
 
 
 def test_locks_of_the_living_are_held_again_and_those_of_the_dead_are_not(tmp_path: Path) -> None:

@@ -81,8 +81,9 @@ def setup(
     """From an installed package to a protected host: looks at it, shows a plan with reasons, and carries it out; and back.
 
     Each step is checked before and after. It may be stopped at any moment, and run again: it continues from what is there.
-    No VM is touched: it refuses to stop a virtlockd in which a VM may have a lock, and names these VMs. What it can't do is
-    listed as left to do by hand. A configuration file that somebody else wrote is never changed.
+    No VM is touched: a virtlockd in which VMs have locks becomes holdfastd while they run, and is never stopped; where it
+    can't, setup is refused, and says why. What it can't do is listed as left to do by hand. A configuration file that
+    somebody else wrote is never changed.
 
     \b
     holdfast setup --dry-run
