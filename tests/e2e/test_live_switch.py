@@ -33,7 +33,8 @@ def virtlockd_lab(request: pytest.FixtureRequest, make_lab: LabFactory) -> Itera
     lab = next(scenarios)
     yield lab
     lab.alpha.kill_guests()
-    lab.libvirtd[lab.alpha].stop()
+    if lab.libvirtd[lab.alpha].is_up:
+        lab.libvirtd[lab.alpha].stop()
     lab.lockd[lab.alpha].kill()
     lab.start_daemons()
     for _ in scenarios:
@@ -155,6 +156,7 @@ def test_fifty_vms_are_switched(virtlockd_lab: Lab) -> None:
         assert vm.name in listed
         vm.process.send(signal.SIGCONT)
         assert vm.process.is_alive()
+    lab.libvirtd[lab.alpha].start()
     vms[0].assert_writes()
     vms[-1].process.kill()
     lab.wait_free(vms[-1].boot_image)
