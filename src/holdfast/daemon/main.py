@@ -115,11 +115,8 @@ def fetch_from_virtlockd(inherited: fds.Inherited, config: Config | None) -> str
     """After a live switch (ADR 0212): virtlockd's locks and connections, if a keeper has them. Returns why they can't be
     had: then this start must not be one without them.
     """
-    if (
-        inherited.reexec is not None
-        or config is None
-        or config.virtlockd.socket != configuration.SYSTEM_VIRTLOCKD_SOCKET
-    ):
+    elsewhere = config is not None and config.virtlockd.socket != configuration.SYSTEM_VIRTLOCKD_SOCKET
+    if inherited.reexec is not None or elsewhere or os.geteuid() != 0:
         return ""
     try:
         found = fetch(KEEPER)

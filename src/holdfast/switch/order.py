@@ -173,7 +173,7 @@ def order(
         subprocess.run([program, CHECK], check=True, capture_output=True, timeout=COMMAND_S)
     except (OSError, subprocess.SubprocessError) as e:
         raise NotSwitched(f"{program} does not run here: {e}") from None
-    if os.path.exists(place.KEEPER):
+    if place.keeper_lives():
         raise NotSwitched(
             "a keeper of an earlier switch still has locks; start holdfastd, which fetches them"
         )
@@ -185,7 +185,7 @@ def order(
         os.makedirs(place.DIRECTORY, mode=0o700, exist_ok=True)
         if keep is not None:
             keep([program, KEEP])
-            _await(lambda: os.path.exists(place.KEEPER), "the keeper does not start")
+            _await(place.keeper_lives, "the keeper does not start")
         wait_for_registered(which.pid, vms)
         place.put(plan, program)
     except OSError as e:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import socket
 import sys
 
 import msgspec
@@ -125,18 +125,25 @@ def mounted(path: str) -> bool:
 
 
 def remove(target: str) -> None:
-    """Ours goes, the real one comes to light; raises OSError. The result stays to be read."""
-    while mounted(REAL) and mounted(target):
+    """Ours goes, the real one comes to light; raises OSError. The result stays to be read. A mount that was there before, as
+    the host has it, is not touched.
+    """
+    while mounted(REAL) and mounted(target) and not os.path.samefile(target, REAL):
         unbind(target)
     while mounted(REAL):
         unbind(REAL)
 
 
-def clear(target: str) -> None:
-    """Everything of a switch that is over; raises OSError. A keeper that has locks has its socket there: then it stays."""
-    remove(target)
-    if not os.path.exists(KEEPER):
-        shutil.rmtree(DIRECTORY, ignore_errors=True)
+def keeper_lives() -> bool:
+    """Whether a keeper listens; the socket of one that was killed stays."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(KEEPER)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True  # it is not known: who has locks is not passed over
+    return True
 
 
 def program() -> str:
