@@ -139,7 +139,9 @@ _ALL = (
         "virtlockd runs, and VMs hold locks in it",
         "virtlockd kills every VM that holds a lock when it is stopped or restarted (SIGTERM; libvirt shows "
         "`crashed`). A VM "
-        "that is suspended, or was migrated away, holds none. So: suspend or migrate every VM that the finding "
+        "that is suspended, or was migrated away, holds none. `holdfast setup` takes virtlockd's locks over "
+        "with the VMs running (docs/situations/coming-from-virtlockd.md). By hand: suspend or migrate every VM that "
+        "the finding "
         "names, check that "
         "none is left (`holdfast doctor --only HF022` exits with 0), stop virtlockd, start holdfastd, resume. "
         "The fix is one line "
