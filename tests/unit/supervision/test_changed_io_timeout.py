@@ -222,7 +222,7 @@ def test_a_record_with_an_io_timeout_that_nobody_gave_it_is_not_resumed() -> Non
 def test_raised_bounds_come_with_a_renewal_and_save_no_lease_that_was_over_before_it() -> None:
     expiry = Expiry(TIMING, Instant(1000))
     expiry.step(Instant(1079), Renewed(Instant(1075), RAISED))
-    assert expiry.fails_at == 1075 + RAISED.fail_s
+    assert expiry.fails_at == Instant(1075 + RAISED.fail_s)
     late = Expiry(TIMING, Instant(1000))
     late.step(Instant(1081), Renewed(Instant(1075), RAISED))
     assert late.phase is Phase.FAIL and not late.may_feed(Instant(1081))
@@ -245,7 +245,7 @@ def test_a_lease_that_is_old_by_lowered_bounds_goes_on_by_its_own() -> None:
     assert expiry.timing == TIMING
     expiry.step(Instant(1021), Renewed(Instant(1020)))
     expiry.step(Instant(1021), Lowered(LOWERED))
-    assert expiry.timing == LOWERED and expiry.fails_at == 1036
+    assert expiry.timing == LOWERED and expiry.fails_at == Instant(1036)
 
 
 # --- what is remembered ---
@@ -305,7 +305,7 @@ def changed(tmp_path: Path) -> tuple[Rig, Renewal, list[Changed]]:
     rig = Rig(tmp_path)
     news: list[Changed] = []
     read = rig.supervisor._report
-    rig.supervisor._report = lambda each: (  # type: ignore[method-assign]
+    rig.supervisor._report = lambda each: (
         news.append(each) if isinstance(each, Changed) else read(each)
     )
     rig.supervisor._become(LockspaceState.JOINING, "")
