@@ -22,12 +22,14 @@ from holdfast.cli.main import cli
 from holdfast.daemon import sanlockd
 from holdfast.daemon.main import argument_parser
 from holdfast.hooks import qemu
+from holdfast.web.main import argument_parser as web_arguments
 
 ROOT = Path(__file__).parents[1]
 DESCRIPTIONS = {
     "holdfast.toml": "configuration of holdfastd",
     "holdfastd": "lock daemon for virtual machine disks, in virtlockd's place",
     "holdfast-sanlockd": "holdfastd in the place of sanlock's daemon",
+    "holdfast-web": "web page and metrics about the locks of a host",
     "holdfast-qemu-hook": "libvirt's hook that asks holdfastd for a VM's disks before QEMU opens them",
 }
 FILES = "/etc/holdfast/holdfast.toml, /run/holdfast, /var/lib/holdfast: see holdfast.toml(5)."
@@ -37,6 +39,7 @@ SEE_ALSO = (
     "holdfast.toml(5)",
     "holdfast-qemu-hook(8)",
     "holdfast-sanlockd(8)",
+    "holdfast-web(8)",
 )
 
 
@@ -111,20 +114,19 @@ def of_command(context: click.Context) -> str:
 # --- programs ---
 
 
-def of_daemon() -> str:
-    parser: argparse.ArgumentParser = argument_parser()
-    page = heading("holdfastd", 8, DESCRIPTIONS["holdfastd"])
-    usage = " ".join(parser.format_usage().removeprefix("usage: holdfastd").split())
-    page += f".SH SYNOPSIS\n\\fBholdfastd\\fR {escaped(usage)}\n"
+def of_program(parser: argparse.ArgumentParser) -> str:
+    """A program with argparse's options."""
+    name = parser.prog
+    page = heading(name, 8, DESCRIPTIONS[name])
+    usage = " ".join(parser.format_usage().removeprefix(f"usage: {name}").split())
+    page += f".SH SYNOPSIS\n\\fB{escaped(name)}\\fR {escaped(usage)}\n"
     page += f".SH DESCRIPTION\n{escaped(parser.description or '')}\n.SH OPTIONS\n"
     for action in parser._actions:
         names = ", ".join(action.option_strings)
         value = f" {action.metavar}" if action.metavar else ""
-        text = (
-            (action.help or "").replace("%(default)s", str(action.default)).replace("%(prog)s", "holdfastd")
-        )
+        text = (action.help or "").replace("%(default)s", str(action.default)).replace("%(prog)s", name)
         page += f".TP\n\\fB{escaped(names + value)}\\fR\n{escaped(text)}\n"
-    return page + f".SH FILES\n{escaped(FILES)}\n" + closing("holdfastd(8)")
+    return page + f".SH FILES\n{escaped(FILES)}\n" + closing(f"{name}(8)")
 
 
 def of_hook() -> str:
@@ -239,7 +241,8 @@ def pages() -> dict[str, str]:
     """Every page, by its file's name."""
     top = click.Context(cli, info_name="holdfast")
     found = {f"{each.command_path.replace(' ', '-')}.1": of_command(each) for each in commands(cli, top)}
-    found["holdfastd.8"] = of_daemon()
+    found["holdfastd.8"] = of_program(argument_parser())
+    found["holdfast-web.8"] = of_program(web_arguments())
     found["holdfast-qemu-hook.8"] = of_hook()
     found["holdfast-sanlockd.8"] = of_sanlockd()
     found["holdfast.toml.5"] = of_configuration()

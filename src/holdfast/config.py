@@ -50,6 +50,8 @@ class ControlTable(_Table, frozen=True):
 
     socket: str = ""
     group: str = ""
+    read_group: str | None = None
+    """Whose members may ask at the read-only socket; None: `READ_GROUP_DEFAULT`, if this host has it."""
     max_clients: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
     idle_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 300.0
 
@@ -132,6 +134,11 @@ class Config(_Table, frozen=True):
         return self.control.socket or f"{self.run_dir}/{CONTROL_SOCKET_NAME}"
 
     @property
+    def read_socket(self) -> str:
+        """Where nothing can be changed."""
+        return f"{self.run_dir}/{READ_SOCKET_NAME}"
+
+    @property
     def journal_path(self) -> str:
         return f"{self.run_dir}/journal"
 
@@ -150,6 +157,9 @@ class Config(_Table, frozen=True):
 
 
 CONTROL_SOCKET_NAME = "io.holdfast.Control"
+READ_SOCKET_NAME = "io.holdfast.Control.read-only"
+READ_GROUP_DEFAULT = "holdfast-read"
+"""The package of holdfast-web makes it."""
 TABLES: dict[str, type[_Table]] = {
     "virtlockd": VirtlockdTable,
     "control": ControlTable,
@@ -264,6 +274,7 @@ def load_lenient(
         wrong = list(validate(config, reader.origins))
         if wrong and {problem.facts["key"] for problem in wrong} <= {
             "control.group",
+            "control.read_group",
             "sanlock.group",
             "sanlock.user",
         }:
@@ -276,10 +287,12 @@ def load_lenient(
 
 
 def _without_groups(config: Config, wrong: list[ConfigError]) -> dict[str, Any]:
-    names = {str(problem.facts["key"]).partition(".")[0] for problem in wrong}
+    keys = {str(problem.facts["key"]) for problem in wrong}
+    names = {key.partition(".")[0] for key in keys}
     without: dict[str, Any] = {}
     if "control" in names:
-        without["control"] = msgspec.structs.replace(config.control, group="")
+        groups = {key.partition(".")[2]: "" for key in keys if key.startswith("control.")}
+        without["control"] = msgspec.structs.replace(config.control, **groups)
     if "sanlock" in names:
         without["sanlock"] = msgspec.structs.replace(config.sanlock, group="", user="")
     return without

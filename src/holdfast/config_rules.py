@@ -69,7 +69,11 @@ def validate(config: Config, origins: Mapping[str, str]) -> Iterator[ConfigError
             yield problem(
                 "sanlock.user", f"no user '{config.sanlock.user}' on this host; create it or leave it out"
             )
-    for key, group in (("control.group", config.control.group), ("sanlock.group", config.sanlock.group)):
+    for key, group in (
+        ("control.group", config.control.group),
+        ("control.read_group", config.control.read_group),
+        ("sanlock.group", config.sanlock.group),
+    ):
         if not group:
             continue
         try:

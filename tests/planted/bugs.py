@@ -739,7 +739,7 @@ BUGS = (
         "daemon/test_abuse.py::test_client_that_never_reads_is_not_served_on",
     ),
     _in(
-        "frontends.varlink",
+        "frontends.varlink_clients",
         "places-for-one",
         "one user may have all places of the control socket",
         "if self._taken[uid] >= self._user_max:",

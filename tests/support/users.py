@@ -42,9 +42,9 @@ class NotServed(Exception):
 
 
 def ask_as_nobody(
-    daemon: Holdfastd, *calls: Call, gid: int = NOGROUP, groups: Collection[int] = ()
+    daemon: Holdfastd, *calls: Call, gid: int = NOGROUP, groups: Collection[int] = (), path: str = ""
 ) -> list[dict[str, Any]]:
-    """The replies to these methods of io.holdfast.Control; raises `NotServed`."""
+    """The replies to these methods of io.holdfast.Control, at the control socket or another `path`; raises `NotServed`."""
     for directory in (daemon.directory.parent, daemon.directory):
         os.chmod(directory, 0o755)
     named = [f"--groups={','.join(map(str, groups))}"] if groups else ["--clear-groups"]
@@ -52,7 +52,7 @@ def ask_as_nobody(
     ended = subprocess.run(
         [
             *("setpriv", f"--reuid={NOBODY}", f"--regid={gid}", *named),
-            *("/usr/bin/python3", "-c", _ASK, daemon.control, asked),
+            *("/usr/bin/python3", "-c", _ASK, path or daemon.control, asked),
         ],
         capture_output=True,
         text=True,

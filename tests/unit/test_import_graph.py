@@ -19,7 +19,7 @@ import holdfast
 SOURCE = Path(holdfast.__file__).parent
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset(("holdfastd", "daemon", "cli", "hooks")),
+    frozenset(("holdfastd", "daemon", "cli", "hooks", "web")),
     frozenset(("switch",)),
     frozenset(("daemon.system_ports",)),
     frozenset(("daemon.lifecycle",)),
@@ -185,6 +185,7 @@ EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
         "cli.main",
         "config",
     ): "the command is a composition root of its own: it looks up the daemon's socket",
+    ("rule 4", "web.main", "config"): "its default is the daemon's read-only socket",
     ("rule 4", "cli.context", "config"): "the command's way to the daemon's socket is in the configuration",
     ("rule 4", "cli.doctor.scene", "config"): "its checks are about the configuration itself",
     ("rule 4", "cli.doctor", "config"): "it makes that scene of a configuration",

@@ -31,7 +31,13 @@ def names(command: click.Command, name: str) -> list[str]:
 
 
 def test_each_command_has_a_page_and_each_page_is_of_something() -> None:
-    others = {"holdfastd.8", "holdfast-qemu-hook.8", "holdfast-sanlockd.8", "holdfast.toml.5"}
+    others = {
+        "holdfastd.8",
+        "holdfast-web.8",
+        "holdfast-qemu-hook.8",
+        "holdfast-sanlockd.8",
+        "holdfast.toml.5",
+    }
     assert set(PAGES) == {*names(cli, "holdfast"), *others}
 
 

@@ -444,17 +444,13 @@ def metrics(context: Context, textfile: str | None) -> None:
     Exit 0: written; 69: no daemon, which the metrics say too.
     """
     from holdfast.cli.commands import metrics as of
-    from holdfast.cli.commands.status import Answer
     from holdfast.cli.unlocked import unlocked_disks
     from holdfast.control.client import DaemonUnreachable
 
     unreachable = ""
     try:
         with context.connect() as client:
-            locks = client.locks()
-            answer = Answer(client.status(), client.lease_spaces(), unlocked_disks(lambda: locks))
-            kinds = [each.kind for each in client.events(after=0, follow=False)]
-        found = list(of.samples(answer, locks, kinds))
+            found = of.ask(client, lambda locks: unlocked_disks(lambda: locks))
     except DaemonUnreachable as e:
         unreachable, found = str(e), list(of.UNREACHABLE)
     written = of.text(found)

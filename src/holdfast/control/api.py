@@ -20,6 +20,8 @@ ERROR_PROTOCOL = f"{INTERFACE}.ProtocolViolation"
 """What was sent is no Varlink call; the connection is closed."""
 ERROR_TOO_MANY = f"{INTERFACE}.TooManyConnections"
 """The user has as many connections as it may have; this one is closed."""
+ERROR_METHOD_NOT_FOUND = "org.varlink.service.MethodNotFound"
+"""A daemon of an earlier release, or the read-only socket, does not offer it."""
 ERROR_INTERNAL = f"{INTERFACE}.InternalError"
 VENDOR, PRODUCT, URL = "Holdfast", "holdfastd", "https://github.com/holdfast"
 
@@ -176,6 +178,54 @@ class LeaseSpaceInfo:
     """This host's, by which its lease is counted now."""
     next_io_timeout_s: int = 0
     """To which it is being changed; 0: it is not."""
+
+
+@dataclass
+class HistogramInfo:
+    """Counts by upper bounds (seconds), each value in one bucket; the last count is of what is above all bounds."""
+
+    bounds: list[float]
+    counts: list[int]
+    sum_s: float
+
+
+@dataclass
+class RenewalInfo:
+    """One renewal that succeeded; the join itself is one of 0 ms."""
+
+    s_ago: float
+    read_ms: int
+    write_ms: int
+    failed_since: int
+    """Renewals that failed between it and the next one that succeeded."""
+
+
+@dataclass
+class LeaseSpaceMeasures:
+    """Renewals of one lockspace."""
+
+    name: str
+    io_timeout_s: int
+    latency: HistogramInfo
+    """Of those that succeeded since the daemon's start, read and write together."""
+    failures: int
+    """Since the daemon's start."""
+    recent: list[RenewalInfo]
+    """Oldest first, of the present membership."""
+
+
+@dataclass
+class MeasuresInfo:
+    """What the daemon has counted and measured since its start, which a reload is too."""
+
+    events: dict[str, int]
+    """By kind; kinds that have not occurred may be absent."""
+    loop_delay: HistogramInfo
+    """How late timers of the event loop were."""
+    watchdog_feeds: int
+    watchdog_fed_s_ago: float | None
+    """Absent before the first feed, and without a watchdog."""
+    lockspaces: list[LeaseSpaceMeasures]
 
 
 @dataclass

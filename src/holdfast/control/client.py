@@ -22,6 +22,7 @@ from holdfast.control.api import (
     FencedHost,
     HolderInfo,
     LeaseSpaceInfo,
+    MeasuresInfo,
     OwnerInfo,
     Starter,
     StatusInfo,
@@ -101,6 +102,10 @@ class ControlClient:
 
     def lease_spaces(self) -> list[LeaseSpaceInfo]:
         return self._one("ListLeaseSpaces", "lockspaces", list[LeaseSpaceInfo])
+
+    def measures(self) -> MeasuresInfo:
+        """Raises `CallRefused` if the daemon is of an earlier release."""
+        return self._one("GetMeasures", "measures", MeasuresInfo)
 
     def join_lease_space(self, name: str) -> None:
         self._call("JoinLeaseSpace", {"name": name})

@@ -29,17 +29,20 @@ from functools import partial
 import msgspec
 
 from holdfast import __version__
-from holdfast.control.api import BackendInfo, StatusInfo
+from holdfast.config import READ_GROUP_DEFAULT, Config
+from holdfast.control.api import BackendInfo, MeasuresInfo, StatusInfo
 from holdfast.daemon import flight_notes, lifecycle
 from holdfast.daemon.build import build
 from holdfast.daemon.kept_clients import KeptClients
 from holdfast.daemon.kept_config import Start
+from holdfast.daemon.measures import LoopDelay, measures
 from holdfast.daemon.reload import ConfigurationInForce, NextProgram, held_needs
 from holdfast.daemon.sanlock_socket import AREAS, SanlockSocket
 from holdfast.daemon.system_ports import pooled_storage, system_ports, users_lease_storage
 from holdfast.flight.recorder import FlightRecorder
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
+from holdfast.frontends.varlink_clients import READERS_MAX, ReadFrontend
 from holdfast.manager import events as ev
 from holdfast.manager.hook_operations import HookOperations
 from holdfast.manager.hook_policy import HookPolicy
@@ -75,6 +78,8 @@ STATUS_CHARS_MAX = 2000
 """Length of the text for `systemctl status`: the first reasons of a refusal."""
 SIGNS_OF_LIFE = 4
 """So many within the time in which the service manager wants one: a busy host may be late with three."""
+READERS = "readers"
+"""The name of the read-only socket, also for the next program."""
 EXIT_ERROR = 1
 EXIT_SOCKET = 71
 """EX_OSERR of <sysexits.h>; the codes of the holdfast command (cli/exits) mean other things."""
@@ -136,12 +141,14 @@ class Daemon:
         self.manager = self.parts.manager
         self.leases = self.parts.leases
         self.events = self.parts.events
+        self.loop_delay = LoopDelay(self._loop)
         flight_notes.of_events(recorder, self.events)
         self.virtlockd = self.parts.virtlockd
         self.control = ControlFrontend(
             self.manager,
             self.parts.inspection,
             self.status,
+            self.measures,
             lease_spaces=self.parts.lease_calls,
             reload=self.reload,
             uid=ports.uid,
@@ -160,6 +167,16 @@ class Daemon:
                 ),
                 volumes=self.parts.volumes,
             ),
+        )
+        self.readers = ReadFrontend(
+            self.events,
+            self.parts.inspection,
+            self.status,
+            self.measures,
+            lease_spaces=self.parts.lease_calls,
+            uid=ports.uid,
+            groups=[config.control.group, read_group(config)],
+            idle_timeout_s=config.control.idle_timeout_s,
         )
         kept = KeptClients(inherited, ports.store, served=bool(config.sanlock.socket))
         self.sanlock = (
@@ -230,6 +247,7 @@ class Daemon:
         if self.notifier.watched_s is not None:
             self._show_life(self.notifier.watched_s / SIGNS_OF_LIFE)
         flight_notes.of_life(self._recorder, self.leases, self._loop)
+        self.loop_delay.begin()
         await self._stop
         await self._shut_down()
 
@@ -284,6 +302,26 @@ class Daemon:
         except OSError as e:
             log.error("%s can't be opened to its group: %s", config.control_socket, e.strerror)
 
+        self._open_read_only()
+
+    def _open_read_only(self) -> None:
+        """Nobody needs it to start a VM, so nothing about it keeps this daemon from starting."""
+        path = self.config.read_socket
+        group = read_group(self.config)
+        gid = grp.getgrnam(group).gr_gid if group else None
+        try:
+            self.readers.listener = self._listener(
+                READERS,
+                path,
+                lambda: self._bind(path, 0o600 if gid is None else 0o660, gid),
+                READERS_MAX,
+                self.readers.admit,
+                self.readers.serve,
+            )
+            fds.open_socket_to(path, gid)
+        except (StartError, OSError) as e:
+            log.error("no read-only socket, which holdfast-web asks: %s", e)
+
     def _listener(
         self,
         name: str,
@@ -296,7 +334,7 @@ class Daemon:
         reexec = self._inherited.reexec
         if reexec is not None and name in reexec.listeners:
             sock = socket.socket(fileno=reexec.listeners[name])
-            self._self_bound = list(reexec.self_bound)
+            self._self_bound = list(dict.fromkeys((*self._self_bound, *reexec.self_bound)))
         elif path in self._passed_sockets:
             sock = socket.socket(fileno=self._passed_sockets[path])
         else:
@@ -329,6 +367,9 @@ class Daemon:
         return sock
 
     # --- status ---
+
+    def measures(self) -> MeasuresInfo:
+        return measures(self.events, self.loop_delay, self.leases, self.parts.ports.clock.now())
 
     def status(self) -> StatusInfo:
         config, manager = self.config, self.manager
@@ -435,6 +476,7 @@ class Daemon:
     def _close_clients(self) -> None:
         self._close_listeners()
         self.control.close_all()
+        self.readers.close_all()
         if self.sanlock is not None:
             self.sanlock.frontend.close()
 
@@ -508,6 +550,16 @@ def copied_from(supervisor: LockspaceSupervisor) -> str:
                 "or start this one with empty directories"
             )
     return ""
+
+
+def read_group(config: Config) -> str:
+    """Whose members may ask at the read-only socket; empty: root's only."""
+    if config.control.read_group is not None:
+        return config.control.read_group
+    try:
+        return grp.getgrnam(READ_GROUP_DEFAULT).gr_name
+    except (KeyError, ValueError):
+        return ""
 
 
 def _program(pid: int) -> str:

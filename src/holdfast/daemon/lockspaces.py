@@ -148,6 +148,11 @@ class HostLockspaces:
         return [supervisor for supervisor, _ in self._supervisors.values()]
 
     @property
+    def lease_monitor(self) -> LeaseMonitor | None:
+        """None before the first lockspace."""
+        return self._lease_monitor
+
+    @property
     def refusals(self) -> list[str]:
         """Why this daemon does not use lockspaces that this host could join: another of its daemons may use them."""
         return [supervisor.use.refused for supervisor in self.supervisors if supervisor.use.refused]

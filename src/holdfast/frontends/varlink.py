@@ -5,47 +5,33 @@ connect. A user other than root acquires only for its own processes, and only di
 No `from __future__ import annotations` here: asyncvarlink reads the types at run time.
 """
 
-import asyncio
 import contextlib
-import grp
-import logging
 import socket
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol
 
-from asyncvarlink import VarlinkInterface, VarlinkInterfaceRegistry, varlinkmethod
+from asyncvarlink import varlinkmethod
 from asyncvarlink.error import GenericVarlinkErrorReply
-from asyncvarlink.interface import LastResult
-from asyncvarlink.serviceinterface import VarlinkServiceInterface
 
-from holdfast import __version__
 from holdfast.control.api import (
     ERROR_NOT_PERMITTED,
     ERROR_REFUSED,
-    ERROR_TOO_MANY,
     HOOK_ARRIVES,
     HOOK_ENDS,
     HOOK_TAKES,
-    INTERFACE,
-    PRODUCT,
-    URL,
-    VENDOR,
     CollectedLease,
     DiskWish,
-    EventInfo,
     FencedHost,
     HolderInfo,
-    LeaseSpaceInfo,
-    OwnerInfo,
+    MeasuresInfo,
     Starter,
     StatusInfo,
 )
 from holdfast.errors import HoldfastError, Refused, storage_failed
-from holdfast.frontends.listener import Listener, Peer
-from holdfast.frontends.varlink_connection import VarlinkConnection, refuse_client
+from holdfast.frontends.listener import Peer
+from holdfast.frontends.varlink_clients import VarlinkFrontend
+from holdfast.frontends.varlink_read import ReadInterface, SpacesShown
 from holdfast.manager.all_or_none import LOCKS_PER_ACQUIRE_MAX, acquire_all
-from holdfast.manager.events import Event
 from holdfast.manager.hook_operations import HookOperations
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.owners import Owner
@@ -55,22 +41,11 @@ from holdfast.system.files.ofd_lock import IoFailed, close_opened
 from holdfast.system.files.storage_executor import Storage
 from holdfast.system.host.peer import is_directory_of, parent_of, peer_groups, process_of
 from holdfast.system.host.peer_rights import Rights, open_as
-from holdfast.system.logs.log_limit import LimitedLog
 
-log = logging.getLogger(__name__)
-
-EVENTS_BEHIND_MAX = 4096
-"""Events that wait for one slow follower; then the oldest are dropped, which it notices by the numbers."""
-
-
-RESERVED_PLACES = 8
-"""Of the control socket, for root and the daemon's own user: some commands at once, while others have all the rest."""
 USER_LOCKS_SHARE = 4
 """Of the descriptors that this process may have, the part up to which users other than root get locks. Root's VMs need the
 others: out of descriptors no VM starts.
 """
-
-over_quota = LimitedLog(log)
 
 
 def refused(error: HoldfastError) -> GenericVarlinkErrorReply:
@@ -79,10 +54,9 @@ def refused(error: HoldfastError) -> GenericVarlinkErrorReply:
     )
 
 
-class LeaseSpaces(Protocol):
+class LeaseSpaces(SpacesShown, Protocol):
     """The lockspaces of leases; refusals are errors of the `LockError` tree."""
 
-    def infos(self) -> list[LeaseSpaceInfo]: ...
     def join(self, name: str) -> None: ...
     async def leave(self, name: str) -> None: ...
     def set_io_timeout(self, name: str, io_timeout_s: int) -> None: ...
@@ -91,14 +65,15 @@ class LeaseSpaces(Protocol):
     async def fence_host(self, host: str, operator: str, lockspace: str) -> list[FencedHost]: ...
 
 
-class ControlInterface(VarlinkInterface, name=INTERFACE):
-    """io.holdfast.Control, for one peer."""
+class ControlInterface(ReadInterface):
+    """io.holdfast.Control, for one peer: what reports, and what changes something."""
 
     def __init__(
         self,
         manager: LockManager,
         inspection: Inspection,
         status: Callable[[], StatusInfo],
+        measures: Callable[[], MeasuresInfo],
         peer: Peer,
         lease_spaces: LeaseSpaces,
         reload: Callable[[], Awaitable[list[str]]],
@@ -107,6 +82,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         user_locks: "UserLocks",
         hook_operations: HookOperations,
     ) -> None:
+        super().__init__(manager.events, inspection, status, measures, lease_spaces)
         self._reload = reload
         self._preparation = hook_operations
         self._user_locks = user_locks
@@ -116,24 +92,7 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
         self._lease_spaces = lease_spaces
         self._manager = manager
         self._inspection = inspection
-        self._status = status
         self._peer = peer
-
-    @varlinkmethod(return_parameter="status")
-    def GetStatus(self) -> StatusInfo:  # noqa: N802 - Varlink's method names
-        return self._status()
-
-    @varlinkmethod(return_parameter="owners")
-    def ListOwners(self) -> list[OwnerInfo]:  # noqa: N802
-        return self._inspection.owners()
-
-    @varlinkmethod(return_parameter="locks")
-    def ListLocks(self) -> list[HolderInfo]:  # noqa: N802
-        return self._inspection.locks()
-
-    @varlinkmethod(return_parameter="lockspaces")
-    def ListLeaseSpaces(self) -> list[LeaseSpaceInfo]:  # noqa: N802
-        return self._lease_spaces.infos()
 
     @varlinkmethod
     def JoinLeaseSpace(self, *, name: str) -> None:  # noqa: N802
@@ -351,26 +310,6 @@ class ControlInterface(VarlinkInterface, name=INTERFACE):
             # The hook has ended before its answer, so libvirt takes this start for failed.
             self._manager.prepared.abandon(owner)
 
-    @varlinkmethod(return_parameter="event", delay_generator=False)
-    async def WatchEvents(self, *, after: int, follow: bool) -> AsyncIterator[EventInfo | None]:  # noqa: N802
-        """Kept events with a number above `after`, then (with `follow`) each as it happens; a last empty one ends it."""
-        queue: asyncio.Queue[Event] = asyncio.Queue(EVENTS_BEHIND_MAX)
-
-        def put(event: Event) -> None:
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(event)
-
-        stop = self._manager.events.listen(put)
-        try:
-            for event in self._manager.events.recent(after):
-                yield event_info(event)
-            while follow:
-                yield event_info(await queue.get())
-        finally:
-            stop()
-        raise LastResult(None)
-
     def _must_be_root(self) -> None:
         if self._rights is not None:
             raise not_permitted("only root may do that")
@@ -394,21 +333,6 @@ def not_permitted(message: str) -> GenericVarlinkErrorReply:
     return GenericVarlinkErrorReply(ERROR_NOT_PERMITTED, {"message": shown(message)})
 
 
-def event_info(event: Event) -> EventInfo:
-    owner = event.owner
-    return EventInfo(
-        number=event.number,
-        time=event.wall_s,
-        kind=event.kind,
-        owner=shown(owner.name) if owner else "",
-        owner_uuid=owner.uuid if owner else "",
-        pid=event.pid,
-        resource=shown(str(event.resource)) if event.resource else "",
-        mode=event.mode.word if event.mode else "",
-        detail=shown(event.detail),
-    )
-
-
 class UserLocks:
     """Limits the number of locks up to which users other than root are granted further ones."""
 
@@ -430,41 +354,6 @@ class UserLocks:
             self._asked -= count
 
 
-class Places:
-    """Counts the control socket's connections by user.
-
-    Root and the daemon's own user may have all of them. Any other user has at most a quarter, and all others together leave
-    some free: an operator must be able to break a lease while a user's script holds connections.
-    """
-
-    def __init__(self, clients_max: int, privileged: tuple[int, ...]) -> None:
-        self._privileged = privileged
-        self._user_max = max(1, clients_max // 4)
-        self._others_max = clients_max - min(RESERVED_PLACES, clients_max // 2)
-        self._taken: Counter[int] = Counter()
-
-    def refusal(self, uid: int) -> str:
-        """Why this user gets no further connection; empty if it does."""
-        if uid in self._privileged:
-            return ""
-        if self._taken[uid] >= self._user_max:
-            return f"user {uid} has {self._taken[uid]} connections to this socket already; at most {self._user_max}"
-        others = sum(n for user, n in self._taken.items() if user not in self._privileged)
-        if others >= self._others_max:
-            return (
-                f"users other than root have {others} connections to this socket; at most {self._others_max}"
-            )
-        return ""
-
-    def take(self, uid: int) -> None:
-        self._taken[uid] += 1
-
-    def give_back(self, uid: int) -> None:
-        self._taken[uid] -= 1
-        if not self._taken[uid]:
-            del self._taken[uid]
-
-
 def _wants(disks: list[DiskWish] | None) -> list[AcquireRequest]:
     return [
         AcquireRequest(Resource(DIRECT_LOCKSPACE, disk.path), Mode.SHARED if disk.shared else Mode.EXCLUSIVE)
@@ -472,14 +361,15 @@ def _wants(disks: list[DiskWish] | None) -> list[AcquireRequest]:
     ]
 
 
-class ControlFrontend:
-    """All control clients."""
+class ControlFrontend(VarlinkFrontend):
+    """All clients of the control socket."""
 
     def __init__(
         self,
         manager: LockManager,
         inspection: Inspection,
         status: Callable[[], StatusInfo],
+        measures: Callable[[], MeasuresInfo],
         *,
         lease_spaces: LeaseSpaces,
         reload: Callable[[], Awaitable[list[str]]],
@@ -492,6 +382,9 @@ class ControlFrontend:
         hook_operations: HookOperations,
     ) -> None:
         """`reload` returns only when it is refused, with the reasons."""
+        super().__init__(
+            "control", uid=uid, groups=[group], clients_max=clients_max, idle_timeout_s=idle_timeout_s
+        )
         self._reload = reload
         self._user_locks = UserLocks(user_locks_max)
         self._preparation = hook_operations
@@ -500,65 +393,24 @@ class ControlFrontend:
         self._manager = manager
         self._inspection = inspection
         self._status = status
-        self._uid = uid
-        self._gid = grp.getgrnam(group).gr_gid if group else None
-        self._places = Places(clients_max, (0, uid))
-        self._idle_timeout_s = idle_timeout_s
-        self.connections: dict[VarlinkConnection, None] = {}
-        self.listener: Listener | None = None
+        self._measures = measures
 
-    def admit(self, peer: Peer, sock: socket.SocketType) -> str:
-        if peer.uid in (0, self._uid):
-            return ""
-        if self._gid is not None and (peer.gid == self._gid or self._gid in peer_groups(sock.fileno())):
-            return ""
-        return "only root and the group of control.group may use this socket"
-
-    def serve(self, accepted: socket.SocketType, peer: Peer) -> None:
-        sock = socket.socket(fileno=accepted.detach())
-        sock.setblocking(False)
-        if reason := self._places.refusal(peer.uid):
-            over_quota.write("control: refused client pid %d: %s", peer.pid, reason)
-            refuse_client(sock, ERROR_TOO_MANY, {"message": f"{reason}; close some"})
-            self._left()
-            return
-        registry = VarlinkInterfaceRegistry()
-        registry.register_interface(VarlinkServiceInterface(VENDOR, PRODUCT, __version__, URL, registry))
-        registry.register_interface(
-            ControlInterface(
-                self._manager,
-                self._inspection,
-                self._status,
-                peer,
-                self._lease_spaces,
-                self._reload,
-                self._rights_of(peer, sock),
-                self._storage,
-                self._user_locks,
-                self._preparation,
-            )
+    def offers(self, peer: Peer, sock: socket.socket) -> ControlInterface:
+        return ControlInterface(
+            self._manager,
+            self._inspection,
+            self._status,
+            self._measures,
+            peer,
+            self._lease_spaces,
+            self._reload,
+            self._rights_of(peer, sock),
+            self._storage,
+            self._user_locks,
+            self._preparation,
         )
-        connection = VarlinkConnection(
-            registry, sock, peer, idle_timeout_s=self._idle_timeout_s, gone=self._closed
-        )
-        self.connections[connection] = None
-        self._places.take(peer.uid)
-        connection.start()
 
     def _rights_of(self, peer: Peer, sock: socket.socket) -> Rights | None:
-        if peer.uid in (0, self._uid):
+        if self.is_privileged(peer):
             return None
         return Rights(uid=peer.uid, gid=peer.gid, groups=peer_groups(sock.fileno()))
-
-    def _closed(self, connection: VarlinkConnection) -> None:
-        del self.connections[connection]
-        self._places.give_back(connection.peer.uid)
-        self._left()
-
-    def _left(self) -> None:
-        if self.listener is not None:
-            self.listener.left()
-
-    def close_all(self) -> None:
-        for connection in list(self.connections):
-            connection.leave()

@@ -6,7 +6,7 @@ the daemon: each daemon begins at the microseconds since 1970, so that a reader 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -112,6 +112,8 @@ class Events:
         self._wall = wall
         self._recent: deque[Event] = deque(maxlen=EVENTS_KEPT_MAX)
         self._listeners: list[Callable[[Event], None]] = []
+        self.counts: Counter[str] = Counter()
+        """By kind, of all events since this daemon's start: not only of those that are kept."""
         self.last = int(wall() * 1e6)
 
     def emit(
@@ -127,6 +129,7 @@ class Events:
         # tuple.__new__ is faster than the class: there are several events per request.
         event = tuple.__new__(Event, (self.last, self._wall(), kind, owner, pid, resource, mode, detail))
         self._recent.append(event)
+        self.counts[kind] += 1
         for listener in self._listeners:
             listener(event)
 

@@ -140,6 +140,9 @@ class LeaseMonitor:
         self._dismissed: dict[MonitoredLease, Callable[[], bool]] = {}
         self._owed: set[str] = set()
         self.starving = False
+        self.feeds = 0
+        """How often the watchdog was fed, since this monitor was made."""
+        self._fed_at: Instant | None = None
 
     def now(self) -> Instant:
         return self._clock.now()
@@ -148,6 +151,12 @@ class LeaseMonitor:
     def fences(self) -> bool:
         """Whether a host whose leases fail will be reset."""
         return self._watchdog.fences
+
+    @property
+    def fed_s_ago(self) -> float | None:
+        """Seconds since the last feed; None before the first one."""
+        fed_at = self._fed_at
+        return max(0.0, self.now() - fed_at) if fed_at is not None else None
 
     def watchdog_descriptor(self) -> int | None:
         with self._lock:
@@ -254,6 +263,9 @@ class LeaseMonitor:
         now = self._clock.now()
         over = [*self._owed, *(watched.name for watched in self._watched if not watched.may_feed(now))]
         fed = not over and self._watchdog.feed(min(watched.expiry.fails_at for watched in self._watched))
+        if fed:
+            self.feeds += 1
+            self._fed_at = now
         self._starves(not fed, over)
         return fed
 

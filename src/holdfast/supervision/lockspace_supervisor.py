@@ -535,6 +535,7 @@ class LockspaceSupervisor:
             is_found=self.spec.host_id is None,
             generation_min=self._generation_min(),
             lease_writes=self._lease_writes,
+            counts=self._lockspace.counts if self._lockspace is not None else None,
         )
 
     def _on_wait(self, waiting: Waiting) -> None:

@@ -42,6 +42,7 @@ from holdfast.supervision.join_errors import Hindrance, NotJoined, refused
 from holdfast.supervision.lease_monitor import LeaseMonitor, MonitoredLease
 from holdfast.supervision.peer_monitor import PeerMonitor
 from holdfast.system.block_io.blocking_ports import Interrupted
+from holdfast.system.histogram import Histogram
 from holdfast.system.watchdog.device import WatchdogRefused
 
 RETRY_PAUSE_S = 0.5
@@ -127,6 +128,19 @@ HISTORY_MAX = 180
 """Renewals that are remembered: as sanlock, an hour with its io_timeout of 10 s."""
 
 
+LATENCY_BOUNDS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""From fast flash to the longest renewal that an io_timeout of 10 s leaves unfinished."""
+
+
+class RenewalCounts:
+    """What all renewals of a lockspace took since the daemon's start, over every time that it was joined."""
+
+    def __init__(self) -> None:
+        self.latency = Histogram(LATENCY_BOUNDS_S)
+        """Of those that succeeded: their read and their write."""
+        self.failures = 0
+
+
 class RenewalLoop:
     """This host's membership in one lockspace. It needs a disk and a clock of its own, and runs once."""
 
@@ -152,6 +166,7 @@ class RenewalLoop:
         is_found: bool = False,
         generation_min: int = 1,
         lease_writes: Callable[[], Callable[[], bool]] = lambda: lambda: False,
+        counts: RenewalCounts | None = None,
     ) -> None:
         """`resumed`: the generation that an earlier process of this boot held, to be resumed instead of claiming.
 
@@ -198,6 +213,7 @@ class RenewalLoop:
         self._event = NO_EVENT
         self.history: deque[RenewalTimes] = deque(maxlen=HISTORY_MAX)
         """Of the last renewals that succeeded, oldest first."""
+        self.counts = counts if counts is not None else RenewalCounts()
         self._failures = RenewalTimes(0)
         """Failed renewals since the last one that succeeded, to be counted at that one."""
 
@@ -433,6 +449,7 @@ class RenewalLoop:
                 case delta.RenewalFailed(held, failed, sectors, read_at):
                     self.trouble = _failure_text(failed)
                     late = failed.errno == errno.ETIMEDOUT
+                    self.counts.failures += 1
                     self._failures = self._failures._replace(
                         next_timeouts=self._failures.next_timeouts + late,
                         next_errors=self._failures.next_errors + (not late),
@@ -481,6 +498,7 @@ class RenewalLoop:
 
     def _remember(self, held: delta.Held, read_at: Instant, now: Instant) -> None:
         began, failures, self._failures = held.renewed_at, self._failures, RenewalTimes(0)
+        self.counts.latency.add(now - read_at)
         if self.history and (failures.next_timeouts or failures.next_errors):
             self.history[-1] = self.history[-1]._replace(
                 next_timeouts=failures.next_timeouts, next_errors=failures.next_errors

@@ -103,3 +103,4 @@ def test_owners_that_are_not_guarded_yet_starve_the_watchdog_and_keep_it_from_be
     lease_monitor.beat()
     lease_monitor.prove()
     assert (watchdog.fed, watchdog.proven) == (1, 1)
+    assert (lease_monitor.feeds, lease_monitor.fed_s_ago is not None) == (1, True)
