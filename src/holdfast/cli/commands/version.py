@@ -35,7 +35,11 @@ def version(context: Context, as_json: bool) -> None:
     except (DaemonUnreachable, CallRefused) as e:
         why = str(e)
     if as_json:
-        render.as_json({"ok": True, "holdfast": __version__, "holdfastd": daemon or None})
+        from holdfast.cli.json_schema import JSON_VERSION
+
+        render.as_json(
+            {"ok": True, "holdfast": __version__, "holdfastd": daemon or None, "json": JSON_VERSION}
+        )
         return
     click.echo(f"holdfast {__version__}")
     click.echo(printable(f"holdfastd {daemon}" if daemon else f"holdfastd: {why}"))

@@ -66,7 +66,7 @@ def reporting(as_json: bool) -> Iterator[None]:
         if as_json:
             from holdfast.cli import render
 
-            render.as_json({"ok": False, "field": e.field, "error": e.problem, "fix": e.fix})
+            render.as_json({"ok": False, "field": e.field, "error": e.problem, "fix": e.fix, "exit": e.code})
         else:
             click.echo(f"holdfast: {e}", err=True)
         sys.exit(e.code)

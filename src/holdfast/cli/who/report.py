@@ -20,11 +20,11 @@ from holdfast.cli.who.evidence import (
     Verdict,
     VmEvidence,
 )
+from holdfast.control.api import HolderInfo
 from holdfast.model import HOST_LOCKSPACE, wall_text
 from holdfast.system.libvirt.domain_disks import NEVER_ASKED
 
 if TYPE_CHECKING:
-    from holdfast.control.api import HolderInfo
     from holdfast.system.files.proc_locks import LockingProcess
 
 NOT_ROOT = "this user is not root: processes and locks of other users can't be seen (sudo holdfast who ...)"
