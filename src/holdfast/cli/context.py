@@ -121,6 +121,18 @@ def json_option(function: F) -> F:
     )(function)
 
 
+def who_asks() -> str:
+    """The person at the terminal, as far as it is known: for records of what was ordered."""
+    import pwd
+
+    if sudo := os.environ.get("SUDO_USER"):
+        return sudo
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
 class HelpfulGroup(click.Group):
     """Turns what the daemon refuses, and mistakes on the command line, into one line and an exit code."""
 

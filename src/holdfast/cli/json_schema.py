@@ -149,6 +149,27 @@ class Versions(TypedDict):
     json: int
 
 
+class LogLevel(TypedDict):
+    ok: Literal[True]
+    level: str
+    before: str | None
+
+
+class VmToMove(TypedDict):
+    name: str
+    pid: int
+    disks: list[str]
+
+
+class Maintenance(TypedDict):
+    ok: Literal[True]
+    on: bool
+    since: float | None
+    by: str
+    reason: str
+    vms: list[VmToMove]
+
+
 class Imported(TypedDict):
     toml: str
     remarks: list[str]
@@ -258,6 +279,10 @@ COMMANDS: dict[str, Any] = {
     "lockspace join": (LeaseSpaceInfo, Named),
     "lockspace leave": Named,
     "lockspace list": list[LeaseSpaceInfo],
+    "log-level": LogLevel,
+    "maintenance off": Maintenance,
+    "maintenance on": Maintenance,
+    "maintenance status": Maintenance,
     "setup": Setup,
     "setup --undo": Undone,
     "sim": Simulated,

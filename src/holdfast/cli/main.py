@@ -20,6 +20,8 @@ from holdfast.cli.commands import (
     import_sanlock,
     lease,
     lockspace,
+    log_level,
+    maintenance,
     setup,
     sim,
     support_dump,
@@ -554,6 +556,8 @@ cli.add_command(lockspace.lockspace)
 cli.add_command(lease.lease)
 cli.add_command(host.host)
 cli.add_command(import_sanlock.import_sanlock)
+cli.add_command(log_level.log_level)
+cli.add_command(maintenance.maintenance)
 cli.add_command(explain_reset.explain_reset)
 cli.add_command(config_show.config)
 cli.add_command(support_dump.support_dump)

@@ -64,6 +64,12 @@ class StatusInfo:
     """Why the last daemon's journal is not all that was held; empty if it is."""
     problems: list[str] = field(default_factory=list)
     """What an operator has to put right; a daemon of an earlier release says nothing here."""
+    maintenance_since: float | None = None
+    """No VM begins on this host since then; absent if it is not in maintenance."""
+    maintenance_by: str = ""
+    maintenance_reason: str = ""
+    log_level: str = ""
+    """Now; it may be another one than the configuration's."""
 
 
 @dataclass

@@ -135,6 +135,14 @@ class ControlClient:
             "FenceHost", "hosts", list[FencedHost], host=host, operator=operator, lockspace=lockspace
         )
 
+    def maintenance(self, *, on: bool, by: str, reason: str = "") -> None:
+        """Begin or end the maintenance of this host. Raises `CallRefused`."""
+        self._call("SetMaintenance", {"on": on, "by": by, "reason": reason})
+
+    def log_level(self, level: str, *, by: str) -> str:
+        """Change the daemon's log level until it ends; the one before. Raises `CallRefused`."""
+        return self._one("SetLogLevel", "before", str, level=level, by=by)
+
     def reload(self) -> None:
         """Ends in `CallRefused` with the reasons, a line each, or in `DaemonUnreachable` when the new program begins."""
         self._call("Reload", {})

@@ -47,6 +47,7 @@ from holdfast.manager import events as ev
 from holdfast.manager.hook_operations import HookOperations
 from holdfast.manager.hook_policy import HookPolicy
 from holdfast.manager.identity_locks import disks
+from holdfast.manager.maintenance import MAINTENANCE_FILE, Maintenance
 from holdfast.supervision.host_identity import decode_term
 from holdfast.supervision.incarnation_copies import copy_path
 from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
@@ -61,6 +62,7 @@ from holdfast.system.host import descriptors as fds
 from holdfast.system.host.commands import CommandProcess
 from holdfast.system.host.process import SystemProcesses
 from holdfast.system.host.realtime import lock_memory
+from holdfast.system.logs.log_queue import log_level, set_log_level
 from holdfast.system.logs.recent_lines import RecentLines
 
 log = logging.getLogger("holdfast")
@@ -144,6 +146,10 @@ class Daemon:
         self.loop_delay = LoopDelay(self._loop)
         flight_notes.of_events(recorder, self.events)
         self.virtlockd = self.parts.virtlockd
+        self.maintenance = Maintenance(
+            StateFile(f"{config.state_dir}/{MAINTENANCE_FILE}"), self.events, ports.clock.wall
+        )
+        self.virtlockd.maintenance = self.maintenance
         self.control = ControlFrontend(
             self.manager,
             self.parts.inspection,
@@ -167,6 +173,8 @@ class Daemon:
                 ),
                 volumes=self.parts.volumes,
             ),
+            maintenance=self.maintenance,
+            set_log_level=set_log_level,
         )
         self.readers = ReadFrontend(
             self.events,
@@ -373,6 +381,7 @@ class Daemon:
 
     def status(self) -> StatusInfo:
         config, manager = self.config, self.manager
+        ordered = self.maintenance.ordered
         return StatusInfo(
             version=__version__,
             host=self._host,
@@ -410,6 +419,10 @@ class Daemon:
             ],
             config_files=list(config.sources),
             last_event=self.events.last,
+            maintenance_since=ordered.since if ordered is not None else None,
+            maintenance_by=ordered.by if ordered is not None else "",
+            maintenance_reason=ordered.reason if ordered is not None else "",
+            log_level=log_level(),
             problems=[
                 *self._in_force.problems(),
                 *self.leases.problems,

@@ -34,6 +34,7 @@ from holdfast.frontends.varlink_read import ReadInterface, SpacesShown
 from holdfast.manager.all_or_none import LOCKS_PER_ACQUIRE_MAX, acquire_all
 from holdfast.manager.hook_operations import HookOperations
 from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.maintenance import Maintenance
 from holdfast.manager.owners import Owner
 from holdfast.manager.queries import Inspection, shown
 from holdfast.model import DIRECT_LOCKSPACE, AcquireRequest, Mode, OwnerName, ProcessId, Resource
@@ -81,10 +82,14 @@ class ControlInterface(ReadInterface):
         storage: Storage,
         user_locks: "UserLocks",
         hook_operations: HookOperations,
+        maintenance: Maintenance,
+        set_log_level: Callable[[str, str], str],
     ) -> None:
         super().__init__(manager.events, inspection, status, measures, lease_spaces)
         self._reload = reload
         self._preparation = hook_operations
+        self._maintenance = maintenance
+        self._set_log_level = set_log_level
         self._user_locks = user_locks
         self._rights = rights
         """Of a peer that is neither root nor the daemon's own user: what it may lock is what it may open."""
@@ -178,6 +183,27 @@ class ControlInterface(ReadInterface):
         return await self._inspection.holders_of(path)
 
     @varlinkmethod
+    def SetMaintenance(self, *, on: bool, by: str, reason: str) -> None:  # noqa: N802
+        """From now on no VM begins on this host, or (`on` false) VMs may begin again; `by`: who says so."""
+        self._must_be_root()
+        try:
+            if on:
+                self._maintenance.begin(shown(by) or "nobody in particular", shown(reason))
+            else:
+                self._maintenance.end(shown(by) or "nobody in particular")
+        except OSError as error:
+            raise refused(Refused(reason=f"the order can't be recorded: {error.strerror}")) from None
+
+    @varlinkmethod(return_parameter="before")
+    def SetLogLevel(self, *, level: str, by: str) -> str:  # noqa: N802
+        """Change the log level until the daemon ends or reloads; the level before."""
+        self._must_be_root()
+        try:
+            return self._set_log_level(level, f"{shown(by)} (pid {self._peer.pid})")
+        except ValueError as error:
+            raise refused(Refused(reason=str(error))) from None
+
+    @varlinkmethod
     async def Acquire(  # noqa: N802
         self,
         *,
@@ -201,6 +227,8 @@ class ControlInterface(ReadInterface):
         disks = disks[: LOCKS_PER_ACQUIRE_MAX + 1]  # the manager refuses so many
         with contextlib.ExitStack() as pins:
             try:
+                if self._manager.owners.with_pid(pid) is None:
+                    self._maintenance.must_not_begin(OwnerName(name), pid)
                 if self._rights is not None:
                     pins.enter_context(self._user_locks.asking(len(disks), len(self._manager.table)))
                 wants = [await self._want(disk, pins) for disk in disks]
@@ -301,6 +329,7 @@ class ControlInterface(ReadInterface):
                 raise refused(Refused(reason=f"disks: path '{path}' must be absolute"))
         wants = _wants(disks)
         try:
+            self._maintenance.must_not_begin(name)
             wants += self._preparation.own_files(own_files)
             wants += self._preparation.over_network(over_network)
             owner = await self._preparation.prepare(name, libvirtd, wants)
@@ -380,8 +409,14 @@ class ControlFrontend(VarlinkFrontend):
         storage: Storage,
         user_locks_max: int,
         hook_operations: HookOperations,
+        maintenance: Maintenance,
+        set_log_level: Callable[[str, str], str],
     ) -> None:
-        """`reload` returns only when it is refused, with the reasons."""
+        """`reload` returns only when it is refused, with the reasons. `set_log_level` gets the level and who changes it, and
+        returns the level before; it raises ValueError.
+        """
+        self._maintenance = maintenance
+        self._set_log_level = set_log_level
         super().__init__(
             "control", uid=uid, groups=[group], clients_max=clients_max, idle_timeout_s=idle_timeout_s
         )
@@ -408,6 +443,8 @@ class ControlFrontend(VarlinkFrontend):
             self._storage,
             self._user_locks,
             self._preparation,
+            self._maintenance,
+            self._set_log_level,
         )
 
     def _rights_of(self, peer: Peer, sock: socket.socket) -> Rights | None:

@@ -28,6 +28,7 @@ from holdfast.errors import (
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.manager.acquire import Outcome
 from holdfast.manager.lock_manager import LockManager
+from holdfast.manager.maintenance import Maintenance
 from holdfast.manager.owners import Owner
 from holdfast.manager.unasked_disks import UnaskedDisks
 from holdfast.model import AcquireRequest, Mode, OwnerName, Resource
@@ -306,6 +307,8 @@ class VirtlockdFrontend:
         self._kept_count = 0
         self.connections: dict[VirtlockdConnection, None] = {}
         self._adopted: list[tuple[VirtlockdConnection, bytes, bytes]] = []
+        self.maintenance: Maintenance | None = None
+        """In which no VM begins; None: there is none."""
         self.listener: Listener | None = None
 
     def admit(self, peer: Peer, _: socket.SocketType) -> str:
@@ -445,7 +448,10 @@ class VirtlockdFrontend:
     ) -> Coroutine[Any, Any, None] | None:
         if call.domain_id == 0:
             raise NotRegistered()
-        owner = self._manager.register(call.pid, OwnerName(call.name, _uuid_text(call.uuid), call.domain_id))
+        name = OwnerName(call.name, _uuid_text(call.uuid), call.domain_id)
+        if self.maintenance is not None and call.pid == connection.peer.pid:
+            self.maintenance.must_not_begin(name, call.pid)  # a process that becomes QEMU registers itself
+        owner = self._manager.register(call.pid, name)
         before, connection.owner = connection.owner, owner
         if before is not None:
             self._manager.unregister(before, holder=False, why="its connection registered another owner")

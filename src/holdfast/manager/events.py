@@ -49,6 +49,8 @@ LOCKSPACE_JOINED = "lockspace-joined"
 LOCKSPACE_LOST = "lockspace-lost"
 HOST_RESET_AWAITED = "host-reset-awaited"
 """`on_loss = "reset"`: VMs of a lost lockspace have ended, and the watchdog is left unfed."""
+MAINTENANCE_BEGUN = "maintenance-begun"
+MAINTENANCE_ENDED = "maintenance-ended"
 DAEMON_STARTED = "daemon-started"
 DAEMON_RESTARTED = "daemon-restarted"
 DAEMON_STOPPING = "daemon-stopping"
@@ -77,6 +79,8 @@ KINDS = (
     LOCKSPACE_JOINED,
     LOCKSPACE_LOST,
     HOST_RESET_AWAITED,
+    MAINTENANCE_BEGUN,
+    MAINTENANCE_ENDED,
     DAEMON_STARTED,
     DAEMON_RESTARTED,
     DAEMON_STOPPING,

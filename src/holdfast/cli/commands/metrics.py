@@ -37,6 +37,7 @@ HELP = {
     "journal_ok": "Whether the journal can be written: else no lock is granted.",
     "descriptor_store": "Whether locks outlive a crash of holdfastd.",
     "storage_waiting": "Storage that does not answer.",
+    "maintenance": "Whether no VM begins on this host, by an operator's order.",
     "degraded": "Reasons for which `holdfast status` is red.",
     "disk_protection": "What a disk's lock is worth: 0 none, 1 this host, 2 all hosts, 3 with fencing.",
     "lockspace_joined": "Whether this host is in the lockspace: else its disks can't be started.",
@@ -83,6 +84,7 @@ def _of_status(answer: Answer, locks: Sequence[HolderInfo]) -> Iterator[tuple[st
     yield "journal_ok", {}, s.journal == "ok"
     yield "descriptor_store", {}, s.descriptor_store
     yield "storage_waiting", {}, len(s.storage_waiting)
+    yield "maintenance", {}, s.maintenance_since is not None
     yield "degraded", {}, len(answer.degraded)
     seen = set()
     for lock in (*locks, *answer.unlocked):

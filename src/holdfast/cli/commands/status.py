@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from holdfast.cli import lockspace_standing
+from holdfast.cli.commands import maintenance
 from holdfast.cli.render import status_lines
 from holdfast.control.api import CONFIGURATION_PROBLEM, HolderInfo, LeaseSpaceInfo, StatusInfo
 from holdfast.model import printable
@@ -78,6 +79,8 @@ class Answer:
     def show(self) -> None:
         lines = status_lines(self.daemon)
         lines += [f"lockspace    {printable(lockspace_standing.headline(each))}" for each in self.spaces]
+        if self.daemon.maintenance_since is not None:
+            lines.append(f"maintenance  {maintenance.words(self.daemon)}")
         if self.unlocked:
             lines += [
                 f"not locked   protection 0: {printable(f'{each.resource} of {each.owner}: {each.protection_note}')}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import click
 
 from holdfast.cli import lockspace_standing, render
+from holdfast.cli.commands import maintenance
 from holdfast.control.api import EventInfo, HolderInfo, HostInfo, LeaseSpaceInfo, StatusInfo
 from holdfast.control.client import ControlClient, DaemonUnreachable
 from holdfast.model import printable, wall_text
@@ -43,6 +44,7 @@ def lines(picture: Picture, height: int) -> list[str]:
         f"holdfastd {status.version} on {status.host}, since {wall_text(status.started)}; {wall_text(time.time())}",
         f"{status.locks} locks of {status.owners} owners; {status.locks_lost} lost, {status.locks_unknown} of unknown "
         f"owners, {status.locks_departing} departing; journal {status.journal}",
+        *([maintenance.words(status)] if status.maintenance_since is not None else ()),
         *(f"PROBLEM: {problem}" for problem in status.problems),
         *(f"waiting for storage: {each}" for each in status.storage_waiting),
     ]

@@ -120,6 +120,13 @@ _ALL = (
         "What was not checked may be wrong. This is an error in Holdfast, or a file that is unlike all that it "
         "knows: please report it.",
     ),
+    _note(
+        "HF013",
+        "maintenance",
+        "This host is in maintenance",
+        "An operator has ordered that no VM begins here: starts, restores and incoming migrations are refused until "
+        "`holdfast maintenance off`, also after a reboot. VMs that are here go on.",
+    ),
     # --- libvirt's socket, units, virtlockd ---
     _problem(
         "HF020",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from holdfast.cli.commands import maintenance
 from holdfast.cli.commands.status import with_keys
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Program, Scene
@@ -101,6 +102,8 @@ def virtlockds(scene: Scene) -> list[Program]:
 
 
 def _problems(scene: Scene, s: StatusInfo) -> Iterator[Finding]:
+    if s.maintenance_since is not None:
+        yield found("HF013", maintenance.words(s), "holdfast maintenance status")
     for problem in s.problems:
         if problem.startswith(MIGRATION_PROBLEM):
             yield found(

@@ -167,3 +167,35 @@ def flush_logs() -> None:
     """Before this program ends or is replaced: write what is queued, within a bound."""
     for handler in logging.getLogger().handlers:
         handler.flush()
+
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def log_level() -> str:
+    """The level of the lines that are written; empty without a queue."""
+    queue = _queue()
+    return logging.getLevelName(queue.level).lower() if queue is not None else ""
+
+
+def set_log_level(level: str, by: str) -> str:
+    """Write lines of this level and above from now on, and one about the change; the level before. Raises ValueError."""
+    queue = _queue()
+    if level not in LEVELS:
+        raise ValueError(f"log level '{level}' is none of {', '.join(LEVELS)}")
+    if queue is None:
+        raise ValueError("this daemon's log has no level that could be changed")
+    before, number = queue.level, logging.getLevelNamesMapping()[level.upper()]
+    _set_levels(queue, min(before, number))  # for the line about it
+    log.warning("log level: %s, before %s; changed by %s", level, logging.getLevelName(before).lower(), by)
+    _set_levels(queue, number)
+    return logging.getLevelName(before).lower()
+
+
+def _set_levels(queue: LogQueue, level: int) -> None:
+    queue.setLevel(level)
+    logging.getLogger().setLevel(min(level, logging.INFO))
+
+
+def _queue() -> LogQueue | None:
+    return next((each for each in logging.getLogger().handlers if isinstance(each, LogQueue)), None)

@@ -55,6 +55,10 @@ function drawHead() {
   at("daemon").textContent = `holdfastd ${s.version}, pid ${s.pid}, since ${clock(s.started)}: ${s.locks} locks of ${s.owners} ` +
     `owners, ${s.locks_lost} lost, ${s.locks_unknown} of unknown owners; journal ${s.journal}`;
   const problems = [...s.problems, ...s.storage_waiting.map((each) => `waiting for storage: ${each}`)];
+  if (s.maintenance_since !== null && s.maintenance_since !== undefined) {
+    problems.unshift(`in maintenance since ${clock(s.maintenance_since)}, by ${s.maintenance_by}` +
+      `${s.maintenance_reason ? `: ${s.maintenance_reason}` : ""}; no VM begins here until 'holdfast maintenance off'`);
+  }
   if (s.journal !== "ok") problems.unshift(`the journal can't be written, so no new lock is granted: ${s.journal}`);
   const list = at("problems");
   list.hidden = problems.length === 0;
