@@ -43,6 +43,7 @@ from holdfast.flight.recorder import FlightRecorder
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
 from holdfast.frontends.varlink_clients import READERS_MAX, ReadFrontend
+from holdfast.frontends.varlink_read import ReadInterface
 from holdfast.manager import events as ev
 from holdfast.manager.hook_operations import HookOperations
 from holdfast.manager.hook_policy import HookPolicy
@@ -177,11 +178,9 @@ class Daemon:
             set_log_level=set_log_level,
         )
         self.readers = ReadFrontend(
-            self.events,
-            self.parts.inspection,
-            self.status,
-            self.measures,
-            lease_spaces=self.parts.lease_calls,
+            ReadInterface(
+                self.events, self.parts.inspection, self.status, self.measures, self.parts.lease_calls
+            ),
             uid=ports.uid,
             groups=[config.control.group, read_group(config)],
             idle_timeout_s=config.control.idle_timeout_s,

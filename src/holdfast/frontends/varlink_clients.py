@@ -5,7 +5,7 @@ import logging
 import socket
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from asyncvarlink import VarlinkInterface, VarlinkInterfaceRegistry
 from asyncvarlink.serviceinterface import VarlinkServiceInterface
@@ -16,14 +16,10 @@ from holdfast.control.api import (
     PRODUCT,
     URL,
     VENDOR,
-    MeasuresInfo,
-    StatusInfo,
 )
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink_connection import VarlinkConnection, refuse_client
-from holdfast.frontends.varlink_read import ReadInterface, SpacesShown
-from holdfast.manager.events import Events
-from holdfast.manager.queries import Inspection
+from holdfast.frontends.varlink_read import ReadInterface
 from holdfast.system.host.peer import peer_groups
 from holdfast.system.logs.log_limit import LimitedLog
 
@@ -137,21 +133,12 @@ class ReadFrontend(VarlinkFrontend):
     """The clients of the read-only socket. Root changes nothing here either."""
 
     def __init__(
-        self,
-        events: Events,
-        inspection: Inspection,
-        status: Callable[[], StatusInfo],
-        measures: Callable[[], MeasuresInfo],
-        *,
-        lease_spaces: SpacesShown,
-        uid: int,
-        groups: Sequence[str],
-        idle_timeout_s: float,
+        self, interface: ReadInterface, *, uid: int, groups: Sequence[str], idle_timeout_s: float
     ) -> None:
         super().__init__(
             "read", uid=uid, groups=groups, clients_max=READERS_MAX, idle_timeout_s=idle_timeout_s
         )
-        self._interface = ReadInterface(events, inspection, status, measures, lease_spaces)
+        self._interface = interface
 
     def offers(self, peer: Peer, sock: socket.socket) -> ReadInterface:
         return self._interface
