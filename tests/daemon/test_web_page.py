@@ -77,7 +77,10 @@ def page(site: Site) -> Browser:
 
 
 def shows(text: str, selector: str = "body") -> str:
-    return f"document.querySelector({json.dumps(selector)}).textContent.includes({json.dumps(text)})"
+    """A script; also before the page is there."""
+    return (
+        f"document.querySelector({json.dumps(selector)})?.textContent.includes({json.dumps(text)}) ?? false"
+    )
 
 
 def test_page_shows_lockspace_hosts_vms_with_protection_latency_and_events(page: Browser) -> None:
@@ -104,8 +107,8 @@ def test_change_is_shown_without_a_reload_and_seconds_count(page: Browser, site:
     vm = site.alpha.vm([make_disk(site.place / "leased", "late.img")], name="latecomer")
     page.until(shows("latecomer", "#vms"), "the new VM")
     site.alpha.end_vm(vm)
-    page.until(f"!{shows('latecomer', '#vms')}", "the VM to be gone")
-    page.until(shows("owner-died", "#events") + " || " + shows("released", "#events"), "the event")
+    page.until(f"!({shows('latecomer', '#vms')})", "the VM to be gone")
+    page.until(f"({shows('owner-died', '#events')}) || ({shows('released', '#events')})", "the event")
     first = page.run("document.querySelector('meter').value")
     page.until(f"document.querySelector('meter').value !== {first}", "the lockspace's seconds to count")
 
