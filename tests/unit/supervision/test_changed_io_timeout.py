@@ -305,9 +305,7 @@ def changed(tmp_path: Path) -> tuple[Rig, Renewal, list[Changed]]:
     rig = Rig(tmp_path)
     news: list[Changed] = []
     read = rig.supervisor._report
-    rig.supervisor._report = lambda each: (
-        news.append(each) if isinstance(each, Changed) else read(each)
-    )
+    rig.supervisor._report = lambda each: news.append(each) if isinstance(each, Changed) else read(each)
     rig.supervisor._become(LockspaceState.JOINING, "")
     rig.supervisor._joined(JoinPlan(HostId(1), "alpha.x", TIMING), member())
     renewal = Renewal(rig, StateFile(str(tmp_path / "term")))
