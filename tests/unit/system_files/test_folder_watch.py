@@ -61,14 +61,38 @@ def test_file_that_is_written_replaced_or_removed_is_named(tmp_path: Path) -> No
     on_loop(scene)
 
 
-def test_folder_that_is_missing_sends_no_news_and_is_logged(
+def test_folder_that_is_made_later_is_watched_from_then_on(tmp_path: Path) -> None:
+    """After a boot holdfastd starts before libvirt has its folder; and one that is removed may be made again."""
+
+    async def scene(readiness: Readiness) -> None:
+        heard = Heard()
+        folder = tmp_path / "run" / "libvirt" / "qemu"
+        stop = watch_folder(str(folder), readiness, heard)
+        for _ in range(2):
+            heard.names.clear()
+            folder.mkdir(parents=True)
+            (folder / "early").write_text("x")
+            await heard.until("early")
+            (folder / "late").write_text("y")
+            await heard.until("late")
+            for name in ("early", "late"):
+                (folder / name).unlink()
+            for gone in (folder, folder.parent, folder.parent.parent):
+                gone.rmdir()
+        stop()
+
+    on_loop(scene)
+
+
+def test_folder_that_can_not_be_watched_sends_no_news_and_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scene(readiness: Readiness) -> None:
         heard = Heard()
+        (tmp_path / "file").write_text("")
         with caplog.at_level(logging.WARNING):
-            stop = watch_folder(str(tmp_path / "missing"), readiness, heard)
-        assert "missing can't be watched: No such file or directory" in caplog.text
+            stop = watch_folder(str(tmp_path / "file"), readiness, heard)
+        assert "file can't be watched: Not a directory" in caplog.text
         stop()
 
     on_loop(scene)
