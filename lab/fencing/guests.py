@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LAB = Path(__file__).resolve().parents[1]
@@ -45,24 +46,33 @@ class Guests:
         python: Path,
         sector_bytes: int,
         disks_mib: tuple[int, ...] = (LEASE_DISK_MIB, OWNED_DISK_MIB),
+        *,
+        shares: Sequence[Path] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> None:
+        """`shares`: more directories that the guests see; `variables`: of `mh`, beside those that are set here."""
         self.run_dir = place
         self.python = python
-        self._environment = {
+        self.environment = {
             **os.environ,
             "MH_RUN": str(place),
             "MH_DISKS": ",".join(f"{mib}:{sector_bytes}" for mib in disks_mib),
-            "MH_SHARE": f"{python},{LAB / 'fencing' / 'in_guest'}",
+            "MH_SHARE": ",".join(map(str, (python, LAB / "fencing" / "in_guest", *shares))),
+            **(variables or {}),
         }
 
     def disk(self, number: int) -> Path:
         """The file outside that a shared disk is."""
         return self.run_dir / f"disk{number}.raw"
 
+    def command(self, *arguments: str) -> list[str]:
+        """The words of a call of `mh`; it needs `environment`."""
+        return [str(MICRO_HOSTS / "mh"), *arguments]
+
     def mh(self, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         done = subprocess.run(
-            [str(MICRO_HOSTS / "mh"), *arguments],
-            env=self._environment,
+            self.command(*arguments),
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=timeout_s,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from lab import lvm
 from lab.fencing.guests import HOSTS, MICRO_HOSTS, Guests, LabError, install_holdfast
 from lab.lvm.host import DEAD_S, DISK, IO_TIMEOUT_S, VG, Host, Program
+from lab.lvm.volumes import PACKAGES, VolumeSuite, cache
 
 SUITES: dict[str, tuple[tuple[Program, Program], int]] = {
     "holdfast": (("holdfast", "holdfast"), 512),
@@ -21,6 +23,12 @@ SUITES: dict[str, tuple[tuple[Program, Program], int]] = {
     "sanlock": (("sanlock", "sanlock"), 512),
 }
 """What serves sanlock's socket on h1 and h2; sector size."""
+VOLUME_SUITES: dict[str, tuple[tuple[Program, Program], int]] = {
+    "volumes": (("sanlock", "sanlock"), 512),
+    "volumes-4096": (("sanlock", "sanlock"), 4096),
+    "volumes-holdfast": (("holdfast", "holdfast"), 512),
+}
+"""The same, for VMs on volumes (`lab.lvm.volumes`)."""
 DISK_MIB = 2048
 BOOT_TIMEOUT_S = 150
 TEXT = "written-on-{0}"
@@ -149,29 +157,68 @@ class Suite:
             raise LabError(f"{host.name} reads {found}, not {expected}")
 
 
+def run_suite(name: str, place: Path, python: Path) -> int:
+    """How many failed: 0 or 1."""
+    suite = Suite(name, place, python)
+    try:
+        suite.run()
+        suite.say("done")
+    except LabError as e:
+        suite.say(f"FAILED: {e}")
+        for host in (suite.one, suite.two):
+            print(f"--- {host.program} on {host.name}\n{host.log()}", flush=True)
+        return 1
+    finally:
+        suite.guests.down()
+    return 0
+
+
+def run_volumes(name: str, place: Path, python: Path, cases: list[str], logs: Path) -> int:
+    """How many cases failed; 1 if the suite could not be set up."""
+    programs, sector_bytes = VOLUME_SUITES[name]
+    suite = VolumeSuite(name, place, python, programs, sector_bytes)
+    if unknown := [case for case in cases if case not in suite.cases]:
+        raise SystemExit(f"there is no case {', '.join(unknown)}; there are {', '.join(suite.cases)}")
+    try:
+        failed = suite.run(cases, logs)
+        suite.say(f"done, {failed} failed")
+    except LabError as e:
+        suite.say(f"FAILED: {e}")
+        for host in (suite.one, suite.two):
+            host.keep_logs(logs / name, suite.uuid)
+        return 1
+    finally:
+        suite.guests.down()
+    return failed
+
+
 def main() -> int:
+    suites = {**SUITES, **VOLUME_SUITES}
     parser = argparse.ArgumentParser(prog="python -m lab.lvm", description=lvm.__doc__)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default: all")
-    wanted = parser.parse_args().suites or list(SUITES)
-    if unknown := [name for name in wanted if name not in SUITES]:
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)}; default: all")
+    parser.add_argument("--case", action="append", default=[], help="of the suites volumes*; default: all")
+    parser.add_argument(
+        "--logs", type=Path, help="where the logs of failed cases go (default: a new temporary directory)"
+    )
+    options = parser.parse_args()
+    wanted = options.suites or list(suites)
+    if unknown := [name for name in wanted if name not in suites]:
         parser.error(f"there is no suite {', '.join(unknown)}")
-    subprocess.run([str(MICRO_HOSTS / "build")], check=True)
+    if any(name in SUITES for name in wanted):
+        subprocess.run([str(MICRO_HOSTS / "build")], check=True)
+    if any(name in VOLUME_SUITES for name in wanted):
+        images = {**os.environ, "MH_CACHE": cache(), "MH_EXTRA": PACKAGES}
+        subprocess.run([str(MICRO_HOSTS / "build")], check=True, env=images)
     failed = 0
+    logs = options.logs or Path(tempfile.mkdtemp(prefix="holdfast-lab-logs-"))
     with tempfile.TemporaryDirectory(prefix="holdfast-lab-") as place:
         python = Path(place) / "python"
         install_holdfast(python)
         for name in wanted:
-            suite = Suite(name, Path(place) / name, python)
-            try:
-                suite.run()
-                suite.say("done")
-            except LabError as e:
-                failed += 1
-                suite.say(f"FAILED: {e}")
-                for host in (suite.one, suite.two):
-                    print(f"--- {host.program} on {host.name}\n{host.log()}", flush=True)
-            finally:
-                suite.guests.down()
+            if name in VOLUME_SUITES:
+                failed += run_volumes(name, Path(place) / name, python, options.case, logs)
+            else:
+                failed += run_suite(name, Path(place) / name, python)
     return 1 if failed else 0
 
 

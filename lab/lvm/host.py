@@ -44,7 +44,9 @@ class Host:
                 f"sanlock {unprivileged} -e {self.name} >>/srv/manager.log 2>&1 </dev/null; "
                 "cp /run/sanlock/sanlock.pid /srv/manager.pid"
             )
-        wdmd = f"hostname {self.name}; [ -S /run/wdmd/wdmd.sock ] || /opt/wdmd/bookworm/run -G sanlock"
+        own_id = shlex.quote(f"local {{\n\thost_id = {HOST_IDS[self.name]}\n}}\n")
+        self.sh(f"hostname {self.name}; printf %s {own_id} > /etc/lvm/lvmlocal.conf")
+        wdmd = "[ -S /run/wdmd/wdmd.sock ] || /opt/wdmd/bookworm/run -G sanlock"
         self.sh(f"{wdmd}; {_FOR_SOCKET.format('/run/wdmd/wdmd.sock')}")
         self.sh(f"{start}; {_FOR_SOCKET.format('/run/sanlock/sanlock.sock')}")
         self.sh(

@@ -1,0 +1,376 @@
+"""The suites `volumes`: driver = "lvm" of holdfastd under real libvirtd and QEMU, over the real LVM and lvmlockd.
+
+Each case begins and ends with one VM that runs on one host, which alone has the volume. Whatever is killed: there is one VM
+afterwards, its guest has not booted again (unless its host lost power), the counter it writes has never gone back, and
+nothing is active where no VM is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lab.fencing.guests import HOSTS, Guests, LabError
+from lab.lvm.host import DEAD_S, DISK, VG, Program
+from lab.lvm.qemu_trace import overlaps
+from lab.lvm.vm_host import HOOK, IN_GUEST, LV, VM, State, VmHost
+from lab.lvm.volume_record import Observer, Record, boot_sector
+
+DISK_MIB = 2048
+PACKAGES = "libvirt-daemon,libvirt-daemon-driver-qemu,libvirt-clients,qemu-system-x86"
+MEMORY_MIB = "1024"
+CASE_S = 300.0
+"""The limit of a case, which holds for each of its waits."""
+KILLED = tuple(
+    (daemon, side) for daemon in ("holdfastd", "lvmlockd", "libvirtd") for side in ("source", "target")
+)
+
+
+class VolumeSuite:
+    """One pair of guests."""
+
+    def __init__(
+        self, name: str, place: Path, python: Path, programs: tuple[Program, Program], sector_bytes: int
+    ) -> None:
+        self.name = name
+        self.guests = Guests(
+            place,
+            python,
+            sector_bytes,
+            (DISK_MIB,),
+            shares=(IN_GUEST, HOOK),
+            variables={"MH_CACHE": cache(), "MH_MEM": MEMORY_MIB},
+        )
+        self.one, self.two = (
+            VmHost(self.guests, host, program) for host, program in zip(HOSTS, programs, strict=True)
+        )
+        self.at = self.one
+        """Where the VM runs."""
+        self.uuid = ""
+        self._place = place
+        self._began = time.monotonic()
+        self.observer: Observer | None = None
+        self.cases: dict[str, Callable[[], str]] = {
+            "refused-start": self.refused_start,
+            "there-and-back": self.there_and_back,
+            "cancelled": self.cancelled,
+            **{f"kill-{daemon}-of-{side}": self.killing(daemon, side) for daemon, side in KILLED},
+            "holdfastd-away-at-acquire": self.target_refuses,
+            "target-qemu-dies": self.target_qemu_dies,
+            "target-power-off": self.target_power_off,
+            "source-power-off": self.source_power_off,
+        }
+
+    @property
+    def other(self) -> VmHost:
+        return self.two if self.at is self.one else self.one
+
+    def say(self, text: str) -> None:
+        print(f"{self.name}: {time.monotonic() - self._began:5.0f} s  {text}", flush=True)
+
+    # --- the suite ---
+
+    def run(self, only: list[str], logs: Path) -> int:
+        """How many cases failed. After a failure both guests lose power and begin again."""
+        self.set_up()
+        failed = 0
+        for name, case in self.cases.items():
+            if only and name not in only:
+                continue
+            began = time.monotonic()
+            try:
+                said = case()
+                self.check_record()
+            except LabError as e:
+                failed += 1
+                self.say(f"{name}: FAILED after {time.monotonic() - began:.0f} s: {e}")
+                for host in (self.one, self.two):
+                    host.keep_logs(logs / self.name / name, self.uuid)
+                self.say(f"logs: {logs / self.name / name}")
+                self.begin_again()
+            else:
+                self.say(f"{name}: passed in {time.monotonic() - began:.0f} s: {said}")
+        return failed
+
+    def set_up(self) -> None:
+        self.guests.mh("up", "2")
+        self.say("two guests are up")
+        one, two = self.one, self.two
+        self.both(lambda host: host.start())
+        one.lvm(f"vgcreate --yes --shared {VG} {DISK}")
+        one.lvm(f"vgchange --setautoactivation n {VG}")
+        two.start_vg()
+        one.lvm(f"lvcreate --yes -an --size 64M --name lv1 {VG}")
+        self.uuid = one.sh(f"lvs --noheadings -o lv_uuid {VG}/lv1 2>/dev/null")
+        one.lvm(f"lvchange -aey {VG}/lv1")
+        sector = boot_sector(self._place).hex()
+        one.sh(f"python3 -c {shlex.quote(WRITE_SECTOR)} {LV} {sector}")
+        start = int(one.sh(f"dmsetup table {VG}-lv1").split()[-1])
+        one.lvm(f"lvchange -an {VG}/lv1")
+        self.observer = Observer(self.guests.disk(0), start * 512)
+        self.say("a shared VG is started on both, with an LV that a guest boots from")
+        self.both(lambda host: host.virt_up())
+        self.both(lambda host: host.define())
+        self.say("holdfastd, its hook and libvirtd are up on both")
+        self.start_vm(one)
+        self.say(f"the VM runs on {one.name}: {self.settled(one)}")
+
+    def both(self, step: Callable[[VmHost], object]) -> None:
+        """At the same time, as each waits for emulated machines."""
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(step, (self.one, self.two)))
+
+    def begin_again(self) -> None:
+        """Whatever a failed case has left."""
+        for host in (self.one, self.two):
+            with contextlib.suppress(LabError):  # it has no power already
+                self.guests.mh("kill", host.name)
+            self.guests.mh("start", host.name)
+        self.both(self.all_up)
+        assert self.observer is not None
+        self.observer.went_back.clear()
+        self.start_vm(self.one)
+        self.settled(self.one)
+
+    def all_up(self, host: VmHost) -> None:
+        """A guest that has booted: everything it ran before."""
+        host.start()
+        host.start_vg()
+        host.virt_up()
+
+    # --- what a case is made of ---
+
+    def start_vm(self, host: VmHost) -> None:
+        """It may be refused for as long as a dead host is not dead for sure."""
+        said = ""
+
+        def started() -> bool:
+            nonlocal said
+            said = host.sh(f"virsh -q create /root/{VM}.xml 2>&1; echo status $?")
+            return said.endswith("status 0")
+
+        self.wait(started, lambda: f"{VM} to start on {host.name}: {said}", 3 * DEAD_S)
+        self.at = host
+
+    def wait(self, happened: Callable[[], bool], what: Callable[[], str], timeout_s: float = CASE_S) -> None:
+        until = time.monotonic() + timeout_s
+        while not happened():
+            if time.monotonic() > until:
+                raise LabError(f"waited {timeout_s:g} s in vain for {what()}")
+            time.sleep(0.3)
+
+    def settled(self, owner: VmHost) -> str:
+        """Wait until the VM runs on `owner` alone, which alone has the volume; in which time, and how."""
+        other = self.two if owner is self.one else self.one
+        began, seen = time.monotonic(), (State(), State())
+
+        def is_so() -> bool:
+            nonlocal seen
+            seen = owner.now(self.uuid), other.now(self.uuid)
+            here, there = seen
+            return (here.mode, here.active, here.state, here.job, here.qemus) == (
+                "ex",
+                True,
+                "running",
+                "",
+                1,
+            ) and (there.mode, there.active, there.state, there.qemus) == ("un", False, "", 0)
+
+        self.wait(
+            is_so,
+            lambda: f"the VM to be {owner.name}'s alone; {owner.name}: {seen[0]}; {other.name}: {seen[1]}",
+        )
+        self.at = owner
+        before = self.record
+        self.wait(lambda: self.record.count > before.count, lambda: "the guest to write", 60)
+        return f"{owner.name} has it alone, {time.monotonic() - began:.0f} s later"
+
+    @property
+    def record(self) -> Record:
+        assert self.observer is not None
+        return self.observer.last
+
+    def check_record(self) -> None:
+        assert self.observer is not None
+        if self.observer.went_back:
+            raise LabError(f"what the guest has written went back: {self.observer.went_back}")
+
+    def live_phase(self) -> None:
+        """A migration that does not end by itself: its guest writes memory faster than it may be sent."""
+        source, target = self.at, self.other
+        source.in_background(
+            "migrate", f"virsh migrate --live --p2p --bandwidth 1 {VM} qemu+tcp://{target.address}/system"
+        )
+        seen = (State(), State())
+
+        def is_live() -> bool:
+            nonlocal seen
+            if said := source.ended("migrate"):
+                raise LabError(f"the migration ended too early: {said}")
+            seen = source.now(self.uuid), target.now(self.uuid)
+            here, there = seen
+            return (here.phase, here.mode, there.mode, there.job) == ("perform3", "sh", "sh", "migration in")
+
+        self.wait(is_live, lambda: f"the live phase; source: {seen[0]}; target: {seen[1]}")
+
+    def go_on(self) -> str:
+        """It may end now: what virsh said."""
+        self.at.sh(f"virsh migrate-setspeed {VM} 1000")
+        return self.migration_ended()
+
+    def migration_ended(self) -> str:
+        said = ""
+
+        def ended() -> bool:
+            nonlocal said
+            said = self.at.ended("migrate") or ""
+            return bool(said)
+
+        self.wait(ended, lambda: "the migration to end")
+        return said
+
+    # --- cases ---
+
+    def refused_start(self) -> str:
+        said = self.other.is_refused("virsh create /root/v2.xml")
+        if f"held by host {self.at.name}" not in said:
+            raise LabError(f"the refusal does not name {self.at.name}: {said}")
+        self.settled(self.at)
+        return next(line for line in said.splitlines() if "held by" in line).strip()
+
+    def there_and_back(self) -> str:
+        """With strace on every QEMU: the two descriptors that may write are never open at the same time."""
+        for host in (self.one, self.two):
+            host.sh("rm -f /srv/*.trace; touch /srv/trace")
+        self.at.sh(f"virsh destroy {VM}")
+        self.start_vm(self.at)
+        self.settled(self.at)
+        boots, said = self.record.boots, []
+        self.two.sh(f"setsid {IN_GUEST}/clock serve </dev/null >/dev/null 2>&1 & echo $! > /srv/clock.pid")
+        for _ in range(2):
+            source, target = self.at, self.other
+            began = time.monotonic()
+            source.sh(f"virsh -q migrate --live --p2p {VM} qemu+tcp://{target.address}/system 2>&1")
+            said.append(f"{source.name} to {target.name} in {time.monotonic() - began:.0f} s")
+            self.settled(target)
+            if self.record.boots != boots:
+                raise LabError("the guest has booted again")
+        ahead_s, wrong_s = map(float, self.one.sh(f"{IN_GUEST}/clock ask {self.two.address}").split())
+        self.two.sh("kill $(cat /srv/clock.pid)")
+        self.at.sh(f"virsh destroy {VM}")
+        traces = [
+            host.sh('for f in /srv/*.trace; do echo "== $f"; cat $f; done') for host in (self.one, self.two)
+        ]
+        for host in (self.one, self.two):
+            host.sh("rm -f /srv/trace /srv/*.trace")
+        found = overlaps(traces[0], traces[1], ahead_s)
+        if found.least_gap_s <= wrong_s:
+            raise LabError(f"both could write: {found}, clocks compared to {wrong_s:.4f} s")
+        self.start_vm(self.one)
+        self.settled(self.one)
+        return (
+            f"{', '.join(said)}; {found.turns} turns of writing, at least {found.least_gap_s * 1000:.0f} ms between two "
+            f"(clocks compared to {wrong_s * 1000:.1f} ms)"
+        )
+
+    def cancelled(self) -> str:
+        self.live_phase()
+        self.at.sh(f"virsh domjobabort {VM}")
+        self.migration_ended()
+        return self.settled(self.at)
+
+    def killing(self, daemon: str, side: str) -> Callable[[], str]:
+        """It is killed in the live phase, and started again."""
+
+        def case() -> str:
+            boots = self.record.boots
+            source, target = self.at, self.other
+            struck = source if side == "source" else target
+            self.live_phase()
+            struck.kill_daemon(daemon)
+            struck.start_daemon(daemon)
+            if daemon == "libvirtd":
+                self.migration_ended()
+                said = self.settled(source)
+            else:
+                ended = self.go_on()
+                if "status 0" not in ended:
+                    raise LabError(f"the migration failed: {ended}")
+                said = self.settled(target)
+            if self.record.boots != boots:
+                raise LabError("the guest has booted again")
+            return said
+
+        return case
+
+    def target_refuses(self) -> str:
+        """The target's holdfastd is away when libvirt asks for the lock there."""
+        source, target = self.at, self.other
+        self.live_phase()
+        target.kill_daemon("holdfastd")
+        ended = self.go_on()
+        if "status 0" in ended:
+            raise LabError(f"the migration went through: {ended}")
+        target.start_daemon("holdfastd")
+        self.wait(
+            lambda: source.sh(f"virsh resume {VM} 2>&1; virsh domstate {VM}").endswith("running"),
+            lambda: "the guest to be resumed at its source",
+        )
+        return self.settled(source)
+
+    def target_qemu_dies(self) -> str:
+        source, target = self.at, self.other
+        self.live_phase()
+        target.sh("kill -9 $(pgrep -f guest=)")
+        self.migration_ended()
+        return self.settled(source)
+
+    def target_power_off(self) -> str:
+        source, target = self.at, self.other
+        boots = self.record.boots
+        self.live_phase()
+        self.guests.mh("kill", target.name)
+        began = time.monotonic()
+        self.migration_ended()
+        self.wait(
+            lambda: source.now(self.uuid).mode == "ex", lambda: "the source to have it alone", 4 * DEAD_S
+        )
+        took_s = time.monotonic() - began
+        self.guests.mh("start", target.name)
+        self.all_up(target)
+        self.settled(source)
+        if self.record.boots != boots:
+            raise LabError("the guest has booted again")
+        return f"the guest ran on, and {source.name} had it alone {took_s:.0f} s later (dead for sure: {DEAD_S} s)"
+
+    def source_power_off(self) -> str:
+        source, target = self.at, self.other
+        self.live_phase()
+        self.guests.mh("kill", source.name)
+        began = time.monotonic()
+        self.start_vm(target)
+        took_s = time.monotonic() - began
+        self.guests.mh("start", source.name)
+        self.all_up(source)
+        self.settled(target)
+        if took_s < DEAD_S / 2:
+            raise LabError(f"that is too early: {took_s:.0f} s")
+        return f"started on {target.name} {took_s:.0f} s later (dead for sure: {DEAD_S} s)"
+
+
+WRITE_SECTOR = (
+    "import mmap,os,sys; m=mmap.mmap(-1,8192); m[:512]=bytes.fromhex(sys.argv[2]); "
+    "os.pwritev(os.open(sys.argv[1],os.O_WRONLY|os.O_DIRECT),[m],0)"
+)
+
+
+def cache() -> str:
+    """Where the images of these guests are: they have more packages than those of the other suites."""
+    given = os.environ.get("MH_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return given or f"{home}/micro-hosts-volumes"
