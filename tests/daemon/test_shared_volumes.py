@@ -5,7 +5,9 @@ Migrations there and back, and cancelled ones, are in tests/e2e/test_shared_volu
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +15,10 @@ from pathlib import Path
 
 import pytest
 from tests.support.daemon import BIN
+from tests.support.polling import wait_until
 from tests.support.shared_volumes import EX, SH, Guest, Site, VolumeHost, made_site
 
+ROOT = Path(__file__).parents[2]
 OUT, IN = "migration out", "migration in"
 Step = Callable[..., None]
 
@@ -209,3 +213,94 @@ def test_volume_of_a_group_that_is_not_shared_is_refused_with_the_fix(site: Site
     guest = Guest("plain", "mine")
     guest.path = "/dev/plain/mine"
     assert "volume group plain is not shared" in site.h1.refuses(guest)
+
+
+def test_operator_activates_a_volume_that_then_follows_its_vm(site: Site, guest: Guest) -> None:
+    other = Guest("other", guest.lv)
+    assert site.h1.holdfast("volume", "activate", guest.path) == (
+        0,
+        f"{guest.path} is active and exclusive here\n",
+    )
+    assert site.held(guest) == {1: EX}
+    site.h1.restarted()
+    assert site.h1.is_active(guest.lv), "a restart forgets no order"
+    code, said = site.h2.holdfast("volume", "activate", guest.path)
+    assert (code, f"{guest.path} is held by host h1" in said) == (75, True), said
+    assert not site.h2.is_active(guest.lv)
+    assert "activated by an operator" in site.h1.holdfast("volume", "list")[1]
+    assert site.h2.holdfast("volume", "who", guest.path)[0] == 0
+    guest.starts(site.h1)
+    code, said = site.h1.holdfast("volume", "list")
+    assert f"{guest.path}  exclusive  active  {guest.name} (pid " in said
+    assert "owner, writes" in said
+    assert "activated by an operator" not in said
+    for order in ("deactivate", "activate"):
+        code, said = site.h1.holdfast("volume", order, guest.path)
+        assert (code, f"is a disk of VM {guest.name}" in said) == (75, True), said
+    assert f"held by VM {guest.name}" in site.h1.refuses(other)
+    guest.is_gone(site.h1)
+    assert site.held(guest) == {}, "the order has ended with the VM's use"
+
+
+def test_volume_is_not_deactivated_while_anything_may_use_it(site: Site, guest: Guest) -> None:
+    assert site.h1.holdfast("volume", "activate", guest.path)[0] == 0
+    is_open = site.h1.directory / f"open-{guest.lv}"
+    is_open.touch()
+    code, said = site.h1.holdfast("volume", "deactivate", guest.path)
+    assert (code, "in use" in said) == (75, True), said
+    assert site.h1.is_active(guest.lv)
+    is_open.unlink()
+    unread = site.h1.status_files / "unread.xml"
+    unread.write_text("<domstatus")
+    code, said = site.h1.holdfast("volume", "deactivate", guest.path)
+    assert (code, "can't be read; nothing is deactivated" in said) == (75, True), said
+    unread.unlink()
+    assert guest.path in site.h1.holdfast("volume", "list")[1]
+    assert site.h1.holdfast("volume", "deactivate", guest.path)[0] == 0
+    assert site.held(guest) == {}
+    assert not site.h1.is_active(guest.lv)
+    assert guest.path not in site.h1.holdfast("volume", "list")[1]
+
+
+def test_volume_is_attached_to_a_running_vm_or_left_as_it_was(site: Site, guest: Guest) -> None:
+    guest.starts(site.h1)
+    data = site.guest("data")
+    attached = ("attach", guest.name, data.path, "vdb")
+    site.h1.command("virsh", 'echo "error: $*: no such target" >&2; exit 1')
+    code, said = site.h1.holdfast(*attached)
+    assert (code, "no such target; the volume is inactive again" in said) == (1, True), said
+    assert site.held(data) == {}
+    assert not site.h1.is_active(data.lv)
+    code, said = site.h1.holdfast("attach", "nobody", data.path, "vdb")
+    assert (code, "no VM nobody runs on this host" in said) == (75, True), said
+    # libvirt asks for the lock of a disk that is in no status file yet.
+    asks = (
+        f"{sys.executable} -c 'import sys; from tests.support.shared_volumes import ask; ask(*sys.argv[1:])'"
+    )
+    words = shlex.join([site.h1.socket, str(guest.qemus["h1"].pid), guest.name, guest.uuid, data.path])
+    site.h1.command("virsh", f"[ -e {data.path} ] && cd {ROOT} && exec {asks} {words}")
+    assert site.h1.holdfast(*attached) == (0, f"{data.path} is vdb of {guest.name}\n")
+    assert site.held(data) == {1: EX}
+    code, said = site.h1.holdfast("volume", "deactivate", data.path)
+    assert (code, f"is a disk of VM {guest.name}" in said) == (75, True), said
+    assert f"{data.path} is held by host h1" in site.h2.refuses(data)
+    guest.is_gone(site.h1)
+    site.becomes(data, {})
+
+
+def test_group_whose_locks_are_lost_stops_its_vms_and_is_cut_off(site: Site, guest: Guest) -> None:
+    guest.starts(site.h1)
+    site.h1.command("virsh", "exit 1")
+    tables = site.h1.directory / "tables"
+    tables.write_text("vg-lv0: 0 131072 linear 254:16 2048\nvg-lv1: 0 131072 error \n")
+    site.h1.command("dmsetup", f'[ "$1" = wipe_table ] || exec cat {tables}')
+    code, said = site.h1.holdfast("lvm", "kill", "vg")
+    assert (code, said.endswith("may still be written: vg-lv0\n")) == (1, True), said
+    state = Path(f"/proc/{guest.qemus['h1'].pid}/stat")
+    wait_until(lambda: state.read_text().split()[2] == "T", "its VM to be stopped")
+    tables.write_text("vg-lv0: 0 131072 error\n")
+    code, said = site.h1.holdfast("lvm", "kill", "vg")
+    assert (code, "no volume of vg can be written" in said) == (0, True), said
+    site.h1.command("dmsetup", "exit 1")
+    assert site.h1.holdfast("lvm", "kill", "vg")[0] == 1, "nobody knows what can be written"
+    assert site.h1.holdfast("lvm", "kill", "no/name")[0] == 2

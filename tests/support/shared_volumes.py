@@ -191,6 +191,7 @@ class VolumeHost(Holdfastd):
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env={**os.environ, "PATH": path},
             preexec_fn=self._mounts(),  # noqa: PLW1509 - it calls the kernel alone
         )
@@ -204,9 +205,19 @@ class VolumeHost(Holdfastd):
 
     def who(self, path: str) -> tuple[int, str]:
         """Exit code and words of `holdfast who`."""
-        asked = self.inside(str(BIN / "holdfast"), "--config", str(self.config), "who", path)
+        return self.holdfast("who", path)
+
+    def holdfast(self, *words: str) -> tuple[int, str]:
+        """Exit code and output of a command on this host, with its errors."""
+        asked = self.inside(str(BIN / "holdfast"), "--config", str(self.config), *words)
         text = asked.communicate(timeout=60)[0].decode()
         return asked.returncode, text
+
+    def command(self, name: str, script: str) -> None:
+        """A program of this host, as a line of shell."""
+        made = self._bin / name
+        made.write_text(f"#!/bin/sh\n{script}\n")
+        made.chmod(0o755)
 
     def is_active(self, lv: str) -> bool:
         return (self.dev / "vg" / lv).exists()
@@ -228,6 +239,13 @@ class VolumeHost(Holdfastd):
     def ends(self) -> None:
         self.stop_all()
         self.lvmlockd.close()
+
+
+def ask(socket_path: str, pid: str, name: str, uuid_of_vm: str, path: str) -> None:
+    """libvirt's ACQUIRE for a VM, by a program of its own. Raises `CallFailed`."""
+    with VirtlockdClient(socket_path, timeout_s=30) as client:
+        client.register(pid=int(pid), name=name, uuid=uuid_of_vm)
+        client.acquire(path)
 
 
 class Guest:

@@ -21,6 +21,7 @@ from holdfast.cli.commands import (
     lease,
     lockspace,
     log_level,
+    lvm_kill,
     maintenance,
     setup,
     sim,
@@ -28,6 +29,7 @@ from holdfast.cli.commands import (
     switch,
     version,
     vm,
+    volume,
 )
 from holdfast.cli.completion import FILE, FILE_OR_DOMAIN, event_kinds, host_names
 from holdfast.cli.context import Context, HelpfulGroup, fail, json_option
@@ -563,6 +565,9 @@ cli.add_command(config_show.config)
 cli.add_command(support_dump.support_dump)
 cli.add_command(version.version)
 cli.add_command(vm.vm)
+cli.add_command(volume.volume)
+cli.add_command(volume.attach)
+cli.add_command(lvm_kill.lvm)
 cli.add_command(setup.setup)
 cli.add_command(switch.switch)
 cli.add_command(sim.sim)

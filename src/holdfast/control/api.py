@@ -285,6 +285,33 @@ class DiskWish:
     shared: bool = False
 
 
+@dataclass
+class VolumeUser:
+    """A VM, or another program, that uses a volume on this host."""
+
+    name: str
+    pid: int
+    role: str
+    """What it is to its disks: `owner`, `source` of a migration, `target`, ...; `program` for what is no VM."""
+    writes: bool
+
+
+@dataclass
+class VolumeInfo:
+    """A logical volume that holdfastd of this host has to do with (`driver = "lvm"`)."""
+
+    path: str
+    uuid: str
+    held: str
+    """`exclusive`, `shared`, or empty: this host has no lock on it."""
+    active: bool
+    pinned: bool
+    """An operator has activated it, and no VM uses it yet."""
+    users: list[VolumeUser] = field(default_factory=list)
+    problem: str = ""
+    """Why `held` is not known."""
+
+
 HOOK_TAKES = "prepare"
 HOOK_ARRIVES = "migrate"
 HOOK_ENDS = "release"

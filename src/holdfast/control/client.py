@@ -26,6 +26,7 @@ from holdfast.control.api import (
     OwnerInfo,
     Starter,
     StatusInfo,
+    VolumeInfo,
 )
 
 T = TypeVar("T")
@@ -33,6 +34,9 @@ REPLY_BYTES_MAX = 64 << 20
 """Twenty thousand locks with long paths; anything larger is no reply of holdfastd's."""
 CALL_TIMEOUT_S = 60.0
 """Longer than the daemon waits for storage by default: its own answer says more than our timeout."""
+
+VOLUME_S = 150.0
+"""An order about a volume is up to two of LVM's commands, which wait for storage."""
 
 
 class DaemonUnreachable(Exception):
@@ -142,6 +146,23 @@ class ControlClient:
     def log_level(self, level: str, *, by: str) -> str:
         """Change the daemon's log level until it ends; the one before. Raises `CallRefused`."""
         return self._one("SetLogLevel", "before", str, level=level, by=by)
+
+    def volumes(self) -> list[VolumeInfo]:
+        return self._one("ListVolumes", "volumes", list[VolumeInfo])
+
+    def activate_volume(self, path: str, *, vm: str) -> bool:
+        """Whether something was done: False if it was active and exclusive. Raises `CallRefused`."""
+        self._socket.settimeout(VOLUME_S)
+        return self._one("ActivateVolume", "changed", bool, path=path, vm=vm)
+
+    def deactivate_volume(self, path: str) -> None:
+        """Raises `CallRefused`."""
+        self._socket.settimeout(VOLUME_S)
+        self._call("DeactivateVolume", {"path": path})
+
+    def volume_group_lost(self, vg: str) -> list[str]:
+        """What was done about its VMs, in sentences. Raises `CallRefused`."""
+        return self._one("VolumeGroupLost", "done", list[str], vg=vg)
 
     def reload(self) -> None:
         """Ends in `CallRefused` with the reasons, a line each, or in `DaemonUnreachable` when the new program begins."""

@@ -39,6 +39,7 @@ from holdfast.daemon.measures import LoopDelay, measures
 from holdfast.daemon.reload import ConfigurationInForce, NextProgram, held_needs
 from holdfast.daemon.sanlock_socket import AREAS, SanlockSocket
 from holdfast.daemon.system_ports import pooled_storage, system_ports, users_lease_storage
+from holdfast.daemon.volume_calls import VolumeCalls
 from holdfast.flight.recorder import FlightRecorder
 from holdfast.frontends.listener import Listener, Peer
 from holdfast.frontends.varlink import USER_LOCKS_SHARE, ControlFrontend
@@ -176,6 +177,7 @@ class Daemon:
             ),
             maintenance=self.maintenance,
             set_log_level=set_log_level,
+            volume_calls=VolumeCalls(self.parts.volumes),
         )
         self.readers = ReadFrontend(
             ReadInterface(

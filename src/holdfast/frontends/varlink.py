@@ -26,6 +26,7 @@ from holdfast.control.api import (
     MeasuresInfo,
     Starter,
     StatusInfo,
+    VolumeInfo,
 )
 from holdfast.errors import HoldfastError, Refused, storage_failed
 from holdfast.frontends.listener import Peer
@@ -66,6 +67,15 @@ class LeaseSpaces(SpacesShown, Protocol):
     async def fence_host(self, host: str, operator: str, lockspace: str) -> list[FencedHost]: ...
 
 
+class VolumeCalls(Protocol):
+    """Orders about logical volumes of shared groups; refusals are errors of the `LockError` tree."""
+
+    async def infos(self) -> list[VolumeInfo]: ...
+    async def activate(self, path: str, vm: str) -> bool: ...
+    async def deactivate(self, path: str) -> None: ...
+    async def group_lost(self, vg: str) -> list[str]: ...
+
+
 class ControlInterface(ReadInterface):
     """io.holdfast.Control, for one peer: what reports, and what changes something."""
 
@@ -84,9 +94,11 @@ class ControlInterface(ReadInterface):
         hook_operations: HookOperations,
         maintenance: Maintenance,
         set_log_level: Callable[[str, str], str],
+        volume_calls: VolumeCalls,
     ) -> None:
         super().__init__(manager.events, inspection, status, measures, lease_spaces)
         self._reload = reload
+        self._volume_calls = volume_calls
         self._preparation = hook_operations
         self._maintenance = maintenance
         self._set_log_level = set_log_level
@@ -165,6 +177,41 @@ class ControlInterface(ReadInterface):
         self._must_be_root()
         try:
             return await self._manager.unknown.settle(lock, operator)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="volumes")
+    async def ListVolumes(self) -> list[VolumeInfo]:  # noqa: N802
+        """Logical volumes that holdfastd has to do with; none where driver lvm is not configured."""
+        try:
+            return await self._volume_calls.infos()
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="changed")
+    async def ActivateVolume(self, *, path: str, vm: str) -> bool:  # noqa: N802
+        """Have a volume active and exclusive, for the VM with that name or UUID, or for nobody yet (empty)."""
+        self._must_be_root()
+        try:
+            return await self._volume_calls.activate(path, vm)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod
+    async def DeactivateVolume(self, *, path: str) -> None:  # noqa: N802
+        """Refused while anything of this host uses the volume, and in doubt."""
+        self._must_be_root()
+        try:
+            await self._volume_calls.deactivate(path)
+        except HoldfastError as error:
+            raise refused(error) from None
+
+    @varlinkmethod(return_parameter="done")
+    async def VolumeGroupLost(self, *, vg: str) -> list[str]:  # noqa: N802
+        """The locks of a volume group can't be kept: the VMs that use it here are stopped, each as it is configured."""
+        self._must_be_root()
+        try:
+            return await self._volume_calls.group_lost(vg)
         except HoldfastError as error:
             raise refused(error) from None
 
@@ -411,6 +458,7 @@ class ControlFrontend(VarlinkFrontend):
         hook_operations: HookOperations,
         maintenance: Maintenance,
         set_log_level: Callable[[str, str], str],
+        volume_calls: VolumeCalls,
     ) -> None:
         """`reload` returns only when it is refused, with the reasons. `set_log_level` gets the level and who changes it, and
         returns the level before; it raises ValueError.
@@ -421,6 +469,7 @@ class ControlFrontend(VarlinkFrontend):
             "control", uid=uid, groups=[group], clients_max=clients_max, idle_timeout_s=idle_timeout_s
         )
         self._reload = reload
+        self._volume_calls = volume_calls
         self._user_locks = UserLocks(user_locks_max)
         self._preparation = hook_operations
         self._storage = storage
@@ -445,6 +494,7 @@ class ControlFrontend(VarlinkFrontend):
             self._preparation,
             self._maintenance,
             self._set_log_level,
+            self._volume_calls,
         )
 
     def _rights_of(self, peer: Peer, sock: socket.socket) -> Rights | None:

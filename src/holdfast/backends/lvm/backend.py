@@ -28,6 +28,7 @@ from holdfast.backends.lvm.hook_calls import HookCalls
 from holdfast.backends.lvm.host_volumes import HostVolumes
 from holdfast.backends.lvm.ports import Problem, Volume
 from holdfast.backends.lvm.reconciler import OnLockFailure, Reconciler
+from holdfast.backends.lvm.volume_orders import VolumeOrders
 from holdfast.backends.lvm.volumes import NoVolume
 from holdfast.backends.lvm.write_grants import Denied, WriteGrants
 from holdfast.backends.lvm.write_rules import Holding, Vm
@@ -156,6 +157,14 @@ class LvmBackend:
             self._reconciler = Reconciler(host, on_lockfailure=self._failed)
             self._hook = HookCalls(host, self._reconciler, handover_wait_s=handover_wait_s)
             self._grants = WriteGrants(host, acquire_wait_s=acquire_wait_s)
+            self._orders = VolumeOrders(host)
+
+    @property
+    def orders(self) -> VolumeOrders:
+        """Operators'. Raises `Refused` where no volumes are served."""
+        if self._host is None:
+            raise Refused(reason=NOT_SERVED)
+        return self._orders
 
     @property
     def host(self) -> HostVolumes:
@@ -233,6 +242,10 @@ class LvmBackend:
     async def ended(self, uuid: str, libvirtd: ProcessId) -> None:
         """`release`: nothing of that VM runs here."""
         await self._hook.release(uuid, libvirtd)
+
+    async def group_lost(self, vg_name: str) -> list[str]:
+        """The locks of a volume group can't be kept; see `VolumeOrders`."""
+        return await self.orders.group_lost(vg_name, self._failed)
 
     # --- the daemon's life ---
 

@@ -107,10 +107,25 @@ class HostVolumes:
             Use(Role.OWNER, each.mode) for each in self.kept.holdings.get(volume.id, ()) if each.vm.is_program
         ]
         doubt = bool(survey.unread) or bool(self.record_damaged)
+        pinned = self._is_pinned(volume, bool(roles), survey)
         return (
-            wanted(roles, announced=announced, doubt=doubt, one_host=bool(volume.why_not_shared)),
+            wanted(roles, announced=announced or pinned, doubt=doubt, one_host=bool(volume.why_not_shared)),
             uses,
         )
+
+    def _is_pinned(self, volume: Volume, is_used: bool, survey: Survey) -> bool:
+        """Whether an operator's order keeps it active. The order ends when somebody uses the volume, which decides from then
+        on, or when the VM has ended for which it was given.
+        """
+        pin = self.kept.pinned.get(volume.id)
+        if pin is None:
+            return False
+        has_ended = pin and not survey.unread and pin not in {domain.uuid for domain in survey.domains}
+        if is_used or has_ended:
+            del self.kept.pinned[volume.id]
+            self.saved()
+            return False
+        return True
 
     def runs_here(self, volume: Volume, vm: Vm, mode: Mode) -> Domain | None:
         """Another VM of this host whose guest runs with the volume, by its status file, and that excludes this one: its

@@ -53,6 +53,8 @@ class Kept:
     announced: dict[str, Announced] = field(default_factory=dict)
     volumes: dict[LvId, Volume] = field(default_factory=dict)
     holdings: dict[LvId, list[Holding]] = field(default_factory=dict)
+    pinned: dict[LvId, str] = field(default_factory=dict)
+    """Activated by an operator's order: for the VM with that UUID, or (empty) for nobody yet. Until a VM uses it."""
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -81,6 +83,7 @@ class Kept:
                     for lv, holdings in self.holdings.items()
                     for each in holdings
                 ],
+                "pinned": [[lv, uuid] for lv, uuid in self.pinned.items()],
             }
         ).encode()
 
@@ -111,6 +114,8 @@ def decode(raw: bytes) -> Kept:
         for lv, vm, name, mode, grant in saved["holdings"]:
             holding = Holding(Vm(*vm), name, Mode(mode), Grant(grant))
             kept.holdings.setdefault(LvId(*lv), []).append(holding)
+        # A daemon of an earlier release has none, and deactivates what nobody uses.
+        kept.pinned = {LvId(*lv): str(uuid) for lv, uuid in saved.get("pinned", ())}
     except NotUnderstood:
         raise
     except (ValueError, TypeError, KeyError, IndexError) as e:
