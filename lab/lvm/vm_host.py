@@ -16,7 +16,7 @@ VM = "v1"
 LV = f"/dev/{VG}/lv1"
 DOMAIN = """<domain type='qemu'><name>{name}</name><uuid>11111111-2222-4333-8444-00000000000{number}</uuid>
 <memory unit='MiB'>32</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>
-<on_crash>destroy</on_crash><devices><emulator>/usr/local/bin/qemu-traced</emulator><disk type='block' device='disk'>
+<on_crash>destroy</on_crash><devices><emulator>/usr/local/bin/qemu-noted</emulator><disk type='block' device='disk'>
 <driver name='qemu' type='raw' cache='none'/><source dev='{disk}'/><target dev='vda' bus='virtio'/></disk>
 <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>
 """
@@ -101,6 +101,15 @@ class VmHost(Host):
             raise LabError(f"{self.name}: {command} was not refused: {said}")
         return said
 
+    def put(self, path: str, raw: bytes) -> None:
+        """A file of the guest."""
+        subprocess.run(
+            self.guests.command("sh", "-i", "-t", "60", self.name, f"cat > {path}"),
+            env=self.guests.environment,
+            input=raw,
+            check=True,
+        )
+
     def in_background(self, name: str, command: str) -> None:
         """Its output and exit status are in /srv/NAME.out."""
         log = f"/srv/{name}.log"
@@ -115,7 +124,7 @@ class VmHost(Host):
         """Of everything that has one, for who looks for the reason of a failure."""
         place.mkdir(parents=True, exist_ok=True)
         files = (
-            "/srv/*.log /srv/*.out /srv/*.trace /var/log/libvirt/libvirtd.log /var/log/libvirt/qemu/*.log "
+            "/srv/*.log /srv/*.out /srv/*.opens /var/log/libvirt/libvirtd.log /var/log/libvirt/qemu/*.log "
             "/run/libvirt/qemu/*.xml /run/holdfast/*.json /run/holdfast/journal"
         )
         told = (
