@@ -102,6 +102,15 @@ def test_report_of_the_real_program_is_understood_behind_its_warnings() -> None:
     assert commands.ran == [("lvs", "--reportformat", "json", "-o", FIELDS, "/dev/migtest/a")]
 
 
+def test_report_is_understood_with_a_warning_between_its_lines() -> None:
+    """As seen of a host that had booted and not yet had the lock of its volume group."""
+    first, _, rest = REPORT.partition("          {\n")
+    said = first + "  Reading VG migtest without a lock.\n          {\n" + rest
+    text = asyncio.run(LvmCommands(Commands(0, said)).report("/dev/migtest/a"))
+    assert isinstance(text, str)
+    assert row_of(text) == row_of(REPORT)
+
+
 def test_report_that_fails_is_refused() -> None:
     commands = Commands(5, '  Volume group "nosuch" not found\n  Cannot process volume group nosuch\n')
     assert asyncio.run(LvmCommands(commands).report("/dev/nosuch/a")) == Refused(

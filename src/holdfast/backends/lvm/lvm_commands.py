@@ -26,6 +26,8 @@ WORDS = (
 )
 """In this order: the text of a refusal may have several of them."""
 NO_EXIT_CODE = -1
+OF_JSON = ("{", "}", "[", "]", ",", '"')
+"""How a line of LVM's reports begins, and none of its warnings."""
 
 
 class LvmCommands:
@@ -45,9 +47,13 @@ class LvmCommands:
         return await self._change("-an", volume)
 
     async def report(self, path: str) -> str | Refused:
-        """See `LvReports`. Warnings come before the report, on the same pipe."""
+        """See `LvReports`. Warnings come on the same pipe, before the report and within it, in lines of their own: "Reading VG
+        vg without a lock." was seen behind the first lines (LVM 2.03.16).
+        """
         answer = await self._run(("lvs", "--reportformat", "json", "-o", FIELDS, path))
-        return answer if isinstance(answer, Refused) else answer[max(answer.find("{"), 0) :]
+        if isinstance(answer, Refused):
+            return answer
+        return "\n".join(line for line in answer.splitlines() if line.strip().startswith(OF_JSON))
 
     async def host_id(self) -> int | Refused:
         """This host's id in the lockspaces of its volume groups, by lvmlocal.conf."""
