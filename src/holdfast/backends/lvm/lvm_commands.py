@@ -47,8 +47,8 @@ class LvmCommands:
         return await self._change("-an", volume)
 
     async def report(self, path: str) -> str | Refused:
-        """See `LvReports`. Warnings come on the same pipe, before the report and within it, in lines of their own: "Reading VG
-        vg without a lock." was seen behind the first lines (LVM 2.03.16).
+        """See `LvReports`. Warnings come on the same pipe, before the report and within it, in lines of their own: "Reading
+        VG vg without a lock." was seen behind the first lines (LVM 2.03.16).
         """
         answer = await self._run(("lvs", "--reportformat", "json", "-o", FIELDS, path))
         if isinstance(answer, Refused):

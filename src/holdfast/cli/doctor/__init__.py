@@ -18,6 +18,7 @@ from holdfast.cli.doctor import (
     lockspaces,
     running,
     services,
+    shared_volumes,
     storage,
     units,
 )
@@ -53,6 +54,7 @@ CHECKS: Sequence[Check] = (
     clock_rate.clock_rate,
     storage.multipath,
     storage.lvm,
+    shared_volumes.shared_volumes,
     lock_directories.mounts,
     disks.disks,
     disks.unlocked,

@@ -7,7 +7,8 @@ docs/doctor.md is made from this table (`holdfast doctor --explain all`), and a 
     HF020-HF029  libvirt's socket, units, virtlockd        HF080-HF089  disks of domains
     HF030-HF049  libvirt's configuration                   HF090-HF099  virtual machines that run
     HF050-HF059  lock directories and mounts               HF100-HF119  hosts beside each other, the storage below
-                                                           HF120-      leases beside sanlock
+                                                           HF120-HF129 leases beside sanlock
+                                                           HF130-      volumes of shared groups
 
 To add one: a row here, `found("HFnnn", facts, fix)` in the module that checks its kind, a case in tests/unit/doctor,
 and the page (python tools/doctor_page.py writes it).
@@ -583,6 +584,88 @@ _ALL = (
         "libvirt names disks by hashes, and they have leases",
         "Leases are those of the paths all the same, read from libvirt's status files. A disk that stands in no such file "
         "yet, one that is attached to a running VM or copied to, is refused.",
+    ),
+    # --- volumes of shared groups ---
+    _problem(
+        "HF130",
+        "lvmlockd",
+        "lvmlockd does not run",
+        "No volume of a shared group can be activated or handed over. VMs that run go on.",
+    ),
+    _problem(
+        "HF131",
+        "lvmlockd",
+        "lvmlockd was started without --adopt 1",
+        "If it dies, the next one does not know the locks of the last one: no volume of this host is handed over or given "
+        "up until the host has booted.",
+    ),
+    _note(
+        "HF132",
+        "lvmlockd",
+        "lvmlockd has a short io_timeout",
+        "At 1 s healthy hosts are reset; below 10 s a busy one may be. Shorter times make a takeover sooner, "
+        "and nothing else.",
+    ),
+    _problem(
+        "HF133",
+        "LVM",
+        "LVM's configuration has no host_id",
+        "holdfastd can't tell this host's lock on a volume from others', so it lets no VM arrive.",
+    ),
+    _note(
+        "HF134",
+        "LVM",
+        "LVM has no command for a group whose locks are lost",
+        "The watchdog resets the whole host then, also where stopping a few VMs would do.",
+    ),
+    _problem(
+        "HF135",
+        "libvirt's hook",
+        "Driver lvm is configured, and libvirt's hook is not installed",
+        "libvirt looks for a VM's device before it asks for a lock, and only the hook can activate it before that.",
+    ),
+    _problem(
+        "HF136",
+        "libvirt's hook",
+        "Another hook activates volumes as well",
+        "libvirt-hook-lvmlock and its like deactivate at a VM's end what driver lvm needs, and hold exclusively what it "
+        "shares for a migration.",
+    ),
+    _problem(
+        "HF137",
+        "libvirt's lock plugin",
+        "libvirt names volumes by hashes",
+        "Driver lvm locks volumes by their paths; a name in a lockspace is refused, so no such VM starts.",
+    ),
+    _problem(
+        "HF138",
+        "storage pools",
+        "A storage pool of libvirt's activates a shared group",
+        "The host that starts it takes every volume that is free, and no VM with these starts on another host.",
+    ),
+    _note(
+        "HF139",
+        "disks",
+        "A disk is named by its device-mapper path",
+        "It is the same volume, and a rule that matches /dev/VG/* does not see that.",
+    ),
+    _note(
+        "HF140",
+        "disks",
+        "A VM's volume can be active on one host alone",
+        "A live migration of that VM is refused by its target.",
+    ),
+    _problem(
+        "HF141",
+        "running VMs",
+        "A VM runs on a volume without LVM's lock",
+        "Another host may activate it and write to it.",
+    ),
+    _note(
+        "HF142",
+        "volumes",
+        "A volume is active without a VM",
+        "No other host can have it. A volume of a program, or one that an operator has activated, is meant to be so.",
     ),
 )
 

@@ -1,0 +1,116 @@
+"""What doctor finds of hosts with driver lvm: one thing is broken in each case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tests.unit.doctor.machine import Machine
+
+LVM = '[backend.san]\ndriver = "lvm"\n[[disk]]\nmatch = "/dev/vg/*"\nbackend = "san"\n'
+UUID = "1parGL-KnFF-TLkv-UqLu-PhWB-7d8R-Lbwgeb"
+LVS = f"  vg|web|{UUID}|sanlock|active|linear|public\n  local|root|x|none|active|linear|public\n"
+HOOK = "etc/libvirt/hooks/qemu.d/holdfast"
+
+
+@pytest.fixture
+def host(machine: Machine) -> Machine:
+    """As it should be, with a VM on a volume."""
+    machine.configure(LVM)
+    machine.program(50, "lvmlockd", "/sbin/lvmlockd", "--adopt", "1", "--gl-type=sanlock")
+    machine.host.outputs |= {
+        "lvmconfig": 'host_id=1\nlvmlockctl_kill_command="/usr/bin/holdfast lvm kill"\n',
+        "lvs": LVS,
+        "lvmlockctl": f"VG vg lock_type=sanlock x\nLS sanlock lvm_vg\nLK LV ex {UUID}\n",
+    }
+    machine.file(HOOK, "#!/bin/sh\n").chmod(0o755)
+    machine.start("web1", "/dev/vg/web")
+    machine.lock("web1", "/dev/vg/web", backend="san")
+    return machine
+
+
+def ids(machine: Machine) -> set[str]:
+    return {each for each in machine.ids() if each >= "HF130"}
+
+
+def test_host_as_it_should_be_has_nothing_to_fix(host: Machine) -> None:
+    assert ids(host) == set()
+
+
+def test_nothing_is_asked_where_the_driver_is_not_configured(host: Machine) -> None:
+    host.configure("")
+    host.host.outputs["lvmconfig"] = ""
+    assert ids(host) == set()
+
+
+def without_lvmlockd(m: Machine) -> None:
+    m.host.processes = [each for each in m.host.processes if each.name != "lvmlockd"]
+
+
+def lvmlockd(*words: str) -> Callable[[Machine], None]:
+    def seed(m: Machine) -> None:
+        without_lvmlockd(m)
+        m.program(50, "lvmlockd", "/sbin/lvmlockd", *words)
+
+    return seed
+
+
+def says(command: str, text: str) -> Callable[[Machine], None]:
+    def seed(m: Machine) -> None:
+        m.host.outputs[command] = text
+
+    return seed
+
+
+def without_hook(m: Machine) -> None:
+    (m.root / HOOK).chmod(0o644)
+
+
+def other_hook(m: Machine) -> None:
+    m.file("etc/libvirt/hooks/qemu", "#!/usr/bin/python3\n# reads lvmlock.ini\n").chmod(0o755)
+
+
+def hashes(m: Machine) -> None:
+    m.lockd('lvm_lockspace_dir = "/srv/lockd"\n')
+
+
+def pool(m: Machine) -> None:
+    m.file(
+        "etc/libvirt/storage/san.xml",
+        "<pool type='logical'><name>san</name><source><device path='/dev/sdb'/><name>vg</name></source></pool>",
+    )
+
+
+def mapper(m: Machine) -> None:
+    m.define("db1", "/dev/mapper/vg-db")
+
+
+THIN = f"vg|web|{UUID}|sanlock|active|thin,sparse|public\n"
+SNAPSHOT = f"vg|web|{UUID}|sanlock|active|linear|public,origin,thickorigin\n"
+IDLE = LVS + "vg|old|y|sanlock|active|linear|public\n"
+SEEDED = {
+    "no lvmlockd": (without_lvmlockd, "HF130"),
+    "no adoption": (lvmlockd("--gl-type", "sanlock"), "HF131"),
+    "adoption is off": (lvmlockd("-A0"), "HF131"),
+    "short timeout": (lvmlockd("-A1", "-o2"), "HF132"),
+    "no host id": (says("lvmconfig", 'lvmlockctl_kill_command="x"\n'), "HF133"),
+    "no kill command": (says("lvmconfig", 'host_id=1\nlvmlockctl_kill_command=""\n'), "HF134"),
+    "no hook": (without_hook, "HF135"),
+    "other hook": (other_hook, "HF136"),
+    "hashes": (hashes, "HF137"),
+    "pool": (pool, "HF138"),
+    "mapper": (mapper, "HF139"),
+    "thin": (says("lvs", THIN), "HF140"),
+    "snapshot": (says("lvs", SNAPSHOT), "HF140"),
+    "no lock": (says("lvmlockctl", f"LK LV un {UUID}\n"), "HF141"),
+    "idle": (says("lvs", IDLE), "HF142"),
+}
+
+
+@pytest.mark.parametrize("row", SEEDED)
+def test_seeded_fault_is_found_alone(host: Machine, row: str) -> None:
+    seed, id = SEEDED[row]
+    seed(host)
+    assert ids(host) == {id}
+    assert all(each.facts and each.fix for each in host.findings() if each.id == id)
+    assert "HF012" not in host.ids()
