@@ -8,6 +8,7 @@ nothing is active where no VM is.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import time
@@ -26,6 +27,8 @@ PACKAGES = "libvirt-daemon,libvirt-daemon-driver-qemu,libvirt-clients,qemu-syste
 MEMORY_MIB = "1024"
 CASE_S = 300.0
 """The limit of a case, which holds for each of its waits."""
+FASTER = 5
+"""A conversion by lvmlockd's socket, at least, than by `lvchange`."""
 KILLED = tuple(
     (daemon, side) for daemon in ("holdfastd", "lvmlockd", "libvirtd") for side in ("source", "target")
 )
@@ -59,6 +62,8 @@ class VolumeSuite:
             "refused-start": self.refused_start,
             "there-and-back": self.there_and_back,
             "cancelled": self.cancelled,
+            "operators": self.operators,
+            "figures": self.figures,
             **{f"kill-{daemon}-of-{side}": self.killing(daemon, side) for daemon, side in KILLED},
             "holdfastd-away-at-acquire": self.target_refuses,
             "target-qemu-dies": self.target_qemu_dies,
@@ -106,7 +111,8 @@ class VolumeSuite:
         one.lvm(f"vgcreate --yes --shared {VG} {DISK}")
         one.lvm(f"vgchange --setautoactivation n {VG}")
         two.start_vg()
-        one.lvm(f"lvcreate --yes -an --size 64M --name lv1 {VG}")
+        for name in ("lv1", "lv2"):
+            one.lvm(f"lvcreate --yes -an --size 64M --name {name} {VG}")
         self.uuid = one.sh(f"lvs --noheadings -o lv_uuid {VG}/lv1 2>/dev/null")
         one.lvm(f"lvchange -aey {VG}/lv1")
         sector = boot_sector(self._place).hex()
@@ -243,7 +249,7 @@ class VolumeSuite:
         if f"held by host {self.at.name}" not in said:
             raise LabError(f"the refusal does not name {self.at.name}: {said}")
         self.settled(self.at)
-        return next(line for line in said.splitlines() if "held by" in line).strip()
+        return "holdfast: " + said.partition("holdfast: ")[2].splitlines()[0]
 
     def there_and_back(self) -> str:
         """By what every QEMU notes, the two descriptors that may write are never open at the same time."""
@@ -273,6 +279,43 @@ class VolumeSuite:
             f"{', '.join(said)}; {found.turns} turns of writing, at least {found.least_gap_s * 1000:.0f} ms between two "
             f"(clocks compared to {wrong_s * 1000:.1f} ms)"
         )
+
+    def operators(self) -> str:
+        """`holdfast volume`, `holdfast attach` with a disk that libvirt refuses and one that it attaches, and who."""
+        here, there, data = self.at, self.other, f"/dev/{VG}/lv2"
+        here.sh(f"holdfast volume activate {data} 2>&1")
+        said = there.is_refused(f"holdfast volume activate {data}")
+        if f"held by host {here.name}" not in said or "status 75" not in said:
+            raise LabError(f"the refusal does not name {here.name}: {said}")
+        who = there.sh(f"holdfast volume who {data} 2>&1; echo status $?")
+        if here.name not in who or not who.endswith("status 0"):
+            raise LabError(f"who does not name {here.name}: {who}")
+        here.sh(f"holdfast volume deactivate {data} 2>&1")
+        said = here.is_refused(f"holdfast volume deactivate {LV}")
+        if f"is a disk of VM {VM}" not in said:
+            raise LabError(f"the refusal does not name {VM}: {said}")
+        said = here.is_refused(f"holdfast attach {VM} {data} vda")
+        if "inactive again" not in said:
+            raise LabError(f"it was not undone: {said}")
+        here.sh(f"[ ! -e {data} ]")
+        here.sh(f"holdfast attach {VM} {data} vdb 2>&1")
+        if data not in (listed := here.sh("holdfast volume list")):
+            raise LabError(f"it is not listed: {listed}")
+        there.is_refused(f"holdfast volume activate {data}")
+        here.sh(f"virsh detach-disk {VM} vdb 2>&1")
+        return f"{said.splitlines()[0]}; listed: {listed}"
+
+    def figures(self) -> str:
+        """Medians (and the least) in milliseconds, within emulated guests: their ratios count."""
+        host = self.other
+        found = host.sh(f"PYTHONPATH={self.guests.python} {IN_GUEST}/figures /root/{VM}.xml")
+        times = json.loads(found.splitlines()[-1])
+        ratio = times["lvchange"][0] / times["socket"][0]
+        if ratio < FASTER:
+            raise LabError(
+                f"a conversion by socket is {ratio:.1f} times as fast as lvchange, not {FASTER}: {times}"
+            )
+        return f"{times} ms; by socket {ratio:.1f} times as fast as by lvchange"
 
     def cancelled(self) -> str:
         self.live_phase()
