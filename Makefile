@@ -17,7 +17,7 @@ help:
 	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
 	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
 	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 50 minutes (CASES=)"
-	@echo "make lab-lvm two such guests with a shared volume group and the real lvmlockd over holdfastd, about 10 minutes a suite (SUITES=)"
+	@echo "make lab-lvm two such guests with a shared volume group and the real lvmlockd, also with libvirt and VMs, 10 to 30 minutes a suite (SUITES=)"
 	@echo "make man     manual pages of the commands, the daemon, the hook and the configuration, into build/man"
 	@echo "make deb     Debian packages for this release, or for another one (DISTRO=trixie), into build/deb"
 	@echo "make fuzz    fuzzing of what is read from clients, files and storage (atheris), of both sockets and of lease storage, each of a live daemon (FUZZ_S=)"

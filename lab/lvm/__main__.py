@@ -14,6 +14,7 @@ from pathlib import Path
 from lab import lvm
 from lab.fencing.guests import HOSTS, MICRO_HOSTS, Guests, LabError, install_holdfast
 from lab.lvm.host import DEAD_S, DISK, IO_TIMEOUT_S, VG, Host, Program
+from lab.lvm.page import PageSuite
 from lab.lvm.volumes import PACKAGES, VolumeSuite, cache
 
 SUITES: dict[str, tuple[tuple[Program, Program], int]] = {
@@ -29,6 +30,8 @@ VOLUME_SUITES: dict[str, tuple[tuple[Program, Program], int]] = {
     "volumes-holdfast": (("holdfast", "holdfast"), 512),
 }
 """The same, for VMs on volumes (`lab.lvm.volumes`)."""
+PAGE = "page"
+"""The commands of docs/shared-lvm.md (`lab.lvm.page`)."""
 DISK_MIB = 2048
 BOOT_TIMEOUT_S = 150
 TEXT = "written-on-{0}"
@@ -192,8 +195,22 @@ def run_volumes(name: str, place: Path, python: Path, cases: list[str], logs: Pa
     return failed
 
 
+def run_page(place: Path, python: Path) -> int:
+    """How many failed: 0 or 1."""
+    suite = PageSuite(PAGE, place, python)
+    try:
+        suite.run()
+        suite.say("done")
+    except LabError as e:
+        suite.say(f"FAILED: {e}")
+        return 1
+    finally:
+        suite.guests.down()
+    return 0
+
+
 def main() -> int:
-    suites = {**SUITES, **VOLUME_SUITES}
+    suites = {**SUITES, **VOLUME_SUITES, PAGE: ((), 512)}
     parser = argparse.ArgumentParser(prog="python -m lab.lvm", description=lvm.__doc__)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)}; default: all")
     parser.add_argument("--case", action="append", default=[], help="of the suites volumes*; default: all")
@@ -206,7 +223,7 @@ def main() -> int:
         parser.error(f"there is no suite {', '.join(unknown)}")
     if any(name in SUITES for name in wanted):
         subprocess.run([str(MICRO_HOSTS / "build")], check=True)
-    if any(name in VOLUME_SUITES for name in wanted):
+    if any(name in VOLUME_SUITES or name == PAGE for name in wanted):
         images = {**os.environ, "MH_CACHE": cache(), "MH_EXTRA": PACKAGES}
         subprocess.run([str(MICRO_HOSTS / "build")], check=True, env=images)
     failed = 0
@@ -215,7 +232,9 @@ def main() -> int:
         python = Path(place) / "python"
         install_holdfast(python)
         for name in wanted:
-            if name in VOLUME_SUITES:
+            if name == PAGE:
+                failed += run_page(Path(place) / name, python)
+            elif name in VOLUME_SUITES:
                 failed += run_volumes(name, Path(place) / name, python, options.case, logs)
             else:
                 failed += run_suite(name, Path(place) / name, python)

@@ -25,6 +25,7 @@ from lab.lvm.volume_record import Observer, Record, boot_sector
 DISK_MIB = 2048
 PACKAGES = "libvirt-daemon,libvirt-daemon-driver-qemu,libvirt-clients,qemu-system-x86"
 MEMORY_MIB = "1024"
+BOOT_S = 240.0
 CASE_S = 300.0
 """The limit of a case, which holds for each of its waits."""
 FASTER = 5
@@ -138,15 +139,17 @@ class VolumeSuite:
         for host in (self.one, self.two):
             with contextlib.suppress(LabError):  # it has no power already
                 self.guests.mh("kill", host.name)
-            self.guests.mh("start", host.name)
-        self.both(self.all_up)
+        self.both(self.power_on)
         assert self.observer is not None
         self.observer.went_back.clear()
         self.start_vm(self.one)
         self.settled(self.one)
 
-    def all_up(self, host: VmHost) -> None:
-        """A guest that has booted: everything it ran before."""
+    def power_on(self, host: VmHost) -> None:
+        """Boot it, which may take long on a busy machine, and start everything it ran before."""
+        with contextlib.suppress(LabError):  # `mh start` gives up after a minute
+            self.guests.mh("start", host.name)
+        self.guests.mh("wait", "-t", str(BOOT_S), host.name, timeout_s=2 * BOOT_S)
         host.start()
         host.start_vg()
         host.virt_up()
@@ -303,6 +306,10 @@ class VolumeSuite:
             raise LabError(f"it is not listed: {listed}")
         there.is_refused(f"holdfast volume activate {data}")
         here.sh(f"virsh detach-disk {VM} vdb 2>&1")
+        self.wait(
+            lambda: here.sh(f"[ -e {data} ] || echo gone") == "gone",
+            lambda: "the detached volume to be inactive",
+        )
         return f"{said.splitlines()[0]}; listed: {listed}"
 
     def figures(self) -> str:
@@ -380,8 +387,7 @@ class VolumeSuite:
             lambda: source.now(self.uuid).mode == "ex", lambda: "the source to have it alone", 4 * DEAD_S
         )
         took_s = time.monotonic() - began
-        self.guests.mh("start", target.name)
-        self.all_up(target)
+        self.power_on(target)
         self.settled(source)
         if self.record.boots != boots:
             raise LabError("the guest has booted again")
@@ -394,8 +400,7 @@ class VolumeSuite:
         began = time.monotonic()
         self.start_vm(target)
         took_s = time.monotonic() - began
-        self.guests.mh("start", source.name)
-        self.all_up(source)
+        self.power_on(source)
         self.settled(target)
         if took_s < DEAD_S / 2:
             raise LabError(f"that is too early: {took_s:.0f} s")

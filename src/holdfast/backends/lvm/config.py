@@ -79,7 +79,7 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> LvmBa
 def remarks(name: str) -> list[str]:
     """What an operator may not expect of a valid table."""
     return [
-        f'backend.{name}: driver "lvm" is experimental: no live migration over the real LVM was seen with it '
+        f'backend.{name}: driver "lvm" is experimental: over the real LVM it was seen in a lab alone '
         "(docs/shared-lvm.md)"
     ]
 
