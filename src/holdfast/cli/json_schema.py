@@ -28,6 +28,7 @@ from holdfast.control.api import (
     LeaseSpaceInfo,
     OwnerInfo,
     StatusInfo,
+    VolumeInfo,
 )
 from holdfast.flight.notes import Note
 from holdfast.ondisk.host_record import HostRecord
@@ -107,6 +108,44 @@ class CheckedConfig(TypedDict):
 class Named(TypedDict):
     ok: Literal[True]
     lockspace: str
+
+
+class IoTimeoutSet(TypedDict):
+    ok: bool
+    lockspace: str
+    io_timeout_s: int
+    changed: bool
+
+
+class Switched(TypedDict):
+    ok: bool
+    pid: int
+    locks: int
+    doubtful: list[str]
+
+
+class Switchable(TypedDict):
+    ok: Literal[True]
+    pid: int
+    program: str
+
+
+class Attached(TypedDict):
+    ok: Literal[True]
+    vm: str
+    disk: str
+    target: str
+
+
+class VolumeActivated(TypedDict):
+    ok: Literal[True]
+    path: str
+    changed: bool
+
+
+class VolumeDeactivated(TypedDict):
+    ok: Literal[True]
+    path: str
 
 
 class LockspaceMade(TypedDict):
@@ -279,6 +318,7 @@ COMMANDS: dict[str, Any] = {
     "lockspace join": (LeaseSpaceInfo, Named),
     "lockspace leave": Named,
     "lockspace list": list[LeaseSpaceInfo],
+    "lockspace set": IoTimeoutSet,
     "log-level": LogLevel,
     "maintenance off": Maintenance,
     "maintenance on": Maintenance,
@@ -286,6 +326,13 @@ COMMANDS: dict[str, Any] = {
     "setup": Setup,
     "setup --undo": Undone,
     "sim": Simulated,
+    "switch": Switched,
+    "switch --dry-run": Switchable,
+    "attach": Attached,
+    "volume activate": VolumeActivated,
+    "volume deactivate": VolumeDeactivated,
+    "volume list": list[VolumeInfo],
+    "volume who": Answer,
     "version": Versions,
     "failed": Failed,
 }
