@@ -43,6 +43,7 @@ test:
 	@$(BIN)/python tools/run_tests.py $(TESTS)
 
 test-all:
+	@tools/debian-packages long
 	@$(MAKE) -s test TESTS="--all $(TESTS)"
 	@$(BIN)/python tools/run_tests.py -m "not long" --hook tests/e2e
 

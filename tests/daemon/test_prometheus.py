@@ -17,6 +17,7 @@ from tests.support.daemon import Factory, make_disk
 from tests.support.polling import wait_until
 from tests.support.web import HoldfastWeb
 
+pytestmark = pytest.mark.long
 RULES = Path(__file__).parents[2] / "packaging" / "prometheus" / "holdfast.rules.yml"
 SCRAPED_S = 60.0
 """Prometheus starts, scrapes twice and evaluates, on a busy machine."""
@@ -24,7 +25,7 @@ SCRAPED_S = 60.0
 
 def promtool(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     program = shutil.which("promtool")
-    assert program, "Debian's package prometheus is missing: tools/debian-packages test"
+    assert program, "Debian's package prometheus is missing: tools/debian-packages long"
     return subprocess.run(
         [program, *arguments], input=text, capture_output=True, text=True, check=False, timeout=60
     )
@@ -46,7 +47,6 @@ def free_port() -> int:
     return port
 
 
-@pytest.mark.long
 def test_real_prometheus_scrapes_and_alerts(make_daemon: Factory, place: Path) -> None:
     daemon = make_daemon().start()
     token = place / "token"

@@ -4,7 +4,7 @@ import pytest
 
 from tests.e2e.lab.lab import Lab
 
-pytestmark = pytest.mark.holdfast_only("virtlockd has no maintenance")
+pytestmark = [pytest.mark.holdfast_only("virtlockd has no maintenance"), pytest.mark.long]
 ENDS = "holdfast maintenance off"
 
 

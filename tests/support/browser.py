@@ -26,7 +26,7 @@ class Browser:
 
     def __init__(self, directory: Path) -> None:
         program = shutil.which(PROGRAM)
-        assert program, "Debian's package chromium is missing: tools/debian-packages test"
+        assert program, "Debian's package chromium is missing: tools/debian-packages long"
         self._process = subprocess.Popen(
             [
                 program,
