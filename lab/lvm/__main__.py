@@ -64,11 +64,19 @@ class Suite:
         self.take_over("the power of h1 is cut", lambda: self.guests.mh("kill", "h1"))
         self.guests.mh("start", "h1")
         self.back()
-        boot = self.guests.boot("h1")
-        self.take_over("h1's lock manager is killed", lambda: self.one.sh("kill -9 $(cat /srv/manager.pid)"))
-        self.guests.mh("wait", "-t", str(BOOT_TIMEOUT_S), "h1", boot)
-        self.say("h1 was reset by its watchdog, and has booted")
-        self.back()
+        mh = self.guests.mh
+        for cause, strike in (
+            ("h1's lock manager is killed", lambda: self.one.sh("kill -9 $(cat /srv/manager.pid)")),
+            ("h1's storage answers no more", lambda: mh("disk", "h1", "hang")),
+            ("h1's processor stops", lambda: mh("freeze", "h1")),
+        ):
+            boot = self.guests.boot("h1")
+            self.take_over(cause, strike)
+            if "storage" in cause:
+                mh("disk", "h1", "ok")  # a host whose disk hangs would hang in its next boot
+            mh("wait", "-t", str(BOOT_TIMEOUT_S), "h1", boot)
+            self.say("h1 was reset by its watchdog, and has booted")
+            self.back()
 
     def set_up(self) -> None:
         one, two = self.one, self.two
