@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from tests.contract.test_paxos_backend import Scene, play
@@ -12,9 +11,6 @@ from tests.support.leases import HostLockspaces, twin
 
 from holdfast.backends.base import HeldElsewhere
 from holdfast.errors import LeaseUnusable
-from holdfast.lease_admin.garbage_collection import LeaseCollector
-from holdfast.manager.key_locks import KeyLocks
-from holdfast.manager.lock_table import LockTable
 from holdfast.model import Mode
 from holdfast.ondisk import delta
 from holdfast.ondisk.delta import FLAG_NO_TIMEOUT
@@ -26,7 +22,6 @@ from holdfast.protocol.takeover import NEVER_BY_TIME
 from holdfast.protocol.types import Generation, HostId, HostTimestamp, Instant
 from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.testing.conformance import assert_held, take
-from holdfast.testing.fakes import SimulatedClock
 
 FOR_EVER_S = 10_000.0
 
@@ -162,20 +157,7 @@ def test_gc_gives_up_what_an_older_term_had_of_the_index(no_timeout: bool, tmp_p
             file.write(replace(freed, timestamp=7, write_id=freed.owner_id).sector())
         back = twin(s.alpha, generation=2, flags=FLAG_NO_TIMEOUT if no_timeout else 0)
         sees_silent(back, 2, HostState.LIVE, no_timeout=no_timeout)
-        backend = back.backend()
-        manager = SimpleNamespace(
-            backends={backend.name: backend},
-            key_locks=KeyLocks(),
-            table=LockTable(),
-            acquirer=SimpleNamespace(),
-        )
-        collector = LeaseCollector(manager, clock=SimulatedClock())  # type: ignore[arg-type]
-        if no_timeout:
-            await collector.collect(dry_run=True)
-            assert not index_lease().is_free
-            await collector.collect(dry_run=False)
-        else:
-            await backend.maintenance.free_of_older_terms()
+        await back.backend().maintenance.free_of_older_terms()
         assert index_lease().is_free is no_timeout
 
     play(scene)

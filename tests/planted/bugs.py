@@ -2135,12 +2135,4 @@ BUGS = (
         "if self.maintenance is not None:",
         "daemon/test_maintenance.py::test_no_vm_begins_while_those_that_are_here_go_on_over_a_restart",
     ),
-    _in(
-        "lease_admin.garbage_collection",
-        "older-terms-keep-the-index",
-        "'lease gc' leaves what an older term of this host held of the index, and nobody can change it any more",
-        "            await maintenance.free_of_older_terms()",
-        "            pass",
-        "contract/test_lease_flags.py::test_gc_gives_up_what_an_older_term_had_of_the_index[True]",
-    ),
 )
