@@ -36,6 +36,9 @@ FOLLOWS_S = 3.0
 """A command that follows events is ended after so long."""
 OUTCOMES = set(exits.MEANINGS) - {exits.USAGE, exits.BAD_CONFIG, exits.NOT_PERMITTED}
 LIBVIRT_UNITS = {
+    "wdmd",
+    "sanlock",
+    "lvmlockd",
     "virtlockd",
     "virtlockd.service",
     "virtlockd.socket",

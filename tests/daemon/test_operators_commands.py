@@ -11,6 +11,7 @@ from tests.support.daemon import Factory, make_disk
 
 from holdfast import __version__, config
 from holdfast.cli import exits
+from holdfast.cli.json_schema import JSON_VERSION
 
 
 def test_commands_for_operators(make_daemon: Factory, tmp_path: Path) -> None:
@@ -20,7 +21,12 @@ def test_commands_for_operators(make_daemon: Factory, tmp_path: Path) -> None:
     (vm,) = host.cli_json("vm", "list")
     assert vm["name"] == "web1"
     assert "web1" in host.cli("vm", "list").stdout
-    assert host.cli_json("version") == {"ok": True, "holdfast": __version__, "holdfastd": __version__}
+    assert host.cli_json("version") == {
+        "ok": True,
+        "holdfast": __version__,
+        "holdfastd": __version__,
+        "json": JSON_VERSION,
+    }
     shown = host.cli("config", "show")
     loaded, problems = config.load_lenient(shown.stdout, "shown", environ={}, uid=0)
     assert not problems and loaded is not None and loaded.virtlockd.socket == host.socket

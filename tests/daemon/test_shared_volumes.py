@@ -5,6 +5,7 @@ Migrations there and back, and cancelled ones, are in tests/e2e/test_shared_volu
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.daemon import BIN
+from tests.support.json_schema import why_not
 from tests.support.polling import wait_until
 from tests.support.shared_volumes import EX, SH, Guest, Site, VolumeHost, made_site
 
@@ -228,6 +230,9 @@ def test_operator_activates_a_volume_that_then_follows_its_vm(site: Site, guest:
     assert (code, f"{guest.path} is held by host h1" in said) == (75, True), said
     assert not site.h2.is_active(guest.lv)
     assert "activated by an operator" in site.h1.holdfast("volume", "list")[1]
+    for command in ("volume list", "volume who", "volume activate"):
+        words = (*command.split(), *([] if command == "volume list" else [guest.path]))
+        assert why_not(command, json.loads(site.h1.holdfast(*words, "--json")[1])) == ""
     assert site.h2.holdfast("volume", "who", guest.path)[0] == 0
     guest.starts(site.h1)
     code, said = site.h1.holdfast("volume", "list")

@@ -19,10 +19,14 @@ class Planted:
 
     mutation: Mutation
     test: str
+    is_long: bool = False
+    """Whether its test takes so long that only `make test-all` plants it."""
 
 
-def _in(module: str, name: str, bug: str, piece: str, replacement: str, test: str) -> Planted:
-    return Planted(Mutation(name, bug, f"holdfast.{module}", piece, replacement), f"tests/{test}")
+def _in(
+    module: str, name: str, bug: str, piece: str, replacement: str, test: str, *, is_long: bool = False
+) -> Planted:
+    return Planted(Mutation(name, bug, f"holdfast.{module}", piece, replacement), f"tests/{test}", is_long)
 
 
 BUGS = (
@@ -33,6 +37,7 @@ BUGS = (
         "            backend.areas.put(ended.name.name, area)",
         "            pass",
         "daemon/test_sanlock_connections.py::test_a_lease_whose_client_ends_with_the_daemon_is_free",
+        is_long=True,
     ),
     _in(
         "lease_admin.garbage_collection",
@@ -41,6 +46,7 @@ BUGS = (
         "if e.errno == errno.ENOENT and not backend.maintenance.lists_all:",
         "if False:",
         "daemon/test_sanlock_connections.py::test_a_lease_whose_client_ends_with_the_daemon_is_free",
+        is_long=True,
     ),
     _in(
         "frontends.sanlock.frontend",
@@ -49,6 +55,7 @@ BUGS = (
         "        if entry.kind & CHANNEL:",
         "        if False:",
         "daemon/test_sanlock_connections.py::test_an_event_channel_goes_on",
+        is_long=True,
     ),
     _in(
         "frontends.sanlock.frontend",
@@ -73,6 +80,7 @@ BUGS = (
         "clients_stay = clients_stay and (self.watchdog_descriptor() is None or self._watchdog.is_kept)",
         "clients_stay = clients_stay and True",
         "daemon/test_lease_watchdog.py::test_restart_with_a_client_that_holds_nothing",
+        is_long=True,
     ),
     _in(
         "daemon.daemon",
@@ -81,6 +89,7 @@ BUGS = (
         "        self._restarts = restarts",
         "        self._restarts = True",
         "daemon/test_lease_watchdog.py::test_restart_with_a_client_that_holds_nothing",
+        is_long=True,
     ),
     _in(
         "manager.acquire",
@@ -306,6 +315,7 @@ BUGS = (
         "        self._join_again(state.added)\n",
         "",
         "daemon/test_sanlock_clients.py::test_a_clients_lease_outlives_the_daemon_and_ends_with_its_process[kill]",
+        is_long=True,
     ),
     _in(
         "daemon.client_lockspaces",
@@ -322,6 +332,7 @@ BUGS = (
         "        if owner.unasked or owner.registered or self._table",
         "        if owner.unasked or self._table",
         "daemon/test_sanlock_clients.py::test_commands_by_pid_find_a_process_that_an_earlier_daemon_had_registered[kill]",
+        is_long=True,
     ),
     _in(
         "config_change",
@@ -386,6 +397,7 @@ BUGS = (
         "        self._owners[client] = owner\n        wishes = owner.wishes\n",
         "        self._owners[client] = owner\n        wishes = Wishes()\n",
         "daemon/test_sanlock_clients.py::test_how_a_client_wants_to_be_stopped_is_known_to_the_next_daemon",
+        is_long=True,
     ),
     _in(
         "manager.adoption",
@@ -394,6 +406,7 @@ BUGS = (
         "                owner.registered = saved.registered and (owner.process is not None or owner.clients > 0)",
         "                owner.registered = saved.registered",
         "daemon/test_sanlock_clients.py::test_an_orphan_outlives_the_daemon_until_it_is_asked_for",
+        is_long=True,
     ),
     _in(
         "frontends.sanlock.area_guard",
@@ -556,6 +569,7 @@ BUGS = (
         "ADOPTIONS_MAX = 64",
         "ADOPTIONS_MAX = 10_000",
         "daemon/test_many_leases.py::test_leases_are_held_again_after_a_kill_and_none_is_called_lost[1200]",
+        is_long=True,
     ),
     # --- hosts that look alike ---
     _in(
@@ -729,6 +743,7 @@ BUGS = (
         "if end > MESSAGE_BYTES_MAX or (end < 0 and len(self._buffer) > MESSAGE_BYTES_MAX):",
         "if False:",
         "daemon/test_abuse.py::test_message_without_an_end_is_refused_at_its_bound_and_not_read_on",
+        is_long=True,
     ),
     _in(
         "frontends.varlink_connection",
@@ -737,6 +752,7 @@ BUGS = (
         "if self._out or (self._call is not None and self._buffer):",
         "if self._call is not None and self._buffer:",
         "daemon/test_abuse.py::test_client_that_never_reads_is_not_served_on",
+        is_long=True,
     ),
     _in(
         "frontends.varlink_clients",
@@ -745,6 +761,7 @@ BUGS = (
         "if self._taken[uid] >= self._user_max:",
         "if False:",
         "daemon/test_abuse.py::test_one_user_can_not_take_the_places_of_others",
+        is_long=True,
     ),
     _in(
         "system.host.peer_rights",
@@ -796,6 +813,7 @@ BUGS = (
         'text = printable(f"{record.levelname} {record.getMessage()}")',
         'text = f"{record.levelname} {record.getMessage()}"',
         "daemon/test_abuse.py::test_names_of_clients_forge_no_line_of_the_log",
+        is_long=True,
     ),
     # --- found by a seed of the simulator, and by no present one within reach ---
     _in(
@@ -1126,6 +1144,7 @@ BUGS = (
         "if not (disk.facts.direct or self._spec.page_cache):",
         "if False:",
         "daemon/test_restored_areas.py::test_storage_that_refuses_o_direct_is_joined_by_an_operators_word_only",
+        is_long=True,
     ),
     _in(
         "supervision.renewal",
@@ -1134,6 +1153,7 @@ BUGS = (
         "self.taken = not found.is_free",
         "self.taken = False",
         "daemon/test_restored_areas.py::test_owners_get_no_grace_when_another_host_has_the_id",
+        is_long=True,
     ),
     _in(
         "manager.hashed_names",
@@ -1267,6 +1287,7 @@ BUGS = (
         "if record != before.get(host_id):",
         "if False:",
         "daemon/test_restored_areas.py::test_lockspace_in_use_is_not_made_again",
+        is_long=True,
     ),
     _in(
         "supervision.lockspace_use",
@@ -1465,6 +1486,7 @@ BUGS = (
         'for each in domain.findall("./devices/disk"))',
         'for each in domain.findall("./devices/disk") if each.get("type") != "network")',
         "daemon/test_kinds_of_disks.py::test_vm_with_an_nbd_disk_is_named_by_every_command",
+        is_long=True,
     ),
     _in(
         "system.libvirt.domain_disks",
@@ -1489,6 +1511,7 @@ BUGS = (
         "if (d.disks or d.unresolved) and",
         "if d.disks and",
         "daemon/test_kinds_of_disks.py::test_running_vm_with_a_volume_and_no_lock_is_found",
+        is_long=True,
     ),
     _in(
         "manager.repeated_acquire",
@@ -1513,6 +1536,7 @@ BUGS = (
         "        if caller is None or caller != ProcessId(libvirtd.pid, libvirtd.start_ticks):",
         "        caller = ProcessId(libvirtd.pid, libvirtd.start_ticks)\n        if False:",
         "daemon/test_qemu_hook.py::test_only_the_process_that_calls_the_hook_can_be_its_libvirtd",
+        is_long=True,
     ),
     _in(
         "manager.unasked_disks",
@@ -1599,6 +1623,7 @@ BUGS = (
         "    if unasked and domain.disks:",
         "    if False:",
         "daemon/test_qemu_hook.py::test_guest_does_not_arrive_where_libvirt_asks_nobody_for_locks",
+        is_long=True,
     ),
     _in(
         "config_hook",
@@ -1758,6 +1783,7 @@ BUGS = (
         "    networked = domain.networked if operation in (MUST_HOLD, ARRIVES) else ()",
         "    networked = ()",
         "daemon/test_network_disks.py::test_second_start_is_refused_on_both_hosts_and_named_everywhere",
+        is_long=True,
     ),
     _in(
         "manager.hook_operations",
@@ -1766,6 +1792,7 @@ BUGS = (
         "        if unasked and (found := self.over_network(wants)):",
         "        if False and (found := self.over_network(wants)):",
         "daemon/test_network_disks.py::test_guest_does_not_arrive_where_libvirt_will_not_connect",
+        is_long=True,
     ),
     _in(
         "manager.acquire",
@@ -1900,6 +1927,7 @@ BUGS = (
         "        is_clients = disk.startswith(SANLOCK_PREFIX)\n",
         "        is_clients = False\n",
         "daemon/test_sanlock_orphans.py::test_an_orphan_that_the_journal_has_lost_stays_held_over_every_restart[0]",
+        is_long=True,
     ),
     _in(
         "manager.lock_state",
@@ -1908,6 +1936,7 @@ BUGS = (
         "    persists = resource in owner.persistent or is_shared_by_clients\n",
         "    persists = resource in owner.persistent\n",
         "daemon/test_sanlock_orphans.py::test_a_lease_that_clients_share_outlives_each_of_them_without_the_journal",
+        is_long=True,
     ),
     _in(
         "system.lvm.lvmlockd_client",
@@ -2078,6 +2107,7 @@ BUGS = (
         "            pass",
         "interop/virtlockd/test_live_switch.py::test_virtlockd_goes_on_with_its_locks_when_anything_is_wrong"
         "[a program that can't be executed]",
+        is_long=True,
     ),
     _in(
         "switch.order",
@@ -2086,6 +2116,7 @@ BUGS = (
         '            if peer not in vms or "admin" in at:',
         '            if "admin" in at:',
         "interop/virtlockd/test_live_switch.py::test_a_connection_that_may_not_have_registered_bars_the_switch",
+        is_long=True,
     ),
     _in(
         "cli.setup.plan",
@@ -2134,5 +2165,6 @@ BUGS = (
         "if self.maintenance is not None and call.pid == connection.peer.pid:",
         "if self.maintenance is not None:",
         "daemon/test_maintenance.py::test_no_vm_begins_while_those_that_are_here_go_on_over_a_restart",
+        is_long=True,
     ),
 )

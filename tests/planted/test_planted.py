@@ -58,7 +58,13 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield {bug.mutation.name: pool.submit(run_with, bug, place) for bug in wanted}
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.mutation.name)
+@pytest.mark.parametrize(
+    "bug",
+    [
+        pytest.param(bug, id=bug.mutation.name, marks=[pytest.mark.long] if bug.is_long else [])
+        for bug in BUGS
+    ],
+)
 def test_a_planted_bug_fails_the_test_that_is_named_with_it(bug: Planted, runs: Runs) -> None:
     done = runs[bug.mutation.name].result()
     name = bug.test.split("::")[1]
