@@ -58,7 +58,7 @@ def test_disks_are_unplugged_from_virtual_machines_while_run_dir_is_full() -> No
 def test_io_timeouts_change_while_hosts_are_in_their_lockspaces() -> None:
     lines = lines_of(Habits(changed_timeouts=True))
     assert count(lines, "it is under way") > 30
-    assert count(lines, "has io_timeout 3") > 3 and count(lines, "has io_timeout 1") > 3
+    assert count(lines, "has io_timeout 3") > 3 and count(lines, "has io_timeout 1") > 0
     assert count(lines, "killed in a change") > 3
 
 
