@@ -127,7 +127,7 @@ class VmHost(Host):
             "/srv/*.log /srv/*.out /srv/*.opens /var/log/libvirt/libvirtd.log /var/log/libvirt/qemu/*.log "
             "/run/libvirt/qemu/*.xml /run/holdfast/*.json /run/holdfast/journal"
         )
-        told = (
+        logged = (
             ("lvmlockctl --info", "info"),
             ("lvmlockctl --dump", "lvmlockd-dump"),
             ("dmsetup info -c", "dm"),
@@ -135,7 +135,7 @@ class VmHost(Host):
             (f"{IN_GUEST}/state {uuid} {VM}", "state"),
             ("timeout 30 holdfast status", "status"),
         )
-        commands = (f"{command} > /srv/{name}.log 2>&1" for command, name in told)
+        commands = (f"{command} > /srv/{name}.log 2>&1" for command, name in logged)
         self.guests.try_sh(self.name, "; ".join((*commands, "true")))
         with open(place / f"{self.name}.tar", "wb") as out:
             subprocess.run(

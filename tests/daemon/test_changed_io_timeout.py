@@ -30,7 +30,7 @@ def test_io_timeout_is_raised_and_lowered_while_a_vm_has_a_lease(
     done = alpha.cli("lockspace", "set", SPACE, "--io-timeout", str(RAISED_S))
     assert done.returncode == 0 and f"io_timeout is {RAISED_S} s on this host" in done.stdout, done.stderr
     assert record(leases, 1).io_timeout_s == RAISED_S and record(leases, 2).io_timeout_s == IO_TIMEOUT_S
-    # A crash while it is lowered: the next daemon goes on with the term, and with the change.
+    # A crash while it is lowered: the next daemon resumes the term, and continues the change.
     lowered = alpha.cli_json("lockspace", "set", SPACE, "--io-timeout", str(IO_TIMEOUT_S), "--no-wait")
     assert lowered == {"ok": True, "lockspace": SPACE, "io_timeout_s": IO_TIMEOUT_S, "changed": False}
     assert io_timeouts(alpha) == (RAISED_S, IO_TIMEOUT_S)

@@ -434,15 +434,13 @@ class RenewalLoop:
                 notified=self._to_notify(),
                 hosts_watched=hosts.hosts_to_read(),
                 is_over=watched.is_over,
-                raised_io_timeout_s=max(0, self._next_io_timeout_s - self.timing.io_timeout_s)
-                and self._next_io_timeout_s,
+                raised_io_timeout_s=self._next_io_timeout_s if self._is_raised else 0,
             )
             match outcome:
                 case delta.Renewed(held, sectors, read_at):
                     self.trouble = ""
                     self._counted(held, watched, hosts)
-                    pace = self.timing.of_host(min(self._next_io_timeout_s, self.timing.io_timeout_s))
-                    due = held.renewed_at + pace.renewal_s
+                    due = held.renewed_at + self._pace.renewal_s
                     now = self._clock.now()
                     self._remember(held, read_at, now)
                     self._report_all(hosts.looked(now, read_at, sectors))
@@ -474,6 +472,19 @@ class RenewalLoop:
                 case _:
                     assert_never(outcome)
 
+    @property
+    def _is_raised(self) -> bool:
+        return self._next_io_timeout_s > self.timing.io_timeout_s
+
+    @property
+    def _is_lowered(self) -> bool:
+        return 0 < self._next_io_timeout_s < self.timing.io_timeout_s
+
+    @property
+    def _pace(self) -> Timing:
+        """A smaller io_timeout is shown as soon as a renewal by it is due."""
+        return replace(self.timing, io_timeout_s=self._next_io_timeout_s) if self._is_lowered else self.timing
+
     def _counted(self, held: delta.Held, watched: MonitoredLease, hosts: PeerMonitor) -> None:
         """Count the lease from a renewal that is on disk, by other bounds if its io_timeout is being changed."""
         raised = held.claim.timing if held.claim.timing != self.timing else None
@@ -481,20 +492,18 @@ class RenewalLoop:
         if raised is not None:
             hosts.count_by(raised)
             self._claim = held.claim
-        next_s = self._next_io_timeout_s
-        if 0 < next_s < self.timing.io_timeout_s:
-            watched.lower(held.claim.with_io_timeout(next_s).timing)
-        if next_s and next_s == held.record.io_timeout_s == self.timing.io_timeout_s:
+        if self._is_lowered:
+            watched.lower(self._pace)
+        if self._next_io_timeout_s == held.record.io_timeout_s == self.timing.io_timeout_s:
             self._next_io_timeout_s = 0
             self._report(IoTimeoutChanged(self.timing))
 
     def _lowered(self, held: delta.Held, watched: MonitoredLease) -> delta.Held:
         """What is to be renewed: with the smaller io_timeout as soon as the lease monitor counts by it."""
-        counted_s, next_s = watched.expiry.timing.io_timeout_s, self._next_io_timeout_s
-        if counted_s != next_s or next_s >= self.timing.io_timeout_s:
-            return held
-        self._claim = held.claim.with_io_timeout(next_s)
-        return replace(held, claim=self._claim)
+        if self._is_lowered and watched.expiry.timing == self._pace:
+            self._claim = held.claim.with_io_timeout(self._next_io_timeout_s)
+            held = replace(held, claim=self._claim)
+        return held
 
     def _remember(self, held: delta.Held, read_at: Instant, now: Instant) -> None:
         began, failures, self._failures = held.renewed_at, self._failures, RenewalTimes(0)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from holdfast.switch import place
 from holdfast.switch.as_reexec import Facts, as_reexec, users
-from holdfast.switch.lock_conversion import Converted, ProcessLock, confirm
+from holdfast.switch.lock_conversion import RIVAL_TRIES, TRY_PAUSE_S, Converted, ProcessLock, confirm
 from holdfast.switch.virtlockd_state import STATE_BYTES_MAX, Unusable, VirtlockdState, decode
 from holdfast.system.files.ofd_lock import key_of
 from holdfast.system.files.process_locks import KernelRecordLocks
@@ -31,9 +31,6 @@ from holdfast.system.host.process import boot_id, host_name, start_ticks
 
 IDLE_S = 600.0
 """A keeper that got nothing by then is of a switch that was given up."""
-LOCK_TRIES = 20
-"""For a lock that a shared rival is in the way of."""
-TRY_PAUSE_S = 0.05
 
 
 @dataclass(slots=True)
@@ -150,7 +147,7 @@ def _confirmed(kept: Kept) -> dict[int, Converted]:
     """Takes what can be had of each lock, by its copy here."""
     locks = KernelRecordLocks()
     found: dict[int, Converted] = {}
-    for _ in range(LOCK_TRIES):
+    for _ in range(RIVAL_TRIES):
         for lock in kept.state.locks:
             if lock.fd not in found or not found[lock.fd].is_whole:
                 found[lock.fd] = confirm(ProcessLock(kept.fds[lock.fd], (0, 0), lock.mode), locks)

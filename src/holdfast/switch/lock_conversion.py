@@ -29,6 +29,8 @@ from holdfast.model import Mode
 
 RIVAL_TRIES = 20
 """Attempts at step 4 while others have a shared lock: one that only tries its luck is gone within some of them."""
+TRY_PAUSE_S = 0.05
+"""Between two of these attempts, for those who call this."""
 REFUSED = (errno.EAGAIN, errno.EACCES)
 """What fcntl(2) says while somebody else's lock is in the way."""
 

@@ -216,7 +216,7 @@ def order(
             "journalctl -u virtlockd.service; holdfast doctor"
         )
     if result.outcome == "back":
-        raise NotSwitched(f"the real virtlockd goes on with all its locks: {result.why}")
+        raise NotSwitched(f"the real virtlockd runs on and keeps all its locks: {result.why}")
     return result
 
 

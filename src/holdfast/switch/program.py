@@ -19,7 +19,7 @@ from typing import NoReturn
 from holdfast.model import Mode
 from holdfast.switch import keeper, place
 from holdfast.switch.as_reexec import as_reexec
-from holdfast.switch.lock_conversion import Converted, ProcessLock, WentBack, convert, revert
+from holdfast.switch.lock_conversion import TRY_PAUSE_S, Converted, ProcessLock, WentBack, convert, revert
 from holdfast.switch.virtlockd_state import STATE_BYTES_MAX, STATE_FILE, Unusable, VirtlockdState, decode
 from holdfast.system.files.process_locks import KernelRecordLocks
 from holdfast.system.files.regular_file import Unreadable, read_regular
@@ -28,7 +28,6 @@ from holdfast.system.host.descriptors import HELD_SIGNALS, exec_with
 
 KEEPER_S = 30.0
 """Within which a keeper answers: it has one client at a time."""
-TRY_PAUSE_S = 0.05
 KEEP, CHECK = "--holdfast-keep", "--holdfast-check"
 """Options that virtlockd does not have: to be the keeper, and to say that this program can run here."""
 STOP_AT = "HOLDFAST_SWITCH_STOP_AT"

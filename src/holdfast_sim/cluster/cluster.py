@@ -337,6 +337,11 @@ class Cluster:
             kind, calls = random.choice((("disk", 4), ("clock", 8)))
             machine.process.stall_in(random.randrange(calls), random.choice((3.0, 5.0, 10.0)), kind)
 
+    def living_daemons(self) -> list[ManagedDaemon]:
+        """Whole daemons that run and serve."""
+        managed = [each for each in self.daemons.values() if isinstance(each, ManagedDaemon)]
+        return [each for each in managed if each.serving and each.alive]
+
     def _configuration(self, number: int, timing: Timing) -> Config:
         """Restore the configuration as first written: an operator may have changed what follows the loss of a lease."""
         scenario, random = self.scenario, self.world.random

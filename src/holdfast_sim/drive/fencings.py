@@ -69,8 +69,7 @@ class Fencings:
         if self.stopped:
             return
         self._next()
-        daemons = [d for d in self.cluster.daemons.values() if isinstance(d, ManagedDaemon) and d.serving]
-        daemons = [daemon for daemon in daemons if daemon.alive]
+        daemons = self.cluster.living_daemons()
         if not daemons:
             return
         daemon = self.random.choice(daemons)

@@ -135,7 +135,7 @@ class VolumeOrders:
             if self._host.unread or self._host.record_damaged:
                 doubt = ", ".join(self._host.unread) or "the record of volumes"
                 raise Refused(
-                    reason=f"{volume}: whether a VM uses it can't be told, as {doubt} can't be read; nothing is deactivated"
+                    reason=f"{volume}: whether a VM uses it is not known, as {doubt} can't be read; nothing is deactivated"
                 )
             for domain, _ in uses.values():
                 raise Refused(reason=f"{volume} is a disk of VM {domain.name} on this host")
