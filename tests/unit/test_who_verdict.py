@@ -501,3 +501,22 @@ def judged(state: str, path: str = DISK) -> Judged:
 def test_verdict_about_a_vm(evidence: VmEvidence, state: str, headline: str) -> None:
     verdict = conclude_vm(evidence)
     assert (verdict.state, headline in verdict.headline) == (state, True), verdict
+
+
+@pytest.mark.parametrize(
+    ("evidence", "state"),
+    [
+        (Evidence(DISK, trial=(GRANTED,)), FREE),
+        (Evidence(DISK, trial=(GRANTED,), lease_here="LS1:web:/leases:0"), UNKNOWN),
+        (Evidence(DISK, trial=(GRANTED,), daemon=(info(),), lease_here="LS1:web:/leases:0"), HELD),
+    ],
+)
+def test_storage_of_a_lease_is_not_called_free(evidence: Evidence, state: str) -> None:
+    """A lease is held by what is written in it; a lock on its file says nothing."""
+    assert conclude(evidence).state == state
+
+
+def test_command_about_a_lease_can_be_copied_whatever_a_guest_has_written() -> None:
+    """The names come from a sector that a guest may have written."""
+    verdict = conclude(Evidence(DISK, trial=(GRANTED,), lease_here="a;reboot:$(b):/d:0"))
+    assert verdict.next_step.endswith("holdfast who 'a;reboot:$(b):/d:0'")

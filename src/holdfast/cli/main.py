@@ -177,6 +177,9 @@ def who(context: Context, what: str, as_json: bool) -> None:
     holdfast who /dev/vg/web
     holdfast who web1
     holdfast who rbd:pool/image
+    holdfast who LS1:web:/rhev/leases:1048576
+
+    The last one is a lease of sanlock's clients, named as 'sanlock client status' does.
 
     Exit 0: somebody holds or uses it; 3: nobody does; 4: it can't be determined, or it is no disk.
     """

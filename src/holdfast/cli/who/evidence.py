@@ -184,6 +184,10 @@ class Evidence:
     """For each lock file, or else for the disk; not asked where the disk has a lease, which says more."""
     uses: tuple[Use, ...] | Unreadable = ()
     """libvirt's files about running VMs; not asked while the daemon knows a holder."""
+    place_wanted: bool = False
+    """It is a lease of sanlock's clients that this host does not hold, and nobody says where on storage it is."""
+    lease_here: str = ""
+    """The lease that the file or device begins with, as `who` wants it named. It may be what a guest wrote there."""
 
     @property
     def holders(self) -> tuple[HolderInfo, ...]:

@@ -25,6 +25,8 @@ from typing import TypeVar
 from holdfast.backends.file import owner_record
 from holdfast.backends.naming import indirect_name
 from holdfast.cli.libvirt_files import domains, lease_paths, libvirt_lockspaces, libvirt_names, lockable_paths
+from holdfast.cli.who import client_leases
+from holdfast.cli.who.client_leases import ClientLease
 from holdfast.cli.who.disk_users import no_disk, users, users_of_name
 from holdfast.cli.who.evidence import (
     Evidence,
@@ -39,10 +41,10 @@ from holdfast.cli.who.evidence import (
     Unreadable,
 )
 from holdfast.config import Config
-from holdfast.control.api import HolderInfo
+from holdfast.control.api import HolderInfo, LeaseSpaceInfo
 from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.manager.journal_replay import SavedState, replay
-from holdfast.model import IDENTITY_LOCKSPACE, Resource
+from holdfast.model import IDENTITY_LOCKSPACE, SANLOCK_PREFIX, Resource
 from holdfast.network_disk import names_network_disk
 from holdfast.system.files.bounded_question import ANSWER_S, Silent, answer_in_time
 from holdfast.system.files.disk_identity import DiskIdentity, SystemDiskIdentities
@@ -126,6 +128,38 @@ class Sources:
         """The files that stand for `<lease>` elements with that key."""
         return lease_paths(key, self._root)
 
+    def client_lease(self, lease: ClientLease) -> Evidence:
+        """A lease of sanlock's clients. One that is named without its place is known if this host holds it."""
+        key = (SANLOCK_PREFIX + lease.lockspace, lease.name)
+        ours = self._locks
+        if isinstance(ours, tuple):
+            ours = tuple(h for h in ours if (h.lockspace, h.name) == key)
+        if not lease.path and isinstance(ours, tuple) and ours:
+            lease = lease.at(ours[0].path)
+        if not lease.path:
+            return Evidence(str(lease), self.host, self.is_root, daemon=ours, place_wanted=True)
+        try:
+            seen = answer_in_time(
+                partial(client_leases.look, lease, self._space(lease.lockspace)), LEASES_ANSWER_S
+            )
+        except Silent:
+            reason = "its storage did not answer in time"
+            seen = client_leases.unreadable(lease, reason)
+        return Evidence(str(lease), self.host, self.is_root, daemon=ours, leases=(seen,))
+
+    def has_lockspace(self, name: str) -> bool:
+        return self._space(name) is not None
+
+    def _space(self, name: str) -> LeaseSpaceInfo | None:
+        """As this host's daemon sees it; None if it does not."""
+        return next((each for each in self._spaces if each.name == name), None)
+
+    @cached_property
+    def _spaces(self) -> list[LeaseSpaceInfo]:
+        """None if the daemon does not answer: it would only add whether the hosts live."""
+        spaces = self._ask(lambda client: client.lease_spaces())
+        return spaces if isinstance(spaces, list) else []
+
     # --- a disk ---
 
     def disk_without_path(self, name: str) -> Evidence:
@@ -175,6 +209,7 @@ class Sources:
             leases=leases,
             trial=() if leases else tuple(files[file].trial for file in lock_files or [path]),
             uses=() if held else users(path, _pids(files), self._root),
+            lease_here=_lease_at_start(path),
         )
 
     def _lock_files(self, path: str, strong: str) -> tuple[list[str], list[Unreadable]]:
@@ -273,9 +308,6 @@ class Sources:
             return volume
         from holdfast.cli.who import leases
 
-        spaces = self._ask(lambda client: client.lease_spaces())
-        if not isinstance(spaces, list):
-            spaces = []  # the daemon would only add whether the hosts live
         resources = libvirt_names(path, disk, self._root)
         found: list[LeaseSeen] = []
         for name, table in tables.items():
@@ -283,7 +315,7 @@ class Sources:
             try:
                 if where in self._silent:
                     raise Silent
-                reading = partial(leases.look, name, table, resources, disk, spaces, strong)
+                reading = partial(leases.look, name, table, resources, disk, self._spaces, strong)
                 found += answer_in_time(reading, LEASES_ANSWER_S)
             except Silent:
                 reason = "its storage did not answer in time"
@@ -303,6 +335,13 @@ class Sources:
             return (answer_in_time(partial(volume_leases.look, backend, path), LEASES_ANSWER_S),)
         except Silent:
             return (volume_leases.unreadable(backend, path, "LVM or its storage did not answer in time"),)
+
+
+def _lease_at_start(path: str) -> str:
+    try:
+        return answer_in_time(partial(client_leases.at_start_of, path), ANSWER_S)
+    except Silent:
+        return ""  # `_in_time` says that it does not answer
 
 
 def _identity_of(path: str) -> tuple[DiskIdentity, str]:

@@ -1,7 +1,8 @@
 """`holdfast who`: everything that can be known about who holds a disk, and what may safely be done next.
 
 Three steps: `gather` reads every source into frozen `evidence`, `verdict` concludes from it, `report` puts both into what
-is shown. Here is only what the question may mean: a path, the key of a `<lease>`, a hash, or a VM.
+is shown. Here is only what the question may mean: a path, the key of a `<lease>`, a hash, a
+lease of sanlock's clients, or a VM.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import shlex
 from dataclasses import replace
 
+from holdfast.cli.who.client_leases import named
 from holdfast.cli.who.evidence import Evidence, Judged, VmEvidence
 from holdfast.cli.who.gather import Sources
 from holdfast.cli.who.report import Answer, about_disk, about_vm
@@ -26,6 +28,10 @@ _WITHOUT_PATH = re.compile(r"[a-z][a-z0-9+]*:.*/")
 def ask(config: Config, socket: str, what: str, *, root: str = "/") -> Answer:
     """The answer for a path, or for a VM's name or UUID. `root`: where libvirt's files are."""
     with Sources(config, socket, root) as sources:
+        if (lease := named(what)) is not None and not os.path.exists(what):
+            evidence = sources.client_lease(lease)
+            if lease.path or evidence.holders or sources.has_lockspace(lease.lockspace):
+                return about_disk(evidence, conclude(evidence))
         if _WITHOUT_PATH.match(what) and not os.path.exists(what):
             evidence = sources.disk_without_path(what)
             return about_disk(evidence, conclude(evidence))

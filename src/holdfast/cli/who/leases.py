@@ -116,10 +116,12 @@ def read(
     place: str,
     disk: BlockingDisk,
     offset: int,
-    hosts: BlockingDisk,
+    hosts: BlockingDisk | None,
     by_daemon: LeaseSpaceInfo | None,
 ) -> LeaseSeen:
-    """One lease. `hosts`: where the hosts' records are; `by_daemon`: what this host's daemon knows of them, if it runs."""
+    """One lease. `hosts`: where the hosts' records are, None if that is not known; `by_daemon`: what this host's daemon
+    knows of them, if it runs.
+    """
     leader = Leader.decode(storage.read(disk, offset, SECTOR_4096))
     if not isinstance(leader, Leader):
         why = f"{leader}; {leader.fix}" if leader.fix else str(leader)
@@ -135,9 +137,11 @@ def read(
     return LeaseSeen(backend, place, leader.lver, known, tuple(found), damaged)
 
 
-def _claim(claim: Claim, hosts: BlockingDisk, sector: bytes, by_daemon: LeaseSpaceInfo | None) -> LeaseClaim:
+def _claim(
+    claim: Claim, hosts: BlockingDisk | None, sector: bytes, by_daemon: LeaseSpaceInfo | None
+) -> LeaseClaim:
     host_id, generation = claim.term
-    record = _record(hosts, host_id)
+    record = _record(hosts, host_id) if hosts is not None else None
     # A newer generation alone proves nothing about an older term, except to its own host (ADR 0141).
     own_earlier = by_daemon is not None and by_daemon.host_id == host_id and by_daemon.generation > generation
     ended = record is not None and (record.is_free or record.is_marked_dead)
@@ -150,7 +154,7 @@ def _claim(claim: Claim, hosts: BlockingDisk, sector: bytes, by_daemon: LeaseSpa
         alive = by_daemon.renewed_s_ago
     holder = owner_note.decode(
         note_of(sector),
-        host=shown(record.host_name) if record is not None else "",
+        host=shown(record.host_name) if record is not None else (view.name if view is not None else ""),
         host_id=host_id,
         mode=claim.mode,
         alive_s_ago=alive,

@@ -200,6 +200,27 @@ def _unread(e: Evidence) -> Verdict | None:
     )
 
 
+def _place_wanted(e: Evidence) -> Verdict | None:
+    if not e.place_wanted:
+        return None
+    return Verdict(
+        "unknown",
+        "not held by this host; whether another one has it, only its place on storage says",
+        "name that too, as its clients do: holdfast who LOCKSPACE:RESOURCE:PATH:OFFSET",
+    )
+
+
+def _lease_storage(e: Evidence) -> Verdict | None:
+    """A lease is held by what is written in it, and no lock on its file says anything about that."""
+    if not e.lease_here or not _looks_free(e):
+        return None
+    return Verdict(
+        "unknown",
+        "a lease lies there, so it is no disk of a VM (unless its guest wrote that)",
+        f"who holds that lease: holdfast who {shlex.quote(e.lease_here)}",
+    )
+
+
 def _free(e: Evidence) -> Verdict | None:
     if not _looks_free(e):
         return None
@@ -221,6 +242,8 @@ _RULES: tuple[Callable[[Evidence], Verdict | None], ...] = (
     _used_without_lock,
     _open_in_qemu,
     _unread,
+    _place_wanted,
+    _lease_storage,
     _free,
 )
 
@@ -295,7 +318,7 @@ def conclude_vm(evidence: VmEvidence) -> Verdict:
         "unknown" if isinstance(e.daemon, NotRunning) else "free",
         "holds nothing that is known here",
         f"check the name with: virsh list --all; for one disk: holdfast who /path (host {e.host}); for a <lease>: "
-        "holdfast who TARGET/LOCKSPACE/KEY",
+        "holdfast who TARGET/LOCKSPACE/KEY; for one of sanlock's clients: holdfast who LOCKSPACE:RESOURCE:PATH:OFFSET",
     )
 
 

@@ -1,0 +1,89 @@
+"""Who holds a lease of sanlock's clients: it has a lockspace, a name and a place, and is no disk of libvirt's.
+
+It is named as sanlock itself does, in `sanlock client status` and everywhere else: LOCKSPACE:RESOURCE:PATH:OFFSET
+(sanlock-socket.md 2.3; a colon of the path is written as "\\:"), or as `holdfast list` shows one that this host holds:
+sanlock:LOCKSPACE/RESOURCE.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from holdfast.cli.offline import storage
+from holdfast.cli.offline.identify import shown
+from holdfast.cli.who import leases
+from holdfast.cli.who.evidence import LeaseSeen
+from holdfast.control.api import LeaseSpaceInfo
+from holdfast.model import SANLOCK_PREFIX
+from holdfast.ondisk.geometry import SECTOR_4096
+from holdfast.ondisk.leader import Leader
+
+_NAME = r"[^:/\s]{1,48}"
+_BY_PLACE = re.compile(rf"({_NAME}):({_NAME}):(/(?:\\:|[^:])+):([0-9]{{1,19}})(?::[0-9]+)?")
+_BY_NAME = re.compile(rf"({_NAME}):({_NAME})")
+_AS_LISTED = re.compile(rf"{SANLOCK_PREFIX}({_NAME})/({_NAME})")
+
+
+class ClientLease(NamedTuple):
+    """`path` is empty if it was named without its place."""
+
+    lockspace: str
+    name: str
+    path: str = ""
+    offset_bytes: int = 0
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}:{self.offset_bytes}"
+
+    def at(self, place: str) -> ClientLease:
+        """The lease at a place as a journal and `place` have it; itself if that is none."""
+        path, _, offset = place.rpartition(":")
+        if not path.startswith("/") or not offset.isascii() or not offset.isdigit():
+            return self
+        return self._replace(path=path, offset_bytes=int(offset))
+
+    def __str__(self) -> str:
+        named = f"{self.lockspace}:{self.name}"
+        return f"{named}:{self.path.replace(':', chr(92) + ':')}:{self.offset_bytes}" if self.path else named
+
+
+def named(what: str) -> ClientLease | None:
+    """The lease that is called so; None for any other question."""
+    if (found := _BY_PLACE.fullmatch(what)) is not None:
+        lockspace, name, path, offset = found.groups()
+        return ClientLease(lockspace, name, path.replace("\\:", ":"), int(offset))
+    found = _AS_LISTED.fullmatch(what) or _BY_NAME.fullmatch(what)
+    return ClientLease(found[1], found[2]) if found is not None else None
+
+
+def look(lease: ClientLease, space: LeaseSpaceInfo | None) -> LeaseSeen:
+    """What its place says; may block on storage. `space`: the lockspace as this host's daemon sees it, if it does."""
+    try:
+        with storage.opened(lease.path) as disk:
+            leader = Leader.decode(storage.read(disk, lease.offset_bytes, SECTOR_4096))
+            if isinstance(leader, Leader):
+                called = f"{shown(leader.space_name)}:{shown(leader.resource_name)}"
+                if called != f"{lease.lockspace}:{lease.name}":
+                    return unreadable(lease, f"the lease at that place is called {called}")
+            return leases.read(lease.lockspace, lease.place, disk, lease.offset_bytes, None, space)
+    except storage.UsageError as e:
+        return unreadable(lease, str(e))
+
+
+def unreadable(lease: ClientLease, reason: str) -> LeaseSeen:
+    """It may be held."""
+    return LeaseSeen("", lease.place, unreadable=leases.unreadable(lease.place, reason))
+
+
+def at_start_of(path: str) -> str:
+    """The lease at offset 0 of a file or device, as `who` wants it named; empty if there is none, or it can't be read."""
+    try:
+        with storage.opened(path) as disk:
+            leader = Leader.decode(storage.read(disk, 0, SECTOR_4096))
+    except storage.UsageError:
+        return ""
+    if not isinstance(leader, Leader):
+        return ""
+    return str(ClientLease(shown(leader.space_name), shown(leader.resource_name), path))
