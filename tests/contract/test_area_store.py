@@ -7,10 +7,12 @@ import errno
 from pathlib import Path
 
 import pytest
+from tests.contract.test_lease_flags import sees_silent
 from tests.contract.test_paxos_backend import play
 from tests.support.leases import SPACE, HostLockspaces, lease_file, make_area, make_lockspace
 
 from holdfast.backends.base import Creation, HeldElsewhere, SavedLock, TakeOutcome
+from holdfast.backends.lease_backend import OffWord
 from holdfast.backends.paxos.area_backend import AreaBackend, resource_in
 from holdfast.backends.paxos.area_store import Area, area_of
 from holdfast.errors import LeaseUnusable
@@ -21,6 +23,7 @@ from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.paxos_lease import SharedBy
 from holdfast.protocol.paxos_outcomes import WrongVersion
 from holdfast.protocol.takeover import Busy
+from holdfast.protocol.types import Generation, HostId, HostTimestamp
 from holdfast.system.files.ofd_lock import IoFailed
 from holdfast.testing.conformance import NOTE, BackendConformance, BackendWorld, assert_held, take
 
@@ -219,5 +222,66 @@ def test_lease_that_a_backend_beside_is_giving_up_is_not_opened(tmp_path: Path) 
             await tried(beside)
         await held.release()
         await assert_held(await tried(beside)).release()
+
+    play(scene)
+
+
+TERM = (HostId(1), Generation(1))
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("theirs", list(Mode))
+def test_a_word_takes_over_what_a_host_that_is_off_has_at_a_place_that_a_client_names(
+    tmp_path: Path, theirs: Mode, mode: Mode
+) -> None:
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        broken: list[str] = []
+        assert_held(await tried(s.one, theirs))
+        sees_silent(s.beta, 1, no_timeout=False, silent_s=10.0)
+        word = OffWord(TERM, HostTimestamp(101), lambda lease, proof: broken.append(f"{lease}: {proof}"))
+        both_share = theirs is mode is Mode.SHARED
+        if not both_share:
+            assert isinstance(await tried(s.two, mode), HeldElsewhere)
+        s.two.believe(word)
+        await assert_held(await tried(s.two, mode)).release()
+        assert ["attested to be off" in each for each in broken] == [True] * (not both_share)
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [OffWord(TERM, HostTimestamp(99), print), OffWord((HostId(1), Generation(2)), HostTimestamp(101), print)],
+)
+def test_a_word_about_another_record_than_the_one_that_stands_counts_never_again(
+    tmp_path: Path, word: OffWord
+) -> None:
+    """The host has renewed since it was given, and is silent once more."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await tried(s.one))
+        sees_silent(s.beta, 1, no_timeout=False, silent_s=10.0)
+        s.two.believe(word)
+        assert isinstance(await tried(s.two), HeldElsewhere)
+        assert s.two._words == {}
+        assert s.leader().owner_id == 1
+
+    play(scene)
+
+
+def test_a_word_frees_nothing_for_a_client_that_wants_one_version(tmp_path: Path) -> None:
+    """Freeing a lease makes its next version, so the one that the client wants is over."""
+
+    async def scene() -> None:
+        s = Scene(tmp_path / "leases")
+        assert_held(await tried(s.one))
+        sees_silent(s.beta, 1, no_timeout=False, silent_s=10.0)
+        s.two.believe(OffWord(TERM, HostTimestamp(101), print))
+        lver = s.leader().lver
+        s.two.areas.put("vol-1", s.area._replace(wanted_lver=lver))
+        assert isinstance(await tried(s.two), HeldElsewhere)
+        assert s.leader().lver == lver
 
     play(scene)

@@ -27,7 +27,12 @@ FOR_EVER_S = 10_000.0
 
 
 def sees_silent(
-    host: HostLockspaces, generation: int, state: HostState = HostState.FAIL, *, no_timeout: bool = True
+    host: HostLockspaces,
+    generation: int,
+    state: HostState = HostState.FAIL,
+    *,
+    no_timeout: bool = True,
+    silent_s: float = FOR_EVER_S,
 ) -> None:
     """The looks of a host show host 1 as it stands, unchanged for ever, or in another state."""
     member = host.presence.member
@@ -38,8 +43,8 @@ def sees_silent(
         generation=Generation(generation),
         timestamp=HostTimestamp(100 + generation),
         io_timeout_s=1,
-        unchanged_since=Instant(0.0),
-        unchanged_s=FOR_EVER_S,
+        unchanged_since=Instant(host.clock.now() - silent_s),
+        unchanged_s=silent_s,
         no_timeout=no_timeout,
     )
     host.presence.member = replace(member, view=lambda _: view)

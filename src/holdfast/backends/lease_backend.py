@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from holdfast.backends.base import Backend, Held, NotedOwner
 from holdfast.model import LockFailureAction, Mode, ProcessId, Protection, Resource
@@ -62,6 +62,26 @@ class LeaseNaming(Protocol):
 
     def path_of(self, lease: str) -> str:
         """The disk of a lease, if this daemon has seen it or its holder's note names it; else the lease's name."""
+
+
+class OffWord(NamedTuple):
+    """An operator's word that one incarnation of a host is off, given when its record had that timestamp.
+
+    It counts for as long as the record has it. `broken` is called with a lease's name and the proof.
+    """
+
+    term: HostTerm
+    timestamp: HostTimestamp
+    broken: Callable[[str, str], None]
+
+
+@runtime_checkable
+class TakesOverByWord(Protocol):
+    """A backend that does not know all leases of its lockspace: those of a host that is off are taken over when they are
+    asked for.
+    """
+
+    def believe(self, word: OffWord) -> None: ...
 
 
 class LeaseMaintenance(Protocol):

@@ -275,6 +275,8 @@ class FencedHost:
     """What came of marking the record as dead for all hosts; empty in a lockspace that has no marks."""
     node: str = ""
     """Its whole name, as far as it is known."""
+    on_demand: bool = False
+    """Leases of sanlock's clients, whose places only they know, are taken over when a client of this host asks for them."""
 
 
 @dataclass

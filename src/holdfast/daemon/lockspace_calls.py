@@ -91,6 +91,7 @@ class LeaseSpaceCalls:
                 seconds_left=each.seconds_left,
                 mark=each.mark,
                 node=each.node,
+                on_demand=each.on_demand,
                 refused=each.refused,
                 leases=[
                     FencedLease(le.backend, le.lease, le.resource, le.freed, le.detail) for le in each.leases

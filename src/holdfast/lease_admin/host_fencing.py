@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from holdfast.backends.lease_backend import LeaseBackend
+from holdfast.backends.lease_backend import LeaseBackend, OffWord, TakesOverByWord
 from holdfast.errors import HostNotKnown, LeaseUnusable, LockError, LockspaceAbsent, Refused
 from holdfast.lease_admin.breaking import LeaseBreaker
 from holdfast.lease_admin.host_meant import Candidate, Space, candidates_of, meant
@@ -56,6 +56,8 @@ class HostFenced:
     leases: tuple[LeaseFreed, ...] = ()
     mark: str = ""
     """What came of marking its record; empty in a lockspace that has no marks."""
+    on_demand: bool = False
+    """Whether leases of it are taken over when sanlock's clients ask for them: only they know where those are."""
 
     @property
     def refused(self) -> str:
@@ -90,14 +92,16 @@ class HostFencer:
         for space, term in found:
             mark = await self._marked(space, term, operator)
             leases = await self._leases(space, term, operator)
+            on_demand = self._believed(space, term.view, operator)
             freed = sum(each.freed for each in leases)
             detail = (
                 f"{operator}: {term.node} (host_id {term.view.host_id}) in {space.name}: {freed} leases freed"
             )
             detail += f", {len(leases) - freed} not" if freed < len(leases) else ""
+            detail += "; those of sanlock's clients when they are asked for" * on_demand
             log.critical("host fenced by %s", detail, extra=ev.logged(ev.HOST_FENCED, host=term.view.name))
             self._manager.events.emit(ev.HOST_FENCED, detail=detail)
-            fenced.append(HostFenced(space.name, term.view, None, term.node, tuple(leases), mark))
+            fenced.append(HostFenced(space.name, term.view, None, term.node, tuple(leases), mark, on_demand))
         return fenced
 
     def _terms(self, spaces: Sequence[Space], host: str) -> list[tuple[Space, HostFenced]]:
@@ -157,6 +161,27 @@ class HostFencer:
             if isinstance(backend, LeaseBackend) and backend.presence.name == space.name:
                 return backend
         return None
+
+    def _believed(self, space: Space, view: HostView, operator: str) -> bool:
+        """Pass the word on to the backends that don't know all leases of that lockspace; whether there is one."""
+        if view.generation is None or view.timestamp is None or view.state is HostState.FREE:
+            return False
+        backends = [
+            each
+            for each in self._manager.backends.values()
+            if isinstance(each, LeaseBackend)
+            and each.presence.name == space.name
+            and isinstance(each, TakesOverByWord)
+        ]
+        for backend in backends:
+            name = backend.name
+
+            def broken(lease: str, proof: str, name: str = name) -> None:
+                self._breaker.write("broken", f"{name}/{lease}", str(view.host_id), operator, proof)
+                self._breaker.broken(Resource(name, lease), operator, proof)
+
+            backend.believe(OffWord((view.host_id, Generation(view.generation)), view.timestamp, broken))
+        return bool(backends)
 
     async def _leases(self, space: Space, term: HostFenced, operator: str) -> list[LeaseFreed]:
         found: list[LeaseFreed] = []

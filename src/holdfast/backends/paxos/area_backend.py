@@ -6,9 +6,11 @@ VMs and these clients from each other.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
-from holdfast.backends.base import HeldElsewhere, SavedLock, Stale, Turn
+from holdfast.backends.base import HeldElsewhere, LeftBehind, OwnerNote, SavedLock, Stale, Turn
+from holdfast.backends.lease_backend import OffWord
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.area_store import GONE, Area, AreaStore, area_of
 from holdfast.backends.paxos.backend import PaxosBackend
@@ -17,15 +19,19 @@ from holdfast.backends.paxos.held import PaxosHeld
 from holdfast.backends.paxos.lease_failures import found_or_refused
 from holdfast.backends.paxos.lease_jobs import HoldingPorts, area_in, member_in
 from holdfast.backends.paxos.lease_store import Removed
-from holdfast.errors import storage_failed
-from holdfast.model import SANLOCK_PREFIX, LockFailureAction, Protection, Resource
+from holdfast.errors import LockError, storage_failed
+from holdfast.model import SANLOCK_PREFIX, LockFailureAction, Mode, Protection, Resource
+from holdfast.protocol.membership import Membership
 from holdfast.protocol.paxos_request import Cleared, Force, RequestOutcome, clear, request
+from holdfast.protocol.types import HostId
 from holdfast.supervision.lockspace_port import LockspacePort
 from holdfast.system.block_io.lease_files import LeaseStorage
 from holdfast.system.block_io.offload import Job, TimedOut
 from holdfast.system.files.disk_identity import DiskIdentities
 from holdfast.system.files.ofd_lock import IoFailed
 from holdfast.system.files.storage_executor import Storage
+
+log = logging.getLogger(__name__)
 
 
 def resource_in(lockspace: str, name: str) -> Resource:
@@ -67,6 +73,7 @@ class AreaBackend(PaxosBackend):
             storage=storage,
             identities=identities,
         )
+        self._words: dict[HostId, OffWord] = {}
         self.index_turn: Turn[IndexChange] = Turn()
         """Who of this host changes the lockspace's resource index: a configured backend of it does, too."""
         if beside is not None:
@@ -102,6 +109,42 @@ class AreaBackend(PaxosBackend):
         if isinstance(outcome, IoFailed):
             raise storage_failed(outcome)
         return outcome
+
+    def believe(self, word: OffWord) -> None:
+        """Leases of that host are taken over by this word from now on, wherever a client says that they are."""
+        self._words[word.term[0]] = word
+
+    async def take(
+        self, lease: str, member: Membership, resource: Resource, mode: Mode, note: OwnerNote
+    ) -> PaxosHeld | HeldElsewhere | Stale | LeftBehind | IoFailed:
+        taken = await super().take(lease, member, resource, mode, note)
+        if not isinstance(taken, HeldElsewhere) or self.areas.wants_version(lease):
+            return taken
+        words = self._words_in_force(member)
+        if not words:
+            return taken
+        try:
+            proof = await self.maintenance.break_of(lease, frozenset(word.term for word in words))
+        except LockError as e:
+            log.warning("lease %s is not taken over from a host that is attested to be off: %s", resource, e)
+            return taken
+        if not proof:
+            return taken
+        words[0].broken(lease, proof)
+        return await super().take(lease, member, resource, mode, note)
+
+    def _words_in_force(self, member: Membership) -> list[OffWord]:
+        """A host whose record has changed since is not off, whatever was said before."""
+        for host_id, word in list(self._words.items()):
+            view = member.view(host_id)
+            if (host_id, view.generation) != word.term or view.timestamp != word.timestamp:
+                log.warning(
+                    "host_id %d of lockspace %s is not off as was attested: its record has changed since",
+                    host_id,
+                    self.presence.name,
+                )
+                del self._words[host_id]
+        return list(self._words.values())
 
     async def adopt(self, saved: SavedLock, fd: int | None) -> PaxosHeld | HeldElsewhere | Stale | IoFailed:
         """As any other lease; where it is says the journal."""

@@ -71,6 +71,11 @@ class AreaStore(WithoutIndex):
         if len(self._areas) > AREAS_MAX:
             del self._areas[next(iter(self._areas))]
 
+    def wants_version(self, name: str) -> bool:
+        """Whether only one version of that lease is to be acquired."""
+        area = self._areas.get(name)
+        return area is not None and area.wanted_lver != 0
+
     def forget(self, name: str) -> None:
         """Nobody here has the lease of that name any more."""
         self._areas.pop(name, None)

@@ -62,7 +62,11 @@ def show(hosts: list[FencedHost]) -> None:
             continue
         if each.mark:
             click.echo(f"{called}: {each.mark}")
-        if each.seconds_left is None and not each.leases:
+        if each.on_demand:
+            click.echo(
+                f"{called}: a lease of sanlock's clients is free as soon as a client of this host asks for it"
+            )
+        elif not each.leases:
             click.echo(f"{called}: it holds nothing")
         for lease in each.leases:
             name = lease.resource if lease.resource == lease.lease else f"{lease.resource} ({lease.lease})"
