@@ -28,6 +28,7 @@ SEEDS_MAX = 400
 SEEDS_NEAR = 60
 """Within so many, from `near`, each of them is found by the tests."""
 NEAR: dict[str, int] = {
+    "added-lockspace-forgotten": 140,
     "orphan-not-journaled": 18,
     "orphan-settled": 240,
     "orphan-is-the-askers": 240,
@@ -116,6 +117,8 @@ class Mutation:
     """How hosts name disks in the histories that show it: a name of `disk_names.Naming`."""
     clients: bool = False
     """Whether only sanlock's clients show it; all others are hunted in histories without them."""
+    adds: bool = False
+    """Whether only lockspaces that such clients add show it."""
 
     @property
     def near(self) -> int:
@@ -140,6 +143,7 @@ def _in(
     made: str = "PLAIN",
     naming: str = "ONE",
     clients: bool = False,
+    adds: bool = False,
     timeouts: bool = False,
 ) -> Mutation:
     return Mutation(
@@ -157,7 +161,8 @@ def _in(
         restored=restored,
         made=made,
         naming=naming,
-        clients=clients,
+        clients=clients or adds,
+        adds=adds,
         timeouts=timeouts,
     )
 
@@ -223,6 +228,15 @@ MUTATIONS = (
         "    if held.mode is Mode.SHARED or found.lver <= held.lver:\n",
         "    if held.mode is Mode.SHARED or found.lver < held.lver:\n",
         clients=True,
+    ),
+    _in(
+        "daemon.client_lockspaces",
+        "added-lockspace-forgotten",
+        "the next daemon does not join a lockspace that a client had added, and does not guard what is held there",
+        "        for line in added.values():\n",
+        "        for line in ():\n",
+        restarts=True,
+        adds=True,
     ),
     # --- second daemons ---
     _in(
@@ -1411,7 +1425,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
             made=Format[mutation.made],
             restored_every_s=12.0 if mutation.restored else 0.0,
             naming=Naming[mutation.naming],
-            habits=Habits(clients=mutation.clients, changed_timeouts=mutation.timeouts),
+            habits=Habits(clients=mutation.clients, adds=mutation.adds, changed_timeouts=mutation.timeouts),
         )
         if not verdict.sound:
             return number + 1, verdict.violation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -46,6 +47,21 @@ def test_clients_hold_convert_ask_and_leave_orphans() -> None:
     assert count("asks for disk", "GRACEFUL: 0") > 10 and count("asks for disk", "FORCE: 0") > 10
 
 
+def test_clients_add_and_remove_a_lockspace_that_no_configuration_names() -> None:
+    lines: list[str] = []
+    for seed in (105, 331, 842):
+        verdict = play(seed, habits=Habits(clients=True, adds=True))
+        assert verdict.sound, f"seed {seed}: {verdict.violation}"
+        lines += [what for _, _, what in verdict.lines]
+
+    def count(*words: str) -> int:
+        return sum(all(word in line for word in words) for line in lines)
+
+    assert count("adds space2 for a client: 0") > 10
+    assert count("removes space2 for a client: 0") > 5 and count("removes space2 for a client: -16") > 0
+    assert count("client", "runs on disk2") > 15 and count("vm", "runs on disk2") == 0
+
+
 def test_a_client_is_stopped_by_its_killpath() -> None:
     lines = [what for _, _, what in play(1805, habits=CLIENTS).lines]
     assert any("the killpath of client" in line for line in lines)
@@ -53,7 +69,8 @@ def test_a_client_is_stopped_by_its_killpath() -> None:
 
 @pytest.mark.parametrize("seed", FOUND_AS_DRAWN)
 def test_a_seed_that_found_a_bug_as_it_is_drawn_is_sound(seed: int) -> None:
-    verdict = play(seed)
+    habits = Habits.drawn(seed, Scenario.drawn(Random(seed), None).kind)
+    verdict = play(seed, habits=replace(habits, adds=False))  # as it was before clients added lockspaces
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
 
 

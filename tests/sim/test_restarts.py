@@ -78,7 +78,7 @@ class Scene:
         assert [lock.held is not None for lock in self.daemon.manager.table] == [True]
         assert self.seat.term is self.term
         assert self.term is not None and not self.term.over
-        assert self.seat.supervisor.gone_on
+        assert self.seat.supervisor is not None and self.seat.supervisor.gone_on
         self.world.run(self.world.now + 30)
         assert self.machine.up and self.vm.running
         assert self.seat.term is self.term

@@ -101,10 +101,17 @@ class Scenario:
     """The disk of RUN_DIR is full now and then, and disks are unplugged from virtual machines that run."""
     clients: bool = False
     """sanlock's clients hold leases beside virtual machines."""
+    adds: bool = False
+    """The last lockspace is in no configuration: clients add and remove it."""
     changed_timeouts: bool = False
     """Operators change the io_timeout of hosts while they are in their lockspaces."""
     orders_every_s: float = 0.0
     """Mean seconds between orders of an operator: removing leases, breaking a lease. 0: never."""
+
+    @property
+    def adds_lockspace(self) -> bool:
+        """Not where leases never expire: nobody could list those of older generations there, so nothing would end them."""
+        return self.adds and not self.made[1] & FLAG_NO_TIMEOUT
 
     def without_other_trouble(self) -> Scenario:
         """The same hosts with storage that only takes its time."""
@@ -216,7 +223,11 @@ class Cluster:
         self.names = DiskNames(scenario.naming)
         self.checkers.first = self._first
         self.spaces = tuple(
-            Space(f"space{n + 1}", tuple(f"disk{n + 1}{'ab'[m]}" for m in range(scenario.resources)))
+            Space(
+                f"space{n + 1}",
+                tuple(f"disk{n + 1}{'ab'[m]}" for m in range(scenario.resources)),
+                scenario.adds_lockspace and n > 0,
+            )
             for n in range(scenario.spaces)
         )
         self.volumes = {volume.root: volume for volume in map(self._formatted, self.spaces)}
@@ -262,6 +273,11 @@ class Cluster:
         world, geometry, checkers = self.world, self.scenario.geometry, self.checkers
         hosts = self.scenario.lease_hosts
         number = self.spaces.index(space) + 1
+        if space.is_added:
+            made = prepared.directory(
+                world, geometry, space, hosts, number, checkers, self.scenario.made, self.names
+            )
+            return prepared.with_leases(made, geometry, space)
         match self.scenario.places:
             case Places.FIXED:
                 return prepared.fixed(world, geometry, space, hosts, checkers)
@@ -318,6 +334,8 @@ class Cluster:
                 names=self.names,
                 quiet=self.quiet,
                 site=self.site,
+                number=self.host_id(number),
+                io_timeout_s=timing.io_timeout_s,
             )
         else:
             self.daemons[machine.name] = Daemon(
@@ -350,9 +368,10 @@ class Cluster:
         if scenario.ignores and self._ignoring.random() < IGNORING:
             on_lockfailure = LockFailureAction.IGNORE
             self.world.record(f"host{number}", "its virtual machines are to be left alone after a loss")
+        spaces = tuple(space for space in self.spaces if not space.is_added)
         return configured(
-            self.spaces,
-            self.volumes,
+            spaces,
+            dict(list(self.volumes.items())[: len(spaces)]),
             host_id=None if scenario.auto_ids else self.host_id(number),
             hosts_max=scenario.hosts_max if few else scenario.lease_hosts,
             timing=timing,

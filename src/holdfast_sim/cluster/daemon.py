@@ -29,7 +29,7 @@ from holdfast.system.files.regular_file import Unreadable
 from holdfast.system.host.descriptors import Inherited, encode_state
 from holdfast.system.host.predecessor import Predecessors
 from holdfast_sim.check.leases import Checkers
-from holdfast_sim.cluster.lockspace import ManagedSeat
+from holdfast_sim.cluster.lockspace import AddedSeat, ManagedSeat
 from holdfast_sim.cluster.sanlock_clients import ClientSite, HostClients
 from holdfast_sim.cluster.space import Space
 from holdfast_sim.cluster.vm import ManagedDesk
@@ -176,9 +176,11 @@ class ManagedDaemon:
         names: DiskNames,
         quiet: bool = False,
         site: ClientSite | None = None,
+        number: int = 0,
+        io_timeout_s: int = 1,
     ) -> None:
         """`quiet`: only its state is damaged on this host; there are no other faults. `site`: sanlock's clients, if they are
-        played.
+        played; they add lockspaces with host id `number` and that io_timeout.
         """
         self.machine = machine
         self.state = state
@@ -224,7 +226,11 @@ class ManagedDaemon:
         self.clients = HostClients(self, site) if site is not None else None
         supervisors = {supervisor.name: supervisor for supervisor in self.parts.leases.supervisors}
         self.seats = {
-            space.name: ManagedSeat(self, space, volume, supervisors[space.name])
+            space.name: (
+                AddedSeat(self, space, volume, number, io_timeout_s)
+                if space.is_added
+                else ManagedSeat(self, space, volume, supervisors[space.name])
+            )
             for space, volume in zip(spaces, volumes.values(), strict=True)
         }
         self.serving = self._is_reloading = False
@@ -250,6 +256,9 @@ class ManagedDaemon:
         self.serving = True
         lifecycle.account_for_left_behind(self.parts)
         if self.clients is not None:
+            for seat in self.seats.values():
+                if isinstance(seat, AddedSeat):
+                    self.process.spawn(seat.keep_added(self.clients))
             await self.clients.connect_again()
 
     # --- orders of operators ---
@@ -284,7 +293,7 @@ class ManagedDaemon:
 
     def _execute_next(self) -> None:
         self.state.reexec = encode_state(self.parts.handover.state({}, [], NO_LOCKS))
-        self.machine.exec_process()
+        self.machine.exec_process(self.parts.leases.space_locks().values())
         raise ProcessGone
 
     async def stop(self) -> None:
@@ -321,12 +330,10 @@ class ManagedDaemon:
             if term.disk == desk.seat.space.name and term.machine is not self.machine
         )
         is_asked = self.clients is not None and self.clients.is_asked(desk)
-        if desk.seat.supervisor.state is not LockspaceState.LOST and not (
-            was_restored or is_taken or is_asked
-        ):
+        if desk.seat.state is not LockspaceState.LOST and not (was_restored or is_taken or is_asked):
             self.world.fail(
                 "doubt kills nobody",
-                f"{desk.vm and desk.vm.name} {what}, and {desk.seat.space.name} is {desk.seat.supervisor.state.value}",
+                f"{desk.vm and desk.vm.name} {what}, and {desk.seat.space.name} is {desk.seat.state.value}",
                 self.machine,
             )
 

@@ -274,7 +274,7 @@ class ClientDesk:
 
     def begins(self) -> bool:
         """Whether a client is started, and not a virtual machine."""
-        return self._site.begins()
+        return self._desk.seat.space.is_added or self._site.begins()
 
     async def start(self, vm: VirtualMachine, mode: Mode) -> None:
         daemon, rng, orphan = self._daemon, self._site.rng, self.orphan
@@ -285,7 +285,7 @@ class ClientDesk:
             await connection.ask(r.Killpath(rng.choice((0, KillpathFlag.PID)), r.OWN, KILLPATH, str(vm.pid)))
         if rng.random() < 0.1:
             await connection.ask(r.Restrict(rng.choice((RestrictFlag.SIGKILL, RestrictFlag.SIGTERM))))
-        vm.is_persistent = rng.random() < 0.4
+        vm.is_persistent = rng.random() < 0.4 and not self._site.stopped
         flags = AcquireFlag.LVB if rng.random() < 0.5 else 0
         if orphan is not None and rng.random() < 0.6:
             flags, mode = flags | AcquireFlag.ORPHAN, orphan

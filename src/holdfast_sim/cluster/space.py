@@ -11,3 +11,5 @@ class Space:
 
     name: str
     resources: tuple[str, ...]
+    is_added: bool = False
+    """No configuration names it: on each host a client of sanlock's adds and removes it."""

@@ -100,6 +100,7 @@ class Fencings:
             terms = [t for t in self.cluster.checkers.terms.running if t.disk == space.name and t.vms]
             used = {seat.host_id for seat in members} | {term.host_id for term in terms}
             for seat in members[:1]:
+                assert seat.supervisor is not None
                 for view in seat.supervisor.hosts():
                     if view.host_id not in used:
                         seat.daemon.process.spawn(fence(seat.daemon, view.name, [seat.supervisor]))

@@ -10,6 +10,8 @@ from random import Random
 
 from holdfast_sim.cluster.cluster import Kind, Scenario
 
+ADDS = 0.7
+"""Of the seeds with clients: they add a lockspace."""
 SHARE = 0.2
 """Of the seeds of the kinds that can have it, for each habit."""
 
@@ -20,7 +22,8 @@ class Habits:
     `ignores`: backends may say on_lockfailure = "ignore". `two_backends`: each lockspace is named by two backends, and some
     disks are of the second one. `hasty`: an operator calls hosts off whose storage is slow for a moment.
     `full_disks`: RUN_DIR is full now and then, and disks are unplugged from virtual machines that run. `clients`: sanlock's
-    hold leases beside virtual machines; nobody removes leases there. `changed_timeouts`: hosts get other io_timeouts
+    hold leases beside virtual machines; nobody removes leases there. `adds`: such clients add the last lockspace, which no
+    configuration names, if there are two. `changed_timeouts`: hosts get other io_timeouts
     while they are in their lockspaces.
     """
 
@@ -30,6 +33,7 @@ class Habits:
     hasty: bool = False
     full_disks: bool = False
     clients: bool = False
+    adds: bool = False
     changed_timeouts: bool = False
 
     @classmethod
@@ -44,6 +48,7 @@ class Habits:
             hasty=has("hasty", Kind.MANAGED),
             full_disks=has("full disks", Kind.MANAGED),
             clients=has("clients", Kind.MANAGED),
+            adds=has("clients", Kind.MANAGED) and Random(f"habit adds {seed}").random() < ADDS,
             changed_timeouts=has("changed timeouts", Kind.MANAGED),
         )
 
@@ -58,6 +63,7 @@ class Habits:
             hasty=self.hasty,
             full_disks=self.full_disks,
             clients=self.clients,
+            adds=self.clients and self.adds and scenario.spaces > 1 and not scenario.auto_ids,
             changed_timeouts=self.changed_timeouts,
             orders_every_s=0.0 if self.clients else scenario.orders_every_s,
         )

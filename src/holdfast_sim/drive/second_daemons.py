@@ -277,7 +277,7 @@ class SecondDaemons:
 
     def _is_alone(self, first: ManagedDaemon, space: Space) -> None:
         claim, machine = "one daemon of a host in a lockspace", first.machine
-        if first.alive and first.seats[space.name].supervisor.state is LockspaceState.JOINED:
+        if first.alive and first.seats[space.name].state is LockspaceState.JOINED:
             self._world.fail(claim, f"two daemons have joined {space.name}", machine)
         for vm in machine.vms:
             has_left = vm.migrating and vm.paused

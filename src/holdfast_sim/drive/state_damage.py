@@ -314,7 +314,7 @@ class StateDamage:
         daemon = self._cluster.daemons.get(machine.name)
         if self._stopped or not isinstance(daemon, ManagedDaemon) or not daemon.alive:
             return
-        in_use = [desk for desk in daemon.desks if desk.lease is not None]
+        in_use = [desk for desk in daemon.desks if desk.lease is not None and not desk.seat.space.is_added]
         if in_use:
             daemon.process.spawn(self._random.choice(in_use).rival())
 

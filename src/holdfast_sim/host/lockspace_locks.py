@@ -6,7 +6,7 @@ A lock belongs to a process and is free when that has ended. One that is passed 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from holdfast.system.files.daemon_lock import InUse
@@ -40,11 +40,12 @@ class HostTable:
         """Whether the record names a daemon with this directory."""
         return directory.encode() in self.entry(lockspace).raw
 
-    def executed(self, process: Process) -> None:
-        """The process executes its next program and keeps its descriptors."""
+    def executed(self, process: Process, passed: Collection[int]) -> None:
+        """The process executes its next program, which gets these descriptors; the kernel closes all others."""
         for entry in self._entries.values():
             if entry.owner is process:
-                entry.passed = True
+                entry.passed = entry.number in passed
+                entry.owner = process if entry.passed else None
 
     def drop(self, number: int) -> None:
         for entry in self._entries.values():

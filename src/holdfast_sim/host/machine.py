@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -308,12 +308,14 @@ class Machine:
             self.watchdog.close_copy(DAEMON)
         self.on_killed()
 
-    def exec_process(self) -> None:
-        """The daemon executes its next program: threads and memory are lost, descriptors stay open."""
+    def exec_process(self, space_locks: Collection[int]) -> None:
+        """The daemon executes its next program: threads and memory are lost, descriptors that it passes on stay open, among
+        them these locks of lockspaces.
+        """
         process = self.process
         assert process is not None
         self.world.record(self.name, "its daemon becomes the next program")
-        self.host_table.executed(process)
+        self.host_table.executed(process, space_locks)
         process.end()
         for path in self.paths.values():
             path.process_gone(process)

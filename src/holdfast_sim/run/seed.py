@@ -301,10 +301,11 @@ class _Play:
                 GUARDED_S_MAX, self._all_have_identities, "every running guest has its disk's identity"
             )
         self._nobody_holds_on()
+        self._added_are_added_again()
         for space in self.cluster.spaces:
             for resource in space.resources:
                 self._each_in_turn(space.name, resource)
-                if self.migrations.are_played:
+                if self.migrations.are_played and not space.is_added:
                     self._migrates(space.name, resource)
         if self.cluster.scenario.orders_every_s:
             self._all_are_taken_out()
@@ -333,6 +334,24 @@ class _Play:
                 self.fencings.call_off_the_gone(daemons)
                 return False
         return True
+
+    def _added_are_added_again(self) -> None:
+        """Where a host has lost its journal, nobody there knows which leases it has in a lockspace that clients added, and
+        they stay this host's until the lockspace is left.
+        """
+        names = [space.name for space in self.cluster.spaces if space.is_added]
+        seats = [daemon.seats[name] for daemon in self._daemons() for name in names]
+
+        def left() -> bool:
+            self._releases_orphans()  # a lease that an operator has settled may be one
+            for seat in seats:
+                if seat.stay and not seat.leave() and seat.member is None:
+                    seat.stay = False
+            return all(seat.member is None for seat in seats)
+
+        if names:
+            self._within(4 * self.dead_s, left, "programs remove their lockspaces")
+            self._within(3 * self.dead_s + 8 * self.renewal_s, self._all_joined, "lockspaces are added again")
 
     def _all_have_identities(self) -> bool:
         """Of all virtual machines that run with the lease of their path: or the daemon names what is in the way."""

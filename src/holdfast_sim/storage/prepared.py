@@ -92,6 +92,15 @@ def directory(
     return Volume(f"/{space.name}", disk, shared, f"/{space.name}/{space.name}", hosts)
 
 
+def with_leases(volume: Volume, geometry: Geometry, space: Space) -> Volume:
+    """A directory in which a program of sanlock's clients has made the leases: the daemon makes none for them."""
+    assert volume.directory is not None
+    for resource in space.resources:
+        leader = areas.fresh_leader(geometry, space.name, lease_of(resource), volume.lease_hosts)
+        volume.directory.link(lease_of(resource), volume.directory.make(areas.lease_area(leader)), "a client")
+    return volume
+
+
 def device(
     world: World,
     geometry: Geometry,
