@@ -135,12 +135,14 @@ class HostFencer:
         leases of other backends are free to all.
         """
         member, view = space.membership(), term.view
-        backend = self._backend_in(space)
-        if isinstance(member, NotAMember) or backend is None or not can_be_marked(member.lockspace):
+        backends = self._backends_in(space)
+        if isinstance(member, NotAMember) or not backends or not can_be_marked(member.lockspace):
             return ""
         if view.generation is None or view.timestamp is None or view.state is HostState.FREE:
             return ""
-        outcome = await backend.maintenance.mark_dead(member, view.host_id, view.generation, view.timestamp)
+        outcome = await backends[0].maintenance.mark_dead(
+            member, view.host_id, view.generation, view.timestamp
+        )
         match outcome:
             case Marked():
                 came = "marked as dead (DEAD_EXT) for all hosts"
@@ -155,24 +157,16 @@ class HostFencer:
         self._breaker.write("marking", "", str(view.host_id), operator, came)
         return came
 
-    def _backend_in(self, space: Space) -> LeaseBackend | None:
-        """A backend that reaches the storage of that lockspace."""
-        for backend in self._manager.backends.values():
-            if isinstance(backend, LeaseBackend) and backend.presence.name == space.name:
-                return backend
-        return None
+    def _backends_in(self, space: Space) -> list[LeaseBackend]:
+        """Those whose leases are in that lockspace now; a client may add or remove lockspaces meanwhile."""
+        backends = self._manager.backends.values()
+        return [b for b in backends if isinstance(b, LeaseBackend) and b.presence.name == space.name]
 
     def _believed(self, space: Space, view: HostView, operator: str) -> bool:
         """Pass the word on to the backends that don't know all leases of that lockspace; whether there is one."""
         if view.generation is None or view.timestamp is None or view.state is HostState.FREE:
             return False
-        backends = [
-            each
-            for each in self._manager.backends.values()
-            if isinstance(each, LeaseBackend)
-            and each.presence.name == space.name
-            and isinstance(each, TakesOverByWord)
-        ]
+        backends = [each for each in self._backends_in(space) if isinstance(each, TakesOverByWord)]
         for backend in backends:
             name = backend.name
 
@@ -185,12 +179,11 @@ class HostFencer:
 
     async def _leases(self, space: Space, term: HostFenced, operator: str) -> list[LeaseFreed]:
         found: list[LeaseFreed] = []
-        for backend in self._manager.backends.values():
-            if isinstance(backend, LeaseBackend) and backend.presence.name == space.name:
-                # One after the other, as the record is read for each: a host that comes back meanwhile keeps the rest.
-                for name in await backend.maintenance.all_names():
-                    if not name.startswith(UNFINISHED_PREFIX):
-                        found += await self._free(backend, name, term.view, operator)
+        for backend in self._backends_in(space):
+            # One after the other, as the record is read for each: a host that comes back meanwhile keeps the rest.
+            for name in await backend.maintenance.all_names():
+                if not name.startswith(UNFINISHED_PREFIX):
+                    found += await self._free(backend, name, term.view, operator)
         return found
 
     async def _free(

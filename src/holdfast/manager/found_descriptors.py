@@ -33,7 +33,7 @@ class FoundDescriptors:
             found = await self._storage.call(path, lambda: locked_file(fd, path))
             if found is None:
                 return False
-            for name, backend in self._manager.backends.items():
+            for name, backend in list(self._manager.backends.items()):
                 if isinstance(backend, KeepsDescriptors):
                     known = await self._storage.call(path, lambda b=backend: b.recognize(fd, path))  # type: ignore[misc]
                     if known is not None and await self._held(name, lock_id, fd, found, known, doubt):
