@@ -60,6 +60,17 @@ class Commands:
             "VG vg lock skipped: storage failed for sanlock leases",
         ),
         (
+            "  Retrying sh lock on VG vg\n  VG vg lock skipped: held by other host.\n"
+            "  Cannot access VG vg due to failed lock.",
+            Problem.GROUP_BUSY,
+            "VG vg lock skipped: held by other host.",
+        ),
+        (
+            "  Cannot access VG vg due to failed lock.",
+            Problem.LOCKSPACE_INACTIVE,
+            "Cannot access VG vg due to failed lock.",
+        ),
+        (
             "  Shared activation not compatible with LV type thin-pool of vg/pool\n"
             "  Failed to lock logical volume vg/thin1.",
             Problem.FAILED,

@@ -15,12 +15,16 @@ from holdfast.model import Mode
 from holdfast.system.host.commands import Commands
 
 COMMAND_S = 60.0
-"""A refused shared activation takes 7.5 s on a busy host: sanlock tries 8 times."""
+"""A refused shared activation takes 7.5 s on a busy host: sanlock tries 8 times. A command that finds the volume group
+locked gives up after 23 s.
+"""
 SWITCHES = {Mode.EXCLUSIVE: "-aey", Mode.SHARED: "-asy"}
 WORDS = (
     ("locked by other host", Problem.HELD_ELSEWHERE),
     ("storage failed for sanlock leases", Problem.STORAGE_FAILED),
+    ("held by other host", Problem.GROUP_BUSY),
     ("lvmlockd process is not running", Problem.LOCKSPACE_INACTIVE),
+    ("lock start in progress", Problem.LOCKSPACE_INACTIVE),
     ("due to failed lock", Problem.LOCKSPACE_INACTIVE),
     (" in use.", Problem.IN_USE),
 )

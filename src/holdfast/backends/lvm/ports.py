@@ -51,6 +51,7 @@ class Problem(enum.Enum):
     HELD_ELSEWHERE = "another host holds it"
     LOCKSPACE_INACTIVE = "the volume group's lockspace is not started"
     STORAGE_FAILED = "the storage of its leases fails"
+    GROUP_BUSY = "another host is changing the volume group; try again"
     NO_ANSWER = "lvmlockd or LVM did not answer"
     IN_USE = "a process has the device open"
     FAILED = "LVM failed"
