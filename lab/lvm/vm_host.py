@@ -20,6 +20,8 @@ DOMAIN = """<domain type='qemu'><name>{name}</name><uuid>11111111-2222-4333-8444
 <driver name='qemu' type='raw' cache='none'/><source dev='{disk}'/><target dev='vda' bus='virtio'/></disk>
 <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>
 """
+MONITOR = f"timeout 30 virsh -q qemu-monitor-command {VM} --hmp"
+"""What the guest's processor and its disk do: a guest that writes no more may wait for either."""
 DAEMONS = {
     "holdfastd": "/srv/holdfastd.pid",
     "lvmlockd": "/run/lvmlockd.pid",
@@ -134,8 +136,10 @@ class VmHost(Host):
             ("ps axf", "ps"),
             (f"{IN_GUEST}/state {uuid} {VM}", "state"),
             ("timeout 30 holdfast status", "status"),
+            (f"for n in 1 2 3; do {MONITOR} 'info registers'; done; {MONITOR} 'info pic'", "registers"),
+            (f"{MONITOR} 'info block'; {MONITOR} 'info blockstats'", "blocks"),
         )
-        commands = (f"{command} > /srv/{name}.log 2>&1" for command, name in logged)
+        commands = (f"{{ {command}; }} > /srv/{name}.log 2>&1" for command, name in logged)
         self.guests.try_sh(self.name, "; ".join((*commands, "true")))
         with open(place / f"{self.name}.tar", "wb") as out:
             subprocess.run(

@@ -19,7 +19,7 @@ from pathlib import Path
 from lab.fencing.guests import HOSTS, Guests, LabError
 from lab.lvm.host import DEAD_S, DISK, VG, Program
 from lab.lvm.open_log import build, compared
-from lab.lvm.vm_host import HOOK, IN_GUEST, LV, VM, State, VmHost
+from lab.lvm.vm_host import HOOK, IN_GUEST, LV, MONITOR, VM, State, VmHost
 from lab.lvm.volume_record import Observer, Record, boot_sector
 
 DISK_MIB = 2048
@@ -67,6 +67,7 @@ class VolumeSuite:
             "figures": self.figures,
             **{f"kill-{daemon}-of-{side}": self.killing(daemon, side) for daemon, side in KILLED},
             "holdfastd-away-at-acquire": self.target_refuses,
+            "runs-on-after-release": self.runs_on,
             "target-qemu-dies": self.target_qemu_dies,
             "target-power-off": self.target_power_off,
             "source-power-off": self.source_power_off,
@@ -368,6 +369,34 @@ class VolumeSuite:
             lambda: "the guest to be resumed at its source",
         )
         return self.settled(source)
+
+    def runs_on(self) -> str:
+        """Row 11a: QEMU and libvirtd of the target die while the source's RELEASE waits; libvirt lets the guest run on there
+        and asks for no lock.
+        """
+        source, target, boots = self.at, self.other, self.record.boots
+        self.live_phase()
+        source.sh("kill -STOP $(cat /srv/holdfastd.pid)")
+        try:
+            source.sh(f"virsh migrate-setspeed {VM} 1000")
+            self.wait(
+                lambda: source.sh(f"{MONITOR} 'info status'").startswith("VM status: paused"),
+                lambda: "the guest to stop for the switch-over",
+            )
+            target.kill_daemon("libvirtd")
+            target.sh("kill -9 $(pgrep -f ^/usr/bin/qemu-system)")
+        finally:
+            source.sh("kill -CONT $(cat /srv/holdfastd.pid)")
+        if "status 0" in (said := self.migration_ended()):
+            raise LabError(f"the migration went through: {said}")
+        target.start_daemon("libvirtd")
+        for host in (source, target):
+            if "held by" not in (said := host.is_refused("virsh create /root/v2.xml")):
+                raise LabError(f"{host.name} refuses a second VM for another reason: {said}")
+        said = self.settled(source)
+        if self.record.boots != boots:
+            raise LabError("the guest has booted again")
+        return f"the guest ran on without an ACQUIRE; no second VM on either host; {said}"
 
     def target_qemu_dies(self) -> str:
         source, target = self.at, self.other
