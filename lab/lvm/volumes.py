@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.fencing.guests import HOSTS, Guests, LabError
+from lab.lvm import pause
 from lab.lvm.host import DEAD_S, DISK, VG, Program
 from lab.lvm.open_log import build, compared
 from lab.lvm.vm_host import HOOK, IN_GUEST, LV, MONITOR, VM, State, VmHost
@@ -65,6 +66,7 @@ class VolumeSuite:
             "cancelled": self.cancelled,
             "operators": self.operators,
             "figures": self.figures,
+            "pause": lambda: pause.measured(self),
             **{f"kill-{daemon}-of-{side}": self.killing(daemon, side) for daemon, side in KILLED},
             "holdfastd-away-at-acquire": self.target_refuses,
             "runs-on-after-release": self.runs_on,
@@ -198,9 +200,13 @@ class VolumeSuite:
             lambda: f"the VM to be {owner.name}'s alone; {owner.name}: {seen[0]}; {other.name}: {seen[1]}",
         )
         self.at = owner
+        self.grows()
+        return f"{owner.name} has it alone, {time.monotonic() - began:.0f} s later"
+
+    def grows(self) -> None:
+        """The guest's counter."""
         before = self.record
         self.wait(lambda: self.record.count > before.count, lambda: "the guest to write", 60)
-        return f"{owner.name} has it alone, {time.monotonic() - began:.0f} s later"
 
     @property
     def record(self) -> Record:
