@@ -31,6 +31,8 @@ CASE_S = 300.0
 """The limit of a case, which holds for each of its waits."""
 FASTER = 5
 """A conversion by lvmlockd's socket, at least, than by `lvchange`."""
+EJECT = ((0xAE10, 0), (0xAE08, 1 << 3))
+"""Port and value: what a guest's operating system writes when it lets a disk in PCI slot 3 go; this guest has none."""
 KILLED = tuple(
     (daemon, side) for daemon in ("holdfastd", "lvmlockd", "libvirtd") for side in ("source", "target")
 )
@@ -313,6 +315,7 @@ class VolumeSuite:
             raise LabError(f"it is not listed: {listed}")
         there.is_refused(f"holdfast volume activate {data}")
         here.sh(f"virsh detach-disk {VM} vdb 2>&1")
+        here.sh("; ".join(f"{MONITOR} 'o/4 {port:#x} {value}'" for port, value in EJECT))
         self.wait(
             lambda: here.sh(f"[ -e {data} ] || echo gone") == "gone",
             lambda: "the detached volume to be inactive",
