@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ PAGE = "page"
 DISK_MIB = 2048
 BOOT_TIMEOUT_S = 150
 TEXT = "written-on-{0}"
+RUNS = 5
 
 
 class Suite:
@@ -50,10 +52,21 @@ class Suite:
         self._began = time.monotonic()
         self.uuid = ""
 
+    def timed(self, what: str, step: Callable[[], object], times: int = 1) -> None:
+        """Say the median, the least and the greatest of so many."""
+        took_s = []
+        for _ in range(times):
+            began = time.monotonic()
+            step()
+            took_s.append(time.monotonic() - began)
+        self.say(
+            f"{what}: {statistics.median(took_s):.1f} s ({min(took_s):.1f} to {max(took_s):.1f}, {times} times)"
+        )
+
     def say(self, text: str) -> None:
         print(f"{self.name}: {time.monotonic() - self._began:5.0f} s  {text}", flush=True)
 
-    def run(self) -> None:
+    def run(self, *, hosts_die: bool) -> None:
         self.guests.mh("up", "2")
         self.say("two guests are up")
         for host in (self.one, self.two):
@@ -61,6 +74,9 @@ class Suite:
         self.set_up()
         self.activate()
         self.adopt()
+        self.figures()
+        if not hosts_die:
+            return
         self.take_over("the power of h1 is cut", lambda: self.guests.mh("kill", "h1"))
         self.guests.mh("start", "h1")
         self.back()
@@ -82,7 +98,7 @@ class Suite:
         one, two = self.one, self.two
         one.lvm(f"vgcreate --yes --shared {VG} {DISK}")
         one.lvm(f"vgchange --setautoactivation n {VG}")
-        two.start_vg()
+        self.timed("vgchange --lock-start", two.start_vg)
         one.lvm(f"lvcreate --yes -an --size 64M --name lv1 {VG}")
         self.uuid = one.sh(f"lvs --noheadings -o lv_uuid {VG}/lv1 2>/dev/null")
         self.say("a shared VG is started on both, with an LV")
@@ -126,6 +142,23 @@ class Suite:
         one.lvm(f"lvchange -aey {VG}/lv1")
         self.say("lvmlockd of h1 was killed, and the next one has the lock")
 
+    def figures(self) -> None:
+        """h1 has it before and afterwards. Each with the way into an emulated guest, 0.1 s and more."""
+        one, two = self.one, self.two
+        self.timed("exclusive to shared and back by lvchange", self._flip, RUNS)
+        self.timed("exclusive, refused", lambda: two.refused(f"lvchange -aey {VG}/lv1"), RUNS)
+        self.timed("shared, refused", lambda: two.refused(f"lvchange -asy {VG}/lv1"), RUNS)
+        one.lvm(f"lvchange -an {VG}/lv1")
+        self.timed(
+            "exclusive, and given up again",
+            lambda: one.lvm(f"lvchange -aey {VG}/lv1 && lvchange -an {VG}/lv1"),
+            RUNS,
+        )
+        one.lvm(f"lvchange -aey {VG}/lv1")
+
+    def _flip(self) -> None:
+        self.one.lvm(f"lvchange -asy {VG}/lv1 && lvchange -aey {VG}/lv1")
+
     def take_over(self, cause: str, strike: Callable[[], object]) -> None:
         """h1 has it and dies; h2 gets it when h1 is dead for sure, and has what h1 wrote."""
         one, two = self.one, self.two
@@ -168,11 +201,11 @@ class Suite:
             raise LabError(f"{host.name} reads {found}, not {expected}")
 
 
-def run_suite(name: str, place: Path, python: Path) -> int:
+def run_suite(name: str, place: Path, python: Path, *, hosts_die: bool) -> int:
     """How many failed: 0 or 1."""
     suite = Suite(name, place, python)
     try:
-        suite.run()
+        suite.run(hosts_die=hosts_die)
         suite.say("done")
     except LabError as e:
         suite.say(f"FAILED: {e}")
@@ -223,6 +256,11 @@ def main() -> int:
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(suites)}; default: all")
     parser.add_argument("--case", action="append", default=[], help="of the suites volumes*; default: all")
     parser.add_argument(
+        "--short",
+        action="store_true",
+        help=f"no host dies in the suites {', '.join(SUITES)}: two minutes each",
+    )
+    parser.add_argument(
         "--logs", type=Path, help="where the logs of failed cases go (default: a new temporary directory)"
     )
     options = parser.parse_args()
@@ -245,7 +283,7 @@ def main() -> int:
             elif name in VOLUME_SUITES:
                 failed += run_volumes(name, Path(place) / name, python, options.case, logs)
             else:
-                failed += run_suite(name, Path(place) / name, python)
+                failed += run_suite(name, Path(place) / name, python, hosts_die=not options.short)
     return 1 if failed else 0
 
 

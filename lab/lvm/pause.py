@@ -15,7 +15,7 @@ from typing import Protocol
 from lab.fencing.guests import LabError
 from lab.lvm.vm_host import DAEMONS, IN_GUEST, LV, VM, VmHost
 
-RUNS = 20
+RUNS = 10
 LIBVIRTD_LOG = "/var/log/libvirt/libvirtd.log"
 HOOK_PLACE, HOOK_AWAY = "/etc/libvirt/hooks/qemu.d/holdfast", "/root/hook-away"
 EVENT = re.compile(r'"seconds": (\d+), "microseconds": (\d+)\}, "event": "')
