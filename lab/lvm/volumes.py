@@ -29,6 +29,7 @@ MEMORY_MIB = "1024"
 BOOT_S = 240.0
 CASE_S = 300.0
 """The limit of a case, which holds for each of its waits."""
+FIGURES_S = 900.0
 FASTER = 5
 """A conversion by lvmlockd's socket, at least, than by `lvchange`."""
 EJECT = ((0xAE10, 0), (0xAE08, 1 << 3))
@@ -325,8 +326,18 @@ class VolumeSuite:
     def figures(self) -> str:
         """Medians (and the least) in milliseconds, within emulated guests: their ratios count."""
         host = self.other
-        found = host.sh(f"PYTHONPATH={self.guests.python} {IN_GUEST}/figures /root/{VM}.xml")
-        times = json.loads(found.splitlines()[-1])
+        host.in_background("figures", f"PYTHONPATH={self.guests.python} {IN_GUEST}/figures /root/{VM}.xml")
+        found = ""
+
+        def ended() -> bool:
+            nonlocal found
+            found = host.ended("figures") or ""
+            return bool(found)
+
+        self.wait(ended, lambda: "the figures", FIGURES_S)
+        if not found.endswith("status 0"):
+            raise LabError(found)
+        times = json.loads(found.splitlines()[-2])
         ratio = times["lvchange"][0] / times["socket"][0]
         if ratio < FASTER:
             raise LabError(
