@@ -101,7 +101,7 @@ class VolumeOrders:
             if others:
                 raise Refused(reason=f"{volume} is a disk of VM {others[0].name} on this host")
             for holding in self._host.holdings_on(volume):
-                if holding.vm.uuid != pin:
+                if holding.vm.is_program or holding.vm.uuid != pin:
                     raise Refused(reason=held_here(volume, holding))
             if uses:
                 return False
