@@ -224,6 +224,7 @@ class VolumeSuite:
     def live_phase(self) -> None:
         """A migration that does not end by itself: its guest writes memory faster than it may be sent."""
         source, target = self.at, self.other
+        source.sh(f"virsh migrate-setmaxdowntime {VM} 1")  # a guest that is slow on a busy machine would do
         source.in_background(
             "migrate", f"virsh migrate --live --p2p --bandwidth 1 {VM} qemu+tcp://{target.address}/system"
         )
@@ -240,9 +241,12 @@ class VolumeSuite:
         self.wait(is_live, lambda: f"the live phase; source: {seen[0]}; target: {seen[1]}")
 
     def go_on(self) -> str:
-        """It may end now: what virsh said."""
-        self.at.sh(f"virsh migrate-setspeed {VM} 1000")
+        """What virsh said when the migration was let end."""
+        self.let_end()
         return self.migration_ended()
+
+    def let_end(self) -> None:
+        self.at.sh(f"virsh migrate-setmaxdowntime {VM} 2000; virsh migrate-setspeed {VM} 1000")
 
     def migration_ended(self) -> str:
         said = ""
@@ -253,6 +257,7 @@ class VolumeSuite:
             return bool(said)
 
         self.wait(ended, lambda: "the migration to end")
+        self.at.sh(f"virsh migrate-setmaxdowntime {VM} 300 2>/dev/null; true")  # where the VM stayed
         return said
 
     # --- cases ---
@@ -398,7 +403,7 @@ class VolumeSuite:
         self.live_phase()
         source.sh("kill -STOP $(cat /srv/holdfastd.pid)")
         try:
-            source.sh(f"virsh migrate-setspeed {VM} 1000")
+            self.let_end()
             self.wait(
                 lambda: source.sh(f"{MONITOR} 'info status'").startswith("VM status: paused"),
                 lambda: "the guest to stop for the switch-over",
