@@ -51,7 +51,8 @@ def owners_of(listed):
         if lock["held"] is False:
             continue
         owner = lock["unknown"] and "an unknown owner" or lock["owner"] or "a process"
-        found.append(f"{owner} (pid {lock['pid']}): {lock['path'] or lock['name']}")
+        # `path` would be the lock file or lease where the disk has one.
+        found.append(f"{owner} (pid {lock['pid']}): {lock['resource'] or lock['path']}")
     return found
 
 
@@ -81,16 +82,17 @@ def offline():
         return []
     found = []
     for lock in state.locks.values():
-        for owner_id in lock.claims or {0: {}}:
+        for owner_id, claims in (lock.claims or {0: {}}).items():
             owner = state.owners.get(owner_id)
+            disk = ", ".join(map(str, claims)) or lock.path
             if owner is None or owner_id in state.unknown:
-                found.append(f"an unknown owner: {lock.path}")
+                found.append(f"an unknown owner: {disk}")
             elif has_no_process(owner):
                 found.append(
-                    f"{owner.name.name or 'a process'}: {lock.path} (start holdfastd: it finds out whether it ended)"
+                    f"{owner.name.name or 'a process'}: {disk} (start holdfastd: it finds out whether it ended)"
                 )
             elif may_live(owner.process.pid, owner.process.start_ticks):
-                found.append(f"{owner.name.name or 'a process'} (pid {owner.process.pid}): {lock.path}")
+                found.append(f"{owner.name.name or 'a process'} (pid {owner.process.pid}): {disk}")
     if not found and raw and not state.is_whole:
         raise Doubt(f"{run_dir}/journal is damaged: {state.doubt}")
     return found

@@ -173,7 +173,8 @@ def test_purge_leaves_nothing(host: Host) -> None:
 
 def holder(**changed: object) -> dict[str, object]:
     row: dict[str, object] = {
-        "owner": "web1", "pid": 4711, "path": "/srv/web1.img", "name": "web1", "held": True, "unknown": "",
+        "owner": "web1", "pid": 4711, "resource": "/srv/web1.img", "path": "/srv/leases/7b99", "held": True,
+        "unknown": "",
     }  # fmt: skip
     assert set(row) <= set(HolderInfo.__dataclass_fields__)
     return row | changed

@@ -172,7 +172,7 @@ def _setup(
         if planned.steps and after.by_hand:
             show(after, found, record)
         end = "this host is set up" if planned.steps else "nothing to do: this host is set up"
-        left = f"; {len(problems)} things are left to do by hand" if problems else ""
+        left = f"; left to do by hand: {len(problems)}" if problems else ""
         click.echo(f"{end}{left}")
     sys.exit(exits.PROBLEMS if problems else exits.OK)
 
