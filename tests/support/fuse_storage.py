@@ -87,6 +87,7 @@ class _Server:
             2: (self._forget, False),
             3: (self._getattr, False),
             4: (self._setattr, True),
+            9: (self._mkdir, True),
             10: (self._unlink, True),
             12: (self._rename, True),
             13: (self._link, True),
@@ -203,6 +204,13 @@ class _Server:
 
     # --- directories ---
 
+    def _mkdir(self, node: int, body: bytes) -> bytes:
+        mode, umask = struct.unpack_from("<II", body)
+        path = self._child(node, body[8:])
+        os.mkdir(path)
+        os.chmod(path, mode & ~umask & 0o7777)
+        return self._entry(path)
+
     def _unlink(self, node: int, body: bytes) -> bytes:
         os.unlink(self._child(node, body))
         return b""
@@ -302,17 +310,17 @@ def _attr(found: os.stat_result) -> bytes:
     )
 
 
-def _mount(device: int, at: str) -> None:
+def _mount(device: int, at: str, kind: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
-    if libc.mount(b"faulty", os.fsencode(at), b"fuse", _MS_NOSUID | _MS_NODEV, options.encode()):
+    if libc.mount(b"faulty", os.fsencode(at), kind.encode(), _MS_NOSUID | _MS_NODEV, options.encode()):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), at)
 
 
-def _main(source: str, at: str) -> None:
+def _main(source: str, at: str, kind: str) -> None:
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    _mount(device, at)
+    _mount(device, at, kind)
     mood = _Mood()
     threading.Thread(target=_Server(source, device, mood).serve, daemon=True).start()
     print("mounted", flush=True)
@@ -329,12 +337,13 @@ def _main(source: str, at: str) -> None:
 class FaultyStorage:
     """A mounted one, from the outside: `at` is where programs under test look, `source` where nothing ever goes wrong."""
 
-    def __init__(self, source: Path, at: Path) -> None:
+    def __init__(self, source: Path, at: Path, kind: str = "fuse") -> None:
+        """`kind`: the type in the mount table, as "fuse.glusterfs", by which programs judge what a lock there is worth."""
         self.source, self.at = source, at
         for directory in (source, at):
             directory.mkdir(exist_ok=True)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fuse_storage", str(source), str(at)],
+            [sys.executable, "-m", "tests.support.fuse_storage", str(source), str(at), kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
