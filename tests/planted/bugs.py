@@ -2271,4 +2271,20 @@ BUGS = (
         "if False:",
         "unit/test_who_client_leases.py::test_another_lease_at_that_place_says_nothing_about_it",
     ),
+    _in(
+        "cli.setup.proposal",
+        "host-id-of-another-lockspace",
+        "setup gives a host the id that it has in sanlock's lockspace of another place, where another host may have it",
+        "    if plugin is not None and not is_place_of(plugin, space):\n        plugin = None\n",
+        "",
+        "unit/test_setup_imports.py::test_host_id_of_another_lockspace_is_not_used",
+    ),
+    _in(
+        "cli.setup.proposal",
+        "host-id-that-leases-do-not-serve",
+        "setup takes a host id over that leases of the other hosts have no place for",
+        "plugin is not None and plugin.host_id <= hosts_max",
+        "plugin is not None",
+        "unit/test_setup_imports.py::test_host_id_that_new_leases_would_not_serve_is_not_used",
+    ),
 )

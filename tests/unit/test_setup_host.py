@@ -379,3 +379,18 @@ def test_what_is_no_lockspace_for_a_directory_is_said(
     path = tmp_path / "vms"
     make_it(path)
     assert fault in look(str(path)).fault
+
+
+def test_settings_of_libvirts_lock_managers_are_in_the_plan(site: Site, shared: Path) -> None:
+    (site.root / "etc/libvirt/qemu-sanlock.conf").write_text(
+        f'auto_disk_leases = 1\ndisk_lease_dir = "{shared}"\nhost_id = 9\nuser = "sanlock"\n'
+    )
+    (site.root / "etc/libvirt/qemu-lockd.conf").write_text('file_lockspace_dir = "/srv/locks"\n')
+    wishes = Wishes(leases=str(shared))
+    found = site.survey(wishes)
+    assert "host_id = 9\n" in found.proposal.text
+    settings = [each.setting.split(" ")[0] for each in found.facts.carried]
+    assert settings == ["auto_disk_leases", "disk_lease_dir", "host_id", "user", "file_lockspace_dir"]
+    assert [each.used for each in found.facts.carried] == [True, True, True, False, False]
+    alone = site.survey(Wishes())
+    assert [each.used for each in alone.facts.carried] == [True, False, False, False, True]

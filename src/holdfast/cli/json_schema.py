@@ -254,6 +254,16 @@ class SetupStorage(TypedDict):
     disks: list[str]
 
 
+class SetupImported(TypedDict):
+    """A setting of qemu-sanlock.conf or qemu-lockd.conf."""
+
+    file: str
+    setting: str
+    used: bool
+    reason: str
+    fix: str
+
+
 class Setup(TypedDict):
     ok: bool
     refused: list[str]
@@ -263,6 +273,7 @@ class Setup(TypedDict):
     by_hand: list[ByHand]
     storage: list[SetupStorage]
     lock_directories: list[str]
+    imported: list[SetupImported]
     reasons: list[str]
     configuration: str
     configuration_difference: list[str]

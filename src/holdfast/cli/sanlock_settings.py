@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from holdfast.backends.paxos.config import LIBVIRT_LOCKSPACE
 from holdfast.cli.libvirt_conf import ConfFile
@@ -40,10 +40,13 @@ _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)")
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """`toml`: the text of a configuration. `remarks`: what it does not have, and what it still needs."""
+    """`toml`: the text of a configuration. `remarks`: what it does not have, and what it still needs. `backend`: the keys of
+    the table with libvirt's leases; none where libvirt makes none by itself.
+    """
 
     toml: str
     remarks: tuple[str, ...]
+    backend: Mapping[str, object] = field(default_factory=dict)
 
 
 def options_of(texts: Sequence[str]) -> list[str]:
@@ -79,15 +82,14 @@ def imported(plugin: ConfFile | None, settings: Settings, sources: list[str]) ->
             'watchdog = "none", as sanlock runs here (-w 0): no watchdog resets this host when it loses its leases; '
             'use "wdmd" or "device" where there is one'
         )
-    if plugin is not None:
-        backend = dict(_backend(plugin, settings, remarks))
-        if backend:
-            tables.append(("[backend.leases]", backend))
-            tables.append(("[[disk]]", {"match": "*", "backend": "leases"}))
+    backend = dict(_backend(plugin, settings, remarks)) if plugin is not None else {}
+    if backend:
+        tables.append(("[backend.leases]", backend))
+        tables.append(("[[disk]]", {"match": "*", "backend": "leases"}))
     lines = [f"# made by 'holdfast import-sanlock' from {', '.join(sources) or 'defaults alone'}"]
     for head, table in tables:
         lines += ["", head, *(f"{key} = {to_toml_value(value)}" for key, value in table.items())]
-    return Imported("\n".join(lines) + "\n", tuple(remarks))
+    return Imported("\n".join(lines) + "\n", tuple(remarks), backend)
 
 
 def _backend(plugin: ConfFile, settings: Settings, remarks: list[str]) -> Iterator[tuple[str, object]]:

@@ -72,6 +72,28 @@ class Watchdog:
 
 
 @dataclass(frozen=True, slots=True)
+class SanlockPlugin:
+    """qemu-sanlock.conf, with auto_disk_leases = 1: where libvirt's sanlock plugin has its leases. `host_id` 0: none."""
+
+    directory: str
+    host_id: int
+    io_timeout_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A setting of qemu-sanlock.conf or qemu-lockd.conf. `used`: in force with what setup proposes; else `fix` says what to
+    do, and is empty where nothing is needed.
+    """
+
+    file: str
+    setting: str
+    used: bool
+    reason: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """The configuration that the wishes come to; no text where the defaults are enough. `refusals`: why it can't be made."""
 
@@ -141,6 +163,8 @@ class Facts:
     storages: tuple[Storage, ...] = ()
     lock_directories: tuple[str, ...] = ()
     """Of qemu-lockd.conf."""
+    carried: tuple[Carried, ...] = ()
+    """Every setting of libvirt's two lock managers."""
     joined: bool = True
     """Whether the lockspace of the proposal is joined."""
     findings: tuple[Finding, ...] = field(default=())

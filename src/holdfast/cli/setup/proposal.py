@@ -6,8 +6,10 @@ disk that one host locks by a file and another by a lease has no lock at all bet
 
 from __future__ import annotations
 
+import posixpath
+
 from holdfast.backends.paxos.config import LIBVIRT_LOCKSPACE
-from holdfast.cli.setup.facts import HostThere, Proposal, SpaceSeen, Watchdog, Wishes
+from holdfast.cli.setup.facts import HostThere, Proposal, SanlockPlugin, SpaceSeen, Watchdog, Wishes
 from holdfast.cli.setup.profiles import DEFAULT, PROFILES, words
 from holdfast.config_toml import to_toml_value
 from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, Timing
@@ -17,10 +19,16 @@ MARK = "# Written by 'holdfast setup', which replaces it only as long as nobody 
 DEVICE_LOCKSPACE = "vms"
 
 
-def propose(wishes: Wishes, space: SpaceSeen | None, watchdog: Watchdog) -> Proposal:
-    """`space` is None without leases: then the built-in defaults are the proposal."""
+def propose(
+    wishes: Wishes, space: SpaceSeen | None, watchdog: Watchdog, plugin: SanlockPlugin | None = None
+) -> Proposal:
+    """`space` is None without leases: then the built-in defaults are the proposal. `plugin`: libvirt's sanlock plugin, which
+    counts where its leases are those of `space`.
+    """
     if space is None:
         return Proposal()
+    if plugin is not None and not is_place_of(plugin, space):
+        plugin = None
     if space.fault:
         return Proposal(refusals=(f"{space.fault}; {space.fix}",))
     if wishes.join and not space.name:
@@ -31,7 +39,7 @@ def propose(wishes: Wishes, space: SpaceSeen | None, watchdog: Watchdog) -> Prop
             )
         )
     refusals: list[str] = []
-    timing, profile = _timing(wishes, space, refusals)
+    timing, profile = _timing(wishes, space, plugin, refusals)
     word = _watchdog(wishes, watchdog, timing, refusals)
     free = space.hosts_max - len(space.hosts) if space.name else wishes.hosts_max
     if free < 1:
@@ -42,15 +50,17 @@ def propose(wishes: Wishes, space: SpaceSeen | None, watchdog: Watchdog) -> Prop
         return Proposal(refusals=tuple(refusals))
     lockspace = space.name or (DEVICE_LOCKSPACE if space.is_device else LIBVIRT_LOCKSPACE)
     hosts_max = max(wishes.hosts_max, *(each.host_id for each in space.hosts), 1)
+    hosts_max = min(hosts_max, space.hosts_max) if space.hosts_max else hosts_max
+    own = plugin.host_id if plugin is not None and plugin.host_id <= hosts_max else 0
     table: dict[str, object] = {
         "driver": "paxos",
         ("device" if space.is_device else "directory"): space.place,
         "lockspace": lockspace,
-        "host_id": "auto",
+        "host_id": own or "auto",
         "watchdog": word,
         "io_timeout_s": timing.io_timeout_s,
         "fire_timeout_s": timing.fire_timeout_s,
-        "hosts_max": min(hosts_max, space.hosts_max) if space.hosts_max else hosts_max,
+        "hosts_max": hosts_max,
     }
     lines = [
         MARK,
@@ -67,18 +77,45 @@ def propose(wishes: Wishes, space: SpaceSeen | None, watchdog: Watchdog) -> Prop
         f"leases in the {where} {space.place}, lockspace {lockspace}"
         + (f" ({space.sizes}; {len(space.hosts)} of {space.hosts_max} host ids in use)" if space.name else "")
         + ": they exclude other hosts on any storage, and a host that dies is taken over",
-        'host_id = "auto": an id that no other host has, and the same one after a reboot',
+        _why_host_id(own, space),
         _why_watchdog(word),
         f"profile {profile}: {words(timing, has_watchdog=word != 'none')}",
     )
     return Proposal("\n".join(lines) + "\n", reasons, (), timing, profile, word, lockspace)
 
 
-def _timing(wishes: Wishes, space: SpaceSeen, refusals: list[str]) -> tuple[Timing, str]:
+def is_place_of(plugin: SanlockPlugin, space: SpaceSeen) -> bool:
+    """Whether the plugin's leases are those of this lockspace."""
+    return (
+        not space.is_device
+        and posixpath.normpath(plugin.directory) == posixpath.normpath(space.place)
+        and space.name in ("", LIBVIRT_LOCKSPACE)
+    )
+
+
+def timing_of(plugin: SanlockPlugin) -> Timing | None:
+    """Its hosts', with sanlock's fire timeout; None for an io_timeout that can't be used."""
+    timing = Timing(plugin.io_timeout_s, FIRE_TIMEOUT_DEFAULT_S)
+    return None if timing.broken() else timing
+
+
+def _why_host_id(own: int, space: SpaceSeen) -> str:
+    if not own:
+        return 'host_id = "auto": an id that no other host has, and the same one after a reboot'
+    has = next((each.name for each in space.hosts if each.host_id == own), "")
+    return (
+        f"host_id = {own}: this host's in qemu-sanlock.conf, so that no other host has it"
+        + (f"; {has} has it now, and if that is another host this one does not join" if has else "")
+    )  # fmt: skip
+
+
+def _timing(
+    wishes: Wishes, space: SpaceSeen, plugin: SanlockPlugin | None, refusals: list[str]
+) -> tuple[Timing, str]:
     """By the profile; by what the lockspace records, where there is one: its hosts have to count alike."""
     fixed = wishes.timing or (PROFILES[wishes.profile] if wishes.profile else None)
     if not space.name:
-        chosen = fixed or PROFILES[DEFAULT]
+        chosen = fixed or (timing_of(plugin) if plugin is not None else None) or PROFILES[DEFAULT]
         return chosen, _name_of(chosen)
     periods = sorted({each.io_timeout_s for each in space.hosts if each.io_timeout_s})
     fires = sorted({each.fire_timeout_s for each in space.hosts if each.fire_timeout_s})

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from holdfast.cli.setup.execute import StepFailed, preview
-from holdfast.cli.setup.facts import Facts, Storage
+from holdfast.cli.setup.facts import Carried, Facts, Storage
 from holdfast.cli.setup.plan import is_foreign
 from holdfast.cli.setup.record import Record
 from holdfast.cli.setup.steps import Plan, Step
@@ -27,10 +27,10 @@ def show(plan: Plan, found: Survey, record: Record) -> None:
         click.echo("Storage of this host's VMs:")
     for each in found.facts.storages:
         click.echo(f"  {printable(words_of(each))}")
-    for directory in found.facts.lock_directories:
-        click.echo(
-            f"  lock files stay in {printable(directory)}, as qemu-lockd.conf says: hosts with virtlockd take part there"
-        )
+    if found.facts.carried:
+        click.echo("Settings of libvirt's lock managers:")
+    for setting in found.facts.carried:
+        click.echo(f"  {printable(words_of_setting(setting))}")
     if plan.reasons:
         click.echo("Proposal:")
     for reason in plan.reasons:
@@ -88,6 +88,12 @@ def words_of(storage: Storage) -> str:
     )
 
 
+def words_of_setting(each: Carried) -> str:
+    word = "taken over" if each.used else "NOT taken over"
+    text = f"{each.file}: {each.setting}: " if each.setting else f"{each.file}: "
+    return f"{text}{word}: {each.reason}" + (f"; {each.fix}" if each.fix else "")
+
+
 def so_far(record: Record) -> list[str]:
     """What earlier runs have done, where one was stopped half-way."""
     kept = record.kept
@@ -134,6 +140,16 @@ def as_object(plan: Plan, found: Survey, *, done: Sequence[str] = (), failed: st
             for each in facts.storages
         ],
         "lock_directories": list(facts.lock_directories),
+        "imported": [
+            {
+                "file": each.file,
+                "setting": each.setting,
+                "used": each.used,
+                "reason": each.reason,
+                "fix": each.fix,
+            }
+            for each in facts.carried
+        ],
         "reasons": list(plan.reasons),
         "configuration": found.proposal.text,
         "configuration_difference": difference(found),

@@ -8,7 +8,7 @@ import glob
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.cli import doctor
 from holdfast.cli.doctor import units
@@ -16,9 +16,12 @@ from holdfast.cli.doctor.disks import worth
 from holdfast.cli.doctor.findings import Finding
 from holdfast.cli.doctor.scene import Host, Scene, ThisHost
 from holdfast.cli.doctor.services import daemons, virtlockds
-from holdfast.cli.libvirt_files import HOOK, QEMU_CONF, libvirt_lockspaces, read_conf
+from holdfast.cli.libvirt_conf import ConfFile
+from holdfast.cli.libvirt_files import HOOK, LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_conf
+from holdfast.cli.sanlock_files import PLUGIN_CONF, NotImported, read
 from holdfast.cli.setup import lens
 from holdfast.cli.setup.facts import Facts, Proposal, SpaceSeen, Storage, Watchdog, Wishes
+from holdfast.cli.setup.lock_settings import Sanlock, of_lockd, of_sanlock
 from holdfast.cli.setup.lockspace_there import look
 from holdfast.cli.setup.plan import GC_TIMER
 from holdfast.cli.setup.proposal import propose
@@ -61,7 +64,8 @@ def survey(
     """`scene_of` as `doctor.scene_of`, for tests."""
     host = host or ThisHost()
     space = look(wishes.place) if wishes.place else None
-    proposal = propose(wishes, space, _watchdog(host, root))
+    sanlock = read_sanlock(root)
+    proposal = propose(wishes, space, _watchdog(host, root), sanlock.plugin)
     file = config_file or os.path.join(root, SYSTEM_FILE.lstrip("/"))
     text, broken = _text(file)
     if text is None and glob.glob(os.path.join(os.path.dirname(file), "conf.d", "*.toml")):
@@ -75,12 +79,38 @@ def survey(
         scene, findings, broken = _judged(
             "" if keeps or proposal.refusals else proposal.text, named, socket, root, host, scene_of
         )
+    facts = _facts(file, text, ours, broken, scene, tuple(findings), host, root, record, proposal)
+    carried = (
+        *of_sanlock(sanlock, space, proposal, manager=facts.lock_manager or "", configured=keeps),
+        *of_lockd(read_conf(os.path.join(root, LOCKD_CONF)), leases=has_leases(scene)),
+    )
     return Survey(
-        _facts(file, text, ours, broken, scene, tuple(findings), host, root, record, proposal),
+        replace(facts, carried=carried),
         proposal,
         space,
         scene,
     )
+
+
+def has_leases(scene: Scene | None) -> bool:
+    """Whether the configuration that was judged has leases."""
+    return scene is not None and any(t.get("driver") == "paxos" for t in scene.config.backend.values())
+
+
+def read_sanlock(root: str) -> Sanlock:
+    """qemu-sanlock.conf, as `holdfast import-sanlock` reads it."""
+    path = os.path.join(root, PLUGIN_CONF)
+    conf = read_conf(path)
+    if isinstance(conf, Unreadable):
+        return Sanlock(ConfFile(), fault="" if conf.missing else f"it can't be read: {conf.reason}")
+    if conf.error:
+        return Sanlock(conf, fault=f"line {conf.error_line}: {conf.error}")
+    if not conf.settings:
+        return Sanlock(conf)
+    try:
+        return Sanlock(conf, read(root).backend)
+    except NotImported as e:
+        return Sanlock(conf, fault=str(e))
 
 
 def _text(file: str) -> tuple[str | None, str]:
