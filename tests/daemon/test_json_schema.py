@@ -55,7 +55,9 @@ ELSEWHERE = {
     *("volume list", "volume who", "volume activate", "volume deactivate", "attach"),
     *("switch", "switch --dry-run"),
 }
-"""Beside what they need: list, who and activate in tests/daemon/test_shared_volumes.py; the others are not compared."""
+"""Beside what they need: volumes in tests/daemon/test_shared_volumes.py, the switch of a real virtlockd in
+tests/interop/virtlockd/test_live_switch.py.
+"""
 
 
 @pytest.fixture(scope="module")

@@ -261,7 +261,8 @@ def test_volume_is_not_deactivated_while_anything_may_use_it(site: Site, guest: 
     assert (code, "can't be read; nothing is deactivated" in said) == (75, True), said
     unread.unlink()
     assert guest.path in site.h1.holdfast("volume", "list")[1]
-    assert site.h1.holdfast("volume", "deactivate", guest.path)[0] == 0
+    code, said = site.h1.holdfast("volume", "deactivate", guest.path, "--json")
+    assert (code, why_not("volume deactivate", json.loads(said))) == (0, "")
     assert site.held(guest) == {}
     assert not site.h1.is_active(guest.lv)
     assert guest.path not in site.h1.holdfast("volume", "list")[1]
@@ -284,7 +285,8 @@ def test_volume_is_attached_to_a_running_vm_or_left_as_it_was(site: Site, guest:
     )
     words = shlex.join([site.h1.socket, str(guest.qemus["h1"].pid), guest.name, guest.uuid, data.path])
     site.h1.command("virsh", f"[ -e {data.path} ] && cd {ROOT} && exec {asks} {words}")
-    assert site.h1.holdfast(*attached) == (0, f"{data.path} is vdb of {guest.name}\n")
+    code, said = site.h1.holdfast(*attached, "--json")
+    assert (code, why_not("attach", json.loads(said))) == (0, "")
     assert site.held(data) == {1: EX}
     code, said = site.h1.holdfast("volume", "deactivate", data.path)
     assert (code, f"is a disk of VM {guest.name}" in said) == (75, True), said

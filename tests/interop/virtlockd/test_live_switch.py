@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.support.daemon import BIN, listens, locked, make_disk
+from tests.support.json_schema import why_not
 from tests.support.polling import wait_until
 from tests.support.virtlockd import Virtlockd
 
@@ -165,11 +166,13 @@ def test_virtlockd_becomes_holdfastd_and_no_vm_notices(site: Site, tmp_path: Pat
     for number, disk in enumerate(disks[:4]):
         site.vm(f"vm{number}", str(disk))
     site.vm("both", f"{disks[4]}", f"{disks[5]}:1")
-    code, said = site.switch("--dry-run")
+    code, said = site.switch("--dry-run", "--json")
     assert (code, "virtlockd" in site.program()) == (0, True), said
+    assert why_not("switch --dry-run", json.loads(said)) == ""
     with rival("exclusive", *disks[:5]) as thief:
-        code, said = site.switch()
+        code, said = site.switch("--json")
         assert code == 0, said + site.log()
+        assert why_not("switch", json.loads(said)) == ""
         assert "holdfastd" in site.program()
         thief.kill()
         assert thief.stdout is not None
