@@ -22,6 +22,7 @@ from holdfast.cli.main import cli
 from holdfast.daemon import sanlockd
 from holdfast.daemon.main import argument_parser
 from holdfast.hooks import qemu
+from holdfast.switch import program
 from holdfast.web.main import argument_parser as web_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ DESCRIPTIONS = {
     "holdfastd": "lock daemon for virtual machine disks, in virtlockd's place",
     "holdfast-sanlockd": "holdfastd in the place of sanlock's daemon",
     "holdfast-web": "web page and metrics about the locks of a host",
+    "holdfast-virtlockd-switch": "stands in virtlockd's place while that becomes holdfastd",
     "holdfast-qemu-hook": "libvirt's hook that asks holdfastd for a VM's disks before QEMU opens them",
 }
 FILES = "/etc/holdfast/holdfast.toml, /run/holdfast, /var/lib/holdfast: see holdfast.toml(5)."
@@ -136,6 +138,12 @@ def of_hook() -> str:
 
 def of_sanlockd() -> str:
     return of_docstring("holdfast-sanlockd", "[daemon] [OPTION VALUE]...", sanlockd.__doc__)
+
+
+def of_switch() -> str:
+    notes = "Nobody runs it by hand: 'holdfast setup' and 'holdfast switch' put it in virtlockd's place for some seconds."
+    page = of_docstring("holdfast-virtlockd-switch", "[OPTION OF VIRTLOCKD]...", program.__doc__)
+    return f"{page}.SH NOTES\n{escaped(notes)}\n"
 
 
 def of_docstring(name: str, options: str, docstring: str | None) -> str:
@@ -245,6 +253,7 @@ def pages() -> dict[str, str]:
     found["holdfast-web.8"] = of_program(web_arguments())
     found["holdfast-qemu-hook.8"] = of_hook()
     found["holdfast-sanlockd.8"] = of_sanlockd()
+    found["holdfast-virtlockd-switch.8"] = of_switch()
     found["holdfast.toml.5"] = of_configuration()
     return found
 

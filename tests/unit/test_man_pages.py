@@ -36,6 +36,7 @@ def test_each_command_has_a_page_and_each_page_is_of_something() -> None:
         "holdfast-web.8",
         "holdfast-qemu-hook.8",
         "holdfast-sanlockd.8",
+        "holdfast-virtlockd-switch.8",
         "holdfast.toml.5",
     }
     assert set(PAGES) == {*names(cli, "holdfast"), *others}
