@@ -19,7 +19,7 @@ from holdfast.cli.setup.facts import Wishes
 from holdfast.cli.setup.lockspace_there import look
 from holdfast.cli.setup.plan import plan
 from holdfast.cli.setup.record import Record, RecordUnusable, alone
-from holdfast.cli.setup.show import difference
+from holdfast.cli.setup.show import as_object, difference
 from holdfast.cli.setup.steps import Plan
 from holdfast.cli.setup.survey import Survey, survey
 from holdfast.cli.setup.undo import refusals, undo
@@ -394,3 +394,12 @@ def test_settings_of_libvirts_lock_managers_are_in_the_plan(site: Site, shared: 
     assert [each.used for each in found.facts.carried] == [True, True, True, False, False]
     alone = site.survey(Wishes())
     assert [each.used for each in alone.facts.carried] == [True, False, False, False, True]
+
+
+def test_host_without_libvirt_is_refused_with_the_plan(site: Site) -> None:
+    site.qemu.unlink()
+    found = site.survey()
+    made = plan(Wishes(), found.facts, found.proposal, found.space)
+    said = as_object(made, found)
+    assert any("install libvirt's QEMU driver" in each for each in made.refusals)
+    assert "No such file" in str(said["steps"])

@@ -70,6 +70,8 @@ def _preview(step: Step) -> Sequence[str]:
         return preview(step)
     except StepFailed as e:
         return [f"can't be done: {e}"]
+    except OSError as e:
+        return [f"can't be done: {e.filename}: {e.strerror}"]
 
 
 def words_of(storage: Storage) -> str:
