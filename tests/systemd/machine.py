@@ -62,6 +62,15 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = ST
         time.sleep(0.02)
 
 
+def init_of(unshare: subprocess.Popen[bytes], log: Path) -> int:
+    """The pid of the systemd that `unshare` has started, 0 before it is there; fails with the log if it has ended."""
+    assert unshare.poll() is None, log.read_text()
+    children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
+    if children and Path(f"/proc/{children[0]}/comm").read_text().strip() == "systemd":
+        return int(children[0])
+    return 0
+
+
 class Machine:
     """One booted systemd."""
 
@@ -92,10 +101,7 @@ class Machine:
         wait_until(lambda: self.try_run("systemctl", "is-system-running").stdout != "", "systemctl answers")
 
     def _find_init(self) -> bool:
-        assert self._unshare.poll() is None, self.log.read_text()
-        children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
-        if children and Path(f"/proc/{children[0]}/comm").read_text().strip() == "systemd":
-            self.pid = int(children[0])
+        self.pid = init_of(self._unshare, self.log)
         return self.pid != 0
 
     def try_run(self, *command: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.systemd.machine import PROJECT, init_of
+
 SUITE = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
 PACKAGES = (
     "systemd,systemd-sysv,dbus,libvirt-daemon-system,libvirt-clients,qemu-system-x86,augeas-tools,python3-click,"
@@ -121,10 +122,7 @@ class RootHost:
             raise
 
     def _find_init(self) -> bool:
-        assert self._unshare.poll() is None, self.log.read_text()
-        children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
-        if children and Path(f"/proc/{children[0]}/comm").read_text().strip() == "systemd":
-            self.pid = int(children[0])
+        self.pid = init_of(self._unshare, self.log)
         return self.pid != 0
 
     def _wait(self, condition: Callable[[], object], what: str) -> None:

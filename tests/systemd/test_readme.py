@@ -24,8 +24,8 @@ from tests.e2e.lab.polling import until
 from tests.e2e.lab.programs import Programs
 from tests.e2e.lab.storage import IMAGE_BYTES, Image, write_boot_disk
 from tests.support.fuse_storage import FaultyStorage
-from tests.systemd.machine import require
-from tests.systemd.root_host import PROJECT, SHARED, RootHost, hosts, make_template
+from tests.systemd.machine import PROJECT, require
+from tests.systemd.root_host import SHARED, RootHost, hosts, make_template
 
 pytestmark = [
     pytest.mark.long,  # builds packages and a root file system
