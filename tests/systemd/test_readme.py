@@ -35,6 +35,8 @@ BLOCK = "## Two hosts, from the package"
 HERE = "--profile fast --watchdog none --yes"
 """What these hosts add to README's `holdfast setup`."""
 PROTECTED_WITHIN_S = 120.0
+UNEXPLAINED_S = 3.0
+"""A last look at the host takes up to that; the wait for a lease that has just been claimed is longer."""
 LAB = "/opt/lab"
 
 
@@ -131,11 +133,13 @@ def setup(host: RootHost, command: str) -> float:
     """Carries README's setup out and shows it; the seconds that its lease needed, which it gives a reason for."""
     said = host.lines(f"{command} {HERE}")
     show(host, said)
-    [joining] = [at for at, line in said if re.match(r"\d+/\d+ .*join", line)]
-    ended = said[-1][0]
-    reasons = [line for at, line in said if at > joining and re.match(r"    \w+: .", line)]
-    assert reasons, f"the wait for the lockspace has no reason: {said}"
     assert "this host is set up" in said[-1][1], said
+    joining = next((at for at, line in said if re.match(r"\d+/\d+ .*join", line)), None)
+    if joining is None:
+        return 0.0  # the steps before have taken longer than the lease needed
+    reasons = [line for at, line in said if at >= joining and re.match(r"    \w+: .", line)]
+    ended = said[-1][0]
+    assert reasons or ended - joining < UNEXPLAINED_S, f"the wait for the lockspace has no reason: {said}"
     return ended - joining
 
 
