@@ -120,17 +120,20 @@ class AreaBackend(PaxosBackend):
         taken = await super().take(lease, member, resource, mode, note)
         if not isinstance(taken, HeldElsewhere) or self.areas.wants_version(lease):
             return taken
-        words = self._words_in_force(member)
-        if not words:
-            return taken
         try:
-            proof = await self.maintenance.break_of(lease, frozenset(word.term for word in words))
+            words = [
+                word
+                for word in self._words_in_force(member)
+                if await self.maintenance.claims_of_term(lease, word.term, older_too=False)
+            ]
+            proof = words and await self.maintenance.break_of(lease, frozenset(word.term for word in words))
         except LockError as e:
             log.warning("lease %s is not taken over from a host that is attested to be off: %s", resource, e)
             return taken
         if not proof:
             return taken
-        words[0].broken(lease, proof)
+        for word in words:
+            word.broken(lease, proof)
         return await super().take(lease, member, resource, mode, note)
 
     def _words_in_force(self, member: Membership) -> list[OffWord]:
