@@ -2264,7 +2264,7 @@ BUGS = (
         "unit/test_who_verdict.py::test_storage_of_a_lease_is_not_called_free",
     ),
     _in(
-        "cli.who.client_leases",
+        "cli.who.leases",
         "lease-of-another-name-judged",
         "who answers for a lease by what is written about another one at that place",
         'if called != f"{lease.lockspace}:{lease.name}":',

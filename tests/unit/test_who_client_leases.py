@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tests.support.leases import SPACE, make_area
 
-from holdfast.cli.who.client_leases import ClientLease, at_start_of, look, named
+from holdfast.cli.who.client_leases import ClientLease, at_start_of, named
 from holdfast.cli.who.inquiry import ask
+from holdfast.cli.who.leases import look_at
 from holdfast.config import Config
 from holdfast.ondisk.geometry import MIB
 
@@ -47,14 +48,14 @@ def test_another_lease_at_that_place_says_nothing_about_it(tmp_path: Path) -> No
     area = tmp_path / "leases: of a domain"
     make_area(area, MIB, "web")
     there = ClientLease(SPACE, "web", str(area), MIB)
-    seen = look(there, None)
+    seen = look_at(there, None)
     assert (seen.unreadable, seen.holders) == (None, ())
     for other in (
         there._replace(name="db"),
         there._replace(lockspace="other"),
         there._replace(offset_bytes=0),
     ):
-        assert look(other, None).unreadable is not None, other
+        assert look_at(other, None).unreadable is not None, other
 
 
 @pytest.mark.parametrize("offset_bytes", [0, MIB])

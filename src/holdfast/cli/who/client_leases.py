@@ -7,14 +7,11 @@ sanlock:LOCKSPACE/RESOURCE.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import NamedTuple
 
-from holdfast.cli.offline import storage
 from holdfast.cli.offline.identify import shown
-from holdfast.cli.who import leases
-from holdfast.cli.who.evidence import LeaseSeen
-from holdfast.control.api import LeaseSpaceInfo
 from holdfast.model import SANLOCK_PREFIX
 from holdfast.ondisk.geometry import SECTOR_4096
 from holdfast.ondisk.leader import Leader
@@ -58,32 +55,21 @@ def named(what: str) -> ClientLease | None:
     return ClientLease(found[1], found[2]) if found is not None else None
 
 
-def look(lease: ClientLease, space: LeaseSpaceInfo | None) -> LeaseSeen:
-    """What its place says; may block on storage. `space`: the lockspace as this host's daemon sees it, if it does."""
-    try:
-        with storage.opened(lease.path) as disk:
-            leader = Leader.decode(storage.read(disk, lease.offset_bytes, SECTOR_4096))
-            if isinstance(leader, Leader):
-                called = f"{shown(leader.space_name)}:{shown(leader.resource_name)}"
-                if called != f"{lease.lockspace}:{lease.name}":
-                    return unreadable(lease, f"the lease at that place is called {called}")
-            return leases.read(lease.lockspace, lease.place, disk, lease.offset_bytes, None, space)
-    except storage.UsageError as e:
-        return unreadable(lease, str(e))
-
-
-def unreadable(lease: ClientLease, reason: str) -> LeaseSeen:
-    """It may be held."""
-    return LeaseSeen("", lease.place, unreadable=leases.unreadable(lease.place, reason))
-
-
 def at_start_of(path: str) -> str:
-    """The lease at offset 0 of a file or device, as `who` wants it named; empty if there is none, or it can't be read."""
+    """The lease at offset 0 of a file or device, as `who` wants it named; empty if there is none, or it can't be read.
+
+    It is read as any file, for this says no more than that a lease lies there.
+    """
     try:
-        with storage.opened(path) as disk:
-            leader = Leader.decode(storage.read(disk, 0, SECTOR_4096))
-    except storage.UsageError:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
         return ""
+    try:
+        leader = Leader.decode(os.pread(fd, SECTOR_4096, 0))
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
     if not isinstance(leader, Leader):
         return ""
     return str(ClientLease(shown(leader.space_name), shown(leader.resource_name), path))

@@ -25,8 +25,7 @@ from typing import TypeVar
 from holdfast.backends.file import owner_record
 from holdfast.backends.naming import indirect_name
 from holdfast.cli.libvirt_files import domains, lease_paths, libvirt_lockspaces, libvirt_names, lockable_paths
-from holdfast.cli.who import client_leases
-from holdfast.cli.who.client_leases import ClientLease
+from holdfast.cli.who.client_leases import ClientLease, at_start_of
 from holdfast.cli.who.disk_users import no_disk, users, users_of_name
 from holdfast.cli.who.evidence import (
     Evidence,
@@ -138,13 +137,15 @@ class Sources:
             lease = lease.at(ours[0].path)
         if not lease.path:
             return Evidence(str(lease), self.host, self.is_root, daemon=ours, place_wanted=True)
+        from holdfast.cli.who import leases
+
         try:
             seen = answer_in_time(
-                partial(client_leases.look, lease, self._space(lease.lockspace)), LEASES_ANSWER_S
+                partial(leases.look_at, lease, self._space(lease.lockspace)), LEASES_ANSWER_S
             )
         except Silent:
             reason = "its storage did not answer in time"
-            seen = client_leases.unreadable(lease, reason)
+            seen = leases.unreadable_at(lease, reason)
         return Evidence(str(lease), self.host, self.is_root, daemon=ours, leases=(seen,))
 
     def has_lockspace(self, name: str) -> bool:
@@ -339,7 +340,7 @@ class Sources:
 
 def _lease_at_start(path: str) -> str:
     try:
-        return answer_in_time(partial(client_leases.at_start_of, path), ANSWER_S)
+        return answer_in_time(partial(at_start_of, path), ANSWER_S)
     except Silent:
         return ""  # `_in_time` says that it does not answer
 

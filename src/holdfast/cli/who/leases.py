@@ -17,6 +17,7 @@ from holdfast.backends.paxos import owner_note
 from holdfast.backends.paxos.config import LIBVIRT_LOCKSPACE
 from holdfast.cli.offline import storage
 from holdfast.cli.offline.identify import blocks_of, shown
+from holdfast.cli.who.client_leases import ClientLease
 from holdfast.cli.who.evidence import LeaseClaim, LeaseSeen, Unreadable
 from holdfast.control.api import HostInfo, LeaseSpaceInfo
 from holdfast.model import IDENTITY_LOCKSPACE, Resource
@@ -56,6 +57,25 @@ def look(
 def unreadable(place: str, reason: str) -> Unreadable:
     """For a lease of which something could not be read."""
     return Unreadable("its lease", f"lease {place}: {reason}")
+
+
+def look_at(lease: ClientLease, space: LeaseSpaceInfo | None) -> LeaseSeen:
+    """A lease of sanlock's clients at its place. `space`: the lockspace as this host's daemon sees it, if it does."""
+    try:
+        with storage.opened(lease.path) as disk:
+            leader = Leader.decode(storage.read(disk, lease.offset_bytes, SECTOR_4096))
+            if isinstance(leader, Leader):
+                called = f"{shown(leader.space_name)}:{shown(leader.resource_name)}"
+                if called != f"{lease.lockspace}:{lease.name}":
+                    return unreadable_at(lease, f"the lease at that place is called {called}")
+            return read(lease.lockspace, lease.place, disk, lease.offset_bytes, None, space)
+    except storage.UsageError as e:
+        return unreadable_at(lease, str(e))
+
+
+def unreadable_at(lease: ClientLease, reason: str) -> LeaseSeen:
+    """It may be held."""
+    return LeaseSeen("", lease.place, unreadable=unreadable(lease.place, reason))
 
 
 def _look(
