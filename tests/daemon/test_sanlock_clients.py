@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.interop.sanlock.direct import blank_file, write_at
 from tests.interop.sanlock_socket.client import SocketClient
-from tests.interop.sanlock_socket.scene import HoldfastDaemon, Host, Scene, head, holding
+from tests.interop.sanlock_socket.scene import HoldfastDaemon, Host, Scene, head, holding, on_stage
 from tests.support.daemon import BIN, listens
 from tests.support.polling import wait_until
 
@@ -33,12 +31,8 @@ from holdfast.wire.sanlock.structures import Lockspace, Resource
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
-    with tempfile.TemporaryDirectory(prefix="hf", dir="/tmp") as place:
-        stage = Scene("holdfast", Path(place))
-        try:
-            yield stage
-        finally:
-            stage.close()
+    with on_stage("holdfast") as stage:
+        yield stage
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from tests.interop.sanlock_socket.scene import HoldfastDaemon, Host, Scene, holding
+from tests.interop.sanlock_socket.scene import HoldfastDaemon, Host, Scene, holding, on_stage
 from tests.support.polling import wait_until
 
 from holdfast.wire.sanlock import requests as r
@@ -25,12 +23,8 @@ DOE = ("--operator", "J. Doe")
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
-    with tempfile.TemporaryDirectory(prefix="hf", dir="/tmp") as place:
-        stage = Scene("holdfast", Path(place))
-        try:
-            yield stage
-        finally:
-            stage.close()
+    with on_stage("holdfast") as stage:
+        yield stage
 
 
 def daemon_of(host: Host) -> HoldfastDaemon:
@@ -112,12 +106,8 @@ def test_leases_of_a_host_that_is_off_are_free_when_a_client_asks(scene: Scene) 
 
 @pytest.mark.long
 def test_a_word_about_a_host_that_renews_again_counts_no_more() -> None:
-    with tempfile.TemporaryDirectory(prefix="hf", dir="/tmp") as place:
-        scene = Scene("holdfast", Path(place))
-        try:
-            _renews_again(scene)
-        finally:
-            scene.close()
+    with on_stage("holdfast") as scene:
+        _renews_again(scene)
 
 
 def _renews_again(scene: Scene) -> None:

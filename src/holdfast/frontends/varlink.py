@@ -131,7 +131,7 @@ class ControlInterface(ReadInterface):
 
     @varlinkmethod
     async def LeaveLeaseSpace(self, *, name: str) -> None:  # noqa: N802
-        """Leave a lockspace on which nobody rests; it stays left until it is joined, or the daemon starts."""
+        """Leave a lockspace on which nobody depends; it stays left until it is joined, or the daemon starts."""
         self._must_be_root()
         try:
             await self._lease_spaces.leave(name)

@@ -223,7 +223,7 @@ class LockspaceLoss:
             wanted = {i: decided.get(i, LockFailureAction.PAUSE) for i in users}
             for action in escalation.step(self._clock.now(), wanted):
                 if isinstance(action, AllGone):
-                    log.warning("lockspace %s: nobody rests on it any more", loss.lockspace)
+                    log.warning("lockspace %s: nobody depends on it any more", loss.lockspace)
                     if not self._is_to_be_reset(loss, met.values()):
                         self._report(UsersGone(loss.lockspace))
                     return
@@ -288,4 +288,4 @@ class LockspaceLoss:
         if self.stop_client(owner, number):
             return
         owner.signal(number)
-        log.critical("%s still rests on a lost lease: %s", owner, number.name)
+        log.critical("%s still depends on a lost lease: %s", owner, number.name)

@@ -83,5 +83,5 @@ class LockspaceEntry:
 
 _INIT = (
     "mount the storage, or make one with 'holdfast lockspace init'; over a damaged one, which other hosts may still be in, "
-    "only when no VM rests on it on any host (--force)"
+    "only when no VM depends on it on any host (--force)"
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -270,3 +271,14 @@ def holding(host: Host, *resources: s.Resource, flags: int = 0, options: s.Optio
 def head(resource: s.Resource) -> s.Resource:
     """As commands without disks send it."""
     return resource._replace(disks=())
+
+
+@contextmanager
+def on_stage(start: str) -> Iterator[Scene]:
+    """A scene in a directory of its own, with a path short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="hf", dir="/tmp") as place:
+        stage = Scene(start, Path(place))
+        try:
+            yield stage
+        finally:
+            stage.close()
