@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import assert_never
 
 from holdfast.backends.lease_backend import LeaseBackend, OffWord, TakesOverByWord
@@ -168,14 +169,16 @@ class HostFencer:
             return False
         backends = [each for each in self._backends_in(space) if isinstance(each, TakesOverByWord)]
         for backend in backends:
-            name = backend.name
-
-            def broken(lease: str, proof: str, name: str = name) -> None:
-                self._breaker.write("broken", f"{name}/{lease}", str(view.host_id), operator, proof)
-                self._breaker.broken(Resource(name, lease), operator, proof)
-
+            broken = partial(self._broken_for_client, backend.name, view, operator)
             backend.believe(OffWord((view.host_id, Generation(view.generation)), view.timestamp, broken))
         return bool(backends)
+
+    def _broken_for_client(self, backend: str, view: HostView, operator: str, lease: str, proof: str) -> None:
+        self._broken(Resource(backend, lease), view, operator, proof)
+
+    def _broken(self, resource: Resource, view: HostView, operator: str, proof: str) -> None:
+        self._breaker.write("broken", str(resource), str(view.host_id), operator, proof)
+        self._breaker.broken(resource, operator, proof)
 
     async def _leases(self, space: Space, term: HostFenced, operator: str) -> list[LeaseFreed]:
         found: list[LeaseFreed] = []
@@ -210,8 +213,7 @@ class HostFencer:
             return [LeaseFreed(backend.name, name, resource.name, False, str(e))]
         if not proof:
             return []  # it was released just now
-        self._breaker.write("broken", resource.name, str(view.host_id), operator, proof)
-        self._breaker.broken(resource, operator, proof)
+        self._broken(resource, view, operator, proof)
         return [LeaseFreed(backend.name, name, resource.name, True, proof)]
 
 

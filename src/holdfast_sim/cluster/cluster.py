@@ -273,18 +273,14 @@ class Cluster:
         world, geometry, checkers = self.world, self.scenario.geometry, self.checkers
         hosts = self.scenario.lease_hosts
         number = self.spaces.index(space) + 1
-        if space.is_added:
-            made = prepared.directory(
-                world, geometry, space, hosts, number, checkers, self.scenario.made, self.names
-            )
-            return prepared.with_leases(made, geometry, space)
-        match self.scenario.places:
+        match Places.DIRECTORY if space.is_added else self.scenario.places:
             case Places.FIXED:
                 return prepared.fixed(world, geometry, space, hosts, checkers)
             case Places.DIRECTORY:
-                return prepared.directory(
+                made = prepared.directory(
                     world, geometry, space, hosts, number, checkers, self.scenario.made, self.names
                 )
+                return prepared.with_leases(made, geometry, space) if space.is_added else made
             case Places.DEVICE:
                 return prepared.device(
                     world, geometry, space, hosts, number, checkers, self.scenario.made, self.names
@@ -369,9 +365,10 @@ class Cluster:
             on_lockfailure = LockFailureAction.IGNORE
             self.world.record(f"host{number}", "its virtual machines are to be left alone after a loss")
         spaces = tuple(space for space in self.spaces if not space.is_added)
+        names = {space.name for space in spaces}
         return configured(
             spaces,
-            dict(list(self.volumes.items())[: len(spaces)]),
+            {volume.root: volume for volume in self.volumes.values() if volume.disk.name in names},
             host_id=None if scenario.auto_ids else self.host_id(number),
             hosts_max=scenario.hosts_max if few else scenario.lease_hosts,
             timing=timing,

@@ -42,8 +42,8 @@ class ClientLease(NamedTuple):
         return self._replace(path=path, offset_bytes=int(offset))
 
     def __str__(self) -> str:
-        named = f"{self.lockspace}:{self.name}"
-        return f"{named}:{self.path.replace(':', chr(92) + ':')}:{self.offset_bytes}" if self.path else named
+        named, path = f"{self.lockspace}:{self.name}", self.path.replace(":", "\\:")
+        return f"{named}:{path}:{self.offset_bytes}" if path else named
 
 
 def named(what: str) -> ClientLease | None:

@@ -157,7 +157,7 @@ class Sources:
 
     @cached_property
     def _spaces(self) -> list[LeaseSpaceInfo]:
-        """None if the daemon does not answer: it would only add whether the hosts live."""
+        """Empty if the daemon does not answer: it would only add whether the hosts live."""
         spaces = self._ask(lambda client: client.lease_spaces())
         return spaces if isinstance(spaces, list) else []
 
@@ -210,7 +210,7 @@ class Sources:
             leases=leases,
             trial=() if leases else tuple(files[file].trial for file in lock_files or [path]),
             uses=() if held else users(path, _pids(files), self._root),
-            lease_here=_lease_at_start(path),
+            lease_here=files[path].lease_here,
         )
 
     def _lock_files(self, path: str, strong: str) -> tuple[list[str], list[Unreadable]]:
@@ -338,13 +338,6 @@ class Sources:
             return (volume_leases.unreadable(backend, path, "LVM or its storage did not answer in time"),)
 
 
-def _lease_at_start(path: str) -> str:
-    try:
-        return answer_in_time(partial(at_start_of, path), ANSWER_S)
-    except Silent:
-        return ""  # `_in_time` says that it does not answer
-
-
 def _identity_of(path: str) -> tuple[DiskIdentity, str]:
     """What the disk at a path is on this host, and on every host."""
     identities = SystemDiskIdentities()
@@ -366,6 +359,8 @@ class _FileRead:
     kernel: KernelLocks | Missing | Unreadable
     images: ImageLocks | Missing | Unreadable
     trial: Trial | Missing | Unreadable
+    lease_here: str = ""
+    """As `Evidence` has it."""
 
 
 def _in_time(file: str, *, is_lock_file: bool) -> _FileRead:
@@ -383,7 +378,8 @@ def _read(file: str, is_lock_file: bool) -> _FileRead:
     trial = _or_failure(
         file, f"the lock of {file}", f"{file}: can't be asked for its lock: ", partial(_trial, file)
     )
-    return _FileRead(record if is_lock_file else OwnerRecords(file, ()), kernel, images, trial)
+    record = record if is_lock_file else OwnerRecords(file, ())
+    return _FileRead(record, kernel, images, trial, at_start_of(file))
 
 
 def _or_failure(file: str, source: str, before: str, read: Callable[[], T]) -> T | Missing | Unreadable:

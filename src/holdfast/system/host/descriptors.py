@@ -88,7 +88,7 @@ class Notifier:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             self._socket.sendmsg([message.encode()], ancillary, 0, address)
         except OSError as e:
-            log.error("the service manager can't be told '%s': %s", message.split("\n", maxsplit=1)[0], e)
+            log.error("the service manager does not take '%s': %s", message.split("\n", maxsplit=1)[0], e)
             return False
         return True
 
