@@ -31,6 +31,14 @@ def _in(
 
 BUGS = (
     _in(
+        "cli.doctor.lockspaces",
+        "leases-on-an-unknown-fuse",
+        "setup makes a lockspace on a file system that no start may have leases on",
+        "is not True and mount.not_shared:",
+        "is not True and mount.type in LOCAL_TYPES:",
+        "unit/doctor/test_seeded_faults.py::test_seeded_fault_is_a_problem_with_facts_and_a_fix[14, fuse]",
+    ),
+    _in(
         "daemon.handover",
         "clients-lease-left-behind",
         "a client and the daemon end within one release: the lease stays this host's, and no lock of this host has it",

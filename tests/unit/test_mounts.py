@@ -69,6 +69,37 @@ def test_worth_of_a_lock_follows_the_file_system_and_its_options(
     assert mount.may_block == (kind != "ext4")
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "why"),
+    [
+        ("nfs4", "rw,vers=4.2", ""),
+        ("nfs", "rw,nolock", ""),
+        ("ocfs2", "rw,localflocks", ""),
+        ("gfs2", "rw", ""),
+        ("gfs2", "rw,lockproto=lock_nolock", "for this host alone"),
+        ("fuse.sshfs", "rw", "not known to show other hosts"),
+        ("fuse", "rw", "(fuse) is local to this host"),
+        ("ext4", "rw", "(ext4) is local to this host"),
+    ],
+)
+def test_leases_ask_for_shared_data_and_for_no_lock(
+    tmp_path: Path, kind: str, options: str, why: str
+) -> None:
+    found = table(tmp_path, line("/m", kind, options)).mount_of("/m/x").not_shared
+    assert why in found
+    assert bool(why) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "shared"),
+    [("nfs", "rw,nolock", True), ("9p", "rw", True), ("gfs2", "rw,lockproto=lock_nolock", False), ("xfs", "rw", False)],
+)  # fmt: skip
+def test_files_of_a_cluster_file_system_are_others_too_whatever_its_locks_do(
+    tmp_path: Path, kind: str, options: str, shared: bool
+) -> None:
+    assert table(tmp_path, line("/m", kind, options)).mount_of("/m/x").is_shared is shared
+
+
 def test_longest_mount_point_wins_and_a_later_mount_hides_an_earlier_one(tmp_path: Path) -> None:
     mounts = table(
         tmp_path, line("/a", "ext4", source="one"), line("/a/b", "nfs"), line("/a", "xfs", source="two")

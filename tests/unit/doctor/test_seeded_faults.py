@@ -112,6 +112,17 @@ def leases_are_local(m: Machine) -> None:
     m.mounts = FakeMounts()
 
 
+def leases_are_on_an_unknown_fuse(m: Machine) -> None:
+    leases(m)
+    m.mounts = FakeMounts()
+    m.mounts.add(m.root / "leases", "fuse")
+
+
+def image_on_nfs_without_locks(m: Machine) -> None:
+    m.mounts.add("/srv/nfs", "nfs", "rw,nolock")
+    m.define("web", "/srv/nfs/web.img")
+
+
 def local_leases_are_vouched_for(m: Machine) -> None:
     leases(m, LEASES.replace("host_id", "cross_host = true\nhost_id"))
     m.mounts = FakeMounts()
@@ -284,10 +295,12 @@ RED: dict[str, tuple[Callable[[Machine], None], str]] = {
     "9": (not_enabled_at_boot, "HF024"),
     "10": (socket_failed, "HF025"),
     "11": (block_device_under_a_host_lock, "HF080"),
+    "11, nolock": (image_on_nfs_without_locks, "HF080"),
     "12": (lock_directory_is_missing, "HF050"),
     "13": (lock_directory_is_local, "HF054"),
     "13, tmpfs": (tmpfs_is_vouched_for, "HF055"),
     "14": (leases_are_local, "HF067"),
+    "14, fuse": (leases_are_on_an_unknown_fuse, "HF067"),
     "14, vouched for": (local_leases_are_vouched_for, "HF055"),
     "15, leases": (lease_directory_is_open_to_all, "HF062"),
     "15, locks": (lock_directory_is_open_to_all, "HF051"),

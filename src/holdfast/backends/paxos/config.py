@@ -219,13 +219,8 @@ def _reach(
         raise ValueError("cross_host must be true or false; leave it out to judge by the file system")
     if cross_host is False:
         return Protection.SAME_HOST, f"backend '{name}' says cross_host = false"
-    if cross_host is None and directory:
-        mount = mounts.mount_of(directory)
-        if mount.protection < Protection.CROSS_HOST:
-            return (
-                Protection.SAME_HOST,
-                f"{mount.point} ({mount.type}) is local to this host; put the lease directory on shared storage",
-            )
+    if cross_host is None and directory and (why := mounts.mount_of(directory).not_shared):
+        return Protection.SAME_HOST, f"{why}; put the lease directory on shared storage"
     return Protection.CROSS_HOST, ""
 
 

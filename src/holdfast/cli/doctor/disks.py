@@ -34,7 +34,7 @@ def disks(scene: Scene) -> Iterator[Finding]:
     for domain in scene.domains:
         for disk in domain.disks:
             device = is_block_device(disk.path) or disk.path.startswith("/dev/")
-            shared = device or scene.mounts.locate(disk.path)[0].protection >= Protection.CROSS_HOST
+            shared = device or scene.mounts.locate(disk.path)[0].is_shared
             resource = scene.resource(disk.path, spaces)
             route = scene.routing.route(resource, disk.path)
             level, note = worth(route.backend, resource)

@@ -86,7 +86,7 @@ def _one(scene: Scene, directory: str, whose: str, backend: Backend | None) -> I
             "lock directory", f"{directory} ({whose}): locks work, protection {int(level)} ({level.word})"
         )
     else:
-        yield found("HF054", local_storage(f"{directory} ({whose})", mount), shared_storage(directory))
+        yield found("HF054", _local_storage(f"{directory} ({whose})", mount), shared_storage(directory))
 
 
 def look_at(directory: str) -> tuple[bool, Writers, list[str]]:
@@ -132,7 +132,7 @@ def vouched_for_local(scene: Scene, directory: str, whose: str) -> Finding | Non
     )
 
 
-def local_storage(what: str, mount: Mount) -> str:
+def _local_storage(what: str, mount: Mount) -> str:
     return (
         f"{what} is on {mount.point} ({mount.type}), which is local to this host: it excludes no other host"
     )

@@ -17,7 +17,6 @@ from holdfast.backends.paxos.config import (
 )
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.lock_directories import (
-    local_storage,
     look_at,
     shared_storage,
     vouched_for_local,
@@ -91,12 +90,11 @@ def _storage(scene: Scene, name: str, table: Mapping[str, object], path: str) ->
     mount = scene.mounts.locate(directory)[0]
     if vouched is not None:
         yield vouched
-    elif table.get("cross_host") is not True and mount.type in LOCAL_TYPES:
-        yield found(
-            "HF067",
-            local_storage(f"the lease directory {directory} ({whose})", mount),
-            shared_storage(directory),
-        )
+    elif table.get("cross_host") is not True and mount.not_shared:
+        fix = shared_storage(directory)
+        if mount.type not in LOCAL_TYPES:
+            fix += ". If all hosts do mount it there, and it has no cache of its own: cross_host = true in the table"
+        yield found("HF067", f"the lease directory {directory} ({whose}): {mount.not_shared}", fix)
     if strange:
         more = f" and {len(strange) - STRANGE_NAMED_MAX} more" if len(strange) > STRANGE_NAMED_MAX else ""
         yield found(

@@ -28,7 +28,6 @@ from holdfast.cli.setup.proposal import propose
 from holdfast.cli.setup.record import Record
 from holdfast.config import SYSTEM_FILE
 from holdfast.errors import ConfigError
-from holdfast.model import Protection
 from holdfast.system.files.mounts import is_block_device
 from holdfast.system.files.regular_file import Unreadable, read_regular
 
@@ -295,7 +294,7 @@ def _storages(scene: Scene) -> list[Storage]:
             resource = scene.resource(disk.path, spaces)
             route = scene.routing.route(resource, disk.path)
             level = int(worth(route.backend, resource)[0])
-            shared = device or mount.protection >= Protection.CROSS_HOST
+            shared = device or mount.is_shared
             key = (os.path.dirname(disk.path), kind, shared, level, route.backend.name)
             found.setdefault(key, []).append(f"{disk.path} of {domain.name}")
     return [

@@ -80,6 +80,9 @@ CLUSTER_TYPES = frozenset(
 LOCKING_CLUSTER_TYPES = CLUSTER_TYPES - {"9p", "fuse.sshfs", "virtiofs", "smbfs"}
 """Of these, the ones that carry byte-range locks to the other hosts in their default setting."""
 
+_FOR_ONE_HOST = "lockproto=lock_nolock"
+"""Option of gfs2(5): mounted without cluster, by one host alone."""
+
 LINKS_MAX = 40
 """Symbolic links followed in one path, as the kernel's own limit (path_resolution(7))."""
 
@@ -121,6 +124,25 @@ class Mount:
         if self.type in CLUSTER_TYPES and not self.lock_warning:
             return Protection.CROSS_HOST
         return Protection.SAME_HOST
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other hosts may have these files too, with whatever locks and caches."""
+        return self.type in CLUSTER_TYPES and _FOR_ONE_HOST not in self.options
+
+    @property
+    def not_shared(self) -> str:
+        """Why what is written here (O_DIRECT) does not count as seen by other hosts at once; empty if it does.
+
+        That is less than `protection` asks for: leases need no lock, and an NFS mount with `nolock` serves them.
+        """
+        if self.type not in CLUSTER_TYPES:
+            return f"{self.point} ({self.type}) is local to this host, as far as its type says"
+        if self.type not in LOCKING_CLUSTER_TYPES:
+            return f"{self.point} ({self.type}) is not known to show other hosts at once what this one writes"
+        if _FOR_ONE_HOST in self.options:
+            return f"{self.point} ({self.type}) is mounted with lockproto=lock_nolock, for this host alone"
+        return ""
 
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
