@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-all test-on check quick sim bench lab lab-lvm fuzz man deb clean setup
+.PHONY: help run test test-all test-on check quick sim bench lab lab-lvm fuzz man deb rpm clean setup
 
 help:
 	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
@@ -20,6 +20,7 @@ help:
 	@echo "make lab-lvm two such guests with a shared volume group and the real lvmlockd, also with libvirt and VMs, 10 to 30 minutes a suite (SUITES=)"
 	@echo "make man     manual pages of the commands, the daemon, the hook and the configuration, into build/man"
 	@echo "make deb     Debian packages for this release, or for another one (DISTRO=trixie), into build/deb"
+	@echo "make rpm     RPM packages for the Python of this machine, into build/rpm (Fedora, RHEL and its kin)"
 	@echo "make fuzz    fuzzing of what is read from clients, files and storage (atheris), of both sockets and of lease storage, each of a live daemon (FUZZ_S=)"
 
 $(STAMP): pyproject.toml tools/setup-venv
@@ -92,6 +93,9 @@ man: $(STAMP)
 
 deb:
 	@tools/deb $(DISTRO)
+
+rpm:
+	@tools/rpm
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -13,7 +13,8 @@ import pytest
 
 from holdfast.control.api import HolderInfo
 
-DEBIAN = Path(__file__).parents[2] / "packaging" / "debian"
+PACKAGING = Path(__file__).parents[2] / "packaging"
+DEBIAN = PACKAGING / "debian"
 HOOK = "etc/libvirt/hooks/qemu.d/holdfast"
 
 SYSTEMCTL = """#!/bin/sh
@@ -69,7 +70,9 @@ def host(tmp_path: Path) -> Host:
     made.program("bin/systemctl", SYSTEMCTL)
     made.program("usr/bin/holdfastd", "#!/usr/bin/python3.99 -I\n")
     made.program("usr/lib/holdfast/package/locks-held", LOCKS_HELD)
-    made.program(HOOK, (DEBIAN.parent / "libvirt" / "qemu-hook").read_text())
+    for each in ("after-unpacking", "before-removal"):
+        made.program(f"usr/lib/holdfast/package/{each}", (PACKAGING / "package" / each).read_text())
+    made.program(HOOK, (PACKAGING / "libvirt" / "qemu-hook").read_text())
     return made
 
 
@@ -201,7 +204,7 @@ def test_what_the_daemon_says_of_locks(
     fake.write_text(f"#!/bin/sh\ncat {tmp_path}/said\nexit {exit_code}\n")
     fake.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, str(DEBIAN / "locks_held.py")],
+        [sys.executable, str(PACKAGING / "package" / "locks_held.py")],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == code
