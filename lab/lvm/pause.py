@@ -43,12 +43,14 @@ class Site(Protocol):
 
     def grows(self) -> None: ...
 
+    def wait(self, happened: Callable[[], bool], what: Callable[[], str], timeout_s: float = ...) -> None: ...
+
 
 def measured(site: Site) -> str:
     """Medians, least and greatest of `RUNS` migrations each, in milliseconds."""
     with _clock(site):
         ours = [_migrated(site, lambda: site.settled(site.at)) for _ in range(RUNS)]
-        with _unlocked(site):
+        with unlocked(site):
             none = [_migrated(site, site.grows) for _ in range(RUNS)]
     found = {"with": ours, "without": none}
     texts = [
@@ -93,29 +95,40 @@ def _last(host: VmHost, event: str) -> float:
 
 
 @contextmanager
-def _unlocked(site: Site) -> Iterator[None]:
-    """Without lock manager and hook; the volume is active in shared mode on both all the time."""
+def unlocked(site: Site, hook: str = "", *, runs: bool = True) -> Iterator[None]:
+    """Without lock manager and Holdfast's hook; the VM runs on h1, or (not `runs`) nowhere, and has run before.
+
+    Without another `hook` the volume is active in shared mode on both hosts all the time.
+    """
 
     def bare(host: VmHost) -> None:
         for daemon in ("libvirtd", "holdfastd"):
             host.kill_daemon(daemon)
         host.sh(f"mv {HOOK_PLACE} {HOOK_AWAY}; sed -i '/lock_manager/d' /etc/libvirt/qemu.conf")
-        host.lvm(f"lvchange -asy {LV}")
+        if hook:
+            host.put(HOOK_PLACE, hook.encode())
+            host.sh(f"chmod 755 {HOOK_PLACE}")
+        else:
+            host.lvm(f"lvchange -asy {LV}")
         host.sh(START_LIBVIRTD)
 
     def guarded(host: VmHost) -> None:
+        host.sh(f"rm -f {HOOK_PLACE}")
         host.lvm(f"for n in 1 2 3 4 5; do lvchange -an {LV} && break; sleep 1; done")
         host.kill_daemon("libvirtd")
         host.virt_up()
 
-    site.at.sh(f"virsh destroy {VM}; for _ in $(seq 60); do [ -e {LV} ] || exit 0; sleep .5; done; exit 1")
+    gone = f"for _ in $(seq 120); do [ -e {LV} ] || exit 0; sleep .5; done; exit 1"
+    site.at.sh(f"virsh destroy {VM}; {gone}")
     site.both(bare)
-    site.start_vm(site.one)
-    site.grows()
+    if runs:
+        site.start_vm(site.one)
+        site.grows()
     try:
         yield
     finally:
-        site.at.sh(f"virsh destroy {VM}")
+        if runs:
+            site.at.sh(f"virsh destroy {VM}")
         site.both(guarded)
         site.start_vm(site.one)
         site.settled(site.one)

@@ -112,6 +112,10 @@ class VmHost(Host):
             check=True,
         )
 
+    def logged(self, words: str) -> list[str]:
+        """holdfastd's lines with these words, of all its lives since the boot."""
+        return self.sh(f"grep -F {shlex.quote(words)} /srv/holdfastd.log; true").splitlines()
+
     def in_background(self, name: str, command: str) -> None:
         """Its output and exit status are in /srv/NAME.out."""
         log = f"/srv/{name}.log"

@@ -8,7 +8,6 @@ nothing is active where no VM is.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import time
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.fencing.guests import HOSTS, Guests, LabError
-from lab.lvm import pause
+from lab.lvm import figures, pause
 from lab.lvm.host import DEAD_S, DISK, VG, Program
 from lab.lvm.open_log import build, compared
 from lab.lvm.vm_host import HOOK, IN_GUEST, LV, MONITOR, VM, State, VmHost
@@ -29,13 +28,13 @@ MEMORY_MIB = "1024"
 BOOT_S = 240.0
 CASE_S = 300.0
 """The limit of a case, which holds for each of its waits."""
-FIGURES_S = 900.0
 ENDS_MS = 10000
 """A guest may stand for so long: what it rewrites in a round takes 0.5 s to send at the least bandwidth."""
 STILL_S = 5.0
 """A guest that has not written for so long is taken to stand; one that runs writes 18 times a second on an idle machine."""
-FASTER = 5
-"""A conversion by lvmlockd's socket, at least, than by `lvchange`."""
+RELEASED = f"released {LV} for its migration"
+RUNS_ON = f"runs on here: its migration failed, and {LV} was never given up"
+"""What holdfastd logs of a RELEASE that a migration brings, and of a guest that needs its lock again without an ACQUIRE."""
 EJECT = ((0xAE10, 0), (0xAE08, 1 << 3))
 """Port and value: what a guest's operating system writes when it lets a disk in PCI slot 3 go; this guest has none."""
 KILLED = tuple(
@@ -72,7 +71,8 @@ class VolumeSuite:
             "there-and-back": self.there_and_back,
             "cancelled": self.cancelled,
             "operators": self.operators,
-            "figures": self.figures,
+            "figures": lambda: figures.conversions(self),
+            "starts": lambda: figures.starts(self),
             "pause": lambda: pause.measured(self),
             **{f"kill-{daemon}-of-{side}": self.killing(daemon, side) for daemon, side in KILLED},
             "holdfastd-away-at-acquire": self.target_refuses,
@@ -338,28 +338,6 @@ class VolumeSuite:
         )
         return f"{said.splitlines()[0]}; listed: {listed}"
 
-    def figures(self) -> str:
-        """Medians (and the least) in milliseconds, within emulated guests: their ratios count."""
-        host = self.other
-        host.in_background("figures", f"PYTHONPATH={self.guests.python} {IN_GUEST}/figures /root/{VM}.xml")
-        found = ""
-
-        def ended() -> bool:
-            nonlocal found
-            found = host.ended("figures") or ""
-            return bool(found)
-
-        self.wait(ended, lambda: "the figures", FIGURES_S)
-        if not found.endswith("status 0"):
-            raise LabError(found)
-        times = json.loads(found.splitlines()[-2])
-        ratio = times["lvchange"][0] / times["socket"][0]
-        if ratio < FASTER:
-            raise LabError(
-                f"a conversion by socket is {ratio:.1f} times as fast as lvchange, not {FASTER}: {times}"
-            )
-        return f"{times} ms; by socket {ratio:.1f} times as fast as by lvchange"
-
     def cancelled(self) -> str:
         self.live_phase()
         self.at.sh(f"virsh domjobabort {VM}")
@@ -418,6 +396,7 @@ class VolumeSuite:
             self.wait(self.stands_still, lambda: "the guest to stop for the switch-over")
             target.kill_daemon("libvirtd")
             target.sh("kill -9 $(pgrep -f ^/usr/bin/qemu-system)")
+            before = source.logged(RELEASED)
         finally:
             source.sh("kill -CONT $(cat /srv/holdfastd.pid)")
         if "status 0" in (said := self.migration_ended()):
@@ -429,7 +408,12 @@ class VolumeSuite:
         said = self.settled(source)
         if self.record.boots != boots:
             raise LabError("the guest has booted again")
-        return f"the guest ran on without an ACQUIRE; no second VM on either host; {said}"
+        after = source.logged(RELEASED)
+        if len(after) != len(before) + 1:
+            raise LabError(f"the RELEASE did not come after the target's death: {before}, then {after}")
+        if not (taken_back := source.logged(RUNS_ON)):
+            raise LabError("holdfastd did not take the volume back by itself")
+        return f"{after[-1]!r}, {taken_back[-1]!r}; no second VM on either host; {said}"
 
     def target_qemu_dies(self) -> str:
         source, target = self.at, self.other
