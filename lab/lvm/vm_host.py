@@ -61,10 +61,10 @@ class VmHost(Host):
         self.sh(f"{IN_GUEST}/virt-up {self.guests.python} 2>&1")
 
     def define(self) -> None:
-        """The files of both VMs; nothing is started."""
+        """The files of both VMs, which outlive a loss of power as all that was written before; nothing is started."""
         for name, number in (("v1", 1), ("v2", 2)):
             text = DOMAIN.format(name=name, number=number, disk=LV)
-            self.sh(f"printf %s {shlex.quote(text)} > /root/{name}.xml")
+            self.sh(f"printf %s {shlex.quote(text)} > /root/{name}.xml; sync")
 
     def kill_daemon(self, program: str) -> None:
         self.sh(
