@@ -18,6 +18,9 @@ Instant = NewType("Instant", float)
 SANLOCK = "sanlock"
 """The program of a holder whose host has a name that only sanlock gives: a lease names hosts, and no VM."""
 
+LVMLOCKD = "lvmlockd"
+"""The program of a holder of a logical volume's lock: its lease names hosts, and no VM."""
+
 DIRECT_LOCKSPACE = ""
 """The lockspace whose resource names are the paths of the disks themselves (virtlockd-rpc.md 3.3)."""
 
@@ -145,8 +148,8 @@ class Holder:
     def __str__(self) -> str:
         if self.name:
             who = f"VM {self.name}" if self.uuid else self.name
-        elif self.program == SANLOCK:
-            who = SANLOCK
+        elif self.program in (SANLOCK, LVMLOCKD):
+            who = self.program
         elif self.program:
             who = f"process {self.program}"
         elif self.pid is not None:
@@ -167,7 +170,7 @@ class Holder:
                 text += f" (host_id {self.host_id})"
         elif self.host_id is not None:
             text += f" on a host whose record can't be read (host_id {self.host_id})"
-        if self.program == SANLOCK:
+        if self.program in (SANLOCK, LVMLOCKD):
             text += ", which writes no VM name"
         if self.since_wall_s is not None:
             text += f" since {wall_text(self.since_wall_s)}"

@@ -269,6 +269,22 @@ BUGS = (
         "contract/test_lv_locks.py::test_lvmlockd_that_fails_is_an_answer_and_nothing_is_deactivated",
     ),
     _in(
+        "backends.lvm.volume_leases",
+        "age-by-two-clocks",
+        "a refusal says how long a host has held a volume by the clocks of two hosts, or of two boots of one",
+        "if leader.is_free or not is_one_clock or record.timestamp < leader.timestamp:",
+        "if leader.is_free or record.timestamp < leader.timestamp:",
+        "unit/lvm/test_volume_leases.py::test_age_of_a_hold_is_not_known_by_times_of_two_clocks",
+    ),
+    _in(
+        "system.lvm.lockspace_hosts",
+        "hosts-in-an-answer-without-them",
+        "`holdfast who` of a volume ends with a traceback while sanlock answers with a header alone",
+        "if not isinstance(hosts, replies.Hosts) or not of_daemon:",
+        "if not isinstance(hosts, replies.Hosts):",
+        "unit/lvm/test_lockspace_hosts.py::test_damaged_answers_say_nothing",
+    ),
+    _in(
         "backends.lvm.volume_orders",
         "order-on-a-programs-volume",
         "an operator activates a volume for nobody that a program of this host has: it stays active after that",

@@ -157,11 +157,26 @@ CONFIGURED = frozenset(
 LVMLOCKD_CLIENT = (
     "a client of another program's socket: its words stop here, in the port's own errors (ADR 0207)"
 )
+LOCKSPACE_HOSTS = "likewise, of sanlock's socket: what it says of hosts stops here (ADR 0223)"
 EXCEPTIONS: Mapping[tuple[str, str, str], str] = {
     ("rule 1, wire", "system.lvm.lvmlockd_client", "import of wire.lvmlockd"): LVMLOCKD_CLIENT,
     ("rule 1, wire", "system.lvm.lvmlockd_client", "import of wire.lvmlockd.LvLock"): LVMLOCKD_CLIENT,
     ("rule 1, wire", "system.lvm.lvmlockd_client", "import of wire.lvmlockd.Mode"): LVMLOCKD_CLIENT,
     ("rule 1, wire", "system.lvm.lvmlockd_client", "import of wire.lvmlockd.OpResult"): LVMLOCKD_CLIENT,
+    **{
+        ("rule 1, wire", "system.lvm.lockspace_hosts", f"import of wire.sanlock.{name}"): LOCKSPACE_HOSTS
+        for name in (
+            "replies",
+            "request_table",
+            "requests",
+            "flags.HostState",
+            "header.HEADER_BYTES",
+            "header.decode_reply_header",
+            "malformed.MalformedMessage",
+            "state_records.RecordType",
+            "structures.Lockspace",
+        )
+    },
     ("rule 5", "supervision.peer_monitor", "threading"): LOCKS_ONLY,
     ("rule 5", "supervision.renewal", "threading"): LOCKS_ONLY,
     ("rule 5", "supervision.lease_monitor", "threading"): LOCKS_ONLY,

@@ -13,6 +13,7 @@ from tests.support.polling import wait_until
 
 from holdfast.ondisk.geometry import DEFAULT, MIB
 from holdfast.ondisk.padded_name import PaddedName
+from holdfast.system.lvm.lockspace_hosts import lockspace_seen
 from holdfast.wire.sanlock import replies, request_table
 from holdfast.wire.sanlock import requests as r
 from holdfast.wire.sanlock import structures as s
@@ -364,6 +365,24 @@ def host_status_streams_the_hosts_and_ends(scene: Scene) -> None:
     assert all(each.data64 for each in records)
     unknown = scene.one.client().ask(r.HostStatus(s.Lockspace.of("none")))
     assert unknown == replies.Records(Result.ENOSPC)
+
+
+@plays("2/15")
+def hosts_of_a_lockspace_are_those_that_who_names(scene: Scene) -> None:
+    space, path = scene.lockspace.name.text, str(scene.one.daemon.socket_path)
+    seen = lockspace_seen(space, path)
+    assert seen is not None
+    assert seen.host_id == 1
+    found = [(each.host_id, each.generation, each.state, each.io_timeout_s) for each in seen.hosts]
+    assert found == [
+        (host_id, scene.record_of(host).generation, "LIVE", IO_TIMEOUT_S)
+        for host_id, host in ((1, scene.one), (2, scene.two))
+    ]
+    assert [each.name for each in seen.hosts] == [
+        scene.record_of(host).host_name.text for host in (scene.one, scene.two)
+    ]
+    assert all(each.unchanged_s < 8 * IO_TIMEOUT_S for each in seen.hosts)
+    assert lockspace_seen("none", path) is None
 
 
 @plays("2/34")

@@ -326,12 +326,14 @@ async def test_refusal_says_who_is_in_the_way_as_values_too(w: World) -> None:
     await h1.starts()
     denied = await h1.grants.acquire(Vm("uuid-v2", 8), "v2", LV1, EX)
     assert denied is not None
-    assert (denied.here, denied.hosts, denied.refused) == (h1.grants.of(LV1)[0], (), None)
+    assert (denied.here, denied.lease, denied.refused) == (h1.grants.of(LV1)[0], None, None)
     answer = asyncio.ensure_future(h2.grants.acquire(Vm(V1, 9), "v1", LV1, EX))
     await settle()
     await w.clock.advance(ACQUIRE_WAIT_S + 1)
     assert (denied := answer.result()) is not None
-    assert (denied.here, denied.hosts) == (None, ("h1",))
+    assert denied.here is None
+    assert denied.lease is not None
+    assert denied.lease.others == ("h1",)
     assert denied.refused is not None
     assert denied.refused.problem is Problem.HELD_ELSEWHERE
 

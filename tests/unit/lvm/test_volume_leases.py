@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+from typing import Any
 
 import pytest
 
 from holdfast.backends.lvm.ports import LeaseSeen, Problem, Refused, Volume
-from holdfast.backends.lvm.volume_leases import lease_device, lease_of, lease_offset
+from holdfast.backends.lvm.volume_leases import exclusively_for_s, lease_device, lease_of, lease_offset
 from holdfast.model import Mode
 from holdfast.ondisk import areas
 from holdfast.ondisk.geometry import GEOMETRIES, MIB, SECTOR_512, Geometry
@@ -102,9 +103,31 @@ def test_free_lease(leases: Leases) -> None:
 
 def test_exclusive_lease_of_another_host_and_of_this_one(leases: Leases) -> None:
     leases.owned(2)
-    assert leases.seen() == LeaseSeen(Mode.EXCLUSIVE, ("h2",))
+    assert leases.seen() == LeaseSeen(Mode.EXCLUSIVE, ("h2",), held_s=93)
     leases.owned(OWN)
     assert leases.seen() == LeaseSeen(Mode.EXCLUSIVE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"write_id": 3},  # that host's clock
+        {"write_generation": 1},
+        {"timestamp": 101},  # after the host's last renewal
+        {"owner_generation": 1, "write_generation": 1},  # another boot's clock
+        {"timestamp": 0},  # free
+    ],
+    ids=str,
+)
+def test_age_of_a_hold_is_not_known_by_times_of_two_clocks(leases: Leases, change: dict[str, Any]) -> None:
+    record = dataclasses.replace(
+        areas.fresh_delta_lease(leases.geometry, "lvm_vg", 10, 2), owner_id=2, timestamp=100
+    )
+    leader = dataclasses.replace(
+        leases.leader, owner_id=2, owner_generation=2, timestamp=7, write_id=2, write_generation=2
+    )
+    assert exclusively_for_s(leader, record) == 93
+    assert exclusively_for_s(dataclasses.replace(leader, **change), record) is None
 
 
 def test_shared_lease_names_the_other_hosts(leases: Leases) -> None:

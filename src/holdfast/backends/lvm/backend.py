@@ -33,7 +33,7 @@ from holdfast.backends.lvm.volumes import NoVolume
 from holdfast.backends.lvm.write_grants import Denied, WriteGrants
 from holdfast.backends.lvm.write_rules import Holding, Vm
 from holdfast.errors import Refused
-from holdfast.model import AcquireRequest, Holder, Mode, ProcessId, Protection, Resource
+from holdfast.model import LVMLOCKD, AcquireRequest, Holder, Mode, ProcessId, Protection, Resource
 from holdfast.system import eager_tasks
 from holdfast.system.files.ofd_lock import FileKey, IoFailed
 from holdfast.system.libvirt.domains import WatchedStatus
@@ -304,8 +304,16 @@ def _refusal(denied: Denied) -> HeldElsewhere:
     if denied.here is not None:
         vm = denied.here.vm
         return HeldElsewhere((Holder(name=denied.here.name, uuid=vm.uuid, pid=vm.pid),))
-    if denied.hosts:
-        return HeldElsewhere(tuple(Holder(host=host, source="lease") for host in denied.hosts))
+    if (lease := denied.lease) is not None:
+        mode, since = lease.mode if lease.mode is Mode.SHARED else None, ""
+        if lease.held_s is not None:
+            since = f"exclusively for {lease.held_s:.0f} s or longer"
+        return HeldElsewhere(
+            tuple(
+                Holder(host=host, mode=mode, source="lease", program=LVMLOCKD, remark=since)
+                for host in lease.others
+            )
+        )
     if denied.refused is not None and denied.refused.problem is Problem.HELD_ELSEWHERE:
         return HeldElsewhere((Holder(remark=str(denied.refused)),))
     raise Refused(reason=str(denied))

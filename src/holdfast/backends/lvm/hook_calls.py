@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes, held_by, held_here
+from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes, held_here
 from holdfast.backends.lvm.kept import Announced
 from holdfast.backends.lvm.modes import Want
 from holdfast.backends.lvm.ports import Refused, Volume
@@ -95,7 +95,7 @@ class HookCalls:
                     return ""
                 why = str(refused)
             elif lease.others:
-                why = f"held by host {', '.join(lease.others)}, which does not hand over: is holdfastd running there?"
+                why = f"{lease.whose}, which does not hand over: is holdfastd running there?"
             else:
                 why = "no other host holds it, so the VM's source has no lock on it: is holdfastd running there?"
             if self._host.clock.now() >= until:
@@ -114,7 +114,7 @@ class HookCalls:
                 lease = await self._host.locks.lease(volume)
                 if not isinstance(lease, Refused) and lease.mode is Mode.EXCLUSIVE and lease.others:
                     # sanlock would try 8 times, for some 5 s.
-                    return held_by(volume, lease.others)
+                    return f"{volume} is {lease.whose}"
             held = await self._host.locks.query(volume)
             if over := is_over():
                 return over

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from holdfast.backends.lvm.kept import Announced, Kept, NotUnderstood, Record, decode
 from holdfast.backends.lvm.modes import Use, Want, wanted
-from holdfast.backends.lvm.ports import LvId, LvLocks, Problem, Refused, Volume
+from holdfast.backends.lvm.ports import LeaseSeen, LvId, LvLocks, Problem, Refused, Volume
 from holdfast.backends.lvm.roles import Role, role, runs, unknown_words
 from holdfast.backends.lvm.volumes import Volumes
 from holdfast.backends.lvm.write_rules import Holding, Vm
@@ -192,13 +192,13 @@ class HostVolumes:
                 return None
             return await self.locks.deactivate(volume)
 
-    async def refusal(self, volume: Volume, refused: Refused) -> tuple[str, tuple[str, ...]]:
-        """A refusal in one sentence, and the hosts that hold the volume if its lease shows them."""
+    async def refusal(self, volume: Volume, refused: Refused) -> tuple[str, LeaseSeen | None]:
+        """A refusal in one sentence, and the volume's lease if that shows other hosts."""
         if refused.problem is Problem.HELD_ELSEWHERE:
             lease = await self.locks.lease(volume)
             if not isinstance(lease, Refused) and lease.others:
-                return held_by(volume, lease.others), lease.others
-        return f"{volume}: {refused}", ()
+                return f"{volume} is {lease.whose}", lease
+        return f"{volume}: {refused}", None
 
     # --- what is remembered ---
 
@@ -233,11 +233,6 @@ class HostVolumes:
 def held_here(volume: Volume, holding: Holding) -> str:
     """A refusal that names a VM of this host."""
     return f"{volume} is held by VM {holding.name} (pid {holding.vm.pid}) on this host"
-
-
-def held_by(volume: Volume, hosts: Iterable[str]) -> str:
-    """A refusal that names other hosts."""
-    return f"{volume} is held by host {', '.join(hosts)}"
 
 
 def is_of(domain: Domain, vm: Vm) -> bool:

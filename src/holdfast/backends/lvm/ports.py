@@ -76,6 +76,14 @@ class LeaseSeen:
     """None: nobody does."""
     others: tuple[str, ...] = ()
     """The other hosts that do, by name."""
+    held_s: float | None = None
+    """How long, at its last renewal, another host had held it exclusively; None: no other host does, or it is not known."""
+
+    @property
+    def whose(self) -> str:
+        """The other hosts, in a sentence's words."""
+        since = f", exclusively for {self.held_s:.0f} s or longer" if self.held_s is not None else ""
+        return f"held by host {', '.join(self.others)}{since}"
 
 
 class LvLocks(Protocol):

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from holdfast.backends.lvm.ports import LeaseSeen, Problem, Refused, Volume
 from holdfast.model import Mode
+from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT
+from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.holders import claims_of, holders_of
 from holdfast.protocol.lease_area import LeaseArea, Snapshot
@@ -33,6 +35,11 @@ def lease_device(vg_name: str) -> str:
     return f"/dev/mapper/{vg_name.replace('-', '--')}-lvmlock"
 
 
+def lockspace_of(vg_name: str) -> str:
+    """lvmlockd's name of a group's lockspace."""
+    return f"lvm_{vg_name}"
+
+
 def lease_offset(lv_lock_args: str) -> int | None:
     """Where a volume's lease is on that device, in bytes; None if that is not understood."""
     version, _, offset = lv_lock_args.partition(":")
@@ -47,7 +54,7 @@ async def lease_of(disk: Disk, volume: Volume, own_host_id: int) -> LeaseSeen | 
         return Refused(
             Problem.FAILED, f"{volume.lock_type} with '{volume.lv_lock_args}' has no lease that can be read"
         )
-    space = f"lvm_{volume.vg_name}"
+    space = lockspace_of(volume.vg_name)
     area = LeaseArea(disk, offset, DEFAULT, space, volume.lock_lv[1] or volume.id.lv_uuid)
     seen = await area.look(LOWEST, READ_S)
     if not isinstance(seen, Snapshot):
@@ -55,6 +62,7 @@ async def lease_of(disk: Disk, volume: Volume, own_host_id: int) -> LeaseSeen | 
     hosts = LockspaceArea(disk, 0, seen.leader.geometry, space)
     mode: Mode | None = None
     others: list[str] = []
+    held_s: float | None = None
     for claim in claims_of(holders_of(seen.leader, seen.blocks)):
         host_id, generation = claim.term
         record = await hosts.read_record(host_id, READ_S)
@@ -68,7 +76,21 @@ async def lease_of(disk: Disk, volume: Volume, own_host_id: int) -> LeaseSeen | 
         mode = max(mode or claim.mode, claim.mode)
         if host_id != own_host_id:
             others.append(name or f"host_id {host_id}")
-    return LeaseSeen(mode, tuple(others))
+            if claim.mode is Mode.EXCLUSIVE and not isinstance(record, Malformed):
+                held_s = exclusively_for_s(seen.leader, record)
+    return LeaseSeen(mode, tuple(others), held_s)
+
+
+def exclusively_for_s(leader: Leader, record: DeltaLease) -> float | None:
+    """How long a lease's owner had it at the last renewal of its host: both times are readings of that host's one clock.
+
+    None where they are not: another host wrote the leader, or the host has joined again since. `record`: the owner's.
+    """
+    owner = (leader.owner_id, leader.owner_generation)
+    is_one_clock = owner == (leader.write_id, leader.write_generation) == (record.owner_id, record.generation)
+    if leader.is_free or not is_one_clock or record.timestamp < leader.timestamp:
+        return None
+    return float(record.timestamp - leader.timestamp)
 
 
 def _failed(what: str, why: Malformed | IoFailed) -> Refused:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes, held_here
-from holdfast.backends.lvm.ports import Problem, Refused, Volume
+from holdfast.backends.lvm.ports import LeaseSeen, Problem, Refused, Volume
 from holdfast.backends.lvm.roles import role
 from holdfast.backends.lvm.write_rules import Grant, Holding, Needs, Vm, on_acquire, on_release
 from holdfast.model import Mode
@@ -22,8 +22,8 @@ class Denied:
     text: str
     here: Holding | None = None
     """A VM of this host."""
-    hosts: tuple[str, ...] = ()
-    """Other hosts, by the lease."""
+    lease: LeaseSeen | None = None
+    """Of the volume, if it shows other hosts."""
     refused: Refused | None = None
     """What lvmlockd or LVM did not do; None if that was not the reason."""
 
@@ -51,8 +51,8 @@ class WriteGrants:
             if not isinstance(why, Refused):
                 return why
             if self._host.clock.now() >= until:
-                text, hosts = await self._host.refusal(volume, why)
-                return Denied(text, hosts=hosts, refused=why)
+                text, lease = await self._host.refusal(volume, why)
+                return Denied(text, lease=lease, refused=why)
             await self._host.clock.sleep(TRY_S_MIN)
 
     async def _acquired(self, vm: Vm, name: str, volume: Volume, mode: Mode) -> Denied | Refused | None:

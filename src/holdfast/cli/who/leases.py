@@ -32,6 +32,7 @@ from holdfast.system.block_io.blocking_ports import run_blocking
 from holdfast.system.block_io.disk import BlockingDisk
 from holdfast.system.files.disk_identity import DiskIdentity
 
+ONE_LOOK = "one look can't tell whether that host lives (holdfast host list --watch)"
 _INDEX_TIMEOUT_S = 30.0
 
 
@@ -161,7 +162,7 @@ def _claim(
     claim: Claim, hosts: BlockingDisk | None, sector: bytes, by_daemon: LeaseSpaceInfo | None
 ) -> LeaseClaim:
     host_id, generation = claim.term
-    record = _record(hosts, host_id) if hosts is not None else None
+    record = record_of(hosts, host_id) if hosts is not None else None
     # A newer generation alone proves nothing about an older term, except to its own host (ADR 0141).
     own_earlier = by_daemon is not None and by_daemon.host_id == host_id and by_daemon.generation > generation
     ended = record is not None and (record.is_free or record.is_marked_dead)
@@ -200,10 +201,11 @@ def _remark(over: bool, own: bool, newer: int, view: HostInfo | None, *, never: 
         return f"host {state or 'not seen'}: {NEVER_BY_TIME}"
     if state and dead_in_s is not None:
         return f"host {state}: can be taken over in {dead_in_s:.0f} s if it does not come back"
-    return "one look can't tell whether that host lives (holdfast host list --watch)"
+    return ONE_LOOK
 
 
-def _record(hosts: BlockingDisk, host_id: int) -> DeltaLease | None:
+def record_of(hosts: BlockingDisk, host_id: int) -> DeltaLease | None:
+    """A host's record in a lockspace; None if there is none that can be read."""
     first = DeltaLease.decode(storage.read(hosts, 0, SECTOR_4096))
     if not isinstance(first, DeltaLease) or host_id > first.geometry.hosts_max:
         return None
