@@ -31,6 +31,7 @@ class Site(Protocol):
     one: VmHost
     two: VmHost
     at: VmHost
+    uuid: str
 
     @property
     def other(self) -> VmHost: ...

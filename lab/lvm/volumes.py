@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.fencing.guests import HOSTS, Guests, LabError
-from lab.lvm import figures, pause
+from lab.lvm import figures, moments, pause
 from lab.lvm.host import DEAD_S, DISK, VG, Program
 from lab.lvm.open_log import build, compared
 from lab.lvm.vm_host import HOOK, IN_GUEST, LV, MONITOR, VM, State, VmHost
@@ -78,6 +78,7 @@ class VolumeSuite:
             "holdfastd-away-at-acquire": self.target_refuses,
             "runs-on-after-release": self.runs_on,
             "target-qemu-dies": self.target_qemu_dies,
+            **moments.cases(self),
             "target-power-off": self.target_power_off,
             "source-power-off": self.source_power_off,
         }
@@ -389,16 +390,10 @@ class VolumeSuite:
         """
         source, target, boots = self.at, self.other, self.record.boots
         self.live_phase()
-        source.sh("kill -STOP $(cat /srv/holdfastd.pid)")
-        try:
-            self.let_end()
-            # virsh's monitor commands would wait for the job that waits for the RELEASE.
-            self.wait(self.stands_still, lambda: "the guest to stop for the switch-over")
+        with moments.switch_over(self):
             target.kill_daemon("libvirtd")
             target.sh("kill -9 $(pgrep -f ^/usr/bin/qemu-system)")
             before = source.logged(RELEASED)
-        finally:
-            source.sh("kill -CONT $(cat /srv/holdfastd.pid)")
         if "status 0" in (said := self.migration_ended()):
             raise LabError(f"the migration went through: {said}")
         target.start_daemon("libvirtd")
