@@ -32,6 +32,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "explain-reset": ("explain-reset",),
     "explain-reset HOST": ("explain-reset", "{node}"),
     "host list": ("host", "list"),
+    "import-lvmlock": ("import-lvmlock",),
     "import-sanlock": ("import-sanlock",),
     "lease dump": ("lease", "dump", "{space}"),
     "lease gc": ("lease", "gc", "--dry-run"),

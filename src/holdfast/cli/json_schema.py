@@ -321,6 +321,7 @@ COMMANDS: dict[str, Any] = {
     "explain-reset HOST": EndOfAnother,
     "host list": (list[LeaseSpaceInfo], HostsSeen),
     "host fenced": list[FencedHost],
+    "import-lvmlock": Imported,
     "import-sanlock": Imported,
     "lease dump": Dump,
     "lease gc": list[CollectedLease],

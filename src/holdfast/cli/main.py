@@ -17,6 +17,7 @@ from holdfast.cli.commands import (
     config_show,
     explain_reset,
     host,
+    import_lvmlock,
     import_sanlock,
     lease,
     lockspace,
@@ -561,6 +562,7 @@ cli.add_command(lockspace.lockspace)
 cli.add_command(lease.lease)
 cli.add_command(host.host)
 cli.add_command(import_sanlock.import_sanlock)
+cli.add_command(import_lvmlock.import_lvmlock)
 cli.add_command(log_level.log_level)
 cli.add_command(maintenance.maintenance)
 cli.add_command(explain_reset.explain_reset)

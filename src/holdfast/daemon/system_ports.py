@@ -61,6 +61,7 @@ from holdfast.system.host.process import (
 from holdfast.system.host.realtime import prepare_thread
 from holdfast.system.libvirt.domains import LibvirtStatusFiles, status_directory
 from holdfast.system.libvirt.virsh import VirshDomainControl
+from holdfast.system.libvirt.volume_hooks import lvmlock_hook
 from holdfast.system.lvm.lvmlockd_client import LvmlockdClient
 from holdfast.system.watchdog.device import DeviceWatchdog, NoWatchdog, Watchdog
 from holdfast.system.watchdog.wdmd import WdmdWatchdog
@@ -137,6 +138,7 @@ def host_volumes(config: Config, storage: StorageExecutor, commands: Commands) -
         record=RecordFile(f"{config.run_dir}/{VOLUMES_FILE}"),
         clock=SystemClock(),
         lives=lambda process: start_ticks(process.pid) == process.start_ticks,
+        other_hook=lvmlock_hook,
     )
 
 

@@ -56,6 +56,26 @@ async def test_second_vm_on_the_same_host_is_refused_by_the_first_ones_grant(w: 
 
 
 @scene()
+async def test_no_vm_comes_beside_another_hook_that_activates_volumes(w: World) -> None:
+    (h1, h2) = w.hosts
+    await h1.starts()
+    for host in w.hosts:
+        host.other_hook = "/etc/libvirt/hooks/qemu"
+    before = changes(h1)
+    for why in (
+        await h1.hook.prepare("uuid-v2", LIBVIRTD, {LV1: EX}),
+        await h2.hook.prepare("uuid-v2", LIBVIRTD, {LV1: EX}),
+        h2.hook.migrate(V1, LIBVIRTD, {LV1: EX}),
+    ):
+        assert why.startswith(
+            "/etc/libvirt/hooks/qemu is a hook that activates and deactivates volumes as well"
+        )
+    assert await h1.hook.prepare("uuid-v3", LIBVIRTD, {}) == "", "a VM without such a disk"
+    assert changes(h1) == before
+    assert w.modes == [EX, None], "what runs is not touched"
+
+
+@scene()
 async def test_migration_with_no_hand_step(w: World) -> None:
     source, target = await w.migrates()
     assert w.modes == [SH, SH]

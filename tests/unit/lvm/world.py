@@ -92,6 +92,7 @@ class Host:
         self.locks = HostLocks(cluster, name)
         self.failures: list[str] = []
         self.libvirtd_lives = True
+        self.other_hook = ""
         self.restarted()
 
     def restarted(self) -> None:
@@ -104,6 +105,7 @@ class Host:
             record=self.record,
             clock=self.clock,
             lives=lambda _: self.libvirtd_lives,
+            other_hook=lambda: self.other_hook,
         )
         self.reconciler = Reconciler(self.host, on_lockfailure=self._failed)
         self.hook = HookCalls(self.host, self.reconciler)

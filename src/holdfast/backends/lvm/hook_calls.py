@@ -37,6 +37,8 @@ class HookCalls:
 
     def migrate(self, uuid: str, libvirtd: ProcessId, volumes: Mapping[Volume, Mode]) -> str:
         """A VM is about to arrive; empty, or why it can't."""
+        if not_alone := self._not_alone(volumes):
+            return not_alone
         for volume, mode in volumes.items():
             if volume.why_not_shared and mode is Mode.EXCLUSIVE:
                 return not_live(volume)
@@ -48,6 +50,8 @@ class HookCalls:
         """Have the volumes of a VM active before libvirt looks for them; empty, or why the VM must not be started. Whatever
         it answers, libvirt calls `release` if the VM comes to nothing.
         """
+        if not_alone := self._not_alone(volumes):
+            return not_alone
         before = self._host.kept.announced.get(uuid)
         arrives = before is not None and before.arrives
         announced = Announced(arrives, libvirtd, [volume.id for volume in volumes])
@@ -59,6 +63,15 @@ class HookCalls:
         why = await self._prepared(uuid, announced, volumes)
         announced.answered_at = self._host.clock.now()
         return self._host.saved() or why
+
+    def _not_alone(self, volumes: Mapping[Volume, Mode]) -> str:
+        """Why no VM with volumes may come: another hook would deactivate them under its disks."""
+        if not volumes or not (file := self._host.other_hook()):
+            return ""
+        return (
+            f"{file} is a hook that activates and deactivates volumes as well, so neither knows what the other has done: "
+            f"remove it from all hosts, and restart libvirt ('holdfast doctor --only HF136'; docs/shared-lvm.md)"
+        )
 
     async def _prepared(self, uuid: str, announced: Announced, volumes: Mapping[Volume, Mode]) -> str:
         until = self._host.clock.now() + self._handover_wait_s

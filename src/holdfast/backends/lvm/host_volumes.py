@@ -44,7 +44,10 @@ class HostVolumes:
         record: Record,
         clock: Clock,
         lives: Callable[[ProcessId], bool],
+        other_hook: Callable[[], str] = lambda: "",
     ) -> None:
+        self.other_hook = other_hook
+        """The file of another hook that activates and deactivates what VMs use; empty if there is none."""
         self.volumes = volumes
         self.locks = locks
         self.clock = clock

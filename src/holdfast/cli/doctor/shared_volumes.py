@@ -11,14 +11,10 @@ from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.libvirt import HASHING, restart
 from holdfast.cli.doctor.scene import Scene, some
 from holdfast.cli.libvirt_files import HOOK, LOCKD_CONF, read_settings
+from holdfast.system.libvirt.volume_hooks import volume_hooks
 
 LVMLOCKD = "lvmlockd"
-KNOWN_HOOK = "etc/libvirt/hooks/qemu"
-"""Where a hook of the site's own is, of an installation of libvirt-hook-lvmlock too."""
-HOOKS = "etc/libvirt/hooks/qemu.d"
-ITS_WORDS = ("lvmlock", "lvchange")
-"""A hook with these activates and deactivates volumes as well."""
-HOOK_BYTES_MAX = 1 << 18
+POOL_BYTES_MAX = 1 << 18
 POOLS = ("etc/libvirt/storage", "run/libvirt/storage")
 IO_TIMEOUTS = ("--sanlock-timeout", "-o")
 ADOPTS = ("--adopt", "-A")
@@ -119,7 +115,7 @@ def _libvirt(scene: Scene) -> Iterator[Finding]:
             f"libvirt's hook is not installed ({hook}): no volume is activated for a VM, and none migrates",
             f"install -D -m 755 /usr/share/holdfast/libvirt/qemu-hook {hook}; {restart(scene)}",
         )
-    for file in _other_hooks(scene):
+    for file in volume_hooks(scene.root):
         yield found(
             "HF136",
             f"{file} is another hook that activates volumes: each would deactivate what the other one has activated",
@@ -132,24 +128,6 @@ def _libvirt(scene: Scene) -> Iterator[Finding]:
             f"{scene.path(LOCKD_CONF)} sets {', '.join(used)}: names in a lockspace are no volumes, and are refused",
             f"shut down or migrate this host's VMs, remove these lines, then: {restart(scene)}",
         )
-
-
-def _other_hooks(scene: Scene) -> Iterator[str]:
-    folder = scene.path(HOOKS)
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        names = []
-    for file in (scene.path(KNOWN_HOOK), *(os.path.join(folder, name) for name in names)):
-        if file == scene.path(HOOK) or not os.access(file, os.X_OK):
-            continue
-        try:
-            with open(file, encoding="utf-8", errors="replace") as f:
-                text = f.read(HOOK_BYTES_MAX)
-        except OSError:
-            continue
-        if any(word in text for word in ITS_WORDS):
-            yield file
 
 
 def _pools(scene: Scene) -> Iterator[Finding]:
@@ -165,7 +143,7 @@ def _pools(scene: Scene) -> Iterator[Finding]:
                 continue
             try:
                 with open(os.path.join(scene.path(folder), name), encoding="utf-8", errors="replace") as f:
-                    text = f.read(HOOK_BYTES_MAX)
+                    text = f.read(POOL_BYTES_MAX)
             except OSError:
                 continue
             named = re.search(r"<source>.*?<name>([^<]+)</name>", text, re.DOTALL)
