@@ -86,6 +86,18 @@ class Guests:
     def sh(self, host: str, command: str) -> str:
         return self.mh("sh", "-t", "150", host, command)
 
+    def put(self, host: str, command: str, raw: bytes) -> None:
+        """A command that reads `raw`."""
+        done = subprocess.run(
+            self.command("sh", "-i", "-t", "150", host, command),
+            env=self.environment,
+            input=raw,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            raise LabError(f"{host}: {command}: {done.returncode}\n{done.stderr.decode()}")
+
     def try_sh(self, host: str, command: str) -> str | None:
         """None if it failed or the host is away."""
         with contextlib.suppress(LabError, subprocess.TimeoutExpired):

@@ -14,7 +14,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,59 +23,17 @@ from tests.e2e.lab.polling import until
 from tests.e2e.lab.programs import Programs
 from tests.e2e.lab.storage import IMAGE_BYTES, Image, write_boot_disk
 from tests.support.fuse_storage import FaultyStorage
-from tests.systemd.machine import PROJECT, require
+from tests.support.readme import Page, build_packages, one_vm_one_host, open_page, protect, show
+from tests.systemd.machine import require
 from tests.systemd.root_host import SHARED, RootHost, hosts, make_template
 
 pytestmark = [
     pytest.mark.long,  # builds packages and a root file system
     pytest.mark.timeout(1500),
 ]
-BLOCK = "## Two hosts, from the package"
 HERE = "--profile fast --watchdog none --yes"
 """What these hosts add to README's `holdfast setup`."""
-PROTECTED_WITHIN_S = 120.0
-UNEXPLAINED_S = 3.0
-"""A last look at the host takes up to that; the wait for a lease that has just been claimed is longer."""
 LAB = "/opt/lab"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One of README's commands: `who` is the host's name, or "both"; `note` is what the page says of it."""
-
-    command: str
-    who: str
-    note: str
-
-
-def lines_of_readme() -> list[Line]:
-    """The commands of the block, in their order."""
-    text = (PROJECT / "README.md").read_text()
-    block = text.split(f"{BLOCK}\n", 1)[1].split("\n## ", 1)[0]
-    found = []
-    for line in block.splitlines():
-        if not line.startswith("    "):
-            continue
-        command, _, note = line.strip().partition(" # ")
-        who = re.match(r"\w+", note.strip())
-        assert who, f"README does not say where {command!r} is run"
-        found.append(Line(command.strip(), who[0], note.strip()))
-    return found
-
-
-class Page:
-    """README's commands are taken from it one by one, so that none is left out and none is made up."""
-
-    def __init__(self) -> None:
-        self._lines = lines_of_readme()
-
-    def next(self, who: str, begin: str) -> Line:
-        line = self._lines.pop(0)
-        assert (line.who, line.command[: len(begin)]) == (who, begin), f"README says {line}"
-        return line
-
-    def is_done(self) -> bool:
-        return not self._lines
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +46,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with `build/deb`, as `make deb` leaves it."""
-    made = subprocess.run(
-        ["make", "-s", "deb"], cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True, timeout=900
-    ).stdout.split()
-    place = tmp_path_factory.mktemp("packages")
-    (place / "build/deb").mkdir(parents=True)
-    for each in made:
-        if each.endswith(".deb"):
-            shutil.copy(PROJECT / each, place / "build/deb")
-    return place
+    return build_packages(tmp_path_factory.mktemp("packages"))
 
 
 @pytest.fixture
@@ -109,7 +57,7 @@ def shared(tmp_path: Path) -> Iterator[FaultyStorage]:
     storage.close()
 
 
-def install_lab(directory: Path, storage: FaultyStorage) -> Domain:
+def install_lab(directory: Path, storage: FaultyStorage) -> None:
     """The VM's image on the shared storage; its definition, and a QEMU without locks of its own, for LAB on each host."""
     lab = directory / "lab"
     lab.mkdir()
@@ -120,27 +68,12 @@ def install_lab(directory: Path, storage: FaultyStorage) -> Domain:
     write_boot_disk(image.file, IMAGE_BYTES, programs.boot_sector)
     domain = Domain("web1", (Disk(image),), Path(LAB) / wrapper.name)
     (lab / "web1.xml").write_text(domain.xml())
-    return domain
 
 
 def await_writes(image: Image) -> None:
     """The guest runs: it counts on its disk."""
     before = image.count
     until(lambda: image.count > before + 1, "the VM to write to its disk")
-
-
-def setup(host: RootHost, command: str) -> float:
-    """Carries README's setup out and shows it; the seconds that its lease needed, which it gives a reason for."""
-    said = host.lines(f"{command} {HERE}")
-    show(host, said)
-    assert "this host is set up" in said[-1][1], said
-    joining = next((at for at, line in said if re.match(r"\d+/\d+ .*join", line)), None)
-    if joining is None:
-        return 0.0  # the steps before have taken longer than the lease needed
-    reasons = [line for at, line in said if at >= joining and re.match(r"    \w+: .", line)]
-    ended = said[-1][0]
-    assert reasons or ended - joining < UNEXPLAINED_S, f"the wait for the lockspace has no reason: {said}"
-    return ended - joining
 
 
 def newer(packages: Path) -> None:
@@ -244,17 +177,12 @@ def back_to_virtlockd(host: RootHost, image: Image) -> None:
     await_writes(image)
 
 
-def show(host: RootHost, said: list[tuple[float, str]]) -> None:
-    for at, line in said:
-        print(f"{host.name} {at:6.1f} s  {line}")
-
-
 def test_readme_leads_from_the_package_to_a_vm_that_outlives_its_host(
     template: Path, packages: Path, shared: FaultyStorage, tmp_path: Path
 ) -> None:
     page = Page()
     newer(packages)
-    domain = install_lab(tmp_path, shared)
+    install_lab(tmp_path, shared)
     image = Image("", shared.source / "web1.img")
     with hosts(tmp_path, template, shared.at, "alpha", "beta") as (alpha, beta):
         for host in (alpha, beta):
@@ -262,44 +190,9 @@ def test_readme_leads_from_the_package_to_a_vm_that_outlives_its_host(
             host.put(packages / "build", "/root/build")
             host.run(f"virsh define {LAB}/web1.xml")
 
-        # From the package to a protected host.
-        install = page.next("both", "apt install ")
-        leases = page.next("alpha", "holdfast setup --leases ")
-        join = page.next("beta", "holdfast setup --join ")
-        for host, command in ((alpha, leases.command), (beta, join.command)):
-            began = time.monotonic()
-            host.run(install.command.replace("apt install", "apt-get install -y", 1))
-            installed = time.monotonic()
-            waited = setup(host, command)
-            took = time.monotonic() - began
-            print(
-                f"{host.name}: protected {took:.1f} s after the package (apt {installed - began:.1f} s, "
-                f"setup {took - waited - (installed - began):.1f} s, lease {waited:.1f} s)"
-            )
-            assert took - waited < PROTECTED_WITHIN_S
-
-        # One VM, one host.
-        host_one = page.next("alpha", "virsh start")
-        alpha.run(host_one.command)
-        await_writes(image)
-        second = page.next("beta", "virsh start")
-        refused = beta.try_run(second.command)
-        print(f"beta: {second.command}: {refused.stderr.strip()}")
-        assert refused.returncode != 0
-        assert f"locked by VM {domain.name}" in refused.stderr
-        assert "on host alpha" in refused.stderr
-
-        # The page.
-        enable = page.next("both", "systemctl enable --now holdfast-web")
-        [url] = re.findall(r"http://\S+", enable.note)
-        for host in (alpha, beta):
-            host.run(enable.command)
-            shown = host.run(
-                f"curl --silent --show-error --fail --retry 20 --retry-connrefused --retry-delay 1 {url}"
-            )
-            assert "<title>" in shown.lower()
-            metrics = host.run(f"curl --silent --show-error --fail {url}metrics")
-            assert "holdfast_" in metrics
+        protect(page, alpha, beta, HERE)
+        one_vm_one_host(page, alpha, beta, lambda: await_writes(image))
+        open_page(page, (alpha, beta))
         assert alpha.show("holdfast-web.service", "ActiveState") == "active"
         await_writes(image)
 

@@ -24,6 +24,8 @@ class Disk:
     readonly: bool = False
     shareable: bool = False
     transient: bool = False
+    cache: Literal["none"] | None = None
+    """None: libvirt's default."""
 
     def xml(self) -> str:
         """The element; a path below /dev is a block device, any other a file."""
@@ -36,8 +38,9 @@ class Disk:
         flags = "".join(
             f"<{name}/>" for name in ("readonly", "shareable", "transient") if getattr(self, name)
         )
+        cache = f" cache='{self.cache}'" if self.cache else ""
         return (
-            f"<disk type='{kind}' device='{self.device}'><driver name='qemu' type='{self.format}'/>{source}"
+            f"<disk type='{kind}' device='{self.device}'><driver name='qemu' type='{self.format}'{cache}/>{source}"
             f"<target dev='{self.target}' bus='{bus}'/>{flags}</disk>"
         )
 

@@ -1,0 +1,227 @@
+"""`python -m lab.readme`: README's commands one by one, then how alpha may end, each step with its seconds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+from lab import readme
+from lab.fencing.guests import Guests, LabError
+from lab.readme.hosts import GuestHost, Storage, build_images, prepare, wait
+from tests.support.readme import Page, build_packages, one_vm_one_host, open_page, protect
+
+from holdfast.cli.setup.profiles import PROFILES
+
+Cause = Literal["power", "freeze", "network"]
+CAUSES: dict[Cause, str] = {
+    "power": "alpha's power is cut",
+    "freeze": "alpha's processor stops, and its watchdog resets it",
+    "network": "alpha's storage answers no more",
+}
+PROFILE = "fast"
+ADDED = f"--profile {PROFILE} --yes"
+"""What these hosts add to README's `holdfast setup`: the shortest timeouts, and no question."""
+TIMING = PROFILES[PROFILE]
+NOISE_S = 15.0
+"""Three emulated guests on two shared cores: a try takes seconds, and so does the start of a QEMU in a QEMU."""
+RENEWAL_NOISE_S = 2.0
+"""The last renewal may have begun so much earlier than it is due."""
+UNEXPLAINED_S = 20.0
+"""A last look at the host takes longer here."""
+
+
+class Lab:
+    """One run."""
+
+    def __init__(self, place: Path, variables: dict[str, str], packages: Path) -> None:
+        self._place = place
+        self._packages = packages
+        self.guests = Guests(place / "guests", place, 512, (8,), variables=variables)
+        self.alpha, self.beta = (GuestHost(self.guests, name) for name in ("alpha", "beta"))
+        self.storage = Storage(self.guests)
+        self._began = self._said = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """With the seconds of all and of this step."""
+        now = time.monotonic()
+        print(f"readme: {now - self._began:5.0f} s (+{now - self._said:.1f})  {text}", flush=True)
+        self._said = now
+
+    def run(self, causes: tuple[Cause, ...]) -> None:
+        self.guests.mh("up", "3", timeout_s=300)
+        self.storage.serve(self._place)
+        for host in (self.alpha, self.beta):
+            host.await_boot()
+        self.say("alpha and beta have booted, store serves their directory")
+        for host in (self.alpha, self.beta):
+            prepare(host, self._packages)
+        self.say("the directory is mounted, web1 is defined, the packages are there")
+        self.follow()
+        for cause in causes:
+            self.take_over(cause)
+
+    def follow(self) -> None:
+        """README's lines, up to the one that vouches for a dead host: nobody does, the bound is waited for."""
+        page = Page()
+        protect(page, self.alpha, self.beta, ADDED, UNEXPLAINED_S)
+        self.say("both hosts are protected")
+        for host in (self.alpha, self.beta):
+            self.has_watchdog(host)
+        one_vm_one_host(page, self.alpha, self.beta, self.storage.await_writes)
+        self.say("web1 runs on alpha, and beta is refused")
+        open_page(page, (self.alpha, self.beta))
+        self.say("the page and /metrics answer on both")
+        vouched = page.next("beta", "holdfast host fenced alpha")
+        assert "without it: once alpha is dead by its record" in vouched.note, vouched
+        self.start = page.next("beta", "virsh start").command
+        assert page.is_done()
+
+    def has_watchdog(self, host: GuestHost) -> None:
+        """holdfastd has the device open, with the profile's fire timeout."""
+        holder = host.run(
+            "basename $(readlink -f /proc/$(systemctl show -P MainPID holdfastd)/fd/* | grep -m1 watchdog)"
+        )
+        armed = host.run(
+            "cat /sys/class/watchdog/watchdog0/state /sys/class/watchdog/watchdog0/timeout"
+        ).split()
+        if not holder.startswith("watchdog") or armed != ["active", str(TIMING.fire_timeout_s)]:
+            raise LabError(f"{host.name}: holdfastd does not feed the watchdog: {holder}, {armed}")
+
+    def take_over(self, cause: Cause) -> None:
+        """alpha ends with web1; beta starts it after the bound; alpha comes back, and both say why it ended."""
+        self.storage.await_writes()
+        boot = self.alpha.boot()
+        self.say(f"== {cause}: {CAUSES[cause]}")
+        struck, struck_wall = time.monotonic(), time.time()
+        if cause == "power":
+            self.guests.mh("kill", "h1")
+        elif cause == "freeze":
+            self.guests.mh("freeze", "h1")
+        else:
+            self.guests.mh("link", "h1", "down")
+        tries, earliest, latest = self._start_on_beta(struck)
+        fired = self.guests.fired("h1", struck_wall)
+        took = f"{latest - struck:.1f} s after that, by try {tries + 1}"
+        reset = f"; the watchdog fired after {fired - struck_wall:.1f} s" if fired else ""
+        self.say(f"web1 runs on beta, {took}{reset}")
+        least = TIMING.dead_s - TIMING.renewal_s - RENEWAL_NOISE_S
+        most = TIMING.takeover_s[1] + NOISE_S
+        if latest - struck < least or earliest - struck > most:
+            raise LabError(
+                f"beta got web1 after {latest - struck:.1f} s; the bound is {least:g} to {most:g} s"
+            )
+        if cause == "freeze" and (fired is None or fired - struck_wall > min(TIMING.dead_s, latest - struck)):
+            raise LabError("alpha's watchdog did not reset it before beta had web1")
+        self.storage.await_writes()
+        self._back(cause, boot, was_reset=fired is not None)
+
+    def _start_on_beta(self, struck: float) -> tuple[int, float, float]:
+        """Refusals until it was started; when that try began and ended. Every refusal names VM and host."""
+        tries = 0
+        last = ""
+        while True:
+            began = time.monotonic()
+            done = self.beta.try_run(self.start)
+            ended = time.monotonic()
+            if done.returncode == 0:
+                print(f"beta: the last refusal: {last}", flush=True)
+                return tries, began, ended
+            last = f"{began - struck:.1f} s: {' '.join(done.stderr.split())}"
+            tries += 1
+            if "locked by VM web1" not in last or "on host alpha" not in last:
+                raise LabError(f"beta is refused for another reason: {last}")
+            if ended - struck > TIMING.takeover_s[1] + NOISE_S:
+                raise LabError(f"beta does not get web1: {last}")
+
+    def _back(self, cause: Cause, boot: str, *, was_reset: bool) -> None:
+        """alpha joins again, is refused web1, and says why it ended; then web1 moves back there."""
+        if cause == "power":
+            self.guests.mh("start", "h1", timeout_s=300)
+        elif cause == "network":
+            self.guests.mh("link", "h1", "up")
+        if cause == "power" or was_reset:
+            self.alpha.await_boot(boot)
+            self.say("alpha has booted again")
+        bound_s = TIMING.claim_held_s[1] + 60.0
+        wait(
+            lambda: "joined" in self.alpha.try_run("holdfast lockspace list").stdout, "alpha to join", bound_s
+        )
+        wait(lambda: self._is_live("alpha"), "alpha to be LIVE for beta", bound_s)
+        self.say("alpha is in the lockspace again")
+        refused = self.alpha.try_run("virsh start web1")
+        if refused.returncode == 0 or "on host beta" not in refused.stderr:
+            raise LabError(f"alpha was not refused web1, which runs on beta: {refused}")
+        if cause == "power" or was_reset:
+            self._explained(cause)
+        self.beta.run("virsh destroy web1")
+        self.alpha.run("virsh start web1")
+        self.storage.await_writes()
+        self.say("web1 was moved back to alpha")
+
+    def _is_live(self, name: str) -> bool:
+        """By beta."""
+        listed = self.beta.try_run("holdfast host list").stdout
+        return bool(re.search(rf"^.*\b{name}\b.*\blive\b", listed, re.MULTILINE | re.IGNORECASE))
+
+    def _explained(self, cause: Cause) -> None:
+        """Of a lost lockspace alpha has left a note; of power and processor nobody could have."""
+        said = json.loads(self.alpha.run("holdfast explain-reset --json"))
+        print(f"alpha: holdfast explain-reset: {said['text']}", flush=True)
+        by_beta = self.beta.run("holdfast explain-reset alpha")
+        print(f"beta: holdfast explain-reset alpha: {by_beta}", flush=True)
+        expected = "watchdog" if cause == "network" else "unexplained"
+        if said["cause"] != expected or said["text"][:60] not in by_beta:
+            raise LabError(f"explain-reset says {said['cause']}, not {expected}, or beta says something else")
+        self.say("both say why alpha was reset")
+
+    def logs(self) -> None:
+        for host in (self.alpha, self.beta):
+            done = host.try_run(
+                "journalctl --no-pager -b -n 60 -u holdfastd -u libvirtd; holdfast host list; mount -t nfs4"
+            )
+            print(f"--- {host.name}\n{done.stdout}{done.stderr}", flush=True)
+
+
+def main() -> int:
+    causes = _causes()
+    began = time.monotonic()
+    variables = build_images()
+    with tempfile.TemporaryDirectory(prefix="holdfast-readme-") as directory:
+        place = Path(directory)
+        lab = Lab(place, variables, build_packages(place))
+        try:
+            lab.run(causes)
+        except (LabError, AssertionError) as e:
+            print(f"FAILED: {e}", flush=True)
+            lab.logs()
+            return 1
+        finally:
+            lab.guests.down()
+    print(
+        f"README was followed, and {len(causes)} times alpha's end: {(time.monotonic() - began) / 60:.0f} minutes"
+    )
+    return 0
+
+
+def _causes() -> tuple[Cause, ...]:
+    about = "\n".join(f"  {name:8} {text}" for name, text in CAUSES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.readme",
+        description=f"{readme.__doc__}\ncases:\n{about}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="default: all")
+    words = parser.parse_args().cases
+    if unknown := set(words) - set(CAUSES):
+        parser.error(f"there is no case {', '.join(sorted(unknown))}")
+    return tuple(cause for cause in CAUSES if not words or cause in words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
