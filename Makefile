@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help run test test-all test-on check quick sim bench lab lab-lvm fuzz man deb rpm clean setup
+.PHONY: help run test test-all test-on check quick sim bench lab lab-lvm lab-readme fuzz man deb rpm clean setup
 
 help:
 	@echo "make run     set up, then guard a real QEMU with holdfastd and show a refused second start"
@@ -16,8 +16,9 @@ help:
 	@echo "make quick   the same and the unit tests: between two edits"
 	@echo "make sim     1500 fresh seeds of the simulator, about three minutes (SEEDS=, FIRST=)"
 	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
-	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 50 minutes (CASES=)"
+	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 50 minutes (CASES=); then lab-readme"
 	@echo "make lab-lvm two such guests with a shared volume group and the real lvmlockd, also with libvirt and VMs, 10 to 30 minutes a suite (SUITES=)"
+	@echo "make lab-readme   two such guests with systemd: README followed from the package to a VM that outlives its host, about 10 minutes (CASES=)"
 	@echo "make man     manual pages of the commands, the daemon, the hook and the configuration, into build/man"
 	@echo "make deb     Debian packages for this release, or for another one (DISTRO=trixie), into build/deb"
 	@echo "make rpm     RPM packages for the Python of this machine, into build/rpm (Fedora, RHEL and its kin)"
@@ -72,6 +73,12 @@ lab:
 	@tools/debian-packages lab
 	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
 	@$(BIN)/python -m lab.fencing $(CASES)
+	@$(if $(CASES),true,$(BIN)/python -m lab.readme)
+
+lab-readme:
+	@tools/debian-packages lab
+	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
+	@$(BIN)/python -m lab.readme $(CASES)
 
 lab-lvm:
 	@tools/debian-packages lab

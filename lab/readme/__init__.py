@@ -7,4 +7,5 @@ after the bound, and alpha comes back.
     python -m lab.readme [CASE ...]
 
     __main__   the command line, the steps and the cases     hosts    the guests, and what an administrator prepares
+    verdict    the bounds
 """

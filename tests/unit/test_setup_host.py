@@ -12,7 +12,7 @@ import pytest
 from tests.unit.doctor.machine import DAEMON, FakeHost, Machine, status
 
 from holdfast.cli.commands.lockspace import make
-from holdfast.cli.doctor.scene import Host, Scene
+from holdfast.cli.doctor.scene import Host, Program, Scene
 from holdfast.cli.setup import execute, lens
 from holdfast.cli.setup.execute import Executor, StepFailed
 from holdfast.cli.setup.facts import Wishes
@@ -338,6 +338,16 @@ def test_first_host_makes_the_lockspace_and_its_configuration_and_the_second_joi
     assert joining.proposal.text == first_text(site, wishes)
     misfit = site.survey(Wishes(join=str(shared), profile="fast")).proposal
     assert any("does not fit" in each for each in misfit.refusals)
+
+
+def test_systemd_that_keeps_holdfastds_watchdog_descriptor_is_no_other_user_of_it(site: Site, shared: Path) -> None:
+    host = site.machine.host
+    host.processes = [Program(1, "systemd"), Program(9, "holdfastd")]
+    host.opened = {str(site.root / "dev/watchdog"): [1, 9]}
+    assert site.plan(Wishes(leases=str(shared))).refusals == ()
+    host.opened = {str(site.root / "dev/watchdog"): [1]}  # RuntimeWatchdogSec=: it is systemd's own
+    [refused] = site.plan(Wishes(leases=str(shared))).refusals
+    assert "systemd (pid 1) has /dev/watchdog open" in refused
 
 
 def first_text(site: Site, wishes: Wishes) -> str:
