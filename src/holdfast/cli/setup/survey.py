@@ -265,7 +265,7 @@ def _watchdog(host: Host, root: str) -> Watchdog:
     device = os.path.join(root, "dev/watchdog")
     programs = {each.pid: each.name for each in host.programs()}
     users = {pid for each in (device, f"{device}0") for pid in host.openers(each)}
-    # It can be opened once: what has it open beside holdfastd has a copy of its descriptor, as systemd in its descriptor store.
+    # It can be opened once: what has it open beside holdfastd has a copy of its descriptor, as systemd's store has.
     is_ours = any(programs.get(pid) == "holdfastd" for pid in users)
     others = () if is_ours else sorted(users)
     about = os.path.join(root, "sys/class/watchdog/watchdog0")
