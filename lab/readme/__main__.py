@@ -153,12 +153,12 @@ class Lab:
         return bool(re.search(rf"^.*\b{name}\b.*\blive\b", listed, re.MULTILINE | re.IGNORECASE))
 
     def _explained(self, cause: Cause) -> None:
-        """Of a lost lockspace alpha has left a note; of power and processor nobody could have."""
+        """Of a lost lockspace alpha has left a note, of a processor that stops its watchdog's device knows, of power nobody."""
         said = json.loads(self.alpha.run("holdfast explain-reset --json"))
         print(f"alpha: holdfast explain-reset: {said['text']}", flush=True)
         by_beta = self.beta.run("holdfast explain-reset alpha")
         print(f"beta: holdfast explain-reset alpha: {by_beta}", flush=True)
-        expected = "watchdog" if cause == "network" else "unexplained"
+        expected = "unexplained" if cause == "power" else "watchdog"
         if said["cause"] != expected or said["text"][:60] not in by_beta:
             raise LabError(f"explain-reset says {said['cause']}, not {expected}, or beta says something else")
         self.say("both say why alpha was reset")

@@ -340,7 +340,9 @@ def test_first_host_makes_the_lockspace_and_its_configuration_and_the_second_joi
     assert any("does not fit" in each for each in misfit.refusals)
 
 
-def test_systemd_that_keeps_holdfastds_watchdog_descriptor_is_no_other_user_of_it(site: Site, shared: Path) -> None:
+def test_systemd_that_keeps_holdfastds_watchdog_descriptor_is_no_other_user_of_it(
+    site: Site, shared: Path
+) -> None:
     host = site.machine.host
     host.processes = [Program(1, "systemd"), Program(9, "holdfastd")]
     host.opened = {str(site.root / "dev/watchdog"): [1, 9]}

@@ -13,6 +13,7 @@ from holdfast.manager.events import Event, Events
 from holdfast.supervision.lockspace_supervisor import LockspaceSupervisor
 from holdfast.system.files.regular_file import Unreadable
 from holdfast.system.host.process import boot_id
+from holdfast.system.watchdog.boot_status import resetter
 
 log = logging.getLogger("holdfast")
 
@@ -30,7 +31,7 @@ def begin(state_dir: str) -> tuple[FlightRecorder, str]:
     recorder = FlightRecorder(state_dir, boot)
     recorder.start()
     logging.getLogger().addHandler(recorder)
-    found = last_end(notes, boot)
+    found = last_end(notes, boot, resetter())
     if found is None:
         return recorder, ""
     text = paragraph(found)

@@ -5,6 +5,7 @@ A host that its watchdog resets writes nothing at that moment. What its notes sa
     notes of the last boot                              so
     the daemon was stopped last                         ORDERLY: nothing of ours was left to reset the host
     the watchdog was left unfed, and not fed since      WATCHDOG: it fired, unless something else was faster
+    neither, and the device says that it fired          WATCHDOG: the host hung, or holdfastd did
     neither                                             UNEXPLAINED: power, the kernel, a person, a fencing device
 """
 
@@ -34,7 +35,9 @@ class Cause(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class LastEnd:
-    """`last`: the last sign of life, seconds since 1970; `unfed`: since when the watchdog was not fed, 0 if it was."""
+    """`last`: the last sign of life, seconds since 1970; `unfed`: since when the watchdog was not fed, 0 if it was;
+    `resetter`: the watchdog's device that says that it did it.
+    """
 
     boot: str
     cause: Cause
@@ -43,10 +46,11 @@ class LastEnd:
     why: tuple[str, ...]
     """Losses of lockspaces that were not joined again, and what the watchdog's end was said to be, oldest first."""
     tail: tuple[Note, ...]
+    resetter: str = ""
 
 
-def last_end(notes: Sequence[Note], boot: str) -> LastEnd | None:
-    """Of the last boot before `boot`; None if there are no notes of one."""
+def last_end(notes: Sequence[Note], boot: str, resetter: str = "") -> LastEnd | None:
+    """Of the last boot before `boot`, which `resetter` ended by its own word; None if there are no notes of one."""
     of_boot = ""
     found: dict[str, list[Note]] = {}
     for note in notes:
@@ -56,10 +60,10 @@ def last_end(notes: Sequence[Note], boot: str) -> LastEnd | None:
     if not found:
         return None
     last_boot, last = list(found.items())[-1]
-    return _of_boot(last_boot, last)
+    return _of_boot(last_boot, last, resetter)
 
 
-def _of_boot(boot: str, notes: list[Note]) -> LastEnd:
+def _of_boot(boot: str, notes: list[Note], resetter: str) -> LastEnd:
     stopped, unfed = False, None
     lost: dict[str, Note] = {}
     for note in notes:
@@ -85,11 +89,12 @@ def _of_boot(boot: str, notes: list[Note]) -> LastEnd:
     cause = Cause.ORDERLY if stopped else Cause.UNEXPLAINED
     return LastEnd(
         boot=boot,
-        cause=cause if unfed is None else Cause.WATCHDOG,
+        cause=Cause.WATCHDOG if unfed is not None or (resetter and not stopped) else cause,
         last=last,
         unfed=unfed.at if unfed is not None else 0.0,
         why=tuple(f"{wall_text(each.at)}: {each.text}" for each in sorted(why, key=lambda each: each.at)),
         tail=tuple(note for note in notes if note.kind not in ROUTINE)[-TAIL_MAX:],
+        resetter=resetter,
     )
 
 
@@ -98,10 +103,16 @@ def paragraph(end: LastEnd) -> str:
     last, why = wall_text(end.last), "".join(f" {each.rstrip('.')}." for each in end.why)
     if end.cause is Cause.ORDERLY:
         text = f"holdfastd was stopped in good order before that boot ended; its last note is of {last}.{why}"
-    elif end.cause is Cause.WATCHDOG:
+    elif end.cause is Cause.WATCHDOG and not end.unfed:
         text = (
-            f"the watchdog had not been fed since {wall_text(end.unfed)}, so it reset this host, unless something else did "
-            f"before; the last note is of {last}.{why}"
+            f"the watchdog reset this host ({end.resetter} says so), and holdfastd had decided nothing that leads to that; "
+            f"its last note is of {last}.{why} The whole host hung, or holdfastd itself ended or hung."
+        )
+    elif end.cause is Cause.WATCHDOG:
+        doubt = f" ({end.resetter} says so)" if end.resetter else ", unless something else did before"
+        text = (
+            f"the watchdog had not been fed since {wall_text(end.unfed)}, so it reset this host{doubt}; the last note is of "
+            f"{last}.{why}"
         )
     else:
         text = (

@@ -67,6 +67,27 @@ def test_watchdog_that_would_have_fired_long_ago_is_no_cause() -> None:
     assert (found := last_end(late, "now")) is not None and found.cause is Cause.UNEXPLAINED
 
 
+DEVICE = "/dev/watchdog0"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "cause", "said"),
+    [
+        pytest.param(("a>", JOINED, ALIVE), Cause.WATCHDOG, "The whole host hung", id="frozen"),
+        pytest.param(
+            ("a>", UNFED, LOST), Cause.WATCHDOG, "so it reset this host (/dev/watchdog0", id="unfed"
+        ),
+        pytest.param(("a>", "daemon-stopping"), Cause.ORDERLY, "stopped in good order", id="stopped"),
+    ],
+)
+def test_what_the_device_says_counts_unless_the_daemon_was_stopped(
+    kinds: tuple[str | tuple[str, str], ...], cause: Cause, said: str
+) -> None:
+    found = last_end(notes(*kinds, "now>"), "now", DEVICE)
+    assert found is not None and found.cause is cause
+    assert said in paragraph(found)
+
+
 def test_only_losses_that_were_not_mended_are_named() -> None:
     found = last_end(
         notes("a>", LOST, JOINED, ("lockspace-lost", "T: somebody else's record"), UNFED, ALIVE, "now>"),

@@ -51,6 +51,7 @@ def _of_this_host(context: Context, as_json: bool) -> None:
     from holdfast.flight.notes import read
     from holdfast.system.files.regular_file import Unreadable
     from holdfast.system.host.process import boot_id
+    from holdfast.system.watchdog.boot_status import resetter
 
     state_dir = context.config().state_dir
     notes = read(state_dir)
@@ -58,7 +59,7 @@ def _of_this_host(context: Context, as_json: bool) -> None:
         if not notes.missing:
             fail(f"the notes in {state_dir} can't be read: {notes.reason}", exits.FAILED)
         notes = []
-    found = last_end(notes, boot_id())
+    found = last_end(notes, boot_id(), resetter())
     if found is None:
         if as_json:
             render.as_json({"ok": True, "cause": None, "text": NOTHING, "notes": []})
