@@ -22,6 +22,8 @@ PROFILE = "fast"
 ADDED = f"--profile {PROFILE} --yes"
 """What these hosts add to README's `holdfast setup`: the shortest timeouts, and no question."""
 TIMING = PROFILES[PROFILE]
+PROTECTED_WITHIN_S = 240.0
+"""Twice a real host's bound: here a processor is emulated, and half of one at that."""
 UNEXPLAINED_S = 20.0
 """A last look at the host takes longer here."""
 
@@ -59,7 +61,7 @@ class Lab:
     def follow(self) -> None:
         """README's lines, up to the one that vouches for a dead host: nobody does, the bound is waited for."""
         page = Page()
-        protect(page, self.alpha, self.beta, ADDED, UNEXPLAINED_S)
+        protect(page, self.alpha, self.beta, ADDED, within_s=PROTECTED_WITHIN_S, unexplained_s=UNEXPLAINED_S)
         self.say("both hosts are protected")
         for host in (self.alpha, self.beta):
             self.has_watchdog(host)
@@ -153,7 +155,7 @@ class Lab:
         return bool(re.search(rf"^.*\b{name}\b.*\blive\b", listed, re.MULTILINE | re.IGNORECASE))
 
     def _explained(self, cause: Cause) -> None:
-        """Of a lost lockspace alpha has left a note, of a processor that stops its watchdog's device knows, of power nobody."""
+        """A lost lockspace has left a note, a processor that stopped is known to the watchdog's device, a power cut to nobody."""
         said = json.loads(self.alpha.run("holdfast explain-reset --json"))
         print(f"alpha: holdfast explain-reset: {said['text']}", flush=True)
         by_beta = self.beta.run("holdfast explain-reset alpha")
