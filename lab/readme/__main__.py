@@ -155,7 +155,7 @@ class Lab:
         return bool(re.search(rf"^.*\b{name}\b.*\blive\b", listed, re.MULTILINE | re.IGNORECASE))
 
     def _explained(self, cause: Cause) -> None:
-        """A lost lockspace has left a note, a processor that stopped is known to the watchdog's device, a power cut to nobody."""
+        """Of a lost lockspace there is a note, of a processor that stopped the device's word, of a power cut nothing."""
         said = json.loads(self.alpha.run("holdfast explain-reset --json"))
         print(f"alpha: holdfast explain-reset: {said['text']}", flush=True)
         by_beta = self.beta.run("holdfast explain-reset alpha")
