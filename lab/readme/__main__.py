@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from lab import readme
@@ -151,7 +152,7 @@ class Lab:
 
     def _is_live(self, name: str) -> bool:
         """By beta."""
-        listed = self.beta.try_run("holdfast host list").stdout
+        listed = self.beta.try_run("holdfast host list | grep -v FREE").stdout
         return bool(re.search(rf"^.*\b{name}\b.*\blive\b", listed, re.MULTILINE | re.IGNORECASE))
 
     def _explained(self, cause: Cause) -> None:
@@ -168,7 +169,8 @@ class Lab:
     def logs(self) -> None:
         for host in (self.alpha, self.beta):
             done = host.try_run(
-                "journalctl --no-pager -b -n 60 -u holdfastd -u libvirtd; holdfast host list; mount -t nfs4"
+                "journalctl --no-pager -b -u holdfastd -u libvirtd | grep -v Unknown.key | tail -n 60; "
+                "holdfast host list | grep -v FREE; holdfast list; mount -t nfs4"
             )
             print(f"--- {host.name}\n{done.stdout}{done.stderr}", flush=True)
 
@@ -183,7 +185,7 @@ def main() -> int:
         try:
             lab.run(causes)
         except (LabError, AssertionError) as e:
-            print(f"FAILED: {e}", flush=True)
+            print(f"FAILED: {e}\n{traceback.format_exc()}", flush=True)
             lab.logs()
             return 1
         finally:
