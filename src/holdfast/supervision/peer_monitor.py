@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 
 from holdfast.ondisk.geometry import Geometry
-from holdfast.protocol.host_status import Action, HostTable, HostView, Sampled, Ticked
+from holdfast.protocol.host_status import Action, HostState, HostTable, HostView, Sampled, Ticked
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId, Instant
 from holdfast.supervision.host_names import node_of
@@ -79,9 +79,14 @@ class PeerMonitor:
         """All hosts that were ever seen to use an id."""
         with self._lock:
             each = (self._table.view(HostId(host_id), now) for host_id in range(1, self._watched + 1))
-            return tuple(view for view in each if view.generation or view.fault)
+            return tuple(view for view in each if view.fault or (view.generation and _is_somebodys(view)))
+
+
+def _is_somebodys(view: HostView) -> bool:
+    """A record that was never used has no name, and a generation where Holdfast made the lockspace (ADR 0166)."""
+    return bool(view.name) or view.state is not HostState.FREE
 
 
 def _never_used(sector: bytes) -> bool:
-    """No owner, no generation, no timestamp: not worth decoding, as most of 2000 ids are."""
-    return not any(sector[32:48]) and not any(sector[152:160])
+    """No owner, no host's name, no timestamp, whatever its generation: not worth decoding, as most of 2000 ids are."""
+    return not any(sector[32:40]) and not any(sector[104:152]) and not any(sector[152:160])

@@ -1,6 +1,7 @@
 """A host in a lockspace: it joins, renews, sees the others, leaves or loses, and the watchdog follows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,9 @@ from tests.unit.protocol.simulated import Faults
 from tests.unit.supervision.rig import TIMING, Supervised, put_record, record_of, world_with_lockspaces
 
 from holdfast.ondisk import delta
+from holdfast.ondisk.delta import DeltaLease
 from holdfast.ondisk.geometry import DEFAULT, MIB
+from holdfast.ondisk.padded_name import PaddedName
 from holdfast.protocol.host_status import HostState
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import HostId, Instant
@@ -511,3 +514,16 @@ def test_host_that_may_be_none_of_holdfasts_is_seen_by_its_name_and_not_forgotte
     put_record(world, 3, record_of(world, 4))
     world.run(until=world.now + 3 * TIMING.renewal_s)
     assert member.beside_others() is not is_ours
+
+
+def test_a_lockspace_made_with_generations_is_sampled_and_listed_no_further_than_its_hosts() -> None:
+    """Holdfast's own lockspaces have a generation in each of 2000 records (ADR 0166)."""
+    monitor = PeerMonitor("A", HostId(1), DEFAULT, TIMING)
+    unused = DeltaLease(geometry=DEFAULT, space_name=PaddedName.of("A"), generation=1_700_000_000)
+    records = dict.fromkeys(range(1, 2001), unused)
+    records[3] = replace(unused, owner_id=3, host_name=PaddedName.of("beta"), timestamp=7)
+    sectors = b"".join(records[host_id].sector() for host_id in range(1, 2001))
+    assert monitor.hosts_to_read() == DEFAULT.hosts_max
+    monitor.looked(Instant(1.0), Instant(0.5), sectors)
+    assert monitor.hosts_to_read() == 3 + NEWCOMERS
+    assert [view.host_id for view in monitor.views(Instant(1.0))] == [3]
