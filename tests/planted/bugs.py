@@ -2319,4 +2319,29 @@ BUGS = (
         "plugin is not None",
         "unit/test_setup_imports.py::test_host_id_that_new_leases_would_not_serve_is_not_used",
     ),
+    _in(
+        "cli.setup.survey",
+        "descriptor-store-is-a-rival",
+        "setup takes systemd, which keeps the descriptor of the watchdog, for another user of it, and fails",
+        'any(programs.get(pid) == "holdfastd" for pid in users)',
+        "False",
+        "unit/test_setup_host.py::test_systemd_that_keeps_holdfastds_watchdog_descriptor_is_no_other_user_of_it",
+    ),
+    _in(
+        "supervision.peer_monitor",
+        "generation-makes-a-host",
+        "in a lockspace that Holdfast has made every renewal reads 2000 records, and 2000 hosts are listed",
+        "not any(sector[32:40]) and",
+        "not any(sector[32:48]) and",
+        "unit/supervision/test_lockspace.py"
+        "::test_a_lockspace_made_with_generations_is_sampled_and_listed_no_further_than_its_hosts",
+    ),
+    _in(
+        "flight.last_end",
+        "stopped-host-was-reset",
+        "explain-reset calls the end of a host whose daemon was stopped in good order a reset by the watchdog",
+        "(resetter and not stopped)",
+        "bool(resetter)",
+        "unit/flight/test_last_end.py::test_what_the_device_says_counts_unless_the_daemon_was_stopped",
+    ),
 )
