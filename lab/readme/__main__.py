@@ -25,6 +25,7 @@ ADDED = f"--profile {PROFILE} --yes"
 TIMING = PROFILES[PROFILE]
 PROTECTED_WITHIN_S = 240.0
 """Twice a real host's bound: here a processor is emulated, and half of one at that."""
+REBOOT_S = 180.0
 UNEXPLAINED_S = 20.0
 """A last look at the host takes longer here."""
 
@@ -57,7 +58,10 @@ class Lab:
         self.say("the directory is mounted, web1 is defined, the packages are there")
         self.follow()
         for cause in causes:
-            self.take_over(cause)
+            if cause == "reboot":
+                self.reboot()
+            else:
+                self.take_over(cause)
 
     def follow(self) -> None:
         """README's lines, up to the one that vouches for a dead host: nobody does, the bound is waited for."""
@@ -109,6 +113,28 @@ class Lab:
         self.storage.await_writes()
         self._back(cause, boot, was_reset=fired is not None)
 
+    def reboot(self) -> None:
+        """alpha shuts its VM down, leaves the lockspace while its storage is still there, and joins it again."""
+        self.storage.await_writes()
+        boot = self.alpha.boot()
+        self.say(f"== reboot: {CAUSES['reboot']}")
+        struck, struck_wall = time.monotonic(), time.time()
+        self.alpha.try_run("systemctl reboot")
+        wait(lambda: self._state("alpha") != "LIVE", "alpha to leave", REBOOT_S)
+        left = self._state("alpha")
+        self.say(f"alpha is {left} for beta after {time.monotonic() - struck:.1f} s")
+        self.alpha.await_boot(boot)
+        fired = self.guests.fired("h1", struck_wall)
+        if left != "FREE" or fired is not None:
+            raise LabError(
+                f"alpha was to leave in good order, and it was {left}; its watchdog fired: {fired}"
+            )
+        self._await_joined()
+        self._explained("orderly")
+        self.alpha.run("virsh start web1")
+        self.storage.await_writes()
+        self.say("web1 runs on alpha again")
+
     def _start_on_beta(self, cause: Cause, struck: float, struck_wall: float) -> Takeover:
         """Try after try until it was started, or for far too long."""
         refusals: list[str] = []
@@ -134,37 +160,43 @@ class Lab:
         if cause == "power" or was_reset:
             self.alpha.await_boot(boot)
             self.say("alpha has booted again")
-        bound_s = TIMING.claim_held_s[1] + 60.0
-        wait(
-            lambda: "joined" in self.alpha.try_run("holdfast lockspace list").stdout, "alpha to join", bound_s
-        )
-        wait(lambda: self._is_live("alpha"), "alpha to be LIVE for beta", bound_s)
-        self.say("alpha is in the lockspace again")
+        self._await_joined()
         refused = self.alpha.try_run("virsh start web1")
         if refused.returncode == 0 or "on host beta" not in refused.stderr:
             raise LabError(f"alpha was not refused web1, which runs on beta: {refused}")
         if cause == "power" or was_reset:
-            self._explained(cause)
+            # Of a lost lockspace there is a note, of a processor that stopped the device's word, of a power cut nothing.
+            self._explained("unexplained" if cause == "power" else "watchdog")
         self.beta.run("virsh destroy web1")
         self.alpha.run("virsh start web1")
         self.storage.await_writes()
         self.say("web1 was moved back to alpha")
 
-    def _is_live(self, name: str) -> bool:
-        """By beta."""
-        listed = self.beta.try_run("holdfast host list | grep -v FREE").stdout
-        return bool(re.search(rf"^.*\b{name}\b.*\blive\b", listed, re.MULTILINE | re.IGNORECASE))
+    def _await_joined(self) -> None:
+        bound_s = TIMING.claim_held_s[1] + 60.0
+        wait(
+            lambda: "joined" in self.alpha.try_run("holdfast lockspace list").stdout, "alpha to join", bound_s
+        )
+        wait(lambda: self._state("alpha") == "LIVE", "alpha to be LIVE for beta", bound_s)
+        self.say("alpha is in the lockspace again")
 
-    def _explained(self, cause: Cause) -> None:
-        """Of a lost lockspace there is a note, of a processor that stopped the device's word, of a power cut nothing."""
+    def _state(self, name: str) -> str:
+        """Of the host, as beta sees it."""
+        listed = self.beta.run("holdfast host list")
+        found = re.search(rf"^\d+\t{name}\.\w+\t(\w+)\t", listed, re.MULTILINE)
+        if found is None:
+            raise LabError(f"beta does not list {name}: {listed}")
+        return found[1]
+
+    def _explained(self, expected: str) -> None:
+        """What alpha says of itself, and beta of alpha."""
         said = json.loads(self.alpha.run("holdfast explain-reset --json"))
         print(f"alpha: holdfast explain-reset: {said['text']}", flush=True)
         by_beta = self.beta.run("holdfast explain-reset alpha")
         print(f"beta: holdfast explain-reset alpha: {by_beta}", flush=True)
-        expected = "unexplained" if cause == "power" else "watchdog"
         if said["cause"] != expected or said["text"][:60] not in by_beta:
             raise LabError(f"explain-reset says {said['cause']}, not {expected}, or beta says something else")
-        self.say("both say why alpha was reset")
+        self.say("both say how alpha's last boot ended")
 
     def logs(self) -> None:
         for host in (self.alpha, self.beta):

@@ -14,11 +14,12 @@ from typing import Literal
 
 from holdfast.protocol.timing import Timing
 
-Cause = Literal["power", "freeze", "network"]
+Cause = Literal["power", "freeze", "network", "reboot"]
 CAUSES: dict[Cause, str] = {
     "power": "alpha's power is cut",
     "freeze": "alpha's processor stops, and its watchdog resets it",
     "network": "alpha's storage answers no more",
+    "reboot": "alpha is rebooted in good order: nobody waits for its dead bound",
 }
 NOISE_S = 15.0
 """Three emulated guests on two shared cores: a try takes seconds, and so does the start of a QEMU in a QEMU."""
