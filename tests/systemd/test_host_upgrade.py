@@ -1,0 +1,195 @@
+"""A host with a VM: libvirt's packages installed again, then the host from Debian 12 to 13, with the VM running.
+
+A host with a systemd, Debian's libvirtd and QEMU, and no network: what apt needs was fetched into its root before it booted.
+Another domain with the same disk is tried again and again; QEMU goes without its own image locks, so that the lock alone
+refuses it. docs/situations/upgrades.md is what an admin reads.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.lab.domains import Disk, Domain
+from tests.e2e.lab.polling import until
+from tests.e2e.lab.programs import Programs
+from tests.e2e.lab.storage import IMAGE_BYTES, Image, write_boot_disk
+from tests.systemd.machine import PROJECT, require
+from tests.systemd.root_host import SUITE, RootHost, hosts, make_template
+from tests.systemd.test_readme import LAB, await_writes, daemon_of
+
+NEXT = "trixie"
+LIBVIRT = "libvirt-daemon libvirt-daemon-system"
+"""With virtlockd and its units, in Debian 12."""
+LOCKD = "libvirt-daemon-lock libvirt-daemon-plugin-lockd"
+"""Debian 13 has them in packages of their own."""
+DISK = "/var/lib/libvirt/images/web1.img"
+PLACE = "/root/packages"
+APT = "apt-get -y -o Dpkg::Options::=--force-confold"
+
+pytestmark = [
+    pytest.mark.long,  # builds packages of two releases, and upgrades a system
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(SUITE != "bookworm", reason="the way begins at Debian 12"),
+]
+
+
+def fetch(root: Path) -> None:
+    """What the host's apt will install, into the cache of its root; its lists are those of the next release then."""
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    dumped = subprocess.run(
+        ["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=True
+    ).stdout
+    wanted = ("::Proxy", "::Check-Valid-Until", "::Check-Date", "::Retries")
+    kept = [line for line in dumped.splitlines() if any(f"{each} " in line for each in wanted)]
+    (root / "etc/apt/apt.conf.d/99-lab").write_text("\n".join(kept) + "\n")
+    mirror = subprocess.run([PROJECT / "tools" / "debian-mirror"], capture_output=True, text=True, check=True)
+    _apt(root, "update")
+    _apt(root, f"install --reinstall {LIBVIRT}")
+    (root / "etc/apt/sources.list").write_text(f"deb {mirror.stdout.strip()} {NEXT} main\n")
+    _apt(root, "update")
+    _apt(root, f"full-upgrade {LOCKD}")
+
+
+def _apt(root: Path, command: str) -> None:
+    subprocess.run(
+        ["chroot", root, "sh", "-c", f"apt-get -q -y --download-only {command}"],
+        check=True, timeout=900, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+    )  # fmt: skip
+
+
+def packages(at: Path) -> None:
+    """Holdfast's of this release in `now`, and of the next one in `next`, with an index for apt."""
+    for name, distro in (("now", []), ("next", [f"DISTRO={NEXT}"])):
+        made = subprocess.run(
+            ["make", "-s", "deb", *distro],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=1200,
+        ).stdout.split()
+        (at / name).mkdir(parents=True)
+        release = "12" if name == "now" else "13"
+        for each in made:
+            if f"+deb{release}_" in each and each.endswith(".deb"):
+                shutil.copy(PROJECT / each, at / name)
+        assert list((at / name).iterdir())
+    with (at / "next/Packages").open("w") as index:
+        subprocess.run(
+            ["dpkg-scanpackages", "."], cwd=at / "next", stdout=index, stderr=subprocess.DEVNULL, check=True
+        )
+
+
+class Rival:
+    """Starts the other domain of the disk, again and again: no try may succeed."""
+
+    def __init__(self, host: RootHost) -> None:
+        self._host = host
+        self.refused = 0
+        self.started: list[str] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._end.wait(0.2):
+            done = self._host.try_run("virsh start web2")
+            if done.returncode == 0:
+                self.started.append(done.stdout)
+            elif "locked by VM web1" in done.stderr:
+                self.refused += 1
+
+    def __enter__(self) -> Rival:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def is_held(host: RootHost, qemu: str, image: Image) -> None:
+    """By holdfastd, for the VM that runs on; nobody else serves libvirt's socket."""
+    await_writes(image)
+    assert host.run("cat /run/libvirt/qemu/web1.pid") == qemu
+    assert "web1" in host.run("holdfast list")
+    assert host.try_run("pgrep -x virtlockd").stdout == ""
+    listens = host.show("holdfastd.socket", "Listen")
+    assert "/run/libvirt/virtlockd-sock" in listens
+    assert host.show("virtlockd.socket", "Id") == "holdfastd.socket"
+    until(lambda: _is_refused(host), "a refusal that names the holder")
+
+
+def _is_refused(host: RootHost) -> bool:
+    """The other domain is not started; libvirt may say that another call is about to start it."""
+    done = host.try_run("virsh start web2")
+    assert done.returncode != 0, done
+    return "locked by VM web1" in done.stderr
+
+
+def test_no_upgrade_takes_the_lock_of_a_vm_that_runs(tmp_path: Path) -> None:
+    require()
+    template = tmp_path / "template"
+    make_template(template)
+    fetch(template)
+    packages(tmp_path / "packages")
+    lab = tmp_path / "lab"
+    lab.mkdir()
+    programs = Programs.build(lab)
+    wrapper = programs.qemu_without_own_locks
+    wrapper.write_text(wrapper.read_text().replace(str(lab), LAB))
+    write_boot_disk(lab / "web1.img", IMAGE_BYTES, programs.boot_sector)
+    for name in ("web1", "web2"):
+        domain = Domain(name, (Disk(Image(DISK, lab / "web1.img")),), Path(LAB) / wrapper.name)
+        (lab / f"{name}.xml").write_text(domain.xml())
+    (tmp_path / "shared").mkdir()
+
+    with hosts(tmp_path, template, tmp_path / "shared", "alpha") as (alpha,):
+        alpha.put(lab, LAB)
+        alpha.put(tmp_path / "packages", PLACE)
+        alpha.run(f"cp {LAB}/web1.img {DISK}; virsh define {LAB}/web1.xml; virsh define {LAB}/web2.xml")
+        alpha.run(f"dpkg -i {PLACE}/now/holdfast_*.deb")
+        alpha.run("holdfast setup --yes")
+        alpha.run("virsh start web1")
+        image = Image(DISK, tmp_path / "alpha/upper" / DISK.lstrip("/"))
+        qemu = alpha.run("cat /run/libvirt/qemu/web1.pid")
+        is_held(alpha, qemu, image)
+        pid, before = daemon_of(alpha)
+
+        with Rival(alpha) as rival:
+            alpha.run(f"dpkg -i $(for p in {LIBVIRT}; do echo /var/cache/apt/archives/${{p}}_9*.deb; done)")
+            is_held(alpha, qemu, image)
+            print(f"libvirt's packages installed again; a rival was refused {rival.refused} times")
+
+            alpha.run(
+                f"echo 'deb [trusted=yes] file:{PLACE}/next ./' > /etc/apt/sources.list.d/holdfast.list"
+            )
+            alpha.run(
+                "apt-get update -o Dir::Etc::sourcelist=sources.list.d/holdfast.list -o Dir::Etc::sourceparts=- "
+                "-o APT::Get::List-Cleanup=0"
+            )
+            alpha.run(f"{APT} full-upgrade")
+            assert alpha.run("cat /etc/debian_version").startswith("13")
+            is_held(alpha, qemu, image)
+            until(lambda: daemon_of(alpha)[1] != before or "python3.13" in _exe(alpha), "the new holdfastd")
+            print(f"{SUITE} to {NEXT}; a rival was refused {rival.refused} times")
+
+            alpha.run(f"{APT} install {LOCKD}")
+            is_held(alpha, qemu, image)
+            alpha.run("kill -9 $(systemctl show -P MainPID holdfastd.service)")
+            until(lambda: alpha.try_run("holdfast list").returncode == 0, "the next holdfastd")
+            is_held(alpha, qemu, image)
+        assert rival.started == []
+        assert rival.refused > 3
+        assert daemon_of(alpha)[0] != pid
+        alpha.run("virsh destroy web1 && virsh start web2")
+        assert "locked by VM web2" in alpha.try_run("virsh start web1").stderr
+
+
+def _exe(host: RootHost) -> str:
+    return host.run("readlink /proc/$(systemctl show -P MainPID holdfastd.service)/exe")
