@@ -1,4 +1,6 @@
-"""docs/situations/log-messages.md has each line that the program logs at warning and above, with its level, and no other."""
+"""docs/situations/log-messages.md has each line that the program logs at warning and above, with its level, and no other;
+and each that the keeper and the program in virtlockd's place print, which have no levels.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,14 @@ REASON_ALONE = "…"
 Line = tuple[str, str]
 
 
+SWITCH = "in a live switch"
+"""The heading of what programs print (`_say`) that have no logger."""
+
+
 def lines_of(source: str) -> Iterator[Line]:
     """Level and message of each call, with … for what is put in. Raises ValueError for a message that is no plain text."""
     tree = ast.parse(source)
+    yield from _printed(tree)
     limited = dict(_limited(tree))
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -36,6 +43,23 @@ def lines_of(source: str) -> Iterator[Line]:
         if not isinstance(message, ast.Constant) or not isinstance(message.value, str):
             raise ValueError(f"line {node.lineno}: {ast.unparse(message)}")
         yield level, PLACE.sub("…", message.value)
+
+
+def _printed(tree: ast.Module) -> Iterator[Line]:
+    """Of a module that has a `_say(text)` of its own."""
+    own = [each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == "_say"]
+    if not own or [each.arg for each in own[0].args.args] != ["text"]:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "_say":
+            message = node.args[0]
+            if not isinstance(message, ast.JoinedStr | ast.Constant):
+                raise ValueError(f"line {node.lineno}: {ast.unparse(message)}")
+            parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+            yield (
+                SWITCH,
+                "".join(str(each.value) if isinstance(each, ast.Constant) else "…" for each in parts),
+            )
 
 
 def _limited(tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -85,6 +109,14 @@ def test_messages_are_found_with_their_levels() -> None:
     assert set(lines_of(source)) == {("warning", "b … of …"), ("error", "c"), ("error", "d …")}
     with pytest.raises(ValueError, match="line 1: text"):
         list(lines_of("log.error(text)"))
+    printing = "def _say(text: str) -> None: ...\n"
+    assert set(lines_of(printing + "_say(f'{a}: b {c!r}')\n_say('d')\n")) == {
+        (SWITCH, "…: b …"),
+        (SWITCH, "d"),
+    }
+    with pytest.raises(ValueError, match="line 2: text"):
+        list(lines_of(printing + "_say(text)"))
+    assert list(lines_of("def _say(which): ...\n_say(text)")) == []
 
 
 def test_row_under_another_level_is_another_row() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from holdfast.control.api import HolderInfo
 from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
@@ -12,11 +13,11 @@ SERVES_S = 60.0
 PAUSE_S = 0.05
 
 
-def lacking(socket: str, result: Result) -> list[str]:
-    """What holdfastd does not have as virtlockd had it, a line for each lock; waits until it serves. Raises
+def lacking(socket: str, result: Result, has_ended: Callable[[], bool] = lambda: False) -> list[str]:
+    """What holdfastd does not have as virtlockd had it, a line for each lock; waits until it serves, or has ended. Raises
     `DaemonUnreachable`.
     """
-    held = {each.path: each for each in _locks(socket)}
+    held = {each.path: each for each in _locks(socket, has_ended)}
     found = []
     for lock in result.locks:
         known = held.get(lock.resource)
@@ -29,13 +30,13 @@ def lacking(socket: str, result: Result) -> list[str]:
     return found
 
 
-def _locks(socket: str) -> list[HolderInfo]:
+def _locks(socket: str, has_ended: Callable[[], bool]) -> list[HolderInfo]:
     deadline = time.monotonic() + SERVES_S
     while True:
         try:
             with ControlClient(socket) as client:
                 return client.locks()
         except (DaemonUnreachable, CallRefused):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or has_ended():
                 raise
         time.sleep(PAUSE_S)

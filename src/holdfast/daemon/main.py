@@ -20,8 +20,7 @@ from holdfast.daemon import flight_notes, kept_config, kept_file, reload
 from holdfast.daemon.check_config import check_config, remarks_of
 from holdfast.daemon.daemon import EXIT_ERROR, Daemon, StartError
 from holdfast.errors import ConfigError
-from holdfast.switch.fetch import fetch
-from holdfast.switch.place import KEEPER
+from holdfast.switch.fetch import NotFetched, take_over
 from holdfast.system.block_io.thread_name import name_this_process
 from holdfast.system.files import daemon_lock
 from holdfast.system.files.daemon_lock import DaemonLocks
@@ -80,9 +79,11 @@ def main(arguments: Sequence[str] | None = None, *, exit_code: Callable[[int], i
         return check(options, config, problems)
     signal.pthread_sigmask(signal.SIG_BLOCK, fds.HELD_SIGNALS)
     inherited = fds.inherited(os.environ)
-    why_not = fetch_from_virtlockd(inherited, config)
-    if why_not:
-        print(f"holdfastd: {why_not}", file=sys.stderr)
+    try:
+        switched = may_be_switched_to(config)
+        ended = take_over(inherited, os.environ, virtlockd_beside) if switched else None
+    except NotFetched as e:
+        print(f"holdfastd: {e}", file=sys.stderr)
         return EXIT_UNAVAILABLE
     start = kept_config.choose(options.config, config, problems, inherited)
     if start is None:
@@ -91,6 +92,14 @@ def main(arguments: Sequence[str] | None = None, *, exit_code: Callable[[int], i
         return EXIT_CONFIG
     stderr = sys.stderr.fileno()
     log_to(stderr, start.config.log_level.upper(), journal=goes_to_journal(stderr, os.environ))
+    if ended is not None:
+        log.critical(
+            "%d locks of virtlockd's (pid %d) ended in the switch, for it was killed, and VMs ran on without; they are "
+            "taken again now, and LOCK LOST follows for each that somebody else has: %s",
+            len(ended.locks),
+            ended.pid,
+            "; ".join(ended.locks),
+        )
     for remark in start.remarks:
         log.warning("%s", remark)
     for reason in start.kept_because:
@@ -111,27 +120,10 @@ def main(arguments: Sequence[str] | None = None, *, exit_code: Callable[[int], i
     os._exit(exit_code(code))
 
 
-def fetch_from_virtlockd(inherited: fds.Inherited, config: Config | None) -> str:
-    """After a live switch (ADR 0212): virtlockd's locks and connections, if a keeper has them. Returns why they can't be
-    had: then this start must not be one without them.
-    """
+def may_be_switched_to(config: Config | None) -> bool:
+    """Whether a live switch (ADR 0212) is to this daemon: root's, at libvirt's socket."""
     elsewhere = config is not None and config.virtlockd.socket != configuration.SYSTEM_VIRTLOCKD_SOCKET
-    if inherited.reexec is not None or elsewhere or os.geteuid() != 0:
-        return ""
-    try:
-        found = fetch(KEEPER)
-    except OSError as e:
-        return f"locks of a virtlockd that has ended are at {KEEPER}, and can't be fetched: {e}"
-    if found is not None:
-        inherited.reexec, inherited.taken = found
-        # Of a start that ended before the keeper let go: copies of the same.
-        copies = [(name, fd) for name, fd in inherited.named if name.startswith(("lock-", "conn-"))]
-        inherited.named = [each for each in inherited.named if each not in copies]
-        store = fds.Notifier(os.environ)
-        for name, fd in copies:
-            os.close(fd)
-            store.store(name, None)
-    return ""
+    return not elsewhere and os.geteuid() == 0
 
 
 def why_not_beside_virtlockd() -> str:

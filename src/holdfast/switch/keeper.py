@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.switch import place
 from holdfast.switch.as_reexec import Facts, as_reexec, users
@@ -38,9 +38,10 @@ class Kept:
     """What is kept: virtlockd's state, its descriptors by number there and here, and what the locks are."""
 
     pid: int
-    backend: str
     state: VirtlockdState
     fds: dict[int, int]
+    facts: Facts
+    """As they were when it was given: a VM may end, and its pid have another process, before all is fetched."""
     found: dict[int, Converted] | None = None
 
 
@@ -81,6 +82,11 @@ def main() -> int:
             except OSError as e:
                 done = False
                 _say(f"a client went: {e}")
+            except Exception as e:
+                if kept is None:
+                    raise  # the other end of it goes back
+                done = False  # whatever it is: locks end with this process
+                _say(f"a client is not served: {type(e).__name__}: {e}")
         if done:
             break
     with contextlib.suppress(FileNotFoundError):
@@ -100,6 +106,9 @@ def _serve(client: socket.socket, kept: Kept | None) -> tuple[bool, Kept | None]
             return False, _until_converted(client, new)
     elif header["kind"] == "fetch" and kept is not None and kept.found is not None:
         return _fetched(client, kept), kept
+    elif header["kind"] == "ask" and kept is not None:
+        fd_messages.send(client, {"kind": "has"})
+        return False, kept
     for fd in fds:
         with contextlib.suppress(OSError):
             os.close(fd)
@@ -121,9 +130,18 @@ def _until_converted(client: socket.socket, kept: Kept) -> Kept | None:
         kept.found = _confirmed(kept)
         made = results(kept.state, kept.found)
         for each in made:
-            if each.mode != each.wanted:
+            if not each.mode:
+                _say(f"LOCK LOST: {each}")
+            elif each.mode != each.wanted:
                 _say(f"LOCK IN DOUBT: {each}")
-        place.write(place.RESULT, place.Result(kept.pid, "kept", locks=made))
+        _say(
+            f"{len(made)} locks of virtlockd's (pid {kept.pid}) are here until holdfastd runs: holdfast setup; don't kill "
+            "this"
+        )
+        try:
+            place.write(place.RESULT, place.Result(kept.pid, "kept", locks=made))
+        except OSError as e:  # what is kept does not depend on it
+            _say(f"{place.RESULT} can't be written: {e.strerror}")
         after = kept
     with contextlib.suppress(OSError):
         fd_messages.send(client, {"kind": "done"})
@@ -135,7 +153,11 @@ def _kept(header: dict[str, object], fds: list[int]) -> Kept | None:
     state = decode(fd_messages.read_memory_file(fds[0], STATE_BYTES_MAX), pid)
     if isinstance(state, Unusable):
         return None
-    return Kept(pid, str(header["backend"]), state, dict(zip(passed(state), fds[1:], strict=True)))
+    here = dict(zip(passed(state), fds[1:], strict=True))
+    found = facts(str(header["backend"]), {each.fd: here[each.fd] for each in state.locks})
+    pids = {pid for each in state.locks for pid in each.owners} | {each.pid for each in state.clients}
+    ticks = {each: start_ticks(each) for each in pids if each}
+    return Kept(pid, state, here, replace(found, start_ticks=lambda pid: ticks.get(pid, 0)))
 
 
 def passed(state: VirtlockdState) -> list[int]:
@@ -160,8 +182,7 @@ def _confirmed(kept: Kept) -> dict[int, Converted]:
 def _fetched(client: socket.socket, kept: Kept) -> bool:
     order = passed(kept.state)
     numbers = {fd: number for number, fd in enumerate(order)}
-    made = facts(kept.backend, {each.fd: kept.fds[each.fd] for each in kept.state.locks})
-    reexec = as_reexec(kept.state, made, numbers, listens=False)
+    reexec = as_reexec(kept.state, kept.facts, numbers, listens=False)
     memory = fd_messages.memory_file(encode_state(reexec), "holdfast-switch")
     try:
         fd_messages.send(client, {"kind": "state"}, [memory, *(kept.fds[fd] for fd in order)])

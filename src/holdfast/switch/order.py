@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import socket
 import stat
@@ -19,8 +20,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from holdfast.switch import place
-from holdfast.switch.program import CHECK, KEEP
+from holdfast.switch import left_behind, place
+from holdfast.switch.program import CHECK
 from holdfast.system.files.regular_file import Unreadable, read_regular
 from holdfast.system.host.process import SystemProcesses, start_ticks
 
@@ -154,6 +155,26 @@ def wait_for_registered(pid: int, vms: Collection[int]) -> None:
         time.sleep(LOOK_S)
 
 
+class Watched:
+    """A process that is known to be the same, also when it has ended. Raises `NotSwitched` if it has before."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self.fd = os.pidfd_open(pid)
+        except OSError:
+            raise NotSwitched(f"virtlockd (pid {pid}) has ended") from None
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def has_ended(self) -> bool:
+        return bool(select.select([self.fd], [], [], 0)[0])
+
+
 def order(
     which: Virtlockd,
     vms: Collection[int],
@@ -173,9 +194,10 @@ def order(
         subprocess.run([program, CHECK], check=True, capture_output=True, timeout=COMMAND_S)
     except (OSError, subprocess.SubprocessError) as e:
         raise NotSwitched(f"{program} does not run here: {e}") from None
-    if place.keeper_lives():
+    if place.keeper_has_locks():
         raise NotSwitched(
-            "a keeper of an earlier switch still has locks; start holdfastd, which fetches them"
+            f"a keeper of an earlier switch still has locks, and virtlockd (pid {which.pid}) began after it, and has "
+            "others: suspend the VMs that were started or resumed since (virsh suspend), try again, and resume them"
         )
     ticks = start_ticks(which.pid)
     plan = place.Plan(
@@ -183,41 +205,72 @@ def order(
     )
     try:
         os.makedirs(place.DIRECTORY, mode=0o700, exist_ok=True)
-        if keep is not None:
-            keep([program, KEEP])
+        # A keeper of a run that was stopped has nothing, and serves.
+        if keep is not None and not place.keeper_lives():
+            keep([program, place.KEEP])
             _await(place.keeper_lives, "the keeper does not start")
         wait_for_registered(which.pid, vms)
+        _give_up(say)
         place.put(plan, program)
     except OSError as e:
         raise NotSwitched(f"{e.filename or place.DIRECTORY}: {e.strerror}") from None
     try:
         say(f"virtlockd (pid {which.pid}) re-executes itself, and is {program} then")
         wait_for_registered(which.pid, vms)
-        process = os.pidfd_open(which.pid)
-        try:
+        with Watched(which.pid) as process:
             if start_ticks(which.pid) != ticks:
                 raise NotSwitched(f"virtlockd (pid {which.pid}) has ended")
-            signal.pidfd_send_signal(process, signal.SIGUSR1)
-        finally:
-            os.close(process)
-        _await(
-            lambda: place.read_result() is not None or start_ticks(which.pid) != ticks,
-            f"virtlockd (pid {which.pid}) does not answer to SIGUSR1",
-        )
-        with contextlib.suppress(NotSwitched):
-            _await(lambda: place.read_result() is not None, "", seconds=1.0)
+            signal.pidfd_send_signal(process.fd, signal.SIGUSR1)
+            _await(
+                lambda: _is_final(place.read_result()) or process.has_ended(),
+                f"virtlockd (pid {which.pid}) does not answer to SIGUSR1",
+            )
+            ended = process.has_ended()
     finally:
         with contextlib.suppress(OSError):
             place.remove(which.target)
-    result = place.read_result()
+    result = _outcome(which.pid, backend) if ended else place.read_result()
     if result is None or result.pid != which.pid:
         raise NotSwitched(
             f"virtlockd (pid {which.pid}) has ended without a word, and its locks with it, while its VMs run: "
-            "journalctl -u virtlockd.service; holdfast doctor"
+            "journalctl -u virtlockd.service; start holdfastd at once, which finds what it can; holdfast doctor"
         )
     if result.outcome == "back":
         raise NotSwitched(f"the real virtlockd runs on and keeps all its locks: {result.why}")
     return result
+
+
+def _give_up(say: Callable[[str], None]) -> None:
+    """What a switch has left behind that was killed, where a virtlockd that began since has locks by now."""
+    with contextlib.suppress(OSError):
+        if (left := left_behind.read()) is not None:
+            say(
+                f"LOCKS OF AN EARLIER SWITCH (virtlockd, pid {left.pid}) ended when it was killed, and are not taken again: "
+                f"{'; '.join(left.locks)}; holdfast doctor names VMs that have none"
+            )
+
+
+def _is_final(result: place.Result | None, *, ended: bool = False) -> bool:
+    """Whether nothing more comes. With all at the keeper a process that has not ended may still go back."""
+    if result is None or result.outcome == "begun":
+        return False
+    return ended or result.outcome != "kept"
+
+
+def _outcome(pid: int, backend: str) -> place.Result | None:
+    """Of a process that has ended. If it was killed while nobody else had its locks, they are left behind for holdfastd, and
+    the outcome is "ended". None if they are not known.
+    """
+    with contextlib.suppress(NotSwitched):  # a keeper says what it has when it has tried for all
+        _await(lambda: _is_final(place.read_result(), ended=True) or not place.keeper_has_locks(), "")
+    result = place.read_result()
+    if result is not None and result.outcome != "begun":
+        return result if result.outcome != "back" else None
+    try:
+        locks = result.locks if result is not None else left_behind.write_of(pid, backend)
+    except OSError:
+        return None
+    return place.Result(pid, "kept" if place.keeper_has_locks() else "ended", "it was killed", locks)
 
 
 def _await(condition: Callable[[], bool], what: str, *, seconds: float = ANSWER_S) -> None:

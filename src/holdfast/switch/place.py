@@ -3,6 +3,7 @@
     DIRECTORY/virtlockd     the real program, by a bind mount that is made first
     DIRECTORY/plan.json     what the program in its place is to do, and for whom
     DIRECTORY/result.json   what it did
+    DIRECTORY/locks         what virtlockd had, until holdfastd has it (`left_behind`)
     the program's path      ours, by a bind mount that is made last
 
 Nothing on disk is changed. A run that ends half-way leaves a program there that executes the real one, since the run that
@@ -19,16 +20,22 @@ import sys
 import msgspec
 
 from holdfast.system.files.regular_file import Unreadable, read_regular
+from holdfast.system.host import fd_messages
 from holdfast.system.host.bind_mount import bind, unbind
-from holdfast.system.host.process import start_ticks
+from holdfast.system.host.process import lives
 
 DIRECTORY = "/run/holdfast-switch"
 REAL = f"{DIRECTORY}/virtlockd"
 PLAN = f"{DIRECTORY}/plan.json"
 RESULT = f"{DIRECTORY}/result.json"
+LOCKS = f"{DIRECTORY}/locks"
 KEEPER = f"{DIRECTORY}/keeper"
 PROGRAM = "holdfast-virtlockd-switch"
-PLAN_BYTES_MAX = 1 << 20
+KEEP = "--holdfast-keep"
+"""The option by which that program is a keeper; virtlockd does not have it."""
+PLAN_BYTES_MAX = 16 << 20
+"""A result has a line for each lock."""
+KEEPER_ANSWER_S = 10.0
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -47,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
     def is_ordered(self) -> bool:
         """Whether the run that ordered it still waits for it."""
         pid, ticks = self.by
-        return ticks != 0 and start_ticks(pid) == ticks
+        return ticks != 0 and lives(pid, ticks)
 
 
 class LockResult(msgspec.Struct, frozen=True):
@@ -65,7 +72,9 @@ class LockResult(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """`outcome`: back, kept or holdfastd. `locks`: all of them, where the switch was done."""
+    """`outcome`: begun, back, kept or holdfastd; the run that ordered the switch also makes `ended` of it, if the process
+    was killed with all its locks. `locks`: all of them, unless virtlockd goes on.
+    """
 
     pid: int
     outcome: str
@@ -108,7 +117,7 @@ def put(plan: Plan, program: str) -> None:
     """Raises OSError, with nothing in virtlockd's place then."""
     remove(plan.target)
     os.makedirs(DIRECTORY, mode=0o700, exist_ok=True)
-    for path in (RESULT, PLAN):
+    for path in (RESULT, PLAN, LOCKS):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     write(PLAN, plan)
@@ -144,6 +153,21 @@ def keeper_lives() -> bool:
         except OSError:
             return True  # it is not known: who has locks is not passed over
     return True
+
+
+def keeper_has_locks() -> bool:
+    """Whether there is a keeper with anything; also if it does not say so in time."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(KEEPER_ANSWER_S)
+        try:
+            sock.connect(KEEPER)
+            fd_messages.send(sock, {"kind": "ask"})
+            answer = fd_messages.receive(sock)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True
+    return answer is None or answer[0]["kind"] != "nothing"
 
 
 def program() -> str:

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from holdfast.model import Mode
-from holdfast.switch import keeper, place
-from holdfast.switch.as_reexec import as_reexec
+from holdfast.switch import keeper, left_behind, place
+from holdfast.switch.as_reexec import Facts, as_reexec
 from holdfast.switch.lock_conversion import TRY_PAUSE_S, Converted, ProcessLock, WentBack, convert, revert
 from holdfast.switch.virtlockd_state import STATE_BYTES_MAX, STATE_FILE, Unusable, VirtlockdState, decode
 from holdfast.system.files.process_locks import KernelRecordLocks
@@ -28,14 +28,12 @@ from holdfast.system.host.descriptors import HELD_SIGNALS, exec_with
 
 KEEPER_S = 30.0
 """Within which a keeper answers: it has one client at a time."""
-KEEP, CHECK = "--holdfast-keep", "--holdfast-check"
-"""Options that virtlockd does not have: to be the keeper, and to say that this program can run here."""
-STOP_AT = "HOLDFAST_SWITCH_STOP_AT"
-"""In the environment, for tests: the process stops (SIGSTOP) at that point of the switch."""
+CHECK = "--holdfast-check"
+"""An option that virtlockd does not have: to say that this program can run here."""
 
 
 def main() -> int:
-    if sys.argv[1:] == [KEEP]:
+    if sys.argv[1:] == [place.KEEP]:
         return keeper.main()
     if sys.argv[1:] == [CHECK]:
         return 0
@@ -62,10 +60,16 @@ def _switch(plan: place.Plan | None) -> str:
         wanted = [_process_lock(each.fd, each.mode) for each in state.locks]
         for client in state.clients:
             os.fstat(client.fd)
+        facts = keeper.facts(plan.backend, {each.fd: each.fd for each in state.locks})
     except OSError as e:
         return f"a descriptor of {STATE_FILE} can't be used: {e.strerror}"
+    try:
+        left_behind.write(state, facts, os.getpid())
+        place.write(place.RESULT, place.Result(os.getpid(), "begun", locks=left_behind.as_before(state)))
+    except OSError as e:
+        return f"{place.DIRECTORY} can't be written: {e.strerror}"
     if plan.command:
-        return _become_holdfastd(plan, raw, state, wanted)
+        return _become_holdfastd(plan, raw, state, wanted, facts)
     return _give_to_keeper(plan, raw, state, wanted)
 
 
@@ -77,23 +81,22 @@ def _process_lock(fd: int, mode: Mode) -> ProcessLock:
 def _converted(
     state: VirtlockdState, wanted: list[ProcessLock], locks: KernelRecordLocks
 ) -> dict[int, Converted] | str:
-    _may_stop("before")
     found = convert(wanted, locks, spare=state.spare, pause=lambda: time.sleep(TRY_PAUSE_S))
     if isinstance(found, WentBack):
         for fd in found.weaker:
             _say(f"descriptor {fd} has a shared lock now, since somebody else has one too")
         return found.why
-    _may_stop("converted")
     return {each.fd: each for each in found}
 
 
-def _become_holdfastd(plan: place.Plan, raw: bytes, state: VirtlockdState, wanted: list[ProcessLock]) -> str:
+def _become_holdfastd(
+    plan: place.Plan, raw: bytes, state: VirtlockdState, wanted: list[ProcessLock], facts: Facts
+) -> str:
     """Where there is no service manager: the same process becomes holdfastd."""
     if len(state.listeners) != 1:
         return f"virtlockd has {len(state.listeners)} sockets of its protocol, not one"
     if not os.access(plan.command[0], os.X_OK):
         return f"{plan.command[0]} can't be executed"
-    facts = keeper.facts(plan.backend, {each.fd: each.fd for each in state.locks})
     passed = _inheritable()
     locks = KernelRecordLocks()
     found = _converted(state, wanted, locks)
@@ -146,7 +149,7 @@ def _give_to_keeper(plan: place.Plan, raw: bytes, state: VirtlockdState, wanted:
         os.unlink(STATE_FILE)
     with contextlib.suppress(OSError):
         place.remove(plan.target)
-    _say("locks and connections are at the keeper; holdfastd fetches them when it starts")
+    _say("locks and connections are at the keeper until holdfastd starts")
     os._exit(0)
 
 
@@ -193,8 +196,10 @@ def _close_on_exec(fds: Iterable[int]) -> None:
 def _execute_virtlockd(plan: place.Plan | None, why: str, mask: Iterable[int]) -> NoReturn:
     """The real one, as if nothing had been: same arguments, same descriptors, same signals."""
     _say(f"the real virtlockd is executed: {why}")
-    with contextlib.suppress(OSError):
-        place.write(place.RESULT, place.Result(os.getpid(), "back", why))
+    ours = plan is not None and plan.pid == os.getpid()  # else these files are of another process's switch
+    if ours:
+        with contextlib.suppress(OSError):
+            place.write(place.RESULT, place.Result(os.getpid(), "back", why))
     target = plan.target if plan is not None else os.path.realpath(sys.argv[0])
     real = place.REAL
     try:
@@ -204,13 +209,11 @@ def _execute_virtlockd(plan: place.Plan | None, why: str, mask: Iterable[int]) -
         _say(f"{target}: {e.strerror}; going by {real}")
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
         signal.signal(number, signal.SIG_DFL)
+    if ours:
+        with contextlib.suppress(OSError):
+            left_behind.remove()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.execv(real, sys.argv)
-
-
-def _may_stop(point: str) -> None:
-    if os.environ.get(STOP_AT) == point:
-        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _say(text: str) -> None:

@@ -2,142 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.support.daemon import BIN, listens, locked, make_disk
+from tests.support.daemon import BIN, locked, make_disk
 from tests.support.json_schema import why_not
 from tests.support.polling import wait_until
-from tests.support.virtlockd import Virtlockd
+from tests.support.switch_site import Site, rival
 
-from holdfast.control.client import ControlClient
 from holdfast.system.host.process import start_ticks
-from holdfast.testing.virtlockd_client import CallFailed, VirtlockdClient
-
-VM = """
-import os, sys, time
 from holdfast.testing.virtlockd_client import VirtlockdClient
-client = VirtlockdClient("/run/libvirt/virtlockd-sock")
-client.register(pid=os.getpid(), name=sys.argv[1])
-for disk in sys.argv[2:]:
-    path, _, flags = disk.partition(":")
-    client.acquire(path, flags=int(flags or 0))
-client.restrict()
-print("runs", flush=True)
-time.sleep(600)
-"""
-RIVAL = """
-import fcntl, sys
-files = [open(each, "r+b") for each in sys.argv[2:]]
-kind = fcntl.LOCK_EX if sys.argv[1] == "exclusive" else fcntl.LOCK_SH
-print("tries", flush=True)
-while True:
-    for each in files:
-        try:
-            fcntl.lockf(each, kind | fcntl.LOCK_NB, 1, 0)
-        except BlockingIOError:
-            continue
-        print("got", each.name, flush=True)
-        sys.stdin.read()
-"""
-
-
-class Site:
-    """A host in a mount namespace: virtlockd, VMs with libvirt's status files, and the holdfast command."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.virtlockd = Virtlockd(directory / "virtlockd")
-        self.pid = self.virtlockd.process.pid
-        self._anchor = subprocess.Popen(["nsenter", "-t", str(self.pid), "-m", "sleep", "600"])
-        """Has the namespace when virtlockd has ended."""
-        there = f"/proc/{self._anchor.pid}"
-        wait_until(
-            lambda: os.readlink(f"{there}/ns/mnt") != os.readlink("/proc/self/ns/mnt"), "it to be there"
-        )
-        self.root = Path(f"{there}/root")
-        self.config = directory / "holdfast.toml"
-        self.config.write_text(f'run_dir = "/run/holdfast"\nstate_dir = "{directory}/state"\n')
-        (self.root / "run/libvirt/qemu").mkdir(parents=True)
-        self.vms: dict[str, subprocess.Popen[str]] = {}
-
-    def inside(self, *command: str, **options: Any) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            ["nsenter", "-t", str(self._anchor.pid), "-m", *command],
-            stdin=pipe, stdout=pipe, stderr=pipe, text=True, **options,
-        )  # fmt: skip
-
-    def vm(self, name: str, *disks: str) -> subprocess.Popen[str]:
-        vm = self.inside(sys.executable, "-c", VM, name, *disks)
-        assert vm.stdout is not None
-        assert vm.stdout.readline() == "runs\n", vm.communicate()
-        sources = "".join(
-            f"<disk type='file'><source file='{each.partition(':')[0]}'/></disk>" for each in disks
-        )
-        (self.root / f"run/libvirt/qemu/{name}.xml").write_text(
-            f"<domstatus state='running' pid='{vm.pid}'><domain><name>{name}</name><devices>{sources}"
-            "</devices></domain></domstatus>"
-        )
-        self.vms[name] = vm
-        return vm
-
-    def end(self, name: str) -> None:
-        vm = self.vms.pop(name)
-        (self.root / f"run/libvirt/qemu/{name}.xml").unlink()
-        vm.kill()
-        vm.communicate()
-
-    def switch(self, *options: str) -> tuple[int, str]:
-        holdfast = [str(BIN / "holdfast"), "--config", str(self.config), "switch", *options]
-        command = self.inside(*holdfast)
-        out, err = command.communicate(timeout=100)
-        return command.returncode, out + err
-
-    def program(self) -> str:
-        """What virtlockd's process is."""
-        return Path(f"/proc/{self.pid}/cmdline").read_bytes().decode().replace("\0", " ")
-
-    def holders(self) -> list[tuple[str, str, bool]]:
-        with ControlClient(str(self.root / "run/holdfast/io.holdfast.Control")) as admin:
-            return sorted((each.owner, each.name, each.held) for each in admin.locks())
-
-    def refused(self, disk: Path) -> str:
-        with VirtlockdClient(str(self.root / "run/libvirt/virtlockd-sock")) as client:
-            client.register(pid=os.getpid(), name="other")
-            try:
-                client.acquire(str(disk))
-            except CallFailed as e:
-                return e.reply.message
-            client.release(str(disk))
-            return ""
-
-    def log(self) -> str:
-        return self.virtlockd.log.read_text()
-
-    def close(self) -> None:
-        for vm in self.vms.values():
-            vm.kill()
-            vm.communicate()
-        self.virtlockd.stop()
-        here = os.readlink(f"/proc/{self._anchor.pid}/ns/mnt")
-        for each in Path("/proc").glob("[0-9]*"):  # a keeper too
-            with contextlib.suppress(OSError):
-                if os.readlink(each / "ns/mnt") == here:
-                    os.kill(int(each.name), signal.SIGKILL)
-        self._anchor.wait()
-
-    def answers(self) -> bool:
-        return listens(str(self.root / "run/holdfast/io.holdfast.Control"))
 
 
 @pytest.fixture
@@ -145,20 +24,6 @@ def site(place: Path) -> Iterator[Site]:
     site = Site(Path(tempfile.mkdtemp(dir=place)))
     yield site
     site.close()
-
-
-@contextlib.contextmanager
-def rival(kind: str, *disks: Path) -> Iterator[subprocess.Popen[str]]:
-    """Somebody else who tries all the while."""
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", RIVAL, kind, *map(str, disks)]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "tries\n"
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def test_virtlockd_becomes_holdfastd_and_no_vm_notices(site: Site, tmp_path: Path) -> None:
@@ -266,66 +131,3 @@ def test_virtlockd_goes_on_with_its_locks_when_anything_is_wrong(
     # It is virtlockd's own lock again, and ends with its VM's connection.
     site.end("web1")
     wait_until(lambda: not locked(disk), "the lock to end with its VM")
-
-
-ORDER = """
-import subprocess, sys
-from holdfast.switch.order import NotSwitched, find, order
-vms, pid = [int(each) for each in sys.argv[2:]], int(sys.argv[1])
-try:
-    print(order(find(pid), vms, command=(), backend="file", keep=lambda command: subprocess.Popen(
-        command, start_new_session=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)).outcome, flush=True)
-except NotSwitched as e:
-    print("not switched:", e, flush=True)
-"""
-ASKS = "from holdfast.switch.fetch import fetch; print(len(fetch('/run/holdfast-switch/keeper')[0].locks))"
-
-
-@pytest.mark.parametrize(
-    "point",
-    [pytest.param("", marks=pytest.mark.long), "converted", pytest.param("before", marks=pytest.mark.long)],
-)
-def test_a_keeper_has_the_locks_whenever_the_switching_process_is_killed(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
-) -> None:
-    monkeypatch.setenv("HOLDFAST_SWITCH_STOP_AT", point)
-    site = Site(Path(tempfile.mkdtemp(dir=place)))
-    disks = [make_disk(tmp_path, f"disk{number}") for number in range(3)]
-    try:
-        for number, disk in enumerate(disks):
-            site.vm(f"vm{number}", str(disk))
-        pids = [str(vm.pid) for vm in site.vms.values()]
-        # Before the conversion the locks are the killed process's: somebody else may be faster than the keeper.
-        with rival("exclusive", *disks[: 0 if point == "before" else 3]) as thief:
-            ordered = site.inside(sys.executable, "-c", ORDER, str(site.pid), *pids)
-            if point:
-                wait_until(lambda: is_stopped(site.pid), "the switching process to stand still")
-                os.kill(site.pid, signal.SIGKILL)
-            assert ordered.stdout is not None
-            said = ordered.stdout.readline()
-            assert said == "kept\n", said + site.log()
-            site.virtlockd.process.wait(timeout=30)
-            ordered.kill()
-            ordered.communicate()
-            # A holdfastd that ends before it has said that all is safe leaves it where it was.
-            asked = site.inside(sys.executable, "-c", ASKS)
-            assert asked.communicate() == ("3\n", "")
-            holdfastd = site.inside(str(BIN / "holdfastd"), "--config", str(site.config))
-            names = [(f"vm{number}", str(disk), True) for number, disk in enumerate(disks)]
-            wait_until(lambda: site.answers() and site.holders() == names, "holdfastd to have all locks")
-            wait_until(lambda: not (site.root / "run/holdfast-switch/keeper").exists(), "the keeper to end")
-            assert "VM vm1 " in site.refused(disks[1])
-            thief.kill()
-            assert thief.stdout is not None
-            assert thief.stdout.readline() == "", "it got a disk"
-        site.end("vm0")
-        wait_until(lambda: not locked(disks[0]), "the lock to end with its VM")
-        holdfastd.kill()
-        holdfastd.communicate()
-    finally:
-        site.close()
-
-
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"

@@ -6,6 +6,7 @@ Under systemd `holdfast setup` does it, for units change as well.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def switch(context: Context, /, dry_run: bool, as_json: bool) -> None:
     from holdfast.cli.switched import lacking
     from holdfast.control.client import DaemonUnreachable
     from holdfast.errors import ConfigError
-    from holdfast.switch.order import NotSwitched, find, order, wait_for_registered
+    from holdfast.switch.order import NotSwitched, Watched, find, order, wait_for_registered
 
     try:
         scene = doctor.scene_of(context.config_file, context.socket)
@@ -75,8 +76,18 @@ def switch(context: Context, /, dry_run: bool, as_json: bool) -> None:
             wait_for_registered(which.pid, vms)
             _say(which, as_json)
             return
-        result = order(which, vms, command=command, backend=backend)
-        doubtful = lacking(context.control_socket(), result)
+        with Watched(pid) as process:
+            result = order(which, vms, command=command, backend=backend)
+            try:
+                doubtful = lacking(context.control_socket(), result, process.has_ended)
+            except DaemonUnreachable:
+                if not process.has_ended():
+                    raise
+                fail(
+                    f"virtlockd (pid {pid}) was killed in the switch, and its {len(result.locks)} locks ended with it, "
+                    f"while VMs run: start holdfastd now ({shlex.join(command)}), which takes them again",
+                    exits.FAILED,
+                )
     except NotSwitched as e:
         fail(str(e), exits.REFUSED if os.path.exists(f"/proc/{pid}") else exits.FAILED)
     except DaemonUnreachable as e:

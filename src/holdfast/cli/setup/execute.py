@@ -39,8 +39,7 @@ from holdfast.cli.setup.survey import Survey, active_libvirt_units, users_of_vir
 from holdfast.cli.switched import lacking
 from holdfast.control.client import CallRefused, ControlClient, DaemonUnreachable
 from holdfast.switch.order import NotSwitched, find, order
-from holdfast.switch.place import PROGRAM
-from holdfast.switch.program import KEEP
+from holdfast.switch.place import KEEP, PROGRAM
 
 COMMAND_S = 180.0
 """systemd gives a unit 90 s to start, and as much to stop."""
@@ -182,7 +181,12 @@ class Executor:
             if libvirt:
                 run(("systemctl", "start", *libvirt))
             raise StepFailed(str(e)) from None
-        self._say(f"    {len(result.locks)} locks of virtlockd's are kept")
+        self._say(
+            f"    {len(result.locks)} locks of virtlockd's are kept"
+            if result.outcome == "kept"
+            else f"    VIRTLOCKD WAS KILLED in the switch, and its {len(result.locks)} locks ended with it; holdfastd takes "
+            "them again now"
+        )
         _change_units(action.stop)
         for each in lacking(_socket(found), result):
             self._say(f"    IN DOUBT: {each}")

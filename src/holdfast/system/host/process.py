@@ -85,6 +85,16 @@ def start_ticks(pid: int) -> int:
     return int(raw[raw.rindex(b")") + 2 :].split(b" ", 20)[19])
 
 
+def has_ended(pid: int) -> bool:
+    """Also one that nobody has waited for (a zombie)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            raw = f.read(1024)
+    except OSError:
+        return True
+    return raw[raw.rindex(b")") + 2 :][:1] in (b"Z", b"X")
+
+
 def parent_pid(pid: int) -> int:
     """Field 4 of /proc/PID/stat. Raises OSError."""
     with open(f"/proc/{pid}/stat", "rb") as f:
@@ -300,3 +310,14 @@ def machine_ids() -> tuple[str, ...]:
         except OSError:
             found.append("")
     return tuple(found)
+
+
+def lives(pid: int, ticks: int | None = None) -> bool:
+    """Whether there is such a process, of that start time; one that has ended and that nobody has waited for is none."""
+    process = SystemProcesses().open(pid)
+    if process is None:
+        return False
+    try:
+        return ticks in (None, process.id.start_ticks)
+    finally:
+        process.close()

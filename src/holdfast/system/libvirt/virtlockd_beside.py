@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from holdfast.system.host.process import program_name
+from holdfast.system.host.process import lives, program_name
 
 PROGRAM = "virtlockd"
 
@@ -26,7 +26,7 @@ def virtlockd_beside() -> int | None:
         except OSError:
             continue  # it has ended
         there = _namespace(name)
-        if not there or not here or there == here:
+        if (not there or not here or there == here) and lives(int(name)):  # a zombie has no lock
             return int(name)
     return None
 
