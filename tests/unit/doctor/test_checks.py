@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from holdfast.cli import doctor
 from holdfast.cli.doctor import examine
 from holdfast.cli.doctor.findings import Finding, fine
 from holdfast.cli.doctor.lock_directories import try_locks
-from holdfast.cli.doctor.scene import Program, Scene
+from holdfast.cli.doctor.scene import Program, Scene, ThisHost
 from holdfast.control.api import MIGRATION_PROBLEM, MOVED_PROBLEM, HostInfo
 from holdfast.model import HOST_LOCKSPACE
+from holdfast.switch.left_behind import LeftBehind
 
 
 def told(machine: Machine) -> str:
@@ -292,6 +294,36 @@ def test_switch_from_virtlockd_names_and_suspends_the_vms_that_it_would_kill(mac
     assert machine.one("HF028").fix.startswith("systemctl disable --now virtlockd.socket")
 
 
+def test_locks_that_a_killed_switch_has_left_behind_are_a_problem_until_holdfastd_runs(
+    machine: Machine,
+) -> None:
+    left = LeftBehind(4711, 1, ["web1: /srv/web1.img", "web2: /srv/web2.img"], b"")
+    path = machine.file("run/holdfast-switch/locks")
+    path.write_bytes(msgspec.json.encode(left))
+    assert machine.ids() == set(), "holdfastd runs"
+    machine.status = None
+    finding = machine.one("HF029")
+    assert "2 locks, of web1: /srv/web1.img, web2: /srv/web2.img" in finding.facts
+    assert "VMs run WITHOUT these locks" in finding.facts
+    assert finding.fix.startswith("holdfast setup")
+    machine.program(900, "python3", "python3", "/usr/bin/holdfast-virtlockd-switch", "--holdfast-keep")
+    assert "a keeper (pid 900) has them" in machine.one("HF029").facts
+    raw = path.read_bytes()
+    path.write_text("{")
+    assert str(path) in machine.one("HF029").facts
+    # Any connection starts a virtlockd by its socket: it has none of these locks, and its stop kills nobody.
+    path.write_bytes(raw)
+    beside_virtlockd(machine)
+    machine.start("web1", "/srv/web1.img")
+    assert {"HF028", "HF029"} <= machine.ids()
+    assert "HF022" not in machine.ids()
+    machine.host.files_locked[540] = ["/srv/other.img"]
+    assert "KILLS 1 VMs" in machine.one("HF022").facts
+    # The virtlockd that is being switched just now.
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(left, pid=540)))
+    assert "HF029" not in machine.ids()
+
+
 def test_vm_whose_lock_is_a_file_of_libvirts_directory_is_one_that_virtlockd_kills(machine: Machine) -> None:
     beside_virtlockd(machine)
     machine.lockd(f'file_lockspace_dir = "{machine.root}/locks"\n')
@@ -528,3 +560,12 @@ def test_records_with_another_io_timeout_are_noted_with_both_figures(with_leases
     facts = with_leases.one("HF075").facts
     assert "io_timeout_s = 10 (backend 'san') is what this host goes by" in facts
     assert "say 3 s" in facts
+
+
+def test_a_process_that_has_ended_and_that_nobody_has_waited_for_does_not_run() -> None:
+    """A virtlockd that was killed would be a second one, or bar holdfastd."""
+    with subprocess.Popen(["sleep", "100"]) as process:
+        assert process.pid in [each.pid for each in ThisHost().programs()]
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert process.pid not in [each.pid for each in ThisHost().programs()]

@@ -40,6 +40,7 @@ CHECKS: Sequence[Check] = (
     services.daemon,
     services.not_in_force,
     units.virtlockd,
+    units.left_by_a_switch,
     units.listening,
     units.units,
     libvirt.qemu_conf,

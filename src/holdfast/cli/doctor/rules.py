@@ -196,6 +196,15 @@ _ALL = (
         "virtlockd runs beside holdfastd",
         "It holds no lock of a running VM that doctor can see, but a libvirtd that was started earlier may still use it.",
     ),
+    _problem(
+        "HF029",
+        "virtlockd",
+        "Locks of a virtlockd that was switched, and holdfastd does not run",
+        "A live switch was stopped half-way (docs/situations/coming-from-virtlockd.md#if-the-switch-is-killed). "
+        "A keeper has the locks, or its process was killed too: then VMs run without locks, and each second counts. "
+        "`holdfast setup` goes on from there, and any start of holdfastd takes what there is; it says which locks somebody "
+        "else has by then.",
+    ),
     # --- libvirt's configuration ---
     _problem(
         "HF030",

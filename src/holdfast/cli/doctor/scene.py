@@ -21,7 +21,7 @@ from holdfast.system.files.bounded_question import Silent, answer_in_time
 from holdfast.system.files.mounts import MountTable
 from holdfast.system.files.proc_locks import locks_on, processes_with
 from holdfast.system.host.descriptors import socket_in_use
-from holdfast.system.host.process import program_name
+from holdfast.system.host.process import has_ended, program_name
 from holdfast.system.libvirt.domains import Domain
 
 COMMAND_S = 10.0
@@ -61,7 +61,7 @@ class Host(Protocol):
         """The pid that listens at a socket path; 0 if it can't be determined; None if nobody does."""
 
     def programs(self) -> Sequence[Program]:
-        """Every process that can be seen, in the order of pids."""
+        """Every process that can be seen and has not ended, in the order of pids."""
 
     def unit(self, name: str) -> Mapping[str, str]:
         """`UNIT_KEYS` of a unit of systemd; empty if systemd does not answer."""
@@ -101,6 +101,8 @@ class ThisHost:
                 uid = os.stat(f"/proc/{name}").st_uid
             except OSError:
                 continue
+            if has_ended(name):
+                continue  # nobody has waited for it; its namespaces can't be read
             there = _namespace(str(name))
             elsewhere = bool(here and there and here != there)
             started = _started_wall_s(name)

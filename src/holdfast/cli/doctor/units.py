@@ -15,6 +15,8 @@ from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Program, Scene, some
 from holdfast.cli.doctor.services import START, daemons, virtlockds
 from holdfast.cli.libvirt_files import libvirt_lockspaces
+from holdfast.switch import left_behind
+from holdfast.switch.place import KEEP, LOCKS
 from holdfast.system.libvirt.domains import Domain
 
 VIRTLOCKD_UNITS = ("virtlockd.socket", "virtlockd-admin.socket", "virtlockd.service")
@@ -60,11 +62,52 @@ def virtlockd(scene: Scene) -> Iterator[Finding]:
     yield from _virtlockd_at_boot(scene)
 
 
+def left_by_a_switch(scene: Scene) -> Iterator[Finding]:
+    """virtlockd has ended in a live switch, and holdfastd has not begun."""
+    if scene.status is not None:
+        return
+    try:
+        left = _left(scene)
+    except OSError as e:
+        yield found("HF029", str(e), "holdfast setup")
+        return
+    if left is None or any(each.pid == left.pid for each in virtlockds(scene)):
+        return
+    keeper = next((each for each in scene.programs() if KEEP in each.arguments), None)
+    has = (
+        f"a keeper (pid {keeper.pid}) has them, don't kill it: nobody else gets these disks"
+        if keeper is not None
+        else "every process that had them was killed, so VMs run WITHOUT these locks"
+    )
+    yield found(
+        "HF029",
+        f"virtlockd (pid {left.pid}) has ended in a live switch, and holdfastd does not run. It had "
+        f"{len(left.locks)} locks, of {some(left.locks)}; {has}",
+        "holdfast setup   # without systemd: start holdfastd",
+    )
+
+
+def _left(scene: Scene) -> left_behind.LeftBehind | None:
+    return left_behind.read(scene.path(LOCKS.lstrip("/")))
+
+
+def _began_after_a_switch(scene: Scene, process: Program) -> bool:
+    """Whether it is a virtlockd that somebody's connection has started after another one had ended in a live switch."""
+    try:
+        left = _left(scene)
+    except OSError:
+        return False
+    return left is not None and left.pid != process.pid
+
+
 def virtlockd_users(scene: Scene, process: Program) -> list[Domain]:
     """The VMs that a stop of virtlockd would kill, or may: only a VM that surely holds nothing there is left out.
 
-    A suspended VM holds no lock, unless the kernel shows one; a VM whose locks holdfastd has was started by it.
+    A suspended VM holds no lock, unless the kernel shows one; a VM whose locks holdfastd has was started by it. What VMs had
+    before a live switch is not in a virtlockd that began after it.
     """
+    if _began_after_a_switch(scene, process) and not scene.host.locked_by(process.pid):
+        return []
     known = {each.pid for each in scene.owners if each.locks}
     spaces = libvirt_lockspaces(scene.root)
     users = []

@@ -43,6 +43,7 @@ MENDED = frozenset(
         "HF025",
         "HF026",
         "HF028",
+        "HF029",
         "HF030",
         "HF035",
         "HF041",
