@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.unit.doctor.machine import DAEMON, FakeHost, Machine, status
 
@@ -23,6 +24,7 @@ from holdfast.cli.setup.show import as_object, difference
 from holdfast.cli.setup.steps import Plan
 from holdfast.cli.setup.survey import Survey, survey
 from holdfast.cli.setup.undo import refusals, undo
+from holdfast.switch.left_behind import LeftBehind
 
 LEASES = "/srv/shared/leases"
 QEMU_CONF = '# The lock manager.\n#\n#lock_manager = "lockd"\n\nuser = "root"\n'
@@ -65,7 +67,7 @@ class Systemd(FakeHost):
                 unit["ActiveState"] = "active"
             if verb == "stop" or (verb == "disable" and "--now" in command):
                 unit["ActiveState"] = "inactive"
-        self._machine.status = None
+        self._machine.status, self.listens = None, 1
         if self.units["holdfastd.service"]["ActiveState"] == "active":
             self._machine.status = status()
             self.listens = DAEMON
@@ -285,6 +287,18 @@ def test_undo_of_a_setup_that_was_stopped_before_the_switch_leaves_virtlockd_and
     site.undo()
     assert {k: v for k, v in site.snapshot().items() if "virtlockd.socket" not in k} == before
     assert not any("disable" in each or "stop virtlockd" in each for each in site.systemd.commands)
+
+
+def test_undo_is_refused_while_locks_of_a_switch_wait_for_holdfastd(site: Site) -> None:
+    site.setup()
+    site.machine.status = None
+    left = LeftBehind(4711, 1, ["web1: /srv/web1.img"], b"")
+    site.machine.file("run/holdfast-switch/locks").write_bytes(msgspec.json.encode(left))
+    (why,) = refusals(Record(str(site.root)), site.scene(None, None, ""))
+    assert "web1: /srv/web1.img" in why
+    assert "run holdfast setup" in why
+    site.machine.program(77, "virtlockd")  # any connection starts one by its socket
+    assert refusals(Record(str(site.root)), site.scene(None, None, "")) == [why]
 
 
 def test_two_setups_at_once_are_one(tmp_path: Path) -> None:

@@ -155,6 +155,16 @@ class Record:
         self.kept.complete = True
         self._save()
 
+    def undo_begins(self, libvirt: Sequence[str]) -> None:
+        """`libvirt`: units that run, or will when it is over. A run after a stop half-way, of either kind, starts them."""
+        self.kept.libvirt_active = list(libvirt)
+        self.kept.complete = False
+        self._save()
+
+    def undo_is_refused(self, *, complete: bool) -> None:
+        self.kept.complete = complete
+        self._save()
+
     def replace(self, path: str, raw: bytes, *, mode: int = 0o644, run: Sequence[str] = ()) -> None:
         """Make `raw` a file's content, with a backup kept; raises OSError. An existing file keeps its owner and mode."""
         require_regular(path)
@@ -177,8 +187,9 @@ class Record:
             self.kept.files.append(kept)
         kept.after.append(digest(raw))
         self._save()
-        replace_regular(path, raw, durable=True, like=there)
-        os.chmod(path, mode if there is None else there.st_mode & 0o7777)
+        owner = None if there is None else (there.st_uid, there.st_gid)
+        mode = mode if there is None else there.st_mode & 0o7777
+        replace_regular(path, raw, durable=True, mode=mode, owner=owner)
 
     def backup_of(self, kept: FileKept) -> bytes:
         """Raises OSError."""

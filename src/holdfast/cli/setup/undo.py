@@ -54,6 +54,11 @@ def holders(scene: Scene) -> list[str]:
     if scene.status is None:
         if daemons(scene):
             return [f"holdfastd runs and does not answer ({scene.unreachable}): who has locks is not known"]
+        if waiting := list(units.left_by_a_switch(scene)):
+            return [
+                f"{each.facts}; run holdfast setup, which has holdfastd take them, before anything is undone"
+                for each in waiting
+            ]
         if virtlockds(scene):
             return []  # setup was stopped before virtlockd was: it still has every lock, and nothing here stops it
         running = [each.name for each in scene.running() if each.state != "paused"]
@@ -78,11 +83,14 @@ def undo(record: Record, look: Callable[[], Scene], host: Host, say: Say) -> Non
     libvirt = active_libvirt_units(host)
     wanted = [*libvirt, *(each for each in record.kept.libvirt_active if each not in libvirt)]
     say("stop libvirt, so that no VM starts meanwhile; VMs run on")
+    complete = record.kept.complete
+    record.undo_begins(wanted)
     if libvirt:
         run(("systemctl", "stop", *libvirt))
     if left := refusals(record, look()):
         if libvirt:
             run(("systemctl", "start", *libvirt))
+        record.undo_is_refused(complete=complete)
         raise StepFailed("; ".join(left))
     # What was enabled before setup stays.
     ours = [
@@ -118,15 +126,22 @@ def _in_use(host: Host, name: str) -> bool:
     return unit.get("ActiveState") == "active" or unit.get("UnitFileState") == "enabled"
 
 
+def _is_owned_as_before(kept: FileKept) -> bool:
+    try:
+        there = os.stat(kept.path)
+    except FileNotFoundError:
+        return not kept.backup
+    return (there.st_mode & 0o7777, there.st_uid, there.st_gid) == (kept.mode, kept.uid, kept.gid)
+
+
 def _restore(record: Record, kept: FileKept, say: Say) -> None:
-    if _now(kept.path) == kept.before:
+    if _now(kept.path) == kept.before and _is_owned_as_before(kept):
         return
     try:
         if kept.backup:
             say(f"restore {kept.path}")
-            replace_regular(kept.path, record.backup_of(kept), durable=True)
-            os.chown(kept.path, kept.uid, kept.gid)
-            os.chmod(kept.path, kept.mode)
+            owner = (kept.uid, kept.gid)
+            replace_regular(kept.path, record.backup_of(kept), durable=True, mode=kept.mode, owner=owner)
         else:
             say(f"remove {kept.path}")
             os.unlink(kept.path)

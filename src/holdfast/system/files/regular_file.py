@@ -75,10 +75,16 @@ def read_regular(path: str, bytes_max: int) -> bytes | Unreadable:
 
 
 def replace_regular(
-    path: str, raw: bytes, *, durable: bool = False, like: os.stat_result | None = None
+    path: str,
+    raw: bytes,
+    *,
+    durable: bool = False,
+    like: os.stat_result | None = None,
+    mode: int = 0o600,
+    owner: tuple[int, int] | None = None,
 ) -> None:
-    """Make `raw` the whole content, all of it or nothing; raises OSError and leaves what was there. Mode 0600, or the owner
-    and the permissions to read and write of `like`.
+    """Make `raw` the whole content, all of it or nothing; raises OSError and leaves what was there. With `mode`, and `owner`
+    (uid, gid) if given; or with the owner and the permissions to read and write of `like`.
 
     `durable`: it has reached stable storage when this returns.
     """
@@ -90,6 +96,10 @@ def replace_regular(
             if like is not None:
                 os.fchown(fd, like.st_uid, like.st_gid)
                 os.fchmod(fd, like.st_mode & 0o666)
+            else:
+                if owner is not None:
+                    os.fchown(fd, *owner)
+                os.fchmod(fd, mode)
             if durable:
                 os.fsync(fd)
         finally:
