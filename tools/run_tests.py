@@ -63,12 +63,12 @@ LANES = (
         Tier("unit", 120),
         Tier("planted", 420),
         Tier("daemon", 800, processes=5, clocks=True),
-        Tier("systemd", 180, clocks=True),
+        Tier("systemd", 450, clocks=True),
     ),
     (
         Tier("contract", 120),
         Tier("interop", 400, processes=3, spread="loadgroup", clocks=True),
-        Tier("sim", 500),
+        Tier("sim", 650),
         Tier("e2e", 600, processes=2, spread="loadfile", clocks=True),
     ),
 )

@@ -27,10 +27,7 @@ from tests.support.readme import Page, build_packages, one_vm_one_host, open_pag
 from tests.systemd.machine import require
 from tests.systemd.root_host import SHARED, RootHost, hosts, make_template
 
-pytestmark = [
-    pytest.mark.long,  # builds packages and a root file system
-    pytest.mark.timeout(1500),
-]
+pytestmark = pytest.mark.timeout(1500)  # it builds packages and a root file system
 HERE = "--profile fast --watchdog none --yes"
 """What these hosts add to README's `holdfast setup`."""
 LAB = "/opt/lab"
