@@ -19,7 +19,7 @@ from tests.support.readme import Page, build_packages, one_vm_one_host, open_pag
 
 from holdfast.cli.setup.profiles import PROFILES
 
-PROFILE = "fast"
+PROFILE = "balanced"
 ADDED = f"--profile {PROFILE} --yes"
 """What these hosts add to README's `holdfast setup`: the shortest timeouts, and no question."""
 TIMING = PROFILES[PROFILE]

@@ -20,6 +20,8 @@ log = logging.getLogger("holdfast")
 
 IN_FLIGHT_WAIT_S = 2.0
 """How long a re-exec or a stop waits for requests to storage; remaining ones are repeated or undone."""
+START_SHARE_MAX = 0.5
+"""Of the fire timeout, for the dry run of the next program: a start does the same, adopts, and reads storage besides."""
 IN_FLIGHT_PAUSE_S = 0.01
 """Between two checks whether requests are still under way; most end in a few milliseconds."""
 
@@ -85,8 +87,13 @@ async def _reload(
     # Don't pause all requests if one of them hangs already.
     if why := parts.leases.why_not_reexec() or listed(gate.inside(at_least_s=IN_FLIGHT_WAIT_S)):
         return [why]
+    clock = parts.ports.clock
+    asked_at = clock.now()
     if reasons := await why_not():
         return reasons
+    armed = parts.leases.armed_watchdog()
+    if armed is not None and (why := slow_start(clock.now() - asked_at, armed.armed_with[2])):
+        return [why]
     await _pause(parts, busy, clients)
     try:
         if why := await _close_gate(parts):
@@ -100,6 +107,23 @@ async def _reload(
         for connection in (*parts.virtlockd.connections, *clients):
             connection.go_on()
     return ["re-exec failed; going on as before"]
+
+
+def slow_start(check_s: float, fire_timeout_s: int) -> str:
+    """Why a program that took so long for its dry run may not take over, or empty.
+
+    From exec on nobody feeds the watchdog until the next program has started and adopted all, and its dry run shows what a
+    start takes on this host at this moment.
+    """
+    if (
+        not fire_timeout_s or check_s <= fire_timeout_s * START_SHARE_MAX
+    ):  # 0: an earlier release did not say it
+        return ""
+    return (
+        f"the program on disk took {check_s:.1f} s to start, and the watchdog resets this host when nobody feeds it for "
+        f"{fire_timeout_s} s: reload when the host is less busy, or give it a longer fire_timeout_s (docs/situations/"
+        "changing-timeouts.md)"
+    )
 
 
 async def _close_gate(parts: Parts) -> str:
