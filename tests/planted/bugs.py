@@ -2459,4 +2459,12 @@ BUGS = (
         "bool(resetter)",
         "unit/flight/test_last_end.py::test_what_the_device_says_counts_unless_the_daemon_was_stopped",
     ),
+    _in(
+        "daemon.lifecycle",
+        "slow-start-takes-over",
+        "a program takes over that starts more slowly than the watchdog waits, and the host is reset with its VMs",
+        "if armed is not None and (why :=",
+        "if armed is None and (why :=",
+        "unit/test_slow_start.py::test_a_reload_is_refused_after_a_slow_dry_run",
+    ),
 )
