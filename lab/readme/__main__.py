@@ -21,7 +21,8 @@ from holdfast.cli.setup.profiles import PROFILES
 
 PROFILE = "balanced"
 ADDED = f"--profile {PROFILE} --yes"
-"""What these hosts add to README's `holdfast setup`: the shortest timeouts, and no question."""
+"""What these hosts add to README's `holdfast setup`: no question, and the shortest timeouts that hosts as slow as these can
+keep. With "fast" (10 s for the watchdog) a reload there is refused, or resets the host."""
 TIMING = PROFILES[PROFILE]
 PROTECTED_WITHIN_S = 400.0
 """A real host's bound is 120 s. Here a processor is emulated, and other work may have most of it."""
