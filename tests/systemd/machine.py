@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -137,3 +137,16 @@ def require() -> None:
     assert os.geteuid() == 0, "these tests need root: they boot systemd in namespaces of its own"
     for program in ("/lib/systemd/systemd", "unshare", "nsenter"):
         assert shutil.which(program), f"{program} is missing; as root: tools/debian-packages test"
+
+
+@contextlib.contextmanager
+def as_debian_leaves_it(directory: Path, base: Path) -> Iterator[Machine]:
+    """virtlockd and libvirtd run, and libvirt asks nobody for locks, by its file."""
+    require()
+    machine = Machine(directory, base)
+    try:
+        machine.run("systemctl", "enable", "--now", "virtlockd.socket", "virtlockd-admin.socket")
+        machine.run("systemctl", "start", "virtlockd.service", "libvirtd.service")
+        yield machine
+    finally:
+        machine.close()

@@ -7,8 +7,6 @@ import subprocess
 import time
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
-
 # One shell that is pid 1 of the root, so that everything in it ends with the test.
 ENTER = """
 set -e
@@ -60,16 +58,3 @@ class Root:
     def close(self) -> None:
         self._shell.kill()
         self._shell.communicate()
-
-
-def make_root(path: Path, suite: str, packages: str) -> Root:
-    """Of that Debian release, with these packages (names with commas between them)."""
-    mirror = subprocess.run(
-        [PROJECT / "tools" / "debian-mirror"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    subprocess.run(
-        ["mmdebstrap", "--quiet", "--variant=minbase", "--aptopt=Acquire::Check-Valid-Until \"false\"",
-         f"--include={packages}", suite, path, mirror],
-        check=True, timeout=500,
-    )  # fmt: skip
-    return Root(path)

@@ -62,14 +62,14 @@ exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
 """
 
 
-def make_template(at: Path) -> None:
-    """A root file system that hosts start from: this release, with libvirt and QEMU, without Holdfast."""
+def make_template(at: Path, suite: str = SUITE, packages: str = PACKAGES) -> None:
+    """A root file system that hosts start from: by default this release, with libvirt and QEMU, without Holdfast."""
     mirror = subprocess.run(
         [PROJECT / "tools" / "debian-mirror"], capture_output=True, text=True, check=True
     ).stdout.strip()
     subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=minbase", "--aptopt=Acquire::Check-Valid-Until \"false\"",
-         f"--include={PACKAGES}", SUITE, at, mirror],
+         f"--include={packages}", suite, at, mirror],
         check=True, timeout=900,
     )  # fmt: skip
 

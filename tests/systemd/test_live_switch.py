@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.stopping_programs import Stop, StoppingPrograms
-from tests.systemd.machine import Machine, require, wait_until
+from tests.systemd.machine import Machine, as_debian_leaves_it, require, wait_until
 from tests.systemd.test_setup import files, running, setup
 from tests.systemd.test_units import LockWatch, Vm, owner_names
 
@@ -100,14 +100,8 @@ def test_setup_switches_a_host_whose_vms_run_and_they_keep_their_locks(
 @pytest.fixture
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """virtlockd and libvirtd run, and libvirt asks nobody for locks, by its file."""
-    require()
-    machine = Machine(tmp_path_factory.mktemp("systemd"), tmp_path_factory.getbasetemp())
-    try:
-        machine.run("systemctl", "enable", "--now", "virtlockd.socket", "virtlockd-admin.socket")
-        machine.run("systemctl", "start", "virtlockd.service", "libvirtd.service")
+    with as_debian_leaves_it(tmp_path_factory.mktemp("systemd"), tmp_path_factory.getbasetemp()) as machine:
         yield machine
-    finally:
-        machine.close()
 
 
 SETUP, PROGRAM = "holdfast", "holdfast-virtlockd-switch"

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.systemd.package_root import PROJECT, Root, make_root
+from tests.systemd.machine import PROJECT
+from tests.systemd.package_root import Root
+from tests.systemd.root_host import make_template
 
 HERE = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
 SUITE = os.environ.get("HOLDFAST_PACKAGE_SUITE", HERE)
@@ -71,7 +73,8 @@ NOT_HELD = ("__pycache__", ".pyx", "direct_url.json", "/etc/")
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
     path = tmp_path_factory.mktemp("package") / "root"
-    made = make_root(path, SUITE, "python3,python3-click,python3-rich,python3-uvicorn,adduser,systemd,rpm")
+    make_template(path, SUITE, "python3,python3-click,python3-rich,python3-uvicorn,adduser,systemd,rpm")
+    made = Root(path)
     yield made
     made.close()
 

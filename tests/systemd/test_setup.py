@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.systemd.machine import Machine, require
+from tests.systemd.machine import Machine, as_debian_leaves_it
 from tests.systemd.test_units import Vm
 
 pytestmark = pytest.mark.timeout(240)
@@ -24,14 +24,8 @@ AT_WORK = {"qemu-conf", "switch", "libvirt"}
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """As Debian leaves it: virtlockd and libvirtd run, and libvirt asks nobody for locks."""
-    require()
-    machine = Machine(tmp_path_factory.mktemp("systemd"), tmp_path_factory.getbasetemp())
-    try:
-        machine.run("systemctl", "enable", "--now", "virtlockd.socket", "virtlockd-admin.socket")
-        machine.run("systemctl", "start", "virtlockd.service", "libvirtd.service")
+    with as_debian_leaves_it(tmp_path_factory.mktemp("systemd"), tmp_path_factory.getbasetemp()) as machine:
         yield machine
-    finally:
-        machine.close()
 
 
 def setup(machine: Machine, *options: str, config: Path | None = None) -> tuple[int, dict[str, Any]]:

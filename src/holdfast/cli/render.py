@@ -21,6 +21,16 @@ def as_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+def imported(toml: str, remarks: Sequence[str], *, in_json: bool) -> None:
+    """A configuration on stdout, and what it lacks on stderr; or both as JSON."""
+    if in_json:
+        as_json({"toml": toml, "remarks": list(remarks)})
+        return
+    click.echo(toml, nl=False)
+    for remark in remarks:
+        click.echo(f"note: {printable(remark)}", err=True)
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns: a rich table on a terminal, tab-separated lines with a heading elsewhere."""
     if not sys.stdout.isatty():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from holdfast.cli.context import json_option
-from holdfast.model import printable
 
 
 @click.command("import-lvmlock")
@@ -35,9 +34,4 @@ def import_lvmlock(root: str, as_json: bool) -> None:
     found = imported(
         lvmlock_hook(root), lvmlock_actions(root), list(domains(root)), groups, ini=os.path.join(root, INI)
     )
-    if as_json:
-        render.as_json({"toml": found.toml, "remarks": list(found.remarks)})
-        return
-    click.echo(found.toml, nl=False)
-    for remark in found.remarks:
-        click.echo(f"note: {printable(remark)}", err=True)
+    render.imported(found.toml, found.remarks, in_json=as_json)

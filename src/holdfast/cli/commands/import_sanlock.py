@@ -6,7 +6,6 @@ import click
 
 from holdfast.cli import exits
 from holdfast.cli.context import fail, json_option
-from holdfast.model import printable
 
 
 @click.command("import-sanlock")
@@ -31,9 +30,4 @@ def import_sanlock(root: str, as_json: bool) -> None:
         found = read(root)
     except NotImported as e:
         fail(str(e), exits.BAD_CONFIG)
-    if as_json:
-        render.as_json({"toml": found.toml, "remarks": list(found.remarks)})
-        return
-    click.echo(found.toml, nl=False)
-    for remark in found.remarks:
-        click.echo(f"note: {printable(remark)}", err=True)
+    render.imported(found.toml, found.remarks, in_json=as_json)
