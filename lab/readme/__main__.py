@@ -162,6 +162,13 @@ class Lab:
             self.alpha.await_boot(boot)
             self.say("alpha has booted again")
         self._await_joined()
+        if cause == "network" and not was_reset:
+            # Its VM was paused for the lost lockspace, and has no lock any more.
+            state = self.alpha.run("virsh domstate web1").strip()
+            resumed = self.alpha.try_run("virsh resume web1")
+            if state != "paused" or resumed.returncode == 0 or "on host beta" not in resumed.stderr:
+                raise LabError(f"web1 is {state} on alpha, and its resume was not refused: {resumed}")
+            self.alpha.run("virsh destroy web1")
         refused = self.alpha.try_run("virsh start web1")
         if refused.returncode == 0 or "on host beta" not in refused.stderr:
             raise LabError(f"alpha was not refused web1, which runs on beta: {refused}")
