@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from tests.support.leases import SPACE, make_lockspace
+from tests.support.polling import wait_until
 from tests.unit.doctor.machine import Machine, space, status
 
 from holdfast.backends.file import host_files
@@ -569,3 +571,18 @@ def test_a_process_that_has_ended_and_that_nobody_has_waited_for_does_not_run() 
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert process.pid not in [each.pid for each in ThisHost().programs()]
+
+
+def test_a_killed_process_with_a_thread_in_the_kernel_runs() -> None:
+    """A QEMU whose storage hangs looks like that, and still writes: its first thread has ended, and another one has not."""
+    first_ends = (
+        "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(1000,)).start(); "
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", first_ends]) as process:
+        stat = Path(f"/proc/{process.pid}/stat")
+        try:
+            wait_until(lambda: ") Z" in stat.read_text(), "the first thread to end")
+            assert process.pid in [each.pid for each in ThisHost().programs()]
+        finally:
+            process.kill()

@@ -21,7 +21,7 @@ from holdfast.system.files.bounded_question import Silent, answer_in_time
 from holdfast.system.files.mounts import MountTable
 from holdfast.system.files.proc_locks import locks_on, processes_with
 from holdfast.system.host.descriptors import socket_in_use
-from holdfast.system.host.process import has_ended, program_name
+from holdfast.system.host.process import lives, program_name
 from holdfast.system.libvirt.domains import Domain
 
 COMMAND_S = 10.0
@@ -101,8 +101,8 @@ class ThisHost:
                 uid = os.stat(f"/proc/{name}").st_uid
             except OSError:
                 continue
-            if has_ended(name):
-                continue  # nobody has waited for it; its namespaces can't be read
+            if not lives(name):
+                continue  # it has ended, and nobody has waited for it
             there = _namespace(str(name))
             elsewhere = bool(here and there and here != there)
             started = _started_wall_s(name)

@@ -85,16 +85,6 @@ def start_ticks(pid: int) -> int:
     return int(raw[raw.rindex(b")") + 2 :].split(b" ", 20)[19])
 
 
-def has_ended(pid: int) -> bool:
-    """Also one that nobody has waited for (a zombie)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            raw = f.read(1024)
-    except OSError:
-        return True
-    return raw[raw.rindex(b")") + 2 :][:1] in (b"Z", b"X")
-
-
 def parent_pid(pid: int) -> int:
     """Field 4 of /proc/PID/stat. Raises OSError."""
     with open(f"/proc/{pid}/stat", "rb") as f:
