@@ -42,7 +42,8 @@ EX, SH = Mode.EXCLUSIVE, Mode.SHARED
 VG_UUID = "VGvgVG-tyfN-1qjW-eUPt-c15t-i2M6-STfxvE"
 FIRST_AREA = 67
 """lvmlockd's: the first volume's lease."""
-VOLUMES = 12
+VOLUMES = 24
+"""One for each test of a module, which may all be run by one process."""
 NODES = ("null", "zero", "full", "random", "urandom", "tty")
 HOSTS_MAX = 4
 
