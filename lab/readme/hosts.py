@@ -15,6 +15,7 @@ from lab.fencing.guests import MICRO_HOSTS, Guests, LabError
 from tests.e2e.lab.domains import Disk, Domain
 from tests.e2e.lab.programs import QEMU, Programs
 from tests.e2e.lab.storage import IMAGE_BYTES, RECORD_OFFSET_BYTES, Image, write_boot_disk
+from tests.support.readme import timed_lines
 from tests.systemd.root_host import PACKAGES, SHARED
 
 NAMES = {"alpha": "h1", "beta": "h2", "store": "h3"}
@@ -61,16 +62,10 @@ class GuestHost:
         return "\n".join(line for _, line in self.lines(command))
 
     def lines(self, command: str) -> list[tuple[float, str]]:
-        began = time.monotonic()
-        with subprocess.Popen(
-            self._enter(command), env=self._guests.environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            said = [(time.monotonic() - began, line.rstrip("\n")) for line in process.stdout]
-        if process.returncode != 0:
+        code, said = timed_lines(self._enter(command), self._guests.environment)
+        if code != 0:
             text = "\n".join(line for _, line in said)
-            raise LabError(f"{self.name}: {command}: exit {process.returncode}:\n{text}")
+            raise LabError(f"{self.name}: {command}: exit {code}:\n{text}")
         return said
 
     def put(self, source: Path, at: str) -> None:

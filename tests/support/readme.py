@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +36,20 @@ class Host(Protocol):
 
     def lines(self, command: str) -> list[tuple[float, str]]:
         """The same by lines, with the seconds since the command was begun."""
+
+
+def timed_lines(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> tuple[int, list[tuple[float, str]]]:
+    """A program's exit status, and the lines of both its outputs with the seconds since it began."""
+    began = time.monotonic()
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = [(time.monotonic() - began, line.rstrip("\n")) for line in process.stdout]
+    return process.returncode, said
 
 
 @dataclass(frozen=True, slots=True)

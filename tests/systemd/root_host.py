@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.support.readme import timed_lines
 from tests.systemd.machine import PROJECT, init_of
 
 SUITE = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
@@ -149,16 +150,10 @@ class RootHost:
 
     def lines(self, command: str) -> list[tuple[float, str]]:
         """The same, with the seconds since the command was begun."""
-        began = time.monotonic()
-        with subprocess.Popen(
-            self._enter(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            said = [(time.monotonic() - began, line.rstrip("\n")) for line in process.stdout]
-        if process.returncode != 0:
+        code, said = timed_lines(self._enter(command))
+        if code != 0:
             text = "\n".join(line for _, line in said)
-            raise Failed(f"{self.name}: {command}: exit {process.returncode}:\n{text}")
+            raise Failed(f"{self.name}: {command}: exit {code}:\n{text}")
         return said
 
     def show(self, unit: str, key: str) -> str:

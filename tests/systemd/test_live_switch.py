@@ -176,7 +176,7 @@ def test_setup_whose_switch_is_killed_says_so_and_has_holdfastd_take_the_locks_a
         libvirt_knows(machine, vm, "web")
         if who == "the program":
             (reached,) = programs.stop_at(Stop(PROGRAM, "holdfast.switch.program:_give_to_keeper"))
-        else:  # setup goes on with the result of a keeper that is dead
+        else:  # the keeper is killed when setup has its result, and setup continues
             (reached,) = programs.stop_at(Stop(SETUP, "holdfast.cli.setup.execute:order", "after"))
         run = begun(machine, programs, reached)
         if who == "the program":

@@ -18,12 +18,9 @@ from holdfast.system.files.disk_identity import DiskIdentity
 from holdfast.system.files.regular_file import Unreadable
 from holdfast.system.libvirt.domains import Domain, read_domain
 from holdfast.system.libvirt.storage_pools import DIRECTORIES
-from holdfast.system.libvirt.volume_hooks import OWN_HOOK
 
 QEMU_CONF = "etc/libvirt/qemu.conf"
 LOCKD_CONF = "etc/libvirt/qemu-lockd.conf"
-HOOK = OWN_HOOK
-"""Where docs/install.md puts packaging/libvirt/qemu-hook."""
 DOMAINS = "etc/libvirt/qemu"
 RUNNING = "run/libvirt/qemu"
 

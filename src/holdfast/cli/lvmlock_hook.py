@@ -7,26 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from holdfast.backends.lvm.volumes import LOCK_TYPES, OTHER_NAME
+from holdfast.cli.sanlock_settings import Imported
 from holdfast.config_toml import to_toml_value
 from holdfast.system.libvirt.domains import Domain
 
 BACKEND = "volumes"
 GROUPS = ("vgs", "--noheadings", "--readonly", "-o", "vg_name,vg_lock_type")
 """The command that says which groups are shared (lvmlockd(8)); it needs no lock."""
-SHARED = ("sanlock", "dlm")
 _VOLUME = re.compile(r"/dev/([\w+.-]+)/[\w+.-]+")
-_OTHER_NAME = re.compile(r"/dev/(mapper/|dm-\d)")
 _NO_GROUPS = frozenset(("mapper", "disk", "block", "shm", "pts", "vfio"))
-
-
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """`toml`: the text of a configuration. `remarks`: what it does not have, and what is to be done."""
-
-    toml: str
-    remarks: tuple[str, ...]
 
 
 def imported(
@@ -38,14 +29,14 @@ def imported(
     remarks: list[str] = []
     for domain in domains:
         for disk in domain.disks:
-            if _OTHER_NAME.match(disk.path):
+            if OTHER_NAME.match(disk.path):
                 remarks.append(
                     f"{domain.name} has the disk {disk.path}: write it as /dev/GROUP/VOLUME (virsh edit), "
                     "which is the name that rules match"
                 )
             elif (named := _VOLUME.fullmatch(disk.path)) and named[1] not in _NO_GROUPS:
                 users.setdefault(named[1], []).append(domain.name)
-    shared = [name for name in sorted(users) if kinds.get(name, "").strip() in SHARED]
+    shared = [name for name in sorted(users) if kinds.get(name, "").strip() in LOCK_TYPES]
     for name in sorted(users.keys() - set(shared)):
         why = "is not shared" if name in kinds else "is not known to vgs here"
         remarks.append(f"volume group {name} {why}, and gets no rule: {', '.join(sorted(set(users[name])))}")

@@ -115,9 +115,9 @@ def slow_start(check_s: float, fire_timeout_s: int) -> str:
     From exec on nobody feeds the watchdog until the next program has started and adopted all, and its dry run shows what a
     start takes on this host at this moment.
     """
-    if (
-        not fire_timeout_s or check_s <= fire_timeout_s * START_SHARE_MAX
-    ):  # 0: an earlier release did not say it
+    if not fire_timeout_s:
+        return ""  # an earlier release did not say it
+    if check_s <= fire_timeout_s * START_SHARE_MAX:
         return ""
     return (
         f"the program on disk took {check_s:.1f} s to start, and the watchdog resets this host when nobody feeds it for "

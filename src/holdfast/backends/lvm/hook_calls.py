@@ -70,7 +70,8 @@ class HookCalls:
             return ""
         return (
             f"{file} is a hook that activates and deactivates volumes as well, so neither knows what the other has done: "
-            f"remove it from all hosts, and restart libvirt ('holdfast doctor --only HF136'; docs/shared-lvm.md)"
+            "remove it on each host while no VM with a volume runs there, and restart libvirt (holdfast doctor --only "
+            "HF136; docs/shared-lvm.md)"
         )
 
     async def _prepared(self, uuid: str, announced: Announced, volumes: Mapping[Volume, Mode]) -> str:

@@ -13,6 +13,7 @@ volume group that is not shared, and a snapshot, which has no lock of its own. A
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,8 @@ from holdfast.system.files.mapped_device import MappedDevices, NotMapped
 FIELDS = "vg_name,vg_uuid,vg_lock_type,vg_lock_args,lv_name,lv_uuid,lv_lockargs,lv_layout,lv_role,pool_lv,pool_lv_uuid"
 """Of one `lvs --reportformat json -o … PATH`; the keys of its answer are these, whatever alias was asked for."""
 LOCK_TYPES = ("sanlock", "dlm")
+OTHER_NAME = re.compile(r"/dev/(mapper/|dm-\d)")
+"""Of a volume: what no rule for /dev/VG/* matches."""
 LAYOUTS_SHARED = frozenset(("linear", "striped"))
 """Kinds of volumes that may be active on two hosts: those without a state of their own beside the data."""
 VOLUMES_MAX = 10_000

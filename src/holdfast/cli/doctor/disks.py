@@ -12,13 +12,14 @@ from holdfast.backends.nop import NopBackend
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Scene, some
-from holdfast.cli.libvirt_files import HOOK, LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_settings
+from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_settings
 from holdfast.cli.unlocked import held_names
 from holdfast.model import DIRECT_LOCKSPACE, HOST_LOCKSPACE, Protection, Resource
 from holdfast.system.files.canonical_path import canonical_path
 from holdfast.system.files.mounts import is_block_device
 from holdfast.system.libvirt.domain_disks import DomainDisk, Kind
 from holdfast.system.libvirt.domains import Domain
+from holdfast.system.libvirt.volume_hooks import HOOK
 
 UNCACHED = ("none", "directsync")
 

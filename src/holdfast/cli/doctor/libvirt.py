@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.scene import Scene, some
 from holdfast.cli.libvirt_conf import ConfFile
-from holdfast.cli.libvirt_files import HOOK, LOCKD_CONF, QEMU_CONF, read_conf
+from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, read_conf
 from holdfast.system.files.regular_file import Unreadable
 from holdfast.system.libvirt.domains import read_domain
+from holdfast.system.libvirt.volume_hooks import HOOK
 
 DAEMONS = ("libvirtd", "virtqemud")
 PLUGINS = ("usr/lib/*/libvirt/lock-driver/lockd.so", "usr/lib*/libvirt/lock-driver/lockd.so")

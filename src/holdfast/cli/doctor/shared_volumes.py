@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from holdfast.backends.lvm.volumes import OTHER_NAME
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.libvirt import HASHING, restart
 from holdfast.cli.doctor.scene import Scene, some
-from holdfast.cli.libvirt_files import HOOK, LOCKD_CONF, read_settings
-from holdfast.system.libvirt.volume_hooks import volume_hooks
+from holdfast.cli.libvirt_files import LOCKD_CONF, read_settings
+from holdfast.system.libvirt.volume_hooks import HOOK, volume_hooks
 
 LVMLOCKD = "lvmlockd"
 POOL_BYTES_MAX = 1 << 18
@@ -162,7 +163,7 @@ def _volumes(scene: Scene) -> Iterator[Finding]:
     used = {disk.path for domain in scene.running() for disk in domain.disks}
     for domain in scene.domains:
         for disk in domain.disks:
-            if re.match(r"/dev/(mapper/|dm-\d)", disk.path):
+            if OTHER_NAME.match(disk.path):
                 yield found(
                     "HF139",
                     f"{domain.name} has the disk {disk.path}: a rule for /dev/VG/* does not match that name",

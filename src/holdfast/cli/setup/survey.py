@@ -17,7 +17,7 @@ from holdfast.cli.doctor.findings import Finding
 from holdfast.cli.doctor.scene import Host, Scene, ThisHost
 from holdfast.cli.doctor.services import daemons, virtlockds
 from holdfast.cli.libvirt_conf import ConfFile
-from holdfast.cli.libvirt_files import HOOK, LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_conf
+from holdfast.cli.libvirt_files import LOCKD_CONF, QEMU_CONF, libvirt_lockspaces, read_conf
 from holdfast.cli.sanlock_files import PLUGIN_CONF, NotImported, read
 from holdfast.cli.setup import lens
 from holdfast.cli.setup.facts import Facts, Proposal, SpaceSeen, Storage, Watchdog, Wishes
@@ -30,6 +30,7 @@ from holdfast.config import SYSTEM_FILE
 from holdfast.errors import ConfigError
 from holdfast.system.files.mounts import is_block_device
 from holdfast.system.files.regular_file import Unreadable, read_regular
+from holdfast.system.libvirt.volume_hooks import HOOK
 
 CONFIG_BYTES_MAX = 1 << 20
 DIRECT_NEEDED = '[backend.file] with driver = "file" and without a directory'

@@ -110,7 +110,7 @@ class Mount:
         for option in self.options:
             if option in ("local_lock=all", "local_lock=posix"):
                 return f"mounted with '{option}': locks stay on this host"
-        if self.type in ("ocfs2", "gfs2") and self.options & {"localflocks", "lockproto=lock_nolock"}:
+        if self.type in ("ocfs2", "gfs2") and self.options & {"localflocks", _FOR_ONE_HOST}:
             return "mounted with host-local locks"
         if self.type in ("cifs", "smb3") and "nobrl" in self.options:
             return "mounted with 'nobrl': locks stay on this host"

@@ -6,13 +6,13 @@ libvirt-hook-lvmlock (raspbeguy's, on GitHub) is the known one: a script `qemu` 
 
 from __future__ import annotations
 
-import configparser
 import os
 from collections.abc import Iterator
 
 from holdfast.system.files.regular_file import Unreadable, read_regular
 
-OWN_HOOK = "etc/libvirt/hooks/qemu.d/holdfast"
+HOOK = "etc/libvirt/hooks/qemu.d/holdfast"
+"""Holdfast's own: where docs/install.md puts packaging/libvirt/qemu-hook."""
 SCRIPT = "etc/libvirt/hooks/qemu"
 """Where a hook of the site's own is, of an installation of libvirt-hook-lvmlock too."""
 INI = "etc/libvirt/hooks/qemu.ini"
@@ -31,7 +31,7 @@ def volume_hooks(root: str = "/") -> Iterator[str]:
     except OSError:
         names = []
     for file in (os.path.join(root, SCRIPT), *(os.path.join(folder, name) for name in names)):
-        if file == os.path.join(root, OWN_HOOK) or not os.access(file, os.X_OK):
+        if file == os.path.join(root, HOOK) or not os.access(file, os.X_OK):
             continue
         try:
             with open(file, encoding="utf-8", errors="replace") as f:
@@ -47,6 +47,8 @@ def lvmlock_actions(root: str = "/") -> dict[str, str]:
     raw = read_regular(os.path.join(root, INI), HOOK_BYTES_MAX)
     if isinstance(raw, Unreadable):
         return {}
+    import configparser  # no daemon and no command needs it at its start
+
     parser = configparser.ConfigParser(interpolation=None, strict=False)
     try:
         parser.read_string(raw.decode("utf-8", "replace"))
