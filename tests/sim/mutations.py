@@ -28,6 +28,7 @@ SEEDS_MAX = 400
 SEEDS_NEAR = 60
 """Within so many, from `near`, each of them is found by the tests."""
 NEAR: dict[str, int] = {
+    "no-answer-is-an-answer": 310,
     "added-lockspace-forgotten": 140,
     "orphan-not-journaled": 18,
     "orphan-settled": 240,
@@ -119,6 +120,8 @@ class Mutation:
     """Whether only sanlock's clients show it; all others are hunted in histories without them."""
     adds: bool = False
     """Whether only lockspaces that such clients add show it."""
+    pauses: bool = False
+    """Whether only guests show it that are paused for a lost lockspace; others are hunted in histories without a grace."""
 
     @property
     def near(self) -> int:
@@ -145,6 +148,7 @@ def _in(
     clients: bool = False,
     adds: bool = False,
     timeouts: bool = False,
+    pauses: bool = False,
 ) -> Mutation:
     return Mutation(
         name,
@@ -164,10 +168,28 @@ def _in(
         clients=clients or adds,
         adds=adds,
         timeouts=timeouts,
+        pauses=pauses,
     )
 
 
 MUTATIONS = (
+    # --- guests that are paused ---
+    _in(
+        "lease_admin.held_back_releases",
+        "released-before-drained",
+        "a paused guest is no user of a lost lockspace any more when libvirt releases its lock",
+        "not owner.name.uuid or not self._is_lost(lock):",
+        "not owner.name.uuid or self._is_lost(lock):",
+        pauses=True,
+    ),
+    _in(
+        "lease_admin.held_back_releases",
+        "no-answer-is-an-answer",
+        "a QEMU that does not answer counts as one without requests",
+        "if not await self._domains.answers(owner.name.uuid):",
+        "if await self._domains.answers(owner.name.uuid) is None:",
+        pauses=True,
+    ),
     # --- sanlock's clients ---
     _in(
         "frontends.sanlock.resource_commands",
@@ -1409,7 +1431,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
     needs_managed = mutation.damage or mutation.edits or mutation.seconds or mutation.migrations
     needs_managed = needs_managed or mutation.restored or mutation.made != "PLAIN" or mutation.naming != "ONE"
-    needs_managed = needs_managed or mutation.clients or mutation.timeouts
+    needs_managed = needs_managed or mutation.clients or mutation.timeouts or mutation.pauses
     restarted = mutation.restarts or mutation.damage or mutation.edits or mutation.restored
     for number in range(seeds_max):
         if needs_managed and Scenario.drawn(Random(first + number), None).kind is not Kind.MANAGED:
@@ -1425,7 +1447,12 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
             made=Format[mutation.made],
             restored_every_s=12.0 if mutation.restored else 0.0,
             naming=Naming[mutation.naming],
-            habits=Habits(clients=mutation.clients, adds=mutation.adds, changed_timeouts=mutation.timeouts),
+            habits=Habits(
+                clients=mutation.clients,
+                adds=mutation.adds,
+                changed_timeouts=mutation.timeouts,
+                pauses=mutation.pauses,
+            ),
         )
         if not verdict.sound:
             return number + 1, verdict.violation

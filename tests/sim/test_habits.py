@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from holdfast_sim.cluster.cluster import Kind, Scenario
 from holdfast_sim.drive.habits import NO_HABITS, Habits
 from holdfast_sim.run.seed import play
 
+PAUSING = (24, 54, 74, 95)
+"""Seeds that pause guests if their site does: most lose no lockspace while guests run."""
 MANAGED = [seed for seed in range(60) if Scenario.drawn(Random(seed), None).kind is Kind.MANAGED]
 
 
-def lines_of(habits: Habits, seeds: int = 8) -> list[str]:
+def lines_of(habits: Habits, seeds: Sequence[int] = MANAGED[:8]) -> list[str]:
     found = []
-    for seed in MANAGED[:seeds]:
+    for seed in seeds:
         verdict = play(seed, habits=habits)
         assert verdict.sound, f"seed {seed}: {verdict.violation}"
         found += [what for _, _, what in verdict.lines]
@@ -60,6 +63,11 @@ def test_io_timeouts_change_while_hosts_are_in_their_lockspaces() -> None:
     assert count(lines, "it is under way") > 30
     assert count(lines, "has io_timeout 3") > 3 and count(lines, "has io_timeout 1") > 0
     assert count(lines, "killed in a change") > 3
+
+
+def test_requests_of_paused_guests_hang_beyond_the_grace() -> None:
+    lines = lines_of(Habits(pauses=True), PAUSING)
+    assert count(lines, "hang for") > 3 and count(lines, "have ended") > 3
 
 
 def test_each_habit_has_its_share_of_the_seeds_that_can_have_it() -> None:

@@ -10,7 +10,7 @@ O_DIRECT or not, comes here and nowhere else, as on a disk.
     fail         reads, writes and whatever changes the directory get EIO
     delay S      answered S seconds late
 
-The server is a process of its own (`python -m tests.support.fuse_storage`), told by lines on its standard input, so
+The server is a process of its own (`python fuse_storage.py`), told by lines on its standard input, so
 that no test can hang in its own file system.
 """
 
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -337,17 +337,19 @@ def _main(source: str, at: str, kind: str) -> None:
 class FaultyStorage:
     """A mounted one, from the outside: `at` is where programs under test look, `source` where nothing ever goes wrong."""
 
-    def __init__(self, source: Path, at: Path, kind: str = "fuse") -> None:
-        """`kind`: the type in the mount table, as "fuse.glusterfs", by which programs judge what a lock there is worth."""
+    def __init__(self, source: Path, at: Path, kind: str = "fuse", *, enter: Sequence[str] = ()) -> None:
+        """`kind`: the type in the mount table, as "fuse.glusterfs", by which programs judge what a lock there is worth.
+        `enter`: a command that runs others in a mount namespace, where both directories are; the mount goes with that.
+        """
         self.source, self.at = source, at
-        for directory in (source, at):
-            directory.mkdir(exist_ok=True)
+        if not enter:
+            for directory in (source, at):
+                directory.mkdir(exist_ok=True)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fuse_storage", str(source), str(at), kind],
+            [*enter, sys.executable, "-P", str(Path(__file__).resolve()), str(source), str(at), kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
         )
         self._expect("mounted")
 

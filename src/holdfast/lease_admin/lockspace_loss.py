@@ -1,7 +1,7 @@
 """Carries out `supervision.escalation`: pauses, stops and kills the owners that depended on a lost lockspace.
 
 One background task per lost lockspace. Owners are read from the lock table each time, so an owner whose locks were released
-meanwhile (libvirt does that when a VM is paused) is left alone.
+meanwhile (libvirt does that when a VM is paused, and they are once QEMU answers: `held_back_releases`) is left alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from holdfast.backends.paxos.names import LEASE_KEY_DEVICE
+from holdfast.lease_admin.held_back_releases import HeldBackReleases
 from holdfast.manager import events as ev
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
@@ -72,6 +73,10 @@ class LockspaceLoss:
         self._report = report
         self.stop_client: Callable[[Owner, signal.Signals], bool] = lambda _, __: False
         """Stops a client of sanlock's protocol in its own way, in place of this signal; False if the owner is none."""
+        self._losses: dict[str, Loss] = {}
+        """By lockspace: those whose users are not all gone."""
+        self._held_back = HeldBackReleases(manager, clock=clock, domains=domains, is_lost=self._is_lost)
+        manager.releaser.held_back = self._held_back
         self._marked: dict[str, set[str]] = {}
         """By lockspace: UUIDs of domains whose metadata says why they are paused."""
 
@@ -102,8 +107,12 @@ class LockspaceLoss:
         is_lease = bool(lock.keys) and lock.keys[0][0] == LEASE_KEY_DEVICE
         return is_lease and lock.backend not in self._manager.routing.leases
 
+    def _is_lost(self, lock: HostLock) -> bool:
+        return any(self._may_be_of(lock, loss.backends) for loss in self._losses.values())
+
     def lost(self, loss: Loss) -> None:
         """Act first, log second: a log call may block, so it must not precede the first step of the escalation."""
+        self._losses[loss.lockspace] = loss
         lost = self._announce(loss)
         eager_tasks.start(self._recover(loss))
         for line, about in lost:
@@ -111,6 +120,7 @@ class LockspaceLoss:
 
     def joined(self, lockspace: str) -> None:
         """The lockspace is joined again: start the VMs that were stopped to be restarted."""
+        self._losses.pop(lockspace, None)
         self._manager.events.emit(ev.LOCKSPACE_JOINED, detail=lockspace)
         for uuid in self._marked.pop(lockspace, set()):
             eager_tasks.start(self._domains.mark(uuid, ""), lambda _: None)
@@ -223,6 +233,7 @@ class LockspaceLoss:
             wanted = {i: decided.get(i, LockFailureAction.PAUSE) for i in users}
             for action in escalation.step(self._clock.now(), wanted):
                 if isinstance(action, AllGone):
+                    self._losses.pop(loss.lockspace, None)
                     log.warning("lockspace %s: nobody depends on it any more", loss.lockspace)
                     if not self._is_to_be_reset(loss, met.values()):
                         self._report(UsersGone(loss.lockspace))
@@ -234,7 +245,7 @@ class LockspaceLoss:
         """Whether the watchdog stays unfed, although the lockspace has no users any more.
 
         A process that has ended may have writes under way, in the page cache or on a path that hangs, and they would land
-        after another host has taken over. A VM that libvirt has paused has none: QEMU drains and flushes before it reports.
+        after another host has taken over. A VM that is paused has none: QEMU has answered since (`held_back_releases`).
         """
         ended = [str(owner) for owner in met if not owner.alive()]
         if not ended or self._resets.isdisjoint(loss.backends):
@@ -277,9 +288,12 @@ class LockspaceLoss:
         log.critical("%s: action on lock failure: %s", owner, action.value, extra=about)
 
     async def _suspend(self, loss: Loss, owner: Owner) -> None:
-        """Pause the VM. libvirt releases its locks after that; until then it is still a user."""
+        """Pause the VM. libvirt releases its locks meanwhile; until QEMU has answered after that it is still a user."""
         uuid = owner.name.uuid
-        if await self._domains.suspend(uuid):
+        self._held_back.pausing(owner)
+        paused = await self._domains.suspend(uuid)
+        eager_tasks.start(self._held_back.paused(owner))
+        if paused:
             reason = f"paused because lockspace {loss.lockspace} was lost: {loss.reason}"
             self._marked.setdefault(loss.lockspace, set()).add(uuid)
             await self._domains.mark(uuid, reason)

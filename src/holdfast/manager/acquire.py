@@ -313,6 +313,12 @@ class LockAcquirer:
         if self._key_locks.on and (busy := self._key_locks.first_taken((lock, *lock.keys))) is not None:
             await self._key_locks.wait(busy)
             return Outcome.RETRY
+        held_back = self._releaser.held_back
+        if held_back is not None and held_back.has(owner, want.resource):
+            raise Refused(
+                reason=f"{want.resource.name} was released while its lockspace was lost, and QEMU has not answered since: "
+                "requests of the VM may still be under way"
+            )
         if lock.held is None:
             if not await self._lost.regain(lock):
                 raise ResourceBusy(

@@ -24,6 +24,16 @@ log = logging.getLogger(__name__)
 GoesWith = Callable[[Owner, HostLock], tuple[HostLock, Resource] | None]
 
 
+class HoldsReleasesBack(Protocol):
+    """Claims of VMs that are released by libvirt, and may still be written to (`lease_admin.held_back_releases`)."""
+
+    def holds_back(self, owner: Owner, lock: HostLock, resource: Resource) -> bool:
+        """Whether this RELEASE is answered while the claim stays for now."""
+
+    def has(self, owner: Owner, resource: Resource) -> bool:
+        """Whether that claim is one that libvirt has released already."""
+
+
 class ReleasesIdentities(Protocol):
     """The second locks of disks, by what they are (`identity_locks`)."""
 
@@ -50,6 +60,8 @@ class LockReleaser:
         self._idle = idle
         self.identities: ReleasesIdentities | None = None
         """Releases what disks are with their paths (`identity_locks`); None: only paths count."""
+        self.held_back: HoldsReleasesBack | None = None
+        """Holds releases of lost lockspaces back; None: there are no lockspaces."""
         self.goes_with: GoesWith | None = None
         """The lease that is released with a lock that its owner has released (`moved_disks`); None: never any."""
 
@@ -75,6 +87,8 @@ class LockReleaser:
         if self._repeated.is_undone(owner, resource):
             return None
         if self._departures.holds_back(owner, lock, resource):
+            return None
+        if self.held_back is not None and self.held_back.holds_back(owner, lock, resource):
             return None
         rest = self._drop_claim(owner, lock, resource)
         if rest is not None:

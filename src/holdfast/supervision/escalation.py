@@ -8,8 +8,9 @@ Only owners that depend on the lockspace that failed are touched.
 
 The grace counts from the moment at which the lease failed, or was found to be over, whichever came first: a daemon that
 slept through the deadlines kills at once. Owners with action `ignore` keep running; while one remains, the watchdog is
-not fed. An owner is *gone* when it no longer depends on the lockspace: it has ended, or it was paused and libvirt has
-released its locks. When all are gone the lockspace may be joined again.
+not fed. An owner is *gone* when it no longer depends on the lockspace: it has ended, or it was paused, libvirt has
+released its locks, and QEMU has answered since, so that no request of the guest is under way. When all are gone the
+lockspace may be joined again.
 """
 
 from __future__ import annotations

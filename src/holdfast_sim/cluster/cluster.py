@@ -105,6 +105,8 @@ class Scenario:
     """The last lockspace is in no configuration: clients add and remove it."""
     changed_timeouts: bool = False
     """Operators change the io_timeout of hosts while they are in their lockspaces."""
+    hangs: bool = False
+    """Requests of guests that are paused may hang on; elsewhere they end with the pause."""
     orders_every_s: float = 0.0
     """Mean seconds between orders of an operator: removing leases, breaking a lease. 0: never."""
 
@@ -329,6 +331,7 @@ class Cluster:
                 checkers=self.checkers,
                 names=self.names,
                 quiet=self.quiet,
+                hangs=self.scenario.hangs,
                 site=self.site,
                 number=self.host_id(number),
                 io_timeout_s=timing.io_timeout_s,
@@ -361,6 +364,8 @@ class Cluster:
         scenario, random = self.scenario, self.world.random
         few = scenario.lease_hosts == prepared.FEW_HOSTS
         on_lockfailure = random.choice((LockFailureAction.PAUSE, LockFailureAction.POWEROFF))
+        if scenario.hangs:
+            on_lockfailure = LockFailureAction.PAUSE
         if scenario.ignores and self._ignoring.random() < IGNORING:
             on_lockfailure = LockFailureAction.IGNORE
             self.world.record(f"host{number}", "its virtual machines are to be left alone after a loss")

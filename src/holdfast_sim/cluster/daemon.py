@@ -11,6 +11,7 @@ held as long as it may run. A lockspace of the daemon is a `ManagedSeat`, a disk
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from random import Random
 from typing import Any
 
 from holdfast.config import Config, DiskRule, LimitsTable, RecoveryTable, SanlockTable
@@ -28,6 +29,7 @@ from holdfast.system.files.daemon_lock import DaemonLocks
 from holdfast.system.files.regular_file import Unreadable
 from holdfast.system.host.descriptors import Inherited, encode_state
 from holdfast.system.host.predecessor import Predecessors
+from holdfast.system.libvirt.virsh import ANSWER_TIMEOUT_S, SUSPEND_TIMEOUT_S
 from holdfast_sim.check.leases import Checkers
 from holdfast_sim.cluster.lockspace import AddedSeat, ManagedSeat
 from holdfast_sim.cluster.sanlock_clients import ClientSite, HostClients
@@ -48,11 +50,17 @@ SECOND = "-archive"
 """What the name of a lockspace's second backend ends with."""
 
 
+HANGING_STORAGE = 0.7
+"""How often requests of a guest that is paused are under way on storage that hangs."""
+HANGS_MAX_S = 60.0
+
+
 class Libvirt:
-    """`DomainControl`: pauses a domain and releases its lock, or does not answer."""
+    """`DomainControl`: pauses a domain and releases its lock, or does not answer. Requests of the guest may end later."""
 
     def __init__(self, daemon: ManagedDaemon) -> None:
         self._daemon = daemon
+        self._random = Random(f"{daemon.world.seed} {daemon.machine.name}")
 
     async def suspend(self, uuid: str) -> bool:
         random = self._daemon.world.random
@@ -62,8 +70,22 @@ class Libvirt:
             self._daemon.checks_that_it_is_lost(desk, "is paused")
         if desk is None or desk.vm is None or desk.vm.stubborn or random.random() < 0.3:
             return False
-        await desk.paused_by_libvirt()
-        return True
+        hangs = self._daemon.hangs and self._random.random() < HANGING_STORAGE
+        hangs_s = self._random.uniform(0.1, HANGS_MAX_S) if hangs else 0.0
+        await desk.paused_by_libvirt(hangs_s)
+        if not hangs_s:
+            return True
+        waits_s = self._random.choice((0.5, SUSPEND_TIMEOUT_S))  # libvirtd may also end meanwhile
+        await self._daemon.clock.sleep(min(hangs_s, waits_s))
+        return hangs_s < waits_s
+
+    async def answers(self, uuid: str) -> bool:
+        vm = next((vm for vm in self._daemon.machine.vms if vm.uuid == uuid), None)
+        if vm is None or not vm.running:
+            return False
+        if vm.draining:
+            await self._daemon.clock.sleep(self._random.choice((0.5, ANSWER_TIMEOUT_S)))
+        return vm.running and not vm.draining
 
     async def start(self, uuid: str) -> bool:
         return True
@@ -175,12 +197,14 @@ class ManagedDaemon:
         checkers: Checkers,
         names: DiskNames,
         quiet: bool = False,
+        hangs: bool = False,
         site: ClientSite | None = None,
         number: int = 0,
         io_timeout_s: int = 1,
     ) -> None:
-        """`quiet`: only its state is damaged on this host; there are no other faults. `site`: sanlock's clients, if they are
-        played; they add lockspaces with host id `number` and that io_timeout.
+        """`quiet`: only its state is damaged on this host; there are no other faults. `hangs`: requests of paused guests may
+        end late. `site`: sanlock's clients, if they are played; they add lockspaces with host id `number` and that
+        io_timeout.
         """
         self.machine = machine
         self.state = state
@@ -190,6 +214,7 @@ class ManagedDaemon:
         self.checkers = checkers
         self.names = names
         self.quiet = quiet
+        self.hangs = hangs
         state.processes.on_end = self._vm_ended
         state.processes.on_signal = self._signalled
         ports = managed_ports(

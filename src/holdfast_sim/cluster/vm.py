@@ -188,12 +188,29 @@ class ManagedDesk:
         finally:
             self.busy = False
 
-    async def paused_by_libvirt(self) -> None:
+    async def paused_by_libvirt(self, hangs_s: float) -> None:
+        """Its requests end `hangs_s` seconds after its lock is released. Then it ends, too: nobody resumes it here."""
         vm = self.lease
-        if vm is not None:
+        if vm is None:
+            return
+        daemon = self.seat.daemon
+        if not hangs_s:
             await self._release(vm)
+            self._drained(vm)
+            return
+        vm.draining = True
+        daemon.world.record(daemon.machine.name, f"requests of {vm.name} hang for {hangs_s:.1f} s")
+        daemon.world.at(daemon.world.now + hangs_s, lambda: self._drained(vm))
+        await self._release(vm)
+
+    def _drained(self, vm: VirtualMachine) -> None:
+        if vm.draining:
+            vm.draining = False
+            self.seat.daemon.world.record(self.seat.daemon.machine.name, f"requests of {vm.name} have ended")
             if vm.running:
-                self.seat.daemon.state.processes.end(vm.pid)
+                self.seat.daemon.checkers.writes_no_more(vm)
+        if vm.running:
+            self.seat.daemon.state.processes.end(vm.pid)
 
     async def _release(self, vm: VirtualMachine) -> None:
         """The guest is paused; libvirt releases its lock over the connection that registered it."""
@@ -202,7 +219,8 @@ class ManagedDesk:
         if owner is None:
             return
         vm.paused = True
-        daemon.checkers.writes_no_more(vm)
+        if not vm.draining:
+            daemon.checkers.writes_no_more(vm)
         try:
             await daemon.manager.release(owner, Resource("", vm.disk))
         except LockError as refusal:

@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
+from holdfast.protocol.timing import GRACE_FIRE_TIMEOUT_MIN_S
 from holdfast_sim.cluster.cluster import Kind, Scenario
 
 ADDS = 0.7
 """Of the seeds with clients: they add a lockspace."""
+STUBBORN_MAX = 0.2
+"""Virtual machines that can't even be paused, of sites that pause them."""
 SHARE = 0.2
 """Of the seeds of the kinds that can have it, for each habit."""
 
@@ -24,7 +27,8 @@ class Habits:
     `full_disks`: RUN_DIR is full now and then, and disks are unplugged from virtual machines that run. `clients`: sanlock's
     hold leases beside virtual machines; nobody removes leases there. `adds`: such clients add the last lockspace, which no
     configuration names, if there are two. `changed_timeouts`: hosts get other io_timeouts
-    while they are in their lockspaces.
+    while they are in their lockspaces. `pauses`: hosts have a grace, in which virtual machines of a lost lockspace are
+    paused before they are killed, and their last requests may hang.
     """
 
     timeouts_differ: bool = False
@@ -35,6 +39,7 @@ class Habits:
     clients: bool = False
     adds: bool = False
     changed_timeouts: bool = False
+    pauses: bool = False
 
     @classmethod
     def drawn(cls, seed: int, kind: Kind) -> Habits:
@@ -50,12 +55,23 @@ class Habits:
             clients=has("clients", Kind.MANAGED),
             adds=has("clients", Kind.MANAGED) and Random(f"habit adds {seed}").random() < ADDS,
             changed_timeouts=has("changed timeouts", Kind.MANAGED),
+            pauses=has("pauses", Kind.MANAGED),
         )
 
     def at(self, seed: int, scenario: Scenario) -> Scenario:
         """The scenario of a site with these habits."""
         if self.timeouts_differ:
             scenario = replace(scenario, io_timeouts_s=_differing(Random(f"io_timeouts {seed}"), scenario))
+        if self.pauses:
+            longer_s = GRACE_FIRE_TIMEOUT_MIN_S - scenario.fire_timeout_s
+            scenario = replace(
+                scenario,
+                hangs=True,
+                stubborn_rate=min(scenario.stubborn_rate, STUBBORN_MAX),
+                wdmd=False,  # with that fire timeout it tests every 5 s, and needs an io_timeout of 2 s
+                fire_timeout_s=GRACE_FIRE_TIMEOUT_MIN_S,
+                duration_s=scenario.duration_s + 4 * longer_s,
+            )
         return replace(
             scenario,
             ignores=self.ignores,

@@ -52,6 +52,9 @@ class NoDomains:
     async def suspend(self, uuid: str) -> bool:
         return False
 
+    async def answers(self, uuid: str) -> bool:
+        return False
+
     async def start(self, uuid: str) -> bool:
         return False
 

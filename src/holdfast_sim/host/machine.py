@@ -58,6 +58,8 @@ class VirtualMachine:
     stubborn: bool = False
     running: bool = True
     paused: bool = False
+    draining: bool = False
+    """Its CPUs are stopped, and its QEMU waits for requests on storage that hangs."""
     held: bool = False
     pid: int = 0
     resource: str = ""
@@ -81,7 +83,7 @@ class VirtualMachine:
 
     @property
     def writes(self) -> bool:
-        return self.running and not self.paused
+        return self.running and (not self.paused or self.draining)
 
 
 class WatchdogDevice:

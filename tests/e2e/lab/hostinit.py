@@ -23,6 +23,7 @@ CHARACTER_DEVICES = {
     "random": (1, 8),
     "urandom": (1, 9),
     "tty": (5, 0),
+    "fuse": (10, 229),
 }
 
 

@@ -141,7 +141,7 @@ class Host:
     def run(self, *command: str) -> str:
         """Run a command in the host and return its standard output."""
         done = subprocess.run(
-            [*self._enter, *command],
+            [*self.enter, *command],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False,
         )  # fmt: skip
         if done.returncode != 0:
@@ -151,7 +151,7 @@ class Host:
     def start_virsh(self, *arguments: str) -> subprocess.Popen[str]:
         """virsh on this host's libvirtd; the caller waits for its output and end."""
         return subprocess.Popen(
-            [*self._enter, *VIRSH, *arguments],
+            [*self.enter, *VIRSH, *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -161,7 +161,7 @@ class Host:
         pid_file.unlink(missing_ok=True)
         with (self.folder / f"{name}.log").open("ab") as log:
             waiter = subprocess.Popen(
-                [*self._enter, "sh", "-c", 'echo $$ >"$0.new"; mv "$0.new" "$0"; exec "$@"', str(pid_file),
+                [*self.enter, "sh", "-c", 'echo $$ >"$0.new"; mv "$0.new" "$0"; exec "$@"', str(pid_file),
                 *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         until(lambda: pid_file.exists() or waiter.poll() is not None, f"{name} on {self.name} to be started")
@@ -209,5 +209,6 @@ class Host:
         return Path(f"/proc/{self._pid}/root{path}")
 
     @property
-    def _enter(self) -> list[str]:
+    def enter(self) -> list[str]:
+        """What runs a command in the host."""
         return ["nsenter", "--target", str(self._pid), "--mount", "--uts", "--net", "--pid", "--"]

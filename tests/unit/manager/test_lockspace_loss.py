@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.unit.manager.world import World, run, want
 
+from holdfast.errors import Refused
 from holdfast.lease_admin.lockspace_loss import LockspaceLoss, Loss
 from holdfast.manager import events as ev
 from holdfast.manager.journal_replay import replay
@@ -163,5 +164,122 @@ def test_host_is_reset_for_vms_that_ended_where_the_table_says_so(
         awaited = resets and killed
         assert gone == ([] if awaited else [SPACE])
         assert any(e.kind == ev.HOST_RESET_AWAITED for e in w.events.recent()) is awaited
+
+    run(scene)
+
+
+async def released_and_hanging(w: World, gone: list[str], action: LockFailureAction) -> None:
+    """A VM of a lost lockspace whose lock libvirt has released, and whose QEMU waits for requests."""
+    owner, disk = w.owner(VM, "web1"), want(w.disk())
+    await w.manager.acquire(owner, disk)
+    w.libvirt.answering.clear()
+    lose(w, recovery_of(w, action, gone=gone))
+    await w.manager.release(owner, disk.resource)
+    await w.clock.advance(1)
+
+
+@pytest.mark.parametrize("says_paused", [False, True])
+def test_released_lock_counts_until_qemu_has_answered(tmp_path: Path, says_paused: bool) -> None:
+    """`says_paused`: libvirt's answer to the suspend came in time. It may be about a stop that it saw before."""
+
+    async def scene() -> None:
+        w, gone = World(tmp_path), list[str]()
+        w.libvirt.suspends = says_paused
+        await released_and_hanging(w, gone, LockFailureAction.PAUSE)
+        assert gone == []
+        (owner,) = w.manager.owners
+        assert w.manager.claimed(owner, want(w.disk()).resource) is not None
+        w.libvirt.answering.set()
+        await w.clock.advance(1)
+        assert gone == [SPACE]
+        assert w.processes.signals == []
+        assert not any(w.saved().locks.values()), "it is released in the journal too"
+
+    run(scene)
+
+
+def test_vm_whose_qemu_does_not_answer_is_killed(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, gone = World(tmp_path), list[str]()
+        w.processes.start(VM, ignoring=frozenset((signal.SIGTERM,)))  # its main loop waits
+        await released_and_hanging(w, gone, LockFailureAction.PAUSE)
+        await w.clock.advance(TIMING.grace_s / 2)
+        assert w.processes.signals == [(VM, signal.SIGTERM)]
+        await w.clock.advance(TIMING.grace_s / 2)
+        assert (VM, signal.SIGKILL) in w.processes.signals
+        await w.clock.advance(1)
+        assert gone == [SPACE]
+
+    run(scene)
+
+
+def test_query_that_fails_is_asked_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, gone = World(tmp_path), list[str]()
+        w.libvirt.replies = False
+        await released_and_hanging(w, gone, LockFailureAction.PAUSE)
+        w.libvirt.answering.set()
+        await w.clock.advance(3)
+        assert gone == [] and len(w.libvirt.queries) >= 3
+        w.libvirt.replies = True
+        await w.clock.advance(2)
+        assert gone == [SPACE]
+
+    run(scene)
+
+
+def test_release_after_a_query_was_sent_needs_another(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, gone = World(tmp_path), list[str]()
+        owner, first, second = w.owner(VM, "web1"), want(w.disk()), want(w.disk("second"))
+        await w.manager.acquire(owner, first)
+        await w.manager.acquire(owner, second)
+        w.libvirt.answering.clear()
+        lose(w, recovery_of(w, LockFailureAction.IGNORE, gone=gone))
+        await w.manager.release(owner, first.resource)
+        await settle()
+        await w.manager.release(owner, second.resource)
+        w.libvirt.answering.set()
+        await settle()
+        assert len(w.libvirt.queries) == 2
+        await w.clock.advance(1)
+        assert gone == [SPACE]
+
+    run(scene)
+
+
+def test_lock_that_is_held_back_is_not_acquired_again(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w, gone = World(tmp_path), list[str]()
+        await released_and_hanging(w, gone, LockFailureAction.PAUSE)
+        (owner,) = w.manager.owners
+        with pytest.raises(Refused, match="QEMU has not answered since"):
+            await w.manager.acquire(owner, want(w.disk()))
+
+    run(scene)
+
+
+def test_next_daemon_has_the_lock_that_is_held_back(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        await released_and_hanging(w, [], LockFailureAction.PAUSE)
+        w.crash()
+        assert any(World(tmp_path, before=w).saved().locks.values())
+
+    run(scene)
+
+
+def test_release_of_another_lockspace_is_carried_out_at_once(tmp_path: Path) -> None:
+    async def scene() -> None:
+        w = World(tmp_path)
+        owner, disk = w.owner(VM, "web1"), want(w.disk())
+        await w.manager.acquire(owner, disk)
+        w.libvirt.answering.clear()
+        recovery = recovery_of(w)
+        now = Instant(w.clock.now())
+        recovery.lost(Loss(Lost("other", "why", TIMING, lost_at=now, renewed_at=now), ["shared"]))
+        await w.manager.release(owner, disk.resource)
+        assert w.manager.claimed(owner, disk.resource) is None
+        assert w.libvirt.queries == []
 
     run(scene)

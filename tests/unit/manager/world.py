@@ -55,10 +55,20 @@ class NoLibvirt:
         self.starts = True
         self.marks: list[tuple[str, str]] = []
         self.suspends = False
+        self.queries: list[str] = []
+        self.replies = True
+        self.answering = asyncio.Event()
+        """Set: QEMU's main loop runs."""
+        self.answering.set()
 
     async def suspend(self, uuid: str) -> bool:
         self.asked.append(uuid)
         return self.suspends
+
+    async def answers(self, uuid: str) -> bool:
+        self.queries.append(uuid)
+        await self.answering.wait()
+        return self.replies
 
     async def start(self, uuid: str) -> bool:
         self.started.append(uuid)
