@@ -87,6 +87,15 @@ def test_fire_timeout_that_leaves_no_time_for_the_action_is_remarked() -> None:
     assert remarks("san", {**short, "fire_timeout_s": 30}) == []
 
 
+@pytest.mark.parametrize(("fire_s", "least_s"), [(60, 2), (59, 2), (30, 2)])
+def test_leases_that_look_expired_to_wdmd_are_reported(fire_s: int, least_s: int) -> None:
+    wdmd = {**GOOD, "watchdog": "wdmd", "fire_timeout_s": fire_s}
+    assert remarks("san", {**wdmd, "io_timeout_s": least_s}) == []
+    (said,) = remarks("san", {**wdmd, "io_timeout_s": least_s - 1})
+    assert f"although its leases are renewed every {2 * (least_s - 1)} s: io_timeout_s = {least_s}" in said
+    assert remarks("san", {**wdmd, "watchdog": "device", "io_timeout_s": 1}) == []
+
+
 def test_backends_share_a_watchdog_and_may_share_a_lockspace() -> None:
     with pytest.raises(ConfigError, match="watchdog: a host has one"):
         made(GOOD, {**GOOD, "directory": "/srv/more", "lockspace": "more", "watchdog": "wdmd"})

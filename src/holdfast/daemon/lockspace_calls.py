@@ -54,7 +54,9 @@ class LeaseSpaceCalls:
             raise Refused(
                 reason=f"io_timeout is {IO_TIMEOUT_MIN_S} to {IO_TIMEOUT_MAX_S} s, not {io_timeout_s}"
             )
-        if refused := self._keeper(name).change_io_timeout(io_timeout_s):
+        watchdog = self._host.watchdog
+        too_slow = watchdog.too_slow_for(io_timeout_s) if watchdog is not None else ""
+        if refused := too_slow or self._keeper(name).change_io_timeout(io_timeout_s):
             raise Refused(reason=f"io_timeout of lockspace '{name}' is not changed: {refused}")
 
     async def leave(self, name: str) -> None:

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.protocol.membership import Membership
-from holdfast.protocol.timing import Timing
+from holdfast.protocol.timing import FAIL_FACTOR, RENEWAL_FACTOR, Timing
+
+_WDMD_TESTS_EVERY_S = ((60, 10), (30, 5), (10, 2))
+"""Least fire timeout, and seconds between two tests."""
+_WDMD_WHOLE_SECONDS_S = 2
+"""wdmd compares whole seconds, and a renewal takes its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,23 @@ class WatchdogSpec:
     driver: str
     path: str
     fire_timeout_s: int
+
+    def too_slow_for(self, io_timeout_s: int) -> str:
+        """Why leases with that io_timeout would look expired to it although each is renewed in time; empty if not.
+
+        wdmd tests its clients at intervals that depend on the fire timeout, and counts one that expires before the next test
+        as expired (docs/specs/sanlock-disk.md 5.3).
+        """
+        if self.driver != "wdmd":
+            return ""
+        interval_s = next((s for least, s in _WDMD_TESTS_EVERY_S if self.fire_timeout_s >= least), 1)
+        least_s = -(-(interval_s + _WDMD_WHOLE_SECONDS_S) // (FAIL_FACTOR - RENEWAL_FACTOR))
+        if io_timeout_s >= least_s:
+            return ""
+        return (
+            f"wdmd tests its clients every {interval_s} s with fire_timeout_s = {self.fire_timeout_s}, and would reset this "
+            f"host although its leases are renewed every {RENEWAL_FACTOR * io_timeout_s} s: io_timeout_s = {least_s} or more"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,12 +112,15 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> Paxos
 def remarks(name: str, table: Mapping[str, object]) -> list[str]:
     """Warnings about settings with effects that the operator may not expect; the table is valid all the same."""
     timing = lockspace_spec(table).timing
+    found = []
     if table.get("watchdog") != "none" and not timing.grace_s:
-        return [
+        found.append(
             f"backend '{name}': fire_timeout_s = {timing.fire_timeout_s} leaves no time for on_lockfailure: when its "
             f"lockspace is lost, VMs are killed at once; use {GRACE_FIRE_TIMEOUT_MIN_S} s or more, on all hosts"
-        ]
-    return []
+        )
+    if too_slow := _watchdog(table).too_slow_for(timing.io_timeout_s):
+        found.append(f"backend '{name}': {too_slow}")
+    return found
 
 
 def _check_on_lockfailure(table: Mapping[str, object]) -> None:

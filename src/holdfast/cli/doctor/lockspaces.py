@@ -48,7 +48,7 @@ def lockspaces(scene: Scene) -> Iterator[Finding]:
             yield found(
                 "HF066",
                 remark,
-                "fire_timeout_s in the [backend] table and in the watchdog, on all hosts; then: holdfast reload",
+                "that key in the [backend] table, on all hosts (fire_timeout_s in the watchdog too); then: holdfast reload",
             )
         path = lockspace_spec(table).path
         try:
