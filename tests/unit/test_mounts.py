@@ -91,6 +91,23 @@ def test_leases_ask_for_shared_data_and_for_no_lock(
 
 
 @pytest.mark.parametrize(
+    ("kind", "outlives"),
+    [
+        ("nfs4", True),
+        ("fuse.glusterfs", True),
+        ("gfs2", False),
+        ("ocfs2", False),
+        ("xfs", False),
+        ("fuse", False),
+    ],
+)
+def test_network_file_systems_write_on_for_processes_that_were_killed(
+    tmp_path: Path, kind: str, outlives: bool
+) -> None:
+    assert table(tmp_path, line("/m", kind, "rw")).mount_of("/m/x").outlives_its_writers is outlives
+
+
+@pytest.mark.parametrize(
     ("kind", "options", "shared"),
     [("nfs", "rw,nolock", True), ("9p", "rw", True), ("gfs2", "rw,lockproto=lock_nolock", False), ("xfs", "rw", False)],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,8 +79,19 @@ def test_first_host_gets_a_configuration_that_can_be_used_with_the_same_rule_as_
     assert lockspace_spec(tree["backend"]["leases"]).timing == Timing(5, 30)
     assert tree["backend"]["leases"]["watchdog"] == "device"
     assert tree["disk"] == [{"match": "*", "backend": "leases"}]
+    assert "on_loss" not in made.text
     second = propose(Wishes(join=DIRECTORY), there(HostThere(1, "alpha", 5, 30)), WATCHDOG)
     assert second.text == made.text
+
+
+@pytest.mark.parametrize(("watchdog", "resets"), [("device", True), ("none", False)])
+def test_late_writes_of_killed_vms_are_reset_away_where_they_are_possible(
+    watchdog: str, resets: bool
+) -> None:
+    space = replace(EMPTY, outlives_its_writers=True)
+    made = propose(Wishes(leases=DIRECTORY, profile="balanced", watchdog=watchdog), space, WATCHDOG)
+    assert tomllib.loads(made.text)["backend"]["leases"].get("on_loss") == ("reset" if resets else None)
+    assert any("may land after another host has its disk" in reason for reason in made.reasons) is resets
 
 
 def test_joining_host_takes_the_timeouts_that_the_lockspace_records() -> None:

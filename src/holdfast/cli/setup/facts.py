@@ -57,6 +57,8 @@ class SpaceSeen:
     hosts: tuple[HostThere, ...] = ()
     fault: str = ""
     fix: str = ""
+    outlives_its_writers: bool = False
+    """Whether requests of a process that was killed may still land there."""
 
 
 @dataclass(frozen=True, slots=True)

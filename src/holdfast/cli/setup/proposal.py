@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 
-from holdfast.backends.paxos.config import LIBVIRT_LOCKSPACE
+from holdfast.backends.paxos.config import LIBVIRT_LOCKSPACE, RESET
 from holdfast.cli.setup.facts import HostThere, Proposal, SanlockPlugin, SpaceSeen, Watchdog, Wishes
 from holdfast.cli.setup.profiles import DEFAULT, PROFILES, words
 from holdfast.config_toml import to_toml_value
@@ -17,6 +17,12 @@ from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, Timing
 BACKEND = "leases"
 MARK = "# Written by 'holdfast setup', which replaces it only as long as nobody has edited it."
 DEVICE_LOCKSPACE = "vms"
+
+
+_WHY_RESET = (
+    'on_loss = "reset": on a network file system writes of a VM that had to be killed may land after another host has its '
+    'disk, so this host is reset then; "stop" spares VMs with disks elsewhere, and takes that risk'
+)
 
 
 def propose(
@@ -62,6 +68,9 @@ def propose(
         "fire_timeout_s": timing.fire_timeout_s,
         "hosts_max": hosts_max,
     }
+    resets = space.outlives_its_writers and word != "none"
+    if resets:
+        table["on_loss"] = RESET
     lines = [
         MARK,
         f"[backend.{BACKEND}]",
@@ -79,6 +88,7 @@ def propose(
         + ": they exclude other hosts on any storage, and a host that dies is taken over",
         _why_host_id(own, space),
         _why_watchdog(word),
+        *((_WHY_RESET,) if resets else ()),
         f"profile {profile}: {words(timing, has_watchdog=word != 'none')}",
     )
     return Proposal("\n".join(lines) + "\n", reasons, (), timing, profile, word, lockspace)

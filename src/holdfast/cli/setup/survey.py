@@ -8,6 +8,7 @@ import glob
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from holdfast.cli import doctor
@@ -28,7 +29,7 @@ from holdfast.cli.setup.proposal import propose
 from holdfast.cli.setup.record import Record
 from holdfast.config import SYSTEM_FILE
 from holdfast.errors import ConfigError
-from holdfast.system.files.mounts import is_block_device
+from holdfast.system.files.mounts import MountTable, is_block_device
 from holdfast.system.files.regular_file import Unreadable, read_regular
 from holdfast.system.libvirt.volume_hooks import HOOK
 
@@ -64,6 +65,10 @@ def survey(
     """`scene_of` as `doctor.scene_of`, for tests."""
     host = host or ThisHost()
     space = look(wishes.place) if wishes.place else None
+    if space is not None and not space.is_device:
+        with closing(MountTable()) as mounts:
+            mount, _ = mounts.locate(space.place)
+        space = replace(space, outlives_its_writers=mount.outlives_its_writers)
     sanlock = read_sanlock(root)
     proposal = propose(wishes, space, _watchdog(host, root), sanlock.plugin)
     file = config_file or os.path.join(root, SYSTEM_FILE.lstrip("/"))

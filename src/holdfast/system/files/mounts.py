@@ -83,6 +83,8 @@ LOCKING_CLUSTER_TYPES = CLUSTER_TYPES - {"9p", "fuse.sshfs", "virtiofs", "smbfs"
 _FOR_ONE_HOST = "lockproto=lock_nolock"
 """Option of gfs2(5): mounted without cluster, by one host alone."""
 
+_ON_BLOCK_DEVICES = frozenset(["gfs2", "ocfs2"])
+
 LINKS_MAX = 40
 """Symbolic links followed in one path, as the kernel's own limit (path_resolution(7))."""
 
@@ -129,6 +131,13 @@ class Mount:
     def is_shared(self) -> bool:
         """Whether other hosts may have these files too, with whatever locks and caches."""
         return self.type in CLUSTER_TYPES and _FOR_ONE_HOST not in self.options
+
+    @property
+    def outlives_its_writers(self) -> bool:
+        """Whether requests of a process that was killed may still be on their way to a server: a client of a network file
+        system lets the process end and sends them again. A process with requests at a block device ends after those.
+        """
+        return self.is_shared and self.type not in _ON_BLOCK_DEVICES
 
     @property
     def not_shared(self) -> str:
