@@ -218,6 +218,16 @@ def test_volume_of_a_group_that_is_not_shared_is_refused_with_the_fix(site: Site
     assert "volume group plain is not shared" in site.h1.refuses(guest)
 
 
+def test_migration_of_a_thin_volume_is_refused_before_anything_is_done(site: Site) -> None:
+    """At `migrate`, so that libvirt does nothing for it on the target, and the source's volume never waits for it."""
+    guest = Guest("thin-guest", "thin")
+    why = site.h2.hook("migrate", guest)
+    assert why == (
+        "holdfast: thin-guest: /dev/vg/thin can't be migrated live: its thin pool vg/pool can't be active on two hosts; "
+        "shut the VM down and start it there\n"
+    )
+
+
 def test_operator_activates_a_volume_that_then_follows_its_vm(site: Site, guest: Guest) -> None:
     other = Guest("other", guest.lv)
     assert site.h1.holdfast("volume", "activate", guest.path) == (

@@ -39,6 +39,14 @@ BUGS = (
         "unit/lvm/test_reconciler.py::test_no_vm_comes_beside_another_hook_that_activates_volumes",
     ),
     _in(
+        "backends.lvm.backend",
+        "thin-volume-is-refused-late",
+        "the migration of a thin volume is refused when its target has begun already",
+        "if isinstance(found, Volume) and found.why_not_shared and want.mode is Mode.EXCLUSIVE:",
+        "if False:",
+        "unit/lvm/test_in_the_daemon.py::test_disk_of_one_host_is_named_at_migrate_unless_it_is_shareable_or_not_ours",
+    ),
+    _in(
         "cli.doctor.lockspaces",
         "leases-on-an-unknown-fuse",
         "setup makes a lockspace on a file system that no start may have leases on",

@@ -57,8 +57,9 @@ def _reported(facts: dict[str, Any], path: str) -> int:
         "vg_lock_args": "1.0.0:lvmlock" if shared else "",
         "lv_name": name,
         "lv_uuid": volume["uuid"],
-        "lv_lockargs": f"1.0.0:{volume['at']}" if shared else "",
-        "lv_layout": "linear",
+        "lv_lockargs": f"1.0.0:{volume['at']}" if shared and "pool" not in volume else "",
+        "lv_layout": volume.get("layout", "linear"),
+        "pool_lv": volume.get("pool", ""),
         "lv_role": "public",
     }
     print("  WARNING: this is a stand-in.")

@@ -134,6 +134,21 @@ class VolumeHost(Holdfastd):
         volumes = {
             f"lv{n}": {"vg": "vg", "uuid": uuid_of(n), "at": at(n), "minor": n} for n in range(VOLUMES)
         }
+        volumes["thin"] = {
+            "vg": "vg",
+            "uuid": uuid_of(97),
+            "at": 0,
+            "minor": 97,
+            "layout": "thin,sparse",
+            "pool": "pool",
+        }
+        volumes["pool"] = {
+            "vg": "vg",
+            "uuid": uuid_of(98),
+            "at": at(VOLUMES),
+            "minor": 98,
+            "layout": "thin,pool",
+        }
         volumes["mine"] = {"vg": "plain", "uuid": uuid_of(99), "at": 0, "minor": 99}
         facts.write_text(
             json.dumps(

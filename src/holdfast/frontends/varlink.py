@@ -336,10 +336,10 @@ class ControlInterface(ReadInterface):
         unasked_because: str | None = None,
     ) -> None:
         """libvirt's hook was called for a guest: hold its disks until its QEMU registers (`prepare`), expect that it arrives
-        (`migrate`), or nothing of it runs (`release`). `libvirtd` must be the process that has called the hook. `own_files`:
-        NVRAM and TPM state, which have a lock within this host, if they are local. `network_disks`: by their names, of which
-        those have a lock that a rule names. `unasked_because`: why libvirt will not connect for an arriving guest; then one
-        with such disks is refused.
+        (`migrate`; refused where a disk of it can't be active on two hosts), or nothing of it runs (`release`). `libvirtd`
+        must be the process that has called the hook. `own_files`: NVRAM and TPM state, which have a lock within this
+        host, if they are local. `network_disks`: by their names, of which those have a lock that a rule names.
+        `unasked_because`: why libvirt will not connect for an arriving guest; then one with such disks is refused.
         """
         self._must_be_root()
         caller = parent_of(self._peer.pid)
@@ -351,6 +351,7 @@ class ControlInterface(ReadInterface):
         if operation == HOOK_ARRIVES:
             try:
                 self._preparation.must_connect(name, _wants(network_disks), unasked_because or "")
+                await self._preparation.may_arrive(OwnerName(name, uuid), _wants(disks))
                 self._preparation.arrives(uuid, caller)
             except HoldfastError as error:
                 raise refused(error) from None

@@ -3,6 +3,7 @@
 libvirt calls it as `GUESTNAME OPERATION SUBOP EXTRA` with the domain's XML on stdin, and waits (libvirt-hooks-lvm.md 1.1):
 
     migrate     a guest is about to arrive: the next `prepare` takes nothing             fails if it would run without a lock
+                                                                                         or can't be on two hosts
     prepare     its disks are held for it, or the start fails with the holder's name     fails in doubt
     release     nothing of it runs: what was prepared and not used is released           never fails
     others      nothing                                                                  never fail
@@ -44,6 +45,8 @@ MUST_HOLD = "prepare"
 ARRIVES = "migrate"
 OWN_KINDS = ("file", "dir")
 """Of a VM's NVRAM and TPM state: only these can be local."""
+REFUSED = "Refused"
+"""The kind of a refusal by holdfastd of which its sentence says all."""
 SHARED = "shared"
 """`Access` of a disk that is <shareable/>."""
 OK, FAILED = 0, 1
@@ -136,8 +139,9 @@ def _ask(socket: str, qemu_conf: str, guest: str, operation: str, xml: bytes) ->
         domain = parse_domain(xml)
     except NotUnderstood as e:
         raise HookFailed(f"the XML of {guest} on stdin: {e}; libvirt calls this hook, with the XML") from None
-    wanted = [disk for disk in domain.disks if not disk.transient] if operation == MUST_HOLD else []
-    networked = domain.networked if operation in (MUST_HOLD, ARRIVES) else ()
+    named = operation in (MUST_HOLD, ARRIVES)
+    wanted = [disk for disk in domain.disks if not disk.transient] if named else []
+    networked = domain.networked if named else ()
     unasked = _why_unasked(qemu_conf) if operation == ARRIVES and (domain.disks or networked) else ""
     if unasked and domain.disks:
         raise MigrationRefused(
@@ -168,7 +172,10 @@ def _ask(socket: str, qemu_conf: str, guest: str, operation: str, xml: bytes) ->
     except DaemonUnreachable as e:
         raise HookFailed(_unreachable(guest, domain, str(e))) from None
     except CallRefused as e:
-        if unasked and not e.kind.endswith(("MethodNotFound", "InvalidParameter")):
+        refuses = (
+            e.kind == REFUSED if not unasked else not e.kind.endswith(("MethodNotFound", "InvalidParameter"))
+        )
+        if operation == ARRIVES and refuses:
             raise MigrationRefused(str(e)) from None
         if e.kind.endswith(("MethodNotFound", "InvalidParameter")):
             raise HookFailed("holdfastd is older than this hook: systemctl reload holdfastd") from None

@@ -35,6 +35,9 @@ class PreparesVolumes(Protocol):
     def arrives(self, uuid: str, libvirtd: ProcessId) -> str:
         """A VM is about to arrive; empty, or why it can't."""
 
+    async def why_not_live(self, wants: Sequence[AcquireRequest]) -> str:
+        """Why a VM with these disks can't be migrated live, whatever its source does; empty, or in one sentence."""
+
     async def prepare(self, uuid: str, libvirtd: ProcessId, wants: Sequence[AcquireRequest]) -> str:
         """Have its disks active; empty, or why the VM must not be started."""
 
@@ -83,6 +86,11 @@ class HookOperations:
             raise Refused(
                 reason=f"{guest} would run on this host without a lock on {found[0].resource.name}: {unasked}"
             )
+
+    async def may_arrive(self, name: OwnerName, wants: Sequence[AcquireRequest]) -> None:
+        """`migrate`: raises `Refused` for a guest with a disk that can't be on two hosts, before anything is done for it."""
+        if self._volumes is not None and (why := await self._volumes.why_not_live(wants)):
+            raise Refused(reason=f"{name.name}: {why}")
 
     def arrives(self, uuid: str, libvirtd: ProcessId) -> None:
         """`migrate`: the next `prepare` of this guest by this libvirtd is incoming. Raises `Refused`."""

@@ -204,13 +204,29 @@ async def test_end_that_another_libvirtd_reports_ends_no_announcement_of_one_tha
 @scene()
 async def test_arrival_on_a_volume_of_one_host_is_refused_at_once(w: World) -> None:
     (_, h2) = w.hosts
-    thin = dataclasses.replace(LV1, why_not_shared="its pool vg/pool can't be active on two hosts")
+    thin = dataclasses.replace(LV1, why_not_shared="its thin pool vg/pool can't be active on two hosts")
     assert h2.hook.migrate(V1, LIBVIRTD, {}) == ""
     assert await h2.hook.prepare(V1, LIBVIRTD, {thin: EX}) == (
-        "/dev/vg/lv1 can't be migrated live: its pool vg/pool can't be active on two hosts; shut the VM down and start it "
-        "there"
+        "/dev/vg/lv1 can't be migrated live: its thin pool vg/pool can't be active on two hosts; shut the VM down and start "
+        "it there"
     )
     assert not h2.is_active
+
+
+@scene()
+async def test_disk_of_one_host_is_named_at_migrate_unless_it_is_shareable_or_not_ours(w: World) -> None:
+    (_, h2) = w.hosts
+    lvm = backend(h2)
+    wants = [AcquireRequest(DISK, EX)]
+    assert await lvm.why_not_live(wants) == "", "LVM does not answer: `prepare` decides"
+    h2.reports.text = report(lv_layout="raid,raid1")
+    assert await lvm.why_not_live([AcquireRequest(DISK, SH)]) == ""
+    assert await lvm.why_not_live(wants) == (
+        "/dev/vg/lv1 can't be migrated live: a volume of type raid,raid1 can't be active on two hosts; shut the VM down and "
+        "start it there"
+    )
+    h2.host.is_ours = lambda _: False
+    assert await lvm.why_not_live(wants) == ""
 
 
 # --- what is not its business ---

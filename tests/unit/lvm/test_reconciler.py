@@ -508,14 +508,16 @@ async def test_volume_of_a_vm_that_runs_already_is_found_by_lvms_report_and_then
 @scene()
 async def test_vm_on_a_volume_of_one_host_is_not_migrated_and_its_lock_stays_exclusive(w: World) -> None:
     h1, h2 = w.hosts
-    thin = dataclasses.replace(LV1, why_not_shared="its pool vg/pool can't be active on two hosts")
+    thin = dataclasses.replace(LV1, why_not_shared="its thin pool vg/pool can't be active on two hosts")
     h1.host.volumes.remember(thin)
     assert await h1.hook.prepare(V1, LIBVIRTD, {thin: EX}) == ""
     h1.status.says("running", "booted", OUT, "begin3")
     await h1.passes()
     assert h1.mode is EX
     why = h2.hook.migrate(V1, LIBVIRTD, {thin: EX})
-    assert why.startswith("/dev/vg/lv1 can't be migrated live: its pool vg/pool can't be active on two hosts")
+    assert why.startswith(
+        "/dev/vg/lv1 can't be migrated live: its thin pool vg/pool can't be active on two hosts"
+    )
 
 
 @scene()

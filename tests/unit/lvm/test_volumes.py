@@ -134,7 +134,7 @@ def test_thin_volume_has_the_lock_of_its_pool() -> None:
     assert isinstance(found, Volume)
     assert (found.lock_lv, found.lv_lock_args) == (("pool", "pool-uuid"), "1.0.0:70254592")
     assert not found.has_own_lock
-    assert found.why_not_shared == "its pool vg/pool can't be active on two hosts"
+    assert found.why_not_shared == "its thin pool vg/pool can't be active on two hosts"
     assert reports.asked == ["/dev/vg/lv1", "vg/pool"]
     failed = Refused(Problem.NO_ANSWER)
     assert find(Volumes(Devices(), Reports(lv1=thin, pool=failed)), "/dev/vg/lv1") == [failed]

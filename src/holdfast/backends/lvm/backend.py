@@ -24,7 +24,7 @@ from holdfast.backends.base import (
 )
 from holdfast.backends.lvm import ports
 from holdfast.backends.lvm.claims import add_missing_grants, end_programs
-from holdfast.backends.lvm.hook_calls import HookCalls
+from holdfast.backends.lvm.hook_calls import HookCalls, not_live
 from holdfast.backends.lvm.host_volumes import HostVolumes
 from holdfast.backends.lvm.ports import Problem, Volume
 from holdfast.backends.lvm.reconciler import OnLockFailure, Reconciler
@@ -224,6 +224,16 @@ class LvmBackend:
     def arrives(self, uuid: str, libvirtd: ProcessId) -> str:
         """`migrate`: a VM is about to arrive; empty, or why that can't be remembered."""
         return self._hook.migrate(uuid, libvirtd, {})
+
+    async def why_not_live(self, wants: Sequence[AcquireRequest]) -> str:
+        """`migrate`: a disk that can't be active on two hosts, in a sentence. What is not known now, `prepare` refuses."""
+        host = self.host
+        ours = [want for want in wants if not want.resource.lockspace and host.is_ours(want.resource.name)]
+        for want in ours:
+            found = await host.volumes.find(want.resource.name)
+            if isinstance(found, Volume) and found.why_not_shared and want.mode is Mode.EXCLUSIVE:
+                return not_live(found)
+        return ""
 
     async def prepare(self, uuid: str, libvirtd: ProcessId, wants: Sequence[AcquireRequest]) -> str:
         """`prepare`: have those disks active that are this driver's; empty, or why the VM must not be started."""

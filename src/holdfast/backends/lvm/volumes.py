@@ -84,7 +84,8 @@ def volume_of(path: str, row: dict[str, str], pool: dict[str, str] | None) -> Vo
         )
     why = ""
     if pool is not None:
-        why = f"its pool {vg}/{pool['lv_name']} can't be active on two hosts"
+        kind = "thin pool" if "thin" in layout else "pool"
+        why = f"its {kind} {vg}/{pool['lv_name']} can't be active on two hosts"
     elif not LAYOUTS_SHARED & set(layout):
         why = f"a volume of type {row['lv_layout']} can't be active on two hosts"
     elif any("origin" in each for each in roles):
