@@ -25,6 +25,8 @@ USERS_NAMED_MAX = 3
 VALUE_CHARS_MAX = 200
 """Of a value in a message."""
 
+SHARED = "shared"
+"""Of driver lvm: `activation`."""
 ABSENT = "absent"
 """The driver that stands in for a backend that can't be made (`backends.absent`)."""
 LEASE_DEFAULTS: Mapping[str, object] = {
@@ -148,7 +150,7 @@ def _what(table: Mapping[str, Any]) -> tuple[object, ...]:
             )
         case "file":
             return (driver, _path(table.get("directory")))
-        case "nop":
+        case "nop" | "lvm":  # a host has one lvmlockd
             return (driver,)
         case _:
             return (driver, *(f"{key}={_value(value)}" for key, value in sorted(table.items())))
@@ -177,6 +179,8 @@ def _changed_keys(
     need: HeldNeed, table: Mapping[str, Any], new_name: str, theirs: Mapping[str, Any]
 ) -> Iterator[str]:
     """Changed keys of a table that still exists, under that name or another one."""
+    if table.get("driver") == "lvm":
+        yield from _changed_guard(need, table, new_name, theirs)
     if table.get("driver") != "paxos":
         return
     before, after = table.get("host_id"), theirs.get("host_id")
@@ -190,6 +194,18 @@ def _changed_keys(
         before, after = _effective(table, key), _effective(theirs, key)
         if before != after:
             yield _changed(f"backend.{new_name}.{key}", before, after, str(need))
+
+
+def _changed_guard(
+    need: HeldNeed, table: Mapping[str, Any], new_name: str, theirs: Mapping[str, Any]
+) -> Iterator[str]:
+    """A guard comes, goes or changes only while LVM's lock excludes other hosts without it (ADR 0233)."""
+    guards = table.get("guard", ""), theirs.get("guard", "")
+    if guards[0] != guards[1] and SHARED in (table.get("activation"), theirs.get("activation")):
+        yield (
+            f"backend.{new_name}.guard: '{guards[0]}' -> '{guards[1]}' where activation is \"shared\", but {need}; on all "
+            'hosts first set activation = "exclusive", then change the guard, then set "shared" again'
+        )
 
 
 def _effective(table: Mapping[str, Any], key: str) -> object:

@@ -232,7 +232,7 @@ def test_operator_activates_a_volume_that_then_follows_its_vm(site: Site, guest:
     other = Guest("other", guest.lv)
     assert site.h1.holdfast("volume", "activate", guest.path) == (
         0,
-        f"{guest.path} is active and exclusive here\n",
+        f"{guest.path} is active here\n",
     )
     assert site.held(guest) == {1: EX}
     site.h1.restarted()

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from holdfast.ondisk import areas
@@ -36,6 +36,7 @@ from tests.support.daemon import (
     MS_REC,
     Holdfastd,
 )
+from tests.support.leases import SPACE, make_lockspace
 from tests.support.polling import wait_until
 
 EX, SH = Mode.EXCLUSIVE, Mode.SHARED
@@ -46,6 +47,8 @@ VOLUMES = 24
 """One for each test of a module, which may all be run by one process."""
 NODES = ("null", "zero", "full", "random", "urandom", "tty")
 HOSTS_MAX = 4
+IO_TIMEOUT_S, FIRE_TIMEOUT_S = 1, 6
+"""Of the guard's lockspace."""
 
 
 class LeasedModes(Modes):
@@ -116,12 +119,15 @@ def uuid_of(number: int) -> str:
 class VolumeHost(Holdfastd):
     """One host."""
 
-    def __init__(self, place: Path, number: int, modes: Modes) -> None:
+    def __init__(self, place: Path, number: int, modes: Modes, *, keys: str = "", more: str = "") -> None:
+        """`keys`: more of the table with driver lvm; `more`: other tables."""
         name = f"h{number}"
         super().__init__(
             place / name,
             '[backend.san-lvm]\ndriver = "lvm"\nacquire_wait_s = 0.5\nhandover_wait_s = 4\n'
-            '[[disk]]\nmatch = "/dev/vg/*"\nbackend = "san-lvm"\n[[disk]]\nmatch = "/dev/plain/*"\nbackend = "san-lvm"\n',
+            f"{keys}\n"
+            '[[disk]]\nmatch = "/dev/vg/*"\nbackend = "san-lvm"\n[[disk]]\nmatch = "/dev/plain/*"\nbackend = "san-lvm"\n'
+            f"{more}\n",
         )
         self.name, self._place = name, place
         self.status_files, self.dev = self.directory / "status", self.directory / "dev"
@@ -357,11 +363,25 @@ class Site:
         wait_until(lambda: self.held(guest) == held, f"{guest.lv} to be held as {held}")
 
 
-def made_site(place: Path) -> Site:
+def guarded_site(place: Path, activation: str) -> Site:
+    """Both hosts, in one lockspace of leases that guard their volumes."""
+    leases = place / "guard"
+    leases.mkdir()
+    make_lockspace(leases / SPACE)
+    more = [
+        f'[backend.san]\ndriver = "paxos"\ndirectory = "{leases}"\nhost_id = {number}\nwatchdog = "none"\n'
+        f"io_timeout_s = {IO_TIMEOUT_S}\nfire_timeout_s = {FIRE_TIMEOUT_S}\ncross_host = true\n"
+        for number in (1, 2)
+    ]
+    return made_site(place, keys=f'guard = "san"\nactivation = "{activation}"', more=more)
+
+
+def made_site(place: Path, *, keys: str = "", more: Sequence[str] = ("", "")) -> Site:
     """Both hosts, not started yet."""
     for n in range(VOLUMES):
         directory = place / "sysblock" / f"{lvm_stand_in.MAJOR}:{n}" / "dm"
         directory.mkdir(parents=True)
         (directory / "uuid").write_text("LVM-" + (VG_UUID + uuid_of(n)).replace("-", "") + "\n")
     modes = LeasedModes(place / "modes", place / "leases")
-    return Site(VolumeHost(place, 1, modes), VolumeHost(place, 2, modes), modes)
+    h1, h2 = (VolumeHost(place, n, modes, keys=keys, more=tables) for n, tables in enumerate(more, start=1))
+    return Site(h1, h2, modes)

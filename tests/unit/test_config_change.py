@@ -236,3 +236,43 @@ def test_a_table_that_names_the_lockspace_of_clients_may_not_change_either() -> 
     assert gone.startswith("backend.leases: is removed")
     other = changed(LEASES, lockspace="OTHER")
     assert differences(with_socket(), with_socket(leases=other), [CLIENTS]) == []
+
+
+VOLUMES: dict[str, Any] = {"driver": "lvm"}
+OF_VOLUMES = HeldNeed(backend="vol", count=1, users=("VM web1: /dev/vg/web1",))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"guard": "san"}),
+        ({"guard": "san"}, {}),
+        ({"guard": "san"}, {"guard": "sun"}),
+        ({"guard": "san"}, {"guard": "san", "activation": "shared"}),
+        ({"guard": "san", "activation": "shared"}, {"guard": "san"}),
+        ({}, {"handover_wait_s": 5}),
+    ],
+)
+def test_guard_or_activation_may_change_under_a_volume(before: dict[str, Any], after: dict[str, Any]) -> None:
+    old, new = config(vol={**VOLUMES, **before}), config(vol={**VOLUMES, **after})
+    assert differences(old, new, [OF_VOLUMES]) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"guard": "san", "activation": "shared"}),
+        ({"guard": "san", "activation": "shared"}, {}),
+        ({"guard": "san", "activation": "shared"}, {"guard": "sun", "activation": "shared"}),
+    ],
+)
+def test_guard_may_not_change_where_it_alone_excludes_hosts(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    old, new = config(vol={**VOLUMES, **before}), config(vol={**VOLUMES, **after})
+    (why,) = differences(old, new, [OF_VOLUMES])
+    assert why.startswith(
+        f"backend.vol.guard: '{before.get('guard', '')}' -> '{after.get('guard', '')}' where activation is \"shared\", but "
+        "1 lock is held (VM web1: /dev/vg/web1); on all hosts first set activation = "
+    )
+    assert differences(old, new, []) == []

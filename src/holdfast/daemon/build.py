@@ -370,6 +370,7 @@ def build_routing(config: Config, ports: BackendPorts) -> Routing:
     }
     _share_leases(backends.values())
     _check_one_lvmlockd(config, backends)
+    _link_guards(config, backends)
     _check_network_rules(config, backends)
     rules = [
         Rule(
@@ -410,6 +411,38 @@ def _check_one_lvmlockd(config: Config, backends: Mapping[str, Backend]) -> None
         )
 
 
+def _link_guards(config: Config, backends: Mapping[str, Backend]) -> None:
+    """Gives backends with driver lvm their guards. Raises `ConfigError` with the key and the fix."""
+    for name, backend in backends.items():
+        if not isinstance(backend, LvmBackend) or not backend.guard_name:
+            continue
+        guard, key = backends.get(backend.guard_name), f"backend.{name}.guard"
+        reason = ""
+        if guard is None:
+            reason = f"no [backend.{backend.guard_name}] is configured"
+        elif not isinstance(guard, LeaseBackend):
+            reason = f"backend '{backend.guard_name}' has no leases"
+        elif not guard.names.by_path:
+            reason = f"backend '{backend.guard_name}' names its leases by what disks are already (name_by)"
+        if reason:
+            raise ConfigError(
+                file=config.source(),
+                key=key,
+                reason=f'{reason}: name one with driver = "paxos" that names leases by path, in a lockspace of all hosts of '
+                "these volume groups",
+            )
+        assert isinstance(guard, LeaseBackend)
+        backend.guard = guard
+        for number, rule in enumerate(config.disk, 1):
+            if rule.backend == name and rule.identity != "auto":
+                raise ConfigError(
+                    file=config.source(),
+                    key=f"disk[{number}].identity",
+                    reason=f"is \"{rule.identity}\", and the guard of backend '{name}' is a lease of what a volume is: "
+                    "leave it out",
+                )
+
+
 def _check_network_rules(config: Config, backends: Mapping[str, Backend]) -> None:
     """Raises `ConfigError`: a disk that is reached over a network has no file and no device of the host to lock."""
     for number, rule in enumerate(config.disk, 1):
@@ -428,6 +461,8 @@ def _check_network_rules(config: Config, backends: Mapping[str, Backend]) -> Non
 def _route(config: Config, backend: Backend, rule: DiskRule | None) -> Route:
     """The route of a rule. Leases serve to exclude other hosts: if no minimum is set, a VM starts only if they do."""
     says = rule is not None and rule.require_protection is not None
-    start_min = Protection.CROSS_HOST if backend.capabilities.fenced and not says else Protection.NONE
+    guard = backend.guard if isinstance(backend, LvmBackend) else None
+    has_leases = backend.capabilities.fenced or guard is not None
+    start_min = Protection.CROSS_HOST if has_leases and not says else Protection.NONE
     by_identity = rule is None or rule.identity == "auto"
-    return Route(backend, configuration.protection_min(config, rule), start_min, by_identity)
+    return Route(backend, configuration.protection_min(config, rule), start_min, by_identity, guard)

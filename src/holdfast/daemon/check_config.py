@@ -50,7 +50,7 @@ def remarks_of(config: Config) -> list[str]:
         if table.get("driver") == "paxos":
             found += paxos_table.remarks(name, table)
         elif table.get("driver") == "lvm":
-            found += lvm_table.remarks(name)
+            found += lvm_table.remarks(name, table)
     return found
 
 

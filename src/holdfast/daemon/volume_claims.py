@@ -7,10 +7,12 @@ from functools import partial
 
 from holdfast.backends.base import Backend
 from holdfast.backends.lvm.backend import LvmBackend
+from holdfast.backends.lvm.ports import Volume
 from holdfast.backends.lvm.write_rules import Grant, Holding, Vm
 from holdfast.manager.adoption import Recovery
 from holdfast.manager.lock_manager import LockManager
-from holdfast.model import DIRECT_LOCKSPACE, Resource
+from holdfast.model import DIRECT_LOCKSPACE, IDENTITY_LOCKSPACE, Mode, Resource
+from holdfast.system.files.strong_identity import VOLUME_IDENTITY
 
 
 def volumes_of(backends: Mapping[str, Backend]) -> LvmBackend | None:
@@ -33,6 +35,19 @@ def connect_volumes(volumes: LvmBackend, manager: LockManager, recovery: Recover
         await recovery.act(owner, domain.on_lockfailure if domain is not None else "")
 
     volumes.on_lockfailure = failed
+    if volumes.guard is not None:
+        volumes.host.guard = partial(_guard, manager, volumes.guard.name)
+
+
+def _guard(manager: LockManager, guard: str, vm: Vm, volume: Volume) -> Mode | None:
+    """The mode in which a process has the guard's lease of a volume; None without one that is worth something now."""
+    identity = Resource(IDENTITY_LOCKSPACE, f"{VOLUME_IDENTITY}{volume.id.lv_uuid}")
+    lock, owner = manager.table.named(identity), manager.owners.with_pid(vm.pid)
+    if lock is None or lock.backend != guard or manager.why_lost(lock):
+        return None
+    if owner is None or owner.gone or owner.name.uuid != vm.uuid:
+        return None
+    return lock.claims.get(owner.id, {}).get(identity)
 
 
 def _claims(manager: LockManager, name: str) -> Iterator[tuple[str, Holding]]:

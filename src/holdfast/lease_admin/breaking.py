@@ -43,6 +43,12 @@ class LeaseBreaker:
             raise Refused(reason="who attests that a host is off has to give a name (--operator)")
         resource = Resource("", path)
         route = self._manager.routing.route(resource)
+        if (guard := route.guard) is not None:
+            if (of_volume := await guard.names.identity(resource)) is None:
+                raise Refused(
+                    reason=f"what disk '{path}' is can't be read on this host: make it active first"
+                )
+            return await self._break(of_volume, guard, f"{path} ({of_volume.name})", attest_off, operator)
         backend = route.backend
         if not isinstance(backend, LeaseBackend):
             raise Refused(

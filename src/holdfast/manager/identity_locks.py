@@ -12,6 +12,9 @@ it, and so is its lock:
 The identity's lock is in the table and the journal like any other, under `IDENTITY_LOCKSPACE`, which no client can name. A
 disk without such an identity has the lock of its path only, and so has one with identity = "path" in its rule.
 
+A rule may have a *guard* (`Route.guard`, driver lvm, ADR 0232): then the identity's lock is a lease of that backend,
+whatever holds the disk by its path, and a disk without an identity is refused.
+
 A virtual machine that runs with the lease of its path only (started by an older version, or while its identity could not be
 read) gets the second one in the background. If another host has it, the machine is not touched: `problems` names both. There
 an identity is released, too, whose path was released before a restarted daemon knew that they belong together.
@@ -26,7 +29,7 @@ from collections.abc import Iterator
 
 from holdfast.backends.base import Held
 from holdfast.control.api import IDENTITY_PROBLEM
-from holdfast.errors import LockError, ResourceBusy
+from holdfast.errors import LockError, Refused, ResourceBusy
 from holdfast.manager.acquire import Outcome
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
@@ -75,6 +78,11 @@ class IdentityLocks:
         manager = self._manager
         identity = await self._of(want.resource)
         if identity is None:
+            if (guard := self._guard(want.resource)) is not None:
+                raise Refused(
+                    reason=f"disk '{want.resource.name}' gets no lease of backend '{guard}', its guard, as nothing says on "
+                    "this host what the disk is: is it active here?"
+                )
             return await manager.acquire_one(owner, want)
         key = (owner.id, identity)
         is_first = key not in self._under_way
@@ -99,7 +107,8 @@ class IdentityLocks:
         try:
             await manager.acquire_one(owner, second)
         except ResourceBusy as busy:
-            note = ALIAS_NOTE if _is_alias(busy, want.resource) else ""
+            is_alias = self._guard(want.resource) is None and _is_alias(busy, want.resource)
+            note = ALIAS_NOTE if is_alias else ""
             raise ResourceBusy(want.resource, busy.holders, note) from None
         except LockError as error:
             error.add(f"; {identity.name} is what {printable(want.resource.name)} is")
@@ -120,6 +129,16 @@ class IdentityLocks:
             await manager.release_one(owner, lock, second.resource)
         elif before is not second.mode:
             await manager.acquire_one(owner, second._replace(mode=before))
+
+    def _guard(self, resource: Resource) -> str | None:
+        """The backend with the lease that a disk must have beside its own lock; None if it needs none."""
+        guard = self._manager.routing.route(resource).guard if not resource.lockspace else None
+        return guard.name if guard is not None else None
+
+    def _of_another_guard(self, path: Resource, identity: Resource) -> str:
+        """The backend of the lease that a disk has by an earlier rule, if that is not its guard; else empty."""
+        guard, lock = self._guard(path), self._manager.table.named(identity)
+        return lock.backend if guard is not None and lock is not None and lock.backend != guard else ""
 
     async def _of(self, resource: Resource) -> Resource | None:
         """The identity of a disk that has a lease by its path; None if it has none, or need not have one."""
@@ -169,12 +188,23 @@ class IdentityLocks:
     def problems(self) -> list[str]:
         """Messages for operators: each running machine whose disk another path may lead to, and why."""
         return [
-            f"{IDENTITY_PROBLEM}{printable(resource.name)} of {owner} has the lock of its path, and not that of what it "
-            f"is: {why}; a host that calls the disk by another path can start a second VM on it; "
-            f"if two VMs have it, end one of them in good order: holdfast who {shlex.quote(resource.name)}"
+            self._problem(owner, resource, why)
             for owner, resource, _ in self._paths()
             if (why := self._refused.get((owner.id, resource), ""))
         ]
+
+    def _problem(self, owner: Owner, resource: Resource, why: str) -> str:
+        disk = printable(resource.name)
+        who = f"if two VMs have it, end one of them in good order: holdfast who {shlex.quote(resource.name)}"
+        if (guard := self._guard(resource)) is not None:
+            return (
+                f"{IDENTITY_PROBLEM}{disk} of {owner} has no lease of backend '{guard}', its guard: {why}; until it has one "
+                f"this host does not share the volume, so that VM is not migrated live; {who}"
+            )
+        return (
+            f"{IDENTITY_PROBLEM}{disk} of {owner} has the lock of its path, and not that of what it is: {why}; a host that "
+            f"calls the disk by another path can start a second VM on it; {who}"
+        )
 
     def _paths(self) -> Iterator[tuple[Owner, Resource, Mode]]:
         """The claims of living, known owners on leases by path."""
@@ -235,6 +265,9 @@ class IdentityLocks:
         if identity is not None and manager.claimed(owner, resource) is not None:
             self._of_paths.setdefault(owner.id, {})[resource] = identity
         if identity is None or (manager.claimed(owner, identity) or 0) >= mode:
+            if identity is not None and (other := self._of_another_guard(resource, identity)):
+                self._refused[key] = f"it is of backend '{other}' until the VM is suspended and resumed"
+                return False
             self._refused.pop(key, None)
             return True
         try:

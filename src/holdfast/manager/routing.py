@@ -27,6 +27,8 @@ class Route(NamedTuple):
     start_min: Protection = Protection.NONE
     by_identity: bool = False
     """Whether a disk whose lock reaches other hosts has one by its identity, too."""
+    guard: LeaseBackend | None = None
+    """Holds the lock by its identity in place of `backend`; without that lock the disk is refused."""
 
     @property
     def min_at_start(self) -> Protection:
@@ -81,6 +83,9 @@ class Routing:
             **{name: b.names.identity for name, b in self.leases.items()},
         }
         """Those that may have a second lock for a disk, by what it is."""
+        for route in (default, *(rule.route for rule in self.rules)):
+            if route.guard is not None:
+                self.identities[route.backend.name] = route.guard.names.identity
 
     def route(self, resource: Resource, path: str = "") -> Route:
         """The route of a resource; `path` as in `Rule.matches`. A disk in a lockspace that has no lease keeps its lock file
@@ -93,7 +98,7 @@ class Routing:
             return self._of_clients(resource)
         found = self._first(resource, path)
         if resource.lockspace == IDENTITY_LOCKSPACE:
-            return found
+            return found if found.guard is None else found._replace(backend=found.guard)
         able = found.backend.capabilities
         if not path or not resource.lockspace or able.fenced or able.by_path_alone:
             return found

@@ -10,6 +10,7 @@ from tests.unit.doctor.machine import Machine
 LVM = '[backend.san]\ndriver = "lvm"\n[[disk]]\nmatch = "/dev/vg/*"\nbackend = "san"\n'
 UUID = "1parGL-KnFF-TLkv-UqLu-PhWB-7d8R-Lbwgeb"
 LVS = f"  vg|web|{UUID}|sanlock|active|linear|public\n  local|root|x|none|active|linear|public\n"
+GUARD = '[backend.leases]\ndriver = "paxos"\ndirectory = "/srv/leases"\nhost_id = 1\nwatchdog = "none"\n'
 HOOK = "etc/libvirt/hooks/qemu.d/holdfast"
 
 
@@ -35,6 +36,18 @@ def ids(machine: Machine) -> set[str]:
 
 def test_host_as_it_should_be_has_nothing_to_fix(host: Machine) -> None:
     assert ids(host) == set()
+
+
+def test_volume_that_all_hosts_have_active_is_idle_only_where_it_is_exclusive(host: Machine) -> None:
+    host.configure(
+        LVM.replace('driver = "lvm"\n', 'driver = "lvm"\nactivation = "shared"\nguard = "leases"\n') + GUARD
+    )
+    idle = UUID.replace("1par", "2par")
+    host.host.outputs["lvs"] = LVS + f"  vg|idle|{idle}|sanlock|active|linear|public\n"
+    host.host.outputs["lvmlockctl"] = f"LK LV sh {UUID}\nLK LV sh {idle}\n"
+    assert "HF142" not in host.ids()
+    host.host.outputs["lvmlockctl"] = f"LK LV sh {UUID}\nLK LV ex {idle}\n"
+    assert "HF142" in host.ids()
 
 
 def test_nothing_is_asked_where_the_driver_is_not_configured(host: Machine) -> None:

@@ -68,7 +68,30 @@ STEPS = {
         (Step.DEACTIVATE, Step.DEACTIVATE, Step.DEACTIVATE),
         (Step.NONE, Step.DEACTIVATE, Step.DEACTIVATE),
     ),
+    Want.RESTING: (
+        (Step.LOCK_SHARED, Step.NONE, Step.LOCK_SHARED),
+        (Step.NONE, Step.DEACTIVATE, Step.DEACTIVATE),
+    ),
 }
+
+
+@pytest.mark.parametrize("role", Role)
+def test_volume_that_all_hosts_have_active_is_never_exclusive(role: Role) -> None:
+    known = Want.KEEP if role is Role.UNSETTLED else Want.SHARED
+    assert wanted([Use(role, EX)], shares=True) is known
+    assert wanted([Use(role, EX)], shares=True, unguarded=True) is Want.KEEP
+    assert wanted([], shares=True) is Want.RESTING
+    assert wanted([], shares=True, doubt=True) is Want.KEEP
+    assert wanted([], shares=True, announced=True) is Want.KEEP
+    assert wanted([Use(role, EX)], shares=True, one_host=True) is Want.EXCLUSIVE
+    assert wanted([], shares=True, one_host=True) is Want.NOTHING
+
+
+@pytest.mark.parametrize("role", Role)
+def test_sharing_does_not_begin_under_a_guest_without_its_guard_lease(role: Role) -> None:
+    owns = role in (Role.OWNER, Role.CAME_BACK)
+    assert wanted([Use(role, EX)], unguarded=True) is (Want.EXCLUSIVE if owns else Want.KEEP)
+    assert wanted([Use(role, SH)], unguarded=True) is Want.KEEP
 
 
 @pytest.mark.parametrize(("want", "active"), list(itertools.product(Want, (True, False))))
@@ -95,6 +118,15 @@ def test_shared_grant_needs_any_lock(role: Role) -> None:
     assert on_acquire(VM, SH, role, EX, ()) is None
     assert on_acquire(VM, SH, role, SH, ()) is None
     assert on_acquire(VM, SH, role, None, ()) == Needs(SH)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_where_all_hosts_have_it_active_any_lock_will_do(role: Role) -> None:
+    assert on_acquire(VM, EX, role, SH, (), shares=True) is None
+    assert on_acquire(VM, EX, role, EX, (), shares=True) is None
+    assert on_acquire(VM, EX, role, None, (), shares=True) == Needs(SH)
+    theirs = Holding(OTHER, "v2", SH, Grant.HELD)
+    assert on_acquire(VM, EX, role, SH, (theirs,), shares=True) is theirs
 
 
 @pytest.mark.parametrize("grant", Grant)

@@ -4,6 +4,9 @@
     ACQUIRE, RELEASE  a held lock: `KnowsWriters`       which VM may write, asked for at each ACQUIRE    write_grants
     status files      `begin`: a task of its own        this host's mode follows the roles of its VMs    reconciler
 
+With a guard each lock here has a second one beside it, a lease of what the disk is in the guard's lockspace. The manager
+takes that first and gives it back last (`manager/identity_locks`, ADR 0232); no grant is given without it.
+
 To release a lock here is to forget its writer: the volume stays this host's until nothing of the VM runs. So a restart has
 nothing to take again, and a lock of the journal is adopted as soon as its volume is known.
 """
@@ -22,6 +25,7 @@ from holdfast.backends.base import (
     OwnerNote,
     SavedLock,
 )
+from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.backends.lvm import ports
 from holdfast.backends.lvm.claims import add_missing_grants, end_programs
 from holdfast.backends.lvm.hook_calls import HookCalls, not_live
@@ -86,7 +90,7 @@ class VolumeLock:
         held = await self._host.locks.query(self._volume)
         if isinstance(held, ports.Refused):
             raise Refused(reason=f"{self._volume}: {held}")
-        if held is None or held < mode:
+        if held is None or held < self._host.lock_mode(self._volume, mode):
             has = held.word if held is not None else "not"
             raise Refused(
                 reason=f"{self._volume} is held {has} on this host, and the VM needs it {mode.word}: a migration of it is "
@@ -145,15 +149,26 @@ class LvmBackend:
         handover_wait_s: float,
         acquire_wait_s: float,
         disk_key: DiskKey | None = None,
+        guard: str = "",
+        shares: bool = False,
     ) -> None:
-        """`disk_key`: of the device at a path, None while it is not there: another rule may lock it under another path."""
+        """`disk_key`: of the device at a path, None while it is not there: another rule may lock it under another path;
+        `guard`: the name of the backend in which each VM has a lease of its volume as well, empty: none; `shares`: all hosts
+        have their volumes active, which needs a guard.
+        """
         self.name = name
+        self.guard_name = guard
+        self.guard: LeaseBackend | None = None
+        """That backend, once all are made."""
+        self._shares = shares
         self._disk_key = disk_key
         self.on_lockfailure: OnLockFailure = _nobody_acts
         self._host = host
         self._task: asyncio.Task[None] | None = None
         self._unwatch: Callable[[], None] | None = None
         if host is not None:
+            host.shares_all = shares
+            host.guard = _no_lease if guard else None
             self._reconciler = Reconciler(host, on_lockfailure=self._failed)
             self._hook = HookCalls(host, self._reconciler, handover_wait_s=handover_wait_s)
             self._grants = WriteGrants(host, acquire_wait_s=acquire_wait_s)
@@ -211,8 +226,13 @@ class LvmBackend:
         return self._lock(found)
 
     def protection(self, path: str) -> tuple[Protection, str]:
-        """See `Backend`."""
-        return Protection.CROSS_HOST, PROTECTION_NOTE
+        """See `Backend`. With a guard that of its leases: no VM writes without one."""
+        if self.guard is None:
+            return Protection.CROSS_HOST, PROTECTION_NOTE
+        level, why = self.guard.protection(path)
+        if level < Protection.CROSS_HOST and not self._shares:
+            return Protection.CROSS_HOST, why
+        return level, why
 
     def lock_path(self, resource: Resource) -> str:
         """See `Backend`."""
@@ -299,6 +319,10 @@ def key_of(volume: Volume) -> FileKey:
     """The key of a volume in the lock table: 63 bits of a digest of its UUIDs, so that it fits the journal."""
     digest = hashlib.sha256("\0".join(volume.id).encode("utf-8", "surrogateescape")).digest()
     return FileKey(VOLUME_KEY_DEVICE, int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _no_lease(_: Vm, __: Volume) -> None:
+    """The default until the daemon is built."""
 
 
 async def _nobody_acts(_: Holding, __: str) -> None:

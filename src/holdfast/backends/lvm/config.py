@@ -1,4 +1,4 @@
-"""[backend.NAME] with driver = "lvm": the keys, their rules, and the values that this version can't serve yet."""
+"""[backend.NAME] with driver = "lvm": the keys and their rules."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from holdfast.backends.lvm.write_grants import ACQUIRE_WAIT_S
 from holdfast.system.files.ofd_lock import FileKey
 
 KEYS = ("activation", "guard", "handover_wait_s", "acquire_wait_s")
-ACTIVATIONS = ("exclusive", "shared")
+SHARED = "shared"
+ACTIVATIONS = ("exclusive", SHARED)
 WAIT_S_MAX = 600
-NOT_THERE = (
-    "is not served in this version: leave it out. A volume is locked by LVM's lock alone, and active exclusively "
-    "(docs/shared-lvm.md)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ def settings(table: Mapping[str, object]) -> Settings:
     guard = table.get("guard", "")
     if not isinstance(guard, str):
         raise ValueError(f'guard must be the name of a backend with driver = "paxos", not {guard!r}')
-    if activation == "shared" and not guard:
+    if activation == SHARED and not guard:
         raise ValueError(
             'activation = "shared" needs a guard, the name of a backend with driver = "paxos": a volume that all hosts have '
             "active has no lock of LVM's that excludes one"
@@ -56,10 +53,6 @@ def settings(table: Mapping[str, object]) -> Settings:
 def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> LvmBackend:
     """Raises ValueError."""
     found = settings(table)
-    if found.activation != ACTIVATIONS[0]:
-        raise ValueError(f'activation = "{found.activation}" {NOT_THERE}')
-    if found.guard:
-        raise ValueError(f'guard = "{found.guard}" {NOT_THERE}')
     identities = ports.identities
 
     async def disk_key(path: str) -> FileKey | None:
@@ -73,15 +66,23 @@ def driver(name: str, table: Mapping[str, object], ports: BackendPorts) -> LvmBa
         handover_wait_s=found.handover_wait_s,
         acquire_wait_s=found.acquire_wait_s,
         disk_key=disk_key,
+        guard=found.guard,
+        shares=found.activation == SHARED,
     )
 
 
-def remarks(name: str) -> list[str]:
+def remarks(name: str, table: Mapping[str, object]) -> list[str]:
     """What an operator may not expect of a valid table."""
-    return [
+    found = [
         f'backend.{name}: driver "lvm" is experimental: over the real LVM it was seen in a lab alone '
         "(docs/shared-lvm.md)"
     ]
+    if table.get("activation") == SHARED:
+        found.append(
+            f'backend.{name}: activation = "shared": the guard\'s lease alone keeps two hosts from writing to a volume, '
+            f'so all hosts of these volume groups need guard = "{table.get("guard")}", in one lockspace, before any has this'
+        )
+    return found
 
 
 def _seconds(table: Mapping[str, object], key: str, default: float, *, most: float) -> float:

@@ -2,7 +2,8 @@
 
     migrate    the VM arrives: remembered, refused if a volume of it can't be active on two hosts
     prepare    arrives: waits until another host shares the volume (the VM's source, which saw its own libvirt begin), then
-               activates it shared. Starts: activates it exclusively, or is refused at once, with the holder's name
+               activates it shared. Starts: activates it exclusively (shared, where all hosts have it active), or is
+               refused at once, with the holder's name
     release    what no other VM here uses is deactivated
 
 libvirt checks for the device after `prepare`, and before any other call (libvirt-hooks-lvm.md 0.6, 2.3).
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from holdfast.backends.lvm.host_volumes import TRY_S_MIN, HostVolumes, held_here
 from holdfast.backends.lvm.kept import Announced
-from holdfast.backends.lvm.modes import Want
+from holdfast.backends.lvm.modes import UNUSED
 from holdfast.backends.lvm.ports import Refused, Volume
 from holdfast.backends.lvm.reconciler import Reconciler
 from holdfast.model import Mode, ProcessId
@@ -120,11 +121,12 @@ class HookCalls:
         """Activate a volume for a VM that runs nowhere else, at once or not at all."""
         if volume.why_not_shared:
             mode = Mode.EXCLUSIVE
+        lock_mode = self._host.lock_mode(volume, mode)
         async with self._host.alone(volume):
             for holding in self._host.holdings_on(volume):
                 if holding.vm.uuid != uuid and Mode.EXCLUSIVE in (mode, holding.mode):
                     return held_here(volume, holding)
-            if mode is Mode.SHARED:
+            if lock_mode is Mode.SHARED:
                 lease = await self._host.locks.lease(volume)
                 if not isinstance(lease, Refused) and lease.mode is Mode.EXCLUSIVE and lease.others:
                     # sanlock would try 8 times, for some 5 s.
@@ -133,11 +135,11 @@ class HookCalls:
             if over := is_over():
                 return over
             if self._host.locks.is_active(volume):
-                if held is Mode.EXCLUSIVE or (held is mode):
+                if held is Mode.EXCLUSIVE or (held is lock_mode):
                     return ""
-                refused = await self._host.locks.lock(volume, mode)
+                refused = await self._host.locks.lock(volume, lock_mode)
             else:
-                refused = await self._host.activate(volume, mode)
+                refused = await self._host.activate(volume, lock_mode)
             return "" if refused is None else (await self._host.refusal(volume, refused))[0]
 
     async def release(self, uuid: str, libvirtd: ProcessId | None = None) -> None:
@@ -150,7 +152,7 @@ class HookCalls:
             self._host.kept.announced.pop(uuid, None)
         self._host.saved()
         for volume in list(self._host.kept.volumes.values()):
-            if self._host.want(volume)[0] is Want.NOTHING:
+            if self._host.want(volume)[0] in UNUSED:
                 await self._reconciler.settle(volume)
         self._host.news.set()
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from holdfast.backends.lvm.kept import Announced, Kept, NotUnderstood, Record, decode
-from holdfast.backends.lvm.modes import Use, Want, wanted
+from holdfast.backends.lvm.modes import UNUSED, Use, Want, wanted
 from holdfast.backends.lvm.ports import LeaseSeen, LvId, LvLocks, Problem, Refused, Volume
 from holdfast.backends.lvm.roles import Role, role, runs, unknown_words
 from holdfast.backends.lvm.volumes import Volumes
@@ -62,6 +62,10 @@ class HostVolumes:
         """Whether the disk at a path is one for this driver, by the rules of the configuration."""
         self.claims: Callable[[], Iterable[tuple[str, Holding]]] = lambda: ()
         """By path: who writes by the manager's claims, without those that depart (`claims`)."""
+        self.shares_all = False
+        """`activation = "shared"`: all hosts have their volumes active, and the guard says who may write."""
+        self.guard: Callable[[Vm, Volume], Mode | None] | None = None
+        """The mode in which a VM has its guard lease of a volume now, if it has it; None: no guard is configured."""
         self._status = status
         self._record = record
         self.lives = lives
@@ -79,6 +83,35 @@ class HostVolumes:
         }
         for volume in self.kept.volumes.values():
             volumes.remember(volume)
+
+    # --- the guard, and volumes that all hosts have active ---
+
+    def shares(self, volume: Volume) -> bool:
+        """Whether all hosts may have it active at any time."""
+        return self.shares_all and not volume.why_not_shared
+
+    def lock_mode(self, volume: Volume, mode: Mode) -> Mode:
+        """The mode in which this host has to hold it for a VM that uses it so."""
+        return Mode.SHARED if self.shares(volume) else mode
+
+    def misses_guard(self, vm: Vm, volume: Volume, mode: Mode) -> bool:
+        """Whether a VM that uses a volume so should have a guard lease, and has none or a weaker one."""
+        if self.guard is None:
+            return False
+        lease = self.guard(vm, volume)
+        return lease is None or lease < mode
+
+    def _is_unguarded(self, volume: Volume, uses: Mapping[Vm, tuple[Domain, Mode]]) -> bool:
+        """Whether a guest runs with it here, or may without any call of libvirt's, and misses its guard lease."""
+        running = [
+            (vm, mode)
+            for vm, (domain, mode) in uses.items()
+            if runs(domain) and role(domain) is not Role.LEFT
+        ]
+        running += [
+            (each.vm, each.mode) for each in self.kept.holdings.get(volume.id, ()) if each.vm.is_program
+        ]
+        return any(self.misses_guard(vm, volume, mode) for vm, mode in running)
 
     # --- who uses what, by libvirt ---
 
@@ -112,7 +145,14 @@ class HostVolumes:
         doubt = bool(survey.unread) or bool(self.record_damaged)
         pinned = self._is_pinned(volume, bool(roles), survey)
         return (
-            wanted(roles, announced=announced or pinned, doubt=doubt, one_host=bool(volume.why_not_shared)),
+            wanted(
+                roles,
+                announced=announced or pinned,
+                doubt=doubt,
+                one_host=bool(volume.why_not_shared),
+                shares=self.shares(volume),
+                unguarded=self._is_unguarded(volume, uses),
+            ),
             uses,
         )
 
@@ -191,7 +231,7 @@ class HostVolumes:
 
     async def deactivate(self, volume: Volume) -> Refused | None:
         async with self._commands.setdefault(volume.vg_name, asyncio.Lock()):
-            if self.want(volume)[0] is not Want.NOTHING:  # a VM was announced while another command ran
+            if self.want(volume)[0] not in UNUSED:  # a VM was announced while another command ran
                 return None
             return await self.locks.deactivate(volume)
 
@@ -218,8 +258,8 @@ class HostVolumes:
             self.kept.holdings.pop(lv, None)
 
     def forget(self, volume: Volume) -> None:
-        """It is not active here, and nobody has announced that it will be."""
-        if volume.id in self.kept.volumes and self.want(volume)[0] is Want.NOTHING:
+        """It is not active here, or stays so with nobody, and nobody has announced that it will be used."""
+        if volume.id in self.kept.volumes and self.want(volume)[0] in UNUSED:
             del self.kept.volumes[volume.id]
             self.saved()
 

@@ -11,6 +11,13 @@ while another host holds the volume in any mode (libvirt-hooks-lvm.md 2.3):
     else a VM with no known outcome, or one that is announced  what is held; shared at least, for an active volume
     no VM, and that is proven                                  nothing: it is deactivated
     no VM, and a status file can't be read                     what is held
+
+With `activation = "shared"` a volume is active on all hosts, and a guard lease alone says who may write (ADR 0233): each
+"exclusive" above is *shared*, and what no VM uses stays active, but not exclusive. A volume that can't be active on two
+hosts is held as without that.
+
+A host with a guard never begins to share a volume while a guest runs that has no guard lease: another host may take
+"shared" and a free guard lease for leave to write.
 """
 
 from __future__ import annotations
@@ -34,6 +41,11 @@ class Want(enum.Enum):
     SHARED = "shared"
     KEEP = "what is held"
     NOTHING = "nothing"
+    RESTING = "nothing, and it stays active"
+
+
+UNUSED = frozenset((Want.NOTHING, Want.RESTING))
+"""No VM needs the volume, and that is proven."""
 
 
 class Step(enum.Enum):
@@ -58,19 +70,28 @@ class Use:
 
 
 def wanted(
-    uses: Collection[Use], *, announced: bool = False, doubt: bool = False, one_host: bool = False
+    uses: Collection[Use],
+    *,
+    announced: bool = False,
+    doubt: bool = False,
+    one_host: bool = False,
+    shares: bool = False,
+    unguarded: bool = False,
 ) -> Want:
     """What this host should hold. `announced`: a VM with it is being started or arrives, and has no status file yet;
-    `doubt`: a status file, or their folder, can't be read; `one_host`: the volume can't be active on two hosts.
+    `doubt`: a status file, or their folder, can't be read; `one_host`: the volume can't be active on two hosts; `shares`:
+    all hosts have it active; `unguarded`: a guest runs with it and has not the guard lease that it should have.
     """
     if one_host and uses:
         return Want.EXCLUSIVE
     owners = [use for use in uses if use.role in OWNS]
-    if owners:
-        return Want.EXCLUSIVE if any(use.mode is Mode.EXCLUSIVE for use in owners) else Want.SHARED
-    if any(use.role in MIGRATES for use in uses):
-        return Want.SHARED
-    return Want.KEEP if uses or announced or doubt else Want.NOTHING
+    if owners and not shares and any(use.mode is Mode.EXCLUSIVE for use in owners):
+        return Want.EXCLUSIVE
+    if owners or any(use.role in MIGRATES for use in uses):
+        return Want.KEEP if unguarded else Want.SHARED
+    if uses or announced or doubt:
+        return Want.KEEP
+    return Want.RESTING if shares and not one_host else Want.NOTHING
 
 
 def step(want: Want, held: Mode | Refused | None, *, active: bool) -> Step:
@@ -80,6 +101,10 @@ def step(want: Want, held: Mode | Refused | None, *, active: bool) -> Step:
     match want:
         case Want.NOTHING:
             return Step.DEACTIVATE if active or held is not None else Step.NONE
+        case Want.RESTING if not active:
+            return Step.DEACTIVATE if held is not None else Step.NONE
+        case Want.RESTING:
+            return Step.NONE if held is Mode.SHARED else Step.LOCK_SHARED
         case Want.KEEP:
             return Step.LOCK_SHARED if active and held is None else Step.NONE
         case Want.EXCLUSIVE:

@@ -26,7 +26,7 @@ from contextlib import suppress
 
 from holdfast.backends.lvm.claims import add_missing_grants
 from holdfast.backends.lvm.host_volumes import TRY_S_MAX, TRY_S_MIN, HostVolumes, disks_of
-from holdfast.backends.lvm.modes import Step, Want, step
+from holdfast.backends.lvm.modes import UNUSED, Step, step
 from holdfast.backends.lvm.ports import LvId, Problem, Refused, Volume
 from holdfast.backends.lvm.roles import role, runs
 from holdfast.backends.lvm.write_rules import Holding, Vm, by_status
@@ -164,7 +164,7 @@ class Reconciler:
         refused: Refused | None = None
         match todo:
             case Step.NONE:
-                if want is Want.NOTHING:
+                if want in UNUSED:
                     self._host.forget(volume)
             case Step.WAIT:
                 refused = held if isinstance(held, Refused) else None

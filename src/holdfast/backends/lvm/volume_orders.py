@@ -90,10 +90,11 @@ class VolumeOrders:
         )
 
     async def activate(self, path: str, vm: str) -> bool:
-        """Have a volume active and exclusive, for a VM that runs here (by name or UUID), or for nobody yet (empty). Returns
-        False if it was so already.
+        """Have a volume active, exclusively unless all hosts have it active, for a VM that runs here (by name or UUID), or
+        for nobody yet (empty). Returns False if it was so already.
         """
         volume = await self._find(path)
+        mode = self._host.lock_mode(volume, Mode.EXCLUSIVE)
         pin = OPERATOR if not vm else self._running(vm).uuid
         async with self._host.alone(volume):
             _, uses = self._host.want(volume)
@@ -118,14 +119,14 @@ class VolumeOrders:
                 raise Refused(reason=failed)
             refused = None
             if not was_active:
-                refused = await self._host.activate(volume, Mode.EXCLUSIVE)
-            elif held is not Mode.EXCLUSIVE:
-                refused = await self._host.locks.lock(volume, Mode.EXCLUSIVE)
+                refused = await self._host.activate(volume, mode)
+            elif held is not mode:
+                refused = await self._host.locks.lock(volume, mode)
             if refused is not None:
                 self._put_back(volume, before)
                 self._host.news.set()
                 raise Refused(reason=(await self._host.refusal(volume, refused))[0])
-            return not (was_active and held is Mode.EXCLUSIVE)
+            return not (was_active and held is mode)
 
     async def deactivate(self, path: str) -> None:
         """Have a volume inactive here, and its lock given up."""

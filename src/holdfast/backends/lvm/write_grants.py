@@ -56,12 +56,16 @@ class WriteGrants:
             await self._host.clock.sleep(TRY_S_MIN)
 
     async def _acquired(self, vm: Vm, name: str, volume: Volume, mode: Mode) -> Denied | Refused | None:
+        shares = self._host.shares(volume)
         held = await self._host.locks.query(volume)
         for _ in range(2):
             if isinstance(held, Refused):
                 return held
+            if self._host.misses_guard(vm, volume, mode):
+                return Denied(f"{volume}: the guard lease that its VM needs is not held")
             role_now = self._host.role_of(vm)
-            answer = on_acquire(vm, mode, role_now, held, self._host.holdings_on(volume))
+            others = self._host.holdings_on(volume)
+            answer = on_acquire(vm, mode, role_now, held, others, shares=shares)
             if isinstance(answer, Holding):
                 return Denied(held_here(volume, answer), here=answer)
             if (rival := self._host.runs_here(volume, vm, mode)) is not None:

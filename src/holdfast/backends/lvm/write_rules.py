@@ -6,6 +6,9 @@
     any other VM, the source included  exclusive
     any, beside another VM's grant     never
 
+Where all hosts have the volume active (`shares`), "exclusive" is "shared or exclusive" in this table: there a guard lease,
+which the caller has asked for, excludes other hosts (ADR 0233).
+
 The source is no exception: when libvirt asks again for it, the target may have been granted already, and the answer was
 lost. The target's lock, shared, then keeps the source from an exclusive one.
 
@@ -72,18 +75,19 @@ class Needs:
 
 
 def on_acquire(
-    vm: Vm, mode: Mode, role: Role, held: Mode | None, others: Iterable[Holding]
+    vm: Vm, mode: Mode, role: Role, held: Mode | None, others: Iterable[Holding], *, shares: bool = False
 ) -> Holding | Needs | None:
     """None: granted. Else the grant of another VM here that is in the way, or what this host needs first.
 
-    `held`: the mode in which this host holds the volume; `others`: all grants on the volume here.
+    `held`: the mode in which this host holds the volume; `others`: all grants on the volume here; `shares`: a guard lease
+    keeps other hosts out, and the VM has it.
     """
     for holding in others:
         if holding.vm != vm and Mode.EXCLUSIVE in (mode, holding.mode):
             return holding
     if held is Mode.EXCLUSIVE:
         return None
-    if mode is Mode.SHARED:
+    if mode is Mode.SHARED or shares:
         return None if held is Mode.SHARED else Needs(Mode.SHARED)
     if role is Role.FINISHING and held is Mode.SHARED:
         return None

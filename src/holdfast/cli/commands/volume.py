@@ -68,14 +68,15 @@ def line_of(seen: VolumeInfo) -> str:
 @json_option
 @click.pass_obj
 def activate(context: Context, path: str, vm: str, as_json: bool) -> None:
-    """Have a volume active and exclusive on this host, until a VM uses it; from then on it follows the VM.
+    """Have a volume active on this host, until a VM uses it; from then on it follows the VM. It is exclusive to this host,
+    unless its backend has activation = "shared".
 
     For 'virsh attach-disk', which looks for the device before it asks for a lock; 'holdfast attach' does both.
 
     \b
     holdfast volume activate /dev/vg/data --for web1
 
-    Exit 0: it is active and exclusive here; 75: refused, with the holder's name.
+    Exit 0: it is active here; 75: refused, with the holder's name.
     """
     from holdfast.cli import render
 
@@ -84,9 +85,7 @@ def activate(context: Context, path: str, vm: str, as_json: bool) -> None:
     if as_json:
         render.as_json({"ok": True, "path": path, "changed": changed})
     else:
-        click.echo(
-            printable(f"{path} is active and exclusive here{'' if changed else ', and was so already'}")
-        )
+        click.echo(printable(f"{path} is active here{'' if changed else ', and was so already'}"))
 
 
 @volume.command("deactivate")

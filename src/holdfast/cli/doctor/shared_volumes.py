@@ -36,14 +36,16 @@ class Row:
 
 def shared_volumes(scene: Scene) -> Iterator[Finding]:
     """All of them; nothing where driver lvm is not configured."""
-    if not any(table.get("driver") == "lvm" for table in scene.config.backend.values()):
+    table = next((each for each in scene.config.backend.values() if each.get("driver") == "lvm"), None)
+    if table is None:
         return
+    shares = table.get("activation") == "shared"
     trouble = [
         *_lvmlockd(scene),
         *_lvm_configuration(scene),
         *_libvirt(scene),
         *_pools(scene),
-        *_volumes(scene),
+        *_volumes(scene, shares=shares),
     ]
     yield from trouble
     if not trouble:
@@ -158,7 +160,8 @@ def _pools(scene: Scene) -> Iterator[Finding]:
                 )
 
 
-def _volumes(scene: Scene) -> Iterator[Finding]:
+def _volumes(scene: Scene, *, shares: bool) -> Iterator[Finding]:
+    """`shares`: volumes are active on all hosts, whether a VM uses them or not; then in no host's exclusive lock."""
     rows = {row.path: row for row in _rows(scene)}
     used = {disk.path for domain in scene.running() for disk in domain.disks}
     for domain in scene.domains:
@@ -184,7 +187,11 @@ def _volumes(scene: Scene) -> Iterator[Finding]:
             f"a VM runs here, and lvmlockd has no lock of its volume: {some(lost)}",
             "holdfast volume list; holdfast who PATH says who has it; where nobody has: restart holdfastd",
         )
-    idle = [row.path for row in rows.values() if row.active and row.path not in used]
+    idle = [
+        row.path
+        for row in rows.values()
+        if row.active and row.path not in used and not (shares and modes.get(row.uuid) == "sh")
+    ]
     if idle:
         yield found(
             "HF142",

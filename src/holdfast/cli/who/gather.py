@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import os
 import socket as sockets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from holdfast.backends.file import owner_record
 from holdfast.backends.naming import indirect_name
@@ -187,6 +187,7 @@ class Sources:
         if kind := no_disk(path):
             return Evidence(path, self.host, self.is_root, no_disk=kind)
         disk, strong = _identity_of(path)
+        strong = strong or self._guarded_identity(path)
         lock_files, directories = self._lock_files(path, strong)
         lock_files += [path] * is_lock_file
         holders = self._ask(lambda client: client.holders(path))
@@ -325,10 +326,8 @@ class Sources:
 
     def _of_volume(self, path: str) -> tuple[LeaseSeen, ...]:
         """What storage says of LVM's lock, of a disk whose rule names driver lvm."""
-        rules = ((rule.match, rule.backend) for rule in self._config.disk if rule.match is not None)
-        of_default = self._config.default_backend
-        backend = next((name for glob, name in rules if fnmatchcase(path, glob)), of_default)
-        if self._config.backend.get(backend, {}).get("driver") != "lvm":
+        backend, table = self._of_rule(path)
+        if table.get("driver") != "lvm":
             return ()
         from holdfast.cli.who import volume_leases
 
@@ -336,6 +335,25 @@ class Sources:
             return (answer_in_time(partial(volume_leases.look, backend, path), LEASES_ANSWER_S),)
         except Silent:
             return (volume_leases.unreadable(backend, path, "LVM or its storage did not answer in time"),)
+
+    def _guarded_identity(self, path: str) -> str:
+        """What a volume is whose guard lease is named after that, and that is not active here; else empty."""
+        _, table = self._of_rule(path)
+        if table.get("driver") != "lvm" or not table.get("guard"):
+            return ""
+        from holdfast.cli.who import volume_leases
+
+        try:
+            return answer_in_time(partial(volume_leases.identity_of, path), LEASES_ANSWER_S)
+        except Silent:
+            return ""
+
+    def _of_rule(self, path: str) -> tuple[str, Mapping[str, Any]]:
+        """The backend of a path's rule, and its table."""
+        rules = ((rule.match, rule.backend) for rule in self._config.disk if rule.match is not None)
+        of_default = self._config.default_backend
+        backend = next((name for glob, name in rules if fnmatchcase(path, glob)), of_default)
+        return backend, self._config.backend.get(backend, {})
 
 
 def _identity_of(path: str) -> tuple[DiskIdentity, str]:

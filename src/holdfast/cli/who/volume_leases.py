@@ -23,6 +23,7 @@ from holdfast.ondisk.leader import Leader
 from holdfast.ondisk.malformed import Malformed
 from holdfast.protocol.timing import Timing
 from holdfast.system.block_io.disk import BlockingDisk
+from holdfast.system.files.strong_identity import VOLUME_IDENTITY
 from holdfast.system.lvm.lockspace_hosts import SOCKET_PATH, HostSeen, lockspace_seen
 
 LVS_S = 10.0
@@ -31,22 +32,9 @@ NOT_SAID = f"whether that host lives is not known: no lock manager answers on {S
 
 def look(backend: str, path: str) -> LeaseSeen:
     """The lease of the volume at a path. May block on storage."""
-    try:
-        done = subprocess.run(
-            ("lvs", "--reportformat", "json", "-o", FIELDS, path),
-            capture_output=True,
-            text=True,
-            timeout=LVS_S,
-            check=False,
-            errors="replace",
-        )
-    except (OSError, subprocess.TimeoutExpired) as e:
-        return unreadable(backend, path, f"lvs: {e}")
-    if done.returncode != 0:
-        return unreadable(backend, path, str(refusal(done.returncode, done.stdout + done.stderr)))
-    row = row_of(done.stdout[max(done.stdout.find("{"), 0) :])
-    if row is None:
-        return unreadable(backend, path, "the report of lvs is not understood")
+    row = _row(path)
+    if isinstance(row, str):
+        return unreadable(backend, path, row)
     if row["pool_lv"]:
         return unreadable(
             backend, path, f"its lock is that of its pool: lvs -o +lv_lockargs {row['vg_name']}"
@@ -68,6 +56,30 @@ def look(backend: str, path: str) -> LeaseSeen:
             return dataclasses.replace(seen, claims=claims)
     except storage.UsageError as e:
         return unreadable(backend, place, str(e))
+
+
+def identity_of(path: str) -> str:
+    """What the volume at a path is, as its guard's lease is named after it; empty if LVM does not say. May block."""
+    row = _row(path)
+    return "" if isinstance(row, str) else f"{VOLUME_IDENTITY}{row['lv_uuid']}"
+
+
+def _row(path: str) -> dict[str, str] | str:
+    """LVM's report of a volume, or why there is none."""
+    try:
+        done = subprocess.run(
+            ("lvs", "--reportformat", "json", "-o", FIELDS, path),
+            capture_output=True,
+            text=True,
+            timeout=LVS_S,
+            check=False,
+            errors="replace",
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return f"lvs: {e}"
+    if done.returncode != 0:
+        return str(refusal(done.returncode, done.stdout + done.stderr))
+    return row_of(done.stdout[max(done.stdout.find("{"), 0) :]) or "the report of lvs is not understood"
 
 
 def _of_lvmlockd(claim: LeaseClaim, leader: Leader | Malformed, disk: BlockingDisk) -> LeaseClaim:

@@ -21,6 +21,8 @@ import struct
 
 from holdfast.system.files.mounts import parse_mountinfo
 
+VOLUME_IDENTITY = "lvm:"
+"""The beginning of a volume's; behind it is its UUID, as `lvs -o uuid` prints it."""
 _AT_FDCWD, _AT_SYMLINK_FOLLOW = -100, 0x400
 _HANDLE_BYTES_MAX = 128
 """MAX_HANDLE_SZ of the kernel."""
@@ -48,7 +50,7 @@ def strong_identity(path: str, *, sysfs: str = "/sys", lvm_uuid: str = "") -> st
     try:
         status = os.stat(path)
         if stat.S_ISBLK(status.st_mode):
-            return f"lvm:{lvm_uuid}" if lvm_uuid else _of_device(status.st_rdev, sysfs)
+            return f"{VOLUME_IDENTITY}{lvm_uuid}" if lvm_uuid else _of_device(status.st_rdev, sysfs)
         return _of_file(path) if stat.S_ISREG(status.st_mode) else ""
     except (OSError, ValueError):
         return ""
