@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests.support.polling import wait_until
-from tests.support.shared_volumes import EX, SH, Guest, Site, VolumeHost, guarded_site
+from tests.support.shared_volumes import EX, IO_TIMEOUT_S, SH, Guest, Site, VolumeHost, guarded_site
+
+from holdfast.protocol.timing import Timing
 
 OUT, IN = "migration out", "migration in"
+FAIL_S = Timing(IO_TIMEOUT_S).fail_s
 
 
 def started(activation: str) -> Iterator[Site]:
@@ -144,6 +150,46 @@ def test_daemons_that_are_killed_lose_no_guard_lease(exclusive_site: Site, guest
     site.becomes(guest, {2: EX})
 
 
+def test_guard_comes_and_goes_under_a_running_vm(exclusive_site: Site, guest: Guest) -> None:
+    """By a reload: the lease is taken in the background, and is kept for a VM that has it."""
+    site = exclusive_site
+    config, with_guard = site.h1.config, site.h1.config.read_text()
+    config.write_text(with_guard.replace('guard = "san"\n', ""))
+    assert site.h1.holdfast("reload")[0] == 0
+    guest.starts(site.h1)
+    assert site.held(guest) == {1: EX}
+    assert not guarded(site.h1, guest)
+    config.write_text(with_guard.replace('activation = "exclusive"', 'activation = "shared"'))
+    code, said = site.h1.holdfast("reload")
+    assert (code != 0, "on all hosts first set activation" in said) == (True, True), said
+    config.write_text(with_guard)
+    assert site.h1.holdfast("reload")[0] == 0
+    wait_until(lambda: guarded(site.h1, guest), "the running VM to get its guard lease", timeout_s=60)
+    config.write_text(with_guard.replace('guard = "san"\n', ""))
+    assert site.h1.holdfast("reload")[0] == 0
+    assert guarded(site.h1, guest), "what it has is kept"
+    guest.is_gone(site.h1)
+    config.write_text(with_guard)
+    assert site.h1.holdfast("reload")[0] == 0
+    guest.starts(site.h2)
+    assert guarded(site.h2, guest)
+
+
+def test_activation_changes_under_a_running_vm(exclusive_site: Site, guest: Guest) -> None:
+    site = exclusive_site
+    config, exclusive = site.h1.config, site.h1.config.read_text()
+    guest.starts(site.h1)
+    config.write_text(exclusive.replace('activation = "exclusive"', 'activation = "shared"'))
+    assert site.h1.holdfast("reload")[0] == 0
+    site.becomes(guest, {1: SH})
+    assert guarded(site.h1, guest)
+    rival = Guest("rival", guest.lv)
+    assert "held" in site.h2.refuses(rival), "that host's rule is exclusive still"
+    config.write_text(exclusive)
+    assert site.h1.holdfast("reload")[0] == 0
+    site.becomes(guest, {1: EX})
+
+
 # --- activation = "shared" ---
 
 
@@ -212,3 +258,23 @@ def test_restarted_daemon_shares_nothing_before_its_guard_leases_are_held(
     is_joined(site.h1)
     wait_until(lambda: guest.asks(site.h1) == "", "its VM to be granted again", timeout_s=60)
     assert guarded(site.h1, guest)
+
+
+def test_vm_is_stopped_when_its_guards_lockspace_is_lost(sharing_site: Site, guest: Guest) -> None:
+    """LVM's lock does not say that another host may take the guard lease over."""
+    site = sharing_site
+    site.h1.command("virsh", "exit 1")
+    guest.starts(site.h1)
+    qemu = guest.qemus["h1"]
+    os.kill(site.h1.pid, signal.SIGSTOP)
+    try:
+        time.sleep(FAIL_S + 1)
+    finally:
+        os.kill(site.h1.pid, signal.SIGCONT)
+    wait_until(lambda: qemu.poll() is not None, "its VM to be stopped", timeout_s=60)
+    guest.is_gone(site.h1)
+    is_joined(site.h1)
+    wait_until(
+        lambda: site.h2.hook("prepare", guest) == "", "the volume to be had on the other host", timeout_s=60
+    )
+    assert site.h2.hook("release", guest) == ""

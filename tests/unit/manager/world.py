@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from holdfast.backends.base import Backend, BackendPorts
 from holdfast.backends.file.backend import FileBackend
+from holdfast.backends.lease_backend import LeaseBackend
 from holdfast.backends.nop import NopBackend
 from holdfast.manager.adoption import Recovery
 from holdfast.manager.events import Events
@@ -101,8 +102,9 @@ class World:
         start_min: Protection = Protection.NONE,
         identify: Identify = nothing_known,
         writers: Backend | None = None,
+        guard: LeaseBackend | None = None,
     ) -> None:
-        """`writers`: the backend of disks below /writers."""
+        """`writers`: the backend of disks below /writers; `guard`: the one of their guard leases."""
         self.directory = directory
         self.clock: SimulatedClock = before.clock if before else SimulatedClock()
         self.processes: SimulatedProcesses = before.processes if before else SimulatedProcesses()
@@ -137,7 +139,10 @@ class World:
             rules.append(Rule("*/leased/*", Route(fenced, protection_min, start_min), of_lockspace=False))
         if writers is not None:
             self.backends[writers.name] = writers
-            rules.append(Rule("/writers/*", Route(writers, protection_min), of_lockspace=False))
+            by_guard = Route(writers, protection_min, by_identity=guard is not None, guard=guard)
+            rules.append(Rule("/writers/*", by_guard, of_lockspace=False))
+        if guard is not None:
+            self.backends[guard.name] = guard
         self.kept: dict[int, int] = {}
         """Descriptors in the descriptor store, by lock."""
         self.audit: list[str] = []

@@ -1,0 +1,194 @@
+"""A disk with a guard (`Route.guard`): a lease of what it is, in another backend, taken first and given back last."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+from tests.unit.manager.test_departures import OUT, Status
+from tests.unit.manager.test_knows_writers import DISK, EX, SH, Volumes
+from tests.unit.manager.world import World, run, want
+
+from holdfast.backends.base import Creation, HeldElsewhere, OwnerNote
+from holdfast.backends.lease_backend import LeaseBackend
+from holdfast.control.api import IDENTITY_PROBLEM
+from holdfast.errors import Refused, ResourceBusy
+from holdfast.manager.departures import READ_S
+from holdfast.manager.identity_locks import IdentityLocks
+from holdfast.manager.repeated_attempts import AGAIN_FIRST_S
+from holdfast.model import IDENTITY_LOCKSPACE, Holder, Mode, Resource
+from holdfast.system.files.ofd_lock import FileKey, IoFailed
+
+IDENTITY = Resource(IDENTITY_LOCKSPACE, "lvm:uuid")
+DISK_KEY = FileKey(-1, 7)
+
+
+class Names:
+    """Of one disk; `known` False: nothing says what it is."""
+
+    known = True
+
+    async def identity(self, resource: Resource) -> Resource | None:
+        return IDENTITY if self.known else None
+
+
+class Guard(Volumes):
+    """Leases; `writer_elsewhere`: another host has it."""
+
+    def __init__(self, calls: list[str], name: str = "san") -> None:
+        super().__init__()
+        self.name, self.names = name, Names()
+        self.keys = (FileKey(-2, 1), DISK_KEY)
+        self.said = calls
+
+    async def open(self, resource: Resource, *, create: Creation) -> Guard | IoFailed:
+        assert resource == IDENTITY
+        return self
+
+    async def take(self, mode: Mode, note: OwnerNote) -> Guard | HeldElsewhere:
+        self.said.append(f"guard {mode.word}")
+        if self.writer_elsewhere:
+            return HeldElsewhere((Holder(name="web1", host="beta"),))
+        return self
+
+    def release_nowait(self) -> bool:
+        self.said.append("guard given back")
+        return True
+
+
+class Guarded(World):
+    """One disk with a guard; `calls` has what both backends were asked for, in order."""
+
+    def __init__(self, directory: Path, *, before: World | None = None, status: Status | None = None) -> None:
+        self.volumes = Volumes()
+        self.volumes.keys = (FileKey(7, 7), DISK_KEY)
+        self.calls = self.volumes.calls
+        self.guard = Guard(self.calls)
+        super().__init__(
+            directory,
+            before=before,
+            status=status,
+            writers=self.volumes,
+            guard=cast(LeaseBackend, self.guard),
+        )
+        self.identities = IdentityLocks(self.manager, clock=self.clock)
+
+
+def scene(body: Callable[[Guarded], Awaitable[None]]) -> Callable[[Path], None]:
+    def test(tmp_path: Path) -> None:
+        async def go() -> None:
+            await body(Guarded(tmp_path))
+
+        run(go)
+
+    test.__name__, test.__doc__ = body.__name__, body.__doc__
+    return test
+
+
+@scene
+async def test_guard_is_taken_first_and_given_back_last(w: Guarded) -> None:
+    vm = w.owner(50)
+    assert await w.manager.acquire(vm, want(DISK))
+    assert w.calls == ["guard exclusive", "ask exclusive 50"]
+    w.calls.clear()
+    await w.manager.release(vm, Resource("", DISK))
+    assert w.calls == ["left 50", "release", "guard given back"]
+    assert len(w.manager.table) == 0
+
+
+@scene
+async def test_disk_of_which_nothing_says_what_it_is_is_refused(w: Guarded) -> None:
+    w.guard.names.known = False
+    with pytest.raises(Refused, match="gets no lease of backend 'san', its guard"):
+        await w.manager.acquire(w.owner(50), want(DISK))
+    assert (w.calls, len(w.manager.table)) == ([], 0)
+
+
+@scene
+async def test_guard_that_another_host_has_refuses_with_its_vm_before_the_volume_is_asked_for(
+    w: Guarded,
+) -> None:
+    w.guard.writer_elsewhere = True
+    with pytest.raises(ResourceBusy, match="locked by web1 on host beta") as refused:
+        await w.manager.acquire(w.owner(50), want(DISK))
+    assert "identity" not in str(refused.value)
+    assert w.calls == ["guard exclusive"]
+
+
+@scene
+async def test_guard_is_given_back_when_the_volume_is_refused(w: Guarded) -> None:
+    w.volumes.writer_elsewhere = True
+    with pytest.raises(ResourceBusy):
+        await w.manager.acquire(w.owner(50), want(DISK))
+    assert w.calls == ["guard exclusive", "ask exclusive 50", "guard given back"]
+    assert len(w.manager.table) == 0
+
+
+def test_guard_stays_until_the_guest_has_left(tmp_path: Path) -> None:
+    async def go() -> None:
+        status = Status()
+        w = Guarded(tmp_path, status=status)
+        vm = w.owner(50, "web1")
+        status.says(vm.name.name, 50, "running", "booted")
+        await w.manager.acquire(vm, want(DISK))
+        status.says(vm.name.name, 50, "paused", "migration", OUT, "perform3")
+        await w.manager.release(vm, Resource("", DISK))
+        await w.clock.advance(READ_S * 3)
+        assert "guard given back" not in w.calls
+        status.says(vm.name.name, 50, "paused", "migration", OUT, "perform3_done")
+        await w.clock.advance(READ_S * 3)
+        assert w.calls[-1] == "guard given back"
+
+    run(go)
+
+
+def test_running_vm_without_one_gets_it_in_the_background_or_is_named(tmp_path: Path) -> None:
+    async def go() -> None:
+        first = World(tmp_path, writers=Volumes())
+        await first.manager.acquire(first.owner(50, "web1"), want(DISK))
+        saved = first.saved()
+        first.crash()
+        w = Guarded(tmp_path, before=first)
+        w.guard.writer_elsewhere = True
+        await w.recovery.locks(saved, w.recovery.owners(saved), {})
+        w.identities.begin()
+        await w.clock.advance(0)
+        (problem,) = w.identities.problems()
+        assert problem.startswith(f"{IDENTITY_PROBLEM}{DISK} of web1")
+        assert "has no lease of backend 'san', its guard: " in problem
+        assert "that VM is not migrated live" in problem
+        w.guard.writer_elsewhere = False
+        await w.clock.advance(4 * AGAIN_FIRST_S)
+        assert w.identities.problems() == []
+        assert (lock := w.manager.table.named(IDENTITY)) is not None
+        assert lock.backend == "san"
+
+    run(go)
+
+
+@scene
+async def test_lease_of_an_earlier_guard_is_named_until_the_vm_lets_go_of_it(w: Guarded) -> None:
+    vm = w.owner(50, "web1")
+    await w.manager.acquire(vm, want(DISK))
+    (lock,) = [each for each in w.manager.table if each.backend == "san"]
+    lock.backend = "sun"
+    w.backends["sun"] = w.guard
+    w.identities.begin()
+    await w.clock.advance(0)
+    (problem,) = w.identities.problems()
+    assert "it is of backend 'sun' until the VM is suspended and resumed" in problem
+
+
+@scene
+async def test_vms_that_share_a_disk_share_its_guard(w: Guarded) -> None:
+    one, two = w.owner(50), w.owner(51)
+    await w.manager.acquire(one, want(DISK, SH))
+    await w.manager.acquire(two, want(DISK, SH))
+    with pytest.raises(ResourceBusy):
+        await w.manager.acquire(two, want(DISK, EX))
+    await w.manager.release(one, Resource("", DISK))
+    assert "guard given back" not in w.calls
+    await w.manager.release(two, Resource("", DISK))
+    assert w.calls[-1] == "guard given back"
