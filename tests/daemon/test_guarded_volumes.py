@@ -150,6 +150,7 @@ def test_daemons_that_are_killed_lose_no_guard_lease(exclusive_site: Site, guest
     site.becomes(guest, {2: EX})
 
 
+@pytest.mark.long
 def test_guard_comes_and_goes_under_a_running_vm(exclusive_site: Site, guest: Guest) -> None:
     """By a reload: the lease is taken in the background, and is kept for a VM that has it."""
     site = exclusive_site
@@ -260,6 +261,7 @@ def test_restarted_daemon_shares_nothing_before_its_guard_leases_are_held(
     assert guarded(site.h1, guest)
 
 
+@pytest.mark.long
 def test_vm_is_stopped_when_its_guards_lockspace_is_lost(sharing_site: Site, guest: Guest) -> None:
     """LVM's lock does not say that another host may take the guard lease over."""
     site = sharing_site

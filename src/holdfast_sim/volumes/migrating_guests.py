@@ -106,6 +106,8 @@ class Guests:
         """Whether the daemon grants it: None without a daemon."""
 
         async def call() -> object:
+            if site.guard is not None:
+                return await site.guard.acquire(qemu.vm, qemu.name, qemu.volume) or GRANTED
             return str(await site.grants.acquire(qemu.vm, qemu.name, qemu.volume, Mode.EXCLUSIVE) or GRANTED)
 
         answer = yield from self._asks(site, call)
@@ -115,6 +117,8 @@ class Guests:
 
     def releases(self, site: Site, qemu: Qemu) -> Steps:
         async def call() -> object:
+            if site.guard is not None:
+                return site.guard.release(qemu.vm, qemu.volume)
             return site.grants.let_go(qemu.vm, qemu.volume)
 
         answer = yield from self._asks(site, call)

@@ -23,6 +23,7 @@ from holdfast.system import eager_tasks
 from holdfast.system.files.mapped_device import NotMapped
 from holdfast.system.libvirt.domains import Disk, Domain, Survey
 from holdfast_sim.event_loop import Process
+from holdfast_sim.volumes.guards import GuardLeases, HostGuard
 from holdfast_sim.volumes.shared_locks import HostLocks, SharedLocks
 from holdfast_sim.world import World
 
@@ -134,6 +135,11 @@ class Site:
     unreadable: bool = False
     """Whether the folder of status files can't be listed."""
     daemon: Process | None = None
+    leases: GuardLeases | None = None
+    """Those of the guard; None: there is no guard."""
+    shares: bool = False
+    """Whether this host's next daemon has activation = "shared"."""
+    guard: HostGuard | None = None
     _record: _Record = field(default_factory=_Record)
 
     # --- our daemon ---
@@ -162,7 +168,12 @@ class Site:
         self.reconciler = Reconciler(self.host, on_lockfailure=self._lock_failed)
         self.hook = HookCalls(self.host, self.reconciler)
         self.grants = WriteGrants(self.host)
-        self.world.record(self.name, "holdfastd starts")
+        self.world.record(self.name, f"holdfastd starts{', activation shared' if self.shares else ''}")
+        self.guard = None
+        if self.leases is not None:
+            self.guard = HostGuard(self, self.leases)
+            self.host.guard, self.host.shares_all = self.guard.mode, self.shares
+            process.spawn(self.guard.run())
         process.spawn(self.reconciler.run())
 
     def kill_daemon(self) -> None:
@@ -285,6 +296,8 @@ class Site:
     def boots_again(self) -> None:
         self.up = True
         self.cluster.called_dead(self.name)  # its lockspace is joined as a new generation
+        if self.leases is not None:
+            self.leases.called_dead(self.name)
         self.world.record(self.name, "runs again")
         self.libvirtd += 1
         self.libvirtd_runs = True

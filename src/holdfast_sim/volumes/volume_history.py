@@ -19,7 +19,9 @@ from random import Random
 
 from holdfast.backends.lvm.host_volumes import ANNOUNCED_S
 from holdfast.backends.lvm.ports import Problem
+from holdfast.backends.lvm.write_rules import Vm
 from holdfast.model import Mode
+from holdfast_sim.volumes.guards import GuardLeases
 from holdfast_sim.volumes.migrating_guests import Guests
 from holdfast_sim.volumes.shared_locks import SharedLocks, volume_named
 from holdfast_sim.volumes.site import Qemu, Site, State
@@ -32,6 +34,8 @@ DEAD_S = (8.0, 40.0)
 HEALED_S = 80.0
 """Seconds until all is right: every request is tried again within 2 s, and a `prepare` ends within 31."""
 NAMES = ("v1", "v2")
+SHARES = 0.6
+"""How often a daemon starts with activation = "shared", where there are guards."""
 EVERY_S = {"calm": 6.0, "rough": 2.0}
 """Mean seconds between two faults, and between two wishes of the admin."""
 
@@ -49,8 +53,9 @@ class Outcome:
 class History:
     """One seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, guarded: bool = False) -> None:
         self.world = World(seed)
+        self.guarded = guarded
         random: Random = self.world.random
         self.volume = volume_named("lv1")
         names = [f"h{number}" for number in range(1, random.choice((3, 4)))]
@@ -107,7 +112,7 @@ class History:
         what = random.random()
         if what < 0.45:
             site.kill_daemon()
-            world.after(back_s, site.start_daemon)
+            world.after(back_s, lambda: self._starts(site))
         elif what < 0.6:
             self.guests.kill_libvirtd(site)
             world.after(back_s, lambda: self.guests.restart_libvirtd(site))
@@ -138,6 +143,22 @@ class History:
         if not site.up and site.boots == boots:
             self.world.record(site.name, "is called dead")
             self.locks.called_dead(site.name)
+            if site.leases is not None:
+                site.leases.called_dead(site.name)
+
+    def _starts(self, site: Site) -> None:
+        """The next daemon, which may have another configuration."""
+        if self.guarded:
+            site.shares = self.world.random.random() < SHARES
+        site.start_daemon()
+
+    def _all_have_guards(self) -> None:
+        """By a reload on every host, while a VM runs; only then one may have activation = "shared"."""
+        leases = GuardLeases()
+        for site in self.sites:
+            site.kill_daemon()
+            site.leases = leases
+            site.start_daemon()
 
     def _boots(self, site: Site) -> None:
         if not site.up:
@@ -163,6 +184,8 @@ class History:
             site.start_daemon()
         self.guests.begin("v1", self.guests.start(self.sites[0], "v1", self.volume))
         self.world.run(3.0)
+        if self.guarded:
+            self._all_have_guards()
         self._again("wish")
         self.world.after(self.world.random.uniform(0.0, 10.0), lambda: self._again("strike"))
         self.world.run(FAULTS_S)
@@ -195,6 +218,9 @@ class History:
             self._mended(site)
             self._boots(site)
             guests.restart_libvirtd(site)
+            if self.guarded:  # all are alike in the end
+                site.kill_daemon()
+                site.shares = True
             site.start_daemon()
         world.run(world.now + ANNOUNCED_S)
         for site in self.sites:
@@ -221,6 +247,9 @@ class History:
     def _all_is_right(self, when: str) -> None:
         hosts = {site.name: Mode.EXCLUSIVE for site, _ in self.running()}
         holders = self.locks.holders(self.volume)
+        if self.guarded:
+            self._all_share(when, holders, [(site.name, qemu.vm) for site, qemu in self.running()])
+            return
         if holders != hosts:
             wrong = f"{when}: {self.volume} is held by {_text(holders)}, and VMs run on {_text(hosts)}"
             self.world.fail("what is left is right", wrong)
@@ -232,14 +261,32 @@ class History:
                     "what is left is right", f"{when}: grants {site.grants.of(self.volume)}", site.name
                 )
 
+    def _all_share(self, when: str, holders: dict[str, Mode], running: list[tuple[str, Vm]]) -> None:
+        """With activation = "shared" everywhere: nobody has it exclusively, and the VM that runs has lease and grant."""
+        leases = self.sites[0].leases
+        assert leases is not None
+        lease = leases.held.get(self.volume.id)
+        if Mode.EXCLUSIVE in holders.values() or not {name for name, _ in running} <= holders.keys():
+            self.world.fail("what is left is right", f"{when}: {self.volume} is held by {_text(holders)}")
+        if ([(lease.host, lease.vm)] if lease is not None else []) != running:
+            self.world.fail(
+                "what is left is right", f"{when}: the guard lease is {lease}, and {running} runs"
+            )
+        for site in self.sites:
+            grants = [(site.name, each.vm) for each in site.grants.of(self.volume)]
+            if grants != [each for each in running if each[0] == site.name]:
+                self.world.fail("what is left is right", f"{when}: grants {grants}", site.name)
+
 
 def _text(holders: dict[str, Mode]) -> str:
     return ", ".join(f"{name} {mode.word}" for name, mode in sorted(holders.items())) or "nobody"
 
 
-def play(seed: int) -> Outcome:
-    """The history of one seed; `violation` is empty if it is sound."""
-    history = History(seed)
+def play(seed: int, *, guarded: bool = False) -> Outcome:
+    """The history of one seed; `violation` is empty if it is sound. `guarded`: guards come while a VM runs, and then each
+    start of a daemon may change its activation.
+    """
+    history = History(seed, guarded=guarded)
     return _outcome(history, history.play)
 
 
