@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 READ_S = 0.1
 """Between two looks at departing guests, and at a guard that a migration's target waits for."""
 TARGET_WAITS_S = 10.0
-BACKGROUND_S = 2.0
+BACKGROUND_S = 15.0
 """Mean seconds until a running VM is given its lease."""
 
 

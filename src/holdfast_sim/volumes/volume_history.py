@@ -159,6 +159,12 @@ class History:
             site.kill_daemon()
             site.leases = leases
             site.start_daemon()
+        for site in self.sites:
+            self.world.after(self.world.random.uniform(0.5, 5.0), lambda site=site: self._reloads(site))  # type: ignore[misc]
+
+    def _reloads(self, site: Site) -> None:
+        site.kill_daemon()
+        self._starts(site)
 
     def _boots(self, site: Site) -> None:
         if not site.up:
