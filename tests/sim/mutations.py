@@ -402,8 +402,8 @@ MUTATIONS = (
         "manager.identity_locks",
         "identity-not-taken",
         "a disk has the lease of its path only, although what it is can be read",
-        "        if identity is None:\n            return await manager.acquire_one(owner, want)\n",
-        "        if True:\n            return await manager.acquire_one(owner, want)\n",
+        "        if identity is None:\n            if (guard := self._guard(",
+        "        if True:\n            return await manager.acquire_one(owner, want)\n            if (guard := self._guard(",
         naming="ALIASES",
     ),
     _in(

@@ -6,7 +6,7 @@ import pytest
 
 from holdfast_sim.volumes.volume_history import Outcome, play, play_killed
 
-SEEDS = 40
+SEEDS, GUARDED_SEEDS = 40, 30
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,30 @@ def test_history_is_the_same_each_time() -> None:
 )
 def test_histories_meet_each_case(outcomes: list[Outcome], what: str) -> None:
     assert any(what in line for each in outcomes for _, _, line in each.lines)
+
+
+@pytest.fixture(scope="module")
+def guarded() -> list[Outcome]:
+    return [play(seed, guarded=True) for seed in range(GUARDED_SEEDS)]
+
+
+def test_histories_with_guards_are_sound(guarded: list[Outcome]) -> None:
+    """Guards come while a VM runs; then hosts change between activation "exclusive" and "shared"."""
+    assert {each.seed: each.violation for each in guarded if each.violation} == {}
+    assert sum(each.arrived for each in guarded) > GUARDED_SEEDS / 2
+
+
+@pytest.mark.parametrize("seed", [2, 113])
+def test_history_with_guards_that_a_planted_bug_breaks_is_sound(seed: int) -> None:
+    assert play(seed, guarded=True).violation == ""
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["holdfastd starts, activation shared", "the guard lease is held", "RELEASE for v1 (1000): departs"],
+)
+def test_histories_with_guards_meet_each_case(guarded: list[Outcome], what: str) -> None:
+    assert any(what in line for each in guarded for _, _, line in each.lines)
 
 
 def test_guests_arrive(outcomes: list[Outcome]) -> None:

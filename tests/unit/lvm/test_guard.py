@@ -10,6 +10,7 @@ from holdfast.backends.lvm.modes import Want
 from holdfast.backends.lvm.ports import Volume
 from holdfast.backends.lvm.write_rules import Vm
 from holdfast.model import Mode
+from holdfast.system.libvirt.domains import Domain
 from holdfast.system.libvirt.status_words import IN, OUT
 
 VM1, VM9 = Vm(V1, 7), Vm(V1, 9)
@@ -59,6 +60,16 @@ async def test_guest_without_its_guard_lease_does_not_share_its_volume(w: World)
     await h1.passes()
     assert h1.mode is SH
     assert h2.mode is None
+
+
+@scene()
+async def test_guest_that_only_reads_a_volume_needs_no_guard_lease(w: World) -> None:
+    (h1, _) = w.hosts
+    Leases().guard(h1)
+    assert await h1.locks.activate(LV1, EX) is None
+    h1.status.files["v1"] = Domain("v1", V1, (), frozenset((str(LV1),)), 7, "running")
+    await h1.passes()
+    assert h1.mode is SH
 
 
 @scene()

@@ -13,13 +13,16 @@ from tests.unit.manager.world import World, run, want
 
 from holdfast.backends.base import Creation, HeldElsewhere, OwnerNote
 from holdfast.backends.lease_backend import LeaseBackend
+from holdfast.backends.lvm.write_rules import Vm
 from holdfast.control.api import IDENTITY_PROBLEM
+from holdfast.daemon.volume_claims import _guard
 from holdfast.errors import Refused, ResourceBusy
 from holdfast.manager.departures import READ_S
 from holdfast.manager.identity_locks import IdentityLocks
 from holdfast.manager.repeated_attempts import AGAIN_FIRST_S
 from holdfast.model import IDENTITY_LOCKSPACE, Holder, Mode, Resource
 from holdfast.system.files.ofd_lock import FileKey, IoFailed
+from holdfast_sim.volumes.shared_locks import volume_named
 
 IDENTITY = Resource(IDENTITY_LOCKSPACE, "lvm:uuid")
 DISK_KEY = FileKey(-1, 7)
@@ -29,9 +32,10 @@ class Names:
     """Of one disk; `known` False: nothing says what it is."""
 
     known = True
+    identity_of = IDENTITY
 
     async def identity(self, resource: Resource) -> Resource | None:
-        return IDENTITY if self.known else None
+        return self.identity_of if self.known else None
 
 
 class Guard(Volumes):
@@ -44,7 +48,7 @@ class Guard(Volumes):
         self.said = calls
 
     async def open(self, resource: Resource, *, create: Creation) -> Guard | IoFailed:
-        assert resource == IDENTITY
+        assert resource == self.names.identity_of
         return self
 
     async def take(self, mode: Mode, note: OwnerNote) -> Guard | HeldElsewhere:
@@ -179,6 +183,25 @@ async def test_lease_of_an_earlier_guard_is_named_until_the_vm_lets_go_of_it(w: 
     await w.clock.advance(0)
     (problem,) = w.identities.problems()
     assert "it is of backend 'sun' until the VM is suspended and resumed" in problem
+
+
+@scene
+async def test_lease_counts_for_its_vm_alone_and_only_while_it_is_held(w: Guarded) -> None:
+    volume = volume_named("")
+    assert f"lvm:{volume.id.lv_uuid}" == "lvm:uuid-"
+    w.guard.names.identity_of = Resource(IDENTITY_LOCKSPACE, "lvm:uuid-")
+    vm = w.owner(50, "web1")
+    await w.manager.acquire(vm, want(DISK))
+
+    def mode(uuid: str, pid: int, guard: str = "san") -> Mode | None:
+        return _guard(w.manager, guard, Vm(uuid, pid), volume)
+
+    assert mode("uuid-50", 50) is EX
+    assert mode("uuid-51", 50) is mode("uuid-50", 51) is mode("uuid-50", 50, "sun") is None
+    lock = w.manager.table.named(w.guard.names.identity_of)
+    assert lock is not None
+    lock.held = None
+    assert mode("uuid-50", 50) is None
 
 
 @scene

@@ -102,16 +102,22 @@ class HostVolumes:
         return lease is None or lease < mode
 
     def _is_unguarded(self, volume: Volume, uses: Mapping[Vm, tuple[Domain, Mode]]) -> bool:
-        """Whether a guest runs with it here, or may without any call of libvirt's, and misses its guard lease."""
+        """Whether a guest runs with it here, or may without any call of libvirt's, and misses its guard lease. One that only
+        reads it has none: libvirt asks for no lock.
+        """
+        granted = self.kept.holdings.get(volume.id, ())
         running = [
             (vm, mode)
             for vm, (domain, mode) in uses.items()
             if runs(domain) and role(domain) is not Role.LEFT
+            if any(is_of(domain, each.vm) for each in granted) or self._may_write(domain, volume)
         ]
-        running += [
-            (each.vm, each.mode) for each in self.kept.holdings.get(volume.id, ()) if each.vm.is_program
-        ]
+        running += [(each.vm, each.mode) for each in granted if each.vm.is_program]
         return any(self.misses_guard(vm, volume, mode) for vm, mode in running)
+
+    def _may_write(self, domain: Domain, volume: Volume) -> bool:
+        found = (self.volumes.at(disk.path) for disk in domain.disks)
+        return any(each is not None and each.id == volume.id for each in found)
 
     # --- who uses what, by libvirt ---
 
