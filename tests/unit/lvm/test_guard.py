@@ -10,6 +10,7 @@ from holdfast.backends.lvm.modes import Want
 from holdfast.backends.lvm.ports import Volume
 from holdfast.backends.lvm.write_rules import Vm
 from holdfast.model import Mode
+from holdfast.system.libvirt.domain_disks import Access, DomainDisk, Kind
 from holdfast.system.libvirt.domains import Domain
 from holdfast.system.libvirt.status_words import IN, OUT
 
@@ -67,7 +68,8 @@ async def test_guest_that_only_reads_a_volume_needs_no_guard_lease(w: World) -> 
     (h1, _) = w.hosts
     Leases().guard(h1)
     assert await h1.locks.activate(LV1, EX) is None
-    h1.status.files["v1"] = Domain("v1", V1, (), frozenset((str(LV1),)), 7, "running")
+    cd = DomainDisk("sda", Kind.BLOCK, Access.READ_ONLY, str(LV1), str(LV1))
+    h1.status.files["v1"] = Domain("v1", V1, (), frozenset(), 7, "running", every=(cd,))
     await h1.passes()
     assert h1.mode is SH
 
