@@ -39,7 +39,7 @@ def started(activation: str) -> Iterator[Site]:
 
 def is_joined(host: VolumeHost) -> None:
     wait_until(
-        lambda: "joined" in host.holdfast("lockspace", "list")[1], f"{host.name} to have joined", timeout_s=60
+        lambda: host.holdfast("lockspace", "list")[0] == 0, f"{host.name} to have joined", timeout_s=60
     )
 
 

@@ -25,7 +25,8 @@ from tests.e2e.lab.polling import until
 from tests.e2e.lab.storage import Image
 from tests.e2e.lab.switchover import stands_still, stopped
 from tests.support import lvm_stand_in
-from tests.support.shared_volumes import VG_UUID, LeasedModes, at, uuid_of
+from tests.support.leases import SPACE, make_lockspace
+from tests.support.shared_volumes import FIRE_TIMEOUT_S, IO_TIMEOUT_S, VG_UUID, LeasedModes, at, uuid_of
 
 pytestmark = pytest.mark.holdfast_only("virtlockd knows no volumes")
 
@@ -46,11 +47,23 @@ backend = "san-lvm"
 """
 
 
-class VolumeLab:
-    """A lab whose device sda is a volume of a shared volume group."""
+GUARD_TOML = f"""
+[backend.san]
+driver = "paxos"
+directory = "/srv/volumes/guard"
+host_id = HOST_ID
+watchdog = "none"
+io_timeout_s = {IO_TIMEOUT_S}
+fire_timeout_s = {FIRE_TIMEOUT_S}
+cross_host = true
+"""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
+
+class VolumeLab:
+    """A lab whose device sda is a volume of a shared volume group. `activation`: with a guard, and that; empty: without."""
+
+    def __init__(self, lab: Lab, activation: str = "") -> None:
+        self.lab, self._activation = lab, activation
         device = lab.device("sda").file
         self.image = Image(PATH, device)
         number = device.stat().st_rdev
@@ -60,6 +73,9 @@ class VolumeLab:
         uuid = folder / "sysblock" / f"{os.major(number)}:{os.minor(number)}" / "dm" / "uuid"
         uuid.parent.mkdir(parents=True)
         uuid.write_text("LVM-" + (VG_UUID + uuid_of(0)).replace("-", "") + "\n")
+        if activation:
+            (folder / "guard").mkdir()
+            make_lockspace(folder / "guard" / SPACE)
         self.daemons = [self._host(host, number) for host in lab.hosts]
 
     def _host(self, host: Host, number: int) -> FakeLvmlockd:
@@ -85,7 +101,7 @@ class VolumeLab:
         for mounted, source in MOUNTS.items():
             host.run("mount", "--bind", source, mounted)
         lockd = self.lab.lockd[host]
-        lockd._configuration.write_text(LVM_TOML)
+        lockd._configuration.write_text(self._toml(host))
         # By a short path: that of the lab's folder may be too long for a socket.
         short = os.open(folder, os.O_DIRECTORY)
         socket = Path(f"/proc/self/fd/{short}/lvmlockd.socket")
@@ -93,7 +109,15 @@ class VolumeLab:
         os.close(short)
         lockd.stop()
         lockd.start()
+        if self._activation:
+            until(lockd.is_joined, f"{host.name} to join the lockspace")
         return fake
+
+    def _toml(self, host: Host) -> str:
+        if not self._activation:
+            return LVM_TOML
+        keys = f'driver = "lvm"\nguard = "san"\nactivation = "{self._activation}"'
+        return LVM_TOML.replace('driver = "lvm"', keys) + GUARD_TOML.replace("HOST_ID", str(host.number))
 
     def close(self) -> None:
         """The lab is as it was."""
@@ -158,6 +182,34 @@ def test_guest_on_a_shared_volume_migrates_there_and_back(volume_lab: VolumeLab)
     vm.destroy()
     volume_lab.becomes({})
     assert not volume_lab.is_active(alpha)
+
+
+@pytest.mark.parametrize("activation", ["exclusive", "shared"])
+def test_guest_with_a_guard_lease_migrates_there_and_back(
+    request: pytest.FixtureRequest, make_lab: LabFactory, kind: Kind, activation: str
+) -> None:
+    for lab in clean(request, make_lab((kind, kind), "direct", hook=True)):
+        volumes = VolumeLab(lab, activation)
+        try:
+            vm = lab.vm(lab.alpha, "web1", Disk(volumes.image)).start()
+            assert volumes.held == {1: EX if activation == "exclusive" else SH}
+            for source, target in ((lab.alpha, lab.beta), (lab.beta, lab.alpha)):
+                vm.migrate(target)
+                vm.assert_writes()
+                said = lab.vm(source, "thief", Disk(volumes.image)).refused("start")
+                assert ("held by" if activation == "exclusive" else "VM web1") in said
+            if activation == "exclusive":
+                volumes.becomes({1: EX})
+            else:
+                assert volumes.held == {1: SH, 2: SH}
+            vm.virsh("suspend")
+            vm.virsh("resume")
+            vm.assert_writes()
+            assert volumes.image.boots == 1
+            vm.destroy()
+        finally:
+            lab.reset()
+            volumes.close()
 
 
 @pytest.mark.long  # tests/daemon/test_shared_volumes.py plays it with status files of its own
