@@ -51,6 +51,7 @@ def imported(
         "# made by 'holdfast import-lvmlock' from libvirt's domains and vgs",
         f"[backend.{BACKEND}]",
         'driver = "lvm"',
+        '# guard = "NAME"   # of a backend with driver = "paxos", if the hosts have a lockspace: docs/shared-lvm.md',
     ]
     for name in shared:
         lines += ["", "[[disk]]", f"match = {to_toml_value(f'/dev/{name}/*')}", f'backend = "{BACKEND}"']

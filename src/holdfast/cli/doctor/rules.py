@@ -551,7 +551,8 @@ _ALL = (
         "running VM",
         "A running VM has its disk by path only",
         "Two paths to one disk have two leases. The lease of what the disk is excludes every path, and this VM does not "
-        "have it: another host has, or it can't be taken. No VM is stopped for that.",
+        "have it: another host has, or it can't be taken. No VM is stopped for that. "
+        "With driver lvm that is its guard's lease.",
     ),
     # --- hosts beside each other, the storage below ---
     _problem(
