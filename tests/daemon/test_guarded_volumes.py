@@ -210,6 +210,21 @@ def test_guard_alone_refuses_a_second_vm_and_names_the_first(sharing_site: Site,
     assert site.held(guest) == {1: SH, 2: SH}
 
 
+def test_break_frees_a_guard_lease_with_a_proof_alone(sharing_site: Site, guest: Guest) -> None:
+    site = sharing_site
+    guest.starts(site.h1)
+    code, said = site.h2.holdfast("break", guest.path)
+    assert (code != 0, "make it active first" in said) == (True, True), said
+    site.h2.refuses(Guest("rival", guest.lv))
+    assert site.h2.is_active(guest.lv)
+    code, said = site.h2.holdfast("break", guest.path)
+    assert (code != 0, "h1" in said) == (True, True), said
+    assert guarded(site.h1, guest)
+    guest.is_gone(site.h1)
+    code, said = site.h2.holdfast("break", guest.path)
+    assert (code, "nobody held it" in said) == (0, True), said
+
+
 def test_migration_flips_nothing_where_all_hosts_have_it_active(sharing_site: Site, guest: Guest) -> None:
     site = sharing_site
     guest.starts(site.h1)

@@ -119,6 +119,14 @@ BUGS = (
         "unit/lvm/test_guard.py::test_guest_that_only_reads_a_volume_needs_no_guard_lease",
     ),
     _in(
+        "daemon.kept_config",
+        "guard-that-is-gone-stops-every-start",
+        "one backend that can't be made any more makes the kept configuration useless, with the locks of all others",
+        ', f"backend.{each}.guard")',
+        ")",
+        "unit/test_kept_config.py::test_volumes_whose_guard_can_not_be_made_any_more_are_refused_and_the_rest_is_in_force",
+    ),
+    _in(
         "backends.lvm.backend",
         "thin-volume-is-refused-late",
         "the migration of a thin volume is refused when its target has begun already",

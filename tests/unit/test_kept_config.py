@@ -136,3 +136,20 @@ def test_kept_configuration_is_older_than_a_daemon_that_took_another_number_of_t
         os.utime(file, (seconds, seconds))
     assert daemon_lock.claimed_last_ns(str(run_lock)) == second.stat().st_mtime_ns
     assert kept_config.is_older_than_the_last_daemon(str(tmp_path))
+
+
+def test_volumes_whose_guard_can_not_be_made_any_more_are_refused_and_the_rest_is_in_force() -> None:
+    config = Config(
+        run_dir="/run/holdfast",
+        state_dir="/var/lib/holdfast",
+        backend={
+            "file": {"driver": "file"},
+            "san": {"driver": "of-a-package-that-was-removed"},
+            "vol": {"driver": "lvm", "guard": "san", "activation": "shared"},
+        },
+    )
+    kept = kept_config.decode(kept_file.encode(config, BOOT, {}), "kept", BOOT)
+    assert isinstance(kept, Kept), kept
+    drivers = {name: table["driver"] for name, table in kept.config.backend.items()}
+    assert drivers == {"file": "file", "san": "absent", "vol": "absent"}
+    assert "backend 'san' has no leases" in str(kept.config.backend["vol"]["reason"])

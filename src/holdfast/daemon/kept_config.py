@@ -102,7 +102,9 @@ def decode(text: str, name: str, boot: str) -> Kept | Unreadable:
         problem = unusable[0]
         backends = {each: dict(table) for each, table in config.backend.items()}
         at_fault = [
-            each for each in backends if problem.facts["key"] in (f"backend.{each}", f"backend.{each}.driver")
+            each
+            for each in backends
+            if problem.facts["key"] in (f"backend.{each}", f"backend.{each}.driver", f"backend.{each}.guard")
         ]
         if not at_fault or len(dropped) >= configuration.DROPPED_KEYS_MAX:
             return Unreadable(str(problem))
