@@ -52,11 +52,16 @@ class HeldBackReleases:
         self._asking: set[int] = set()
         """Owners that a task asks, or `paused` is about to be called for."""
 
-    def holds_back(self, owner: Owner, lock: HostLock, resource: Resource) -> bool:
-        """Whether this RELEASE is answered while the claim stays for now. Clients of sanlock's protocol release by
-        themselves what their VM needs no more.
+    def holds_back(
+        self, owner: Owner, lock: HostLock, resource: Resource, beside: HostLock | None = None
+    ) -> bool:
+        """Whether this RELEASE is answered while the claim stays for now; `beside`: the lock that would go with it, of which
+        the lockspace may be the lost one (a volume's guard). Clients of sanlock's protocol release by themselves what their
+        VM needs no more.
         """
-        if owner.registered or owner.prepared is not None or not owner.name.uuid or not self._is_lost(lock):
+        if owner.registered or owner.prepared is not None or not owner.name.uuid:
+            return False
+        if not self._is_lost(lock) and (beside is None or not self._is_lost(beside)):
             return False
         claims = self._claims.setdefault(owner.id, {})
         if resource not in claims:

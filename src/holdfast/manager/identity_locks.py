@@ -150,6 +150,14 @@ class IdentityLocks:
             return None
         return await identify(resource)
 
+    def beside(self, owner: Owner, lock: HostLock, path: Resource) -> HostLock | None:
+        """The lock of what the disk at a path is, if the owner has it."""
+        known = self._of_paths.get(owner.id, {}).get(path)
+        if known is not None and (found := self._manager.table.named(known)) is not None:
+            return found if owner.id in found.claims else None
+        others = self._manager.table.others_on_disk(owner.id, lock)
+        return next((other for other in others if identity_in(other, owner.id) is not None), None)
+
     def released_with(self, owner: Owner, lock: HostLock, path: Resource) -> tuple[HostLock, Resource] | None:
         """The identity's lock, with its name, that is released after the last path of an owner to its disk."""
         if path.lockspace == IDENTITY_LOCKSPACE:

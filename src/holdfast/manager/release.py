@@ -27,8 +27,10 @@ GoesWith = Callable[[Owner, HostLock], tuple[HostLock, Resource] | None]
 class HoldsReleasesBack(Protocol):
     """Claims of VMs that are released by libvirt, and may still be written to (`lease_admin.held_back_releases`)."""
 
-    def holds_back(self, owner: Owner, lock: HostLock, resource: Resource) -> bool:
-        """Whether this RELEASE is answered while the claim stays for now."""
+    def holds_back(
+        self, owner: Owner, lock: HostLock, resource: Resource, beside: HostLock | None = None
+    ) -> bool:
+        """Whether this RELEASE is answered while the claim stays for now; `beside`: the lock that would go with it."""
 
     def has(self, owner: Owner, resource: Resource) -> bool:
         """Whether that claim is one that libvirt has released already."""
@@ -36,6 +38,9 @@ class HoldsReleasesBack(Protocol):
 
 class ReleasesIdentities(Protocol):
     """The second locks of disks, by what they are (`identity_locks`)."""
+
+    def beside(self, owner: Owner, lock: HostLock, path: Resource) -> HostLock | None:
+        """The lock of what the disk at a path is, if the owner has it."""
 
     def released_with(self, owner: Owner, lock: HostLock, path: Resource) -> tuple[HostLock, Resource] | None:
         """The lock, with its name, that is released after that path, which its owner has released."""
@@ -88,8 +93,10 @@ class LockReleaser:
             return None
         if self._departures.holds_back(owner, lock, resource):
             return None
-        if self.held_back is not None and self.held_back.holds_back(owner, lock, resource):
-            return None
+        if self.held_back is not None:
+            beside = self.identities.beside(owner, lock, resource) if self.identities is not None else None
+            if self.held_back.holds_back(owner, lock, resource, beside):
+                return None
         rest = self._drop_claim(owner, lock, resource)
         if rest is not None:
             return self._release_rest(owner, rest)

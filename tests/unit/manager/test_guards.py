@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 from tests.unit.manager.test_departures import OUT, Status
 from tests.unit.manager.test_knows_writers import DISK, EX, SH, Volumes
-from tests.unit.manager.world import World, run, want
+from tests.unit.manager.world import NoLibvirt, World, run, want
 
 from holdfast.backends.base import Creation, HeldElsewhere, OwnerNote
 from holdfast.backends.lease_backend import LeaseBackend
@@ -17,6 +17,7 @@ from holdfast.backends.lvm.write_rules import Vm
 from holdfast.control.api import IDENTITY_PROBLEM
 from holdfast.daemon.volume_claims import _guard
 from holdfast.errors import Refused, ResourceBusy
+from holdfast.lease_admin.held_back_releases import HeldBackReleases
 from holdfast.manager.departures import READ_S
 from holdfast.manager.identity_locks import IdentityLocks
 from holdfast.manager.repeated_attempts import AGAIN_FIRST_S
@@ -144,6 +145,42 @@ def test_guard_stays_until_the_guest_has_left(tmp_path: Path) -> None:
         status.says(vm.name.name, 50, "paused", "migration", OUT, "perform3_done")
         await w.clock.advance(READ_S * 3)
         assert w.calls[-1] == "guard given back"
+
+    run(go)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_guard_of_a_lost_lockspace_stays_until_qemu_answers(tmp_path: Path, restarted: bool) -> None:
+    """The lock that libvirt releases is LVM's, of another backend (ADR 0224)."""
+
+    async def go() -> None:
+        w = Guarded(tmp_path)
+        vm = w.owner(50, "web1")
+        await w.manager.acquire(vm, want(DISK))
+        if restarted:
+            saved = w.saved()
+            w.crash()
+            w = Guarded(tmp_path, before=w)
+            owners = w.recovery.owners(saved)
+            await w.recovery.locks(saved, owners, {})
+            (vm,) = owners.values()
+        answers = False
+
+        class Qemu(NoLibvirt):
+            async def answers(self, uuid: str) -> bool:
+                return answers
+
+        w.manager.releaser.held_back = HeldBackReleases(
+            w.manager, clock=w.clock, domains=Qemu(), is_lost=lambda lock: lock.backend == "san"
+        )
+        await w.manager.release(vm, Resource("", DISK))
+        await w.clock.advance(5.0)
+        assert "guard given back" not in w.calls
+        assert not any(call.startswith("left") for call in w.calls)
+        answers = True
+        await w.clock.advance(5.0)
+        assert w.calls[-1] == "guard given back"
+        assert len(w.manager.table) == 0
 
     run(go)
 
