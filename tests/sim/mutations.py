@@ -178,8 +178,8 @@ MUTATIONS = (
         "lease_admin.held_back_releases",
         "released-before-drained",
         "a paused guest is no user of a lost lockspace any more when libvirt releases its lock",
-        "not owner.name.uuid or not self._is_lost(lock):",
-        "not owner.name.uuid or self._is_lost(lock):",
+        "        if not self._is_lost(lock) and (beside is None or",
+        "        if self._is_lost(lock) and (beside is None or",
         pauses=True,
     ),
     _in(
