@@ -4,6 +4,8 @@
                |<------------- before beta has web1 ----------->|
     |<---- at least the dead bound less one renewal, at most the greatest takeover ---------------->|
 
+After a reboot in good order it is the other way round: alpha has freed its host id, so nobody waits for the dead bound.
+
 `lab.fencing` has the narrow bounds, by what is on the disk; here an administrator's commands are timed.
 """
 
@@ -43,7 +45,12 @@ class Takeover:
         found = []
         least = timing.dead_s - timing.renewal_s - RENEWAL_NOISE_S
         most = timing.takeover_s[1] + NOISE_S
-        if self.ended < least:
+        if self.cause == "reboot":
+            if self.ended >= least:
+                found.append(f"beta had web1 only after {self.ended:.1f} s, as if alpha had died")
+            if self.fired is not None:
+                found.append(f"alpha was reset by its watchdog after {self.fired:.1f} s")
+        elif self.ended < least:
             found.append(f"beta had web1 after {self.ended:.1f} s, and alpha may have lived for {least:g} s")
         if self.began > most:
             found.append(f"beta had web1 only after {self.ended:.1f} s, not after {most:g} s")

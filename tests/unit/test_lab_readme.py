@@ -34,3 +34,12 @@ def test_a_good_takeover_breaks_nothing() -> None:
 def test_each_broken_bound_is_named(changes: dict[str, object], said: str) -> None:
     [broken] = replace(GOOD, **changes).broken(FAST)  # type: ignore[arg-type]
     assert said in broken
+
+
+def test_a_reboot_in_good_order_is_no_death() -> None:
+    orderly = replace(GOOD, cause="reboot", began=8.0, ended=10.0, fired=None)
+    assert orderly.broken(FAST) == []
+    [waited] = replace(orderly, began=25.0, ended=27.0).broken(FAST)
+    assert "as if alpha had died" in waited
+    [reset] = replace(orderly, fired=9.0).broken(FAST)
+    assert "reset by its watchdog" in reset
