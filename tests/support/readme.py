@@ -6,6 +6,7 @@ watchdog each. What a host lacks is added to README's commands by who plays them
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Protocol
 
 PROJECT = Path(__file__).resolve().parents[2]
+HERE = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+RELEASES = {"bookworm": "12", "trixie": "13"}
+"""As the packages' versions have them."""
 BLOCK = "## Two hosts, from the package"
 PROTECTED_WITHIN_S = 120.0
 UNEXPLAINED_S = 3.0
@@ -113,14 +117,18 @@ class Protected:
         )
 
 
-def build_packages(place: Path) -> Path:
-    """`place` gets `build/deb`, as `make deb` leaves it in a checkout."""
+def build_packages(place: Path, suite: str = HERE) -> Path:
+    """`place` gets `build/deb`, as `make deb` leaves it in a checkout. For another release than this one only what is
+    committed takes part.
+    """
+    there = [] if suite == HERE else [f"DISTRO={suite}"]
     made = subprocess.run(
-        ["make", "-s", "deb"], cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True, timeout=900
+        ["make", "-s", "deb", *there], cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True, timeout=900
     ).stdout.split()
     (place / "build/deb").mkdir(parents=True)
+    ours = f"+deb{RELEASES[suite]}_" if suite in RELEASES else ""
     for each in made:
-        if each.endswith(".deb"):
+        if each.endswith(".deb") and ours in each:
             shutil.copy(PROJECT / each, place / "build/deb")
     return place
 

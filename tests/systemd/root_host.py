@@ -24,6 +24,8 @@ PACKAGES = (
     "systemd,systemd-sysv,dbus,libvirt-daemon-system,libvirt-clients,qemu-system-x86,augeas-tools,python3-click,"
     "python3-rich,python3-uvicorn,adduser,procps,iproute2,curl"
 )
+LOCKD = "libvirt-daemon-lock libvirt-daemon-plugin-lockd"
+"""virtlockd and libvirt's plugin for it, from Debian 13 on; in Debian 12 they are parts of libvirt's other packages."""
 START_TIMEOUT_S = 120.0
 COMMAND_S = 300.0
 SHARED = "/srv/shared"
@@ -63,14 +65,19 @@ exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
 """
 
 
-def make_template(at: Path, suite: str = SUITE, packages: str = PACKAGES) -> None:
+def of_libvirt_hosts(suite: str) -> str:
+    """What a host of that release needs before Holdfast: libvirt with its lock daemon, QEMU, and what the package needs."""
+    return PACKAGES if suite == "bookworm" else ",".join([PACKAGES, *LOCKD.split()])
+
+
+def make_template(at: Path, suite: str = SUITE, packages: str = "") -> None:
     """A root file system that hosts start from: by default this release, with libvirt and QEMU, without Holdfast."""
     mirror = subprocess.run(
         [PROJECT / "tools" / "debian-mirror"], capture_output=True, text=True, check=True
     ).stdout.strip()
     subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=minbase", "--aptopt=Acquire::Check-Valid-Until \"false\"",
-         f"--include={packages}", suite, at, mirror],
+         f"--include={packages or of_libvirt_hosts(suite)}", suite, at, mirror],
         check=True, timeout=900,
     )  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""A host with a VM: libvirt's packages installed again, then the host from Debian 12 to 13, with the VM running.
+"""A host with a VM: libvirt's packages installed again in either release, and the host from Debian 12 to 13, with the VM
+running.
 
 A host with a systemd, Debian's libvirtd and QEMU, and no network: what apt needs was fetched into its root before it booted.
 Another domain with the same disk is tried again and again; QEMU goes without its own image locks, so that the lock alone
@@ -18,15 +19,14 @@ from tests.e2e.lab.domains import Disk, Domain
 from tests.e2e.lab.polling import until
 from tests.e2e.lab.programs import Programs
 from tests.e2e.lab.storage import IMAGE_BYTES, Image, write_boot_disk
+from tests.support.readme import build_packages
 from tests.systemd.machine import PROJECT, require
-from tests.systemd.root_host import SUITE, RootHost, hosts, make_template
+from tests.systemd.root_host import LOCKD, SUITE, RootHost, hosts, make_template
 from tests.systemd.test_readme import LAB, Rival, await_writes, daemon_of
 
 NEXT = "trixie"
 LIBVIRT = "libvirt-daemon libvirt-daemon-system"
 """With virtlockd and its units, in Debian 12."""
-LOCKD = "libvirt-daemon-lock libvirt-daemon-plugin-lockd"
-"""Debian 13 has them in packages of their own."""
 DISK = "/var/lib/libvirt/images/web1.img"
 PLACE = "/root/packages"
 APT = "apt-get -y -o Dpkg::Options::=--force-confold"
@@ -34,12 +34,16 @@ APT = "apt-get -y -o Dpkg::Options::=--force-confold"
 pytestmark = [
     pytest.mark.long,  # builds packages of two releases, and upgrades a system
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(SUITE != "bookworm", reason="the way begins at Debian 12"),
 ]
 
 
-def fetch(root: Path) -> None:
-    """What the host's apt will install, into the cache of its root; its lists are those of the next release then."""
+def libvirts(suite: str) -> str:
+    """The packages with virtlockd, its units and what asks for it."""
+    return LIBVIRT if suite == "bookworm" else f"{LIBVIRT} {LOCKD}"
+
+
+def fetch_again(root: Path, suite: str) -> None:
+    """The packages that the root has installed, into apt's cache there, so that they can be installed once more."""
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     dumped = subprocess.run(
         ["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=True
@@ -47,9 +51,13 @@ def fetch(root: Path) -> None:
     wanted = ("::Proxy", "::Check-Valid-Until", "::Check-Date", "::Retries")
     kept = [line for line in dumped.splitlines() if any(f"{each} " in line for each in wanted)]
     (root / "etc/apt/apt.conf.d/99-lab").write_text("\n".join(kept) + "\n")
-    mirror = subprocess.run([PROJECT / "tools" / "debian-mirror"], capture_output=True, text=True, check=True)
     _apt(root, "update")
-    _apt(root, f"install --reinstall {LIBVIRT}")
+    _apt(root, f"install --reinstall {libvirts(suite)}")
+
+
+def fetch_next(root: Path) -> None:
+    """What the host's apt will install; its lists are those of the next release then."""
+    mirror = subprocess.run([PROJECT / "tools" / "debian-mirror"], capture_output=True, text=True, check=True)
     (root / "etc/apt/sources.list").write_text(f"deb {mirror.stdout.strip()} {NEXT} main\n")
     _apt(root, "update")
     _apt(root, f"full-upgrade {LOCKD}")
@@ -64,20 +72,8 @@ def _apt(root: Path, command: str) -> None:
 
 def packages(at: Path) -> None:
     """Holdfast's of this release in `now`, and of the next one in `next`, with an index for apt."""
-    for name, distro in (("now", []), ("next", [f"DISTRO={NEXT}"])):
-        made = subprocess.run(
-            ["make", "-s", "deb", *distro],
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            timeout=1200,
-        ).stdout.split()
-        (at / name).mkdir(parents=True)
-        release = "12" if name == "now" else "13"
-        for each in made:
-            if f"+deb{release}_" in each and each.endswith(".deb"):
-                shutil.copy(PROJECT / each, at / name)
+    for name, suite in (("now", SUITE), ("next", NEXT)):
+        build_packages(at / f"of-{suite}", suite).joinpath("build/deb").rename(at / name)
         assert list((at / name).iterdir())
     with (at / "next/Packages").open("w") as index:
         subprocess.run(
@@ -104,13 +100,9 @@ def _is_refused(host: RootHost) -> bool:
     return "locked by VM web1" in done.stderr
 
 
-def test_no_upgrade_takes_the_lock_of_a_vm_that_runs(tmp_path: Path) -> None:
-    require()
-    template = tmp_path / "template"
-    make_template(template)
-    fetch(template)
-    packages(tmp_path / "packages")
-    lab = tmp_path / "lab"
+def build_lab(directory: Path) -> Path:
+    """web1, web2 with the same disk, and a QEMU without locks of its own."""
+    lab = directory / "lab"
     lab.mkdir()
     programs = Programs.build(lab)
     wrapper = programs.qemu_without_own_locks
@@ -119,16 +111,68 @@ def test_no_upgrade_takes_the_lock_of_a_vm_that_runs(tmp_path: Path) -> None:
     for name in ("web1", "web2"):
         domain = Domain(name, (Disk(Image(DISK, lab / "web1.img")),), Path(LAB) / wrapper.name)
         (lab / f"{name}.xml").write_text(domain.xml())
-    (tmp_path / "shared").mkdir()
+    (directory / "shared").mkdir()
+    return lab
+
+
+def define(host: RootHost, lab: Path, directory: Path) -> Image:
+    """The lab's domains; the disk as it is seen from outside."""
+    host.put(lab, LAB)
+    host.run(f"cp {LAB}/web1.img {DISK}; virsh define {LAB}/web1.xml; virsh define {LAB}/web2.xml")
+    return Image(DISK, directory / host.name / "upper" / DISK.lstrip("/"))
+
+
+@pytest.mark.parametrize("suite", sorted({SUITE, NEXT}))
+def test_libvirts_packages_installed_again_leave_holdfastd_on_the_socket(suite: str, tmp_path: Path) -> None:
+    """After a switch from virtlockd with the VM running."""
+    require()
+    template = tmp_path / "template"
+    make_template(template, suite)
+    fetch_again(template, suite)
+    made = build_packages(tmp_path / "packages", suite)
+    lab = build_lab(tmp_path)
+    with hosts(tmp_path, template, tmp_path / "shared", "alpha") as (alpha,):
+        image = define(alpha, lab, tmp_path)
+        alpha.run(
+            "echo 'lock_manager = \"lockd\"' >>/etc/libvirt/qemu.conf; systemctl restart libvirtd; virsh start web1"
+        )
+        assert alpha.run("pgrep -x virtlockd")
+        qemu = alpha.run("cat /run/libvirt/qemu/web1.pid")
+        alpha.put(made / "build/deb", f"{PLACE}/now")
+        alpha.run(f"dpkg -i {PLACE}/now/holdfast_*.deb")
+        print(alpha.run("holdfast setup --yes"))
+        is_held(alpha, qemu, image)
+        daemon = daemon_of(alpha)
+        with Rival(alpha, "web2") as rival:
+            print(alpha.run(f"{APT} install --reinstall {libvirts(suite)}"))
+            is_held(alpha, qemu, image)
+            # What the next boot would begin with.
+            alpha.run("systemctl daemon-reload")
+            is_held(alpha, qemu, image)
+        print(alpha.run("ls -l /etc/systemd/system /etc/systemd/system/*.wants"))
+        print(alpha.try_run("systemctl is-enabled virtlockd.service virtlockd-admin.socket virtlockd.socket"))
+        assert rival.started == 0
+        assert daemon_of(alpha) == daemon
+        alpha.run("virsh destroy web1 && virsh start web2")
+        assert "locked by VM web2" in alpha.try_run("virsh start web1").stderr
+
+
+@pytest.mark.skipif(SUITE != "bookworm", reason="the way begins at Debian 12")
+def test_no_upgrade_takes_the_lock_of_a_vm_that_runs(tmp_path: Path) -> None:
+    require()
+    template = tmp_path / "template"
+    make_template(template)
+    fetch_again(template, SUITE)
+    fetch_next(template)
+    packages(tmp_path / "packages")
+    lab = build_lab(tmp_path)
 
     with hosts(tmp_path, template, tmp_path / "shared", "alpha") as (alpha,):
-        alpha.put(lab, LAB)
+        image = define(alpha, lab, tmp_path)
         alpha.put(tmp_path / "packages", PLACE)
-        alpha.run(f"cp {LAB}/web1.img {DISK}; virsh define {LAB}/web1.xml; virsh define {LAB}/web2.xml")
         alpha.run(f"dpkg -i {PLACE}/now/holdfast_*.deb")
         alpha.run("holdfast setup --yes")
         alpha.run("virsh start web1")
-        image = Image(DISK, tmp_path / "alpha/upper" / DISK.lstrip("/"))
         qemu = alpha.run("cat /run/libvirt/qemu/web1.pid")
         is_held(alpha, qemu, image)
         pid, before = daemon_of(alpha)

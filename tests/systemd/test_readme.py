@@ -1,8 +1,10 @@
 """README alone, followed by a script: from the packages to a VM that starts on the second host after the first has died.
+And the way out of it: what a purge does while VMs run, and what it leaves.
 
-Two hosts with a systemd each, and Debian's libvirtd and QEMU. What is not README's: these hosts have no watchdog, so setup
-is asked for none and for its shortest timeouts, without a question; and QEMU goes without its own image locks, which on
-the one kernel of both hosts would refuse the second start before the lock manager is asked (tests/e2e/lab/qemu_nolock.c).
+Two hosts with a systemd each, and Debian's libvirtd and QEMU, of this release and (`long`) of the next one. What is not
+README's: these hosts have no watchdog, so setup is asked for none and for its shortest timeouts, without a question; and
+QEMU goes without its own image locks, which on the one kernel of both hosts would refuse the second start before the lock
+manager is asked (tests/e2e/lab/qemu_nolock.c).
 """
 
 from __future__ import annotations
@@ -25,25 +27,38 @@ from tests.e2e.lab.storage import IMAGE_BYTES, Image, write_boot_disk
 from tests.support.fuse_storage import FaultyStorage
 from tests.support.readme import Page, build_packages, one_vm_one_host, open_page, protect, show
 from tests.systemd.machine import require
-from tests.systemd.root_host import SHARED, RootHost, hosts, make_template
+from tests.systemd.root_host import SHARED, SUITE, RootHost, hosts, make_template
 
 pytestmark = pytest.mark.timeout(1500)  # it builds packages and a root file system
 HERE = "--profile fast --watchdog none --yes"
 """What these hosts add to README's `holdfast setup`."""
 LAB = "/opt/lab"
+NEXT = "trixie"
+HOOK = "/etc/libvirt/hooks/qemu.d/holdfast"
+
+
+@pytest.fixture(
+    scope="module", params=[SUITE, *([] if SUITE == NEXT else [pytest.param(NEXT, marks=pytest.mark.long)])]
+)
+def suite(request: pytest.FixtureRequest) -> str:
+    """The hosts' release."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     require()
     root = tmp_path_factory.mktemp("readme") / "template"
-    make_template(root)
+    make_template(root, suite)
     return root
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_packages(tmp_path_factory.mktemp("packages"))
+def packages(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`build/deb`, and in `build/newer` the same of a later version."""
+    made = build_packages(tmp_path_factory.mktemp("packages"), suite)
+    newer(made)
+    return made
 
 
 @pytest.fixture
@@ -54,17 +69,22 @@ def shared(tmp_path: Path) -> Iterator[FaultyStorage]:
     storage.close()
 
 
-def install_lab(directory: Path, storage: FaultyStorage) -> None:
-    """The VM's image on the shared storage; its definition, and a QEMU without locks of its own, for LAB on each host."""
+def install_lab(directory: Path, images: dict[str, Image]) -> None:
+    """The image of each VM; for LAB on each host their definitions, and a QEMU without locks of its own."""
     lab = directory / "lab"
     lab.mkdir()
     programs = Programs.build(lab)
     wrapper = programs.qemu_without_own_locks
     wrapper.write_text(wrapper.read_text().replace(str(lab), LAB))
-    image = Image(f"{SHARED}/web1.img", storage.source / "web1.img")
-    write_boot_disk(image.file, IMAGE_BYTES, programs.boot_sector)
-    domain = Domain("web1", (Disk(image),), Path(LAB) / wrapper.name)
-    (lab / "web1.xml").write_text(domain.xml())
+    for name, image in images.items():
+        if not image.file.exists():
+            write_boot_disk(image.file, IMAGE_BYTES, programs.boot_sector)
+        domain = Domain(name, (Disk(image),), Path(LAB) / wrapper.name)
+        (lab / f"{name}.xml").write_text(domain.xml())
+
+
+def shared_image(storage: FaultyStorage, name: str) -> Image:
+    return Image(f"{SHARED}/{name}.img", storage.source / f"{name}.img")
 
 
 def await_writes(image: Image) -> None:
@@ -96,14 +116,15 @@ def newer(packages: Path) -> None:
 
 
 class Rival:
-    """Tries to start a domain with web1's disk, again and again. `wrong`: starts, and refusals without the holder's name."""
+    """Tries to start a domain with the disk of `holder` all the while. `wrong`: starts, and refusals without that name."""
 
-    def __init__(self, host: RootHost, domain: str = "web1") -> None:
+    def __init__(self, host: RootHost, domain: str = "web1", holder: str = "web1") -> None:
         self.tries = 0
         self.started = 0
         self.wrong: list[str] = []
         self._host = host
         self._domain = domain
+        self._holder = holder
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -112,7 +133,7 @@ class Rival:
             done = self._host.try_run(f"virsh start {self._domain}")
             self.tries += 1
             self.started += done.returncode == 0
-            if done.returncode == 0 or "locked by VM web1" not in done.stderr:
+            if done.returncode == 0 or f"locked by VM {self._holder}" not in done.stderr:
                 self.wrong.append(done.stdout + done.stderr)
 
     def __enter__(self) -> Rival:
@@ -161,34 +182,39 @@ def not_removed_with_its_vm(host: RootHost, other: RootHost, image: Image) -> No
     await_writes(image)
 
 
-def back_to_virtlockd(host: RootHost, image: Image) -> None:
+def back_to_virtlockd(host: RootHost, image: Image, name: str = "web1") -> None:
     """Setup goes back once the VM is off, and then the package can go, also while the VM runs by virtlockd."""
     undo = host.try_run("holdfast setup --undo --yes")
     assert undo.returncode != 0
-    assert "web1" in undo.stdout + undo.stderr, undo
-    host.run("virsh destroy web1")
+    assert name in undo.stdout + undo.stderr, undo
+    host.run(f"virsh destroy {name}")
     host.run("holdfast setup --undo --yes")
     assert host.try_run("grep '^lock_manager' /etc/libvirt/qemu.conf").returncode == 1
     assert host.show("virtlockd.socket", "ActiveState") == "active"
-    host.run("virsh start web1")
+    host.run(f"virsh start {name}")
     await_writes(image)
     host.run("apt-get purge -y holdfast holdfast-web")
-    assert host.run("virsh domstate web1").strip() == "running"
+    assert host.run(f"virsh domstate {name}").strip() == "running"
     await_writes(image)
+
+
+def equip(host: RootHost, directory: Path, packages: Path, *names: str) -> None:
+    """The lab, the packages and the VMs' definitions."""
+    host.put(directory / "lab", LAB)
+    host.put(packages / "build", "/root/build")
+    for name in names:
+        host.run(f"virsh define {LAB}/{name}.xml")
 
 
 def test_readme_leads_from_the_package_to_a_vm_that_outlives_its_host(
     template: Path, packages: Path, shared: FaultyStorage, tmp_path: Path
 ) -> None:
     page = Page()
-    newer(packages)
-    install_lab(tmp_path, shared)
-    image = Image("", shared.source / "web1.img")
+    image = shared_image(shared, "web1")
+    install_lab(tmp_path, {"web1": image})
     with hosts(tmp_path, template, shared.at, "alpha", "beta") as (alpha, beta):
         for host in (alpha, beta):
-            host.put(tmp_path / "lab", LAB)
-            host.put(packages / "build", "/root/build")
-            host.run(f"virsh define {LAB}/web1.xml")
+            equip(host, tmp_path, packages, "web1")
 
         protect(page, alpha, beta, HERE)
         one_vm_one_host(page, alpha, beta, lambda: await_writes(image))
@@ -211,3 +237,77 @@ def test_readme_leads_from_the_package_to_a_vm_that_outlives_its_host(
         await_writes(image)
         assert page.is_done()
         back_to_virtlockd(beta, image)
+
+
+def is_untouched(host: RootHost, name: str, before: tuple[str, ...], image: Image) -> None:
+    """The VM runs and writes by the same QEMU, the same daemon has its lock, and the hook is there."""
+    assert lock_of(host, name) == before
+    host.run(f"test -x {HOOK} && holdfast list | grep -q {name}")
+    await_writes(image)
+
+
+def lock_of(host: RootHost, name: str) -> tuple[str, ...]:
+    """QEMU's pid, and the daemon's with its version."""
+    return host.run(f"cat /run/libvirt/qemu/{name}.pid"), *daemon_of(host)
+
+
+def purge_is_refused(host: RootHost, rival_host: RootHost, name: str, image: Image) -> None:
+    """apt names the VM and its disk, changes nothing, and another host never gets the disk meanwhile."""
+    before = lock_of(host, name)
+    with Rival(rival_host, name, name) as rival:
+        refused = host.try_run("apt-get purge -y holdfast-web holdfast")
+        until(lambda: rival.tries > 1, "the rival to try")
+    said = refused.stdout + refused.stderr
+    print(f"{host.name}: apt-get purge: {refused.stderr.strip()}")
+    assert refused.returncode != 0, said
+    assert f"  {name} (pid {before[0]}): {image.path}" in said, said
+    assert rival.wrong == [], rival.wrong
+    is_untouched(host, name, before, image)
+    status = host.run("dpkg-query -W -f '${db:Status-Eflag} ${db:Status-Status}' holdfast")
+    assert status == "ok installed"
+
+
+def left_behind(host: RootHost) -> set[str]:
+    """Files and links of Holdfast's that are there, and links of units that lead nowhere."""
+    found = host.run(
+        "find / -xdev \\( -path /root -o -path /srv -o -path /var/log \\) -prune -o -name '*holdfast*' -print; "
+        "find /run -name '*holdfast*'; find /etc/systemd /etc/libvirt -xtype l"
+    )
+    return {each for each in found.split("\n") if each}
+
+
+@pytest.mark.long
+def test_purge_kills_no_vm_and_leaves_nothing(
+    template: Path, packages: Path, shared: FaultyStorage, tmp_path: Path
+) -> None:
+    images = {name: shared_image(shared, name) for name in ("web1", "web2")}
+    install_lab(tmp_path, images)
+    with hosts(tmp_path, template, shared.at, "alpha", "beta") as (alpha, beta):
+        for host in (alpha, beta):
+            equip(host, tmp_path, packages, *images)
+        before = left_behind(alpha)
+        protect(Page(), alpha, beta, HERE)
+        for host, name in ((alpha, "web1"), (beta, "web2")):
+            host.run(f"virsh start {name}")
+            await_writes(images[name])
+        purge_is_refused(alpha, beta, "web1", images["web1"])
+        purge_is_refused(beta, alpha, "web2", images["web2"])
+
+        # alpha's VM has ended: beta's is no reason to keep alpha's package.
+        alpha.run("virsh destroy web1")
+        held = lock_of(beta, "web2")
+        said = alpha.run("apt-get remove -y holdfast-web holdfast")
+        assert "virtlockd sees no lease" in said, said
+        assert {"/etc/holdfast", "/var/lib/holdfast"} <= left_behind(alpha)
+        alpha.run("apt-get purge -y holdfast-web holdfast")
+        assert left_behind(alpha) == before
+        assert alpha.run(
+            "dpkg --audit; systemctl --failed --plain --no-legend; dpkg-query -W 'holdfast*' || true"
+        ).strip() in (
+            "",
+            "dpkg-query: no packages found matching holdfast*",
+        )
+        is_untouched(beta, "web2", held, images["web2"])
+
+        back_to_virtlockd(beta, images["web2"], "web2")
+        assert left_behind(beta) == before

@@ -163,15 +163,35 @@ def test_daemon_that_still_runs_refuses_removal_and_purge(host: Host) -> None:
     assert (host.root / HOOK).exists()
 
 
+def test_timer_ends_with_the_daemon(host: Host) -> None:
+    assert host.run("prerm", "remove").returncode == 0
+    calls = [each.rpartition(" hook")[0] for each in host.calls()]
+    assert calls.index("stop holdfastd.socket holdfastd.service") < calls.index(
+        "stop holdfast-lease-gc.timer"
+    )
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_removal_says_what_a_setup_that_was_not_undone_leaves(host: Host, *, done: bool) -> None:
+    if done:
+        (host.root / "var/lib/holdfast/setup").mkdir(parents=True)
+        (host.root / "var/lib/holdfast/setup/done.json").touch()
+    said = host.run("prerm", "remove").stderr
+    assert ("virtlockd sees no lease" in said) == done
+
+
 def test_purge_leaves_nothing(host: Host) -> None:
     host.runs(78, "vi", "/etc/holdfast/holdfast.toml")
-    for each in ("run/holdfast", "var/lib/holdfast", "etc/holdfast"):
+    for each in ("run/holdfast", "var/lib/holdfast", "etc/holdfast", "var/lib/systemd/timers"):
         (host.root / each).mkdir(parents=True)
+    for each in ("holdfast-lease-gc", "apt-daily"):
+        (host.root / f"var/lib/systemd/timers/stamp-{each}.timer").touch()
     assert host.run("postrm", "remove").returncode == 0
     assert (host.root / "etc/holdfast").exists()
     assert host.run("postrm", "purge").returncode == 0
     for each in ("run/holdfast", "var/lib/holdfast", "etc/holdfast"):
         assert not (host.root / each).exists()
+    assert os.listdir(host.root / "var/lib/systemd/timers") == ["stamp-apt-daily.timer"]
 
 
 def holder(**changed: object) -> dict[str, object]:

@@ -199,6 +199,21 @@ def test_setup_again_is_a_no_op_and_the_undo_leaves_every_file_as_it_was(site: S
     assert not (site.root / "var/lib/holdfast/setup").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "enabled", "warned"),
+    [("/srv/leases", [], True), ("", [], False), ("/srv/leases", ["holdfastd.socket"], False)],
+)
+def test_undo_says_that_virtlockd_sees_no_lease(
+    site: Site, place: str, enabled: list[str], *, warned: bool
+) -> None:
+    site.setup()
+    record = Record(str(site.root))
+    record.kept.enabled += enabled
+    record.begin(Wishes(join=place), record.kept.libvirt_active, (), ())
+    said = "".join(site.undo())
+    assert (f"virtlockd sees no lease in {place}" in said) == warned
+
+
 def test_libvirt_that_idles_is_reachable_again_after_setup_and_after_its_undo(site: Site) -> None:
     site.systemd.units["libvirtd.service"]["ActiveState"] = "inactive"
     site.setup()

@@ -116,6 +116,11 @@ def undo(record: Record, look: Callable[[], Scene], host: Host, say: Say) -> Non
     if wanted:
         say(f"start {', '.join(wanted)}")
         run(("systemctl", "start", *wanted))
+    place = record.kept.wishes.place
+    if place and not any(each in record.kept.enabled for each in HOLDFAST_UNITS):
+        say(
+            f"virtlockd sees no lease in {place}: start no VM here whose disk a host of that lockspace may have open"
+        )
     if wrong := [each.path for each in record.kept.files if _now(each.path) != each.before]:
         raise StepFailed(f"{', '.join(wrong)}: not as before; {record.directory} has the copies")
     record.remove()
