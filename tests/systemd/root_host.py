@@ -60,6 +60,8 @@ ip link set lo up
 mkdir -p old
 pivot_root . old
 umount -l /old
+# As pid 1 has it on a machine: what it mounts for a unit, such as its credentials, is seen there.
+mount --make-rshared /
 exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
     setpriv --bounding-set=-sys_time,-sys_module /lib/systemd/systemd --system --show-status=no
 """

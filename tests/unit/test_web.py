@@ -118,6 +118,17 @@ def test_token_is_read_from_a_file_that_others_cannot_read(
             token(str(file))
 
 
+def test_credential_that_can_not_be_read_is_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").symlink_to(
+        "token"
+    )  # a loop: as unreadable for root as a forbidden directory for others
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with pytest.raises(NotUsable, match=r"token: Too many levels of symbolic links"):
+        token(None)
+
+
 def test_other_addresses_than_loopback_need_a_token() -> None:
     for listen in ("0.0.0.0:0", "[::]:0", "192.0.2.1:0"):
         with pytest.raises(NotUsable, match="needs --token-file"):

@@ -90,19 +90,21 @@ def address(listen: str) -> tuple[str, int]:
 
 
 def token(file: str | None) -> bytes | None:
-    """The token in a file, or systemd's credential; None if there is neither. Raises `NotUsable`."""
-    path = file
-    if path is None:
-        directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
-        path = os.path.join(directory, CREDENTIAL)
-        if not directory or not os.path.exists(path):
-            return None
+    """The token in a file, or systemd's credential; None if there is neither. Raises `NotUsable`, also for one that can't be
+    read: without it every user of the host could read the page.
+    """
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if file is None and not directory:
+        return None
+    path = os.path.join(directory, CREDENTIAL) if file is None else file
     try:
         with open(path, "rb") as f:
             if os.fstat(f.fileno()).st_mode & 0o007:
                 raise NotUsable(f"{path}: every user of this host may read the token: chmod 600 {path}")
             found = f.read(TOKEN_BYTES_MAX).removesuffix(b"\n")
     except OSError as e:
+        if file is None and isinstance(e, FileNotFoundError):
+            return None  # credentials of another name
         raise NotUsable(f"{path}: {e.strerror}") from None
     if why := why_no_token(found):
         raise NotUsable(f"{path}: the token {why}; make one: openssl rand -hex 32")
