@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import subprocess
-from itertools import product
 from pathlib import Path
 
 import pytest
+from tests.support.apparmor import Access, Profile, Trace
+from tests.support.apparmor import Host as FilesHere
 
 from holdfast.config import load
 from holdfast.daemon.sanlockd import RUN_DIR
@@ -18,18 +18,9 @@ PROFILES = ROOT / "packaging" / "apparmor"
 RULE = re.compile(r"^  (?:owner )?(/\S*) ([a-zA-Z]+),$", re.MULTILINE)
 
 
-def expanded(pattern: str) -> list[str]:
-    """AppArmor's {a,b} written out."""
-    parts = re.split(r"\{([^}]*)\}", pattern)
-    choices = [part.split(",") if at % 2 else [part] for at, part in enumerate(parts)]
-    return ["".join(each) for each in product(*choices)]
-
-
 def allows(profile: str, path: str, mode: str) -> bool:
-    return any(
-        mode in modes and any(fnmatch.fnmatch(path, each) for each in expanded(pattern))
-        for pattern, modes in RULE.findall(profile)
-    )
+    """By the profile's own rules, without those that it includes."""
+    return Profile.of(profile).allows(Access(path, frozenset(mode)))
 
 
 def why_not_parsed(file: Path) -> str:
@@ -99,3 +90,91 @@ def test_page_can_write_nothing_but_its_socket() -> None:
     profile = (PROFILES / "holdfast-web").read_text()
     assert [pattern for pattern, modes in RULE.findall(profile) if "w" in modes] == ["/{,var/}run/holdfast/*"]
     assert "capability" not in profile
+
+
+# The checker of tests/systemd/test_apparmor_trace.py.
+RULES = """@{run}=/run/ /var/run/
+@{multi}=*-linux-*
+profile x /usr/bin/x flags=(complain) {
+  unix,
+  network inet stream,
+  /** rk,
+  deny /etc/secret r,
+  @{run}/x/** rwkl,
+  /lib/@{multi}/**.so* mr,
+  /{,usr/}bin/* PUx,
+  /usr/bin/python3.11 ix,
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "modes", "allowed"),
+    [
+        *(("/etc/x", "rk", True), ("/etc/x", "rw", False), ("/", "r", False), ("/etc/", "r", True)),
+        *(("/etc/secret", "r", False), ("/etc/secret2", "r", True)),
+        *(
+            ("/run/x/a", "rwk", True),
+            ("/var/run/x/a/b", "w", True),
+            ("/run/x/", "w", False),
+            ("/run/xy", "w", False),
+        ),
+        *(("/lib/x86_64-linux-gnu/a/b.so.1", "m", True), ("/lib/x86_64-linux-gnu/b.py", "m", False)),
+        *(
+            ("/lib/a/x-linux-gnu/b.so", "m", False),
+            ("network inet stream", "", True),
+            ("network inet dgram", "", False),
+        ),
+        *(("unix", "", True), ("signal", "", False)),
+    ],
+)
+def test_checker_matches_as_apparmor_does(path: str, modes: str, *, allowed: bool) -> None:
+    assert Profile.of(RULES).allows(Access(path, frozenset(modes))) == allowed
+
+
+def test_checker_prefers_an_exact_path_for_execution() -> None:
+    profile = Profile.of(RULES)
+    assert profile.attachment == "/usr/bin/x"
+    assert [profile.execution(f"/usr/bin/{each}") for each in ("python3.11", "virsh", "a/b")] == [
+        "ix",
+        "PUx",
+        "",
+    ]
+
+
+START = 'execve("/usr/bin/x", ["x"], 0x7ffd /* 4 vars */) = 0\n'
+
+
+@pytest.mark.parametrize(
+    ("lines", "refused"),
+    [
+        ('openat(AT_FDCWD</root>, "a", O_RDONLY|O_CLOEXEC) = 3</root/a>', []),
+        ('openat(AT_FDCWD</root>, "a", O_RDWR) = 3</root/a>', ["/root/a rw"]),
+        ('openat(AT_FDCWD</root>, "a", O_RDWR) = -1 ENOENT (No such file or directory)', []),
+        ('openat(5</d>, "a", O_RDONLY|O_CREAT, 0600) = 3</d/a>', ["/d/a rw"]),
+        ('openat(AT_FDCWD</>, "a", O_RDWR|O_PATH) = 3</a>', []),
+        ("fcntl(3</run/x/a>, F_OFD_SETLK, {l_type=F_WRLCK, l_whence=SEEK_SET}) = 0", []),
+        ("fcntl(3</srv/a>, F_OFD_SETLK, {l_type=F_RDLCK, l_whence=SEEK_SET}) = 0", []),
+        ("fcntl(3</srv/a>, F_OFD_SETLK, {l_type=F_WRLCK, l_whence=SEEK_SET}) = 0", ["/srv/a kw"]),
+        ("flock(3</srv/a>, LOCK_EX|LOCK_NB) = 0", ["/srv/a kw"]),
+        ("mmap(NULL, 8192, PROT_READ|PROT_EXEC, MAP_PRIVATE, 4</opt/x.so>, 0) = 0x7f1", ["/opt/x.so m"]),
+        ('renameat2(4</run/x>, "a", 4</run/x>, "b", 0) = 0\nrename("/run/x/b", "/b") = 0', ["/b w"]),
+        ('mkdir("/run/x/d", 0700) = 0\nmkdir("/var/d", 0700) = 0', ["/var/d/ w"]),
+        ('unlink("/var/run/x/a") = 0\nlink("/run/x/a", "/srv/b") = 0', ["/srv/b l"]),
+        ('connect(3<socket:[1]>, {sa_family=AF_UNIX, sun_path="/srv/s"}, 110) = 0', ["/srv/s rw"]),
+        ("socket(AF_INET, SOCK_STREAM|SOCK_CLOEXEC, IPPROTO_IP) = 3<socket:[9]>", []),
+        ("socket(AF_NETLINK, SOCK_RAW|SOCK_CLOEXEC, NETLINK_ROUTE) = 3<socket:[9]>", ["network netlink raw"]),
+        ("kill(77, 0) = 0", []),
+        ("kill(77, SIGTERM) = 0", ["signal"]),
+        # A program of its own profile, or of none, is not judged; a child that executes none is.
+        ('execve("/usr/bin/virsh", ["virsh"], 0x0) = 0\nkill(77, SIGTERM) = 0', []),
+        ('execve("/usr/bin/python3.11", ["p"], 0x0) = 0\nkill(77, SIGTERM) = 0', ["signal"]),
+        ('execve("/opt/tool", ["tool"], 0x0) = 0', ["/opt/tool x"]),
+        ("clone3({flags=0}, 88) = 12", ["signal"]),
+    ],
+)
+def test_checker_reads_a_trace(tmp_path: Path, lines: str, refused: list[str]) -> None:
+    (tmp_path / "t.11").write_text(f"{START}{lines}\n")
+    (tmp_path / "t.12").write_text("kill(78, SIGTERM) = 0\n")
+    trace = Trace(tmp_path, Profile.of(RULES), FilesHere(lambda path: path, lambda _: False))
+    assert [each.split(":", 1)[0] for each in trace.refused()] == refused
