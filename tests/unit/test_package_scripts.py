@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -229,3 +230,15 @@ def test_what_the_daemon_says_of_locks(
     )  # fmt: skip
     assert done.returncode == code
     assert words in done.stdout + done.stderr
+
+
+def test_each_drop_in_is_in_the_package_and_orders_vms_before_the_daemon_at_a_shutdown() -> None:
+    install = (PACKAGING / "package/install").read_text()
+    drop_ins = {
+        each.parent.name: each.read_text() for each in (PACKAGING / "systemd").glob("*.d/holdfast.conf")
+    }
+    assert {"libvirt-guests.service.d", "machine-.scope.d", "virtlockd.service.d"} == set(drop_ins)
+    assert all(each in install for each in drop_ins)
+    for each in ("libvirt-guests.service.d", "machine-.scope.d"):
+        [after] = re.findall(r"^After=(.*)$", drop_ins[each], re.MULTILINE)
+        assert "holdfastd.service" in after.split()
