@@ -21,6 +21,7 @@ from tests.systemd.machine import PROJECT, require
 from tests.systemd.root_host import SUITE, RootHost, hosts, make_template, of_libvirt_hosts
 from tests.systemd.test_readme import (
     HERE,
+    NEXT,
     await_writes,
     equip,
     install_lab,
@@ -79,17 +80,23 @@ NEEDED = {
 """Rules of the profiles' own text without which an access of this life is refused."""
 
 
+@pytest.fixture(scope="module", params=sorted({SUITE, NEXT}))
+def suite(request: pytest.FixtureRequest) -> str:
+    """The hosts' release."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     require()
     root = tmp_path_factory.mktemp("traced") / "template"
-    make_template(root, SUITE, f"{of_libvirt_hosts(SUITE)},strace")
+    make_template(root, suite, f"{of_libvirt_hosts(suite)},strace")
     return root
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = build_packages(tmp_path_factory.mktemp("packages"))
+def packages(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = build_packages(tmp_path_factory.mktemp("packages"), suite)
     newer(made)
     return made
 
