@@ -58,7 +58,7 @@ class Takeover:
             found.append("alpha's watchdog did not reset it")
         if self.fired is not None and self.fired >= self.ended:
             found.append(f"alpha was reset after {self.fired:.1f} s, when beta had web1 already")
-        if not self.refusals:
+        if not self.refusals and self.cause != "reboot":
             found.append("beta was never refused web1")
         for said in self.refusals:
             if "locked by VM web1" not in said or "on host alpha" not in said:

@@ -39,6 +39,7 @@ def test_each_broken_bound_is_named(changes: dict[str, object], said: str) -> No
 def test_a_reboot_in_good_order_is_no_death() -> None:
     orderly = replace(GOOD, cause="reboot", began=8.0, ended=10.0, fired=None)
     assert orderly.broken(FAST) == []
+    assert replace(orderly, refusals=()).broken(FAST) == []  # its first try came when alpha had left
     [waited] = replace(orderly, began=25.0, ended=27.0).broken(FAST)
     assert "as if alpha had died" in waited
     [reset] = replace(orderly, fired=9.0).broken(FAST)
