@@ -1,6 +1,7 @@
 /* Preloaded into the lab's QEMU: notes when it has a device opened and closed, "TIME open FD FLAGS" and "TIME close FD".
  *
- * OPEN_LOG names the file, OPEN_LOG_OF the device. A tracer would show the same, and slow an emulated QEMU down for minutes. */
+ * OPEN_LOG names the file, OPEN_LOG_OF the device. A tracer of all that QEMU does would show the same, and slow an emulated one
+ * down for minutes. While the file OPEN_GATE is there, an open for writing waits, and that it does is seen by OPEN_GATE.reached. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -14,13 +15,14 @@
 #define FDS 4096
 static char is_ours[FDS];
 static int log_fd = -1;
-static const char *device;
+static const char *device, *gate;
 
 __attribute__((constructor)) static void begin(void)
 {
     const char *path = getenv("OPEN_LOG");
     int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, "open64");
     device = getenv("OPEN_LOG_OF");
+    gate = getenv("OPEN_GATE");
     if (path && device)
         log_fd = real(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 }
@@ -36,13 +38,32 @@ static void note(const char *what, int fd, int flags)
         abort(); /* a trace with holes proves nothing */
 }
 
+static void wait_at_gate(const char *symbol)
+{
+    int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, symbol);
+    const struct timespec tenth = {0, 100000000};
+    char reached[256];
+    int fd;
+    if (!gate || access(gate, F_OK))
+        return;
+    snprintf(reached, sizeof reached, "%s.reached", gate);
+    fd = real(reached, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd >= 0)
+        close(fd);
+    while (!access(gate, F_OK))
+        nanosleep(&tenth, 0);
+}
+
 /* The time before the open: it may write no earlier. */
 static int opened(const char *symbol, const char *path, int flags, mode_t mode)
 {
     int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, symbol);
     int fd, noted = log_fd >= 0 && device && !strcmp(path, device);
-    if (noted)
+    if (noted) {
+        if ((flags & O_ACCMODE) != O_RDONLY)
+            wait_at_gate(symbol);
         note("opens", -1, flags);
+    }
     fd = real(path, flags, mode);
     if (noted && fd >= 0 && fd < FDS) {
         is_ours[fd] = 1;

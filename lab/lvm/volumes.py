@@ -32,9 +32,8 @@ ENDS_MS = 10000
 """A guest may stand for so long: what it rewrites in a round takes 0.5 s to send at the least bandwidth."""
 STILL_S = 5.0
 """A guest that has not written for so long is taken to stand; one that runs writes 18 times a second on an idle machine."""
-RELEASED = f"released {LV} for its migration"
 RUNS_ON = f"runs on here: its migration failed, and {LV} was never given up"
-"""What holdfastd logs of a RELEASE that a migration brings, and of a guest that needs its lock again without an ACQUIRE."""
+"""What holdfastd logs of a guest that needs its lock again without an ACQUIRE."""
 EJECT = ((0xAE10, 0), (0xAE08, 1 << 3))
 """Port and value: what a guest's operating system writes when it lets a disk in PCI slot 3 go; this guest has none."""
 KILLED = tuple(
@@ -393,7 +392,7 @@ class VolumeSuite:
         with moments.switch_over(self):
             target.kill_daemon("libvirtd")
             target.sh("kill -9 $(pgrep -f ^/usr/bin/qemu-system)")
-            before = source.logged(RELEASED)
+            before = source.logged(moments.RELEASED)
         if "status 0" in (said := self.migration_ended()):
             raise LabError(f"the migration went through: {said}")
         target.start_daemon("libvirtd")
@@ -403,7 +402,7 @@ class VolumeSuite:
         said = self.settled(source)
         if self.record.boots != boots:
             raise LabError("the guest has booted again")
-        after = source.logged(RELEASED)
+        after = source.logged(moments.RELEASED)
         if len(after) != len(before) + 1:
             raise LabError(f"the RELEASE did not come after the target's death: {before}, then {after}")
         if not (taken_back := source.logged(RUNS_ON)):
