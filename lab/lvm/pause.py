@@ -49,7 +49,7 @@ class Site(Protocol):
 
 def measured(site: Site) -> str:
     """Medians, least and greatest of `RUNS` migrations each, in milliseconds."""
-    with _clock(site):
+    with clock(site):
         ours = [_migrated(site, lambda: site.settled(site.at)) for _ in range(RUNS)]
         with unlocked(site):
             none = [_migrated(site, site.grows) for _ in range(RUNS)]
@@ -62,7 +62,7 @@ def measured(site: Site) -> str:
 
 
 @contextmanager
-def _clock(site: Site) -> Iterator[None]:
+def clock(site: Site) -> Iterator[None]:
     site.two.sh(f"setsid {IN_GUEST}/clock serve </dev/null >/dev/null 2>&1 & echo $! > /srv/clock.pid")
     try:
         yield

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.fencing.guests import HOSTS, Guests, LabError
-from lab.lvm import figures, moments, pause
+from lab.lvm import figures, moments, pause, traced
 from lab.lvm.host import DEAD_S, DISK, VG, Program
 from lab.lvm.open_log import build, compared
 from lab.lvm.vm_host import HOOK, IN_GUEST, LV, MONITOR, VM, State, VmHost
@@ -68,6 +68,7 @@ class VolumeSuite:
         self.cases: dict[str, Callable[[], str]] = {
             "refused-start": self.refused_start,
             "there-and-back": self.there_and_back,
+            **({"traced": lambda: traced.case(self)} if sector_bytes == 512 else {}),
             "cancelled": self.cancelled,
             "operators": self.operators,
             "figures": lambda: figures.conversions(self),
