@@ -10,8 +10,9 @@ import statistics
 from collections.abc import Sequence
 
 from lab.fencing.guests import LabError
+from lab.lvm.host import IN_GUEST
 from lab.lvm.pause import Site, unlocked
-from lab.lvm.vm_host import IN_GUEST, LV, VM, VmHost
+from lab.lvm.vm_host import LV, VM, VmHost
 
 FIGURES_S = 900.0
 FASTER = 5

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from lab.fencing.guests import HOST_IDS, Guests, LabError
+from lab.fencing.guests import HOST_IDS, LAB, Guests, LabError
 
-Program = Literal["holdfast", "sanlock"]
+Program = Literal["holdfast", "sanlock", "dlm"]
 IO_TIMEOUT_S = 2
 """The least one at which wdmd lets healthy hosts live."""
 FIRE_S = 60
 DEAD_S = 8 * IO_TIMEOUT_S + FIRE_S
+IN_GUEST = LAB / "lvm" / "in_guest"
 VG, DISK = "vg", "/dev/disk/by-id/virtio-disk0"
 _WAIT_S = 150.0
 _FOR_SOCKET = "for _ in $(seq 300); do [ -S {0} ] && break; sleep .2; done; [ -S {0} ]"
@@ -27,11 +28,28 @@ class Host:
         self.name = name
         self.program = program
 
+    @property
+    def lock_type(self) -> str:
+        """Of the volume group, as LVM calls it."""
+        return "dlm" if self.program == "dlm" else "sanlock"
+
     def sh(self, command: str) -> str:
         return self.guests.sh(self.name, command).strip()
 
     def start(self) -> None:
         """On a guest that has booted; nothing of the VG is started."""
+        own_id = shlex.quote(f"local {{\n\thost_id = {HOST_IDS[self.name]}\n}}\n")
+        self.sh(f"hostname {self.name}; printf %s {own_id} > /etc/lvm/lvmlocal.conf")
+        self.sh(
+            r"sed -i -E 's/^([[:space:]]*#?[[:space:]]*)use_lvmlockd = .*/\tuse_lvmlockd = 1/' /etc/lvm/lvm.conf"
+        )
+        if self.program == "dlm":
+            self.sh(f"{IN_GUEST}/dlm-up 2>&1")
+        else:
+            self._start_manager()
+        self.start_lvmlockd()
+
+    def _start_manager(self) -> None:
         unprivileged = f"daemon -w 1 -U root -G root -o {IO_TIMEOUT_S}"
         if self.program == "holdfast":
             code = "from holdfast.daemon.sanlockd import main; main()"
@@ -44,20 +62,14 @@ class Host:
                 f"sanlock {unprivileged} -e {self.name} >>/srv/manager.log 2>&1 </dev/null; "
                 "cp /run/sanlock/sanlock.pid /srv/manager.pid"
             )
-        own_id = shlex.quote(f"local {{\n\thost_id = {HOST_IDS[self.name]}\n}}\n")
-        self.sh(f"hostname {self.name}; printf %s {own_id} > /etc/lvm/lvmlocal.conf")
         wdmd = "[ -S /run/wdmd/wdmd.sock ] || /opt/wdmd/bookworm/run -G sanlock"
         self.sh(f"{wdmd}; {_FOR_SOCKET.format('/run/wdmd/wdmd.sock')}")
         self.sh(f"{start}; {_FOR_SOCKET.format('/run/sanlock/sanlock.sock')}")
-        self.sh(
-            r"sed -i -E 's/^([[:space:]]*#?[[:space:]]*)use_lvmlockd = .*/\tuse_lvmlockd = 1/' /etc/lvm/lvm.conf"
-        )
-        self.start_lvmlockd()
 
     def start_lvmlockd(self) -> None:
-        options = (
-            f"--host-id {HOST_IDS[self.name]} --gl-type sanlock --adopt 1 --sanlock-timeout {IO_TIMEOUT_S}"
-        )
+        options = f"--gl-type {self.lock_type} --adopt 1"
+        if self.program != "dlm":
+            options += f" --host-id {HOST_IDS[self.name]} --sanlock-timeout {IO_TIMEOUT_S}"
         socket = "/run/lvm/lvmlockd.socket"
         self.sh(
             f"rm -f {socket}; lvmlockd {options} </dev/null >>/srv/lvmlockd.out 2>&1; {_FOR_SOCKET.format(socket)}"
@@ -71,7 +83,7 @@ class Host:
         second that it could not add, as the device of its leases is made in that moment.
         """
         shown = f"vgchange --lock-start {VG} >/dev/null 2>&1; sleep 3; lvmlockctl --info"
-        self.wait(lambda: "LS sanlock" in self.sh(shown), "the lockspace")
+        self.wait(lambda: f"LS {self.lock_type}" in self.sh(shown), "the lockspace")
 
     def lvm(self, command: str) -> None:
         self.sh(f"{command} 2>&1")

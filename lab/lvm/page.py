@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.fencing.guests import HOST_IDS, HOSTS, LAB, Guests, LabError
-from lab.lvm.host import DISK
-from lab.lvm.vm_host import HOOK, IN_GUEST, VmHost
+from lab.lvm.host import DISK, IN_GUEST
+from lab.lvm.vm_host import HOOK, VmHost
 from lab.lvm.volumes import DISK_MIB, MEMORY_MIB, cache
 
 PAGE = LAB.parent / "docs" / "shared-lvm.md"

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from lab.fencing.guests import LabError
-from lab.lvm.vm_host import DAEMONS, IN_GUEST, LV, VM, VmHost
+from lab.lvm.host import IN_GUEST
+from lab.lvm.vm_host import DAEMONS, LV, VM, VmHost
 
 RUNS = 10
 LIBVIRTD_LOG = "/var/log/libvirt/libvirtd.log"

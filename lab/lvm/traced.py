@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from lab.fencing.guests import LabError
+from lab.lvm.host import IN_GUEST
 from lab.lvm.open_log import NotShown
 from lab.lvm.pause import Site, clock
-from lab.lvm.vm_host import IN_GUEST, LV, VM, VmHost
+from lab.lvm.vm_host import LV, VM, VmHost
 from lab.lvm.volume_record import Record
 from lab.lvm.write_trace import OPTIONS, shown, traced
 

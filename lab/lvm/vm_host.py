@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.fencing.guests import HOST_IDS, LAB, LabError
-from lab.lvm.host import VG, Host
+from lab.lvm.host import IN_GUEST, VG, Host
 
-IN_GUEST = LAB / "lvm" / "in_guest"
 HOOK = LAB.parent / "packaging" / "libvirt"
 VM = "v1"
 LV = f"/dev/{VG}/lv1"

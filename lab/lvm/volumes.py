@@ -17,9 +17,9 @@ from pathlib import Path
 
 from lab.fencing.guests import HOSTS, Guests, LabError
 from lab.lvm import figures, moments, pause, traced
-from lab.lvm.host import DEAD_S, DISK, VG, Program
+from lab.lvm.host import DEAD_S, DISK, IN_GUEST, VG, Program
 from lab.lvm.open_log import build, compared
-from lab.lvm.vm_host import HOOK, IN_GUEST, LV, MONITOR, VM, State, VmHost
+from lab.lvm.vm_host import HOOK, LV, MONITOR, VM, State, VmHost
 from lab.lvm.volume_record import Observer, Record, boot_sector
 
 DISK_MIB = 2048
@@ -71,6 +71,7 @@ class VolumeSuite:
             **({"traced": lambda: traced.case(self)} if sector_bytes == 512 else {}),
             "cancelled": self.cancelled,
             "operators": self.operators,
+            "who": self.who,
             "figures": lambda: figures.conversions(self),
             "starts": lambda: figures.starts(self),
             "pause": lambda: pause.measured(self),
@@ -338,6 +339,20 @@ class VolumeSuite:
             lambda: "the detached volume to be inactive",
         )
         return f"{said.splitlines()[0]}; listed: {listed}"
+
+    def who(self) -> str:
+        """`holdfast who` of the VM's volume: on another host its host and since when, on its own host the VM as well."""
+        said = {
+            host.name: " / ".join(host.sh(f"holdfast who {LV} 2>&1; echo status $?").splitlines())
+            for host in (self.at, self.other)
+        }
+        here, there = said[self.at.name], said[self.other.name]
+        if VM not in here or self.at.name not in there or "exclusively for" not in there:
+            raise LabError(f"the holder is not named: {said}")
+        same = self.other.sh(f"holdfast volume who {LV} 2>&1; echo status $?")
+        if self.at.name not in same:
+            raise LabError(f"holdfast volume who does not name the holder: {same}")
+        return f"on {self.at.name}: {here}; on {self.other.name}: {there}"
 
     def cancelled(self) -> str:
         self.live_phase()
