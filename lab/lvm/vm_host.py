@@ -129,7 +129,7 @@ class VmHost(Host):
         """Of everything that has one, for who looks for the reason of a failure."""
         place.mkdir(parents=True, exist_ok=True)
         files = (
-            "/srv/*.log /srv/*.out /srv/*.opens /var/log/libvirt/libvirtd.log /var/log/libvirt/qemu/*.log "
+            "/srv/*.log /srv/*.out /srv/*.opens /srv/*.trace.* /var/log/libvirt/libvirtd.log /var/log/libvirt/qemu/*.log "
             "/run/libvirt/qemu/*.xml /run/holdfast/*.json /run/holdfast/journal"
         )
         logged = (
