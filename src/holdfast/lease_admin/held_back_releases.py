@@ -14,7 +14,7 @@ the journal has the claim, so a restarted daemon has it too, and an ACQUIRE of i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
@@ -41,16 +41,24 @@ class HeldBackReleases:
         *,
         clock: Clock,
         domains: DomainControl,
+        losses: Collection[str],
         is_lost: Callable[[HostLock], bool],
     ) -> None:
+        """`losses`: the names of lost lockspaces, as they are at any time."""
         self._manager = manager
         self._clock = clock
         self._domains = domains
+        self._losses = losses
         self._is_lost = is_lost
         self._claims: dict[int, dict[Resource, HostLock]] = {}
         """By owner."""
         self._asking: set[int] = set()
         """Owners that a task asks, or `paused` is about to be called for."""
+
+    @property
+    def may_hold_back(self) -> bool:
+        """Whether a lockspace is lost now: what nearly no release finds."""
+        return bool(self._losses)
 
     def holds_back(
         self, owner: Owner, lock: HostLock, resource: Resource, beside: HostLock | None = None

@@ -75,7 +75,9 @@ class LockspaceLoss:
         """Stops a client of sanlock's protocol in its own way, in place of this signal; False if the owner is none."""
         self._losses: dict[str, Loss] = {}
         """By lockspace: those whose users are not all gone."""
-        self._held_back = HeldBackReleases(manager, clock=clock, domains=domains, is_lost=self._is_lost)
+        self._held_back = HeldBackReleases(
+            manager, clock=clock, domains=domains, losses=self._losses.keys(), is_lost=self._is_lost
+        )
         manager.releaser.held_back = self._held_back
         self._marked: dict[str, set[str]] = {}
         """By lockspace: UUIDs of domains whose metadata says why they are paused."""

@@ -27,6 +27,10 @@ GoesWith = Callable[[Owner, HostLock], tuple[HostLock, Resource] | None]
 class HoldsReleasesBack(Protocol):
     """Claims of VMs that are released by libvirt, and may still be written to (`lease_admin.held_back_releases`)."""
 
+    @property
+    def may_hold_back(self) -> bool:
+        """Whether a lockspace is lost now."""
+
     def holds_back(
         self, owner: Owner, lock: HostLock, resource: Resource, beside: HostLock | None = None
     ) -> bool:
@@ -93,7 +97,7 @@ class LockReleaser:
             return None
         if self._departures.holds_back(owner, lock, resource):
             return None
-        if self.held_back is not None:
+        if self.held_back is not None and self.held_back.may_hold_back:
             beside = self.identities.beside(owner, lock, resource) if self.identities is not None else None
             if self.held_back.holds_back(owner, lock, resource, beside):
                 return None

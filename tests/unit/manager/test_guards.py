@@ -171,7 +171,11 @@ def test_guard_of_a_lost_lockspace_stays_until_qemu_answers(tmp_path: Path, rest
                 return answers
 
         w.manager.releaser.held_back = HeldBackReleases(
-            w.manager, clock=w.clock, domains=Qemu(), is_lost=lambda lock: lock.backend == "san"
+            w.manager,
+            clock=w.clock,
+            domains=Qemu(),
+            losses=("space1",),
+            is_lost=lambda lock: lock.backend == "san",
         )
         await w.manager.release(vm, Resource("", DISK))
         await w.clock.advance(5.0)
