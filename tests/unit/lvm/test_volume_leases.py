@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.backends.lvm.host_locks import HostLvLocks
 from holdfast.backends.lvm.ports import LeaseSeen, Problem, Refused, Volume
 from holdfast.backends.lvm.volume_leases import exclusively_for_s, lease_device, lease_of, lease_offset
 from holdfast.model import Mode
@@ -177,6 +178,14 @@ def test_place_of_a_lease(arguments: str, offset: int | None) -> None:
 def test_lease_that_is_not_on_storage_is_refused(leases: Leases) -> None:
     leases.volume = dataclasses.replace(leases.volume, lock_type="dlm", lv_lock_args="")
     assert isinstance(leases.seen(), Refused)
+
+
+def test_lock_of_dlm_is_refused_by_its_type_before_a_device_is_asked(leases: Leases) -> None:
+    """Its group has no device with leases, and "no such file" reads as a failure of the storage."""
+    nothing: Any = None
+    locks = HostLvLocks(client=nothing, commands=nothing, devices=nothing, storage=nothing, leases=nothing)
+    volume = dataclasses.replace(leases.volume, lock_type="dlm", lv_lock_args="dlm")
+    assert "dlm" in str(asyncio.run(locks.lease(volume)))
 
 
 def test_device_of_a_volume_group() -> None:

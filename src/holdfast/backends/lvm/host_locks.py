@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from holdfast.backends.lvm.lvm_commands import LvmCommands
 from holdfast.backends.lvm.ports import LeaseSeen, Problem, Refused, Volume
-from holdfast.backends.lvm.volume_leases import lease_device, lease_of
+from holdfast.backends.lvm.volume_leases import lease_at, lease_device, lease_of
 from holdfast.errors import LockError
 from holdfast.model import Mode
 from holdfast.protocol.types import IoFailed
@@ -87,6 +87,8 @@ class HostLvLocks:
 
     async def lease(self, volume: Volume) -> LeaseSeen | Refused:
         """See `LvLocks`. Refused while this host's id is not known: its own lock would be taken for another host's."""
+        if isinstance(unreadable := lease_at(volume), Refused):
+            return unreadable
         if not self._own_host_id:
             own = await self._commands.host_id()
             if isinstance(own, Refused):

@@ -47,13 +47,21 @@ def lease_offset(lv_lock_args: str) -> int | None:
     return int(offset) if known else None
 
 
+def lease_at(volume: Volume) -> int | Refused:
+    """Where on its group's `lease_device` the lock of a volume is, in bytes; locks of dlm are on no storage."""
+    offset = lease_offset(volume.lv_lock_args)
+    if volume.lock_type == "sanlock" and offset is not None:
+        return offset
+    return Refused(
+        Problem.FAILED, f"{volume.lock_type} with '{volume.lv_lock_args}' has no lease that can be read"
+    )
+
+
 async def lease_of(disk: Disk, volume: Volume, own_host_id: int) -> LeaseSeen | Refused:
     """Who holds the lock of a volume. `disk`: its group's `lease_device`; `own_host_id`: this host's in that lockspace."""
-    offset = lease_offset(volume.lv_lock_args)
-    if volume.lock_type != "sanlock" or offset is None:
-        return Refused(
-            Problem.FAILED, f"{volume.lock_type} with '{volume.lv_lock_args}' has no lease that can be read"
-        )
+    offset = lease_at(volume)
+    if isinstance(offset, Refused):
+        return offset
     space = lockspace_of(volume.vg_name)
     area = LeaseArea(disk, offset, DEFAULT, space, volume.lock_lv[1] or volume.id.lv_uuid)
     seen = await area.look(LOWEST, READ_S)
