@@ -274,6 +274,7 @@ def test_release_of_another_lockspace_is_carried_out_at_once(tmp_path: Path) -> 
         w = World(tmp_path)
         owner, disk = w.owner(VM, "web1"), want(w.disk())
         await w.manager.acquire(owner, disk)
+        await w.manager.acquire(w.owner(VM + 1, "user-of-the-other"), want(w.disk("indirect/disk.img")))
         w.libvirt.answering.clear()
         recovery = recovery_of(w)
         now = Instant(w.clock.now())
