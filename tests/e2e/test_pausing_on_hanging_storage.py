@@ -55,6 +55,7 @@ def test_paused_guest_counts_until_its_requests_have_ended(patient_lab: Lab) -> 
         vm.assert_writes()
 
 
+@pytest.mark.long
 def test_guest_whose_requests_hang_on_is_killed_and_a_late_write_lands(lease_lab: Lab) -> None:
     """The last is why `on_loss = "reset"` is for storage on which a killed process does not wait for its requests."""
     lab = lease_lab
