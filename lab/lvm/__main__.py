@@ -29,8 +29,11 @@ VOLUME_SUITES: dict[str, tuple[tuple[Program, Program], int]] = {
     "volumes": (("sanlock", "sanlock"), 512),
     "volumes-4096": (("sanlock", "sanlock"), 4096),
     "volumes-holdfast": (("holdfast", "holdfast"), 512),
+    "volumes-guarded": (("sanlock", "sanlock"), 512),
 }
 """The same, for VMs on volumes (`lab.lvm.volumes`)."""
+GUARDED = "volumes-guarded"
+"""The one whose VMs have guard leases."""
 PAGE = "page"
 """The commands of docs/shared-lvm.md (`lab.lvm.page`)."""
 DISK_MIB = 2048
@@ -220,7 +223,7 @@ def run_suite(name: str, place: Path, python: Path, *, hosts_die: bool) -> int:
 def run_volumes(name: str, place: Path, python: Path, cases: list[str], logs: Path) -> int:
     """How many cases failed; 1 if the suite could not be set up."""
     programs, sector_bytes = VOLUME_SUITES[name]
-    suite = VolumeSuite(name, place, python, programs, sector_bytes)
+    suite = VolumeSuite(name, place, python, programs, sector_bytes, guarded=name == GUARDED)
     if unknown := [case for case in cases if case not in suite.cases]:
         raise SystemExit(f"there is no case {', '.join(unknown)}; there are {', '.join(suite.cases)}")
     try:

@@ -7,12 +7,13 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab.fencing.guests import HOST_IDS, LAB, LabError
-from lab.lvm.host import IN_GUEST, VG, Host
+from lab.fencing.guests import HOST_IDS, LAB, Guests, LabError
+from lab.lvm.host import IN_GUEST, IO_TIMEOUT_S, VG, Host, Program
 
 HOOK = LAB.parent / "packaging" / "libvirt"
 VM = "v1"
 LV = f"/dev/{VG}/lv1"
+GUARDS, GUARDS_MIB = "/dev/disk/by-id/virtio-disk1", 64
 DOMAIN = """<domain type='qemu'><name>{name}</name><uuid>11111111-2222-4333-8444-00000000000{number}</uuid>
 <memory unit='MiB'>32</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>
 <on_crash>destroy</on_crash><devices><emulator>/usr/local/bin/qemu-noted</emulator><disk type='block' device='disk'>
@@ -49,7 +50,19 @@ class State:
 
 
 class VmHost(Host):
-    """See the module."""
+    """See the module. `guarded`: volumes have a guard lease, in a lockspace on the second disk."""
+
+    def __init__(self, guests: Guests, name: str, program: Program, *, guarded: bool = False) -> None:
+        super().__init__(guests, name, program)
+        self._guarded = guarded
+
+    def make_guards(self) -> None:
+        """The lockspace of the guards; once, before holdfastd is started on any host."""
+        code = "import sys; from holdfast.cli.main import main; sys.argv[0] = 'holdfast'; sys.exit(main())"
+        self.sh(
+            f"PYTHONPATH={self.guests.python} python3 -S -c {shlex.quote(code)} lockspace init {GUARDS} --name guards "
+            f"--hosts-max 8 --index 8 --io-timeout {IO_TIMEOUT_S} 2>&1"
+        )
 
     @property
     def address(self) -> str:
@@ -57,7 +70,7 @@ class VmHost(Host):
 
     def virt_up(self) -> None:
         """holdfastd and libvirtd, if they don't run."""
-        self.sh(f"{IN_GUEST}/virt-up {self.guests.python} 2>&1")
+        self.sh(f"{IN_GUEST}/virt-up {self.guests.python} {'guarded' if self._guarded else ''} 2>&1")
 
     def define(self) -> None:
         """The files of both VMs, which outlive a loss of power as all that was written before; nothing is started."""

@@ -19,7 +19,7 @@ from lab.fencing.guests import HOSTS, Guests, LabError
 from lab.lvm import figures, moments, pause, traced
 from lab.lvm.host import DEAD_S, DISK, IN_GUEST, VG, Program
 from lab.lvm.open_log import build, compared
-from lab.lvm.vm_host import HOOK, LV, MONITOR, VM, State, VmHost
+from lab.lvm.vm_host import GUARDS_MIB, HOOK, LV, MONITOR, VM, State, VmHost
 from lab.lvm.volume_record import Observer, Record, boot_sector
 
 DISK_MIB = 2048
@@ -45,19 +45,29 @@ class VolumeSuite:
     """One pair of guests."""
 
     def __init__(
-        self, name: str, place: Path, python: Path, programs: tuple[Program, Program], sector_bytes: int
+        self,
+        name: str,
+        place: Path,
+        python: Path,
+        programs: tuple[Program, Program],
+        sector_bytes: int,
+        *,
+        guarded: bool = False,
     ) -> None:
+        """`guarded`: each VM has a lease of its volume as well, in a lockspace of leases on a second disk."""
         self.name = name
+        self._guarded = guarded
         self.guests = Guests(
             place,
             python,
             sector_bytes,
-            (DISK_MIB,),
+            (DISK_MIB, GUARDS_MIB) if guarded else (DISK_MIB,),
             shares=(IN_GUEST, HOOK),
             variables={"MH_CACHE": cache(), "MH_MEM": MEMORY_MIB},
         )
         self.one, self.two = (
-            VmHost(self.guests, host, program) for host, program in zip(HOSTS, programs, strict=True)
+            VmHost(self.guests, host, program, guarded=guarded)
+            for host, program in zip(HOSTS, programs, strict=True)
         )
         self.at = self.one
         """Where the VM runs."""
@@ -83,6 +93,8 @@ class VolumeSuite:
             "target-power-off": self.target_power_off,
             "source-power-off": self.source_power_off,
         }
+        if guarded:  # no systemd keeps wdmd's connection over the end of a holdfastd, so that resets its host
+            self.cases = {each: case for each, case in self.cases.items() if "holdfastd" not in each}
 
     @property
     def other(self) -> VmHost:
@@ -134,6 +146,8 @@ class VolumeSuite:
         one.lvm(f"lvchange -an {VG}/lv1")
         self.observer = Observer(self.guests.disk(0), start * 512)
         self.say("a shared VG is started on both, with an LV that a guest boots from")
+        if self._guarded:
+            one.make_guards()
         self.both(lambda host: host.put("/usr/local/lib/open_log.so", preload))
         self.both(lambda host: host.virt_up())
         self.both(lambda host: host.define())
@@ -341,13 +355,16 @@ class VolumeSuite:
         return f"{said.splitlines()[0]}; listed: {listed}"
 
     def who(self) -> str:
-        """`holdfast who` of the VM's volume: on another host its host and since when, on its own host the VM as well."""
+        """`holdfast who` of the VM's volume: on another host its host and since when, on its own host the VM as well; with a
+        guard lease, which has its name, everywhere.
+        """
         said = {
             host.name: " / ".join(host.sh(f"holdfast who {LV} 2>&1; echo status $?").splitlines())
             for host in (self.at, self.other)
         }
         here, there = said[self.at.name], said[self.other.name]
-        if VM not in here or self.at.name not in there or "exclusively for" not in there:
+        named = f"VM {VM} " in there if self._guarded else "exclusively for" in there
+        if VM not in here or self.at.name not in there or not named:
             raise LabError(f"the holder is not named: {said}")
         same = self.other.sh(f"holdfast volume who {LV} 2>&1; echo status $?")
         if self.at.name not in same:
