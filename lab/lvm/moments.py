@@ -1,6 +1,6 @@
 """Daemons that are away, or killed, at other moments of a migration than its live phase: rows of the specification's table.
 
-at the begin         holdfastd of the source (row 1) or of the target (row 4) is away: the migration is refused
+at the start         holdfastd of the source (row 1) or of the target (row 4) is away: the migration is refused
 from RELEASE on      holdfastd of the source is away until the migration is over (row 2): it goes through
 at the switch-over   a daemon is killed and started again while the source's RELEASE waits (rows 3, 9, 16)
 at each other step   of `STEPS`, each daemon on either side is killed and started again while everything waits there; which

@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from lab.fencing.guests import LabError
-from lab.lvm.host import IN_GUEST
 from lab.lvm.open_log import NotShown
-from lab.lvm.pause import Site, clock
+from lab.lvm.pause import Site, ahead, clock
 from lab.lvm.vm_host import LV, VM, VmHost
 from lab.lvm.volume_record import Record
 from lab.lvm.write_trace import OPTIONS, shown, traced
@@ -33,7 +32,7 @@ def case(site: Counting) -> str:
     before = _off(site)
     try:
         with clock(site):
-            ahead_s, wrong_s = _ahead(site)
+            ahead_s, wrong_s = ahead(site)
             site.start_vm(site.at)
             site.settled(site.at)
             for _ in range(MIGRATIONS):
@@ -41,7 +40,7 @@ def case(site: Counting) -> str:
                 source.sh(f"virsh -q migrate --live --p2p {VM} qemu+tcp://{target.address}/system 2>&1")
                 site.settled(target)
             after = _off(site)
-            later_s, later_wrong_s = _ahead(site)
+            later_s, later_wrong_s = ahead(site)
     finally:
         site.both(lambda host: host.sh("rm -f /srv/trace"))
     ends = "until ! pgrep -x strace >/dev/null; do sleep .2; done"
@@ -81,9 +80,3 @@ def _off(site: Counting) -> int:
 
     site.wait(is_still, lambda: "the counter to be read twice the same")
     return seen
-
-
-def _ahead(site: Site) -> tuple[float, float]:
-    """By how much the clock of h2 is ahead of h1's, and by how much that may be wrong."""
-    ahead_s, wrong_s = map(float, site.one.sh(f"{IN_GUEST}/clock ask {site.two.address}").split())
-    return ahead_s, wrong_s

@@ -302,7 +302,6 @@ class VolumeSuite:
         self.start_vm(self.at)
         self.settled(self.at)
         boots, said = self.record.boots, []
-        self.two.sh(f"setsid {IN_GUEST}/clock serve </dev/null >/dev/null 2>&1 & echo $! > /srv/clock.pid")
         for _ in range(2):
             source, target = self.at, self.other
             began = time.monotonic()
@@ -311,8 +310,8 @@ class VolumeSuite:
             self.settled(target)
             if self.record.boots != boots:
                 raise LabError("the guest has booted again")
-        ahead_s, wrong_s = map(float, self.one.sh(f"{IN_GUEST}/clock ask {self.two.address}").split())
-        self.two.sh("kill $(cat /srv/clock.pid)")
+        with pause.clock(self):
+            ahead_s, wrong_s = pause.ahead(self)
         notes = [
             host.sh('for f in /srv/*.opens; do echo "== $f"; cat $f; done') for host in (self.one, self.two)
         ]

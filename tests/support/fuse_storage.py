@@ -10,7 +10,7 @@ O_DIRECT or not, comes here and nowhere else, as on a disk.
     fail         reads, writes and whatever changes the directory get EIO
     delay S      answered S seconds late
 
-The server is a process of its own (`python fuse_storage.py`), told by lines on its standard input, so
+The server is a process of its own (`python fuse_storage.py`), and reads its orders from standard input, so
 that no test can hang in its own file system.
 """
 

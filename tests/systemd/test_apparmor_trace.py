@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,13 +98,6 @@ def packages(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = build_packages(tmp_path_factory.mktemp("packages"), suite)
     newer(made)
     return made
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Iterator[FaultyStorage]:
-    storage = FaultyStorage(tmp_path / "storage", tmp_path / "mounted", "fuse.glusterfs")
-    yield storage
-    storage.close()
 
 
 def insert_strace(host: RootHost) -> None:

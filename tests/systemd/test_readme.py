@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,14 +58,6 @@ def packages(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = build_packages(tmp_path_factory.mktemp("packages"), suite)
     newer(made)
     return made
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Iterator[FaultyStorage]:
-    """What both hosts mount, under the type of a cluster file system: on one kernel any file system is one."""
-    storage = FaultyStorage(tmp_path / "storage", tmp_path / "mounted", "fuse.glusterfs")
-    yield storage
-    storage.close()
 
 
 def install_lab(directory: Path, images: dict[str, Image]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,13 +47,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_packages(tmp_path_factory.mktemp("packages"))
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Iterator[FaultyStorage]:
-    storage = FaultyStorage(tmp_path / "storage", tmp_path / "mounted", "fuse.glusterfs")
-    yield storage
-    storage.close()
 
 
 def state_of_alpha(beta: RootHost) -> str:

@@ -172,12 +172,11 @@ def _ask(socket: str, qemu_conf: str, guest: str, operation: str, xml: bytes) ->
     except DaemonUnreachable as e:
         raise HookFailed(_unreachable(guest, domain, str(e))) from None
     except CallRefused as e:
-        refuses = (
-            e.kind == REFUSED if not unasked else not e.kind.endswith(("MethodNotFound", "InvalidParameter"))
-        )
+        does_not_know = e.kind.endswith(("MethodNotFound", "InvalidParameter"))
+        refuses = not does_not_know if unasked else e.kind == REFUSED
         if operation == ARRIVES and refuses:
             raise MigrationRefused(str(e)) from None
-        if e.kind.endswith(("MethodNotFound", "InvalidParameter")):
+        if does_not_know:
             raise HookFailed("holdfastd is older than this hook: systemctl reload holdfastd") from None
         raise HookFailed(str(e)) from None
 

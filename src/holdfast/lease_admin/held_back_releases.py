@@ -94,9 +94,9 @@ class HeldBackReleases:
         """
         self._asking.add(owner.id)
 
-    async def paused(self, owner: Owner) -> None:
-        """libvirt has answered that, or has not in time. Returns when nothing of the VM is held back any more."""
-        await self._ask(owner)
+    def paused(self, owner: Owner) -> None:
+        """libvirt has answered that, or has not in time: QEMU is asked from now on."""
+        eager_tasks.start(self._ask(owner))
 
     async def _ask(self, owner: Owner) -> None:
         try:

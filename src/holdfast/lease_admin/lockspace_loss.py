@@ -293,8 +293,10 @@ class LockspaceLoss:
         """Pause the VM. libvirt releases its locks meanwhile; until QEMU has answered after that it is still a user."""
         uuid = owner.name.uuid
         self._held_back.pausing(owner)
-        paused = await self._domains.suspend(uuid)
-        eager_tasks.start(self._held_back.paused(owner))
+        try:
+            paused = await self._domains.suspend(uuid)
+        finally:
+            self._held_back.paused(owner)
         if paused:
             reason = f"paused because lockspace {loss.lockspace} was lost: {loss.reason}"
             self._marked.setdefault(loss.lockspace, set()).add(uuid)

@@ -120,7 +120,7 @@ def test_no_held_lease_is_removed(site: Site, where: str) -> None:
         assert said[f"{SPACE}.host-2"] == "FAIL"  # holdfastd's record of its host is no lease
         assert (site.leases / SPACE).stat().st_ino == before[SPACE]
         # What was removed is made again on demand, and what was held is held still, for both hosts.
-        # Its file may have gone while holdfastd was still giving the lease up: it goes on with that, and refuses meanwhile.
+        # Its file may have gone while holdfastd was still releasing the lease: it refuses until that has ended.
         wait_until(lambda: not refusal(site.holdfastd, disks["free"]), "the removed lease to be made again")
         for name in ("sanlock", "lockd", "client"):
             assert refusal(site.holdfastd, disks[name]), name

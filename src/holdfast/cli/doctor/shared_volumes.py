@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from holdfast.backends.lvm.config import SHARED
 from holdfast.backends.lvm.volumes import OTHER_NAME
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.libvirt import HASHING, restart
@@ -39,7 +40,7 @@ def shared_volumes(scene: Scene) -> Iterator[Finding]:
     table = next((each for each in scene.config.backend.values() if each.get("driver") == "lvm"), None)
     if table is None:
         return
-    shares = table.get("activation") == "shared"
+    shares = table.get("activation") == SHARED
     trouble = [
         *_lvmlockd(scene),
         *_lvm_configuration(scene),

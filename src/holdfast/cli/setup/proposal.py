@@ -17,8 +17,6 @@ from holdfast.protocol.timing import FIRE_TIMEOUT_DEFAULT_S, Timing
 BACKEND = "leases"
 MARK = "# Written by 'holdfast setup', which replaces it only as long as nobody has edited it."
 DEVICE_LOCKSPACE = "vms"
-
-
 _WHY_RESET = (
     'on_loss = "reset": on a network file system writes of a VM that had to be killed may land after another host has its '
     'disk, so this host is reset then; "stop" spares VMs with disks elsewhere, and takes that risk'

@@ -84,6 +84,7 @@ _FOR_ONE_HOST = "lockproto=lock_nolock"
 """Option of gfs2(5): mounted without cluster, by one host alone."""
 
 _ON_BLOCK_DEVICES = frozenset(["gfs2", "ocfs2"])
+"""Cluster file systems of which each host writes to the device itself, and not to a server."""
 
 LINKS_MAX = 40
 """Symbolic links followed in one path, as the kernel's own limit (path_resolution(7))."""
@@ -112,7 +113,7 @@ class Mount:
         for option in self.options:
             if option in ("local_lock=all", "local_lock=posix"):
                 return f"mounted with '{option}': locks stay on this host"
-        if self.type in ("ocfs2", "gfs2") and self.options & {"localflocks", _FOR_ONE_HOST}:
+        if self.type in _ON_BLOCK_DEVICES and self.options & {"localflocks", _FOR_ONE_HOST}:
             return "mounted with host-local locks"
         if self.type in ("cifs", "smb3") and "nobrl" in self.options:
             return "mounted with 'nobrl': locks stay on this host"

@@ -19,8 +19,6 @@ METADATA_URI = "urn:holdfast:lock-failure"
 """Namespace of the element: `virsh metadata DOMAIN urn:holdfast:lock-failure` shows it, `virsh dumpxml` too."""
 SUSPEND_TIMEOUT_S = 10.0
 """libvirt answers a suspend in well under a second unless its monitor hangs; two writers must not go on for long."""
-
-
 ANSWER_TIMEOUT_S = 35.0
 """libvirt itself refuses a query after 30 s (QEMU_JOB_WAIT_TIME) while another one waits for the same QEMU."""
 
