@@ -1,4 +1,4 @@
-"""A lockspace fails while requests of a guest hang: a paused guest is a user of it until its QEMU answers.
+"""Requests of a guest hang: a paused guest has its lease until its QEMU answers, and is a user of a lockspace that fails.
 
 QEMU reports a stop, and libvirt releases the guest's locks, before QEMU waits for the guest's requests. alpha has the images
 on storage that can stall, beta has the same files beside it.
@@ -55,6 +55,41 @@ def test_paused_guest_counts_until_its_requests_have_ended(patient_lab: Lab) -> 
         vm.assert_writes()
 
 
+def test_suspended_guest_has_its_lease_until_its_requests_have_ended(patient_lab: Lab) -> None:
+    """Nothing is lost, and alpha can release: another host must not get the disk while requests of alpha's guest hang."""
+    lab = patient_lab
+    with stalling_storage(lab) as (storage, disk):
+        vm = lab.vm(lab.alpha, "web1", disk).start()
+        daemon, before = lab.lockd[lab.alpha], len(lab.lockd[lab.alpha].said)
+        storage.stall_writes(disk.file)
+        suspend = lab.alpha.start_virsh("suspend", "web1")  # it waits as long as QEMU
+        until(lambda: HELD_BACK in daemon.said[before:], "libvirt's release")
+        there = lab.vm(lab.beta, "web1", disk)
+        assert "alpha" in there.refused("start")
+        written = disk.count
+        storage.healthy()
+        until(lambda: "web1" not in daemon.holdfast("list"), "the release")
+        assert disk.count > written, "no request was under way"
+        suspend.communicate(timeout=30)
+        assert vm.state.startswith("paused") and vm.process.is_alive()
+        there.start()
+        there.assert_writes()
+
+
+def test_guest_runs_on_at_once_after_a_stop(patient_lab: Lab) -> None:
+    """As in each snapshot: libvirt acquires again what it has just released."""
+    lab = patient_lab
+    vm = lab.vm(lab.alpha, "web1", lab.storage.image("web1")).start()
+    daemon = lab.lockd[lab.alpha]
+    for _ in range(5):
+        vm.virsh("suspend")
+        vm.virsh("resume")
+    vm.assert_writes()
+    assert "web1" in daemon.holdfast("list")
+    vm.virsh("suspend")
+    until(lambda: "web1" not in daemon.holdfast("list"), "QEMU's answer")
+
+
 @pytest.mark.long
 def test_guest_whose_requests_hang_on_is_killed_and_a_late_write_lands(lease_lab: Lab) -> None:
     """The last is why `on_loss = "reset"` is for storage on which a killed process does not wait for its requests."""
@@ -89,7 +124,8 @@ def stalling_storage(lab: Lab) -> Iterator[tuple[FaultyStorage, Image]]:
         yield storage, disk
     finally:
         storage.healthy()
-        lab.alpha.kill_guests()
+        for host in (lab.alpha, lab.beta):
+            host.kill_guests()
         storage.close()
         lab.alpha.run("umount", "--lazy", STALLING)
         lab.beta.run("umount", STALLING)

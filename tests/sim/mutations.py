@@ -178,8 +178,16 @@ MUTATIONS = (
         "lease_admin.held_back_releases",
         "released-before-drained",
         "a paused guest is no user of a lost lockspace any more when libvirt releases its lock",
-        "        if not self._is_lost(lock) and (beside is None or",
-        "        if self._is_lost(lock) and (beside is None or",
+        "        if not lost and not self._is_last(owner, lock, resource):",
+        "        if True:",
+        pauses=True,
+    ),
+    _in(
+        "lease_admin.held_back_releases",
+        "free-at-the-stop",
+        "the lease of a guest that an operator suspends is free while its requests are under way",
+        "        if not lost and not self._is_last(owner, lock, resource):",
+        "        if not lost:",
         pauses=True,
     ),
     _in(

@@ -1,27 +1,34 @@
-"""Releases of a lost lockspace: answered, and carried out when the VM's QEMU has no request under way.
+"""Releases that wait for QEMU: answered, and carried out when the VM's QEMU has no request under way.
 
 QEMU reports a stop (QMP event STOP), and libvirt sends RELEASE at that event, *before* QEMU waits for the guest's requests
 and flushes its disks (`do_vm_stop` in QEMU's system/cpus.c). On storage that hangs that wait lasts as long as the storage
 hangs, and the requests land afterwards. QEMU answers no command of its monitor meanwhile: its main loop is in that wait.
 
     RELEASE ─ answered, the claim stays ─┬─ QEMU answers a query that was sent later ─ released
-                                         └─ QEMU ends                                ─ released, as at any end
+                                         ├─ QEMU ends                                ─ released, as at any end
+                                         └─ libvirt acquires it again, nothing lost  ─ a claim like any other
 
-While the claim stays, the VM is a user of the lockspace (`lockspace_loss`): the escalation goes on, the watchdog is not fed,
-the journal has the claim, so a restarted daemon has it too, and an ACQUIRE of it is refused.
+So it is with each lease of a lost lockspace. While the claim stays, the VM is a user of the lockspace (`lockspace_loss`):
+the escalation goes on, the watchdog is not fed, and an ACQUIRE of it is refused. Outside a loss it is so with the last lease
+that a VM may write by, as at a stop (ADR 0244): while it is held nobody can start the same VM elsewhere. The source of a
+migration is exempt: its QEMU hands over after that wait. The journal has the claim, so a restarted daemon has it too, and
+releases it at the VM's end.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.owners import Owner
-from holdfast.model import Resource
+from holdfast.model import IDENTITY_LOCKSPACE, Resource
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
+from holdfast.system.libvirt.domains import DomainStatus
+from holdfast.system.libvirt.status_words import OUT
 from holdfast.system.libvirt.virsh import DomainControl
 
 log = logging.getLogger(__name__)
@@ -30,9 +37,19 @@ ASK_AGAIN_S = 1.0
 """Between two queries to a QEMU that did not answer one in time."""
 
 
+@dataclass(eq=False)
+class HeldBack:
+    """One RELEASE of a claim; after the claim was acquired again, the next RELEASE is another. `beside`: the lock that goes
+    with it.
+    """
+
+    lock: HostLock
+    beside: HostLock | None
+
+
 class HeldBackReleases:
-    """The claims of VMs whose RELEASE is answered and not carried out. `is_lost`: whether a lock may be a lease of a lost
-    lockspace whose users are not all gone.
+    """The claims of VMs whose RELEASE is answered and not carried out. `is_lease`: whether a lock is a lease, of whatever
+    lockspace; `is_lost`: whether it may be one of a lost lockspace whose users are not all gone.
     """
 
     def __init__(
@@ -41,22 +58,28 @@ class HeldBackReleases:
         *,
         clock: Clock,
         domains: DomainControl,
+        status: DomainStatus | None,
         losses: Collection[str],
+        is_lease: Callable[[HostLock], bool],
         is_lost: Callable[[HostLock], bool],
     ) -> None:
-        """`losses`: the names of lost lockspaces, as they are at any time."""
+        """`losses`: the names of lost lockspaces, as they are at any time. `status` None: libvirt's status files are not
+        read, and releases are held back in losses only.
+        """
         self._manager = manager
         self._clock = clock
         self._domains = domains
+        self._status = status
         self._losses = losses
+        self._is_lease = is_lease
         self._is_lost = is_lost
-        self._claims: dict[int, dict[Resource, HostLock]] = {}
+        self._claims: dict[int, dict[Resource, HeldBack]] = {}
         """By owner."""
         self._asking: set[int] = set()
         """Owners that a task asks, or `paused` is about to be called for."""
 
     @property
-    def may_hold_back(self) -> bool:
+    def any_lost(self) -> bool:
         """Whether a lockspace is lost now: what nearly no release finds."""
         return bool(self._losses)
 
@@ -69,12 +92,14 @@ class HeldBackReleases:
         """
         if owner.registered or owner.prepared is not None or not owner.name.uuid:
             return False
-        if not self._is_lost(lock) and (beside is None or not self._is_lost(beside)):
+        lost = self._lost(lock, beside)
+        if not lost and not self._is_last(owner, lock, resource):
             return False
         claims = self._claims.setdefault(owner.id, {})
         if resource not in claims:
-            claims[resource] = lock
-            log.warning(
+            claims[resource] = HeldBack(lock, beside)
+            log.log(
+                logging.WARNING if lost else logging.INFO,
                 "%s: libvirt has released %s; it stays held until QEMU answers, as requests may be under way",
                 owner,
                 resource,
@@ -84,9 +109,55 @@ class HeldBackReleases:
             eager_tasks.start(self._ask(owner))
         return True
 
+    def _lost(self, lock: HostLock, beside: HostLock | None) -> bool:
+        return bool(self._losses) and (self._is_lost(lock) or (beside is not None and self._is_lost(beside)))
+
+    def _is_last(self, owner: Owner, lock: HostLock, resource: Resource) -> bool:
+        """Whether a VM of libvirt's gives up the last lease of that mode that it has, and does not migrate: it has stopped,
+        or has no such disk any more.
+        """
+        if self._status is None or owner.unknown is not None or not self._is_lease(lock):
+            return False
+        mode, released = lock.claims[owner.id][resource], self._claims.get(owner.id, {})
+        for other in self._manager.table.of_owner(owner.id):
+            for name, others in other.claims[owner.id].items():
+                goes_too = name in released or name.lockspace == IDENTITY_LOCKSPACE
+                if name != resource and others >= mode and not goes_too and self._is_lease(other):
+                    return False
+        domain = self._status.look(owner.name.name, owner.name.uuid, owner.pid)
+        # Without a disk there is nothing that libvirt could ask QEMU about (`DomainControl.answers`).
+        return domain is not None and bool(domain.disks) and domain.async_job != OUT
+
     def has(self, owner: Owner, resource: Resource) -> bool:
         """Whether that claim is one that libvirt has released already."""
         return resource in self._claims.get(owner.id, {})
+
+    def takes_back(self, owner: Owner, resource: Resource) -> bool:
+        """libvirt acquires such a claim again, as the guest runs on: whether it is one like any other from now on. False if
+        its lockspace is lost.
+        """
+        held = self._claims[owner.id][resource]
+        if self._lost(held.lock, held.beside):
+            return False
+        self._forget(owner, resource)
+        return True
+
+    async def release_for_another(self, owner: Owner, resource: Resource) -> None:
+        """libvirt acquires such a claim again, and the rules name another lock for the disk by now: it gets that one in
+        place of this. Nothing happens if the lockspace is lost.
+        """
+        held = self._claims[owner.id][resource]
+        if not self._lost(held.lock, held.beside):
+            self._forget(owner, resource)
+            await self._manager.release_one(owner, held.lock, resource)
+
+    def awaits_qemu(self, lock: HostLock) -> bool:
+        """Whether a lock has claims of that kind, and nothing is lost: they may end soon."""
+        return not self._lost(lock, None) and any(
+            name in self._claims.get(owner_id, {})
+            for owner_id in lock.claims
+            for name in lock.claims[owner_id]
+        )
 
     def pausing(self, owner: Owner) -> None:
         """libvirt is being asked to pause it. QEMU is not asked before `paused`: libvirt would keep the query waiting, and
@@ -99,16 +170,25 @@ class HeldBackReleases:
         eager_tasks.start(self._ask(owner))
 
     async def _ask(self, owner: Owner) -> None:
+        is_said = False
         try:
             while (claims := dict(self._claims.get(owner.id, {}))) and not (
                 owner.gone or self._manager.closing
             ):
                 if not await self._domains.answers(owner.name.uuid):
+                    if not is_said:
+                        log.warning(
+                            "%s: QEMU does not answer; what libvirt has released stays held: %s",
+                            owner,
+                            ", ".join(map(str, claims)),
+                        )
+                    is_said = True
                     await self._clock.sleep(ASK_AGAIN_S)
                     continue
-                for resource, lock in claims.items():
-                    self._forget(owner, resource)
-                    await self._manager.release_one(owner, lock, resource)
+                for resource, held in claims.items():
+                    if self._claims.get(owner.id, {}).get(resource) is held:
+                        self._forget(owner, resource)
+                        await self._manager.release_one(owner, held.lock, resource)
         finally:
             self._asking.discard(owner.id)
             if owner.gone:

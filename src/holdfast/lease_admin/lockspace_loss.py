@@ -32,6 +32,11 @@ STEP_S = 0.2
 """Between two checks for remaining owners: five a second, as sanlock."""
 
 
+def is_lease(lock: HostLock) -> bool:
+    """Whether a lock is a lease, of whatever lockspace."""
+    return bool(lock.keys) and lock.keys[0][0] == LEASE_KEY_DEVICE
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """A lockspace that was lost, and the backends that depended on it."""
@@ -76,7 +81,13 @@ class LockspaceLoss:
         self._losses: dict[str, Loss] = {}
         """By lockspace: those whose users are not all gone."""
         self._held_back = HeldBackReleases(
-            manager, clock=clock, domains=domains, losses=self._losses.keys(), is_lost=self._is_lost
+            manager,
+            clock=clock,
+            domains=domains,
+            status=status,
+            losses=self._losses.keys(),
+            is_lease=is_lease,
+            is_lost=self._is_lost,
         )
         manager.releaser.held_back = self._held_back
         self._marked: dict[str, set[str]] = {}
@@ -106,8 +117,7 @@ class LockspaceLoss:
         """
         if lock.backend in backends:
             return True
-        is_lease = bool(lock.keys) and lock.keys[0][0] == LEASE_KEY_DEVICE
-        return is_lease and lock.backend not in self._manager.routing.leases
+        return is_lease(lock) and lock.backend not in self._manager.routing.leases
 
     def _is_lost(self, lock: HostLock) -> bool:
         return any(self._may_be_of(lock, loss.backends) for loss in self._losses.values())

@@ -140,7 +140,10 @@ class LockAcquirer:
             if resource.lockspace and not own_file:
                 self._lockspaces.check_name(resource)
                 await self._lockspaces.need(resource.lockspace, make=True)
-            outcome = await self._arrivals.tries(owner, lambda: self._acquire_all(owner, want))
+            await self._releaser.release_what_rules_changed(owner, want)
+            outcome = await self._arrivals.tries(
+                owner, lambda: self._acquire_all(owner, want), lambda: self._releaser.awaits_qemu(resource)
+            )
             for prepared in self._prepared.asked(owner, resource) if owner.unasked and not by_hook else ():
                 if self._state.claimed(owner, prepared) is not None:
                     await self._releaser.release(owner, prepared)
@@ -314,7 +317,8 @@ class LockAcquirer:
             await self._key_locks.wait(busy)
             return Outcome.RETRY
         held_back = self._releaser.held_back
-        if held_back is not None and held_back.has(owner, want.resource):
+        is_taken_back = held_back is not None and held_back.has(owner, want.resource)
+        if held_back is not None and is_taken_back and not held_back.takes_back(owner, want.resource):
             raise Refused(
                 reason=f"{want.resource.name} was released while its lockspace was lost, and QEMU has not answered since: "
                 "requests of the VM may still be under way"
@@ -339,7 +343,7 @@ class LockAcquirer:
                 if why := self._state.why_lost(lock):
                     raise Refused(reason=f"{want.resource.name} can't be used now: {why}")
             case _ if lock.claims.get(owner.id, {}).get(want.resource) is want.mode:
-                if want.mode is Mode.EXCLUSIVE:
+                if want.mode is Mode.EXCLUSIVE and not is_taken_back:
                     self._repeated.question(
                         owner,
                         want.resource,

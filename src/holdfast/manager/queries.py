@@ -9,6 +9,7 @@ from holdfast.control.api import HolderInfo, OwnerInfo
 from holdfast.manager.identity_locks import identity_in, is_shown_with_a_path
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_registry import HostLock
+from holdfast.manager.owners import Owner
 from holdfast.model import HOST_LOCKSPACE, Mode, Resource
 from holdfast.network_disk import is_network_name
 from holdfast.system.files.lockspace_files import LockspaceFiles
@@ -16,6 +17,7 @@ from holdfast.system.files.ofd_lock import FileKey
 from holdfast.system.files.storage_executor import Storage
 
 UNTIL_MIGRATED = "held until the migration ends"
+UNTIL_QEMU_ANSWERS = "held until QEMU answers"
 
 
 def shown(text: str) -> str:
@@ -130,9 +132,18 @@ class Inspection:
             number=lock.id,
             identity=shown(identity),
             known_by=known_by,
-            until=UNTIL_MIGRATED if (owner_id, resource) in lock.departing else "",
+            until=self._until(owner, lock, resource),
             unknown=shown(owner.unknown.why) if owner is not None and owner.unknown is not None else "",
         )
+
+    def _until(self, owner: Owner | None, lock: HostLock, resource: Resource) -> str:
+        """How long a claim stays that libvirt has released; empty for others."""
+        if owner is None:
+            return ""
+        if (owner.id, resource) in lock.departing:
+            return UNTIL_MIGRATED
+        held_back = self._manager.releaser.held_back
+        return UNTIL_QEMU_ANSWERS if held_back is not None and held_back.has(owner, resource) else ""
 
 
 def _is_own_file(owner_id: int, lock: HostLock) -> bool:

@@ -16,7 +16,7 @@ from holdfast.manager.departures import Departures
 from holdfast.manager.lock_registry import HostLock
 from holdfast.manager.lock_state import LockState, note_of
 from holdfast.manager.owners import Owner
-from holdfast.model import Mode, Resource
+from holdfast.model import AcquireRequest, Mode, Resource
 from holdfast.system.files.ofd_lock import IoFailed
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class HoldsReleasesBack(Protocol):
     """Claims of VMs that are released by libvirt, and may still be written to (`lease_admin.held_back_releases`)."""
 
     @property
-    def may_hold_back(self) -> bool:
+    def any_lost(self) -> bool:
         """Whether a lockspace is lost now."""
 
     def holds_back(
@@ -38,6 +38,15 @@ class HoldsReleasesBack(Protocol):
 
     def has(self, owner: Owner, resource: Resource) -> bool:
         """Whether that claim is one that libvirt has released already."""
+
+    def takes_back(self, owner: Owner, resource: Resource) -> bool:
+        """Whether such a claim, which libvirt acquires again, is one like any other from now on."""
+
+    async def release_for_another(self, owner: Owner, resource: Resource) -> None:
+        """Release such a claim, in place of which libvirt gets another one."""
+
+    def awaits_qemu(self, lock: HostLock) -> bool:
+        """Whether a lock has such claims, which may end soon."""
 
 
 class ReleasesIdentities(Protocol):
@@ -70,7 +79,7 @@ class LockReleaser:
         self.identities: ReleasesIdentities | None = None
         """Releases what disks are with their paths (`identity_locks`); None: only paths count."""
         self.held_back: HoldsReleasesBack | None = None
-        """Holds releases of lost lockspaces back; None: there are no lockspaces."""
+        """Holds releases back until QEMU answers; None: there are no lockspaces."""
         self.goes_with: GoesWith | None = None
         """The lease that is released with a lock that its owner has released (`moved_disks`); None: never any."""
 
@@ -97,8 +106,10 @@ class LockReleaser:
             return None
         if self._departures.holds_back(owner, lock, resource):
             return None
-        if self.held_back is not None and self.held_back.may_hold_back:
-            beside = self.identities.beside(owner, lock, resource) if self.identities is not None else None
+        if self.held_back is not None:
+            beside = None
+            if self.held_back.any_lost and self.identities is not None:
+                beside = self.identities.beside(owner, lock, resource)
             if self.held_back.holds_back(owner, lock, resource, beside):
                 return None
         rest = self._drop_claim(owner, lock, resource)
@@ -136,6 +147,26 @@ class LockReleaser:
             raise NotAnOwner()
         if (rest := self._begin_giving_up(owner, lock, resource)) is not None:
             await rest
+
+    async def release_what_rules_changed(self, owner: Owner, want: AcquireRequest) -> None:
+        """A VM runs on after a stop (`held_back`): release what it has by rules that were in force before, so that it gets
+        the lock that they name now, as after any suspend.
+        """
+        resource = want.resource
+        lock = self._table.named(resource)
+        if self.held_back is None or lock is None or not self.held_back.has(owner, resource):
+            return
+        route = self._routing.route(resource, want.path)
+        beside = self.identities.beside(owner, lock, resource) if self.identities is not None else None
+        second = route.guard or route.backend
+        if lock.backend != route.backend.name or (beside is not None and beside.backend != second.name):
+            await self.held_back.release_for_another(owner, resource)
+
+    def awaits_qemu(self, resource: Resource) -> bool:
+        """Whether a lock of that name is released by libvirt, and QEMU may answer soon (`held_back`)."""
+        if self.held_back is None or (lock := self._table.named(resource)) is None:
+            return False
+        return self.held_back.awaits_qemu(lock)
 
     async def _adopted(self, owner: Owner, resource: Resource, lock: HostLock | None) -> HostLock | None:
         """The unknown lock that an owner may release under that name, now its own; None if there is none."""

@@ -39,6 +39,7 @@ from holdfast_sim.drive.restored_areas import RestoredAreas
 from holdfast_sim.drive.second_daemons import OFTEN_S as SECONDS_OFTEN_S
 from holdfast_sim.drive.second_daemons import SecondDaemons
 from holdfast_sim.drive.state_damage import NO_PLAGUES, Plagues, StateDamage
+from holdfast_sim.drive.suspends import Suspends
 from holdfast_sim.drive.workload import Workload, spawn
 from holdfast_sim.host.unread_log import UnreadLog
 from holdfast_sim.storage.disk_names import Naming, disk_of, strong_of
@@ -164,6 +165,7 @@ def play(
                 fencings,
                 restored,
                 ChangedTimeouts(cluster, Random(f"changed timeouts of {seed}")),
+                Suspends(cluster, Random(f"suspends of {seed}")),
             ).all()
             unread.close()
         except Violation as found:
@@ -258,6 +260,7 @@ class _Play:
         fencings: Fencings,
         restored: RestoredAreas,
         timeouts: ChangedTimeouts,
+        suspends: Suspends,
     ) -> None:
         self.cluster = cluster
         self.seconds = seconds
@@ -265,6 +268,7 @@ class _Play:
         self.fencings = fencings
         self.restored = restored
         self.timeouts = timeouts
+        self.suspends = suspends
         self.damage = damage
         self.edits = edits
         self.restarts = restarts
@@ -286,7 +290,7 @@ class _Play:
         self.world.run(self.cluster.scenario.duration_s)
         workload.stopped = orders.stopped = self.restarts.stopped = True
         self.migrations.stopped = self.fencings.stopped = self.restored.stopped = True
-        self.timeouts.stopped = True
+        self.timeouts.stopped = self.suspends.stopped = True
         if self.cluster.site is not None:
             self.cluster.site.stopped = True
         nemesis.heal()

@@ -23,6 +23,7 @@ from holdfast.manager.identity_locks import IdentityLocks
 from holdfast.manager.repeated_attempts import AGAIN_FIRST_S
 from holdfast.model import IDENTITY_LOCKSPACE, Holder, Mode, Resource
 from holdfast.system.files.ofd_lock import FileKey, IoFailed
+from holdfast.system.libvirt.domains import Disk, Domain
 from holdfast_sim.volumes.shared_locks import volume_named
 
 IDENTITY = Resource(IDENTITY_LOCKSPACE, "lvm:uuid")
@@ -174,6 +175,8 @@ def test_guard_of_a_lost_lockspace_stays_until_qemu_answers(tmp_path: Path, rest
             w.manager,
             clock=w.clock,
             domains=Qemu(),
+            status=None,
+            is_lease=lambda lock: lock.backend == "san",
             losses=("space1",),
             is_lost=lambda lock: lock.backend == "san",
         )
@@ -185,6 +188,36 @@ def test_guard_of_a_lost_lockspace_stays_until_qemu_answers(tmp_path: Path, rest
         await w.clock.advance(5.0)
         assert w.calls[-1] == "guard given back"
         assert len(w.manager.table) == 0
+
+    run(go)
+
+
+def test_second_lock_of_a_disk_is_no_other_lease(tmp_path: Path) -> None:
+    """Else no disk with an identity would be the last one of a VM that stops (ADR 0244)."""
+
+    async def go() -> None:
+        status = Status()
+        w = Guarded(tmp_path, status=status)
+        vm = w.owner(50, "web1")
+        status.domains["web1"] = Domain(
+            "web1", "uuid-50", (Disk(DISK, shareable=False),), frozenset(), 50, "running"
+        )
+        await w.manager.acquire(vm, want(DISK))
+        w.libvirt.answering.clear()
+        w.manager.releaser.held_back = HeldBackReleases(
+            w.manager,
+            clock=w.clock,
+            domains=w.libvirt,
+            status=status,
+            losses=(),
+            is_lease=lambda _: True,
+            is_lost=lambda _: False,
+        )
+        await w.manager.release(vm, Resource("", DISK))
+        assert w.manager.claimed(vm, Resource("", DISK)) is not None
+        w.libvirt.answering.set()
+        await w.clock.advance(1.0)
+        assert w.calls[-1] == "guard given back" and len(w.manager.table) == 0
 
     run(go)
 
