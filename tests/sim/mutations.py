@@ -28,7 +28,6 @@ SEEDS_MAX = 400
 SEEDS_NEAR = 60
 """Within so many, from `near`, each of them is found by the tests."""
 NEAR: dict[str, int] = {
-    "no-answer-is-an-answer": 310,
     "added-lockspace-forgotten": 140,
     "orphan-not-journaled": 18,
     "orphan-settled": 240,

@@ -35,6 +35,12 @@ log = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 1.0
 """Between two queries to a QEMU that did not answer one in time."""
+QUERIES_MAX = 4
+"""At once, while nothing is lost: a query to a QEMU that hangs keeps one of libvirtd's workers (20 by default), and an
+outage may stop all VMs of a host.
+"""
+SLOT_S = 0.25
+"""Between two attempts to be one of them."""
 
 
 @dataclass(eq=False)
@@ -77,6 +83,8 @@ class HeldBackReleases:
         """By owner."""
         self._asking: set[int] = set()
         """Owners that a task asks, or `paused` is about to be called for."""
+        self._queries = 0
+        """Under way."""
 
     @property
     def any_lost(self) -> bool:
@@ -175,7 +183,10 @@ class HeldBackReleases:
             while (claims := dict(self._claims.get(owner.id, {}))) and not (
                 owner.gone or self._manager.closing
             ):
-                if not await self._domains.answers(owner.name.uuid):
+                if self._queries >= QUERIES_MAX and not self._losses:
+                    await self._clock.sleep(SLOT_S)
+                    continue
+                if not await self._answers(owner):
                     if not is_said:
                         log.warning(
                             "%s: QEMU does not answer; what libvirt has released stays held: %s",
@@ -193,6 +204,13 @@ class HeldBackReleases:
             self._asking.discard(owner.id)
             if owner.gone:
                 self._claims.pop(owner.id, None)
+
+    async def _answers(self, owner: Owner) -> bool:
+        self._queries += 1
+        try:
+            return await self._domains.answers(owner.name.uuid)
+        finally:
+            self._queries -= 1
 
     def _forget(self, owner: Owner, resource: Resource) -> None:
         left = self._claims.get(owner.id, {})

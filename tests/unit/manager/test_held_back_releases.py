@@ -10,7 +10,7 @@ from tests.unit.manager.test_departures import OUT, Status
 from tests.unit.manager.world import HOST, World, run, want
 
 from holdfast.errors import ResourceBusy
-from holdfast.lease_admin.held_back_releases import HeldBackReleases
+from holdfast.lease_admin.held_back_releases import QUERIES_MAX, HeldBackReleases
 from holdfast.manager.arrivals import AWAITS_QEMU_S
 from holdfast.manager.owners import Owner
 from holdfast.manager.queries import Inspection
@@ -188,6 +188,29 @@ def test_released_at_once(tmp_path: Path, says: Callable[[Stopped], None], becau
         assert not w.has(owner, disk) and w.libvirt.queries == [], because
 
     run(go)
+
+
+@scene
+async def test_few_queries_keep_libvirt_waiting_at_once(w: Stopped) -> None:
+    """An outage stops all VMs of a host: what an administrator asks libvirt has to get through."""
+    for number in range(QUERIES_MAX + 2):
+        name = f"web{number}"
+        owner, disk = w.owner(10 + number, name), want(w.disk(name))
+        w.status.domains[name] = Domain(
+            name,
+            f"uuid-{10 + number}",
+            (Disk(disk.resource.name, False),),
+            frozenset(),
+            10 + number,
+            "running",
+        )
+        await w.manager.acquire(owner, disk)
+        await w.manager.release(owner, disk.resource)
+    await w.clock.advance(5)
+    assert len(w.libvirt.queries) == QUERIES_MAX and len(w.manager.table) == QUERIES_MAX + 2
+    w.libvirt.answering.set()
+    await w.clock.advance(1)
+    assert len(w.manager.table) == 0
 
 
 @scene
