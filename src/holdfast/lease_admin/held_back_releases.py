@@ -106,12 +106,16 @@ class HeldBackReleases:
         claims = self._claims.setdefault(owner.id, {})
         if resource not in claims:
             claims[resource] = HeldBack(lock, beside)
-            log.log(
-                logging.WARNING if lost else logging.INFO,
-                "%s: libvirt has released %s; it stays held until QEMU answers, as requests may be under way",
-                owner,
-                resource,
-            )
+            if lost:
+                log.warning(
+                    "%s: libvirt has released %s; it stays held until QEMU answers, as requests may be under way",
+                    owner,
+                    resource,
+                )
+            else:
+                log.info(
+                    "%s has released its last lease, %s: it stays held until QEMU answers", owner, resource
+                )
         if owner.id not in self._asking:
             self._asking.add(owner.id)
             eager_tasks.start(self._ask(owner))

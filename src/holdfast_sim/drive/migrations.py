@@ -333,7 +333,7 @@ class Migrations:
             t.vms.get(vm.resource) is vm and t.beliefs.get(vm.resource) is Mode.EXCLUSIVE
             for t in self._cluster.checkers.terms.running
         )
-        return exclusive and vm.held and vm.writes and not (vm.migrating or vm.is_client)
+        return exclusive and vm.held and vm.writes and not (vm.draining or vm.migrating or vm.is_client)
 
     def in_peace(self, here: Machine, vm: VirtualMachine, there: Machine) -> Migration:
         return Migration(self._cluster, self._random, here, vm, there, in_peace=True)

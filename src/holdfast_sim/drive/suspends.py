@@ -53,9 +53,7 @@ class Suspends:
             desk
             for daemon in self.cluster.living_daemons()
             for desk in daemon.desks
-            if (vm := desk.lease) is not None
-            and vm.writes
-            and not (desk.busy or vm.migrating or vm.is_client)
+            if (vm := desk.lease) is not None and vm.writes and not (desk.busy or _is_busy(vm))
         ]
         if not desks:
             return
@@ -91,3 +89,8 @@ class Suspends:
         if vm.running and not vm.paused:
             vm.draining = False
             self.cluster.world.record(vm.machine.name, f"{vm.name} runs on, after a suspend")
+
+
+def _is_busy(vm: VirtualMachine) -> bool:
+    """libvirt has a job for it, or knows nothing of it."""
+    return vm.draining or vm.migrating or vm.is_client
