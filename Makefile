@@ -18,7 +18,7 @@ help:
 	@echo "make bench   figures beside Debian's virtlockd and sanlock, in one run"
 	@echo "make lab     guests with their own kernel and watchdog: a host that hangs is reset before another takes over, about 50 minutes (CASES=); then lab-readme"
 	@echo "make lab-lvm two such guests with a shared volume group and the real lvmlockd, also with libvirt and VMs, 10 to 30 minutes a suite (SUITES=)"
-	@echo "make lab-readme   two such guests with systemd: README followed from the package to a VM that outlives its host, about 10 minutes (CASES=)"
+	@echo "make lab-readme   two such guests with systemd: README followed from the package to a VM that outlives its host, about 15 minutes (CASES=; DISTRO=trixie: hosts of Debian 13)"
 	@echo "make man     manual pages of the commands, the daemon, the hook and the configuration, into build/man"
 	@echo "make deb     Debian packages for this release, or for another one (DISTRO=trixie), into build/deb"
 	@echo "make rpm     RPM packages for the Python of this machine, into build/rpm (Fedora, RHEL and its kin)"
@@ -78,7 +78,7 @@ lab:
 lab-readme:
 	@tools/debian-packages lab
 	@PYTHON="$(PYTHON)" $(MAKE) -s $(STAMP)
-	@$(BIN)/python -m lab.readme $(CASES)
+	@$(BIN)/python -m lab.readme $(if $(DISTRO),--distro $(DISTRO)) $(CASES)
 
 lab-lvm:
 	@tools/debian-packages lab

@@ -15,7 +15,8 @@ from lab import readme
 from lab.fencing.guests import Guests, LabError
 from lab.readme.hosts import GuestHost, Storage, build_images, prepare, wait
 from lab.readme.verdict import CAUSES, NOISE_S, Cause, Takeover
-from tests.support.readme import Page, build_packages, one_vm_one_host, open_page, protect
+from tests.support.readme import RELEASES, Page, build_packages, one_vm_one_host, open_page, protect
+from tests.systemd.root_host import SUITE
 
 from holdfast.cli.setup.profiles import PROFILES
 
@@ -225,12 +226,12 @@ class Lab:
 
 
 def main() -> int:
-    causes = _causes()
+    causes, suite = _asked()
     began = time.monotonic()
-    variables = build_images()
+    variables = build_images(suite)
     with tempfile.TemporaryDirectory(prefix="holdfast-readme-") as directory:
         place = Path(directory)
-        lab = Lab(place, variables, build_packages(place))
+        lab = Lab(place, variables, build_packages(place, suite))
         try:
             lab.run(causes)
         except (LabError, AssertionError) as e:
@@ -240,23 +241,30 @@ def main() -> int:
         finally:
             lab.guests.down()
     print(
-        f"README was followed, and {len(causes)} times alpha's end: {(time.monotonic() - began) / 60:.0f} minutes"
+        f"README was followed on {suite}, and {len(causes)} times alpha's end: "
+        f"{(time.monotonic() - began) / 60:.0f} minutes"
     )
     return 0
 
 
-def _causes() -> tuple[Cause, ...]:
+def _asked() -> tuple[tuple[Cause, ...], str]:
+    """The cases, and the hosts' release."""
     about = "\n".join(f"  {name:8} {text}" for name, text in CAUSES.items())
     parser = argparse.ArgumentParser(
         prog="python -m lab.readme",
         description=f"{readme.__doc__}\ncases:\n{about}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--distro", choices=RELEASES, default=SUITE,
+        help="the hosts' Debian release; of another one than this machine's, packages of what is committed",
+    )  # fmt: skip
     parser.add_argument("cases", nargs="*", metavar="CASE", help="default: all")
-    words = parser.parse_args().cases
+    asked = parser.parse_args()
+    words = asked.cases
     if unknown := set(words) - set(CAUSES):
         parser.error(f"there is no case {', '.join(sorted(unknown))}")
-    return tuple(cause for cause in CAUSES if not words or cause in words)
+    return tuple(cause for cause in CAUSES if not words or cause in words), asked.distro
 
 
 if __name__ == "__main__":

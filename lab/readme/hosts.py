@@ -16,7 +16,7 @@ from tests.e2e.lab.domains import Disk, Domain
 from tests.e2e.lab.programs import QEMU, Programs
 from tests.e2e.lab.storage import IMAGE_BYTES, RECORD_OFFSET_BYTES, Image, write_boot_disk
 from tests.support.readme import timed_lines
-from tests.systemd.root_host import PACKAGES, SHARED
+from tests.systemd.root_host import SHARED, SUITE, of_libvirt_hosts
 
 NAMES = {"alpha": "h1", "beta": "h2", "store": "h3"}
 EXPORT = "/srv/nfs"
@@ -24,17 +24,25 @@ STORE_ADDRESS = "10.77.0.3"
 MEMORY_MIB = "1024"
 BOOT_S = 240.0
 COMMAND_S = 300
-GUEST_PACKAGES = f"{PACKAGES},python3,udev,kmod,nfs-common,busybox-static"
+BESIDES = "python3,udev,kmod,nfs-common,busybox-static"
+"""What a guest needs besides the packages of any libvirt host."""
 
 
-def build_images() -> dict[str, str]:
-    """The variables of `mh` that name them. The store is a guest as the other suites have them."""
+def build_images(suite: str) -> dict[str, str]:
+    """The variables of `mh` that name them: of hosts of that release, each with its kernel. The store is a guest as the
+    other suites have them.
+    """
     given = os.environ.get("MH_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    systemd = f"{given or f'{home}/micro-hosts'}-systemd"
+    systemd = f"{given or f'{home}/micro-hosts'}-systemd{'' if suite == SUITE else f'-{suite}'}"
     build = str(MICRO_HOSTS / "build")
     subprocess.run([build], check=True)
-    subprocess.run([build], check=True, env={**os.environ, "MH_CACHE": systemd, "MH_SYSTEMD": GUEST_PACKAGES})
+    packages = f"{of_libvirt_hosts(suite)},{BESIDES}"
+    subprocess.run(
+        [build],
+        check=True,
+        env={**os.environ, "MH_CACHE": systemd, "MH_SYSTEMD": packages, "MH_SUITE": suite},
+    )
     return {
         "MH_CACHE_h1": systemd,
         "MH_CACHE_h2": systemd,
