@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _JSON = "holdfast.json"
+SENTENCE_MAX = 1000
+"""Letters of what is shown of a command in the list of a group's help; click cuts it at a line's end by default."""
+START_IT = "'holdfast setup' on a host that is not set up yet, else 'systemctl status holdfastd'"
 
 
 @dataclass
@@ -133,7 +136,22 @@ def who_asks() -> str:
         return f"uid {os.getuid()}"
 
 
-class HelpfulGroup(click.Group):
+class WholeHelpGroup(click.Group):
+    """A group whose help has the whole first sentence of each command, in as many lines as that takes."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        shown = [
+            (name, command) for name in self.list_commands(ctx) if (command := self.get_command(ctx, name))
+        ]
+        if rows := [(name, each.get_short_help_str(SENTENCE_MAX)) for name, each in shown if not each.hidden]:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
+WholeHelpGroup.group_class = WholeHelpGroup
+
+
+class HelpfulGroup(WholeHelpGroup):
     """Turns what the daemon refuses, and mistakes on the command line, into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -142,7 +160,9 @@ class HelpfulGroup(click.Group):
         try:
             return super().invoke(ctx)
         except DaemonUnreachable as e:
-            fail(str(e), exits.NOT_PERMITTED if e.not_permitted else exits.UNREACHABLE)
+            if e.not_permitted:
+                fail(str(e), exits.NOT_PERMITTED)
+            fail(f"{e}; next: {START_IT}" if e.not_running else str(e), exits.UNREACHABLE)
         except CallRefused as e:
             from holdfast.control.api import ERROR_NOT_PERMITTED
 

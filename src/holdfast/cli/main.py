@@ -142,7 +142,7 @@ def reload_command(context: Context, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def list_command(context: Context, owners: bool, as_json: bool) -> None:
-    """Every lock held here, with its owner and protection level; and disks of running VMs that libvirt locks never.
+    """Every lock held here, with its owner and protection level; and disks of running VMs that libvirt never locks.
 
     \b
     holdfast list

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli import exits
-from holdfast.cli.context import fail, json_option
+from holdfast.cli.context import WholeHelpGroup, fail, json_option
 
 if TYPE_CHECKING:
     from holdfast.cli.context import Context
 
 
-@click.group()
+@click.group(cls=WholeHelpGroup)
 def config() -> None:
     """holdfastd's configuration."""
 

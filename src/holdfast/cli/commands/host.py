@@ -9,7 +9,7 @@ import click
 
 from holdfast.cli import exits
 from holdfast.cli.completion import FILE, host_names, lockspace_names
-from holdfast.cli.context import json_option
+from holdfast.cli.context import WholeHelpGroup, json_option
 from holdfast.cli.options import offset_option
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ COLUMNS = (
 )
 
 
-@click.group()
+@click.group(cls=WholeHelpGroup)
 def host() -> None:
     """Hosts of a lockspace, as their delta leases show them."""
 

@@ -9,7 +9,7 @@ import click
 
 from holdfast.cli import exits
 from holdfast.cli.completion import FILE
-from holdfast.cli.context import json_option
+from holdfast.cli.context import WholeHelpGroup, json_option
 from holdfast.cli.options import force_option, geometry_options, offset_option, size
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from holdfast.cli.offline.dump import HostNames
 
 
-@click.group()
+@click.group(cls=WholeHelpGroup)
 def lease() -> None:
     """Leases on shared storage: what makes a resource somebody's, across hosts."""
 
@@ -27,7 +27,7 @@ def lease() -> None:
 @json_option
 @click.pass_obj
 def gc(context: Context, dry_run: bool, as_json: bool) -> None:
-    """Have holdfastd take out the leases that nobody holds, each proven by taking it.
+    """Have holdfastd remove the leases that nobody holds, each proven free by acquiring it.
 
     A lease is made again when its disk is started next. Leases that other programs named are left alone.
     """

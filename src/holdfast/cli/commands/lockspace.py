@@ -10,7 +10,7 @@ import click
 
 from holdfast.cli import exits
 from holdfast.cli.completion import FILE, lockspace_names
-from holdfast.cli.context import json_option
+from holdfast.cli.context import WholeHelpGroup, json_option
 from holdfast.cli.options import force_option, geometry_options, offset_option
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from holdfast.ondisk.geometry import Geometry
 
 
-@click.group()
+@click.group(cls=WholeHelpGroup)
 def lockspace() -> None:
     """Lockspaces on shared storage: where hosts prove to each other that they are alive."""
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from holdfast.cli import exits
+from holdfast.cli.context import WholeHelpGroup
 from holdfast.model import printable
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ LEASES_LV = "lvmlock"
 """lvmlockd's own, which no VM uses: sanlock gives it up itself, and it is needed when the group is started again."""
 
 
-@click.group("lvm")
+@click.group("lvm", cls=WholeHelpGroup)
 def lvm() -> None:
     """What LVM calls, where a backend has driver = "lvm"."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.cli.context import json_option, who_asks
+from holdfast.cli.context import WholeHelpGroup, json_option, who_asks
 from holdfast.model import printable, wall_text
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from holdfast.control.api import HolderInfo, StatusInfo
 
 
-@click.group()
+@click.group(cls=WholeHelpGroup)
 def maintenance() -> None:
     """Planned work on this host: refuse starts and arrivals of VMs, and show which are left."""
 

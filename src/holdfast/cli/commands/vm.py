@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.context import json_option
+from holdfast.cli.context import WholeHelpGroup, json_option
 
 if TYPE_CHECKING:
     from holdfast.cli.context import Context
 
 
-@click.group()
+@click.group(cls=WholeHelpGroup)
 def vm() -> None:
     """Virtual machines of this host, as holdfastd knows them."""
 

@@ -10,7 +10,7 @@ import click
 
 from holdfast.cli import exits
 from holdfast.cli.completion import FILE, FILE_OR_DOMAIN
-from holdfast.cli.context import fail, json_option
+from holdfast.cli.context import WholeHelpGroup, fail, json_option
 from holdfast.model import printable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ ATTACH_S = 60.0
 LIBVIRT_URI = "qemu:///system"
 
 
-@click.group()
+@click.group(cls=WholeHelpGroup)
 def volume() -> None:
     """Logical volumes of shared volume groups, where a backend has driver = "lvm"."""
 
