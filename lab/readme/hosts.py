@@ -48,6 +48,7 @@ def build_images(suite: str) -> dict[str, str]:
         "MH_CACHE_h2": systemd,
         "MH_NAMES": ",".join(NAMES),
         "MH_MEM": MEMORY_MIB,
+        "MH_BOOT_S": f"{BOOT_S:.0f}",
         "MH_SHARE": "",
     }
 
