@@ -56,7 +56,9 @@ def test_why_a_host_went_down_is_known_there_and_on_other_hosts(make_host: MakeH
     nothing = two.cli("explain-reset")
     assert nothing.returncode == exits.UNKNOWN
     assert "has left notes" in nothing.stdout
-    assert two.cli("explain-reset", "nobody").returncode == exits.UNKNOWN
+    unknown = two.cli("explain-reset", "nobody")
+    assert unknown.returncode == exits.UNKNOWN
+    assert f"where these do: {ONE}, " in unknown.stderr
     assert two.cli_json("explain-reset", "nobody")["ok"] is False
 
 

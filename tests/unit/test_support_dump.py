@@ -1,10 +1,17 @@
-"""What `holdfast support-dump` takes away from what it gathers."""
+"""What `holdfast support-dump` removes from what it gathers, and what it says of its file."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
+from pathlib import Path
 
-from holdfast.cli.commands.support_dump import without_secrets
+import pytest
+from click.testing import CliRunner
+
+from holdfast.cli import exits
+from holdfast.cli.commands import support_dump
+from holdfast.cli.commands.support_dump import Item, without_secrets
+from holdfast.cli.main import cli
 
 
 @pytest.mark.parametrize(
@@ -25,3 +32,24 @@ from holdfast.cli.commands.support_dump import without_secrets
 )
 def test_secrets_go_and_all_else_stays(text: str, kept: str) -> None:
     assert without_secrets(text) == kept
+
+
+def _items(_: object) -> Iterator[Item]:
+    def gone() -> bytes:
+        raise FileNotFoundError("gone")
+
+    yield Item("kept.txt", lambda: b"kept")
+    yield Item("gone.txt", gone)
+
+
+def test_what_could_not_be_gathered_is_named_and_no_file_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support_dump, "items", _items)
+    written = CliRunner().invoke(cli, ["support-dump", str(tmp_path / "x.tar.gz")])
+    assert written.exit_code == exits.OK
+    assert "say why: gone.txt. Read it" in written.output
+    again = CliRunner().invoke(cli, ["support-dump", str(tmp_path / "x.tar.gz")])
+    assert again.exit_code == exits.FAILED and "is there already" in again.stderr
+    directory = CliRunner().invoke(cli, ["support-dump", str(tmp_path)])
+    assert directory.exit_code == exits.FAILED and "is a directory: name a file" in directory.stderr

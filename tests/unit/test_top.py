@@ -46,6 +46,12 @@ def test_a_silent_host_is_shown_with_the_seconds_until_its_leases_are_free() -> 
     assert "unchanged for 90 s, its leases can be taken over in 47 s" in line
 
 
+def test_a_host_that_lives_is_not_shown_as_dying() -> None:
+    picture = replace(PICTURE, spaces=[replace(SPACE, hosts=[replace(ALIVE, dead_in_s=24.0)])])
+    (line,) = (line for line in lines(picture, 100) if " alpha" in line and "LIVE" in line)
+    assert "unchanged for 2 s, if it is over, its leases can be taken over in 24 s" in line
+
+
 @pytest.mark.parametrize("height", range(1, 30))
 def test_no_screen_is_too_small(height: int) -> None:
     many = Picture(

@@ -49,6 +49,15 @@ def test_the_last_trouble_counts_and_not_what_mended_one_before_it() -> None:
     assert found.mended is None
 
 
+def test_a_refused_start_is_mended_by_any_disk_of_that_vm() -> None:
+    start = replace(REFUSED, resource="", mode="", pid=0, detail="this host is in maintenance")
+    assert last_trouble([start, OTHER], "web2").mended is None  # type: ignore[union-attr]
+    found = last_trouble([start, GRANTED], "web2")
+    assert found is not None
+    assert found.mended is GRANTED
+    assert "web2 was refused its start. holdfastd said: this host is" in paragraph(found, None, 1120.0)
+
+
 def test_paragraph_names_owner_disk_time_reason_holder_and_next_step() -> None:
     found = last_trouble([REFUSED], DISK)
     assert found is not None

@@ -56,7 +56,8 @@ def protection(level: int | None, word: str) -> str:
 
 
 def owner_text(name: str, pid: int) -> str:
-    return f"{name or '(unnamed)'} (pid {pid})"
+    """`pid` 0: libvirt's hook asked for a VM that has no process yet."""
+    return f"{name or '(unnamed)'}{f' (pid {pid})' if pid else ''}"
 
 
 def _mode(h: HolderInfo) -> str:

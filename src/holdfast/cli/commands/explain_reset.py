@@ -99,15 +99,17 @@ def _line(note: Note) -> str:
 def _of_another(context: Context, host: str, as_json: bool) -> None:
     from holdfast.cli import render
 
+    known = list(_records(context.backends()))
     said = [
         (space, record)
-        for space, record in _records(context.backends())
+        for space, record in known
         if host in (record.node, record.host_name, record.node.partition(".")[0])
     ]
     if not said:
+        names = ", ".join(sorted({record.node for _, record in known})) or "no host"
         fail(
-            f"{host} says nothing of itself in the lockspaces of this host's configuration: it has sanlock or an earlier "
-            "holdfast, its lockspace is on a block device, or it is called otherwise ('holdfast host list')",
+            f"{host} says nothing of itself in the lockspaces of this host's configuration, where these do: {names}. It "
+            "has sanlock or an earlier holdfast, or its lockspace is on a block device",
             exits.UNKNOWN,
         )
     if as_json:

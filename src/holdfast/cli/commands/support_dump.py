@@ -92,18 +92,23 @@ def support_dump(context: Context, path: str | None) -> None:
     made = path or time.strftime(f"holdfast-{os.uname().nodename}-%Y%m%dT%H%M%S.tar.gz")
     try:
         fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        is_there = (
+            "is a directory: name a file" if os.path.isdir(made) else "is there already, and stays as it is"
+        )
+        fail(f"{made} {is_there}", exits.FAILED)
     except OSError as e:
         fail(f"{made}: can't be written: {e.strerror}", exits.FAILED)
-    failed = 0
+    failed = []
     with os.fdopen(fd, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
         for item in items(context):
             try:
                 raw = item.content()
             except (OSError, subprocess.SubprocessError) as e:
-                failed += 1
+                failed.append(item.name)
                 raw = f"not there: {e}\n".encode()
             _add(archive, item.name, without_secrets(raw.decode("utf-8", "replace")).encode())
-    more = f"; {failed} of its files could not be gathered, and say why" if failed else ""
+    more = f"; these of its files could not be gathered, and say why: {', '.join(failed)}" if failed else ""
     click.echo(printable(f"{made} is written{more}. Read it before you send it"))
 
 

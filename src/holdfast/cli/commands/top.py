@@ -78,7 +78,8 @@ def _space(space: LeaseSpaceInfo) -> list[str]:
 
 
 def _host(host: HostInfo) -> str:
-    dead = "" if host.dead_in_s is None else f", its leases can be taken over in {host.dead_in_s:.0f} s"
+    over = "if it is over, " if host.state == "LIVE" else ""
+    dead = "" if host.dead_in_s is None else f", {over}its leases can be taken over in {host.dead_in_s:.0f} s"
     note = f", {host.note}" if host.note else ""
     name = host.node or host.name
     return (

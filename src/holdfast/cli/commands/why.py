@@ -52,14 +52,17 @@ def last_trouble(events: Iterable[EventInfo], what: str) -> Trouble | None:
 def _mends(event: EventInfo, trouble: EventInfo) -> bool:
     """The same owner has the same disk: that another one has it by now mends nothing for the one that was refused."""
     same_owner = event.owner_uuid == trouble.owner_uuid and event.owner == trouble.owner
-    return event.kind in MENDED and same_owner and event.resource in ("", trouble.resource)
+    same_disk = event.resource in ("", trouble.resource) or not trouble.resource
+    return event.kind in MENDED and same_owner and same_disk
 
 
 def paragraph(trouble: Trouble, now: Answer | None, now_s: float) -> str:
     """What happened, and the next step. `now`: what `holdfast who` says of the disk; `now_s`: seconds since the epoch."""
     event = trouble.event
+    # A VM that may not begin on this host at all was asked about without its disks.
+    unnamed = "its start" if event.kind == "refused" else "a disk"
     what = SENTENCES[event.kind].format(
-        owner=f"{owner_text(event.owner, event.pid)}", disk=event.resource or "a disk"
+        owner=owner_text(event.owner, event.pid), disk=event.resource or unnamed
     )
     mode = f" ({event.mode})" if event.mode else ""
     sentences = [f"{wall_text(event.time)}, {ago(now_s - event.time)}: {what}{mode}."]

@@ -80,7 +80,7 @@ def _lease_held(e: Evidence) -> Verdict | None:
         "held",
         f"held by {holders[0]}{_more(holders)}",
         f"on that host: holdfast who {e.subject}; stop or migrate the VM there. If the host is dead, start the VM here "
-        "again when the seconds are over",
+        "again once its lease can be taken over: 'holdfast host list' counts the seconds",
     )
 
 
