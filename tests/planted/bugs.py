@@ -519,6 +519,31 @@ BUGS = (
         "unit/lvm/test_volume_leases.py::test_age_of_a_hold_is_not_known_by_times_of_two_clocks",
     ),
     _in(
+        "cli.who.gather",
+        "volume-that-lvm-does-not-know-is-inactive",
+        "`holdfast who` of a mistyped volume says that it is not active here, as if it were one",
+        "is_known = isinstance(self._reports.get(path), dict)",
+        "is_known = path in self._reports",
+        "unit/test_who_gather.py::test_volume_that_lvm_does_not_know_is_not_called_inactive",
+    ),
+    _in(
+        "cli.doctor.shared_volumes",
+        "adoption-by-the-first-option",
+        "doctor takes lvmlockd for one that adopts by an option that a later one switches off",
+        "for name, value in reversed(options) if name in names",
+        "for name, value in options if name in names",
+        "unit/doctor/test_shared_volumes.py"
+        "::test_adoption_that_is_off_is_seen_whatever_stands_beside_it[-A1 -A0]",
+    ),
+    _in(
+        "cli.doctor.shared_volumes",
+        "kill-command-where-nothing-calls-it",
+        "doctor promises a watchdog's reset where dlm's groups are the only ones",
+        "if types != {DLM} and not re.search(",
+        "if not re.search(",
+        "unit/doctor/test_shared_volumes.py::test_kill_command_is_asked_for_where_sanlock_calls_it",
+    ),
+    _in(
         "system.lvm.lockspace_hosts",
         "hosts-in-an-answer-without-them",
         "`holdfast who` of a volume ends with a traceback while sanlock answers with a header alone",

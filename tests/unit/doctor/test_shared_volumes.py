@@ -127,3 +127,37 @@ def test_seeded_fault_is_found_alone(host: Machine, row: str) -> None:
     assert ids(host) == {id}
     assert all(each.facts and each.fix for each in host.findings() if each.id == id)
     assert "HF012" not in host.ids()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-fA1",),
+        ("-A", "1", "-p", "/run/-A0"),
+        ("--adopt=0", "-A1"),
+        ("--later-option=x", "--adopt", "1"),
+    ],
+    ids=" ".join,
+)
+def test_adoption_is_read_as_lvmlockd_reads_its_options(host: Machine, words: tuple[str, ...]) -> None:
+    lvmlockd(*words)(host)
+    assert "HF131" not in ids(host)
+
+
+@pytest.mark.parametrize("words", [("-A1", "-A0"), ("-p", "-A1"), ("-g", "sanlock", "-f")], ids=" ".join)
+def test_adoption_that_is_off_is_seen_whatever_stands_beside_it(
+    host: Machine, words: tuple[str, ...]
+) -> None:
+    lvmlockd(*words)(host)
+    assert ids(host) == {"HF131"}
+
+
+def test_kill_command_is_asked_for_where_sanlock_calls_it(host: Machine) -> None:
+    host.host.outputs["lvmconfig"] = "host_id=1\n"
+    host.host.outputs["lvs"] = LVS.replace("sanlock", "dlm")
+    assert ids(host) == set()
+    host.host.outputs["lvs"] = LVS + "  vg2|db|y|dlm|inactive|linear|public\n"
+    assert ids(host) == {"HF134"}
+    assert "sanlock's watchdog" in next(each.facts for each in host.findings() if each.id == "HF134")
+    host.host.outputs["lvs"] = ""
+    assert "HF134" in ids(host), "no volume yet: the type is not known"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getopt
 import os
 import re
 from collections.abc import Iterator
@@ -16,10 +17,27 @@ from holdfast.cli.libvirt_files import LOCKD_CONF, read_settings
 from holdfast.system.libvirt.volume_hooks import HOOK, volume_hooks
 
 LVMLOCKD = "lvmlockd"
+DLM = "dlm"
+"""A group's lock type. Its locks are on no storage: nothing calls the kill command for it, and no watchdog resets a host."""
 POOL_BYTES_MAX = 1 << 18
 POOLS = ("etc/libvirt/storage", "run/libvirt/storage")
 IO_TIMEOUTS = ("--sanlock-timeout", "-o")
 ADOPTS = ("--adopt", "-A")
+SHORT_OPTIONS = "hVTfDp:s:S:g:i:F:o:A:"
+LONG_OPTIONS = (
+    *("help", "version", "test", "foreground", "daemon-debug"),
+    *(
+        "pid-file=",
+        "socket-path=",
+        "adopt-file=",
+        "syslog-priority=",
+        "gl-type=",
+        "host-id=",
+        "host-id-file=",
+    ),
+    *("sanlock-timeout=", "adopt="),
+)
+"""lvmlockd's, by its manual page (2.03.16)."""
 LEAST_IO_TIMEOUT_S = 10
 LVS = "vg_name,lv_name,lv_uuid,vg_lock_type,lv_active,lv_layout,lv_role"
 
@@ -31,6 +49,7 @@ class Row:
     path: str
     uuid: str
     active: bool
+    lock_type: str
     layout: str
     roles: tuple[str, ...]
 
@@ -80,15 +99,17 @@ def _lvmlockd(scene: Scene) -> Iterator[Finding]:
 
 
 def _option(words: tuple[str, ...], names: tuple[str, ...]) -> str:
-    """The value of an option; empty without it. `--name V`, `--name=V`, `-nV` and `-n V`."""
-    for index, word in enumerate(words):
-        for name in names:
-            if word == name:
-                return words[index + 1] if index + 1 < len(words) else ""
-            if word.startswith(f"{name}=") and name.startswith("--"):
-                return word.partition("=")[2]
-            if word.startswith(name) and not name.startswith("--") and not word.startswith("--"):
-                return word[len(name) :]
+    """The last value of an option of lvmlockd's, read as it reads them: also `-fA1`; empty without it. A word
+    with an option that is not known here, of a later version, is left out.
+    """
+    left = list(words[1:])
+    for _ in words:
+        try:
+            options, _ = getopt.gnu_getopt(left, SHORT_OPTIONS, LONG_OPTIONS)
+        except getopt.GetoptError as e:
+            left = [word for word in left if word.partition("=")[0].lstrip("-") != e.opt]
+            continue
+        return next((value for name, value in reversed(options) if name in names), "")
     return ""
 
 
@@ -102,11 +123,12 @@ def _lvm_configuration(scene: Scene) -> Iterator[Finding]:
             "one on each host",
         )
     text = scene.host.output("lvmconfig", "--typeconfig", "current", "global/lvmlockctl_kill_command")
-    if not re.search(r'lvmlockctl_kill_command\s*=\s*"[^"]', text):
+    types = {row.lock_type for row in _rows(scene)}
+    if types != {DLM} and not re.search(r'lvmlockctl_kill_command\s*=\s*"[^"]', text):
         yield found(
             "HF134",
-            "lvm.conf has no global/lvmlockctl_kill_command: a host that loses its leases' storage is reset by the "
-            "watchdog, with every VM it has",
+            "lvm.conf has no global/lvmlockctl_kill_command: a host that loses the storage of its leases is reset by "
+            "sanlock's watchdog, with every VM it has",
             'write lvmlockctl_kill_command = "/usr/bin/holdfast lvm kill" into the section global of /etc/lvm/lvm.conf',
         )
 
@@ -215,8 +237,10 @@ def _rows(scene: Scene) -> list[Row]:
     for line in output.splitlines():
         words = [word.strip() for word in line.split("|")]
         if len(words) == len(LVS.split(",")) and words[3] not in ("", "none"):
-            vg, lv, uuid, _, active, layout, roles = words
-            rows.append(Row(f"/dev/{vg}/{lv}", uuid, active == "active", layout, tuple(roles.split(","))))
+            vg, lv, uuid, lock_type, active, layout, roles = words
+            rows.append(
+                Row(f"/dev/{vg}/{lv}", uuid, active == "active", lock_type, layout, tuple(roles.split(",")))
+            )
     return rows
 
 
