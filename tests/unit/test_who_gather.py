@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from holdfast.cli.who import gather
 from holdfast.cli.who.evidence import Evidence, JournalClaim, NotRunning, OwnerRecords, Trial, Unreadable
 from holdfast.cli.who.gather import Sources
 from holdfast.cli.who.inquiry import ask
+from holdfast.cli.who.report import about_disk
 from holdfast.cli.who.verdict import conclude
 from holdfast.config import Config
 from holdfast.manager.journal_kinds import VERSION, ClaimLine, Line, LockLine, OwnerLine, StartLine
@@ -183,3 +185,73 @@ def serving(path: str, answer: bytes) -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
+
+
+LVS_REPORT = """#!/bin/sh
+echo called >> %s
+echo '{"report": [{"lv": [%s]}]}'
+"""
+ROW = {
+    "vg_name": "vg",
+    "lv_name": "web",
+    "lv_uuid": "1parGL-KnFF-TLkv-UqLu-PhWB-7d8R-Lbwgeb",
+    "vg_uuid": "GQPrSj-8w8c-9fDE-zsbv-0F0c-R3Pd-Mdfefz",
+    "vg_lock_type": "dlm",
+    "vg_lock_args": "1.0.0:cluster",
+    "lv_lockargs": "dlm",
+    "pool_lv": "",
+    "pool_lv_uuid": "",
+    "lv_role": "public",
+    "lv_layout": "linear",
+}
+
+
+@pytest.mark.parametrize("guard", ["", 'guard = "leases"'], ids=["unguarded", "guarded"])
+def test_lvm_is_asked_once_for_a_volume_that_is_inactive_here(
+    place: Place, monkeypatch: pytest.MonkeyPatch, guard: str
+) -> None:
+    calls = place.root / "calls"
+    programs = place.root / "bin"
+    programs.mkdir()
+    lvs = programs / "lvs"
+    lvs.write_text(LVS_REPORT % (calls, json.dumps(ROW)))
+    lvs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    volume = place.root / "vg" / "web"
+    table = {"driver": "lvm", **({"guard": "leases"} if guard else {})}
+    place.config = Config(
+        run_dir=str(place.run_dir),
+        state_dir=str(place.root / "state"),
+        default_backend="san",
+        backend={"san": table},
+    )
+    with Sources(place.config, place.socket, str(place.root)) as sources:
+        e = sources.disk(str(volume))
+    assert calls.read_text().splitlines() == ["called"]
+    assert len(e.leases) == 1
+    notes = about_disk(e, conclude(e)).notes
+    assert f"{volume} is not active on this host: no program here has it open" in notes
+    assert not [note for note in notes if "No such file" in note and str(volume) in note]
+
+
+def test_volume_that_lvm_does_not_know_is_not_called_inactive(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = place.root / "bin"
+    programs.mkdir()
+    lvs = programs / "lvs"
+    lvs.write_text("#!/bin/sh\necho '  Failed to find logical volume \"vg/wbe\"' >&2; exit 5\n")
+    lvs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    place.config = Config(
+        run_dir=str(place.run_dir),
+        state_dir=str(place.root / "state"),
+        default_backend="san",
+        backend={"san": {"driver": "lvm"}},
+    )
+    with Sources(place.config, place.socket, str(place.root)) as sources:
+        e = sources.disk("/dev/vg/wbe")
+    notes = about_disk(e, conclude(e)).notes
+    assert not [note for note in notes if "not active" in note]
+    assert [note for note in notes if "Failed to find logical volume" in note]
+    assert conclude(e).state == "unknown"

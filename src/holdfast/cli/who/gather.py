@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import socket as sockets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -79,6 +79,8 @@ class Sources:
         self._connected = isinstance(self._daemon, ControlClient)
         self._silent: set[str] = set()
         """Directories that did not answer."""
+        self._reports: dict[str, dict[str, str] | str] = {}
+        """Of volumes, by their paths, as LVM has answered."""
 
     def __enter__(self) -> Sources:
         return self
@@ -197,6 +199,7 @@ class Sources:
             file: _in_time(file, is_lock_file=file in lock_files)
             for file in dict.fromkeys([path, *lock_files])
         }
+        files[path] = self._of_inactive_volume(path, files[path])
         held = isinstance(daemon, tuple) and any(h.held for h in daemon)
         return Evidence(
             path,
@@ -332,9 +335,10 @@ class Sources:
         from holdfast.cli.who import volume_leases
 
         try:
-            return (answer_in_time(partial(volume_leases.look, backend, path), LEASES_ANSWER_S),)
+            looking = partial(volume_leases.look, backend, path, self._report(path))
+            return (answer_in_time(looking, LEASES_ANSWER_S),)
         except Silent:
-            return (volume_leases.unreadable(backend, path, "LVM or its storage did not answer in time"),)
+            return (volume_leases.unreadable(backend, path, volume_leases.NO_ANSWER),)
 
     def _guarded_identity(self, path: str) -> str:
         """What a volume is whose guard lease is named after that, and that is not active here; else empty."""
@@ -343,10 +347,28 @@ class Sources:
             return ""
         from holdfast.cli.who import volume_leases
 
-        try:
-            return answer_in_time(partial(volume_leases.identity_of, path), LEASES_ANSWER_S)
-        except Silent:
-            return ""
+        return volume_leases.identity_of(self._report(path))
+
+    def _report(self, path: str) -> dict[str, str] | str:
+        """LVM's report of a volume, or why there is none. LVM is asked once: its answer takes long on a busy host."""
+        from holdfast.cli.who import volume_leases
+
+        if path not in self._reports:
+            try:
+                self._reports[path] = answer_in_time(partial(volume_leases.report, path), LEASES_ANSWER_S)
+            except Silent:
+                self._reports[path] = volume_leases.NO_ANSWER
+        return self._reports[path]
+
+    def _of_inactive_volume(self, path: str, read: _FileRead) -> _FileRead:
+        """With what a device that is not there means for a volume. One that LVM does not know may be a wrong name."""
+        is_known = isinstance(self._reports.get(path), dict)
+        if not (is_known and isinstance(read.kernel, Missing)):
+            return read
+        from holdfast.cli.who import volume_leases
+
+        absent = Missing(volume_leases.inactive(path))
+        return replace(read, kernel=absent, images=absent, trial=absent)
 
     def _of_rule(self, path: str) -> tuple[str, Mapping[str, Any]]:
         """The backend of a path's rule, and its table."""

@@ -27,12 +27,12 @@ from holdfast.system.files.strong_identity import VOLUME_IDENTITY
 from holdfast.system.lvm.lockspace_hosts import SOCKET_PATH, HostSeen, lockspace_seen
 
 LVS_S = 10.0
+NO_ANSWER = "LVM or its storage did not answer in time"
 NOT_SAID = f"whether that host lives is not known: no lock manager answers on {SOCKET_PATH}"
 
 
-def look(backend: str, path: str) -> LeaseSeen:
-    """The lease of the volume at a path. May block on storage."""
-    row = _row(path)
+def look(backend: str, path: str, row: dict[str, str] | str) -> LeaseSeen:
+    """The lease of the volume at a path, of which LVM has reported `row`. May block on storage."""
     if isinstance(row, str):
         return unreadable(backend, path, row)
     if row["pool_lv"]:
@@ -58,14 +58,18 @@ def look(backend: str, path: str) -> LeaseSeen:
         return unreadable(backend, place, str(e))
 
 
-def identity_of(path: str) -> str:
-    """What the volume at a path is, as its guard's lease is named after it; empty if LVM does not say. May block."""
-    row = _row(path)
+def identity_of(row: dict[str, str] | str) -> str:
+    """What a volume is, as its guard's lease is named after it; empty if LVM does not say."""
     return "" if isinstance(row, str) else f"{VOLUME_IDENTITY}{row['lv_uuid']}"
 
 
-def _row(path: str) -> dict[str, str] | str:
-    """LVM's report of a volume, or why there is none."""
+def inactive(path: str) -> str:
+    """Of a volume that LVM knows, and that has no device here."""
+    return f"{path} is not active on this host: no program here has it open"
+
+
+def report(path: str) -> dict[str, str] | str:
+    """LVM's report of a volume, or why there is none. May block on storage."""
     try:
         done = subprocess.run(
             ("lvs", "--reportformat", "json", "-o", FIELDS, path),
