@@ -16,6 +16,7 @@ from lab import lvm
 from lab.fencing.guests import HOSTS, MICRO_HOSTS, Guests, LabError, install_holdfast
 from lab.lvm.host import DEAD_S, DISK, IO_TIMEOUT_S, VG, Host, Program
 from lab.lvm.page import PageSuite
+from lab.lvm.vm_host import Guarded
 from lab.lvm.volumes import PACKAGES, VolumeSuite, cache
 
 SUITES: dict[str, tuple[tuple[Program, Program], int]] = {
@@ -30,10 +31,11 @@ VOLUME_SUITES: dict[str, tuple[tuple[Program, Program], int]] = {
     "volumes-4096": (("sanlock", "sanlock"), 4096),
     "volumes-holdfast": (("holdfast", "holdfast"), 512),
     "volumes-guarded": (("sanlock", "sanlock"), 512),
+    "volumes-shared": (("sanlock", "sanlock"), 512),
 }
 """The same, for VMs on volumes (`lab.lvm.volumes`)."""
-GUARDED = "volumes-guarded"
-"""The one whose VMs have guard leases."""
+GUARDED: dict[str, Guarded] = {"volumes-guarded": "guarded", "volumes-shared": "shared"}
+"""Those whose VMs have guard leases."""
 PAGE = "page"
 """The commands of docs/shared-lvm.md (`lab.lvm.page`)."""
 DISK_MIB = 2048
@@ -223,7 +225,7 @@ def run_suite(name: str, place: Path, python: Path, *, hosts_die: bool) -> int:
 def run_volumes(name: str, place: Path, python: Path, cases: list[str], logs: Path) -> int:
     """How many cases failed; 1 if the suite could not be set up."""
     programs, sector_bytes = VOLUME_SUITES[name]
-    suite = VolumeSuite(name, place, python, programs, sector_bytes, guarded=name == GUARDED)
+    suite = VolumeSuite(name, place, python, programs, sector_bytes, guarded=GUARDED.get(name, ""))
     if unknown := [case for case in cases if case not in suite.cases]:
         raise SystemExit(f"there is no case {', '.join(unknown)}; there are {', '.join(suite.cases)}")
     try:

@@ -6,14 +6,19 @@ import shlex
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lab.fencing.guests import HOST_IDS, LAB, Guests, LabError
-from lab.lvm.host import IN_GUEST, IO_TIMEOUT_S, VG, Host, Program
+from lab.lvm.host import IN_GUEST, VG, Host, Program
 
 HOOK = LAB.parent / "packaging" / "libvirt"
 VM = "v1"
 LV = f"/dev/{VG}/lv1"
 GUARDS, GUARDS_MIB = "/dev/disk/by-id/virtio-disk1", 64
+GUARD_IO_TIMEOUT_S = 5
+"""Of their lockspace: a holdfastd that is stopped for less than eight times that loses nothing."""
+Guarded = Literal["", "guarded", "shared"]
+"""Volumes have LVM's lock alone; a guard lease beside it; that lease, and are active on all hosts."""
 DOMAIN = """<domain type='qemu'><name>{name}</name><uuid>11111111-2222-4333-8444-00000000000{number}</uuid>
 <memory unit='MiB'>32</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>
 <on_crash>destroy</on_crash><devices><emulator>/usr/local/bin/qemu-noted</emulator><disk type='block' device='disk'>
@@ -22,6 +27,8 @@ DOMAIN = """<domain type='qemu'><name>{name}</name><uuid>11111111-2222-4333-8444
 """
 MONITOR = f"timeout 30 virsh -q qemu-monitor-command {VM} --hmp"
 """What the guest's processor and its disk do: a guest that writes no more may wait for either."""
+EJECT = ((0xAE10, 0), (0xAE08, 1 << 3))
+"""Port and value: what a guest's operating system writes when it lets a disk in PCI slot 3 go; this guest has none."""
 DAEMONS = {
     "holdfastd": "/srv/holdfastd.pid",
     "lvmlockd": "/run/lvmlockd.pid",
@@ -50,9 +57,9 @@ class State:
 
 
 class VmHost(Host):
-    """See the module. `guarded`: volumes have a guard lease, in a lockspace on the second disk."""
+    """See the module. `guarded`: the guards' lockspace is on the second disk."""
 
-    def __init__(self, guests: Guests, name: str, program: Program, *, guarded: bool = False) -> None:
+    def __init__(self, guests: Guests, name: str, program: Program, *, guarded: Guarded = "") -> None:
         super().__init__(guests, name, program)
         self._guarded = guarded
 
@@ -61,7 +68,7 @@ class VmHost(Host):
         code = "import sys; from holdfast.cli.main import main; sys.argv[0] = 'holdfast'; sys.exit(main())"
         self.sh(
             f"PYTHONPATH={self.guests.python} python3 -S -c {shlex.quote(code)} lockspace init {GUARDS} --name guards "
-            f"--hosts-max 8 --index 8 --io-timeout {IO_TIMEOUT_S} 2>&1"
+            f"--hosts-max 8 --index 8 --io-timeout {GUARD_IO_TIMEOUT_S} 2>&1"
         )
 
     @property
@@ -70,7 +77,7 @@ class VmHost(Host):
 
     def virt_up(self) -> None:
         """holdfastd and libvirtd, if they don't run."""
-        self.sh(f"{IN_GUEST}/virt-up {self.guests.python} {'guarded' if self._guarded else ''} 2>&1")
+        self.sh(f"{IN_GUEST}/virt-up {self.guests.python} {self._guarded} 2>&1")
 
     def define(self) -> None:
         """The files of both VMs, which outlive a loss of power as all that was written before; nothing is started."""

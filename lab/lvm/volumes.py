@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.fencing.guests import HOSTS, Guests, LabError
-from lab.lvm import figures, moments, pause, traced
+from lab.lvm import figures, moments, pause, shared, traced
 from lab.lvm.host import DEAD_S, DISK, IN_GUEST, VG, Program
 from lab.lvm.open_log import build, compared
-from lab.lvm.vm_host import GUARDS_MIB, HOOK, LV, MONITOR, VM, State, VmHost
+from lab.lvm.vm_host import EJECT, GUARDS_MIB, HOOK, LV, MONITOR, VM, Guarded, State, VmHost
 from lab.lvm.volume_record import Observer, Record, boot_sector
 
 DISK_MIB = 2048
@@ -34,17 +34,17 @@ STILL_S = 5.0
 """A guest that has not written for so long is taken to stand; one that runs writes 18 times a second on an idle machine."""
 RUNS_ON = f"runs on here: its migration failed, and {LV} was never given up"
 """What holdfastd logs of a guest that needs its lock again without an ACQUIRE."""
-EJECT = ((0xAE10, 0), (0xAE08, 1 << 3))
-"""Port and value: what a guest's operating system writes when it lets a disk in PCI slot 3 go; this guest has none."""
 KILLED = tuple(
     (daemon, side) for daemon in ("holdfastd", "lvmlockd", "libvirtd") for side in ("source", "target")
 )
 
 
-UNGUARDED = ("holdfastd", "switch-over", "at-prepare", "before-acquire", "runs-on")
-"""Words of cases that end or stop a holdfastd. With guards an end loses wdmd's connection, which no systemd keeps here, and
-the host is reset; a stop of 16 s, as on a busy machine, loses the guard's lockspace.
+UNGUARDED = ("holdfastd",)
+"""Words of cases that end a holdfastd. With guards that loses wdmd's connection, which no systemd keeps here, and the host
+is reset.
 """
+UNSHARED = ("at-prepare", "operators", "figures", "starts")
+"""Of cases in which a volume is exclusive to one host: with activation "shared" none is, and no target waits for that."""
 
 
 class VolumeSuite:
@@ -58,9 +58,9 @@ class VolumeSuite:
         programs: tuple[Program, Program],
         sector_bytes: int,
         *,
-        guarded: bool = False,
+        guarded: Guarded = "",
     ) -> None:
-        """`guarded`: each VM has a lease of its volume as well, in a lockspace of leases on a second disk."""
+        """`guarded`: each VM has a lease of its volume as well, in a lockspace of leases on a second disk; or that alone."""
         self.name = name
         self._guarded = guarded
         self.guests = Guests(
@@ -99,10 +99,21 @@ class VolumeSuite:
             "target-power-off": self.target_power_off,
             "source-power-off": self.source_power_off,
         }
-        if guarded:
+        if guarded == "shared":
             self.cases = {
-                name: case for name, case in self.cases.items() if not any(each in name for each in UNGUARDED)
+                "shared": lambda: shared.case(self),
+                "hot-plug": lambda: shared.hot_plug(self),
+                **self.cases,
             }
+        left_out = (*(UNGUARDED if guarded else ()), *(UNSHARED if guarded == "shared" else ()))
+        self.cases = {
+            name: case for name, case in self.cases.items() if not any(each in name for each in left_out)
+        }
+
+    @property
+    def owns(self) -> str:
+        """The mode in which the VM's host has LVM's lock."""
+        return "sh" if self._guarded == "shared" else "ex"
 
     @property
     def other(self) -> VmHost:
@@ -210,7 +221,9 @@ class VolumeSuite:
             time.sleep(0.3)
 
     def settled(self, owner: VmHost) -> str:
-        """Wait until the VM runs on `owner` alone, which alone has the volume; in which time, and how."""
+        """Wait until the VM runs on `owner` alone, which alone has the volume; in which time, and how. With activation
+        "shared" the other host may have it too, in shared mode like `owner`, if it is not without a lock of LVM's.
+        """
         other = self.two if owner is self.one else self.one
         began, seen = time.monotonic(), (State(), State())
 
@@ -218,13 +231,12 @@ class VolumeSuite:
             nonlocal seen
             seen = owner.now(self.uuid), other.now(self.uuid)
             here, there = seen
-            return (here.mode, here.active, here.state, here.job, here.qemus) == (
-                "ex",
-                True,
-                "running",
-                "",
-                1,
-            ) and (there.mode, there.active, there.state, there.qemus) == ("un", False, "", 0)
+            runs = (here.mode, here.active, here.state, here.job, here.qemus) == (
+                *(self.owns, True),
+                *("running", "", 1),
+            )
+            may_be = {("un", False), ("sh", True)} if self._guarded == "shared" else {("un", False)}
+            return runs and (there.mode, there.active) in may_be and (there.state, there.qemus) == ("", 0)
 
         self.wait(
             is_so,
@@ -464,7 +476,9 @@ class VolumeSuite:
         began = time.monotonic()
         self.migration_ended()
         self.wait(
-            lambda: source.now(self.uuid).mode == "ex", lambda: "the source to have it alone", 4 * DEAD_S
+            lambda: source.now(self.uuid).mode == self.owns,
+            lambda: "the source to have it alone",
+            4 * DEAD_S,
         )
         took_s = time.monotonic() - began
         self.power_on(target)
