@@ -626,8 +626,8 @@ _ALL = (
         "HF134",
         "LVM",
         "LVM has no command for a group whose locks are lost",
-        "sanlock's watchdog resets the whole host then, also where stopping a few VMs would do. Not said of groups with lock "
-        "type dlm: that command is sanlock's, and what ends a host which dlm has lost is the cluster's fencing.",
+        "sanlock's watchdog resets the whole host then, also where stopping a few VMs would do. Not said of groups with "
+        "lock type dlm: that command is sanlock's, and what ends a host which dlm has lost is the cluster's fencing.",
     ),
     _problem(
         "HF135",
