@@ -1,10 +1,12 @@
-"""How long a guest stands still in a live migration: with driver "lvm", with locks in files, and with virtlockd.
+"""How long a guest stands still in a live migration, and how long a start takes: with driver "lvm", alone and with a guard
+lease beside it, with locks in files, and with virtlockd.
 
     sudo .venv/bin/python bench/volume_pause.py [--runs 20]
 
 Two real libvirt hosts with QEMU on this machine's kernel and clock, as the end-to-end tests have them; lvmlockd is the fake
 and LVM a stand-in (`tests/e2e/test_shared_volumes.py`). The pause is from QEMU's event STOP on the source to RESUME on the
-target, as `virsh qemu-monitor-event` prints them. All ways move the same guest between the same hosts, in turns of two.
+target, as `virsh qemu-monitor-event` prints them; a start is `virsh start`, from its beginning to its end. All ways have the
+same guest on the same hosts, in two rounds, so that a load that changes is in each.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import re
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +35,11 @@ from tests.e2e.test_shared_volumes import VolumeLab  # noqa: E402
 
 EVENT = re.compile(r"^\d+-\d+-\d+ (\d+):(\d+):(\d+\.\d+).*event (STOP|RESUME)", re.MULTILINE)
 DAY_S = 86400
+ROUNDS = 2
+WAYS = {"driver lvm": "", "with a guard": "exclusive", 'guard, activation "shared"': "shared"}
+"""Of volumes, and the activation that `VolumeLab` takes."""
+Times = dict[str, list[float]]
+"""Milliseconds, by way."""
 
 
 class Events:
@@ -97,6 +105,20 @@ def pauses(lab: Lab, vm: Vm, runs: int) -> list[float]:
     return found
 
 
+def starts(vm: Vm, runs: int) -> list[float]:
+    """Milliseconds of each `virsh start`. The guest runs before and afterwards; each start finds what the last end has left
+    done, as `virsh destroy` returns when libvirt's hook has.
+    """
+    found = []
+    for _ in range(runs):
+        vm.destroy()
+        began = time.monotonic()
+        vm.virsh("start")
+        found.append((time.monotonic() - began) * 1000)
+        vm.assert_writes()
+    return found
+
+
 @contextmanager
 def lab_of(base: Path, programs: Programs, kind: Kind) -> Iterator[Lab]:
     """Two hosts with that lock daemon."""
@@ -111,12 +133,21 @@ def lab_of(base: Path, programs: Programs, kind: Kind) -> Iterator[Lab]:
         lab.down()
 
 
-def show(name: str, times: list[float]) -> None:
-    print(
-        f"{name:26} median {statistics.median(times):6.1f} ms ({min(times):.1f} to {max(times):.1f}), {len(times)} "
-        f"migrations, load {os.getloadavg()[0]:.1f}",
-        flush=True,
-    )
+def measure(lab: Lab, vm: Vm, way: str, runs: int, paused: Times, started: Times) -> None:
+    """So many migrations and starts, one round's share of each, and the guest's end."""
+    share = runs // ROUNDS
+    started.setdefault(way, []).extend(starts(vm, share))
+    paused.setdefault(way, []).extend(pauses(lab, vm, share))
+    vm.destroy()
+
+
+def show(what: str, found: Times) -> None:
+    for way, times in found.items():
+        print(
+            f"{what}  {way:26} median {statistics.median(times):6.1f} ms ({min(times):.1f} to {max(times):.1f}), "
+            f"{len(times)} times, load {os.getloadavg()[0]:.1f}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -125,22 +156,27 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=20)
     runs = parser.parse_args().runs
+    paused: Times = {}
+    started: Times = {}
     with tempfile.TemporaryDirectory(prefix="hf") as name:
         base = Path(name)
         programs = Programs.build(base)
         with lab_of(base, programs, "holdfastd") as lab:
-            volumes = VolumeLab(lab)
-            vm = lab.vm(lab.alpha, "web1", Disk(volumes.image)).start()
-            show("driver lvm", pauses(lab, vm, runs))
-            vm.destroy()
-            volumes.close()
-            vm = lab.vm(lab.alpha, "web2", Disk(lab.device("sdb"))).start()
-            show("driver file", pauses(lab, vm, runs))
-            vm.destroy()
+            for _ in range(ROUNDS):
+                for way, activation in WAYS.items():
+                    volumes = VolumeLab(lab, activation)
+                    vm = lab.vm(lab.alpha, "web1", Disk(volumes.image)).start()
+                    measure(lab, vm, way, runs, paused, started)
+                    lab.reset()
+                    volumes.close()
+                vm = lab.vm(lab.alpha, "web2", Disk(lab.device("sdb"))).start()
+                measure(lab, vm, "driver file", runs, paused, started)
+                lab.reset()
         with lab_of(base, programs, "virtlockd") as lab:
             vm = lab.vm(lab.alpha, "web3", Disk(lab.device("sdb"))).start()
-            show("virtlockd", pauses(lab, vm, runs))
-            vm.destroy()
+            measure(lab, vm, "virtlockd", ROUNDS * runs, paused, started)
+    show("pause", paused)
+    show("start", started)
 
 
 if __name__ == "__main__":
