@@ -161,3 +161,11 @@ def test_kill_command_is_asked_for_where_sanlock_calls_it(host: Machine) -> None
     assert "sanlock's watchdog" in next(each.facts for each in host.findings() if each.id == "HF134")
     host.host.outputs["lvs"] = ""
     assert "HF134" in ids(host), "no volume yet: the type is not known"
+
+
+@pytest.mark.parametrize("activation", ["exclusive", "shared"])
+def test_guarded_volume_has_the_protection_that_its_leases_promise(host: Machine, activation: str) -> None:
+    keys = f'driver = "lvm"\nactivation = "{activation}"\nguard = "leases"\n'
+    guard = GUARD.replace("host_id = 1\n", "host_id = 1\ncross_host = true\n")
+    host.configure(LVM.replace('driver = "lvm"\n', keys) + guard, top="require_protection = 2")
+    assert not host.ids() & {"HF080", "HF081"}

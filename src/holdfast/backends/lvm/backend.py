@@ -227,9 +227,16 @@ class LvmBackend:
 
     def protection(self, path: str) -> tuple[Protection, str]:
         """See `Backend`. With a guard that of its leases: no VM writes without one."""
-        if self.guard is None:
+        return self._with_guard(self.guard.protection(path) if self.guard is not None else None)
+
+    def promised(self) -> tuple[Protection, str]:
+        """What `protection` is once the guard's lockspace is joined."""
+        return self._with_guard(self.guard.promised() if self.guard is not None else None)
+
+    def _with_guard(self, of_guard: tuple[Protection, str] | None) -> tuple[Protection, str]:
+        if of_guard is None:
             return Protection.CROSS_HOST, PROTECTION_NOTE
-        level, why = self.guard.protection(path)
+        level, why = of_guard
         if level < Protection.CROSS_HOST and not self._shares:
             return Protection.CROSS_HOST, why
         return level, why

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from holdfast.backends.base import Backend
 from holdfast.backends.file.backend import FileBackend
+from holdfast.backends.lvm.backend import LvmBackend
 from holdfast.backends.nop import NopBackend
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.cli.doctor.findings import Finding, fine, found
@@ -224,7 +225,7 @@ def _names_by_path(backend: Backend) -> bool:
 
 
 def worth(backend: Backend, resource: Resource) -> tuple[Protection, str]:
-    """Of leases: once their lockspace is joined; whether it is, another check says."""
-    if isinstance(backend, PaxosBackend):
+    """Of leases, also of guards: once their lockspace is joined; whether it is, another check says."""
+    if isinstance(backend, PaxosBackend | LvmBackend):
         return backend.promised()
     return backend.protection(backend.lock_path(resource))
