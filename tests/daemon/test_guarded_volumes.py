@@ -204,8 +204,14 @@ def test_guard_alone_refuses_a_second_vm_and_names_the_first(sharing_site: Site,
     assert "on host h1" in why
     assert f"held by VM {guest.name}" in site.h1.refuses(rival)
     assert site.held(guest)[1] is SH
+    code, said = site.h2.who(guest.path)
+    assert (code, f"held by VM {guest.name}" in said, "more" in said.splitlines()[0]) == (0, True, False), (
+        said
+    )
     guest.is_gone(site.h1)
     assert site.h1.is_active(guest.lv), "all hosts have it active"
+    code, said = site.h2.who(guest.path)
+    assert (code, "active by lvmlockd on host h1" in said) == (3, True), said
     guest.starts(site.h2)
     assert site.held(guest) == {1: SH, 2: SH}
 

@@ -527,6 +527,23 @@ BUGS = (
         "unit/test_who_gather.py::test_volume_that_lvm_does_not_know_is_not_called_inactive",
     ),
     _in(
+        "cli.who.evidence",
+        "active-volume-is-held",
+        "`holdfast who` names hosts that only have a volume active, where a guard's lease says that nobody writes",
+        "if not (claim.over or claim.only_active)",
+        "if not claim.over",
+        "unit/test_who_verdict.py::test_verdict"
+        "[host that has a volume active, with a guard that is free, holds it]",
+    ),
+    _in(
+        "cli.doctor.disks",
+        "guard-that-has-joined-nothing",
+        "doctor says that no VM with a guarded volume can start, as the guard of its own configuration has joined nothing",
+        "if isinstance(backend, PaxosBackend | LvmBackend):",
+        "if isinstance(backend, PaxosBackend):",
+        "unit/doctor/test_shared_volumes.py::test_guarded_volume_has_the_protection_that_its_leases_promise[shared]",
+    ),
+    _in(
         "cli.doctor.shared_volumes",
         "adoption-by-the-first-option",
         "doctor takes lvmlockd for one that adopts by an option that a later one switches off",

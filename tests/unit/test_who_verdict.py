@@ -32,7 +32,7 @@ from holdfast.cli.who.evidence import (
 from holdfast.cli.who.report import about_disk
 from holdfast.cli.who.verdict import conclude, conclude_vm
 from holdfast.control.api import HolderInfo
-from holdfast.model import SANLOCK, Holder, Mode
+from holdfast.model import LVMLOCKD, SANLOCK, Holder, Mode
 from holdfast.ondisk.malformed import Malformed, Reason
 from holdfast.protocol.holders import Exclusive, Free, HostTerm, Known, Released, Shared, Unclear
 from holdfast.protocol.types import Generation, HostId
@@ -232,6 +232,15 @@ ROWS = [
         HELD,
         "held by sanlock on host gamma (host_id 3)",
         leases=(lease(OTHER, claim("", program=SANLOCK)),),
+    ),
+    row(
+        "host that has a volume active, with a guard that is free, holds it",
+        FREE,
+        "free",
+        leases=(
+            LEASE_FREE,
+            lease(Shared((term(3),)), replace(claim("", Mode.SHARED, program=LVMLOCKD), only_active=True)),
+        ),
     ),
     row(
         "second name's lease is not asked",

@@ -94,10 +94,14 @@ class LeaseClaim:
     holder: Holder
     mode: Mode
     over: bool = False
+    only_active: bool = False
+    """LVM's lock in shared mode where every host may have that: a guard's lease says who writes, and this does not."""
 
     def __str__(self) -> str:
         if self.over:
             return f"left by {self.holder}: that term of the host is over, so the next start may take it"
+        if self.only_active:
+            return f"active by {self.holder}; its guard's lease says who writes"
         return f"{self.mode.word} lease of {self.holder}"
 
 
@@ -115,8 +119,8 @@ class LeaseSeen:
 
     @property
     def holders(self) -> tuple[Holder, ...]:
-        """Those whose incarnations are not over."""
-        return tuple(claim.holder for claim in self.claims if not claim.over)
+        """Those whose incarnations are not over, and that say who may write."""
+        return tuple(claim.holder for claim in self.claims if not (claim.over or claim.only_active))
 
     @property
     def lines(self) -> list[str]:

@@ -332,10 +332,12 @@ class Sources:
         backend, table = self._of_rule(path)
         if table.get("driver") != "lvm":
             return ()
+        from holdfast.backends.lvm.config import SHARED
         from holdfast.cli.who import volume_leases
 
         try:
-            looking = partial(volume_leases.look, backend, path, self._report(path))
+            shares = table.get("activation") == SHARED
+            looking = partial(volume_leases.look, backend, path, self._report(path), shares=shares)
             return (answer_in_time(looking, LEASES_ANSWER_S),)
         except Silent:
             return (volume_leases.unreadable(backend, path, volume_leases.NO_ANSWER),)

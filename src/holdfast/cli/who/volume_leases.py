@@ -31,8 +31,10 @@ NO_ANSWER = "LVM or its storage did not answer in time"
 NOT_SAID = f"whether that host lives is not known: no lock manager answers on {SOCKET_PATH}"
 
 
-def look(backend: str, path: str, row: dict[str, str] | str) -> LeaseSeen:
-    """The lease of the volume at a path, of which LVM has reported `row`. May block on storage."""
+def look(backend: str, path: str, row: dict[str, str] | str, *, shares: bool = False) -> LeaseSeen:
+    """The lease of the volume at a path, of which LVM has reported `row`. `shares`: every host may have it in shared mode,
+    and a guard's lease says who writes. May block on storage.
+    """
     if isinstance(row, str):
         return unreadable(backend, path, row)
     if row["pool_lv"]:
@@ -52,7 +54,12 @@ def look(backend: str, path: str, row: dict[str, str] | str) -> LeaseSeen:
         with storage.opened(device) as disk:
             seen = leases.read(backend, place, disk, offset, disk, space)
             leader = Leader.decode(storage.read(disk, offset, SECTOR_4096))
-            claims = tuple(_of_lvmlockd(claim, leader, disk) for claim in seen.claims)
+            claims = tuple(
+                dataclasses.replace(
+                    _of_lvmlockd(claim, leader, disk), only_active=shares and claim.mode is Mode.SHARED
+                )
+                for claim in seen.claims
+            )
             return dataclasses.replace(seen, claims=claims)
     except storage.UsageError as e:
         return unreadable(backend, place, str(e))
