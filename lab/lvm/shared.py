@@ -1,4 +1,4 @@
-"""Cases of the suite `volumes-shared`: `activation = "shared"` with a guard lease (ADR 0233) over the real LVM.
+"""`activation = "shared"` with a guard lease (ADR 0233) over the real LVM: the suite `volumes-shared`, and the way to it.
 
 The volume is active on both hosts in LVM's shared mode, so what keeps a second VM away is the lease alone. lvmlockd's own
 log says whether anybody has asked for an exclusive lock.
@@ -81,6 +81,25 @@ def _said(here: VmHost, there: VmHost) -> str:
         ]:
             raise LabError(f"doctor on {name} finds what is not so: {found}")
     return f"{owned!r}; elsewhere {idle!r}; who: {who}; doctor: {doctor}"
+
+
+def becomes_shared(site: Migrating) -> str:
+    """The page's way from "exclusive" to "shared" and back, by reloads under a VM that runs."""
+    here, there = site.at, site.other
+    boots = site.record.boots
+    config = "/etc/holdfast/holdfast.toml"
+    for host in (here, there):
+        host.sh(f"sed -i '/^guard = /a activation = \"shared\"' {config}; holdfast reload 2>&1")
+    site.wait(lambda: here.now(site.uuid).mode == "sh", lambda: "the volume to be shared")
+    there.lvm(f"vgchange -asy {VG}")
+    refused = _refused(there, here)
+    there.sh(f"holdfast volume deactivate {LV} 2>&1; holdfast volume deactivate {DATA} 2>&1")
+    for host in (there, here):
+        host.sh(f"sed -i '/^activation = /d' {config}; holdfast reload 2>&1")
+    settled = site.settled(here)
+    if site.record.boots != boots:
+        raise LabError("the guest has booted again")
+    return f"shared, and {refused!r} where it is active as well; exclusive again: {settled}"
 
 
 def hot_plug(site: Migrating) -> str:

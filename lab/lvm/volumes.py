@@ -105,6 +105,8 @@ class VolumeSuite:
                 "hot-plug": lambda: shared.hot_plug(self),
                 **self.cases,
             }
+        if guarded == "guarded":
+            self.cases["becomes-shared"] = lambda: shared.becomes_shared(self)
         left_out = (*(UNGUARDED if guarded else ()), *(UNSHARED if guarded == "shared" else ()))
         self.cases = {
             name: case for name, case in self.cases.items() if not any(each in name for each in left_out)
