@@ -451,7 +451,8 @@ class VolumeSuite:
             raise LabError(f"the migration went through: {said}")
         target.start_daemon("libvirtd")
         for host in (source, target):
-            if "held by" not in (said := host.is_refused("virsh create /root/v2.xml")):
+            said = host.is_refused("virsh create /root/v2.xml")
+            if not any(words in said for words in ("held by", f"locked by VM {VM} ")):
                 raise LabError(f"{host.name} refuses a second VM for another reason: {said}")
         said = self.settled(source)
         if self.record.boots != boots:
