@@ -527,6 +527,14 @@ BUGS = (
         "unit/test_who_gather.py::test_volume_that_lvm_does_not_know_is_not_called_inactive",
     ),
     _in(
+        "cli.who.volume_leases",
+        "exclusive-volume-is-only-active",
+        "`holdfast who` calls a volume free that another host has exclusively, as all hosts share the others",
+        "only_active=shares and claim.mode is Mode.SHARED",
+        "only_active=shares",
+        "unit/test_who_verdict.py::test_lvms_lock_holds_unless_it_is_shared_where_all_hosts_share",
+    ),
+    _in(
         "cli.who.evidence",
         "active-volume-is-held",
         "`holdfast who` names hosts that only have a volume active, where a guard's lease says that nobody writes",

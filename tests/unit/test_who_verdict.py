@@ -31,6 +31,7 @@ from holdfast.cli.who.evidence import (
 )
 from holdfast.cli.who.report import about_disk
 from holdfast.cli.who.verdict import conclude, conclude_vm
+from holdfast.cli.who.volume_leases import in_its_sense
 from holdfast.control.api import HolderInfo
 from holdfast.model import LVMLOCKD, SANLOCK, Holder, Mode
 from holdfast.ondisk.malformed import Malformed, Reason
@@ -529,3 +530,15 @@ def test_command_about_a_lease_can_be_copied_whatever_a_guest_has_written() -> N
     """The names come from a sector that a guest may have written."""
     verdict = conclude(Evidence(DISK, trial=(GRANTED,), lease_here="a;reboot:$(b):/d:0"))
     assert verdict.next_step.endswith("holdfast who 'a;reboot:$(b):/d:0'")
+
+
+@pytest.mark.parametrize(
+    ("mode", "shares", "expected"),
+    [(Mode.SHARED, True, FREE), (Mode.SHARED, False, HELD), (Mode.EXCLUSIVE, True, HELD)],
+)
+def test_lvms_lock_holds_unless_it_is_shared_where_all_hosts_share(
+    mode: Mode, shares: bool, expected: str
+) -> None:
+    seen = lease(OTHER, in_its_sense(claim("", mode, program=LVMLOCKD), shares=shares))
+    e = Evidence(DISK, "alpha", leases=(LEASE_FREE, seen))
+    assert conclude(e).state == expected

@@ -55,14 +55,16 @@ def look(backend: str, path: str, row: dict[str, str] | str, *, shares: bool = F
             seen = leases.read(backend, place, disk, offset, disk, space)
             leader = Leader.decode(storage.read(disk, offset, SECTOR_4096))
             claims = tuple(
-                dataclasses.replace(
-                    _of_lvmlockd(claim, leader, disk), only_active=shares and claim.mode is Mode.SHARED
-                )
-                for claim in seen.claims
+                in_its_sense(_of_lvmlockd(claim, leader, disk), shares=shares) for claim in seen.claims
             )
             return dataclasses.replace(seen, claims=claims)
     except storage.UsageError as e:
         return unreadable(backend, place, str(e))
+
+
+def in_its_sense(claim: LeaseClaim, *, shares: bool) -> LeaseClaim:
+    """A hold of LVM's lock. A volume that only one host can have active is in an exclusive one, whatever the others do."""
+    return dataclasses.replace(claim, only_active=shares and claim.mode is Mode.SHARED)
 
 
 def identity_of(row: dict[str, str] | str) -> str:
