@@ -172,7 +172,7 @@ def test_a_seed_that_found_a_bug_with_habits_is_sound(seed: int) -> None:
         seed,
         restored_every_s=0,
         naming=Naming.ONE,
-        habits=replace(habits, clients=False, adds=False, changed_timeouts=False),
+        habits=replace(habits, clients=False, adds=False, changed_timeouts=False, slow_starts=False),
     )  # as it was before there were clients
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
 
@@ -181,6 +181,6 @@ def test_a_seed_that_found_a_bug_with_habits_is_sound(seed: int) -> None:
 def test_a_seed_that_found_a_bug_in_a_campaign_is_sound(seed: int) -> None:
     habits = Habits.drawn(seed, Scenario.drawn(Random(seed), None).kind)
     verdict = play(
-        seed, habits=replace(habits, adds=False, changed_timeouts=False)
+        seed, habits=replace(habits, adds=False, changed_timeouts=False, slow_starts=False)
     )  # as it was before these were
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from holdfast.system.host import descriptors as fds
-from holdfast.system.host.descriptors import Inherited, PassedWatchdog, ReexecState
+from holdfast.system.host.descriptors import Inherited, ReexecState
+from holdfast.system.watchdog.passed import PassedWatchdog
 
 NAME = "watchdog"
 

@@ -33,7 +33,6 @@ from holdfast.daemon.lockspace_calls import LeaseSpaceCalls
 from holdfast.daemon.lockspace_reactions import LockspaceReactions, Observer
 from holdfast.daemon.lockspaces import HostLockspaces, LeaseHostPorts
 from holdfast.daemon.volume_claims import connect_volumes, volumes_of
-from holdfast.daemon.watchdog_choice import WATCHDOG_FD_NAME
 from holdfast.errors import ConfigError
 from holdfast.frontends.virtlockd import VirtlockdFrontend
 from holdfast.lease_admin.breaking import LeaseBreaker
@@ -73,6 +72,7 @@ from holdfast.system.host.predecessor import Predecessors
 from holdfast.system.host.process import Processes
 from holdfast.system.libvirt.domains import DomainStatus
 from holdfast.system.libvirt.virsh import DomainControl
+from holdfast.system.watchdog.passed import WATCHDOG_FD_NAME
 
 SETTLED_FILE = "settled-locks.log"
 """Every unknown lock that an operator settled: who said so, and which lock."""
@@ -168,6 +168,7 @@ def build(
         store=ports.store,
         watchdog=inherited.take_watchdog(WATCHDOG_FD_NAME),
         watchdog_needed=before.leases_held,
+        fed_until_fd=inherited.take_fed_until(),
         predecessors=ports.predecessors,
         space_locks=inherited.reexec.space_locks if inherited.reexec is not None else None,
     )

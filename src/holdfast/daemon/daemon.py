@@ -522,6 +522,7 @@ class Daemon:
                 self.parts,
                 why_not=self._next.why_not,
                 execute=self._execute_next,
+                feeds_first=lambda: self._next.feeds_first,
                 clients=self.sanlock.frontend.connections if self.sanlock is not None else {},
             )
             self._in_force.keep()  # removed if the program on disk is an older one, which does not take over now

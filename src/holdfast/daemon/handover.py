@@ -265,6 +265,7 @@ class Handover:
             state_lock_fd=own.state_dir,
             watchdog_fd=watchdog.fd if watchdog is not None else -1,
             watchdog=watchdog.armed_with if watchdog is not None else ("", "", 0),
+            fed_until_fd=self._leases.fed_until_descriptor(),
             configuration=self._before.configuration,
             space_locks=self._leases.space_locks(),
         )

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 from holdfast.daemon.build import Parts
+from holdfast.daemon.lockspaces import TimeLeft
 from holdfast.manager import events as ev
 from holdfast.manager.identity_locks import disks
 from holdfast.system.block_io.request_gate import listed
@@ -21,7 +22,9 @@ log = logging.getLogger("holdfast")
 IN_FLIGHT_WAIT_S = 2.0
 """How long a re-exec or a stop waits for requests to storage; remaining ones are repeated or undone."""
 START_SHARE_MAX = 0.5
-"""Of the fire timeout, for the dry run of the next program: a start does the same, adopts, and reads storage besides."""
+"""Of the time that is left, for the dry run of the next program: a start does the same, adopts, and reads storage too."""
+LEASE_LOOK_S = 0.1
+"""Between two checks whether a lease has been renewed."""
 IN_FLIGHT_PAUSE_S = 0.01
 """Between two checks whether requests are still under way; most end in a few milliseconds."""
 
@@ -64,13 +67,15 @@ async def reload(
     execute: Callable[[], None],
     busy: Callable[[], bool] = lambda: False,
     clients: Collection[Paused] = (),
+    feeds_first: Callable[[], bool] = lambda: True,
 ) -> list[str]:
     """Become the program on disk, if it may take over; else resume service, and return the reasons.
 
     `why_not` asks it, and returns its reasons. `execute` does not return unless it raises OSError. `busy` reports requests
     that came by other ways than connections. `clients`: connections beside libvirt's, as they are at each moment.
+    `feeds_first`: whether the program on disk feeds the watchdog from its first moment on, once `why_not` has asked it.
     """
-    reasons = await _reload(parts, why_not, execute, busy, clients)
+    reasons = await _reload(parts, why_not, execute, busy, clients, feeds_first)
     for reason in reasons:
         log.error("reload refused: %s", reason)
     return reasons
@@ -82,6 +87,7 @@ async def _reload(
     execute: Callable[[], None],
     busy: Callable[[], bool],
     clients: Collection[Paused],
+    feeds_first: Callable[[], bool],
 ) -> list[str]:
     gate = parts.ports.gate
     # Don't pause all requests if one of them hangs already.
@@ -91,12 +97,15 @@ async def _reload(
     asked_at = clock.now()
     if reasons := await why_not():
         return reasons
+    check_s = clock.now() - asked_at
     armed = parts.leases.armed_watchdog()
-    if armed is not None and (why := slow_start(clock.now() - asked_at, armed.armed_with[2])):
+    if armed is not None and (why := slow_start(check_s, armed.armed_with[2], feeds_first=feeds_first())):
+        return [why]
+    if why := await _wait_for_young_leases(parts, check_s):
         return [why]
     await _pause(parts, busy, clients)
     try:
-        if why := await _close_gate(parts):
+        if why := await _close_gate(parts) or old_leases(check_s, parts.leases.time_left()):
             return [why]
         log.info("re-executing with %d locks", len(parts.manager.table))
         execute()
@@ -109,15 +118,41 @@ async def _reload(
     return ["re-exec failed; going on as before"]
 
 
-def slow_start(check_s: float, fire_timeout_s: int) -> str:
+async def _wait_for_young_leases(parts: Parts, check_s: float) -> str:
+    """Wait for the next renewals, if the leases are too old for a start of that length and young ones are not."""
+    clock, left = parts.ports.clock, parts.leases.time_left()
+    until = clock.now() + (left.renewal_s if left is not None else 0.0)
+    while (why := old_leases(check_s, left)) and clock.now() < until:
+        if left is not None and old_leases(check_s, left._replace(now_s=left.renewed_s)):
+            break
+        await clock.sleep(LEASE_LOOK_S)
+        left = parts.leases.time_left()
+    return why
+
+
+def old_leases(check_s: float, left: TimeLeft | None) -> str:
+    """Why a program that took so long for its dry run would lose a lease that VMs depend on, or empty.
+
+    From exec on nobody renews until it has adopted all. What the watchdog needs it has by the leases' own bounds (ADR 0242).
+    """
+    if left is None or check_s <= left.now_s * START_SHARE_MAX:
+        return ""
+    return (
+        f"the program on disk took {check_s:.1f} s to start, and a lease that VMs depend on fails in {left.now_s:.1f} s "
+        "unless it is renewed: reload when the host is less busy, or give its lockspace a longer io_timeout_s "
+        "(docs/situations/changing-timeouts.md)"
+    )
+
+
+def slow_start(check_s: float, fire_timeout_s: int, *, feeds_first: bool) -> str:
     """Why a program that took so long for its dry run may not take over, or empty.
 
-    From exec on nobody feeds the watchdog until the next program has started and adopted all, and its dry run shows what a
-    start takes on this host at this moment.
+    From exec on nobody feeds the watchdog until the next program does: one that feeds first does so in a small part of its
+    start, an earlier release when it has adopted all. Its dry run shows what a start takes on this host at this moment.
     """
     if not fire_timeout_s:
         return ""  # an earlier release did not say it
-    if check_s <= fire_timeout_s * START_SHARE_MAX:
+    if check_s <= fire_timeout_s * (1.0 if feeds_first else START_SHARE_MAX):
         return ""
     return (
         f"the program on disk took {check_s:.1f} s to start, and the watchdog resets this host when nobody feeds it for "

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from holdfast.backends.base import LeasePorts
 from holdfast.daemon.watchdog_choice import HostWatchdog, words_of
@@ -38,9 +38,11 @@ from holdfast.system.files.disk_identity import DiskIdentities
 from holdfast.system.files.host_record_files import HostRecordFiles
 from holdfast.system.files.lockspace_locks import SpaceLocks
 from holdfast.system.files.state_file import StatePort
-from holdfast.system.host.descriptors import DescriptorStore, NoStore, PassedWatchdog
+from holdfast.system.host.descriptors import DescriptorStore, NoStore
 from holdfast.system.host.predecessor import Predecessors
 from holdfast.system.watchdog.device import Watchdog
+from holdfast.system.watchdog.fed_until import NO_FD, FedUntil, NotKept
+from holdfast.system.watchdog.passed import PassedWatchdog
 
 log = logging.getLogger("holdfast")
 
@@ -85,6 +87,21 @@ class LeaseHostPorts:
     """(lockspace, path): files of its host records; None: it has none."""
     last_end: str = ""
     """How this host's last boot ended, by the flight recorder; empty if that is not known."""
+    fed_until: Callable[[int], FedUntil] = lambda _: NotKept()
+    """Memory for the bound of the last feeding; it uses the descriptor that an earlier program has left, -1: none."""
+    end_first_feeding: Callable[[], None] = lambda: None
+    """This program may feed the watchdog already, by the bound that the earlier one left (ADR 0242); it does no more."""
+
+
+class TimeLeft(NamedTuple):
+    """How long the leases of this host are good if nobody renews them, in seconds."""
+
+    now_s: float
+    """The first of them."""
+    renewed_s: float
+    """The same at the moment of a renewal."""
+    renewal_s: float
+    """Within that time each is renewed, unless its storage is late."""
 
 
 class HostLockspaces:
@@ -104,10 +121,12 @@ class HostLockspaces:
         store: DescriptorStore | None = None,
         watchdog: PassedWatchdog | None = None,
         watchdog_needed: bool = False,
+        fed_until_fd: int = NO_FD,
         predecessors: Predecessors | None = None,
         space_locks: Mapping[str, int] | None = None,
     ) -> None:
         """`watchdog`: of an earlier daemon, open and armed; `watchdog_needed`: locks may be held that depend on it.
+        `fed_until_fd`: the memory with the bound of that daemon's last feeding.
         `lockspace_locks`: the locks of lockspaces that an earlier program has passed on, by lockspace.
         """
         self._ports = ports
@@ -125,6 +144,8 @@ class HostLockspaces:
             passed=watchdog,
             needed=watchdog_needed,
         )
+        self._fed_until_fd = fed_until_fd
+        self._fed_until: FedUntil = NotKept()
         self._choice: WatchdogSpec | None = None
         self._lease_monitor: LeaseMonitor | None = None
         self._monitor_runs = False
@@ -183,8 +204,9 @@ class HostLockspaces:
         ports = self._ports
         if self._lease_monitor is None:
             self._choice = choice
+            self._fed_until = ports.fed_until(self._fed_until_fd)
             self._lease_monitor = LeaseMonitor(
-                clock=ports.heart_clock, watchdog=self._watchdog.driver(choice)
+                clock=ports.heart_clock, watchdog=self._watchdog.driver(choice), fed_until=self._fed_until
             )
         backends = {backend}
         supervisor = LockspaceSupervisor(
@@ -263,6 +285,7 @@ class HostLockspaces:
 
     async def start(self) -> None:
         """Start everything; returns when it is known which last incarnations resume, or after a time limit."""
+        self._ports.end_first_feeding()
         for passed in self._space_locks.values():
             self._ports.space_locks.drop(passed)
         self._space_locks.clear()
@@ -356,7 +379,7 @@ class HostLockspaces:
 
     def _news(self, news: LockspaceNews) -> None:
         if isinstance(news, Joined):
-            self._watchdog.store_armed(self.watchdog_descriptor())
+            self._watchdog.store_armed(self.watchdog_descriptor(), self._fed_until.descriptor())
         self._report(news)
         fences = self._lease_monitor is not None and self._lease_monitor.fences
         if self._lost.heard(news, wall_s=self._clock.wall(), fences=fences):
@@ -375,6 +398,25 @@ class HostLockspaces:
     def armed_watchdog(self) -> PassedWatchdog | None:
         """The watchdog that the next program has to feed; None without one."""
         return self._watchdog.armed(self.watchdog_descriptor())
+
+    def fed_until_descriptor(self) -> int:
+        """The memory with the bound of the last feeding, for the next program; -1: there is none."""
+        return self._fed_until.descriptor()
+
+    def time_left(self) -> TimeLeft | None:
+        """Of the leases of lockspaces with owners; None if there are none."""
+        used = [
+            supervisor
+            for supervisor, backends in self._supervisors.values()
+            if supervisor.state is LockspaceState.JOINED and self._in_use(backends)
+        ]
+        if not used:
+            return None
+        return TimeLeft(
+            min(supervisor.fails_in_s for supervisor in used),
+            min(supervisor.timing.fail_s for supervisor in used),
+            max(supervisor.timing.renewal_s + supervisor.timing.io_timeout_s for supervisor in used),
+        )
 
     def why_not_reexec(self) -> str:
         """Why not, or empty: a re-exec waits for every request inside the kernel, so storage must not be late."""

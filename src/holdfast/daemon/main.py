@@ -30,6 +30,7 @@ from holdfast.system.host.predecessor import DeadButStuck, Predecessors
 from holdfast.system.libvirt.virtlockd_beside import virtlockd_beside
 from holdfast.system.logs.log_lines import goes_to_journal
 from holdfast.system.logs.log_queue import log_to
+from holdfast.system.watchdog import first_feeding
 
 log = logging.getLogger("holdfast")
 
@@ -156,6 +157,8 @@ def check(options: argparse.Namespace, config: Config | None, problems: list[Con
         if reasons is not None:
             print(reload.CHECKED, file=sys.stderr)
             print(reload.TAKES_CLIENTS, file=sys.stderr)
+            if first_feeding.comes_first():
+                print(reload.FEEDS_FIRST, file=sys.stderr)
         for reason in reasons or ():
             print(f"holdfastd: {reason}", file=sys.stderr)
         if reasons:

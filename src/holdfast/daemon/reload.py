@@ -47,6 +47,9 @@ CHECKED = "holdfastd: compared with what is held"
 """The first line of a program that understands the variable."""
 TAKES_CLIENTS = "holdfastd: takes over connections of sanlock's clients"
 """Another line of a program that does."""
+FEEDS_FIRST = "holdfastd: feeds the watchdog before anything else"
+"""Another line of a program that does (ADR 0242)."""
+_LINES = (CHECKED, TAKES_CLIENTS, FEEDS_FIRST)
 CHECK_BYTES_MAX = 2 * kept_file.KEPT_BYTES_MAX
 CHECK_TIMEOUT_S = 60.0
 """For the program on disk to say whether it can start."""
@@ -131,6 +134,8 @@ class NextProgram:
     held: Callable[[], list[HeldNeed]]
     takes_clients: bool = False
     """Whether it takes over connections of sanlock's clients, when it was asked."""
+    feeds_first: bool = False
+    """Whether it feeds an inherited watchdog from its first moment on, when it was asked."""
 
     async def why_not(self) -> list[str]:
         """Why they may not take over; empty if they may."""
@@ -147,8 +152,8 @@ class NextProgram:
         with contextlib.suppress(OSError):
             os.unlink(path)
         lines = ended.output.splitlines()
-        said = [line.removeprefix("holdfastd: ") for line in lines if line not in (CHECKED, TAKES_CLIENTS)]
-        self.takes_clients = TAKES_CLIENTS in lines
+        said = [line.removeprefix("holdfastd: ") for line in lines if line not in _LINES]
+        self.takes_clients, self.feeds_first = TAKES_CLIENTS in lines, FEEDS_FIRST in lines
         if ended.code != 0:
             return said or ["the program on disk can't start, and does not say why"]
         if CHECKED in lines:

@@ -63,7 +63,9 @@ from holdfast.system.libvirt.domains import LibvirtStatusFiles, status_directory
 from holdfast.system.libvirt.virsh import VirshDomainControl
 from holdfast.system.libvirt.volume_hooks import lvmlock_hook
 from holdfast.system.lvm.lvmlockd_client import LvmlockdClient
+from holdfast.system.watchdog import first_feeding
 from holdfast.system.watchdog.device import DeviceWatchdog, NoWatchdog, Watchdog
+from holdfast.system.watchdog.fed_until import FedUntil, KeptFedUntil, NotKept
 from holdfast.system.watchdog.wdmd import WdmdWatchdog
 
 VOLUMES_FILE = "volumes.json"
@@ -117,6 +119,7 @@ def system_ports(
             host_locks=config.host_locks,
             directories=(os.path.realpath(config.run_dir), os.path.realpath(config.state_dir)),
             last_end=last_end,
+            fed_until=KeptFedUntil,
         ),
         volumes=partial(host_volumes, config, storage, commands),
     )
@@ -148,10 +151,11 @@ def lease_host_ports(
     host_locks: str = "",
     directories: tuple[str, str] = ("", ""),
     last_end: str = "",
+    fed_until: Callable[[int], FedUntil] = lambda _: NotKept(),
 ) -> LeaseHostPorts:
     """Opens and starts nothing before it is needed. `copy_dirs`: local directories that each keep this host's incarnations:
     one that survives a reboot first, one of this boot only. Joining needs `host_locks`, the directory of lockspace locks
-    on this host, and `directories`, the (run_dir, state_dir) that identify a daemon.
+    on this host, and `directories`, the (run_dir, state_dir) that identify a daemon. `fed_until`: see `LeaseHostPorts`.
     """
     return LeaseHostPorts(
         threads=SystemLeaseThreads(prepare_thread),
@@ -172,6 +176,8 @@ def lease_host_ports(
             path, WorkerPool(f"host records of {lockspace}", 1)
         ),
         last_end=last_end,
+        fed_until=fed_until,
+        end_first_feeding=first_feeding.end,
     )
 
 

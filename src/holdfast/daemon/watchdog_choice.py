@@ -9,12 +9,12 @@ from collections.abc import Callable
 from holdfast.protocol.types import Instant
 from holdfast.supervision.lockspace_port import WatchdogSpec
 from holdfast.system import eager_tasks
-from holdfast.system.host.descriptors import DescriptorStore, PassedWatchdog
+from holdfast.system.host.descriptors import DescriptorStore
 from holdfast.system.watchdog.device import Watchdog
+from holdfast.system.watchdog.fed_until import FED_UNTIL_NAME
+from holdfast.system.watchdog.passed import WATCHDOG_FD_NAME, PassedWatchdog
 
 log = logging.getLogger("holdfast")
-
-WATCHDOG_FD_NAME = "watchdog"
 
 
 class StoredWatchdog:
@@ -66,6 +66,7 @@ class HostWatchdog:
         self._unfit: PassedWatchdog | None = passed
         self._armed_by: WatchdogSpec | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_stored_bound = False
         self.problems: list[str] = []
         """Problems that an operator has to fix."""
 
@@ -118,13 +119,19 @@ class HostWatchdog:
         log.warning("the watchdog %s of an earlier daemon is stopped: no lock needs it", words_of(armed))
         self.forget()
 
-    def store_armed(self, fd: int | None) -> None:
-        """Put the armed watchdog into the store, before anything depends on the lease."""
+    def store_armed(self, fd: int | None, fed_until_fd: int) -> None:
+        """Put the armed watchdog into the store, before anything depends on the lease; with it the memory that says until
+        when it was fed, if there is one.
+        """
         if (watchdog := self.armed(fd)) is not None:
             self._store.store(WATCHDOG_FD_NAME, watchdog.fd)
             for tag in sorted(self._tags() - {watchdog.tag}):
                 self._store.store(tag, None)  # two different names would be ambiguous
             self._store.mark(watchdog.tag)
+            if fed_until_fd >= 0 and not self._has_stored_bound:
+                self._has_stored_bound = True
+                self._store.store(FED_UNTIL_NAME, None)  # an earlier daemon's, unless it is this one
+                self._store.store(FED_UNTIL_NAME, fed_until_fd)
 
     def _closed(self) -> None:
         """On the thread that closed it; the store is updated in order, before a later join stores the next one."""
@@ -133,7 +140,8 @@ class HostWatchdog:
 
     def forget(self) -> None:
         """Remove the watchdog from the store: its descriptor and the names that record what armed it."""
-        for name in (WATCHDOG_FD_NAME, *sorted(self._tags())):
+        self._has_stored_bound = False
+        for name in (WATCHDOG_FD_NAME, FED_UNTIL_NAME, *sorted(self._tags())):
             self._store.store(name, None)
 
     def _tags(self) -> set[str]:

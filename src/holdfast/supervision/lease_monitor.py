@@ -29,6 +29,7 @@ from holdfast.protocol.types import Instant
 from holdfast.system.block_io.blocking_ports import Interrupted
 from holdfast.system.logs.log_lines import facts
 from holdfast.system.watchdog.device import Watchdog, WatchdogRefused
+from holdfast.system.watchdog.fed_until import FedUntil, NotKept
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +133,13 @@ class MonitoredLease:
 class LeaseMonitor:
     """All leases of this host and its watchdog. `run` is a thread's whole life, or a task's in the simulator."""
 
-    def __init__(self, *, clock: Clock, watchdog: Watchdog) -> None:
+    def __init__(self, *, clock: Clock, watchdog: Watchdog, fed_until: FedUntil | None = None) -> None:
+        """`fed_until`: the bound of the last feeding, of an earlier program at first, and for the next one."""
         self._clock = clock
         self._watchdog = watchdog
+        self._fed_until = fed_until if fed_until is not None else NotKept()
+        # Only an armed watchdog is fed by it: a feeding would arm one.
+        self._left_until = self._fed_until.read() if watchdog.descriptor() is not None else None
         self._lock = threading.Lock()
         self._watched: list[MonitoredLease] = []
         self._dismissed: dict[MonitoredLease, Callable[[], bool]] = {}
@@ -206,6 +211,12 @@ class LeaseMonitor:
         with self._lock:
             self._owed.add(name)
 
+    def forget_earlier(self) -> None:
+        """The bound that an earlier program has left counts no more: one of its leases is lost, whatever its age is."""
+        with self._lock:
+            self._left_until = None
+            self._fed_until.write(None)
+
     def settle(self, name: str) -> None:
         """End `block_feeding`: no owner depends on that lease."""
         with self._lock:
@@ -229,6 +240,8 @@ class LeaseMonitor:
     def _disarm_if_idle(self) -> None:
         # Also after a feeding that failed: it may have armed the device before it noticed that it was late.
         if not self._watched and not self._owed:
+            self._left_until = None
+            self._fed_until.write(None)
             self._watchdog.disarm()
             self._starves(False)
 
@@ -247,6 +260,10 @@ class LeaseMonitor:
             # First the queue, then the clock: the other way round, a result could be later than the clock's value.
             news = [(watched, watched.take_news()) for watched in self._watched]
             now = self._clock.now()
+            if any(isinstance(each, Lowered) for _, queued in news for each in queued):
+                self._fed_until.write(
+                    None
+                )  # the bound may come down, and a record may show it before the feeding
             happened = [(watched, watched.step(now, queued)) for watched, queued in news]
             self._feed()
         for watched, actions in happened:
@@ -258,16 +275,37 @@ class LeaseMonitor:
 
     def _feed(self) -> bool:
         """Feed right now or not at all; reads the clock again, as taking the results takes time."""
-        if not self._watched:
+        if not self._watched and self._left_until is None:
             return False
         now = self._clock.now()
+        if self._left_until is not None and self._fed_as_before(now):
+            return False
+        if not self._watched:
+            return False
         over = [*self._owed, *(watched.name for watched in self._watched if not watched.may_feed(now))]
         fed = not over and self._watchdog.feed(min(watched.expiry.fails_at for watched in self._watched))
+        self._fed_until.write(min(watched.expiry.fails_at for watched in self._watched) if fed else None)
         if fed:
             self.feeds += 1
             self._fed_at = now
         self._starves(not fed, over)
         return fed
+
+    def _fed_as_before(self, now: Instant) -> bool:
+        """Feed by the bound that an earlier program has left, while its leases are not all guarded: they are good until
+        then (ADR 0242). No new lease may depend on that.
+        """
+        good = [watched.expiry.fails_at for watched in self._watched if watched.may_feed(now)]
+        waits = bool(self._owed) or not self._watched
+        if self._left_until is None or not waits or len(good) < len(self._watched):
+            self._left_until = None
+            return False
+        if not self._watchdog.feed(min((self._left_until, *good))):
+            self._left_until = None
+            return False
+        self.feeds += 1
+        self._fed_at = now
+        return True
 
     def _starves(self, starving: bool, over: Sequence[str] = ()) -> None:
         """Note whether the watchdog is left unfed, and log each change: it may be this host's last word."""

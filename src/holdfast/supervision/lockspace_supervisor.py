@@ -669,6 +669,7 @@ class LockspaceSupervisor:
         if self.state in (LockspaceState.LOST, LockspaceState.LEFT):
             return
         lost_at = self._clock.now()
+        self._lease_monitor.forget_earlier()
         reason += self._trouble
         self._become(LockspaceState.LOST, reason)
         log.critical("lockspace %s is LOST: %s", self.name, reason)

@@ -36,6 +36,8 @@ from holdfast_sim.world import World
 EPOCH_S = 1_700_000_000
 """The date when a history begins, in seconds since 1970."""
 NEVER_S = 1e9
+SLOW_START_MAX_S = 7.0
+"""A lease with io_timeout 1 s is good for 8 s, and a watchdog fires after less."""
 IGNORING = 0.6
 """The share of starts that find on_lockfailure = "ignore", where that may be."""
 
@@ -107,6 +109,8 @@ class Scenario:
     """Operators change the io_timeout of hosts while they are in their lockspaces."""
     hangs: bool = False
     """Requests of guests that are paused may hang on; elsewhere they end with the pause."""
+    slow_starts: bool = False
+    """A program needs a while until it adopts anything, and feeds the watchdog from its first moment on."""
     orders_every_s: float = 0.0
     """Mean seconds between orders of an operator: removing leases, breaking a lease. 0: never."""
 
@@ -222,6 +226,7 @@ class Cluster:
         self.checkers.never_by_time = bool(scenario.made[1] & FLAG_NO_TIMEOUT)
         self._ignoring = Random(f"ignoring {world.seed}")
         self.site = ClientSite(world.seed) if scenario.clients else None
+        self._slow_starts = Random(f"slow starts of {world.seed}")
         self.names = DiskNames(scenario.naming)
         self.checkers.first = self._first
         self.spaces = tuple(
@@ -335,6 +340,7 @@ class Cluster:
                 site=self.site,
                 number=self.host_id(number),
                 io_timeout_s=timing.io_timeout_s,
+                start_s=self._slow_starts.uniform(0, SLOW_START_MAX_S) if self.scenario.slow_starts else None,
             )
         else:
             self.daemons[machine.name] = Daemon(

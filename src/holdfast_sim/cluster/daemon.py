@@ -30,14 +30,16 @@ from holdfast.system.files.regular_file import Unreadable
 from holdfast.system.host.descriptors import Inherited, encode_state
 from holdfast.system.host.predecessor import Predecessors
 from holdfast.system.libvirt.virsh import ANSWER_TIMEOUT_S, SUSPEND_TIMEOUT_S
+from holdfast.system.watchdog.device import DeviceWatchdog
+from holdfast.system.watchdog.first_feeding import feed_until
 from holdfast_sim.check.leases import Checkers
 from holdfast_sim.cluster.lockspace import AddedSeat, ManagedSeat
 from holdfast_sim.cluster.sanlock_clients import ClientSite, HostClients
 from holdfast_sim.cluster.space import Space
 from holdfast_sim.cluster.vm import ManagedDesk
 from holdfast_sim.host.checked_watchdog import CheckedWatchdog
-from holdfast_sim.host.machine import Machine
-from holdfast_sim.host.ports import MachineState, StateFile, managed_ports
+from holdfast_sim.host.machine import Machine, MachineClock
+from holdfast_sim.host.ports import MachineState, StateFile, armed_device, managed_ports
 from holdfast_sim.storage.disk_names import DiskNames, resource_of
 from holdfast_sim.storage.files import SimulatedStorage, Volume
 from holdfast_sim.world import ProcessGone
@@ -201,13 +203,16 @@ class ManagedDaemon:
         site: ClientSite | None = None,
         number: int = 0,
         io_timeout_s: int = 1,
+        start_s: float | None = None,
     ) -> None:
         """`quiet`: only its state is damaged on this host; there are no other faults. `hangs`: requests of paused guests may
         end late. `site`: sanlock's clients, if they are played; they add lockspaces with host id `number` and that
-        io_timeout.
+        io_timeout. `start_s`: it adopts nothing before, and feeds the watchdog meanwhile; None: it adopts at once, as a
+        release that leaves and reads no bound of its feedings.
         """
         self.machine = machine
         self.state = state
+        self._start_s = start_s
         self.world = machine.world
         self.process = machine.start_process()
         self.stubborn_rate = stubborn_rate
@@ -226,9 +231,14 @@ class ManagedDaemon:
             busy=self._busy,
             fed=lambda driver: CheckedWatchdog(driver, lambda: checkers.terms.fed(machine)),
             names=names,
+            keeps_bound=start_s is not None,
+            end_first_feeding=self._end_first_feeding,
         )
         self.clock = ports.clock
         inherited = state.inherited()
+        self._first_feeding: MachineClock | None = None
+        if start_s is not None:
+            self._feed_first(inherited)
         self._written = config
         start = _chosen(state, config, inherited, ports.identity.boot)
         if start is None or (state.takes and not start.kept_because):
@@ -273,7 +283,25 @@ class ManagedDaemon:
     def desk_of(self, resource: str) -> ManagedDesk:
         return next(desk for desk in self.desks if desk.resource == resource)
 
+    def _feed_first(self, inherited: Inherited) -> None:
+        """As `system.watchdog.first_feeding` does in a real program."""
+        until = self.state.bound.read()
+        armed = armed_device(inherited)
+        if armed is None or until is None:
+            return
+        machine, clock = self.machine, MachineClock(self.process, self.machine)
+        driver = DeviceWatchdog(armed.path, armed.fire_timeout_s, clock.now, machine.watchdog, fd=armed.fd)
+        fed = CheckedWatchdog(driver, lambda: self.checkers.terms.fed(machine))
+        self._first_feeding = clock
+        self.process.spawn(feed_until(fed, until, clock))
+
+    def _end_first_feeding(self) -> None:
+        if self._first_feeding is not None:
+            self._first_feeding.interrupt()
+
     async def _start(self) -> None:
+        if self._start_s is not None:
+            await self.clock.sleep(self._start_s)
         await lifecycle.adopt(self.parts)
         if self.clients is not None:
             self.clients.socket.restore()

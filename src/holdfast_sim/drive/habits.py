@@ -28,7 +28,8 @@ class Habits:
     hold leases beside virtual machines; nobody removes leases there. `adds`: such clients add the last lockspace, which no
     configuration names, if there are two. `changed_timeouts`: hosts get other io_timeouts
     while they are in their lockspaces. `pauses`: hosts have a grace, in which virtual machines of a lost lockspace are
-    paused before they are killed, and their last requests may hang.
+    paused before they are killed, and their last requests may hang. `slow_starts`: a program needs seconds
+    until it adopts anything, and feeds the watchdog from its first moment on by the bound that the last one has left.
     """
 
     timeouts_differ: bool = False
@@ -40,6 +41,7 @@ class Habits:
     adds: bool = False
     changed_timeouts: bool = False
     pauses: bool = False
+    slow_starts: bool = False
 
     @classmethod
     def drawn(cls, seed: int, kind: Kind) -> Habits:
@@ -56,6 +58,7 @@ class Habits:
             adds=has("clients", Kind.MANAGED) and Random(f"habit adds {seed}").random() < ADDS,
             changed_timeouts=has("changed timeouts", Kind.MANAGED),
             pauses=has("pauses", Kind.MANAGED),
+            slow_starts=has("slow starts", Kind.MANAGED),
         )
 
     def at(self, seed: int, scenario: Scenario) -> Scenario:
@@ -81,6 +84,7 @@ class Habits:
             clients=self.clients,
             adds=self.clients and self.adds and scenario.spaces > 1 and not scenario.auto_ids,
             changed_timeouts=self.changed_timeouts,
+            slow_starts=self.slow_starts,
             orders_every_s=0.0 if self.clients else scenario.orders_every_s,
         )
 

@@ -21,10 +21,10 @@ from random import Random
 
 import msgspec
 
-from holdfast.daemon.watchdog_choice import WATCHDOG_FD_NAME
 from holdfast.manager.journal_replay import replay
 from holdfast.supervision.host_identity import Incarnation, encode_term
 from holdfast.supervision.incarnation_copies import IncarnationCopies
+from holdfast.system.watchdog.passed import WATCHDOG_FD_NAME
 from holdfast.testing.fakes import SimulatedAppendFile
 from holdfast_sim.cluster.cluster import Cluster
 from holdfast_sim.cluster.daemon import ManagedDaemon

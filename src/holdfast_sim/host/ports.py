@@ -20,7 +20,7 @@ from holdfast.daemon.build import SystemPorts
 from holdfast.daemon.lockspaces import LeaseHostPorts
 from holdfast.model import DIRECT_LOCKSPACE, ProcessId, Resource
 from holdfast.protocol.timing import NAME_TOKEN_DIGITS
-from holdfast.protocol.types import IoFailed
+from holdfast.protocol.types import Instant, IoFailed
 from holdfast.supervision.host_identity import HostIdentity
 from holdfast.supervision.lockspace_port import WatchdogSpec
 from holdfast.system import eager_tasks
@@ -38,6 +38,8 @@ from holdfast.system.host.descriptors import Inherited, decode_state
 from holdfast.system.host.predecessor import Predecessors
 from holdfast.system.libvirt.virsh import DomainControl
 from holdfast.system.watchdog.device import DeviceWatchdog, NoWatchdog, Watchdog
+from holdfast.system.watchdog.fed_until import NotKept
+from holdfast.system.watchdog.passed import WATCHDOG_FD_NAME, PassedWatchdog
 from holdfast.system.watchdog.wdmd import WdmdWatchdog
 from holdfast.testing.fakes import SimulatedAppendFile, SimulatedProcesses, SimulatedRecord
 from holdfast_sim.event_loop import Process
@@ -129,6 +131,8 @@ class MachineState:
         self.reexec = b""
         """The state that a daemon leaves to the program that it executes."""
         self.processes = MachineProcesses(machine)
+        self.bound = KeptBound()
+        """That of the last feeding, where daemons keep it; for the next one, by the store or by an exec."""
         self.journal = SimulatedAppendFile()
         self.journal_extent = SimulatedRecord()
         self.rivals: set[int] = set()
@@ -164,6 +168,7 @@ class MachineState:
             self.wdmd = self._new_wdmd()
             self.store = Store(self)
             self.reexec = b""
+            self.bound = KeptBound()
 
     def inherited(self) -> Inherited:
         """The state that the next daemon inherits: from the daemon that executed it, or from the descriptor store."""
@@ -190,15 +195,15 @@ class MachineState:
 
     def copied(self, fd: int, whose: str) -> None:
         """Record one more copy of the watchdog's descriptor."""
-        if fd == MARK:
+        if fd in (MARK, BOUND_FD):
             return
         if self.wdmd is not None:
             self.wdmd.copied(fd, whose)
-        elif self.machine.watchdog.copies:
+        elif fd != BOUND_FD and self.machine.watchdog.copies:
             self.machine.watchdog.copies.add(whose)
 
     def close_copy(self, fd: int, whose: str) -> None:
-        if fd == MARK:
+        if fd in (MARK, BOUND_FD):
             return
         if self.wdmd is not None:
             self.wdmd.close_copies(whose, fd)
@@ -208,6 +213,31 @@ class MachineState:
 
 MARK = -1
 """The descriptor of an empty file, of which only the name matters."""
+BOUND_FD = 1_000_001
+"""That of the memory with the bound of the last feeding."""
+
+
+class KeptBound:
+    """`FedUntil`: memory of a machine that outlives its daemons."""
+
+    def __init__(self) -> None:
+        self._until: Instant | None = None
+
+    def read(self) -> Instant | None:
+        return self._until
+
+    def write(self, until: Instant | None) -> None:
+        self._until = until
+
+    def descriptor(self) -> int:
+        return BOUND_FD
+
+
+def armed_device(inherited: Inherited) -> PassedWatchdog | None:
+    """The watchdog device that a start inherits armed, and knows how; it stays in `inherited`."""
+    named = list(inherited.named)
+    found = Inherited(named, inherited.reexec, close=lambda _: None).take_watchdog(WATCHDOG_FD_NAME)
+    return found if found is not None and found.driver == "device" and found.fire_timeout_s else None
 
 
 class Threads:
@@ -358,9 +388,11 @@ def managed_ports(
     busy: Callable[[], bool],
     fed: Callable[[Watchdog], Watchdog],
     names: DiskNames,
+    keeps_bound: bool = False,
+    end_first_feeding: Callable[[], None] = lambda: None,
 ) -> SystemPorts:
     """The ports of one run of the daemon. `busy`: a request of a client is under way. `fed` wraps the shipping watchdog
-    driver for the checkers.
+    driver for the checkers. `keeps_bound`: that of the last feeding outlives it.
     """
     clock = MachineClock(process, machine)
     random = machine.world.random
@@ -441,5 +473,7 @@ def managed_ports(
             token=lambda: f"{random.getrandbits(4 * NAME_TOKEN_DIGITS):0{NAME_TOKEN_DIGITS}x}",
             generation_min=state.generation_min,
             reread_s=state.reread_s,
+            fed_until=lambda _: state.bound if keeps_bound else NotKept(),
+            end_first_feeding=end_first_feeding,
         ),
     )

@@ -104,3 +104,137 @@ def test_owners_that_are_not_guarded_yet_starve_the_watchdog_and_keep_it_from_be
     lease_monitor.prove()
     assert (watchdog.fed, watchdog.proven) == (1, 1)
     assert (lease_monitor.feeds, lease_monitor.fed_s_ago is not None) == (1, True)
+
+
+class Bound:
+    """`FedUntil`, and every bound that was written."""
+
+    def __init__(self, left: float | None = None) -> None:
+        self.until: Instant | None = Instant(left) if left is not None else None
+        self.written: list[Instant | None] = []
+
+    def read(self) -> Instant | None:
+        return self.until
+
+    def write(self, until: Instant | None) -> None:
+        self.until = until
+        self.written.append(until)
+
+    def descriptor(self) -> int:
+        return 9
+
+
+class ArmedWatchdog(FedWatchdog):
+    """One that an earlier program has armed, and until when it was fed each time."""
+
+    def __init__(self, clock: RacingClock) -> None:
+        super().__init__()
+        self.bounds: list[float] = []
+        self._clock = clock
+
+    def feed(self, until: Instant) -> bool:
+        if self._clock.time >= until:
+            return False
+        self.bounds.append(until)
+        return super().feed(until)
+
+    def descriptor(self) -> int | None:
+        return 7
+
+
+class SetClock(RacingClock):
+    """Time that a test sets."""
+
+    def now(self) -> Instant:
+        return Instant(self.time)
+
+
+def test_the_bound_of_each_feeding_is_left_for_the_next_program_and_none_when_nothing_is_fed() -> None:
+    clock, bound = SetClock(), Bound()
+    lease_monitor = LeaseMonitor(clock=clock, watchdog=NoWatchdog(), fed_until=bound)
+    early = lease_monitor.watch("A", Timing(1, 10), Instant(100))
+    late = lease_monitor.watch("B", TIMING, Instant(99))
+    assert early is not None and late is not None
+    lease_monitor.beat()
+    assert bound.until == Instant(108)  # the earlier of 108 and 179
+    early.renewed(Instant(101))
+    clock.time = 102
+    lease_monitor.beat()
+    assert bound.until == Instant(109)
+    late.corrupted("somebody else's")
+    lease_monitor.beat()
+    assert bound.until is None
+
+
+def test_a_bound_that_may_come_down_is_left_to_nobody_before_it_has() -> None:
+    clock, bound = SetClock(), Bound()
+    lease_monitor = LeaseMonitor(clock=clock, watchdog=NoWatchdog(), fed_until=bound)
+    watched = lease_monitor.watch("A", Timing(2, 10), Instant(100))
+    assert watched is not None
+    bound.written.clear()
+    watched.lower(Timing(1, 10))
+    lease_monitor.beat()
+    assert bound.written == [None, Instant(108)]
+
+
+def test_an_earlier_programs_bound_feeds_until_its_leases_are_guarded() -> None:
+    clock, bound = SetClock(), Bound(109.0)
+    watchdog = ArmedWatchdog(clock)
+    lease_monitor = LeaseMonitor(clock=clock, watchdog=watchdog, fed_until=bound)
+    lease_monitor.beat()
+    lease_monitor.block_feeding("A")
+    lease_monitor.block_feeding("B")
+    lease_monitor.beat()
+    assert lease_monitor.watch("A", TIMING, Instant(100)) is not None
+    # B's owners are not guarded: nothing new may depend on what is fed for the earlier program.
+    assert lease_monitor.watch("C", TIMING, Instant(100)) is None
+    assert watchdog.bounds == [109.0] * 4 and watchdog.disarmed == 0
+    assert lease_monitor.watch("B", Timing(1, 10), Instant(100.5)) is not None
+    assert (watchdog.bounds[-1], bound.until) == (108.5, 108.5)
+    clock.time = 109.5
+    lease_monitor.beat()
+    assert watchdog.bounds[-1] == 108.5 and lease_monitor.starving
+
+
+@pytest.mark.parametrize("ends", ["time", "lost", "failed"])
+def test_an_earlier_programs_bound_ends(ends: str) -> None:
+    clock, bound = SetClock(), Bound(109.0)
+    watchdog = ArmedWatchdog(clock)
+    lease_monitor = LeaseMonitor(clock=clock, watchdog=watchdog, fed_until=bound)
+    lease_monitor.block_feeding("A")
+    guarded = lease_monitor.watch("B", TIMING, Instant(99)) if ends == "failed" else None
+    lease_monitor.block_feeding("B")
+    guarded = guarded or lease_monitor.watch("B", TIMING, Instant(99))
+    assert guarded is not None
+    lease_monitor.beat()
+    fed = len(watchdog.bounds)
+    assert fed
+    match ends:
+        case "time":
+            clock.time = 109.0
+        case "lost":
+            lease_monitor.forget_earlier()
+        case _:
+            guarded.corrupted("somebody else's")
+    lease_monitor.beat()
+    assert len(watchdog.bounds) == fed and bound.until is None
+    assert watchdog.disarmed == 0
+
+
+def test_a_bound_without_an_armed_watchdog_arms_none() -> None:
+    clock = SetClock()
+    watchdog = FedWatchdog()
+    lease_monitor = LeaseMonitor(clock=clock, watchdog=watchdog, fed_until=Bound(109.0))
+    lease_monitor.beat()
+    assert watchdog.fed == 0
+
+
+def test_a_stopped_watchdog_leaves_no_bound() -> None:
+    clock, bound = SetClock(), Bound(109.0)
+    watchdog = ArmedWatchdog(clock)
+    lease_monitor = LeaseMonitor(clock=clock, watchdog=watchdog, fed_until=bound)
+    lease_monitor.block_feeding("A")
+    lease_monitor.settle("A")
+    assert watchdog.disarmed == 1 and bound.until is None
+    lease_monitor.beat()
+    assert watchdog.bounds == []

@@ -3,7 +3,7 @@
 Three ways a daemon finds descriptors at its start, all distinguished by name:
 * systemd's sockets (sd_listen_fds(3)): LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES;
 * what an earlier daemon gave to systemd's descriptor store (sd_pid_notify_with_fds(3)), in the same variables: ``lock-N``,
-  ``conn-N-OWNER``, ``sanlock-slots``, ``watchdog``, and an empty file whose name says what armed that:
+  ``conn-N-OWNER``, ``sanlock-slots``, ``fed-until``, ``watchdog``, and an empty file whose name says what armed that:
   ``watchdog-DRIVER-SECONDS-PATH``;
 * a re-exec of our own: one memory file, named by HOLDFAST_REEXEC, that lists everything.
 """
@@ -19,7 +19,6 @@ import signal
 import socket
 import stat
 import struct
-import urllib.parse
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -27,10 +26,12 @@ from typing import Protocol
 import msgspec
 
 from holdfast.system.logs.log_queue import flush_logs
+from holdfast.system.watchdog.fed_until import FED_UNTIL_NAME, NO_FD
+from holdfast.system.watchdog.first_feeding import FED_VARIABLE, FIRST_PASSED_FD, Left, variable_of
+from holdfast.system.watchdog.passed import WATCHDOG_TAG, PassedWatchdog, armed_with, passed
 
 log = logging.getLogger(__name__)
 
-FIRST_PASSED_FD = 3  # SD_LISTEN_FDS_START
 REEXEC_VARIABLE = "HOLDFAST_REEXEC"
 REEXEC_VERSION = 1
 REEXEC_BYTES_MAX = 256 << 20
@@ -184,58 +185,8 @@ class ReexecState(msgspec.Struct, frozen=True):
     clients: list[SavedClient] = []
     client_slots: int = -1
     """The memory with what is to be known of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class PassedWatchdog:
-    """A watchdog's descriptor that is open and armed, and the driver that armed it: no other one may feed it.
-
-    A released daemon passes on the descriptor alone: then ``path`` is empty and ``fire_timeout_s`` 0, and the driver is
-    known by the kind of the descriptor. ``tags`` are its names in the descriptor store.
-    """
-
-    fd: int
-    driver: str
-    path: str = ""
-    fire_timeout_s: int = 0
-    tags: tuple[str, ...] = ()
-
-    def fits(self, driver: str, path: str, fire_timeout_s: int) -> bool:
-        """Whether it was armed like that, as far as is known."""
-        return (
-            self.driver == driver and self.path in ("", path) and self.fire_timeout_s in (0, fire_timeout_s)
-        )
-
-    @property
-    def armed_with(self) -> tuple[str, str, int]:
-        return self.driver, self.path, self.fire_timeout_s
-
-    @property
-    def tag(self) -> str:
-        """What it was armed with, as a name in the descriptor store."""
-        text = f"{WATCHDOG_TAG}{self.driver}-{self.fire_timeout_s}-{urllib.parse.quote(self.path)}"
-        return text[:FDNAME_CHARS_MAX]
-
-
-WATCHDOG_TAG = "watchdog-"
-"""Before the driver in the name of a second descriptor: a released daemon finds the watchdog under its own name only."""
-FDNAME_CHARS_MAX = 255
-"""Of systemd (sd_pid_notify_with_fds(3)); a path that is longer is not a socket's or a device's."""
-
-
-def _passed(fd: int, driver: str, path: str, fire_timeout_s: int, tags: tuple[str, ...]) -> PassedWatchdog:
-    if not driver:
-        driver = "wdmd" if stat.S_ISSOCK(os.fstat(fd).st_mode) else "device"
-    return PassedWatchdog(fd, driver, path, fire_timeout_s, tags)
-
-
-def _armed_with(tags: Sequence[str]) -> tuple[str, str, int]:
-    """Driver, path and fire timeout by the name in the store; unknown if there is none, or more than one."""
-    if len(set(tags)) != 1:
-        return "", "", 0
-    driver, _, rest = tags[0].removeprefix(WATCHDOG_TAG).partition("-")
-    fire, _, path = rest.partition("-")
-    return (driver, urllib.parse.unquote(path), int(fire)) if fire.isdigit() else ("", "", 0)
+    fed_until_fd: int = -1
+    """The memory with the bound of the last feeding (`system.watchdog.fed_until`)."""
 
 
 @dataclass(slots=True)
@@ -254,7 +205,7 @@ class Inherited:
         if self.reexec is not None and (self.reexec.watchdog_fd >= 0 or not self.named):
             if self.reexec.watchdog_fd < 0:
                 return None
-            return _passed(self.reexec.watchdog_fd, *self.reexec.watchdog, ())
+            return passed(self.reexec.watchdog_fd, *self.reexec.watchdog, ())
         stored = [fd for each, fd in self.named if each == name]
         tags = [(each, fd) for each, fd in self.named if each.startswith(WATCHDOG_TAG)]
         self.named = [
@@ -263,13 +214,24 @@ class Inherited:
         for fd in (*stored[:-1], *(fd for _, fd in tags)):
             self.close(fd)
         names = tuple(each for each, _ in tags)
-        return _passed(stored[-1], *_armed_with(names), names) if stored else None
+        return passed(stored[-1], *armed_with(names), names) if stored else None
+
+    def take_fed_until(self) -> int:
+        """The memory with the bound of the last feeding; -1: none was left."""
+        if self.reexec is not None and (self.reexec.fed_until_fd >= 0 or not self.named):
+            return self.reexec.fed_until_fd
+        stored = [fd for name, fd in self.named if name == FED_UNTIL_NAME]
+        self.named = [(name, fd) for name, fd in self.named if name != FED_UNTIL_NAME]
+        for fd in stored[:-1]:
+            self.close(fd)
+        return stored[-1] if stored else NO_FD
 
 
 def inherited(environ: MutableMapping[str, str]) -> Inherited:
     """Take over what we were started with; the variables are removed so that no child believes them."""
     found = Inherited()
     reexec = environ.pop(REEXEC_VARIABLE, "")
+    environ.pop(FED_VARIABLE, None)
     pid, count, names = (environ.pop(f"LISTEN_{key}", "") for key in ("PID", "FDS", "FDNAMES"))
     if reexec:
         found.reexec = _read_state(int(reexec))
@@ -320,7 +282,13 @@ def _all_fds(state: ReexecState) -> list[int]:
         *(c.fd for c in state.clients),
         *(
             fd
-            for fd in (state.lock_fd, state.watchdog_fd, state.state_lock_fd, state.client_slots)
+            for fd in (
+                state.lock_fd,
+                state.watchdog_fd,
+                state.state_lock_fd,
+                state.client_slots,
+                state.fed_until_fd,
+            )
             if fd >= 0
         ),
     ]
@@ -344,12 +312,20 @@ def exec_with(
     try:
         for fd in fds:
             os.set_inheritable(fd, True)
-        os.execve(program, arguments, {**environ, REEXEC_VARIABLE: str(memory)})
+        os.execve(program, arguments, {**environ, REEXEC_VARIABLE: str(memory), **_fed_by(state)})
     finally:
         for fd in fds:
             _set_inheritable(fd, False)
         os.close(memory)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+
+
+def _fed_by(state: ReexecState) -> dict[str, str]:
+    """What the next program needs to feed a watchdog device before it has read the state."""
+    driver, path, fire_timeout_s = state.watchdog
+    if driver != "device" or state.watchdog_fd < 0 or state.fed_until_fd < 0:
+        return {}
+    return {FED_VARIABLE: variable_of(Left(state.watchdog_fd, state.fed_until_fd, path, fire_timeout_s))}
 
 
 def socket_in_use(path: str) -> int | None:
