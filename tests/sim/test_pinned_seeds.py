@@ -111,6 +111,9 @@ FOUND_WITH_EVERYTHING = (
     119001002,  # the pid of a guest that had lost its disk ended another one's after a boot (simulator)
     118002858,  # a lease that never expires was freed by hand, and then given out (checker)
 )
+FOUND_WITH_CHANGED_TIMEOUTS = (
+    1411,  # a lease that was put back was taken out of its holder's block by the next daemon (ADR 0243)
+)
 FOUND_AS_DRAWN = (
     (106002658, Naming.ONE),  # a late record made a generation repeat where no host knows the date (checker)
     (106002982, Naming.LATE),  # a VM whose migration failed never got the lease of what its disk is
@@ -183,4 +186,10 @@ def test_a_seed_that_found_a_bug_in_a_campaign_is_sound(seed: int) -> None:
     verdict = play(
         seed, habits=replace(habits, adds=False, changed_timeouts=False, slow_starts=False)
     )  # as it was before these were
+    assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
+
+
+@pytest.mark.parametrize("seed", FOUND_WITH_CHANGED_TIMEOUTS)
+def test_a_seed_that_found_a_bug_with_changed_timeouts_is_sound(seed: int) -> None:
+    verdict = play(seed, habits=Habits(changed_timeouts=True))
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

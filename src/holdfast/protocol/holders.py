@@ -190,19 +190,24 @@ def shared_by(block: HostBlock) -> Generation | None:
 def holds_alone(leader: Leader, blocks: Mapping[HostId, HostBlock], term: HostTerm) -> bool:
     """Whether the lease is proven to be this very term's alone: what its daemon may take up again after a restart.
 
-    More than `Exclusive`: the term's block must still carry the value that was decided for this version, and no block may
-    be about a newer one, for a host that races for that has judged this term to be over.
+    More than `Exclusive`: the term's block must still carry the value that was decided for this version, and no host may
+    race for the next one, for it has judged this term to be over.
+
+    Blocks that are newer and no such race are those of a lease of which an older copy was put back (`paxos_acquire`): one
+    that is released has ended, and whoever races for a later version has seen a leader of the next one, which nobody writes
+    while this term's block stands. To race for such a lease would take our value out of our block (ADR 0243).
     """
     holders = holders_of(leader, blocks)
     if not isinstance(holders, Exclusive) or holders.owner != term or holders.releasing:
         return False
     own = blocks.get(term[0], NEVER_WRITTEN).dblock
-    value, greatest_lver = own.accepted, max((each.dblock.lver for each in blocks.values()), default=0)
+    value, next_lver = own.accepted, leader.lver + 1
     return (
         value is not None
         and (value.owner_id, value.generation) == term
-        and own.lver == leader.lver == greatest_lver
+        and own.lver == leader.lver
         and not own.is_released
+        and not any(each.dblock.lver == next_lver and not each.dblock.is_released for each in blocks.values())
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.support.lease_images import LVER, OWNER, SHARER, Image, images
 
@@ -66,6 +68,31 @@ def test_a_block_about_a_newer_version_disputes_an_adoption_but_not_the_claim() 
     assert holders_of(image.leader, blocks) == image.known
     clean = {h: b for h, b in blocks.items() if isinstance(b, HostBlock)}
     assert not holds_alone(image.leader, clean, OWNER)
+
+
+@pytest.mark.parametrize(
+    ("newer", "adopted"),
+    [
+        (Dblock(mbal=2, lver=LVER + 1), False),  # a race upon this leader
+        (Dblock(mbal=2, bal=2, inp=2, inp2=1, inp3=7, lver=LVER + 1), False),
+        (Dblock(mbal=2, bal=2, inp=2, inp2=1, inp3=7, lver=LVER + 1, flags=1), True),  # it has ended
+        (
+            Dblock(mbal=2, lver=LVER + 2),
+            True,
+        ),  # upon a leader that nobody wrote while the owner's block stands
+        (Dblock(mbal=2, bal=2, inp=2, inp2=1, inp3=7, lver=LVER + 2), True),
+    ],
+)
+def test_blocks_of_a_lease_that_was_put_back_take_nothing_from_who_has_acquired_it_since(
+    newer: Dblock, adopted: bool
+) -> None:
+    image = next(each for each in IMAGES if each.name == "exclusive")
+    blocks = {h: b for h, b in image.decoded().items() if isinstance(b, HostBlock)}
+    assert holds_alone(image.leader, {**blocks, HostId(2): HostBlock(dblock=newer)}, OWNER) is adopted
+    # Unless the owner's own block gives it up.
+    own = replace(blocks[OWNER[0]].dblock, flags=1)
+    given_up = {**blocks, OWNER[0]: HostBlock(dblock=own), HostId(2): HostBlock(dblock=newer)}
+    assert not holds_alone(image.leader, given_up, OWNER)
 
 
 def test_claims_name_the_owner_first_and_no_host_twice() -> None:
