@@ -85,9 +85,10 @@ class Machine:
         for name in ("holdfastd.service", "holdfastd.socket"):
             text = (UNITS / name).read_text().replace("/usr/bin/holdfast", str(programs / "holdfast"))
             (units / name).write_text(text)
-        beside = units / "virtlockd.service.d"
-        beside.mkdir()
-        shutil.copy(UNITS / beside.name / "holdfast.conf", beside)
+        for name in ("virtlockd.service.d", "machine-.scope.d"):
+            shutil.copytree(UNITS / name, units / name)
+        for target in UNITS.glob("*.target"):
+            shutil.copy(target, units)
         self.log = directory / "log"
         with self.log.open("wb") as log:
             self._unshare = subprocess.Popen(

@@ -60,7 +60,7 @@ HELD = (
     "/usr/bin/holdfast-virtlockd-switch", "/usr/bin/holdfast-web", "/usr/lib/holdfast/lib/holdfast_sim/__init__.py",
     *(f"/usr/lib/systemd/system/{each}" for each in
       ("holdfastd.service", "holdfastd.socket", "holdfast-sanlockd.service", "holdfast-lease-gc.service",
-       "holdfast-lease-gc.timer", "holdfast-web.service", "virtlockd.service.d/holdfast.conf",
+       "holdfast-lease-gc.timer", "holdfast-vms.target", "holdfast-web.service", "virtlockd.service.d/holdfast.conf",
        "libvirt-guests.service.d/holdfast.conf", "machine-.scope.d/holdfast.conf")),
     "/usr/lib/sysusers.d/holdfast-web.conf", "/usr/share/holdfast/libvirt/qemu-hook",
     "/usr/share/bash-completion/completions/holdfast", "/usr/share/doc/holdfast/examples/holdfast.toml",

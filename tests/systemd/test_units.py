@@ -270,6 +270,66 @@ def test_connection_of_a_vm_is_kept_over_a_crash_so_its_end_is_noticed(machine: 
     wait_until(lambda: not refused(machine, vm.disk), "another VM may start")
 
 
+@pytest.fixture
+def hanging_scope(machine: Machine) -> Iterator[str]:
+    """A VM's scope that systemd is stopping, and that does not end: SIGTERM does nothing."""
+    machine.run("systemctl", "start", "holdfastd.service")
+    scope = "machine-hangs.scope"
+    process = subprocess.Popen(
+        [
+            *(
+                "nsenter",
+                "-t",
+                str(machine.pid),
+                "-m",
+                "-p",
+                "-C",
+                "systemd-run",
+                "--scope",
+                "-q",
+                f"--unit={scope}",
+            ),
+            *("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"up\n"
+        machine.run("systemctl", "stop", "--no-block", scope)
+        wait_until(lambda: machine.show(scope, "ActiveState") == "deactivating", "the scope is being stopped")
+        yield scope
+    finally:
+        machine.run("systemctl", "kill", "-s", "KILL", scope)
+        process.wait(timeout=60)
+        process.stdout.close()
+
+
+def test_daemon_that_falls_while_the_end_of_a_vm_hangs_is_replaced_at_once(
+    machine: Machine, hanging_scope: str
+) -> None:
+    before = machine.show("holdfastd.service", "MainPID")
+    machine.run("kill", "-9", before)
+    wait_until(
+        lambda: (
+            machine.show("holdfastd.service", "MainPID") not in ("0", before)
+            and machine.show("holdfastd.service", "ActiveState") == "active"
+        ),
+        f"holdfastd is replaced; jobs: {machine.run('systemctl', 'list-jobs')}",
+        timeout_s=30,
+    )
+    assert machine.show(hanging_scope, "ActiveState") == "deactivating"
+
+
+def test_at_a_shutdown_vms_end_before_the_daemon(machine: Machine, hanging_scope: str) -> None:
+    """systemd stops what is after something first, and so the target between both."""
+    assert machine.show("holdfast-vms.target", "ActiveState") == "active"
+    assert "holdfastd.service" in machine.show("holdfast-vms.target", "After").split()
+    assert "shutdown.target" in machine.show("holdfast-vms.target", "Conflicts").split()
+    after = machine.show(hanging_scope, "After").split()
+    assert "holdfast-vms.target" in after and "holdfastd.service" not in after
+
+
 def test_descriptor_store_is_empty_once_nobody_holds_anything(machine: Machine, tmp_path: Path) -> None:
     disk = tmp_path / "a.img"
     disk.touch()

@@ -86,7 +86,9 @@ def test_upgrading_reloads_a_running_daemon(host: Host) -> None:
     assert host.run("prerm", "upgrade", "9").returncode == 0
     assert host.run("postinst", "configure", "0.0.9").returncode == 0
     assert host.calls()[-1] == "reload holdfastd.service hook=yes"
-    assert not any(verb in " ".join(host.calls()) for verb in ("restart", "stop", "start ", "enable"))
+    others = [call for call in host.calls() if not call.startswith("start holdfast-vms.target")]
+    assert not any(verb in " ".join(others) for verb in ("restart", "stop", "start ", "enable"))
+    assert len(others) == len(host.calls()) - 1  # it starts no program, and orders the VMs
 
 
 def test_refused_reload_leaves_the_package_configured_and_the_daemon_alone(host: Host) -> None:
@@ -241,4 +243,9 @@ def test_each_drop_in_is_in_the_package_and_orders_vms_before_the_daemon_at_a_sh
     assert all(each in install for each in drop_ins)
     for each in ("libvirt-guests.service.d", "machine-.scope.d"):
         [after] = re.findall(r"^After=(.*)$", drop_ins[each], re.MULTILINE)
-        assert "holdfastd.service" in after.split()
+        # Not holdfastd.service: a VM whose end hangs would keep that from its next start.
+        assert "holdfast-vms.target" in after.split() and "holdfastd.service" not in after.split()
+    target = (PACKAGING / "systemd/holdfast-vms.target").read_text()
+    assert re.findall(r"^After=(.*)$", target, re.MULTILINE) == ["holdfastd.service"]
+    assert "*.target" in install
+    assert "Wants=holdfast-vms.target\n" in (PACKAGING / "systemd/holdfastd.service").read_text()
