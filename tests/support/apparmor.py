@@ -112,6 +112,11 @@ class Access:
         return f"{self.path} {''.join(sorted(self.modes))}".rstrip()
 
 
+SIGNAL = Access("signal")
+SIGNAL_TO_ITSELF = Access("signal peer=@{profile_name}")
+"""As abstractions/base has it."""
+
+
 @dataclass
 class Profile:
     """One profile's rules, of its text as `preprocessed` gives it."""
@@ -226,7 +231,9 @@ class Trace:
                 self._walk(file.with_suffix(f".{parsed['result']}"), inside=inside)
             elif inside:
                 for access in self._accesses(call, arguments, parsed["rest"]):
-                    self.accesses.setdefault(access, line)
+                    named = re.split(r"\W+", arguments)[:2] if call in ("kill", "tkill", "tgkill") else []
+                    to_itself = access == SIGNAL and file.suffix[1:] in named
+                    self.accesses.setdefault(SIGNAL_TO_ITSELF if to_itself else access, line)
 
     def _executes(self, arguments: str, line: str, *, inside: bool) -> bool:
         path = self._host.real(self._paths(arguments)[0])
@@ -311,7 +318,7 @@ class Trace:
                     )
             case "kill" | "tkill" | "tgkill" | "pidfd_send_signal":
                 if re.search(r"\bSIG[A-Z]", arguments):
-                    yield Access("signal")
+                    yield SIGNAL
             case "ptrace" | "process_vm_readv" | "pidfd_getfd":
                 yield Access("ptrace (read)")
             case "mount" | "umount2":

@@ -1,21 +1,29 @@
 """The AppArmor profiles against what holdfastd and holdfast-web do: a typical life under strace, each access against a rule.
 
-Two hosts as in `test_readme`; strace is inserted into both units. holdfast-web's system call filter is off meanwhile, since
-it forbids ptrace(2). This machine's kernel need not have AppArmor, and nothing is enforced.
+Two hosts as in `test_readme`, with a wire between them for migrations, and a double of wdmd on alpha; strace is inserted
+into both units. holdfast-web's system call filter is off meanwhile, since it forbids ptrace(2). This machine's kernel need
+not have AppArmor, and nothing is enforced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import subprocess
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from holdfast.cli.setup.profiles import PROFILES
 from tests.e2e.lab.polling import until
+from tests.e2e.lab.storage import Image
 from tests.support.apparmor import TRACED, Host, Profile, Trace, preprocessed
 from tests.support.fuse_storage import FaultyStorage
 from tests.support.readme import Page, build_packages, one_vm_one_host, open_page, protect
+from tests.support.wdmd_double import Generation, Wdmd
 from tests.systemd.machine import PROJECT, require
 from tests.systemd.root_host import SUITE, RootHost, hosts, make_template, of_libvirt_hosts
 from tests.systemd.test_readme import (
@@ -32,6 +40,7 @@ from tests.systemd.test_readme import (
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 TRACES = "/var/lib/traces"
 UNITS = {"holdfastd": "-D", "holdfast-web": "-D --seccomp-bpf"}
+ADDRESSES = ("10.79.0.1", "10.79.0.2")
 TOKEN = "0123456789abcdef0123456789abcdef"
 LIFE = (
     "holdfast status; holdfast list; holdfast who web1; holdfast who /srv/shared/web1.img; holdfast events",
@@ -48,7 +57,10 @@ LIFE = (
 
 
 SEEN = {
-    "holdfastd": {"signal", "unix", "/run/holdfast/journal rw", "/run/holdfast/holdfastd.pid kw"},
+    "holdfastd": {
+        *("signal", "unix", "/run/holdfast/journal rw", "/run/holdfast/holdfastd.pid kw"),
+        "/run/wdmd/wdmd.sock rw",
+    },
     "holdfast-web": {
         "network inet stream",
         "/run/holdfast/io.holdfast.Control.read-only rw",
@@ -134,6 +146,48 @@ def read_by_token(host: RootHost) -> None:
     assert host.try_run("curl -sSf http://127.0.0.1:8320/metrics").returncode != 0
 
 
+def connect(*hosts: RootHost) -> None:
+    """A wire between two hosts, at which the libvirtd of each listens."""
+    ends = [word for host in hosts for word in ("wire", "netns", str(host.pid))]
+    subprocess.run(["ip", "link", "add", *ends[:3], "type", "veth", "peer", "name", *ends[3:]], check=True)
+    for host, address in zip(hosts, ADDRESSES, strict=True):
+        host.run(f"ip address add {address}/24 dev wire && ip link set wire up")
+        # One kernel, so one UUID of the machine: libvirt takes a migration for one to the same host.
+        host.run(
+            f'printf \'auth_tcp = "none"\\nhost_uuid = "{uuid.uuid4()}"\\n\' >>/etc/libvirt/libvirtd.conf && '
+            "systemctl stop libvirtd.service && systemctl start libvirtd-tcp.socket"
+        )
+
+
+def migrate_there_and_back(alpha: RootHost, beta: RootHost, image: Image) -> None:
+    connect(alpha, beta)
+    for source, target, address in ((alpha, beta, ADDRESSES[1]), (beta, alpha, ADDRESSES[0])):
+        source.run(f"virsh migrate --live --p2p --unsafe web1 qemu+tcp://{address}/system tcp://{address}")
+        assert target.run("virsh domstate web1").strip() == "running"
+        assert "web1" in target.run("holdfast list")
+        await_writes(image)
+
+
+@contextlib.contextmanager
+def watched_by_wdmd(host: RootHost, image: Image) -> Iterator[None]:
+    """wdmd is there, and holdfastd feeds it from its next start on, which is now."""
+    at = Path(f"/proc/{host.pid}/root/run/wdmd")
+    at.mkdir()
+    double = Wdmd(at / "wdmd.sock", Generation.SINCE_3_9, PROFILES["fast"].fire_timeout_s)
+    try:
+        host.run(
+            'virsh destroy web1; sed -i \'s/^watchdog = "none"/watchdog = "wdmd"/\' /etc/holdfast/holdfast.toml'
+        )
+        host.run("systemctl restart holdfastd.service")
+        until(lambda: answers(host), "holdfastd to have joined by wdmd", 120.0)
+        host.run("virsh start web1")
+        await_writes(image)
+        assert any(double.expires(each) for each in range(len(double.said))), double.said
+        yield
+    finally:
+        double.close()
+
+
 def answers(host: RootHost) -> bool:
     return host.try_run("holdfast lockspace list").stdout.find("joined") >= 0
 
@@ -203,18 +257,22 @@ def test_each_access_of_a_typical_life_has_a_rule(
         one_vm_one_host(page, alpha, beta, lambda: await_writes(image))
         open_page(page, (alpha, beta))
         read_by_token(alpha)
-        live(alpha)
-        await_writes(image)
-        upgraded_with_its_vm(alpha, beta, image)
-        # holdfastd ends a VM whose lockspace is lost.
-        qemu = alpha.run("cat /run/libvirt/qemu/web1.pid").strip()
-        shared.fail()
-        until(
-            lambda: alpha.try_run(f"test -e /proc/{qemu}").returncode != 0, "holdfastd to end the VM", 120.0
-        )
-        shared.healthy()
-        until(lambda: answers(alpha), "alpha to have joined", 120.0)
-        alpha.run("systemctl stop holdfastd.socket holdfastd.service holdfast-web.service")
+        migrate_there_and_back(alpha, beta, image)
+        with watched_by_wdmd(alpha, image):
+            live(alpha)
+            await_writes(image)
+            upgraded_with_its_vm(alpha, beta, image)
+            # holdfastd ends a VM whose lockspace is lost.
+            qemu = alpha.run("cat /run/libvirt/qemu/web1.pid").strip()
+            shared.fail()
+            until(
+                lambda: alpha.try_run(f"test -e /proc/{qemu}").returncode != 0,
+                "holdfastd to end the VM",
+                120.0,
+            )
+            shared.healthy()
+            until(lambda: answers(alpha), "alpha to have joined", 120.0)
+            alpha.run("systemctl stop holdfastd.socket holdfastd.service holdfast-web.service")
 
         for name in UNITS:
             profile = Profile.of(preprocessed(text_of(name)))

@@ -166,6 +166,9 @@ START = 'execve("/usr/bin/x", ["x"], 0x7ffd /* 4 vars */) = 0\n'
         ("socket(AF_NETLINK, SOCK_RAW|SOCK_CLOEXEC, NETLINK_ROUTE) = 3<socket:[9]>", ["network netlink raw"]),
         ("kill(77, 0) = 0", []),
         ("kill(77, SIGTERM) = 0", ["signal"]),
+        ("tgkill(9, 11, SIGTERM) = 0", ["signal peer=@{profile_name}"]),
+        ("kill(11, SIGTERM) = 0", ["signal peer=@{profile_name}"]),
+        ("pidfd_send_signal(11, SIGTERM, NULL, 0) = 0", ["signal"]),
         # A program of its own profile, or of none, is not judged; a child that executes none is.
         ('execve("/usr/bin/virsh", ["virsh"], 0x0) = 0\nkill(77, SIGTERM) = 0', []),
         ('execve("/usr/bin/python3.11", ["p"], 0x0) = 0\nkill(77, SIGTERM) = 0', ["signal"]),
