@@ -36,6 +36,8 @@ NEAR: dict[str, int] = {
     "old-request-obeyed": 118,
     "running-vm-forgotten": 98,
     "lost-end-not-seen": 2160,
+    "bound-left-by-the-latest-lease": 165,
+    "first-feeding-whatever-the-age": 15,
     "dead-without-watchdog": 30,
     "age-after-write": 64,
     "late-renewal-written": 37,
@@ -121,6 +123,8 @@ class Mutation:
     """Whether only lockspaces that such clients add show it."""
     pauses: bool = False
     """Whether only guests show it that are paused for a lost lockspace; others are hunted in histories without a grace."""
+    slow_starts: bool = False
+    """Whether only programs show it that need a while until they adopt anything, among restarts; likewise."""
 
     @property
     def near(self) -> int:
@@ -148,6 +152,7 @@ def _in(
     adds: bool = False,
     timeouts: bool = False,
     pauses: bool = False,
+    slow_starts: bool = False,
 ) -> Mutation:
     return Mutation(
         name,
@@ -168,10 +173,30 @@ def _in(
         adds=adds,
         timeouts=timeouts,
         pauses=pauses,
+        slow_starts=slow_starts,
     )
 
 
 MUTATIONS = (
+    # --- a next program that needs a while until it adopts anything ---
+    _in(
+        "system.watchdog.first_feeding",
+        "first-feeding-whatever-the-age",
+        "a program feeds the watchdog from its start on, whatever the age of the leases",
+        "        while driver.feed(until):\n",
+        "        while driver.feed(Instant(until + 5)):\n",
+        slow_starts=True,
+        restarts=True,
+    ),
+    _in(
+        "supervision.lease_monitor",
+        "bound-left-by-the-latest-lease",
+        "the bound that a daemon leaves for the next one is that of its youngest lease",
+        "self._fed_until.write(min(watched.expiry.fails_at",
+        "self._fed_until.write(max(watched.expiry.fails_at",
+        slow_starts=True,
+        restarts=True,
+    ),
     # --- guests that are paused ---
     _in(
         "lease_admin.held_back_releases",
@@ -1438,7 +1463,9 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
     plagues = {"": NO_PLAGUES, "rough": Plagues(0.4), "quiet": Plagues(0.4, 6.0, quiet=True)}
     needs_managed = mutation.damage or mutation.edits or mutation.seconds or mutation.migrations
     needs_managed = needs_managed or mutation.restored or mutation.made != "PLAIN" or mutation.naming != "ONE"
-    needs_managed = needs_managed or mutation.clients or mutation.timeouts or mutation.pauses
+    needs_managed = (
+        needs_managed or mutation.clients or mutation.timeouts or mutation.pauses or mutation.slow_starts
+    )
     restarted = mutation.restarts or mutation.damage or mutation.edits or mutation.restored
     for number in range(seeds_max):
         if needs_managed and Scenario.drawn(Random(first + number), None).kind is not Kind.MANAGED:
@@ -1459,6 +1486,7 @@ def _hunted(name: str, seeds_max: int, first: int) -> tuple[int, str]:
                 adds=mutation.adds,
                 changed_timeouts=mutation.timeouts,
                 pauses=mutation.pauses,
+                slow_starts=mutation.slow_starts,
             ),
         )
         if not verdict.sound:

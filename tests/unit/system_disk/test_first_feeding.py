@@ -201,3 +201,14 @@ def test_what_feeds_first_imports_little() -> None:
     first = "import sys; import holdfast.holdfastd; print('holdfast.daemon.main' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
+
+
+def test_holdfastd_begins_with_it() -> None:
+    code = (
+        "from holdfast.holdfastd import main\n"
+        "from holdfast.system.watchdog import first_feeding\n"
+        "try: main(['--version'])\n"
+        "except SystemExit: print(first_feeding.comes_first())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "True"
