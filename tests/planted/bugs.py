@@ -2753,8 +2753,8 @@ BUGS = (
         "supervision.lease_monitor",
         "left-bound-is-the-latest",
         "a watchdog that an earlier daemon armed is fed by the latest bound of all leases",
-        "self._watchdog.feed(min((self._left_until, *good)))",
-        "self._watchdog.feed(max((self._left_until, *good)))",
+        "until = min((self._left_until, *good))",
+        "until = max((self._left_until, *good))",
         "unit/supervision/test_lease_monitor.py::test_an_earlier_programs_bound_feeds_until_its_leases_are_guarded",
     ),
     _in(

@@ -441,6 +441,12 @@ class HostLockspaces:
             and not any(pool in stuck_pools for pool in pools_of(supervisor.name))
         ]
 
+    def _back_within_s(self, supervisor: LockspaceSupervisor) -> float:
+        """Until the lease fails, or a device fires that nobody feeds; wdmd goes by the lease."""
+        if self._choice is None or self._choice.driver != "device":
+            return supervisor.fails_in_s
+        return min(supervisor.fails_in_s, self._choice.fire_timeout_s)
+
     async def stop(self, *, clients_stay: bool = False) -> None:
         """Leave unused lockspaces; those in use stay joined and must be resumed before they expire. `clients_stay`: so do
         those that clients have added, as the next daemon follows at once (ADR 0186), if it can feed the watchdog.
@@ -454,7 +460,7 @@ class HostLockspaces:
                 log.critical(
                     "leases of lockspace %s stay held: start holdfastd again within %.0f s, or %s",
                     supervisor.name,
-                    supervisor.fails_in_s,
+                    self._back_within_s(supervisor),
                     _fate(supervisor),
                 )
             elif clients_stay and is_well and supervisor.name in self._of_clients:
@@ -474,7 +480,7 @@ class HostLockspaces:
                 log.critical(
                     "lockspace %s could not be left, its storage hangs: start holdfastd again within %.0f s, or %s",
                     supervisor.name,
-                    supervisor.fails_in_s,
+                    self._back_within_s(supervisor),
                     _fate(supervisor),
                 )
         if self.watchdog_descriptor() is None:

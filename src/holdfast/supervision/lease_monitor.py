@@ -300,7 +300,8 @@ class LeaseMonitor:
         if self._left_until is None or not waits or len(good) < len(self._watched):
             self._left_until = None
             return False
-        if not self._watchdog.feed(min((self._left_until, *good))):
+        until = min((self._left_until, *good))
+        if not self._watchdog.feed(until):
             self._left_until = None
             return False
         self.feeds += 1
