@@ -4,6 +4,7 @@ QEMU reports a stop, and libvirt releases the guest's locks, before QEMU waits f
 on storage that can stall, beta has the same files beside it.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,6 +63,7 @@ def test_suspended_guest_has_its_lease_until_its_requests_have_ended(patient_lab
         vm = lab.vm(lab.alpha, "web1", disk).start()
         daemon, before = lab.lockd[lab.alpha], len(lab.lockd[lab.alpha].said)
         storage.stall_writes(disk.file)
+        until(lambda: hangs(disk), "a request of the guest to hang")
         suspend = lab.alpha.start_virsh("suspend", "web1")  # it waits as long as QEMU
         until(lambda: HELD_BACK in daemon.said[before:], "libvirt's release")
         there = lab.vm(lab.beta, "web1", disk)
@@ -109,6 +111,13 @@ def test_guest_whose_requests_hang_on_is_killed_and_a_late_write_lands(lease_lab
             said = daemon.said[before:]
             assert said.index(HELD_BACK) < said.index("SIGKILL") < said.index(ALL_GONE)
         until(daemon.is_joined, "alpha to be in the lockspace again")
+
+
+def hangs(disk: Image) -> bool:
+    """A guest that runs writes 18 times a second; one that has not for so long waits for a write."""
+    before = disk.count
+    time.sleep(2.0)
+    return disk.count == before
 
 
 @contextmanager
