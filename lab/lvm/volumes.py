@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.fencing.guests import HOSTS, Guests, LabError
-from lab.lvm import figures, moments, pause, shared, traced
+from lab.lvm import figures, moments, pause, shared, storage_lost, traced
 from lab.lvm.host import DEAD_S, DISK, IN_GUEST, VG, Program
 from lab.lvm.open_log import build, compared
 from lab.lvm.vm_host import EJECT, GUARDS_MIB, HOOK, LV, MONITOR, VM, Guarded, State, VmHost
@@ -99,6 +99,8 @@ class VolumeSuite:
             "target-power-off": self.target_power_off,
             "source-power-off": self.source_power_off,
         }
+        if not guarded:
+            self.cases["storage-lost"] = lambda: storage_lost.case(self)
         if guarded == "shared":
             self.cases = {
                 "shared": lambda: shared.case(self),
