@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from holdfast.backends.paxos.area_backend import AreaBackend
 from holdfast.backends.paxos.area_store import area_of
-from holdfast.backends.paxos.names import LEASE_KEY_DEVICE
+from holdfast.backends.paxos.names import is_lease
 from holdfast.daemon.lockspaces import HostLockspaces
 from holdfast.frontends.listener import peer_of
 from holdfast.frontends.virtlockd import VirtlockdFrontend
@@ -277,7 +277,7 @@ def may_hold_leases(state: SavedState, boot: str) -> bool:
         return True
     if state.boot != boot:
         return False
-    return any(lock.keys and lock.keys[0].device == LEASE_KEY_DEVICE for lock in state.locks.values())
+    return any(is_lease(lock.keys) for lock in state.locks.values())
 
 
 def _has_locks(inherited: fds.Inherited) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
-from holdfast.backends.paxos.names import LEASE_KEY_DEVICE
+from holdfast.backends.paxos.names import is_lease
 from holdfast.lease_admin.held_back_releases import HeldBackReleases
 from holdfast.manager import events as ev
 from holdfast.manager.lock_manager import LockManager
@@ -30,11 +30,6 @@ log = logging.getLogger(__name__)
 
 STEP_S = 0.2
 """Between two checks for remaining owners: five a second, as sanlock."""
-
-
-def is_lease(lock: HostLock) -> bool:
-    """Whether a lock is a lease, of whatever lockspace."""
-    return bool(lock.keys) and lock.keys[0][0] == LEASE_KEY_DEVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +81,7 @@ class LockspaceLoss:
             domains=domains,
             status=status,
             losses=self._losses.keys(),
-            is_lease=is_lease,
+            is_lease=lambda lock: is_lease(lock.keys),
             is_lost=self._is_lost,
         )
         manager.releaser.held_back = self._held_back
@@ -117,7 +112,7 @@ class LockspaceLoss:
         """
         if lock.backend in backends:
             return True
-        return is_lease(lock) and lock.backend not in self._manager.routing.leases
+        return is_lease(lock.keys) and lock.backend not in self._manager.routing.leases
 
     def _is_lost(self, lock: HostLock) -> bool:
         return any(self._may_be_of(lock, loss.backends) for loss in self._losses.values())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 
 from holdfast.backends.known_identities import KnownIdentities
 from holdfast.backends.naming import NameBy, lease_name
@@ -25,6 +26,11 @@ LEASE_KEY_DEVICE = -2
 """The `device` of a key that stands for a lease: no file has it, nor has a block device (-1)."""
 ALIASES_MAX = 100_000
 """Paths remembered to notice when two of them have one lease; when full, all are forgotten."""
+
+
+def is_lease(keys: Sequence[tuple[int, int]]) -> bool:
+    """Whether a lock with these (device, inode) keys is a lease, of whatever lockspace."""
+    return bool(keys) and keys[0][0] == LEASE_KEY_DEVICE
 
 
 class LeaseNames:
