@@ -112,7 +112,7 @@ FOUND_WITH_EVERYTHING = (
     118002858,  # a lease that never expires was freed by hand, and then given out (checker)
 )
 FOUND_WITH_CHANGED_TIMEOUTS = (
-    1411,  # a lease that was put back was taken out of its holder's block by the next daemon (ADR 0243)
+    1411,  # the next daemon removed its own value from the block of a lease that had been put back (ADR 0243)
 )
 FOUND_AS_DRAWN = (
     (106002658, Naming.ONE),  # a late record made a generation repeat where no host knows the date (checker)

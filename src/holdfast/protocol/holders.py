@@ -195,7 +195,7 @@ def holds_alone(leader: Leader, blocks: Mapping[HostId, HostBlock], term: HostTe
 
     Blocks that are newer and no such race are those of a lease of which an older copy was put back (`paxos_acquire`): one
     that is released has ended, and a host that races for a later version has seen a leader of the next one, which nobody
-    writes while this term's block stands. To race for such a lease would take our value out of our block (ADR 0243).
+    writes while this term's block stands. To race for such a lease would remove our value from our block (ADR 0243).
     """
     holders = holders_of(leader, blocks)
     if not isinstance(holders, Exclusive) or holders.owner != term or holders.releasing:

@@ -261,9 +261,8 @@ class LeaseMonitor:
             news = [(watched, watched.take_news()) for watched in self._watched]
             now = self._clock.now()
             if any(isinstance(each, Lowered) for _, queued in news for each in queued):
-                self._fed_until.write(
-                    None
-                )  # the bound may come down, and a record may show it before the feeding
+                # The bound may come down, and a record may show it before the feeding.
+                self._fed_until.write(None)
             happened = [(watched, watched.step(now, queued)) for watched, queued in news]
             self._feed()
         for watched, actions in happened:

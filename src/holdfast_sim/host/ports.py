@@ -199,7 +199,7 @@ class MachineState:
             return
         if self.wdmd is not None:
             self.wdmd.copied(fd, whose)
-        elif fd != BOUND_FD and self.machine.watchdog.copies:
+        elif self.machine.watchdog.copies:
             self.machine.watchdog.copies.add(whose)
 
     def close_copy(self, fd: int, whose: str) -> None:
