@@ -245,7 +245,8 @@ class ProcessLoop(asyncio.AbstractEventLoop):
         self._arranged = False
         with self.entered():
             for _ in range(len(self._ready)):
-                if not self._ready:
+                # A process may end inside one of its own steps, which wakes others on its way out.
+                if not self._ready or not self._process.alive:
                     break
                 handle = self._ready.popleft()
                 if not handle.cancelled():

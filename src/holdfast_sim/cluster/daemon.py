@@ -236,6 +236,8 @@ class ManagedDaemon:
         )
         self.clock = ports.clock
         inherited = state.inherited()
+        if inherited.reexec is not None:
+            machine.host_table.started(self.process, inherited.reexec.space_locks.values())
         self._first_feeding: MachineClock | None = None
         if start_s is not None:
             self._feed_first(inherited)

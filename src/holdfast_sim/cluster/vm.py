@@ -260,6 +260,8 @@ class ManagedDesk:
         vm = self.lease
         if vm is None or vm.migrating or vm.is_client or self.busy or not self.seat.daemon.serving:
             return False
+        if self._owner(vm.pid) is None:
+            return False  # the daemon has lost its journal, and does not know yet whose lock it is
         self.busy = True
         try:
             await self._release(vm)

@@ -22,7 +22,14 @@ class Entry:
     number: int
     owner: Process | None = None
     passed: bool = False
+    """Whether the owner has executed its next program with it."""
+    carrier: Process | None = None
+    """That program, from its start until it adopts the lock: its end ends the lock."""
     raw: bytes = b""
+
+    @property
+    def is_carried(self) -> bool:
+        return self.passed and (self.carrier is None or self.carrier.alive)
 
 
 class HostTable:
@@ -45,7 +52,13 @@ class HostTable:
         for entry in self._entries.values():
             if entry.owner is process:
                 entry.passed = entry.number in passed
-                entry.owner = process if entry.passed else None
+                entry.owner, entry.carrier = (process if entry.passed else None), None
+
+    def started(self, process: Process, passed: Collection[int]) -> None:
+        """The next program has begun, with these descriptors."""
+        for entry in self._entries.values():
+            if entry.number in passed:
+                entry.carrier = process
 
     def drop(self, number: int) -> None:
         for entry in self._entries.values():
@@ -109,7 +122,7 @@ class TableLock:
         owner = self._entry.owner
         if owner is None or owner is self._process:
             return 0
-        return int(owner.alive or self._entry.passed or self._lingers(owner))
+        return int(owner.alive or self._entry.is_carried or self._lingers(owner))
 
     def read(self) -> bytes | Unreadable:
         return self._entry.raw or Unreadable("it is not there", missing=True)

@@ -322,7 +322,22 @@ class _Play:
             if machine.up and (machine.process is None or not machine.process.alive):
                 machine.reset("its daemon is dead")
         bound_s = BOOT_MAX_S + 3 * self.dead_s + 8 * self.renewal_s
-        self._within(bound_s, self._all_joined, "every host is in its lockspaces again")
+        self._within(
+            2 * bound_s if self.cluster.site is not None else bound_s,
+            self._with_an_operator(bound_s, self._all_joined),
+            "every host is in its lockspaces again",
+        )
+
+    def _with_an_operator(self, after_s: float, condition: Callable[[], bool]) -> Callable[[], bool]:
+        """Leases that clients and virtual machines share may need an operator's word without the journal."""
+        late = self.world.now + after_s
+
+        def met() -> bool:
+            if self.cluster.site is not None and self.world.now > late:
+                self._settled_by_hand()
+            return condition()
+
+        return met
 
     def _all_joined(self) -> bool:
         """All daemons but those that are configured with another's host id."""
@@ -378,6 +393,8 @@ class _Play:
         return True
 
     def _nobody_holds_on(self) -> None:
+        bound_s = 4 * self.dead_s
+
         def idle() -> bool:
             desks = [desk for daemon in self._daemons() for desk in daemon.desks]
             for desk in desks:
@@ -387,7 +404,7 @@ class _Play:
                 desk.lease is None and not desk.busy for desk in desks
             )
 
-        self._within(4 * self.dead_s, idle, "every host has let go")
+        self._within(bound_s, self._with_an_operator(bound_s / 2, idle), "every host has let go")
         self._within(UNKNOWN_MAX_S, self._nothing_is_unknown, "no lock is held for an unknown owner")
 
     def _releases_orphans(self) -> bool:

@@ -143,6 +143,8 @@ class SimulatedStorage(SimulatedErrands):
     async def open(
         self, path: str, *, writable: bool = True, job: Job | None = None
     ) -> OpenedPath | IoFailed:
+        if not self._is_there(path):
+            return IoFailed(errno.ENOENT)
         way, find = self._looked_up(path)
         file = await self._asked(way, (find,), OPEN_TIMEOUT_S)
         return file if isinstance(file, IoFailed) else OpenedPath(self, self._process, way, file, path)
@@ -188,11 +190,18 @@ class SimulatedStorage(SimulatedErrands):
         )
 
     async def identity_of(self, path: str) -> tuple[int, int] | IoFailed:
+        if not self._is_there(path):
+            return IoFailed(errno.ENOENT)
         way, find = self._looked_up(path)
         file = await self._asked(way, (find,), OPEN_TIMEOUT_S)
         return file if isinstance(file, IoFailed) else (way.disk.number, file.number)
 
     # --- which file a path leads to at this moment ---
+
+    def _is_there(self, path: str) -> bool:
+        """Whether there is such a device or directory: a damaged journal may name another."""
+        root = os.path.dirname(path)
+        return path in self._volumes or root in self._volumes or root in self._machine.unmounted
 
     def _looked_up(self, path: str) -> tuple[Path, Callable[[], File]]:
         device = self._volumes.get(path)
