@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from tests.unit.supervision.test_lockspace_supervisor import PassingClock, Threads
 
@@ -16,7 +18,7 @@ from holdfast.daemon.lockspaces import HostLockspaces, LeaseHostPorts
 from holdfast.manager.journal_kinds import SanlockLockspaceLine
 from holdfast.manager.lock_registry import LockRegistry
 from holdfast.protocol.timing import Timing
-from holdfast.supervision.host_identity import HostIdentity
+from holdfast.supervision.host_identity import REMOVED, HostIdentity, Incarnation, decode_term, encode_term
 from holdfast.supervision.join_errors import Hindrance, NotJoined
 from holdfast.supervision.lockspace_port import LockspacePort, LockspaceSpec, WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import LockspaceState
@@ -63,12 +65,16 @@ class Book:
 
     def __init__(self) -> None:
         self.added: dict[str, SanlockLockspaceLine] = {}
+        self.remembered: dict[str, str] = {}
 
     def lockspace_added(self, line: SanlockLockspaceLine) -> None:
         self.added[line.name] = line
 
     def lockspace_removed(self, name: str) -> None:
         self.added.pop(name, None)
+
+    def remember(self, lockspace: str, state: str) -> None:
+        self.remembered[lockspace] = state
 
 
 class Host:
@@ -87,6 +93,7 @@ class Host:
             storage=cast(Any, None),
             writes_in_flight=lambda _: lambda: False,
             incarnation_files=lambda name: [StateFile(str(place / f"term-{name}"))],
+            copied_lockspaces=lambda: [path.name.removeprefix("term-") for path in place.glob("term-*")],
             space_locks=SystemSpaceLocks(str(place / "host")),
             directories=("/run/a", "/var/a"),
             identities=cast(Any, None),
@@ -328,5 +335,63 @@ def test_a_lockspace_that_is_configured_now_is_not_a_clients_any_more(tmp_path: 
         assert after.backends.there == {"A"}
         assert after.host.backends_of("A") == {"disks", "sanlock:A"}
         assert await after.refusal() is Removal.BUSY
+
+    asyncio.run(scene())
+
+
+def left_copy(place: Path, name: str, **changes: object) -> None:
+    """As an earlier daemon has written it."""
+    term = Incarnation(
+        lockspace=name,
+        host_id=1,
+        generation=7,
+        host_name="alpha.0123456789ab",
+        boot="b",
+        machine="m",
+        io_timeout_s=10,
+        fire_timeout_s=60,
+        joined_at=100.0,
+        clients_place="0:/a",
+    )
+    StateFile(str(place / f"term-{name}")).replace(
+        encode_term(msgspec.structs.replace(term, **changes)).encode()
+    )
+
+
+def test_copies_name_what_clients_had_added_in_this_boot(tmp_path: Path) -> None:
+    left_copy(tmp_path, "A", clients_place="1048576:/a%20b")
+    left_copy(tmp_path, "of-an-earlier-boot", boot="a")
+    left_copy(tmp_path, "configured", clients_place="")
+    left_copy(tmp_path, "was-left", clients_place=REMOVED)
+    left_copy(tmp_path, "configured-now")
+    host = Host(tmp_path, spec("configured-now"))
+    found = host.host.copied_of_clients()
+    assert found.keys() == {"A"}
+    host.clients.restore(found)
+    restored = host.host.supervisors[-1]
+    assert restored.spec == replace(spec(path="/a b"), offset_bytes=1 << 20)
+    assert restored.has_earlier_life
+    assert host.backends.there == {"A"}
+    assert host.host.may_be_clients("A")
+    assert not host.host.may_be_clients("was-left")
+    assert not host.host.may_be_clients("of-an-earlier-boot")
+
+
+def test_the_place_is_in_the_copies_from_the_join_until_it_is_left(tmp_path: Path) -> None:
+    async def scene() -> None:
+        host = Host(tmp_path)
+        await host.joined()
+        copies = host.host.supervisors[0]._copies
+        assert copies.clients_place() == "0:/a"
+        left_copy(tmp_path, "A")
+        removing = asyncio.ensure_future(host.clients.remove(named()))
+        await asyncio.sleep(0)
+        assert host.host.copied_of_clients() == {}, "it is there still"
+        host.threads.ends[0](Left(released=True))
+        assert await removing is Removal.DONE
+        assert host.host.copied_of_clients() == {}
+        carried = decode_term(host.book.remembered["A"].encode())
+        assert carried is not None, "the journal's copy says so, too"
+        assert carried.clients_place == REMOVED
 
     asyncio.run(scene())

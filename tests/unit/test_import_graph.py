@@ -28,6 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         (
             "daemon.client_backends",
             "daemon.client_lockspaces",
+            "daemon.client_places",
             "daemon.handover",
             "daemon.watchdog_choice",
             "daemon.lockspace_calls",

@@ -322,6 +322,7 @@ def build(
             search=LockSearch(manager, domains=ports.status),
             before=before,
             join_again=clients.restore if config.sanlock.socket else clients.forget,
+            guard_again=clients.restore,
         ),
     )
 

@@ -4,7 +4,8 @@
       └─ failed: gone, the client gets the reason; nobody tries again
 
 One that a backend names in the configuration is seen here, too, but no client can remove it. What a client adds is in the
-journal before it is joined, and the next daemon joins it again.
+journal before it is joined, and the next daemon joins it again; where the journal is lost, by the copies of this host's
+incarnation there (`client_places`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from holdfast.manager.journal_kinds import SanlockLockspaceLine, path_of, text_o
 from holdfast.manager.lock_registry import LockRegistry
 from holdfast.model import SANLOCK_PREFIX
 from holdfast.protocol.timing import Timing
-from holdfast.supervision.host_identity import Incarnation
+from holdfast.supervision.host_identity import Incarnation, encode_term
 from holdfast.supervision.join_errors import NotJoined
 from holdfast.supervision.lockspace_port import LockspaceSpec, WatchdogSpec
 from holdfast.supervision.lockspace_supervisor import LockspaceState, LockspaceSupervisor
@@ -98,7 +99,13 @@ class ClientLockspaces:
                 "lockspace %s, which a client of sanlock had added, is not joined: there is no [sanlock] socket",
                 name,
             )
-            self._book.lockspace_removed(name)
+            self._removed(path_of(name))
+
+    def _removed(self, lockspace: str) -> None:
+        """The next daemon is not to join it. The copies come first: without their word the journal's line counts."""
+        if (term := self._host.forget_place(lockspace)) is not None:
+            self._book.remember(lockspace, encode_term(term))
+        self._book.lockspace_removed(text_of(lockspace))
 
     @property
     def present(self) -> list[tuple[LockspaceSupervisor, Standing]]:
@@ -212,5 +219,5 @@ class ClientLockspaces:
             if supervisor.name in self._added and supervisor.has_ended:
                 self._added.discard(supervisor.name)
                 self._backends.remove(supervisor.name)
-                self._book.lockspace_removed(text_of(supervisor.name))
+                self._removed(supervisor.name)
                 self._host.forget(supervisor.name)

@@ -27,7 +27,7 @@ from holdfast.manager.adoption import Recovery
 from holdfast.manager.events import Event, Events
 from holdfast.manager.found_descriptors import FoundDescriptors
 from holdfast.manager.journal import Journal
-from holdfast.manager.journal_kinds import SanlockLockspaceLine
+from holdfast.manager.journal_kinds import SanlockLockspaceLine, path_of
 from holdfast.manager.journal_replay import EndedLock, SavedState, replay
 from holdfast.manager.lock_manager import LockManager
 from holdfast.manager.lock_search import LockSearch
@@ -60,7 +60,8 @@ EventRecord = tuple[int, float, str, str, str, int, str, str, int, str]
 
 class Handover:
     """Both ends of the handover. `store` puts a descriptor into systemd's store, or removes a name (None). `join_again`
-    makes the lockspaces that sanlock's clients have added, before any lock is adopted.
+    makes the lockspaces that sanlock's clients have added, before any lock is adopted, or forgets them where there is no
+    socket for clients; `guard_again` makes them in any case.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Handover:
         search: LockSearch,
         before: Before,
         join_again: Callable[[Mapping[str, SanlockLockspaceLine]], None],
+        guard_again: Callable[[Mapping[str, SanlockLockspaceLine]], None],
     ) -> None:
         self._manager = manager
         self._recovery = recovery
@@ -92,7 +94,7 @@ class Handover:
         self._found = found
         self._search = search
         self._before = before
-        self._join_again = join_again
+        self._join_again, self._guard_again = join_again, guard_again
 
     # --- taking over ---
 
@@ -103,10 +105,12 @@ class Handover:
         if state.damage:
             log.error("journal %s is damaged: %s; what could be read is used", journal_path, state.damage)
         self._leases.carry(state.incarnations)
+        # It may be the last copy: the next journal has it, too, before storage lets this daemon join.
+        self._manager.book.incarnations.update(self._leases.carried_of_this_boot())
         self._manager.book.restarts = state.restarts
-        state = self._believed(state, has_descriptors=_has_locks(inherited))
-        self._manager.book.added = dict(state.added)
-        self._join_again(state.added)
+        copied = self._leases.copied_of_clients() if reexec is None else {}
+        state = self._believed(state, copied, has_descriptors=_has_locks(inherited))
+        self._join_lockspaces_of_clients(state, copied)
         for lock in state.locks.values():
             lock.backend = self._before.renamed.get(lock.backend, lock.backend)
         self._manager.lockspaces.restore(state.lockspaces)
@@ -166,13 +170,52 @@ class Handover:
             self._leases.hold_places(self._manager.unknown, self._manager.doubt)
         await self._leases.start()
 
-    def _believed(self, state: SavedState, *, has_descriptors: bool) -> SavedState:
-        """The part of the journal that is believed; `manager.doubt` says why that may not be all.
+    def _join_lockspaces_of_clients(
+        self, state: SavedState, copied: Mapping[str, SanlockLockspaceLine]
+    ) -> None:
+        """Those that the journal names, and those that only this host's copies of its incarnations name: clients may have
+        leases there, also where sanlock's clients are not served any more. Of a damaged journal, what no copy bears out was
+        never joined, or was left, or its name is damaged.
+        """
+        added = state.added
+        if state.damage:
+            added = {
+                name: copied.get(name, line)
+                for name, line in added.items()
+                if self._leases.may_be_clients(path_of(name))
+            }
+        for name in state.added.keys() - added:
+            log.warning(
+                "lockspace %s, which a damaged journal says a client of sanlock had added, is not joined",
+                name,
+            )
+        unnamed = {name: line for name, line in copied.items() if name not in added}
+        self._manager.book.added = {**added, **unnamed}
+        self._join_again(added)
+        for name, line in unnamed.items():
+            log.error(
+                "lockspace %s is joined again for clients of sanlock, which had added it: the journal does not name it, "
+                "a copy of this host's incarnation does",
+                name,
+            )
+            self._guard_again({name: line})
+
+    def _believed(
+        self, state: SavedState, copied: Mapping[str, SanlockLockspaceLine], *, has_descriptors: bool
+    ) -> SavedState:
+        """The part of the journal that is believed; `manager.doubt` says why that may not be all. `copied`: the lockspaces
+        that this host's copies of its incarnations say clients of sanlock have added; a journal lacks none of them.
 
         After a whole journal of another boot nothing is held, as no process of that boot lives. But if anything of this boot
         shows that a daemon has run, the journal is stale.
         """
-        earlier = has_descriptors or self._leases.has_earlier_life or self._before.daemon_was_here
+        earlier = (
+            has_descriptors or bool(copied) or self._leases.has_earlier_life or self._before.daemon_was_here
+        )
+        if state.is_whole and state.boot == self._boot and (lacking := copied.keys() - state.added):
+            state.damage = (
+                f"it lacks lockspace {', '.join(sorted(lacking))}, which clients of sanlock have added"
+            )
         if state.is_whole and state.boot == self._boot:
             return state
         if state.is_whole:

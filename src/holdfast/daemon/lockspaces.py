@@ -14,11 +14,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from holdfast.backends.base import LeasePorts
+from holdfast.daemon.client_places import line_of, place_of
 from holdfast.daemon.watchdog_choice import HostWatchdog, words_of
+from holdfast.manager.journal_kinds import SanlockLockspaceLine
 from holdfast.manager.unknown_locks import UnknownLocks
 from holdfast.protocol.ports import Clock as ProtocolClock
 from holdfast.protocol.ports import Rng
-from holdfast.supervision.host_identity import HostIdentity
+from holdfast.supervision.host_identity import REMOVED, HostIdentity, Incarnation, decode_term
 from holdfast.supervision.host_records import HostRecords
 from holdfast.supervision.incarnation_copies import IncarnationCopies
 from holdfast.supervision.lease_monitor import LeaseMonitor
@@ -71,6 +73,8 @@ class LeaseHostPorts:
     """Of the leases of a lockspace: a question that stays true while a write that is under way now may still land."""
     incarnation_files: Callable[[str], Sequence[StatePort]]
     """The copies of this host's incarnation in a lockspace: one that survives a power cut, one of this boot alone."""
+    copied_lockspaces: Callable[[], Collection[str]]
+    """The lockspaces of which there is such a copy."""
     space_locks: SpaceLocks
     """One lock per lockspace on this host, whatever directories its daemons have."""
     directories: tuple[str, str]
@@ -214,11 +218,7 @@ class HostLockspaces:
             lease_monitor=self._lease_monitor,
             threads=ports.threads,
             clock=self._clock,
-            copies=IncarnationCopies(
-                spec.name,
-                ports.incarnation_files(spec.name),
-                lambda: [raw] if (raw := self.carried.get(spec.name)) else [],
-            ),
+            copies=self._copies(spec.name, lambda: place_of(spec) if spec.name in self._of_clients else ""),
             use=LockspaceUse(
                 spec.name,
                 ports.space_locks.of(spec.name, self._space_locks.pop(spec.name, -1)),
@@ -247,6 +247,14 @@ class HostLockspaces:
         self._supervisors[spec.name] = supervisor, backends
         return supervisor
 
+    def _copies(self, lockspace: str, clients_place: Callable[[], str] = str) -> IncarnationCopies:
+        return IncarnationCopies(
+            lockspace,
+            self._ports.incarnation_files(lockspace),
+            lambda: [raw] if (raw := self.carried.get(lockspace)) else [],
+            clients_place,
+        )
+
     def _why_not_start(self, lockspace: str) -> str:
         """Why not, or empty: a dead daemon's request may still land there, over our writes (ADR 0121, 0129, 0134)."""
         pid = self._predecessors.inside(pools_of(lockspace))
@@ -259,6 +267,15 @@ class HostLockspaces:
     def carry(self, incarnations: Mapping[str, bytes]) -> None:
         """The journal's copies of this host's incarnations, by lockspace."""
         self.carried.update(incarnations)
+
+    def carried_of_this_boot(self) -> dict[str, str]:
+        """Those of the journal's copies that are of this boot and can be read."""
+        found = {
+            name: raw
+            for name, raw in self.carried.items()
+            if (term := decode_term(raw)) is not None and term.boot == self._identity.boot
+        }
+        return {name: raw.decode() for name, raw in found.items()}
 
     @property
     def has_earlier_life(self) -> bool:
@@ -273,6 +290,26 @@ class HostLockspaces:
             for k in self.supervisors
             if k.state is LockspaceState.LOST
         ]
+
+    def copied_of_clients(self) -> dict[str, SanlockLockspaceLine]:
+        """The lockspaces, by name as in the journal, that clients had added to an earlier daemon of this boot and not
+        removed, by the copies of its incarnations.
+        """
+        found = {}
+        for name in sorted({*self._ports.copied_lockspaces(), *self.carried}.difference(self._supervisors)):
+            term = self._copies(name).newest(self._identity.boot)
+            if term is not None and term.boot == self._identity.boot and (line := line_of(term)) is not None:
+                found[line.name] = line
+        return found
+
+    def may_be_clients(self, lockspace: str) -> bool:
+        """Whether the copies bear out that an earlier daemon of this boot was in it for clients and has not left it."""
+        term = self._copies(lockspace).newest(self._identity.boot)
+        return term is not None and term.boot == self._identity.boot and term.clients_place != REMOVED
+
+    def forget_place(self, lockspace: str) -> Incarnation | None:
+        """See `IncarnationCopies.forget_place`."""
+        return self._copies(lockspace).forget_place(self._identity.boot, self._clock.now())
 
     def hold_places(self, unknown: UnknownLocks, why: str) -> None:
         """The journal does not show which leases an earlier daemon of this boot held: until storage is read, maybe any."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pwd
 import secrets
@@ -22,7 +23,7 @@ from holdfast.daemon.lockspaces import LeaseHostPorts, pool_of_leases
 from holdfast.lease_admin.rereading import ROUND_S
 from holdfast.protocol.timing import NAME_TOKEN_DIGITS
 from holdfast.supervision.host_identity import HostIdentity
-from holdfast.supervision.incarnation_copies import copy_path
+from holdfast.supervision.incarnation_copies import copy_path, lockspace_of_copy
 from holdfast.supervision.lockspace_port import WatchdogSpec
 from holdfast.system import eager_tasks
 from holdfast.system.block_io.blocking_ports import BlockingClock, start_thread
@@ -67,6 +68,8 @@ from holdfast.system.watchdog import first_feeding
 from holdfast.system.watchdog.device import DeviceWatchdog, NoWatchdog, Watchdog
 from holdfast.system.watchdog.fed_until import FedUntil, KeptFedUntil, NotKept
 from holdfast.system.watchdog.wdmd import WdmdWatchdog
+
+log = logging.getLogger(__name__)
 
 VOLUMES_FILE = "volumes.json"
 """Of the run directory: `backends.lvm.kept`."""
@@ -165,6 +168,7 @@ def lease_host_ports(
         storage=_lease_storage,
         writes_in_flight=lambda lockspace: DEVICE_WRITES.in_flight(pool_of_leases(lockspace)),
         incarnation_files=lambda lockspace: [StateFile(copy_path(place, lockspace)) for place in copy_dirs],
+        copied_lockspaces=partial(_copied_lockspaces, copy_dirs),
         space_locks=SystemSpaceLocks(host_locks),
         directories=directories,
         identities=SystemDiskIdentities(),
@@ -179,6 +183,18 @@ def lease_host_ports(
         fed_until=fed_until,
         end_first_feeding=first_feeding.end,
     )
+
+
+def _copied_lockspaces(copy_dirs: Sequence[str]) -> set[str]:
+    names: set[str] = set()
+    for place in copy_dirs:
+        try:
+            names.update(map(lockspace_of_copy, os.listdir(place)))
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            log.error("%s can't be read: %s; this host's incarnations there count as lost", place, e.strerror)
+    return names - {""}
 
 
 def _start_heart(life: Coroutine[Any, Any, None], on_end: Callable[[object], None]) -> None:

@@ -37,6 +37,10 @@ from holdfast.supervision.join_errors import NotJoined
 log = logging.getLogger(__name__)
 
 
+REMOVED = "removed"
+"""The place of a lockspace that clients had added and that was left."""
+
+
 class Incarnation(msgspec.Struct, frozen=True, kw_only=True):
     """What a host remembers of an incarnation, in a file that survives a reboot."""
 
@@ -56,6 +60,11 @@ class Incarnation(msgspec.Struct, frozen=True, kw_only=True):
     """`delta_lease.Held.ended_generation`; 0, nothing, in what an older daemon wrote."""
     next_io_timeout_s: int = 0
     """To which it is being changed: the record on storage may have either; 0: it is not."""
+    clients_place: str = ""
+    """Where the lockspace is, if clients of sanlock have added it: the next daemon joins it by that where the journal is
+    lost (`daemon.client_places`); `REMOVED` after it was left. Empty for a configured one, and in what an older daemon
+    wrote.
+    """
 
     @property
     def timing(self) -> Timing:
@@ -82,9 +91,10 @@ class _Checked(Incarnation, frozen=True, kw_only=True):
     check: int | None = None
     ended_check: int | None = None
     next_check: int | None = None
+    place_check: int | None = None
 
 
-_ADDED = ("ended_generation", "next_io_timeout_s")
+_ADDED = ("ended_generation", "next_io_timeout_s", "clients_place")
 
 
 def _raw(incarnation: Incarnation) -> bytes:
@@ -98,11 +108,15 @@ def encode_term(incarnation: Incarnation) -> str:
     checks = f'"check":{zlib.crc32(raw)},"ended_generation":{ended},"ended_check":{_check_of(raw, ended)}'
     if next_s:
         checks += f',"next_io_timeout_s":{next_s},"next_check":{_check_of(raw, next_s)}'
+    if place := incarnation.clients_place:
+        checks += (
+            f',"clients_place":{msgspec.json.encode(place).decode()},"place_check":{_check_of(raw, place)}'
+        )
     return f"{raw[:-1].decode()},{checks}}}"
 
 
-def _check_of(raw: bytes, added: int) -> int:
-    return zlib.crc32(b"%d" % added, zlib.crc32(raw))
+def _check_of(raw: bytes, added: int | str) -> int:
+    return zlib.crc32(str(added).encode("utf-8", "replace"), zlib.crc32(raw))
 
 
 def decode_term(raw: bytes) -> Incarnation | None:
@@ -118,6 +132,9 @@ def decode_term(raw: bytes) -> Incarnation | None:
     incarnation = Incarnation(**{name: getattr(found, name) for name in Incarnation.__struct_fields__})
     raw = _raw(incarnation)
     fits = found.check is None or found.check == zlib.crc32(raw)
+    if found.clients_place or found.place_check is not None:
+        # Without its place the lockspace would seem to be a configured one: another copy has to say.
+        fits = fits and found.place_check == _check_of(raw, found.clients_place)
     if found.ended_check != _check_of(raw, found.ended_generation):
         incarnation = msgspec.structs.replace(incarnation, ended_generation=0)
     if found.next_check != _check_of(raw, found.next_io_timeout_s):

@@ -12,31 +12,48 @@ Of the copies that can be read, one of this boot counts more than one of an earl
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Callable, Sequence
 
 import msgspec
 
-from holdfast.supervision.host_identity import Incarnation, decode_term, encode_term
+from holdfast.supervision.host_identity import REMOVED, Incarnation, decode_term, encode_term
 from holdfast.system.files.state_file import StatePort
 
 
 def copy_path(directory: str, lockspace: str) -> str:
-    """The file in a state_dir or run_dir that keeps a daemon's incarnation in a lockspace."""
-    return f"{directory}/lockspace-{lockspace}.json"
+    """The file in a state_dir or run_dir that keeps a daemon's incarnation in a lockspace. Clients of sanlock may use any
+    name: a slash is percent-encoded.
+    """
+    return f"{directory}/{_PREFIX}{lockspace.replace('%', '%25').replace('/', '%2F')}{_SUFFIX}"
+
+
+def lockspace_of_copy(file_name: str) -> str:
+    """The lockspace whose incarnation a file of that name keeps; empty if it is no such file."""
+    if not (file_name.startswith(_PREFIX) and file_name.endswith(_SUFFIX)):
+        return ""
+    return urllib.parse.unquote(file_name[len(_PREFIX) : -len(_SUFFIX)], errors="surrogateescape")
+
+
+_PREFIX, _SUFFIX = "lockspace-", ".json"
 
 
 class IncarnationCopies:
-    """The copies of one lockspace. `carried`: further ones that are only read, such as the journal's."""
+    """The copies of one lockspace. `carried`: further ones that are only read, such as the journal's. `clients_place`: see
+    `Incarnation`, of one that is joined now.
+    """
 
     def __init__(
         self,
         lockspace: str,
         files: Sequence[StatePort],
         carried: Callable[[], Sequence[bytes]] = tuple,
+        clients_place: Callable[[], str] = str,
     ) -> None:
         self._lockspace = lockspace
         self._files = files
         self._carried = carried
+        self.clients_place = clients_place
 
     def newest(self, boot: str) -> Incarnation | None:
         """The incarnation that this host had last, according to the copies that can be read; None if there is none."""
@@ -60,6 +77,17 @@ class IncarnationCopies:
                 if not self._has(file, term):
                     failed = failed or f"{e.filename or 'its state file'}: {e.strerror or e}"
         return failed
+
+    def forget_place(self, boot: str, now: float) -> Incarnation | None:
+        """Record that nobody is to join a lockspace again that clients had added, as it was left: the incarnation as it is
+        written now, with what can be written; None if no copy of this boot says that clients had added it.
+        """
+        term = self.newest(boot)
+        if term is None or term.boot != boot or term.clients_place in ("", REMOVED):
+            return None
+        left = msgspec.structs.replace(term, clients_place=REMOVED, joined_at=now)
+        self.write(left)
+        return left
 
     @staticmethod
     def _has(file: StatePort, term: Incarnation) -> bool:

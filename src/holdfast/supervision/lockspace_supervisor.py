@@ -193,6 +193,8 @@ class LockspaceSupervisor:
 
     def refuses_new(self) -> str:
         """Why no new lock may depend on this lockspace although it is joined; empty if one may."""
+        if unarmed := self._lease_monitor.why_unarmed():
+            return unarmed
         if not self.not_remembered:
             return ""
         return (
@@ -587,6 +589,7 @@ class LockspaceSupervisor:
             joined_at=self._clock.now(),
             ended_generation=member.ended_generation,
             next_io_timeout_s=self._lockspace.next_io_timeout_s if self._lockspace else 0,
+            clients_place=self._copies.clients_place(),
         )
         # Written before any lock may depend on this incarnation: the next daemon has to know it.
         self._write_down(term)

@@ -84,9 +84,7 @@ class Habits:
             clients=self.clients,
             adds=self.clients and self.adds and scenario.spaces > 1 and not scenario.auto_ids,
             changed_timeouts=self.changed_timeouts,
-            # Open (docs/safety.md): a journal that is lost takes with it who depends on a lockspace that clients added. A
-            # slow start finds that (seed 105 with second daemons), as the client adds it again after the lease has failed.
-            slow_starts=self.slow_starts and not (self.clients and self.adds),
+            slow_starts=self.slow_starts,
             orders_every_s=0.0 if self.clients else scenario.orders_every_s,
         )
 

@@ -466,6 +466,7 @@ def managed_ports(
             incarnation_files=lambda lockspace: [
                 files.setdefault(lockspace, StateFile()) for files in (state.state_files, state.run_files)
             ],
+            copied_lockspaces=lambda: {*state.state_files, *state.run_files},
             space_locks=TableLocks(machine.host_table, process, machine.lingers),
             directories=state.directories,
             identities=Identities(names),

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from holdfast.supervision.host_identity import Incarnation, decode_term
-from holdfast.supervision.incarnation_copies import IncarnationCopies
+from holdfast.supervision.host_identity import REMOVED, Incarnation, decode_term, encode_term
+from holdfast.supervision.incarnation_copies import IncarnationCopies, copy_path, lockspace_of_copy
 from holdfast.system.files.state_file import StateFile
 
 BOOT = "boot-2"
@@ -130,3 +130,41 @@ def test_copy_that_has_this_very_incarnation_will_do_on_a_full_disk() -> None:
     for other in (term(generation=6), term(boot="boot-1"), term(io_timeout_s=5)):
         failed = IncarnationCopies("A", [Copy(), Copy(other, refuses=True)]).write(term())
         assert failed == "/full/file: No space left on device"
+
+
+def test_copy_says_where_a_lockspace_of_clients_is() -> None:
+    placed = term(clients_place="1048576:/dev/mapper/vg-lvmlock")
+    raw = encode_term(placed).encode()
+    assert decode_term(raw) == placed
+    for at in range(len(raw)):
+        for bit in range(8):
+            flipped = bytearray(raw)
+            flipped[at] ^= 1 << bit
+            found = decode_term(bytes(flipped))
+            assert found is None or found.clients_place == placed.clients_place, bytes(flipped)
+    assert b"clients_place" not in encode_term(term()).encode(), "as before, for a configured one"
+
+
+def test_copies_say_that_a_lockspace_of_clients_was_left() -> None:
+    stale, other = Copy(), Copy()
+    IncarnationCopies("A", [stale, other]).write(term(clients_place="0:/a"))
+    left = IncarnationCopies("A", [stale, other]).forget_place(BOOT, now=200.0)
+    assert left == term(clients_place=REMOVED, joined_at=200.0)
+    stale.raw = encode_term(term(clients_place="0:/a")).encode()
+    assert IncarnationCopies("A", [stale, other]).newest(BOOT) == left, "it is the later one"
+    assert IncarnationCopies("A", [other]).forget_place(BOOT, now=300.0) is None, "it was left before"
+    assert IncarnationCopies("A", [stale]).forget_place("boot-3", now=300.0) is None
+    assert IncarnationCopies("A", [Copy(term())]).forget_place(BOOT, now=300.0) is None
+
+
+@pytest.mark.parametrize("name", ["A", "a/b", "../../etc", "50%", "%2F", "ä b", "lockspace-.json"])
+def test_each_lockspace_has_one_file_whatever_its_name(name: str) -> None:
+    path = copy_path("/run/holdfast", name)
+    directory, slash, file = path.rpartition("/")
+    assert (directory, slash) == ("/run/holdfast", "/")
+    assert lockspace_of_copy(file) == name
+
+
+@pytest.mark.parametrize("name", ["journal", "lockspace-A.json.tmp", "lockspaces.json", "xlockspace-A.json"])
+def test_other_files_are_no_copies(name: str) -> None:
+    assert lockspace_of_copy(name) == ""

@@ -54,6 +54,11 @@ def named(lockspace: s.Lockspace) -> Named:
     return Named(lockspace.name.text, lockspace.disk.path, lockspace.disk.offset_bytes, lockspace.host_id)
 
 
+def _is_utf8(text: str) -> bool:
+    """Whether a name has no byte that only a surrogate stands for: files in JSON can't have one."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 class LockspaceCommands:
     """`index_in_use` answers whether a command changes an index of that lockspace now. `gone` is called when a client has
     removed one.
@@ -121,6 +126,9 @@ class LockspaceCommands:
         facts = self._daemon.facts()
         io_timeout_s = request.io_timeout_s or facts.io_timeout_s
         if not (place.name and place.path and place.host_id) or io_timeout_s > IO_TIMEOUT_MAX_S:
+            return replies.Plain(Result.EINVAL)
+        if not _is_utf8(place.name):
+            log.warning("refused ADD_LOCKSPACE %a: a name that is not UTF-8 is not supported", place.name)
             return replies.Plain(Result.EINVAL)
         if request.flags & AddFlag.NO_WATCHDOG:
             log.warning("refused ADD_LOCKSPACE %s: one without a watchdog is not supported", place.name)
