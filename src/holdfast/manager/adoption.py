@@ -190,6 +190,8 @@ class Recovery:
         regained = await manager.lost.regain(lock, fd)
         if regained:
             await manager.unknown.read_note(lock)
+            if manager.doubt:
+                await manager.unknown.read_whether_it_persists(lock)
         if over or (not regained and manager.departures.have_left(lock)):
             # Held for a moment, so that its release removes the lock file as usual.
             kept = regained and await manager.unknown.keep_for_noted(lock, gone)

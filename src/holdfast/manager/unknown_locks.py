@@ -247,6 +247,22 @@ class UnknownLocks:
             elif owner.unknown is not None and owner.unknown.process is None:
                 owner.unknown = replace(owner.unknown, process=process, disk=owner.unknown.disk or disk)
 
+    async def read_whether_it_persists(self, lock: HostLock) -> None:
+        """A journal that is not whole may have lost that a lease of sanlock's clients outlives them: its note says so."""
+        held: object = lock.held
+        if not self.may_be_clients(lock) or not isinstance(held, NotesOwner) or _is_unasked(held):
+            return
+        try:
+            may_persist = (await held.noted_owner()).may_persist
+        except LockError:
+            may_persist = True
+        owners = [owner for i in lock.claims if (owner := self._owners.get(i)) is not None]
+        for owner in owners if may_persist and lock.held is held else ():
+            for resource in lock.claims[owner.id]:
+                is_clients = resource.lockspace.startswith(SANLOCK_PREFIX)
+                if is_clients and owner.unknown is None and resource not in owner.persistent:
+                    self._persists(owner, resource)
+
     async def keep_for_noted(self, lock: HostLock, ended: Collection[ProcessId]) -> bool:
         """Keep a lock whose owners have ended by the journal, if the note beside it names another process that lives, or a
         client of sanlock's, whose lease may be an orphan: an older copy of the journal may have been restored, and the lock
