@@ -28,7 +28,9 @@ SEEDS_MAX = 400
 SEEDS_NEAR = 60
 """Within so many, from `near`, each of them is found by the tests."""
 NEAR: dict[str, int] = {
+    "unarmed-after-a-restart": 1880,
     "added-lockspace-forgotten": 140,
+    "added-lockspace-by-the-journal-alone": 140,
     "orphan-not-journaled": 18,
     "orphan-settled": 240,
     "orphan-is-the-askers": 240,
@@ -197,6 +199,15 @@ MUTATIONS = (
         slow_starts=True,
         restarts=True,
     ),
+    _in(
+        "supervision.lease_monitor",
+        "unarmed-after-a-restart",
+        "an incarnation is gone on with, and the watchdog that the last daemon had stopped is not armed",
+        "        if self._watchdog.descriptor() is not None or (self._arm_at is not None and now < self._arm_at):\n",
+        "        if True:\n",
+        clients=True,
+        damage="rough",
+    ),
     # --- guests that are paused ---
     _in(
         "lease_admin.held_back_releases",
@@ -291,6 +302,17 @@ MUTATIONS = (
         "        for line in ():\n",
         restarts=True,
         adds=True,
+    ),
+    _in(
+        "daemon.handover",
+        "added-lockspace-by-the-journal-alone",
+        "a lost journal takes with it which lockspace a client had added, and nobody guards what is held there",
+        "self._leases.copied_of_clients() if reexec is None else {}",
+        "{}",
+        adds=True,
+        slow_starts=True,
+        seconds=True,
+        damage="rough",
     ),
     # --- second daemons ---
     _in(
@@ -873,8 +895,8 @@ MUTATIONS = (
         "supervision.lease_monitor",
         "one-lease-is-enough",
         "the watchdog is fed while any lease is good",
-        "if not watched.may_feed(now))]\n        fed = not over and self._watchdog.feed(min(",
-        "if not any(w.may_feed(now) for w in self._watched))]\n        fed = not over and self._watchdog.feed(max(",
+        "if not watched.may_feed(now))]\n        fed = not over and self._fed(min(",
+        "if not any(w.may_feed(now) for w in self._watched))]\n        fed = not over and self._fed(max(",
     ),
     _in(
         "supervision.lease_monitor",

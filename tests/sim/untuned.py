@@ -145,8 +145,8 @@ UNTUNED: tuple[Mutation, ...] = (
         "supervision.lease_monitor",
         "fed-to-the-latest-bound",
         "The watchdog is fed up to the latest bound of all leases, not the earliest.",
-        "fed = not over and self._watchdog.feed(min(",
-        "fed = not over and self._watchdog.feed(max(",
+        "fed = not over and self._fed(min(",
+        "fed = not over and self._fed(max(",
     ),
     # The renewal hangs in a read when the heartbeat declares the lease lost; all users end in a second. The old thread
     # has not ended, so nothing is joined yet, and when it ends nobody joins: the host stays out until the daemon is

@@ -210,7 +210,10 @@ class HostLockspaces:
             self._choice = choice
             self._fed_until = ports.fed_until(self._fed_until_fd)
             self._lease_monitor = LeaseMonitor(
-                clock=ports.heart_clock, watchdog=self._watchdog.driver(choice), fed_until=self._fed_until
+                clock=ports.heart_clock,
+                watchdog=self._watchdog.driver(choice),
+                fed_until=self._fed_until,
+                on_armed_late=lambda: ports.threads.call_soon(self._store_armed),
             )
         backends = {backend}
         supervisor = LockspaceSupervisor(
@@ -416,13 +419,16 @@ class HostLockspaces:
 
     def _news(self, news: LockspaceNews) -> None:
         if isinstance(news, Joined):
-            self._watchdog.store_armed(self.watchdog_descriptor(), self._fed_until.descriptor())
+            self._store_armed()
         self._report(news)
         fences = self._lease_monitor is not None and self._lease_monitor.fences
         if self._lost.heard(news, wall_s=self._clock.wall(), fences=fences):
             for supervisor in self.supervisors:
                 if supervisor.records is not None:
                     eager_tasks.start(supervisor.records.tell(self._lost.beside(supervisor.name)))
+
+    def _store_armed(self) -> None:
+        self._watchdog.store_armed(self.watchdog_descriptor(), self._fed_until.descriptor())
 
     def space_locks(self) -> dict[str, int]:
         """The locks of lockspaces that are held, for the next program."""

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 """How often ages are measured: a part of the shortest bound (8 s with io_timeout 1)."""
+ARM_PAUSE_S = 10.0
+"""Between two tries to arm a watchdog for leases on which owners may depend already."""
 
 News = Renewed | Lowered | Corrupted
 """Of a lease, from its renewal."""
@@ -133,8 +135,18 @@ class MonitoredLease:
 class LeaseMonitor:
     """All leases of this host and its watchdog. `run` is a thread's whole life, or a task's in the simulator."""
 
-    def __init__(self, *, clock: Clock, watchdog: Watchdog, fed_until: FedUntil | None = None) -> None:
-        """`fed_until`: the bound of the last feeding, of an earlier program at first, and for the next one."""
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        watchdog: Watchdog,
+        fed_until: FedUntil | None = None,
+        on_armed_late: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`fed_until`: the bound of the last feeding, of an earlier program at first, and for the next one. `on_armed_late`
+        is called, on any thread, when the watchdog was armed for leases that are guarded already.
+        """
+        self._on_armed_late = on_armed_late
         self._clock = clock
         self._watchdog = watchdog
         self._fed_until = fed_until if fed_until is not None else NotKept()
@@ -145,6 +157,10 @@ class LeaseMonitor:
         self._dismissed: dict[MonitoredLease, Callable[[], bool]] = {}
         self._owed: set[str] = set()
         self.starving = False
+        self._refused = ""
+        """Why it could not be armed last."""
+        self._arm_at: Instant | None = None
+        """When that is tried again."""
         self.feeds = 0
         """How often the watchdog was fed, since this monitor was made."""
         self._fed_at: Instant | None = None
@@ -199,6 +215,12 @@ class LeaseMonitor:
             self._disarm_if_idle()
         return None
 
+    def why_unarmed(self) -> str:
+        """Why no new lock may depend on the leases: nothing would reset this host. Empty if it would, or none is wanted."""
+        if not (self.starving and self._watchdog.fences) or self.watchdog_descriptor() is not None:
+            return ""
+        return f"the watchdog is not armed, so nothing would reset this host: {self._refused or 'it can not be fed yet'}"
+
     def guards(self, name: str) -> bool:
         """Whether a lease of this name still counts for the watchdog."""
         with self._lock:
@@ -223,6 +245,7 @@ class LeaseMonitor:
             if name in self._owed:
                 self._owed.discard(name)
                 self._disarm_if_idle()
+                self._feed()  # leases that are guarded already have waited for it
 
     def forget(self, watched: MonitoredLease, in_flight: Callable[[], bool]) -> None:
         with self._lock:
@@ -282,13 +305,33 @@ class LeaseMonitor:
         if not self._watched:
             return False
         over = [*self._owed, *(watched.name for watched in self._watched if not watched.may_feed(now))]
-        fed = not over and self._watchdog.feed(min(watched.expiry.fails_at for watched in self._watched))
+        fed = not over and self._fed(min(watched.expiry.fails_at for watched in self._watched), now)
         self._fed_until.write(min(watched.expiry.fails_at for watched in self._watched) if fed else None)
         if fed:
             self.feeds += 1
             self._fed_at = now
         self._starves(not fed, over)
         return fed
+
+    def _fed(self, until: Instant, now: Instant) -> bool:
+        """Owners may depend on leases here although no earlier program has left an armed watchdog: then it is armed now, as
+        for a claim. Meanwhile there is nothing to feed, so that may take a moment.
+        """
+        if self._watchdog.feed(until):
+            return True
+        if self._watchdog.descriptor() is not None or (self._arm_at is not None and now < self._arm_at):
+            return False
+        self._arm_at = Instant(now + ARM_PAUSE_S)
+        try:
+            self._watchdog.prove()
+        except WatchdogRefused as e:
+            self._refused = str(e)
+            return False
+        self._refused = ""
+        if not self._watchdog.feed(until):
+            return False
+        self._on_armed_late()
+        return True
 
     def _fed_as_before(self, now: Instant) -> bool:
         """Feed by the bound that an earlier program has left, while its leases are not all guarded: they are good until
@@ -315,7 +358,18 @@ class LeaseMonitor:
         if not self._watchdog.fences:
             return
         if starving:
-            why = f"lockspace {', '.join(over)} may not be relied on" if over else "it refused"
+            why = (
+                f"lockspace {', '.join(over)} may not be relied on" if over else self._refused or "it refused"
+            )
+            if self._watchdog.descriptor() is None and not over:
+                log.critical(
+                    "the watchdog can't be armed: %s; nothing resets this host if it loses its leases, so no new lock "
+                    "depends on them; it is tried again every %d s",
+                    why,
+                    ARM_PAUSE_S,
+                    extra=facts(event="watchdog-unfed"),
+                )
+                return
             log.error(
                 "the watchdog is not fed any more: %s; it resets this host unless that changes in time",
                 why,

@@ -6,7 +6,7 @@ import pytest
 
 from holdfast.protocol.timing import Timing
 from holdfast.protocol.types import Instant
-from holdfast.supervision.lease_monitor import LeaseMonitor, MonitoredLease
+from holdfast.supervision.lease_monitor import ARM_PAUSE_S, LeaseMonitor, MonitoredLease
 from holdfast.system.watchdog.device import NoWatchdog, WatchdogRefused
 
 TIMING = Timing(10, 60)
@@ -100,10 +100,11 @@ def test_owners_that_are_not_guarded_yet_starve_the_watchdog_and_keep_it_from_be
     assert lease_monitor.watch("C", TIMING, Instant(100)) is None
     assert (watchdog.fed, watchdog.proven, watchdog.disarmed) == (0, 0, 0)
     lease_monitor.settle("B")
+    assert watchdog.fed == 1, "A has waited for it"
     lease_monitor.beat()
     lease_monitor.prove()
-    assert (watchdog.fed, watchdog.proven) == (1, 1)
-    assert (lease_monitor.feeds, lease_monitor.fed_s_ago is not None) == (1, True)
+    assert (watchdog.fed, watchdog.proven) == (2, 1)
+    assert (lease_monitor.feeds, lease_monitor.fed_s_ago is not None) == (2, True)
 
 
 class Bound:
@@ -238,3 +239,76 @@ def test_a_stopped_watchdog_leaves_no_bound() -> None:
     assert watchdog.disarmed == 1 and bound.until is None
     lease_monitor.beat()
     assert watchdog.bounds == []
+
+
+class UnarmedWatchdog(FedWatchdog):
+    """wdmd's: one that is fed nothing before it was proven. `refuses`: why it can't be."""
+
+    fences = True
+
+    def __init__(self, refuses: str = "") -> None:
+        super().__init__()
+        self.refuses, self.is_open = refuses, False
+
+    def prove(self) -> None:
+        super().prove()
+        if self.refuses:
+            raise WatchdogRefused(self.refuses)
+        self.is_open = True
+
+    def feed(self, until: Instant) -> bool:
+        return self.descriptor() is not None and super().feed(until)
+
+    def descriptor(self) -> int | None:
+        return 7 if self.is_open else None
+
+
+def test_a_watchdog_that_nobody_has_armed_is_armed_for_owners_of_an_earlier_program() -> None:
+    """That program had stopped it, and its journal is lost: locks may be held, and new ones are granted soon."""
+    watchdog, armed = UnarmedWatchdog(), list[str]()
+    lease_monitor = LeaseMonitor(
+        clock=SetClock(), watchdog=watchdog, on_armed_late=lambda: armed.append("stored")
+    )
+    lease_monitor.block_feeding("A")
+    assert lease_monitor.watch("A", TIMING, Instant(100)) is not None
+    assert (watchdog.proven, watchdog.fed) == (1, 1)
+    assert lease_monitor.why_unarmed() == ""
+    assert armed == ["stored"], "the next program gets it"
+    lease_monitor.beat()
+    assert (watchdog.proven, armed) == (1, ["stored"])
+
+
+def test_no_new_lock_depends_on_leases_whose_watchdog_can_not_be_armed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock, watchdog = SetClock(), UnarmedWatchdog("wdmd: no such file")
+    lease_monitor = LeaseMonitor(clock=clock, watchdog=watchdog)
+    assert lease_monitor.why_unarmed() == "", "there is no lease yet"
+    lease_monitor.block_feeding("A")
+    guarded = lease_monitor.watch("A", TIMING, Instant(100))
+    assert guarded is not None
+    assert "nothing would reset this host: wdmd: no such file" in lease_monitor.why_unarmed()
+    assert "the watchdog can't be armed: wdmd: no such file" in caplog.text
+    for clock.time in (101.0, 102.0):
+        lease_monitor.beat()
+    assert watchdog.proven == 1, "not at each beat"
+    watchdog.refuses = ""
+    guarded.renewed(Instant(110.0))
+    clock.time = 100.0 + ARM_PAUSE_S + 1
+    lease_monitor.beat()
+    assert lease_monitor.why_unarmed() == ""
+    assert watchdog.proven == 2
+
+
+def test_a_watchdog_is_not_proven_late_while_owners_of_another_lockspace_are_not_guarded() -> None:
+    """To prove it is to stop it."""
+    watchdog = UnarmedWatchdog()
+    lease_monitor = LeaseMonitor(clock=SetClock(), watchdog=watchdog)
+    lease_monitor.block_feeding("A")
+    lease_monitor.block_feeding("B")
+    assert lease_monitor.watch("A", TIMING, Instant(100)) is not None
+    lease_monitor.beat()
+    assert watchdog.proven == 0
+    assert "it can not be fed yet" in lease_monitor.why_unarmed()
+    lease_monitor.settle("B")
+    assert (watchdog.proven, lease_monitor.why_unarmed()) == (1, "")

@@ -195,6 +195,17 @@ def test_no_new_lock_may_depend_on_an_incarnation_that_is_not_written_down(tmp_p
     assert rig.supervisor.has_earlier_life
 
 
+def test_no_new_lock_may_depend_on_a_lease_whose_watchdog_is_not_armed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    monkeypatch.setattr(rig.supervisor._lease_monitor, "why_unarmed", lambda: "the watchdog is not armed")
+    rig.supervisor._become(LockspaceState.JOINING, "")
+    rig.supervisor._joined(JoinPlan(HostId(1), "alpha.x", TIMING), member())
+    assert isinstance(rig.supervisor.membership(), Membership), "what is held already goes on"
+    assert rig.supervisor.refuses_new() == "the watchdog is not armed"
+
+
 def test_vms_of_an_incarnation_that_no_copy_remembers_are_not_stopped_before_storage_was_searched(
     tmp_path: Path,
 ) -> None:
