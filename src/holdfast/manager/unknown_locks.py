@@ -249,11 +249,12 @@ class UnknownLocks:
 
     async def read_whether_it_persists(self, lock: HostLock) -> None:
         """A journal that is not whole may have lost that a lease of sanlock's clients outlives them: its note says so."""
-        held: object = lock.held
-        if not self.may_be_clients(lock) or not isinstance(held, NotesOwner) or _is_unasked(held):
+        held = lock.held
+        notes: object = held
+        if not self.may_be_clients(lock) or not isinstance(notes, NotesOwner) or _is_unasked(notes):
             return
         try:
-            may_persist = (await held.noted_owner()).may_persist
+            may_persist = (await notes.noted_owner()).may_persist
         except LockError:
             may_persist = True
         owners = [owner for i in lock.claims if (owner := self._owners.get(i)) is not None]
