@@ -9,6 +9,7 @@ import pytest
 
 from holdfast_sim.cluster.cluster import Kind, Scenario
 from holdfast_sim.drive.habits import Habits
+from holdfast_sim.drive.state_damage import Plagues
 from holdfast_sim.run import history
 from holdfast_sim.run.seed import play
 
@@ -77,4 +78,30 @@ def test_a_seed_that_found_a_bug_as_it_is_drawn_is_sound(seed: int) -> None:
 @pytest.mark.parametrize("seed", FOUND)
 def test_a_seed_that_found_a_bug_with_clients_is_sound(seed: int) -> None:
     verdict = play(seed, habits=CLIENTS)
+    assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))
+
+
+FOUND_WITH_LOST_JOURNALS = (
+    105,  # a lockspace that clients had added was named by the journal alone (ADR 0245)
+    121300841,  # a journal that was rewritten before the join lost the last copy of the incarnation
+    121302714,  # a term was gone on with, and its watchdog, which nobody had left armed, was not (ADR 0246)
+    121503023,  # the same until the next beat, as another lockspace had to be settled first
+    121601240,  # an orphan ended with its client, as a damaged journal did not say that it outlives it
+    121609454,  # a lock was settled although its note named a process that lives: storage had been silent
+    121614165,  # a guest that stood still ran on with a lease that had just failed
+    121800278,  # a lock that clients and a guest share seemed to be of other rules, and was given up too early
+)
+
+
+@pytest.mark.parametrize("seed", FOUND_WITH_LOST_JOURNALS)
+def test_a_seed_that_found_a_bug_with_clients_and_lost_journals_is_sound(seed: int) -> None:
+    """Everything at once, more often than it is drawn."""
+    slow, quiet = Random(seed).random() < 0.6, Random(f"q{seed}").random() < 0.5
+    drawn = Habits.drawn(seed, Scenario.drawn(Random(seed), None).kind)
+    verdict = play(
+        seed,
+        plagues=Plagues(0.4, 8.0 if quiet else 0.0, quiet),
+        seconds_every_s=Random(f"s{seed}").choice((0, 8.0)),
+        habits=replace(drawn, clients=True, adds=True, slow_starts=slow),
+    )
     assert verdict.sound, f"{verdict.violation}\n" + "\n".join(history.drawn(verdict.lines, verdict.parties))

@@ -68,9 +68,10 @@ class HeldBackReleases:
         losses: Collection[str],
         is_lease: Callable[[HostLock], bool],
         is_lost: Callable[[HostLock], bool],
+        has_failed: Callable[[HostLock], bool] = lambda _: False,
     ) -> None:
-        """`losses`: the names of lost lockspaces, as they are at any time. `status` None: libvirt's status files are not
-        read, and releases are held back in losses only.
+        """`has_failed`: whether a lock's lease is not good now. `losses`: the names of lost lockspaces, as they are at any
+        time. `status` None: libvirt's status files are not read, and releases are held back in losses only.
         """
         self._manager = manager
         self._clock = clock
@@ -79,6 +80,7 @@ class HeldBackReleases:
         self._losses = losses
         self._is_lease = is_lease
         self._is_lost = is_lost
+        self._has_failed = has_failed
         self._claims: dict[int, dict[Resource, HeldBack]] = {}
         """By owner."""
         self._asking: set[int] = set()
@@ -146,22 +148,15 @@ class HeldBackReleases:
 
     def takes_back(self, owner: Owner, resource: Resource) -> bool:
         """libvirt acquires such a claim again, as the guest runs on: whether it is one like any other from now on. False if
-        its lockspace is lost.
+        its lockspace is lost, also if that is not reported yet: a guest that stands still must not run on then.
         """
         held = self._claims[owner.id][resource]
         if self._lost(held.lock, held.beside):
             return False
+        if any(lock is not None and self._has_failed(lock) for lock in (held.lock, held.beside)):
+            return False
         self._forget(owner, resource)
         return True
-
-    async def release_for_another(self, owner: Owner, resource: Resource) -> None:
-        """libvirt acquires such a claim again, and the rules name another lock for the disk by now: it gets that one in
-        place of this. Nothing happens if the lockspace is lost.
-        """
-        held = self._claims[owner.id][resource]
-        if not self._lost(held.lock, held.beside):
-            self._forget(owner, resource)
-            await self._manager.release_one(owner, held.lock, resource)
 
     def awaits_qemu(self, lock: HostLock) -> bool:
         """Whether a lock has claims of that kind, and nothing is lost: they may end soon."""

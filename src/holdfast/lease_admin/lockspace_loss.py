@@ -21,6 +21,7 @@ from holdfast.manager.owners import Owner
 from holdfast.model import LockFailureAction, OwnerName
 from holdfast.supervision.escalation import Act, AllGone, Escalation, Kill, LadderAction, OutOfTime, Terminate
 from holdfast.supervision.lockspace_news import Lost, UsersGone
+from holdfast.supervision.lockspace_port import NotAMember
 from holdfast.system import eager_tasks
 from holdfast.system.clock import Clock
 from holdfast.system.libvirt.domains import DomainStatus
@@ -83,10 +84,16 @@ class LockspaceLoss:
             losses=self._losses.keys(),
             is_lease=lambda lock: is_lease(lock.keys),
             is_lost=self._is_lost,
+            has_failed=self._has_failed,
         )
         manager.releaser.held_back = self._held_back
         self._marked: dict[str, set[str]] = {}
         """By lockspace: UUIDs of domains whose metadata says why they are paused."""
+
+    def _has_failed(self, lock: HostLock) -> bool:
+        """Whether its lease is not good now, although its loss may not have been reported yet."""
+        backend = self._manager.routing.leases.get(lock.backend)
+        return backend is not None and isinstance(backend.presence.membership(), NotAMember)
 
     def in_use(self, backends: Collection[str]) -> bool:
         """Whether a lock of these backends, the backends of one lockspace, has an owner that lives."""

@@ -39,7 +39,7 @@ from holdfast.manager.owners import Owner
 from holdfast.manager.prepared_locks import PreparedLocks
 from holdfast.manager.release import LockReleaser
 from holdfast.manager.routing import Route
-from holdfast.model import HOST_LOCKSPACE, AcquireRequest, Mode
+from holdfast.model import HOST_LOCKSPACE, AcquireRequest, Mode, Resource
 from holdfast.system.files.ofd_lock import IoFailed
 from holdfast.system.libvirt.domains import DomainStatus
 from holdfast.system.logs.log_limit import LimitedLog
@@ -140,7 +140,8 @@ class LockAcquirer:
             if resource.lockspace and not own_file:
                 self._lockspaces.check_name(resource)
                 await self._lockspaces.need(resource.lockspace, make=True)
-            await self._releaser.release_what_rules_changed(owner, want)
+            if await self._releaser.is_held_by_other_rules(owner, want):
+                await self._await_release(owner, resource)
             outcome = await self._arrivals.tries(
                 owner, lambda: self._acquire_all(owner, want), lambda: self._releaser.awaits_qemu(resource)
             )
@@ -154,6 +155,15 @@ class LockAcquirer:
                 error.add(await self._hashed.words(owner, want, holders))
             self.report_refusal(owner, want, error)
             raise
+
+    async def _await_release(self, owner: Owner, resource: Resource) -> None:
+        """Before the owner gets another lock in place of one that it gives up, requests under that one have to end."""
+        releaser = self._releaser
+        if not await self._arrivals.qemu_answers(lambda: not releaser.is_held_back(owner, resource)):
+            raise Refused(
+                reason=f"the rules name another lock for {resource.name} by now, and QEMU has not answered since the VM "
+                "stopped: requests may be under way. Resume it again when its storage answers"
+            )
 
     def report_refusal(self, owner: Owner, want: AcquireRequest, error: HoldfastError) -> None:
         """An event, and a line of the log: users' own refusals are logged with a limit."""

@@ -59,6 +59,13 @@ class Arrivals:
             await self._clock.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
+    async def qemu_answers(self, has: Callable[[], bool]) -> bool:
+        """Whether what depends on QEMU's answer is so within `AWAITS_QEMU_S`."""
+        until = self._clock.now() + AWAITS_QEMU_S
+        while not (so := has()) and self._clock.now() < until:
+            await self._clock.sleep(PAUSE_S_MAX)
+        return so
+
     def _arrives(self, owner: Owner) -> bool:
         if self._domains is None or owner.unknown is not None:
             return False

@@ -42,9 +42,6 @@ class HoldsReleasesBack(Protocol):
     def takes_back(self, owner: Owner, resource: Resource) -> bool:
         """Whether such a claim, which libvirt acquires again, is one like any other from now on."""
 
-    async def release_for_another(self, owner: Owner, resource: Resource) -> None:
-        """Release such a claim, in place of which libvirt gets another one."""
-
     def awaits_qemu(self, lock: HostLock) -> bool:
         """Whether a lock has such claims, which may end soon."""
 
@@ -148,19 +145,31 @@ class LockReleaser:
         if (rest := self._begin_giving_up(owner, lock, resource)) is not None:
             await rest
 
-    async def release_what_rules_changed(self, owner: Owner, want: AcquireRequest) -> None:
-        """A VM runs on after a stop (`held_back`): release what it has by rules that were in force before, so that it gets
-        the lock that they name now, as after any suspend.
+    async def is_held_by_other_rules(self, owner: Owner, want: AcquireRequest) -> bool:
+        """A VM runs on after a stop (`held_back`): whether what it has is not the lock that the rules name now. It gets that
+        one when the other is released, as after any suspend.
         """
         resource = want.resource
         lock = self._table.named(resource)
         if self.held_back is None or lock is None or not self.held_back.has(owner, resource):
-            return
+            return False
         route = self._routing.route(resource, want.path)
         beside = self.identities.beside(owner, lock, resource) if self.identities is not None else None
         second = route.guard or route.backend
-        if lock.backend != route.backend.name or (beside is not None and beside.backend != second.name):
-            await self.held_back.release_for_another(owner, resource)
+        if beside is not None and beside.backend != second.name:
+            return True
+        if lock.backend == route.backend.name:
+            return False
+        leases = self._routing.leases.get(route.backend.name)
+        if leases is None:
+            return True
+        # A client of sanlock's may have had the lease first: then the lock is of these clients' backend.
+        lease, _ = await leases.names.of(resource)
+        return leases.names.key(lease) not in lock.keys
+
+    def is_held_back(self, owner: Owner, resource: Resource) -> bool:
+        """Whether libvirt has released that claim, and QEMU has not answered since."""
+        return self.held_back is not None and self.held_back.has(owner, resource)
 
     def awaits_qemu(self, resource: Resource) -> bool:
         """Whether a lock of that name is released by libvirt, and QEMU may answer soon (`held_back`)."""

@@ -380,6 +380,8 @@ class UnknownLocks:
             return Relation.NONE  # it belongs to no process
         if me.pid in users.pids or self._is_listed(asker, resource):
             return Relation.SAME
+        if await self._is_noted_for_another(lock, evidence, asker):
+            return Relation.NONE
         return Relation.NONE if evidence.unseen else Relation.OVER
 
     def _is_listed(self, asker: Owner, resource: Resource) -> bool:
@@ -441,9 +443,31 @@ class UnknownLocks:
                     return False
             elif not users.none:
                 return False
-            if await self._may_be_orphan(lock):
+            if await self._may_be_orphan(lock) or await self._is_noted_for_another(lock, evidence):
                 return False
         return not self._is_closing()
+
+    async def _is_noted_for_another(
+        self, lock: HostLock, evidence: Evidence, asker: Owner | None = None
+    ) -> bool:
+        """Whether the note beside a lock names a process that lives, and that is neither the evidence's nor the asking one:
+        the journal is an older copy, and storage was silent when the lock was retaken. Such a process may not have its disk
+        open yet. It gets the claim, if it is known exactly.
+        """
+        held = lock.held
+        notes: object = held
+        if not isinstance(notes, NotesOwner) or _is_unasked(notes):
+            return False
+        try:
+            process = (await notes.noted_owner()).process
+        except LockError:
+            return True
+        if process is None or process == evidence.process or not self._owners.process_lives(process):
+            return False
+        if asker is not None and process.pid == asker.pid:
+            return False
+        await self.read_note(lock)
+        return True
 
     async def _may_be_orphan(self, lock: HostLock) -> bool:
         """Whether a client of sanlock's may have left the lease as an orphan, which outlives every process: of a client's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from tests.unit.manager.test_departures import OUT, Status
 from tests.unit.manager.world import HOST, World, run, want
 
-from holdfast.errors import ResourceBusy
+from holdfast.errors import Refused, ResourceBusy
 from holdfast.lease_admin.held_back_releases import QUERIES_MAX, HeldBackReleases
 from holdfast.manager.arrivals import AWAITS_QEMU_S
 from holdfast.manager.owners import Owner
@@ -30,6 +31,7 @@ class Stopped(World):
 
     def __init__(self, directory: Path) -> None:
         self.status = Status()
+        self.has_failed = False
         super().__init__(directory, status=self.status)
         self.held_back = HeldBackReleases(
             self.manager,
@@ -39,6 +41,7 @@ class Stopped(World):
             losses=(),
             is_lease=lambda lock: lock.backend == "file",
             is_lost=lambda _: False,
+            has_failed=lambda _: self.has_failed,
         )
         self.manager.releaser.held_back = self.held_back
         self.libvirt.answering.clear()
@@ -134,6 +137,19 @@ async def test_guest_that_runs_on_has_its_lease_and_an_older_answer_does_not_rel
 
 
 @scene
+async def test_guest_does_not_run_on_with_a_lease_that_has_just_failed(w: Stopped) -> None:
+    """Its loss is reported by the heartbeat's thread, and may be a moment late."""
+    owner, disk = await w.running()
+    await w.manager.release(owner, disk)
+    w.has_failed = True
+    with pytest.raises(Refused, match="lockspace was lost"):
+        await w.manager.acquire(owner, want(disk.name))
+    assert w.has(owner, disk)
+    w.has_failed = False
+    await w.manager.acquire(owner, want(disk.name))
+
+
+@scene
 async def test_answer_to_an_earlier_release_does_not_end_a_later_one(w: Stopped) -> None:
     owner, disk = await w.running()
     await w.manager.release(owner, disk)
@@ -164,9 +180,29 @@ async def test_guest_that_runs_on_gets_the_lock_that_the_rules_name_now(w: Stopp
     await w.manager.release(owner, disk)
     rule = Rule(disk.name, Route(w.backends["shared"], Protection.NONE), of_lockspace=False)
     w.manager.routing.rules = (rule,)
-    await w.manager.acquire(owner, want(disk.name))
+    acquiring = asyncio.ensure_future(w.manager.acquire(owner, want(disk.name)))
+    await w.clock.advance(1)
+    assert not acquiring.done() and w.has(owner, disk), "requests may be under way"
+    w.libvirt.answering.set()
+    await w.clock.advance(1)
+    await acquiring
     (lock,) = w.manager.table
     assert lock.backend == "shared"
+
+
+@scene
+async def test_guest_keeps_its_lock_if_the_rules_name_another_and_qemu_does_not_answer(w: Stopped) -> None:
+    """The other lock may be another VM's: without either, a second guest could write while requests are under way."""
+    owner, disk = await w.running()
+    await w.manager.release(owner, disk)
+    rule = Rule(disk.name, Route(w.backends["shared"], Protection.NONE), of_lockspace=False)
+    w.manager.routing.rules = (rule,)
+    acquiring = asyncio.ensure_future(w.manager.acquire(owner, want(disk.name)))
+    await w.clock.advance(AWAITS_QEMU_S + 1)
+    with pytest.raises(Refused, match="QEMU has not answered"):
+        await acquiring
+    (lock,) = w.manager.table
+    assert (lock.backend, w.has(owner, disk)) == ("file", True)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -195,6 +196,31 @@ class _PerhapsShared:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._held, name)
+
+
+def test_unknown_lock_is_not_settled_while_its_note_names_another_process_that_lives(tmp_path: Path) -> None:
+    """The journal is an older copy, and storage was silent when the lock was retaken. QEMU has not opened its disk yet."""
+
+    async def scene() -> None:
+        w, disk = await unknown_lock(tmp_path)
+        lock = w.manager.table.named(Resource("", disk))
+        assert lock is not None
+        held: Any = _PerhapsShared(lock.held)
+        held.sharers_unasked = False
+        lock.held = held
+        (owner,) = [w.manager.owners.get(i) for i in lock.claims]
+        assert owner is not None and owner.unknown is not None
+        owner.unknown = replace(owner.unknown, process=ProcessId(OTHER, 7))  # it has ended
+        w.open_files.open.clear()
+        with pytest.raises(ResourceBusy):
+            await w.manager.acquire(w.owner(OTHER, "thief"), want(disk))
+        await w.clock.advance(60)
+        assert locked(disk)
+        (owner,) = [w.manager.owners.get(i) for i in lock.claims]
+        assert owner is not None
+        assert (owner.pid, owner.unknown) == (VM, None), "it is that process's now"
+
+    run(scene)
 
 
 async def perhaps_shared(tmp_path: Path) -> tuple[World, str, HostLock, Any]:
