@@ -58,6 +58,8 @@ GUARDED_S_MAX = 120.0
 """Seconds until every virtual machine that runs has the lease of what its disk is: attempts come every 30."""
 BOOT_MAX_S = 40.0
 """Seconds from a reset until a daemon runs."""
+_UNSEEN_THERE = "its leases can be taken over in"
+"""In a refusal: by a host that is not seen to live, and not watched for long enough."""
 _GC_THERE = "'holdfast lease gc' on that host"
 """What a refusal says where an operator has to give the order on the other host."""
 
@@ -465,6 +467,10 @@ class _Play:
         if not arrived and _GC_THERE in there.last_refusal:
             # Under the name that the guest has there, a host has a lease of an older generation, which never expires.
             self._collected_if(_GC_THERE, there.last_refusal)
+            self.world.run(self.world.now + self.dead_s)
+            arrived = self._arrives(here, there)
+        if not arrived and _UNSEEN_THERE in there.last_refusal:
+            # Under that name a host that was reset has a lease, and this one has not watched it for its dead bound yet.
             self.world.run(self.world.now + self.dead_s)
             arrived = self._arrives(here, there)
         if not arrived:
