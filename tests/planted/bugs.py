@@ -31,6 +31,15 @@ def _in(
 
 BUGS = (
     _in(
+        "supervision.lease_monitor",
+        "unarmed-after-a-restart",
+        "an incarnation is gone on with, and the watchdog that the last daemon had stopped is not armed",
+        "        if self._watchdog.descriptor() is not None or (self._arm_at is not None and now < self._arm_at):\n",
+        "        if True:\n",
+        "unit/supervision/test_lease_monitor.py"
+        "::test_a_watchdog_that_nobody_has_armed_is_armed_for_owners_of_an_earlier_program",
+    ),
+    _in(
         "manager.acquire",
         "another-lock-before-qemu-answers",
         "a VM that runs on under other rules gives its lock up while requests may be under way",

@@ -28,7 +28,6 @@ SEEDS_MAX = 400
 SEEDS_NEAR = 60
 """Within so many, from `near`, each of them is found by the tests."""
 NEAR: dict[str, int] = {
-    "unarmed-after-a-restart": 1880,
     "added-lockspace-forgotten": 140,
     "added-lockspace-by-the-journal-alone": 140,
     "orphan-not-journaled": 18,
@@ -198,15 +197,6 @@ MUTATIONS = (
         "self._fed_until.write(max(watched.expiry.fails_at",
         slow_starts=True,
         restarts=True,
-    ),
-    _in(
-        "supervision.lease_monitor",
-        "unarmed-after-a-restart",
-        "an incarnation is gone on with, and the watchdog that the last daemon had stopped is not armed",
-        "        if self._watchdog.descriptor() is not None or (self._arm_at is not None and now < self._arm_at):\n",
-        "        if True:\n",
-        clients=True,
-        damage="rough",
     ),
     # --- guests that are paused ---
     _in(
