@@ -31,6 +31,14 @@ def _in(
 
 BUGS = (
     _in(
+        "protocol.membership",
+        "older-generations-are-ours",
+        "every older generation of a host id is taken for an earlier life of the host that has it now",
+        "        return host_id == self.host_id and generation <= self.ended_generation",
+        "        return host_id == self.host_id and generation < self.generation",
+        "unit/protocol/test_former_user.py::test_lease_of_an_older_generation_is_not_taken_with_the_host_id",
+    ),
+    _in(
         "supervision.lease_monitor",
         "unarmed-after-a-restart",
         "an incarnation is gone on with, and the watchdog that the last daemon had stopped is not armed",
