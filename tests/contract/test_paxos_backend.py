@@ -30,6 +30,7 @@ from holdfast.backends.base import (
 from holdfast.backends.naming import NameBy
 from holdfast.backends.paxos.backend import PaxosBackend
 from holdfast.backends.paxos.names import key_of_lease
+from holdfast.daemon.build import _share_leases
 from holdfast.errors import LeaseUnusable, LockspaceAbsent, NoLeaseName, StorageFailed
 from holdfast.model import Mode, Protection, Resource
 from holdfast.ondisk import areas, delta
@@ -825,3 +826,21 @@ def test_note_of_an_earlier_version_names_nobody(tmp_path: Path) -> None:
         held.forget()
 
     play(scene)
+
+
+def test_backends_of_one_lockspace_share_what_this_host_gives_up(tmp_path: Path) -> None:
+    """It has one host block in each lease, whatever backend uses it."""
+    make_lockspace(tmp_path / "lockspace")
+    alpha = HostLockspaces(tmp_path / "lockspace", 1, "alpha")
+    beta = HostLockspaces(tmp_path / "lockspace", 2, "beta")
+    for name in ("vms", "archive"):
+        (tmp_path / name).mkdir()
+    vms, other, archive = (
+        alpha.backend(tmp_path / "vms"),
+        beta.backend(tmp_path / "vms"),
+        alpha.backend(tmp_path / "archive"),
+    )
+    _share_leases([vms, other, archive])
+    for attribute in ("_unsettled", "_tried", "_silent", "_promises"):
+        assert getattr(vms, attribute) is getattr(archive, attribute)
+        assert getattr(vms, attribute) is not getattr(other, attribute)

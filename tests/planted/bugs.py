@@ -32,7 +32,7 @@ def _in(
 BUGS = (
     _in(
         "protocol.membership",
-        "older-generations-are-ours",
+        "older-generation-counts-as-ours",
         "every older generation of a host id is taken for an earlier life of the host that has it now",
         "        return host_id == self.host_id and generation <= self.ended_generation",
         "        return host_id == self.host_id and generation < self.generation",
@@ -81,6 +81,7 @@ BUGS = (
         "                pass\n",
         "daemon/test_sanlock_lost_journal.py"
         "::test_a_lease_that_outlives_its_client_does_so_when_the_journal_has_lost_that",
+        is_long=True,
     ),
     _in(
         "daemon.handover",
@@ -89,6 +90,7 @@ BUGS = (
         "        self._manager.book.incarnations.update(self._leases.carried_of_this_boot())\n",
         "",
         "daemon/test_sanlock_lost_journal.py::test_a_journal_that_is_rewritten_before_the_join_keeps_the_last_copy",
+        is_long=True,
     ),
     _in(
         "supervision.lease_monitor",
@@ -147,6 +149,7 @@ BUGS = (
         "        if state.damage:\n            added = {",
         "        if False:\n            added = {",
         "daemon/test_sanlock_lost_journal.py::test_a_damaged_name_in_the_journal_is_no_lockspace",
+        is_long=True,
     ),
     _in(
         "daemon.handover",
@@ -155,6 +158,7 @@ BUGS = (
         "(lacking := copied.keys() - state.added)",
         "(lacking := set[str]())",
         "daemon/test_sanlock_lost_journal.py::test_a_journal_that_lacks_the_lockspace_is_not_believed",
+        is_long=True,
     ),
     _in(
         "backends.lvm.hook_calls",
@@ -2325,7 +2329,7 @@ BUGS = (
         "a lease that one backend of a lockspace is still giving up is used by another one, with one host block",
         "                backend.share_leases(beside)",
         "                pass",
-        "sim/test_pinned_seeds.py::test_a_seed_that_found_a_bug_with_habits_is_sound",
+        "contract/test_paxos_backend.py::test_backends_of_one_lockspace_share_what_this_host_gives_up",
     ),
     _in(
         "manager.journal",
@@ -2873,7 +2877,8 @@ BUGS = (
         "the next daemon of the holder of a restored lease races for it, and takes its value out of its block",
         "each.dblock.lver == next_lver and not each.dblock.is_released for each",
         "each.dblock.lver >= next_lver for each",
-        "sim/test_pinned_seeds.py::test_a_seed_that_found_a_bug_with_changed_timeouts_is_sound",
+        "unit/protocol/test_holders.py"
+        "::test_blocks_of_a_lease_that_was_put_back_take_nothing_from_who_has_acquired_it_since",
     ),
     _in(
         "supervision.lease_monitor",
