@@ -41,7 +41,7 @@ BUGS = (
     _in(
         "supervision.lease_monitor",
         "unarmed-after-a-restart",
-        "an incarnation is gone on with, and the watchdog that the last daemon had stopped is not armed",
+        "an incarnation is resumed, and the watchdog that the last daemon had stopped is not armed",
         "        if self._watchdog.descriptor() is not None or (self._arm_at is not None and now < self._arm_at):\n",
         "        if True:\n",
         "unit/supervision/test_lease_monitor.py"

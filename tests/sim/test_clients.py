@@ -84,7 +84,7 @@ def test_a_seed_that_found_a_bug_with_clients_is_sound(seed: int) -> None:
 FOUND_WITH_LOST_JOURNALS = (
     105,  # a lockspace that clients had added was named by the journal alone (ADR 0245)
     121300841,  # a journal that was rewritten before the join lost the last copy of the incarnation
-    121302714,  # a term was gone on with, and its watchdog, which nobody had left armed, was not (ADR 0246)
+    121302714,  # a term was resumed, and its watchdog, which nobody had left armed, was not (ADR 0246)
     121503023,  # the same until the next beat, as another lockspace had to be settled first
     121601240,  # an orphan ended with its client, as a damaged journal did not say that it outlives it
     121609454,  # a lock was settled although its note named a process that lives: storage had been silent

@@ -300,15 +300,15 @@ class HostLockspaces:
         """
         found = {}
         for name in sorted({*self._ports.copied_lockspaces(), *self.carried}.difference(self._supervisors)):
-            term = self._copies(name).newest(self._identity.boot)
-            if term is not None and term.boot == self._identity.boot and (line := line_of(term)) is not None:
+            term = self._copies(name).of_boot(self._identity.boot)
+            if term is not None and (line := line_of(term)) is not None:
                 found[line.name] = line
         return found
 
     def may_be_clients(self, lockspace: str) -> bool:
         """Whether the copies bear out that an earlier daemon of this boot was in it for clients and has not left it."""
-        term = self._copies(lockspace).newest(self._identity.boot)
-        return term is not None and term.boot == self._identity.boot and term.clients_place != REMOVED
+        term = self._copies(lockspace).of_boot(self._identity.boot)
+        return term is not None and term.clients_place != REMOVED
 
     def forget_place(self, lockspace: str) -> Incarnation | None:
         """See `IncarnationCopies.forget_place`."""

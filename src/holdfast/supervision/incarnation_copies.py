@@ -62,6 +62,11 @@ class IncarnationCopies:
         ours = [term for term in found if term.lockspace == self._lockspace]
         return max(ours, key=lambda term: (term.boot == boot, term.joined_at), default=None)
 
+    def of_boot(self, boot: str) -> Incarnation | None:
+        """The newest one, if it is of that boot: its processes may live."""
+        term = self.newest(boot)
+        return term if term is not None and term.boot == boot else None
+
     def write(self, term: Incarnation) -> str:
         """Write every file. Returns why one of them could not be written; empty if all were.
 
@@ -82,8 +87,8 @@ class IncarnationCopies:
         """Record that nobody is to join a lockspace again that clients had added, as it was left: the incarnation as it is
         written now, with what can be written; None if no copy of this boot says that clients had added it.
         """
-        term = self.newest(boot)
-        if term is None or term.boot != boot or term.clients_place in ("", REMOVED):
+        term = self.of_boot(boot)
+        if term is None or term.clients_place in ("", REMOVED):
             return None
         left = msgspec.structs.replace(term, clients_place=REMOVED, joined_at=now)
         self.write(left)

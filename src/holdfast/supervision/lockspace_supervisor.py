@@ -210,8 +210,7 @@ class LockspaceSupervisor:
     @property
     def remembered(self) -> Incarnation | None:
         """The incarnation of this boot that the copies name."""
-        term = self._copies.newest(self._identity.boot)
-        return term if term is not None and term.boot == self._identity.boot else None
+        return self._copies.of_boot(self._identity.boot)
 
     def hosts(self) -> tuple[HostView, ...]:
         return self._lockspace.hosts() if self._lockspace is not None else ()
