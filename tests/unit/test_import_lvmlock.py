@@ -12,7 +12,7 @@ from tests.unit.doctor.machine import domain_xml
 from holdfast.cli.doctor.scene import ThisHost
 from holdfast.cli.main import cli
 from holdfast.config import load
-from holdfast.system.libvirt.volume_hooks import lvmlock_actions, lvmlock_hook, volume_hooks
+from holdfast.system.libvirt.volume_hooks import DEFAULT_ACTIONS, lvmlock_actions, lvmlock_hook, volume_hooks
 
 INI = """[log]
 file = /var/log/libvirt/hooks/qemu.log
@@ -23,6 +23,8 @@ prepare = shared
 started = exclusive
 stopped = unlock
 """
+KNOWN = '#!/usr/bin/python3\nread("/etc/libvirt/hooks/qemu.ini")\nrun("lvchange -an " + volume)\n'
+"""What is recognized in its script."""
 GROUPS = "  local \n  san   sanlock\n  web   dlm\n"
 
 
@@ -86,6 +88,42 @@ def test_other_scripts_of_the_site_are_not_taken_for_that_hook(root: Path, ini: 
     assert lvmlock_actions(str(root)) == {}
     assert lvmlock_hook(str(root)) == ""
     assert list(volume_hooks(str(root))) == [str(root / "etc/libvirt/hooks/qemu")]
+
+
+@pytest.mark.parametrize("ini", [None, "", "[log]\nlevel = debug\n", "prepare = shared\n", "\0\xff[["])
+@pytest.mark.parametrize("place", ["qemu", "qemu.d/lvmlock"])
+def test_that_hook_does_as_its_defaults_say_without_its_section(
+    root: Path, place: str, ini: str | None
+) -> None:
+    hooks = root / "etc/libvirt/hooks"
+    (hooks / "qemu").unlink()
+    known = root / "clone/qemu"
+    known.parent.mkdir()
+    known.write_text(KNOWN)
+    known.chmod(0o755)
+    (hooks / "qemu.d").mkdir()
+    (hooks / place).symlink_to(known)
+    (hooks / "qemu.ini").unlink()
+    if ini is not None:
+        (root / "clone/qemu.ini").write_text(ini)
+        (hooks / "qemu.ini").symlink_to(root / "clone/qemu.ini")
+    assert lvmlock_actions(str(root)) == DEFAULT_ACTIONS
+    assert lvmlock_hook(str(root)) == str(hooks / place)
+
+
+def test_that_hook_and_its_file_may_be_links(root: Path) -> None:
+    ini = root / "etc/libvirt/hooks/qemu.ini"
+    ini.rename(root / "qemu.ini")
+    ini.symlink_to(root / "qemu.ini")
+    assert lvmlock_actions(str(root)) == {"prepare": "shared", "started": "exclusive", "stopped": "unlock"}
+    assert lvmlock_hook(str(root)) == str(root / "etc/libvirt/hooks/qemu")
+
+
+def test_that_hook_with_nothing_to_do_is_none(root: Path) -> None:
+    (root / "etc/libvirt/hooks/qemu").write_text(KNOWN)
+    (root / "etc/libvirt/hooks/qemu.ini").write_text("[actions]\nprepare = none\n")
+    assert lvmlock_actions(str(root)) == {}
+    assert lvmlock_hook(str(root)) == ""
 
 
 def test_script_that_libvirt_does_not_run_is_no_hook(root: Path) -> None:

@@ -21,9 +21,9 @@ _NO_GROUPS = frozenset(("mapper", "disk", "block", "shm", "pts", "vfio"))
 
 
 def imported(
-    script: str, actions: dict[str, str], domains: Sequence[Domain], groups: str, *, ini: str
+    script: str, actions: dict[str, str], domains: Sequence[Domain], groups: str, *, source: str
 ) -> Imported:
-    """`script`: the hook, if libvirt runs it. `groups`: the output of `GROUPS`. `ini`: the file that `actions` are from."""
+    """`script`: the hook, if libvirt runs it. `groups`: the output of `GROUPS`. `source`: where `actions` are from."""
     kinds = {name: kind for name, _, kind in (line.strip().partition(" ") for line in groups.splitlines())}
     users: dict[str, list[str]] = {}
     remarks: list[str] = []
@@ -41,7 +41,7 @@ def imported(
         why = "is not shared" if name in kinds else "is not known to vgs here"
         remarks.append(f"volume group {name} {why}, and gets no rule: {', '.join(sorted(set(users[name])))}")
     for operation, action in actions.items():
-        remarks.append(f"{ini}: {operation} = {action} is not needed: a volume's mode follows its VM")
+        remarks.append(f"{source}: {operation} = {action} is not needed: a volume's mode follows its VM")
     if script:
         remarks.append(
             f"{script} has to go, on all hosts, before Holdfast's hook comes: two hooks would each deactivate what the "

@@ -31,7 +31,7 @@ def import_lvmlock(root: str, as_json: bool) -> None:
     from holdfast.system.libvirt.volume_hooks import INI, lvmlock_actions, lvmlock_hook
 
     groups = ThisHost().output(*GROUPS)
-    found = imported(
-        lvmlock_hook(root), lvmlock_actions(root), list(domains(root)), groups, ini=os.path.join(root, INI)
-    )
+    script, ini = lvmlock_hook(root), os.path.join(root, INI)
+    source = ini if os.path.exists(ini) else script
+    found = imported(script, lvmlock_actions(root), list(domains(root)), groups, source=source)
     render.imported(found.toml, found.remarks, in_json=as_json)

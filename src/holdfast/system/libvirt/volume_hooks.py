@@ -1,7 +1,8 @@
 """Hooks of libvirt's that activate and deactivate logical volumes, beside Holdfast's own.
 
-libvirt-hook-lvmlock (raspbeguy's, on GitHub) is the known one: a script `qemu` and, beside it, `qemu.ini`, whose section
-`actions` says at which of libvirt's operations a volume becomes exclusive, shared, or inactive.
+libvirt-hook-lvmlock (raspbeguy's, on GitHub) is the known one: a script `qemu` and a file `qemu.ini`, whose section
+`actions` says at which of libvirt's operations a volume becomes exclusive, shared, or inactive. Its README has both copied
+or linked to libvirt's folder of hooks. Without that section the script does as `DEFAULT_ACTIONS`, wherever it is.
 """
 
 from __future__ import annotations
@@ -20,11 +21,51 @@ FOLDER = "etc/libvirt/hooks/qemu.d"
 WORDS = ("lvmlock", "lvchange")
 """A hook with these activates and deactivates volumes as well."""
 ACTIONS = frozenset(("exclusive", "shared", "unlock"))
+KNOWN_WORDS = ("qemu.ini", "lvchange")
+"""Both are in the script of libvirt-hook-lvmlock, as its repository has it in 2026."""
+DEFAULT_ACTIONS = {
+    "prepare": "shared",
+    "started": "exclusive",
+    "stopped": "unlock",
+    "release": "unlock",
+    "migrate": "shared",
+}
+"""What that script does where its file has no section `actions`, or is not there."""
 HOOK_BYTES_MAX = 1 << 18
 
 
 def volume_hooks(root: str = "/") -> Iterator[str]:
     """Executable hooks with one of the words; a file that can't be read is none."""
+    for file, text in _scripts(root):
+        if any(word in text for word in WORDS):
+            yield file
+
+
+def lvmlock_actions(root: str = "/") -> dict[str, str]:
+    """What libvirt-hook-lvmlock does: libvirt's operation to action; empty if it does nothing, or is not there."""
+    settings = _settings(root)
+    if settings is not None:
+        return settings
+    return dict(DEFAULT_ACTIONS) if any(_is_known(text) for _, text in _scripts(root)) else {}
+
+
+def lvmlock_hook(root: str = "/") -> str:
+    """The script of libvirt-hook-lvmlock, if libvirt would run it and it does anything; else empty."""
+    if not lvmlock_actions(root):
+        return ""
+    has_settings = bool(_settings(root))
+    for file, text in _scripts(root):
+        if _is_known(text) or (has_settings and file == os.path.join(root, SCRIPT)):
+            return file
+    return ""
+
+
+def _is_known(script: str) -> bool:
+    return all(word in script for word in KNOWN_WORDS)
+
+
+def _scripts(root: str) -> Iterator[tuple[str, str]]:
+    """Hooks of QEMU's that libvirt runs, without Holdfast's own: the file and its text, empty if it can't be read."""
     folder = os.path.join(root, FOLDER)
     try:
         names = sorted(os.listdir(folder))
@@ -33,20 +74,15 @@ def volume_hooks(root: str = "/") -> Iterator[str]:
     for file in (os.path.join(root, SCRIPT), *(os.path.join(folder, name) for name in names)):
         if file == os.path.join(root, HOOK) or not os.access(file, os.X_OK):
             continue
-        try:
-            with open(file, encoding="utf-8", errors="replace") as f:
-                text = f.read(HOOK_BYTES_MAX)
-        except OSError:
-            continue
-        if any(word in text for word in WORDS):
-            yield file
+        raw = _content(file)
+        yield file, raw.decode("utf-8", "replace") if raw is not None else ""
 
 
-def lvmlock_actions(root: str = "/") -> dict[str, str]:
-    """The section `actions` of libvirt-hook-lvmlock's file: libvirt's operation to action; empty if there is none."""
-    raw = read_regular(os.path.join(root, INI), HOOK_BYTES_MAX)
-    if isinstance(raw, Unreadable):
-        return {}
+def _settings(root: str) -> dict[str, str] | None:
+    """The section `actions`, without what is no action; None if there is no such section, or it can't be read."""
+    raw = _content(os.path.join(root, INI))
+    if raw is None:
+        return None
     import configparser  # no daemon and no command needs it at its start
 
     parser = configparser.ConfigParser(interpolation=None, strict=False)
@@ -54,11 +90,11 @@ def lvmlock_actions(root: str = "/") -> dict[str, str]:
         parser.read_string(raw.decode("utf-8", "replace"))
         found = dict(parser["actions"])
     except (configparser.Error, KeyError):
-        return {}
+        return None
     return {operation: action for operation, action in found.items() if action in ACTIONS}
 
 
-def lvmlock_hook(root: str = "/") -> str:
-    """The script of libvirt-hook-lvmlock, if libvirt would run it; else empty."""
-    script = os.path.join(root, SCRIPT)
-    return script if os.access(script, os.X_OK) and lvmlock_actions(root) else ""
+def _content(file: str) -> bytes | None:
+    """Of a file that may be a link, as the hook's README advises; None if it can't be read."""
+    raw = read_regular(os.path.realpath(file), HOOK_BYTES_MAX)
+    return None if isinstance(raw, Unreadable) else raw
