@@ -277,6 +277,40 @@ def test_watchdog_of_a_lockspace_that_was_left_leaves_the_descriptor_store_too(
         manager.close()
 
 
+@pytest.mark.parametrize("has_vm", [False, True])
+def test_crash_while_the_storage_is_gone_resets_no_host_without_a_vm(
+    host: Holdfastd, place: Path, wdmd_double: Wdmd, has_vm: bool
+) -> None:
+    """The next daemon gets an armed watchdog, and can't resume the lockspace whose lease would feed it."""
+    manager = ServiceManager(
+        place,
+        host,
+        sockets=[("holdfastd.socket", host.socket), ("holdfastd-control.socket", host.control)],
+    )
+    try:
+        manager.start()
+        joined(host)
+        wait_until(lambda: "watchdog" in manager.names, "the watchdog to be in the store")
+        if has_vm:
+            host.vm([make_disk(place)], name="web1")
+        host.kill()
+        (place / "leases" / SPACE).rename(place / "away")
+        manager.start()
+        if has_vm:
+            host.says(f"lockspace {SPACE} is not joined")
+            assert "watchdog" in manager.names
+            assert (wdmd.REFCOUNT_CLEAR, 0) not in wdmd_double.said[0]
+            return
+        wait_until(lambda: "watchdog" not in manager.names, "the store to let go of the watchdog")
+        wait_until(lambda: wdmd_double.said[0][-1] == (0, 0), "the last copy of the connection to be closed")
+        assert wdmd_double.said[0][-3:-1] == [(wdmd.TEST_LIVE, 0), (wdmd.REFCOUNT_CLEAR, 0)]
+        (place / "away").rename(place / "leases" / SPACE)
+        wait_until(lambda: "watchdog" in manager.names, "the lockspace to be joined again, and guarded")
+    finally:
+        host.stop_all()
+        manager.close()
+
+
 def test_watchdog_that_guards_vms_of_other_directories_is_neither_stopped_nor_fed_for_another_lockspace(
     host: Holdfastd, place: Path, wdmd_double: Wdmd
 ) -> None:

@@ -39,6 +39,24 @@ BUGS = (
         "unit/protocol/test_former_user.py::test_lease_of_an_older_generation_is_not_taken_with_the_host_id",
     ),
     _in(
+        "supervision.lockspace_supervisor",
+        "idle-host-is-reset",
+        "a watchdog that the last daemon left armed stays so although no VM uses a lease, and nothing can feed it",
+        "            self._lease_monitor.stop_if_idle()",
+        "            pass",
+        "unit/supervision/test_lockspace_supervisor.py"
+        "::test_watchdog_that_an_earlier_daemon_left_armed_is_stopped_where_no_lease_is_used",
+    ),
+    _in(
+        "supervision.lockspace_supervisor",
+        "others-vms-lose-the-watchdog",
+        "a watchdog that VMs of another daemon of this host may depend on is stopped by one that can't join",
+        "if self._lease_monitor.is_left_armed and not self._in_use() and not self.use.others():",
+        "if self._lease_monitor.is_left_armed and not self._in_use():",
+        "unit/supervision/test_lockspace_supervisor.py"
+        "::test_watchdog_is_not_stopped_while_vms_of_other_directories_may_depend_on_it",
+    ),
+    _in(
         "supervision.lease_monitor",
         "unarmed-after-a-restart",
         "an incarnation is resumed, and the watchdog that the last daemon had stopped is not armed",
@@ -159,6 +177,22 @@ BUGS = (
         "(lacking := set[str]())",
         "daemon/test_sanlock_lost_journal.py::test_a_journal_that_lacks_the_lockspace_is_not_believed",
         is_long=True,
+    ),
+    _in(
+        "system.libvirt.volume_hooks",
+        "lvmlock-is-never-a-link",
+        "libvirt-hook-lvmlock is not seen where its files are linked, as its README advises",
+        "read_regular(os.path.realpath(file), HOOK_BYTES_MAX)",
+        "read_regular(file, HOOK_BYTES_MAX)",
+        "unit/test_import_lvmlock.py::test_that_hook_and_its_file_may_be_links",
+    ),
+    _in(
+        "system.libvirt.volume_hooks",
+        "lvmlock-without-its-file-is-none",
+        "libvirt-hook-lvmlock is not seen without its file, where it does as its defaults say",
+        "return dict(DEFAULT_ACTIONS) if any(",
+        "return {} if any(",
+        "unit/test_import_lvmlock.py::test_that_hook_does_as_its_defaults_say_without_its_section",
     ),
     _in(
         "backends.lvm.hook_calls",

@@ -247,6 +247,17 @@ class LeaseMonitor:
                 self._disarm_if_idle()
                 self._feed()  # leases that are guarded already have waited for it
 
+    @property
+    def is_left_armed(self) -> bool:
+        """Whether an earlier program has left an armed watchdog, and no lease feeds it: none is guarded, none has owners."""
+        with self._lock:
+            return not self._watched and not self._owed and self._watchdog.descriptor() is not None
+
+    def stop_if_idle(self) -> None:
+        """End that, if it is still so."""
+        with self._lock:
+            self._disarm_if_idle()
+
     def forget(self, watched: MonitoredLease, in_flight: Callable[[], bool]) -> None:
         with self._lock:
             if watched in self._watched:

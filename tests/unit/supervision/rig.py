@@ -42,6 +42,8 @@ class RecordedWatchdog:
         self.disarmed_at: float | None = None
         self.refusal = ""
         self.dumb = False
+        self.left_fd: int | None = None
+        """Of the device, which an earlier program has left armed."""
 
     def prove(self) -> None:
         if self.refusal:
@@ -57,9 +59,10 @@ class RecordedWatchdog:
 
     def disarm(self) -> None:
         self.disarmed_at = self._host.world.now
+        self.left_fd = None
 
     def descriptor(self) -> int | None:
-        return None
+        return self.left_fd
 
     @property
     def last_fed_at(self) -> float:

@@ -83,9 +83,10 @@ class Rig:
         self.waiting: list[Coroutine[Any, Any, object]] = []
         self.lost: list[str] = []
         self.over: list[str] = []
+        self.watchdog = RecordedWatchdog(host)
         self.supervisor = LockspaceSupervisor(
             LockspaceSpec(name="A", path="/ls", host_id=HostId(1), hosts_max=None, timing=TIMING),
-            lease_monitor=LeaseMonitor(clock=host.clock, watchdog=RecordedWatchdog(host)),
+            lease_monitor=LeaseMonitor(clock=host.clock, watchdog=self.watchdog),
             threads=self.threads,
             clock=self.clock,
             copies=IncarnationCopies("A", [StateFile(str(place / "term"))]),
@@ -263,6 +264,30 @@ def test_incarnation_that_is_over_and_unused_is_no_failure_to_join(
     assert ("WARNING", "lockspace A is not joined: storage failed") in [
         (each.levelname, each.getMessage()) for each in caplog.records
     ]
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_watchdog_that_an_earlier_daemon_left_armed_is_stopped_where_no_lease_is_used(
+    tmp_path: Path, in_use: bool
+) -> None:
+    """Nothing would feed it, as its lease can't be renewed: this host would be reset in vain."""
+    rig = Rig(tmp_path, in_use=in_use)
+    rig.watchdog.left_fd = 7
+    rig.threads.ends[0](IoFailed(5))
+    assert (rig.watchdog.disarmed_at is None) == in_use
+    for work in rig.waiting:
+        work.close()
+
+
+def test_watchdog_is_not_stopped_while_vms_of_other_directories_may_depend_on_it(tmp_path: Path) -> None:
+    other = LockspaceUse("A", SystemSpaceLocks(str(tmp_path / "host")).of("A"), User("b", "/run/b", "/var/b"))
+    assert other.take(resuming=False) == ""
+    rig = Rig(tmp_path)
+    rig.watchdog.left_fd = 7
+    rig.threads.ends[0](NotJoined("it is used by another daemon"))
+    assert rig.watchdog.disarmed_at is None
+    for work in rig.waiting:
+        work.close()
 
 
 class LeftMeanwhile(SimulatedDisk):
