@@ -146,7 +146,7 @@ class VmHost(Host):
         return self.sh(f"cat /srv/{name}.out 2>/dev/null; true") or None
 
     def keep_logs(self, place: Path, uuid: str) -> None:
-        """Of everything that has one, for who looks for the reason of a failure."""
+        """Of everything that has one, to find the reason of a failure by."""
         place.mkdir(parents=True, exist_ok=True)
         files = (
             "/srv/*.log /srv/*.out /srv/*.opens /srv/*.trace.* /var/log/libvirt/libvirtd.log /var/log/libvirt/qemu/*.log "

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.fencing.guests import HOSTS, Guests, LabError
-from lab.lvm import figures, moments, pause, shared, storage_lost, traced
+from lab.lvm import doctor, figures, kinds, moments, pause, shared, storage_lost, traced
 from lab.lvm.host import DEAD_S, DISK, IN_GUEST, VG, Program
 from lab.lvm.open_log import build, compared
 from lab.lvm.vm_host import EJECT, GUARDS_MIB, HOOK, LV, MONITOR, VM, Guarded, State, VmHost
@@ -43,7 +43,7 @@ UNGUARDED = ("holdfastd",)
 """Words of cases that end a holdfastd. With guards that loses wdmd's connection, which no systemd keeps here, and the host
 is reset.
 """
-UNSHARED = ("at-prepare", "operators", "figures", "starts")
+UNSHARED = ("at-prepare", "operators", "figures", "starts", "doctor", "kinds")
 """Of cases in which a volume is exclusive to one host: with activation "shared" none is, and no target waits for that."""
 
 
@@ -88,6 +88,8 @@ class VolumeSuite:
             "cancelled": self.cancelled,
             "operators": self.operators,
             "who": self.who,
+            "doctor": lambda: doctor.case(self),
+            "kinds": lambda: kinds.case(self),
             "figures": lambda: figures.conversions(self),
             "starts": lambda: figures.starts(self),
             "pause": lambda: pause.measured(self),

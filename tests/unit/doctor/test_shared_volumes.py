@@ -9,7 +9,7 @@ from tests.unit.doctor.machine import Machine
 
 LVM = '[backend.san]\ndriver = "lvm"\n[[disk]]\nmatch = "/dev/vg/*"\nbackend = "san"\n'
 UUID = "1parGL-KnFF-TLkv-UqLu-PhWB-7d8R-Lbwgeb"
-LVS = f"  vg|web|{UUID}|sanlock|active|linear|public\n  local|root|x|none|active|linear|public\n"
+LVS = f"  vg|web|{UUID}|sanlock|linear|public|\n  local|root|x|none|linear|public|\n"
 GUARD = '[backend.leases]\ndriver = "paxos"\ndirectory = "/srv/leases"\nhost_id = 1\nwatchdog = "none"\n'
 HOOK = "etc/libvirt/hooks/qemu.d/holdfast"
 
@@ -24,6 +24,7 @@ def host(machine: Machine) -> Machine:
         "lvs": LVS,
         "lvmlockctl": f"VG vg lock_type=sanlock x\nLS sanlock lvm_vg\nLK LV ex {UUID}\n",
     }
+    machine.file("dev/vg/web", "")
     machine.file(HOOK, "#!/bin/sh\n").chmod(0o755)
     machine.start("web1", "/dev/vg/web")
     machine.lock("web1", "/dev/vg/web", backend="san")
@@ -43,7 +44,8 @@ def test_volume_that_all_hosts_have_active_is_idle_only_where_it_is_exclusive(ho
         LVM.replace('driver = "lvm"\n', 'driver = "lvm"\nactivation = "shared"\nguard = "leases"\n') + GUARD
     )
     idle = UUID.replace("1par", "2par")
-    host.host.outputs["lvs"] = LVS + f"  vg|idle|{idle}|sanlock|active|linear|public\n"
+    host.host.outputs["lvs"] = LVS + f"  vg|idle|{idle}|sanlock|linear|public|\n"
+    host.file("dev/vg/idle", "")
     host.host.outputs["lvmlockctl"] = f"LK LV sh {UUID}\nLK LV sh {idle}\n"
     assert "HF142" not in host.ids()
     host.host.outputs["lvmlockctl"] = f"LK LV sh {UUID}\nLK LV ex {idle}\n"
@@ -98,9 +100,17 @@ def mapper(m: Machine) -> None:
     m.define("db1", "/dev/mapper/vg-db")
 
 
-THIN = f"vg|web|{UUID}|sanlock|active|thin,sparse|public\n"
-SNAPSHOT = f"vg|web|{UUID}|sanlock|active|linear|public,origin,thickorigin\n"
-IDLE = LVS + "vg|old|y|sanlock|active|linear|public\n"
+def idle(m: Machine) -> None:
+    """By its device: an lvs that waits for no lock says nothing of lv_active."""
+    m.host.outputs["lvs"] = LVS + "vg|old|y|sanlock|linear|public|\n"
+    assert ids(m) == set(), "it is not active"
+    m.file("dev/vg/old", "")
+
+
+def kind(layout: str, roles: str = "public", pool: str = "") -> Callable[[Machine], None]:
+    return says("lvs", f"vg|web|{UUID}|sanlock|{layout}|{roles}|{pool}\n")
+
+
 SEEDED = {
     "no lvmlockd": (without_lvmlockd, "HF130"),
     "no adoption": (lvmlockd("--gl-type", "sanlock"), "HF131"),
@@ -113,10 +123,13 @@ SEEDED = {
     "hashes": (hashes, "HF137"),
     "pool": (pool, "HF138"),
     "mapper": (mapper, "HF139"),
-    "thin": (says("lvs", THIN), "HF140"),
-    "snapshot": (says("lvs", SNAPSHOT), "HF140"),
+    "thin": (kind("thin,sparse", pool="pool"), "HF140"),
+    "raid": (kind("raid,raid1"), "HF140"),
+    "cache": (kind("cache", pool="[fast_cpool]"), "HF140"),
+    "has snapshots": (kind("linear", "public,origin,thickorigin"), "HF140"),
+    "snapshot": (kind("linear", "public,snapshot,thicksnapshot"), "HF140"),
     "no lock": (says("lvmlockctl", f"LK LV un {UUID}\n"), "HF141"),
-    "idle": (says("lvs", IDLE), "HF142"),
+    "idle": (idle, "HF142"),
 }
 
 
@@ -125,6 +138,9 @@ def test_seeded_fault_is_found_alone(host: Machine, row: str) -> None:
     seed, id = SEEDED[row]
     seed(host)
     assert ids(host) == {id}
+    if id == "HF140":
+        facts = next(each.facts for each in host.findings() if each.id == id)
+        assert "two hosts" in facts or "no lock for a snapshot" in facts
     assert all(each.facts and each.fix for each in host.findings() if each.id == id)
     assert "HF012" not in host.ids()
 
@@ -156,7 +172,7 @@ def test_kill_command_is_asked_for_where_sanlock_calls_it(host: Machine) -> None
     host.host.outputs["lvmconfig"] = "host_id=1\n"
     host.host.outputs["lvs"] = LVS.replace("sanlock", "dlm")
     assert ids(host) == set()
-    host.host.outputs["lvs"] = LVS + "  vg2|db|y|dlm|inactive|linear|public\n"
+    host.host.outputs["lvs"] = LVS + "  vg2|db|y|dlm|linear|public|\n"
     assert ids(host) == {"HF134"}
     assert "sanlock's watchdog" in next(each.facts for each in host.findings() if each.id == "HF134")
     host.host.outputs["lvs"] = ""

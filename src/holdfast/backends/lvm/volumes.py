@@ -63,7 +63,6 @@ def row_of(text: str) -> dict[str, str] | None:
 def volume_of(path: str, row: dict[str, str], pool: dict[str, str] | None) -> Volume | NoVolume:
     """The volume of a report's row, or why it is none. `pool`: the row of its pool, if it is in one."""
     vg, lv, kind = row["vg_name"], row["lv_name"], row["vg_lock_type"]
-    roles, layout = row["lv_role"].split(","), row["lv_layout"].split(",")
     if kind in ("", "none"):
         return NoVolume(
             f"{path}: volume group {vg} is not shared, so LVM excludes no other host: vgchange --lock-type sanlock {vg} "
@@ -73,7 +72,7 @@ def volume_of(path: str, row: dict[str, str], pool: dict[str, str] | None) -> Vo
         return NoVolume(
             f"{path}: volume group {vg} has lock type '{kind}', and this driver knows {' and '.join(LOCK_TYPES)}"
         )
-    if "thicksnapshot" in roles:
+    if "thicksnapshot" in row["lv_role"].split(","):
         return NoVolume(
             f"{path} is a snapshot, and LVM has no lock for one: copy it to a volume of its own, or use a thin volume"
         )
@@ -82,14 +81,7 @@ def volume_of(path: str, row: dict[str, str], pool: dict[str, str] | None) -> Vo
         return NoVolume(
             f"{path}: LVM has no lock for {vg}/{lock['lv_name']}, although {vg} is shared; lvs -o +lv_lockargs {vg}"
         )
-    why = ""
-    if pool is not None:
-        kind = "thin pool" if "thin" in layout else "pool"
-        why = f"its {kind} {vg}/{pool['lv_name']} can't be active on two hosts"
-    elif not LAYOUTS_SHARED & set(layout):
-        why = f"a volume of type {row['lv_layout']} can't be active on two hosts"
-    elif any("origin" in each for each in roles):
-        why = "a volume that has snapshots can't be active on two hosts"
+    in_pool = "" if pool is None else f"{vg}/{pool['lv_name']}"
     return Volume(
         id=LvId(row["vg_uuid"], row["lv_uuid"]),
         vg_name=vg,
@@ -98,8 +90,24 @@ def volume_of(path: str, row: dict[str, str], pool: dict[str, str] | None) -> Vo
         vg_lock_args=row["vg_lock_args"],
         lv_lock_args=lock["lv_lockargs"],
         lock_lv=(lock["lv_name"], lock["lv_uuid"]),
-        why_not_shared=why,
+        why_not_shared=why_one_host(row["lv_layout"], row["lv_role"], in_pool),
     )
+
+
+def why_one_host(layout: str, roles: str, pool: str) -> str:
+    """Why a volume can be active on one host alone, as a sentence; empty if it can be on two. `layout`, `roles`: LVM's
+    lv_layout and lv_role. `pool`: the pool that it is in, as VG/LV; empty if it is in none.
+    """
+    layouts = layout.split(",")
+    if pool:
+        return f"its {'thin pool' if 'thin' in layouts else 'pool'} {pool} can't be active on two hosts"
+    if not LAYOUTS_SHARED & set(layouts):
+        return f"a volume of type {layout} can't be active on two hosts"
+    if "thicksnapshot" in roles.split(","):
+        return "LVM has no lock for a snapshot"
+    if any("origin" in each for each in roles.split(",")):
+        return "a volume that has snapshots can't be active on two hosts"
+    return ""
 
 
 class Volumes:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from holdfast.backends.lvm.config import SHARED
-from holdfast.backends.lvm.volumes import OTHER_NAME
+from holdfast.backends.lvm.volumes import OTHER_NAME, why_one_host
 from holdfast.cli.doctor.findings import Finding, fine, found
 from holdfast.cli.doctor.libvirt import HASHING, restart
 from holdfast.cli.doctor.scene import Scene, some
@@ -39,7 +39,8 @@ LONG_OPTIONS = (
 )
 """lvmlockd's, by its manual page (2.03.16)."""
 LEAST_IO_TIMEOUT_S = 10
-LVS = "vg_name,lv_name,lv_uuid,vg_lock_type,lv_active,lv_layout,lv_role"
+LVS = "vg_name,lv_name,lv_uuid,vg_lock_type,lv_layout,lv_role,pool_lv"
+"""Of `lvs --readonly`, which waits for no lock, and so says nothing of lv_active."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,9 @@ class Row:
 
     path: str
     uuid: str
-    active: bool
     lock_type: str
-    layout: str
-    roles: tuple[str, ...]
+    why_one_host: str
+    """Why only one host can have it active; empty if two can."""
 
 
 def shared_volumes(scene: Scene) -> Iterator[Finding]:
@@ -196,10 +196,10 @@ def _volumes(scene: Scene, *, shares: bool) -> Iterator[Finding]:
                     f"virsh edit {domain.name}: give it /dev/VG/LV",
                 )
             row = rows.get(disk.path)
-            if row is not None and (why := _only_one_host(row)):
+            if row is not None and row.why_one_host:
                 yield found(
                     "HF140",
-                    f"{domain.name} can't be migrated live: {disk.path} {why}",
+                    f"{domain.name} can't be migrated live: {disk.path}: {row.why_one_host}",
                     "shut it down and start it on the other host, or copy the disk to a linear volume",
                 )
     modes = _modes(scene)
@@ -213,7 +213,9 @@ def _volumes(scene: Scene, *, shares: bool) -> Iterator[Finding]:
     idle = [
         row.path
         for row in rows.values()
-        if row.active and row.path not in used and not (shares and modes.get(row.uuid) == "sh")
+        if os.path.exists(scene.path(row.path.lstrip("/")))
+        and row.path not in used
+        and not (shares and modes.get(row.uuid) == "sh")
     ]
     if idle:
         yield found(
@@ -223,24 +225,15 @@ def _volumes(scene: Scene, *, shares: bool) -> Iterator[Finding]:
         )
 
 
-def _only_one_host(row: Row) -> str:
-    if "thin" in row.layout.split(","):
-        return "is a thin volume, and its pool can't be active on two hosts"
-    if any("snapshot" in role or "origin" in role for role in row.roles):
-        return "is a snapshot or has snapshots"
-    return ""
-
-
 def _rows(scene: Scene) -> list[Row]:
     output = scene.host.output("lvs", "--noheadings", "--readonly", "--separator", "|", "-o", LVS)
     rows = []
     for line in output.splitlines():
         words = [word.strip() for word in line.split("|")]
         if len(words) == len(LVS.split(",")) and words[3] not in ("", "none"):
-            vg, lv, uuid, lock_type, active, layout, roles = words
-            rows.append(
-                Row(f"/dev/{vg}/{lv}", uuid, active == "active", lock_type, layout, tuple(roles.split(",")))
-            )
+            vg, lv, uuid, lock_type, layout, roles, pool = words
+            in_pool = pool and f"{vg}/{pool.strip('[]')}"
+            rows.append(Row(f"/dev/{vg}/{lv}", uuid, lock_type, why_one_host(layout, roles, in_pool)))
     return rows
 
 
