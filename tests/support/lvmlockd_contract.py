@@ -5,6 +5,7 @@ A subclass, and its fixture `pair`, is what pytest collects.
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
 import time
@@ -24,7 +25,7 @@ from holdfast.system.lvm.lvmlockd_client import (
     StorageFailed,
 )
 from holdfast.wire import lvmlockd as wire
-from holdfast.wire.lvmlockd import LvLock, Mode
+from holdfast.wire.lvmlockd import LvLock, Mode, OpResult
 
 UN, SH, EX = Mode.UNLOCKED, Mode.SHARED, Mode.EXCLUSIVE
 PATIENCE_S = 30.0
@@ -165,6 +166,17 @@ class LvmlockdContract:
                 one.query_lock_lv(other)
             with pytest.raises(LockspaceInactive, match="VG other is not started"):
                 one.lock_lv(other, EX)
+
+    def test_lock_of_a_type_that_the_vg_does_not_have_is_refused(self, pair: Pair) -> None:
+        lv = pair.new_lv()
+        with self.client(pair, 1) as one:
+            for other in ("thin pool", "dlm"):
+                wrong = dataclasses.replace(lv, lock_type=other)
+                for asks in (one.query_lock_lv, lambda lock: one.lock_lv(lock, EX)):
+                    with pytest.raises(LockManagerFailed) as raised:
+                        asks(wrong)
+                    assert raised.value.result == OpResult.INVALID
+            assert one.query_lock_lv(lv) is UN
 
     def test_lock_at_the_place_of_another_one_is_refused(self, pair: Pair) -> None:
         lv, other = pair.new_lv(), pair.new_lv()

@@ -25,6 +25,8 @@ from holdfast.wire import lvmlockd as wire
 from holdfast.wire.lvmlockd import LvLock, Mode, OpResult
 
 _PIECE_BYTES = 1 << 16
+LOCK_TYPE = "sanlock"
+"""Of its groups."""
 _LOOK_AGAIN_S = 0.05
 """Whether a client that waits has gone."""
 _OP_LOCK, _OP_QUERY = 7, 23
@@ -166,7 +168,7 @@ class FakeLvmlockd:
                     "response": "OK",
                     "op": _OP_QUERY,
                     "op_result": result,
-                    "lock_type": "sanlock",
+                    "lock_type": LOCK_TYPE,
                     "mode": mode.value,
                 }
             case wire.LOCK_LV:
@@ -175,7 +177,7 @@ class FakeLvmlockd:
                 return {
                     "response": "OK",
                     "op": _OP_LOCK,
-                    "lock_type": "sanlock",
+                    "lock_type": LOCK_TYPE,
                     "op_result": result,
                     "lm_result": result if of_manager else 0,
                     "result_flags": "none",
@@ -189,6 +191,8 @@ class FakeLvmlockd:
             return OpResult.LOCKSPACE_STARTING
         if vg not in self.vgs:
             return OpResult.NO_LOCKSPACE
+        if keys.get("vg_lock_type") != LOCK_TYPE:
+            return OpResult.INVALID
         return OpResult.VG_KILLED if vg in self.killed_vgs else OpResult.DONE
 
     def _queried(self, keys: dict[str, str]) -> tuple[OpResult, Mode]:
@@ -206,7 +210,7 @@ class FakeLvmlockd:
         if standing:
             return standing
         if keys.get("mode") not in (Mode.SHARED, Mode.EXCLUSIVE):
-            return OpResult.WRONG_MODE
+            return OpResult.INVALID
         mode = Mode(keys["mode"])
         with self._changed:
             while self._local_client_in_the_way(uuid, mode, connection):

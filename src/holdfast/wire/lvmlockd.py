@@ -50,8 +50,8 @@ class OpResult(enum.IntEnum):
     NOT_HELD = -2
     """`un` for what this host does not hold."""
     HELD_ELSEWHERE = -11
-    WRONG_MODE = -22
-    """A mode that is none of un, sh, ex."""
+    INVALID = -22
+    """A mode that is none of un, sh, ex, or a lock type that the VG does not have."""
     HELD_SO_ALREADY = -114
     NO_LOCKSPACE = -210
     """The VG is not started on this host, or lvmlockd has lost track of it."""

@@ -39,6 +39,7 @@ _IN_NAMESPACES = f"""set -e
 hostname "$1"
 ip link set lo up
 mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /dev/mapper  # a machine where LVM has never run has none
 mount -t tmpfs -o mode=755 tmpfs /dev/mapper
 mkdir -p /run/lvm /run/lock/lvm
 (cat /proc/devices; echo "252 device-mapper") > /run/devices

@@ -214,6 +214,18 @@ async def test_arrival_on_a_volume_of_one_host_is_refused_at_once(w: World) -> N
 
 
 @scene()
+async def test_no_vm_arrives_beside_another_hook_that_activates_volumes(w: World) -> None:
+    (_, h2) = w.hosts
+    lvm = backend(h2)
+    wants = [AcquireRequest(DISK, EX)]
+    h2.other_hook = "/etc/libvirt/hooks/qemu"
+    assert (await lvm.why_not_live(wants)).startswith("/etc/libvirt/hooks/qemu is a hook that activates")
+    assert await lvm.why_not_live([]) == "", "a VM without such a disk"
+    h2.other_hook = ""
+    assert await lvm.why_not_live(wants) == ""
+
+
+@scene()
 async def test_disk_of_one_host_is_named_at_migrate_unless_it_is_shareable_or_not_ours(w: World) -> None:
     (_, h2) = w.hosts
     lvm = backend(h2)

@@ -133,6 +133,7 @@ def test_thin_volume_has_the_lock_of_its_pool() -> None:
     (found,) = find(Volumes(Devices(), reports), "/dev/vg/lv1")
     assert isinstance(found, Volume)
     assert (found.lock_lv, found.lv_lock_args) == (("pool", "pool-uuid"), "1.0.0:70254592")
+    assert found.lock_type == "sanlock", "lvmlockd refuses another type than that of the group"
     assert not found.has_own_lock
     assert found.why_not_shared == "its thin pool vg/pool can't be active on two hosts"
     assert reports.asked == ["/dev/vg/lv1", "vg/pool"]

@@ -253,9 +253,13 @@ class LvmBackend:
         return self._hook.migrate(uuid, libvirtd, {})
 
     async def why_not_live(self, wants: Sequence[AcquireRequest]) -> str:
-        """`migrate`: a disk that can't be active on two hosts, in a sentence. What is not known now, `prepare` refuses."""
+        """`migrate`: a disk that can't be active on two hosts, or a hook that is in the way, in a sentence. What is not
+        known now, `prepare` refuses.
+        """
         host = self.host
         ours = [want for want in wants if not want.resource.lockspace and host.is_ours(want.resource.name)]
+        if ours and (not_alone := self._hook.why_not_alone()):
+            return not_alone
         for want in ours:
             found = await host.volumes.find(want.resource.name)
             if isinstance(found, Volume) and found.why_not_shared and want.mode is Mode.EXCLUSIVE:

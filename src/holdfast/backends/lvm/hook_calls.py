@@ -38,7 +38,7 @@ class HookCalls:
 
     def migrate(self, uuid: str, libvirtd: ProcessId, volumes: Mapping[Volume, Mode]) -> str:
         """A VM is about to arrive; empty, or why it can't."""
-        if not_alone := self._not_alone(volumes):
+        if volumes and (not_alone := self.why_not_alone()):
             return not_alone
         for volume, mode in volumes.items():
             if volume.why_not_shared and mode is Mode.EXCLUSIVE:
@@ -51,7 +51,7 @@ class HookCalls:
         """Have the volumes of a VM active before libvirt looks for them; empty, or why the VM must not be started. Whatever
         it answers, libvirt calls `release` if the VM comes to nothing.
         """
-        if not_alone := self._not_alone(volumes):
+        if volumes and (not_alone := self.why_not_alone()):
             return not_alone
         before = self._host.kept.announced.get(uuid)
         arrives = before is not None and before.arrives
@@ -65,11 +65,10 @@ class HookCalls:
         announced.answered_at = self._host.clock.now()
         return self._host.saved() or why
 
-    def _not_alone(self, volumes: Mapping[Volume, Mode]) -> str:
-        """Why no VM with volumes may come: another hook would deactivate them under its disks."""
-        if not volumes or not (file := self._host.other_hook()):
-            return ""
-        return (
+    def why_not_alone(self) -> str:
+        """Why no VM with volumes may come: another hook would deactivate them under its disks. Empty without one."""
+        file = self._host.other_hook()
+        return file and (
             f"{file} is a hook that activates and deactivates volumes as well, so neither knows what the other has done: "
             "remove it on each host while no VM with a volume runs there, and restart libvirt (holdfast doctor --only "
             "HF136; docs/shared-lvm.md)"
