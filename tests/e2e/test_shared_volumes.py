@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,35 +61,39 @@ cross_host = true
 
 
 class VolumeLab:
-    """A lab whose device sda is a volume of a shared volume group. `activation`: with a guard, and that; empty: without."""
+    """A lab whose devices sda and sdb are volumes of a shared volume group, lv0 and lv1. `activation`: with a guard, and
+    that; empty: without.
+    """
 
     def __init__(self, lab: Lab, activation: str = "") -> None:
         self.lab, self._activation = lab, activation
-        device = lab.device("sda").file
-        self.image = Image(PATH, device)
-        number = device.stat().st_rdev
+        devices = [lab.device(name).file for name in ("sda", "sdb")]
+        self.image, self.data = (Image(f"/dev/vg/lv{n}", device) for n, device in enumerate(devices))
         folder = lab.storage.folder / "volumes"
         folder.mkdir()
         self.modes = LeasedModes(folder / "modes", folder / "leases")
-        uuid = folder / "sysblock" / f"{os.major(number)}:{os.minor(number)}" / "dm" / "uuid"
-        uuid.parent.mkdir(parents=True)
-        uuid.write_text("LVM-" + (VG_UUID + uuid_of(0)).replace("-", "") + "\n")
+        self._volumes: dict[str, dict[str, object]] = {}
+        for n, device in enumerate(devices):
+            major, minor = os.major(device.stat().st_rdev), os.minor(device.stat().st_rdev)
+            uuid = folder / "sysblock" / f"{major}:{minor}" / "dm" / "uuid"
+            uuid.parent.mkdir(parents=True)
+            uuid.write_text("LVM-" + (VG_UUID + uuid_of(n)).replace("-", "") + "\n")
+            place = {"at": at(n), "major": major, "minor": minor}
+            self._volumes[f"lv{n}"] = {"vg": "vg", "uuid": uuid_of(n), **place}
         if activation:
             (folder / "guard").mkdir()
             make_lockspace(folder / "guard" / SPACE)
-        self.daemons = [self._host(host, number) for host in lab.hosts]
+        self.daemons = [self._host(host) for host in lab.hosts]
 
-    def _host(self, host: Host, number: int) -> FakeLvmlockd:
+    def _host(self, host: Host) -> FakeLvmlockd:
         folder = host.folder / "run" / "lvm"
         (folder / "bin").mkdir(parents=True)
-        volume = {
-            "vg": "vg",
-            "uuid": uuid_of(0),
-            "at": at(0),
-            "major": os.major(number),
-            "minor": os.minor(number),
+        facts = {
+            "host_id": host.number,
+            "directory": "/proc",
+            "vg_uuid": VG_UUID,
+            "volumes": self._volumes,
         }
-        facts = {"host_id": host.number, "directory": "/proc", "vg_uuid": VG_UUID, "volumes": {"lv0": volume}}
         (folder / "facts.json").write_text(json.dumps(facts))
         for command in ("lvchange", "lvs", "lvmconfig"):
             script = folder / "bin" / command
@@ -139,8 +144,8 @@ class VolumeLab:
     def becomes(self, held: dict[int, Mode]) -> None:
         until(lambda: self.held == held, f"{PATH} to be held as {held}")
 
-    def is_active(self, host: Host) -> bool:
-        return host.path(PATH).exists()
+    def is_active(self, host: Host, path: str = PATH) -> bool:
+        return host.path(path).exists()
 
 
 @pytest.fixture
@@ -182,6 +187,55 @@ def test_guest_on_a_shared_volume_migrates_there_and_back(volume_lab: VolumeLab)
     vm.destroy()
     volume_lab.becomes({})
     assert not volume_lab.is_active(alpha)
+
+
+def test_each_kind_of_migration_hands_the_volume_over(volume_lab: VolumeLab) -> None:
+    lab = volume_lab.lab
+    vm = lab.vm(lab.alpha, "web1", Disk(volume_lab.image)).start()
+    for kind in ([], ["--p2p"], ["--p2p", "--tunnelled"]):
+        source, target = vm.host, lab.other(vm.host)
+        vm.migrate(target, *kind)
+        vm.assert_writes()
+        volume_lab.becomes({target.number: EX})
+        assert not volume_lab.is_active(source)
+    running = vm.start_slow_migration(lab.other(vm.host), "--p2p")
+    lab.vm_at(lab.other(vm.host), vm).process.kill()
+    running.communicate()
+    assert running.returncode != 0
+    volume_lab.becomes({vm.host.number: EX})
+    vm.assert_writes()
+    assert volume_lab.image.boots == 1
+
+
+def test_volume_follows_a_vm_that_is_saved_reverted_and_given_another_disk(volume_lab: VolumeLab) -> None:
+    lab, alpha, beta = volume_lab.lab, volume_lab.lab.alpha, volume_lab.lab.beta
+    boots = lab.storage.image("web")
+    qcow2 = ("qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", boots.file, volume_lab.image.file)
+    subprocess.run(qcow2, check=True)
+    vm = lab.vm(alpha, "web1", Disk(volume_lab.image, format="qcow2")).start()
+    vm.virsh("snapshot-create-as", "s1")
+    assert volume_lab.held == {1: EX}
+    vm.virsh("snapshot-revert", "s1", "--running")
+    vm.assert_writes()
+    volume_lab.becomes({1: EX})
+    vm.virsh("managedsave")
+    volume_lab.becomes({})
+    assert not volume_lab.is_active(alpha)
+    vm.start()
+    assert volume_lab.held == {1: EX}
+    vm.virsh("save", "/srv/save/web1")
+    volume_lab.becomes({})
+    beta.virsh("restore", "/srv/save/web1")
+    vm.host = beta
+    vm.assert_writes()
+    assert volume_lab.held == {2: EX}
+    lab.lockd[beta].holdfast("attach", "web1", volume_lab.data.path, "vdb")
+    for number, image in enumerate((volume_lab.image, volume_lab.data)):
+        assert volume_lab.modes.of(uuid_of(number)) == {2: EX}
+        assert "is held by host h2" in lab.vm(alpha, f"thief{number}", Disk(image)).refused("start")
+    vm.destroy()
+    until(lambda: not volume_lab.modes.of(uuid_of(1)), "the attached volume to be free")
+    assert not volume_lab.is_active(beta, volume_lab.data.path)
 
 
 @pytest.mark.parametrize("activation", ["exclusive", "shared"])

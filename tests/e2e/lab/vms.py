@@ -123,7 +123,7 @@ class Vm:
         if disk is not None:
             return lambda: disk.count
         boot, image = self._boot, self.boot_image
-        if boot.transient or self.top_image(boot.target) != image.path:
+        if boot.transient or boot.format != "raw" or self.top_image(boot.target) != image.path:
             return self._writes
         return lambda: image.count
 
